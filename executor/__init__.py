@@ -1,0 +1,1 @@
+"""One job -> one image: Dockerfile, context, sandbox, layers, cache, store, registry client."""

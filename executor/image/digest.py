@@ -1,0 +1,34 @@
+"""Digests: ``algorithm:hex``, as the OCI image specification's descriptor.md defines them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final
+
+from platforms.errors import ArchiveError
+
+_VALID: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+
+
+def check_digest(text: object) -> str:
+    """``text`` when it is a well-formed digest of an algorithm we verify; else ``ArchiveError``.
+
+    A digest becomes a path in the store and a part of URLs, so nothing else may pass for one.
+    """
+    if isinstance(text, str) and _VALID.fullmatch(text):
+        return text
+    raise ArchiveError(f"not a digest: {str(text)[:100]!r}", why="a digest is sha256: or sha512: and lower-case hex")
+
+
+def sha256(data: bytes) -> str:
+    """The sha256 digest of ``data``."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def chain_id(diff_ids: tuple[str, ...]) -> str:
+    """The chain id of a stack of layers (image-spec config.md, "Layer ChainID"); "" for no layers."""
+    chain = ""
+    for diff_id in diff_ids:
+        chain = sha256(f"{chain} {diff_id}".encode()) if chain else diff_id
+    return chain

@@ -1,0 +1,175 @@
+"""The messages between an orchestrator and an executor: JSON lines, one message each, versioned.
+
+The orchestrator writes a ``Job`` and then, while the build runs, an ``Answer`` (followed by its raw bytes) to every
+``Ask``. The executor writes ``Hello``, any number of events, and exactly one ``Result`` or ``Failed``. A line that is
+not one of these messages, or a version that is not ours, ends the conversation with ``ProtocolError``. Closing the
+executor's stdin cancels the job.
+
+A message whose ``size`` is not zero is followed by exactly that many raw bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from executor.image.manifest import Descriptor
+from platforms.errors import Problem
+
+VERSION: Final = 1
+LINE_LIMIT: Final = 16 << 20
+"""Bytes a message line may have: a peer that sends more is broken or hostile."""
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
+    """The root of all messages; the JSON field ``type`` names the kind."""
+
+
+# -- executor -> orchestrator ---------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First line: who speaks."""
+
+    version: int
+    kanifold: str
+    host: str = ""
+    """The node's own platform, formatted."""
+    isolation: str = ""
+    """The isolation rung in use, by name."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One vertex of the build graph as it is shown to people."""
+
+    id: int
+    stage: str
+    """The stage's name, or its number as text when it has none; "" for work outside of stages (export, push)."""
+    name: str
+    """The instruction as written, heads of here-documents only: ``RUN apt-get update``."""
+    line: int = 0
+    number: int = 0
+    """Position among the stage's steps, from 1; 0 when not counted."""
+    of: int = 0
+
+
+class Planned(Message, frozen=True, tag="planned"):
+    """The steps this job will go through; sent once, before the first step starts (more may be added by ONBUILD)."""
+
+    steps: tuple[Step, ...]
+    emulation: str = ""
+    """How steps run here: ``native``, or the emulator's name."""
+
+
+class Started(Message, frozen=True, tag="started"):
+    """A step has begun."""
+
+    step: int
+
+
+class Finished(Message, frozen=True, tag="finished"):
+    """A step is done, in ``seconds``; ``cached`` when it was found rather than made."""
+
+    step: int
+    seconds: float = 0.0
+    cached: bool = False
+    error: str = ""
+    """Why it failed; "" when it did not."""
+
+
+class Log(Message, frozen=True, tag="log"):
+    """One line of a step's output, without its newline. ``stream`` 1 is stdout, 2 stderr."""
+
+    step: int
+    text: str
+    stream: int = 1
+
+
+class Moved(Message, frozen=True, tag="moved"):
+    """Progress of bytes: ``done`` of ``total`` (0 when unknown) of the thing named ``name``, so far."""
+
+    action: str
+    """``pull``, ``push``, ``unpack``, ``compress`` or ``context``."""
+    name: str
+    """A digest or a path: the identity of the transfer within its action."""
+    done: int
+    total: int = 0
+
+
+class Warned(Message, frozen=True, tag="warned"):
+    """Something the user should know; the build goes on."""
+
+    problem: Problem
+    rule: str = ""
+    """The build check's name when a check found it."""
+
+
+class Ask(Message, frozen=True, tag="ask"):
+    """The executor needs something that only the orchestrator has; it waits for the ``Answer`` with the same id."""
+
+    id: int
+    what: str
+    """``credential`` (name: registry host), ``secret`` (name: id), ``context`` (name: context, paths: what of it) …"""
+    name: str = ""
+    paths: tuple[str, ...] = ()
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """An ELF file whose machine is not the platform's."""
+
+    layer: str
+    """The layer's digest."""
+    path: str
+    machine: str
+    """The file's own architecture, as ``kanifold`` names platforms where it can: ``amd64``, ``EM_AVR (83)``."""
+
+
+class Result(Message, frozen=True, tag="result"):
+    """The image is made and stands where the job wanted it (pushed by digest, or in the executor's store)."""
+
+    manifest: Descriptor
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    size: int
+    """Compressed bytes of all layers and the config."""
+    findings: tuple[Finding, ...] = ()
+    cached: int = 0
+    ran: int = 0
+    seconds: float = 0.0
+
+
+class Failed(Message, frozen=True, tag="failed"):
+    """The job failed."""
+
+    problem: Problem
+
+
+class Blob(Message, frozen=True, tag="blob"):
+    """Content sent to the orchestrator on its ``Fetch``: ``size`` raw bytes follow."""
+
+    digest: str
+    size: int
+
+
+# -- orchestrator -> executor ---------------------------------------------------------------------------------------
+
+
+class Answer(Message, frozen=True, tag="answer"):
+    """The reply to ``Ask`` ``id``: ``size`` raw bytes follow, unless ``error`` says why there is nothing."""
+
+    id: int
+    size: int = 0
+    error: str = ""
+    missing: bool = False
+    """True when the thing asked for does not exist (as opposed to: could not be had)."""
+
+
+class Fetch(Message, frozen=True, tag="fetch"):
+    """After ``Result``: send the blob ``digest`` from the executor's store."""
+
+    digest: str
+
+
+class Done(Message, frozen=True, tag="done"):
+    """After ``Result``: nothing more is wanted; the executor may release what it holds and exit."""

@@ -1,0 +1,1 @@
+"""One build -> many jobs: command line, plan, nodes, live view, index, publish."""
