@@ -1,0 +1,475 @@
+"""The Linux system calls that Python lacks, each as one small typed function.
+
+Every function raises ``OSError`` with the call's errno and the path it was about, and does nothing else: no retry, no
+policy. Names and constants are the kernel's own; see the manual page of the same name (sections 2 and 7). What the
+standard library has (``os.memfd_create``, ``os.pidfd_open``, ``signal.pidfd_send_signal``) is not repeated here.
+
+Importing this module is cheap and works on any system; ``ctypes`` is loaded by the first call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+# -- clone, unshare, setns: linux/sched.h ----------------------------------------------------------------------------
+
+CLONE_NEWTIME: Final = 0x00000080
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+
+# -- mounts: linux/mount.h, linux/fcntl.h ----------------------------------------------------------------------------
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REMOUNT: Final = 32
+MS_NOSYMFOLLOW: Final = 256
+MS_BIND: Final = 4096
+MS_MOVE: Final = 8192
+MS_REC: Final = 16384
+MS_UNBINDABLE: Final = 1 << 17
+MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+MS_SHARED: Final = 1 << 20
+
+MNT_FORCE: Final = 1
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
+AT_FDCWD: Final = -100
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_NO_AUTOMOUNT: Final = 0x800
+AT_EMPTY_PATH: Final = 0x1000
+AT_RECURSIVE: Final = 0x8000
+
+OPEN_TREE_CLONE: Final = 1
+OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH: Final = 0x04
+MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
+FSOPEN_CLOEXEC: Final = 1
+FSMOUNT_CLOEXEC: Final = 1
+FSCONFIG_SET_FLAG: Final = 0
+FSCONFIG_SET_STRING: Final = 1
+FSCONFIG_SET_FD: Final = 5
+FSCONFIG_CMD_CREATE: Final = 6
+
+MOUNT_ATTR_RDONLY: Final = 0x01
+MOUNT_ATTR_NOSUID: Final = 0x02
+MOUNT_ATTR_NODEV: Final = 0x04
+MOUNT_ATTR_NOEXEC: Final = 0x08
+MOUNT_ATTR_IDMAP: Final = 0x100000
+MOUNT_ATTR_NOSYMFOLLOW: Final = 0x200000
+
+# -- openat2: linux/openat2.h ----------------------------------------------------------------------------------------
+
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+RESOLVE_IN_ROOT: Final = 0x10
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+
+CLOSE_RANGE_CLOEXEC: Final = 4
+
+# -- prctl and capabilities: linux/prctl.h, linux/capability.h -------------------------------------------------------
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_DUMPABLE: Final = 4
+PR_SET_NAME: Final = 15
+PR_CAPBSET_READ: Final = 23
+PR_CAPBSET_DROP: Final = 24
+PR_SET_SECUREBITS: Final = 28
+PR_SET_CHILD_SUBREAPER: Final = 36
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_RAISE: Final = 2
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+
+SECBIT_NOROOT: Final = 1 << 0
+SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
+SECBIT_KEEP_CAPS: Final = 1 << 4
+
+CAP_CHOWN: Final = 0
+CAP_DAC_OVERRIDE: Final = 1
+CAP_DAC_READ_SEARCH: Final = 2
+CAP_FOWNER: Final = 3
+CAP_FSETID: Final = 4
+CAP_KILL: Final = 5
+CAP_SETGID: Final = 6
+CAP_SETUID: Final = 7
+CAP_SETPCAP: Final = 8
+CAP_NET_BIND_SERVICE: Final = 10
+CAP_NET_ADMIN: Final = 12
+CAP_NET_RAW: Final = 13
+CAP_SYS_CHROOT: Final = 18
+CAP_SYS_PTRACE: Final = 19
+CAP_SYS_ADMIN: Final = 21
+CAP_SYS_RESOURCE: Final = 24
+CAP_MKNOD: Final = 27
+CAP_AUDIT_WRITE: Final = 29
+CAP_SETFCAP: Final = 31
+CAP_LAST: Final = 63
+"""More than any kernel has; dropping stops at the first number that the kernel does not know."""
+
+# -- seccomp: linux/seccomp.h ----------------------------------------------------------------------------------------
+
+SECCOMP_SET_MODE_FILTER: Final = 1
+SECCOMP_GET_ACTION_AVAIL: Final = 2
+SECCOMP_FILTER_FLAG_TSYNC: Final = 1 << 0
+SECCOMP_FILTER_FLAG_SPEC_ALLOW: Final = 1 << 2
+SECCOMP_FILTER_FLAG_NEW_LISTENER: Final = 1 << 3
+
+PER_LINUX32: Final = 0x0008
+
+# Calls that came after 5.1 have one number on every architecture; those older ones that the C library has no name for
+# on every system are listed per machine, as os.uname() calls it.
+_NR_OPEN_TREE: Final = 428
+_NR_MOVE_MOUNT: Final = 429
+_NR_FSOPEN: Final = 430
+_NR_FSCONFIG: Final = 431
+_NR_FSMOUNT: Final = 432
+_NR_CLOSE_RANGE: Final = 436
+_NR_OPENAT2: Final = 437
+_NR_MOUNT_SETATTR: Final = 442
+
+_GENERIC: Final = {"clone": 220, "renameat2": 276, "seccomp": 277}
+_NUMBERS: Final = {
+    "x86_64": {"clone": 56, "renameat2": 316, "seccomp": 317},
+    "aarch64": _GENERIC,
+    "riscv64": _GENERIC,
+    "loongarch64": _GENERIC,
+    "ppc64le": {"clone": 120, "renameat2": 357, "seccomp": 358},
+    "s390x": {"clone": 120, "renameat2": 347, "seccomp": 348},
+    "i686": {"clone": 120, "renameat2": 353, "seccomp": 354},
+    "armv7l": {"clone": 120, "renameat2": 382, "seccomp": 383},
+}
+
+_loaded: Any = None
+
+
+def _libc() -> Any:
+    """The C library. ``PyDLL``, not ``CDLL``: these calls are short, and ``clone`` must not let go of the GIL."""
+    global _loaded  # noqa: PLW0603
+    if _loaded is None:
+        import ctypes
+
+        loaded = ctypes.PyDLL(None, use_errno=True)
+        loaded.syscall.restype = ctypes.c_long
+        _loaded = loaded, ctypes
+    return _loaded
+
+
+def _call(function: str, path: str, *args: int | bytes | bytearray | None) -> int:
+    """The C library's ``function`` with ``args``; whole numbers go as longs, byte strings as pointers."""
+    libc, ctypes = _libc()
+    if (call := getattr(libc, function, None)) is None:
+        raise OSError(errno.ENOSYS, f"{function}: {os.strerror(errno.ENOSYS)}", path or None)
+    result = call(*(_argument(ctypes, each) for each in args))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{function}: {os.strerror(number)}", path or None)
+    return int(result)
+
+
+def _syscall(name: str, number: int, path: str, *args: int | bytes | bytearray | None) -> int:
+    libc, ctypes = _libc()
+    result = libc.syscall(ctypes.c_long(number), *(_argument(ctypes, each) for each in args))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}", path or None)
+    return int(result)
+
+
+def _argument(ctypes: Any, value: int | bytes | bytearray | None) -> Any:
+    if value is None:
+        return ctypes.c_void_p(None)
+    if isinstance(value, int):
+        return ctypes.c_long(value)
+    if isinstance(value, bytearray):
+        return (ctypes.c_char * len(value)).from_buffer(value)
+    return value
+
+
+def _number(name: str) -> int:
+    machine = os.uname().machine
+    machine = {"i386": "i686", "i586": "i686", "armv6l": "armv7l", "armv8l": "armv7l"}.get(machine, machine)
+    if machine == "x86_64" and struct.calcsize("P") == 4:
+        machine = "i686"  # a 32-bit Python on a 64-bit kernel
+    if machine == "aarch64" and struct.calcsize("P") == 4:
+        machine = "armv7l"
+    try:
+        return _NUMBERS[machine][name]
+    except KeyError:
+        raise OSError(errno.ENOSYS, f"{name}: system call number unknown on {machine}") from None
+
+
+# -- namespaces ------------------------------------------------------------------------------------------------------
+
+
+def unshare(flags: int) -> None:
+    """Move this process into new namespaces (``CLONE_NEW*``)."""
+    _call("unshare", "", flags)
+
+
+def setns(fd: int, flags: int = 0) -> None:
+    """Move this process into the namespace that ``fd`` (of ``/proc/PID/ns/*``, or a pidfd) stands for."""
+    _call("setns", "", fd, flags)
+
+
+def fork(flags: int) -> int:
+    """Fork straight into new namespaces (``CLONE_NEW*``); 0 in the child, its process id in the parent.
+
+    Unlike ``unshare`` this leaves the caller where it is, and the child of ``CLONE_NEWPID`` is that namespace's init.
+    Python's at-fork handlers do not run: only a process with a single thread may call this (checked by the kernel's
+    own count), and the child gets no other thread's half-done state, for there is none.
+    """
+    if len(os.listdir("/proc/self/task")) != 1:
+        raise RuntimeError("forking into namespaces needs a process with a single thread")
+    signal_on_exit = 17  # SIGCHLD, on every architecture listed above
+    first, second = flags | signal_on_exit, 0
+    if os.uname().machine == "s390x":
+        first, second = second, first
+    return _syscall("clone", _number("clone"), "", first, second, 0, 0, 0)
+
+
+# -- mounts ----------------------------------------------------------------------------------------------------------
+
+
+def mount(source: str, target: str, fstype: str = "", flags: int = 0, options: str = "") -> None:
+    """mount(2). ``options`` must fit a page (4,095 bytes)."""
+    _call(
+        "mount",
+        target,
+        os.fsencode(source),
+        os.fsencode(target),
+        fstype.encode() if fstype else None,
+        flags,
+        os.fsencode(options) if options else None,
+    )
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2): ``MNT_DETACH``, ``UMOUNT_NOFOLLOW`` …"""
+    _call("umount2", target, os.fsencode(target), flags)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Make ``new_root`` the root and move the old one to ``put_old``; both may be ``"."``."""
+    _call("pivot_root", new_root, os.fsencode(new_root), os.fsencode(put_old))
+
+
+def open_tree(dirfd: int, path: str, flags: int) -> int:
+    """An O_PATH descriptor of the mount at ``path``; detached and private with ``OPEN_TREE_CLONE``. Linux 5.2."""
+    return _syscall("open_tree", _NR_OPEN_TREE, path, dirfd, os.fsencode(path), flags)
+
+
+def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int) -> None:
+    """Attach the mount at (``from_fd``, ``from_path``) to (``to_fd``, ``to_path``). Linux 5.2."""
+    _syscall("move_mount", _NR_MOVE_MOUNT, to_path, from_fd, os.fsencode(from_path), to_fd, os.fsencode(to_path), flags)
+
+
+def fsopen(fstype: str, flags: int = FSOPEN_CLOEXEC) -> int:
+    """A descriptor to configure a new mount of ``fstype`` with. Linux 5.2. Reading it gives the kernel's messages."""
+    return _syscall("fsopen", _NR_FSOPEN, fstype, fstype.encode(), flags)
+
+
+def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = None, aux: int = 0) -> None:
+    """Set one parameter of, or create, the file system behind ``fsopen``'s descriptor."""
+    _syscall(
+        "fsconfig",
+        _NR_FSCONFIG,
+        value or key or "",
+        fd,
+        command,
+        key.encode() if key is not None else None,
+        os.fsencode(value) if value is not None else None,
+        aux,
+    )
+
+
+def fsmount(fd: int, attributes: int = 0, flags: int = FSMOUNT_CLOEXEC) -> int:
+    """The detached mount of ``fsopen``'s file system, with ``MOUNT_ATTR_*`` attributes; attach it by move_mount."""
+    return _syscall("fsmount", _NR_FSMOUNT, "", fd, flags, attributes)
+
+
+def mount_setattr(
+    dirfd: int, path: str, flags: int, *, add: int = 0, clear: int = 0, propagation: int = 0, userns: int = 0
+) -> None:
+    """Change ``MOUNT_ATTR_*`` attributes of a mount, or of a tree of them with ``AT_RECURSIVE``. Linux 5.12.
+
+    ``propagation`` is an ``MS_*`` propagation type; ``userns`` a user namespace's descriptor for MOUNT_ATTR_IDMAP.
+    """
+    attributes = bytearray(struct.pack("=4Q", add, clear, propagation, userns))
+    _syscall("mount_setattr", _NR_MOUNT_SETATTR, path, dirfd, os.fsencode(path), flags, attributes, len(attributes))
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
+    """open ``path`` below ``dirfd`` under the ``RESOLVE_*`` rules; O_CLOEXEC is always added. Linux 5.6."""
+    how = bytearray(struct.pack("=3Q", flags | os.O_CLOEXEC, mode, resolve))
+    return _syscall("openat2", _NR_OPENAT2, path, dirfd, os.fsencode(path), how, len(how))
+
+
+def renameat2(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int = 0) -> None:
+    """rename with ``RENAME_NOREPLACE`` or ``RENAME_EXCHANGE``."""
+    _syscall(
+        "renameat2",
+        _number("renameat2"),
+        to_path,
+        from_fd,
+        os.fsencode(from_path),
+        to_fd,
+        os.fsencode(to_path),
+        flags,
+    )
+
+
+def syncfs(fd: int) -> None:
+    """Write the file system that ``fd`` lies on to its disk; raises on a write error (Linux 5.8)."""
+    _call("syncfs", "", fd)
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
+    """Close the descriptors ``first`` to ``last``, or mark them ``CLOSE_RANGE_CLOEXEC``. Linux 5.9, 5.11."""
+    try:
+        _syscall("close_range", _NR_CLOSE_RANGE, "", first, last, flags)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL):
+            raise
+        for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+            if first <= fd <= last:
+                try:
+                    if flags & CLOSE_RANGE_CLOEXEC:
+                        os.set_inheritable(fd, False)
+                    else:
+                        os.close(fd)
+                except OSError:  # the listing's own descriptor
+                    pass
+
+
+# -- this process ----------------------------------------------------------------------------------------------------
+
+
+def prctl(option: int, a: int | bytes = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
+    """prctl(2)."""
+    return _call("prctl", "", option, a, b, c, d)
+
+
+def die_with_parent(signal: int = 9) -> None:
+    """Get ``signal`` when the *thread* that forked this process ends. Cleared by setuid and by privileged exec."""
+    prctl(PR_SET_PDEATHSIG, signal)
+
+
+def no_new_privileges() -> None:
+    """Never gain privileges by exec again: set-user-id bits and file capabilities lose their effect."""
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Whether others of this user may trace this process and read its ``/proc/PID``."""
+    prctl(PR_SET_DUMPABLE, int(dumpable))
+
+
+def set_name(name: str) -> None:
+    """This thread's name as ``ps`` shows it; cut to 15 bytes."""
+    prctl(PR_SET_NAME, name.encode()[:15])
+
+
+def set_securebits(bits: int) -> None:
+    """The ``SECBIT_*`` flags (capabilities(7))."""
+    prctl(PR_SET_SECUREBITS, bits)
+
+
+def bounded(capability: int) -> bool:
+    """Whether ``capability`` is in this process's bounding set; False for numbers that the kernel does not know."""
+    try:
+        return bool(prctl(PR_CAPBSET_READ, capability))
+    except OSError:
+        return False
+
+
+def drop_bounding(capability: int) -> None:
+    """Take ``capability`` out of this process's bounding set, for good."""
+    prctl(PR_CAPBSET_DROP, capability)
+
+
+def raise_ambient(capability: int) -> None:
+    """Add ``capability``, which must be permitted and inheritable, to the ambient set."""
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
+
+
+def clear_ambient() -> None:
+    """Empty the ambient set."""
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+
+
+_CAPABILITY_VERSION_3: Final = 0x20080522
+
+
+def capget() -> tuple[int, int, int]:
+    """This process's effective, permitted and inheritable capabilities, as bit masks."""
+    header = bytearray(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
+    data = bytearray(24)
+    _call("capget", "", header, data)
+    low_e, low_p, low_i, high_e, high_p, high_i = struct.unpack("=6I", data)
+    return low_e | high_e << 32, low_p | high_p << 32, low_i | high_i << 32
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set this process's capabilities, given as bit masks."""
+    header = bytearray(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
+    masks = (effective, permitted, inheritable)
+    low, high = [each & 0xFFFFFFFF for each in masks], [each >> 32 for each in masks]
+    _call("capset", "", header, bytearray(struct.pack("=6I", *low, *high)))
+
+
+def sethostname(name: str) -> None:
+    """The host name of this UTS namespace."""
+    data = name.encode()
+    _call("sethostname", name, data, len(data))
+
+
+def personality(persona: int) -> None:
+    """The execution domain (``PER_LINUX32`` makes uname(2) tell a 32-bit machine)."""
+    _call("personality", "", persona)
+
+
+# -- seccomp ---------------------------------------------------------------------------------------------------------
+
+
+def seccomp_filter(program: bytes, flags: int = 0) -> int:
+    """Install a filter: ``program`` is an array of ``struct sock_filter`` (8 bytes each, at most 4,096 of them).
+
+    Returns the listener's descriptor with ``SECCOMP_FILTER_FLAG_NEW_LISTENER``, else 0. Needs CAP_SYS_ADMIN or
+    no_new_privileges().
+    """
+    _, ctypes = _libc()
+    code = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: an unsigned short and, after padding, a pointer.
+    head = bytearray(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
+    return _syscall("seccomp", _number("seccomp"), "", SECCOMP_SET_MODE_FILTER, flags, head)
+
+
+def seccomp_action_available(action: int) -> bool:
+    """Whether the kernel's seccomp knows the return ``action`` (SECCOMP_RET_*)."""
+    try:
+        _syscall("seccomp", _number("seccomp"), "", SECCOMP_GET_ACTION_AVAIL, 0, bytearray(struct.pack("=I", action)))
+    except OSError:
+        return False
+    return True
