@@ -1,0 +1,86 @@
+"""One file-system object of a layer, as data.
+
+A layer (image-spec layer.md) is a set of entries. The modules beside this one turn them into a tar archive
+(``tarwriter``), read them from one (``tarreader``), find them in an overlay upper directory (``overlay``) and write them
+as an overlay lower directory (``unpack``, ``materialise``).
+"""
+
+from __future__ import annotations
+
+import enum
+import stat
+from dataclasses import dataclass
+from typing import Final
+
+
+class Kind(enum.Enum):
+    """What an entry is."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    HARDLINK = "hard link"
+    CHARACTER = "character device"
+    BLOCK = "block device"
+    FIFO = "fifo"
+    WHITEOUT = "whiteout"
+    """The path of the lower layers is deleted; ``.wh.NAME`` in a tar archive."""
+    OPAQUE = "opaque"
+    """What the lower layers have in the directory ``path`` is hidden; ``.wh..wh..opq`` in a tar archive. The directory
+    has an entry of its own."""
+
+    # Members are singletons, so identity is all the hash they need; Enum's own hashes the name, in Python.
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One path of a layer.
+
+    ``path`` is relative to the root without a leading slash or dot components; ``b""`` is the root itself. Names are
+    bytes because file systems hold bytes.
+    """
+
+    path: bytes
+    kind: Kind
+    mode: int = 0o644
+    """Permission bits including setuid, setgid and sticky (``0o7777``)."""
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int = 0
+    """Nanoseconds since the epoch; an archive keeps whole seconds, rounded down."""
+    size: int = 0
+    """Content bytes of a FILE."""
+    link: bytes = b""
+    """A symbolic link's text, or a hard link's target: a path relative to the root."""
+    device: tuple[int, int] = (0, 0)
+    """Major and minor number of a CHARACTER or BLOCK device."""
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    """Extended attributes by full name (``security.capability``), sorted."""
+    source: bytes = b""
+    """Where the content of a FILE is: an absolute path on this host. Opened without following a link."""
+
+
+OWNER_XATTR: Final = b"user.kanifold.stat"
+"""Ownership the kernel refused to set: decimal ``uid:gid``, optionally followed by ``:`` and an octal mode."""
+DEVICE_XATTR: Final = b"user.kanifold.device"
+"""On an empty file that stands for a device the kernel refused to make: ``c:MAJOR:MINOR``, ``b:…`` or ``p`` (fifo)."""
+CAPABILITY_XATTR: Final = b"user.kanifold.capability"
+"""A ``security.capability`` value that the kernel refused to set."""
+PRIVATE_XATTR: Final = b"user.kanifold."
+"""The prefix of our own records; no archive may bring them in."""
+OVERLAY_XATTR: Final = b"user.overlay."
+"""The prefix of overlayfs's records under the mount option ``userxattr``."""
+
+WHITEOUT_PREFIX: Final = b".wh."
+OPAQUE_NAME: Final = b".wh..wh..opq"
+
+KIND_OF_MODE: Final = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+}
+"""An entry's kind by ``S_IFMT(st_mode)``; sockets have none."""

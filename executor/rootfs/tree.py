@@ -1,0 +1,227 @@
+"""A file system seen from above: a stage's layers, an image, or a build context, read through one directory descriptor.
+
+Paths are ``bytes`` relative to the root. ``resolve`` follows symbolic links as if the tree were the root directory, so
+a link can never lead out; after that the kernel is asked to follow none (``RESOLVE_NO_SYMLINKS``), so a path that
+changes in between cannot either.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from executor.rootfs.entry import DEVICE_XATTR, OWNER_XATTR, Entry, Kind
+from platforms import syscalls
+from platforms.errors import BuildError
+
+_LINKS: Final = 255
+"""Symbolic links followed for one path before it counts as a loop (containerd's continuity/fs.RootPath)."""
+
+_KINDS: Final = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+}
+
+Hides = Callable[[bytes, bool], bool]
+"""Whether a path (and whether it is a directory) is to be treated as if it were not there."""
+
+
+class Tree:
+    """One file system. Owns ``fd``, an open directory; ``prefix`` is the host path that leads to it."""
+
+    def __init__(self, fd: int, prefix: bytes, *, hides: Hides | None = None, owner: tuple[int, int] | None = None):
+        self._fd = fd
+        self._prefix = prefix
+        self._hides = hides
+        self._owner = owner
+
+    def close(self) -> None:
+        """Give the descriptor (and with it a detached mount) back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def host_path(self, path: bytes) -> bytes:
+        """Where this process finds ``path`` as long as the tree is open."""
+        return self._prefix + b"/" + path if path else self._prefix
+
+    def lstat(self, path: bytes) -> os.stat_result | None:
+        """The status of ``path`` itself, whose parents must not be links; None when there is no such thing."""
+        found = self._lstat(path)
+        if found is None or (self._hides is not None and path and self._hides(path, stat.S_ISDIR(found.st_mode))):
+            return None
+        return found
+
+    def _lstat(self, path: bytes) -> os.stat_result | None:
+        if not path:
+            return os.fstat(self._fd)
+        try:
+            if b"/" not in path:
+                return os.stat(path, dir_fd=self._fd, follow_symlinks=False)
+            fd = syscalls.openat2(
+                self._fd,
+                os.fsdecode(path),
+                os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC,
+                resolve=syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS,
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def resolve(self, path: bytes, *, follow_last: bool = True) -> bytes:
+        """``path`` without links, dots and doubled slashes; what does not exist is kept as it is written."""
+        done: list[bytes] = []
+        todo = [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
+        links = 0
+        while todo:
+            part = todo.pop()
+            if part == b"..":
+                del done[-1:]
+                continue
+            here = b"/".join((*done, part))
+            if follow_last or todo:
+                found = self.lstat(here)
+                if found is not None and stat.S_ISLNK(found.st_mode):
+                    links += 1
+                    if links > _LINKS:
+                        raise BuildError(f"too many symbolic links in /{os.fsdecode(path)}")
+                    target = self.readlink(here)
+                    if target.startswith(b"/"):
+                        done.clear()
+                    todo += [each for each in reversed(target.split(b"/")) if each not in (b"", b".")]
+                    continue
+            done.append(part)
+        return b"/".join(done)
+
+    def readlink(self, path: bytes) -> bytes:
+        """The text of the symbolic link ``path``."""
+        return os.readlink(path, dir_fd=self._fd)
+
+    def names(self, path: bytes) -> list[bytes]:
+        """The names in the directory ``path``, sorted bytewise."""
+        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            names = sorted(os.fsencode(name) for name in os.listdir(fd))
+        finally:
+            os.close(fd)
+        if self._hides is None:
+            return names
+        prefix = path + b"/" if path else b""
+        return [name for name in names if self.lstat(prefix + name) is not None]
+
+    def open(self, path: bytes, flags: int = os.O_RDONLY) -> int:
+        """A descriptor of ``path``, which must not be a link."""
+        return syscalls.openat2(
+            self._fd,
+            os.fsdecode(path) or ".",
+            flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK,
+            resolve=syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS,
+        )
+
+    def read(self, path: bytes, limit: int) -> bytes | None:
+        """The content of the regular file at ``path`` (links followed inside); None when there is none.
+
+        Raises ``BuildError`` when it is larger than ``limit`` bytes or not a regular file.
+        """
+        real = self.resolve(path)
+        found = self.lstat(real)
+        if found is None:
+            return None
+        name = f"/{os.fsdecode(path)}"
+        if not stat.S_ISREG(found.st_mode):
+            raise BuildError(f"{name} is not a regular file")
+        with os.fdopen(self.open(real), "rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise BuildError(f"{name} exceeds {limit} bytes")
+        return data
+
+    def entry(self, path: bytes) -> Entry | None:
+        """What is at ``path``, with its metadata; None when there is nothing (or a socket, which no layer holds)."""
+        found = self.lstat(path)
+        if found is None:
+            return None
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode))
+        if kind is None:
+            return None
+        host = self.host_path(path)
+        entry = Entry(
+            path,
+            kind,
+            mode=stat.S_IMODE(found.st_mode),
+            uid=found.st_uid,
+            gid=found.st_gid,
+            mtime_ns=found.st_mtime_ns,
+            size=found.st_size if kind is Kind.FILE else 0,
+            link=self.readlink(path) if kind is Kind.SYMLINK else b"",
+            device=(os.major(found.st_rdev), os.minor(found.st_rdev))
+            if kind in (Kind.CHARACTER, Kind.BLOCK)
+            else (0, 0),
+            xattrs=_xattrs(host) if kind in (Kind.FILE, Kind.DIRECTORY) else (),
+            source=host if kind is Kind.FILE else b"",
+        )
+        entry = _recorded(entry)
+        if self._owner is not None:
+            entry = replace(entry, uid=self._owner[0], gid=self._owner[1])
+        return entry
+
+
+def open_directory(path: str | bytes, *, hides: Hides | None = None, owner: tuple[int, int] | None = None) -> Tree:
+    """The tree below an existing directory; with ``owner``, everything seems to belong to (uid, gid)."""
+    path = os.fsencode(path)
+    return Tree(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path, hides=hides, owner=owner)
+
+
+def open_layers(directories: Sequence[str], empty: str) -> Tree:
+    """The merged view of overlay directories, top first, as one detached read-only mount.
+
+    ``empty`` is an existing empty directory: overlayfs wants at least two layers when there is nothing to write to.
+    """
+    lower = (*directories, empty) if len(directories) == 1 else tuple(directories)
+    if not lower:
+        return open_directory(empty)
+    context = syscalls.fsopen("overlay")
+    try:
+        syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", "kanifold")
+        syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, "userxattr")
+        for directory in lower:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "lowerdir+", directory)
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        fd = syscalls.fsmount(context, syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV)
+    finally:
+        os.close(context)
+    return Tree(fd, b"/proc/self/fd/%d" % fd)
+
+
+def _xattrs(host: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    try:
+        names = os.listxattr(host, follow_symlinks=False)
+    except OSError:
+        return ()
+    kept = []
+    for name in sorted(names):
+        if name.startswith(("user.overlay.", "trusted.overlay.", "security.selinux", "system.posix_acl")):
+            continue
+        try:
+            kept.append((os.fsencode(name), os.getxattr(host, name, follow_symlinks=False)))
+        except OSError:
+            continue
+    return tuple(kept)
+
+
+def _recorded(entry: Entry) -> Entry:
+    """``entry`` with what could not be given to the kernel but was written beside the file instead."""
+    return entry
+
+
+__all__ = ["DEVICE_XATTR", "OWNER_XATTR", "Hides", "Tree", "open_directory", "open_layers"]
