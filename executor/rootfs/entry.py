@@ -1,8 +1,8 @@
 """One file-system object of a layer, as data.
 
 A layer (image-spec layer.md) is a set of entries. The modules beside this one turn them into a tar archive
-(``tarwriter``), read them from one (``tarreader``), find them in an overlay upper directory (``overlay``) and write them
-as an overlay lower directory (``unpack``, ``materialise``).
+(``tarwriter``), read them from one (``tarreader``), find them in an overlay upper directory (``overlay``) and write
+them as an overlay lower directory (``unpack``, ``materialise``).
 """
 
 from __future__ import annotations
