@@ -1,1 +1,7 @@
 """What platforms are called, what this host can run, and how the rest is emulated. Knows no image and no build."""
+
+from __future__ import annotations
+
+from platforms.platform import Platform, candidates, normalise, parse, parse_list, satisfies, select
+
+__all__ = ["Platform", "candidates", "normalise", "parse", "parse_list", "satisfies", "select"]

@@ -1,0 +1,250 @@
+"""binfmt_misc: which interpreter the kernel starts for the programs of another architecture.
+
+See Documentation/admin-guide/binfmt-misc.rst of the kernel. A handler is recognised by what it *matches*, never by its
+name: names are the free choice of whoever registered it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from platforms import elf
+
+DIRECTORY: Final = "/proc/sys/fs/binfmt_misc"
+"""Where the handlers of the host are seen, when anybody has mounted them."""
+
+QEMU: Final = {
+    "amd64": "x86_64", "386": "i386", "arm64": "aarch64", "arm": "arm", "riscv64": "riscv64", "ppc64le": "ppc64le",
+    "ppc64": "ppc64", "s390x": "s390x", "mips64le": "mips64el", "mips64": "mips64", "loong64": "loongarch64",
+}  # fmt: skip
+"""qemu-user's name for each architecture: the end of its program's name, ``qemu-aarch64``."""
+
+PRIVATE_FLAGS: Final = "OCPF"
+"""How an emulator is registered for the steps of a build alone.
+
+F: the kernel opens the interpreter now, so steps find it though their root file system has none. P: the program sees
+the argv[0] it was called with (busybox, for one, looks at it); needs qemu 6.0, whose understanding is tried out before
+it counts. O: programs that may be run but not read are passed as an open file. C (which means O): set-user-id programs
+get their owner's rights, as su and sudo in a step need; those rights end with the namespace.
+"""
+
+HOST_FLAGS: Final = "OPF"
+"""As PRIVATE_FLAGS, without C: on the host it would hand qemu, which was never written for that, a set-user-id root
+program's rights for anybody who has a foreign one. Debian's qemu-user-static chooses the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One entry of a binfmt_misc directory."""
+
+    name: str
+    enabled: bool
+    interpreter: str
+    flags: str
+    offset: int = 0
+    magic: bytes = b""
+    """What a file must have at ``offset``; empty for handlers that go by file name extensions."""
+    mask: bytes = b""
+    """The bits of ``magic`` that count; empty when all do."""
+
+    def matches(self, head: bytes) -> bool:
+        """Whether the kernel would start this handler for a file that begins with ``head``."""
+        if not self.enabled or not self.magic:
+            return False
+        window = head[self.offset : self.offset + len(self.magic)]
+        mask = self.mask or b"\xff" * len(self.magic)
+        return len(window) == len(self.magic) and all(
+            (each ^ wanted) & bits == 0 for each, wanted, bits in zip(window, self.magic, mask, strict=True)
+        )
+
+    @property
+    def works_in_a_chroot(self) -> bool:
+        """Whether the interpreter was opened at registration (flag F), so that no rootfs needs to have it."""
+        return "F" in self.flags
+
+
+def magic(architecture: str) -> tuple[bytes, bytes]:
+    """What the first 20 bytes of ``architecture``'s executables are, and the mask of the bits that tell.
+
+    qemu's scripts/qemu-binfmt-conf.sh has the same table. Not looked at: the OS ABI and its version (glibc's static
+    programs say GNU, MIPS and LoongArch number theirs), and the lowest bit of the type, 2 being a program at a fixed
+    address and 3 one at any.
+    """
+    head = elf.program(architecture)[:20]
+    little = elf.MACHINES[architecture].little
+    kind = b"\xfe\xff" if little else b"\xff\xfe"
+    return head, b"\xff" * 7 + b"\x00\x00" + b"\xff" * 7 + kind + b"\xff\xff"
+
+
+def registration(architecture: str, interpreter: str, flags: str = PRIVATE_FLAGS) -> bytes:
+    """The line to write to a binfmt_misc's ``register`` file: one write, no newline.
+
+    The handler is called ``kanifold-`` and qemu's name of the architecture. Raises ValueError for an interpreter whose
+    path the kernel cannot take: relative, longer than 127 bytes, or with a colon.
+    """
+    path = os.fsencode(interpreter)
+    if not path.startswith(b"/") or len(path) > 127 or b":" in path or b"\n" in path:
+        raise ValueError(f"binfmt_misc takes no interpreter with this path: {interpreter}")
+    start, mask = (b"".join(b"\\x%02x" % byte for byte in part) for part in magic(architecture))
+    return b":%s:M::%s:%s:%s:%s" % (name(architecture).encode(), start, mask, path, flags.encode())
+
+
+def name(architecture: str) -> str:
+    """What ``registration`` calls its handler."""
+    return f"kanifold-{QEMU[architecture]}"
+
+
+def handlers(directory: str = DIRECTORY) -> tuple[Handler, ...]:
+    """All entries of a mounted binfmt_misc; none when it is not mounted, or all of it is switched off."""
+    try:
+        names = os.listdir(directory)
+        with open(f"{directory}/status", encoding="ascii") as status:
+            if status.read().strip() != "enabled":
+                return ()
+    except OSError:
+        return ()
+    found = []
+    for each in sorted(names):
+        if each not in ("register", "status"):
+            try:
+                with open(f"{directory}/{each}", encoding="utf-8", errors="surrogateescape") as entry:
+                    found.append(parse_handler(each, entry.read()))
+            except OSError:  # removed since it was listed
+                continue
+    return tuple(found)
+
+
+def parse_handler(name: str, text: str) -> Handler:
+    """The handler that an entry's file describes: ``enabled``, then one key and value a line."""
+    values = {}
+    lines = text.splitlines()
+    for line in lines[1:]:
+        key, _, value = line.partition(" ")
+        values[key.rstrip(":")] = value
+    return Handler(
+        name,
+        enabled=lines[:1] == ["enabled"],
+        interpreter=values.get("interpreter", ""),
+        flags=values.get("flags", ""),
+        offset=int(values.get("offset", "0")),
+        magic=bytes.fromhex(values.get("magic", "")),
+        mask=bytes.fromhex(values.get("mask", "")),
+    )
+
+
+def handler(architecture: str, directory: str = DIRECTORY) -> Handler | None:
+    """The handler that the kernel would start for a program of ``architecture``; one with flag F if any has it.
+
+    The kernel takes the one registered last, which the directory does not tell; handlers rarely overlap.
+    """
+    head = elf.program(architecture)
+    fitting = [each for each in handlers(directory) if each.matches(head)]
+    return max(fitting, key=lambda each: each.works_in_a_chroot, default=None)
+
+
+def mount_private(interpreters: Iterable[tuple[str, str]]) -> int:
+    """Give this process's user namespace a binfmt_misc with a handler for each (architecture, interpreter).
+
+    To be called inside of a user and mount namespace of one's own. Returns the descriptor of a mount that is attached
+    nowhere: the handlers live until its last copy is closed. Raises OSError.
+    """
+    mount = _mount()
+    try:
+        for architecture, interpreter in interpreters:
+            _register(mount, registration(architecture, interpreter))
+    except BaseException:
+        os.close(mount)
+        raise
+    return mount
+
+
+def _mount() -> int:
+    """A descriptor of this user namespace's binfmt_misc, mounted nowhere."""
+    from platforms import syscalls
+
+    context = syscalls.fsopen("binfmt_misc")
+    try:
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        return syscalls.fsmount(context)
+    finally:
+        os.close(context)
+
+
+def _register(directory: int, line: bytes) -> None:
+    file = os.open("register", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.write(file, line)
+    finally:
+        os.close(file)
+
+
+def may_register() -> str:
+    """Why this process cannot register handlers for its host (or container); "" when it can. Changes nothing."""
+    if mounted():
+        if os.access(f"{DIRECTORY}/register", os.W_OK):
+            return ""
+        return f"{DIRECTORY}/register cannot be written"
+    if not os.path.isdir(DIRECTORY):
+        return f"the kernel has no binfmt_misc: there is no {DIRECTORY}"
+    try:
+        os.close(_mount())
+    except OSError as error:
+        return f"mounting binfmt_misc: {os.strerror(error.errno or 0)}"
+    return ""
+
+
+def register_host(architecture: str, interpreter: str) -> None:
+    """Register ``interpreter`` with HOST_FLAGS where the host keeps its handlers, which is mounted if it is not.
+
+    Does nothing if a handler of this name matches already: another process has been faster. Raises OSError.
+    """
+    if not mounted():
+        from platforms import syscalls
+
+        syscalls.mount("binfmt_misc", DIRECTORY, "binfmt_misc")
+    directory = os.open(DIRECTORY, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _register(directory, registration(architecture, interpreter, HOST_FLAGS))
+    except FileExistsError:
+        found = [each for each in handlers() if each.name == name(architecture)]
+        if not any(each.matches(elf.program(architecture)) for each in found):
+            raise
+    finally:
+        os.close(directory)
+
+
+def mounted(directory: str = DIRECTORY) -> bool:
+    """Whether a binfmt_misc is mounted at ``directory``."""
+    return os.path.exists(f"{directory}/register")
+
+
+def find_qemu(architecture: str) -> str | None:
+    """The absolute path of qemu-user for ``architecture``: ``qemu-ARCH-static`` or ``qemu-ARCH``, statically linked.
+
+    Looked for in the directory that the environment's KANIFOLD_QEMU_DIR names, then on PATH. A dynamic one is passed
+    over: inside of a rootfs its libraries would be the foreign ones.
+    """
+    return next((path for path in qemus(architecture) if _is_static(path)), None)
+
+
+def qemus(architecture: str) -> tuple[str, ...]:
+    """All programs that ``find_qemu`` looks at, in its order, dynamic ones too; empty when no qemu-user is here."""
+    directories = [os.environ.get("KANIFOLD_QEMU_DIR", ""), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
+    paths = (
+        os.path.join(os.path.abspath(directory), f"qemu-{QEMU[architecture]}{suffix}")
+        for directory in directories
+        if directory
+        for suffix in ("-static", "")
+    )
+    return tuple(path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK))
+
+
+def _is_static(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return elf.is_static(file.read(4096))
+    except OSError:
+        return False

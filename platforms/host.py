@@ -1,0 +1,102 @@
+"""This host: its own platform, and those it runs without an emulator.
+
+Images are Linux images, so on macOS the answers speak of Linux on the same processor: that is what a build made there
+targets by default. Such a host runs none of it itself; its builds run on a node.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import Final
+
+from platforms.platform import Platform, normalise
+
+# The flags of /proc/cpuinfo that make each level of the x86-64 psABI ("Micro-Architecture Levels").
+_AMD64_LEVELS: Final = (
+    ("v2", "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"),
+    ("v3", "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"),
+    ("v4", "avx512f avx512bw avx512cd avx512dq avx512vl"),
+)
+
+_MACHINES: Final = {
+    "i386": "386", "i486": "386", "i586": "386", "i686": "386", "ppc64": "ppc64", "mips64": "mips64",
+    "loongarch64": "loong64",
+}  # fmt: skip
+"""uname(2)'s machine where it is neither containerd's name nor one that it takes for another."""
+
+COMPAT: Final = {"amd64": ("386",), "arm64": ("arm",)}
+"""The 32-bit architectures whose programs a 64-bit kernel may run too."""
+
+
+@functools.cache
+def host() -> Platform:
+    """This host, always with ``os`` linux; amd64 with its level (v2 to v4), arm with its version."""
+    machine = os.uname().machine.lower()
+    architecture = _MACHINES.get(machine, machine)
+    variant = ""
+    if machine in ("mips", "mips64") and sys.byteorder == "little":
+        architecture = machine + "le"
+    elif machine == "x86_64":
+        variant = amd64_level(_cpuinfo("flags")) if sys.platform == "linux" else ""
+    elif machine.startswith("armv"):
+        architecture, variant = "arm", _arm_variant(machine)
+    return normalise(Platform("linux", architecture, variant))
+
+
+def default_platform() -> Platform:
+    """What a build without ``--platform`` makes: linux on this architecture, for any amd64 rather than this one."""
+    own = host()
+    return Platform("linux", own.architecture, own.variant if own.architecture == "arm" else "")
+
+
+@functools.cache
+def natives() -> tuple[Platform, ...]:
+    """This host and the 32-bit platforms that its kernel runs as well, found out by running a program of each.
+
+    Empty on systems other than Linux.
+    """
+    if sys.platform != "linux":
+        return ()
+    from platforms import binfmt, probe
+
+    own = host()
+    found = [own]
+    for architecture in COMPAT.get(own.architecture, ()):
+        handled = binfmt.handler(architecture) is not None
+        if not handled and not probe.executes(architecture):
+            found.append(normalise(Platform("linux", architecture, "v8" if architecture == "arm" else "")))
+    return tuple(found)
+
+
+def amd64_level(flags: str) -> str:
+    """The x86-64 level, "" or ``v2`` to ``v4``, of a processor with these ``flags`` (of /proc/cpuinfo)."""
+    has = set(flags.split())
+    level = ""
+    for variant, needed in _AMD64_LEVELS:
+        if not has.issuperset(needed.split()):
+            break
+        level = variant
+    return level
+
+
+def _arm_variant(machine: str) -> str:
+    """``armv7l`` is v7; the Raspberry Pi 1's processor, which calls itself 7, is told by its model name."""
+    version = machine[4:5]
+    if version == "7" and _cpuinfo("model name").lower().startswith("armv6-compatible"):
+        version = "6"
+    return f"v{version}"
+
+
+def _cpuinfo(key: str) -> str:
+    """The first processor's value in /proc/cpuinfo; "" when there is none. Others are not read: there may be many."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() == key:
+                    return value.strip()
+    except OSError:
+        return ""
+    return ""
