@@ -1,0 +1,374 @@
+"""Base images made out of Debian's packages, for the tests and for the demo; nothing is pulled from a registry.
+
+``busybox``: one static binary, its applets, a root file system of a few dozen entries, for seven platforms.
+``debian``: mmdebstrap's ``apt`` variant, in which ``RUN apt-get install`` works, for amd64, arm64 and arm/v7.
+
+Making a Debian for a foreign platform takes a minute under emulation, so finished layers are kept in
+``$KANIFOLD_TEST_CACHE`` (or ``~/.cache/kanifold-tests``); a lock per layer makes a second process wait and then share.
+
+Run as a program (see ``ci/bases``): ``bases.py busybox DIR [PLATFORM,...]`` writes an OCI layout.
+Standard library only: the demo runs it before there is a virtual environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import platform as machine_platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import emulators
+from oci_layout import Image, Layer, pack, write_layout
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A platform under its two names: OCI's and Debian's."""
+
+    oci: dict[str, str]
+    debian: str
+
+
+def _platform(text: str, debian: str) -> tuple[str, Platform]:
+    parts = text.split("/")
+    keys = ("os", "architecture", "variant")
+    return text, Platform(dict(zip(keys, parts, strict=False)), debian)
+
+
+PLATFORMS = dict(
+    (
+        _platform("linux/amd64", "amd64"),
+        _platform("linux/arm64", "arm64"),
+        _platform("linux/arm/v7", "armhf"),
+        _platform("linux/386", "i386"),
+        _platform("linux/riscv64", "riscv64"),
+        _platform("linux/ppc64le", "ppc64el"),
+        _platform("linux/s390x", "s390x"),
+    )
+)
+DEBIAN_PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7")
+
+RECIPE = "1"
+"""Part of every cached layer's name: raise it when a layer's recipe changes."""
+
+MTIME = 1_700_000_000
+"""Every file's modification time, in seconds since 1970."""
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class UnavailableError(Exception):
+    """This machine cannot make that base; the text says what is missing."""
+
+
+# -- the cache ------------------------------------------------------------------------------------------------------
+
+
+def cache_directory() -> Path:
+    """Where finished layers live between runs."""
+    named = os.environ.get("KANIFOLD_TEST_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "kanifold-tests"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _kept(name: str, make: Callable[[Path], Layer]) -> Layer:
+    """The layer ``name`` from the cache, made by ``make`` (into a directory it is given) when it is not there yet."""
+    home = cache_directory() / name
+    with _locked(home.with_name(home.name + ".lock")):
+        facts = home / "layer.json"
+        if not facts.exists():
+            home.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=home.parent) as work:
+                layer = make(Path(work))
+                shutil.rmtree(home, ignore_errors=True)
+                home.mkdir()
+                os.replace(layer.path, home / "layer.tar.gz")
+                facts.write_text(json.dumps([layer.digest, layer.diff_id, layer.size]))
+        digest, diff_id, size = json.loads(facts.read_text())
+    return Layer(home / "layer.tar.gz", digest, diff_id, size)
+
+
+# -- Debian's packages ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where this machine's apt gets Debian's main archive from."""
+
+    uri: str
+    suite: str
+
+
+def machine_source() -> Source:
+    """The first source of Debian's own suite in the machine's apt configuration."""
+    if shutil.which("apt-get") is None:
+        raise UnavailableError("apt-get is not on this machine: base images are made out of Debian's packages")
+    asked = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    listed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split("\n")
+    codename = _os_release().get("VERSION_CODENAME", "")
+    for line in listed:
+        uri, _, rest = line.partition(" ")
+        if rest == f"{codename} main":
+            return Source(uri, codename)
+    raise UnavailableError("apt on this machine has no source for its own Debian release")
+
+
+def _os_release() -> dict[str, str]:
+    pairs = (line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    return {key: value.strip('"') for key, value in pairs}
+
+
+def _keyring() -> str:
+    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    return f"[signed-by={keyring}] " if keyring.exists() else ""
+
+
+def download(package: str, arch: str, into: Path) -> Path:
+    """Fetch ``package`` for Debian architecture ``arch`` with an apt of its own: no root, no trace on the machine.
+
+    A port that the machine's release lacks (riscv64 in Debian 12) comes from a later one.
+    """
+    source = machine_source()
+    said = ""
+    for suite in dict.fromkeys((source.suite, "stable", "testing", "unstable")):
+        state = into / suite
+        environment = _private_apt(state, Source(source.uri, suite), arch)
+        for command in (["update"], ["download", f"{package}:{arch}"]):
+            done = subprocess.run(
+                ["apt-get", "-q", "-o", "Acquire::Retries=3", *command],
+                cwd=state, env=environment, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            said = (done.stdout + done.stderr).strip() or said
+        for found in state.glob("*.deb"):
+            return found
+    raise UnavailableError(f"apt-get found no {package}:{arch}: {said.splitlines()[-1] if said else 'no message'}")
+
+
+def _private_apt(state: Path, source: Source, arch: str) -> dict[str, str]:
+    for part in ("lists/partial", "archives/partial"):
+        (state / part).mkdir(parents=True, exist_ok=True)
+    (state / "sources.list").write_text(f"deb {_keyring()}{source.uri} {source.suite} main\n")
+    # APT::Architecture too: otherwise the machine's own lists would be fetched beside those of ``arch``.
+    (state / "apt.conf").write_text(
+        f'''Dir::State "{state}"; Dir::State::status "/dev/null"; Dir::Cache "{state}";
+        Dir::Etc::sourcelist "{state}/sources.list"; Dir::Etc::sourceparts "/dev/null";
+        APT::Architecture "{arch}"; #clear APT::Architectures; APT::Architectures {{ "{arch}"; }};
+        Acquire::Languages "none"; Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+        #clear APT::Update::Post-Invoke; #clear APT::Update::Post-Invoke-Success;
+        APT::Sandbox::User "";
+        '''.replace(" #clear", "\n#clear")
+    )
+    return {**os.environ, "APT_CONFIG": str(state / "apt.conf"), "LC_ALL": "C"}
+
+
+# -- busybox --------------------------------------------------------------------------------------------------------
+
+
+def busybox_layer(platform: str) -> Layer:
+    """A root file system of busybox alone."""
+    arch = PLATFORMS[platform].debian
+
+    def make(work: Path) -> Layer:
+        tar = work / "layer.tar"
+        with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
+            _fill(archive, _busybox_binary(arch, work))
+        with tar.open("rb") as stream:
+            return pack(stream, work / "layer.tar.gz")
+
+    return _kept(f"busybox-{arch}-{RECIPE}", make)
+
+
+def _busybox_binary(arch: str, work: Path) -> bytes:
+    installed = Path("/bin/busybox")
+    here = machine_platform.machine()
+    if arch == {"x86_64": "amd64", "aarch64": "arm64"}.get(here) and _is_static(installed):
+        return installed.read_bytes()
+    package = download("busybox-static", arch, work)
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpack:
+        assert unpack.stdout is not None
+        with tarfile.open(fileobj=unpack.stdout, mode="r|") as archive:
+            for member in archive:
+                if member.name.endswith("bin/busybox") and (stream := archive.extractfile(member)):
+                    binary = stream.read()
+                    unpack.stdout.read()
+                    return binary
+    raise UnavailableError(f"{package.name} holds no busybox")
+
+
+def _is_static(binary: Path) -> bool:
+    try:
+        raw = binary.read_bytes()
+    except OSError:
+        return False
+    return b"/ld-linux" not in raw and b"/ld-musl" not in raw
+
+
+_APPLETS = tuple(
+    """
+[ ash awk base64 basename cat chgrp chmod chown cmp cp cut date dd df diff dirname du echo env expr false find fold
+getopt grep gunzip gzip head hostname id kill ln ls md5sum mkdir mkfifo mknod mktemp mount mv nc nproc od paste
+printf ps pwd readlink realpath rm rmdir sed seq sh sha256sum sleep sort stat stty sync tail tar tee test time
+timeout touch tr true truncate uname uniq wc wget which whoami xargs xxd yes
+""".split()  # noqa: SIM905  (a list of words is easier to read than a list of strings)
+)
+
+_FILES = {
+    "etc/passwd": "root:x:0:0::/root:/bin/sh\ndaemon:x:1:1::/:/bin/false\nuser:x:1000:1000::/home/user:/bin/sh\n",
+    "etc/group": "root:x:0:\ndaemon:x:1:\nstaff:x:50:user\nuser:x:1000:\n",
+    "etc/hostname": "busybox\n",
+}
+
+_DIRECTORIES = {
+    "bin": 0o755, "dev": 0o755, "etc": 0o755, "home": 0o755, "proc": 0o755, "root": 0o700, "sys": 0o755,
+    "tmp": 0o1777, "usr": 0o755, "usr/bin": 0o755, "usr/sbin": 0o755, "var": 0o755, "var/tmp": 0o1777,
+}  # fmt: skip
+
+
+def _fill(archive: tarfile.TarFile, binary: bytes) -> None:
+    def add(name: str, mode: int, kind: bytes = tarfile.REGTYPE, content: bytes = b"", target: str = "") -> None:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.mode, entry.linkname = kind, mode, target
+        entry.size, entry.mtime = len(content), MTIME
+        archive.addfile(entry, io.BytesIO(content))
+
+    for name, mode in _DIRECTORIES.items():
+        add(name, mode, tarfile.DIRTYPE)
+    add("home/user", 0o755, tarfile.DIRTYPE)
+    add("bin/busybox", 0o755, content=binary)
+    for applet in _APPLETS:
+        add(f"bin/{applet}", 0o777, tarfile.SYMTYPE, target="busybox")
+    for name, text in _FILES.items():
+        add(name, 0o644, content=text.encode())
+
+
+# -- debian ---------------------------------------------------------------------------------------------------------
+
+
+def debian_layer(platform: str) -> Layer:
+    """Debian's essential packages and apt, as mmdebstrap makes them."""
+    arch = PLATFORMS[platform].debian
+    source = machine_source()
+
+    def make(work: Path) -> Layer:
+        if shutil.which("mmdebstrap") is None:
+            raise UnavailableError("mmdebstrap is not installed")
+        tar = work / "layer.tar"
+        command = [
+            "mmdebstrap", "--mode=root", "--variant=apt", f"--architectures={arch}", "--skip=check/qemu",
+            "--dpkgopt=force-unsafe-io", *(f"--aptopt={line}" for line in machine_apt_settings()),
+            source.suite, str(tar), f"deb {_keyring()}{source.uri} {source.suite} main",
+        ]  # fmt: skip
+        try:
+            done = emulators.run_mapped(arch, command)
+        except RuntimeError as problem:
+            raise UnavailableError(str(problem)) from problem
+        if done.returncode:
+            raise UnavailableError(f"mmdebstrap for {arch} ended with {done.returncode}:\n{done.stdout[-2000:]}")
+        with tar.open("rb") as stream:
+            return pack(stream, work / "layer.tar.gz")
+
+    return _kept(f"debian-{source.suite}-{arch}-{RECIPE}", make)
+
+
+def machine_apt_settings() -> tuple[str, ...]:
+    """The machine's settings for *reaching* an archive (proxies, certificates), as apt.conf lines."""
+    dumped = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
+    wanted = re.compile(r'Acquire::https?(::[^ ]+)?::(Proxy|CaInfo|Verify-Peer)(::[^ ]+)? ".+";', re.I)
+    return tuple(line for line in dumped.splitlines() if wanted.fullmatch(line))
+
+
+def _lines(*lines: str) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def settings_layer(platform: str) -> Layer:
+    """What a container needs on this machine to reach package indexes: apt's sources, certificates, pip's settings.
+
+    Read when asked, never kept: a machine's settings change and are nobody else's.
+    """
+    del platform  # the same for all
+    files: dict[str, bytes] = {}
+    for path in ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf"):
+        with contextlib.suppress(OSError):
+            files[path.lstrip("/")] = Path(path).read_bytes()
+    local = Path("/usr/local/share/ca-certificates")
+    for certificate in sorted(local.rglob("*.crt")) if local.is_dir() else ():
+        files[str(certificate).lstrip("/")] = certificate.read_bytes()
+    source = machine_source()
+    files["etc/apt/sources.list"] = _lines(f"deb {_keyring()}{source.uri} {source.suite} main")
+    files["etc/apt/apt.conf.d/90machine"] = _lines(*machine_apt_settings(), 'Acquire::Languages "none";')
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted(files):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mtime = len(files[name]), MTIME
+            archive.addfile(entry, io.BytesIO(files[name]))
+    tar.seek(0)
+    folder = cache_directory()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="settings.") as scratch:
+        layer = pack(tar, Path(scratch.name))
+        kept = folder / f"settings-{layer.digest[7:19]}.tar.gz"
+        if not kept.exists():
+            os.link(scratch.name, kept)
+    return Layer(kept, layer.digest, layer.diff_id, layer.size)
+
+
+# -- layouts --------------------------------------------------------------------------------------------------------
+
+RECIPES: dict[str, tuple[Callable[[str], Layer], ...]] = {
+    "busybox": (busybox_layer,),
+    "debian": (debian_layer, settings_layer),
+}
+
+
+def make_layout(base: str, dest: Path, platforms: Sequence[str]) -> str:
+    """Write base image ``base`` for ``platforms`` as an OCI layout at ``dest``; the index's digest comes back."""
+    recipe = RECIPES[base]
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        layers = list(pool.map(lambda name: tuple(step(name) for step in recipe), platforms))
+    config = {"Env": [f"PATH={PATH}"], "Cmd": ["/bin/sh"]}
+    images = [Image(PLATFORMS[name].oci, parts, config) for name, parts in zip(platforms, layers, strict=True)]
+    return write_layout(dest, "latest", images)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``bases.py busybox|debian DIR [PLATFORM,...]``."""
+    if len(arguments) not in (2, 3) or arguments[0] not in RECIPES:
+        print(f"usage: bases.py {'|'.join(RECIPES)} DIR [PLATFORM,...]", file=sys.stderr)
+        return 2
+    base, dest = arguments[0], Path(arguments[1])
+    default = DEBIAN_PLATFORMS if base == "debian" else tuple(PLATFORMS)
+    platforms = tuple(arguments[2].split(",")) if len(arguments) == 3 else default
+    if unknown := [name for name in platforms if name not in PLATFORMS]:
+        print(f"bases.py: unknown platform {unknown[0]}; known: {', '.join(PLATFORMS)}", file=sys.stderr)
+        return 2
+    try:
+        print(make_layout(base, dest, platforms))
+    except UnavailableError as problem:
+        print(f"bases.py: {problem}", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
