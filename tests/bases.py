@@ -122,8 +122,10 @@ def machine_source() -> Source:
     """The first source of Debian's own suite in the machine's apt configuration."""
     if shutil.which("apt-get") is None:
         raise UnavailableError("apt-get is not on this machine: base images are made out of Debian's packages")
-    asked = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
-    listed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split("\n")
+    # With no package lists to read apt answers at once; with Debian's it takes seconds.
+    asked = ["apt-get", "-o", "Dir::State::Lists=/var/empty/", "indextargets"]
+    shape = ["--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    listed = subprocess.run([*asked, *shape], capture_output=True, text=True, check=True).stdout.split("\n")
     codename = _os_release().get("VERSION_CODENAME", "")
     for line in listed:
         uri, _, rest = line.partition(" ")

@@ -1,6 +1,7 @@
 """A private binfmt_misc for making foreign base images, so that nothing is registered on the machine.
 
-Since Linux 6.7 a user namespace may mount a binfmt_misc of its own (kernel: fs/binfmt_misc.c). ``run_mapped`` runs a program in such a namespace. Independent of kanifold's own code.
+Since Linux 6.7 a user namespace may mount a binfmt_misc of its own (kernel: fs/binfmt_misc.c); ``run_mapped`` runs
+a program in such a namespace. Independent of kanifold's own code.
 """
 
 from __future__ import annotations
