@@ -119,19 +119,30 @@ class Source:
 
 
 def machine_source() -> Source:
-    """The first source of Debian's own suite in the machine's apt configuration."""
+    """The machine's apt source of its own Debian release, read from the files (sources.list(5), both forms).
+
+    Not from ``apt-get indextargets``: that knows nothing before the first ``apt-get update``, and takes seconds after it.
+    """
     if shutil.which("apt-get") is None:
         raise UnavailableError("apt-get is not on this machine: base images are made out of Debian's packages")
-    # With no package lists to read apt answers at once; with Debian's it takes seconds.
-    asked = ["apt-get", "-o", "Dir::State::Lists=/var/empty/", "indextargets"]
-    shape = ["--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
-    listed = subprocess.run([*asked, *shape], capture_output=True, text=True, check=True).stdout.split("\n")
     codename = _os_release().get("VERSION_CODENAME", "")
-    for line in listed:
-        uri, _, rest = line.partition(" ")
-        if rest == f"{codename} main":
+    for uri, suites in _machine_sources():
+        if codename in suites:
             return Source(uri, codename)
     raise UnavailableError("apt on this machine has no source for its own Debian release")
+
+
+def _machine_sources() -> Iterator[tuple[str, list[str]]]:
+    folder = Path("/etc/apt")
+    for path in (folder / "sources.list", *sorted((folder / "sources.list.d").glob("*.list"))):
+        for line in path.read_text().splitlines() if path.exists() else ():
+            if match := re.match(r"deb\s+(?:\[[^]]*\]\s*)?(\S+)\s+(\S+)\s", line):
+                yield match[1], [match[2]]
+    for path in sorted((folder / "sources.list.d").glob("*.sources")):
+        for stanza in re.split(r"\n\s*\n", path.read_text()):
+            fields = dict(re.findall(r"^([\w-]+):[ \t]*(.*)$", stanza, re.M))
+            if "deb" in fields.get("Types", "").split() and fields.get("Enabled", "yes") != "no":
+                yield fields.get("URIs", "").split()[0], fields.get("Suites", "").split()
 
 
 def _os_release() -> dict[str, str]:
