@@ -1,0 +1,479 @@
+"""Tar archives to layer blobs and back: gzip, zstd or uncompressed, hashed on both sides while they pass.
+
+**Compressing.** The archive is cut into blocks of fixed size. A gzip blob is one member whose blocks are compressed on
+their own, each primed with the 32 KiB before it, and end on a byte boundary; so they can be made in parallel, and the
+result depends on the archive, the level and the compressor's version, never on the number of cores. Levels 1 to 3 are
+ISA-L's (level 1: 500 MB/s a core, where zlib's level 6 does 25 for a tenth fewer bytes), 0 and 4 to 9 zlib's. zstd
+compresses with its own worker threads, whose output does not depend on their number either.
+
+ISA-L's code differs between processor families, and so may its output: the *blob's* digest is the same on every machine
+of a kind, the *diff id* on every machine.
+
+**Decompressing.** gzip (several members), zstd (several frames), bzip2, xz and plain data are told apart by their first
+bytes. Whoever asks says how many bytes they are prepared to get.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self
+
+from executor.rootfs import tarwriter
+from executor.rootfs.entry import Entry
+from executor.rootfs.streams import Digest, Readable
+from platforms.errors import ArchiveError, UsageError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+_BLOCK: Final = 512 << 10
+"""Bytes of the archive that are compressed together. Part of the format: changing it changes every blob's digest."""
+_WINDOW: Final = 32 << 10
+"""How far back deflate can refer."""
+_WAITING: Final = 6
+"""Blocks in flight: what the threads hold in memory at most."""
+_GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+"""RFC 1952: deflate, no name, no time, unknown system."""
+
+COMPRESSIONS: Final = ("gzip", "zstd", "uncompressed")
+_LEVELS: Final = {"gzip": range(10), "zstd": range(1, 23), "uncompressed": range(1)}
+_DEFAULT: Final = {"gzip": 1, "zstd": 3, "uncompressed": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A layer blob: its digest and ``size`` in bytes as it lies on disk, and the same of the archive inside."""
+
+    diff_id: str
+    digest: str
+    size: int
+    uncompressed_size: int
+
+
+def pack(entries: Iterable[Entry], path: str, compression: str = "gzip", level: int | None = None) -> Packed:
+    """Write the layer of ``entries``, in the order given, to the file ``path``.
+
+    ``compression`` is ``gzip`` (levels 0 to 9, default 1), ``zstd`` (1 to 22, default 3) or ``uncompressed``. An
+    existing file is overwritten, a link at ``path`` refused. Nothing is synced, and after an error the file's content
+    is undefined: both are the caller's to deal with. Raises what ``tarwriter.write`` raises, and ``UsageError``.
+    """
+    with Packer(path, compression, level) as packer:
+        tarwriter.write(entries, packer.write)
+        return packer.finish()
+
+
+def recompress(stream: Readable, path: str, compression: str = "gzip", level: int | None = None) -> Packed:
+    """Write the archive that ``stream`` gives, byte for byte, to the file ``path``; otherwise as ``pack``."""
+    with Packer(path, compression, level) as packer:
+        while data := stream.read(_BLOCK):
+            packer.write(data)
+        return packer.finish()
+
+
+class Packer:
+    """A blob being written. ``write`` takes the archive piece by piece, ``finish`` says what it became.
+
+    A context manager, whose end gives threads and file back also when ``finish`` was never reached. A layer of one
+    block is made without any thread.
+    """
+
+    def __init__(self, path: str, compression: str = "gzip", level: int | None = None) -> None:
+        self._codec = _codec(compression, level)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0)
+        self._digest = Digest()
+        self._blob = hashlib.sha256()
+        self._size = 0
+        self._block = bytearray(_BLOCK)
+        self._view = memoryview(self._block)
+        self._filled = 0
+        self._before = b""
+        self._threads: _Threads | None = None
+        self._emit(self._codec.header)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads is not None:
+            self._threads.close()
+        self._digest.finish()
+        self._file.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """The archive's next bytes; ``data`` may be reused afterwards."""
+        at, size = 0, len(data)
+        view = memoryview(data)
+        while at < size:
+            if self._filled == _BLOCK:
+                self._flush()
+            step = min(size - at, _BLOCK - self._filled)
+            self._view[self._filled : self._filled + step] = view[at : at + step]
+            self._filled += step
+            at += step
+
+    def _flush(self) -> None:
+        """Pass on a full block that is not the last one."""
+        block = bytes(self._block)
+        self._filled = 0
+        self._digest.update(block)
+        self._codec.see(block)
+        if self._threads is None:
+            self._threads = _Threads(self._codec, self._emit)
+        self._threads.add(block, self._before)
+        self._before = block[-_WINDOW:]
+
+    def finish(self) -> Packed:
+        """The end of the archive. The file is complete afterwards, but not synced."""
+        last = bytes(self._view[: self._filled])
+        self._digest.update(last)
+        self._codec.see(last)
+        if self._threads is not None:
+            self._threads.drain()
+        self._emit(self._codec.compress(last, self._before, True))
+        diff_id = self._digest.finish()
+        self._emit(self._codec.trailer(self._digest.size))
+        self._file.close()
+        return Packed(diff_id, "sha256:" + self._blob.hexdigest(), self._size, self._digest.size)
+
+    def _emit(self, data: bytes) -> None:
+        self._blob.update(data)
+        self._size += len(data)
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+
+
+class _Threads:
+    """Blocks on their way through the codec, and their results, in order, to ``emit``."""
+
+    def __init__(self, codec: _Codec, emit: Callable[[bytes], None]) -> None:
+        # Imported here: a layer of one block, which is what most steps make, never needs it.
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._codec = codec
+        self._emit = emit
+        cores = len(os.sched_getaffinity(0)) if codec.parallel else 1
+        self._compress: ThreadPoolExecutor = ThreadPoolExecutor(min(cores, 4), "compress")
+        self._write: ThreadPoolExecutor = ThreadPoolExecutor(1, "write")
+        self._waiting: deque[Future[None]] = deque()
+
+    def add(self, block: bytes, before: bytes) -> None:
+        if len(self._waiting) >= _WAITING:
+            self._waiting.popleft().result()
+        made = self._compress.submit(self._codec.compress, block, before, False)
+        self._waiting.append(self._write.submit(lambda: self._emit(made.result())))
+
+    def drain(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def close(self) -> None:
+        self._compress.shutdown(cancel_futures=True)
+        self._write.shutdown(cancel_futures=True)
+
+
+class _Codec(Protocol):
+    parallel: bool
+    """Whether blocks may be compressed at the same time; else they come one by one, in order."""
+    header: bytes
+
+    def see(self, block: bytes) -> None:
+        """Every block in order, before it is compressed; quick, for this is the writing thread."""
+
+    def compress(self, block: bytes, before: bytes, last: bool) -> bytes:
+        """What stands for ``block`` in the blob; ``before`` is the end of the block before it."""
+        ...
+
+    def trailer(self, size: int) -> bytes:
+        """The blob's end, after ``size`` bytes of archive."""
+        ...
+
+
+def _codec(compression: str, level: int | None) -> _Codec:
+    if compression not in COMPRESSIONS:
+        raise UsageError(f"unknown compression {compression!r}", remedy=f"use one of {', '.join(COMPRESSIONS)}")
+    levels = _LEVELS[compression]
+    if level is None:
+        level = _DEFAULT[compression]
+    elif level not in levels:
+        raise UsageError(
+            f"no compression level {level} for {compression}", remedy=f"use {levels[0]} to {levels[-1]}, or none"
+        )
+    if compression == "gzip":
+        return _Gzip(level)
+    return _Zstd(level) if compression == "zstd" else _Plain()
+
+
+class _Gzip:
+    """One gzip member (RFC 1952) out of deflate blocks that each end with an empty stored block (a "sync flush")."""
+
+    parallel = True
+    header = _GZIP_HEADER
+
+    def __init__(self, level: int) -> None:
+        from isal import isal_zlib
+
+        self._level = level
+        self._zlib: Any = isal_zlib if 1 <= level <= 3 else zlib
+        self._crc32: Callable[[bytes, int], int] = isal_zlib.crc32
+        self._crc = 0
+
+    def see(self, block: bytes) -> None:
+        self._crc = self._crc32(block, self._crc)
+
+    def compress(self, block: bytes, before: bytes, last: bool) -> bytes:
+        z = self._zlib
+        dictionary = (before,) if before else ()
+        machine = z.compressobj(self._level, z.DEFLATED, -15, 8, 0, *dictionary)
+        return b"".join((machine.compress(block), machine.flush(z.Z_FINISH if last else z.Z_SYNC_FLUSH)))
+
+    def trailer(self, size: int) -> bytes:
+        return self._crc.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+class _Zstd:
+    """One zstd frame (RFC 8878). At least one worker: with none the library's output is another."""
+
+    parallel = False
+    header = b""
+
+    def __init__(self, level: int) -> None:
+        import zstandard
+
+        workers = min(len(os.sched_getaffinity(0)), 4)
+        self._machine = zstandard.ZstdCompressor(level=level, threads=workers, write_checksum=True).compressobj()
+
+    def see(self, block: bytes) -> None:
+        pass
+
+    def compress(self, block: bytes, _: bytes, last: bool) -> bytes:
+        data = self._machine.compress(block)
+        return data + self._machine.flush() if last else data
+
+    def trailer(self, _: int) -> bytes:
+        return b""
+
+
+class _Plain:
+    parallel = False
+    header = b""
+
+    def see(self, block: bytes) -> None:
+        pass
+
+    def compress(self, block: bytes, _: bytes, last: bool) -> bytes:
+        return block
+
+    def trailer(self, _: int) -> bytes:
+        return b""
+
+
+# -- decompressing ---------------------------------------------------------------------------------------------------
+
+_MAGIC: Final = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+)
+_PIECE: Final = 64 << 10
+"""Compressed bytes read at a time."""
+_ZSTD_PIECE: Final = 2 << 10
+"""Compressed bytes given to zstd at a time: it cannot be told how much to return, and 4 bytes may become 128 KiB."""
+_ZSTD_WINDOW: Final = 128 << 20
+"""The window that RFC 8878 asks decoders to be prepared for is 8 MiB; the command line tool refuses above this."""
+_XZ_MEMORY: Final = 256 << 20
+"""``xz -9`` asks for 65 MiB."""
+
+
+def sniff(head: bytes) -> str:
+    """How data that begins with ``head`` (6 bytes tell all) is compressed: gzip, zstd, bzip2, xz; "" for none known."""
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    # A zstd "skippable frame", as lazily pulled layers may begin with.
+    return "zstd" if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50 else ""
+
+
+class Decompressed:
+    """What ``stream`` decompresses to, as a stream: ``read(size)`` gives up to ``size`` bytes, ``b""`` at the end.
+
+    ``limit`` is the number of decompressed bytes after which the stream counts as a bomb. Raises ``ArchiveError`` for
+    that, for damaged or truncated data, and for garbage behind it (padding with zeros is let pass, as gzip does).
+    """
+
+    def __init__(self, stream: Readable, *, limit: int) -> None:
+        self._stream = stream
+        self._limit = limit
+        self._count = 0
+        self._input = _fill(stream, 6)
+        self.compression = sniff(self._input)
+        """gzip, zstd, bzip2, xz or "" for plain data."""
+        self._start = _machines(self.compression) if self.compression else None
+        self._machine: _Machine | None = self._start() if self._start is not None else None
+        self._hungry = True
+        self._left = b""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, at most ``size``; ``b""`` only at the end."""
+        data = self._left
+        if not data:
+            data = self._plain(size) if self._start is None else self._next(size)
+            self._count += len(data)
+            if self._count > self._limit:
+                raise ArchiveError(
+                    "archive too large",
+                    why=f"it decompresses to more than {self._limit} bytes",
+                    remedy="raise the limit if this is not an attack",
+                )
+        self._left = data[size:]
+        return data[:size] if self._left else data
+
+    def _plain(self, size: int) -> bytes:
+        data, self._input = self._input, b""
+        return data or self._stream.read(size)
+
+    def _next(self, size: int) -> bytes:
+        while self._machine is not None:
+            piece = b""
+            if self._hungry:
+                piece = self._input or self._stream.read(_PIECE)
+                if not piece:
+                    raise ArchiveError("truncated archive", why=f"its {self.compression} data ends too early")
+                piece, self._input = piece[: self._machine.piece], piece[self._machine.piece :]
+            try:
+                data = self._machine.decompress(piece, size)
+            except Exception as error:
+                if isinstance(error, MemoryError):
+                    raise
+                raise ArchiveError("damaged archive", why=f"its {self.compression} data is broken: {error}") from error
+            self._hungry = self._machine.needs_input
+            if self._machine.eof:
+                self._input = self._machine.unused_data + self._input
+                self._begin()
+            if data:
+                return data
+        return b""
+
+    def _begin(self) -> None:
+        """What follows a finished member or frame: another one, padding, or the end."""
+        self._machine = None
+        if not self._input:
+            self._input = self._stream.read(_PIECE)
+        if self._input and not self._input[0]:
+            while self._input and not self._input.strip(b"\0"):
+                self._input = self._stream.read(_PIECE)
+            if not self._input:
+                return
+        elif not self._input:
+            return
+        self._input += _fill(self._stream, 6 - len(self._input)) if len(self._input) < 6 else b""
+        if sniff(self._input) != self.compression:
+            raise ArchiveError("damaged archive", why=f"something else follows its {self.compression} data")
+        assert self._start is not None
+        self._machine = self._start()
+        self._hungry = True
+
+
+def _fill(stream: Readable, size: int) -> bytes:
+    """``size`` bytes, or what there is of them."""
+    data = stream.read(size)
+    while data and len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    return data
+
+
+class _Machine(Protocol):
+    """A decompressor of one member or frame."""
+
+    piece: int
+    """Compressed bytes to give at a time."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, size: int, /) -> bytes: ...
+
+
+def _machines(compression: str) -> Callable[[], _Machine]:
+    """A maker of machines for ``compression``."""
+    if compression == "zstd":
+        return _zstd_machines()
+    make: Callable[[], Any]
+    if compression == "gzip":
+        from isal import igzip_lib
+
+        def make() -> Any:
+            return igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP)
+
+    elif compression == "xz":
+        import lzma
+
+        def make() -> Any:
+            return lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
+
+    else:
+        import bz2
+
+        make = bz2.BZ2Decompressor
+    return lambda: _Bounded(make())
+
+
+class _Bounded:
+    """A decompressor that can be told how much to return (the interface of bz2, lzma and isal)."""
+
+    piece = _PIECE
+
+    def __init__(self, machine: Any) -> None:
+        self._machine = machine
+        self.decompress: Callable[[bytes, int], bytes] = machine.decompress
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._machine.eof)
+
+    @property
+    def needs_input(self) -> bool:
+        return bool(self._machine.needs_input)
+
+    @property
+    def unused_data(self) -> bytes:
+        return bytes(self._machine.unused_data)
+
+
+def _zstd_machines() -> Callable[[], _Machine]:
+    import zstandard
+
+    context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    return lambda: _ZstdFrame(context.decompressobj())
+
+
+class _ZstdFrame:
+    piece = _ZSTD_PIECE
+    needs_input = True
+
+    def __init__(self, machine: Any) -> None:
+        self._machine = machine
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._machine.eof)
+
+    @property
+    def unused_data(self) -> bytes:
+        return bytes(self._machine.unused_data)
+
+    def decompress(self, data: bytes, _: int, /) -> bytes:
+        return bytes(self._machine.decompress(data))
