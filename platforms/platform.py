@@ -42,7 +42,7 @@ _HINTS: Final = {
     "armv6": "arm/v6", "armv6l": "arm/v6", "armv7": "arm/v7", "armv7l": "arm/v7", "arm32": "arm/v7", "armv8": "arm64",
     "armv8l": "arm/v8", "arm32v6": "arm/v6", "arm32v7": "arm/v7", "arm64v8": "arm64", "ppc64el": "ppc64le",
     "powerpc64le": "ppc64le", "mips64el": "mips64le", "mipsel": "mipsle", "loongarch64": "loong64",
-    "risc-v": "riscv64", "s390": "s390x",
+    "risc-v": "riscv64",
 }  # fmt: skip
 """Names of Debian, of the kernel and of habit that are not platform names; suggested, never guessed."""
 
