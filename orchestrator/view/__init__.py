@@ -1,0 +1,12 @@
+"""What people see of a build: events in, a display of them out.
+
+``open_display`` picks one of four displays; ``events`` is all that they are told. Both the live screen and the plain
+lines are functions of a ``state`` that the events fold into; ``problems`` shows errors and warnings everywhere.
+"""
+
+from __future__ import annotations
+
+from orchestrator.view.display import MODES, Display, open_display
+from orchestrator.view.problems import exit_code, render_problem, render_warning
+
+__all__ = ["MODES", "Display", "exit_code", "open_display", "render_problem", "render_warning"]

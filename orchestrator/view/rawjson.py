@@ -1,0 +1,186 @@
+r"""The display for programs: one JSON object a line, in ASCII, for every event.
+
+Every object has ``type``, ``at`` (seconds since the build started, or since the display opened before that) and
+``time`` (RFC 3339, UTC, microseconds). An executor's messages have ``platform``. Fields are only ever added; a field
+that is listed here is always there. Text is passed on as it came, control characters included, as ``\u`` escapes.
+
+=================  ===================================================================================================
+type               fields
+=================  ===================================================================================================
+build_started      name, tags [], jobs, platforms [{platform, node, how}]
+resolving          ref
+resolved           ref, digest
+platform_started   platform, node, how
+hello              platform, kanifold, host, isolation
+planned            platform, emulation, steps [{id, stage, name, line, number, of}]
+step_started       platform, step (an id of ``planned``)
+step_finished      platform, step, seconds, cached (bool), error ("" when there is none)
+log                platform, step, stream (1 stdout, 2 stderr), text
+moved              platform, action (pull, push, unpack, compress, context), name, done, total (bytes; 0: unknown)
+warned             platform ("" for the orchestrator), rule, problem
+result             platform, manifest, config, layers [] ({digest, size, media_type}), size, cached, ran, seconds,
+                   findings [{layer, path, machine}]
+failed             platform, problem
+platform_ended     platform, outcome (built, failed, cancelled), reason
+publishing         what, done, total
+published          ref, digest
+build_ended        outcome (built, failed, cancelled), digest, troubles [{platform, problem}]
+=================  ===================================================================================================
+
+A ``problem`` is {kind, what, why, remedy, where, log []}; its ``where`` is null or {file, line, end_line, source [],
+first}.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import threading
+import time
+from typing import Any, Self, TextIO
+
+import msgspec
+
+from executor import job
+from executor.image.manifest import Descriptor
+from orchestrator.view import events
+from orchestrator.view.sink import Sink
+from platforms.errors import Problem
+
+
+class RawJson:
+    """A ``Display`` of JSON lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._sink = Sink(stream)
+        self._lock = threading.Lock()
+        self._began = time.monotonic()
+        self._wall = time.time() - self._began
+
+    def emit(self, event: events.Event) -> None:
+        """Write ``event``; from any thread. An executor's questions and answers are not shown."""
+        with self._lock:
+            if isinstance(event, events.BuildStarted):
+                self._began = event.at
+            fields = fields_of(event)
+            if fields is None:
+                return
+            moment = datetime.datetime.fromtimestamp(self._wall + event.at, datetime.UTC)
+            line = {
+                "type": fields.pop("type"),
+                "at": round(event.at - self._began, 6),
+                "time": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+                **fields,
+            }
+            # "##[" orders about GitHub's runner wherever in a line it stands; within JSON it can only be in a string.
+            text = json.dumps(line, separators=(",", ":")).replace("##[", "#\\u0023[")
+            self._sink.write(text + "\n")
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def fields_of(event: events.Event) -> dict[str, Any] | None:
+    """``type`` and the fields that the table above lists for ``event``; None for one that is not shown."""
+    match event:
+        case events.FromExecutor(platform=platform, message=message):
+            said = _message(message)
+            return said and {"type": said.pop("type"), "platform": platform, **said}
+        case events.BuildStarted():
+            places = [_struct(place) for place in event.platforms]
+            tags = list(event.tags)
+            return {"type": "build_started", "name": event.name, "tags": tags, "jobs": event.jobs, "platforms": places}
+        case events.Resolving():
+            return {"type": "resolving", "ref": event.ref}
+        case events.Resolved():
+            return {"type": "resolved", "ref": event.ref, "digest": event.digest}
+        case events.PlatformStarted():
+            return {"type": "platform_started", "platform": event.platform, "node": event.node, "how": event.how}
+        case events.PlatformEnded():
+            return {
+                "type": "platform_ended",
+                "platform": event.platform,
+                "outcome": event.outcome,
+                "reason": event.reason,
+            }
+        case events.Cautioned():
+            return {"type": "warned", "platform": "", "rule": event.rule, "problem": _problem(event.problem)}
+        case events.Publishing():
+            return {"type": "publishing", "what": event.what, "done": event.done, "total": event.total}
+        case events.Published():
+            return {"type": "published", "ref": event.ref, "digest": event.digest}
+        case events.BuildEnded():
+            troubles = [{"platform": each.platform, "problem": _problem(each.problem)} for each in event.troubles]
+            return {"type": "build_ended", "outcome": event.outcome, "digest": event.digest, "troubles": troubles}
+    return None
+
+
+def _message(message: job.Message) -> dict[str, Any] | None:
+    match message:
+        case job.Hello():
+            return {
+                "type": "hello",
+                "kanifold": message.kanifold,
+                "host": message.host,
+                "isolation": message.isolation,
+            }
+        case job.Planned():
+            steps = [_struct(step) for step in message.steps]
+            return {"type": "planned", "emulation": message.emulation, "steps": steps}
+        case job.Started():
+            return {"type": "step_started", "step": message.step}
+        case job.Finished():
+            return {"type": "step_finished", **_struct(message)}
+        case job.Log():
+            return {"type": "log", "step": message.step, "stream": message.stream, "text": message.text}
+        case job.Moved():
+            return {"type": "moved", **_struct(message)}
+        case job.Warned():
+            return {"type": "warned", "rule": message.rule, "problem": _problem(message.problem)}
+        case job.Failed():
+            return {"type": "failed", "problem": _problem(message.problem)}
+        case job.Result():
+            return {
+                "type": "result",
+                "manifest": _descriptor(message.manifest),
+                "config": _descriptor(message.config),
+                "layers": [_descriptor(layer) for layer in message.layers],
+                "size": message.size,
+                "cached": message.cached,
+                "ran": message.ran,
+                "seconds": message.seconds,
+                "findings": [_struct(finding) for finding in message.findings],
+            }
+    return None
+
+
+def _struct(value: msgspec.Struct) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__struct_fields__}
+
+
+def _descriptor(value: Descriptor) -> dict[str, Any]:
+    return {"digest": value.digest, "size": value.size, "media_type": value.media_type}
+
+
+def _problem(value: Problem) -> dict[str, Any]:
+    where = value.where and {
+        "file": value.where.file,
+        "line": value.where.line,
+        "end_line": value.where.end_line,
+        "source": list(value.where.source),
+        "first": value.where.first,
+    }
+    return {
+        "kind": value.kind,
+        "what": value.what,
+        "why": value.why,
+        "remedy": value.remedy,
+        "where": where,
+        "log": list(value.log),
+    }

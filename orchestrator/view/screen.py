@@ -1,0 +1,340 @@
+"""The live screen and the summary that stays: pure functions of the state, the terminal's size and the time.
+
+A running platform is a block of lines; all running platforms have blocks of one height, as high as the screen allows,
+so that what moves is text and not layout. Where the screen is low a block is one line, and where not even that fits
+the platforms that matter least are counted instead of shown.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from rich.cells import cell_len
+from rich.console import Group
+from rich.text import Text
+
+from orchestrator.view import amounts, wording
+from orchestrator.view.state import Flow, PlatformState, State, Status, StepState
+
+BLOCK: Final = 14
+"""Lines that a block has at most."""
+BAR: Final = 20
+"""Cells of a progress bar at most."""
+
+_SIGNS: Final = {"waiting": "○", "running": "●", "built": "✓", "failed": "✗", "cancelled": "■"}
+_STYLES: Final = {"waiting": "dim", "running": "blue", "built": "green", "failed": "red", "cancelled": "yellow"}
+_URGENCY: Final = {"failed": 0, "running": 1, "cancelled": 2, "waiting": 3, "built": 4}
+"""Which platforms are shown first where not all can be."""
+_VERBS: Final = {"pull": "↓", "push": "↑", "context": "context", "unpack": "unpack", "compress": "compress"}
+_COLUMN_WORTH: Final = (9, 5, 4, 3, 6, 7)
+"""By column of the summary: the least worthy one goes first where the terminal is narrow."""
+
+
+class _Grid(msgspec.Struct, frozen=True):
+    """What all head lines share, so that they line up: widths in cells, and which of the cells fit."""
+
+    width: int
+    platform: int
+    where: int
+    bar: int
+    steps: int
+    cached: int
+
+
+def render(state: State, width: int, height: int, now: float) -> Group:
+    """The screen while the build runs: at most ``height - 1`` lines (the cursor has the last), none over ``width``."""
+    room = max(1, height - 1)
+    top = [_headline(state, width, now)]
+    resolving = [ref for ref, digest in state.pins if not digest]
+    if resolving:
+        top.append(_plain(width, "  resolving " + ", ".join(resolving), "dim"))
+    bottom = _footer(state, width)
+    # Where it is tight, every platform's line goes before the lines around them.
+    while top and len(top) + len(state.platforms) + len(bottom) > room:
+        if bottom:
+            bottom.pop(0)
+        else:
+            top.pop()
+    rows = room - len(top) - len(bottom)
+    return Group(*top, *_platforms(state, width, rows, now), *bottom)
+
+
+def summary(state: State, width: int, now: float) -> Group:
+    """What stays on the screen when the build has ended: a table of the platforms, the outcome, what was published."""
+    rows = [wording.summary_row(each, now) for each in state.platforms]
+    table = [wording.SUMMARY_HEADINGS, *rows]
+    columns = list(range(len(wording.SUMMARY_HEADINGS)))
+    widths = [max(cell_len(row[column]) for row in table) for column in columns]
+    while len(columns) > 1 and 2 + sum(widths[column] + 2 for column in columns) - 2 > width:
+        columns.remove(min(columns, key=lambda column: _COLUMN_WORTH[column]))
+    lines = [_summary_line(wording.SUMMARY_HEADINGS, columns, widths, width, "dim")] if rows else []
+    for platform, row in zip(state.platforms, rows, strict=True):
+        line = _summary_line(row, columns, widths, width, "")
+        line.plain = _SIGNS[platform.stage] + line.plain[1:]
+        line.stylize(_STYLES[platform.stage], 0, 1)
+        if not platform.digest or platform.stage != "built":
+            line.stylize(_STYLES[platform.stage], len(line.plain) - len(row[-1]))
+        lines.append(line)
+    ended = state.outcome or "cancelled"
+    lines.append(_plain(width, f"{_SIGNS[ended]} {wording.outcome(state, now)}", f"bold {_STYLES[ended]}"))
+    # These are there to be copied, so they are folded rather than cut.
+    for text in (state.digest, *(ref for ref, _ in state.published)):
+        if text:
+            lines.append(Text(f"  {text}", overflow="fold"))
+    return Group(*lines)
+
+
+def _summary_line(cells: tuple[str, ...], columns: list[int], widths: list[int], width: int, style: str) -> Text:
+    padded = (cells[column] + " " * (widths[column] - cell_len(cells[column])) for column in columns)
+    return _plain(width, "  " + "  ".join(padded).rstrip(), style)
+
+
+def _plain(width: int, text: str, style: str) -> Text:
+    line = Text(text, style=style, no_wrap=True, overflow="ellipsis")
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _spread(width: int, left: Text, right: str, style: str = "") -> Text:
+    """``left`` and, at the line's end, ``right``; it is ``left`` that is cut."""
+    if not right:
+        left.truncate(width, overflow="ellipsis")
+        return left
+    space = width - cell_len(right) - 1
+    if space < 1:
+        left.truncate(width, overflow="ellipsis")
+        return left
+    left.truncate(space, overflow="ellipsis", pad=True)
+    left.append(" ")
+    left.append(right, style)
+    return left
+
+
+def _line() -> Text:
+    return Text(no_wrap=True, overflow="ellipsis")
+
+
+def _headline(state: State, width: int, now: float) -> Text:
+    left = _line()
+    left.append("building", "bold")
+    if state.name:
+        left.append(f" {state.name}", "bold")
+    left.append(f" for {wording.plural(len(state.platforms), 'platform')}")
+    for stage in ("built", "failed", "cancelled"):
+        count = sum(1 for each in state.platforms if each.stage == stage)
+        if count:
+            left.append(f", {count} {stage}", _STYLES[stage])
+    return _spread(width, left, amounts.elapsed(state.seconds(now)), "bold")
+
+
+def _footer(state: State, width: int) -> list[Text]:
+    lines = []
+    count = len(state.warnings) + state.more_warnings
+    if count:
+        last = wording.caution_line(state.warnings[-1])
+        lines.append(_plain(width, f"⚠ {wording.plural(count, 'warning')}: {last}", "yellow"))
+    if state.publishing:
+        what, done, total = state.publishing
+        progress = f" {done}/{total}" if total else ""
+        lines.append(_plain(width, f"↑ publishing {what}{progress}", "blue"))
+    return lines
+
+
+def _platforms(state: State, width: int, rows: int, now: float) -> list[Text]:
+    grid = _grid(state, width)
+    shown = list(state.platforms)
+    hidden: list[PlatformState] = []
+    if len(shown) > rows:
+        by_urgency = sorted(shown, key=lambda each: _URGENCY[each.stage])
+        hidden = by_urgency[max(0, rows - 1) :]
+        shown = [each for each in shown if each not in hidden]
+    running = sum(1 for each in shown if each.stage == "running")
+    share = min(BLOCK, (rows - len(shown) + running) // running) if running else 1
+    lines: list[Text] = []
+    for each in shown:
+        lines += _block(each, grid, share, now) if each.stage == "running" else [_single(each, grid, now)]
+    if hidden and rows:
+        stages = [each.stage for each in hidden]
+        counts = ", ".join(f"{stages.count(stage)} {stage}" for stage in _URGENCY if stage in stages)
+        lines.append(_plain(width, f"  and {counts}" if shown else f"  {counts}", "dim"))
+    return lines
+
+
+def _grid(state: State, width: int) -> _Grid:
+    """Which cells fit beside the platform and the time: where it runs, how many steps, the bar, how many cached."""
+    platform = max((cell_len(each.platform) for each in state.platforms), default=0)
+    where = max((cell_len(wording.where(each)) for each in state.platforms), default=0)
+    most = max((each.counted for each in state.platforms), default=0)
+    steps = len(f"{most}/{most}")
+    free = width - (2 + platform) - 8
+    cells = []
+    for wish in (2 + where, 2 + steps, 2 + min(BAR, max(most, 6)), 2 + len(f"{most} cached")):
+        fits = wish <= free
+        free -= wish if fits else 0
+        cells.append(wish - 2 if fits else 0)
+    return _Grid(width, platform, cells[0], cells[2], cells[1], cells[3])
+
+
+def _padded(text: str, cells: int) -> str:
+    return text + " " * (cells - cell_len(text))
+
+
+def _name(platform: PlatformState, grid: _Grid) -> Text:
+    line = _line()
+    line.append(f"{_SIGNS[platform.stage]} ", _STYLES[platform.stage])
+    line.append(_padded(platform.platform, grid.platform), "bold" if platform.stage == "running" else "")
+    if grid.where:
+        line.append("  " + _padded(wording.where(platform), grid.where), "dim")
+    return line
+
+
+def _single(platform: PlatformState, grid: _Grid, now: float) -> Text:
+    """A platform that is not running, on one line."""
+    line = _name(platform, grid)
+    if platform.stage == "waiting":
+        line.append("  waiting", "dim")
+        return _spread(grid.width, line, "")
+    if platform.stage == "built":
+        line.append("  built", "green")
+        line.append(f"  {wording.steps(platform)}")
+        if platform.size:
+            line.append(f"  {amounts.size(platform.size)}")
+        if platform.digest:
+            line.append(f"  {wording.short_digest(platform.digest)}", "dim")
+    else:
+        line.append(f"  {platform.stage}", _STYLES[platform.stage])
+        if platform.reason:
+            line.append(f": {platform.reason}")
+    return _spread(grid.width, line, amounts.duration(platform.seconds(now)))
+
+
+def _block(platform: PlatformState, grid: _Grid, share: int, now: float) -> list[Text]:
+    """A running platform in exactly ``share`` lines."""
+    running = [platform.steps[position] for position in platform.running]
+    if share == 1:
+        return [_one_line(platform, running, grid, now)]
+    has_flow = share > 3 and bool(platform.flows)
+    lines = [_head(platform, grid, "" if has_flow else _rates(platform.flows, now), now)]
+    if has_flow:
+        lines.append(_flow_line(platform.flows, grid.width, now))
+    free = share - len(lines)
+    shown = running[-max(1, free // 2) :]
+    log = _log_tail(platform, running, max(0, free - len(shown)))
+    # At least half of what is left belongs to the log: steps that are over are history.
+    past = _past_steps(platform, min(6, free - len(shown) - max(len(log), (free - len(shown)) // 2)))
+    lines += [_past_line(each, grid.width) for each in past]
+    lines += [_step_line(each, len(running) - len(shown) if each is shown[0] else 0, grid.width, now) for each in shown]
+    if not running:
+        lines.append(_plain(grid.width, "  " + _idle_text(platform), "dim"))
+    room = share - len(lines)
+    lines += [_plain(grid.width, f"  │ {text}", "dim") for text in log[max(0, len(log) - room) :]]
+    lines += [_line() for _ in range(share - len(lines))]
+    return lines
+
+
+def _idle_text(platform: PlatformState) -> str:
+    if not platform.steps:
+        return "planning"
+    return "finishing" if platform.finished >= platform.counted else "between steps"
+
+
+def _head(platform: PlatformState, grid: _Grid, rates: str, now: float) -> Text:
+    line = _name(platform, grid)
+    if grid.bar:
+        line.append("  ")
+        _append_bar(line, platform, grid.bar)
+    if grid.steps:
+        line.append("  " + _count(platform).rjust(grid.steps))
+    if grid.cached:
+        line.append("  " + (f"{platform.cached} cached" if platform.cached else ""), "cyan")
+    right = amounts.elapsed(platform.seconds(now))
+    if rates and cell_len(line.plain) + len(rates) + len(right) + 4 <= grid.width:
+        right = f"{rates}  {right}"
+    return _spread(grid.width, line, right)
+
+
+def _count(platform: PlatformState) -> str:
+    return f"{platform.finished}/{platform.counted}" if platform.counted else ""
+
+
+def _append_bar(line: Text, platform: PlatformState, cells: int) -> None:
+    whole = platform.counted or 1
+    cached = cells * platform.cached // whole
+    over = cells * platform.finished // whole
+    line.append("━" * cached, "cyan")
+    line.append("━" * (over - cached), "green")
+    line.append("─" * (cells - over), "dim")
+
+
+def _one_line(platform: PlatformState, running: list[StepState], grid: _Grid, now: float) -> Text:
+    line = _name(platform, grid)
+    if grid.steps:
+        line.append("  " + _count(platform).rjust(grid.steps))
+    line.append("  ")
+    if running:
+        _append_step(line, running[-1])
+    else:
+        line.append(_idle_text(platform), "dim")
+    return _spread(grid.width, line, amounts.elapsed(platform.seconds(now)))
+
+
+def _append_step(line: Text, step: StepState) -> None:
+    place = wording.position(step.step)
+    if place:
+        line.append(place + " ", "blue")
+    line.append(step.step.name)
+
+
+def _step_line(step: StepState, more: int, width: int, now: float) -> Text:
+    line = _line()
+    line.append("  ")
+    _append_step(line, step)
+    beside = f"+{more} beside it  " if more else ""
+    return _spread(width, line, beside + amounts.elapsed(now - step.started))
+
+
+def _past_steps(platform: PlatformState, count: int) -> list[StepState]:
+    """The last ``count`` steps that are over, in the order of the plan."""
+    over = (Status.DONE, Status.CACHED, Status.FAILED)
+    found: list[StepState] = []
+    for each in reversed(platform.steps):
+        if len(found) >= count:
+            break
+        if each.status in over:
+            found.append(each)
+    return found[::-1]
+
+
+def _past_line(step: StepState, width: int) -> Text:
+    line = _line()
+    failed = step.status is Status.FAILED
+    line.append("  ✗ " if failed else "  ✓ ", "red" if failed else "green")
+    place = wording.position(step.step)
+    line.append(f"{place} {step.step.name}" if place else step.step.name, "dim")
+    if step.status is Status.CACHED:
+        return _spread(width, line, "cached", "cyan")
+    return _spread(width, line, amounts.duration(step.seconds), "dim")
+
+
+def _log_tail(platform: PlatformState, running: list[StepState], count: int) -> list[str]:
+    """The last lines of the running step that spoke last."""
+    if not running or not count:
+        return []
+    tail = max(running, key=lambda each: each.spoke).tail
+    return [text for text in tail if text.strip()][-count:]
+
+
+def _flow_line(flows: tuple[Flow, ...], width: int, now: float) -> Text:
+    parts = []
+    for flow in flows:
+        verb = _VERBS.get(flow.action, "")
+        if verb:
+            moved = amounts.part(flow.done, flow.total)
+            parts.append(f"{verb} {moved} {amounts.size(flow.rate(now))}/s" if flow.busy else f"{verb} {moved}")
+    return _plain(width, "  " + "   ".join(parts), "magenta")
+
+
+def _rates(flows: tuple[Flow, ...], now: float) -> str:
+    busy = (flow for flow in flows if flow.busy and flow.action in ("pull", "push"))
+    return " ".join(f"{_VERBS[flow.action]} {amounts.size(flow.rate(now))}/s" for flow in busy)

@@ -1,0 +1,59 @@
+"""The way out for what a display writes: whole pieces, to a stream that may be slow, narrow-minded or gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from typing import Final, TextIO
+
+_PLAIN_FORMS: Final = str.maketrans("✓✗■●○↓↑━─│╭╮╰╯…·⚠", "+x#*ov^=-|++++~-!")
+"""What the signs that displays use become where the stream's encoding lacks them; none changes its width."""
+
+
+class Sink:
+    """Writes text to a stream's descriptor, past its buffer, or to the stream itself when it has none.
+
+    A reader that went away (``| head``) must not fail a build: from the first error on, everything is dropped.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._gone = False
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        try:
+            self._fd = stream.fileno()
+        except (OSError, AttributeError, ValueError):
+            self._fd = -1
+
+    def write(self, text: str) -> None:
+        """Write all of ``text``, waiting for a slow reader."""
+        if self._gone or not text:
+            return
+        try:
+            self._stream.flush()
+            if self._fd < 0:
+                self._stream.write(self._encoded(text).decode(self._encoding))
+                self._stream.flush()
+            else:
+                self._write_all(self._encoded(text))
+        except (OSError, ValueError):
+            self._gone = True
+
+    def _encoded(self, text: str) -> bytes:
+        try:
+            return text.encode(self._encoding)
+        except UnicodeEncodeError:
+            return text.translate(_PLAIN_FORMS).encode(self._encoding, "replace")
+
+    def _write_all(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            # Some CI runners hand out a stderr in non-blocking mode.
+            with contextlib.suppress(BlockingIOError):
+                rest = rest[os.write(self._fd, rest) :]
+                continue
+            # poll, not select: a descriptor may be above FD_SETSIZE
+            waiter = select.poll()
+            waiter.register(self._fd, select.POLLOUT)
+            waiter.poll()

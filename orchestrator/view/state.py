@@ -1,0 +1,397 @@
+"""The state of a build as it is shown: events fold into it, displays are functions of it.
+
+Everything is frozen and shared between one state and the next; what could grow without end (log lines, transfers,
+warnings) is kept as a bounded tail. Folding one event costs a few microseconds whatever came before. All text that
+came from outside was cleaned by ``untrusted`` when it entered.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from executor import job
+from orchestrator.view import events
+from orchestrator.view.untrusted import clean_line
+from platforms.errors import Problem
+
+TAIL: Final = 24
+"""Log lines kept of a running or failed step, and of a platform."""
+WARNINGS: Final = 50
+"""Different warnings kept; the others are counted."""
+OPEN_TRANSFERS: Final = 64
+"""Transfers told apart at a time, per direction; and finished ones remembered."""
+RATE_SECONDS: Final = 2.0
+"""Time constant of the rates: what was moved this long ago weighs 1/e."""
+
+
+class Status(enum.StrEnum):
+    """Where a step stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    CACHED = "cached"
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class StepState(msgspec.Struct, frozen=True):
+    """One step of one platform."""
+
+    step: job.Step
+    status: Status = Status.WAITING
+    started: float = 0.0
+    seconds: float = 0.0
+    """How long it took, once it has ended."""
+    error: str = ""
+    tail: tuple[str, ...] = ()
+    """The last lines of its output, dropped when it ends well."""
+    spoke: float = 0.0
+    """When it last wrote a line."""
+
+
+class Flow(msgspec.Struct, frozen=True):
+    """Bytes moved by one kind of action (``pull``, ``push``, …), over all its transfers."""
+
+    action: str
+    done: int = 0
+    total: int = 0
+    """Sum of the totals known; for a transfer of unknown size, what it has moved so far."""
+    first: float = 0.0
+    at: float = 0.0
+    """When the first and the latest bytes were reported."""
+    weight: float = 0.0
+    open: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    """Done and total of the transfers under way, by name."""
+    closed: tuple[str, ...] = ()
+    """Names of transfers that ended lately, so that a repeated last report counts once."""
+
+    def rate(self, now: float) -> float:
+        """Bytes per second, an exponentially weighted mean over the time since the first report."""
+        age = now - self.first
+        if age <= 0:
+            return 0.0
+        weight = self.weight * math.exp(-max(0.0, now - self.at) / RATE_SECONDS)
+        return weight / (1 - math.exp(-age / RATE_SECONDS))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a transfer is under way."""
+        return bool(self.open)
+
+
+class PlatformState(msgspec.Struct, frozen=True):
+    """One platform's build."""
+
+    platform: str
+    node: str = ""
+    how: str = ""
+    """``native``, or the emulator's name."""
+    isolation: str = ""
+    stage: str = "waiting"
+    """``waiting``, ``running``, or its outcome: ``built``, ``failed``, ``cancelled``."""
+    reason: str = ""
+    started: float = 0.0
+    ended: float = 0.0
+    steps: tuple[StepState, ...] = ()
+    places: Mapping[int, int] = MappingProxyType({})
+    """Position in ``steps`` by step id."""
+    running: tuple[int, ...] = ()
+    """Positions of the steps under way, in the order in which they began."""
+    finished: int = 0
+    """Steps of stages that are over: cached, done or failed."""
+    counted: int = 0
+    """Steps of stages, without the work around them (export, push)."""
+    cached: int = 0
+    ran: int = 0
+    flows: tuple[Flow, ...] = ()
+    tail: tuple[tuple[int, str], ...] = ()
+    """The last lines of all steps, each with its step's position."""
+    problem: Problem | None = None
+    digest: str = ""
+    size: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.stage not in ("waiting", "running")
+
+    def seconds(self, now: float) -> float:
+        """How long it has been built for, up to ``now`` or its end."""
+        if not self.started:
+            return 0.0
+        return (self.ended or now) - self.started
+
+
+class Caution(msgspec.Struct, frozen=True):
+    """A warning and who gave it; no platform means the orchestrator."""
+
+    problem: Problem
+    rule: str = ""
+    platforms: tuple[str, ...] = ()
+
+
+class State(msgspec.Struct, frozen=True):
+    """A whole build."""
+
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    platforms: tuple[PlatformState, ...] = ()
+    pins: tuple[tuple[str, str], ...] = ()
+    """Base images looked up, each with its digest or "" while that takes."""
+    publishing: tuple[str, int, int] | None = None
+    """What is being published, parts done, parts in all."""
+    published: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[Caution, ...] = ()
+    more_warnings: int = 0
+    """Warnings beyond those kept."""
+    started: float = 0.0
+    ended: float = 0.0
+    outcome: str = ""
+    """"" while the build runs."""
+    digest: str = ""
+    troubles: tuple[events.Trouble, ...] = ()
+
+    def seconds(self, now: float) -> float:
+        """How long the build has run, up to ``now`` or its end."""
+        return (self.ended or now) - self.started if self.started else 0.0
+
+    def platform(self, name: str) -> PlatformState | None:
+        """The platform called ``name``."""
+        return next((each for each in self.platforms if each.platform == name), None)
+
+
+def fold(state: State, event: events.Event) -> State:
+    """The state after ``event``."""
+    match event:
+        case events.FromExecutor(platform=platform, message=message):
+            if isinstance(message, job.Warned):
+                return _warned(state, message.problem, message.rule, platform)
+            return _with_platform(state, platform, lambda old: _heard(old, message, event.at))
+        case events.BuildStarted():
+            places = tuple(
+                PlatformState(clean_line(each.platform), clean_line(each.node), clean_line(each.how))
+                for each in event.platforms
+            )
+            return replace(
+                state,
+                name=clean_line(event.name),
+                tags=tuple(clean_line(tag) for tag in event.tags),
+                platforms=places,
+                started=event.at,
+            )
+        case events.Resolving(ref=ref):
+            return replace(state, pins=_pinned(state.pins, clean_line(ref), ""))
+        case events.Resolved(ref=ref, digest=digest):
+            return replace(state, pins=_pinned(state.pins, clean_line(ref), clean_line(digest)))
+        case events.PlatformStarted(platform=platform):
+            return _with_platform(
+                state,
+                platform,
+                lambda old: PlatformState(
+                    old.platform,
+                    clean_line(event.node) or old.node,
+                    clean_line(event.how) or old.how,
+                    stage="running",
+                    started=event.at,
+                ),
+            )
+        case events.PlatformEnded(platform=platform):
+            return _with_platform(state, platform, lambda old: _ended(old, event))
+        case events.Cautioned(problem=problem, rule=rule):
+            return _warned(state, problem, rule, "")
+        case events.Publishing(what=what, done=done, total=total):
+            return replace(state, publishing=(clean_line(what), done, total))
+        case events.Published(ref=ref, digest=digest):
+            return replace(state, published=(*state.published, (clean_line(ref), clean_line(digest))))
+        case events.BuildEnded():
+            return _build_ended(state, event)
+    return state
+
+
+def _with_platform(state: State, name: str, change: Callable[[PlatformState], PlatformState]) -> State:
+    name = clean_line(name)
+    for position, old in enumerate(state.platforms):
+        if old.platform == name:
+            new = change(old)
+            if new is old:
+                return state
+            kept = state.platforms
+            return replace(state, platforms=(*kept[:position], new, *kept[position + 1 :]))
+    return replace(state, platforms=(*state.platforms, change(PlatformState(name))))
+
+
+def _pinned(pins: tuple[tuple[str, str], ...], ref: str, digest: str) -> tuple[tuple[str, str], ...]:
+    if any(known == ref for known, _ in pins):
+        return tuple((known, digest if known == ref else found) for known, found in pins)
+    return (*pins, (ref, digest))
+
+
+def _warned(state: State, problem: Problem, rule: str, platform: str) -> State:
+    named = (platform,) if platform else ()
+    for position, old in enumerate(state.warnings):
+        if old.problem == problem and old.rule == rule:
+            if platform in old.platforms or not platform:
+                return state
+            new = replace(old, platforms=old.platforms + named)
+            return replace(state, warnings=(*state.warnings[:position], new, *state.warnings[position + 1 :]))
+    if len(state.warnings) >= WARNINGS:
+        return replace(state, more_warnings=state.more_warnings + 1)
+    return replace(state, warnings=(*state.warnings, Caution(problem, rule, named)))
+
+
+def _ended(old: PlatformState, event: events.PlatformEnded) -> PlatformState:
+    problem = old.problem
+    reason = event.reason or (problem.why or problem.what if problem else "")
+    steps = tuple(_skipped(each, event.at) for each in old.steps)
+    return replace(
+        old, stage=event.outcome, reason=clean_line(reason), ended=event.at, steps=steps, running=(), flows=_idle(old)
+    )
+
+
+def _skipped(step: StepState, at: float) -> StepState:
+    if step.status is Status.RUNNING:
+        return replace(step, status=Status.SKIPPED, seconds=at - step.started)
+    return replace(step, status=Status.SKIPPED) if step.status is Status.WAITING else step
+
+
+def _idle(old: PlatformState) -> tuple[Flow, ...]:
+    return tuple(replace(flow, open=MappingProxyType({})) for flow in old.flows)
+
+
+def _build_ended(state: State, event: events.BuildEnded) -> State:
+    platforms = tuple(
+        each if each.over else _ended(each, events.PlatformEnded(each.platform, "cancelled", at=event.at))
+        for each in state.platforms
+    )
+    return replace(
+        state,
+        platforms=platforms,
+        publishing=None,
+        outcome=event.outcome,
+        digest=clean_line(event.digest),
+        troubles=event.troubles,
+        ended=event.at,
+    )
+
+
+def _heard(old: PlatformState, message: job.Message, at: float) -> PlatformState:
+    match message:
+        case job.Log(step=step, text=text):
+            return _logged(old, step, clean_line(text), at)
+        case job.Moved():
+            return _moved(old, message, at)
+        case job.Started(step=step):
+            return _started(old, step, at)
+        case job.Finished():
+            return _finished(old, message, at)
+        case job.Planned(steps=steps, emulation=emulation):
+            return _planned(old, steps, clean_line(emulation))
+        case job.Hello(isolation=isolation):
+            return replace(old, isolation=clean_line(isolation))
+        case job.Result():
+            counts = (message.cached, message.ran)
+            cached, ran = counts if any(counts) else (old.cached, old.ran)
+            return replace(old, digest=clean_line(message.manifest.digest), size=message.size, cached=cached, ran=ran)
+        case job.Failed(problem=problem):
+            return replace(old, problem=problem)
+    return old
+
+
+def _planned(old: PlatformState, steps: tuple[job.Step, ...], emulation: str) -> PlatformState:
+    known = {each.step.id: each for each in old.steps}
+    for step in steps:
+        shown = replace(step, stage=clean_line(step.stage), name=clean_line(step.name))
+        known[step.id] = replace(known[step.id], step=shown) if step.id in known else StepState(shown)
+    return _with_steps(replace(old, how=emulation or old.how), tuple(known.values()))
+
+
+def _with_steps(old: PlatformState, steps: tuple[StepState, ...]) -> PlatformState:
+    places = {each.step.id: position for position, each in enumerate(steps)}
+    counted = sum(1 for each in steps if each.step.stage)
+    return replace(old, steps=steps, places=MappingProxyType(places), counted=counted)
+
+
+def _place(old: PlatformState, step: int) -> tuple[PlatformState, int]:
+    """The position of ``step``, and the platform with the step in it if it was never planned."""
+    position = old.places.get(step)
+    if position is not None:
+        return old, position
+    return _with_steps(old, (*old.steps, StepState(job.Step(step, "", f"step {step}")))), len(old.steps)
+
+
+def _put(old: PlatformState, position: int, new: StepState) -> tuple[StepState, ...]:
+    return (*old.steps[:position], new, *old.steps[position + 1 :])
+
+
+def _started(old: PlatformState, step: int, at: float) -> PlatformState:
+    old, position = _place(old, step)
+    new = replace(old.steps[position], status=Status.RUNNING, started=at, seconds=0.0, error="", tail=())
+    running = tuple(each for each in old.running if each != position)
+    return replace(old, steps=_put(old, position, new), running=(*running, position))
+
+
+def _finished(old: PlatformState, message: job.Finished, at: float) -> PlatformState:
+    old, position = _place(old, message.step)
+    step = old.steps[position]
+    well = Status.CACHED if message.cached else Status.DONE
+    status = Status.FAILED if message.error else well
+    seconds = message.seconds or (at - step.started if step.started else 0.0)
+    tail = step.tail if status is Status.FAILED else ()
+    new = replace(step, status=status, seconds=seconds, error=clean_line(message.error), tail=tail)
+    counts = bool(step.step.stage) and step.status in (Status.WAITING, Status.RUNNING)
+    return replace(
+        old,
+        steps=_put(old, position, new),
+        running=tuple(each for each in old.running if each != position),
+        finished=old.finished + counts,
+        cached=old.cached + (counts and status is Status.CACHED),
+        ran=old.ran + (counts and status is Status.DONE),
+    )
+
+
+def _logged(old: PlatformState, step: int, text: str, at: float) -> PlatformState:
+    old, position = _place(old, step)
+    speaker = old.steps[position]
+    new = replace(speaker, tail=(*speaker.tail[1 - TAIL :], text), spoke=at)
+    return replace(old, steps=_put(old, position, new), tail=(*old.tail[1 - TAIL :], (position, text)))
+
+
+def _moved(old: PlatformState, message: job.Moved, at: float) -> PlatformState:
+    for position, flow in enumerate(old.flows):
+        if flow.action == message.action:
+            return replace(old, flows=(*old.flows[:position], _flowed(flow, message, at), *old.flows[position + 1 :]))
+    return replace(old, flows=(*old.flows, _flowed(Flow(message.action, first=at, at=at), message, at)))
+
+
+def _flowed(flow: Flow, message: job.Moved, at: float) -> Flow:
+    name = message.name[:256]
+    if name in flow.closed:
+        return flow
+    was_done, was_total = flow.open.get(name, (0, 0))
+    done, total = max(0, message.done), max(message.total, message.done, 0)
+    moved = max(0, done - was_done)
+    still = dict(flow.open)
+    still[name] = (done, total)
+    closed = flow.closed
+    if 0 < message.total <= message.done:
+        del still[name]
+        closed = (*closed[1 - OPEN_TRANSFERS :], name)
+    elif len(still) > OPEN_TRANSFERS:
+        del still[next(iter(still))]
+    return replace(
+        flow,
+        done=flow.done + done - was_done,
+        total=flow.total + total - was_total,
+        at=at,
+        weight=flow.weight * math.exp(-max(0.0, at - flow.at) / RATE_SECONDS) + moved / RATE_SECONDS,
+        open=MappingProxyType(still),
+        closed=closed,
+    )

@@ -1,0 +1,82 @@
+"""The short phrases that all displays share: where a platform is built, what a step is called, the summary's cells."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from executor.job import Step
+from orchestrator.view import amounts
+from orchestrator.view.state import Caution, PlatformState, State
+from orchestrator.view.untrusted import clean_line
+from platforms.errors import Problem
+
+SUMMARY_HEADINGS: Final = ("platform", "ran", "steps", "size", "time", "digest")
+
+
+def where(platform: PlatformState) -> str:
+    """How and on which node: ``native``, ``qemu-aarch64``, ``native on builder-2``."""
+    how = platform.how or "local"
+    return f"{how} on {platform.node}" if platform.node else how
+
+
+def position(step: Step) -> str:
+    """A step's stage and number, ``build 3/7``; an unnamed stage is called by its number, ``stage-0 3/7``."""
+    stage = f"stage-{step.stage}" if step.stage.isdecimal() else step.stage
+    if step.number:
+        return f"{stage} {step.number}/{step.of}" if step.of else f"{stage} {step.number}"
+    return stage
+
+
+def steps(platform: PlatformState) -> str:
+    """``14 run, 5 cached``."""
+    parts = [f"{platform.ran} run"] if platform.ran or not platform.cached else []
+    if platform.cached:
+        parts.append(f"{platform.cached} cached")
+    return ", ".join(parts)
+
+
+def short_digest(digest: str) -> str:
+    """A digest cut for reading: its algorithm and twelve digits."""
+    algorithm, colon, digits = digest.partition(":")
+    return f"{algorithm}:{digits[:12]}" if colon else digest[:19]
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 platform``, ``2 platforms``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def summary_row(platform: PlatformState, now: float) -> tuple[str, ...]:
+    """The platform's cells under ``SUMMARY_HEADINGS``; one that was not built has its outcome for a digest."""
+    return (
+        platform.platform,
+        where(platform),
+        steps(platform),
+        amounts.size(platform.size) if platform.size else "-",
+        amounts.duration(platform.seconds(now)) if platform.started else "-",
+        short_digest(platform.digest) if platform.stage == "built" and platform.digest else platform.stage,
+    )
+
+
+def outcome(state: State, now: float) -> str:
+    """The build's last word: what became of it, how long it took, and that no tag moved if none did."""
+    took = amounts.duration(state.seconds(now))
+    if state.outcome == "built":
+        return f"built in {took}"
+    word = f"{state.outcome or 'stopped'} after {took}"
+    return f"{word}; no tag was moved" if state.tags and not state.published else word
+
+
+def problem_line(problem: Problem) -> str:
+    """``what: why`` on one line."""
+    return clean_line(f"{problem.what}: {problem.why}" if problem.why else problem.what)
+
+
+def caution_line(caution: Caution) -> str:
+    """``what: why (rule, file:line; platform)`` on one line."""
+    problem = caution.problem
+    facts = [caution.rule] if caution.rule else []
+    if problem.where:
+        facts.append(f"{problem.where.file}:{problem.where.line}")
+    text = problem_line(problem)
+    return f"{text} ({clean_line(', '.join(facts))})" if facts else text
