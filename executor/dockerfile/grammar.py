@@ -1,0 +1,430 @@
+"""Statement -> instruction: flags, forms and arguments, one function for each instruction of the reference.
+
+Whatever BuildKit refuses when it reads a Dockerfile is refused here, in its words; what it refuses only when a stage is
+built (a mount's fields, a chmod mode) waits for ``expansion.expand``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from executor.dockerfile import instructions as kinds
+from executor.dockerfile import mounts, split
+from executor.dockerfile.lines import Heredoc, Statement, heredoc_mark
+from executor.dockerfile.suggest import hint
+from executor.dockerfile.words import expand
+from platforms.errors import DockerfileError
+
+I = TypeVar("I", bound=kinds.Instruction)  # noqa: E741 -- the instruction
+
+_STAGE_NAME: Final = re.compile(r"[a-z][a-z0-9\-_.]*")
+_ONBUILD: Final = re.compile(r"\s*ONBUILD\s*", re.IGNORECASE | re.ASCII)
+_DURATION: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_NANOSECONDS: Final = {
+    "ns": 1,
+    "us": 10**3,
+    "µs": 10**3,
+    "μs": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
+_LONGEST: Final = (1 << 63) - 1
+_SHORTEST: Final = 10**6
+_RETRIES_LIMIT: Final = (1 << 31) - 1
+
+USAGE: Final = {
+    "add": "ADD [--chown=… --chmod=… --link --checksum=… --keep-git-dir --unpack --exclude=…] source … destination",
+    "arg": "ARG name[=default] …",
+    "cmd": 'CMD ["program", "argument", …] or CMD command',
+    "copy": "COPY [--from=… --chown=… --chmod=… --link --parents --exclude=…] source … destination",
+    "entrypoint": 'ENTRYPOINT ["program", "argument", …] or ENTRYPOINT command',
+    "env": "ENV name=value …",
+    "expose": "EXPOSE port[/protocol] …",
+    "from": "FROM [--platform=…] image [AS name]",
+    "healthcheck": "HEALTHCHECK [--interval=… --timeout=… --start-period=… --start-interval=… --retries=…] CMD command"
+    ", or HEALTHCHECK NONE",
+    "label": "LABEL name=value …",
+    "maintainer": "MAINTAINER name",
+    "onbuild": "ONBUILD instruction",
+    "run": "RUN [--mount=… --network=… --security=… --device=…] command",
+    "shell": 'SHELL ["program", "argument", …]',
+    "stopsignal": "STOPSIGNAL name or number",
+    "user": "USER name[:group]",
+    "volume": 'VOLUME path … or VOLUME ["path", …]',
+    "workdir": "WORKDIR path",
+}
+
+
+class RefusedError(ValueError):
+    """Why a statement is no instruction; ``instruction`` adds the place."""
+
+
+def instruction(statement: Statement, escape: str) -> kinds.Instruction:
+    """The instruction that ``statement`` is. Raises DockerfileError with the place."""
+    keyword = statement.keyword.lower()
+    read = _READERS.get(keyword)
+    try:
+        if read is None:
+            raise RefusedError(f"unknown instruction: {statement.keyword}{_meant(statement.keyword)}")
+        return read(_Form(statement, escape))
+    except (ValueError, DockerfileError) as wrong:
+        if isinstance(wrong, ValueError):
+            what, remedy = str(wrong), ""
+        else:
+            what, remedy = wrong.problem.what, wrong.problem.remedy
+        raise DockerfileError(what, remedy=remedy or _usage(keyword), where=statement.location) from wrong
+
+
+def _meant(keyword: str) -> str:
+    found = hint(keyword.upper(), kinds.KEYWORDS)
+    return found.lower() if keyword.islower() else found
+
+
+def _usage(keyword: str) -> str:
+    if keyword in USAGE:
+        return f"Write it as: {USAGE[keyword]}"
+    return "Instructions are " + ", ".join(kinds.KEYWORDS) + "; end a line with a backslash to continue it."
+
+
+class _Form:
+    """A statement on its way to become an instruction."""
+
+    def __init__(self, statement: Statement, escape: str) -> None:
+        self.statement = statement
+        self.escape = escape
+
+    def made(self, instruction: type[I], /, **values: Any) -> I:
+        statement = self.statement
+        return instruction(
+            location=statement.location,
+            original=split.strip(statement.text),
+            keyword=statement.keyword,
+            comments=statement.comments,
+            **values,
+        )
+
+    def flags(self, **known: type) -> dict[str, Any]:
+        """The flags' values; ``known`` gives each flag's kind: bool, str, or list when it may be repeated."""
+        kinds_by_name = {name.rstrip("_").replace("_", "-"): (name, kind) for name, kind in known.items()}
+        found: dict[str, Any] = {}
+        for flag in self.statement.flags:
+            written, equals, value = flag.partition("=")
+            name = written[2:]
+            if name not in kinds_by_name:
+                raise RefusedError(f"unknown flag: {written}{hint(name, kinds_by_name)}")
+            key, kind = kinds_by_name[name]
+            if key in found and kind is not list:
+                raise RefusedError(f"duplicate flag specified: {written}")
+            if (not equals and kind is not bool) or (equals and not value and kind is bool):
+                raise RefusedError(f"missing a value on flag: {written}")
+            if kind is bool:
+                if value.lower() not in ("", "true", "false"):
+                    raise RefusedError(f"expecting boolean value for flag {written}, not: {value}")
+                found[key] = value.lower() != "false"
+            elif kind is list:
+                found[key] = (*found.get(key, ()), value)
+            else:
+                found[key] = value
+        return found
+
+    def words(self) -> list[str]:
+        """The arguments, divided at blanks."""
+        return split.fields(self.statement.rest) if self.statement.rest else []
+
+    def items(self) -> list[str]:
+        """The arguments: a JSON array's strings, or else divided at blanks."""
+        array = split.json_array(self.statement.rest)
+        return self.words() if array is None else [*array]
+
+    def one(self) -> str:
+        """The only argument, white space and all."""
+        if not self.statement.rest:
+            raise RefusedError(f"{self.name} requires exactly one argument")
+        return self.statement.rest
+
+    def some(self, found: list[str]) -> list[str]:
+        if not found:
+            raise RefusedError(f"{self.name} requires at least one argument")
+        return found
+
+    def program(self, text: str) -> tuple[tuple[str, ...], bool]:
+        """A command and whether it is in shell form."""
+        array = split.json_array(text)
+        if array is not None:
+            return array, False
+        return ((text,) if text else ()), True
+
+    @property
+    def name(self) -> str:
+        return self.statement.keyword.upper()
+
+    def pairs(self) -> tuple[tuple[tuple[str, str], ...], bool]:
+        """``name=value`` words; or one name and, behind blanks, its value: the old form."""
+        text = self.statement.rest
+        words = self.some(split.words(text, self.escape))
+        if "=" not in words[0]:
+            parts = split.fields(text, 1)
+            if len(parts) == 1:
+                raise RefusedError(f"{self.name} must have two arguments")
+            return ((parts[0], parts[1]),), True
+        found: list[tuple[str, str]] = []
+        for word in words:
+            name, equals, value = word.partition("=")
+            if not equals:
+                raise RefusedError(f'Syntax error - can\'t find = in "{word}". Must be of the form: name=value')
+            if not name:
+                raise RefusedError(f"{self.name} names can not be blank")
+            found.append((name, value))
+        return tuple(found), False
+
+
+def _from(form: _Form) -> kinds.From:
+    words = form.words()
+    if len(words) == 3 and words[1].lower() == "as":
+        name, alias = words[2].lower(), (words[1], words[2])
+        if _STAGE_NAME.fullmatch(name) is None:
+            raise RefusedError(
+                f'invalid name for build stage: "{words[2]}", name can\'t start with a number or contain symbols'
+            )
+    elif len(words) == 1:
+        name, alias = "", ("", "")
+    else:
+        raise RefusedError("FROM requires either one or three arguments")
+    return form.made(kinds.From, image=words[0], name=name, alias=alias, **form.flags(platform=str))
+
+
+def _run(form: _Form) -> kinds.Run:
+    flags = form.flags(mount=list, network=str, security=str, device=list)
+    network = flags.get("network", "default")
+    if network not in ("default", "none", "host"):
+        raise RefusedError(f'invalid network mode "{network}"{hint(network, ("default", "none", "host"))}')
+    security = flags.get("security", "sandbox")
+    if security not in ("sandbox", "insecure"):
+        raise RefusedError(f'security "{security}" is not valid{hint(security, ("sandbox", "insecure"))}')
+    command, shell = form.program(form.statement.rest)
+    return form.made(
+        kinds.Run,
+        command=command,
+        shell=shell,
+        heredocs=form.statement.heredocs,
+        mounts=tuple(map(mounts.unexpanded, flags.get("mount", ()))),
+        network=network,
+        security=security,
+        devices=tuple(map(mounts.device, flags.get("device", ()))),
+    )
+
+
+def _files(form: _Form) -> dict[str, Any]:
+    """Sources, inline files and destination of COPY and ADD."""
+    words = form.items()
+    if len(words) < 2:
+        raise RefusedError(
+            f"{form.name} requires at least two arguments, but only one was provided. "
+            "Destination could not be determined"
+        )
+    *sources, destination = words
+    if heredoc_mark(destination) is not None:
+        raise RefusedError(f"{form.name} cannot accept a heredoc as a destination")
+    bodies = {heredoc.name: heredoc for heredoc in form.statement.heredocs}
+    paths: list[str] = []
+    inline: list[Heredoc] = []
+    for source in sources:
+        mark = heredoc_mark(source)
+        if mark is None:
+            paths.append(source)
+        else:
+            body = bodies.get(mark.name, mark)
+            chomped = Heredoc(mark.name, body.content, mark.expand, mark.chomp).chomped()
+            inline.append(Heredoc(mark.name, chomped, mark.expand, mark.chomp))
+    return {"sources": tuple(paths), "destination": destination, "heredocs": tuple(inline)}
+
+
+def _copy(form: _Form) -> kinds.Copy:
+    flags = form.flags(chown=str, from_=str, chmod=str, link=bool, exclude=list, parents=bool)
+    source = flags.get("from_", "")
+    if expand(source, {}, escape=form.escape) != source:
+        raise RefusedError(
+            "variable expansion is not supported for --from, "
+            "define a new stage with FROM using ARG from global scope as a workaround"
+        )
+    return form.made(kinds.Copy, **_files(form), **flags)
+
+
+def _add(form: _Form) -> kinds.Add:
+    flags = form.flags(chown=str, chmod=str, link=bool, keep_git_dir=bool, checksum=str, unpack=bool, exclude=list)
+    return form.made(kinds.Add, **_files(form), **flags)
+
+
+def _env(form: _Form) -> kinds.Env:
+    form.flags()
+    pairs, legacy = form.pairs()
+    return form.made(kinds.Env, pairs=pairs, legacy=legacy)
+
+
+def _label(form: _Form) -> kinds.Label:
+    form.flags()
+    pairs, legacy = form.pairs()
+    return form.made(kinds.Label, pairs=pairs, legacy=legacy)
+
+
+def _arg(form: _Form) -> kinds.Arg:
+    found: list[tuple[str, str | None]] = []
+    for word in form.some(split.words(form.statement.rest, form.escape)):
+        name, equals, value = word.partition("=")
+        if equals and not name:
+            raise RefusedError("ARG names can not be blank")
+        found.append((name, value if equals else None))
+    return form.made(kinds.Arg, assignments=tuple(found))
+
+
+def _cmd(form: _Form) -> kinds.Cmd:
+    form.flags()
+    command, shell = form.program(form.statement.rest)
+    return form.made(kinds.Cmd, command=command, shell=shell)
+
+
+def _entrypoint(form: _Form) -> kinds.Entrypoint:
+    form.flags()
+    command, shell = form.program(form.statement.rest)
+    return form.made(kinds.Entrypoint, command=command, shell=shell)
+
+
+def _shell(form: _Form) -> kinds.Shell:
+    form.flags()
+    command, plain = form.program(form.statement.rest)
+    form.some([*command])
+    if plain:
+        raise RefusedError(f"SHELL requires the arguments to be in JSON form: {form.statement.text}")
+    return form.made(kinds.Shell, command=command)
+
+
+def _expose(form: _Form) -> kinds.Expose:
+    ports = form.some(form.words())
+    form.flags()
+    return form.made(kinds.Expose, ports=tuple(sorted(ports)))
+
+
+def _volume(form: _Form) -> kinds.Volume:
+    paths = tuple(map(split.strip, form.some(form.items())))
+    form.flags()
+    if "" in paths:
+        raise RefusedError("VOLUME specified can not be an empty string")
+    return form.made(kinds.Volume, paths=paths)
+
+
+def _user(form: _Form) -> kinds.User:
+    user = form.one()
+    form.flags()
+    return form.made(kinds.User, user=user)
+
+
+def _workdir(form: _Form) -> kinds.Workdir:
+    path = form.one()
+    form.flags()
+    return form.made(kinds.Workdir, path=path)
+
+
+def _stopsignal(form: _Form) -> kinds.Stopsignal:
+    return form.made(kinds.Stopsignal, signal=form.one())
+
+
+def _maintainer(form: _Form) -> kinds.Maintainer:
+    name = form.one()
+    form.flags()
+    return form.made(kinds.Maintainer, name=name)
+
+
+def _onbuild(form: _Form) -> kinds.Onbuild:
+    if not form.statement.rest:
+        raise RefusedError("ONBUILD requires at least one argument")
+    form.flags()
+    trigger = split.command(form.statement.rest, form.escape)[0].upper()
+    if trigger == "ONBUILD":
+        raise RefusedError("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
+    if trigger in ("MAINTAINER", "FROM"):
+        raise RefusedError(f"{trigger} isn't allowed as an ONBUILD trigger")
+    bodies = "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in form.statement.heredocs)
+    return form.made(kinds.Onbuild, expression=_ONBUILD.sub("", form.statement.text, count=1) + bodies)
+
+
+def _healthcheck(form: _Form) -> kinds.Healthcheck:
+    parts = form.some(re.split(f"[{split.SPACE}]+", form.statement.rest, maxsplit=1) if form.statement.rest else [])
+    kind, text = parts[0].upper(), "".join(parts[1:])
+    command, shell = form.program(text)
+    if kind == "NONE":
+        if command:
+            raise RefusedError("HEALTHCHECK NONE takes no arguments")
+        return form.made(kinds.Healthcheck, kind="none")
+    flags = form.flags(interval=str, timeout=str, start_period=str, start_interval=str, retries=str)
+    if kind != "CMD":
+        raise RefusedError(f'Unknown type "{kind}" in HEALTHCHECK (try CMD)')
+    if not command:
+        raise RefusedError("Missing command after HEALTHCHECK CMD")
+    retries = _retries(flags.pop("retries", ""))
+    times = {key: _interval(key.replace("_", "-"), value) for key, value in flags.items()}
+    return form.made(kinds.Healthcheck, kind="shell" if shell else "cmd", command=command, retries=retries, **times)
+
+
+def _interval(name: str, text: str) -> int:
+    time = duration(text) if text else 0
+    if time and time < _SHORTEST:
+        raise RefusedError(f'Interval "{name}" cannot be less than 1ms')
+    return time
+
+
+def _retries(text: str) -> int:
+    digits = text.removeprefix("+").removeprefix("-")
+    if text and (not digits.isascii() or not digits.isdigit() or len(digits) > 10 or int(digits) > _RETRIES_LIMIT):
+        raise RefusedError(f'--retries must be a number, not "{text}"')
+    if text.startswith("-") and int(text):
+        raise RefusedError(f"--retries cannot be negative ({text})")
+    return int(text or "0")
+
+
+def duration(text: str) -> int:
+    """Nanoseconds of a duration such as ``1h30m`` or ``1.5s`` (Go's form). Raises ValueError for other text."""
+    sign = -1 if text.startswith("-") else 1
+    rest = text[1:] if text[:1] in ("-", "+") else text
+    if rest == "0":
+        return 0
+    total, at = 0, 0
+    while at < len(rest):
+        found = _DURATION.match(rest, at)
+        if found is None:
+            break
+        number, unit = found.groups()
+        whole, _, fraction = number.partition(".")
+        scale = _NANOSECONDS[unit]
+        if len(whole) > 20:
+            break
+        total += int(whole or "0") * scale + int(fraction[:20] or "0") * scale // 10 ** len(fraction[:20])
+        at = found.end()
+    if not rest or at < len(rest) or total > _LONGEST:
+        raise RefusedError(f'time: invalid duration "{text}"')
+    return sign * total
+
+
+_READERS: Final[Mapping[str, Callable[[_Form], kinds.Instruction]]] = {
+    "add": _add,
+    "arg": _arg,
+    "cmd": _cmd,
+    "copy": _copy,
+    "entrypoint": _entrypoint,
+    "env": _env,
+    "expose": _expose,
+    "from": _from,
+    "healthcheck": _healthcheck,
+    "label": _label,
+    "maintainer": _maintainer,
+    "onbuild": _onbuild,
+    "run": _run,
+    "shell": _shell,
+    "stopsignal": _stopsignal,
+    "user": _user,
+    "volume": _volume,
+    "workdir": _workdir,
+}

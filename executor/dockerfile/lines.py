@@ -1,0 +1,306 @@
+"""Physical lines -> statements: every line of a Dockerfile is accounted for, or it is an error.
+
+``read`` divides a file into statements (an instruction's logical line, with the here-documents that belong to it),
+parser directives, comments and blank lines, as the Dockerfile reference has them ("Format", "Parser directives",
+"Here-Documents"), and as BuildKit reads what the reference leaves open:
+
+- directives (``syntax``, ``escape``, ``check``) stand before anything else; an unknown one is a comment, and ends them.
+  ``# syntax=`` is noted and never fetched or run: this reader is the front end.
+- a line continues when its last character before blanks is the escape character and the one before that is not.
+- comment lines inside a continued instruction vanish; empty ones do too, and earn a warning.
+- RUN, COPY and ADD (also behind ONBUILD) take a here-document for each ``<<NAME`` word, unless they are in JSON form.
+
+Everything is read in one pass. A physical line may have 65,535 bytes, as in BuildKit; a NUL byte anywhere means that
+this is no text. Bytes that are not UTF-8 are kept as surrogate escapes: comments and here-documents may hold them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from executor.dockerfile import split
+from executor.dockerfile.words import Style, expand_words
+from platforms.errors import DockerfileError, Location
+
+LINE_LIMIT: Final = 65535
+"""Bytes of one physical line, its newline left out (BuildKit's scanner allows no more)."""
+FILE_LIMIT: Final = 16 << 20
+"""Bytes of a whole Dockerfile: far beyond any real one."""
+SHOWN: Final = 12
+"""Lines of an excerpt, at most."""
+
+_DIRECTIVE: Final = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)[\t\f\r ]*=(.*)", re.DOTALL)
+_DIRECTIVES: Final = ("syntax", "escape", "check")
+_HEREDOC: Final = re.compile(r"([0-9]*)<<(-?)[\t\n\f\r ]*+([^<]*)")
+_HEREDOC_KEYWORDS: Final = ("run", "copy", "add")
+_LEADING_TABS: Final = re.compile(r"^\t+", re.MULTILINE)
+_MARKS: Final = Style(keep_quotes=True, keep_escapes=True, keep_unset=True)
+_QUOTED_NAME: Final = Style(keep_quotes=True, keep_unset=True)
+_BARE_NAME: Final = Style(keep_unset=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Heredoc:
+    """A here-document. ``content`` is its lines as they stand in the file, line ends included."""
+
+    name: str
+    content: str
+    expand: bool
+    """Whether variables in it may be expanded: no part of its name was quoted."""
+    chomp: bool
+    """Whether it was written ``<<-``: tabs at the start of its lines do not count."""
+
+    def chomped(self) -> str:
+        """The content without leading tabs, if it was written ``<<-``."""
+        return _LEADING_TABS.sub("", self.content) if self.chomp else self.content
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """An instruction before anybody asks what it means."""
+
+    keyword: str
+    """As written: case is a matter of build checks."""
+    flags: tuple[str, ...]
+    rest: str
+    """What follows keyword and flags, without the white space around it."""
+    text: str
+    """The logical line: continuations joined, comments gone, white space as written."""
+    heredocs: tuple[Heredoc, ...]
+    comments: tuple[str, ...]
+    """Comment lines directly above, without ``#`` and the white space around them."""
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """A whole file, read."""
+
+    name: str
+    physical: tuple[str, ...]
+    """The file's lines, without line ends."""
+    statements: tuple[Statement, ...]
+    escape: str
+    syntax: str
+    """The ``syntax`` directive's image, "" without one."""
+    check: str
+    """The ``check`` directive's options, "" without one."""
+    empty_continuations: tuple[Location, ...]
+
+
+def read(data: bytes, name: str = "Dockerfile") -> Lines:
+    """The statements of a Dockerfile. Raises DockerfileError with the place for whatever cannot be one."""
+    return _Scan(data, name).run()
+
+
+def location(physical: tuple[str, ...], name: str, line: int, end_line: int) -> Location:
+    """Lines ``line`` to ``end_line`` of a file, with up to two lines around them."""
+    first = max(1, line - 2)
+    last = min(end_line + 2, first + SHOWN - 1)
+    return Location(name, line, end_line, physical[first - 1 : last], first)
+
+
+def heredoc_mark(word: str) -> Heredoc | None:
+    """The here-document, still empty, that a word such as ``<<-"EOF"`` announces; None if it announces none."""
+    found = _HEREDOC.fullmatch(word)
+    if found is None or not found.group(3):
+        return None
+    try:
+        bare = expand_words(found.group(3), {}, style=_BARE_NAME)
+        quoted = expand_words(found.group(3), {}, style=_QUOTED_NAME)
+    except DockerfileError:  # an open quote: no name
+        return None
+    if len(bare) != 1:
+        return None
+    unquoted = len(quoted) == 1 and _quotes(quoted[0]) == _quotes(bare[0])
+    return Heredoc(bare[0], "", expand=unquoted, chomp=bool(found.group(2)))
+
+
+def _quotes(text: str) -> int:
+    return text.count('"') + text.count("'")
+
+
+def heredoc_marks(line: str) -> tuple[Heredoc, ...]:
+    """The here-documents that a logical line announces, in order. A line with an open quote announces none."""
+    try:
+        words = expand_words(line, {}, style=_MARKS)
+    except DockerfileError:
+        return ()
+    return tuple(mark for mark in map(heredoc_mark, words) if mark is not None)
+
+
+def may_hold_heredocs(keyword: str, rest: str, escape: str) -> bool:
+    """Whether ``<<`` means anything in this instruction."""
+    if keyword.lower() == "onbuild":
+        keyword, _, rest = split.command(rest, escape)
+    return keyword.lower() in _HEREDOC_KEYWORDS and split.json_array(rest) is None
+
+
+class _Scan:
+    """The pass over a file: ``at`` is the index of the next physical line."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self.name = name
+        self.data = data
+        self.raw = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").split("\n")
+        if self.raw[-1] == "":
+            self.raw.pop()
+        self.physical = tuple(line.rstrip("\r") for line in self.raw)
+        self.at = 0
+        self.escape = "\\"
+        self.directives: dict[str, str] = {}
+        self.comments: list[str] = []
+        self.empty: list[Location] = []
+
+    def fail(self, what: str, line: int, end_line: int = 0, *, why: str = "", remedy: str = "") -> DockerfileError:
+        place = location(self.physical, self.name, line, max(line, end_line))
+        return DockerfileError(what, why=why, remedy=remedy, where=place)
+
+    def run(self) -> Lines:
+        self.refuse_what_is_no_text()
+        self.read_directives()
+        statements: list[Statement] = []
+        while self.at < len(self.physical):
+            statement = self.next_statement()
+            if statement is not None:
+                statements.append(statement)
+        if not statements:
+            raise self.fail(
+                "file with no instructions" if self.data else "the Dockerfile cannot be empty",
+                max(1, len(self.physical)),
+                remedy="A Dockerfile needs at least a FROM instruction; is this the right file?",
+            )
+        return Lines(
+            self.name,
+            self.physical,
+            tuple(statements),
+            self.escape,
+            self.directives.get("syntax", "").partition(" ")[0],
+            self.directives.get("check", "").partition(" ")[0],
+            tuple(self.empty),
+        )
+
+    def refuse_what_is_no_text(self) -> None:
+        if len(self.data) > FILE_LIMIT:
+            raise DockerfileError(
+                f"{self.name} has {len(self.data)} bytes, more than the {FILE_LIMIT >> 20} MiB of a Dockerfile",
+                remedy="Put large content into files of the build context and COPY them.",
+            )
+        if b"\0" in self.data:
+            line = self.data.count(b"\n", 0, self.data.index(b"\0")) + 1
+            raise DockerfileError(
+                f"{self.name} is not text: line {line} has a NUL byte",
+                remedy="Save it as UTF-8 without NUL bytes; a file saved as UTF-16 looks like this too.",
+            )
+        if len(self.data) > LINE_LIMIT:
+            for number, raw in enumerate(self.raw, 1):
+                if len(raw.encode("utf-8", "surrogateescape")) > LINE_LIMIT:
+                    place = Location(self.name, number, number, (raw[:200] + "…",), number)
+                    raise DockerfileError(
+                        f"dockerfile line greater than max allowed size of {LINE_LIMIT}",
+                        remedy="Break the line with continuations, or COPY a file that holds the content.",
+                        where=place,
+                    )
+
+    def read_directives(self) -> None:
+        for number, line in enumerate(self.physical, 1):
+            found = _DIRECTIVE.fullmatch(line.lstrip(split.SPACE))
+            key = found.group(1).lower() if found is not None else ""
+            value = found.group(2).strip("\t\f\r ") if found is not None else ""
+            if key not in _DIRECTIVES or not value:
+                return
+            if key in self.directives:
+                raise self.fail(
+                    f"only one {key} parser directive can be used", number, remedy="Remove all but one of them."
+                )
+            self.directives[key] = value
+            if key == "escape":
+                if value not in ("\\", "`"):
+                    raise self.fail(
+                        f"invalid escape token '{value}' does not match ` or \\",
+                        number,
+                        remedy="Write # escape=` or # escape=\\ (the default).",
+                    )
+                self.escape = value
+            self.at = number
+
+    def next_statement(self) -> Statement | None:
+        """The statement that begins at the next line; None if that line is blank or a comment."""
+        start = self.at + 1
+        line = self.physical[self.at]
+        stripped = line.lstrip(split.SPACE)
+        self.at += 1
+        if stripped.startswith("#"):
+            self.note_comment(line)
+            return None
+        part, continued = self.part(stripped)
+        if not continued and not part:
+            return None
+        text = part + self.continuation() if continued else part
+        return self.statement(text, start)
+
+    def note_comment(self, line: str) -> None:
+        comment = split.strip(line[1:])
+        if comment:
+            self.comments.append(comment)
+        else:
+            self.comments.clear()
+
+    def part(self, line: str) -> tuple[str, bool]:
+        """A line without its continuation character, and whether it had one."""
+        stripped = line.rstrip(" \t")
+        if stripped.endswith(self.escape) and not stripped.endswith(self.escape * 2):
+            return stripped[:-1], True
+        return line, False
+
+    def continuation(self) -> str:
+        parts: list[str] = []
+        has_empty = False
+        continued = True
+        while continued and self.at < len(self.physical):
+            line = self.physical[self.at]
+            self.at += 1
+            stripped = line.lstrip(split.SPACE)
+            if stripped.startswith("#"):
+                continue
+            if not stripped:
+                has_empty = True
+                continue
+            part, continued = self.part(line)
+            parts.append(part)
+        if has_empty:
+            self.empty.append(location(self.physical, self.name, self.at, self.at))
+        return "".join(parts)
+
+    def statement(self, text: str, start: int) -> Statement:
+        keyword, flags, rest = split.command(text, self.escape)
+        heredocs: tuple[Heredoc, ...] = ()
+        try:
+            if "<<" in text and may_hold_heredocs(keyword, rest, self.escape):
+                heredocs = tuple(self.body(mark, start) for mark in heredoc_marks(text))
+        except split.JSONStringsError as wrong:
+            raise self.fail(str(wrong), start, self.at, remedy="Quote every element.") from wrong
+        comments = tuple(self.comments)
+        self.comments.clear()
+        return Statement(
+            keyword, flags, rest, text, heredocs, comments, location(self.physical, self.name, start, self.at)
+        )
+
+    def body(self, mark: Heredoc, start: int) -> Heredoc:
+        """The lines up to the one that is the here-document's name, and nothing else."""
+        first = self.at
+        while self.at < len(self.physical):
+            line = self.physical[self.at]
+            self.at += 1
+            if (line.lstrip("\t") if mark.chomp else line) == mark.name:
+                content = "".join(f"{raw}\n" for raw in self.raw[first : self.at - 1])
+                return Heredoc(mark.name, content, mark.expand, mark.chomp)
+        raise self.fail(
+            "unterminated heredoc",
+            start,
+            why=f"no line after it is exactly {mark.name!r}",
+            remedy=f"End the here-document with a line that holds {mark.name} and nothing else"
+            + (", tabs before it apart." if mark.chomp else ", not even blanks before it."),
+        )

@@ -1,0 +1,364 @@
+"""Words: quotes, escapes and variables, as a Dockerfile expands them.
+
+    $name ${name}                          the value, "" when unset
+    ${name:-w} ${name-w}                   w when unset (with the colon: or empty)
+    ${name:+w} ${name+w}                   w when set (and not empty)
+    ${name:?w} ${name?w}                   an error saying w when unset (or empty)
+    ${name#p} ${name##p} ${name%p} ${name%%p}   without the shortest or longest prefix or suffix that p matches
+    ${name/p/r} ${name//p/r}               first or every match of p replaced by r
+
+Single quotes keep everything, double quotes keep everything but ``$`` and escapes. The escape character is a backslash
+unless the Dockerfile's ``escape`` directive says otherwise. Expansion looks names up with ``env.get`` and in no other
+way, so a mapping that records what it is asked for tells which variables a text uses (``Watched``).
+
+Source: Dockerfile reference, "Environment replacement"; where it is silent, BuildKit's shell lexer decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from executor.dockerfile import shellpattern
+from executor.dockerfile.split import SPACE
+from platforms.errors import DockerfileError
+
+SIZE_LIMIT: Final = 16 << 20
+"""Characters that the variables of one text may expand to: ``ENV A=$A$A`` doubles with every line."""
+DEPTH_LIMIT: Final = 100
+"""How deep substitutions may stand inside each other."""
+
+_ORDINARY: Final = {escape: re.compile(rf"[^$<'\"}}/{re.escape(escape)}{SPACE}]+") for escape in "\\`"}
+_SPECIAL_NAMES: Final = "@*#?-$!0"
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What an expansion leaves in place. The Dockerfile's own words use the defaults."""
+
+    escape: str = "\\"
+    keep_quotes: bool = False
+    """Quotes group, but stay in the result."""
+    keep_escapes: bool = False
+    """Escapes protect, but stay in the result."""
+    keep_unset: bool = False
+    """``$name`` stays as it is when ``name`` is not set."""
+    quotes_are_text: bool = False
+    """Quotes mean nothing: the body of a here-document."""
+
+
+BODY: Final = Style(quotes_are_text=True)
+"""How the body of an unquoted here-document is expanded; the escape directive does not matter there."""
+
+
+class Watched(Mapping[str, str]):
+    """A mapping that remembers which names were looked up: ``used`` and ``missing``, in order of first use."""
+
+    __slots__ = ("_env", "missing", "used")
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+        self.used: dict[str, None] = {}
+        self.missing: dict[str, None] = {}
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            value = self._env[name]
+        except KeyError:
+            self.missing[name] = None
+            raise
+        self.used[name] = None
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._env)
+
+    def __len__(self) -> int:
+        return len(self._env)
+
+
+def expand(text: str, env: Mapping[str, str], *, escape: str = "\\", style: Style | None = None) -> str:
+    """``text`` with quotes removed and variables replaced. Raises DockerfileError, without a place."""
+    style = style or Style(escape)
+    if style.escape not in text and not any(letter in text for letter in "$'\""):
+        return text
+    return _read(text, env, style)[0]
+
+
+def expand_words(
+    text: str, env: Mapping[str, str], *, escape: str = "\\", style: Style | None = None
+) -> tuple[str, ...]:
+    """Like ``expand``, then divided at white space that was not quoted. Empty words vanish, quoted ones too."""
+    return tuple(_read(text, env, style or Style(escape))[1])
+
+
+def _read(text: str, env: Mapping[str, str], style: Style) -> tuple[str, list[str]]:
+    try:
+        return _Reader(text, env, style).until("", style.keep_escapes)
+    except _WordError as failure:
+        raise DockerfileError(
+            f"failed to process {_quoted(text)}: {failure}",
+            remedy="Check the quotes and the ${…} of this line; an escape or single quotes keep a $ as it is.",
+        ) from failure
+
+
+def _quoted(text: str) -> str:
+    text = text if len(text) <= 200 else text[:200] + "…"
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t") + '"'
+
+
+class _WordError(ValueError):
+    """What is wrong with a text, before anybody has said which text."""
+
+
+@dataclass(slots=True)
+class _Words:
+    """The result so far, as one text and as words."""
+
+    text: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    word: list[str] = field(default_factory=list)
+
+    def literal(self, part: str) -> None:
+        """Text that is never divided."""
+        self.text.append(part)
+        self.word.append(part)
+
+    def blank(self, space: str) -> None:
+        self.text.append(space)
+        self.end()
+
+    def value(self, part: str) -> None:
+        """A variable's value: white space in it divides."""
+        start = 0
+        for at, letter in enumerate(part):
+            if letter in SPACE:
+                self.word.append(part[start:at])
+                self.end()
+                start = at + 1
+        self.word.append(part[start:])
+        self.text.append(part)
+
+    def end(self) -> None:
+        if word := "".join(self.word):
+            self.done.append(word)
+        self.word.clear()
+
+
+class _Reader:
+    """One pass over a text. ``at`` is the next character; methods leave it behind what they have read."""
+
+    __slots__ = ("at", "depth", "env", "keep_escapes", "ordinary", "size", "spent", "style", "text")
+
+    def __init__(self, text: str, env: Mapping[str, str], style: Style) -> None:
+        self.text = text
+        self.size = len(text)
+        self.env = env
+        self.style = style
+        self.keep_escapes = style.keep_escapes
+        self.ordinary = _ORDINARY[style.escape]
+        self.at = 0
+        self.depth = 0
+        self.spent = 0
+
+    def peek(self) -> str:
+        """The next character, "" at the end."""
+        return self.text[self.at : self.at + 1]
+
+    def take(self) -> str:
+        letter = self.text[self.at : self.at + 1]
+        self.at += 1 if letter else 0
+        return letter
+
+    def until(self, stop: str, keep_escapes: bool) -> tuple[str, list[str]]:
+        """Everything up to the character ``stop``, which is read too; to the end when ``stop`` is ""."""
+        outer, self.keep_escapes = self.keep_escapes, keep_escapes
+        found = _Words()
+        while self.at < self.size:
+            letter = self.text[self.at]
+            if letter == stop:
+                self.at += 1
+                break
+            self._one(letter, found)
+        else:
+            if stop:
+                raise _WordError(f"unexpected end of statement while looking for matching {stop}")
+        self.keep_escapes = outer
+        found.end()
+        return "".join(found.text), found.done
+
+    def _one(self, letter: str, found: _Words) -> None:
+        quotes = not self.style.quotes_are_text
+        if letter == "$":
+            found.value(self.dollar())
+        elif letter == "'" and quotes:
+            found.literal(self.single_quoted())
+        elif letter == '"' and quotes:
+            found.literal(self.double_quoted())
+        elif letter == "<":
+            found.literal(self.heredoc_mark())
+        elif letter == self.style.escape:
+            self.at += 1
+            escaped = self.take()
+            found.literal(letter + escaped if self.keep_escapes else escaped)
+        elif letter in SPACE:
+            self.at += 1
+            found.blank(letter)
+        else:
+            run = self.ordinary.match(self.text, self.at)
+            part = run.group() if run is not None else letter
+            self.at += len(part)
+            found.literal(part)
+
+    def heredoc_mark(self) -> str:
+        """``<``, or ``<<`` together with the blanks behind it, so that ``<< EOF`` stays one word."""
+        start = self.at
+        self.at += 1
+        if self.peek() == "<":
+            self.at += 1
+            while self.at < self.size and self.text[self.at] in "\t\r ":
+                self.at += 1
+        return self.text[start : self.at]
+
+    def single_quoted(self) -> str:
+        end = self.text.find("'", self.at + 1)
+        if end < 0:
+            raise _WordError("unexpected end of statement while looking for matching single-quote")
+        start, self.at = self.at, end + 1
+        return self.text[start : end + 1] if self.style.keep_quotes else self.text[start + 1 : end]
+
+    def double_quoted(self) -> str:
+        escape = self.style.escape
+        parts: list[str] = []
+        self.at += 1
+        while self.at < self.size:
+            letter = self.text[self.at]
+            if letter == "$":
+                parts.append(self.dollar())
+                continue
+            self.at += 1
+            if letter == '"':
+                body = "".join(parts)
+                return f'"{body}"' if self.style.keep_quotes else body
+            if letter != escape:
+                parts.append(letter)
+                continue
+            following = self.peek()
+            parts.append(letter if self.keep_escapes else "")
+            if following:
+                parts.append(self.take() if following in ('"', "$", escape) else letter)
+        raise _WordError("unexpected end of statement while looking for matching double-quote")
+
+    def dollar(self) -> str:
+        """The value of the variable or substitution that starts here."""
+        self.at += 1
+        if self.peek() == "{":
+            self.depth += 1
+            if self.depth > DEPTH_LIMIT:
+                raise _WordError("substitutions stand too deep inside each other")
+            value = self.substitution()
+            self.depth -= 1
+        else:
+            name = self.name()
+            if not name:
+                return "$"
+            found = self.env.get(name)
+            value = found if found is not None else f"${name}" if self.style.keep_unset else ""
+        self.spent += len(value)
+        if self.spent > SIZE_LIMIT:
+            raise _WordError(f"variables expand to more than {SIZE_LIMIT >> 20} MiB")
+        return value
+
+    def name(self) -> str:
+        """Letters, digits and ``_``; or digits alone; or one special character; or ""."""
+        first = self.peek()
+        start = self.at
+        if first in _SPECIAL_NAMES and first not in ("", "0"):
+            self.at += 1
+        elif first.isdecimal():
+            while self.peek().isdecimal():
+                self.at += 1
+        else:
+            while self.peek().isalpha() or self.peek().isdecimal() or self.peek() == "_":
+                self.at += 1
+        return self.text[start : self.at]
+
+    def substitution(self) -> str:
+        start = self.at - 1
+        self.at += 1
+        first = self.peek()
+        if not first:
+            raise _WordError("syntax error: missing '}'")
+        if first in "{}:":
+            raise _WordError("syntax error: bad substitution")
+        name = self.name()
+        operator = self.take()
+        if operator == "}":
+            value = self.env.get(name)
+            if value is None:
+                return self.text[start : self.at] if self.style.keep_unset else ""
+            return value
+        if operator == "/":
+            return self.replacement(name)
+        colon = operator == ":"
+        if colon:
+            operator = self.take()
+        modifier = ":" + operator if colon else operator
+        if not operator:
+            raise _WordError("syntax error: missing '}'")
+        if (not colon and operator not in "+-?#%") or (colon and operator in "#%"):
+            raise _WordError(f"unsupported modifier ({modifier}) in substitution")
+        word = self.operand("}", operator in "#%")
+        value = self.env.get(name)
+        if value is None and self.style.keep_unset:
+            return f"${{{name}{modifier}{word}}}"
+        return _modified(name, value, operator, word, colon)
+
+    def operand(self, stop: str, keep_escapes: bool) -> str:
+        """A substitution's word, up to ``stop``. Whatever fails at the text's end is a substitution left open."""
+        try:
+            return self.until(stop, keep_escapes)[0]
+        except _WordError:
+            if self.at >= self.size:
+                missing = "missing '/' in ${}" if stop == "/" else "missing '}'"
+                raise _WordError(f"syntax error: {missing}") from None
+            raise
+
+    def replacement(self, name: str) -> str:
+        everywhere = self.peek() == "/"
+        if everywhere:
+            self.at += 1
+        pattern = self.operand("/", True)
+        text = self.operand("}", True)
+        value = self.env.get(name)
+        if value is None and self.style.keep_unset:
+            return f"${{{name}/{pattern}/{text}}}"
+        change = shellpattern.replaced_all if everywhere else shellpattern.replaced
+        try:
+            return change(pattern, value or "", text)
+        except shellpattern.BadPatternError as wrong:
+            raise _WordError(f"invalid pattern ({pattern}) in substitution: {wrong}") from wrong
+
+
+def _modified(name: str, value: str | None, operator: str, word: str, colon: bool) -> str:
+    absent = value is None or (colon and value == "")
+    if operator == "-":
+        return word if absent or value is None else value
+    if operator == "+":
+        return "" if absent else word
+    if operator == "?":
+        if value is None or absent:
+            state = "unset" if value is None else "empty"
+            raise _WordError(f"{name}: {word or f'is not allowed to be {state}'}")
+        return value
+    if operator not in "#%":
+        raise _WordError(f"unsupported modifier (:{operator}) in substitution")
+    longest = word.startswith(operator)
+    pattern = word[1:] if longest else word
+    trim = shellpattern.without_prefix if operator == "#" else shellpattern.without_suffix
+    try:
+        return trim(pattern, value or "", longest=longest)
+    except shellpattern.BadPatternError as wrong:
+        raise _WordError(f"invalid pattern ({pattern}) in substitution: {wrong}") from wrong
