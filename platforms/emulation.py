@@ -234,6 +234,7 @@ def _obstacle() -> str:
         ("user/max_user_namespaces", "0"),
         ("kernel/unprivileged_userns_clone", "0"),
         ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+        ("vm/memfd_noexec", "2"),
     ):
         try:
             with open(f"/proc/sys/{path}", encoding="ascii") as setting:

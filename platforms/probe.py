@@ -20,6 +20,9 @@ _ARGUMENTS: Final = ("kanifold", "1", "2", "3", "4", "5", "6")
 """Their number is the status that the program of ``elf.program`` ends with. An emulator that does not understand the
 flags it was registered with passes on one more or one less."""
 
+_MFD_EXEC: Final = 0x10
+"""linux/memfd.h, Linux 6.3; without it the sysctl vm.memfd_noexec may take the right to execute away."""
+
 
 @functools.cache
 def executes(architecture: str) -> str:
@@ -31,14 +34,16 @@ def executes(architecture: str) -> str:
 def executes_privately(architecture: str, interpreter: str) -> str:
     """Whether ``interpreter`` runs ``architecture``'s programs from a binfmt_misc in a user namespace of our own."""
 
-    def prepare() -> None:
-        from platforms import syscalls
+    from platforms import syscalls
 
+    syscalls.bounded(0)  # so that the C library is loaded here and not by the child
+
+    def prepare() -> None:
         uid, gid = os.geteuid(), os.getegid()
         syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
-        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-                file.write(text)
+        for name, text in (("setgroups", b"deny"), ("uid_map", b"0 %d 1" % uid), ("gid_map", b"0 %d 1" % gid)):
+            file = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(file, text)
         binfmt.mount_private(((architecture, interpreter),))
 
     return _run(architecture, prepare)
@@ -70,8 +75,7 @@ def _run(architecture: str, prepare: Callable[[], object]) -> str:
 def _child(program: bytes, prepare: Callable[[], object], report: int) -> NoReturn:
     try:
         os.dup2(report, 2)  # an emulator's complaints
-        # Not close-on-exec: an emulator opens the file by its path again.
-        file = os.memfd_create("kanifold-probe", 0)
+        file = _executable_memory()
         os.write(file, program)
         prepare()
         os.execve(f"/proc/self/fd/{file}", _ARGUMENTS, {})
@@ -81,6 +85,16 @@ def _child(program: bytes, prepare: Callable[[], object], report: int) -> NoRetu
         os.write(report, repr(error).encode())
     finally:
         os._exit(127)
+
+
+def _executable_memory() -> int:
+    """A file in memory that may be executed. Not close-on-exec: an emulator opens it again, by its path."""
+    try:
+        return os.memfd_create("kanifold-probe", _MFD_EXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise OSError(error.errno, f"memfd_create: {error.strerror}") from error
+        return os.memfd_create("kanifold-probe", 0)
 
 
 def _sentence(error: OSError) -> str:
