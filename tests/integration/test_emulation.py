@@ -342,6 +342,23 @@ def test_a_level_that_this_processor_lacks_is_refused(monkeypatch):
     emulation._climb.cache_clear()
 
 
+@pytest.mark.skipif(host().architecture != "amd64", reason="needs qemu-x86_64 to look at")
+def test_the_level_that_qemu_lacks_is_refused_on_other_hosts(monkeypatch):
+    """glibc's dynamic linker tells which levels the processor that it runs on has."""
+    qemu, linker = binfmt.find_qemu("amd64"), "/lib64/ld-linux-x86-64.so.2"
+    if qemu is None or not os.path.exists(linker):
+        pytest.skip("needs qemu-x86_64-static and glibc")
+    told = subprocess.run([qemu, linker, "--help"], capture_output=True, text=True, check=False).stdout
+    assert "x86-64-v3 (supported" in told
+    assert "x86-64-v4 (supported" not in told
+
+    monkeypatch.setattr(emulation, "host", lambda: parse("linux/arm64"))
+    emulation._climb.cache_clear()
+    with pytest.raises(EnvironmentUnfit, match="AVX-512"):
+        emulation.emulation(parse("linux/amd64/v4"))
+    emulation._climb.cache_clear()
+
+
 def test_without_an_emulator_the_error_names_the_packages(monkeypatch, tmp_path):
     def work():
         os.environ["PATH"] = str(tmp_path)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from platforms import candidates
+from platforms.emulation import _climb, emulation
+from platforms.errors import EnvironmentUnfit
 from platforms.host import amd64_level, default_platform, host, natives
 from platforms.platform import ARCHITECTURES
 
@@ -40,6 +43,53 @@ def test_the_host_is_a_linux_platform_with_a_known_architecture():
     assert host().os == "linux"
     assert host().architecture in ARCHITECTURES
     assert host() in natives()
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """``told(machine, system)``: uname(2) and Python say so; what was found out before is forgotten."""
+
+    def tell(machine, system="linux"):
+        monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))
+        monkeypatch.setattr(sys, "platform", system)
+        host.cache_clear()
+        natives.cache_clear()
+
+    _climb.cache_clear()
+    yield tell
+    monkeypatch.undo()
+    host.cache_clear()
+    natives.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("machine", "shown"),
+    [
+        ("aarch64", "linux/arm64"),
+        ("armv8l", "linux/arm/v8"),
+        ("armv7l", "linux/arm/v7"),
+        ("armv6l", "linux/arm/v6"),
+        ("armv5tel", "linux/arm/v5"),
+        ("i686", "linux/386"),
+        ("ppc64le", "linux/ppc64le"),
+        ("s390x", "linux/s390x"),
+        ("riscv64", "linux/riscv64"),
+        ("loongarch64", "linux/loong64"),
+    ],
+)
+def test_the_kernels_name_becomes_a_platform(machine, shown, told):
+    told(machine)
+    assert str(host()) == str(default_platform()) == shown
+
+
+@pytest.mark.parametrize(("machine", "shown"), [("arm64", "linux/arm64"), ("x86_64", "linux/amd64")])
+def test_a_mac_builds_for_linux_on_its_processor_and_runs_none_of_it(machine, shown, told):
+    told(machine, "darwin")
+    assert str(host()) == str(default_platform()) == shown
+    assert natives() == ()
+    with pytest.raises(EnvironmentUnfit, match="steps run on Linux") as caught:
+        emulation(host())
+    assert shown in caught.value.problem.remedy
 
 
 def test_a_build_targets_any_machine_of_this_architecture():
