@@ -1,0 +1,246 @@
+"""Credentials by registry, from the files and helpers that docker, podman and CI systems leave behind.
+
+Looked up in this order, first answer wins:
+
+1. ``DOCKER_AUTH_CONFIG``: the JSON text itself (GitLab CI, and docker since 28);
+2. ``REGISTRY_AUTH_FILE`` (podman, buildah, skopeo);
+3. ``$DOCKER_CONFIG/config.json``, else ``~/.docker/config.json``;
+4. ``$XDG_RUNTIME_DIR/containers/auth.json``, then ``$XDG_CONFIG_HOME/containers/auth.json`` (podman's own).
+
+Within a file a registry's ``credHelpers`` entry is asked first, then ``credsStore``, then ``auths`` is read. A file
+that cannot be understood is an error that names the file and never shows any of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from executor.registry.reference import DOCKER_HUB
+from platforms.errors import EnvironmentUnfit, RegistryError
+
+FILE_LIMIT: Final = 4 << 20
+"""Bytes of a credentials file; a larger one is not such a file."""
+HELPER_SECONDS: Final = 60
+"""How long a credential helper may take: cloud helpers ask their own services."""
+TOKEN_USER: Final = "<token>"
+"""The user name with which docker's helpers say that the secret is an identity token."""
+
+_HUB_KEYS: Final = ("https://index.docker.io/v1/", "index.docker.io", DOCKER_HUB, "registry-1.docker.io")
+_NOT_FOUND: Final = ("credentials not found", "no credentials", "item not found")
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What one registry knows the user by: name and password, or a token. ``repr`` shows no secret."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+    """An OAuth2 refresh token for the registry's token service."""
+    registry_token: str = field(default="", repr=False)
+    """A bearer token for the registry itself."""
+
+
+Keychain = Callable[[str], Credential | None]
+"""The credential for a registry, by the host that references name (``docker.io``, ``localhost:5000``), or None."""
+
+
+def anonymous(_registry: str) -> Credential | None:
+    """The keychain that knows nobody."""
+    return None
+
+
+def docker_keychain() -> Keychain:
+    """The keychain of docker's and podman's files, read when first asked and then kept.
+
+    Asking raises ``RegistryError`` for a file that is there but broken, ``EnvironmentUnfit`` for a helper that is not.
+    """
+    stores: list[_Store] | None = None
+
+    def lookup(registry: str) -> Credential | None:
+        nonlocal stores
+        if stores is None:
+            stores = list(_stores())
+        for store in stores:
+            found = store.credential(registry)
+            if found is not None:
+                return found
+        return None
+
+    return lookup
+
+
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """One parsed credentials file. ``source`` is its path, or the variable it came from."""
+
+    source: str
+    auths: dict[str, Any] = field(repr=False)
+    helpers: dict[str, Any] = field(repr=False)
+    store: str = ""
+
+    def credential(self, registry: str) -> Credential | None:
+        keys = _HUB_KEYS if registry == DOCKER_HUB else (registry,)
+        for key in keys:
+            helper = self.helpers.get(key)
+            if isinstance(helper, str) and helper:
+                return _ask_helper(helper, keys[0], self.source)
+        if self.store:
+            found = _ask_helper(self.store, keys[0], self.source)
+            if found is not None:
+                return found
+        for key in keys:
+            if key in self.auths:
+                return self._entry(key)
+        for key in self.auths:
+            if _host_of(key) in keys:
+                return self._entry(key)
+        return None
+
+    def _entry(self, key: str) -> Credential | None:
+        entry = self.auths[key]
+        if not isinstance(entry, dict):
+            raise _broken(self.source, f"the entry for {key!r} is not an object")
+        texts = {
+            name: entry.get(name) or "" for name in ("username", "password", "identitytoken", "registrytoken", "auth")
+        }
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise _broken(self.source, f"the entry for {key!r} holds something that is not text")
+        username, password = texts["username"], texts["password"]
+        if texts["auth"]:
+            username, password = _decode(texts["auth"], key, self.source)
+        found = Credential(username, password, texts["identitytoken"], texts["registrytoken"])
+        return None if found == Credential() else found
+
+
+def _stores() -> Iterator[_Store]:
+    environ = os.environ
+    inline = environ.get("DOCKER_AUTH_CONFIG", "")
+    if inline.strip():
+        yield _parse(inline.encode(), "$DOCKER_AUTH_CONFIG")
+    home = os.path.expanduser("~")
+    docker = environ.get("DOCKER_CONFIG") or os.path.join(home, ".docker")
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    config = environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    paths = (
+        environ.get("REGISTRY_AUTH_FILE", ""),
+        os.path.join(docker, "config.json"),
+        os.path.join(runtime, "containers", "auth.json") if runtime else "",
+        os.path.join(config, "containers", "auth.json"),
+    )
+    for path in filter(None, paths):
+        try:
+            with open(path, "rb") as file:
+                data = file.read(FILE_LIMIT + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise _broken(path, error.strerror or "it cannot be read") from error
+        if len(data) > FILE_LIMIT:
+            raise _broken(path, f"it is larger than {FILE_LIMIT} bytes")
+        if data.strip():
+            yield _parse(data, path)
+
+
+def _parse(data: bytes, source: str) -> _Store:
+    import json
+
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        # The decoder's message may quote the text, and the text is secret.
+        raise _broken(source, "it is not JSON") from None
+    if not isinstance(document, dict):
+        raise _broken(source, "it is not a JSON object")
+    auths, helpers = document.get("auths") or {}, document.get("credHelpers") or {}
+    store = document.get("credsStore") or ""
+    if not isinstance(auths, dict) or not isinstance(helpers, dict) or not isinstance(store, str):
+        raise _broken(source, "'auths', 'credHelpers' or 'credsStore' has the wrong type")
+    return _Store(source, auths, helpers, store)
+
+
+def _host_of(key: str) -> str:
+    """The registry host of a key as old and new tools write it; "" for podman's keys that name a repository."""
+    host, _, path = key.partition("://")[2].partition("/") if "://" in key else key.partition("/")
+    return host if path.strip("/") in {"", "v1", "v2"} else ""
+
+
+def _decode(auth: str, key: str, source: str) -> tuple[str, str]:
+    import base64
+    import binascii
+
+    try:
+        # docker pads with NUL what it encoded itself in its early days.
+        text = base64.b64decode(auth, validate=True).decode().rstrip("\0")
+    except (binascii.Error, UnicodeDecodeError):
+        raise _broken(source, f"the 'auth' of {key!r} is not base64 text") from None
+    username, colon, password = text.partition(":")
+    if not colon:
+        raise _broken(source, f"the 'auth' of {key!r} has no colon between user and password")
+    return username, password
+
+
+def _ask_helper(name: str, server: str, source: str) -> Credential | None:
+    """What ``docker-credential-NAME get`` answers for ``server`` (docker/docker-credential-helpers' protocol)."""
+    import json
+    import subprocess
+
+    program = f"docker-credential-{name}"
+    if not all(character.isalnum() or character in "-_." for character in name):
+        raise _broken(source, f"{name!r} cannot be the name of a credential helper")
+    try:
+        done = subprocess.run(
+            [program, "get"], input=server.encode(), capture_output=True, timeout=HELPER_SECONDS, check=False
+        )
+    except OSError as error:
+        raise EnvironmentUnfit(
+            f"cannot run the credential helper {program}",
+            why=f"{source} asks for it, but: {error.strerror}",
+            remedy=f"install {program}, or take 'credsStore' and 'credHelpers' out of {source}",
+        ) from error
+    except subprocess.TimeoutExpired:
+        raise RegistryError(
+            f"the credential helper {program} did not answer for {server}",
+            why=f"it took more than {HELPER_SECONDS} s",
+            remedy=f"try it by hand: echo {server} | {program} get",
+        ) from None
+    if done.returncode != 0:
+        # Helpers report on stdout; what they write may be shown, for they have not found a secret.
+        said = (done.stdout + done.stderr).decode(errors="replace").strip()
+        if any(mark in said.lower() for mark in _NOT_FOUND):
+            return None
+        raise RegistryError(
+            f"the credential helper {program} failed for {server}",
+            why=printable(said) or f"exit status {done.returncode}",
+            remedy=f"try it by hand: echo {server} | {program} get",
+        )
+    try:
+        answer = json.loads(done.stdout)
+        username, secret = answer["Username"], answer["Secret"]
+    except (ValueError, KeyError, TypeError):
+        answer = username = secret = None
+    if not isinstance(username, str) or not isinstance(secret, str):
+        raise RegistryError(
+            f"the credential helper {program} answered nonsense for {server}",
+            why="its output is not a JSON object with Username and Secret",
+            remedy=f"try it by hand: echo {server} | {program} get",
+        )
+    if username == TOKEN_USER:
+        return Credential(identity_token=secret)
+    return Credential(username, secret) if username or secret else None
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Foreign ``text`` as it may be shown on a terminal: one line, no control characters, at most ``limit`` long."""
+    line = "".join(character if character.isprintable() else " " for character in text[: limit * 4])
+    line = " ".join(line.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _broken(source: str, why: str) -> RegistryError:
+    return RegistryError(
+        f"cannot use the credentials file {source}", why=why, remedy="repair it, or write it anew with docker login"
+    )

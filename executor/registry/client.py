@@ -1,0 +1,291 @@
+"""The OCI distribution client: what a build asks of a registry, in its own words.
+
+    client.resolve(ref)                    tag -> descriptor
+    client.manifest(ref)                   the document, its bytes and their descriptor
+    client.fetch(ref, descriptor, sink)    a blob, verified, resumed when the connection breaks
+    client.push(ref, descriptor, open)     a blob, unless it is there or can be mounted
+    client.put_manifest(ref, data, type)   the document, under a tag or its digest
+
+Reads try the registry's mirrors first; digests make a mirror's content as good as the registry's own, and a tag means
+what the first mirror that knows it says. Writes go to the registry. A ``Client`` may be used by many threads; httpx is
+imported when the first request is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import BinaryIO, Final, Literal, Self, TypeVar
+
+from executor.image import mediatypes
+from executor.image.digest import check_digest
+from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
+from executor.registry import transfer
+from executor.registry.auth import Keychain, anonymous, printable
+from executor.registry.config import RegistrySettings
+from executor.registry.reference import Reference
+from executor.registry.session import Call, Endpoint, Pace, Session, mirror_endpoints, origin_endpoint
+from executor.registry.token import merged, scope
+from executor.registry.transfer import Progress, Sink
+from executor.registry.wire import Cancel, Reply
+from platforms.errors import ArchiveError, RegistryError
+
+SMALL_BLOB: Final = 16 << 20
+"""Bytes of a blob that is read into memory: image configurations are kilobytes."""
+_MIRROR_TRIES: Final = 2
+_KNOWN: Final = mediatypes.INDEXES | mediatypes.MANIFESTS
+
+Outcome = Literal["present", "mounted", "uploaded"]
+"""How a pushed blob came to be in its repository."""
+_T = TypeVar("_T")
+
+
+class Client:
+    """A user's registries. ``progress`` and ``warn`` are called from the threads that do the work."""
+
+    def __init__(
+        self,
+        settings: RegistrySettings | None = None,
+        keychain: Keychain = anonymous,
+        *,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+        warn: Callable[[str], None] | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        self.settings = settings or RegistrySettings()
+        self._progress = progress
+        self._session = Session(self.settings, keychain, pace=pace, cancel=cancel, warn=warn)
+
+    def close(self) -> None:
+        """End all connections; transfers of other threads fail."""
+        self._session.wire.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- reading
+
+    def resolve(self, reference: Reference) -> Descriptor:
+        """What ``reference`` points to now. Raises ``RegistryError``, also when there is no such thing."""
+        what = f"cannot resolve {reference.familiar()}"
+        return self._first(reference, lambda endpoint, tries: self._resolve(endpoint, reference, what, tries))
+
+    def manifest(self, reference: Reference) -> tuple[Manifest | Index, bytes, Descriptor]:
+        """The manifest or index of ``reference``: read strictly, its bytes verified, and their descriptor."""
+        what = f"cannot pull {reference.familiar()}"
+        return self._first(reference, lambda endpoint, tries: self._manifest(endpoint, reference, what, tries))
+
+    def has_manifest(self, reference: Reference) -> Descriptor | None:
+        """What ``reference`` points to in its own registry (no mirror), or None when it does not exist."""
+        endpoint = origin_endpoint(reference)
+        what = f"cannot look for {reference.familiar()}"
+        call = _manifest_call(endpoint, reference, what=what, method="HEAD", accept=frozenset({200, 404}))
+        reply = self._session.call(endpoint, call)
+        if reply.status == 404:
+            return None
+        return _described(reply, reference) or self._manifest(endpoint, reference, what, 0)[2]
+
+    def fetch(self, reference: Reference, descriptor: Descriptor, sink: Sink) -> None:
+        """Write the blob of ``descriptor`` to ``sink``; size and digest are right when this returns.
+
+        ``sink.reset`` is called when what was written turned out to be wrong and another try begins at 0.
+        """
+        transfer.fetch(self._session, self._endpoints(reference), _checked(descriptor), sink, self._progress)
+
+    def open_stream(self, reference: Reference, descriptor: Descriptor) -> Iterator[bytes]:
+        """The blob of ``descriptor`` in chunks; that they were the right ones is known when the iteration has ended."""
+        return transfer.stream(self._session, self._endpoints(reference), _checked(descriptor), self._progress)
+
+    def read_blob(self, reference: Reference, descriptor: Descriptor, limit: int = SMALL_BLOB) -> bytes:
+        """The whole blob of ``descriptor``, which may have at most ``limit`` bytes."""
+        if descriptor.size > limit:
+            raise RegistryError(
+                f"cannot pull {descriptor.digest} from {reference.familiar()}",
+                why=f"it claims {descriptor.size} bytes; {limit} are allowed for a {descriptor.media_type}",
+            )
+        return b"".join(self.open_stream(reference, descriptor))
+
+    # -- writing
+
+    def has_blob(self, reference: Reference, digest: str) -> bool:
+        """Whether the repository holds the blob ``digest``."""
+        endpoint = origin_endpoint(reference)
+        scopes = merged(scope(endpoint.repository, "pull"))
+        return transfer.present(self._session, endpoint, _digest(digest), scopes) is not None
+
+    def mount(self, reference: Reference, digest: str, source: str) -> bool:
+        """Take the blob over from the repository ``source`` of the same registry; whether that worked."""
+        endpoint = origin_endpoint(reference)
+        location = transfer.mount(self._session, endpoint, _digest(digest), source)
+        if location:
+            self._session.abandon(endpoint, location, merged(scope(endpoint.repository, "pull", "push")))
+        return location is None
+
+    def push(
+        self,
+        reference: Reference,
+        descriptor: Descriptor,
+        open_content: Callable[[], BinaryIO],
+        *,
+        mount_from: Iterable[str] = (),
+    ) -> Outcome:
+        """See that the blob of ``descriptor`` is in the repository, with as few bytes sent as can be.
+
+        (1) It may be there. (2) It may be in one of the repositories ``mount_from`` of the same registry. (3) It is
+        sent: ``open_content`` opens a seekable binary file of it, more than once when a connection breaks.
+        """
+        endpoint = origin_endpoint(reference)
+        descriptor = _checked(descriptor)
+        scopes = merged(scope(endpoint.repository, "pull", "push"))
+        found = transfer.present(self._session, endpoint, descriptor.digest, scopes)  # (1)
+        if found in (descriptor.size, -1):
+            return "present"
+        sources = [each for each in dict.fromkeys(mount_from) if each != endpoint.repository][: transfer.MOUNT_TRIES]
+        location = ""
+        for source in sources:  # (2)
+            if location:
+                self._session.abandon(endpoint, location, scopes)
+            mounted = transfer.mount(self._session, endpoint, descriptor.digest, source)
+            if mounted is None:
+                return "mounted"
+            location = mounted
+        transfer.upload(  # (3)
+            self._session, endpoint, descriptor, open_content, progress=self._progress, location=location
+        )
+        return "uploaded"
+
+    def put_manifest(self, reference: Reference, data: bytes, media_type: str) -> Descriptor:
+        """Store ``data`` under the tag of ``reference`` or, when it has none, under its digest; its descriptor."""
+        endpoint = origin_endpoint(reference)
+        algorithm = reference.digest.partition(":")[0] or "sha256"
+        digest = _digest_of(algorithm, data)
+        what = f"cannot push {reference.familiar()}"
+        if reference.digest not in ("", digest):
+            raise RegistryError(what, why=f"the document's digest is {digest}")
+        call = Call(
+            what,
+            "PUT",
+            f"manifests/{reference.tag or digest}",
+            merged(scope(endpoint.repository, "pull", "push")),
+            headers=(("Content-Type", media_type),),
+            content=lambda: iter((data,)),
+            length=len(data),
+            accept=frozenset({200, 201, 202}),
+        )
+        reply = self._session.call(endpoint, call)
+        said = reply.header("docker-content-digest")
+        if said.startswith(algorithm + ":") and said != digest:
+            raise RegistryError(what, why=f"the registry stored something else: {printable(said, 100)} for {digest}")
+        return Descriptor(media_type, digest, len(data))
+
+    # -- inside
+
+    def _endpoints(self, reference: Reference) -> tuple[Endpoint, ...]:
+        return (*mirror_endpoints(reference, self.settings), origin_endpoint(reference))
+
+    def _first(self, reference: Reference, attempt: Callable[[Endpoint, int], _T]) -> _T:
+        """``attempt`` at the mirrors, then at the registry. Its error tells of the mirrors' as well."""
+        notes: list[str] = []
+        for endpoint in mirror_endpoints(reference, self.settings):
+            try:
+                return attempt(endpoint, _MIRROR_TRIES)
+            except RegistryError as error:
+                notes.append(f"mirror {endpoint.registry}: {error.problem.why}")
+        try:
+            return attempt(origin_endpoint(reference), 0)
+        except RegistryError as error:
+            if notes:
+                error.problem = replace(error.problem, why="; ".join((error.problem.why, *notes)))
+            raise
+
+    def _resolve(self, endpoint: Endpoint, reference: Reference, what: str, tries: int) -> Descriptor:
+        # Any refusal is asked again with GET, whose answer has room for an explanation; 429 is not made worse by that.
+        accept = frozenset({200}) | frozenset(range(400, 500)) - {408, 429}
+        call = _manifest_call(endpoint, reference, what=what, method="HEAD", accept=accept, tries=tries)
+        reply = self._session.call(endpoint, call)
+        found = _described(reply, reference) if reply.status == 200 else None
+        return found or self._manifest(endpoint, reference, what, tries)[2]
+
+    def _manifest(
+        self, endpoint: Endpoint, reference: Reference, what: str, tries: int
+    ) -> tuple[Manifest | Index, bytes, Descriptor]:
+        accept = frozenset({200})
+        call = _manifest_call(endpoint, reference, what=what, method="GET", accept=accept, tries=tries)
+        reply = self._session.call(endpoint, call)
+        said = reference.digest or reply.header("docker-content-digest")
+        try:
+            wanted = check_digest(said) if said else ""
+            media_type = _media_type(reply)
+            document = parse(reply.body, media_type)
+        except ArchiveError as error:
+            raise RegistryError(
+                what,
+                why=f"{endpoint.registry}: {error}",
+                remedy="the registry holds an image in a form that cannot be used",
+            ) from error
+        digest = _digest_of(wanted.partition(":")[0] or "sha256", reply.body)
+        if wanted and digest != wanted:
+            raise RegistryError(
+                what,
+                why=f"{endpoint.registry} sent {digest} for {wanted}",
+                remedy="the registry's copy is damaged, or someone altered it on the way",
+            )
+        return document, reply.body, Descriptor(document.media_type, digest, len(reply.body))
+
+
+def _manifest_call(
+    endpoint: Endpoint, reference: Reference, *, what: str, method: str, accept: frozenset[int], tries: int = 0
+) -> Call:
+    return Call(
+        what,
+        method,
+        f"manifests/{reference.target}",
+        merged(scope(endpoint.repository, "pull")),
+        headers=(("Accept", mediatypes.ACCEPT),),
+        limit=MANIFEST_LIMIT,
+        accept=accept,
+        tries=tries,
+    )
+
+
+def _described(reply: Reply, reference: Reference) -> Descriptor | None:
+    """The descriptor in the headers of a HEAD answer; None when they do not hold a usable one."""
+    length, media_type = reply.header("content-length"), _media_type(reply)
+    try:
+        digest = check_digest(reply.header("docker-content-digest"))
+    except ArchiveError:
+        return None
+    if media_type not in _KNOWN or reference.digest not in ("", digest):
+        return None
+    if not length.isascii() or not length.isdecimal() or not 0 < int(length[:12]) <= MANIFEST_LIMIT:
+        return None
+    return Descriptor(media_type, digest, int(length[:12]))
+
+
+def _media_type(reply: Reply) -> str:
+    """The ``Content-Type`` without its parameters (distribution-spec: clients ignore them)."""
+    return reply.header("content-type").partition(";")[0].strip().lower()
+
+
+def _digest_of(algorithm: str, data: bytes) -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()}"
+
+
+def _digest(text: str) -> str:
+    """``text`` when it is a digest: it becomes part of a URL that may carry credentials."""
+    try:
+        return check_digest(text)
+    except ArchiveError as error:
+        raise RegistryError("cannot ask a registry for this", why=str(error)) from error
+
+
+def _checked(descriptor: Descriptor) -> Descriptor:
+    _digest(descriptor.digest)
+    if descriptor.size < 0:
+        raise RegistryError(f"cannot transfer {descriptor.digest}", why=f"its size is {descriptor.size}")
+    return descriptor

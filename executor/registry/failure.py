@@ -1,0 +1,92 @@
+"""What a registry's refusal means for a person: one place turns statuses and diagnostics into ``RegistryError``."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from executor.registry.auth import printable
+from executor.registry.reference import DOCKER_HUB
+from executor.registry.wire import Reply
+from platforms.errors import RegistryError
+
+_DIAGNOSTICS: Final = 3
+"""How many of a registry's own messages are passed on."""
+
+_MEANINGS: Final = {
+    400: "the registry found the request wrong",
+    401: "the registry wants to know who asks",
+    403: "the registry does not allow it",
+    404: "the registry does not have it",
+    405: "the registry does not support it",
+    408: "the registry ran out of patience",
+    413: "the registry, or a proxy before it, finds it too large",
+    416: "the registry lost count of the bytes",
+    429: "the registry is asked too often",
+    500: "the registry failed",
+    502: "the registry's proxy could not reach it",
+    503: "the registry is not available",
+    504: "the registry's proxy lost patience with it",
+    507: "the registry has no space left",
+}
+
+
+def refused(what: str, reply: Reply, registry: str, *, known: bool) -> RegistryError:
+    """``what`` (``cannot pull debian:12``) failed with ``reply``; ``known``: a credential was at hand."""
+    meaning = _MEANINGS.get(reply.status, "an unexpected answer")
+    said = diagnostics(reply.body)
+    why = f"{meaning} (status {reply.status} from {registry})"
+    return RegistryError(what, why=f"{why}: {said}" if said else why, remedy=_remedy(reply, registry, known))
+
+
+def unreachable(what: str, registry: str, why: str, tries: int) -> RegistryError:
+    """``what`` failed because ``registry`` could not be reached, or kept breaking off."""
+    times = f" (tried {tries} times)" if tries > 1 else ""
+    return RegistryError(
+        what,
+        why=f"{registry}: {why}{times}",
+        remedy="check the registry's name and port, the network, and HTTP_PROXY/NO_PROXY",
+    )
+
+
+def diagnostics(body: bytes) -> str:
+    """A registry's own explanation (distribution-spec, "Error Codes"), printable and short; "" when there is none."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    errors = document.get("errors") if isinstance(document, dict) else None
+    if isinstance(errors, list):
+        found = []
+        for error in errors[:_DIAGNOSTICS]:
+            if isinstance(error, dict):
+                code, message = error.get("code"), error.get("message")
+                found.append(" ".join(str(each) for each in (code, message) if isinstance(each, str) and each))
+        return printable("; ".join(filter(None, found)))
+    if isinstance(document, dict):
+        # Token services: {"details": …} or OAuth2's {"error": …, "error_description": …}.
+        texts = (document.get(key) for key in ("details", "error", "error_description", "message"))
+        return printable(": ".join(text for text in texts if isinstance(text, str) and text))
+    text = body[:2000].decode(errors="replace")
+    return "" if "<" in text else printable(text, 200)
+
+
+def _remedy(reply: Reply, registry: str, known: bool) -> str:
+    login = "docker login" if registry == DOCKER_HUB else f"docker login {registry}"
+    match reply.status:
+        case 401 if not known:
+            return f"no credential for {registry} was found: {login}"
+        case 401 | 403 if known:
+            return f"check that the credential for {registry} is current and allows this; to renew it: {login}"
+        case 403:
+            return f"if it is private, sign in: {login}"
+        case 404:
+            return "check the name and the tag; if it is private, sign in: " + login
+        case 429 if registry == DOCKER_HUB and not known:
+            return f"signed-in users may ask more often: {login}; or set a mirror"
+        case 400 if b"HTTPS server" in reply.body:
+            return f"it speaks TLS: set 'tls: true' for {registry} in registries.yaml"
+        case status if status == 429 or status >= 500:
+            return "try again later"
+        case _:
+            return ""

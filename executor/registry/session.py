@@ -1,0 +1,298 @@
+"""Conversations with registries: which host and scheme, who we are there, and how often to try.
+
+Retried are broken and refused connections, silence, and the statuses 408, 429, 500, 502, 503 and 504, with exponential
+backoff and jitter; ``Retry-After`` (RFC 9110, 10.2.3) is waited for when it is bearable and otherwise ends the attempt.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from executor.registry.auth import Keychain, printable
+from executor.registry.config import RegistrySettings
+from executor.registry.failure import refused, unreachable
+from executor.registry.reference import Reference, api_host
+from executor.registry.token import Authority
+from executor.registry.wire import (
+    ERROR_LIMIT,
+    STALL_SECONDS,
+    Cancel,
+    Lost,
+    Reply,
+    Request,
+    Wire,
+    check_target,
+    joined,
+    origin_of,
+)
+from platforms.errors import Interrupted, RegistryError
+
+if TYPE_CHECKING:
+    import httpx
+
+PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+"""Statuses that another try may cure."""
+_WARNING_LIMIT: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often to try, and how long to wait between; seconds."""
+
+    tries: int = 6
+    connects: int = 3
+    """Tries for a host that does not even take the connection."""
+    first: float = 0.5
+    ceiling: float = 8.0
+    retry_after: float = 90.0
+    """The longest wait that a registry may ask for: a build is not kept hanging for hours."""
+
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait after the failed ``attempt`` (from 0): doubling, with jitter so that many do not march."""
+        return min(self.first * 2.0**attempt, self.ceiling) * random.uniform(0.6, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a repository's content can be had: its registry, or a mirror of it."""
+
+    registry: str
+    """The name that credentials and settings know it by."""
+    host: str
+    """The host and port to speak to."""
+    repository: str
+    plain: bool = False
+    """Plain HTTP, because a mirror's address says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a request to an endpoint needs. ``path`` follows ``/v2/NAME/``, or is an absolute URL the registry gave."""
+
+    what: str
+    """What fails when it fails: ``cannot pull debian:12``."""
+    method: str
+    path: str
+    scopes: frozenset[str]
+    headers: tuple[tuple[str, str], ...] = ()
+    content: Callable[[], Iterator[bytes]] | None = None
+    length: int = 0
+    limit: int = ERROR_LIMIT
+    """Bytes of a successful answer."""
+    patience: float = STALL_SECONDS
+    accept: frozenset[int] = frozenset({200})
+    """The statuses that the caller deals with; all others are raised."""
+    tries: int = 0
+    """Overrides the pace when not 0."""
+
+
+def origin_endpoint(reference: Reference) -> Endpoint:
+    """The registry of ``reference`` itself."""
+    return Endpoint(reference.registry, reference.api_host, reference.repository)
+
+
+def mirror_endpoints(reference: Reference, settings: RegistrySettings) -> tuple[Endpoint, ...]:
+    """The mirrors to try before the registry, in order."""
+    found = []
+    for mirror in settings.mirrors_of(reference.registry):
+        address = mirror.removeprefix("http://")
+        host, _, prefix = address.partition("/")
+        repository = f"{prefix}/{reference.repository}" if prefix else reference.repository
+        found.append(Endpoint(host, api_host(host), repository, plain=address != mirror))
+    return tuple(found)
+
+
+class Session:
+    """Requests to registries as this user. Safe for use by many threads."""
+
+    def __init__(
+        self,
+        settings: RegistrySettings,
+        keychain: Keychain,
+        *,
+        pace: Pace | None = None,
+        cancel: Cancel | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.pace = pace or Pace()
+        self.wire = Wire(settings, cancel)
+        self._authority = Authority(self.wire, settings, keychain)
+        self._warn = warn
+        self._lock = threading.Lock()
+        self._schemes: dict[str, str] = {}
+        self._warned: set[str] = set()
+
+    def url(self, endpoint: Endpoint, path: str) -> str:
+        """The absolute URL of ``path`` under the endpoint's repository; an absolute one comes back as it is."""
+        if "://" in path:
+            return path
+        return f"{self._scheme(endpoint)}://{endpoint.host}/v2/{endpoint.repository}/{path}"
+
+    def call(self, endpoint: Endpoint, call: Call) -> Reply:
+        """The whole answer, retried as this module says. Raises ``RegistryError`` unless its status is accepted."""
+
+        return self._persist(endpoint, call, lambda: self.once(endpoint, call))
+
+    def once(self, endpoint: Endpoint, call: Call) -> Reply:
+        """The whole answer to a single try, whatever its status. Raises ``Lost``."""
+        with self._exchange(endpoint, call) as response:
+            body = self.wire.body(response, call.limit)
+            reply = Reply(response.status_code, response.headers, body, str(response.url))
+        self._report_warnings(reply)
+        return reply
+
+    def refused(self, endpoint: Endpoint, what: str, reply: Reply) -> RegistryError:
+        """``reply``, which is no success, as the error to raise."""
+        known = reply.status in {401, 403, 429} and self._authority.has_credential(endpoint.registry)
+        return refused(what, reply, endpoint.registry, known=known)
+
+    @contextmanager
+    def stream(self, endpoint: Endpoint, call: Call) -> Iterator[httpx.Response]:
+        """The answer with its body unread, for ``wire.chunks``. Only getting this far is retried."""
+        held: list[httpx.Response] = []
+
+        def once() -> Reply:
+            with self._exchange(endpoint, call, keep=held) as response:
+                taken = response.status_code in call.accept
+                body = b"" if taken else self.wire.body(response, call.limit)
+                reply = Reply(response.status_code, response.headers, body, str(response.url))
+            self._report_warnings(reply)
+            return reply
+
+        try:
+            self._persist(endpoint, call, once)
+            yield held[-1]
+        finally:
+            for response in held:
+                response.close()
+
+    def abandon(self, endpoint: Endpoint, location: str, scopes: frozenset[str]) -> None:
+        """Tell the registry that an upload is given up (distribution-spec, "Cancel a blob upload"); once, briefly."""
+        with suppress(Lost, RegistryError, Interrupted):
+            self.once(endpoint, Call("cannot cancel an upload", "DELETE", location, scopes, patience=1.0))
+
+    def _persist(self, endpoint: Endpoint, call: Call, once: Callable[[], Reply]) -> Reply:
+        attempt = 0
+        while True:
+            try:
+                reply = once()
+            except Lost as lost:
+                attempt += 1
+                tries = call.tries or (self.pace.connects if lost.connecting else self.pace.tries)
+                if attempt >= tries:
+                    raise unreachable(call.what, endpoint.registry, str(lost), attempt) from lost
+                delay = self.pace.delay(attempt - 1)
+            else:
+                if reply.status in call.accept:
+                    return reply
+                attempt += 1
+                asked = retry_after(reply)
+                passing = reply.status in PASSING and attempt < (call.tries or self.pace.tries)
+                if not passing or asked > self.pace.retry_after:
+                    raise self._given_up(endpoint, call, reply, asked)
+                delay = max(asked, self.pace.delay(attempt - 1))
+            self.wire.pause(delay)
+
+    def _given_up(self, endpoint: Endpoint, call: Call, reply: Reply, asked: float) -> RegistryError:
+        error = self.refused(endpoint, call.what, reply)
+        if reply.status in PASSING and asked > self.pace.retry_after:
+            problem = error.problem
+            return RegistryError(
+                problem.what,
+                why=f"{problem.why}; it asks to wait {asked:.0f} s",
+                remedy=problem.remedy or "try again later",
+            )
+        return error
+
+    @contextmanager
+    def _exchange(
+        self, endpoint: Endpoint, call: Call, keep: list[httpx.Response] | None = None
+    ) -> Iterator[httpx.Response]:
+        """One request with its challenge answered. ``keep`` takes over the closing of an accepted response."""
+        url = self.url(endpoint, call.path)
+        home = origin_of(self.url(endpoint, ""))
+        there = origin_of(url)
+        ours = there == home
+        if not ours:
+            check_target(there, home, home, self.settings)
+        header = self._authority.header(endpoint.registry, home, call.scopes) if ours else ""
+        request = Request(call.method, url, call.headers, header, call.content, call.length, call.patience)
+        response, left = self.wire.open(request)
+        if response.status_code == 401 and ours and not left:
+            # A 401 at the end of a redirect that has left the registry is an answer to somebody else's question.
+            challenge = ", ".join(response.headers.get_list("www-authenticate"))
+            self.wire.body(response, ERROR_LIMIT)
+            answer = self._authority.answer(endpoint.registry, home, call.scopes, challenge, header)
+            if answer:
+                response.close()
+                response, left = self.wire.open(replace(request, authorization=answer))
+        kept = keep is not None and response.status_code in call.accept
+        if keep is not None and kept:
+            keep.append(response)
+        try:
+            yield response
+        finally:
+            if not kept:
+                response.close()
+
+    def _scheme(self, endpoint: Endpoint) -> str:
+        if endpoint.plain or self.settings.is_plain(endpoint.registry):
+            return "http"
+        if not self.settings.is_insecure(endpoint.registry):
+            return "https"
+        with self._lock:
+            if endpoint.host not in self._schemes:
+                self._schemes[endpoint.host] = self._probe(endpoint.host)
+            return self._schemes[endpoint.host]
+
+    def _probe(self, host: str) -> str:
+        """An insecure registry's scheme: HTTPS when it answers to that, whatever its certificate; else HTTP."""
+        try:
+            self.wire.call(Request("GET", f"https://{host}/v2/"), ERROR_LIMIT, redirects=0)
+        except (Lost, RegistryError):
+            return "http"
+        return "https"
+
+    def _report_warnings(self, reply: Reply) -> None:
+        """Pass on ``Warning: 299 - "…"`` headers, each text once (distribution-spec, "Warnings")."""
+        header = reply.header("warning")
+        if self._warn is None or not header:
+            return
+        for part in header.split("299 - ")[1:]:
+            text = printable(part.strip().rstrip(",").strip().strip('"'))
+            with self._lock:
+                if not text or text in self._warned or len(self._warned) >= _WARNING_LIMIT:
+                    continue
+                self._warned.add(text)
+            self._warn(text)
+
+
+def retry_after(reply: Reply) -> float:
+    """The seconds that ``Retry-After`` asks for, as a number or a date; 0 when it does not say or makes no sense."""
+    text = reply.header("retry-after").strip()
+    if not text:
+        return 0.0
+    if text.isascii() and text.isdecimal():
+        return float(text[:9])
+    import email.utils
+
+    try:
+        when = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    return max(0.0, when.timestamp() - time.time())
+
+
+def absolute(reply: Reply, what: str, registry: str) -> str:
+    """The ``Location`` of ``reply``, absolute."""
+    location = reply.header("location")
+    if not location:
+        raise RegistryError(what, why=f"{registry} answered {reply.status} without saying where to go on")
+    return joined(reply.url, location)

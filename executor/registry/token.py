@@ -1,0 +1,291 @@
+"""Who we are to a registry: challenges, credentials and tokens (distribution's token, jwt and oauth2 documents).
+
+A credential belongs to one registry. It goes to that registry's own origin, and to a token service under these rules:
+
+(1) at the registry's own origin (scheme, host, port): yes;
+(2) over verified HTTPS within the registry's own site (``registry.gitlab.com`` → ``gitlab.com``,
+    ``registry-1.docker.io`` → ``auth.docker.io``): yes;
+(3) at a host that the user named under ``token-services`` for this registry: yes, plain HTTP only for a registry that
+    is itself insecure or on this machine;
+(4) anywhere else: no. With a credential at hand that is an error which says so; without one an anonymous token is
+    asked for, if the address is one a registry may send us to at all (``wire.check_target``).
+
+The protocol itself would hand the credential to any host that the registry names, and that is how clients came to send
+passwords to strangers: a challenge can be forged by whoever can answer for the registry once. Token requests follow no
+redirect.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlencode
+
+from executor.registry.auth import Credential, Keychain
+from executor.registry.config import RegistrySettings
+from executor.registry.failure import refused
+from executor.registry.wire import Origin, Request, Wire, check_target, origin_of
+from platforms.errors import RegistryError
+
+TOKEN_LIMIT: Final = 1 << 20
+"""Bytes of a token service's answer."""
+LIFETIME: Final = 60
+"""Seconds a token lives when its service does not say (token.md, ``expires_in``)."""
+CLIENT_ID: Final = "kanifold"
+_CHALLENGE_LIMIT: Final = 16 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One challenge of a ``WWW-Authenticate`` header (RFC 9110, 11.6.1). ``scheme`` and keys are lower case."""
+
+    scheme: str
+    parameters: tuple[tuple[str, str], ...] = ()
+
+    def get(self, name: str) -> str:
+        """The parameter ``name``, "" when absent."""
+        return dict(self.parameters).get(name, "")
+
+
+def parse_challenges(header: str) -> tuple[Challenge, ...]:
+    """The challenges in ``header``; what cannot be read ends the list, never the program."""
+    text = header[:_CHALLENGE_LIMIT]
+    found: list[Challenge] = []
+    scheme = ""
+    parameters: dict[str, str] = {}
+    at = 0
+    while at < len(text):
+        if text[at] in " \t,":
+            at += 1
+            continue
+        start = at
+        while at < len(text) and text[at] not in " \t,=":
+            at += 1
+        word = text[start:at]
+        after = at
+        while after < len(text) and text[after] in " \t":
+            after += 1
+        if not word:
+            break
+        if after < len(text) and text[after] == "=" and scheme:
+            value, at = _value(text, after + 1)
+            parameters.setdefault(word.lower(), value)
+            continue
+        if scheme:
+            found.append(Challenge(scheme, tuple(parameters.items())))
+        scheme, parameters = word.lower(), {}
+    if scheme:
+        found.append(Challenge(scheme, tuple(parameters.items())))
+    return tuple(found)
+
+
+def _value(text: str, at: int) -> tuple[str, int]:
+    """The token or quoted string at ``at``, and where it ends."""
+    while at < len(text) and text[at] in " \t":
+        at += 1
+    if at >= len(text) or text[at] != '"':
+        start = at
+        while at < len(text) and text[at] not in " \t,":
+            at += 1
+        return text[start:at], at
+    at += 1
+    out: list[str] = []
+    while at < len(text) and text[at] != '"':
+        if text[at] == "\\" and at + 1 < len(text):
+            at += 1
+        out.append(text[at])
+        at += 1
+    return "".join(out), at + 1
+
+
+def scope(repository: str, *actions: str) -> str:
+    """The scope of ``actions`` (``pull``, ``push``) on ``repository`` (token scope documentation)."""
+    return f"repository:{repository}:{','.join(sorted(actions))}"
+
+
+def merged(*scopes: str) -> frozenset[str]:
+    """``scopes`` with the actions on each resource joined and sorted: registries write them in any order."""
+    actions: dict[str, set[str]] = {}
+    for each in scopes:
+        resource, _, allowed = each.rpartition(":")
+        actions.setdefault(resource, set()).update(filter(None, allowed.split(",")))
+    return frozenset(f"{resource}:{','.join(sorted(allowed))}" for resource, allowed in actions.items() if resource)
+
+
+def same_site(registry: Origin, realm: Origin) -> bool:
+    """Whether ``realm`` lies within the site of ``registry``: its host, its parent domain, or below either.
+
+    Parents are taken only of names with three labels or more, so that ``example.com`` never speaks for ``com``; and
+    addresses have no site, so that another port of a machine is another party.
+    """
+    host, other = registry.host, realm.host
+    labels = host.split(".")
+    if ":" in host or labels[-1].isdecimal() or len(labels) < 2:
+        return False
+    parent = ".".join(labels[1:]) if len(labels) > 2 else host
+    return other in (host, parent) or other.endswith(("." + host, "." + parent))
+
+
+@dataclass(slots=True)
+class _Known:
+    """What one registry has told us about itself. Guarded by its lock."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    challenge: Challenge | None = None
+    credential: Credential | None = None
+    asked: bool = False
+    tokens: dict[frozenset[str], tuple[str, float]] = field(default_factory=dict)
+
+
+class Authority:
+    """Answers registries' challenges, and remembers. Safe for use by many threads."""
+
+    def __init__(self, wire: Wire, settings: RegistrySettings, keychain: Keychain) -> None:
+        self._wire = wire
+        self._settings = settings
+        self._keychain = keychain
+        self._lock = threading.Lock()
+        self._registries: dict[str, _Known] = {}
+
+    def has_credential(self, registry: str) -> bool:
+        """Whether the keychain knows the user at ``registry``."""
+        known = self._known(registry)
+        with known.lock:
+            return self._credential(known, registry) is not None
+
+    def header(self, registry: str, origin: Origin, scopes: frozenset[str]) -> str:
+        """The ``Authorization`` for a request that needs ``scopes``, "" while nothing has been asked of us."""
+        known = self._known(registry)
+        with known.lock:
+            if known.challenge is None:
+                return ""
+            return self._answer(known, registry, origin, scopes)
+
+    def answer(self, registry: str, origin: Origin, scopes: frozenset[str], header: str, rejected: str) -> str:
+        """The ``Authorization`` that answers the challenge in ``header`` for a request that needs ``scopes``.
+
+        ``rejected`` is what was sent and not accepted: it is forgotten. "" when there is nothing (else) to send.
+        """
+        offered = parse_challenges(header)
+        chosen = next((each for each in offered if each.scheme == "bearer"), None)
+        if chosen is None:
+            chosen = next((each for each in offered if each.scheme == "basic"), None)
+        if chosen is None:
+            return ""
+        wanted = merged(*scopes, *chosen.get("scope").split(" "))
+        known = self._known(registry)
+        with known.lock:
+            known.challenge = chosen
+            for held, (token, _) in tuple(known.tokens.items()):
+                if rejected == f"Bearer {token}":
+                    del known.tokens[held]
+            found = self._answer(known, registry, origin, wanted)
+            if wanted in known.tokens:
+                known.tokens[scopes] = known.tokens[wanted]
+            return "" if found == rejected else found
+
+    def _known(self, registry: str) -> _Known:
+        with self._lock:
+            return self._registries.setdefault(registry, _Known())
+
+    def _credential(self, known: _Known, registry: str) -> Credential | None:
+        if not known.asked:
+            known.credential = self._keychain(registry)
+            known.asked = True
+        return known.credential
+
+    def _answer(self, known: _Known, registry: str, origin: Origin, scopes: frozenset[str]) -> str:
+        challenge = known.challenge
+        assert challenge is not None
+        credential = self._credential(known, registry)
+        if credential is not None and credential.registry_token:
+            return f"Bearer {credential.registry_token}"
+        if challenge.scheme == "basic":
+            return _basic(credential) if credential is not None and credential.username else ""
+        held = known.tokens.get(scopes)
+        if held is not None and held[1] > time.monotonic():
+            return f"Bearer {held[0]}"
+        token, seconds = self._request(challenge, registry, origin, scopes, credential)
+        # Renewed early: a token has to outlive the request that it is sent with.
+        known.tokens[scopes] = (token, time.monotonic() + max(seconds * 0.8 - 5, seconds * 0.5))
+        return f"Bearer {token}"
+
+    def _request(
+        self,
+        challenge: Challenge,
+        registry: str,
+        origin: Origin,
+        scopes: frozenset[str],
+        credential: Credential | None,
+    ) -> tuple[str, float]:
+        """A token for ``scopes`` and the seconds it lives (token.md; oauth.md for identity tokens)."""
+        realm = challenge.get("realm")
+        self._check_realm(realm, registry, origin, credential)
+        query = [("service", challenge.get("service"))] if challenge.get("service") else []
+        if credential is not None and credential.identity_token:
+            form = [
+                ("grant_type", "refresh_token"),
+                *query,
+                ("client_id", CLIENT_ID),
+                ("scope", " ".join(sorted(scopes))),
+                ("refresh_token", credential.identity_token),
+            ]
+            body = urlencode(form).encode()
+            headers = (("Content-Type", "application/x-www-form-urlencoded"),)
+            request = Request("POST", realm, headers, content=lambda: iter((body,)), length=len(body))
+        else:
+            query += [("scope", each) for each in sorted(scopes)]
+            if credential is not None and credential.username:
+                query.append(("account", credential.username))
+            url = realm + ("&" if "?" in realm else "?") + urlencode(query)
+            authorization = _basic(credential) if credential is not None and credential.username else ""
+            request = Request("GET", url, authorization=authorization)
+        reply, _ = self._wire.call(request, TOKEN_LIMIT, redirects=0)
+        what = f"cannot get a token for {registry}"
+        if reply.status != 200:
+            raise refused(what, reply, registry, known=credential is not None)
+        return _token(reply.body, what, realm)
+
+    def _check_realm(self, realm: str, registry: str, origin: Origin, credential: Credential | None) -> None:
+        """Raise ``RegistryError`` unless this module's rules let the request go to ``realm``."""
+        there = origin_of(realm)
+        if there == origin:  # (1)
+            return
+        if there.scheme == "https" and same_site(origin, there) and not self._settings.is_insecure(there.authority):
+            return  # (2)
+        check_target(there, origin, origin, self._settings)
+        named = self._settings.trusts_token_service(registry, there.authority)
+        if named and (there.scheme == "https" or origin.scheme == "http" or self._settings.is_insecure(registry)):
+            return  # (3)
+        if credential is None:
+            return  # (4)
+        raise RegistryError(
+            f"{registry} wants its credential sent to {there.scheme}://{there.authority}",
+            why="that is another site, and nothing says that it belongs to the registry",
+            remedy=f"if it does, list it for {registry} in registries.yaml: token-services: [{there.authority}]",
+        )
+
+
+def _basic(credential: Credential) -> str:
+    import base64
+
+    return "Basic " + base64.b64encode(f"{credential.username}:{credential.password}".encode()).decode()
+
+
+def _token(body: bytes, what: str, realm: str) -> tuple[str, float]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise RegistryError(what, why=f"{origin_of(realm).authority} did not answer in JSON")
+    token = document.get("token") or document.get("access_token")
+    if not isinstance(token, str) or not token.isascii() or not token.isprintable() or " " in token:
+        raise RegistryError(what, why=f"{origin_of(realm).authority} answered without a token")
+    seconds = document.get("expires_in")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+        seconds = LIFETIME
+    return token, float(min(seconds, 24 * 3600))
