@@ -1,0 +1,70 @@
+"""Errors of the operating system and of SQLite, told as ``StoreError``. The only place where they are translated."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from platforms.errors import StoreError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+
+_ELSEWHERE = "choose another place with --root or KANIFOLD_ROOT"
+_MORE_ROOM = f"free some space there (`kanifold prune --all` empties the store), or {_ELSEWHERE}"
+
+
+@contextmanager
+def translated(root: str, what: str) -> Iterator[None]:
+    """An ``OSError`` inside the block becomes a ``StoreError`` that says ``what`` failed in the store at ``root``."""
+    try:
+        yield
+    except OSError as error:
+        raise os_fault(root, what, error) from error
+
+
+def os_fault(root: str, what: str, error: OSError) -> StoreError:
+    """The ``StoreError`` for a failed system call."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    match error.errno:
+        case errno.ENOSPC:
+            return StoreError(what, why=f"no space left on the disk of {root}", remedy=_MORE_ROOM)
+        case errno.EDQUOT:
+            return StoreError(what, why=f"the disk quota for {root} is used up", remedy=_MORE_ROOM)
+        case errno.EFBIG:
+            return StoreError(
+                what, why="the file would exceed the size limit for files", remedy=f"raise `ulimit -f`, or {_ELSEWHERE}"
+            )
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            why = f"{error.filename or root}: {reason}"
+            return StoreError(what, why=why, remedy=f"make {root} writable for this user, or {_ELSEWHERE}")
+        case errno.EIO:
+            why = f"the disk of {root} reported an input/output error"
+            return StoreError(what, why=why, remedy=f"check the disk (see `dmesg`), or {_ELSEWHERE}")
+        case errno.EMFILE | errno.ENFILE:
+            return StoreError(what, why=reason, remedy="raise the limit of open files (`ulimit -n`)")
+        case _:
+            where = f"{error.filename}: " if error.filename else ""
+            return StoreError(what, why=where + reason, remedy=f"check {root}, or {_ELSEWHERE}")
+
+
+def sqlite_fault(root: str, error: sqlite3.Error) -> StoreError:
+    """The ``StoreError`` for a failed SQLite call; result codes: https://sqlite.org/rescode.html."""
+    what = f"cannot use the index of the store {root}"
+    code = primary_code(error)
+    numbers = {13: errno.ENOSPC, 8: errno.EROFS, 3: errno.EACCES, 10: errno.EIO}  # FULL, READONLY, PERM, IOERR
+    if code in numbers:
+        return os_fault(root, what, OSError(numbers[code], os.strerror(numbers[code])))
+    if code in (5, 6):  # BUSY, LOCKED
+        remedy = f"find out which process keeps it (`fuser {root}/index.db`) and try again"
+        return StoreError(what, why="another process has kept it locked for too long", remedy=remedy)
+    return StoreError(what, why=str(error), remedy=f"check {root}, or {_ELSEWHERE}")
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; -1 when the error does not come from SQLite itself."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code & 0xFF if isinstance(code, int) else -1

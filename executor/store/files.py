@@ -1,0 +1,77 @@
+"""The stat cache: digests of files outside of the store, known by what lstat(2) says of them.
+
+A file whose device, inode, size and both times are those of a digest that was computed before has that digest. One
+entry is kept per path.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from typing import TYPE_CHECKING, Final
+
+from executor.store.index import DamagedError, seal
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Sequence
+
+    from executor.store.store import Store
+
+_BATCH: Final = 500
+_COARSE_NS: Final = 2_000_000_000
+_FINE_NS: Final = 50_000_000
+
+
+def stamp(found: os.stat_result) -> bytes:
+    """The fields of ``found`` that change when the file does, packed."""
+    return struct.pack("=QQqqq", found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def get(store: Store, keys: Sequence[tuple[str, bytes]]) -> list[str | None]:
+    """The digests of files, in the order of ``keys``: pairs of an absolute path and its ``stamp``."""
+
+    def look(db: sqlite3.Connection) -> list[str | None]:
+        found: list[str | None] = []
+        for start in range(0, len(keys), _BATCH):
+            batch = [(os.fsencode(path), mark) for path, mark in keys[start : start + _BATCH]]
+            marks = ",".join("?" * len(batch))
+            rows = db.execute(
+                f"SELECT path, stamp, digest, seal FROM files WHERE path IN ({marks})", [path for path, _ in batch]
+            )
+            known = {row[0]: row[1:] for row in rows}
+            for path, mark in batch:
+                row = known.get(path)
+                if row is None or row[0] != mark:
+                    found.append(None)
+                    continue
+                if row[2] != seal(path, mark, row[1]):
+                    raise DamagedError("the checksum of a known file does not match")
+                found.append(row[1])
+        return found
+
+    return store.index.read(look)
+
+
+def put(store: Store, rows: Iterable[tuple[str, bytes, str]], *, read_at: int) -> None:
+    """Remember digests: ``rows`` are paths, stamps (taken *before* reading) and digests.
+
+    ``read_at`` is ``time.time_ns()`` from before the first of them was read. A file that had been changed just before
+    could change again without its times telling (they come from a clock that ticks, on some file systems every two
+    seconds), so such rows are left out.
+    """
+    today = int(store.clock())
+    values = []
+    for path, mark, digest in rows:
+        changed = max(struct.unpack_from("=qq", mark, 24))
+        if read_at - changed > (_FINE_NS if changed % 1_000_000_000 else _COARSE_NS):
+            raw = os.fsencode(path)
+            values.append((raw, mark, digest, seal(raw, mark, digest), today))
+    if values:
+        store.index.write(lambda db: db.executemany("INSERT OR REPLACE INTO files VALUES(?, ?, ?, ?, ?)", values))
+
+
+def now() -> int:
+    """The value for ``read_at``."""
+    return time.time_ns()

@@ -1,0 +1,60 @@
+"""Checking a store: every blob hashed, every reference followed."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from executor.store import blobs, records
+from platforms.errors import Problem
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from executor.store.store import Store
+
+_REMEDY = "it has been removed and will be made anew when it is needed"
+_DANGLING = """
+    SELECT DISTINCT record FROM refs
+    WHERE thing NOT IN (
+        SELECT 'b' || digest FROM blobs UNION ALL
+        SELECT 's' || number FROM snapshots WHERE boot IS NULL OR boot=?)
+"""
+
+
+def verify(store: Store) -> tuple[Problem, ...]:
+    """What is wrong with the store; what is broken is removed on the way. An empty answer: all is well.
+
+    Garbage of dead processes is not wrong, only waste: ``prune`` removes it.
+    """
+    found: list[Problem] = []
+    if damage := store.index.damage():
+        found.append(Problem("StoreError", "the index was damaged", damage, "it has been replaced by an empty one"))
+
+    for identity, digest in store.index.read(lambda db: db.execute("SELECT id, digest FROM blobs").fetchall()):
+        if blobs.hash_file(blobs.path(store, digest), digest) != digest and _has_blob(store, identity):
+            blobs.remove_damaged(store, digest, identity)
+            found.append(Problem("StoreError", f"the blob {digest} was missing or damaged", "", _REMEDY))
+
+    def lost(db: sqlite3.Connection) -> list[int]:
+        rows = db.execute("SELECT number FROM snapshots WHERE boot IS NULL OR boot=?", (store.boot,))
+        return [n for (n,) in rows if not os.path.isdir(os.path.join(store.root, "snapshots", str(n), "fs"))]
+
+    for number in store.index.read(lost):
+        store.index.write(lambda db, number=number: _drop_snapshot(db, number))  # type: ignore[misc]
+        found.append(Problem("StoreError", f"the snapshot {number} was missing", "", _REMEDY))
+
+    for (key,) in store.index.read(lambda db: db.execute(_DANGLING, (store.boot,)).fetchall()):
+        records.forget(store, key)
+    return tuple(found)
+
+
+def _has_blob(store: Store, identity: int) -> bool:
+    """False when the blob was pruned while it was being looked at, which is not damage."""
+    row = store.index.read(lambda db: db.execute("SELECT 1 FROM blobs WHERE id=?", (identity,)).fetchone())
+    return row is not None
+
+
+def _drop_snapshot(db: sqlite3.Connection, number: int) -> None:
+    db.execute("DELETE FROM snapshots WHERE number=?", (number,))
+    db.execute("DELETE FROM names WHERE snapshot=?", (number,))

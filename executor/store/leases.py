@@ -1,0 +1,178 @@
+"""Who uses what: one lease file per session, locked while its process lives.
+
+A session is one open store in one process. Its file ``leases/<token>`` lists what it uses, one line each, ``+thing``
+when it begins to and ``-thing`` when it ends. The session holds flock(2) on that file, so that whoever can lock it
+knows that the session is dead. Things are ``s12`` (snapshot 12), ``bsha256:…`` (a blob), ``c…`` (a cache directory).
+
+A session writes to its file under the *gate* (``locks/gate``), shared; ``prune`` decides and removes under the gate,
+exclusively. So a thing is either seen as leased, or gone before its lease was written, which the session notices by
+looking for the thing *after* leasing it.
+
+Locks are taken in this order, so that nobody waits in a circle: a session's mutex, the gate, the index. Nothing leases
+inside of a transaction.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def flocked(path: str, *, exclusive: bool) -> Iterator[None]:
+    """flock(2) on the lasting file ``path``, waiting for it. Released explicitly, as forks may share the descriptor."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
+
+
+def gate(root: str) -> str:
+    """The path of the gate."""
+    return os.path.join(root, "locks/gate")
+
+
+class Session:
+    """This process's leases. Safe for threads; a forked child begins a session of its own."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._mutex = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._fd = -1
+        self._token = ""
+        self._counts: dict[str, int] = {}
+        self._made = 0
+
+    def temporary(self) -> str:
+        """A fresh path under ``tmp`` that stays this session's own; nothing is there yet."""
+        with self._mutex:
+            self._begin()
+            self._made += 1
+            return os.path.join(self._root, "tmp", f"{self._token}.{self._made}")
+
+    def hold(self, *things: str) -> None:
+        """Lease ``things``, each as often as ``drop`` will be called for it. Look whether they exist afterwards."""
+        with self._mutex:
+            self._begin()
+            new = [each for each in dict.fromkeys(things) if each not in self._counts]
+            if new:
+                with flocked(gate(self._root), exclusive=False):
+                    self._append("".join(f"+{each}\n" for each in new))
+            for each in things:
+                self._counts[each] = self._counts.get(each, 0) + 1
+
+    def keep(self, thing: str) -> None:
+        """Lease ``thing`` until the session ends; once is enough."""
+        with self._mutex:
+            held = self._pid == os.getpid() and thing in self._counts
+        if not held:
+            self.hold(thing)
+
+    def drop(self, *things: str) -> None:
+        """Give up a lease of each of ``things``."""
+        with self._mutex:
+            if self._pid != os.getpid():
+                return
+            gone = []
+            for each in things:
+                left = self._counts.get(each, 0) - 1
+                if left > 0:
+                    self._counts[each] = left
+                elif self._counts.pop(each, 0):
+                    gone.append(each)
+            if gone:
+                self._append("".join(f"-{each}\n" for each in gone))
+
+    def close(self) -> None:
+        """End the session: all leases are given up."""
+        with self._mutex:
+            if self._fd >= 0 and self._pid == os.getpid():
+                os.unlink(self._path())
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+                os.close(self._fd)
+            self._reset()
+
+    def _path(self) -> str:
+        return os.path.join(self._root, "leases", self._token)
+
+    def _begin(self) -> None:
+        if self._pid != os.getpid():
+            if self._fd >= 0:
+                os.close(self._fd)  # forked: the parent has it too, and with it the lock
+            self._reset()
+        if self._fd >= 0:
+            return
+        token = os.urandom(8).hex()
+        with flocked(gate(self._root), exclusive=False):
+            path = os.path.join(self._root, "leases", token)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        self._token, self._fd = token, fd
+
+    def _append(self, lines: str) -> None:
+        data = lines.encode()
+        before = os.fstat(self._fd).st_size
+        try:
+            done = os.write(self._fd, data)
+            while done < len(data):  # a full disk takes a part of it, and then says so
+                done += os.write(self._fd, data[done:])
+        except OSError:
+            os.ftruncate(self._fd, before)
+            raise
+
+
+def live(root: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The tokens of the living sessions, and all things they use. The gate must be held exclusively.
+
+    Lease files of the dead are removed on the way.
+    """
+    tokens: set[str] = set()
+    things: set[str] = set()
+    folder = os.path.join(root, "leases")
+    for token in os.listdir(folder):
+        path = os.path.join(folder, token)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # ended just now
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tokens.add(token)
+                things |= _things(fd)
+            else:
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(fd)
+    return frozenset(tokens), frozenset(things)
+
+
+def _things(fd: int) -> set[str]:
+    found: set[str] = set()
+    with open(fd, encoding="utf-8", closefd=False) as lines:
+        for line in lines:
+            if not line.endswith("\n"):
+                break  # being written: of what is only half there, a lease cannot be given up yet
+            if line[0] == "+":
+                found.add(line[1:-1])
+            else:
+                found.discard(line[1:-1])
+    return found

@@ -1,0 +1,131 @@
+"""The store itself: where it is, and the one handle that all modules of this package take."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from executor.store.faults import translated
+from executor.store.index import Index
+from executor.store.leases import Session
+from platforms.errors import StoreError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from platforms.errors import Problem
+
+_DIRECTORIES: Final = ("blobs/sha256", "snapshots", "cache", "tmp/partial", "leases", "locks")
+_TOUCH_SECONDS: Final = 600.0
+"""A time of last use is written again only when it is older than this: a cached build should write nothing."""
+
+
+class Store:
+    """An open store. Safe for threads and across forks; every process opens its own.
+
+    Closing it gives up the leases of everything that was found or made through it.
+    """
+
+    def __init__(self, root: str, warn: Callable[[Problem], None], clock: Callable[[], float]) -> None:
+        self.root: Final = root
+        self.index: Final = Index(root, warn)
+        self.session: Final = Session(root)
+        self.clock: Final = clock
+        """Seconds since the epoch."""
+        self.boot: Final = _boot_id()
+        self._touched: dict[tuple[str, str | int], float] = {}
+        self._mutex = threading.Lock()
+
+    def touch(self, table: str, key: str | int, used: float) -> None:
+        """Note that the row ``key`` of ``table``, last used at ``used``, is used now; written with ``flush``."""
+        now = self.clock()
+        if now - used > _TOUCH_SECONDS:
+            with self._mutex:
+                self._touched[table, key] = now
+
+    def flush(self) -> None:
+        """Write the times of use that were noted."""
+        with self._mutex:
+            touched, self._touched = self._touched, {}
+        if not touched:
+            return
+
+        def write(db: sqlite3.Connection) -> None:
+            for (table, key), now in touched.items():
+                column = {"blobs": "digest", "snapshots": "number", "records": "key"}[table]
+                db.execute(f"UPDATE {table} SET used=max(used, ?) WHERE {column}=?", (now, key))
+
+        self.index.write(write)
+
+    def close(self) -> None:
+        """Write what is left to write, and end all leases."""
+        with contextlib.suppress(StoreError):  # losing a time of use is no reason to fail
+            self.flush()
+        with translated(self.root, f"cannot close the store {self.root}"):
+            self.session.close()
+        self.index.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_store(
+    root: str | None = None,
+    *,
+    warn: Callable[[Problem], None] | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Store:
+    """The store at ``root`` ("" or None: ``default_root()``), its directories made when they are missing.
+
+    Nothing is scanned, and the index is opened by its first use. ``warn`` hears of a damaged index (default: a line on
+    stderr). Raises ``StoreError``.
+    """
+    root = os.path.abspath(root or default_root())
+    with translated(root, f"cannot open the store {root}"):
+        # The last directory to be made: when it is there, all are.
+        if not os.path.isdir(os.path.join(root, _DIRECTORIES[-1])):
+            os.makedirs(root, mode=0o700, exist_ok=True)
+            for each in _DIRECTORIES:
+                os.makedirs(os.path.join(root, each), exist_ok=True)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)
+    return Store(root, warn or _say, clock)
+
+
+def default_root() -> str:
+    """``KANIFOLD_ROOT``, else ``$XDG_DATA_HOME/kanifold``, else ``~/.local/share/kanifold``, for root like anybody.
+
+    A relative XDG_DATA_HOME is ignored, as the XDG Base Directory Specification demands.
+    """
+    if named := os.environ.get("KANIFOLD_ROOT"):
+        return named
+    data = os.environ.get("XDG_DATA_HOME", "")
+    if not os.path.isabs(data):
+        data = os.path.expanduser("~/.local/share")
+    return os.path.join(data, "kanifold")
+
+
+def _boot_id() -> str:
+    """What the kernel calls this boot (random(4)); where it does not say, nothing is taken for this boot's."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return "unknown-" + os.urandom(8).hex()
+
+
+def _say(problem: Problem) -> None:
+    print(f"warning: {problem.what}: {problem.why}; {problem.remedy}", file=sys.stderr, flush=True)
