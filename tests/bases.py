@@ -121,7 +121,7 @@ class Source:
 def machine_source() -> Source:
     """The machine's apt source of its own Debian release, read from the files (sources.list(5), both forms).
 
-    Not from ``apt-get indextargets``: that knows nothing before the first ``apt-get update``, and takes seconds after it.
+    Not from ``apt-get indextargets``: it knows nothing before the first ``apt-get update`` and takes seconds after it.
     """
     if shutil.which("apt-get") is None:
         raise UnavailableError("apt-get is not on this machine: base images are made out of Debian's packages")

@@ -1,0 +1,71 @@
+"""Debian's docker-registry on a free loopback port: a real registry, other people's code, ended by its pid."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+DEADLINE = 20.0
+"""Seconds in which a registry that starts at all has started."""
+
+_CONFIGURATION = """\
+version: 0.1
+log: {{level: warn}}
+storage:
+  filesystem: {{rootdirectory: {storage}}}
+  delete: {{enabled: true}}
+http: {{addr: "127.0.0.1:{port}"}}
+"""
+
+
+def program() -> str | None:
+    """The registry's path on this machine, if it is installed."""
+    return shutil.which("docker-registry") or shutil.which("registry")
+
+
+@contextlib.contextmanager
+def serve(storage: Path) -> Iterator[str]:
+    """Run a registry that keeps its blobs below ``storage``; yields ``127.0.0.1:PORT`` once it answers."""
+    found = program()
+    assert found is not None, "docker-registry is not installed"
+    port = _free_port()
+    storage.mkdir(parents=True, exist_ok=True)
+    configuration = storage / "config.yml"
+    configuration.write_text(_CONFIGURATION.format(storage=storage / "data", port=port))
+    log = storage / "log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen([found, "serve", str(configuration)], stdout=sink, stderr=sink)
+        try:
+            _await_answer(port, process, log)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(timeout=DEADLINE)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _await_answer(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end and process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        try:
+            connection.request("GET", "/v2/")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.02)  # nothing announces that a foreign program listens
+        finally:
+            connection.close()
+    raise AssertionError(f"the registry did not start:\n{log.read_text()}")

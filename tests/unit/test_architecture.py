@@ -1,0 +1,190 @@
+"""The rules of the house as failing tests: which way imports go, how modules are named, what each dependency is for."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("platforms", "executor", "orchestrator")
+"""From the bottom up: a room may import itself and the rooms before it."""
+
+MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+EVERY_MODULE = pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+
+# The documented exit codes: an error class outside this table would end a build with a number nobody can look up.
+EXIT_CODES = {0, 1, 2, 3, 130}
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every import in a module, inside functions and under TYPE_CHECKING too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or "")
+
+
+def forbidden_imports(room: str, source: str) -> list[str]:
+    """The imports in ``source``, a module of ``room``, that go upwards or hide where they go."""
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    return [
+        f"line {line}: {name or 'a relative import'}"
+        for line, name in imports(ast.parse(source))
+        if (name.partition(".")[0] in ROOMS and name.partition(".")[0] not in allowed) or name.startswith(".")
+    ]
+
+
+@EVERY_MODULE
+def test_imports_go_one_way(module: Path) -> None:
+    assert forbidden_imports(module.relative_to(ROOT).parts[0], module.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "blamed"),
+    [
+        ("platforms", "import executor.job", ["line 1: executor.job"]),
+        ("executor", "def late():\n    from orchestrator import plan", ["line 2: orchestrator"]),
+        ("executor", "from ..orchestrator import plan", ["line 1: ..orchestrator"]),
+        ("orchestrator", "import executor.job, platforms.host", []),
+        ("platforms", "import executors_of_another_kind", []),
+    ],
+)
+def test_the_import_rule_blames_what_it_should(room: str, source: str, blamed: list[str]) -> None:
+    assert forbidden_imports(room, source) == blamed
+
+
+@EVERY_MODULE
+def test_modules_are_named_for_what_is_in_them(module: Path) -> None:
+    parts = {part.strip("_") for part in module.relative_to(ROOT).with_suffix("").parts}
+    assert not parts & {"util", "utils", "helper", "helpers", "common", "misc", "shared", "lib"}
+
+
+@EVERY_MODULE
+def test_every_module_says_what_it_promises(module: Path) -> None:
+    assert ast.get_docstring(ast.parse(module.read_text())), f"{module.relative_to(ROOT)} has no docstring"
+
+
+@EVERY_MODULE
+def test_annotations_are_postponed(module: Path) -> None:
+    tree = ast.parse(module.read_text())
+    if any(not isinstance(node, ast.Expr) for node in tree.body):
+        assert "from __future__ import annotations" in module.read_text()
+
+
+@EVERY_MODULE
+def test_no_module_ends_the_process_from_within(module: Path) -> None:
+    """Errors are raised as data and rendered once; only an entry point turns them into an exit code."""
+    if module.name == "__main__.py":
+        return
+    calls = [
+        f"line {node.lineno}: {ast.unparse(node.func)}"
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"sys.exit", "exit", "quit"}
+    ]
+    assert calls == []
+
+
+def test_every_error_class_has_a_documented_exit_code() -> None:
+    from platforms import errors
+
+    known = {
+        name: kind.exit_code
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.KanifoldError)
+    }
+    assert set(known.values()) <= EXIT_CODES
+    drawn = set(re.findall(r"[├└]── (\w+)", errors.__doc__ or "")) | {"KanifoldError"}
+    assert drawn == set(known), "the tree in the docstring is not the tree in the code"
+
+
+def test_errors_a_user_can_cause_are_of_one_tree() -> None:
+    """A class derived from Exception elsewhere would reach the user as a traceback, unless it is caught at home."""
+    outside = [
+        f"{module.relative_to(ROOT)}: {node.name}"
+        for module in MODULES
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and {ast.unparse(base) for base in node.bases} & {"Exception", "BaseException", "RuntimeError", "ValueError"}
+        and not node.name.startswith("_")
+        and module != ROOT / "platforms" / "errors.py"
+    ]
+    assert outside == []
+
+
+# -- dependencies ---------------------------------------------------------------------------------------------------
+
+
+def declared() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project.get("optional-dependencies", {}).values()]
+    names = {re.split(r"[\s<>=!~;\[]", line, maxsplit=1)[0].lower() for lines in lists for line in lines}
+    return names - {project["name"]}
+
+
+def explained() -> list[str]:
+    return re.findall(r"^- `([^`]+)`: \S", (ROOT / "docs" / "dependencies.md").read_text(), re.M)
+
+
+def test_every_dependency_has_its_reason() -> None:
+    assert declared() - set(explained()) == set(), "in pyproject.toml, not in docs/dependencies.md"
+
+
+def test_every_reason_has_its_dependency() -> None:
+    assert set(explained()) - declared() == set(), "in docs/dependencies.md, not in pyproject.toml"
+    assert len(explained()) == len(set(explained()))
+
+
+@EVERY_MODULE
+def test_third_party_imports_are_declared(module: Path) -> None:
+    import sys
+
+    spelled = {"asyncio_pool": "asyncio-pool", "dockerfile_parse": "dockerfile-parse", "yaml": "pyyaml"}
+    named = {name.partition(".")[0] for _, name in imports(ast.parse(module.read_text()))} - {""}
+    foreign = {spelled.get(name, name) for name in named - sys.stdlib_module_names - set(ROOMS)}
+    assert foreign <= declared()
+
+
+# -- what the repository may not hold -------------------------------------------------------------------------------
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git clone")
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+
+
+def text_of(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+        return ""  # binary, or just removed
+
+
+def test_no_path_of_a_developers_machine() -> None:
+    own = re.compile(r"(?<![\w.$}])/(work|root|home/[a-z]+)/(?!\.|user\b)[\w-]+/[\w-]")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
+        for path in tracked()
+        if path != Path(__file__).resolve()
+        for number, line in enumerate(text_of(path).splitlines(), 1)
+        if own.search(line)
+    ]
+    assert found == []
+
+
+def test_scripts_are_strict_and_executable() -> None:
+    scripts = [path for folder in ("ci", ".ci") for path in (ROOT / folder).iterdir() if path.is_file()]
+    shell = [path for path in scripts if path.read_text().startswith("#!/usr/bin/env bash")]
+    assert {"test", "packages", "venv", "bases", "run"} <= {path.name for path in shell}
+    for script in shell:
+        assert "\nset -euo pipefail\n" in script.read_text(), script
+        assert script.stat().st_mode & 0o111 == 0o111, script
+        subprocess.run(["bash", "-n", str(script)], check=True)
