@@ -7,7 +7,7 @@
     elsewhere   ARG: each default sees the names before it, and may be overridden (``scope``)
 
 All of an ENV line is expanded against the variables as they were before the line. What may be said only after
-expansion (mounts, ports, signals) is checked here.
+expansion (mounts, ports, signals, patterns) is checked here.
 
 Source: Dockerfile reference, "Environment replacement".
 """
@@ -20,8 +20,8 @@ from typing import Final, TypeVar, cast
 
 from msgspec.structs import replace
 
+from executor.dockerfile import ignore, mounts, ports
 from executor.dockerfile import instructions as kinds
-from executor.dockerfile import mounts, ports
 from executor.dockerfile.lines import Heredoc
 from executor.dockerfile.words import BODY, expand_words
 from executor.dockerfile.words import expand as expand_text
@@ -138,6 +138,7 @@ def _base(base: kinds.From, word: Callable[[str], str]) -> kinds.From:
 def _files(
     instruction: kinds.Copy | kinds.Add, word: Callable[[str], str], env: Mapping[str, str]
 ) -> dict[str, object]:
+    ignore.compile_patterns(instruction.exclude)
     return {
         "chown": word(instruction.chown),
         "chmod": word(instruction.chmod),

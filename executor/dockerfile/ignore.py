@@ -20,7 +20,8 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from executor.dockerfile.split import strip
@@ -33,6 +34,9 @@ _WILD: Final = frozenset("*?[]\\")
 _PRUNABLE: Final = frozenset("*[]?^\\")
 _FEW: Final = 2
 """Wildcards of open length up to which a regular expression may backtrack: quadratic in a path is still nothing."""
+
+_KEPT: Final = 4096
+"""Directories whose verdict is kept."""
 
 _STAR: Final = "*"
 _DIRECTORIES: Final = "**/"
@@ -195,11 +199,20 @@ def _fits(machine: re.Pattern[str] | _States, path: str) -> bool:
 def match(pattern: str, path: str) -> bool:
     """Whether ``path`` is what ``pattern`` describes, ``**`` meaning no more than ``*``: the wildcards of COPY.
 
-    Raises PatternError for a pattern that cannot be one.
+    A pattern that cannot be one matches nothing.
     """
     if _WILD.isdisjoint(pattern):
         return pattern == path
-    return _fits(_machine(_tokens(pattern, double_stars=False)), path)
+    machine = _name_machine(pattern)
+    return machine is not None and _fits(machine, path)
+
+
+@lru_cache(maxsize=256)
+def _name_machine(pattern: str) -> re.Pattern[str] | _States | None:
+    try:
+        return _machine(_tokens(pattern, double_stars=False))
+    except PatternError:
+        return None
 
 
 def has_wildcards(path: str) -> bool:
@@ -264,9 +277,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Patterns:
-    """An ordered list of patterns. Paths are relative to the context, with ``/``, and clean."""
+    """An ordered list of patterns, false when empty. Paths are relative to the context, with ``/``, and clean."""
 
     rules: tuple[Rule, ...]
+    _directories: dict[str, Verdict] = field(default_factory=dict, repr=False, compare=False)
+    """Verdicts on directories, kept for what is in them."""
+
+    def __bool__(self) -> bool:
+        return bool(self.rules)
 
     def judge(self, path: str, parent: Verdict | None = None) -> Verdict:
         """The verdict on ``path``; ``parent`` is that on its directory, None for a path at the top.
@@ -283,15 +301,21 @@ class Patterns:
                 excluded = not rule.exception
         return Verdict(path, excluded, tuple(matched))
 
-    def excludes(self, path: str) -> bool:
-        """Whether ``path`` is excluded, seen alone."""
+    def excludes(self, path: str, directory: bool = False) -> bool:
+        """Whether ``path`` is excluded. The answer on a ``directory`` is kept, to be quick about what is in it."""
         verdict: Verdict | None = None
-        end = -1
-        while True:
-            end = path.find("/", end + 1)
-            verdict = self.judge(path if end < 0 else path[:end], verdict)
-            if end < 0:
-                return verdict.excluded
+        end = path.rfind("/")
+        if end >= 0 and (verdict := self._directories.get(path[:end])) is None:
+            above = -1
+            while above < end:
+                above = path.find("/", above + 1)
+                verdict = self.judge(path[:above], verdict)
+        verdict = self.judge(path, verdict)
+        if directory:
+            if len(self._directories) >= _KEPT:
+                self._directories.clear()
+            self._directories[path] = verdict
+        return verdict.excluded
 
     @property
     def has_exceptions(self) -> bool:
@@ -312,7 +336,7 @@ NOTHING: Final = Patterns(())
 """Excludes nothing."""
 
 
-def compiled(patterns: Iterable[str]) -> Patterns:
+def compile_patterns(patterns: Iterable[str]) -> Patterns:
     """The patterns of ``--exclude`` and the like. Raises PatternError for one that cannot be a pattern."""
     rules: list[Rule] = []
     for written in patterns:
@@ -337,7 +361,7 @@ def parse(data: bytes | str, name: str = ".dockerignore") -> Patterns:
             if len(line) > LINE_LIMIT:
                 raise PatternError(f"the line is longer than {LINE_LIMIT} bytes")
             if not line.startswith("#"):
-                rules += compiled((_relative(strip(line)),)).rules
+                rules += compile_patterns((_relative(strip(line)),)).rules
         except PatternError as wrong:
             raise DockerfileError(
                 f"{name}: {wrong}",
