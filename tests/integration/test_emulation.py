@@ -122,7 +122,8 @@ def busybox(tmp_path_factory):
                 pytest.skip(str(reason))
             directory = tmp_path_factory.mktemp("busybox")
             with tarfile.open(layer.path) as archive:
-                archive.extractall(directory, filter="fully_trusted")
+                archive.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)  # Debian 12's Python has none
+            archive.extractall(directory)
             directory.chmod(0o755)
             kept[platform] = os.open(directory, os.O_PATH | os.O_DIRECTORY)
         return kept[platform]
