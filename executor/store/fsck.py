@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from executor.store import blobs, records
+from executor.store import blobs, records, snapshots
 from platforms.errors import Problem
 
 if TYPE_CHECKING:
@@ -14,12 +14,6 @@ if TYPE_CHECKING:
     from executor.store.store import Store
 
 _REMEDY = "it has been removed and will be made anew when it is needed"
-_DANGLING = """
-    SELECT DISTINCT record FROM refs
-    WHERE thing NOT IN (
-        SELECT 'b' || digest FROM blobs UNION ALL
-        SELECT 's' || number FROM snapshots WHERE boot IS NULL OR boot=?)
-"""
 
 
 def verify(store: Store) -> tuple[Problem, ...]:
@@ -41,10 +35,10 @@ def verify(store: Store) -> tuple[Problem, ...]:
         return [n for (n,) in rows if not os.path.isdir(os.path.join(store.root, "snapshots", str(n), "fs"))]
 
     for number in store.index.read(lost):
-        store.index.write(lambda db, number=number: _drop_snapshot(db, number))  # type: ignore[misc]
+        store.index.write(lambda db, number=number: snapshots.drop_row(db, number))  # type: ignore[misc]
         found.append(Problem("StoreError", f"the snapshot {number} was missing", "", _REMEDY))
 
-    for (key,) in store.index.read(lambda db: db.execute(_DANGLING, (store.boot,)).fetchall()):
+    for key in store.index.read(lambda db: records.dangling(db, store.boot)):
         records.forget(store, key)
     return tuple(found)
 
@@ -53,8 +47,3 @@ def _has_blob(store: Store, identity: int) -> bool:
     """False when the blob was pruned while it was being looked at, which is not damage."""
     row = store.index.read(lambda db: db.execute("SELECT 1 FROM blobs WHERE id=?", (identity,)).fetchone())
     return row is not None
-
-
-def _drop_snapshot(db: sqlite3.Connection, number: int) -> None:
-    db.execute("DELETE FROM snapshots WHERE number=?", (number,))
-    db.execute("DELETE FROM names WHERE snapshot=?", (number,))

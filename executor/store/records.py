@@ -71,8 +71,20 @@ def put(store: Store, key: str, value: bytes, *, refers: Iterable[Snapshot | str
 def forget(store: Store, key: str) -> None:
     """Remove the record under ``key``, if there is one. What it referred to stays."""
 
-    def write(db: sqlite3.Connection) -> None:
-        db.execute("DELETE FROM records WHERE key=?", (key,))
-        db.execute("DELETE FROM refs WHERE record=?", (key,))
+    store.index.write(lambda db: drop_row(db, key))
 
-    store.index.write(write)
+
+def drop_row(db: sqlite3.Connection, key: str) -> None:
+    """Remove the record under ``key``."""
+    db.execute("DELETE FROM records WHERE key=?", (key,))
+    db.execute("DELETE FROM refs WHERE record=?", (key,))
+
+
+def dangling(db: sqlite3.Connection, boot: str) -> frozenset[str]:
+    """The keys of records that refer to something that has no row, or none that is valid in ``boot``."""
+    found = db.execute(
+        "SELECT DISTINCT record FROM refs WHERE thing NOT IN (SELECT 'b' || digest FROM blobs UNION ALL"
+        " SELECT 's' || number FROM snapshots WHERE boot IS NULL OR boot=?)",
+        (boot,),
+    )
+    return frozenset(str(key) for (key,) in found)

@@ -195,6 +195,12 @@ class Lease:
         self.release()
 
 
+def drop_row(db: sqlite3.Connection, number: int) -> None:
+    """Remove the row of the snapshot ``number`` and its names; its directory is the caller's business."""
+    db.execute("DELETE FROM snapshots WHERE number=?", (number,))
+    db.execute("DELETE FROM names WHERE snapshot=?", (number,))
+
+
 def _top(store: Store, number: int) -> str:
     return os.path.join(store.root, "snapshots", str(number))
 
