@@ -24,7 +24,7 @@ from pathlib import Path
 
 PROGRAM = shutil.which("docker-registry")
 USER, PASSWORD = "crab", "pinch-42"
-HTPASSWD = "crab:$2y$05$ppOhMwJWhkmNZrqOvGQISe0zsIGq7BMA.j8ZmSRiKr1qBE0oh2k3G"
+HTPASSWD = "crab:$2b$05$RecHdKOyl6f6xP9mJWIIFeFfABVoKHuBcvy8TrXbhVQc6y7TMVCPy"
 """``USER`` and ``PASSWORD`` as bcrypt, the only form that docker-registry reads."""
 
 
@@ -106,7 +106,7 @@ class Asked:
 
 @dataclass
 class Said:
-    """An answer. ``stream`` is sent after ``body`` piece by piece; ``cut`` bytes of it all, then the connection resets."""
+    """An answer: ``body``, then ``stream`` piece by piece. After ``cut`` bytes of the body the connection resets."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -235,7 +235,7 @@ class MemoryRegistry:
     served as it should be.
     """
 
-    def __init__(self, fault: Callable[[Asked], Said | None | object] | None = None) -> None:
+    def __init__(self, fault: Callable[[Asked], object] | None = None) -> None:
         self.fault = fault
         self.blobs: dict[tuple[str, str], bytes] = {}
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}

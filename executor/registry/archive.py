@@ -1,0 +1,224 @@
+"""Image layouts as tar files: OCI archives, and the kind that ``docker load`` takes. Same image, same bytes.
+
+Headers carry no clock, no owner and no order but the content's own. Blobs are verified as they are written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import stat
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, Final
+
+from executor.image.manifest import Descriptor, Manifest
+from executor.registry.layout import MARKER, BlobSource, Layout, blob_path, index_json, open_layout, verified
+from platforms.errors import ArchiveError, KanifoldError, StoreError
+
+_BLOCK: Final = 512
+_RECORD: Final = 20 * _BLOCK
+_MEMBERS: Final = 100_000
+"""Members an archive may have: an image has a few dozen."""
+_HEADER_DATA: Final = 64 << 10
+"""Bytes of a member that only describes the next one (pax, GNU long names)."""
+
+
+def write_archive(out: BinaryIO, roots: Iterable[Descriptor], blobs: Iterable[BlobSource]) -> None:
+    """Write an OCI layout with ``roots`` and ``blobs`` as a tar file to ``out``, which need not be seekable."""
+    _write(out, {"oci-layout": MARKER, "index.json": index_json(roots)}, blobs)
+
+
+def write_docker_archive(
+    out: BinaryIO, names: Iterable[str], manifest: Manifest, roots: Iterable[Descriptor], blobs: Iterable[BlobSource]
+) -> None:
+    """Write an archive for ``docker load``, which is an OCI archive too, as docker itself writes it since version 25.
+
+    ``names`` are the image's (``app:1``); ``manifest`` is its single platform's; ``roots`` and ``blobs`` as above.
+    """
+    entry = {
+        "Config": blob_path(manifest.config.digest),
+        "RepoTags": list(names) or None,
+        "Layers": [blob_path(layer.digest) for layer in manifest.layers],
+    }
+    listing = json.dumps([entry], separators=(",", ":")).encode()
+    _write(out, {"oci-layout": MARKER, "index.json": index_json(roots), "manifest.json": listing}, blobs)
+
+
+@contextmanager
+def archive_file(path: str) -> Iterator[BinaryIO]:
+    """A file to write an archive to, which takes the name ``path`` when all went well and is gone when not.
+
+    A pipe or a device at ``path`` is written to as it is. Raises ``StoreError`` for what the disk does not take.
+    """
+    try:
+        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            with open(path, "wb") as file:
+                yield file
+            return
+        incoming = f"{path}.{uuid.uuid4().hex[:8]}.part"
+        try:
+            with open(incoming, "xb") as file:
+                yield file
+            os.replace(incoming, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(incoming)
+            raise
+    except KanifoldError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"cannot write the image to {path}",
+            why=error.strerror or str(error),
+            remedy="check that the place exists, may be written to and has space",
+        ) from error
+
+
+def read_archive(path: str) -> Layout:
+    """The OCI layout in the uncompressed tar file ``path``; its blobs are read where they lie.
+
+    Raises ``ArchiveError`` for a file that is none or is broken.
+    """
+    try:
+        with open(path, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ArchiveError(f"cannot read the image archive {path}", why="it is not a regular file")
+            places = dict(_members(file, path))
+    except OSError as error:
+        raise ArchiveError(f"cannot read the image archive {path}", why=error.strerror or str(error)) from error
+
+    def open_file(name: str) -> tuple[BinaryIO, int]:
+        if name not in places:
+            raise FileNotFoundError(f"{name} is not in the archive")
+        offset, size = places[name]
+        return _Part(path, offset, size), size
+
+    return open_layout(path, open_file)
+
+
+class _Part(io.BufferedReader):
+    """A file's bytes from ``offset`` on; the reader knows where they end."""
+
+    def __init__(self, path: str, offset: int, size: int) -> None:
+        super().__init__(io.FileIO(path))
+        self.seek(offset)
+        self._left = size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most ``size`` bytes, none once the part is through."""
+        wanted = self._left if size is None or size < 0 else min(size, self._left)
+        data = super().read(wanted)
+        self._left -= len(data)
+        return data
+
+
+def _write(out: BinaryIO, files: dict[str, bytes], blobs: Iterable[BlobSource]) -> None:
+    written = 0
+    for name, data in files.items():
+        written += _put(out, _header(name, len(data)), [data])
+    by_path = {blob_path(blob.digest): blob for blob in blobs}
+    for directory in ("blobs", *sorted({os.path.dirname(path) for path in by_path})):
+        written += _put(out, _header(directory, 0, directory=True), [])
+    for path, blob in sorted(by_path.items()):
+        written += _put(out, _header(path, blob.size), verified(blob))
+    # Two empty blocks end the archive, and it fills whole records (POSIX pax, "ustar Interchange Format").
+    out.write(bytes(2 * _BLOCK + -(written + 2 * _BLOCK) % _RECORD))
+
+
+def _put(out: BinaryIO, header: bytes, content: Iterable[bytes]) -> int:
+    out.write(header)
+    size = 0
+    for data in content:
+        out.write(data)
+        size += len(data)
+    padding = -size % _BLOCK
+    out.write(bytes(padding))
+    return len(header) + size + padding
+
+
+def _header(name: str, size: int, *, directory: bool = False) -> bytes:
+    import tarfile
+
+    info = tarfile.TarInfo(name + "/" if directory else name)
+    info.size = size
+    info.type = tarfile.DIRTYPE if directory else tarfile.REGTYPE
+    info.mode = 0o755 if directory else 0o644
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def _members(file: BinaryIO, path: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The regular files of a tar file: name, and the offset and size of the content.
+
+    Only names and sizes matter here; what a header says about links, owners and times is not looked at.
+    """
+    end = os.fstat(file.fileno()).st_size
+    offset = 0
+    long_name = ""
+    long_size = -1
+    for _ in range(_MEMBERS):
+        header = file.read(_BLOCK)
+        if len(header) < _BLOCK or not any(header):
+            return
+        if _checksum(header) != _number(header[148:156]):
+            raise ArchiveError(f"cannot read the image archive {path}", why="it is not an uncompressed tar file")
+        size = long_size if long_size >= 0 else _number(header[124:136])
+        content, kind = offset + _BLOCK, header[156:157]
+        if size < 0 or content + size > end:
+            raise ArchiveError(f"the image archive {path} is broken", why="a member reaches beyond its end")
+        if kind in b"xL":
+            if size > _HEADER_DATA:
+                raise ArchiveError(f"the image archive {path} is broken", why="a name is absurdly long")
+            data = file.read(size)
+            if kind == b"L":
+                long_name = data.rstrip(b"\0").decode(errors="replace")
+            else:
+                long_name, long_size = _pax(data)
+        else:
+            if kind in b"0\0":
+                yield (long_name or _name(header)).removeprefix("./"), (content, size)
+            long_name, long_size = "", -1
+        offset = content + size + -size % _BLOCK
+        file.seek(offset)
+    raise ArchiveError(f"the image archive {path} is broken", why=f"it has more than {_MEMBERS} members")
+
+
+def _name(header: bytes) -> str:
+    name = header[:100].partition(b"\0")[0]
+    prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
+    return (prefix + b"/" + name if prefix else name).decode(errors="replace")
+
+
+def _number(field: bytes) -> int:
+    """An octal field, or GNU's base 256; -1 when it is neither."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    text = field.replace(b"\0", b" ").strip()
+    try:
+        return int(text, 8) if text else 0
+    except ValueError:
+        return -1
+
+
+def _checksum(header: bytes) -> int:
+    return sum(header) - sum(header[148:156]) + 8 * ord(" ")
+
+
+def _pax(data: bytes) -> tuple[str, int]:
+    """The ``path`` and ``size`` of a pax record ("" and -1 when it does not say)."""
+    name, size = "", -1
+    while data:
+        digits = data.partition(b" ")[0]
+        length = int(digits) if digits.isdigit() and len(digits) < 10 else 0
+        if not len(digits) + 1 < length <= len(data):
+            break
+        record, data = data[len(digits) + 1 : length], data[length:]
+        key, _, value = record.rstrip(b"\n").partition(b"=")
+        if key == b"path":
+            name = value.decode(errors="replace")
+        elif key == b"size" and value.isdigit():
+            size = int(value[:19])
+    return name, size

@@ -1,0 +1,303 @@
+"""OCI image layouts as directories (image-spec image-layout.md): written atomically, read with suspicion.
+
+A layout that exists is extended: blobs come first, ``index.json`` last and by rename, under a lock on the directory
+(released by death). So a reader sees the old index or the new one, and either only speaks of blobs that are whole.
+A root whose name (annotation ``org.opencontainers.image.ref.name``) is there already takes the place of the older.
+
+Blobs are not synced to the disk one by one: an output that a power cut may take is built again, while a blob that is
+already there is taken for right only after its digest has been read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final
+
+from executor.image import mediatypes
+from executor.image.digest import check_digest
+from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, encode, parse
+from executor.registry.auth import printable
+from platforms.errors import ArchiveError, KanifoldError, StoreError
+
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+CONTAINERD_NAME: Final = "io.containerd.image.name"
+MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
+"""The content of the file ``oci-layout``."""
+_INCOMING: Final = ".incoming-"
+_CHUNK: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class BlobSource:
+    """A blob to write: ``open`` gives a binary file of its ``size`` bytes, which have ``digest``."""
+
+    digest: str
+    size: int
+    open: Callable[[], BinaryIO]
+
+
+_Opener = Callable[[str], tuple[BinaryIO, int]]
+"""Opens a file by its path within the layout: the file at its start, and its size. Raises ``OSError``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A layout that has been opened for reading: what ``index.json`` names, and a way to the blobs."""
+
+    path: str
+    roots: tuple[Descriptor, ...]
+    open_file: _Opener
+
+    def find(self, name: str = "") -> Descriptor:
+        """The root called ``name``, a tag or a digest; "" means the only one there is, else ``latest``.
+
+        Raises ``ArchiveError`` that lists the names there are.
+        """
+        if not name and len(self.roots) == 1:
+            return self.roots[0]
+        wanted = name or "latest"
+        for root in self.roots:
+            if wanted == root.digest or wanted in names_of(root):
+                return root
+        known = sorted({each for root in self.roots for each in (*names_of(root)[:1], root.digest)})
+        raise ArchiveError(
+            f"no image called {wanted!r} in {self.path}",
+            why="it holds " + printable(", ".join(known)) if known else "it is empty",
+            remedy="name one of those" if known else "",
+        )
+
+    def chunks(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """The blob in chunks; its end without ``ArchiveError`` says that digest and size are right."""
+        algorithm, _, expected = check_digest(descriptor.digest).partition(":")
+        try:
+            file, size = self.open_file(blob_path(descriptor.digest))
+        except OSError as error:
+            raise ArchiveError(
+                f"{descriptor.digest} is missing in {self.path}", why=error.strerror or str(error)
+            ) from error
+        with file:
+            if size != descriptor.size:
+                raise ArchiveError(
+                    f"{descriptor.digest} is damaged in {self.path}", why=f"{size} bytes instead of {descriptor.size}"
+                )
+            digest = hashlib.new(algorithm, usedforsecurity=False)
+            left = size
+            while data := file.read(min(_CHUNK, left)):
+                left -= len(data)
+                digest.update(data)
+                yield data
+        if left or digest.hexdigest() != expected:
+            raise ArchiveError(f"{descriptor.digest} is damaged in {self.path}", why="its content has another digest")
+
+    def read(self, descriptor: Descriptor, limit: int = MANIFEST_LIMIT) -> bytes:
+        """The whole blob, verified; it may have at most ``limit`` bytes."""
+        if descriptor.size > limit:
+            raise ArchiveError(
+                f"{descriptor.digest} is too large in {self.path}", why=f"{descriptor.size} bytes; {limit} are allowed"
+            )
+        return b"".join(self.chunks(descriptor))
+
+    def manifest(self, descriptor: Descriptor) -> Manifest | Index:
+        """The manifest or index that ``descriptor`` points to."""
+        return parse(self.read(descriptor), descriptor.media_type)
+
+
+def names_of(root: Descriptor) -> tuple[str, ...]:
+    """What a root is called: its annotations as they are, and the tags at their ends."""
+    found: list[str] = []
+    annotations = dict(root.annotations)
+    for key in (REF_NAME, CONTAINERD_NAME):
+        name = annotations.get(key, "")
+        if name:
+            found += [name, name.rpartition("/")[2].rpartition(":")[2]]
+    return tuple(dict.fromkeys(found))
+
+
+def blob_path(digest: str) -> str:
+    """Where a layout keeps the blob ``digest``, relative to its top."""
+    return "blobs/" + check_digest(digest).replace(":", "/")
+
+
+def read_layout(path: str) -> Layout:
+    """The layout in the directory ``path``. Raises ``ArchiveError`` when there is none."""
+
+    def open_file(name: str) -> tuple[BinaryIO, int]:
+        # O_NONBLOCK: a FIFO in place of a file must not keep us waiting.
+        fd = os.open(os.path.join(path, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            raise OSError(f"{name} is not a regular file")
+        return os.fdopen(fd, "rb"), status.st_size
+
+    return open_layout(path, open_file)
+
+
+def open_layout(path: str, open_file: _Opener) -> Layout:
+    """The layout whose files ``open_file`` opens; ``path`` is what errors call it."""
+
+    def read(name: str) -> bytes:
+        try:
+            file, _ = open_file(name)
+        except OSError as error:
+            raise ArchiveError(
+                f"{path} is not an OCI image layout", why=f"{name}: {error.strerror or error}"
+            ) from error
+        with file:
+            return file.read(MANIFEST_LIMIT + 1)
+
+    try:
+        version = json.loads(read("oci-layout"))["imageLayoutVersion"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArchiveError(f"{path} is not an OCI image layout", why="oci-layout has no imageLayoutVersion") from error
+    if not isinstance(version, str) or version.partition(".")[0] != "1":
+        raise ArchiveError(f"cannot read the image layout {path}", why=f"its version is {version!r}, not 1")
+    index = parse(read("index.json"), mediatypes.OCI_INDEX)
+    if not isinstance(index, Index):
+        raise ArchiveError(f"cannot read the image layout {path}", why="index.json is not an index")
+    return Layout(path, index.manifests, open_file)
+
+
+def write_layout(directory: str, roots: Iterable[Descriptor], blobs: Iterable[BlobSource]) -> None:
+    """Add ``blobs``, then ``roots``, to the layout in ``directory``, which is made when it is not there.
+
+    Raises ``StoreError`` when the disk does not take it or a blob is not what it should be, ``ArchiveError`` when the
+    directory holds an index that cannot be extended.
+    """
+    with _disk_errors(directory):
+        os.makedirs(directory, exist_ok=True)
+        with _locked(directory):
+            _replace(directory, "oci-layout", MARKER)
+            os.makedirs(os.path.join(directory, "blobs", "sha256"), exist_ok=True)
+            _sweep(directory)
+            for blob in blobs:
+                _write_blob(directory, blob)
+            _replace(directory, "index.json", _extended(directory, tuple(roots)))
+
+
+def index_json(roots: Iterable[Descriptor]) -> bytes:
+    """The ``index.json`` of a new layout with ``roots``."""
+    return encode(Index(mediatypes.OCI_INDEX, tuple(roots)))
+
+
+def verified(blob: BlobSource) -> Iterator[bytes]:
+    """The content of ``blob`` in chunks. Raises ``StoreError`` at the end when it is not what it should be."""
+    algorithm, _, expected = check_digest(blob.digest).partition(":")
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    size = 0
+    with blob.open() as file:
+        while data := file.read(_CHUNK):
+            size += len(data)
+            digest.update(data)
+            if size > blob.size:
+                break
+            yield data
+    if size != blob.size or digest.hexdigest() != expected:
+        raise StoreError(
+            f"the local copy of {blob.digest} is damaged",
+            why=f"it has {size} bytes, {blob.size} belong there" if size != blob.size else "its digest is another",
+            remedy="build again, with --no-cache if need be",
+        )
+
+
+def _extended(directory: str, roots: tuple[Descriptor, ...]) -> bytes:
+    """The directory's index with ``roots`` added. Entries of others are kept as they are, unknown fields included."""
+    path = os.path.join(directory, "index.json")
+    document: dict[str, Any] = json.loads(index_json(roots))
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MANIFEST_LIMIT + 1)
+    except FileNotFoundError:
+        return index_json(roots)
+    parse(data, mediatypes.OCI_INDEX)
+    old: dict[str, Any] = json.loads(data)
+    names = {dict(root.annotations).get(REF_NAME, "") for root in roots} - {""}
+    unnamed = {root.digest for root in roots if not dict(root.annotations).get(REF_NAME)}
+
+    def stays(entry: dict[str, Any]) -> bool:
+        name = (entry.get("annotations") or {}).get(REF_NAME, "")
+        return name not in names if name else entry.get("digest") not in unnamed
+
+    old["manifests"] = [entry for entry in old["manifests"] if stays(entry)] + document["manifests"]
+    return json.dumps(old, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _write_blob(directory: str, blob: BlobSource) -> None:
+    path = os.path.join(directory, blob_path(blob.digest))
+    if _is_whole(path, blob):
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    incoming = os.path.join(os.path.dirname(path), f"{_INCOMING}{uuid.uuid4().hex}")
+    try:
+        with open(incoming, "xb") as file:
+            for data in verified(blob):
+                file.write(data)
+        os.replace(incoming, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(incoming)
+        raise
+
+
+def _is_whole(path: str, blob: BlobSource) -> bool:
+    algorithm, _, expected = blob.digest.partition(":")
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size != blob.size:
+                return False
+            return hashlib.file_digest(file, algorithm).hexdigest() == expected
+    except OSError:
+        return False
+
+
+def _replace(directory: str, name: str, data: bytes) -> None:
+    """Write the file ``name`` so that it is the old or the new one at any instant, a power cut included."""
+    incoming = os.path.join(directory, f"{_INCOMING}{name}")
+    with open(incoming, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(incoming, os.path.join(directory, name))
+
+
+def _sweep(directory: str) -> None:
+    """Remove what a writer that died has left; the lock says that no other is at work."""
+    for algorithm in os.listdir(os.path.join(directory, "blobs")):
+        parent = os.path.join(directory, "blobs", algorithm)
+        for name in os.listdir(parent) if os.path.isdir(parent) else ():
+            if name.startswith(_INCOMING):
+                os.unlink(os.path.join(parent, name))
+
+
+@contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    import fcntl
+
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _disk_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except KanifoldError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"cannot write the image to {path}",
+            why=error.strerror or str(error),
+            remedy="check that the place exists, may be written to and has space",
+        ) from error
