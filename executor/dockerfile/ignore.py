@@ -258,11 +258,11 @@ def _rule(pattern: str, exception: bool) -> Rule:
         return Rule(pattern, exception, None, None, _machine(tokens))
     if plain == pattern:
         return Rule(pattern, exception, None, None, None)
-    if pattern.startswith("**") and not (pattern.endswith("**") and len(pattern) > 3):
-        return Rule(pattern, exception, None, pattern[2:] if len(pattern) > 3 else "", None)
-    if pattern.startswith("**"):
+    if not pattern.startswith("**"):
+        return Rule(pattern, exception, plain, None, None)
+    if len(pattern) > 2 and pattern.endswith("**"):
         return Rule(pattern, exception, None, None, _machine(tokens))
-    return Rule(pattern, exception, plain, None, None)
+    return Rule(pattern, exception, None, pattern[2:], None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,6 +225,7 @@ class _Reader:
     def single_quoted(self) -> str:
         end = self.text.find("'", self.at + 1)
         if end < 0:
+            self.at = self.size
             raise _WordError("unexpected end of statement while looking for matching single-quote")
         start, self.at = self.at, end + 1
         return self.text[start : end + 1] if self.style.keep_quotes else self.text[start + 1 : end]
