@@ -173,9 +173,7 @@ class _Form:
             return ((parts[0], parts[1]),), True
         found: list[tuple[str, str]] = []
         for word in words:
-            name, equals, value = word.partition("=")
-            if not equals:
-                raise RefusedError(f'Syntax error - can\'t find = in "{word}". Must be of the form: name=value')
+            name, value = _name_and_value(word)
             if not name:
                 raise RefusedError(f"{self.name} names can not be blank")
             found.append((name, value))
@@ -342,13 +340,35 @@ def _onbuild(form: _Form) -> kinds.Onbuild:
     if not form.statement.rest:
         raise RefusedError("ONBUILD requires at least one argument")
     form.flags()
-    trigger = split.command(form.statement.rest, form.escape)[0].upper()
+    trigger, _, arguments = split.command(form.statement.rest, form.escape)
+    trigger = trigger.upper()
     if trigger == "ONBUILD":
         raise RefusedError("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
     if trigger in ("MAINTAINER", "FROM"):
         raise RefusedError(f"{trigger} isn't allowed as an ONBUILD trigger")
+    _check_trigger(trigger, arguments, form.escape)
     bodies = "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in form.statement.heredocs)
     return form.made(kinds.Onbuild, expression=_ONBUILD.sub("", form.statement.text, count=1) + bodies)
+
+
+def _check_trigger(keyword: str, arguments: str, escape: str) -> None:
+    """What must be right about a trigger already now; flags and the like are looked at when it is used."""
+    if keyword in ("ENV", "LABEL"):
+        words = split.words(arguments, escape)
+        if words and "=" in words[0]:
+            for word in words:
+                _name_and_value(word)
+        elif words and len(split.fields(arguments, 1)) == 1:
+            raise RefusedError(f"{keyword} must have two arguments")
+    elif keyword in ("ADD", "COPY", "VOLUME", "RUN", "CMD", "ENTRYPOINT", "SHELL"):
+        split.json_array(arguments)
+
+
+def _name_and_value(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise RefusedError(f'Syntax error - can\'t find = in "{word}". Must be of the form: name=value')
+    return name, value
 
 
 def _healthcheck(form: _Form) -> kinds.Healthcheck:
