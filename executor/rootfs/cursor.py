@@ -1,0 +1,261 @@
+"""Moving through a directory tree by directory descriptors, without ever leaving it.
+
+Every component of a path is opened on its own, relative to the directory before it, and never through a symbolic link:
+the kernel is not asked to resolve anything. Links are read and resolved here, as if the tree were the root directory.
+So a path cannot lead out, whatever it is made of, and neither can another process that changes it meanwhile
+(CVE-2025-47290 is the race that a check before use loses).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final, Protocol
+
+from executor.rootfs.tarreader import PATH_LIMIT
+from platforms.errors import ArchiveError
+
+DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LINKS: Final = 40
+"""Symbolic links on the way to one directory (Linux: MAXSYMLINKS)."""
+_STEPS: Final = 4096
+"""Directories opened on the way through links, which could otherwise make one short entry arbitrarily expensive."""
+_KEPT: Final = 48
+"""Directories on the current path whose descriptors are kept; deeper ones are opened anew when they are needed."""
+
+
+class Terrain(Protocol):
+    """What a cursor does where a path does not simply lead on. ``real`` is the place's path without links."""
+
+    def missing(self, fd: int, name: bytes, real: bytes) -> int:
+        """``name`` is not in the directory ``fd``: make it and return its descriptor, or raise."""
+        ...
+
+    def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
+        """``name`` is no directory: the text of the link to follow, or None when there is a directory now."""
+        ...
+
+    def entered(self, fd: int, real: bytes) -> None:
+        """The directory ``fd`` is on the way of an entry."""
+        ...
+
+
+class Cursor:
+    """A directory of the tree, moved by ``enter``. Owns its descriptors, except for the root's."""
+
+    def __init__(self, root: int, terrain: Terrain) -> None:
+        self._root = root
+        self._terrain = terrain
+        self._text: bytes | None = b""
+        self._names: list[bytes] = []
+        self._steps: list[tuple[int, bytes]] = []
+        self.fd = root
+        """The current directory; valid until the next move."""
+        self.real = b""
+        """The current directory's path without links, relative to the root."""
+
+    def close(self) -> None:
+        """Give all descriptors back; the cursor stands at the root again."""
+        self._back(0)
+        self._text = b""
+
+    def enter(self, path: bytes) -> int:
+        """Move to the directory ``path`` (relative to the root, clean); returns its descriptor."""
+        if path == self._text:
+            return self.fd
+        self._text = None
+        names = path.split(b"/") if path else []
+        same = 0
+        for ours, theirs in zip(self._names, names, strict=False):
+            if ours != theirs:
+                break
+            same += 1
+        self._back(same)
+        for name in names[same:]:
+            self._down(name)
+        self._text = path
+        return self.fd
+
+    def _back(self, count: int) -> None:
+        if count == len(self._names):
+            return
+        for fd, _ in self._steps[count:]:
+            if fd >= 0:
+                os.close(fd)
+        del self._names[count:], self._steps[count:]
+        self.fd, self.real = self._steps[-1] if count else (self._root, b"")
+        if self.fd < 0:
+            self.fd = self._reopen(self.real)
+            self._steps[-1] = self.fd, self.real
+
+    def _down(self, name: bytes) -> None:
+        real = self.real + b"/" + name if self.real else name
+        try:
+            fd = os.open(name, DIRECTORY, dir_fd=self.fd)
+        except FileNotFoundError:
+            fd = self._terrain.missing(self.fd, name, real)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            text = self._terrain.blocked(self.fd, name, real)
+            if text is None:
+                fd = os.open(name, DIRECTORY, dir_fd=self.fd)
+            else:
+                fd, real = self._through(text)
+        self._terrain.entered(fd, real)
+        if len(self._steps) > _KEPT:
+            os.close(self.fd)
+            self._steps[-1] = -1, self.real
+        self._names.append(name)
+        self._steps.append((fd, real))
+        self.fd, self.real = fd, real
+
+    def _through(self, text: bytes) -> tuple[int, bytes]:
+        """The directory that a link with ``text`` in the current directory leads to."""
+        names = [] if text.startswith(b"/") or not self.real else self.real.split(b"/")
+        todo = text.split(b"/")[::-1]
+        links, steps = 1, 0
+        fd = self._reopen(b"/".join(names))
+        try:
+            while todo:
+                name = todo.pop()
+                if name in (b"", b"."):
+                    continue
+                steps += 1
+                if name == b"..":
+                    steps += len(names)
+                    del names[-1:]
+                    os.close(fd)
+                    fd = -1
+                    fd = self._reopen(b"/".join(names))
+                    continue
+                if steps > _STEPS or links > _LINKS:
+                    raise ArchiveError("archive refused", why=f"too many symbolic links behind {os.fsdecode(text)}")
+                real = b"/".join((*names, name))
+                if len(real) > PATH_LIMIT:
+                    raise ArchiveError("archive refused", why=f"a path of {len(real)} bytes")
+                try:
+                    deeper = os.open(name, DIRECTORY, dir_fd=fd)
+                except FileNotFoundError:
+                    deeper = self._terrain.missing(fd, name, real)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                        raise
+                    link = self._terrain.blocked(fd, name, real)
+                    if link is not None:
+                        links += 1
+                        todo += link.split(b"/")[::-1]
+                        if link.startswith(b"/"):
+                            names = []
+                            os.close(fd)
+                            fd = -1
+                            fd = self._reopen(b"")
+                        continue
+                    deeper = os.open(name, DIRECTORY, dir_fd=fd)
+                os.close(fd)
+                fd = deeper
+                names.append(name)
+                if todo:
+                    self._terrain.entered(fd, real)
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            raise
+        return fd, b"/".join(names)
+
+    def _reopen(self, real: bytes) -> int:
+        """A descriptor of the directory ``real``, which was reached before."""
+        fd = os.open(b".", DIRECTORY, dir_fd=self._root)
+        for name in real.split(b"/") if real else ():
+            try:
+                deeper = os.open(name, DIRECTORY, dir_fd=fd)
+            finally:
+                os.close(fd)
+            fd = deeper
+        return fd
+
+
+def remove(parent: int, name: bytes) -> None:
+    """Delete ``name`` in the directory ``parent`` with everything below it; nothing there is fine.
+
+    Follows no link, and needs neither recursion nor a descriptor per level, however deep the tree is.
+    """
+    if not _delete(parent, name):
+        _empty(_opened(parent, name))
+        os.rmdir(name, dir_fd=parent)
+
+
+def _delete(parent: int, name: bytes) -> bool:
+    """Delete a file or an empty directory; False when it is a directory that is not empty."""
+    try:
+        os.unlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        try:
+            os.rmdir(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+    return True
+
+
+def _opened(parent: int, name: bytes) -> int:
+    """The directory ``name``, opened, and unlocked where its owner is not root and has locked it."""
+    try:
+        return os.open(name, DIRECTORY, dir_fd=parent)
+    except PermissionError:
+        found = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            os.chmod(f"/proc/self/fd/{found}", 0o700)  # the one way to chmod without following a link
+        finally:
+            os.close(found)
+        return os.open(name, DIRECTORY, dir_fd=parent)
+
+
+def _sweep(fd: int) -> list[bytes]:
+    """Delete what can be deleted at once in the directory ``fd``; returns the directories that are not empty."""
+    full = []
+    for each in os.listdir(fd):
+        name = os.fsencode(each)
+        try:
+            deleted = _delete(fd, name)
+        except PermissionError:
+            os.fchmod(fd, 0o700)
+            deleted = _delete(fd, name)
+        if not deleted:
+            full.append(name)
+    return full
+
+
+def _empty(here: int) -> None:
+    """Delete what is in the directory ``here``, depth first; closes it.
+
+    The way up is ``..``, and it is checked that it leads where we came from.
+    """
+    path: list[tuple[bytes, tuple[int, int], list[bytes]]] = []
+    try:
+        full = _sweep(here)
+        while True:
+            if full:
+                name = full.pop()
+                below = _opened(here, name)
+                status = os.fstat(here)
+                path.append((name, (status.st_dev, status.st_ino), full))
+                os.close(here)
+                here = below
+                full = _sweep(here)
+            elif path:
+                name, place, full = path.pop()
+                above = os.open(b"..", DIRECTORY, dir_fd=here)
+                os.close(here)
+                here = above
+                status = os.fstat(here)
+                if (status.st_dev, status.st_ino) != place:
+                    raise OSError(errno.EBUSY, "a directory was moved while it was being deleted", os.fsdecode(name))
+                os.rmdir(name, dir_fd=here)
+            else:
+                return
+    finally:
+        os.close(here)

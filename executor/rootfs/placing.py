@@ -1,0 +1,496 @@
+"""Putting entries into a directory: the part that ``unpack`` and ``materialise`` share.
+
+Two ways, of one interface. ``Lower`` fills a new directory so that overlayfs can use it as a lower directory under the
+mount option ``userxattr``: deletions become character devices 0/0, hidden directories carry ``user.overlay.opaque``.
+``Merged`` changes an existing tree (an overlay mount of the layers below, or a plain directory): deletions delete.
+
+What an entry may not do:
+
+- leave the tree: see ``cursor``;
+- pass for overlayfs's own marks: ``user.overlay.X`` is stored as ``user.overlay.overlay.X``, which overlayfs shows
+  under its real name (Linux 6.7) or hides (before); ``trusted.*`` is dropped, as containerd does it; a character
+  device 0/0 becomes a placeholder;
+- bring in our own records: ``user.kanifold.*`` is dropped.
+
+What the kernel refuses to an unprivileged user namespace is recorded instead, for ``overlay.scan`` to find: an owner
+that is not mapped (``OWNER_XATTR``), a device (an empty file with ``DEVICE_XATTR``), a file capability
+(``CAPABILITY_XATTR``). Only files and directories can carry records; the owners of other things are returned.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Final, Protocol, Self, TypeVar
+
+from executor.rootfs.cursor import DIRECTORY, Cursor, remove
+from executor.rootfs.entry import (
+    CAPABILITY_XATTR,
+    DEVICE_XATTR,
+    OVERLAY_XATTR,
+    OWNER_XATTR,
+    PRIVATE_XATTR,
+    Entry,
+    Kind,
+)
+from platforms.errors import ArchiveError
+
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPAQUE: Final = "user.overlay.opaque"
+_CAPABILITY: Final = b"security.capability"
+_UNSUPPORTED: Final = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL})
+"""A file system, or a user namespace, that does not take an extended attribute."""
+_REFUSED: Final = frozenset({errno.EPERM, errno.EINVAL})
+"""An owner that is not mapped into this user namespace."""
+
+Xattrs = tuple[tuple[bytes, bytes], ...]
+Fill = Callable[[int], object]
+"""Writes a file's content to the descriptor it is given."""
+
+
+_T = TypeVar("_T")
+
+
+class Placing(Protocol):
+    """A directory that takes entries."""
+
+    def place(self, entry: Entry, fill: Fill) -> None:
+        """Make ``entry``, replacing what has its path; ``fill`` is called for a FILE."""
+        ...
+
+    def finish(self) -> None:
+        """Set what can only be set last: the metadata of directories."""
+        ...
+
+
+class _Tree:
+    """What both ways have in common."""
+
+    def __init__(self, directory: str) -> None:
+        self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._cursor = Cursor(self._root, self)
+        self._targets = Cursor(self._root, _Known())
+        self._uid, self._gid = os.geteuid(), os.getegid()
+        self._walks = Cursor(self._root, _Solid())
+        self._stale = False
+        self._directories: dict[bytes, Entry] = {}
+        self._implicit: set[bytes] = set()
+        self.incomplete = False
+        """Something of the layer only makes sense on top of the layers below: a hard link to one of their files, which
+        was left out, or a root directory that hides theirs, which overlayfs cannot express."""
+        self.unowned: list[tuple[bytes, int, int]] = []
+        """Path, user and group of what has another owner than it should and cannot carry a record of it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        if self._root >= 0:
+            self._forget()
+            os.close(self._root)
+            self._root = -1
+
+    @property
+    def implicit(self) -> tuple[bytes, ...]:
+        """Directories that no entry described (yet): made because something had to go into them."""
+        return tuple(sorted(self._implicit))
+
+    def _forget(self) -> None:
+        """What the cursors remember may be gone."""
+        self._stale = False
+        for cursor in (self._cursor, self._targets, self._walks):
+            cursor.close()
+
+    # -- what the cursor asks ----------------------------------------------------------------------------------------
+
+    def missing(self, fd: int, name: bytes, real: bytes) -> int:
+        """Make a parent directory that has no entry (yet), as Docker and containerd do it: root's, mode 0755."""
+        os.mkdir(name, 0o700, dir_fd=fd)
+        self._directories[real] = Entry(real, Kind.DIRECTORY, 0o755)
+        self._implicit.add(real)
+        return os.open(name, DIRECTORY, dir_fd=fd)
+
+    def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
+        """Follow links; anything else cannot have something below it."""
+        try:
+            return os.readlink(name, dir_fd=fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        raise ArchiveError(
+            f"archive refused at {os.fsdecode(real)}", why="it is a parent directory, but not a directory"
+        )
+
+    def entered(self, fd: int, real: bytes) -> None:
+        """Nothing to do."""
+
+    # -- entries -----------------------------------------------------------------------------------------------------
+
+    def place(self, entry: Entry, fill: Fill) -> None:
+        """Make ``entry``, replacing what has its path; ``fill`` is called for a FILE."""
+        if self._stale:
+            self._forget()
+        kind = entry.kind
+        if kind is Kind.OPAQUE:
+            self._hide(self._cursor.enter(entry.path), self._cursor.real)
+            return
+        if not entry.path:
+            return  # the root's own metadata is the mount's business, as for containerd and Docker
+        parent, _, name = entry.path.rpartition(b"/")
+        fd = self._cursor.enter(parent)
+        if kind is Kind.WHITEOUT:
+            self._delete(fd, name, self._real(name))
+            return
+        if kind is Kind.FILE:
+            self._file(fd, name, entry, fill)
+        elif kind is Kind.DIRECTORY:
+            self._directory(fd, name, entry)
+        elif kind is Kind.HARDLINK:
+            self._hard_link(fd, name, entry)
+        elif kind is Kind.SYMLINK:
+            self._make(fd, name, lambda: os.symlink(entry.link, name, dir_fd=fd))
+            self._dress_name(fd, name, entry)
+        elif kind is Kind.FIFO:
+            self._make(fd, name, lambda: os.mkfifo(name, 0o600, dir_fd=fd))
+            self._dress_name(fd, name, entry)
+        else:
+            self._device(fd, name, entry)
+        self._placed(self._real(name))
+
+    def _real(self, name: bytes) -> bytes:
+        return self._cursor.real + b"/" + name if self._cursor.real else name
+
+    def _placed(self, real: bytes) -> None:
+        pass
+
+    def _hide(self, fd: int, real: bytes) -> None:
+        raise NotImplementedError
+
+    def _delete(self, parent: int, name: bytes, real: bytes) -> None:
+        raise NotImplementedError
+
+    def _make(self, parent: int, name: bytes, make: Callable[[], _T]) -> _T:
+        """Make something new at ``name``, out of whose way everything goes."""
+        try:
+            return make()
+        except FileExistsError:
+            self._clear(parent, name)
+            return make()
+
+    def _clear(self, parent: int, name: bytes) -> None:
+        """Delete what stands at ``name``."""
+        mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+        self._stale = self._stale or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
+        remove(parent, name)
+
+    def _file(self, parent: int, name: bytes, entry: Entry, fill: Fill) -> None:
+        try:
+            fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
+        except FileExistsError:
+            self._clear(parent, name)
+            fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
+        try:
+            if entry.size:
+                fill(fd)
+            self._dress(fd, entry)
+        finally:
+            os.close(fd)
+
+    def _directory(self, parent: int, name: bytes, entry: Entry) -> None:
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            self._make_directory_of(parent, name)
+        real = self._real(name)
+        self._directories[real] = entry
+        self._implicit.discard(real)
+
+    def _make_directory_of(self, parent: int, name: bytes) -> None:
+        """Make a directory where something stands; an existing one is kept with what it holds."""
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            self._clear(parent, name)
+            os.mkdir(name, 0o700, dir_fd=parent)
+
+    def _hard_link(self, parent: int, name: bytes, entry: Entry) -> None:
+        above, _, target = entry.link.rpartition(b"/")
+        try:
+            if self._stale:
+                self._targets.close()
+            source = self._targets.enter(above)
+            status = os.stat(target, dir_fd=source, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            status = None
+        if status is None or self._is_deletion(status):
+            self._lacks(parent, name, entry)
+            return
+        if stat.S_ISDIR(status.st_mode):
+            raise ArchiveError(f"archive refused at {os.fsdecode(entry.path)}", why="it is a hard link to a directory")
+        if entry.link == entry.path:
+            return
+        try:
+            os.link(target, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+        except FileExistsError:
+            here = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if (here.st_dev, here.st_ino) == (status.st_dev, status.st_ino):
+                return
+            self._clear(parent, name)
+            try:
+                os.link(target, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+            except FileNotFoundError:  # the target went with what stood in the link's place
+                self._lacks(parent, name, entry)
+
+    def _is_deletion(self, status: os.stat_result) -> bool:
+        return False
+
+    def _lacks(self, parent: int, name: bytes, entry: Entry) -> None:
+        raise ArchiveError(
+            f"archive refused at {os.fsdecode(entry.path)}",
+            why=f"it is a hard link to {os.fsdecode(entry.link)}, which does not exist",
+        )
+
+    def _device(self, parent: int, name: bytes, entry: Entry) -> None:
+        letter, kind = ("c", stat.S_IFCHR) if entry.kind is Kind.CHARACTER else ("b", stat.S_IFBLK)
+        if entry.kind is not Kind.CHARACTER or entry.device != (0, 0):
+            device = os.makedev(*entry.device)
+            try:
+                self._make(parent, name, lambda: os.mknod(name, kind | 0o600, device, dir_fd=parent))
+            except PermissionError:
+                pass
+            else:
+                self._dress_name(parent, name, entry)
+                return
+        fd = self._make(parent, name, lambda: os.open(name, _CREATE, 0o600, dir_fd=parent))
+        try:
+            os.setxattr(fd, DEVICE_XATTR, f"{letter}:{entry.device[0]}:{entry.device[1]}".encode())
+            self._dress(fd, entry)
+        finally:
+            os.close(fd)
+
+    # -- metadata ----------------------------------------------------------------------------------------------------
+
+    def _dress(self, fd: int, entry: Entry) -> None:
+        """Owner, extended attributes, mode and time, in this order: chown clears set-user-id bits and capabilities."""
+        if entry.uid != self._uid or entry.gid != self._gid:
+            try:
+                os.chown(fd, entry.uid, entry.gid)
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise
+                os.setxattr(fd, OWNER_XATTR, b"%d:%d" % (entry.uid, entry.gid))
+        if entry.xattrs:
+            self._set_xattrs(fd, entry.xattrs)
+        os.fchmod(fd, entry.mode)
+        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    def _dress_name(self, parent: int, name: bytes, entry: Entry) -> None:
+        """The same for what is not opened: links, fifos and devices."""
+        if entry.uid != self._uid or entry.gid != self._gid:
+            try:
+                os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise
+                self.unowned.append((self._real(name), entry.uid, entry.gid))
+        for key, value in entry.xattrs:
+            if not key.startswith((b"user.", b"trusted.")):
+                try:
+                    os.setxattr(b"/proc/self/fd/%d/%b" % (parent, name), key, value, follow_symlinks=False)
+                except OSError as error:
+                    if error.errno not in _UNSUPPORTED:
+                        raise
+        if entry.kind is not Kind.SYMLINK:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                os.chmod(f"/proc/self/fd/{fd}", entry.mode)  # the one way to chmod without following a link
+            finally:
+                os.close(fd)
+        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
+
+    def _set_xattrs(self, fd: int, xattrs: Xattrs) -> None:
+        for key, value in xattrs:
+            if key.startswith((b"trusted.", PRIVATE_XATTR)):
+                continue
+            try:
+                os.setxattr(fd, self._stored_name(key), value)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                if key == _CAPABILITY:
+                    os.setxattr(fd, CAPABILITY_XATTR, value)
+
+    def _stored_name(self, key: bytes) -> bytes:
+        return key
+
+    def finish(self) -> None:
+        """Set the metadata of directories, which making things in them would have changed again."""
+        self._forget()
+        for real in sorted(self._directories):
+            try:
+                fd = self._walks.enter(real)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # replaced by a later entry
+            self._dress(fd, self._directories[real])
+
+
+class Lower(_Tree):
+    """A new, empty directory that becomes a lower directory of overlayfs."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
+        # What overlayfs shows of the topmost layer's root. Also takes off a set-group-id bit, which would be inherited.
+        os.fchmod(self._root, 0o755)
+
+    def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
+        """As for any tree, but a deletion gives way: what is below it here replaces what was deleted."""
+        if not self._is_deletion(os.stat(name, dir_fd=fd, follow_symlinks=False)):
+            return super().blocked(fd, name, real)
+        os.unlink(name, dir_fd=fd)
+        new = self.missing(fd, name, real)
+        try:
+            os.setxattr(new, _OPAQUE, b"y")
+        finally:
+            os.close(new)
+        return None
+
+    def _is_deletion(self, status: os.stat_result) -> bool:
+        return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+    def _hide(self, fd: int, real: bytes) -> None:
+        if real:
+            os.setxattr(fd, _OPAQUE, b"y")
+        else:
+            self.incomplete = True
+
+    def _delete(self, parent: int, name: bytes, real: bytes) -> None:
+        """Mark ``name`` as deleted below. What this layer itself put there stays (image-spec layer.md, Whiteouts)."""
+        try:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+        except FileExistsError:
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                self._mark_opaque(parent, name)
+
+    def _make_directory_of(self, parent: int, name: bytes) -> None:
+        deleted = self._is_deletion(os.stat(name, dir_fd=parent, follow_symlinks=False))
+        super()._make_directory_of(parent, name)
+        if deleted:
+            self._mark_opaque(parent, name)
+
+    def _mark_opaque(self, parent: int, name: bytes) -> None:
+        fd = os.open(name, DIRECTORY, dir_fd=parent)
+        try:
+            os.setxattr(fd, _OPAQUE, b"y")
+        finally:
+            os.close(fd)
+
+    def _lacks(self, parent: int, name: bytes, entry: Entry) -> None:
+        self.incomplete = True
+
+    def _stored_name(self, key: bytes) -> bytes:
+        return OVERLAY_XATTR + b"overlay." + key[len(OVERLAY_XATTR) :] if key.startswith(OVERLAY_XATTR) else key
+
+
+class Merged(_Tree):
+    """An existing tree, to which a layer is applied: deletions delete what the layer has not put there itself."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
+        self._uid = self._gid = -1  # a set-group-id directory passes its group on, so owners are always set
+        self._laid: set[bytes] = set()
+        self._hidden: set[bytes] = set()
+        self._times: dict[bytes, int] = {}
+        self.entered(self._root, b"")
+
+    def entered(self, fd: int, real: bytes) -> None:
+        """Remember the time of a directory that only gets new content: in a union of layers it would not change."""
+        self._laid.add(real)
+        if real not in self._times:
+            self._times[real] = os.fstat(fd).st_mtime_ns
+
+    def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
+        """Follow the layer's own links. What lower layers have gives way to a directory, as it would in a union."""
+        if real in self._laid:
+            return super().blocked(fd, name, real)
+        self._clear(fd, name)
+        os.close(self.missing(fd, name, real))
+        return None
+
+    def _placed(self, real: bytes) -> None:
+        self._laid.add(real)
+
+    def _hide(self, fd: int, real: bytes) -> None:
+        if self._hidden_above(real):
+            return
+        waiting = [real]
+        while waiting:
+            here = waiting.pop()
+            self._hidden.add(here)
+            at = self._walks.enter(here)
+            for each in os.listdir(at):
+                name = os.fsencode(each)
+                path = here + b"/" + name if here else name
+                if path not in self._laid:
+                    self._clear(at, name)
+                elif path not in self._hidden and stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+                    waiting.append(path)
+
+    def _hidden_above(self, real: bytes) -> bool:
+        """Whether nothing of the layers below is left in ``real``, because this was done there or further up."""
+        if real in self._hidden or b"" in self._hidden:
+            return True
+        at = real.find(b"/")
+        while at >= 0:
+            if real[:at] in self._hidden:
+                return True
+            at = real.find(b"/", at + 1)
+        return False
+
+    def _delete(self, parent: int, name: bytes, real: bytes) -> None:
+        try:
+            mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return
+        if real not in self._laid:
+            self._clear(parent, name)
+        elif stat.S_ISDIR(mode):
+            self._hide(parent, real)
+
+    def finish(self) -> None:
+        """Set the metadata of the layer's directories, and give the others their times back."""
+        super().finish()
+        for real in sorted(self._times.keys() - self._directories.keys()):
+            try:
+                fd = self._walks.enter(real)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            os.utime(fd, ns=(self._times[real], self._times[real]))
+
+
+class _Known:
+    """Terrain on which only what exists is walked, through links inside of the tree where there are some."""
+
+    def missing(self, fd: int, name: bytes, real: bytes) -> int:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsdecode(real))
+
+    def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
+        try:
+            return os.readlink(name, dir_fd=fd)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fsdecode(real)) from error
+            raise
+
+    def entered(self, fd: int, real: bytes) -> None:
+        pass
+
+
+class _Solid(_Known):
+    """Terrain on which only directories are walked."""
+
+    def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fsdecode(real))

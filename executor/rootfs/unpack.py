@@ -1,0 +1,185 @@
+"""Layer archives to directories.
+
+``unpack`` makes a directory that overlayfs can use as a lower directory; ``unpack_onto`` applies a layer to a tree that
+holds the layers below; ``extract`` unpacks an archive that is no layer (ADD's), to which ``.wh.`` means nothing. What
+none of them lets an archive do is said in ``placing``, ``cursor`` and ``tarreader``.
+
+The archive is read (and so inflated) in one thread, hashed in a second and written in the caller's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from executor.rootfs import tarreader
+from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
+from executor.rootfs.placing import Lower, Merged, Placing
+from executor.rootfs.streams import Ahead, Digest, Readable
+from platforms.errors import ArchiveError, StoreError
+
+_AUFS: Final = b".wh..wh."
+"""How the names of AUFS's own files begin, which Docker leaves out."""
+_HOST_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a layer may cost before it counts as an attack."""
+
+    size: int = 64 << 30
+    """Bytes of file content, holes of sparse files included."""
+    entries: int = 5_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What came of an archive."""
+
+    diff_id: str
+    """The digest of the whole stream, ``sha256:`` and hex; the caller compares it with what it expects."""
+    size: int
+    """Bytes of file content."""
+    entries: int
+    implicit: tuple[bytes, ...] = ()
+    """Directories that had to be made although the archive does not describe them (root's, mode 0755, time 0)."""
+    needs_parents: bool = False
+    """The result is only right on top of the layers below: there are implicit directories, whose metadata those layers
+    may know; hard links to their files, which were left out; or a mark that hides all of them."""
+    unowned: tuple[tuple[bytes, int, int], ...] = ()
+    """Links and devices whose owner could be neither set nor recorded: path, user, group."""
+
+
+def unpack(stream: Readable, directory: str, *, limit: Limits) -> Unpacked:
+    """Unpack the layer archive that ``stream`` gives, uncompressed, into ``directory``, which is empty.
+
+    The directory can then be a lower directory of an overlay mounted with ``userxattr``. Nothing is synced; after an
+    error the directory holds what was unpacked until then. Raises ``ArchiveError`` for a broken or hostile archive and
+    for one beyond ``limit``, ``StoreError`` when the disk is full or fails.
+    """
+    with Lower(directory) as lower:
+        diff_id, size, entries = _lay(stream, lower, limit, _layer_entry)
+        implicit = lower.implicit
+        needs_parents = bool(implicit) or lower.incomplete
+        return Unpacked(diff_id, size, entries, implicit, needs_parents, tuple(lower.unowned))
+
+
+def unpack_onto(stream: Readable, directory: str, *, limit: Limits) -> Unpacked:
+    """Apply the layer archive that ``stream`` gives to the tree in ``directory``; otherwise as ``unpack``.
+
+    The tree is an overlay mount of the layers below, or a plain directory that they were applied to.
+    """
+    with Merged(directory) as merged:
+        diff_id, size, entries = _lay(stream, merged, limit, _layer_entry)
+        return Unpacked(diff_id, size, entries, merged.implicit, unowned=tuple(merged.unowned))
+
+
+def extract(stream: Readable, directory: str, *, limit: Limits) -> Unpacked:
+    """Unpack an archive that is no layer into ``directory``, which is empty; otherwise as ``unpack``."""
+    with Lower(directory) as lower:
+        diff_id, size, entries = _lay(stream, lower, limit, lambda entry: entry)
+        if lower.incomplete:
+            raise ArchiveError("archive refused", why="it has a hard link to a file that is not in it before the link")
+        return Unpacked(diff_id, size, entries, lower.implicit, unowned=tuple(lower.unowned))
+
+
+def _lay(
+    stream: Readable, placing: Placing, limit: Limits, meant: Callable[[Entry], Entry | None]
+) -> tuple[str, int, int]:
+    """Place all entries, as ``meant`` takes them; returns the stream's digest, the content's size, the entries."""
+    digest = Digest()
+    content = _Content()
+    size = count = 0
+    try:
+        with Ahead(stream) as ahead:
+            for member in tarreader.read(_Tapped(ahead, digest)):
+                count += 1
+                size += member.entry.size
+                if size > limit.size or count > limit.entries:
+                    raise ArchiveError(
+                        "archive too large",
+                        why=f"it holds more than {limit.size} bytes, or more than {limit.entries} entries",
+                        remedy="raise the limit if this is not an attack",
+                    )
+                entry = meant(member.entry)
+                if entry is not None:
+                    content.member = member
+                    try:
+                        placing.place(entry, content.write)
+                    except OSError as error:
+                        raise _failure(error, entry.path) from error
+            placing.finish()
+    except OSError as error:
+        raise _failure(error, b"") from error
+    finally:
+        diff_id = digest.finish()
+    return diff_id, size, count
+
+
+def _layer_entry(entry: Entry) -> Entry | None:
+    """What ``entry`` means in a layer (image-spec layer.md, Whiteouts); None for what AUFS left behind."""
+    path = entry.path
+    at = path.rfind(WHITEOUT_PREFIX)
+    if at < 0:
+        return entry
+    parent, _, name = path.rpartition(b"/")
+    if name == OPAQUE_NAME:
+        return Entry(parent, Kind.OPAQUE)
+    if path.startswith(_AUFS) or b"/" + _AUFS in path:
+        return None
+    if not name.startswith(WHITEOUT_PREFIX):
+        return entry
+    name = name[len(WHITEOUT_PREFIX) :]
+    if name in (b"", b".", b".."):
+        raise ArchiveError(f"archive refused at {os.fsdecode(path)}", why="it deletes a directory from inside")
+    return replace(entry, path=parent + b"/" + name if parent else name, kind=Kind.WHITEOUT, size=0)
+
+
+class _Tapped:
+    """A stream whose bytes also go into a digest."""
+
+    def __init__(self, stream: Readable, digest: Digest) -> None:
+        self._read = stream.read
+        self._update = digest.update
+
+    def read(self, size: int, /) -> bytes:
+        data = self._read(size)
+        if data:
+            self._update(data)
+        return data
+
+
+class _Content:
+    """The content of the member in hand, as a file wants it."""
+
+    member: tarreader.Member
+
+    def __init__(self) -> None:
+        self._fd = -1
+
+    def write(self, fd: int) -> None:
+        """Write all of it to the new file ``fd``, leaving a sparse file's holes."""
+        self._fd = fd
+        member = self.member
+        if member.regions is None:
+            member.copy_stored(member.stored, self._take)
+            return
+        for offset, length in member.regions:
+            os.lseek(fd, offset, os.SEEK_SET)
+            member.copy_stored(length, self._take)
+        os.ftruncate(fd, member.entry.size)
+
+    def _take(self, view: memoryview) -> None:
+        while (written := os.write(self._fd, view)) < len(view):
+            view = view[written:]
+
+
+def _failure(error: OSError, path: bytes) -> ArchiveError | StoreError:
+    at = f" at {os.fsdecode(path)}" if path else ""
+    if error.errno in _HOST_FAULTS:
+        remedy = "make room, or use another directory" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return StoreError(f"cannot unpack{at}", why=error.strerror or str(error), remedy=remedy)
+    return ArchiveError(f"archive refused{at}", why=error.strerror or str(error))
