@@ -342,7 +342,11 @@ def renameat2(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int
 
 def syncfs(fd: int) -> None:
     """Write the file system that ``fd`` lies on to its disk; raises on a write error (Linux 5.8)."""
-    _call("syncfs", "", fd)
+    _, ctypes = _libc()
+    # Not the PyDLL of the others: this may take seconds, and other threads go on meanwhile.
+    if ctypes.CDLL(None, use_errno=True).syncfs(ctypes.c_int(fd)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"syncfs: {os.strerror(number)}")
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
