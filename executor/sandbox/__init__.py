@@ -1,0 +1,27 @@
+"""Runs the steps of a build, each in namespaces and a root file system of its own.
+
+``enter`` puts this process where steps can be run, ``start`` gives a ``Launcher``, ``Launcher.run`` takes a ``Spec``
+and returns how it ``Ended``. ``survey`` tells which ways of isolation this host allows.
+"""
+
+from executor.sandbox.isolation import Isolation, Rung, Verdict, enter, survey
+from executor.sandbox.launcher import Launcher, Running, start
+from executor.sandbox.spec import Bind, BindFd, Ended, Mount, Secret, Spec, Tmpfs
+
+__all__ = [
+    "Bind",
+    "BindFd",
+    "Ended",
+    "Isolation",
+    "Launcher",
+    "Mount",
+    "Rung",
+    "Running",
+    "Secret",
+    "Spec",
+    "Tmpfs",
+    "Verdict",
+    "enter",
+    "start",
+    "survey",
+]

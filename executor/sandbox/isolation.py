@@ -1,0 +1,363 @@
+"""Which isolation this host allows, found by trying, and this process put into it.
+
+A ladder, best rung first:
+
+    namespaces   as root: mount, pid, ipc, uts and cgroup namespaces
+    mapped       as an ordinary user: the same inside of a user namespace, with the user's range of subordinate ids
+    single       as an ordinary user without such a range: one id only, changes of owner are recorded, not made
+
+``enter`` changes this process for good and needs it to have a single thread, so it comes before everything else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from platforms import syscalls
+from platforms.errors import EnvironmentUnfit
+
+
+class Rung(StrEnum):
+    """The rungs, best first."""
+
+    NAMESPACES = "namespaces"
+    MAPPED = "mapped"
+    SINGLE = "single"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of trying a rung. ``why`` it cannot be used, and the ``remedy``; both "" when it can."""
+
+    rung: Rung
+    usable: bool
+    why: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """Where this process stands after ``enter``."""
+
+    rung: Rung
+    uid_limit: int
+    """Ids from 0 up to this one, exclusive, exist here; files can belong to them, steps can run as them."""
+    why: tuple[str, ...] = ()
+    """For each better rung its name and why it was not taken: ``mapped: …``."""
+
+
+_NEEDED: Final = 1 << syscalls.CAP_SYS_ADMIN | 1 << syscalls.CAP_SETUID | 1 << syscalls.CAP_CHOWN
+_HELPERS: Final = (
+    "apt-get install uidmap (Debian, Ubuntu), dnf install shadow-utils (Fedora), apk add shadow-subids (Alpine)"
+)
+_NO_RUNG: Final = (
+    "run as root, or as an ordinary user where user namespaces are allowed; in a container, as root with CAP_SYS_ADMIN "
+    "and an unmasked /proc"
+)
+
+
+class _UnusableError(Exception):
+    """A rung cannot be used: why, and the remedy."""
+
+    def __init__(self, why: str, remedy: str = _NO_RUNG) -> None:
+        super().__init__(why)
+        self.why = why
+        self.remedy = remedy
+
+
+def survey() -> tuple[Verdict, ...]:
+    """Each rung, best first, tried out in a process of its own: entered, and a root file system put together there."""
+    return tuple(_try(rung) for rung in _LADDER)
+
+
+def enter() -> Isolation:
+    """Move this process to the best rung that works. Mounts that it makes from now on are seen by nobody else.
+
+    On ``mapped`` and ``single`` it acts as root afterwards, within its own user namespace. Raises EnvironmentUnfit
+    when no rung works.
+    """
+    skipped: list[str] = []
+    for rung, climb in _LADDER.items():
+        try:
+            limit = climb()
+        except _UnusableError as unusable:
+            skipped.append(f"{rung}: {unusable.why}")
+            remedy = unusable.remedy
+        else:
+            return Isolation(rung, limit, tuple(skipped))
+    raise EnvironmentUnfit("cannot isolate build steps here", why="; ".join(skipped), remedy=remedy)
+
+
+# -- climbing --------------------------------------------------------------------------------------------------------
+
+
+def _namespaces() -> int:
+    if os.geteuid() != 0:
+        raise _UnusableError("this is not root")
+    if syscalls.capget()[0] & _NEEDED != _NEEDED:
+        raise _UnusableError("root here lacks capabilities: CAP_SYS_ADMIN, CAP_SETUID and CAP_CHOWN are needed")
+    _own_mounts()
+    return _limit()
+
+
+def _mapped() -> int:
+    """A user namespace whose ids from 1 on are the user's subordinate ids, written by the set-user-id helpers.
+
+    Root of a container that may set ids needs no helper: it maps all ids that it has itself.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        held = syscalls.capget()[0]
+        if not held & 1 << syscalls.CAP_SETUID or not held & 1 << syscalls.CAP_SETGID:
+            raise _UnusableError("root here lacks CAP_SETUID or CAP_SETGID")
+        _enter_user_namespace(map_identity)
+        return _limit()
+
+    helpers = {kind: _find(f"new{kind}map") for kind in ("uid", "gid")}
+    for kind, helper in helpers.items():
+        if not helper:
+            raise _UnusableError(f"there is no new{kind}map", _HELPERS)
+    ranges = {kind: _subordinate(f"/etc/sub{kind}", uid) for kind in helpers}
+    for kind, found in ranges.items():
+        if not found:
+            remedy = f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {_name(uid)}"
+            raise _UnusableError(f"this user has no range of ids in /etc/sub{kind}", remedy)
+
+    def write(pid: int) -> None:
+        for kind, own in (("uid", uid), ("gid", gid)):
+            line = [0, own, 1]
+            first = 1
+            for start, count in ranges[kind]:
+                line += [first, start, count]
+                first += count
+            _run([helpers[kind], str(pid), *map(str, line)])
+
+    _enter_user_namespace(write)
+    return _limit()
+
+
+def _single() -> int:
+    uid, gid = os.geteuid(), os.getegid()
+
+    def write(pid: int) -> None:
+        write_map(f"/proc/{pid}/setgroups", "deny")
+        write_map(f"/proc/{pid}/uid_map", f"0 {uid} 1")
+        write_map(f"/proc/{pid}/gid_map", f"0 {gid} 1")
+
+    _enter_user_namespace(write)
+    return 1
+
+
+_LADDER: Final[dict[Rung, Callable[[], int]]] = {
+    Rung.NAMESPACES: _namespaces,
+    Rung.MAPPED: _mapped,
+    Rung.SINGLE: _single,
+}
+
+
+def _enter_user_namespace(write: Callable[[int], None]) -> None:
+    """Enter a user namespace whose id maps ``write`` has filled in, and a mount namespace in it.
+
+    The namespace is made by a child and entered when it is complete, so that a map which cannot be written (an
+    unmapped namespace is of no use: every file in it seems to be nobody's, and overlay answers EACCES) leaves this
+    process as it was. Maps of more than one id must be written from outside.
+    """
+    read, hold = os.pipe()
+    try:
+        try:
+            child = syscalls.fork(syscalls.CLONE_NEWUSER)
+        except OSError as error:
+            raise _UnusableError(f"a user namespace: {error.strerror}", _user_namespaces_remedy(error)) from error
+        if child == 0:
+            os.close(hold)
+            os.read(read, 1)  # until the parent is done, or dead
+            os._exit(0)
+        try:
+            write(child)
+            namespace = os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
+            finally:
+                os.close(namespace)
+        except OSError as error:
+            raise _UnusableError(f"a user namespace: {error}", _user_namespaces_remedy(error)) from error
+        finally:
+            os.close(hold)
+            hold = -1
+            os.waitpid(child, 0)
+    finally:
+        os.close(read)
+        if hold != -1:
+            os.close(hold)
+    _own_mounts()
+
+
+def _own_mounts() -> None:
+    """A mount namespace of our own, out of which nothing spreads."""
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+    except OSError as error:
+        raise _UnusableError(f"a mount namespace: {error}", _user_namespaces_remedy(error)) from error
+
+
+def map_identity(pid: int) -> None:
+    """Give the new user namespace of process ``pid`` all ids that this process has, each as itself. Raises OSError."""
+    for kind in ("uid", "gid"):
+        lines = (line.split() for line in _read(f"/proc/self/{kind}_map").splitlines())
+        write_map(f"/proc/{pid}/{kind}_map", "\n".join(f"{first} {first} {count}" for first, _, count in lines))
+
+
+def write_map(path: str, text: str) -> None:
+    """Write a file of /proc in the one write(2) that the kernel demands (user_namespaces(7))."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        os.close(fd)
+
+
+def _limit() -> int:
+    """How many ids from 0 on without a gap this user namespace has, users or groups, whichever are fewer."""
+    limits = []
+    for kind in ("uid", "gid"):
+        limit = 0
+        for first, _, count in sorted(
+            tuple(map(int, line.split())) for line in _read(f"/proc/self/{kind}_map").splitlines()
+        ):
+            if first == limit:
+                limit += count
+        limits.append(limit)
+    return min(limits)
+
+
+# -- trying ----------------------------------------------------------------------------------------------------------
+
+
+def _try(rung: Rung) -> Verdict:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(read)
+            os.write(write, "\0".join(_trial(rung)).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write)
+    with open(read, encoding="utf-8") as answer:
+        why, _, remedy = answer.read().partition("\0")
+    _, status = os.waitpid(child, 0)
+    if status:
+        why, remedy = f"the trial ended with status {status}", _NO_RUNG
+    return Verdict(rung, not why, why, remedy)
+
+
+def _trial(rung: Rung) -> tuple[str, str]:
+    """Why ``rung`` cannot be used and what helps; both "" when it can. Changes this process."""
+    from executor.sandbox import workshop, zygote
+
+    try:
+        _LADDER[rung]()
+        read, write = os.pipe()
+        if (child := syscalls.fork(zygote.NAMESPACES)) == 0:
+            try:
+                workshop.furnish()
+                workshop.prove()
+            except OSError as error:
+                os.write(write, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        os.waitpid(child, 0)
+        with open(read, encoding="utf-8") as answer:
+            return (why := answer.read()), unfit_remedy() if why else ""
+    except _UnusableError as unusable:
+        return unusable.why, unusable.remedy
+    except OSError as error:
+        return str(error), _NO_RUNG
+
+
+def _user_namespaces_remedy(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "as root: sysctl user.max_user_namespaces=15000 (0, or too few, are allowed now)"
+    return unfit_remedy()
+
+
+def unfit_remedy() -> str:
+    """What lets a process mount in namespaces of its own here: the setting that is known to forbid it, if one does."""
+    for setting, forbidding, allowing in (
+        ("user.max_user_namespaces", "0", "15000"),
+        ("kernel.unprivileged_userns_clone", "0", "1"),
+        ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+    ):
+        try:
+            if _read(f"/proc/sys/{setting.replace('.', '/')}").strip() == forbidding:
+                return f"as root: sysctl {setting}={allowing} (it is {forbidding} now)"
+        except OSError:
+            continue
+    return _NO_RUNG
+
+
+# -- helpers of the ordinary user ------------------------------------------------------------------------------------
+
+
+def _subordinate(path: str, uid: int) -> list[tuple[int, int]]:
+    """The (first id, count) ranges that /etc/subuid or /etc/subgid gives a user (subuid(5)), by name or by number."""
+    try:
+        lines = _read(path).splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        owner, _, numbers = line.partition(":")
+        first, _, count = numbers.partition(":")
+        if owner in (_name(uid), str(uid)) and first.isdigit() and count.isdigit() and int(count):
+            found.append((int(first), int(count)))
+    return found
+
+
+def _name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _find(program: str) -> str:
+    """The absolute path of ``program`` on PATH, or in the places of system programs; "" when it is nowhere."""
+    for directory in (*os.environ.get("PATH", "").split(":"), "/usr/bin", "/usr/sbin", "/bin", "/sbin"):
+        path = f"{directory}/{program}"
+        if directory.startswith("/") and os.access(path, os.X_OK):
+            return path
+    return ""
+
+
+def _run(argv: list[str]) -> None:
+    """Run a helper; OSError with its own words when it fails."""
+    read, write = os.pipe()
+    child = os.posix_spawn(argv[0], argv, {}, file_actions=[(os.POSIX_SPAWN_DUP2, write, 2)])
+    os.close(write)
+    with open(read, encoding="utf-8", errors="replace") as said:
+        words = said.read().strip()
+    _, status = os.waitpid(child, 0)
+    if status:
+        ended = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        raise OSError(errno.EPERM, words or f"ended with {ended}", argv[0])
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()

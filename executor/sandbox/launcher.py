@@ -1,0 +1,246 @@
+"""Starts steps and waits for them: the executor's side of the zygote.
+
+``start`` forks the zygote and must come before the executor has a second thread; the ``Launcher`` it returns may then
+be used from any number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING, NoReturn
+
+from executor.sandbox import isolation, targets, workshop, zygote
+from executor.sandbox import spec as wire
+from platforms import syscalls
+from platforms.errors import EnvironmentUnfit
+
+if TYPE_CHECKING:
+    from executor.sandbox.spec import Ended, Spec
+    from platforms.emulation import Emulation
+
+_ANSWER_LIMIT = 1 << 18
+
+
+class Running:
+    """A step on its way. ``wait`` for its end; ``cancel`` it from any thread."""
+
+    def __init__(self, launcher: Launcher, spec: Spec, reply: socket.socket) -> None:
+        self._launcher = launcher
+        self._spec = spec
+        self._reply = reply
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Kill every process of the step at once. ``wait`` then returns with ``error`` set to ``cancelled``."""
+        self._cancelled = True
+        with contextlib.suppress(OSError):  # it may have ended in the meantime
+            self._reply.shutdown(socket.SHUT_WR)
+
+    def wait(self) -> Ended:
+        """Wait until all processes of the step have ended; its diff is then complete in ``upper``. To be called once.
+
+        Raises EnvironmentUnfit when the host does not allow the step's root file system to be put together.
+        """
+        try:
+            data = self._reply.recv(_ANSWER_LIMIT)
+        except OSError:
+            data = b""
+        finally:
+            self._launcher._forget(self)
+            self._reply.close()
+        if not data and not self._cancelled:
+            raise EnvironmentUnfit(
+                "the process that starts build steps has died",
+                why="the kernel may have killed it for want of memory, or somebody else has",
+                remedy="look into the kernel's log (dmesg)",
+            )
+        answer = zygote.Answer.unpack(data) if data else zygote.Answer()
+        _tidy(self._spec, answer)
+        if self._cancelled:
+            return wire.Ended(128 + signal.SIGKILL, signal.SIGKILL, error="cancelled")
+        if answer.unfit:
+            raise EnvironmentUnfit("cannot run build steps here", why=answer.unfit, remedy=isolation.unfit_remedy())
+        return wire.Ended(answer.code, answer.signal, answer.oom, answer.error)
+
+
+class Launcher:
+    """Runs steps, several at once if asked to. Safe to use from several threads."""
+
+    def __init__(self, zygote_pid: int, control: socket.socket) -> None:
+        self._zygote = zygote_pid
+        self._control = control
+        self._lock = threading.Lock()
+        self._running: set[Running] = set()
+        self._stopped = False
+
+    def run(self, spec: Spec, stdout: int, stderr: int) -> Ended:
+        """Run a step to its end. ``stdout`` and ``stderr`` are descriptors that stay the caller's to close."""
+        return self.start(spec, stdout, stderr).wait()
+
+    def start(self, spec: Spec, stdout: int, stderr: int) -> Running:
+        """Start a step; the descriptors may be closed when this returns. Raises EnvironmentUnfit."""
+        packed, fds = wire.pack(spec)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        running = Running(self, spec, ours)
+        with self._lock:
+            if self._stopped:
+                running.cancel()
+            self._running.add(running)
+        request = _in_memory(packed)
+        stdin = _in_memory(spec.stdin) if spec.stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            socket.send_fds(self._control, [b"run"], [theirs.fileno(), request, stdin, stdout, stderr, *fds])
+        except OSError:  # the zygote is gone: wait() finds the reply socket closed and says so
+            pass
+        finally:
+            theirs.close()
+            os.close(request)
+            os.close(stdin)
+        return running
+
+    def cancel_all(self) -> None:
+        """Kill all steps that are running; those started later are not touched."""
+        with self._lock:
+            running = tuple(self._running)
+        for each in running:
+            each.cancel()
+
+    def stop(self) -> None:
+        """Kill all steps and end the zygote. When this returns, no process is left, and no mount."""
+        with self._lock:
+            self._stopped = True
+        self.cancel_all()
+        self._control.close()
+        if self._zygote:
+            os.waitpid(self._zygote, 0)
+            self._zygote = 0
+
+    def _forget(self, running: Running) -> None:
+        with self._lock:
+            self._running.discard(running)
+
+
+def start(emulation: Emulation | None = None) -> Launcher:
+    """Fork the zygote. To be called after ``isolation.enter``, before this process has a second thread.
+
+    With an ``emulation`` whose rung is ``private``, the zygote and all steps live in a user namespace of their own,
+    with the emulator registered there. The zygote dies with the thread that calls this. Raises EnvironmentUnfit when
+    this host does not allow what a step needs.
+    """
+    private = emulation is not None and emulation.rung == "private"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mapped_read, mapped_write = os.pipe()
+    ready_read, ready_write = os.pipe()
+    try:
+        pid = syscalls.fork(zygote.NAMESPACES | (syscalls.CLONE_NEWUSER if private else 0))
+    except OSError as error:
+        raise EnvironmentUnfit(
+            "cannot isolate build steps here", why=str(error), remedy=isolation.unfit_remedy()
+        ) from error
+    if pid == 0:
+        _be_zygote(theirs, mapped_read, mapped_write, ready_write, emulation if private else None)
+    theirs.close()
+    os.close(mapped_read)
+    os.close(ready_write)
+    failure = ""
+    try:
+        if private:
+            isolation.map_identity(pid)
+        os.write(mapped_write, b"1")
+    except OSError as error:
+        failure = f"a user namespace: {error}"
+    os.close(mapped_write)
+    with open(ready_read, encoding="utf-8", errors="replace") as ready:
+        said = ready.read()
+    if said != "ready":
+        ours.close()
+        os.waitpid(pid, 0)
+        why = failure or said or "the process that starts build steps died at once"
+        raise EnvironmentUnfit("cannot isolate build steps here", why=why, remedy=isolation.unfit_remedy())
+    return Launcher(pid, ours)
+
+
+def _be_zygote(
+    control: socket.socket, mapped_read: int, mapped_write: int, ready: int, emulation: Emulation | None
+) -> NoReturn:
+    """The life of the zygote, from its first breath."""
+    try:
+        syscalls.die_with_parent()
+        syscalls.set_name("kanifold-steps")
+        os.setsid()
+        os.close(mapped_write)
+        if not os.read(mapped_read, 1):  # the parent could not map our ids, or is dead
+            os._exit(1)
+        _keep_only(control.fileno(), ready, mapped_read)
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)
+        try:
+            syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+            workshop.furnish()
+            workshop.prove()
+            if emulation is not None:
+                from platforms.emulation import register_private
+
+                register_private([emulation])
+        except OSError as error:
+            os.write(ready, str(error).encode())
+            os._exit(1)
+        os.write(ready, b"ready")
+        os.close(ready)
+        zygote.serve(control)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _keep_only(*fds: int) -> None:
+    """Close all descriptors but these and standard error, and put /dev/null in the place of the other streams."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    keep = sorted(fds)
+    first = 3
+    for fd in keep:
+        if fd > first:
+            syscalls.close_range(first, fd - 1)
+        first = fd + 1
+    syscalls.close_range(first)
+
+
+def _in_memory(data: bytes) -> int:
+    """A descriptor of a nameless file with ``data``, to be read from its beginning."""
+    fd = os.memfd_create("kanifold")
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _tidy(spec: Spec, answer: zygote.Answer) -> None:
+    """Remove what the kernel and we have left in the step's directories."""
+    if answer.made:
+        upper = os.open(spec.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            targets.unmake(upper, answer.made, answer.touched)
+        finally:
+            os.close(upper)
+    for directory, directories, files in os.walk(spec.work, topdown=False):
+        for name in files:
+            os.unlink(f"{directory}/{name}")
+        for name in directories:
+            _remove(f"{directory}/{name}")
+
+
+def _remove(path: str) -> None:
+    """Remove a directory, or a symbolic link to one: ``os.walk`` counts both as directories."""
+    try:
+        os.rmdir(path)
+    except NotADirectoryError:
+        os.unlink(path)

@@ -1,0 +1,133 @@
+"""One step as data: the root file system it sees, what it runs as whom, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """The directory or file ``source``, an absolute path of this host, shown at ``target``.
+
+    The path is opened in the namespace that the launcher had when it was started: what was mounted later is not seen.
+    Its last component is not followed when it is a symbolic link. For a source that strangers can change, or one on a
+    later mount, resolve it yourself and pass a ``BindFd``.
+    """
+
+    source: str
+    target: str
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BindFd:
+    """A mount that is attached nowhere, made by ``open_tree(…, OPEN_TREE_CLONE)`` or ``fsmount``, moved to ``target``.
+
+    ``fd`` stays the caller's to close; the mount itself is used up by the step.
+    """
+
+    fd: int
+    target: str
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """An empty file system in memory; ``size`` in bytes, 0 for the kernel's default (half of the memory)."""
+
+    target: str
+    size: int = 0
+    mode: int = 0o1777
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A read-only file in memory, which only this step sees and which never is on a disk."""
+
+    target: str
+    data: bytes
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o400
+
+
+Mount = Bind | BindFd | Tmpfs | Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """All that a step can observe. Paths of this host are absolute; paths of the step are resolved inside its root."""
+
+    layers: tuple[str, ...]
+    """The overlay's lower directories, TOP FIRST; may be empty. At most 500 (the kernel's limit is about that)."""
+    upper: str
+    """The overlay's upper directory: empty, and with the root directory's owner and mode. It gets the step's diff."""
+    work: str
+    """The overlay's work directory: empty, on the same file system as ``upper``; empty again afterwards."""
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    """``NAME=VALUE``, exact and complete. ``argv[0]`` without a slash is looked up on its PATH."""
+    cwd: str = "/"
+    """Made when it is missing, as runc does."""
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+    """The supplementary groups, exactly."""
+    hostname: str = "buildkitsandbox"
+    mounts: tuple[Mount, ...] = ()
+    """Parents are mounted before what lies in them. Of two for one target the last counts."""
+    network: Literal["host", "none"] = "host"
+    insecure: bool = False
+    """All capabilities that we have ourselves, and nothing masked (``RUN --security=insecure``)."""
+    hosts: tuple[tuple[str, str], ...] = ()
+    """More lines for ``/etc/hosts``: (name, address)."""
+    stdin: bytes = b""
+    shm_size: int = 64 << 20
+    """Bytes of ``/dev/shm``."""
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    """(name as Docker has it: ``nofile``; soft limit; hard limit), -1 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a step ended. ``code`` is 0 to 255; 128 and more for a ``signal``, as shells count."""
+
+    code: int
+    signal: int = 0
+    oom: bool = False
+    """Killed, while the kernel killed something for want of memory."""
+    error: str = ""
+    """Why the step could not be started (code 126 or 127), or that it was cancelled; "" when it ran to its end."""
+
+
+_KINDS = (Bind, BindFd, Tmpfs, Secret)
+
+
+def pack(spec: Spec) -> tuple[bytes, list[int]]:
+    """``spec`` for another process: bytes, and the descriptors to send along. Costs no import: it is marshal's form."""
+    import marshal
+
+    fds: list[int] = []
+    mounts: list[tuple[object, ...]] = []
+    for mount in spec.mounts:
+        values = [getattr(mount, name) for name in mount.__slots__]
+        if isinstance(mount, BindFd):
+            fds.append(mount.fd)
+            values[0] = len(fds) - 1
+        mounts.append((_KINDS.index(type(mount)), *values))
+    fields = {name: getattr(spec, name) for name in spec.__slots__}
+    return marshal.dumps(fields | {"mounts": mounts}), fds
+
+
+def unpack(data: bytes, fds: list[int]) -> Spec:
+    """What ``pack`` has packed, with the descriptors as they arrived."""
+    import marshal
+
+    fields = marshal.loads(data)
+    mounts = []
+    for kind, *values in fields["mounts"]:
+        if _KINDS[kind] is BindFd:
+            values[0] = fds[values[0]]
+        mounts.append(_KINDS[kind](*values))
+    return Spec(**fields | {"mounts": tuple(mounts)})

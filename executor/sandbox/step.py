@@ -1,0 +1,374 @@
+"""The way from a forked process to a running step: its root file system, its rights, its program.
+
+Everything here happens in the step's own process, which is process 1 of a new pid namespace. It either ends in execve
+or tells over the report pipe why it could not; see ``become``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from executor.sandbox import targets, workshop
+from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Spec, Tmpfs
+from platforms import syscalls
+
+CAPABILITIES: Final = (
+    syscalls.CAP_CHOWN,
+    syscalls.CAP_DAC_OVERRIDE,
+    syscalls.CAP_FOWNER,
+    syscalls.CAP_FSETID,
+    syscalls.CAP_KILL,
+    syscalls.CAP_SETGID,
+    syscalls.CAP_SETUID,
+    syscalls.CAP_SETPCAP,
+    syscalls.CAP_NET_BIND_SERVICE,
+    syscalls.CAP_NET_RAW,
+    syscalls.CAP_SYS_CHROOT,
+    syscalls.CAP_MKNOD,
+    syscalls.CAP_AUDIT_WRITE,
+    syscalls.CAP_SETFCAP,
+)
+"""What Docker leaves to root of a container."""
+
+NOT_SET_UP: Final = 125
+NOT_EXECUTABLE: Final = 126
+NOT_FOUND: Final = 127
+"""The exit codes of steps that could not be started, as ``docker run`` has them."""
+
+
+class RefusedError(Exception):
+    """The step cannot be started, through its own fault or its image's: the exit code and the reason."""
+
+    def __init__(self, code: int, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+class UnfitError(Exception):
+    """The step cannot be started because this host does not allow it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """The system call filters of ordinary and of insecure steps."""
+
+    confined: bytes
+    insecure: bytes
+
+
+def become(
+    spec: Spec, stdio: tuple[int, int, int], filters: Filters, report: Callable[[targets.Root], None]
+) -> NoReturn:
+    """Turn this process into the step. ``report`` is called when all mounts are made, before the root is changed.
+
+    Raises RefusedError, UnfitError, or OSError for anything unforeseen.
+    """
+    # 1. The process: ours to kill, with everything as a fresh process has it.
+    syscalls.die_with_parent()
+    os.setsid()
+    for each in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_DFL)
+    os.umask(0o022)
+    syscalls.sethostname(spec.hostname)
+    if spec.network == "none":
+        _loopback()
+
+    # 2. The parts of its root, in the workshop, where no image has a say.
+    try:
+        workshop.mount_overlay(spec.layers, spec.upper, spec.work, workshop.ROOT)
+    except OSError as error:
+        raise UnfitError(f"cannot mount an overlay file system on {spec.upper}: {error.strerror}") from error
+    workshop.mount_proc()
+    if not spec.insecure:
+        workshop.mask_proc()
+    workshop.mount_dev(spec.shm_size)
+    workshop.mount_files()
+
+    # 3. The parts moved to their places, resolved inside the root.
+    root = os.open(workshop.ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    upper = os.open(spec.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    tree = targets.Root(root, upper)
+    for target, attach in _placements(spec):
+        attach(tree, target)
+    report(tree)
+
+    # 4. The new root; the host's tree goes.
+    os.fchdir(root)
+    syscalls.pivot_root(".", ".")
+    syscalls.umount(".", syscalls.MNT_DETACH)
+    os.chdir("/")
+    _enter(tree, spec.cwd)
+
+    # 5. Standard streams, and no other descriptor.
+    for number, fd in enumerate(stdio):
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            _give(fd, spec.uid)
+        os.dup2(fd, number)
+    syscalls.close_range(3, flags=syscalls.CLOSE_RANGE_CLOEXEC)
+    for name, soft, hard in spec.ulimits:
+        _limit(name, soft, hard)
+
+    # 6. Rights: the filter while we may install one, then capabilities, then ids, which may not be undone.
+    if code := filters.insecure if spec.insecure else filters.confined:
+        syscalls.seccomp_filter(code)
+    _drop_capabilities(spec.insecure)
+    os.setgroups(spec.groups)
+    os.setresgid(spec.gid, spec.gid, spec.gid)
+    os.setresuid(spec.uid, spec.uid, spec.uid)
+    syscalls.die_with_parent()  # the change of ids has cleared it
+
+    # 7. The program.
+    _execute(spec.argv, spec.env)
+
+
+# -- mounts ----------------------------------------------------------------------------------------------------------
+
+_Attach = Callable[[targets.Root, str], None]
+
+
+def _placements(spec: Spec) -> list[tuple[str, _Attach]]:
+    """All mounts of the step, parents before what lies in them, of several for one target the last."""
+    system: dict[str, _Attach] = {
+        "/proc": _moving(workshop.PROC),
+        "/sys": _sys_writable if spec.insecure else _moving(workshop.SYS),
+        "/dev": _moving(workshop.DEV),
+        "/etc/resolv.conf": _file(_resolv_conf()),
+        "/etc/hosts": _file(_hosts(spec)),
+    }
+    placements = {_normal(target): attach for target, attach in system.items()}
+    for mount in spec.mounts:
+        target = _normal(mount.target)
+        if target == "/":
+            raise RefusedError(NOT_SET_UP, "cannot mount over the root directory")
+        placements.pop(target, None)
+        placements[target] = _attaching(mount)
+    return sorted(placements.items(), key=lambda each: each[0].count("/"))
+
+
+def _normal(target: str) -> str:
+    return "/" + "/".join(part for part in target.split("/") if part not in ("", "."))
+
+
+def _attaching(mount: Mount) -> _Attach:
+    def attach(root: targets.Root, target: str) -> None:
+        try:
+            match mount:
+                case Bind():
+                    _bind(root, mount)
+                case BindFd():
+                    _attach(root, mount.fd, target, readonly=mount.readonly)
+                case Tmpfs():
+                    _tmpfs(root, mount)
+                case Secret():
+                    _secret(root, mount)
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise RefusedError(NOT_SET_UP, f"cannot mount on {mount.target}: {what}") from error
+
+    return attach
+
+
+def _moving(path: str) -> _Attach:
+    """Move what stands at ``path`` in the workshop to the target."""
+
+    def attach(root: targets.Root, target: str) -> None:
+        try:
+            place = root.locate(target, directory=True)
+        except OSError as error:
+            raise RefusedError(NOT_SET_UP, f"cannot mount on {target}: {error.strerror}") from error
+        syscalls.move_mount(syscalls.AT_FDCWD, path, place, "", syscalls.MOVE_MOUNT_T_EMPTY_PATH)
+        os.close(place)
+
+    return attach
+
+
+def _sys_writable(root: targets.Root, target: str) -> None:
+    tree = syscalls.open_tree(syscalls.AT_FDCWD, "/sys", _CLONE | syscalls.AT_RECURSIVE)
+    _attach(root, tree, target)
+    os.close(tree)
+
+
+def _file(data: bytes) -> _Attach:
+    """Bind a file in memory: writing to it harms nobody."""
+
+    def attach(root: targets.Root, target: str) -> None:
+        mount = _file_in_memory(data, 0o644)
+        try:
+            _attach(root, mount, target)
+        except OSError as error:
+            raise RefusedError(NOT_SET_UP, f"cannot mount on {target}: {error.strerror}") from error
+        os.close(mount)
+
+    return attach
+
+
+_CLONE: Final = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_NO_AUTOMOUNT
+
+
+def _bind(root: targets.Root, mount: Bind) -> None:
+    flags = _CLONE | syscalls.AT_RECURSIVE | syscalls.AT_SYMLINK_NOFOLLOW
+    tree = syscalls.open_tree(syscalls.AT_FDCWD, mount.source, flags)
+    _attach(root, tree, mount.target, readonly=mount.readonly)
+    os.close(tree)
+
+
+def _tmpfs(root: targets.Root, mount: Tmpfs) -> None:
+    context = syscalls.fsopen("tmpfs")
+    syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "mode", f"{mount.mode:o}")
+    if mount.size:
+        syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "size", str(mount.size))
+    syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+    tree = syscalls.fsmount(context, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV)
+    os.close(context)
+    _attach(root, tree, mount.target)
+    os.close(tree)
+
+
+def _secret(root: targets.Root, mount: Secret) -> None:
+    tree = _file_in_memory(mount.data, mount.mode, mount.uid, mount.gid)
+    _attach(root, tree, mount.target, readonly=True)
+    os.close(tree)
+
+
+def _file_in_memory(data: bytes, mode: int, uid: int = 0, gid: int = 0) -> int:
+    """A detached mount of one file that only this step can see."""
+    path = f"{workshop.FILES}/{len(os.listdir(workshop.FILES))}"
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+        os.fchown(fd, uid, gid)
+        os.fchmod(fd, mode)
+    return syscalls.open_tree(syscalls.AT_FDCWD, path, _CLONE)
+
+
+def _attach(root: targets.Root, tree: int, target: str, *, readonly: bool = False) -> None:
+    """Attach the detached mount ``tree`` at ``target`` inside the root."""
+    add = syscalls.MOUNT_ATTR_NODEV | (syscalls.MOUNT_ATTR_RDONLY if readonly else 0)
+    syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE, add=add)
+    place = root.locate(target, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
+    flags = syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH
+    syscalls.move_mount(tree, "", place, "", flags)
+    os.close(place)
+
+
+def _resolv_conf() -> bytes:
+    """The host's name servers, as they are: a step on the host's network can reach those on the loopback too."""
+    try:
+        with open("/etc/resolv.conf", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _hosts(spec: Spec) -> bytes:
+    lines = [("127.0.0.1", f"localhost {spec.hostname}"), ("::1", "localhost ip6-localhost ip6-loopback")]
+    lines += [(address, name) for name, address in spec.hosts]
+    return "".join(f"{address}\t{names}\n" for address, names in lines).encode()
+
+
+# -- the process -----------------------------------------------------------------------------------------------------
+
+
+def _loopback() -> None:
+    """Switch on ``lo``, the only interface of a new network namespace (netdevice(7))."""
+    import fcntl
+    import socket
+    import struct
+
+    set_flags, up_and_running = 0x8914, 0x41
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        fcntl.ioctl(any_socket, set_flags, struct.pack("16sh22x", b"lo", up_and_running))
+
+
+def _enter(root: targets.Root, cwd: str) -> None:
+    """Change to ``cwd``, made if it is missing. The links of /proc that lead anywhere are refused (CVE-2024-21626)."""
+    resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+    try:
+        try:
+            fd = syscalls.openat2(root.fd, cwd, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
+        except FileNotFoundError:
+            fd = root.locate(cwd, directory=True, record=False)
+        os.fchdir(fd)
+    except OSError as error:
+        why = f"cannot change to the working directory {cwd}: {os.strerror(error.errno or 0)}"
+        raise RefusedError(NOT_SET_UP, why) from error
+    os.close(fd)
+
+
+def _give(fd: int, uid: int) -> None:
+    """Let ``uid`` open the stream again by /dev/stdout and the like, as runc does."""
+    with contextlib.suppress(OSError):
+        os.fchown(fd, uid, -1)
+
+
+def _limit(name: str, soft: int, hard: int) -> None:
+    import resource
+
+    number = getattr(resource, f"RLIMIT_{name.upper()}", None)
+    if number is None:
+        raise RefusedError(NOT_SET_UP, f"unknown ulimit {name}")
+    try:
+        resource.setrlimit(number, (soft, hard))
+    except (OSError, ValueError) as error:
+        raise RefusedError(NOT_SET_UP, f"cannot set the ulimit {name} to {soft}:{hard}: {error}") from error
+
+
+def _drop_capabilities(insecure: bool) -> None:
+    """Leave CAPABILITIES, or all if ``insecure``, as what exec can give; nothing inheritable or ambient."""
+    effective, permitted, _ = syscalls.capget()
+    syscalls.clear_ambient()
+    if not insecure:
+        for capability in range(syscalls.CAP_LAST):
+            if capability not in CAPABILITIES:
+                try:
+                    syscalls.drop_bounding(capability)
+                except OSError as error:
+                    if error.errno == errno.EINVAL:  # the kernel knows no such capability, nor any after it
+                        break
+                    raise
+    syscalls.capset(effective, permitted, 0)
+
+
+def _execute(argv: tuple[str, ...], env: tuple[str, ...]) -> NoReturn:
+    """execve, with the words that people know from Docker when it fails."""
+    environment = dict(each.partition("=")[::2] for each in env)
+    if not argv or not argv[0]:
+        raise RefusedError(NOT_FOUND, "no command given")
+    name = argv[0]
+    path = name if "/" in name else _look_up(name, environment.get("PATH", ""))
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise RefusedError(NOT_FOUND, f'exec: "{name}": stat {path}: {_words(error)}') from error
+    if stat.S_ISDIR(mode):
+        raise RefusedError(NOT_EXECUTABLE, f'exec: "{name}": is a directory')
+    if not os.access(path, os.X_OK):
+        raise RefusedError(NOT_EXECUTABLE, f'exec: "{name}": permission denied')
+    try:
+        os.execve(path, argv, environment)
+    except OSError as error:
+        code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
+        raise RefusedError(code, f"exec {path}: {_words(error)}") from error
+
+
+def _look_up(name: str, path: str) -> str:
+    for directory in path.split(":"):
+        candidate = f"{directory or '.'}/{name}"
+        try:
+            mode = os.stat(candidate).st_mode
+        except OSError:
+            continue
+        if not stat.S_ISDIR(mode) and os.access(candidate, os.X_OK):
+            return candidate
+    raise RefusedError(NOT_FOUND, f'exec: "{name}": executable file not found in $PATH')
+
+
+def _words(error: OSError) -> str:
+    return os.strerror(error.errno or 0).lower()

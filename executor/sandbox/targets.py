@@ -1,0 +1,204 @@
+"""Paths inside a step's root: found without ever leaving it, made when they are missing, and unmade without a trace.
+
+Images are hostile: ``/etc`` may be a symbolic link to ``/../../etc`` of the host, and a step may put a link where a
+mount point was (CVE-2024-23652, CVE-2026-41579). So paths are walked one component at a time, on descriptors, with
+symbolic links read as text and taken relative to the root, which ``..`` never leaves.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from platforms import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
+_LINKS: Final = 40  # what the kernel follows in one path (path_resolution(7))
+
+State = tuple[int, int, int, tuple[str, ...]]
+"""What a step can change in a directory besides its entries: mode, uid, gid, names of extended attributes."""
+
+Made = tuple[str, int]
+"""A file or directory that was made for a mount: its path below the root, no component a link; its inode in upper."""
+
+Touched = tuple[str, State, int, int, bool]
+"""A directory in which one was made: its path; its state; its mtime in ns before and after; whether it is in the upper
+directory only for that."""
+
+
+class Root:
+    """The root file system of one step while it is being put together.
+
+    ``fd`` is its root directory, ``upper`` the overlay's upper directory. What had to be made is recorded in ``made``
+    and ``touched``, for ``unmake`` to take back when the step is over.
+    """
+
+    def __init__(self, fd: int, upper: int) -> None:
+        self.fd = fd
+        self.upper = upper
+        self.device = os.fstat(fd).st_dev
+        self.made: list[Made] = []
+        self.touched: dict[str, Touched] = {}
+
+    def locate(self, target: str, *, directory: bool, record: bool = True, mode: int = 0o755) -> int:
+        """An O_PATH descriptor of ``target``, which is made if it is missing: a directory, or an empty file.
+
+        With ``record`` what is made will be unmade. Raises OSError: NotADirectoryError, IsADirectoryError when it is
+        of the other kind, ELOOP, EROFS …
+        """
+        stack = [os.dup(self.fd)]
+        names: list[str] = []
+        pending = target.split("/")[::-1]
+        links = 0
+        try:
+            while pending:
+                name = pending.pop()
+                if name in ("", "."):
+                    continue
+                if name == "..":
+                    if names:
+                        os.close(stack.pop())
+                        names.pop()
+                    continue
+                wants_directory = directory or any(pending)
+                try:
+                    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=stack[-1])
+                except FileNotFoundError:
+                    fd = self._make(stack[-1], names, name, directory=wants_directory, record=record, mode=mode)
+                kind = os.fstat(fd).st_mode
+                if stat.S_ISLNK(kind):
+                    text = os.readlink("", dir_fd=fd)
+                    os.close(fd)
+                    links += 1
+                    if links > _LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
+                    if text.startswith("/"):
+                        while len(stack) > 1:
+                            os.close(stack.pop())
+                        names.clear()
+                    pending += text.split("/")[::-1]
+                    continue
+                stack.append(fd)
+                names.append(name)
+                if wants_directory and not stat.S_ISDIR(kind):
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), target)
+                if not wants_directory and stat.S_ISDIR(kind):
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+            return stack.pop()
+        finally:
+            for each in stack:
+                os.close(each)
+
+    def _make(self, parent: int, names: list[str], name: str, *, directory: bool, record: bool, mode: int) -> int:
+        status = os.fstat(parent)
+        before = status.st_mtime_ns
+        ours = record and status.st_dev == self.device
+        new = self._missing(names) if ours else []
+        if directory:
+            os.mkdir(name, mode, dir_fd=parent)
+        else:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent))
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        if ours:
+            where, path = "/".join(names), "/".join((*names, name))
+            self.made.append((path, _status(self.upper, path).st_ino))
+            for each in new:  # copied up for the sake of the new one, as they were
+                state, mtime = _state(self.upper, each)
+                self.touched[each] = (each, state, mtime, mtime, True)
+            state, after = _state(self.upper, where)
+            known = self.touched.get(where)
+            self.touched[where] = (where, state, known[2] if known else before, after, bool(known and known[4]))
+        return fd
+
+    def _missing(self, names: list[str]) -> list[str]:
+        """The directories on the way down ``names`` that the upper directory does not have yet, topmost first."""
+        paths = ["/".join(names[: depth + 1]) for depth in range(len(names))]
+        for index, path in enumerate(paths):
+            try:
+                _status(self.upper, path)
+            except FileNotFoundError:
+                return paths[index:]
+        return []
+
+
+def unmake(upper: int, made: Sequence[Made], touched: Sequence[Touched]) -> None:
+    """Take back what ``Root.locate`` has made, where the step left it alone: still ours, still empty.
+
+    Works on the upper directory itself, after all processes of the step have ended, and follows no link: whatever the
+    step has put in a directory's place is not ours and stays untouched.
+    """
+    restore = []
+    for path, state, before, after, copied in touched:
+        try:
+            now, mtime = _state(upper, path)
+        except OSError:
+            continue
+        if mtime == after:
+            restore.append((path, before, copied and now == state))
+    for path, inode in reversed(made):
+        _remove(upper, path, inode)
+    # Deepest first, so that a directory has got rid of its own copies when its turn comes.
+    for path, before, removable in sorted(restore, key=lambda each: -len(each[0].split("/")) * bool(each[0])):
+        if removable and _remove(upper, path, 0):
+            continue
+        try:
+            fd = syscalls.openat2(upper, path or ".", os.O_RDONLY | os.O_DIRECTORY, resolve=_BENEATH)
+        except OSError:
+            continue
+        try:
+            os.utime(fd, ns=(before, before))
+        finally:
+            os.close(fd)
+
+
+_BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
+
+
+def _status(upper: int, path: str) -> os.stat_result:
+    if not path:
+        return os.fstat(upper)
+    fd = syscalls.openat2(upper, path, os.O_PATH | os.O_NOFOLLOW, resolve=_BENEATH)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def _state(upper: int, path: str) -> tuple[State, int]:
+    """The state and the mtime of the directory ``path``."""
+    fd = syscalls.openat2(upper, path or ".", os.O_RDONLY | os.O_DIRECTORY, resolve=_BENEATH)
+    try:
+        status = os.fstat(fd)
+        names = sorted(name for name in os.listxattr(fd) if not name.startswith("user.overlay."))
+    finally:
+        os.close(fd)
+    return (status.st_mode, status.st_uid, status.st_gid, tuple(names)), status.st_mtime_ns
+
+
+def _remove(upper: int, path: str, inode: int) -> bool:
+    """Remove ``path`` if it is an empty directory or file and (unless 0) has this inode number."""
+    head, _, name = path.rpartition("/")
+    try:
+        parent = syscalls.openat2(upper, head or ".", os.O_PATH | os.O_DIRECTORY, resolve=_BENEATH)
+    except OSError:
+        return False
+    try:
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if inode not in (0, found.st_ino):
+            return False
+        if stat.S_ISDIR(found.st_mode):
+            os.rmdir(name, dir_fd=parent)
+        elif stat.S_ISREG(found.st_mode) and found.st_size == 0 and inode:
+            os.unlink(name, dir_fd=parent)
+        else:
+            return False
+    except OSError:  # not empty: the step has put something into it
+        return False
+    finally:
+        os.close(parent)
+    return True
