@@ -1,0 +1,62 @@
+"""Runs an image with other people's tools: skopeo picks the platform, umoci unpacks, runc or qemu runs it.
+
+Nothing of kanifold is involved, so a broken layer, config or index shows here as it would on a user's machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import bases
+import emulators
+
+_NATIVE = {"x86_64": ("amd64", "i386"), "aarch64": ("arm64",)}
+
+
+def run_image(layout: Path, platform: str, *arguments: str, scratch: Path) -> str:
+    """The output of the image's own command (or of ``arguments`` in its place) on ``platform``.
+
+    AssertionError with everything that was said when any of the tools refuses the image or the command fails.
+    """
+    work = Path(tempfile.mkdtemp(dir=scratch))
+    bundle = _unpack(layout, platform, work)
+    spec = json.loads((bundle / "config.json").read_text())
+    process = spec["process"]
+    command = list(arguments) or process["args"]
+    arch = bases.PLATFORMS[platform].debian
+    if arch in _NATIVE.get(os.uname().machine, ()):
+        return _contained(bundle, spec, command)
+    user = f"{process['user']['uid']}:{process['user']['gid']}"
+    inside = ["chroot", f"--userspec={user}", str(bundle / "rootfs"), *command]
+    environment = ["env", "-i", *process["env"]]
+    done = emulators.run_mapped(arch, [*environment, *inside])
+    assert done.returncode == 0, f"{' '.join(command)} on {platform}: {done.stdout}"
+    return done.stdout
+
+
+def _unpack(layout: Path, platform: str, work: Path) -> Path:
+    parts = platform.split("/")
+    chosen = [f"--override-os={parts[0]}", f"--override-arch={parts[1]}"]
+    if len(parts) > 2:
+        chosen.append(f"--override-variant={parts[2]}")
+    _tool("skopeo", *chosen, "copy", "--quiet", f"oci:{layout}", f"oci:{work / 'one'}:it")
+    rootless = [] if os.geteuid() == 0 else ["--rootless"]
+    _tool("umoci", "unpack", *rootless, "--image", f"{work / 'one'}:it", str(work / "bundle"))
+    return work / "bundle"
+
+
+def _contained(bundle: Path, spec: dict, command: list[str]) -> str:  # type: ignore[type-arg]
+    spec["process"] |= {"args": command, "terminal": False}
+    spec["linux"].pop("resources", None)  # limits need a cgroup of one's own, which a test machine may not grant
+    (bundle / "config.json").write_text(json.dumps(spec))
+    return _tool("runc", "run", "--bundle", str(bundle), f"test-{os.getpid()}-{bundle.parent.name}")
+
+
+def _tool(*command: str) -> str:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+    return done.stdout
