@@ -17,7 +17,7 @@ VARIABLE: Final = "KANIFOLD_PROGRESS"
 
 
 class Display(Protocol):
-    """Shows a build while it happens. Neither method raises because of the stream, nor blocks for a human."""
+    """Shows a build while it happens. Nothing here raises because of the stream: a reader may go away at any time."""
 
     def emit(self, event: Event) -> None:
         """Take the next event; from any thread, and from an event loop."""

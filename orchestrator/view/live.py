@@ -31,7 +31,9 @@ SIZE_PERIOD: Final = 0.25
 # Synchronised output, cursor and line wrap: see XTerm Control Sequences, "DEC Private Mode Set".
 _FRAME_START: Final = "\x1b[?2026h\x1b[?25l\x1b[?7l"
 _FRAME_END: Final = "\x1b[?7h\x1b[?25h\x1b[?2026l"
-_ERASE_LINE_END: Final = "\x1b[K"
+_ERASE_LINE: Final = "\x1b[2K"
+_REMEMBERED: Final = 500
+"""Lines above the screen that are kept in mind."""
 _ERASE_BELOW: Final = "\x1b[J"
 
 
@@ -115,32 +117,45 @@ class Painter:
         )
         self._widths: tuple[int, ...] = ()
         """Cells of each line of the frame on the screen."""
+        self._above: tuple[int, ...] = ()
+        """Cells of the lines of older frames that a smaller screen pushed out at the top; a larger one gives back."""
 
     def paint(self, frame: Group, size: tuple[int, int]) -> None:
         """Show ``frame``, whose lines must fit ``size`` (columns, lines), instead of the last one."""
-        lines = self._text(frame, size).split("\n")[:-1]
-        body = "".join(f"{line}{_ERASE_LINE_END}\r\n" for line in lines)
-        self._sink.write(f"{_FRAME_START}{self._back(size)}{body}{_ERASE_BELOW}{_FRAME_END}")
+        self._sink.write(f"{_FRAME_START}{self._back(size)}{self._text(frame, size)}{_FRAME_END}")
         self._widths = tuple(cell_len(_plain_text(each)) for each in frame.renderables)
 
     def leave(self, last: Group, size: tuple[int, int]) -> None:
         """Show ``last``, of any height, instead of the last frame, for good."""
-        body = self._text(last, size).replace("\n", "\r\n")
-        self._sink.write(f"{self._back(size)}{_ERASE_BELOW}{body}")
-        self._widths = ()
+        self._sink.write(f"{self._back(size)}{self._text(last, size)}")
 
     def _text(self, what: Group, size: tuple[int, int]) -> str:
         self._console.size = size
         with self._console.capture() as captured:
             self._console.print(what, end="")
-        return captured.get()
+        # Line by line: tmux takes erasing from the first cell on for a clear screen, and saves what was there.
+        lines = captured.get().splitlines()
+        return "".join(f"{_ERASE_LINE}{line}\r\n" for line in lines) + _ERASE_BELOW
 
     def _back(self, size: tuple[int, int]) -> str:
-        """To the first cell of the last frame, which a narrower terminal has re-flowed into more rows."""
+        """To the first cell of what was painted so far and is still on the screen.
+
+        A narrower terminal has re-flowed each line into as many rows as its width needs.
+        """
         columns, height = size
-        rows = sum(max(1, -(-width // columns)) for width in self._widths)
-        rows = min(rows, height - 1)
+        painted = self._above + self._widths
+        rows = 0
+        while painted and rows + _rows(painted[-1], columns) < height:
+            rows += _rows(painted[-1], columns)
+            painted = painted[:-1]
+        # What is left lies above the screen's first row, where no cursor goes; a line may be so in part.
+        rows = height - 1 if painted else rows
+        self._above, self._widths = painted[-_REMEMBERED:], ()
         return f"\r\x1b[{rows}A" if rows else "\r"
+
+
+def _rows(cells: int, columns: int) -> int:
+    return max(1, -(-cells // columns))
 
 
 def _plain_text(line: object) -> str:

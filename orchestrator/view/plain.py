@@ -20,7 +20,7 @@ from orchestrator.view import amounts, ci, events, problems, wording
 from orchestrator.view.grouping import Grouping
 from orchestrator.view.sink import Sink
 from orchestrator.view.state import PlatformState, State, Status, StepState, fold
-from orchestrator.view.untrusted import clean_line
+from orchestrator.view.untrusted import clean_line, clean_log
 from platforms.errors import Problem
 
 LOG_LIMIT: Final = 64 << 10
@@ -101,7 +101,7 @@ def lines_of(old: State, new: State, event: events.Event) -> tuple[str, ...]:
             return (f"resolved {clean_line(ref)} to {clean_line(digest)}",)
         case events.PlatformStarted(platform=name):
             platform = new.platform(clean_line(name))
-            return (f"[{platform.platform}] started, {wording.where(platform)}",) if platform else ()
+            return (f"[{platform.platform}] started: {wording.where(platform)}",) if platform else ()
         case events.PlatformEnded(platform=name):
             platform = new.platform(clean_line(name))
             return (_ended(platform, event.at),) if platform else ()
@@ -125,19 +125,19 @@ def annotations_of(old: State, new: State) -> tuple[str, ...]:
 
 
 def prefix(platform: PlatformState, step: StepState) -> str:
-    """``[linux/arm64 build 3/7]``."""
-    position = wording.position(step.step)
-    return f"[{platform.platform} {position}]" if position else f"[{platform.platform}]"
+    """``[linux/arm64 build 3/7]``; a step outside of stages has its name in place of a number."""
+    return f"[{platform.platform} {wording.position(step.step) or step.step.name}]"
 
 
 def _heard(platform: PlatformState, message: job.Message, at: float) -> tuple[str, ...]:
     match message:
         case job.Log(step=number, text=text):
             step = platform.steps[platform.places[number]]
-            return (f"{prefix(platform, step)} {max(0.0, at - step.started):.2f} {clean_line(text, LOG_LIMIT)}",)
+            return (f"{prefix(platform, step)} {max(0.0, at - step.started):.2f} {clean_log(text, LOG_LIMIT)}",)
         case job.Started(step=number):
             step = platform.steps[platform.places[number]]
-            return (f"{prefix(platform, step)} {step.step.name}",)
+            named = wording.position(step.step)
+            return (f"{prefix(platform, step)} {step.step.name}" if named else prefix(platform, step),)
         case job.Finished(step=number):
             step = platform.steps[platform.places[number]]
             return (f"{prefix(platform, step)} {_verdict(step)}",)
@@ -153,7 +153,7 @@ def _heard(platform: PlatformState, message: job.Message, at: float) -> tuple[st
 def _verdict(step: StepState) -> str:
     if step.status is Status.CACHED:
         # A step that was found rather than begun has not been named yet.
-        return "CACHED" if step.started else f"CACHED {step.step.name}"
+        return "CACHED" if step.started or not wording.position(step.step) else f"CACHED {step.step.name}"
     if step.status is Status.FAILED:
         return f"ERROR {step.error}"
     return f"DONE {amounts.duration(step.seconds)}"

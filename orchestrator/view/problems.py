@@ -15,7 +15,7 @@ from orchestrator.view import terminal, wording
 from orchestrator.view.ci import annotation, harmless, in_actions
 from orchestrator.view.sink import Sink
 from orchestrator.view.state import Caution
-from orchestrator.view.untrusted import clean_line, clean_lines
+from orchestrator.view.untrusted import clean_line, clean_lines, clean_log
 from platforms.errors import KanifoldError, Location, Problem
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def problem_lines(problem: Problem, platform: str = "") -> tuple[str, ...]:
         lines.append(f"  at {place(problem.where)}")
         lines += [f"  {line}" for line in excerpt(problem.where)]
     if problem.log:
-        lines.append(f"  the last {wording.plural(len(problem.log), 'line')} of the step's output:")
-        lines += [f"  | {clean_line(line)}" for line in problem.log]
+        lines.append(f"  {_log_heading(problem)}:")
+        lines += [f"  | {clean_log(line)}" for line in problem.log]
     remedy = clean_lines(problem.remedy)
     lines += [f"  {'remedy: ' if number == 0 else '        '}{line}" for number, line in enumerate(remedy)]
     return tuple(lines)
@@ -106,8 +106,13 @@ def excerpt(where: Location) -> tuple[str, ...]:
     last = where.first + len(where.source) - 1
     return tuple(
         f"{number:>{len(str(last))}} | {MARK if where.line <= number <= where.end_line else '   '} {line}".rstrip()
-        for number, line in enumerate(map(clean_line, where.source), where.first)
+        for number, line in enumerate((clean_line(line.rstrip().expandtabs(8)) for line in where.source), where.first)
     )
+
+
+def _log_heading(problem: Problem) -> str:
+    count = len(problem.log)
+    return f"the last {count} lines of the step's output" if count > 1 else "the last line of the step's output"
 
 
 def panel(problem: Problem, platform: str = "") -> Panel:
@@ -125,8 +130,8 @@ def panel(problem: Problem, platform: str = "") -> Panel:
             at_fault = where.line <= number <= where.end_line
             parts.append(Text(line, "bold red" if at_fault else "dim", no_wrap=True, overflow="ellipsis"))
     if problem.log:
-        parts.append(Text(f"\nthe last {wording.plural(len(problem.log), 'line')} of the step's output", "cyan"))
-        parts += [Text(f"│ {clean_line(line)}", overflow="fold") for line in problem.log]
+        parts.append(Text(f"\n{_log_heading(problem)}", "cyan"))
+        parts += [Text(f"│ {clean_log(line)}", overflow="fold") for line in problem.log]
     if problem.remedy:
         parts.append(Text("\n" + "\n".join(clean_lines(problem.remedy)), "green"))
     title = Text(f"error: {clean_line(platform)}" if platform else "error", "bold red")

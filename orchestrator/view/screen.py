@@ -19,15 +19,15 @@ from orchestrator.view.state import Flow, PlatformState, State, Status, StepStat
 
 BLOCK: Final = 14
 """Lines that a block has at most."""
-BAR: Final = 20
-"""Cells of a progress bar at most."""
+BAR: Final = 14
+"""Cells of a progress bar."""
 
 _SIGNS: Final = {"waiting": "○", "running": "●", "built": "✓", "failed": "✗", "cancelled": "■"}
 _STYLES: Final = {"waiting": "dim", "running": "blue", "built": "green", "failed": "red", "cancelled": "yellow"}
 _URGENCY: Final = {"failed": 0, "running": 1, "cancelled": 2, "waiting": 3, "built": 4}
 """Which platforms are shown first where not all can be."""
 _VERBS: Final = {"pull": "↓", "push": "↑", "context": "context", "unpack": "unpack", "compress": "compress"}
-_COLUMN_WORTH: Final = (9, 5, 4, 3, 6, 7)
+_COLUMN_WORTH: Final = (9, 5, 2, 3, 4, 6, 7)
 """By column of the summary: the least worthy one goes first where the terminal is narrow."""
 
 
@@ -63,11 +63,10 @@ def render(state: State, width: int, height: int, now: float) -> Group:
 def summary(state: State, width: int, now: float) -> Group:
     """What stays on the screen when the build has ended: a table of the platforms, the outcome, what was published."""
     rows = [wording.summary_row(each, now) for each in state.platforms]
-    table = [wording.SUMMARY_HEADINGS, *rows]
-    columns = list(range(len(wording.SUMMARY_HEADINGS)))
-    widths = [max(cell_len(row[column]) for row in table) for column in columns]
-    while len(columns) > 1 and 2 + sum(widths[column] + 2 for column in columns) - 2 > width:
-        columns.remove(min(columns, key=lambda column: _COLUMN_WORTH[column]))
+    columns, widths = _fitting([wording.SUMMARY_HEADINGS, *rows], width)
+    if len(columns) < len(wording.SUMMARY_HEADINGS):
+        rows = [(*row[:-1], row[-1].removeprefix("sha256:")) for row in rows]
+        columns, widths = _fitting([wording.SUMMARY_HEADINGS, *rows], width)
     lines = [_summary_line(wording.SUMMARY_HEADINGS, columns, widths, width, "dim")] if rows else []
     for platform, row in zip(state.platforms, rows, strict=True):
         line = _summary_line(row, columns, widths, width, "")
@@ -83,6 +82,15 @@ def summary(state: State, width: int, now: float) -> Group:
         if text:
             lines.append(Text(f"  {text}", overflow="fold"))
     return Group(*lines)
+
+
+def _fitting(table: list[tuple[str, ...]], width: int) -> tuple[list[int], list[int]]:
+    """Which columns fit, and how wide each column is."""
+    widths = [max(cell_len(row[column]) for row in table) for column in range(len(table[0]))]
+    columns = list(range(len(widths)))
+    while len(columns) > 1 and sum(widths[column] + 2 for column in columns) > width:
+        columns.remove(min(columns, key=lambda column: _COLUMN_WORTH[column]))
+    return columns, widths
 
 
 def _summary_line(cells: tuple[str, ...], columns: list[int], widths: list[int], width: int, style: str) -> Text:
@@ -157,7 +165,7 @@ def _platforms(state: State, width: int, rows: int, now: float) -> list[Text]:
     if hidden and rows:
         stages = [each.stage for each in hidden]
         counts = ", ".join(f"{stages.count(stage)} {stage}" for stage in _URGENCY if stage in stages)
-        lines.append(_plain(width, f"  and {counts}" if shown else f"  {counts}", "dim"))
+        lines.append(_plain(width, f"  and {len(hidden)} more: {counts}" if shown else f"  {counts}", "dim"))
     return lines
 
 
@@ -169,11 +177,11 @@ def _grid(state: State, width: int) -> _Grid:
     steps = len(f"{most}/{most}")
     free = width - (2 + platform) - 8
     cells = []
-    for wish in (2 + where, 2 + steps, 2 + min(BAR, max(most, 6)), 2 + len(f"{most} cached")):
+    for wish in (2 + where, 2 + steps, 2 + len(f"{most} cached"), 2 + BAR):
         fits = wish <= free
         free -= wish if fits else 0
         cells.append(wish - 2 if fits else 0)
-    return _Grid(width, platform, cells[0], cells[2], cells[1], cells[3])
+    return _Grid(width, platform, cells[0], cells[3], cells[1], cells[2])
 
 
 def _padded(text: str, cells: int) -> str:
@@ -200,8 +208,6 @@ def _single(platform: PlatformState, grid: _Grid, now: float) -> Text:
         line.append(f"  {wording.steps(platform)}")
         if platform.size:
             line.append(f"  {amounts.size(platform.size)}")
-        if platform.digest:
-            line.append(f"  {wording.short_digest(platform.digest)}", "dim")
     else:
         line.append(f"  {platform.stage}", _STYLES[platform.stage])
         if platform.reason:
@@ -220,15 +226,14 @@ def _block(platform: PlatformState, grid: _Grid, share: int, now: float) -> list
         lines.append(_flow_line(platform.flows, grid.width, now))
     free = share - len(lines)
     shown = running[-max(1, free // 2) :]
-    log = _log_tail(platform, running, max(0, free - len(shown)))
-    # At least half of what is left belongs to the log: steps that are over are history.
-    past = _past_steps(platform, min(6, free - len(shown) - max(len(log), (free - len(shown)) // 2)))
+    rest = free - max(1, len(shown))
+    past = _past_steps(platform, rest // 3)
+    log = _log_tail(running, rest - len(past))
     lines += [_past_line(each, grid.width) for each in past]
     lines += [_step_line(each, len(running) - len(shown) if each is shown[0] else 0, grid.width, now) for each in shown]
     if not running:
         lines.append(_plain(grid.width, "  " + _idle_text(platform), "dim"))
-    room = share - len(lines)
-    lines += [_plain(grid.width, f"  │ {text}", "dim") for text in log[max(0, len(log) - room) :]]
+    lines += [_plain(grid.width, f"  │ {text}", "dim") for text in log]
     lines += [_line() for _ in range(share - len(lines))]
     return lines
 
@@ -317,9 +322,9 @@ def _past_line(step: StepState, width: int) -> Text:
     return _spread(width, line, amounts.duration(step.seconds), "dim")
 
 
-def _log_tail(platform: PlatformState, running: list[StepState], count: int) -> list[str]:
+def _log_tail(running: list[StepState], count: int) -> list[str]:
     """The last lines of the running step that spoke last."""
-    if not running or not count:
+    if not running or count <= 0:
         return []
     tail = max(running, key=lambda each: each.spoke).tail
     return [text for text in tail if text.strip()][-count:]

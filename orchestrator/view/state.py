@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from executor import job
 from orchestrator.view import events
-from orchestrator.view.untrusted import clean_line
+from orchestrator.view.untrusted import clean_line, clean_log, clean_name
 from platforms.errors import Problem
 
 TAIL: Final = 24
@@ -285,7 +285,7 @@ def _build_ended(state: State, event: events.BuildEnded) -> State:
 def _heard(old: PlatformState, message: job.Message, at: float) -> PlatformState:
     match message:
         case job.Log(step=step, text=text):
-            return _logged(old, step, clean_line(text), at)
+            return _logged(old, step, clean_log(text), at)
         case job.Moved():
             return _moved(old, message, at)
         case job.Started(step=step):
@@ -308,7 +308,7 @@ def _heard(old: PlatformState, message: job.Message, at: float) -> PlatformState
 def _planned(old: PlatformState, steps: tuple[job.Step, ...], emulation: str) -> PlatformState:
     known = {each.step.id: each for each in old.steps}
     for step in steps:
-        shown = replace(step, stage=clean_line(step.stage), name=clean_line(step.name))
+        shown = replace(step, stage=clean_line(step.stage), name=clean_name(step.name))
         known[step.id] = replace(known[step.id], step=shown) if step.id in known else StepState(shown)
     return _with_steps(replace(old, how=emulation or old.how), tuple(known.values()))
 

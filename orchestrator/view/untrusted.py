@@ -2,7 +2,8 @@
 
 Such text can carry terminal escapes (which may retitle a window, write to the clipboard or hide a command), carriage
 returns and backspaces (progress bars), and Unicode that reorders what is read (CVE-2021-42574). What leaves this module
-is one line of printable characters, each of a width that a terminal and a program agree on.
+is one line of printable characters. A step's output is shown as a terminal would have shown it, less the effects;
+anything else is shown with what was hidden in it, so that no Dockerfile can hide half of a command.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Final
 
 LIMIT: Final = 1000
@@ -17,35 +19,55 @@ LIMIT: Final = 1000
 
 _BIDI: Final = frozenset((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
 _KNOWN_LIMIT: Final = 4096
-"""Entries of the translation table: real logs use few characters, hostile ones would use all."""
+"""Entries of a translation table: real text uses few characters, hostile text would use all."""
 
 
 def clean_line(text: str, limit: int = LIMIT) -> str:
-    """``text`` as one printable line of at most ``limit`` characters, the last of which is ``…`` when it was cut.
+    r"""``text`` as one printable line of at most ``limit`` characters, the last of which is ``…`` when it was cut.
 
-    Escape sequences go; of a line that overwrote itself by carriage returns the last part that is not empty stays; a
-    backspace takes the character before it; newlines become spaces; bidirectional controls become ``<U+202E>``.
+    White space becomes spaces; a control character becomes ``\x1b``, an invisible one ``<U+202E>``.
     """
-    if text.isascii() and text.isprintable():
-        return text if len(text) <= limit else text[: limit - 1] + "…"
-    # The part that counts is at the end of a self-overwriting line, so a hostile length is cut only after this.
-    if "\r" in text:
-        text = _last_part(text)
-    text = text[: 8 * limit]
-    text = _escapes().sub("", text)
-    if "\b" in text:
-        text = _backspaced(text)
-    text = text.expandtabs(8).translate(_SAFE)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    if not (text.isascii() and text.isprintable()):
+        text = text[: limit + 1].translate(_VISIBLE)
+    return _cut(text, limit)
 
 
 def clean_lines(text: str, limit: int = LIMIT) -> tuple[str, ...]:
     """Each line of ``text``, cleaned; an empty text has no lines."""
-    return tuple(clean_line(line, limit) for line in text.split("\n")) if text else ()
+    return tuple(clean_line(line, limit) for line in text.splitlines())
+
+
+def clean_name(text: str, limit: int = LIMIT) -> str:
+    """An instruction, which may go over several lines, as one: continuations and runs of white space are one space."""
+    if "\n" in text:
+        text = text.replace("\\\n", " ").replace("`\n", " ").replace("\\\r\n", " ")
+    return clean_line(" ".join(text.split()), limit)
+
+
+def clean_log(text: str, limit: int = LIMIT) -> str:
+    """A line of a step's output as ``clean_line`` would have it, but as a terminal shows it rather than as it is.
+
+    Escape sequences go; of a line that overwrote itself by carriage returns the last part that shows anything stays; a
+    backspace takes the character before it; other controls go, except those that reorder text.
+    """
+    if not (text.isascii() and text.isprintable()):
+        # The part that counts is at the end of a line that overwrote itself, so it is cut only after this.
+        text = _last_part(text)[: 8 * limit]
+        text = _escapes().sub("", text)
+        if "\b" in text:
+            text = _backspaced(text)
+        text = text.expandtabs(8).translate(_SILENT)
+    return _cut(text, limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _last_part(text: str) -> str:
     """The last of the parts between carriage returns that shows anything."""
+    if "\r" not in text:
+        return text
     for part in reversed(text.split("\r")):
         if part and _escapes().sub("", part[:LIMIT]).strip():
             return part
@@ -75,27 +97,42 @@ def _escapes() -> re.Pattern[str]:
     )
 
 
-class _Safe(dict[int, str]):
-    """``str.translate`` table that decides on a character when it first meets it."""
+class _Table(dict[int, str]):
+    """A ``str.translate`` table that decides on a character when it first meets it."""
+
+    def __init__(self, decide: Callable[[int], str]) -> None:
+        super().__init__()
+        self._decide = decide
 
     def __missing__(self, code: int) -> str:
-        safe = _safe(code)
+        shown = self._decide(code)
         if len(self) < _KNOWN_LIMIT:
-            self[code] = safe
-        return safe
+            self[code] = shown
+        return shown
 
 
-def _safe(code: int) -> str:
-    char = chr(code)
-    if code in _BIDI:
-        return f"<U+{code:04X}>"
-    category = unicodedata.category(char)
-    if category in ("Zs", "Zl", "Zp") or char == "\n":
-        return " "
+def _silent(code: int) -> str:
     # Joiners and variation selectors change how wide their neighbours are, and terminals disagree about it.
-    if category in ("Cc", "Cf") or 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF:
+    if _invisible(code) and code not in _BIDI:
         return ""
+    return _visible(code)
+
+
+def _visible(code: int) -> str:
+    char = chr(code)
+    if char.isspace():
+        return " "
+    if code < 0xA0 and not char.isprintable():
+        return f"\\x{code:02x}"
+    if _invisible(code):
+        return f"<U+{code:04X}>"
     return char if char.isprintable() else "\ufffd"
 
 
-_SAFE: Final = _Safe()
+def _invisible(code: int) -> bool:
+    selector = 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF
+    return selector or unicodedata.category(chr(code)) in ("Cc", "Cf")
+
+
+_VISIBLE: Final = _Table(_visible)
+_SILENT: Final = _Table(_silent)

@@ -10,13 +10,13 @@ from orchestrator.view.state import Caution, PlatformState, State
 from orchestrator.view.untrusted import clean_line
 from platforms.errors import Problem
 
-SUMMARY_HEADINGS: Final = ("platform", "ran", "steps", "size", "time", "digest")
+SUMMARY_HEADINGS: Final = ("platform", "built on", "run", "cached", "size", "time", "digest")
 
 
 def where(platform: PlatformState) -> str:
-    """How and on which node: ``native``, ``qemu-aarch64``, ``native on builder-2``."""
+    """How and on which node: ``native``, ``qemu-aarch64``, ``native, builder-2``."""
     how = platform.how or "local"
-    return f"{how} on {platform.node}" if platform.node else how
+    return f"{how}, {platform.node}" if platform.node else how
 
 
 def position(step: Step) -> str:
@@ -51,7 +51,8 @@ def summary_row(platform: PlatformState, now: float) -> tuple[str, ...]:
     return (
         platform.platform,
         where(platform),
-        steps(platform),
+        str(platform.ran),
+        str(platform.cached),
         amounts.size(platform.size) if platform.size else "-",
         amounts.duration(platform.seconds(now)) if platform.started else "-",
         short_digest(platform.digest) if platform.stage == "built" and platform.digest else platform.stage,

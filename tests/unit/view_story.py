@@ -145,7 +145,7 @@ class Teller:
         layers = (descriptor("base", 49_560_000), descriptor(name + "1", 18_200_000))
         manifest = descriptor(name + "m", 1200)
         yield self.say(job.Result(manifest, descriptor(name + "c", 900), layers, size, cached=2, ran=7))
-        yield events.PlatformEnded(self.place.platform, "built", at=self.at)
+        yield events.PlatformEnded(self.place.platform, "built", at=round(self.at, 3))
 
 
 APT = (

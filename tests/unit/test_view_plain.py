@@ -1,0 +1,199 @@
+"""The lines for pipes and CI logs."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+
+import pytest
+import view_story as story
+from view_golden import check
+from view_story import START
+
+from executor.job import Finished, Log, Moved, Planned, Started, Step, Warned
+from orchestrator.view import ci, grouping, open_display
+from orchestrator.view.events import BuildEnded, Event, FromExecutor, PlatformEnded, PlatformStarted, Trouble
+from platforms.errors import Location, Problem
+
+GITHUB = {"GITHUB_ACTIONS": "true"}
+GITLAB = {"GITLAB_CI": "true"}
+PLAN = (Step(1, "build", "RUN one", number=1, of=2), Step(2, "build", "RUN two", number=2, of=2))
+
+
+def lines_for(told: Iterable[Event], environ: dict[str, str] | None = None) -> list[str]:
+    out = io.StringIO()
+    with open_display("plain", out, environ or {}) as display:
+        for event in told:
+            display.emit(event)
+    text = out.getvalue()
+    assert not text or text.endswith("\n")
+    return text.split("\n")[:-1]
+
+
+def one_platform(*messages: tuple[float, object], name: str = "linux/arm64") -> list[Event]:
+    """The platform starts, plans and says ``messages``, each after so many seconds."""
+    told: list[Event] = [PlatformStarted(name, at=START), FromExecutor(name, Planned(PLAN), at=START)]
+    return told + [FromExecutor(name, message, at=START + after) for after, message in messages]
+
+
+@pytest.mark.parametrize("name", ["good", "failing", "cancelled", "hostile"])
+def test_golden(name: str) -> None:
+    check(f"plain-{name}", "\n".join(lines_for(story.STORIES[name]())) + "\n")
+
+
+@pytest.mark.parametrize("name", sorted(story.STORIES))
+def test_there_is_no_control_character_in_a_pipe(name: str) -> None:
+    assert all(line.isprintable() for line in lines_for(story.STORIES[name]()))
+
+
+def test_every_line_of_a_step_says_whose_it_is() -> None:
+    told = one_platform(
+        (0, Started(1)), (0.42, Log(1, "hello")), (1.2, Finished(1, 1.2)), (1.3, Finished(2, cached=True))
+    )
+    assert lines_for(told)[1:] == [
+        "[linux/arm64 build 1/2] RUN one",
+        "[linux/arm64 build 1/2] 0.42 hello",
+        "[linux/arm64 build 1/2] DONE 1.2s",
+        "[linux/arm64 build 2/2] CACHED RUN two",
+    ]
+
+
+def test_bytes_are_told_of_now_and_then() -> None:
+    moves = [(float(second), Moved("pull", "a", second * 10**6, 10**8)) for second in range(26)]
+    progress = [line for line in lines_for(one_platform(*moves)) if "pulling" in line]
+    assert len(progress) == 2
+    assert progress[0].startswith("[linux/arm64] pulling 10.0/100.0 MB, ")
+
+
+def test_a_warning_of_every_platform_is_printed_once() -> None:
+    told = [FromExecutor(name, Warned(story.TRAP, "Rule"), at=START) for name in ("linux/amd64", "linux/arm64")]
+    assert [line for line in lines_for(told) if "WARNING" in line] == [
+        "WARNING: [linux/amd64] TARGETARCH has a default, which wins over the platform's own value (Rule, Dockerfile:2)"
+    ]
+
+
+def test_a_long_log_line_is_whole() -> None:
+    assert lines_for(one_platform((0, Log(1, "x" * 50_000))))[-1].endswith("x" * 50_000)
+
+
+# -- groups ---------------------------------------------------------------------------------------------------------
+
+
+def side_by_side() -> list[Event]:
+    """Two platforms whose steps overlap in time."""
+    arm = one_platform((0.1, Started(1)), (0.3, Log(1, "arm a")), (0.5, Log(1, "arm b")), (0.9, Finished(1, 0.8)))
+    amd = one_platform((0.2, Started(1)), (0.4, Log(1, "amd a")), (0.6, Finished(1, 0.4)), name="linux/amd64")
+    return sorted(arm + amd, key=lambda event: event.at)
+
+
+@pytest.mark.parametrize(("kind", "environ"), [("github", GITHUB), ("gitlab", GITLAB)])
+def test_groups_golden(kind: str, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0" * (2 * size))
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
+    monkeypatch.setattr(ci.GitLabGroups.__init__, "__defaults__", (lambda: 1_700_000_000.0,))
+    lines = lines_for(
+        [*side_by_side(), BuildEnded("failed", troubles=(Trouble(story.FAILURE),), at=START + 1)], environ
+    )
+    check(f"plain-{kind}", "\n".join(lines).replace("\x1b", "<ESC>").replace("\r", "<CR>") + "\n")
+
+
+def test_groups_neither_nest_nor_overlap() -> None:
+    depth = 0
+    for line in lines_for(story.good(story.EIGHT), GITHUB):
+        if line.startswith("::group::"):
+            depth += 1
+        elif line == "::endgroup::":
+            depth -= 1
+        assert depth in (0, 1)
+    assert depth == 0
+
+
+def test_a_running_step_is_announced_before_its_group() -> None:
+    lines = lines_for(one_platform((0, Started(1))), GITHUB)
+    assert lines[-1] == "[linux/arm64 build 1/2] RUN one"
+
+
+def test_a_step_that_takes_long_comes_out_in_parts() -> None:
+    logs = [(float(second), Log(1, f"line {second}")) for second in range(100)]
+    titles = [line for line in lines_for(one_platform((0, Started(1)), *logs), GITHUB) if line.startswith("::group::")]
+    assert titles == [
+        f"::group::[linux/arm64 build 1/2] RUN one{part}" for part in ("", " (part 2)", " (part 3)", " (part 4)")
+    ]
+
+
+def test_a_step_that_writes_much_comes_out_in_parts() -> None:
+    logs = [(1.0, Log(1, f"line {number}")) for number in range(2 * grouping.MOST_LINES + 1)]
+    lines = lines_for(one_platform((0, Started(1)), *logs), GITHUB)
+    assert sum(line.startswith("::group::") for line in lines) == 3
+    assert sum(bool(re.search(r" line \d+$", line)) for line in lines) == len(logs)
+
+
+def test_what_was_held_back_comes_before_the_platforms_end() -> None:
+    told = [
+        *one_platform((0, Started(1)), (1, Log(1, "last words"))),
+        PlatformEnded("linux/arm64", "failed", at=START + 2),
+    ]
+    lines = lines_for(told, GITHUB)
+    assert lines.index("[linux/arm64 build 1/2] 1.00 last words") < lines.index("[linux/arm64] FAILED 2.0s")
+
+
+def orders(lines: list[str]) -> list[str]:
+    """The workflow commands that GitHub's runner would obey (ActionCommand.cs), outside of stop-commands."""
+    found: list[str] = []
+    token = ""
+    for line in lines:
+        bare = line.lstrip()
+        command = re.match(r"::([\w-]+)(?: [^:]*)?::", bare) or re.search(r"##\[([\w-]+)", line)
+        if token:
+            token = "" if bare == f"::{token}::" else token
+        elif command and command[1] == "stop-commands":
+            token = bare.removeprefix("::stop-commands::")
+        elif command:
+            found.append(command[1])
+    assert not token
+    return found
+
+
+EVIL = (
+    "::set-output name=a::b",
+    "  ::add-mask::x",
+    "a ##[add-mask]x",
+    "\r::error::x",
+    "::endgroup::",
+    "::stop-commands::t",
+)
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_nobody_but_us_gives_orders_to_github(evil: str) -> None:
+    problem = Problem("X", evil, why=f"why\n{evil}", remedy=evil, where=Location(evil, 1, 1, (evil,), 1), log=(evil,))
+    steps = (Step(1, evil, evil, number=1, of=1),)
+    told: list[Event] = [
+        PlatformStarted(evil, evil, evil, at=START),
+        FromExecutor(evil, Planned(steps), at=START),
+        FromExecutor(evil, Started(1), at=START),
+        FromExecutor(evil, Log(1, evil), at=START),
+        FromExecutor(evil, Finished(1, error=evil), at=START),
+        FromExecutor(evil, Warned(problem, evil), at=START),
+        PlatformEnded(evil, "failed", evil, at=START),
+        BuildEnded("failed", evil, (Trouble(problem, evil),), at=START),
+    ]
+    lines = lines_for(told, GITHUB)
+    # A platform's name stands at the front of some lines; it is ours, but must not matter either.
+    assert orders(lines) == ["group", "endgroup", "warning", "error"]
+
+
+def test_the_token_that_gives_github_its_ears_back_is_new_each_time() -> None:
+    lines = lines_for(side_by_side(), GITHUB)
+    tokens = [line for line in lines if line.startswith("::stop-commands::")]
+    assert len(tokens) == len(set(tokens)) == 2
+
+
+def test_gitlab_sections_have_names_it_accepts_and_each_its_own() -> None:
+    text = "\n".join(lines_for(side_by_side(), GITLAB))
+    starts = re.findall(r"\x1b\[0Ksection_start:\d+:([A-Za-z0-9_.-]+)\[collapsed=true\]\r\x1b\[0K", text)
+    ends = re.findall(r"\x1b\[0Ksection_end:\d+:([A-Za-z0-9_.-]+)\r\x1b\[0K", text)
+    assert starts == ends == ["linux_amd64_1_1", "linux_arm64_1_1"]
+    rest = re.sub(r"\x1b\[0Ksection_(start|end):[^\r]*\r\x1b\[0K", "", text)
+    assert all(line.isprintable() for line in rest.split("\n"))

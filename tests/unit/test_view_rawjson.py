@@ -1,0 +1,114 @@
+"""The JSON lines: the documented fields, of every event, whatever is in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+import view_story as story
+from view_story import START
+
+from executor import job
+from executor.image.manifest import Descriptor
+from orchestrator.view import events, open_display, rawjson
+from orchestrator.view.events import Event, FromExecutor
+
+DESCRIPTOR = Descriptor("type", "sha256:aa", 5)
+EVERY: tuple[Event, ...] = (
+    events.BuildStarted((story.AMD64,), "app", ("app:1",), 2, at=START),
+    events.Resolving("debian", at=START),
+    events.Resolved("debian", "sha256:aa", at=START),
+    events.PlatformStarted("linux/amd64", "node", "native", at=START),
+    FromExecutor("linux/amd64", job.Hello(1, "0.1.0", "linux/amd64", "userns"), at=START),
+    FromExecutor("linux/amd64", job.Planned((job.Step(1, "build", "RUN x", 3, 1, 1),), "native"), at=START),
+    FromExecutor("linux/amd64", job.Started(1), at=START),
+    FromExecutor("linux/amd64", job.Log(1, "text", 2), at=START + 1.5),
+    FromExecutor("linux/amd64", job.Finished(1, 0.5, True, "no"), at=START),
+    FromExecutor("linux/amd64", job.Moved("pull", "sha256:aa", 1, 2), at=START),
+    FromExecutor("linux/amd64", job.Warned(story.TRAP, "Rule"), at=START),
+    FromExecutor(
+        "linux/amd64",
+        job.Result(DESCRIPTOR, DESCRIPTOR, (DESCRIPTOR,), 9, (job.Finding("sha256:aa", "bin/x", "arm64"),), 1, 2, 3.5),
+        at=START,
+    ),
+    FromExecutor("linux/amd64", job.Failed(story.FAILURE), at=START),
+    events.PlatformEnded("linux/amd64", "failed", "why", at=START),
+    events.Cautioned(story.TRAP, "Rule", at=START),
+    events.Publishing("index", 1, 2, at=START),
+    events.Published("app:1", "sha256:aa", at=START),
+    events.BuildEnded("failed", "", (events.Trouble(story.FAILURE, "linux/amd64"),), at=START),
+)
+
+
+def objects(*told: Event) -> list[dict[str, Any]]:
+    out = io.StringIO()
+    with open_display("rawjson", out, {}) as display:
+        for event in told:
+            display.emit(event)
+    assert out.getvalue().isascii()
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def documented() -> dict[str, set[str]]:
+    """Field names by type, as the module's table lists them."""
+    table = (rawjson.__doc__ or "").split("\n\n")[2].split("\n")[3:-1]
+    rows: dict[str, str] = {}
+    name = ""
+    for line in table:
+        name = line[:19].strip() or name
+        rows[name] = rows.get(name, "") + " " + line[19:]
+    return {name: set(re.findall(r"\w+", _outermost(fields))) for name, fields in rows.items()}
+
+
+def _outermost(fields: str) -> str:
+    """``fields`` without what stands in brackets."""
+    inner = re.compile(r"[\[({][^\[\](){}]*[\])}]")
+    while inner.search(fields):
+        fields = inner.sub("", fields)
+    return fields
+
+
+def test_every_event_has_the_fields_that_the_documentation_lists() -> None:
+    table = documented()
+    told = objects(*EVERY)
+    assert {each["type"] for each in told} == set(table)
+    for each in told:
+        assert set(each) - {"type", "at", "time"} == table[each["type"]], each["type"]
+
+
+def test_golden_of_one_step() -> None:
+    log = objects(*EVERY)[7]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", log.pop("time"))
+    assert log == {"type": "log", "at": 1.5, "platform": "linux/amd64", "step": 1, "stream": 2, "text": "text"}
+
+
+def test_a_problem_is_whole() -> None:
+    failed = objects(*EVERY)[12]["problem"]
+    assert failed["kind"] == "StepFailed"
+    assert failed["where"] == {
+        "file": "Dockerfile",
+        "line": 5,
+        "end_line": 5,
+        "source": list(story.DOCKERFILE[2:8]),
+        "first": 3,
+    }
+    assert failed["log"] == list(story.FAILURE.log)
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J\x00", "日本\u202e", "half \udc80", "two\nlines", "##[add-mask]x", '"\\'])
+def test_text_is_passed_on_as_it_came_and_harms_no_terminal(text: str) -> None:
+    assert objects(FromExecutor("linux/amd64", job.Log(1, text), at=START))[0]["text"] == text
+
+
+def test_github_finds_no_order_in_it() -> None:
+    out = io.StringIO()
+    with open_display("rawjson", out, {}) as display:
+        display.emit(FromExecutor("linux/amd64", job.Log(1, "##[add-mask]x"), at=START))
+    assert "##[" not in out.getvalue()
+
+
+def test_the_protocols_questions_are_not_shown() -> None:
+    assert objects(FromExecutor("linux/amd64", job.Ask(1, "secret", "token"), at=START)) == []

@@ -1,0 +1,107 @@
+"""The live screen: golden pictures, and rules that hold for every picture."""
+
+from __future__ import annotations
+
+import pytest
+import view_story as story
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from view_golden import check, state_at, text_of
+from view_story import START
+
+from orchestrator.view import screen
+
+STATES = {
+    "good": lambda seconds: state_at(story.good(), seconds),
+    "eight": lambda seconds: state_at(story.good(story.EIGHT), seconds),
+    "failing": lambda seconds: state_at(story.failing(), seconds),
+    "cancelled": lambda seconds: state_at(story.cancelled(), seconds),
+    "hostile": lambda seconds: state_at(story.hostile(), seconds),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "width", "height"),
+    [
+        ("good", 0.2, 80, 24),
+        ("good", 1.5, 80, 24),
+        ("good", 11, 80, 24),
+        ("good", 14, 120, 40),
+        ("good", 14, 40, 10),
+        ("good", 39.9, 80, 24),
+        ("eight", 12, 120, 40),
+        ("eight", 12, 80, 24),
+        ("eight", 26, 80, 24),
+        ("eight", 12, 40, 10),
+        ("eight", 27, 40, 6),
+        ("hostile", 10, 80, 24),
+        ("hostile", 10, 40, 10),
+    ],
+)
+def test_running(name: str, seconds: float, width: int, height: int) -> None:
+    frame = screen.render(STATES[name](seconds), width, height, START + seconds)
+    check(f"live-{name}-{seconds:g}s-{width}x{height}", text_of(frame, width))
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("good", 120), ("good", 80), ("good", 40), ("eight", 80), ("eight", 40), ("failing", 80), ("cancelled", 80)],
+)
+def test_summary(name: str, width: int) -> None:
+    check(f"summary-{name}-{width}", text_of(screen.summary(STATES[name](1e9), width, START + 100), width))
+
+
+@pytest.mark.parametrize("kind", ["colour", "no-colour"])
+def test_colours(kind: str) -> None:
+    """Escape sequences written as ``<...>``; without colour, bold and dim stay (no-color.org)."""
+    environ = {"TERM": "xterm-256color"} | ({"NO_COLOR": "1"} if kind == "no-colour" else {})
+    running = text_of(screen.render(STATES["good"](11), 80, 24, START + 11), 80, environ)
+    ended = text_of(screen.summary(STATES["failing"](1e9), 80, START + 100), 80, environ)
+    check(f"live-{kind}", (running + ended).replace("\x1b[", "<"))
+    colours = [code for code in ("31", "32", "33", "34", "35", "36") if f"\x1b[{code}m" in running + ended]
+    assert bool(colours) == (kind == "colour")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(sorted(STATES)),
+    seconds=st.floats(0, 60),
+    width=st.integers(8, 140),
+    height=st.integers(2, 50),
+)
+def test_every_frame_fits(name: str, seconds: float, width: int, height: int) -> None:
+    frame = screen.render(STATES[name](seconds), width, height, START + seconds)
+    lines = text_of(frame, width).split("\n")[:-1]
+    assert len(lines) <= height - 1
+    assert all(cell_len(line) <= width for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_eight_platforms_fit_a_small_terminal_each_with_its_own_line() -> None:
+    frame = text_of(screen.render(STATES["eight"](12), 40, 10, START + 12), 40)
+    assert all(f" {place.platform} " in frame for place in story.EIGHT)
+
+
+def test_blocks_do_not_move_while_text_does() -> None:
+    """From one frame to the next, as long as the same platforms run, each has its lines in the same place."""
+
+    def places(seconds: float) -> list[int]:
+        lines = text_of(screen.render(STATES["good"](seconds), 80, 24, START + seconds), 80).split("\n")
+        return [number for number, line in enumerate(lines) if line.startswith("●")]
+
+    assert {tuple(places(1 + tenth / 2)) for tenth in range(40)} == {tuple(places(1))}
+
+
+def test_markup_in_a_log_is_text() -> None:
+    frame = text_of(screen.render(STATES["hostile"](10), 80, 24, START + 10), 80)
+    assert "[red]rich markup[/red]" in frame
+    assert ":smile:" in frame
+
+
+def test_a_wide_character_is_never_cut_in_half() -> None:
+    for width in range(60, 64):
+        frame = text_of(screen.render(STATES["hostile"](10), width, 24, START + 10), width)
+        line = next(line for line in frame.split("\n") if "日本語" in line)
+        assert cell_len(line) <= width
+        assert line.endswith("…")

@@ -1,0 +1,53 @@
+"""Golden screens: what a display shows, kept as text files that a person can read and judge.
+
+``UPDATE_SCREENS=1 pytest tests/unit/test_view_*.py`` writes them anew; look at the difference before keeping it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from view_story import START
+
+from orchestrator.view.events import Event
+from orchestrator.view.state import State, fold
+
+SCREENS = Path(__file__).with_name("screens")
+
+
+def check(name: str, text: str) -> None:
+    """``text`` is what ``screens/NAME.txt`` holds."""
+    path = SCREENS / f"{name}.txt"
+    if os.environ.get("UPDATE_SCREENS"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def state_at(story: Iterable[Event], seconds: float = 1e9) -> State:
+    """The state when a story has run for so long."""
+    state = State()
+    for event in story:
+        if event.at <= START + seconds:
+            state = fold(state, event)
+    return state
+
+
+def text_of(what: RenderableType, width: int, environ: dict[str, str] | None = None) -> str:
+    """``what`` as the terminal would get it; without ``environ`` as text alone."""
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=environ is not None,
+        legacy_windows=False,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        _environ=environ or {},
+    )
+    with console.capture() as captured:
+        console.print(what)
+    return captured.get()
