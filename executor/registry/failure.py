@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Final
 
 from executor.registry.auth import printable
@@ -10,6 +11,8 @@ from executor.registry.reference import DOCKER_HUB
 from executor.registry.wire import Reply
 from platforms.errors import RegistryError
 
+PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+"""Statuses that another try may cure."""
 _DIAGNOSTICS: Final = 3
 """How many of a registry's own messages are passed on."""
 
@@ -47,6 +50,22 @@ def unreachable(what: str, registry: str, why: str, tries: int) -> RegistryError
         why=f"{registry}: {why}{times}",
         remedy="check the registry's name and port, the network, and HTTP_PROXY/NO_PROXY",
     )
+
+
+def retry_after(reply: Reply) -> float:
+    """The seconds that ``Retry-After`` asks for, as a number or a date; 0 when it does not say or makes no sense."""
+    text = reply.header("retry-after").strip()
+    if not text:
+        return 0.0
+    if text.isascii() and text.isdecimal():
+        return float(text[:9])
+    import email.utils
+
+    try:
+        when = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    return max(0.0, when.timestamp() - time.time())
 
 
 def diagnostics(body: bytes) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from executor.registry.auth import Keychain, printable
 from executor.registry.config import RegistrySettings
-from executor.registry.failure import refused, unreachable
+from executor.registry.failure import PASSING, refused, retry_after, unreachable
 from executor.registry.reference import Reference, api_host
 from executor.registry.token import Authority
 from executor.registry.wire import (
@@ -36,8 +35,6 @@ from platforms.errors import Interrupted, RegistryError
 if TYPE_CHECKING:
     import httpx
 
-PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses that another try may cure."""
 _WARNING_LIMIT: Final = 20
 
 
@@ -186,9 +183,9 @@ class Session:
             except Lost as lost:
                 attempt += 1
                 tries = call.tries or (self.pace.connects if lost.connecting else self.pace.tries)
-                if attempt >= tries:
+                if attempt >= tries or lost.delay > self.pace.retry_after:
                     raise unreachable(call.what, endpoint.registry, str(lost), attempt) from lost
-                delay = self.pace.delay(attempt - 1)
+                delay = max(lost.delay, self.pace.delay(attempt - 1))
             else:
                 if reply.status in call.accept:
                     return reply
@@ -225,18 +222,19 @@ class Session:
         header = self._authority.header(endpoint.registry, home, call.scopes) if ours else ""
         request = Request(call.method, url, call.headers, header, call.content, call.length, call.patience)
         response, left = self.wire.open(request)
-        if response.status_code == 401 and ours and not left:
-            # A 401 at the end of a redirect that has left the registry is an answer to somebody else's question.
-            challenge = ", ".join(response.headers.get_list("www-authenticate"))
-            self.wire.body(response, ERROR_LIMIT)
-            answer = self._authority.answer(endpoint.registry, home, call.scopes, challenge, header)
-            if answer:
-                response.close()
-                response, left = self.wire.open(replace(request, authorization=answer))
-        kept = keep is not None and response.status_code in call.accept
-        if keep is not None and kept:
-            keep.append(response)
+        kept = False
         try:
+            if response.status_code == 401 and ours and not left:
+                # A 401 at the end of a redirect that has left the registry is an answer to somebody else's question.
+                challenge = ", ".join(response.headers.get_list("www-authenticate"))
+                answer = self._authority.answer(endpoint.registry, home, call.scopes, challenge, header)
+                if answer:
+                    self.wire.body(response, ERROR_LIMIT)  # so that the connection can serve the next request
+                    response.close()
+                    response, _ = self.wire.open(replace(request, authorization=answer))
+            if keep is not None and response.status_code in call.accept:
+                keep.append(response)
+                kept = True
             yield response
         finally:
             if not kept:
@@ -272,22 +270,6 @@ class Session:
                     continue
                 self._warned.add(text)
             self._warn(text)
-
-
-def retry_after(reply: Reply) -> float:
-    """The seconds that ``Retry-After`` asks for, as a number or a date; 0 when it does not say or makes no sense."""
-    text = reply.header("retry-after").strip()
-    if not text:
-        return 0.0
-    if text.isascii() and text.isdecimal():
-        return float(text[:9])
-    import email.utils
-
-    try:
-        when = email.utils.parsedate_to_datetime(text)
-    except ValueError:
-        return 0.0
-    return max(0.0, when.timestamp() - time.time())
 
 
 def absolute(reply: Reply, what: str, registry: str) -> str:

@@ -26,8 +26,8 @@ from urllib.parse import urlencode
 
 from executor.registry.auth import Credential, Keychain
 from executor.registry.config import RegistrySettings
-from executor.registry.failure import refused
-from executor.registry.wire import Origin, Request, Wire, check_target, origin_of
+from executor.registry.failure import PASSING, diagnostics, refused, retry_after
+from executor.registry.wire import Lost, Origin, Request, Wire, check_target, origin_of
 from platforms.errors import RegistryError
 
 TOKEN_LIMIT: Final = 1 << 20
@@ -245,6 +245,10 @@ class Authority:
             request = Request("GET", url, authorization=authorization)
         reply, _ = self._wire.call(request, TOKEN_LIMIT, redirects=0)
         what = f"cannot get a token for {registry}"
+        if reply.status in PASSING:
+            why = f"its token service answers with status {reply.status}"
+            said = diagnostics(reply.body)
+            raise Lost(f"{why}: {said}" if said else why, delay=retry_after(reply))
         if reply.status != 200:
             raise refused(what, reply, registry, known=credential is not None)
         return _token(reply.body, what, realm)

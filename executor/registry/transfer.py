@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 
 from executor.image.manifest import Descriptor
 from executor.registry.auth import printable
-from executor.registry.failure import unreachable
-from executor.registry.session import PASSING, Call, Endpoint, Session, absolute, retry_after
+from executor.registry.failure import PASSING, retry_after, unreachable
+from executor.registry.session import Call, Endpoint, Session, absolute
 from executor.registry.token import merged, scope
 from executor.registry.wire import CHUNK, COMMIT_SECONDS, Lost, Reply
 from platforms.errors import RegistryError, StoreError

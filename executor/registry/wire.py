@@ -59,8 +59,10 @@ class Cancel(Protocol):
 class Lost(Exception):  # noqa: N818 - a condition that is retried, not an error anyone is shown
     """A request failed in a way that may pass: the connection broke, stalled or never came about."""
 
-    def __init__(self, why: str, *, connecting: bool = False) -> None:
+    def __init__(self, why: str, *, connecting: bool = False, delay: float = 0.0) -> None:
         super().__init__(why)
+        self.delay = delay
+        """Seconds that the other side asks to be left alone."""
         self.connecting = connecting
         """No byte of the request has left: nothing can have happened on the other side."""
 

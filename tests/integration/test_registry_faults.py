@@ -1,0 +1,812 @@
+"""The client against an in-process registry that fails in every way a network and a server can."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from registry_server import Asked, MemoryRegistry, Said, Served, digest_of, error, served
+
+from executor.image import mediatypes
+from executor.image.manifest import Descriptor, Manifest, describe
+from executor.registry import transfer, wire
+from executor.registry.client import Client
+from executor.registry.config import RegistrySettings
+from executor.registry.reference import Reference, parse
+from executor.registry.session import Pace
+from platforms.errors import Interrupted, KanifoldError, RegistryError, StoreError
+
+QUICK = Pace(first=0.001, ceiling=0.002)
+BLOB = hashlib.sha256(b"seed").digest() * 40_000  # 1.28 MB
+
+
+class Buffer(io.BytesIO):
+    """A sink in memory."""
+
+    resets = 0
+
+    def reset(self) -> None:
+        self.resets += 1
+        self.seek(0)
+        self.truncate()
+
+
+@pytest.fixture
+def registry() -> MemoryRegistry:
+    return MemoryRegistry()
+
+
+@pytest.fixture
+def server(registry: MemoryRegistry) -> Iterator[Served]:
+    with served(registry) as server:
+        yield server
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    with Client(pace=QUICK) as client:
+        yield client
+
+
+def ref(server: Served, text: str = "team/app:1") -> Reference:
+    return parse(f"{server.host}/{text}")
+
+
+def layer(data: bytes) -> Descriptor:
+    return Descriptor(mediatypes.OCI_LAYER_GZIP, digest_of(data), len(data))
+
+
+def image(layers: tuple[Descriptor, ...] = ()) -> tuple[Descriptor, bytes]:
+    return describe(Manifest(mediatypes.OCI_MANIFEST, layer(b"{}"), layers))
+
+
+def failing(times: int, part: str, answer: Callable[[], Said | None], method: str = "GET") -> Callable[[Asked], object]:
+    """A fault that strikes the first ``times`` requests of ``method`` whose path holds ``part``."""
+    count = itertools.count()
+    return lambda asked: answer() if asked.method == method and part in asked.path and next(count) < times else ...
+
+
+# -- what passes is tried again --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_passing_status_is_tried_again(registry: MemoryRegistry, server: Served, client: Client, status: int) -> None:
+    descriptor, data = image()
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    registry.fault = failing(2, "manifests", lambda: error(status, "NOPE", "not now"))
+    assert client.manifest(ref(server))[2] == descriptor
+    assert len(server.seen("GET", "manifests")) == 3
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 410, 418, 501])
+def test_a_lasting_status_is_not(registry: MemoryRegistry, server: Served, client: Client, status: int) -> None:
+    registry.fault = failing(99, "manifests", lambda: error(status, "NOPE", "not ever"))
+    with pytest.raises(RegistryError, match="NOPE not ever") as caught:
+        client.manifest(ref(server))
+    assert str(status) in caught.value.problem.why
+    assert len(server.seen("GET", "manifests")) == 1
+
+
+def test_a_broken_connection_is_tried_again_and_then_given_up(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    descriptor, data = image()
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    registry.fault = failing(5, "manifests", lambda: None)
+    assert client.manifest(ref(server))[2] == descriptor
+    registry.fault = failing(99, "manifests", lambda: None)
+    with pytest.raises(RegistryError, match="tried 6 times"):
+        client.manifest(ref(server))
+
+
+def test_retry_after_is_waited_for(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    descriptor, data = image()
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    registry.fault = failing(1, "manifests", lambda: Said(429, {"Retry-After": "1"}))
+    begun = time.monotonic()
+    client.manifest(ref(server))
+    assert time.monotonic() - begun >= 1.0
+
+
+def test_an_unbearable_retry_after_is_reported_rather_than_waited_for(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    registry.fault = failing(99, "manifests", lambda: Said(429, {"Retry-After": "21600"}))
+    begun = time.monotonic()
+    with pytest.raises(RegistryError, match="wait 21600 s"):
+        client.manifest(ref(server))
+    assert time.monotonic() - begun < 5
+
+
+def test_a_nonsensical_retry_after_is_ignored(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    descriptor, data = image()
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    registry.fault = failing(1, "manifests", lambda: Said(503, {"Retry-After": "soon"}))
+    assert client.manifest(ref(server))[2] == descriptor
+
+
+def test_stopping_ends_a_wait_at_once(registry: MemoryRegistry, server: Served) -> None:
+    stop = threading.Event()
+
+    def fault(_asked: Asked) -> Said:
+        stop.set()
+        return Said(503, {"Retry-After": "60"})
+
+    registry.fault = fault
+    begun = time.monotonic()
+    with Client(cancel=stop) as client, pytest.raises(Interrupted):
+        client.manifest(ref(server))
+    assert time.monotonic() - begun < 5
+
+
+def test_a_closed_port_is_one_clear_error(client: Client) -> None:
+    with served(lambda _: Said()) as gone:
+        host = gone.host
+    with pytest.raises(RegistryError, match="refused") as caught:
+        client.manifest(parse(f"{host}/app"))
+    assert host in caught.value.problem.why
+    assert caught.value.problem.remedy
+
+
+def test_a_name_that_does_not_resolve_is_one_clear_error(client: Client) -> None:
+    with pytest.raises(RegistryError, match="cannot find") as caught:
+        client.manifest(parse("nowhere.invalid/app"))
+    assert "resolve" in caught.value.problem.why
+
+
+def test_https_spoken_to_a_plain_server_says_what_to_do(server: Served) -> None:
+    settings = RegistrySettings(tls=frozenset({server.host}))
+    with Client(settings, pace=QUICK) as client, pytest.raises(RegistryError, match="TLS") as caught:
+        client.manifest(ref(server))
+    assert f"--insecure-registry {server.host}" in caught.value.problem.remedy
+
+
+def test_a_silent_server_is_given_up(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    heard = threading.Event()
+    registry.fault = lambda _: heard.wait(30) and None
+    request = wire.Request("GET", f"{server.url}/v2/", patience=0.05)
+    with pytest.raises(wire.Lost, match="silent"):
+        client._session.wire.call(request, 10)
+    heard.set()
+
+
+# -- downloads -------------------------------------------------------------------------------------------------------
+
+
+def test_a_blob_arrives_whole(registry: MemoryRegistry, server: Served) -> None:
+    registry.add_blob("team/app", BLOB)
+    told: list[tuple[str, str, int, int]] = []
+    with Client(progress=lambda *each: told.append(each)) as client:
+        sink = Buffer()
+        client.fetch(ref(server), layer(BLOB), sink)
+    assert sink.getvalue() == BLOB
+    assert told[-1] == ("pull", digest_of(BLOB), len(BLOB), len(BLOB))
+
+
+def test_an_empty_blob_arrives(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    registry.add_blob("team/app", b"")
+    assert client.read_blob(ref(server), layer(b"")) == b""
+
+
+def breaks(*cuts: int) -> Callable[[Asked], object]:
+    """Downloads that are cut after so many bytes, one after the other, ranges honoured."""
+    left = list(cuts)
+
+    def fault(asked: Asked) -> object:
+        if asked.method != "GET" or "/blobs/" not in asked.path or not left:
+            return ...
+        start = int(asked.headers.get("range", "bytes=0-")[6:-1])
+        rest = BLOB[start:]
+        headers = {"Content-Range": f"bytes {start}-{len(BLOB) - 1}/{len(BLOB)}"} if start else {}
+        return Said(206 if start else 200, headers, rest, length=len(rest), cut=left.pop(0))
+
+    return fault
+
+
+def test_a_broken_body_is_taken_up_at_the_byte_where_it_broke(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    registry.add_blob("team/app", BLOB)
+    registry.fault = breaks(700_000, 300_000, 1)
+    sink = Buffer()
+    client.fetch(ref(server), layer(BLOB), sink)
+    assert sink.getvalue() == BLOB
+    assert sink.resets == 0
+    ranges = [each.headers.get("range", "") for each in server.seen("GET", "blobs")]
+    assert ranges[0] == ""
+    assert all(each.startswith("bytes=") for each in ranges[1:])
+    # A reset may overtake bytes on their way, never the other way round.
+    assert 0 < int(ranges[1][6:-1]) <= 700_000
+
+
+def test_a_server_without_ranges_is_read_from_the_start_again(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    registry.add_blob("team/app", BLOB)
+    registry.ranges = False
+    registry.fault = failing(1, "blobs", lambda: Said(200, {}, BLOB, length=len(BLOB), cut=500_000))
+    sink = Buffer()
+    client.fetch(ref(server), layer(BLOB), sink)
+    assert sink.getvalue() == BLOB
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Said(206, {"Content-Range": "bytes 0-9/10"}, b"0123456789"),
+        Said(206, {}, b"x"),
+        Said(206, {"Content-Range": f"bytes 500000-{len(BLOB)}/{len(BLOB) + 1}"}, b"x"),
+        Said(416),
+    ],
+)
+def test_a_range_that_was_not_asked_for_is_not_used(
+    registry: MemoryRegistry, server: Served, client: Client, wrong: Said
+) -> None:
+    registry.add_blob("team/app", BLOB)
+    answers = iter([Said(200, {}, BLOB, length=len(BLOB), cut=500_000), wrong])
+    registry.fault = lambda asked: next(answers, ...) if "/blobs/" in asked.path else ...
+    sink = Buffer()
+    client.fetch(ref(server), layer(BLOB), sink)
+    assert sink.getvalue() == BLOB
+
+
+def test_a_body_stitched_wrongly_is_fetched_whole(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    registry.add_blob("team/app", BLOB)
+
+    def fault(asked: Asked) -> object:
+        if "/blobs/" not in asked.path:
+            return ...
+        if "range" in asked.headers:
+            start = int(asked.headers["range"][6:-1])
+            span = f"bytes {start}-{len(BLOB) - 1}/{len(BLOB)}"
+            return Said(206, {"Content-Range": span}, bytes(len(BLOB) - start))
+        return ... if len(server.seen("GET", "blobs")) > 2 else Said(200, {}, BLOB, length=len(BLOB), cut=99_999)
+
+    registry.fault = fault
+    sink = Buffer()
+    client.fetch(ref(server), layer(BLOB), sink)
+    assert sink.getvalue() == BLOB
+    assert sink.resets == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (bytes(len(BLOB)), "digest"),
+        (BLOB + b"x", "announced"),
+        (BLOB[:-1], "announced"),
+        (b"", "announced"),
+    ],
+)
+def test_wrong_content_is_refused(
+    registry: MemoryRegistry, server: Served, client: Client, body: bytes, reason: str
+) -> None:
+    registry.blobs["team/app", digest_of(BLOB)] = body
+    with pytest.raises(RegistryError, match=reason):
+        client.fetch(ref(server), layer(BLOB), Buffer())
+
+
+def test_a_body_without_length_that_ends_early_is_resumed(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    registry.add_blob("team/app", BLOB)
+    registry.fault = failing(1, "blobs", lambda: Said(200, stream=iter([BLOB[:1000]])))
+    sink = Buffer()
+    client.fetch(ref(server), layer(BLOB), sink)
+    assert sink.getvalue() == BLOB
+    assert server.seen("GET", "blobs")[1].headers["range"] == "bytes=1000-"
+
+
+def test_a_body_that_never_gets_further_is_given_up(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    registry.add_blob("team/app", BLOB)
+    registry.fault = failing(99, "blobs", lambda: Said(200, {}, BLOB, length=len(BLOB), cut=0))
+    with pytest.raises(RegistryError, match="tried 6 times"):
+        client.fetch(ref(server), layer(BLOB), Buffer())
+
+
+def test_a_dripping_body_is_given_up(
+    registry: MemoryRegistry, server: Served, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PACE_SECONDS", 0.05)
+    gate = threading.Event()
+
+    def drip() -> Iterator[bytes]:
+        for at in range(100):
+            yield BLOB[at : at + 1]
+            gate.wait(0.01)
+
+    registry.add_blob("team/app", BLOB)
+    registry.fault = failing(1, "blobs", lambda: Said(200, stream=drip()))
+    sink = Buffer()
+    client.fetch(ref(server), layer(BLOB), sink)
+    assert sink.getvalue() == BLOB
+    assert 0 < int(server.seen("GET", "blobs")[1].headers["range"][6:-1]) < 100
+
+
+def test_a_stream_tells_at_its_end_whether_it_was_true(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    registry.add_blob("team/app", BLOB)
+    registry.fault = breaks(700_000)
+    assert b"".join(client.open_stream(ref(server), layer(BLOB))) == BLOB
+    registry.blobs["team/app", digest_of(BLOB)] = BLOB[:-1] + b"?"
+    with pytest.raises(RegistryError, match="digest"):
+        for _ in client.open_stream(ref(server), layer(BLOB)):
+            pass
+
+
+def test_an_abandoned_stream_frees_its_connection(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    registry.add_blob("team/app", BLOB)
+    for _ in range(wire.CONNECTIONS + 1):
+        stream = client.open_stream(ref(server), layer(BLOB))
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+
+
+def test_a_small_blob_may_not_be_large(server: Served, client: Client) -> None:
+    with pytest.raises(RegistryError, match="allowed"):
+        client.read_blob(ref(server), Descriptor("x", digest_of(b""), 1 << 40))
+    assert not server.asked
+
+
+def test_a_full_disk_is_not_taken_for_a_bad_network(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    class Full(Buffer):
+        def write(self, data: object, /) -> int:
+            raise OSError(28, "No space left on device")
+
+    registry.add_blob("team/app", BLOB)
+    with pytest.raises(OSError, match="No space"):
+        client.fetch(ref(server), layer(BLOB), Full())
+    assert len(server.seen("GET", "blobs")) == 1
+
+
+def test_many_threads_share_one_client(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    blobs = [bytes([number]) * 100_000 for number in range(24)]
+    for blob in blobs:
+        registry.add_blob("team/app", blob)
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(lambda blob: client.read_blob(ref(server), layer(blob)), blobs)) == blobs
+
+
+def test_stopping_ends_a_download(registry: MemoryRegistry, server: Served) -> None:
+    stop = threading.Event()
+    registry.add_blob("team/app", BLOB)
+
+    class Stopping(Buffer):
+        def write(self, data: object, /) -> int:
+            stop.set()
+            return 0
+
+    with Client(cancel=stop) as client, pytest.raises(Interrupted):
+        client.fetch(ref(server), layer(BLOB), Stopping())
+
+
+# -- uploads ---------------------------------------------------------------------------------------------------------
+
+
+def push(client: Client, server: Served, data: bytes, **options: object) -> str:
+    return client.push(ref(server), layer(data), lambda: io.BytesIO(data), **options)  # type: ignore[arg-type]
+
+
+def test_a_blob_is_sent_once(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    assert push(client, server, BLOB) == "uploaded"
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+    assert push(client, server, BLOB) == "present"
+    assert len(server.seen("PUT")) == 1
+
+
+def test_an_empty_blob_is_sent(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    assert push(client, server, b"") == "uploaded"
+    assert registry.blobs["team/app", digest_of(b"")] == b""
+
+
+def test_a_blob_of_another_repository_is_mounted(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    registry.add_blob("team/base", BLOB)
+    assert push(client, server, BLOB, mount_from=["team/none", "team/app", "team/base"]) == "mounted"
+    assert not server.seen("PUT")
+    # The session that was opened in place of the failed mount is given back.
+    assert len(server.seen("DELETE")) == 1
+
+
+def test_a_failed_mounts_session_is_used(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    assert push(client, server, BLOB, mount_from=["team/none"]) == "uploaded"
+    assert len(server.seen("POST")) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405])
+def test_a_refused_mount_is_no_failure(registry: MemoryRegistry, server: Served, client: Client, status: int) -> None:
+    registry.fault = lambda asked: Said(status) if "mount" in asked.query else ...
+    assert push(client, server, BLOB, mount_from=["team/base"]) == "uploaded"
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(transfer, "CHUNK_SIZE", 300_000)
+    return 300_000
+
+
+@pytest.fixture
+def chunked(small_chunks: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(transfer, "MONOLITHIC_LIMIT", 1000)
+    return small_chunks
+
+
+def test_a_large_blob_goes_in_chunks(registry: MemoryRegistry, server: Served, client: Client, chunked: int) -> None:
+    assert push(client, server, BLOB) == "uploaded"
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+    spans = [each.headers["content-range"] for each in server.seen("PATCH")]
+    assert spans[0] == f"0-{chunked - 1}"
+    assert spans[-1].endswith(f"-{len(BLOB) - 1}")
+    assert server.seen("PUT")[0].body == b""
+
+
+def test_a_registrys_least_chunk_is_respected(
+    registry: MemoryRegistry, server: Served, client: Client, chunked: int
+) -> None:
+    location = {"Location": "/v2/team/app/blobs/uploads/0", "OCI-Chunk-Min-Length": "900000"}
+
+    def fault(asked: Asked) -> object:
+        if asked.method != "POST":
+            return ...
+        registry.uploads["0"] = bytearray()
+        return Said(202, location)
+
+    registry.fault = fault
+    push(client, server, BLOB)
+    assert [len(each.body) for each in server.seen("PATCH")] == [900_000, len(BLOB) - 900_000]
+
+
+@pytest.mark.parametrize("answer", [None, Said(500), Said(503, {"Retry-After": "0"}), Said(416)])
+def test_a_chunk_that_fails_midway_is_sent_again_from_where_the_registry_stands(
+    registry: MemoryRegistry, server: Served, client: Client, chunked: int, answer: Said | None
+) -> None:
+    count = itertools.count()
+    registry.fault = lambda asked: answer if asked.method == "PATCH" and next(count) in (1, 2) else ...
+    assert push(client, server, BLOB) == "uploaded"
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+    assert len(server.seen("POST")) == 1
+    sent = sum(len(each.body) for each in server.seen("PATCH"))
+    assert sent == len(BLOB) + 2 * chunked
+
+
+def test_a_chunk_whose_answer_is_lost_is_not_sent_twice(
+    registry: MemoryRegistry, server: Served, client: Client, chunked: int
+) -> None:
+    count = itertools.count()
+
+    def fault(asked: Asked) -> object:
+        if asked.method == "PATCH" and next(count) == 1:
+            registry.serve(asked)
+            return None
+        return ...
+
+    registry.fault = fault
+    assert push(client, server, BLOB) == "uploaded"
+    assert sum(len(each.body) for each in server.seen("PATCH")) == len(BLOB)
+
+
+def test_an_upload_that_the_registry_forgot_begins_anew(
+    registry: MemoryRegistry, server: Served, client: Client, chunked: int
+) -> None:
+    count = itertools.count()
+
+    def fault(asked: Asked) -> object:
+        if asked.method == "PATCH" and next(count) == 2:
+            registry.uploads.clear()
+        return ...
+
+    registry.fault = fault
+    assert push(client, server, BLOB) == "uploaded"
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+
+
+def test_a_registry_without_chunks_gets_the_blob_whole(
+    registry: MemoryRegistry, server: Served, client: Client, chunked: int
+) -> None:
+    registry.patches = False
+    assert push(client, server, BLOB) == "uploaded"
+    assert len(server.seen("PUT")[0].body) == len(BLOB)
+
+
+def test_after_a_break_the_rest_goes_in_chunks(
+    registry: MemoryRegistry, server: Served, client: Client, small_chunks: int
+) -> None:
+    registry.fault = failing(1, "uploads", lambda: None, "PUT")
+    assert push(client, server, BLOB) == "uploaded"
+    assert server.seen("PATCH")
+
+
+def test_a_proxys_body_limit_is_respected(
+    registry: MemoryRegistry, server: Served, client: Client, small_chunks: int
+) -> None:
+    registry.fault = lambda asked: Said(413) if len(asked.body) > 400_000 else ...
+    assert push(client, server, BLOB) == "uploaded"
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+
+
+def test_a_finished_upload_whose_answer_is_lost_counts(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    def fault(asked: Asked) -> object:
+        if asked.method == "PUT":
+            registry.serve(asked)
+            return None
+        return ...
+
+    registry.fault = fault
+    assert push(client, server, BLOB) == "uploaded"
+    assert len(server.seen("PUT")) == 1
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429, 404])
+def test_an_upload_is_tried_again(registry: MemoryRegistry, server: Served, client: Client, status: int) -> None:
+    registry.fault = failing(3, "uploads", lambda: Said(status), "PUT")
+    assert push(client, server, BLOB) == "uploaded"
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+
+
+def test_an_upload_is_given_up_in_the_end_and_given_back(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    registry.fault = failing(99, "uploads", lambda: Said(500), "PUT")
+    with pytest.raises(RegistryError, match="tried 6 times"):
+        push(client, server, BLOB)
+    assert server.seen("DELETE")
+
+
+@pytest.mark.parametrize("status", [400, 403, 507])
+def test_a_refused_upload_is_an_error_at_once(
+    registry: MemoryRegistry, server: Served, client: Client, status: int
+) -> None:
+    registry.fault = failing(99, "uploads", lambda: error(status, "DENIED", "no"), "PUT")
+    with pytest.raises(RegistryError, match="DENIED no"):
+        push(client, server, BLOB)
+    assert len(server.seen("PUT")) == 1
+
+
+def test_a_registry_that_never_moves_on_does_not_hold_us(
+    registry: MemoryRegistry, server: Served, client: Client, chunked: int
+) -> None:
+    registry.fault = lambda asked: (
+        Said(202, {"Location": asked.path, "Range": "0-0"}) if asked.method == "PATCH" else ...
+    )
+    assert push(client, server, BLOB) == "uploaded"  # whole, in the end
+    assert len(server.seen("PATCH")) < 20
+
+
+def test_a_local_copy_that_is_too_short_is_an_error(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    with pytest.raises(StoreError, match="ends after"):
+        client.push(ref(server), layer(BLOB), lambda: io.BytesIO(BLOB[:1000]))
+    assert ("team/app", digest_of(BLOB)) not in registry.blobs
+
+
+def test_an_upload_without_a_location_is_an_error(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    registry.fault = lambda asked: Said(202) if asked.method == "POST" else ...
+    with pytest.raises(RegistryError, match="where to go on"):
+        push(client, server, BLOB)
+
+
+def test_a_location_keeps_the_query_it_came_with(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    def fault(asked: Asked) -> object:
+        if asked.method != "POST":
+            return ...
+        registry.uploads["7"] = bytearray()
+        return Said(202, {"Location": "/v2/team/app/blobs/uploads/7?_state=a%2Bb%3D%3D&x=1"})
+
+    registry.fault = fault
+    assert push(client, server, BLOB) == "uploaded"
+    (put,) = server.seen("PUT")
+    assert put.query == {"_state": ["a+b=="], "x": ["1"], "digest": [digest_of(BLOB)]}
+
+
+# -- manifests -------------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_goes_and_comes_back(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    descriptor, data = image()
+    assert client.put_manifest(ref(server), data, descriptor.media_type) == descriptor
+    assert client.resolve(ref(server)) == descriptor
+    assert client.has_manifest(ref(server)) == descriptor
+    document, back, again = client.manifest(ref(server).with_digest(descriptor.digest))
+    assert (back, again) == (data, descriptor)
+    assert isinstance(document, Manifest)
+    assert client.has_manifest(ref(server, "team/app:2")) is None
+    assert client.has_manifest(ref(server, "team/none:1")) is None
+
+
+def test_without_a_tag_a_manifest_goes_under_its_digest(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    descriptor, data = image()
+    client.put_manifest(ref(server, "team/app"), data, descriptor.media_type)
+    assert server.seen("PUT")[0].path == f"/v2/team/app/manifests/{descriptor.digest}"
+    with pytest.raises(RegistryError, match="digest"):
+        client.put_manifest(ref(server, f"team/app@{digest_of(b'other')}"), data, descriptor.media_type)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Content-Type": mediatypes.OCI_MANIFEST}, {"Docker-Content-Digest": "sha256:short"}],
+)
+def test_a_head_answer_that_says_too_little_is_completed_by_get(
+    registry: MemoryRegistry, server: Served, client: Client, headers: dict[str, str]
+) -> None:
+    descriptor, data = image()
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    registry.fault = lambda asked: Said(200, headers) if asked.method == "HEAD" else ...
+    assert client.resolve(ref(server)) == descriptor
+
+
+def test_a_registry_without_head_is_asked_with_get(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    descriptor, data = image()
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    registry.fault = lambda asked: Said(405) if asked.method == "HEAD" else ...
+    assert client.resolve(ref(server)) == descriptor
+
+
+def test_a_missing_tag_is_explained(server: Served, client: Client) -> None:
+    with pytest.raises(RegistryError, match="MANIFEST_UNKNOWN") as caught:
+        client.resolve(ref(server, "team/app:none"))
+    assert "team/app:none" in caught.value.problem.what
+    assert "tag" in caught.value.problem.remedy
+
+
+def test_other_bytes_than_the_digest_says_are_refused(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    descriptor, _ = image()
+    other = image((layer(b"x"),))[1]
+    registry.manifests["team/app", descriptor.digest] = (descriptor.media_type, other)
+    with pytest.raises(RegistryError, match="sent"):
+        client.manifest(ref(server).with_digest(descriptor.digest))
+
+
+def test_a_registry_that_stores_something_else_is_found_out(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    descriptor, data = image()
+    registry.fault = lambda asked: (
+        Said(201, {"Docker-Content-Digest": digest_of(b"other")}) if asked.method == "PUT" else ...
+    )
+    with pytest.raises(RegistryError, match="something else"):
+        client.put_manifest(ref(server), data, descriptor.media_type)
+
+
+def test_a_registrys_warnings_are_passed_on_once(registry: MemoryRegistry, server: Served) -> None:
+    descriptor, data = image()
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    warning = {"Warning": '299 - "this tag goes away", 299 - "\x1b]0;x and more"'}
+    reply = Said(200, {"Content-Type": descriptor.media_type, **warning}, data)
+    registry.fault = lambda asked: reply if "manifests" in asked.path else ...
+    heard: list[str] = []
+    with Client(warn=heard.append) as client:
+        client.manifest(ref(server))
+        client.manifest(ref(server))
+    assert heard[0] == "this tag goes away"
+    assert len(heard) == 2
+    assert heard[1].isprintable()
+
+
+# -- mirrors ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_mirror_is_asked_first_and_the_registry_for_what_it_lacks(registry: MemoryRegistry, server: Served) -> None:
+    descriptor, data = image()
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    registry.add_blob("team/app", BLOB)
+    mirror = MemoryRegistry()
+    mirror.add_manifest("hub/team/app", "1", descriptor.media_type, data)
+    with served(mirror) as near:
+        settings = RegistrySettings(mirrors=((server.host, (f"{near.host}/hub",)),))
+        with Client(settings, pace=QUICK) as client:
+            assert client.resolve(ref(server)) == descriptor
+            assert not server.asked
+            assert client.read_blob(ref(server), layer(BLOB)) == BLOB
+            assert near.seen("GET", "blobs") and server.seen("GET", "blobs")
+            assert push(client, server, b"new") == "uploaded"
+            assert not near.seen("PUT")
+
+
+def test_a_lying_mirror_is_passed_over(registry: MemoryRegistry, server: Served) -> None:
+    registry.add_blob("team/app", BLOB)
+    mirror = MemoryRegistry()
+    mirror.blobs["team/app", digest_of(BLOB)] = bytes(len(BLOB))
+    with served(mirror) as near, Client(RegistrySettings(mirrors=((server.host, (near.host,)),)), pace=QUICK) as client:
+        sink = Buffer()
+        client.fetch(ref(server), layer(BLOB), sink)
+    assert sink.getvalue() == BLOB
+    assert sink.resets == 1
+
+
+def test_the_error_tells_of_registry_and_mirror(server: Served) -> None:
+    with served(lambda _: Said(503)) as near:
+        settings = RegistrySettings(mirrors=((server.host, (near.host,)),))
+        with Client(settings, pace=QUICK) as client, pytest.raises(RegistryError) as caught:
+            client.resolve(ref(server))
+    assert "MANIFEST_UNKNOWN" in caught.value.problem.why
+    assert f"mirror {near.host}" in caught.value.problem.why
+
+
+# -- odds ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_fault_in_ten_costs_a_fifth_more_bytes_at_most(
+    registry: MemoryRegistry, server: Served, client: Client, small_chunks: int
+) -> None:
+    """Each request has a chance of 10% to break somewhere in its body; every transfer still succeeds."""
+    dice = random.Random(7)
+    blobs = [dice.randbytes(900_000) for _ in range(60)]
+
+    def fault(asked: Asked) -> object:
+        if dice.random() > 0.1 or asked.method == "DELETE":
+            return ...
+        if asked.method != "GET" or "/blobs/sha256" not in asked.path:
+            return None
+        said = registry.serve(asked)
+        said.length, said.cut = len(said.body), dice.randrange(len(said.body) + 1)
+        return said if said.status < 300 else None
+
+    registry.fault = fault
+    for blob in blobs:
+        push(client, server, blob)
+        assert client.read_blob(ref(server), layer(blob)) == blob
+    sent = sum(len(each.body) for each in server.asked)
+    assert sent <= 1.2 * sum(map(len, blobs))
+
+
+def test_every_error_of_httpx_is_translated() -> None:
+    import httpx
+
+    def kinds(kind: type[BaseException]) -> Iterator[type[BaseException]]:
+        yield kind
+        for each in kind.__subclasses__():
+            yield from kinds(each)
+
+    roots = (httpx.RequestError, httpx.InvalidURL, httpx.StreamError)
+    for kind in (each for root in roots for each in kinds(root)):
+        raised = kind.__new__(kind)
+        Exception.__init__(raised, "reason")
+        with pytest.raises((wire.Lost, KanifoldError)), wire.translated("http://r.example/v2/"):
+            raise raised
+
+
+def test_a_push_and_a_pull_leave_no_file_descriptor(registry: MemoryRegistry, server: Served) -> None:
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("no /proc to count file descriptors in")
+
+    def round_trip() -> None:
+        registry.blobs.clear()
+        with Client(pace=QUICK) as client:
+            push(client, server, BLOB)
+            client.read_blob(ref(server), layer(BLOB))
+
+    def ours() -> int:
+        links = (os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _there(fd))
+        return sum(not link.startswith("socket:") for link in links)
+
+    round_trip()
+    before = ours()
+    for _ in range(5):
+        round_trip()
+    assert ours() == before
+
+
+def _there(fd: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+def test_diagnostics_are_short_and_printable(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    errors = [{"code": "X" * 1000, "message": "\x1b[31m" + "y" * 100_00}] * 50
+    registry.fault = lambda asked: Said(400, {}, json.dumps({"errors": errors}).encode())
+    with pytest.raises(RegistryError) as caught:
+        client.manifest(ref(server))
+    assert len(caught.value.problem.why) < 500
+    assert caught.value.problem.why.isprintable()

@@ -1,0 +1,156 @@
+"""The registries file, certs.d and the flags."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from executor.registry import config
+from executor.registry.config import Certificates, RegistrySettings, load_settings, with_flags
+from platforms.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("KANIFOLD_REGISTRIES", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr(config, "_CERTS_D", (str(tmp_path / "certs.d"),))
+    return tmp_path
+
+
+def written(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_no_file_means_no_settings() -> None:
+    assert load_settings() == RegistrySettings()
+
+
+def test_the_file_says_it_all(tmp_path: Path) -> None:
+    written(tmp_path / "config/kanifold/ca.pem", "PEM")
+    written(
+        tmp_path / "config/kanifold/registries.yaml",
+        """
+        docker.io:
+          mirrors: [https://one.example, "http://two.example:5000/hub/"]
+        index.docker.io: {}
+        r.example:5000:
+          ca: ca.pem
+          cert: client.pem
+          key: client.key
+          token-services: [login.example.net]
+        plain.example: {insecure: true}
+        localhost:5001: {tls: true}
+        """,
+    )
+    settings = load_settings()
+    base = str(tmp_path / "config/kanifold")
+    assert settings == RegistrySettings(
+        insecure=frozenset({"plain.example"}),
+        mirrors=(("docker.io", ("one.example", "http://two.example:5000/hub")),),
+        certificates=(Certificates("r.example:5000", "PEM", f"{base}/client.pem", f"{base}/client.key"),),
+        token_services=(("r.example:5000", ("login.example.net",)),),
+        tls=frozenset({"localhost:5001"}),
+    )
+    assert settings.trusts_token_service("r.example:5000", "login.example.net")
+    assert not settings.trusts_token_service("plain.example", "login.example.net")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "not YAML"),
+        ("[]", "not a mapping"),
+        ("docker.io: 3", "not a mapping"),
+        ("docker.io: {miror: [x]}", "did you mean 'mirrors'"),
+        ("docker.io: {mirrors: x}", "not a list"),
+        ("docker.io: {mirrors: [3]}", "not a list"),
+        ("docker.io: {insecure: maybe}", "true or false"),
+        ("r.example: {ca: none.pem}", "No such file"),
+        ("r.example: {key: k.pem}", "without 'cert'"),
+        ("1: {}", "not a registry"),
+        ("r.example: {ca: 1}", "not a path"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, reason: str) -> None:
+    path = written(tmp_path / "r.yaml", text)
+    with pytest.raises(UsageError, match=reason):
+        load_settings(str(path))
+
+
+@pytest.mark.parametrize("name", ["bad host", "-x", ""])
+def test_a_registry_that_is_no_host_is_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        with_flags(RegistrySettings(), [name])
+
+
+def test_a_file_named_by_the_user_has_to_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KANIFOLD_REGISTRIES", str(tmp_path / "none.yaml"))
+    with pytest.raises(UsageError, match=r"none\.yaml"):
+        load_settings()
+
+
+def test_dockers_certificate_directories_are_read(tmp_path: Path) -> None:
+    directory = tmp_path / "certs.d/r.example:5000"
+    for name, text in (("a.crt", "A\n"), ("b.crt", "B\n"), ("client.cert", "C"), ("client.key", "K")):
+        written(directory / name, text)
+    written(tmp_path / "certs.d/not a host/a.crt", "X")
+    (found,) = load_settings().certificates
+    assert found == Certificates("r.example:5000", "A\nB\n", f"{directory}/client.cert", f"{directory}/client.key")
+
+
+def test_flags_come_first() -> None:
+    settings = RegistrySettings(insecure=frozenset({"a.example"}), mirrors=(("docker.io", ("file.example",)),))
+    merged = with_flags(
+        settings, ["b.example:5000"], ["one.example", "docker.io=http://two.example", "ghcr.io=m.example"]
+    )
+    assert merged.insecure == {"a.example", "b.example:5000"}
+    assert merged.mirrors_of("docker.io") == ("one.example", "http://two.example", "file.example")
+    assert merged.mirrors_of("ghcr.io") == ("m.example",)
+    with pytest.raises(UsageError, match="mirror"):
+        with_flags(settings, (), ["ftp://x.example"])
+
+
+def test_this_machine_is_plain_unless_told_otherwise() -> None:
+    settings = RegistrySettings(tls=frozenset({"localhost:1"}), certificates=(Certificates("localhost:2", "PEM"),))
+    assert settings.is_plain("localhost:5000")
+    assert settings.is_plain("127.0.0.1:5000")
+    assert not settings.is_plain("localhost:1")
+    assert not settings.is_plain("localhost:2")
+    assert not settings.is_plain("r.example")
+
+
+def test_settings_travel_as_json() -> None:
+    settings = with_flags(RegistrySettings(), ["a.example"], ["m.example"])
+    assert msgspec.json.decode(msgspec.json.encode(settings), type=RegistrySettings) == settings
+
+
+def test_nothing_heavy_is_imported_before_a_request() -> None:
+    program = (
+        "import sys, executor.registry.client as c\n"
+        "c.Client().close()\n"
+        "heavy = {'httpx', 'yaml', 'asyncio', 'rich', 'click', 'ssl', 'subprocess', 'tarfile', 'email'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_httpx_comes_without_its_command_line() -> None:
+    program = (
+        "import sys\n"
+        "from executor.registry.wire import load_httpx\n"
+        "load_httpx()\n"
+        "import httpx\n"
+        "print(httpx.Client.__name__, 'rich' in sys.modules, 'httpx._main' in sys.modules)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["Client", "False", "False"]
