@@ -92,4 +92,4 @@ def _title(state: State, platform: str, step: int) -> str:
         return platform
     shown = found.steps[found.places[step]].step
     position = wording.position(shown)
-    return f"[{platform} {position}] {shown.name}" if position else f"[{platform} {shown.name}]"
+    return f"[{platform} {position}] {shown.name}" if position else f"[{platform}] {shown.name}"

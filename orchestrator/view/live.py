@@ -73,7 +73,7 @@ class Live:
         ]
         if state.started:
             lasting.append(screen.summary(state, size[0], now))
-        lasting += [problems.panel(each.problem, each.platform) for each in state.troubles]
+        lasting += [problems.panel(each.problem, each.platform) for each in problems.distinct(state.troubles)]
         self._painter.leave(Group(*lasting), size)
 
     def __enter__(self) -> Self:

@@ -120,13 +120,15 @@ def annotations_of(old: State, new: State) -> tuple[str, ...]:
     """GitHub's commands for the warnings and errors that came between two states."""
     known = {each.problem for each in old.warnings}
     warnings = tuple(ci.annotation("warning", each.problem) for each in new.warnings if each.problem not in known)
-    errors = () if old.troubles else tuple(ci.annotation("error", each.problem) for each in new.troubles)
+    errors = (
+        () if old.troubles else tuple(ci.annotation("error", each.problem) for each in problems.distinct(new.troubles))
+    )
     return warnings + errors
 
 
 def prefix(platform: PlatformState, step: StepState) -> str:
     """``[linux/arm64 build 3/7]``; a step outside of stages has its name in place of a number."""
-    return f"[{platform.platform} {wording.position(step.step) or step.step.name}]"
+    return f"[{platform.platform} {wording.position(step.step) or step.step.name[:60]}]"
 
 
 def _heard(platform: PlatformState, message: job.Message, at: float) -> tuple[str, ...]:
@@ -177,11 +179,12 @@ def _cautions(new: State, known: set[Problem]) -> tuple[str, ...]:
 
 
 def _summary(state: State, now: float) -> tuple[str, ...]:
-    rows = [wording.SUMMARY_HEADINGS, *(wording.summary_row(each, now) for each in state.platforms)]
+    platforms = wording.summarised(state)
+    rows = [wording.SUMMARY_HEADINGS, *(wording.summary_row(each, now) for each in platforms)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(wording.SUMMARY_HEADINGS))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines = [*(table if state.platforms else ()), wording.outcome(state, now)]
+    lines = [*(table if platforms else ()), wording.outcome(state, now)]
     lines += [text for text in (state.digest, *(ref for ref, _ in state.published)) if text]
-    for trouble in state.troubles:
+    for trouble in problems.distinct(state.troubles):
         lines += problems.problem_lines(trouble.problem, trouble.platform)
     return tuple(lines)

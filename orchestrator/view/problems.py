@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from orchestrator.view import terminal, wording
 from orchestrator.view.ci import annotation, harmless, in_actions
+from orchestrator.view.events import Trouble
 from orchestrator.view.sink import Sink
 from orchestrator.view.state import Caution
 from orchestrator.view.untrusted import clean_line, clean_lines, clean_log
@@ -68,6 +69,14 @@ def render_warning(
 def _for_pipe(problem: Problem, platform: str, environ: Mapping[str, str]) -> tuple[str, ...]:
     lines = problem_lines(problem, platform)
     return (annotation("error", problem), *map(harmless, lines)) if in_actions(environ) else lines
+
+
+def distinct(troubles: tuple[Trouble, ...]) -> tuple[Trouble, ...]:
+    """``troubles`` with those that are the same for several platforms put together: ``linux/amd64, linux/arm64``."""
+    platforms: dict[Problem, list[str]] = {}
+    for each in troubles:
+        platforms.setdefault(each.problem, []).append(each.platform)
+    return tuple(Trouble(problem, ", ".join(filter(None, names))) for problem, names in platforms.items())
 
 
 def problem_lines(problem: Problem, platform: str = "") -> tuple[str, ...]:

@@ -19,7 +19,7 @@ class Quiet:
     def emit(self, event: Event) -> None:
         """Show the troubles of a build that ended."""
         if isinstance(event, BuildEnded):
-            for trouble in event.troubles:
+            for trouble in problems.distinct(event.troubles):
                 problems.render_problem(trouble.problem, self._stream, self._environ, trouble.platform)
 
     def close(self) -> None:

@@ -62,13 +62,14 @@ def render(state: State, width: int, height: int, now: float) -> Group:
 
 def summary(state: State, width: int, now: float) -> Group:
     """What stays on the screen when the build has ended: a table of the platforms, the outcome, what was published."""
-    rows = [wording.summary_row(each, now) for each in state.platforms]
+    platforms = wording.summarised(state)
+    rows = [wording.summary_row(each, now) for each in platforms]
     columns, widths = _fitting([wording.SUMMARY_HEADINGS, *rows], width)
     if len(columns) < len(wording.SUMMARY_HEADINGS):
         rows = [(*row[:-1], row[-1].removeprefix("sha256:")) for row in rows]
         columns, widths = _fitting([wording.SUMMARY_HEADINGS, *rows], width)
     lines = [_summary_line(wording.SUMMARY_HEADINGS, columns, widths, width, "dim")] if rows else []
-    for platform, row in zip(state.platforms, rows, strict=True):
+    for platform, row in zip(platforms, rows, strict=True):
         line = _summary_line(row, columns, widths, width, "")
         line.plain = _SIGNS[platform.stage] + line.plain[1:]
         line.stylize(_STYLES[platform.stage], 0, 1)
@@ -155,14 +156,15 @@ def _platforms(state: State, width: int, rows: int, now: float) -> list[Text]:
     hidden: list[PlatformState] = []
     if len(shown) > rows:
         by_urgency = sorted(shown, key=lambda each: _URGENCY[each.stage])
-        hidden = by_urgency[max(0, rows - 1) :]
+        hidden = by_urgency[max(0, rows - 1) :]  # the last line says what is missing
         shown = [each for each in shown if each not in hidden]
+        rows -= 1
     running = sum(1 for each in shown if each.stage == "running")
     share = min(BLOCK, (rows - len(shown) + running) // running) if running else 1
     lines: list[Text] = []
     for each in shown:
         lines += _block(each, grid, share, now) if each.stage == "running" else [_single(each, grid, now)]
-    if hidden and rows:
+    if hidden and rows >= 0:
         stages = [each.stage for each in hidden]
         counts = ", ".join(f"{stages.count(stage)} {stage}" for stage in _URGENCY if stage in stages)
         lines.append(_plain(width, f"  and {len(hidden)} more: {counts}" if shown else f"  {counts}", "dim"))

@@ -16,7 +16,7 @@ SUMMARY_HEADINGS: Final = ("platform", "built on", "run", "cached", "size", "tim
 def where(platform: PlatformState) -> str:
     """How and on which node: ``native``, ``qemu-aarch64``, ``native, builder-2``."""
     how = platform.how or "local"
-    return f"{how}, {platform.node}" if platform.node else how
+    return f"{how}, {platform.node}" if platform.node not in ("", "local") else how
 
 
 def position(step: Step) -> str:
@@ -44,6 +44,11 @@ def short_digest(digest: str) -> str:
 def plural(count: int, noun: str) -> str:
     """``1 platform``, ``2 platforms``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def summarised(state: State) -> tuple[PlatformState, ...]:
+    """The platforms that the summary lists: none when the build failed before any was started."""
+    return state.platforms if any(each.started for each in state.platforms) else ()
 
 
 def summary_row(platform: PlatformState, now: float) -> tuple[str, ...]:

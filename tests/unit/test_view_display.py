@@ -165,7 +165,7 @@ def test_events_may_come_from_many_threads() -> None:
             thread.join()
     lines = out.getvalue().splitlines()
     for name in names:
-        own = [line for line in lines if line.startswith(f"[{name}] ")]
+        own = [line for line in lines if line.startswith(f"[{name} step 1] ")]
         assert [line.rpartition(" ")[2] for line in own] == [str(number) for number in range(200)]
 
 

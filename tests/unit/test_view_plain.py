@@ -13,7 +13,15 @@ from view_story import START
 
 from executor.job import Finished, Log, Moved, Planned, Started, Step, Warned
 from orchestrator.view import ci, grouping, open_display
-from orchestrator.view.events import BuildEnded, Event, FromExecutor, PlatformEnded, PlatformStarted, Trouble
+from orchestrator.view.events import (
+    BuildEnded,
+    BuildStarted,
+    Event,
+    FromExecutor,
+    PlatformEnded,
+    PlatformStarted,
+    Trouble,
+)
 from platforms.errors import Location, Problem
 
 GITHUB = {"GITHUB_ACTIONS": "true"}
@@ -75,6 +83,17 @@ def test_a_warning_of_every_platform_is_printed_once() -> None:
 
 def test_a_long_log_line_is_whole() -> None:
     assert lines_for(one_platform((0, Log(1, "x" * 50_000))))[-1].endswith("x" * 50_000)
+
+
+def test_a_build_that_failed_before_any_platform_has_no_table() -> None:
+    told = [
+        BuildStarted((story.AMD64,), "app", at=START),
+        BuildEnded("failed", troubles=(Trouble(story.TRAP),), at=START),
+    ]
+    assert lines_for(told)[1:3] == [
+        "failed after 0.0s",
+        "ERROR: TARGETARCH has a default, which wins over the platform's own value",
+    ]
 
 
 # -- groups ---------------------------------------------------------------------------------------------------------

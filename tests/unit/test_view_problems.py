@@ -10,6 +10,7 @@ import view_story as story
 from view_golden import check, text_of
 
 from orchestrator.view import exit_code, problems, render_problem, render_warning
+from orchestrator.view.events import Trouble
 from platforms.errors import KanifoldError, Location, Problem
 
 TERMINAL = {"TERM": "xterm-256color", "COLUMNS": "80", "FORCE_COLOR": "1"}
@@ -108,3 +109,9 @@ def test_every_kind_of_error_can_be_shown() -> None:
         problem = kind("what", why="why", remedy="remedy").problem
         assert shown(problem, {}) == "ERROR: what: why\n  remedy: remedy\n"
         assert exit_code(problem) == kind.exit_code
+
+
+def test_what_failed_for_several_platforms_is_said_once() -> None:
+    other = Problem("X", "other")
+    troubles = (Trouble(story.FAILURE, "a"), Trouble(other), Trouble(story.FAILURE, "b"))
+    assert problems.distinct(troubles) == (Trouble(story.FAILURE, "a, b"), Trouble(other))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import view_story as story
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from view_golden import check, state_at, text_of
@@ -63,6 +63,8 @@ def test_colours(kind: str) -> None:
     assert bool(colours) == (kind == "colour")
 
 
+@example(name="eight", seconds=1.0, width=8, height=3)
+@example(name="eight", seconds=1.0, width=8, height=2)
 @settings(max_examples=150, deadline=None)
 @given(
     name=st.sampled_from(sorted(STATES)),
