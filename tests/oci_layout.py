@@ -19,8 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+INDEXES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-INDEX = "application/vnd.oci.image.index.v1+json"
+INDEX = INDEXES[0]
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -160,7 +164,8 @@ def read_index(layout: Path) -> dict[str, Any]:
     """
     top: dict[str, Any] = json.loads((layout / "index.json").read_text())
     first = top["manifests"][0]
-    if len(top["manifests"]) == 1 and first["mediaType"] == INDEX:
+    # One image under several names is listed once for each.
+    if {entry["digest"] for entry in top["manifests"]} == {first["digest"]} and first["mediaType"] in INDEXES:
         inner: dict[str, Any] = read_json(layout, first["digest"])
         return inner
     return top

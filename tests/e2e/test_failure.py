@@ -1,0 +1,201 @@
+"""When it cannot be done: one clear error each, the documented exit code, nothing published."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Base, Kanifold, Outcome
+
+Context = Callable[[Mapping[str, str | bytes]], Path]
+
+
+def tags(registry: str, repository: str) -> list[str]:
+    try:
+        with urllib.request.urlopen(f"http://{registry}/v2/{repository}/tags/list", timeout=10) as answer:
+            return list(json.load(answer).get("tags") or ())
+    except urllib.error.HTTPError as error:
+        assert error.code == 404
+        return []
+
+
+def assert_clear(outcome: Outcome, code: int, *words: str) -> None:
+    """The error names its cause once, is no traceback, and ends with the documented code."""
+    assert outcome.code == code, outcome.said
+    assert "Traceback" not in outcome.said, outcome.said
+    for word in words:
+        assert word in outcome.err, f"{word!r} is not in:\n{outcome.err}"
+    assert "\x1b" not in outcome.said, "control characters outside of a terminal"
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "words"),
+    [
+        ("FROM {base}\nRUN false\n", ("Dockerfile:2", "RUN false")),
+        ("FROM {base}\nRUN echo the last words >&2; exit 3\n", ("the last words", "3")),
+        ("FROM {base}\nCOPPY a b\n", ("Dockerfile:2", "COPPY", "COPY")),
+        ("FROM {base}\nCOPY nowhere /\n", ("Dockerfile:2", "nowhere")),
+        ("FROM {base}\nCOPY --from=missing /a /\n", ("missing",)),
+        ("FROM {base}\nENV\n", ("Dockerfile:2", "ENV")),
+        ("RUN before any FROM\n", ("Dockerfile:1", "FROM")),
+        ("", ("Dockerfile",)),
+        ("FROM {base}:no-such-tag\n", ("no-such-tag",)),
+        ("FROM 127.0.0.1:1/nobody/home\n", ("127.0.0.1:1",)),
+    ],
+    ids=[
+        "a step fails", "a step fails with output", "unknown instruction", "missing file", "missing stage",
+        "broken line", "no FROM", "empty", "unknown tag", "unreachable registry",
+    ],
+)  # fmt: skip
+def test_a_broken_build_ends_with_one_and_says_where(
+    kanifold: Kanifold, busybox: Base, registry: str, context: Context, dockerfile: str, words: tuple[str, ...],
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    base = busybox.ref.removesuffix(":latest")
+    repository = f"failing/{abs(hash(request.node.name))}"
+    outcome = kanifold.run(
+        "build", context({"Dockerfile": dockerfile.format(base=base)}), "-t", f"{registry}/{repository}:1", "--push"
+    )
+    assert_clear(outcome, 1, *words)
+    assert tags(registry, repository) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--platform", "linux/amd46"), 2, ("linux/amd46",)),
+        (("--platform", "windows/amd64"), 1, ("windows",)),
+        (("--platform", "linux/mips64"), 1, ("linux/mips64", "linux/arm64")),
+        (("-f", "missing/Dockerfile"), 1, ("missing/Dockerfile",)),
+        (("--no-such-flag",), 2, ("--no-such-flag",)),
+        (("--push",), 2, ("--tag",)),
+        (("-t", "UPPER/CASE:1"), 2, ("UPPER/CASE:1",)),
+        (("--target", "nowhere"), 1, ("nowhere",)),
+        (("-o", "type=floppy"), 2, ("floppy", "oci")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_bad_input_is_named(
+    kanifold: Kanifold, busybox: Base, context: Context, arguments: tuple[str, ...], code: int, words: tuple[str, ...]
+) -> None:
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN true\n"})
+    outcome = kanifold.run("build", folder, *arguments)
+    assert outcome.code in {code, 3} if "windows" in words or "linux/mips64" in words else outcome.code == code
+    assert_clear(outcome, outcome.code, *words)
+
+
+def test_a_missing_context_is_named(kanifold: Kanifold) -> None:
+    assert_clear(kanifold.run("build", "/no/such/directory"), 1, "/no/such/directory")
+
+
+def test_a_base_without_the_platform_lists_those_it_has(kanifold: Kanifold, debian: Base, context: Context) -> None:
+    outcome = kanifold.run("build", context({"Dockerfile": f"FROM {debian.ref}\n"}), "--platform", "linux/s390x")
+    assert_clear(outcome, 1, "linux/s390x", *debian.platforms)
+
+
+def test_without_an_emulator_the_remedy_is_named(kanifold: Kanifold, busybox: Base, context: Context) -> None:
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN true\n"})
+    bare = kanifold.home / "bin"
+    bare.mkdir()
+    (bare / "python3").symlink_to("/usr/bin/python3")
+    outcome = kanifold.run("build", folder, "--platform", "linux/s390x", PATH=str(bare))
+    if outcome.code == 0:
+        pytest.skip("this machine has a handler for s390x registered")
+    assert_clear(outcome, 3, "s390x", "qemu-user-static")
+
+
+# -- all or nothing -------------------------------------------------------------------------------------------------
+
+
+def test_one_failing_platform_leaves_the_tag_where_it_was(
+    kanifold: Kanifold, busybox: Base, registry: str, context: Context
+) -> None:
+    ref = f"{registry}/all/or/nothing:1"
+    both = ("--platform", "linux/amd64,linux/arm64", "-t", ref, "--push")
+    kanifold("build", context({"Dockerfile": f"FROM {busybox.ref}\nRUN echo good > /state\n"}), *both)
+    before = _manifest(registry, "all/or/nothing", "1")
+    broken = f'FROM {busybox.ref}\nRUN test "$(uname -m)" = x86_64\nRUN echo bad > /state\n'
+    outcome = kanifold.run("build", context({"Dockerfile": broken}), *both)
+    assert_clear(outcome, 1, "linux/arm64", "Dockerfile:2")
+    assert _manifest(registry, "all/or/nothing", "1") == before
+
+
+def _manifest(registry: str, repository: str, tag: str) -> bytes:
+    wanted = {"Accept": "application/vnd.oci.image.index.v1+json"}
+    request = urllib.request.Request(f"http://{registry}/v2/{repository}/manifests/{tag}", headers=wanted)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return bytes(answer.read())
+
+
+def test_a_failing_platform_stops_the_others_unless_told_to_keep_going(
+    kanifold: Kanifold, busybox: Base, context: Context
+) -> None:
+    text = f'FROM {busybox.ref}\nRUN if [ "$(uname -m)" = aarch64 ]; then exit 9; fi; sleep 3; echo survived\n'
+    folder = context({"Dockerfile": text})
+    both = ("--platform", "linux/amd64,linux/arm64", "--progress", "plain")
+    outcome = kanifold.run("build", folder, *both)
+    assert outcome.code == 1
+    assert "survived" not in outcome.said.replace(text, "").replace("echo survived", "")
+    outcome = kanifold.run("build", folder, *both, "--keep-going")
+    assert outcome.code == 1
+    assert "survived" in outcome.said.replace("echo survived", "")
+
+
+# -- interruption ---------------------------------------------------------------------------------------------------
+
+
+def _below(pid: int) -> set[int]:
+    """``pid``'s descendants."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    found: set[int] = set()
+    waiting = {pid}
+    while waiting:
+        waiting = {child for child, parent in parents if parent in waiting} - found
+        found |= waiting
+    return found
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda sent: sent.name)
+def test_an_interrupted_build_leaves_nothing_behind(
+    kanifold: Kanifold, busybox: Base, context: Context, sent: signal.Signals
+) -> None:
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN echo begun; sleep 1000\n"})
+    mounts = Path("/proc/self/mounts").read_text()
+    dest = kanifold.home / "out"
+    with kanifold.start(
+        "build", folder, "--platform", "linux/amd64,linux/arm64", "--progress", "plain", "-o", f"type=oci,dest={dest}"
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        begun = 0
+        for line in process.stderr:
+            begun += line.rstrip().endswith("begun")
+            if begun == 2:
+                break
+        children = _below(process.pid)
+        assert len(children) >= 2
+        asked = time.monotonic()
+        process.send_signal(sent)
+        code = process.wait(timeout=10)
+        assert time.monotonic() - asked < 2
+        process.stderr.read()
+    assert code == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
+    end = time.monotonic() + 2
+    while (left := {pid for pid in children if Path(f"/proc/{pid}").exists()}) and time.monotonic() < end:
+        os.sched_yield()
+    assert left == set(), "processes are left"
+    assert Path("/proc/self/mounts").read_text() == mounts
+    assert not dest.exists()
+    assert [path for path in kanifold.root.rglob("*") if path.name == "begun"] == []

@@ -1,0 +1,82 @@
+"""Without root: the same command, the same images."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Base, Kanifold, Reader
+
+Context = Callable[[Mapping[str, str | bytes]], Path]
+
+DOCKERFILE = """\
+FROM {base} AS page
+RUN echo "as $(id -u)" > /who && mkdir -m 1777 /open && touch /open/file && chown 1000:50 /open/file
+FROM {base}
+COPY --from=page /who /open/ /srv/
+COPY --chown=7:8 file /
+RUN uname -m > /machine
+USER user
+CMD ["cat", "/who"]
+"""
+
+
+@pytest.fixture(params=["subordinate ids", "one id only"])
+def ordinary(request: pytest.FixtureRequest) -> Kanifold:
+    """An ordinary user, of both kinds."""
+    name = "kanifold_as_user" if request.param == "subordinate ids" else "kanifold_as_bare_user"
+    found: Kanifold = request.getfixturevalue(name)
+    return found
+
+
+def build(kanifold: Kanifold, folder: Path, platforms: str) -> tuple[Path, str]:
+    dest, digest = kanifold.folder("out") / "layout", kanifold.home / "digest"
+    kanifold(
+        "build", folder, "--platform", platforms, "-o", f"type=oci,dest={dest}", "--iidfile", digest,
+        SOURCE_DATE_EPOCH="1700000000",
+    )  # fmt: skip
+    return dest, digest.read_text()
+
+
+def test_an_ordinary_user_builds_what_root_builds(
+    kanifold: Kanifold, ordinary: Kanifold, busybox: Base, read: Reader, context: Context
+) -> None:
+    folder = context({"Dockerfile": DOCKERFILE.format(base=busybox.ref), "file": "x"})
+    platforms = "linux/amd64,linux/arm64"
+    dest, digest = build(ordinary, folder, platforms)
+    for platform, machine in (("linux/amd64", "x86_64"), ("linux/arm64", "aarch64")):
+        seen = read(dest, platform)
+        assert seen.text("/machine").strip() == machine
+        assert seen.text("/srv/who") == "as 0\n"
+        owned = seen.tree["srv/file"]
+        assert (owned.uid, owned.gid) == (1000, 50)
+        assert (seen.tree["file"].uid, seen.tree["file"].gid) == (7, 8)
+    _, roots = build(kanifold, folder, platforms)
+    assert digest == roots
+
+
+def test_an_ordinary_user_installs_packages(
+    kanifold_as_user: Kanifold, debian: Base, registry: str, read: Reader, context: Context
+) -> None:
+    text = f"FROM {debian.ref}\nRUN apt-get update && apt-get install -y --no-install-recommends file\n"
+    ref = f"{registry}/user/app:1"
+    kanifold_as_user("build", context({"Dockerfile": text}), "-t", ref, "--push")
+    assert "usr/bin/file" in read(ref).tree
+
+
+def test_an_ordinary_users_store_can_be_removed_by_its_owner(
+    ordinary: Kanifold, busybox: Base, context: Context
+) -> None:
+    """Files of subordinate ids are nobody's to remove with ``rm``; ``prune --all`` does it."""
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN mkdir /d && touch /d/f && chown -R 5:6 /d"})
+    build(ordinary, folder, "linux/amd64")
+    ordinary("prune", "--all", "--force")
+    done = subprocess.run(
+        ["rm", "-rf", str(ordinary.root)], check=False, capture_output=True, text=True, **ordinary.user.becoming()
+    )
+    assert done.returncode == 0, done.stderr
