@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from executor.image.manifest import Descriptor
+from executor.registry.config import RegistrySettings
 from platforms.errors import Problem
 
 VERSION: Final = 1
@@ -153,6 +154,72 @@ class Blob(Message, frozen=True, tag="blob"):
 
 
 # -- orchestrator -> executor ---------------------------------------------------------------------------------------
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """An external image as the Dockerfile names it, and the digest that the whole build agreed on."""
+
+    name: str
+    """The reference as it is written (after expansion): ``debian:12``."""
+    digest: str
+    """Of the index or manifest that the tag pointed to."""
+
+
+class Context(msgspec.Struct, frozen=True):
+    """A build context by name; the main one's name is ""."""
+
+    name: str
+    kind: str
+    """``directory`` (``location`` is a path on the executor's own disk), ``sent`` (ask the orchestrator for it),
+    ``image`` (``location`` is a reference), ``layout`` (a path to an OCI layout on the executor's own disk), ``git`` or
+    ``archive`` (``location`` is a URL)."""
+    location: str = ""
+    ignore: str = ""
+    """The text of the ignore file that applies."""
+
+
+class Compression(msgspec.Struct, frozen=True):
+    """How new layers are compressed; ``level`` None is the kind's own default."""
+
+    kind: str = "gzip"
+    level: int | None = None
+
+
+class Job(Message, frozen=True, tag="job"):
+    """One platform's image, as data: everything an executor has to know."""
+
+    version: int
+    platform: str
+    dockerfile: bytes
+    dockerfile_name: str = "Dockerfile"
+    target: str = ""
+    build_args: tuple[tuple[str, str], ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[tuple[str, str], ...] = ()
+    """Of the manifest."""
+    contexts: tuple[Context, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    registries: RegistrySettings = RegistrySettings()
+    root: str = ""
+    """The store's directory; "" is the executor's own default."""
+    push: tuple[str, ...] = ()
+    """Repositories that blobs and the manifest (by digest) go to."""
+    local: bool = False
+    """Whether all blobs, the base's too, have to be in the executor's store in the end."""
+    no_cache: bool = False
+    no_cache_stages: tuple[str, ...] = ()
+    compression: Compression = Compression()
+    oci: bool = True
+    """OCI media types; else Docker's."""
+    epoch: int | None = None
+    """SOURCE_DATE_EPOCH, seconds."""
+    hosts: tuple[tuple[str, str], ...] = ()
+    network: str = ""
+    shm_size: int = 0
+    implicit_platform: bool = False
+    """Whether nobody asked for a platform, so that a base image of another one may decide."""
+    jobs: int = 0
+    """Steps that may run at once; 0: as many as there are processors."""
 
 
 class Answer(Message, frozen=True, tag="answer"):

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from executor.rootfs.entry import DEVICE_XATTR, OWNER_XATTR, Entry, Kind
+from executor.rootfs.stack import mount_stack
 from platforms import syscalls
 from platforms.errors import BuildError
 
@@ -187,19 +188,9 @@ def open_layers(directories: Sequence[str], empty: str) -> Tree:
 
     ``empty`` is an existing empty directory: overlayfs wants at least two layers when there is nothing to write to.
     """
-    lower = (*directories, empty) if len(directories) == 1 else tuple(directories)
-    if not lower:
+    if not directories:
         return open_directory(empty)
-    context = syscalls.fsopen("overlay")
-    try:
-        syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", "kanifold")
-        syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, "userxattr")
-        for directory in lower:
-            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "lowerdir+", directory)
-        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
-        fd = syscalls.fsmount(context, syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV)
-    finally:
-        os.close(context)
+    fd = mount_stack(directories, empty)
     return Tree(fd, b"/proc/self/fd/%d" % fd)
 
 

@@ -1,0 +1,194 @@
+"""``python -m executor``: take one job on stdin, answer with events and a result on stdout.
+
+Nothing else is ever written to stdout, and nothing survives this process: steps live in process namespaces that die
+with the launcher, the launcher dies with us, and we end when stdin does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from executor import __version__, job
+from executor.conversation import Conversation
+from platforms.errors import Interrupted, KanifoldError, Problem
+
+if TYPE_CHECKING:
+    from executor.build.workshop import Workshop
+    from executor.registry.client import Client
+    from executor.sandbox.isolation import Isolation
+    from executor.sandbox.launcher import Launcher
+    from platforms.emulation import Emulation
+
+_LAST_MOMENT = 1.2
+"""Seconds after the orchestrator has gone until this process ends itself, whatever it was doing."""
+
+
+def main() -> int:
+    """Do one job. The exit status says what the last message said."""
+    incoming, outgoing = _take_streams()
+    conversation = Conversation(incoming, outgoing)
+    try:
+        order = conversation.receive_job()
+        return _work(conversation, order)
+    except KanifoldError as error:
+        conversation.send(job.Failed(error.problem))
+        return error.exit_code
+    except MemoryError:
+        conversation.send(job.Failed(Problem("BuildError", "the executor ran out of memory")))
+        return 1
+
+
+def _take_streams() -> tuple[int, int]:
+    """The protocol's descriptors, out of the way of anything that reads stdin or prints."""
+    import fcntl
+
+    incoming = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 10)
+    outgoing = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 10)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return incoming, outgoing
+
+
+def _work(conversation: Conversation, order: job.Job) -> int:
+    from executor.sandbox import isolation, launcher
+    from platforms import emulation, host, parse
+
+    platform = parse(order.platform)
+    found = emulation.emulation(platform)
+    place = isolation.enter()
+    # The launcher forks before any thread exists; everything after may use threads.
+    steps = launcher.start(found)
+    try:
+        conversation.send(job.Hello(job.VERSION, __version__, str(host.host()), place.rung.value))
+        return _build(conversation, order, found, place, steps)
+    finally:
+        steps.stop()
+
+
+def _build(conversation: Conversation, order: job.Job, found: Emulation, place: Isolation, steps: Launcher) -> int:
+    import tempfile
+    import time
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from executor.build.once import Once, known
+    from executor.build.workshop import Workshop
+    from executor.store import durability
+    from executor.store.removal import remove_tree
+    from executor.store.store import open_store
+    from platforms import host, parse
+
+    cancelled: Future[None] = Future()
+    stopping = threading.Event()
+
+    def cancel() -> None:
+        stopping.set()
+        if not cancelled.done():
+            cancelled.set_result(None)
+        steps.cancel_all()
+
+    def on_close() -> None:
+        cancel()
+        threading.Timer(_LAST_MOMENT, os._exit, (130,)).start()
+
+    conversation.on_close = on_close
+    conversation.listen()
+    began = time.monotonic()
+    with open_store(order.root or None) as store, ThreadPoolExecutor(8, "background") as background:
+        directory = tempfile.mkdtemp(dir=os.path.join(store.root, "tmp"), prefix="job-")
+        empty = os.path.join(directory, "empty")
+        os.mkdir(empty)
+        workshop = Workshop(
+            order=order,
+            platform=parse(order.platform),
+            native=host.default_platform(),
+            store=store,
+            conversation=conversation,
+            registry=Once(lambda: _client(workshop, stopping)),
+            launcher=known(steps),
+            background=background,
+            slots=threading.Semaphore(order.jobs or os.cpu_count() or 1),
+            cancelled=cancelled,
+            empty=empty,
+            directory=directory,
+            how=str(found),
+        )
+        try:
+            result = _image(workshop, began)
+            conversation.send(result)
+            durability.settle(store)
+            _serve(conversation, workshop)
+        except BaseException:
+            cancel()
+            raise
+        finally:
+            workshop.trees.close()
+            remove_tree(directory)
+    if conversation.closed.is_set() and cancelled.done():
+        raise Interrupted("the orchestrator is gone")
+    return 0
+
+
+def _image(workshop: Workshop, began: float) -> job.Result:
+    import time
+
+    from executor.build import export
+    from executor.build.solve import Solver
+    from executor.dockerfile import parse
+
+    order = workshop.order
+    dockerfile = parse(order.dockerfile, order.dockerfile_name)
+    solver = Solver(workshop, dockerfile)
+    sending = export.pushes(workshop)
+    state = solver.solve(sending.layer)
+    manifest, descriptor = export.export(workshop, state, sending)
+    return job.Result(
+        manifest=descriptor,
+        config=manifest.config,
+        layers=manifest.layers,
+        size=manifest.config.size + sum(each.size for each in manifest.layers),
+        findings=tuple(
+            job.Finding(layer.blob().descriptor.digest, path, machine.name)
+            for layer in state.layers
+            if layer.machines is not None
+            for machine in layer.machines()
+            for path in machine.paths
+        ),
+        cached=solver.cached,
+        ran=solver.ran,
+        seconds=round(time.monotonic() - began, 3),
+    )
+
+
+def _client(workshop: Workshop, stopping: threading.Event) -> Client:
+    import msgspec
+
+    from executor.registry.auth import Credential
+    from executor.registry.client import Client
+
+    def keychain(registry: str) -> Credential | None:
+        answer = workshop.conversation.ask("credential", registry)
+        return None if answer is None else msgspec.json.decode(answer, type=Credential)
+
+    def progress(action: str, name: str, done: int, total: int) -> None:
+        workshop.tell(job.Moved(action, name, done, total))
+
+    return Client(workshop.order.registries, keychain, progress=progress, cancel=stopping)
+
+
+def _serve(conversation: Conversation, workshop: Workshop) -> None:
+    """Hand over blobs until nothing more is wanted."""
+    from executor.store import blobs
+
+    while isinstance(request := conversation.next_request(), job.Fetch):
+        path = blobs.path(workshop.store, request.digest)
+        size = os.stat(path).st_size
+        conversation.send_file(job.Blob(request.digest, size), path, size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

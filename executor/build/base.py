@@ -1,0 +1,302 @@
+"""FROM: an image by reference or from an OCI layout, chosen for a platform, its layers unpacked when somebody looks.
+
+Manifests and configs are kept in the store by digest, so an image that is pinned and known costs no request.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from executor.build.layer import Blob, Layer
+from executor.build.once import Once, known
+from executor.build.workshop import Workshop
+from executor.image import config as image
+from executor.image.config import ImageConfig
+from executor.image.digest import chain_id
+from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, PlatformSpec, parse
+from executor.job import Warned
+from executor.registry import archive, layout, reference
+from executor.registry.reference import Reference
+from executor.registry.transfer import Sink
+from executor.rootfs import unpack
+from executor.rootfs.stack import mount_stack
+from executor.rootfs.streams import decompressed
+from executor.store import blobs, locks, removal, snapshots
+from platforms import Platform, satisfies, select
+from platforms.errors import ArchiveError, PlatformMissing, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """An image to build on."""
+
+    name: str
+    config: ImageConfig
+    layers: tuple[Layer, ...]
+
+    @property
+    def tree(self) -> str:
+        """The name of its file system, for cache keys."""
+        return chain_id(self.config.diff_ids) or "scratch"
+
+
+class Source(Protocol):
+    """Where an image's documents and blobs are read from."""
+
+    @property
+    def origin(self) -> Reference | None:
+        """The repository, when it is one."""
+        ...
+
+    def document(self, wanted: Descriptor | None) -> bytes:
+        """A manifest or index of the source; None for the one that the source was opened for."""
+        ...
+
+    def fetch(self, descriptor: Descriptor, sink: Sink) -> None:
+        """Write the blob of ``descriptor`` to ``sink``, verified."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySource:
+    """An image in a registry."""
+
+    workshop: Workshop
+    reference: Reference
+
+    @property
+    def origin(self) -> Reference:
+        return self.reference
+
+    def document(self, wanted: Descriptor | None) -> bytes:
+        name = self.reference if wanted is None else self.reference.with_digest(wanted.digest)
+        return self.workshop.registry().manifest(name)[1]
+
+    def fetch(self, descriptor: Descriptor, sink: Sink) -> None:
+        self.workshop.registry().fetch(self.reference, descriptor, sink)
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutSource:
+    """An image in an OCI layout on this machine."""
+
+    layout: layout.Layout
+    root: Descriptor
+
+    @property
+    def origin(self) -> None:
+        return None
+
+    def document(self, wanted: Descriptor | None) -> bytes:
+        return self.layout.read(wanted or self.root)
+
+    def fetch(self, descriptor: Descriptor, sink: Sink) -> None:
+        for block in self.layout.chunks(descriptor):
+            sink.write(block)
+
+
+def from_registry(workshop: Workshop, name: str, platform: Platform) -> Base:
+    """The image ``name`` for ``platform``, at the digest that the orchestrator pinned it to."""
+    wanted = reference.parse(name).completed()
+    pinned = next((pin.digest for pin in workshop.order.pins if pin.name == name), "")
+    if pinned:
+        wanted = wanted.with_digest(pinned)
+    return _base(workshop, name, RegistrySource(workshop, wanted), wanted.digest, platform)
+
+
+def from_layout(workshop: Workshop, name: str, location: str, platform: Platform) -> Base:
+    """The image in the OCI layout ``location`` (``PATH[:TAG|@DIGEST]``) for ``platform``."""
+    path, wanted = split_layout(location)
+    opened = archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
+    root = opened.find(wanted)
+    return _base(workshop, name, LayoutSource(opened, root), root.digest, platform)
+
+
+def split_layout(location: str) -> tuple[str, str]:
+    """``PATH[:TAG][@DIGEST]`` as the path, and which of its images ("": the only one, or latest)."""
+    path, at, digest = location.partition("@")
+    if at:
+        return path.rpartition(":")[0] if not os.path.exists(path) and ":" in path else path, digest
+    if os.path.exists(path) or ":" not in path:
+        return path, ""
+    head, _, tag = path.rpartition(":")
+    return head, tag
+
+
+def _base(workshop: Workshop, name: str, source: Source, digest: str, platform: Platform) -> Base:
+    document = parse(_document(workshop, source, digest, None))
+    if isinstance(document, Index):
+        chosen = choose(name, document, platform)
+        document = parse(_document(workshop, source, chosen.digest, chosen), chosen.media_type)
+        if isinstance(document, Index):
+            raise ArchiveError(f"{name} is an index of indexes", why="only one level is supported")
+    config = image.parse(_small_blob(workshop, source, document.config))
+    if len(config.diff_ids) != len(document.layers):
+        raise ArchiveError(
+            f"{name} is malformed",
+            why=f"{len(document.layers)} layers, but {len(config.diff_ids)} diff ids",
+        )
+    if config.platform.architecture and not satisfies(platform, config.platform):
+        workshop.tell(
+            Warned(
+                Problem(
+                    "InvalidBaseImagePlatform",
+                    f"Base image {name} was pulled with platform {config.platform}, expected {platform}",
+                    remedy="use an image that has the platform, or say FROM --platform= what you mean",
+                ),
+                "InvalidBaseImagePlatform",
+            )
+        )
+    return Base(name, replace(config, platform=platform), base_layers(workshop, source, document, config))
+
+
+def choose(name: str, index: Index, platform: Platform) -> Descriptor:
+    """The manifest of ``index`` that is best for ``platform``; ``PlatformMissing`` lists what there is."""
+    usable = [each for each in index.manifests if each.platform and each.platform.os != "unknown"]
+    have = [platform_of(each.platform) for each in usable if each.platform]
+    best = select(platform, have)
+    if best is None:
+        there = ", ".join(dict.fromkeys(str(each) for each in have)) or "none that says its platform"
+        raise PlatformMissing(
+            f"{name} has no image for {platform}",
+            why=f"it has {there}",
+            remedy="choose among those platforms, or another base image",
+        )
+    return usable[best]
+
+
+def platform_of(spec: PlatformSpec) -> Platform:
+    """A descriptor's platform as ours."""
+    return Platform(spec.os, spec.architecture, spec.variant, spec.os_version, spec.os_features)
+
+
+def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
+    """The layers of ``manifest``, bottom first; nothing is downloaded yet."""
+    layers: list[Layer] = []
+    created = [each.created for each in config.history if not each.empty_layer]
+    for position, (descriptor, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True)):
+        below = tuple(layers)
+        content = Once(_content(workshop, source, descriptor))
+        chain = chain_id(config.diff_ids[: position + 1])
+        layers.append(
+            Layer(
+                directory=Once(_directory(workshop, content, descriptor, diff_id, chain, below)),
+                blob=known(Blob(diff_id, replace(descriptor, annotations=(), platform=None))),
+                content=content,
+                origin=source.origin,
+                created=created[position] if position < len(created) else "",
+            )
+        )
+    return tuple(layers)
+
+
+def _document(workshop: Workshop, source: Source, digest: str, wanted: Descriptor | None) -> bytes:
+    if digest and blobs.has(workshop.store, digest):
+        return blobs.read(workshop.store, digest, limit=MANIFEST_LIMIT)
+    data = source.document(wanted)
+    with blobs.ingest(workshop.store, digest or None) as ingest:
+        ingest.write(data)
+        ingest.commit()
+    return data
+
+
+def _small_blob(workshop: Workshop, source: Source, descriptor: Descriptor) -> bytes:
+    if descriptor.size > image.CONFIG_LIMIT:
+        raise ArchiveError("image config too large", why=f"{descriptor.size} bytes")
+    _content(workshop, source, descriptor)()
+    return blobs.read(workshop.store, descriptor.digest, limit=image.CONFIG_LIMIT)
+
+
+def _content(workshop: Workshop, source: Source, descriptor: Descriptor) -> Callable[[], str]:
+    def download() -> str:
+        store, digest = workshop.store, descriptor.digest
+        if not blobs.has(store, digest):
+            with locks.lock(store, f"blob {digest}", cancel=workshop.cancelled):
+                if not blobs.has(store, digest):
+                    workshop.check()
+                    with blobs.ingest(store, digest) as ingest:
+                        source.fetch(descriptor, _IngestSink(ingest))
+                        ingest.commit()
+        return blobs.path(store, digest)
+
+    return download
+
+
+class _IngestSink:
+    """A blob in the making as what a download is written to."""
+
+    def __init__(self, ingest: blobs.Ingest) -> None:
+        self._ingest = ingest
+        self.offset = ingest.resume_offset
+        self.write = ingest.write
+
+    def reset(self) -> None:
+        """Start again at 0."""
+        self._ingest.restart()
+
+
+def _directory(
+    workshop: Workshop,
+    content: Once[str],
+    descriptor: Descriptor,
+    diff_id: str,
+    chain: str,
+    below: Sequence[Layer],
+) -> Callable[[], str]:
+    """Unpack a layer for itself; a layer that relies on those below it is unpacked on top of them, once per chain."""
+
+    def make() -> str:
+        store = workshop.store
+        found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
+        if found is not None:
+            return found.fs
+        content()
+        with locks.lock(store, f"directory {chain}", cancel=workshop.cancelled):
+            found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
+            if found is None:
+                workshop.check()
+                found = _unpack(workshop, descriptor, diff_id, chain, below)
+            return found.fs
+
+    return make
+
+
+def _unpack(
+    workshop: Workshop, descriptor: Descriptor, diff_id: str, chain: str, below: Sequence[Layer]
+) -> snapshots.Snapshot:
+    store = workshop.store
+    draft = snapshots.draft(store)
+    try:
+        with blobs.open(store, descriptor.digest) as file:
+            unpacked = unpack.unpack(decompressed(file), draft.fs, limit=unpack.Limits())
+        key = diff_id
+        if unpacked.needs_parents and below:
+            snapshots.discard(store, draft)
+            draft = snapshots.draft(store)
+            key = chain
+            stack = [each.directory() for each in reversed(below)]
+            merged = mount_stack(stack, workshop.empty, upper=draft.fs, work=draft.work)
+            try:
+                with blobs.open(store, descriptor.digest) as file:
+                    unpacked = unpack.unpack_onto(decompressed(file), f"/proc/self/fd/{merged}", limit=unpack.Limits())
+            finally:
+                os.close(merged)
+        if unpacked.diff_id != diff_id:
+            raise ArchiveError(
+                f"layer {descriptor.digest} is not what its image says",
+                why=f"its diff id is {unpacked.diff_id}, not {diff_id}",
+            )
+        return snapshots.commit(
+            store,
+            draft,
+            diff_id=diff_id if key == diff_id else None,
+            size=removal.disk_usage(draft.fs),
+            keys=(key,),
+        )
+    except BaseException:
+        if os.path.isdir(draft.fs):
+            snapshots.discard(store, draft)
+        raise

@@ -1,0 +1,86 @@
+"""The build cache: what a step did, found again under the key of what it could observe.
+
+Two kinds of records, both small JSON objects of their own. ``step:KEY`` says which *result* a step had; ``result:NAME``
+says what is known of that result: its layer's diff id and blobs. A RUN's result is named by chance when it is made, and
+the keys of later steps contain that name: a step that was run anew gives its successors new keys, so an old successor
+can never be put on top of it. A COPY's result is named by its content, so equal copies share one layer.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import msgspec
+
+from executor.store import blobs, records, snapshots
+from executor.store.store import Store
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """ELF files of one architecture in a layer: how many, and the first few of their paths."""
+
+    name: str
+    count: int
+    paths: tuple[str, ...]
+
+
+class Packed(msgspec.Struct, frozen=True):
+    """A layer as a blob. ``kind`` is the compression, with its level: ``gzip``, ``zstd-9``."""
+
+    kind: str
+    digest: str
+    size: int
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``step:KEY``: the name of the step's result, and when it was made (RFC 3339)."""
+
+    result: str
+    created: str
+
+
+class Known(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``result:NAME``: what is known of a result so far."""
+
+    diff_id: str = ""
+    blobs: tuple[Packed, ...] = ()
+    machines: tuple[Machine, ...] = ()
+
+
+def outcome(store: Store, key: str) -> Outcome | None:
+    """What the step with ``key`` came to, when that is known."""
+    data = records.get(store, f"step:{key}")
+    return None if data is None else msgspec.json.decode(data, type=Outcome)
+
+
+def note_outcome(store: Store, key: str, found: Outcome, description: str) -> None:
+    """Let the step with ``key`` be found; ``description`` is for people."""
+    records.put(store, f"step:{key}", msgspec.json.encode(found), description=description)
+
+
+def known(store: Store, result: str) -> Known:
+    """What is known of ``result``."""
+    data = records.get(store, f"result:{result}")
+    return Known() if data is None else msgspec.json.decode(data, type=Known)
+
+
+def note_known(store: Store, result: str, found: Known) -> None:
+    """Replace what is known of ``result``."""
+    records.put(store, f"result:{result}", msgspec.json.encode(found))
+
+
+def is_there(store: Store, result: str) -> bool:
+    """Whether the layer of ``result`` can still be had: as a directory, or as a blob."""
+    if snapshots.find(store, snapshot_key(result)) is not None:
+        return True
+    return any(blobs.has(store, each.digest) for each in known(store, result).blobs)
+
+
+def snapshot_key(result: str) -> str:
+    """The name under which the store keeps the directory of ``result``."""
+    return f"result:{result}"
+
+
+def fresh_result() -> str:
+    """A name for the result of a step that was just run."""
+    return secrets.token_hex(16)

@@ -1,0 +1,339 @@
+"""What COPY and ADD do to a file system, worked out as a list of entries before anything is written.
+
+The rules are those of BuildKit's file operations (solver/llbsolver/file and fsutil's copier), applied to two ``Tree``s:
+what is copied, and the stage it goes to. The outcome is the layer, as data: it can be packed without ever being
+unpacked, and two platforms whose plans are equal share one layer.
+
+Where BuildKit would note the time of the build (a created parent directory), a plan
+says 0: no clock but the files' own.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from executor.build.modes import Change
+from executor.dockerfile import ignore
+from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.tree import Tree
+from platforms.errors import BuildError, ContextError
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """What is done to every copied file: a new owner, a new mode, names left out."""
+
+    owner: tuple[int, int] | None = None
+    mode: Change | None = None
+    parents_mode: int = 0o755
+    """Mode of directories made on the way to the destination: an octal ``--chmod`` counts for them too."""
+    exclude: tuple[str, ...] = ()
+    replace_existing: bool = False
+    """Whether a directory may take the place of a file or link in the stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source argument. ``pattern`` is absolute and may hold wildcards where ``wildcards`` says so."""
+
+    tree: Tree
+    pattern: str
+    wildcards: bool = True
+    contents: bool = True
+    """Copy what is in a directory rather than the directory."""
+    include: tuple[str, ...] = ()
+    """With ``--parents``: only paths that match, together with the directories above them."""
+    required: bool = False
+    """With ``--parents``: the included path has to exist."""
+    root_times: bool = True
+    """Whether the top directory's own time says anything (a context's does not: it is the checkout's)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A path of a source tree that an argument named: ``path`` is real, ``name`` what it is called at the target."""
+
+    path: bytes
+    name: bytes
+
+
+def matches(source: Source) -> tuple[Match, ...]:
+    """What ``source`` names. Nothing for a wildcard that matches nothing; ``ContextError`` for a missing path."""
+    literal, pattern = _split_wildcards(source.pattern) if source.wildcards else (source.pattern, "")
+    base = source.tree.resolve(literal.encode("utf-8", "surrogateescape"))
+    if not pattern:
+        if source.tree.lstat(base) is None:
+            raise ContextError(f'"{source.pattern}": not found')
+        return (Match(base, _base(literal)),)
+    found: list[Match] = []
+    for path in _glob(source.tree, base, pattern):
+        found.append(Match(source.tree.resolve(path), path.rpartition(b"/")[2]))
+    return tuple(found)
+
+
+def _base(path: str) -> bytes:
+    return path.rstrip("/").rpartition("/")[2].encode("utf-8", "surrogateescape")
+
+
+def _split_wildcards(path: str) -> tuple[str, str]:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    for index, part in enumerate(parts):
+        if has_wildcards(part):
+            return "/" + "/".join(parts[:index]), "/".join(parts[index:])
+    return "/" + "/".join(parts), ""
+
+
+def has_wildcards(name: str) -> bool:
+    """Whether ``name`` has an unescaped ``*``, ``?`` or ``[``."""
+    escaped = False
+    for letter in name:
+        if escaped:
+            escaped = False
+        elif letter == "\\":
+            escaped = True
+        elif letter in "*?[":
+            return True
+    return False
+
+
+def _glob(tree: Tree, base: bytes, pattern: str) -> Iterator[bytes]:
+    """The paths below ``base`` that match, in the order of a walk; what is below a match is not looked at.
+
+    A wildcard never matches a slash, so a component at a time is enough: no walk of what cannot match.
+    """
+    parts = pattern.split("/")
+
+    def descend(directory: bytes, depth: int) -> Iterator[bytes]:
+        found = tree.lstat(directory)
+        if found is None or not stat.S_ISDIR(found.st_mode):
+            return
+        for name in tree.names(directory):
+            if not ignore.match(parts[depth], name.decode("utf-8", "surrogateescape")):
+                continue
+            path = directory + b"/" + name if directory else name
+            if depth == len(parts) - 1:
+                yield path
+            else:
+                yield from descend(path, depth + 1)
+
+    return descend(base, 0)
+
+
+@dataclass
+class Plan:
+    """A layer being worked out on top of ``stage`` (None: an empty one, as for ``--link``)."""
+
+    stage: Tree | None
+    entries: dict[bytes, Entry] = field(default_factory=dict)
+
+    def lookup(self, path: bytes) -> Entry | None:
+        """What is at ``path`` so far."""
+        planned = self.entries.get(path)
+        if planned is not None:
+            return planned
+        if self.stage is None or self._replaced(path):
+            return None if path else Entry(b"", Kind.DIRECTORY, mode=0o755)
+        return self.stage.entry(path)
+
+    def _replaced(self, path: bytes) -> bool:
+        """Whether something that is no directory took the place of a directory above ``path``."""
+        parent = path.rpartition(b"/")[0]
+        while parent:
+            planned = self.entries.get(parent)
+            if planned is not None:
+                return planned.kind is not Kind.DIRECTORY
+            parent = parent.rpartition(b"/")[0]
+        return False
+
+    def resolve(self, path: bytes) -> bytes:
+        """``path`` with the links of the stage and of the plan followed."""
+        done: list[bytes] = []
+        todo = [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
+        followed = 0
+        while todo:
+            part = todo.pop()
+            if part == b"..":
+                del done[-1:]
+                continue
+            found = self.lookup(b"/".join((*done, part)))
+            if found is not None and found.kind is Kind.SYMLINK:
+                followed += 1
+                if followed > 255:
+                    raise BuildError(f"too many symbolic links in /{path.decode('utf-8', 'replace')}")
+                if found.link.startswith(b"/"):
+                    done.clear()
+                todo += [each for each in reversed(found.link.split(b"/")) if each not in (b"", b".")]
+                continue
+            done.append(part)
+        return b"/".join(done)
+
+    def make_directories(self, path: bytes, mode: int, owner: tuple[int, int] | None) -> None:
+        """Make ``path`` (resolved) and what is missing above it."""
+        if not path:
+            return
+        found = self.lookup(path)
+        if found is not None:
+            if found.kind is not Kind.DIRECTORY:
+                raise BuildError(f"mkdir /{path.decode('utf-8', 'replace')}: not a directory")
+            return
+        self.make_directories(path.rpartition(b"/")[0], mode, owner)
+        uid, gid = owner or (0, 0)
+        self.entries[path] = Entry(path, Kind.DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=0)
+
+    def finish(self) -> tuple[Entry, ...]:
+        """The entries with the directories above them as the stage has them, parents first."""
+        for path in list(self.entries):
+            parent = path.rpartition(b"/")[0]
+            while parent and parent not in self.entries:
+                found = self.lookup(parent)
+                if found is None or found.kind is not Kind.DIRECTORY:
+                    break
+                self.entries[parent] = found
+                parent = parent.rpartition(b"/")[0]
+        return tuple(self.entries[path] for path in sorted(self.entries, key=lambda each: each.split(b"/")))
+
+
+def make_directory(stage: Tree | None, path: str, owner: tuple[int, int] | None) -> tuple[Entry, ...]:
+    """What ``WORKDIR path`` adds: the directories that are missing, mode 0755, of ``owner``."""
+    plan = Plan(stage)
+    plan.make_directories(plan.resolve(path.encode("utf-8", "surrogateescape")), 0o755, owner)
+    return plan.finish()
+
+
+def copy(plan: Plan, source: Source, destination: str, treatment: Treatment) -> int:
+    """Add what ``source`` names to ``plan``; returns how many paths matched.
+
+    ``destination`` is absolute; a trailing slash (or ``/.``) says that it is a directory.
+    """
+    found = matches(source)
+    if source.required:
+        whole = f"{source.pattern.rstrip('/')}/{source.include[0]}"
+        if source.tree.lstat(source.tree.resolve(whole.encode("utf-8", "surrogateescape"))) is None:
+            raise ContextError(f'"{whole}": not found')
+    for match in found:
+        _copy_match(plan, source, match, destination.encode("utf-8", "surrogateescape"), treatment)
+    return len(found)
+
+
+def _copy_match(plan: Plan, source: Source, match: Match, destination: bytes, treatment: Treatment) -> None:
+    head, _, tail = destination.rpartition(b"/")
+    ensure = destination if tail in (b"", b".") else head
+    plan.make_directories(plan.resolve(ensure), treatment.parents_mode, treatment.owner)
+    target = plan.resolve(destination)
+
+    top = source.tree.entry(match.path)
+    if top is None:
+        raise ContextError(f'"{source.pattern}": not found')
+    existing = plan.lookup(target)
+    if existing is not None:
+        into = existing.kind is Kind.DIRECTORY if top.kind is not Kind.DIRECTORY else not source.contents
+        if into and match.name:
+            target = target + b"/" + match.name if target else match.name
+    if source.contents and top.kind is Kind.DIRECTORY and existing is None:
+        plan.make_directories(target, treatment.parents_mode, treatment.owner)
+    else:
+        plan.make_directories(target.rpartition(b"/")[0], treatment.parents_mode, treatment.owner)
+    _Copier(plan, source, treatment).copy(top, match.path, b"", target, overwrite=False)
+
+
+class _Copier:
+    """One walk of a source. Directories that only lead to included paths are made when the first such path comes."""
+
+    def __init__(self, plan: Plan, source: Source, treatment: Treatment) -> None:
+        self._plan = plan
+        self._source = source
+        self._treatment = treatment
+        self._include = ignore.compile_patterns(source.include) if source.include else None
+        self._exclude = ignore.compile_patterns(treatment.exclude) if treatment.exclude else None
+        self._links: dict[tuple[int, int], bytes] = {}
+        self._waiting: list[tuple[Entry, bytes]] = []
+
+    def copy(self, entry: Entry, path: bytes, name: bytes, target: bytes, *, overwrite: bool) -> None:
+        """Copy ``entry`` at ``path`` to ``target``; ``name`` is its path below the top, for the patterns."""
+        directory = entry.kind is Kind.DIRECTORY
+        included = True
+        if name:
+            text = name.decode("utf-8", "surrogateescape")
+            if self._include is not None and not self._include.excludes(text, directory):
+                included = False
+            if self._exclude is not None and self._exclude.excludes(text, directory):
+                if not directory or not self._exclude.may_contain_included(text):
+                    return
+                included = False
+        if not directory:
+            if included:
+                self._flush()
+                self._place(entry, path, target)
+            return
+        waiting = False
+        if included:
+            if name or self._include is None:
+                self._flush()
+            self._directory(entry, target, overwrite)
+        else:
+            self._waiting.append((entry, target))
+            waiting = True
+        for child in self._source.tree.names(path):
+            below = path + b"/" + child if path else child
+            found = self._source.tree.entry(below)
+            if found is None:
+                continue
+            self.copy(
+                found,
+                below,
+                name + b"/" + child if name else child,
+                target + b"/" + child if target else child,
+                overwrite=True,
+            )
+        if waiting and self._waiting and self._waiting[-1][1] == target:
+            self._waiting.pop()
+
+    def _flush(self) -> None:
+        for entry, target in self._waiting:
+            existing = self._plan.lookup(target)
+            if existing is not None and existing.kind is Kind.DIRECTORY:
+                self._plan.entries[target] = replace(existing, mode=entry.mode)
+            else:
+                self._directory(entry, target, overwrite=True)
+        self._waiting.clear()
+
+    def _directory(self, entry: Entry, target: bytes, overwrite: bool) -> None:
+        if not target:
+            return
+        existing = self._plan.lookup(target)
+        if existing is not None and existing.kind is not Kind.DIRECTORY:
+            if not self._treatment.replace_existing:
+                raise BuildError(f"cannot copy to non-directory: /{target.decode('utf-8', 'replace')}")
+            existing = None
+        if existing is None or overwrite:
+            self._plan.entries[target] = replace(self._treated(entry), path=target)
+        elif self._source.root_times:
+            self._plan.entries[target] = replace(existing, mtime_ns=entry.mtime_ns)
+        else:
+            self._plan.entries.setdefault(target, existing)
+
+    def _place(self, entry: Entry, path: bytes, target: bytes) -> None:
+        existing = self._plan.lookup(target)
+        if existing is not None and existing.kind is Kind.DIRECTORY:
+            if not self._treatment.replace_existing:
+                raise BuildError(f"cannot replace to directory /{target.decode('utf-8', 'replace')} with file")
+            for below in [each for each in self._plan.entries if each.startswith(target + b"/")]:
+                del self._plan.entries[below]
+        placed = replace(self._treated(entry), path=target)
+        if entry.kind is Kind.FILE:
+            found = self._source.tree.lstat(path)
+            if found is not None and found.st_nlink > 1:
+                first = self._links.setdefault((found.st_dev, found.st_ino), target)
+                if first != target and first in self._plan.entries:
+                    placed = replace(placed, kind=Kind.HARDLINK, link=first, source=b"", size=0)
+        self._plan.entries[target] = placed
+
+    def _treated(self, entry: Entry) -> Entry:
+        treatment = self._treatment
+        if treatment.owner is not None:
+            entry = replace(entry, uid=treatment.owner[0], gid=treatment.owner[1])
+        if treatment.mode is not None and entry.kind is not Kind.SYMLINK:
+            entry = replace(entry, mode=treatment.mode(entry.mode, entry.kind is Kind.DIRECTORY))
+        return entry

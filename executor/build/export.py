@@ -1,0 +1,149 @@
+"""The end of a job: config and manifest are written, blobs pushed, and the result told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import BinaryIO
+
+from executor import job
+from executor.build.layer import Layer
+from executor.build.state import State
+from executor.build.workshop import Workshop
+from executor.image import config as image
+from executor.image import mediatypes
+from executor.image.config import History, ImageConfig
+from executor.image.digest import sha256
+from executor.image.manifest import Descriptor, Manifest, describe
+from executor.registry import reference
+from executor.registry.reference import Reference
+from executor.store import blobs
+
+
+@dataclass(frozen=True, slots=True)
+class Pushes:
+    """What is on its way to the job's repositories."""
+
+    workshop: Workshop
+    targets: tuple[Reference, ...]
+    waiting: dict[tuple[str, int], Future[None]]
+
+    def layer(self, layer: Layer) -> None:
+        """Pack ``layer``, and send it, in the background."""
+        self.workshop.later(layer.blob)
+        for target in self.targets:
+            self.waiting[str(target), id(layer)] = self.workshop.later(partial(self._send, target, layer))
+
+    def finish(self, layers: Sequence[Layer]) -> None:
+        """Return when every one of ``layers`` is in every repository."""
+        for target in self.targets:
+            for layer in layers:
+                if (str(target), id(layer)) not in self.waiting:
+                    self.waiting[str(target), id(layer)] = self.workshop.later(partial(self._send, target, layer))
+        for each in self.waiting.values():
+            each.result()
+
+    def _send(self, target: Reference, layer: Layer) -> None:
+        self.workshop.check()
+        blob = layer.blob()
+        origin = layer.origin
+        sources = (origin.repository,) if origin is not None and origin.registry == target.registry else ()
+
+        def open_content() -> BinaryIO:
+            layer.content()
+            return blobs.open(self.workshop.store, blob.descriptor.digest)
+
+        self.workshop.registry().push(target, blob.descriptor, open_content, mount_from=sources)
+
+
+def pushes(workshop: Workshop) -> Pushes:
+    """The pushes of a job, none of them begun."""
+    return Pushes(workshop, tuple(reference.parse(each) for each in workshop.order.push), {})
+
+
+def export(workshop: Workshop, state: State, sending: Pushes) -> tuple[Manifest, Descriptor]:
+    """Write ``state`` as an image to where the job wants it; its manifest, and the descriptor of that."""
+    order, store = workshop.order, workshop.store
+    layers = state.layers
+    found = [layer.blob() for layer in layers]
+    config = finished_config(order, workshop, state, tuple(each.diff_id for each in found))
+    config_data = image.encode(config)
+    config_type = mediatypes.OCI_CONFIG if order.oci else mediatypes.DOCKER_CONFIG
+    config_descriptor = Descriptor(config_type, sha256(config_data), len(config_data))
+    translate = mediatypes.to_oci if order.oci else mediatypes.to_docker
+    manifest = Manifest(
+        mediatypes.OCI_MANIFEST if order.oci else mediatypes.DOCKER_MANIFEST,
+        config_descriptor,
+        tuple(replace(each.descriptor, media_type=translate(each.descriptor.media_type)) for each in found),
+        order.annotations,
+    )
+    descriptor, manifest_data = describe(manifest)
+    for data, digest in ((config_data, config_descriptor.digest), (manifest_data, descriptor.digest)):
+        if not blobs.has(store, digest):
+            with blobs.ingest(store, digest) as ingest:
+                ingest.write(data)
+                ingest.commit()
+    if order.local:
+        for layer in layers:
+            layer.content()
+    sending.finish(layers)
+    for target in sending.targets:
+        client = workshop.registry()
+        client.push(target, config_descriptor, lambda: blobs.open(store, config_descriptor.digest))
+        client.put_manifest(target.repository_only().with_digest(descriptor.digest), manifest_data, manifest.media_type)
+    return manifest, descriptor
+
+
+def finished_config(order: job.Job, workshop: Workshop, state: State, diff_ids: tuple[str, ...]) -> ImageConfig:
+    """The image's config: the platform that was asked for, labels of the command line, and times for all history."""
+    config = state.config
+    labels = dict(config.labels) | dict(order.labels)
+    history = dated(config.history, state.base_history, order.epoch)
+    created = next((each.created for each in reversed(history) if each.created), "")
+    platform = workshop.platform if not order.implicit_platform else state.platform
+    return replace(
+        config,
+        platform=platform,
+        labels=tuple(sorted(labels.items())),
+        history=history,
+        created=created or _stamp(order.epoch) or _stamp(0),
+        diff_ids=diff_ids,
+    )
+
+
+def dated(history: tuple[History, ...], base: int, epoch: int | None) -> tuple[History, ...]:
+    """``history`` with a time for every entry, and none of the new ones after ``epoch`` (seconds).
+
+    A step without a layer gets the time of the first new layer, and after that of the layer before it (BuildKit,
+    exporter/containerimage/writer.go): its own time would make the image of a cached build a new one.
+    """
+    limit = _stamp(epoch)
+    created = ""
+    missing = False
+    for entry in history:
+        if entry.created:
+            created = entry.created
+            if missing:
+                break
+        else:
+            missing = True
+    out: list[History] = []
+    missing = False
+    for position, entry in enumerate(history):
+        if entry.created:
+            if missing:
+                created = entry.created
+        else:
+            missing = True
+        when = entry.created or created
+        if limit and position >= base and (not when or when > limit):
+            when = limit
+        out.append(replace(entry, created=when))
+    return tuple(out)
+
+
+def _stamp(epoch: int | None) -> str:
+    return "" if epoch is None else datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,131 @@
+"""Which stages a target needs, and what comes from outside: worked out from the text alone, before anything is pulled.
+
+The orchestrator asks this for every platform to pin the external images once; the executor asks it to know what to do.
+Name rules are BuildKit's (dockerfile2llb, addState and toCommand): a FROM sees the stages above it, ``--from`` sees any
+stage by name or number, names do not mind case, and a named build context comes before everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from executor.dockerfile import Dockerfile, Stage, expand, find_base, find_named, find_source, find_stage
+from executor.dockerfile.instructions import Copy, Instruction, Run
+from platforms.errors import DockerfileError, Location, UsageError
+from platforms.platform import Platform
+from platforms.platform import parse as parse_platform
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where files come from: ``scratch``, ``stage`` (by index), ``image`` (by reference) or ``context`` (by name)."""
+
+    kind: str
+    name: str = ""
+    stage: int = -1
+
+
+SCRATCH = Origin("scratch")
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What a target needs. ``stages`` are indexes in file order; ``images`` references in order of appearance."""
+
+    target: int
+    stages: tuple[int, ...]
+    images: tuple[str, ...]
+    bases: tuple[Origin, ...]
+    """By stage index: what each needed stage is built on (``scratch`` for the others)."""
+    chain: tuple[int, ...]
+    """The target and the stages below it: those whose layers are in the image."""
+
+
+def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], contexts: Collection[str] = ()) -> Graph:
+    """The graph of ``target`` (name or number; "" is the last stage), with FROM expanded in the global ``scope``."""
+    goal = find_stage(dockerfile, target or None).index
+    named = {name.casefold() for name in contexts}
+    bases = [SCRATCH] * len(dockerfile.stages)
+    needed: set[int] = set()
+    images: dict[str, None] = {}
+    waiting = [goal]
+    while waiting:
+        index = waiting.pop()
+        if index in needed:
+            continue
+        needed.add(index)
+        stage = dockerfile.stages[index]
+        bases[index] = base_of(dockerfile, stage, scope, named)
+        origins = [bases[index]]
+        if not (bases[index].kind == "context" and bases[index].name == stage.name.casefold()):
+            for instruction in stage.instructions:
+                origins += origins_of(dockerfile, instruction, index, named)
+        for origin in origins:
+            if origin.kind == "stage":
+                waiting.append(origin.stage)
+            elif origin.kind == "image":
+                images.setdefault(origin.name)
+    chain = [goal]
+    while bases[chain[-1]].kind == "stage":
+        chain.append(bases[chain[-1]].stage)
+    return Graph(goal, tuple(sorted(needed)), tuple(images), tuple(bases), tuple(chain))
+
+
+def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Collection[str]) -> Origin:
+    """What ``stage`` is built on."""
+    if stage.name and stage.name.casefold() in named:
+        return Origin("context", stage.name.casefold())
+    image = expand(stage.base, scope, dockerfile.escape).image
+    earlier = find_base(dockerfile, stage.index, image)
+    if earlier is not None:
+        return Origin("stage", earlier.name, earlier.index)
+    if image == "scratch":
+        return SCRATCH
+    if image.casefold() in named:
+        return Origin("context", image.casefold())
+    return Origin("image", image)
+
+
+def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], target: Platform) -> Platform:
+    """The platform that ``stage`` is for: ``FROM --platform``'s, or the build's target."""
+    text = expand(stage.base, scope, dockerfile.escape).platform
+    if not text:
+        return target
+    try:
+        return parse_platform(text)
+    except UsageError as error:
+        raise DockerfileError(
+            f"failed to parse platform {stage.base.platform}", why=str(error), where=stage.location
+        ) from error
+
+
+def origins_of(dockerfile: Dockerfile, step: Instruction, index: int, named: Collection[str]) -> Iterator[Origin]:
+    """Where ``step`` of stage ``index`` takes files from, apart from the main context."""
+    if isinstance(step, Copy) and step.from_:
+        yield named_origin(dockerfile, step.from_, index, step.location, named, numbers=True)
+    elif isinstance(step, Run):
+        for mount in step.mounts:
+            if mount.from_:
+                yield named_origin(dockerfile, mount.from_, index, step.location, named, numbers=False)
+
+
+def named_origin(
+    dockerfile: Dockerfile, name: str, index: int, where: Location, named: Collection[str], *, numbers: bool
+) -> Origin:
+    """What ``--from=name`` (``numbers``: or a stage's number) means to a step of stage ``index``."""
+    try:
+        found = find_source(dockerfile, name) if numbers else find_named(dockerfile, name)
+    except DockerfileError as error:
+        raise DockerfileError(error.problem.what, remedy=error.problem.remedy, where=where) from error
+    if found is None:
+        if name.casefold() in named:
+            return Origin("context", name.casefold())
+        return SCRATCH if name == "scratch" else Origin("image", name)
+    if found.index >= index:
+        raise DockerfileError(
+            f'cannot copy from stage "{name}"',
+            why=f'it needs to be defined before current stage "{dockerfile.stages[index].name or index}"',
+            where=where,
+        )
+    return Origin("stage", found.name, found.index)

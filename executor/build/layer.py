@@ -1,0 +1,212 @@
+"""A layer of an image in the making: its directory, its blob and its digest, each made when somebody first needs it.
+
+A stage that is only copied from never compresses its layers; an image that is only copied into never unpacks its base.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from executor import job
+from executor.build import cache
+from executor.build.cache import Known, Machine, Packed
+from executor.build.once import Once
+from executor.build.workshop import Workshop
+from executor.image import mediatypes
+from executor.image.manifest import Descriptor
+from executor.registry.reference import Reference
+from executor.rootfs import compress, materialise, overlay, unpack
+from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.streams import decompressed
+from executor.store import blobs, locks, removal, snapshots
+from platforms import elf
+from platforms.errors import StoreError
+
+_PATHS_KEPT: Final = 20
+"""Paths of foreign binaries that are remembered for a layer and architecture: enough to act on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A layer as an image names it."""
+
+    diff_id: str
+    descriptor: Descriptor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One layer. The calls may block: they make what they return when it is not there yet."""
+
+    directory: Once[str]
+    """The files, in overlay's format."""
+    blob: Once[Blob]
+    content: Once[str]
+    """The blob's path in the store: downloaded when it is a base's."""
+    origin: Reference | None = None
+    """The repository that has the blob, when it came from one."""
+    created: str = ""
+    """RFC 3339."""
+    machines: Callable[[], tuple[Machine, ...]] | None = None
+    """The ELF files in it, by architecture; None for a base's layer, which is not ours to judge."""
+
+
+def from_result(
+    workshop: Workshop,
+    result: str,
+    created: str,
+    entries: Once[tuple[Entry, ...]],
+    below: Sequence[Layer],
+) -> Layer:
+    """The layer of a step's ``result``: from what the store has of it, else from ``entries`` (the change as data)."""
+    store = workshop.store
+
+    def directory() -> str:
+        name = cache.snapshot_key(result)
+        found = snapshots.find(store, name)
+        if found is None:
+            with locks.lock(store, f"directory {result}", cancel=workshop.cancelled):
+                found = snapshots.find(store, name)
+                if found is None:
+                    found = _make_directory(workshop, result, entries, below)
+        return found.fs
+
+    def pack() -> Blob:
+        known, packed = _packed(workshop, result, entries, below)
+        return Blob(known.diff_id, Descriptor(_media_type(workshop.order), packed.digest, packed.size))
+
+    def machines() -> tuple[Machine, ...]:
+        blob()
+        return cache.known(store, result).machines
+
+    blob = Once(pack)
+    return Layer(
+        Once(directory), blob, Once(lambda: blobs.path(store, blob().descriptor.digest)), None, created, machines
+    )
+
+
+def _make_directory(
+    workshop: Workshop, result: str, entries: Once[tuple[Entry, ...]], below: Sequence[Layer]
+) -> snapshots.Snapshot:
+    """The directory of ``result``, unpacked from its blob or written from its entries."""
+    store = workshop.store
+    known = cache.known(store, result)
+    packed = next((each for each in known.blobs if blobs.has(store, each.digest)), None)
+    draft = snapshots.draft(store)
+    try:
+        if packed is not None:
+            with blobs.open(store, packed.digest) as file:
+                unpack.unpack(decompressed(file), draft.fs, limit=unpack.Limits())
+        else:
+            materialise.materialise(entries(), draft.fs)
+        return snapshots.commit(
+            store,
+            draft,
+            diff_id=known.diff_id or None,
+            size=removal.disk_usage(draft.fs),
+            keys=(cache.snapshot_key(result),),
+        )
+    except BaseException:
+        snapshots.discard(store, draft)
+        raise
+
+
+def kind_of(compression: job.Compression) -> str:
+    """The name under which a blob of this compression is remembered."""
+    return compression.kind if compression.level is None else f"{compression.kind}-{compression.level}"
+
+
+def _media_type(order: job.Job) -> str:
+    media_type = {
+        "gzip": mediatypes.OCI_LAYER_GZIP,
+        "zstd": mediatypes.OCI_LAYER_ZSTD,
+        "uncompressed": mediatypes.OCI_LAYER,
+    }[order.compression.kind]
+    return media_type if order.oci else mediatypes.to_docker(media_type)
+
+
+def _packed(
+    workshop: Workshop, result: str, entries: Once[tuple[Entry, ...]], below: Sequence[Layer]
+) -> tuple[Known, Packed]:
+    """``result`` as a blob with this job's compression, made by one process for all that wait for it."""
+    store, wanted = workshop.store, kind_of(workshop.order.compression)
+
+    def look() -> tuple[Known, Packed | None]:
+        known = cache.known(store, result)
+        return known, next(
+            (each for each in known.blobs if each.kind == wanted and blobs.has(store, each.digest)), None
+        )
+
+    known, packed = look()
+    if packed is not None:
+        return known, packed
+    with locks.lock(store, f"pack {result}", cancel=workshop.cancelled):
+        known, packed = look()
+        if packed is not None:
+            return known, packed
+        workshop.check()
+        changes = _entries(workshop, result, entries, below)
+        temporary = store.session.temporary()
+        try:
+            made = compress.pack(
+                _clamped(changes, workshop.order.epoch),
+                temporary,
+                workshop.order.compression.kind,
+                workshop.order.compression.level,
+            )
+            blobs.adopt(store, temporary, made.digest, made.size)
+        except OSError as error:
+            raise StoreError("cannot pack a layer", why=error.strerror or str(error)) from error
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+        packed = Packed(wanted, made.digest, made.size)
+        known = Known(
+            made.diff_id,
+            (*(each for each in known.blobs if each.kind != wanted), packed),
+            known.machines or machines_of(changes),
+        )
+        cache.note_known(store, result, known)
+        return known, packed
+
+
+def _entries(
+    workshop: Workshop, result: str, entries: Once[tuple[Entry, ...]], below: Sequence[Layer]
+) -> tuple[Entry, ...]:
+    """The change of ``result`` as data: as its maker knows it, or read back from its directory."""
+    found = snapshots.find(workshop.store, cache.snapshot_key(result))
+    if found is None or entries.done:
+        return entries()
+    return overlay.scan(found.fs, [each.directory() for each in reversed(below)])
+
+
+def _clamped(entries: Sequence[Entry], epoch: int | None) -> Sequence[Entry]:
+    """``entries`` with no time after ``epoch`` (SOURCE_DATE_EPOCH, seconds)."""
+    if epoch is None:
+        return entries
+    from dataclasses import replace
+
+    limit = epoch * 1_000_000_000
+    return [replace(each, mtime_ns=limit) if each.mtime_ns > limit else each for each in entries]
+
+
+def _head(path: bytes) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return os.read(fd, elf.HEADER)
+    finally:
+        os.close(fd)
+
+
+def machines_of(entries: Sequence[Entry]) -> tuple[Machine, ...]:
+    """The ELF files among ``entries``, by architecture."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.kind is Kind.FILE and entry.size >= elf.HEADER:
+            machine = elf.architecture(_head(entry.source))
+            if machine is not None:
+                found.setdefault(machine, []).append(entry.path.decode("utf-8", "replace"))
+    return tuple(Machine(machine, len(paths), tuple(paths[:_PATHS_KEPT])) for machine, paths in sorted(found.items()))

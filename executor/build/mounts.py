@@ -1,0 +1,279 @@
+"""What ``RUN --mount`` shows to a step: contexts, stages and images, caches, empty file systems, secrets.
+
+A bind mount shows files as COPY would see them: without what the ignore file hides, and owned by root when they come
+from a context. What a step writes to a writable one is thrown away with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from executor.build import copying, copystep, graph, keys
+from executor.build.graph import Origin
+from executor.build.once import Once
+from executor.build.state import State, normal_path
+from executor.build.workshop import Workshop
+from executor.dockerfile import Stage
+from executor.dockerfile.instructions import Heredoc, Run
+from executor.dockerfile.instructions import Mount as Wanted
+from executor.rootfs import materialise
+from executor.rootfs.stack import mount_stack
+from executor.rootfs.tree import Tree
+from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Tmpfs
+from executor.store import cachemounts, locks, snapshots
+from platforms import syscalls
+from platforms.errors import BuildError, DockerfileError
+
+if TYPE_CHECKING:
+    from executor.build.solve import Solver
+
+SCRIPTS: Final = "/dev/pipes"
+"""Where a here-document that is a program is put (BuildKit's dockerfile2llb)."""
+_SHORTEST_MASKED: Final = 4
+"""Characters: a shorter secret would mask half of the log."""
+
+Maker = Callable[[ExitStack, Tree], Mount | None]
+"""Makes one mount for a step whose root is the tree; what has to end with the step goes on the stack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mounts:
+    """The mounts of one RUN: what counts for its key, and how to have them while it runs."""
+
+    key: keys.Part
+    open: Callable[[ExitStack, Tree], tuple[Mount, ...]]
+    masked: Callable[[], tuple[str, ...]]
+    """Texts that never appear in a log."""
+
+    @contextmanager
+    def mounted(self, tree: Tree) -> Iterator[tuple[Mount, ...]]:
+        """The mounts, for a step whose root file system is ``tree``."""
+        with ExitStack() as stack:
+            yield self.open(stack, tree)
+
+    def redact(self, line: str) -> str:
+        """``line`` without secrets."""
+        for secret in self.masked():
+            line = line.replace(secret, "***")
+        return line
+
+
+def prepare(
+    solver: Solver, workshop: Workshop, stage: Stage, state: State, instruction: Run, script: Heredoc | None
+) -> Mounts:
+    """The mounts of ``instruction``; nothing is opened yet."""
+    parts: list[keys.Part] = []
+    makers: list[Maker] = []
+    secrets: list[Callable[[], bytes | None]] = []
+    for wanted in instruction.mounts:
+        target = normal_path(state.workdir, wanted.target) if wanted.target else ""
+        if target == "/":
+            raise DockerfileError(f'invalid mount target "{wanted.target}"', where=instruction.location)
+        maker: Maker | None
+        match wanted.type:
+            case "bind":
+                part, maker = _bind(solver, workshop, stage, instruction, wanted, target)
+            case "cache":
+                part, maker = _cache(solver, workshop, stage, instruction, wanted, target)
+            case "tmpfs":
+                part, maker = ("tmpfs", target, wanted.size), _always(Tmpfs(target, wanted.size))
+            case "secret":
+                value = Once(lambda wanted=wanted: _secret(workshop, wanted))  # type: ignore[misc]
+                secrets.append(value)
+                part, maker = _secret_mount(wanted, target, value)
+            case _:
+                raise DockerfileError(f"RUN --mount=type={wanted.type} is not supported", where=instruction.location)
+        parts.append(part)
+        if maker is not None:
+            makers.append(maker)
+    if script is not None:
+        content = script.content.encode()
+        parts.append(("script", script.name, content))
+        makers.append(_always(Secret(f"{SCRIPTS}/{script.name}", content, mode=0o755)))
+
+    def masked() -> tuple[str, ...]:
+        found: list[str] = []
+        for secret in secrets:
+            text = (secret() or b"").decode("utf-8", "replace").strip()
+            found += [line for line in {text, *text.splitlines()} if len(line) >= _SHORTEST_MASKED]
+        return tuple(sorted(found, key=len, reverse=True))
+
+    def opened(stack: ExitStack, tree: Tree) -> tuple[Mount, ...]:
+        made = [maker(stack, tree) for maker in makers]
+        return tuple(mount for mount in made if mount is not None)
+
+    return Mounts(tuple(parts), opened, Once(masked))
+
+
+def secret_variables(workshop: Workshop, instruction: Run) -> tuple[tuple[str, str], ...]:
+    """The secrets that ``instruction`` wants as environment variables."""
+    found: list[tuple[str, str]] = []
+    for wanted in instruction.mounts:
+        if wanted.type == "secret" and wanted.env is not None:
+            value = _secret(workshop, wanted)
+            if value is not None:
+                found.append((wanted.env, value.decode("utf-8", "surrogateescape")))
+    return tuple(found)
+
+
+def _always(mount: Mount) -> Maker:
+    return lambda _stack, _tree: mount
+
+
+def _bind(
+    solver: Solver, workshop: Workshop, stage: Stage, instruction: Run, wanted: Wanted, target: str
+) -> tuple[keys.Part, Maker]:
+    origin = (
+        graph.named_origin(
+            solver.dockerfile, wanted.from_, stage.index, instruction.location, solver.named, numbers=False
+        )
+        if wanted.from_
+        else Origin("context", "")
+    )
+    found = solver.source(origin)
+    path = normal_path("/", wanted.source or "/")
+    source = copying.Source(found.tree(), path, wildcards=False, root_times=False) if not found.identity else None
+    identity: keys.Part = (
+        found.identity
+        if found.identity
+        else copystep.content_key(workshop, copystep.selected(source))
+        if source is not None
+        else ""
+    )
+
+    def make(stack: ExitStack, _tree: Tree) -> Mount:
+        if source is not None:
+            directory, inside = _materialised(workshop, source), path
+            layers: tuple[str, ...] = (directory,)
+        else:
+            layers, inside = solver.layers_of(origin), path
+        fd = _overlay(workshop, stack, layers, inside, wanted)
+        return BindFd(fd, target, readonly=wanted.readonly)
+
+    return ("bind", target, path, identity, wanted.readonly), make
+
+
+def _materialised(workshop: Workshop, source: copying.Source) -> str:
+    """What ``source`` names, as a directory of the store that looks like its tree."""
+    plan = copying.Plan(None)
+    match = copying.matches(source)[0]
+    parent = match.path.rpartition(b"/")[0].decode("utf-8", "surrogateescape")
+    copying.copy(plan, replace(source, contents=not match.path), "/" + parent + "/", copying.Treatment())
+    entries = plan.finish()
+    name = copystep.layer_name(workshop, entries)
+    key = f"context:{name}"
+    found = snapshots.find(workshop.store, key)
+    if found is None:
+        with locks.lock(workshop.store, key, cancel=workshop.cancelled):
+            found = snapshots.find(workshop.store, key)
+            if found is None:
+                draft = snapshots.draft(workshop.store)
+                try:
+                    materialise.materialise(entries, draft.fs)
+                    found = snapshots.commit(workshop.store, draft, diff_id=None, size=0, keys=(key,))
+                except BaseException:
+                    snapshots.discard(workshop.store, draft)
+                    raise
+    return found.fs
+
+
+def _overlay(workshop: Workshop, stack: ExitStack, layers: tuple[str, ...], inside: str, wanted: Wanted) -> int:
+    """A detached mount of ``inside`` in ``layers``; what is written to it goes to a directory that is thrown away."""
+    upper = work = ""
+    if not wanted.readonly:
+        upper, work = workshop.scratch(), workshop.scratch()
+        os.chmod(upper, 0o755)
+    fd = mount_stack(layers, workshop.empty, upper=upper, work=work)
+    stack.callback(os.close, fd)
+    path = inside.strip("/")
+    if not path:
+        return fd
+    try:
+        place = syscalls.openat2(fd, path, os.O_PATH | os.O_CLOEXEC, resolve=syscalls.RESOLVE_IN_ROOT)
+    except OSError as error:
+        raise BuildError(f"mount source {inside} does not exist", why=error.strerror or str(error)) from error
+    stack.callback(os.close, place)
+    clone = syscalls.open_tree(
+        place, "", syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_EMPTY_PATH
+    )
+    stack.callback(os.close, clone)
+    return clone
+
+
+def _cache(
+    solver: Solver, workshop: Workshop, stage: Stage, instruction: Run, wanted: Wanted, target: str
+) -> tuple[keys.Part, Maker]:
+    name = wanted.id or target
+    source = None
+    if wanted.from_:
+        origin = graph.named_origin(
+            solver.dockerfile, wanted.from_, stage.index, instruction.location, solver.named, numbers=False
+        )
+        if origin.kind != "scratch":
+            source = origin
+
+    # A cache with other owners or modes is another one; without them, the id alone names it.
+    special = (wanted.uid or 0, wanted.gid or 0, 0o755 if wanted.mode is None else wanted.mode)
+    identity = name if special == (0, 0, 0o755) else "{} ({}:{} {:o})".format(name, *special)
+
+    def populate(directory: str) -> None:
+        if source is not None:
+            _seed(solver, source, wanted.source, directory)
+        uid, gid, mode = special
+        os.chown(directory, uid, gid)
+        os.chmod(directory, mode)
+
+    def make(stack: ExitStack, _tree: Tree) -> Mount:
+        directory = stack.enter_context(
+            cachemounts.held(
+                workshop.store, identity, wanted.sharing or "shared", populate=populate, cancel=workshop.cancelled
+            )
+        )
+        return Bind(directory, target, readonly=wanted.readonly)
+
+    return ("cache", target, name, wanted.readonly), make
+
+
+def _seed(solver: Solver, origin: Origin, path: str, directory: str) -> None:
+    """Fill a new cache directory with the files of ``from=``."""
+    found = solver.source(origin)
+    plan = copying.Plan(None)
+    copying.copy(
+        plan,
+        copying.Source(found.tree(), normal_path("/", path or "/"), wildcards=False),
+        "/",
+        copying.Treatment(),
+    )
+    materialise.materialise(plan.finish(), directory)
+
+
+def _secret(workshop: Workshop, wanted: Wanted) -> bytes | None:
+    name = wanted.id or os.path.basename(wanted.target)
+    value = workshop.conversation.ask("secret", name)
+    if value is None and wanted.required:
+        raise BuildError(
+            f"secret {name}: not found",
+            why="the step requires it",
+            remedy=f"pass it with --secret id={name},src=FILE or --secret id={name},env=VARIABLE",
+        )
+    return value
+
+
+def _secret_mount(wanted: Wanted, target: str, value: Callable[[], bytes | None]) -> tuple[keys.Part, Maker | None]:
+    name = wanted.id or os.path.basename(wanted.target)
+    part: keys.Part = ("secret", name, target, wanted.env, wanted.required)
+    if wanted.env is not None and not target:
+        return part, None
+    place = target or f"/run/secrets/{name}"
+
+    def make(_stack: ExitStack, _tree: Tree) -> Mount | None:
+        data = value()
+        if data is None:
+            return None
+        return Secret(place, data, wanted.uid or 0, wanted.gid or 0, 0o400 if wanted.mode is None else wanted.mode)
+
+    return part, make

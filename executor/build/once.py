@@ -1,0 +1,45 @@
+"""Work that is done at most once, by whoever asks first; everyone else waits for the same answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Once(Generic[T]):
+    """A value made on the first call, on the caller's thread. An error is kept as well and raised to every caller."""
+
+    __slots__ = ("_error", "_lock", "_make", "_value")
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make: Callable[[], T] | None = make
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+
+    def __call__(self) -> T:
+        if self._make is not None:
+            with self._lock:
+                if self._make is not None:
+                    try:
+                        self._value = self._make()
+                    except BaseException as error:
+                        self._error = error
+                    self._make = None
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    @property
+    def done(self) -> bool:
+        """Whether the value (or error) is there already, so that a call costs nothing."""
+        return self._make is None
+
+
+def known(value: T) -> Once[T]:
+    """A ``Once`` that needs no making."""
+    once = Once(lambda: value)
+    once()
+    return once

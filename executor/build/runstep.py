@@ -1,0 +1,153 @@
+"""RUN as a step: what it sees, the sandbox it runs in, its output line by line, and how it failed."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from executor.build import keys, users
+from executor.build.state import State
+from executor.build.workshop import Workshop
+from executor.dockerfile.instructions import Run
+from executor.job import Log
+from executor.rootfs.tree import Tree
+from executor.sandbox.spec import Ended, Mount, Spec
+from platforms.errors import Interrupted, StepFailed
+
+TAIL = 20
+"""Lines of a failed step's output that its error shows."""
+_LINE_LIMIT = 64 << 10
+"""Bytes of output without a newline that are shown as a line of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A RUN, worked out: what it executes, and what of it counts for the cache key."""
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    """Complete, but for HOME."""
+    key: tuple[keys.Part, ...]
+    script: tuple[str, bytes] | None = None
+    """A here-document with ``#!``: the name of its file, and its content."""
+
+
+def environment(state: State, proxies: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """What a step of ``state`` has in its environment: ENV and ARG, and proxy settings that nothing declared."""
+    declared = {name for name, _ in state.env}
+    return (*state.env, *((name, value) for name, value in proxies if name not in declared))
+
+
+def execute(
+    workshop: Workshop,
+    step: int,
+    instruction: Run,
+    running: Running,
+    state: State,
+    tree: Tree,
+    directories: tuple[str, ...],
+    upper: str,
+    work: str,
+    mounts: tuple[Mount, ...],
+    redact: Callable[[str], str],
+) -> None:
+    """Run the step on top of ``directories`` (top first), its changes going to ``upper``.
+
+    Raises ``StepFailed`` with the tail of the output, or ``Interrupted``.
+    """
+    who = users.identity(tree, state.config.user)
+    env = running.env
+    if not any(name == "HOME" for name, _ in env):
+        env = (*env, ("HOME", who.home))
+    order = workshop.order
+    network = instruction.network if instruction.network != "default" else order.network
+    spec = Spec(
+        layers=directories,
+        upper=upper,
+        work=work,
+        argv=running.argv,
+        env=tuple(f"{name}={value}" for name, value in env),
+        cwd=state.workdir,
+        uid=who.uid,
+        gid=who.gid,
+        groups=who.groups,
+        mounts=mounts,
+        network="none" if network == "none" else "host",
+        insecure=instruction.security == "insecure",
+        hosts=order.hosts,
+        shm_size=order.shm_size or 64 << 20,
+    )
+    tail: list[str] = []
+
+    def line(text: str, stream: int) -> None:
+        text = redact(text)
+        tail.append(text)
+        del tail[:-TAIL]
+        workshop.tell(Log(step, text, stream))
+
+    ended = _run(workshop, spec, line)
+    if workshop.cancelled.done():
+        raise Interrupted("the build was cancelled")
+    if ended.code == 0 and not ended.error:
+        return
+    command = " ".join(running.argv)
+    why = ended.error or f"exit code: {ended.code}"
+    if ended.oom:
+        why += " (the kernel ran out of memory)"
+    raise StepFailed(
+        f'process "{command}" did not complete successfully',
+        why=why,
+        remedy=_remedy(ended),
+        where=instruction.location,
+        log=tuple(tail),
+    )
+
+
+def _remedy(ended: Ended) -> str:
+    if ended.code == 127:
+        return "the program is not in the stage: install it in an earlier step, or check its name and PATH"
+    if ended.code == 126:
+        return "the file is there but cannot be executed: check its mode, its architecture and its #! line"
+    return ""
+
+
+def _run(workshop: Workshop, spec: Spec, line: Callable[[str, int], None]) -> Ended:
+    out_read, out_write = os.pipe2(os.O_CLOEXEC)
+    err_read, err_write = os.pipe2(os.O_CLOEXEC)
+    reader = threading.Thread(target=_pump, args=(out_read, err_read, line), name="output", daemon=True)
+    reader.start()
+    try:
+        return workshop.launcher().run(spec, out_write, err_write)
+    finally:
+        os.close(out_write)
+        os.close(err_write)
+        reader.join()
+
+
+def _pump(out: int, err: int, line: Callable[[str, int], None]) -> None:
+    """Turn two pipes into lines until both end."""
+    pending = {out: b"", err: b""}
+    number = {out: 1, err: 2}
+    with selectors.DefaultSelector() as selector:
+        for fd in pending:
+            selector.register(fd, selectors.EVENT_READ)
+        while selector.get_map():
+            for ready, _ in selector.select():
+                fd = ready.fd
+                data = os.read(fd, 1 << 16)
+                if not data:
+                    selector.unregister(fd)
+                    if pending[fd]:
+                        line(pending[fd].decode("utf-8", "replace"), number[fd])
+                    os.close(fd)
+                    continue
+                *lines, rest = (pending[fd] + data).split(b"\n")
+                for each in lines:
+                    line(each.decode("utf-8", "replace"), number[fd])
+                if len(rest) > _LINE_LIMIT:
+                    line(rest.decode("utf-8", "replace"), number[fd])
+                    rest = b""
+                pending[fd] = rest

@@ -1,0 +1,526 @@
+"""A job's way from its Dockerfile to the final state of its target: stages in parallel, steps in order.
+
+(1) The graph says which stages are needed. (2) Each needed stage runs on a thread of its own and waits for those it
+builds on. (3) A step is looked up by its key; one that is not found is done, under a lock on the key, so that of
+several builds that want the same step one does it and the others share. (4) Layers of the target's own chain are packed
+(and pushed) in the background while the next step runs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from executor import job
+from executor.build import base, cache, copying, copystep, graph, keys, runstep, scope, users
+from executor.build import state as steps
+from executor.build.cache import Outcome
+from executor.build.copystep import Input
+from executor.build.graph import Graph, Origin
+from executor.build.layer import Layer, from_result
+from executor.build.mounts import Mounts, prepare, secret_variables
+from executor.build.once import Once
+from executor.build.state import State
+from executor.build.workshop import Workshop, together
+from executor.context.directory import open_context
+from executor.dockerfile import Dockerfile, Stage, expand, global_scope, trigger
+from executor.dockerfile import instructions as dockerfile
+from executor.dockerfile.instructions import Instruction, inline_script, shell_text
+from executor.dockerfile.scope import PROXIES
+from executor.image import config as image
+from executor.rootfs import overlay
+from executor.rootfs.entry import Entry
+from executor.rootfs.tree import Tree
+from executor.store import locks, removal, snapshots
+from platforms.errors import ContextError, DockerfileError, KanifoldError
+from platforms.platform import Platform
+
+
+class Solver:
+    """One job's stages. ``state(index)`` is a stage's last state, worked out by whoever asks first."""
+
+    def __init__(self, workshop: Workshop, source: Dockerfile) -> None:
+        order = workshop.order
+        self._workshop = workshop
+        self.dockerfile = source
+        self._given: Mapping[str, str] = dict(order.build_args)
+        self._scope = global_scope(
+            source,
+            self._given,
+            scope.platform_arguments(workshop.native, workshop.platform, order.target or source.stages[-1].name),
+        )
+        self._proxies = tuple((name, value) for name, value in order.build_args if name in PROXIES)
+        self._contexts = {context.name.casefold(): context for context in order.contexts}
+        self.named = {name for name in self._contexts if name}
+        self.graph: Graph = graph.plan(source, order.target, self._scope, self.named)
+        self._stages = {
+            stage.index: Once(lambda stage=stage: self._solve(stage))  # type: ignore[misc]
+            for stage in source.stages
+        }
+        self._trees: dict[str, Once[Tree]] = {
+            name: Once(lambda context=context: self._open_context(context))  # type: ignore[misc]
+            for name, context in self._contexts.items()
+        }
+        self._numbers = Numbers(source, self.graph)
+        self._counting = threading.Lock()
+        self.cached = 0
+        self.ran = 0
+
+    def solve(self, on_layer: Callable[[Layer], None]) -> State:
+        """The target's last state. ``on_layer`` hears of each new layer of the image as soon as it exists."""
+        self._on_layer = on_layer
+        self._workshop.tell(job.Planned(self._numbers.steps, str(self._workshop.how)))
+        threads = [
+            threading.Thread(target=self._quietly, args=(index,), name=f"stage-{index}", daemon=True)
+            for index in self.graph.stages
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            return self._stages[self.graph.target]()
+        finally:
+            # An error elsewhere is the error: a stage that only failed because of it says the same.
+            for index in self.graph.stages:
+                if self._stages[index].done:
+                    self._stages[index]()
+
+    def _quietly(self, index: int) -> None:
+        try:
+            self._stages[index]()
+        except BaseException:  # whoever needs the stage gets the error again
+            return
+
+    # -- stages
+
+    def _solve(self, stage: Stage) -> State:
+        state = self._begin(stage)
+        triggers = [trigger(each, stage.location) for each in state.config.onbuild]
+        state = replace(state, config=replace(state.config, onbuild=()))
+        self._numbers.add_triggers(self._workshop, stage, triggers)
+        origin = self.graph.bases[stage.index]
+        replaced = origin.kind == "context" and origin.name == stage.name and bool(stage.name)
+        for instruction in () if replaced else (*triggers, *stage.instructions):
+            self._workshop.check()
+            try:
+                state = self._step(stage, state, instruction)
+            except KanifoldError as error:
+                if error.problem.where is None:
+                    error.problem = replace(error.problem, where=instruction.location)
+                raise
+        return state
+
+    def _begin(self, stage: Stage) -> State:
+        origin = self.graph.bases[stage.index]
+        platform = graph.platform_of(self.dockerfile, stage, self._scope, self._workshop.platform)
+        if origin.kind == "stage":
+            state = self._stages[origin.stage]()
+            return replace(state, command_set=False)
+        number = self._numbers.base(stage.index)
+        started = self._start(number)
+        try:
+            state = self._origin_state(origin, platform)
+        except KanifoldError as error:
+            self._finish(number, started, error=str(error))
+            if error.problem.where is None:
+                error.problem = replace(error.problem, where=stage.location)
+            raise
+        self._finish(number, started)
+        return steps.enter(state)
+
+    def _origin_state(self, origin: Origin, platform: Platform) -> State:
+        """The state that an external ``origin`` begins with."""
+        if origin.kind == "scratch":
+            return State(platform, image.empty(platform))
+        if origin.kind == "image":
+            return _from_base(platform, base.from_registry(self._workshop, origin.name, platform))
+        context = self._contexts[origin.name]
+        if context.kind == "image":
+            return _from_base(platform, base.from_registry(self._workshop, context.location, platform))
+        if context.kind == "layout":
+            return _from_base(platform, base.from_layout(self._workshop, context.name, context.location, platform))
+        # A directory as a base: its files are the first layer.
+        tree = self._trees[origin.name]()
+        empty = State(platform, image.empty(platform))
+        plan = copying.Plan(None)
+        copying.copy(plan, copying.Source(tree, "/", wildcards=False, root_times=False), "/", copying.Treatment())
+        entries = plan.finish()
+        result = copystep.layer_name(self._workshop, entries)
+        layer = from_result(self._workshop, result, _now(), Once(lambda: entries), ())
+        return replace(empty, layers=(layer,), tree=keys.key("tree", empty.tree, result))
+
+    def origin(self, origin: Origin, platform: Platform) -> State:
+        """The state of what ``--from`` names."""
+        if origin.kind == "stage":
+            return self._stages[origin.stage]()
+        return self._origin_state(origin, platform)
+
+    # -- steps
+
+    def _step(self, stage: Stage, state: State, instruction: Instruction) -> State:
+        escape = self.dockerfile.escape
+        if not isinstance(instruction, dockerfile.Arg):
+            instruction = expand(instruction, dict(state.env), escape)
+        match instruction:
+            case dockerfile.Run():
+                return self._run(stage, state, instruction)
+            case dockerfile.Copy() | dockerfile.Add():
+                return self._copy(stage, state, instruction)
+            case dockerfile.Workdir():
+                return self._workdir(stage, state, instruction)
+            case dockerfile.Arg():
+                return steps.arg(state, instruction, self._given, self._scope, escape)
+            case dockerfile.Env():
+                return steps.env(state, instruction)
+            case dockerfile.Label():
+                return steps.label(state, instruction)
+            case dockerfile.Cmd():
+                return steps.cmd(state, instruction)
+            case dockerfile.Entrypoint():
+                return steps.entrypoint(state, instruction)
+            case dockerfile.Shell():
+                return steps.shell(state, instruction)
+            case dockerfile.Expose():
+                return steps.expose(state, instruction)
+            case dockerfile.Volume():
+                return steps.volume(state, instruction)
+            case dockerfile.User():
+                return steps.user(state, instruction)
+            case dockerfile.Stopsignal():
+                return steps.stopsignal(state, instruction)
+            case dockerfile.Healthcheck():
+                return steps.healthcheck(state, instruction)
+            case dockerfile.Maintainer():
+                return steps.maintainer(state, instruction)
+            case dockerfile.Onbuild():
+                return steps.onbuild(state, instruction)
+            case _:
+                raise DockerfileError(f"{instruction.keyword} cannot be built", where=instruction.location)
+
+    def _run(self, stage: Stage, state: State, instruction: dockerfile.Run) -> State:
+        workshop = self._workshop
+        script = inline_script(instruction)
+        argv = instruction.command
+        if instruction.shell:
+            argv = steps.shell_command(state.config, shell_text(instruction))
+        env = (*runstep.environment(state, self._proxies), *secret_variables(workshop, instruction))
+        mounts = prepare(self, workshop, stage, state, instruction, script)
+        visible = tuple(pair for pair in state.env)
+        running = runstep.Running(
+            argv,
+            env,
+            (
+                "run",
+                state.tree,
+                str(state.platform),
+                argv,
+                visible,
+                state.workdir,
+                state.config.user,
+                instruction.network,
+                workshop.order.network,
+                instruction.security,
+                workshop.order.hosts,
+                workshop.order.shm_size,
+                mounts.key,
+            ),
+        )
+        number = self._numbers.of(stage.index, instruction)
+
+        def make() -> tuple[str, Once[tuple[Entry, ...]]]:
+            return self._execute(number, instruction, running, state, mounts)
+
+        return self._layered(stage, number, state, running.key, make, steps.run_text(state, argv), replaces_tree=True)
+
+    def _execute(
+        self, number: int, instruction: dockerfile.Run, running: runstep.Running, state: State, mounts: Mounts
+    ) -> tuple[str, Once[tuple[Entry, ...]]]:
+        workshop = self._workshop
+        directories = self._directories(state)
+        tree = workshop.trees.of(directories, workshop.empty)
+        result = cache.fresh_result()
+        draft = snapshots.draft(workshop.store)
+        try:
+            with workshop.slots, mounts.mounted(tree) as mounted:
+                runstep.execute(
+                    workshop,
+                    number,
+                    instruction,
+                    running,
+                    state,
+                    tree,
+                    directories,
+                    draft.fs,
+                    draft.work,
+                    mounted,
+                    mounts.redact,
+                )
+            entries = overlay.scan(draft.fs, directories)
+            snapshots.commit(
+                workshop.store,
+                draft,
+                diff_id=None,
+                size=removal.disk_usage(draft.fs),
+                keys=(cache.snapshot_key(result),),
+                description=instruction.original,
+            )
+        except BaseException:
+            snapshots.discard(workshop.store, draft)
+            raise
+        return result, Once(lambda: entries)
+
+    def _directories(self, state: State) -> tuple[str, ...]:
+        """The layers of ``state`` as directories, top first; missing ones are made at the same time."""
+        missing = [layer for layer in state.layers if not layer.directory.done]
+        together(self._workshop, [layer.directory for layer in missing])
+        return tuple(layer.directory() for layer in reversed(state.layers))
+
+    def tree_of(self, state: State) -> Tree:
+        """The file system of ``state``, mounted for reading."""
+        return self._workshop.trees.of(self._directories(state), self._workshop.empty)
+
+    def layers_of(self, origin: Origin) -> tuple[str, ...]:
+        """The layers of what ``origin`` names, as directories, top first."""
+        return self._directories(self.origin(origin, self._workshop.platform))
+
+    def _copy(self, stage: Stage, state: State, instruction: dockerfile.Copy | dockerfile.Add) -> State:
+        plan = self._copy_inputs(stage, state, instruction)
+        number = self._numbers.of(stage.index, instruction)
+        below = None if instruction.link else Once(lambda: self.tree_of(state))
+        is_add = isinstance(instruction, dockerfile.Add)
+        head = "ADD" if is_add else "COPY"
+        flags = "".join(
+            f" --{name}={value}"
+            for name, value in (("chown", instruction.chown), ("chmod", instruction.chmod))
+            if value
+        )
+        parents = " --parents" if isinstance(instruction, dockerfile.Copy) and instruction.parents else ""
+        words = [*instruction.sources, *(f"<<{each.name}" for each in instruction.heredocs), instruction.destination]
+        text = f"{head}{parents}{flags} {' '.join(words)} # buildkit"
+        destination = _destination(state.workdir, instruction.destination)
+        key = (
+            "add" if is_add else "copy",
+            "" if instruction.link and instruction.chown == "" else state.tree,
+            state.tree,
+            destination,
+            instruction.chown,
+            instruction.chmod,
+            instruction.exclude,
+            instruction.link,
+            bool(parents),
+            instruction.unpack if isinstance(instruction, dockerfile.Add) else None,
+            plan.key(),
+        )
+
+        def make() -> tuple[str, Once[tuple[Entry, ...]]]:
+            tree = below() if below is not None else None
+            draft = copying.Plan(tree)
+            treatment = copystep.treatment(
+                Once(lambda: self.tree_of(state)),
+                instruction.chown,
+                instruction.chmod,
+                instruction.exclude,
+                replace_existing=instruction.link,
+            )
+            plan.copy_to(draft, destination, treatment)
+            entries = draft.finish()
+            return copystep.layer_name(self._workshop, entries), Once(lambda: entries)
+
+        return self._layered(stage, number, state, key, make, text)
+
+    def _copy_inputs(
+        self, stage: Stage, state: State, instruction: dockerfile.Copy | dockerfile.Add
+    ) -> copystep.Inputs:
+        if isinstance(instruction, dockerfile.Copy) and instruction.from_:
+            origin = graph.named_origin(
+                self.dockerfile, instruction.from_, stage.index, instruction.location, self.named, numbers=True
+            )
+            found = self.source(origin)
+        else:
+            found = self.source(Origin("context", ""))
+        return copystep.inputs(self._workshop, instruction, found)
+
+    def source(self, origin: Origin) -> Input:
+        """The files that ``origin`` names, to copy from."""
+        if origin.kind == "context" and self._context_kind(origin.name) not in ("image", "layout"):
+            if origin.name not in self._trees:
+                raise ContextError(
+                    "there is no build context",
+                    why="the Dockerfile came from stdin alone",
+                    remedy="build with a directory: kanifold build DIRECTORY --file -",
+                )
+            return Input(self._trees[origin.name], "", root_times=False)
+        state = self.origin(origin, self._workshop.platform)
+        return Input(Once(lambda: self.tree_of(state)), state.tree)
+
+    def _context_kind(self, name: str) -> str:
+        context = self._contexts.get(name)
+        return context.kind if context is not None else ""
+
+    def _open_context(self, context: job.Context) -> Tree:
+        return self._workshop.trees.keep(open_context(context.location, context.ignore))
+
+    def _workdir(self, stage: Stage, state: State, instruction: dockerfile.Workdir) -> State:
+        path = steps.normal_path(state.workdir, instruction.path)
+        moved = replace(state, config=replace(state.config, working_dir=path))
+        if path == "/":
+            return steps.noted(moved, f"WORKDIR {path}")
+        number = self._numbers.of(stage.index, instruction)
+
+        def make() -> tuple[str, Once[tuple[Entry, ...]]]:
+            tree = self.tree_of(state)
+            owner = users.owner(tree, state.config.user) if state.config.user else None
+            entries = copying.make_directory(tree, path, owner)
+            return copystep.layer_name(self._workshop, entries), Once(lambda: entries)
+
+        return self._layered(
+            stage, number, moved, ("workdir", state.tree, path, state.config.user), make, f"WORKDIR {path}"
+        )
+
+    def _layered(
+        self,
+        stage: Stage,
+        number: int,
+        state: State,
+        parts: tuple[keys.Part, ...],
+        make: Callable[[], tuple[str, Once[tuple[Entry, ...]]]],
+        text: str,
+        *,
+        replaces_tree: bool = False,
+    ) -> State:
+        """``state`` with one more layer: found under the key of ``parts``, or made by ``make`` and then findable."""
+        workshop, store = self._workshop, self._workshop.store
+        started = self._start(number)
+        key = keys.key("step", parts, workshop.order.epoch)
+        fresh = self._ignores_cache(stage)
+        made: Once[tuple[Entry, ...]] | None = None
+
+        def look() -> Outcome | None:
+            found = None if fresh else cache.outcome(store, key)
+            return found if found is not None and cache.is_there(store, found.result) else None
+
+        try:
+            outcome = look()
+            if outcome is None:
+                with locks.lock(store, f"step {key}", cancel=workshop.cancelled):
+                    outcome = look()
+                    if outcome is None:
+                        result, made = make()
+                        outcome = Outcome(result, _now())
+                        cache.note_outcome(store, key, outcome, text)
+        except KanifoldError as error:
+            self._finish(number, started, error=str(error))
+            raise
+        self._finish(number, started, cached=made is None)
+        below = state.layers
+        entries = made or Once(
+            lambda: overlay.scan(
+                workshop_directory(workshop, outcome.result), [each.directory() for each in reversed(below)]
+            )
+        )
+        layer = from_result(workshop, outcome.result, outcome.created, entries, below)
+        if stage.index in self.graph.chain:
+            self._on_layer(layer)
+        return replace(
+            steps.noted(state, text, layer=True, created=outcome.created),
+            layers=(*below, layer),
+            tree=keys.key("tree", state.tree, outcome.result),
+        )
+
+    def _ignores_cache(self, stage: Stage) -> bool:
+        order = self._workshop.order
+        return order.no_cache or (
+            bool(stage.name) and stage.name in {each.casefold() for each in order.no_cache_stages}
+        )
+
+    def _start(self, number: int) -> float:
+        self._workshop.tell(job.Started(number))
+        return time.monotonic()
+
+    def _finish(self, number: int, started: float, *, cached: bool = False, error: str = "") -> None:
+        self._workshop.tell(job.Finished(number, round(time.monotonic() - started, 3), cached, error))
+        with self._counting:
+            if cached:
+                self.cached += 1
+            elif not error:
+                self.ran += 1
+
+
+def workshop_directory(workshop: Workshop, result: str) -> str:
+    """The directory of a result that is in the store."""
+    found = snapshots.find(workshop.store, cache.snapshot_key(result))
+    if found is None:
+        raise KanifoldError("a cached layer has vanished", remedy="build again")
+    return found.fs
+
+
+def _from_base(platform: Platform, found: base.Base) -> State:
+    return State(
+        platform,
+        found.config,
+        found.layers,
+        found.tree,
+        base_history=len(found.config.history),
+    )
+
+
+def _destination(workdir: str, text: str) -> str:
+    """Where COPY goes: absolute, a trailing ``/`` or ``/.`` kept."""
+    path = steps.normal_path(workdir, text or ".")
+    if text in ("", ".") or text.endswith(("/", "/.")):
+        return path.rstrip("/") + "/"
+    return path
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Numbers:
+    """The steps as they are shown to people, and which instruction is which."""
+
+    def __init__(self, source: Dockerfile, needed: Graph) -> None:
+        self._source = source
+        self._ids: dict[tuple[int, int], int] = {}
+        self._bases: dict[int, int] = {}
+        self._next = 1
+        found: list[job.Step] = []
+        for index in needed.stages:
+            stage = source.stages[index]
+            found += self._number(stage, stage.instructions, needed.bases[index].kind != "stage")
+        self.steps = tuple(found)
+
+    def _number(self, stage: Stage, instructions: Sequence[Instruction], with_base: bool) -> list[job.Step]:
+        label = stage.label if len(self._source.stages) > 1 else ""
+        shown = [each for each in instructions if isinstance(each, _LAYERED)]
+        total = len(shown) + with_base
+        out: list[job.Step] = []
+        if with_base:
+            self._bases[stage.index] = self._next
+            out.append(job.Step(self._next, label, stage.base.original, stage.location.line, 1, total))
+            self._next += 1
+        for position, each in enumerate(shown, 1 + with_base):
+            self._ids[stage.index, id(each)] = self._next
+            self._ids[stage.index, -each.location.line] = self._next
+            out.append(job.Step(self._next, label, each.original, each.location.line, position, total))
+            self._next += 1
+        return out
+
+    def base(self, index: int) -> int:
+        """The step of stage ``index``'s FROM."""
+        return self._bases.get(index, 0)
+
+    def of(self, index: int, instruction: Instruction) -> int:
+        """The step of ``instruction`` in stage ``index``."""
+        return self._ids.get((index, id(instruction))) or self._ids.get((index, -instruction.location.line), 0)
+
+    def add_triggers(self, workshop: Workshop, stage: Stage, triggers: Sequence[Instruction]) -> None:
+        """Announce the steps that the base image's ONBUILD adds."""
+        if triggers:
+            workshop.tell(job.Planned(tuple(self._number(stage, triggers, False)), str(workshop.how)))
+
+
+_LAYERED: Any = (dockerfile.Run, dockerfile.Copy, dockerfile.Add, dockerfile.Workdir)

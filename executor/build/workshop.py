@@ -1,0 +1,118 @@
+"""What the steps of one job work with: the store, the registries, the sandbox, and someone to tell."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from executor import job
+from executor.build.once import Once
+from executor.conversation import Conversation
+from executor.registry.client import Client
+from executor.rootfs.tree import Tree, open_layers
+from executor.sandbox.launcher import Launcher
+from executor.store.store import Store
+from platforms.errors import Interrupted
+from platforms.platform import Platform
+
+T = TypeVar("T")
+
+
+class Trees:
+    """Mounted views of layer stacks, made once each and open until the job ends."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._trees: dict[tuple[str, ...], Tree] = {}
+        self._others: list[Tree] = []
+
+    def of(self, directories: tuple[str, ...], empty: str) -> Tree:
+        """The merged view of ``directories``, top first."""
+        with self._lock:
+            tree = self._trees.get(directories)
+            if tree is None:
+                tree = self._trees[directories] = open_layers(directories, empty)
+            return tree
+
+    def keep(self, tree: Tree) -> Tree:
+        """``tree``, which will be closed with the others."""
+        with self._lock:
+            self._others.append(tree)
+        return tree
+
+    def close(self) -> None:
+        """Unmount everything."""
+        with self._lock:
+            for tree in (*self._trees.values(), *self._others):
+                tree.close()
+            self._trees.clear()
+            self._others.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """One job's means. Everything in it may be used from any thread."""
+
+    order: job.Job
+    platform: Platform
+    """The target."""
+    native: Platform
+    """What this node is: BUILDPLATFORM."""
+    store: Store
+    conversation: Conversation
+    registry: Once[Client]
+    launcher: Once[Launcher]
+    background: ThreadPoolExecutor
+    """For work that overlaps the steps: packing, pushing, unpacking."""
+    slots: threading.Semaphore
+    """Bounds the steps that run at once."""
+    cancelled: Future[None]
+    """Done when the job is to end; waiting calls take it."""
+    empty: str
+    """An empty directory."""
+    directory: str
+    """For what lives as long as the job."""
+    how: str
+    """How steps run here: ``native`` or the emulator's name."""
+    trees: Trees = field(default_factory=Trees)
+    digests: dict[bytes, str] = field(default_factory=dict)
+    """Content digests of files by their status, for this job."""
+
+    def tell(self, message: job.Message) -> None:
+        """Say something to the orchestrator."""
+        self.conversation.send(message)
+
+    def check(self) -> None:
+        """Raise ``Interrupted`` when the job is to end."""
+        if self.cancelled.done():
+            raise Interrupted("the build was cancelled")
+
+    def scratch(self) -> str:
+        """A new directory that goes with the job."""
+        return tempfile.mkdtemp(dir=self.directory)
+
+    def later(self, work: Callable[[], T]) -> Future[T]:
+        """Do ``work`` in the background."""
+        return self.background.submit(work)
+
+
+def together(workshop: Workshop, works: list[Callable[[], Any]]) -> None:
+    """Do all of ``works`` at once; the first error of any is raised when all have ended."""
+    waiting = [workshop.later(work) for work in works[1:]]
+    error: BaseException | None = None
+    if works:
+        try:
+            works[0]()
+        except BaseException as raised:
+            error = raised
+    for each in waiting:
+        try:
+            each.result()
+        except BaseException as raised:
+            error = error or raised
+    if error is not None:
+        raise error

@@ -1,0 +1,52 @@
+"""A context that is a directory on this machine, seen through its ignore file.
+
+Every file of a context belongs to root (Dockerfile reference, "COPY --chown"), whoever owns it on disk.
+"""
+
+from __future__ import annotations
+
+import stat
+
+from executor.dockerfile import ignore
+from executor.rootfs.tree import Hides, Tree, open_directory
+from platforms.errors import ContextError
+
+
+def open_context(path: str, ignore_text: str) -> Tree:
+    """The context in the directory ``path`` without what ``ignore_text`` (.dockerignore) excludes."""
+    try:
+        return open_directory(path, hides=hides(path, ignore_text), owner=(0, 0))
+    except OSError as error:
+        raise ContextError(f"cannot read the build context {path}", why=error.strerror or str(error)) from error
+
+
+def hides(path: str, ignore_text: str) -> Hides | None:
+    """The rule by which ``ignore_text`` hides paths below ``path``; None when it hides nothing.
+
+    An excluded directory stays visible as long as a later ``!`` rule leaves something visible in it.
+    """
+    patterns = ignore.parse(ignore_text)
+    if not patterns:
+        return None
+    bare = open_directory(path)
+    seen: dict[bytes, bool] = {}
+
+    def hidden(name: bytes, directory: bool) -> bool:
+        known = seen.get(name)
+        if known is None:
+            text = name.decode("utf-8", "surrogateescape")
+            known = patterns.excludes(text, directory)
+            if known and directory and patterns.may_contain_included(text):
+                known = not _holds_visible(name)
+            seen[name] = known
+        return known
+
+    def _holds_visible(directory: bytes) -> bool:
+        for child in bare.names(directory):
+            below = directory + b"/" + child
+            found = bare.lstat(below)
+            if found is not None and not hidden(below, stat.S_ISDIR(found.st_mode)):
+                return True
+        return False
+
+    return hidden

@@ -1,0 +1,161 @@
+"""The executor's end of the protocol in ``executor.job``: messages over two pipes, questions and their answers.
+
+Losing the orchestrator cancels the job: when stdin ends, ``closed`` is set and ``on_close`` runs, on the reading
+thread, so that whatever waits (a step, a download, a question) can be woken.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from executor import job
+from platforms.errors import Interrupted, ProtocolError
+
+_Incoming = job.Job | job.Answer | job.Fetch | job.Done
+_INCOMING: msgspec.json.Decoder[_Incoming] = msgspec.json.Decoder(_Incoming)
+
+_BLOCK: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    sink: Callable[[bytes], object]
+    found: Future[bool]
+
+
+class Conversation:
+    """Both directions of one job. ``send`` and ``ask`` may be called from any thread."""
+
+    def __init__(self, incoming: int, outgoing: int) -> None:
+        self._in = os.fdopen(incoming, "rb", buffering=1 << 16)
+        self._out = outgoing
+        self._writing = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, _Question] = {}
+        self._requests: queue.SimpleQueue[job.Fetch | job.Done] = queue.SimpleQueue()
+        self.closed = threading.Event()
+        self.on_close: Callable[[], None] = lambda: None
+
+    def receive_job(self) -> job.Job:
+        """The first message, which has to be a job of our version."""
+        message = self._read()
+        if not isinstance(message, job.Job):
+            raise ProtocolError("the first message is not a job") if message else Interrupted("no job was sent")
+        if message.version != job.VERSION:
+            raise ProtocolError(
+                f"this executor speaks protocol version {job.VERSION}, not {message.version}",
+                remedy="install the same version of kanifold on every node",
+            )
+        return message
+
+    def listen(self) -> None:
+        """Start to take answers and requests, on a thread of their own."""
+        threading.Thread(target=self._listen, name="protocol", daemon=True).start()
+
+    def send(self, message: job.Message, payload: bytes | memoryview = b"") -> None:
+        """Write one message, and the raw bytes that it announces. Silent once the other end is gone."""
+        line = msgspec.json.encode(message) + b"\n"
+        with self._writing:
+            for data in (line, payload):
+                view = memoryview(data)
+                while view:
+                    try:
+                        view = view[os.write(self._out, view) :]
+                    except BrokenPipeError:
+                        return
+
+    def send_file(self, message: job.Message, path: str, size: int) -> None:
+        """Write ``message`` and the ``size`` bytes of the file at ``path`` that it announces."""
+        line = msgspec.json.encode(message) + b"\n"
+        with self._writing, open(path, "rb") as file:
+            try:
+                view = memoryview(line)
+                while view:
+                    view = view[os.write(self._out, view) :]
+                while size and (block := file.read(min(size, _BLOCK))):
+                    size -= len(block)
+                    view = memoryview(block)
+                    while view:
+                        view = view[os.write(self._out, view) :]
+            except BrokenPipeError:
+                return
+
+    def ask(self, what: str, name: str = "", paths: tuple[str, ...] = ()) -> bytes | None:
+        """The orchestrator's answer; None when it has no such thing. ``ProtocolError`` when it could not be had."""
+        parts: list[bytes] = []
+        return b"".join(parts) if self.ask_into(parts.append, what, name, paths) else None
+
+    def ask_into(self, sink: Callable[[bytes], object], what: str, name: str = "", paths: tuple[str, ...] = ()) -> bool:
+        """Like ``ask``, with the answer given to ``sink`` in blocks as it comes; False when there is no such thing."""
+        number = next(self._numbers)
+        question = _Question(sink, Future())
+        self._waiting[number] = question
+        if self.closed.is_set():
+            raise Interrupted("the orchestrator is gone")
+        self.send(job.Ask(number, what, name, paths))
+        return question.found.result()
+
+    def next_request(self) -> job.Fetch | job.Done:
+        """What the orchestrator wants after the result; ``Done`` when it is gone."""
+        return self._requests.get()
+
+    def _listen(self) -> None:
+        try:
+            while (message := self._read()) is not None:
+                match message:
+                    case job.Answer():
+                        self._resolve(message)
+                    case job.Fetch() | job.Done():
+                        self._requests.put(message)
+                    case _:
+                        raise ProtocolError("a second job in one conversation")
+        except ProtocolError as error:
+            self._end(error)
+        else:
+            self._end(Interrupted("the orchestrator is gone"))
+
+    def _end(self, error: Exception) -> None:
+        self.closed.set()
+        self._requests.put(job.Done())
+        for waiting in list(self._waiting.values()):
+            if not waiting.found.done():
+                waiting.found.set_exception(error)
+        self.on_close()
+
+    def _resolve(self, answer: job.Answer) -> None:
+        question = self._waiting.pop(answer.id, None)
+        if question is None:
+            raise ProtocolError(f"an answer to no question: {answer.id}")
+        left = answer.size
+        while left:
+            block = self._in.read(min(left, _BLOCK))
+            if not block:
+                error = ProtocolError("the orchestrator stopped in the middle of an answer")
+                question.found.set_exception(error)
+                raise error
+            left -= len(block)
+            question.sink(block)
+        if answer.error:
+            question.found.set_exception(ProtocolError(answer.error))
+        else:
+            question.found.set_result(not answer.missing)
+
+    def _read(self) -> job.Job | job.Answer | job.Fetch | job.Done | None:
+        line = self._in.readline(job.LINE_LIMIT)
+        if not line:
+            return None
+        if not line.endswith(b"\n"):
+            raise ProtocolError("a message is cut short or too long")
+        try:
+            return _INCOMING.decode(line)
+        except msgspec.DecodeError as error:
+            raise ProtocolError("a message is malformed", why=str(error)) from error

@@ -1,0 +1,253 @@
+"""An image's configuration: OCI image-spec config.md, with the fields that Docker adds to it.
+
+``ImageConfig`` is frozen: a Dockerfile step is a function from one config to the next. Fields are written in the order
+and with the omissions that Docker's and BuildKit's images have, so that a config can be compared with theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import msgspec
+
+from platforms.errors import ArchiveError
+from platforms.platform import Platform
+
+CONFIG_LIMIT: Final = 8 << 20
+"""Bytes: more than this is not a config but an attack."""
+
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""The PATH an image without one gets (BuildKit, util/system)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Healthcheck:
+    """Docker's health check. ``test`` is ``("NONE",)``, ``("CMD", …)`` or ``("CMD-SHELL", text)``; times in ns."""
+
+    test: tuple[str, ...] = ()
+    interval: int = 0
+    timeout: int = 0
+    start_period: int = 0
+    start_interval: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """One step in an image's past. ``created`` is RFC 3339 text, "" when nobody said."""
+
+    created: str = ""
+    created_by: str = ""
+    comment: str = ""
+    author: str = ""
+    empty_layer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """Everything an image says about itself."""
+
+    platform: Platform
+    created: str = ""
+    author: str = ""
+    user: str = ""
+    exposed_ports: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    volumes: tuple[str, ...] = ()
+    working_dir: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    stop_signal: str = ""
+    args_escaped: bool = False
+    healthcheck: Healthcheck | None = None
+    onbuild: tuple[str, ...] = ()
+    shell: tuple[str, ...] = ()
+    history: tuple[History, ...] = ()
+    diff_ids: tuple[str, ...] = ()
+
+
+def empty(platform: Platform) -> ImageConfig:
+    """The config that ``FROM scratch`` starts with."""
+    return ImageConfig(platform, env=(("PATH", DEFAULT_PATH),), working_dir="/")
+
+
+def with_env(config: ImageConfig, key: str, value: str) -> ImageConfig:
+    """``config`` with ``key`` set: in its old place when it was there, else at the end."""
+    return replace(config, env=put(config.env, key, value))
+
+
+def put(pairs: tuple[tuple[str, str], ...], key: str, value: str) -> tuple[tuple[str, str], ...]:
+    """``pairs`` with ``key`` set: in its old place when it was there, else at the end."""
+    if any(name == key for name, _ in pairs):
+        return tuple((name, value if name == key else old) for name, old in pairs)
+    return (*pairs, (key, value))
+
+
+def parse(data: bytes) -> ImageConfig:
+    """The config in ``data``: a registry's word, so every field is checked; ``ArchiveError`` when it is malformed."""
+    if len(data) > CONFIG_LIMIT:
+        raise ArchiveError("image config too large", why=f"{len(data)} bytes; the limit is {CONFIG_LIMIT}")
+    try:
+        raw = msgspec.json.decode(data, type=_Image)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ArchiveError("malformed image config", why=str(error)) from error
+    if raw.rootfs is not None and raw.rootfs.type not in ("", "layers"):
+        raise ArchiveError("unsupported image config", why=f"rootfs.type is {raw.rootfs.type!r}")
+    config = raw.config or _Config()
+    health = config.Healthcheck
+    return ImageConfig(
+        platform=Platform(raw.os, raw.architecture, raw.variant, raw.os_version, raw.os_features or ()),
+        created=raw.created or "",
+        author=raw.author or "",
+        user=config.User,
+        exposed_ports=tuple(sorted(config.ExposedPorts or {})),
+        env=tuple(_pair(each) for each in config.Env or ()),
+        entrypoint=config.Entrypoint,
+        cmd=config.Cmd,
+        volumes=tuple(sorted(config.Volumes or {})),
+        working_dir=config.WorkingDir,
+        labels=tuple(sorted((config.Labels or {}).items())),
+        stop_signal=config.StopSignal,
+        args_escaped=config.ArgsEscaped,
+        healthcheck=None
+        if health is None
+        else Healthcheck(
+            health.Test or (), health.Interval, health.Timeout, health.StartPeriod, health.StartInterval, health.Retries
+        ),
+        onbuild=config.OnBuild or (),
+        shell=config.Shell or (),
+        history=tuple(
+            History(each.created or "", each.created_by, each.comment, each.author, each.empty_layer)
+            for each in raw.history or ()
+        ),
+        diff_ids=(raw.rootfs.diff_ids or ()) if raw.rootfs else (),
+    )
+
+
+def encode(config: ImageConfig) -> bytes:
+    """``config`` as JSON with sorted keys, as BuildKit writes it."""
+    platform = config.platform
+    inner = _drop_empty(
+        {
+            "ArgsEscaped": config.args_escaped,
+            "Cmd": _listed(config.cmd),
+            "Entrypoint": _listed(config.entrypoint),
+            "Env": [f"{key}={value}" for key, value in config.env],
+            "ExposedPorts": {port: {} for port in sorted(config.exposed_ports)},
+            "Healthcheck": _plain_healthcheck(config.healthcheck),
+            "Labels": dict(sorted(config.labels)),
+            "OnBuild": list(config.onbuild),
+            "Shell": list(config.shell),
+            "StopSignal": config.stop_signal,
+            "User": config.user,
+            "Volumes": {path: {} for path in sorted(config.volumes)},
+            "WorkingDir": config.working_dir,
+        }
+    )
+    document = {
+        "architecture": platform.architecture,
+        "author": config.author or None,
+        "config": inner,
+        "created": config.created or None,
+        "history": [
+            _drop_empty(
+                {
+                    "created": each.created,
+                    "created_by": each.created_by,
+                    "author": each.author,
+                    "comment": each.comment,
+                    "empty_layer": each.empty_layer,
+                }
+            )
+            for each in config.history
+        ],
+        "os": platform.os,
+        "os.features": list(platform.os_features) or None,
+        "os.version": platform.os_version or None,
+        "rootfs": {"type": "layers", "diff_ids": list(config.diff_ids)},
+        "variant": platform.variant or None,
+    }
+    return msgspec.json.encode({key: value for key, value in document.items() if value is not None})
+
+
+def _listed(words: tuple[str, ...] | None) -> list[str] | None:
+    return None if words is None else list(words)
+
+
+def _plain_healthcheck(check: Healthcheck | None) -> dict[str, Any] | None:
+    if check is None:
+        return None
+    return _drop_empty(
+        {
+            "Test": list(check.test),
+            "Interval": check.interval,
+            "Timeout": check.timeout,
+            "StartPeriod": check.start_period,
+            "StartInterval": check.start_interval,
+            "Retries": check.retries,
+        }
+    )
+
+
+def _drop_empty(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that Go's ``omitempty`` leaves out; an empty command (``CMD []``) stays."""
+    keep = ("Cmd", "Entrypoint", "Healthcheck")
+    return {key: value for key, value in fields.items() if value or (key in keep and value is not None)}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    return key, value
+
+
+class _Healthcheck(msgspec.Struct):
+    Test: tuple[str, ...] | None = None
+    Interval: int = 0
+    Timeout: int = 0
+    StartPeriod: int = 0
+    StartInterval: int = 0
+    Retries: int = 0
+
+
+class _Config(msgspec.Struct):
+    User: str = ""
+    ExposedPorts: dict[str, Any] | None = None
+    Env: tuple[str, ...] | None = None
+    Entrypoint: tuple[str, ...] | None = None
+    Cmd: tuple[str, ...] | None = None
+    Volumes: dict[str, Any] | None = None
+    WorkingDir: str = ""
+    Labels: dict[str, str] | None = None
+    StopSignal: str = ""
+    ArgsEscaped: bool = False
+    Healthcheck: _Healthcheck | None = None
+    OnBuild: tuple[str, ...] | None = None
+    Shell: tuple[str, ...] | None = None
+
+
+class _History(msgspec.Struct):
+    created: str | None = None
+    created_by: str = ""
+    comment: str = ""
+    author: str = ""
+    empty_layer: bool = False
+
+
+class _RootFS(msgspec.Struct):
+    type: str = ""
+    diff_ids: tuple[str, ...] | None = None
+
+
+class _Image(msgspec.Struct):
+    architecture: str = ""
+    os: str = ""
+    variant: str = ""
+    os_version: str = msgspec.field(name="os.version", default="")
+    os_features: tuple[str, ...] | None = msgspec.field(name="os.features", default=None)
+    created: str | None = None
+    author: str | None = None
+    config: _Config | None = None
+    history: tuple[_History, ...] | None = None
+    rootfs: _RootFS | None = None

@@ -1,0 +1,36 @@
+"""``kanifold``: the command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    stranger = _stranger()
+    if stranger:
+        sys.exit(
+            f"kanifold: the package {stranger!r} that Python finds is not kanifold's own. Install kanifold as a tool with "
+            "an environment of its own: pipx install kanifold, or uv tool install kanifold."
+        )
+    from orchestrator.cli import main as run
+
+    sys.exit(run())
+
+
+def _stranger() -> str:
+    """The name of a package that another distribution has put in the place of ours; "" when all is well.
+
+    The names of our three packages are general, and ``executor`` is also a distribution of its own.
+    """
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for name in ("executor", "platforms"):
+        place = getattr(__import__(name), "__file__", None) or ""
+        if os.path.dirname(os.path.dirname(os.path.abspath(place))) != home:
+            return name
+    return ""
+
+
+if __name__ == "__main__":
+    main()

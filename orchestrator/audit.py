@@ -1,0 +1,64 @@
+"""The architecture audit: does an image for one platform hold programs for another?
+
+Executors report every architecture whose ELF files the new layers hold. Here that is held against the platform and
+against what the user has declared to be intended: ``--audit-allow PATTERN`` or a comment in the Dockerfile,
+
+    # kanifold audit-allow=/opt/firmware/**
+
+Patterns are those of .dockerignore, matched against absolute paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from executor import job
+from executor.dockerfile import Dockerfile, ignore
+from orchestrator.request import Allowed
+from platforms.errors import AuditError, Problem
+from platforms.platform import Platform
+
+_COMMENT: Final = re.compile(r"#\s*kanifold\s+audit-allow\s*=\s*(?:\[(?P<platform>[^\]]+)\])?(?P<pattern>\S+)\s*")
+_COMPATIBLE: Final = {"amd64": frozenset({"386"}), "arm64": frozenset({"arm"})}
+"""32-bit programs that a 64-bit platform of the same family runs."""
+_NEUTRAL: Final = frozenset({"bpf"})
+"""Machines that are no host's own: eBPF objects belong to every platform."""
+_SHOWN: Final = 5
+
+
+def allowed_by(dockerfile: Dockerfile) -> tuple[Allowed, ...]:
+    """What comments of the Dockerfile declare to be intended, ``# kanifold audit-allow=[platform]pattern``."""
+    found = (_COMMENT.fullmatch(line.strip()) for line in dockerfile.source)
+    return tuple(Allowed(match["pattern"], match["platform"] or "") for match in found if match)
+
+
+def audit(platform: Platform, findings: Iterable[job.Finding], allowed: Iterable[Allowed]) -> tuple[job.Finding, ...]:
+    """The findings that are wrong for ``platform`` and that nobody allowed."""
+    intended = [
+        ignore.parse(each.pattern.lstrip("/"))
+        for each in allowed
+        if not each.platform or each.platform == str(platform)
+    ]
+    fine = {platform.architecture, *_COMPATIBLE.get(platform.architecture, ()), *_NEUTRAL}
+    return tuple(
+        each
+        for each in findings
+        if each.machine not in fine
+        and not any(patterns.excludes(each.path.lstrip("/"), False) for patterns in intended)
+    )
+
+
+def problem(platform: Platform, findings: tuple[job.Finding, ...]) -> Problem:
+    """``findings`` as one warning or error."""
+    machines = ", ".join(sorted({each.machine for each in findings}))
+    listed = [f"/{each.path} is {each.machine} (layer {each.layer[:19]})" for each in findings[:_SHOWN]]
+    if len(findings) > _SHOWN:
+        listed.append(f"and {len(findings) - _SHOWN} more")
+    return AuditError(
+        f"the image for {platform} holds programs for {machines}",
+        why="; ".join(listed),
+        remedy="choose the download by TARGETARCH, build in a stage of the target's platform, "
+        "or allow what is intended: --audit-allow PATTERN",
+    ).problem

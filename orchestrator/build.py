@@ -1,0 +1,263 @@
+"""``kanifold build``: one request from its plan to its published index.
+
+(1) Place: a node for every platform. (2) Plan: read the Dockerfile, pin external images. (3) Fan out. (4) Verify and
+audit. (5) Join and publish, index first, tags last. An error or Ctrl-C at any point before (5) leaves no trace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Sequence
+
+from executor import job
+from executor.registry import auth, reference
+from executor.registry.client import Client
+from executor.registry.reference import Reference
+from executor.store.store import Store, open_store
+from orchestrator import audit, publish
+from orchestrator import plan as planning
+from orchestrator.fanout import Built, Emit, Lost, build_all
+from orchestrator.node import Placement, local, place
+from orchestrator.plan import Plan
+from orchestrator.publish import Image, Product
+from orchestrator.request import Request
+from orchestrator.view import events, open_display
+from platforms.errors import AuditError, BuildError, Interrupted, KanifoldError
+
+
+def build(request: Request) -> int:
+    """Do it, show it, and return the process's exit status (``platforms.errors`` lists them)."""
+    with open_display(request.progress) as display:
+        try:
+            product = asyncio.run(_interruptible(request, display.emit))
+        except KanifoldError as error:
+            outcome: events.Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
+            troubles = error.troubles if isinstance(error, _PlatformsLostError) else (events.Trouble(error.problem),)
+            display.emit(events.BuildEnded(outcome=outcome, troubles=troubles))
+            return error.exit_code
+        display.emit(events.BuildEnded(outcome="built", digest=product.root.digest))
+    _say(request, product)
+    return 0
+
+
+class _PlatformsLostError(BuildError):
+    """Platforms were not built. Carries every reason; the exit status is that of the first."""
+
+    def __init__(self, lost: Sequence[Lost]) -> None:
+        first = lost[0].error
+        super().__init__(first.problem.what, why=first.problem.why)
+        self.troubles = tuple(events.Trouble(each.error.problem, str(each.placement.platform)) for each in lost)
+        self.exit_code = first.exit_code  # type: ignore[misc]
+
+
+async def _interruptible(request: Request, emit: Emit) -> Product:
+    """The build, ended by the first Ctrl-C (or SIGTERM); a second one is the terminal's."""
+    task = asyncio.ensure_future(_build(request, emit))
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        task.cancel()
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(each)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, stop)
+    try:
+        return await task
+    except asyncio.CancelledError as error:
+        raise Interrupted("the build was interrupted") from error
+
+
+async def _build(request: Request, emit: Emit) -> Product:
+    nodes = (local(),)
+    placements = tuple(place(each, nodes) for each in request.platforms)  # (1)
+    emit(
+        events.BuildStarted(
+            platforms=tuple(
+                events.Place(str(each.platform), "" if each.node.shares_disk else each.node.name, each.how)
+                for each in placements
+            ),
+            name=str(request.tags[0].familiar()) if request.tags else request.context,
+            tags=tuple(each.familiar() for each in request.tags),
+            jobs=request.jobs,
+        )
+    )
+    plan = planning.read(request, placements)  # (2)
+    keychain = auth.docker_keychain()
+    client = Client(request.registries, keychain)
+    store = open_store(request.root or None)
+    try:
+        pins = await _pin(request, plan, client, store, emit)
+        orders = [(each, _order(request, plan, pins, each)) for each in placements]
+        built, lost = await build_all(orders, request, keychain, emit)  # (3)
+        try:
+            if lost:
+                raise _PlatformsLostError(lost)
+            return await _finish(request, plan, built, client, store, emit)
+        finally:
+            await asyncio.gather(*(each.executor.close() for each in built), return_exceptions=True)
+    finally:
+        client.close()
+        store.close()
+
+
+async def _finish(
+    request: Request, plan: Plan, built: Sequence[Built], client: Client, store: Store, emit: Emit
+) -> Product:
+    repositories = _repositories(request)
+    for each in built:
+        if _local(request) and not each.placement.node.shares_disk:
+            await publish.fetch(each, store)
+    images: list[Image] = []
+    for each in built:  # (4)
+        images.append(await publish.verify(each, client, repositories[0] if repositories else None, store))
+        _audit(request, plan, each, emit)
+    product = publish.join(request, images)  # (5)
+    if repositories:
+        await publish.push(product, repositories, client)
+    for output in request.outputs:
+        if output.kind != "registry":
+            await asyncio.to_thread(publish.write, output, product, request, emit)
+    if repositories:
+        await publish.tag(product, _pushed_tags(request), client, emit)
+    _note(request, product)
+    return product
+
+
+def _audit(request: Request, plan: Plan, built: Built, emit: Emit) -> None:
+    if request.audit == "off":
+        return
+    platform = built.placement.platform
+    allowed = (*request.audit_allow, *audit.allowed_by(plan.dockerfile))
+    findings = audit.audit(platform, built.result.findings, allowed)
+    if not findings:
+        return
+    problem = audit.problem(platform, findings)
+    if request.audit == "error":
+        raise AuditError.of(problem)
+    emit(events.Cautioned(problem=problem, rule="Audit"))
+
+
+async def _pin(request: Request, plan: Plan, client: Client, store: Store, emit: Emit) -> tuple[job.Pin, ...]:
+    """Resolve every external image once, several at a time."""
+    from asyncio_pool import AioPool
+
+    async def resolve(name: str) -> job.Pin:
+        parsed = reference.parse(name).completed()
+        emit(events.Resolving(ref=name))
+        digest = parsed.digest or (await asyncio.to_thread(client.resolve, parsed)).digest
+        emit(events.Resolved(ref=name, digest=digest))
+        return job.Pin(name, digest)
+
+    if not plan.images:
+        return ()
+    pool = AioPool(size=8)
+    found = await pool.map(resolve, plan.images)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return tuple(found)
+
+
+def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: Placement) -> job.Job:
+    """The job for one platform."""
+    output = next((each for each in request.outputs if each.compression), None)
+    epoch = dict(request.build_args).get("SOURCE_DATE_EPOCH") or os.environ.get("SOURCE_DATE_EPOCH", "")
+    return job.Job(
+        version=job.VERSION,
+        platform=str(placement.platform),
+        dockerfile=plan.data,
+        dockerfile_name=plan.name,
+        target=request.target,
+        build_args=request.build_args,
+        labels=request.labels,
+        annotations=tuple(
+            (each.key, each.value)
+            for each in request.annotations
+            if each.level == "manifest" and each.platform in ("", str(placement.platform))
+        ),
+        contexts=plan.contexts,
+        pins=pins,
+        registries=request.registries,
+        root=request.root,
+        push=tuple(str(each) for each in _repositories(request)),
+        local=_local(request),
+        no_cache=request.no_cache,
+        no_cache_stages=request.no_cache_stages,
+        compression=job.Compression(output.compression, output.compression_level) if output else job.Compression(),
+        oci=all(each.oci_media_types for each in request.outputs),
+        epoch=int(epoch) if epoch.isdigit() else None,
+        hosts=request.hosts,
+        network=request.network,
+        shm_size=request.shm_size,
+        implicit_platform=request.implicit_platform,
+    )
+
+
+def _local(request: Request) -> bool:
+    return any(each.kind != "registry" for each in request.outputs)
+
+
+def _pushed_tags(request: Request) -> tuple[Reference, ...]:
+    """The tags that a successful build moves."""
+    if not any(each.kind == "registry" for each in request.outputs):
+        return ()
+    found = {str(each): each for each in request.tags}
+    for output in request.outputs:
+        if output.kind == "registry":
+            if output.push_by_digest:
+                return ()
+            for name in output.names:
+                parsed = reference.parse(name).completed()
+                found[str(parsed)] = parsed
+    return tuple(found.values())
+
+
+def _repositories(request: Request) -> tuple[Reference, ...]:
+    """Where images are pushed to: the repositories of the tags, each once."""
+    found: dict[str, Reference] = {}
+    for output in request.outputs:
+        if output.kind == "registry":
+            for each in (*request.tags, *(reference.parse(name) for name in output.names)):
+                repository = each.repository_only()
+                found[str(repository)] = repository
+    return tuple(found.values())
+
+
+def _note(request: Request, product: Product) -> None:
+    """Write ``--metadata-file`` and ``--iidfile``."""
+    if request.metadata_file:
+        root = product.root
+        document: dict[str, object] = {
+            "containerimage.digest": root.digest,
+            "containerimage.descriptor": {"mediaType": root.media_type, "digest": root.digest, "size": root.size},
+        }
+        if len(product.images) == 1:
+            document["containerimage.config.digest"] = product.images[0].manifest.config.digest
+        if request.tags:
+            document["image.name"] = ",".join(str(each) for each in request.tags)
+        document["kanifold.platforms"] = {
+            str(each.platform): {"digest": each.descriptor.digest, "config": each.manifest.config.digest}
+            for each in product.images
+        }
+        _write_file(request.metadata_file, json.dumps(document, indent=2) + "\n")
+    if request.iid_file:
+        only = product.images[0] if len(product.images) == 1 else None
+        _write_file(request.iid_file, only.manifest.config.digest if only else product.root.digest)
+
+
+def _write_file(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise BuildError(f"cannot write {path}", why=error.strerror or str(error)) from error
+
+
+def _say(request: Request, product: Product) -> None:
+    """What the build came to, on stdout: nothing but the digest, unless stdout itself is the output."""
+    if not any(each.dest == "-" for each in request.outputs):
+        print(product.root.digest, flush=True)

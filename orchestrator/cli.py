@@ -1,0 +1,253 @@
+"""The command line. Flags are named as ``docker buildx build`` names them; ``--help`` is meant to be read."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from executor import __version__
+from platforms.errors import KanifoldError, UsageError
+
+_CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=_CONTEXT_SETTINGS)
+@click.version_option(__version__, "--version", prog_name="kanifold")
+def cli() -> None:
+    """Build one Dockerfile for every platform and publish an OCI image index.
+
+    One command, no daemon, no privilege. A first build:
+
+    \b
+        kanifold build . --platform linux/amd64,linux/arm64 -t registry.example.com/app:1 --push
+
+    \b
+    Exit status: 0 built · 1 the build failed · 2 wrong usage · 3 this host cannot do it · 130 interrupted
+    """
+
+
+@cli.command(short_help="Build an image for one or many platforms.")
+@click.argument("context", default=".")
+@click.option(
+    "-f",
+    "--file",
+    "dockerfile",
+    metavar="PATH",
+    default="",
+    help="The Dockerfile (default: CONTEXT/Dockerfile); - is stdin.",
+)
+@click.option(
+    "--platform",
+    "platforms",
+    metavar="LIST",
+    multiple=True,
+    help="Target platforms: linux/amd64,linux/arm64,… (default: this host's).",
+)
+@click.option(
+    "-t", "--tag", "tags", metavar="REF", multiple=True, help="Name for the result; may be given several times."
+)
+@click.option(
+    "--push",
+    is_flag=True,
+    help="Push to the registries that the tags name. Tags move only when every platform is built.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    metavar="SPEC",
+    multiple=True,
+    help="type=oci,dest=DIR[,tar=true] · type=docker,dest=FILE · type=registry · type=image,push=true; also name=, compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=.",
+)
+@click.option(
+    "--build-arg",
+    "build_args",
+    metavar="NAME[=VALUE]",
+    multiple=True,
+    help="Set an ARG; without a value, from the environment.",
+)
+@click.option(
+    "--build-context",
+    "build_contexts",
+    metavar="NAME=PLACE",
+    multiple=True,
+    help="A further context: a directory, docker-image://REF, oci-layout://PATH[:TAG], or a URL.",
+)
+@click.option("--target", metavar="STAGE", default="", help="The stage to build (default: the last).")
+@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="Add a label to every image.")
+@click.option(
+    "--annotation",
+    "annotations",
+    metavar="[LEVEL:]KEY=VALUE",
+    multiple=True,
+    help="Annotate; LEVEL is manifest (default), index, or both with a comma, with [PLATFORM] for one of many.",
+)
+@click.option(
+    "--secret",
+    "secrets",
+    metavar="id=NAME[,src=FILE|,env=VAR]",
+    multiple=True,
+    help="A secret for RUN --mount=type=secret.",
+)
+@click.option("--add-host", "hosts", metavar="NAME:ADDRESS", multiple=True, help="A line for /etc/hosts of every step.")
+@click.option(
+    "--network", type=click.Choice(["default", "host", "none"]), default="default", help="Network of RUN steps."
+)
+@click.option("--shm-size", metavar="BYTES", default="", help="Size of /dev/shm in steps: 64m, 1g, …")
+@click.option("--no-cache", is_flag=True, help="Run every step, whatever the cache knows.")
+@click.option(
+    "--no-cache-filter", "no_cache_filters", metavar="STAGE", multiple=True, help="Run every step of these stages."
+)
+@click.option(
+    "--pull",
+    is_flag=True,
+    help="Ask the registry for base images (always done for tags; digests are never asked again).",
+)
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "live", "plain", "rawjson", "quiet"]),
+    default="auto",
+    help="How the build is shown.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Short for --progress quiet.")
+@click.option("--metadata-file", metavar="FILE", default="", help="Write digests as JSON.")
+@click.option(
+    "--iidfile",
+    "iid_file",
+    metavar="FILE",
+    default="",
+    help="Write the image's id (the index's digest for several platforms).",
+)
+@click.option("--jobs", "-j", type=click.IntRange(min=0), default=0, help="Platforms built at once (default: all).")
+@click.option(
+    "--keep-going", is_flag=True, help="Let other platforms end when one fails. Nothing is published all the same."
+)
+@click.option(
+    "--audit",
+    type=click.Choice(["error", "warn", "off"]),
+    default="warn",
+    help="What to do about programs of another architecture in an image.",
+)
+@click.option(
+    "--audit-allow",
+    "audit_allow",
+    metavar="[PLATFORM:]PATTERN",
+    multiple=True,
+    help="Paths whose foreign programs are intended.",
+)
+@click.option(
+    "--insecure-registry", "insecure", metavar="HOST", multiple=True, help="Allow plain HTTP and unverified TLS."
+)
+@click.option(
+    "--registry-mirror",
+    "mirrors",
+    metavar="[REGISTRY=]HOST",
+    multiple=True,
+    help="Where to look first (default registry: docker.io).",
+)
+@click.option(
+    "--root", metavar="DIR", default="", help="The store (default: $KANIFOLD_ROOT or $XDG_DATA_HOME/kanifold)."
+)
+def build(**flags: Any) -> None:
+    """Build CONTEXT (default: the current directory) for every platform, and put the result where --output says.
+
+    Without --push or --output the result is an OCI image layout in the directory oci-layout.
+    """
+    from orchestrator import build as building
+    from orchestrator import flags as parsing
+
+    sys.exit(building.build(parsing.request(flags)))
+
+
+@cli.command(name="platforms")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def platforms_command(as_json: bool) -> None:
+    """Show what this host builds natively, what it emulates, and how."""
+    from orchestrator import doctor
+
+    doctor.show_platforms(as_json)
+
+
+@cli.command()
+@click.option("--root", metavar="DIR", default="", help="The store to look at.")
+def doctor(root: str) -> None:
+    """Say how steps are isolated and emulated here, why not better, and what to install."""
+    from orchestrator import doctor as doctoring
+
+    sys.exit(doctoring.examine(root))
+
+
+@cli.command()
+@click.option("--root", metavar="DIR", default="", help="The store to look at.")
+@click.option("--verbose", "-v", is_flag=True, help="One line for each thing.")
+def du(root: str, verbose: bool) -> None:
+    """Show what the store holds and how much."""
+    from orchestrator import storage
+
+    storage.show(root, verbose)
+
+
+@cli.command()
+@click.option("--root", metavar="DIR", default="", help="The store to clean.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Remove all that no running build uses.")
+@click.option(
+    "--keep-storage",
+    metavar="BYTES",
+    default="",
+    help="Keep up to this much, the least recently used goes first: 10g, …",
+)
+@click.option(
+    "--filter",
+    "filters",
+    metavar="until=AGE|type=KIND",
+    multiple=True,
+    help="until=24h: not used for so long; type=blob|snapshot|record|cache-mount.",
+)
+def prune(root: str, everything: bool, keep_storage: str, filters: tuple[str, ...]) -> None:
+    """Remove what is not needed from the store. Never what a running build uses."""
+    from orchestrator import storage
+
+    storage.prune(root, everything, keep_storage, filters)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for SHELL: eval "$(kanifold completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "kanifold", "_KANIFOLD_COMPLETE").source())
+
+
+def main() -> int:
+    """The entry point: errors become messages, never tracebacks."""
+    try:
+        cli.main(prog_name="kanifold", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help())
+        return UsageError.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as error:
+        from orchestrator.view import render_problem
+
+        return render_problem(UsageError(error.format_message(), remedy=_hint(error)).problem)
+    except KanifoldError as error:
+        from orchestrator.view import render_problem
+
+        render_problem(error.problem)
+        return error.exit_code
+    except BrokenPipeError:
+        return 1
+    return 0
+
+
+def _hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"see {context.command_path} --help" if context is not None else ""

@@ -1,0 +1,193 @@
+"""The orchestrator's end of the protocol in ``executor.job``: one executor process, its events, its questions.
+
+An executor may run on another machine and its word is not taken: every line is decoded strictly and bounded, and what
+it claims to have built is checked by the caller against the content itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from executor import job
+from orchestrator.node import Node
+from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
+
+_INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
+    job.Hello
+    | job.Planned
+    | job.Started
+    | job.Finished
+    | job.Log
+    | job.Moved
+    | job.Warned
+    | job.Ask
+    | job.Result
+    | job.Failed
+    | job.Blob
+)
+_GRACE: Final = 1.5
+"""Seconds that a cancelled executor has to clean up before it is killed: Ctrl-C promises a clean stop in under two."""
+_STDERR_LIMIT: Final = 16 << 10
+
+OnMessage = Callable[[job.Message], None]
+OnAsk = Callable[[job.Ask], Awaitable[bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """A running executor whose job is done, still there to hand over blobs."""
+
+    process: asyncio.subprocess.Process
+    result: job.Result
+
+    async def blob(self, digest: str, sink: Callable[[bytes], object]) -> None:
+        """Give the content of ``digest`` to ``sink``, in blocks."""
+        await _send(self.process, job.Fetch(digest))
+        message = await _receive(self.process)
+        if isinstance(message, job.Failed):
+            raise KanifoldError.of(message.problem)
+        if not isinstance(message, job.Blob) or message.digest != digest or message.size < 0:
+            raise ProtocolError("an executor sent something else than the blob it was asked for")
+        assert self.process.stdout is not None
+        left = message.size
+        while left:
+            block = await self.process.stdout.read(min(left, 1 << 20))
+            if not block:
+                raise ProtocolError("an executor stopped in the middle of a blob")
+            left -= len(block)
+            sink(block)
+
+    async def close(self) -> None:
+        """Let the executor go."""
+        await _send(self.process, job.Done())
+        await _end(self.process)
+
+
+async def run(node: Node, order: job.Job, on_message: OnMessage, on_ask: OnAsk) -> Executor:
+    """Start an executor on ``node``, give it ``order`` and hear it to the end.
+
+    Raises the error that the executor reports, or ``ProtocolError`` when it breaks off. Cancelling this coroutine ends
+    the executor and everything below it.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *node.command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **dict(node.environment)},
+            limit=job.LINE_LIMIT,
+            start_new_session=True,  # Ctrl-C is ours to handle: the executor is stopped through its stdin
+        )
+    except OSError as error:
+        raise EnvironmentUnfit(
+            f"cannot start an executor on node {node.name}", why=f"{node.command[0]}: {error.strerror}"
+        ) from error
+    noise = asyncio.create_task(_collect(process.stderr))
+    try:
+        await _send(process, order)
+        result = await _listen(process, on_message, on_ask, noise)
+    except BaseException:
+        await asyncio.shield(_end(process))
+        raise
+    return Executor(process, result)
+
+
+async def _listen(
+    process: asyncio.subprocess.Process, on_message: OnMessage, on_ask: OnAsk, noise: asyncio.Task[str]
+) -> job.Result:
+    answers: set[asyncio.Task[None]] = set()
+    greeted = False
+    while True:
+        message = await _receive(process)
+        if message is None:
+            code = await process.wait()
+            raise ProtocolError(
+                "an executor ended without a result",
+                why=(await noise).strip() or f"exit status {code}",
+            )
+        if not greeted:
+            if not isinstance(message, job.Hello | job.Failed):
+                raise ProtocolError("an executor did not introduce itself")
+            if isinstance(message, job.Hello) and message.version != job.VERSION:
+                raise ProtocolError(
+                    f"an executor speaks protocol version {message.version}, not {job.VERSION}",
+                    remedy="install the same version of kanifold on every node",
+                )
+            greeted = True
+        match message:
+            case job.Ask():
+                task = asyncio.create_task(_answer(process, message, on_ask))
+                answers.add(task)
+                task.add_done_callback(answers.discard)
+            case job.Failed():
+                raise KanifoldError.of(message.problem)
+            case job.Result():
+                on_message(message)
+                return message
+            case job.Blob():
+                raise ProtocolError("an executor sent a blob that nobody asked for")
+            case _:
+                on_message(message)
+
+
+async def _answer(process: asyncio.subprocess.Process, ask: job.Ask, on_ask: OnAsk) -> None:
+    try:
+        payload = await on_ask(ask)
+    except KanifoldError as error:
+        await _send(process, job.Answer(ask.id, error=str(error)))
+        return
+    if payload is None:
+        await _send(process, job.Answer(ask.id, missing=True))
+    else:
+        await _send(process, job.Answer(ask.id, size=len(payload)), payload)
+
+
+async def _send(process: asyncio.subprocess.Process, message: job.Message, payload: bytes = b"") -> None:
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(message) + b"\n" + payload)
+    with contextlib.suppress(ConnectionError):  # its last words are on stdout and are read from there
+        await process.stdin.drain()
+
+
+async def _receive(process: asyncio.subprocess.Process) -> job.Message | None:
+    assert process.stdout is not None
+    try:
+        line = await process.stdout.readline()
+    except ValueError as error:
+        raise ProtocolError("a message of an executor is too long") from error
+    if not line:
+        return None
+    try:
+        return _INCOMING.decode(line)
+    except msgspec.DecodeError as error:
+        raise ProtocolError("a message of an executor is malformed", why=str(error)) from error
+
+
+async def _collect(stream: asyncio.StreamReader | None) -> str:
+    """The end of what an executor wrote to stderr: nothing, unless something went wrong."""
+    assert stream is not None
+    kept = b""
+    while block := await stream.read(4096):
+        kept = (kept + block)[-_STDERR_LIMIT:]
+    return kept.decode("utf-8", "replace")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Close stdin, which cancels the job; kill what does not go."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), _GRACE)
+    except TimeoutError:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()

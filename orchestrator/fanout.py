@@ -1,0 +1,153 @@
+"""One build becomes many jobs: an executor per platform, at most so many at once, and all of them or none.
+
+``asyncio-pool`` bounds the fan-out. A platform that fails cancels the others, unless the user wants to see them end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tarfile
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from executor import job
+from executor.registry.auth import Keychain
+from orchestrator import conversation
+from orchestrator.conversation import Executor
+from orchestrator.node import Placement
+from orchestrator.request import Request
+from orchestrator.view import events
+from platforms.errors import KanifoldError, ProtocolError
+
+Emit = Callable[[events.Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A platform whose image is made; its executor is still there when ``executor`` is not None."""
+
+    placement: Placement
+    result: job.Result
+    executor: Executor
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A platform that was not built, and why."""
+
+    placement: Placement
+    error: KanifoldError
+
+
+async def build_all(
+    orders: Sequence[tuple[Placement, job.Job]], request: Request, keychain: Keychain, emit: Emit
+) -> tuple[tuple[Built, ...], tuple[Lost, ...]]:
+    """Run every order; returns what was built and what was not, each in the order of the platforms.
+
+    Cancelling ends all executors.
+    """
+    from asyncio_pool import AioPool
+
+    stop = asyncio.Event()
+    pool = AioPool(size=request.jobs or len(orders))
+    waiting = [await pool.spawn(_one(placement, order, request, keychain, emit, stop)) for placement, order in orders]
+    try:
+        outcomes = await asyncio.gather(*waiting)
+    except BaseException:
+        stop.set()
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        raise
+    built = tuple(each for each in outcomes if isinstance(each, Built))
+    lost = tuple(each for each in outcomes if isinstance(each, Lost))
+    return built, lost
+
+
+async def _one(
+    placement: Placement, order: job.Job, request: Request, keychain: Keychain, emit: Emit, stop: asyncio.Event
+) -> Built | Lost | None:
+    name = str(placement.platform)
+    if stop.is_set():
+        emit(events.PlatformEnded(platform=name, outcome="cancelled", reason="another platform failed"))
+        return None
+    emit(events.PlatformStarted(platform=name, node=placement.node.name, how=placement.how))
+    running = asyncio.create_task(
+        conversation.run(
+            placement.node,
+            order,
+            lambda message: emit(events.FromExecutor(platform=name, message=message)),
+            _answers(request, order, keychain),
+        )
+    )
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            emit(events.PlatformEnded(platform=name, outcome="cancelled", reason="another platform failed"))
+            return None
+        executor = running.result()
+    except KanifoldError as error:
+        emit(events.PlatformEnded(platform=name, outcome="failed", reason=error.problem.what))
+        if not request.keep_going:
+            stop.set()
+        return Lost(placement, error)
+    except asyncio.CancelledError:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        emit(events.PlatformEnded(platform=name, outcome="cancelled", reason="interrupted"))
+        raise
+    finally:
+        stopping.cancel()
+    emit(events.PlatformEnded(platform=name, outcome="built"))
+    return Built(placement, executor.result, executor)
+
+
+def _answers(request: Request, order: job.Job, keychain: Keychain) -> Callable[[job.Ask], Awaitable[bytes | None]]:
+    """What the executor of ``order`` may be told: nothing beyond what this build was given."""
+    secrets = {secret.id: secret for secret in request.secrets}
+    contexts = {context.name: context for context in order.contexts}
+
+    async def answer(ask: job.Ask) -> bytes | None:
+        match ask.what:
+            case "credential":
+                found = await asyncio.to_thread(keychain, ask.name)
+                return None if found is None else msgspec.json.encode(found)
+            case "secret":
+                secret = secrets.get(ask.name)
+                return None if secret is None else await asyncio.to_thread(read_secret, secret.file, secret.variable)
+            case "context":
+                context = contexts.get(ask.name)
+                return None if context is None else await asyncio.to_thread(_archive, context.location)
+            case _:
+                raise ProtocolError(f"an executor asked for an unknown thing: {ask.what!r}")
+
+    return answer
+
+
+def read_secret(file: str, variable: str) -> bytes | None:
+    """A secret's value; None for a variable that is not set. Raises ``KanifoldError`` for a file that is not there."""
+    import os
+
+    if variable:
+        value = os.environ.get(variable)
+        return None if value is None else value.encode("utf-8", "surrogateescape")
+    try:
+        with open(file, "rb") as opened:
+            return opened.read()
+    except OSError as error:
+        raise KanifoldError(f"cannot read the secret file {file}", why=error.strerror or str(error)) from error
+
+
+def _archive(directory: str) -> bytes:
+    """``directory`` as a tar archive, for an executor that does not share our disk."""
+    import io
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        archive.add(directory, arcname=".")
+    return out.getvalue()

@@ -1,0 +1,205 @@
+"""From the command line's words to a ``Request``: every value is checked here, and every refusal names its flag."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from executor.registry import config, reference
+from orchestrator import outputs
+from orchestrator.plan import check_names
+from orchestrator.request import Allowed, Annotation, Request, Secret
+from platforms import host, parse_list
+from platforms.errors import UsageError
+from platforms.platform import parse as parse_platform
+
+_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_AGES: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def request(flags: Mapping[str, Any]) -> Request:
+    """The request that the flags of ``kanifold build`` make. Raises ``UsageError``."""
+    tags = tuple(_tag(each) for each in flags["tags"])
+    wanted = _destinations(flags, tags)
+    contexts = tuple(_pair(each, "--build-context", needs_value=True) for each in flags["build_contexts"])
+    check_names(contexts)
+    platforms = parse_list(flags["platforms"]) or (host.default_platform(),)
+    return Request(
+        context=flags["context"],
+        dockerfile=flags["dockerfile"],
+        platforms=platforms,
+        tags=tags,
+        outputs=wanted,
+        build_args=_build_args(flags["build_args"]),
+        build_contexts=contexts,
+        target=flags["target"],
+        labels=tuple(_pair(each, "--label") for each in flags["labels"]),
+        annotations=(*_annotations(flags["annotations"]), *_output_annotations(wanted)),
+        secrets=tuple(_secret(each) for each in flags["secrets"]),
+        hosts=tuple(_host(each) for each in flags["hosts"]),
+        network="" if flags["network"] == "default" else flags["network"],
+        shm_size=size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
+        no_cache=flags["no_cache"],
+        no_cache_stages=_split(flags["no_cache_filters"]),
+        pull=flags["pull"],
+        progress="quiet" if flags["quiet"] else flags["progress"],
+        metadata_file=flags["metadata_file"],
+        iid_file=flags["iid_file"],
+        jobs=flags["jobs"],
+        keep_going=flags["keep_going"],
+        audit=flags["audit"],
+        audit_allow=tuple(_allowed(each) for each in flags["audit_allow"]),
+        registries=config.with_flags(config.load_settings(), flags["insecure"], flags["mirrors"]),
+        root=flags["root"],
+        implicit_platform=not flags["platforms"],
+    )
+
+
+def size(text: str, flag: str) -> int:
+    """``10g``, ``512MB`` or plain bytes, as bytes (powers of 1024, as docker counts here)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)i?b?", text.strip().lower())
+    if match is None:
+        raise UsageError(f"{flag}: {text!r} is not a size", remedy="write bytes, or 512k, 64m, 10g")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def age(text: str, flag: str) -> int:
+    """``24h``, ``90m`` or ``7d``, as seconds."""
+    match = re.fullmatch(r"(?:\d+[smhdw])+", text.strip().lower())
+    if match is None:
+        raise UsageError(f"{flag}: {text!r} is not an age", remedy="write 90m, 24h or 7d")
+    return sum(int(number) * _AGES[unit] for number, unit in re.findall(r"(\d+)([smhdw])", match[0]))
+
+
+def _tag(text: str) -> reference.Reference:
+    parsed = reference.parse(text)
+    if parsed.digest:
+        raise UsageError(f"--tag {text}: a tag cannot name a digest", why="the digest is what the build comes to")
+    return parsed.completed()
+
+
+def _destinations(flags: Mapping[str, Any], tags: Sequence[reference.Reference]) -> tuple[outputs.Output, ...]:
+    wanted = outputs.gather(flags["outputs"], push=flags["push"], tags=[str(each) for each in tags])
+    for each in wanted:
+        for name in each.names:
+            reference.parse(name)
+    return wanted
+
+
+def _build_args(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise UsageError(f"--build-arg {text!r} has no name")
+        if equals:
+            found[name] = value
+        elif name in os.environ:
+            found[name] = os.environ[name]
+    return tuple(found.items())
+
+
+def _pair(text: str, flag: str, *, needs_value: bool = False) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or (needs_value and not (equals and value)):
+        raise UsageError(f"{flag} {text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _split(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(each for text in texts for each in text.split(",") if each)
+
+
+_LEVELS: Final = frozenset({"manifest", "index"})
+
+
+def _annotations(texts: Iterable[str]) -> Iterable[Annotation]:
+    for text in texts:
+        head, equals, value = text.partition("=")
+        levels, colon, key = head.rpartition(":")
+        if not equals or not key:
+            raise UsageError(f"--annotation {text!r} is not [LEVEL:]KEY=VALUE")
+        for level in _levels(levels) if colon else ("manifest",):
+            name, platform = _level(level, text)
+            yield Annotation(name, platform, key, value)
+
+
+def _levels(text: str) -> list[str]:
+    return [each for each in re.split(r",(?![^\[]*\])", text) if each]
+
+
+def _level(text: str, whole: str) -> tuple[str, str]:
+    match = re.fullmatch(r"([a-z\-]+)(?:\[([^\]]+)\])?", text)
+    if match is None or match[1] not in _LEVELS:
+        raise UsageError(
+            f"--annotation {whole!r}: unknown level {text!r}", remedy="use manifest, index or manifest[PLATFORM]"
+        )
+    return match[1], str(parse_platform(match[2])) if match[2] else ""
+
+
+def _output_annotations(wanted: Iterable[outputs.Output]) -> Iterable[Annotation]:
+    """``annotation[-index|-manifest][[PLATFORM]].KEY=VALUE`` of an output, as BuildKit spells it."""
+    for output in wanted:
+        for head, value in output.annotations:
+            match = re.fullmatch(r"annotation(?:-(index|manifest))?(?:\[([^\]]+)\])?\.(.+)", head)
+            if match is None:
+                raise UsageError(
+                    f"--output: {head!r} is not annotation.KEY, annotation-index.KEY or annotation-manifest.KEY"
+                )
+            yield Annotation(match[1] or "manifest", str(parse_platform(match[2])) if match[2] else "", match[3], value)
+
+
+def _secret(text: str) -> Secret:
+    values = _fields(text, "--secret", ("id", "src", "source", "env", "type"))
+    kind, name = values.get("type", ""), values.get("id", "")
+    if kind not in ("", "file", "env"):
+        raise UsageError(f"--secret: type={kind!r} is neither file nor env")
+    file = values.get("src", values.get("source", ""))
+    variable = values.get("env", "")
+    if kind == "env" and not variable:
+        variable, file = file or name, ""
+    if not name:
+        raise UsageError(f"--secret {text!r} has no id")
+    if file and variable:
+        raise UsageError(f"--secret {name}: both a file and a variable are given")
+    if not file and not variable:
+        # As buildx: a variable of the name when there is one, else a file of the name.
+        variable, file = (name, "") if name in os.environ else ("", name)
+    if file and not os.path.isfile(os.path.expanduser(file)):
+        raise UsageError(f"--secret {name}: no file {file}")
+    return Secret(name, os.path.abspath(os.path.expanduser(file)) if file else "", variable)
+
+
+def _fields(text: str, flag: str, known: Sequence[str]) -> dict[str, str]:
+    import csv
+
+    values: dict[str, str] = {}
+    for each in next(csv.reader([text])):
+        key, equals, value = each.partition("=")
+        if not equals or key.lower() not in known:
+            raise UsageError(f"{flag}: unexpected {each!r}", remedy=f"use {', '.join(f'{name}=' for name in known)}")
+        values[key.lower()] = value
+    return values
+
+
+def _host(text: str) -> tuple[str, str]:
+    name, equals, address = text.partition("=")
+    if not equals:
+        name, _, address = text.partition(":")
+    try:
+        ipaddress.ip_address(address.strip("[]"))
+    except ValueError as error:
+        raise UsageError(f"--add-host {text!r} is not NAME:ADDRESS", why=f"{address!r} is no IP address") from error
+    if not name:
+        raise UsageError(f"--add-host {text!r} has no name")
+    return name, address.strip("[]")
+
+
+def _allowed(text: str) -> Allowed:
+    head, colon, pattern = text.partition(":")
+    if colon and "/" in head and not head.startswith("/"):
+        return Allowed(pattern, str(parse_platform(head)))
+    return Allowed(text)

@@ -1,0 +1,50 @@
+"""A node: a way to start an executor. Here it is a command; the protocol does the rest, wherever the command leads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+from platforms import emulation
+from platforms.platform import Platform
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A place where executors run. ``shares_disk``: paths of this machine mean the same to its executors."""
+
+    name: str
+    command: tuple[str, ...]
+    shares_disk: bool = False
+    environment: tuple[tuple[str, str], ...] = ()
+    """Added to the orchestrator's own for the command."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A platform, the node it is built on, and how its steps run there: ``native`` or the emulator's name."""
+
+    platform: Platform
+    node: Node
+    how: str
+
+
+def local() -> Node:
+    """This machine."""
+    # -P: the user's directory is not where modules come from, whatever lies there. The packages' own place is named
+    # because kanifold may run from a checkout that is not installed.
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = [home, *(each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each)]
+    return Node(
+        "local",
+        (sys.executable, "-P", "-m", "executor"),
+        shares_disk=True,
+        environment=(("PYTHONPATH", os.pathsep.join(paths)),),
+    )
+
+
+def place(wanted: Platform, nodes: tuple[Node, ...]) -> Placement:
+    """The node for ``wanted``. Raises ``EnvironmentUnfit`` when none can build it."""
+    found = emulation.emulation(wanted)
+    return Placement(wanted, nodes[0], str(found))

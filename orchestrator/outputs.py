@@ -1,0 +1,131 @@
+"""Where a build's result goes: ``--output``, ``--push`` and ``--tag``, as ``docker buildx build`` spells them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from platforms.errors import UsageError
+
+_TYPES: Final = ("oci", "registry", "image", "docker", "local", "tar")
+_COMPRESSIONS: Final = ("gzip", "zstd", "uncompressed")
+DEFAULT_LAYOUT: Final = "oci-layout"
+"""The directory that a build without a destination writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One destination.
+
+    ``kind`` is ``oci`` (a layout), ``docker`` (an archive for ``docker load``), ``registry``, ``local`` (a plain
+    directory of the root file system) or ``tar`` (the same as an archive).
+    """
+
+    kind: str
+    dest: str = ""
+    """A path; ``-`` is stdout."""
+    archive: bool = False
+    """For ``oci``: one tar file instead of a directory."""
+    names: tuple[str, ...] = ()
+    oci_media_types: bool = True
+    compression: str = ""
+    compression_level: int | None = None
+    force_compression: bool = False
+    push_by_digest: bool = False
+    annotations: tuple[tuple[str, str], ...] = ()
+
+
+def parse(text: str) -> Output:
+    """``type=oci,dest=out,…`` (CSV, as buildx reads it), or a bare path: a directory, or ``-`` for a tar stream."""
+    try:
+        fields = next(csv.reader([text], strict=True))
+    except (csv.Error, StopIteration) as error:
+        raise UsageError(f"--output {text!r} is not a comma-separated list", why=str(error)) from error
+    if len(fields) == 1 and "=" not in fields[0]:
+        return Output("tar", "-") if fields[0] == "-" else Output("local", fields[0])
+    values: dict[str, str] = {}
+    annotations: list[tuple[str, str]] = []
+    for each in fields:
+        key, equals, value = each.partition("=")
+        key = key.strip().lower()
+        if not equals:
+            raise UsageError(f"--output: {each!r} is not key=value")
+        if key.startswith("annotation"):
+            annotations.append((key.partition(".")[2] if "." in key else key, value))
+            continue
+        if key in values:
+            raise UsageError(f"--output: {key!r} is there twice")
+        values[key] = value
+    kind = values.pop("type", "")
+    if kind not in _TYPES:
+        raise UsageError(
+            f"--output: unknown type {kind!r}" if kind else "--output: type is missing",
+            remedy=f"use one of {', '.join(_TYPES)}",
+        )
+    push = _flag(values, "push", kind == "registry")
+    name = values.pop("name", "")
+    output = Output(
+        kind="registry" if kind in ("registry", "image") else kind,
+        dest=values.pop("dest", ""),
+        archive=_flag(values, "tar", False) if kind == "oci" else kind == "docker",
+        names=tuple(each for each in name.split(",") if each),
+        oci_media_types=_flag(values, "oci-mediatypes", kind != "docker"),
+        compression=values.pop("compression", ""),
+        compression_level=_number(values, "compression-level"),
+        force_compression=_flag(values, "force-compression", False),
+        push_by_digest=_flag(values, "push-by-digest", False),
+        annotations=tuple(annotations),
+    )
+    _flag(values, "name-canonical", False)
+    if values:
+        raise UsageError(f"--output: unknown key {sorted(values)[0]!r} for type={kind}")
+    if output.compression and output.compression not in _COMPRESSIONS:
+        raise UsageError(
+            f"--output: unknown compression {output.compression!r}", remedy=f"use one of {', '.join(_COMPRESSIONS)}"
+        )
+    if kind == "image" and not push:
+        raise UsageError(
+            "--output type=image without push=true keeps nothing",
+            why="there is no daemon whose image store could hold it",
+            remedy="add push=true, or use type=oci,dest=DIRECTORY",
+        )
+    if kind == "registry" and not push:
+        raise UsageError("--output type=registry,push=false is a contradiction", remedy="use type=oci,dest=DIRECTORY")
+    if output.kind in ("local", "tar") and not output.dest:
+        raise UsageError(f"--output type={kind} needs dest=PATH")
+    return output
+
+
+def gather(texts: Sequence[str], *, push: bool, tags: Sequence[str]) -> tuple[Output, ...]:
+    """All destinations of a build: those named, ``--push``'s registry, or the default layout when there is none."""
+    outputs = [parse(text) for text in texts]
+    if push and not any(each.kind == "registry" for each in outputs):
+        outputs.append(Output("registry"))
+    if not outputs:
+        outputs.append(Output("oci", DEFAULT_LAYOUT))
+    for each in outputs:
+        if each.kind == "registry" and not (each.names or tags):
+            raise UsageError("nothing says where to push to", remedy="name the image with --tag REF")
+    return tuple(outputs)
+
+
+def _flag(values: dict[str, str], key: str, default: bool) -> bool:
+    text = values.pop(key, None)
+    if text is None:
+        return default
+    if text.lower() in ("true", "1", "t", ""):
+        return True
+    if text.lower() in ("false", "0", "f"):
+        return False
+    raise UsageError(f"--output: {key}={text!r} is neither true nor false")
+
+
+def _number(values: dict[str, str], key: str) -> int | None:
+    text = values.pop(key, None)
+    if text is None:
+        return None
+    if not text.lstrip("-").isdigit():
+        raise UsageError(f"--output: {key}={text!r} is not a number")
+    return int(text)

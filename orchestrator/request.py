@@ -1,0 +1,73 @@
+"""What a user asks for: every flag of ``kanifold build``, checked and as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from executor.registry.config import RegistrySettings
+from executor.registry.reference import Reference
+from orchestrator.outputs import Output
+from platforms.platform import Platform
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """``--secret id=…,src=…|env=…``: read when a step asks for it, never before."""
+
+    id: str
+    file: str = ""
+    variable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """``--annotation [level:]key=value``; ``level`` is ``manifest`` or ``index``, ``platform`` "" means every one."""
+
+    level: str
+    platform: str
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """``--audit-allow [platform:]pattern``: paths whose foreign binaries are intended."""
+
+    pattern: str
+    platform: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One build."""
+
+    context: str
+    """A directory, or ``-``: the Dockerfile alone, on stdin."""
+    dockerfile: str = ""
+    """A path, ``-`` for stdin, "" for the context's own."""
+    platforms: tuple[Platform, ...] = ()
+    tags: tuple[Reference, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    build_args: tuple[tuple[str, str], ...] = ()
+    build_contexts: tuple[tuple[str, str], ...] = ()
+    target: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[Annotation, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+    ssh: tuple[tuple[str, str], ...] = ()
+    hosts: tuple[tuple[str, str], ...] = ()
+    network: str = ""
+    shm_size: int = 0
+    no_cache: bool = False
+    no_cache_stages: tuple[str, ...] = ()
+    pull: bool = False
+    progress: str = "auto"
+    metadata_file: str = ""
+    iid_file: str = ""
+    jobs: int = 0
+    keep_going: bool = False
+    audit: str = "warn"
+    audit_allow: tuple[Allowed, ...] = ()
+    registries: RegistrySettings = field(default_factory=RegistrySettings)
+    root: str = ""
+    implicit_platform: bool = False
