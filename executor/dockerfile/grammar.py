@@ -296,7 +296,7 @@ def _shell(form: _Form) -> kinds.Shell:
     command, plain = form.program(form.statement.rest)
     form.some([*command])
     if plain:
-        raise RefusedError(f"SHELL requires the arguments to be in JSON form: {form.statement.text}")
+        raise RefusedError("SHELL requires the arguments to be in JSON form")
     return form.made(kinds.Shell, command=command)
 
 
@@ -362,12 +362,14 @@ def _check_trigger(keyword: str, arguments: str, escape: str) -> None:
             raise RefusedError(f"{keyword} must have two arguments")
     elif keyword in ("ADD", "COPY", "VOLUME", "RUN", "CMD", "ENTRYPOINT", "SHELL"):
         split.json_array(arguments)
+    elif keyword == "HEALTHCHECK":
+        split.json_array("".join(split.fields(arguments, 1)[1:]))
 
 
 def _name_and_value(word: str) -> tuple[str, str]:
     name, equals, value = word.partition("=")
     if not equals:
-        raise RefusedError(f'Syntax error - can\'t find = in "{word}". Must be of the form: name=value')
+        raise RefusedError(f"Syntax error - can't find = in {split.quoted(word)}. Must be of the form: name=value")
     return name, value
 
 
@@ -381,7 +383,7 @@ def _healthcheck(form: _Form) -> kinds.Healthcheck:
         return form.made(kinds.Healthcheck, kind="none")
     flags = form.flags(interval=str, timeout=str, start_period=str, start_interval=str, retries=str)
     if kind != "CMD":
-        raise RefusedError(f'Unknown type "{kind}" in HEALTHCHECK (try CMD)')
+        raise RefusedError(f"Unknown type {split.quoted(kind)} in HEALTHCHECK (try CMD)")
     if not command:
         raise RefusedError("Missing command after HEALTHCHECK CMD")
     retries = _retries(flags.pop("retries", ""))

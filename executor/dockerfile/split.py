@@ -16,8 +16,17 @@ _GAP: Final = re.compile("[\t\v\f\r ]+")
 _PLAIN_FLAG: Final = re.compile(r"--[A-Za-z0-9=,./:_@+*%~-]+(?=[ \t]|$)")
 
 
+_SHOWN: Final = 200
+
+
 class JSONStringsError(ValueError):
     """A JSON array that holds something other than strings: an error, where other broken JSON is merely shell form."""
+
+
+def quoted(text: str) -> str:
+    """``text`` in double quotes for a message, shortened if it is long."""
+    text = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t") + '"'
 
 
 def strip(text: str) -> str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from executor.dockerfile import shellpattern
-from executor.dockerfile.split import SPACE
+from executor.dockerfile.split import SPACE, quoted
 from platforms.errors import DockerfileError
 
 SIZE_LIMIT: Final = 16 << 20
@@ -99,14 +99,9 @@ def _read(text: str, env: Mapping[str, str], style: Style) -> tuple[str, list[st
         return _Reader(text, env, style).until("", style.keep_escapes)
     except _WordError as failure:
         raise DockerfileError(
-            f"failed to process {_quoted(text)}: {failure}",
+            f"failed to process {quoted(text)}: {failure}",
             remedy="Check the quotes and the ${…} of this line; an escape or single quotes keep a $ as it is.",
         ) from failure
-
-
-def _quoted(text: str) -> str:
-    text = text if len(text) <= 200 else text[:200] + "…"
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t") + '"'
 
 
 class _WordError(ValueError):

@@ -1,0 +1,106 @@
+"""Any text is a Dockerfile or is refused with its place, no line of it is lost, and hostile ones cost no time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from executor.dockerfile import expand, parse
+from executor.dockerfile.lines import read
+from platforms.errors import DockerfileError
+
+PIECES = st.sampled_from(
+    ["FROM", "RUN", "COPY", "ADD", "ENV", "ARG", "LABEL", "CMD", "SHELL", "EXPOSE", "VOLUME", "HEALTHCHECK", "ONBUILD"]
+    + ["--from=a", "--mount=type=cache,target=/a", "--interval=1s", "--", "<<E", "<<-'E'", "E", '["a"]', "[1]", "a=b"]
+    + [
+        "# escape=`",
+        "#",
+        "\\",
+        "`",
+        "'",
+        '"',
+        "$A",
+        "${A:-",
+        "}",
+        " ",
+        " ",
+        "\t",
+        "\n",
+        "\n",
+        "\n",
+        "\r\n",
+        "a",
+        "80",
+        "é",
+    ]
+)
+SOURCES = st.lists(PIECES, max_size=40).map("".join)
+
+
+@given(SOURCES | st.text(max_size=80))
+def test_any_text_is_read_or_refused(source: str) -> None:
+    data = source.encode("utf-8", "surrogatepass")
+    try:
+        dockerfile = parse(b"FROM scratch\n" + data)
+    except DockerfileError as error:
+        assert error.problem.where is not None or "NUL" in error.problem.what
+        return
+    for stage in dockerfile.stages:
+        for instruction in stage.instructions:
+            try:
+                expand(instruction, {"A": "b"}, dockerfile.escape)
+            except DockerfileError as error:
+                assert error.problem.where == instruction.location
+
+
+@given(SOURCES)
+def test_every_line_is_accounted_for(source: str) -> None:
+    try:
+        found = read(source.encode())
+    except DockerfileError:
+        return
+    covered = [
+        line
+        for statement in found.statements
+        for line in range(statement.location.line, statement.location.end_line + 1)
+    ]
+    assert covered == sorted(set(covered)), "no line belongs to two statements"
+    for number, line in enumerate(found.physical, 1):
+        if number not in covered:
+            assert not line.strip() or line.strip().startswith("#"), f"line {number} was lost: {line!r}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"FROM a\n" + b"RUN x\n" * 50_000,
+        b"FROM a\nRUN " + b"x \\\n" * 100_000,
+        b"FROM a\nRUN <<E\n" + b"x\n" * 200_000 + b"E\n",
+        b"FROM a\nRUN " + b"<<E " * 10_000 + b"\n" + b"E\n" * 10_000,
+        b"FROM a\nENV " + b"a=b " * 15_000,
+        b"FROM a\nCMD " + b"[" * 60_000,
+        b"FROM a\nRUN " + b"--mount=a=b " * 5_000,
+        b"FROM a\nCOPY " + b"a " * 30_000 + b"/b",
+        b"# escape" + b" " * 60_000 + b"=x\nFROM a",
+        b"FROM a\nRUN <<" + b" " * 60_000 + b"<\n",
+        b"FROM a\nHEALTHCHECK --interval=" + b"1" * 60_000 + b"s CMD x",
+        b"\\\n" * 100_000 + b"FROM a",
+    ],
+    ids=lambda source: source[:24].decode(),
+)
+def test_hostile_files_take_no_time(source: bytes) -> None:
+    start = time.process_time()
+    try:
+        dockerfile = parse(source)
+    except DockerfileError:
+        pass
+    else:
+        for instruction in dockerfile.stages[0].instructions[:1]:
+            try:
+                expand(instruction, {})
+            except DockerfileError:
+                pass
+    assert time.process_time() - start < 10
