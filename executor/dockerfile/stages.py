@@ -138,8 +138,9 @@ def find_stage(dockerfile: Dockerfile, target: str | None) -> Stage:
         found = dict(enumerate(dockerfile.stages)).get(int(target))
     if found is None:
         labels = [stage.label for stage in dockerfile.stages]
+        names = [stage.name for stage in dockerfile.stages if stage.name]
         raise DockerfileError(
-            f'target stage "{target}" could not be found{hint(target, labels)}',
+            f'target stage "{target}" could not be found{hint(target, names)}',
             remedy=f"Stages are {', '.join(labels)}.",
         )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -12,31 +13,25 @@ from executor.dockerfile import expand, parse
 from executor.dockerfile.lines import read
 from platforms.errors import DockerfileError
 
-PIECES = st.sampled_from(
-    ["FROM", "RUN", "COPY", "ADD", "ENV", "ARG", "LABEL", "CMD", "SHELL", "EXPOSE", "VOLUME", "HEALTHCHECK", "ONBUILD"]
-    + ["--from=a", "--mount=type=cache,target=/a", "--interval=1s", "--", "<<E", "<<-'E'", "E", '["a"]', "[1]", "a=b"]
-    + [
-        "# escape=`",
-        "#",
-        "\\",
-        "`",
-        "'",
-        '"',
-        "$A",
-        "${A:-",
-        "}",
-        " ",
-        " ",
-        "\t",
-        "\n",
-        "\n",
-        "\n",
-        "\r\n",
-        "a",
-        "80",
-        "é",
-    ]
-)
+KEYWORDS = [
+    "FROM",
+    "RUN",
+    "COPY",
+    "ADD",
+    "ENV",
+    "ARG",
+    "LABEL",
+    "CMD",
+    "SHELL",
+    "EXPOSE",
+    "VOLUME",
+    "HEALTHCHECK",
+    "ONBUILD",
+]
+FLAGS = ["--from=a", "--mount=type=cache,target=/a", "--interval=1s", "--", "--x"]
+WORDS = ["<<E", "<<-'E'", "E", '["a"]', "[1]", "a=b", "a", "80", "é", "$A", "${A:-", "}", "'", '"', "\\", "`", "#"]
+SPACES = (" ", " ", "\t", "\n", "\n", "\n", "\r\n", "# escape=`\n")
+PIECES = st.sampled_from((*KEYWORDS, *FLAGS, *WORDS, *SPACES))
 SOURCES = st.lists(PIECES, max_size=40).map("".join)
 
 
@@ -99,8 +94,6 @@ def test_hostile_files_take_no_time(source: bytes) -> None:
         pass
     else:
         for instruction in dockerfile.stages[0].instructions[:1]:
-            try:
+            with contextlib.suppress(DockerfileError):
                 expand(instruction, {})
-            except DockerfileError:
-                pass
     assert time.process_time() - start < 10

@@ -63,7 +63,7 @@ def test_a_base_is_looked_up_among_the_stages_before() -> None:
 
 def test_a_source_is_looked_up_among_all_stages() -> None:
     dockerfile = parse(SOURCE)
-    assert [stage.index if stage else None for stage in map(lambda n: find_source(dockerfile, n), "02")] == [0, 2]
+    assert [stage.index if stage else None for stage in (find_source(dockerfile, number) for number in "02")] == [0, 2]
     assert getattr(find_source(dockerfile, "BASE"), "index", None) == 3
     assert getattr(find_named(dockerfile, "Next"), "index", None) == 1
     assert find_named(dockerfile, "0") is None
