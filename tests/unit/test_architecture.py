@@ -75,15 +75,15 @@ def test_every_module_says_what_it_promises(module: Path) -> None:
 
 @EVERY_MODULE
 def test_annotations_are_postponed(module: Path) -> None:
-    tree = ast.parse(module.read_text())
-    if any(not isinstance(node, ast.Expr) for node in tree.body):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.AnnAssign)
+    if any(isinstance(node, kinds) for node in ast.walk(ast.parse(module.read_text()))):
         assert "from __future__ import annotations" in module.read_text()
 
 
 @EVERY_MODULE
 def test_no_module_ends_the_process_from_within(module: Path) -> None:
-    """Errors are raised as data and rendered once; only an entry point turns them into an exit code."""
-    if module.name == "__main__.py":
+    """Errors are raised as data and rendered once; only the two entry points turn them into an exit code."""
+    if module.name == "__main__.py" or module == ROOT / "orchestrator" / "cli.py":
         return
     calls = [
         f"line {node.lineno}: {ast.unparse(node.func)}"
