@@ -231,16 +231,18 @@ def _tidy(spec: Spec, answer: zygote.Answer) -> None:
             targets.unmake(upper, answer.made, answer.touched)
         finally:
             os.close(upper)
-    for directory, directories, files in os.walk(spec.work, topdown=False):
-        for name in files:
-            os.unlink(f"{directory}/{name}")
-        for name in directories:
-            _remove(f"{directory}/{name}")
+    if not answer.unfit:
+        for kernels_own in ("work", "index"):
+            _remove(f"{spec.work}/{kernels_own}")
 
 
-def _remove(path: str) -> None:
-    """Remove a directory, or a symbolic link to one: ``os.walk`` counts both as directories."""
-    try:
-        os.rmdir(path)
-    except NotADirectoryError:
-        os.unlink(path)
+def _remove(tree: str) -> None:
+    for directory, directories, files in os.walk(tree, topdown=False):
+        for name in (*files, *directories):
+            path = f"{directory}/{name}"
+            try:
+                os.unlink(path)  # also a link to a directory, which os.walk counts among the directories
+            except IsADirectoryError:
+                os.rmdir(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(tree)

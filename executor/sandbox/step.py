@@ -2,15 +2,21 @@
 
 Everything here happens in the step's own process, which is process 1 of a new pid namespace. It either ends in execve
 or tells over the report pipe why it could not; see ``become``.
+
+Nothing is imported on the way, for that might come out of the image: all modules are loaded with this one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import resource
 import signal
+import socket
 import stat
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NoReturn
@@ -66,7 +72,7 @@ class Filters:
 def become(
     spec: Spec, stdio: tuple[int, int, int], filters: Filters, report: Callable[[targets.Root], None]
 ) -> NoReturn:
-    """Turn this process into the step. ``report`` is called when all mounts are made, before the root is changed.
+    """Turn this process into the step. ``report`` is called when the mounts are made, or one could not be.
 
     Raises RefusedError, UnfitError, or OSError for anything unforeseen.
     """
@@ -95,9 +101,11 @@ def become(
     root = os.open(workshop.ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     upper = os.open(spec.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     tree = targets.Root(root, upper)
-    for target, attach in _placements(spec):
-        attach(tree, target)
-    report(tree)
+    try:
+        for target, attach in _placements(spec):
+            attach(tree, target)
+    finally:
+        report(tree)
 
     # 4. The new root; the host's tree goes.
     os.fchdir(root)
@@ -278,10 +286,6 @@ def _hosts(spec: Spec) -> bytes:
 
 def _loopback() -> None:
     """Switch on ``lo``, the only interface of a new network namespace (netdevice(7))."""
-    import fcntl
-    import socket
-    import struct
-
     set_flags, up_and_running = 0x8914, 0x41
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sh22x", b"lo", up_and_running))
@@ -309,8 +313,6 @@ def _give(fd: int, uid: int) -> None:
 
 
 def _limit(name: str, soft: int, hard: int) -> None:
-    import resource
-
     number = getattr(resource, f"RLIMIT_{name.upper()}", None)
     if number is None:
         raise RefusedError(NOT_SET_UP, f"unknown ulimit {name}")

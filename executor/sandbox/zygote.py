@@ -20,6 +20,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -71,6 +72,8 @@ def serve(control: socket.socket) -> NoReturn:
     poll.register(control, select.POLLIN)
     by_pidfd: dict[int, _Running] = {}
     by_reply: dict[int, _Running] = {}
+    # From a step's new root, Python would import what the image has there. Whatever is needed is loaded by now.
+    sys.meta_path.clear()
     gc.collect()
     gc.freeze()  # so that the collector does not write to, and thereby copy, what children share with us
     gc.disable()
@@ -184,10 +187,10 @@ class _Kills:
     def count(self) -> int:
         for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat"):
             try:
-                with open(path, encoding="ascii") as file:
+                with open(path, "rb") as file:
                     for line in file:
-                        name, _, value = line.partition(" ")
-                        if name == "oom_kill":
+                        name, _, value = line.partition(b" ")
+                        if name == b"oom_kill":
                             return int(value)
             except OSError:
                 continue

@@ -1,0 +1,581 @@
+"""What a step meets: run for real, on every rung of isolation that this machine has."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sandbox_house import BUSYBOX, House, Inside, opened
+
+from executor.sandbox import Bind, BindFd, Rung, Secret, Tmpfs
+from platforms import elf, syscalls
+from platforms.emulation import Emulation
+from platforms.emulation import Rung as EmulationRung
+from platforms.errors import EnvironmentUnfit
+
+pytestmark = pytest.mark.skipif(not BUSYBOX.exists(), reason="no /bin/busybox (Debian: busybox-static)")
+
+QEMU = Path("/usr/bin/qemu-aarch64-static")
+
+
+@pytest.fixture(scope="module")
+def root_house() -> Iterator[House]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with opened(None) as house:
+        assert house.isolation.rung is Rung.NAMESPACES
+        yield house
+
+
+@pytest.fixture(scope="module")
+def private_house() -> Iterator[House]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if not QEMU.exists():
+        pytest.skip(f"no {QEMU}")
+    with opened(None, Emulation(EmulationRung.PRIVATE, "arm64", str(QEMU))) as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def mapped_house(_user_with_ids) -> Iterator[House]:
+    with opened(_user_with_ids) as house:
+        assert house.isolation.rung is Rung.MAPPED, house.isolation.why
+        yield house
+
+
+@pytest.fixture(scope="module", params=["root", "private", "mapped"])
+def house(request: pytest.FixtureRequest) -> House:
+    """The same tests on every rung."""
+    found: House = request.getfixturevalue(f"{request.param}_house")
+    return found
+
+
+# -- ending ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0, 1, 3, 126, 255])
+def test_exit_code_is_the_programs(house: House, code: int) -> None:
+    done = house.run(f"exit {code}")
+    assert (done.ended.code, done.ended.signal, done.ended.error) == (code, 0, "")
+
+
+def test_a_signal_counts_as_shells_count_it(house: House) -> None:
+    done = house.run("sh -c 'kill -9 $$'; echo $?")
+    assert done.out == "137\n"
+
+
+def test_the_program_is_process_one_and_alone(house: House) -> None:
+    done = house.run("echo $$; cat /proc/1/comm; ls -d /proc/[0-9]*; true")
+    assert done.out.splitlines()[:3] == ["1", "sh", "/proc/1"]
+    assert len(done.out.splitlines()) <= 4
+
+
+def test_a_killed_first_process_reports_its_signal(house: House) -> None:
+    done = house.run("/bin/sh", "-c", "ulimit -t 1; while :; do :; done")
+    assert (done.ended.code, done.ended.signal) == (137, 9)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "error"),
+    [
+        (("nope",), 127, 'exec: "nope": executable file not found in $PATH'),
+        (("/bin/nope",), 127, 'exec: "/bin/nope": stat /bin/nope: no such file or directory'),
+        (("/tmp",), 126, 'exec: "/tmp": is a directory'),
+        (("/plain",), 126, 'exec: "/plain": permission denied'),
+        (("/garbage",), 126, "exec /garbage: exec format error"),
+        (("/orphan",), 127, "exec /orphan: no such file or directory"),
+        ((), 127, "no command given"),
+    ],
+)
+def test_what_cannot_be_started_says_why(house: House, argv: tuple[str, ...], code: int, error: str) -> None:
+    layer = house.plant({"plain": "text", "garbage": b"\x00\x01\x02", "orphan": b"#!/no/such/interpreter\n"})
+    done = house.run(*argv, layers=(layer, house.busybox))
+    assert (done.ended.code, done.ended.error) == (code, error)
+    assert done.diff == {}
+
+
+def test_a_relative_program_is_found_from_the_working_directory(house: House) -> None:
+    assert house.run("./busybox", "echo", "hi", cwd="/bin").out == "hi\n"
+    assert house.run("busybox", "echo", "hi", cwd="/bin", env=("PATH=:/none",)).out == "hi\n"
+
+
+# -- streams ---------------------------------------------------------------------------------------------------------
+
+
+def test_output_comes_apart_and_in_order(house: House) -> None:
+    done = house.run("for i in $(seq 500); do echo out $i; echo err $i >&2; done")
+    assert done.out == "".join(f"out {i}\n" for i in range(1, 501))
+    assert done.err == "".join(f"err {i}\n" for i in range(1, 501))
+
+
+def test_standard_input_is_given_bytes_or_nothing(house: House) -> None:
+    data = bytes(range(256)) * 4096
+    assert house.run("wc -c; echo end", stdin=data).out == f"{len(data)}\nend\n"
+    assert house.run("cat; readlink /proc/self/fd/0").out == "/dev/null\n"
+
+
+def test_only_three_descriptors_are_open(house: House) -> None:
+    done = house.run("/bin/busybox", "ls", "/proc/self/fd")
+    assert done.out.split() == ["0", "1", "2", "3"]  # 3 is the listing's own
+
+
+def test_streams_can_be_opened_again_by_an_ordinary_user(house: House) -> None:
+    done = house.run("echo one > /dev/stdout; echo two > /proc/self/fd/2", uid=1000, gid=1000)
+    assert (done.out, done.err) == ("one\n", "two\n")
+
+
+def test_broken_pipes_end_a_program_quietly(house: House) -> None:
+    done = house.run("seq 1 1000000 | head -n 1; echo $?")
+    assert (done.out, done.err) == ("1\n0\n", "")
+
+
+# -- surroundings ----------------------------------------------------------------------------------------------------
+
+
+def test_environment_is_exact(house: House) -> None:
+    done = house.run("/bin/env", env=("PATH=/bin", "EMPTY=", "A=b=c", "Ü=ö", "Z=1"))
+    assert done.out.splitlines() == ["PATH=/bin", "EMPTY=", "A=b=c", "Ü=ö", "Z=1"]
+
+
+def test_host_name_and_hosts(house: House) -> None:
+    done = house.run("hostname; cat /etc/hosts", hosts=(("db", "10.0.0.7"), ("v6", "fd00::1")))
+    assert done.out == (
+        "buildkitsandbox\n127.0.0.1\tlocalhost buildkitsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+        "10.0.0.7\tdb\nfd00::1\tv6\n"
+    )
+    assert house.run("/bin/hostname", hostname="other").out == "other\n"
+
+
+def test_name_servers_are_the_hosts_and_writing_them_harms_nobody(house: House) -> None:
+    before = Path("/etc/resolv.conf").read_text()
+    done = house.run("cat /etc/resolv.conf; echo x > /etc/resolv.conf && echo y >> /etc/hosts && echo written")
+    assert done.out == f"{before}written\n"
+    assert Path("/etc/resolv.conf").read_text() == before
+    assert done.diff == {}
+    assert house.run("cat /etc/resolv.conf; true").out == before
+
+
+def test_network_none_has_only_a_loopback_that_works(house: House) -> None:
+    done = house.run("ls /proc/sys/net/ipv4/conf; ip -o addr; ip link show lo | grep -c ,UP", network="none")
+    assert "127.0.0.1/8" in done.out
+    assert done.out.splitlines()[-1] == "1"
+    assert {"all", "default", "lo"} >= {line for line in done.out.splitlines() if line.isalpha()}
+
+
+def test_network_host_is_the_hosts(house: House) -> None:
+    mine = sorted(os.listdir("/proc/sys/net/ipv4/conf"))
+    assert house.run("ls /proc/sys/net/ipv4/conf; true").out.split() == mine
+
+
+def test_identity(house: House) -> None:
+    done = house.run("id -u; id -g; id -G; grep Groups /proc/self/status", uid=1000, gid=1001, groups=(1001, 7, 8))
+    assert done.out.splitlines()[:2] == ["1000", "1001"]
+    assert sorted(done.out.splitlines()[3].split()[1:]) == ["1001", "7", "8"]
+    assert house.run("grep Groups /proc/self/status").out.split() == ["Groups:"]
+
+
+DOCKERS = "00000000a80425fb"
+
+
+def capabilities(text: str) -> dict[str, str]:
+    return {line.split()[0][3:-1]: line.split()[1] for line in text.splitlines() if line.startswith("Cap")}
+
+
+def test_capabilities_are_dockers(house: House) -> None:
+    root = capabilities(house.run("cat /proc/self/status; true").out)
+    assert root == {"Inh": "0" * 16, "Prm": DOCKERS, "Eff": DOCKERS, "Bnd": DOCKERS, "Amb": "0" * 16}
+    other = capabilities(house.run("cat /proc/self/status; true", uid=1000).out)
+    assert other == {"Inh": "0" * 16, "Prm": "0" * 16, "Eff": "0" * 16, "Bnd": DOCKERS, "Amb": "0" * 16}
+
+
+def test_insecure_has_what_we_have(house: House) -> None:
+    command = (
+        "grep CapEff /proc/self/status; mkdir /m; mount -t tmpfs none /m && echo mounted; ls /proc/kcore; umount /m"
+    )
+    done = house.run(command, insecure=True)
+    assert int(done.out.split()[1], 16) & 1 << syscalls.CAP_SYS_ADMIN
+    assert "mounted" in done.out
+    assert done.diff == {"m": "d 755"}
+    assert "permission denied" in house.run("mkdir /m; mount -t tmpfs none /m").err
+
+
+def test_set_user_id_programs_work(house: House) -> None:
+    accounts = "root::0:0::/:/bin/sh\nme::1000:1000::/:/bin/sh\n"
+    layer = house.plant({"set/su": ("x", "4755", str(BUSYBOX)), "etc/passwd": accounts, "etc/group": "root:x:0:\n"})
+    done = house.run("id -u; /set/su -c 'id -u; id -g'", layers=(layer, house.busybox), uid=1000, gid=1000)
+    assert done.out == "1000\n0\n0\n"
+
+
+def test_umask_and_limits(house: House) -> None:
+    done = house.run("umask; ulimit -n; ulimit -c; touch /f", ulimits=(("nofile", 77, 99), ("core", 0, 0)))
+    assert done.out.split() == ["0022", "77", "0"]
+    assert done.diff == {"f": "f 644"}
+    refused = house.run("true", ulimits=(("nosuch", 1, 1),)).ended
+    assert (refused.code, refused.error) == (125, "unknown ulimit nosuch")
+
+
+# -- devices, /proc, /sys --------------------------------------------------------------------------------------------
+
+
+def test_devices(house: House) -> None:
+    done = house.run("ls /dev; echo x > /dev/null; head -c 3 /dev/zero | wc -c; head -c 5 /dev/urandom | wc -c")
+    names = "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
+    assert done.out.split() == [*names.split(), "3", "5"]
+    assert done.err == ""
+    assert "No space left" in house.run("echo x > /dev/full").err
+    assert house.run("ls -la /dev/pts/ptmx | cut -c1; echo x > /dev/shm/y && cat /dev/shm/y").out.endswith("x\n")
+    assert house.run("awk '$2==\"/dev/shm\" {print $4}' /proc/mounts", shm_size=1 << 20).out.count("size=1024k") == 1
+
+
+def test_the_hosts_device_files_cannot_be_changed(house: House) -> None:
+    before = os.stat("/dev/null")
+    done = house.run("chmod 600 /dev/null; chown 5 /dev/null; rm -f /dev/null; echo still > /dev/null; echo $?")
+    after = os.stat("/dev/null")
+    assert done.out == "0\n"
+    assert (before.st_mode, before.st_uid, before.st_ino) == (after.st_mode, after.st_uid, after.st_ino)
+
+
+def test_device_nodes_made_by_a_step_cannot_be_opened(house: House) -> None:
+    # 1:1 is /dev/mem, 1:5 /dev/zero: harmless ones stand for the disk.
+    done = house.run("for d in / /dev/ /tmp/ /dev/shm/; do mknod ${d}z c 1 5; head -c 1 ${d}z; done; echo end")
+    assert done.out == "end\n"
+    assert "Permission denied" in done.err or "Operation not permitted" in done.err
+
+
+@pytest.mark.parametrize("path", ["kcore", "keys", "timer_list", "sched_debug", "latency_stats", "timer_stats"])
+def test_masked_files_are_empty(house: House, path: str) -> None:
+    assert house.run(f"cat /proc/{path} 2>/dev/null | wc -c").out == "0\n"
+
+
+@pytest.mark.parametrize("path", ["/proc/acpi", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"])
+def test_masked_directories_are_empty(house: House, path: str) -> None:
+    assert house.run(f"ls -A {path} 2>/dev/null; touch {path}/x").out == ""
+
+
+@pytest.mark.parametrize("path", ["/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/sys/kernel/mm/lru_gen/enabled"])
+def test_kernel_settings_are_read_only(house: House, path: str) -> None:
+    done = house.run(f"echo x > {path}; echo $?")
+    assert done.out == "1\n"
+
+
+def test_mount_table_tells_nothing_of_the_host(house: House) -> None:
+    done = house.run("cat /proc/mounts /proc/self/mountinfo")
+    assert "kanifold-house" not in done.out
+    assert str(Path(__file__).parent) not in done.out
+
+
+# -- system calls ----------------------------------------------------------------------------------------------------
+
+
+def test_sync_calls_succeed_at_once(house: House) -> None:
+    # A pipe cannot be synced: EINVAL, had the call been made.
+    done = house.run("sync && printf fine | dd conv=fsync")
+    assert (done.out, done.ended.code) == ("fine", 0)
+    assert house.run("sync && printf fine | dd conv=fsync", insecure=True).out == "fine"
+
+
+@pytest.mark.parametrize("flag", ["-m", "-u", "-i", "-n", "-p", "-U"])
+def test_new_namespaces_are_refused(house: House, flag: str) -> None:
+    done = house.run(f"unshare {flag} true; echo $?", network="none")
+    assert done.out == "1\n"
+    assert "Operation not permitted" in done.err
+
+
+# -- the root file system --------------------------------------------------------------------------------------------
+
+
+def test_the_diff_is_what_the_step_changed(house: House) -> None:
+    layer = house.plant({"keep": "1", "gone": "2", "dir/inner": "3"})
+    command = "rm /gone; echo new > /made; mkdir /sub; ln -s made /link; rm -r /dir; mkdir /dir; chmod 700 /keep"
+    done = house.run(command, layers=(layer, house.busybox))
+    assert done.diff == {
+        "gone": "c 0:0", "made": "f 644", "sub": "d 755", "link": "l made", "dir": "d 755", "keep": "f 700",
+    }  # fmt: skip
+    assert done.left == ()
+
+
+def test_an_empty_image_stays_empty(house: House) -> None:
+    tool = house.plant({"true": BUSYBOX.read_bytes()})
+    done = house.run("/t/true", layers=(), mounts=(Bind(tool, "/t", readonly=True),))
+    assert (done.ended.code, done.ended.error) == (0, "")
+    assert (done.diff, done.left) == ({}, ())
+    assert done.root_mtime == 10**18
+
+
+def test_hundreds_of_layers(house: House) -> None:
+    layers = [house.plant({f"layer{index}": str(index), "top": str(index)}) for index in range(300)]
+    done = house.run("cat /top; ls -d /layer* | wc -l", layers=(*layers, house.busybox))
+    assert done.out == "0300\n"
+
+
+def test_a_long_path_to_a_layer(house: House) -> None:
+    deep = "/".join("x" * 200 + str(index) for index in range(6))
+    layer = house.plant({f"{deep}/found:here,there": "yes"})
+    done = house.run("cat /found*", layers=(f"{layer}/{deep}", house.busybox))
+    assert done.out == "yes"
+
+
+def test_files_of_all_layers_look_like_one_file_system(house: House) -> None:
+    layer = house.plant({"etc/own": "1"})
+    done = house.run("stat -c %d / /etc /etc/own /bin/busybox; find / -xdev | sort", layers=(layer, house.busybox))
+    assert len(set(done.out.splitlines()[:4])) == 1
+    assert "/etc/own" in done.out
+
+
+def test_thirty_steps_at_once(house: House) -> None:
+    specs = [house.spec(f"echo {number}; echo {number} > /n; exit {number}") for number in range(30)]
+    for number, done in enumerate(house.run_all(specs)):
+        assert (done.ended.code, done.out, done.diff) == (number, f"{number}\n", {"n": "f 644"})
+
+
+# -- working directory -----------------------------------------------------------------------------------------------
+
+
+def test_working_directory_is_made_when_missing(house: House) -> None:
+    done = house.run("/bin/sh", "-c", "pwd", cwd="/a/b")
+    assert done.out == "/a/b\n"
+    assert done.diff == {"a": "d 755", "a/b": "d 755"}
+
+
+def test_working_directory_through_a_link_stays_inside(house: House) -> None:
+    layer = house.plant({"w": ("->", "/../../../etc/place")})
+    done = house.run("/bin/sh", "-c", "pwd -P; touch here", cwd="/w", layers=(layer, house.busybox))
+    assert done.out == "/etc/place\n"
+    assert set(done.diff) == {"etc", "etc/place", "etc/place/here"}
+    assert not Path("/etc/place").exists()
+
+
+def test_working_directory_that_is_a_file(house: House) -> None:
+    ended = house.run("true", cwd="/bin/busybox").ended
+    assert ended.code == 125
+    assert ended.error == "cannot change to the working directory /bin/busybox: Not a directory"
+
+
+# -- mounts ----------------------------------------------------------------------------------------------------------
+
+
+def test_binds(house: House) -> None:
+    source = house.plant({"file": "content", "sub/deep": "x"})
+    mounts = (Bind(source, "/mnt/rw"), Bind(source, "/mnt/ro", readonly=True), Bind(f"{source}/file", "/one"))
+    done = house.run("cat /one /mnt/ro/file; touch /mnt/ro/x; touch /mnt/rw/new; ls /mnt/ro", mounts=mounts)
+    assert done.out == "contentcontentfile\nnew\nsub\n"
+    assert "Read-only file system" in done.err
+    assert done.diff == {}
+    assert done.root_mtime == 10**18
+
+
+def test_bind_by_descriptor(house: House) -> None:
+    done = house.call(_bind_by_descriptor)
+    assert done.out == "content"
+    assert done.diff == {}
+
+
+def _bind_by_descriptor(inside: Inside):  # type: ignore[no-untyped-def]
+    source = inside.plant({"file": "content"})
+    fd = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC)
+    from executor.sandbox import Spec
+
+    spec = Spec((inside.busybox(),), "", "", ("/bin/cat", "/deep/er/file"), mounts=(BindFd(fd, "/deep/er", True),))
+    return inside.run_all([spec])[0]
+
+
+def test_tmpfs(house: House) -> None:
+    done = house.run(
+        "stat -c %a /t /t/u; dd if=/dev/zero of=/t/big bs=1024 count=2048; touch /t/u/x",
+        mounts=(Tmpfs("/t/u", mode=0o700), Tmpfs("/t", size=1 << 20)),
+    )
+    assert done.out == "1777\n700\n"
+    assert "No space left" in done.err
+    assert done.diff == {}
+
+
+def test_secret(house: House) -> None:
+    mount = Secret("/run/secrets/key", b"hidden", uid=1000, gid=1000)
+    done = house.run(
+        "cat /run/secrets/key; ls -ln /run/secrets/key; echo x > /run/secrets/key", mounts=(mount,), uid=1000
+    )
+    assert done.out.startswith("hidden-r--------    1 1000     1000             6")
+    assert done.diff == {}
+    assert house.run("ls /run; true", mounts=()).out == ""
+
+
+def test_mount_points_leave_nothing_but_what_the_step_made_beside_them(house: House) -> None:
+    layer = house.plant({"srv/old": "x"})
+    mounts = (Tmpfs("/srv/cache"), Tmpfs("/opt/a/b"), Tmpfs("/opt/a/c"))
+    done = house.run("touch /opt/a/mine", layers=(layer, house.busybox), mounts=mounts)
+    assert done.diff == {"opt": "d 755", "opt/a": "d 755", "opt/a/mine": "f 644"}
+
+
+def test_a_changed_parent_of_a_mount_point_stays(house: House) -> None:
+    layer = house.plant({"srv/old": "x"})
+    done = house.run("chmod 700 /srv", layers=(layer, house.busybox), mounts=(Tmpfs("/srv/cache"),))
+    assert done.diff == {"srv": "d 700"}
+
+
+def test_mount_points_hidden_by_whiteouts(house: House) -> None:
+    if house.isolation.rung is not Rung.NAMESPACES:
+        pytest.skip("only root makes device nodes")
+    top = house.plant({"etc/resolv.conf": ("c", "0", "0"), "proc": ("c", "0", "0"), "srv": ("c", "0", "0")})
+    below = house.plant({"srv/old": "x"})
+    done = house.run("ls /srv; cat /proc/1/comm; true", layers=(top, below, house.busybox), mounts=(Tmpfs("/srv/x"),))
+    assert done.out == "x\nsh\n"
+    assert done.diff == {}
+
+
+def test_the_last_mount_on_a_target_counts_and_parents_come_first(house: House) -> None:
+    first, second = house.plant({"x": "first"}), house.plant({"x": "second", "in": None})
+    mounts = (Tmpfs("/m/in"), Bind(first, "/m"), Bind(second, "//m/./"))
+    assert house.run("cat /m/x; ls /m/in", mounts=mounts).out == "second"
+
+
+@pytest.mark.parametrize(
+    ("mount", "error"),
+    [
+        (Tmpfs("/"), "cannot mount over the root directory"),
+        (Tmpfs("/bin/busybox"), "cannot mount on /bin/busybox: /bin/busybox: Not a directory"),
+        (Secret("/bin", b""), "cannot mount on /bin: /bin: Is a directory"),
+        (Bind("/no/such", "/x"), "cannot mount on /x: /no/such: open_tree: No such file or directory"),
+    ],
+)
+def test_mounts_that_cannot_be_made(house: House, mount: Tmpfs | Secret | Bind, error: str) -> None:
+    done = house.run("true", mounts=(Tmpfs("/made/before"), mount))
+    assert (done.ended.code, done.ended.error) == (125, error)
+    assert done.diff == {}
+
+
+# -- dying -----------------------------------------------------------------------------------------------------------
+
+
+def alive_below(pid: int) -> set[int]:
+    """All processes that descend from ``pid``, by the kernel's table."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting:
+        here = waiting.pop()
+        children = {child for child, parent in parents.items() if parent == here}
+        found |= children
+        waiting += children
+    return found
+
+
+def gone(pidfds: list[int]) -> bool:
+    """Wait, briefly, for all of them to end."""
+    import select
+
+    deadline = time.monotonic() + 5
+    for fd in pidfds:
+        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        os.close(fd)
+        if not ready:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("how", ["cancel", "cancel_all"])
+def test_cancelling_kills_everything_of_the_step(house: House, how: str) -> None:
+    spec = house.spec("trap '' TERM INT HUP; (sleep 1000 &); touch /f; echo ready; sleep 1000")
+    started = time.monotonic()
+    done = house.run_until(spec, "ready", how)
+    assert time.monotonic() - started < 5
+    assert (done.ended.code, done.ended.signal, done.ended.error) == (137, 9, "cancelled")
+    assert len(alive_below(house.pid)) == 1  # the zygote
+    assert house.run("true").ended.code == 0
+
+
+@pytest.mark.parametrize("victim", ["executor", "zygote"])
+def test_nothing_survives_a_killed_executor(request: pytest.FixtureRequest, house: House, victim: str) -> None:
+    user = request.getfixturevalue("_user_with_ids") if house.isolation.rung is Rung.MAPPED else None
+    mounts_before = Path("/proc/self/mountinfo").read_text()
+    with opened(user) as doomed:
+        for _ in range(3):
+            doomed.begin(doomed.spec("trap '' TERM; (sleep 1000 &); (nc -l -p 1 &); echo ready; sleep 1000"), "ready")
+        below = alive_below(doomed.pid)
+        assert len(below) >= 1 + 3 * 2
+        pidfds = [os.pidfd_open(pid) for pid in below]
+        zygote = next(iter(child for child in below if _parent(child) == doomed.pid))
+        os.kill(doomed.pid if victim == "executor" else zygote, signal.SIGKILL)
+        assert gone(pidfds)
+        assert Path("/proc/self/mountinfo").read_text() == mounts_before
+        if victim == "zygote":
+            with pytest.raises(AssertionError, match="EnvironmentUnfit: the process that starts build steps has died"):
+                doomed.run("true")
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_steps_leak_nothing(house: House) -> None:
+    def count() -> tuple[int, int]:
+        zygote = next(iter(alive_below(house.pid)))
+        return len(os.listdir(f"/proc/{house.pid}/fd")), len(os.listdir(f"/proc/{zygote}/fd"))
+
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to look into the house's descriptors")
+    house.run("true")
+    before = count()
+    house.run_all([house.spec("true", network="none") for _ in range(20)])
+    house.run("nope")
+    assert count() == before
+
+
+# -- emulation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not QEMU.exists(), reason=f"no {QEMU}")
+@pytest.mark.parametrize("rung", ["private", "mapped"])
+def test_a_private_emulator_runs_foreign_programs(request: pytest.FixtureRequest, rung: str) -> None:
+    user = request.getfixturevalue("_user_with_ids") if rung == "mapped" else None
+    if rung == "private" and os.geteuid() != 0:
+        pytest.skip("needs root")
+    with opened(user, Emulation(EmulationRung.PRIVATE, "arm64", str(QEMU))) as house:
+        layer = house.plant({"arm64": elf.program("arm64")})
+        done = house.run("/arm64; echo $?; /arm64 a b; echo $?; touch /f", layers=(layer, house.busybox))
+        assert done.out == "1\n3\n"
+        assert done.diff == {"f": "f 644"}
+
+
+def test_a_step_is_quick(root_house: House) -> None:
+    """A step costs milliseconds; ten times the usual here means that something is wrong."""
+    started = time.monotonic()
+    for _ in range(10):
+        assert root_house.run("/bin/true").ended.code == 0
+    assert (time.monotonic() - started) / 10 < 0.06
+
+
+def test_an_unusable_upper_directory_is_an_unfit_environment(root_house: House) -> None:
+    with pytest.raises(AssertionError, match="EnvironmentUnfit: cannot run build steps here: cannot mount an overlay"):
+        root_house.run("true", upper="/proc", work="/proc")
+
+
+def test_unfit_environments_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the capabilities for it, no rung is entered, and the error says what to do."""
+    from executor.sandbox import isolation
+
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            syscalls.drop_bounding(syscalls.CAP_SYS_ADMIN) if os.geteuid() == 0 else None
+            syscalls.capset(0, 0, 0)
+            isolation.map_identity = lambda pid: None
+            try:
+                isolation._namespaces()
+            except isolation._UnusableError:
+                code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert EnvironmentUnfit.exit_code == 3
