@@ -11,8 +11,8 @@ def main() -> None:
     stranger = _stranger()
     if stranger:
         sys.exit(
-            f"kanifold: the package {stranger!r} that Python finds is not kanifold's own. Install kanifold as a tool with "
-            "an environment of its own: pipx install kanifold, or uv tool install kanifold."
+            f"kanifold: the package {stranger!r} that Python finds is not kanifold's own. Install kanifold as a tool "
+            "with an environment of its own: pipx install kanifold, or uv tool install kanifold."
         )
     from orchestrator.cli import main as run
 

@@ -59,7 +59,10 @@ def cli() -> None:
     "outputs",
     metavar="SPEC",
     multiple=True,
-    help="type=oci,dest=DIR[,tar=true] · type=docker,dest=FILE · type=registry · type=image,push=true; also name=, compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=.",
+    help=(
+        "type=oci,dest=DIR[,tar=true] · type=docker,dest=FILE · type=registry · type=image,push=true; also name=, "
+        "compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=."
+    ),
 )
 @click.option(
     "--build-arg",

@@ -154,7 +154,7 @@ def write(output: Output, product: Product, request: Request, emit: Emit) -> Non
                 raise UsageError(
                     "--output type=docker holds one platform",
                     why=f"this build has {len(product.images)}",
-                    remedy="use type=oci, which docker load reads since version 25 when its image store is containerd's",
+                    remedy="use type=oci, which docker load reads where its image store is containerd's",
                 )
             with _file(output.dest) as file:
                 archive.write_docker_archive(file, names, product.images[0].manifest, roots, sources)

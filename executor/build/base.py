@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from executor.build.layer import Blob, Layer
+from executor.build.layer import Blob, Layer, opened
 from executor.build.once import Once, known
 from executor.build.workshop import Workshop
 from executor.image import config as image
@@ -23,7 +23,6 @@ from executor.registry.reference import Reference
 from executor.registry.transfer import Sink
 from executor.rootfs import unpack
 from executor.rootfs.stack import mount_stack
-from executor.rootfs.streams import decompressed
 from executor.store import blobs, locks, removal, snapshots
 from platforms import Platform, satisfies, select
 from platforms.errors import ArchiveError, PlatformMissing, Problem
@@ -271,7 +270,7 @@ def _unpack(
     draft = snapshots.draft(store)
     try:
         with blobs.open(store, descriptor.digest) as file:
-            unpacked = unpack.unpack(decompressed(file), draft.fs, limit=unpack.Limits())
+            unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
         key = diff_id
         if unpacked.needs_parents and below:
             snapshots.discard(store, draft)
@@ -281,7 +280,7 @@ def _unpack(
             merged = mount_stack(stack, workshop.empty, upper=draft.fs, work=draft.work)
             try:
                 with blobs.open(store, descriptor.digest) as file:
-                    unpacked = unpack.unpack_onto(decompressed(file), f"/proc/self/fd/{merged}", limit=unpack.Limits())
+                    unpacked = unpack.unpack_onto(opened(file), f"/proc/self/fd/{merged}", limits=unpack.Limits())
             finally:
                 os.close(merged)
         if unpacked.diff_id != diff_id:

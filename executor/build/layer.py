@@ -19,8 +19,9 @@ from executor.image import mediatypes
 from executor.image.manifest import Descriptor
 from executor.registry.reference import Reference
 from executor.rootfs import compress, materialise, overlay, unpack
+from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import Entry, Kind
-from executor.rootfs.streams import decompressed
+from executor.rootfs.streams import Readable
 from executor.store import blobs, locks, removal, snapshots
 from platforms import elf
 from platforms.errors import StoreError
@@ -99,7 +100,7 @@ def _make_directory(
     try:
         if packed is not None:
             with blobs.open(store, packed.digest) as file:
-                unpack.unpack(decompressed(file), draft.fs, limit=unpack.Limits())
+                unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
         else:
             materialise.materialise(entries(), draft.fs)
         return snapshots.commit(
@@ -112,6 +113,11 @@ def _make_directory(
     except BaseException:
         snapshots.discard(store, draft)
         raise
+
+
+def opened(file: Readable) -> Decompressed:
+    """The archive in a layer's blob, whatever its compression."""
+    return Decompressed(file, limit=unpack.Limits().size + (4 << 30))
 
 
 def kind_of(compression: job.Compression) -> str:

@@ -12,8 +12,8 @@ from platforms.errors import EnvironmentUnfit
 def mount_stack(layers: Sequence[str], empty: str, *, upper: str = "", work: str = "") -> int:
     """The merged view of the directories ``layers`` (top first, in overlay's format) as a descriptor of its root.
 
-    With ``upper`` and ``work`` (existing, empty, on one file system) what is written goes to ``upper``; without, nothing
-    can be. ``empty`` is an empty directory: overlayfs wants two layers where there is nothing to write to. Devices in
+    With ``upper`` and ``work`` (existing, empty, on one file system) what is written goes to ``upper``; without,
+    nothing can be. ``empty`` is an empty directory: overlayfs wants two layers where there is nothing to write to. Devices in
     the layers cannot be opened. The caller closes the descriptor.
     """
     lower = tuple(layers)

@@ -13,22 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from executor.rootfs.entry import DEVICE_XATTR, OWNER_XATTR, Entry, Kind
+from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
+from executor.rootfs.records import restored
 from executor.rootfs.stack import mount_stack
 from platforms import syscalls
 from platforms.errors import BuildError
 
 _LINKS: Final = 255
 """Symbolic links followed for one path before it counts as a loop (containerd's continuity/fs.RootPath)."""
-
-_KINDS: Final = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFIFO: Kind.FIFO,
-}
 
 Hides = Callable[[bytes, bool], bool]
 """Whether a path (and whether it is a directory) is to be treated as if it were not there."""
@@ -152,7 +144,7 @@ class Tree:
         found = self.lstat(path)
         if found is None:
             return None
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode))
+        kind = KIND_OF_MODE.get(stat.S_IFMT(found.st_mode))
         if kind is None:
             return None
         host = self.host_path(path)
@@ -171,7 +163,7 @@ class Tree:
             xattrs=_xattrs(host) if kind in (Kind.FILE, Kind.DIRECTORY) else (),
             source=host if kind is Kind.FILE else b"",
         )
-        entry = _recorded(entry)
+        entry = restored(entry)
         if self._owner is not None:
             entry = replace(entry, uid=self._owner[0], gid=self._owner[1])
         return entry
@@ -195,24 +187,12 @@ def open_layers(directories: Sequence[str], empty: str) -> Tree:
 
 
 def _xattrs(host: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """What a layer records (``user.*`` and capabilities), and what overlayfs and we have noted there."""
+    found = []
     try:
-        names = os.listxattr(host, follow_symlinks=False)
+        for name in sorted(os.listxattr(host, follow_symlinks=False)):
+            if name.startswith("user.") or name == "security.capability":
+                found.append((os.fsencode(name), os.getxattr(host, name, follow_symlinks=False)))
     except OSError:
         return ()
-    kept = []
-    for name in sorted(names):
-        if name.startswith(("user.overlay.", "trusted.overlay.", "security.selinux", "system.posix_acl")):
-            continue
-        try:
-            kept.append((os.fsencode(name), os.getxattr(host, name, follow_symlinks=False)))
-        except OSError:
-            continue
-    return tuple(kept)
-
-
-def _recorded(entry: Entry) -> Entry:
-    """``entry`` with what could not be given to the kernel but was written beside the file instead."""
-    return entry
-
-
-__all__ = ["DEVICE_XATTR", "OWNER_XATTR", "Hides", "Tree", "open_directory", "open_layers"]
+    return tuple(found)

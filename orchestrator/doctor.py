@@ -1,0 +1,96 @@
+"""``kanifold doctor`` and ``kanifold platforms``: what this host can do, why not more, and what to install."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from executor.registry import auth
+from executor.store.store import default_root
+from platforms import emulation, host
+from platforms.emulation import Emulation
+from platforms.errors import EnvironmentUnfit, KanifoldError
+
+OK, MISSING = "ok", "--"
+
+
+def show_platforms(as_json: bool) -> None:
+    """Print every usual platform and how its programs run here."""
+    rows = emulation.overview()
+    if as_json:
+        print(json.dumps([_as_data(str(platform), found) for platform, found in rows], indent=2))
+        return
+    width = max(len(str(platform)) for platform, _ in rows)
+    for platform, found in rows:
+        print(f"{platform!s:<{width}}  {_how(found)}")
+
+
+def examine(root: str) -> int:
+    """Print the whole examination; the exit status is 0 when builds for this host's own platform can run."""
+    from executor.store.store import open_store
+
+    print(f"host        {host.host()}")
+    works = _isolation() if sys.platform == "linux" else _elsewhere()
+    print("\nemulation")
+    for platform, found in emulation.overview():
+        mark = MISSING if isinstance(found, EnvironmentUnfit) else OK
+        print(f"  {mark} {platform!s:<16} {_how(found)}")
+        if isinstance(found, Emulation):
+            for reason in found.skipped:
+                print(f"       not {reason}")
+        else:
+            print(f"       {found.problem.remedy}")
+    print("\nstore")
+    place = root or default_root()
+    try:
+        open_store(place).close()
+        print(f"  {OK} {place}")
+    except KanifoldError as error:
+        print(f"  {MISSING} {place}: {error}")
+        works = False
+    print("\ncredentials")
+    try:
+        auth.docker_keychain()("docker.io")
+        print(f"  {OK} configuration files can be read")
+    except KanifoldError as error:
+        print(f"  {MISSING} {error}")
+    return 0 if works else EnvironmentUnfit.exit_code
+
+
+def _isolation() -> bool:
+    from executor.sandbox import isolation
+
+    print("\nisolation")
+    usable = False
+    for verdict in isolation.survey():
+        if verdict.usable:
+            chosen = "" if usable else "  <- in use"
+            usable = True
+            print(f"  {OK} {verdict.rung}{chosen}")
+        else:
+            print(f"  {MISSING} {verdict.rung}: {verdict.why}")
+            print(f"       {verdict.remedy}")
+    return usable
+
+
+def _elsewhere() -> bool:
+    print(f"\nisolation\n  {MISSING} steps run on Linux only: {sys.platform} can orchestrate, and needs a Linux node")
+    return False
+
+
+def _how(found: Emulation | EnvironmentUnfit) -> str:
+    if isinstance(found, EnvironmentUnfit):
+        return "no: " + found.problem.what
+    return f"{found.rung}: {found.why}" if found.why else str(found.rung)
+
+
+def _as_data(platform: str, found: Emulation | EnvironmentUnfit) -> dict[str, object]:
+    if isinstance(found, EnvironmentUnfit):
+        return {"platform": platform, "usable": False, "why": str(found), "remedy": found.problem.remedy}
+    return {
+        "platform": platform,
+        "usable": True,
+        "how": str(found.rung),
+        "emulator": found.interpreter,
+        "why": found.why,
+    }

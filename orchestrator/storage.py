@@ -1,0 +1,62 @@
+"""``kanifold du`` and ``kanifold prune``: what the store holds, and making room in it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+from executor.store import prune as pruning
+from executor.store.prune import Row
+from executor.store.store import open_store
+from orchestrator import flags
+from orchestrator.view.amounts import size as shown
+
+
+def show(root: str, verbose: bool) -> None:
+    """Print the sum for each kind of thing and, when ``verbose``, a line for every one."""
+    with open_store(root or None) as store:
+        rows = pruning.usage(store)
+    if verbose:
+        for row in sorted(rows, key=lambda each: (each.kind, -each.size)):
+            state = "in use" if row.in_use else f"used {_ago(row.last_used)}"
+            print(f"{row.kind:<12} {shown(row.size):>10}  {state:<14} {row.id[:24]:<24} {row.description[:60]}")
+        print()
+    for kind, count, total in _sums(rows):
+        print(f"{kind:<12} {count:>7}  {shown(total):>10}")
+    print(f"{'total':<12} {len(rows):>7}  {shown(sum(each.size for each in rows)):>10}")
+
+
+def prune(root: str, everything: bool, keep_storage: str, filters: Sequence[str]) -> None:
+    """Remove what nobody uses. Without limits: garbage, and what no record needs."""
+    if sys.platform == "linux":
+        # Files of steps belong to ids that only exist in a namespace like theirs.
+        from executor.sandbox import isolation
+
+        isolation.enter()
+    with open_store(root or None) as store:
+        done = pruning.prune(
+            store,
+            keep_storage=flags.size(keep_storage, "--keep-storage") if keep_storage else None,
+            filters=filters,
+            all=everything,
+        )
+    for kind, count, total in _sums(done.removed):
+        print(f"{kind:<12} {count:>7}  {shown(total):>10}")
+    print(f"freed {shown(done.freed)}")
+
+
+def _sums(rows: Iterable[Row]) -> list[tuple[str, int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        count, total = found.get(row.kind, (0, 0))
+        found[row.kind] = count + 1, total + row.size
+    return [(kind, *both) for kind, both in sorted(found.items())]
+
+
+def _ago(moment: float) -> str:
+    seconds = max(0.0, time.time() - moment)
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= unit:
+            return f"{int(seconds // unit)}{name} ago"
+    return "just now"
