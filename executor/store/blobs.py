@@ -51,8 +51,7 @@ def find(store: Store, digest: str) -> Blob | None:
     place = path(store, digest)
     if _row(store, digest) is None:
         return None
-    with translated(store.root, f"cannot use the blob {digest}"):
-        store.session.keep(f"b{digest}")
+    store.session.keep(f"b{digest}")
     row = _row(store, digest)  # once more, now that it cannot be pruned any longer
     if row is None:
         return None

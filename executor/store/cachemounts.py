@@ -59,11 +59,9 @@ def held(
             id, mine = _first_free(store, id)  # noqa: A001
             stack.enter_context(mine)
         thing = lease(id)
-        with translated(store.root, f"cannot use the cache directory {id!r}"):
-            store.session.hold(thing)
-            stack.callback(store.session.drop, thing)
-            made = _is_made(store, id)
-        if not made:
+        store.session.hold(thing)
+        stack.callback(store.session.drop, thing)
+        if not _is_made(store, id):
             with lock(store, f"make cache {id}", cancel=cancel):
                 _make(store, id, populate)
         place = top(store, id)

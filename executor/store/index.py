@@ -222,8 +222,10 @@ class Index:
                 os.unlink(draft + suffix)  # its maker died
         db = sqlite3.connect(draft, isolation_level=None)
         try:
-            db.execute("PRAGMA journal_mode=WAL")
             db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={SCHEMA}; COMMIT;")
+            # Last, so that closing has nothing to copy from a log: a close does not tell when that fails. Where the
+            # file system cannot share memory, the mode stays what it was, and that works as well.
+            db.execute("PRAGMA journal_mode=WAL")
         finally:
             db.close()
         os.rename(draft, self._path)

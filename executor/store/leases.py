@@ -14,11 +14,14 @@ inside of a transaction.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from executor.store.faults import translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,14 +63,14 @@ class Session:
 
     def temporary(self) -> str:
         """A fresh path under ``tmp`` that stays this session's own; nothing is there yet."""
-        with self._mutex:
+        with self._mutex, translated(self._root, "cannot make a temporary file"):
             self._begin()
             self._made += 1
             return os.path.join(self._root, "tmp", f"{self._token}.{self._made}")
 
     def hold(self, *things: str) -> None:
         """Lease ``things``, each as often as ``drop`` will be called for it. Look whether they exist afterwards."""
-        with self._mutex:
+        with self._mutex, translated(self._root, "cannot note what is in use"):
             self._begin()
             new = [each for each in dict.fromkeys(things) if each not in self._counts]
             if new:
@@ -96,7 +99,8 @@ class Session:
                 elif self._counts.pop(each, 0):
                     gone.append(each)
             if gone:
-                self._append("".join(f"-{each}\n" for each in gone))
+                with contextlib.suppress(OSError):  # on a full disk they are given up when the session ends
+                    self._append("".join(f"-{each}\n" for each in gone))
 
     def close(self) -> None:
         """End the session: all leases are given up."""

@@ -41,6 +41,8 @@ class Held:
             return
         try:
             os.unlink(self._path)
+        except OSError:
+            pass  # it only takes an inode, and is as good a lock for the next holder
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a fork may have the descriptor, too
             os.close(fd)

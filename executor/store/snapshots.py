@@ -172,8 +172,7 @@ class Lease:
     def __init__(self, store: Store, numbers: tuple[int, ...]) -> None:
         self._store = store
         self._things = tuple(f"s{each}" for each in numbers)
-        with translated(store.root, "cannot lease snapshots"):
-            store.session.hold(*self._things)
+        store.session.hold(*self._things)
         for number in numbers:
             if get(store, number) is None:
                 self.release()
