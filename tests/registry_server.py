@@ -85,6 +85,20 @@ def _drain(stream: object) -> None:
         return
 
 
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """A fresh key and a certificate for 127.0.0.1 that vouches for itself, as PEM files."""
+    key, certificate = directory / "key.pem", directory / "cert.pem"
+    program = shutil.which("openssl")
+    if program is None:
+        import pytest
+
+        pytest.skip("openssl is not installed")
+    request = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    command = [program, *request.split(), "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True)
+    return key, certificate
+
+
 # -- servers in this process -----------------------------------------------------------------------------------------
 
 

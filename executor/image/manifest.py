@@ -17,6 +17,8 @@ from platforms.errors import ArchiveError
 
 MANIFEST_LIMIT: Final = 4 << 20
 """Bytes: the size up to which a registry has to accept manifests (distribution-spec), and more than we read."""
+_KEYS: Final = frozenset({"schemaVersion", "mediaType", "config", "layers", "manifests", "annotations", "artifactType"})
+_FOLDED: Final = frozenset(key.casefold() for key in _KEYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +122,15 @@ def _strict_object(data: bytes) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        document = json.loads(data, object_pairs_hook=unique)
+        document = json.loads(data.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise ArchiveError("malformed manifest", why=f"not JSON: {error}") from error
     if not isinstance(document, dict):
         raise ArchiveError("malformed manifest", why="not a JSON object")
+    for key in document:
+        if key not in _KEYS and key.casefold() in _FOLDED:
+            # Go's decoder ignores case: what we would skip, it would read.
+            raise ArchiveError("ambiguous manifest", why=f"the key {key[:100]!r} is a known one in other letters")
     return document
 
 

@@ -59,7 +59,7 @@ class Client:
         self._session = Session(self.settings, keychain, pace=pace, cancel=cancel, warn=warn)
 
     def close(self) -> None:
-        """End all connections; transfers of other threads fail."""
+        """End all connections; transfers under way in other threads are ``Interrupted`` at once."""
         self._session.wire.close()
 
     def __enter__(self) -> Self:

@@ -14,9 +14,9 @@ The file is YAML, ``$KANIFOLD_REGISTRIES``, else ``$XDG_CONFIG_HOME/kanifold/reg
 
 Docker's ``certs.d`` directories (``/etc/docker``, ``/etc/containers``, ``~/.config/containers``) are read as well.
 
-Registries on this machine (localhost, 127.0.0.0/8, ::1) are spoken to in plain HTTP unless ``tls: true`` or a
+Registries on this machine (localhost, 127.0.0.0/8, ::1) are spoken to in plain HTTP unless ``tls``, ``insecure`` or a
 certificate is set for them: Docker tries HTTPS first and falls back, which spends a failed handshake on what is nearly
-always a registry without TLS.
+always a registry without TLS. An insecure one, here or elsewhere, is tried with TLS first.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class RegistrySettings:
 
     def is_plain(self, registry: str) -> bool:
         """Whether ``registry`` is spoken to in plain HTTP without trying TLS."""
-        return is_loopback(registry) and registry not in self.tls and self.certificates_for(registry) is None
+        told = self.tls | self.insecure
+        return is_loopback(registry) and registry not in told and self.certificates_for(registry) is None
 
     def mirrors_of(self, registry: str) -> tuple[str, ...]:
         """Where to look before ``registry``, in order."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 from urllib.parse import urlencode
@@ -51,7 +51,7 @@ class Sink(Protocol):
         ...
 
 
-class _Wrong(Exception):  # noqa: N818 - decides what to try next; what is raised in the end is a RegistryError
+class _Wrong(Exception):
     """The content is not what its descriptor says. ``stitched``: it was put together from ranges."""
 
     def __init__(self, why: str, *, stitched: bool) -> None:
@@ -59,7 +59,7 @@ class _Wrong(Exception):  # noqa: N818 - decides what to try next; what is raise
         self.stitched = stitched
 
 
-class _Broken(Exception):  # noqa: N818 - as above
+class _Broken(Exception):
     """An upload session is of no more use; the blob may be sent again, ``chunked`` or whole."""
 
     def __init__(self, why: str, *, chunked: bool, delay: float = 0.0) -> None:
@@ -204,13 +204,13 @@ def _body(
     with session.stream(endpoint, call) as response:
         if _starts_at(response, offset, descriptor.size):
             _check_length(response, descriptor.size - offset)
-            for chunk in _paced(session, response):
+            for chunk in paced(session.wire.chunks(response)):
                 yield chunk, True
             return
         if response.status_code == 200:
             _check_length(response, descriptor.size)
             skip = offset
-            for chunk in _paced(session, response):
+            for chunk in paced(session.wire.chunks(response)):
                 rest = chunk[skip:]
                 skip = max(0, skip - len(chunk))
                 if rest:
@@ -235,11 +235,11 @@ def _check_length(response: httpx.Response, expected: int) -> None:
         raise _Wrong(f"{said} bytes were announced, {expected} belong there", stitched=False)
 
 
-def _paced(session: Session, response: httpx.Response) -> Iterator[bytes]:
-    """The body's chunks; a peer that drips is ``Lost`` like one that is silent."""
+def paced(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """A body's chunks; a peer that drips is ``Lost`` like one that is silent."""
     due = time.monotonic() + PACE_SECONDS
     since = 0
-    for chunk in session.wire.chunks(response):
+    for chunk in chunks:
         since += len(chunk)
         now = time.monotonic()
         if now > due:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -22,6 +23,7 @@ from executor.registry.reference import is_loopback
 from platforms.errors import Interrupted, RegistryError
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from types import ModuleType
 
@@ -56,7 +58,7 @@ class Cancel(Protocol):
         ...
 
 
-class Lost(Exception):  # noqa: N818 - a condition that is retried, not an error anyone is shown
+class Lost(Exception):
     """A request failed in a way that may pass: the connection broke, stalled or never came about."""
 
     def __init__(self, why: str, *, connecting: bool = False, delay: float = 0.0) -> None:
@@ -169,18 +171,26 @@ class Wire:
         self._cancel = cancel
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, str], httpx.Client] = {}
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._closed = False
         self._tls: ssl.SSLContext | None = None
 
     def close(self) -> None:
-        """End all connections."""
+        """End all connections, those included that other threads wait on: their requests are ``Interrupted``."""
         with self._lock:
+            self._closed = True
             clients, self._clients = tuple(self._clients.values()), {}
+            sockets = tuple(self._sockets)
+        for each in sockets:
+            # Closing a socket does not wake who waits on it; this does (shutdown(2)).
+            with suppress(OSError):
+                each.shutdown(2)
         for client in clients:
             client.close()
 
     def check(self) -> None:
         """Raise ``Interrupted`` once the user has asked to stop."""
-        if self._cancel is not None and self._cancel.is_set():
+        if self._closed or (self._cancel is not None and self._cancel.is_set()):
             raise Interrupted("the transfer was stopped")
 
     def pause(self, seconds: float) -> None:
@@ -276,22 +286,28 @@ class Wire:
                 headers=headers,
                 content=request.content() if request.content is not None else None,
                 timeout=timeout,
+                extensions={"trace": self._remember},
             )
             return client.send(built, stream=True, follow_redirects=False)
 
+    def _remember(self, event: str, info: dict[str, Any]) -> None:
+        """Keep hold of the sockets that are opened, from httpx's trace of a request, so that ``close`` can end them."""
+        if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
+            with self._lock:
+                self._sockets.add(info["return_value"].get_extra_info("socket"))
+
     def _client(self, target: Origin) -> httpx.Client:
         """The connection pool for ``target``: one for each way of trusting a peer."""
-        name = target.authority
         key = ("plain", "")
         if target.scheme == "https":
-            key = ("tls", "")
-            if self._settings.is_insecure(name):
-                key = ("unverified", "")
-            elif self._settings.certificates_for(name) is not None:
-                key = ("tls", name)
-        if is_loopback(name):
+            names = (target.authority, f"{target.authority}:{target.port}")
+            known = next((name for name in names if self._settings.certificates_for(name) is not None), "")
+            insecure = any(self._settings.is_insecure(name) for name in names)
+            key = ("unverified", "") if insecure else ("tls", known)
+        if is_loopback(target.authority):
             key = (f"{key[0]} local", key[1])
         with self._lock:
+            self.check()
             client = self._clients.get(key)
             if client is None:
                 client = self._clients[key] = self._make(*key)

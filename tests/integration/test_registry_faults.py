@@ -391,6 +391,26 @@ def test_stopping_ends_a_download(registry: MemoryRegistry, server: Served) -> N
         client.fetch(ref(server), layer(BLOB), Stopping())
 
 
+def test_closing_ends_what_other_threads_wait_for(registry: MemoryRegistry, server: Served) -> None:
+    arrived, released = threading.Event(), threading.Event()
+
+    def fault(_asked: Asked) -> None:
+        arrived.set()
+        released.wait(30)
+
+    registry.fault = fault
+    client = Client()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.manifest, ref(server))
+        assert arrived.wait(10)
+        begun = time.monotonic()
+        client.close()
+        with pytest.raises(Interrupted):
+            waiting.result(timeout=10)
+        assert time.monotonic() - begun < 2
+    released.set()
+
+
 # -- uploads ---------------------------------------------------------------------------------------------------------
 
 
