@@ -113,6 +113,7 @@ def _build(conversation: Conversation, order: job.Job, found: Emulation, place: 
             background=background,
             slots=threading.Semaphore(order.jobs or os.cpu_count() or 1),
             cancelled=cancelled,
+            cancel=cancel,
             empty=empty,
             directory=directory,
             how=str(found),
@@ -139,6 +140,7 @@ def _image(workshop: Workshop, began: float) -> job.Result:
     from executor.build import export
     from executor.build.solve import Solver
     from executor.dockerfile import parse
+    from executor.rootfs.elf import foreign
 
     order = workshop.order
     dockerfile = parse(order.dockerfile, order.dockerfile_name)
@@ -156,6 +158,7 @@ def _image(workshop: Workshop, began: float) -> job.Result:
             for layer in state.layers
             if layer.machines is not None
             for machine in layer.machines()
+            if foreign(machine.name, workshop.platform.architecture)
             for path in machine.paths
         ),
         cached=solver.cached,

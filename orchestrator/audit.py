@@ -16,15 +16,12 @@ from typing import Final
 
 from executor import job
 from executor.dockerfile import Dockerfile, ignore
+from executor.rootfs.elf import foreign
 from orchestrator.request import Allowed
 from platforms.errors import AuditError, Problem
 from platforms.platform import Platform
 
 _COMMENT: Final = re.compile(r"#\s*kanifold\s+audit-allow\s*=\s*(?:\[(?P<platform>[^\]]+)\])?(?P<pattern>\S+)\s*")
-_COMPATIBLE: Final = {"amd64": frozenset({"386"}), "arm64": frozenset({"arm"})}
-"""32-bit programs that a 64-bit platform of the same family runs."""
-_NEUTRAL: Final = frozenset({"bpf"})
-"""Machines that are no host's own: eBPF objects belong to every platform."""
 _SHOWN: Final = 5
 
 
@@ -41,11 +38,10 @@ def audit(platform: Platform, findings: Iterable[job.Finding], allowed: Iterable
         for each in allowed
         if not each.platform or each.platform == str(platform)
     ]
-    fine = {platform.architecture, *_COMPATIBLE.get(platform.architecture, ()), *_NEUTRAL}
     return tuple(
         each
         for each in findings
-        if each.machine not in fine
+        if foreign(each.machine, platform.architecture)
         and not any(patterns.excludes(each.path.lstrip("/"), False) for patterns in intended)
     )
 

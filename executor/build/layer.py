@@ -18,16 +18,15 @@ from executor.build.workshop import Workshop
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor
 from executor.registry.reference import Reference
-from executor.rootfs import compress, materialise, overlay, unpack
+from executor.rootfs import compress, elf, materialise, overlay, unpack
 from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.streams import Readable
 from executor.store import blobs, locks, removal, snapshots
-from platforms import elf
 from platforms.errors import StoreError
 
-_PATHS_KEPT: Final = 20
-"""Paths of foreign binaries that are remembered for a layer and architecture: enough to act on."""
+_PATHS_KEPT: Final = 2000
+"""Paths of foreign binaries that are remembered for a layer and architecture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,20 +198,12 @@ def _clamped(entries: Sequence[Entry], epoch: int | None) -> Sequence[Entry]:
     return [replace(each, mtime_ns=limit) if each.mtime_ns > limit else each for each in entries]
 
 
-def _head(path: bytes) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        return os.read(fd, elf.HEADER)
-    finally:
-        os.close(fd)
-
-
 def machines_of(entries: Sequence[Entry]) -> tuple[Machine, ...]:
     """The ELF files among ``entries``, by architecture."""
     found: dict[str, list[str]] = {}
     for entry in entries:
-        if entry.kind is Kind.FILE and entry.size >= elf.HEADER:
-            machine = elf.architecture(_head(entry.source))
+        if entry.kind is Kind.FILE and entry.size >= elf.SMALLEST and not elf.firmware(entry.path):
+            machine = elf.machine_of_file(entry.source)
             if machine is not None:
                 found.setdefault(machine, []).append(entry.path.decode("utf-8", "replace"))
     return tuple(Machine(machine, len(paths), tuple(paths[:_PATHS_KEPT])) for machine, paths in sorted(found.items()))

@@ -67,6 +67,7 @@ class Solver:
         }
         self._numbers = Numbers(source, self.graph)
         self._counting = threading.Lock()
+        self._first_error: BaseException | None = None
         self.cached = 0
         self.ran = 0
 
@@ -82,17 +83,20 @@ class Solver:
             thread.start()
         try:
             return self._stages[self.graph.target]()
-        finally:
-            # An error elsewhere is the error: a stage that only failed because of it says the same.
-            for index in self.graph.stages:
-                if self._stages[index].done:
-                    self._stages[index]()
+        except BaseException:
+            # The first error is the reason; what other stages say after it is that they were cancelled.
+            if self._first_error is not None:
+                raise self._first_error from None
+            raise
 
     def _quietly(self, index: int) -> None:
         try:
             self._stages[index]()
-        except BaseException:  # whoever needs the stage gets the error again
-            return
+        except BaseException as error:  # whoever needs the stage gets the error again
+            with self._counting:
+                if self._first_error is None:
+                    self._first_error = error
+            self._workshop.cancel()
 
     # -- stages
 
@@ -128,7 +132,7 @@ class Solver:
             if error.problem.where is None:
                 error.problem = replace(error.problem, where=stage.location)
             raise
-        self._finish(number, started)
+        self._workshop.tell(job.Finished(number, round(time.monotonic() - started, 3)))
         return steps.enter(state)
 
     def _origin_state(self, origin: Origin, platform: Platform) -> State:

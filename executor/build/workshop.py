@@ -72,6 +72,8 @@ class Workshop:
     """Bounds the steps that run at once."""
     cancelled: Future[None]
     """Done when the job is to end; waiting calls take it."""
+    cancel: Callable[[], None]
+    """Ends the job: steps are killed, whatever waits is woken."""
     empty: str
     """An empty directory."""
     directory: str
