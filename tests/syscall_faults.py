@@ -27,13 +27,13 @@ _RET_TRACE, _RET_ALLOW = 0x7FF00000, 0x7FFF0000
 _NUMBERS = {
     "x86_64": {
         "write": 1, "pwrite64": 18, "writev": 20, "flock": 73, "fsync": 74, "fdatasync": 75, "ftruncate": 77,
-        "rename": 82, "mkdir": 83, "rmdir": 84, "unlink": 87, "chmod": 90, "fchmod": 91, "openat": 257,
+        "rename": 82, "mkdir": 83, "rmdir": 84, "unlink": 87, "symlink": 88, "chmod": 90, "fchmod": 91, "openat": 257,
         "mkdirat": 258, "unlinkat": 263, "renameat": 264, "fchmodat": 268, "utimensat": 280, "fallocate": 285,
         "syncfs": 306, "renameat2": 316,
     },
     "aarch64": {
         "write": 64, "pwrite64": 68, "writev": 66, "flock": 32, "fsync": 82, "fdatasync": 83, "ftruncate": 46,
-        "openat": 56, "mkdirat": 34, "unlinkat": 35, "renameat": 38, "fchmod": 52, "fchmodat": 53, "utimensat": 88,
+        "openat": 56, "mkdirat": 34, "unlinkat": 35, "symlinkat": 36, "renameat": 38, "fchmod": 52, "fchmodat": 53, "utimensat": 88,
         "fallocate": 47, "syncfs": 267, "renameat2": 276,
     },
 }  # fmt: skip

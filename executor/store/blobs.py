@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias, cast
 
 from executor.image.digest import check_digest
 from executor.store.faults import os_fault, translated
+from executor.store.index import number
 from executor.store.leases import flocked, gate
 from platforms.errors import ArchiveError, StoreError
 
@@ -362,8 +363,8 @@ _Row: TypeAlias = "tuple[int, int, str | None, float]"
 
 def _row(store: Store, digest: str) -> _Row | None:
     def look(db: sqlite3.Connection) -> _Row | None:
-        row: _Row | None = db.execute("SELECT id, size, boot, used FROM blobs WHERE digest=?", (digest,)).fetchone()
-        return row
+        row = db.execute("SELECT id, size, boot, used FROM blobs WHERE digest=?", (digest,)).fetchone()
+        return None if row is None else (row[0], row[1], row[2], number(row[3]))
 
     return store.index.read(look)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from executor.store.index import DamagedError, seal
+from executor.store.index import DamagedError, number, seal
 
 if TYPE_CHECKING:
     import sqlite3
@@ -21,7 +21,7 @@ def get(store: Store, kind: str, key: str, *, max_age: float | None = None) -> b
             return None
         if row[1] != seal(kind, key, row[0]):
             raise DamagedError("the checksum of a fact does not match")
-        return row[0], row[2]
+        return row[0], number(row[2])
 
     found = store.index.read(look)
     if found is None or (max_age is not None and store.clock() - found[1] > max_age):

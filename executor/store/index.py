@@ -4,6 +4,10 @@ The journal is a write-ahead log with ``synchronous=NORMAL``: a transaction cost
 the last ones, and never damages the rest (https://sqlite.org/wal.html). Losing the index loses a cache, no more: a
 damaged or outdated one is set aside as ``index.db.corrupt-…`` with a warning, and an empty one takes its place.
 
+``index.db`` is a symbolic link to ``index-<token>.db``: another index gets another name. SQLite finds a database's log
+by its name, and deletes it by its name when it closes; under one name, a process that still had the old database open
+would sooner or later delete the log of the new one (https://sqlite.org/howtocorrupt.html, section 2.5).
+
 Rows that decide what an image is made of carry a seal, a checksum over their fields, because SQLite does not notice a
 flipped bit inside of a value. A broken seal is damage like any other.
 """
@@ -11,6 +15,7 @@ flipped bit inside of a value. A broken seal is damage like any other.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -32,10 +37,8 @@ T = TypeVar("T")
 SCHEMA: Final = 1
 """The ``user_version`` that this code reads and writes."""
 _BUSY_SECONDS: Final = 60.0
-_DAMAGE: Final = frozenset({11, 26})
-"""SQLITE_CORRUPT and SQLITE_NOTADB."""
-_MOVED: Final = 8 | 4 << 8
-"""SQLITE_READONLY_DBMOVED: another process has set the database aside."""
+_DAMAGE: Final = frozenset({1, 11, 26})
+"""SQLITE_ERROR (the statements here are right, so the tables are not), SQLITE_CORRUPT and SQLITE_NOTADB."""
 
 # ``boot`` is NULL for a row whose file is known to be on disk, else the id of the boot it is valid in.
 _TABLES: Final = """
@@ -45,8 +48,8 @@ CREATE TABLE blobs(
     id INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, boot TEXT,
     created REAL NOT NULL, used REAL NOT NULL);
 CREATE TABLE snapshots(
-    number INTEGER PRIMARY KEY, diff_id TEXT, size INTEGER NOT NULL, description TEXT NOT NULL, boot TEXT,
-    created REAL NOT NULL, used REAL NOT NULL);
+    number INTEGER PRIMARY KEY, diff_id TEXT, seal INTEGER NOT NULL, size INTEGER NOT NULL,
+    description TEXT NOT NULL, boot TEXT, created REAL NOT NULL, used REAL NOT NULL);
 CREATE TABLE names(key TEXT PRIMARY KEY, snapshot INTEGER NOT NULL, seal INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX names_by_snapshot ON names(snapshot);
 CREATE TABLE records(
@@ -64,7 +67,7 @@ CREATE TABLE facts(
 
 
 class DamagedError(Exception):
-    """A row's seal is broken. Raised inside of ``read`` and ``write``, which then begin a new index."""
+    """The index tells nonsense. Raised inside of ``read`` and ``write``, which then begin a new one."""
 
 
 def seal(*parts: str | bytes | int | None) -> int:
@@ -76,17 +79,25 @@ def seal(*parts: str | bytes | int | None) -> int:
     return total
 
 
+def number(value: object) -> float:
+    """``value`` of a column of numbers: SQLite itself takes a flipped bit for a change of type."""
+    if isinstance(value, int | float):
+        return value
+    raise DamagedError("a number was expected")
+
+
 class Index:
     """The connection of one process. Safe for threads and across forks; opened by its first use."""
 
     def __init__(self, root: str, warn: Callable[[Problem], None]) -> None:
         self._root = root
-        self._path = os.path.join(root, "index.db")
+        self._link = os.path.join(root, "index.db")
+        self._lock = os.path.join(root, "locks/index")
         self._warn = warn
         self._mutex = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._name = ""
         self._pid = os.getpid()
-        self._opened = (0, 0)
         self._inherited: list[sqlite3.Connection] = []
 
     def read(self, work: Work[T]) -> T:
@@ -98,24 +109,20 @@ class Index:
         return self._run(work, "BEGIN IMMEDIATE")
 
     def damage(self) -> str:
-        """What SQLite's own check finds wrong; "" when nothing. The index is set aside by the next use if so."""
+        """What SQLite's own check finds wrong; "" when nothing. A damaged index is replaced by an empty one."""
+        before = self._current()
+        found: list[str] = []
 
-        import sqlite3
+        def check(db: sqlite3.Connection) -> None:
+            if not found:
+                found.extend(str(row[0]) for row in db.execute("PRAGMA integrity_check(20)"))
+                if found != ["ok"]:
+                    raise DamagedError("; ".join(found))
 
-        def check(db: sqlite3.Connection) -> str:
-            found = [str(row[0]) for row in db.execute("PRAGMA integrity_check(20)")]
-            if found != ["ok"]:
-                raise DamagedError("; ".join(found))
-            return ""
-
-        try:
-            self._attempt(check, "BEGIN")
-        except (DamagedError, sqlite3.DatabaseError) as error:
-            if not self._is_damage(error):
-                raise self._fault(error) from error
-            self._replace(str(error))
-            return str(error)
-        return ""
+        self.read(check)
+        if found != ["ok"]:
+            return "; ".join(found)
+        return "it could not be read" if before not in ("", self._current()) else ""
 
     def close(self) -> None:
         """Close the connection; the next use opens another one."""
@@ -127,17 +134,19 @@ class Index:
     def _run(self, work: Work[T], begin: str) -> T:
         import sqlite3
 
-        for attempt in range(3):
+        for last in (False, False, True):
             try:
                 return self._attempt(work, begin)
-            except (DamagedError, sqlite3.Error) as error:
-                moved = getattr(error, "sqlite_errorcode", None) == _MOVED
-                if attempt == 2 or not (moved or self._is_damage(error)):
-                    raise self._fault(error) from error
-                if moved:
-                    self.close()
-                else:
-                    self._replace(str(error))
+            except (DamagedError, UnicodeDecodeError, sqlite3.OperationalError, sqlite3.DatabaseError) as error:
+                if isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError):
+                    raise
+                # Python tells of texts that are no texts without a code, and of messages that are none by the decoder.
+                damaged = not isinstance(error, sqlite3.Error) or primary_code(error) in (-1, *_DAMAGE)
+                if not damaged:
+                    raise sqlite_fault(self._root, error) from error  # type: ignore[arg-type]
+                if last:
+                    raise StoreError(f"cannot use the index of the store {self._root}", why=str(error)) from error
+                self._replace(str(error))
         raise AssertionError("unreachable")
 
     def _attempt(self, work: Work[T], begin: str) -> T:
@@ -156,52 +165,58 @@ class Index:
                 raise
             return result
 
-    @staticmethod
-    def _is_damage(error: Exception) -> bool:
-        return isinstance(error, DamagedError) or primary_code(error) in _DAMAGE  # type: ignore[arg-type]
-
-    def _fault(self, error: Exception) -> StoreError:
-        if isinstance(error, DamagedError):
-            return StoreError(f"cannot use the index of the store {self._root}", why=str(error))
-        return sqlite_fault(self._root, error)  # type: ignore[arg-type]
-
     def _connected(self) -> sqlite3.Connection:
         if self._pid != os.getpid():
             # After a fork the connection is the parent's: neither used here nor closed, which would touch its files.
             if self._connection is not None:
                 self._inherited.append(self._connection)
             self._connection, self._pid = None, os.getpid()
+        if self._connection is not None and self._name != self._current():
+            self.close()  # another process has replaced the index
         while self._connection is None:
             with translated(self._root, f"cannot open the store {self._root}"):
-                with flocked(self._lock(), exclusive=False):
-                    self._opened = _identity(self._path)
-                    if self._opened != (0, 0):
+                with flocked(self._lock, exclusive=False):
+                    self._name = self._current()
+                    if os.path.exists(os.path.join(self._root, self._name or "?")):
                         self._connection = self._open()
                         continue
-                with flocked(self._lock(), exclusive=True):
-                    if not os.path.exists(self._path):
-                        self._create()
+                with flocked(self._lock, exclusive=True):
+                    if not os.path.exists(self._link) or not self._current():
+                        self._begin()
         return self._connection
 
-    def _lock(self) -> str:
-        return os.path.join(self._root, "locks/index")
+    def _current(self) -> str:
+        """The name of the database that ``index.db`` points to; "" when there is none."""
+        try:
+            return os.path.basename(os.readlink(self._link))
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # a file of its own, which kanifold has not made
+                return ""
+            raise
 
     def _open(self) -> sqlite3.Connection:
         import sqlite3
 
         db = sqlite3.connect(
-            self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64
+            os.path.join(self._root, self._name),
+            timeout=_BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=64,
         )
         try:
             db.execute("PRAGMA synchronous=NORMAL")
             (version,) = db.execute("PRAGMA user_version").fetchone()
+            (mark,) = db.execute("PRAGMA application_id").fetchone()
         except BaseException:
             db.close()
             raise
-        if version == SCHEMA:
+        if version == SCHEMA and mark == _mark(version):
             return db
         db.close()
-        if version > SCHEMA:
+        if version > SCHEMA and mark == _mark(version):
             raise StoreError(
                 f"cannot use the store {self._root}",
                 why=f"a newer kanifold has made it (its schema is {version}; this one knows {SCHEMA})",
@@ -209,39 +224,38 @@ class Index:
             )
         raise DamagedError(f"its schema is {version}, which this version does not know")
 
-    def _create(self) -> None:
-        """A whole new database, renamed into place; logs left by an earlier one go first. The lock is held."""
-        for suffix in ("-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(self._path + suffix, self._aside(suffix))
+    def _begin(self) -> None:
+        """Let ``index.db`` point to a whole new database. The lock is held."""
         import sqlite3
 
-        draft = self._path + ".new"
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft + suffix)  # its maker died
-        db = sqlite3.connect(draft, isolation_level=None)
+        token = os.urandom(6).hex()
+        name = f"index-{token}.db"
+        db = sqlite3.connect(os.path.join(self._root, name), isolation_level=None)
         try:
-            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={SCHEMA}; COMMIT;")
+            marks = f"PRAGMA user_version={SCHEMA}; PRAGMA application_id={_mark(SCHEMA)};"
+            db.executescript(f"BEGIN; {_TABLES} {marks} COMMIT;")
             # Last, so that closing has nothing to copy from a log: a close does not tell when that fails. Where the
             # file system cannot share memory, the mode stays what it was, and that works as well.
             db.execute("PRAGMA journal_mode=WAL")
         finally:
             db.close()
-        os.rename(draft, self._path)
+        if os.path.lexists(self._link) and not os.path.islink(self._link):
+            os.rename(self._link, f"{self._link}.corrupt-{int(time.time())}-{token}")
+        link = os.path.join(self._root, f"index-{token}.link")
+        os.symlink(name, link)
+        os.rename(link, self._link)
 
     def _replace(self, why: str) -> None:
-        """Set the damaged database aside, unless another process has done so already."""
+        """Begin a new index and set the damaged one aside, unless another process has done so already."""
         with self._mutex, translated(self._root, f"cannot repair the index of the store {self._root}"):
             self.close()
-            with flocked(self._lock(), exclusive=True):
-                if _identity(self._path) != self._opened:
+            with flocked(self._lock, exclusive=True):
+                if self._current() != self._name:
                     return
-                aside = self._aside("")
-                # The database first: SQLite ignores a log without a database, but not a database without its log.
+                self._begin()
+                aside = f"{self._link}.corrupt-{int(time.time())}-{os.urandom(3).hex()}"
                 with contextlib.suppress(FileNotFoundError):
-                    os.rename(self._path, aside)
-                self._create()
+                    os.rename(os.path.join(self._root, self._name), aside)
         self._warn(
             Problem(
                 "StoreError",
@@ -251,13 +265,7 @@ class Index:
             )
         )
 
-    def _aside(self, suffix: str) -> str:
-        return f"{self._path}.corrupt-{int(time.time())}-{os.urandom(3).hex()}{suffix}"
 
-
-def _identity(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return (0, 0)
-    return found.st_dev, found.st_ino
+def _mark(version: int) -> int:
+    """The ``application_id`` of an index with schema ``version``: a flipped bit in either makes no pair."""
+    return zlib.crc32(b"kanifold index %d" % version) >> 1

@@ -318,8 +318,9 @@ def _strays(store: Store, tokens: frozenset[str], things: frozenset[str]) -> Ite
             yield from _stray(store, f"tmp/{name}", name.partition(".")[0] in tokens)
     for name in _names(store, "tmp/partial"):
         yield from _stray(store, f"tmp/partial/{name}", _is_locked(store, name), _PARTIAL_SECONDS)
+    index = os.path.basename(os.path.realpath(os.path.join(store.root, "index.db")))
     for name in _names(store, "."):
-        if name.startswith("index.db.corrupt-"):
+        if name.startswith(("index.db.corrupt-", "index-")) and not name.startswith(index):
             yield from _stray(store, name, False, _PARTIAL_SECONDS)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from executor.store import blobs, snapshots
-from executor.store.index import DamagedError, seal
+from executor.store.index import DamagedError, number, seal
 from executor.store.snapshots import Snapshot
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def get(store: Store, key: str) -> bytes | None:
         things = [str(each[0]) for each in db.execute("SELECT thing FROM refs WHERE record=? ORDER BY thing", (key,))]
         if row[1] != seal(key, row[0], *things):
             raise DamagedError("the checksum of a cache record does not match")
-        return row[0], row[2], things
+        return row[0], number(row[2]), things
 
     found = store.index.read(look)
     if found is None:

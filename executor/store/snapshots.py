@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from executor.store import index
 from executor.store.faults import translated
 from executor.store.index import DamagedError, seal
 from executor.store.removal import remove_tree
@@ -86,8 +87,8 @@ def commit(
 
     def write(db: sqlite3.Connection) -> None:
         db.execute(
-            "INSERT INTO snapshots VALUES(?, ?, ?, ?, ?, ?, ?)",
-            (draft.number, diff_id, size, description, store.boot, now, now),
+            "INSERT INTO snapshots VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
+            (draft.number, diff_id, seal(draft.number, diff_id), size, description, store.boot, now, now),
         )
         for key in names:
             _name(db, store, draft.number, key)
@@ -130,9 +131,13 @@ def get(store: Store, number: int) -> Snapshot | None:
     store.session.keep(f"s{number}")
 
     def look(db: sqlite3.Connection) -> tuple[str | None, int, str | None, float] | None:
-        return db.execute(  # type: ignore[no-any-return]
-            "SELECT diff_id, size, boot, used FROM snapshots WHERE number=?", (number,)
-        ).fetchone()
+        query = "SELECT diff_id, seal, size, boot, used FROM snapshots WHERE number=?"
+        row = db.execute(query, (number,)).fetchone()
+        if row is None:
+            return None
+        if row[1] != seal(number, row[0]):
+            raise DamagedError("the checksum of a snapshot does not match")
+        return row[0], row[2], row[3], index.number(row[4])
 
     row = store.index.read(look)
     fs = os.path.join(_top(store, number), "fs")
@@ -151,7 +156,8 @@ def name(store: Store, snapshot: Snapshot, key: str, *, diff_id: str | None = No
     def write(db: sqlite3.Connection) -> None:
         _name(db, store, snapshot.number, key)
         if diff_id is not None:
-            db.execute("UPDATE snapshots SET diff_id=? WHERE number=?", (diff_id, snapshot.number))
+            sealed = seal(snapshot.number, diff_id)
+            db.execute("UPDATE snapshots SET diff_id=?, seal=? WHERE number=?", (diff_id, sealed, snapshot.number))
 
     store.index.write(write)
     return Snapshot(snapshot.number, snapshot.fs, diff_id or snapshot.diff_id, snapshot.size)
