@@ -56,6 +56,8 @@ class Dockerfile:
     """Where a continued instruction has empty lines in it."""
     source: tuple[str, ...]
     """The file's lines."""
+    statements: tuple[lines.Statement, ...]
+    """All instructions in order, before anybody asked what they mean."""
 
 
 def parse(data: bytes, name: str = "Dockerfile") -> Dockerfile:
@@ -94,6 +96,7 @@ def parse(data: bytes, name: str = "Dockerfile") -> Dockerfile:
         found.check,
         found.empty_continuations,
         found.physical,
+        found.statements,
     )
 
 

@@ -70,7 +70,7 @@ def test_here_documents_expand_unless_quoted() -> None:
         ("EXPOSE 443 80", ("443/tcp", "80/tcp")),
         ("EXPOSE 53/UDP 9/sctp", ("53/udp", "9/sctp")),
         ("EXPOSE 1-3/udp", ("1/udp", "2/udp", "3/udp")),
-        ("EXPOSE $PORT $PAIR/tcp", ("80/tcp", "81/tcp", "82/tcp")),
+        ("EXPOSE $PORT $PAIR/tcp", ("81/tcp", "82/tcp", "80/tcp")),
         ("EXPOSE 8080:80 [::1]:1:2 127.0.0.1::3", ("3/tcp", "80/tcp", "2/tcp")),
         ("EXPOSE 7-7", ("7/tcp",)),
     ],

@@ -1,0 +1,413 @@
+"""Build checks: what is allowed in a Dockerfile and still likely to be a mistake.
+
+``check`` walks the stages like a build, with the variables each instruction would see, and builds nothing. What it
+cannot know without a registry (the base images' variables and platforms) may be told to it; rules that need it stay
+silent otherwise. Findings come in the order in which BuildKit makes them: whole-file rules first.
+
+Source: Docker's list of build checks; when each applies is as in BuildKit's frontend. The traps are ours (``traps``).
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import msgspec
+
+from executor.dockerfile import instructions as kinds
+from executor.dockerfile import ports, rules, scope, structure, traps
+from executor.dockerfile.expansion import expand
+from executor.dockerfile.ignore import NOTHING, Patterns
+from executor.dockerfile.rules import Options, Rule, Violation
+from executor.dockerfile.scope import global_scope
+from executor.dockerfile.stages import Dockerfile, Stage, find_base
+from executor.dockerfile.suggest import hint
+from executor.dockerfile.traps import Base
+from executor.dockerfile.words import Watched, expand_words
+from executor.dockerfile.words import expand as expand_text
+from executor.registry import reference
+from platforms import platform as names
+from platforms.errors import DockerfileError, Location, Problem, UsageError
+
+__all__ = ["Base", "Report", "check"]
+
+_SECRET: Final = re.compile(
+    "(?:_|^)(?:apikey|auth|credentials?|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE
+)
+_NO_SECRET: Final = re.compile("(?:_|^)(?:public|file|version)(?:_|$)", re.IGNORECASE)
+_RESERVED: Final = ("context", "scratch")
+_SCANNER_ARGS: Final = ("BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE")
+_ALL_OF_IT: Final = ("*", "**", "**/*")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found."""
+
+    violations: tuple[Violation, ...]
+    failure: Problem | None = None
+    """Why a build would fail on this Dockerfile whatever the context; checks end there."""
+    error: bool = False
+    """Whether findings are to fail the build, as ``# check=error=true`` asks."""
+
+    @property
+    def fails(self) -> bool:
+        """Whether a build must end here."""
+        return self.failure is not None or (self.error and bool(self.violations))
+
+
+def check(
+    dockerfile: Dockerfile,
+    *,
+    build_args: Mapping[str, str],
+    predefined: Mapping[str, str],
+    targets: Iterable[str] = (),
+    stages: Iterable[int] | None = None,
+    bases: Mapping[int, Base] | None = None,
+    ignore: Patterns = NOTHING,
+    options: Options | None = None,
+) -> Report:
+    """The findings of all rules that are wanted.
+
+    ``predefined`` holds the platform ARGs; ``targets`` the platforms to build for; ``stages`` the numbers of the stages
+    that the build needs, None for all; ``bases`` what is known of stages' base images; ``ignore`` the context's ignore
+    file; ``options`` replace what the file's ``check`` directive says. Raises DockerfileError for a directive that says
+    nothing sensible.
+    """
+    walk = _Walk(
+        dockerfile,
+        dict(build_args),
+        dict(predefined),
+        tuple(targets),
+        ignore,
+        rules.options(dockerfile.check) if options is None else options,
+    )
+    wanted = set(range(len(dockerfile.stages))) if stages is None else set(stages)
+    failure: Problem | None = None
+    try:
+        walk.file()
+        walk.bases(bases or {})
+        for stage in dockerfile.stages:
+            if stage.index in wanted:
+                walk.stage(stage)
+    except DockerfileError as error:
+        failure = error.problem
+    return Report(tuple(walk.found), failure, walk.options.error)
+
+
+@dataclass(slots=True)
+class _Scene:
+    """A stage, as far as the checks have come."""
+
+    env: dict[str, str]
+    env_known: bool
+    """Whether ``env`` is all there is: not so when the base image's variables are unknown."""
+    declared: set[str] = field(default_factory=set)
+    """ARGs of this stage and those it is built on."""
+    workdir_set: bool = False
+    has_shell: bool = False
+    fixed: str = ""
+    """Whether the stage is for one platform whatever the target: ``build``, ``constant``, or "" when it is not."""
+    last: dict[str, Location] = field(default_factory=dict)
+    """Where CMD, ENTRYPOINT and HEALTHCHECK stood last."""
+
+
+@dataclass(slots=True)
+class _Walk:
+    dockerfile: Dockerfile
+    build_args: dict[str, str]
+    predefined: dict[str, str]
+    targets: tuple[str, ...]
+    ignore: Patterns
+    options: Options
+    found: list[Violation] = field(default_factory=list)
+    scope: dict[str, str] = field(default_factory=dict)
+    known: Mapping[int, Base] = field(default_factory=dict)
+    scenes: dict[int, _Scene] = field(default_factory=dict)
+    expanded: dict[int, kinds.From] = field(default_factory=dict)
+
+    def note(self, rule: Rule, location: Location, *facts: str, comments: tuple[str, ...] = ()) -> None:
+        """Report a finding, unless nobody wants to know, or knows already."""
+        if self.options.and_for(comments).wants(rule):
+            violation = rule.at(location, *facts)
+            if violation not in self.found:
+                self.found.append(violation)
+
+    def take(self, violations: Iterable[Violation], comments: tuple[str, ...] = ()) -> None:
+        options = self.options.and_for(comments)
+        self.found += [violation for violation in violations if options.wants(violation.rule)]
+
+    # -- the file as text ---------------------------------------------------------------------------------------
+
+    def file(self) -> None:
+        """Rules that need no variables."""
+        for place in self.dockerfile.empty_continuations:
+            self.note(rules.NO_EMPTY_CONTINUATION, place)
+        for instruction in self.instructions():
+            self.words(instruction)
+        self.stage_names()
+        self.casing()
+        if self.options.wants(rules.READ_DIFFERENTLY_ELSEWHERE):
+            self.take(structure.differences(self.dockerfile))
+
+    def instructions(self) -> Iterator[kinds.Instruction]:
+        yield from self.dockerfile.args
+        for stage in self.dockerfile.stages:
+            yield stage.base
+            yield from stage.instructions
+
+    def words(self, instruction: kinds.Instruction) -> None:
+        comments = instruction.comments
+        match instruction:
+            case kinds.Maintainer():
+                self.note(rules.MAINTAINER_DEPRECATED, instruction.location, comments=comments)
+            case kinds.From(alias=(word, name)) if name:
+                if name != name.lower():
+                    self.note(rules.STAGE_NAME_CASING, instruction.location, name, comments=comments)
+                keyword = instruction.keyword
+                if (keyword.islower() and not word.islower()) or (keyword.isupper() and not word.isupper()):
+                    self.note(rules.FROM_AS_CASING, instruction.location, keyword, word, comments=comments)
+                self.description(instruction, "FROM", (instruction.name,))
+            case kinds.Arg():
+                self.description(instruction, "ARG", tuple(name for name, _ in instruction.assignments))
+
+    def description(self, instruction: kinds.Instruction, keyword: str, names_: tuple[str, ...]) -> None:
+        comments = instruction.comments
+        if comments and comments[-1].split(" ")[0] not in names_:
+            example = names_[0] if len(names_) == 1 else "<name>"
+            self.note(rules.INVALID_DEFINITION_DESCRIPTION, instruction.location, keyword, example, comments=comments)
+
+    def stage_names(self) -> None:
+        seen: set[str] = set()
+        for stage in self.dockerfile.stages:
+            if stage.name in _RESERVED:
+                self.note(rules.RESERVED_STAGE_NAME, stage.location, stage.name)
+            if stage.name in seen:
+                self.note(rules.DUPLICATE_STAGE_NAME, stage.location, stage.name)
+            if stage.name:
+                seen.add(stage.name)
+
+    def casing(self) -> None:
+        body = [instruction for stage in self.dockerfile.stages for instruction in (stage.base, *stage.instructions)]
+        lower = sum(instruction.keyword.islower() for instruction in body)
+        upper = sum(instruction.keyword.isupper() for instruction in body)
+        for instruction in body:
+            keyword = instruction.keyword
+            fits = keyword.islower() if lower > upper else keyword.isupper()
+            if not fits:
+                case = "lower" if lower > upper else "upper"
+                self.note(rules.CONSISTENT_INSTRUCTION_CASING, instruction.location, keyword, case)
+
+    # -- FROM ---------------------------------------------------------------------------------------------------
+
+    def bases(self, known: Mapping[int, Base]) -> None:
+        """Rules about FROM, and the global scope for what follows."""
+        self.known = known
+        self.default_images()
+        self.scope = global_scope(self.dockerfile, self.build_args, self.predefined)
+        for arg in self.dockerfile.args:
+            self.take(traps.platform_defaults((arg,)), arg.comments)
+        declared = {name for arg in self.dockerfile.args for name, _ in arg.assignments} | self.scope.keys()
+        for stage in self.dockerfile.stages:
+            self.base(stage, sorted(declared))
+
+    def default_images(self) -> None:
+        """What FROM gets when nobody passes build args. A failure here is a failure later: no finding."""
+        stages = self.dockerfile.stages
+        predefined = {name: self.build_args.get(name, value) for name, value in self.predefined.items()}
+        try:
+            defaults = global_scope(self.dockerfile, {}, predefined)
+            images = [expand_text(stage.base.image, defaults, escape=self.dockerfile.escape) for stage in stages]
+        except DockerfileError:
+            return
+        for stage, image in zip(stages, images, strict=True):
+            if not _is_reference(image):
+                self.note(rules.INVALID_DEFAULT_ARG_IN_FROM, stage.location, stage.base.image)
+
+    def base(self, stage: Stage, declared: list[str]) -> None:
+        base = stage.base
+        image, platform = Watched(self.scope), Watched(self.scope)
+        self.expanded[stage.index] = expand(base, self.scope, self.dockerfile.escape)
+        expand_text(base.image, image, escape=self.dockerfile.escape)
+        value = expand_text(base.platform, platform, escape=self.dockerfile.escape)
+        for name in (*image.missing, *platform.missing):
+            if name not in declared:
+                self.note(
+                    rules.UNDEFINED_ARG_IN_FROM, base.location, name, hint(name, declared), comments=base.comments
+                )
+        if not value or platform.missing:
+            return
+        if [*platform.used] == ["TARGETPLATFORM"] and value == self.scope["TARGETPLATFORM"]:
+            self.note(rules.REDUNDANT_TARGET_PLATFORM, base.location, base.platform, comments=base.comments)
+        elif not platform.used and not _names_platform(base.name, value):
+            self.note(rules.FROM_PLATFORM_FLAG_CONST_DISALLOWED, base.location, value, comments=base.comments)
+
+    # -- stages -------------------------------------------------------------------------------------------------
+
+    def stage(self, stage: Stage) -> None:
+        """Walk a stage with the variables that its instructions see."""
+        scene = self.enter(stage)
+        self.scenes[stage.index] = scene
+        for instruction in stage.instructions:
+            self.take(self.traps(scene, instruction), instruction.comments)
+            if isinstance(instruction, kinds.Arg):
+                self.arg(scene, instruction)
+                continue
+            env = Watched(scene.env)
+            done = expand(instruction, env, self.dockerfile.escape)
+            self.undefined(scene, instruction, env)
+            self.instruction(scene, instruction, done)
+
+    def enter(self, stage: Stage) -> _Scene:
+        """A stage as its FROM leaves it."""
+        base = self.expanded[stage.index]
+        parent = find_base(self.dockerfile, stage.index, base.image)
+        fixed = _fixed(stage.base, self.predefined)
+        if parent is not None and parent.index in self.scenes:
+            above = self.scenes[parent.index]
+            return replace(
+                above, env=dict(above.env), declared=set(above.declared), last={}, fixed=above.fixed or fixed
+            )
+        known = self.known.get(stage.index)
+        env = dict(known.env) if known is not None else {}
+        env.setdefault("PATH", "")
+        if known is not None:
+            self.base_image(stage, base, known, bool(fixed))
+        return _Scene(
+            env,
+            known is not None or base.image == "scratch",
+            has_shell=known is not None and known.has_shell,
+            fixed=fixed,
+        )
+
+    def base_image(self, stage: Stage, base: kinds.From, known: Base, fixed: bool) -> None:
+        wanted = base.platform or self.predefined.get("TARGETPLATFORM", "")
+        if known.platform and wanted and not traps.alike(known.platform, wanted):
+            self.note(rules.INVALID_BASE_IMAGE_PLATFORM, stage.location, base.image, known.platform, wanted)
+        if not fixed:
+            self.take(traps.single_platform_digest(stage, base.image, known, self.targets), stage.base.comments)
+
+    def traps(self, scene: _Scene, instruction: kinds.Instruction) -> Iterator[Violation]:
+        if scene.fixed == "build":
+            if any(not traps.alike(target, self.predefined.get("BUILDPLATFORM", "")) for target in self.targets):
+                yield from traps.build_machine(instruction)
+        elif not scene.fixed:
+            yield from traps.single_platform_urls(instruction, self.targets)
+        if isinstance(instruction, kinds.Arg):
+            yield from traps.platform_defaults((instruction,))
+
+    def undefined(self, scene: _Scene, instruction: kinds.Instruction, env: Watched) -> None:
+        if not scene.env_known:
+            return
+        for name in env.missing:
+            if name not in scene.declared and name not in _SCANNER_ARGS:
+                suggestion = hint(name, scene.env).replace("mean ", "mean $")
+                self.note(rules.UNDEFINED_VAR, instruction.location, name, suggestion, comments=instruction.comments)
+
+    def secret(self, keyword: str, name: str, instruction: kinds.Instruction) -> None:
+        if _SECRET.search(name) and not _NO_SECRET.search(name):
+            self.note(
+                rules.SECRETS_USED_IN_ARG_OR_ENV, instruction.location, keyword, name, comments=instruction.comments
+            )
+
+    def arg(self, scene: _Scene, arg: kinds.Arg) -> None:
+        for name, default in arg.assignments:
+            self.secret("ARG", name, arg)
+            env = Watched(scene.env)
+            one = msgspec.structs.replace(arg, assignments=((name, default),))
+            ((_, value),) = scope.declared(one, env, self.build_args, self.scope, self.dockerfile.escape)
+            self.undefined(scene, arg, env)
+            if value is not None and name not in _SCANNER_ARGS:
+                scene.env[name] = value
+            scene.declared.add(name)
+
+    def instruction(self, scene: _Scene, written: kinds.Instruction, done: kinds.Instruction) -> None:
+        """Rules about one instruction, as written and expanded, and what it changes for the next."""
+        place, comments = written.location, written.comments
+        match done:
+            case kinds.Env() | kinds.Label() if done.legacy:
+                self.note(rules.LEGACY_KEY_VALUE_FORMAT, place, done.keyword, done.keyword, comments=comments)
+            case kinds.Cmd() | kinds.Entrypoint() | kinds.Healthcheck():
+                self.only_once(scene, done)
+                if not isinstance(done, kinds.Healthcheck) and done.shell and not scene.has_shell:
+                    self.note(rules.JSON_ARGS_RECOMMENDED, place, done.keyword, comments=comments)
+            case kinds.Workdir():
+                if not scene.workdir_set and not done.path.startswith("/"):
+                    self.note(rules.WORKDIR_RELATIVE_PATH, place, done.path, comments=comments)
+                scene.workdir_set = True
+            case kinds.Shell():
+                scene.has_shell = True
+            case kinds.Copy(from_="") | kinds.Add():
+                for source in done.sources:
+                    self.ignored(done, source)
+        if isinstance(done, kinds.Env):
+            for name, value in done.pairs:
+                self.secret("ENV", name, done)
+                scene.env[name] = value
+        if isinstance(written, kinds.Expose):
+            self.ports(scene, written)
+
+    def only_once(self, scene: _Scene, instruction: kinds.Instruction) -> None:
+        kind = type(instruction).__name__
+        if kind in scene.last:
+            self.note(
+                rules.MULTIPLE_INSTRUCTIONS_DISALLOWED,
+                scene.last[kind],
+                instruction.keyword,
+                comments=instruction.comments,
+            )
+        scene.last[kind] = instruction.location
+
+    def ports(self, scene: _Scene, expose: kinds.Expose) -> None:
+        for port in expose.ports:
+            for word in expand_words(port, scene.env, escape=self.dockerfile.escape):
+                found = ports.parse(word)
+                if found.protocol != found.protocol.lower():
+                    self.note(rules.EXPOSE_PROTO_CASING, expose.location, word, comments=expose.comments)
+                if found.mapped:
+                    self.note(rules.EXPOSE_INVALID_FORMAT, expose.location, word, comments=expose.comments)
+
+    def ignored(self, instruction: kinds.Copy | kinds.Add, source: str) -> None:
+        """Whether the ignore file surely excludes a source: not to be said when it has exceptions."""
+        if not self.ignore or self.ignore.has_exceptions or "://" in source:
+            return
+        path = posixpath.normpath(source)
+        if path in (".", "/") and not any(rule.pattern in _ALL_OF_IT for rule in self.ignore.rules):
+            return
+        if path in (".", "/") or self.ignore.excludes(path):
+            self.note(
+                rules.COPY_IGNORED_FILE,
+                instruction.location,
+                instruction.keyword,
+                path,
+                comments=instruction.comments,
+            )
+
+
+def _fixed(base: kinds.From, predefined: Mapping[str, str]) -> str:
+    """``build`` for a stage of the build platform, ``constant`` for one of some other constant platform, else ""."""
+    env = Watched(predefined)
+    platform = expand_text(base.platform, env)
+    if any(name.startswith("BUILD") for name in (*env.used, *env.missing)):
+        return "build"
+    return "constant" if platform and not env.used and not env.missing else ""
+
+
+def _is_reference(image: str) -> bool:
+    try:
+        reference.parse(image)
+    except UsageError:
+        return False
+    return True
+
+
+def _names_platform(stage: str, platform: str) -> bool:
+    """Whether a stage's name says that it is for ``platform`` (which may be none at all: an error of its own)."""
+    try:
+        found = names.parse(platform)
+    except UsageError:
+        return True
+    return found.os in stage or found.architecture in stage

@@ -1,0 +1,232 @@
+"""Build checks as values: each rule has a name, says why it exists, and words its finding from the facts.
+
+The first part are BuildKit's rules under BuildKit's names, so that ``# check=skip=…`` and people's habits keep working.
+The second part are traps of building for several platforms, which no other builder looks for.
+
+Source: Dockerfile reference, "check" (parser directive), and Docker's list of build checks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from platforms.errors import DockerfileError, Location
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One thing to look for."""
+
+    name: str
+    description: str
+    message: str
+    """A finding's text; ``{}`` takes a fact each."""
+    experimental: bool = False
+    """Looked for on demand only."""
+
+    def at(self, location: Location, *facts: str) -> Violation:
+        """The finding at ``location``."""
+        return Violation(self, self.message.format(*facts), location)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Where a rule is broken, and how."""
+
+    rule: Rule
+    message: str
+    location: Location
+
+
+STAGE_NAME_CASING: Final = Rule(
+    "StageNameCasing",
+    "Stage names are case-insensitive: write them in lower case.",
+    "Stage name '{}' should be in lower case",
+)
+FROM_AS_CASING: Final = Rule(
+    "FromAsCasing",
+    "FROM and AS belong together: write both in upper or both in lower case.",
+    "'{}' and '{}' differ in case",
+)
+NO_EMPTY_CONTINUATION: Final = Rule(
+    "NoEmptyContinuation",
+    "Empty lines inside of a continued instruction are deprecated: remove them, or make them comments.",
+    "A continued instruction has an empty line in it",
+)
+CONSISTENT_INSTRUCTION_CASING: Final = Rule(
+    "ConsistentInstructionCasing",
+    "All instructions of a Dockerfile should be in upper or all in lower case.",
+    "Instruction '{}' should be in {} case like most others of this file",
+)
+DUPLICATE_STAGE_NAME: Final = Rule(
+    "DuplicateStageName",
+    "Of several stages with one name only the last can be reached from below.",
+    'Stage name "{}" is used more than once',
+)
+RESERVED_STAGE_NAME: Final = Rule(
+    "ReservedStageName",
+    "scratch and context mean something of their own and should not name a stage.",
+    'Stage name "{}" is reserved',
+)
+JSON_ARGS_RECOMMENDED: Final = Rule(
+    "JSONArgsRecommended",
+    "In shell form a shell is process 1 and keeps signals from the program: use the JSON form.",
+    "{} should be in JSON form, for the program to get signals",
+)
+MAINTAINER_DEPRECATED: Final = Rule(
+    "MaintainerDeprecated",
+    "MAINTAINER is deprecated: use LABEL org.opencontainers.image.authors.",
+    "MAINTAINER is deprecated in favour of a label",
+)
+UNDEFINED_ARG_IN_FROM: Final = Rule(
+    "UndefinedArgInFrom",
+    "FROM sees only ARGs that stand before the first FROM, and the platform ARGs.",
+    "FROM uses '{}', which no ARG before the first FROM declares{}",
+)
+WORKDIR_RELATIVE_PATH: Final = Rule(
+    "WorkdirRelativePath",
+    "A relative WORKDIR depends on the base image's: start with an absolute one.",
+    'Relative WORKDIR "{}" changes its meaning when the base image changes',
+)
+UNDEFINED_VAR: Final = Rule(
+    "UndefinedVar",
+    "A variable should be set by ARG or ENV, or by the base image, before it is used.",
+    "Variable '${}' is not set here{}",
+)
+MULTIPLE_INSTRUCTIONS_DISALLOWED: Final = Rule(
+    "MultipleInstructionsDisallowed",
+    "Of several CMD, ENTRYPOINT or HEALTHCHECK in one stage only the last has an effect.",
+    "This {} has no effect: another follows in the same stage",
+)
+LEGACY_KEY_VALUE_FORMAT: Final = Rule(
+    "LegacyKeyValueFormat",
+    "The form without = takes one name per line and is deprecated.",
+    '"{} name=value" should be used instead of "{} name value"',
+)
+INVALID_BASE_IMAGE_PLATFORM: Final = Rule(
+    "InvalidBaseImagePlatform",
+    "The base image is for another platform than the stage.",
+    'Base image {} is for "{}", and "{}" is needed',
+)
+REDUNDANT_TARGET_PLATFORM: Final = Rule(
+    "RedundantTargetPlatform",
+    "A stage is built for the target platform anyway: leave --platform out.",
+    "--platform={} is what FROM does anyway",
+)
+SECRETS_USED_IN_ARG_OR_ENV: Final = Rule(
+    "SecretsUsedInArgOrEnv",
+    "What ARG and ENV hold stays in the image's configuration and history: use RUN --mount=type=secret.",
+    '{} "{}" looks like a secret, and would stay readable in the image',
+)
+INVALID_DEFAULT_ARG_IN_FROM: Final = Rule(
+    "InvalidDefaultArgInFrom",
+    "Without build arguments, the ARGs' defaults should give a valid image name.",
+    "{} is no valid image name with the defaults of its ARGs",
+)
+FROM_PLATFORM_FLAG_CONST_DISALLOWED: Final = Rule(
+    "FromPlatformFlagConstDisallowed",
+    "A constant platform makes one platform's image for all targets: use $BUILDPLATFORM, or name the stage for it.",
+    'FROM --platform should not be the constant "{}"',
+)
+COPY_IGNORED_FILE: Final = Rule(
+    "CopyIgnoredFile",
+    "What .dockerignore excludes is not in the context.",
+    '{} of "{}", which .dockerignore excludes',
+)
+INVALID_DEFINITION_DESCRIPTION: Final = Rule(
+    "InvalidDefinitionDescription",
+    "A comment right above ARG or a named stage describes it, and should begin with its name; "
+    "an empty comment line between the two keeps it a mere comment.",
+    "The comment above {} should read: # {} description",
+    experimental=True,
+)
+EXPOSE_PROTO_CASING: Final = Rule(
+    "ExposeProtoCasing",
+    "Protocols are written in lower case.",
+    "The protocol of '{}' should be in lower case",
+)
+EXPOSE_INVALID_FORMAT: Final = Rule(
+    "ExposeInvalidFormat",
+    "EXPOSE names ports of the container; addresses and ports of the host belong to docker run.",
+    "EXPOSE '{}' names an address or a port of the host",
+)
+
+PLATFORM_ARG_DEFAULT: Final = Rule(
+    "PlatformArgDefault",
+    "A default given to a platform ARG wins over the platform that is being built for.",
+    'ARG {} has the default "{}", which all platforms get: write ARG {} alone',
+)
+BUILD_MACHINE_ASKED: Final = Rule(
+    "BuildMachineAsked",
+    "In a stage FROM --platform=$BUILDPLATFORM, programs that ask the machine hear of the builder, not of the target.",
+    "'{}' tells the build platform in this stage: use $TARGETARCH or $TARGETPLATFORM",
+)
+SINGLE_PLATFORM_URL: Final = Rule(
+    "SinglePlatformURL",
+    "A URL that names one architecture gives every platform that architecture's file.",
+    "{} names {}, and this stage is built for {} too: use $TARGETARCH",
+)
+SINGLE_PLATFORM_DIGEST: Final = Rule(
+    "SinglePlatformDigest",
+    "A digest of one platform's manifest pins the base to that platform: pin the index's digest.",
+    "{} is pinned to a manifest for {}, and {} is needed too",
+)
+READ_DIFFERENTLY_ELSEWHERE: Final = Rule(
+    "ReadDifferentlyElsewhere",
+    "Tools that read Dockerfiles line by line (dockerfile-parse) see other instructions in this place.",
+    "Other tools see {} here, where this is {}",
+)
+
+RULES: Final = tuple(value for value in dict(globals()).values() if isinstance(value, Rule))
+
+_BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
+    ("0", "f", "F", "FALSE", "false", "False"), False
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to look for. ``all`` in a set stands for every rule."""
+
+    skip: frozenset[str] = frozenset()
+    experimental: frozenset[str] = frozenset()
+    error: bool = False
+    """Whether findings fail the build."""
+
+    def wants(self, rule: Rule) -> bool:
+        """Whether ``rule`` is to be looked for."""
+        if rule.experimental:
+            return not self.experimental.isdisjoint(("all", rule.name))
+        return self.skip.isdisjoint(("all", rule.name))
+
+    def and_for(self, comments: tuple[str, ...]) -> Options:
+        """These options and those of the first ``# check=…`` comment above an instruction."""
+        for comment in comments:
+            key, equals, value = comment.partition("=")
+            if key.strip().lower() == "check" and equals and value.strip():
+                try:
+                    here = options(value.strip().partition(" ")[0])
+                except DockerfileError:
+                    return self
+                return Options(self.skip | here.skip, self.experimental | here.experimental, self.error)
+        return self
+
+
+def options(text: str) -> Options:
+    """``skip=A,B;error=true;experimental=C``, as the ``check`` directive has it. Raises DockerfileError."""
+    found: dict[str, frozenset[str]] = {}
+    error = False
+    for part in text.split(";", 2) if text.strip() else ():
+        key, equals, value = part.partition("=")
+        key, value = key.strip(), value.strip()
+        if not equals or key not in ("skip", "experimental", "error") or (key == "error" and value not in _BOOLEANS):
+            raise DockerfileError(
+                f'invalid check option "{part}"',
+                remedy="Write # check=skip=RULE,RULE;error=true;experimental=RULE, or all for the rules.",
+            )
+        if key == "error":
+            error = _BOOLEANS[value]
+        else:
+            found[key] = frozenset(name.strip() for name in value.split(","))
+    return Options(found.get("skip", frozenset()), found.get("experimental", frozenset()), error)

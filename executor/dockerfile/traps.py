@@ -1,0 +1,135 @@
+"""Traps of building one Dockerfile for several platforms: it builds, and what comes out is for the wrong one.
+
+Each function looks at one kind of trap and knows nothing of the others. Texts are looked at, not run: a RUN that names
+a platform ARG or asks the machine before it chooses a URL is believed to know what it does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from executor.dockerfile.instructions import Add, Arg, Instruction, Run
+from executor.dockerfile.rules import (
+    BUILD_MACHINE_ASKED,
+    PLATFORM_ARG_DEFAULT,
+    SINGLE_PLATFORM_DIGEST,
+    SINGLE_PLATFORM_URL,
+    Violation,
+)
+from executor.dockerfile.stages import Stage
+from platforms import platform as names
+from platforms.errors import UsageError
+
+_ASKS_MACHINE: Final = re.compile(
+    r"uname[ \t]+-[a-z]*[mpia][a-z]*\b|dpkg[ \t]+--print-architecture|apk[ \t]+--print-arch"
+    r"|rpm[ \t]+(?:-E|--eval)[ \t=]*\S*_arch\S*|go[ \t]+env[ \t]+GOARCH|(?:\$\(|`)[ \t]*(arch)[ \t]*(?:\)|`)"
+)
+_KNOWS_TARGET: Final = re.compile(r"TARGET(?:ARCH|PLATFORM|VARIANT|OS)\b")
+_URL: Final = re.compile(r"(?:https?|ftp)://[^\s\"'`<>|;()]+")
+_ARCHITECTURES: Final = {
+    "amd64": "amd64",
+    "x86_64": "amd64",
+    "x86-64": "amd64",
+    "x64": "amd64",
+    "linux64": "amd64",
+    "arm64": "arm64",
+    "aarch64": "arm64",
+    "armhf": "arm",
+    "armv6": "arm",
+    "armv6l": "arm",
+    "armv7": "arm",
+    "armv7l": "arm",
+    "i386": "386",
+    "i686": "386",
+    "ppc64le": "ppc64le",
+    "s390x": "s390x",
+    "riscv64": "riscv64",
+}
+_ARCHITECTURE: Final = re.compile(
+    "(?<![a-z0-9])(" + "|".join(sorted(_ARCHITECTURES, key=len, reverse=True)) + ")(?![a-z0-9])", re.IGNORECASE
+)
+_SHOWN: Final = 100
+
+PLATFORM_ARGS: Final = frozenset(
+    f"{side}{part}" for side in ("BUILD", "TARGET") for part in ("PLATFORM", "OS", "OSVERSION", "ARCH", "VARIANT")
+)
+"""Dockerfile reference, "Automatic platform ARGs in the global scope"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What is known of a base image."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    has_shell: bool = False
+    """Whether it sets SHELL."""
+    platform: str = ""
+    """The platform of the image that was found, "" when not known."""
+    only: str = ""
+    """The one platform that its reference can give, when it names a manifest rather than an index."""
+
+
+def platform_defaults(args: Iterable[Arg]) -> Iterator[Violation]:
+    """ARGs that give a platform ARG a default of their own."""
+    for arg in args:
+        for name, default in arg.assignments:
+            if name in PLATFORM_ARGS and default:
+                yield PLATFORM_ARG_DEFAULT.at(arg.location, name, default, name)
+
+
+def build_machine(instruction: Instruction) -> Iterator[Violation]:
+    """In a stage that runs on the build platform: programs that ask the machine what it is."""
+    if isinstance(instruction, Run):
+        text = _text(instruction)
+        found = _ASKS_MACHINE.search(text)
+        if found is not None and _KNOWS_TARGET.search(text) is None:
+            yield BUILD_MACHINE_ASKED.at(instruction.location, found.group(1) or found.group())
+
+
+def single_platform_urls(instruction: Instruction, targets: Iterable[str]) -> Iterator[Violation]:
+    """In a stage that is built for every target: URLs that name an architecture which is not every target's."""
+    if isinstance(instruction, Add):
+        texts: tuple[str, ...] = instruction.sources
+    elif isinstance(instruction, Run):
+        text = _text(instruction)
+        texts = () if _KNOWS_TARGET.search(text) or _ASKS_MACHINE.search(text) else (text,)
+    else:
+        return
+    wanted = {_architecture(target): target for target in targets}
+    for text in texts:
+        for url in _URL.finditer(text):
+            named = {_ARCHITECTURES[found.lower()] for found in _ARCHITECTURE.findall(url.group())}
+            others = [target for architecture, target in wanted.items() if architecture not in named]
+            if len(named) == 1 and others:
+                shown = url.group() if len(url.group()) <= _SHOWN else url.group()[:_SHOWN] + "…"
+                yield SINGLE_PLATFORM_URL.at(instruction.location, shown, *named, ", ".join(others))
+
+
+def single_platform_digest(stage: Stage, image: str, base: Base, targets: Iterable[str]) -> Iterator[Violation]:
+    """A FROM that all targets share, pinned to the manifest of one."""
+    others = [target for target in targets if base.only and not alike(base.only, target)]
+    if "@" in image and others:
+        yield SINGLE_PLATFORM_DIGEST.at(stage.location, image, base.only, ", ".join(others))
+
+
+def _text(run: Run) -> str:
+    return "\n".join((*run.command, *(heredoc.content for heredoc in run.heredocs)))
+
+
+def _architecture(platform: str) -> str:
+    try:
+        return names.parse(platform).architecture
+    except UsageError:
+        return platform
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two platforms have the same system and architecture."""
+    try:
+        found, wanted = names.parse(one), names.parse(other)
+    except UsageError:
+        return one == other
+    return (found.os, found.architecture) == (wanted.os, wanted.architecture)
