@@ -124,6 +124,11 @@ def api_host(registry: str) -> str:
     return _HUB_API if registry == DOCKER_HUB else registry
 
 
+def registry_of(host: str) -> str:
+    """The registry that ``host`` speaks for: the opposite of ``api_host``."""
+    return DOCKER_HUB if host == _HUB_API else host
+
+
 def canonical_registry(text: str) -> str:
     """The registry that ``text``, a host as people write it, names. Raises ``UsageError`` when it is no host."""
     host = text.strip().rstrip("/")

@@ -87,6 +87,8 @@ class Call:
     """The statuses that the caller deals with; all others are raised."""
     tries: int = 0
     """Overrides the pace when not 0."""
+    parting: bool = False
+    """See ``wire.Request``."""
 
 
 def origin_endpoint(reference: Reference) -> Endpoint:
@@ -173,7 +175,8 @@ class Session:
     def abandon(self, endpoint: Endpoint, location: str, scopes: frozenset[str]) -> None:
         """Tell the registry that an upload is given up (distribution-spec, "Cancel a blob upload"); once, briefly."""
         with suppress(Lost, RegistryError, Interrupted):
-            self.once(endpoint, Call("cannot cancel an upload", "DELETE", location, scopes, patience=1.0))
+            call = Call("cannot cancel an upload", "DELETE", location, scopes, patience=1.0, parting=True)
+            self.once(endpoint, call)
 
     def _persist(self, endpoint: Endpoint, call: Call, once: Callable[[], Reply]) -> Reply:
         attempt = 0
@@ -220,7 +223,9 @@ class Session:
         if not ours:
             check_target(there, home, home, self.settings)
         header = self._authority.header(endpoint.registry, home, call.scopes) if ours else ""
-        request = Request(call.method, url, call.headers, header, call.content, call.length, call.patience)
+        request = Request(
+            call.method, url, call.headers, header, call.content, call.length, call.patience, call.parting
+        )
         response, left = self.wire.open(request)
         kept = False
         try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from executor.registry.auth import printable
 from executor.registry.config import RegistrySettings
-from executor.registry.reference import is_loopback
+from executor.registry.reference import is_loopback, registry_of
 from platforms.errors import Interrupted, RegistryError
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ class Request:
     length: int = 0
     patience: float = STALL_SECONDS
     """Seconds to wait for the answer once the request is sent."""
+    parting: bool = False
+    """Sent even when the user has asked to stop: it tidies up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +270,8 @@ class Wire:
         raise RegistryError(f"{first.authority} sent us round in circles", why=f"more than {redirects} redirects")
 
     def _send(self, request: Request) -> httpx.Response:
-        self.check()
+        if not request.parting:
+            self.check()
         load_httpx()
         import httpx
 
@@ -300,14 +303,15 @@ class Wire:
         """The connection pool for ``target``: one for each way of trusting a peer."""
         key = ("plain", "")
         if target.scheme == "https":
-            names = (target.authority, f"{target.authority}:{target.port}")
+            names = (registry_of(target.host), target.authority, f"{target.authority}:{target.port}")
             known = next((name for name in names if self._settings.certificates_for(name) is not None), "")
             insecure = any(self._settings.is_insecure(name) for name in names)
             key = ("unverified", "") if insecure else ("tls", known)
         if is_loopback(target.authority):
             key = (f"{key[0]} local", key[1])
         with self._lock:
-            self.check()
+            if self._closed:
+                raise Interrupted("the transfer was stopped")
             client = self._clients.get(key)
             if client is None:
                 client = self._clients[key] = self._make(*key)

@@ -610,6 +610,20 @@ def test_a_local_copy_that_is_too_short_is_an_error(registry: MemoryRegistry, se
     assert ("team/app", digest_of(BLOB)) not in registry.blobs
 
 
+def test_a_stopped_upload_is_given_back(registry: MemoryRegistry, server: Served) -> None:
+    stop = threading.Event()
+
+    class Stopping(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            stop.set()
+            return super().read(size)
+
+    with Client(cancel=stop, pace=QUICK) as client, pytest.raises(Interrupted):
+        client.push(ref(server), layer(BLOB), lambda: Stopping(BLOB))
+    assert len(server.seen("DELETE")) == 1
+    assert registry.uploads == {}
+
+
 def test_an_upload_without_a_location_is_an_error(registry: MemoryRegistry, server: Served, client: Client) -> None:
     registry.fault = lambda asked: Said(202) if asked.method == "POST" else ...
     with pytest.raises(RegistryError, match="where to go on"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 
 from executor.registry import config
 from executor.registry.config import Certificates, RegistrySettings, load_settings, with_flags
+from executor.registry.failure import PASSING
+from executor.registry.session import Pace
+from executor.registry.transfer import CHUNK_SIZE, MONOLITHIC_LIMIT
 from platforms.errors import UsageError
 
 
@@ -154,3 +158,24 @@ def test_httpx_comes_without_its_command_line() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["Client", "False", "False"]
+
+
+def test_the_settings_shown_in_the_documentation_are_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "registries.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    settings = load_settings(str(written(tmp_path / "r.yaml", example)))
+    assert settings.mirrors_of("docker.io") == ("mirror.example.com", "http://cache.example.com:5000/hub")
+    assert settings.trusts_token_service("registry.example.com", "login.example.net")
+    assert settings.is_insecure("build.example.com:5000")
+    assert not settings.is_plain("localhost:5443")
+
+
+def test_the_numbers_in_the_documentation_are_the_codes() -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs" / "registries.md").read_text().split())
+    pace = Pace()
+    statuses = f"{', '.join(map(str, sorted(PASSING)[:-1]))} and {max(PASSING)}"
+    assert pace.tries == 6
+    assert f"{statuses} are tried six times" in text
+    assert f"up to {pace.ceiling:.0f} s; `Retry-After` is honoured up to {pace.retry_after:.0f} s" in text
+    assert f"chunks of {CHUNK_SIZE >> 20} MiB" in text
+    assert f"blobs above {MONOLITHIC_LIMIT >> 20} MiB" in text
