@@ -19,7 +19,7 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, Literal
 
 from executor.rootfs.entry import Entry, Kind
 
@@ -79,7 +79,7 @@ def machine(head: bytes) -> str | None:
     if len(head) < SMALLEST or not head.startswith(b"\x7fELF") or head[4] not in (1, 2) or head[5] not in (1, 2):
         return None
     wide, little = head[4] == 2, head[5] == 1
-    order = "little" if little else "big"
+    order: Literal["little", "big"] = "little" if little else "big"
     kind = int.from_bytes(head[16:18], order)
     number = int.from_bytes(head[18:20], order)
     if kind not in (_EXECUTABLE, _SHARED) or number in (0, _BPF):

@@ -215,14 +215,15 @@ def _ascii(name: bytes) -> bytes:
     return bytes(byte for byte in name if byte < 128)[:100].rstrip(b"/")
 
 
-def _open(entry: Entry) -> int:
+def open_source(entry: Entry) -> int:
+    """A descriptor of what should be the content of ``entry``."""
     # O_NONBLOCK: a fifo that took the file's place must not hang the build.
     return os.open(entry.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def _small(entry: Entry) -> bytes:
     size = entry.size
-    fd = _open(entry)
+    fd = open_source(entry)
     try:
         data = os.read(fd, size + 1)
         if len(data) != size:
@@ -230,7 +231,7 @@ def _small(entry: Entry) -> bytes:
     finally:
         os.close(fd)
     if len(data) != size:
-        raise _changed(entry)
+        raise changed(entry)
     return data
 
 
@@ -243,25 +244,26 @@ def _rest(fd: int, data: bytes, size: int) -> bytes:
 
 def _copy(entry: Entry, out: Out) -> None:
     left = entry.size
-    fd = _open(entry)
+    fd = open_source(entry)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise _changed(entry)
+            raise changed(entry)
         buffer = bytearray(_BUFFER)
         view = memoryview(buffer)
         while left:
             got = os.readv(fd, (view[: min(left, _BUFFER)],))
             if not got:
-                raise _changed(entry)
+                raise changed(entry)
             out(view[:got])
             left -= got
         if os.read(fd, 1):
-            raise _changed(entry)
+            raise changed(entry)
     finally:
         os.close(fd)
 
 
-def _changed(entry: Entry) -> BuildError:
+def changed(entry: Entry) -> BuildError:
+    """The error that the source of ``entry`` is not what it was."""
     return BuildError(
         f"{os.fsdecode(entry.path)} changed while it was read",
         why=f"{os.fsdecode(entry.source)} is no longer a regular file of {entry.size} bytes",

@@ -1,4 +1,4 @@
-"""Layer archives to directories.
+"""Layer archives to directories. They may be compressed in any way that ``compress.Decompressed`` knows.
 
 ``unpack`` makes a directory that overlayfs can use as a lower directory; ``unpack_onto`` applies a layer to a tree that
 holds the layers below; ``extract`` unpacks an archive that is no layer (ADD's), to which ``.wh.`` means nothing. What
@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
 from executor.rootfs import tarreader
+from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
 from executor.rootfs.placing import Lower, Merged, Placing
+from executor.rootfs.records import note_owners
 from executor.rootfs.streams import Ahead, Digest, Readable
+from platforms import syscalls
 from platforms.errors import ArchiveError, StoreError
 
 _AUFS: Final = b".wh..wh."
 """How the names of AUFS's own files begin, which Docker leaves out."""
+_OVERHEAD: Final = 4096
+"""Bytes of headers and padding that an entry may cost on average."""
 _HOST_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE})
 
 
@@ -50,58 +56,92 @@ class Unpacked:
     """The result is only right on top of the layers below: there are implicit directories, whose metadata those layers
     may know; hard links to their files, which were left out; or a mark that hides all of them."""
     unowned: tuple[tuple[bytes, int, int], ...] = ()
-    """Links and devices whose owner could be neither set nor recorded: path, user, group."""
+    """Links and devices whose owner could neither be set nor recorded on them: path, user, group."""
 
 
-def unpack(stream: Readable, directory: str, *, limit: Limits) -> Unpacked:
-    """Unpack the layer archive that ``stream`` gives, uncompressed, into ``directory``, which is empty.
+def unpack(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
+    """Unpack the layer archive that ``stream`` gives into ``directory``, which is empty.
 
-    The directory can then be a lower directory of an overlay mounted with ``userxattr``. Nothing is synced; after an
-    error the directory holds what was unpacked until then. Raises ``ArchiveError`` for a broken or hostile archive and
-    for one beyond ``limit``, ``StoreError`` when the disk is full or fails.
+    The directory can then be a lower directory of an overlay mounted with ``userxattr``; owners that could not be
+    recorded on it are in a file beside it (see ``records``). Nothing is synced; after an error the directory holds
+    what was unpacked until then. Raises ``ArchiveError`` for a broken or hostile archive and for one beyond ``limits``,
+    ``StoreError`` when the disk is full or fails.
     """
     with Lower(directory) as lower:
-        diff_id, size, entries = _lay(stream, lower, limit, _layer_entry)
+        diff_id, size, entries = _lay(stream, lower, limits, _layer_entry)
         implicit = lower.implicit
         needs_parents = bool(implicit) or lower.incomplete
+        note_owners(directory, lower.unowned)
         return Unpacked(diff_id, size, entries, implicit, needs_parents, tuple(lower.unowned))
 
 
-def unpack_onto(stream: Readable, directory: str, *, limit: Limits) -> Unpacked:
+def unpack_onto(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
     """Apply the layer archive that ``stream`` gives to the tree in ``directory``; otherwise as ``unpack``.
 
-    The tree is an overlay mount of the layers below, or a plain directory that they were applied to.
+    The tree is an overlay mount of the layers below (see ``merged``), or a plain directory that they were applied to.
+    Owners that could not be recorded are only in the result.
     """
     with Merged(directory) as merged:
-        diff_id, size, entries = _lay(stream, merged, limit, _layer_entry)
+        diff_id, size, entries = _lay(stream, merged, limits, _layer_entry)
         return Unpacked(diff_id, size, entries, merged.implicit, unowned=tuple(merged.unowned))
 
 
-def extract(stream: Readable, directory: str, *, limit: Limits) -> Unpacked:
+def extract(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
     """Unpack an archive that is no layer into ``directory``, which is empty; otherwise as ``unpack``."""
     with Lower(directory) as lower:
-        diff_id, size, entries = _lay(stream, lower, limit, lambda entry: entry)
+        diff_id, size, entries = _lay(stream, lower, limits, lambda entry: entry)
         if lower.incomplete:
             raise ArchiveError("archive refused", why="it has a hard link to a file that is not in it before the link")
+        note_owners(directory, lower.unowned)
         return Unpacked(diff_id, size, entries, lower.implicit, unowned=tuple(lower.unowned))
 
 
+@contextmanager
+def merged(lowers: Sequence[str], upper: str, work: str) -> Iterator[str]:
+    """An overlay of the directories ``lowers``, top first, as a path to write to while the context lasts.
+
+    Changes go to ``upper``, in the form that a lower directory has. ``work`` is an empty directory beside it. The mount
+    is attached nowhere, so it ends with the context, or with this process. Raises ``OSError`` where it is not allowed.
+    """
+    fds: list[int] = []
+
+    def short(path: str) -> str:
+        # The kernel takes no more than 255 bytes here.
+        fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        return f"/proc/self/fd/{fds[-1]}"
+
+    try:
+        fds.append(context := syscalls.fsopen("overlay"))
+        for flag in ("userxattr", "volatile"):
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, flag)
+        settings = [("source", "kanifold"), ("index", "off"), *(("lowerdir+", short(each)) for each in lowers)]
+        for key, value in (*settings, ("upperdir", short(upper)), ("workdir", short(work))):
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        fds.append(mounted := syscalls.fsmount(context, syscalls.MOUNT_ATTR_NODEV))
+        yield f"/proc/self/fd/{mounted}"
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
 def _lay(
-    stream: Readable, placing: Placing, limit: Limits, meant: Callable[[Entry], Entry | None]
+    stream: Readable, placing: Placing, limits: Limits, meant: Callable[[Entry], Entry | None]
 ) -> tuple[str, int, int]:
     """Place all entries, as ``meant`` takes them; returns the stream's digest, the content's size, the entries."""
     digest = Digest()
     content = _Content()
     size = count = 0
     try:
-        with Ahead(stream) as ahead:
+        archive = Decompressed(stream, limit=limits.size + limits.entries * _OVERHEAD)
+        with Ahead(archive) as ahead:
             for member in tarreader.read(_Tapped(ahead, digest)):
                 count += 1
                 size += member.entry.size
-                if size > limit.size or count > limit.entries:
+                if size > limits.size or count > limits.entries:
                     raise ArchiveError(
                         "archive too large",
-                        why=f"it holds more than {limit.size} bytes, or more than {limit.entries} entries",
+                        why=f"it holds more than {limits.size} bytes, or more than {limits.entries} entries",
                         remedy="raise the limit if this is not an attack",
                     )
                 entry = meant(member.entry)

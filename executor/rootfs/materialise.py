@@ -1,0 +1,150 @@
+"""Entries to a directory that overlayfs can use as a lower directory: what a COPY becomes when a step looks at it.
+
+File contents are shared with their sources where the file system can (reflinks), else copied inside the kernel; holes
+stay holes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterable
+from typing import Final
+
+from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.placing import Lower
+from executor.rootfs.records import note_owners
+from executor.rootfs.tarwriter import canonical, changed, open_source
+from platforms.errors import BuildError, StoreError
+
+_SMALL: Final = 64 << 10
+"""Bytes up to which reading and writing is cheaper than asking for more."""
+_BLOCK: Final = 1 << 20
+_FICLONE: Final = 0x40049409
+"""linux/fs.h: _IOW(0x94, 9, int)"""
+_CANNOT: Final = frozenset(
+    {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM, errno.EBADF, errno.ETXTBSY}
+)
+
+
+def materialise(entries: Iterable[Entry], directory: str) -> None:
+    """Write ``entries`` into ``directory``, which is empty.
+
+    Parents that have no entry are root's, mode 0755. Raises ``BuildError`` when a source is not what its entry says or
+    a hard link leads to nothing, ``StoreError`` when the disk is full or fails. Nothing is synced.
+    """
+    copier = _Copier()
+    with Lower(directory) as lower:
+        try:
+            for entry in canonical(entries):
+                copier.entry = entry
+                lower.place(entry, copier.fill)
+            lower.finish()
+        except OSError as error:
+            raise _failure(error, copier.entry) from error
+        if lower.incomplete:
+            raise BuildError("cannot write a layer's files", why="a hard link leads to a file that is not among them")
+        note_owners(directory, lower.unowned)
+
+
+class _Copier:
+    """Fills files from their sources, remembering what the file systems cannot do."""
+
+    entry = Entry(b"", Kind.DIRECTORY)
+
+    def __init__(self) -> None:
+        self._clones = True
+        self._ranges = True
+
+    def fill(self, fd: int) -> None:
+        """Write the content of ``entry`` to the new file ``fd``."""
+        source = open_source(self.entry)
+        try:
+            if self.entry.size <= _SMALL:
+                self._copy_small(source, fd)
+            else:
+                self._copy(source, fd)
+        finally:
+            os.close(source)
+
+    def _copy_small(self, source: int, fd: int) -> None:
+        size = self.entry.size
+        data = os.read(source, size + 1)
+        while len(data) <= size and (more := os.read(source, size + 1 - len(data))):
+            data += more
+        if len(data) != size:
+            raise changed(self.entry)
+        _write(fd, memoryview(data))
+
+    def _copy(self, source: int, fd: int) -> None:
+        status = os.fstat(source)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != self.entry.size:
+            raise changed(self.entry)
+        if not self._clone(source, fd):
+            if status.st_blocks * 512 < status.st_size:
+                self._copy_data(source, fd, status.st_size)
+            else:
+                self._copy_range(source, fd, 0, status.st_size)
+        if os.fstat(fd).st_size != status.st_size or os.fstat(source).st_size != status.st_size:
+            raise changed(self.entry)
+
+    def _clone(self, source: int, fd: int) -> bool:
+        if self._clones:
+            try:
+                fcntl.ioctl(fd, _FICLONE, source)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+                self._clones = False
+        return self._clones
+
+    def _copy_data(self, source: int, fd: int, size: int) -> None:
+        """Copy what lies between the holes."""
+        at = 0
+        while at < size:
+            try:
+                start = os.lseek(source, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # nothing but a hole from here
+                    raise
+                break
+            at = min(os.lseek(source, start, os.SEEK_HOLE), size)
+            self._copy_range(source, fd, start, at)
+        os.ftruncate(fd, size)
+
+    def _copy_range(self, source: int, fd: int, start: int, end: int) -> None:
+        while self._ranges and start < end:
+            try:
+                copied = os.copy_file_range(source, fd, end - start, start, start)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+                self._ranges = False
+                break
+            if not copied:
+                raise changed(self.entry)
+            start += copied
+        os.lseek(fd, start, os.SEEK_SET)
+        while start < end:
+            data = os.pread(source, min(_BLOCK, end - start), start)
+            if not data:
+                raise changed(self.entry)
+            _write(fd, memoryview(data))
+            start += len(data)
+
+
+def _write(fd: int, view: memoryview) -> None:
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _failure(error: OSError, entry: Entry) -> BuildError:
+    what = f"cannot write /{os.fsdecode(entry.path)}"
+    why = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(what, why=why, remedy="make room, or put the store elsewhere")
+    if error.errno in (errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE):
+        return StoreError(what, why=why)
+    return BuildError(what, why=why)

@@ -1,0 +1,280 @@
+"""The change that an overlay upper directory stands for, as entries.
+
+The result is what a comparison of the two trees would give, not what overlayfs happened to store, so that a step's
+layer is the same however its file system was mounted, and the same as BuildKit's (util/overlay and containerd's change
+writer): an opaque directory becomes deletions of what it hides; what was copied up, or made anew, but is as before, is
+left out; a directory's own time is no change, but a directory that holds changes has an entry; sockets are left out.
+
+What is as before? Kind, mode, owner, device numbers, extended attributes; and for anything but directories the size,
+the time in whole seconds (all that an archive keeps), and the content.
+
+Extended attributes are recorded when they mean something in another machine's container: ``security.capability`` and
+``user.*``. Access control lists and labels belong to the host.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
+from executor.rootfs.records import Owners, read_owners, restored
+from platforms.errors import EnvironmentUnfit
+
+_BLOCK: Final = 256 << 10
+_OPAQUE: Final = (b"user.overlay.opaque", b"trusted.overlay.opaque")
+_WHITEOUT: Final = b"user.overlay.whiteout"
+_REDIRECTS: Final = (
+    b"user.overlay.redirect",
+    b"trusted.overlay.redirect",
+    b"user.overlay.metacopy",
+    b"trusted.overlay.metacopy",
+)
+_RECORDED: Final = (b"user.", b"security.capability", b"trusted.overlay.")
+"""Attributes that are read: those to record, and those to look at."""
+
+Xattrs = tuple[tuple[bytes, bytes], ...]
+Below = tuple[bytes, ...]
+"""The directories of the lower layers that together stand below a directory, top first."""
+
+
+def scan(upper: str, lowers: Sequence[str]) -> tuple[Entry, ...]:
+    """The changes in the directory ``upper`` over ``lowers``, top first, in canonical order.
+
+    ``source`` of a FILE is its path below ``upper``, which must stay as it is. Owners recorded in the file ``owners``
+    beside ``upper`` and in extended attributes are taken over. Raises ``EnvironmentUnfit`` when the overlay was mounted
+    with ``redirect_dir`` or ``metacopy``, whose directories only make sense under that mount.
+    """
+    return _Scan(os.fsencode(os.path.abspath(upper)), read_owners(upper)).run(tuple(map(os.fsencode, lowers)))
+
+
+class _Scan:
+    def __init__(self, upper: bytes, owners: Owners) -> None:
+        self._upper = upper
+        self._owners = owners
+        self._found: list[Entry] = []
+        self._inodes: dict[tuple[int, int], Entry] = {}
+
+    def run(self, lowers: Below) -> tuple[Entry, ...]:
+        waiting = [_Directory(b"", self._names(b""), lowers, hiding=False, place=-1, changed=True)]
+        while waiting:
+            here = waiting[-1]
+            if not here.names:
+                waiting.pop()
+                # A directory that is as before, and that nothing followed, is no change.
+                if not here.changed and len(self._found) == here.place + 1:
+                    self._found.pop()
+                continue
+            deeper = self._look(here, here.names.pop())
+            if deeper is not None:
+                waiting.append(deeper)
+        return tuple(self._found)
+
+    def _names(self, path: bytes) -> list[bytes]:
+        """What is in the directory ``path``, last name first."""
+        return sorted(os.listdir(self._upper + b"/" + path), reverse=True)
+
+    def _look(self, here: _Directory, name: bytes) -> _Directory | None:
+        """Record what became of ``name``; a directory to look into comes back."""
+        path = here.path + b"/" + name if here.path else name
+        host = self._upper + b"/" + path
+        try:
+            status = os.lstat(host)
+        except FileNotFoundError:
+            status = None  # a name of the layers below, in a directory that hides them
+        xattrs = _xattrs(host, status) if status is not None else ()
+        below = _below(here.below, name)
+        if status is None or _is_deletion(status, xattrs, here.deletions):
+            if below.status is not None:
+                self._found.append(Entry(path, Kind.WHITEOUT, mode=0))
+            return None
+        attributes = dict(xattrs)
+        for key in _REDIRECTS if attributes else ():
+            if key in attributes:
+                raise EnvironmentUnfit(
+                    f"cannot tell what changed in {os.fsdecode(path)}",
+                    why=f"overlayfs keeps {os.fsdecode(key)} on it",
+                    remedy="mount overlays with redirect_dir=off,metacopy=off",
+                )
+        entry = self._entry(path, host, status, xattrs)
+        if entry is None:
+            return None
+        if entry.kind is not Kind.DIRECTORY:
+            if below.status is None or not self._same(entry, below):
+                self._found.append(self._linked(entry, status))
+            return None
+        opaque = next((attributes[key] for key in _OPAQUE if key in attributes), b"")
+        # Below a directory that is new in an opaque one, nothing of the layers below shows through either.
+        hiding = here.hiding or opaque == b"y"
+        names = self._names(path)
+        if hiding and below.directories:
+            names = sorted({*names, *_merged_names(below.directories)}, reverse=True)
+        changed = below.status is None or not self._same(entry, below)
+        place = len(self._found)
+        self._found.append(entry)
+        return _Directory(path, names, below.directories, hiding, place, changed, deletions=opaque == b"x")
+
+    def _entry(self, path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> Entry | None:
+        """What is at ``host``, as it is meant; None for a socket."""
+        entry = _read(path, host, status, xattrs)
+        if entry is not None and path in self._owners:
+            uid, gid = self._owners[path]
+            return replace(entry, uid=uid, gid=gid)
+        return entry
+
+    def _linked(self, entry: Entry, status: os.stat_result) -> Entry:
+        """``entry``, or a hard link to the path under which its inode was recorded before."""
+        if status.st_nlink < 2:
+            return entry
+        first = self._inodes.setdefault((status.st_dev, status.st_ino), entry)
+        if first is entry:
+            return entry
+        return replace(first, path=entry.path, kind=Kind.HARDLINK, link=first.path, size=0, source=b"", xattrs=())
+
+    def _same(self, entry: Entry, below: _Below) -> bool:
+        """Whether ``entry`` is what the layers below have in its place."""
+        assert below.status is not None
+        old = _read(entry.path, below.host, below.status, _xattrs(below.host, below.status))
+        if old is None or old.kind is not entry.kind:
+            return False
+        if (old.mode, old.uid, old.gid, old.device, old.xattrs) != (
+            entry.mode,
+            entry.uid,
+            entry.gid,
+            entry.device,
+            entry.xattrs,
+        ):
+            return False
+        if entry.kind is Kind.DIRECTORY:
+            return True
+        if (old.size, old.link) != (entry.size, entry.link):
+            return False
+        if old.mtime_ns // 1_000_000_000 != entry.mtime_ns // 1_000_000_000:
+            return False
+        return entry.kind is not Kind.FILE or not entry.size or _same_content(old.source, entry.source)
+
+
+@dataclass(slots=True)
+class _Directory:
+    """A directory on the way of the scan."""
+
+    path: bytes
+    names: list[bytes]
+    """Those still to look at, last first."""
+    below: Below
+    hiding: bool
+    """Nothing of the layers below shows through."""
+    place: int
+    """Where its entry is."""
+    changed: bool
+    deletions: bool = False
+    """Deletions in it may be files with an extended attribute (Linux 6.7)."""
+
+
+@dataclass(slots=True)
+class _Below:
+    """What the layers below have under one name: its status and path, and the directories that make it up."""
+
+    status: os.stat_result | None = None
+    host: bytes = b""
+    directories: Below = ()
+
+
+def _below(parents: Below, name: bytes) -> _Below:
+    """What shows under ``name`` in the union of ``parents``."""
+    found = _Below()
+    for parent in parents:
+        host = parent + b"/" + name
+        try:
+            status = os.lstat(host)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            if found.status is None:
+                found.status, found.host = status, host
+            found.directories += (host,)
+            if _opaque(host) == b"y":
+                break
+            continue
+        if found.status is None and not _is_deletion(status, _xattrs(host, status), _opaque(parent) == b"x"):
+            found.status, found.host = status, host
+        break
+    return found
+
+
+def _merged_names(directories: Below) -> set[bytes]:
+    """The names in the union of ``directories``, deleted ones among them."""
+    return {name for each in directories for name in os.listdir(each)}
+
+
+def _opaque(host: bytes) -> bytes:
+    for key in _OPAQUE:
+        try:
+            return os.getxattr(host, key, follow_symlinks=False)
+        except OSError:
+            continue
+    return b""
+
+
+def _is_deletion(status: os.stat_result, xattrs: Xattrs, by_xattr: bool) -> bool:
+    if stat.S_ISCHR(status.st_mode):
+        return status.st_rdev == 0
+    return (
+        by_xattr and stat.S_ISREG(status.st_mode) and not status.st_size and any(key == _WHITEOUT for key, _ in xattrs)
+    )
+
+
+def _xattrs(host: bytes, status: os.stat_result) -> Xattrs:
+    """The extended attributes of a file or directory that are worth a look; other things cannot have any."""
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        return ()
+    try:
+        names = os.listxattr(host, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        names = []
+    if not names:
+        return ()
+    found = []
+    for each in names:
+        name = os.fsencode(each)
+        if name.startswith(_RECORDED):
+            found.append((name, os.getxattr(host, name, follow_symlinks=False)))
+    return tuple(sorted(found))
+
+
+def _read(path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> Entry | None:
+    kind = KIND_OF_MODE.get(stat.S_IFMT(status.st_mode))
+    if kind is None:
+        return None
+    is_file = kind is Kind.FILE
+    device = (0, 0)
+    if kind is Kind.CHARACTER or kind is Kind.BLOCK:
+        device = os.major(status.st_rdev), os.minor(status.st_rdev)
+    entry = Entry(
+        path,
+        kind,
+        stat.S_IMODE(status.st_mode),
+        status.st_uid,
+        status.st_gid,
+        status.st_mtime_ns,
+        status.st_size if is_file else 0,
+        os.readlink(host) if kind is Kind.SYMLINK else b"",
+        device,
+        xattrs,
+        host if is_file else b"",
+    )
+    return restored(entry) if xattrs else entry
+
+
+def _same_content(one: bytes, other: bytes) -> bool:
+    with open(one, "rb") as a, open(other, "rb") as b:
+        while data := a.read(_BLOCK):
+            if data != b.read(_BLOCK):
+                return False
+        return not b.read(1)
