@@ -34,10 +34,10 @@ from platforms.emulation import Emulation
 from platforms.errors import KanifoldError
 
 BUSYBOX = Path("/bin/busybox")
-APPLETS = (
-    "awk cat chmod chown cp cut date dd echo env false find grep head hostname id ifconfig ip kill ln ls md5sum mkdir "
-    "mknod mount mv nc printf ps readlink rm seq sh sleep sort stat su sync tail test touch true umount unshare wc"
-).split()
+APPLETS = """
+    awk cat chmod chown cp cut date dd echo env false find grep head hostname id ifconfig ip kill ln ls md5sum mkdir
+    mknod mount mv nc printf ps readlink rm seq sh sleep sort stat su sync tail test touch true umount unshare wc
+"""
 
 Node = str | bytes | tuple[str, ...] | None
 """What ``plant`` makes: text a file, bytes a program, ``None`` a directory; the others see there."""
@@ -189,7 +189,7 @@ class Inside:
         return self.entered
 
     def busybox(self) -> str:
-        nodes: dict[str, Node] = {f"bin/{name}": ("->", "busybox") for name in APPLETS}
+        nodes: dict[str, Node] = {f"bin/{name}": ("->", "busybox") for name in APPLETS.split()}
         return self.plant({**nodes, "bin/busybox": BUSYBOX.read_bytes(), "tmp": ("d", "1777")})
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:

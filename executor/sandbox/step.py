@@ -43,6 +43,8 @@ CAPABILITIES: Final = (
 )
 """What Docker leaves to root of a container."""
 
+_NO_ID: Final = (1 << 32) - 1
+
 NOT_SET_UP: Final = 125
 NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
@@ -76,6 +78,11 @@ def become(
 
     Raises RefusedError, UnfitError, or OSError for anything unforeseen.
     """
+    # 0. Ids that mean something else to the kernel: -1 is "leave as it is", which is root (CVE-2024-40635).
+    for each in (spec.uid, spec.gid, *spec.groups):
+        if not 0 <= each < _NO_ID:
+            raise RefusedError(NOT_SET_UP, f"{each} is no user or group id")
+
     # 1. The process: ours to kill, with everything as a fresh process has it.
     syscalls.die_with_parent()
     os.setsid()
@@ -92,6 +99,7 @@ def become(
     except OSError as error:
         raise UnfitError(f"cannot mount an overlay file system on {spec.upper}: {error.strerror}") from error
     workshop.mount_proc()
+    proc = os.stat(workshop.PROC).st_dev
     if not spec.insecure:
         workshop.mask_proc()
     workshop.mount_dev(spec.shm_size)
@@ -100,7 +108,7 @@ def become(
     # 3. The parts moved to their places, resolved inside the root.
     root = os.open(workshop.ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     upper = os.open(spec.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    tree = targets.Root(root, upper)
+    tree = targets.Root(root, upper, proc)
     try:
         for target, attach in _placements(spec):
             attach(tree, target)
@@ -127,9 +135,7 @@ def become(
     if code := filters.insecure if spec.insecure else filters.confined:
         syscalls.seccomp_filter(code)
     _drop_capabilities(spec.insecure)
-    os.setgroups(spec.groups)
-    os.setresgid(spec.gid, spec.gid, spec.gid)
-    os.setresuid(spec.uid, spec.uid, spec.uid)
+    _change_user(spec)
     syscalls.die_with_parent()  # the change of ids has cleared it
 
     # 7. The program.
@@ -336,6 +342,19 @@ def _drop_capabilities(insecure: bool) -> None:
                         break
                     raise
     syscalls.capset(effective, permitted, 0)
+
+
+def _change_user(spec: Spec) -> None:
+    try:
+        os.setgroups(spec.groups)
+        os.setresgid(spec.gid, spec.gid, spec.gid)
+        os.setresuid(spec.uid, spec.uid, spec.uid)
+    except OSError as error:
+        groups = f" with the groups {', '.join(map(str, spec.groups))}" if spec.groups else ""
+        why = f"cannot become user {spec.uid}:{spec.gid}{groups}: {error.strerror}"
+        if error.errno == errno.EINVAL:
+            why += "; the ids that this user may use do not go that far (see /etc/subuid and /etc/subgid)"
+        raise RefusedError(NOT_SET_UP, why) from error
 
 
 def _execute(argv: tuple[str, ...], env: tuple[str, ...]) -> NoReturn:

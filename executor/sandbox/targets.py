@@ -34,13 +34,14 @@ directory only for that."""
 class Root:
     """The root file system of one step while it is being put together.
 
-    ``fd`` is its root directory, ``upper`` the overlay's upper directory. What had to be made is recorded in ``made``
-    and ``touched``, for ``unmake`` to take back when the step is over.
+    ``fd`` is its root directory, ``upper`` the overlay's upper directory, ``proc`` the device number of its /proc. What
+    had to be made is recorded in ``made`` and ``touched``, for ``unmake`` to take back when the step is over.
     """
 
-    def __init__(self, fd: int, upper: int) -> None:
+    def __init__(self, fd: int, upper: int, proc: int) -> None:
         self.fd = fd
         self.upper = upper
+        self.proc = proc
         self.device = os.fstat(fd).st_dev
         self.made: list[Made] = []
         self.touched: dict[str, Touched] = {}
@@ -70,8 +71,12 @@ class Root:
                     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=stack[-1])
                 except FileNotFoundError:
                     fd = self._make(stack[-1], names, name, directory=wants_directory, record=record, mode=mode)
-                kind = os.fstat(fd).st_mode
+                status = os.fstat(fd)
+                kind = status.st_mode
                 if stat.S_ISLNK(kind):
+                    if status.st_dev == self.proc:  # its links may say one thing and lead to another
+                        os.close(fd)
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
                     text = os.readlink("", dir_fd=fd)
                     os.close(fd)
                     links += 1

@@ -5,55 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sandbox_house import BUSYBOX, House, Inside, opened
+from sandbox_rungs import ARM64, QEMU
 
 from executor.sandbox import Bind, BindFd, Rung, Secret, Tmpfs
 from platforms import elf, syscalls
-from platforms.emulation import Emulation
-from platforms.emulation import Rung as EmulationRung
 from platforms.errors import EnvironmentUnfit
 
+pytest_plugins = ("sandbox_rungs",)
 pytestmark = pytest.mark.skipif(not BUSYBOX.exists(), reason="no /bin/busybox (Debian: busybox-static)")
-
-QEMU = Path("/usr/bin/qemu-aarch64-static")
-
-
-@pytest.fixture(scope="module")
-def root_house() -> Iterator[House]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    with opened(None) as house:
-        assert house.isolation.rung is Rung.NAMESPACES
-        yield house
-
-
-@pytest.fixture(scope="module")
-def private_house() -> Iterator[House]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    if not QEMU.exists():
-        pytest.skip(f"no {QEMU}")
-    with opened(None, Emulation(EmulationRung.PRIVATE, "arm64", str(QEMU))) as house:
-        yield house
-
-
-@pytest.fixture(scope="module")
-def mapped_house(_user_with_ids) -> Iterator[House]:
-    with opened(_user_with_ids) as house:
-        assert house.isolation.rung is Rung.MAPPED, house.isolation.why
-        yield house
-
-
-@pytest.fixture(scope="module", params=["root", "private", "mapped"])
-def house(request: pytest.FixtureRequest) -> House:
-    """The same tests on every rung."""
-    found: House = request.getfixturevalue(f"{request.param}_house")
-    return found
-
 
 # -- ending ----------------------------------------------------------------------------------------------------------
 
@@ -540,7 +503,7 @@ def test_a_private_emulator_runs_foreign_programs(request: pytest.FixtureRequest
     user = request.getfixturevalue("_user_with_ids") if rung == "mapped" else None
     if rung == "private" and os.geteuid() != 0:
         pytest.skip("needs root")
-    with opened(user, Emulation(EmulationRung.PRIVATE, "arm64", str(QEMU))) as house:
+    with opened(user, ARM64) as house:
         layer = house.plant({"arm64": elf.program("arm64")})
         done = house.run("/arm64; echo $?; /arm64 a b; echo $?; touch /f", layers=(layer, house.busybox))
         assert done.out == "1\n3\n"

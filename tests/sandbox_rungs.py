@@ -1,0 +1,59 @@
+"""Fixtures: a house (see ``sandbox_house``) for each rung of isolation, and ``house``, all of them in turn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ordinary_user import User
+from sandbox_house import House, opened
+
+from executor.sandbox import Rung
+from platforms.emulation import Emulation
+from platforms.emulation import Rung as EmulationRung
+
+QEMU = Path("/usr/bin/qemu-aarch64-static")
+ARM64 = Emulation(EmulationRung.PRIVATE, "arm64", str(QEMU))
+
+
+@pytest.fixture(scope="module")
+def root_house() -> Iterator[House]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with opened(None) as house:
+        assert house.isolation.rung is Rung.NAMESPACES
+        yield house
+
+
+@pytest.fixture(scope="module")
+def private_house() -> Iterator[House]:
+    """Root's, in a user namespace: that is what a private emulator needs."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if not QEMU.exists():
+        pytest.skip(f"no {QEMU}")
+    with opened(None, ARM64) as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def mapped_house(_user_with_ids: User) -> Iterator[House]:
+    with opened(_user_with_ids) as house:
+        assert house.isolation.rung is Rung.MAPPED, house.isolation.why
+        yield house
+
+
+@pytest.fixture(scope="module", params=["root", "private", "mapped"])
+def house(request: pytest.FixtureRequest) -> House:
+    """The same test on every rung."""
+    found: House = request.getfixturevalue(f"{request.param}_house")
+    return found
+
+
+@pytest.fixture(scope="module", params=["root", "mapped"])
+def either_house(request: pytest.FixtureRequest) -> House:
+    """The same test as root and as an ordinary user, where the user namespace of root adds nothing."""
+    found: House = request.getfixturevalue(f"{request.param}_house")
+    return found

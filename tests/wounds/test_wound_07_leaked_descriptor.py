@@ -1,0 +1,38 @@
+"""Wound 7 (CVE-2024-21626 runc): a leaked descriptor lets the working directory land on the host."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from sandbox_house import House, Inside
+
+pytest_plugins = ("sandbox_rungs",)
+
+
+@pytest.mark.parametrize("number", range(3, 65))
+@pytest.mark.parametrize("prefix", ["/proc/self/fd", "/dev/fd", "/proc/1/fd", "/proc/thread-self/fd"])
+def test_no_descriptor_is_a_working_directory(root_house: House, prefix: str, number: int) -> None:
+    root_house.call(_leak)
+    done = root_house.run("/bin/ls", "-la", ".", cwd=f"{prefix}/{number}")
+    assert done.ended.code == 125, done.out
+    assert done.ended.error.startswith("cannot change to the working directory")
+
+
+@pytest.mark.parametrize("link", ["/proc/self/cwd", "/proc/self/root", "/proc/1/cwd", "/proc/self/fd/3/../../.."])
+def test_the_links_of_proc_lead_nowhere(either_house: House, link: str) -> None:
+    done = either_house.run("/bin/ls", cwd=link)
+    assert (done.ended.code, done.diff) == (125, {}), done.out
+
+
+def test_an_executors_inheritable_descriptors_stay_out(either_house: House) -> None:
+    either_house.call(_leak)
+    assert either_house.run("/bin/ls", "/proc/self/fd").out.split() == ["0", "1", "2", "3"]
+
+
+def _leak(inside: Inside) -> None:
+    """Open the host's root, as careless code might."""
+    if not hasattr(inside, "_leaked"):
+        inside._leaked = [os.open("/", os.O_PATH) for _ in range(8)]  # type: ignore[attr-defined]
+        for fd in inside._leaked:  # type: ignore[attr-defined]
+            os.set_inheritable(fd, True)

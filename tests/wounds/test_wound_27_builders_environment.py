@@ -1,0 +1,20 @@
+"""Wound 27 (CVE-2021-3602 buildah): a step sees the builder's environment."""
+
+from __future__ import annotations
+
+import os
+
+from sandbox_house import House
+
+pytest_plugins = ("sandbox_rungs",)
+
+
+def test_environments_are_exactly_what_was_asked_for(either_house: House) -> None:
+    os.environ.setdefault("KANIFOLD_TEST_SECRET", "of the builder")
+    asked = ("PATH=/bin", "ONE=1", "TWO=a=b c")
+    expected = "".join(f"{each}\0" for each in asked)
+    assert either_house.run("/bin/cat", "/proc/1/environ", env=asked).out == expected
+    assert either_house.run("/bin/env", env=asked).out == expected.replace("\0", "\n")
+    done = either_house.run("cat /proc/1/environ; tr '\\0' '\\n' < /proc/self/environ", env=asked)
+    assert "of the builder" not in done.out
+    assert either_house.run("/bin/env", env=()).out == ""
