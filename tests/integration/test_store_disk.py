@@ -1,0 +1,138 @@
+"""A disk that is full: one clear error, a store that is whole, and the space given back."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from executor.store import blobs, durability, fsck, records, snapshots
+from executor.store.prune import prune, usage
+from executor.store.store import Store, open_store
+from platforms.errors import StoreError
+
+SIZE = 8 << 20
+PIECE = os.urandom(1 << 18)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of eight mebibytes."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def free(place: Path) -> int:
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize
+
+
+def fill(store: Store) -> None:
+    with blobs.ingest(store) as ingest:
+        for _ in range(SIZE // len(PIECE) + 1):
+            ingest.write(PIECE)
+        ingest.commit()
+
+
+def fill_resumable(store: Store) -> None:
+    with blobs.ingest(store, "sha256:" + "0" * 64) as ingest:
+        for _ in range(SIZE // len(PIECE) + 1):
+            ingest.write(PIECE)
+
+
+@pytest.mark.parametrize("work", [fill, fill_resumable])
+def test_a_blob_that_does_not_fit_is_one_clear_error_and_gives_its_space_back(
+    small: Path, work: Callable[[Store], None]
+) -> None:
+    with open_store(str(small)) as store:
+        records.put(store, "before", b"value")
+        before = free(small)
+        with pytest.raises(StoreError) as caught:
+            work(store)
+        assert "no space left" in caught.value.problem.why
+        assert "prune" in caught.value.problem.remedy
+        assert before - free(small) < 1 << 16
+        assert fsck.verify(store) == ()
+        assert records.get(store, "before") == b"value"
+        assert [row for row in usage(store) if row.kind == "partial"] == []
+
+
+def test_a_disk_filled_by_others_stops_everything_cleanly_and_lets_it_go_on_later(small: Path) -> None:
+    with open_store(str(small)) as store:
+        draft = snapshots.draft(store)
+        made = snapshots.commit(store, draft, diff_id=None, size=0, keys=("key",))
+        records.put(store, "record", b"value", refers=(made,))
+    hog = small / "hog"
+    with open(hog, "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+        while True:
+            file.write(bytes(4096))
+
+    with pytest.raises(StoreError), open_store(str(small)) as store:
+        for number in range(1000):
+            records.put(store, str(number), bytes(4096))
+    with pytest.raises(StoreError), open_store(str(small)) as store:
+        for _ in range(1000):
+            snapshots.draft(store)
+
+    hog.unlink()
+    with open_store(str(small)) as store:
+        assert fsck.verify(store) == ()
+        assert records.get(store, "record") == b"value"
+        assert snapshots.find(store, "key") == made
+        durability.settle(store)
+    with open_store(str(small)) as store:
+        prune(store, all=True)
+        assert usage(store) == ()
+
+
+def test_pruning_works_on_a_full_disk(small: Path) -> None:
+    with open_store(str(small)) as store, blobs.ingest(store) as ingest:
+        for _ in range(SIZE // 2 // len(PIECE)):
+            ingest.write(PIECE)
+        ingest.commit()
+    hog = small / "hog"
+    with open(hog, "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+        while True:
+            file.write(bytes(4096))
+    with open(hog, "r+b") as file:
+        file.truncate(hog.stat().st_size - (96 << 10))  # what the index itself needs to note a removal
+    with open_store(str(small)) as store:
+        prune(store, all=True)
+    assert free(small) > SIZE // 3
+
+
+def test_a_limit_on_file_sizes_is_one_clear_error(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            with open_store(str(tmp_path)) as store:
+                records.put(store, "before", b"value")
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+                try:
+                    fill(store)
+                except StoreError as error:
+                    status = 0 if "ulimit" in error.problem.remedy else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    with open_store(str(tmp_path)) as store:
+        assert fsck.verify(store) == ()
+        assert records.get(store, "before") == b"value"
+        prune(store)
+        assert [row for row in usage(store) if row.kind == "partial"] == []
