@@ -16,6 +16,7 @@ from executor.conversation import Conversation
 from platforms.errors import Interrupted, KanifoldError, Problem
 
 if TYPE_CHECKING:
+    from executor.build.exchange import Exchange
     from executor.build.workshop import Workshop
     from executor.registry.client import Client
     from executor.sandbox.isolation import Isolation
@@ -109,6 +110,7 @@ def _build(conversation: Conversation, order: job.Job, found: Emulation, place: 
             store=store,
             conversation=conversation,
             registry=Once(lambda: _client(workshop, stopping)),
+            exchange=Once(lambda: _exchange(workshop)),
             launcher=known(steps),
             background=background,
             slots=threading.Semaphore(order.jobs or os.cpu_count() or 1),
@@ -147,7 +149,9 @@ def _image(workshop: Workshop, began: float) -> job.Result:
     solver = Solver(workshop, dockerfile)
     sending = export.pushes(workshop)
     state = solver.solve(sending.layer)
-    manifest, descriptor = export.export(workshop, state, sending)
+    manifest, descriptor = export.export(workshop, state, sending, solver.made)
+    if any(each.kind != "inline" for each in order.cache_to):
+        export.share(workshop, solver.made)
     return job.Result(
         manifest=descriptor,
         config=manifest.config,
@@ -181,6 +185,18 @@ def _client(workshop: Workshop, stopping: threading.Event) -> Client:
         workshop.tell(job.Moved(action, name, done, total))
 
     return Client(workshop.order.registries, keychain, progress=progress, cancel=stopping)
+
+
+def _exchange(workshop: Workshop) -> Exchange:
+    from executor.build import exchange
+
+    order = workshop.order
+    sources, targets = exchange.places(order, workshop.registry)
+
+    def warn(problem: Problem) -> None:
+        workshop.tell(job.Warned(problem, problem.kind))
+
+    return exchange.Exchange(sources, targets, warn, order.cache_ttl)
 
 
 def _serve(conversation: Conversation, workshop: Workshop) -> None:

@@ -185,6 +185,15 @@ class Compression(msgspec.Struct, frozen=True):
     level: int | None = None
 
 
+class CachePlace(msgspec.Struct, frozen=True):
+    """A cache outside of the node: ``registry`` (``location`` is a reference), ``directory`` (a path) or ``inline``."""
+
+    kind: str
+    location: str = ""
+    whole: bool = False
+    """``mode=max``: the steps of all stages, not of the image's own alone."""
+
+
 class Job(Message, frozen=True, tag="job"):
     """One platform's image, as data: everything an executor has to know."""
 
@@ -213,6 +222,10 @@ class Job(Message, frozen=True, tag="job"):
     """OCI media types; else Docker's."""
     epoch: int | None = None
     """SOURCE_DATE_EPOCH, seconds."""
+    cache_from: tuple[CachePlace, ...] = ()
+    cache_to: tuple[CachePlace, ...] = ()
+    cache_ttl: int | None = None
+    """Seconds after which an entry of an outside cache is too old."""
     hosts: tuple[tuple[str, str], ...] = ()
     network: str = ""
     shm_size: int = 0

@@ -164,7 +164,6 @@ async def _pin(request: Request, plan: Plan, client: Client, store: Store, emit:
 
 def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: Placement) -> job.Job:
     """The job for one platform."""
-    output = next((each for each in request.outputs if each.compression), None)
     epoch = dict(request.build_args).get("SOURCE_DATE_EPOCH") or os.environ.get("SOURCE_DATE_EPOCH", "")
     return job.Job(
         version=job.VERSION,
@@ -187,7 +186,10 @@ def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: P
         local=_local(request),
         no_cache=request.no_cache,
         no_cache_stages=request.no_cache_stages,
-        compression=job.Compression(output.compression, output.compression_level) if output else job.Compression(),
+        compression=request.compression,
+        cache_from=request.cache_from,
+        cache_to=request.cache_to,
+        cache_ttl=request.cache_ttl,
         oci=all(each.oci_media_types for each in request.outputs),
         epoch=int(epoch) if epoch.isdigit() else None,
         hosts=request.hosts,

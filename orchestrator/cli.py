@@ -104,6 +104,29 @@ def cli() -> None:
     "--no-cache-filter", "no_cache_filters", metavar="STAGE", multiple=True, help="Run every step of these stages."
 )
 @click.option(
+    "--cache-from",
+    "cache_from",
+    metavar="SPEC",
+    multiple=True,
+    help="type=registry,ref=REF · type=local,src=DIR: caches to ask.",
+)
+@click.option(
+    "--cache-to",
+    "cache_to",
+    metavar="SPEC",
+    multiple=True,
+    help="type=registry,ref=REF[,mode=max] · type=local,dest=DIR[,mode=max] · type=inline: caches to write.",
+)
+@click.option("--cache-repo", metavar="REF", default="", help="Ask and write this registry cache, mode=max (kaniko).")
+@click.option("--cache-ttl", metavar="AGE", default="", help="Ignore entries of outside caches older than this: 2w, …")
+@click.option(
+    "--compression",
+    type=click.Choice(["gzip", "zstd", "uncompressed"]),
+    default=None,
+    help="How new layers are compressed (default: gzip).",
+)
+@click.option("--compression-level", type=int, default=None, help="0 to 9 for gzip, 1 to 22 for zstd.")
+@click.option(
     "--pull",
     is_flag=True,
     help="Ask the registry for base images (always done for tags; digests are never asked again).",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from executor.job import CachePlace, Compression
 from executor.registry import config, reference
 from orchestrator import outputs
 from orchestrator.plan import check_names
@@ -42,6 +43,18 @@ def request(flags: Mapping[str, Any]) -> Request:
         hosts=tuple(_host(each) for each in flags["hosts"]),
         network="" if flags["network"] == "default" else flags["network"],
         shm_size=size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
+        cache_from=tuple(
+            each
+            for text in (*flags["cache_from"], *_cache_repo(flags["cache_repo"]))
+            for each in _cache_place(text, "--cache-from", "src")
+        ),
+        cache_to=tuple(
+            each
+            for text in (*flags["cache_to"], *_cache_repo(flags["cache_repo"]))
+            for each in _cache_place(text, "--cache-to", "dest")
+        ),
+        cache_ttl=age(flags["cache_ttl"], "--cache-ttl") if flags["cache_ttl"] else None,
+        compression=_compression(flags, wanted),
         no_cache=flags["no_cache"],
         no_cache_stages=_split(flags["no_cache_filters"]),
         pull=flags["pull"],
@@ -150,6 +163,57 @@ def _output_annotations(wanted: Iterable[outputs.Output]) -> Iterable[Annotation
                     f"--output: {head!r} is not annotation.KEY, annotation-index.KEY or annotation-manifest.KEY"
                 )
             yield Annotation(match[1] or "manifest", str(parse_platform(match[2])) if match[2] else "", match[3], value)
+
+
+def _cache_repo(ref: str) -> tuple[str, ...]:
+    return (f"type=registry,ref={ref},mode=max",) if ref else ()
+
+
+def _cache_place(text: str, flag: str, path_key: str) -> tuple[CachePlace, ...]:
+    if "=" not in text:
+        text = f"type=registry,ref={text}"
+    values = _fields(text, flag, ("type", "ref", path_key, "mode", "compression", "ignore-error", "image-manifest"))
+    mode = values.get("mode", "min")
+    if mode not in ("min", "max"):
+        raise UsageError(f"{flag}: mode={mode!r} is neither min nor max")
+    match values.get("type", ""):
+        case "registry":
+            if "ref" not in values:
+                raise UsageError(f"{flag}: type=registry needs ref=")
+            reference.parse(values["ref"])
+            return (CachePlace("registry", values["ref"], mode == "max"),)
+        case "local":
+            if path_key not in values:
+                raise UsageError(f"{flag}: type=local needs {path_key}=")
+            return (CachePlace("directory", os.path.abspath(values[path_key]), mode == "max"),)
+        case "inline" if flag == "--cache-to":
+            return (CachePlace("inline"),)
+        case kind:
+            raise UsageError(
+                f"{flag}: type={kind!r} is not supported", remedy="use registry, local or, for --cache-to, inline"
+            )
+
+
+def _compression(flags: Mapping[str, Any], wanted: Sequence[outputs.Output]) -> Compression:
+    """``--compression``, or what an output asks for; the whole build has one."""
+    kinds = {each.compression for each in wanted if each.compression} | (
+        {flags["compression"]} if flags["compression"] else set()
+    )
+    levels = {each.compression_level for each in wanted if each.compression_level is not None}
+    if flags["compression_level"] is not None:
+        levels.add(flags["compression_level"])
+    if len(kinds) > 1 or len(levels) > 1:
+        raise UsageError("one build has one compression", why="its outputs ask for several")
+    kind = next(iter(kinds), "gzip")
+    level = next(iter(levels), None)
+    lowest, highest = {"gzip": (0, 9), "zstd": (1, 22), "uncompressed": (0, 0)}[kind]
+    if level is not None and not lowest <= level <= highest:
+        raise UsageError(
+            f"--compression-level {level} is not one of {kind}'s", why=f"they go from {lowest} to {highest}"
+        )
+    if kind == "zstd" and not all(each.oci_media_types for each in wanted):
+        raise UsageError("zstd layers need OCI media types", why="Docker's own have no name for them")
+    return Compression(kind, level if kind != "uncompressed" else None)
 
 
 def _secret(text: str) -> Secret:

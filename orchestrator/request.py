@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from executor.job import CachePlace, Compression
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
 from orchestrator.outputs import Output
@@ -58,6 +59,10 @@ class Request:
     hosts: tuple[tuple[str, str], ...] = ()
     network: str = ""
     shm_size: int = 0
+    cache_from: tuple[CachePlace, ...] = ()
+    cache_to: tuple[CachePlace, ...] = ()
+    cache_ttl: int | None = None
+    compression: Compression = field(default_factory=Compression)
     no_cache: bool = False
     no_cache_stages: tuple[str, ...] = ()
     pull: bool = False

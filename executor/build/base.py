@@ -12,6 +12,7 @@ from typing import Protocol
 
 from executor.build.layer import Blob, Layer, opened
 from executor.build.once import Once, known
+from executor.build.sink import IngestSink
 from executor.build.workshop import Workshop
 from executor.image import config as image
 from executor.image.config import ImageConfig
@@ -217,24 +218,11 @@ def _content(workshop: Workshop, source: Source, descriptor: Descriptor) -> Call
                 if not blobs.has(store, digest):
                     workshop.check()
                     with blobs.ingest(store, digest) as ingest:
-                        source.fetch(descriptor, _IngestSink(ingest))
+                        source.fetch(descriptor, IngestSink(ingest))
                         ingest.commit()
         return blobs.path(store, digest)
 
     return download
-
-
-class _IngestSink:
-    """A blob in the making as what a download is written to."""
-
-    def __init__(self, ingest: blobs.Ingest) -> None:
-        self._ingest = ingest
-        self.offset = ingest.resume_offset
-        self.write = ingest.write
-
-    def reset(self) -> None:
-        """Start again at 0."""
-        self._ingest.restart()
 
 
 def _directory(

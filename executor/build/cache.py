@@ -45,6 +45,8 @@ class Known(msgspec.Struct, frozen=True, omit_defaults=True):
     diff_id: str = ""
     blobs: tuple[Packed, ...] = ()
     machines: tuple[Machine, ...] = ()
+    places: tuple[str, ...] = ()
+    """Outside caches that have the blob: ``registry REF`` or ``directory PATH``."""
 
 
 def outcome(store: Store, key: str) -> Outcome | None:
@@ -73,7 +75,8 @@ def is_there(store: Store, result: str) -> bool:
     """Whether the layer of ``result`` can still be had: as a directory, or as a blob."""
     if snapshots.find(store, snapshot_key(result)) is not None:
         return True
-    return any(blobs.has(store, each.digest) for each in known(store, result).blobs)
+    found = known(store, result)
+    return bool(found.places and found.blobs) or any(blobs.has(store, each.digest) for each in found.blobs)
 
 
 def snapshot_key(result: str) -> str:

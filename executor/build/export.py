@@ -10,9 +10,12 @@ from functools import partial
 from typing import BinaryIO
 
 from executor import job
-from executor.build.layer import Layer
+from executor.build.cache import Packed
+from executor.build.exchange import Entry, with_inline
+from executor.build.layer import Layer, kind_of
+from executor.build.solve import Made
 from executor.build.state import State
-from executor.build.workshop import Workshop
+from executor.build.workshop import Workshop, together
 from executor.image import config as image
 from executor.image import mediatypes
 from executor.image.config import History, ImageConfig
@@ -64,13 +67,49 @@ def pushes(workshop: Workshop) -> Pushes:
     return Pushes(workshop, tuple(reference.parse(each) for each in workshop.order.push), {})
 
 
-def export(workshop: Workshop, state: State, sending: Pushes) -> tuple[Manifest, Descriptor]:
+def share(workshop: Workshop, made: Sequence[Made]) -> None:
+    """Tell the outside caches what was done: the image's own steps, or all of them where a cache wants the whole."""
+    exchange = workshop.exchange()
+    whole = any(each.whole for each in workshop.order.cache_to)
+    together(
+        workshop,
+        [
+            partial(exchange.put, entry, workshop.store)
+            for entry in entries_of(workshop, [each for each in made if whole or each.in_image])
+        ],
+    )
+
+
+def entries_of(workshop: Workshop, made: Sequence[Made]) -> list[Entry]:
+    """The steps ``made`` as entries of an outside cache, their layers in the store."""
+    found: list[Entry] = []
+    for each in made:
+        blob = each.layer.blob()
+        each.layer.content()
+        packed = Packed(kind_of(workshop.order.compression), blob.descriptor.digest, blob.descriptor.size)
+        found.append(
+            Entry(
+                each.key,
+                each.outcome.result,
+                each.outcome.created,
+                blob.diff_id,
+                packed,
+                mediatypes.to_oci(blob.descriptor.media_type),
+                each.layer.machines() if each.layer.machines is not None else (),
+            )
+        )
+    return found
+
+
+def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Made]) -> tuple[Manifest, Descriptor]:
     """Write ``state`` as an image to where the job wants it; its manifest, and the descriptor of that."""
     order, store = workshop.order, workshop.store
     layers = state.layers
     found = [layer.blob() for layer in layers]
     config = finished_config(order, workshop, state, tuple(each.diff_id for each in found))
     config_data = image.encode(config)
+    if any(each.kind == "inline" for each in order.cache_to):
+        config_data = with_inline(config_data, entries_of(workshop, [each for each in made if each.in_image]))
     config_type = mediatypes.OCI_CONFIG if order.oci else mediatypes.DOCKER_CONFIG
     config_descriptor = Descriptor(config_type, sha256(config_data), len(config_data))
     translate = mediatypes.to_oci if order.oci else mediatypes.to_docker

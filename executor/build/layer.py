@@ -13,11 +13,13 @@ from typing import Final
 from executor import job
 from executor.build import cache
 from executor.build.cache import Known, Machine, Packed
+from executor.build.exchange import DirectoryPlace, RegistryPlace
 from executor.build.once import Once
 from executor.build.workshop import Workshop
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor
 from executor.registry.reference import Reference
+from executor.registry.reference import parse as parse_reference
 from executor.rootfs import compress, elf, materialise, overlay, unpack
 from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import Entry, Kind
@@ -83,9 +85,38 @@ def from_result(
         return cache.known(store, result).machines
 
     blob = Once(pack)
-    return Layer(
-        Once(directory), blob, Once(lambda: blobs.path(store, blob().descriptor.digest)), None, created, machines
+
+    def content() -> str:
+        digest = blob().descriptor.digest
+        _bring(workshop, cache.known(store, result), digest)
+        return blobs.path(store, digest)
+
+    origin = next(
+        (
+            parse_reference(place.removeprefix("registry ")).repository_only()
+            for place in cache.known(store, result).places
+            if place.startswith("registry ")
+        ),
+        None,
     )
+    return Layer(Once(directory), blob, Once(content), origin, created, machines)
+
+
+def _bring(workshop: Workshop, known: Known, digest: str) -> None:
+    """See that the blob ``digest`` of a result is in the store: from an outside cache, when it is not."""
+    store = workshop.store
+    if blobs.has(store, digest):
+        return
+    size = next(each.size for each in known.blobs if each.digest == digest)
+    with locks.lock(store, f"blob {digest}", cancel=workshop.cancelled):
+        if blobs.has(store, digest):
+            return
+        for place in known.places:
+            kind, _, location = place.partition(" ")
+            source = RegistryPlace(location, workshop.registry) if kind == "registry" else DirectoryPlace(location)
+            source.bring(Descriptor("", digest, size), store)
+            return
+    raise StoreError("a cached layer has vanished", remedy="build again")
 
 
 def _make_directory(
@@ -94,7 +125,9 @@ def _make_directory(
     """The directory of ``result``, unpacked from its blob or written from its entries."""
     store = workshop.store
     known = cache.known(store, result)
-    packed = next((each for each in known.blobs if blobs.has(store, each.digest)), None)
+    packed = next((each for each in known.blobs if known.places or blobs.has(store, each.digest)), None)
+    if packed is not None:
+        _bring(workshop, known, packed.digest)
     draft = snapshots.draft(store)
     try:
         if packed is not None:
@@ -142,7 +175,8 @@ def _packed(
     def look() -> tuple[Known, Packed | None]:
         known = cache.known(store, result)
         return known, next(
-            (each for each in known.blobs if each.kind == wanted and blobs.has(store, each.digest)), None
+            (each for each in known.blobs if each.kind == wanted and (known.places or blobs.has(store, each.digest))),
+            None,
         )
 
     known, packed = look()
@@ -173,6 +207,7 @@ def _packed(
             made.diff_id,
             (*(each for each in known.blobs if each.kind != wanted), packed),
             known.machines or machines_of(changes),
+            known.places,
         )
         cache.note_known(store, result, known)
         return known, packed

@@ -1,4 +1,4 @@
-"""File modes as ``--chmod`` writes them: octal, or symbolic as chmod(1) and BuildKit (dchapes/mode) read it; umask 0."""
+"""File modes as ``--chmod`` writes them: octal, or symbolic as chmod(1) and BuildKit read them; the umask is 0."""
 
 from __future__ import annotations
 

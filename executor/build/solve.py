@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +38,16 @@ from executor.rootfs.tree import Tree
 from executor.store import locks, removal, snapshots
 from platforms.errors import ContextError, DockerfileError, KanifoldError
 from platforms.platform import Platform
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A step that has a layer: what an outside cache is told."""
+
+    key: str
+    outcome: Outcome
+    layer: Layer
+    in_image: bool
 
 
 class Solver:
@@ -67,6 +77,8 @@ class Solver:
         }
         self._numbers = Numbers(source, self.graph)
         self._counting = threading.Lock()
+        self.made: list[Made] = []
+        """Every step with a layer, in the order in which they were done."""
         self._first_error: BaseException | None = None
         self.cached = 0
         self.ran = 0
@@ -410,7 +422,7 @@ class Solver:
             outcome = look()
             if outcome is None:
                 with locks.lock(store, f"step {key}", cancel=workshop.cancelled):
-                    outcome = look()
+                    outcome = look() or (None if fresh else self._import(key, text))
                     if outcome is None:
                         result, made = make()
                         outcome = Outcome(result, _now())
@@ -428,11 +440,37 @@ class Solver:
         layer = from_result(workshop, outcome.result, outcome.created, entries, below)
         if stage.index in self.graph.chain:
             self._on_layer(layer)
+        self.made.append(Made(key, outcome, layer, stage.index in self.graph.chain))
         return replace(
             steps.noted(state, text, layer=True, created=outcome.created),
             layers=(*below, layer),
             tree=keys.key("tree", state.tree, outcome.result),
         )
+
+    def _import(self, key: str, text: str) -> Outcome | None:
+        """What an outside cache knows of the step ``key``, noted as our own knowledge."""
+        store = self._workshop.store
+        if not self._workshop.order.cache_from:
+            return None
+        found = self._workshop.exchange().find(key)
+        if found is None:
+            return None
+        entry, place = found
+        kind = "directory" if place.repository is None else "registry"
+        known = cache.known(store, entry.result)
+        cache.note_known(
+            store,
+            entry.result,
+            cache.Known(
+                entry.diff_id,
+                (*(each for each in known.blobs if each.kind != entry.blob.kind), entry.blob),
+                entry.machines,
+                tuple(dict.fromkeys((*known.places, f"{kind} {place.name}"))),
+            ),
+        )
+        outcome = Outcome(entry.result, entry.created)
+        cache.note_outcome(store, key, outcome, text)
+        return outcome
 
     def _ignores_cache(self, stage: Stage) -> bool:
         order = self._workshop.order

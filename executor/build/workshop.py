@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from executor import job
+from executor.build.exchange import Exchange
 from executor.build.once import Once
 from executor.conversation import Conversation
 from executor.registry.client import Client
@@ -66,6 +67,8 @@ class Workshop:
     conversation: Conversation
     registry: Once[Client]
     launcher: Once[Launcher]
+    exchange: Once[Exchange]
+    """The caches outside of this machine."""
     background: ThreadPoolExecutor
     """For work that overlaps the steps: packing, pushing, unpacking."""
     slots: threading.Semaphore

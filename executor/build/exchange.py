@@ -1,0 +1,314 @@
+"""The build cache beyond this machine: in a registry, in a directory, or inside of an image.
+
+The cache is a set: every entry is an object of its own under its key, so that platforms, nodes and CI runners write
+side by side and never overwrite each other's work. In a registry an entry is an OCI manifest, tagged ``NAMESPACE.KEY``,
+whose config is the record and whose only layer is the step's; in a directory it is the file ``steps/KEY`` beside
+``blobs/sha256``; inside of an image it is a field of the image's config.
+
+Whatever comes from outside is checked before it is used: the record says for which key it is, the layer is verified by
+digest and by diff id. A cache that is missing, broken or out of reach costs a warning, never a build.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import msgspec
+
+from executor import job
+from executor.build.cache import Machine, Packed
+from executor.build.sink import IngestSink
+from executor.image import mediatypes
+from executor.image.digest import check_digest, sha256
+from executor.image.manifest import Descriptor, Index, Manifest, describe
+from executor.registry import reference
+from executor.registry.client import Client
+from executor.registry.reference import Reference
+from executor.store import blobs
+from executor.store.store import Store
+from platforms.errors import ArchiveError, KanifoldError, Problem
+
+ENTRY: Final = "application/vnd.kanifold.cache.entry.v1+json"
+"""The media type of a record in a registry."""
+INLINE: Final = "kanifold.cache.v1"
+"""The field of an image's config that holds its steps."""
+_RECORD_LIMIT: Final = 4 << 20
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a step came to, for others: its key, its result, and the layer."""
+
+    key: str
+    result: str
+    created: str
+    diff_id: str
+    blob: Packed
+    media_type: str
+    machines: tuple[Machine, ...] = ()
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The layer's."""
+        return Descriptor(self.media_type, self.blob.digest, self.blob.size)
+
+
+class Place(Protocol):
+    """One cache outside of this machine."""
+
+    name: str
+
+    def find(self, key: str) -> Entry | None:
+        """The entry for ``key``, if the place has it."""
+        ...
+
+    def put(self, entry: Entry, store: Store) -> None:
+        """Add ``entry``, whose layer is in ``store``."""
+        ...
+
+    def bring(self, entry: Descriptor, store: Store) -> None:
+        """Get the layer of an entry into ``store``, verified."""
+        ...
+
+    @property
+    def repository(self) -> Reference | None:
+        """Where a registry can take an entry's layer over from, when the place is one."""
+        ...
+
+
+class RegistryPlace:
+    """A repository. Its tag is a name space: several caches may live in one repository."""
+
+    def __init__(self, ref: str, client: Callable[[], Client]) -> None:
+        parsed = reference.parse(ref)
+        self.name = ref
+        self._repository = parsed.repository_only()
+        self._space = parsed.tag or "cache"
+        self._client = client
+
+    @property
+    def repository(self) -> Reference:
+        return self._repository
+
+    def find(self, key: str) -> Entry | None:
+        target = self._target(key)
+        if self._client().has_manifest(target) is None:
+            return None
+        document, _, _ = self._client().manifest(target)
+        if not isinstance(document, Manifest) or document.config.media_type != ENTRY or len(document.layers) != 1:
+            raise ArchiveError(f"{target.familiar()} is not a cache entry")
+        entry = decode(self._client().read_blob(self._repository, document.config, _RECORD_LIMIT), key)
+        layer = document.layers[0]
+        if (layer.digest, layer.size) != (entry.blob.digest, entry.blob.size):
+            raise ArchiveError(f"{target.familiar()} contradicts itself", why="its record names another layer")
+        return entry
+
+    def put(self, entry: Entry, store: Store) -> None:
+        client, data = self._client(), msgspec.json.encode(entry)
+        config = Descriptor(ENTRY, sha256(data), len(data))
+        client.push(self._repository, entry.descriptor, lambda: blobs.open(store, entry.blob.digest))
+        client.push(self._repository, config, lambda: io.BytesIO(data))
+        manifest = Manifest(mediatypes.OCI_MANIFEST, config, (entry.descriptor,))
+        client.put_manifest(self._target(entry.key), describe(manifest)[1], manifest.media_type)
+
+    def bring(self, entry: Descriptor, store: Store) -> None:
+        with blobs.ingest(store, entry.digest) as ingest:
+            self._client().fetch(self._repository, entry, IngestSink(ingest))
+            ingest.commit()
+
+    def _target(self, key: str) -> Reference:
+        return self._repository.with_tag(f"{self._space[:60]}.{key}")
+
+
+class DirectoryPlace:
+    """A directory, on a shared disk or carried by a CI's own cache."""
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self._path = path
+
+    @property
+    def repository(self) -> None:
+        return None
+
+    def find(self, key: str) -> Entry | None:
+        try:
+            with open(os.path.join(self._path, "steps", key), "rb") as file:
+                data = file.read(_RECORD_LIMIT)
+        except FileNotFoundError:
+            return None
+        return decode(data, key)
+
+    def put(self, entry: Entry, store: Store) -> None:
+        target = self._blob(entry.blob.digest)
+        if not os.path.exists(target):
+            with blobs.open(store, entry.blob.digest) as file:
+                self._write(target, file.read)
+        self._write(os.path.join(self._path, "steps", entry.key), io.BytesIO(msgspec.json.encode(entry)).read)
+
+    def bring(self, entry: Descriptor, store: Store) -> None:
+        with open(self._blob(entry.digest), "rb") as file, blobs.ingest(store, entry.digest) as ingest:
+            while block := file.read(1 << 20):
+                ingest.write(block)
+            ingest.commit()
+
+    def _blob(self, digest: str) -> str:
+        return os.path.join(self._path, "blobs", *check_digest(digest).split(":"))
+
+    def _write(self, path: str, read: Callable[[int], bytes]) -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        incoming = f"{path}.{os.getpid()}.{time.monotonic_ns()}"
+        try:
+            with open(incoming, "xb") as file:
+                while block := read(1 << 20):
+                    file.write(block)
+            os.replace(incoming, path)
+        except BaseException:
+            if os.path.exists(incoming):
+                os.unlink(incoming)
+            raise
+
+
+class InlinePlace:
+    """The steps that an image remembers of its own making; nothing can be added to it."""
+
+    def __init__(self, ref: str, platform: str, client: Callable[[], Client]) -> None:
+        self.name = ref
+        self._reference = reference.parse(ref).completed()
+        self._platform = platform
+        self._client = client
+        self._entries: dict[str, Entry] | None = None
+
+    @property
+    def repository(self) -> Reference:
+        return self._reference.repository_only()
+
+    def find(self, key: str) -> Entry | None:
+        if self._entries is None:
+            self._entries = self._read()
+        return self._entries.get(key)
+
+    def put(self, entry: Entry, store: Store) -> None:
+        raise ArchiveError(
+            f"{self.name} is an image", why="its cache is written together with it: --cache-to type=inline"
+        )
+
+    def bring(self, entry: Descriptor, store: Store) -> None:
+        with blobs.ingest(store, entry.digest) as ingest:
+            self._client().fetch(self._reference, entry, IngestSink(ingest))
+            ingest.commit()
+
+    def _read(self) -> dict[str, Entry]:
+        if self._client().has_manifest(self._reference) is None:
+            return {}
+        document, _, _ = self._client().manifest(self._reference)
+        if isinstance(document, Index):
+            from executor.build.base import choose
+            from platforms import parse
+
+            chosen = choose(self.name, document, parse(self._platform))
+            document, _, _ = self._client().manifest(self._reference.with_digest(chosen.digest))
+        if not isinstance(document, Manifest) or document.config.media_type == ENTRY:
+            return {}
+        return read_inline(self._client().read_blob(self._reference, document.config, 8 << 20))
+
+
+class Exchange:
+    """All caches of a job that lie outside: asked in order, and told of what was made. Safe for threads."""
+
+    def __init__(
+        self, sources: Sequence[Place], targets: Sequence[Place], warn: Callable[[Problem], None], max_age: float | None
+    ) -> None:
+        self._sources = list(sources)
+        self._targets = list(targets)
+        self._warn = warn
+        self._max_age = max_age
+
+    @property
+    def gives(self) -> bool:
+        """Whether there is anybody to tell of what was made."""
+        return bool(self._targets)
+
+    def find(self, key: str) -> tuple[Entry, Place] | None:
+        """The entry for ``key`` in the first place that has it and is well. A place that is not is asked no more."""
+        for place in list(self._sources):
+            try:
+                entry = place.find(key)
+            except (KanifoldError, OSError) as error:
+                self._give_up(place, self._sources, error, "the build goes on without it")
+                continue
+            if entry is not None and self._is_young(entry):
+                return entry, place
+        return None
+
+    def put(self, entry: Entry, store: Store) -> None:
+        """Add ``entry`` everywhere."""
+        for place in list(self._targets):
+            try:
+                place.put(entry, store)
+            except (KanifoldError, OSError) as error:
+                self._give_up(place, self._targets, error, "its cache is not written")
+
+    def _give_up(self, place: Place, among: list[Place], error: Exception, so: str) -> None:
+        if place in among:
+            among.remove(place)
+            self._warn(Problem("CacheUnusable", f"the cache {place.name} cannot be used, {so}", why=str(error)))
+
+    def _is_young(self, entry: Entry) -> bool:
+        if self._max_age is None:
+            return True
+        try:
+            made = datetime.fromisoformat(entry.created.replace("Z", "+00:00"))
+        except ValueError:
+            return False
+        return (datetime.now(UTC) - made).total_seconds() <= self._max_age
+
+
+def places(order: job.Job, client: Callable[[], Client]) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+    """The caches to ask and those to tell, of ``order``."""
+    sources: list[Place] = []
+    for each in order.cache_from:
+        if each.kind == "registry":
+            sources += [RegistryPlace(each.location, client), InlinePlace(each.location, order.platform, client)]
+        else:
+            sources.append(DirectoryPlace(each.location))
+    targets: list[Place] = [
+        RegistryPlace(each.location, client) if each.kind == "registry" else DirectoryPlace(each.location)
+        for each in order.cache_to
+        if each.kind != "inline"
+    ]
+    return tuple(sources), tuple(targets)
+
+
+def decode(data: bytes, key: str) -> Entry:
+    """The record in ``data``, which has to be for ``key``. Raises ``ArchiveError``."""
+    try:
+        entry = msgspec.json.decode(data, type=Entry)
+    except msgspec.DecodeError as error:
+        raise ArchiveError("a cache entry is malformed", why=str(error)) from error
+    if entry.key != key:
+        raise ArchiveError("a cache entry is for another step", why=f"{entry.key[:70]} instead of {key}")
+    check_digest(entry.diff_id)
+    check_digest(entry.blob.digest)
+    return entry
+
+
+def read_inline(config: bytes) -> dict[str, Entry]:
+    """The steps that an image's config remembers, by key; empty for an image without."""
+    try:
+        raw = msgspec.json.decode(config, type=dict[str, msgspec.Raw]).get(INLINE)
+        entries = msgspec.json.decode(raw, type=tuple[Entry, ...]) if raw is not None else ()
+    except msgspec.DecodeError as error:
+        raise ArchiveError("an image's cache is malformed", why=str(error)) from error
+    return {each.key: decode(msgspec.json.encode(each), each.key) for each in entries}
+
+
+def with_inline(config: bytes, entries: Sequence[Entry]) -> bytes:
+    """``config`` with ``entries`` in it."""
+    document = msgspec.json.decode(config, type=dict[str, msgspec.Raw])
+    document[INLINE] = msgspec.Raw(msgspec.json.encode(list(entries)))
+    return msgspec.json.encode(document)
