@@ -60,6 +60,9 @@ PLATFORMS = dict(
 )
 DEBIAN_PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7")
 
+MAKING_TIMEOUT = 900.0
+"""Seconds a Debian may take to be made."""
+
 RECIPE = "1"
 """Part of every cached layer's name: raise it when a layer's recipe changes."""
 
@@ -291,7 +294,7 @@ def debian_layer(platform: str) -> Layer:
             source.suite, str(tar), f"deb {_keyring()}{source.uri} {source.suite} main",
         ]  # fmt: skip
         try:
-            done = emulators.run_mapped(arch, command)
+            done = emulators.run_mapped(arch, command, MAKING_TIMEOUT)
         except RuntimeError as problem:
             raise UnavailableError(str(problem)) from problem
         if done.returncode:

@@ -40,7 +40,10 @@ def serve(storage: Path) -> Iterator[str]:
     configuration.write_text(_CONFIGURATION.format(storage=storage / "data", port=port))
     log = storage / "log"
     with log.open("wb") as sink:
-        process = subprocess.Popen([found, "serve", str(configuration)], stdout=sink, stderr=sink)
+        tied = (
+            ["setpriv", "--pdeathsig=KILL"] if shutil.which("setpriv") else []
+        )  # it must not outlive a killed test run
+        process = subprocess.Popen([*tied, found, "serve", str(configuration)], stdout=sink, stderr=sink)
         try:
             _await_answer(port, process, log)
             yield f"127.0.0.1:{port}"

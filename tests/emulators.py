@@ -41,7 +41,11 @@ def emulator(arch: str) -> str | None:
 
 
 def registration(arch: str, interpreter: str) -> str:
-    """The line for binfmt_misc's ``register`` (Documentation/admin-guide/binfmt-misc.rst); F: opened at once."""
+    """The line for binfmt_misc's ``register`` (Documentation/admin-guide/binfmt-misc.rst).
+
+    F: the emulator is opened at once, and so found from any root. P: programs keep their argv[0]. Without P a busybox
+    shell's ``cat FILE`` runs FILE as a script, which may well call itself, and again.
+    """
     width, order, machine = _ELF[arch]
     little = order == 1
     head = bytes((0x7F, 0x45, 0x4C, 0x46, width, order, 1)) + bytes(9)
@@ -52,14 +56,15 @@ def registration(arch: str, interpreter: str) -> str:
     def escaped(raw: bytes) -> str:
         return "".join(f"\\x{byte:02x}" for byte in raw)
 
-    return f":kanifold-{arch}:M::{escaped(magic)}:{escaped(mask)}:{interpreter}:F"
+    return f":kanifold-{arch}:M::{escaped(magic)}:{escaped(mask)}:{interpreter}:FP"
 
 
-def run_mapped(arch: str | None, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run_mapped(arch: str | None, command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
     """Run ``command`` as root of a new user namespace in which ``arch`` executables run too.
 
     As root all ids are mapped to themselves; as an ordinary user the ids of /etc/subuid are (newuidmap does it).
-    Output comes back as text. ``RuntimeError`` when the ids cannot be mapped or no emulator is there.
+    Output comes back as text. All processes of the namespace end with this one, with this call, or after ``timeout``
+    seconds. ``RuntimeError`` then, and when the ids cannot be mapped or no emulator is there.
     """
     line = ""
     if arch is not None and arch in QEMU:
@@ -67,11 +72,25 @@ def run_mapped(arch: str | None, command: Sequence[str]) -> subprocess.Completed
         if found is None:
             raise RuntimeError(f"no qemu-{QEMU[arch]}-static: install qemu-user-static")
         line = registration(arch, found)
-    spaces = ["unshare", "--user", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _SCRIPT, "sh", line]
-    return _run_with_maps(spaces, command)
+    spaces = [
+        "setpriv",
+        "--pdeathsig=KILL",
+        "unshare",
+        "--user",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        _SCRIPT,
+        "sh",
+        line,
+    ]
+    return _run_with_maps(spaces, command, timeout)
 
 
-def _run_with_maps(spaces: Sequence[str], command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run_with_maps(spaces: Sequence[str], command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
     # unshare --fork: the ids must be mapped for the parent, whose namespace the child shares. Its pid is ours to know
     # only after the namespace exists, which /proc shows.
     with subprocess.Popen(
@@ -80,8 +99,13 @@ def _run_with_maps(spaces: Sequence[str], command: Sequence[str]) -> subprocess.
         ours = os.readlink("/proc/self/ns/user")
         while os.readlink(f"/proc/{process.pid}/ns/user") == ours and process.poll() is None:
             os.sched_yield()
-        map_ids(process.pid)
-        out, _ = process.communicate("go\n")
+        try:
+            map_ids(process.pid)
+            out, _ = process.communicate("go\n", timeout)
+        except subprocess.TimeoutExpired as late:
+            raise RuntimeError(f"{' '.join(command)}: still running after {timeout} s") from late
+        finally:
+            process.kill()
     return subprocess.CompletedProcess(list(command), process.returncode, out)
 
 

@@ -14,6 +14,9 @@ from pathlib import Path
 import bases
 import emulators
 
+TIMEOUT = 60.0
+"""Seconds an image's command may take."""
+
 _NATIVE = {"x86_64": ("amd64", "i386"), "aarch64": ("arm64",)}
 
 
@@ -33,7 +36,7 @@ def run_image(layout: Path, platform: str, *arguments: str, scratch: Path) -> st
     user = f"{process['user']['uid']}:{process['user']['gid']}"
     inside = ["chroot", f"--userspec={user}", str(bundle / "rootfs"), *command]
     environment = ["env", "-i", *process["env"]]
-    done = emulators.run_mapped(arch, [*environment, *inside])
+    done = emulators.run_mapped(arch, [*environment, *inside], TIMEOUT)
     assert done.returncode == 0, f"{' '.join(command)} on {platform}: {done.stdout}"
     return done.stdout
 
@@ -57,6 +60,8 @@ def _contained(bundle: Path, spec: dict, command: list[str]) -> str:  # type: ig
 
 
 def _tool(*command: str) -> str:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=TIMEOUT
+    )
     assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
     return done.stdout

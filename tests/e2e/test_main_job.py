@@ -40,8 +40,10 @@ def test_hello_becomes_a_two_platform_layout(kanifold: Kanifold, busybox: Base, 
     assert read.platforms(dest) == ["linux/amd64", "linux/arm64"]
     for platform in ("linux/amd64", "linux/arm64"):
         seen = read(dest, platform)
-        expected = f"hello from {platform}, built on a machine that says {MACHINE[platform]}\n"
-        assert seen.text("/srv/index.txt") == (expected + "  and hello, earth\n  and hello, moon\n  and hello, world\n")
+        expected = f"Hello from {platform}, built on a machine that says {MACHINE[platform]}\n"
+        assert seen.text("/srv/index.txt") == (
+            expected + "  and hello to earth\n  and hello to moon\n  and hello to world\n"
+        )
         page, program = seen.tree["srv/index.txt"], seen.tree["bin/hello"]
         assert (page.uid, page.gid) == (1000, 1000)
         assert program.mode == 0o755
