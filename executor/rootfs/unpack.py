@@ -1,34 +1,29 @@
-"""Layer archives to directories. They may be compressed in any way that ``compress.Decompressed`` knows.
+"""Layer archives, uncompressed (see ``compress.Decompressed``), to directories.
 
 ``unpack`` makes a directory that overlayfs can use as a lower directory; ``unpack_onto`` applies a layer to a tree that
 holds the layers below; ``extract`` unpacks an archive that is no layer (ADD's), to which ``.wh.`` means nothing. What
 none of them lets an archive do is said in ``placing``, ``cursor`` and ``tarreader``.
 
-The archive is read (and so inflated) in one thread, hashed in a second and written in the caller's.
+The archive is read, and so inflated, in one thread, hashed in a second and written in the caller's.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from executor.rootfs import tarreader
-from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
 from executor.rootfs.placing import Lower, Merged, Placing
 from executor.rootfs.records import note_owners
 from executor.rootfs.streams import Ahead, Digest, Readable
-from platforms import syscalls
 from platforms.errors import ArchiveError, StoreError
 
 _AUFS: Final = b".wh..wh."
 """How the names of AUFS's own files begin, which Docker leaves out."""
-_OVERHEAD: Final = 4096
-"""Bytes of headers and padding that an entry may cost on average."""
 _HOST_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE})
 
 
@@ -78,7 +73,7 @@ def unpack(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
 def unpack_onto(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
     """Apply the layer archive that ``stream`` gives to the tree in ``directory``; otherwise as ``unpack``.
 
-    The tree is an overlay mount of the layers below (see ``merged``), or a plain directory that they were applied to.
+    The tree is an overlay mount of the layers below (see ``stack``), or a plain directory that they were applied to.
     Owners that could not be recorded are only in the result.
     """
     with Merged(directory) as merged:
@@ -96,35 +91,6 @@ def extract(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
         return Unpacked(diff_id, size, entries, lower.implicit, unowned=tuple(lower.unowned))
 
 
-@contextmanager
-def merged(lowers: Sequence[str], upper: str, work: str) -> Iterator[str]:
-    """An overlay of the directories ``lowers``, top first, as a path to write to while the context lasts.
-
-    Changes go to ``upper``, in the form that a lower directory has. ``work`` is an empty directory beside it. The mount
-    is attached nowhere, so it ends with the context, or with this process. Raises ``OSError`` where it is not allowed.
-    """
-    fds: list[int] = []
-
-    def short(path: str) -> str:
-        # The kernel takes no more than 255 bytes here.
-        fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        return f"/proc/self/fd/{fds[-1]}"
-
-    try:
-        fds.append(context := syscalls.fsopen("overlay"))
-        for flag in ("userxattr", "volatile"):
-            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, flag)
-        settings = [("source", "kanifold"), ("index", "off"), *(("lowerdir+", short(each)) for each in lowers)]
-        for key, value in (*settings, ("upperdir", short(upper)), ("workdir", short(work))):
-            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
-        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
-        fds.append(mounted := syscalls.fsmount(context, syscalls.MOUNT_ATTR_NODEV))
-        yield f"/proc/self/fd/{mounted}"
-    finally:
-        for fd in fds:
-            os.close(fd)
-
-
 def _lay(
     stream: Readable, placing: Placing, limits: Limits, meant: Callable[[Entry], Entry | None]
 ) -> tuple[str, int, int]:
@@ -133,8 +99,7 @@ def _lay(
     content = _Content()
     size = count = 0
     try:
-        archive = Decompressed(stream, limit=limits.size + limits.entries * _OVERHEAD)
-        with Ahead(archive) as ahead:
+        with Ahead(stream) as ahead:
             for member in tarreader.read(_Tapped(ahead, digest)):
                 count += 1
                 size += member.entry.size
