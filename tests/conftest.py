@@ -19,6 +19,8 @@ import pytest
 from oci_layout import Seen, image_manifests, read_image
 from ordinary_user import User
 
+pytest_plugins = ("sandbox_rungs",)
+
 BUILD_TIMEOUT = 300.0
 """Seconds after which a build that a test waits for is taken to hang."""
 
@@ -157,7 +159,8 @@ class Kanifold:
         return made
 
 
-def _installed() -> tuple[tuple[str, ...], dict[str, str]]:
+def installed() -> tuple[tuple[str, ...], dict[str, str]]:
+    """The command and what its environment needs, for whoever runs the tests."""
     own = Path(sys.executable).with_name("kanifold")
     if own.exists():
         return (str(own),), {}
@@ -170,7 +173,7 @@ def kanifold(tmp_path: Path) -> Kanifold:
     """The command as whoever runs the tests, with an empty home and an empty store."""
     home = tmp_path / "home"
     home.mkdir()
-    command, extra = _installed()
+    command, extra = installed()
     return Kanifold(home, command=command, extra=extra)
 
 
@@ -197,7 +200,8 @@ def _user(label: str, *, subordinate_ids: bool) -> Iterator[User]:
     yield user
 
 
-def _as(user: User, scratch: Path) -> Kanifold:
+def as_user(user: User, scratch: Path) -> Kanifold:
+    """The command as ``user``, with a home of their own; ``scratch`` is for a copy of the installation if need be."""
     found = ordinary_user.reachable(user, scratch)
     if found is None:
         pytest.skip(f"no Python that an ordinary user may run (this one is {sys.executable})")
@@ -219,13 +223,13 @@ def _scratch() -> Iterator[Path]:
 @pytest.fixture
 def kanifold_as_user(_user_with_ids: User, _scratch: Path) -> Kanifold:
     """The command as an ordinary user who has ranges in /etc/subuid and /etc/subgid."""
-    return _as(_user_with_ids, _scratch)
+    return as_user(_user_with_ids, _scratch)
 
 
 @pytest.fixture
 def kanifold_as_bare_user(_user_without_ids: User, _scratch: Path) -> Kanifold:
     """The command as an ordinary user whom nobody has granted any further ids."""
-    return _as(_user_without_ids, _scratch)
+    return as_user(_user_without_ids, _scratch)
 
 
 # -- reading what was built -----------------------------------------------------------------------------------------

@@ -30,10 +30,12 @@ import executor.sandbox.zygote
 import platforms.emulation
 from executor.sandbox import Ended, Isolation, Launcher, Running, Spec, enter, start
 from platforms import syscalls
-from platforms.emulation import Emulation
+from platforms.emulation import Emulation, Rung
 from platforms.errors import KanifoldError
 
 BUSYBOX = Path("/bin/busybox")
+QEMU = Path("/usr/bin/qemu-aarch64-static")
+ARM64 = Emulation(Rung.PRIVATE, "arm64", str(QEMU))
 APPLETS = """
     awk cat chmod chown cp cut date dd echo env false find grep head hostname id ifconfig ip kill ln ls md5sum mkdir
     mknod mount mv nc printf ps readlink rm seq sh sleep sort stat su sync tail test touch true umount unshare wc
@@ -324,4 +326,17 @@ def _exactly(line: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-__all__ = ["BUSYBOX", "Done", "House", "Inside", "ctypes", "executor", "listing", "opened", "platforms", "pwd"]
+__all__ = [
+    "ARM64",
+    "BUSYBOX",
+    "QEMU",
+    "Done",
+    "House",
+    "Inside",
+    "ctypes",
+    "executor",
+    "listing",
+    "opened",
+    "platforms",
+    "pwd",
+]

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from ordinary_user import User
-from sandbox_house import House, opened
+from sandbox_house import ARM64, BUSYBOX, QEMU, House, opened
 
 from executor.sandbox import Rung
-from platforms.emulation import Emulation
-from platforms.emulation import Rung as EmulationRung
-
-QEMU = Path("/usr/bin/qemu-aarch64-static")
-ARM64 = Emulation(EmulationRung.PRIVATE, "arm64", str(QEMU))
 
 
-@pytest.fixture(scope="module")
-def root_house() -> Iterator[House]:
+@pytest.fixture(scope="session")
+def _busybox() -> None:
+    if not BUSYBOX.exists():
+        pytest.skip(f"no {BUSYBOX} (Debian: busybox-static)")
+
+
+@pytest.fixture(scope="session")
+def root_house(_busybox: None) -> Iterator[House]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     with opened(None) as house:
@@ -27,8 +27,8 @@ def root_house() -> Iterator[House]:
         yield house
 
 
-@pytest.fixture(scope="module")
-def private_house() -> Iterator[House]:
+@pytest.fixture(scope="session")
+def private_house(_busybox: None) -> Iterator[House]:
     """Root's, in a user namespace: that is what a private emulator needs."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
@@ -38,21 +38,21 @@ def private_house() -> Iterator[House]:
         yield house
 
 
-@pytest.fixture(scope="module")
-def mapped_house(_user_with_ids: User) -> Iterator[House]:
+@pytest.fixture(scope="session")
+def mapped_house(_busybox: None, _user_with_ids: User) -> Iterator[House]:
     with opened(_user_with_ids) as house:
         assert house.isolation.rung is Rung.MAPPED, house.isolation.why
         yield house
 
 
-@pytest.fixture(scope="module", params=["root", "private", "mapped"])
+@pytest.fixture(scope="session", params=["root", "private", "mapped"])
 def house(request: pytest.FixtureRequest) -> House:
     """The same test on every rung."""
     found: House = request.getfixturevalue(f"{request.param}_house")
     return found
 
 
-@pytest.fixture(scope="module", params=["root", "mapped"])
+@pytest.fixture(scope="session", params=["root", "mapped"])
 def either_house(request: pytest.FixtureRequest) -> House:
     """The same test as root and as an ordinary user, where the user namespace of root adds nothing."""
     found: House = request.getfixturevalue(f"{request.param}_house")

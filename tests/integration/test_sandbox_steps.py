@@ -8,14 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from sandbox_house import BUSYBOX, House, Inside, opened
-from sandbox_rungs import ARM64, QEMU
+from sandbox_house import ARM64, BUSYBOX, QEMU, House, Inside, opened
 
 from executor.sandbox import Bind, BindFd, Rung, Secret, Tmpfs
 from platforms import elf, syscalls
 from platforms.errors import EnvironmentUnfit
 
-pytest_plugins = ("sandbox_rungs",)
 pytestmark = pytest.mark.skipif(not BUSYBOX.exists(), reason="no /bin/busybox (Debian: busybox-static)")
 
 # -- ending ----------------------------------------------------------------------------------------------------------
@@ -460,7 +458,6 @@ def test_cancelling_kills_everything_of_the_step(house: House, how: str) -> None
 @pytest.mark.parametrize("victim", ["executor", "zygote"])
 def test_nothing_survives_a_killed_executor(request: pytest.FixtureRequest, house: House, victim: str) -> None:
     user = request.getfixturevalue("_user_with_ids") if house.isolation.rung is Rung.MAPPED else None
-    mounts_before = Path("/proc/self/mountinfo").read_text()
     with opened(user) as doomed:
         for _ in range(3):
             doomed.begin(doomed.spec("trap '' TERM; (sleep 1000 &); (nc -l -p 1 &); echo ready; sleep 1000"), "ready")
@@ -470,7 +467,7 @@ def test_nothing_survives_a_killed_executor(request: pytest.FixtureRequest, hous
         zygote = next(iter(child for child in below if _parent(child) == doomed.pid))
         os.kill(doomed.pid if victim == "executor" else zygote, signal.SIGKILL)
         assert gone(pidfds)
-        assert Path("/proc/self/mountinfo").read_text() == mounts_before
+        assert "kanifold" not in Path("/proc/self/mountinfo").read_text()
         if victim == "zygote":
             with pytest.raises(AssertionError, match="EnvironmentUnfit: the process that starts build steps has died"):
                 doomed.run("true")

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from sandbox_house import House, Inside
 
-pytest_plugins = ("sandbox_rungs",)
-
 
 def test_a_step_finds_no_token_and_no_process(either_house: House, tmp_path: Path) -> None:
     token = f"token-{secrets.token_hex(8)}"

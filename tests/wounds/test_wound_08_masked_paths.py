@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 from sandbox_house import House, Inside, Node
 
-pytest_plugins = ("sandbox_rungs",)
-
 LOOK = (
-    "cat /proc/kcore /proc/keys /proc/timer_list | head -c 1; find /proc/acpi /proc/scsi /sys/firmware -mindepth 1 2>/dev/null;"
-    " echo x 2>/dev/null > /proc/sys/kernel/hostname; echo x 2>/dev/null > /proc/sysrq-trigger; hostname"
+    "cat /proc/kcore /proc/keys /proc/timer_list | head -c 1; find /proc/acpi /proc/scsi /sys/firmware -mindepth 1;"
+    "echo x > /proc/sys/kernel/hostname; echo x > /proc/sysrq-trigger; hostname"
 )
 
 FAKES: dict[str, dict[str, Node]] = {

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from sandbox_house import House, listing
 
-pytest_plugins = ("sandbox_rungs",)
-
 
 @pytest.mark.parametrize("climb", ["", "/../../../../..", "../../../../../.."])
 @pytest.mark.parametrize("name", ["dev", "proc", "sys", "etc"])

@@ -11,8 +11,6 @@ from sandbox_house import House
 from executor.sandbox import Tmpfs
 from executor.sandbox.targets import unmake
 
-pytest_plugins = ("sandbox_rungs",)
-
 
 @pytest.mark.parametrize("target", ["/a/b/stub", "/a/stub"])
 def test_a_canary_survives_the_cleanup(either_house: House, tmp_path: Path, target: str) -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from sandbox_house import House
 
-pytest_plugins = ("sandbox_rungs",)
-
 
 @pytest.mark.parametrize("climb", ["", "/../../../../.."])
 def test_working_directory_and_mount_target_stay_inside(either_house: House, tmp_path: Path, climb: str) -> None:

@@ -6,8 +6,6 @@ import os
 
 from sandbox_house import House
 
-pytest_plugins = ("sandbox_rungs",)
-
 
 def test_environments_are_exactly_what_was_asked_for(either_house: House) -> None:
     os.environ.setdefault("KANIFOLD_TEST_SECRET", "of the builder")

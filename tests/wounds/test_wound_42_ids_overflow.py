@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from sandbox_house import House
 
-pytest_plugins = ("sandbox_rungs",)
-
 
 @pytest.mark.parametrize("number", [-1, 2**32 - 1, 2**32, 2**32 + 1000, 2**64, -(2**31)])
 @pytest.mark.parametrize("field", ["uid", "gid", "groups"])
