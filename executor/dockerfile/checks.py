@@ -300,7 +300,7 @@ class _Walk:
             yield from traps.platform_defaults((instruction,))
 
     def undefined(self, scene: _Scene, instruction: kinds.Instruction, env: Watched) -> None:
-        if not scene.env_known:
+        if not scene.env_known or isinstance(instruction, kinds.Expose):  # BuildKit does not look at EXPOSE
             return
         for name in env.missing:
             if name not in scene.declared and name not in _SCANNER_ARGS:

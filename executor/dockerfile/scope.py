@@ -9,8 +9,9 @@ Source: Dockerfile reference, "ARG": "Scope", "Using ARG variables", "Predefined
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping
+from typing import Final, cast
 
 from executor.dockerfile.instructions import Arg
 from executor.dockerfile.stages import Dockerfile
@@ -54,7 +55,8 @@ def declared(
     The value is the build arg's, else the default's, expanded by the stage's variables ``env`` and those that the same
     line sets before it, else the global scope's. Raises DockerfileError where a default cannot be expanded.
     """
-    seen = dict(env)
+    own: dict[str, str] = {}
+    seen = ChainMap(own, cast(MutableMapping[str, str], env))  # only looked into
     found: list[tuple[str, str | None]] = []
     for name, default in arg.assignments:
         if name in build_args:
@@ -64,7 +66,7 @@ def declared(
         else:
             value = global_scope.get(name)
         if value is not None:
-            seen[name] = value
+            own[name] = value
         found.append((name, value))
     return tuple(found)
 
