@@ -12,6 +12,8 @@ import os
 import signal
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from executor import job
 from executor.registry import auth, reference
 from executor.registry.client import Client
@@ -178,7 +180,10 @@ def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: P
             for each in request.annotations
             if each.level == "manifest" and each.platform in ("", str(placement.platform))
         ),
-        contexts=plan.contexts,
+        contexts=tuple(
+            replace(each, kind="sent") if each.kind == "directory" and not placement.node.shares_disk else each
+            for each in plan.contexts
+        ),
         pins=pins,
         registries=request.registries,
         root=request.root,

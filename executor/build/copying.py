@@ -11,7 +11,7 @@ says 0: no clock but the files' own.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from executor.build.modes import Change
@@ -182,6 +182,14 @@ class Plan:
         uid, gid = owner or (0, 0)
         self.entries[path] = Entry(path, Kind.DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=0)
 
+    def put(self, entry: Entry) -> None:
+        """Place ``entry``; what is in the way, unless both are directories, goes."""
+        existing = self.lookup(entry.path)
+        if existing is not None and existing.kind is Kind.DIRECTORY and entry.kind is not Kind.DIRECTORY:
+            for below in [each for each in self.entries if each.startswith(entry.path + b"/")]:
+                del self.entries[below]
+        self.entries[entry.path] = entry
+
     def finish(self) -> tuple[Entry, ...]:
         """The entries with the directories above them as the stage has them, parents first."""
         for path in list(self.entries):
@@ -213,15 +221,53 @@ def copy(plan: Plan, source: Source, destination: str, treatment: Treatment) -> 
         if source.tree.lstat(source.tree.resolve(whole.encode("utf-8", "surrogateescape"))) is None:
             raise ContextError(f'"{whole}": not found')
     for match in found:
-        _copy_match(plan, source, match, destination.encode("utf-8", "surrogateescape"), treatment)
+        copy_match(plan, source, match, destination, treatment)
     return len(found)
 
 
-def _copy_match(plan: Plan, source: Source, match: Match, destination: bytes, treatment: Treatment) -> None:
-    head, _, tail = destination.rpartition(b"/")
-    ensure = destination if tail in (b"", b".") else head
+def unpack_into(
+    plan: Plan,
+    tree: Tree,
+    implicit: frozenset[bytes],
+    owners: Mapping[bytes, tuple[int, int]],
+    destination: str,
+    owner: tuple[int, int] | None,
+) -> None:
+    """Add an archive's content, unpacked in ``tree``, as docker's untar does it: what is in the way is replaced.
+
+    Only a directory stays where the archive has a directory too, and takes on its metadata; one that the archive does
+    not describe (``implicit``) keeps its own, and a link in its place is followed. ``owners`` knows better than the tree
+    whose some entries are; with ``owner`` everything is that user's.
+    """
+    top = plan.resolve(destination.encode("utf-8", "surrogateescape"))
+    plan.make_directories(top, 0o755, owner)
+
+    def add(path: bytes, target: bytes) -> None:
+        for name in tree.names(path):
+            below = path + b"/" + name if path else name
+            entry = tree.entry(below)
+            if entry is None:
+                continue
+            uid, gid = owner or owners.get(below, (entry.uid, entry.gid))
+            place = target + b"/" + name if target else name
+            if entry.kind is Kind.DIRECTORY and below in implicit:
+                place = plan.resolve(place)
+                plan.make_directories(place, 0o755, owner)
+            else:
+                plan.put(replace(entry, path=place, uid=uid, gid=gid))
+            if entry.kind is Kind.DIRECTORY:
+                add(below, place)
+
+    add(b"", top)
+
+
+def copy_match(plan: Plan, source: Source, match: Match, destination: str, treatment: Treatment) -> None:
+    """Add one path that ``source`` named."""
+    where = destination.encode("utf-8", "surrogateescape")
+    head, _, tail = where.rpartition(b"/")
+    ensure = where if tail in (b"", b".") else head
     plan.make_directories(plan.resolve(ensure), treatment.parents_mode, treatment.owner)
-    target = plan.resolve(destination)
+    target = plan.resolve(where)
 
     top = source.tree.entry(match.path)
     if top is None:
@@ -319,8 +365,6 @@ class _Copier:
         if existing is not None and existing.kind is Kind.DIRECTORY:
             if not self._treatment.replace_existing:
                 raise BuildError(f"cannot replace to directory /{target.decode('utf-8', 'replace')} with file")
-            for below in [each for each in self._plan.entries if each.startswith(target + b"/")]:
-                del self._plan.entries[below]
         placed = replace(self._treated(entry), path=target)
         if entry.kind is Kind.FILE:
             found = self._source.tree.lstat(path)
@@ -328,7 +372,7 @@ class _Copier:
                 first = self._links.setdefault((found.st_dev, found.st_ino), target)
                 if first != target and first in self._plan.entries:
                     placed = replace(placed, kind=Kind.HARDLINK, link=first, source=b"", size=0)
-        self._plan.entries[target] = placed
+        self._plan.put(placed)
 
     def _treated(self, entry: Entry) -> Entry:
         treatment = self._treatment

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from executor.build import copying, copystep, graph, keys
+from executor.build import content, copying, graph, keys
 from executor.build.graph import Origin
 from executor.build.once import Once
 from executor.build.state import State, normal_path
@@ -140,7 +140,7 @@ def _bind(
     identity: keys.Part = (
         found.identity
         if found.identity
-        else copystep.content_key(workshop, copystep.selected(source))
+        else content.content_key(workshop, content.selected(source))
         if source is not None
         else ""
     )
@@ -164,7 +164,7 @@ def _materialised(workshop: Workshop, source: copying.Source) -> str:
     parent = match.path.rpartition(b"/")[0].decode("utf-8", "surrogateescape")
     copying.copy(plan, replace(source, contents=not match.path), "/" + parent + "/", copying.Treatment())
     entries = plan.finish()
-    name = copystep.layer_name(workshop, entries)
+    name = content.layer_name(workshop, entries)
     key = f"context:{name}"
     found = snapshots.find(workshop.store, key)
     if found is None:

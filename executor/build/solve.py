@@ -8,6 +8,7 @@ several builds that want the same step one does it and the others share. (4) Lay
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,23 +17,24 @@ from datetime import UTC, datetime
 from typing import Any
 
 from executor import job
-from executor.build import base, cache, copying, copystep, graph, keys, runstep, scope, users
+from executor.build import base, cache, content, copying, graph, keys, runstep, scope, sources, users
 from executor.build import state as steps
 from executor.build.cache import Outcome
-from executor.build.copystep import Input
 from executor.build.graph import Graph, Origin
 from executor.build.layer import Layer, from_result
 from executor.build.mounts import Mounts, prepare, secret_variables
 from executor.build.once import Once
+from executor.build.sources import Input
 from executor.build.state import State
 from executor.build.workshop import Workshop, together
+from executor.context import archive, http
 from executor.context.directory import open_context
 from executor.dockerfile import Dockerfile, Stage, expand, global_scope, trigger
 from executor.dockerfile import instructions as dockerfile
 from executor.dockerfile.instructions import Instruction, inline_script, shell_text
 from executor.dockerfile.scope import PROXIES
 from executor.image import config as image
-from executor.rootfs import overlay
+from executor.rootfs import overlay, unpack
 from executor.rootfs.entry import Entry
 from executor.rootfs.tree import Tree
 from executor.store import locks, removal, snapshots
@@ -164,7 +166,7 @@ class Solver:
         plan = copying.Plan(None)
         copying.copy(plan, copying.Source(tree, "/", wildcards=False, root_times=False), "/", copying.Treatment())
         entries = plan.finish()
-        result = copystep.layer_name(self._workshop, entries)
+        result = content.layer_name(self._workshop, entries)
         layer = from_result(self._workshop, result, _now(), Once(lambda: entries), ())
         return replace(empty, layers=(layer,), tree=keys.key("tree", empty.tree, result))
 
@@ -303,7 +305,7 @@ class Solver:
         return self._directories(self.origin(origin, self._workshop.platform))
 
     def _copy(self, stage: Stage, state: State, instruction: dockerfile.Copy | dockerfile.Add) -> State:
-        plan = self._copy_inputs(stage, state, instruction)
+        plan = self._copy_inputs(stage, instruction)
         number = self._numbers.of(stage.index, instruction)
         below = None if instruction.link else Once(lambda: self.tree_of(state))
         is_add = isinstance(instruction, dockerfile.Add)
@@ -334,7 +336,7 @@ class Solver:
         def make() -> tuple[str, Once[tuple[Entry, ...]]]:
             tree = below() if below is not None else None
             draft = copying.Plan(tree)
-            treatment = copystep.treatment(
+            treatment = sources.treatment(
                 Once(lambda: self.tree_of(state)),
                 instruction.chown,
                 instruction.chmod,
@@ -343,21 +345,21 @@ class Solver:
             )
             plan.copy_to(draft, destination, treatment)
             entries = draft.finish()
-            return copystep.layer_name(self._workshop, entries), Once(lambda: entries)
+            return content.layer_name(self._workshop, entries), Once(lambda: entries)
 
         return self._layered(stage, number, state, key, make, text)
 
-    def _copy_inputs(
-        self, stage: Stage, state: State, instruction: dockerfile.Copy | dockerfile.Add
-    ) -> copystep.Inputs:
-        if isinstance(instruction, dockerfile.Copy) and instruction.from_:
-            origin = graph.named_origin(
-                self.dockerfile, instruction.from_, stage.index, instruction.location, self.named, numbers=True
-            )
-            found = self.source(origin)
-        else:
-            found = self.source(Origin("context", ""))
-        return copystep.inputs(self._workshop, instruction, found)
+    def _copy_inputs(self, stage: Stage, instruction: dockerfile.Copy | dockerfile.Add) -> sources.Inputs:
+        def found() -> Input:
+            if isinstance(instruction, dockerfile.Copy) and instruction.from_:
+                return self.source(
+                    graph.named_origin(
+                        self.dockerfile, instruction.from_, stage.index, instruction.location, self.named, numbers=True
+                    )
+                )
+            return self.source(Origin("context", ""))
+
+        return sources.inputs(self._workshop, instruction, found)
 
     def source(self, origin: Origin) -> Input:
         """The files that ``origin`` names, to copy from."""
@@ -377,7 +379,27 @@ class Solver:
         return context.kind if context is not None else ""
 
     def _open_context(self, context: job.Context) -> Tree:
-        return self._workshop.trees.keep(open_context(context.location, context.ignore))
+        workshop = self._workshop
+        match context.kind:
+            case "directory":
+                directory = context.location
+            case "sent":
+                directory = _received(workshop, context.name)
+            case "git":
+                from executor.context import git, gitreference
+
+                repository = gitreference.parse(context.location)
+                if repository is None:
+                    raise ContextError(f"{context.location} is not a git repository")
+                directory = git.checkout(repository, workshop.scratch(), cancel=workshop.cancelled).path
+            case "archive":
+                found = http.download(context.location, workshop.scratch(), cancel=workshop.cancelled)
+                directory = workshop.scratch()
+                if archive.extract(found.path, directory) is None:
+                    directory = os.path.dirname(found.path)
+            case kind:
+                raise ContextError(f"a context of kind {kind!r} holds no files")
+        return workshop.trees.keep(open_context(directory, context.ignore))
 
     def _workdir(self, stage: Stage, state: State, instruction: dockerfile.Workdir) -> State:
         path = steps.normal_path(state.workdir, instruction.path)
@@ -390,7 +412,7 @@ class Solver:
             tree = self.tree_of(state)
             owner = users.owner(tree, state.config.user) if state.config.user else None
             entries = copying.make_directory(tree, path, owner)
-            return copystep.layer_name(self._workshop, entries), Once(lambda: entries)
+            return content.layer_name(self._workshop, entries), Once(lambda: entries)
 
         return self._layered(
             stage, number, moved, ("workdir", state.tree, path, state.config.user), make, f"WORKDIR {path}"
@@ -489,6 +511,19 @@ class Solver:
                 self.cached += 1
             elif not error:
                 self.ran += 1
+
+
+def _received(workshop: Workshop, name: str) -> str:
+    """The directory that the orchestrator sends as the context ``name``."""
+    directory = workshop.scratch()
+    path = os.path.join(workshop.scratch(), "context.tar")
+    with open(path, "wb") as file:
+        if not workshop.conversation.ask_into(file.write, "context", name):
+            raise ContextError(f"the orchestrator does not know the context {name!r}")
+    with open(path, "rb") as stream:
+        unpack.extract(stream, directory, limits=unpack.Limits())
+    os.unlink(path)
+    return directory
 
 
 def workshop_directory(workshop: Workshop, result: str) -> str:

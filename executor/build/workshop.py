@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from executor import job
 from executor.build.exchange import Exchange
 from executor.build.once import Once
+from executor.context import http
 from executor.conversation import Conversation
 from executor.registry.client import Client
 from executor.rootfs.tree import Tree, open_layers
@@ -84,6 +85,9 @@ class Workshop:
     how: str
     """How steps run here: ``native`` or the emulator's name."""
     trees: Trees = field(default_factory=Trees)
+    downloading: threading.Lock = field(default_factory=threading.Lock)
+    downloads: dict[str, http.Downloaded] = field(default_factory=dict)
+    """What ADD has fetched, by URL."""
     digests: dict[bytes, str] = field(default_factory=dict)
     """Content digests of files by their status, for this job."""
 

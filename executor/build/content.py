@@ -1,0 +1,113 @@
+"""What files are, for cache keys and for the names of layers: their content by digest, read once for each version."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+
+from executor.build import copying, keys
+from executor.build.copying import Source
+from executor.build.workshop import Workshop
+from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.tree import Tree
+from executor.store import files
+from platforms.errors import ContextError
+
+
+def content_key(workshop: Workshop, entries: Sequence[Entry]) -> tuple[keys.Part, ...]:
+    """What ``entries`` are, content included and times left out: touching a file is not changing it."""
+    digests = file_digests(workshop, [each for each in entries if each.kind is Kind.FILE])
+    return tuple(
+        (
+            entry.path,
+            entry.kind.value,
+            entry.mode,
+            entry.uid,
+            entry.gid,
+            entry.link,
+            entry.device,
+            entry.xattrs,
+            digests.get(entry.source, ""),
+        )
+        for entry in entries
+    )
+
+
+def layer_name(workshop: Workshop, entries: Sequence[Entry]) -> str:
+    """The name of the layer that ``entries`` make: equal names, equal bytes of the archive."""
+    digests = file_digests(workshop, [each for each in entries if each.kind is Kind.FILE])
+    return keys.key(
+        "layer",
+        tuple(
+            (
+                entry.path,
+                entry.kind.value,
+                entry.mode,
+                entry.uid,
+                entry.gid,
+                entry.mtime_ns // 1_000_000_000,
+                entry.size,
+                entry.link,
+                entry.device,
+                entry.xattrs,
+                digests.get(entry.source, ""),
+            )
+            for entry in entries
+        ),
+        workshop.order.epoch,
+    )
+
+
+def file_digests(workshop: Workshop, entries: Iterable[Entry]) -> dict[bytes, str]:
+    """The SHA-256 of each entry's content by its ``source``: read once, and again only when a file's status changed."""
+    found: dict[bytes, str] = {}
+    asked: list[tuple[str, bytes]] = []
+    sources: list[bytes] = []
+    read_at = files.now()
+    for entry in entries:
+        status = os.lstat(entry.source)
+        stamp = files.stamp(status)
+        known = workshop.digests.get(stamp)
+        if known is not None:
+            found[entry.source] = known
+        else:
+            sources.append(entry.source)
+            asked.append((f"{status.st_dev}:{status.st_ino}", stamp))
+    rows: list[tuple[str, bytes, str]] = []
+    for source, (name, stamp), digest in zip(sources, asked, files.get(workshop.store, asked), strict=True):
+        content = digest
+        if content is None:
+            workshop.check()
+            content = _digest_of(source)
+            rows.append((name, stamp, content))
+        found[source] = workshop.digests[stamp] = content
+    if rows:
+        files.put(workshop.store, rows, read_at=read_at)
+    return found
+
+
+def _digest_of(path: bytes) -> str:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ContextError(f"cannot read {os.fsdecode(path)}", why=error.strerror or str(error)) from error
+
+
+def selected(source: Source) -> tuple[Entry, ...]:
+    """Everything that ``source`` names, with paths from the tree's root: what its content key is taken over."""
+    found: list[Entry] = []
+    for match in copying.matches(source):
+        _walk(source.tree, match.path, found)
+    return tuple(found)
+
+
+def _walk(tree: Tree, path: bytes, found: list[Entry]) -> None:
+    entry = tree.entry(path)
+    if entry is None:
+        return
+    found.append(entry)
+    if entry.kind is Kind.DIRECTORY:
+        for name in tree.names(path):
+            _walk(tree, path + b"/" + name if path else name, found)

@@ -1,0 +1,278 @@
+"""The sources of COPY and ADD: paths of a tree, here-documents, URLs and git repositories.
+
+Each knows two things: what it is, for the cache key of the step, and how it is copied into a plan. Nothing is read or
+downloaded for a key when that can be known without.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from executor.build import copying, keys, modes, users
+from executor.build.content import content_key, selected
+from executor.build.copying import Plan, Source, Treatment
+from executor.build.once import Once
+from executor.build.state import normal_path
+from executor.build.workshop import Workshop
+from executor.context import archive, gitreference, http
+from executor.context.gitreference import GitReference
+from executor.dockerfile.instructions import Add, Copy
+from executor.rootfs.tree import Tree, open_directory
+from executor.store import facts
+from platforms.errors import DockerfileError
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Where one or more source arguments come from: a tree, and how its content is told apart for cache keys."""
+
+    tree: Once[Tree]
+    identity: str
+    """Names the whole tree when that is known without reading (a stage's file system); "" to read what is copied."""
+    root_times: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """All sources of one COPY or ADD, in order."""
+
+    workshop: Workshop
+    parts: tuple[Part, ...]
+
+    def key(self) -> tuple[keys.Part, ...]:
+        """What the sources are, for the cache key of the step."""
+        return tuple(part.key(self.workshop) for part in self.parts)
+
+    def copy_to(self, plan: Plan, destination: str, treatment: Treatment) -> None:
+        """Add everything to ``plan``."""
+        for part in self.parts:
+            part.copy_to(self.workshop, plan, destination, treatment)
+
+
+class Part(Protocol):
+    """One source argument."""
+
+    def key(self, workshop: Workshop) -> keys.Part:
+        """What it is, for the cache key."""
+        ...
+
+    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
+        """Copy it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FromTree:
+    """Paths of a context, a stage or an image."""
+
+    source: Callable[[], Source]
+    identity: str
+    """Of the whole tree; "" when the key has to be taken over what is copied."""
+    pattern: str
+    parents: bool
+    unpack: bool
+
+    def key(self, workshop: Workshop) -> keys.Part:
+        if self.identity:
+            return ("tree", self.identity, self.pattern, self.parents, self.unpack)
+        return ("files", self.pattern, self.parents, self.unpack, content_key(workshop, selected(self.source())))
+
+    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
+        source = self.source()
+        if not self.unpack:
+            copying.copy(plan, source, destination, treatment)
+            return
+        for match in copying.matches(source):
+            if not _copy_archive(workshop, plan, source.tree.host_path(match.path), destination, treatment):
+                copying.copy_match(plan, source, match, destination, treatment)
+
+
+@dataclass(frozen=True, slots=True)
+class FromUrl:
+    """A file behind a URL."""
+
+    url: str
+    checksum: str
+    unpack: bool
+
+    def key(self, workshop: Workshop) -> keys.Part:
+        return ("url", http.file_name(self.url), self.checksum or self._digest(workshop), self.unpack)
+
+    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
+        found = self._download(workshop)
+        if self.unpack and _copy_archive(workshop, plan, os.fsencode(found.path), destination, treatment):
+            return
+        tree = workshop.trees.keep(open_directory(os.path.dirname(found.path), owner=(0, 0)))
+        name = os.path.basename(found.path)
+        copying.copy(plan, Source(tree, "/" + name, wildcards=False, contents=False), destination, treatment)
+
+    def _digest(self, workshop: Workshop) -> str:
+        """The content's digest: remembered, as long as the server says that the file is the same."""
+        data = facts.get(workshop.store, "url", self.url)
+        if data is not None:
+            digest, validators = msgspec.json.decode(data, type=tuple[str, http.Validators])
+            if http.unchanged(
+                self.url, validators, authorization=self._authorization(workshop), cancel=workshop.cancelled
+            ):
+                return digest
+        return self._download(workshop).digest
+
+    def _download(self, workshop: Workshop) -> http.Downloaded:
+        with workshop.downloading:
+            found = workshop.downloads.get(self.url)
+            if found is None:
+                found = http.download(
+                    self.url,
+                    workshop.scratch(),
+                    checksum=self.checksum,
+                    authorization=self._authorization(workshop),
+                    cancel=workshop.cancelled,
+                )
+                workshop.downloads[self.url] = found
+                known = (found.digest, found.validators)
+                facts.put(workshop.store, "url", self.url, msgspec.json.encode(known))
+            return found
+
+    def _authorization(self, workshop: Workshop) -> str:
+        return http.authorization(self.url, lambda name: workshop.conversation.ask("secret", name))
+
+
+@dataclass(frozen=True, slots=True)
+class FromGit:
+    """A git repository, or a directory of it."""
+
+    repository: GitReference
+    keep_git_dir: bool
+    checksum: str
+
+    def key(self, workshop: Workshop) -> keys.Part:
+        from executor.context import git
+
+        commit = git.resolve(self.repository, cancel=workshop.cancelled)
+        return ("git", self.repository.remote, commit, self.repository.subdir, self.keep_git_dir)
+
+    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
+        from executor.context import git
+
+        found = git.checkout(
+            self.repository,
+            workshop.scratch(),
+            keep_git_dir=self.keep_git_dir,
+            checksum=self.checksum,
+            cancel=workshop.cancelled,
+        )
+        tree = workshop.trees.keep(open_directory(found.path, owner=(0, 0)))
+        copying.copy(plan, Source(tree, "/", wildcards=False, root_times=False), destination, treatment)
+
+
+def _copy_archive(workshop: Workshop, plan: Plan, path: bytes, destination: str, treatment: Treatment) -> bool:
+    """Add what is in the archive ``path``; False when it is none."""
+    directory = workshop.scratch()
+    found = archive.extract(path, directory)
+    if found is None:
+        return False
+    tree = workshop.trees.keep(open_directory(directory))
+    owners = {name: (uid, gid) for name, uid, gid in found.unowned}
+    copying.unpack_into(plan, tree, frozenset(found.implicit), owners, destination, treatment.owner)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """A here-document: a file whose content is in the Dockerfile."""
+
+    name: str
+    content: bytes
+
+    def key(self, workshop: Workshop) -> keys.Part:
+        return ("inline", self.name, self.content)
+
+    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
+        directory = workshop.scratch()
+        name = self.name.lstrip("/")
+        path = os.path.join(directory, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(self.content)
+        os.chmod(path, 0o644)
+        os.utime(path, (0, 0))
+        tree = workshop.trees.keep(open_directory(directory, owner=(0, 0)))
+        copying.copy(plan, Source(tree, "/" + name, wildcards=False, contents=False), destination, treatment)
+
+
+def inputs(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Input]) -> Inputs:
+    """The sources of ``instruction``, whose paths are looked up in what ``found`` gives."""
+    if len(instruction.sources) + len(instruction.heredocs) > 1 and not instruction.destination.endswith("/"):
+        raise DockerfileError(
+            f"When using {instruction.keyword.upper()} with more than one source file, "
+            "the destination must be a directory and end with a /",
+            where=instruction.location,
+        )
+    parts: list[Part] = [_part(instruction, text, found) for text in instruction.sources]
+    parts += [Inline(each.name, each.content.encode("utf-8", "surrogateescape")) for each in instruction.heredocs]
+    return Inputs(workshop, tuple(parts))
+
+
+def _part(instruction: Copy | Add, text: str, found: Callable[[], Input]) -> Part:
+    adds = instruction if isinstance(instruction, Add) else None
+    repository = gitreference.parse(text)
+    if repository is not None and not repository.indistinguishable_from_local:
+        if adds is None:
+            raise DockerfileError("source can't be a git ref for COPY", where=instruction.location)
+        return FromGit(repository, bool(adds.keep_git_dir or repository.keep_git_dir), adds.checksum)
+    if text.startswith(("http://", "https://")):
+        if adds is None:
+            raise DockerfileError("source can't be a URL for COPY", where=instruction.location)
+        return FromUrl(text, adds.checksum, bool(adds.unpack))
+    if adds is not None and adds.checksum:
+        raise DockerfileError("checksum requires HTTP(S) or Git sources", where=instruction.location)
+    parents = isinstance(instruction, Copy) and instruction.parents
+    unpack = adds is not None and adds.unpack is not False
+    place = found()
+    return FromTree(_source(place, text, parents), place.identity, text, parents, unpack)
+
+
+def _source(found: Input, text: str, parents: bool) -> Callable[[], Source]:
+    def make() -> Source:
+        if not parents:
+            return Source(found.tree(), normal_path("/", text), root_times=found.root_times)
+        pivot, dot, below = text.partition("/./")
+        if not dot:
+            pivot, below = "/", text
+        pattern = normal_path("/", below)
+        required = not copying.has_wildcards(pivot) and not copying.has_wildcards(pattern)
+        return Source(
+            found.tree(),
+            normal_path("/", pivot),
+            include=(pattern.lstrip("/"),),
+            required=required,
+            root_times=found.root_times,
+        )
+
+    return make
+
+
+def treatment(
+    stage: Once[Tree] | None, chown: str, chmod: str, exclude: tuple[str, ...], *, replace_existing: bool = False
+) -> Treatment:
+    """What ``--chown``, ``--chmod`` and ``--exclude`` do; names of users are looked up in ``stage``."""
+    owner = None
+    if chown:
+        owner = users.owner(stage() if stage is not None and not _numeric(chown) else None, chown)
+    number = modes.octal(chmod) if chmod else None
+    return Treatment(
+        owner=owner,
+        mode=modes.parse(chmod) if chmod else None,
+        parents_mode=0o755 if number is None else number,
+        exclude=exclude,
+        replace_existing=replace_existing,
+    )
+
+
+def _numeric(chown: str) -> bool:
+    return all(part.isdigit() for part in chown.split(":") if part)
