@@ -1,0 +1,259 @@
+"""How git repositories are written in ``ADD``, in named contexts and as build contexts.
+
+The forms are BuildKit's (frontend/dockerfile/dfgitutil, util/gitutil)::
+
+    https://host/path.git   http://…   ssh://[user@]host[:port]/path   git://host/path   user@host:path
+    github.com/owner/name       only for contexts: as an ADD source it is a path
+    …#REF[:SUBDIR]
+    …?ref=&branch=&tag=&subdir=&checksum=&commit=&keep-git-dir=&submodules=&mtime=&fetch-by-commit=
+
+An address over HTTP is a repository only when its path ends in ``.git``.
+
+What is read here ends up on the command lines of git and ssh, so everything that could be taken for an option, a second
+line or a shell's syntax is refused where it is read (CVE-2017-1000117, CVE-2019-13139, CVE-2023-51385).
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from executor.registry.auth import printable
+from platforms.errors import ContextError
+
+PROTOCOLS: Final = ("git", "http", "https", "ssh")
+"""What a repository, and its submodules, may be fetched by: no local paths, no bundles, no helpers."""
+
+_SCHEME: Final = re.compile(r"([a-zA-Z0-9]+)://")
+_SCP: Final = re.compile(r"([a-zA-Z0-9_-]+)@([a-zA-Z0-9.-]+):([^\n]*?)(?:\?([^\n]*?))?(?:#([^\n]*))?")
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_SSH_USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_NO_REF: Final = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|^[./-]|[./]$|\.lock(?:/|$)|^@$")
+"""What no reference has (git-check-ref-format(1)), or only one that means to be an option."""
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_CHECKSUM: Final = re.compile(r"[0-9a-fA-F]{1,64}")
+_TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
+_FALSE: Final = frozenset({"0", "f", "F", "false", "FALSE", "False"})
+
+
+@dataclass(frozen=True, slots=True)
+class GitReference:
+    """A repository, what of it, and how."""
+
+    remote: str
+    """What git is told: a URL without user and password (ssh keeps its user), or ``user@host:path``."""
+    scheme: str
+    """``https``, ``http``, ``ssh`` or ``git``."""
+    host: str
+    """With the port, if one was written."""
+    ref: str = ""
+    """A branch, a tag, a full name (``refs/pull/1/head``) or a commit; "" is the default branch."""
+    subdir: str = ""
+    """A clean relative path; "" for all of it."""
+    checksum: str = ""
+    """The first digits, in lower case, of the commit (or annotated tag) that has to be found."""
+    keep_git_dir: bool | None = None
+    """None, here and for ``submodules``: it was not said."""
+    submodules: bool | None = None
+    mtime: str = ""
+    """``checkout``, ``commit``, or "" when it was not said."""
+    fetch_by_commit: bool = False
+    """Take ``checksum`` for the commit without asking what ``ref`` points to."""
+    indistinguishable_from_local: bool = False
+    """Written like a path (``github.com/owner/name``)."""
+    protocols: tuple[str, ...] = PROTOCOLS
+    """What git may use, for submodules too."""
+    userinfo: tuple[str, str] | None = field(default=None, repr=False)
+    """User and password that were written into an HTTP URL. Secret."""
+
+    @property
+    def unencrypted(self) -> bool:
+        """Whether anyone on the way can read, and change, what is fetched."""
+        return self.scheme in ("http", "git")
+
+    @property
+    def name(self) -> str:
+        """The repository's own name: ``bar`` of ``https://example.com/foo/bar.git``."""
+        return self.remote.rpartition("/")[2].removesuffix(".git")
+
+    def __str__(self) -> str:
+        """As it may be shown, in the fragment form."""
+        what = f"#{self.ref}:{self.subdir}" if self.subdir else f"#{self.ref}" if self.ref else ""
+        return printable(self.remote + what)
+
+
+def is_commit(text: str) -> bool:
+    """Whether ``text`` is a full commit hash, SHA-1 or SHA-256."""
+    return bool(_COMMIT.fullmatch(text))
+
+
+def parse(text: str) -> GitReference | None:
+    """What ``text`` refers to; None when it is no git repository but a path, an image or a file's URL.
+
+    Raises ``ContextError`` when it is one, but wrongly or dangerously written.
+    """
+    if text.startswith(("./", "../")):
+        return None
+    if text.startswith("github.com/"):
+        return _url("https", text, shorthand=True)
+    scheme = _SCHEME.match(text)
+    if scheme is not None:
+        protocol = scheme[1].lower()
+        return _url(protocol, text[scheme.end() :]) if protocol in PROTOCOLS else None
+    return _scp(text)
+
+
+def _url(scheme: str, rest: str, *, shorthand: bool = False) -> GitReference | None:
+    from urllib.parse import quote, unquote
+
+    web = scheme in ("http", "https")
+    rest, _, fragment = rest.partition("#")
+    rest, _, query = rest.partition("?")
+    authority, slash, path = rest.partition("/")
+    path = slash + path
+    if _bad_escapes(path) or _bad_escapes(fragment):
+        return None
+    plain_path = unquote(path, errors="surrogateescape")
+    if web and not shorthand and not plain_path.endswith(".git"):
+        return None
+    userinfo, _, host = authority.rpartition("@")
+    shown = f"{scheme}://{host}{path}"
+    for part in (authority, plain_path, query):
+        if _CONTROL.search(part):
+            raise _wrong(shown, "it holds a control character")
+    if not _HOST.fullmatch(host):
+        raise _wrong(shown, "its host is none")
+    if not plain_path.strip("/"):
+        if shorthand:
+            return None
+        raise _wrong(shown, "it names a host, but no repository there")
+    secret = None
+    if userinfo and web:
+        user, _, password = userinfo.partition(":")
+        secret = unquote(user), unquote(password)
+        if not all(map(str.isprintable, secret)):
+            raise _wrong(shown, "its user or password cannot be sent")
+    elif userinfo and (scheme == "git" or not _SSH_USER.fullmatch(userinfo)):
+        raise _wrong(
+            shown, "its user is none that could be passed on to ssh" if scheme == "ssh" else "git:// has no users"
+        )
+    user_host = f"{userinfo}@{host}" if userinfo and not web else host
+    path = quote(path, safe="%/:@!$&'()*+,;=~", errors="surrogateescape")
+    remote = f"{scheme}://{user_host}{path}"
+    made = GitReference(remote, scheme, host, indistinguishable_from_local=shorthand, userinfo=secret)
+    return _with(made, unquote(fragment, errors="surrogateescape"), query)
+
+
+def _bad_escapes(text: str) -> bool:
+    """Whether a percent sign is followed by anything but two hexadecimal digits: not a URL, says Go's parser."""
+    return bool(re.search(r"%(?![0-9a-fA-F]{2})", text))
+
+
+def _scp(text: str) -> GitReference | None:
+    """The form of scp(1), which says ssh."""
+    found = _SCP.fullmatch(text)
+    if found is None:
+        return None
+    user, host, path, query, fragment = found.groups(default="")
+    if user.startswith("-") or not _HOST.fullmatch(host):
+        raise _wrong(text, "its user or host would be taken for an option of ssh")
+    if not path or path.startswith("-"):
+        raise _wrong(text, "its path is none" if not path else "its path would be taken for an option")
+    if _CONTROL.search(text):
+        raise _wrong(text, "it holds a control character")
+    return _with(GitReference(f"{user}@{host}:{path}", "ssh", host), fragment, query)
+
+
+def _with(made: GitReference, fragment: str, query: str) -> GitReference:
+    """``made`` with what its fragment and its query say."""
+    ref, _, subdir = fragment.partition(":")
+    options = _options(made, query)
+    ref = _agreed(made, "ref", ref, options.pop("ref", ""))
+    subdir = _agreed(made, "subdir", _clean(subdir), options.pop("subdir", ""))
+    tag, branch = options.pop("tag", ""), options.pop("branch", "")
+    if tag and branch:
+        raise _wrong(made.remote, "it asks for a branch and for a tag")
+    for given, prefix in ((tag, "refs/tags/"), (branch, "refs/heads/")):
+        if given:
+            ref = _agreed(made, "ref", ref, given if given.startswith(prefix) else prefix + given)
+    if ref:
+        check_ref(made.remote, ref)
+    if _CONTROL.search(subdir):
+        raise _wrong(made.remote, "its subdirectory holds a control character")
+    commit, checksum = options.pop("commit", ""), options.pop("checksum", "")
+    mtime = options.pop("mtime", "")
+    if mtime not in ("", "checkout", "commit"):
+        raise _wrong(made.remote, f"invalid mtime value: {printable(mtime)!r}", 'it is "checkout" or "commit"')
+    keep_git_dir, submodules = (_boolean(made, options, key) for key in ("keep-git-dir", "submodules"))
+    by_commit = _boolean(made, options, "fetch-by-commit")
+    if options:
+        known = "ref, tag, branch, subdir, checksum, commit, keep-git-dir, submodules, mtime and fetch-by-commit"
+        raise _wrong(made.remote, f"unexpected query {printable(next(iter(options)))!r}", f"known are {known}")
+    return replace(
+        made,
+        ref=ref,
+        subdir=_clean(subdir),
+        checksum=check_checksum(made.remote, _agreed(made, "checksum", checksum, commit)),
+        keep_git_dir=keep_git_dir,
+        submodules=submodules,
+        mtime=mtime,
+        fetch_by_commit=bool(by_commit),
+    )
+
+
+def _options(made: GitReference, query: str) -> dict[str, str]:
+    from urllib.parse import parse_qsl
+
+    options: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True, errors="surrogateescape"):
+        if key in options:
+            raise _wrong(made.remote, f"query {printable(key)!r} has multiple values")
+        if not value and key not in ("submodules", "keep-git-dir", "fetch-by-commit"):
+            raise _wrong(made.remote, f"query {printable(key)!r} has no value")
+        options[key] = value
+    return options
+
+
+def _agreed(made: GitReference, what: str, one: str, other: str) -> str:
+    if one and other and one != other:
+        raise _wrong(made.remote, f"{what} conflicts: {printable(one)!r} vs {printable(other)!r}")
+    return one or other
+
+
+def _boolean(made: GitReference, options: dict[str, str], key: str) -> bool | None:
+    if key not in options:
+        return None
+    value = options.pop(key)
+    if value in _FALSE:
+        return False
+    if value and value not in _TRUE:
+        raise _wrong(made.remote, f"invalid {key} value: {printable(value)!r}", "it is true or false")
+    return True
+
+
+def _clean(subdir: str) -> str:
+    """``subdir`` below the root of the repository, which no ``..`` leads out of."""
+    return posixpath.normpath("/" + subdir).lstrip("/")
+
+
+def check_ref(remote: str, ref: str) -> None:
+    """Raise ``ContextError`` unless git could have a reference called ``ref``, and nobody takes it for an option."""
+    if _NO_REF.search(ref):
+        raise _wrong(
+            remote, f"invalid git ref {printable(ref)!r}", "it is the name of a branch or tag, or a full commit"
+        )
+
+
+def check_checksum(remote: str, checksum: str) -> str:
+    """``checksum`` in lower case; ``ContextError`` unless it could be the beginning of a commit hash."""
+    if checksum and not _CHECKSUM.fullmatch(checksum):
+        why = f"invalid checksum {printable(checksum)!r}"
+        raise _wrong(remote, why, "for a git repository, it is a commit hash or the beginning of one")
+    return checksum.lower()
+
+
+def _wrong(remote: str, why: str, remedy: str = "") -> ContextError:
+    return ContextError(f"cannot use the git repository {printable(remote)}", why=why, remedy=remedy)
