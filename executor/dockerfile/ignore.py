@@ -20,9 +20,10 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
+
+import msgspec
 
 from executor.dockerfile.split import strip
 from platforms.errors import DockerfileError, Location
@@ -47,8 +48,7 @@ class PatternError(ValueError):
     """A pattern that cannot be one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Set:
+class _Set(msgspec.Struct, frozen=True):
     """One character: any of ``ranges``, or none of them when ``negated``."""
 
     ranges: tuple[tuple[str, str], ...]
@@ -226,8 +226,7 @@ def has_wildcards(path: str) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """One pattern, ready to be matched."""
 
     pattern: str
@@ -265,8 +264,7 @@ def _rule(pattern: str, exception: bool) -> Rule:
     return Rule(pattern, exception, None, pattern[2:], None)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What the patterns say about a path; a directory's verdict is needed to judge what is in it."""
 
     path: str
@@ -275,12 +273,11 @@ class Verdict:
     """For each rule, whether it matched this path or a directory above."""
 
 
-@dataclass(frozen=True, slots=True)
-class Patterns:
+class Patterns(msgspec.Struct, frozen=True):
     """An ordered list of patterns, false when empty. Paths are relative to the context, with ``/``, and clean."""
 
     rules: tuple[Rule, ...]
-    _directories: dict[str, Verdict] = field(default_factory=dict, repr=False, compare=False)
+    _directories: dict[str, Verdict] = msgspec.field(default_factory=dict)
     """Verdicts on directories, kept for what is in them."""
 
     def __bool__(self) -> bool:

@@ -11,14 +11,16 @@ parser directives, comments and blank lines, as the Dockerfile reference has the
 - RUN, COPY and ADD (also behind ONBUILD) take a here-document for each ``<<NAME`` word, unless they are in JSON form.
 
 Everything is read in one pass. A physical line may have 65,535 bytes, as in BuildKit; a NUL byte anywhere means that
-this is no text. Bytes that are not UTF-8 are kept as surrogate escapes: comments and here-documents may hold them.
+this is no text. Bytes that are not UTF-8 become U+FFFD, but for the here-documents of COPY and ADD: files are kept byte
+for byte, as surrogate escapes.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from executor.dockerfile import split
 from executor.dockerfile.words import Style, expand_words
@@ -35,14 +37,14 @@ _DIRECTIVE: Final = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)[\t\f\r ]*=(.*)", re.
 _DIRECTIVES: Final = ("syntax", "escape", "check")
 _HEREDOC: Final = re.compile(r"([0-9]*)<<(-?)[\t\n\f\r ]*+([^<]*)")
 _HEREDOC_KEYWORDS: Final = ("run", "copy", "add")
+_STRAY: Final = re.compile("[\udc80-\udcff]")
 _LEADING_TABS: Final = re.compile(r"^\t+", re.MULTILINE)
 _MARKS: Final = Style(keep_quotes=True, keep_escapes=True, keep_unset=True)
 _QUOTED_NAME: Final = Style(keep_quotes=True, keep_unset=True)
 _BARE_NAME: Final = Style(keep_unset=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Heredoc:
+class Heredoc(msgspec.Struct, frozen=True):
     """A here-document. ``content`` is its lines as they stand in the file, line ends included."""
 
     name: str
@@ -57,8 +59,7 @@ class Heredoc:
         return _LEADING_TABS.sub("", self.content) if self.chomp else self.content
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(msgspec.Struct, frozen=True):
     """An instruction before anybody asks what it means."""
 
     keyword: str
@@ -74,8 +75,7 @@ class Statement:
     location: Location
 
 
-@dataclass(frozen=True, slots=True)
-class Lines:
+class Lines(msgspec.Struct, frozen=True):
     """A whole file, read."""
 
     name: str
@@ -138,6 +138,11 @@ def may_hold_heredocs(keyword: str, rest: str, escape: str) -> bool:
     return keyword.lower() in _HEREDOC_KEYWORDS and split.json_array(rest) is None
 
 
+def _displayable(text: str) -> str:
+    """``text`` with U+FFFD for each byte that is not UTF-8, as it would show in a config or a log."""
+    return text if text.isascii() else _STRAY.sub("\ufffd", text)
+
+
 class _Scan:
     """The pass over a file: ``at`` is the index of the next physical line."""
 
@@ -147,7 +152,7 @@ class _Scan:
         self.raw = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").split("\n")
         if self.raw[-1] == "":
             self.raw.pop()
-        self.physical = tuple(line.rstrip("\r") for line in self.raw)
+        self.physical = tuple(_displayable(line.rstrip("\r")) for line in self.raw)
         self.at = 0
         self.escape = "\\"
         self.directives: dict[str, str] = {}
@@ -278,8 +283,9 @@ class _Scan:
         keyword, flags, rest = split.command(text, self.escape)
         heredocs: tuple[Heredoc, ...] = ()
         try:
+            is_file = keyword.lower() in ("copy", "add")
             if "<<" in text and may_hold_heredocs(keyword, rest, self.escape):
-                heredocs = tuple(self.body(mark, start) for mark in heredoc_marks(text))
+                heredocs = tuple(self.body(mark, start, file=is_file) for mark in heredoc_marks(text))
         except split.JSONStringsError as wrong:
             raise self.fail(str(wrong), start, self.at, remedy="Quote every element.") from wrong
         comments = tuple(self.comments)
@@ -288,14 +294,15 @@ class _Scan:
             keyword, flags, rest, text, heredocs, comments, location(self.physical, self.name, start, self.at)
         )
 
-    def body(self, mark: Heredoc, start: int) -> Heredoc:
-        """The lines up to the one that is the here-document's name, and nothing else."""
+    def body(self, mark: Heredoc, start: int, *, file: bool) -> Heredoc:
+        """The lines up to the one that is the here-document's name; those of a ``file`` byte for byte."""
         first = self.at
         while self.at < len(self.physical):
             line = self.physical[self.at]
             self.at += 1
             if (line.lstrip("\t") if mark.chomp else line) == mark.name:
                 content = "".join(f"{raw}\n" for raw in self.raw[first : self.at - 1])
+                content = content if file else _displayable(content)
                 return Heredoc(mark.name, content, mark.expand, mark.chomp)
         raise self.fail(
             "unterminated heredoc",

@@ -5,15 +5,15 @@ Source: Dockerfile reference, "EXPOSE". Errors are ``ValueError``: the caller kn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 _HIGHEST: Final = 65535
 _PROTOCOLS: Final = ("tcp", "udp", "sctp")
 
 
-@dataclass(frozen=True, slots=True)
-class Ports:
+class Ports(msgspec.Struct, frozen=True):
     """One word of EXPOSE."""
 
     first: int

@@ -6,7 +6,7 @@ by their exact name, ``COPY --from`` and mounts see any stage whatever the case,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from executor.dockerfile import grammar, lines
 from executor.dockerfile.instructions import Arg, From, Instruction
@@ -14,8 +14,7 @@ from executor.dockerfile.suggest import hint
 from platforms.errors import DockerfileError, Location
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(msgspec.Struct, frozen=True):
     """One FROM and the instructions up to the next."""
 
     index: int
@@ -39,8 +38,7 @@ class Stage:
         return self.base.location
 
 
-@dataclass(frozen=True, slots=True)
-class Dockerfile:
+class Dockerfile(msgspec.Struct, frozen=True):
     """A whole Dockerfile. It has at least one stage."""
 
     name: str

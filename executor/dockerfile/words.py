@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from executor.dockerfile import shellpattern
 from executor.dockerfile.split import SPACE, quoted
@@ -34,8 +35,7 @@ _ORDINARY: Final = {escape: re.compile(rf"[^$<'\"}}/{re.escape(escape)}{SPACE}]+
 _SPECIAL_NAMES: Final = "@*#?-$!0"
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
+class Style(msgspec.Struct, frozen=True):
     """What an expansion leaves in place. The Dockerfile's own words use the defaults."""
 
     escape: str = "\\"
@@ -108,13 +108,15 @@ class _WordError(ValueError):
     """What is wrong with a text, before anybody has said which text."""
 
 
-@dataclass(slots=True)
 class _Words:
     """The result so far, as one text and as words."""
 
-    text: list[str] = field(default_factory=list)
-    done: list[str] = field(default_factory=list)
-    word: list[str] = field(default_factory=list)
+    __slots__ = ("done", "text", "word")
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.done: list[str] = []
+        self.word: list[str] = []
 
     def literal(self, part: str) -> None:
         """Text that is never divided."""

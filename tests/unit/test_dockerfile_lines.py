@@ -160,6 +160,10 @@ def test_the_longest_line_is_read() -> None:
     assert len(read(line + b"\n" + line).statements) == 2
 
 
-def test_bytes_that_are_not_utf8_survive_in_here_documents() -> None:
-    (statement,) = read(b"COPY <<E /x\n\xe9t\xe9\nE\n").statements
-    assert statement.heredocs[0].content.encode("utf-8", "surrogateescape") == b"\xe9t\xe9\n"
+def test_bytes_that_are_not_utf8_survive_in_files_only() -> None:
+    found = read(b"COPY <<E /\xe9\n\xe9t\xe9\nE\n# \xff\nRUN <<E\n\xe9\nE\nMAINTAINER \xe9\xe8\n").statements
+    assert found[0].heredocs[0].content.encode("utf-8", "surrogateescape") == b"\xe9t\xe9\n"
+    assert found[0].rest == "<<E /\ufffd"
+    assert found[1].heredocs[0].content == "\ufffd\n"
+    assert found[1].comments == ("\ufffd",)
+    assert found[2].rest == "\ufffd\ufffd"
