@@ -196,8 +196,9 @@ def read_image(layout: Path, platform: str) -> Seen:
     manifest = read_json(layout, descriptor["digest"])
     config = read_json(layout, manifest["config"]["digest"])
     tree: dict[str, Entry] = {}
-    assert len(manifest["layers"]) == len(config["rootfs"]["diff_ids"])
-    for layer, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
+    layers, diff_ids = manifest["layers"] or (), config["rootfs"]["diff_ids"] or ()  # null: an empty list of Go's
+    assert len(layers) == len(diff_ids)
+    for layer, diff_id in zip(layers, diff_ids, strict=True):
         raw = _plain(_blob(layout, layer["digest"]))
         assert f"sha256:{hashlib.sha256(raw).hexdigest()}" == diff_id, f"layer {layer['digest']} is not {diff_id}"
         merge(tree, raw)

@@ -80,11 +80,11 @@ def test_labels_annotations_and_arguments_arrive(
     kanifold: Kanifold, busybox: Base, context: Context, read: Reader
 ) -> None:
     text = f"FROM {busybox.ref} AS first\nARG WHO=nobody\nRUN echo $WHO > /who\nFROM first AS second\nRUN false\n"
-    dest = kanifold.home / "out"
+    dest, folder = kanifold.home / "out", context({"recipe": text})
     kanifold(
-        "build", context({"recipe": text}), "-f", "recipe", "--target", "first", "--build-arg", "WHO=me",
+        "build", folder, "-f", "recipe", "--target", "first", "--build-arg", "WHO=me",
         "--label", "a=b", "--annotation", "manifest:c=d", "--annotation", "index:e=f",
-        "--platform", "linux/amd64,linux/arm64", "-o", f"type=oci,dest={dest}", cwd=None,
+        "--platform", "linux/amd64,linux/arm64", "-o", f"type=oci,dest={dest}", cwd=folder,
     )  # fmt: skip
     seen = read(dest)
     assert seen.text("/who") == "me\n"
@@ -117,7 +117,7 @@ def test_the_store_can_be_seen_and_pruned(kanifold: Kanifold, busybox: Base, con
     kanifold("build", folder, "-o", f"type=oci,dest={kanifold.home / 'out'}")
     assert kanifold("du").out.strip()
     used = sum(path.stat().st_size for path in kanifold.root.rglob("*") if path.is_file())
-    kanifold("prune", "--all", "--force")
+    kanifold("prune", "--all")
     left = sum(path.stat().st_size for path in kanifold.root.rglob("*") if path.is_file())
     assert left < used / 2
 
@@ -143,10 +143,10 @@ def test_a_binary_of_another_architecture_is_found(kanifold: Kanifold, busybox: 
     folder = context({"Dockerfile": text})
     arguments = ("build", folder, "--platform", "linux/arm64", "-o", f"type=oci,dest={kanifold.home / 'out'}")
     warned = kanifold(*arguments)
-    assert "opt/tool" in warned.err
-    assert "amd64" in warned.err
+    found = "/opt/tool is amd64"
+    assert found in warned.err
     refused = kanifold.run(*arguments, "--audit=error")
     assert refused.code == 1
-    assert "opt/tool" in refused.err
-    assert "opt/tool" not in kanifold(*arguments, "--audit=off").err
+    assert found in refused.err
+    assert found not in kanifold(*arguments, "--audit=off").err
     assert kanifold.run(*arguments, "--audit=error", "--audit-allow", "/opt/tool").code == 0

@@ -75,7 +75,7 @@ def test_an_ordinary_users_store_can_be_removed_by_its_owner(
     """Files of subordinate ids are nobody's to remove with ``rm``; ``prune --all`` does it."""
     folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN mkdir /d && touch /d/f && chown -R 5:6 /d"})
     build(ordinary, folder, "linux/amd64")
-    ordinary("prune", "--all", "--force")
+    ordinary("prune", "--all")
     done = subprocess.run(
         ["rm", "-rf", str(ordinary.root)], check=False, capture_output=True, text=True, **ordinary.user.becoming()
     )
