@@ -1,0 +1,196 @@
+"""The suite that says whether kanifold builds what BuildKit builds: every case's image against BuildKit's recording.
+
+Each case is built once in every isolation rung, all by one store, two at a time from the first test on; a test only
+waits for its own case and compares. ``cases/NAME`` holds a case (``conformance_case`` describes the files), and
+``record.py`` records what BuildKit makes of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import conftest
+import ordinary_user
+import pytest
+from conformance_case import Case, all_cases, lay_out
+from conformance_image import differences
+from conformance_world import YEAR, World, base_of, world
+from oci_layout import image_manifests, read_image
+
+if TYPE_CHECKING:
+    from conftest import Kanifold, Outcome
+    from ordinary_user import User
+
+CASES = {case.name: case for case in all_cases()}
+RUNGS = {"root": ("ids", "root"), "user": ("ids",)}
+"""Each rung with what it offers (``Case.needs``)."""
+AT_ONCE = 2
+"""Builds at a time."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """One case, built: how the command ended and where the layout is."""
+
+    outcome: Outcome
+    dest: Path
+
+
+class Builds:
+    """The builds of one rung, begun when the first of them is asked for."""
+
+    def __init__(self, build: Callable[[Case], Built], cases: list[Case]) -> None:
+        self.pool = ThreadPoolExecutor(AT_ONCE)
+        self.futures: dict[str, Future[Built]] = {case.name: self.pool.submit(build, case) for case in cases}
+
+    def of(self, case: Case) -> Built:
+        """What came of ``case``; waits for it."""
+        return self.futures[case.name].result()
+
+
+@pytest.fixture(scope="session")
+def here(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The registry, web server and repositories that the cases speak of."""
+    conftest.needs("skopeo", "git")
+    with world(CASES.values(), registry, tmp_path_factory.mktemp("world")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """A directory that every user may enter."""
+    with tempfile.TemporaryDirectory(prefix="conformance.") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def as_root(here: World, scratch: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
+    if os.geteuid() != 0:
+        pytest.skip("not root")
+    home = scratch / "root"
+    home.mkdir()
+    command, extra = conftest.installed()
+    yield from _builds("root", conftest.Kanifold(home, ordinary_user.me(), command, extra), here, request)
+
+
+@pytest.fixture(scope="session")
+def as_user(here: World, _user_with_ids: User, _scratch: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
+    yield from _builds("user", conftest.as_user(_user_with_ids, _scratch), here, request)
+
+
+def _builds(rung: str, kanifold: Kanifold, here: World, request: pytest.FixtureRequest) -> Iterator[Builds]:
+    chosen = [
+        item.callspec.params
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    ]
+    cases = [CASES[each["name"]] for each in chosen if each.get("rung") == rung]
+    builds = Builds(lambda case: _build(case, kanifold, here), [case for case in cases if _fits(case, rung)])
+    try:
+        yield builds
+    finally:
+        builds.pool.shutdown(cancel_futures=True)
+
+
+def _fits(case: Case, rung: str) -> bool:
+    return set(case.needs) <= set(RUNGS[rung])
+
+
+def _build(case: Case, kanifold: Kanifold, here: World) -> Built:
+    work = kanifold.folder(case.name)
+    user = kanifold.user
+    main = lay_out(case, work, (user.uid, user.gid), here.places(case))
+    dest = work / "layout"
+    secrets = {f"SECRET_{name}": value for name, value in case.secrets.items()}
+    outcome = kanifold.run("build", main, *_flags(case, work, here), "-o", f"type=oci,dest={dest}", **secrets)
+    return Built(outcome, dest)
+
+
+def _flags(case: Case, work: Path, here: World) -> Iterator[str]:
+    yield from ("--progress", "rawjson", "--platform", case.platform, "--file", str(work / "context" / case.file))
+    yield from ("--registry-mirror", f"docker.io={here.registry}", "--insecure-registry", here.registry)
+    for flag, value in (("--target", case.target), ("--network", case.network)):
+        if value:
+            yield from (flag, value)
+    for flag, values, join in (
+        ("--build-arg", case.args, "="),
+        ("--label", case.labels, "="),
+        ("--add-host", case.hosts, ":"),
+    ):
+        for key, value in values.items():
+            yield from (flag, f"{key}{join}{value}")
+    for name in case.secrets:
+        yield from ("--secret", f"id={name},env=SECRET_{name}")
+    for name, content in case.contexts.items():
+        yield from ("--build-context", f"{name}={content if isinstance(content, str) else work / 'contexts' / name}")
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("name", CASES)
+def test_builds_as_buildkit_does(name: str, rung: str, request: pytest.FixtureRequest) -> None:
+    case = CASES[name]
+    if not _fits(case, rung):
+        pytest.skip(f"needs {', '.join(case.needs)}")
+    builds: Builds = request.getfixturevalue(f"as_{rung}")
+    here: World = request.getfixturevalue("here")
+    built = builds.of(case)
+    golden = json.loads(case.golden.read_text())
+    found = _compare(case, golden, built, here)
+    if case.differs and not found:
+        pytest.fail(f"{name} is said to differ ({case.differs}) and does not any more", pytrace=False)
+    if found and not case.differs:
+        pytest.fail(f"{name} is not what BuildKit builds:\n  " + "\n  ".join(found), pytrace=False)
+
+
+def _compare(case: Case, golden: dict[str, Any], built: Built, here: World) -> list[str]:
+    if "error" in golden:
+        return _compare_failure(case, golden["error"], built.outcome)
+    if built.outcome.code != 0:
+        return [f"the build failed with {built.outcome.code}:", *_said(built.outcome)]
+    (platform,) = image_manifests(built.dest)
+    seen = read_image(built.dest, platform)
+    return differences(golden, seen, base_of(seen, here), time.time() - YEAR, here.neutral)
+
+
+def _compare_failure(case: Case, golden: dict[str, Any], outcome: Outcome) -> list[str]:
+    if outcome.code == 0:
+        return [f"the build should have failed: {golden['says']}"]
+    problem = _problem(outcome)
+    if outcome.code != 1 or problem is None:
+        return [f"the build failed with {outcome.code}, for no reason of its own:", *_said(outcome)]
+    found = []
+    where = problem["where"] or {"line": 0, "end_line": 0}
+    blamed = set(range(where["line"], where["end_line"] + 1))
+    if golden["lines"] and not blamed & set(golden["lines"]):
+        found.append(f"blames lines {sorted(blamed)}, not {golden['lines']} ({golden['says']}): {_text(problem)}")
+    if case.says and case.says not in _text(problem):
+        found.append(f"does not say {case.says!r}: {_text(problem)}")
+    return found
+
+
+def _problem(outcome: Outcome) -> dict[str, Any] | None:
+    for line in reversed(outcome.said.splitlines()):
+        if line.startswith('{"type":"build_ended"'):
+            troubles = json.loads(line)["troubles"]
+            return dict(troubles[0]["problem"]) if troubles else None
+    return None
+
+
+def _text(problem: dict[str, Any]) -> str:
+    return f"{problem['what']}: {problem['why']}" if problem["why"] else str(problem["what"])
+
+
+def _said(outcome: Outcome) -> list[str]:
+    problem = _problem(outcome)
+    if problem is None:
+        return outcome.said.splitlines()[-20:]
+    return [_text(problem), json.dumps(problem["where"]), *problem["log"][-10:]]
