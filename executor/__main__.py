@@ -42,6 +42,14 @@ def main() -> int:
         return 1
 
 
+def preload() -> None:
+    """Load what a job needs, so that processes forked from this one need not."""
+    import executor.build.export
+    import executor.build.solve
+    import executor.sandbox.launcher
+    import executor.store.durability  # noqa: F401
+
+
 def _take_streams() -> tuple[int, int]:
     """The protocol's descriptors, out of the way of anything that reads stdin or prints."""
     import fcntl

@@ -22,7 +22,7 @@ from executor.store.store import Store, open_store
 from orchestrator import audit, publish
 from orchestrator import plan as planning
 from orchestrator.fanout import Built, Emit, Lost, build_all
-from orchestrator.node import Placement, local, place
+from orchestrator.node import Node, Placement, local, place
 from orchestrator.plan import Plan
 from orchestrator.publish import Image, Product
 from orchestrator.request import Request
@@ -32,9 +32,18 @@ from platforms.errors import AuditError, BuildError, Interrupted, KanifoldError
 
 def build(request: Request) -> int:
     """Do it, show it, and return the process's exit status (``platforms.errors`` lists them)."""
+    here = local(min(len(request.platforms), request.jobs or len(request.platforms)))
+    try:
+        return _shown(request, here)
+    finally:
+        for each in here.ready:
+            each.discard()
+
+
+def _shown(request: Request, here: Node) -> int:
     with open_display(request.progress) as display:
         try:
-            product = asyncio.run(_interruptible(request, display.emit))
+            product = asyncio.run(_interruptible(request, here, display.emit))
         except KanifoldError as error:
             outcome: events.Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
             troubles = error.troubles if isinstance(error, _PlatformsLostError) else (events.Trouble(error.problem),)
@@ -55,9 +64,9 @@ class _PlatformsLostError(BuildError):
         self.exit_code = first.exit_code  # type: ignore[misc]
 
 
-async def _interruptible(request: Request, emit: Emit) -> Product:
+async def _interruptible(request: Request, here: Node, emit: Emit) -> Product:
     """The build, ended by the first Ctrl-C (or SIGTERM); a second one is the terminal's."""
-    task = asyncio.ensure_future(_build(request, emit))
+    task = asyncio.ensure_future(_build(request, here, emit))
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -73,8 +82,8 @@ async def _interruptible(request: Request, emit: Emit) -> Product:
         raise Interrupted("the build was interrupted") from error
 
 
-async def _build(request: Request, emit: Emit) -> Product:
-    nodes = (local(),)
+async def _build(request: Request, here: Node, emit: Emit) -> Product:
+    nodes = (here,)
     placements = tuple(place(each, nodes) for each in request.platforms)  # (1)
     emit(
         events.BuildStarted(

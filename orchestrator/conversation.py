@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +16,7 @@ import msgspec
 
 from executor import job
 from orchestrator.node import Node
+from orchestrator.process import Process, start
 from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
 
 _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
@@ -45,7 +44,7 @@ OnAsk = Callable[[job.Ask], Awaitable[bytes | None]]
 class Executor:
     """A running executor whose job is done, still there to hand over blobs."""
 
-    process: asyncio.subprocess.Process
+    process: Process
     result: job.Result
 
     async def blob(self, digest: str, sink: Callable[[bytes], object]) -> None:
@@ -56,7 +55,6 @@ class Executor:
             raise KanifoldError.of(message.problem)
         if not isinstance(message, job.Blob) or message.digest != digest or message.size < 0:
             raise ProtocolError("an executor sent something else than the blob it was asked for")
-        assert self.process.stdout is not None
         left = message.size
         while left:
             block = await self.process.stdout.read(min(left, 1 << 20))
@@ -78,15 +76,10 @@ async def run(node: Node, order: job.Job, on_message: OnMessage, on_ask: OnAsk) 
     the executor and everything below it.
     """
     try:
-        process = await asyncio.create_subprocess_exec(
-            *node.command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **dict(node.environment)},
-            limit=job.LINE_LIMIT,
-            start_new_session=True,  # Ctrl-C is ours to handle: the executor is stopped through its stdin
-        )
+        if node.ready:
+            process = await node.ready.pop().open(job.LINE_LIMIT)
+        else:
+            process = await start(node.command, node.environment, job.LINE_LIMIT)
     except OSError as error:
         raise EnvironmentUnfit(
             f"cannot start an executor on node {node.name}", why=f"{node.command[0]}: {error.strerror}"
@@ -101,9 +94,7 @@ async def run(node: Node, order: job.Job, on_message: OnMessage, on_ask: OnAsk) 
     return Executor(process, result)
 
 
-async def _listen(
-    process: asyncio.subprocess.Process, on_message: OnMessage, on_ask: OnAsk, noise: asyncio.Task[str]
-) -> job.Result:
+async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk, noise: asyncio.Task[str]) -> job.Result:
     answers: set[asyncio.Task[None]] = set()
     greeted = False
     while True:
@@ -139,7 +130,7 @@ async def _listen(
                 on_message(message)
 
 
-async def _answer(process: asyncio.subprocess.Process, ask: job.Ask, on_ask: OnAsk) -> None:
+async def _answer(process: Process, ask: job.Ask, on_ask: OnAsk) -> None:
     try:
         payload = await on_ask(ask)
     except KanifoldError as error:
@@ -151,15 +142,13 @@ async def _answer(process: asyncio.subprocess.Process, ask: job.Ask, on_ask: OnA
         await _send(process, job.Answer(ask.id, size=len(payload)), payload)
 
 
-async def _send(process: asyncio.subprocess.Process, message: job.Message, payload: bytes = b"") -> None:
-    assert process.stdin is not None
+async def _send(process: Process, message: job.Message, payload: bytes = b"") -> None:
     process.stdin.write(msgspec.json.encode(message) + b"\n" + payload)
     with contextlib.suppress(ConnectionError):  # its last words are on stdout and are read from there
         await process.stdin.drain()
 
 
-async def _receive(process: asyncio.subprocess.Process) -> job.Message | None:
-    assert process.stdout is not None
+async def _receive(process: Process) -> job.Message | None:
     try:
         line = await process.stdout.readline()
     except ValueError as error:
@@ -172,22 +161,19 @@ async def _receive(process: asyncio.subprocess.Process) -> job.Message | None:
         raise ProtocolError("a message of an executor is malformed", why=str(error)) from error
 
 
-async def _collect(stream: asyncio.StreamReader | None) -> str:
+async def _collect(stream: asyncio.StreamReader) -> str:
     """The end of what an executor wrote to stderr: nothing, unless something went wrong."""
-    assert stream is not None
     kept = b""
     while block := await stream.read(4096):
         kept = (kept + block)[-_STDERR_LIMIT:]
     return kept.decode("utf-8", "replace")
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: Process) -> None:
     """Close stdin, which cancels the job; kill what does not go."""
-    assert process.stdin is not None
     process.stdin.close()
     try:
         await asyncio.wait_for(process.wait(), _GRACE)
     except TimeoutError:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         await process.wait()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from orchestrator.process import Fork, fork
 from platforms import emulation
 from platforms.platform import Platform
 
@@ -19,6 +20,8 @@ class Node:
     shares_disk: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     """Added to the orchestrator's own for the command."""
+    ready: list[Fork] = field(default_factory=list, compare=False)
+    """Executors that wait for a job already; the command is for when there are none left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,8 @@ class Placement:
     how: str
 
 
-def local() -> Node:
-    """This machine."""
+def local(executors: int = 0) -> Node:
+    """This machine, with so many ``executors`` forked in advance (while this process has a single thread)."""
     # -P: the user's directory is not where modules come from, whatever lies there. The packages' own place is named
     # because kanifold may run from a checkout that is not installed.
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -41,6 +44,7 @@ def local() -> Node:
         (sys.executable, "-P", "-m", "executor"),
         shares_disk=True,
         environment=(("PYTHONPATH", os.pathsep.join(paths)),),
+        ready=fork(executors) if executors and sys.platform == "linux" else [],
     )
 
 

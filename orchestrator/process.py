@@ -1,0 +1,157 @@
+"""Executor processes as the orchestrator holds them: two pipes to speak over, one for complaints, and an end.
+
+An executor on another node is a command. One on this machine is *forked* where that is possible: the packages are
+loaded once, and an executor is there in the time of a fork. Forks are made before anything starts a thread or an event
+loop, and wait for their job like any other executor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Process(Protocol):
+    """A running executor."""
+
+    @property
+    def stdin(self) -> asyncio.StreamWriter: ...
+
+    @property
+    def stdout(self) -> asyncio.StreamReader: ...
+
+    @property
+    def stderr(self) -> asyncio.StreamReader: ...
+
+    async def wait(self) -> int:
+        """The exit status, once the process has ended."""
+        ...
+
+    def kill(self) -> None:
+        """End the process and those it has started."""
+        ...
+
+
+async def start(command: Sequence[str], environment: Sequence[tuple[str, str]], limit: int) -> Process:
+    """Run ``command``; ``limit`` is the longest line that is read from it, in bytes. Raises ``OSError``."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **dict(environment)},
+        limit=limit,
+        start_new_session=True,  # Ctrl-C is ours to handle: an executor is stopped through its stdin
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    return _Command(process, process.stdin, process.stdout, process.stderr)
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    process: asyncio.subprocess.Process
+    stdin: asyncio.StreamWriter
+    stdout: asyncio.StreamReader
+    stderr: asyncio.StreamReader
+
+    async def wait(self) -> int:
+        return await self.process.wait()
+
+    def kill(self) -> None:
+        if self.process.returncode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """An executor that was forked and waits for its job."""
+
+    pid: int
+    stdin: int
+    stdout: int
+    stderr: int
+
+    async def open(self, limit: int) -> Process:
+        """Connect its pipes to the running event loop."""
+        loop = asyncio.get_running_loop()
+
+        async def reader(fd: int) -> asyncio.StreamReader:
+            stream = asyncio.StreamReader(limit=limit)
+            await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0))
+            return stream
+
+        transport, protocol = await loop.connect_write_pipe(
+            asyncio.streams.FlowControlMixin, os.fdopen(self.stdin, "wb", 0)
+        )
+        writer = asyncio.StreamWriter(transport, protocol, None, loop)
+        ended = loop.run_in_executor(None, _status, self.pid)
+        return _Forked(self.pid, ended, writer, await reader(self.stdout), await reader(self.stderr))
+
+    def discard(self) -> None:
+        """Send it away without a job."""
+        for fd in (self.stdin, self.stdout, self.stderr):
+            os.close(fd)
+        os.waitpid(self.pid, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Forked:
+    pid: int
+    ended: asyncio.Future[int]
+    stdin: asyncio.StreamWriter
+    stdout: asyncio.StreamReader
+    stderr: asyncio.StreamReader
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self.ended)
+
+    def kill(self) -> None:
+        if not self.ended.done():
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def _status(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def fork(count: int) -> list[Fork]:
+    """``count`` executors on this machine. To be called while this process has a single thread."""
+    from executor import __main__ as executor
+
+    executor.preload()
+    return [_fork_one() for _ in range(count)]
+
+
+def _fork_one() -> Fork:
+    from executor import __main__ as executor
+    from platforms import syscalls
+
+    ours_in, stdin = os.pipe2(os.O_CLOEXEC)
+    stdout, theirs_out = os.pipe2(os.O_CLOEXEC)
+    stderr, theirs_err = os.pipe2(os.O_CLOEXEC)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setsid()
+            for fd, place in ((ours_in, 0), (theirs_out, 1), (theirs_err, 2)):
+                os.dup2(fd, place)
+            syscalls.close_range(3)
+            status = executor.main()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    for fd in (ours_in, theirs_out, theirs_err):
+        os.close(fd)
+    return Fork(pid, stdin, stdout, stderr)
