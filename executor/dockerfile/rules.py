@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from platforms.errors import DockerfileError, Location
+from platforms.errors import DockerfileError, Location, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,11 @@ class Violation:
     rule: Rule
     message: str
     location: Location
+
+    @property
+    def problem(self) -> Problem:
+        """The finding as it crosses a protocol and is shown."""
+        return Problem("Check", self.message, self.rule.description, where=self.location)
 
 
 STAGE_NAME_CASING: Final = Rule(

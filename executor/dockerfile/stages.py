@@ -1,7 +1,7 @@
 """A Dockerfile as stages: what comes before the first FROM, and each FROM with what follows it.
 
-Source: Dockerfile reference, "FROM" and "ARG"; how names are looked up is BuildKit's: a FROM sees the stages before it
-by their exact name, ``COPY --from`` and mounts see any stage whatever the case, the last of several alike.
+Source: Dockerfile reference, "FROM" and "ARG"; how names are looked up is BuildKit's: a FROM sees the stages before it,
+``COPY --from`` and mounts see any stage, the last of several alike; case makes no difference.
 """
 
 from __future__ import annotations
@@ -166,5 +166,9 @@ def find_source(dockerfile: Dockerfile, name: str) -> Stage | None:
 
 
 def find_base(dockerfile: Dockerfile, before: int, image: str) -> Stage | None:
-    """The stage that a FROM in stage number ``before`` names, None when it names an image."""
-    return next((stage for stage in reversed(dockerfile.stages[:before]) if stage.name and stage.name == image), None)
+    """The stage that a FROM in stage number ``before`` names, None when it names an image.
+
+    Whatever the case: an image's name cannot have capitals, so none is hidden by that.
+    """
+    earlier = reversed(dockerfile.stages[:before])
+    return next((stage for stage in earlier if stage.name and stage.name == image.lower()), None)

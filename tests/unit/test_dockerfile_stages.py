@@ -57,7 +57,7 @@ def test_a_base_is_looked_up_among_the_stages_before() -> None:
     found = find_base(dockerfile, 1, "base")
     assert found is not None
     assert found.index == 0
-    assert find_base(dockerfile, 3, "Next") is None
+    assert find_base(dockerfile, 3, "Next") == dockerfile.stages[1]
     assert find_base(dockerfile, 3, "c") is None
 
 
