@@ -42,12 +42,17 @@ def main() -> int:
         return 1
 
 
-def preload() -> None:
-    """Load what a job needs, so that processes forked from this one need not."""
+def preload(*, pushes: bool) -> None:
+    """Load what a job needs (with ``pushes``, what speaks to registries), so that forks of this process need not."""
     import executor.build.export
     import executor.build.solve
     import executor.sandbox.launcher
     import executor.store.durability  # noqa: F401
+
+    if pushes:
+        from executor.registry.wire import load_httpx
+
+        load_httpx()
 
 
 def _take_streams() -> tuple[int, int]:
@@ -128,10 +133,11 @@ def _build(conversation: Conversation, order: job.Job, found: Emulation, place: 
             directory=directory,
             how=str(found),
         )
+        # What earlier builds have left is on its way to the disk by now; waiting for our own would cost seconds.
+        background.submit(durability.settle, store)
         try:
             result = _image(workshop, began)
             conversation.send(result)
-            durability.settle(store)
             _serve(conversation, workshop)
         except BaseException:
             cancel()

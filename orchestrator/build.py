@@ -32,7 +32,7 @@ from platforms.errors import AuditError, BuildError, Interrupted, KanifoldError
 
 def build(request: Request) -> int:
     """Do it, show it, and return the process's exit status (``platforms.errors`` lists them)."""
-    here = local(min(len(request.platforms), request.jobs or len(request.platforms)))
+    here = local(request.platforms, request.jobs, pushes=any(each.kind == "registry" for each in request.outputs))
     try:
         return _shown(request, here)
     finally:

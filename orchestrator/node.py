@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.process import Fork, fork
 from platforms import emulation
+from platforms.errors import EnvironmentUnfit
 from platforms.platform import Platform
 
 
@@ -33,8 +36,17 @@ class Placement:
     how: str
 
 
-def local(executors: int = 0) -> Node:
-    """This machine, with so many ``executors`` forked in advance (while this process has a single thread)."""
+def local(platforms: Sequence[Platform] = (), jobs: int = 0, *, pushes: bool = False) -> Node:
+    """This machine, with executors for ``platforms`` (``jobs`` at once, 0: all) forked in advance.
+
+    For that, this process must have a single thread still. What is found out about emulation before is known to all.
+    """
+    ready: list[Fork] = []
+    if platforms and sys.platform == "linux":
+        for each in platforms:
+            with contextlib.suppress(EnvironmentUnfit):
+                emulation.emulation(each)
+        ready = fork(min(len(platforms), jobs or len(platforms)), pushes=pushes)
     # -P: the user's directory is not where modules come from, whatever lies there. The packages' own place is named
     # because kanifold may run from a checkout that is not installed.
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -44,7 +56,7 @@ def local(executors: int = 0) -> Node:
         (sys.executable, "-P", "-m", "executor"),
         shares_disk=True,
         environment=(("PYTHONPATH", os.pathsep.join(paths)),),
-        ready=fork(executors) if executors and sys.platform == "linux" else [],
+        ready=ready,
     )
 
 

@@ -121,11 +121,11 @@ def _status(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def fork(count: int) -> list[Fork]:
+def fork(count: int, *, pushes: bool) -> list[Fork]:
     """``count`` executors on this machine. To be called while this process has a single thread."""
     from executor import __main__ as executor
 
-    executor.preload()
+    executor.preload(pushes=pushes)
     return [_fork_one() for _ in range(count)]
 
 

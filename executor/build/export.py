@@ -40,13 +40,12 @@ class Pushes:
         for target in self.targets:
             self.waiting[str(target), id(layer)] = self.workshop.later(partial(self._send, target, layer))
 
-    def finish(self, layers: Sequence[Layer]) -> None:
-        """Return when every one of ``layers`` is in every repository."""
-        for target in self.targets:
-            for layer in layers:
-                if (str(target), id(layer)) not in self.waiting:
-                    self.waiting[str(target), id(layer)] = self.workshop.later(partial(self._send, target, layer))
-        for each in self.waiting.values():
+    def finish(self, target: Reference, layers: Sequence[Layer]) -> None:
+        """Return when every one of ``layers`` is in the repository ``target``."""
+        for layer in layers:
+            if (str(target), id(layer)) not in self.waiting:
+                self.waiting[str(target), id(layer)] = self.workshop.later(partial(self._send, target, layer))
+        for each in list(self.waiting.values()):
             each.result()
 
     def _send(self, target: Reference, layer: Layer) -> None:
@@ -128,9 +127,11 @@ def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Mad
     if order.local:
         for layer in layers:
             layer.content()
-    sending.finish(layers)
     for target in sending.targets:
         client = workshop.registry()
+        if client.has_manifest(target.repository_only().with_digest(descriptor.digest)) is not None:
+            continue  # a registry has no manifest without what it names
+        sending.finish(target, layers)
         client.push(target, config_descriptor, lambda: blobs.open(store, config_descriptor.digest))
         client.put_manifest(target.repository_only().with_digest(descriptor.digest), manifest_data, manifest.media_type)
     return manifest, descriptor

@@ -36,9 +36,14 @@ class Running:
 
 
 def environment(state: State, proxies: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """What a step of ``state`` has in its environment: ENV and ARG, and proxy settings that nothing declared."""
+    """What a step of ``state`` has in its environment: ENV and ARG, and proxy settings that nothing declared.
+
+    A proxy is set in both spellings, whichever of them was given (BuildKit, solver/llbsolver/ops/exec.go).
+    """
     declared = {name for name, _ in state.env}
-    return (*state.env, *((name, value) for name, value in proxies if name not in declared))
+    given = dict(proxies)
+    both = {spelling: given.get(spelling, value) for name, value in proxies for spelling in (name.upper(), name.lower())}
+    return (*state.env, *((name, value) for name, value in both.items() if name not in declared))
 
 
 def execute(

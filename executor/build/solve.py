@@ -86,7 +86,7 @@ class Solver:
         self.ran = 0
 
     def solve(self, on_layer: Callable[[Layer], None]) -> State:
-        """The target's last state. ``on_layer`` hears of each new layer of the image as soon as it exists."""
+        """The target's last state. ``on_layer`` hears of each layer of the image that was just made."""
         self._on_layer = on_layer
         self._workshop.tell(job.Planned(self._numbers.steps, str(self._workshop.how)))
         threads = [
@@ -115,7 +115,8 @@ class Solver:
     # -- stages
 
     def _solve(self, stage: Stage) -> State:
-        state = self._begin(stage)
+        origin = self._base_of(stage)
+        state = self._begin(stage, origin)
         triggers = [trigger(each, stage.location) for each in state.config.onbuild]
         state = replace(state, config=replace(state.config, onbuild=()))
         self._numbers.add_triggers(self._workshop, stage, triggers)
@@ -131,8 +132,15 @@ class Solver:
                 raise
         return state
 
-    def _begin(self, stage: Stage) -> State:
-        origin = self.graph.bases[stage.index]
+    def _base_of(self, stage: Stage) -> Origin:
+        if stage.index in self.graph.stages:
+            return self.graph.bases[stage.index]
+        # Only a base image's trigger knew that this stage is needed.
+        origin = graph.base_of(self.dockerfile, stage, self._scope, self.named)
+        self._numbers.add_stage(self._workshop, stage, origin.kind != "stage")
+        return origin
+
+    def _begin(self, stage: Stage, origin: Origin) -> State:
         platform = graph.platform_of(self.dockerfile, stage, self._scope, self._workshop.platform)
         if origin.kind == "stage":
             state = self._stages[origin.stage]()
@@ -402,10 +410,10 @@ class Solver:
         return workshop.trees.keep(open_context(directory, context.ignore))
 
     def _workdir(self, stage: Stage, state: State, instruction: dockerfile.Workdir) -> State:
-        path = steps.normal_path(state.workdir, instruction.path)
+        path = steps.directory(state.workdir, instruction.path)
         moved = replace(state, config=replace(state.config, working_dir=path))
         if path == "/":
-            return steps.noted(moved, f"WORKDIR {path}")
+            return steps.noted(moved, "WORKDIR /")
         number = self._numbers.of(stage.index, instruction)
 
         def make() -> tuple[str, Once[tuple[Entry, ...]]]:
@@ -460,7 +468,7 @@ class Solver:
             )
         )
         layer = from_result(workshop, outcome.result, outcome.created, entries, below)
-        if stage.index in self.graph.chain:
+        if stage.index in self.graph.chain and made is not None:
             self._on_layer(layer)
         self.made.append(Made(key, outcome, layer, stage.index in self.graph.chain))
         return replace(
@@ -598,6 +606,10 @@ class Numbers:
         """Announce the steps that the base image's ONBUILD adds."""
         if triggers:
             workshop.tell(job.Planned(tuple(self._number(stage, triggers, False)), str(workshop.how)))
+
+    def add_stage(self, workshop: Workshop, stage: Stage, with_base: bool) -> None:
+        """Announce the steps of a stage that such a trigger needs."""
+        workshop.tell(job.Planned(tuple(self._number(stage, stage.instructions, with_base)), str(workshop.how)))
 
 
 _LAYERED: Any = (dockerfile.Run, dockerfile.Copy, dockerfile.Add, dockerfile.Workdir)

@@ -58,8 +58,13 @@ def enter(state: State) -> State:
     for key, value in config.env:
         env = image.put(env, key, value)
     if config.working_dir:
-        config = replace(config, working_dir=normal_path("/", config.working_dir))
+        config = replace(config, working_dir=directory("/", config.working_dir))
     return replace(state, config=config, env=env)
+
+
+def directory(current: str, path: str) -> str:
+    """What ``WORKDIR path`` makes of ``current``: an absolute path stays as it is written (NormalizeWorkdir)."""
+    return path if path.startswith("/") else normal_path(current, path)
 
 
 def normal_path(directory: str, path: str) -> str:
