@@ -13,6 +13,7 @@ flock()s on file descriptors, so the kernel releases them when their holder dies
         tmp/partial/<digest>   interrupted downloads, to be resumed
         leases/<token>         one per session: what it uses, locked while its process lives
         locks/                 the gate, the index's lock, and one file per named lock while it is held
+        reserve                space that `prune` needs when there is none left
         index.db               SQLite: which blobs and snapshots are whole, cache records, known files, facts
 
 A file in ``blobs`` or ``snapshots`` counts only when ``index.db`` has a row for it. So committing is: rename, then

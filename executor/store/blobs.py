@@ -339,7 +339,6 @@ def _place(store: Store, temporary: str, digest: str, size: int) -> Blob:
         os.unlink(temporary)
         return Blob(digest, size)
     store.session.keep(f"b{digest}")
-    os.chmod(temporary, 0o444)
     now = store.clock()
 
     def write(db: sqlite3.Connection) -> None:
@@ -354,6 +353,7 @@ def _place(store: Store, temporary: str, digest: str, size: int) -> Blob:
         except FileNotFoundError:
             os.makedirs(os.path.dirname(place), exist_ok=True)  # sha512 is rare, its directory made when needed
             os.rename(temporary, place)
+        os.chmod(place, 0o444)  # not before: who dies here leaves a download that can be resumed
         store.index.write(write)
     return Blob(digest, size)
 

@@ -98,7 +98,7 @@ class Index:
         self._connection: sqlite3.Connection | None = None
         self._name = ""
         self._pid = os.getpid()
-        self._inherited: list[sqlite3.Connection] = []
+        self._inherited: list[sqlite3.Connection | None] = []
 
     def read(self, work: Work[T]) -> T:
         """``work``'s result, in one read transaction. It may be called again after damage, so it must only read."""
@@ -126,9 +126,10 @@ class Index:
 
     def close(self) -> None:
         """Close the connection; the next use opens another one."""
+        self._look_for_fork()
         with self._mutex:
             connection, self._connection = self._connection, None
-            if connection is not None and self._pid == os.getpid():
+            if connection is not None:
                 connection.close()
 
     def _run(self, work: Work[T], begin: str) -> T:
@@ -152,6 +153,7 @@ class Index:
     def _attempt(self, work: Work[T], begin: str) -> T:
         import sqlite3
 
+        self._look_for_fork()
         with self._mutex:
             db = self._connected()
             db.execute(begin)
@@ -165,12 +167,14 @@ class Index:
                 raise
             return result
 
-    def _connected(self) -> sqlite3.Connection:
+    def _look_for_fork(self) -> None:
+        """In a forked child, begin anew: the mutex may be held by a thread that is not here, and the connection is the
+        parent's, neither to be used nor to be closed, which would touch its files."""
         if self._pid != os.getpid():
-            # After a fork the connection is the parent's: neither used here nor closed, which would touch its files.
-            if self._connection is not None:
-                self._inherited.append(self._connection)
-            self._connection, self._pid = None, os.getpid()
+            self._inherited.append(self._connection)
+            self._mutex, self._connection, self._pid = threading.RLock(), None, os.getpid()
+
+    def _connected(self) -> sqlite3.Connection:
         if self._connection is not None and self._name != self._current():
             self.close()  # another process has replaced the index
         while self._connection is None:

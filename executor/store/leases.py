@@ -51,18 +51,26 @@ class Session:
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._mutex = threading.Lock()
         self._reset()
 
     def _reset(self) -> None:
+        self._mutex = threading.Lock()
         self._pid = os.getpid()
         self._fd = -1
         self._token = ""
         self._counts: dict[str, int] = {}
         self._made = 0
 
+    def _look_for_fork(self) -> None:
+        """In a forked child, begin anew: the mutex may be held by a thread that is not here."""
+        if self._pid != os.getpid():
+            if self._fd >= 0:
+                os.close(self._fd)  # the parent has it too, and with it the lock
+            self._reset()
+
     def temporary(self) -> str:
         """A fresh path under ``tmp`` that stays this session's own; nothing is there yet."""
+        self._look_for_fork()
         with self._mutex, translated(self._root, "cannot make a temporary file"):
             self._begin()
             self._made += 1
@@ -70,6 +78,7 @@ class Session:
 
     def hold(self, *things: str) -> None:
         """Lease ``things``, each as often as ``drop`` will be called for it. Look whether they exist afterwards."""
+        self._look_for_fork()
         with self._mutex, translated(self._root, "cannot note what is in use"):
             self._begin()
             new = [each for each in dict.fromkeys(things) if each not in self._counts]
@@ -81,16 +90,16 @@ class Session:
 
     def keep(self, thing: str) -> None:
         """Lease ``thing`` until the session ends; once is enough."""
+        self._look_for_fork()
         with self._mutex:
-            held = self._pid == os.getpid() and thing in self._counts
+            held = thing in self._counts
         if not held:
             self.hold(thing)
 
     def drop(self, *things: str) -> None:
         """Give up a lease of each of ``things``."""
+        self._look_for_fork()
         with self._mutex:
-            if self._pid != os.getpid():
-                return
             gone = []
             for each in things:
                 left = self._counts.get(each, 0) - 1
@@ -104,21 +113,19 @@ class Session:
 
     def close(self) -> None:
         """End the session: all leases are given up."""
+        self._look_for_fork()
         with self._mutex:
-            if self._fd >= 0 and self._pid == os.getpid():
-                os.unlink(self._path())
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            if self._fd >= 0:
+                with contextlib.suppress(OSError):  # without its lock it is garbage anyway
+                    os.unlink(self._path())
+                fcntl.flock(self._fd, fcntl.LOCK_UN)  # closing is not enough: a fork may have the descriptor, too
                 os.close(self._fd)
-            self._reset()
+            self._fd, self._token, self._counts = -1, "", {}
 
     def _path(self) -> str:
         return os.path.join(self._root, "leases", self._token)
 
     def _begin(self) -> None:
-        if self._pid != os.getpid():
-            if self._fd >= 0:
-                os.close(self._fd)  # forked: the parent has it too, and with it the lock
-            self._reset()
         if self._fd >= 0:
             return
         token = os.urandom(8).hex()

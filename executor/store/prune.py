@@ -18,6 +18,7 @@ from executor.store import cachemounts, leases, records, snapshots
 from executor.store.faults import translated
 from executor.store.leases import flocked, gate
 from executor.store.removal import disk_usage, remove_tree
+from executor.store.store import put_by, spend
 from platforms.errors import UsageError
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def prune(
         return chosen
 
     with translated(store.root, f"cannot prune the store {store.root}"):
+        spend(store.root)  # on a full disk, removing takes a little space first
         trash = store.session.temporary()
         os.mkdir(trash)
         measured = _cache_mounts(store)  # walks trees, so not under the gate
@@ -144,6 +146,8 @@ def prune(
                     moved.append((stray, place))
         removed += [_measured(store, stray, place) for stray, place in moved]
         remove_tree(trash)
+        with contextlib.suppress(OSError):  # the disk may still be full
+            put_by(store.root)
     return Pruned(sum(row.size for row in removed), tuple(removed))
 
 

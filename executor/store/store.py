@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from platforms.errors import Problem
 
 _DIRECTORIES: Final = ("blobs/sha256", "snapshots", "cache", "tmp/partial", "leases", "locks")
+_RESERVE: Final = "reserve"
+_RESERVE_BYTES: Final = 512 << 10
 _TOUCH_SECONDS: Final = 600.0
 """A time of last use is written again only when it is older than this: a cached build should write nothing."""
 
@@ -69,8 +71,7 @@ class Store:
         """Write what is left to write, and end all leases."""
         with contextlib.suppress(StoreError):  # losing a time of use is no reason to fail
             self.flush()
-        with translated(self.root, f"cannot close the store {self.root}"):
-            self.session.close()
+        self.session.close()
         self.index.close()
 
     def __enter__(self) -> Self:
@@ -100,9 +101,28 @@ def open_store(
             os.makedirs(root, mode=0o700, exist_ok=True)
             for each in _DIRECTORIES:
                 os.makedirs(os.path.join(root, each), exist_ok=True)
+            put_by(root)
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)
     return Store(root, warn or _say, clock)
+
+
+def put_by(root: str) -> None:
+    """Put some space by, which ``prune`` spends on its own book-keeping when the disk is full."""
+    fd = os.open(os.path.join(root, _RESERVE), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, _RESERVE_BYTES)
+    except OSError:
+        spend(root)
+        raise
+    finally:
+        os.close(fd)
+
+
+def spend(root: str) -> None:
+    """Free what ``put_by`` has put by."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(root, _RESERVE))
 
 
 def default_root() -> str:

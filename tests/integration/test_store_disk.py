@@ -108,8 +108,7 @@ def test_pruning_works_on_a_full_disk(small: Path) -> None:
     with open(hog, "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
         while True:
             file.write(bytes(4096))
-    with open(hog, "r+b") as file:
-        file.truncate(hog.stat().st_size - (96 << 10))  # what the index itself needs to note a removal
+    assert free(small) == 0
     with open_store(str(small)) as store:
         prune(store, all=True)
     assert free(small) > SIZE // 3
