@@ -42,7 +42,7 @@ def environment(state: State, proxies: Sequence[tuple[str, str]]) -> tuple[tuple
     """
     declared = {name for name, _ in state.env}
     given = dict(proxies)
-    both = {spelling: given.get(spelling, value) for name, value in proxies for spelling in (name.upper(), name.lower())}
+    both = {name.upper(): value for name, value in proxies} | {name.lower(): value for name, value in proxies} | given
     return (*state.env, *((name, value) for name, value in both.items() if name not in declared))
 
 

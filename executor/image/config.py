@@ -192,9 +192,8 @@ def _plain_healthcheck(check: Healthcheck | None) -> dict[str, Any] | None:
 
 
 def _drop_empty(fields: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields that Go's ``omitempty`` leaves out; an empty command (``CMD []``) stays."""
-    keep = ("Cmd", "Entrypoint", "Healthcheck")
-    return {key: value for key, value in fields.items() if value or (key in keep and value is not None)}
+    """Without the fields that Go's ``omitempty`` leaves out: an empty command (``CMD []``), but not an empty struct."""
+    return {key: value for key, value in fields.items() if value or (key == "Healthcheck" and value is not None)}
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -7,8 +7,8 @@
 
 Files that git cannot hold are listed in case.yaml, one mapping each: ``path`` and at most one of ``text``, ``hex``,
 ``dir``, ``fifo``, ``symlink`` (its target), ``hardlink`` (to which path), ``zeros`` (a size), ``tar`` (a list of such
-files; ``compress`` gz, bz2, xz or zst); further ``mode`` (octal text), ``mtime`` (seconds since 1970), ``xattrs``, and in
-archives ``uid`` and ``gid``. A path may be written with ``\\xNN`` for bytes that are not UTF-8.
+files; ``compress`` gz, bz2, xz or zst); further ``mode`` (octal text), ``mtime`` (seconds since 1970), ``xattrs``, and
+in archives ``uid`` and ``gid``. A path may be written with ``\\xNN`` for bytes that are not UTF-8.
 """
 
 from __future__ import annotations

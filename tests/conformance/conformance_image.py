@@ -14,7 +14,7 @@ from typing import Any
 from oci_layout import Entry, Seen
 
 Picture = dict[str, Any]
-"""``config``, ``history``, ``layers`` (how many), ``base``, ``tree`` and ``removed``; or ``error`` for a build that fails."""
+"""``config``, ``history``, ``layers`` (how many), ``base``, ``tree`` and ``removed``; or ``error`` of a failed build."""
 
 SHORT = 120
 """Bytes up to which a file's content stands in the recording itself, if it is text."""

@@ -1,7 +1,7 @@
 """Record what BuildKit makes of the cases: ``record.py [CASE…]`` writes their ``golden.json``.
 
-Needs root, ``buildkitd`` and ``buildctl`` (on PATH or in $KANIFOLD_JUDGES), runc, docker-registry and skopeo. The daemon
-is this program's own: it lives in a temporary directory and ends with it.
+Needs root, ``buildkitd`` and ``buildctl`` (on PATH or in $KANIFOLD_JUDGES), runc, docker-registry, skopeo and git. The
+daemon is this program's own: it lives in a temporary directory and ends with it.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def main(names: list[str]) -> int:
         buildkit(registry, Path(name)) as address,
         ThreadPoolExecutor(2) as pool,
     ):
-        for case, recorded in zip(cases, pool.map(lambda each: record(each, here, address, Path(name)), cases)):
+        recordings = pool.map(lambda each: record(each, here, address, Path(name)), cases)
+        for case, recorded in zip(cases, recordings, strict=True):
             _keep(case, here.neutral(dump(recorded)))
     return 0
 
