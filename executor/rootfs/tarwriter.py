@@ -159,7 +159,8 @@ def _header(entry: Entry) -> bytes:
     if kind is Kind.CHARACTER or kind is Kind.BLOCK:
         device = b"%07o\0%07o\0" % entry.device
     if entry.xattrs and kind is not Kind.HARDLINK:
-        records += [(b"SCHILY.xattr." + key, value) for key, value in entry.xattrs]
+        # An extended header cannot hold a key with "=" in it.
+        records += [(b"SCHILY.xattr." + key, value) for key, value in entry.xattrs if b"=" not in key]
 
     if not path:
         name = b"./"
