@@ -19,7 +19,7 @@ from executor.dockerfile import Dockerfile, ignore
 from executor.rootfs.elf import foreign
 from orchestrator.request import Allowed
 from platforms.errors import AuditError, Problem
-from platforms.platform import Platform
+from platforms.platform import Platform, parse
 
 _COMMENT: Final = re.compile(r"#\s*kanifold\s+audit-allow\s*=\s*(?:\[(?P<platform>[^\]]+)\])?(?P<pattern>\S+)\s*")
 _SHOWN: Final = 5
@@ -28,7 +28,11 @@ _SHOWN: Final = 5
 def allowed_by(dockerfile: Dockerfile) -> tuple[Allowed, ...]:
     """What comments of the Dockerfile declare to be intended, ``# kanifold audit-allow=[platform]pattern``."""
     found = (_COMMENT.fullmatch(line.strip()) for line in dockerfile.source)
-    return tuple(Allowed(match["pattern"], match["platform"] or "") for match in found if match)
+    return tuple(
+        Allowed(match["pattern"], str(parse(match["platform"])) if match["platform"] else "")
+        for match in found
+        if match
+    )
 
 
 def audit(platform: Platform, findings: Iterable[job.Finding], allowed: Iterable[Allowed]) -> tuple[job.Finding, ...]:

@@ -35,6 +35,7 @@ class Output:
     force_compression: bool = False
     push_by_digest: bool = False
     annotations: tuple[tuple[str, str], ...] = ()
+    """As written: ``annotation.KEY``, ``annotation-index.KEY``, ``annotation-manifest[PLATFORM].KEY``; and the value."""
 
 
 def parse(text: str) -> Output:
@@ -48,12 +49,12 @@ def parse(text: str) -> Output:
     values: dict[str, str] = {}
     annotations: list[tuple[str, str]] = []
     for each in fields:
-        key, equals, value = each.partition("=")
-        key = key.strip().lower()
+        written, equals, value = each.partition("=")
+        key = written.strip().lower()
         if not equals:
             raise UsageError(f"--output: {each!r} is not key=value")
         if key.startswith("annotation"):
-            annotations.append((key.partition(".")[2] if "." in key else key, value))
+            annotations.append((written.strip(), value))
             continue
         if key in values:
             raise UsageError(f"--output: {key!r} is there twice")

@@ -1,0 +1,218 @@
+"""From flags to a ``Request``: what each spelling means, and that every refusal names its flag."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from executor.job import CachePlace, Compression
+from orchestrator import cli, flags
+from orchestrator.outputs import Output
+from orchestrator.request import Allowed, Annotation, Request, Secret
+from platforms.errors import KanifoldError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings of the machine's own."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KANIFOLD_REGISTRIES", raising=False)
+
+
+def ask(*arguments: str) -> Request:
+    """The request that ``kanifold build ARGUMENTS`` makes, by the command line's own parser."""
+    with cli.build.make_context("build", list(arguments)) as context:
+        return flags.request(context.params)
+
+
+def test_nothing_but_defaults() -> None:
+    found = ask()
+    assert found.context == "."
+    assert len(found.platforms) == 1
+    assert found.implicit_platform
+    assert found.outputs == (Output("oci", "oci-layout"),)
+    assert (found.audit, found.progress, found.compression) == ("warn", "auto", Compression())
+
+
+def test_platforms_come_as_lists_and_repeats_and_each_once() -> None:
+    found = ask("--platform", "linux/amd64,linux/arm64", "--platform", "arm,aarch64")
+    assert [str(each) for each in found.platforms] == ["linux/amd64", "linux/arm64", "linux/arm/v7"]
+    assert not found.implicit_platform
+
+
+def test_tags_are_completed() -> None:
+    assert [str(each) for each in ask("-t", "app", "-t", "reg.example/team/app:1").tags] == [
+        "docker.io/library/app:latest",
+        "reg.example/team/app:1",
+    ]
+
+
+def test_build_args_take_their_value_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROM_OUTSIDE", "there")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    found = ask(
+        "--build-arg", "A=1", "--build-arg", "FROM_OUTSIDE", "--build-arg", "NOT_SET", "--build-arg", "E=",
+        "--build-arg", "A=x=y",
+    )  # fmt: skip
+    assert found.build_args == (("A", "x=y"), ("FROM_OUTSIDE", "there"), ("E", ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("k=v", [("manifest", "", "k", "v")]),
+        ("manifest:k=v", [("manifest", "", "k", "v")]),
+        ("index:k=v", [("index", "", "k", "v")]),
+        ("index,manifest:k=v", [("index", "", "k", "v"), ("manifest", "", "k", "v")]),
+        ("manifest[linux/arm64]:k=v", [("manifest", "linux/arm64", "k", "v")]),
+        ("k=a:b=c", [("manifest", "", "k", "a:b=c")]),
+        ("k=", [("manifest", "", "k", "")]),
+    ],
+)
+def test_annotations_have_levels(text: str, meant: list[tuple[str, str, str, str]]) -> None:
+    assert ask("--annotation", text).annotations == tuple(Annotation(*each) for each in meant)
+
+
+def test_outputs_annotate_too() -> None:
+    found = ask("-o", "type=oci,dest=x,annotation.a=1,annotation-index.b=2,annotation-manifest[linux/arm64].c=3")
+    assert found.annotations == (
+        Annotation("manifest", "", "a", "1"),
+        Annotation("index", "", "b", "2"),
+        Annotation("manifest", "linux/arm64", "c", "3"),
+    )
+
+
+def test_secrets_are_files_or_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "token"
+    file.write_text("x")
+    monkeypatch.setenv("TOKEN", "y")
+    monkeypatch.chdir(tmp_path)
+    found = ask(
+        "--secret", f"id=a,src={file}", "--secret", "id=b,env=TOKEN", "--secret", "id=TOKEN", "--secret", "id=token",
+        "--secret", "type=env,id=c,src=TOKEN",
+    )  # fmt: skip
+    assert found.secrets == (
+        Secret("a", str(file)),
+        Secret("b", variable="TOKEN"),
+        Secret("TOKEN", variable="TOKEN"),
+        Secret("token", str(file)),
+        Secret("c", variable="TOKEN"),
+    )
+
+
+def test_caches() -> None:
+    found = ask(
+        "--cache-from", "reg.example/c", "--cache-from", "type=local,src=in", "--cache-to", "type=inline",
+        "--cache-to", "type=registry,ref=reg.example/c:x,mode=max", "--cache-to", "type=local,dest=out",
+    )  # fmt: skip
+    assert found.cache_from == (
+        CachePlace("registry", "reg.example/c"),
+        CachePlace("directory", os.path.abspath("in")),
+    )
+    assert found.cache_to == (
+        CachePlace("inline"),
+        CachePlace("registry", "reg.example/c:x", True),
+        CachePlace("directory", os.path.abspath("out")),
+    )
+
+
+def test_kanikos_cache_repo_is_asked_and_told() -> None:
+    found = ask("--cache-repo", "reg.example/c", "--cache-ttl", "1d12h")
+    assert found.cache_from == found.cache_to == (CachePlace("registry", "reg.example/c", True),)
+    assert found.cache_ttl == 36 * 3600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("--compression", "zstd", "--compression-level", "3"), Compression("zstd", 3)),
+        (("-o", "type=oci,dest=x,compression=zstd,compression-level=9"), Compression("zstd", 9)),
+        (("--compression", "gzip", "-o", "type=oci,dest=x,compression=gzip"), Compression("gzip")),
+        (("--compression", "uncompressed"), Compression("uncompressed")),
+    ],
+)
+def test_a_build_has_one_compression(arguments: tuple[str, ...], meant: Compression) -> None:
+    assert ask(*arguments).compression == meant
+
+
+def test_hosts_are_written_either_way() -> None:
+    found = ask("--add-host", "a:10.0.0.1", "--add-host", "b=::1", "--add-host", "c:[::1]")
+    assert found.hosts == (("a", "10.0.0.1"), ("b", "::1"), ("c", "::1"))
+
+
+def test_the_audits_exceptions_may_name_a_platform() -> None:
+    found = ask("--audit-allow", "/opt/**", "--audit-allow", "linux/arm64:/usr/lib/x86/*")
+    assert found.audit_allow == (Allowed("/opt/**"), Allowed("/usr/lib/x86/*", "linux/arm64"))
+
+
+def test_stages_without_cache_come_as_lists_and_repeats() -> None:
+    assert ask("--no-cache-filter", "a,b", "--no-cache-filter", "c").no_cache_stages == ("a", "b", "c")
+
+
+def test_quiet_is_a_progress() -> None:
+    assert ask("-q").progress == "quiet"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--platform", "linux/amd46/v9/x"), "linux/amd46/v9/x"),
+        (("--platform", "windoze/arm"), "windoze"),
+        (("-t", "UPPER"), "UPPER"),
+        (("-t", "app@sha256:" + "0" * 64), "--tag"),
+        (("--build-arg", "=x"), "--build-arg"),
+        (("--build-context", "name"), "--build-context"),
+        (("--build-context", "a=.", "--build-context", "A=."), "--build-context"),
+        (("--label", "=x"), "--label"),
+        (("--annotation", "x"), "--annotation"),
+        (("--annotation", "layer:k=v"), "--annotation"),
+        (("--secret", "src=/etc/hostname"), "--secret"),
+        (("--secret", "id=a,src=/no/such/file"), "/no/such/file"),
+        (("--secret", "id=a,src=/etc/hostname,env=B"), "--secret"),
+        (("--secret", "id=a,path=/etc/hostname"), "--secret"),
+        (("--add-host", "a:not-an-address"), "--add-host"),
+        (("--add-host", ":10.0.0.1"), "--add-host"),
+        (("--shm-size", "big"), "--shm-size"),
+        (("--shm-size", "64x"), "--shm-size"),
+        (("--cache-ttl", "soon"), "--cache-ttl"),
+        (("--cache-from", "type=registry"), "--cache-from"),
+        (("--cache-from", "type=inline"), "--cache-from"),
+        (("--cache-to", "type=local"), "--cache-to"),
+        (("--cache-to", "type=s3,bucket=x"), "--cache-to"),
+        (("--cache-to", "type=registry,ref=a,mode=most"), "--cache-to"),
+        (("--compression-level", "10"), "--compression-level"),
+        (("--compression", "zstd", "--compression-level", "23"), "--compression-level"),
+        (("--compression", "gzip", "-o", "type=oci,dest=x,compression=zstd"), "compression"),
+        (("--compression", "zstd", "-o", "type=oci,dest=x,oci-mediatypes=false"), "zstd"),
+        (("--push",), "--tag"),
+        (("-o", "type=oci,dest=x,annotation-layer.k=v"), "--output"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_makes_no_sense_is_refused_by_name(arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        ask(*arguments)
+    assert words in f"{caught.value} {caught.value.problem.remedy}"
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("0", 0), ("512", 512), ("64k", 1 << 16), ("64M", 64 << 20), ("1.5g", 3 << 29), ("2TiB", 2 << 40)],
+)
+def test_sizes(text: str, meant: int) -> None:
+    assert flags.size(text, "--x") == meant
+
+
+@pytest.mark.parametrize(("text", "meant"), [("90s", 90), ("90m", 5400), ("1h30m", 5400), ("2w", 1209600)])
+def test_ages(text: str, meant: int) -> None:
+    assert flags.age(text, "--x") == meant
+
+
+@pytest.mark.parametrize("text", ["", "1", "m", "1y", "-1h", "1h 5"])
+def test_no_ages(text: str) -> None:
+    with pytest.raises(KanifoldError):
+        flags.age(text, "--x")

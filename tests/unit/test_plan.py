@@ -1,0 +1,174 @@
+"""The plan of a build: what is read, which external images are pinned, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator import plan as planning
+from orchestrator.node import Node, Placement
+from orchestrator.request import Request
+from platforms import parse
+from platforms.errors import ContextError, DockerfileError, KanifoldError, UsageError
+
+NODE = Node("here", ("true",), shares_disk=True)
+
+
+def read(folder: Path, *platforms: str, **more: object) -> planning.Plan:
+    wanted = tuple(parse(each) for each in platforms or ("linux/amd64",))
+    request = Request(context=str(folder), platforms=wanted, **more)  # type: ignore[arg-type]
+    return planning.read(request, tuple(Placement(each, NODE, "native") for each in wanted))
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+def test_images_are_those_of_the_needed_stages(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        Dockerfile="""\
+FROM a:1 AS unused
+FROM b:1 AS tools
+FROM c:1
+COPY --from=tools /x /
+COPY --from=d:1 /y /
+RUN --mount=from=e:1,target=/m true
+FROM z:1 AS after
+""",
+    )
+    assert set(read(tmp_path, target="2").images) == {"b:1", "c:1", "d:1", "e:1"}
+    assert read(tmp_path).images == ("z:1",)
+    assert read(tmp_path, target="tools").images == ("b:1",)
+
+
+def test_images_of_all_platforms_are_pinned(tmp_path: Path) -> None:
+    write(tmp_path, Dockerfile="FROM base-$TARGETARCH:1\n")
+    assert set(read(tmp_path, "linux/amd64", "linux/arm64").images) == {"base-amd64:1", "base-arm64:1"}
+
+
+def test_arguments_choose_images(tmp_path: Path) -> None:
+    write(tmp_path, Dockerfile="ARG TAG=1\nFROM base:$TAG\n")
+    assert read(tmp_path).images == ("base:1",)
+    assert read(tmp_path, build_args=(("TAG", "2"),)).images == ("base:2",)
+
+
+def test_scratch_and_stages_are_no_images(tmp_path: Path) -> None:
+    write(tmp_path, Dockerfile="FROM scratch AS a\nFROM a\nCOPY --from=a /x /\n")
+    assert read(tmp_path).images == ()
+
+
+def test_a_named_context_stands_for_an_image(tmp_path: Path) -> None:
+    write(tmp_path, Dockerfile="FROM base:1\nCOPY --from=docs /x /\n")
+    (tmp_path / "docs").mkdir()
+    found = read(tmp_path, build_contexts=(("base:1", "docker-image://other:2"), ("docs", str(tmp_path / "docs"))))
+    assert found.images == ("other:2",)
+    assert [(each.name, each.kind) for each in found.contexts] == [
+        ("", "directory"),
+        ("base:1", "image"),
+        ("docs", "directory"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("docker-image://debian:12", "image"),
+        ("oci-layout://some/layout:tag", "layout"),
+        ("https://example.com/x.tar.gz", "archive"),
+        ("https://example.com/x.git#v1:sub", "git"),
+        ("git@example.com:a/b.git", "git"),
+        ("ssh://git@example.com/a/b", "git"),
+        (".", "directory"),
+    ],
+)
+def test_kinds_of_named_contexts(value: str, kind: str) -> None:
+    assert planning.named_context("x", value).kind == kind
+
+
+def test_a_named_context_that_is_nothing_is_refused() -> None:
+    with pytest.raises(ContextError, match="no/such/directory"):
+        planning.named_context("x", "no/such/directory")
+    with pytest.raises(KanifoldError):
+        planning.named_context("x", "docker-image://UPPER")
+
+
+def test_the_ignore_file_is_the_dockerfiles_own_before_the_contexts(tmp_path: Path) -> None:
+    write(tmp_path, Dockerfile="FROM scratch\n", __dockerignore="shared\n")
+    assert read(tmp_path).contexts[0].ignore == "shared\n"
+    write(tmp_path, Dockerfile__dockerignore="own\n")
+    assert read(tmp_path).contexts[0].ignore == "own\n"
+
+
+def test_the_ignore_file_follows_the_file_flag(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path, __dockerignore="shared\n")
+    write(tmp_path / "sub", recipe="FROM scratch\n", recipe__dockerignore="own\n")
+    assert read(tmp_path, dockerfile=str(tmp_path / "sub" / "recipe")).contexts[0].ignore == "own\n"
+
+
+def test_a_containerfile_will_do(tmp_path: Path) -> None:
+    write(tmp_path, Containerfile="FROM x:1\n")
+    assert read(tmp_path).images == ("x:1",)
+    write(tmp_path, Dockerfile="FROM y:1\n")
+    assert read(tmp_path).images == ("y:1",)
+
+
+def test_a_missing_dockerfile_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DockerfileError) as caught:
+        read(tmp_path)
+    assert "Dockerfile" in str(caught.value)
+    assert "--file" in caught.value.problem.remedy
+    with pytest.raises(DockerfileError, match="elsewhere"):
+        read(tmp_path, dockerfile=str(tmp_path / "elsewhere"))
+
+
+def test_a_context_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, Dockerfile="FROM scratch\n") / "Dockerfile"
+    with pytest.raises(ContextError, match="not a directory"):
+        read(file, dockerfile=str(file))
+    with pytest.raises(ContextError, match="no build context"):
+        read(tmp_path / "nowhere", dockerfile=str(file))
+
+
+def test_an_endless_dockerfile_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DockerfileError, match="too large"):
+        read(tmp_path, dockerfile=str(path))
+
+
+def test_an_unknown_target_is_named(tmp_path: Path) -> None:
+    write(tmp_path, Dockerfile="FROM scratch AS release\n")
+    with pytest.raises(KanifoldError, match="relaese"):
+        read(tmp_path, target="relaese")
+
+
+def test_a_later_stage_is_not_there_yet(tmp_path: Path) -> None:
+    write(tmp_path, Dockerfile="FROM scratch AS a\nCOPY --from=b /x /\nFROM scratch AS b\nFROM a\n")
+    with pytest.raises(DockerfileError) as caught:
+        read(tmp_path)
+    assert caught.value.problem.where is not None
+    assert caught.value.problem.where.line == 2
+
+
+def test_the_name_in_errors_is_as_the_user_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, Dockerfile="FROM\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DockerfileError) as caught:
+        read(Path("."))
+    assert caught.value.problem.where is not None
+    assert caught.value.problem.where.file == "Dockerfile"
+    assert not os.path.isabs(caught.value.problem.where.file)
+
+
+def test_names_of_contexts_are_given_once() -> None:
+    planning.check_names((("a", "."), ("b", ".")))
+    for names in ((("a", "."), ("A", ".")), (("", "."),)):
+        with pytest.raises(UsageError):
+            planning.check_names(names)
