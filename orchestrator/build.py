@@ -19,7 +19,7 @@ from executor.registry import auth, reference
 from executor.registry.client import Client
 from executor.registry.reference import Reference
 from executor.store.store import Store, open_store
-from orchestrator import audit, publish
+from orchestrator import audit, checking, publish
 from orchestrator import plan as planning
 from orchestrator.fanout import Built, Emit, Lost, build_all
 from orchestrator.node import Node, Placement, local, place
@@ -96,15 +96,18 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
             jobs=request.jobs,
         )
     )
-    plan = planning.read(request, placements)  # (2)
+    plan = planning.read(request, request.platforms)  # (2)
     keychain = auth.docker_keychain()
     client = Client(request.registries, keychain)
     store = open_store(request.root or None)
     try:
+        checked = asyncio.create_task(asyncio.to_thread(checking.cautions, request, plan, store))
         pins = await _pin(request, plan, client, store, emit)
         orders = [(each, _order(request, plan, pins, each)) for each in placements]
         built, lost = await build_all(orders, request, keychain, emit)  # (3)
         try:
+            for caution in await checked:
+                emit(caution)
             if lost:
                 raise _PlatformsLostError(lost)
             return await _finish(request, plan, built, client, store, emit)

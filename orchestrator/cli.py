@@ -13,6 +13,13 @@ from platforms.errors import KanifoldError, UsageError
 _CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
+def _method(value: str) -> str:
+    name, comma, options = value.partition(",")
+    if name not in ("", "build", "check", "lint", "targets", "outline") or (comma and options != "format=json"):
+        raise click.BadParameter(f"{value!r} is not check, targets or outline, with or without ,format=json")
+    return value
+
+
 @click.group(context_settings=_CONTEXT_SETTINGS)
 @click.version_option(__version__, "--version", prog_name="kanifold")
 def cli() -> None:
@@ -126,6 +133,14 @@ def cli() -> None:
     help="How new layers are compressed (default: gzip).",
 )
 @click.option("--compression-level", type=int, default=None, help="0 to 9 for gzip, 1 to 22 for zstd.")
+@click.option("--check", is_flag=True, help="Only check the Dockerfile: short for --call check.")
+@click.option(
+    "--call",
+    metavar="METHOD",
+    default="",
+    callback=lambda _context, _option, value: _method(value),
+    help="Ask instead of build: check, targets or outline, with ,format=json for machines.",
+)
 @click.option(
     "--pull",
     is_flag=True,
@@ -176,7 +191,7 @@ def cli() -> None:
 @click.option(
     "--root", metavar="DIR", default="", help="The store (default: $KANIFOLD_ROOT or $XDG_DATA_HOME/kanifold)."
 )
-def build(**flags: Any) -> None:
+def build(check: bool, call: str, **flags: Any) -> None:
     """Build CONTEXT (default: the current directory) for every platform, and put the result where --output says.
 
     Without --push or --output the result is an OCI image layout in the directory oci-layout.
@@ -184,6 +199,10 @@ def build(**flags: Any) -> None:
     from orchestrator import build as building
     from orchestrator import flags as parsing
 
+    if check or call not in ("", "build"):
+        from orchestrator import checking
+
+        sys.exit(checking.call(parsing.request(flags), "check" if check else call))
     sys.exit(building.build(parsing.request(flags)))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +16,6 @@ from executor import job
 from executor.build import graph, scope
 from executor.dockerfile import Dockerfile, global_scope, parse
 from executor.registry import reference
-from orchestrator.node import Placement
 from orchestrator.request import Request
 from platforms import host
 from platforms.errors import ContextError, DockerfileError, UsageError
@@ -39,7 +39,7 @@ class Plan:
     """External images that some platform needs, as written after expansion."""
 
 
-def read(request: Request, placements: tuple[Placement, ...]) -> Plan:
+def read(request: Request, platforms: Iterable[Platform]) -> Plan:
     """Read what the build is made of. Raises ``DockerfileError``, ``ContextError`` or ``UsageError``."""
     data, name = _dockerfile(request)
     dockerfile = parse(data, name)
@@ -47,14 +47,12 @@ def read(request: Request, placements: tuple[Placement, ...]) -> Plan:
     contexts += [named_context(key, value) for key, value in request.build_contexts]
     named = [each.name for each in contexts if each.name]
     images: dict[str, None] = {}
-    for placement in placements:
+    for platform in platforms:
         given = dict(request.build_args)
         arguments = global_scope(
             dockerfile,
             given,
-            scope.platform_arguments(
-                build_platform(placement), placement.platform, request.target or dockerfile.stages[-1].name
-            ),
+            scope.platform_arguments(host.default_platform(), platform, request.target or dockerfile.stages[-1].name),
         )
         for image in graph.plan(dockerfile, request.target, arguments, named).images:
             images.setdefault(image)
@@ -62,12 +60,6 @@ def read(request: Request, placements: tuple[Placement, ...]) -> Plan:
         if context.kind == "image":
             images.setdefault(context.location)
     return Plan(dockerfile, data, name, tuple(contexts), tuple(images))
-
-
-def build_platform(placement: Placement) -> Platform:
-    """``BUILDPLATFORM``: what the node itself is."""
-    del placement  # every node is this machine so far
-    return host.default_platform()
 
 
 def named_context(name: str, value: str) -> job.Context:
