@@ -8,18 +8,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator import plan as planning
-from orchestrator.node import Node, Placement
 from orchestrator.request import Request
 from platforms import parse
 from platforms.errors import ContextError, DockerfileError, KanifoldError, UsageError
-
-NODE = Node("here", ("true",), shares_disk=True)
 
 
 def read(folder: Path, *platforms: str, **more: object) -> planning.Plan:
     wanted = tuple(parse(each) for each in platforms or ("linux/amd64",))
     request = Request(context=str(folder), platforms=wanted, **more)  # type: ignore[arg-type]
-    return planning.read(request, tuple(Placement(each, NODE, "native") for each in wanted))
+    return planning.read(request, wanted)
 
 
 def write(folder: Path, **files: str) -> Path:
