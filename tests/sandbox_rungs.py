@@ -45,14 +45,21 @@ def mapped_house(_busybox: None, _user_with_ids: User) -> Iterator[House]:
         yield house
 
 
-@pytest.fixture(scope="session", params=["root", "private", "mapped"])
+@pytest.fixture(scope="session")
+def single_house(_busybox: None, _user_without_ids: User) -> Iterator[House]:
+    with opened(_user_without_ids) as house:
+        assert house.isolation.rung is Rung.SINGLE, house.isolation.why
+        yield house
+
+
+@pytest.fixture(scope="session", params=["root", "private", "mapped", "single"])
 def house(request: pytest.FixtureRequest) -> House:
     """The same test on every rung."""
     found: House = request.getfixturevalue(f"{request.param}_house")
     return found
 
 
-@pytest.fixture(scope="session", params=["root", "mapped"])
+@pytest.fixture(scope="session", params=["root", "mapped", "single"])
 def either_house(request: pytest.FixtureRequest) -> House:
     """The same test as root and as an ordinary user, where the user namespace of root adds nothing."""
     found: House = request.getfixturevalue(f"{request.param}_house")

@@ -103,7 +103,7 @@ def _namespaces() -> int:
     if syscalls.capget()[0] & _NEEDED != _NEEDED:
         raise _UnusableError("root here lacks capabilities: CAP_SYS_ADMIN, CAP_SETUID and CAP_CHOWN are needed")
     _own_mounts()
-    return _limit()
+    return id_limit()
 
 
 def _mapped() -> int:
@@ -117,7 +117,7 @@ def _mapped() -> int:
         if not held & 1 << syscalls.CAP_SETUID or not held & 1 << syscalls.CAP_SETGID:
             raise _UnusableError("root here lacks CAP_SETUID or CAP_SETGID")
         _enter_user_namespace(map_identity)
-        return _limit()
+        return id_limit()
 
     helpers = {kind: _find(f"new{kind}map") for kind in ("uid", "gid")}
     for kind, helper in helpers.items():
@@ -139,7 +139,7 @@ def _mapped() -> int:
             _run([helpers[kind], str(pid), *map(str, line)])
 
     _enter_user_namespace(write)
-    return _limit()
+    return id_limit()
 
 
 def _single() -> int:
@@ -226,7 +226,7 @@ def write_map(path: str, text: str) -> None:
         os.close(fd)
 
 
-def _limit() -> int:
+def id_limit() -> int:
     """How many ids from 0 on without a gap this user namespace has, users or groups, whichever are fewer."""
     limits = []
     for kind in ("uid", "gid"):
@@ -265,12 +265,12 @@ def _try(rung: Rung) -> Verdict:
 
 def _trial(rung: Rung) -> tuple[str, str]:
     """Why ``rung`` cannot be used and what helps; both "" when it can. Changes this process."""
-    from executor.sandbox import workshop, zygote
+    from executor.sandbox import workshop
 
     try:
         _LADDER[rung]()
         read, write = os.pipe()
-        if (child := syscalls.fork(zygote.NAMESPACES)) == 0:
+        if (child := syscalls.fork(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)) == 0:
             try:
                 workshop.furnish()
                 workshop.prove()

@@ -60,6 +60,10 @@ class Running:
             )
         answer = zygote.Answer.unpack(data) if data else zygote.Answer()
         _tidy(self._spec, answer)
+        if self._launcher.single and (self._spec.uid or self._spec.gid):
+            from executor.sandbox import owners
+
+            owners.claim(self._spec.upper, self._spec.uid, self._spec.gid)
         if self._cancelled:
             return wire.Ended(128 + signal.SIGKILL, signal.SIGKILL, error="cancelled")
         if answer.unfit:
@@ -76,6 +80,8 @@ class Launcher:
         self._lock = threading.Lock()
         self._running: set[Running] = set()
         self._stopped = False
+        self.single = isolation.id_limit() == 1
+        """Whether steps have one id only, and owners are recorded."""
 
     def run(self, spec: Spec, stdout: int, stderr: int) -> Ended:
         """Run a step to its end. ``stdout`` and ``stderr`` are descriptors that stay the caller's to close."""
@@ -175,7 +181,7 @@ def _be_zygote(
         os.close(mapped_write)
         if not os.read(mapped_read, 1):  # the parent could not map our ids, or is dead
             os._exit(1)
-        _keep_only(control.fileno(), ready, mapped_read)
+        zygote.keep_only(control.fileno(), ready, mapped_read)
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, signal.SIG_IGN)
         try:
@@ -198,20 +204,6 @@ def _be_zygote(
         traceback.print_exc()
     finally:
         os._exit(1)
-
-
-def _keep_only(*fds: int) -> None:
-    """Close all descriptors but these and standard error, and put /dev/null in the place of the other streams."""
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    keep = sorted(fds)
-    first = 3
-    for fd in keep:
-        if fd > first:
-            syscalls.close_range(first, fd - 1)
-        first = fd + 1
-    syscalls.close_range(first)
 
 
 def _in_memory(data: bytes) -> int:

@@ -109,7 +109,7 @@ socket              41  359  198  281  326  359  198
 """
 """Depend on their arguments."""
 
-_OWNING: Final = """\
+OWNING: Final = """\
 chown               92  182    -  182  181  212    -
 lchown              94   16    -   16   16  198    -
 fchown              93   95   55   95   95  207   55
@@ -117,8 +117,10 @@ fchownat           260  298   54  325  289  291   54
 chown32              -  212    -  212    -    -    -
 lchown32             -  198    -  198    -    -    -
 fchown32             -  207    -  207    -    -    -
-mknod              133   14    -   14   14   14    -
-mknodat            259  297   33  324  288  290   33
+"""
+"""Go to the supervisor where a step has one mapped id only (see ``owners``)."""
+
+_BECOMING: Final = """\
 setuid             105   23  146   23   23  213  146
 setuid32             -  213    -  213    -    -    -
 setgid             106   46  144   46   46  214  144
@@ -138,7 +140,7 @@ setfsuid32           -  215    -  215    -    -    -
 setfsgid           123  139  152  139  139  216  152
 setfsgid32           -  216    -  216    -    -    -
 """
-"""Go to the supervisor where a step has one mapped id only."""
+"""Succeed without doing anything there: the only user to become is the one that it is."""
 
 # linux/filter.h, linux/seccomp.h
 _LD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -164,24 +166,34 @@ _Line = tuple[int, int | str, int | str, int]
 """An instruction whose jumps are numbers of instructions to skip, or the label to go on at."""
 
 
-def program(*, confined: bool = True, supervised: bool = False, machine: str = "") -> bytes:
+def program(*, confined: bool = True, single: bool = False, machine: str = "") -> bytes:
     """The filter for this machine (or ``machine``), for ``platforms.syscalls.seccomp_filter``; b"" where none is known.
 
-    Not ``confined``: without the denials. ``supervised``: with the calls that change owners handed over (the filter
-    must then be installed with SECCOMP_FILTER_FLAG_NEW_LISTENER).
+    Not ``confined``: without the denials. ``single``: for a user namespace of one id, with the calls that change owners
+    handed over (the filter must then be installed with SECCOMP_FILTER_FLAG_NEW_LISTENER).
     """
     spoken = _SPOKEN.get(machine or os.uname().machine, ())
     if not spoken:
         return b""
     code: list[tuple[int, int, int, int]] = [(_LD, 0, 0, _ARCHITECTURE)]
     for architecture in spoken:
-        block = _block(architecture, confined, supervised)
+        block = _block(architecture, confined, single)
         code += [(_JEQ, 1, 0, _ARCHITECTURES[architecture]), (_JA, 0, 0, len(block)), *block]
     code.append((_RET, 0, 0, _EPERM))
     return b"".join(struct.pack("=HBBI", *each) for each in code)
 
 
-def _block(architecture: str, confined: bool, supervised: bool) -> list[tuple[int, int, int, int]]:
+def names(table: str, machine: str = "") -> dict[tuple[int, int], str]:
+    """The calls of ``table`` by the numbers that a notification has: the architecture's and the call's."""
+    spoken = _SPOKEN.get(machine or os.uname().machine, ())
+    return {(_ARCHITECTURES[each], number): name for each in spoken for name, number in _numbers(table, each).items()}
+
+
+SHORT_IDS: Final = (_ARCHITECTURES["i386"], _ARCHITECTURES["arm"])
+"""Where ``chown``, ``lchown`` and ``fchown`` take ids of 16 bits, and others end in ``32``."""
+
+
+def _block(architecture: str, confined: bool, single: bool) -> list[tuple[int, int, int, int]]:
     """What to do with the calls of one architecture; ends on every path."""
     looked_at = _numbers(_LOOKED_AT, architecture)
     rules = dict.fromkeys(_numbers(_SYNC, architecture).values(), "succeed")
@@ -192,8 +204,9 @@ def _block(architecture: str, confined: bool, supervised: bool) -> list[tuple[in
         # clone3's flags lie in memory, where a filter cannot look; C libraries fall back to clone.
         rules[looked_at["clone3"]] = "absent"
         rules[looked_at["socket"]] = "socket"
-    if supervised:
-        rules |= dict.fromkeys(_numbers(_OWNING, architecture).values(), "notify")
+    if single:
+        rules |= dict.fromkeys(_numbers(OWNING, architecture).values(), "notify")
+        rules |= dict.fromkeys(_numbers(_BECOMING, architecture).values(), "succeed")
     lines: list[_Line] = [(_LD, 0, 0, _NUMBER)]
     if architecture == "x86_64":
         lines.append((_JGE, "absent", 0, _X32))

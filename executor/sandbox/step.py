@@ -64,18 +64,29 @@ class UnfitError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Filters:
-    """The system call filters of ordinary and of insecure steps."""
+class Rules:
+    """What holds for all steps of a zygote."""
 
-    confined: bytes
-    insecure: bytes
+    single: bool
+    """Our user namespace has one id only. Root's changes of owner go to a supervisor, and a step that is not to run as
+    root gets a user namespace of its own, where the one id has the number that was asked for."""
+    filters: dict[tuple[bool, bool], bytes]
+    """The system call filters, by whether they are of an insecure step, and of one with a supervisor."""
+
+    def supervised(self, spec: Spec) -> bool:
+        return self.single and not spec.uid and not spec.gid
 
 
 def become(
-    spec: Spec, stdio: tuple[int, int, int], filters: Filters, report: Callable[[targets.Root], None]
+    spec: Spec,
+    stdio: tuple[int, int, int],
+    rules: Rules,
+    supervisor: socket.socket | None,
+    report: Callable[[targets.Root], None],
 ) -> NoReturn:
-    """Turn this process into the step. ``report`` is called when the mounts are made, or one could not be.
+    """Turn this process into the step.
 
+    ``report`` is called when the mounts are made, or one could not be. ``supervisor`` gets the listener of the filter.
     Raises RefusedError, UnfitError, or OSError for anything unforeseen.
     """
     # 0. Ids that mean something else to the kernel: -1 is "leave as it is", which is root (CVE-2024-40635).
@@ -100,6 +111,7 @@ def become(
         raise UnfitError(f"cannot mount an overlay file system on {spec.upper}: {error.strerror}") from error
     workshop.mount_proc()
     proc = os.stat(workshop.PROC).st_dev
+    own_proc = os.open(f"{workshop.PROC}/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if not spec.insecure:
         workshop.mask_proc()
     workshop.mount_dev(spec.shm_size)
@@ -132,10 +144,17 @@ def become(
         _limit(name, soft, hard)
 
     # 6. Rights: the filter while we may install one, then capabilities, then ids, which may not be undone.
-    if code := filters.insecure if spec.insecure else filters.confined:
-        syscalls.seccomp_filter(code)
+    if rules.single and not supervisor:
+        _renumber(own_proc, spec.uid, spec.gid)
+    if code := rules.filters[spec.insecure, supervisor is not None]:
+        if supervisor is None:
+            syscalls.seccomp_filter(code)
+        else:
+            listener = syscalls.seccomp_filter(code, syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER)
+            socket.send_fds(supervisor, [b"listener"], [listener])
     _drop_capabilities(spec.insecure)
-    _change_user(spec)
+    if not rules.single:
+        _change_user(spec)
     syscalls.die_with_parent()  # the change of ids has cleared it
 
     # 7. The program.
@@ -257,7 +276,8 @@ def _file_in_memory(data: bytes, mode: int, uid: int = 0, gid: int = 0) -> int:
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(data)
-        os.fchown(fd, uid, gid)
+        with contextlib.suppress(OSError):  # ids that are not mapped: then the step cannot have them either
+            os.fchown(fd, uid, gid)
         os.fchmod(fd, mode)
     return syscalls.open_tree(syscalls.AT_FDCWD, path, _CLONE)
 
@@ -342,6 +362,15 @@ def _drop_capabilities(insecure: bool) -> None:
                         break
                     raise
     syscalls.capset(effective, permitted, 0)
+
+
+def _renumber(proc: int, uid: int, gid: int) -> None:
+    """Call our one user ``uid`` and our one group ``gid``, in a user namespace of our own."""
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+    for name, number in (("uid_map", uid), ("gid_map", gid)):
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+        os.write(fd, b"%d 0 1" % number)
+        os.close(fd)
 
 
 def _change_user(spec: Spec) -> None:

@@ -111,6 +111,16 @@ def mount_proc() -> None:
     syscalls.mount("proc", PROC, "proc", _QUIET)
 
 
+def proc_of_all() -> int:
+    """A descriptor of a /proc, mounted nowhere, that shows this process's pid namespace and those below it."""
+    context = syscalls.fsopen("proc")
+    try:
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        return syscalls.fsmount(context, _FIXED & ~syscalls.MOUNT_ATTR_RDONLY)
+    finally:
+        os.close(context)
+
+
 def mask_proc() -> None:
     """Hide what tells about the host, and protect what changes it."""
     for name in MASKED:

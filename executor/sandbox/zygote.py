@@ -24,7 +24,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from executor.sandbox import seccomp, spec, step, targets
+from executor.sandbox import isolation, seccomp, spec, step, targets, workshop
 from platforms import syscalls
 
 NAMESPACES: Final = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID
@@ -61,17 +61,29 @@ class _Running:
     reply: socket.socket
     report: int
     """The reading end of the pipe over which the step's process tells what it made, or why it failed."""
+    supervisor: int = 0
+    """The process id of the supervisor, if there is one. It ends by itself."""
 
 
 def serve(control: socket.socket) -> NoReturn:
     """Answer requests until the other end of ``control`` is closed; then end, and everything below with it."""
     namespaces = _STEP | (syscalls.CLONE_NEWCGROUP if os.path.exists("/proc/self/ns/cgroup") else 0)
-    filters = step.Filters(seccomp.program(), seccomp.program(confined=False))
+    single = isolation.id_limit() == 1
+    filters = {
+        (insecure, supervised): seccomp.program(confined=not insecure, single=supervised)
+        for insecure in (False, True)
+        for supervised in {False, single}
+    }
+    rules = step.Rules(single, filters)
+    proc = workshop.proc_of_all() if single else -1
+    if single:
+        from executor.sandbox import owners  # noqa: F401
     kills = _Kills()
     poll = select.poll()
     poll.register(control, select.POLLIN)
     by_pidfd: dict[int, _Running] = {}
     by_reply: dict[int, _Running] = {}
+    supervisors: dict[int, int] = {}
     # From a step's new root, Python would import what the image has there. Whatever is needed is loaded by now.
     sys.meta_path.clear()
     gc.collect()
@@ -83,10 +95,17 @@ def serve(control: socket.socket) -> NoReturn:
                 packet, fds, _, _ = socket.recv_fds(control, _PACKET, FDS, socket.MSG_CMSG_CLOEXEC)
                 if not packet:
                     os._exit(0)
-                if (running := _begin(fds, namespaces, filters)) is not None:
+                if (running := _begin(fds, namespaces, rules, proc)) is not None:
                     by_pidfd[running.pidfd] = by_reply[running.reply.fileno()] = running
                     poll.register(running.pidfd, select.POLLIN)
                     poll.register(running.reply, select.POLLIN)
+                    if running.supervisor:
+                        supervisors[pidfd := os.pidfd_open(running.supervisor)] = running.supervisor
+                        poll.register(pidfd, select.POLLIN)
+            elif fd in supervisors:
+                poll.unregister(fd)
+                os.close(fd)
+                os.waitpid(supervisors.pop(fd), 0)
             elif fd in by_reply:  # cancelled
                 signal.pidfd_send_signal(by_reply.pop(fd).pidfd, signal.SIGKILL)
                 poll.unregister(fd)
@@ -98,8 +117,8 @@ def serve(control: socket.socket) -> NoReturn:
                 _end(running, kills)
 
 
-def _begin(fds: list[int], namespaces: int, filters: step.Filters) -> _Running | None:
-    """Fork a step; None when that failed and the answer is given."""
+def _begin(fds: list[int], namespaces: int, rules: step.Rules, proc: int) -> _Running | None:
+    """Fork a step, and its supervisor if it needs one; None when that failed and the answer is given."""
     reply = socket.socket(fileno=fds[0])
     report, report_write = os.pipe()
     try:
@@ -108,10 +127,12 @@ def _begin(fds: list[int], namespaces: int, filters: step.Filters) -> _Running |
             wanted = spec.unpack(packed.read(), fds[5:])
         if wanted.network == "none":
             namespaces |= syscalls.CLONE_NEWNET
+        line = socket.socketpair() if rules.supervised(wanted) else None
         pid = syscalls.fork(namespaces)
         if pid == 0:
-            _child(wanted, (fds[2], fds[3], fds[4]), filters, report_write)
-        return _Running(pid, os.pidfd_open(pid), reply, report)
+            _child(wanted, (fds[2], fds[3], fds[4]), rules, line[0] if line else None, report_write)
+        supervisor = _supervisor(line, pid, wanted.upper, proc) if line else 0
+        return _Running(pid, os.pidfd_open(pid), reply, report, supervisor)
     except OSError as error:
         os.close(report)
         _answer(reply, Answer(unfit=f"cannot start a process in namespaces of its own: {error}"))
@@ -122,7 +143,43 @@ def _begin(fds: list[int], namespaces: int, filters: step.Filters) -> _Running |
             os.close(fd)
 
 
-def _child(wanted: spec.Spec, stdio: tuple[int, int, int], filters: step.Filters, report: int) -> NoReturn:
+def _supervisor(line: tuple[socket.socket, socket.socket], pid: int, upper: str, proc: int) -> int:
+    """Fork the supervisor of the step ``pid``; closes ``line``."""
+    theirs, ours = line
+    supervisor = syscalls.fork(0)
+    if supervisor == 0:
+        try:
+            keep_only(ours.fileno(), proc)
+            from executor.sandbox import owners
+
+            owners.supervise(ours, pid, upper, proc)
+        finally:
+            os._exit(1)
+    theirs.close()
+    ours.close()
+    return supervisor
+
+
+def keep_only(*fds: int) -> None:
+    """Close all descriptors but these and standard error, and put /dev/null in the place of the other streams."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    first = 3
+    for fd in sorted(fds):
+        if fd > first:
+            syscalls.close_range(first, fd - 1)
+        first = fd + 1
+    syscalls.close_range(first)
+
+
+def _child(
+    wanted: spec.Spec,
+    stdio: tuple[int, int, int],
+    rules: step.Rules,
+    supervisor: socket.socket | None,
+    report: int,
+) -> NoReturn:
     """Become the step, or report why not. Never returns into the server's loop."""
     made: tuple[tuple[targets.Made, ...], tuple[targets.Touched, ...]] = ((), ())
 
@@ -136,7 +193,7 @@ def _child(wanted: spec.Spec, stdio: tuple[int, int, int], filters: step.Filters
             tell()
 
     try:
-        step.become(wanted, stdio, filters, mounted)
+        step.become(wanted, stdio, rules, supervisor, mounted)
     except step.RefusedError as refused:
         tell(refused.code, str(refused))
     except step.UnfitError as unfit:

@@ -1,0 +1,175 @@
+"""One mapped id: owners are recorded rather than refused, in the form that the layer's packer reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sandbox_house import House, Inside
+
+from executor.rootfs.entry import OWNER_XATTR
+from executor.rootfs.records import OWNERS
+from executor.sandbox import Spec, owners
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A step's end, and the owners it left: of files and directories, and of what cannot have an attribute."""
+
+    code: int
+    out: str
+    err: str
+    attributes: dict[str, str]
+    lines: list[dict[str, Any]]
+    diff: dict[str, str]
+
+
+def run(house: House, command: str, *layers: str, **spec: Any) -> Recorded:
+    made = house.spec("/bin/sh", "-c", command, layers=(*layers, house.busybox), **spec)
+    return house.call(_run, made)
+
+
+def _run(inside: Inside, spec: Spec) -> Recorded:
+    from dataclasses import replace
+
+    own = inside.fresh("own")
+    for name in ("upper", "work"):
+        (own / name).mkdir()
+    done = inside.run_all([replace(spec, upper=str(own / "upper"), work=str(own / "work"))])[0]
+    attributes = {}
+    for path in sorted(done.diff):
+        try:
+            attributes[path] = os.getxattr(f"{own}/upper/{path}", OWNER_XATTR, follow_symlinks=False).decode()
+        except OSError:
+            continue
+    lines = (own / OWNERS).read_text().splitlines() if (own / OWNERS).exists() else []
+    return Recorded(done.ended.code, done.out, done.err, attributes, [json.loads(line) for line in lines], done.diff)
+
+
+def test_names_are_those_that_the_packer_reads() -> None:
+    assert owners.OWNER_XATTR.encode() == OWNER_XATTR
+    assert owners.OWNERS == OWNERS
+
+
+def test_owners_are_recorded(single_house: House) -> None:
+    done = run(
+        single_house,
+        "mkdir -p /d/e; touch /d/f /g /h /i; cd /d; chown 33:44 f ../g .; chown 5 /h; chown 1:1 /i; chown 0:0 /i;"
+        "chown -R 7:8 e; chown 99999:4294967294 /d/e; echo $?",
+    )
+    assert (done.out, done.err) == ("0\n", "")
+    assert done.attributes == {"d": "33:44", "d/e": "99999:4294967294", "d/f": "33:44", "g": "33:44", "h": "5:0"}
+    assert done.lines == []
+
+
+def test_files_of_lower_layers_are_copied_up_and_keep_what_was_recorded(single_house: House) -> None:
+    layer = single_house.plant({"a": "1", "b": "2", "c": "3"})
+    single_house.call(_mark, layer)
+    done = run(single_house, "chown 9:8 /a; chown 0:0 /b; chmod 600 /c", layer)
+    assert done.diff == {"a": "f 644", "b": "f 644", "c": "f 600"}
+    assert done.attributes == {"a": "9:8", "c": "1:2"}
+
+
+def _mark(_: Inside, layer: str) -> None:
+    for name in "abc":
+        os.setxattr(f"{layer}/{name}", OWNER_XATTR, b"1:2")
+
+
+def test_links_and_pipes_are_written_down_beside(single_house: House) -> None:
+    done = run(
+        single_house, "mkdir /d; touch /t; ln -s /t /d/link; mknod /pipe p; chown -h 3:4 /d/link; chown 5:6 /pipe"
+    )
+    assert done.lines == [{"path": "d/link", "uid": 3, "gid": 4}, {"path": "pipe", "uid": 5, "gid": 6}]
+    assert done.attributes == {}
+    done = run(single_house, "touch /t; ln -s t /link; chown 3:4 /link; chown 5:5 /link/; echo $?")
+    assert done.attributes == {"t": "3:4"}
+    assert "Not a directory" in done.err
+
+
+def test_the_rest_of_chown_happens(single_house: House) -> None:
+    done = run(single_house, "touch /f; chmod 6755 /f; chown 3 /f; mkdir /d; chmod 2755 /d; chown 3 /d")
+    assert done.diff == {"f": "f 755", "d": "d 2755"}
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("chown 3 /missing", "No such file or directory"),
+        ("chown 3 /proc/version", ""),
+        ("chown 3 /bin/busybox/x", "Not a directory"),
+        ("chown 3 /sys/kernel", "Read-only file system"),
+        ("ln -s loop /loop; chown 3 /loop", "Too many levels of symbolic links|Symbolic link loop"),
+    ],
+)
+def test_errors_are_those_of_chown(single_house: House, command: str, error: str) -> None:
+    done = run(single_house, command)
+    assert any(each in done.err for each in error.split("|")), done.err
+
+
+def test_links_stay_inside(single_house: House, tmp_path: Path) -> None:
+    done = run(
+        single_house, f"ln -s /../../../..{tmp_path} /out; chown 3 /out; chown 3 /../../etc; chown 3 /proc/self/root"
+    )
+    assert "No such file" in done.err
+    assert OWNER_XATTR.decode() not in os.listxattr(tmp_path)
+    assert done.attributes.get("etc") == "3:0"
+
+
+def test_a_chrooted_process_is_seen_as_it_sees_itself(single_house: House) -> None:
+    done = run(
+        single_house,
+        "mkdir -p /r/bin; cp /bin/busybox /r/bin; /bin/busybox chroot /r /bin/busybox sh -c "
+        "'/bin/busybox touch /x; /bin/busybox chown 3:4 /x'; touch /x; chown 5:6 /x",
+    )
+    assert (done.attributes["r/x"], done.attributes["x"]) == ("3:4", "5:6"), done.err
+
+
+def test_an_id_can_be_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.chdir("/proc")
+    fd = os.open(file, os.O_PATH)
+    seen = []
+    for uid, gid in ((-1, 5), (7, -1), (-1, -1), (0, -1), (-1, 0)):
+        owners.record(-1, fd, uid, gid)
+        seen.append(os.getxattr(file, OWNER_XATTR) if os.listxattr(file) else None)
+    os.close(fd)
+    assert seen == [b"0:5", b"7:5", b"7:5", b"0:5", None]
+
+
+def test_root_only_has_to_try(single_house: House) -> None:
+    """su, apt and the like change to users that do not exist here; they are told that it has worked."""
+    accounts = "root::0:0::/:/bin/sh\nwww::33:33::/:/bin/sh\n"
+    layer = single_house.plant({"etc/passwd": accounts, "etc/group": "root:x:0:\nwww:x:33:\n"})
+    done = run(single_house, "su www -c 'id -u; touch /f'; echo $?", layer)
+    assert done.out == "0\n0\n"
+    assert done.diff["f"] == "f 644"
+
+
+def test_another_user_has_its_number_and_owns_what_it_makes(single_house: House) -> None:
+    layer = single_house.plant({"home/old": "x", "home/other": "y"})
+    done = run(
+        single_house,
+        "id -u; id -g; cd /home; echo more >> old; touch new; mkdir dir; ln -s new link; rm other; stat -c %u:%g new",
+        layer, uid=1000, gid=100,
+    )  # fmt: skip
+    assert done.out == "1000\n100\n1000:100\n"
+    assert done.attributes == {"home/new": "1000:100", "home/dir": "1000:100"}
+    assert done.lines == [{"path": "home/link", "uid": 1000, "gid": 100}]
+    assert done.diff["home/other"] == "c 0:0"
+    assert run(single_house, "grep Cap /proc/self/status", uid=1000).out.count("0" * 16) == 4
+
+
+def test_thirty_changing_owners_at_once(single_house: House) -> None:
+    specs = [single_house.spec("/bin/sh", "-c", f"touch /f; chown {n} /f; echo $?") for n in range(1, 31)]
+    assert [done.out for done in single_house.run_all(specs)] == ["0\n"] * 30
+
+
+def test_a_killed_step_takes_its_supervisor_along(single_house: House) -> None:
+    spec = single_house.spec("touch /f; while :; do chown 3 /f; echo ready; done")
+    assert single_house.run_until(spec, "ready", "cancel").ended.error == "cancelled"
+    assert run(single_house, "touch /f; chown 3 /f").attributes == {"f": "3:0"}
