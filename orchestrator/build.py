@@ -7,6 +7,7 @@ audit. (5) Join and publish, index first, tags last. An error or Ctrl-C at any p
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from executor.registry.reference import Reference
 from executor.store.store import Store, open_store
 from orchestrator import audit, checking, publish
 from orchestrator import plan as planning
+from orchestrator.agent import agents
 from orchestrator.fanout import Built, Emit, Lost, build_all
 from orchestrator.node import Node, Placement, local, place
 from orchestrator.plan import Plan
@@ -34,7 +36,8 @@ def build(request: Request) -> int:
     """Do it, show it, and return the process's exit status (``platforms.errors`` lists them)."""
     here = local(request.platforms, request.jobs, pushes=any(each.kind == "registry" for each in request.outputs))
     try:
-        return _shown(request, here)
+        with agents(request.ssh) as sockets:
+            return _shown(dataclasses.replace(request, agents=sockets), here)
     finally:
         for each in here.ready:
             each.discard()

@@ -101,6 +101,12 @@ def cli() -> None:
     multiple=True,
     help="A secret for RUN --mount=type=secret.",
 )
+@click.option(
+    "--ssh",
+    metavar="ID[=PLACE]",
+    multiple=True,
+    help="An SSH agent for RUN --mount=type=ssh: default, or ID=SOCKET|KEY.",
+)
 @click.option("--add-host", "hosts", metavar="NAME:ADDRESS", multiple=True, help="A line for /etc/hosts of every step.")
 @click.option(
     "--network", type=click.Choice(["default", "host", "none"]), default="default", help="Network of RUN steps."

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import tarfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import msgspec
 
 from executor import job
 from executor.registry.auth import Keychain
-from orchestrator import conversation
+from orchestrator import agent, conversation
 from orchestrator.conversation import Executor
 from orchestrator.node import Placement
 from orchestrator.request import Request
@@ -120,6 +121,12 @@ def _answers(request: Request, order: job.Job, keychain: Keychain) -> Callable[[
             case "secret":
                 secret = secrets.get(ask.name)
                 return None if secret is None else await asyncio.to_thread(read_secret, secret.file, secret.variable)
+            case "ssh":
+                place = request.agents.get(ask.name)
+                if place is None:
+                    return None
+                message = base64.b64decode(ask.paths[0]) if ask.paths else b""
+                return await asyncio.to_thread(agent.ask, place, message) if message else b""
             case "context":
                 context = contexts.get(ask.name)
                 return None if context is None else await asyncio.to_thread(_archive, context.location)

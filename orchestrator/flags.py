@@ -40,6 +40,7 @@ def request(flags: Mapping[str, Any]) -> Request:
         labels=tuple(_pair(each, "--label") for each in flags["labels"]),
         annotations=(*_annotations(flags["annotations"]), *_output_annotations(wanted)),
         secrets=tuple(_secret(each) for each in flags["secrets"]),
+        ssh=tuple(each.partition("=")[::2] for each in flags["ssh"]),
         hosts=tuple(_host(each) for each in flags["hosts"]),
         network="" if flags["network"] == "default" else flags["network"],
         shm_size=size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from executor.job import CachePlace, Compression
@@ -56,6 +57,9 @@ class Request:
     annotations: tuple[Annotation, ...] = ()
     secrets: tuple[Secret, ...] = ()
     ssh: tuple[tuple[str, str], ...] = ()
+    """Names of SSH agents, and where they are: a socket, keys with commas between them, "" for SSH_AUTH_SOCK."""
+    agents: Mapping[str, str] = field(default_factory=dict)
+    """The sockets of ``ssh``, while the build runs."""
     hosts: tuple[tuple[str, str], ...] = ()
     network: str = ""
     shm_size: int = 0

@@ -236,8 +236,8 @@ def unpack_into(
     """Add an archive's content, unpacked in ``tree``, as docker's untar does it: what is in the way is replaced.
 
     Only a directory stays where the archive has a directory too, and takes on its metadata; one that the archive does
-    not describe (``implicit``) keeps its own, and a link in its place is followed. ``owners`` knows better than the tree
-    whose some entries are; with ``owner`` everything is that user's.
+    not describe (``implicit``) keeps its own, and a link in its place is followed. ``owners`` knows better than
+    the tree whose some entries are; with ``owner`` everything is that user's.
     """
     top = plan.resolve(destination.encode("utf-8", "surrogateescape"))
     plan.make_directories(top, 0o755, owner)
@@ -362,9 +362,8 @@ class _Copier:
 
     def _place(self, entry: Entry, path: bytes, target: bytes) -> None:
         existing = self._plan.lookup(target)
-        if existing is not None and existing.kind is Kind.DIRECTORY:
-            if not self._treatment.replace_existing:
-                raise BuildError(f"cannot replace to directory /{target.decode('utf-8', 'replace')} with file")
+        if existing is not None and existing.kind is Kind.DIRECTORY and not self._treatment.replace_existing:
+            raise BuildError(f"cannot replace to directory /{target.decode('utf-8', 'replace')} with file")
         placed = replace(self._treated(entry), path=target)
         if entry.kind is Kind.FILE:
             found = self._source.tree.lstat(path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from executor.build import content, copying, graph, keys
+from executor.build.agent import forwarded
 from executor.build.graph import Origin
 from executor.build.once import Once
 from executor.build.state import State, normal_path
@@ -85,8 +86,9 @@ def prepare(
                 value = Once(lambda wanted=wanted: _secret(workshop, wanted))  # type: ignore[misc]
                 secrets.append(value)
                 part, maker = _secret_mount(wanted, target, value)
-            case _:
-                raise DockerfileError(f"RUN --mount=type={wanted.type} is not supported", where=instruction.location)
+            case "ssh":
+                position = sum(1 for each in instruction.mounts[: len(parts)] if each.type == "ssh")
+                part, maker = _ssh(workshop, wanted, target or f"/run/buildkit/ssh_agent.{position}")
         parts.append(part)
         if maker is not None:
             makers.append(maker)
@@ -249,6 +251,33 @@ def _seed(solver: Solver, origin: Origin, path: str, directory: str) -> None:
         copying.Treatment(),
     )
     materialise.materialise(plan.finish(), directory)
+
+
+def ssh_socket(state: State, instruction: Run) -> str:
+    """Where the first SSH agent of ``instruction`` listens, for SSH_AUTH_SOCK; "" without one."""
+    for wanted in instruction.mounts:
+        if wanted.type == "ssh":
+            return normal_path(state.workdir, wanted.target) if wanted.target else "/run/buildkit/ssh_agent.0"
+    return ""
+
+
+def _ssh(workshop: Workshop, wanted: Wanted, target: str) -> tuple[keys.Part, Maker]:
+    name = wanted.id or "default"
+
+    def make(stack: ExitStack, _tree: Tree) -> Mount | None:
+        if workshop.conversation.ask("ssh", name) is None:
+            if wanted.required:
+                raise BuildError(
+                    f"no SSH agent {name} forwarded from the client",
+                    why="the step requires it",
+                    remedy="pass --ssh default, or --ssh ID=SOCKET-OR-KEY",
+                )
+            return None
+        mode = 0o600 if wanted.mode is None else wanted.mode
+        path = stack.enter_context(forwarded(workshop, name, uid=wanted.uid or 0, gid=wanted.gid or 0, mode=mode))
+        return Bind(path, target)
+
+    return ("ssh", name, target, wanted.required), make
 
 
 def _secret(workshop: Workshop, wanted: Wanted) -> bytes | None:

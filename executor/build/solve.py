@@ -22,12 +22,12 @@ from executor.build import state as steps
 from executor.build.cache import Outcome
 from executor.build.graph import Graph, Origin
 from executor.build.layer import Layer, from_result
-from executor.build.mounts import Mounts, prepare, secret_variables
+from executor.build.mounts import Mounts, prepare, secret_variables, ssh_socket
 from executor.build.once import Once
 from executor.build.sources import Input
 from executor.build.state import State
 from executor.build.workshop import Workshop, together
-from executor.context import archive, http
+from executor.context import archive, gitreference, http
 from executor.context.directory import open_context
 from executor.dockerfile import Dockerfile, Stage, expand, global_scope, trigger
 from executor.dockerfile import instructions as dockerfile
@@ -233,6 +233,9 @@ class Solver:
         if instruction.shell:
             argv = steps.shell_command(state.config, shell_text(instruction))
         env = (*runstep.environment(state, self._proxies), *secret_variables(workshop, instruction))
+        agent = ssh_socket(state, instruction)
+        if agent and not any(name == "SSH_AUTH_SOCK" for name, _ in env):
+            env = (*env, ("SSH_AUTH_SOCK", agent))
         mounts = prepare(self, workshop, stage, state, instruction, script)
         visible = tuple(pair for pair in state.env)
         running = runstep.Running(
@@ -394,12 +397,10 @@ class Solver:
             case "sent":
                 directory = _received(workshop, context.name)
             case "git":
-                from executor.context import git, gitreference
-
                 repository = gitreference.parse(context.location)
                 if repository is None:
                     raise ContextError(f"{context.location} is not a git repository")
-                directory = git.checkout(repository, workshop.scratch(), cancel=workshop.cancelled).path
+                directory = sources.git_files(workshop, repository)
             case "archive":
                 found = http.download(context.location, workshop.scratch(), cancel=workshop.cancelled)
                 directory = workshop.scratch()

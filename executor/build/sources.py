@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -25,6 +25,10 @@ from executor.dockerfile.instructions import Add, Copy
 from executor.rootfs.tree import Tree, open_directory
 from executor.store import facts
 from platforms.errors import DockerfileError
+
+if TYPE_CHECKING:
+    from executor.context.git import Resolved
+    from executor.context.gitprogram import Access
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,27 +151,50 @@ class FromGit:
     """A git repository, or a directory of it."""
 
     repository: GitReference
-    keep_git_dir: bool
-    checksum: str
 
     def key(self, workshop: Workshop) -> keys.Part:
         from executor.context import git
 
-        commit = git.resolve(self.repository, cancel=workshop.cancelled)
-        return ("git", self.repository.remote, commit, self.repository.subdir, self.keep_git_dir)
+        return git.identity(self.repository, resolved(workshop, self.repository))
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
-        from executor.context import git
+        tree = workshop.trees.keep(open_directory(git_files(workshop, self.repository), owner=(0, 0)))
+        source = Source(tree, "/", wildcards=False, contents=True, root_times=False)
+        copying.copy(plan, source, destination, treatment)
 
-        found = git.checkout(
-            self.repository,
-            workshop.scratch(),
-            keep_git_dir=self.keep_git_dir,
-            checksum=self.checksum,
-            cancel=workshop.cancelled,
-        )
-        tree = workshop.trees.keep(open_directory(found.path, owner=(0, 0)))
-        copying.copy(plan, Source(tree, "/", wildcards=False, root_times=False), destination, treatment)
+
+def resolved(workshop: Workshop, repository: GitReference) -> Resolved:
+    """What ``repository`` points to, asked once a job."""
+    from executor.context import git
+
+    with workshop.downloading:
+        found = workshop.commits.get(repository)
+        if found is None:
+            found = workshop.commits[repository] = git.resolve(
+                repository, workshop.scratch(), access=_git_access(workshop, repository), cancel=workshop.cancelled
+            )
+        return found
+
+
+def git_files(workshop: Workshop, repository: GitReference) -> str:
+    """The directory with the files of ``repository``."""
+    from executor.context import git
+
+    return git.checkout(
+        repository,
+        resolved(workshop, repository),
+        workshop.scratch(),
+        access=_git_access(workshop, repository),
+        cancel=workshop.cancelled,
+    ).path
+
+
+def _git_access(workshop: Workshop, repository: GitReference) -> Access:
+    from executor.context import git, gitprogram
+
+    return gitprogram.Access(
+        authorization=git.authorization(repository, lambda name: workshop.conversation.ask("secret", name))
+    )
 
 
 def _copy_archive(workshop: Workshop, plan: Plan, path: bytes, destination: str, treatment: Treatment) -> bool:
@@ -224,7 +251,19 @@ def _part(instruction: Copy | Add, text: str, found: Callable[[], Input]) -> Par
     if repository is not None and not repository.indistinguishable_from_local:
         if adds is None:
             raise DockerfileError("source can't be a git ref for COPY", where=instruction.location)
-        return FromGit(repository, bool(adds.keep_git_dir or repository.keep_git_dir), adds.checksum)
+        if None not in (adds.keep_git_dir, repository.keep_git_dir) and adds.keep_git_dir != repository.keep_git_dir:
+            raise DockerfileError("inconsistent keep-git-dir configuration", where=instruction.location)
+        if adds.checksum and repository.checksum and adds.checksum != repository.checksum:
+            raise DockerfileError(
+                f'checksum mismatch "{adds.checksum}" != "{repository.checksum}"', where=instruction.location
+            )
+        return FromGit(
+            replace(
+                repository,
+                keep_git_dir=adds.keep_git_dir if repository.keep_git_dir is None else repository.keep_git_dir,
+                checksum=repository.checksum or adds.checksum,
+            )
+        )
     if text.startswith(("http://", "https://")):
         if adds is None:
             raise DockerfileError("source can't be a URL for COPY", where=instruction.location)

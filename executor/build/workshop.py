@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from executor import job
 from executor.build.exchange import Exchange
 from executor.build.once import Once
 from executor.context import http
+from executor.context.gitreference import GitReference
 from executor.conversation import Conversation
 from executor.registry.client import Client
 from executor.rootfs.tree import Tree, open_layers
@@ -20,6 +21,9 @@ from executor.sandbox.launcher import Launcher
 from executor.store.store import Store
 from platforms.errors import Interrupted
 from platforms.platform import Platform
+
+if TYPE_CHECKING:
+    from executor.context.git import Resolved
 
 T = TypeVar("T")
 
@@ -88,6 +92,8 @@ class Workshop:
     downloading: threading.Lock = field(default_factory=threading.Lock)
     downloads: dict[str, http.Downloaded] = field(default_factory=dict)
     """What ADD has fetched, by URL."""
+    commits: dict[GitReference, Resolved] = field(default_factory=dict)
+    """What git references point to, as long as this job lasts."""
     digests: dict[bytes, str] = field(default_factory=dict)
     """Content digests of files by their status, for this job."""
 
