@@ -166,7 +166,7 @@ def _header(entry: Entry) -> bytes:
         name = b"./"
     head = _HEADER % (
         name.ljust(100, b"\0"),
-        entry.mode & 0o7777,
+        0o777 if kind is Kind.SYMLINK else entry.mode & 0o7777,  # what Linux says of every link
         uid,
         gid,
         size,
