@@ -124,6 +124,8 @@ def become(
     try:
         for target, attach in _placements(spec):
             attach(tree, target)
+        if rules.single and tree.has_directory(_APT_SETTINGS):
+            _file(b'APT::Sandbox::User "root";\n')(tree, f"{_APT_SETTINGS}/zz-one-user")
     finally:
         report(tree)
 
@@ -162,6 +164,10 @@ def become(
 
 
 # -- mounts ----------------------------------------------------------------------------------------------------------
+
+_APT_SETTINGS: Final = "/etc/apt/apt.conf.d"
+"""apt makes sure that it has become the user _apt for its downloads. Where no such user exists, it is told not to try:
+as the setting of a file that only the step sees."""
 
 _Attach = Callable[[targets.Root, str], None]
 

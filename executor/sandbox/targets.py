@@ -99,6 +99,15 @@ class Root:
             for each in stack:
                 os.close(each)
 
+    def has_directory(self, path: str) -> bool:
+        """Whether there is a directory at ``path``, seen from inside."""
+        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+        try:
+            os.close(syscalls.openat2(self.fd, path, os.O_PATH | os.O_DIRECTORY, resolve=resolve))
+        except OSError:
+            return False
+        return True
+
     def _make(self, parent: int, names: list[str], name: str, *, directory: bool, record: bool, mode: int) -> int:
         status = os.fstat(parent)
         before = status.st_mtime_ns
