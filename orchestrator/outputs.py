@@ -35,7 +35,7 @@ class Output:
     force_compression: bool = False
     push_by_digest: bool = False
     annotations: tuple[tuple[str, str], ...] = ()
-    """As written: ``annotation.KEY``, ``annotation-index.KEY`` or ``annotation-manifest[PLATFORM].KEY``, and a value."""
+    """As written: ``annotation.KEY``, ``annotation-index.KEY``, ``annotation-manifest[PLATFORM].KEY``; and a value."""
 
 
 def parse(text: str) -> Output:

@@ -225,6 +225,8 @@ def go_quote(text: str) -> str:
             out.append(letter)
         elif ord(letter) < 0x80:
             out.append(f"\\x{ord(letter):02x}")
+        elif 0xDC80 <= ord(letter) <= 0xDCFF:  # a byte that is no UTF-8, as surrogateescape keeps it
+            out.append(f"\\x{ord(letter) - 0xDC00:02x}")
         elif ord(letter) < 0x10000:
             out.append(f"\\u{ord(letter):04x}")
         else:
@@ -239,10 +241,17 @@ def _duration(nanoseconds: int) -> str:
     if nanoseconds < 1_000_000_000:
         for unit, name in ((1_000_000, "ms"), (1_000, "µs"), (1, "ns")):
             if nanoseconds >= unit:
-                return f"{nanoseconds / unit:.10g}{name}"
+                return f"{_decimal(nanoseconds, unit)}{name}"
     minutes, rest = divmod(nanoseconds, 60_000_000_000)
     hours, minutes = divmod(minutes, 60)
-    seconds = f"{rest / 1_000_000_000:.10g}s"
+    seconds = f"{_decimal(rest, 1_000_000_000)}s"
     if hours:
         return f"{hours}h{minutes}m{seconds}"
     return f"{minutes}m{seconds}" if minutes else seconds
+
+
+def _decimal(number: int, unit: int) -> str:
+    """``number`` divided by ``unit`` (a power of ten), exactly."""
+    whole, rest = divmod(number, unit)
+    fraction = f"{unit + rest}"[1:].rstrip("0")
+    return f"{whole}.{fraction}" if fraction else f"{whole}"

@@ -12,7 +12,7 @@ from executor.build.keys import Part, key
 
 ATOMS = st.one_of(st.text(max_size=6), st.binary(max_size=6), st.integers(), st.booleans(), st.none())
 PARTS: st.SearchStrategy[Part] = st.recursive(
-    ATOMS, lambda below: st.lists(below, max_size=4).map(lambda each: tuple(each)), max_leaves=12
+    ATOMS, lambda below: st.lists(below, max_size=4).map(tuple), max_leaves=12
 )
 
 
