@@ -1,0 +1,63 @@
+"""Wound 5 (CVE-2025-47290): leaving out the walk of the tree let a link of one layer lead the next one out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+import raw_tar as raw
+from hostile_tar import canary, flipping
+
+from executor.rootfs.unpack import Limits, unpack, unpack_onto
+from platforms.errors import ArchiveError
+
+LIMITS = Limits()
+
+
+@pytest.mark.parametrize("target", ["../outside", "/../../outside", "absolute"])
+def test_layer_two_through_layer_ones_link(tmp_path: Path, target: str) -> None:
+    outside, root = canary(tmp_path / "outside"), tmp_path / "root"
+    root.mkdir()
+    link = os.fsencode(outside) if target == "absolute" else target.encode()
+    before = raw.fingerprint(outside)
+    unpack_onto(raw.stream(raw.header(b"a", raw.SYMLINK, link=link)), str(root), limits=LIMITS)
+    for part in (
+        raw.file(b"a/file", b"evil"),
+        raw.header(b"a/dir/", raw.DIRECTORY, mode=0o777, uid=1),
+        raw.file(b"a/.wh.file"),
+        raw.file(b"a/.wh..wh..opq"),
+        raw.header(b"h", raw.HARDLINK, link=b"a/file"),
+        raw.header(b"a/dir/sym", raw.SYMLINK, link=b"x"),
+        raw.header(b"a/", raw.DIRECTORY, mode=0o777),
+    ):
+        with contextlib.suppress(ArchiveError):
+            unpack_onto(raw.stream(part), str(root), limits=LIMITS)
+        assert raw.fingerprint(outside) == before
+
+
+@pytest.mark.parametrize("apply", [unpack, unpack_onto])
+def test_a_directory_that_becomes_a_link_meanwhile_leads_nowhere(tmp_path: Path, apply: object) -> None:
+    outside, root = canary(tmp_path / "outside"), tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    trap, kept = tmp_path / "trap", tmp_path / "kept"
+    trap.symlink_to(outside)
+    parts = []
+    for number in range(400):
+        parts += [raw.header(b"other", raw.DIRECTORY), raw.file(b"a/file%d" % number, b"evil"), raw.file(b"a/.wh.file")]
+        parts += [raw.header(b"a", raw.DIRECTORY, mode=0o777), raw.file(b"a/file", b"evil", mode=0o777)]
+        parts += [raw.file(b"other/f%d" % number), raw.header(b"h%d" % number, raw.HARDLINK, link=b"a/file")]
+    before = raw.fingerprint(outside)
+
+    def to_link() -> None:
+        os.rename(root / "a", kept)
+        os.symlink(outside, root / "a")
+
+    def to_directory() -> None:
+        os.unlink(root / "a")
+        os.rename(kept, root / "a")
+
+    with flipping(to_link, to_directory), contextlib.suppress(ArchiveError):
+        apply(raw.stream(*parts), str(root), limits=LIMITS)  # type: ignore[operator]
+    assert raw.fingerprint(outside) == before
