@@ -70,7 +70,8 @@ def said(text: str, state: State | None = None) -> list[str]:
         ("USER app:staff", "USER app:staff"),
         ("STOPSIGNAL SIGTERM", "STOPSIGNAL SIGTERM"),
         ("MAINTAINER Me <me@example.com>", "MAINTAINER Me <me@example.com>"),
-        ("HEALTHCHECK NONE", "HEALTHCHECK {Test:[NONE] Interval:0s Timeout:0s StartPeriod:0s StartInterval:0s Retries:0}"),
+        ("HEALTHCHECK NONE",
+         "HEALTHCHECK {Test:[NONE] Interval:0s Timeout:0s StartPeriod:0s StartInterval:0s Retries:0}"),
         ("HEALTHCHECK --interval=1m30s --retries=3 CMD curl x",
          "HEALTHCHECK {Test:[CMD-SHELL curl x] Interval:1m30s Timeout:0s StartPeriod:0s StartInterval:0s Retries:3}"),
         ('HEALTHCHECK --timeout=1500ms --start-period=2h CMD ["a", "b"]',
@@ -184,7 +185,8 @@ def test_a_base_without_path_gets_one() -> None:
     ("directory", "path", "meant"),
     [
         ("/", "a", "/a"), ("/a", "b", "/a/b"), ("/a", "/b", "/b"), ("/a", "../b", "/b"), ("/a", "../../../b", "/b"),
-        ("", "a", "/a"), ("/a", "b/", "/a/b"), ("/a", ".", "/a"), ("/", "/", "/"), ("/", "//a//b", "/a/b"), ("a", "b", "/a/b"),
+        ("", "a", "/a"), ("/a", "b/", "/a/b"), ("/a", ".", "/a"), ("/", "/", "/"), ("/", "//a//b", "/a/b"),
+        ("a", "b", "/a/b"),
     ],
 )  # fmt: skip
 def test_paths_are_joined_as_go_joins_them(directory: str, path: str, meant: str) -> None:
