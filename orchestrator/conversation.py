@@ -63,6 +63,10 @@ class Executor:
             left -= len(block)
             sink(block)
 
+    async def abandon(self) -> None:
+        """End the executor: nobody wants what it made."""
+        await _end(self.process)
+
     async def close(self) -> None:
         """Let the executor go."""
         await _send(self.process, job.Done())

@@ -51,28 +51,33 @@ async def build_all(
     """
     from asyncio_pool import AioPool
 
-    stop = asyncio.Event()
+    stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     pool = AioPool(size=request.jobs or len(orders))
-    waiting = [await pool.spawn(_one(placement, order, request, keychain, emit, stop)) for placement, order in orders]
+    waiting = [pool.spawn_n(_one(placement, order, request, keychain, emit, stop)) for placement, order in orders]
     try:
-        outcomes = await asyncio.gather(*waiting)
+        outcomes = await asyncio.shield(asyncio.gather(*waiting))
     except BaseException:
-        stop.set()
-        for each in waiting:
-            each.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        _stop(stop, "interrupted")
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.gather(*(each.executor.abandon() for each in ended if isinstance(each, Built)))
         raise
     built = tuple(each for each in outcomes if isinstance(each, Built))
     lost = tuple(each for each in outcomes if isinstance(each, Lost))
     return built, lost
 
 
+def _stop(stop: asyncio.Future[str], why: str) -> None:
+    if not stop.done():
+        stop.set_result(why)
+
+
 async def _one(
-    placement: Placement, order: job.Job, request: Request, keychain: Keychain, emit: Emit, stop: asyncio.Event
+    placement: Placement, order: job.Job, request: Request, keychain: Keychain, emit: Emit, stop: asyncio.Future[str]
 ) -> Built | Lost | None:
+    """One platform; None when ``stop``, whose result is the reason, came first."""
     name = str(placement.platform)
-    if stop.is_set():
-        emit(events.PlatformEnded(platform=name, outcome="cancelled", reason="another platform failed"))
+    if stop.done():
+        emit(events.PlatformEnded(platform=name, outcome="cancelled", reason=stop.result()))
         return None
     emit(events.PlatformStarted(platform=name, node=placement.node.name, how=placement.how))
     running = asyncio.create_task(
@@ -83,27 +88,19 @@ async def _one(
             _answers(request, order, keychain),
         )
     )
-    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        emit(events.PlatformEnded(platform=name, outcome="cancelled", reason=stop.result()))
+        return None
     try:
-        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-            emit(events.PlatformEnded(platform=name, outcome="cancelled", reason="another platform failed"))
-            return None
         executor = running.result()
     except KanifoldError as error:
         emit(events.PlatformEnded(platform=name, outcome="failed", reason=error.problem.what))
         if not request.keep_going:
-            stop.set()
+            _stop(stop, "another platform failed")
         return Lost(placement, error)
-    except asyncio.CancelledError:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        emit(events.PlatformEnded(platform=name, outcome="cancelled", reason="interrupted"))
-        raise
-    finally:
-        stopping.cancel()
     emit(events.PlatformEnded(platform=name, outcome="built"))
     return Built(placement, executor.result, executor)
 
