@@ -31,7 +31,9 @@ _SCP: Final = re.compile(r"([a-zA-Z0-9_-]+)@([a-zA-Z0-9.-]+):([^\n]*?)(?:\?([^\n
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _SSH_USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_NO_REF: Final = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|^[./-]|[./]$|\.lock(?:/|$)|^@$")
+_NO_REF: Final = re.compile(
+    r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|^[./-]|^refs/(?:heads|tags)/-|[./]$|\.lock(?:/|$)|^@$"
+)
 """What no reference has (git-check-ref-format(1)), or only one that means to be an option."""
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _CHECKSUM: Final = re.compile(r"[0-9a-fA-F]{1,64}")
@@ -98,7 +100,8 @@ def parse(text: str) -> GitReference | None:
     if text.startswith(("./", "../")):
         return None
     if text.startswith("github.com/"):
-        return _url("https", text, shorthand=True)
+        found = _url("https", text, suffix="")
+        return None if found is None else replace(found, indistinguishable_from_local=True)
     scheme = _SCHEME.match(text)
     if scheme is not None:
         protocol = scheme[1].lower()
@@ -106,7 +109,40 @@ def parse(text: str) -> GitReference | None:
     return _scp(text)
 
 
-def _url(scheme: str, rest: str, *, shorthand: bool = False) -> GitReference | None:
+def located(address: str, protocols: tuple[str, ...]) -> GitReference:
+    """The repository at ``address``, as git itself takes addresses: with no fragment or query, and no need of ``.git``.
+
+    For what others name: a submodule, the target of a redirect. Raises ``ContextError`` for whatever is not reached by
+    ``protocols`` or could be taken for something else than an address.
+    """
+    scheme = _SCHEME.match(address)
+    found = None
+    if not re.search(r"[?#\x00-\x20\x7f]", address):
+        if scheme is None:
+            found = _scp(address)
+        elif scheme[1] == "file":
+            found = GitReference(address, "file", "")
+        elif scheme[1] in PROTOCOLS:
+            found = _url(scheme[1], address[scheme.end() :], suffix="")
+    if found is None or found.scheme not in protocols:
+        raise _wrong(address.rpartition("@")[2], f"it is no address that is reached by {', '.join(protocols)}")
+    return replace(found, protocols=protocols)
+
+
+def settled(reference: GitReference, *, keep_git_dir: bool | None, checksum: str) -> GitReference:
+    """``reference`` with what ``--keep-git-dir`` and ``--checksum`` say, which must not contradict it."""
+    keep = reference.keep_git_dir
+    if keep_git_dir is not None and keep is not None and keep_git_dir != keep:
+        raise _wrong(reference.remote, "inconsistent keep-git-dir configuration")
+    checksum = check_checksum(reference.remote, checksum)
+    return replace(
+        reference,
+        keep_git_dir=keep if keep_git_dir is None else keep_git_dir,
+        checksum=_agreed(reference, "checksum", checksum, reference.checksum),
+    )
+
+
+def _url(scheme: str, rest: str, *, suffix: str = ".git") -> GitReference | None:
     from urllib.parse import quote, unquote
 
     web = scheme in ("http", "https")
@@ -117,7 +153,7 @@ def _url(scheme: str, rest: str, *, shorthand: bool = False) -> GitReference | N
     if _bad_escapes(path) or _bad_escapes(fragment):
         return None
     plain_path = unquote(path, errors="surrogateescape")
-    if web and not shorthand and not plain_path.endswith(".git"):
+    if web and not plain_path.endswith(suffix):
         return None
     userinfo, _, host = authority.rpartition("@")
     shown = f"{scheme}://{host}{path}"
@@ -127,7 +163,7 @@ def _url(scheme: str, rest: str, *, shorthand: bool = False) -> GitReference | N
     if not _HOST.fullmatch(host):
         raise _wrong(shown, "its host is none")
     if not plain_path.strip("/"):
-        if shorthand:
+        if not suffix:
             return None
         raise _wrong(shown, "it names a host, but no repository there")
     secret = None
@@ -143,7 +179,7 @@ def _url(scheme: str, rest: str, *, shorthand: bool = False) -> GitReference | N
     user_host = f"{userinfo}@{host}" if userinfo and not web else host
     path = quote(path, safe="%/:@!$&'()*+,;=~", errors="surrogateescape")
     remote = f"{scheme}://{user_host}{path}"
-    made = GitReference(remote, scheme, host, indistinguishable_from_local=shorthand, userinfo=secret)
+    made = GitReference(remote, scheme, host, userinfo=secret)
     return _with(made, unquote(fragment, errors="surrogateescape"), query)
 
 

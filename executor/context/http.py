@@ -208,6 +208,21 @@ def unchanged(
     return False
 
 
+def destination(url: str, *, authorization: str = "", cancel: Future[None] | None = None) -> tuple[str, bool]:
+    """Where redirects lead from ``url``, and whether that is the origin that ``authorization`` is for.
+
+    The answer itself does not matter. Raises as ``download`` does.
+    """
+    target = _target(url, authorization)
+    with _speaking(target, cancel) as wire:
+        try:
+            response, left = wire.open(Request("GET", target.url, (), target.authorization), redirects=REDIRECTS)
+        except Lost as lost:
+            raise _unreachable(target, str(lost), 1) from lost
+        response.close()
+        return str(response.url), not left
+
+
 # -- requests --------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,585 @@
+"""Git repositories as build contexts and ADD sources: what a reference points to, and its files.
+
+The meaning is BuildKit's (source/git/source.go): branches before tags, submodules all the way down, files of mode 0644
+or 0755 and directories of 0755 whatever the umask. Where BuildKit notes the time of the checkout, files here are as old
+as the commit, so that the same commit is the same layer; ``mtime=checkout`` keeps to the clock.
+
+One commit is fetched, shallowly, by its hash where the server allows that. Submodules are fetched here and not by ``git
+submodule``, in whose handling of names, paths and addresses most of git's own wounds lie. ``gitprogram`` says what git
+may do at all, and ``gitreference`` what may be asked of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+from executor.context.gitprogram import Access, Git, GitFailed, Said
+from executor.context.gitreference import GitReference, check_ref, is_commit, located
+from executor.registry.auth import printable
+from platforms.errors import ContextError, StoreError
+
+_TOKEN_SECRET: Final = "GIT_AUTH_TOKEN"
+_HEADER_SECRET: Final = "GIT_AUTH_HEADER"
+_GITHUB: Final = ("https://github.com/", "https://www.github.com/")
+_ENTRIES: Final = 5_000_000
+"""Files of one commit: a tree of a dozen objects can name more than any disk holds."""
+_DEPTH: Final = 200
+"""Directories inside of each other."""
+_SUBMODULES: Final = 2_000
+_SUBMODULE_DEPTH: Final = 20
+_LATEST: Final = 1 << 33
+"""Seconds: commits that claim to be of the year 2242 or later are taken to be of 1970."""
+_REDIRECTED: Final = re.compile(r"returned error: 30[12378]")
+_SERVICE: Final = "/info/refs?service=git-upload-pack"
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a reference points to now."""
+
+    ref: str
+    """The full name: ``refs/heads/main``; "" when a commit was asked for by its hash."""
+    target: str
+    """The hash of what it names: a commit or an annotated tag."""
+    commit: str
+    """The commit; the same as ``target`` where only fetching it can tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """A commit's files on disk."""
+
+    commit: str
+    path: str
+    """The directory with the files that were asked for: the repository's own, or its subdirectory."""
+    time: int
+    """When the commit was made, seconds since 1970."""
+
+
+def authorization(reference: GitReference, secret: Callable[[str], bytes | None]) -> str:
+    """The Authorization header that the build's secrets hold for ``reference``; "" when they hold none.
+
+    They are, in this order, ``GIT_AUTH_HEADER.host``, ``GIT_AUTH_TOKEN.host``, ``GIT_AUTH_HEADER``, ``GIT_AUTH_TOKEN``.
+    """
+    if reference.scheme not in ("http", "https"):
+        return ""
+    for name in (f".{reference.host}", ""):
+        header, token = (secret(kind + name) for kind in (_HEADER_SECRET, _TOKEN_SECRET))
+        if header is not None:
+            text = header.decode("latin-1").strip()
+            if not text.isprintable():
+                raise ContextError(f"cannot use the secret {_HEADER_SECRET}{name}", why="it is not one line of text")
+            return text
+        if token is not None:
+            return "basic " + base64.b64encode(b"x-access-token:" + token.strip()).decode()
+    return ""
+
+
+def identity(reference: GitReference, resolved: Resolved) -> str:
+    """Names the files that a checkout will have: equal texts, equal files. For cache keys."""
+    keep = bool(reference.keep_git_dir) and not reference.subdir
+    parts = [resolved.target, resolved.ref, reference.remote] if keep else [resolved.commit]
+    parts += [reference.subdir, "" if reference.submodules is not False else "no submodules", reference.mtime]
+    return "git:" + " ".join(quote(part, safe="/:@", errors="surrogateescape") for part in parts)
+
+
+def resolve(
+    reference: GitReference, directory: str, *, access: Access | None = None, cancel: Future[None] | None = None
+) -> Resolved:
+    """What ``reference`` points to: by one request, or by none when it says so itself.
+
+    ``directory`` is for git's own use. Raises ``ContextError`` when the repository cannot be reached, or has no such
+    branch or tag, or another than ``reference.checksum`` says; ``EnvironmentUnfit`` without git; ``Interrupted``.
+    """
+    found = _known(reference)
+    if found is None:
+        house = os.path.join(os.path.abspath(directory), "resolve")
+        os.mkdir(house, 0o700)
+        try:
+            found = _House(reference, house, access or Access(), None, cancel).resolve()
+        finally:
+            shutil.rmtree(house, ignore_errors=True)
+    _verify(reference, found)
+    return found
+
+
+def checkout(
+    reference: GitReference,
+    resolved: Resolved,
+    directory: str,
+    *,
+    access: Access | None = None,
+    said: Said | None = None,
+    cancel: Future[None] | None = None,
+) -> Checkout:
+    """The files of ``resolved`` (of ``reference``), below ``directory``, which is empty and belongs to the caller.
+
+    ``said`` takes git's own words. Raises as ``resolve`` does; after an error the directory holds anything.
+    """
+    directory = os.path.abspath(directory)
+    house = _House(reference, directory, access or Access(), said, cancel)
+    tree = os.path.join(directory, "tree")
+    os.mkdir(tree, 0o755)
+    keep = bool(reference.keep_git_dir) and not reference.subdir
+    git_dir = os.path.join(tree, ".git") if keep else os.path.join(directory, "git")
+    try:
+        # (1) the repository itself; (2) its submodules; (3) what stays of .git; (4) the part that was asked for.
+        got = house.fetch(reference, resolved.target, resolved.ref, git_dir, tree)
+        if resolved.commit not in (got.commit, resolved.target):
+            raise _cannot(reference, f"the tag {resolved.ref} leads to {got.commit}, not to {resolved.commit}")
+        if reference.submodules is not False:
+            house.submodules(reference, got, git_dir, tree, keep=keep)
+        made = house.commit_time(got.commit, git_dir)
+        if keep:
+            house.settle(reference, resolved, got.commit, git_dir)
+        path = _below(reference, tree)
+        _dress(tree, None if reference.mtime == "checkout" else made)
+    except GitFailed as failed:
+        raise _failure(reference, str(failed)) from failed
+    except OSError as error:
+        raise StoreError(
+            f"cannot check out {reference}", why=f"{error.strerror or error} ({printable(str(error.filename))})"
+        ) from error
+    finally:
+        shutil.rmtree(house.git.home, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(git_dir)
+    return Checkout(got.commit, path, made)
+
+
+def _known(reference: GitReference) -> Resolved | None:
+    """What is clear without asking."""
+    if is_commit(reference.ref):
+        return Resolved("", reference.ref, reference.ref)
+    if not reference.fetch_by_commit:
+        return None
+    if not is_commit(reference.checksum):
+        raise _cannot(reference, "fetch-by-commit requires the full commit hash as checksum")
+    ref = reference.ref
+    return Resolved(ref if not ref or ref.startswith("refs/") else f"refs/heads/{ref}", *2 * (reference.checksum,))
+
+
+def _verify(reference: GitReference, found: Resolved) -> None:
+    wanted = reference.checksum
+    if not found.target.startswith(wanted) and not found.commit.startswith(wanted):
+        hashes = dict.fromkeys((found.target, found.commit))
+        raise _cannot(
+            reference,
+            f"expected checksum to match {wanted}, got {' or '.join(hashes)}",
+            "if the reference was meant to move, change the checksum with it",
+        )
+
+
+# -- one repository after the other ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """A submodule as the commit has it: where, and which commit of it."""
+
+    path: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Got:
+    """A commit that has been fetched and checked out."""
+
+    commit: str
+    links: tuple[_Link, ...]
+    has_modules: bool
+    """Whether there is a regular file ``.gitmodules``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """A submodule as ``.gitmodules`` describes it."""
+
+    name: str
+    url: str
+    skipped: bool
+
+
+class _House:
+    """What fetching one reference needs: git, the repository and the credential for it."""
+
+    def __init__(
+        self,
+        reference: GitReference,
+        directory: str,
+        access: Access,
+        said: Said | None,
+        cancel: Future[None] | None,
+    ) -> None:
+        self.reference = reference
+        self.directory = directory
+        self.git = Git(directory, reference.protocols, access, said=said, cancel=cancel)
+        self._cancel = cancel
+        self._credentials = {reference.remote: access.authorization or _basic(reference)}
+        self._moved: dict[str, GitReference] = {}
+        self._fetched = 0
+
+    # -- reaching servers --------------------------------------------------------------------------------------------
+
+    def _ask(self, place: GitReference, *arguments: str, after: tuple[str, ...] = ()) -> str:
+        """Run ``git arguments -- REMOTE after``, at the place that redirects lead to when they do."""
+        place = self._moved.get(place.remote, place)
+        self.git.reach(place.scheme)
+        try:
+            return self._at(place, arguments, after)
+        except GitFailed as failed:
+            if place.scheme not in ("http", "https") or not _REDIRECTED.search(str(failed)):
+                raise
+        return self._at(self._follow(place), arguments, after)
+
+    def _at(self, place: GitReference, arguments: tuple[str, ...], after: tuple[str, ...]) -> str:
+        return self.git.text(
+            *arguments,
+            "--",
+            place.remote,
+            *after,
+            authorization=self._credentials.get(place.remote, ""),
+            remote=place.remote,
+        )
+
+    def _follow(self, place: GitReference) -> GitReference:
+        """Where ``place`` has moved to. Its credential goes along only as far as its own origin."""
+        from executor.context import http
+
+        credential = self._credentials.get(place.remote, "")
+        found, home = http.destination(place.remote + _SERVICE, authorization=credential, cancel=self._cancel)
+        if not found.endswith(_SERVICE):
+            raise _cannot(self.reference, f"{place.host} redirects to something that is no git repository")
+        moved = located(found.removesuffix(_SERVICE), place.protocols)
+        self._credentials[moved.remote] = credential if home else ""
+        self._moved[place.remote] = moved
+        return moved
+
+    # -- what a reference points to ----------------------------------------------------------------------------------
+
+    def resolve(self) -> Resolved:
+        """Ask the server."""
+        reference = self.reference
+        try:
+            if reference.ref in ("", "HEAD"):
+                return self._head(self._ask(reference, "ls-remote", "--symref", after=("HEAD",)))
+            listed = self._ask(reference, "ls-remote", after=(reference.ref, reference.ref + "^{}"))
+        except GitFailed as failed:
+            raise _failure(reference, str(failed)) from failed
+        return self._chosen(_refs(listed))
+
+    def _head(self, listed: str) -> Resolved:
+        """The default branch, or the commit that stands for it where none is named."""
+        ref = ""
+        for line in listed.splitlines():
+            said, _, name = line.partition("\t")
+            if name == "HEAD" and said.startswith("ref: "):
+                ref = said.removeprefix("ref: ")
+                check_ref(self.reference.remote, ref)
+        commit = _refs(listed).get("HEAD", "")
+        if not is_commit(commit):
+            raise _cannot(self.reference, "could not find its default branch", "name a branch, a tag or a commit")
+        return Resolved(ref, commit, commit)
+
+    def _chosen(self, refs: dict[str, str]) -> Resolved:
+        """A full name counts for most, then a branch, then a tag."""
+        ref = self.reference.ref
+        names = (
+            "refs/" + ref.removeprefix("refs/"),
+            "refs/heads/" + ref.removeprefix("refs/heads/"),
+            "refs/tags/" + ref.removeprefix("refs/tags/"),
+        )
+        for name in names:
+            target = refs.get(name, "")
+            if target:
+                commit = refs.get(name + "^{}", target)
+                if not is_commit(target) or not is_commit(commit):
+                    raise _cannot(self.reference, f"the server says that {name} is {printable(target, 80)}")
+                return Resolved(name, target, commit)
+        raise _cannot(self.reference, f"it has no branch or tag {ref}", "check the name; a commit takes its full hash")
+
+    # -- getting it --------------------------------------------------------------------------------------------------
+
+    def fetch(self, place: GitReference, target: str, ref: str, git_dir: str, tree: str) -> _Got:
+        """Fetch ``target`` (``ref`` points to it, if anything does) to ``git_dir``, and its files to ``tree``."""
+        made = ("--object-format=sha256",) if len(target) == 64 else ()
+        self.git.run(f"--git-dir={git_dir}", f"--work-tree={tree}", "init", "--quiet", "--template=", *made)
+        self._get(place, target, ref, git_dir)
+        try:
+            commit = self._in(git_dir, "rev-parse", "--verify", "--quiet", f"{target}^{{commit}}").strip()
+        except GitFailed as failed:
+            raise _cannot(self.reference, f"there is no commit {target} at {printable(place.remote)}") from failed
+        listing = _Listing(self.reference, above=tree.count("/") - self.directory.count("/"))
+        self.git.run(f"--git-dir={git_dir}", "ls-tree", "-r", "-z", "--full-tree", commit, out=listing.add)
+        self.git.run(
+            f"--git-dir={git_dir}",
+            f"--work-tree={tree}",
+            *("checkout", "--quiet", "--force", "--detach", "--no-recurse-submodules", commit, "--"),
+        )
+        return _Got(commit, tuple(listing.links), listing.has_modules)
+
+    def _in(self, git_dir: str, *arguments: str) -> str:
+        return self.git.text(f"--git-dir={git_dir}", *arguments)
+
+    def _get(self, place: GitReference, target: str, ref: str, git_dir: str) -> None:
+        """The objects of ``target``: as few as the server lets us ask for."""
+        fetch = (f"--git-dir={git_dir}", "fetch", "--progress", "--no-recurse-submodules")
+        try:
+            self._ask(place, *fetch, "--no-tags", "--depth=1", after=(target,))
+        except GitFailed as failed:
+            why = str(failed)
+            if not re.search(
+                r"shallow|--depth|not our ref|unadvertised|not allow|no such remote ref|find remote ref", why
+            ):
+                raise
+            # Old servers, and those without a program behind them, give only what they have a name for.
+            names = ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"]
+            if ref and not ref.startswith(("refs/heads/", "refs/tags/")):
+                names.append(f"+{ref}:refs/fetched")
+            self._ask(place, *fetch, after=tuple(names))
+        _remove(os.path.join(git_dir, "FETCH_HEAD"))
+
+    def commit_time(self, commit: str, git_dir: str) -> int:
+        """When ``commit`` was made (git-commit-tree(1): the committer's date)."""
+        header = self._in(git_dir, "cat-file", "commit", commit).partition("\n\n")[0]
+        found = re.search(r"^committer [^\n]*> (\d{1,18}) [+-]\d+$", header, re.MULTILINE)
+        seconds = int(found[1]) if found else 0
+        return seconds if seconds < _LATEST else 0
+
+    def settle(self, place: GitReference, resolved: Resolved, commit: str, git_dir: str) -> None:
+        """Leave ``git_dir`` as a repository to work with: a remote, the branch or tag, no trace of this machine."""
+        if resolved.ref:
+            self.git.run(f"--git-dir={git_dir}", "update-ref", "--no-deref", resolved.ref, resolved.target)
+        for key, value in (
+            ("remote.origin.url", place.remote),
+            ("remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*"),
+        ):
+            self.git.run(f"--git-dir={git_dir}", "config", key, value)
+        # Written anew, for the index notes inode numbers and times of files, which differ from one machine to the next.
+        os.unlink(os.path.join(git_dir, "index"))
+        self.git.run(f"--git-dir={git_dir}", "read-tree", commit)
+
+    # -- submodules --------------------------------------------------------------------------------------------------
+
+    def submodules(
+        self, place: GitReference, got: _Got, git_dir: str, tree: str, *, keep: bool, depth: int = 0
+    ) -> None:
+        """Fetch the submodules of ``got``, which is in ``git_dir`` and ``tree``, and their submodules."""
+        if depth > _SUBMODULE_DEPTH:
+            raise _cannot(self.reference, f"its submodules are nested deeper than {_SUBMODULE_DEPTH}")
+        modules = self._modules(got.commit, git_dir) if got.links and got.has_modules else {}
+        for number, link in enumerate(got.links):
+            module = modules.get(link.path)
+            if module is None:
+                raise _cannot(
+                    self.reference,
+                    f"no url found for submodule path {printable(link.path)!r} in .gitmodules",
+                    "leave submodules out: ?submodules=false",
+                )
+            if module.skipped:
+                continue
+            self._fetched += 1
+            if self._fetched > _SUBMODULES:
+                raise _cannot(self.reference, f"it has more than {_SUBMODULES} submodules")
+            there = self._submodule_place(place, module)
+            inside = _directory_in(tree, link.path)
+            if inside is None:
+                raise _cannot(self.reference, f"submodule path {printable(link.path)!r} is no directory of its own")
+            own = f"modules/{quote(module.name, safe='')}" if keep else f"modules/{number}"
+            own_git_dir = os.path.join(git_dir, own)
+            os.makedirs(os.path.dirname(own_git_dir), 0o755, exist_ok=True)
+            made = self.fetch(there, link.commit, "", own_git_dir, inside)
+            self.submodules(there, made, own_git_dir, inside, keep=keep, depth=depth + 1)
+            if keep:
+                self._join(git_dir, own_git_dir, inside, module, there)
+                self.settle(there, Resolved("", made.commit, made.commit), made.commit, own_git_dir)
+
+    def _modules(self, commit: str, git_dir: str) -> dict[str, _Module]:
+        """The submodules that ``.gitmodules`` describes, by path (gitmodules(5))."""
+        text = self._in(git_dir, "config", "--null", "--blob", f"{commit}:.gitmodules", "--list")
+        settings: dict[str, dict[str, str]] = {}
+        for item in text.split("\0"):
+            key, _, value = item.partition("\n")
+            section, _, rest = key.partition(".")
+            name, _, variable = rest.rpartition(".")
+            if section == "submodule" and name:
+                settings.setdefault(name, {})[variable] = value
+        return {
+            each["path"]: _Module(name, each["url"], each.get("update") == "none")
+            for name, each in settings.items()
+            if "path" in each and "url" in each
+        }
+
+    def _submodule_place(self, parent: GitReference, module: _Module) -> GitReference:
+        """Where a submodule is. What is named relative to its parent shares the parent's credential, as in git;
+        so does all of GitHub, as in BuildKit."""
+        relative = module.url.startswith(("./", "../"))
+        address = _joined(parent.remote, module.url) if relative else module.url
+        try:
+            place = located(address, parent.protocols)
+        except ContextError as error:
+            raise _cannot(
+                self.reference,
+                f"its submodule {printable(module.name)!r} is not to be fetched: {error.problem.why}",
+                "leave submodules out: ?submodules=false",
+            ) from error
+        shared = relative or (parent.remote.startswith(_GITHUB) and place.remote.startswith(_GITHUB))
+        inherited = self._credentials.get(parent.remote, "") if shared else ""
+        self._credentials.setdefault(place.remote, _basic(place) or inherited)
+        return place
+
+    def _join(self, git_dir: str, own_git_dir: str, inside: str, module: _Module, place: GitReference) -> None:
+        """Make a submodule with a .git of its own known to its parent (gitsubmodules(7))."""
+        if re.search(r"[\x00-\x1f\x7f]", module.name):
+            raise _cannot(self.reference, f"it has a submodule of the name {printable(module.name)!r}")
+        with open(os.path.join(inside, ".git"), "x", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(f"gitdir: {os.path.relpath(own_git_dir, inside)}\n")
+        for where, key, value in (
+            (own_git_dir, "core.worktree", os.path.relpath(inside, own_git_dir)),
+            (git_dir, f"submodule.{module.name}.active", "true"),
+            (git_dir, f"submodule.{module.name}.url", place.remote),
+        ):
+            self.git.run(f"--git-dir={where}", "config", key, value)
+
+
+def _basic(place: GitReference) -> str:
+    """The header for the user and password that stood in the URL."""
+    if place.userinfo is None:
+        return ""
+    return "basic " + base64.b64encode(":".join(place.userinfo).encode("utf-8", "surrogateescape")).decode()
+
+
+def _refs(listed: str) -> dict[str, str]:
+    """Names and hashes, as ``git ls-remote`` prints them."""
+    return {name: hash_ for hash_, _, name in (line.partition("\t") for line in listed.splitlines())}
+
+
+class _Listing:
+    """Reads ``git ls-tree -r -z`` as it comes, and refuses what nobody could check out."""
+
+    def __init__(self, reference: GitReference, *, above: int) -> None:
+        self.links: list[_Link] = []
+        self.has_modules = False
+        self._reference = reference
+        self._left = b""
+        self._count = 0
+        self._depth = _DEPTH - above
+
+    def add(self, data: bytes) -> None:
+        """The next piece."""
+        *records, self._left = (self._left + data).split(b"\0")
+        self._count += len(records)
+        if self._count > _ENTRIES:
+            raise _cannot(self._reference, f"it holds more than {_ENTRIES} files")
+        for record in records:
+            what, _, path = record.partition(b"\t")
+            if path.count(b"/") > self._depth:
+                raise _cannot(self._reference, f"its directories are nested deeper than {_DEPTH}")
+            if what.startswith(b"160000 "):
+                self.links.append(_Link(os.fsdecode(path), what.split()[2].decode()))
+            elif path == b".gitmodules" and what.startswith(b"100"):
+                self.has_modules = True
+
+
+def _joined(base: str, relative: str) -> str:
+    """``relative`` (``./x``, ``../x``) as seen from the repository ``base``, by the rule of git-submodule(1), "add"."""
+    base = base.rstrip("/")
+    mark = "/"
+    while relative.startswith(("./", "../")):
+        if relative.startswith("../"):
+            at = base.rfind("/")
+            if at < 0:
+                at, mark = base.rfind(":"), ":"
+            base = base[: max(at, 0)]
+        relative = relative.partition("/")[2]
+    return f"{base}{mark}{relative.rstrip('/')}"
+
+
+# -- on disk ---------------------------------------------------------------------------------------------------------
+
+
+def _directory_in(tree: str, path: str) -> str | None:
+    """The directory ``path`` of ``tree``; None unless every component is a directory, and no link."""
+    here = os.open(tree, _DIRECTORY)
+    try:
+        for name in path.split("/") if path else ():
+            if name in ("", ".", ".."):
+                return None
+            try:
+                deeper = os.open(name, _DIRECTORY, dir_fd=here)
+            except (FileNotFoundError, NotADirectoryError, ValueError):
+                return None
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    return None
+                raise
+            os.close(here)
+            here = deeper
+    finally:
+        os.close(here)
+    return os.path.join(tree, path) if path else tree
+
+
+def _below(reference: GitReference, tree: str) -> str:
+    path = _directory_in(tree, reference.subdir)
+    if path is None:
+        raise _cannot(
+            reference, f"{printable(reference.subdir)!r} is no directory of it", "symbolic links do not count"
+        )
+    return path
+
+
+def _dress(tree: str, seconds: int | None) -> None:
+    """Modes that neither a set-group-id bit nor an access list above ``tree`` has a say in, and times."""
+    for directory, directories, files, fd in os.fwalk(tree, topdown=False):
+        ours = f"{directory}/".find("/.git/", len(tree)) < 0  # git's own files have their own modes
+        for name in (*directories, *files):
+            mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+            if stat.S_ISREG(mode) and ours:
+                os.chmod(name, 0o755 if mode & 0o100 else 0o644, dir_fd=fd)
+            if seconds is not None and not stat.S_ISDIR(mode):
+                os.utime(name, (seconds, seconds), dir_fd=fd, follow_symlinks=False)
+        os.fchmod(fd, 0o755)
+        if seconds is not None:
+            os.utime(fd, (seconds, seconds))
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------
+
+
+def _cannot(reference: GitReference, why: str, remedy: str = "") -> ContextError:
+    return ContextError(f"cannot use the git repository {reference}", why=why, remedy=remedy)
+
+
+def _failure(reference: GitReference, why: str) -> ContextError:
+    """What git said, as an error with a way out where we know one."""
+    remedy = ""
+    if re.search(r"could not read (Username|Password)|Authentication failed|returned error: 40[13]", why):
+        remedy = "give a token for it: --secret id=GIT_AUTH_TOKEN,env=…"
+    elif "denied" in why and reference.scheme == "ssh":
+        remedy = "check that the agent holds the right key (ssh-add -l), and that it is offered: --ssh default"
+    elif "host key" in why.lower():
+        remedy = "check the host's key, then correct known_hosts"
+    elif "not found" in why:
+        remedy = "check the address; if it is private, give a token: --secret id=GIT_AUTH_TOKEN,env=…"
+    elif re.search(r"resolve host|connect|timed out|silent", why, re.IGNORECASE):
+        remedy = "check the address, the network, and HTTPS_PROXY/NO_PROXY"
+    return _cannot(reference, why, remedy)
