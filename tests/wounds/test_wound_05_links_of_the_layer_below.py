@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import raw_tar as raw
 from hostile_tar import canary, flipping
 
 from executor.rootfs.unpack import Limits, unpack, unpack_onto
+from platforms import syscalls
 from platforms.errors import ArchiveError
 
 LIMITS = Limits()
@@ -39,25 +41,28 @@ def test_layer_two_through_layer_ones_link(tmp_path: Path, target: str) -> None:
 
 @pytest.mark.parametrize("apply", [unpack, unpack_onto])
 def test_a_directory_that_becomes_a_link_meanwhile_leads_nowhere(tmp_path: Path, apply: object) -> None:
-    outside, root = canary(tmp_path / "outside"), tmp_path / "root"
+    outside, root, trap = canary(tmp_path / "outside"), tmp_path / "root", tmp_path / "trap"
     (root / "a").mkdir(parents=True)
-    trap, kept = tmp_path / "trap", tmp_path / "kept"
-    trap.symlink_to(outside)
     parts = []
-    for number in range(400):
+    for number in range(500):
         parts += [raw.header(b"other", raw.DIRECTORY), raw.file(b"a/file%d" % number, b"evil"), raw.file(b"a/.wh.file")]
-        parts += [raw.header(b"a", raw.DIRECTORY, mode=0o777), raw.file(b"a/file", b"evil", mode=0o777)]
-        parts += [raw.file(b"other/f%d" % number), raw.header(b"h%d" % number, raw.HARDLINK, link=b"a/file")]
+        parts += [raw.file(b"other/f%d" % number), raw.header(b"a/dir", raw.DIRECTORY, mode=0o777)]
+        parts += [raw.file(b"other/g%d" % number), raw.file(b"a/file", b"evil", mode=0o777)]
+        parts += [raw.file(b"other/h%d" % number), raw.header(b"h%d" % number, raw.HARDLINK, link=b"a/file")]
     before = raw.fingerprint(outside)
+    swapped = 0
 
-    def to_link() -> None:
-        os.rename(root / "a", kept)
-        os.symlink(outside, root / "a")
+    def swap() -> None:
+        nonlocal swapped
+        if not trap.is_symlink():  # the link gave way to a directory, which came here in its stead
+            shutil.rmtree(trap, ignore_errors=True)
+            trap.symlink_to(outside)
+        syscalls.renameat2(-100, str(trap), -100, str(root / "a"), syscalls.RENAME_EXCHANGE)
+        swapped += 1
 
-    def to_directory() -> None:
-        os.unlink(root / "a")
-        os.rename(kept, root / "a")
-
-    with flipping(to_link, to_directory), contextlib.suppress(ArchiveError):
-        apply(raw.stream(*parts), str(root), limits=LIMITS)  # type: ignore[operator]
+    with flipping(swap):
+        for _ in range(3):
+            with contextlib.suppress(ArchiveError):
+                apply(raw.stream(*parts), str(root), limits=LIMITS)  # type: ignore[operator]
+    assert swapped > 10
     assert raw.fingerprint(outside) == before
