@@ -47,8 +47,8 @@ class Source:
     """With ``--parents``: only paths that match, together with the directories above them."""
     required: bool = False
     """With ``--parents``: the included path has to exist."""
-    root_times: bool = True
-    """Whether the top directory's own time says anything (a context's does not: it is the checkout's)."""
+    context: bool = False
+    """Whether the tree is a build context: its root's time (the checkout's) says nothing, and it has no attributes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,10 @@ def matches(source: Source) -> tuple[Match, ...]:
         if source.tree.lstat(base) is None:
             raise ContextError(f'"{source.pattern}": not found')
         return (Match(base, _base(literal)),)
+    if not all(ignore.is_pattern(part) for part in pattern.split("/")):
+        raise ContextError(
+            f'"{source.pattern}" is no pattern', why="syntax error in pattern", remedy="write \\[ for a ["
+        )
     found: list[Match] = []
     for path in _glob(source.tree, base, pattern):
         found.append(Match(source.tree.resolve(path), path.rpartition(b"/")[2]))
@@ -281,14 +285,16 @@ def copy_match(plan: Plan, source: Source, match: Match, destination: str, treat
         plan.make_directories(target, treatment.parents_mode, treatment.owner)
     else:
         plan.make_directories(target.rpartition(b"/")[0], treatment.parents_mode, treatment.owner)
-    _Copier(plan, source, treatment).copy(top, match.path, b"", target, overwrite=False)
+    times = not source.context or match.path != b""
+    _Copier(plan, source, treatment, times).copy(top, match.path, b"", target, overwrite=False)
 
 
 class _Copier:
     """One walk of a source. Directories that only lead to included paths are made when the first such path comes."""
 
-    def __init__(self, plan: Plan, source: Source, treatment: Treatment) -> None:
+    def __init__(self, plan: Plan, source: Source, treatment: Treatment, times: bool) -> None:
         self._plan = plan
+        self._times = times
         self._source = source
         self._treatment = treatment
         self._include = ignore.compile_patterns(source.include) if source.include else None
@@ -355,7 +361,7 @@ class _Copier:
             existing = None
         if existing is None or overwrite:
             self._plan.entries[target] = replace(self._treated(entry), path=target)
-        elif self._source.root_times:
+        elif self._times:
             self._plan.entries[target] = replace(existing, mtime_ns=entry.mtime_ns)
         else:
             self._plan.entries.setdefault(target, existing)
@@ -375,6 +381,8 @@ class _Copier:
 
     def _treated(self, entry: Entry) -> Entry:
         treatment = self._treatment
+        if self._source.context:
+            entry = replace(entry, xattrs=())
         if treatment.owner is not None:
             entry = replace(entry, uid=treatment.owner[0], gid=treatment.owner[1])
         if treatment.mode is not None and entry.kind is not Kind.SYMLINK:

@@ -138,7 +138,7 @@ def _bind(
     )
     found = solver.source(origin)
     path = normal_path("/", wanted.source or "/")
-    source = copying.Source(found.tree(), path, wildcards=False, root_times=False) if not found.identity else None
+    source = copying.Source(found.tree(), path, wildcards=False, context=True) if not found.identity else None
     identity: keys.Part = (
         found.identity
         if found.identity

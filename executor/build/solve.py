@@ -172,7 +172,7 @@ class Solver:
         tree = self._trees[origin.name]()
         empty = State(platform, image.empty(platform))
         plan = copying.Plan(None)
-        copying.copy(plan, copying.Source(tree, "/", wildcards=False, root_times=False), "/", copying.Treatment())
+        copying.copy(plan, copying.Source(tree, "/", wildcards=False, context=True), "/", copying.Treatment())
         entries = plan.finish()
         result = content.layer_name(self._workshop, entries)
         layer = from_result(self._workshop, result, _now(), Once(lambda: entries), ())
@@ -305,7 +305,8 @@ class Solver:
         """The layers of ``state`` as directories, top first; missing ones are made at the same time."""
         missing = [layer for layer in state.layers if not layer.directory.done]
         together(self._workshop, [layer.directory for layer in missing])
-        return tuple(layer.directory() for layer in reversed(state.layers))
+        # A layer may occur twice (the same COPY twice). overlayfs refuses that, and the upper one says it all.
+        return tuple(dict.fromkeys(layer.directory() for layer in reversed(state.layers)))
 
     def tree_of(self, state: State) -> Tree:
         """The file system of ``state``, mounted for reading."""
@@ -381,7 +382,7 @@ class Solver:
                     why="the Dockerfile came from stdin alone",
                     remedy="build with a directory: kanifold build DIRECTORY --file -",
                 )
-            return Input(self._trees[origin.name], "", root_times=False)
+            return Input(self._trees[origin.name], "", context=True)
         state = self.origin(origin, self._workshop.platform)
         return Input(Once(lambda: self.tree_of(state)), state.tree)
 

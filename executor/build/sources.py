@@ -38,7 +38,7 @@ class Input:
     tree: Once[Tree]
     identity: str
     """Names the whole tree when that is known without reading (a stage's file system); "" to read what is copied."""
-    root_times: bool = True
+    context: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class FromGit:
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
         tree = workshop.trees.keep(open_directory(git_files(workshop, self.repository), owner=(0, 0)))
-        source = Source(tree, "/", wildcards=False, contents=True, root_times=False)
+        source = Source(tree, "/", wildcards=False, contents=True, context=True)
         copying.copy(plan, source, destination, treatment)
 
 
@@ -234,10 +234,10 @@ class Inline:
 
 def inputs(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Input]) -> Inputs:
     """The sources of ``instruction``, whose paths are looked up in what ``found`` gives."""
-    if len(instruction.sources) + len(instruction.heredocs) > 1 and not instruction.destination.endswith("/"):
+    if instruction.link and not numeric(instruction.chown):
         raise DockerfileError(
-            f"When using {instruction.keyword.upper()} with more than one source file, "
-            "the destination must be a directory and end with a /",
+            f"--chown={instruction.chown}: user and group names can't be resolved when used with --link",
+            remedy="use numeric uid[:gid] instead",
             where=instruction.location,
         )
     parts: list[Part] = [_part(instruction, text, found) for text in instruction.sources]
@@ -279,7 +279,7 @@ def _part(instruction: Copy | Add, text: str, found: Callable[[], Input]) -> Par
 def _source(found: Input, text: str, parents: bool) -> Callable[[], Source]:
     def make() -> Source:
         if not parents:
-            return Source(found.tree(), normal_path("/", text), root_times=found.root_times)
+            return Source(found.tree(), normal_path("/", text), context=found.context)
         pivot, dot, below = text.partition("/./")
         if not dot:
             pivot, below = "/", text
@@ -290,7 +290,7 @@ def _source(found: Input, text: str, parents: bool) -> Callable[[], Source]:
             normal_path("/", pivot),
             include=(pattern.lstrip("/"),),
             required=required,
-            root_times=found.root_times,
+            context=found.context,
         )
 
     return make
@@ -302,16 +302,17 @@ def treatment(
     """What ``--chown``, ``--chmod`` and ``--exclude`` do; names of users are looked up in ``stage``."""
     owner = None
     if chown:
-        owner = users.owner(stage() if stage is not None and not _numeric(chown) else None, chown)
+        owner = users.owner(stage() if stage is not None and not numeric(chown) else None, chown)
     number = modes.octal(chmod) if chmod else None
     return Treatment(
         owner=owner,
         mode=modes.parse(chmod) if chmod else None,
-        parents_mode=0o755 if number is None else number,
+        parents_mode=0o755 if number is None else number & 0o777,
         exclude=exclude,
         replace_existing=replace_existing,
     )
 
 
-def _numeric(chown: str) -> bool:
+def numeric(chown: str) -> bool:
+    """Whether ``--chown=chown`` needs nobody's passwd."""
     return all(part.isdigit() for part in chown.split(":") if part)

@@ -32,7 +32,8 @@ class Identity:
 def owner(tree: Tree | None, text: str) -> tuple[int, int]:
     """The (uid, gid) that ``--chown=text`` names: ``user``, ``user:group``, each a name or a number.
 
-    A name that the stage does not know is root, as in BuildKit. ``tree`` is None for a stage without files.
+    A user that the stage does not know is root, a group the user's own, as in BuildKit. ``tree`` is None for a stage
+    without files.
     """
     user, colon, group = text.partition(":")
     uid = gid = 0
@@ -49,7 +50,7 @@ def owner(tree: Tree | None, text: str) -> tuple[int, int]:
         if number is not None:
             gid = number
         else:
-            gid = next((_id(fields[2], "group") for fields in _lines(tree, b"etc/group", 3) if fields[0] == group), 0)
+            gid = next((_id(fields[2], "group") for fields in _lines(tree, b"etc/group", 3) if fields[0] == group), gid)
     return uid, gid
 
 

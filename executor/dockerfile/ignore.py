@@ -207,6 +207,11 @@ def match(pattern: str, path: str) -> bool:
     return machine is not None and _fits(machine, path)
 
 
+def is_pattern(text: str) -> bool:
+    """Whether ``text`` can be a pattern: a class ``[`` that is never closed, say, cannot."""
+    return _WILD.isdisjoint(text) or _name_machine(text) is not None
+
+
 @lru_cache(maxsize=256)
 def _name_machine(pattern: str) -> re.Pattern[str] | _States | None:
     try:

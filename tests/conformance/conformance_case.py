@@ -53,7 +53,7 @@ class Case:
     contexts: Mapping[str, str | list[Mapping[str, Any]]] = field(default_factory=dict)
     """Further named contexts: a list of files, or a text such as ``docker-image://NAME``."""
     images: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Bases of the case's own: busybox with this ``config`` (see ``conformance_bases``)."""
+    """Bases of the case's own: busybox (nothing: ``scratch``), a layer of ``files``, and ``config``."""
     http: tuple[Mapping[str, Any], ...] = ()
     """Files on a web server: as ``files``, with ``headers``."""
     git: tuple[Mapping[str, Any], ...] = ()
@@ -182,7 +182,8 @@ def _archive(files: Iterable[Mapping[str, Any]]) -> bytes:
             entry = tarfile.TarInfo(os.fsdecode(_name(each["path"])))
             entry.mtime, entry.uid, entry.gid = each.get("mtime", MTIME), each.get("uid", 0), each.get("gid", 0)
             entry.mode = int(str(each.get("mode", "755" if "dir" in each else "644")), 8)
-            entry.pax_headers = {f"SCHILY.xattr.{key}": value for key, value in each.get("xattrs", {}).items()}
+            xattrs = each.get("xattrs", {})
+            entry.pax_headers = {f"SCHILY.xattr.{key}": os.fsdecode(_name(xattrs[key])) for key in xattrs}
             content = b""
             if "dir" in each:
                 entry.type = tarfile.DIRTYPE

@@ -14,7 +14,7 @@ from typing import Any
 from oci_layout import Entry, Seen
 
 Picture = dict[str, Any]
-"""``config``, ``history``, ``layers`` (how many), ``base``, ``tree`` and ``removed``; or ``error`` of a failed build."""
+"""``config``, ``history``, ``layers`` (how many), ``base``, ``tree`` and ``removed``; or the ``error``."""
 
 SHORT = 120
 """Bytes up to which a file's content stands in the recording itself, if it is text."""
@@ -111,7 +111,7 @@ def differences(
         lines += _unequal(f"history {number}", *(_at(each["history"], number) for each in (golden, actual)))
     for key in ("layers", "base"):
         lines += _unequal(key, golden[key], actual[key])
-    tree, below = entries(seen, since), entries(base, since) if base else {}
+    tree, below = (json.loads(neutral(json.dumps(entries(each, since)))) if each else {} for each in (seen, base))
     expected = {path: entry for path, entry in below.items() if path not in golden["removed"]} | golden["tree"]
     for path in sorted(expected.keys() | tree.keys()):
         wanted, there = expected.get(path), tree.get(path)

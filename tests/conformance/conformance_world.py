@@ -40,6 +40,8 @@ class World:
     web: Served
     base: Path
     """busybox as an OCI layout."""
+    programs: tuple[str, ...]
+    """The digests of its one program."""
 
     def places(self, case: Case) -> dict[str, str]:
         """What ``{{NAME}}`` means in the case's Dockerfile."""
@@ -50,8 +52,11 @@ class World:
         }
 
     def neutral(self, text: str) -> str:
-        """``text`` without the ports, which are others each time."""
-        return text.replace(self.web.host, "HOST").replace(self.registry, "REGISTRY")
+        """``text`` without the ports, which are others each time, and without what names a version of busybox."""
+        text = text.replace(self.web.host, "HOST").replace(self.registry, "REGISTRY")
+        for digest in self.programs:
+            text = text.replace(digest, "BUSYBOX")
+        return text
 
 
 @contextlib.contextmanager
@@ -79,7 +84,8 @@ def world(cases: Iterable[Case], registry: str, folder: Path) -> Iterator[World]
         return Said(each.get("status", 200), dict(each.get("headers", {})), content_of(each))
 
     with served(answer) as web:
-        yield World(registry, web, base)
+        programs = tuple(read_image(base, platform).tree["bin/busybox"].digest for platform in PLATFORMS)
+        yield World(registry, web, base, programs)
 
 
 def base_of(seen: Seen, here: World) -> Seen | None:

@@ -104,6 +104,7 @@ def _failure(said: str) -> Picture:
     last = re.findall(r"^error: (.*)", said, re.M | re.S)[-1]
     last = re.split(r"\n(?:Dockerfile|\S*[dD]ockerfile\S*):\d+\n", last)[0]
     last = re.sub(r"\b[a-z0-9]{25}\b", "ID", last).strip()
+    last = re.sub(r"/tmp/record\.\S*?/(buildkit\d+|fs)(?=/|\b)", "", last)
     return {"lines": [int(number) for number, _ in blamed], "says": last}
 
 

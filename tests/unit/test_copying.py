@@ -78,7 +78,7 @@ def copied(
     plan = Plan(make(tmp_path, trees, "stage", stage or {}, owner=(0, 0)))
     tree = make(tmp_path, trees, "context", context, owner=(0, 0))
     for each in sources.split():
-        source = Source(tree, "/" + each.lstrip("/"), root_times=False)
+        source = Source(tree, "/" + each.lstrip("/"), context=True)
         copying.copy(plan, source, destination, treatment or Treatment())
     return plan.finish()
 
