@@ -280,11 +280,16 @@ def _member(block: bytes, source: _Source, announced: _Announced) -> Member:
     )
     name = name.partition(b"\0")[0]
     link = link.partition(b"\0")[0]
-    posix = magic == b"ustar\x0000"
-    if posix and prefix[0]:
-        if trailer[8:] == b"tar\0":  # star: the prefix is shorter, two times follow it
-            prefix = prefix[:131]
-        name = prefix.partition(b"\0")[0] + b"/" + name
+    posix, gnu = magic.startswith(b"ustar\0"), magic == b"ustar  \0"
+    if prefix[0]:
+        if posix:
+            if trailer[8:] == b"tar\0":  # star: the prefix is shorter, two times follow it
+                prefix = prefix[:131]
+            name = prefix.partition(b"\0")[0] + b"/" + name
+        elif gnu:
+            # Two times. Go before 1.8 wrote a prefix there, and its later readers still look for one; GNU tar does not.
+            _time(prefix[:12], name)
+            _time(prefix[12:24], name)
     extended, long_name, long_link = announced.extended, announced.name, announced.link
     kind = _KINDS.get(flag)
     if kind is None:
@@ -313,7 +318,7 @@ def _member(block: bytes, source: _Source, announced: _Announced) -> Member:
     if owner > _ID_LIMIT or group > _ID_LIMIT:
         raise _broken(name, f"an owner or group out of range ({owner}:{group})")
 
-    kind = _kind(kind, flag, name, posix or magic == b"ustar  \0")
+    kind = _kind(kind, flag, name, posix or gnu)
     path = clean(name)
     if kind is not Kind.FILE:
         if kind is Kind.HARDLINK and b"size" not in (extended or ()):

@@ -78,7 +78,8 @@ def test_v7_directories_are_files_with_a_slash() -> None:
 
 def test_the_prefix_counts_only_in_posix_archives() -> None:
     assert names(raw.header(b"name", prefix=b"some/dir")) == [b"some/dir/name"]
-    assert names(raw.header(b"name", prefix=b"some/dir", magic=b"ustar  \0")) == [b"name"]
+    assert names(raw.header(b"name", prefix=b"some/dir", magic=b"ustar\0  ")) == [b"some/dir/name"]
+    assert names(raw.header(b"name", prefix=b"00000000005\0", magic=b"ustar  \0")) == [b"name"]
     assert names(raw.header(b"name", prefix=b"some/dir", magic=b"")) == [b"name"]
     star = bytearray(raw.header(b"name", prefix=b"p" * 131 + b"00000000005\x0000000000006\x00"))
     star[508:512] = b"tar\0"
@@ -268,6 +269,7 @@ REFUSED: dict[str, tuple[bytes, ...]] = {
     "xattr without name": (raw.pax((b"SCHILY.xattr.", b"x")), raw.header(b"f")),
     "xattr name too long": (raw.pax((b"SCHILY.xattr." + b"x" * 256, b"x")), raw.header(b"f")),
     "xattr too big": (raw.pax((b"SCHILY.xattr.user.x", bytes(65537))), raw.header(b"f")),
+    "prefix in a gnu header": (raw.header(b"f", prefix=b"dir", magic=b"ustar  \0"),),
     "lone zero block": (bytes(512), raw.header(b"f")),
 }
 
