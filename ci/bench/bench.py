@@ -1,0 +1,217 @@
+"""kanifold beside other builders: the same builds, on one file system, against one registry, round by round.
+
+Every round builds every workload with every builder in a store that begins empty, and then again with nothing changed
+where the workload says so. What comes out is checked in the registry before a time counts. Everything lives in one
+temporary directory that goes in the end. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+import bases
+import builders
+import debian_registry
+import mapped
+import plot
+import table
+from builders import Build, Builder, Kanifold
+from measuring import FailedError, Measured
+from workloads import TWO, WORKLOADS, Workload
+
+INDEXES = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json"
+MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for on the command line."""
+
+    workloads: tuple[Workload, ...]
+    rounds: int
+    scale: float
+    timeout: float
+    repeats: int
+
+
+def say(text: str) -> None:
+    """Progress, beside the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- the world of a run -----------------------------------------------------------------------------------------------
+
+
+def push_bases(registry: str, folder: Path, wanted: Sequence[Workload]) -> None:
+    """Put the bases that ``wanted`` build on into ``registry``, as ``base/NAME``."""
+    for name in ("busybox", "debian"):
+        if not any(f"base/{name}" in each.dockerfile for each in wanted):
+            continue
+        layout = folder / name
+        bases.make_layout(name, layout, TWO)
+        copy = ["skopeo", "copy", "--quiet", "--all", "--dest-tls-verify=false"]
+        where = f"docker://{registry}/base/{name}:latest"
+        subprocess.run([*copy, f"oci:{layout}:latest", where], check=True, capture_output=True)
+        shutil.rmtree(layout)
+
+
+def check(build: Build) -> None:
+    """See that the registry has what was to be built: an image for every platform. Raises ``FailedError``."""
+    host, _, rest = build.ref.partition("/")
+    repository, _, tag = rest.rpartition(":")
+    asked = urllib.request.Request(f"http://{host}/v2/{repository}/manifests/{tag}")
+    asked.add_header("Accept", f"{INDEXES}, {MANIFESTS}")
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        document = json.load(answer)
+    manifests = [each for each in document.get("manifests", (document,)) if "attestation" not in json.dumps(each)]
+    if len(manifests) != len(build.platforms):
+        raise FailedError(f"{build.ref} has {len(manifests)} images instead of {len(build.platforms)}")
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+def rounds(
+    settings: Settings, found: Sequence[Builder], registry: str, folder: Path
+) -> Iterator[tuple[str, str, Measured]]:
+    """Everything that is measured, as (row, builder, what it took); failures are told and left out."""
+    contexts = {each.name: each.make(folder / "contexts", registry, settings.scale) for each in settings.workloads}
+    for number in range(settings.rounds):
+        for workload in settings.workloads:
+            for turn in range(len(found)):
+                builder = found[(turn + number) % len(found)]
+                ref = f"{registry}/out/{builder.name}-{workload.name}-{number}:latest"
+                build = Build(contexts[workload.name], workload.platforms, ref, settings.timeout)
+                try:
+                    yield from _session(settings, workload, builder, build, folder)
+                except FailedError as error:
+                    say(f"  {workload.name}: {builder.name} failed: {error}")
+
+
+def _session(
+    settings: Settings, workload: Workload, builder: Builder, build: Build, folder: Path
+) -> Iterator[tuple[str, str, Measured]]:
+    home = Path(tempfile.mkdtemp(prefix=f"{builder.name}.", dir=folder))
+    try:
+        with builder.session(home, build.registry) as session:
+            os.sync()  # what others have written is not this one's to wait for
+            measured = session.build(build)
+            check(build)
+            if workload.cold:
+                yield workload.name, builder.name, _told(workload.name, builder, measured)
+            for _ in range(settings.repeats if workload.warm else 0):
+                session.prepare_again(build)
+                os.sync()
+                measured = session.build(build)
+                check(build)
+                yield f"{workload.name}, again", builder.name, _told(f"{workload.name}, again", builder, measured)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _told(row: str, builder: Builder, measured: Measured) -> Measured:
+    load = os.getloadavg()[0]
+    say(f"  {row:<16} {builder.name:<10} {measured.seconds:8.2f} s {measured.memory >> 20:6} MB  (load {load:.1f})")
+    return measured
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="ci/bench/run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--kanifold", required=True, help="the installed command")
+    names = ", ".join(each.name for each in WORKLOADS)
+    parser.add_argument("--only", metavar="LIST", default="", help=f"workloads, of {names}")
+    parser.add_argument("--builders", metavar="LIST", default="", help="builders, of kanifold and those that are found")
+    parser.add_argument("--peers", metavar="DIR", action="append", default=[], help="where to look besides PATH")
+    parser.add_argument("--rounds", type=int, default=3, help="how often (default: 3)")
+    parser.add_argument("--again", type=int, default=2, help="rebuilds with nothing changed in each round (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="one round of a twentieth of the size: does it work?")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds that a build may take (default: 600)")
+    parser.add_argument("--tmp", metavar="DIR", help="where everything is made and removed (default: $TMPDIR)")
+    parser.add_argument("--out", metavar="DIR", default="out/bench", help="for the table, the plot and the figures")
+    return parser.parse_args()
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    wanted = tuple(filter(None, arguments.only.split(",")))
+    unknown = set(wanted) - {each.name for each in WORKLOADS}
+    if unknown:
+        sys.exit(f"ci/bench/run: no such workload: {', '.join(sorted(unknown))}")
+    return Settings(
+        workloads=tuple(each for each in WORKLOADS if not wanted or each.name in wanted),
+        rounds=1 if arguments.quick else arguments.rounds,
+        scale=0.05 if arguments.quick else 1.0,
+        timeout=arguments.timeout,
+        repeats=arguments.again,
+    )
+
+
+def _found(arguments: argparse.Namespace, prefix: tuple[str, ...]) -> list[Builder]:
+    wanted = set(filter(None, arguments.builders.split(",")))
+    every = [
+        Kanifold(str(Path(arguments.kanifold).resolve())),
+        *(builders.find(arguments.peers, prefix) if prefix is not None else ()),
+    ]
+    return [each for each in every if not wanted or each.name in wanted]
+
+
+@contextlib.contextmanager
+def _others_place() -> Iterator[tuple[str, ...] | None]:
+    """The words before another builder's command; None when none can run here."""
+    with contextlib.ExitStack() as stack:
+        prefix: tuple[str, ...] | None = None
+        try:
+            prefix = stack.enter_context(mapped.namespace(TWO))
+        except RuntimeError as problem:
+            say(f"no other builders: {problem}")
+        yield prefix
+
+
+def main() -> int:
+    arguments = _arguments()
+    settings = _settings(arguments)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    taken: dict[str, dict[str, list[Measured]]] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="kanifold-bench.", dir=arguments.tmp, ignore_cleanup_errors=True) as name,
+        _others_place() as prefix,
+    ):
+        folder = Path(name)
+        found = _found(arguments, prefix)
+        for each in found:
+            say(f"{each.name}: {each.version}")
+        with debian_registry.serve(folder / "registry") as registry:
+            push_bases(registry, folder, settings.workloads)
+            for row, builder, measured in rounds(settings, found, registry, folder):
+                taken.setdefault(row, {}).setdefault(builder, []).append(measured)
+    rows = table.rows(taken, WORKLOADS)
+    names = [each.name for each in found]
+    text = table.markdown(rows, names)
+    print(text)
+    (out / "table.md").write_text(text + "\n")
+    (out / "plot.svg").write_text(plot.svg(rows, names))
+    (out / "figures.json").write_text(json.dumps(table.figures(rows), indent=1) + "\n")
+    say(f"written to {out}: table.md, plot.svg, figures.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

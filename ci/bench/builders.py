@@ -1,0 +1,264 @@
+"""The builders, each behind the same two calls: a session with an empty store, and builds in it.
+
+Every build is for all platforms at once and ends with an index in the registry, whatever it takes the builder to get
+there: that is the job that is compared. What a builder keeps running between builds (a daemon) is started before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from measuring import Command, FailedError, Measured, forget_peak, measure, peak_of, tail
+
+START_TIMEOUT = 30.0
+"""Seconds in which a daemon must have started."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build: a context with its Dockerfile, for ``platforms``, to be pushed as ``ref``."""
+
+    context: Path
+    platforms: tuple[str, ...]
+    ref: str
+    timeout: float
+
+    @property
+    def registry(self) -> str:
+        """``HOST:PORT``."""
+        return self.ref.partition("/")[0]
+
+
+class Session(Protocol):
+    """A builder with a store of its own."""
+
+    def build(self, build: Build) -> Measured:
+        """Build and push. Raises ``FailedError``."""
+        ...
+
+    def prepare_again(self, build: Build) -> None:
+        """Whatever has to be done, unmeasured, so that ``build`` finds a warm cache the next time."""
+        ...
+
+
+class Builder(Protocol):
+    """A program that builds."""
+
+    name: str
+    version: str
+
+    def session(self, home: Path, registry: str) -> contextlib.AbstractContextManager[Session]:
+        """A session that keeps everything below the empty directory ``home``, and reads bases from ``registry``."""
+        ...
+
+
+def version_of(*command: str) -> str:
+    """What a program says about its version, in one line."""
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (said.stdout or said.stderr).strip().partition("\n")[0]
+
+
+def environment(home: Path, *programs: str) -> dict[str, str]:
+    """What a user has: PATH, a home, room for temporary files on the same file system as everything."""
+    scratch = home / "tmp"
+    scratch.mkdir(exist_ok=True)
+    folders = dict.fromkeys(str(Path(each).parent) for each in programs)
+    path = ":".join((*folders, os.environ["PATH"], "/usr/sbin"))
+    return {"PATH": path, "HOME": str(home), "TMPDIR": str(scratch), "LANG": "C.UTF-8"}
+
+
+# -- kanifold ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kanifold:
+    """The command as it is installed."""
+
+    program: str
+    name: str = "kanifold"
+
+    @property
+    def version(self) -> str:
+        return version_of(self.program, "--version")
+
+    @contextlib.contextmanager
+    def session(self, home: Path, _registry: str) -> Iterator[Session]:
+        yield _Kanifold(self.program, home)
+
+
+@dataclass(frozen=True)
+class _Kanifold:
+    program: str
+    home: Path
+
+    def build(self, build: Build) -> Measured:
+        words = (
+            self.program, "build", str(build.context), "--platform", ",".join(build.platforms), "--push",
+            "--tag", build.ref, "--insecure-registry", build.registry, "--root", str(self.home / "store"),
+        )  # fmt: skip
+        return measure(Command(words, environment(self.home), self.home / "log"), timeout=build.timeout)
+
+    def prepare_again(self, build: Build) -> None:
+        """Its store is its cache."""
+
+
+# -- buildah ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Buildah:
+    """buildah with layer caching, chroot isolation, overlay storage and all platforms at once."""
+
+    program: str
+    prefix: tuple[str, ...]
+    name: str = "buildah"
+
+    @property
+    def version(self) -> str:
+        return version_of(self.program, "--version")
+
+    @contextlib.contextmanager
+    def session(self, home: Path, _registry: str) -> Iterator[Session]:
+        yield _Buildah(self, home)
+
+
+@dataclass(frozen=True)
+class _Buildah:
+    builder: Buildah
+    home: Path
+
+    def _general(self) -> tuple[str, ...]:
+        return (
+            *self.builder.prefix, self.builder.program, "--root", str(self.home / "root"),
+            "--runroot", str(self.home / "run"), "--storage-driver", "overlay",
+        )  # fmt: skip
+
+    def build(self, build: Build) -> Measured:
+        built = (
+            *self._general(), "build", "--isolation", "chroot", "--layers", "--jobs", "0", "--tls-verify=false",
+            "--platform", ",".join(build.platforms), "--manifest", build.ref, str(build.context),
+        )  # fmt: skip
+        pushed = (
+            *self._general(),
+            "manifest",
+            "push",
+            "--all",
+            "--tls-verify=false",
+            build.ref,
+            f"docker://{build.ref}",
+        )
+        around = environment(self.home)
+        measured = measure(Command(built, around, self.home / "log"), timeout=build.timeout)
+        return measured.then(measure(Command(pushed, around, self.home / "log"), timeout=build.timeout))
+
+    def prepare_again(self, build: Build) -> None:
+        """Remove the manifest list, to which another build would only add."""
+        command = (*self._general(), "manifest", "rm", build.ref)
+        subprocess.run(command, env=environment(self.home), check=True, capture_output=True)
+
+
+# -- BuildKit ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BuildKit:
+    """A daemon of our own for each session: OCI worker, Debian's runc, overlay snapshots; and its client."""
+
+    daemon: str
+    client: str
+    prefix: tuple[str, ...]
+    name: str = "buildkit"
+
+    @property
+    def version(self) -> str:
+        return version_of(self.daemon, "--version")
+
+    @contextlib.contextmanager
+    def session(self, home: Path, registry: str) -> Iterator[Session]:
+        address = f"unix://{home}/sock"
+        settings = home / "buildkitd.toml"
+        settings.write_text(
+            f'[registry."{registry}"]\nhttp = true\ninsecure = true\n'
+            '[worker.containerd]\nenabled = false\n[worker.oci]\nenabled = true\nsnapshotter = "overlayfs"\n'
+        )
+        around = environment(home, self.daemon, self.client)
+        words = (
+            *self.prefix, "setpriv", "--pdeathsig=KILL",
+            self.daemon, "--config", str(settings), "--root", str(home / "root"), "--addr", address,
+        )  # fmt: skip
+        log = home / "daemon.log"
+        with (
+            log.open("wb") as out,
+            subprocess.Popen(words, env=around, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as process,
+        ):
+            try:
+                self._await(address, around, process, log)
+                daemon = _innermost(process.pid)
+                yield _BuildKit(self, home, address, around, daemon)
+                os.kill(daemon, signal.SIGTERM)  # nsenter, where there is one, passes no signal on
+                process.wait(START_TIMEOUT)
+            finally:
+                process.kill()
+
+    def _await(self, address: str, around: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
+        ask = [*self.prefix, self.client, "--addr", address, "debug", "workers"]
+        end = time.monotonic() + START_TIMEOUT
+        while subprocess.run(ask, env=around, capture_output=True, check=False).returncode:
+            if process.poll() is not None or time.monotonic() > end:
+                raise FailedError(f"buildkitd did not start\n{tail(log)}")
+            time.sleep(0.05)  # nothing announces that it listens
+
+
+def _innermost(pid: int) -> int:
+    """The last of a chain of processes that each have one child: who does the work behind nsenter."""
+    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        pid = int(children[0])
+    return pid
+
+
+@dataclass(frozen=True)
+class _BuildKit:
+    builder: BuildKit
+    home: Path
+    address: str
+    around: dict[str, str]
+    daemon: int
+
+    def build(self, build: Build) -> Measured:
+        forget_peak(self.daemon)
+        words = (
+            *self.builder.prefix, self.builder.client, "--addr", self.address, "build", "--progress", "plain",
+            "--frontend", "dockerfile.v0", "--local", f"context={build.context}", "--local",
+            f"dockerfile={build.context}", "--opt", f"platform={','.join(build.platforms)}",
+            "--output", f"type=image,name={build.ref},push=true,registry.insecure=true",
+        )  # fmt: skip
+        measured = measure(Command(words, self.around, self.home / "log"), timeout=build.timeout)
+        return Measured(measured.seconds, max(measured.memory, peak_of(self.daemon)))
+
+    def prepare_again(self, build: Build) -> None:
+        """The daemon's root is its cache."""
+
+
+# -- finding them -----------------------------------------------------------------------------------------------------
+
+
+def find(peers: Sequence[str], prefix: tuple[str, ...]) -> Iterator[Builder]:
+    """The other builders on PATH or in the directories ``peers``, to be run behind ``prefix``."""
+    path = ":".join((*peers, os.environ["PATH"], "/usr/sbin"))
+
+    def program(name: str) -> str | None:
+        return shutil.which(name, path=path)
+
+    if found := program("buildah"):
+        yield Buildah(found, prefix)
+    if (daemon := program("buildkitd")) and (client := program("buildctl")) and program("runc"):
+        yield BuildKit(daemon, client, prefix)

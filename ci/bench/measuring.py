@@ -1,0 +1,104 @@
+"""One command, measured: wall time, and the peak memory of the largest process that it was or waited for."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What something took: ``seconds`` of wall time, and ``memory``, the largest process's peak resident bytes."""
+
+    seconds: float
+    memory: int
+
+    def then(self, other: Measured) -> Measured:
+        """Both, one after the other."""
+        return Measured(self.seconds + other.seconds, max(self.memory, other.memory))
+
+
+class FailedError(Exception):
+    """A command that ended with an error, or had to be ended; the text says how, with the last of its output."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command to measure: its words, its whole environment, and the file that its output goes to."""
+
+    words: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+
+
+def measure(*commands: Command, timeout: float) -> Measured:
+    """Run ``commands`` at the same time, for ``timeout`` seconds at most. Raises ``FailedError`` when any fails.
+
+    The memory is wait4(2)'s ``ru_maxrss``: the greatest among the process and its descendants that were waited for. A
+    process that this one forks begins with *our* peak (about 20 MB), so smaller figures than that mean nothing.
+    """
+    began = time.perf_counter()
+    waiting = [_start(each) for each in commands]
+    end = began + timeout
+    memory = 0
+    failures: list[str] = []
+    for command, process in zip(commands, waiting, strict=True):
+        code, peak = _wait(process, end)
+        memory = max(memory, peak)
+        if code:
+            late = f"ended after {timeout:.0f} s" if time.perf_counter() >= end else f"status {code}"
+            failures.append(f"{' '.join(command.words[:12])} …: {late}\n{tail(command.log)}")
+    seconds = time.perf_counter() - began
+    if failures:
+        raise FailedError("\n".join(failures))
+    return Measured(seconds, memory)
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The end of a log, indented."""
+    text = log.read_text(errors="replace").splitlines()[-lines:]
+    return "\n".join(f"    {line[:300]}" for line in text)
+
+
+def peak_of(pid: int) -> int:
+    """The peak resident bytes so far of the running process ``pid`` (proc(5), VmHWM)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def forget_peak(pid: int) -> None:
+    """Let ``peak_of(pid)`` begin anew (proc(5), clear_refs)."""
+    with suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _start(command: Command) -> subprocess.Popen[bytes]:
+    with command.log.open("ab") as log:
+        return subprocess.Popen(
+            command.words, env=command.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True, cwd=command.log.parent,
+        )  # fmt: skip
+
+
+def _wait(process: subprocess.Popen[bytes], end: float) -> tuple[int, int]:
+    """The exit status and peak memory of ``process``, which is killed at the moment ``end``."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(max(0.0, end - time.perf_counter()) * 1000):
+            os.killpg(process.pid, signal.SIGKILL)
+        _, status, usage = os.wait4(process.pid, 0)
+    finally:
+        os.close(pidfd)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss << 10

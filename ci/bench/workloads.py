@@ -1,0 +1,139 @@
+"""What is built: each workload writes a build context and says for which platforms, how often and from which base."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+TWO = ("linux/amd64", "linux/arm64")
+EIGHT = (
+    "linux/amd64", "linux/arm64", "linux/arm/v7", "linux/arm/v6", "linux/386", "linux/riscv64", "linux/ppc64le",
+    "linux/s390x",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Workload:
+    """``write`` makes the context in a directory, ``scale`` (1.0: all of it) times its full size.
+
+    In the Dockerfile, ``{registry}`` is where the bases are. With ``warm``, the build is measured again with nothing
+    changed; ``cold`` says whether the first one is worth a row of its own.
+    """
+
+    name: str
+    about: str
+    platforms: tuple[str, ...]
+    dockerfile: str
+    write: Callable[[Path, float], None]
+    warm: bool = False
+    cold: bool = True
+
+    def make(self, folder: Path, registry: str, scale: float) -> Path:
+        """Write the context below ``folder``."""
+        context = folder / self.name
+        context.mkdir(parents=True)
+        self.write(context, scale)
+        (context / "Dockerfile").write_text(self.dockerfile.format(registry=registry))
+        return context
+
+
+def _nothing(_context: Path, _scale: float) -> None:
+    """Dockerfiles that copy nothing."""
+
+
+def _text(rng: random.Random, size: int) -> bytes:
+    """About what source code is: gzip makes a fourth or a fifth of it."""
+    words = [bytes(rng.choices(b"abcdefghijklmnopqrstuvwxyz_", k=rng.randint(2, 9))) for _ in range(2000)]
+    out = bytearray()
+    while len(out) < size:
+        out += b" ".join(rng.choices(words, k=12)) + b"\n"
+    return bytes(out[:size])
+
+
+class _Content:
+    """Files' content, the same for the same seed: every third incompressible, the others like source code."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)
+        self._text = _text(self._rng, 1 << 20)
+        self._made = 0
+
+    def __call__(self, size: int) -> bytes:
+        self._made += 1
+        if self._made % 3 == 0:
+            return self._rng.randbytes(size)
+        at = self._rng.randrange(len(self._text))
+        whole = self._text[at:] + self._text * (size // len(self._text) + 1)
+        return whole[:size]
+
+
+def _tree(context: Path, files: int, size: int, each: int, seed: int) -> None:
+    content = _Content(seed)
+    for number in range(files):
+        folder = context / "tree" / f"{number // each:03}"
+        if number % each == 0:
+            folder.mkdir(parents=True)
+        (folder / f"{number:06}").write_bytes(content(size))
+
+
+def _copy(context: Path, scale: float) -> None:
+    """4,008 files, 167 MB: many small ones and nine large ones."""
+    _tree(context, max(1, int(3999 * scale)), 18_000, 50, 1)
+    content = _Content(2)
+    for number in range(9):
+        (context / "tree" / f"large-{number}").write_bytes(content(int(10_560_000 * scale)))
+
+
+def _small(context: Path, scale: float) -> None:
+    _tree(context, max(1, int(600 * scale)), 33_000, 50, 3)
+
+
+def _many(context: Path, scale: float) -> None:
+    _tree(context, max(1, int(200_000 * scale)), 40, 1000, 4)
+
+
+def _gigabyte(context: Path, scale: float) -> None:
+    _tree(context, max(1, int(8000 * scale)), 131_072, 100, 5)
+
+
+_STEPS = "FROM {registry}/base/busybox\n" + "".join(f"RUN echo {number} > /file-{number}\n" for number in range(30))
+_DAG = (
+    "".join(
+        f"FROM {{registry}}/base/busybox AS {name}\nRUN sleep 2 && echo {name} > /{name}\n" for name in ("a", "b", "c")
+    )
+    + "FROM {registry}/base/busybox\nCOPY --from=a /a /\nCOPY --from=b /b /\nCOPY --from=c /c /\n"
+)
+
+WORKLOADS = (
+    Workload("steps", "busybox, 30 tiny RUN steps", TWO, _STEPS, _nothing, warm=True),
+    Workload(
+        "base",
+        "Debian base (170 MB), RUN touch, RUN rm -rf /usr/share/doc",
+        TWO,
+        "FROM {registry}/base/debian\nRUN touch /touched\nRUN rm -rf /usr/share/doc\n",
+        _nothing,
+    ),
+    Workload(
+        "copy",
+        "COPY of 4,008 files, 167 MB, a third incompressible; one RUN",
+        TWO,
+        "FROM {registry}/base/busybox\nCOPY tree /tree\nRUN ls /tree > /listing\n",
+        _copy,
+        warm=True,
+    ),
+    Workload("dag", "three stages that sleep 2 s, joined by COPY --from", TWO, _DAG, _nothing),
+    Workload("one", "COPY of 600 files, 20 MB, for one platform", TWO[:1], "FROM scratch\nCOPY tree /tree\n", _small),
+    Workload("eight", "the same for eight platforms", EIGHT, "FROM scratch\nCOPY tree /tree\n", _small),
+    Workload("files", "a layer of 200,000 small files", TWO[:1], "FROM scratch\nCOPY tree /tree\n", _many),
+    Workload(
+        "context",
+        "a context of 8,000 files, 1 GB",
+        TWO[:1],
+        "FROM scratch\nCOPY tree /tree\n",
+        _gigabyte,
+        warm=True,
+        cold=False,
+    ),
+)
