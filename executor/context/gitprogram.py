@@ -265,7 +265,7 @@ def _found(program: str, package: str) -> str:
 def _gist(complaints: bytes) -> str:
     """The lines in which git says what is wrong; the last lines when none is marked so."""
     lines = [line for line in re.split(r"[\r\n]+", complaints.decode(errors="replace")) if line.strip()]
-    marked = [line for line in lines if line.startswith(("fatal:", "error:", "remote: ", "ssh:")) or "denied" in line]
+    marked = [line for line in lines if re.match("fatal:|error:|remote: |ssh:|.*(denied|verification failed)", line)]
     return "; ".join(printable(line.removeprefix("fatal: ")) for line in (marked or lines)[-_LINES:])
 
 
