@@ -39,6 +39,7 @@ from platforms.errors import ArchiveError
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE: Final = "user.overlay.opaque"
+_ORIGIN: Final = "user.overlay.origin"
 _CAPABILITY: Final = b"security.capability"
 _UNSUPPORTED: Final = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL})
 """A file system, or a user namespace, that does not take an extended attribute."""
@@ -343,6 +344,7 @@ class Lower(_Tree):
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
+        self._deleted_in: set[bytes] = set()
         # What overlayfs shows of the topmost layer's root. Also takes off a set-group-id bit, which would be inherited.
         os.fchmod(self._root, 0o755)
 
@@ -368,7 +370,14 @@ class Lower(_Tree):
             self.incomplete = True
 
     def _delete(self, parent: int, name: bytes, real: bytes) -> None:
-        """Mark ``name`` as deleted below. What this layer itself put there stays (image-spec layer.md, Whiteouts)."""
+        """Mark ``name`` as deleted below. What this layer itself put there stays (image-spec layer.md, Whiteouts).
+
+        In a directory that no layer below has, overlayfs would show the mark itself, unless it thinks the directory
+        copied up (fs/overlayfs/inode.c, OVL_WHITEOUTS).
+        """
+        if self._cursor.real not in self._deleted_in:
+            os.setxattr(parent, _ORIGIN, b"")
+            self._deleted_in.add(self._cursor.real)
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
         except FileExistsError:

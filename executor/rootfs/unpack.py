@@ -20,7 +20,7 @@ from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
 from executor.rootfs.placing import Lower, Merged, Placing
 from executor.rootfs.records import note_owners
 from executor.rootfs.streams import Ahead, Digest, Readable
-from platforms.errors import ArchiveError, StoreError
+from platforms.errors import ArchiveError, EnvironmentUnfit, KanifoldError, StoreError
 
 _AUFS: Final = b".wh..wh."
 """How the names of AUFS's own files begin, which Docker leaves out."""
@@ -182,8 +182,14 @@ class _Content:
             view = view[written:]
 
 
-def _failure(error: OSError, path: bytes) -> ArchiveError | StoreError:
+def _failure(error: OSError, path: bytes) -> KanifoldError:
     at = f" at {os.fsdecode(path)}" if path else ""
+    if error.errno == errno.ENOTSUP:
+        return EnvironmentUnfit(
+            f"cannot unpack{at}",
+            why="the file system takes no extended attributes of users",
+            remedy="put the store on another one (on tmpfs they need Linux 6.6)",
+        )
     if error.errno in _HOST_FAULTS:
         remedy = "make room, or use another directory" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return StoreError(f"cannot unpack{at}", why=error.strerror or str(error), remedy=remedy)

@@ -330,6 +330,16 @@ def test_a_layer_means_the_same_as_overlay_and_as_changes_to_a_tree(tmp_path: Pa
 
 
 @root_only
+def test_a_deletion_of_nothing_cannot_be_seen(tmp_path: Path) -> None:
+    """Overlayfs lists deletions in directories that only one layer has as names that cannot be opened."""
+    lay(tmp_path / "l", directory(b"d"), raw.file(b"d/.wh.x"), raw.file(b"d/y"), raw.file(b".wh.top"))
+    for layers in ((tmp_path / "l",), (tmp_path / "l", lower(tmp_path))):
+        with merged(tmp_path, *layers) as seen:
+            assert os.listdir(seen / "d") == ["y"]
+            assert "top" not in os.listdir(seen)
+
+
+@root_only
 def test_what_aufs_left_behind_is_left_out(tmp_path: Path) -> None:
     lay(tmp_path / "l", directory(b".wh..wh.plnk"), raw.file(b".wh..wh.plnk/1.2", b"x"), raw.file(b".wh..wh.aufs"))
     assert tree(tmp_path / "l") == {}
