@@ -64,7 +64,7 @@ def test_who_a_step_runs_as(stage: Tree, text: str, meant: Identity) -> None:
         ("5:6", (5, 6)),
         ("5:staff", (5, 50)),
         ("nobody-knows", (0, 0)),
-        ("app:nobody-knows", (1000, 0)),
+        ("app:nobody-knows", (1000, 100)),
     ],
 )
 def test_whose_a_copied_file_is(stage: Tree, text: str, meant: tuple[int, int]) -> None:
