@@ -28,6 +28,7 @@ from orchestrator.node import Node, Placement, local, place
 from orchestrator.plan import Plan
 from orchestrator.publish import Image, Product
 from orchestrator.request import Request
+from orchestrator.trace import recorded
 from orchestrator.view import events, open_display
 from platforms.errors import AuditError, BuildError, Interrupted, KanifoldError
 
@@ -44,15 +45,15 @@ def build(request: Request) -> int:
 
 
 def _shown(request: Request, here: Node) -> int:
-    with open_display(request.progress) as display:
+    with open_display(request.progress) as display, recorded(request.trace, display.emit) as emit:
         try:
-            product = asyncio.run(_interruptible(request, here, display.emit))
+            product = asyncio.run(_interruptible(request, here, emit))
         except KanifoldError as error:
             outcome: events.Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
             troubles = error.troubles if isinstance(error, _PlatformsLostError) else (events.Trouble(error.problem),)
-            display.emit(events.BuildEnded(outcome=outcome, troubles=troubles))
+            emit(events.BuildEnded(outcome=outcome, troubles=troubles))
             return error.exit_code
-        display.emit(events.BuildEnded(outcome="built", digest=product.root.digest))
+        emit(events.BuildEnded(outcome="built", digest=product.root.digest))
     _say(request, product)
     return 0
 
@@ -125,12 +126,12 @@ async def _finish(
     request: Request, plan: Plan, built: Sequence[Built], client: Client, store: Store, emit: Emit
 ) -> Product:
     repositories = _repositories(request)
-    for each in built:
-        if _local(request) and not each.placement.node.shares_disk:
-            await publish.fetch(each, store)
     images: list[Image] = []
     for each in built:  # (4)
-        images.append(await publish.verify(each, client, repositories[0] if repositories else None, store))
+        image = await publish.verify(each, client, repositories[0] if repositories else None, store)
+        if _local(request) and not each.placement.node.shares_disk:
+            await publish.fetch(each, image, store)
+        images.append(image)
         _audit(request, plan, each, emit)
     product = publish.join(request, images)  # (5)
     if repositories:

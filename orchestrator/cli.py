@@ -167,6 +167,12 @@ def cli() -> None:
     default="",
     help="Write the image's id (the index's digest for several platforms).",
 )
+@click.option(
+    "--trace",
+    metavar="FILE",
+    default="",
+    help="Write what happened when, as JSON for Perfetto (ui.perfetto.dev) and Chrome.",
+)
 @click.option("--jobs", "-j", type=click.IntRange(min=0), default=0, help="Platforms built at once (default: all).")
 @click.option(
     "--keep-going", is_flag=True, help="Let other platforms end when one fails. Nothing is published all the same."

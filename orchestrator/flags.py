@@ -62,6 +62,7 @@ def request(flags: Mapping[str, Any]) -> Request:
         progress="quiet" if flags["quiet"] else flags["progress"],
         metadata_file=flags["metadata_file"],
         iid_file=flags["iid_file"],
+        trace=flags["trace"],
         jobs=flags["jobs"],
         keep_going=flags["keep_going"],
         audit=flags["audit"],

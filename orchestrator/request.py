@@ -73,6 +73,8 @@ class Request:
     progress: str = "auto"
     metadata_file: str = ""
     iid_file: str = ""
+    trace: str = ""
+    """The file for a trace of the build; "" for none."""
     jobs: int = 0
     keep_going: bool = False
     audit: str = "warn"

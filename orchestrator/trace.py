@@ -1,0 +1,237 @@
+"""A build as a trace: what happened when, for the viewers of Chrome (about:tracing) and Perfetto (ui.perfetto.dev).
+
+``trace`` is a pure function of the events that every display is made from. Times are the orchestrator's own: what
+travels from an executor is stamped when it arrives, so no clock but one is in a trace.
+
+The form is the "Trace Event Format", its JSON object form: processes are the orchestrator and one for each platform; a
+stage is a thread, whose steps follow each other; a transfer, of which many run at once, is an asynchronous slice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from executor import job
+from orchestrator.view import events
+from platforms.errors import UsageError
+
+_BUILD: Final = 1
+"""The orchestrator's process id in the trace; the platforms' follow."""
+_WHOLE: Final = 0
+"""The thread of a process that shows it from its beginning to its end. Stages follow."""
+
+Json = dict[str, Any]
+
+
+def trace(happened: Iterable[events.Event]) -> Json:
+    """The trace of a build's events, in their order. What has not ended by the last of them ends with it."""
+    drawing = _Drawing()
+    for event in happened:
+        drawing.take(event)
+    return drawing.finish()
+
+
+@contextlib.contextmanager
+def recorded(path: str, emit: Callable[[events.Event], None]) -> Iterator[Callable[[events.Event], None]]:
+    """``emit``, and the trace of all that passes it in the file ``path`` in the end, however that comes; "" is no file.
+
+    Raises ``UsageError`` for a file that cannot be written.
+    """
+    if not path:
+        yield emit
+        return
+    happened: list[events.Event] = []
+
+    def keep(event: events.Event) -> None:
+        if not (isinstance(event, events.FromExecutor) and isinstance(event.message, job.Log)):  # of which much comes
+            happened.append(event)
+        emit(event)
+
+    with _translated(path):
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - a bad name is told before the build
+    try:
+        yield keep
+    finally:
+        with file, _translated(path):
+            json.dump(trace(happened), file, separators=(",", ":"))
+            file.flush()
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write the trace {path}", why=error.strerror or str(error)) from error
+
+
+@dataclass(slots=True)
+class _Slice:
+    """Something that has begun."""
+
+    name: str
+    process: int
+    thread: int
+    began: float
+    arguments: Json = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Platform:
+    process: int
+    steps: dict[int, job.Step] = field(default_factory=dict)
+
+
+class _Drawing:
+    """The trace so far. Open slices are kept by what ends them."""
+
+    def __init__(self) -> None:
+        self._out: list[Json] = []
+        self._platforms: dict[str, _Platform] = {}
+        self._open: dict[tuple[object, ...], _Slice] = {}
+        self._transfers: dict[tuple[str, str, str], tuple[_Slice, float]] = {}
+        """By platform, action and name; with the moment of the last progress."""
+        self._threads: dict[tuple[int, str], int] = {}
+        self._zero: float | None = None
+        self._last = 0.0
+        self._process(_BUILD, "kanifold")
+
+    def take(self, event: events.Event) -> None:
+        self._zero = event.at if self._zero is None else self._zero
+        self._last = max(self._last, event.at)
+        match event:
+            case events.BuildStarted():
+                self._begin("build", _Slice(event.name or "build", _BUILD, _WHOLE, event.at))
+            case events.Resolving():
+                self._begin("resolve", _Slice("resolve", _BUILD, self._thread(_BUILD, event.ref), event.at), event.ref)
+            case events.Resolved():
+                self._end(event.at, "resolve", event.ref, digest=event.digest)
+            case events.PlatformStarted():
+                process = self._of(event.platform).process
+                slice_ = _Slice(event.platform, process, _WHOLE, event.at, {"node": event.node, "how": event.how})
+                self._begin("platform", slice_, event.platform)
+            case events.PlatformEnded():
+                self._end(event.at, "platform", event.platform, outcome=event.outcome, reason=event.reason)
+            case events.FromExecutor():
+                self._hear(event.platform, event.message, event.at)
+            case events.Publishing() if ("publish", event.what) not in self._open:
+                slice_ = _Slice(f"publish {event.what}", _BUILD, self._thread(_BUILD, "publish"), event.at)
+                self._begin("publish", slice_, event.what)
+            case events.Published():
+                thread = self._thread(_BUILD, "publish")
+                self._point(f"published {event.ref}", _BUILD, thread, event.at, {"digest": event.digest})
+            case events.BuildEnded():
+                self._end_all(event.at, "publish")
+                self._end(event.at, "build", outcome=event.outcome, digest=event.digest)
+
+    def _hear(self, platform: str, message: job.Message, at: float) -> None:
+        known = self._of(platform)
+        match message:
+            case job.Hello():
+                what = {"kanifold": message.kanifold, "host": message.host, "isolation": message.isolation}
+                self._point("ready", known.process, _WHOLE, at, what)
+            case job.Planned():
+                known.steps.update((step.id, step) for step in message.steps)
+            case job.Started():
+                step = known.steps.get(message.step) or job.Step(message.step, "", f"step {message.step}")
+                thread = self._thread(known.process, f"stage {step.stage}" if step.stage else "steps")
+                slice_ = _Slice(step.name, known.process, thread, at, {"line": step.line} if step.line else {})
+                self._begin("step", slice_, platform, message.step)
+            case job.Finished():
+                arguments: Json = {"cached": message.cached, "seconds": message.seconds}
+                if message.error:
+                    arguments["error"] = message.error
+                self._end(at, "step", platform, message.step, **arguments)
+            case job.Moved():
+                self._move(platform, message, at)
+
+    def _move(self, platform: str, moved: job.Moved, at: float) -> None:
+        name = (platform, moved.action, moved.name)
+        slice_, _ = self._transfers.get(name) or (
+            _Slice(f"{moved.action} {moved.name[:19]}", self._of(platform).process, _WHOLE, at),
+            at,
+        )
+        slice_.arguments = {"name": moved.name, "done": moved.done, "total": moved.total}
+        self._transfers[name] = slice_, at
+        if moved.total and moved.done >= moved.total:
+            self._transferred(name)
+
+    def _transferred(self, name: tuple[str, str, str]) -> None:
+        slice_, ended = self._transfers.pop(name)
+        common = {"cat": name[1], "name": slice_.name, "id": len(self._out), "pid": slice_.process, "tid": _WHOLE}
+        self._out.append({"ph": "b", "ts": self._micros(slice_.began), **common, "args": slice_.arguments})
+        self._out.append({"ph": "e", "ts": self._micros(ended), **common})
+
+    def finish(self) -> Json:
+        self._end_all(self._last, unfinished=True)
+        for name in list(self._transfers):
+            self._transferred(name)
+        return {"traceEvents": self._out, "displayTimeUnit": "ms"}
+
+    # -- pieces
+
+    def _of(self, platform: str) -> _Platform:
+        known = self._platforms.get(platform)
+        if known is None:
+            known = self._platforms[platform] = _Platform(_BUILD + 1 + len(self._platforms))
+            self._process(known.process, platform)
+        return known
+
+    def _process(self, process: int, name: str) -> None:
+        self._out.append({"ph": "M", "name": "process_name", "pid": process, "args": {"name": name}})
+        self._out.append({"ph": "M", "name": "process_sort_index", "pid": process, "args": {"sort_index": process}})
+        self._out.append({"ph": "M", "name": "thread_name", "pid": process, "tid": _WHOLE, "args": {"name": "build"}})
+
+    def _thread(self, process: int, name: str) -> int:
+        """The thread of ``process`` with this name, drawn from the first time on that it is asked for."""
+        known = self._threads.get((process, name))
+        if known is None:
+            known = self._threads[process, name] = 1 + sum(1 for each, _ in self._threads if each == process)
+            self._out.append({"ph": "M", "name": "thread_name", "pid": process, "tid": known, "args": {"name": name}})
+        return known
+
+    def _begin(self, kind: str, slice_: _Slice, *which: object) -> None:
+        self._open[kind, *which] = slice_
+
+    def _end(self, at: float, kind: str, *which: object, **arguments: object) -> None:
+        slice_ = self._open.pop((kind, *which), None)
+        if slice_ is None:
+            return  # announced by nobody: there is no moment it could have begun at
+        self._out.append(
+            {
+                "ph": "X",
+                "name": slice_.name,
+                "cat": kind,
+                "pid": slice_.process,
+                "tid": slice_.thread,
+                "ts": self._micros(slice_.began),
+                "dur": round((at - slice_.began) * 1e6),
+                "args": slice_.arguments | arguments,
+            }
+        )
+
+    def _end_all(self, at: float, *kinds: str, **arguments: object) -> None:
+        for key in list(self._open):
+            if not kinds or key[0] in kinds:
+                self._end(at, str(key[0]), *key[1:], **arguments)
+
+    def _point(self, name: str, process: int, thread: int, at: float, arguments: Json) -> None:
+        self._out.append(
+            {
+                "ph": "i",
+                "s": "t",
+                "name": name,
+                "pid": process,
+                "tid": thread,
+                "ts": self._micros(at),
+                "args": arguments,
+            }
+        )
+
+    def _micros(self, at: float) -> int:
+        assert self._zero is not None
+        return round((at - self._zero) * 1e6)
