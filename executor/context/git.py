@@ -17,8 +17,10 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -104,12 +106,8 @@ def resolve(
     """
     found = _known(reference)
     if found is None:
-        house = os.path.join(os.path.abspath(directory), "resolve")
-        os.mkdir(house, 0o700)
-        try:
+        with _explained(reference), tempfile.TemporaryDirectory(dir=os.path.abspath(directory)) as house:
             found = _House(reference, house, access or Access(), None, cancel).resolve()
-        finally:
-            shutil.rmtree(house, ignore_errors=True)
     _verify(reference, found)
     return found
 
@@ -128,33 +126,28 @@ def checkout(
     ``said`` takes git's own words. Raises as ``resolve`` does; after an error the directory holds anything.
     """
     directory = os.path.abspath(directory)
-    house = _House(reference, directory, access or Access(), said, cancel)
     tree = os.path.join(directory, "tree")
-    os.mkdir(tree, 0o755)
     keep = bool(reference.keep_git_dir) and not reference.subdir
     git_dir = os.path.join(tree, ".git") if keep else os.path.join(directory, "git")
-    try:
-        # (1) the repository itself; (2) its submodules; (3) what stays of .git; (4) the part that was asked for.
-        got = house.fetch(reference, resolved.target, resolved.ref, git_dir, tree)
-        if resolved.commit not in (got.commit, resolved.target):
-            raise _cannot(reference, f"the tag {resolved.ref} leads to {got.commit}, not to {resolved.commit}")
-        if reference.submodules is not False:
-            house.submodules(reference, got, git_dir, tree, keep=keep)
-        made = house.commit_time(got.commit, git_dir)
-        if keep:
-            house.settle(reference, resolved, got.commit, git_dir)
-        path = _below(reference, tree)
-        _dress(tree, None if reference.mtime == "checkout" else made)
-    except GitFailed as failed:
-        raise _failure(reference, str(failed)) from failed
-    except OSError as error:
-        raise StoreError(
-            f"cannot check out {reference}", why=f"{error.strerror or error} ({printable(str(error.filename))})"
-        ) from error
-    finally:
-        shutil.rmtree(house.git.home, ignore_errors=True)
-    if not keep:
-        shutil.rmtree(git_dir)
+    with _explained(reference):
+        house = _House(reference, directory, access or Access(), said, cancel)
+        try:
+            # (1) the repository itself; (2) its submodules; (3) what stays of .git; (4) the part that was asked for.
+            os.mkdir(tree, 0o755)
+            got = house.fetch(reference, resolved.target, resolved.ref, git_dir, tree)
+            if resolved.commit not in (got.commit, resolved.target):
+                raise _cannot(reference, f"the tag {resolved.ref} leads to {got.commit}, not to {resolved.commit}")
+            if reference.submodules is not False:
+                house.submodules(reference, got, git_dir, tree, keep=keep)
+            made = house.commit_time(got.commit, git_dir)
+            if keep:
+                house.settle(reference, resolved, got.commit, git_dir)
+            else:
+                shutil.rmtree(git_dir)
+            path = _below(reference, tree)
+            _dress(tree, None if reference.mtime == "checkout" else made)
+        finally:
+            shutil.rmtree(house.git.home, ignore_errors=True)
     return Checkout(got.commit, path, made)
 
 
@@ -271,13 +264,9 @@ class _House:
     def resolve(self) -> Resolved:
         """Ask the server."""
         reference = self.reference
-        try:
-            if reference.ref in ("", "HEAD"):
-                return self._head(self._ask(reference, "ls-remote", "--symref", after=("HEAD",)))
-            listed = self._ask(reference, "ls-remote", after=(reference.ref, reference.ref + "^{}"))
-        except GitFailed as failed:
-            raise _failure(reference, str(failed)) from failed
-        return self._chosen(_refs(listed))
+        if reference.ref in ("", "HEAD"):
+            return self._head(self._ask(reference, "ls-remote", "--symref", after=("HEAD",)))
+        return self._chosen(_refs(self._ask(reference, "ls-remote", after=(reference.ref, reference.ref + "^{}"))))
 
     def _head(self, listed: str) -> Resolved:
         """The default branch, or the commit that stands for it where none is named."""
@@ -563,6 +552,19 @@ def _remove(path: str) -> None:
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _explained(reference: GitReference) -> Iterator[None]:
+    """What git and the disk say, said of ``reference``."""
+    try:
+        yield
+    except GitFailed as failed:
+        raise _failure(reference, str(failed)) from failed
+    except OSError as error:
+        where = f" ({printable(os.fsdecode(error.filename))})" if isinstance(error.filename, str | bytes) else ""
+        why = f"{error.strerror or error}{where}"
+        raise StoreError(f"cannot check out {reference}", why=why) from error
 
 
 def _cannot(reference: GitReference, why: str, remedy: str = "") -> ContextError:

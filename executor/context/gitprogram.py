@@ -79,7 +79,6 @@ _CONFIGURATION: Final = f"""\
 [fetch]
 	fsckObjects = true
 	recurseSubmodules = false
-	unpackLimit = 1
 [fetch "fsck"]
 {_IGNORED}
 [gc]

@@ -120,8 +120,6 @@ def located(address: str, protocols: tuple[str, ...]) -> GitReference:
     if not re.search(r"[?#\x00-\x20\x7f]", address):
         if scheme is None:
             found = _scp(address)
-        elif scheme[1] == "file":
-            found = GitReference(address, "file", "")
         elif scheme[1] in PROTOCOLS:
             found = _url(scheme[1], address[scheme.end() :], suffix="")
     if found is None or found.scheme not in protocols:

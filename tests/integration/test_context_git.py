@@ -18,7 +18,7 @@ from executor.context import gitprogram
 from executor.context.git import Checkout, authorization, checkout, identity, resolve
 from executor.context.gitprogram import Access
 from executor.context.gitreference import GitReference, parse, settled
-from platforms.errors import ContextError, EnvironmentUnfit, Interrupted
+from platforms.errors import ContextError, EnvironmentUnfit, Interrupted, StoreError
 
 
 @pytest.fixture
@@ -585,6 +585,21 @@ def test_ssh_needs_an_agent(tmp_path: Path) -> None:
     with pytest.raises(ContextError, match="ssh agent") as caught:
         get("git@example.com:x.git", tmp_path / "out")
     assert "--ssh default" in caught.value.problem.remedy
+
+
+def test_a_reference_may_allow_fewer_protocols(repo: Repository, server: Served, tmp_path: Path) -> None:
+    made = replace(reference(f"{server.url}/repo.git"), protocols=("https", "ssh"))
+    with pytest.raises(ContextError, match="'http' not allowed"):
+        get(made, tmp_path / "out")
+    assert server.asked == []
+
+
+def test_a_place_that_cannot_be_written(repo: Repository, server: Served, tmp_path: Path) -> None:
+    made = reference(f"{server.url}/repo.git")
+    resolved = resolve(made, str(tmp_path))
+    (tmp_path / "out").write_text("not a directory")
+    with pytest.raises(StoreError, match="cannot check out"):
+        checkout(made, resolved, str(tmp_path / "out"))
 
 
 # -- identities ------------------------------------------------------------------------------------------------------
