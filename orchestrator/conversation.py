@@ -35,6 +35,8 @@ _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
 _GRACE: Final = 1.5
 """Seconds that a cancelled executor has to clean up before it is killed: Ctrl-C promises a clean stop in under two."""
 _STDERR_LIMIT: Final = 16 << 10
+_QUESTIONS: Final = 1000
+"""Questions without an answer that an executor may have: far more than it has threads."""
 
 OnMessage = Callable[[job.Message], None]
 OnAsk = Callable[[job.Ask], Awaitable[bytes | None]]
@@ -47,13 +49,13 @@ class Executor:
     process: Process
     result: job.Result
 
-    async def blob(self, digest: str, sink: Callable[[bytes], object]) -> None:
-        """Give the content of ``digest`` to ``sink``, in blocks."""
+    async def blob(self, digest: str, size: int, sink: Callable[[bytes], object]) -> None:
+        """Give the content of ``digest``, which has ``size`` bytes, to ``sink``, in blocks."""
         await _send(self.process, job.Fetch(digest))
         message = await _receive(self.process)
         if isinstance(message, job.Failed):
             raise KanifoldError.of(message.problem)
-        if not isinstance(message, job.Blob) or message.digest != digest or message.size < 0:
+        if not isinstance(message, job.Blob) or (message.digest, message.size) != (digest, size) or size < 0:
             raise ProtocolError("an executor sent something else than the blob it was asked for")
         left = message.size
         while left:
@@ -104,10 +106,11 @@ async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk, noise:
     while True:
         message = await _receive(process)
         if message is None:
-            code = await process.wait()
+            code = await _end(process)
+            await asyncio.wait({noise}, timeout=_GRACE)
             raise ProtocolError(
                 "an executor ended without a result",
-                why=(await noise).strip() or f"exit status {code}",
+                why=(noise.result().strip() if noise.done() else "") or f"exit status {code}",
             )
         if not greeted:
             if not isinstance(message, job.Hello | job.Failed):
@@ -120,6 +123,8 @@ async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk, noise:
             greeted = True
         match message:
             case job.Ask():
+                if len(answers) >= _QUESTIONS:
+                    raise ProtocolError("an executor asks more than it can hear")
                 task = asyncio.create_task(_answer(process, message, on_ask))
                 answers.add(task)
                 task.add_done_callback(answers.discard)
@@ -173,11 +178,20 @@ async def _collect(stream: asyncio.StreamReader) -> str:
     return kept.decode("utf-8", "replace")
 
 
-async def _end(process: Process) -> None:
-    """Close stdin, which cancels the job; kill what does not go."""
+async def _end(process: Process) -> int:
+    """Close stdin, which cancels the job; kill what does not go. Returns the exit status."""
     process.stdin.close()
+    draining = asyncio.create_task(_drain(process.stdout))  # who cannot write cannot end
     try:
-        await asyncio.wait_for(process.wait(), _GRACE)
+        return await asyncio.wait_for(process.wait(), _GRACE)
     except TimeoutError:
         process.kill()
-        await process.wait()
+        return await process.wait()
+    finally:
+        draining.cancel()
+        process.release()
+
+
+async def _drain(stream: asyncio.StreamReader) -> None:
+    while await stream.read(1 << 20):
+        pass

@@ -122,7 +122,7 @@ def _answers(request: Request, order: job.Job, keychain: Keychain) -> Callable[[
                 place = request.agents.get(ask.name)
                 if place is None:
                     return None
-                message = base64.b64decode(ask.paths[0]) if ask.paths else b""
+                message = _decoded(ask.paths[0]) if ask.paths else b""
                 return await asyncio.to_thread(agent.ask, place, message) if message else b""
             case "context":
                 context = contexts.get(ask.name)
@@ -131,6 +131,13 @@ def _answers(request: Request, order: job.Job, keychain: Keychain) -> Callable[[
                 raise ProtocolError(f"an executor asked for an unknown thing: {ask.what!r}")
 
     return answer
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ProtocolError("an executor's message to an SSH agent is malformed") from error
 
 
 def read_secret(file: str, variable: str) -> bytes | None:

@@ -36,37 +36,33 @@ class Process(Protocol):
         """End the process and those it has started."""
         ...
 
+    def release(self) -> None:
+        """Close our ends of its pipes."""
+        ...
+
 
 async def start(command: Sequence[str], environment: Sequence[tuple[str, str]], limit: int) -> Process:
     """Run ``command``; ``limit`` is the longest line that is read from it, in bytes. Raises ``OSError``."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **dict(environment)},
-        limit=limit,
-        start_new_session=True,  # Ctrl-C is ours to handle: an executor is stopped through its stdin
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    return _Command(process, process.stdin, process.stdout, process.stderr)
-
-
-@dataclass(frozen=True, slots=True)
-class _Command:
-    process: asyncio.subprocess.Process
-    stdin: asyncio.StreamWriter
-    stdout: asyncio.StreamReader
-    stderr: asyncio.StreamReader
-
-    async def wait(self) -> int:
-        return await self.process.wait()
-
-    def kill(self) -> None:
-        if self.process.returncode is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+    # Not asyncio's own subprocess: its wait() lasts until the pipes are closed, which a stray grandchild may never do.
+    pipes = [os.pipe(), os.pipe(), os.pipe()]
+    ours = (pipes[0][1], pipes[1][0], pipes[2][0])
+    theirs = (pipes[0][0], pipes[1][1], pipes[2][1])
+    try:
+        pid = os.posix_spawnp(
+            command[0],
+            tuple(command),
+            {**os.environ, **dict(environment)},
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(theirs)],
+            setsid=True,  # Ctrl-C is ours to handle: an executor is stopped through its stdin
+        )
+    except BaseException:
+        for fd in ours:
+            os.close(fd)
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    return await Fork(pid, *ours).open(limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +78,20 @@ class Fork:
         """Connect its pipes to the running event loop."""
         loop = asyncio.get_running_loop()
 
-        async def reader(fd: int) -> asyncio.StreamReader:
+        async def reader(fd: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
             stream = asyncio.StreamReader(limit=limit)
-            await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0))
-            return stream
+            transport, _ = await loop.connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0)
+            )
+            return stream, transport
 
         transport, protocol = await loop.connect_write_pipe(
             asyncio.streams.FlowControlMixin, os.fdopen(self.stdin, "wb", 0)
         )
         writer = asyncio.StreamWriter(transport, protocol, None, loop)
         ended = loop.run_in_executor(None, _status, self.pid)
-        return _Forked(self.pid, ended, writer, await reader(self.stdout), await reader(self.stderr))
+        (stdout, out), (stderr, err) = await reader(self.stdout), await reader(self.stderr)
+        return _Forked(self.pid, ended, writer, stdout, stderr, (out, err))
 
     def discard(self) -> None:
         """Send it away without a job."""
@@ -108,6 +107,7 @@ class _Forked:
     stdin: asyncio.StreamWriter
     stdout: asyncio.StreamReader
     stderr: asyncio.StreamReader
+    incoming: tuple[asyncio.ReadTransport, ...]
 
     async def wait(self) -> int:
         return await asyncio.shield(self.ended)
@@ -115,6 +115,10 @@ class _Forked:
     def kill(self) -> None:
         if not self.ended.done():
             os.killpg(self.pid, signal.SIGKILL)
+
+    def release(self) -> None:
+        for each in self.incoming:
+            each.close()
 
 
 def _status(pid: int) -> int:

@@ -54,13 +54,12 @@ class Product:
     images: tuple[Image, ...]
 
 
-async def fetch(built: Built, store: Store) -> None:
-    """Bring the blobs of a node that does not share our disk into ``store``."""
-    result = built.result
-    for descriptor in (*result.layers, result.config, result.manifest):
+async def fetch(built: Built, image: Image, store: Store) -> None:
+    """Bring the blobs of ``image``, made on a node that does not share our disk, into ``store``."""
+    for descriptor in (*image.manifest.layers, image.manifest.config):
         if not blobs.has(store, descriptor.digest):
             with blobs.ingest(store, descriptor.digest) as ingest:
-                await built.executor.blob(descriptor.digest, ingest.write)
+                await built.executor.blob(descriptor.digest, descriptor.size, ingest.write)
                 ingest.commit()
 
 
@@ -76,8 +75,10 @@ async def verify(built: Built, client: Client | None, repository: Reference | No
             return await asyncio.to_thread(blobs.read, store, descriptor.digest, image.CONFIG_LIMIT)
         if client is not None and repository is not None and descriptor.media_type in mediatypes.MANIFESTS:
             return (await asyncio.to_thread(client.manifest, repository.with_digest(descriptor.digest)))[1]
+        if descriptor.size > image.CONFIG_LIMIT:
+            raise ProtocolError(f"the executor for {platform} announces {descriptor.size} bytes of metadata")
         parts: list[bytes] = []
-        await built.executor.blob(descriptor.digest, parts.append)
+        await built.executor.blob(descriptor.digest, descriptor.size, parts.append)
         return b"".join(parts)
 
     data = await read(result.manifest)
@@ -86,6 +87,8 @@ async def verify(built: Built, client: Client | None, repository: Reference | No
     document = documents.parse(data, result.manifest.media_type)
     if not isinstance(document, Manifest):
         raise ProtocolError(f"the executor for {platform} made an index instead of an image")
+    if (document.config, document.layers) != (result.config, result.layers):
+        raise ProtocolError(f"the executor for {platform} announced another config or other layers than it made")
     config_data = await read(document.config)
     if sha256(config_data) != document.config.digest:
         raise ProtocolError(f"the executor for {platform} sent another config than it announced")

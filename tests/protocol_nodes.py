@@ -1,0 +1,74 @@
+"""Builds on nodes of a test's own: an executor is whatever command the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator import build as building
+from orchestrator.node import Node
+from orchestrator.publish import Product
+from orchestrator.request import Request
+from orchestrator.view import events
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = "KANIFOLD_TEST_MARK"
+"""An environment variable by whose value a test finds the processes that it has caused."""
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A value of ``MARK``, and the processes that carry it."""
+
+    value: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {MARK: self.value}
+
+    def processes(self) -> list[int]:
+        """The pids of all processes, zombies left out, that were started with the mark."""
+        wanted = f"{MARK}={self.value}".encode()
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != os.getpid():
+                try:
+                    environment = Path(f"/proc/{name}/environ").read_bytes()
+                except OSError:
+                    continue
+                if wanted in environment.split(b"\0"):
+                    found.append(int(name))
+        return found
+
+    def wait_until_gone(self, seconds: float) -> list[int]:
+        """The processes that are still there after ``seconds``; returns as soon as there are none."""
+        end = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < end:
+            time.sleep(0.01)  # /proc announces nothing
+        return left
+
+
+def liar(behaviour: str, mark: Marked) -> Node:
+    """A node whose executor is ``lying_executor.py``."""
+    program = str(Path(__file__).with_name("lying_executor.py"))
+    return Node("elsewhere", (sys.executable, program, behaviour), environment=tuple(mark.environment.items()))
+
+
+def remote(store: Path, mark: Marked, **environment: str) -> Node:
+    """A node like one on another machine: a real executor with a store of its own that shares no disk with us."""
+    given: Mapping[str, str] = {
+        "KANIFOLD_ROOT": str(store), "PYTHONPATH": str(ROOT), **mark.environment, **environment,
+    }  # fmt: skip
+    return Node("elsewhere", (sys.executable, "-P", "-m", "executor"), environment=tuple(given.items()))
+
+
+def build(request: Request, node: Node, seen: list[events.Event] | None = None) -> Product:
+    """``request`` built on ``node``. Raises what the command would show."""
+    told = seen if seen is not None else []
+    return asyncio.run(building._interruptible(request, node, told.append))
