@@ -166,7 +166,13 @@ async def _pin(request: Request, plan: Plan, client: Client, store: Store, emit:
     async def resolve(name: str) -> job.Pin:
         parsed = reference.parse(name).completed()
         emit(events.Resolving(ref=name))
-        digest = parsed.digest or (await asyncio.to_thread(client.resolve, parsed)).digest
+        try:
+            digest = parsed.digest or (await asyncio.to_thread(client.resolve, parsed)).digest
+        except KanifoldError as error:
+            if name in error.problem.what:
+                raise
+            what = f"cannot resolve the image {name}: {error.problem.what}"  # its registry's name alone says little
+            raise KanifoldError.of(dataclasses.replace(error.problem, what=what)) from error
         emit(events.Resolved(ref=name, digest=digest))
         return job.Pin(name, digest)
 
