@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,23 @@ pytest_plugins = ("sandbox_rungs",)
 
 BUILD_TIMEOUT = 300.0
 """Seconds after which a build that a test waits for is taken to hang."""
+
+
+TEST_TIMEOUT = 600
+"""Seconds after which any test is taken to hang, and fails with the line it hangs at."""
+
+
+@pytest.fixture(autouse=True)
+def _no_test_hangs() -> Iterator[None]:
+    def late(number: int, frame: object) -> None:
+        del number, frame
+        raise AssertionError(f"still running after {TEST_TIMEOUT} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(TEST_TIMEOUT)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def needs(*programs: str) -> None:

@@ -184,6 +184,7 @@ def test_an_interrupted_build_leaves_nothing_behind(
             begun += line.rstrip().endswith("begun")
             if begun == 2:
                 break
+        assert begun == 2, "the build ended before its steps began"
         children = _below(process.pid)
         assert len(children) >= 2
         asked = time.monotonic()
