@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,7 +90,11 @@ class Fork:
             asyncio.streams.FlowControlMixin, os.fdopen(self.stdin, "wb", 0)
         )
         writer = asyncio.StreamWriter(transport, protocol, None, loop)
-        ended = loop.run_in_executor(None, _status, self.pid)
+        # A thread of its own: waiting in the loop's shared ones would, with enough executors, leave none for the work
+        # that lets the executors go.
+        waiter = ThreadPoolExecutor(1, "executor-end")
+        ended = loop.run_in_executor(waiter, _status, self.pid)
+        waiter.shutdown(wait=False)
         (stdout, out), (stderr, err) = await reader(self.stdout), await reader(self.stderr)
         return _Forked(self.pid, ended, writer, stdout, stderr, (out, err))
 
