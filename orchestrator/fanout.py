@@ -10,6 +10,7 @@ import base64
 import tarfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -88,7 +89,8 @@ async def _one(
             _answers(request, order, keychain),
         )
     )
-    await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
+    either: set[asyncio.Future[Any]] = {running, stop}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
