@@ -33,8 +33,8 @@ _NUMBERS = {
     },
     "aarch64": {
         "write": 64, "pwrite64": 68, "writev": 66, "flock": 32, "fsync": 82, "fdatasync": 83, "ftruncate": 46,
-        "openat": 56, "mkdirat": 34, "unlinkat": 35, "symlinkat": 36, "renameat": 38, "fchmod": 52, "fchmodat": 53, "utimensat": 88,
-        "fallocate": 47, "syncfs": 267, "renameat2": 276,
+        "openat": 56, "mkdirat": 34, "unlinkat": 35, "symlinkat": 36, "renameat": 38, "fchmod": 52, "fchmodat": 53,
+        "utimensat": 88, "fallocate": 47, "syncfs": 267, "renameat2": 276,
     },
 }  # fmt: skip
 _X86_ORIG_RAX, _X86_RAX = 15 * 8, 10 * 8

@@ -120,9 +120,8 @@ def test_a_lie_is_not_pushed(tmp_path: Path, mark: Marked, lie: str) -> None:
 def test_a_push_that_did_not_happen_is_found_out(tmp_path: Path, mark: Marked) -> None:
     """The executor says that it has pushed, and the registry knows nothing of it."""
     registry = MemoryRegistry()
-    with served(registry) as server:
-        with pytest.raises(BuildError):
-            build(asked(tmp_path, Output("registry"), tag=f"{server.host}/app:1"), liar("honest", mark))
+    with served(registry) as server, pytest.raises(BuildError):
+        build(asked(tmp_path, Output("registry"), tag=f"{server.host}/app:1"), liar("honest", mark))
     assert registry.manifests == {}
 
 
