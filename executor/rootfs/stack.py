@@ -13,8 +13,8 @@ def mount_stack(layers: Sequence[str], empty: str, *, upper: str = "", work: str
     """The merged view of the directories ``layers`` (top first, in overlay's format) as a descriptor of its root.
 
     With ``upper`` and ``work`` (existing, empty, on one file system) what is written goes to ``upper``; without,
-    nothing can be. ``empty`` is an empty directory: overlayfs wants two layers where there is nothing to write to. Devices
-    in the layers cannot be opened. The caller closes the descriptor.
+    nothing can be. ``empty`` is an empty directory: overlayfs wants two layers where there is nothing to write to.
+    Devices in the layers cannot be opened. The caller closes the descriptor.
     """
     lower = tuple(layers)
     if len(lower) + bool(upper) < 2:
