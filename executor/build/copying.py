@@ -246,6 +246,8 @@ def unpack_into(
     top = plan.resolve(destination.encode("utf-8", "surrogateescape"))
     plan.make_directories(top, 0o755, owner)
 
+    links: dict[tuple[int, int], bytes] = {}
+
     def add(path: bytes, target: bytes) -> None:
         for name in tree.names(path):
             below = path + b"/" + name if path else name
@@ -258,7 +260,7 @@ def unpack_into(
                 place = plan.resolve(place)
                 plan.make_directories(place, 0o755, owner)
             else:
-                plan.put(replace(entry, path=place, uid=uid, gid=gid))
+                plan.put(_linked(plan, tree, below, replace(entry, path=place, uid=uid, gid=gid), links))
             if entry.kind is Kind.DIRECTORY:
                 add(below, place)
 
@@ -287,6 +289,19 @@ def copy_match(plan: Plan, source: Source, match: Match, destination: str, treat
         plan.make_directories(target.rpartition(b"/")[0], treatment.parents_mode, treatment.owner)
     times = not source.context or match.path != b""
     _Copier(plan, source, treatment, times).copy(top, match.path, b"", target, overwrite=False)
+
+
+def _linked(plan: Plan, tree: Tree, path: bytes, entry: Entry, links: dict[tuple[int, int], bytes]) -> Entry:
+    """``entry``, or a hard link when ``path`` of ``tree`` is a file that is in ``plan`` already, by ``links``."""
+    if entry.kind is not Kind.FILE:
+        return entry
+    found = tree.lstat(path)
+    if found is None or found.st_nlink < 2:
+        return entry
+    first = links.setdefault((found.st_dev, found.st_ino), entry.path)
+    if first == entry.path or first not in plan.entries:
+        return entry
+    return replace(entry, kind=Kind.HARDLINK, link=first, source=b"", size=0)
 
 
 class _Copier:
@@ -371,13 +386,7 @@ class _Copier:
         if existing is not None and existing.kind is Kind.DIRECTORY and not self._treatment.replace_existing:
             raise BuildError(f"cannot replace to directory /{target.decode('utf-8', 'replace')} with file")
         placed = replace(self._treated(entry), path=target)
-        if entry.kind is Kind.FILE:
-            found = self._source.tree.lstat(path)
-            if found is not None and found.st_nlink > 1:
-                first = self._links.setdefault((found.st_dev, found.st_ino), target)
-                if first != target and first in self._plan.entries:
-                    placed = replace(placed, kind=Kind.HARDLINK, link=first, source=b"", size=0)
-        self._plan.put(placed)
+        self._plan.put(_linked(self._plan, self._source.tree, path, placed, self._links))
 
     def _treated(self, entry: Entry) -> Entry:
         treatment = self._treatment

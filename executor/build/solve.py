@@ -272,6 +272,7 @@ class Solver:
         tree = workshop.trees.of(directories, workshop.empty)
         result = cache.fresh_result()
         draft = snapshots.draft(workshop.store)
+        _make_mount_points(tree, draft.fs)
         try:
             with workshop.slots, mounts.mounted(tree) as mounted:
                 runstep.execute(
@@ -552,6 +553,16 @@ def _from_base(platform: Platform, found: base.Base) -> State:
         found.tree,
         base_history=len(found.config.history),
     )
+
+
+def _make_mount_points(tree: Tree, upper: str) -> None:
+    """The directories that a step needs and ``tree`` lacks; as with BuildKit they stay, unlike a mount's own target."""
+    for name in ("dev", "proc", "sys"):
+        if tree.lstat(name.encode()) is None:
+            made = os.path.join(upper, name)
+            os.mkdir(made)
+            os.chmod(made, 0o755)
+            os.utime(made, (0, 0))
 
 
 def _destination(workdir: str, text: str) -> str:

@@ -24,21 +24,27 @@ class Bind:
 class BindFd:
     """A mount that is attached nowhere, made by ``open_tree(…, OPEN_TREE_CLONE)`` or ``fsmount``, moved to ``target``.
 
-    ``fd`` stays the caller's to close; the mount itself is used up by the step.
+    ``fd`` stays the caller's to close; the mount itself is used up by the step. With ``inside``, only that file or
+    directory of it is shown: symbolic links lead nowhere outside of the mount. (Before Linux 6.15 nobody can take a
+    part of a mount that is attached nowhere; the step can, because it attaches it first.)
     """
 
     fd: int
     target: str
     readonly: bool = False
+    inside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Tmpfs:
-    """An empty file system in memory; ``size`` in bytes, 0 for the kernel's default (half of the memory)."""
+    """An empty file system in memory; ``size`` in bytes, 0 for the kernel's default (half of the memory).
+
+    ``mode`` is None for that of the directory it covers, or 1777 where there is none (as runc does it).
+    """
 
     target: str
     size: int = 0
-    mode: int = 0o1777
+    mode: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

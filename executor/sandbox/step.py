@@ -176,7 +176,7 @@ def _placements(spec: Spec) -> list[tuple[str, _Attach]]:
     """All mounts of the step, parents before what lies in them, of several for one target the last."""
     system: dict[str, _Attach] = {
         "/proc": _moving(workshop.PROC),
-        "/sys": _sys_writable if spec.insecure else _moving(workshop.SYS),
+        "/sys": _sys_writable if spec.insecure else _sys_without_network if spec.network == "none" else _SYS,
         "/dev": _moving(workshop.DEV),
         "/etc/resolv.conf": _file(_resolv_conf()),
         "/etc/hosts": _file(_hosts(spec)),
@@ -202,7 +202,7 @@ def _attaching(mount: Mount) -> _Attach:
                 case Bind():
                     _bind(root, mount)
                 case BindFd():
-                    _attach(root, mount.fd, target, readonly=mount.readonly)
+                    _bind_fd(root, mount)
                 case Tmpfs():
                     _tmpfs(root, mount)
                 case Secret():
@@ -234,6 +234,28 @@ def _sys_writable(root: targets.Root, target: str) -> None:
     os.close(tree)
 
 
+_SYS: Final = _moving(workshop.SYS)
+
+
+def _sys_without_network(root: targets.Root, target: str) -> None:
+    """A /sys of the step's own network, so that /sys/class/net tells nothing of the host's."""
+    context = syscalls.fsopen("sysfs")
+    try:
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        quiet = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+        tree = syscalls.fsmount(context, quiet)
+    except PermissionError:  # a container that hides parts of /sys from us: no new one, which would show them
+        _SYS(root, target)
+        return
+    finally:
+        os.close(context)
+    try:
+        _attach(root, tree, target, readonly=True)
+    except OSError as error:
+        raise RefusedError(NOT_SET_UP, f"cannot mount on {target}: {error.strerror}") from error
+    os.close(tree)
+
+
 def _file(data: bytes) -> _Attach:
     """Bind a file in memory: writing to it harms nobody."""
 
@@ -258,9 +280,25 @@ def _bind(root: targets.Root, mount: Bind) -> None:
     os.close(tree)
 
 
+def _bind_fd(root: targets.Root, mount: BindFd) -> None:
+    if not mount.inside.strip("/"):
+        _attach(root, mount.fd, mount.target, readonly=mount.readonly)
+        return
+    shelf = f"{workshop.FILES}/{len(os.listdir(workshop.FILES))}"
+    os.mkdir(shelf)
+    syscalls.move_mount(mount.fd, "", syscalls.AT_FDCWD, shelf, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
+    resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+    part = syscalls.openat2(mount.fd, mount.inside, os.O_PATH, resolve=resolve)
+    tree = syscalls.open_tree(part, "", _CLONE | syscalls.AT_RECURSIVE | syscalls.AT_EMPTY_PATH)
+    _attach(root, tree, mount.target, readonly=mount.readonly)
+    os.close(part)
+    os.close(tree)
+
+
 def _tmpfs(root: targets.Root, mount: Tmpfs) -> None:
+    mode = mount.mode if mount.mode is not None else root.mode_of(mount.target)
     context = syscalls.fsopen("tmpfs")
-    syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "mode", f"{mount.mode:o}")
+    syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "mode", f"{0o1777 if mode is None else mode:o}")
     if mount.size:
         syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "size", str(mount.size))
     syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)

@@ -108,6 +108,17 @@ class Root:
             return False
         return True
 
+    def mode_of(self, path: str) -> int | None:
+        """The permissions of what is at ``path``, seen from inside; None when there is nothing."""
+        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+        try:
+            fd = syscalls.openat2(self.fd, path, os.O_PATH, resolve=resolve)
+        except OSError:
+            return None
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        os.close(fd)
+        return mode
+
     def _make(self, parent: int, names: list[str], name: str, *, directory: bool, record: bool, mode: int) -> int:
         status = os.fstat(parent)
         before = status.st_mtime_ns

@@ -29,7 +29,9 @@ import yaml
 
 CASES = Path(__file__).with_name("cases")
 MTIME = 1_614_834_367
-"""What every file's modification time is unless the case says otherwise: 2021-03-04T05:06:07Z."""
+"""What every file's modification time is unless the case says otherwise: 2021-03-04T05:06:07Z, and ``FRACTION``."""
+FRACTION = 987_654_321
+"""Nanoseconds that every time has beyond its second, which an image does not show."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,9 @@ def write_files(root: Path, files: Iterable[Mapping[str, Any]], owner: tuple[int
     for folder, folders, names in os.walk(os.fsencode(root), topdown=False):
         for name in (*folders, *names):
             path = os.path.join(folder, name)
-            moment = chosen.get(path, MTIME)
-            os.utime(path, (moment, moment), follow_symlinks=False)
-    os.utime(root, (MTIME, MTIME))
+            moment = chosen.get(path, MTIME) * 10**9 + FRACTION
+            os.utime(path, ns=(moment, moment), follow_symlinks=False)
+    os.utime(root, ns=(MTIME * 10**9 + FRACTION,) * 2)
 
 
 def _name(text: str) -> bytes:

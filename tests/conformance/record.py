@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -61,10 +60,15 @@ def _buildctl(address: str, *arguments: str) -> list[str]:
 
 
 def record(case: Case, here: World, address: str, scratch: Path) -> Picture:
-    """Build ``case`` with BuildKit and say what came out."""
+    """Build ``case`` with BuildKit and say what came out.
+
+    Nothing is left of the build before: BuildKit would only be sent what seems to have changed in the context, taking a
+    file of the same name, size and time to be the same file, and the directory above a new one would lose its time.
+    """
+    subprocess.run(_buildctl(address, "prune", "--all"), check=True, capture_output=True)
     work = Path(tempfile.mkdtemp(prefix=f"{case.name}.", dir=scratch))
     dest = work / "layout"
-    command = _buildctl(address, "build", "--progress", "plain", *_options(case, here, work, dest))
+    command = _buildctl(address, "build", "--no-cache", "--progress", "plain", *_options(case, here, work, dest))
     done = subprocess.run(command, env=os.environ | _secrets(case), capture_output=True, check=False)
     if done.returncode:
         return {"error": _failure(done.stderr.decode(errors="replace"))}
@@ -76,7 +80,8 @@ def record(case: Case, here: World, address: str, scratch: Path) -> Picture:
 def _options(case: Case, here: World, work: Path, dest: Path) -> Iterator[str]:
     main = lay_out(case, work, (0, 0), here.places(case))
     yield from ("--frontend", "dockerfile.v0", "--output", f"type=oci,tar=false,dest={dest}")
-    yield from ("--local", f"context={main}", "--local", f"dockerfile={main}", "--opt", f"filename={case.file}")
+    yield from ("--local", f"context={main}", "--local", f"dockerfile={main}")
+    yield from ("--opt", f"filename={case.file}")
     options = {f"build-arg:{key}": value for key, value in case.args.items()}
     options |= {f"label:{key}": value for key, value in case.labels.items()}
     options |= {"platform": case.platform, "target": case.target, "force-network-mode": case.network}
@@ -104,6 +109,7 @@ def _failure(said: str) -> Picture:
     last = re.findall(r"^error: (.*)", said, re.M | re.S)[-1]
     last = re.split(r"\n(?:Dockerfile|\S*[dD]ockerfile\S*):\d+\n", last)[0]
     last = re.sub(r"\b[a-z0-9]{25}\b", "ID", last).strip()
+    last = re.sub(r" \(did you mean .*?\)", "", last)  # of several that are as near, any one
     last = re.sub(r"/tmp/record\.\S*?/(buildkit\d+|fs)(?=/|\b)", "", last)
     return {"lines": [int(number) for number, _ in blamed], "says": last}
 
@@ -125,11 +131,9 @@ def main(names: list[str]) -> int:
         debian_registry.serve(Path(name) / "registry") as registry,
         world(cases, registry, Path(name)) as here,
         buildkit(registry, Path(name)) as address,
-        ThreadPoolExecutor(2) as pool,
     ):
-        recordings = pool.map(lambda each: record(each, here, address, Path(name)), cases)
-        for case, recorded in zip(cases, recordings, strict=True):
-            _keep(case, here.neutral(dump(recorded)))
+        for case in cases:
+            _keep(case, here.neutral(dump(record(case, here, address, Path(name)))))
     return 0
 
 
