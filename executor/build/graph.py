@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from executor.dockerfile import Dockerfile, Stage, expand, find_base, find_named, find_source, find_stage
 from executor.dockerfile.instructions import Copy, Instruction, Run
+from executor.registry import reference
 from platforms.errors import DockerfileError, Location, UsageError
 from platforms.platform import Platform
 from platforms.platform import parse as parse_platform
@@ -84,7 +85,16 @@ def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], name
         return SCRATCH
     if image.casefold() in named:
         return Origin("context", image.casefold())
-    return Origin("image", image)
+    return _image(image, stage.location)
+
+
+def _image(name: str, where: Location) -> Origin:
+    try:
+        reference.parse(name)
+    except UsageError as error:
+        problem = error.problem
+        raise DockerfileError(problem.what, why=problem.why, remedy=problem.remedy, where=where) from error
+    return Origin("image", name)
 
 
 def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], target: Platform) -> Platform:
@@ -121,7 +131,7 @@ def named_origin(
     if found is None:
         if name.casefold() in named:
             return Origin("context", name.casefold())
-        return SCRATCH if name == "scratch" else Origin("image", name)
+        return SCRATCH if name == "scratch" else _image(name, where)
     if found.index >= index:
         raise DockerfileError(
             f'cannot copy from stage "{name}"',
