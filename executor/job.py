@@ -217,6 +217,8 @@ class Job(Message, frozen=True, tag="job"):
     """Whether all blobs, the base's too, have to be in the executor's store in the end."""
     no_cache: bool = False
     no_cache_stages: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    """What a Dockerfile may ask for that it may not by itself: ``security.insecure``."""
     compression: Compression = Compression()
     oci: bool = True
     """OCI media types; else Docker's."""

@@ -213,6 +213,7 @@ def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: P
         local=_local(request),
         no_cache=request.no_cache,
         no_cache_stages=request.no_cache_stages,
+        allow=request.allow,
         compression=request.compression,
         cache_from=request.cache_from,
         cache_to=request.cache_to,

@@ -111,6 +111,12 @@ def cli() -> None:
 @click.option(
     "--network", type=click.Choice(["default", "host", "none"]), default="default", help="Network of RUN steps."
 )
+@click.option(
+    "--allow",
+    metavar="ENTITLEMENT",
+    multiple=True,
+    help="Let the Dockerfile have it: security.insecure, for RUN --security=insecure.",
+)
 @click.option("--shm-size", metavar="BYTES", default="", help="Size of /dev/shm in steps: 64m, 1g, …")
 @click.option("--no-cache", is_flag=True, help="Run every step, whatever the cache knows.")
 @click.option(

@@ -58,6 +58,7 @@ def request(flags: Mapping[str, Any]) -> Request:
         compression=_compression(flags, wanted),
         no_cache=flags["no_cache"],
         no_cache_stages=_split(flags["no_cache_filters"]),
+        allow=_split(flags["allow"]),
         pull=flags["pull"],
         progress="quiet" if flags["quiet"] else flags["progress"],
         metadata_file=flags["metadata_file"],

@@ -69,6 +69,7 @@ class Request:
     compression: Compression = field(default_factory=Compression)
     no_cache: bool = False
     no_cache_stages: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
     pull: bool = False
     progress: str = "auto"
     metadata_file: str = ""

@@ -182,8 +182,13 @@ class Plan:
             if found.kind is not Kind.DIRECTORY:
                 raise BuildError(f"mkdir /{path.decode('utf-8', 'replace')}: not a directory")
             return
-        self.make_directories(path.rpartition(b"/")[0], mode, owner)
+        above = path.rpartition(b"/")[0]
+        self.make_directories(above, mode, owner)
         uid, gid = owner or (0, 0)
+        parent = self.lookup(above)
+        if parent is not None and parent.mode & stat.S_ISGID:  # as mkdir(2) does it
+            mode |= stat.S_ISGID
+            gid = gid if owner else parent.gid
         self.entries[path] = Entry(path, Kind.DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=0)
 
     def put(self, entry: Entry) -> None:

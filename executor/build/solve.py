@@ -228,6 +228,13 @@ class Solver:
 
     def _run(self, stage: Stage, state: State, instruction: dockerfile.Run) -> State:
         workshop = self._workshop
+        if instruction.security == "insecure" and "security.insecure" not in workshop.order.allow:
+            raise DockerfileError(
+                "security.insecure is not allowed",
+                why="such a step may do on this machine whatever kanifold may",
+                remedy="if you trust the Dockerfile that far: --allow security.insecure",
+                where=instruction.location,
+            )
         script = inline_script(instruction)
         argv = instruction.command
         if instruction.shell:

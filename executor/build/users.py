@@ -90,13 +90,13 @@ def identity(tree: Tree | None, text: str) -> Identity:
         groups = tuple(
             _id(fields[2], "group") for fields in _lines(tree, b"etc/group", 4) if name in fields[3].split(",")
         )
-    return Identity(uid, gid, groups, (row[5] if row and len(row) > 5 and row[5] else "/"))
+    return Identity(uid, gid, groups, (row[5] if row and len(row) > 5 else "/"))
 
 
 def _home(tree: Tree | None, uid: int) -> str:
     for fields in _lines(tree, b"etc/passwd", 6):
         if fields[2] == str(uid):
-            return fields[5] or "/"
+            return fields[5]
     return "/"
 
 

@@ -298,6 +298,7 @@ def _bind_fd(root: targets.Root, mount: BindFd) -> None:
 def _tmpfs(root: targets.Root, mount: Tmpfs) -> None:
     mode = mount.mode if mount.mode is not None else root.mode_of(mount.target)
     context = syscalls.fsopen("tmpfs")
+    syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", "tmpfs")
     syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "mode", f"{0o1777 if mode is None else mode:o}")
     if mount.size:
         syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "size", str(mount.size))

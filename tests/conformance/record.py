@@ -79,6 +79,7 @@ def record(case: Case, here: World, address: str, scratch: Path) -> Picture:
 
 def _options(case: Case, here: World, work: Path, dest: Path) -> Iterator[str]:
     main = lay_out(case, work, (0, 0), here.places(case))
+    _drop_syntax(main / case.file)
     yield from ("--frontend", "dockerfile.v0", "--output", f"type=oci,tar=false,dest={dest}")
     yield from ("--local", f"context={main}", "--local", f"dockerfile={main}")
     yield from ("--opt", f"filename={case.file}")
@@ -97,6 +98,13 @@ def _options(case: Case, here: World, work: Path, dest: Path) -> Iterator[str]:
             yield from ("--opt", f"{key}={value}")
     for name in case.secrets:
         yield from ("--secret", f"id={name},env=SECRET_{name}")
+
+
+def _drop_syntax(dockerfile: Path) -> None:
+    """Take a first line ``# syntax=…`` away: BuildKit would pull that front end, which says the same as its own."""
+    text = dockerfile.read_bytes()
+    if re.match(rb"# *syntax *=", text):
+        dockerfile.write_bytes(text.partition(b"\n")[2])
 
 
 def _secrets(case: Case) -> dict[str, str]:

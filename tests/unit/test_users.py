@@ -45,7 +45,7 @@ def stage(tmp_path: Path) -> Iterator[Tree]:
         ("1000:100", Identity(1000, 100, (), "/home/app")),
         ("4321", Identity(4321, 0, (), "/")),
         ("4321:1234", Identity(4321, 1234, (), "/")),
-        ("nohome", Identity(1001, 100, (), "/")),
+        ("nohome", Identity(1001, 100, (), "")),
         ("2147483647", Identity(2147483647, 0, (), "/")),
     ],
 )
