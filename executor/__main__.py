@@ -191,9 +191,11 @@ def _client(workshop: Workshop, stopping: threading.Event) -> Client:
     from executor.registry.auth import Credential
     from executor.registry.client import Client
 
+    credentials = msgspec.json.Decoder(Credential)
+
     def keychain(registry: str) -> Credential | None:
         answer = workshop.conversation.ask("credential", registry)
-        return None if answer is None else msgspec.json.decode(answer, type=Credential)
+        return None if answer is None else credentials.decode(answer)
 
     def progress(action: str, name: str, done: int, total: int) -> None:
         workshop.tell(job.Moved(action, name, done, total))

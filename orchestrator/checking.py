@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from typing import Final
 
 import msgspec
 
@@ -21,6 +22,7 @@ from platforms import host
 from platforms.errors import BuildError, Problem
 
 Cautions = tuple[tuple[str, Problem], ...]
+_NOTED: Final[msgspec.json.Decoder[tuple[Cautions, bool]]] = msgspec.json.Decoder(tuple[Cautions, bool])
 
 
 def report(request: Request, plan: Plan) -> Report:
@@ -60,7 +62,7 @@ def cautions(request: Request, plan: Plan, store: Store) -> tuple[events.Caution
     key = hashlib.sha256(asked.encode()).hexdigest()
     known = facts.get(store, "checks", key)
     if known is not None:
-        found, fails = msgspec.json.decode(known, type=tuple[Cautions, bool])
+        found, fails = _NOTED.decode(known)
     else:
         made = report(request, plan)
         found = tuple((each.rule.name, each.problem) for each in made.violations)

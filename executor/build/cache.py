@@ -9,6 +9,7 @@ can never be put on top of it. A COPY's result is named by its content, so equal
 from __future__ import annotations
 
 import secrets
+from typing import Final
 
 import msgspec
 
@@ -49,10 +50,15 @@ class Known(msgspec.Struct, frozen=True, omit_defaults=True):
     """Outside caches that have the blob: ``registry REF`` or ``directory PATH``."""
 
 
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_OUTCOME: Final[msgspec.json.Decoder[Outcome]] = msgspec.json.Decoder(Outcome)
+_KNOWN: Final[msgspec.json.Decoder[Known]] = msgspec.json.Decoder(Known)
+
+
 def outcome(store: Store, key: str) -> Outcome | None:
     """What the step with ``key`` came to, when that is known."""
     data = records.get(store, f"step:{key}")
-    return None if data is None else msgspec.json.decode(data, type=Outcome)
+    return None if data is None else _OUTCOME.decode(data)
 
 
 def note_outcome(store: Store, key: str, found: Outcome, description: str) -> None:
@@ -63,7 +69,7 @@ def note_outcome(store: Store, key: str, found: Outcome, description: str) -> No
 def known(store: Store, result: str) -> Known:
     """What is known of ``result``."""
     data = records.get(store, f"result:{result}")
-    return Known() if data is None else msgspec.json.decode(data, type=Known)
+    return Known() if data is None else _KNOWN.decode(data)
 
 
 def note_known(store: Store, result: str, found: Known) -> None:

@@ -284,10 +284,16 @@ def places(order: job.Job, client: Callable[[], Client]) -> tuple[tuple[Place, .
     return tuple(sources), tuple(targets)
 
 
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_ENTRY: Final[msgspec.json.Decoder[Entry]] = msgspec.json.Decoder(Entry)
+_ENTRIES: Final[msgspec.json.Decoder[tuple[Entry, ...]]] = msgspec.json.Decoder(tuple[Entry, ...])
+_FIELDS: Final[msgspec.json.Decoder[dict[str, msgspec.Raw]]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
 def decode(data: bytes, key: str) -> Entry:
     """The record in ``data``, which has to be for ``key``. Raises ``ArchiveError``."""
     try:
-        entry = msgspec.json.decode(data, type=Entry)
+        entry = _ENTRY.decode(data)
     except msgspec.DecodeError as error:
         raise ArchiveError("a cache entry is malformed", why=str(error)) from error
     if entry.key != key:
@@ -300,8 +306,8 @@ def decode(data: bytes, key: str) -> Entry:
 def read_inline(config: bytes) -> dict[str, Entry]:
     """The steps that an image's config remembers, by key; empty for an image without."""
     try:
-        raw = msgspec.json.decode(config, type=dict[str, msgspec.Raw]).get(INLINE)
-        entries = msgspec.json.decode(raw, type=tuple[Entry, ...]) if raw is not None else ()
+        raw = _FIELDS.decode(config).get(INLINE)
+        entries = _ENTRIES.decode(raw) if raw is not None else ()
     except msgspec.DecodeError as error:
         raise ArchiveError("an image's cache is malformed", why=str(error)) from error
     return {each.key: decode(msgspec.json.encode(each), each.key) for each in entries}
@@ -309,6 +315,6 @@ def read_inline(config: bytes) -> dict[str, Entry]:
 
 def with_inline(config: bytes, entries: Sequence[Entry]) -> bytes:
     """``config`` with ``entries`` in it."""
-    document = msgspec.json.decode(config, type=dict[str, msgspec.Raw])
+    document = _FIELDS.decode(config)
     document[INLINE] = msgspec.Raw(msgspec.json.encode(list(entries)))
     return msgspec.json.encode(document)

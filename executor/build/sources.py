@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -29,6 +29,12 @@ from platforms.errors import DockerfileError
 if TYPE_CHECKING:
     from executor.context.git import Resolved
     from executor.context.gitprogram import Access
+
+
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_REMEMBERED: Final[msgspec.json.Decoder[tuple[str, http.Validators]]] = msgspec.json.Decoder(
+    tuple[str, http.Validators]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,7 @@ class FromUrl:
         """The content's digest: remembered, as long as the server says that the file is the same."""
         data = facts.get(workshop.store, "url", self.url)
         if data is not None:
-            digest, validators = msgspec.json.decode(data, type=tuple[str, http.Validators])
+            digest, validators = _REMEMBERED.decode(data)
             if http.unchanged(
                 self.url, validators, authorization=self._authorization(workshop), cancel=workshop.cancelled
             ):

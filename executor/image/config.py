@@ -90,7 +90,7 @@ def parse(data: bytes) -> ImageConfig:
     if len(data) > CONFIG_LIMIT:
         raise ArchiveError("image config too large", why=f"{len(data)} bytes; the limit is {CONFIG_LIMIT}")
     try:
-        raw = msgspec.json.decode(data, type=_Image)
+        raw = _DECODER.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ArchiveError("malformed image config", why=str(error)) from error
     if raw.rootfs is not None and raw.rootfs.type not in ("", "layers"):
@@ -250,3 +250,7 @@ class _Image(msgspec.Struct):
     config: _Config | None = None
     history: tuple[_History, ...] | None = None
     rootfs: _RootFS | None = None
+
+
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_DECODER: Final[msgspec.json.Decoder[_Image]] = msgspec.json.Decoder(_Image)

@@ -93,6 +93,28 @@ def test_no_module_ends_the_process_from_within(module: Path) -> None:
     assert calls == []
 
 
+def decoders_made_late(source: str) -> list[str]:
+    """Calls that make msgspec learn a type on the spot: ``decode(…, type=T)`` and ``convert(…, T)``."""
+    return [
+        f"line {node.lineno}: {ast.unparse(node.func)}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {"msgspec.json.decode", "msgspec.convert", "json.decode"}
+        and (len(node.args) > 1 or any(word.arg == "type" for word in node.keywords))
+    ]
+
+
+@EVERY_MODULE
+def test_decoders_are_made_where_there_is_one_thread(module: Path) -> None:
+    """Two threads that make the decoder of one type together crash the process; see test_decoding_in_threads."""
+    assert decoders_made_late(module.read_text()) == []
+
+
+def test_the_decoder_rule_blames_what_it_should() -> None:
+    assert decoders_made_late("msgspec.json.decode(data, type=Thing)") == ["line 1: msgspec.json.decode"]
+    assert decoders_made_late("DECODER = msgspec.json.Decoder(Thing)\nDECODER.decode(data)") == []
+
+
 def test_every_error_class_has_a_documented_exit_code() -> None:
     from platforms import errors
 
