@@ -1,4 +1,4 @@
-"""Runs an image with other people's tools: skopeo picks the platform, umoci unpacks, runc (as root) or a chroot runs it.
+"""Runs an image with other people's tools: skopeo picks its platform, umoci unpacks, runc (for root) or a chroot runs.
 
 Nothing of kanifold is involved, so a broken layer, config or index shows here as it would on a user's machine.
 """

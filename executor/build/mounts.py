@@ -6,6 +6,7 @@ from a context. What a step writes to a writable one is thrown away with it.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -226,7 +227,12 @@ def _cache(
         if source is not None:
             _seed(solver, source, wanted.source, directory)
         uid, gid, mode = special
-        os.chown(directory, uid, gid)
+        try:
+            os.chown(directory, uid, gid)
+        except OSError as error:
+            # Where a step has one id only, the directory is that one's already, and there is no other to give it to.
+            if error.errno not in (errno.EINVAL, errno.EPERM):
+                raise
         os.chmod(directory, mode)
 
     def make(stack: ExitStack, _tree: Tree) -> Mount:

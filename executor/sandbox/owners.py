@@ -72,6 +72,7 @@ class _Supervisor:
         self.beside = beside
         self.names = seccomp.names(seccomp.OWNING)
         self.root = _identity("self/root")
+        self.noted: set[str] = set()
 
     def run(self) -> None:
         poll = select.poll()
@@ -123,7 +124,7 @@ class _Supervisor:
         try:
             # The process may have died, and its number have gone to another, since it called.
             fcntl.ioctl(self.listener, _STILL_VALID, struct.pack("=Q", identity))
-            record(self.beside, file, *owner)
+            record(self.beside, self.noted, file, *owner)
         finally:
             os.close(file)
 
@@ -150,17 +151,19 @@ class _Supervisor:
             os.close(start)
 
 
-def record(beside: int, file: int, uid: int, gid: int) -> None:
+def record(beside: int, noted: set[str], file: int, uid: int, gid: int) -> None:
     """Do chown's work on ``file``, an O_PATH descriptor, but for the owner, which is written down; -1 leaves an id.
 
-    The working directory is a /proc that shows this process. ``beside`` is where the file ``owners`` is.
+    The working directory is a /proc that shows this process. ``beside`` is where the file ``owners`` is,
+    and ``noted`` has the paths that are in it: most links are given to root, whose they are, and need no line.
     """
     kind = os.fstat(file).st_mode
     here = f"self/fd/{file}"
     os.chown(here, -1, -1)  # the rest of chown's work: copying up, set-user-id bits, EROFS
     if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
         path = os.readlink(here)
-        if path.startswith("/"):
+        if path.startswith("/") and (uid > 0 or gid > 0 or path in noted):
+            noted.add(path)
             _note(beside, path, max(uid, 0), max(gid, 0))
         return
     try:

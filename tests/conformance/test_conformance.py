@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from ordinary_user import User
 
 CASES = {case.name: case for case in all_cases()}
-RUNGS = {"root": ("ids", "root"), "user": ("ids",)}
+RUNGS = {"root": ("ids", "root"), "user": ("ids",), "single": ()}
 """Each rung with what it offers (``Case.needs``)."""
+FULL = "root" if os.geteuid() == 0 else "user"
+"""The rung in which every case is built; in the others those in which a rung makes a difference are."""
 AT_ONCE = 2
 """Builds at a time."""
 
@@ -87,13 +90,18 @@ def as_user(here: World, _user_with_ids: User, _scratch: Path, request: pytest.F
     yield from _builds("user", conftest.as_user(_user_with_ids, _scratch), here, request)
 
 
+@pytest.fixture(scope="session")
+def as_single(here: World, _user_without_ids: User, _scratch: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
+    yield from _builds("single", conftest.as_user(_user_without_ids, _scratch), here, request)
+
+
 def _builds(rung: str, kanifold: Kanifold, here: World, request: pytest.FixtureRequest) -> Iterator[Builds]:
     chosen = [
         item.callspec.params
         for item in request.session.items
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        if isinstance(item, pytest.Function) and item.originalname == test_builds_as_buildkit_does.__name__
     ]
-    cases = [CASES[each["name"]] for each in chosen if each.get("rung") == rung]
+    cases = [CASES[each["name"]] for each in chosen if each["rung"] == rung]
     builds = Builds(lambda case: _build(case, kanifold, here), [case for case in cases if _fits(case, rung)])
     try:
         yield builds
@@ -134,8 +142,14 @@ def _flags(case: Case, work: Path, here: World) -> Iterator[str]:
         yield from ("--build-context", f"{name}={content if isinstance(content, str) else work / 'contexts' / name}")
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("name", CASES)
+def _parameters() -> Iterator[tuple[str, str]]:
+    for name, case in CASES.items():
+        text = (case.folder / "Dockerfile").read_text(errors="replace")
+        concerned = re.search(r"RUN|WORKDIR|--ch|archive|OnBuild", f"{name} {text} {case.images}")
+        yield from ((name, rung) for rung in RUNGS if rung == FULL or concerned)
+
+
+@pytest.mark.parametrize(("name", "rung"), tuple(_parameters()))
 def test_builds_as_buildkit_does(name: str, rung: str, request: pytest.FixtureRequest) -> None:
     case = CASES[name]
     if not _fits(case, rung):

@@ -80,3 +80,12 @@ def test_an_ordinary_users_store_can_be_removed_by_its_owner(
         ["rm", "-rf", str(ordinary.root)], check=False, capture_output=True, text=True, **ordinary.user.becoming()
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_cache_of_another_user_is_there_for_an_ordinary_user(
+    ordinary: Kanifold, busybox: Base, read: Reader, context: Context
+) -> None:
+    mount = "--mount=type=cache,target=/c,uid=1000,gid=50,mode=0700"
+    lines = (f"FROM {busybox.ref}", "USER 1000:50", f"RUN {mount} touch /c/f", f"RUN {mount} ls /c > /tmp/seen")
+    dest, _ = build(ordinary, context({"Dockerfile": "\n".join(lines)}), "linux/amd64")
+    assert read(dest).text("/tmp/seen") == "f\n"

@@ -85,6 +85,8 @@ def test_links_and_pipes_are_written_down_beside(single_house: House) -> None:
     )
     assert done.lines == [{"path": "d/link", "uid": 3, "gid": 4}, {"path": "pipe", "uid": 5, "gid": 6}]
     assert done.attributes == {}
+    done = run(single_house, "ln -s t /a; ln -s t /b; chown -h 3:4 /a; chown -h 0:0 /a /b")
+    assert [(line["path"], line["uid"]) for line in done.lines] == [("a", 3), ("a", 0)]
     done = run(single_house, "touch /t; ln -s t /link; chown 3:4 /link; chown 5:5 /link/; echo $?")
     assert done.attributes == {"t": "3:4"}
     assert "Not a directory" in done.err
@@ -135,7 +137,7 @@ def test_an_id_can_be_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     fd = os.open(file, os.O_PATH)
     seen = []
     for uid, gid in ((-1, 5), (7, -1), (-1, -1), (0, -1), (-1, 0)):
-        owners.record(-1, fd, uid, gid)
+        owners.record(-1, set(), fd, uid, gid)
         seen.append(os.getxattr(file, OWNER_XATTR) if os.listxattr(file) else None)
     os.close(fd)
     assert seen == [b"0:5", b"7:5", b"7:5", b"0:5", None]

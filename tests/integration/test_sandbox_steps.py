@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sandbox_house import ARM64, BUSYBOX, QEMU, House, Inside, opened
+from sandbox_house import ARM64, BUSYBOX, QEMU, Done, House, Inside, Node, opened
 
 from executor.sandbox import Bind, BindFd, Rung, Secret, Tmpfs
 from platforms import elf, syscalls
@@ -339,18 +340,28 @@ def test_binds(house: House) -> None:
     assert done.root_mtime == 10**18
 
 
-def test_bind_by_descriptor(house: House) -> None:
-    done = house.call(_bind_by_descriptor)
-    assert done.out == "content"
+@pytest.mark.parametrize("part", ["", "sub", "/link", "up/sub/"])
+def test_bind_by_descriptor(house: House, part: str) -> None:
+    done = house.call(_bind_by_descriptor, part)
+    assert (done.ended.error, done.out) == ("", "content")
     assert done.diff == {}
 
 
-def _bind_by_descriptor(inside: Inside):  # type: ignore[no-untyped-def]
-    source = inside.plant({"file": "content"})
+def test_a_part_of_a_bind_that_is_missing(house: House) -> None:
+    done = house.call(_bind_by_descriptor, "none/such")
+    assert done.ended.error == "cannot mount on /deep/er: none/such: openat2: No such file or directory"
+    assert done.diff == {}
+
+
+def _bind_by_descriptor(inside: Inside, part: str) -> Done:
+    nodes: dict[str, Node] = {"file": "content", "sub/file": "content", "link": ("->", "/sub"), "up": ("->", "../..")}
+    source = inside.plant(nodes)
     fd = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC)
     from executor.sandbox import Spec
 
-    spec = Spec((inside.busybox(),), "", "", ("/bin/cat", "/deep/er/file"), mounts=(BindFd(fd, "/deep/er", True),))
+    spec = Spec(
+        (inside.busybox(),), "", "", ("/bin/cat", "/deep/er/file"), mounts=(BindFd(fd, "/deep/er", True, part),)
+    )
     return inside.run_all([spec])[0]
 
 
@@ -422,22 +433,26 @@ def test_mounts_that_cannot_be_made(house: House, mount: Tmpfs | Secret | Bind, 
 # -- dying -----------------------------------------------------------------------------------------------------------
 
 
-def alive_below(pid: int) -> set[int]:
-    """All processes that descend from ``pid``, by the kernel's table."""
-    parents = {}
+def children(pid: int) -> dict[int, set[int]]:
+    """The children of every process, by the kernel's table; ``pid`` has an entry in any case."""
+    found: dict[int, set[int]] = {pid: set()}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            try:
-                parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
+            with contextlib.suppress(OSError, IndexError):  # it may have ended since it was listed
+                parent = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+                found.setdefault(parent, set()).add(int(name))
+    return found
+
+
+def alive_below(pid: int) -> set[int]:
+    """All processes that descend from ``pid``."""
+    table = children(pid)
     found: set[int] = set()
     waiting = [pid]
     while waiting:
-        here = waiting.pop()
-        children = {child for child, parent in parents.items() if parent == here}
-        found |= children
-        waiting += children
+        below = table.get(waiting.pop(), set())
+        found |= below
+        waiting += below
     return found
 
 
@@ -484,8 +499,8 @@ def test_nothing_survives_a_killed_executor(request: pytest.FixtureRequest, hous
             doomed.begin(doomed.spec("trap '' TERM; (sleep 1000 &); (nc -l -p 1 &); echo ready; sleep 1000"), "ready")
         below = alive_below(doomed.pid)
         assert len(below) >= 1 + 3 * 2
-        pidfds = [os.pidfd_open(pid) for pid in below]
-        zygote = next(iter(child for child in below if _parent(child) == doomed.pid))
+        pidfds = list(_pidfds(below))
+        zygote = _child(doomed.pid)
         os.kill(doomed.pid if victim == "executor" else zygote, signal.SIGKILL)
         assert gone(pidfds)
         assert "kanifold" not in Path("/proc/self/mountinfo").read_text()
@@ -494,18 +509,28 @@ def test_nothing_survives_a_killed_executor(request: pytest.FixtureRequest, hous
                 doomed.run("true")
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def _pidfds(pids: set[int]) -> Iterator[int]:
+    """A descriptor for each of ``pids`` that still lives: short helpers may have ended since they were listed."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            yield os.pidfd_open(pid)
+
+
+def _child(pid: int) -> int:
+    """The one child of ``pid``."""
+    (child,) = children(pid)[pid]
+    return child
 
 
 def test_steps_leak_nothing(house: House) -> None:
     def count() -> tuple[int, int]:
-        zygote = next(child for child in alive_below(house.pid) if _parent(child) == house.pid)
+        zygote = _child(house.pid)
         return len(os.listdir(f"/proc/{house.pid}/fd")), len(os.listdir(f"/proc/{zygote}/fd"))
 
     if os.geteuid() != 0:
         pytest.skip("needs root, to look into the house's descriptors")
     house.run("true")
+    assert settles(lambda: len(alive_below(house.pid)) == 1)
     before = count()
     house.run_all([house.spec("true", network="none") for _ in range(20)])
     house.run("nope")

@@ -1,0 +1,146 @@
+"""The system call filter, run by an interpreter of classic BPF for every architecture, and by the kernel for ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from executor.sandbox import seccomp
+from platforms import syscalls
+
+ALLOW, NOTIFY, EPERM, ENOSYS, SUCCEED = 0x7FFF0000, 0x7FC00000, 0x50001, 0x50026, 0x50000
+NEWUSER, NEWNS = 0x10000000, 0x20000
+ARCHITECTURES = {
+    "x86_64": 0xC000003E, "i386": 0x40000003, "aarch64": 0xC00000B7, "arm": 0x40000028, "ppc64le": 0xC0000015,
+    "s390x": 0x80000016, "riscv64": 0xC00000F3,
+}  # fmt: skip
+SPOKEN = [
+    ("x86_64", "x86_64"), ("x86_64", "i386"), ("i686", "i386"), ("aarch64", "aarch64"), ("aarch64", "arm"),
+    ("armv7l", "arm"), ("ppc64le", "ppc64le"), ("s390x", "s390x"), ("riscv64", "riscv64"),
+]  # fmt: skip
+NUMBERS = {  # asm/unistd.h of each: fsync, clone, clone3, mount, socket, openat, fchownat, setresuid
+    "x86_64": (74, 56, 435, 165, 41, 257, 260, 117), "i386": (118, 120, 435, 21, 359, 295, 298, 208),
+    "aarch64": (82, 220, 435, 40, 198, 56, 54, 147), "arm": (118, 120, 435, 21, 281, 322, 325, 208),
+    "ppc64le": (118, 120, 435, 21, 326, 286, 289, 164), "s390x": (118, 120, 435, 21, 359, 288, 291, 208),
+    "riscv64": (82, 220, 435, 40, 198, 56, 54, 147),
+}  # fmt: skip
+
+
+def decide(program: bytes, architecture: int, number: int, *arguments: int) -> int:
+    """What the program returns (linux/filter.h; only the instructions that it may have)."""
+    arguments = (*arguments, *[0] * (6 - len(arguments)))
+    data = struct.pack("=iIQ6Q", number, architecture, 0, *arguments)
+    lines = list(struct.iter_unpack("=HBBI", program))
+    at = accumulator = 0
+    while True:
+        code, true, false, value = lines[at]
+        at += 1
+        match code:
+            case 0x20:
+                (accumulator,) = struct.unpack_from("=I", data, value)
+            case 0x05:
+                at += value
+            case 0x06:
+                return value
+            case 0x15 | 0x35 | 0x45:
+                holds = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: accumulator & value}[code]
+                at += true if holds else false
+            case _:
+                raise AssertionError(f"instruction {code:#x}")
+
+
+@pytest.mark.parametrize(("machine", "architecture"), SPOKEN)
+def test_decisions(machine: str, architecture: str) -> None:
+    fsync, clone, clone3, mount, socket, openat, fchownat, setresuid = NUMBERS[architecture]
+    audit = ARCHITECTURES[architecture]
+    program = seccomp.program(machine=machine)
+
+    def flags(value: int) -> tuple[int, ...]:
+        return (0, value) if architecture == "s390x" else (value, 0)
+
+    assert decide(program, audit, fsync, 3) == SUCCEED
+    assert decide(program, audit, openat) == ALLOW
+    assert decide(program, audit, 100_000) == ALLOW  # a call of the future: the kernel says ENOSYS itself
+    assert decide(program, audit, clone, *flags(0x11)) == ALLOW
+    assert decide(program, audit, clone, *flags(NEWUSER | 0x11)) == EPERM
+    assert decide(program, audit, clone, *flags(NEWNS)) == EPERM
+    assert decide(program, audit, clone3) == ENOSYS
+    assert decide(program, audit, mount) == EPERM
+    assert decide(program, audit, socket, 40) == EPERM
+    assert decide(program, audit, socket, 2) == ALLOW
+    assert decide(program, audit, fchownat) == decide(program, audit, setresuid) == ALLOW
+
+    insecure = seccomp.program(confined=False, machine=machine)
+    assert decide(insecure, audit, fsync, 3) == SUCCEED
+    assert decide(insecure, audit, mount) == decide(insecure, audit, clone3) == ALLOW
+
+    single = seccomp.program(single=True, machine=machine)
+    assert decide(single, audit, fchownat) == NOTIFY
+    assert decide(single, audit, setresuid) == SUCCEED
+    assert decide(single, audit, mount) == EPERM
+
+
+@pytest.mark.parametrize("machine", sorted({machine for machine, _ in SPOKEN}))
+def test_other_interfaces_of_the_machine_are_no_way_around(machine: str) -> None:
+    program = seccomp.program(machine=machine)
+    spoken = {architecture for each, architecture in SPOKEN if each == machine}
+    for architecture, audit in ARCHITECTURES.items():
+        if architecture not in spoken:
+            assert decide(program, audit, 0) == EPERM
+
+
+def test_x32_is_no_way_around() -> None:
+    program = seccomp.program(machine="x86_64")
+    assert decide(program, ARCHITECTURES["x86_64"], 0x40000000 | 165) == ENOSYS
+
+
+def test_msync_waits_for_nothing_but_still_checks_its_arguments_when_asynchronous() -> None:
+    program = seccomp.program(machine="x86_64")
+    assert decide(program, ARCHITECTURES["x86_64"], 26, 0, 4096, 4) == SUCCEED
+    assert decide(program, ARCHITECTURES["x86_64"], 26, 0, 4096, 1) == ALLOW
+
+
+def test_unknown_machines_have_none() -> None:
+    assert seccomp.program(machine="vax") == b""
+
+
+def test_notified_calls_have_names() -> None:
+    names = seccomp.names(seccomp.OWNING, "x86_64")
+    assert names[ARCHITECTURES["x86_64"], 260] == "fchownat"
+    assert names[ARCHITECTURES["i386"], 182] == "chown"
+    assert names[ARCHITECTURES["i386"], 212] == "chown32"
+
+
+def under_the_filter(what: Callable[[], None]) -> int:
+    """The errno with which ``what`` fails under the filter; 0 when it does not."""
+    pid = os.fork()
+    if pid == 0:
+        code = 255
+        try:
+            syscalls.no_new_privileges()
+            syscalls.seccomp_filter(seccomp.program())
+            what()
+            code = 0
+        except OSError as error:
+            code = error.errno or 254
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.skipif(not seccomp.program(), reason=f"no filter for {os.uname().machine}")
+def test_the_kernel_agrees() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fsync(9999)
+    assert under_the_filter(lambda: os.fsync(9999)) == 0
+    assert under_the_filter(lambda: os.fdatasync(9999)) == 0
+    assert under_the_filter(os.sync) == 0
+    assert under_the_filter(lambda: syscalls.syncfs(9999)) == 0
+    assert under_the_filter(lambda: syscalls.unshare(syscalls.CLONE_NEWUSER)) == errno.EPERM
+    assert under_the_filter(lambda: syscalls.unshare(0)) == errno.EPERM
+    assert under_the_filter(lambda: syscalls.mount("", "/nowhere", "tmpfs")) == errno.EPERM
+    assert under_the_filter(lambda: os.close(os.open("/", os.O_RDONLY))) == 0
