@@ -12,7 +12,6 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -26,8 +25,7 @@ _INCOMING: msgspec.json.Decoder[_Incoming] = msgspec.json.Decoder(_Incoming)
 _BLOCK: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
+class _Question(msgspec.Struct, frozen=True):
     sink: Callable[[bytes], object]
     found: Future[bool]
 

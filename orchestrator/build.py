@@ -7,7 +7,6 @@ audit. (5) Join and publish, index first, tags last. An error or Ctrl-C at any p
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import os
 import signal
@@ -38,7 +37,7 @@ def build(request: Request) -> int:
     here = local(request.platforms, request.jobs, pushes=any(each.kind == "registry" for each in request.outputs))
     try:
         with agents(request.ssh) as sockets:
-            return _shown(dataclasses.replace(request, agents=sockets), here)
+            return _shown(replace(request, agents=sockets), here)
     finally:
         for each in here.ready:
             each.discard()
@@ -172,7 +171,7 @@ async def _pin(request: Request, plan: Plan, client: Client, store: Store, emit:
             if name in error.problem.what:
                 raise
             what = f"cannot resolve the image {name}: {error.problem.what}"  # its registry's name alone says little
-            raise KanifoldError.of(dataclasses.replace(error.problem, what=what)) from error
+            raise KanifoldError.of(replace(error.problem, what=what)) from error
         emit(events.Resolved(ref=name, digest=digest))
         return job.Pin(name, digest)
 

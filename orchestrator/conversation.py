@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -42,8 +41,7 @@ OnMessage = Callable[[job.Message], None]
 OnAsk = Callable[[job.Ask], Awaitable[bytes | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Executor:
+class Executor(msgspec.Struct, frozen=True):
     """A running executor whose job is done, still there to hand over blobs."""
 
     process: Process

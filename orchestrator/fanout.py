@@ -9,7 +9,6 @@ import asyncio
 import base64
 import tarfile
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -26,8 +25,7 @@ from platforms.errors import KanifoldError, ProtocolError
 Emit = Callable[[events.Event], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(msgspec.Struct, frozen=True):
     """A platform whose image is made; its executor is still there when ``executor`` is not None."""
 
     placement: Placement
@@ -35,8 +33,7 @@ class Built:
     executor: Executor
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True):
     """A platform that was not built, and why."""
 
     placement: Placement

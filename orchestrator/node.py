@@ -6,7 +6,8 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from orchestrator.process import Fork, fork
 from platforms import emulation
@@ -14,8 +15,7 @@ from platforms.errors import EnvironmentUnfit
 from platforms.platform import Platform
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """A place where executors run. ``shares_disk``: paths of this machine mean the same to its executors."""
 
     name: str
@@ -23,12 +23,11 @@ class Node:
     shares_disk: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     """Added to the orchestrator's own for the command."""
-    ready: list[Fork] = field(default_factory=list, compare=False)
+    ready: list[Fork] = msgspec.field(default_factory=list)
     """Executors that wait for a job already; the command is for when there are none left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """A platform, the node it is built on, and how its steps run there: ``native`` or the emulator's name."""
 
     platform: Platform

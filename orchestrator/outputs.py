@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from platforms.errors import UsageError
 
@@ -15,8 +16,7 @@ DEFAULT_LAYOUT: Final = "oci-layout"
 """The directory that a build without a destination writes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """One destination.
 
     ``kind`` is ``oci`` (a layout), ``docker`` (an archive for ``docker load``), ``registry``, ``local`` (a plain

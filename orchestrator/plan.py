@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from executor import job
 from executor.build import graph, scope
@@ -25,8 +26,7 @@ _TEXT_LIMIT: Final = 16 << 20
 """Bytes of a Dockerfile or an ignore file that we read: far beyond any real one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What all platforms share."""
 
     dockerfile: Dockerfile

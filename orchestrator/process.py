@@ -13,8 +13,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 
 class Process(Protocol):
@@ -66,8 +67,7 @@ async def start(command: Sequence[str], environment: Sequence[tuple[str, str]], 
     return await Fork(pid, *ours).open(limit)
 
 
-@dataclass(frozen=True, slots=True)
-class Fork:
+class Fork(msgspec.Struct, frozen=True):
     """An executor that was forked and waits for its job."""
 
     pid: int
@@ -105,8 +105,7 @@ class Fork:
         os.waitpid(self.pid, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Forked:
+class _Forked(msgspec.Struct, frozen=True):
     pid: int
     ended: asyncio.Future[int]
     stdin: asyncio.StreamWriter

@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import BinaryIO
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.image import config as image
 from executor.image import manifest as documents
@@ -33,8 +35,7 @@ from platforms import Platform, satisfies
 from platforms.errors import ProtocolError, UsageError
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(msgspec.Struct, frozen=True):
     """One platform's image, verified, and where its blobs can be read."""
 
     platform: Platform
@@ -45,8 +46,7 @@ class Image:
     content: Callable[[str], BinaryIO]
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
+class Product(msgspec.Struct, frozen=True):
     """What a build comes to: its root document, and the images below it."""
 
     root: Descriptor

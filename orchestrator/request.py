@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from executor.job import CachePlace, Compression
 from executor.registry.config import RegistrySettings
@@ -12,8 +13,7 @@ from orchestrator.outputs import Output
 from platforms.platform import Platform
 
 
-@dataclass(frozen=True, slots=True)
-class Secret:
+class Secret(msgspec.Struct, frozen=True):
     """``--secret id=…,src=…|env=…``: read when a step asks for it, never before."""
 
     id: str
@@ -21,8 +21,7 @@ class Secret:
     variable: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
+class Annotation(msgspec.Struct, frozen=True):
     """``--annotation [level:]key=value``; ``level`` is ``manifest`` or ``index``, ``platform`` "" means every one."""
 
     level: str
@@ -31,16 +30,14 @@ class Annotation:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowed(msgspec.Struct, frozen=True):
     """``--audit-allow [platform:]pattern``: paths whose foreign binaries are intended."""
 
     pattern: str
     platform: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One build."""
 
     context: str
@@ -58,7 +55,7 @@ class Request:
     secrets: tuple[Secret, ...] = ()
     ssh: tuple[tuple[str, str], ...] = ()
     """Names of SSH agents, and where they are: a socket, keys with commas between them, "" for SSH_AUTH_SOCK."""
-    agents: Mapping[str, str] = field(default_factory=dict)
+    agents: Mapping[str, str] = msgspec.field(default_factory=dict)
     """The sockets of ``ssh``, while the build runs."""
     hosts: tuple[tuple[str, str], ...] = ()
     network: str = ""
@@ -66,7 +63,7 @@ class Request:
     cache_from: tuple[CachePlace, ...] = ()
     cache_to: tuple[CachePlace, ...] = ()
     cache_ttl: int | None = None
-    compression: Compression = field(default_factory=Compression)
+    compression: Compression = msgspec.field(default_factory=Compression)
     no_cache: bool = False
     no_cache_stages: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
@@ -80,6 +77,6 @@ class Request:
     keep_going: bool = False
     audit: str = "warn"
     audit_allow: tuple[Allowed, ...] = ()
-    registries: RegistrySettings = field(default_factory=RegistrySettings)
+    registries: RegistrySettings = msgspec.field(default_factory=RegistrySettings)
     root: str = ""
     implicit_platform: bool = False

@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+import msgspec
 
 from executor import job
 from orchestrator.view import events
@@ -69,21 +70,19 @@ def _translated(path: str) -> Iterator[None]:
         raise UsageError(f"cannot write the trace {path}", why=error.strerror or str(error)) from error
 
 
-@dataclass(slots=True)
-class _Slice:
+class _Slice(msgspec.Struct):
     """Something that has begun."""
 
     name: str
     process: int
     thread: int
     began: float
-    arguments: Json = field(default_factory=dict)
+    arguments: Json = msgspec.field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Platform:
+class _Platform(msgspec.Struct):
     process: int
-    steps: dict[int, job.Step] = field(default_factory=dict)
+    steps: dict[int, job.Step] = msgspec.field(default_factory=dict)
 
 
 class _Drawing:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from platforms import elf
 
@@ -36,8 +37,7 @@ HOST_FLAGS: Final = "OPF"
 program's rights for anybody who has a foreign one. Debian's qemu-user-static chooses the same."""
 
 
-@dataclass(frozen=True, slots=True)
-class Handler:
+class Handler(msgspec.Struct, frozen=True):
     """One entry of a binfmt_misc directory."""
 
     name: str

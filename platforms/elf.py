@@ -6,8 +6,9 @@ The numbers are those of the System V ABI's ELF chapter and its processor supple
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 HEADER: Final = 64
 """Bytes of a file that are enough to name its architecture."""
@@ -19,8 +20,7 @@ _ADDRESS: Final = 0x400000
 _PAGE: Final = 0x10000  # the largest page of any architecture here
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(msgspec.Struct, frozen=True):
     """How an architecture's executables say so, and how a program of it returns its argument count."""
 
     architecture: str

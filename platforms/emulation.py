@@ -18,9 +18,10 @@ import functools
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+import msgspec
 
 from platforms import binfmt, elf, probe
 from platforms.errors import EnvironmentUnfit
@@ -53,8 +54,7 @@ class Rung(StrEnum):
     REGISTER = "register"
 
 
-@dataclass(frozen=True, slots=True)
-class Emulation:
+class Emulation(msgspec.Struct, frozen=True):
     """How programs of ``architecture`` run here. ``str()`` of it is ``native`` or the emulator's name."""
 
     rung: Rung

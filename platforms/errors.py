@@ -22,12 +22,12 @@ for a pipe or a panel for a terminal. ``KanifoldError`` carries it; the subclass
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Location:
+
+class Location(msgspec.Struct, frozen=True):
     """Lines of a file that an error is about. ``line`` and ``end_line`` count from 1, both inclusive."""
 
     file: str
@@ -38,8 +38,7 @@ class Location:
     first: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """An error as data: ``what`` failed, ``why``, the ``remedy``, and ``where``. ``log`` is a failed step's tail."""
 
     kind: str

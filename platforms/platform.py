@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from platforms.errors import UsageError
 
@@ -65,8 +67,7 @@ _SYSTEM: Final = re.compile(rf"([A-Za-z0-9_-]+)(?:\(({_OPTION}*)((?:\+{_OPTION}+
 _PART: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Platform:
+class Platform(msgspec.Struct, frozen=True, order=True):
     """What an image runs on, with the fields of an OCI descriptor's ``platform`` object (image-index.md).
 
     As read from an image it may be in any form; ``normalise`` gives the one form in which platforms can be compared.
@@ -100,15 +101,12 @@ def parse(text: str) -> Platform:
     if not (match := _SYSTEM.fullmatch(system)) or len(rest) > 2 or not all(map(_PART.fullmatch, rest)):
         raise _refusal(text, "a platform is written OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT")
     name, version, features = match.groups()
-    name = _system(name)
-    options = {
-        "os_version": _unescape(version or ""),
-        "os_features": tuple(_unescape(feature) for feature in (features or "").split("+") if feature),
-    }
+    name, version = _system(name), _unescape(version or "")
+    wanted = tuple(_unescape(feature) for feature in (features or "").split("+") if feature)
     if not rest:
         local = default_platform()
         if name in SYSTEMS:
-            return normalise(replace(local, os=name, **options))  # type: ignore[arg-type]
+            return normalise(replace(local, os=name, os_version=version, os_features=wanted))
         name, rest = local.os, [system]
     elif name not in SYSTEMS:
         raise _refusal(text, f"there is no operating system {name!r}")
@@ -123,7 +121,7 @@ def parse(text: str) -> Platform:
             why=f"{architecture} has no variant {rest[1]!r}",
             remedy=f"use one of its variants: {listed}",
         )
-    return normalise(Platform(name, architecture, variant, **options))  # type: ignore[arg-type]
+    return normalise(Platform(name, architecture, variant, version, wanted))
 
 
 def parse_list(values: Iterable[str]) -> tuple[Platform, ...]:

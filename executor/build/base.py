@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.build.layer import Blob, Layer, opened
 from executor.build.once import Once, known
@@ -29,8 +31,7 @@ from platforms import Platform, satisfies, select
 from platforms.errors import ArchiveError, PlatformMissing, Problem
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
+class Base(msgspec.Struct, frozen=True):
     """An image to build on."""
 
     name: str
@@ -60,8 +61,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class RegistrySource:
+class RegistrySource(msgspec.Struct, frozen=True):
     """An image in a registry."""
 
     workshop: Workshop
@@ -79,8 +79,7 @@ class RegistrySource:
         self.workshop.registry().fetch(self.reference, descriptor, sink)
 
 
-@dataclass(frozen=True, slots=True)
-class LayoutSource:
+class LayoutSource(msgspec.Struct, frozen=True):
     """An image in an OCI layout on this machine."""
 
     layout: layout.Layout

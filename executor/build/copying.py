@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.build.modes import Change
 from executor.dockerfile import ignore
@@ -21,8 +23,7 @@ from executor.rootfs.tree import Tree
 from platforms.errors import BuildError, ContextError
 
 
-@dataclass(frozen=True, slots=True)
-class Treatment:
+class Treatment(msgspec.Struct, frozen=True):
     """What is done to every copied file: a new owner, a new mode, names left out."""
 
     owner: tuple[int, int] | None = None
@@ -34,8 +35,7 @@ class Treatment:
     """Whether a directory may take the place of a file or link in the stage."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """One source argument. ``pattern`` is absolute and may hold wildcards where ``wildcards`` says so."""
 
     tree: Tree
@@ -51,8 +51,7 @@ class Source:
     """Whether the tree is a build context: its root's time (the checkout's) says nothing, and it has no attributes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """A path of a source tree that an argument named: ``path`` is real, ``name`` what it is called at the target."""
 
     path: bytes
@@ -125,12 +124,11 @@ def _glob(tree: Tree, base: bytes, pattern: str) -> Iterator[bytes]:
     return descend(base, 0)
 
 
-@dataclass
-class Plan:
+class Plan(msgspec.Struct):
     """A layer being worked out on top of ``stage`` (None: an empty one, as for ``--link``)."""
 
     stage: Tree | None
-    entries: dict[bytes, Entry] = field(default_factory=dict)
+    entries: dict[bytes, Entry] = msgspec.field(default_factory=dict)
 
     def lookup(self, path: bytes) -> Entry | None:
         """What is at ``path`` so far."""

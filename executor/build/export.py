@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import BinaryIO
+
+import msgspec
+from msgspec.structs import replace
 
 from executor import job
 from executor.build.cache import Packed
@@ -26,8 +28,7 @@ from executor.registry.reference import Reference
 from executor.store import blobs
 
 
-@dataclass(frozen=True, slots=True)
-class Pushes:
+class Pushes(msgspec.Struct, frozen=True):
     """What is on its way to the job's repositories."""
 
     workshop: Workshop

@@ -8,7 +8,8 @@ stage by name or number, names do not mind case, and a named build context comes
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from executor.dockerfile import Dockerfile, Stage, expand, find_base, find_named, find_source, find_stage
 from executor.dockerfile.instructions import Copy, Instruction, Run
@@ -18,8 +19,7 @@ from platforms.platform import Platform
 from platforms.platform import parse as parse_platform
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """Where files come from: ``scratch``, ``stage`` (by index), ``image`` (by reference) or ``context`` (by name)."""
 
     kind: str
@@ -30,8 +30,7 @@ class Origin:
 SCRATCH = Origin("scratch")
 
 
-@dataclass(frozen=True, slots=True)
-class Graph:
+class Graph(msgspec.Struct, frozen=True):
     """What a target needs. ``stages`` are indexes in file order; ``images`` references in order of appearance."""
 
     target: int

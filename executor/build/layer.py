@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from executor import job
 from executor.build import cache
@@ -31,16 +32,14 @@ _PATHS_KEPT: Final = 2000
 """Paths of foreign binaries that are remembered for a layer and architecture."""
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(msgspec.Struct, frozen=True):
     """A layer as an image names it."""
 
     diff_id: str
     descriptor: Descriptor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Layer:
+class Layer(msgspec.Struct, frozen=True, eq=False):
     """One layer. The calls may block: they make what they return when it is not there yet."""
 
     directory: Once[str]
@@ -227,7 +226,7 @@ def _clamped(entries: Sequence[Entry], epoch: int | None) -> Sequence[Entry]:
     """``entries`` with no time after ``epoch`` (SOURCE_DATE_EPOCH, seconds)."""
     if epoch is None:
         return entries
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     limit = epoch * 1_000_000_000
     return [replace(each, mtime_ns=limit) if each.mtime_ns > limit else each for each in entries]

@@ -10,8 +10,10 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.build import content, copying, graph, keys
 from executor.build.agent import forwarded
@@ -42,8 +44,7 @@ Maker = Callable[[ExitStack, Tree], Mount | None]
 """Makes one mount for a step whose root is the tree; what has to end with the step goes on the stack."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mounts:
+class Mounts(msgspec.Struct, frozen=True):
     """The mounts of one RUN: what counts for its key, and how to have them while it runs."""
 
     key: keys.Part

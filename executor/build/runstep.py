@@ -6,7 +6,8 @@ import os
 import selectors
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from executor.build import keys, users
 from executor.build.state import State
@@ -23,8 +24,7 @@ _LINE_LIMIT = 64 << 10
 """Bytes of output without a newline that are shown as a line of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(msgspec.Struct, frozen=True):
     """A RUN, worked out: what it executes, and what of it counts for the cache key."""
 
     argv: tuple[str, ...]

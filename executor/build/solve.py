@@ -12,9 +12,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from executor import job
 from executor.build import base, cache, content, copying, graph, keys, runstep, scope, sources, users
@@ -42,8 +44,7 @@ from platforms.errors import ContextError, DockerfileError, KanifoldError
 from platforms.platform import Platform
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(msgspec.Struct, frozen=True):
     """A step that has a layer: what an outside cache is told."""
 
     key: str

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from executor.build import copying, keys, modes, users
 from executor.build.content import content_key, selected
@@ -37,8 +37,7 @@ _REMEMBERED: Final[msgspec.json.Decoder[tuple[str, http.Validators]]] = msgspec.
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(msgspec.Struct, frozen=True):
     """Where one or more source arguments come from: a tree, and how its content is told apart for cache keys."""
 
     tree: Once[Tree]
@@ -47,8 +46,7 @@ class Input:
     context: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(msgspec.Struct, frozen=True):
     """All sources of one COPY or ADD, in order."""
 
     workshop: Workshop
@@ -76,8 +74,7 @@ class Part(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class FromTree:
+class FromTree(msgspec.Struct, frozen=True):
     """Paths of a context, a stage or an image."""
 
     source: Callable[[], Source]
@@ -102,8 +99,7 @@ class FromTree:
                 copying.copy_match(plan, source, match, destination, treatment)
 
 
-@dataclass(frozen=True, slots=True)
-class FromUrl:
+class FromUrl(msgspec.Struct, frozen=True):
     """A file behind a URL."""
 
     url: str
@@ -152,8 +148,7 @@ class FromUrl:
         return http.authorization(self.url, lambda name: workshop.conversation.ask("secret", name))
 
 
-@dataclass(frozen=True, slots=True)
-class FromGit:
+class FromGit(msgspec.Struct, frozen=True):
     """A git repository, or a directory of it."""
 
     repository: GitReference
@@ -215,8 +210,7 @@ def _copy_archive(workshop: Workshop, plan: Plan, path: bytes, destination: str,
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class Inline:
+class Inline(msgspec.Struct, frozen=True):
     """A here-document: a file whose content is in the Dockerfile."""
 
     name: str

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.build.layer import Layer
 from executor.build.scope import SILENT_ARGUMENTS
@@ -24,8 +26,7 @@ COMMENT: Final = "buildkit.dockerfile.v0"
 """The comment of every history entry, by which tools tell a Dockerfile's steps from a base image's."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """A stage between two instructions."""
 
     platform: Platform

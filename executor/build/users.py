@@ -8,8 +8,9 @@ a number that does not fit an id is an error, never zero (CVE-2024-40635).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from executor.rootfs.tree import Tree
 from platforms.errors import BuildError
@@ -19,8 +20,7 @@ _ID_LIMIT: Final = (1 << 31) - 1
 """The largest user or group id (runc and moby/sys/user refuse more)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """Who a step runs as."""
 
     uid: int = 0

@@ -6,8 +6,9 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 from executor import job
 from executor.build.exchange import Exchange
@@ -59,8 +60,7 @@ class Trees:
             self._others.clear()
 
 
-@dataclass(frozen=True, slots=True)
-class Workshop:
+class Workshop(msgspec.Struct, frozen=True):
     """One job's means. Everything in it may be used from any thread."""
 
     order: job.Job
@@ -88,13 +88,13 @@ class Workshop:
     """For what lives as long as the job."""
     how: str
     """How steps run here: ``native`` or the emulator's name."""
-    trees: Trees = field(default_factory=Trees)
-    downloading: threading.Lock = field(default_factory=threading.Lock)
-    downloads: dict[str, http.Downloaded] = field(default_factory=dict)
+    trees: Trees = msgspec.field(default_factory=Trees)
+    downloading: threading.Lock = msgspec.field(default_factory=threading.Lock)
+    downloads: dict[str, http.Downloaded] = msgspec.field(default_factory=dict)
     """What ADD has fetched, by URL."""
-    commits: dict[GitReference, Resolved] = field(default_factory=dict)
+    commits: dict[GitReference, Resolved] = msgspec.field(default_factory=dict)
     """What git references point to, as long as this job lasts."""
-    digests: dict[bytes, str] = field(default_factory=dict)
+    digests: dict[bytes, str] = msgspec.field(default_factory=dict)
     """Content digests of files by their status, for this job."""
 
     def tell(self, message: job.Message) -> None:

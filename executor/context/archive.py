@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
+
+import msgspec
 
 from executor.rootfs import tarreader
 from executor.rootfs.compress import Decompressed
@@ -19,8 +20,7 @@ from executor.rootfs.unpack import extract as unpack_archive
 from platforms.errors import ArchiveError, ContextError
 
 
-@dataclass(frozen=True, slots=True)
-class Extracted:
+class Extracted(msgspec.Struct, frozen=True):
     """What an archive left in its directory, apart from what can be seen there."""
 
     implicit: tuple[bytes, ...]

@@ -21,9 +21,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
+
+import msgspec
 
 from executor.context.gitprogram import Access, Git, GitFailed, Said
 from executor.context.gitreference import GitReference, check_ref, is_commit, located
@@ -46,8 +47,7 @@ _SERVICE: Final = "/info/refs?service=git-upload-pack"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(msgspec.Struct, frozen=True):
     """What a reference points to now."""
 
     ref: str
@@ -58,8 +58,7 @@ class Resolved:
     """The commit; the same as ``target`` where only fetching it can tell."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checkout:
+class Checkout(msgspec.Struct, frozen=True):
     """A commit's files on disk."""
 
     commit: str
@@ -177,16 +176,14 @@ def _verify(reference: GitReference, found: Resolved) -> None:
 # -- one repository after the other ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Link:
+class _Link(msgspec.Struct, frozen=True):
     """A submodule as the commit has it: where, and which commit of it."""
 
     path: str
     commit: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Got:
+class _Got(msgspec.Struct, frozen=True):
     """A commit that has been fetched and checked out."""
 
     commit: str
@@ -195,8 +192,7 @@ class _Got:
     """Whether there is a regular file ``.gitmodules``."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Module:
+class _Module(msgspec.Struct, frozen=True):
     """A submodule as ``.gitmodules`` describes it."""
 
     name: str

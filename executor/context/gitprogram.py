@@ -28,8 +28,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from executor.registry.auth import printable
 from platforms.errors import ContextError, EnvironmentUnfit, Interrupted
@@ -112,16 +113,18 @@ Said = Callable[[str], None]
 """Takes the lines that git says while it works, printable."""
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """What the user lets a build use to reach repositories."""
+class Access(msgspec.Struct, frozen=True):
+    """What the user lets a build use to reach repositories. ``repr`` shows no secret."""
 
-    authorization: str = field(default="", repr=False)
+    authorization: str = ""
     """The HTTP header ``Authorization``, for the repository's own origin."""
     ssh_socket: str = ""
     """Path of an ssh agent's socket."""
     known_hosts: str = ""
     """A known_hosts file with all hosts that may be spoken to. Else the user's own, and new hosts are believed."""
+
+    def __repr__(self) -> str:
+        return "Access()"
 
 
 class GitFailed(Exception):

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass, field, replace
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.registry.auth import printable
 from platforms.errors import ContextError
@@ -41,8 +43,7 @@ _TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 
 
-@dataclass(frozen=True, slots=True)
-class GitReference:
+class GitReference(msgspec.Struct, frozen=True):
     """A repository, what of it, and how."""
 
     remote: str
@@ -68,8 +69,11 @@ class GitReference:
     """Written like a path (``github.com/owner/name``)."""
     protocols: tuple[str, ...] = PROTOCOLS
     """What git may use, for submodules too."""
-    userinfo: tuple[str, str] | None = field(default=None, repr=False)
+    userinfo: tuple[str, str] | None = None
     """User and password that were written into an HTTP URL. Secret."""
+
+    def __repr__(self) -> str:
+        return f"GitReference({self.remote!r}, {self.ref!r}, {self.subdir!r})"
 
     @property
     def unencrypted(self) -> bool:

@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
 
 from executor.registry.auth import printable
 from executor.registry.config import RegistrySettings
@@ -53,8 +54,7 @@ Progress = Callable[[int, int], None]
 """Told of bytes on their way: bytes done, bytes in all (0 when the server does not say)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Validators:
+class Validators(msgspec.Struct, frozen=True):
     """By what a server tells one version of a file from another; kept with a cached download (RFC 9110, 8.8)."""
 
     etag: str = ""
@@ -68,8 +68,7 @@ class Validators:
         return bool(self.etag or self.last_modified)
 
 
-@dataclass(frozen=True, slots=True)
-class Downloaded:
+class Downloaded(msgspec.Struct, frozen=True):
     """A file as it came: ``path`` is where it lies, ``name`` what it is called."""
 
     path: str
@@ -226,15 +225,17 @@ def destination(url: str, *, authorization: str = "", cancel: Future[None] | Non
 # -- requests --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """Where to ask: ``url`` without user and password, which became ``authorization``."""
+class _Target(msgspec.Struct, frozen=True):
+    """Where to ask: ``url`` without user and password, which became ``authorization``; ``repr`` does not show it."""
 
     url: str
     host: str
     what: str
     """What fails when it fails."""
-    authorization: str = field(default="", repr=False)
+    authorization: str = ""
+
+    def __repr__(self) -> str:
+        return f"_Target({self.url!r})"
 
 
 def _target(url: str, authorization: str) -> _Target:

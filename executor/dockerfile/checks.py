@@ -12,10 +12,10 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from executor.dockerfile import instructions as kinds
 from executor.dockerfile import ports, rules, scope, structure, traps
@@ -43,8 +43,7 @@ _SCANNER_ARGS: Final = ("BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"
 _ALL_OF_IT: Final = ("*", "**", "**/*")
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """What was found."""
 
     violations: tuple[Violation, ...]
@@ -98,36 +97,34 @@ def check(
     return Report(tuple(walk.found), failure, walk.options.error)
 
 
-@dataclass(slots=True)
-class _Scene:
+class _Scene(msgspec.Struct):
     """A stage, as far as the checks have come."""
 
     env: dict[str, str]
     env_known: bool
     """Whether ``env`` is all there is: not so when the base image's variables are unknown."""
-    declared: set[str] = field(default_factory=set)
+    declared: set[str] = msgspec.field(default_factory=set)
     """ARGs of this stage and those it is built on."""
     workdir_set: bool = False
     has_shell: bool = False
     fixed: str = ""
     """Whether the stage is for one platform whatever the target: ``build``, ``constant``, or "" when it is not."""
-    last: dict[str, Location] = field(default_factory=dict)
+    last: dict[str, Location] = msgspec.field(default_factory=dict)
     """Where CMD, ENTRYPOINT and HEALTHCHECK stood last."""
 
 
-@dataclass(slots=True)
-class _Walk:
+class _Walk(msgspec.Struct):
     dockerfile: Dockerfile
     build_args: dict[str, str]
     predefined: dict[str, str]
     targets: tuple[str, ...]
     ignore: Patterns
     options: Options
-    found: list[Violation] = field(default_factory=list)
-    scope: dict[str, str] = field(default_factory=dict)
-    known: Mapping[int, Base] = field(default_factory=dict)
-    scenes: dict[int, _Scene] = field(default_factory=dict)
-    expanded: dict[int, kinds.From] = field(default_factory=dict)
+    found: list[Violation] = msgspec.field(default_factory=list)
+    scope: dict[str, str] = msgspec.field(default_factory=dict)
+    known: Mapping[int, Base] = msgspec.field(default_factory=dict)
+    scenes: dict[int, _Scene] = msgspec.field(default_factory=dict)
+    expanded: dict[int, kinds.From] = msgspec.field(default_factory=dict)
 
     def note(self, rule: Rule, location: Location, *facts: str, comments: tuple[str, ...] = ()) -> None:
         """Report a finding, unless nobody wants to know, or knows already."""

@@ -1,7 +1,6 @@
 """The instructions of a Dockerfile as data, one class each, values as written (``expansion.expand`` fills them in).
 
-They are msgspec structs rather than dataclasses because twenty frozen dataclasses cost ten milliseconds at import, on
-the path of a fully cached build too; ``msgspec.structs.replace`` makes changed copies.
+``msgspec.structs.replace`` makes changed copies.
 
 Source: Dockerfile reference, one section an instruction.
 """

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import msgspec
 
@@ -20,8 +19,7 @@ from executor.dockerfile.words import expand as expand_text
 from platforms.errors import Location
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """A stage that can be built."""
 
     name: str
@@ -33,8 +31,7 @@ class Target:
     location: Location
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(msgspec.Struct, frozen=True):
     """A build argument that has an effect on the target."""
 
     name: str
@@ -43,8 +40,7 @@ class Argument:
     location: Location
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """A secret or an SSH agent that a step may use."""
 
     name: str
@@ -52,8 +48,7 @@ class Wanted:
     location: Location
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
+class Outline(msgspec.Struct, frozen=True):
     """What one target takes."""
 
     name: str

@@ -8,14 +8,14 @@ Source: Dockerfile reference, "check" (parser directive), and Docker's list of b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from platforms.errors import DockerfileError, Location, Problem
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """One thing to look for."""
 
     name: str
@@ -30,8 +30,7 @@ class Rule:
         return Violation(self, self.message.format(*facts), location)
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(msgspec.Struct, frozen=True):
     """Where a rule is broken, and how."""
 
     rule: Rule
@@ -190,8 +189,7 @@ _BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) 
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(msgspec.Struct, frozen=True):
     """What to look for. ``all`` in a set stands for every rule."""
 
     skip: frozenset[str] = frozenset()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from executor.dockerfile.instructions import Add, Arg, Instruction, Run
 from executor.dockerfile.rules import (
@@ -59,11 +60,10 @@ PLATFORM_ARGS: Final = frozenset(
 """Dockerfile reference, "Automatic platform ARGs in the global scope"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
+class Base(msgspec.Struct, frozen=True):
     """What is known of a base image."""
 
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = msgspec.field(default_factory=dict)
     has_shell: bool = False
     """Whether it sets SHELL."""
     platform: str = ""

@@ -6,10 +6,10 @@ and with the omissions that Docker's and BuildKit's images have, so that a confi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from platforms.errors import ArchiveError
 from platforms.platform import Platform
@@ -21,8 +21,7 @@ DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 """The PATH an image without one gets (BuildKit, util/system)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Healthcheck:
+class Healthcheck(msgspec.Struct, frozen=True):
     """Docker's health check. ``test`` is ``("NONE",)``, ``("CMD", …)`` or ``("CMD-SHELL", text)``; times in ns."""
 
     test: tuple[str, ...] = ()
@@ -33,8 +32,7 @@ class Healthcheck:
     retries: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(msgspec.Struct, frozen=True):
     """One step in an image's past. ``created`` is RFC 3339 text, "" when nobody said."""
 
     created: str = ""
@@ -44,8 +42,7 @@ class History:
     empty_layer: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(msgspec.Struct, frozen=True):
     """Everything an image says about itself."""
 
     platform: Platform

@@ -6,7 +6,6 @@ duplicate keys, or whose own ``mediaType`` contradicts the one it came with is r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -21,8 +20,7 @@ _KEYS: Final = frozenset({"schemaVersion", "mediaType", "config", "layers", "man
 _FOLDED: Final = frozenset(key.casefold() for key in _KEYS)
 
 
-@dataclass(frozen=True, slots=True)
-class PlatformSpec:
+class PlatformSpec(msgspec.Struct, frozen=True):
     """The ``platform`` object of a descriptor (image-spec image-index.md)."""
 
     architecture: str
@@ -32,8 +30,7 @@ class PlatformSpec:
     os_features: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(msgspec.Struct, frozen=True):
     """Content by digest (image-spec descriptor.md). ``size`` in bytes."""
 
     media_type: str
@@ -44,8 +41,7 @@ class Descriptor:
     artifact_type: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True):
     """One image: its config and its layers, bottom first."""
 
     media_type: str
@@ -54,8 +50,7 @@ class Manifest:
     annotations: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(msgspec.Struct, frozen=True):
     """Images by platform."""
 
     media_type: str

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+import msgspec
 
 from executor.registry.reference import DOCKER_HUB
 from platforms.errors import EnvironmentUnfit, RegistryError
@@ -32,16 +33,18 @@ _HUB_KEYS: Final = ("https://index.docker.io/v1/", "index.docker.io", DOCKER_HUB
 _NOT_FOUND: Final = ("credentials not found", "no credentials", "item not found")
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(msgspec.Struct, frozen=True):
     """What one registry knows the user by: name and password, or a token. ``repr`` shows no secret."""
 
     username: str = ""
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
+    password: str = ""
+    identity_token: str = ""
     """An OAuth2 refresh token for the registry's token service."""
-    registry_token: str = field(default="", repr=False)
+    registry_token: str = ""
     """A bearer token for the registry itself."""
+
+    def __repr__(self) -> str:
+        return f"Credential({self.username!r})"
 
 
 Keychain = Callable[[str], Credential | None]
@@ -73,14 +76,16 @@ def docker_keychain() -> Keychain:
     return lookup
 
 
-@dataclass(frozen=True, slots=True)
-class _Store:
+class _Store(msgspec.Struct, frozen=True):
     """One parsed credentials file. ``source`` is its path, or the variable it came from."""
 
     source: str
-    auths: dict[str, Any] = field(repr=False)
-    helpers: dict[str, Any] = field(repr=False)
+    auths: dict[str, Any]
+    helpers: dict[str, Any]
     store: str = ""
+
+    def __repr__(self) -> str:
+        return f"_Store({self.source!r})"
 
     def credential(self, registry: str) -> Credential | None:
         keys = _HUB_KEYS if registry == DOCKER_HUB else (registry,)

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import BinaryIO, Final, Literal, Self, TypeVar
+
+from msgspec.structs import replace
 
 from executor.image import mediatypes
 from executor.image.digest import check_digest

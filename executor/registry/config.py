@@ -23,8 +23,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.registry.reference import canonical_registry, is_loopback
 from platforms.errors import UsageError
@@ -34,8 +36,7 @@ _KEYS: Final = ("ca", "cert", "insecure", "key", "mirrors", "tls", "token-servic
 _FILE_LIMIT: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Certificates:
+class Certificates(msgspec.Struct, frozen=True):
     """TLS material for one registry. ``ca`` is PEM text, so that it travels; the client's own pair stays in files."""
 
     registry: str
@@ -44,8 +45,7 @@ class Certificates:
     key: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RegistrySettings:
+class RegistrySettings(msgspec.Struct, frozen=True):
     """Everything above, as data: it crosses to executors on other nodes."""
 
     insecure: frozenset[str] = frozenset()

@@ -18,8 +18,9 @@ import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
+
+import msgspec
 
 from executor.image import mediatypes
 from executor.image.digest import check_digest
@@ -35,8 +36,7 @@ _INCOMING: Final = ".incoming-"
 _CHUNK: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class BlobSource:
+class BlobSource(msgspec.Struct, frozen=True):
     """A blob to write: ``open`` gives a binary file of its ``size`` bytes, which have ``digest``."""
 
     digest: str
@@ -48,8 +48,7 @@ _Opener = Callable[[str], tuple[BinaryIO, int]]
 """Opens a file by its path within the layout: the file at its start, and its size. Raises ``OSError``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """A layout that has been opened for reading: what ``index.json`` names, and a way to the blobs."""
 
     path: str

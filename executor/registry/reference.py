@@ -7,8 +7,10 @@ when no registry is named.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Final, Self
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.image.digest import check_digest
 from platforms.errors import ArchiveError, UsageError
@@ -29,8 +31,7 @@ _HEX: Final = frozenset("0123456789abcdef")
 _SEPARATORS: Final = frozenset({".", "_", "__"})
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True):
     """An image or a repository in a registry. ``tag`` and ``digest`` are "" when the text had none."""
 
     registry: str

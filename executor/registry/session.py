@@ -10,8 +10,10 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.registry.auth import Keychain, printable
 from executor.registry.config import RegistrySettings
@@ -38,8 +40,7 @@ if TYPE_CHECKING:
 _WARNING_LIMIT: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(msgspec.Struct, frozen=True):
     """How often to try, and how long to wait between; seconds."""
 
     tries: int = 6
@@ -55,8 +56,7 @@ class Pace:
         return min(self.first * 2.0**attempt, self.ceiling) * random.uniform(0.6, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True):
     """Where a repository's content can be had: its registry, or a mirror of it."""
 
     registry: str
@@ -68,8 +68,7 @@ class Endpoint:
     """Plain HTTP, because a mirror's address says so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """What a request to an endpoint needs. ``path`` follows ``/v2/NAME/``, or is an absolute URL the registry gave."""
 
     what: str

@@ -20,9 +20,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlencode
+
+import msgspec
 
 from executor.registry.auth import Credential, Keychain
 from executor.registry.config import RegistrySettings
@@ -38,8 +39,7 @@ CLIENT_ID: Final = "kanifold"
 _CHALLENGE_LIMIT: Final = 16 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
+class Challenge(msgspec.Struct, frozen=True):
     """One challenge of a ``WWW-Authenticate`` header (RFC 9110, 11.6.1). ``scheme`` and keys are lower case."""
 
     scheme: str
@@ -129,15 +129,14 @@ def same_site(registry: Origin, realm: Origin) -> bool:
     return other in (host, parent) or other.endswith(("." + host, "." + parent))
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(msgspec.Struct):
     """What one registry has told us about itself. Guarded by its lock."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
     challenge: Challenge | None = None
     credential: Credential | None = None
     asked: bool = False
-    tokens: dict[frozenset[str], tuple[str, float]] = field(default_factory=dict)
+    tokens: dict[frozenset[str], tuple[str, float]] = msgspec.field(default_factory=dict)
 
 
 class Authority:

@@ -14,8 +14,10 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.registry.auth import printable
 from executor.registry.config import RegistrySettings
@@ -69,8 +71,7 @@ class Lost(Exception):
         """No byte of the request has left: nothing can have happened on the other side."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """Scheme, host and port: what credentials belong to (RFC 6454)."""
 
     scheme: str
@@ -87,8 +88,7 @@ class Origin:
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One request to a registry. ``content`` opens the body anew each time it has to be sent; ``length`` in bytes."""
 
     method: str
@@ -103,8 +103,7 @@ class Request:
     """Sent even when the user has asked to stop: it tidies up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """A whole answer. ``headers`` ignores case; ``url`` is where it came from in the end."""
 
     status: int

@@ -20,8 +20,9 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self
+
+import msgspec
 
 from executor.rootfs import tarwriter
 from executor.rootfs.entry import Entry
@@ -45,8 +46,7 @@ _LEVELS: Final = {"gzip": range(10), "zstd": range(1, 23), "uncompressed": range
 _DEFAULT: Final = {"gzip": 1, "zstd": 3, "uncompressed": 0}
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(msgspec.Struct, frozen=True):
     """A layer blob: its digest and ``size`` in bytes as it lies on disk, and the same of the archive inside."""
 
     diff_id: str

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import enum
 import stat
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 
 class Kind(enum.Enum):
@@ -33,8 +34,7 @@ class Kind(enum.Enum):
     __hash__ = object.__hash__
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One path of a layer.
 
     ``path`` is relative to the root without a leading slash or dot components; ``b""`` is the root itself. Names are

@@ -18,8 +18,10 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
 from executor.rootfs.records import Owners, read_owners, restored
@@ -158,8 +160,7 @@ class _Scan:
         return entry.kind is not Kind.FILE or not entry.size or _same_content(old.source, entry.source)
 
 
-@dataclass(slots=True)
-class _Directory:
+class _Directory(msgspec.Struct):
     """A directory on the way of the scan."""
 
     path: bytes
@@ -175,8 +176,7 @@ class _Directory:
     """Deletions in it may be files with an extended attribute (Linux 6.7)."""
 
 
-@dataclass(slots=True)
-class _Below:
+class _Below(msgspec.Struct):
     """What the layers below have under one name: its status and path, and the directories that make it up."""
 
     status: os.stat_result | None = None

@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 from zlib import adler32
+
+import msgspec
 
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.streams import BLOCK, Readable
@@ -147,12 +148,11 @@ def read(stream: Readable) -> Iterator[Member]:
     source.drain()
 
 
-@dataclass(slots=True)
-class _Announced:
+class _Announced(msgspec.Struct):
     """What special headers say of the member that follows them."""
 
     extended: _Extended | None = None
-    regions: list[tuple[int, int]] = field(default_factory=list)
+    regions: list[tuple[int, int]] = msgspec.field(default_factory=list)
     name: bytes = b""
     link: bytes = b""
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Final
 from zlib import adler32
+
+from msgspec.structs import replace
 
 from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
 from platforms.errors import BuildError

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
 from executor.rootfs.records import restored

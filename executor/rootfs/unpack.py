@@ -12,8 +12,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.rootfs import tarreader
 from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
@@ -27,8 +29,7 @@ _AUFS: Final = b".wh..wh."
 _HOST_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE})
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What a layer may cost before it counts as an attack."""
 
     size: int = 64 << 30
@@ -36,8 +37,7 @@ class Limits:
     entries: int = 5_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Unpacked:
+class Unpacked(msgspec.Struct, frozen=True):
     """What came of an archive."""
 
     diff_id: str

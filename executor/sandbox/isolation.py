@@ -15,9 +15,10 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+import msgspec
 
 from platforms import syscalls
 from platforms.errors import EnvironmentUnfit
@@ -31,8 +32,7 @@ class Rung(StrEnum):
     SINGLE = "single"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What came of trying a rung. ``why`` it cannot be used, and the ``remedy``; both "" when it can."""
 
     rung: Rung
@@ -41,8 +41,7 @@ class Verdict:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Isolation:
+class Isolation(msgspec.Struct, frozen=True):
     """Where this process stands after ``enter``."""
 
     rung: Rung

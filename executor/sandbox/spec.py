@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+
+class Bind(msgspec.Struct, frozen=True):
     """The directory or file ``source``, an absolute path of this host, shown at ``target``.
 
     The path is opened in the namespace that the launcher had when it was started: what was mounted later is not seen.
@@ -20,8 +20,7 @@ class Bind:
     readonly: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BindFd:
+class BindFd(msgspec.Struct, frozen=True):
     """A mount that is attached nowhere, made by ``open_tree(…, OPEN_TREE_CLONE)`` or ``fsmount``, moved to ``target``.
 
     ``fd`` stays the caller's to close; the mount itself is used up by the step. With ``inside``, only that file or
@@ -35,8 +34,7 @@ class BindFd:
     inside: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Tmpfs:
+class Tmpfs(msgspec.Struct, frozen=True):
     """An empty file system in memory; ``size`` in bytes, 0 for the kernel's default (half of the memory).
 
     ``mode`` is None for that of the directory it covers, or 1777 where there is none (as runc does it).
@@ -47,8 +45,7 @@ class Tmpfs:
     mode: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Secret:
+class Secret(msgspec.Struct, frozen=True):
     """A read-only file in memory, which only this step sees and which never is on a disk."""
 
     target: str
@@ -61,8 +58,7 @@ class Secret:
 Mount = Bind | BindFd | Tmpfs | Secret
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(msgspec.Struct, frozen=True):
     """All that a step can observe. Paths of this host are absolute; paths of the step are resolved inside its root."""
 
     layers: tuple[str, ...]
@@ -95,8 +91,7 @@ class Spec:
     """(name as Docker has it: ``nofile``; soft limit; hard limit), -1 for none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """How a step ended. ``code`` is 0 to 255; 128 and more for a ``signal``, as shells count."""
 
     code: int
@@ -117,12 +112,12 @@ def pack(spec: Spec) -> tuple[bytes, list[int]]:
     fds: list[int] = []
     mounts: list[tuple[object, ...]] = []
     for mount in spec.mounts:
-        values = [getattr(mount, name) for name in mount.__slots__]
+        values = [getattr(mount, name) for name in mount.__struct_fields__]
         if isinstance(mount, BindFd):
             fds.append(mount.fd)
             values[0] = len(fds) - 1
         mounts.append((_KINDS.index(type(mount)), *values))
-    fields = {name: getattr(spec, name) for name in spec.__slots__}
+    fields = {name: getattr(spec, name) for name in spec.__struct_fields__}
     return marshal.dumps(fields | {"mounts": mounts}), fds
 
 

@@ -18,8 +18,9 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, NoReturn
+
+import msgspec
 
 from executor.sandbox import targets, workshop
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Spec, Tmpfs
@@ -63,8 +64,7 @@ class UnfitError(Exception):
     """The step cannot be started because this host does not allow it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True):
     """What holds for all steps of a zygote."""
 
     single: bool

@@ -21,8 +21,9 @@ import select
 import signal
 import socket
 import sys
-from dataclasses import dataclass
 from typing import Final, NoReturn
+
+import msgspec
 
 from executor.sandbox import isolation, seccomp, spec, step, targets, workshop
 from platforms import syscalls
@@ -34,8 +35,7 @@ FDS: Final = 250
 """Descriptors in one packet: the kernel's SCM_MAX_FD is 253."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What goes back over the reply socket. ``unfit`` is why the host does not allow it; "" when it does."""
 
     code: int = 0
@@ -47,15 +47,14 @@ class Answer:
     touched: tuple[targets.Touched, ...] = ()
 
     def pack(self) -> bytes:
-        return marshal.dumps(tuple(getattr(self, name) for name in self.__slots__))
+        return marshal.dumps(tuple(getattr(self, name) for name in self.__struct_fields__))
 
     @classmethod
     def unpack(cls, data: bytes) -> Answer:
         return cls(*marshal.loads(data))
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
+class _Running(msgspec.Struct, frozen=True):
     pid: int
     pidfd: int
     reply: socket.socket

@@ -11,8 +11,9 @@ import fcntl
 import hashlib
 import io
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias, cast
+
+import msgspec
 
 from executor.image.digest import check_digest
 from executor.store.faults import os_fault, translated
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 _CHUNK: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(msgspec.Struct, frozen=True):
     """A blob of the store. ``size`` in bytes."""
 
     digest: str

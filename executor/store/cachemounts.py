@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from executor.store.faults import translated
 from executor.store.locks import lock, try_lock
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     from executor.store.store import Store
 
 
-@dataclass(frozen=True, slots=True)
-class CacheMount:
+class CacheMount(msgspec.Struct, frozen=True):
     """A cache directory; times in seconds since the epoch."""
 
     id: str

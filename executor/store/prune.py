@@ -11,8 +11,10 @@ import contextlib
 import fcntl
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from executor.store import cachemounts, leases, records, snapshots
 from executor.store.faults import translated
@@ -37,8 +39,7 @@ _FORGET_SECONDS: Final = 60 * _DAY
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One thing in the store. Sizes in bytes, times in seconds since the epoch."""
 
     kind: str
@@ -55,16 +56,14 @@ class Row:
     description: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(msgspec.Struct, frozen=True):
     """What ``prune`` has removed: ``freed`` is the sum of the sizes of ``removed``, in bytes."""
 
     freed: int
     removed: tuple[Row, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Stray:
+class _Stray(msgspec.Struct, frozen=True):
     """A path of the store that no row tells of."""
 
     path: str

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from executor.store import index
 from executor.store.faults import translated
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     from executor.store.store import Store
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True):
     """A snapshot in the making: ``fs`` is its overlay upper directory, ``work`` overlay's work directory."""
 
     number: int
@@ -36,8 +36,7 @@ class Draft:
     work: str
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """A finished snapshot; ``fs`` must not be written to. ``size`` in bytes, as its maker gave it."""
 
     number: int

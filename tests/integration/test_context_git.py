@@ -7,11 +7,11 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from git_server import COMMITTED, Repository, git, serving
+from msgspec.structs import replace
 from registry_server import Asked, Said, Served
 
 from executor.context import gitprogram

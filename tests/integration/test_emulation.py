@@ -14,10 +14,10 @@ import subprocess
 import sys
 import tarfile
 import traceback
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from platforms import binfmt, elf, emulation, parse, probe, syscalls
 from platforms.emulation import Emulation, Rung

@@ -12,13 +12,14 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import raw_tar as raw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from executor.rootfs import stack
 from executor.rootfs.entry import DEVICE_XATTR, OWNER_XATTR, Entry, Kind

@@ -34,7 +34,7 @@ def run(house: House, command: str, *layers: str, **spec: Any) -> Recorded:
 
 
 def _run(inside: Inside, spec: Spec) -> Recorded:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     own = inside.fresh("own")
     for name in ("upper", "work"):

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import stat
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
 
 
 def test_an_entry_cannot_be_changed() -> None:
     entry = Entry(b"etc/passwd", Kind.FILE)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         entry.path = b"etc/shadow"  # type: ignore[misc]
 
 
 def test_equal_entries_are_one_key() -> None:
     one = Entry(b"a", Kind.SYMLINK, link=b"b", xattrs=((b"user.x", b"1"),))
-    other = dataclasses.replace(one)
+    other = replace(one)
     assert {one: 1}[other] == 1
-    assert one != dataclasses.replace(one, link=b"c")
+    assert one != replace(one, link=b"c")
 
 
 def test_a_kind_for_everything_but_sockets(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from executor.rootfs import tarreader
 from executor.rootfs.entry import Entry, Kind
