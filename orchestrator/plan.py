@@ -41,7 +41,11 @@ class Plan:
 
 def read(request: Request, platforms: Iterable[Platform]) -> Plan:
     """Read what the build is made of. Raises ``DockerfileError``, ``ContextError`` or ``UsageError``."""
-    data, name = _dockerfile(request)
+    return plan(request, platforms, *source(request))
+
+
+def plan(request: Request, platforms: Iterable[Platform], data: bytes, name: str) -> Plan:
+    """The plan of a Dockerfile that has been read; without ``platforms``, no image is looked for."""
     dockerfile = parse(data, name)
     contexts = [_main_context(request, name)] if request.context != "-" else []
     contexts += [named_context(key, value) for key, value in request.build_contexts]
@@ -82,7 +86,8 @@ def named_context(name: str, value: str) -> job.Context:
     return job.Context(name, "directory", path, _ignore_text(path, ""))
 
 
-def _dockerfile(request: Request) -> tuple[bytes, str]:
+def source(request: Request) -> tuple[bytes, str]:
+    """The Dockerfile's bytes, and its path as it is shown in errors. Raises ``DockerfileError``."""
     if request.dockerfile == "-" or (request.context == "-" and not request.dockerfile):
         return _bounded(sys.stdin.buffer.read(_TEXT_LIMIT + 1), "stdin"), "Dockerfile"
     path = request.dockerfile or os.path.join(request.context, "Dockerfile")

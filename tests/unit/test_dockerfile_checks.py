@@ -100,9 +100,34 @@ def test_rules(source: str, expected: list[tuple[int, str]]) -> None:
 def test_findings_word_what_they_found() -> None:
     source = "ARG VERSION\nFROM a:1$VERSIN AS b\nFROM scratch\nARG PORT=1\nUSER $PROT"
     assert [each.message for each in report(source).violations] == [
-        "FROM uses 'VERSIN', which no ARG before the first FROM declares (did you mean VERSION?)",
-        "Variable '$PROT' is not set here (did you mean $PORT?)",
+        "FROM argument 'VERSIN' is not declared (did you mean VERSION?)",
+        "Usage of undefined variable '$PROT' (did you mean $PORT?)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("FROM a AS B", "Stage name 'B' should be lowercase"),
+        ("FROM a as b", "'as' and 'FROM' keywords' casing do not match"),
+        ("from a\nrun b\nRUN c", "Command 'RUN' should match the case of the command majority (lowercase)"),
+        ("FROM a\nWORKDIR b", 'Relative workdir "b" can have unexpected results if the base image changes'),
+        ("FROM a\nenv B c\nENV D=e F=g", '"env key=value" should be used instead of legacy "env key value" format'),
+        ("FROM a\nENV TOKEN=b", 'Do not use ARG or ENV instructions for sensitive data (ENV "TOKEN")'),
+    ],
+)
+def test_findings_are_worded_as_docker_words_them(source: str, message: str) -> None:
+    assert message in [each.message for each in report(source).violations]
+
+
+@pytest.mark.parametrize(
+    ("source", "rule"),
+    [("FROM $NOTHING", "UndefinedArgInFrom"), ('FROM scratch\nUSER "${X?}"', "UndefinedVar")],
+)
+def test_what_is_found_before_a_failure_counts(source: str, rule: str) -> None:
+    seen = report(source)
+    assert seen.failure is not None
+    assert rule in [each.rule.name for each in seen.violations]
 
 
 def test_build_args_do_not_hide_bad_defaults() -> None:
