@@ -16,7 +16,7 @@ from typing import Final
 
 _ANY: Final = "?"
 _RUN: Final = "*"
-_NAME: Final = re.compile(r"\$(?:\$|(\w+)|\{(\w+)\})", re.ASCII)
+_NAME: Final = re.compile(r"\$(?:\$|(\w+)|\{(\w+)\})")
 
 
 class BadPatternError(ValueError):
