@@ -75,8 +75,9 @@ def named_context(name: str, value: str) -> job.Context:
     if value.startswith("oci-layout://"):
         return job.Context(name, "layout", os.path.abspath(value.removeprefix("oci-layout://")))
     if value.startswith(("https://", "http://", "git://", "git@", "ssh://")):
-        is_git = value.partition("#")[0].endswith(".git") or value.startswith(("git://", "git@", "ssh://"))
-        return job.Context(name, "git" if is_git else "archive", value)
+        from executor.context import gitreference
+
+        return job.Context(name, "archive" if gitreference.parse(value) is None else "git", value)
     path = os.path.abspath(value)
     if not os.path.isdir(path):
         raise ContextError(
