@@ -269,7 +269,7 @@ class _Walk:
         scene = self.enter(stage)
         self.scenes[stage.index] = scene
         for instruction in stage.instructions:
-            self.take(self.traps(scene, instruction), instruction.comments)
+            self.take(self.traps(scene, stage, instruction), instruction.comments)
             if isinstance(instruction, kinds.Arg):
                 self.arg(scene, instruction)
                 continue
@@ -309,12 +309,12 @@ class _Walk:
         if not fixed:
             self.take(traps.single_platform_digest(stage, base.image, known, self.targets), stage.base.comments)
 
-    def traps(self, scene: _Scene, instruction: kinds.Instruction) -> Iterator[Violation]:
+    def traps(self, scene: _Scene, stage: Stage, instruction: kinds.Instruction) -> Iterator[Violation]:
         if scene.fixed == "build":
             if any(not traps.alike(target, self.predefined.get("BUILDPLATFORM", "")) for target in self.targets):
                 yield from traps.build_machine(instruction)
         elif not scene.fixed:
-            yield from traps.single_platform_urls(instruction, self.targets)
+            yield from traps.single_platform_urls(instruction, stage.name, self.targets)
         if isinstance(instruction, kinds.Arg):
             yield from traps.platform_defaults((instruction,))
 

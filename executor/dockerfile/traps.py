@@ -89,8 +89,11 @@ def build_machine(instruction: Instruction) -> Iterator[Violation]:
             yield BUILD_MACHINE_ASKED.at(instruction.location, found.group(1) or found.group())
 
 
-def single_platform_urls(instruction: Instruction, targets: Iterable[str]) -> Iterator[Violation]:
-    """In a stage that is built for every target: URLs that name an architecture which is not every target's."""
+def single_platform_urls(instruction: Instruction, stage: str, targets: Iterable[str]) -> Iterator[Violation]:
+    """In a stage that is built for every target: URLs that name an architecture which is not every target's.
+
+    Unless the stage's name says so too: ``FROM tool-$TARGETARCH`` chooses among such stages.
+    """
     if isinstance(instruction, Add):
         texts: tuple[str, ...] = instruction.sources
     elif isinstance(instruction, Run):
@@ -99,9 +102,10 @@ def single_platform_urls(instruction: Instruction, targets: Iterable[str]) -> It
     else:
         return
     wanted = {_architecture(target): target for target in targets}
+    meant = _architectures(stage)
     for text in texts:
         for url in _URL.finditer(text):
-            named = {_ARCHITECTURES[found.lower()] for found in _ARCHITECTURE.findall(url.group())}
+            named = _architectures(url.group()) - meant
             others = [target for architecture, target in wanted.items() if architecture not in named]
             if len(named) == 1 and others:
                 shown = url.group() if len(url.group()) <= _SHOWN else url.group()[:_SHOWN] + "…"
@@ -117,6 +121,10 @@ def single_platform_digest(stage: Stage, image: str, base: Base, targets: Iterab
 
 def _text(run: Run) -> str:
     return "\n".join((*run.command, *(heredoc.content for heredoc in run.heredocs)))
+
+
+def _architectures(text: str) -> set[str]:
+    return {_ARCHITECTURES[found.lower()] for found in _ARCHITECTURE.findall(text)}
 
 
 def _architecture(platform: str) -> str:

@@ -326,6 +326,13 @@ def test_urls_of_one_architecture(instruction: str, targets: tuple[str, ...], ex
     assert rules == ([(4, "SinglePlatformURL")] if expected else [])
 
 
+def test_stages_among_which_the_platform_chooses_may_name_theirs() -> None:
+    source = "FROM scratch AS t-amd64\nADD https://x/y-x86_64 /\nFROM scratch AS t-arm64\nADD https://x/y-{} /\n"
+    chosen = source + "FROM t-$TARGETARCH\nCOPY --from=t-amd64 / /\n"
+    assert found(chosen.format("aarch64"), targets=BOTH) == []
+    assert found(chosen.format("amd64"), targets=BOTH) == [(4, "SinglePlatformURL")]
+
+
 def test_stages_of_one_platform_may_name_it() -> None:
     for platform in ("$BUILDPLATFORM", "linux/amd64"):
         source = f"FROM --platform={platform} a AS for-amd64\nADD https://x/y-amd64 /"
