@@ -224,7 +224,7 @@ class _Walk:
         self.default_images()
         self.scope = global_scope(self.dockerfile, self.build_args, self.predefined)
         for arg in self.dockerfile.args:
-            self.take(traps.platform_defaults((arg,)), arg.comments)
+            self.take(traps.platform_defaults(arg, traps.PLATFORM_ARGS), arg.comments)
         declared = {name for arg in self.dockerfile.args for name, _ in arg.assignments} | self.scope.keys()
         for stage in self.dockerfile.stages:
             self.base(stage, sorted(declared))
@@ -316,7 +316,7 @@ class _Walk:
         elif not scene.fixed:
             yield from traps.single_platform_urls(instruction, stage.name, self.targets)
         if isinstance(instruction, kinds.Arg):
-            yield from traps.platform_defaults((instruction,))
+            yield from traps.platform_defaults(instruction, scene.declared)
 
     def undefined(self, scene: _Scene, instruction: kinds.Instruction, env: Watched) -> None:
         if not scene.env_known or isinstance(instruction, kinds.Expose):  # BuildKit does not look at EXPOSE

@@ -7,7 +7,7 @@ a platform ARG or asks the machine before it chooses a URL is believed to know w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,8 +24,10 @@ from platforms import platform as names
 from platforms.errors import UsageError
 
 _ASKS_MACHINE: Final = re.compile(
-    r"uname[ \t]+-[a-z]*[mpia][a-z]*\b|dpkg[ \t]+--print-architecture|apk[ \t]+--print-arch"
-    r"|rpm[ \t]+(?:-E|--eval)[ \t=]*\S*_arch\S*|go[ \t]+env[ \t]+GOARCH|(?:\$\(|`)[ \t]*(arch)[ \t]*(?:\)|`)"
+    r"uname\s+-[snrvo]*[mpia][asnrvmpio]*\b|uname\s+--(?:machine|processor|hardware-platform|all)\b"
+    r"|dpkg\s+--print-architecture|apk\s+--print-arch|rpm\s+(?:-E|--eval)[\s=]*\S*_arch\S*|go\s+env\s+GOARCH"
+    r"|(?:\$\(|`|[;&|]|^)[ \t]*(arch)[ \t]*(?:\)|`|[;&|>]|$)",
+    re.MULTILINE,
 )
 _KNOWS_TARGET: Final = re.compile(r"TARGET(?:ARCH|PLATFORM|VARIANT|OS)\b")
 _URL: Final = re.compile(r"(?:https?|ftp)://[^\s\"'`<>|;()]+")
@@ -72,11 +74,12 @@ class Base:
     """The one platform that its reference can give, when it names a manifest rather than an index."""
 
 
-def platform_defaults(args: Iterable[Arg]) -> Iterator[Violation]:
-    """ARGs that give a platform ARG a default of their own."""
-    for arg in args:
-        for name, default in arg.assignments:
-            if name in PLATFORM_ARGS and default:
+def platform_defaults(arg: Arg, seen: Container[str]) -> Iterator[Violation]:
+    """A platform ARG that is given a default of its own, and not one made of itself when it is ``seen`` already."""
+    for name, default in arg.assignments:
+        if name in PLATFORM_ARGS and default:
+            itself = re.search(rf"\$\{{?{name}\b", default)
+            if itself is None or name not in seen:
                 yield PLATFORM_ARG_DEFAULT.at(arg.location, name, default, name)
 
 
@@ -92,7 +95,7 @@ def build_machine(instruction: Instruction) -> Iterator[Violation]:
 def single_platform_urls(instruction: Instruction, stage: str, targets: Iterable[str]) -> Iterator[Violation]:
     """In a stage that is built for every target: URLs that name an architecture which is not every target's.
 
-    Unless the stage's name says so too: ``FROM tool-$TARGETARCH`` chooses among such stages.
+    Unless the stage's name says so too (``FROM tool-$TARGETARCH`` chooses among such stages), or there is one for each.
     """
     if isinstance(instruction, Add):
         texts: tuple[str, ...] = instruction.sources
@@ -103,13 +106,15 @@ def single_platform_urls(instruction: Instruction, stage: str, targets: Iterable
         return
     wanted = {_architecture(target): target for target in targets}
     meant = _architectures(stage)
-    for text in texts:
-        for url in _URL.finditer(text):
-            named = _architectures(url.group()) - meant
-            others = [target for architecture, target in wanted.items() if architecture not in named]
-            if len(named) == 1 and others:
-                shown = url.group() if len(url.group()) <= _SHOWN else url.group()[:_SHOWN] + "…"
-                yield SINGLE_PLATFORM_URL.at(instruction.location, shown, *named, ", ".join(others))
+    urls = [url for text in texts for url in _URL.findall(text)]
+    if wanted.keys() <= _architectures(" ".join(urls)):
+        return
+    for url in urls:
+        named = _architectures(url) - meant
+        others = [target for architecture, target in wanted.items() if architecture not in named]
+        if len(named) == 1 and others:
+            shown = url if len(url) <= _SHOWN else url[:_SHOWN] + "…"
+            yield SINGLE_PLATFORM_URL.at(instruction.location, shown, *named, ", ".join(others))
 
 
 def single_platform_digest(stage: Stage, image: str, base: Base, targets: Iterable[str]) -> Iterator[Violation]:
