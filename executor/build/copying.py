@@ -14,8 +14,8 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from executor.build.modes import Change
 from executor.dockerfile import ignore
+from executor.dockerfile.modes import Change
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
 from platforms.errors import BuildError, ContextError

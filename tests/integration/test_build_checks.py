@@ -70,6 +70,17 @@ def test_a_build_warns_of_it_too(kanifold: Kanifold, busybox: Base, tmp_path: Pa
             assert rule in done.said
 
 
+def test_findings_that_fail_a_build_do_so_before_anything_runs(kanifold: Kanifold, busybox: Base) -> None:
+    context = kanifold.folder("context")
+    (context / "Dockerfile").write_text(
+        f"# check=error=true\nFROM {busybox.ref} as a\nRUN echo $((40 + 2)) ran; false\n"
+    )
+    done = kanifold.run("build", context, "-o", "type=oci,dest=out", "--progress", "plain")
+    assert done.code == 1
+    assert "lint violation found for rules: FromAsCasing" in done.said
+    assert "42 ran" not in done.said
+
+
 def test_all_stages_are_checked_unless_one_is_the_target(kanifold: Kanifold) -> None:
     source = "FROM scratch AS one\nCOPY $A /x\nFROM scratch AS two\nCOPY $B /x\n"
     assert check(kanifold, source)[1] == [(2, "UndefinedVar"), (4, "UndefinedVar")]
@@ -82,6 +93,10 @@ def test_all_stages_are_checked_unless_one_is_the_target(kanifold: Kanifold) -> 
         ("FROM scratch as a\nRUNN x\n", [], "unknown instruction: RUNN (did you mean RUN?)", 2),
         ("FROM scratch as a\nCOPY --from=7 / /\n", [(1, "FromAsCasing")], "invalid stage index 7", 2),
         ("FROM scratch as a\nEXPOSE x\n", [(1, "FromAsCasing")], "invalid containerPort: x", 2),
+        ("FROM scratch\nCOPY --chmod=999 a /\n", [], "invalid chmod parameter: '999'", 2),
+        ("FROM scratch\nCOPY --link --chown=a a /\n", [], "names can't be resolved", 2),
+        ("FROM scratch\nCOPY https://x/y /\n", [], "source can't be a URL for COPY", 2),
+        ("FROM scratch\nADD --checksum=sha256:00 a /\n", [], "checksum requires HTTP(S) or Git sources", 2),
         ("# check=error=true\nFROM scratch as a\n", [(2, "FromAsCasing")], "lint violation found for rules", 0),
         ("# check=nothing\nFROM scratch\n", [], 'invalid check option "nothing"', 0),
     ],
