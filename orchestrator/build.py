@@ -104,8 +104,10 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
     client = Client(request.registries, keychain)
     store = open_store(request.root or None)
     try:
-        checked = asyncio.create_task(asyncio.to_thread(checking.cautions, request, plan, store))
         pins = await _pin(request, plan, client, store, emit)
+        checked = asyncio.create_task(asyncio.to_thread(checking.cautions, request, plan, pins, client, store))
+        if plan.dockerfile.check:  # findings may fail the build: before anything runs
+            await checked
         orders = [(each, _order(request, plan, pins, each)) for each in placements]
         built, lost = await build_all(orders, request, keychain, emit)  # (3)
         try:

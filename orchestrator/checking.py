@@ -5,47 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
+from executor import job
 from executor.build import graph, scope
-from executor.dockerfile import checks, documents, global_scope, ignore, outline
-from executor.dockerfile.checks import Report
+from executor.dockerfile import checks, documents, global_scope, ignore, outline, rules
+from executor.dockerfile.checks import Base, Report
+from executor.registry import auth
+from executor.registry.client import Client
 from executor.store import facts
 from executor.store.store import Store
+from orchestrator import bases
 from orchestrator import plan as planning
 from orchestrator.plan import Plan
 from orchestrator.request import Request
 from orchestrator.view import events, render_problem, render_warning
 from platforms import host
-from platforms.errors import BuildError, Problem
+from platforms.errors import BuildError, DockerfileError, Problem
 
 Cautions = tuple[tuple[str, Problem], ...]
-_NOTED: Final[msgspec.json.Decoder[tuple[Cautions, bool]]] = msgspec.json.Decoder(tuple[Cautions, bool])
+_Noted = tuple[Cautions, Problem | None]
+_NOTED: Final[msgspec.json.Decoder[_Noted]] = msgspec.json.Decoder(_Noted)
 
 
-def report(request: Request, plan: Plan) -> Report:
-    """What the build checks find in what ``request`` builds."""
-    dockerfile = plan.dockerfile
-    given = dict(request.build_args)
-    predefined = scope.platform_arguments(
-        host.default_platform(), request.platforms[0], request.target or dockerfile.stages[-1].name
-    )
-    named = [each.name for each in plan.contexts if each.name]
-    needed = graph.plan(dockerfile, request.target, global_scope(dockerfile, given, predefined), named).stages
-    hidden = next((each.ignore for each in plan.contexts if not each.name), "")
-    return checks.check(
-        dockerfile,
-        build_args=given,
-        predefined=predefined,
-        targets=[str(each) for each in request.platforms],
-        stages=needed,
-        ignore=ignore.parse(hidden) if hidden else ignore.NOTHING,
-    )
-
-
-def cautions(request: Request, plan: Plan, store: Store) -> tuple[events.Cautioned, ...]:
+def cautions(
+    request: Request, plan: Plan, pins: tuple[job.Pin, ...], client: Client, store: Store
+) -> tuple[events.Cautioned, ...]:
     """The findings as warnings of a build, remembered for as long as nothing that they depend on changes.
 
     Raises ``BuildError`` when the Dockerfile wants findings to fail the build (``# check=error=true``).
@@ -57,45 +46,105 @@ def cautions(request: Request, plan: Plan, store: Store) -> tuple[events.Caution
             request.build_args,
             [str(each) for each in request.platforms],
             [[each.name, each.ignore] for each in plan.contexts],
+            [[pin.name, pin.digest] for pin in pins],
         ]
     )
     key = hashlib.sha256(asked.encode()).hexdigest()
     known = facts.get(store, "checks", key)
     if known is not None:
-        found, fails = _NOTED.decode(known)
+        found, refusal = _NOTED.decode(known)
     else:
-        made = report(request, plan)
-        found = tuple((each.rule.name, each.problem) for each in made.violations)
-        fails = made.error and bool(found)
-        facts.put(store, "checks", key, msgspec.json.encode((found, fails)))
-    if fails:
-        raise BuildError(
-            "lint violation found for rules: " + ", ".join(dict.fromkeys(name for name, _ in found)),
-            why="; ".join(problem.what for _, problem in found),
-            remedy="mend them, or skip rules: # check=skip=RULE",
-            where=found[0][1].where,
+        stages = _needed(request, plan)
+        made = _check(request, plan, stages, _bases(request, plan, stages, pins, client, store))
+        found = tuple(
+            (each.rule.name, each.problem)
+            for each in made.violations
+            if each.rule is not rules.INVALID_BASE_IMAGE_PLATFORM  # whoever builds on it says so
         )
+        refusal = made.refusal
+        facts.put(store, "checks", key, msgspec.json.encode((found, refusal)))
+    if refusal is not None:
+        raise BuildError.of(refusal)
     return tuple(events.Cautioned(problem=problem, rule=name) for name, problem in found)
 
 
+def _predefined(request: Request, plan: Plan) -> dict[str, str]:
+    target = request.target or plan.dockerfile.stages[-1].name
+    return scope.platform_arguments(host.default_platform(), request.platforms[0], target)
+
+
+def _needed(request: Request, plan: Plan) -> tuple[int, ...]:
+    """The stages that the target needs. Raises ``DockerfileError`` for what no context can make buildable."""
+    seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
+    needed = graph.plan(plan.dockerfile, request.target, seen, _names(plan)).stages
+    for index in needed:
+        graph.platform_of(plan.dockerfile, plan.dockerfile.stages[index], seen, request.platforms[0])
+    return needed
+
+
+def _names(plan: Plan) -> list[str]:
+    return [each.name for each in plan.contexts if each.name]
+
+
+def _bases(
+    request: Request,
+    plan: Plan,
+    stages: Iterable[int],
+    pins: tuple[job.Pin, ...],
+    client: Client,
+    store: Store | None,
+) -> dict[int, Base]:
+    seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
+    wanted = [plan.dockerfile.stages[index] for index in stages]
+    return bases.read(plan.dockerfile, wanted, seen, request.platforms[0], _names(plan), pins, client, store)
+
+
+def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[int, Base]) -> Report:
+    hidden = next((each.ignore for each in plan.contexts if not each.name), "")
+    return checks.check(
+        plan.dockerfile,
+        build_args=dict(request.build_args),
+        predefined=_predefined(request, plan),
+        targets=[str(each) for each in request.platforms],
+        stages=stages,
+        bases=known,
+        ignore=ignore.parse(hidden) if hidden else ignore.NOTHING,
+    )
+
+
+def _check_all(request: Request, plan: Plan) -> Report:
+    """The findings in all stages, or in those that ``--target`` needs, and why a build of them would fail."""
+    labels = [request.target] if request.target else [str(stage.index) for stage in plan.dockerfile.stages]
+    try:
+        stages = {index for label in labels for index in _needed(replace(request, target=label), plan)}
+    except DockerfileError as error:
+        found = _check(request, plan, (), {})
+        return replace(found, failure=found.failure or error.problem)
+    with Client(request.registries, auth.docker_keychain()) as client:
+        return _check(request, plan, stages, _bases(request, plan, stages, (), client, None))
+
+
 def call(request: Request, method: str) -> int:
-    """Answer ``--call method[,format=json]``; the exit status is 1 when checks fail."""
+    """Answer ``--call method[,format=json]``; the exit status is 1 when checks find anything."""
     name, _, options = method.partition(",")
     as_json = options == "format=json"
-    plan = planning.read(request, request.platforms)
+    data, path = planning.source(request)
     match name:
         case "targets":
-            return _print_targets(plan, as_json)
+            return _print_targets(planning.plan(request, (), data, path), as_json)
         case "outline":
-            return _print_outline(request, plan, as_json)
+            return _print_outline(request, planning.plan(request, (), data, path), as_json)
         case _:
-            return _print_checks(request, plan, as_json)
+            return _print_checks(request, data, path, as_json)
 
 
-def _print_checks(request: Request, plan: Plan, as_json: bool) -> int:
-    found = report(request, plan)
+def _print_checks(request: Request, data: bytes, path: str, as_json: bool) -> int:
+    try:
+        found = _check_all(request, planning.plan(request, (), data, path))
+    except DockerfileError as error:  # no Dockerfile at all
+        found = Report((), error.problem)
     if as_json:
-        print(json.dumps(documents.lint_document(found, plan.name, plan.data), indent=2))
+        print(json.dumps(documents.lint_document(found, path, data), indent=2))
     else:
         for each in found.violations:
             render_warning(each.problem, sys.stdout, rule=each.rule.name)
@@ -105,7 +154,7 @@ def _print_checks(request: Request, plan: Plan, as_json: bool) -> int:
             print("Check complete, no warnings found.")
         elif found.violations:
             print(f"Check complete, {len(found.violations)} warning(s) found.")
-    return 1 if found.fails or found.violations else 0
+    return 1 if found.failure is not None or found.violations else 0
 
 
 def _print_targets(plan: Plan, as_json: bool) -> int:

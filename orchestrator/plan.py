@@ -41,7 +41,11 @@ class Plan(msgspec.Struct, frozen=True):
 
 def read(request: Request, platforms: Iterable[Platform]) -> Plan:
     """Read what the build is made of. Raises ``DockerfileError``, ``ContextError`` or ``UsageError``."""
-    data, name = _dockerfile(request)
+    return plan(request, platforms, *source(request))
+
+
+def plan(request: Request, platforms: Iterable[Platform], data: bytes, name: str) -> Plan:
+    """The plan of a Dockerfile that has been read; without ``platforms``, no image is looked for."""
     dockerfile = parse(data, name)
     contexts = [_main_context(request, name)] if request.context != "-" else []
     contexts += [named_context(key, value) for key, value in request.build_contexts]
@@ -71,8 +75,9 @@ def named_context(name: str, value: str) -> job.Context:
     if value.startswith("oci-layout://"):
         return job.Context(name, "layout", os.path.abspath(value.removeprefix("oci-layout://")))
     if value.startswith(("https://", "http://", "git://", "git@", "ssh://")):
-        is_git = value.partition("#")[0].endswith(".git") or value.startswith(("git://", "git@", "ssh://"))
-        return job.Context(name, "git" if is_git else "archive", value)
+        from executor.context import gitreference
+
+        return job.Context(name, "archive" if gitreference.parse(value) is None else "git", value)
     path = os.path.abspath(value)
     if not os.path.isdir(path):
         raise ContextError(
@@ -82,7 +87,8 @@ def named_context(name: str, value: str) -> job.Context:
     return job.Context(name, "directory", path, _ignore_text(path, ""))
 
 
-def _dockerfile(request: Request) -> tuple[bytes, str]:
+def source(request: Request) -> tuple[bytes, str]:
+    """The Dockerfile's bytes, and its path as it is shown in errors. Raises ``DockerfileError``."""
     if request.dockerfile == "-" or (request.context == "-" and not request.dockerfile):
         return _bounded(sys.stdin.buffer.read(_TEXT_LIMIT + 1), "stdin"), "Dockerfile"
     path = request.dockerfile or os.path.join(request.context, "Dockerfile")

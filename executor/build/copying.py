@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 import msgspec
 from msgspec.structs import replace
 
-from executor.build.modes import Change
 from executor.dockerfile import ignore
+from executor.dockerfile.modes import Change
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
 from platforms.errors import BuildError, ContextError

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.build import content, copying, graph, keys
+from executor.build import content, copying, graph, keys, scope
 from executor.build.agent import forwarded
 from executor.build.graph import Origin
 from executor.build.once import Once
@@ -211,7 +211,7 @@ def _overlay(workshop: Workshop, stack: ExitStack, layers: tuple[str, ...], insi
 def _cache(
     solver: Solver, workshop: Workshop, stage: Stage, instruction: Run, wanted: Wanted, target: str
 ) -> tuple[keys.Part, Maker]:
-    name = wanted.id or target
+    name = scope.cache_name(workshop.order.build_args, wanted.id or target)
     source = None
     if wanted.from_:
         origin = graph.named_origin(

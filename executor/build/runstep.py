@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from executor.build import keys, users
+from executor.build import keys, scope, users
 from executor.build.state import State
 from executor.build.workshop import Workshop
 from executor.dockerfile.instructions import Run
@@ -82,6 +82,7 @@ def execute(
         mounts=mounts,
         network="none" if network == "none" else "host",
         insecure=instruction.security == "insecure",
+        hostname=scope.host_name(order.build_args),
         hosts=order.hosts,
         shm_size=order.shm_size or 64 << 20,
     )

@@ -1,10 +1,12 @@
-"""The arguments that every build has without being told.
+"""The arguments that every build has without being told, and those that tell the builder something.
 
-Source: Dockerfile reference, "Automatic platform ARGs in the global scope"; BuildKit's dockerfile2llb/platform.go.
+Source: Dockerfile reference, "Automatic platform ARGs in the global scope" and "BuildKit built-in build args";
+BuildKit's dockerfile2llb/platform.go.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from platforms.platform import Platform
@@ -28,3 +30,14 @@ def platform_arguments(build: Platform, target: Platform, stage: str) -> dict[st
         "TARGETVARIANT": target.variant,
         "TARGETSTAGE": stage or "default",
     }
+
+
+def host_name(build_args: Iterable[tuple[str, str]]) -> str:
+    """What steps hear when they ask for this machine's name."""
+    return dict(build_args).get("BUILDKIT_SANDBOX_HOSTNAME") or "buildkitsandbox"
+
+
+def cache_name(build_args: Iterable[tuple[str, str]], name: str) -> str:
+    """The name of a cache mount within the namespace that the build asks for, if it does."""
+    namespace = dict(build_args).get("BUILDKIT_CACHE_MOUNT_NS", "")
+    return f"{namespace}/{name}" if namespace else name

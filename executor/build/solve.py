@@ -260,6 +260,7 @@ class Solver:
                 instruction.network,
                 workshop.order.network,
                 instruction.security,
+                scope.host_name(workshop.order.build_args),
                 workshop.order.hosts,
                 workshop.order.shm_size,
                 mounts.key,

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
-from msgspec.structs import replace
 
-from executor.build import copying, keys, modes, users
+from executor.build import copying, keys, users
 from executor.build.content import content_key, selected
 from executor.build.copying import Plan, Source, Treatment
 from executor.build.once import Once
@@ -21,10 +20,10 @@ from executor.build.state import normal_path
 from executor.build.workshop import Workshop
 from executor.context import archive, gitreference, http
 from executor.context.gitreference import GitReference
+from executor.dockerfile import copies, modes
 from executor.dockerfile.instructions import Add, Copy
 from executor.rootfs.tree import Tree, open_directory
 from executor.store import facts
-from platforms.errors import DockerfileError
 
 if TYPE_CHECKING:
     from executor.context.git import Resolved
@@ -234,44 +233,21 @@ class Inline(msgspec.Struct, frozen=True):
 
 def inputs(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Input]) -> Inputs:
     """The sources of ``instruction``, whose paths are looked up in what ``found`` gives."""
-    if instruction.link and not numeric(instruction.chown):
-        raise DockerfileError(
-            f"--chown={instruction.chown}: user and group names can't be resolved when used with --link",
-            remedy="use numeric uid[:gid] instead",
-            where=instruction.location,
-        )
     parts: list[Part] = [_part(instruction, text, found) for text in instruction.sources]
     parts += [Inline(each.name, each.content.encode("utf-8", "surrogateescape")) for each in instruction.heredocs]
     return Inputs(workshop, tuple(parts))
 
 
 def _part(instruction: Copy | Add, text: str, found: Callable[[], Input]) -> Part:
-    adds = instruction if isinstance(instruction, Add) else None
-    repository = gitreference.parse(text)
-    if repository is not None and not repository.indistinguishable_from_local:
-        if adds is None:
-            raise DockerfileError("source can't be a git ref for COPY", where=instruction.location)
-        if None not in (adds.keep_git_dir, repository.keep_git_dir) and adds.keep_git_dir != repository.keep_git_dir:
-            raise DockerfileError("inconsistent keep-git-dir configuration", where=instruction.location)
-        if adds.checksum and repository.checksum and adds.checksum != repository.checksum:
-            raise DockerfileError(
-                f'checksum mismatch "{adds.checksum}" != "{repository.checksum}"', where=instruction.location
-            )
-        return FromGit(
-            replace(
-                repository,
-                keep_git_dir=adds.keep_git_dir if repository.keep_git_dir is None else repository.keep_git_dir,
-                checksum=repository.checksum or adds.checksum,
-            )
-        )
-    if text.startswith(("http://", "https://")):
-        if adds is None:
-            raise DockerfileError("source can't be a URL for COPY", where=instruction.location)
-        return FromUrl(text, adds.checksum, bool(adds.unpack))
-    if adds is not None and adds.checksum:
-        raise DockerfileError("checksum requires HTTP(S) or Git sources", where=instruction.location)
+    if isinstance(instruction, Add):
+        repository = gitreference.parse(text)
+        if repository is not None and not repository.indistinguishable_from_local:
+            checksum, keep = instruction.checksum, instruction.keep_git_dir
+            return FromGit(gitreference.settled(repository, keep_git_dir=keep, checksum=checksum))
+        if text.startswith(("http://", "https://")):
+            return FromUrl(text, instruction.checksum, bool(instruction.unpack))
     parents = isinstance(instruction, Copy) and instruction.parents
-    unpack = adds is not None and adds.unpack is not False
+    unpack = isinstance(instruction, Add) and instruction.unpack is not False
     place = found()
     return FromTree(_source(place, text, parents), place.identity, text, parents, unpack)
 
@@ -302,7 +278,7 @@ def treatment(
     """What ``--chown``, ``--chmod`` and ``--exclude`` do; names of users are looked up in ``stage``."""
     owner = None
     if chown:
-        owner = users.owner(stage() if stage is not None and not numeric(chown) else None, chown)
+        owner = users.owner(stage() if stage is not None and not copies.numeric(chown) else None, chown)
     number = modes.octal(chmod) if chmod else None
     return Treatment(
         owner=owner,
@@ -311,8 +287,3 @@ def treatment(
         exclude=exclude,
         replace_existing=replace_existing,
     )
-
-
-def numeric(chown: str) -> bool:
-    """Whether ``--chown=chown`` needs nobody's passwd."""
-    return all(part.isdigit() for part in chown.split(":") if part)

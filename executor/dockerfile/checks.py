@@ -23,6 +23,7 @@ from executor.dockerfile.expansion import expand
 from executor.dockerfile.ignore import NOTHING, Patterns
 from executor.dockerfile.rules import Options, Rule, Violation
 from executor.dockerfile.scope import global_scope
+from executor.dockerfile.split import quoted
 from executor.dockerfile.stages import Dockerfile, Stage, find_base
 from executor.dockerfile.suggest import hint
 from executor.dockerfile.traps import Base
@@ -55,7 +56,21 @@ class Report(msgspec.Struct, frozen=True):
     @property
     def fails(self) -> bool:
         """Whether a build must end here."""
-        return self.failure is not None or (self.error and bool(self.violations))
+        return self.failure is not None or self.refusal is not None
+
+    @property
+    def refusal(self) -> Problem | None:
+        """What ``error=true`` makes of the findings."""
+        if not self.error or not self.violations:
+            return None
+        broken = dict.fromkeys(violation.rule.name for violation in self.violations)
+        return Problem(
+            "BuildError",
+            f"lint violation found for rules: {', '.join(broken)}",
+            "; ".join(violation.message for violation in self.violations),
+            "mend them, or skip rules: # check=skip=RULE",
+            self.violations[0].location,
+        )
 
 
 def check(
@@ -174,7 +189,7 @@ class _Walk(msgspec.Struct):
     def description(self, instruction: kinds.Instruction, keyword: str, names_: tuple[str, ...]) -> None:
         comments = instruction.comments
         if comments and comments[-1].split(" ")[0] not in names_:
-            example = names_[0] if len(names_) == 1 else "<name>"
+            example = names_[0] if len(names_) == 1 else f"<{keyword.lower()}_key>"
             self.note(rules.INVALID_DEFINITION_DESCRIPTION, instruction.location, keyword, example, comments=comments)
 
     def stage_names(self) -> None:
@@ -206,7 +221,7 @@ class _Walk(msgspec.Struct):
         self.default_images()
         self.scope = global_scope(self.dockerfile, self.build_args, self.predefined)
         for arg in self.dockerfile.args:
-            self.take(traps.platform_defaults((arg,)), arg.comments)
+            self.take(traps.platform_defaults(arg, traps.PLATFORM_ARGS), arg.comments)
         declared = {name for arg in self.dockerfile.args for name, _ in arg.assignments} | self.scope.keys()
         for stage in self.dockerfile.stages:
             self.base(stage, sorted(declared))
@@ -227,14 +242,16 @@ class _Walk(msgspec.Struct):
     def base(self, stage: Stage, declared: list[str]) -> None:
         base = stage.base
         image, platform = Watched(self.scope), Watched(self.scope)
+        try:
+            expand_text(base.image, image, escape=self.dockerfile.escape)
+            value = expand_text(base.platform, platform, escape=self.dockerfile.escape)
+        finally:
+            for name in (*image.missing, *platform.missing):
+                if name not in declared:
+                    self.note(
+                        rules.UNDEFINED_ARG_IN_FROM, base.location, name, hint(name, declared), comments=base.comments
+                    )
         self.expanded[stage.index] = expand(base, self.scope, self.dockerfile.escape)
-        expand_text(base.image, image, escape=self.dockerfile.escape)
-        value = expand_text(base.platform, platform, escape=self.dockerfile.escape)
-        for name in (*image.missing, *platform.missing):
-            if name not in declared:
-                self.note(
-                    rules.UNDEFINED_ARG_IN_FROM, base.location, name, hint(name, declared), comments=base.comments
-                )
         if not value or platform.missing:
             return
         if [*platform.used] == ["TARGETPLATFORM"] and value == self.scope["TARGETPLATFORM"]:
@@ -249,13 +266,15 @@ class _Walk(msgspec.Struct):
         scene = self.enter(stage)
         self.scenes[stage.index] = scene
         for instruction in stage.instructions:
-            self.take(self.traps(scene, instruction), instruction.comments)
+            self.take(self.traps(scene, stage, instruction), instruction.comments)
             if isinstance(instruction, kinds.Arg):
                 self.arg(scene, instruction)
                 continue
             env = Watched(scene.env)
-            done = expand(instruction, env, self.dockerfile.escape)
-            self.undefined(scene, instruction, env)
+            try:
+                done = expand(instruction, env, self.dockerfile.escape)
+            finally:
+                self.undefined(scene, instruction, env)
             self.instruction(scene, instruction, done)
 
     def enter(self, stage: Stage) -> _Scene:
@@ -287,14 +306,14 @@ class _Walk(msgspec.Struct):
         if not fixed:
             self.take(traps.single_platform_digest(stage, base.image, known, self.targets), stage.base.comments)
 
-    def traps(self, scene: _Scene, instruction: kinds.Instruction) -> Iterator[Violation]:
+    def traps(self, scene: _Scene, stage: Stage, instruction: kinds.Instruction) -> Iterator[Violation]:
         if scene.fixed == "build":
             if any(not traps.alike(target, self.predefined.get("BUILDPLATFORM", "")) for target in self.targets):
                 yield from traps.build_machine(instruction)
         elif not scene.fixed:
-            yield from traps.single_platform_urls(instruction, self.targets)
+            yield from traps.single_platform_urls(instruction, stage.name, self.targets)
         if isinstance(instruction, kinds.Arg):
-            yield from traps.platform_defaults((instruction,))
+            yield from traps.platform_defaults(instruction, scene.declared)
 
     def undefined(self, scene: _Scene, instruction: kinds.Instruction, env: Watched) -> None:
         if not scene.env_known or isinstance(instruction, kinds.Expose):  # BuildKit does not look at EXPOSE
@@ -326,14 +345,14 @@ class _Walk(msgspec.Struct):
         place, comments = written.location, written.comments
         match done:
             case kinds.Env() | kinds.Label() if done.legacy:
-                self.note(rules.LEGACY_KEY_VALUE_FORMAT, place, done.keyword, done.keyword, comments=comments)
+                self.note(rules.LEGACY_KEY_VALUE_FORMAT, place, done.keyword, comments=comments)
             case kinds.Cmd() | kinds.Entrypoint() | kinds.Healthcheck():
                 self.only_once(scene, done)
                 if not isinstance(done, kinds.Healthcheck) and done.shell and not scene.has_shell:
                     self.note(rules.JSON_ARGS_RECOMMENDED, place, done.keyword, comments=comments)
             case kinds.Workdir():
                 if not scene.workdir_set and not done.path.startswith("/"):
-                    self.note(rules.WORKDIR_RELATIVE_PATH, place, done.path, comments=comments)
+                    self.note(rules.WORKDIR_RELATIVE_PATH, place, quoted(done.path), comments=comments)
                 scene.workdir_set = True
             case kinds.Shell():
                 scene.has_shell = True
@@ -378,7 +397,7 @@ class _Walk(msgspec.Struct):
             self.note(
                 rules.COPY_IGNORED_FILE,
                 instruction.location,
-                instruction.keyword,
+                type(instruction).__name__,
                 path,
                 comments=instruction.comments,
             )

@@ -21,6 +21,7 @@ def lint_document(report: Report, name: str, data: bytes) -> dict[str, Any]:
             {
                 "ruleName": found.rule.name,
                 "description": found.rule.description,
+                **_without_empty(url=found.rule.url),
                 "detail": found.message,
                 "location": _location(found.location),
             }
@@ -28,10 +29,11 @@ def lint_document(report: Report, name: str, data: bytes) -> dict[str, Any]:
         ],
         "sources": [{"filename": name, "language": "Dockerfile", "data": _source(data)}],
     }
-    if report.failure is not None:
-        where = report.failure.where
+    wrong = report.failure or report.refusal
+    if wrong is not None:
+        where = wrong.where if report.failure is not None else None
         document["buildError"] = {
-            "message": report.failure.what,
+            "message": wrong.what,
             "location": _location(where) if where is not None else {},
         }
     return document

@@ -7,7 +7,7 @@
     elsewhere   ARG: each default sees the names before it, and may be overridden (``scope``)
 
 All of an ENV line is expanded against the variables as they were before the line. What may be said only after
-expansion (mounts, ports, signals, patterns) is checked here.
+expansion (mounts, ports, signals, patterns, modes) is checked here.
 
 Source: Dockerfile reference, "Environment replacement".
 """
@@ -20,7 +20,7 @@ from typing import Final, TypeVar, cast
 
 from msgspec.structs import replace
 
-from executor.dockerfile import ignore, mounts, ports
+from executor.dockerfile import copies, ignore, mounts, ports
 from executor.dockerfile import instructions as kinds
 from executor.dockerfile.lines import Heredoc
 from executor.dockerfile.words import BODY, expand_words
@@ -100,9 +100,13 @@ def _expanded(
         case kinds.Env() | kinds.Label():
             return replace(instruction, pairs=tuple((word(name), word(value)) for name, value in instruction.pairs))
         case kinds.Copy():
-            return replace(instruction, **_files(instruction, word, env))
+            copy = replace(instruction, **_files(instruction, word, env))
+            copies.check(copy)
+            return copy
         case kinds.Add():
-            return replace(instruction, **_files(instruction, word, env), checksum=word(instruction.checksum))
+            add = replace(instruction, **_files(instruction, word, env), checksum=word(instruction.checksum))
+            copies.check(add)
+            return add
         case kinds.Run() if instruction.mounts:
             return replace(instruction, mounts=tuple(mounts.mount(mount.text, word) for mount in instruction.mounts))
         case kinds.Workdir():

@@ -12,9 +12,9 @@ from typing import Any, Final
 from executor.dockerfile.instructions import Device, Mount
 from executor.dockerfile.suggest import hint
 
-_TYPES: Final = ("bind", "cache", "tmpfs", "secret", "ssh")
+TYPES: Final = ("bind", "cache", "tmpfs", "secret", "ssh")
 _SHARING: Final = ("shared", "private", "locked")
-_KEYS: Final = (
+KEYS: Final = (
     "type",
     "from",
     "source",
@@ -88,7 +88,7 @@ def _switch(found: dict[str, Any], key: str, field: str) -> None:
 def _set(found: dict[str, Any], key: str, value: str, field: str) -> None:
     match key:
         case "type":
-            found["type"] = _one_of(value, _TYPES, "mount type")
+            found["type"] = _one_of(value, TYPES, "mount type")
         case "from":
             found["from_"] = value
         case "source" | "src":
@@ -114,7 +114,7 @@ def _set(found: dict[str, Any], key: str, value: str, field: str) -> None:
         case "id" | "env":
             found[key] = value
         case _:
-            raise ValueError(f"unexpected key '{key}' in '{field}'{hint(key, _KEYS)}")
+            raise ValueError(f"unexpected key '{key}' in '{field}'{hint(key, KEYS)}")
 
 
 def _check(made: Mount) -> None:

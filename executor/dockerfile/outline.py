@@ -6,7 +6,9 @@ Source: buildx's ``--call targets`` and ``--call outline``; what counts as used 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import msgspec
 
@@ -48,6 +50,9 @@ class Wanted(msgspec.Struct, frozen=True):
     location: Location
 
 
+T = TypeVar("T", Argument, Wanted)
+
+
 class Outline(msgspec.Struct, frozen=True):
     """What one target takes."""
 
@@ -79,15 +84,20 @@ def outline(
 ) -> Outline:
     """What ``target`` and the stages it needs take, in the order of the file. Raises DockerfileError."""
     stage = find_stage(dockerfile, target)
-    found = _Findings(dockerfile, build_args, predefined)
-    found.visit(stage)
+    reading = _Reading(dockerfile, build_args, predefined)
+    taken = reading.nearest_first(stage)
     return Outline(
         stage.name,
         _description(stage.base.comments, stage.name),
-        tuple(sorted(found.arguments.values(), key=lambda each: each.location.line)),
-        tuple(sorted(found.secrets.values(), key=lambda each: each.location.line)),
-        tuple(sorted(found.ssh.values(), key=lambda each: each.location.line)),
+        _in_order(each.arguments_used() for each in taken),
+        _in_order(each.secrets for each in taken),
+        _in_order(each.ssh for each in taken),
     )
+
+
+def _in_order(found: Iterable[Mapping[str, T]]) -> tuple[T, ...]:
+    """What is found by name, in the order of the file; of several under one name, the first."""
+    return tuple(sorted(dict(ChainMap(*map(dict, found))).values(), key=lambda each: each.location.line))
 
 
 def _description(comments: tuple[str, ...], name: str) -> str:
@@ -96,81 +106,124 @@ def _description(comments: tuple[str, ...], name: str) -> str:
     return next(lines, "")
 
 
-class _Findings:
-    """The stages visited so far, and what they take."""
+class _Taken(msgspec.Struct):
+    """What one stage takes."""
+
+    known: dict[str, Argument]
+    """ARGs by name: the global ones, until the stage has its own."""
+    made_of: Mapping[str, tuple[str, ...]]
+    """Which others a global ARG's default uses."""
+    froms: Mapping[str, None]
+    """The variables that FROM uses, here and in the stages below."""
+    used: dict[str, None]
+    """Those, and the ARGs of the stage."""
+    secrets: dict[str, Wanted] = msgspec.field(default_factory=dict)
+    ssh: dict[str, Wanted] = msgspec.field(default_factory=dict)
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def arguments_used(self) -> dict[str, Argument]:
+        """Those ARGs that the stage uses, be it for the default of another."""
+        names: dict[str, None] = {}
+        waiting = [*self.used]
+        while waiting:
+            name = waiting.pop()
+            if name not in names:
+                names[name] = None
+                waiting += self.made_of.get(name, ())
+        return {name: self.known[name] for name in names if name in self.known}
+
+
+class _Reading:
+    """The stages read so far, and what they take."""
 
     def __init__(self, dockerfile: Dockerfile, build_args: Mapping[str, str], predefined: Mapping[str, str]) -> None:
         self.dockerfile = dockerfile
         self.build_args = build_args
         self.scope = global_scope(dockerfile, build_args, predefined)
-        self.arguments: dict[str, Argument] = {}
-        self.secrets: dict[str, Wanted] = {}
-        self.ssh: dict[str, Wanted] = {}
-        self.envs: dict[int, dict[str, str]] = {}
+        self.known: dict[str, Argument] = {}
+        self.made_of: dict[str, tuple[str, ...]] = {}
+        self.taken: dict[int, _Taken] = {}
+        self.read_globals()
 
-    def visit(self, stage: Stage) -> dict[str, str]:
-        """Look at ``stage`` and all that it needs; its variables at its end."""
-        if stage.index in self.envs:
-            return self.envs[stage.index]
-        self.envs[stage.index] = {}  # a stage that needs itself ends here
-        used = Watched(self.scope)
-        image = expand_text(stage.base.image, used, escape=self.dockerfile.escape)
-        expand_text(stage.base.platform, used, escape=self.dockerfile.escape)
-        for name in used.used:
-            self.use_global(name)
-        parent = find_base(self.dockerfile, stage.index, image)
-        env = dict(self.visit(parent)) if parent is not None else {}
-        for instruction in stage.instructions:
-            match instruction:
-                case Arg():
-                    self.argument(instruction, env)
-                case Env():
-                    env.update(expand(instruction, env, self.dockerfile.escape).pairs)
-                case Run():
-                    self.mounts(expand(instruction, env, self.dockerfile.escape))
-            for needed in self.needs(instruction):
-                self.visit(needed)
-        self.envs[stage.index] = env
-        return env
+    def read_globals(self) -> None:
+        for arg in self.dockerfile.args:
+            for name, default in arg.assignments:
+                used = Watched(self.scope)
+                if default is not None and name not in self.build_args:
+                    expand_text(default, used, escape=self.dockerfile.escape)
+                value = self.scope.get(name, "") if default is not None or name in self.build_args else ""
+                self.made_of[name] = (*used.used, *(self.made_of.get(name, ()) if name in used.used else ()))
+                self.known[name] = Argument(name, value, _description(arg.comments, name), arg.location)
 
-    def needs(self, instruction: object) -> Iterator[Stage]:
+    def nearest_first(self, stage: Stage) -> list[_Taken]:
+        """What ``stage`` takes, then what the stages take that it is built on or copies from."""
+        found: list[_Taken] = []
+        seen: set[int] = set()
+        waiting = [stage]
+        while waiting:
+            stage = waiting.pop()
+            if stage.index not in seen:
+                seen.add(stage.index)
+                found.append(self.read(stage))
+                needed = [each for instruction in stage.instructions for each in self.needs(instruction)]
+                waiting += reversed([*self.parent(stage), *needed])
+        return found
+
+    def parent(self, stage: Stage) -> tuple[Stage, ...]:
+        image = expand_text(stage.base.image, self.scope, escape=self.dockerfile.escape)
+        found = find_base(self.dockerfile, stage.index, image)
+        return (found,) if found is not None else ()
+
+    def needs(self, instruction: object) -> list[Stage]:
         names: list[Stage | None] = []
         if isinstance(instruction, Copy) and instruction.from_:
             names.append(find_source(self.dockerfile, instruction.from_))
         elif isinstance(instruction, Run):
             names += [find_named(self.dockerfile, mount.from_) for mount in instruction.mounts if mount.from_]
-        yield from (stage for stage in names if stage is not None)
+        return [stage for stage in names if stage is not None]
 
-    def use_global(self, name: str) -> None:
-        """A global ARG, and those that its default is made of."""
-        for arg in reversed(self.dockerfile.args):
-            for other, default in reversed(arg.assignments):
-                if other == name and name not in self.arguments:
-                    self.arguments[name] = Argument(
-                        name, self.scope.get(name, ""), _description(arg.comments, name), arg.location
-                    )
-                    if default is not None and name not in self.build_args:
-                        made_of = Watched(self.scope)
-                        expand_text(default, made_of, escape=self.dockerfile.escape)
-                        for part in made_of.used:
-                            self.use_global(part)
+    def read(self, stage: Stage) -> _Taken:
+        chain = [stage]
+        while chain[-1].index not in self.taken and (below := self.parent(chain[-1])):
+            chain += below
+        for above in reversed(chain):
+            if above.index not in self.taken:
+                self.taken[above.index] = self.read_above(above)
+        return self.taken[stage.index]
 
-    def argument(self, arg: Arg, env: dict[str, str]) -> None:
+    def read_above(self, stage: Stage) -> _Taken:
+        """What ``stage`` takes, once the one below it has been read."""
+        below = next((self.taken[each.index] for each in self.parent(stage)), None)
+        used = Watched(self.scope)
+        expand_text(stage.base.image, used, escape=self.dockerfile.escape)
+        expand_text(stage.base.platform, used, escape=self.dockerfile.escape)
+        froms = {**(below.froms if below else {}), **used.used}
+        taken = _Taken(dict(self.known), self.made_of, froms, dict(froms), env=dict(below.env) if below else {})
+        for instruction in stage.instructions:
+            match instruction:
+                case Arg():
+                    self.argument(instruction, taken)
+                case Env():
+                    taken.env.update(expand(instruction, taken.env, self.dockerfile.escape).pairs)
+                case Run():
+                    self.mounts(expand(instruction, taken.env, self.dockerfile.escape), taken)
+        return taken
+
+    def argument(self, arg: Arg, taken: _Taken) -> None:
         for name, default in arg.assignments:
             one = msgspec.structs.replace(arg, assignments=((name, default),))
-            ((_, value),) = declared(one, env, self.build_args, self.scope, self.dockerfile.escape)
+            ((_, value),) = declared(one, taken.env, self.build_args, self.scope, self.dockerfile.escape)
             if value is not None:
-                env[name] = value
-            if default is None and name not in self.build_args and name in self.scope:
-                self.use_global(name)
-            elif name not in self.arguments:
-                self.arguments[name] = Argument(name, value or "", _description(arg.comments, name), arg.location)
+                taken.env[name] = value
+            if default is not None or name in self.build_args or name not in self.scope:
+                taken.known[name] = Argument(name, value or "", _description(arg.comments, name), arg.location)
+            taken.used[name] = None
 
-    def mounts(self, run: Run) -> None:
+    def mounts(self, run: Run, taken: _Taken) -> None:
         for mount in run.mounts:
             if mount.type == "secret":
                 name = mount.source or mount.id or posixpath.basename(mount.target)
-                self.secrets.setdefault(name, Wanted(name, mount.required, run.location))
+                taken.secrets.setdefault(name, Wanted(name, mount.required, run.location))
             elif mount.type == "ssh":
                 name = mount.id or "default"
-                self.ssh.setdefault(name, Wanted(name, mount.required, run.location))
+                taken.ssh.setdefault(name, Wanted(name, mount.required, run.location))

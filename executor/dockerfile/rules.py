@@ -8,6 +8,7 @@ Source: Dockerfile reference, "check" (parser directive), and Docker's list of b
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -24,6 +25,14 @@ class Rule(msgspec.Struct, frozen=True):
     """A finding's text; ``{}`` takes a fact each."""
     experimental: bool = False
     """Looked for on demand only."""
+    documented: bool = True
+    """Whether Docker's list of build checks has a page about it."""
+
+    @property
+    def url(self) -> str:
+        """That page, "" if there is none."""
+        words = re.sub("([a-z])([A-Z])|([A-Z])([A-Z][a-z])", r"\1\3-\2\4", self.name).lower()
+        return f"https://docs.docker.com/go/dockerfile/rule/{words}/" if self.documented else ""
 
     def at(self, location: Location, *facts: str) -> Violation:
         """The finding at ``location``."""
@@ -46,140 +55,146 @@ class Violation(msgspec.Struct, frozen=True):
 STAGE_NAME_CASING: Final = Rule(
     "StageNameCasing",
     "Stage names are case-insensitive: write them in lower case.",
-    "Stage name '{}' should be in lower case",
+    "Stage name '{}' should be lowercase",
 )
 FROM_AS_CASING: Final = Rule(
     "FromAsCasing",
     "FROM and AS belong together: write both in upper or both in lower case.",
-    "'{}' and '{}' differ in case",
+    "'{1}' and '{0}' keywords' casing do not match",
 )
 NO_EMPTY_CONTINUATION: Final = Rule(
     "NoEmptyContinuation",
     "Empty lines inside of a continued instruction are deprecated: remove them, or make them comments.",
-    "A continued instruction has an empty line in it",
+    "Empty continuation line",
 )
 CONSISTENT_INSTRUCTION_CASING: Final = Rule(
     "ConsistentInstructionCasing",
     "All instructions of a Dockerfile should be in upper or all in lower case.",
-    "Instruction '{}' should be in {} case like most others of this file",
+    "Command '{}' should match the case of the command majority ({}case)",
 )
 DUPLICATE_STAGE_NAME: Final = Rule(
     "DuplicateStageName",
     "Of several stages with one name only the last can be reached from below.",
-    'Stage name "{}" is used more than once',
+    'Duplicate stage name "{}", stage names should be unique',
 )
 RESERVED_STAGE_NAME: Final = Rule(
     "ReservedStageName",
     "scratch and context mean something of their own and should not name a stage.",
-    'Stage name "{}" is reserved',
+    'Stage name should not use the same name as reserved stage "{}"',
 )
 JSON_ARGS_RECOMMENDED: Final = Rule(
     "JSONArgsRecommended",
     "In shell form a shell is process 1 and keeps signals from the program: use the JSON form.",
-    "{} should be in JSON form, for the program to get signals",
+    "JSON arguments recommended for {} to prevent unintended behavior related to OS signals",
 )
 MAINTAINER_DEPRECATED: Final = Rule(
     "MaintainerDeprecated",
     "MAINTAINER is deprecated: use LABEL org.opencontainers.image.authors.",
-    "MAINTAINER is deprecated in favour of a label",
+    "Maintainer instruction is deprecated in favor of using label",
 )
 UNDEFINED_ARG_IN_FROM: Final = Rule(
     "UndefinedArgInFrom",
     "FROM sees only ARGs that stand before the first FROM, and the platform ARGs.",
-    "FROM uses '{}', which no ARG before the first FROM declares{}",
+    "FROM argument '{}' is not declared{}",
 )
 WORKDIR_RELATIVE_PATH: Final = Rule(
     "WorkdirRelativePath",
     "A relative WORKDIR depends on the base image's: start with an absolute one.",
-    'Relative WORKDIR "{}" changes its meaning when the base image changes',
+    "Relative workdir {} can have unexpected results if the base image changes",
 )
 UNDEFINED_VAR: Final = Rule(
     "UndefinedVar",
     "A variable should be set by ARG or ENV, or by the base image, before it is used.",
-    "Variable '${}' is not set here{}",
+    "Usage of undefined variable '${}'{}",
 )
 MULTIPLE_INSTRUCTIONS_DISALLOWED: Final = Rule(
     "MultipleInstructionsDisallowed",
     "Of several CMD, ENTRYPOINT or HEALTHCHECK in one stage only the last has an effect.",
-    "This {} has no effect: another follows in the same stage",
+    "Multiple {} instructions should not be used in the same stage because only the last one will be used",
 )
 LEGACY_KEY_VALUE_FORMAT: Final = Rule(
     "LegacyKeyValueFormat",
     "The form without = takes one name per line and is deprecated.",
-    '"{} name=value" should be used instead of "{} name value"',
+    '"{0} key=value" should be used instead of legacy "{0} key value" format',
 )
 INVALID_BASE_IMAGE_PLATFORM: Final = Rule(
     "InvalidBaseImagePlatform",
     "The base image is for another platform than the stage.",
-    'Base image {} is for "{}", and "{}" is needed',
+    'Base image {} was pulled with platform "{}", expected "{}" for current build',
+    documented=False,
 )
 REDUNDANT_TARGET_PLATFORM: Final = Rule(
     "RedundantTargetPlatform",
     "A stage is built for the target platform anyway: leave --platform out.",
-    "--platform={} is what FROM does anyway",
+    "Setting platform to predefined {} in FROM is redundant as this is the default behavior",
 )
 SECRETS_USED_IN_ARG_OR_ENV: Final = Rule(
     "SecretsUsedInArgOrEnv",
     "What ARG and ENV hold stays in the image's configuration and history: use RUN --mount=type=secret.",
-    '{} "{}" looks like a secret, and would stay readable in the image',
+    'Do not use ARG or ENV instructions for sensitive data ({} "{}")',
 )
 INVALID_DEFAULT_ARG_IN_FROM: Final = Rule(
     "InvalidDefaultArgInFrom",
     "Without build arguments, the ARGs' defaults should give a valid image name.",
-    "{} is no valid image name with the defaults of its ARGs",
+    "Default value for ARG {} results in empty or invalid base image name",
 )
 FROM_PLATFORM_FLAG_CONST_DISALLOWED: Final = Rule(
     "FromPlatformFlagConstDisallowed",
     "A constant platform makes one platform's image for all targets: use $BUILDPLATFORM, or name the stage for it.",
-    'FROM --platform should not be the constant "{}"',
+    'FROM --platform flag should not use constant value "{}"',
 )
 COPY_IGNORED_FILE: Final = Rule(
     "CopyIgnoredFile",
     "What .dockerignore excludes is not in the context.",
-    '{} of "{}", which .dockerignore excludes',
+    'Attempting to {} file "{}" that is excluded by .dockerignore',
 )
 INVALID_DEFINITION_DESCRIPTION: Final = Rule(
     "InvalidDefinitionDescription",
     "A comment right above ARG or a named stage describes it, and should begin with its name; "
     "an empty comment line between the two keeps it a mere comment.",
-    "The comment above {} should read: # {} description",
+    "Comment for {} should follow the format: `# {} <description>`",
     experimental=True,
 )
 EXPOSE_PROTO_CASING: Final = Rule(
     "ExposeProtoCasing",
     "Protocols are written in lower case.",
-    "The protocol of '{}' should be in lower case",
+    "Defined protocol '{}' in EXPOSE instruction should be lowercase",
 )
 EXPOSE_INVALID_FORMAT: Final = Rule(
     "ExposeInvalidFormat",
     "EXPOSE names ports of the container; addresses and ports of the host belong to docker run.",
-    "EXPOSE '{}' names an address or a port of the host",
+    "EXPOSE instruction should not define an IP address or host-port mapping, found '{}'",
 )
 
 PLATFORM_ARG_DEFAULT: Final = Rule(
     "PlatformArgDefault",
     "A default given to a platform ARG wins over the platform that is being built for.",
     'ARG {} has the default "{}", which all platforms get: write ARG {} alone',
+    documented=False,
 )
 BUILD_MACHINE_ASKED: Final = Rule(
     "BuildMachineAsked",
     "In a stage FROM --platform=$BUILDPLATFORM, programs that ask the machine hear of the builder, not of the target.",
     "'{}' tells the build platform in this stage: use $TARGETARCH or $TARGETPLATFORM",
+    documented=False,
 )
 SINGLE_PLATFORM_URL: Final = Rule(
     "SinglePlatformURL",
     "A URL that names one architecture gives every platform that architecture's file.",
     "{} names {}, and this stage is built for {} too: use $TARGETARCH",
+    documented=False,
 )
 SINGLE_PLATFORM_DIGEST: Final = Rule(
     "SinglePlatformDigest",
     "A digest of one platform's manifest pins the base to that platform: pin the index's digest.",
     "{} is pinned to a manifest for {}, and {} is needed too",
+    documented=False,
 )
 READ_DIFFERENTLY_ELSEWHERE: Final = Rule(
     "ReadDifferentlyElsewhere",
     "Tools that read Dockerfiles line by line (dockerfile-parse) see other instructions in this place.",
     "Other tools see {} here, where this is {}",
+    documented=False,
 )
 
 RULES: Final = tuple(value for value in dict(globals()).values() if isinstance(value, Rule))

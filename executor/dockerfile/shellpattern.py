@@ -16,7 +16,8 @@ from typing import Final
 
 _ANY: Final = "?"
 _RUN: Final = "*"
-_NAME: Final = re.compile(r"\$(?:\$|(\w+)|\{(\w+)\})", re.ASCII)
+_ESCAPED_OR_NOT: Final = re.compile(r"\\.|.", re.DOTALL)
+_NAME: Final = re.compile(r"\$(?:\$|(\w+)|\{(\w+)\})")
 
 
 class BadPatternError(ValueError):
@@ -35,7 +36,8 @@ def without_prefix(pattern: str, value: str, *, longest: bool) -> str:
 def without_suffix(pattern: str, value: str, *, longest: bool) -> str:
     """``value`` without the part at its end that ``pattern`` matches."""
     backwards = value[::-1]
-    return backwards[_anchored(_tokens(pattern)[::-1], backwards, longest) :][::-1]
+    turned = "".join(reversed(_ESCAPED_OR_NOT.findall(pattern)))  # a backslash at its end protects what is before it
+    return backwards[_anchored(_tokens(turned), backwards, longest) :][::-1]
 
 
 def replaced(pattern: str, value: str, replacement: str) -> str:

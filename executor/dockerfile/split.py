@@ -12,6 +12,8 @@ from typing import Final
 SPACE: Final = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 """White space as BuildKit (Go's unicode.IsSpace) has it; Python's own notion also counts four control characters."""
 
+_BLANKS: Final = "\t\n\v\f\r "
+"""What divides flags: theirs is the one place where other white space is a letter."""
 _GAP: Final = re.compile("[\t\v\f\r ]+")
 _PLAIN_FLAG: Final = re.compile(r"--[A-Za-z0-9=,./:_@+*%~-]+(?=[ \t]|$)")
 
@@ -53,7 +55,7 @@ def _flags(text: str, escape: str) -> tuple[tuple[str, ...], str]:
     found: list[str] = []
     position, size = 0, len(text)
     while True:
-        while position < size and text[position] in SPACE:
+        while position < size and text[position] in _BLANKS:
             position += 1
         if not text.startswith("--", position):
             return tuple(found), text[position:]
@@ -76,7 +78,7 @@ def _flag(text: str, position: int, escape: str) -> tuple[str, bool, int]:
         letter = text[position]
         if quote and letter == quote:
             quote = ""
-        elif not quote and letter in SPACE:
+        elif not quote and letter in _BLANKS:
             break
         elif not quote and letter in "'\"":
             quote, quoted = letter, True

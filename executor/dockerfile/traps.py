@@ -7,7 +7,7 @@ a platform ARG or asks the machine before it chooses a URL is believed to know w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -25,8 +25,10 @@ from platforms import platform as names
 from platforms.errors import UsageError
 
 _ASKS_MACHINE: Final = re.compile(
-    r"uname[ \t]+-[a-z]*[mpia][a-z]*\b|dpkg[ \t]+--print-architecture|apk[ \t]+--print-arch"
-    r"|rpm[ \t]+(?:-E|--eval)[ \t=]*\S*_arch\S*|go[ \t]+env[ \t]+GOARCH|(?:\$\(|`)[ \t]*(arch)[ \t]*(?:\)|`)"
+    r"uname\s+-[snrvo]*[mpia][asnrvmpio]*\b|uname\s+--(?:machine|processor|hardware-platform|all)\b"
+    r"|dpkg\s+--print-architecture|apk\s+--print-arch|rpm\s+(?:-E|--eval)[\s=]*\S*_arch\S*|go\s+env\s+GOARCH"
+    r"|(?:\$\(|`|[;&|]|^)[ \t]*(arch)[ \t]*(?:\)|`|[;&|>]|$)",
+    re.MULTILINE,
 )
 _KNOWS_TARGET: Final = re.compile(r"TARGET(?:ARCH|PLATFORM|VARIANT|OS)\b")
 _URL: Final = re.compile(r"(?:https?|ftp)://[^\s\"'`<>|;()]+")
@@ -72,11 +74,12 @@ class Base(msgspec.Struct, frozen=True):
     """The one platform that its reference can give, when it names a manifest rather than an index."""
 
 
-def platform_defaults(args: Iterable[Arg]) -> Iterator[Violation]:
-    """ARGs that give a platform ARG a default of their own."""
-    for arg in args:
-        for name, default in arg.assignments:
-            if name in PLATFORM_ARGS and default:
+def platform_defaults(arg: Arg, seen: Container[str]) -> Iterator[Violation]:
+    """A platform ARG that is given a default of its own, and not one made of itself when it is ``seen`` already."""
+    for name, default in arg.assignments:
+        if name in PLATFORM_ARGS and default:
+            itself = re.search(rf"\$\{{?{name}\b", default)
+            if itself is None or name not in seen:
                 yield PLATFORM_ARG_DEFAULT.at(arg.location, name, default, name)
 
 
@@ -89,8 +92,11 @@ def build_machine(instruction: Instruction) -> Iterator[Violation]:
             yield BUILD_MACHINE_ASKED.at(instruction.location, found.group(1) or found.group())
 
 
-def single_platform_urls(instruction: Instruction, targets: Iterable[str]) -> Iterator[Violation]:
-    """In a stage that is built for every target: URLs that name an architecture which is not every target's."""
+def single_platform_urls(instruction: Instruction, stage: str, targets: Iterable[str]) -> Iterator[Violation]:
+    """In a stage that is built for every target: URLs that name an architecture which is not every target's.
+
+    Unless the stage's name says so too (``FROM tool-$TARGETARCH`` chooses among such stages), or there is one for each.
+    """
     if isinstance(instruction, Add):
         texts: tuple[str, ...] = instruction.sources
     elif isinstance(instruction, Run):
@@ -99,13 +105,16 @@ def single_platform_urls(instruction: Instruction, targets: Iterable[str]) -> It
     else:
         return
     wanted = {_architecture(target): target for target in targets}
-    for text in texts:
-        for url in _URL.finditer(text):
-            named = {_ARCHITECTURES[found.lower()] for found in _ARCHITECTURE.findall(url.group())}
-            others = [target for architecture, target in wanted.items() if architecture not in named]
-            if len(named) == 1 and others:
-                shown = url.group() if len(url.group()) <= _SHOWN else url.group()[:_SHOWN] + "…"
-                yield SINGLE_PLATFORM_URL.at(instruction.location, shown, *named, ", ".join(others))
+    meant = _architectures(stage)
+    urls = [url for text in texts for url in _URL.findall(text)]
+    if wanted.keys() <= _architectures(" ".join(urls)):
+        return
+    for url in urls:
+        named = _architectures(url) - meant
+        others = [target for architecture, target in wanted.items() if architecture not in named]
+        if len(named) == 1 and others:
+            shown = url if len(url) <= _SHOWN else url[:_SHOWN] + "…"
+            yield SINGLE_PLATFORM_URL.at(instruction.location, shown, *named, ", ".join(others))
 
 
 def single_platform_digest(stage: Stage, image: str, base: Base, targets: Iterable[str]) -> Iterator[Violation]:
@@ -117,6 +126,10 @@ def single_platform_digest(stage: Stage, image: str, base: Base, targets: Iterab
 
 def _text(run: Run) -> str:
     return "\n".join((*run.command, *(heredoc.content for heredoc in run.heredocs)))
+
+
+def _architectures(text: str) -> set[str]:
+    return {_ARCHITECTURES[found.lower()] for found in _ARCHITECTURE.findall(text)}
 
 
 def _architecture(platform: str) -> str:

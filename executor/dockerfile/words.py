@@ -147,7 +147,7 @@ class _Words:
 class _Reader:
     """One pass over a text. ``at`` is the next character; methods leave it behind what they have read."""
 
-    __slots__ = ("at", "depth", "env", "keep_escapes", "ordinary", "size", "spent", "style", "text")
+    __slots__ = ("at", "depth", "doubling", "env", "keep_escapes", "ordinary", "size", "spent", "style", "text")
 
     def __init__(self, text: str, env: Mapping[str, str], style: Style) -> None:
         self.text = text
@@ -155,6 +155,7 @@ class _Reader:
         self.env = env
         self.style = style
         self.keep_escapes = style.keep_escapes
+        self.doubling = False
         self.ordinary = _ORDINARY[style.escape]
         self.at = 0
         self.depth = 0
@@ -169,9 +170,13 @@ class _Reader:
         self.at += 1 if letter else 0
         return letter
 
-    def until(self, stop: str, keep_escapes: bool) -> tuple[str, list[str]]:
-        """Everything up to the character ``stop``, which is read too; to the end when ``stop`` is ""."""
-        outer, self.keep_escapes = self.keep_escapes, keep_escapes
+    def until(self, stop: str, keep_escapes: bool, *, pattern: bool = False) -> tuple[str, list[str]]:
+        """Everything up to the character ``stop``, which is read too; to the end when ``stop`` is "".
+
+        In a ``pattern`` what is quoted is literal: escapes in quotes are doubled, as it will be read once more.
+        """
+        outer = self.keep_escapes, self.doubling
+        self.keep_escapes, self.doubling = keep_escapes, pattern
         found = _Words()
         while self.at < self.size:
             letter = self.text[self.at]
@@ -182,7 +187,7 @@ class _Reader:
         else:
             if stop:
                 raise _WordError(f"unexpected end of statement while looking for matching {stop}")
-        self.keep_escapes = outer
+        self.keep_escapes, self.doubling = outer
         found.end()
         return "".join(found.text), found.done
 
@@ -224,8 +229,11 @@ class _Reader:
         if end < 0:
             self.at = self.size
             raise _WordError("unexpected end of statement while looking for matching single-quote")
-        start, self.at = self.at, end + 1
-        return self.text[start : end + 1] if self.style.keep_quotes else self.text[start + 1 : end]
+        body = self.text[self.at + 1 : end]
+        self.at = end + 1
+        if self.doubling:
+            body = body.replace(self.style.escape, self.style.escape * 2)
+        return f"'{body}'" if self.style.keep_quotes else body
 
     def double_quoted(self) -> str:
         escape = self.style.escape
@@ -244,9 +252,11 @@ class _Reader:
                 parts.append(letter)
                 continue
             following = self.peek()
-            parts.append(letter if self.keep_escapes else "")
-            if following:
-                parts.append(self.take() if following in ('"', "$", escape) else letter)
+            if following in ('"', "$", escape):
+                parts += (letter if self.keep_escapes else "", self.take())
+            elif following:
+                both = self.keep_escapes and (self.doubling or not self.style.keep_quotes)
+                parts.append(letter * 2 if both else letter)
         raise _WordError("unexpected end of statement while looking for matching double-quote")
 
     def dollar(self) -> str:
@@ -308,16 +318,16 @@ class _Reader:
             raise _WordError("syntax error: missing '}'")
         if (not colon and operator not in "+-?#%") or (colon and operator in "#%"):
             raise _WordError(f"unsupported modifier ({modifier}) in substitution")
-        word = self.operand("}", operator in "#%")
+        word = self.operand("}", keep_escapes=operator in "#%", pattern=operator in "#%")
         value = self.env.get(name)
         if value is None and self.style.keep_unset:
             return f"${{{name}{modifier}{word}}}"
         return _modified(name, value, operator, word, colon)
 
-    def operand(self, stop: str, keep_escapes: bool) -> str:
+    def operand(self, stop: str, *, keep_escapes: bool, pattern: bool) -> str:
         """A substitution's word, up to ``stop``. Whatever fails at the text's end is a substitution left open."""
         try:
-            return self.until(stop, keep_escapes)[0]
+            return self.until(stop, keep_escapes, pattern=pattern)[0]
         except _WordError:
             if self.at >= self.size:
                 missing = "missing '/' in ${}" if stop == "/" else "missing '}'"
@@ -328,8 +338,8 @@ class _Reader:
         everywhere = self.peek() == "/"
         if everywhere:
             self.at += 1
-        pattern = self.operand("/", True)
-        text = self.operand("}", True)
+        pattern = self.operand("/", keep_escapes=True, pattern=True)
+        text = self.operand("}", keep_escapes=True, pattern=False)
         value = self.env.get(name)
         if value is None and self.style.keep_unset:
             return f"${{{name}/{pattern}/{text}}}"

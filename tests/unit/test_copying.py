@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from executor.build import copying, modes
+from executor.build import copying
 from executor.build.copying import Plan, Source, Treatment
+from executor.dockerfile import modes
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree, open_directory
 from platforms.errors import BuildError, ContextError

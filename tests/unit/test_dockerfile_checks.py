@@ -100,9 +100,34 @@ def test_rules(source: str, expected: list[tuple[int, str]]) -> None:
 def test_findings_word_what_they_found() -> None:
     source = "ARG VERSION\nFROM a:1$VERSIN AS b\nFROM scratch\nARG PORT=1\nUSER $PROT"
     assert [each.message for each in report(source).violations] == [
-        "FROM uses 'VERSIN', which no ARG before the first FROM declares (did you mean VERSION?)",
-        "Variable '$PROT' is not set here (did you mean $PORT?)",
+        "FROM argument 'VERSIN' is not declared (did you mean VERSION?)",
+        "Usage of undefined variable '$PROT' (did you mean $PORT?)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("FROM a AS B", "Stage name 'B' should be lowercase"),
+        ("FROM a as b", "'as' and 'FROM' keywords' casing do not match"),
+        ("from a\nrun b\nRUN c", "Command 'RUN' should match the case of the command majority (lowercase)"),
+        ("FROM a\nWORKDIR b", 'Relative workdir "b" can have unexpected results if the base image changes'),
+        ("FROM a\nenv B c\nENV D=e F=g", '"env key=value" should be used instead of legacy "env key value" format'),
+        ("FROM a\nENV TOKEN=b", 'Do not use ARG or ENV instructions for sensitive data (ENV "TOKEN")'),
+    ],
+)
+def test_findings_are_worded_as_docker_words_them(source: str, message: str) -> None:
+    assert message in [each.message for each in report(source).violations]
+
+
+@pytest.mark.parametrize(
+    ("source", "rule"),
+    [("FROM $NOTHING", "UndefinedArgInFrom"), ('FROM scratch\nUSER "${X?}"', "UndefinedVar")],
+)
+def test_what_is_found_before_a_failure_counts(source: str, rule: str) -> None:
+    seen = report(source)
+    assert seen.failure is not None
+    assert rule in [each.rule.name for each in seen.violations]
 
 
 def test_build_args_do_not_hide_bad_defaults() -> None:
@@ -249,6 +274,9 @@ def test_stages_that_a_build_does_not_need_are_left_alone() -> None:
         ("ARG TARGETARCH=amd64\nFROM a", 1),
         ("FROM a\nARG TARGETARCH=amd64", 2),
         ("FROM a\nARG TARGETPLATFORM=linux/amd64", 2),
+        ("FROM a\nARG TARGETARCH=${TARGETARCH:-amd64}", 2),
+        ("ARG TARGETARCH=${TARGETARCH:-amd64}\nFROM a", 0),
+        ("FROM a\nARG TARGETARCH\nARG TARGETARCH=${TARGETARCH:-amd64}", 0),
         ("FROM a\nARG TARGETARCH", 0),
         ("FROM a\nARG TARGETSTAGE=x MYARCH=amd64", 0),
     ],
@@ -264,6 +292,10 @@ def test_a_default_for_a_platform_arg(source: str, line: int) -> None:
         ("$BUILDPLATFORM", "dpkg --print-architecture", True),
         ("${BUILDPLATFORM}", "curl x/`arch`", True),
         ("linux/$BUILDARCH", "apk --print-arch", True),
+        ("$BUILDPLATFORM", '["uname", "-m"]', True),
+        ("$BUILDPLATFORM", "uname --machine", True),
+        ("$BUILDPLATFORM", "set -x; arch > /a", True),
+        ("$BUILDPLATFORM", "make arch; ./arch; echo arch", False),
         ("$BUILDPLATFORM", "echo $TARGETARCH; uname -m", False),
         ("$BUILDPLATFORM", "uname -r; make arch", False),
         ("$TARGETPLATFORM", "uname -m", False),
@@ -288,6 +320,8 @@ def test_a_stage_built_on_a_build_stage_is_one() -> None:
         ("ADD https://x/y-amd64 /", ("linux/amd64",), False),
         ("ADD https://x/y-$TARGETARCH /", BOTH, False),
         ("ADD https://x/amd64/arm64 /", BOTH, False),
+        ("ADD https://x/amd64 https://x/arm64 /", BOTH, False),
+        ("RUN curl https://x/amd64 || curl https://x/aarch64", BOTH, False),
         ("ADD https://x/y /", BOTH, False),
         ("RUN curl -fsSL 'https://x/y-aarch64.deb'", BOTH, True),
         ("RUN [ $TARGETARCH = arm64 ] || curl https://x/y-amd64.deb", BOTH, False),
@@ -299,6 +333,13 @@ def test_a_stage_built_on_a_build_stage_is_one() -> None:
 def test_urls_of_one_architecture(instruction: str, targets: tuple[str, ...], expected: bool) -> None:
     rules = found(f"FROM scratch\nARG V\nARG TARGETARCH\n{instruction}", targets=targets)
     assert rules == ([(4, "SinglePlatformURL")] if expected else [])
+
+
+def test_stages_among_which_the_platform_chooses_may_name_theirs() -> None:
+    source = "FROM scratch AS t-amd64\nADD https://x/y-x86_64 /\nFROM scratch AS t-arm64\nADD https://x/y-{} /\n"
+    chosen = source + "FROM t-$TARGETARCH\nCOPY --from=t-amd64 / /\n"
+    assert found(chosen.format("aarch64"), targets=BOTH) == []
+    assert found(chosen.format("amd64"), targets=BOTH) == [(4, "SinglePlatformURL")]
 
 
 def test_stages_of_one_platform_may_name_it() -> None:

@@ -10,25 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.dockerfile import expand, parse
+from executor.dockerfile.instructions import KEYWORDS
 from executor.dockerfile.lines import read
 from platforms.errors import DockerfileError
 
-KEYWORDS = [
-    "FROM",
-    "RUN",
-    "COPY",
-    "ADD",
-    "ENV",
-    "ARG",
-    "LABEL",
-    "CMD",
-    "SHELL",
-    "EXPOSE",
-    "VOLUME",
-    "HEALTHCHECK",
-    "ONBUILD",
-]
-FLAGS = ["--from=a", "--mount=type=cache,target=/a", "--interval=1s", "--", "--x"]
+FLAGS = ["--from=a", "--mount=type=cache,target=/a", "--interval=1s", "--chmod=6", "--link", "--", "--x", "--x='a b'"]
 WORDS = ["<<E", "<<-'E'", "E", '["a"]', "[1]", "a=b", "a", "80", "é", "$A", "${A:-", "}", "'", '"', "\\", "`", "#"]
 SPACES = (" ", " ", "\t", "\n", "\n", "\n", "\r\n", "# escape=`\n")
 PIECES = st.sampled_from((*KEYWORDS, *FLAGS, *WORDS, *SPACES))
@@ -66,6 +52,32 @@ def test_every_line_is_accounted_for(source: str) -> None:
     for number, line in enumerate(found.physical, 1):
         if number not in covered:
             assert not line.strip() or line.strip().startswith("#"), f"line {number} was lost: {line!r}"
+
+
+@given(SOURCES)
+def test_no_line_is_lost_within_an_instruction(source: str) -> None:
+    try:
+        found = read(source.encode())
+    except DockerfileError:
+        return
+    for statement in found.statements:
+        first, last = statement.location.line, statement.location.end_line
+        bodies = [each for heredoc in statement.heredocs for each in (*heredoc.content.split("\n")[:-1], heredoc.name)]
+        assert len(bodies) <= last - first
+        ends = last - len(bodies)
+        assert "".join(_meant(found.physical[first - 1 : ends], found.escape)).strip() in statement.text
+        for line, body in zip(found.physical[ends:last], bodies, strict=True):
+            assert body.rstrip("\r") in (line, line.lstrip("\t"))
+
+
+def _meant(lines: tuple[str, ...], escape: str) -> list[str]:
+    """What the lines of an instruction say: without comments, blank lines and the characters that continue them."""
+    said = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    kept = [line.rstrip(" \t") for line in said]
+    return [
+        short[:-1] if short.endswith(escape) and not short.endswith(escape * 2) else line
+        for short, line in zip(kept, said, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,17 @@ def test_the_outline_of_a_stage_that_needs_no_other() -> None:
     assert found.secrets == ()
 
 
+def test_the_nearest_of_several_args_of_one_name_counts() -> None:
+    source = b"ARG A=1\nFROM x AS base\nARG A=2 B=3\nFROM base\nARG B=4\nARG B=5\n"
+    found = outline(parse(source), None, {}, {}).arguments
+    assert [(arg.name, arg.value, arg.location.line) for arg in found] == [("A", "2", 3), ("B", "5", 6)]
+
+
+def test_a_long_chain_of_stages() -> None:
+    source = b"FROM a AS s0\n" + b"".join(b"FROM s%d AS s%d\nARG A%d\n" % (n, n + 1, n) for n in range(1500))
+    assert len(outline(parse(source), None, {}, {}).arguments) == 1500
+
+
 def test_stages_that_need_each_other_come_to_an_end() -> None:
     source = b"FROM scratch AS a\nCOPY --from=b /x /x\nFROM scratch AS b\nCOPY --from=a /x /x\n"
     assert outline(parse(source), None, {}, {}).arguments == ()

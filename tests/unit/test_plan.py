@@ -78,6 +78,7 @@ def test_a_named_context_stands_for_an_image(tmp_path: Path) -> None:
         ("oci-layout://some/layout:tag", "layout"),
         ("https://example.com/x.tar.gz", "archive"),
         ("https://example.com/x.git#v1:sub", "git"),
+        ("https://example.com/x.git?keep-git-dir=true", "git"),
         ("git@example.com:a/b.git", "git"),
         ("ssh://git@example.com/a/b", "git"),
         (".", "directory"),

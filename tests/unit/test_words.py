@@ -141,3 +141,8 @@ def test_replacement_takes_the_leftmost_longest_match(pattern: str, value: str) 
     first = next(((at, end) for at, end in spans if form.fullmatch(value[at:end])), None)
     expected = value if first is None else value[: first[0]] + "R" + value[first[1] :]
     assert shellpattern.replaced(pattern, value, "R") == expected
+
+
+@pytest.mark.parametrize(("text", "value"), [("${A%/\\}", "a/b"), ("${A%%*\\}", "a/b/")])
+def test_a_backslash_that_ends_a_suffix_protects_what_is_before_it(text: str, value: str) -> None:
+    assert expand(text, {"A": "a/b/"}, escape="`") == value

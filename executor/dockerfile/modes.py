@@ -1,12 +1,13 @@
-"""File modes as ``--chmod`` writes them: octal, or symbolic as chmod(1) and BuildKit read them; the umask is 0."""
+"""File modes as ``--chmod`` writes them: octal, or symbolic as chmod(1) and BuildKit read them; the umask is 0.
+
+Errors are ``ValueError``: the caller knows the place.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from typing import Final
-
-from platforms.errors import BuildError
 
 Change = Callable[[int, bool], int]
 """From a mode (permission and set-id bits) and whether it is a directory's to the new mode."""
@@ -17,16 +18,16 @@ _ACTION: Final = re.compile(r"([-+=])([rwxXst]+|[ugo])?")
 
 
 def octal(text: str) -> int | None:
-    """The mode that ``text`` says in octal; None when it is not a number. ``BuildError`` beyond 07777."""
+    """The mode that ``text`` says in octal; None when it is not a number. ``ValueError`` beyond 07777."""
     if not re.fullmatch(r"[0-9]+", text):
         return None
     if not re.fullmatch(r"[0-7]+", text) or int(text, 8) > 0o7777:
-        raise BuildError(f"invalid chmod parameter: '{text}'", why="it should be octal string and between 0 and 07777")
+        raise ValueError(f"invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777")
     return int(text, 8)
 
 
 def parse(text: str) -> Change:
-    """The change that ``text`` describes; ``BuildError`` when it is neither octal nor symbolic."""
+    """The change that ``text`` describes; ``ValueError`` when it is neither octal nor symbolic."""
     number = octal(text)
     if number is not None:
         return lambda _mode, _directory: number
@@ -35,7 +36,7 @@ def parse(text: str) -> Change:
     for clause in clauses:
         match = _CLAUSE.fullmatch(clause)
         if match is None:
-            raise BuildError(f"invalid chmod parameter: '{text}'", why=f"'{clause}' is not a mode")
+            raise ValueError(f"invalid chmod parameter: '{text}': '{clause}' is not a mode")
         who, actions = match.groups()
         letters = "ugo" if not who or "a" in who else who
         mask = 0

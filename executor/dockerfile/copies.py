@@ -1,0 +1,53 @@
+"""What COPY and ADD must not say, once their words are expanded: found before any file is looked at.
+
+Source: Dockerfile reference, "ADD" and "COPY". Errors are ``ValueError``, or ``DockerfileError`` without a place: the
+caller knows it.
+"""
+
+from __future__ import annotations
+
+from executor.dockerfile import modes
+from executor.dockerfile.instructions import Add, Copy
+from platforms.errors import ContextError, DockerfileError
+
+_MAY_BE_GIT = ("://", "@", "github.com/")
+
+
+def check(instruction: Copy | Add) -> None:
+    """Refuse modes that are none, sources of a kind that the instruction does not take, and flags that need others."""
+    if instruction.chmod:
+        modes.parse(instruction.chmod)
+    if instruction.link and not numeric(instruction.chown):
+        raise DockerfileError(
+            f"--chown={instruction.chown}: user and group names can't be resolved when used with --link",
+            remedy="use numeric uid[:gid] instead",
+        )
+    for source in instruction.sources:
+        _check_source(instruction, source)
+
+
+def numeric(chown: str) -> bool:
+    """Whether ``--chown=chown`` needs nobody's passwd."""
+    return all(part.isdigit() for part in chown.split(":") if part)
+
+
+def _check_source(instruction: Copy | Add, source: str) -> None:
+    checksum = instruction.checksum if isinstance(instruction, Add) else ""
+    if any(mark in source for mark in _MAY_BE_GIT):
+        from executor.context import gitreference
+
+        try:
+            repository = gitreference.parse(source)
+            if repository is not None and not repository.indistinguishable_from_local:
+                if isinstance(instruction, Copy):
+                    raise ValueError("source can't be a git ref for COPY")
+                gitreference.settled(repository, keep_git_dir=instruction.keep_git_dir, checksum=checksum)
+                return
+        except ContextError as wrong:
+            problem = wrong.problem
+            raise DockerfileError(problem.what, why=problem.why, remedy=problem.remedy) from wrong
+    if source.startswith(("http://", "https://")):
+        if isinstance(instruction, Copy):
+            raise ValueError("source can't be a URL for COPY")
+    elif checksum:
+        raise ValueError("checksum requires HTTP(S) or Git sources")

@@ -1,0 +1,88 @@
+"""What build checks may know of base images: their variables, their shell, and which platforms they are for.
+
+Only documents are read, never layers: from the store when a build has had them, else from the registry. An image that
+nobody answers for is not known, and the rules that need it stay silent: checks work without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from executor import job
+from executor.build import base as images
+from executor.build import graph
+from executor.dockerfile import Dockerfile, Stage
+from executor.dockerfile.checks import Base
+from executor.image import config as image
+from executor.image.manifest import MANIFEST_LIMIT, Index, Manifest, parse
+from executor.registry import reference
+from executor.registry.client import Client
+from executor.registry.reference import Reference
+from executor.store import blobs
+from executor.store.store import Store
+from platforms.errors import KanifoldError
+from platforms.platform import Platform
+
+_AT_ONCE: Final = 8
+
+
+def read(
+    dockerfile: Dockerfile,
+    stages: Iterable[Stage],
+    scope: Mapping[str, str],
+    target: Platform,
+    named: Iterable[str],
+    pins: Iterable[job.Pin],
+    client: Client,
+    store: Store | None,
+) -> dict[int, Base]:
+    """What is known of the base images of ``stages``, by stage number. ``pins`` say which digests tags stand for."""
+    digests = {pin.name: pin.digest for pin in pins}
+    contexts = {name.casefold() for name in named}
+    needed: dict[int, tuple[str, Platform]] = {}
+    for stage in stages:
+        origin = graph.base_of(dockerfile, stage, scope, contexts)
+        if origin.kind == "image":
+            needed[stage.index] = (origin.name, graph.platform_of(dockerfile, stage, scope, target))
+
+    def look(what: tuple[str, Platform]) -> Base | None:
+        name, platform = what
+        wanted = reference.parse(name).completed()
+        if name in digests:
+            wanted = wanted.with_digest(digests[name])
+        try:
+            return _base(wanted, name, platform, client, store)
+        except KanifoldError:
+            return None
+
+    different = tuple(dict.fromkeys(needed.values()))
+    if not different:
+        return {}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = dict(zip(different, pool.map(look, different), strict=True))
+    return {index: known for index, what in needed.items() if (known := found[what]) is not None}
+
+
+def _base(wanted: Reference, name: str, platform: Platform, client: Client, store: Store | None) -> Base:
+    document = _manifest(wanted, client, store)
+    single = isinstance(document, Manifest)
+    if isinstance(document, Index):
+        chosen = images.choose(name, document, platform)
+        document = _manifest(wanted.with_digest(chosen.digest), client, store)
+    if isinstance(document, Index):
+        return Base()
+    described = document.config
+    if store is not None and blobs.has(store, described.digest):
+        config = image.parse(blobs.read(store, described.digest, limit=image.CONFIG_LIMIT))
+    else:
+        config = image.parse(client.read_blob(wanted, described, limit=image.CONFIG_LIMIT))
+    said = str(config.platform) if config.platform.architecture else ""
+    return Base(dict(config.env), bool(config.shell), said, said if single else "")
+
+
+def _manifest(wanted: Reference, client: Client, store: Store | None) -> Manifest | Index:
+    if store is not None and wanted.digest and blobs.has(store, wanted.digest):
+        return parse(blobs.read(store, wanted.digest, limit=MANIFEST_LIMIT))
+    return client.manifest(wanted)[0]

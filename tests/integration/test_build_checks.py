@@ -1,0 +1,118 @@
+"""Build checks as the command has them: what they learn from base images, what they print, how they end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Base, Kanifold
+
+SOURCE = """\
+FROM {ref} AS base
+COPY $PATH $PAHT /x/
+FROM base
+CMD start
+"""
+
+
+def check(kanifold: Kanifold, source: str, *arguments: str) -> tuple[int, list[tuple[int, str]], dict[str, object]]:
+    """The exit status, line and rule of each finding, and the whole document."""
+    context = kanifold.home / "context"
+    context.mkdir(exist_ok=True)
+    (context / "Dockerfile").write_text(source)
+    done = kanifold.run("build", context, "--call", "check,format=json", *arguments)
+    document = json.loads(done.out)
+    found = [(each["location"]["ranges"][0]["start"]["line"], each["ruleName"]) for each in document["warnings"]]
+    return done.code, found, document.get("buildError", {})
+
+
+def single(busybox: Base, architecture: str) -> str:
+    """The digest reference of one platform's manifest."""
+    index = json.loads((busybox.layout / "blobs/sha256" / busybox.digest.partition(":")[2]).read_text())
+    digest = next(each["digest"] for each in index["manifests"] if each["platform"]["architecture"] == architecture)
+    return f"{busybox.ref.rpartition(':')[0]}@{digest}"
+
+
+def test_variables_of_the_base_image_are_known(kanifold: Kanifold, busybox: Base) -> None:
+    code, found, _ = check(kanifold, SOURCE.format(ref=busybox.ref))
+    assert (code, found) == (1, [(2, "UndefinedVar"), (4, "JSONArgsRecommended")])
+
+
+def test_a_base_that_cannot_be_reached_is_not_known(kanifold: Kanifold, registry: str) -> None:
+    code, found, _ = check(kanifold, SOURCE.format(ref=f"{registry}/no/such:image"))
+    assert (code, found) == (1, [(4, "JSONArgsRecommended")])
+
+
+@pytest.mark.parametrize(
+    ("platforms", "expected"),
+    [
+        ("linux/amd64,linux/arm64", [(1, "SinglePlatformDigest")]),
+        ("linux/arm64", [(1, "InvalidBaseImagePlatform"), (1, "SinglePlatformDigest")]),
+        ("linux/amd64", []),
+    ],
+)
+def test_a_base_pinned_to_one_platform(
+    kanifold: Kanifold, busybox: Base, platforms: str, expected: list[tuple[int, str]]
+) -> None:
+    code, found, _ = check(kanifold, f"FROM {single(busybox, 'amd64')}\n", "--platform", platforms)
+    assert (code, found) == (int(bool(expected)), expected)
+
+
+def test_a_build_warns_of_it_too(kanifold: Kanifold, busybox: Base, tmp_path: Path) -> None:
+    context = kanifold.folder("context")
+    (context / "Dockerfile").write_text(f"FROM {single(busybox, 'amd64')}\nLABEL a=$NOTHING\n")
+    output = f"type=oci,dest={tmp_path / 'layout'},tar=false"
+    command = ("build", context, "--platform", "linux/amd64,linux/arm64", "--output", output, "--progress", "plain")
+    for _ in ("built", "cached"):
+        done = kanifold(*command)
+        for rule in ("SinglePlatformDigest", "UndefinedVar", "InvalidBaseImagePlatform"):
+            assert rule in done.said
+
+
+def test_findings_that_fail_a_build_do_so_before_anything_runs(kanifold: Kanifold, busybox: Base) -> None:
+    context = kanifold.folder("context")
+    (context / "Dockerfile").write_text(
+        f"# check=error=true\nFROM {busybox.ref} as a\nRUN echo $((40 + 2)) ran; false\n"
+    )
+    done = kanifold.run("build", context, "-o", "type=oci,dest=out", "--progress", "plain")
+    assert done.code == 1
+    assert "lint violation found for rules: FromAsCasing" in done.said
+    assert "42 ran" not in done.said
+
+
+def test_all_stages_are_checked_unless_one_is_the_target(kanifold: Kanifold) -> None:
+    source = "FROM scratch AS one\nCOPY $A /x\nFROM scratch AS two\nCOPY $B /x\n"
+    assert check(kanifold, source)[1] == [(2, "UndefinedVar"), (4, "UndefinedVar")]
+    assert check(kanifold, source, "--target", "one")[1] == [(2, "UndefinedVar")]
+
+
+@pytest.mark.parametrize(
+    ("source", "found", "says", "line"),
+    [
+        ("FROM scratch as a\nRUNN x\n", [], "unknown instruction: RUNN (did you mean RUN?)", 2),
+        ("FROM scratch as a\nCOPY --from=7 / /\n", [(1, "FromAsCasing")], "invalid stage index 7", 2),
+        ("FROM scratch as a\nEXPOSE x\n", [(1, "FromAsCasing")], "invalid containerPort: x", 2),
+        ("FROM scratch\nCOPY --chmod=999 a /\n", [], "invalid chmod parameter: '999'", 2),
+        ("FROM scratch\nCOPY --link --chown=a a /\n", [], "names can't be resolved", 2),
+        ("FROM scratch\nCOPY https://x/y /\n", [], "source can't be a URL for COPY", 2),
+        ("FROM scratch\nADD --checksum=sha256:00 a /\n", [], "checksum requires HTTP(S) or Git sources", 2),
+        ("# check=error=true\nFROM scratch as a\n", [(2, "FromAsCasing")], "lint violation found for rules", 0),
+        ("# check=nothing\nFROM scratch\n", [], 'invalid check option "nothing"', 0),
+    ],
+)
+def test_what_would_fail_a_build_is_in_the_document(
+    kanifold: Kanifold, source: str, found: list[tuple[int, str]], says: str, line: int
+) -> None:
+    code, seen, error = check(kanifold, source)
+    assert (code, seen) == (1, found)
+    assert says in str(error["message"])
+    ranges = error["location"].get("ranges", [])  # type: ignore[attr-defined]
+    assert [each["start"]["line"] for each in ranges] == ([line] if line else [])
+
+
+def test_a_clean_dockerfile_ends_with_0(kanifold: Kanifold) -> None:
+    assert check(kanifold, 'FROM scratch\nCMD ["x"]\n') == (0, [], {})
+    context = kanifold.home / "context"
+    done = kanifold("build", context, "--check")
+    assert "no warnings" in done.out
