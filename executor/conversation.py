@@ -20,7 +20,8 @@ import msgspec
 from executor import job
 from platforms.errors import Interrupted, ProtocolError
 
-_Incoming = job.Job | job.Answer | job.Fetch | job.Done
+_Request = job.Fetch | job.Files | job.Done
+_Incoming = job.Job | job.Answer | _Request
 _INCOMING: msgspec.json.Decoder[_Incoming] = msgspec.json.Decoder(_Incoming)
 
 _BLOCK: Final = 1 << 20
@@ -41,7 +42,7 @@ class Conversation:
         self._writing = threading.Lock()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Question] = {}
-        self._requests: queue.SimpleQueue[job.Fetch | job.Done] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self.closed = threading.Event()
         self.on_close: Callable[[], None] = lambda: None
 
@@ -104,7 +105,7 @@ class Conversation:
         self.send(job.Ask(number, what, name, paths))
         return question.found.result()
 
-    def next_request(self) -> job.Fetch | job.Done:
+    def next_request(self) -> _Request:
         """What the orchestrator wants after the result; ``Done`` when it is gone."""
         return self._requests.get()
 
@@ -114,7 +115,7 @@ class Conversation:
                 match message:
                     case job.Answer():
                         self._resolve(message)
-                    case job.Fetch() | job.Done():
+                    case job.Fetch() | job.Files() | job.Done():
                         self._requests.put(message)
                     case _:
                         raise ProtocolError("a second job in one conversation")
@@ -149,7 +150,7 @@ class Conversation:
         else:
             question.found.set_result(not answer.missing)
 
-    def _read(self) -> job.Job | job.Answer | job.Fetch | job.Done | None:
+    def _read(self) -> _Incoming | None:
         line = self._in.readline(job.LINE_LIMIT)
         if not line:
             return None

@@ -153,6 +153,12 @@ class Blob(Message, frozen=True, tag="blob"):
     size: int
 
 
+class Piece(Message, frozen=True, tag="piece"):
+    """The next ``size`` bytes, which follow, of the archive that ``Files`` asked for; none, and it is complete."""
+
+    size: int = 0
+
+
 # -- orchestrator -> executor ---------------------------------------------------------------------------------------
 
 
@@ -251,6 +257,16 @@ class Fetch(Message, frozen=True, tag="fetch"):
     """After ``Result``: send the blob ``digest`` from the executor's store."""
 
     digest: str
+
+
+class Files(Message, frozen=True, tag="files"):
+    """After ``Result``: send the image's file system as a tar archive, in ``Piece``s.
+
+    The blocks of zeros that end an archive are left out, so that archives can follow one another.
+    """
+
+    prefix: str = ""
+    """The directory in the archive that everything goes into."""
 
 
 class Done(Message, frozen=True, tag="done"):

@@ -20,7 +20,7 @@ from executor.registry import auth, reference
 from executor.registry.client import Client
 from executor.registry.reference import Reference
 from executor.store.store import Store, open_store
-from orchestrator import audit, checking, publish
+from orchestrator import audit, checking, files, publish
 from orchestrator import plan as planning
 from orchestrator.agent import agents
 from orchestrator.fanout import Built, Emit, Lost, build_all
@@ -137,7 +137,9 @@ async def _finish(
     if repositories:
         await publish.push(product, repositories, client)
     for output in request.outputs:
-        if output.kind != "registry":
+        if output.holds_files:
+            await files.write(output, built, product.root.digest, emit)
+        elif output.holds_images:
             await asyncio.to_thread(publish.write, output, product, request, emit)
     if repositories:
         await publish.tag(product, _pushed_tags(request), client, emit)
@@ -228,7 +230,7 @@ def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: P
 
 
 def _local(request: Request) -> bool:
-    return any(each.kind != "registry" for each in request.outputs)
+    return any(each.holds_images for each in request.outputs)
 
 
 def _pushed_tags(request: Request) -> tuple[Reference, ...]:
@@ -289,5 +291,5 @@ def _write_file(path: str, text: str) -> None:
 
 def _say(request: Request, product: Product) -> None:
     """What the build came to, on stdout: nothing but the digest, unless stdout itself is the output."""
-    if not any(each.dest == "-" for each in request.outputs):
+    if not any(each.writes_stdout for each in request.outputs):
         print(product.root.digest, flush=True)

@@ -68,7 +68,8 @@ def cli() -> None:
     multiple=True,
     help=(
         "type=oci,dest=DIR[,tar=true] · type=docker,dest=FILE · type=registry · type=image,push=true; also name=, "
-        "compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=."
+        "compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=. The files without the image: "
+        "type=local,dest=DIR[,platform-split=BOOL] or DIR · type=tar,dest=FILE or -."
     ),
 )
 @click.option(
