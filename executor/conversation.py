@@ -133,18 +133,25 @@ class Conversation:
         self.on_close()
 
     def _resolve(self, answer: job.Answer) -> None:
-        question = self._waiting.pop(answer.id, None)
+        question = self._waiting.get(answer.id)
         if question is None:
             raise ProtocolError(f"an answer to no question: {answer.id}")
         left = answer.size
         while left:
             block = self._in.read(min(left, _BLOCK))
             if not block:
-                error = ProtocolError("the orchestrator stopped in the middle of an answer")
-                question.found.set_exception(error)
-                raise error
+                raise ProtocolError("the orchestrator stopped in the middle of an answer")
             left -= len(block)
-            question.sink(block)
+            if not question.found.done():
+                try:
+                    question.sink(block)
+                except OSError as error:  # a full disk: the asker's to tell, while the rest goes by
+                    question.found.set_exception(error)
+        if answer.more:
+            return
+        del self._waiting[answer.id]
+        if question.found.done():
+            return
         if answer.error:
             question.found.set_exception(ProtocolError(answer.error))
         else:

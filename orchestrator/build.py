@@ -19,11 +19,13 @@ from executor import job
 from executor.registry import auth, reference
 from executor.registry.client import Client
 from executor.registry.reference import Reference
+from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
 from orchestrator import audit, checking, files, publish
 from orchestrator import plan as planning
 from orchestrator.agent import agents
-from orchestrator.fanout import Built, Emit, Lost, build_all
+from orchestrator.contexts import Means
+from orchestrator.fanout import Built, Emit, Lost, build_all, read_secret
 from orchestrator.node import Node, Placement, local, place
 from orchestrator.plan import Plan
 from orchestrator.publish import Image, Product
@@ -100,11 +102,12 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
             jobs=request.jobs,
         )
     )
-    plan = planning.read(request, request.platforms)  # (2)
     keychain = auth.docker_keychain()
     client = Client(request.registries, keychain)
     store = open_store(request.root or None)
+    scratch = store.session.temporary()
     try:
+        plan = await _plan(request, scratch, emit)  # (2)
         checked = asyncio.create_task(asyncio.to_thread(checking.cautions, request, plan, store))
         pins = await _pin(request, plan, client, store, emit)
         orders = [(each, _order(request, plan, pins, each)) for each in placements]
@@ -119,7 +122,27 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
             await asyncio.gather(*(each.executor.close() for each in built), return_exceptions=True)
     finally:
         client.close()
+        await asyncio.to_thread(remove_tree, scratch)
         store.close()
+
+
+async def _plan(request: Request, scratch: str, emit: Emit) -> Plan:
+    """The plan; what has to be fetched for it goes below ``scratch``."""
+    secrets = {each.id: each for each in request.secrets}
+
+    def secret(name: str) -> bytes | None:
+        found = secrets.get(name)
+        return None if found is None else read_secret(found.file, found.variable)
+
+    os.mkdir(scratch, 0o700)
+    means = Means(scratch, secret, request.agents.get("default", ""), emit=emit)
+    reading = asyncio.create_task(asyncio.to_thread(planning.read, request, request.platforms, means))
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        means.cancel.set_result(None)
+        await asyncio.wait({reading})
+        raise
 
 
 async def _finish(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 from typing import Final
 
 import msgspec
@@ -15,6 +16,7 @@ from executor.dockerfile.checks import Report
 from executor.store import facts
 from executor.store.store import Store
 from orchestrator import plan as planning
+from orchestrator.contexts import Means
 from orchestrator.plan import Plan
 from orchestrator.request import Request
 from orchestrator.view import events, render_problem, render_warning
@@ -82,7 +84,8 @@ def call(request: Request, method: str) -> int:
     """Answer ``--call method[,format=json]``; the exit status is 1 when checks fail."""
     name, _, options = method.partition(",")
     as_json = options == "format=json"
-    plan = planning.read(request, request.platforms)
+    with tempfile.TemporaryDirectory(prefix="kanifold.") as scratch:
+        plan = planning.read(request, request.platforms, Means(scratch))
     match name:
         case "targets":
             return _print_targets(plan, as_json)

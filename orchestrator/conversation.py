@@ -17,7 +17,7 @@ import msgspec
 from executor import job
 from orchestrator.node import Node
 from orchestrator.process import Process, start
-from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, ProtocolError
 
 _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
     job.Hello
@@ -40,7 +40,9 @@ _QUESTIONS: Final = 1000
 """Questions without an answer that an executor may have: far more than it has threads."""
 
 OnMessage = Callable[[job.Message], None]
-OnAsk = Callable[[job.Ask], Awaitable[bytes | None]]
+Stream = Callable[[Callable[[bytes | memoryview], object]], None]
+"""Gives an answer, too large to be held, to its argument block by block; runs on a thread."""
+OnAsk = Callable[[job.Ask], Awaitable[bytes | Stream | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +157,31 @@ async def _answer(process: Process, ask: job.Ask, on_ask: OnAsk) -> None:
     except KanifoldError as error:
         await _send(process, job.Answer(ask.id, error=str(error)))
         return
-    if payload is None:
-        await _send(process, job.Answer(ask.id, missing=True))
+    match payload:
+        case None:
+            await _send(process, job.Answer(ask.id, missing=True))
+        case bytes():
+            await _send(process, job.Answer(ask.id, size=len(payload)), payload)
+        case _:
+            await _stream(process, ask.id, payload)
+
+
+async def _stream(process: Process, number: int, stream: Stream) -> None:
+    """Answer question ``number`` with what ``stream`` gives, no faster than the executor takes it."""
+    loop = asyncio.get_running_loop()
+
+    def out(block: bytes | memoryview) -> None:
+        if process.stdin.is_closing():
+            raise Interrupted("the executor is gone")
+        sending = _send(process, job.Answer(number, len(block), more=True), bytes(block))
+        asyncio.run_coroutine_threadsafe(sending, loop).result()
+
+    try:
+        await asyncio.to_thread(stream, out)
+    except KanifoldError as error:
+        await _send(process, job.Answer(number, error=str(error)))
     else:
-        await _send(process, job.Answer(ask.id, size=len(payload)), payload)
+        await _send(process, job.Answer(number))
 
 
 async def _send(process: Process, message: job.Message, payload: bytes = b"") -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from executor.job import CachePlace, Compression
 from executor.registry import config, reference
 from orchestrator import outputs
-from orchestrator.plan import check_names
+from orchestrator.contexts import check_names
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms import host, parse_list
 from platforms.errors import UsageError
@@ -27,6 +27,8 @@ def request(flags: Mapping[str, Any]) -> Request:
     wanted = _destinations(flags, tags)
     contexts = tuple(_pair(each, "--build-context", needs_value=True) for each in flags["build_contexts"])
     check_names(contexts)
+    if flags["context"] == flags["dockerfile"] == "-":
+        raise UsageError("stdin cannot be both the build context and the Dockerfile")
     platforms = parse_list(flags["platforms"]) or (host.default_platform(),)
     return Request(
         context=flags["context"],
