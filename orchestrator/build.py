@@ -315,4 +315,10 @@ def _write_file(path: str, text: str) -> None:
 def _say(request: Request, product: Product) -> None:
     """What the build came to, on stdout: nothing but the digest, unless stdout itself is the output."""
     if not any(each.writes_stdout for each in request.outputs):
-        print(product.root.digest, flush=True)
+        try:
+            print(product.root.digest, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer would fail again at the exit
+            raise BuildError("cannot write the digest to stdout", why=error.strerror or str(error)) from error

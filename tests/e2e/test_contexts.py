@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import signal
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,3 +159,50 @@ def test_a_url_is_an_archive_or_a_dockerfile(kanifold: Kanifold) -> None:
     assert "404" in gone.err
     # Only the main context is taken apart.
     assert (kanifold.home / "more" / "context").read_bytes() == bodies["/app.tar.gz"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_no_harm(kanifold: Kanifold, context: Context, closed: str) -> None:
+    folder = context({"Dockerfile": "FROM scratch\nCOPY f /\n", "f": "content"})
+    command = f'"$@" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", *kanifold.command, "build", str(folder), "-o", "out"],
+        env=kanifold.environment(), cwd=kanifold.home, capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr.decode()
+    assert (kanifold.home / "out" / "f").read_text() == "content"
+
+
+def test_a_closed_stdin_is_an_empty_one(kanifold: Kanifold) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&-', "sh", *kanifold.command, "build", "-"],
+        env=kanifold.environment(), capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert b"cannot be empty" in done.stderr
+
+
+def test_a_full_stdout_is_one_clear_error(kanifold: Kanifold, context: Context) -> None:
+    folder = context({"Dockerfile": "FROM scratch\nLABEL a=b\n"})
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*kanifold.command, "build", folder, "-q"], env=kanifold.environment(), cwd=kanifold.home,
+            stdout=full, stderr=subprocess.PIPE, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert b"cannot write the digest to stdout" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_waiting_for_stdin_can_be_interrupted(kanifold: Kanifold) -> None:
+    process = subprocess.Popen(
+        [*kanifold.command, "build", "-"], env=kanifold.environment(), cwd=kanifold.home,
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert "building" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert process.wait(10) == 130
+    assert time.monotonic() - began < 2
+    process.communicate()
