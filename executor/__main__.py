@@ -16,9 +16,12 @@ from executor.conversation import Conversation
 from platforms.errors import Interrupted, KanifoldError, Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from executor.build.exchange import Exchange
     from executor.build.workshop import Workshop
     from executor.registry.client import Client
+    from executor.rootfs.tree import Tree
     from executor.sandbox.isolation import Isolation
     from executor.sandbox.launcher import Launcher
     from platforms.emulation import Emulation
@@ -89,6 +92,7 @@ def _build(conversation: Conversation, order: job.Job, found: Emulation, place: 
     import time
     from concurrent.futures import Future, ThreadPoolExecutor
 
+    from executor.build import files
     from executor.build.once import Once, known
     from executor.build.workshop import Workshop
     from executor.store import durability
@@ -136,9 +140,13 @@ def _build(conversation: Conversation, order: job.Job, found: Emulation, place: 
         # What earlier builds have left is on its way to the disk by now; waiting for our own would cost seconds.
         background.submit(durability.settle, store)
         try:
-            result = _image(workshop, began)
+            result, tree = _image(workshop, began)
             conversation.send(result)
-            _serve(conversation, workshop)
+            while not isinstance(request := conversation.next_request(), job.Done):
+                if isinstance(request, job.Fetch):
+                    _hand_over(workshop, request.digest)
+                else:
+                    files.send(workshop, tree(), request.prefix)
         except BaseException:
             cancel()
             raise
@@ -150,7 +158,8 @@ def _build(conversation: Conversation, order: job.Job, found: Emulation, place: 
     return 0
 
 
-def _image(workshop: Workshop, began: float) -> job.Result:
+def _image(workshop: Workshop, began: float) -> tuple[job.Result, Callable[[], Tree]]:
+    """The image, and its file system for whoever wants to see that."""
     import time
 
     from executor.build import export
@@ -166,7 +175,7 @@ def _image(workshop: Workshop, began: float) -> job.Result:
     manifest, descriptor = export.export(workshop, state, sending, solver.made)
     if any(each.kind != "inline" for each in order.cache_to):
         export.share(workshop, solver.made)
-    return job.Result(
+    result = job.Result(
         manifest=descriptor,
         config=manifest.config,
         layers=manifest.layers,
@@ -183,6 +192,7 @@ def _image(workshop: Workshop, began: float) -> job.Result:
         ran=solver.ran,
         seconds=round(time.monotonic() - began, 3),
     )
+    return result, lambda: solver.tree_of(state)
 
 
 def _client(workshop: Workshop, stopping: threading.Event) -> Client:
@@ -215,14 +225,12 @@ def _exchange(workshop: Workshop) -> Exchange:
     return exchange.Exchange(sources, targets, warn, order.cache_ttl)
 
 
-def _serve(conversation: Conversation, workshop: Workshop) -> None:
-    """Hand over blobs until nothing more is wanted."""
+def _hand_over(workshop: Workshop, digest: str) -> None:
     from executor.store import blobs
 
-    while isinstance(request := conversation.next_request(), job.Fetch):
-        path = blobs.path(workshop.store, request.digest)
-        size = os.stat(path).st_size
-        conversation.send_file(job.Blob(request.digest, size), path, size)
+    path = blobs.path(workshop.store, digest)
+    size = os.stat(path).st_size
+    workshop.conversation.send_file(job.Blob(digest, size), path, size)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import msgspec
 from executor import job
 from platforms.errors import Interrupted, ProtocolError
 
-_Incoming = job.Job | job.Answer | job.Fetch | job.Done
+_Request = job.Fetch | job.Files | job.Done
+_Incoming = job.Job | job.Answer | _Request
 _INCOMING: msgspec.json.Decoder[_Incoming] = msgspec.json.Decoder(_Incoming)
 
 _BLOCK: Final = 1 << 20
@@ -39,7 +40,7 @@ class Conversation:
         self._writing = threading.Lock()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Question] = {}
-        self._requests: queue.SimpleQueue[job.Fetch | job.Done] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self.closed = threading.Event()
         self.on_close: Callable[[], None] = lambda: None
 
@@ -102,7 +103,7 @@ class Conversation:
         self.send(job.Ask(number, what, name, paths))
         return question.found.result()
 
-    def next_request(self) -> job.Fetch | job.Done:
+    def next_request(self) -> _Request:
         """What the orchestrator wants after the result; ``Done`` when it is gone."""
         return self._requests.get()
 
@@ -112,7 +113,7 @@ class Conversation:
                 match message:
                     case job.Answer():
                         self._resolve(message)
-                    case job.Fetch() | job.Done():
+                    case job.Fetch() | job.Files() | job.Done():
                         self._requests.put(message)
                     case _:
                         raise ProtocolError("a second job in one conversation")
@@ -130,24 +131,31 @@ class Conversation:
         self.on_close()
 
     def _resolve(self, answer: job.Answer) -> None:
-        question = self._waiting.pop(answer.id, None)
+        question = self._waiting.get(answer.id)
         if question is None:
             raise ProtocolError(f"an answer to no question: {answer.id}")
         left = answer.size
         while left:
             block = self._in.read(min(left, _BLOCK))
             if not block:
-                error = ProtocolError("the orchestrator stopped in the middle of an answer")
-                question.found.set_exception(error)
-                raise error
+                raise ProtocolError("the orchestrator stopped in the middle of an answer")
             left -= len(block)
-            question.sink(block)
+            if not question.found.done():
+                try:
+                    question.sink(block)
+                except OSError as error:  # a full disk: the asker's to tell, while the rest goes by
+                    question.found.set_exception(error)
+        if answer.more:
+            return
+        del self._waiting[answer.id]
+        if question.found.done():
+            return
         if answer.error:
             question.found.set_exception(ProtocolError(answer.error))
         else:
             question.found.set_result(not answer.missing)
 
-    def _read(self) -> job.Job | job.Answer | job.Fetch | job.Done | None:
+    def _read(self) -> _Incoming | None:
         line = self._in.readline(job.LINE_LIMIT)
         if not line:
             return None

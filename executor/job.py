@@ -18,7 +18,7 @@ from executor.image.manifest import Descriptor
 from executor.registry.config import RegistrySettings
 from platforms.errors import Problem
 
-VERSION: Final = 1
+VERSION: Final = 2
 LINE_LIMIT: Final = 16 << 20
 """Bytes a message line may have: a peer that sends more is broken or hostile."""
 
@@ -153,6 +153,12 @@ class Blob(Message, frozen=True, tag="blob"):
     size: int
 
 
+class Piece(Message, frozen=True, tag="piece"):
+    """The next ``size`` bytes, which follow, of the archive that ``Files`` asked for; none, and it is complete."""
+
+    size: int = 0
+
+
 # -- orchestrator -> executor ---------------------------------------------------------------------------------------
 
 
@@ -171,11 +177,12 @@ class Context(msgspec.Struct, frozen=True):
     name: str
     kind: str
     """``directory`` (``location`` is a path on the executor's own disk), ``sent`` (ask the orchestrator for it),
-    ``image`` (``location`` is a reference), ``layout`` (a path to an OCI layout on the executor's own disk), ``git`` or
-    ``archive`` (``location`` is a URL)."""
+    ``image`` (``location`` is a reference) or ``layout`` (a path to an OCI layout on the executor's own disk)."""
     location: str = ""
     ignore: str = ""
     """The text of the ignore file that applies."""
+    owners: bool = False
+    """Whether files keep their owners; else all of them are root's."""
 
 
 class Compression(msgspec.Struct, frozen=True):
@@ -243,6 +250,8 @@ class Answer(Message, frozen=True, tag="answer"):
     id: int
     size: int = 0
     error: str = ""
+    more: bool = False
+    """Whether the answer goes on in a further message."""
     missing: bool = False
     """True when the thing asked for does not exist (as opposed to: could not be had)."""
 
@@ -251,6 +260,16 @@ class Fetch(Message, frozen=True, tag="fetch"):
     """After ``Result``: send the blob ``digest`` from the executor's store."""
 
     digest: str
+
+
+class Files(Message, frozen=True, tag="files"):
+    """After ``Result``: send the image's file system as a tar archive, in ``Piece``s.
+
+    The blocks of zeros that end an archive are left out, so that archives can follow one another.
+    """
+
+    prefix: str = ""
+    """The directory in the archive that everything goes into."""
 
 
 class Done(Message, frozen=True, tag="done"):

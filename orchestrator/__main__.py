@@ -14,9 +14,23 @@ def main() -> None:
             f"kanifold: the package {stranger!r} that Python finds is not kanifold's own. Install kanifold as a tool "
             "with an environment of its own: pipx install kanifold, or uv tool install kanifold."
         )
+    _open_streams()
     from orchestrator.cli import main as run
 
     sys.exit(run())
+
+
+def _open_streams() -> None:
+    """Put /dev/null in the place of standard streams that were closed: their numbers would go to pipes of ours."""
+    for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, fd)
+            if null != fd:
+                os.close(null)
+            setattr(sys, name, open(fd, mode, encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115
 
 
 def _stranger() -> str:

@@ -18,11 +18,13 @@ from executor import job
 from executor.registry import auth, reference
 from executor.registry.client import Client
 from executor.registry.reference import Reference
+from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
-from orchestrator import audit, checking, publish
+from orchestrator import audit, checking, files, publish
 from orchestrator import plan as planning
 from orchestrator.agent import agents
-from orchestrator.fanout import Built, Emit, Lost, build_all
+from orchestrator.contexts import Means
+from orchestrator.fanout import Built, Emit, Lost, build_all, read_secret
 from orchestrator.node import Node, Placement, local, place
 from orchestrator.plan import Plan
 from orchestrator.publish import Image, Product
@@ -99,11 +101,12 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
             jobs=request.jobs,
         )
     )
-    plan = planning.read(request, request.platforms)  # (2)
     keychain = auth.docker_keychain()
     client = Client(request.registries, keychain)
     store = open_store(request.root or None)
+    scratch = store.session.temporary()
     try:
+        plan = await _plan(request, scratch, emit)  # (2)
         pins = await _pin(request, plan, client, store, emit)
         checked = asyncio.create_task(asyncio.to_thread(checking.cautions, request, plan, pins, client, store))
         if plan.dockerfile.check:  # findings may fail the build: before anything runs
@@ -120,7 +123,27 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
             await asyncio.gather(*(each.executor.close() for each in built), return_exceptions=True)
     finally:
         client.close()
+        await asyncio.to_thread(remove_tree, scratch)
         store.close()
+
+
+async def _plan(request: Request, scratch: str, emit: Emit) -> Plan:
+    """The plan; what has to be fetched for it goes below ``scratch``."""
+    secrets = {each.id: each for each in request.secrets}
+
+    def secret(name: str) -> bytes | None:
+        found = secrets.get(name)
+        return None if found is None else read_secret(found.file, found.variable)
+
+    os.mkdir(scratch, 0o700)
+    means = Means(scratch, secret, request.agents.get("default", ""), emit=emit)
+    reading = asyncio.create_task(asyncio.to_thread(planning.read, request, request.platforms, means))
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        means.cancel.set_result(None)
+        await asyncio.wait({reading})
+        raise
 
 
 async def _finish(
@@ -138,7 +161,9 @@ async def _finish(
     if repositories:
         await publish.push(product, repositories, client)
     for output in request.outputs:
-        if output.kind != "registry":
+        if output.holds_files:
+            await files.write(output, built, product.root.digest, emit)
+        elif output.holds_images:
             await asyncio.to_thread(publish.write, output, product, request, emit)
     if repositories:
         await publish.tag(product, _pushed_tags(request), client, emit)
@@ -229,7 +254,7 @@ def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: P
 
 
 def _local(request: Request) -> bool:
-    return any(each.kind != "registry" for each in request.outputs)
+    return any(each.holds_images for each in request.outputs)
 
 
 def _pushed_tags(request: Request) -> tuple[Reference, ...]:
@@ -290,5 +315,11 @@ def _write_file(path: str, text: str) -> None:
 
 def _say(request: Request, product: Product) -> None:
     """What the build came to, on stdout: nothing but the digest, unless stdout itself is the output."""
-    if not any(each.dest == "-" for each in request.outputs):
-        print(product.root.digest, flush=True)
+    if not any(each.writes_stdout for each in request.outputs):
+        try:
+            print(product.root.digest, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer would fail again at the exit
+            raise BuildError("cannot write the digest to stdout", why=error.strerror or str(error)) from error

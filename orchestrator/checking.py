@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -21,6 +22,7 @@ from executor.store import facts
 from executor.store.store import Store
 from orchestrator import bases
 from orchestrator import plan as planning
+from orchestrator.contexts import Means
 from orchestrator.plan import Plan
 from orchestrator.request import Request
 from orchestrator.view import events, render_problem, render_warning
@@ -128,23 +130,25 @@ def call(request: Request, method: str) -> int:
     """Answer ``--call method[,format=json]``; the exit status is 1 when checks find anything."""
     name, _, options = method.partition(",")
     as_json = options == "format=json"
-    data, path = planning.source(request)
-    match name:
-        case "targets":
-            return _print_targets(planning.plan(request, (), data, path), as_json)
-        case "outline":
-            return _print_outline(request, planning.plan(request, (), data, path), as_json)
-        case _:
-            return _print_checks(request, data, path, as_json)
+    with tempfile.TemporaryDirectory(prefix="kanifold.") as scratch:
+        means = Means(scratch)
+        source = planning.source(request, means)
+        match name:
+            case "targets":
+                return _print_targets(planning.plan(request, (), source, means), as_json)
+            case "outline":
+                return _print_outline(request, planning.plan(request, (), source, means), as_json)
+            case _:
+                return _print_checks(request, source, means, as_json)
 
 
-def _print_checks(request: Request, data: bytes, path: str, as_json: bool) -> int:
+def _print_checks(request: Request, source: planning.Source, means: Means, as_json: bool) -> int:
     try:
-        found = _check_all(request, planning.plan(request, (), data, path))
+        found = _check_all(request, planning.plan(request, (), source, means))
     except DockerfileError as error:  # no Dockerfile at all
         found = Report((), error.problem)
     if as_json:
-        print(json.dumps(documents.lint_document(found, path, data), indent=2))
+        print(json.dumps(documents.lint_document(found, source.name, source.data), indent=2))
     else:
         for each in found.violations:
             render_warning(each.problem, sys.stdout, rule=each.rule.name)

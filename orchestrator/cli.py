@@ -68,7 +68,8 @@ def cli() -> None:
     multiple=True,
     help=(
         "type=oci,dest=DIR[,tar=true] · type=docker,dest=FILE · type=registry · type=image,push=true; also name=, "
-        "compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=."
+        "compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=. The files without the image: "
+        "type=local,dest=DIR[,platform-split=BOOL] or DIR · type=tar,dest=FILE or -."
     ),
 )
 @click.option(
@@ -211,6 +212,9 @@ def cli() -> None:
 )
 def build(check: bool, call: str, **flags: Any) -> None:
     """Build CONTEXT (default: the current directory) for every platform, and put the result where --output says.
+
+    CONTEXT is a directory, a git repository (https://host/path.git#REF:SUBDIR, git@host:path), the URL of an archive
+    or of a Dockerfile, or - for an archive or a Dockerfile on stdin. In all but directories, --file is a path inside.
 
     Without --push or --output the result is an OCI image layout in the directory oci-layout.
     """

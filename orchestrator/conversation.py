@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from executor import job
 from orchestrator.node import Node
 from orchestrator.process import Process, start
-from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, ProtocolError
 
 _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
     job.Hello
@@ -30,6 +30,7 @@ _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
     | job.Result
     | job.Failed
     | job.Blob
+    | job.Piece
 )
 _GRACE: Final = 1.5
 """Seconds that a cancelled executor has to clean up before it is killed: Ctrl-C promises a clean stop in under two."""
@@ -38,7 +39,9 @@ _QUESTIONS: Final = 1000
 """Questions without an answer that an executor may have: far more than it has threads."""
 
 OnMessage = Callable[[job.Message], None]
-OnAsk = Callable[[job.Ask], Awaitable[bytes | None]]
+Stream = Callable[[Callable[[bytes | memoryview], object]], None]
+"""Gives an answer, too large to be held, to its argument block by block; runs on a thread."""
+OnAsk = Callable[[job.Ask], Awaitable[bytes | Stream | None]]
 
 
 class Executor(msgspec.Struct, frozen=True):
@@ -55,13 +58,22 @@ class Executor(msgspec.Struct, frozen=True):
             raise KanifoldError.of(message.problem)
         if not isinstance(message, job.Blob) or (message.digest, message.size) != (digest, size) or size < 0:
             raise ProtocolError("an executor sent something else than the blob it was asked for")
-        left = message.size
-        while left:
-            block = await self.process.stdout.read(min(left, 1 << 20))
-            if not block:
-                raise ProtocolError("an executor stopped in the middle of a blob")
-            left -= len(block)
+        async for block in _payload(self.process, size, "a blob"):
             sink(block)
+
+    async def files(self, prefix: str) -> AsyncIterator[bytes]:
+        """The image's file system as blocks of a tar archive without an end, everything in the directory ``prefix``."""
+        await _send(self.process, job.Files(prefix))
+        while True:
+            message = await _receive(self.process)
+            if isinstance(message, job.Failed):
+                raise KanifoldError.of(message.problem)
+            if not isinstance(message, job.Piece) or message.size < 0:
+                raise ProtocolError("an executor sent something else than the files it was asked for")
+            if not message.size:
+                return
+            async for block in _payload(self.process, message.size, "files"):
+                yield block
 
     async def abandon(self) -> None:
         """End the executor: nobody wants what it made."""
@@ -131,8 +143,8 @@ async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk, noise:
             case job.Result():
                 on_message(message)
                 return message
-            case job.Blob():
-                raise ProtocolError("an executor sent a blob that nobody asked for")
+            case job.Blob() | job.Piece():
+                raise ProtocolError("an executor sent content that nobody asked for")
             case _:
                 on_message(message)
 
@@ -143,10 +155,31 @@ async def _answer(process: Process, ask: job.Ask, on_ask: OnAsk) -> None:
     except KanifoldError as error:
         await _send(process, job.Answer(ask.id, error=str(error)))
         return
-    if payload is None:
-        await _send(process, job.Answer(ask.id, missing=True))
+    match payload:
+        case None:
+            await _send(process, job.Answer(ask.id, missing=True))
+        case bytes():
+            await _send(process, job.Answer(ask.id, size=len(payload)), payload)
+        case _:
+            await _stream(process, ask.id, payload)
+
+
+async def _stream(process: Process, number: int, stream: Stream) -> None:
+    """Answer question ``number`` with what ``stream`` gives, no faster than the executor takes it."""
+    loop = asyncio.get_running_loop()
+
+    def out(block: bytes | memoryview) -> None:
+        if process.stdin.is_closing():
+            raise Interrupted("the executor is gone")
+        sending = _send(process, job.Answer(number, len(block), more=True), bytes(block))
+        asyncio.run_coroutine_threadsafe(sending, loop).result()
+
+    try:
+        await asyncio.to_thread(stream, out)
+    except KanifoldError as error:
+        await _send(process, job.Answer(number, error=str(error)))
     else:
-        await _send(process, job.Answer(ask.id, size=len(payload)), payload)
+        await _send(process, job.Answer(number))
 
 
 async def _send(process: Process, message: job.Message, payload: bytes = b"") -> None:
@@ -166,6 +199,16 @@ async def _receive(process: Process) -> job.Message | None:
         return _INCOMING.decode(line)
     except msgspec.DecodeError as error:
         raise ProtocolError("a message of an executor is malformed", why=str(error)) from error
+
+
+async def _payload(process: Process, size: int, what: str) -> AsyncIterator[bytes]:
+    """The raw bytes that a message announced, in blocks."""
+    while size:
+        block = await process.stdout.read(min(size, 1 << 20))
+        if not block:
+            raise ProtocolError(f"an executor stopped in the middle of {what}")
+        size -= len(block)
+        yield block
 
 
 async def _collect(stream: asyncio.StreamReader) -> str:

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import tarfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from executor import job
+from executor.build import files
+from executor.context.directory import open_context
 from executor.registry.auth import Keychain
+from executor.rootfs import tarwriter
 from orchestrator import agent, conversation
-from orchestrator.conversation import Executor
+from orchestrator.conversation import Executor, OnAsk, Stream
 from orchestrator.node import Placement
 from orchestrator.request import Request
 from orchestrator.view import events
-from platforms.errors import KanifoldError, ProtocolError
+from platforms.errors import ContextError, KanifoldError, ProtocolError
 
 Emit = Callable[[events.Event], None]
 
@@ -104,12 +106,12 @@ async def _one(
     return Built(placement, executor.result, executor)
 
 
-def _answers(request: Request, order: job.Job, keychain: Keychain) -> Callable[[job.Ask], Awaitable[bytes | None]]:
+def _answers(request: Request, order: job.Job, keychain: Keychain) -> OnAsk:
     """What the executor of ``order`` may be told: nothing beyond what this build was given."""
     secrets = {secret.id: secret for secret in request.secrets}
     contexts = {context.name: context for context in order.contexts}
 
-    async def answer(ask: job.Ask) -> bytes | None:
+    async def answer(ask: job.Ask) -> bytes | Stream | None:
         match ask.what:
             case "credential":
                 found = await asyncio.to_thread(keychain, ask.name)
@@ -125,7 +127,7 @@ def _answers(request: Request, order: job.Job, keychain: Keychain) -> Callable[[
                 return await asyncio.to_thread(agent.ask, place, message) if message else b""
             case "context":
                 context = contexts.get(ask.name)
-                return None if context is None else await asyncio.to_thread(_archive, context.location)
+                return None if context is None else _files(context)
             case _:
                 raise ProtocolError(f"an executor asked for an unknown thing: {ask.what!r}")
 
@@ -153,11 +155,16 @@ def read_secret(file: str, variable: str) -> bytes | None:
         raise KanifoldError(f"cannot read the secret file {file}", why=error.strerror or str(error)) from error
 
 
-def _archive(directory: str) -> bytes:
-    """``directory`` as a tar archive, for an executor that does not share our disk."""
-    import io
+def _files(context: job.Context) -> Stream:
+    """The files of ``context`` that its ignore file lets through, as an archive for who does not share our disk."""
 
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        archive.add(directory, arcname=".")
-    return out.getvalue()
+    def stream(out: tarwriter.Out) -> None:
+        tree = open_context(context.location, context.ignore, owners=context.owners)
+        try:
+            tarwriter.write(files.entries(tree), out)
+        except OSError as error:
+            raise ContextError("cannot read the build context", why=str(error)) from error
+        finally:
+            tree.close()
+
+    return stream

@@ -11,7 +11,7 @@ from typing import Any, Final
 from executor.job import CachePlace, Compression
 from executor.registry import config, reference
 from orchestrator import outputs
-from orchestrator.plan import check_names
+from orchestrator.contexts import check_names
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms import host, parse_list
 from platforms.errors import UsageError
@@ -27,6 +27,8 @@ def request(flags: Mapping[str, Any]) -> Request:
     wanted = _destinations(flags, tags)
     contexts = tuple(_pair(each, "--build-context", needs_value=True) for each in flags["build_contexts"])
     check_names(contexts)
+    if flags["context"] == flags["dockerfile"] == "-":
+        raise UsageError("stdin cannot be both the build context and the Dockerfile")
     platforms = parse_list(flags["platforms"]) or (host.default_platform(),)
     return Request(
         context=flags["context"],
@@ -61,8 +63,8 @@ def request(flags: Mapping[str, Any]) -> Request:
         allow=_split(flags["allow"]),
         pull=flags["pull"],
         progress="quiet" if flags["quiet"] else flags["progress"],
-        metadata_file=flags["metadata_file"],
-        iid_file=flags["iid_file"],
+        metadata_file=_writable(flags["metadata_file"], "--metadata-file"),
+        iid_file=_writable(flags["iid_file"], "--iidfile"),
         trace=flags["trace"],
         jobs=flags["jobs"],
         keep_going=flags["keep_going"],
@@ -103,6 +105,20 @@ def _destinations(flags: Mapping[str, Any], tags: Sequence[reference.Reference])
         for name in each.names:
             reference.parse(name)
     return wanted
+
+
+def _writable(path: str, flag: str) -> str:
+    """``path``, unless it is clear already that it could not be written when all is published."""
+    if not path:
+        return path
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder):
+        raise UsageError(
+            f"{flag} {path}: " + ("it is a directory" if os.path.isdir(path) else f"no directory {folder}")
+        )
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise UsageError(f"{flag} {path}: this user may not write it")
+    return path
 
 
 def _build_args(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,6 +30,8 @@ class Output(msgspec.Struct, frozen=True):
     """A path; ``-`` is stdout."""
     archive: bool = False
     """For ``oci``: one tar file instead of a directory."""
+    split: bool | None = None
+    """For ``local``: whether each platform has a directory of its own; None: where there are several platforms."""
     names: tuple[str, ...] = ()
     oci_media_types: bool = True
     compression: str = ""
@@ -36,6 +40,21 @@ class Output(msgspec.Struct, frozen=True):
     push_by_digest: bool = False
     annotations: tuple[tuple[str, str], ...] = ()
     """As written: ``annotation.KEY``, ``annotation-index.KEY``, ``annotation-manifest[PLATFORM].KEY``; and a value."""
+
+    @property
+    def writes_stdout(self) -> bool:
+        """Whether it is an archive on stdout."""
+        return (self.archive or self.kind == "tar") and self.dest in ("", "-")
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether it is a local place for images, with all their blobs."""
+        return self.kind in ("oci", "docker")
+
+    @property
+    def holds_files(self) -> bool:
+        """Whether it gets the files of the image rather than the image."""
+        return self.kind in ("local", "tar")
 
 
 def parse(text: str) -> Output:
@@ -71,6 +90,7 @@ def parse(text: str) -> Output:
         kind="registry" if kind in ("registry", "image") else kind,
         dest=values.pop("dest", ""),
         archive=_flag(values, "tar", False) if kind == "oci" else kind == "docker",
+        split=_flag(values, "platform-split", False) if kind == "local" and "platform-split" in values else None,
         names=tuple(each for each in name.split(",") if each),
         oci_media_types=_flag(values, "oci-mediatypes", kind != "docker"),
         compression=values.pop("compression", ""),
@@ -94,8 +114,12 @@ def parse(text: str) -> Output:
         )
     if kind == "registry" and not push:
         raise UsageError("--output type=registry,push=false is a contradiction", remedy="use type=oci,dest=DIRECTORY")
-    if output.kind in ("local", "tar") and not output.dest:
+    if output.holds_files and not output.dest:
         raise UsageError(f"--output type={kind} needs dest=PATH")
+    if kind == "local" and output.dest == "-":
+        raise UsageError(
+            "--output type=local,dest=-: a directory cannot be written to stdout", remedy="use type=tar,dest=-"
+        )
     return output
 
 
@@ -109,7 +133,24 @@ def gather(texts: Sequence[str], *, push: bool, tags: Sequence[str]) -> tuple[Ou
     for each in outputs:
         if each.kind == "registry" and not (each.names or tags):
             raise UsageError("nothing says where to push to", remedy="name the image with --tag REF")
+        _check_place(each)
+    if sum(each.writes_stdout for each in outputs) > 1:
+        raise UsageError("--output: two outputs cannot share stdout")
     return tuple(outputs)
+
+
+def _check_place(output: Output) -> None:
+    """Refuse a destination that could not be written in the end, before anything is built."""
+    if output.writes_stdout and sys.stdout is not None and sys.stdout.isatty():
+        raise UsageError(
+            f"--output type={output.kind}: refusing to write an archive to a terminal",
+            remedy="name a file with dest=FILE, or redirect stdout",
+        )
+    is_directory = os.path.isdir(output.dest)
+    if output.kind == "local" and os.path.exists(output.dest) and not is_directory:
+        raise UsageError(f"--output type=local: {output.dest} is not a directory")
+    if (output.kind == "tar" or output.archive) and is_directory:
+        raise UsageError(f"--output type={output.kind}: {output.dest} is a directory", remedy="name a file")
 
 
 def _flag(values: dict[str, str], key: str, default: bool) -> bool:

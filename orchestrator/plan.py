@@ -7,7 +7,6 @@ build runs cannot give amd64 another base than arm64.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from typing import Final
 
@@ -17,13 +16,32 @@ from executor import job
 from executor.build import graph, scope
 from executor.dockerfile import Dockerfile, global_scope, parse
 from executor.registry import reference
+from executor.rootfs.tree import open_directory
+from orchestrator import contexts
+from orchestrator.contexts import Files, Means
 from orchestrator.request import Request
 from platforms import host
-from platforms.errors import ContextError, DockerfileError, UsageError
+from platforms.errors import BuildError, ContextError, DockerfileError, UsageError
 from platforms.platform import Platform
 
 _TEXT_LIMIT: Final = 16 << 20
 """Bytes of a Dockerfile or an ignore file that we read: far beyond any real one."""
+
+
+_NAMES: Final = ("Dockerfile", "dockerfile", "Containerfile")
+"""What a context's Dockerfile is called, the first that there is."""
+_IGNORE: Final = ".dockerignore"
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A Dockerfile that was read, and the files that go with it."""
+
+    data: bytes
+    name: str
+    """Its path as it is shown in errors."""
+    ignore: str
+    """The text of the ignore file."""
+    files: Files
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -39,17 +57,27 @@ class Plan(msgspec.Struct, frozen=True):
     """External images that some platform needs, as written after expansion."""
 
 
-def read(request: Request, platforms: Iterable[Platform]) -> Plan:
-    """Read what the build is made of. Raises ``DockerfileError``, ``ContextError`` or ``UsageError``."""
-    return plan(request, platforms, *source(request))
+def read(request: Request, platforms: Iterable[Platform], means: Means) -> Plan:
+    """Read what the build is made of, and fetch what is not here.
+
+    Raises ``DockerfileError``, ``ContextError`` or ``UsageError``.
+    """
+    return plan(request, platforms, source(request, means), means)
 
 
-def plan(request: Request, platforms: Iterable[Platform], data: bytes, name: str) -> Plan:
-    """The plan of a Dockerfile that has been read; without ``platforms``, no image is looked for."""
-    dockerfile = parse(data, name)
-    contexts = [_main_context(request, name)] if request.context != "-" else []
-    contexts += [named_context(key, value) for key, value in request.build_contexts]
-    named = [each.name for each in contexts if each.name]
+def source(request: Request, means: Means) -> Source:
+    """The Dockerfile and the main context. Raises as ``read`` does, but for what is written in the Dockerfile."""
+    main = contexts.main(request.context, means, keep_git_dir=_keeps_git_dir(request))
+    data, name, ignore = _dockerfile(request, main, means)
+    return Source(data, name, ignore, main)
+
+
+def plan(request: Request, platforms: Iterable[Platform], source: Source, means: Means) -> Plan:
+    """The plan of a Dockerfile that was read; without ``platforms``, no image is looked for."""
+    dockerfile = parse(source.data, source.name)
+    found = [job.Context("", "directory", source.files.directory, source.ignore, source.files.owners)]
+    found += [named_context(key, value, means) for key, value in request.build_contexts]
+    named = [each.name for each in found if each.name]
     images: dict[str, None] = {}
     for platform in platforms:
         given = dict(request.build_args)
@@ -60,13 +88,17 @@ def plan(request: Request, platforms: Iterable[Platform], data: bytes, name: str
         )
         for image in graph.plan(dockerfile, request.target, arguments, named).images:
             images.setdefault(image)
-    for context in contexts:
+    for context in found:
         if context.kind == "image":
             images.setdefault(context.location)
-    return Plan(dockerfile, data, name, tuple(contexts), tuple(images))
+    return Plan(dockerfile, source.data, source.name, tuple(found), tuple(images))
 
 
-def named_context(name: str, value: str) -> job.Context:
+def _keeps_git_dir(request: Request) -> bool:
+    return dict(request.build_args).get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in ("1", "t", "true")
+
+
+def named_context(name: str, value: str, means: Means) -> job.Context:
     """``--build-context name=value``, with the prefixes that buildx knows."""
     if value.startswith("docker-image://"):
         location = value.removeprefix("docker-image://")
@@ -74,39 +106,62 @@ def named_context(name: str, value: str) -> job.Context:
         return job.Context(name, "image", location)
     if value.startswith("oci-layout://"):
         return job.Context(name, "layout", os.path.abspath(value.removeprefix("oci-layout://")))
-    if value.startswith(("https://", "http://", "git://", "git@", "ssh://")):
-        from executor.context import gitreference
-
-        return job.Context(name, "archive" if gitreference.parse(value) is None else "git", value)
-    path = os.path.abspath(value)
-    if not os.path.isdir(path):
-        raise ContextError(
-            f"build context {name}: no directory {value}",
-            remedy="a named context is a directory, docker-image://REF, oci-layout://PATH, or a URL",
-        )
-    return job.Context(name, "directory", path, _ignore_text(path, ""))
+    found = contexts.named(name, value, means)
+    ignore = "" if found.fetched else _ignore_text(os.path.join(found.directory, _IGNORE))
+    return job.Context(name, "directory", found.directory, ignore)
 
 
-def source(request: Request) -> tuple[bytes, str]:
-    """The Dockerfile's bytes, and its path as it is shown in errors. Raises ``DockerfileError``."""
-    if request.dockerfile == "-" or (request.context == "-" and not request.dockerfile):
-        return _bounded(sys.stdin.buffer.read(_TEXT_LIMIT + 1), "stdin"), "Dockerfile"
-    path = request.dockerfile or os.path.join(request.context, "Dockerfile")
+def _dockerfile(request: Request, main: Files, means: Means) -> tuple[bytes, str, str]:
+    """The Dockerfile, what it is called in errors, and the text of the ignore file that goes with it."""
+    ignore_file = "" if main.fetched else os.path.join(main.directory, _IGNORE)
+    if request.dockerfile == "-":
+        path = os.path.join(means.directory(), "Dockerfile")
+        contexts.stdin(path, means)
+        return _read(path, "Dockerfile"), "Dockerfile", _ignore_text(ignore_file)
+    if main.dockerfile:
+        if request.context == "-" and request.dockerfile:
+            raise UsageError("two Dockerfiles: --file names one, and what comes on stdin is another, not an archive")
+        return _read(main.dockerfile, "Dockerfile"), "Dockerfile", ""
+    if main.fetched:
+        return *_dockerfile_in(main.directory, request.dockerfile), ""
+    path = request.dockerfile or os.path.join(request.context, _NAMES[0])
     if not request.dockerfile and not os.path.exists(path):
-        for other in ("dockerfile", "Containerfile"):
+        for other in _NAMES[1:]:
             if os.path.exists(os.path.join(request.context, other)):
                 path = os.path.join(request.context, other)
                 break
+    name = path if os.path.isabs(path) else os.path.relpath(path)
+    return _read(path, path), name, _ignore_text(path + _IGNORE, ignore_file)
+
+
+def _dockerfile_in(directory: str, path: str) -> tuple[bytes, str]:
+    """The Dockerfile in a context that was fetched, and its name: ``path``, or a usual one."""
+    tree = open_directory(directory)
+    try:
+        for name in (path,) if path else _NAMES:
+            data = tree.read(os.fsencode(name), _TEXT_LIMIT)
+            if data is not None:
+                return data, name
+    except (BuildError, OSError) as error:
+        raise DockerfileError(f"cannot read the Dockerfile {name} of the context", why=str(error)) from error
+    finally:
+        tree.close()
+    raise DockerfileError(
+        f"there is no {path or _NAMES[0]} in the build context",
+        remedy="--file names a path inside of a context that is fetched, or - for stdin",
+    )
+
+
+def _read(path: str, name: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            data = file.read(_TEXT_LIMIT + 1)
+            return _bounded(file.read(_TEXT_LIMIT + 1), name)
     except OSError as error:
         raise DockerfileError(
-            f"cannot read the Dockerfile {path}",
+            f"cannot read the Dockerfile {name}",
             why=error.strerror or str(error),
             remedy="name the file with --file, or the directory that holds it as CONTEXT",
         ) from error
-    return _bounded(data, path), os.path.relpath(path) if not os.path.isabs(path) else path
 
 
 def _bounded(data: bytes, name: str) -> bytes:
@@ -115,21 +170,9 @@ def _bounded(data: bytes, name: str) -> bytes:
     return data
 
 
-def _main_context(request: Request, dockerfile: str) -> job.Context:
-    path = os.path.abspath(request.context)
-    if not os.path.exists(path):
-        raise ContextError(f"no build context {request.context}", why="the directory does not exist")
-    if not os.path.isdir(path):
-        raise ContextError(f"the build context {request.context} is not a directory")
-    return job.Context("", "directory", path, _ignore_text(path, dockerfile))
-
-
-def _ignore_text(directory: str, dockerfile: str) -> str:
-    """The ignore file that applies: the Dockerfile's own beside it, else the context's."""
-    candidates = [os.path.join(directory, ".dockerignore")]
-    if dockerfile:
-        candidates.insert(0, dockerfile + ".dockerignore")
-    for path in candidates:
+def _ignore_text(*paths: str) -> str:
+    """The first ignore file that there is: the Dockerfile's own comes before the context's."""
+    for path in filter(None, paths):
         try:
             with open(path, "rb") as file:
                 return _bounded(file.read(_TEXT_LIMIT + 1), path).decode("utf-8", "replace")
@@ -138,12 +181,3 @@ def _ignore_text(directory: str, dockerfile: str) -> str:
         except OSError as error:
             raise ContextError(f"cannot read {path}", why=error.strerror or str(error)) from error
     return ""
-
-
-def check_names(contexts: tuple[tuple[str, str], ...]) -> None:
-    """Refuse names of contexts that cannot be: empty, twice."""
-    seen: set[str] = set()
-    for name, _ in contexts:
-        if not name or name.casefold() in seen:
-            raise UsageError(f"--build-context: the name {name!r} is empty or there twice")
-        seen.add(name.casefold())

@@ -140,7 +140,7 @@ async def tag(product: Product, tags: Sequence[Reference], client: Client, emit:
 
 
 def write(output: Output, product: Product, request: Request, emit: Emit) -> None:
-    """Write a local output."""
+    """Write a local output of images."""
     names = [*output.names, *(str(each) for each in request.tags)]
     roots = [
         replace(product.root, annotations=((layout.CONTAINERD_NAME, name), (REF_NAME, _tag_of(name)))) for name in names
@@ -150,19 +150,17 @@ def write(output: Output, product: Product, request: Request, emit: Emit) -> Non
         case "oci" if not output.archive:
             layout.write_layout(output.dest or "oci-layout", roots, sources)
         case "oci":
-            with _file(output.dest) as file:
+            with opened(output.dest) as file:
                 archive.write_archive(file, roots, sources)
-        case "docker":
+        case _:
             if len(product.images) != 1:
                 raise UsageError(
                     "--output type=docker holds one platform",
                     why=f"this build has {len(product.images)}",
                     remedy="use type=oci, which docker load reads where its image store is containerd's",
                 )
-            with _file(output.dest) as file:
+            with opened(output.dest) as file:
                 archive.write_docker_archive(file, names, product.images[0].manifest, roots, sources)
-        case _:
-            raise UsageError(f"--output type={output.kind} cannot be written")
     emit(events.Published(ref=output.dest or "stdout", digest=product.root.digest))
 
 
@@ -192,7 +190,8 @@ def _tag_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _file(path: str) -> Iterator[BinaryIO]:
+def opened(path: str) -> Iterator[BinaryIO]:
+    """The file ``path``, which is there once all has been written; ``-`` or "" is stdout."""
     if path in ("", "-"):
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()

@@ -41,7 +41,7 @@ class Request(msgspec.Struct, frozen=True):
     """One build."""
 
     context: str
-    """A directory, or ``-``: the Dockerfile alone, on stdin."""
+    """A directory, a git repository, a URL, or ``-`` for stdin."""
     dockerfile: str = ""
     """A path, ``-`` for stdin, "" for the context's own."""
     platforms: tuple[Platform, ...] = ()

@@ -40,7 +40,7 @@ def hear() -> dict[str, Any]:
     return message
 
 
-def hello(version: int = 1) -> None:
+def hello(version: int = 2) -> None:
     say("hello", version=version, kanifold="0", host="linux/amd64")
 
 

@@ -29,7 +29,6 @@ from executor.build.once import Once
 from executor.build.sources import Input
 from executor.build.state import State
 from executor.build.workshop import Workshop, together
-from executor.context import archive, gitreference, http
 from executor.context.directory import open_context
 from executor.dockerfile import Dockerfile, Stage, expand, global_scope, trigger
 from executor.dockerfile import instructions as dockerfile
@@ -40,7 +39,7 @@ from executor.rootfs import overlay, unpack
 from executor.rootfs.entry import Entry
 from executor.rootfs.tree import Tree
 from executor.store import locks, removal, snapshots
-from platforms.errors import ContextError, DockerfileError, KanifoldError
+from platforms.errors import ContextError, DockerfileError, KanifoldError, StoreError
 from platforms.platform import Platform
 
 
@@ -407,19 +406,9 @@ class Solver:
                 directory = context.location
             case "sent":
                 directory = _received(workshop, context.name)
-            case "git":
-                repository = gitreference.parse(context.location)
-                if repository is None:
-                    raise ContextError(f"{context.location} is not a git repository")
-                directory = sources.git_files(workshop, repository)
-            case "archive":
-                found = http.download(context.location, workshop.scratch(), cancel=workshop.cancelled)
-                directory = workshop.scratch()
-                if archive.extract(found.path, directory) is None:
-                    directory = os.path.dirname(found.path)
             case kind:
                 raise ContextError(f"a context of kind {kind!r} holds no files")
-        return workshop.trees.keep(open_context(directory, context.ignore))
+        return workshop.trees.keep(open_context(directory, context.ignore, owners=context.owners))
 
     def _workdir(self, stage: Stage, state: State, instruction: dockerfile.Workdir) -> State:
         path = steps.directory(state.workdir, instruction.path)
@@ -537,9 +526,12 @@ def _received(workshop: Workshop, name: str) -> str:
     """The directory that the orchestrator sends as the context ``name``."""
     directory = workshop.scratch()
     path = os.path.join(workshop.scratch(), "context.tar")
-    with open(path, "wb") as file:
-        if not workshop.conversation.ask_into(file.write, "context", name):
-            raise ContextError(f"the orchestrator does not know the context {name!r}")
+    try:
+        with open(path, "wb") as file:
+            if not workshop.conversation.ask_into(file.write, "context", name):
+                raise ContextError(f"the orchestrator does not know the context {name!r}")
+    except OSError as error:
+        raise StoreError("cannot keep the build context", why=error.strerror or str(error)) from error
     with open(path, "rb") as stream:
         unpack.extract(stream, directory, limits=unpack.Limits())
     os.unlink(path)

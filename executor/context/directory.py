@@ -1,6 +1,7 @@
 """A context that is a directory on this machine, seen through its ignore file.
 
-Every file of a context belongs to root (Dockerfile reference, "COPY --chown"), whoever owns it on disk.
+Every file of a context belongs to root (Dockerfile reference, "COPY --chown"), whoever owns it on disk. Only what came
+as an archive has owners of its own.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from executor.rootfs.tree import Hides, Tree, open_directory
 from platforms.errors import ContextError
 
 
-def open_context(path: str, ignore_text: str) -> Tree:
-    """The context in the directory ``path`` without what ``ignore_text`` (.dockerignore) excludes."""
+def open_context(path: str, ignore_text: str, *, owners: bool = False) -> Tree:
+    """The context in the directory ``path`` without what ``ignore_text`` (.dockerignore) excludes.
+
+    With ``owners`` its files belong to whom they belong to.
+    """
     try:
-        return open_directory(path, hides=hides(path, ignore_text), owner=(0, 0))
+        return open_directory(path, hides=hides(path, ignore_text), owner=None if owners else (0, 0))
     except OSError as error:
         raise ContextError(f"cannot read the build context {path}", why=error.strerror or str(error)) from error
 

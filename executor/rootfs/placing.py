@@ -40,7 +40,7 @@ from platforms.errors import ArchiveError
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE: Final = "user.overlay.opaque"
 _ORIGIN: Final = "user.overlay.origin"
-_CAPABILITY: Final = b"security.capability"
+CAPABILITY: Final = b"security.capability"
 _UNSUPPORTED: Final = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL})
 """A file system, or a user namespace, that does not take an extended attribute."""
 _REFUSED: Final = frozenset({errno.EPERM, errno.EINVAL})
@@ -322,7 +322,7 @@ class _Tree:
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise
-                if key == _CAPABILITY:
+                if key == CAPABILITY:
                     os.setxattr(fd, CAPABILITY_XATTR, value)
 
     def _stored_name(self, key: bytes) -> bytes:

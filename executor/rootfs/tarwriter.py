@@ -25,6 +25,9 @@ from platforms.errors import BuildError
 _BUFFER: Final = 256 << 10
 """Bytes that are gathered before ``out`` is called, and the size of reads from big files."""
 
+END: Final = bytes(1024)
+"""What ends an archive: two empty blocks."""
+
 Out = Callable[[bytes | memoryview], object]
 """Takes the next bytes; a view is valid only during the call."""
 
@@ -90,7 +93,13 @@ def _target(found: list[Entry], places: dict[bytes, int], at: int) -> int | None
 
 
 def write(entries: Iterable[Entry], out: Out) -> None:
-    """Hand the tar archive of ``entries``, in the order given, to ``out`` piece by piece.
+    """Hand the tar archive of ``entries`` to ``out``; otherwise as ``write_open``."""
+    write_open(entries, out)
+    out(END)
+
+
+def write_open(entries: Iterable[Entry], out: Out) -> None:
+    """Hand the tar archive of ``entries``, in the order given and without its ``END``, to ``out`` piece by piece.
 
     Memory stays constant. Raises ``BuildError`` when a file's size is not what its entry says (it changed since) or
     when it is not a regular file; ``OSError`` when it cannot be read.
@@ -117,8 +126,8 @@ def write(entries: Iterable[Entry], out: Out) -> None:
             out(b"".join(pending))
             pending.clear()
             size = 0
-    pending.append(bytes(1024))
-    out(b"".join(pending))
+    if pending:
+        out(b"".join(pending))
 
 
 def _header(entry: Entry) -> bytes:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from executor.rootfs import tarreader
 from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
-from executor.rootfs.placing import Lower, Merged, Placing
+from executor.rootfs.placing import CAPABILITY, Lower, Merged, Placing
 from executor.rootfs.records import note_owners
 from executor.rootfs.streams import Ahead, Digest, Readable
 from platforms.errors import ArchiveError, EnvironmentUnfit, KanifoldError, StoreError
@@ -89,6 +89,27 @@ def extract(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
             raise ArchiveError("archive refused", why="it has a hard link to a file that is not in it before the link")
         note_owners(directory, lower.unowned)
         return Unpacked(diff_id, size, entries, lower.implicit, unowned=tuple(lower.unowned))
+
+
+def hand_over(
+    stream: Readable, directory: str, *, limits: Limits, found: Callable[[Entry], None] = lambda entry: None
+) -> None:
+    """Unpack the archive of a whole file system into ``directory``, as files of the user whose process this is.
+
+    What is there already stays, unless it is in the way. Owners are not kept, and devices and file capabilities only by
+    root, who alone can have them. ``found`` hears of every entry before it is written. Raises as ``unpack`` does.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+
+    def meant(entry: Entry) -> Entry | None:
+        found(entry)
+        if uid and entry.kind in (Kind.CHARACTER, Kind.BLOCK):
+            return None
+        xattrs = tuple(each for each in entry.xattrs if not uid or each[0] != CAPABILITY)
+        return replace(entry, uid=uid, gid=gid, xattrs=xattrs)
+
+    with Merged(directory) as merged:
+        _lay(stream, merged, limits, meant)
 
 
 def _lay(

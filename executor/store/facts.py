@@ -19,7 +19,7 @@ def get(store: Store, kind: str, key: str, *, max_age: float | None = None) -> b
         row = db.execute("SELECT value, seal, created FROM facts WHERE kind=? AND key=?", (kind, key)).fetchone()
         if row is None:
             return None
-        if row[1] != seal(kind, key, row[0]):
+        if not isinstance(row[0], bytes) or row[1] != seal(kind, key, row[0]):
             raise DamagedError("the checksum of a fact does not match")
         return row[0], number(row[2])
 

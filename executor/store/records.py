@@ -27,7 +27,7 @@ def get(store: Store, key: str) -> bytes | None:
         if row is None:
             return None
         things = [str(each[0]) for each in db.execute("SELECT thing FROM refs WHERE record=? ORDER BY thing", (key,))]
-        if row[1] != seal(key, row[0], *things):
+        if not isinstance(row[0], bytes) or row[1] != seal(key, row[0], *things):
             raise DamagedError("the checksum of a cache record does not match")
         return row[0], number(row[2]), things
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import plan as planning
+from orchestrator.contexts import Means, check_names
 from orchestrator.request import Request
 from platforms import parse
 from platforms.errors import ContextError, DockerfileError, KanifoldError, UsageError
@@ -16,7 +17,7 @@ from platforms.errors import ContextError, DockerfileError, KanifoldError, Usage
 def read(folder: Path, *platforms: str, **more: object) -> planning.Plan:
     wanted = tuple(parse(each) for each in platforms or ("linux/amd64",))
     request = Request(context=str(folder), platforms=wanted, **more)  # type: ignore[arg-type]
-    return planning.read(request, wanted)
+    return planning.read(request, wanted, Means("nothing is fetched"))
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -76,23 +77,18 @@ def test_a_named_context_stands_for_an_image(tmp_path: Path) -> None:
     [
         ("docker-image://debian:12", "image"),
         ("oci-layout://some/layout:tag", "layout"),
-        ("https://example.com/x.tar.gz", "archive"),
-        ("https://example.com/x.git#v1:sub", "git"),
-        ("https://example.com/x.git?keep-git-dir=true", "git"),
-        ("git@example.com:a/b.git", "git"),
-        ("ssh://git@example.com/a/b", "git"),
         (".", "directory"),
     ],
 )
 def test_kinds_of_named_contexts(value: str, kind: str) -> None:
-    assert planning.named_context("x", value).kind == kind
+    assert planning.named_context("x", value, Means("")).kind == kind
 
 
 def test_a_named_context_that_is_nothing_is_refused() -> None:
     with pytest.raises(ContextError, match="no/such/directory"):
-        planning.named_context("x", "no/such/directory")
+        planning.named_context("x", "no/such/directory", Means(""))
     with pytest.raises(KanifoldError):
-        planning.named_context("x", "docker-image://UPPER")
+        planning.named_context("x", "docker-image://UPPER", Means(""))
 
 
 def test_the_ignore_file_is_the_dockerfiles_own_before_the_contexts(tmp_path: Path) -> None:
@@ -166,7 +162,7 @@ def test_the_name_in_errors_is_as_the_user_wrote_it(tmp_path: Path, monkeypatch:
 
 
 def test_names_of_contexts_are_given_once() -> None:
-    planning.check_names((("a", "."), ("b", ".")))
+    check_names((("a", "."), ("b", ".")))
     for names in ((("a", "."), ("A", ".")), (("", "."),)):
         with pytest.raises(UsageError):
-            planning.check_names(names)
+            check_names(names)

@@ -1,0 +1,63 @@
+"""An image's file system as an archive: what ``type=local`` and ``type=tar`` give to people."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from msgspec.structs import replace
+
+from executor import job
+from executor.build.workshop import Workshop
+from executor.rootfs import tarwriter
+from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.tree import Tree
+from platforms.errors import BuildError
+
+
+def send(workshop: Workshop, tree: Tree, prefix: str) -> None:
+    """Send ``tree``, in the directory ``prefix`` unless that is "", to the orchestrator (``executor.job.Files``)."""
+
+    def out(block: bytes | memoryview) -> None:
+        workshop.check()
+        workshop.conversation.send(job.Piece(len(block)), block)
+
+    try:
+        tarwriter.write_open(entries(tree, os.fsencode(prefix), workshop.order.epoch), out)
+    except OSError as error:
+        raise BuildError("cannot read the image's files", why=error.strerror or str(error)) from error
+    workshop.conversation.send(job.Piece())
+
+
+def entries(tree: Tree, prefix: bytes = b"", epoch: int | None = None) -> Iterator[Entry]:
+    """All that is in ``tree``, one entry at a time, in the directory ``prefix``.
+
+    With ``epoch`` (SOURCE_DATE_EPOCH, seconds) that is the time of everything, as it is in BuildKit's exporters.
+    """
+    above = prefix + b"/" if prefix else b""
+    linked: dict[tuple[int, int], bytes] = {}
+    if prefix:
+        yield Entry(prefix, Kind.DIRECTORY, mode=0o755, mtime_ns=(epoch or 0) * 1_000_000_000)
+    waiting = _below(tree, b"")
+    while waiting:
+        path = waiting.pop()
+        entry = tree.entry(path)
+        if entry is None:
+            continue
+        name = above + path
+        status = tree.lstat(path)
+        if status is not None and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            first = linked.setdefault((status.st_dev, status.st_ino), name)
+            if first != name:
+                entry = replace(entry, kind=Kind.HARDLINK, link=first, size=0, source=b"", xattrs=())
+        if epoch is not None:
+            entry = replace(entry, mtime_ns=epoch * 1_000_000_000)
+        yield replace(entry, path=name)
+        if entry.kind is Kind.DIRECTORY:
+            waiting += _below(tree, path)
+
+
+def _below(tree: Tree, path: bytes) -> list[bytes]:
+    """What is in the directory ``path``, last name first."""
+    return [path + b"/" + name if path else name for name in reversed(tree.names(path))]

@@ -1,0 +1,171 @@
+"""Build contexts, the main one and those with names: what each is, and its files on this machine.
+
+A git repository, a URL and what comes on stdin are fetched here and once, so that all platforms build the same thing,
+and an executor needs neither network nor credentials for it. What may stand for a context is buildx's choice, what
+becomes of it BuildKit's (frontend/dockerui/context.go, namedcontext.go): the main context may be an archive and is then
+taken apart; a file that is none is the Dockerfile; the ignore file counts in directories alone.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.context import archive, gitreference, http
+from executor.context.gitreference import GitReference
+from orchestrator.view import events
+from platforms.errors import ContextError, Interrupted, StoreError, UsageError
+
+_WATCH: Final = 0.1
+"""Seconds after which a cancelled build stops waiting for stdin."""
+_FILE: Final = "context"
+"""What a file is called that is a context by itself."""
+
+
+class Means(msgspec.Struct, frozen=True):
+    """What fetching takes."""
+
+    scratch: str
+    """An existing directory that outlives the build's executors."""
+    secret: Callable[[str], bytes | None] = lambda _: None
+    """The build's secrets by id."""
+    ssh_socket: str = ""
+    """Of the SSH agent that the build may use; "" for none."""
+    cancel: Future[None] = msgspec.field(default_factory=Future)
+    """Done when the build is to end."""
+    emit: Callable[[events.Event], None] = lambda _: None
+
+    def directory(self) -> str:
+        """A new directory."""
+        return tempfile.mkdtemp(dir=self.scratch)
+
+
+class Files(msgspec.Struct, frozen=True):
+    """A context's files."""
+
+    directory: str
+    fetched: bool = False
+    """Whether it was brought here, so that no path of this machine but those in it mean anything to its user."""
+    owners: bool = False
+    """Whether its files have owners of their own, as an archive's do; else they are root's."""
+    dockerfile: str = ""
+    """The file that is the Dockerfile because there is no other; "" when one has to be looked up."""
+
+
+def main(text: str, means: Means, *, keep_git_dir: bool = False) -> Files:
+    """The files of the CONTEXT ``text``: a directory, ``-`` for stdin, a git repository or a URL.
+
+    Raises ``ContextError`` when it is none of these or cannot be had.
+    """
+    if text == "-":
+        return _stdin(means)
+    if os.path.isdir(text):
+        return Files(os.path.abspath(text))
+    repository = gitreference.parse(text)
+    if repository is not None:
+        return _git(replace(repository, keep_git_dir=True) if keep_git_dir else repository, means)
+    if _is_url(text):
+        return _taken_apart(_download(text, means), means)
+    if os.path.lexists(text):
+        raise ContextError(
+            f"the build context {text} is not a directory", remedy=f"if it is an archive: kanifold build - < {text}"
+        )
+    raise ContextError(
+        f"no build context {text}",
+        why="the directory does not exist",
+        remedy="a context is a directory, - for stdin, a git repository, or the URL of an archive or a Dockerfile",
+    )
+
+
+def named(name: str, text: str, means: Means) -> Files:
+    """The files of ``--build-context name=text`` (a directory, a git repository, a URL). Raises ``ContextError``."""
+    repository = gitreference.parse(text)
+    if repository is not None:
+        return _git(repository, means)
+    if _is_url(text):
+        return Files(os.path.dirname(_download(text, means)), fetched=True)
+    if not os.path.isdir(text):
+        raise ContextError(
+            f"build context {name}: no directory {text}",
+            remedy="a named context is a directory, docker-image://REF, oci-layout://PATH, or a URL",
+        )
+    return Files(os.path.abspath(text))
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("https://", "http://"))
+
+
+def stdin(path: str, means: Means) -> None:
+    """Write what comes on stdin to the new file ``path``. Raises ``ContextError``, ``StoreError``, ``Interrupted``."""
+    with open(path, "xb") as file:
+        while True:
+            try:
+                ready, _, _ = select.select([0], [], [], _WATCH)
+                block = os.read(0, 1 << 20) if ready else None
+            except OSError as error:
+                raise ContextError("cannot read stdin", why=error.strerror or str(error)) from error
+            if means.cancel.done():
+                raise Interrupted("the build was interrupted")
+            if block == b"":
+                return
+            try:
+                file.write(block or b"")
+            except OSError as error:
+                raise StoreError("cannot keep what came on stdin", why=error.strerror or str(error)) from error
+
+
+def _stdin(means: Means) -> Files:
+    path = os.path.join(means.directory(), _FILE)
+    stdin(path, means)
+    found = _taken_apart(path, means)
+    # A Dockerfile alone: with buildx, nothing is there to be copied then.
+    return found if not found.dockerfile else Files(means.directory(), fetched=True, dockerfile=path)
+
+
+def _download(url: str, means: Means) -> str:
+    """The file behind ``url``, called ``context``, in a directory of its own."""
+    means.emit(events.Resolving(ref=http.shown(url)))
+    found = http.download(
+        url, means.directory(), authorization=http.authorization(url, means.secret), cancel=means.cancel
+    )
+    means.emit(events.Resolved(ref=http.shown(url), digest=found.digest))
+    path = os.path.join(means.directory(), _FILE)
+    os.rename(found.path, path)
+    return path
+
+
+def _taken_apart(path: str, means: Means) -> Files:
+    """What is in the archive ``path``; when it is none, the file itself is the Dockerfile."""
+    directory = means.directory()
+    if archive.extract(path, directory) is None:
+        return Files(os.path.dirname(path), fetched=True, dockerfile=path)
+    os.unlink(path)
+    return Files(directory, fetched=True, owners=True)
+
+
+def _git(repository: GitReference, means: Means) -> Files:
+    from executor.context import git, gitprogram
+
+    means.emit(events.Resolving(ref=str(repository)))
+    access = gitprogram.Access(git.authorization(repository, means.secret), means.ssh_socket)
+    resolved = git.resolve(repository, means.directory(), access=access, cancel=means.cancel)
+    means.emit(events.Resolved(ref=str(repository), digest=resolved.commit))
+    found = git.checkout(repository, resolved, means.directory(), access=access, cancel=means.cancel)
+    return Files(found.path, fetched=True)
+
+
+def check_names(contexts: tuple[tuple[str, str], ...]) -> None:
+    """Refuse names of contexts that cannot be: empty, twice."""
+    seen: set[str] = set()
+    for name, _ in contexts:
+        if not name or name.casefold() in seen:
+            raise UsageError(f"--build-context: the name {name!r} is empty or there twice")
+        seen.add(name.casefold())

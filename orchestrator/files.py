@@ -1,0 +1,98 @@
+"""``type=local`` and ``type=tar``: the files of the images, for people who want no image.
+
+Each executor sends its image's file system as an archive. Several platforms have a directory each, called like
+``linux_arm64``. Files in a directory belong to whoever runs the build, as they do with buildx; an archive keeps owners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+
+from executor.rootfs import tarwriter, unpack
+from executor.rootfs.entry import Entry, Kind
+from executor.store.removal import remove_tree
+from orchestrator.fanout import Built, Emit
+from orchestrator.outputs import Output
+from orchestrator.publish import opened
+from orchestrator.view import events
+from platforms.errors import BuildError, StoreError
+
+
+async def write(output: Output, built: Sequence[Built], digest: str, emit: Emit) -> None:
+    """Write the files of all that was ``built`` to ``output``. Raises ``KanifoldError``."""
+    if output.kind == "tar":
+        await _archive(output.dest, built)
+    else:
+        await _directory(output, built)
+    emit(events.Published(ref="stdout" if output.dest == "-" else output.dest, digest=digest))
+
+
+async def _archive(path: str, built: Sequence[Built]) -> None:
+    with opened(path) as file:
+        for each in built:
+            async for block in each.executor.files(_name(each) if len(built) > 1 else ""):
+                await asyncio.to_thread(file.write, block)
+        file.write(tarwriter.END)
+
+
+async def _directory(output: Output, built: Sequence[Built]) -> None:
+    directory = os.path.abspath(output.dest)
+    split = len(built) > 1 if output.split is None else output.split
+    new = not os.path.lexists(directory)
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the directory {output.dest}", why=error.strerror or str(error)) from error
+    owners: dict[bytes, str] = {}
+    try:
+        for each in built:
+            found = _nothing if split else _alone(owners, str(each.placement.platform))
+            await _unpack(each, directory, _name(each) if split else "", found)
+    except BaseException:
+        if new:
+            await asyncio.to_thread(remove_tree, directory)
+        raise
+
+
+async def _unpack(built: Built, directory: str, prefix: str, found: Callable[[Entry], None]) -> None:
+    """Write the files of one image below ``directory``: a thread does, and takes the archive from a pipe."""
+    reading, writing = os.pipe()
+
+    def receive() -> None:
+        with open(reading, "rb", 0) as stream:
+            unpack.hand_over(stream, directory, limits=unpack.Limits(), found=found)
+
+    receiving = asyncio.create_task(asyncio.to_thread(receive))
+    try:
+        with open(writing, "wb", 0) as pipe:
+            async for block in built.executor.files(prefix):
+                await asyncio.to_thread(pipe.write, block)
+            await asyncio.to_thread(pipe.write, tarwriter.END)
+    except BrokenPipeError:
+        pass  # who reads says why
+    finally:
+        await asyncio.wait({receiving})
+    receiving.result()
+
+
+def _name(built: Built) -> str:
+    return str(built.placement.platform).replace("/", "_")
+
+
+def _nothing(_: Entry) -> None:
+    """Paths of different platforms cannot meet."""
+
+
+def _alone(owners: dict[bytes, str], platform: str) -> Callable[[Entry], None]:
+    """Refuses files that another platform has written already."""
+
+    def found(entry: Entry) -> None:
+        if entry.kind is not Kind.DIRECTORY and owners.setdefault(entry.path, platform) != platform:
+            raise BuildError(
+                f"cannot overwrite {os.fsdecode(entry.path)} from {owners[entry.path]} with {platform}",
+                why="platform-split=false puts the files of all platforms into one directory",
+            )
+
+    return found
