@@ -35,8 +35,8 @@ class Plan:
     name: str
     """The Dockerfile's path as it is shown in errors."""
     contexts: tuple[job.Context, ...]
-    images: tuple[str, ...]
-    """External images that some platform needs, as written after expansion."""
+    images: tuple[graph.External, ...]
+    """Those that some platform needs."""
 
 
 def read(request: Request, platforms: Iterable[Platform]) -> Plan:
@@ -46,7 +46,7 @@ def read(request: Request, platforms: Iterable[Platform]) -> Plan:
     contexts = [_main_context(request, name)] if request.context != "-" else []
     contexts += [named_context(key, value) for key, value in request.build_contexts]
     named = [each.name for each in contexts if each.name]
-    images: dict[str, None] = {}
+    images: dict[str, graph.External] = {}
     for platform in platforms:
         given = dict(request.build_args)
         arguments = global_scope(
@@ -55,11 +55,11 @@ def read(request: Request, platforms: Iterable[Platform]) -> Plan:
             scope.platform_arguments(host.default_platform(), platform, request.target or dockerfile.stages[-1].name),
         )
         for image in graph.plan(dockerfile, request.target, arguments, named).images:
-            images.setdefault(image)
+            images.setdefault(image.name, image)
     for context in contexts:
         if context.kind == "image":
-            images.setdefault(context.location)
-    return Plan(dockerfile, data, name, tuple(contexts), tuple(images))
+            images.setdefault(context.location, graph.External(context.location))
+    return Plan(dockerfile, data, name, tuple(contexts), tuple(images.values()))
 
 
 def named_context(name: str, value: str) -> job.Context:

@@ -31,12 +31,21 @@ SCRATCH = Origin("scratch")
 
 
 @dataclass(frozen=True, slots=True)
+class External:
+    """An image from outside: its reference as written after expansion, and the lines that first ask for it."""
+
+    name: str
+    where: Location | None = None
+    """None for an image that no line names (a named context)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
-    """What a target needs. ``stages`` are indexes in file order; ``images`` references in order of appearance."""
+    """What a target needs. ``stages`` are indexes in file order; ``images`` in order of appearance."""
 
     target: int
     stages: tuple[int, ...]
-    images: tuple[str, ...]
+    images: tuple[External, ...]
     bases: tuple[Origin, ...]
     """By stage index: what each needed stage is built on (``scratch`` for the others)."""
     chain: tuple[int, ...]
@@ -49,7 +58,7 @@ def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], contexts
     named = {name.casefold() for name in contexts}
     bases = [SCRATCH] * len(dockerfile.stages)
     needed: set[int] = set()
-    images: dict[str, None] = {}
+    images: dict[str, External] = {}
     waiting = [goal]
     while waiting:
         index = waiting.pop()
@@ -58,19 +67,20 @@ def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], contexts
         needed.add(index)
         stage = dockerfile.stages[index]
         bases[index] = base_of(dockerfile, stage, scope, named)
-        origins = [bases[index]]
+        origins = [(bases[index], stage.location)]
         if not (bases[index].kind == "context" and bases[index].name == stage.name.casefold()):
             for instruction in stage.instructions:
-                origins += origins_of(dockerfile, instruction, index, named)
-        for origin in origins:
+                found = origins_of(dockerfile, instruction, index, named)
+                origins += ((origin, instruction.location) for origin in found)
+        for origin, where in origins:
             if origin.kind == "stage":
                 waiting.append(origin.stage)
             elif origin.kind == "image":
-                images.setdefault(origin.name)
+                images.setdefault(origin.name, External(origin.name, where))
     chain = [goal]
     while bases[chain[-1]].kind == "stage":
         chain.append(bases[chain[-1]].stage)
-    return Graph(goal, tuple(sorted(needed)), tuple(images), tuple(bases), tuple(chain))
+    return Graph(goal, tuple(sorted(needed)), tuple(images.values()), tuple(bases), tuple(chain))
 
 
 def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Collection[str]) -> Origin:
