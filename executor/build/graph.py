@@ -53,9 +53,19 @@ class Graph:
 
 
 def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], contexts: Collection[str] = ()) -> Graph:
-    """The graph of ``target`` (name or number; "" is the last stage), with FROM expanded in the global ``scope``."""
-    goal = find_stage(dockerfile, target or None).index
+    """The graph of ``target`` (name or number; "" is the last stage), with FROM expanded in the global ``scope``.
+
+    Raises DockerfileError for a name or a platform that cannot be, in stages that are not needed too.
+    """
     named = {name.casefold() for name in contexts}
+    for stage in dockerfile.stages:
+        base_of(dockerfile, stage, scope, named)
+        _own_platform(dockerfile, stage, scope)
+    goal = find_stage(dockerfile, target or None).index
+    for stage in dockerfile.stages:
+        for instruction in stage.instructions:
+            for name, numbers in _sources(instruction):
+                _referred(dockerfile, name, instruction.location, named, numbers=numbers)
     bases = [SCRATCH] * len(dockerfile.stages)
     needed: set[int] = set()
     images: dict[str, External] = {}
@@ -109,9 +119,13 @@ def _image(name: str, where: Location) -> Origin:
 
 def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], target: Platform) -> Platform:
     """The platform that ``stage`` is for: ``FROM --platform``'s, or the build's target."""
+    return _own_platform(dockerfile, stage, scope) or target
+
+
+def _own_platform(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str]) -> Platform | None:
     text = expand(stage.base, scope, dockerfile.escape).platform
     if not text:
-        return target
+        return None
     try:
         return parse_platform(text)
     except UsageError as error:
@@ -122,18 +136,37 @@ def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], 
 
 def origins_of(dockerfile: Dockerfile, step: Instruction, index: int, named: Collection[str]) -> Iterator[Origin]:
     """Where ``step`` of stage ``index`` takes files from, apart from the main context."""
+    for name, numbers in _sources(step):
+        yield named_origin(dockerfile, name, index, step.location, named, numbers=numbers)
+
+
+def _sources(step: Instruction) -> Iterator[tuple[str, bool]]:
+    """The names that ``step`` takes files from, each with whether it may be a stage's number."""
     if isinstance(step, Copy) and step.from_:
-        yield named_origin(dockerfile, step.from_, index, step.location, named, numbers=True)
+        yield step.from_, True
     elif isinstance(step, Run):
-        for mount in step.mounts:
-            if mount.from_:
-                yield named_origin(dockerfile, mount.from_, index, step.location, named, numbers=False)
+        yield from ((mount.from_, False) for mount in step.mounts if mount.from_)
 
 
 def named_origin(
     dockerfile: Dockerfile, name: str, index: int, where: Location, named: Collection[str], *, numbers: bool
 ) -> Origin:
     """What ``--from=name`` (``numbers``: or a stage's number) means to a step of stage ``index``."""
+    found = _referred(dockerfile, name, where, named, numbers=numbers)
+    if isinstance(found, Origin):
+        return found
+    if found.index >= index:
+        raise DockerfileError(
+            f'cannot copy from stage "{name}"',
+            why=f'it needs to be defined before current stage "{dockerfile.stages[index].name or index}"',
+            where=where,
+        )
+    return Origin("stage", found.name, found.index)
+
+
+def _referred(
+    dockerfile: Dockerfile, name: str, where: Location, named: Collection[str], *, numbers: bool
+) -> Stage | Origin:
     try:
         found = find_source(dockerfile, name) if numbers else find_named(dockerfile, name)
     except DockerfileError as error:
@@ -142,10 +175,4 @@ def named_origin(
         if name.casefold() in named:
             return Origin("context", name.casefold())
         return SCRATCH if name == "scratch" else _image(name, where)
-    if found.index >= index:
-        raise DockerfileError(
-            f'cannot copy from stage "{name}"',
-            why=f'it needs to be defined before current stage "{dockerfile.stages[index].name or index}"',
-            where=where,
-        )
-    return Origin("stage", found.name, found.index)
+    return found
