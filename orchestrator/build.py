@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from executor import job
+from executor.build.graph import External
 from executor.registry import auth, reference
 from executor.registry.client import Client
 from executor.registry.reference import Reference
@@ -189,16 +190,17 @@ async def _pin(request: Request, plan: Plan, client: Client, store: Store, emit:
     """Resolve every external image once, several at a time."""
     from asyncio_pool import AioPool
 
-    async def resolve(name: str) -> job.Pin:
+    async def resolve(image: External) -> job.Pin:
+        name = image.name
         parsed = reference.parse(name).completed()
         emit(events.Resolving(ref=name))
         try:
             digest = parsed.digest or (await asyncio.to_thread(client.resolve, parsed)).digest
         except KanifoldError as error:
-            if name in error.problem.what:
-                raise
-            what = f"cannot resolve the image {name}: {error.problem.what}"  # its registry's name alone says little
-            raise KanifoldError.of(replace(error.problem, what=what)) from error
+            what = error.problem.what
+            if name not in what:
+                what = f"cannot resolve the image {name}: {what}"  # its registry's name alone says little
+            raise KanifoldError.of(replace(error.problem, what=what, where=image.where)) from error
         emit(events.Resolved(ref=name, digest=digest))
         return job.Pin(name, digest)
 

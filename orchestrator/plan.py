@@ -53,8 +53,8 @@ class Plan(msgspec.Struct, frozen=True):
     name: str
     """The Dockerfile's path as it is shown in errors."""
     contexts: tuple[job.Context, ...]
-    images: tuple[str, ...]
-    """External images that some platform needs, as written after expansion."""
+    images: tuple[graph.External, ...]
+    """Those that some platform needs."""
 
 
 def read(request: Request, platforms: Iterable[Platform], means: Means) -> Plan:
@@ -78,7 +78,7 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
     found = [job.Context("", "directory", source.files.directory, source.ignore, source.files.owners)]
     found += [named_context(key, value, means) for key, value in request.build_contexts]
     named = [each.name for each in found if each.name]
-    images: dict[str, None] = {}
+    images: dict[str, graph.External] = {}
     for platform in platforms:
         given = dict(request.build_args)
         arguments = global_scope(
@@ -87,11 +87,11 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
             scope.platform_arguments(host.default_platform(), platform, request.target or dockerfile.stages[-1].name),
         )
         for image in graph.plan(dockerfile, request.target, arguments, named).images:
-            images.setdefault(image)
+            images.setdefault(image.name, image)
     for context in found:
         if context.kind == "image":
-            images.setdefault(context.location)
-    return Plan(dockerfile, source.data, source.name, tuple(found), tuple(images))
+            images.setdefault(context.location, graph.External(context.location))
+    return Plan(dockerfile, source.data, source.name, tuple(found), tuple(images.values()))
 
 
 def _keeps_git_dir(request: Request) -> bool:

@@ -30,12 +30,20 @@ class Origin(msgspec.Struct, frozen=True):
 SCRATCH = Origin("scratch")
 
 
+class External(msgspec.Struct, frozen=True):
+    """An image from outside: its reference as written after expansion, and the lines that first ask for it."""
+
+    name: str
+    where: Location | None = None
+    """None for an image that no line names (a named context)."""
+
+
 class Graph(msgspec.Struct, frozen=True):
-    """What a target needs. ``stages`` are indexes in file order; ``images`` references in order of appearance."""
+    """What a target needs. ``stages`` are indexes in file order; ``images`` in order of appearance."""
 
     target: int
     stages: tuple[int, ...]
-    images: tuple[str, ...]
+    images: tuple[External, ...]
     bases: tuple[Origin, ...]
     """By stage index: what each needed stage is built on (``scratch`` for the others)."""
     chain: tuple[int, ...]
@@ -43,12 +51,22 @@ class Graph(msgspec.Struct, frozen=True):
 
 
 def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], contexts: Collection[str] = ()) -> Graph:
-    """The graph of ``target`` (name or number; "" is the last stage), with FROM expanded in the global ``scope``."""
-    goal = find_stage(dockerfile, target or None).index
+    """The graph of ``target`` (name or number; "" is the last stage), with FROM expanded in the global ``scope``.
+
+    Raises DockerfileError for a name or a platform that cannot be, in stages that are not needed too.
+    """
     named = {name.casefold() for name in contexts}
+    for stage in dockerfile.stages:
+        base_of(dockerfile, stage, scope, named)
+        _own_platform(dockerfile, stage, scope)
+    goal = find_stage(dockerfile, target or None).index
+    for stage in dockerfile.stages:
+        for instruction in stage.instructions:
+            for name, numbers in _sources(instruction):
+                _referred(dockerfile, name, instruction.location, named, numbers=numbers)
     bases = [SCRATCH] * len(dockerfile.stages)
     needed: set[int] = set()
-    images: dict[str, None] = {}
+    images: dict[str, External] = {}
     waiting = [goal]
     while waiting:
         index = waiting.pop()
@@ -57,19 +75,20 @@ def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], contexts
         needed.add(index)
         stage = dockerfile.stages[index]
         bases[index] = base_of(dockerfile, stage, scope, named)
-        origins = [bases[index]]
+        origins = [(bases[index], stage.location)]
         if not (bases[index].kind == "context" and bases[index].name == stage.name.casefold()):
             for instruction in stage.instructions:
-                origins += origins_of(dockerfile, instruction, index, named)
-        for origin in origins:
+                found = origins_of(dockerfile, instruction, index, named)
+                origins += ((origin, instruction.location) for origin in found)
+        for origin, where in origins:
             if origin.kind == "stage":
                 waiting.append(origin.stage)
             elif origin.kind == "image":
-                images.setdefault(origin.name)
+                images.setdefault(origin.name, External(origin.name, where))
     chain = [goal]
     while bases[chain[-1]].kind == "stage":
         chain.append(bases[chain[-1]].stage)
-    return Graph(goal, tuple(sorted(needed)), tuple(images), tuple(bases), tuple(chain))
+    return Graph(goal, tuple(sorted(needed)), tuple(images.values()), tuple(bases), tuple(chain))
 
 
 def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Collection[str]) -> Origin:
@@ -98,9 +117,13 @@ def _image(name: str, where: Location) -> Origin:
 
 def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], target: Platform) -> Platform:
     """The platform that ``stage`` is for: ``FROM --platform``'s, or the build's target."""
+    return _own_platform(dockerfile, stage, scope) or target
+
+
+def _own_platform(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str]) -> Platform | None:
     text = expand(stage.base, scope, dockerfile.escape).platform
     if not text:
-        return target
+        return None
     try:
         return parse_platform(text)
     except UsageError as error:
@@ -111,18 +134,37 @@ def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], 
 
 def origins_of(dockerfile: Dockerfile, step: Instruction, index: int, named: Collection[str]) -> Iterator[Origin]:
     """Where ``step`` of stage ``index`` takes files from, apart from the main context."""
+    for name, numbers in _sources(step):
+        yield named_origin(dockerfile, name, index, step.location, named, numbers=numbers)
+
+
+def _sources(step: Instruction) -> Iterator[tuple[str, bool]]:
+    """The names that ``step`` takes files from, each with whether it may be a stage's number."""
     if isinstance(step, Copy) and step.from_:
-        yield named_origin(dockerfile, step.from_, index, step.location, named, numbers=True)
+        yield step.from_, True
     elif isinstance(step, Run):
-        for mount in step.mounts:
-            if mount.from_:
-                yield named_origin(dockerfile, mount.from_, index, step.location, named, numbers=False)
+        yield from ((mount.from_, False) for mount in step.mounts if mount.from_)
 
 
 def named_origin(
     dockerfile: Dockerfile, name: str, index: int, where: Location, named: Collection[str], *, numbers: bool
 ) -> Origin:
     """What ``--from=name`` (``numbers``: or a stage's number) means to a step of stage ``index``."""
+    found = _referred(dockerfile, name, where, named, numbers=numbers)
+    if isinstance(found, Origin):
+        return found
+    if found.index >= index:
+        raise DockerfileError(
+            f'cannot copy from stage "{name}"',
+            why=f'it needs to be defined before current stage "{dockerfile.stages[index].name or index}"',
+            where=where,
+        )
+    return Origin("stage", found.name, found.index)
+
+
+def _referred(
+    dockerfile: Dockerfile, name: str, where: Location, named: Collection[str], *, numbers: bool
+) -> Stage | Origin:
     try:
         found = find_source(dockerfile, name) if numbers else find_named(dockerfile, name)
     except DockerfileError as error:
@@ -131,10 +173,4 @@ def named_origin(
         if name.casefold() in named:
             return Origin("context", name.casefold())
         return SCRATCH if name == "scratch" else _image(name, where)
-    if found.index >= index:
-        raise DockerfileError(
-            f'cannot copy from stage "{name}"',
-            why=f'it needs to be defined before current stage "{dockerfile.stages[index].name or index}"',
-            where=where,
-        )
-    return Origin("stage", found.name, found.index)
+    return found

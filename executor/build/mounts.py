@@ -212,17 +212,18 @@ def _cache(
     solver: Solver, workshop: Workshop, stage: Stage, instruction: Run, wanted: Wanted, target: str
 ) -> tuple[keys.Part, Maker]:
     name = scope.cache_name(workshop.order.build_args, wanted.id or target)
-    source = None
+    source, filled = None, ""
     if wanted.from_:
         origin = graph.named_origin(
             solver.dockerfile, wanted.from_, stage.index, instruction.location, solver.named, numbers=False
         )
         if origin.kind != "scratch":
             source = origin
+            filled = f" from {wanted.source or '/'} of {_name_of(solver, workshop, origin)}"
 
-    # A cache with other owners or modes is another one; without them, the id alone names it.
+    # A cache with other owners or modes, or filled with other files, is another one; else the id alone names it.
     special = (wanted.uid or 0, wanted.gid or 0, 0o755 if wanted.mode is None else wanted.mode)
-    identity = name if special == (0, 0, 0o755) else "{} ({}:{} {:o})".format(name, *special)
+    identity = (name if special == (0, 0, 0o755) else "{} ({}:{} {:o})".format(name, *special)) + filled
 
     def populate(directory: str) -> None:
         if source is not None:
@@ -244,7 +245,16 @@ def _cache(
         )
         return Bind(directory, target, readonly=wanted.readonly)
 
-    return ("cache", target, name, wanted.readonly), make
+    return ("cache", target, name, filled, wanted.readonly), make
+
+
+def _name_of(solver: Solver, workshop: Workshop, origin: Origin) -> str:
+    """Names the files of ``origin``: the result that they are, or a hash of their content."""
+    found = solver.source(origin)
+    if found.identity:
+        return found.identity
+    source = copying.Source(found.tree(), "/", wildcards=False, context=True)
+    return keys.key("files", content.content_key(workshop, content.selected(source)))
 
 
 def _seed(solver: Solver, origin: Origin, path: str, directory: str) -> None:

@@ -18,7 +18,7 @@ def graph(text: str, target: str = "", contexts: tuple[str, ...] = ()) -> object
 
 def needed(text: str, target: str = "", contexts: tuple[str, ...] = ()) -> tuple[tuple[int, ...], tuple[str, ...]]:
     found = plan(parse(text.encode()), target, SCOPE, contexts)
-    return found.stages, found.images
+    return found.stages, tuple(each.name for each in found.images)
 
 
 @pytest.mark.parametrize(

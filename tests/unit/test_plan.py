@@ -26,6 +26,10 @@ def write(folder: Path, **files: str) -> Path:
     return folder
 
 
+def images(found: planning.Plan) -> tuple[str, ...]:
+    return tuple(each.name for each in found.images)
+
+
 def test_images_are_those_of_the_needed_stages(tmp_path: Path) -> None:
     write(
         tmp_path,
@@ -39,32 +43,32 @@ RUN --mount=from=e:1,target=/m true
 FROM z:1 AS after
 """,
     )
-    assert set(read(tmp_path, target="2").images) == {"b:1", "c:1", "d:1", "e:1"}
-    assert read(tmp_path).images == ("z:1",)
-    assert read(tmp_path, target="tools").images == ("b:1",)
+    assert set(images(read(tmp_path, target="2"))) == {"b:1", "c:1", "d:1", "e:1"}
+    assert images(read(tmp_path)) == ("z:1",)
+    assert images(read(tmp_path, target="tools")) == ("b:1",)
 
 
 def test_images_of_all_platforms_are_pinned(tmp_path: Path) -> None:
     write(tmp_path, Dockerfile="FROM base-$TARGETARCH:1\n")
-    assert set(read(tmp_path, "linux/amd64", "linux/arm64").images) == {"base-amd64:1", "base-arm64:1"}
+    assert set(images(read(tmp_path, "linux/amd64", "linux/arm64"))) == {"base-amd64:1", "base-arm64:1"}
 
 
 def test_arguments_choose_images(tmp_path: Path) -> None:
     write(tmp_path, Dockerfile="ARG TAG=1\nFROM base:$TAG\n")
-    assert read(tmp_path).images == ("base:1",)
-    assert read(tmp_path, build_args=(("TAG", "2"),)).images == ("base:2",)
+    assert images(read(tmp_path)) == ("base:1",)
+    assert images(read(tmp_path, build_args=(("TAG", "2"),))) == ("base:2",)
 
 
 def test_scratch_and_stages_are_no_images(tmp_path: Path) -> None:
     write(tmp_path, Dockerfile="FROM scratch AS a\nFROM a\nCOPY --from=a /x /\n")
-    assert read(tmp_path).images == ()
+    assert images(read(tmp_path)) == ()
 
 
 def test_a_named_context_stands_for_an_image(tmp_path: Path) -> None:
     write(tmp_path, Dockerfile="FROM base:1\nCOPY --from=docs /x /\n")
     (tmp_path / "docs").mkdir()
     found = read(tmp_path, build_contexts=(("base:1", "docker-image://other:2"), ("docs", str(tmp_path / "docs"))))
-    assert found.images == ("other:2",)
+    assert images(found) == ("other:2",)
     assert [(each.name, each.kind) for each in found.contexts] == [
         ("", "directory"),
         ("base:1", "image"),
@@ -107,9 +111,9 @@ def test_the_ignore_file_follows_the_file_flag(tmp_path: Path) -> None:
 
 def test_a_containerfile_will_do(tmp_path: Path) -> None:
     write(tmp_path, Containerfile="FROM x:1\n")
-    assert read(tmp_path).images == ("x:1",)
+    assert images(read(tmp_path)) == ("x:1",)
     write(tmp_path, Dockerfile="FROM y:1\n")
-    assert read(tmp_path).images == ("y:1",)
+    assert images(read(tmp_path)) == ("y:1",)
 
 
 def test_a_missing_dockerfile_is_named(tmp_path: Path) -> None:
