@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
+import msgspec
 import pytest
 from git_server import COMMITTED, Repository, git, serving
-from msgspec.structs import replace
 from registry_server import Asked, Said, Served
 
 from executor.context import gitprogram
@@ -422,7 +423,8 @@ def test_a_server_that_gives_only_what_it_names(repo: Repository, server: Served
     unnamed = repo.commit({"middle": ""})
     repo.commit({"later": ""})
     repo.git("config", "uploadpack.allowAnySHA1InWant", "false")
-    server.handler, inner = lambda asked: inner(replace(asked, headers=_without(asked, "git-protocol"))), server.handler
+    inner = server.handler
+    server.handler = lambda asked: inner(dataclasses.replace(asked, headers=_without(asked, "git-protocol")))
     fragments = (f"#{unnamed}", "#main", "#heavy", "#pull/7/head")
     for number, fragment in enumerate(fragments):
         got = get(f"{server.url}/repo.git{fragment}", tmp_path / str(number))
@@ -588,7 +590,7 @@ def test_ssh_needs_an_agent(tmp_path: Path) -> None:
 
 
 def test_a_reference_may_allow_fewer_protocols(repo: Repository, server: Served, tmp_path: Path) -> None:
-    made = replace(reference(f"{server.url}/repo.git"), protocols=("https", "ssh"))
+    made = msgspec.structs.replace(reference(f"{server.url}/repo.git"), protocols=("https", "ssh"))
     with pytest.raises(ContextError, match="'http' not allowed"):
         get(made, tmp_path / "out")
     assert server.asked == []
