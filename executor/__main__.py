@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _LAST_MOMENT = 1.2
 """Seconds after the orchestrator has gone until this process ends itself, whatever it was doing."""
+_STEPS = 8
+"""Steps that may run at once however few processors there are: many wait for a network or a disk."""
 
 
 def main() -> int:
@@ -130,7 +132,7 @@ def _build(conversation: Conversation, order: job.Job, found: Emulation, place: 
             exchange=Once(lambda: _exchange(workshop)),
             launcher=known(steps),
             background=background,
-            slots=threading.Semaphore(order.jobs or os.cpu_count() or 1),
+            slots=threading.Semaphore(max(_STEPS, os.cpu_count() or 1)),
             cancelled=cancelled,
             cancel=cancel,
             empty=empty,

@@ -240,8 +240,6 @@ class Job(Message, frozen=True, tag="job"):
     shm_size: int = 0
     implicit_platform: bool = False
     """Whether nobody asked for a platform, so that a base image of another one may decide."""
-    jobs: int = 0
-    """Steps that may run at once; 0: as many as there are processors."""
 
 
 class Answer(Message, frozen=True, tag="answer"):
