@@ -62,7 +62,7 @@ def layer_name(workshop: Workshop, entries: Sequence[Entry]) -> str:
 def file_digests(workshop: Workshop, entries: Iterable[Entry]) -> dict[bytes, str]:
     """The SHA-256 of each entry's content by its ``source``: read once, and again only when a file's status changed."""
     found: dict[bytes, str] = {}
-    asked: list[tuple[str, bytes]] = []
+    asked: list[tuple[bytes, bytes]] = []
     sources: list[bytes] = []
     read_at = files.now()
     for entry in entries:
@@ -73,8 +73,8 @@ def file_digests(workshop: Workshop, entries: Iterable[Entry]) -> dict[bytes, st
             found[entry.source] = known
         else:
             sources.append(entry.source)
-            asked.append((f"{status.st_dev}:{status.st_ino}", stamp))
-    rows: list[tuple[str, bytes, str]] = []
+            asked.append((b"%d:%d" % (status.st_dev, status.st_ino), stamp))
+    rows: list[tuple[bytes, bytes, str]] = []
     for source, (name, stamp), digest in zip(sources, asked, files.get(workshop.store, asked), strict=True):
         content = digest
         if content is None:
@@ -99,15 +99,14 @@ def selected(source: Source) -> tuple[Entry, ...]:
     """Everything that ``source`` names, with paths from the tree's root: what its content key is taken over."""
     found: list[Entry] = []
     for match in copying.matches(source):
-        _walk(source.tree, match.path, found)
+        entry = source.tree.entry(match.path)
+        if entry is not None:
+            _walk(source.tree, entry, found)
     return tuple(found)
 
 
-def _walk(tree: Tree, path: bytes, found: list[Entry]) -> None:
-    entry = tree.entry(path)
-    if entry is None:
-        return
+def _walk(tree: Tree, entry: Entry, found: list[Entry]) -> None:
     found.append(entry)
     if entry.kind is Kind.DIRECTORY:
-        for name in tree.names(path):
-            _walk(tree, path + b"/" + name if path else name, found)
+        for below in tree.entries(entry.path):
+            _walk(tree, below, found)

@@ -252,11 +252,9 @@ def unpack_into(
     links: dict[tuple[int, int], bytes] = {}
 
     def add(path: bytes, target: bytes) -> None:
-        for name in tree.names(path):
-            below = path + b"/" + name if path else name
-            entry = tree.entry(below)
-            if entry is None:
-                continue
+        for entry in tree.entries(path):
+            below = entry.path
+            name = below.rpartition(b"/")[2]
             uid, gid = owner or owners.get(below, (entry.uid, entry.gid))
             place = target + b"/" + name if target else name
             if entry.kind is Kind.DIRECTORY and below in implicit:
@@ -345,14 +343,11 @@ class _Copier:
         else:
             self._waiting.append((entry, target))
             waiting = True
-        for child in self._source.tree.names(path):
-            below = path + b"/" + child if path else child
-            found = self._source.tree.entry(below)
-            if found is None:
-                continue
+        for found in self._source.tree.entries(path):
+            child = found.path.rpartition(b"/")[2]
             self.copy(
                 found,
-                below,
+                found.path,
                 name + b"/" + child if name else child,
                 target + b"/" + child if target else child,
                 overwrite=True,

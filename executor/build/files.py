@@ -39,12 +39,10 @@ def entries(tree: Tree, prefix: bytes = b"", epoch: int | None = None) -> Iterat
     linked: dict[tuple[int, int], bytes] = {}
     if prefix:
         yield Entry(prefix, Kind.DIRECTORY, mode=0o755, mtime_ns=(epoch or 0) * 1_000_000_000)
-    waiting = _below(tree, b"")
+    waiting = tree.entries(b"")[::-1]
     while waiting:
-        path = waiting.pop()
-        entry = tree.entry(path)
-        if entry is None:
-            continue
+        entry = waiting.pop()
+        path = entry.path
         name = above + path
         status = tree.lstat(path)
         if status is not None and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
@@ -55,9 +53,4 @@ def entries(tree: Tree, prefix: bytes = b"", epoch: int | None = None) -> Iterat
             entry = replace(entry, mtime_ns=epoch * 1_000_000_000)
         yield replace(entry, path=name)
         if entry.kind is Kind.DIRECTORY:
-            waiting += _below(tree, path)
-
-
-def _below(tree: Tree, path: bytes) -> list[bytes]:
-    """What is in the directory ``path``, last name first."""
-    return [path + b"/" + name if path else name for name in reversed(tree.names(path))]
+            waiting += reversed(tree.entries(path))

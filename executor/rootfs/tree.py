@@ -143,29 +143,51 @@ class Tree:
     def entry(self, path: bytes) -> Entry | None:
         """What is at ``path``, with its metadata; None when there is nothing (or a socket, which no layer holds)."""
         found = self.lstat(path)
-        if found is None:
-            return None
-        kind = KIND_OF_MODE.get(stat.S_IFMT(found.st_mode))
+        return None if found is None else self._entry(path, found)
+
+    def entries(self, path: bytes) -> list[Entry]:
+        """What is in the directory ``path``, sorted bytewise by name. Its sockets are left out."""
+        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        above = path + b"/" if path else b""
+        found: list[Entry] = []
+        try:
+            for name in sorted(map(os.fsencode, os.listdir(fd))):
+                below = above + name
+                try:
+                    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if self._hides is None or not self._hides(below, stat.S_ISDIR(status.st_mode)):
+                    entry = self._entry(below, status)
+                    if entry is not None:
+                        found.append(entry)
+        finally:
+            os.close(fd)
+        return found
+
+    def _entry(self, path: bytes, found: os.stat_result) -> Entry | None:
+        mode = found.st_mode
+        kind = KIND_OF_MODE.get(stat.S_IFMT(mode))
         if kind is None:
             return None
         host = self.host_path(path)
+        device = kind is Kind.CHARACTER or kind is Kind.BLOCK
         entry = Entry(
             path,
             kind,
-            mode=stat.S_IMODE(found.st_mode),
-            uid=found.st_uid,
-            gid=found.st_gid,
-            mtime_ns=found.st_mtime_ns,
-            size=found.st_size if kind is Kind.FILE else 0,
-            link=self.readlink(path) if kind is Kind.SYMLINK else b"",
-            device=(os.major(found.st_rdev), os.minor(found.st_rdev))
-            if kind in (Kind.CHARACTER, Kind.BLOCK)
-            else (0, 0),
-            xattrs=_xattrs(host) if kind in (Kind.FILE, Kind.DIRECTORY) else (),
-            source=host if kind is Kind.FILE else b"",
+            stat.S_IMODE(mode),
+            found.st_uid,
+            found.st_gid,
+            found.st_mtime_ns,
+            found.st_size if kind is Kind.FILE else 0,
+            self.readlink(path) if kind is Kind.SYMLINK else b"",
+            (os.major(found.st_rdev), os.minor(found.st_rdev)) if device else (0, 0),
+            _xattrs(host) if kind is Kind.FILE or kind is Kind.DIRECTORY else (),
+            host if kind is Kind.FILE else b"",
         )
-        entry = restored(entry)
-        if self._owner is not None:
+        if entry.xattrs:
+            entry = restored(entry)
+        if self._owner is not None and self._owner != (entry.uid, entry.gid):
             entry = replace(entry, uid=self._owner[0], gid=self._owner[1])
         return entry
 
@@ -189,9 +211,12 @@ def open_layers(directories: Sequence[str], empty: str) -> Tree:
 
 def _xattrs(host: bytes) -> tuple[tuple[bytes, bytes], ...]:
     """What a layer records (``user.*`` and capabilities), and what overlayfs and we have noted there."""
-    found = []
     try:
-        for name in sorted(os.listxattr(host, follow_symlinks=False)):
+        names = os.listxattr(host, follow_symlinks=False)
+        if not names:
+            return ()
+        found = []
+        for name in sorted(names):
             if name.startswith("user.") or name == "security.capability":
                 found.append((os.fsencode(name), os.getxattr(host, name, follow_symlinks=False)))
     except OSError:

@@ -1,7 +1,7 @@
 """The stat cache: digests of files outside of the store, known by what lstat(2) says of them.
 
 A file whose device, inode, size and both times are those of a digest that was computed before has that digest. One
-entry is kept per path.
+entry is kept per name.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import struct
 import time
+import zlib
 from typing import TYPE_CHECKING, Final
 
-from executor.store.index import DamagedError, seal
+from executor.store.index import DamagedError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -29,13 +30,13 @@ def stamp(found: os.stat_result) -> bytes:
     return struct.pack("=QQqqq", found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def get(store: Store, keys: Sequence[tuple[str, bytes]]) -> list[str | None]:
-    """The digests of files, in the order of ``keys``: pairs of an absolute path and its ``stamp``."""
+def get(store: Store, keys: Sequence[tuple[bytes, bytes]]) -> list[str | None]:
+    """The digests of files, in the order of ``keys``: pairs of a name that stays the file's own and its ``stamp``."""
 
     def look(db: sqlite3.Connection) -> list[str | None]:
         found: list[str | None] = []
         for start in range(0, len(keys), _BATCH):
-            batch = [(os.fsencode(path), mark) for path, mark in keys[start : start + _BATCH]]
+            batch = keys[start : start + _BATCH]
             marks = ",".join("?" * len(batch))
             rows = db.execute(
                 f"SELECT path, stamp, digest, seal FROM files WHERE path IN ({marks})", [path for path, _ in batch]
@@ -46,7 +47,7 @@ def get(store: Store, keys: Sequence[tuple[str, bytes]]) -> list[str | None]:
                 if row is None or row[0] != mark:
                     found.append(None)
                     continue
-                if row[2] != seal(path, mark, row[1]):
+                if row[2] != _seal(path, mark, row[1]):
                     raise DamagedError("the checksum of a known file does not match")
                 found.append(row[1])
         return found
@@ -54,8 +55,8 @@ def get(store: Store, keys: Sequence[tuple[str, bytes]]) -> list[str | None]:
     return store.index.read(look)
 
 
-def put(store: Store, rows: Iterable[tuple[str, bytes, str]], *, read_at: int) -> None:
-    """Remember digests: ``rows`` are paths, stamps (taken *before* reading) and digests.
+def put(store: Store, rows: Iterable[tuple[bytes, bytes, str]], *, read_at: int) -> None:
+    """Remember digests: ``rows`` are names, stamps (taken *before* reading) and digests.
 
     ``read_at`` is ``time.time_ns()`` from before the first of them was read. A file that had been changed just before
     could change again without its times telling (they come from a clock that ticks, on some file systems every two
@@ -66,10 +67,13 @@ def put(store: Store, rows: Iterable[tuple[str, bytes, str]], *, read_at: int) -
     for path, mark, digest in rows:
         changed = max(struct.unpack_from("=qq", mark, 24))
         if read_at - changed > (_FINE_NS if changed % 1_000_000_000 else _COARSE_NS):
-            raw = os.fsencode(path)
-            values.append((raw, mark, digest, seal(raw, mark, digest), today))
+            values.append((path, mark, digest, _seal(path, mark, digest), today))
     if values:
         store.index.write(lambda db: db.executemany("INSERT OR REPLACE INTO files VALUES(?, ?, ?, ?, ?)", values))
+
+
+def _seal(path: bytes, mark: bytes, digest: str) -> int:
+    return zlib.crc32(str(digest).encode("utf-8", "surrogateescape"), zlib.crc32(mark, zlib.crc32(path)))
 
 
 def now() -> int:

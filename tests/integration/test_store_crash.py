@@ -80,7 +80,7 @@ def script(root: Path, done: mmap.mmap | bytearray) -> None:
         records.put(store, "record", b"{}", refers=(snapshot, digest(EXPECTED)))
         done[4] = 1
         facts.put(store, "manifest", "m", b"fact")
-        files.put(store, [("/a/file", STAMP, digest(b"file"))], read_at=1 << 62)
+        files.put(store, [(b"/a/file", STAMP, digest(b"file"))], read_at=1 << 62)
         done[5] = 1
         durability.settle(store)
         done[6] = 1
@@ -111,7 +111,7 @@ def check(root: Path, done: mmap.mmap | bytearray) -> None:
                 assert os.listdir(Path(found.fs).parent) == ["fs"]
         record = records.get(store, "record")
         assert record == b"{}" or (record is None and not done[4])
-        fact, known = facts.get(store, "manifest", "m"), files.get(store, [("/a/file", STAMP)])
+        fact, known = facts.get(store, "manifest", "m"), files.get(store, [(b"/a/file", STAMP)])
         assert (fact, known) == (b"fact", [digest(b"file")]) or not done[5]
         with locks.lock(store, "work"):
             assert locks.try_lock(store, "work") is None

@@ -28,7 +28,7 @@ def fill(root: Path) -> int:
             )
             records.put(store, f"record {number}", f"value {number}".encode(), refers=(snapshot,))
             facts.put(store, "kind", str(number), f"fact {number}".encode())
-            files.put(store, [(f"/file/{number}", STAMP, f"sha256:{number:064x}")], read_at=1 << 62)
+            files.put(store, [(b"/file/%d" % number, STAMP, f"sha256:{number:064x}")], read_at=1 << 62)
         return snapshot.number
 
 
@@ -84,7 +84,7 @@ def test_a_flipped_byte_anywhere_never_gives_a_wrong_answer(tmp_path: Path) -> N
             for number in range(0, 20, 3):
                 assert records.get(store, f"record {number}") in (None, f"value {number}".encode())
                 assert facts.get(store, "kind", str(number)) in (None, f"fact {number}".encode())
-                known = files.get(store, [(f"/file/{number}", STAMP)])
+                known = files.get(store, [(b"/file/%d" % number, STAMP)])
                 assert known in ([None], [f"sha256:{number:064x}"])
                 found = snapshots.find(store, f"key {number}")
                 assert found is None or found.number == number + 1

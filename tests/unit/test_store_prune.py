@@ -127,7 +127,7 @@ def test_all_leaves_nothing(store: Store) -> None:
     add_blob(store, b"12345")
     snapshot = add_step(store, "step", 700)
     facts.put(store, "kind", "key", b"")
-    files.put(store, [("/file", files.stamp(os.stat("/")), "sha256:" + "0" * 64)], read_at=1 << 62)
+    files.put(store, [(b"/file", files.stamp(os.stat("/")), "sha256:" + "0" * 64)], read_at=1 << 62)
     with other(store) as maker, cachemounts.held(maker, "cache"):
         pass
     pruned = prune(store, all=True)
