@@ -1,7 +1,7 @@
 """The way from a forked process to a running step: its root file system, its rights, its program.
 
 Everything here happens in the step's own process, which is process 1 of a new pid namespace. It either ends in execve
-or tells over the report pipe why it could not; see ``become``.
+or tells over the report pipe why it could not; see ``prepare``, which can be done in advance, and ``become``.
 
 Nothing is imported on the way, for that might come out of the image: all modules are loaded with this one.
 """
@@ -77,50 +77,76 @@ class Rules(msgspec.Struct, frozen=True):
         return self.single and not spec.uid and not spec.gid
 
 
-def become(
-    spec: Spec,
-    stdio: tuple[int, int, int],
-    rules: Rules,
-    supervisor: socket.socket | None,
-    report: Callable[[targets.Root], None],
-) -> NoReturn:
-    """Turn this process into the step.
+class Shape(msgspec.Struct, frozen=True):
+    """What must be known of a step to prepare a process for it."""
 
-    ``report`` is called when the mounts are made, or one could not be. ``supervisor`` gets the listener of the filter.
-    Raises RefusedError, UnfitError, or OSError for anything unforeseen.
-    """
-    # 0. Ids that mean something else to the kernel: -1 is "leave as it is", which is root (CVE-2024-40635).
-    for each in (spec.uid, spec.gid, *spec.groups):
-        if not 0 <= each < _NO_ID:
-            raise RefusedError(NOT_SET_UP, f"{each} is no user or group id")
+    network: str
+    insecure: bool
+    shm_size: int
 
+    @classmethod
+    def of(cls, spec: Spec) -> Shape:
+        return cls(spec.network, spec.insecure, spec.shm_size)
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A process that can become a step."""
+
+    proc: int
+    """The device number of its /proc."""
+    own_proc: int
+    """A descriptor of its own directory there."""
+
+
+def prepare(shape: Shape) -> Prepared:
+    """What a new process can do before it knows its step. Raises OSError."""
     # 1. The process: ours to kill, with everything as a fresh process has it.
     syscalls.die_with_parent()
     os.setsid()
     for each in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_DFL)
     os.umask(0o022)
-    syscalls.sethostname(spec.hostname)
-    if spec.network == "none":
+    if shape.network == "none":
         _loopback()
 
     # 2. The parts of its root, in the workshop, where no image has a say.
+    workshop.mount_proc()
+    proc = os.stat(workshop.PROC).st_dev
+    own_proc = os.open(f"{workshop.PROC}/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if not shape.insecure:
+        workshop.mask_proc()
+    workshop.mount_dev(shape.shm_size)
+    workshop.mount_files()
+    return Prepared(proc, own_proc)
+
+
+def become(
+    spec: Spec,
+    prepared: Prepared,
+    stdio: tuple[int, int, int],
+    rules: Rules,
+    supervisor: socket.socket | None,
+    report: Callable[[targets.Root], None],
+) -> NoReturn:
+    """Turn this process, prepared for the shape of ``spec``, into the step.
+
+    ``report`` is called when the mounts are made, or one could not be. ``supervisor`` gets the listener of the filter.
+    Raises RefusedError, UnfitError, or OSError for anything unforeseen.
+    """
+    # 3. Ids that mean something else to the kernel: -1 is "leave as it is", which is root (CVE-2024-40635).
+    for each in (spec.uid, spec.gid, *spec.groups):
+        if not 0 <= each < _NO_ID:
+            raise RefusedError(NOT_SET_UP, f"{each} is no user or group id")
+
+    # 4. The parts moved to their places, resolved inside the root.
+    syscalls.sethostname(spec.hostname)
     try:
         workshop.mount_overlay(spec.layers, spec.upper, spec.work, workshop.ROOT)
     except OSError as error:
         raise UnfitError(f"cannot mount an overlay file system on {spec.upper}: {error.strerror}") from error
-    workshop.mount_proc()
-    proc = os.stat(workshop.PROC).st_dev
-    own_proc = os.open(f"{workshop.PROC}/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    if not spec.insecure:
-        workshop.mask_proc()
-    workshop.mount_dev(spec.shm_size)
-    workshop.mount_files()
-
-    # 3. The parts moved to their places, resolved inside the root.
     root = os.open(workshop.ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     upper = os.open(spec.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    tree = targets.Root(root, upper, proc)
+    tree = targets.Root(root, upper, prepared.proc)
     try:
         for target, attach in _placements(spec):
             attach(tree, target)
@@ -129,14 +155,14 @@ def become(
     finally:
         report(tree)
 
-    # 4. The new root; the host's tree goes.
+    # 5. The new root; the host's tree goes.
     os.fchdir(root)
     syscalls.pivot_root(".", ".")
     syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
     _enter(tree, spec.cwd)
 
-    # 5. Standard streams, and no other descriptor.
+    # 6. Standard streams, and no other descriptor.
     for number, fd in enumerate(stdio):
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
             _give(fd, spec.uid)
@@ -145,9 +171,9 @@ def become(
     for name, soft, hard in spec.ulimits:
         _limit(name, soft, hard)
 
-    # 6. Rights: the filter while we may install one, then capabilities, then ids, which may not be undone.
+    # 7. Rights: the filter while we may install one, then capabilities, then ids, which may not be undone.
     if rules.single and not supervisor:
-        _renumber(own_proc, spec.uid, spec.gid)
+        _renumber(prepared.own_proc, spec.uid, spec.gid)
     if code := rules.filters[spec.insecure, supervisor is not None]:
         if supervisor is None:
             syscalls.seccomp_filter(code)
@@ -159,7 +185,7 @@ def become(
         _change_user(spec)
     syscalls.die_with_parent()  # the change of ids has cleared it
 
-    # 7. The program.
+    # 8. The program.
     _execute(spec.argv, spec.env)
 
 

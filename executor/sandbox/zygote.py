@@ -7,8 +7,10 @@ workshop furnished, the filters computed. Requests come over a socket of packets
     descriptors   the reply socket, the packed Spec in memory, stdin, stdout, stderr, and those of BindFd mounts
 
 and the answer goes back over the reply socket, as one packet. The requester's end closing its writing half means:
-cancel. When the executor dies, the kernel kills this process; when this process dies, however it does, the kernel
-kills all that runs in its pid namespace, which is every process of every step; and their mounts go with them.
+cancel. A step needs some milliseconds of preparation; so while one runs, a process is prepared to be the next, in the
+hope that it has the same shape. When the executor dies, the kernel kills this process; when this process dies, however
+it does, the kernel kills all that runs in its pid namespace, which is every process of every step; and their mounts go
+with them.
 """
 
 from __future__ import annotations
@@ -64,9 +66,27 @@ class _Running(msgspec.Struct, frozen=True):
     """The process id of the supervisor, if there is one. It ends by itself."""
 
 
+class _Spare(msgspec.Struct, frozen=True):
+    """A process that is prepared, or is about to be, for any step of ``shape``."""
+
+    shape: step.Shape
+    pid: int
+    pidfd: int
+    report: int
+    line: socket.socket
+    """Takes what the zygote got, but for the reply socket."""
+
+    def discard(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        os.close(self.report)
+        self.line.close()
+
+
 def serve(control: socket.socket) -> NoReturn:
     """Answer requests until the other end of ``control`` is closed; then end, and everything below with it."""
-    namespaces = _STEP | (syscalls.CLONE_NEWCGROUP if os.path.exists("/proc/self/ns/cgroup") else 0)
     single = isolation.id_limit() == 1
     filters = {
         (insecure, supervised): seccomp.program(confined=not insecure, single=supervised)
@@ -83,6 +103,7 @@ def serve(control: socket.socket) -> NoReturn:
     by_pidfd: dict[int, _Running] = {}
     by_reply: dict[int, _Running] = {}
     supervisors: dict[int, int] = {}
+    spare: _Spare | None = None
     # From a step's new root, Python would import what the image has there. Whatever is needed is loaded by now.
     sys.meta_path.clear()
     gc.collect()
@@ -94,7 +115,8 @@ def serve(control: socket.socket) -> NoReturn:
                 packet, fds, _, _ = socket.recv_fds(control, _PACKET, FDS, socket.MSG_CMSG_CLOEXEC)
                 if not packet:
                     os._exit(0)
-                if (running := _begin(fds, namespaces, rules, proc)) is not None:
+                running, spare = _begin(fds, rules, proc, spare)
+                if running is not None:
                     by_pidfd[running.pidfd] = by_reply[running.reply.fileno()] = running
                     poll.register(running.pidfd, select.POLLIN)
                     poll.register(running.reply, select.POLLIN)
@@ -116,30 +138,112 @@ def serve(control: socket.socket) -> NoReturn:
                 _end(running, kills)
 
 
-def _begin(fds: list[int], namespaces: int, rules: step.Rules, proc: int) -> _Running | None:
-    """Fork a step, and its supervisor if it needs one; None when that failed and the answer is given."""
+def _begin(fds: list[int], rules: step.Rules, proc: int, spare: _Spare | None) -> tuple[_Running | None, _Spare | None]:
+    """Start a step, in the spare process or a new one; None when that failed and the answer is given.
+
+    Returns the next spare process as well.
+    """
     reply = socket.socket(fileno=fds[0])
+    try:
+        wanted = _read(fds[1], fds[5:])
+        shape = step.Shape.of(wanted)
+        if rules.supervised(wanted):
+            return _start_supervised(wanted, fds, rules, proc, reply), spare
+        running = None
+        if spare is not None:
+            if spare.shape == shape:
+                running = _use(spare, fds, reply)
+            if running is None:
+                spare.discard()
+        return running or _start(wanted, fds, rules, reply), _spare(shape, rules)
+    except OSError as error:
+        _answer(reply, Answer(unfit=f"cannot start a process in namespaces of its own: {error}"))
+        return None, None
+    finally:
+        for fd in fds[1:]:
+            os.close(fd)
+
+
+def _read(packed: int, mounts: list[int]) -> spec.Spec:
+    with open(packed, "rb", closefd=False) as file:
+        file.seek(0)
+        return spec.unpack(file.read(), mounts)
+
+
+def _namespaces(shape: step.Shape) -> int:
+    namespaces = _STEP | (syscalls.CLONE_NEWCGROUP if os.path.exists("/proc/self/ns/cgroup") else 0)
+    return namespaces | (syscalls.CLONE_NEWNET if shape.network == "none" else 0)
+
+
+def _use(spare: _Spare, fds: list[int], reply: socket.socket) -> _Running | None:
+    """Give the step to ``spare``; None when that has ended, because it could not be prepared or somebody killed it."""
+    try:
+        socket.send_fds(spare.line, [b"run"], fds[1:])
+    except OSError:
+        return None
+    spare.line.close()
+    return _Running(spare.pid, spare.pidfd, reply, spare.report)
+
+
+def _start(wanted: spec.Spec, fds: list[int], rules: step.Rules, reply: socket.socket) -> _Running:
     report, report_write = os.pipe()
     try:
-        with open(fds[1], "rb") as packed:
-            packed.seek(0)
-            wanted = spec.unpack(packed.read(), fds[5:])
-        if wanted.network == "none":
-            namespaces |= syscalls.CLONE_NEWNET
-        line = socket.socketpair() if rules.supervised(wanted) else None
-        pid = syscalls.fork(namespaces)
+        pid = syscalls.fork(_namespaces(step.Shape.of(wanted)))
         if pid == 0:
-            _child(wanted, (fds[2], fds[3], fds[4]), rules, line[0] if line else None, report_write)
-        supervisor = _supervisor(line, pid, wanted.upper, proc) if line else 0
-        return _Running(pid, os.pidfd_open(pid), reply, report, supervisor)
-    except OSError as error:
+            _child(wanted, (fds[2], fds[3], fds[4]), rules, None, report_write)
+    except OSError:
         os.close(report)
-        _answer(reply, Answer(unfit=f"cannot start a process in namespaces of its own: {error}"))
+        raise
+    finally:
+        os.close(report_write)
+    return _Running(pid, os.pidfd_open(pid), reply, report)
+
+
+def _start_supervised(
+    wanted: spec.Spec, fds: list[int], rules: step.Rules, proc: int, reply: socket.socket
+) -> _Running:
+    report, report_write = os.pipe()
+    line = socket.socketpair()
+    try:
+        pid = syscalls.fork(_namespaces(step.Shape.of(wanted)))
+        if pid == 0:
+            _child(wanted, (fds[2], fds[3], fds[4]), rules, line[0], report_write)
+        supervisor = _supervisor(line, pid, wanted.upper, proc)
+    except OSError:
+        os.close(report)
+        raise
+    finally:
+        os.close(report_write)
+    return _Running(pid, os.pidfd_open(pid), reply, report, supervisor)
+
+
+def _spare(shape: step.Shape, rules: step.Rules) -> _Spare | None:
+    """Fork a process for the next step of ``shape``; None when that cannot be, which the next step will say."""
+    report, report_write = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        pid = syscalls.fork(_namespaces(shape))
+        if pid == 0:
+            _wait_for_step(shape, rules, theirs, report_write)
+        return _Spare(shape, pid, os.pidfd_open(pid), report, ours)
+    except OSError:
+        os.close(report)
+        ours.close()
         return None
     finally:
         os.close(report_write)
-        for fd in fds[2:]:
-            os.close(fd)
+        theirs.close()
+
+
+def _wait_for_step(shape: step.Shape, rules: step.Rules, line: socket.socket, report: int) -> NoReturn:
+    try:
+        keep_only(line.fileno(), report)
+        prepared = step.prepare(shape)
+        packet, fds, _, _ = socket.recv_fds(line, _PACKET, FDS, socket.MSG_CMSG_CLOEXEC)
+        if packet:
+            _become(_read(fds[0], fds[4:]), prepared, (fds[1], fds[2], fds[3]), rules, None, report)
+    finally:
+        os._exit(step.NOT_SET_UP)
 
 
 def _supervisor(line: tuple[socket.socket, socket.socket], pid: int, upper: str, proc: int) -> int:
@@ -180,6 +284,22 @@ def _child(
     report: int,
 ) -> NoReturn:
     """Become the step, or report why not. Never returns into the server's loop."""
+    try:
+        prepared = step.prepare(step.Shape.of(wanted))
+    except BaseException as error:
+        os.write(report, Answer(unfit=_cannot_prepare(error)).pack())
+        os._exit(step.NOT_SET_UP)
+    _become(wanted, prepared, stdio, rules, supervisor, report)
+
+
+def _become(
+    wanted: spec.Spec,
+    prepared: step.Prepared,
+    stdio: tuple[int, int, int],
+    rules: step.Rules,
+    supervisor: socket.socket | None,
+    report: int,
+) -> NoReturn:
     made: tuple[tuple[targets.Made, ...], tuple[targets.Touched, ...]] = ((), ())
 
     def tell(code: int = 0, error: str = "", unfit: str = "") -> None:
@@ -192,15 +312,19 @@ def _child(
             tell()
 
     try:
-        step.become(wanted, stdio, rules, supervisor, mounted)
+        step.become(wanted, prepared, stdio, rules, supervisor, mounted)
     except step.RefusedError as refused:
         tell(refused.code, str(refused))
     except step.UnfitError as unfit:
         tell(unfit=str(unfit))
     except BaseException as error:
-        tell(unfit=f"cannot put the step's root file system together: {error}")
+        tell(unfit=_cannot_prepare(error))
     finally:
         os._exit(step.NOT_SET_UP)
+
+
+def _cannot_prepare(error: BaseException) -> str:
+    return f"cannot put the step's root file system together: {error}"
 
 
 def _end(running: _Running, kills: _Kills) -> None:
