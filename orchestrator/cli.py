@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Any
 
 import click
 
 from executor import __version__
-from platforms.errors import KanifoldError, UsageError
+from platforms.errors import KanifoldError, StoreError, UsageError
 
 _CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -293,6 +294,21 @@ def completion(shell: str) -> None:
 def main() -> int:
     """The entry point: errors become messages, never tracebacks."""
     try:
+        status = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        from orchestrator.view import render_problem
+
+        return render_problem(StoreError("cannot write the output", why=error.strerror or str(error)).problem)
+    return status
+
+
+def _run() -> int:
+    try:
         cli.main(prog_name="kanifold", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help())
@@ -310,8 +326,6 @@ def main() -> int:
 
         render_problem(error.problem)
         return error.exit_code
-    except BrokenPipeError:
-        return 1
     return 0
 
 

@@ -194,6 +194,18 @@ def test_a_full_stdout_is_one_clear_error(kanifold: Kanifold, context: Context) 
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["platforms", "doctor", "du"])
+def test_no_command_minds_a_full_stdout(kanifold: Kanifold, command: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*kanifold.command, command], env=kanifold.environment(),
+            stdout=full, stderr=subprocess.PIPE, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert b"cannot write" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_waiting_for_stdin_can_be_interrupted(kanifold: Kanifold) -> None:
     process = subprocess.Popen(
         [*kanifold.command, "build", "-"], env=kanifold.environment(), cwd=kanifold.home,
