@@ -222,11 +222,12 @@ def build(check: bool, call: str, **flags: Any) -> None:
     from orchestrator import build as building
     from orchestrator import flags as parsing
 
+    exit_with = click.get_current_context().exit
     if check or call not in ("", "build"):
         from orchestrator import checking
 
-        sys.exit(checking.call(parsing.request(flags), "check" if check else call))
-    sys.exit(building.build(parsing.request(flags)))
+        exit_with(checking.call(parsing.request(flags), "check" if check else call))
+    exit_with(building.build(parsing.request(flags)))
 
 
 @cli.command(name="platforms")
@@ -244,7 +245,7 @@ def doctor(root: str) -> None:
     """Say how steps are isolated and emulated here, why not better, and what to install."""
     from orchestrator import doctor as doctoring
 
-    sys.exit(doctoring.examine(root))
+    click.get_current_context().exit(doctoring.examine(root))
 
 
 @cli.command()
@@ -309,7 +310,7 @@ def main() -> int:
 
 def _run() -> int:
     try:
-        cli.main(prog_name="kanifold", standalone_mode=False)
+        return int(cli.main(prog_name="kanifold", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help())
         return UsageError.exit_code
@@ -326,7 +327,6 @@ def _run() -> int:
 
         render_problem(error.problem)
         return error.exit_code
-    return 0
 
 
 def _hint(error: click.ClickException) -> str:
