@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -27,6 +27,9 @@ from executor.registry import reference
 from executor.registry.reference import Reference
 from executor.store import blobs
 
+_SMALL: Final = 16 << 10
+"""Bytes of a new layer that are sent sooner than the registry is asked whether it happens to have them."""
+
 
 class Pushes(msgspec.Struct, frozen=True):
     """What is on its way to the job's repositories."""
@@ -39,7 +42,7 @@ class Pushes(msgspec.Struct, frozen=True):
         """Pack ``layer``, and send it, in the background."""
         self.workshop.later(layer.blob)
         for target in self.targets:
-            self.waiting[str(target), id(layer)] = self.workshop.later(partial(self._send, target, layer))
+            self.waiting[str(target), id(layer)] = self.workshop.later(partial(self._send_new, target, layer))
 
     def finish(self, target: Reference, layers: Sequence[Layer]) -> None:
         """Return when every one of ``layers`` is in the repository ``target``."""
@@ -49,17 +52,24 @@ class Pushes(msgspec.Struct, frozen=True):
         for each in list(self.waiting.values()):
             each.result()
 
+    def _send_new(self, target: Reference, layer: Layer) -> None:
+        self.workshop.check()
+        descriptor = layer.blob().descriptor
+        if descriptor.size > _SMALL:
+            self._send(target, layer)
+        else:
+            self.workshop.registry().send(target, descriptor, partial(self._content, layer))
+
     def _send(self, target: Reference, layer: Layer) -> None:
         self.workshop.check()
-        blob = layer.blob()
         origin = layer.origin
         sources = (origin.repository,) if origin is not None and origin.registry == target.registry else ()
+        content = partial(self._content, layer)
+        self.workshop.registry().push(target, layer.blob().descriptor, content, mount_from=sources)
 
-        def open_content() -> BinaryIO:
-            layer.content()
-            return blobs.open(self.workshop.store, blob.descriptor.digest)
-
-        self.workshop.registry().push(target, blob.descriptor, open_content, mount_from=sources)
+    def _content(self, layer: Layer) -> BinaryIO:
+        layer.content()
+        return blobs.open(self.workshop.store, layer.blob().descriptor.digest)
 
 
 def pushes(workshop: Workshop) -> Pushes:

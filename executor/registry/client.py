@@ -160,6 +160,12 @@ class Client:
         )
         return "uploaded"
 
+    def send(self, reference: Reference, descriptor: Descriptor, open_content: Callable[[], BinaryIO]) -> None:
+        """Put the blob of ``descriptor`` into the repository without asking whether it is there."""
+        transfer.upload(
+            self._session, origin_endpoint(reference), _checked(descriptor), open_content, progress=self._progress
+        )
+
     def put_manifest(self, reference: Reference, data: bytes, media_type: str) -> Descriptor:
         """Store ``data`` under the tag of ``reference`` or, when it has none, under its digest; its descriptor."""
         endpoint = origin_endpoint(reference)
