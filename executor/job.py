@@ -218,11 +218,14 @@ class Job(Message, frozen=True, tag="job"):
     registries: RegistrySettings = RegistrySettings()
     root: str = ""
     """The store's directory; "" is the executor's own default."""
+    build: str = ""
+    """The same for all jobs of one build, and for no other."""
     push: tuple[str, ...] = ()
     """Repositories that blobs and the manifest (by digest) go to."""
     local: bool = False
     """Whether all blobs, the base's too, have to be in the executor's store in the end."""
     no_cache: bool = False
+    """Do every step; but what another job of the same build has just done is done."""
     no_cache_stages: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     """What a Dockerfile may ask for that it may not by itself: ``security.insecure``."""

@@ -112,7 +112,8 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
         checked = asyncio.create_task(asyncio.to_thread(checking.cautions, request, plan, pins, client, store))
         if plan.dockerfile.check:  # findings may fail the build: before anything runs
             await checked
-        orders = [(each, _order(request, plan, pins, each)) for each in placements]
+        name = os.path.basename(scratch)
+        orders = [(each, _order(request, plan, pins, each, name)) for each in placements]
         built, lost = await build_all(orders, request, keychain, emit)  # (3)
         try:
             for caution in await checked:
@@ -214,11 +215,12 @@ async def _pin(request: Request, plan: Plan, client: Client, store: Store, emit:
     return tuple(found)
 
 
-def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: Placement) -> job.Job:
-    """The job for one platform."""
+def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: Placement, build: str) -> job.Job:
+    """The job for one platform of the build with the unique name ``build``."""
     epoch = dict(request.build_args).get("SOURCE_DATE_EPOCH") or os.environ.get("SOURCE_DATE_EPOCH", "")
     return job.Job(
         version=job.VERSION,
+        build=build,
         platform=str(placement.platform),
         dockerfile=plan.data,
         dockerfile_name=plan.name,

@@ -38,6 +38,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
     result: str
     created: str
+    build: str = ""
+    """The build that made it (``executor.job.Job.build``)."""
 
 
 class Known(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -446,8 +446,10 @@ class Solver:
         made: Once[tuple[Entry, ...]] | None = None
 
         def look() -> Outcome | None:
-            found = None if fresh else cache.outcome(store, key)
-            return found if found is not None and cache.is_there(store, found.result) else None
+            found = cache.outcome(store, key)
+            if found is None or (fresh and (not found.build or found.build != workshop.order.build)):
+                return None
+            return found if cache.is_there(store, found.result) else None
 
         try:
             outcome = look()
@@ -456,7 +458,7 @@ class Solver:
                     outcome = look() or (None if fresh else self._import(key, text))
                     if outcome is None:
                         result, made = make()
-                        outcome = Outcome(result, _now())
+                        outcome = Outcome(result, _now(), workshop.order.build)
                         cache.note_outcome(store, key, outcome, text)
         except KanifoldError as error:
             self._finish(number, started, error=str(error))

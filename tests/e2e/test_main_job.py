@@ -159,3 +159,25 @@ def test_the_same_inputs_have_the_same_digest(kanifold: Kanifold, busybox: Base,
         assert digest("second", "--no-cache") == first
     else:
         assert digest("second", KANIFOLD_ROOT=str(kanifold.home / "another")) == first
+
+
+@pytest.mark.parametrize("more", [(), ("--no-cache",), ("--no-cache-filter", "tools")], ids=["", "fresh", "filtered"])
+def test_a_stage_for_the_build_platform_runs_once_for_all(
+    kanifold: Kanifold, busybox: Base, context: Context, more: tuple[str, ...]
+) -> None:
+    text = f"""\
+FROM --platform=$BUILDPLATFORM {busybox.ref} AS tools
+RUN cat /proc/sys/kernel/random/uuid > /id
+FROM {busybox.ref}
+COPY --from=tools /id /
+"""
+    folder = context({"Dockerfile": text})
+
+    def ids(out: str) -> list[str]:
+        kanifold("build", folder, "--platform", "linux/amd64,linux/arm64", "-o", out, *more)
+        return [(kanifold.home / out / f"linux_{each}" / "id").read_text() for each in ("amd64", "arm64")]
+
+    first, again = ids("first"), ids("again")
+    assert first[0] == first[1]
+    assert again[0] == again[1]
+    assert (first == again) is (not more)
