@@ -315,7 +315,7 @@ def _planned(old: PlatformState, steps: tuple[job.Step, ...], emulation: str) ->
 
 def _with_steps(old: PlatformState, steps: tuple[StepState, ...]) -> PlatformState:
     places = {each.step.id: position for position, each in enumerate(steps)}
-    counted = sum(1 for each in steps if each.step.stage)
+    counted = sum(1 for each in steps if each.step.number)
     return replace(old, steps=steps, places=MappingProxyType(places), counted=counted)
 
 
@@ -346,7 +346,7 @@ def _finished(old: PlatformState, message: job.Finished, at: float) -> PlatformS
     seconds = message.seconds or (at - step.started if step.started else 0.0)
     tail = step.tail if status is Status.FAILED else ()
     new = replace(step, status=status, seconds=seconds, error=clean_line(message.error), tail=tail)
-    counts = bool(step.step.stage) and step.status in (Status.WAITING, Status.RUNNING)
+    counts = bool(step.step.number) and step.status in (Status.WAITING, Status.RUNNING)
     return replace(
         old,
         steps=_put(old, position, new),

@@ -22,9 +22,8 @@ def where(platform: PlatformState) -> str:
 def position(step: Step) -> str:
     """A step's stage and number, ``build 3/7``; an unnamed stage is called by its number, ``stage-0 3/7``."""
     stage = f"stage-{step.stage}" if step.stage.isdecimal() else step.stage
-    if step.number:
-        return f"{stage} {step.number}/{step.of}" if step.of else f"{stage} {step.number}"
-    return stage
+    number = f"{step.number}/{step.of}" if step.of else f"{step.number or ''}"
+    return f"{stage} {number}".strip()
 
 
 def steps(platform: PlatformState) -> str:

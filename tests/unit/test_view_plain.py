@@ -67,6 +67,12 @@ def test_every_line_of_a_step_says_whose_it_is() -> None:
     ]
 
 
+def test_the_only_stage_goes_by_no_name() -> None:
+    plan = Planned((Step(1, "", "RUN one", number=1, of=2),))
+    told = [PlatformStarted("linux/arm64", at=START), FromExecutor("linux/arm64", plan, at=START)]
+    assert lines_for([*told, FromExecutor("linux/arm64", Started(1), at=START)])[1:] == ["[linux/arm64 1/2] RUN one"]
+
+
 def test_bytes_are_told_of_now_and_then() -> None:
     moves = [(float(second), Moved("pull", "a", second * 10**6, 10**8)) for second in range(26)]
     progress = [line for line in lines_for(one_platform(*moves)) if "pulling" in line]
