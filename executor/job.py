@@ -46,7 +46,7 @@ class Step(msgspec.Struct, frozen=True):
 
     id: int
     stage: str
-    """The stage's name, or its number as text when it has none; "" for the only stage, and for work outside of stages."""
+    """The stage's name, or its number as text when it has none; "" for the only one, and for work outside of stages."""
     name: str
     """The instruction as written, heads of here-documents only: ``RUN apt-get update``."""
     line: int = 0

@@ -17,9 +17,12 @@ def main() -> None:
             "with an environment of its own: pipx install kanifold, or uv tool install kanifold."
         )
     _open_streams()
-    from orchestrator.cli import main as run
+    try:
+        from orchestrator.cli import main as run
 
-    _leave(run())
+        _leave(run())
+    except KeyboardInterrupt:  # while modules are loaded; later it is the command line's
+        _leave(130)
 
 
 def _leave(status: int) -> NoReturn:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -33,6 +34,9 @@ from orchestrator.request import Request
 from orchestrator.trace import recorded
 from orchestrator.view import events, open_display
 from platforms.errors import AuditError, BuildError, Interrupted, KanifoldError
+
+_LAST_MOMENT = 1.9
+"""Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
 
 
 def build(request: Request) -> int:
@@ -71,7 +75,7 @@ class _PlatformsLostError(BuildError):
 
 
 async def _interruptible(request: Request, here: Node, emit: Emit) -> Product:
-    """The build, ended by the first Ctrl-C (or SIGTERM); a second one is the terminal's."""
+    """The build, ended cleanly by the first Ctrl-C (or SIGTERM), and in any case soon: more of them change nothing."""
     task = asyncio.ensure_future(_build(request, here, emit))
     loop = asyncio.get_running_loop()
 
@@ -79,6 +83,10 @@ async def _interruptible(request: Request, here: Node, emit: Emit) -> Product:
         task.cancel()
         for each in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_IGN)
+        last = threading.Timer(_LAST_MOMENT, os._exit, (Interrupted.exit_code,))
+        last.daemon = True
+        last.start()
 
     for each in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(each, stop)
@@ -205,14 +213,9 @@ async def _pin(request: Request, plan: Plan, client: Client, store: Store, emit:
         emit(events.Resolved(ref=name, digest=digest))
         return job.Pin(name, digest)
 
-    if not plan.images:
-        return ()
     pool = AioPool(size=8)
-    found = await pool.map(resolve, plan.images)
-    for each in found:
-        if isinstance(each, BaseException):
-            raise each
-    return tuple(found)
+    # Not pool.map: when that is interrupted, nobody hears what becomes of its parts, and asyncio complains about it.
+    return tuple(await asyncio.gather(*(pool.spawn_n(resolve(each)) for each in plan.images)))
 
 
 def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: Placement, build: str) -> job.Job:

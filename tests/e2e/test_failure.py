@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
@@ -172,7 +173,6 @@ def test_an_interrupted_build_leaves_nothing_behind(
     kanifold: Kanifold, busybox: Base, context: Context, sent: signal.Signals
 ) -> None:
     folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN echo begun; sleep 1000\n"})
-    mounts = Path("/proc/self/mounts").read_text()
     dest = kanifold.home / "out"
     with kanifold.start(
         "build", folder, "--platform", "linux/amd64,linux/arm64", "--progress", "plain", "-o", f"type=oci,dest={dest}"
@@ -197,6 +197,46 @@ def test_an_interrupted_build_leaves_nothing_behind(
     while (left := {pid for pid in children if Path(f"/proc/{pid}").exists()}) and time.monotonic() < end:
         os.sched_yield()
     assert left == set(), "processes are left"
-    assert Path("/proc/self/mounts").read_text() == mounts
+    # Of its own only: other builds mount things on this machine at the same time.
+    assert [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(kanifold.home) in line] == []
     assert not dest.exists()
     assert [path for path in kanifold.root.rglob("*") if path.name == "begun"] == []
+
+
+def test_an_impatient_user_gets_a_clean_stop_too(kanifold: Kanifold, busybox: Base, context: Context) -> None:
+    """Ctrl-C pressed again and again, by a step that does not go, is not heard as an order to leave things lying."""
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN trap '' INT TERM; echo begun; sleep 1000\n"})
+    scratch = kanifold.folder("scratch")
+    with kanifold.start("build", folder, "--progress", "plain", TMPDIR=str(scratch)) as process:
+        assert process.stderr is not None
+        assert any(line.rstrip().endswith("begun") for line in process.stderr)
+        children = _below(process.pid)
+        asked = time.monotonic()
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.01)  # as long as it takes to press a key: nothing is awaited
+        assert time.monotonic() - asked < 2
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said, said
+    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+    assert list(scratch.iterdir()) == []
+    assert [path for path in (kanifold.root / "tmp").iterdir() if path.name != "partial"] == []
+
+
+def test_a_build_that_waits_for_a_registry_is_interrupted_without_a_word_too_many(
+    kanifold: Kanifold, context: Context
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        host = f"127.0.0.1:{mute.getsockname()[1]}"
+        folder = context({"Dockerfile": f"FROM {host}/one\nRUN true\nFROM {host}/two\nCOPY --from=0 /a /\n"})
+        with kanifold.start("build", folder, "--progress", "plain") as process:
+            held = [mute.accept(), mute.accept()]
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=2)
+            for connection, _ in held:
+                connection.close()
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "ERROR: the build was interrupted"
+    assert "Traceback" not in said, said

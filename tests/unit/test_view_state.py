@@ -50,8 +50,8 @@ def test_only_steps_of_stages_are_counted_and_each_once() -> None:
 
 
 def test_steps_of_a_stage_that_is_the_only_one_are_counted_though_it_is_not_named() -> None:
-    plan = Planned((Step(1, "", "RUN one", number=1, of=2), Step(2, "", "RUN two", number=2, of=2), Step(3, "", "push")))
-    platform = told(plan, Finished(1), Finished(2, cached=True), Finished(3))
+    steps = (Step(1, "", "RUN one", number=1, of=2), Step(2, "", "RUN two", number=2, of=2), Step(3, "", "push"))
+    platform = told(Planned(steps), Finished(1), Finished(2, cached=True), Finished(3))
     assert (platform.counted, platform.finished, platform.ran, platform.cached) == (2, 2, 1, 1)
 
 
