@@ -64,7 +64,7 @@ def matches(source: Source) -> tuple[Match, ...]:
     base = source.tree.resolve(literal.encode("utf-8", "surrogateescape"))
     if not pattern:
         if source.tree.lstat(base) is None:
-            raise ContextError(f'"{source.pattern}": not found')
+            raise _missing(source, source.pattern)
         return (Match(base, _base(literal)),)
     if not all(ignore.is_pattern(part) for part in pattern.split("/")):
         raise ContextError(
@@ -74,6 +74,12 @@ def matches(source: Source) -> tuple[Match, ...]:
     for path in _glob(source.tree, base, pattern):
         found.append(Match(source.tree.resolve(path), path.rpartition(b"/")[2]))
     return tuple(found)
+
+
+def _missing(source: Source, path: str) -> ContextError:
+    """``path`` is not in ``source``."""
+    remedy = "what lies outside of the build context, or is left out by its .dockerignore, cannot be copied"
+    return ContextError(f'"{path}": not found', remedy=remedy if source.context else "")
 
 
 def _base(path: str) -> bytes:
@@ -226,7 +232,7 @@ def copy(plan: Plan, source: Source, destination: str, treatment: Treatment) -> 
     if source.required:
         whole = f"{source.pattern.rstrip('/')}/{source.include[0]}"
         if source.tree.lstat(source.tree.resolve(whole.encode("utf-8", "surrogateescape"))) is None:
-            raise ContextError(f'"{whole}": not found')
+            raise _missing(source, whole)
     for match in found:
         copy_match(plan, source, match, destination, treatment)
     return len(found)
@@ -278,7 +284,7 @@ def copy_match(plan: Plan, source: Source, match: Match, destination: str, treat
 
     top = source.tree.entry(match.path)
     if top is None:
-        raise ContextError(f'"{source.pattern}": not found')
+        raise _missing(source, source.pattern)
     existing = plan.lookup(target)
     if existing is not None:
         into = existing.kind is Kind.DIRECTORY if top.kind is not Kind.DIRECTORY else not source.contents

@@ -46,7 +46,8 @@ def assert_clear(outcome: Outcome, code: int, *words: str) -> None:
         ("FROM {base}\nRUN false\n", ("Dockerfile:2", "RUN false")),
         ("FROM {base}\nRUN echo the last words >&2; exit 3\n", ("the last words", "3")),
         ("FROM {base}\nCOPPY a b\n", ("Dockerfile:2", "COPPY", "COPY")),
-        ("FROM {base}\nCOPY nowhere /\n", ("Dockerfile:2", "nowhere")),
+        ("FROM {base}\nCOPY nowhere /\n", ("Dockerfile:2", "nowhere", ".dockerignore")),
+        ("FROM {base}\nCOPY ../outside /\n", ("Dockerfile:2", "/outside", "outside of the build context")),
         ("FROM {base}\nCOPY --from=missing /a /\n", ("missing",)),
         ("FROM {base}\nENV\n", ("Dockerfile:2", "ENV")),
         ("RUN before any FROM\n", ("Dockerfile:1", "FROM")),
@@ -55,7 +56,7 @@ def assert_clear(outcome: Outcome, code: int, *words: str) -> None:
         ("FROM 127.0.0.1:1/nobody/home\n", ("127.0.0.1:1",)),
     ],
     ids=[
-        "a step fails", "a step fails with output", "unknown instruction", "missing file", "missing stage",
+        "a step fails", "a step fails with output", "unknown instruction", "missing file", "file outside", "missing stage",
         "broken line", "no FROM", "empty", "unknown tag", "unreachable registry",
     ],
 )  # fmt: skip
