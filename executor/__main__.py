@@ -17,6 +17,7 @@ from platforms.errors import Interrupted, KanifoldError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from executor.build.exchange import Exchange
     from executor.build.workshop import Workshop
@@ -30,6 +31,8 @@ _LAST_MOMENT = 1.2
 """Seconds after the orchestrator has gone until this process ends itself, whatever it was doing."""
 _STEPS = 8
 """Steps that may run at once however few processors there are: many wait for a network or a disk."""
+_PARTING = 0.4
+"""Seconds after a cancellation in which registries are told of uploads given up, until all connections are cut."""
 
 
 def main() -> int:
@@ -212,7 +215,15 @@ def _client(workshop: Workshop, stopping: threading.Event) -> Client:
     def progress(action: str, name: str, done: int, total: int) -> None:
         workshop.tell(job.Moved(action, name, done, total))
 
-    return Client(workshop.order.registries, keychain, progress=progress, cancel=stopping)
+    client = Client(workshop.order.registries, keychain, progress=progress, cancel=stopping)
+
+    def hang_up(_: Future[None]) -> None:
+        timer = threading.Timer(_PARTING, client.close)
+        timer.daemon = True
+        timer.start()
+
+    workshop.cancelled.add_done_callback(hang_up)
+    return client
 
 
 def _exchange(workshop: Workshop) -> Exchange:

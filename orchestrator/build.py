@@ -152,7 +152,7 @@ async def _plan(request: Request, scratch: str, emit: Emit) -> Plan:
         return await asyncio.shield(reading)
     except asyncio.CancelledError:
         means.cancel.set_result(None)
-        await asyncio.wait({reading})
+        await asyncio.gather(reading, return_exceptions=True)
         raise
 
 
@@ -174,7 +174,7 @@ async def _finish(
         if output.holds_files:
             await files.write(output, built, product.root.digest, emit)
         elif output.holds_images:
-            await asyncio.to_thread(publish.write, output, product, request, emit)
+            await publish.write(output, product, request, emit)
     if repositories:
         await publish.tag(product, _pushed_tags(request), client, emit)
     _note(request, product)

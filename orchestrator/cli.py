@@ -68,8 +68,8 @@ def cli() -> None:
     metavar="SPEC",
     multiple=True,
     help=(
-        "type=oci,dest=DIR[,tar=true] · type=docker,dest=FILE · type=registry · type=image,push=true; also name=, "
-        "compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=. The files without the image: "
+        "type=oci,dest=DIR or FILE.tar[,tar=BOOL] · type=docker,dest=FILE · type=registry · type=image,push=true; "
+        "also name=, compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=. The files alone: "
         "type=local,dest=DIR[,platform-split=BOOL] or DIR · type=tar,dest=FILE or -."
     ),
 )

@@ -73,7 +73,7 @@ async def _unpack(built: Built, directory: str, prefix: str, found: Callable[[En
     except BrokenPipeError:
         pass  # who reads says why
     finally:
-        await asyncio.wait({receiving})
+        await asyncio.gather(receiving, return_exceptions=True)
     receiving.result()
 
 

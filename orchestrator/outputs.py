@@ -29,7 +29,7 @@ class Output(msgspec.Struct, frozen=True):
     dest: str = ""
     """A path; ``-`` is stdout."""
     archive: bool = False
-    """For ``oci``: one tar file instead of a directory."""
+    """For ``oci``: one tar file instead of a directory; what ``dest`` looks like, where ``tar=`` does not say."""
     split: bool | None = None
     """For ``local``: whether each platform has a directory of its own; None: where there are several platforms."""
     names: tuple[str, ...] = ()
@@ -86,10 +86,12 @@ def parse(text: str) -> Output:
         )
     push = _flag(values, "push", kind == "registry")
     name = values.pop("name", "")
+    dest = values.pop("dest", "")
+    is_file = dest == "-" or dest.endswith(".tar")  # with buildx, type=oci is a file unless tar=false says otherwise
     output = Output(
         kind="registry" if kind in ("registry", "image") else kind,
-        dest=values.pop("dest", ""),
-        archive=_flag(values, "tar", False) if kind == "oci" else kind == "docker",
+        dest=dest,
+        archive=_flag(values, "tar", is_file) if kind == "oci" else kind == "docker",
         split=_flag(values, "platform-split", False) if kind == "local" and "platform-split" in values else None,
         names=tuple(each for each in name.split(",") if each),
         oci_media_types=_flag(values, "oci-mediatypes", kind != "docker"),

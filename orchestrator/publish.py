@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO
+from functools import partial
+from typing import BinaryIO, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -32,7 +35,7 @@ from orchestrator.outputs import Output
 from orchestrator.request import Request
 from orchestrator.view import events
 from platforms import Platform, satisfies
-from platforms.errors import ProtocolError, UsageError
+from platforms.errors import Interrupted, ProtocolError, UsageError
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -139,13 +142,25 @@ async def tag(product: Product, tags: Sequence[Reference], client: Client, emit:
         emit(events.Published(ref=str(reference), digest=product.root.digest))
 
 
-def write(output: Output, product: Product, request: Request, emit: Emit) -> None:
-    """Write a local output of images."""
+async def write(output: Output, product: Product, request: Request, emit: Emit) -> None:
+    """Write a local output of images. Cancelling leaves nothing of it."""
+    cancelled = threading.Event()
+    writing = asyncio.create_task(asyncio.to_thread(_write, output, product, request, cancelled))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        cancelled.set()
+        await asyncio.gather(writing, return_exceptions=True)
+        raise
+    emit(events.Published(ref=output.dest or "stdout", digest=product.root.digest))
+
+
+def _write(output: Output, product: Product, request: Request, cancelled: threading.Event) -> None:
     names = [*output.names, *(str(each) for each in request.tags)]
     roots = [
         replace(product.root, annotations=((layout.CONTAINERD_NAME, name), (REF_NAME, _tag_of(name)))) for name in names
     ] or [product.root]
-    sources = _sources(product)
+    sources = _sources(product, cancelled)
     match output.kind:
         case "oci" if not output.archive:
             layout.write_layout(output.dest or "oci-layout", roots, sources)
@@ -161,10 +176,30 @@ def write(output: Output, product: Product, request: Request, emit: Emit) -> Non
                 )
             with opened(output.dest) as file:
                 archive.write_docker_archive(file, names, product.images[0].manifest, roots, sources)
-    emit(events.Published(ref=output.dest or "stdout", digest=product.root.digest))
 
 
-def _sources(product: Product) -> list[BlobSource]:
+class _Cancellable(io.RawIOBase):
+    """A file that cannot be read any more once ``cancelled`` is set."""
+
+    def __init__(self, file: BinaryIO, cancelled: threading.Event) -> None:
+        self._file = file
+        self._cancelled = cancelled
+
+    def read(self, size: int = -1) -> bytes:
+        if self._cancelled.is_set():
+            raise Interrupted("the build was cancelled")
+        return self._file.read(size)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _opened(image: Image, digest: str, cancelled: threading.Event) -> BinaryIO:
+    return cast(BinaryIO, _Cancellable(image.content(digest), cancelled))
+
+
+def _sources(product: Product, cancelled: threading.Event) -> list[BlobSource]:
     """Every blob of ``product`` once, the root last."""
     found: dict[str, BlobSource] = {}
     for each in product.images:
@@ -172,7 +207,7 @@ def _sources(product: Product) -> list[BlobSource]:
             found[descriptor.digest] = BlobSource(
                 descriptor.digest,
                 descriptor.size,
-                lambda each=each, digest=descriptor.digest: each.content(digest),  # type: ignore[misc]
+                partial(_opened, each, descriptor.digest, cancelled),
             )
         found[each.descriptor.digest] = _inline(each.descriptor.digest, each.data)
     found[product.root.digest] = _inline(product.root.digest, product.data)
@@ -180,8 +215,6 @@ def _sources(product: Product) -> list[BlobSource]:
 
 
 def _inline(digest: str, data: bytes) -> BlobSource:
-    import io
-
     return BlobSource(digest, len(data), lambda: io.BytesIO(data))
 
 

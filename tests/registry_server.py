@@ -268,6 +268,17 @@ class MemoryRegistry:
         self.manifests[repository, digest] = self.manifests[repository, tag] = (media_type, data)
         return digest
 
+    def add_layout(self, repository: str, layout: Path) -> None:
+        """All that the OCI layout directory ``layout`` holds; its only root is ``latest``."""
+        for path in (layout / "blobs" / "sha256").iterdir():
+            self.add_blob(repository, path.read_bytes())
+        waiting = [(json.loads((layout / "index.json").read_bytes())["manifests"][0], "latest")]
+        while waiting:
+            descriptor, tag = waiting.pop()
+            data = self.blobs[repository, descriptor["digest"]]
+            self.add_manifest(repository, tag, descriptor["mediaType"], data)
+            waiting += [(each, each["digest"]) for each in json.loads(data).get("manifests", ())]
+
     def __call__(self, asked: Asked) -> Said | None:
         if self.fault is not None:
             answer = self.fault(asked)

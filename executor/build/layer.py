@@ -25,7 +25,7 @@ from executor.rootfs import compress, elf, materialise, overlay, unpack
 from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.streams import Readable
-from executor.store import blobs, locks, removal, snapshots
+from executor.store import blobs, faults, locks, removal, snapshots
 from platforms.errors import StoreError
 
 _PATHS_KEPT: Final = 2000
@@ -189,15 +189,14 @@ def _packed(
         changes = _entries(workshop, result, entries, below)
         temporary = store.session.temporary()
         try:
-            made = compress.pack(
-                _clamped(changes, workshop.order.epoch),
-                temporary,
-                workshop.order.compression.kind,
-                workshop.order.compression.level,
-            )
-            blobs.adopt(store, temporary, made.digest, made.size)
-        except OSError as error:
-            raise StoreError("cannot pack a layer", why=error.strerror or str(error)) from error
+            with faults.translated(store.root, "cannot pack a layer"):
+                made = compress.pack(
+                    _clamped(changes, workshop.order.epoch),
+                    temporary,
+                    workshop.order.compression.kind,
+                    workshop.order.compression.level,
+                )
+                blobs.adopt(store, temporary, made.digest, made.size)
         finally:
             if os.path.exists(temporary):
                 os.unlink(temporary)

@@ -16,6 +16,7 @@ from executor.dockerfile.instructions import Run
 from executor.job import Log
 from executor.rootfs.tree import Tree
 from executor.sandbox.spec import Ended, Mount, Spec
+from executor.store import faults
 from platforms.errors import Interrupted, StepFailed
 
 TAIL = 20
@@ -106,7 +107,7 @@ def execute(
     raise StepFailed(
         f'process "{command}" did not complete successfully',
         why=why,
-        remedy=_remedy(ended),
+        remedy=_remedy(ended) or faults.room(workshop.store.root),
         where=instruction.location,
         log=tuple(tail),
     )

@@ -276,6 +276,8 @@ class _Stop:
 def _speaking(target: _Target, cancel: Future[None] | None) -> Iterator[Wire]:
     """A connection of our own; what it raises, said of ``target`` and not of a registry."""
     with closing(Wire(RegistrySettings(), None if cancel is None else _Stop(cancel))) as wire:
+        if cancel is not None:
+            cancel.add_done_callback(lambda _: wire.close())  # wakes who waits for an answer
         try:
             yield wire
         except RegistryError as error:

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -169,17 +170,23 @@ def write_layout(directory: str, roots: Iterable[Descriptor], blobs: Iterable[Bl
     """Add ``blobs``, then ``roots``, to the layout in ``directory``, which is made when it is not there.
 
     Raises ``StoreError`` when the disk does not take it or a blob is not what it should be, ``ArchiveError`` when the
-    directory holds an index that cannot be extended.
+    directory holds an index that cannot be extended. What was made anew is gone then.
     """
     with _disk_errors(directory):
+        new = not os.path.lexists(directory)
         os.makedirs(directory, exist_ok=True)
         with _locked(directory):
-            _replace(directory, "oci-layout", MARKER)
-            os.makedirs(os.path.join(directory, "blobs", "sha256"), exist_ok=True)
-            _sweep(directory)
-            for blob in blobs:
-                _write_blob(directory, blob)
-            _replace(directory, "index.json", _extended(directory, tuple(roots)))
+            try:
+                _replace(directory, "oci-layout", MARKER)
+                os.makedirs(os.path.join(directory, "blobs", "sha256"), exist_ok=True)
+                _sweep(directory)
+                for blob in blobs:
+                    _write_blob(directory, blob)
+                _replace(directory, "index.json", _extended(directory, tuple(roots)))
+            except BaseException:
+                if new:
+                    shutil.rmtree(directory, ignore_errors=True)
+                raise
 
 
 def index_json(roots: Iterable[Descriptor]) -> bytes:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _ELSEWHERE = "choose another place with --root or KANIFOLD_ROOT"
 _MORE_ROOM = f"free some space there (`kanifold prune --all` empties the store), or {_ELSEWHERE}"
 
+_LITTLE = 1 << 16
+"""Bytes: a disk with less to give is full."""
+
 
 @contextmanager
 def translated(root: str, what: str) -> Iterator[None]:
@@ -24,6 +27,13 @@ def translated(root: str, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise os_fault(root, what, error) from error
+
+
+def room(root: str) -> str:
+    """What to do about the disk of the store at ``root`` when it has no room left; "" while it has some."""
+    found = os.statvfs(root)
+    full = found.f_bavail * found.f_frsize < _LITTLE or (found.f_files > 0 and found.f_favail == 0)
+    return f"the disk of {root} is full: {_MORE_ROOM}" if full else ""
 
 
 def os_fault(root: str, what: str, error: OSError) -> StoreError:

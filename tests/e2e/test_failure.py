@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from registry_server import Asked, MemoryRegistry, served
 
 if TYPE_CHECKING:
     from conftest import Base, Kanifold, Outcome
@@ -56,8 +57,8 @@ def assert_clear(outcome: Outcome, code: int, *words: str) -> None:
         ("FROM 127.0.0.1:1/nobody/home\n", ("127.0.0.1:1",)),
     ],
     ids=[
-        "a step fails", "a step fails with output", "unknown instruction", "missing file", "file outside", "missing stage",
-        "broken line", "no FROM", "empty", "unknown tag", "unreachable registry",
+        "a step fails", "a step fails with output", "unknown instruction", "missing file", "file outside",
+        "missing stage", "broken line", "no FROM", "empty", "unknown tag", "unreachable registry",
     ],
 )  # fmt: skip
 def test_a_broken_build_ends_with_one_and_says_where(
@@ -115,6 +116,22 @@ def test_without_an_emulator_the_remedy_is_named(kanifold: Kanifold, busybox: Ba
     if outcome.code == 0:
         pytest.skip("this machine has a handler for s390x registered")
     assert_clear(outcome, 3, "s390x", "qemu-user-static")
+
+
+def test_a_step_that_fills_the_disk_is_told_what_to_do(
+    kanifold: Kanifold, busybox: Base, context: Context, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", small], check=True)
+    try:
+        folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN cat /dev/zero > /large\n"})
+        outcome = kanifold.run("build", folder, KANIFOLD_ROOT=str(small))
+        assert_clear(outcome, 1, "Dockerfile:2", f"the disk of {small} is full", "kanifold prune")
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
 
 
 # -- all or nothing -------------------------------------------------------------------------------------------------
@@ -226,18 +243,59 @@ def test_an_impatient_user_gets_a_clean_stop_too(kanifold: Kanifold, busybox: Ba
     assert [path for path in (kanifold.root / "tmp").iterdir() if path.name != "partial"] == []
 
 
-def test_a_build_that_waits_for_a_registry_is_interrupted_without_a_word_too_many(
-    kanifold: Kanifold, context: Context
+LAYER = 1 << 16
+"""Bytes that the base's layer has at least, and nothing else of it."""
+
+
+@pytest.mark.parametrize("waiting_for", ["images", "context", "layer"])
+def test_a_build_that_waits_for_an_answer_is_interrupted_without_a_word_too_many(
+    kanifold: Kanifold, busybox: Base, context: Context, waiting_for: str
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        host = f"127.0.0.1:{mute.getsockname()[1]}"
-        folder = context({"Dockerfile": f"FROM {host}/one\nRUN true\nFROM {host}/two\nCOPY --from=0 /a /\n"})
-        with kanifold.start("build", folder, "--progress", "plain") as process:
-            held = [mute.accept(), mute.accept()]
+    asked = threading.Semaphore(0)
+    never = threading.Event()
+
+    def mute(request: Asked) -> object:
+        digest = request.path.rpartition("/")[2]
+        if waiting_for == "layer" and len(registry.blobs.get(("base/busybox", digest), b"")) < LAYER:
+            return ...
+        asked.release()
+        never.wait()
+        return None
+
+    registry = MemoryRegistry(mute)
+    registry.add_layout("base/busybox", busybox.layout)
+    with served(registry) as server:
+        text = f"FROM {server.host}/base/busybox\nRUN true\nFROM {server.host}/base/two\nCOPY --from=0 /a /\n"
+        if waiting_for == "layer":
+            text = f"FROM {server.host}/base/busybox\nRUN true\n"
+        folder = context({"Dockerfile": text})
+        place = f"http://{server.host}/context.tar" if waiting_for == "context" else folder
+        with kanifold.start("build", place, "--progress", "plain") as process:
+            for _ in range(2 if waiting_for == "images" else 1):
+                assert asked.acquire(timeout=20)
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=2)
-            for connection, _ in held:
-                connection.close()
+        never.set()
     assert process.returncode == 130
     assert said.splitlines()[-1] == "ERROR: the build was interrupted"
     assert "Traceback" not in said, said
+    assert [path for path in (kanifold.root / "tmp").iterdir() if path.name != "partial"] == []
+
+
+def test_an_output_that_is_being_written_is_gone_when_the_build_is_interrupted(
+    kanifold: Kanifold, busybox: Base, context: Context
+) -> None:
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN head -c 300000000 /dev/zero > /large\n"})
+    build = ("build", folder, "--compression", "uncompressed")
+    kanifold(*build, "--quiet")  # what takes its time from now on is writing
+    place = kanifold.folder("outputs")
+    for output in ("type=oci,dest={}", "type=oci,dest={}.tar", "type=docker,dest={}", "type=local,dest={}"):
+        with kanifold.start(*build, "--output", output.format(place / "image"), "--progress", "plain") as process:
+            while not list(place.iterdir()):
+                assert process.poll() is None, "it was too fast for this test"
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=2)
+        assert process.returncode == 130, said
+        assert said.splitlines()[-1] == "ERROR: the build was interrupted"
+        assert "Traceback" not in said, said
+        assert list(place.iterdir()) == [], output

@@ -118,6 +118,13 @@ def test_a_blob_that_is_not_what_it_should_be_leaves_the_layout_as_it_was(tmp_pa
     assert len(list((tmp_path / "blobs/sha256").iterdir())) == 3
 
 
+def test_a_new_layout_that_cannot_be_finished_is_gone(tmp_path: Path) -> None:
+    root, _, blobs = image("a", "1")
+    with pytest.raises(StoreError, match="damaged"):
+        write_layout(str(tmp_path / "new"), [root], [*blobs, BlobSource("sha256:" + "0" * 64, 1, io.BytesIO)])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_dead_writer_left_is_swept_up(tmp_path: Path) -> None:
     root, _, blobs = image("a", "1")
     write_layout(str(tmp_path), [root], blobs)
