@@ -115,26 +115,43 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
     store = open_store(request.root or None)
     scratch = store.session.temporary()
     try:
-        plan = await _plan(request, scratch, emit)  # (2)
-        pins = await _pin(request, plan, client, store, emit)
-        checked = asyncio.create_task(asyncio.to_thread(checking.cautions, request, plan, pins, client, store))
-        if plan.dockerfile.check:  # findings may fail the build: before anything runs
-            await checked
-        name = os.path.basename(scratch)
-        orders = [(each, _order(request, plan, pins, each, name)) for each in placements]
-        built, lost = await build_all(orders, request, keychain, emit)  # (3)
-        try:
-            for caution in await checked:
-                emit(caution)
-            if lost:
-                raise _PlatformsLostError(lost)
-            return await _finish(request, plan, built, client, store, emit)
-        finally:
-            await asyncio.gather(*(each.executor.close() for each in built), return_exceptions=True)
+        async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
+            group.create_task(publish.check_push(_repositories(request), client))
+            product = group.create_task(_made(request, placements, keychain, client, store, scratch, emit))
+        return product.result()
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0]  # noqa: B904 - its own cause is the better one
     finally:
         client.close()
         await asyncio.to_thread(remove_tree, scratch)
         store.close()
+
+
+async def _made(
+    request: Request,
+    placements: Sequence[Placement],
+    keychain: auth.Keychain,
+    client: Client,
+    store: Store,
+    scratch: str,
+    emit: Emit,
+) -> Product:
+    plan = await _plan(request, scratch, emit)  # (2)
+    pins = await _pin(request, plan, client, store, emit)
+    checked = asyncio.create_task(asyncio.to_thread(checking.cautions, request, plan, pins, client, store))
+    if plan.dockerfile.check:  # findings may fail the build: before anything runs
+        await checked
+    name = os.path.basename(scratch)
+    orders = [(each, _order(request, plan, pins, each, name)) for each in placements]
+    built, lost = await build_all(orders, request, keychain, emit)  # (3)
+    try:
+        for caution in await checked:
+            emit(caution)
+        if lost:
+            raise _PlatformsLostError(lost)
+        return await _finish(request, plan, built, client, store, emit)
+    finally:
+        await asyncio.gather(*(each.executor.close() for each in built), return_exceptions=True)
 
 
 async def _plan(request: Request, scratch: str, emit: Emit) -> Plan:

@@ -57,6 +57,11 @@ class Product(msgspec.Struct, frozen=True):
     images: tuple[Image, ...]
 
 
+async def check_push(repositories: Sequence[Reference], client: Client) -> None:
+    """Raise ``RegistryError`` when one of ``repositories`` will not take what is built; to be asked at once."""
+    await asyncio.gather(*(asyncio.to_thread(client.check_push, each) for each in repositories))
+
+
 async def fetch(built: Built, image: Image, store: Store) -> None:
     """Bring the blobs of ``image``, made on a node that does not share our disk, into ``store``."""
     for descriptor in (*image.manifest.layers, image.manifest.config):

@@ -3,6 +3,7 @@
     client.resolve(ref)                    tag -> descriptor
     client.manifest(ref)                   the document, its bytes and their descriptor
     client.fetch(ref, descriptor, sink)    a blob, verified, resumed when the connection breaks
+    client.check_push(ref)                 whether we may
     client.push(ref, descriptor, open)     a blob, unless it is there or can be mounted
     client.put_manifest(ref, data, type)   the document, under a tag or its digest
 
@@ -25,8 +26,9 @@ from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest,
 from executor.registry import transfer
 from executor.registry.auth import Keychain, anonymous, printable
 from executor.registry.config import RegistrySettings
+from executor.registry.failure import PASSING
 from executor.registry.reference import Reference
-from executor.registry.session import Call, Endpoint, Pace, Session, mirror_endpoints, origin_endpoint
+from executor.registry.session import Call, Endpoint, Pace, Session, absolute, mirror_endpoints, origin_endpoint
 from executor.registry.token import merged, scope
 from executor.registry.transfer import Progress, Sink
 from executor.registry.wire import Cancel, Reply
@@ -112,6 +114,20 @@ class Client:
         return b"".join(self.open_stream(reference, descriptor))
 
     # -- writing
+
+    def check_push(self, reference: Reference) -> None:
+        """Ask whether this user may push into the repository, as a push would begin; nothing is left of it.
+
+        Raises ``RegistryError`` when that is refused, or the registry is not there. A registry that only cannot just
+        now is given the benefit of the doubt.
+        """
+        endpoint = origin_endpoint(reference)
+        what = f"cannot push to {reference.registry}/{reference.repository}"
+        scopes = merged(scope(endpoint.repository, "pull", "push"))
+        call = Call(what, "POST", "blobs/uploads/", scopes, accept=frozenset({202}) | PASSING)
+        reply = self._session.call(endpoint, call)
+        if reply.status == 202:
+            self._session.abandon(endpoint, absolute(reply, what, endpoint.registry), scopes)
 
     def has_blob(self, reference: Reference, digest: str) -> bool:
         """Whether the repository holds the blob ``digest``."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from registry_server import Asked, MemoryRegistry, served
+from registry_server import Asked, MemoryRegistry, error, served
 
 if TYPE_CHECKING:
     from conftest import Base, Kanifold, Outcome
@@ -132,6 +132,38 @@ def test_a_step_that_fills_the_disk_is_told_what_to_do(
         assert_clear(outcome, 1, "Dockerfile:2", f"the disk of {small} is full", "kanifold prune")
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_push_that_will_be_refused_ends_the_build_when_it_begins(
+    kanifold: Kanifold, busybox: Base, context: Context, status: int
+) -> None:
+    def refuse(asked: Asked) -> object:
+        return error(status, "DENIED", "not you") if asked.method == "POST" else ...
+
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN sleep 1000\n"})
+    with served(MemoryRegistry(refuse)) as server:
+        begun = time.monotonic()
+        outcome = kanifold.run("build", folder, "-t", f"{server.host}/app:1", "--push")
+        assert time.monotonic() - begun < 20
+        assert_clear(outcome, 1, f"cannot push to {server.host}/app", "not you", f"docker login {server.host}")
+        assert server.seen("PUT") == []
+
+
+def test_a_registry_that_is_busy_when_the_build_begins_is_asked_again_when_it_ends(
+    kanifold: Kanifold, busybox: Base, context: Context
+) -> None:
+    busy = iter([error(503, "UNAVAILABLE", "just a moment")])
+
+    def moody(asked: Asked) -> object:
+        return next(busy, ...) if asked.method == "POST" else ...
+
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN true\n"})
+    registry = MemoryRegistry(moody)
+    with served(registry) as server:
+        kanifold("build", folder, "-t", f"{server.host}/app:1", "--push")
+    assert ("app", "1") in registry.manifests
+    assert registry.uploads == {}
 
 
 # -- all or nothing -------------------------------------------------------------------------------------------------
