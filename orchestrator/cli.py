@@ -21,6 +21,25 @@ def _method(value: str) -> str:
     return value
 
 
+def _directories(_context: click.Context, _option: click.Parameter, begun: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(begun, type="dir")]
+
+
+def _files(_context: click.Context, _option: click.Parameter, begun: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(begun, type="file")]
+
+
+def _platforms(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
+    from platforms.emulation import USUAL
+
+    before, comma, last = begun.rpartition(",")
+    return [before + comma + str(each) for each in USUAL if str(each).startswith(last)]
+
+
 @click.group(context_settings=_CONTEXT_SETTINGS)
 @click.version_option(__version__, "--version", prog_name="kanifold")
 def cli() -> None:
@@ -37,13 +56,14 @@ def cli() -> None:
 
 
 @cli.command(short_help="Build an image for one or many platforms.")
-@click.argument("context", default=".")
+@click.argument("context", default=".", shell_complete=_directories)
 @click.option(
     "-f",
     "--file",
     "dockerfile",
     metavar="PATH",
     default="",
+    shell_complete=_files,
     help="The Dockerfile (default: CONTEXT/Dockerfile); - is stdin.",
 )
 @click.option(
@@ -51,6 +71,7 @@ def cli() -> None:
     "platforms",
     metavar="LIST",
     multiple=True,
+    shell_complete=_platforms,
     help="Target platforms: linux/amd64,linux/arm64,… (default: this host's).",
 )
 @click.option(
@@ -167,18 +188,20 @@ def cli() -> None:
     help="How the build is shown.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Short for --progress quiet.")
-@click.option("--metadata-file", metavar="FILE", default="", help="Write digests as JSON.")
+@click.option("--metadata-file", metavar="FILE", default="", shell_complete=_files, help="Write digests as JSON.")
 @click.option(
     "--iidfile",
     "iid_file",
     metavar="FILE",
     default="",
+    shell_complete=_files,
     help="Write the image's id (the index's digest for several platforms).",
 )
 @click.option(
     "--trace",
     metavar="FILE",
     default="",
+    shell_complete=_files,
     help="Write what happened when, as JSON for Perfetto (ui.perfetto.dev) and Chrome.",
 )
 @click.option("--jobs", "-j", type=click.IntRange(min=0), default=0, help="Platforms built at once (default: all).")
@@ -209,7 +232,11 @@ def cli() -> None:
     help="Where to look first (default registry: docker.io).",
 )
 @click.option(
-    "--root", metavar="DIR", default="", help="The store (default: $KANIFOLD_ROOT or $XDG_DATA_HOME/kanifold)."
+    "--root",
+    metavar="DIR",
+    default="",
+    shell_complete=_directories,
+    help="The store (default: $KANIFOLD_ROOT or $XDG_DATA_HOME/kanifold).",
 )
 def build(check: bool, call: str, **flags: Any) -> None:
     """Build CONTEXT (default: the current directory) for every platform, and put the result where --output says.
@@ -240,7 +267,7 @@ def platforms_command(as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--root", metavar="DIR", default="", help="The store to look at.")
+@click.option("--root", metavar="DIR", default="", shell_complete=_directories, help="The store to look at.")
 def doctor(root: str) -> None:
     """Say how steps are isolated and emulated here, why not better, and what to install."""
     from orchestrator import doctor as doctoring
@@ -249,7 +276,7 @@ def doctor(root: str) -> None:
 
 
 @cli.command()
-@click.option("--root", metavar="DIR", default="", help="The store to look at.")
+@click.option("--root", metavar="DIR", default="", shell_complete=_directories, help="The store to look at.")
 @click.option("--verbose", "-v", is_flag=True, help="One line for each thing.")
 def du(root: str, verbose: bool) -> None:
     """Show what the store holds and how much."""
@@ -259,7 +286,7 @@ def du(root: str, verbose: bool) -> None:
 
 
 @cli.command()
-@click.option("--root", metavar="DIR", default="", help="The store to clean.")
+@click.option("--root", metavar="DIR", default="", shell_complete=_directories, help="The store to clean.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Remove all that no running build uses.")
 @click.option(
     "--keep-storage",

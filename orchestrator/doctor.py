@@ -37,7 +37,8 @@ def examine(root: str) -> int:
         print(f"  {mark} {platform!s:<16} {_how(found)}")
         if isinstance(found, Emulation):
             for reason in found.skipped:
-                print(f"       not {reason}")
+                if not reason.startswith(f"{emulation.Rung.NATIVE}:"):  # the first line says what this host is
+                    print(f"       not {reason}")
         else:
             print(f"       {found.problem.remedy}")
     print("\nstore")

@@ -45,6 +45,22 @@ def test_doctor_says_which_rung_and_why(kanifold: Kanifold) -> None:
     assert "qemu" in said or "emulat" in said
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("bu", ["plain,build"]),
+        ("build --progress q", ["plain,quiet"]),
+        ("build --platform linux/amd64,linux/s", ["plain,linux/amd64,linux/s390x"]),
+        ("build ex", ["dir,ex"]),
+        ("build --file Do", ["file,Do"]),
+    ],
+)
+def test_the_shell_completes_commands_values_and_paths(kanifold: Kanifold, typed: str, offered: list[str]) -> None:
+    words = f"kanifold {typed}"
+    said = kanifold.run(_KANIFOLD_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
+    assert said.out.splitlines() == offered
+
+
 def test_without_a_destination_a_layout_is_written_and_its_path_printed(
     kanifold: Kanifold, busybox: Base, context: Context, read: Reader
 ) -> None:
