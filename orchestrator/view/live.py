@@ -8,11 +8,13 @@ cursor visible, the line wrap on and nothing to restore, so a build that is kill
 from __future__ import annotations
 
 import io
+import sys
 import threading
 import time
 from collections.abc import Mapping
 from typing import Final, Self, TextIO
 
+from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console, ConsoleRenderable, Group
 
@@ -72,7 +74,9 @@ class Live:
             problems.caution_text(each.problem, each.rule, each.platforms) for each in state.warnings
         ]
         if state.started:
-            lasting.append(screen.summary(state, size[0], now))
+            # On a terminal the digest follows: it is what the command prints on stdout.
+            said = replace(state, digest="") if sys.stdout.isatty() else state
+            lasting.append(screen.summary(said, size[0], now))
         lasting += [problems.panel(each.problem, each.platform) for each in problems.distinct(state.troubles)]
         self._painter.leave(Group(*lasting), size)
 

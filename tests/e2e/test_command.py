@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -69,6 +72,25 @@ def test_without_a_destination_a_layout_is_written_and_its_path_printed(
     layout = next(path.parent for path in folder.rglob("oci-layout") if path.is_file())
     assert str(layout) in outcome.said or layout.name in outcome.said
     assert read(layout, "linux/arm64").text("/f") == "content"
+
+
+def test_on_a_terminal_the_digest_is_there_once_and_last(kanifold: Kanifold, busybox: Base, context: Context) -> None:
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nCOPY f /\n", "f": "content"})
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [*kanifold.command, "build", "."], cwd=folder, env=kanifold.environment(TERM="xterm"), stdin=theirs,
+        stdout=theirs, stderr=theirs,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError), open(ours, "rb", 0, closefd=False) as terminal:
+            while block := terminal.read(4096):
+                said += block
+        os.close(ours)
+    assert process.returncode == 0
+    last = said.decode().split("✓ built in")[-1]
+    assert len(re.findall(r"sha256:[0-9a-f]{64}", last)) == 1
+    assert re.search(r"sha256:[0-9a-f]{64}\s*$", last)
 
 
 def test_one_build_has_several_destinations(

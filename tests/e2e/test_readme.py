@@ -17,7 +17,7 @@ import pytest
 from platforms import errors
 
 if TYPE_CHECKING:
-    from conftest import Kanifold
+    from conftest import Base, Kanifold
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -52,6 +52,25 @@ def test_the_first_command_builds_two_platforms_from_nothing(tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     index = json.loads(done.stdout[done.stdout.index("{") :])
     assert [entry["platform"]["architecture"] for entry in index["manifests"]] == ["amd64", "arm64"]
+
+
+def test_the_quick_start_shows_the_example_and_what_building_it_prints(kanifold: Kanifold, busybox: Base) -> None:
+    """But for comments, labels, digests and times."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
+    shown = next(text for kind, text in blocks if kind == "dockerfile")
+    example = (ROOT / "examples" / "hello" / "Dockerfile").read_text()
+    example = re.sub(r"^(# .*|#|LABEL .*\n .*)\n", "", example, flags=re.M).lstrip()
+    assert shown == example
+    command, *printed = next(text for kind, text in blocks if kind == "console").splitlines()
+    words = [*shlex.split(command)[2:], "--build-context", f"busybox=oci-layout://{busybox.layout}"]
+    (kanifold.home / "examples").symlink_to(ROOT / "examples")
+    said = kanifold(*words)
+    assert printed[-1].startswith("sha256:")
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}\n", said.out)
+    lines = [re.sub(r"^[✓ ] ", "", line) for line in printed[:-1]]
+    for line in lines:
+        like = re.sub(r"[0-9.]+s\b", "[0-9.]+s", re.sub(r"[0-9a-f]{12}$", "[0-9a-f]{12}", line))
+        assert re.search(rf"^ *{re.sub(' +', ' +', like)}$", said.err, re.M), f"{like!r} is not in:\n{said.err}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
