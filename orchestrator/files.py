@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import BinaryIO, Final
 
-from executor.rootfs import tarwriter, unpack
-from executor.rootfs.entry import Entry, Kind
+from executor.rootfs import tarreader, tarwriter, unpack
+from executor.rootfs.entry import Kind
 from executor.store.removal import remove_tree
 from orchestrator.fanout import Built, Emit
 from orchestrator.outputs import Output
 from orchestrator.publish import opened
 from orchestrator.view import events
 from platforms.errors import BuildError, StoreError
+
+_LIMITS: Final = unpack.Limits()
 
 
 async def write(output: Output, built: Sequence[Built], digest: str, emit: Emit) -> None:
@@ -40,29 +44,48 @@ async def _archive(path: str, built: Sequence[Built]) -> None:
 async def _directory(output: Output, built: Sequence[Built]) -> None:
     directory = os.path.abspath(output.dest)
     split = len(built) > 1 if output.split is None else output.split
+    if not split:
+        await _keep_apart(built)
     new = not os.path.lexists(directory)
     try:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the directory {output.dest}", why=error.strerror or str(error)) from error
-    owners: dict[bytes, str] = {}
     try:
         for each in built:
-            found = _nothing if split else _alone(owners, str(each.placement.platform))
-            await _unpack(each, directory, _name(each) if split else "", found)
+            await _hear(
+                each, _name(each) if split else "", partial(unpack.hand_over, directory=directory, limits=_LIMITS)
+            )
     except BaseException:
         if new:
             await asyncio.to_thread(remove_tree, directory)
         raise
 
 
-async def _unpack(built: Built, directory: str, prefix: str, found: Callable[[Entry], None]) -> None:
-    """Write the files of one image below ``directory``: a thread does, and takes the archive from a pipe."""
+async def _keep_apart(built: Sequence[Built]) -> None:
+    """Refuse files that several of ``built`` have, if there are several: found out before anything is written."""
+    owners: dict[bytes, str] = {}
+
+    def claim(stream: BinaryIO, platform: str) -> None:
+        for member in tarreader.read(stream):
+            path = member.entry.path
+            if member.entry.kind is not Kind.DIRECTORY and owners.setdefault(path, platform) != platform:
+                raise BuildError(
+                    f"cannot overwrite {os.fsdecode(path)} from {owners[path]} with {platform}",
+                    why="platform-split=false puts the files of all platforms into one directory",
+                )
+
+    for each in built if len(built) > 1 else ():
+        await _hear(each, "", partial(claim, platform=str(each.placement.platform)))
+
+
+async def _hear(built: Built, prefix: str, take: Callable[[BinaryIO], object]) -> None:
+    """Give the files of one image, as an archive, to ``take``, which runs on a thread and reads them from a pipe."""
     reading, writing = os.pipe()
 
     def receive() -> None:
-        with open(reading, "rb", 0) as stream:
-            unpack.hand_over(stream, directory, limits=unpack.Limits(), found=found)
+        with open(reading, "rb") as stream:
+            take(stream)
 
     receiving = asyncio.create_task(asyncio.to_thread(receive))
     try:
@@ -79,20 +102,3 @@ async def _unpack(built: Built, directory: str, prefix: str, found: Callable[[En
 
 def _name(built: Built) -> str:
     return str(built.placement.platform).replace("/", "_")
-
-
-def _nothing(_: Entry) -> None:
-    """Paths of different platforms cannot meet."""
-
-
-def _alone(owners: dict[bytes, str], platform: str) -> Callable[[Entry], None]:
-    """Refuses files that another platform has written already."""
-
-    def found(entry: Entry) -> None:
-        if entry.kind is not Kind.DIRECTORY and owners.setdefault(entry.path, platform) != platform:
-            raise BuildError(
-                f"cannot overwrite {os.fsdecode(entry.path)} from {owners[entry.path]} with {platform}",
-                why="platform-split=false puts the files of all platforms into one directory",
-            )
-
-    return found

@@ -91,18 +91,15 @@ def extract(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
         return Unpacked(diff_id, size, entries, lower.implicit, unowned=tuple(lower.unowned))
 
 
-def hand_over(
-    stream: Readable, directory: str, *, limits: Limits, found: Callable[[Entry], None] = lambda entry: None
-) -> None:
+def hand_over(stream: Readable, directory: str, *, limits: Limits) -> None:
     """Unpack the archive of a whole file system into ``directory``, as files of the user whose process this is.
 
     What is there already stays, unless it is in the way. Owners are not kept, and devices and file capabilities only by
-    root, who alone can have them. ``found`` hears of every entry before it is written. Raises as ``unpack`` does.
+    root, who alone can have them. Raises as ``unpack`` does.
     """
     uid, gid = os.geteuid(), os.getegid()
 
     def meant(entry: Entry) -> Entry | None:
-        found(entry)
         if uid and entry.kind in (Kind.CHARACTER, Kind.BLOCK):
             return None
         xattrs = tuple(each for each in entry.xattrs if not uid or each[0] != CAPABILITY)

@@ -78,11 +78,15 @@ def test_merged_platforms_may_not_overwrite_each_other(kanifold: Kanifold, conte
     apart = context({"Dockerfile": "FROM scratch\nARG TARGETARCH\nCOPY f /$TARGETARCH/f\n", "f": ""})
     kanifold("build", apart, *PLATFORMS, *merged)
     assert sorted(os.listdir(kanifold.home / "out")) == ["amd64", "arm64"]
-    same = context({"Dockerfile": "FROM scratch\nCOPY f /f\n", "f": ""})
-    outcome = kanifold.run("build", same, *PLATFORMS, "-o", "type=local,dest=other,platform-split=false")
-    assert outcome.code == 1
-    assert "cannot overwrite f from linux/amd64 with linux/arm64" in outcome.err
-    assert not (kanifold.home / "other").exists()
+    same = context({"Dockerfile": "FROM scratch\nCOPY f g /\n", "f": "", "g": ""})
+    there = kanifold.folder("there")
+    (there / "g").write_text("mine")
+    for dest in ("there", "new"):
+        outcome = kanifold.run("build", same, *PLATFORMS, "-o", f"type=local,dest={dest},platform-split=false")
+        assert outcome.code == 1
+        assert "cannot overwrite f from linux/amd64 with linux/arm64" in outcome.err
+    assert not (kanifold.home / "new").exists()
+    assert [(path.name, path.read_text()) for path in there.iterdir()] == [("g", "mine")]
 
 
 def test_an_archive_has_owners_and_links(kanifold: Kanifold, folder: Path) -> None:
