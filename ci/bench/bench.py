@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +26,11 @@ import builders
 import debian_registry
 import mapped
 import plot
+import published
 import table
 from builders import Build, Builder, Kanifold
 from measuring import FailedError, Measured
 from workloads import TWO, WORKLOADS, Workload
-
-INDEXES = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json"
-MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -68,19 +64,6 @@ def push_bases(registry: str, folder: Path, wanted: Sequence[Workload]) -> None:
         shutil.rmtree(layout)
 
 
-def check(build: Build) -> None:
-    """See that the registry has what was to be built: an image for every platform. Raises ``FailedError``."""
-    host, _, rest = build.ref.partition("/")
-    repository, _, tag = rest.rpartition(":")
-    asked = urllib.request.Request(f"http://{host}/v2/{repository}/manifests/{tag}")
-    asked.add_header("Accept", f"{INDEXES}, {MANIFESTS}")
-    with urllib.request.urlopen(asked, timeout=30) as answer:
-        document = json.load(answer)
-    manifests = [each for each in document.get("manifests", (document,)) if "attestation" not in json.dumps(each)]
-    if len(manifests) != len(build.platforms):
-        raise FailedError(f"{build.ref} has {len(manifests)} images instead of {len(build.platforms)}")
-
-
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
@@ -109,14 +92,14 @@ def _session(
         with builder.session(home, build.registry) as session:
             os.sync()  # what others have written is not this one's to wait for
             measured = session.build(build)
-            check(build)
+            published.check(build.ref, build.platforms)
             if workload.cold:
                 yield workload.name, builder.name, _told(workload.name, builder, measured)
             for _ in range(settings.repeats if workload.warm else 0):
                 session.prepare_again(build)
                 os.sync()
                 measured = session.build(build)
-                check(build)
+                published.check(build.ref, build.platforms)
                 yield f"{workload.name}, again", builder.name, _told(f"{workload.name}, again", builder, measured)
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -11,12 +11,15 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import published
+import throwaway
 from measuring import Command, FailedError, Measured, forget_peak, measure, peak_of, tail
 
 START_TIMEOUT = 30.0
@@ -248,6 +251,65 @@ class _BuildKit:
         """The daemon's root is its cache."""
 
 
+# -- kaniko -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kaniko:
+    """kaniko's executor: a process a platform, all at once, each in a root of its own; their images joined at the end.
+
+    It keeps nothing on disk. Its cache is a repository, which is filled, unmeasured, before the first warm build.
+    """
+
+    program: str
+    prefix: tuple[str, ...]
+    name: str = "kaniko"
+
+    @property
+    def version(self) -> str:
+        return version_of(self.program, "version")
+
+    @contextlib.contextmanager
+    def session(self, home: Path, _registry: str) -> Iterator[Session]:
+        yield _Kaniko(self, home)
+
+
+@dataclass
+class _Kaniko:
+    builder: Kaniko
+    home: Path
+    cached: bool = False
+
+    def build(self, build: Build) -> Measured:
+        images = {each: f"{build.ref.rpartition(':')[0]}:{each.replace('/', '-')}" for each in build.platforms}
+        commands = [self._command(build, platform, image) for platform, image in images.items()]
+        measured = measure(*commands, timeout=build.timeout)
+        began = time.perf_counter()
+        published.join(build.ref, images)
+        return measured.then(Measured(time.perf_counter() - began, 0))
+
+    def _command(self, build: Build, platform: str, image: str) -> Command:
+        arguments = [
+            "--force", "--context", f"dir://{throwaway.CONTEXT}", "--destination", image, "--custom-platform", platform,
+            "--insecure", "--insecure-pull", "--cache-copy-layers",
+        ]  # fmt: skip
+        if self.cached:
+            repository = build.ref.rpartition(":")[0].replace("/out/", "/cache/", 1)
+            arguments += ["--cache=true", "--cache-repo", repository]
+        root = Path(tempfile.mkdtemp(prefix="root.", dir=self.home))
+        around = {"PATH": f"{os.environ['PATH']}:/usr/sbin", "HOME": "/root"}
+        words = (*self.builder.prefix, *throwaway.words(root, build.context, self.builder.program, arguments))
+        return Command(words, around, self.home / f"log-{platform.replace('/', '-')}")
+
+    def prepare_again(self, build: Build) -> None:
+        """Fill the cache, and remove the roots that builds have left."""
+        if not self.cached:
+            self.cached = True
+            self.build(build)
+        for each in self.home.glob("root.*"):
+            shutil.rmtree(each)
+
+
 # -- finding them -----------------------------------------------------------------------------------------------------
 
 
@@ -262,3 +324,5 @@ def find(peers: Sequence[str], prefix: tuple[str, ...]) -> Iterator[Builder]:
         yield Buildah(found, prefix)
     if (daemon := program("buildkitd")) and (client := program("buildctl")) and program("runc"):
         yield BuildKit(daemon, client, prefix)
+    if (found := program("executor")) and "kaniko" in version_of(found, "version").lower():
+        yield Kaniko(found, prefix)
