@@ -32,6 +32,7 @@ from builders import Build, Builder, Kanifold
 from measuring import FailedError, Measured
 from workloads import TWO, WORKLOADS, Workload
 
+
 @dataclass(frozen=True)
 class Settings:
     """What was asked for on the command line."""
@@ -41,6 +42,8 @@ class Settings:
     scale: float
     timeout: float
     repeats: int
+    builders: frozenset[str]
+    """Those that were asked for by name."""
 
 
 def say(text: str) -> None:
@@ -74,8 +77,9 @@ def rounds(
     contexts = {each.name: each.make(folder / "contexts", registry, settings.scale) for each in settings.workloads}
     for number in range(settings.rounds):
         for workload in settings.workloads:
-            for turn in range(len(found)):
-                builder = found[(turn + number) % len(found)]
+            chosen = _chosen(settings, workload, found)
+            for turn in range(len(chosen)):
+                builder = chosen[(turn + number) % len(chosen)]
                 ref = f"{registry}/out/{builder.name}-{workload.name}-{number}:latest"
                 build = Build(contexts[workload.name], workload.platforms, ref, settings.timeout)
                 try:
@@ -120,8 +124,14 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--kanifold", required=True, help="the installed command")
     names = ", ".join(each.name for each in WORKLOADS)
-    parser.add_argument("--only", metavar="LIST", default="", help=f"workloads, of {names}")
-    parser.add_argument("--builders", metavar="LIST", default="", help="builders, of kanifold and those that are found")
+    usual = ", ".join(each.name for each in WORKLOADS if each.usual)
+    parser.add_argument("--only", metavar="LIST", default="", help=f"workloads, of {names} (default: {usual})")
+    parser.add_argument(
+        "--builders",
+        metavar="LIST",
+        default="",
+        help="of kanifold, buildah, buildkit, kaniko (default: those that are found; for unusual workloads kanifold)",
+    )
     parser.add_argument("--peers", metavar="DIR", action="append", default=[], help="where to look besides PATH")
     parser.add_argument("--rounds", type=int, default=3, help="how often (default: 3)")
     parser.add_argument("--again", type=int, default=2, help="rebuilds with nothing changed in each round (default: 2)")
@@ -138,21 +148,27 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if unknown:
         sys.exit(f"ci/bench/run: no such workload: {', '.join(sorted(unknown))}")
     return Settings(
-        workloads=tuple(each for each in WORKLOADS if not wanted or each.name in wanted),
+        workloads=tuple(each for each in WORKLOADS if (each.name in wanted if wanted else each.usual)),
         rounds=1 if arguments.quick else arguments.rounds,
         scale=0.05 if arguments.quick else 1.0,
         timeout=arguments.timeout,
         repeats=arguments.again,
+        builders=frozenset(filter(None, arguments.builders.split(","))),
     )
 
 
 def _found(arguments: argparse.Namespace, prefix: tuple[str, ...]) -> list[Builder]:
-    wanted = set(filter(None, arguments.builders.split(",")))
-    every = [
+    return [
         Kanifold(str(Path(arguments.kanifold).resolve())),
         *(builders.find(arguments.peers, prefix) if prefix is not None else ()),
     ]
-    return [each for each in every if not wanted or each.name in wanted]
+
+
+def _chosen(settings: Settings, workload: Workload, found: Sequence[Builder]) -> list[Builder]:
+    """Who builds ``workload``."""
+    if settings.builders:
+        return [each for each in found if each.name in settings.builders]
+    return [each for each in found if workload.usual or each.name == table.OURS]
 
 
 @contextlib.contextmanager
@@ -186,7 +202,7 @@ def main() -> int:
             for row, builder, measured in rounds(settings, found, registry, folder):
                 taken.setdefault(row, {}).setdefault(builder, []).append(measured)
     rows = table.rows(taken, WORKLOADS)
-    names = [each.name for each in found]
+    names = [each.name for each in found if any(each.name in row.times for row in rows)]
     text = table.markdown(rows, names)
     print(text)
     (out / "table.md").write_text(text + "\n")

@@ -31,32 +31,40 @@ class Times:
 
 @dataclass(frozen=True)
 class Row:
-    """One workload, cold or again, with every builder that managed it."""
+    """One workload, cold or again, with every builder that managed it, and what kanifold is compared with."""
 
     name: str
     times: Mapping[str, Times]
+    rival: str = ""
+    """The best of the others, or another workload; "" when there is nothing to compare."""
+    rival_seconds: float = 0.0
 
     @property
     def ratio(self) -> float | None:
-        """Our median by that of the best other; None when there is nothing to compare."""
-        others = [each.median for name, each in self.times.items() if name != OURS]
-        return self.times[OURS].median / min(others) if others and OURS in self.times else None
+        """Our median by the rival's."""
+        return self.times[OURS].median / self.rival_seconds if self.rival and OURS in self.times else None
 
 
 def rows(taken: Mapping[str, Mapping[str, Sequence[Measured]]], workloads: Sequence[Workload]) -> tuple[Row, ...]:
     """The rows in the order of ``workloads``, from what was measured by row and builder."""
-    order = [name for each in workloads for name in (each.name, f"{each.name}, again")]
+    times = {
+        name: {
+            builder: Times(tuple(each.seconds for each in measured), max(each.memory for each in measured))
+            for builder, measured in found.items()
+        }
+        for name, found in taken.items()
+    }
+    order = [(name, each) for each in workloads for name in (each.name, f"{each.name}, again")]
     return tuple(
-        Row(
-            name,
-            {
-                builder: Times(tuple(each.seconds for each in measured), max(each.memory for each in measured))
-                for builder, measured in taken[name].items()
-            },
-        )
-        for name in order
-        if name in taken
+        Row(name, times[name], *_rival(times, name, workload.beside)) for name, workload in order if name in times
     )
+
+
+def _rival(times: Mapping[str, Mapping[str, Times]], name: str, beside: str) -> tuple[str, float]:
+    if ours := times.get(beside, {}).get(OURS):
+        return beside, ours.median
+    others = [(each.median, other) for other, each in times[name].items() if other != OURS]
+    return (min(others)[1], min(others)[0]) if others else ("", 0.0)
 
 
 def seconds(value: float) -> str:
@@ -65,13 +73,13 @@ def seconds(value: float) -> str:
 
 
 def markdown(rows: Sequence[Row], builders: Sequence[str]) -> str:
-    """A table in Markdown that is readable as it is: median (least), then the ratio, then the memory in MB."""
+    """A table in Markdown that is readable as it is: median (least), the ratio and to whom, the memory in MB."""
     head = ["s: median (least)", *builders, "ratio", *(f"{each} MB" for each in builders)]
     body = [
         [
             row.name,
             *(f"{seconds(t.median)} ({seconds(t.least)})" if (t := row.times.get(each)) else "-" for each in builders),
-            "-" if row.ratio is None else f"{row.ratio:.2f}",
+            "-" if row.ratio is None else f"{row.ratio:.2f} {row.rival}",
             *(str(t.memory >> 20) if (t := row.times.get(each)) else "-" for each in builders),
         ]
         for row in rows

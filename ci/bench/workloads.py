@@ -18,8 +18,10 @@ EIGHT = (
 class Workload:
     """``write`` makes the context in a directory, ``scale`` (1.0: all of it) times its full size.
 
-    In the Dockerfile, ``{registry}`` is where the bases are. With ``warm``, the build is measured again with nothing
-    changed; ``cold`` says whether the first one is worth a row of its own.
+    In the Dockerfile, ``{registry}`` is where the bases are and ``{amount}`` how much its steps make, ``scale`` times
+    the workload's own. With ``warm``, the build is measured again with nothing changed; ``cold`` says whether the first
+    one is worth a row of its own. What is not ``usual`` is built only when it is asked for by name, and by others only
+    when they are. ``beside`` names the workload that this one is compared with.
     """
 
     name: str
@@ -29,13 +31,18 @@ class Workload:
     write: Callable[[Path, float], None]
     warm: bool = False
     cold: bool = True
+    usual: bool = True
+    amount: int = 0
+    beside: str = ""
 
     def make(self, folder: Path, registry: str, scale: float) -> Path:
         """Write the context below ``folder``."""
         context = folder / self.name
         context.mkdir(parents=True)
         self.write(context, scale)
-        (context / "Dockerfile").write_text(self.dockerfile.format(registry=registry))
+        (context / "Dockerfile").write_text(
+            self.dockerfile.format(registry=registry, amount=max(1, int(self.amount * scale)))
+        )
         return context
 
 
@@ -98,16 +105,32 @@ def _gigabyte(context: Path, scale: float) -> None:
     _tree(context, max(1, int(8000 * scale)), 131_072, 100, 5)
 
 
-_STEPS = "FROM {registry}/base/busybox\n" + "".join(f"RUN echo {number} > /file-{number}\n" for number in range(30))
+def _steps(count: int) -> str:
+    return "FROM {registry}/base/busybox\n" + "".join(
+        f"RUN echo {number} > /file-{number}\n" for number in range(count)
+    )
+
+
 _DAG = (
     "".join(
         f"FROM {{registry}}/base/busybox AS {name}\nRUN sleep 2 && echo {name} > /{name}\n" for name in ("a", "b", "c")
     )
     + "FROM {registry}/base/busybox\nCOPY --from=a /a /\nCOPY --from=b /b /\nCOPY --from=c /c /\n"
 )
+_LARGE = """\
+FROM {registry}/base/busybox
+RUN i=0; while [ $i -lt {amount} ]; do i=$((i + 1)); \\
+      dd if=/dev/urandom bs=1M count=16 2>/dev/null; yes "line $i of a text that compresses" | head -c 50331648; \\
+    done > /large
+"""
+_MANY = """\
+FROM {registry}/base/busybox
+RUN i=0; while [ $i -lt {amount} ]; do mkdir -p /many/$i; j=0; \\
+      while [ $j -lt 1000 ]; do echo $i $j > /many/$i/$j; j=$((j + 1)); done; i=$((i + 1)); done
+"""
 
 WORKLOADS = (
-    Workload("steps", "busybox, 30 tiny RUN steps", TWO, _STEPS, _nothing, warm=True),
+    Workload("steps", "busybox, 30 tiny RUN steps", TWO, _steps(30), _nothing, warm=True),
     Workload(
         "base",
         "Debian base (170 MB), RUN touch, RUN rm -rf /usr/share/doc",
@@ -124,9 +147,35 @@ WORKLOADS = (
         warm=True,
     ),
     Workload("dag", "three stages that sleep 2 s, joined by COPY --from", TWO, _DAG, _nothing),
-    Workload("one", "COPY of 600 files, 20 MB, for one platform", TWO[:1], "FROM scratch\nCOPY tree /tree\n", _small),
-    Workload("eight", "the same for eight platforms", EIGHT, "FROM scratch\nCOPY tree /tree\n", _small),
-    Workload("files", "a layer of 200,000 small files", TWO[:1], "FROM scratch\nCOPY tree /tree\n", _many),
+    Workload(
+        "one",
+        "COPY of 600 files, 20 MB, for one platform",
+        TWO[:1],
+        "FROM scratch\nCOPY tree /tree\n",
+        _small,
+        usual=False,
+    ),
+    Workload(
+        "eight",
+        "the same for eight platforms",
+        EIGHT,
+        "FROM scratch\nCOPY tree /tree\n",
+        _small,
+        usual=False,
+        beside="one",
+    ),
+    Workload("hundred", "busybox, 100 tiny RUN steps", TWO, _steps(100), _nothing, warm=True, usual=False),
+    Workload(
+        "large",
+        "one RUN that writes 5 GB into a file, a fourth of it incompressible",
+        TWO[:1],
+        _LARGE,
+        _nothing,
+        usual=False,
+        amount=80,
+    ),
+    Workload("many", "one RUN that makes 200,000 files", TWO[:1], _MANY, _nothing, usual=False, amount=200),
+    Workload("files", "COPY of 200,000 small files", TWO[:1], "FROM scratch\nCOPY tree /tree\n", _many, usual=False),
     Workload(
         "context",
         "a context of 8,000 files, 1 GB",
@@ -135,5 +184,6 @@ WORKLOADS = (
         _gigabyte,
         warm=True,
         cold=False,
+        usual=False,
     ),
 )
