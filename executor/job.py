@@ -91,9 +91,9 @@ class Moved(Message, frozen=True, tag="moved"):
     """Progress of bytes: ``done`` of ``total`` (0 when unknown) of the thing named ``name``, so far."""
 
     action: str
-    """``pull``, ``push``, ``unpack``, ``compress`` or ``context``."""
+    """``pull``, ``push``, ``unpack``, ``write`` (a layer's directory), ``compress`` or ``context``."""
     name: str
-    """A digest or a path: the identity of the transfer within its action."""
+    """A digest, a result or a path: the identity of the transfer within its action."""
     done: int
     total: int = 0
 

@@ -20,7 +20,7 @@ from executor.image import config as image
 from executor.image.config import ImageConfig
 from executor.image.digest import chain_id
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, PlatformSpec, parse
-from executor.job import Warned
+from executor.job import Moved, Warned
 from executor.registry import archive, layout, reference
 from executor.registry.reference import Reference
 from executor.registry.transfer import Sink
@@ -240,12 +240,14 @@ def _directory(
         if found is not None:
             return found.fs
         content()
+        workshop.tell(Moved("unpack", descriptor.digest, 0, descriptor.size))
         with locks.lock(store, f"directory {chain}", cancel=workshop.cancelled):
             found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
             if found is None:
                 workshop.check()
                 found = _unpack(workshop, descriptor, diff_id, chain, below)
-            return found.fs
+        workshop.tell(Moved("unpack", descriptor.digest, descriptor.size, descriptor.size))
+        return found.fs
 
     return make
 

@@ -69,10 +69,12 @@ def from_result(
         name = cache.snapshot_key(result)
         found = snapshots.find(store, name)
         if found is None:
+            workshop.tell(job.Moved("write", result, 0))
             with locks.lock(store, f"directory {result}", cancel=workshop.cancelled):
                 found = snapshots.find(store, name)
                 if found is None:
                     found = _make_directory(workshop, result, entries, below)
+            workshop.tell(job.Moved("write", result, found.size, found.size))
         return found.fs
 
     def pack() -> Blob:
@@ -181,9 +183,11 @@ def _packed(
     known, packed = look()
     if packed is not None:
         return known, packed
+    workshop.tell(job.Moved("compress", result, 0))
     with locks.lock(store, f"pack {result}", cancel=workshop.cancelled):
         known, packed = look()
         if packed is not None:
+            workshop.tell(job.Moved("compress", result, packed.size, packed.size))
             return known, packed
         workshop.check()
         changes = _entries(workshop, result, entries, below)
@@ -200,6 +204,7 @@ def _packed(
         finally:
             if os.path.exists(temporary):
                 os.unlink(temporary)
+        workshop.tell(job.Moved("compress", result, made.size, made.size))
         packed = Packed(wanted, made.digest, made.size)
         known = Known(
             made.diff_id,

@@ -270,7 +270,8 @@ class Solver:
         def make() -> tuple[str, Once[tuple[Entry, ...]]]:
             return self._execute(number, instruction, running, state, mounts)
 
-        return self._layered(stage, number, state, running.key, make, steps.run_text(state, argv), replaces_tree=True)
+        text = steps.run_text(state, argv)
+        return self._layered(stage, number, state, lambda: running.key, make, text, replaces_tree=True)
 
     def _execute(
         self, number: int, instruction: dockerfile.Run, running: runstep.Running, state: State, mounts: Mounts
@@ -340,19 +341,21 @@ class Solver:
         words = [*instruction.sources, *(f"<<{each.name}" for each in instruction.heredocs), instruction.destination]
         text = f"{head}{parents}{flags} {' '.join(words)} # buildkit"
         destination = _destination(state.workdir, instruction.destination)
-        key = (
-            "add" if is_add else "copy",
-            "" if instruction.link and instruction.chown == "" else state.tree,
-            state.tree,
-            destination,
-            instruction.chown,
-            instruction.chmod,
-            instruction.exclude,
-            instruction.link,
-            bool(parents),
-            instruction.unpack if isinstance(instruction, dockerfile.Add) else None,
-            plan.key(),
-        )
+
+        def key() -> tuple[keys.Part, ...]:
+            return (
+                "add" if is_add else "copy",
+                "" if instruction.link and instruction.chown == "" else state.tree,
+                state.tree,
+                destination,
+                instruction.chown,
+                instruction.chmod,
+                instruction.exclude,
+                instruction.link,
+                bool(parents),
+                instruction.unpack if isinstance(instruction, dockerfile.Add) else None,
+                plan.key(),
+            )
 
         def make() -> tuple[str, Once[tuple[Entry, ...]]]:
             tree = below() if below is not None else None
@@ -423,25 +426,28 @@ class Solver:
             entries = copying.make_directory(tree, path, owner)
             return content.layer_name(self._workshop, entries), Once(lambda: entries)
 
-        return self._layered(
-            stage, number, moved, ("workdir", state.tree, path, state.config.user), make, f"WORKDIR {path}"
-        )
+        def key() -> tuple[keys.Part, ...]:
+            return "workdir", state.tree, path, state.config.user
+
+        return self._layered(stage, number, moved, key, make, f"WORKDIR {path}")
 
     def _layered(
         self,
         stage: Stage,
         number: int,
         state: State,
-        parts: tuple[keys.Part, ...],
+        parts: Callable[[], tuple[keys.Part, ...]],
         make: Callable[[], tuple[str, Once[tuple[Entry, ...]]]],
         text: str,
         *,
         replaces_tree: bool = False,
     ) -> State:
-        """``state`` with one more layer: found under the key of ``parts``, or made by ``make`` and then findable."""
+        """``state`` with one more layer: found under the key of ``parts``, or made by ``make`` and then findable.
+
+        Working out what a COPY's sources are is part of the step: it is most of what an unchanged one costs.
+        """
         workshop, store = self._workshop, self._workshop.store
         started = self._start(number)
-        key = keys.key("step", parts, workshop.order.epoch)
         fresh = self._ignores_cache(stage)
         made: Once[tuple[Entry, ...]] | None = None
 
@@ -452,6 +458,7 @@ class Solver:
             return found if cache.is_there(store, found.result) else None
 
         try:
+            key = keys.key("step", parts(), workshop.order.epoch)
             outcome = look()
             if outcome is None:
                 with locks.lock(store, f"step {key}", cancel=workshop.cancelled):

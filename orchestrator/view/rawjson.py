@@ -16,7 +16,8 @@ planned            platform, emulation, steps [{id, stage, name, line, number, o
 step_started       platform, step (an id of ``planned``)
 step_finished      platform, step, seconds, cached (bool), error ("" when there is none)
 log                platform, step, stream (1 stdout, 2 stderr), text
-moved              platform, action (pull, push, unpack, compress, context), name, done, total (bytes; 0: unknown)
+moved              platform, action (pull, push, unpack, write, compress, context), name, done, total
+                   (bytes; 0: unknown)
 warned             platform ("" for the orchestrator), rule, problem
 result             platform, manifest, config, layers [] ({digest, size, media_type}), size, cached, ran, seconds,
                    findings [{layer, path, machine}]

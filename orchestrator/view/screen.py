@@ -26,7 +26,7 @@ _SIGNS: Final = {"waiting": "○", "running": "●", "built": "✓", "failed": "
 _STYLES: Final = {"waiting": "dim", "running": "blue", "built": "green", "failed": "red", "cancelled": "yellow"}
 _URGENCY: Final = {"failed": 0, "running": 1, "cancelled": 2, "waiting": 3, "built": 4}
 """Which platforms are shown first where not all can be."""
-_VERBS: Final = {"pull": "↓", "push": "↑", "context": "context", "unpack": "unpack", "compress": "compress"}
+_VERBS: Final = {"pull": "↓", "push": "↑"} | {each: each for each in ("context", "unpack", "write", "compress")}
 _COLUMN_WORTH: Final = (9, 5, 2, 3, 4, 6, 7)
 """By column of the summary: the least worthy one goes first where the terminal is narrow."""
 
