@@ -145,7 +145,7 @@ def _build(conversation: Conversation, order: job.Job, found: Emulation, place: 
         # What earlier builds have left is on its way to the disk by now; waiting for our own would cost seconds.
         background.submit(durability.settle, store)
         try:
-            result, tree = _image(workshop, began)
+            result, tree = _whole_image(workshop, began)
             conversation.send(result)
             while not isinstance(request := conversation.next_request(), job.Done):
                 if isinstance(request, job.Fetch):
@@ -161,6 +161,17 @@ def _build(conversation: Conversation, order: job.Job, found: Emulation, place: 
     if conversation.closed.is_set() and cancelled.done():
         raise Interrupted("the orchestrator is gone")
     return 0
+
+
+def _whole_image(workshop: Workshop, began: float) -> tuple[job.Result, Callable[[], Tree]]:
+    """``_image``, begun again whenever an outside cache could not keep its promise: what it said is forgotten then."""
+    from executor.build.layer import LayerLost
+
+    while True:
+        try:
+            return _image(workshop, began)
+        except LayerLost:
+            workshop.check()
 
 
 def _image(workshop: Workshop, began: float) -> tuple[job.Result, Callable[[], Tree]]:

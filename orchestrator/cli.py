@@ -275,32 +275,43 @@ def doctor(root: str) -> None:
     click.get_current_context().exit(doctoring.examine(root))
 
 
+_FILTER = click.option(
+    "--filter",
+    "filters",
+    metavar="CONDITION",
+    multiple=True,
+    help=(
+        "Only what meets all of these: until=24h (not used for so long), "
+        "type=blob|snapshot|record|cache-mount|partial, id=, description~=TEXT, inuse, shared, private."
+    ),
+)
+
+
 @cli.command()
 @click.option("--root", metavar="DIR", default="", shell_complete=_directories, help="The store to look at.")
 @click.option("--verbose", "-v", is_flag=True, help="One line for each thing.")
-def du(root: str, verbose: bool) -> None:
+@_FILTER
+def du(root: str, verbose: bool, filters: tuple[str, ...]) -> None:
     """Show what the store holds and how much."""
     from orchestrator import storage
 
-    storage.show(root, verbose)
+    storage.show(root, verbose, filters)
 
 
 @cli.command()
 @click.option("--root", metavar="DIR", default="", shell_complete=_directories, help="The store to clean.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Remove all that no running build uses.")
+@click.option("-f", "--force", is_flag=True, expose_value=False, help="Accepted from habit: there is no question.")
 @click.option(
     "--keep-storage",
+    "--reserved-space",
+    "--max-used-space",
+    "keep_storage",
     metavar="BYTES",
     default="",
     help="Keep up to this much, the least recently used goes first: 10g, …",
 )
-@click.option(
-    "--filter",
-    "filters",
-    metavar="until=AGE|type=KIND",
-    multiple=True,
-    help="until=24h: not used for so long; type=blob|snapshot|record|cache-mount.",
-)
+@_FILTER
 def prune(root: str, everything: bool, keep_storage: str, filters: tuple[str, ...]) -> None:
     """Remove what is not needed from the store. Never what a running build uses."""
     from orchestrator import storage

@@ -13,10 +13,10 @@ from orchestrator import flags
 from orchestrator.view.amounts import size as shown
 
 
-def show(root: str, verbose: bool) -> None:
-    """Print the sum for each kind of thing and, when ``verbose``, a line for every one."""
+def show(root: str, verbose: bool, filters: Sequence[str]) -> None:
+    """Print the sum for each kind of thing that matches ``filters`` and, when ``verbose``, a line for every one."""
     with open_store(root or None) as store:
-        rows = pruning.usage(store)
+        rows = pruning.usage(store, filters)
     if verbose:
         for row in sorted(rows, key=lambda each: (each.kind, -each.size)):
             state = "in use" if row.in_use else f"used {_ago(row.last_used)}"

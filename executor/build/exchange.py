@@ -38,6 +38,7 @@ ENTRY: Final = "application/vnd.kanifold.cache.entry.v1+json"
 INLINE: Final = "kanifold.cache.v1"
 """The field of an image's config that holds its steps."""
 _RECORD_LIMIT: Final = 4 << 20
+_UNREAD: Final = "the build goes on without it"
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -140,6 +141,8 @@ class DirectoryPlace:
             with open(os.path.join(self._path, "steps", key), "rb") as file:
                 data = file.read(_RECORD_LIMIT)
         except FileNotFoundError:
+            if not os.path.isdir(self._path):
+                raise
             return None
         return decode(data, key)
 
@@ -223,10 +226,12 @@ class Exchange:
     def __init__(
         self, sources: Sequence[Place], targets: Sequence[Place], warn: Callable[[Problem], None], max_age: float | None
     ) -> None:
-        self._sources = list(sources)
-        self._targets = list(targets)
+        self._sources = tuple(sources)
+        self._targets = tuple(targets)
         self._warn = warn
         self._max_age = max_age
+        self._unusable: set[Place] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     @property
     def gives(self) -> bool:
@@ -235,11 +240,13 @@ class Exchange:
 
     def find(self, key: str) -> tuple[Entry, Place] | None:
         """The entry for ``key`` in the first place that has it and is well. A place that is not is asked no more."""
-        for place in list(self._sources):
+        for place in self._sources:
+            if place in self._unusable:
+                continue
             try:
                 entry = place.find(key)
             except (KanifoldError, OSError) as error:
-                self._give_up(place, self._sources, error, "the build goes on without it")
+                self._give_up((place,), error, _UNREAD)
                 continue
             if entry is not None and self._is_young(entry):
                 return entry, place
@@ -247,16 +254,24 @@ class Exchange:
 
     def put(self, entry: Entry, store: Store) -> None:
         """Add ``entry`` everywhere."""
-        for place in list(self._targets):
+        for place in self._targets:
+            if place in self._unusable:
+                continue
             try:
                 place.put(entry, store)
             except (KanifoldError, OSError) as error:
-                self._give_up(place, self._targets, error, "its cache is not written")
+                self._give_up((place,), error, "its cache is not written")
 
-    def _give_up(self, place: Place, among: list[Place], error: Exception, so: str) -> None:
-        if place in among:
-            among.remove(place)
-            self._warn(Problem("CacheUnusable", f"the cache {place.name} cannot be used, {so}", why=str(error)))
+    def lost(self, name: str, error: Exception) -> None:
+        """The cache ``name`` could not give a layer that it has an entry for: it is asked no more."""
+        self._give_up([each for each in self._sources if each.name == name], error, _UNREAD)
+
+    def _give_up(self, places: Sequence[Place], error: Exception, so: str) -> None:
+        self._unusable.update(places)
+        for name in {each.name for each in places}:
+            if (name, so) not in self._warned:  # a reference is asked in two ways, and by many threads
+                self._warned.add((name, so))
+                self._warn(Problem("CacheUnusable", f"the cache {name} cannot be used, {so}", why=str(error)))
 
     def _is_young(self, entry: Entry) -> bool:
         if self._max_age is None:

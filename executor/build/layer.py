@@ -26,7 +26,7 @@ from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.streams import Readable
 from executor.store import blobs, faults, locks, removal, snapshots
-from platforms.errors import StoreError
+from platforms.errors import Interrupted, KanifoldError, StoreError
 
 _PATHS_KEPT: Final = 2000
 """Paths of foreign binaries that are remembered for a layer and architecture."""
@@ -89,7 +89,7 @@ def from_result(
 
     def content() -> str:
         digest = blob().descriptor.digest
-        _bring(workshop, cache.known(store, result), digest)
+        _bring(workshop, result, digest)
         return blobs.path(store, digest)
 
     origin = next(
@@ -103,21 +103,43 @@ def from_result(
     return Layer(Once(directory), blob, Once(content), origin, created, machines)
 
 
-def _bring(workshop: Workshop, known: Known, digest: str) -> None:
-    """See that the blob ``digest`` of a result is in the store: from an outside cache, when it is not."""
+class LayerLost(StoreError):
+    """An outside cache had promised a layer that is not to be had: what was known of its step is forgotten."""
+
+
+def _bring(workshop: Workshop, result: str, digest: str) -> None:
+    """See that the blob ``digest`` of ``result`` is in the store: from an outside cache, when it is not.
+
+    Raises ``LayerLost`` when no cache can give it.
+    """
     store = workshop.store
     if blobs.has(store, digest):
         return
-    size = next(each.size for each in known.blobs if each.digest == digest)
     with locks.lock(store, f"blob {digest}", cancel=workshop.cancelled):
-        if blobs.has(store, digest):
-            return
+        known = cache.known(store, result)
+        size = next((each.size for each in known.blobs if each.digest == digest), 0)
         for place in known.places:
+            if blobs.has(store, digest):
+                return
             kind, _, location = place.partition(" ")
             source = RegistryPlace(location, workshop.registry) if kind == "registry" else DirectoryPlace(location)
-            source.bring(Descriptor("", digest, size), store)
-            return
-    raise StoreError("a cached layer has vanished", remedy="build again")
+            try:
+                source.bring(Descriptor("", digest, size), store)
+            except Interrupted:
+                raise
+            except (KanifoldError, OSError) as error:
+                workshop.exchange().lost(location, error)
+        if not blobs.has(store, digest):
+            raise _forget(workshop, result, "a cached layer has vanished")
+
+
+def _forget(workshop: Workshop, result: str, what: str) -> LayerLost:
+    """Let nobody expect the layer of ``result`` from an outside cache any more."""
+    store = workshop.store
+    known = cache.known(store, result)
+    kept = tuple(each for each in known.blobs if blobs.has(store, each.digest))
+    cache.note_known(store, result, Known(blobs=kept))
+    return LayerLost(what, remedy="build again")
 
 
 def _make_directory(
@@ -128,12 +150,14 @@ def _make_directory(
     known = cache.known(store, result)
     packed = next((each for each in known.blobs if known.places or blobs.has(store, each.digest)), None)
     if packed is not None:
-        _bring(workshop, known, packed.digest)
+        _bring(workshop, result, packed.digest)
     draft = snapshots.draft(store)
     try:
         if packed is not None:
             with blobs.open(store, packed.digest) as file:
-                unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
+                unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
+            if known.diff_id and unpacked.diff_id != known.diff_id:
+                raise _forget(workshop, result, "a cached layer is not what its record says")
         else:
             materialise.materialise(entries(), draft.fs)
         return snapshots.commit(

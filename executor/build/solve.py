@@ -23,7 +23,7 @@ from executor.build import base, cache, content, copying, graph, keys, runstep, 
 from executor.build import state as steps
 from executor.build.cache import Outcome
 from executor.build.graph import Graph, Origin
-from executor.build.layer import Layer, from_result
+from executor.build.layer import Layer, LayerLost, from_result
 from executor.build.mounts import Mounts, prepare, secret_variables, ssh_socket
 from executor.build.once import Once
 from executor.build.sources import Input
@@ -110,7 +110,8 @@ class Solver:
             with self._counting:
                 if self._first_error is None:
                     self._first_error = error
-            self._workshop.cancel()
+            if not isinstance(error, LayerLost):
+                self._workshop.cancel()
 
     # -- stages
 

@@ -36,6 +36,9 @@ _PARTIAL_SECONDS: Final = _DAY
 """How long an interrupted download is kept to be resumed, and a damaged index to be looked at."""
 _FORGET_SECONDS: Final = 60 * _DAY
 """Known files and facts are forgotten this long after they were learnt; learning them again is cheap."""
+_KINDS: Final = ("blob", "snapshot", "record", "cache-mount", "partial")
+_FOREIGN_KINDS: Final = {"regular": ("blob", "snapshot", "record"), "exec.cachemount": ("cache-mount",)}
+"""What BuildKit calls these (client/diskusage.go)."""
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}
 
 
@@ -72,8 +75,9 @@ class _Stray(msgspec.Struct, frozen=True):
     changed: float
 
 
-def usage(store: Store) -> tuple[Row, ...]:
-    """Everything that takes space, least recently used first."""
+def usage(store: Store, filters: Iterable[str] = ()) -> tuple[Row, ...]:
+    """Everything that takes space and matches all of ``filters`` (see ``parse_filter``), least recently used first."""
+    matchers, now = tuple(parse_filter(each) for each in filters), store.clock()
     with translated(store.root, f"cannot list the store {store.root}"):
         with flocked(gate(store.root), exclusive=True):
             tokens, things = leases.live(store.root)
@@ -81,7 +85,7 @@ def usage(store: Store) -> tuple[Row, ...]:
             strays = tuple(_strays(store, tokens, things))
         rows += [replace(row, in_use=_thing(row) in things) for row in _cache_mounts(store)]
         rows += [_measured(store, each, os.path.join(store.root, each.path)) for each in strays]
-    return tuple(sorted(rows, key=_by_use))
+    return tuple(sorted((row for row in rows if _all_match(matchers, row, now)), key=_by_use))
 
 
 def prune(
@@ -153,17 +157,20 @@ def prune(
 def parse_filter(text: str) -> Matcher:
     """A condition on rows, as ``buildx prune --filter`` writes them.
 
-    ``kind=blob`` (or ``type=``), ``id=…``, ``description=…``, ``inuse=true``, ``shared=false``, ``until=24h`` (not
-    used for that long; units s, m, h, d, w). For texts there are ``!=`` and, contained in, ``~=``; ``inuse`` and
-    ``shared`` alone mean true.
+    ``type=blob`` (or ``kind=``; BuildKit's ``regular`` and ``exec.cachemount`` are understood), ``id=…``,
+    ``description=…``, ``inuse=true``, ``shared=false``, ``until=24h`` (not used for that long; units s, m, h, d, w).
+    For texts there are ``!=`` and, contained in, ``~=``; ``inuse``, ``shared`` and its contrary ``private`` alone mean
+    true.
     """
     operator = min((each for each in ("!=", "~=", "==", "=") if each in text), key=text.index, default="")
     field, _, value = text.partition(operator) if operator else (text, "", "true")
     match field.strip().lower().replace("-", ""), operator:
+        case "kind" | "type", "!=" | "==" | "=":
+            return _kind_filter(operator, value)
         case ("kind" | "type" | "id" | "description") as name, "!=" | "~=" | "==" | "=":
             return _text_filter("kind" if name == "type" else name, operator, value)
-        case ("inuse" | "shared") as name, "==" | "=" | "" if value in ("true", "false"):
-            attribute, wanted = "in_use" if name == "inuse" else name, value == "true"
+        case ("inuse" | "shared" | "private") as name, "==" | "=" | "" if value in ("true", "false"):
+            attribute, wanted = "in_use" if name == "inuse" else "shared", (value == "true") is (name != "private")
             return lambda row, _: getattr(row, attribute) is wanted
         case "until", "==" | "=":
             seconds = parse_duration(value)
@@ -171,7 +178,7 @@ def parse_filter(text: str) -> Matcher:
     raise UsageError(
         f"cannot filter by {text!r}",
         why="a filter is FIELD=VALUE, FIELD!=VALUE or FIELD~=PART",
-        remedy="use kind, id, description, inuse=true|false, shared=true|false or until=24h",
+        remedy="use type, id, description, inuse, shared, private or until=24h",
     )
 
 
@@ -192,9 +199,17 @@ def parse_duration(text: str) -> float:
     raise UsageError(f"not a duration: {text!r}", why="a number and a unit are expected", remedy="write 90m, 24h or 7d")
 
 
+def _kind_filter(operator: str, value: str) -> Matcher:
+    kinds = _FOREIGN_KINDS.get(value, (value,))
+    if not set(kinds) <= set(_KINDS):
+        raise UsageError(
+            f"nothing is of the kind {value!r}",
+            remedy=f"use {', '.join(_KINDS)}, or BuildKit's {' or '.join(_FOREIGN_KINDS)}",
+        )
+    return lambda row, _: (row.kind in kinds) is (operator != "!=")
+
+
 def _text_filter(field: str, operator: str, value: str) -> Matcher:
-    if field == "kind":
-        value = {"exec.cachemount": "cache-mount"}.get(value, value)  # BuildKit's name of it
     if operator == "!=":
         return lambda row, _: getattr(row, field) != value
     if operator == "~=":

@@ -280,6 +280,10 @@ ROW = Row("snapshot", "12", 0, 0.0, 1000.0, True, False, "RUN apt-get update")
         ("type=snapshot", True),
         ("kind=blob", False),
         ("kind!=blob", True),
+        ("type==regular", True),
+        ("type!=regular", False),
+        ("type=exec.cachemount", False),
+        ("type~=snap", True),
         ("id=12", True),
         ("id=1", False),
         ("id~=1", True),
@@ -290,6 +294,8 @@ ROW = Row("snapshot", "12", 0, 0.0, 1000.0, True, False, "RUN apt-get update")
         ("inuse=false", False),
         ("shared", False),
         ("shared=false", True),
+        ("private", True),
+        ("private=false", False),
         ("until=1h", False),
         ("until=30m", True),
     ],
@@ -299,7 +305,7 @@ def test_filters(text: str, matches: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "kind", "colour=red", "inuse=perhaps", "until=", "until=soon", "inuse!=true", "=x"]
+    "text", ["", "kind", "colour=red", "inuse=perhaps", "until=", "until=soon", "type=frontend", "inuse!=true", "=x"]
 )
 def test_filters_that_make_no_sense(text: str) -> None:
     with pytest.raises(UsageError) as caught:
