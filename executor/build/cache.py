@@ -50,6 +50,8 @@ class Known(msgspec.Struct, frozen=True, omit_defaults=True):
     machines: tuple[Machine, ...] = ()
     places: tuple[str, ...] = ()
     """Outside caches that have the blob: ``registry REF`` or ``directory PATH``."""
+    promised: bool = False
+    """Whether an outside cache told of the result without having its layer: whoever needs that does the step again."""
 
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
@@ -80,6 +82,11 @@ def note_known(store: Store, result: str, found: Known) -> None:
 
 
 def is_there(store: Store, result: str) -> bool:
+    """Whether a step may be taken to have come to ``result``: its layer can be had, or is promised."""
+    return is_held(store, result) or known(store, result).promised
+
+
+def is_held(store: Store, result: str) -> bool:
     """Whether the layer of ``result`` can still be had: as a directory, or as a blob."""
     if snapshots.find(store, snapshot_key(result)) is not None:
         return True

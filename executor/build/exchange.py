@@ -42,20 +42,24 @@ _UNREAD: Final = "the build goes on without it"
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a step came to, for others: its key, its result, and the layer."""
+    """What a step came to, for others: its key, its result, and the layer.
+
+    A step outside of the image (of a stage that is only copied from) may come without its layer. Its result is what the
+    keys of the steps that copied from it hold, so these are found although nobody does the step again.
+    """
 
     key: str
     result: str
     created: str
-    diff_id: str
-    blob: Packed
-    media_type: str
+    diff_id: str = ""
+    blob: Packed | None = None
+    media_type: str = ""
     machines: tuple[Machine, ...] = ()
 
     @property
-    def descriptor(self) -> Descriptor:
-        """The layer's."""
-        return Descriptor(self.media_type, self.blob.digest, self.blob.size)
+    def descriptor(self) -> Descriptor | None:
+        """The layer's, if there is one."""
+        return None if self.blob is None else Descriptor(self.media_type, self.blob.digest, self.blob.size)
 
 
 class Place(Protocol):
@@ -68,7 +72,7 @@ class Place(Protocol):
         ...
 
     def put(self, entry: Entry, store: Store) -> None:
-        """Add ``entry``, whose layer is in ``store``."""
+        """Add ``entry``, whose layer is in ``store``; one without a layer takes nobody's place."""
         ...
 
     def bring(self, entry: Descriptor, store: Store) -> None:
@@ -103,17 +107,21 @@ class RegistryPlace:
         if not isinstance(document, Manifest) or document.config.media_type != ENTRY or len(document.layers) != 1:
             raise ArchiveError(f"{target.familiar()} is not a cache entry")
         entry = decode(self._client().read_blob(self._repository, document.config, _RECORD_LIMIT), key)
-        layer = document.layers[0]
-        if (layer.digest, layer.size) != (entry.blob.digest, entry.blob.size):
+        layer, expected = document.layers[0], entry.descriptor or document.config
+        if (layer.digest, layer.size) != (expected.digest, expected.size):
             raise ArchiveError(f"{target.familiar()} contradicts itself", why="its record names another layer")
         return entry
 
     def put(self, entry: Entry, store: Store) -> None:
-        client, data = self._client(), msgspec.json.encode(entry)
+        client, data, layer = self._client(), msgspec.json.encode(entry), entry.descriptor
         config = Descriptor(ENTRY, sha256(data), len(data))
-        client.push(self._repository, entry.descriptor, lambda: blobs.open(store, entry.blob.digest))
+        if layer is not None:
+            client.push(self._repository, layer, lambda: blobs.open(store, layer.digest))
+        elif client.has_manifest(self._target(entry.key)) is not None:
+            return
         client.push(self._repository, config, lambda: io.BytesIO(data))
-        manifest = Manifest(mediatypes.OCI_MANIFEST, config, (entry.descriptor,))
+        # A manifest has at least one layer (OCI image specification): where there is none, the record is it.
+        manifest = Manifest(mediatypes.OCI_MANIFEST, config, (layer or config,))
         client.put_manifest(self._target(entry.key), describe(manifest)[1], manifest.media_type)
 
     def bring(self, entry: Descriptor, store: Store) -> None:
@@ -147,11 +155,14 @@ class DirectoryPlace:
         return decode(data, key)
 
     def put(self, entry: Entry, store: Store) -> None:
-        target = self._blob(entry.blob.digest)
-        if not os.path.exists(target):
+        record = os.path.join(self._path, "steps", entry.key)
+        if entry.blob is None:
+            if os.path.exists(record):
+                return
+        elif not os.path.exists(target := self._blob(entry.blob.digest)):
             with blobs.open(store, entry.blob.digest) as file:
                 self._write(target, file.read)
-        self._write(os.path.join(self._path, "steps", entry.key), io.BytesIO(msgspec.json.encode(entry)).read)
+        self._write(record, io.BytesIO(msgspec.json.encode(entry)).read)
 
     def bring(self, entry: Descriptor, store: Store) -> None:
         with open(self._blob(entry.digest), "rb") as file, blobs.ingest(store, entry.digest) as ingest:
@@ -231,6 +242,7 @@ class Exchange:
         self._warn = warn
         self._max_age = max_age
         self._unusable: set[Place] = set()
+        self._forgotten: set[str] = set()
         self._warned: set[tuple[str, str]] = set()
 
     @property
@@ -248,7 +260,7 @@ class Exchange:
             except (KanifoldError, OSError) as error:
                 self._give_up((place,), error, _UNREAD)
                 continue
-            if entry is not None and self._is_young(entry):
+            if entry is not None and entry.result not in self._forgotten and self._is_young(entry):
                 return entry, place
         return None
 
@@ -265,6 +277,10 @@ class Exchange:
     def lost(self, name: str, error: Exception) -> None:
         """The cache ``name`` could not give a layer that it has an entry for: it is asked no more."""
         self._give_up([each for each in self._sources if each.name == name], error, _UNREAD)
+
+    def forget(self, result: str) -> None:
+        """The layer of ``result`` is needed, and is not to be had: take no entry's word for it."""
+        self._forgotten.add(result)
 
     def _give_up(self, places: Sequence[Place], error: Exception, so: str) -> None:
         self._unusable.update(places)
@@ -313,8 +329,9 @@ def decode(data: bytes, key: str) -> Entry:
         raise ArchiveError("a cache entry is malformed", why=str(error)) from error
     if entry.key != key:
         raise ArchiveError("a cache entry is for another step", why=f"{entry.key[:70]} instead of {key}")
-    check_digest(entry.diff_id)
-    check_digest(entry.blob.digest)
+    if entry.blob is not None:
+        check_digest(entry.diff_id)
+        check_digest(entry.blob.digest)
     return entry
 
 
@@ -329,7 +346,7 @@ def read_inline(config: bytes) -> dict[str, Entry]:
 
 
 def with_inline(config: bytes, entries: Sequence[Entry]) -> bytes:
-    """``config`` with ``entries`` in it."""
+    """``config`` with ``entries`` in it, in an order that does not depend on which stage was done first."""
     document = _FIELDS.decode(config)
-    document[INLINE] = msgspec.Raw(msgspec.json.encode(list(entries)))
+    document[INLINE] = msgspec.Raw(msgspec.json.encode(sorted(entries, key=lambda each: each.key)))
     return msgspec.json.encode(document)

@@ -78,22 +78,22 @@ def pushes(workshop: Workshop) -> Pushes:
 
 
 def share(workshop: Workshop, made: Sequence[Made]) -> None:
-    """Tell the outside caches what was done: the image's own steps, or all of them where a cache wants the whole."""
+    """Tell the outside caches what was done; with layers, where they are the image's own or a cache wants them all."""
     exchange = workshop.exchange()
     whole = any(each.whole for each in workshop.order.cache_to)
     together(
         workshop,
-        [
-            partial(exchange.put, entry, workshop.store)
-            for entry in entries_of(workshop, [each for each in made if whole or each.in_image])
-        ],
+        [partial(exchange.put, entry, workshop.store) for entry in entries_of(workshop, made, whole=whole)],
     )
 
 
-def entries_of(workshop: Workshop, made: Sequence[Made]) -> list[Entry]:
-    """The steps ``made`` as entries of an outside cache, their layers in the store."""
+def entries_of(workshop: Workshop, made: Sequence[Made], *, whole: bool) -> list[Entry]:
+    """The steps ``made`` as entries of an outside cache; the layers of those that come with one are in the store."""
     found: list[Entry] = []
     for each in made:
+        if each.promised or not (whole or each.in_image):
+            found.append(Entry(each.key, each.outcome.result, each.outcome.created))
+            continue
         blob = each.layer.blob()
         each.layer.content()
         packed = Packed(kind_of(workshop.order.compression), blob.descriptor.digest, blob.descriptor.size)
@@ -119,7 +119,7 @@ def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Mad
     config = finished_config(order, workshop, state, tuple(each.diff_id for each in found))
     config_data = image.encode(config)
     if any(each.kind == "inline" for each in order.cache_to):
-        config_data = with_inline(config_data, entries_of(workshop, [each for each in made if each.in_image]))
+        config_data = with_inline(config_data, entries_of(workshop, made, whole=False))
     config_type = mediatypes.OCI_CONFIG if order.oci else mediatypes.DOCKER_CONFIG
     config_descriptor = Descriptor(config_type, sha256(config_data), len(config_data))
     translate = mediatypes.to_oci if order.oci else mediatypes.to_docker

@@ -104,7 +104,7 @@ def from_result(
 
 
 class LayerLost(StoreError):
-    """An outside cache had promised a layer that is not to be had: what was known of its step is forgotten."""
+    """A layer that the cache had promised is not to be had: its step has to be done again."""
 
 
 def _bring(workshop: Workshop, result: str, digest: str) -> None:
@@ -130,15 +130,13 @@ def _bring(workshop: Workshop, result: str, digest: str) -> None:
             except (KanifoldError, OSError) as error:
                 workshop.exchange().lost(location, error)
         if not blobs.has(store, digest):
-            raise _forget(workshop, result, "a cached layer has vanished")
+            raise forgotten(workshop, result, "a cached layer has vanished")
 
 
-def _forget(workshop: Workshop, result: str, what: str) -> LayerLost:
-    """Let nobody expect the layer of ``result`` from an outside cache any more."""
-    store = workshop.store
-    known = cache.known(store, result)
-    kept = tuple(each for each in known.blobs if blobs.has(store, each.digest))
-    cache.note_known(store, result, Known(blobs=kept))
+def forgotten(workshop: Workshop, result: str, what: str) -> LayerLost:
+    """The error to raise when the layer of ``result`` is not to be had. From now on nobody expects it."""
+    workshop.exchange().forget(result)
+    cache.note_known(workshop.store, result, Known())
     return LayerLost(what, remedy="build again")
 
 
@@ -157,7 +155,7 @@ def _make_directory(
             with blobs.open(store, packed.digest) as file:
                 unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
             if known.diff_id and unpacked.diff_id != known.diff_id:
-                raise _forget(workshop, result, "a cached layer is not what its record says")
+                raise forgotten(workshop, result, "a cached layer is not what its record says")
         else:
             materialise.materialise(entries(), draft.fs)
         return snapshots.commit(

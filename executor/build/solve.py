@@ -23,7 +23,7 @@ from executor.build import base, cache, content, copying, graph, keys, runstep, 
 from executor.build import state as steps
 from executor.build.cache import Outcome
 from executor.build.graph import Graph, Origin
-from executor.build.layer import Layer, LayerLost, from_result
+from executor.build.layer import Layer, LayerLost, forgotten, from_result
 from executor.build.mounts import Mounts, prepare, secret_variables, ssh_socket
 from executor.build.once import Once
 from executor.build.sources import Input
@@ -50,6 +50,8 @@ class Made(msgspec.Struct, frozen=True):
     outcome: Outcome
     layer: Layer
     in_image: bool
+    promised: bool
+    """Whether nobody here has the layer."""
 
 
 class Solver:
@@ -468,6 +470,8 @@ class Solver:
                         result, made = make()
                         outcome = Outcome(result, _now(), workshop.order.build)
                         cache.note_outcome(store, key, outcome, text)
+        except LayerLost:
+            raise  # the step will be started again
         except KanifoldError as error:
             self._finish(number, started, error=str(error))
             raise
@@ -481,7 +485,8 @@ class Solver:
         layer = from_result(workshop, outcome.result, outcome.created, entries, below)
         if stage.index in self.graph.chain and made is not None:
             self._on_layer(layer)
-        self.made.append(Made(key, outcome, layer, stage.index in self.graph.chain))
+        promised = made is None and not cache.is_held(store, outcome.result)
+        self.made.append(Made(key, outcome, layer, stage.index in self.graph.chain, promised))
         return replace(
             steps.noted(state, text, layer=True, created=outcome.created),
             layers=(*below, layer),
@@ -497,6 +502,11 @@ class Solver:
         if found is None:
             return None
         entry, place = found
+        outcome = Outcome(entry.result, entry.created)
+        if entry.blob is None:
+            cache.note_known(store, entry.result, replace(cache.known(store, entry.result), promised=True))
+            cache.note_outcome(store, key, outcome, text)
+            return outcome
         kind = "directory" if place.repository is None else "registry"
         known = cache.known(store, entry.result)
         cache.note_known(
@@ -509,7 +519,6 @@ class Solver:
                 tuple(dict.fromkeys((*known.places, f"{kind} {place.name}"))),
             ),
         )
-        outcome = Outcome(entry.result, entry.created)
         cache.note_outcome(store, key, outcome, text)
         return outcome
 
@@ -552,7 +561,7 @@ def workshop_directory(workshop: Workshop, result: str) -> str:
     """The directory of a result that is in the store."""
     found = snapshots.find(workshop.store, cache.snapshot_key(result))
     if found is None:
-        raise KanifoldError("a cached layer has vanished", remedy="build again")
+        raise forgotten(workshop, result, "a cached layer has vanished")
     return found.fs
 
 

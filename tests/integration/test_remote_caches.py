@@ -113,8 +113,8 @@ def test_a_second_machine_with_the_whole_cache_rebuilds_nothing(
 
 
 @pytest.mark.parametrize("kind", ["registry", "local", "inline"])
-def test_the_steps_of_the_image_itself_are_in_every_cache(
-    machine: Callable[[str], Machine], line: Path, registry: str, tmp_path: Path, kind: str
+def test_a_cache_of_the_images_own_layers_is_enough_to_rebuild_nothing(
+    machine: Callable[[str], Machine], stages: Path, registry: str, tmp_path: Path, kind: str
 ) -> None:
     ref, image, folder = f"{registry}/remote-cache/min-{kind}", f"{registry}/remote-cache/image", tmp_path / "cache"
     given, taken = {
@@ -122,11 +122,33 @@ def test_the_steps_of_the_image_itself_are_in_every_cache(
         "local": (f"type=local,dest={folder}", f"type=local,src={folder}"),
         "inline": ("type=inline", image),
     }[kind]
-    first = machine("first").build(line, "--cache-to", given, "-t", image, "--push")
-    second = machine("second").build(line, "--cache-from", taken, "--cache-to", given, "-t", image, "--push")
-    assert len(list(second.steps())) == 6
-    assert second.ran() == set()
-    assert second.digest == first.digest
+    first = machine("first").build(stages, "--cache-to", given, "-t", image, "--push")
+    for name in ("second", "third"):  # the third is given what the second has told of things that it never had
+        again = machine(name).build(stages, "--cache-from", taken, "--cache-to", given, "-t", image, "--push")
+        assert len(list(again.steps())) == 10
+        assert again.ran() == set()
+        assert (again.digest, again.warnings) == (first.digest, [])
+
+
+@pytest.mark.parametrize("kind", ["registry", "local", "inline"])
+def test_a_step_whose_layer_is_in_no_cache_is_done_again_when_it_is_needed(
+    machine: Callable[[str], Machine], stages: Path, registry: str, tmp_path: Path, read: Reader, kind: str
+) -> None:
+    ref, image, folder = f"{registry}/remote-cache/need-{kind}", f"{registry}/remote-cache/need", tmp_path / "cache"
+    given, taken = {
+        "registry": (f"type=registry,ref={ref}", ref),
+        "local": (f"type=local,dest={folder}", f"type=local,src={folder}"),
+        "inline": ("type=inline", image),
+    }[kind]
+    machine("first").build(stages, "--cache-to", given, "-t", image, "--push")
+    recipe = (stages / "Dockerfile").read_text()
+    (stages / "Dockerfile").write_text(recipe.replace("/copied", "/elsewhere"))
+    second = machine("second").build(stages, "--cache-from", taken, "-t", image, "--push")
+    assert f"RUN {RANDOM} > /made" in second.ran()
+    assert f"RUN {RANDOM} > /first" not in second.ran()
+    for platform in PLATFORMS:
+        seen = read(image, platform)
+        assert seen.text("/second") == seen.text("/elsewhere") + seen.text("/first")
 
 
 def test_platforms_of_one_cache_do_not_see_each_others_steps(
