@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,9 @@ import bases
 import builders
 import debian_registry
 import mapped
-import plot
+import phases
 import published
+import report
 import table
 from builders import Build, Builder, Kanifold
 from measuring import FailedError, Measured
@@ -71,10 +72,9 @@ def push_bases(registry: str, folder: Path, wanted: Sequence[Workload]) -> None:
 
 
 def rounds(
-    settings: Settings, found: Sequence[Builder], registry: str, folder: Path
+    settings: Settings, found: Sequence[Builder], registry: str, contexts: Mapping[str, Path], folder: Path
 ) -> Iterator[tuple[str, str, Measured]]:
     """Everything that is measured, as (row, builder, what it took); failures are told and left out."""
-    contexts = {each.name: each.make(folder / "contexts", registry, settings.scale) for each in settings.workloads}
     for number in range(settings.rounds):
         for workload in settings.workloads:
             chosen = _chosen(settings, workload, found)
@@ -109,6 +109,23 @@ def _session(
         shutil.rmtree(home, ignore_errors=True)
 
 
+def profiles(
+    settings: Settings, ours: Kanifold, registry: str, contexts: Mapping[str, Path], folder: Path
+) -> Iterator[str]:
+    """For every workload, the phases of a build of ours, and of a warm one; not among the measured ones."""
+    for workload in settings.workloads:
+        build = Build(
+            contexts[workload.name], workload.platforms, f"{registry}/out/traced-{workload.name}", settings.timeout
+        )
+        with tempfile.TemporaryDirectory(prefix="traced.", dir=folder, ignore_cleanup_errors=True) as home:
+            titles = [workload.name, f"{workload.name}, again"][: 2 if workload.warm else 1]
+            try:
+                for title, trace in zip(titles, ours.traces(Path(home), build, len(titles)), strict=True):
+                    yield f"{title}: {workload.about}\n\n{phases.summary(json.loads(trace.read_text()))}"
+            except FailedError as error:
+                say(f"  {workload.name}: no trace: {error}")
+
+
 def _told(row: str, builder: Builder, measured: Measured) -> Measured:
     load = os.getloadavg()[0]
     say(f"  {row:<16} {builder.name:<10} {measured.seconds:8.2f} s {measured.memory >> 20:6} MB  (load {load:.1f})")
@@ -126,6 +143,7 @@ def _arguments() -> argparse.Namespace:
     names = ", ".join(each.name for each in WORKLOADS)
     usual = ", ".join(each.name for each in WORKLOADS if each.usual)
     parser.add_argument("--only", metavar="LIST", default="", help=f"workloads, of {names} (default: {usual})")
+    parser.add_argument("--all", action="store_true", help="all workloads")
     parser.add_argument(
         "--builders",
         metavar="LIST",
@@ -138,13 +156,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of a twentieth of the size: does it work?")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that a build may take (default: 600)")
     parser.add_argument("--tmp", metavar="DIR", help="where everything is made and removed (default: $TMPDIR)")
-    parser.add_argument("--out", metavar="DIR", default="out/bench", help="for the table, the plot and the figures")
+    parser.add_argument("--docs", action="store_true", help="put the results into docs/performance.md as well")
+    parser.add_argument("--out", metavar="DIR", default="out/bench", help="for the results (default: out/bench)")
     return parser.parse_args()
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    wanted = tuple(filter(None, arguments.only.split(",")))
-    unknown = set(wanted) - {each.name for each in WORKLOADS}
+    every = {each.name for each in WORKLOADS}
+    wanted = every if arguments.all else set(filter(None, arguments.only.split(",")))
+    unknown = wanted - every
     if unknown:
         sys.exit(f"ci/bench/run: no such workload: {', '.join(sorted(unknown))}")
     return Settings(
@@ -155,13 +175,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         repeats=arguments.again,
         builders=frozenset(filter(None, arguments.builders.split(","))),
     )
-
-
-def _found(arguments: argparse.Namespace, prefix: tuple[str, ...]) -> list[Builder]:
-    return [
-        Kanifold(str(Path(arguments.kanifold).resolve())),
-        *(builders.find(arguments.peers, prefix) if prefix is not None else ()),
-    ]
 
 
 def _chosen(settings: Settings, workload: Workload, found: Sequence[Builder]) -> list[Builder]:
@@ -194,21 +207,27 @@ def main() -> int:
         _others_place() as prefix,
     ):
         folder = Path(name)
-        found = _found(arguments, prefix)
+        ours = Kanifold(str(Path(arguments.kanifold).resolve()))
+        found = [ours, *(builders.find(arguments.peers, prefix) if prefix is not None else ())]
         for each in found:
             say(f"{each.name}: {each.version}")
         with debian_registry.serve(folder / "registry") as registry:
             push_bases(registry, folder, settings.workloads)
-            for row, builder, measured in rounds(settings, found, registry, folder):
+            contexts = {
+                each.name: each.make(folder / "contexts", registry, settings.scale) for each in settings.workloads
+            }
+            for row, builder, measured in rounds(settings, found, registry, contexts, folder):
                 taken.setdefault(row, {}).setdefault(builder, []).append(measured)
+            profile = "\n\n".join(profiles(settings, ours, registry, contexts, folder))
     rows = table.rows(taken, WORKLOADS)
     names = [each.name for each in found if any(each.name in row.times for row in rows)]
-    text = table.markdown(rows, names)
-    print(text)
-    (out / "table.md").write_text(text + "\n")
-    (out / "plot.svg").write_text(plot.svg(rows, names))
-    (out / "figures.json").write_text(json.dumps(table.figures(rows), indent=1) + "\n")
-    say(f"written to {out}: table.md, plot.svg, figures.json")
+    print(table.markdown(rows, names))
+    versions = {each.name: each.version for each in found if each.name in names}
+    report.write(out, rows, names, profile, report.machine(versions, settings.rounds))
+    say(f"written to {out}: table.md, plot.svg, phases.md, machine.md, figures.json")
+    if arguments.docs:
+        report.publish(out)
+        say(f"and into {report.PAGE}")
     return 0
 
 

@@ -97,16 +97,24 @@ class Kanifold:
     def session(self, home: Path, _registry: str) -> Iterator[Session]:
         yield _Kanifold(self.program, home)
 
+    def traces(self, home: Path, build: Build, count: int) -> Iterator[Path]:
+        """The traces of ``build`` in an empty store, and then of the same with nothing changed, ``count`` in all."""
+        session = _Kanifold(self.program, home)
+        for number in range(count):
+            trace = home / f"trace-{number}"
+            session.build(build, "--trace", str(trace))
+            yield trace
+
 
 @dataclass(frozen=True)
 class _Kanifold:
     program: str
     home: Path
 
-    def build(self, build: Build) -> Measured:
+    def build(self, build: Build, *more: str) -> Measured:
         words = (
             self.program, "build", str(build.context), "--platform", ",".join(build.platforms), "--push",
-            "--tag", build.ref, "--insecure-registry", build.registry, "--root", str(self.home / "store"),
+            "--tag", build.ref, "--insecure-registry", build.registry, "--root", str(self.home / "store"), *more,
         )  # fmt: skip
         return measure(Command(words, environment(self.home), self.home / "log"), timeout=build.timeout)
 
