@@ -69,13 +69,14 @@ class _Broken(Exception):
 
 
 class Meter:
-    """Tells ``progress`` how far a transfer is, a few times a second."""
+    """Tells ``progress`` how far a transfer is: when it begins, a few times a second, and when it has ended."""
 
     def __init__(self, progress: Progress | None, action: str, descriptor: Descriptor) -> None:
         self._progress = progress
         self._action = action
         self._descriptor = descriptor
         self._due = 0.0
+        self.at(0)
 
     def at(self, done: int, *, final: bool = False) -> None:
         """``done`` bytes are through."""
