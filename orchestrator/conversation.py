@@ -53,7 +53,7 @@ class Executor(msgspec.Struct, frozen=True):
     async def blob(self, digest: str, size: int, sink: Callable[[bytes], object]) -> None:
         """Give the content of ``digest``, which has ``size`` bytes, to ``sink``, in blocks."""
         await _send(self.process, job.Fetch(digest))
-        message = await _receive(self.process)
+        message = await _asked_for(self.process)
         if isinstance(message, job.Failed):
             raise KanifoldError.of(message.problem)
         if not isinstance(message, job.Blob) or (message.digest, message.size) != (digest, size) or size < 0:
@@ -65,7 +65,7 @@ class Executor(msgspec.Struct, frozen=True):
         """The image's file system as blocks of a tar archive without an end, everything in the directory ``prefix``."""
         await _send(self.process, job.Files(prefix))
         while True:
-            message = await _receive(self.process)
+            message = await _asked_for(self.process)
             if isinstance(message, job.Failed):
                 raise KanifoldError.of(message.problem)
             if not isinstance(message, job.Piece) or message.size < 0:
@@ -186,6 +186,13 @@ async def _send(process: Process, message: job.Message, payload: bytes = b"") ->
     process.stdin.write(msgspec.json.encode(message) + b"\n" + payload)
     with contextlib.suppress(ConnectionError):  # its last words are on stdout and are read from there
         await process.stdin.drain()
+
+
+async def _asked_for(process: Process) -> job.Message | None:
+    """The next message that is no word of progress: what is asked for after the result may have to be made first."""
+    while isinstance(message := await _receive(process), job.Moved):
+        pass
+    return message
 
 
 async def _receive(process: Process) -> job.Message | None:
