@@ -117,7 +117,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 def load_httpx() -> None:
-    """Import httpx without its command line; the ``import httpx`` that follows finds it done.
+    """Import httpx, with what its clients import later, without its command line.
 
     ``httpx/__init__`` imports ``httpx._main`` for the sake of its console script, and with it click, rich and pygments
     when they are installed: half of the import's time. An entry of None in ``sys.modules`` is the import system's way
@@ -128,6 +128,7 @@ def load_httpx() -> None:
         modules = cast("dict[str, ModuleType | None]", sys.modules)
         modules.setdefault("httpx._main", None)
         try:
+            import httpcore  # noqa: F401
             import httpx
         finally:
             if modules.get("httpx._main", httpx) is None:
