@@ -8,6 +8,7 @@ loop, and wait for their job like any other executor.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -134,6 +135,7 @@ def fork(count: int, *, pushes: bool) -> list[Fork]:
     from executor import __main__ as executor
 
     executor.preload(pushes=pushes)
+    gc.freeze()  # else the collector of each executor writes to, and thereby copies, all that they share with us
     return [_fork_one() for _ in range(count)]
 
 

@@ -106,7 +106,6 @@ def serve(control: socket.socket) -> NoReturn:
     spare: _Spare | None = None
     # From a step's new root, Python would import what the image has there. Whatever is needed is loaded by now.
     sys.meta_path.clear()
-    gc.collect()
     gc.freeze()  # so that the collector does not write to, and thereby copy, what children share with us
     gc.disable()
     while True:
