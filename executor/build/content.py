@@ -6,18 +6,30 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 
+import msgspec
+from msgspec.structs import replace
+
 from executor.build import copying, keys
 from executor.build.copying import Source
 from executor.build.workshop import Workshop
 from executor.rootfs.entry import Entry, Kind
-from executor.rootfs.tree import Tree
 from executor.store import files
 from platforms.errors import ContextError
 
 
+class Contents(msgspec.Struct, frozen=True):
+    """What is in files, by their ``source``."""
+
+    digests: dict[bytes, str]
+    """SHA-256."""
+    linked: dict[bytes, bytes]
+    """Of hard links to a file that came before: that one's source."""
+
+
 def content_key(workshop: Workshop, entries: Sequence[Entry]) -> tuple[keys.Part, ...]:
     """What ``entries`` are, content included and times left out: touching a file is not changing it."""
-    digests = file_digests(workshop, [each for each in entries if each.kind is Kind.FILE])
+    found = contents(workshop, [each for each in entries if each.kind is Kind.FILE])
+    paths = {entry.source: entry.path for entry in entries} if found.linked else {}
     return tuple(
         (
             entry.path,
@@ -25,18 +37,34 @@ def content_key(workshop: Workshop, entries: Sequence[Entry]) -> tuple[keys.Part
             entry.mode,
             entry.uid,
             entry.gid,
-            entry.link,
+            paths[found.linked[entry.source]] if entry.source in found.linked else entry.link,
             entry.device,
             entry.xattrs,
-            digests.get(entry.source, ""),
+            found.digests.get(entry.source, ""),
         )
         for entry in entries
     )
 
 
+def selection_key(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) -> tuple[keys.Part, ...]:
+    """What ``source`` names, but for what ``exclude`` leaves out, and what its matches are called.
+
+    A wildcard may match a link, whose target is then copied under the link's name.
+    """
+    parts: list[keys.Part] = []
+    for match in copying.matches(source):
+        top = source.tree.entry(match.path)
+        if top is not None:
+            found = [each.entry for each in copying.reached(source, top, exclude)]
+            if source.context:
+                found = [replace(each, xattrs=()) if each.xattrs else each for each in found]
+            parts.append((match.name, content_key(workshop, found)))
+    return tuple(parts)
+
+
 def layer_name(workshop: Workshop, entries: Sequence[Entry]) -> str:
     """The name of the layer that ``entries`` make: equal names, equal bytes of the archive."""
-    digests = file_digests(workshop, [each for each in entries if each.kind is Kind.FILE])
+    digests = contents(workshop, [each for each in entries if each.kind is Kind.FILE]).digests
     return keys.key(
         "layer",
         tuple(
@@ -59,14 +87,23 @@ def layer_name(workshop: Workshop, entries: Sequence[Entry]) -> str:
     )
 
 
-def file_digests(workshop: Workshop, entries: Iterable[Entry]) -> dict[bytes, str]:
-    """The SHA-256 of each entry's content by its ``source``: read once, and again only when a file's status changed."""
+def contents(workshop: Workshop, entries: Iterable[Entry]) -> Contents:
+    """What is in the files ``entries``: read once, and again only when a file's status changed.
+
+    Raises ``ContextError`` for a file whose content is another than earlier in this job.
+    """
     found: dict[bytes, str] = {}
+    linked: dict[bytes, bytes] = {}
+    first: dict[tuple[int, int], bytes] = {}
     asked: list[tuple[bytes, bytes]] = []
     sources: list[bytes] = []
     read_at = files.now()
     for entry in entries:
         status = os.lstat(entry.source)
+        if status.st_nlink > 1:
+            earlier = first.setdefault((status.st_dev, status.st_ino), entry.source)
+            if earlier != entry.source:
+                linked[entry.source] = earlier
         stamp = files.stamp(status)
         known = workshop.digests.get(stamp)
         if known is not None:
@@ -84,7 +121,19 @@ def file_digests(workshop: Workshop, entries: Iterable[Entry]) -> dict[bytes, st
         found[source] = workshop.digests[stamp] = content
     if rows:
         files.put(workshop.store, rows, read_at=read_at)
-    return found
+    for source, content in found.items():
+        if workshop.contents.setdefault(source, content) != content:
+            raise ContextError(f"{os.fsdecode(source)} changed during the build", remedy="build again")
+    return Contents(found, linked)
+
+
+def unchanged(workshop: Workshop, entries: Iterable[Entry]) -> None:
+    """Raise ``ContextError`` when a file of ``entries`` is no longer what this job's keys and names say that it is.
+
+    To be called after the files were read for good: else a file that is edited while it is built, and put back later,
+    would be found in the cache with the edit.
+    """
+    contents(workshop, [each for each in entries if each.kind is Kind.FILE and each.source in workshop.contents])
 
 
 def _digest_of(path: bytes) -> str:
@@ -93,20 +142,3 @@ def _digest_of(path: bytes) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ContextError(f"cannot read {os.fsdecode(path)}", why=error.strerror or str(error)) from error
-
-
-def selected(source: Source) -> tuple[Entry, ...]:
-    """Everything that ``source`` names, with paths from the tree's root: what its content key is taken over."""
-    found: list[Entry] = []
-    for match in copying.matches(source):
-        entry = source.tree.entry(match.path)
-        if entry is not None:
-            _walk(source.tree, entry, found)
-    return tuple(found)
-
-
-def _walk(tree: Tree, entry: Entry, found: list[Entry]) -> None:
-    found.append(entry)
-    if entry.kind is Kind.DIRECTORY:
-        for below in tree.entries(entry.path):
-            _walk(tree, below, found)

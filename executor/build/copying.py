@@ -295,7 +295,7 @@ def copy_match(plan: Plan, source: Source, match: Match, destination: str, treat
     else:
         plan.make_directories(target.rpartition(b"/")[0], treatment.parents_mode, treatment.owner)
     times = not source.context or match.path != b""
-    _Copier(plan, source, treatment, times).copy(top, match.path, b"", target, overwrite=False)
+    _Copier(plan, source, treatment, times).copy(top, target)
 
 
 def _linked(plan: Plan, tree: Tree, path: bytes, entry: Entry, links: dict[tuple[int, int], bytes]) -> Entry:
@@ -311,64 +311,79 @@ def _linked(plan: Plan, tree: Tree, path: bytes, entry: Entry, links: dict[tuple
     return replace(entry, kind=Kind.HARDLINK, link=first, source=b"", size=0)
 
 
+class Reached(msgspec.Struct, frozen=True):
+    """An entry that a walk comes to: ``name`` is its path below the top, "" for the top itself."""
+
+    entry: Entry
+    name: bytes
+    leads: bool = False
+    """Whether it is a directory that was not asked for, on the way to something that was."""
+
+
+def reached(source: Source, top: Entry, exclude: tuple[str, ...]) -> Iterator[Reached]:
+    """``top``, an entry of ``source``, and what is copied of what is below it, parents first.
+
+    Directories that only lead to included paths come when the first such path does.
+    """
+    only = ignore.compile_patterns(source.include) if source.include else None
+    without = ignore.compile_patterns(exclude) if exclude else None
+    waiting: list[Reached] = []
+
+    def walk(entry: Entry, name: bytes) -> Iterator[Reached]:
+        directory = entry.kind is Kind.DIRECTORY
+        included = True
+        if name and (only is not None or without is not None):
+            text = name.decode("utf-8", "surrogateescape")
+            if only is not None and not only.excludes(text, directory):
+                included = False
+            if without is not None and without.excludes(text, directory):
+                if not directory or not without.may_contain_included(text):
+                    return
+                included = False
+        if included:
+            yield from waiting
+            waiting.clear()
+            yield Reached(entry, name)
+        elif directory:
+            waiting.append(Reached(entry, name, leads=True))
+        if not directory:
+            return
+        for below in source.tree.entries(entry.path):
+            child = below.path.rpartition(b"/")[2]
+            yield from walk(below, name + b"/" + child if name else child)
+        if waiting and waiting[-1].name == name:
+            waiting.pop()
+
+    return walk(top, b"")
+
+
 class _Copier:
-    """One walk of a source. Directories that only lead to included paths are made when the first such path comes."""
+    """Where one match of a source goes."""
 
     def __init__(self, plan: Plan, source: Source, treatment: Treatment, times: bool) -> None:
         self._plan = plan
         self._times = times
         self._source = source
         self._treatment = treatment
-        self._include = ignore.compile_patterns(source.include) if source.include else None
-        self._exclude = ignore.compile_patterns(treatment.exclude) if treatment.exclude else None
         self._links: dict[tuple[int, int], bytes] = {}
-        self._waiting: list[tuple[Entry, bytes]] = []
 
-    def copy(self, entry: Entry, path: bytes, name: bytes, target: bytes, *, overwrite: bool) -> None:
-        """Copy ``entry`` at ``path`` to ``target``; ``name`` is its path below the top, for the patterns."""
-        directory = entry.kind is Kind.DIRECTORY
-        included = True
-        if name:
-            text = name.decode("utf-8", "surrogateescape")
-            if self._include is not None and not self._include.excludes(text, directory):
-                included = False
-            if self._exclude is not None and self._exclude.excludes(text, directory):
-                if not directory or not self._exclude.may_contain_included(text):
-                    return
-                included = False
-        if not directory:
-            if included:
-                self._flush()
-                self._place(entry, path, target)
-            return
-        waiting = False
-        if included:
-            if name or self._include is None:
-                self._flush()
-            self._directory(entry, target, overwrite)
-        else:
-            self._waiting.append((entry, target))
-            waiting = True
-        for found in self._source.tree.entries(path):
-            child = found.path.rpartition(b"/")[2]
-            self.copy(
-                found,
-                found.path,
-                name + b"/" + child if name else child,
-                target + b"/" + child if target else child,
-                overwrite=True,
-            )
-        if waiting and self._waiting and self._waiting[-1][1] == target:
-            self._waiting.pop()
-
-    def _flush(self) -> None:
-        for entry, target in self._waiting:
-            existing = self._plan.lookup(target)
-            if existing is not None and existing.kind is Kind.DIRECTORY:
-                self._plan.entries[target] = replace(existing, mode=entry.mode)
+    def copy(self, top: Entry, target: bytes) -> None:
+        """Copy ``top`` and what is below it to ``target``."""
+        for each in reached(self._source, top, self._treatment.exclude):
+            place = target + b"/" + each.name if target and each.name else target or each.name
+            if each.leads:
+                self._lead(each.entry, place)
+            elif each.entry.kind is Kind.DIRECTORY:
+                self._directory(each.entry, place, overwrite=bool(each.name))
             else:
-                self._directory(entry, target, overwrite=True)
-        self._waiting.clear()
+                self._place(each.entry, each.entry.path, place)
+
+    def _lead(self, entry: Entry, target: bytes) -> None:
+        existing = self._plan.lookup(target)
+        if existing is not None and existing.kind is Kind.DIRECTORY:
+            self._plan.entries[target] = replace(existing, mode=entry.mode)
+        else:
+            self._directory(entry, target, overwrite=True)
 
     def _directory(self, entry: Entry, target: bytes, overwrite: bool) -> None:
         if not target:

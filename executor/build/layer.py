@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from executor import job
-from executor.build import cache
+from executor.build import cache, content
 from executor.build.cache import Known, Machine, Packed
 from executor.build.exchange import DirectoryPlace, RegistryPlace
 from executor.build.once import Once
@@ -87,7 +87,7 @@ def from_result(
 
     blob = Once(pack)
 
-    def content() -> str:
+    def in_store() -> str:
         digest = blob().descriptor.digest
         _bring(workshop, result, digest)
         return blobs.path(store, digest)
@@ -100,7 +100,7 @@ def from_result(
         ),
         None,
     )
-    return Layer(Once(directory), blob, Once(content), origin, created, machines)
+    return Layer(Once(directory), blob, Once(in_store), origin, created, machines)
 
 
 class LayerLost(StoreError):
@@ -157,7 +157,9 @@ def _make_directory(
             if known.diff_id and unpacked.diff_id != known.diff_id:
                 raise forgotten(workshop, result, "a cached layer is not what its record says")
         else:
-            materialise.materialise(entries(), draft.fs)
+            changes = entries()
+            materialise.materialise(changes, draft.fs)
+            content.unchanged(workshop, changes)
         return snapshots.commit(
             store,
             draft,
@@ -222,6 +224,7 @@ def _packed(
                     workshop.order.compression.kind,
                     workshop.order.compression.level,
                 )
+                content.unchanged(workshop, changes)
                 blobs.adopt(store, temporary, made.digest, made.size)
         finally:
             if os.path.exists(temporary):

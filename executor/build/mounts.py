@@ -142,11 +142,7 @@ def _bind(
     path = normal_path("/", wanted.source or "/")
     source = copying.Source(found.tree(), path, wildcards=False, context=True) if not found.identity else None
     identity: keys.Part = (
-        found.identity
-        if found.identity
-        else content.content_key(workshop, content.selected(source))
-        if source is not None
-        else ""
+        found.identity if found.identity else content.selection_key(workshop, source) if source is not None else ""
     )
 
     def make(stack: ExitStack, _tree: Tree) -> Mount:
@@ -178,6 +174,7 @@ def _materialised(workshop: Workshop, source: copying.Source) -> str:
                 draft = snapshots.draft(workshop.store)
                 try:
                     materialise.materialise(entries, draft.fs)
+                    content.unchanged(workshop, entries)
                     found = snapshots.commit(workshop.store, draft, diff_id=None, size=0, keys=(key,))
                 except BaseException:
                     snapshots.discard(workshop.store, draft)
@@ -245,7 +242,7 @@ def _cache(
         )
         return Bind(directory, target, readonly=wanted.readonly)
 
-    return ("cache", target, name, filled, wanted.readonly), make
+    return ("cache", target, identity, wanted.readonly), make
 
 
 def _name_of(solver: Solver, workshop: Workshop, origin: Origin) -> str:
@@ -254,7 +251,7 @@ def _name_of(solver: Solver, workshop: Workshop, origin: Origin) -> str:
     if found.identity:
         return found.identity
     source = copying.Source(found.tree(), "/", wildcards=False, context=True)
-    return keys.key("files", content.content_key(workshop, content.selected(source)))
+    return keys.key("files", content.selection_key(workshop, source))
 
 
 def _seed(solver: Solver, origin: Origin, path: str, directory: str) -> None:
@@ -280,6 +277,8 @@ def ssh_socket(state: State, instruction: Run) -> str:
 
 def _ssh(workshop: Workshop, wanted: Wanted, target: str) -> tuple[keys.Part, Maker]:
     name = wanted.id or "default"
+    uid, gid, mode = wanted.uid or 0, wanted.gid or 0, 0o600 if wanted.mode is None else wanted.mode
+    given = None if wanted.required else workshop.conversation.ask("ssh", name) is not None
 
     def make(stack: ExitStack, _tree: Tree) -> Mount | None:
         if workshop.conversation.ask("ssh", name) is None:
@@ -290,11 +289,10 @@ def _ssh(workshop: Workshop, wanted: Wanted, target: str) -> tuple[keys.Part, Ma
                     remedy="pass --ssh default, or --ssh ID=SOCKET-OR-KEY",
                 )
             return None
-        mode = 0o600 if wanted.mode is None else wanted.mode
-        path = stack.enter_context(forwarded(workshop, name, uid=wanted.uid or 0, gid=wanted.gid or 0, mode=mode))
+        path = stack.enter_context(forwarded(workshop, name, uid=uid, gid=gid, mode=mode))
         return Bind(path, target)
 
-    return ("ssh", name, target, wanted.required), make
+    return ("ssh", name, target, uid, gid, mode, given), make
 
 
 def _secret(workshop: Workshop, wanted: Wanted) -> bytes | None:
@@ -311,15 +309,16 @@ def _secret(workshop: Workshop, wanted: Wanted) -> bytes | None:
 
 def _secret_mount(wanted: Wanted, target: str, value: Callable[[], bytes | None]) -> tuple[keys.Part, Maker | None]:
     name = wanted.id or os.path.basename(wanted.target)
-    part: keys.Part = ("secret", name, target, wanted.env, wanted.required)
+    uid, gid, mode = wanted.uid or 0, wanted.gid or 0, 0o400 if wanted.mode is None else wanted.mode
+    # Its value never counts, but a step that can do without it does something else without it.
+    given = None if wanted.required else value() is not None
+    part: keys.Part = ("secret", name, target, wanted.env, uid, gid, mode, given)
     if wanted.env is not None and not target:
         return part, None
     place = target or f"/run/secrets/{name}"
 
     def make(_stack: ExitStack, _tree: Tree) -> Mount | None:
         data = value()
-        if data is None:
-            return None
-        return Secret(place, data, wanted.uid or 0, wanted.gid or 0, 0o400 if wanted.mode is None else wanted.mode)
+        return None if data is None else Secret(place, data, uid, gid, mode)
 
     return part, make

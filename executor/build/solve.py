@@ -242,7 +242,7 @@ class Solver:
         argv = instruction.command
         if instruction.shell:
             argv = steps.shell_command(state.config, shell_text(instruction))
-        env = (*runstep.environment(state, self._proxies), *secret_variables(workshop, instruction))
+        env = runstep.environment(state, self._proxies)
         agent = ssh_socket(state, instruction)
         if agent and not any(name == "SSH_AUTH_SOCK" for name, _ in env):
             env = (*env, ("SSH_AUTH_SOCK", agent))
@@ -283,6 +283,7 @@ class Solver:
         directories = self._directories(state)
         tree = workshop.trees.of(directories, workshop.empty)
         result = cache.fresh_result()
+        running = replace(running, env=(*running.env, *secret_variables(workshop, instruction)))
         draft = snapshots.draft(workshop.store)
         _make_mount_points(tree, draft.fs)
         try:
@@ -344,12 +345,12 @@ class Solver:
         words = [*instruction.sources, *(f"<<{each.name}" for each in instruction.heredocs), instruction.destination]
         text = f"{head}{parents}{flags} {' '.join(words)} # buildkit"
         destination = _destination(state.workdir, instruction.destination)
+        noted = Once(plan.key)
 
         def key() -> tuple[keys.Part, ...]:
             return (
                 "add" if is_add else "copy",
-                "" if instruction.link and instruction.chown == "" else state.tree,
-                state.tree,
+                "" if instruction.link else state.tree,
                 destination,
                 instruction.chown,
                 instruction.chmod,
@@ -357,7 +358,7 @@ class Solver:
                 instruction.link,
                 bool(parents),
                 instruction.unpack if isinstance(instruction, dockerfile.Add) else None,
-                plan.key(),
+                noted(),
             )
 
         def make() -> tuple[str, Once[tuple[Entry, ...]]]:
@@ -372,7 +373,9 @@ class Solver:
             )
             plan.copy_to(draft, destination, treatment)
             entries = draft.finish()
-            return content.layer_name(self._workshop, entries), Once(lambda: entries)
+            result = content.layer_name(self._workshop, entries)
+            plan.verify(noted())
+            return result, Once(lambda: entries)
 
         return self._layered(stage, number, state, key, make, text)
 

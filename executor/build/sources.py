@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from executor.build import copying, keys, users
-from executor.build.content import content_key, selected
+from executor.build.content import selection_key
 from executor.build.copying import Plan, Source, Treatment
 from executor.build.once import Once
 from executor.build.state import normal_path
@@ -24,6 +24,7 @@ from executor.dockerfile import copies, modes
 from executor.dockerfile.instructions import Add, Copy
 from executor.rootfs.tree import Tree, open_directory
 from executor.store import facts
+from platforms.errors import ContextError
 
 if TYPE_CHECKING:
     from executor.context.git import Resolved
@@ -55,6 +56,12 @@ class Inputs(msgspec.Struct, frozen=True):
         """What the sources are, for the cache key of the step."""
         return tuple(part.key(self.workshop) for part in self.parts)
 
+    def verify(self, noted: tuple[keys.Part, ...]) -> None:
+        """Raise ``ContextError`` when files are no longer those whose ``key`` was ``noted`` before they were copied."""
+        for part, before in zip(self.parts, noted, strict=True):
+            if isinstance(part, FromTree) and part.key(self.workshop) != before:
+                raise ContextError(f'"{part.pattern}" changed during the build', remedy="build again")
+
     def copy_to(self, plan: Plan, destination: str, treatment: Treatment) -> None:
         """Add everything to ``plan``."""
         for part in self.parts:
@@ -82,11 +89,13 @@ class FromTree(msgspec.Struct, frozen=True):
     pattern: str
     parents: bool
     unpack: bool
+    exclude: tuple[str, ...]
 
     def key(self, workshop: Workshop) -> keys.Part:
         if self.identity:
             return ("tree", self.identity, self.pattern, self.parents, self.unpack)
-        return ("files", self.pattern, self.parents, self.unpack, content_key(workshop, selected(self.source())))
+        files = selection_key(workshop, self.source(), self.exclude)
+        return ("files", self.pattern, self.parents, self.unpack, files)
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
         source = self.source()
@@ -129,7 +138,7 @@ class FromUrl(msgspec.Struct, frozen=True):
 
     def _download(self, workshop: Workshop) -> http.Downloaded:
         with workshop.downloading:
-            found = workshop.downloads.get(self.url)
+            found = workshop.downloads.get((self.url, self.checksum))
             if found is None:
                 found = http.download(
                     self.url,
@@ -138,7 +147,7 @@ class FromUrl(msgspec.Struct, frozen=True):
                     authorization=self._authorization(workshop),
                     cancel=workshop.cancelled,
                 )
-                workshop.downloads[self.url] = found
+                workshop.downloads[self.url, self.checksum] = found
                 known = (found.digest, found.validators)
                 facts.put(workshop.store, "url", self.url, msgspec.json.encode(known))
             return found
@@ -249,7 +258,7 @@ def _part(instruction: Copy | Add, text: str, found: Callable[[], Input]) -> Par
     parents = isinstance(instruction, Copy) and instruction.parents
     unpack = isinstance(instruction, Add) and instruction.unpack is not False
     place = found()
-    return FromTree(_source(place, text, parents), place.identity, text, parents, unpack)
+    return FromTree(_source(place, text, parents), place.identity, text, parents, unpack, instruction.exclude)
 
 
 def _source(found: Input, text: str, parents: bool) -> Callable[[], Source]:

@@ -90,12 +90,14 @@ class Workshop(msgspec.Struct, frozen=True):
     """How steps run here: ``native`` or the emulator's name."""
     trees: Trees = msgspec.field(default_factory=Trees)
     downloading: threading.Lock = msgspec.field(default_factory=threading.Lock)
-    downloads: dict[str, http.Downloaded] = msgspec.field(default_factory=dict)
-    """What ADD has fetched, by URL."""
+    downloads: dict[tuple[str, str], http.Downloaded] = msgspec.field(default_factory=dict)
+    """What ADD has fetched, by URL and the checksum that it was held against."""
     commits: dict[GitReference, Resolved] = msgspec.field(default_factory=dict)
     """What git references point to, as long as this job lasts."""
     digests: dict[bytes, str] = msgspec.field(default_factory=dict)
     """Content digests of files by their status, for this job."""
+    contents: dict[bytes, str] = msgspec.field(default_factory=dict)
+    """The digest under which this job knows each file that it has read, by path."""
 
     def tell(self, message: job.Message) -> None:
         """Say something to the orchestrator."""
