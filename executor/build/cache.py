@@ -4,11 +4,15 @@ Two kinds of records, both small JSON objects of their own. ``step:KEY`` says wh
 says what is known of that result: its layer's diff id and blobs. A RUN's result is named by chance when it is made, and
 the keys of later steps contain that name: a step that was run anew gives its successors new keys, so an old successor
 can never be put on top of it. A COPY's result is named by its content, so equal copies share one layer.
+
+What an outside cache says is kept apart: whoever may write there could claim any layer to be any step's. It counts for
+builds that ask that cache, and its layers have names that no step of our own comes to.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -40,6 +44,13 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     created: str
     build: str = ""
     """The build that made it (``executor.job.Job.build``)."""
+    foreign: str = ""
+    """The name under which the store knows the layer, when others made it: their word says that it is ``result``."""
+
+    @property
+    def layer(self) -> str:
+        """The name under which the store knows the layer."""
+        return self.foreign or self.result
 
 
 class Known(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,6 +74,20 @@ def outcome(store: Store, key: str) -> Outcome | None:
     """What the step with ``key`` came to, when that is known."""
     data = records.get(store, f"step:{key}")
     return None if data is None else _OUTCOME.decode(data)
+
+
+def outcome_from(store: Store, key: str, places: Iterable[str]) -> Outcome | None:
+    """What the first of the outside caches ``places`` once said of the step with ``key``."""
+    return next((found for place in places if (found := outcome(store, _said_by(place, key))) is not None), None)
+
+
+def note_outcome_from(store: Store, key: str, place: str, found: Outcome, description: str) -> None:
+    """Let builds that ask the outside cache ``place``, and only those, find the step with ``key``."""
+    note_outcome(store, _said_by(place, key), found, description)
+
+
+def _said_by(place: str, key: str) -> str:
+    return f"{key} from {place}"
 
 
 def note_outcome(store: Store, key: str, found: Outcome, description: str) -> None:

@@ -21,6 +21,7 @@ from typing import Final, Protocol
 import msgspec
 
 from executor import job
+from executor.build import keys
 from executor.build.cache import Machine, Packed
 from executor.build.sink import IngestSink
 from executor.image import mediatypes
@@ -55,6 +56,11 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     blob: Packed | None = None
     media_type: str = ""
     machines: tuple[Machine, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What a store calls the layer: not ``result``, which a step of its own may come to."""
+        return keys.key("foreign", self.result, self.diff_id, "" if self.blob is None else self.blob.digest)
 
     @property
     def descriptor(self) -> Descriptor | None:
@@ -260,7 +266,7 @@ class Exchange:
             except (KanifoldError, OSError) as error:
                 self._give_up((place,), error, _UNREAD)
                 continue
-            if entry is not None and entry.result not in self._forgotten and self._is_young(entry):
+            if entry is not None and self._forgotten.isdisjoint((entry.result, entry.name)) and self._is_young(entry):
                 return entry, place
         return None
 
@@ -279,7 +285,7 @@ class Exchange:
         self._give_up([each for each in self._sources if each.name == name], error, _UNREAD)
 
     def forget(self, result: str) -> None:
-        """The layer of ``result`` is needed, and is not to be had: take no entry's word for it."""
+        """The layer of ``result`` (or of that name) is needed, and is not to be had: take no entry's word for it."""
         self._forgotten.add(result)
 
     def _give_up(self, places: Sequence[Place], error: Exception, so: str) -> None:

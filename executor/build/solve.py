@@ -458,10 +458,11 @@ class Solver:
         made: Once[tuple[Entry, ...]] | None = None
 
         def look() -> Outcome | None:
-            found = cache.outcome(store, key)
+            asked = [each.location for each in workshop.order.cache_from]
+            found = cache.outcome(store, key) or cache.outcome_from(store, key, asked)
             if found is None or (fresh and (not found.build or found.build != workshop.order.build)):
                 return None
-            return found if cache.is_there(store, found.result) else None
+            return found if cache.is_there(store, found.layer) else None
 
         try:
             key = keys.key("step", parts(), workshop.order.epoch)
@@ -482,13 +483,13 @@ class Solver:
         below = state.layers
         entries = made or Once(
             lambda: overlay.scan(
-                workshop_directory(workshop, outcome.result), [each.directory() for each in reversed(below)]
+                workshop_directory(workshop, outcome.layer), [each.directory() for each in reversed(below)]
             )
         )
-        layer = from_result(workshop, outcome.result, outcome.created, entries, below)
+        layer = from_result(workshop, outcome.layer, outcome.created, entries, below)
         if stage.index in self.graph.chain and made is not None:
             self._on_layer(layer)
-        promised = made is None and not cache.is_held(store, outcome.result)
+        promised = made is None and not cache.is_held(store, outcome.layer)
         self.made.append(Made(key, outcome, layer, stage.index in self.graph.chain, promised))
         return replace(
             steps.noted(state, text, layer=True, created=outcome.created),
@@ -497,7 +498,7 @@ class Solver:
         )
 
     def _import(self, key: str, text: str) -> Outcome | None:
-        """What an outside cache knows of the step ``key``, noted as our own knowledge."""
+        """What an outside cache knows of the step ``key``, noted for builds that ask it."""
         store = self._workshop.store
         if not self._workshop.order.cache_from:
             return None
@@ -505,16 +506,17 @@ class Solver:
         if found is None:
             return None
         entry, place = found
-        outcome = Outcome(entry.result, entry.created)
+        name = entry.name
+        outcome = Outcome(entry.result, entry.created, foreign=name)
         if entry.blob is None:
-            cache.note_known(store, entry.result, replace(cache.known(store, entry.result), promised=True))
-            cache.note_outcome(store, key, outcome, text)
+            cache.note_known(store, name, replace(cache.known(store, name), promised=True))
+            cache.note_outcome_from(store, key, place.name, outcome, text)
             return outcome
         kind = "directory" if place.repository is None else "registry"
-        known = cache.known(store, entry.result)
+        known = cache.known(store, name)
         cache.note_known(
             store,
-            entry.result,
+            name,
             cache.Known(
                 entry.diff_id,
                 (*(each for each in known.blobs if each.kind != entry.blob.kind), entry.blob),
@@ -522,7 +524,7 @@ class Solver:
                 tuple(dict.fromkeys((*known.places, f"{kind} {place.name}"))),
             ),
         )
-        cache.note_outcome(store, key, outcome, text)
+        cache.note_outcome_from(store, key, place.name, outcome, text)
         return outcome
 
     def _ignores_cache(self, stage: Stage) -> bool:
