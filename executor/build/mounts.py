@@ -147,7 +147,7 @@ def _bind(
 
     def make(stack: ExitStack, _tree: Tree) -> Mount:
         if source is not None:
-            directory, inside = _materialised(workshop, source), path
+            directory, inside = _materialised(workshop, source)
             layers: tuple[str, ...] = (directory,)
         else:
             layers, inside = solver.layers_of(origin), path
@@ -157,12 +157,12 @@ def _bind(
     return ("bind", target, path, identity, wanted.readonly), make
 
 
-def _materialised(workshop: Workshop, source: copying.Source) -> str:
-    """What ``source`` names, as a directory of the store that looks like its tree."""
+def _materialised(workshop: Workshop, source: copying.Source) -> tuple[str, str]:
+    """A directory of the store that looks like the tree of ``source``, and where in it is what ``source`` names."""
     plan = copying.Plan(None)
-    match = copying.matches(source)[0]
-    parent = match.path.rpartition(b"/")[0].decode("utf-8", "surrogateescape")
-    copying.copy(plan, replace(source, contents=not match.path), "/" + parent + "/", copying.Treatment())
+    path = copying.matches(source)[0].path.decode("utf-8", "surrogateescape")
+    real = replace(source, pattern=f"/{path}", contents=not path)
+    copying.copy(plan, real, f"/{path.rpartition('/')[0]}/", copying.Treatment())
     entries = plan.finish()
     name = content.layer_name(workshop, entries)
     key = f"context:{name}"
@@ -179,7 +179,7 @@ def _materialised(workshop: Workshop, source: copying.Source) -> str:
                 except BaseException:
                     snapshots.discard(workshop.store, draft)
                     raise
-    return found.fs
+    return found.fs, path
 
 
 def _overlay(workshop: Workshop, stack: ExitStack, layers: tuple[str, ...], inside: str, wanted: Wanted) -> int:
