@@ -96,6 +96,15 @@ async def _interruptible(request: Request, here: Node, emit: Emit) -> Product:
         raise Interrupted("the build was interrupted") from error
 
 
+def _named(context: str) -> str:
+    """``context`` as it may be shown: a URL may hold a password."""
+    if "://" not in context:
+        return context
+    from executor.context.http import shown
+
+    return shown(context)
+
+
 async def _build(request: Request, here: Node, emit: Emit) -> Product:
     nodes = (here,)
     placements = tuple(place(each, nodes) for each in request.platforms)  # (1)
@@ -105,7 +114,7 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
                 events.Place(str(each.platform), "" if each.node.shares_disk else each.node.name, each.how)
                 for each in placements
             ),
-            name=str(request.tags[0].familiar()) if request.tags else request.context,
+            name=str(request.tags[0].familiar()) if request.tags else _named(request.context),
             tags=tuple(each.familiar() for each in request.tags),
             jobs=request.jobs,
         )

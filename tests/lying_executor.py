@@ -1,6 +1,6 @@
 """An executor that lies: it speaks the protocol of ``executor.job`` with the standard library alone, and breaks it.
 
-``python lying_executor.py BEHAVIOUR``: each behaviour is a function below. ``honest`` makes an empty image and hands it
+``python lying_executor.py BEHAVIOUR [DETAIL]``: each behaviour is a function below. ``honest`` makes an empty image and hands it
 over as it should, so that a test can tell a refused lie from a harness that refuses everything.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -281,6 +282,41 @@ def path_in_the_manifest(platform: str) -> None:
     image = Image(platform, layers=[{"mediaType": LAYER, "digest": "sha256:../../escaped", "size": 4}])
     image.announce()
     image.serve(lambda digest, data: truth(digest, data or b"evil"))
+
+
+def files_elsewhere(platform: str) -> None:
+    """Asked for the image's files, an archive whose entries climb out: by name, by link, through a link."""
+    hello()
+    image = Image(platform)
+    image.announce()
+    held = {image.manifest["digest"]: image.manifest_data, image.config["digest"]: image.config_data}
+    while (message := hear())["type"] in ("fetch", "files"):
+        if message["type"] == "fetch":
+            header, data = truth(message["digest"], held.get(message["digest"], b""))
+            say("blob", **header)
+            write(data)
+            continue
+        for entry in ARCHIVE[sys.argv[2]]:
+            say("piece", size=len(entry))
+            write(entry)
+        say("piece")
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
+    """One entry of an archive."""
+    found = tarfile.TarInfo(name)
+    found.type, found.linkname, found.size, found.mode = kind, link, 4 if kind == tarfile.REGTYPE else 0, 0o777
+    return found.tobuf(tarfile.GNU_FORMAT) + (b"evil".ljust(512, b"\0") if found.size else b"")
+
+
+ARCHIVE = {
+    "name": (member("../escaped"), member("/../../escaped"), member("a/../../escaped")),
+    "symlink": (member("up", tarfile.SYMTYPE, ".."), member("up/escaped")),
+    "root": (member(".", tarfile.SYMTYPE, ".."), member("escaped")),
+    "hard link": (member("mine", tarfile.LNKTYPE, "../kept"), member("mine")),
+    "half": (member("a")[:700],),
+    "junk": (b"no archive" * 100,),
+}
 
 
 def blob_cut_short(platform: str) -> None:

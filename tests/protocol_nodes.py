@@ -54,10 +54,10 @@ class Marked:
         return left
 
 
-def liar(behaviour: str, mark: Marked) -> Node:
+def liar(behaviour: str, mark: Marked, *detail: str) -> Node:
     """A node whose executor is ``lying_executor.py``."""
     program = str(Path(__file__).with_name("lying_executor.py"))
-    return Node("elsewhere", (sys.executable, program, behaviour), environment=tuple(mark.environment.items()))
+    return Node("elsewhere", (sys.executable, program, behaviour, *detail), environment=tuple(mark.environment.items()))
 
 
 def remote(store: Path, mark: Marked, **environment: str) -> Node:
