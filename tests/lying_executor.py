@@ -1,7 +1,7 @@
 """An executor that lies: it speaks the protocol of ``executor.job`` with the standard library alone, and breaks it.
 
-``python lying_executor.py BEHAVIOUR [DETAIL]``: each behaviour is a function below. ``honest`` makes an empty image and hands it
-over as it should, so that a test can tell a refused lie from a harness that refuses everything.
+``python lying_executor.py BEHAVIOUR [DETAIL]``: each behaviour is a function below. ``honest`` makes an empty image and
+hands it over as it should, so that a test can tell a refused lie from a harness that refuses everything.
 """
 
 from __future__ import annotations
