@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedReader
+from typing import cast
 
 import msgspec
 from msgspec.structs import replace
 
 from executor.build import copying, keys
 from executor.build.copying import Source
-from executor.build.workshop import Workshop
+from executor.build.workshop import Copy, Workshop
 from executor.rootfs.entry import Entry, Kind
-from executor.store import files
+from executor.store import faults, files, locks
 from platforms.errors import ContextError
 
 
@@ -97,8 +101,11 @@ def contents(workshop: Workshop, entries: Iterable[Entry]) -> Contents:
     first: dict[tuple[int, int], bytes] = {}
     asked: list[tuple[bytes, bytes]] = []
     sources: list[bytes] = []
-    read_at = files.now()
     for entry in entries:
+        copy = workshop.copies.get(entry.source)
+        if copy is not None:
+            found[entry.source] = copy.digest
+            continue
         status = os.lstat(entry.source)
         if status.st_nlink > 1:
             earlier = first.setdefault((status.st_dev, status.st_ino), entry.source)
@@ -111,20 +118,85 @@ def contents(workshop: Workshop, entries: Iterable[Entry]) -> Contents:
         else:
             sources.append(entry.source)
             asked.append((b"%d:%d" % (status.st_dev, status.st_ino), stamp))
-    rows: list[tuple[bytes, bytes, str]] = []
-    for source, (name, stamp), digest in zip(sources, asked, files.get(workshop.store, asked), strict=True):
-        content = digest
-        if content is None:
-            workshop.check()
-            content = _digest_of(source)
-            rows.append((name, stamp, content))
-        found[source] = workshop.digests[stamp] = content
-    if rows:
-        files.put(workshop.store, rows, read_at=read_at)
+    if asked:
+        for source, (_, stamp), digest in zip(sources, asked, _known(workshop, sources, asked), strict=True):
+            found[source] = digest
+            if source not in workshop.copies:
+                workshop.digests[stamp] = digest
     for source, content in found.items():
         if workshop.contents.setdefault(source, content) != content:
             raise ContextError(f"{os.fsdecode(source)} changed during the build", remedy="build again")
     return Contents(found, linked)
+
+
+def _known(workshop: Workshop, sources: list[bytes], asked: list[tuple[bytes, bytes]]) -> list[str]:
+    """The digests of ``sources``. Jobs that ask for the same at the same moment read it once."""
+    known = files.get(workshop.store, asked)
+    missing = [number for number, digest in enumerate(known) if digest is None]
+    if missing:
+        name = keys.key("files", tuple(asked[number] for number in missing))
+        with locks.lock(workshop.store, f"digests {name}", cancel=workshop.cancelled):
+            again = files.get(workshop.store, [asked[number] for number in missing])
+            for number, digest in zip(missing, again, strict=True):
+                known[number] = digest
+            _read(workshop, sources, asked, known)
+    return cast("list[str]", known)
+
+
+def _read(workshop: Workshop, sources: list[bytes], asked: list[tuple[bytes, bytes]], known: list[str | None]) -> None:
+    """Fill the gaps in ``known``, and remember them."""
+    read_at = files.now()
+    rows: list[tuple[bytes, bytes, str]] = []
+    for number, (name, stamp) in enumerate(asked):
+        if known[number] is None:
+            workshop.check()
+            if files.is_young(stamp, read_at) and _is_live(workshop, sources[number]):
+                copy = workshop.copies[sources[number]] = _copy(workshop, sources[number])
+                known[number] = copy.digest
+            else:
+                digest = known[number] = _digest_of(sources[number])
+                rows.append((name, stamp, digest))
+    if rows:
+        files.put(workshop.store, rows, read_at=read_at)
+
+
+def _is_live(workshop: Workshop, source: bytes) -> bool:
+    """Whether people and their programs may be at work on ``source``: it is in a directory of theirs.
+
+    Not of hard links, which would not be recognised in copies.
+    """
+    ours = (b"/proc/self/fd/", os.fsencode(workshop.store.root) + b"/")
+    return not source.startswith(ours) and os.lstat(source).st_nlink == 1
+
+
+def _copy(workshop: Workshop, source: bytes) -> Copy:
+    digest = hashlib.sha256()
+    size = 0
+    with faults.translated(workshop.store.root, "cannot copy a file that is being written"):
+        fd, path = tempfile.mkstemp(dir=os.fsencode(workshop.directory))
+        with open(fd, "wb") as file, _opened(source) as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+                size += file.write(block)
+        workshop.digests[files.stamp(os.lstat(path))] = digest.hexdigest()
+    return Copy(path, size, digest.hexdigest())
+
+
+def settled(workshop: Workshop, entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """``entries`` with our copies in the place of files that are still being written, a log of this build for one.
+
+    Such a file is for all of the job what it was when it was first read.
+    """
+    every = tuple(entries)
+    contents(workshop, [each for each in every if each.kind is Kind.FILE])
+    if not workshop.copies:
+        return every
+    return tuple(
+        replace(entry, source=copy.path, size=copy.size)
+        if entry.kind is Kind.FILE and (copy := workshop.copies.get(entry.source)) is not None
+        else entry
+        for entry in every
+    )
 
 
 def unchanged(workshop: Workshop, entries: Iterable[Entry]) -> None:
@@ -137,8 +209,14 @@ def unchanged(workshop: Workshop, entries: Iterable[Entry]) -> None:
 
 
 def _digest_of(path: bytes) -> str:
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _opened(path: bytes) -> Iterator[BufferedReader]:
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            yield file
     except OSError as error:
         raise ContextError(f"cannot read {os.fsdecode(path)}", why=error.strerror or str(error)) from error

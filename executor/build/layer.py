@@ -215,20 +215,17 @@ def _packed(
             return known, packed
         workshop.check()
         changes = _entries(workshop, result, entries, below)
-        temporary = store.session.temporary()
         try:
-            with faults.translated(store.root, "cannot pack a layer"):
-                made = compress.pack(
-                    _clamped(changes, workshop.order.epoch),
-                    temporary,
-                    workshop.order.compression.kind,
-                    workshop.order.compression.level,
-                )
-                content.unchanged(workshop, changes)
-                blobs.adopt(store, temporary, made.digest, made.size)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            made = _pack(workshop, changes)
+        except Interrupted:
+            raise
+        except KanifoldError:
+            # The files may have been edited since; what steps have seen of them has not.
+            found = snapshots.find(store, cache.snapshot_key(result))
+            if found is None:
+                raise
+            changes = _scanned(found, below)
+            made = _pack(workshop, changes)
         workshop.tell(job.Moved("compress", result, made.size, made.size))
         packed = Packed(wanted, made.digest, made.size)
         known = Known(
@@ -248,7 +245,25 @@ def _entries(
     found = snapshots.find(workshop.store, cache.snapshot_key(result))
     if found is None or entries.done:
         return entries()
+    return _scanned(found, below)
+
+
+def _scanned(found: snapshots.Snapshot, below: Sequence[Layer]) -> tuple[Entry, ...]:
     return overlay.scan(found.fs, [each.directory() for each in reversed(below)])
+
+
+def _pack(workshop: Workshop, changes: Sequence[Entry]) -> compress.Packed:
+    store, wanted = workshop.store, workshop.order.compression
+    temporary = store.session.temporary()
+    try:
+        with faults.translated(store.root, "cannot pack a layer"):
+            made = compress.pack(_clamped(changes, workshop.order.epoch), temporary, wanted.kind, wanted.level)
+            content.unchanged(workshop, changes)
+            blobs.adopt(store, temporary, made.digest, made.size)
+            return made
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def _clamped(entries: Sequence[Entry], epoch: int | None) -> Sequence[Entry]:

@@ -372,7 +372,7 @@ class Solver:
                 replace_existing=instruction.link,
             )
             plan.copy_to(draft, destination, treatment)
-            entries = draft.finish()
+            entries = content.settled(self._workshop, draft.finish())
             result = content.layer_name(self._workshop, entries)
             plan.verify(noted())
             return result, Once(lambda: entries)
@@ -487,8 +487,10 @@ class Solver:
             )
         )
         layer = from_result(workshop, outcome.layer, outcome.created, entries, below)
-        if stage.index in self.graph.chain and made is not None:
+        if made is not None and stage.index in self.graph.chain:
             self._on_layer(layer)
+        elif made is not None:
+            workshop.later(layer.directory)  # now, while the files of the context are what they were for the key
         promised = made is None and not cache.is_held(store, outcome.layer)
         self.made.append(Made(key, outcome, layer, stage.index in self.graph.chain, promised))
         return replace(

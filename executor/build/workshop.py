@@ -60,6 +60,14 @@ class Trees:
             self._others.clear()
 
 
+class Copy(msgspec.Struct, frozen=True):
+    """A file of our own with what another held at one moment."""
+
+    path: bytes
+    size: int
+    digest: str
+
+
 class Workshop(msgspec.Struct, frozen=True):
     """One job's means. Everything in it may be used from any thread."""
 
@@ -98,6 +106,8 @@ class Workshop(msgspec.Struct, frozen=True):
     """Content digests of files by their status, for this job."""
     contents: dict[bytes, str] = msgspec.field(default_factory=dict)
     """The digest under which this job knows each file that it has read, by path."""
+    copies: dict[bytes, Copy] = msgspec.field(default_factory=dict)
+    """Of files that were being written when they were read."""
 
     def tell(self, message: job.Message) -> None:
         """Say something to the orchestrator."""

@@ -72,6 +72,12 @@ def put(store: Store, rows: Iterable[tuple[bytes, bytes, str]], *, read_at: int)
         store.index.write(lambda db: db.executemany("INSERT OR REPLACE INTO files VALUES(?, ?, ?, ?, ?)", values))
 
 
+def is_young(mark: bytes, read_at: int) -> bool:
+    """Whether the file with the stamp ``mark`` was changed in the last two seconds, and so may well change again."""
+    modified, changed = struct.unpack_from("=qq", mark, 24)
+    return bool(read_at - max(modified, changed) < _COARSE_NS)
+
+
 def _seal(path: bytes, mark: bytes, digest: str) -> int:
     return zlib.crc32(str(digest).encode("utf-8", "surrogateescape"), zlib.crc32(mark, zlib.crc32(path)))
 
