@@ -92,16 +92,24 @@ def _digest_of(path: bytes) -> str:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ContextError(f"cannot read {os.fsdecode(path)}", why=error.strerror or str(error)) from error
+        raise _unreadable(os.fsdecode(path), error) from error
+
+
+def _unreadable(path: str, error: OSError) -> ContextError:
+    why = os.strerror(error.errno) if error.errno else str(error)
+    return ContextError(f"cannot read {path}", why=why, remedy="make it readable, or leave it out with .dockerignore")
 
 
 def selected(source: Source) -> tuple[Entry, ...]:
     """Everything that ``source`` names, with paths from the tree's root: what its content key is taken over."""
     found: list[Entry] = []
-    for match in copying.matches(source):
-        entry = source.tree.entry(match.path)
-        if entry is not None:
-            _walk(source.tree, entry, found)
+    try:
+        for match in copying.matches(source):
+            entry = source.tree.entry(match.path)
+            if entry is not None:
+                _walk(source.tree, entry, found)
+    except OSError as error:
+        raise _unreadable(os.fsdecode(error.filename or source.pattern), error) from error
     return tuple(found)
 
 
