@@ -48,6 +48,14 @@ def test_doctor_says_which_rung_and_why(kanifold: Kanifold) -> None:
     assert "qemu" in said or "emulat" in said
 
 
+@pytest.mark.parametrize("command", ["du", "prune"])
+def test_a_store_that_is_not_there_is_not_made_by_looking_at_it(kanifold: Kanifold, command: str) -> None:
+    outcome = kanifold.run(command, "--root", kanifold.home / "elsewhere")
+    assert outcome.code == 2
+    assert f"there is no store at {kanifold.home / 'elsewhere'}" in outcome.err
+    assert not (kanifold.home / "elsewhere").exists()
+
+
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
