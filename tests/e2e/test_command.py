@@ -101,6 +101,18 @@ def test_on_a_terminal_the_digest_is_there_once_and_last(kanifold: Kanifold, bus
     assert re.search(r"sha256:[0-9a-f]{64}\s*$", last)
 
 
+def test_a_progress_bar_is_heard_of_before_its_line_ends(kanifold: Kanifold, busybox: Base, context: Context) -> None:
+    folder = context(
+        {"Dockerfile": f"FROM {busybox.ref}\nRUN printf 'a line\\r\\n10%%\\r20%%\\r30%%\\r'; sleep 1000\n"}
+    )
+    with kanifold.start("build", folder, "--progress", "plain") as process:
+        assert process.stderr is not None
+        output = (line.split()[-1] for line in process.stderr if re.search(r"/2\] \d+\.\d+ ", line))
+        heard = [next(output), next(output)]
+        process.terminate()
+    assert heard == ["line", "20%"]
+
+
 def test_one_build_has_several_destinations(
     kanifold: Kanifold, busybox: Base, context: Context, registry: str, read: Reader, tmp_path: Path
 ) -> None:
