@@ -130,7 +130,7 @@ def _run(workshop: Workshop, spec: Spec, line: Callable[[str, int], None]) -> En
     reader = threading.Thread(target=_pump, args=(out_read, err_read, line), name="output", daemon=True)
     reader.start()
     try:
-        return workshop.launcher().run(spec, out_write, err_write)
+        return workshop.launcher().run(spec, out_write, err_write, workshop.cancelled)
     finally:
         os.close(out_write)
         os.close(err_write)
