@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from typing import NoReturn
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Until a build listens, Ctrl-C just ends us: an exception while a module is being loaded can get lost there,
+        # and leave a lock behind that hangs us later.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     stranger = _stranger()
     if stranger:
         sys.exit(
@@ -17,12 +22,9 @@ def main() -> None:
             "with an environment of its own: pipx install kanifold, or uv tool install kanifold."
         )
     _open_streams()
-    try:
-        from orchestrator.cli import main as run
+    from orchestrator.cli import main as run
 
-        _leave(run())
-    except KeyboardInterrupt:  # while modules are loaded; later it is the command line's
-        _leave(130)
+    _leave(run())
 
 
 def _leave(status: int) -> NoReturn:

@@ -24,6 +24,9 @@ _SECONDS = 30.0
 @contextmanager
 def agents(wanted: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
     """The sockets of ``wanted`` (name, place) by name, for the length of a build. Raises ``UsageError``."""
+    if not wanted:
+        yield {}
+        return
     found: dict[str, str] = {}
     ours: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="kanifold-ssh-") as directory:

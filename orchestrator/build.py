@@ -75,20 +75,23 @@ class _PlatformsLostError(BuildError):
 
 
 async def _interruptible(request: Request, here: Node, emit: Emit) -> Product:
-    """The build, ended cleanly by the first Ctrl-C (or SIGTERM), and in any case soon: more of them change nothing."""
+    """The build, ended cleanly by the first Ctrl-C, SIGTERM or hang-up, and soon: more of them change nothing."""
     task = asyncio.ensure_future(_build(request, here, emit))
     loop = asyncio.get_running_loop()
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is how nohup says that it may go on
+        signals.append(signal.SIGHUP)
 
     def stop() -> None:
         task.cancel()
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in signals:
             loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_IGN)
         last = threading.Timer(_LAST_MOMENT, os._exit, (Interrupted.exit_code,))
         last.daemon = True
         last.start()
 
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in signals:
         loop.add_signal_handler(each, stop)
     try:
         return await task

@@ -153,6 +153,22 @@ def _check_place(output: Output) -> None:
         raise UsageError(f"--output type=local: {output.dest} is not a directory")
     if (output.kind == "tar" or output.archive) and is_directory:
         raise UsageError(f"--output type={output.kind}: {output.dest} is a directory", remedy="name a file")
+    if output.kind != "registry" and not output.writes_stdout:
+        _check_writable(output)
+
+
+def _check_writable(output: Output) -> None:
+    place = os.path.abspath(output.dest)
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    if os.path.isfile(place):
+        place = os.path.dirname(place)  # a file is replaced, not overwritten
+    if not os.access(place, os.W_OK):
+        raise UsageError(
+            f"--output type={output.kind}: cannot write to {output.dest}",
+            why=f"{place} is not writable for this user",
+            remedy="name another place with dest=",
+        )
 
 
 def _flag(values: dict[str, str], key: str, default: bool) -> bool:

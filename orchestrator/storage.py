@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -11,10 +12,12 @@ from executor.store.prune import Row
 from executor.store.store import open_store
 from orchestrator import flags
 from orchestrator.view.amounts import size as shown
+from platforms.errors import UsageError
 
 
 def show(root: str, verbose: bool, filters: Sequence[str]) -> None:
     """Print the sum for each kind of thing that matches ``filters`` and, when ``verbose``, a line for every one."""
+    _check(root)
     with open_store(root or None) as store:
         rows = pruning.usage(store, filters)
     if verbose:
@@ -29,6 +32,7 @@ def show(root: str, verbose: bool, filters: Sequence[str]) -> None:
 
 def prune(root: str, everything: bool, keep_storage: str, filters: Sequence[str]) -> None:
     """Remove what nobody uses. Without limits: garbage, and what no record needs."""
+    _check(root)
     if sys.platform == "linux":
         # Files of steps belong to ids that only exist in a namespace like theirs.
         from executor.sandbox import isolation
@@ -44,6 +48,12 @@ def prune(root: str, everything: bool, keep_storage: str, filters: Sequence[str]
     for kind, count, total in _sums(done.removed):
         print(f"{kind:<12} {count:>7}  {shown(total):>10}")
     print(f"freed {shown(done.freed)}")
+
+
+def _check(root: str) -> None:
+    """Refuse to make the store that was to be looked at."""
+    if root and not os.path.isdir(root):
+        raise UsageError(f"there is no store at {root}", remedy="see kanifold doctor for where it is")
 
 
 def _sums(rows: Iterable[Row]) -> list[tuple[str, int, int]]:

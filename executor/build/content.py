@@ -56,13 +56,16 @@ def selection_key(workshop: Workshop, source: Source, exclude: tuple[str, ...] =
     A wildcard may match a link, whose target is then copied under the link's name.
     """
     parts: list[keys.Part] = []
-    for match in copying.matches(source):
-        top = source.tree.entry(match.path)
-        if top is not None:
-            found = [each.entry for each in copying.reached(source, top, exclude)]
-            if source.context:
-                found = [replace(each, xattrs=()) if each.xattrs else each for each in found]
-            parts.append((match.name, content_key(workshop, found)))
+    try:
+        for match in copying.matches(source):
+            top = source.tree.entry(match.path)
+            if top is not None:
+                found = [each.entry for each in copying.reached(source, top, exclude)]
+                if source.context:
+                    found = [replace(each, xattrs=()) if each.xattrs else each for each in found]
+                parts.append((match.name, content_key(workshop, found)))
+    except OSError as error:
+        raise _unreadable(os.fsdecode(error.filename or source.pattern), error) from error
     return tuple(parts)
 
 
@@ -219,4 +222,9 @@ def _opened(path: bytes) -> Iterator[BufferedReader]:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             yield file
     except OSError as error:
-        raise ContextError(f"cannot read {os.fsdecode(path)}", why=error.strerror or str(error)) from error
+        raise _unreadable(os.fsdecode(path), error) from error
+
+
+def _unreadable(path: str, error: OSError) -> ContextError:
+    why = os.strerror(error.errno) if error.errno else str(error)
+    return ContextError(f"cannot read {path}", why=why, remedy="make it readable, or leave it out with .dockerignore")

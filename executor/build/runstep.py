@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import selectors
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -23,6 +24,8 @@ TAIL = 20
 """Lines of a failed step's output that its error shows."""
 _LINE_LIMIT = 64 << 10
 """Bytes of output without a newline that are shown as a line of their own."""
+_OVERWRITTEN_SECONDS = 1.0
+"""Seconds between two states of a progress bar that are shown."""
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -127,7 +130,7 @@ def _run(workshop: Workshop, spec: Spec, line: Callable[[str, int], None]) -> En
     reader = threading.Thread(target=_pump, args=(out_read, err_read, line), name="output", daemon=True)
     reader.start()
     try:
-        return workshop.launcher().run(spec, out_write, err_write)
+        return workshop.launcher().run(spec, out_write, err_write, workshop.cancelled)
     finally:
         os.close(out_write)
         os.close(err_write)
@@ -135,9 +138,10 @@ def _run(workshop: Workshop, spec: Spec, line: Callable[[str, int], None]) -> En
 
 
 def _pump(out: int, err: int, line: Callable[[str, int], None]) -> None:
-    """Turn two pipes into lines until both end."""
+    """Turn two pipes into lines until both end. Of a line that is written over and over, some states are lines too."""
     pending = {out: b"", err: b""}
     number = {out: 1, err: 2}
+    due = {out: 0.0, err: 0.0}
     with selectors.DefaultSelector() as selector:
         for fd in pending:
             selector.register(fd, selectors.EVENT_READ)
@@ -157,4 +161,10 @@ def _pump(out: int, err: int, line: Callable[[str, int], None]) -> None:
                 if len(rest) > _LINE_LIMIT:
                     line(rest.decode("utf-8", "replace"), number[fd])
                     rest = b""
+                returned = rest.rfind(b"\r", 0, -1)  # a last one may be half of a line's end
+                if returned >= 0 and time.monotonic() >= due[fd]:
+                    due[fd] = time.monotonic() + _OVERWRITTEN_SECONDS
+                    if state := rest[:returned].rpartition(b"\r")[2]:
+                        line(state.decode("utf-8", "replace"), number[fd])
+                    rest = rest[returned + 1 :]
                 pending[fd] = rest

@@ -128,8 +128,9 @@ def load_httpx() -> None:
         modules = cast("dict[str, ModuleType | None]", sys.modules)
         modules.setdefault("httpx._main", None)
         try:
-            import httpcore  # noqa: F401
             import httpx
+
+            httpx.HTTPTransport(verify=False).close()
         finally:
             if modules.get("httpx._main", httpx) is None:
                 modules.pop("httpx._main", None)

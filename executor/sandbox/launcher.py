@@ -19,6 +19,8 @@ from platforms import syscalls
 from platforms.errors import EnvironmentUnfit
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from executor.sandbox.spec import Ended, Spec
     from platforms.emulation import Emulation
 
@@ -83,9 +85,15 @@ class Launcher:
         self.single = isolation.id_limit() == 1
         """Whether steps have one id only, and owners are recorded."""
 
-    def run(self, spec: Spec, stdout: int, stderr: int) -> Ended:
-        """Run a step to its end. ``stdout`` and ``stderr`` are descriptors that stay the caller's to close."""
-        return self.start(spec, stdout, stderr).wait()
+    def run(self, spec: Spec, stdout: int, stderr: int, cancelled: Future[None]) -> Ended:
+        """Run a step to its end. ``stdout`` and ``stderr`` are descriptors that stay the caller's to close.
+
+        ``cancelled`` is what says that ``cancel_all`` is called next, or has been.
+        """
+        running = self.start(spec, stdout, stderr)
+        if cancelled.done():  # it may have begun too late to be among those that were found
+            running.cancel()
+        return running.wait()
 
     def start(self, spec: Spec, stdout: int, stderr: int) -> Running:
         """Start a step; the descriptors may be closed when this returns. Raises EnvironmentUnfit."""

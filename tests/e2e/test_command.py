@@ -48,6 +48,14 @@ def test_doctor_says_which_rung_and_why(kanifold: Kanifold) -> None:
     assert "qemu" in said or "emulat" in said
 
 
+@pytest.mark.parametrize("command", ["du", "prune"])
+def test_a_store_that_is_not_there_is_not_made_by_looking_at_it(kanifold: Kanifold, command: str) -> None:
+    outcome = kanifold.run(command, "--root", kanifold.home / "elsewhere")
+    assert outcome.code == 2
+    assert f"there is no store at {kanifold.home / 'elsewhere'}" in outcome.err
+    assert not (kanifold.home / "elsewhere").exists()
+
+
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
@@ -91,6 +99,18 @@ def test_on_a_terminal_the_digest_is_there_once_and_last(kanifold: Kanifold, bus
     last = said.decode().split("✓ built in")[-1]
     assert len(re.findall(r"sha256:[0-9a-f]{64}", last)) == 1
     assert re.search(r"sha256:[0-9a-f]{64}\s*$", last)
+
+
+def test_a_progress_bar_is_heard_of_before_its_line_ends(kanifold: Kanifold, busybox: Base, context: Context) -> None:
+    folder = context(
+        {"Dockerfile": f"FROM {busybox.ref}\nRUN printf 'a line\\r\\n10%%\\r20%%\\r30%%\\r'; sleep 1000\n"}
+    )
+    with kanifold.start("build", folder, "--progress", "plain") as process:
+        assert process.stderr is not None
+        output = (line.split()[-1] for line in process.stderr if re.search(r"/2\] \d+\.\d+ ", line))
+        heard = [next(output), next(output)]
+        process.terminate()
+    assert heard == ["line", "20%"]
 
 
 def test_one_build_has_several_destinations(

@@ -218,7 +218,9 @@ def _below(pid: int) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda sent: sent.name)
+@pytest.mark.parametrize(
+    "sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda sent: sent.name
+)
 def test_an_interrupted_build_leaves_nothing_behind(
     kanifold: Kanifold, busybox: Base, context: Context, sent: signal.Signals
 ) -> None:

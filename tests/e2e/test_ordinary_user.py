@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,3 +91,27 @@ def test_a_cache_of_another_user_is_there_for_an_ordinary_user(
     lines = (f"FROM {busybox.ref}", "USER 1000:50", f"RUN {mount} touch /c/f", f"RUN {mount} ls /c > /tmp/seen")
     dest, _ = build(ordinary, context({"Dockerfile": "\n".join(lines)}), "linux/amd64")
     assert read(dest).text("/tmp/seen") == "f\n"
+
+
+@pytest.mark.parametrize("closed", ["file", "directory"])
+def test_what_an_ordinary_user_may_not_read_is_named(
+    kanifold_as_bare_user: Kanifold, context: Context, closed: str
+) -> None:
+    folder = context({"Dockerfile": "FROM scratch\nCOPY . /\n", "file": "", "directory/inside": ""})
+    (folder / closed).chmod(0)
+    if os.access(folder / closed, os.R_OK) and kanifold_as_bare_user.user.uid == os.geteuid():
+        pytest.skip("nothing is closed to this user")
+    outcome = kanifold_as_bare_user.run("build", folder, "-o", "type=oci,dest=layout")
+    (folder / closed).chmod(0o755)  # for who tidies up
+    assert outcome.code == 1
+    assert re.search(rf"cannot read \S*{closed}: Permission denied\n  at \S*Dockerfile:2\n", outcome.err), outcome.err
+    assert ".dockerignore" in outcome.err
+
+
+def test_a_place_that_an_ordinary_user_may_not_write_to_is_refused_before_building(
+    kanifold_as_bare_user: Kanifold, context: Context
+) -> None:
+    folder = context({"Dockerfile": "FROM scratch\nCOPY . /\n"})
+    outcome = kanifold_as_bare_user.run("build", folder, "-o", "type=oci,dest=/sys/layout")
+    assert outcome.code == 2
+    assert "/sys is not writable" in outcome.err

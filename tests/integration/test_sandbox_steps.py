@@ -7,12 +7,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 from sandbox_house import ARM64, BUSYBOX, QEMU, Done, House, Inside, Node, opened
 
 from executor.sandbox import Bind, BindFd, Rung, Secret, Tmpfs
+from executor.sandbox.spec import Ended, Spec
 from platforms import elf, syscalls
 from platforms.errors import EnvironmentUnfit
 
@@ -488,6 +490,20 @@ def test_cancelling_kills_everything_of_the_step(house: House, how: str) -> None
     assert (done.ended.code, done.ended.signal, done.ended.error) == (137, 9, "cancelled")
     assert house.run("true").ended.code == 0
     assert settles(lambda: len(alive_below(house.pid)) <= 2)  # the zygote, and the process of the next step
+
+
+def _begun_too_late(inside: Inside) -> Ended:
+    cancelled: Future[None] = Future()
+    cancelled.set_result(None)
+    inside.launcher.cancel_all()
+    upper, work = inside.fresh("upper"), inside.fresh("work")
+    spec = Spec((inside.busybox(),), str(upper), str(work), ("/bin/sleep", "1000"), env=("PATH=/bin",))
+    return inside.launcher.run(spec, 2, 2, cancelled)
+
+
+def test_a_step_that_begins_just_after_all_were_cancelled_is_cancelled_too(house: House) -> None:
+    ended = house.call(_begun_too_late)
+    assert (ended.signal, ended.error) == (9, "cancelled")
 
 
 @pytest.mark.parametrize("victim", ["executor", "zygote"])
