@@ -320,10 +320,19 @@ def mount_setattr(
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
+_OPENAT2_TRIES: Final = 1000
+"""A ``..`` cannot be followed safely while anything on the system is mounted or renamed: EAGAIN (openat2(2))."""
+
+
 def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """open ``path`` below ``dirfd`` under the ``RESOLVE_*`` rules; O_CLOEXEC is always added. Linux 5.6."""
     how = bytearray(struct.pack("=3Q", flags | os.O_CLOEXEC, mode, resolve))
-    return _syscall("openat2", _NR_OPENAT2, path, dirfd, os.fsencode(path), how, len(how))
+    for _ in range(_OPENAT2_TRIES):
+        try:
+            return _syscall("openat2", _NR_OPENAT2, path, dirfd, os.fsencode(path), how, len(how))
+        except BlockingIOError as error:
+            again = error
+    raise again
 
 
 def renameat2(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int = 0) -> None:

@@ -23,3 +23,10 @@ def test_working_directory_and_mount_target_stay_inside(either_house: House, tmp
     assert list(canary.iterdir()) == []
     assert done.diff[f"{str(canary)[1:]}/x/y/here"] == "f 644"
     assert f"{str(canary)[1:]}/m" not in done.diff
+
+
+def test_what_others_mount_meanwhile_does_not_matter(root_house: House) -> None:
+    """The kernel does not follow ``..`` while anything is mounted or renamed anywhere, and says to try again."""
+    layer = root_house.plant({"w": ("->", "/../../../tmp")})
+    specs = [root_house.spec("pwd -P", cwd="/w/x", layers=(layer, root_house.busybox)) for _ in range(100)]
+    assert {(done.out, done.ended.error) for done in root_house.run_all(specs)} == {("/tmp/x\n", "")}
