@@ -18,7 +18,7 @@ from executor.image.manifest import Descriptor
 from executor.registry.config import RegistrySettings
 from platforms.errors import Problem
 
-VERSION: Final = 2
+VERSION: Final = 3
 LINE_LIMIT: Final = 16 << 20
 """Bytes a message line may have: a peer that sends more is broken or hostile."""
 
@@ -177,7 +177,8 @@ class Context(msgspec.Struct, frozen=True):
     name: str
     kind: str
     """``directory`` (``location`` is a path on the executor's own disk), ``sent`` (ask the orchestrator for it),
-    ``image`` (``location`` is a reference) or ``layout`` (a path to an OCI layout on the executor's own disk)."""
+    ``image`` (``location`` is a reference), ``scratch`` (no files at all) or ``layout`` (a path to an OCI layout on the
+    executor's own disk)."""
     location: str = ""
     ignore: str = ""
     """The text of the ignore file that applies."""

@@ -79,6 +79,7 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
     found += [named_context(key, value, means) for key, value in request.build_contexts]
     named = [each.name for each in found if each.name]
     images: dict[str, graph.External] = {}
+    used: set[str] = set()
     for platform in platforms:
         given = dict(request.build_args)
         arguments = global_scope(
@@ -86,10 +87,12 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
             given,
             scope.platform_arguments(host.default_platform(), platform, request.target or dockerfile.stages[-1].name),
         )
-        for image in graph.plan(dockerfile, request.target, arguments, named).images:
+        needed = graph.plan(dockerfile, request.target, arguments, named)
+        used.update(needed.contexts)
+        for image in needed.images:
             images.setdefault(image.name, image)
     for context in found:
-        if context.kind == "image":
+        if context.kind == "image" and context.name.casefold() in used:
             images.setdefault(context.location, graph.External(context.location))
     return Plan(dockerfile, source.data, source.name, tuple(found), tuple(images.values()))
 
@@ -102,6 +105,8 @@ def named_context(name: str, value: str, means: Means) -> job.Context:
     """``--build-context name=value``, with the prefixes that buildx knows."""
     if value.startswith("docker-image://"):
         location = value.removeprefix("docker-image://")
+        if location == "scratch":
+            return job.Context(name, "scratch")
         reference.parse(location)
         return job.Context(name, "image", location)
     if value.startswith("oci-layout://"):

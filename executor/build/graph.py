@@ -39,11 +39,13 @@ class External(msgspec.Struct, frozen=True):
 
 
 class Graph(msgspec.Struct, frozen=True):
-    """What a target needs. ``stages`` are indexes in file order; ``images`` in order of appearance."""
+    """What a target needs. ``stages`` are indexes in file order; ``images`` and ``contexts`` in order of appearance."""
 
     target: int
     stages: tuple[int, ...]
     images: tuple[External, ...]
+    contexts: tuple[str, ...]
+    """Named contexts that something is taken from, in lower case."""
     bases: tuple[Origin, ...]
     """By stage index: what each needed stage is built on (``scratch`` for the others)."""
     chain: tuple[int, ...]
@@ -67,6 +69,7 @@ def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], contexts
     bases = [SCRATCH] * len(dockerfile.stages)
     needed: set[int] = set()
     images: dict[str, External] = {}
+    taken: dict[str, None] = {}
     waiting = [goal]
     while waiting:
         index = waiting.pop()
@@ -85,10 +88,12 @@ def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], contexts
                 waiting.append(origin.stage)
             elif origin.kind == "image":
                 images.setdefault(origin.name, External(origin.name, where))
+            elif origin.kind == "context":
+                taken[origin.name] = None
     chain = [goal]
     while bases[chain[-1]].kind == "stage":
         chain.append(bases[chain[-1]].stage)
-    return Graph(goal, tuple(sorted(needed)), tuple(images.values()), tuple(bases), tuple(chain))
+    return Graph(goal, tuple(sorted(needed)), tuple(images.values()), tuple(taken), tuple(bases), tuple(chain))
 
 
 def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Collection[str]) -> Origin:

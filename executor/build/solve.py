@@ -162,7 +162,7 @@ class Solver:
 
     def _origin_state(self, origin: Origin, platform: Platform) -> State:
         """The state that an external ``origin`` begins with."""
-        if origin.kind == "scratch":
+        if origin.kind == "scratch" or (origin.kind == "context" and self._context_kind(origin.name) == "scratch"):
             return State(platform, image.empty(platform))
         if origin.kind == "image":
             return _from_base(platform, base.from_registry(self._workshop, origin.name, platform))
@@ -393,7 +393,7 @@ class Solver:
 
     def source(self, origin: Origin) -> Input:
         """The files that ``origin`` names, to copy from."""
-        if origin.kind == "context" and self._context_kind(origin.name) not in ("image", "layout"):
+        if origin.kind == "context" and self._context_kind(origin.name) not in ("image", "layout", "scratch"):
             if origin.name not in self._trees:
                 raise ContextError(
                     "there is no build context",
