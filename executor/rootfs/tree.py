@@ -23,6 +23,9 @@ from platforms.errors import BuildError
 _LINKS: Final = 255
 """Symbolic links followed for one path before it counts as a loop (containerd's continuity/fs.RootPath)."""
 
+_NO_CONTENT: Final = b"/dev/null"
+"""The source of an empty file that stands for a socket."""
+
 Hides = Callable[[bytes, bool], bool]
 """Whether a path (and whether it is a directory) is to be treated as if it were not there."""
 
@@ -141,12 +144,15 @@ class Tree:
         return data
 
     def entry(self, path: bytes) -> Entry | None:
-        """What is at ``path``, with its metadata; None when there is nothing (or a socket, which no layer holds)."""
+        """What is at ``path``, with its metadata; None when there is nothing.
+
+        A socket, which no layer holds, is an empty file, as it is to BuildKit.
+        """
         found = self.lstat(path)
         return None if found is None else self._entry(path, found)
 
     def entries(self, path: bytes) -> list[Entry]:
-        """What is in the directory ``path``, sorted bytewise by name. Its sockets are left out."""
+        """What is in the directory ``path``, sorted bytewise by name."""
         fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
         above = path + b"/" if path else b""
         found: list[Entry] = []
@@ -158,19 +164,15 @@ class Tree:
                 except FileNotFoundError:
                     continue
                 if self._hides is None or not self._hides(below, stat.S_ISDIR(status.st_mode)):
-                    entry = self._entry(below, status)
-                    if entry is not None:
-                        found.append(entry)
+                    found.append(self._entry(below, status))
         finally:
             os.close(fd)
         return found
 
-    def _entry(self, path: bytes, found: os.stat_result) -> Entry | None:
+    def _entry(self, path: bytes, found: os.stat_result) -> Entry:
         mode = found.st_mode
-        kind = KIND_OF_MODE.get(stat.S_IFMT(mode))
-        if kind is None:
-            return None
-        host = self.host_path(path)
+        kind = KIND_OF_MODE.get(stat.S_IFMT(mode), Kind.FILE)
+        host = _NO_CONTENT if stat.S_ISSOCK(mode) else self.host_path(path)
         device = kind is Kind.CHARACTER or kind is Kind.BLOCK
         entry = Entry(
             path,
@@ -182,7 +184,7 @@ class Tree:
             found.st_size if kind is Kind.FILE else 0,
             self.readlink(path) if kind is Kind.SYMLINK else b"",
             (os.major(found.st_rdev), os.minor(found.st_rdev)) if device else (0, 0),
-            _xattrs(host) if kind is Kind.FILE or kind is Kind.DIRECTORY else (),
+            _xattrs(host) if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else (),
             host if kind is Kind.FILE else b"",
         )
         if entry.xattrs:

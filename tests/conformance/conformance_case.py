@@ -6,9 +6,9 @@
     cases/NAME/golden.json   what BuildKit made of it (``record.py``)
 
 Files that git cannot hold are listed in case.yaml, one mapping each: ``path`` and at most one of ``text``, ``hex``,
-``dir``, ``fifo``, ``symlink`` (its target), ``hardlink`` (to which path), ``zeros`` (a size), ``tar`` (a list of such
-files; ``compress`` gz, bz2, xz or zst); further ``mode`` (octal text), ``mtime`` (seconds since 1970), ``xattrs``, and
-in archives ``uid`` and ``gid``. A path may be written with ``\\xNN`` for bytes that are not UTF-8.
+``dir``, ``fifo``, ``socket``, ``symlink`` (its target), ``hardlink`` (to which path), ``zeros`` (a size), ``tar`` (a
+list of such files; ``compress`` gz, bz2, xz or zst); further ``mode`` (octal text), ``mtime`` (seconds since 1970),
+``xattrs``, and in archives ``uid`` and ``gid``. A path may be written with ``\\xNN`` for bytes that are not UTF-8.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import io
 import lzma
 import os
 import shutil
+import stat
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -160,6 +161,8 @@ def _make(path: bytes, each: Mapping[str, Any]) -> None:
         os.symlink(_name(each["symlink"]), path)
     elif "fifo" in each:
         os.mkfifo(path)
+    elif "socket" in each:
+        os.mknod(path, stat.S_IFSOCK)
     else:
         with open(path, "wb") as file:
             if "zeros" in each:

@@ -299,14 +299,14 @@ def test_hard_links_stay_linked(tmp_path: Path, trees: ExitStack) -> None:
     assert shown(plan.finish()) == {"x": "dir", "x/a": "1", "x/b": "= x/a", "x/lone": "2"}
 
 
-def test_fifos_are_copied_and_sockets_are_not(tmp_path: Path, trees: ExitStack) -> None:
+def test_fifos_are_copied_and_sockets_become_empty_files(tmp_path: Path, trees: ExitStack) -> None:
     tree = make(tmp_path, trees, "context", {"d/f": "1"})
     os.mkfifo(tmp_path / "context" / "d" / "p")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "context" / "d" / "s"))  # an address has room for some 100 bytes
     plan = Plan(make(tmp_path, trees, "stage", {}))
     copying.copy(plan, Source(tree, "/d"), "/x", Treatment())
-    assert shown(plan.finish()) == {"x": "dir", "x/f": "1", "x/p": "fifo"}
+    assert shown(plan.finish()) == {"x": "dir", "x/f": "1", "x/p": "fifo", "x/s": ""}
 
 
 @pytest.mark.parametrize(
