@@ -249,7 +249,6 @@ async def _pin(request: Request, plan: Plan, client: Client, store: Store, emit:
 
 def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: Placement, build: str) -> job.Job:
     """The job for one platform of the build with the unique name ``build``."""
-    epoch = dict(request.build_args).get("SOURCE_DATE_EPOCH") or os.environ.get("SOURCE_DATE_EPOCH", "")
     return job.Job(
         version=job.VERSION,
         build=build,
@@ -257,7 +256,7 @@ def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: P
         dockerfile=plan.data,
         dockerfile_name=plan.name,
         target=request.target,
-        build_args=request.build_args,
+        build_args=plan.build_args,
         labels=request.labels,
         annotations=tuple(
             (each.key, each.value)
@@ -281,7 +280,7 @@ def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: P
         cache_to=request.cache_to,
         cache_ttl=request.cache_ttl,
         oci=all(each.oci_media_types for each in request.outputs),
-        epoch=int(epoch) if epoch.isdigit() else None,
+        epoch=plan.epoch,
         hosts=request.hosts,
         network=request.network,
         shm_size=request.shm_size,

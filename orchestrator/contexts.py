@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -57,6 +58,8 @@ class Files(msgspec.Struct, frozen=True):
     """Whether its files have owners of their own, as an archive's do; else they are root's."""
     dockerfile: str = ""
     """The file that is the Dockerfile because there is no other; "" when one has to be looked up."""
+    modified: int | None = None
+    """When the source says that it was changed last (a commit's time, ``Last-Modified``), seconds since 1970."""
 
 
 def main(text: str, means: Means, *, keep_git_dir: bool = False) -> Files:
@@ -72,7 +75,8 @@ def main(text: str, means: Means, *, keep_git_dir: bool = False) -> Files:
     if repository is not None:
         return _git(replace(repository, keep_git_dir=True) if keep_git_dir else repository, means)
     if _is_url(text):
-        return _taken_apart(_download(text, means), means)
+        path, modified = _download(text, means)
+        return replace(_taken_apart(path, means), modified=modified)
     if os.path.lexists(text):
         raise ContextError(
             f"the build context {text} is not a directory", remedy=f"if it is an archive: kanifold build - < {text}"
@@ -90,13 +94,42 @@ def named(name: str, text: str, means: Means) -> Files:
     if repository is not None:
         return _git(repository, means)
     if _is_url(text):
-        return Files(os.path.dirname(_download(text, means)), fetched=True)
+        path, modified = _download(text, means)
+        return Files(os.path.dirname(path), fetched=True, modified=modified)
     if not os.path.isdir(text):
         raise ContextError(
             f"build context {name}: no directory {text}",
             remedy="a named context is a directory, docker-image://REF, oci-layout://PATH, or a URL",
         )
     return Files(os.path.abspath(text))
+
+
+def changed(found: Files, means: Means) -> int | None:
+    """When the files that were fetched were changed last, in seconds since 1970; None for what lies on this machine.
+
+    Where the source does not say, it is the time of an archive's newest file (BuildKit, dockerfile2llb/epoch.go).
+    """
+    if not found.fetched or found.modified is not None:
+        return found.modified
+    if found.owners:
+        return _newest(found.directory)
+    path = os.path.join(found.directory, _FILE)
+    return _newest(directory) if (directory := _unpacked(path, means)) else None
+
+
+def _newest(directory: str) -> int | None:
+    times = [
+        status.st_mtime
+        for above, _, names in os.walk(directory)
+        for name in names
+        if stat.S_ISREG((status := os.lstat(os.path.join(above, name))).st_mode)
+    ]
+    return int(max(times)) if times else None
+
+
+def is_remote(text: str) -> bool:
+    """Whether ``text`` names something that is fetched: a git repository or a URL."""
+    return gitreference.parse(text) is not None or _is_url(text)
 
 
 def _is_url(text: str) -> bool:
@@ -130,8 +163,8 @@ def _stdin(means: Means) -> Files:
     return found if not found.dockerfile else Files(means.directory(), fetched=True, dockerfile=path)
 
 
-def _download(url: str, means: Means) -> str:
-    """The file behind ``url``, called ``context``, in a directory of its own."""
+def _download(url: str, means: Means) -> tuple[str, int | None]:
+    """The file behind ``url``, called ``context``, in a directory of its own; and its ``Last-Modified``."""
     means.emit(events.Resolving(ref=http.shown(url)))
     found = http.download(
         url, means.directory(), authorization=http.authorization(url, means.secret), cancel=means.cancel
@@ -139,16 +172,22 @@ def _download(url: str, means: Means) -> str:
     means.emit(events.Resolved(ref=http.shown(url), digest=found.digest))
     path = os.path.join(means.directory(), _FILE)
     os.rename(found.path, path)
-    return path
+    return path, found.mtime
 
 
 def _taken_apart(path: str, means: Means) -> Files:
     """What is in the archive ``path``; when it is none, the file itself is the Dockerfile."""
-    directory = means.directory()
-    if archive.extract(path, directory) is None:
+    directory = _unpacked(path, means)
+    if directory is None:
         return Files(os.path.dirname(path), fetched=True, dockerfile=path)
     os.unlink(path)
     return Files(directory, fetched=True, owners=True)
+
+
+def _unpacked(path: str, means: Means) -> str | None:
+    """A new directory with what is in the archive ``path``; None when it is none."""
+    directory = means.directory()
+    return None if archive.extract(path, directory) is None else directory
 
 
 def _git(repository: GitReference, means: Means) -> Files:
@@ -159,7 +198,7 @@ def _git(repository: GitReference, means: Means) -> Files:
     resolved = git.resolve(repository, means.directory(), access=access, cancel=means.cancel)
     means.emit(events.Resolved(ref=str(repository), digest=resolved.commit))
     found = git.checkout(repository, resolved, means.directory(), access=access, cancel=means.cancel)
-    return Files(found.path, fetched=True)
+    return Files(found.path, fetched=True, modified=found.time)
 
 
 def check_names(contexts: tuple[tuple[str, str], ...]) -> None:

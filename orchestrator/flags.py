@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from executor.job import CachePlace, Compression
 from executor.registry import config, reference
-from orchestrator import outputs
+from orchestrator import epoch, outputs
 from orchestrator.contexts import check_names
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms import host, parse_list
@@ -122,7 +122,8 @@ def _writable(path: str, flag: str) -> str:
 
 
 def _build_args(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    found: dict[str, str] = {}
+    # What reproducible builds agree on is a build arg by itself, as with buildx.
+    found = {epoch.NAME: os.environ[epoch.NAME]} if os.environ.get(epoch.NAME) else {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not name:

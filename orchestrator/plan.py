@@ -17,7 +17,7 @@ from executor.build import graph, scope
 from executor.dockerfile import Dockerfile, global_scope, parse
 from executor.registry import reference
 from executor.rootfs.tree import open_directory
-from orchestrator import contexts
+from orchestrator import contexts, epoch
 from orchestrator.contexts import Files, Means
 from orchestrator.request import Request
 from platforms import host
@@ -55,6 +55,10 @@ class Plan(msgspec.Struct, frozen=True):
     contexts: tuple[job.Context, ...]
     images: tuple[graph.External, ...]
     """Those that some platform needs."""
+    build_args: tuple[tuple[str, str], ...] = ()
+    """As executors are to see them."""
+    epoch: int | None = None
+    """SOURCE_DATE_EPOCH, seconds since 1970."""
 
 
 def read(request: Request, platforms: Iterable[Platform], means: Means) -> Plan:
@@ -78,23 +82,32 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
     found = [job.Context("", "directory", source.files.directory, source.ignore, source.files.owners)]
     found += [named_context(key, value, means) for key, value in request.build_contexts]
     named = [each.name for each in found if each.name]
+    scopes = [_scope(request, dockerfile, each) for each in platforms]
+    given, moment = dict(request.build_args), None
+    if scopes:
+        places = dict(request.build_contexts)
+        moment = epoch.resolve(dockerfile, given, scopes[0], source.files, places, means)
+        given = epoch.told(given, scopes[0], moment)
     images: dict[str, graph.External] = {}
     used: set[str] = set()
-    for platform in platforms:
-        given = dict(request.build_args)
-        arguments = global_scope(
-            dockerfile,
-            given,
-            scope.platform_arguments(host.default_platform(), platform, request.target or dockerfile.stages[-1].name),
-        )
-        needed = graph.plan(dockerfile, request.target, arguments, named)
+    for seen in scopes:
+        needed = graph.plan(dockerfile, request.target, seen, named)
         used.update(needed.contexts)
         for image in needed.images:
             images.setdefault(image.name, image)
     for context in found:
         if context.kind == "image" and context.name.casefold() in used:
             images.setdefault(context.location, graph.External(context.location))
-    return Plan(dockerfile, source.data, source.name, tuple(found), tuple(images.values()))
+    return Plan(
+        dockerfile, source.data, source.name, tuple(found), tuple(images.values()), tuple(given.items()), moment
+    )
+
+
+def _scope(request: Request, dockerfile: Dockerfile, platform: Platform) -> dict[str, str]:
+    """What FROM sees on ``platform``."""
+    stage = request.target or dockerfile.stages[-1].name
+    predefined = scope.platform_arguments(host.default_platform(), platform, stage)
+    return global_scope(dockerfile, dict(request.build_args), predefined)
 
 
 def _keeps_git_dir(request: Request) -> bool:

@@ -1,0 +1,90 @@
+"""SOURCE_DATE_EPOCH: the moment that nothing in an image is later than, and where a build takes it from.
+
+It is a number of seconds since 1970 or the name of what was changed last at that moment: ``context``, a named context,
+or a stage that does nothing but ADD one thing from elsewhere. It comes from ``--build-arg``, the environment (both in
+``Request.build_args``) or an ARG before the first FROM. Source: BuildKit, dockerfile2llb/epoch.go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from executor.dockerfile import Dockerfile, Stage, declared, expand
+from executor.dockerfile.instructions import Add, Arg
+from orchestrator import contexts
+from orchestrator.contexts import Files, Means
+from platforms.errors import DockerfileError, UsageError
+
+NAME: Final = "SOURCE_DATE_EPOCH"
+_SECONDS: Final = re.compile(r"[+-]?\d+")
+_REMEDY: Final = "give seconds since 1970, or name the context, a named context, or a stage FROM scratch with one ADD"
+
+
+def resolve(
+    dockerfile: Dockerfile,
+    given: Mapping[str, str],
+    seen: Mapping[str, str],
+    main: Files,
+    named: Mapping[str, str],
+    means: Means,
+) -> int | None:
+    """Seconds since 1970; None when the build has no such moment, as when it is to be that of a directory.
+
+    ``given`` are the build args, ``seen`` the global scope, ``named`` the further contexts as they were given. Raises
+    ``UsageError`` for a value that is nothing, ``DockerfileError`` for a stage that will not do, and ``ContextError``.
+    """
+    value = given.get(NAME) or ("" if NAME in given else seen.get(NAME, ""))
+    if not value:
+        return None
+    if _SECONDS.fullmatch(value):
+        return int(value)
+    if value == "context":
+        return contexts.changed(main, means)
+    for name, place in named.items():
+        if name.casefold() == value.casefold():
+            return _of_place(name, place, means)
+    for stage in dockerfile.stages:
+        if stage.name.casefold() == value.casefold():
+            return _of_stage(dockerfile, stage, given, seen, means)
+    raise UsageError(f"invalid {NAME}: {value}", remedy=_REMEDY)
+
+
+def told(given: Mapping[str, str], seen: Mapping[str, str], moment: int | None) -> dict[str, str]:
+    """The build args that tell stages which ask (``ARG SOURCE_DATE_EPOCH``) the number, whatever named it."""
+    rest = {name: value for name, value in given.items() if name != NAME}
+    if moment is not None and (NAME in given or NAME in seen):
+        return rest | {NAME: str(moment)}
+    return rest | {NAME: ""} if NAME in seen else rest  # an empty one, for the Dockerfile's default is void
+
+
+def _of_place(name: str, place: str, means: Means) -> int | None:
+    if place.startswith(("docker-image://", "oci-layout://")):
+        return None
+    return contexts.changed(contexts.named(name, place, means), means)
+
+
+def _of_stage(
+    dockerfile: Dockerfile, stage: Stage, given: Mapping[str, str], seen: Mapping[str, str], means: Means
+) -> int | None:
+    def unfit(why: str) -> DockerfileError:
+        return DockerfileError(
+            f"{NAME} cannot be taken from the stage {stage.name}", why=why, remedy=_REMEDY, where=stage.location
+        )
+
+    if expand(stage.base, seen, dockerfile.escape).image != "scratch":
+        raise unfit("it must be FROM scratch")
+    env = {name: value for name, value in seen.items() if name != NAME}
+    sources: list[str] = []
+    for instruction in stage.instructions:
+        if isinstance(instruction, Arg):
+            found = declared(instruction, env, given, env, dockerfile.escape)
+            env |= {name: value for name, value in found if value is not None}
+        elif isinstance(instruction, Add):
+            sources += expand(instruction, env, dockerfile.escape).sources
+        else:
+            raise unfit("it must hold nothing but ARG and one ADD")
+    if len(sources) != 1 or not contexts.is_remote(sources[0]):
+        raise unfit("it must ADD exactly one URL or git repository")
+    return contexts.changed(contexts.named(stage.name, sources[0], means), means)
