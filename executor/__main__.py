@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from executor import __version__, job
 from executor.conversation import Conversation
-from platforms.errors import Interrupted, KanifoldError, Problem
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,10 +81,14 @@ def _work(conversation: Conversation, order: job.Job) -> int:
     from platforms import emulation, host, parse
 
     platform = parse(order.platform)
-    found = emulation.emulation(platform)
+    found: Emulation | EnvironmentUnfit
+    try:
+        found = emulation.emulation(platform)
+    except EnvironmentUnfit as unfit:  # of no account as long as nothing of that platform is run
+        found = unfit
     place = isolation.enter()
     # The launcher forks before any thread exists; everything after may use threads.
-    steps = launcher.start(found)
+    steps = launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
     try:
         conversation.send(job.Hello(job.VERSION, __version__, str(host.host()), place.rung.value))
         return _build(conversation, order, found, place, steps)
@@ -92,7 +96,9 @@ def _work(conversation: Conversation, order: job.Job) -> int:
         steps.stop()
 
 
-def _build(conversation: Conversation, order: job.Job, found: Emulation, place: Isolation, steps: Launcher) -> int:
+def _build(
+    conversation: Conversation, order: job.Job, found: Emulation | EnvironmentUnfit, place: Isolation, steps: Launcher
+) -> int:
     import tempfile
     import time
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -140,7 +146,8 @@ def _build(conversation: Conversation, order: job.Job, found: Emulation, place: 
             cancel=cancel,
             empty=empty,
             directory=directory,
-            how=str(found),
+            how="" if isinstance(found, EnvironmentUnfit) else str(found),
+            unfit=found if isinstance(found, EnvironmentUnfit) else None,
         )
         # What earlier builds have left is on its way to the disk by now; waiting for our own would cost seconds.
         background.submit(durability.settle, store)

@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -33,7 +33,7 @@ from orchestrator.publish import Image, Product
 from orchestrator.request import Request
 from orchestrator.trace import recorded
 from orchestrator.view import events, open_display
-from platforms.errors import AuditError, BuildError, Interrupted, KanifoldError
+from platforms.errors import AuditError, BuildError, EnvironmentUnfit, Interrupted, KanifoldError
 
 _LAST_MOMENT = 1.9
 """Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
@@ -149,6 +149,7 @@ async def _made(
     emit: Emit,
 ) -> Product:
     plan = await _plan(request, scratch, emit)  # (2)
+    _refuse_unfit(request, plan, placements)
     pins = await _pin(request, plan, client, store, emit)
     checked = asyncio.create_task(asyncio.to_thread(checking.cautions, request, plan, pins, client, store))
     if plan.dockerfile.check:  # findings may fail the build: before anything runs
@@ -164,6 +165,19 @@ async def _made(
         return await _finish(request, plan, built, client, store, emit)
     finally:
         await asyncio.gather(*(each.executor.close() for each in built), return_exceptions=True)
+
+
+def _refuse_unfit(request: Request, plan: Plan, placements: Iterable[Placement]) -> None:
+    """Raise ``EnvironmentUnfit`` when a platform's programs would have to run that cannot, before anything is done."""
+    for each in placements:
+        if each.unfit is not None and each.platform in plan.running:
+            raise each.unfit
+        if each.platform.os == "windows" and not all(output.holds_files for output in request.outputs):
+            raise EnvironmentUnfit(
+                f"cannot make images for {each.platform}",
+                why="layers of Windows images have a form of their own",
+                remedy="have the files without the image: -o type=local,dest=DIR",
+            )
 
 
 async def _plan(request: Request, scratch: str, emit: Emit) -> Plan:

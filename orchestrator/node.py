@@ -33,6 +33,8 @@ class Placement(msgspec.Struct, frozen=True):
     platform: Platform
     node: Node
     how: str
+    unfit: EnvironmentUnfit | None = None
+    """Why none of its programs runs there: enough for a build that only copies files."""
 
 
 def local(platforms: Sequence[Platform] = (), jobs: int = 0, *, pushes: bool = False) -> Node:
@@ -60,6 +62,10 @@ def local(platforms: Sequence[Platform] = (), jobs: int = 0, *, pushes: bool = F
 
 
 def place(wanted: Platform, nodes: tuple[Node, ...]) -> Placement:
-    """The node for ``wanted``. Raises ``EnvironmentUnfit`` when none can build it."""
-    found = emulation.emulation(wanted)
-    return Placement(wanted, nodes[0], str(found))
+    """The node for ``wanted``. Raises ``EnvironmentUnfit`` where no executor could be at all."""
+    try:
+        return Placement(wanted, nodes[0], str(emulation.emulation(wanted)))
+    except EnvironmentUnfit as unfit:
+        if sys.platform != "linux":
+            raise
+        return Placement(wanted, nodes[0], "", unfit)

@@ -57,6 +57,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Those that some platform needs."""
     build_args: tuple[tuple[str, str], ...] = ()
     """As executors are to see them."""
+    running: frozenset[Platform] = frozenset()
+    """Those whose own programs the Dockerfile runs."""
     epoch: int | None = None
     """SOURCE_DATE_EPOCH, seconds since 1970."""
 
@@ -82,7 +84,8 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
     found = [job.Context("", "directory", source.files.directory, source.ignore, source.files.owners)]
     found += [named_context(key, value, means) for key, value in request.build_contexts]
     named = [each.name for each in found if each.name]
-    scopes = [_scope(request, dockerfile, each) for each in platforms]
+    targets = tuple(platforms)
+    scopes = [_scope(request, dockerfile, each) for each in targets]
     given, moment = dict(request.build_args), None
     if scopes:
         places = dict(request.build_contexts)
@@ -90,8 +93,11 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
         given = epoch.told(given, scopes[0], moment)
     images: dict[str, graph.External] = {}
     used: set[str] = set()
-    for seen in scopes:
+    running: set[Platform] = set()
+    for target, seen in zip(targets, scopes, strict=True):
         needed = graph.plan(dockerfile, request.target, seen, named)
+        if target in graph.run_on(dockerfile, needed, seen, target):
+            running.add(target)
         used.update(needed.contexts)
         for image in needed.images:
             images.setdefault(image.name, image)
@@ -99,7 +105,14 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
         if context.kind == "image" and context.name.casefold() in used:
             images.setdefault(context.location, graph.External(context.location))
     return Plan(
-        dockerfile, source.data, source.name, tuple(found), tuple(images.values()), tuple(given.items()), moment
+        dockerfile,
+        source.data,
+        source.name,
+        tuple(found),
+        tuple(images.values()),
+        tuple(given.items()),
+        frozenset(running),
+        moment,
     )
 
 

@@ -18,9 +18,10 @@ from platforms.errors import UsageError
 
 SYSTEMS: Final = (
     "aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux", "nacl", "netbsd",
-    "openbsd", "plan9", "solaris", "windows", "zos",
+    "openbsd", "plan9", "solaris", "wasi", "wasip1", "windows", "zos",
 )  # fmt: skip
-"""Operating systems, by their Go names (go/build/syslist.go), as the OCI image specification asks for."""
+"""Operating systems, by their Go names (go/build/syslist.go), as the OCI image specification asks for; and wasi, as
+Docker has it."""
 
 ARCHITECTURES: Final = (
     "386", "amd64", "amd64p32", "arm", "arm64", "arm64be", "armbe", "loong64", "mips", "mips64", "mips64le",

@@ -125,6 +125,18 @@ def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], 
     return _own_platform(dockerfile, stage, scope) or target
 
 
+def run_on(dockerfile: Dockerfile, needed: Graph, scope: Mapping[str, str], target: Platform) -> set[Platform]:
+    """The platforms whose programs the RUNs of the ``needed`` stages are. Triggers of base images are not known."""
+    found = set()
+    for index in needed.stages:
+        if any(isinstance(each, Run) for each in dockerfile.stages[index].instructions):
+            bottom = index
+            while needed.bases[bottom].kind == "stage":
+                bottom = needed.bases[bottom].stage
+            found.add(platform_of(dockerfile, dockerfile.stages[bottom], scope, target))
+    return found
+
+
 def _own_platform(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str]) -> Platform | None:
     text = expand(stage.base, scope, dockerfile.escape).platform
     if not text:

@@ -65,8 +65,10 @@ def execute(
 ) -> None:
     """Run the step on top of ``directories`` (top first), its changes going to ``upper``.
 
-    Raises ``StepFailed`` with the tail of the output, or ``Interrupted``.
+    Raises ``StepFailed`` with the tail of the output, ``EnvironmentUnfit``, or ``Interrupted``.
     """
+    if workshop.unfit is not None and state.platform == workshop.platform:
+        raise workshop.unfit
     who = users.identity(tree, state.config.user)
     env = running.env
     if not any(name == "HOME" for name, _ in env):

@@ -20,7 +20,7 @@ from executor.registry.client import Client
 from executor.rootfs.tree import Tree, open_layers
 from executor.sandbox.launcher import Launcher
 from executor.store.store import Store
-from platforms.errors import Interrupted
+from platforms.errors import EnvironmentUnfit, Interrupted
 from platforms.platform import Platform
 
 if TYPE_CHECKING:
@@ -95,7 +95,9 @@ class Workshop(msgspec.Struct, frozen=True):
     directory: str
     """For what lives as long as the job."""
     how: str
-    """How steps run here: ``native`` or the emulator's name."""
+    """How steps run here: ``native`` or the emulator's name; "" when they cannot."""
+    unfit: EnvironmentUnfit | None = None
+    """Why no program of the target platform runs here; None when they do."""
     trees: Trees = msgspec.field(default_factory=Trees)
     downloading: threading.Lock = msgspec.field(default_factory=threading.Lock)
     downloads: dict[tuple[str, str], http.Downloaded] = msgspec.field(default_factory=dict)

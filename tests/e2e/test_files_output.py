@@ -117,3 +117,14 @@ def test_places_that_cannot_be_written_are_refused_before_the_build(kanifold: Ka
         assert outcome.code == 2, spec
         assert "building" not in outcome.err
     assert kanifold.run("build", folder, "-o", "-", "-o", "type=docker,dest=-").code == 2
+
+
+def test_what_nothing_here_could_run_is_built_as_long_as_nothing_has_to(
+    kanifold: Kanifold, busybox: Base, context: Context
+) -> None:
+    made = f"FROM --platform=$BUILDPLATFORM {busybox.ref} AS made\nARG TARGETPLATFORM\nRUN echo $TARGETPLATFORM > /f\n"
+    folder = context({"Dockerfile": f"{made}FROM scratch\nCOPY --from=made /f /f\nWORKDIR /d\n"})
+    platforms = ("darwin/arm64", "wasi/wasm", "linux/s390")
+    kanifold("build", folder, "--platform", ",".join(platforms), "-o", "out")
+    for each in platforms:
+        assert (kanifold.home / "out" / each.replace("/", "_") / "f").read_text() == f"{each}\n"

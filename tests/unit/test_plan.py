@@ -170,3 +170,23 @@ def test_names_of_contexts_are_given_once() -> None:
     for names in ((("a", "."), ("A", ".")), (("", "."),)):
         with pytest.raises(UsageError):
             check_names(names)
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "running"),
+    [
+        ("FROM scratch\nCOPY f /\n", set()),
+        ("FROM scratch AS other\nRUN true\nFROM scratch\nCOPY f /\n", set()),
+        ("FROM --platform=$BUILDPLATFORM a AS x\nFROM x AS y\nRUN true\nFROM scratch\nCOPY --from=y f /\n", set()),
+        ("FROM a AS x\nFROM x AS y\nRUN true\nFROM scratch\nCOPY --from=y f /\n", {"darwin/arm64", "linux/mips64"}),
+    ],
+)
+def test_platforms_whose_programs_are_run(tmp_path: Path, dockerfile: str, running: set[str]) -> None:
+    write(tmp_path, Dockerfile=dockerfile)
+    assert {str(each) for each in read(tmp_path, "darwin/arm64", "linux/mips64").running} == running
+
+
+def test_images_of_contexts_that_nothing_uses_are_not_looked_for(tmp_path: Path) -> None:
+    write(tmp_path, Dockerfile="FROM a:1 AS unused\nFROM b:1\n")
+    contexts = (("unused", "docker-image://x:1"), ("a:1", "docker-image://x:2"), ("B:1", "docker-image://x:3"))
+    assert images(read(tmp_path, build_contexts=contexts)) == ("x:3",)
