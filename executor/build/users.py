@@ -25,7 +25,8 @@ class Identity(msgspec.Struct, frozen=True):
 
     uid: int = 0
     gid: int = 0
-    groups: tuple[int, ...] = ()
+    groups: tuple[int, ...] = (0,)
+    """Supplementary ones, ``gid`` among them (BuildKit, executor/oci/user.go)."""
     home: str = "/"
 
 
@@ -60,8 +61,8 @@ def identity(tree: Tree | None, text: str) -> Identity:
         text = "0"
     user, colon, group = text.partition(":")
     if colon and _number(user) is not None and _number(group) is not None:
-        uid = _number(user)
-        return Identity(uid or 0, _number(group) or 0, (), _home(tree, uid or 0))
+        uid, gid = _number(user) or 0, _number(group) or 0
+        return Identity(uid, gid, (gid,), _home(tree, uid))
     number = _number(user)
     row = next(
         (
@@ -90,7 +91,7 @@ def identity(tree: Tree | None, text: str) -> Identity:
         groups = tuple(
             _id(fields[2], "group") for fields in _lines(tree, b"etc/group", 4) if name in fields[3].split(",")
         )
-    return Identity(uid, gid, groups, (row[5] if row and len(row) > 5 else "/"))
+    return Identity(uid, gid, tuple(dict.fromkeys((gid, *groups))), (row[5] if row and len(row) > 5 else "/"))
 
 
 def _home(tree: Tree | None, uid: int) -> str:

@@ -36,17 +36,17 @@ def stage(tmp_path: Path) -> Iterator[Tree]:
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
-        ("", Identity(0, 0, (10,), "/root")),
-        ("root", Identity(0, 0, (10,), "/root")),
-        ("app", Identity(1000, 100, (50, 51), "/home/app")),
-        ("1000", Identity(1000, 100, (50, 51), "/home/app")),
-        ("app:staff", Identity(1000, 50, (), "/home/app")),
-        ("app:7", Identity(1000, 7, (), "/home/app")),
-        ("1000:100", Identity(1000, 100, (), "/home/app")),
-        ("4321", Identity(4321, 0, (), "/")),
-        ("4321:1234", Identity(4321, 1234, (), "/")),
-        ("nohome", Identity(1001, 100, (), "")),
-        ("2147483647", Identity(2147483647, 0, (), "/")),
+        ("", Identity(0, 0, (0, 10), "/root")),
+        ("root", Identity(0, 0, (0, 10), "/root")),
+        ("app", Identity(1000, 100, (100, 50, 51), "/home/app")),
+        ("1000", Identity(1000, 100, (100, 50, 51), "/home/app")),
+        ("app:staff", Identity(1000, 50, (50,), "/home/app")),
+        ("app:7", Identity(1000, 7, (7,), "/home/app")),
+        ("1000:100", Identity(1000, 100, (100,), "/home/app")),
+        ("4321", Identity(4321, 0, (0,), "/")),
+        ("4321:1234", Identity(4321, 1234, (1234,), "/")),
+        ("nohome", Identity(1001, 100, (100,), "")),
+        ("2147483647", Identity(2147483647, 0, (0,), "/")),
     ],
 )
 def test_who_a_step_runs_as(stage: Tree, text: str, meant: Identity) -> None:
@@ -147,7 +147,7 @@ def test_a_link_leads_to_the_stages_own_file(tmp_path: Path) -> None:
 
 
 def test_a_stage_without_files_has_numbers() -> None:
-    assert users.identity(None, "5:6") == Identity(5, 6)
+    assert users.identity(None, "5:6") == Identity(5, 6, (6,))
     assert users.identity(None, "") == Identity()
     assert users.owner(None, "5") == (5, 5)
     with pytest.raises(BuildError):
