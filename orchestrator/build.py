@@ -152,7 +152,7 @@ async def _made(
     _refuse_unfit(request, plan, placements)
     pins = await _pin(request, plan, client, store, emit)
     checked = asyncio.create_task(asyncio.to_thread(checking.cautions, request, plan, pins, client, store))
-    if plan.dockerfile.check:  # findings may fail the build: before anything runs
+    if checking.may_fail(request, plan):
         await checked
     name = os.path.basename(scratch)
     orders = [(each, _order(request, plan, pins, each, name)) for each in placements]

@@ -34,6 +34,10 @@ _Noted = tuple[Cautions, Problem | None]
 _NOTED: Final[msgspec.json.Decoder[_Noted]] = msgspec.json.Decoder(_Noted)
 
 
+_OPTIONS: Final = "BUILDKIT_DOCKERFILE_CHECK"
+"""The build arg in place of what the Dockerfile says behind ``# check=``."""
+
+
 def cautions(
     request: Request, plan: Plan, pins: tuple[job.Pin, ...], client: Client, store: Store
 ) -> tuple[events.Cautioned, ...]:
@@ -70,6 +74,11 @@ def cautions(
     return tuple(events.Cautioned(problem=problem, rule=name) for name, problem in found)
 
 
+def may_fail(request: Request, plan: Plan) -> bool:
+    """Whether findings may fail the build, so that nothing may be run before they are known."""
+    return bool(plan.dockerfile.check) or _OPTIONS in dict(request.build_args)
+
+
 def _predefined(request: Request, plan: Plan) -> dict[str, str]:
     target = request.target or plan.dockerfile.stages[-1].name
     return scope.platform_arguments(host.default_platform(), request.platforms[0], target)
@@ -102,6 +111,7 @@ def _bases(
 
 
 def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[int, Base]) -> Report:
+    asked = dict(request.build_args).get(_OPTIONS)
     hidden = next((each.ignore for each in plan.contexts if not each.name), "")
     return checks.check(
         plan.dockerfile,
@@ -111,6 +121,7 @@ def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[i
         stages=stages,
         bases=known,
         ignore=ignore.parse(hidden) if hidden else ignore.NOTHING,
+        options=None if asked is None else rules.options(asked),
     )
 
 
@@ -145,8 +156,8 @@ def call(request: Request, method: str) -> int:
 def _print_checks(request: Request, source: planning.Source, means: Means, as_json: bool) -> int:
     try:
         found = _check_all(request, planning.plan(request, (), source, means))
-    except DockerfileError as error:  # no Dockerfile at all
-        found = Report((), error.problem)
+    except DockerfileError as error:
+        found = _above(request, source, means, error.problem)
     if as_json:
         print(json.dumps(documents.lint_document(found, source.name, source.data), indent=2))
     else:
@@ -159,6 +170,18 @@ def _print_checks(request: Request, source: planning.Source, means: Means, as_js
         elif found.violations:
             print(f"Check complete, {len(found.violations)} warning(s) found.")
     return 1 if found.failure is not None or found.violations else 0
+
+
+def _above(request: Request, source: planning.Source, means: Means, problem: Problem) -> Report:
+    """What is to be said of the lines above the one with ``problem``, which no Dockerfile has, and that itself."""
+    if problem.where is None:
+        return Report((), problem)
+    lines = source.data.split(b"\n")[: problem.where.line - 1]
+    try:
+        plan = planning.plan(request, (), replace(source, data=b"\n".join(lines)), means)
+        return replace(_check(request, plan, (), {}), failure=problem)
+    except DockerfileError:
+        return Report((), problem)
 
 
 def _print_targets(plan: Plan, as_json: bool) -> int:

@@ -90,7 +90,7 @@ def test_all_stages_are_checked_unless_one_is_the_target(kanifold: Kanifold) -> 
 @pytest.mark.parametrize(
     ("source", "found", "says", "line"),
     [
-        ("FROM scratch as a\nRUNN x\n", [], "unknown instruction: RUNN (did you mean RUN?)", 2),
+        ("FROM scratch as a\nRUNN x\n", [(1, "FromAsCasing")], "unknown instruction: RUNN (did you mean RUN?)", 2),
         ("FROM scratch as a\nCOPY --from=7 / /\n", [(1, "FromAsCasing")], "invalid stage index 7", 2),
         ("FROM scratch as a\nEXPOSE x\n", [(1, "FromAsCasing")], "invalid containerPort: x", 2),
         ("FROM scratch\nCOPY --chmod=999 a /\n", [], "invalid chmod parameter: '999'", 2),
@@ -98,6 +98,12 @@ def test_all_stages_are_checked_unless_one_is_the_target(kanifold: Kanifold) -> 
         ("FROM scratch\nCOPY https://x/y /\n", [], "source can't be a URL for COPY", 2),
         ("FROM scratch\nADD --checksum=sha256:00 a /\n", [], "checksum requires HTTP(S) or Git sources", 2),
         ("# check=error=true\nFROM scratch as a\n", [(2, "FromAsCasing")], "lint violation found for rules", 0),
+        (
+            "FROM scratch AS Stage\nMAINTAINER me\nBADCMD\n",
+            [(1, "StageNameCasing"), (2, "MaintainerDeprecated")],
+            "unknown instruction: BADCMD",
+            3,
+        ),
         ("# check=nothing\nFROM scratch\n", [], 'invalid check option "nothing"', 0),
     ],
 )
@@ -109,6 +115,18 @@ def test_what_would_fail_a_build_is_in_the_document(
     assert says in str(error["message"])
     ranges = error["location"].get("ranges", [])  # type: ignore[attr-defined]
     assert [each["start"]["line"] for each in ranges] == ([line] if line else [])
+
+
+def test_a_build_arg_stands_in_for_the_directive(kanifold: Kanifold) -> None:
+    source = "# check=skip=all\nFROM scratch as a\ncopy Dockerfile .\n"
+    given = "BUILDKIT_DOCKERFILE_CHECK=skip=ConsistentInstructionCasing;error=true"
+    code, found, error = check(kanifold, source, "--build-arg", given)
+    assert (code, found) == (1, [(2, "FromAsCasing")])
+    assert "lint violation" in str(error["message"])
+    assert kanifold.run("build", kanifold.home / "context", "--build-arg", given).code == 1
+    source = source.replace("skip=all", "error=true")
+    assert check(kanifold, source, "--build-arg", "BUILDKIT_DOCKERFILE_CHECK=skip=all") == (0, [], {})
+    assert kanifold.run("build", kanifold.home / "context").code == 1
 
 
 def test_a_clean_dockerfile_ends_with_0(kanifold: Kanifold) -> None:
