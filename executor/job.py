@@ -242,6 +242,8 @@ class Job(Message, frozen=True, tag="job"):
     hosts: tuple[tuple[str, str], ...] = ()
     network: str = ""
     shm_size: int = 0
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    """Limits of steps: (name as Docker has it, soft, hard), -1 for none."""
     implicit_platform: bool = False
     """Whether nobody asked for a platform, so that a base image of another one may decide."""
 

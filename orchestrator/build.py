@@ -298,6 +298,7 @@ def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: P
         hosts=request.hosts,
         network=request.network,
         shm_size=request.shm_size,
+        ulimits=request.ulimits,
         implicit_platform=request.implicit_platform,
     )
 

@@ -141,6 +141,13 @@ def cli() -> None:
     help="Let the Dockerfile have it: security.insecure, for RUN --security=insecure.",
 )
 @click.option("--shm-size", metavar="BYTES", default="", help="Size of /dev/shm in steps: 64m, 1g, …")
+@click.option(
+    "--ulimit",
+    "ulimits",
+    metavar="NAME=SOFT[:HARD]",
+    multiple=True,
+    help="A limit of every process in steps: nofile=1024:4096, core=0, …; -1 is none.",
+)
 @click.option("--no-cache", is_flag=True, help="Run every step, whatever the cache knows.")
 @click.option(
     "--no-cache-filter", "no_cache_filters", metavar="STAGE", multiple=True, help="Run every step of these stages."

@@ -18,6 +18,10 @@ from platforms.errors import UsageError
 from platforms.platform import parse as parse_platform
 
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_ULIMITS: Final = (
+    "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
+    "sigpending", "stack",
+)  # fmt: skip
 _AGES: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -46,6 +50,7 @@ def request(flags: Mapping[str, Any]) -> Request:
         hosts=tuple(_host(each) for each in flags["hosts"]),
         network="" if flags["network"] == "default" else flags["network"],
         shm_size=size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
+        ulimits=tuple({each[0]: each for each in map(_ulimit, flags["ulimits"])}.values()),
         cache_from=tuple(
             each
             for text in (*flags["cache_from"], *_cache_repo(flags["cache_repo"]))
@@ -280,6 +285,20 @@ def _host(text: str) -> tuple[str, str]:
     if not name:
         raise UsageError(f"--add-host {text!r} has no name")
     return name, address.strip("[]")
+
+
+def _ulimit(text: str) -> tuple[str, int, int]:
+    """``name=soft:hard`` or ``name=both``, as docker has it."""
+    match = re.fullmatch(r"(\w+)=(-1|\d+)(?::(-1|\d+))?", text)
+    if match is None or match[1] not in _ULIMITS:
+        raise UsageError(
+            f"--ulimit {text!r} is not NAME=SOFT[:HARD]",
+            remedy=f"numbers, -1 for none, and one of: {', '.join(_ULIMITS)}",
+        )
+    soft, hard = int(match[2]), int(match[3] or match[2])
+    if hard != -1 and not 0 <= soft <= hard:
+        raise UsageError(f"--ulimit {text!r}: the soft limit is above the hard one")
+    return match[1], soft, hard
 
 
 def _allowed(text: str) -> Allowed:

@@ -60,6 +60,7 @@ class Request(msgspec.Struct, frozen=True):
     hosts: tuple[tuple[str, str], ...] = ()
     network: str = ""
     shm_size: int = 0
+    ulimits: tuple[tuple[str, int, int], ...] = ()
     cache_from: tuple[CachePlace, ...] = ()
     cache_to: tuple[CachePlace, ...] = ()
     cache_ttl: int | None = None

@@ -91,6 +91,7 @@ def execute(
         hostname=scope.host_name(order.build_args),
         hosts=order.hosts,
         shm_size=order.shm_size or 64 << 20,
+        ulimits=order.ulimits,
     )
     tail: list[str] = []
 

@@ -265,6 +265,7 @@ class Solver:
                 scope.host_name(workshop.order.build_args),
                 workshop.order.hosts,
                 workshop.order.shm_size,
+                workshop.order.ulimits,
                 mounts.key,
             ),
         )

@@ -335,6 +335,7 @@ ROWS = (
     Row("--network of a step", "miss", "RUN ls /sys/class/net > /n", written("RUN", "RUN --network=none")),
     Row("--network of a build", "miss", "RUN ls /sys/class/net > /n", told("--network=none")),
     Row("--add-host", "miss", "RUN cat /etc/hosts > /h", told("--add-host=h:1.2.3.4")),
+    Row("--ulimit", "miss", "RUN ulimit -n > /n", told("--ulimit=nofile=77:99")),
     Row("--shm-size", "miss", "RUN df /dev/shm | tail -1 > /s", told("--shm-size=1m")),
     Row("--no-cache", "miss", SEEN, told("--no-cache")),
     Row("--no-cache-filter", "miss", f"FROM {{base}} AS a\n{SEEN}", told("--no-cache-filter=a")),
