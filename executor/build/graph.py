@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 import msgspec
 
 from executor.dockerfile import Dockerfile, Stage, expand, find_base, find_named, find_source, find_stage
+from executor.dockerfile.expansion import misspelt
 from executor.dockerfile.instructions import Copy, Instruction, Run
 from executor.registry import reference
 from platforms.errors import DockerfileError, Location, UsageError
@@ -144,8 +145,9 @@ def _own_platform(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str]
     try:
         return parse_platform(text)
     except UsageError as error:
+        meant = misspelt(stage.base.platform, scope, dockerfile.escape)
         raise DockerfileError(
-            f"failed to parse platform {stage.base.platform}", why=str(error), where=stage.location
+            f"failed to parse platform {stage.base.platform}{meant}", why=str(error), where=stage.location
         ) from error
 
 

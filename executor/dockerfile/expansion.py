@@ -23,7 +23,8 @@ from msgspec.structs import replace
 from executor.dockerfile import copies, ignore, mounts, ports
 from executor.dockerfile import instructions as kinds
 from executor.dockerfile.lines import Heredoc
-from executor.dockerfile.words import BODY, expand_words
+from executor.dockerfile.suggest import hint_any
+from executor.dockerfile.words import BODY, Watched, expand_words
 from executor.dockerfile.words import expand as expand_text
 from platforms.errors import DockerfileError
 
@@ -96,7 +97,7 @@ def _expanded(
 ) -> kinds.Instruction:
     match instruction:
         case kinds.From():
-            return _base(instruction, word)
+            return _base(instruction, word, env, escape)
         case kinds.Env() | kinds.Label():
             return replace(instruction, pairs=tuple((word(name), word(value)) for name, value in instruction.pairs))
         case kinds.Copy():
@@ -129,14 +130,22 @@ def _expanded(
             return instruction
 
 
-def _base(base: kinds.From, word: Callable[[str], str]) -> kinds.From:
+def _base(base: kinds.From, word: Callable[[str], str], env: Mapping[str, str], escape: str) -> kinds.From:
     image = word(base.image)
     if not image:
         raise ValueError(f"base name ({base.image}) should not be blank")
     platform = word(base.platform)
     if base.platform and not platform:
-        raise ValueError(f"empty platform value from expression {base.platform}")
+        meant = misspelt(base.platform, env, escape)
+        raise ValueError(f"empty platform value from expression {base.platform}{meant}")
     return replace(base, image=image, platform=platform)
+
+
+def misspelt(text: str, env: Mapping[str, str], escape: str) -> str:
+    """`` (did you mean NAME?)`` when ``text`` has a variable that is not in ``env`` but one much like it; else ""."""
+    seen = Watched(env)
+    expand_text(text, seen, escape=escape)
+    return hint_any(seen.missing, sorted(env))
 
 
 def _files(

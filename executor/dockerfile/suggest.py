@@ -31,6 +31,12 @@ def hint(word: str, options: Iterable[str]) -> str:
     return f" (did you mean {best}?)" if best else ""
 
 
+def hint_any(words: Iterable[str], options: Iterable[str]) -> str:
+    """``hint`` for the first of ``words`` that is like an option, or ""."""
+    options = tuple(options)
+    return next(filter(None, (hint(word, options) for word in words)), "")
+
+
 def _distance(one: str, other: str) -> int:
     """Levenshtein's edit distance."""
     row = list(range(len(other) + 1))

@@ -201,6 +201,10 @@ def test_from_sees_the_global_scope_only(source: str, build_args: dict[str, str]
     ("source", "why"),
     [
         ("FROM $V", "base name ($V) should not be blank"),
+        (
+            "ARG VARIABLE=1\nFROM --platform=$VARIBLE a",
+            "empty platform value from expression $VARIBLE (did you mean VARIABLE?)",
+        ),
         ("FROM --platform=$V a", "empty platform value from expression $V"),
         ("FROM a:${V", "failed to process \"a:${V\": syntax error: missing '}'"),
         ("ARG V=${W:?needed}\nFROM a:$V", 'failed to process "${W:?needed}": W: needed'),

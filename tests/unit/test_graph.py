@@ -112,6 +112,12 @@ def test_platforms_of_stages(text: str, meant: str) -> None:
     assert str(found) == meant
 
 
+def test_a_misspelt_variable_in_a_platform_is_named() -> None:
+    dockerfile = parse(b"FROM --platform=linux/$TARGTARCH a")
+    with pytest.raises(DockerfileError, match=r"did you mean TARGETARCH\?"):
+        platform_of(dockerfile, dockerfile.stages[0], {"TARGETARCH": "arm64"}, parse_platform("linux/amd64"))
+
+
 def test_a_platform_that_is_none_has_a_place() -> None:
     dockerfile = parse(b"FROM --platform=what/is/this/now a")
     with pytest.raises(DockerfileError) as caught:
