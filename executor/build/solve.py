@@ -238,6 +238,14 @@ class Solver:
                 remedy="if you trust the Dockerfile that far: --allow security.insecure",
                 where=instruction.location,
             )
+        required = next((each.name for each in instruction.devices if each.required), None)
+        if required is not None:
+            raise DockerfileError(
+                f'required device "{required}" is not registered',
+                why="no devices are handed to steps here",
+                remedy="without ,required the step does without",
+                where=instruction.location,
+            )
         script = inline_script(instruction)
         argv = instruction.command
         if instruction.shell:
