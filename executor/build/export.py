@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import BinaryIO, Final
@@ -25,7 +26,7 @@ from executor.image.digest import sha256
 from executor.image.manifest import Descriptor, Manifest, describe
 from executor.registry import reference
 from executor.registry.reference import Reference
-from executor.store import blobs
+from executor.store import blobs, facts, locks
 
 _SMALL: Final = 16 << 10
 """Bytes of a new layer that are sent sooner than the registry is asked whether it happens to have them."""
@@ -57,15 +58,34 @@ class Pushes(msgspec.Struct, frozen=True):
         descriptor = layer.blob().descriptor
         if descriptor.size > _SMALL:
             self._send(target, layer)
-        else:
-            self.workshop.registry().send(target, descriptor, partial(self._content, layer))
+            return
+        with self._once(target, descriptor.digest) as needed:
+            if needed:
+                self.workshop.registry().send(target, descriptor, partial(self._content, layer))
 
     def _send(self, target: Reference, layer: Layer) -> None:
         self.workshop.check()
         origin = layer.origin
         sources = (origin.repository,) if origin is not None and origin.registry == target.registry else ()
-        content = partial(self._content, layer)
-        self.workshop.registry().push(target, layer.blob().descriptor, content, mount_from=sources)
+        descriptor = layer.blob().descriptor
+        with self._once(target, descriptor.digest) as needed:
+            if needed:
+                self.workshop.registry().push(target, descriptor, partial(self._content, layer), mount_from=sources)
+
+    @contextmanager
+    def _once(self, target: Reference, digest: str) -> Iterator[bool]:
+        """Whether the blob is still to be sent: no other job of this build has done so, or is about to.
+
+        To send it again would not only be in vain: Docker's registry writes the file by which a repository knows a blob
+        anew, in place, and may be reading it at that moment for the manifest of the first.
+        """
+        store, build = self.workshop.store, self.workshop.order.build
+        name = f"{target.registry}/{target.repository} {digest}"
+        with locks.lock(store, f"push {name}", cancel=self.workshop.cancelled):
+            needed = not build or facts.get(store, "pushed", f"{name} {build}") is None
+            yield needed
+            if needed and build:
+                facts.put(store, "pushed", f"{name} {build}", b"")
 
     def _content(self, layer: Layer) -> BinaryIO:
         layer.content()

@@ -36,6 +36,7 @@ from platforms.errors import ArchiveError, RegistryError
 
 SMALL_BLOB: Final = 16 << 20
 """Bytes of a blob that is read into memory: image configurations are kilobytes."""
+_MANIFEST_TRIES: Final = 4
 _MIRROR_TRIES: Final = 2
 _KNOWN: Final = mediatypes.INDEXES | mediatypes.MANIFESTS
 
@@ -200,13 +201,28 @@ class Client:
             length=len(data),
             accept=frozenset({200, 201, 202}),
         )
-        reply = self._session.call(endpoint, call)
+        reply = self._until_known(endpoint, call)
         said = reply.header("docker-content-digest")
         if said.startswith(algorithm + ":") and said != digest:
             raise RegistryError(what, why=f"the registry stored something else: {printable(said, 100)} for {digest}")
         return Descriptor(media_type, digest, len(data))
 
     # -- inside
+
+    def _until_known(self, endpoint: Endpoint, call: Call) -> Reply:
+        """The answer to a manifest whose blobs are all there.
+
+        Docker's registry may miss one for a moment while somebody else uploads it too: it writes the file by which a
+        repository knows a blob anew, in place.
+        """
+        for attempt in range(_MANIFEST_TRIES - 1):
+            try:
+                return self._session.call(endpoint, call)
+            except RegistryError as error:
+                if "MANIFEST_BLOB_UNKNOWN" not in error.problem.why:
+                    raise
+                self._session.wire.pause(self._session.pace.delay(attempt))
+        return self._session.call(endpoint, call)
 
     def _endpoints(self, reference: Reference) -> tuple[Endpoint, ...]:
         return (*mirror_endpoints(reference, self.settings), origin_endpoint(reference))

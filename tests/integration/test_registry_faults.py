@@ -714,6 +714,28 @@ def test_a_registry_that_stores_something_else_is_found_out(
         client.put_manifest(ref(server), data, descriptor.media_type)
 
 
+@pytest.mark.parametrize(("refusals", "works"), [(1, True), (3, True), (4, False)])
+def test_a_blob_that_another_uploads_too_may_be_missed_for_a_moment(
+    registry: MemoryRegistry, server: Served, client: Client, refusals: int, works: bool
+) -> None:
+    descriptor, data = image()
+    refusal = b'{"errors": [{"code": "MANIFEST_BLOB_UNKNOWN", "message": "blob unknown to registry"}]}'
+    left = [refusals]
+
+    def fault(asked: Asked) -> object:
+        if asked.method != "PUT" or not left[0]:
+            return ...
+        left[0] -= 1
+        return Said(400, {"Content-Type": "application/json"}, refusal)
+
+    registry.fault = fault
+    if works:
+        assert client.put_manifest(ref(server), data, descriptor.media_type) == descriptor
+    else:
+        with pytest.raises(RegistryError, match="MANIFEST_BLOB_UNKNOWN"):
+            client.put_manifest(ref(server), data, descriptor.media_type)
+
+
 def test_a_registrys_warnings_are_passed_on_once(registry: MemoryRegistry, server: Served) -> None:
     descriptor, data = image()
     registry.add_manifest("team/app", "1", descriptor.media_type, data)
