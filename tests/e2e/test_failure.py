@@ -226,9 +226,15 @@ def test_an_interrupted_build_leaves_nothing_behind(
 ) -> None:
     folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN echo begun; sleep 1000\n"})
     dest = kanifold.home / "out"
-    with kanifold.start(
-        "build", folder, "--platform", "linux/amd64,linux/arm64", "--progress", "plain", "-o", f"type=oci,dest={dest}"
-    ) as process:
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored below nohup, and then by what we start, too
+    try:
+        started = kanifold.start(
+            "build", folder, "--platform", "linux/amd64,linux/arm64", "--progress", "plain",
+            "-o", f"type=oci,dest={dest}",
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
+    with started as process:
         assert process.stderr is not None
         assert process.stdout is not None
         begun = 0
