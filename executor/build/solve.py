@@ -283,7 +283,7 @@ class Solver:
             return self._execute(number, instruction, running, state, mounts)
 
         text = steps.run_text(state, argv)
-        return self._layered(stage, number, state, lambda: running.key, make, text, replaces_tree=True)
+        return self._layered(stage, number, state, lambda: running.key, make, text)
 
     def _execute(
         self, number: int, instruction: dockerfile.Run, running: runstep.Running, state: State, mounts: Mounts
@@ -454,8 +454,6 @@ class Solver:
         parts: Callable[[], tuple[keys.Part, ...]],
         make: Callable[[], tuple[str, Once[tuple[Entry, ...]]]],
         text: str,
-        *,
-        replaces_tree: bool = False,
     ) -> State:
         """``state`` with one more layer: found under the key of ``parts``, or made by ``make`` and then findable.
 

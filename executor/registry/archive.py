@@ -16,8 +16,17 @@ from contextlib import contextmanager
 from typing import BinaryIO, Final
 
 from executor.image.manifest import Descriptor, Manifest
-from executor.registry.layout import MARKER, BlobSource, Layout, blob_path, index_json, open_layout, verified
-from platforms.errors import ArchiveError, KanifoldError, StoreError
+from executor.registry.layout import (
+    MARKER,
+    BlobSource,
+    Layout,
+    blob_path,
+    disk_errors,
+    index_json,
+    open_layout,
+    verified,
+)
+from platforms.errors import ArchiveError
 
 _BLOCK: Final = 512
 _RECORD: Final = 20 * _BLOCK
@@ -54,7 +63,7 @@ def archive_file(path: str) -> Iterator[BinaryIO]:
 
     A pipe or a device at ``path`` is written to as it is. Raises ``StoreError`` for what the disk does not take.
     """
-    try:
+    with disk_errors(path):
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             with open(path, "wb") as file:
                 yield file
@@ -68,14 +77,6 @@ def archive_file(path: str) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):
                 os.unlink(incoming)
             raise
-    except KanifoldError:
-        raise
-    except OSError as error:
-        raise StoreError(
-            f"cannot write the image to {path}",
-            why=error.strerror or str(error),
-            remedy="check that the place exists, may be written to and has space",
-        ) from error
 
 
 def read_archive(path: str) -> Layout:

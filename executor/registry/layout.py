@@ -27,7 +27,7 @@ from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, encode, parse
 from executor.registry.auth import printable
-from platforms.errors import ArchiveError, KanifoldError, StoreError
+from platforms.errors import ArchiveError, StoreError
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME: Final = "io.containerd.image.name"
@@ -172,7 +172,7 @@ def write_layout(directory: str, roots: Iterable[Descriptor], blobs: Iterable[Bl
     Raises ``StoreError`` when the disk does not take it or a blob is not what it should be, ``ArchiveError`` when the
     directory holds an index that cannot be extended. What was made anew is gone then.
     """
-    with _disk_errors(directory):
+    with disk_errors(directory):
         new = not os.path.lexists(directory)
         os.makedirs(directory, exist_ok=True)
         with _locked(directory):
@@ -296,11 +296,10 @@ def _locked(directory: str) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(path: str) -> Iterator[None]:
+def disk_errors(path: str) -> Iterator[None]:
+    """Raise ``StoreError`` for what the disk does not take of an image that is written to ``path``."""
     try:
         yield
-    except KanifoldError:
-        raise
     except OSError as error:
         raise StoreError(
             f"cannot write the image to {path}",
