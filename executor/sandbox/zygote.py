@@ -147,14 +147,14 @@ def _begin(fds: list[int], rules: step.Rules, proc: int, spare: _Spare | None) -
         wanted = _read(fds[1], fds[5:])
         shape = step.Shape.of(wanted)
         if rules.supervised(wanted):
-            return _start_supervised(wanted, fds, rules, proc, reply), spare
+            return _start(wanted, fds, rules, proc, reply), spare
         running = None
         if spare is not None:
             if spare.shape == shape:
                 running = _use(spare, fds, reply)
             if running is None:
                 spare.discard()
-        return running or _start(wanted, fds, rules, reply), _spare(shape, rules)
+        return running or _start(wanted, fds, rules, proc, reply), _spare(shape, rules)
     except OSError as error:
         _answer(reply, Answer(unfit=f"cannot start a process in namespaces of its own: {error}"))
         return None, None
@@ -184,30 +184,15 @@ def _use(spare: _Spare, fds: list[int], reply: socket.socket) -> _Running | None
     return _Running(spare.pid, spare.pidfd, reply, spare.report)
 
 
-def _start(wanted: spec.Spec, fds: list[int], rules: step.Rules, reply: socket.socket) -> _Running:
+def _start(wanted: spec.Spec, fds: list[int], rules: step.Rules, proc: int, reply: socket.socket) -> _Running:
+    """Fork a step, and its supervisor if it needs one."""
     report, report_write = os.pipe()
+    line = socket.socketpair() if rules.supervised(wanted) else None
     try:
         pid = syscalls.fork(_namespaces(step.Shape.of(wanted)))
         if pid == 0:
-            _child(wanted, (fds[2], fds[3], fds[4]), rules, None, report_write)
-    except OSError:
-        os.close(report)
-        raise
-    finally:
-        os.close(report_write)
-    return _Running(pid, os.pidfd_open(pid), reply, report)
-
-
-def _start_supervised(
-    wanted: spec.Spec, fds: list[int], rules: step.Rules, proc: int, reply: socket.socket
-) -> _Running:
-    report, report_write = os.pipe()
-    line = socket.socketpair()
-    try:
-        pid = syscalls.fork(_namespaces(step.Shape.of(wanted)))
-        if pid == 0:
-            _child(wanted, (fds[2], fds[3], fds[4]), rules, line[0], report_write)
-        supervisor = _supervisor(line, pid, wanted.upper, proc)
+            _child(wanted, (fds[2], fds[3], fds[4]), rules, line[0] if line else None, report_write)
+        supervisor = _supervisor(line, pid, wanted.upper, proc) if line else 0
     except OSError:
         os.close(report)
         raise
