@@ -69,10 +69,16 @@ def selection_key(workshop: Workshop, source: Source, exclude: tuple[str, ...] =
     return tuple(parts)
 
 
-def layer_name(workshop: Workshop, entries: Sequence[Entry]) -> str:
-    """The name of the layer that ``entries`` make: equal names, equal bytes of the archive."""
-    digests = contents(workshop, [each for each in entries if each.kind is Kind.FILE]).digests
-    return keys.key(
+def named(workshop: Workshop, entries: Iterable[Entry]) -> tuple[str, tuple[Entry, ...]]:
+    """The name of the layer that ``entries`` make (equal names, equal bytes of the archive), and what to make it of.
+
+    That is ``entries`` with our copies in the place of files that are still being written, a log of this build for one:
+    such a file is for all of the job what it was when it was first read.
+    """
+    every = tuple(entries)
+    digests = contents(workshop, [each for each in every if each.kind is Kind.FILE]).digests
+    settled = tuple(_settled(workshop, each) for each in every) if workshop.copies else every
+    name = keys.key(
         "layer",
         tuple(
             (
@@ -86,12 +92,18 @@ def layer_name(workshop: Workshop, entries: Sequence[Entry]) -> str:
                 entry.link,
                 entry.device,
                 entry.xattrs,
-                digests.get(entry.source, ""),
+                digests.get(original.source, ""),
             )
-            for entry in entries
+            for original, entry in zip(every, settled, strict=True)
         ),
         workshop.order.epoch,
     )
+    return name, settled
+
+
+def _settled(workshop: Workshop, entry: Entry) -> Entry:
+    copy = workshop.copies.get(entry.source) if entry.kind is Kind.FILE else None
+    return entry if copy is None else replace(entry, source=copy.path, size=copy.size)
 
 
 def contents(workshop: Workshop, entries: Iterable[Entry]) -> Contents:
@@ -183,23 +195,6 @@ def _copy(workshop: Workshop, source: bytes) -> Copy:
                 size += file.write(block)
         workshop.digests[files.stamp(os.lstat(path))] = digest.hexdigest()
     return Copy(path, size, digest.hexdigest())
-
-
-def settled(workshop: Workshop, entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """``entries`` with our copies in the place of files that are still being written, a log of this build for one.
-
-    Such a file is for all of the job what it was when it was first read.
-    """
-    every = tuple(entries)
-    contents(workshop, [each for each in every if each.kind is Kind.FILE])
-    if not workshop.copies:
-        return every
-    return tuple(
-        replace(entry, source=copy.path, size=copy.size)
-        if entry.kind is Kind.FILE and (copy := workshop.copies.get(entry.source)) is not None
-        else entry
-        for entry in every
-    )
 
 
 def unchanged(workshop: Workshop, entries: Iterable[Entry]) -> None:

@@ -163,8 +163,7 @@ def _materialised(workshop: Workshop, source: copying.Source) -> tuple[str, str]
     path = copying.matches(source)[0].path.decode("utf-8", "surrogateescape")
     real = replace(source, pattern=f"/{path}", contents=not path)
     copying.copy(plan, real, f"/{path.rpartition('/')[0]}/", copying.Treatment())
-    entries = plan.finish()
-    name = content.layer_name(workshop, entries)
+    name, entries = content.named(workshop, plan.finish())
     key = f"context:{name}"
     found = snapshots.find(workshop.store, key)
     if found is None:

@@ -176,8 +176,7 @@ class Solver:
         empty = State(platform, image.empty(platform))
         plan = copying.Plan(None)
         copying.copy(plan, copying.Source(tree, "/", wildcards=False, context=True), "/", copying.Treatment())
-        entries = plan.finish()
-        result = content.layer_name(self._workshop, entries)
+        result, entries = content.named(self._workshop, plan.finish())
         layer = from_result(self._workshop, result, _now(), Once(lambda: entries), ())
         return replace(empty, layers=(layer,), tree=keys.key("tree", empty.tree, result))
 
@@ -381,8 +380,7 @@ class Solver:
                 replace_existing=instruction.link,
             )
             plan.copy_to(draft, destination, treatment)
-            entries = content.settled(self._workshop, draft.finish())
-            result = content.layer_name(self._workshop, entries)
+            result, entries = content.named(self._workshop, draft.finish())
             plan.verify(noted())
             return result, Once(lambda: entries)
 
@@ -438,8 +436,8 @@ class Solver:
         def make() -> tuple[str, Once[tuple[Entry, ...]]]:
             tree = self.tree_of(state)
             owner = users.owner(tree, state.config.user) if state.config.user else None
-            entries = copying.make_directory(tree, path, owner)
-            return content.layer_name(self._workshop, entries), Once(lambda: entries)
+            result, entries = content.named(self._workshop, copying.make_directory(tree, path, owner))
+            return result, Once(lambda: entries)
 
         def key() -> tuple[keys.Part, ...]:
             return "workdir", state.tree, path, state.config.user

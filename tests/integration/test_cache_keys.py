@@ -449,6 +449,7 @@ def test_a_file_that_is_edited_while_it_is_built_is_what_it_was(world: World, tm
         (world.context / DOCKERFILE).write_text(
             f"FROM {world.base} AS a\nCOPY f /f\n"
             f"FROM {world.base}\nRUN nc 127.0.0.1 {server.getsockname()[1]}\nCOPY --from=a /f /f\n"
+            "RUN --mount=type=bind,source=f,target=/m cp /m /bound\n"
         )
         output = ("-o", f"type=oci,tar=false,dest={tmp_path / 'out'}")
         build = world.kanifold.start("build", world.context, *output, "--progress", "rawjson")
@@ -465,10 +466,10 @@ def test_a_file_that_is_edited_while_it_is_built_is_what_it_was(world: World, tm
         step.close()
         _, said = build.communicate(timeout=60)
         assert build.returncode == 0, said
-        assert read_image(tmp_path / "out", "linux/amd64").text("f") == "one\n"
+        assert [read_image(tmp_path / "out", "linux/amd64").text(each) for each in ("f", "bound")] == ["one\n"] * 2
         (world.context / "f").write_text("one\n")
         world.kanifold("build", world.context, *output)
-    assert read_image(tmp_path / "out", "linux/amd64").text("f") == "one\n"
+    assert [read_image(tmp_path / "out", "linux/amd64").text(each) for each in ("f", "bound")] == ["one\n"] * 2
 
 
 def test_a_log_of_the_build_may_be_in_its_context(world: World, tmp_path: Path) -> None:
