@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
+
+_YOUNG: Final = 50_000
+"""Objects that may come to be before the collector looks for cycles: loading us makes as many, and all of them stay."""
 
 
 def main() -> None:
@@ -22,6 +26,7 @@ def main() -> None:
             "with an environment of its own: pipx install kanifold, or uv tool install kanifold."
         )
     _open_streams()
+    gc.set_threshold(_YOUNG)
     from orchestrator.cli import main as run
 
     _leave(run())

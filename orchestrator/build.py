@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -39,9 +39,13 @@ _LAST_MOMENT = 1.9
 """Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
 
 
-def build(request: Request) -> int:
-    """Do it, show it, and return the process's exit status (``platforms.errors`` lists them)."""
-    here = local(request.platforms, request.jobs, pushes=any(each.kind == "registry" for each in request.outputs))
+def build(request: Request, foreseen: Callable[[], None]) -> int:
+    """Do it, show it, and return the process's exit status (``platforms.errors`` lists them).
+
+    ``foreseen`` waits until it is known how the platforms are emulated (``emulation.foresee``).
+    """
+    executors = min(len(request.platforms), request.jobs or len(request.platforms))
+    here = local(executors, foreseen, pushes=any(each.kind == "registry" for each in request.outputs))
     try:
         with agents(request.ssh) as sockets:
             return _shown(replace(request, agents=sockets), here)

@@ -253,15 +253,20 @@ def build(check: bool, call: str, **flags: Any) -> None:
 
     Without --push or --output the result is an OCI image layout in the directory oci-layout.
     """
-    from orchestrator import build as building
     from orchestrator import flags as parsing
 
     exit_with = click.get_current_context().exit
+    request = parsing.request(flags)
     if check or call not in ("", "build"):
         from orchestrator import checking
 
-        exit_with(checking.call(parsing.request(flags), "check" if check else call))
-    exit_with(building.build(parsing.request(flags)))
+        exit_with(checking.call(request, "check" if check else call))
+    from platforms import emulation
+
+    foreseen = emulation.foresee(request.platforms)  # while the modules that build are loaded
+    from orchestrator import build as building
+
+    exit_with(building.build(request, foreseen))
 
 
 @cli.command(name="platforms")

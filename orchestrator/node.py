@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import msgspec
 
@@ -37,17 +36,13 @@ class Placement(msgspec.Struct, frozen=True):
     """Why none of its programs runs there: enough for a build that only copies files."""
 
 
-def local(platforms: Sequence[Platform] = (), jobs: int = 0, *, pushes: bool = False) -> Node:
-    """This machine, with executors for ``platforms`` (``jobs`` at once, 0: all) forked in advance.
+def local(executors: int, foreseen: Callable[[], None], *, pushes: bool) -> Node:
+    """This machine, with so many executors forked in advance.
 
-    For that, this process must have a single thread still. What is found out about emulation before is known to all.
+    For that, this process must have a single thread still, but for the one that ``foreseen`` waits for: what it finds
+    out about emulation is known to all executors.
     """
-    ready: list[Fork] = []
-    if platforms and sys.platform == "linux":
-        for each in platforms:
-            with contextlib.suppress(EnvironmentUnfit):
-                emulation.emulation(each)
-        ready = fork(min(len(platforms), jobs or len(platforms)), pushes=pushes)
+    ready = fork(executors, foreseen, pushes=pushes) if sys.platform == "linux" else []
     # -P: the user's directory is not where modules come from, whatever lies there. The packages' own place is named
     # because kanifold may run from a checkout that is not installed.
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -12,7 +12,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -130,11 +130,12 @@ def _status(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def fork(count: int, *, pushes: bool) -> list[Fork]:
-    """``count`` executors on this machine. To be called while this process has a single thread."""
+def fork(count: int, alone: Callable[[], None], *, pushes: bool) -> list[Fork]:
+    """``count`` executors on this machine, once ``alone`` has returned: this process then has a single thread."""
     from executor import __main__ as executor
 
     executor.preload(pushes=pushes)
+    alone()
     gc.freeze()  # else the collector of each executor writes to, and thereby copies, all that they share with us
     return [_fork_one() for _ in range(count)]
 

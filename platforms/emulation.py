@@ -7,17 +7,19 @@
     register    a handler registered for the whole host by us, as root
 
 Every rung is tried out by running a program of a few instructions before it is taken; the answers are kept as long as
-the process lives. ``emulation`` costs some 20 ms for an emulated architecture, so it is asked when a step is about to
-run and not before.
+the process lives. ``emulation`` costs some 20 ms for an emulated architecture, nearly all of it in another process: so
+it is asked for ahead of time, by ``foresee``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Final
 
@@ -84,6 +86,22 @@ def emulation(platform: Platform) -> Emulation:
     nothing. Raises EnvironmentUnfit, with every rung's reason and the remedy, when there is none.
     """
     return _climb(normalise(platform))
+
+
+def foresee(platforms: Iterable[Platform]) -> Callable[[], None]:
+    """Begin to find out how ``platforms`` are emulated while this thread does something else.
+
+    The call that is returned waits for the end, after which the process has as many threads as before.
+    """
+
+    def climb() -> None:
+        for each in platforms:
+            with contextlib.suppress(EnvironmentUnfit):
+                emulation(each)
+
+    thread = threading.Thread(target=climb, name="emulation")
+    thread.start()
+    return thread.join
 
 
 def overview() -> tuple[tuple[Platform, Emulation | EnvironmentUnfit], ...]:

@@ -288,6 +288,7 @@ class Solver:
         self, number: int, instruction: dockerfile.Run, running: runstep.Running, state: State, mounts: Mounts
     ) -> tuple[str, Once[tuple[Entry, ...]]]:
         workshop = self._workshop
+        workshop.launcher().prepare()  # while base layers are unpacked
         directories = self._directories(state)
         tree = workshop.trees.of(directories, workshop.empty)
         result = cache.fresh_result()

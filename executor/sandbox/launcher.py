@@ -55,11 +55,7 @@ class Running:
             self._launcher._forget(self)
             self._reply.close()
         if not data and not self._cancelled:
-            raise EnvironmentUnfit(
-                "the process that starts build steps has died",
-                why="the kernel may have killed it for want of memory, or somebody else has",
-                remedy="look into the kernel's log (dmesg)",
-            )
+            raise self._launcher._death()
         answer = zygote.Answer.unpack(data) if data else zygote.Answer()
         _tidy(self._spec, answer)
         if self._launcher.single and (self._spec.uid or self._spec.gid):
@@ -76,14 +72,25 @@ class Running:
 class Launcher:
     """Runs steps, several at once if asked to. Safe to use from several threads."""
 
-    def __init__(self, zygote_pid: int, control: socket.socket) -> None:
+    def __init__(self, zygote_pid: int, control: socket.socket, complaint: int) -> None:
         self._zygote = zygote_pid
         self._control = control
+        self._complaint = open(complaint, encoding="utf-8", errors="replace")  # noqa: SIM115 - until stop()
+        self._unfit = ""
         self._lock = threading.Lock()
         self._running: set[Running] = set()
+        self._prepared = False
         self._stopped = False
         self.single = isolation.id_limit() == 1
         """Whether steps have one id only, and owners are recorded."""
+
+    def prepare(self) -> None:
+        """Say that a step is to come: the zygote then makes itself ready while we do something else."""
+        with self._lock:
+            prepared, self._prepared = self._prepared, True
+        if not prepared:
+            with contextlib.suppress(OSError):  # it is gone, as the step will say
+                self._control.send(zygote.PREPARE)
 
     def run(self, spec: Spec, stdout: int, stderr: int, cancelled: Future[None]) -> Ended:
         """Run a step to its end. ``stdout`` and ``stderr`` are descriptors that stay the caller's to close.
@@ -107,7 +114,7 @@ class Launcher:
         request = _in_memory(packed)
         stdin = _in_memory(spec.stdin) if spec.stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            socket.send_fds(self._control, [b"run"], [theirs.fileno(), request, stdin, stdout, stderr, *fds])
+            socket.send_fds(self._control, [zygote.RUN], [theirs.fileno(), request, stdin, stdout, stderr, *fds])
         except OSError:  # the zygote is gone: wait() finds the reply socket closed and says so
             pass
         finally:
@@ -129,6 +136,7 @@ class Launcher:
             self._stopped = True
         self.cancel_all()
         self._control.close()
+        self._complaint.close()
         if self._zygote:
             os.waitpid(self._zygote, 0)
             self._zygote = 0
@@ -137,51 +145,58 @@ class Launcher:
         with self._lock:
             self._running.discard(running)
 
+    def _death(self) -> EnvironmentUnfit:
+        """Why the zygote is no more."""
+        with self._lock:
+            self._unfit = self._unfit or self._complaint.read()
+        if self._unfit:
+            return EnvironmentUnfit("cannot isolate build steps here", why=self._unfit, remedy=isolation.unfit_remedy())
+        return EnvironmentUnfit(
+            "the process that starts build steps has died",
+            why="the kernel may have killed it for want of memory, or somebody else has",
+            remedy="look into the kernel's log (dmesg)",
+        )
+
 
 def start(emulation: Emulation | None = None) -> Launcher:
     """Fork the zygote. To be called after ``isolation.enter``, before this process has a second thread.
 
     With an ``emulation`` whose rung is ``private``, the zygote and all steps live in a user namespace of their own,
     with the emulator registered there. The zygote dies with the thread that calls this. Raises EnvironmentUnfit when
-    this host does not allow what a step needs.
+    this host does not allow such processes; what else a step needs is tried out when the first one is to run.
     """
     private = emulation is not None and emulation.rung == "private"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mapped_read, mapped_write = os.pipe()
-    ready_read, ready_write = os.pipe()
+    complaint_read, complaint_write = os.pipe()
+    pid = 0
     try:
         pid = syscalls.fork(zygote.NAMESPACES | (syscalls.CLONE_NEWUSER if private else 0))
-    except OSError as error:
-        raise EnvironmentUnfit(
-            "cannot isolate build steps here", why=str(error), remedy=isolation.unfit_remedy()
-        ) from error
-    if pid == 0:
-        _be_zygote(theirs, mapped_read, mapped_write, ready_write, emulation if private else None)
-    theirs.close()
-    os.close(mapped_read)
-    os.close(ready_write)
-    failure = ""
-    try:
+        if pid == 0:
+            _be_zygote(theirs, mapped_read, mapped_write, complaint_write, emulation if private else None)
         if private:
             isolation.map_identity(pid)
         os.write(mapped_write, b"1")
     except OSError as error:
-        failure = f"a user namespace: {error}"
-    os.close(mapped_write)
-    with open(ready_read, encoding="utf-8", errors="replace") as ready:
-        said = ready.read()
-    if said != "ready":
+        os.close(complaint_read)
         ours.close()
-        os.waitpid(pid, 0)
-        why = failure or said or "the process that starts build steps died at once"
-        raise EnvironmentUnfit("cannot isolate build steps here", why=why, remedy=isolation.unfit_remedy())
-    return Launcher(pid, ours)
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        raise EnvironmentUnfit(
+            "cannot isolate build steps here", why=str(error), remedy=isolation.unfit_remedy()
+        ) from error
+    finally:
+        theirs.close()
+        for fd in (mapped_read, mapped_write, complaint_write):
+            os.close(fd)
+    return Launcher(pid, ours, complaint_read)
 
 
 def _be_zygote(
-    control: socket.socket, mapped_read: int, mapped_write: int, ready: int, emulation: Emulation | None
+    control: socket.socket, mapped_read: int, mapped_write: int, complaint: int, emulation: Emulation | None
 ) -> NoReturn:
-    """The life of the zygote, from its first breath."""
+    """The life of the zygote, from its first breath. Why the host does not allow steps goes to ``complaint``."""
     try:
         syscalls.die_with_parent()
         syscalls.set_name("kanifold-steps")
@@ -189,9 +204,12 @@ def _be_zygote(
         os.close(mapped_write)
         if not os.read(mapped_read, 1):  # the parent could not map our ids, or is dead
             os._exit(1)
-        zygote.keep_only(control.fileno(), ready, mapped_read)
+        zygote.keep_only(control.fileno(), complaint)
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, signal.SIG_IGN)
+        # Furnishing takes as long as a step, and a build whose steps are all cached has none.
+        if not control.recv(1, socket.MSG_PEEK):
+            os._exit(0)
         try:
             syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
             workshop.furnish()
@@ -201,10 +219,9 @@ def _be_zygote(
 
                 register_private([emulation])
         except OSError as error:
-            os.write(ready, str(error).encode())
+            os.write(complaint, str(error).encode())
             os._exit(1)
-        os.write(ready, b"ready")
-        os.close(ready)
+        os.close(complaint)
         zygote.serve(control)
     except BaseException:
         import traceback

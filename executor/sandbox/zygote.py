@@ -1,9 +1,12 @@
 """The process that steps are forked from: small, single-threaded, and process 1 of a pid namespace of its own.
 
-It is forked from the executor before that has any thread, and keeps what a step needs ready: this code loaded, the
-workshop furnished, the filters computed. Requests come over a socket of packets, each with its descriptors:
+It is forked from the executor before that has any thread, and from the first packet on keeps what a step needs ready:
+this code loaded, the workshop furnished, the filters computed. Packets come over a socket:
 
-    packet        b"run"
+    packet        PREPARE: a step is to come
+    descriptors   none; there is no answer
+
+    packet        RUN
     descriptors   the reply socket, the packed Spec in memory, stdin, stdout, stderr, and those of BindFd mounts
 
 and the answer goes back over the reply socket, as one packet. The requester's end closing its writing half means:
@@ -32,6 +35,8 @@ from platforms import syscalls
 
 NAMESPACES: Final = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID
 _STEP: Final = NAMESPACES | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
+RUN: Final = b"run"
+PREPARE: Final = b"prepare"
 _PACKET: Final = 1 << 17
 FDS: Final = 250
 """Descriptors in one packet: the kernel's SCM_MAX_FD is 253."""
@@ -114,6 +119,8 @@ def serve(control: socket.socket) -> NoReturn:
                 packet, fds, _, _ = socket.recv_fds(control, _PACKET, FDS, socket.MSG_CMSG_CLOEXEC)
                 if not packet:
                     os._exit(0)
+                if packet == PREPARE:
+                    continue
                 running, spare = _begin(fds, rules, proc, spare)
                 if running is not None:
                     by_pidfd[running.pidfd] = by_reply[running.reply.fileno()] = running
@@ -177,7 +184,7 @@ def _namespaces(shape: step.Shape) -> int:
 def _use(spare: _Spare, fds: list[int], reply: socket.socket) -> _Running | None:
     """Give the step to ``spare``; None when that has ended, because it could not be prepared or somebody killed it."""
     try:
-        socket.send_fds(spare.line, [b"run"], fds[1:])
+        socket.send_fds(spare.line, [RUN], fds[1:])
     except OSError:
         return None
     spare.line.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sandbox_house import ARM64, BUSYBOX, QEMU, Done, House, Inside, Node, opened
 
-from executor.sandbox import Bind, BindFd, Rung, Secret, Tmpfs
+from executor.sandbox import Bind, BindFd, Rung, Secret, Tmpfs, workshop
 from executor.sandbox.spec import Ended, Spec
 from platforms import elf, syscalls
 from platforms.errors import EnvironmentUnfit
@@ -588,6 +588,35 @@ def test_a_prepared_process_that_was_killed_is_not_missed(root_house: House) -> 
     done = root_house.run("echo $$ >/f")
     assert done.ended.code == 0
     assert done.diff == {"f": "f 644"}
+
+
+def _prepare(inside: Inside) -> None:
+    inside.launcher.prepare()
+
+
+def test_nothing_is_made_ready_before_a_step_is_to_come() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with opened(None) as house:
+        mounts = Path(f"/proc/{_child(house.pid)}/mountinfo")
+        furnished = f" {workshop.PLACE} "
+        assert furnished not in mounts.read_text()
+        house.call(_prepare)
+        assert settles(lambda: furnished in mounts.read_text())
+        assert house.run("echo $$").out == "1\n"
+
+
+def test_a_host_that_does_not_allow_a_step_is_told_of_by_that_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise PermissionError(1, "Operation not permitted", "proc")
+
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    monkeypatch.setattr(workshop, "prove", refused)
+    with opened(None) as house:
+        for _ in range(2):
+            with pytest.raises(AssertionError, match=r"EnvironmentUnfit: cannot isolate build steps here: .*proc"):
+                house.run("true")
 
 
 def test_a_step_is_quick(root_house: House) -> None:
