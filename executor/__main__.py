@@ -149,8 +149,8 @@ def _build(
             how="" if isinstance(found, EnvironmentUnfit) else str(found),
             unfit=found if isinstance(found, EnvironmentUnfit) else None,
         )
-        # What earlier builds have left is on its way to the disk by now; waiting for our own would cost seconds.
-        background.submit(durability.settle, store)
+        # What earlier builds have left is on the disk by now; waiting for our own would cost seconds.
+        background.submit(durability.settle, store, durability.WRITTEN_BACK)
         try:
             result, tree = _whole_image(workshop, began)
             conversation.send(result)

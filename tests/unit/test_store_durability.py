@@ -58,6 +58,15 @@ def test_what_was_settled_is_there_after_a_reboot_and_the_rest_is_garbage(tmp_pa
         assert snapshots.find(store, "settled") is not None
 
 
+@pytest.mark.parametrize(("committed", "settled"), [(-60.0, 2), (-20.0, 0), (3600.0, 2)])
+def test_a_build_waits_for_nothing_that_was_just_written(tmp_path: Path, committed: float, settled: int) -> None:
+    with open_store(str(tmp_path)) as store:
+        build(store, "a")
+        for table in ("blobs", "snapshots"):
+            store.index.write(lambda db, table=table: db.execute(f"UPDATE {table} SET created=created+?", (committed,)))
+        assert durability.settle(store, durability.WRITTEN_BACK) == settled
+
+
 def test_an_unsettled_blob_is_hashed_before_it_is_used_again(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
         whole, torn = build(store, "whole"), build(store, "torn")
