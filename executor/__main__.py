@@ -195,6 +195,8 @@ def _image(workshop: Workshop, began: float) -> tuple[job.Result, Callable[[], T
     solver = Solver(workshop, dockerfile)
     sending = export.pushes(workshop)
     state = solver.solve(sending.layer)
+    if order.cache_from and not solver.cached:
+        workshop.exchange().complain()
     manifest, descriptor = export.export(workshop, state, sending, solver.made)
     if any(each.kind != "inline" for each in order.cache_to):
         export.share(workshop, solver.made)

@@ -250,6 +250,8 @@ class Exchange:
         self._unusable: set[Place] = set()
         self._forgotten: set[str] = set()
         self._warned: set[tuple[str, str]] = set()
+        self._asked: set[str] = set()
+        self._helped: set[str] = set()
 
     @property
     def gives(self) -> bool:
@@ -261,14 +263,26 @@ class Exchange:
         for place in self._sources:
             if place in self._unusable:
                 continue
+            self._asked.add(place.name)
             try:
                 entry = place.find(key)
             except (KanifoldError, OSError) as error:
                 self._give_up((place,), error, _UNREAD)
                 continue
+            if entry is not None:
+                self._helped.add(place.name)
             if entry is not None and self._forgotten.isdisjoint((entry.result, entry.name)) and self._is_young(entry):
                 return entry, place
         return None
+
+    def complain(self) -> None:
+        """Warn of caches that had no entry for any step: the reference may be a wrong one.
+
+        Not of those that are unusable, which has been said, nor of those that this build is to fill.
+        """
+        silent = {each.name for each in (*self._unusable, *self._targets)}
+        for name in sorted(self._asked - self._helped - silent):
+            self._warn(Problem("CacheMissed", f"the cache {name} has nothing for this build"))
 
     def put(self, entry: Entry, store: Store) -> None:
         """Add ``entry`` everywhere."""

@@ -188,6 +188,20 @@ def test_a_cache_that_is_not_there_is_a_warning(
     assert (str(missing) if kind.startswith("directory") else str(port)) in warning
 
 
+def test_a_cache_without_anything_for_a_build_is_a_warning_unless_the_build_fills_it(
+    machine: Callable[[str], Machine], line: Path, registry: str
+) -> None:
+    place = f"type=registry,ref={registry}/remote-cache/mistyped:it"
+    read, filled = ("--cache-from", place), ("--cache-from", place, "--cache-to", place)
+    (warning,) = machine("one").build(line, *read, platforms=PLATFORMS[:1]).warnings
+    assert f"{registry}/remote-cache/mistyped:it has nothing for this build" in warning
+    assert machine("two").build(line, *filled, platforms=PLATFORMS[:1]).warnings == []
+    assert machine("three").build(line, *read, platforms=PLATFORMS[:1]).warnings == []
+    (line / "file").write_text("changed")
+    (warning,) = machine("four").build(line, *read, platforms=PLATFORMS[:1]).warnings
+    assert "nothing for this build" in warning
+
+
 def test_a_cache_that_cannot_be_written_is_a_warning(
     machine: Callable[[str], Machine], line: Path, tmp_path: Path
 ) -> None:
