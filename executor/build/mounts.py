@@ -48,6 +48,9 @@ class Mounts(msgspec.Struct, frozen=True):
     """The mounts of one RUN: what counts for its key, and how to have them while it runs."""
 
     key: keys.Part
+    same: Callable[[], keys.Part] | None
+    """The key with what is mounted from stages by its content rather than by the run that made it; None when that is no
+    difference."""
     open: Callable[[ExitStack, Tree], tuple[Mount, ...]]
     masked: Callable[[], tuple[str, ...]]
     """Texts that never appear in a log."""
@@ -70,6 +73,7 @@ def prepare(
 ) -> Mounts:
     """The mounts of ``instruction``; nothing is opened yet."""
     parts: list[keys.Part] = []
+    contents: dict[int, Callable[[], keys.Part]] = {}
     makers: list[Maker] = []
     secrets: list[Callable[[], bytes | None]] = []
     for wanted in instruction.mounts:
@@ -79,7 +83,9 @@ def prepare(
         maker: Maker | None
         match wanted.type:
             case "bind":
-                part, maker = _bind(solver, workshop, stage, instruction, wanted, target)
+                part, same, maker = _bind(solver, workshop, stage, instruction, wanted, target)
+                if same is not None:
+                    contents[len(parts)] = same
             case "cache":
                 part, maker = _cache(solver, workshop, stage, instruction, wanted, target)
             case "tmpfs":
@@ -110,7 +116,10 @@ def prepare(
         made = [maker(stack, tree) for maker in makers]
         return tuple(mount for mount in made if mount is not None)
 
-    return Mounts(tuple(parts), opened, Once(masked))
+    def by_content() -> keys.Part:
+        return tuple(contents[number]() if number in contents else part for number, part in enumerate(parts))
+
+    return Mounts(tuple(parts), by_content if contents else None, opened, Once(masked))
 
 
 def secret_variables(workshop: Workshop, instruction: Run) -> tuple[tuple[str, str], ...]:
@@ -130,7 +139,8 @@ def _always(mount: Mount) -> Maker:
 
 def _bind(
     solver: Solver, workshop: Workshop, stage: Stage, instruction: Run, wanted: Wanted, target: str
-) -> tuple[keys.Part, Maker]:
+) -> tuple[keys.Part, Callable[[], keys.Part] | None, Maker]:
+    """A bind mount: its key, the same by the content of a stage that it shows, and how it is made."""
     origin = (
         graph.named_origin(
             solver.dockerfile, wanted.from_, stage.index, instruction.location, solver.named, numbers=False
@@ -154,7 +164,14 @@ def _bind(
         fd = _overlay(workshop, stack, layers, inside, wanted)
         return BindFd(fd, target, readonly=wanted.readonly)
 
-    return ("bind", target, path, identity, wanted.readonly), make
+    def shown() -> keys.Part:
+        tree = found.tree()
+        there = tree.lstat(tree.resolve(os.fsencode(path))) is not None
+        whole = copying.Source(tree, path, wildcards=False, contents=False)
+        return "bind", target, path, content.selection_key(workshop, whole) if there else "", wanted.readonly
+
+    part = ("bind", target, path, identity, wanted.readonly)
+    return part, shown if origin.kind == "stage" else None, make
 
 
 def _materialised(workshop: Workshop, source: copying.Source) -> tuple[str, str]:

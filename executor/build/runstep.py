@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from executor.build import keys, scope, users
+from executor.build import scope, users
 from executor.build.state import State
 from executor.build.workshop import Workshop
 from executor.dockerfile.instructions import Run
@@ -29,12 +29,11 @@ _OVERWRITTEN_SECONDS = 1.0
 
 
 class Running(msgspec.Struct, frozen=True):
-    """A RUN, worked out: what it executes, and what of it counts for the cache key."""
+    """A RUN, worked out: what it executes."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     """Complete, but for HOME."""
-    key: tuple[keys.Part, ...]
     script: tuple[str, bytes] | None = None
     """A here-document with ``#!``: the name of its file, and its content."""
 

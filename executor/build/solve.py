@@ -255,10 +255,11 @@ class Solver:
             env = (*env, ("SSH_AUTH_SOCK", agent))
         mounts = prepare(self, workshop, stage, state, instruction, script)
         visible = tuple(pair for pair in state.env)
-        running = runstep.Running(
-            argv,
-            env,
-            (
+        running = runstep.Running(argv, env)
+        number = self._numbers.of(stage.index, instruction)
+
+        def observed(mounted: keys.Part) -> tuple[keys.Part, ...]:
+            return (
                 "run",
                 state.tree,
                 str(state.platform),
@@ -273,16 +274,22 @@ class Solver:
                 workshop.order.hosts,
                 workshop.order.shm_size,
                 workshop.order.ulimits,
-                mounts.key,
-            ),
-        )
-        number = self._numbers.of(stage.index, instruction)
+                mounted,
+            )
 
         def make() -> tuple[str, Once[tuple[Entry, ...]]]:
             return self._execute(number, instruction, running, state, mounts)
 
-        text = steps.run_text(state, argv)
-        return self._layered(stage, number, state, lambda: running.key, make, text)
+        same = mounts.same
+        return self._layered(
+            stage,
+            number,
+            state,
+            lambda: observed(mounts.key),
+            make,
+            steps.run_text(state, argv),
+            None if same is None else lambda: observed(same()),
+        )
 
     def _execute(
         self, number: int, instruction: dockerfile.Run, running: runstep.Running, state: State, mounts: Mounts
@@ -453,8 +460,11 @@ class Solver:
         parts: Callable[[], tuple[keys.Part, ...]],
         make: Callable[[], tuple[str, Once[tuple[Entry, ...]]]],
         text: str,
+        same: Callable[[], tuple[keys.Part, ...]] | None = None,
     ) -> State:
         """``state`` with one more layer: found under the key of ``parts``, or made by ``make`` and then findable.
+
+        What is not found so may be under the key of ``same``, which takes longer to work out and holds for more.
 
         Working out what a COPY's sources are is part of the step: it is most of what an unchanged one costs.
         """
@@ -463,7 +473,7 @@ class Solver:
         fresh = self._ignores_cache(stage)
         made: Once[tuple[Entry, ...]] | None = None
 
-        def look() -> Outcome | None:
+        def look(key: str) -> Outcome | None:
             asked = [each.location for each in workshop.order.cache_from]
             found = cache.outcome(store, key) or cache.outcome_from(store, key, asked)
             if found is None or (fresh and (not found.build or found.build != workshop.order.build)):
@@ -472,14 +482,21 @@ class Solver:
 
         try:
             key = keys.key("step", parts(), workshop.order.epoch)
-            outcome = look()
+            known: tuple[str, ...] = (key,)
+            outcome = look(key)
             if outcome is None:
                 with locks.lock(store, f"step {key}", cancel=workshop.cancelled):
-                    outcome = look() or (None if fresh else self._import(key, text))
+                    outcome = look(key) or (None if fresh else self._import(key, text))
+                    if outcome is None and same is not None:
+                        known = (key, other := keys.key("step", same(), workshop.order.epoch))
+                        outcome = look(other) or (None if fresh else self._import(other, text))
+                        if outcome is not None and not outcome.foreign:
+                            cache.note_outcome(store, key, outcome, text)
                     if outcome is None:
                         result, made = make()
                         outcome = Outcome(result, _now(), workshop.order.build)
-                        cache.note_outcome(store, key, outcome, text)
+                        for each in known:
+                            cache.note_outcome(store, each, outcome, text)
         except LayerLost:
             raise  # the step will be started again
         except KanifoldError as error:
@@ -498,7 +515,7 @@ class Solver:
         elif made is not None:
             workshop.later(layer.directory)  # now, while the files of the context are what they were for the key
         promised = made is None and not cache.is_held(store, outcome.layer)
-        self.made.append(Made(key, outcome, layer, stage.index in self.graph.chain, promised))
+        self.made += [Made(each, outcome, layer, stage.index in self.graph.chain, promised) for each in known]
         return replace(
             steps.noted(state, text, layer=True, created=outcome.created),
             layers=(*below, layer),

@@ -214,6 +214,10 @@ SECRET = "RUN --mount=type=secret,id=s if test -e /run/secrets/s; then stat -c %
 SSH = "RUN --mount=type=ssh (test -S $SSH_AUTH_SOCK && stat -c %a $SSH_AUTH_SOCK || echo none) > /seen"
 CACHE = "RUN --mount=type=cache,id=c,target=/c stat -c %a%u%g /c > /seen; ls -A /c/d | grep -v left >> /seen; true"
 BIND = "RUN --mount=target=/m,source=d ls -lR /m | grep -o ^.......... > /seen; cat /m/g >> /seen"
+SHOWN = (
+    "FROM {base} AS a\nRUN mkdir -p /o/d; ln -s f /o/l; echo 1 > /o/f\nFROM {base}\n"
+    "RUN --mount=from=a,source=/o,target=/m stat -c %n%a%u%N /m /m/* > /seen; cat /m/f >> /seen"
+)
 TMPFS = "RUN --mount=type=tmpfs,target=/m,size=65536 df /m | tail -1 > /seen"
 STAGES = (
     "FROM {base} AS a\nRUN echo 1 > /made; touch -d @7 /made\n"
@@ -374,6 +378,24 @@ ROWS = (
     Row("bind mount that may be written", "miss", BIND, written("source=d", "source=d,rw")),
     Row("bind mount of a stage", "miss",
         "FROM scratch AS a\nCOPY f /f\nFROM {base}\nRUN --mount=from=a,target=/m cat /m/f > /seen", text("f", "2\n")),
+    Row("mounted stage that makes the same in another way", "last hit", SHOWN, written("echo 1", "echo  1")),
+    Row("another file of a mounted stage", "last hit", SHOWN, written("echo 1 >", "touch /new; echo 1 >")),
+    Row("content in a mounted stage", "miss", SHOWN, written("echo 1", "echo 2")),
+    Row("another file in what is mounted", "miss", SHOWN, written("echo 1", "touch /o/n; echo 1")),
+    Row("mode in a mounted stage", "miss", SHOWN, written("echo 1 >", "chmod 700 /o/d; echo 1 >")),
+    Row("owner in a mounted stage", "miss", SHOWN, written("echo 1 >", "chown 7 /o/d; echo 1 >")),
+    Row("link in a mounted stage", "miss", SHOWN, written("-s f", "-s d")),
+    Row("mode of what is mounted", "miss", SHOWN, written("echo 1 >", "chmod 711 /o; echo 1 >")),
+    Row("mounted stage, whole", "last hit", SHOWN.replace("source=/o,", "").replace("/m/", "/m/o/"),
+        written("echo 1", "echo  1")),
+    Row("mode of a mounted stage's root", "miss", SHOWN.replace("source=/o,", "").replace("/m/", "/m/o/"),
+        written("echo 1 >", "chmod 711 /; echo 1 >")),
+    Row("mounted file of a stage", "last hit",
+        SHOWN.replace("source=/o,", "source=/o/l,").replace("/m/* ", "").replace("/m/f", "/m"),
+        written("echo 1", "echo  1")),
+    Row("content of a mounted file of a stage", "miss",
+        SHOWN.replace("source=/o,", "source=/o/l,").replace("/m/* ", "").replace("/m/f", "/m"),
+        written("echo 1", "echo 2")),
     Row("size of a tmpfs", "miss", TMPFS, written("65536", "131072")),
     # -- stages and bases
     Row("stage that makes the same in another way", "last hit", STAGES, written("echo 1", "echo  1")),
