@@ -8,6 +8,7 @@ elsewhere to this machine.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import time
@@ -136,6 +137,7 @@ def load_httpx() -> None:
                 modules.pop("httpx._main", None)
 
 
+@functools.lru_cache(256)
 def origin_of(url: str) -> Origin:
     """The origin of an absolute http or https ``url``. Raises ``RegistryError`` for anything else."""
     load_httpx()
@@ -159,7 +161,9 @@ def joined(base: str, location: str) -> str:
     import httpx
 
     try:
-        url = httpx.URL(base).join(location).copy_with(username=None, password=None, fragment=None)
+        url = httpx.URL(base).join(location)
+        if url.userinfo or url.fragment:
+            url = url.copy_with(username=None, password=None, fragment=None)
     except (httpx.InvalidURL, ValueError, TypeError) as error:
         raise RegistryError("a registry sent us to an address that is none", why=printable(location)) from error
     origin_of(str(url))
