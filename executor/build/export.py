@@ -29,7 +29,7 @@ from executor.registry.reference import Reference
 from executor.store import blobs, facts, locks
 
 _SMALL: Final = 16 << 10
-"""Bytes of a new layer that are sent sooner than the registry is asked whether it happens to have them."""
+"""Bytes of a new layer or config that are sent sooner than the registry is asked whether it happens to have them."""
 
 
 class Pushes(msgspec.Struct, frozen=True):
@@ -158,13 +158,15 @@ def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Mad
     if order.local:
         for layer in layers:
             layer.content()
+    unheard_of = bool(sending.waiting)  # with a new layer
     for target in sending.targets:
-        client = workshop.registry()
-        if client.has_manifest(target.repository_only().with_digest(descriptor.digest)) is not None:
+        client, name = workshop.registry(), target.repository_only().with_digest(descriptor.digest)
+        if not unheard_of and client.has_manifest(name) is not None:
             continue  # a registry has no manifest without what it names
         sending.finish(target, layers)
-        client.push(target, config_descriptor, lambda: blobs.open(store, config_descriptor.digest))
-        client.put_manifest(target.repository_only().with_digest(descriptor.digest), manifest_data, manifest.media_type)
+        send = client.send if config_descriptor.size <= _SMALL else client.push
+        send(target, config_descriptor, lambda: blobs.open(store, config_descriptor.digest))
+        client.put_manifest(name, manifest_data, manifest.media_type)
     return manifest, descriptor
 
 
