@@ -409,7 +409,7 @@ class _Copier:
 
     def _treated(self, entry: Entry) -> Entry:
         treatment = self._treatment
-        if self._source.context:
+        if self._source.context and entry.xattrs:
             entry = replace(entry, xattrs=())
         if treatment.owner is not None:
             entry = replace(entry, uid=treatment.owner[0], gid=treatment.owner[1])

@@ -12,8 +12,6 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from msgspec.structs import replace
-
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
 from executor.rootfs.records import restored
 from executor.rootfs.stack import mount_stack
@@ -174,28 +172,29 @@ class Tree:
         kind = KIND_OF_MODE.get(stat.S_IFMT(mode), Kind.FILE)
         host = _NO_CONTENT if stat.S_ISSOCK(mode) else self.host_path(path)
         device = kind is Kind.CHARACTER or kind is Kind.BLOCK
+        uid, gid = self._owner or (found.st_uid, found.st_gid)
         entry = Entry(
             path,
             kind,
             stat.S_IMODE(mode),
-            found.st_uid,
-            found.st_gid,
+            uid,
+            gid,
             found.st_mtime_ns,
             found.st_size if kind is Kind.FILE else 0,
             self.readlink(path) if kind is Kind.SYMLINK else b"",
             (os.major(found.st_rdev), os.minor(found.st_rdev)) if device else (0, 0),
-            _xattrs(host) if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else (),
+            _xattrs(host) if self._owner is None and (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) else (),
             host if kind is Kind.FILE else b"",
         )
-        if entry.xattrs:
-            entry = restored(entry)
-        if self._owner is not None and self._owner != (entry.uid, entry.gid):
-            entry = replace(entry, uid=self._owner[0], gid=self._owner[1])
-        return entry
+        return restored(entry) if entry.xattrs else entry
 
 
 def open_directory(path: str | bytes, *, hides: Hides | None = None, owner: tuple[int, int] | None = None) -> Tree:
-    """The tree below an existing directory; with ``owner``, everything seems to belong to (uid, gid)."""
+    """The tree below an existing directory.
+
+    With ``owner``, a (uid, gid), the files of somebody's working directory are seen as others would have them: all is
+    the owner's, and attributes are left behind.
+    """
     path = os.fsencode(path)
     return Tree(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path, hides=hides, owner=owner)
 
