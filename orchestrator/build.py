@@ -215,15 +215,15 @@ async def _finish(
         images.append(image)
         _audit(request, plan, each, emit)
     product = publish.join(request, images)  # (5)
-    if repositories:
+    tags = _pushed_tags(request)
+    if len(tags) != 1:  # one tag comes with what it names
         await publish.push(product, repositories, client)
     for output in request.outputs:
         if output.holds_files:
             await files.write(output, built, product.root.digest, emit)
         elif output.holds_images:
             await publish.write(output, product, request, emit)
-    if repositories:
-        await publish.tag(product, _pushed_tags(request), client, emit)
+    await publish.tag(product, tags, client, emit)
     _note(request, product)
     return product
 
