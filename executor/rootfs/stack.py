@@ -28,6 +28,7 @@ def mount_stack(layers: Sequence[str], empty: str, *, upper: str = "", work: str
         if upper:
             syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "upperdir", upper)
             syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "workdir", work)
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, "volatile")  # else its end writes all of the disk
         syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
         attributes = syscalls.MOUNT_ATTR_NODEV | (0 if upper else syscalls.MOUNT_ATTR_RDONLY)
         return syscalls.fsmount(context, attributes)
