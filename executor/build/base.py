@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from executor.build.layer import Blob, Layer, opened
 from executor.build.once import Once, known
-from executor.build.sink import IngestSink
+from executor.build.sink import bring
 from executor.build.workshop import Workshop
 from executor.image import config as image
 from executor.image.config import ImageConfig
@@ -216,9 +216,7 @@ def _content(workshop: Workshop, source: Source, descriptor: Descriptor) -> Call
             with locks.lock(store, f"blob {digest}", cancel=workshop.cancelled):
                 if not blobs.has(store, digest):
                     workshop.check()
-                    with blobs.ingest(store, digest) as ingest:
-                        source.fetch(descriptor, IngestSink(ingest))
-                        ingest.commit()
+                    bring(store, descriptor, source.fetch)
         return blobs.path(store, digest)
 
     return download

@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -23,7 +24,7 @@ import msgspec
 from executor import job
 from executor.build import keys
 from executor.build.cache import Machine, Packed
-from executor.build.sink import IngestSink
+from executor.build.sink import bring
 from executor.image import mediatypes
 from executor.image.digest import check_digest, sha256
 from executor.image.manifest import Descriptor, Index, Manifest, describe
@@ -131,9 +132,7 @@ class RegistryPlace:
         client.put_manifest(self._target(entry.key), describe(manifest)[1], manifest.media_type)
 
     def bring(self, entry: Descriptor, store: Store) -> None:
-        with blobs.ingest(store, entry.digest) as ingest:
-            self._client().fetch(self._repository, entry, IngestSink(ingest))
-            ingest.commit()
+        bring(store, entry, partial(self._client().fetch, self._repository))
 
     def _target(self, key: str) -> Reference:
         return self._repository.with_tag(f"{self._space[:60]}.{key}")
@@ -218,9 +217,7 @@ class InlinePlace:
         )
 
     def bring(self, entry: Descriptor, store: Store) -> None:
-        with blobs.ingest(store, entry.digest) as ingest:
-            self._client().fetch(self._reference, entry, IngestSink(ingest))
-            ingest.commit()
+        bring(store, entry, partial(self._client().fetch, self._reference))
 
     def _read(self) -> dict[str, Entry]:
         if self._client().has_manifest(self._reference) is None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from executor.build.sink import bring
+from executor.image.manifest import Descriptor
+from executor.registry.transfer import Sink
 from executor.store import blobs, durability, fsck, records, snapshots
 from executor.store.prune import prune, usage
 from executor.store.store import Store, open_store
@@ -54,7 +57,15 @@ def fill_resumable(store: Store) -> None:
             ingest.write(PIECE)
 
 
-@pytest.mark.parametrize("work", [fill, fill_resumable])
+def fill_by_download(store: Store) -> None:
+    def fetch(_descriptor: Descriptor, sink: Sink) -> None:
+        for _ in range(SIZE // len(PIECE) + 1):
+            sink.write(PIECE)
+
+    bring(store, Descriptor("", "sha256:" + "0" * 64, SIZE), fetch)
+
+
+@pytest.mark.parametrize("work", [fill, fill_resumable, fill_by_download])
 def test_a_blob_that_does_not_fit_is_one_clear_error_and_gives_its_space_back(
     small: Path, work: Callable[[Store], None]
 ) -> None:
