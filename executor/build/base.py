@@ -256,7 +256,7 @@ def _unpack(
     store = workshop.store
     draft = snapshots.draft(store)
     try:
-        with blobs.open(store, descriptor.digest) as file:
+        with blobs.open_unverified(store, descriptor.digest) as file:  # the diff id verifies it
             unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
         key = diff_id
         if unpacked.needs_parents and below:
@@ -266,7 +266,7 @@ def _unpack(
             stack = [each.directory() for each in reversed(below)]
             merged = mount_stack(stack, workshop.empty, upper=draft.fs, work=draft.work)
             try:
-                with blobs.open(store, descriptor.digest) as file:
+                with blobs.open_unverified(store, descriptor.digest) as file:
                     unpacked = unpack.unpack_onto(opened(file), f"/proc/self/fd/{merged}", limits=unpack.Limits())
             finally:
                 os.close(merged)
@@ -282,7 +282,9 @@ def _unpack(
             size=removal.disk_usage(draft.fs),
             keys=(key,),
         )
-    except BaseException:
+    except BaseException as error:
         if os.path.isdir(draft.fs):
             snapshots.discard(store, draft)
+        if isinstance(error, ArchiveError):
+            blobs.verify(store, descriptor.digest)  # the image may be well, and our copy damaged
         raise

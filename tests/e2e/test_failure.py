@@ -107,6 +107,21 @@ def test_a_base_without_the_platform_lists_those_it_has(kanifold: Kanifold, debi
     assert_clear(outcome, 1, "linux/s390x", *debian.platforms)
 
 
+def test_a_base_that_was_damaged_in_the_store_is_named_and_brought_again(
+    kanifold: Kanifold, busybox: Base, context: Context, tmp_path: Path
+) -> None:
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN true\n", "From": f"FROM {busybox.ref}\n"})
+    kanifold(
+        "build", folder, "-f", folder / "From", "-o", f"type=oci,dest={tmp_path / 'out'}"
+    )  # its layer is not unpacked yet
+    blob = max(kanifold.root.rglob("blobs/sha256/*"), key=lambda each: each.stat().st_size)
+    whole = blob.read_bytes()
+    blob.chmod(0o600)
+    blob.write_bytes(whole[:-5000] + bytes([whole[-5000] ^ 1]) + whole[-4999:])
+    assert_clear(kanifold.run("build", folder), 1, "damaged in the store", "build again")
+    kanifold("build", folder)
+
+
 def test_without_an_emulator_the_remedy_is_named(kanifold: Kanifold, busybox: Base, context: Context) -> None:
     folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN true\n"})
     bare = kanifold.home / "bin"
