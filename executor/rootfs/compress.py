@@ -282,7 +282,7 @@ _MAGIC: Final = (
     (b"BZh", "bzip2"),
     (b"\xfd7zXZ\0", "xz"),
 )
-_PIECE: Final = 64 << 10
+_PIECE: Final = 128 << 10
 """Compressed bytes read at a time."""
 _ZSTD_PIECE: Final = 2 << 10
 """Compressed bytes given to zstd at a time: it cannot be told how much to return, and 4 bytes may become 128 KiB."""
@@ -343,10 +343,9 @@ class Decompressed:
         while self._machine is not None:
             piece = b""
             if self._hungry:
-                piece = self._input or self._stream.read(_PIECE)
+                piece, self._input = self._input or self._stream.read(_PIECE), b""
                 if not piece:
                     raise ArchiveError("truncated archive", why=f"its {self.compression} data ends too early")
-                piece, self._input = piece[: self._machine.piece], piece[self._machine.piece :]
             try:
                 data = self._machine.decompress(piece, size)
             except Exception as error:
@@ -355,7 +354,7 @@ class Decompressed:
                 raise ArchiveError("damaged archive", why=f"its {self.compression} data is broken: {error}") from error
             self._hungry = self._machine.needs_input
             if self._machine.eof:
-                self._input = self._machine.unused_data + self._input
+                self._input = self._machine.unused_data
                 self._begin()
             if data:
                 return data
@@ -391,9 +390,6 @@ def _fill(stream: Readable, size: int) -> bytes:
 
 class _Machine(Protocol):
     """A decompressor of one member or frame."""
-
-    piece: int
-    """Compressed bytes to give at a time."""
 
     @property
     def eof(self) -> bool: ...
@@ -434,8 +430,6 @@ def _machines(compression: str) -> Callable[[], _Machine]:
 class _Bounded:
     """A decompressor that can be told how much to return (the interface of bz2, lzma and isal)."""
 
-    piece = _PIECE
-
     def __init__(self, machine: Any) -> None:
         self._machine = machine
         self.decompress: Callable[[bytes, int], bytes] = machine.decompress
@@ -461,19 +455,30 @@ def _zstd_machines() -> Callable[[], _Machine]:
 
 
 class _ZstdFrame:
-    piece = _ZSTD_PIECE
-    needs_input = True
+    """One that cannot be told: it is given little at a time, and no more once there is enough."""
 
     def __init__(self, machine: Any) -> None:
         self._machine = machine
+        self._left = memoryview(b"")
 
     @property
     def eof(self) -> bool:
         return bool(self._machine.eof)
 
     @property
-    def unused_data(self) -> bytes:
-        return bytes(self._machine.unused_data)
+    def needs_input(self) -> bool:
+        return not self._left
 
-    def decompress(self, data: bytes, _: int, /) -> bytes:
-        return bytes(self._machine.decompress(data))
+    @property
+    def unused_data(self) -> bytes:
+        return bytes(self._machine.unused_data) + bytes(self._left)
+
+    def decompress(self, data: bytes, size: int, /) -> bytes:
+        left = memoryview(data) if data else self._left
+        pieces: list[bytes] = []
+        while left and size > 0 and not self._machine.eof:
+            pieces.append(self._machine.decompress(left[:_ZSTD_PIECE]))
+            size -= len(pieces[-1])
+            left = left[_ZSTD_PIECE:]
+        self._left = left
+        return b"".join(pieces)

@@ -10,9 +10,9 @@ import queue
 import threading
 from typing import Final, Protocol, Self
 
-BLOCK: Final = 256 << 10
+BLOCK: Final = 512 << 10
 """Bytes that travel between threads at a time."""
-_DEPTH: Final = 8
+_DEPTH: Final = 4
 """Blocks that may wait in a queue."""
 
 

@@ -17,7 +17,7 @@ import zstandard
 
 from executor.rootfs.compress import COMPRESSIONS, Decompressed, Packed, Packer, pack, recompress, sniff
 from executor.rootfs.entry import Entry, Kind
-from executor.rootfs.streams import Ahead, Digest
+from executor.rootfs.streams import BLOCK, Ahead, Digest
 from platforms.errors import ArchiveError, UsageError
 
 BIG = 1 << 40
@@ -229,6 +229,16 @@ def test_no_more_than_the_limit_is_decompressed(compression: str) -> None:
         read_all(Decompressed(io.BytesIO(blob), limit=2_999_999))
 
 
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_pieces_are_about_as_large_as_was_asked_for(compression: str) -> None:
+    """Each piece is handed from thread to thread, and that is dear."""
+    stream = Decompressed(io.BytesIO(MAKERS[compression](sample(3_000_000))), limit=3_000_000)
+    pieces = 0
+    while stream.read(100_000):
+        pieces += 1
+    assert pieces <= 90
+
+
 # -- streams --------------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +259,7 @@ def test_an_error_ahead_is_raised_where_it_belongs() -> None:
                 return piece
             raise ConnectionError("gone")
 
-    with Ahead(Breaks(bytes(600_000))) as ahead:
+    with Ahead(Breaks(bytes(3 * BLOCK))) as ahead:
         for _ in range(3):
             assert ahead.read(1 << 20)
         with pytest.raises(ConnectionError, match="gone"):
