@@ -26,7 +26,7 @@ from executor.registry.reference import Reference
 from executor.registry.transfer import Sink
 from executor.rootfs import unpack
 from executor.rootfs.stack import mount_stack
-from executor.store import blobs, locks, removal, snapshots
+from executor.store import blobs, locks, snapshots
 from platforms import Platform, satisfies, select
 from platforms.errors import ArchiveError, PlatformMissing, Problem
 
@@ -279,7 +279,7 @@ def _unpack(
             store,
             draft,
             diff_id=diff_id if key == diff_id else None,
-            size=removal.disk_usage(draft.fs),
+            size=unpacked.occupied,
             keys=(key,),
         )
     except BaseException as error:

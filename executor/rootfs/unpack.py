@@ -26,6 +26,7 @@ from platforms.errors import ArchiveError, EnvironmentUnfit, KanifoldError, Stor
 
 _AUFS: Final = b".wh..wh."
 """How the names of AUFS's own files begin, which Docker leaves out."""
+_DISK_BLOCK: Final = 4096
 _HOST_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE})
 
 
@@ -44,6 +45,8 @@ class Unpacked(msgspec.Struct, frozen=True):
     """The digest of the whole stream, ``sha256:`` and hex; the caller compares it with what it expects."""
     size: int
     """Bytes of file content."""
+    occupied: int
+    """Bytes of disk: each file's content, and each directory, in blocks of 4 KiB."""
     entries: int
     implicit: tuple[bytes, ...] = ()
     """Directories that had to be made although the archive does not describe them (root's, mode 0755, time 0)."""
@@ -63,11 +66,11 @@ def unpack(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
     ``StoreError`` when the disk is full or fails.
     """
     with Lower(directory) as lower:
-        diff_id, size, entries = _lay(stream, lower, limits, _layer_entry)
+        laid = _lay(stream, lower, limits, _layer_entry)
         implicit = lower.implicit
         needs_parents = bool(implicit) or lower.incomplete
         note_owners(directory, lower.unowned)
-        return Unpacked(diff_id, size, entries, implicit, needs_parents, tuple(lower.unowned))
+        return Unpacked(*laid, implicit, needs_parents, tuple(lower.unowned))
 
 
 def unpack_onto(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
@@ -77,18 +80,18 @@ def unpack_onto(stream: Readable, directory: str, *, limits: Limits) -> Unpacked
     Owners that could not be recorded are only in the result.
     """
     with Merged(directory) as merged:
-        diff_id, size, entries = _lay(stream, merged, limits, _layer_entry)
-        return Unpacked(diff_id, size, entries, merged.implicit, unowned=tuple(merged.unowned))
+        laid = _lay(stream, merged, limits, _layer_entry)
+        return Unpacked(*laid, merged.implicit, unowned=tuple(merged.unowned))
 
 
 def extract(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
     """Unpack an archive that is no layer into ``directory``, which is empty; otherwise as ``unpack``."""
     with Lower(directory) as lower:
-        diff_id, size, entries = _lay(stream, lower, limits, lambda entry: entry)
+        laid = _lay(stream, lower, limits, lambda entry: entry)
         if lower.incomplete:
             raise ArchiveError("archive refused", why="it has a hard link to a file that is not in it before the link")
         note_owners(directory, lower.unowned)
-        return Unpacked(diff_id, size, entries, lower.implicit, unowned=tuple(lower.unowned))
+        return Unpacked(*laid, lower.implicit, unowned=tuple(lower.unowned))
 
 
 def hand_over(stream: Readable, directory: str, *, limits: Limits) -> None:
@@ -111,11 +114,11 @@ def hand_over(stream: Readable, directory: str, *, limits: Limits) -> None:
 
 def _lay(
     stream: Readable, placing: Placing, limits: Limits, meant: Callable[[Entry], Entry | None]
-) -> tuple[str, int, int]:
-    """Place all entries, as ``meant`` takes them; returns the stream's digest, the content's size, the entries."""
+) -> tuple[str, int, int, int]:
+    """Place all entries, as ``meant`` takes them; returns the first four of what ``Unpacked`` has."""
     digest = Digest()
     content = _Content()
-    size = count = 0
+    size = blocks = count = 0
     try:
         with Ahead(stream) as ahead:
             for member in tarreader.read(_Tapped(ahead, digest)):
@@ -127,6 +130,7 @@ def _lay(
                         why=f"it holds more than {limits.size} bytes, or more than {limits.entries} entries",
                         remedy="raise the limit if this is not an attack",
                     )
+                blocks += -(-member.stored // _DISK_BLOCK) + (member.entry.kind is Kind.DIRECTORY)
                 entry = meant(member.entry)
                 if entry is not None:
                     content.member = member
@@ -139,7 +143,7 @@ def _lay(
         raise _failure(error, b"") from error
     finally:
         diff_id = digest.finish()
-    return diff_id, size, count
+    return diff_id, size, blocks * _DISK_BLOCK, count
 
 
 def _layer_entry(entry: Entry) -> Entry | None:

@@ -77,8 +77,8 @@ def commit(
 ) -> Snapshot:
     """Finish ``draft``: from now on it is found by its ``diff_id`` (when not None) and ``keys``.
 
-    ``size`` in bytes is what ``usage`` will count (see ``removal.disk_usage``); ``description`` is for people. When
-    another process was faster, a key stays with that process's snapshot.
+    ``size`` in bytes of disk is what ``usage`` will count; ``description`` is for people. When another process was
+    faster, a key stays with that process's snapshot.
     """
     with translated(store.root, "cannot finish a snapshot"):
         remove_tree(draft.work)

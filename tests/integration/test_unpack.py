@@ -135,6 +135,14 @@ def listing(top: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
+def test_what_a_layer_occupies_is_known_without_looking(tmp_path: Path) -> None:
+    parts = (
+        directory(b"d"), raw.file(b"d/small", b"x"), raw.file(b"d/empty"), raw.file(b"d/large", bytes(4097)),
+        raw.header(b"d/hard", raw.HARDLINK, link=b"d/large"), raw.header(b"d/link", raw.SYMLINK, link=b"small"),
+    )  # fmt: skip
+    assert lay(tmp_path / "lower", *parts).occupied == 4096 * (1 + 1 + 2)
+
+
 @root_only
 def test_file_capabilities_survive_the_change_of_owner(tmp_path: Path) -> None:
     capability = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
