@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import struct
 import sys
 import threading
 import time
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     from platforms.errors import Problem
 
 _DIRECTORIES: Final = ("blobs/sha256", "snapshots", "cache", "tmp/partial", "leases", "locks")
+_FLAGS: Final = struct.Struct("@Ixxxx" if struct.calcsize("l") == 8 else "@I")
+"""linux/fs.h: an int where the number of the call says long."""
+_GETFLAGS: Final = 0x80006601 | _FLAGS.size << 16
+_SETFLAGS: Final = 0x40006602 | _FLAGS.size << 16
+_TOPDIR: Final = 0x00020000
 _RESERVE: Final = "reserve"
 _RESERVE_BYTES: Final = 512 << 10
 _TOUCH_SECONDS: Final = 600.0
@@ -101,10 +108,28 @@ def open_store(
             os.makedirs(root, mode=0o700, exist_ok=True)
             for each in _DIRECTORIES:
                 os.makedirs(os.path.join(root, each), exist_ok=True)
+            _spread(os.path.join(root, "snapshots"))
             put_by(root)
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)
     return Store(root, warn or _say, clock)
+
+
+def _spread(directory: str) -> None:
+    """Let ext4 make each directory in ``directory`` somewhere else on the disk (chattr(1), ``+T``).
+
+    It would make them next to each other, where others were deleted before; and the inodes of what was deleted in the
+    last minutes it does not hand out, but passes over one by one, for every file that is made. Where much is deleted,
+    unpacking a base takes three times as long for that. Other file systems have nothing of this kind.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        (flags,) = _FLAGS.unpack(fcntl.ioctl(fd, _GETFLAGS, bytes(_FLAGS.size)))
+        fcntl.ioctl(fd, _SETFLAGS, _FLAGS.pack(flags | _TOPDIR))
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def put_by(root: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -37,6 +38,16 @@ def small(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode()}")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_snapshots_are_spread_over_an_ext4_disk(tmp_path: Path) -> None:
+    """Else a new one goes where others were deleted, and ext4 passes over their inodes one by one for some minutes."""
+    with open_store(str(tmp_path / "store")) as store:
+        words = ["lsattr", "-d", f"{store.root}/snapshots"]
+    kind = subprocess.run(["stat", "-f", "-c", "%T", str(tmp_path)], check=True, capture_output=True, text=True).stdout
+    if kind.strip() != "ext2/ext3" or shutil.which("lsattr") is None:
+        pytest.skip(f"needs lsattr, and ext4 below the tests' temporary directory, which is {kind.strip()}")
+    assert "T" in subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[0]
 
 
 def free(place: Path) -> int:
