@@ -5,183 +5,234 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import BufferedReader
-from typing import cast
+from itertools import islice
+from typing import Final, cast
 
 import msgspec
 from msgspec.structs import replace
 
 from executor.build import copying, keys
-from executor.build.copying import Source
+from executor.build.copying import Match, Reached, Source
 from executor.build.workshop import Copy, Workshop
 from executor.rootfs.entry import Entry, Kind
 from executor.store import faults, files, locks
+from executor.store.spool import Spool
 from platforms.errors import ContextError
 
-
-class Contents(msgspec.Struct, frozen=True):
-    """What is in files, by their ``source``."""
-
-    digests: dict[bytes, str]
-    """SHA-256."""
-    linked: dict[bytes, bytes]
-    """Of hard links to a file that came before: that one's source."""
+_TOGETHER: Final = 2000
+"""Files that are asked about, read and remembered together."""
+_SMALL: Final = 16 << 10
+_LARGE: Final = 256 << 10
+"""Bytes of a file that are read at a time."""
 
 
-def content_key(workshop: Workshop, entries: Sequence[Entry]) -> tuple[keys.Part, ...]:
-    """What ``entries`` are, content included and times left out: touching a file is not changing it."""
-    found = contents(workshop, [each for each in entries if each.kind is Kind.FILE])
-    paths = {entry.source: entry.path for entry in entries} if found.linked else {}
-    return tuple(
-        (
+class Chosen(msgspec.Struct, frozen=True, array_like=True):
+    """A match of a source, with what is at its path, and the number of entries that are copied for it."""
+
+    match: Match
+    top: Entry
+    count: int
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """What a source names, as it was when it was looked through. Files that are being written are copies of our own."""
+
+    chosen: Spool[Chosen]
+    reached: Spool[Reached]
+    """What is copied for the first of ``chosen``, then for the second, and so on."""
+
+    def matches(self) -> Iterator[tuple[Match, Entry, Iterator[Reached]]]:
+        """Each match, what is at its path, and what is copied for it; to be gone through in this order."""
+        reached = iter(self.reached)
+        for each in self.chosen:
+            found = islice(reached, each.count)
+            yield each.match, each.top, found
+            deque(found, maxlen=0)
+
+    def key(self) -> keys.Part:
+        """What it is and what its matches are called, content included and times left out: touching is not changing.
+
+        A wildcard may match a link, whose target is then copied under the link's name.
+        """
+        return keys.Rows(len(self.chosen), self._encoded)
+
+    def _encoded(self) -> Iterator[bytes]:
+        reached = iter(self.reached)
+        for each in self.chosen:
+            yield keys.tuple_of(2) + keys.encoded(each.match.name) + keys.tuple_of(each.count)
+            yield from keys.encodings(_content(islice(reached, each.count)))
+
+
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_CHOSEN: Final[msgspec.msgpack.Decoder[list[Chosen]]] = msgspec.msgpack.Decoder(list[Chosen])
+_REACHED: Final[msgspec.msgpack.Decoder[list[Reached]]] = msgspec.msgpack.Decoder(list[Reached])
+
+
+def _content(reached: Iterable[Reached]) -> Iterator[keys.Part]:
+    """What the entries that were ``reached`` are, for a key."""
+    first: dict[tuple[int, int], bytes] = {}
+    for entry in (each.entry for each in reached):
+        link = entry.link
+        if entry.kind is Kind.FILE and entry.inode != (0, 0):
+            earlier = first.setdefault(entry.inode, entry.path)
+            link = earlier if earlier != entry.path else link
+        yield (
             entry.path,
             entry.kind.value,
             entry.mode,
             entry.uid,
             entry.gid,
-            paths[found.linked[entry.source]] if entry.source in found.linked else entry.link,
+            link,
             entry.device,
             entry.xattrs,
-            found.digests.get(entry.source, ""),
+            entry.digest,
         )
-        for entry in entries
-    )
 
 
-def selection_key(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) -> tuple[keys.Part, ...]:
-    """What ``source`` names, but for what ``exclude`` leaves out, and what its matches are called.
-
-    A wildcard may match a link, whose target is then copied under the link's name.
-    """
-    parts: list[keys.Part] = []
-    try:
-        for match in copying.matches(source):
-            top = source.tree.entry(match.path)
-            if top is not None:
-                found = [each.entry for each in copying.reached(source, top, exclude)]
-                if source.context:
-                    found = [replace(each, xattrs=()) if each.xattrs else each for each in found]
-                parts.append((match.name, content_key(workshop, found)))
-    except OSError as error:
-        raise _unreadable(os.fsdecode(error.filename or source.pattern), error) from error
-    return tuple(parts)
-
-
-def named(workshop: Workshop, entries: Iterable[Entry]) -> tuple[str, tuple[Entry, ...]]:
-    """The name of the layer that ``entries`` make (equal names, equal bytes of the archive), and what to make it of.
-
-    That is ``entries`` with our copies in the place of files that are still being written, a log of this build for one:
-    such a file is for all of the job what it was when it was first read.
-    """
-    every = tuple(entries)
-    digests = contents(workshop, [each for each in every if each.kind is Kind.FILE]).digests
-    settled = tuple(_settled(workshop, each) for each in every) if workshop.copies else every
-    name = keys.key(
-        "layer",
-        tuple(
-            (
-                entry.path,
-                entry.kind.value,
-                entry.mode,
-                entry.uid,
-                entry.gid,
-                entry.mtime_ns // 1_000_000_000,
-                entry.size,
-                entry.link,
-                entry.device,
-                entry.xattrs,
-                digests.get(original.source, ""),
-            )
-            for original, entry in zip(every, settled, strict=True)
-        ),
-        workshop.order.epoch,
-    )
-    return name, settled
-
-
-def _settled(workshop: Workshop, entry: Entry) -> Entry:
-    copy = workshop.copies.get(entry.source) if entry.kind is Kind.FILE else None
-    return entry if copy is None else replace(entry, source=copy.path, size=copy.size)
-
-
-def contents(workshop: Workshop, entries: Iterable[Entry]) -> Contents:
-    """What is in the files ``entries``: read once, and again only when a file's status changed.
+def select(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) -> Selection:
+    """What ``source`` names, but for what ``exclude`` leaves out. Every file is read, unless it is known already.
 
     Raises ``ContextError`` for a file whose content is another than earlier in this job.
     """
-    found: dict[bytes, str] = {}
-    linked: dict[bytes, bytes] = {}
-    first: dict[tuple[int, int], bytes] = {}
+    selection = Selection(Spool(_CHOSEN, workshop.directory), Spool(_REACHED, workshop.directory))
+    try:
+        for match in copying.matches(source):
+            top = copying.top_of(source, match)
+            count = len(selection.reached)
+            walk = copying.reached(source, top, exclude)
+            while some := list(islice(walk, _TOGETHER)):
+                bare = [_bare(each.entry) if source.context else each.entry for each in some]
+                for each, entry in zip(some, read(workshop, bare), strict=True):
+                    selection.reached.append(Reached(entry, each.name, each.leads))
+            selection.chosen.append(Chosen(match, top, len(selection.reached) - count))
+    except OSError as error:
+        raise _unreadable(os.fsdecode(error.filename or source.pattern), error) from error
+    return selection
+
+
+def _bare(entry: Entry) -> Entry:
+    """``entry`` without extended attributes: those of a context count for nothing."""
+    return replace(entry, xattrs=()) if entry.xattrs else entry
+
+
+def name(workshop: Workshop, entries: Spool[Entry]) -> str:
+    """The name of the layer that ``entries`` make: equal names, equal bytes of the archive."""
+
+    def rows() -> Iterator[keys.Part]:
+        every = iter(entries)
+        while some := list(islice(every, _TOGETHER)):
+            for entry in read(workshop, some):
+                yield (
+                    entry.path,
+                    entry.kind.value,
+                    entry.mode,
+                    entry.uid,
+                    entry.gid,
+                    entry.mtime_ns // 1_000_000_000,
+                    entry.size,
+                    entry.link,
+                    entry.device,
+                    entry.xattrs,
+                    entry.digest,
+                )
+
+    return keys.key("layer", keys.Rows(len(entries), lambda: keys.encodings(rows())), workshop.order.epoch)
+
+
+def read(workshop: Workshop, entries: list[Entry]) -> list[Entry]:
+    """``entries``, whose files have digests: they were read just now, unless they are known.
+
+    Files of people's that were changed in the last two seconds, a log of this build for one, are copies of ours: such a
+    file is for all of the job what it was when it was first read. Raises ``ContextError`` for a file whose content is
+    another than earlier in this job.
+    """
+    out = list(entries)
     asked: list[tuple[bytes, bytes]] = []
-    sources: list[bytes] = []
-    for entry in entries:
+    places: list[int] = []
+    for place, entry in enumerate(entries):
+        if entry.kind is not Kind.FILE or entry.digest:
+            continue
         copy = workshop.copies.get(entry.source)
         if copy is not None:
-            found[entry.source] = copy.digest
+            out[place] = _settled(entry, copy)
             continue
-        status = os.lstat(entry.source)
-        if status.st_nlink > 1:
-            earlier = first.setdefault((status.st_dev, status.st_ino), entry.source)
-            if earlier != entry.source:
-                linked[entry.source] = earlier
-        stamp = files.stamp(status)
-        known = workshop.digests.get(stamp)
-        if known is not None:
-            found[entry.source] = known
+        asked.append(files.known_as(entry.stamp or files.stamp(os.lstat(entry.source))))
+        places.append(place)
+    if not asked:
+        return out
+    digests = _known(workshop, [entries[place] for place in places], asked)
+    theirs: list[tuple[bytes, str]] = []
+    ours = _ours(workshop)
+    for place, (_, stamp), digest in zip(places, asked, digests, strict=True):
+        entry = entries[place]
+        copy = workshop.copies.get(entry.source)
+        if copy is not None:
+            out[place] = _settled(entry, copy)
+        elif entry.source.startswith(ours):
+            out[place] = replace(entry, digest=digest, stamp=b"")
         else:
-            sources.append(entry.source)
-            asked.append((b"%d:%d" % (status.st_dev, status.st_ino), stamp))
-    if asked:
-        for source, (_, stamp), digest in zip(sources, asked, _known(workshop, sources, asked), strict=True):
-            found[source] = digest
-            if source not in workshop.copies:
-                workshop.digests[stamp] = digest
-    for source, content in found.items():
-        if workshop.contents.setdefault(source, content) != content:
-            raise ContextError(f"{os.fsdecode(source)} changed during the build", remedy="build again")
-    return Contents(found, linked)
+            out[place] = replace(entry, digest=digest, stamp=stamp)
+            theirs.append((entry.source, digest))
+    edited = workshop.contents.first_different(theirs)
+    if edited is not None:
+        raise _edited(edited)
+    return out
 
 
-def _known(workshop: Workshop, sources: list[bytes], asked: list[tuple[bytes, bytes]]) -> list[str]:
-    """The digests of ``sources``. Jobs that ask for the same at the same moment read it once."""
+def _settled(entry: Entry, copy: Copy) -> Entry:
+    return replace(entry, source=copy.path, size=copy.size, digest=copy.digest, stamp=b"")
+
+
+def _edited(source: bytes) -> ContextError:
+    return ContextError(f"{os.fsdecode(source)} changed during the build", remedy="build again")
+
+
+def _known(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, bytes]]) -> list[str]:
+    """The digests of the files ``entries``. Jobs that ask for the same at the same moment read it once."""
     known = files.get(workshop.store, asked)
     missing = [number for number, digest in enumerate(known) if digest is None]
     if missing:
-        name = keys.key("files", tuple(asked[number] for number in missing))
-        with locks.lock(workshop.store, f"digests {name}", cancel=workshop.cancelled):
+        lock = keys.key("files", tuple(asked[number] for number in missing))
+        with locks.lock(workshop.store, f"digests {lock}", cancel=workshop.cancelled):
             again = files.get(workshop.store, [asked[number] for number in missing])
             for number, digest in zip(missing, again, strict=True):
                 known[number] = digest
-            _read(workshop, sources, asked, known)
+            _read(workshop, entries, asked, known)
     return cast("list[str]", known)
 
 
-def _read(workshop: Workshop, sources: list[bytes], asked: list[tuple[bytes, bytes]], known: list[str | None]) -> None:
+def _read(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, bytes]], known: list[str | None]) -> None:
     """Fill the gaps in ``known``, and remember them."""
     read_at = files.now()
     rows: list[tuple[bytes, bytes, str]] = []
-    for number, (name, stamp) in enumerate(asked):
+    for number, (inode, stamp) in enumerate(asked):
         if known[number] is None:
             workshop.check()
-            if files.is_young(stamp, read_at) and _is_live(workshop, sources[number]):
-                copy = workshop.copies[sources[number]] = _copy(workshop, sources[number])
+            source = entries[number].source
+            if files.is_young(stamp, read_at) and _is_live(workshop, entries[number]):
+                copy = workshop.copies[source] = _copy(workshop, source)
                 known[number] = copy.digest
             else:
-                digest = known[number] = _digest_of(sources[number])
-                rows.append((name, stamp, digest))
+                digest = known[number] = _digest_of(source)
+                rows.append((inode, stamp, digest))
     if rows:
         files.put(workshop.store, rows, read_at=read_at)
 
 
-def _is_live(workshop: Workshop, source: bytes) -> bool:
-    """Whether people and their programs may be at work on ``source``: it is in a directory of theirs.
+def _ours(workshop: Workshop) -> tuple[bytes, ...]:
+    """What the paths of files begin with that nobody changes: they are in a layer, or in the store."""
+    return b"/proc/self/fd/", os.fsencode(workshop.store.root) + b"/"
+
+
+def _is_live(workshop: Workshop, entry: Entry) -> bool:
+    """Whether people and their programs may be at work on the file ``entry``: it is in a directory of theirs.
 
     Not of hard links, which would not be recognised in copies.
     """
-    ours = (b"/proc/self/fd/", os.fsencode(workshop.store.root) + b"/")
-    return not source.startswith(ours) and os.lstat(source).st_nlink == 1
+    return not entry.source.startswith(_ours(workshop)) and os.lstat(entry.source).st_nlink == 1
 
 
 def _copy(workshop: Workshop, source: bytes) -> Copy:
@@ -190,32 +241,55 @@ def _copy(workshop: Workshop, source: bytes) -> Copy:
     with faults.translated(workshop.store.root, "cannot copy a file that is being written"):
         fd, path = tempfile.mkstemp(dir=os.fsencode(workshop.directory))
         with open(fd, "wb") as file, _opened(source) as content:
-            while block := content.read(1 << 20):
+            while block := os.read(content, _LARGE):
                 digest.update(block)
                 size += file.write(block)
-        workshop.digests[files.stamp(os.lstat(path))] = digest.hexdigest()
     return Copy(path, size, digest.hexdigest())
 
 
-def unchanged(workshop: Workshop, entries: Iterable[Entry]) -> None:
-    """Raise ``ContextError`` when a file of ``entries`` is no longer what this job's keys and names say that it is.
+def unchanged(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """``entries``, of which each must have been read for good when the next one is asked for.
 
-    To be called after the files were read for good: else a file that is edited while it is built, and put back later,
-    would be found in the cache with the edit.
+    Raises ``ContextError`` when a file is then no longer what this job's keys and names say that it is: else a file
+    that is edited while it is built, and put back later, would be found in the cache with the edit.
     """
-    contents(workshop, [each for each in entries if each.kind is Kind.FILE and each.source in workshop.contents])
+    for entry in entries:
+        yield entry
+        if entry.stamp:
+            check(entry)
+
+
+def check(entry: Entry) -> None:
+    """Raise ``ContextError`` when the file ``entry`` has another content than it had when it was read."""
+    if entry.stamp and _stamp_of(entry) != entry.stamp and _digest_of(entry.source) != entry.digest:
+        raise _edited(entry.source)
+
+
+def _stamp_of(entry: Entry) -> bytes:
+    try:
+        return files.stamp(os.lstat(entry.source))
+    except OSError as error:
+        raise _edited(entry.source) from error
 
 
 def _digest_of(path: bytes) -> str:
-    with _opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with _opened(path) as fd:
+        # Most files are small, and end within the first read: a large buffer for each would cost more than they do.
+        data = os.read(fd, _SMALL)
+        digest = hashlib.sha256(data)
+        while data and (data := os.read(fd, _LARGE)):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 @contextmanager
-def _opened(path: bytes) -> Iterator[BufferedReader]:
+def _opened(path: bytes) -> Iterator[int]:
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            yield file
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
     except OSError as error:
         raise _unreadable(os.fsdecode(path), error) from error
 

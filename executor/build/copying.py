@@ -1,4 +1,4 @@
-"""What COPY and ADD do to a file system, worked out as a list of entries before anything is written.
+"""What COPY and ADD do to a file system, worked out as a sequence of entries before anything is written.
 
 The rules are those of BuildKit's file operations (solver/llbsolver/file and fsutil's copier), applied to two ``Tree``s:
 what is copied, and the stage it goes to. The outcome is the layer, as data: it can be packed without ever being
@@ -11,15 +11,17 @@ says 0: no clock but the files' own.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 from msgspec.structs import replace
 
+from executor.build.bypath import ByPath
 from executor.dockerfile import ignore
 from executor.dockerfile.modes import Change
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
+from executor.store.spool import Spool
 from platforms.errors import BuildError, ContextError
 
 
@@ -130,30 +132,53 @@ def _glob(tree: Tree, base: bytes, pattern: str) -> Iterator[bytes]:
     return descend(base, 0)
 
 
-class Plan(msgspec.Struct):
-    """A layer being worked out on top of ``stage`` (None: an empty one, as for ``--link``)."""
+class Plan:
+    """A layer being worked out on top of ``stage`` (None: an empty one, as for ``--link``).
 
-    stage: Tree | None
-    entries: dict[bytes, Entry] = msgspec.field(default_factory=dict)
+    Every entry comes with the directories above it as the stage has them. What does not fit in memory goes to a file in
+    ``directory``, by default the system's for temporary files.
+    """
+
+    def __init__(self, stage: Tree | None, directory: str | None = None) -> None:
+        self.stage = stage
+        self._entries = ByPath(directory)
+        self._placed: bytes | None = None
+        """The directory that something was last put in: it is planned as far as it can be."""
+        self._parent: bytes | None = None
+        self._fresh = False
+        """Whether the directory ``_parent``, the one that was last asked about, holds only what the plan puts there."""
+
+    def planned(self, path: bytes) -> Entry | None:
+        """What the plan itself has at ``path``."""
+        return self._entries.get(path)
 
     def lookup(self, path: bytes) -> Entry | None:
         """What is at ``path`` so far."""
-        planned = self.entries.get(path)
+        planned = self._entries.get(path)
         if planned is not None:
             return planned
-        if self.stage is None or self._replaced(path):
-            return None if path else Entry(b"", Kind.DIRECTORY, mode=0o755)
-        return self.stage.entry(path)
-
-    def _replaced(self, path: bytes) -> bool:
-        """Whether something that is no directory took the place of a directory above ``path``."""
+        if not path:
+            return self.stage.entry(path) if self.stage is not None else Entry(b"", Kind.DIRECTORY, mode=0o755)
+        if self.stage is None:
+            return None
         parent = path.rpartition(b"/")[0]
-        while parent:
-            planned = self.entries.get(parent)
+        if parent != self._parent:
+            self._parent, self._fresh = parent, self._is_fresh(parent)
+        return None if self._fresh else self.stage.entry(path)
+
+    def _is_fresh(self, parent: bytes) -> bool:
+        """Whether the stage has nothing in ``parent``, or something that is no directory took a place above."""
+        assert self.stage is not None
+        below = parent
+        while below:
+            planned = self._entries.get(below)
             if planned is not None:
-                return planned.kind is not Kind.DIRECTORY
-            parent = parent.rpartition(b"/")[0]
-        return False
+                if planned.kind is not Kind.DIRECTORY:
+                    return True
+                break
+            below = below.rpartition(b"/")[0]
+        found = self.stage.lstat(parent)
+        return found is None or not stat.S_ISDIR(found.st_mode)
 
     def resolve(self, path: bytes) -> bytes:
         """``path`` with the links of the stage and of the plan followed."""
@@ -193,30 +218,42 @@ class Plan(msgspec.Struct):
         if parent is not None and parent.mode & stat.S_ISGID:  # as mkdir(2) does it
             mode |= stat.S_ISGID
             gid = gid if owner else parent.gid
-        self.entries[path] = Entry(path, Kind.DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=0)
+        self.set(Entry(path, Kind.DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=0))
+
+    def set(self, entry: Entry) -> None:
+        """Let ``entry`` be what is at its path, of the same nature as what is there so far, if anything is."""
+        path = entry.path
+        parent = path.rpartition(b"/")[0]
+        if parent != self._placed:
+            self._above(parent)
+            self._placed = parent
+        if entry.kind is Kind.DIRECTORY:
+            self._parent = None
+        self._entries.put(entry)
+
+    def _above(self, path: bytes) -> None:
+        """Add the directory ``path``, and those above it, as the stage has them, where they are not planned."""
+        while path and self._entries.get(path) is None:
+            found = self.lookup(path)
+            if found is None or found.kind is not Kind.DIRECTORY:
+                return
+            self._entries.put(found)
+            path = path.rpartition(b"/")[0]
 
     def put(self, entry: Entry) -> None:
         """Place ``entry``; what is in the way, unless both are directories, goes."""
         existing = self.lookup(entry.path)
         if existing is not None and existing.kind is Kind.DIRECTORY and entry.kind is not Kind.DIRECTORY:
-            for below in [each for each in self.entries if each.startswith(entry.path + b"/")]:
-                del self.entries[below]
-        self.entries[entry.path] = entry
+            self._entries.remove_below(entry.path)
+            self._parent = self._placed = None
+        self.set(entry)
 
-    def finish(self) -> tuple[Entry, ...]:
-        """The entries with the directories above them as the stage has them, parents first."""
-        for path in list(self.entries):
-            parent = path.rpartition(b"/")[0]
-            while parent and parent not in self.entries:
-                found = self.lookup(parent)
-                if found is None or found.kind is not Kind.DIRECTORY:
-                    break
-                self.entries[parent] = found
-                parent = parent.rpartition(b"/")[0]
-        return tuple(self.entries[path] for path in sorted(self.entries, key=lambda each: each.split(b"/")))
+    def finish(self) -> Spool[Entry]:
+        """The entries, parents first. To be called last."""
+        return self._entries.finish()
 
 
-def make_directory(stage: Tree | None, path: str, owner: tuple[int, int] | None) -> tuple[Entry, ...]:
+def make_directory(stage: Tree | None, path: str, owner: tuple[int, int] | None) -> Spool[Entry]:
     """What ``WORKDIR path`` adds: the directories that are missing, mode 0755, of ``owner``."""
     plan = Plan(stage)
     plan.make_directories(plan.resolve(path.encode("utf-8", "surrogateescape")), 0o755, owner)
@@ -229,13 +266,27 @@ def copy(plan: Plan, source: Source, destination: str, treatment: Treatment) -> 
     ``destination`` is absolute; a trailing slash (or ``/.``) says that it is a directory.
     """
     found = matches(source)
+    require(source)
+    for match in found:
+        top = top_of(source, match)
+        copy_match(plan, source, match, top, reached(source, top, treatment.exclude), destination, treatment)
+    return len(found)
+
+
+def top_of(source: Source, match: Match) -> Entry:
+    """What is at the path of ``match``. Raises ``ContextError`` when there is nothing: a link led there."""
+    top = source.tree.entry(match.path)
+    if top is None:
+        raise _missing(source, source.pattern)
+    return top
+
+
+def require(source: Source) -> None:
+    """Raise ``ContextError`` when the path that has to exist is not there."""
     if source.required:
         whole = f"{source.pattern.rstrip('/')}/{source.include[0]}"
         if source.tree.lstat(source.tree.resolve(whole.encode("utf-8", "surrogateescape"))) is None:
             raise _missing(source, whole)
-    for match in found:
-        copy_match(plan, source, match, destination, treatment)
-    return len(found)
 
 
 def unpack_into(
@@ -267,24 +318,32 @@ def unpack_into(
                 place = plan.resolve(place)
                 plan.make_directories(place, 0o755, owner)
             else:
-                plan.put(_linked(plan, tree, below, replace(entry, path=place, uid=uid, gid=gid), links))
+                placed = replace(entry, path=place, uid=uid, gid=gid)
+                linked = _linked(placed, links)
+                there = linked.kind is not Kind.HARDLINK or plan.planned(linked.link) is not None
+                plan.put(linked if there else placed)
             if entry.kind is Kind.DIRECTORY:
                 add(below, place)
 
     add(b"", top)
 
 
-def copy_match(plan: Plan, source: Source, match: Match, destination: str, treatment: Treatment) -> None:
-    """Add one path that ``source`` named."""
+def copy_match(
+    plan: Plan,
+    source: Source,
+    match: Match,
+    top: Entry,
+    found: Iterable[Reached],
+    destination: str,
+    treatment: Treatment,
+) -> None:
+    """Add a path that ``source`` named: ``top`` is what is there, ``found`` what is copied of it (see ``reached``)."""
     where = destination.encode("utf-8", "surrogateescape")
     head, _, tail = where.rpartition(b"/")
     ensure = where if tail in (b"", b".") else head
     plan.make_directories(plan.resolve(ensure), treatment.parents_mode, treatment.owner)
     target = plan.resolve(where)
 
-    top = source.tree.entry(match.path)
-    if top is None:
-        raise _missing(source, source.pattern)
     existing = plan.lookup(target)
     if existing is not None:
         into = existing.kind is Kind.DIRECTORY if top.kind is not Kind.DIRECTORY else not source.contents
@@ -295,23 +354,20 @@ def copy_match(plan: Plan, source: Source, match: Match, destination: str, treat
     else:
         plan.make_directories(target.rpartition(b"/")[0], treatment.parents_mode, treatment.owner)
     times = not source.context or match.path != b""
-    _Copier(plan, source, treatment, times).copy(top, target)
+    _Copier(plan, source, treatment, times).copy(found, target)
 
 
-def _linked(plan: Plan, tree: Tree, path: bytes, entry: Entry, links: dict[tuple[int, int], bytes]) -> Entry:
-    """``entry``, or a hard link when ``path`` of ``tree`` is a file that is in ``plan`` already, by ``links``."""
-    if entry.kind is not Kind.FILE:
+def _linked(entry: Entry, links: dict[tuple[int, int], bytes]) -> Entry:
+    """``entry``, or a hard link when its file has been placed before, as ``links`` says."""
+    if entry.kind is not Kind.FILE or entry.inode == (0, 0):
         return entry
-    found = tree.lstat(path)
-    if found is None or found.st_nlink < 2:
+    first = links.setdefault(entry.inode, entry.path)
+    if first == entry.path:
         return entry
-    first = links.setdefault((found.st_dev, found.st_ino), entry.path)
-    if first == entry.path or first not in plan.entries:
-        return entry
-    return replace(entry, kind=Kind.HARDLINK, link=first, source=b"", size=0)
+    return replace(entry, kind=Kind.HARDLINK, link=first, source=b"", size=0, digest="", stamp=b"")
 
 
-class Reached(msgspec.Struct, frozen=True):
+class Reached(msgspec.Struct, frozen=True, array_like=True):
     """An entry that a walk comes to: ``name`` is its path below the top, "" for the top itself."""
 
     entry: Entry
@@ -327,12 +383,13 @@ def reached(source: Source, top: Entry, exclude: tuple[str, ...]) -> Iterator[Re
     """
     only = ignore.compile_patterns(source.include) if source.include else None
     without = ignore.compile_patterns(exclude) if exclude else None
+    everything = only is None and without is None
     waiting: list[Reached] = []
 
     def walk(entry: Entry, name: bytes) -> Iterator[Reached]:
         directory = entry.kind is Kind.DIRECTORY
         included = True
-        if name and (only is not None or without is not None):
+        if name and not everything:
             text = name.decode("utf-8", "surrogateescape")
             if only is not None and not only.excludes(text, directory):
                 included = False
@@ -350,7 +407,12 @@ def reached(source: Source, top: Entry, exclude: tuple[str, ...]) -> Iterator[Re
             return
         for below in source.tree.entries(entry.path):
             child = below.path.rpartition(b"/")[2]
-            yield from walk(below, name + b"/" + child if name else child)
+            if name:
+                child = name + b"/" + child
+            if everything and below.kind is not Kind.DIRECTORY:
+                yield Reached(below, child)
+            else:
+                yield from walk(below, child)
         if waiting and waiting[-1].name == name:
             waiting.pop()
 
@@ -367,21 +429,21 @@ class _Copier:
         self._treatment = treatment
         self._links: dict[tuple[int, int], bytes] = {}
 
-    def copy(self, top: Entry, target: bytes) -> None:
-        """Copy ``top`` and what is below it to ``target``."""
-        for each in reached(self._source, top, self._treatment.exclude):
+    def copy(self, found: Iterable[Reached], target: bytes) -> None:
+        """Copy what was ``found`` to ``target``."""
+        for each in found:
             place = target + b"/" + each.name if target and each.name else target or each.name
             if each.leads:
                 self._lead(each.entry, place)
             elif each.entry.kind is Kind.DIRECTORY:
                 self._directory(each.entry, place, overwrite=bool(each.name))
             else:
-                self._place(each.entry, each.entry.path, place)
+                self._place(each.entry, place)
 
     def _lead(self, entry: Entry, target: bytes) -> None:
         existing = self._plan.lookup(target)
         if existing is not None and existing.kind is Kind.DIRECTORY:
-            self._plan.entries[target] = replace(existing, mode=entry.mode)
+            self._plan.set(replace(existing, mode=entry.mode))
         else:
             self._directory(entry, target, overwrite=True)
 
@@ -394,25 +456,23 @@ class _Copier:
                 raise BuildError(f"cannot copy to non-directory: /{target.decode('utf-8', 'replace')}")
             existing = None
         if existing is None or overwrite:
-            self._plan.entries[target] = replace(self._treated(entry), path=target)
+            self._plan.set(self._treated(entry, target))
         elif self._times:
-            self._plan.entries[target] = replace(existing, mtime_ns=entry.mtime_ns)
+            self._plan.set(replace(existing, mtime_ns=entry.mtime_ns))
         else:
-            self._plan.entries.setdefault(target, existing)
+            self._plan.set(existing)
 
-    def _place(self, entry: Entry, path: bytes, target: bytes) -> None:
+    def _place(self, entry: Entry, target: bytes) -> None:
         existing = self._plan.lookup(target)
         if existing is not None and existing.kind is Kind.DIRECTORY and not self._treatment.replace_existing:
             raise BuildError(f"cannot replace to directory /{target.decode('utf-8', 'replace')} with file")
-        placed = replace(self._treated(entry), path=target)
-        self._plan.put(_linked(self._plan, self._source.tree, path, placed, self._links))
+        self._plan.put(_linked(self._treated(entry, target), self._links))
 
-    def _treated(self, entry: Entry) -> Entry:
+    def _treated(self, entry: Entry, target: bytes) -> Entry:
         treatment = self._treatment
-        if self._source.context and entry.xattrs:
-            entry = replace(entry, xattrs=())
-        if treatment.owner is not None:
-            entry = replace(entry, uid=treatment.owner[0], gid=treatment.owner[1])
+        uid, gid = treatment.owner or (entry.uid, entry.gid)
+        mode = entry.mode
         if treatment.mode is not None and entry.kind is not Kind.SYMLINK:
-            entry = replace(entry, mode=treatment.mode(entry.mode, entry.kind is Kind.DIRECTORY))
-        return entry
+            mode = treatment.mode(mode, entry.kind is Kind.DIRECTORY)
+        xattrs = () if self._source.context else entry.xattrs
+        return replace(entry, path=target, mode=mode, uid=uid, gid=gid, xattrs=xattrs)

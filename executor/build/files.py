@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 
 from msgspec.structs import replace
@@ -39,18 +38,20 @@ def entries(tree: Tree, prefix: bytes = b"", epoch: int | None = None) -> Iterat
     linked: dict[tuple[int, int], bytes] = {}
     if prefix:
         yield Entry(prefix, Kind.DIRECTORY, mode=0o755, mtime_ns=(epoch or 0) * 1_000_000_000)
-    waiting = tree.entries(b"")[::-1]
+    waiting = [tree.entries(b"")]
     while waiting:
-        entry = waiting.pop()
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+            continue
         path = entry.path
         name = above + path
-        status = tree.lstat(path)
-        if status is not None and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-            first = linked.setdefault((status.st_dev, status.st_ino), name)
+        if entry.inode != (0, 0):
+            first = linked.setdefault(entry.inode, name)
             if first != name:
                 entry = replace(entry, kind=Kind.HARDLINK, link=first, size=0, source=b"", xattrs=())
         if epoch is not None:
             entry = replace(entry, mtime_ns=epoch * 1_000_000_000)
         yield replace(entry, path=name)
         if entry.kind is Kind.DIRECTORY:
-            waiting += reversed(tree.entries(path))
+            waiting.append(tree.entries(path))

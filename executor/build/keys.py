@@ -7,14 +7,25 @@ made ``A=x-B=z`` and ``A=x``, ``B=z`` the same key; a framed encoding cannot).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Final
 
 import msgspec
 
-Part = str | bytes | int | bool | None | tuple["Part", ...]
+
+class Rows(msgspec.Struct, frozen=True):
+    """A tuple that is too long to be held: how many parts it has, and what gives the encodings of all of them."""
+
+    count: int
+    encoded: Callable[[], Iterable[bytes]]
+
+
+Part = str | bytes | int | bool | None | Rows | tuple["Part", ...]
 
 _GENERATION: Final = "kanifold 2"
 """Changes when a step comes to mean something else, so that older records are no longer found."""
+_TOGETHER: Final = 512
 _TEXT: Final = 1
 _NUMBER: Final = 2
 
@@ -23,10 +34,46 @@ def key(kind: str, *parts: Part) -> str:
     """The key of a step of ``kind`` that observes ``parts``: 64 hexadecimal digits."""
     whole = (_GENERATION, kind, parts)
     try:
-        data = msgspec.msgpack.encode(whole)
+        return hashlib.sha256(encoded(whole)).hexdigest()
+    except TypeError:  # there are ``Rows``, which are the same as if they were a tuple
+        digest = hashlib.sha256()
+        for piece in _pieces(whole):
+            digest.update(piece)
+        return digest.hexdigest()
+
+
+def encoded(part: Part) -> bytes:
+    """What stands for ``part``, which has no ``Rows``, in the encoding."""
+    try:
+        return msgspec.msgpack.encode(part)
     except (UnicodeEncodeError, OverflowError):
-        data = msgspec.msgpack.encode(_extended(whole))
-    return hashlib.sha256(data).hexdigest()
+        return msgspec.msgpack.encode(_extended(part))
+
+
+def encodings(parts: Iterable[Part]) -> Iterator[bytes]:
+    """The encodings of ``parts``, which have no ``Rows``, many at a time."""
+    rest = iter(parts)
+    while some := tuple(islice(rest, _TOGETHER)):
+        yield encoded(some)[len(tuple_of(len(some))) :]
+
+
+def tuple_of(count: int) -> bytes:
+    """What stands before the encodings of a tuple's ``count`` parts."""
+    if count < 16:
+        return bytes((0x90 | count,))
+    return b"\xdc" + count.to_bytes(2, "big") if count < 1 << 16 else b"\xdd" + count.to_bytes(4, "big")
+
+
+def _pieces(part: Part) -> Iterator[bytes]:
+    if isinstance(part, Rows):
+        yield tuple_of(part.count)
+        yield from part.encoded()
+    elif isinstance(part, tuple):
+        yield tuple_of(len(part))
+        for each in part:
+            yield from _pieces(each)
+    else:
+        yield encoded(part)
 
 
 def _extended(part: Part) -> object:

@@ -6,7 +6,7 @@ A stage that is only copied from never compresses its layers; an image that is o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -59,10 +59,13 @@ def from_result(
     workshop: Workshop,
     result: str,
     created: str,
-    entries: Once[tuple[Entry, ...]],
+    entries: Iterable[Entry] | None,
     below: Sequence[Layer],
 ) -> Layer:
-    """The layer of a step's ``result``: from what the store has of it, else from ``entries`` (the change as data)."""
+    """The layer of a step's ``result``: from what the store has of it, else from ``entries`` (the change as data).
+
+    ``entries`` can be gone through more than once, by several threads at the same time.
+    """
     store = workshop.store
 
     def directory() -> str:
@@ -73,7 +76,7 @@ def from_result(
             with locks.lock(store, f"directory {result}", cancel=workshop.cancelled):
                 found = snapshots.find(store, name)
                 if found is None:
-                    found = _make_directory(workshop, result, entries, below)
+                    found = _make_directory(workshop, result, entries)
             workshop.tell(job.Moved("write", result, found.size, found.size))
         return found.fs
 
@@ -140,9 +143,7 @@ def forgotten(workshop: Workshop, result: str, what: str) -> LayerLost:
     return LayerLost(what, remedy="build again")
 
 
-def _make_directory(
-    workshop: Workshop, result: str, entries: Once[tuple[Entry, ...]], below: Sequence[Layer]
-) -> snapshots.Snapshot:
+def _make_directory(workshop: Workshop, result: str, entries: Iterable[Entry] | None) -> snapshots.Snapshot:
     """The directory of ``result``, unpacked from its blob or written from its entries."""
     store = workshop.store
     known = cache.known(store, result)
@@ -157,9 +158,9 @@ def _make_directory(
             if known.diff_id and unpacked.diff_id != known.diff_id:
                 raise forgotten(workshop, result, "a cached layer is not what its record says")
         else:
-            changes = entries()
-            materialise.materialise(changes, draft.fs)
-            content.unchanged(workshop, changes)
+            if entries is None:
+                raise forgotten(workshop, result, "a cached layer has vanished")
+            materialise.materialise(content.unchanged(entries), draft.fs)
         return snapshots.commit(
             store,
             draft,
@@ -192,7 +193,7 @@ def _media_type(order: job.Job) -> str:
 
 
 def _packed(
-    workshop: Workshop, result: str, entries: Once[tuple[Entry, ...]], below: Sequence[Layer]
+    workshop: Workshop, result: str, entries: Iterable[Entry] | None, below: Sequence[Layer]
 ) -> tuple[Known, Packed]:
     """``result`` as a blob with this job's compression, made by one process for all that wait for it."""
     store, wanted = workshop.store, kind_of(workshop.order.compression)
@@ -214,74 +215,83 @@ def _packed(
             workshop.tell(job.Moved("compress", result, packed.size, packed.size))
             return known, packed
         workshop.check()
-        changes = _entries(workshop, result, entries, below)
+        found = snapshots.find(store, cache.snapshot_key(result))
         try:
-            made = _pack(workshop, changes)
+            if entries is None or found is not None:
+                made, machines = _pack(workshop, _scanned(workshop, result, found, below))
+            else:
+                made, machines = _pack(workshop, entries)
         except Interrupted:
             raise
         except KanifoldError:
             # The files may have been edited since; what steps have seen of them has not.
-            found = snapshots.find(store, cache.snapshot_key(result))
-            if found is None:
+            seen = snapshots.find(store, cache.snapshot_key(result))
+            if seen is None or found is not None:
                 raise
-            changes = _scanned(found, below)
-            made = _pack(workshop, changes)
+            made, machines = _pack(workshop, _scanned(workshop, result, seen, below))
         workshop.tell(job.Moved("compress", result, made.size, made.size))
         packed = Packed(wanted, made.digest, made.size)
         known = Known(
             made.diff_id,
             (*(each for each in known.blobs if each.kind != wanted), packed),
-            known.machines or machines_of(changes),
+            known.machines or machines,
             known.places,
         )
         cache.note_known(store, result, known)
         return known, packed
 
 
-def _entries(
-    workshop: Workshop, result: str, entries: Once[tuple[Entry, ...]], below: Sequence[Layer]
-) -> tuple[Entry, ...]:
-    """The change of ``result`` as data: as its maker knows it, or read back from its directory."""
-    found = snapshots.find(workshop.store, cache.snapshot_key(result))
-    if found is None or entries.done:
-        return entries()
-    return _scanned(found, below)
-
-
-def _scanned(found: snapshots.Snapshot, below: Sequence[Layer]) -> tuple[Entry, ...]:
+def _scanned(
+    workshop: Workshop, result: str, found: snapshots.Snapshot | None, below: Sequence[Layer]
+) -> Iterator[Entry]:
+    """The change of ``result``, read back from its directory."""
+    if found is None:
+        raise forgotten(workshop, result, "a cached layer has vanished")
     return overlay.scan(found.fs, [each.directory() for each in reversed(below)])
 
 
-def _pack(workshop: Workshop, changes: Sequence[Entry]) -> compress.Packed:
+def _pack(workshop: Workshop, changes: Iterable[Entry]) -> tuple[compress.Packed, tuple[Machine, ...]]:
+    """``changes`` as a blob in the store, and the ELF files among them; they are gone through once."""
     store, wanted = workshop.store, workshop.order.compression
+    machines: dict[str, _Elves] = {}
     temporary = store.session.temporary()
     try:
         with faults.translated(store.root, "cannot pack a layer"):
-            made = compress.pack(_clamped(changes, workshop.order.epoch), temporary, wanted.kind, wanted.level)
-            content.unchanged(workshop, changes)
+            entries = _clamped(content.unchanged(_audited(changes, machines)), workshop.order.epoch)
+            made = compress.pack(entries, temporary, wanted.kind, wanted.level)
             blobs.adopt(store, temporary, made.digest, made.size)
-            return made
+            return made, tuple(Machine(name, each.count, tuple(each.paths)) for name, each in sorted(machines.items()))
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
 
 
-def _clamped(entries: Sequence[Entry], epoch: int | None) -> Sequence[Entry]:
+def _clamped(entries: Iterable[Entry], epoch: int | None) -> Iterable[Entry]:
     """``entries`` with no time after ``epoch`` (SOURCE_DATE_EPOCH, seconds)."""
     if epoch is None:
         return entries
     from msgspec.structs import replace
 
     limit = epoch * 1_000_000_000
-    return [replace(each, mtime_ns=limit) if each.mtime_ns > limit else each for each in entries]
+    return (replace(each, mtime_ns=limit) if each.mtime_ns > limit else each for each in entries)
 
 
-def machines_of(entries: Sequence[Entry]) -> tuple[Machine, ...]:
-    """The ELF files among ``entries``, by architecture."""
-    found: dict[str, list[str]] = {}
+class _Elves(msgspec.Struct):
+    """ELF files of one architecture."""
+
+    count: int = 0
+    paths: list[str] = msgspec.field(default_factory=list)
+    """The first of them."""
+
+
+def _audited(entries: Iterable[Entry], found: dict[str, _Elves]) -> Iterator[Entry]:
+    """``entries``, whose ELF files are noted in ``found``, by architecture."""
     for entry in entries:
         if entry.kind is Kind.FILE and entry.size >= elf.SMALLEST and not elf.firmware(entry.path):
-            machine = elf.machine_of_file(entry.source)
-            if machine is not None:
-                found.setdefault(machine, []).append(entry.path.decode("utf-8", "replace"))
-    return tuple(Machine(machine, len(paths), tuple(paths[:_PATHS_KEPT])) for machine, paths in sorted(found.items()))
+            name = elf.machine_of_file(entry.source)
+            if name is not None:
+                elves = found.setdefault(name, _Elves())
+                elves.count += 1
+                if elves.count <= _PATHS_KEPT:
+                    elves.paths.append(entry.path.decode("utf-8", "replace"))
+        yield entry

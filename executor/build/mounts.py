@@ -152,7 +152,7 @@ def _bind(
     path = normal_path("/", wanted.source or "/")
     source = copying.Source(found.tree(), path, wildcards=False, context=True) if not found.identity else None
     identity: keys.Part = (
-        found.identity if found.identity else content.selection_key(workshop, source) if source is not None else ""
+        found.identity if found.identity else content.select(workshop, source).key() if source is not None else ""
     )
 
     def make(stack: ExitStack, _tree: Tree) -> Mount:
@@ -168,7 +168,7 @@ def _bind(
         tree = found.tree()
         there = tree.lstat(tree.resolve(os.fsencode(path))) is not None
         whole = copying.Source(tree, path, wildcards=False, contents=False)
-        return "bind", target, path, content.selection_key(workshop, whole) if there else "", wanted.readonly
+        return "bind", target, path, content.select(workshop, whole).key() if there else "", wanted.readonly
 
     part = ("bind", target, path, identity, wanted.readonly)
     return part, shown if origin.kind == "stage" else None, make
@@ -176,26 +176,26 @@ def _bind(
 
 def _materialised(workshop: Workshop, source: copying.Source) -> tuple[str, str]:
     """A directory of the store that looks like the tree of ``source``, and where in it is what ``source`` names."""
-    plan = copying.Plan(None)
+    plan = copying.Plan(None, workshop.directory)
     path = copying.matches(source)[0].path.decode("utf-8", "surrogateescape")
     real = replace(source, pattern=f"/{path}", contents=not path)
-    copying.copy(plan, real, f"/{path.rpartition('/')[0]}/", copying.Treatment())
-    name, entries = content.named(workshop, plan.finish())
-    key = f"context:{name}"
-    found = snapshots.find(workshop.store, key)
-    if found is None:
+    for match, top, found in content.select(workshop, real).matches():
+        copying.copy_match(plan, real, match, top, found, f"/{path.rpartition('/')[0]}/", copying.Treatment())
+    entries = plan.finish()
+    key = f"context:{content.name(workshop, entries)}"
+    made = snapshots.find(workshop.store, key)
+    if made is None:
         with locks.lock(workshop.store, key, cancel=workshop.cancelled):
-            found = snapshots.find(workshop.store, key)
-            if found is None:
+            made = snapshots.find(workshop.store, key)
+            if made is None:
                 draft = snapshots.draft(workshop.store)
                 try:
-                    materialise.materialise(entries, draft.fs)
-                    content.unchanged(workshop, entries)
-                    found = snapshots.commit(workshop.store, draft, diff_id=None, size=0, keys=(key,))
+                    materialise.materialise(content.unchanged(entries), draft.fs)
+                    made = snapshots.commit(workshop.store, draft, diff_id=None, size=0, keys=(key,))
                 except BaseException:
                     snapshots.discard(workshop.store, draft)
                     raise
-    return found.fs, path
+    return made.fs, path
 
 
 def _overlay(workshop: Workshop, stack: ExitStack, layers: tuple[str, ...], inside: str, wanted: Wanted) -> int:
@@ -240,7 +240,7 @@ def _cache(
 
     def populate(directory: str) -> None:
         if source is not None:
-            _seed(solver, source, wanted.source, directory)
+            _seed(solver, workshop, source, wanted.source, directory)
         uid, gid, mode = special
         try:
             os.chown(directory, uid, gid)
@@ -267,13 +267,13 @@ def _name_of(solver: Solver, workshop: Workshop, origin: Origin) -> str:
     if found.identity:
         return found.identity
     source = copying.Source(found.tree(), "/", wildcards=False, context=True)
-    return keys.key("files", content.selection_key(workshop, source))
+    return keys.key("files", content.select(workshop, source).key())
 
 
-def _seed(solver: Solver, origin: Origin, path: str, directory: str) -> None:
+def _seed(solver: Solver, workshop: Workshop, origin: Origin, path: str, directory: str) -> None:
     """Fill a new cache directory with the files of ``from=``."""
     found = solver.source(origin)
-    plan = copying.Plan(None)
+    plan = copying.Plan(None, workshop.directory)
     copying.copy(
         plan,
         copying.Source(found.tree(), normal_path("/", path or "/"), wildcards=False),

@@ -23,7 +23,7 @@ from executor.build import base, cache, content, copying, graph, keys, runstep, 
 from executor.build import state as steps
 from executor.build.cache import Outcome
 from executor.build.graph import Graph, Origin
-from executor.build.layer import Layer, LayerLost, forgotten, from_result
+from executor.build.layer import Layer, LayerLost, from_result
 from executor.build.mounts import Mounts, prepare, secret_variables, ssh_socket
 from executor.build.once import Once
 from executor.build.sources import Input
@@ -35,10 +35,11 @@ from executor.dockerfile import instructions as dockerfile
 from executor.dockerfile.instructions import Instruction, inline_script, shell_text
 from executor.dockerfile.scope import PROXIES
 from executor.image import config as image
-from executor.rootfs import overlay, unpack
+from executor.rootfs import unpack
 from executor.rootfs.entry import Entry
 from executor.rootfs.tree import Tree
 from executor.store import locks, removal, snapshots
+from executor.store.spool import Spool
 from platforms.errors import ContextError, DockerfileError, KanifoldError, StoreError
 from platforms.platform import Platform
 
@@ -174,10 +175,13 @@ class Solver:
         # A directory as a base: its files are the first layer.
         tree = self._trees[origin.name]()
         empty = State(platform, image.empty(platform))
-        plan = copying.Plan(None)
-        copying.copy(plan, copying.Source(tree, "/", wildcards=False, context=True), "/", copying.Treatment())
-        result, entries = content.named(self._workshop, plan.finish())
-        layer = from_result(self._workshop, result, _now(), Once(lambda: entries), ())
+        source = copying.Source(tree, "/", wildcards=False, context=True)
+        plan = copying.Plan(None, self._workshop.directory)
+        for match, top, found in content.select(self._workshop, source).matches():
+            copying.copy_match(plan, source, match, top, found, "/", copying.Treatment())
+        entries = plan.finish()
+        result = content.name(self._workshop, entries)
+        layer = from_result(self._workshop, result, _now(), entries, ())
         return replace(empty, layers=(layer,), tree=keys.key("tree", empty.tree, result))
 
     def origin(self, origin: Origin, platform: Platform) -> State:
@@ -277,8 +281,8 @@ class Solver:
                 mounted,
             )
 
-        def make() -> tuple[str, Once[tuple[Entry, ...]]]:
-            return self._execute(number, instruction, running, state, mounts)
+        def make() -> tuple[str, None]:
+            return self._execute(number, instruction, running, state, mounts), None
 
         same = mounts.same
         return self._layered(
@@ -293,7 +297,8 @@ class Solver:
 
     def _execute(
         self, number: int, instruction: dockerfile.Run, running: runstep.Running, state: State, mounts: Mounts
-    ) -> tuple[str, Once[tuple[Entry, ...]]]:
+    ) -> str:
+        """Run ``instruction``; the name of its result, whose directory is in the store."""
         workshop = self._workshop
         workshop.launcher().prepare()  # while base layers are unpacked
         directories = self._directories(state)
@@ -317,7 +322,6 @@ class Solver:
                     mounted,
                     mounts.redact,
                 )
-            entries = overlay.scan(draft.fs, directories)
             snapshots.commit(
                 workshop.store,
                 draft,
@@ -329,7 +333,7 @@ class Solver:
         except BaseException:
             snapshots.discard(workshop.store, draft)
             raise
-        return result, Once(lambda: entries)
+        return result
 
     def _directories(self, state: State) -> tuple[str, ...]:
         """The layers of ``state`` as directories, top first; missing ones are made at the same time."""
@@ -361,7 +365,6 @@ class Solver:
         words = [*instruction.sources, *(f"<<{each.name}" for each in instruction.heredocs), instruction.destination]
         text = f"{head}{parents}{flags} {' '.join(words)} # buildkit"
         destination = _destination(state.workdir, instruction.destination)
-        noted = Once(plan.key)
 
         def key() -> tuple[keys.Part, ...]:
             return (
@@ -374,12 +377,12 @@ class Solver:
                 instruction.link,
                 bool(parents),
                 instruction.unpack if isinstance(instruction, dockerfile.Add) else None,
-                noted(),
+                plan.key(),
             )
 
-        def make() -> tuple[str, Once[tuple[Entry, ...]]]:
+        def make() -> tuple[str, Spool[Entry]]:
             tree = below() if below is not None else None
-            draft = copying.Plan(tree)
+            draft = copying.Plan(tree, self._workshop.directory)
             treatment = sources.treatment(
                 Once(lambda: self.tree_of(state)),
                 instruction.chown,
@@ -388,9 +391,8 @@ class Solver:
                 replace_existing=instruction.link,
             )
             plan.copy_to(draft, destination, treatment)
-            result, entries = content.named(self._workshop, draft.finish())
-            plan.verify(noted())
-            return result, Once(lambda: entries)
+            entries = draft.finish()
+            return content.name(self._workshop, entries), entries
 
         return self._layered(stage, number, state, key, make, text)
 
@@ -441,11 +443,11 @@ class Solver:
             return steps.noted(moved, "WORKDIR /")
         number = self._numbers.of(stage.index, instruction)
 
-        def make() -> tuple[str, Once[tuple[Entry, ...]]]:
+        def make() -> tuple[str, Spool[Entry]]:
             tree = self.tree_of(state)
             owner = users.owner(tree, state.config.user) if state.config.user else None
-            result, entries = content.named(self._workshop, copying.make_directory(tree, path, owner))
-            return result, Once(lambda: entries)
+            entries = copying.make_directory(tree, path, owner)
+            return content.name(self._workshop, entries), entries
 
         def key() -> tuple[keys.Part, ...]:
             return "workdir", state.tree, path, state.config.user
@@ -458,11 +460,13 @@ class Solver:
         number: int,
         state: State,
         parts: Callable[[], tuple[keys.Part, ...]],
-        make: Callable[[], tuple[str, Once[tuple[Entry, ...]]]],
+        make: Callable[[], tuple[str, Spool[Entry] | None]],
         text: str,
         same: Callable[[], tuple[keys.Part, ...]] | None = None,
     ) -> State:
         """``state`` with one more layer: found under the key of ``parts``, or made by ``make`` and then findable.
+
+        ``make`` returns the result's name and its entries, unless a directory in the store holds those.
 
         What is not found so may be under the key of ``same``, which takes longer to work out and holds for more.
 
@@ -471,7 +475,7 @@ class Solver:
         workshop, store = self._workshop, self._workshop.store
         started = self._start(number)
         fresh = self._ignores_cache(stage)
-        made: Once[tuple[Entry, ...]] | None = None
+        made: tuple[str, Spool[Entry] | None] | None = None
 
         def look(key: str) -> Outcome | None:
             asked = [each.location for each in workshop.order.cache_from]
@@ -493,8 +497,8 @@ class Solver:
                         if outcome is not None and not outcome.foreign:
                             cache.note_outcome(store, key, outcome, text)
                     if outcome is None:
-                        result, made = make()
-                        outcome = Outcome(result, _now(), workshop.order.build)
+                        made = make()
+                        outcome = Outcome(made[0], _now(), workshop.order.build)
                         for each in known:
                             cache.note_outcome(store, each, outcome, text)
         except LayerLost:
@@ -504,12 +508,7 @@ class Solver:
             raise
         self._finish(number, started, cached=made is None)
         below = state.layers
-        entries = made or Once(
-            lambda: overlay.scan(
-                workshop_directory(workshop, outcome.layer), [each.directory() for each in reversed(below)]
-            )
-        )
-        layer = from_result(workshop, outcome.layer, outcome.created, entries, below)
+        layer = from_result(workshop, outcome.layer, outcome.created, made[1] if made is not None else None, below)
         if made is not None and stage.index in self.graph.chain:
             self._on_layer(layer)
         elif made is not None:
@@ -585,14 +584,6 @@ def _received(workshop: Workshop, name: str) -> str:
         unpack.extract(stream, directory, limits=unpack.Limits())
     os.unlink(path)
     return directory
-
-
-def workshop_directory(workshop: Workshop, result: str) -> str:
-    """The directory of a result that is in the store."""
-    found = snapshots.find(workshop.store, cache.snapshot_key(result))
-    if found is None:
-        raise forgotten(workshop, result, "a cached layer has vanished")
-    return found.fs
 
 
 def _from_base(platform: Platform, found: base.Base) -> State:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from executor.build import copying, keys, users
-from executor.build.content import selection_key
+from executor.build import content, copying, keys, users
+from executor.build.content import Selection
 from executor.build.copying import Plan, Source, Treatment
 from executor.build.once import Once
 from executor.build.state import normal_path
@@ -22,9 +22,9 @@ from executor.context import archive, gitreference, http
 from executor.context.gitreference import GitReference
 from executor.dockerfile import copies, modes
 from executor.dockerfile.instructions import Add, Copy
+from executor.rootfs.entry import Kind
 from executor.rootfs.tree import Tree, open_directory
 from executor.store import facts
-from platforms.errors import ContextError
 
 if TYPE_CHECKING:
     from executor.context.git import Resolved
@@ -56,12 +56,6 @@ class Inputs(msgspec.Struct, frozen=True):
         """What the sources are, for the cache key of the step."""
         return tuple(part.key(self.workshop) for part in self.parts)
 
-    def verify(self, noted: tuple[keys.Part, ...]) -> None:
-        """Raise ``ContextError`` when files are no longer those whose ``key`` was ``noted`` before they were copied."""
-        for part, before in zip(self.parts, noted, strict=True):
-            if isinstance(part, FromTree) and part.key(self.workshop) != before:
-                raise ContextError(f'"{part.pattern}" changed during the build', remedy="build again")
-
     def copy_to(self, plan: Plan, destination: str, treatment: Treatment) -> None:
         """Add everything to ``plan``."""
         for part in self.parts:
@@ -89,22 +83,29 @@ class FromTree(msgspec.Struct, frozen=True):
     pattern: str
     parents: bool
     unpack: bool
-    exclude: tuple[str, ...]
+    selected: Once[Selection]
+    """What is copied, as it was when its key was taken: what is looked at once cannot have two forms."""
 
     def key(self, workshop: Workshop) -> keys.Part:
         if self.identity:
             return ("tree", self.identity, self.pattern, self.parents, self.unpack)
-        files = selection_key(workshop, self.source(), self.exclude)
-        return ("files", self.pattern, self.parents, self.unpack, files)
+        return ("files", self.pattern, self.parents, self.unpack, self.selected().key())
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
         source = self.source()
-        if not self.unpack:
+        if self.identity:
             copying.copy(plan, source, destination, treatment)
             return
-        for match in copying.matches(source):
-            if not _copy_archive(workshop, plan, source.tree.host_path(match.path), destination, treatment):
-                copying.copy_match(plan, source, match, destination, treatment)
+        copying.require(source)
+        for match, top, found in self.selected().matches():
+            if self.unpack and top.kind is Kind.FILE:
+                for each in found:
+                    if _copy_archive(workshop, plan, each.entry.source, destination, treatment):
+                        content.check(each.entry)
+                    else:
+                        copying.copy_match(plan, source, match, top, (each,), destination, treatment)
+            else:
+                copying.copy_match(plan, source, match, top, found, destination, treatment)
 
 
 class FromUrl(msgspec.Struct, frozen=True):
@@ -242,12 +243,12 @@ class Inline(msgspec.Struct, frozen=True):
 
 def inputs(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Input]) -> Inputs:
     """The sources of ``instruction``, whose paths are looked up in what ``found`` gives."""
-    parts: list[Part] = [_part(instruction, text, found) for text in instruction.sources]
+    parts: list[Part] = [_part(workshop, instruction, text, found) for text in instruction.sources]
     parts += [Inline(each.name, each.content.encode("utf-8", "surrogateescape")) for each in instruction.heredocs]
     return Inputs(workshop, tuple(parts))
 
 
-def _part(instruction: Copy | Add, text: str, found: Callable[[], Input]) -> Part:
+def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callable[[], Input]) -> Part:
     if isinstance(instruction, Add):
         repository = gitreference.parse(text)
         if repository is not None and not repository.indistinguishable_from_local:
@@ -258,7 +259,9 @@ def _part(instruction: Copy | Add, text: str, found: Callable[[], Input]) -> Par
     parents = isinstance(instruction, Copy) and instruction.parents
     unpack = isinstance(instruction, Add) and instruction.unpack is not False
     place = found()
-    return FromTree(_source(place, text, parents), place.identity, text, parents, unpack, instruction.exclude)
+    source, exclude = _source(place, text, parents), instruction.exclude
+    selected = Once(lambda: content.select(workshop, source(), exclude))
+    return FromTree(source, place.identity, text, parents, unpack, selected)
 
 
 def _source(found: Input, text: str, parents: bool) -> Callable[[], Source]:

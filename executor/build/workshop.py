@@ -12,6 +12,7 @@ import msgspec
 
 from executor import job
 from executor.build.exchange import Exchange
+from executor.build.fingerprints import Fingerprints
 from executor.build.once import Once
 from executor.context import http
 from executor.context.gitreference import GitReference
@@ -104,10 +105,8 @@ class Workshop(msgspec.Struct, frozen=True):
     """What ADD has fetched, by URL and the checksum that it was held against."""
     commits: dict[GitReference, Resolved] = msgspec.field(default_factory=dict)
     """What git references point to, as long as this job lasts."""
-    digests: dict[bytes, str] = msgspec.field(default_factory=dict)
-    """Content digests of files by their status, for this job."""
-    contents: dict[bytes, str] = msgspec.field(default_factory=dict)
-    """The digest under which this job knows each file that it has read, by path."""
+    contents: Fingerprints = msgspec.field(default_factory=Fingerprints)
+    """The digest under which this job knows each file of people's that it has read, by path."""
     copies: dict[bytes, Copy] = msgspec.field(default_factory=dict)
     """Of files that were being written when they were read."""
 

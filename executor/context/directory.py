@@ -10,6 +10,7 @@ import stat
 
 from executor.dockerfile import ignore
 from executor.rootfs.tree import Hides, Tree, open_directory
+from executor.store import files
 from platforms.errors import ContextError
 
 
@@ -19,7 +20,8 @@ def open_context(path: str, ignore_text: str, *, owners: bool = False) -> Tree:
     With ``owners`` its files belong to whom they belong to.
     """
     try:
-        return open_directory(path, hides=hides(path, ignore_text), owner=None if owners else (0, 0))
+        owner = None if owners else (0, 0)
+        return open_directory(path, hides=hides(path, ignore_text), owner=owner, stamp=files.stamp)
     except OSError as error:
         raise ContextError(f"cannot read the build context {path}", why=error.strerror or str(error)) from error
 
@@ -33,14 +35,16 @@ def hides(path: str, ignore_text: str) -> Hides | None:
     if not patterns:
         return None
     bare = open_directory(path)
-    seen: dict[bytes, bool] = {}
+    seen: dict[bytes, bool] = {}  # of directories
 
     def hidden(name: bytes, directory: bool) -> bool:
+        if not directory:
+            return patterns.excludes(name.decode("utf-8", "surrogateescape"), directory)
         known = seen.get(name)
         if known is None:
             text = name.decode("utf-8", "surrogateescape")
             known = patterns.excludes(text, directory)
-            if known and directory and patterns.may_contain_included(text):
+            if known and patterns.may_contain_included(text):
                 known = not _holds_visible(name)
             seen[name] = known
         return known

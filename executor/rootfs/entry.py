@@ -34,7 +34,7 @@ class Kind(enum.Enum):
     __hash__ = object.__hash__
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True):
     """One path of a layer.
 
     ``path`` is relative to the root without a leading slash or dot components; ``b""`` is the root itself. Names are
@@ -59,6 +59,12 @@ class Entry(msgspec.Struct, frozen=True):
     """Extended attributes by full name (``security.capability``), sorted."""
     source: bytes = b""
     """Where the content of a FILE is: an absolute path on this host. Opened without following a link."""
+    inode: tuple[int, int] = (0, 0)
+    """Device and inode number of what was found under several names, and is no directory."""
+    digest: str = ""
+    """SHA-256 of a FILE's content, in hexadecimal digits, where it has been read."""
+    stamp: bytes = b""
+    """What lstat(2) said of ``source`` before it was read (``executor.store.files.stamp``), if people may change it."""
 
 
 OWNER_XATTR: Final = b"user.kanifold.stat"

@@ -16,7 +16,7 @@ from typing import Final
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.placing import Lower
 from executor.rootfs.records import note_owners
-from executor.rootfs.tarwriter import canonical, changed, open_source
+from executor.rootfs.tarwriter import changed, open_source
 from platforms.errors import BuildError, StoreError
 
 _SMALL: Final = 64 << 10
@@ -30,15 +30,16 @@ _CANNOT: Final = frozenset(
 
 
 def materialise(entries: Iterable[Entry], directory: str) -> None:
-    """Write ``entries`` into ``directory``, which is empty.
+    """Write ``entries`` into ``directory``, which is empty, in the order given: hard links after what they lead to.
 
-    Parents that have no entry are root's, mode 0755. Raises ``BuildError`` when a source is not what its entry says or
-    a hard link leads to nothing, ``StoreError`` when the disk is full or fails. Nothing is synced.
+    A file is written before the next entry is asked for. Parents that have no entry are root's, mode 0755. Raises
+    ``BuildError`` when a source is not what its entry says or a hard link leads to nothing, ``StoreError`` when the
+    disk is full or fails. Nothing is synced.
     """
     copier = _Copier()
     with Lower(directory) as lower:
         try:
-            for entry in canonical(entries):
+            for entry in entries:
                 copier.entry = entry
                 lower.place(entry, copier.fill)
             lower.finish()

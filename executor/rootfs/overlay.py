@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -44,12 +44,13 @@ Below = tuple[bytes, ...]
 """The directories of the lower layers that together stand below a directory, top first."""
 
 
-def scan(upper: str, lowers: Sequence[str]) -> tuple[Entry, ...]:
-    """The changes in the directory ``upper`` over ``lowers``, top first, in canonical order.
+def scan(upper: str, lowers: Sequence[str]) -> Iterator[Entry]:
+    """The changes in the directory ``upper`` over ``lowers``, top first, in canonical order, as they are come upon.
 
-    ``source`` of a FILE is its path below ``upper``, which must stay as it is. Owners recorded in the file ``owners``
-    beside ``upper`` and in extended attributes are taken over. Raises ``EnvironmentUnfit`` when the overlay was mounted
-    with ``redirect_dir`` or ``metacopy``, whose directories only make sense under that mount.
+    Memory holds the names in the directories on the way to where the scan is, and the hard links. ``source`` of a FILE
+    is its path below ``upper``, which must stay as it is. Owners recorded in the file ``owners`` beside ``upper`` and
+    in extended attributes are taken over. Raises ``EnvironmentUnfit`` when the overlay was mounted with
+    ``redirect_dir`` or ``metacopy``, whose directories only make sense under that mount.
     """
     return _Scan(os.fsencode(os.path.abspath(upper)), read_owners(upper)).run(tuple(map(os.fsencode, lowers)))
 
@@ -58,30 +59,37 @@ class _Scan:
     def __init__(self, upper: bytes, owners: Owners) -> None:
         self._upper = upper
         self._owners = owners
-        self._found: list[Entry] = []
         self._inodes: dict[tuple[int, int], Entry] = {}
 
-    def run(self, lowers: Below) -> tuple[Entry, ...]:
-        waiting = [_Directory(b"", self._names(b""), lowers, hiding=False, place=-1, changed=True)]
+    def run(self, lowers: Below) -> Iterator[Entry]:
+        waiting = [_Directory(b"", self._names(b""), lowers, hiding=False)]
+        unsaid: list[Entry] = []  # directories on the way that are as before and, so far, hold no change
         while waiting:
             here = waiting[-1]
             if not here.names:
                 waiting.pop()
-                # A directory that is as before, and that nothing followed, is no change.
-                if not here.changed and len(self._found) == here.place + 1:
-                    self._found.pop()
+                if unsaid and unsaid[-1].path == here.path:
+                    unsaid.pop()
                 continue
-            deeper = self._look(here, here.names.pop())
-            if deeper is not None:
-                waiting.append(deeper)
-        return tuple(self._found)
+            found = self._look(here, here.names.pop())
+            if isinstance(found, _Directory):
+                waiting.append(found)
+                unsaid.append(found.entry)
+                if not found.changed:
+                    continue
+            elif found is None:
+                continue
+            else:
+                unsaid.append(found)
+            yield from unsaid
+            unsaid.clear()
 
     def _names(self, path: bytes) -> list[bytes]:
         """What is in the directory ``path``, last name first."""
         return sorted(os.listdir(self._upper + b"/" + path), reverse=True)
 
-    def _look(self, here: _Directory, name: bytes) -> _Directory | None:
-        """Record what became of ``name``; a directory to look into comes back."""
+    def _look(self, here: _Directory, name: bytes) -> _Directory | Entry | None:
+        """What became of ``name``: nothing, a change, or a directory to look into."""
         path = here.path + b"/" + name if here.path else name
         host = self._upper + b"/" + path
         try:
@@ -91,9 +99,7 @@ class _Scan:
         xattrs = _xattrs(host, status) if status is not None else ()
         below = _below(here.below, name)
         if status is None or _is_deletion(status, xattrs, here.deletions):
-            if below.status is not None:
-                self._found.append(Entry(path, Kind.WHITEOUT, mode=0))
-            return None
+            return Entry(path, Kind.WHITEOUT, mode=0) if below.status is not None else None
         attributes = dict(xattrs)
         for key in _REDIRECTS if attributes else ():
             if key in attributes:
@@ -106,9 +112,7 @@ class _Scan:
         if entry is None:
             return None
         if entry.kind is not Kind.DIRECTORY:
-            if below.status is None or not self._same(entry, below):
-                self._found.append(self._linked(entry, status))
-            return None
+            return self._linked(entry, status) if below.status is None or not self._same(entry, below) else None
         opaque = next((attributes[key] for key in _OPAQUE if key in attributes), b"")
         # Below a directory that is new in an opaque one, nothing of the layers below shows through either.
         hiding = here.hiding or opaque == b"y"
@@ -116,9 +120,7 @@ class _Scan:
         if hiding and below.directories:
             names = sorted({*names, *_merged_names(below.directories)}, reverse=True)
         changed = below.status is None or not self._same(entry, below)
-        place = len(self._found)
-        self._found.append(entry)
-        return _Directory(path, names, below.directories, hiding, place, changed, deletions=opaque == b"x")
+        return _Directory(path, names, below.directories, hiding, entry, changed, deletions=opaque == b"x")
 
     def _entry(self, path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> Entry | None:
         """What is at ``host``, as it is meant; None for a socket."""
@@ -160,6 +162,10 @@ class _Scan:
         return entry.kind is not Kind.FILE or not entry.size or _same_content(old.source, entry.source)
 
 
+_ROOT: Final = Entry(b"", Kind.DIRECTORY)
+"""Stands for the root directory, of which no scan says anything."""
+
+
 class _Directory(msgspec.Struct):
     """A directory on the way of the scan."""
 
@@ -169,9 +175,8 @@ class _Directory(msgspec.Struct):
     below: Below
     hiding: bool
     """Nothing of the layers below shows through."""
-    place: int
-    """Where its entry is."""
-    changed: bool
+    entry: Entry = _ROOT
+    changed: bool = False
     deletions: bool = False
     """Deletions in it may be files with an extended attribute (Linux 6.7)."""
 

@@ -62,6 +62,7 @@ def restored(entry: Entry) -> Entry:
         device=device,
         xattrs=tuple(sorted(kept.items())),
         source=entry.source if kind is Kind.FILE else b"",
+        stamp=entry.stamp if kind is Kind.FILE else b"",
     )
 
 

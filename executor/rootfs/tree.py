@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
@@ -21,18 +21,35 @@ from platforms.errors import BuildError
 _LINKS: Final = 255
 """Symbolic links followed for one path before it counts as a loop (containerd's continuity/fs.RootPath)."""
 
+_SOME: Final = 512
+"""Entries of a directory that are looked at together."""
+
 _NO_CONTENT: Final = b"/dev/null"
 """The source of an empty file that stands for a socket."""
 
 Hides = Callable[[bytes, bool], bool]
 """Whether a path (and whether it is a directory) is to be treated as if it were not there."""
+Stamp = Callable[[os.stat_result], bytes]
+"""What of a file's status changes whenever its content does."""
 
 
 class Tree:
-    """One file system. Owns ``fd``, an open directory; ``prefix`` is the host path that leads to it."""
+    """One file system. Owns ``fd``, an open directory; ``prefix`` is the host path that leads to it.
 
-    def __init__(self, fd: int, prefix: bytes, *, hides: Hides | None = None, owner: tuple[int, int] | None = None):
+    ``stamp`` says what is noted of files that may change (``Entry.stamp``).
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        prefix: bytes,
+        *,
+        hides: Hides | None = None,
+        owner: tuple[int, int] | None = None,
+        stamp: Stamp | None = None,
+    ):
         self._fd = fd
+        self._stamp = stamp
         self._prefix = prefix
         self._hides = hides
         self._owner = owner
@@ -149,22 +166,38 @@ class Tree:
         found = self.lstat(path)
         return None if found is None else self._entry(path, found)
 
-    def entries(self, path: bytes) -> list[Entry]:
-        """What is in the directory ``path``, sorted bytewise by name."""
-        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    def entries(self, path: bytes) -> Iterator[Entry]:
+        """What is in the directory ``path``, sorted bytewise by name.
+
+        Looked at a few hundred at a time: memory holds the names, and no descriptor stays open in between.
+        """
         above = path + b"/" if path else b""
-        found: list[Entry] = []
+        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            for name in sorted(map(os.fsencode, os.listdir(fd))):
-                below = above + name
-                try:
-                    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if self._hides is None or not self._hides(below, stat.S_ISDIR(status.st_mode)):
-                    found.append(self._entry(below, status))
+            names = sorted(map(os.fsencode, os.listdir(fd)))
+            found = self._some(fd, above, names[:_SOME])
         finally:
             os.close(fd)
+        yield from found
+        for start in range(_SOME, len(names), _SOME):
+            fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                found = self._some(fd, above, names[start : start + _SOME])
+            finally:
+                os.close(fd)
+            yield from found
+
+    def _some(self, fd: int, above: bytes, names: Sequence[bytes]) -> list[Entry]:
+        """What ``names`` are in the directory ``fd``, whose path with a slash is ``above``."""
+        found: list[Entry] = []
+        for name in names:
+            below = above + name
+            try:
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if self._hides is None or not self._hides(below, stat.S_ISDIR(status.st_mode)):
+                found.append(self._entry(below, status))
         return found
 
     def _entry(self, path: bytes, found: os.stat_result) -> Entry:
@@ -185,18 +218,27 @@ class Tree:
             (os.major(found.st_rdev), os.minor(found.st_rdev)) if device else (0, 0),
             _xattrs(host) if self._owner is None and (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) else (),
             host if kind is Kind.FILE else b"",
+            (found.st_dev, found.st_ino) if found.st_nlink > 1 and kind is not Kind.DIRECTORY else (0, 0),
+            stamp=self._stamp(found) if self._stamp is not None and stat.S_ISREG(mode) else b"",
         )
         return restored(entry) if entry.xattrs else entry
 
 
-def open_directory(path: str | bytes, *, hides: Hides | None = None, owner: tuple[int, int] | None = None) -> Tree:
+def open_directory(
+    path: str | bytes,
+    *,
+    hides: Hides | None = None,
+    owner: tuple[int, int] | None = None,
+    stamp: Stamp | None = None,
+) -> Tree:
     """The tree below an existing directory.
 
     With ``owner``, a (uid, gid), the files of somebody's working directory are seen as others would have them: all is
     the owner's, and attributes are left behind.
     """
     path = os.fsencode(path)
-    return Tree(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path, hides=hides, owner=owner)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return Tree(fd, path, hides=hides, owner=owner, stamp=stamp)
 
 
 def open_layers(directories: Sequence[str], empty: str) -> Tree:

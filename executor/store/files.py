@@ -30,8 +30,13 @@ def stamp(found: os.stat_result) -> bytes:
     return struct.pack("=QQqqq", found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
+def known_as(mark: bytes) -> tuple[bytes, bytes]:
+    """What the file with the stamp ``mark`` is asked for with: a name that stays its own, and the stamp."""
+    return b"%d:%d" % struct.unpack_from("=QQ", mark), mark
+
+
 def get(store: Store, keys: Sequence[tuple[bytes, bytes]]) -> list[str | None]:
-    """The digests of files, in the order of ``keys``: pairs of a name that stays the file's own and its ``stamp``."""
+    """The digests of files, in the order of ``keys`` (``known_as``)."""
 
     def look(db: sqlite3.Connection) -> list[str | None]:
         found: list[str | None] = []

@@ -61,7 +61,7 @@ class Step:
             os.close(fd)
 
     def changes(self) -> tuple[Entry, ...]:
-        return scan(str(self.upper), [str(each) for each in self.lowers])
+        return tuple(scan(str(self.upper), [str(each) for each in self.lowers]))
 
     def said(self) -> list[tuple[str, str]]:
         return [(os.fsdecode(each.path), each.kind.name) for each in self.changes()]
@@ -352,7 +352,7 @@ def test_packing_unpacking_scanning_and_packing_keeps_the_digest(
     unpack(io.BytesIO(first), str(here / "one/fs"), limits=Limits())
     materialise(entries, str(here / "two/fs"))
     for way in ("one", "two"):
-        found = scan(str(here / way / "fs"), [str(here / "lower")])
+        found = tuple(scan(str(here / way / "fs"), [str(here / "lower")]))
         assert [replace(each, source=b"") for each in found] == [replace(each, source=b"") for each in entries]
         assert archive(found) == first
     shutil.rmtree(here)

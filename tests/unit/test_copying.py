@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def make(tmp_path: Path, trees: ExitStack, name: str, files: Files, owner: tuple
     return tree
 
 
-def shown(entries: tuple[Entry, ...]) -> dict[str, str]:
+def shown(entries: Iterable[Entry]) -> dict[str, str]:
     """A layer by path: a file's text, ``-> target``, ``= hard link``, or ``dir``."""
     out = {}
     for each in entries:
@@ -81,7 +81,7 @@ def copied(
     for each in sources.split():
         source = Source(tree, "/" + each.lstrip("/"), context=True)
         copying.copy(plan, source, destination, treatment or Treatment())
-    return plan.finish()
+    return tuple(plan.finish())
 
 
 RULES: Mapping[str, tuple[str, str, Files, Files, Mapping[str, str]]] = {
@@ -349,7 +349,7 @@ def test_a_link_layer_knows_nothing_of_the_stage(tmp_path: Path, trees: ExitStac
 
 def test_workdir_makes_what_is_missing(tmp_path: Path, trees: ExitStack) -> None:
     stage = make(tmp_path, trees, "stage", {"real": None, "link": "-> real"})
-    assert copying.make_directory(stage, "/real", None) == ()
+    assert not copying.make_directory(stage, "/real", None)
     found = copying.make_directory(stage, "/link/a/b", (5, 6))
     assert [(each.path, each.uid, each.gid, each.mode) for each in found if each.path != b"real"] == [
         (b"real/a", 5, 6, 0o755),
@@ -365,6 +365,23 @@ def test_a_layer_lists_parents_before_children(tmp_path: Path, trees: ExitStack)
     for index, path in enumerate(paths):
         parent = path.rpartition(b"/")[0]
         assert not parent or parent in paths[:index], f"{path!r} before its parent"
+
+
+def test_a_directory_of_many_files(tmp_path: Path, trees: ExitStack) -> None:
+    names = [f"{number:04}" for number in range(5000)]
+    found = copied(tmp_path, trees, "d", "/x", {f"d/{name}": name for name in names}, {"x/0017": "old"})
+    assert [each.path.decode() for each in found] == ["x", *(f"x/{name}" for name in names)]
+    assert all(Path(os.fsdecode(each.source)).name == each.path.decode()[2:] for each in found[1:])
+
+
+def test_what_takes_a_directorys_place_in_a_plan(tmp_path: Path, trees: ExitStack) -> None:
+    """An archive's file over a directory, and a later one's directory over that file."""
+    plan = Plan(make(tmp_path, trees, "stage", {"d/old": "0"}))
+    for number, files in enumerate(({"d/new": "1"}, {"d": "2"}, {"d/newest": "3"})):
+        tree = make(tmp_path, trees, f"archive-{number}", files)
+        copying.unpack_into(plan, tree, frozenset(), {}, "/", None)
+        assert (plan.lookup(b"d/old") is None) is (number == 1)
+    assert shown(plan.finish()) == {"d": "dir", "d/newest": "3"}
 
 
 def test_a_wide_pattern_is_not_a_walk_of_everything(tmp_path: Path, trees: ExitStack) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.build.keys import Part, key
+from executor.build.keys import Part, Rows, encodings, key
 
 ATOMS = st.one_of(st.text(max_size=6), st.binary(max_size=6), st.integers(), st.booleans(), st.none())
 PARTS: st.SearchStrategy[Part] = st.recursive(
@@ -76,3 +76,14 @@ def test_text_that_is_not_utf8_is_told_from_other_text(text: str, data: bytes) -
     name = data.decode("utf-8", "surrogateescape")
     assert (key("k", text) == key("k", name)) is (text == name)
     assert key("k", name) != key("k", data)
+
+
+@given(st.lists(PARTS, max_size=4), st.lists(PARTS, max_size=40), st.lists(PARTS, max_size=4))
+def test_rows_are_a_tuple_that_nobody_holds(before: list[Part], parts: list[Part], after: list[Part]) -> None:
+    rows = Rows(len(parts), lambda: encodings(parts))
+    assert key("k", *before, ("x", rows), *after) == key("k", *before, ("x", tuple(parts)), *after)
+
+
+@pytest.mark.parametrize("count", [0, 15, 16, 513, 65_535, 65_536])
+def test_rows_of_any_number(count: int) -> None:
+    assert key("k", Rows(count, lambda: encodings(range(count)))) == key("k", tuple(range(count)))
