@@ -171,6 +171,7 @@ class DirectoryPlace:
 
     def bring(self, entry: Descriptor, store: Store) -> None:
         with open(self._blob(entry.digest), "rb") as file, blobs.ingest(store, entry.digest) as ingest:
+            file.seek(ingest.resume_offset)
             while block := file.read(1 << 20):
                 ingest.write(block)
             ingest.commit()

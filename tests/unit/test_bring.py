@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from executor.build.exchange import DirectoryPlace
 from executor.build.sink import bring
 from executor.image.digest import sha256
 from executor.image.manifest import Descriptor
@@ -60,3 +61,13 @@ def test_a_download_of_another_size_is_no_blob(store: Store) -> None:
         bring(store, WANTED, fetch)
     assert not blobs.has(store, WANTED.digest)
     assert leftovers(store) == []
+
+
+def test_a_copy_out_of_a_directory_that_was_cut_short_is_gone_on_with(store: Store, tmp_path: Path) -> None:
+    blob = tmp_path / "cache/blobs" / WANTED.digest.replace(":", "/")
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"what was meant")
+    with blobs.ingest(store, WANTED.digest) as ingest:
+        ingest.write(b"what was ")
+    DirectoryPlace(str(tmp_path / "cache")).bring(WANTED, store)
+    assert blobs.read(store, WANTED.digest, 100) == b"what was meant"
