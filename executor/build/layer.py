@@ -62,9 +62,10 @@ def from_result(
     entries: Iterable[Entry] | None,
     below: Sequence[Layer],
 ) -> Layer:
-    """The layer of a step's ``result``: from what the store has of it, else from ``entries`` (the change as data).
+    """The layer of a step's ``result``: from ``entries`` (the change as data), or from what the store has of it.
 
-    ``entries`` can be gone through more than once, by several threads at the same time.
+    ``entries`` can be gone through more than once, by several threads at the same time. A directory of the store is
+    compared with the layers ``below``: none when the result is named by its content, which is then the same on any.
     """
     store = workshop.store
 
@@ -215,20 +216,18 @@ def _packed(
             workshop.tell(job.Moved("compress", result, packed.size, packed.size))
             return known, packed
         workshop.check()
-        found = snapshots.find(store, cache.snapshot_key(result))
-        try:
-            if entries is None or found is not None:
-                made, machines = _pack(workshop, _scanned(workshop, result, found, below))
-            else:
+        if entries is None:
+            made, machines = _pack(workshop, _scanned(workshop, result, below))
+        else:
+            try:
                 made, machines = _pack(workshop, entries)
-        except Interrupted:
-            raise
-        except KanifoldError:
-            # The files may have been edited since; what steps have seen of them has not.
-            seen = snapshots.find(store, cache.snapshot_key(result))
-            if seen is None or found is not None:
+            except Interrupted:
                 raise
-            made, machines = _pack(workshop, _scanned(workshop, result, seen, below))
+            except KanifoldError:
+                # The files may have been edited since; what steps have seen of them has not.
+                if snapshots.find(store, cache.snapshot_key(result)) is None:
+                    raise
+                made, machines = _pack(workshop, _scanned(workshop, result, below))
         workshop.tell(job.Moved("compress", result, made.size, made.size))
         packed = Packed(wanted, made.digest, made.size)
         known = Known(
@@ -241,10 +240,9 @@ def _packed(
         return known, packed
 
 
-def _scanned(
-    workshop: Workshop, result: str, found: snapshots.Snapshot | None, below: Sequence[Layer]
-) -> Iterator[Entry]:
+def _scanned(workshop: Workshop, result: str, below: Sequence[Layer]) -> Iterator[Entry]:
     """The change of ``result``, read back from its directory."""
+    found = snapshots.find(workshop.store, cache.snapshot_key(result))
     if found is None:
         raise forgotten(workshop, result, "a cached layer has vanished")
     return overlay.scan(found.fs, [each.directory() for each in reversed(below)])

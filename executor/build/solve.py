@@ -292,6 +292,7 @@ class Solver:
             lambda: observed(mounts.key),
             make,
             steps.run_text(state, argv),
+            state.layers,
             None if same is None else lambda: observed(same()),
         )
 
@@ -462,11 +463,13 @@ class Solver:
         parts: Callable[[], tuple[keys.Part, ...]],
         make: Callable[[], tuple[str, Spool[Entry] | None]],
         text: str,
+        below: Sequence[Layer] = (),
         same: Callable[[], tuple[keys.Part, ...]] | None = None,
     ) -> State:
         """``state`` with one more layer: found under the key of ``parts``, or made by ``make`` and then findable.
 
-        ``make`` returns the result's name and its entries, unless a directory in the store holds those.
+        ``make`` returns the result's name and its entries, unless a directory in the store holds those. What is in the
+        directory is a change to the layers ``below``; a result that is named by its content is the same on any.
 
         What is not found so may be under the key of ``same``, which takes longer to work out and holds for more.
 
@@ -507,7 +510,6 @@ class Solver:
             self._finish(number, started, error=str(error))
             raise
         self._finish(number, started, cached=made is None)
-        below = state.layers
         layer = from_result(workshop, outcome.layer, outcome.created, made[1] if made is not None else None, below)
         if made is not None and stage.index in self.graph.chain:
             self._on_layer(layer)
@@ -517,7 +519,7 @@ class Solver:
         self.made += [Made(each, outcome, layer, stage.index in self.graph.chain, promised) for each in known]
         return replace(
             steps.noted(state, text, layer=True, created=outcome.created),
-            layers=(*below, layer),
+            layers=(*state.layers, layer),
             tree=keys.key("tree", state.tree, outcome.result),
         )
 

@@ -465,6 +465,39 @@ def image(layout: Path) -> list[str]:
     return [str(each["digest"]) for each in image_manifests(layout).values()]
 
 
+ALIKE = """FROM {base} AS b
+RUN mkdir -m 711 /o && echo 1 > /o/f && ln /o/f /o/l && ln -s f /o/s && mkfifo /o/p && chown 3:4 /o/f && chmod 4755 /o/f
+FROM {base} AS a
+COPY d /d
+COPY d/g /d/g
+COPY . /all
+COPY . /
+COPY f /f
+COPY f /f
+WORKDIR /w/x
+WORKDIR /d/deep
+COPY --link --chmod=600 f /d/deep/
+COPY --from=b /o /o/
+COPY --from=b / /
+ADD f /all/
+RUN true
+FROM {base}
+COPY --from=a /d /x
+"""
+
+
+def test_a_copied_layer_is_the_same_whether_its_files_or_its_directory_is_packed(world: World, tmp_path: Path) -> None:
+    """Of the stage ``a`` there are only directories in the store when its layers are first needed as blobs."""
+    (world.context / DOCKERFILE).write_text(ALIKE.replace("{base}", world.base))
+    os.link(world.context / "f", world.context / "d" / "hard")
+    with Forks() as forks:
+        fresh = ("--target", "a", "--root", tmp_path / "fresh-store")
+        world.build(forks, tmp_path / "first")
+        assert all(world.build(forks, tmp_path / "second", "--target", "a"))
+        world.build(forks, tmp_path / "fresh", *fresh)
+    assert image(tmp_path / "second") == image(tmp_path / "fresh")
+
+
 def test_a_file_that_is_edited_while_it_is_built_is_what_it_was(world: World, tmp_path: Path) -> None:
     """The edit is made when the file has its key and before it is needed, keeps the size, and is taken back later."""
     with socket.create_server(("127.0.0.1", 0)) as server:
