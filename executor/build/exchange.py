@@ -170,7 +170,7 @@ class DirectoryPlace:
         self._write(record, io.BytesIO(msgspec.json.encode(entry)).read)
 
     def bring(self, entry: Descriptor, store: Store) -> None:
-        with open(self._blob(entry.digest), "rb") as file, blobs.ingest(store, entry.digest) as ingest:
+        with open(self._blob(entry.digest), "rb") as file, blobs.resume(store, entry.digest) as ingest:
             file.seek(ingest.resume_offset)
             while block := file.read(1 << 20):
                 ingest.write(block)

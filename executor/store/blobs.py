@@ -123,13 +123,21 @@ def read(store: Store, digest: str, limit: int) -> bytes:
 
 
 def ingest(store: Store, digest: str | None = None) -> Ingest:
-    """A new blob to be written; use it as a context manager, and ``commit`` it.
+    """A new blob to be written from its beginning; use it as a context manager, and ``commit`` it.
 
-    ``digest`` is what the content must hash to, None when that is not known beforehand. With it, an interrupted
-    earlier attempt is continued (``Ingest.resume_offset``).
+    ``digest`` is what the content must hash to, None when that is not known beforehand.
     """
     with translated(store.root, "cannot write a blob"):
-        return Ingest(store, check_digest(digest) if digest is not None else None)
+        made = Ingest(store, check_digest(digest) if digest is not None else None)
+    if made.resume_offset:
+        made.restart()
+    return made
+
+
+def resume(store: Store, digest: str) -> Ingest:
+    """As ``ingest``, but an interrupted earlier attempt is gone on with (``Ingest.resume_offset``)."""
+    with translated(store.root, "cannot write a blob"):
+        return Ingest(store, check_digest(digest))
 
 
 def adopt(store: Store, temporary: str, digest: str, size: int) -> Blob:
@@ -148,7 +156,7 @@ class Ingest:
     """A blob in the making. Not safe for threads.
 
     Leaving the context without ``commit`` leaves nothing behind, except for a part of a blob whose digest is known,
-    which the next attempt resumes.
+    which ``resume`` goes on with.
     """
 
     def __init__(self, store: Store, digest: str | None) -> None:
@@ -227,7 +235,7 @@ class Ingest:
         return blob
 
     def close(self) -> None:
-        """End the attempt. A part of a blob with a known digest stays for ``resume_offset``."""
+        """End the attempt. A part of a blob with a known digest stays for ``resume``."""
         fd, self._fd = self._fd, -1
         if fd < 0:
             return

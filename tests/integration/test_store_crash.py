@@ -61,7 +61,7 @@ def step() -> Iterator[None]:
 def script(root: Path, done: mmap.mmap | bytearray) -> None:
     """Everything that a build does with a store. Step n sets ``done[n]`` when it has been acknowledged."""
     with open_store(str(root)) as store:
-        with blobs.ingest(store, digest(EXPECTED)) as ingest:
+        with blobs.resume(store, digest(EXPECTED)) as ingest:
             ingest.write(EXPECTED[ingest.resume_offset :])
             ingest.commit()
         done[0] = 1
@@ -87,7 +87,7 @@ def script(root: Path, done: mmap.mmap | bytearray) -> None:
         with locks.lock(store, "work"), cachemounts.held(store, "apt", "locked") as directory, step():
             Path(directory, "package").touch()
         done[7] = 1
-        with blobs.ingest(store, digest(PRUNED)) as ingest:
+        with blobs.resume(store, digest(PRUNED)) as ingest:
             ingest.write(PRUNED[ingest.resume_offset :])
             ingest.commit()
         snapshots.discard(store, snapshots.draft(store))

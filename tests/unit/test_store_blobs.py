@@ -107,7 +107,7 @@ def test_an_interrupted_download_is_resumed(store: Store, tmp_path: Path) -> Non
         assert ingest.resume_offset == 0
         ingest.write(DATA[:1000])
         raise ConnectionError
-    with open_store(str(tmp_path)) as other, blobs.ingest(other, digest(DATA)) as ingest:
+    with open_store(str(tmp_path)) as other, blobs.resume(other, digest(DATA)) as ingest:
         assert ingest.resume_offset == 1000
         ingest.write(DATA[1000:])
         ingest.commit()
@@ -117,7 +117,7 @@ def test_an_interrupted_download_is_resumed(store: Store, tmp_path: Path) -> Non
 def test_a_download_that_cannot_be_resumed_is_restarted(store: Store) -> None:
     with blobs.ingest(store, digest(DATA)) as ingest:
         ingest.write(b"what an earlier attempt has got")
-    with blobs.ingest(store, digest(DATA)) as ingest:
+    with blobs.resume(store, digest(DATA)) as ingest:
         assert ingest.resume_offset > 0
         ingest.restart()
         assert ingest.size == 0
@@ -129,11 +129,20 @@ def test_a_download_that_cannot_be_resumed_is_restarted(store: Store) -> None:
 def test_a_damaged_part_is_not_resumed_twice(store: Store) -> None:
     with blobs.ingest(store, digest(DATA)) as ingest:
         ingest.write(b"wrong")
-    with blobs.ingest(store, digest(DATA)) as ingest, pytest.raises(ArchiveError):
+    with blobs.resume(store, digest(DATA)) as ingest, pytest.raises(ArchiveError):
         ingest.write(DATA[ingest.resume_offset :])
         ingest.commit()
-    with blobs.ingest(store, digest(DATA)) as ingest:
+    with blobs.resume(store, digest(DATA)) as ingest:
         assert ingest.resume_offset == 0
+
+
+def test_who_does_not_resume_begins_at_the_beginning(store: Store) -> None:
+    with blobs.ingest(store, digest(DATA)) as ingest:
+        ingest.write(b"what an interrupted attempt has left")
+    with blobs.ingest(store, digest(DATA)) as ingest:
+        ingest.write(DATA)
+        ingest.commit()
+    assert blobs.read(store, digest(DATA), len(DATA)) == DATA
 
 
 def test_two_downloads_of_one_blob_do_not_mix(store: Store) -> None:

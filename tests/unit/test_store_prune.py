@@ -255,7 +255,7 @@ def test_a_partial_download_is_kept_for_a_day(store: Store, clock: Clock) -> Non
     clock.now = changed + DAY - 60
     assert prune(store).removed == ()
     clock.now = changed + DAY + 60
-    with other(store) as maker, blobs.ingest(maker, digest):
+    with other(store) as maker, blobs.resume(maker, digest):
         assert prune(store).removed == (), "it is being resumed"
     assert [row.id for row in prune(store).removed] == [f"tmp/partial/{digest.replace(':', '-')}"]
 
