@@ -19,6 +19,6 @@ def test_the_end_of_a_mount_that_was_written_to_waits_for_no_disk(tmp_path: Path
         [str(tmp_path / "lower")], str(tmp_path / "empty"), upper=str(tmp_path / "upper"), work=str(tmp_path / "work")
     )
     try:
-        assert (tmp_path / "work/work/incompat/volatile").is_dir()
+        assert (tmp_path / "work" / "work" / "incompat" / "volatile").is_dir()
     finally:
         os.close(fd)
