@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import msgspec
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 
 from executor.build.layer import Blob, Layer, opened
 from executor.build.once import Once, known
-from executor.build.sink import bring
+from executor.build.sink import Arrival, bring
 from executor.build.workshop import Workshop
 from executor.image import config as image
 from executor.image.config import ImageConfig
@@ -26,6 +27,7 @@ from executor.registry.reference import Reference
 from executor.registry.transfer import Sink
 from executor.rootfs import unpack
 from executor.rootfs.stack import mount_stack
+from executor.rootfs.unpack import Unpacked
 from executor.store import blobs, locks, snapshots
 from platforms import Platform, satisfies, select
 from platforms.errors import ArchiveError, PlatformMissing, Problem
@@ -178,11 +180,12 @@ def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: 
     created = [each.created for each in config.history if not each.empty_layer]
     for position, (descriptor, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True)):
         below = tuple(layers)
-        content = Once(_content(workshop, source, descriptor))
+        arrival = Arrival()
+        content = Once(_content(workshop, source, descriptor, arrival))
         chain = chain_id(config.diff_ids[: position + 1])
         layers.append(
             Layer(
-                directory=Once(_directory(workshop, content, descriptor, diff_id, chain, below)),
+                directory=Once(_directory(workshop, content, arrival, descriptor, diff_id, chain, below)),
                 blob=known(Blob(diff_id, replace(descriptor, annotations=(), platform=None))),
                 content=content,
                 origin=source.origin,
@@ -205,18 +208,21 @@ def _document(workshop: Workshop, source: Source, digest: str, wanted: Descripto
 def _small_blob(workshop: Workshop, source: Source, descriptor: Descriptor) -> bytes:
     if descriptor.size > image.CONFIG_LIMIT:
         raise ArchiveError("image config too large", why=f"{descriptor.size} bytes")
-    _content(workshop, source, descriptor)()
+    _content(workshop, source, descriptor, Arrival())()
     return blobs.read(workshop.store, descriptor.digest, limit=image.CONFIG_LIMIT)
 
 
-def _content(workshop: Workshop, source: Source, descriptor: Descriptor) -> Callable[[], str]:
+def _content(workshop: Workshop, source: Source, descriptor: Descriptor, arrival: Arrival) -> Callable[[], str]:
     def download() -> str:
         store, digest = workshop.store, descriptor.digest
-        if not blobs.has(store, digest):
-            with locks.lock(store, f"blob {digest}", cancel=workshop.cancelled):
-                if not blobs.has(store, digest):
-                    workshop.check()
-                    bring(store, descriptor, source.fetch)
+        try:
+            if not blobs.has(store, digest):
+                with locks.lock(store, f"blob {digest}", cancel=workshop.cancelled):
+                    if not blobs.has(store, digest):
+                        workshop.check()
+                        bring(store, descriptor, source.fetch, arrival)
+        finally:
+            arrival.end()  # also when somebody else has brought it
         return blobs.path(store, digest)
 
     return download
@@ -225,6 +231,7 @@ def _content(workshop: Workshop, source: Source, descriptor: Descriptor) -> Call
 def _directory(
     workshop: Workshop,
     content: Once[str],
+    arrival: Arrival,
     descriptor: Descriptor,
     diff_id: str,
     chain: str,
@@ -237,13 +244,12 @@ def _directory(
         found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
         if found is not None:
             return found.fs
-        content()
         workshop.tell(Moved("unpack", descriptor.digest, 0, descriptor.size))
         with locks.lock(store, f"directory {chain}", cancel=workshop.cancelled):
             found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
             if found is None:
                 workshop.check()
-                found = _unpack(workshop, descriptor, diff_id, chain, below)
+                found = _unpack(workshop, content, arrival, descriptor, diff_id, chain, below)
         workshop.tell(Moved("unpack", descriptor.digest, descriptor.size, descriptor.size))
         return found.fs
 
@@ -251,13 +257,25 @@ def _directory(
 
 
 def _unpack(
-    workshop: Workshop, descriptor: Descriptor, diff_id: str, chain: str, below: Sequence[Layer]
+    workshop: Workshop,
+    content: Once[str],
+    arrival: Arrival,
+    descriptor: Descriptor,
+    diff_id: str,
+    chain: str,
+    below: Sequence[Layer],
 ) -> snapshots.Snapshot:
     store = workshop.store
     draft = snapshots.draft(store)
     try:
-        with blobs.open_unverified(store, descriptor.digest) as file:  # the diff id verifies it
-            unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
+        here = blobs.has(store, descriptor.digest)
+        unpacked = None if here else _unpack_arriving(content, arrival, draft.fs)
+        if unpacked is None or (unpacked.diff_id != diff_id and arrival.void):
+            snapshots.discard(store, draft)
+            draft = snapshots.draft(store)
+            content()
+            with blobs.open_unverified(store, descriptor.digest) as file:  # the diff id verifies it
+                unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
         key = diff_id
         if unpacked.needs_parents and below:
             snapshots.discard(store, draft)
@@ -285,6 +303,30 @@ def _unpack(
     except BaseException as error:
         if os.path.isdir(draft.fs):
             snapshots.discard(store, draft)
-        if isinstance(error, ArchiveError):
+        if isinstance(error, ArchiveError) and blobs.has(store, descriptor.digest):
             blobs.verify(store, descriptor.digest)  # the image may be well, and our copy damaged
         raise
+
+
+def _unpack_arriving(content: Once[str], arrival: Arrival, directory: str) -> Unpacked | None:
+    """Unpack the layer while ``content`` downloads it: what came of bytes that were verified only afterwards.
+
+    None when it was not downloaded by this job, or came wrong at first; it is then in the store. Raises what
+    ``content`` does, whose error is the cause of any other.
+    """
+    with ThreadPoolExecutor(1, "download") as beside:
+        coming = beside.submit(content)
+        following = arrival.follow()
+        if following is None:
+            coming.result()
+            return None
+        with following:
+            try:
+                unpacked = unpack.unpack(opened(following), directory, limits=unpack.Limits())
+            except BaseException:
+                coming.result()
+                if arrival.void:
+                    return None
+                raise
+        coming.result()
+        return unpacked

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from executor.build.exchange import DirectoryPlace
-from executor.build.sink import bring
+from executor.build.sink import Arrival, Following, Voided, bring
 from executor.image.digest import sha256
 from executor.image.manifest import Descriptor
 from executor.registry.transfer import Sink
@@ -71,3 +72,67 @@ def test_a_copy_out_of_a_directory_that_was_cut_short_is_gone_on_with(store: Sto
         ingest.write(b"what was ")
     DirectoryPlace(str(tmp_path / "cache")).bring(WANTED, store)
     assert blobs.read(store, WANTED.digest, 100) == b"what was meant"
+
+
+# -- a blob that is read while it comes --
+
+
+def test_a_blob_can_be_read_while_it_comes(store: Store) -> None:
+    arrival = Arrival()
+    seen = []
+
+    def fetch(_: Descriptor, sink: Sink) -> None:
+        sink.write(b"what was ")
+        with ThreadPoolExecutor(1) as beside:
+            following = beside.submit(arrival.follow).result(10)
+            assert following is not None
+            with following:
+                seen.append(beside.submit(following.read, 4).result(10))
+                rest = beside.submit(following.read, 100)
+                sink.write(b"meant")
+                arrival.end()
+                seen.append(rest.result(10))
+                seen.append(following.read(100))
+
+    bring(store, WANTED, fetch, arrival)
+    assert seen == [b"what", b" was meant", b""]
+
+
+def test_who_has_read_wrong_bytes_is_told(store: Store) -> None:
+    arrival = Arrival()
+
+    def fetch(_: Descriptor, sink: Sink) -> None:
+        sink.write(b"something else")
+        with arrival.follow() as following:  # type: ignore[union-attr]
+            assert following.read(9) == b"something"
+            sink.reset()
+            sink.write(b"what was meant")
+            with pytest.raises(Voided):
+                following.read(5)
+
+    bring(store, WANTED, fetch, arrival)
+    assert arrival.void
+    assert blobs.read(store, WANTED.digest, 100) == b"what was meant"
+
+
+def test_a_download_that_breaks_off_ends_what_follows_it(store: Store) -> None:
+    arrival = Arrival()
+
+    def fetch(_: Descriptor, sink: Sink) -> None:
+        sink.write(b"what was ")
+        following.append(arrival.follow())
+        raise RegistryError("cannot pull", why="the connection broke")
+
+    following: list[Following | None] = []
+    with pytest.raises(RegistryError):
+        bring(store, WANTED, fetch, arrival)
+    assert following[0] is not None
+    with following[0]:
+        assert following[0].read(100) == b"what was "
+        assert following[0].read(100) == b""
+
+
+def test_what_is_not_downloaded_by_us_cannot_be_followed() -> None:
+    arrival = Arrival()
+    arrival.end()
+    assert arrival.follow() is None
