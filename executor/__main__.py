@@ -52,12 +52,16 @@ def main() -> int:
 
 def preload(*, pushes: bool) -> None:
     """Load what a job needs (with ``pushes``, what speaks to registries), so that forks of this process need not."""
+    import sqlite3  # noqa: F401
+
     import executor.build.export
     import executor.build.solve
     import executor.sandbox.launcher
     import executor.store.durability  # noqa: F401
 
     if pushes:
+        import encodings.idna  # noqa: F401 - in which host names are looked up
+
         from executor.registry.wire import load_httpx
 
         load_httpx()

@@ -161,14 +161,21 @@ async def _made(
     name = os.path.basename(scratch)
     orders = [(each, _order(request, plan, pins, each, name)) for each in placements]
     built, lost = await build_all(orders, request, keychain, emit)  # (3)
+    staying = list(built)
+    leaving: list[asyncio.Task[None]] = []
+
+    def dismiss(each: Built) -> None:
+        staying.remove(each)
+        leaving.append(asyncio.create_task(each.executor.close()))
+
     try:
         for caution in await checked:
             emit(caution)
         if lost:
             raise _PlatformsLostError(lost)
-        return await _finish(request, plan, built, client, store, emit)
+        return await _finish(request, plan, built, dismiss, client, store, emit)
     finally:
-        await asyncio.gather(*(each.executor.close() for each in built), return_exceptions=True)
+        await asyncio.gather(*leaving, *(each.executor.close() for each in staying), return_exceptions=True)
 
 
 def _refuse_unfit(request: Request, plan: Plan, placements: Iterable[Placement]) -> None:
@@ -204,8 +211,15 @@ async def _plan(request: Request, scratch: str, emit: Emit) -> Plan:
 
 
 async def _finish(
-    request: Request, plan: Plan, built: Sequence[Built], client: Client, store: Store, emit: Emit
+    request: Request,
+    plan: Plan,
+    built: Sequence[Built],
+    dismiss: Callable[[Built], None],
+    client: Client,
+    store: Store,
+    emit: Emit,
 ) -> Product:
+    """Check, join and publish what was ``built``. An executor that is not needed for that any more is dismissed."""
     repositories = _repositories(request)
     images: list[Image] = []
     for each in built:  # (4)
@@ -214,6 +228,8 @@ async def _finish(
             await publish.fetch(each, image, store)
         images.append(image)
         _audit(request, plan, each, emit)
+        if all(output.kind == "registry" for output in request.outputs):
+            dismiss(each)
     product = publish.join(request, images)  # (5)
     tags = _pushed_tags(request)
     if len(tags) != 1:  # one tag comes with what it names

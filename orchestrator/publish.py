@@ -79,8 +79,8 @@ async def verify(built: Built, client: Client | None, repository: Reference | No
     platform, result = built.placement.platform, built.result
 
     async def read(descriptor: Descriptor) -> bytes:
-        if store is not None and blobs.has(store, descriptor.digest):
-            return await asyncio.to_thread(blobs.read, store, descriptor.digest, image.CONFIG_LIMIT)
+        if store is not None and (here := await asyncio.to_thread(_from_store, store, descriptor.digest)):
+            return here
         if client is not None and repository is not None and descriptor.media_type in mediatypes.MANIFESTS:
             return (await asyncio.to_thread(client.manifest, repository.with_digest(descriptor.digest)))[1]
         if descriptor.size > image.CONFIG_LIMIT:
@@ -114,6 +114,11 @@ async def verify(built: Built, client: Client | None, repository: Reference | No
         return blobs.open(store, digest)
 
     return Image(platform, document, descriptor, data, content)
+
+
+def _from_store(store: Store, digest: str) -> bytes:
+    """The document ``digest``; b"" when the store does not have it."""
+    return blobs.read(store, digest, image.CONFIG_LIMIT) if blobs.has(store, digest) else b""
 
 
 def join(request: Request, images: Sequence[Image]) -> Product:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from executor.build.layer import Blob, Layer, opened
 from executor.build.once import Once, known
-from executor.build.sink import Arrival, bring
+from executor.build.sink import Arrival, Voided, bring
 from executor.build.workshop import Workshop
 from executor.image import config as image
 from executor.image.config import ImageConfig
@@ -30,7 +30,7 @@ from executor.rootfs.stack import mount_stack
 from executor.rootfs.unpack import Unpacked
 from executor.store import blobs, locks, snapshots
 from platforms import Platform, satisfies, select
-from platforms.errors import ArchiveError, PlatformMissing, Problem
+from platforms.errors import ArchiveError, KanifoldError, PlatformMissing, Problem
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -323,7 +323,7 @@ def _unpack_arriving(content: Once[str], arrival: Arrival, directory: str) -> Un
         with following:
             try:
                 unpacked = unpack.unpack(opened(following), directory, limits=unpack.Limits())
-            except BaseException:
+            except (KanifoldError, Voided):
                 coming.result()
                 if arrival.void:
                     return None

@@ -16,9 +16,10 @@ from msgspec.structs import replace
 
 from executor.build import copying, keys
 from executor.build.copying import Match, Reached, Source
+from executor.build.once import Once
 from executor.build.workshop import Copy, Workshop
 from executor.rootfs.entry import Entry, Kind
-from executor.store import faults, files, locks
+from executor.store import facts, faults, files, locks
 from executor.store.spool import Spool
 from platforms.errors import ContextError
 
@@ -43,6 +44,13 @@ class Selection(msgspec.Struct, frozen=True):
     chosen: Spool[Chosen]
     reached: Spool[Reached]
     """What is copied for the first of ``chosen``, then for the second, and so on."""
+    name: Once[str]
+    """What it is and what its matches are called, content included and times left out: touching is not changing.
+
+    A wildcard may match a link, whose target is then copied under the link's name.
+    """
+    live: bool
+    """Whether somebody seems to be writing to files of it."""
 
     def matches(self) -> Iterator[tuple[Match, Entry, Iterator[Reached]]]:
         """Each match, what is at its path, and what is copied for it; to be gone through in this order."""
@@ -51,19 +59,6 @@ class Selection(msgspec.Struct, frozen=True):
             found = islice(reached, each.count)
             yield each.match, each.top, found
             deque(found, maxlen=0)
-
-    def key(self) -> keys.Part:
-        """What it is and what its matches are called, content included and times left out: touching is not changing.
-
-        A wildcard may match a link, whose target is then copied under the link's name.
-        """
-        return keys.Rows(len(self.chosen), self._encoded)
-
-    def _encoded(self) -> Iterator[bytes]:
-        reached = iter(self.reached)
-        for each in self.chosen:
-            yield keys.tuple_of(2) + keys.encoded(each.match.name) + keys.tuple_of(each.count)
-            yield from keys.encodings(_content(islice(reached, each.count)))
 
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
@@ -97,20 +92,51 @@ def select(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) ->
 
     Raises ``ContextError`` for a file whose content is another than earlier in this job.
     """
-    selection = Selection(Spool(_CHOSEN, workshop.directory), Spool(_REACHED, workshop.directory))
+    chosen, reached = Spool(_CHOSEN, workshop.directory), Spool(_REACHED, workshop.directory)
+    live = False
     try:
         for match in copying.matches(source):
             top = copying.top_of(source, match)
-            count = len(selection.reached)
+            count = len(reached)
             walk = copying.reached(source, top, exclude)
             while some := list(islice(walk, _TOGETHER)):
                 bare = [_bare(each.entry) if source.context else each.entry for each in some]
                 for each, entry in zip(some, read(workshop, bare), strict=True):
-                    selection.reached.append(Reached(entry, each.name, each.leads))
-            selection.chosen.append(Chosen(match, top, len(selection.reached) - count))
+                    reached.append(Reached(entry, each.name, each.leads))
+                    live = live or (entry.kind is Kind.FILE and not entry.stamp)
+            chosen.append(Chosen(match, top, len(reached) - count))
     except OSError as error:
         raise _unreadable(os.fsdecode(error.filename or source.pattern), error) from error
-    return selection
+    return Selection(chosen, reached, Once(lambda: _name(chosen, reached)), live)
+
+
+def _name(chosen: Spool[Chosen], reached: Spool[Reached]) -> str:
+    def encoded() -> Iterator[bytes]:
+        entries = iter(reached)
+        for each in chosen:
+            yield keys.tuple_of(2) + keys.encoded(each.match.name) + keys.tuple_of(each.count)
+            yield from keys.encodings(_content(islice(entries, each.count)))
+
+    return keys.key("selection", keys.Rows(len(chosen), encoded))
+
+
+def agreed(workshop: Workshop, what: str, selected: Once[Selection]) -> str:
+    """The name of ``selected``, found out by one job of the build for all that call the same thing ``what``.
+
+    Files that somebody is writing to are something else for each job, and ``what`` is "" where jobs share nothing.
+    """
+    build = workshop.order.build
+    if not (what and build):
+        return selected().name()
+    fact = keys.key("selected", what, build)
+    with locks.lock(workshop.store, f"selection {fact}", cancel=workshop.cancelled):
+        known = facts.get(workshop.store, "selection", fact)
+        if known is not None:
+            return known.decode()
+        selection = selected()
+        if not selection.live:
+            facts.put(workshop.store, "selection", fact, selection.name().encode())
+        return selection.name()
 
 
 def _bare(entry: Entry) -> Entry:

@@ -163,9 +163,12 @@ def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Mad
         client, name = workshop.registry(), target.repository_only().with_digest(descriptor.digest)
         if not unheard_of and client.has_manifest(name) is not None:
             continue  # a registry has no manifest without what it names
-        sending.finish(target, layers)
         send = client.send if config_descriptor.size <= _SMALL else client.push
-        send(target, config_descriptor, lambda: blobs.open(store, config_descriptor.digest))
+        sent = workshop.later(
+            partial(send, target, config_descriptor, partial(blobs.open, store, config_descriptor.digest))
+        )
+        sending.finish(target, layers)
+        sent.result()
         client.put_manifest(name, manifest_data, manifest.media_type)
     return manifest, descriptor
 

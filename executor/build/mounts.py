@@ -152,7 +152,7 @@ def _bind(
     path = normal_path("/", wanted.source or "/")
     source = copying.Source(found.tree(), path, wildcards=False, context=True) if not found.identity else None
     identity: keys.Part = (
-        found.identity if found.identity else content.select(workshop, source).key() if source is not None else ""
+        found.identity if found.identity else content.select(workshop, source).name() if source is not None else ""
     )
 
     def make(stack: ExitStack, _tree: Tree) -> Mount:
@@ -168,7 +168,7 @@ def _bind(
         tree = found.tree()
         there = tree.lstat(tree.resolve(os.fsencode(path))) is not None
         whole = copying.Source(tree, path, wildcards=False, contents=False)
-        return "bind", target, path, content.select(workshop, whole).key() if there else "", wanted.readonly
+        return "bind", target, path, content.select(workshop, whole).name() if there else "", wanted.readonly
 
     part = ("bind", target, path, identity, wanted.readonly)
     return part, shown if origin.kind == "stage" else None, make
@@ -267,7 +267,7 @@ def _name_of(solver: Solver, workshop: Workshop, origin: Origin) -> str:
     if found.identity:
         return found.identity
     source = copying.Source(found.tree(), "/", wildcards=False, context=True)
-    return keys.key("files", content.select(workshop, source).key())
+    return keys.key("files", content.select(workshop, source).name())
 
 
 def _seed(solver: Solver, workshop: Workshop, origin: Origin, path: str, directory: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,6 +53,19 @@ class Made(msgspec.Struct, frozen=True):
     in_image: bool
     promised: bool
     """Whether nobody here has the layer."""
+
+
+class _Entries(msgspec.Struct, frozen=True):
+    """The entries of the COPY that came to ``result``, worked out should somebody go through them."""
+
+    again: Once[tuple[str, Spool[Entry]]]
+    result: str
+
+    def __iter__(self) -> Iterator[Entry]:
+        result, entries = self.again()
+        if result != self.result:
+            raise ContextError("what is copied changed during the build", remedy="build again")
+        return iter(entries)
 
 
 class Solver:
@@ -395,7 +408,7 @@ class Solver:
             entries = draft.finish()
             return content.name(self._workshop, entries), entries
 
-        return self._layered(stage, number, state, key, make, text)
+        return self._layered(stage, number, state, key, make, text, again=make)
 
     def _copy_inputs(self, stage: Stage, instruction: dockerfile.Copy | dockerfile.Add) -> sources.Inputs:
         def found() -> Input:
@@ -418,7 +431,11 @@ class Solver:
                     why="the Dockerfile came from stdin alone",
                     remedy="build with a directory: kanifold build DIRECTORY --file -",
                 )
-            return Input(self._trees[origin.name], "", context=True)
+            context = self._contexts[origin.name]
+            shared = ""
+            if context.kind == "directory":
+                shared = keys.key("context", context.location, context.ignore, context.owners)
+            return Input(self._trees[origin.name], "", context=True, shared=shared)
         state = self.origin(origin, self._workshop.platform)
         return Input(Once(lambda: self.tree_of(state)), state.tree)
 
@@ -453,7 +470,7 @@ class Solver:
         def key() -> tuple[keys.Part, ...]:
             return "workdir", state.tree, path, state.config.user
 
-        return self._layered(stage, number, moved, key, make, f"WORKDIR {path}")
+        return self._layered(stage, number, moved, key, make, f"WORKDIR {path}", again=make)
 
     def _layered(
         self,
@@ -465,6 +482,7 @@ class Solver:
         text: str,
         below: Sequence[Layer] = (),
         same: Callable[[], tuple[keys.Part, ...]] | None = None,
+        again: Callable[[], tuple[str, Spool[Entry]]] | None = None,
     ) -> State:
         """``state`` with one more layer: found under the key of ``parts``, or made by ``make`` and then findable.
 
@@ -473,19 +491,24 @@ class Solver:
 
         What is not found so may be under the key of ``same``, which takes longer to work out and holds for more.
 
+        Another job of this build may know the result and not have packed it yet. That is no reason to do the step once
+        more where ``again`` would give its entries, should that job not come to it.
+
         Working out what a COPY's sources are is part of the step: it is most of what an unchanged one costs.
         """
         workshop, store = self._workshop, self._workshop.store
         started = self._start(number)
         fresh = self._ignores_cache(stage)
-        made: tuple[str, Spool[Entry] | None] | None = None
+        made: Layer | None = None
 
         def look(key: str) -> Outcome | None:
             asked = [each.location for each in workshop.order.cache_from]
             found = cache.outcome(store, key) or cache.outcome_from(store, key, asked)
-            if found is None or (fresh and (not found.build or found.build != workshop.order.build)):
+            if found is None:
                 return None
-            return found if cache.is_there(store, found.layer) else None
+            if self._is_ours(found) and again is not None:
+                return found
+            return found if (self._is_ours(found) or not fresh) and cache.is_there(store, found.layer) else None
 
         try:
             key = keys.key("step", parts(), workshop.order.epoch)
@@ -500,8 +523,10 @@ class Solver:
                         if outcome is not None and not outcome.foreign:
                             cache.note_outcome(store, key, outcome, text)
                     if outcome is None:
-                        made = make()
-                        outcome = Outcome(made[0], _now(), workshop.order.build)
+                        result, entries = make()
+                        outcome = Outcome(result, _now(), workshop.order.build)
+                        # Before others can find it, so that it is packed by who has the entries in hand.
+                        made = self._taken(stage, from_result(workshop, result, outcome.created, entries, below))
                         for each in known:
                             cache.note_outcome(store, each, outcome, text)
         except LayerLost:
@@ -510,18 +535,38 @@ class Solver:
             self._finish(number, started, error=str(error))
             raise
         self._finish(number, started, cached=made is None)
-        layer = from_result(workshop, outcome.layer, outcome.created, made[1] if made is not None else None, below)
-        if made is not None and stage.index in self.graph.chain:
-            self._on_layer(layer)
-        elif made is not None:
-            workshop.later(layer.directory)  # now, while the files of the context are what they were for the key
-        promised = made is None and not cache.is_held(store, outcome.layer)
+        held = made is not None or cache.is_held(store, outcome.layer)
+        layer = made if made is not None else self._found(stage, outcome, below, None if held else again)
+        promised = not held and (again is None or not self._is_ours(outcome))
         self.made += [Made(each, outcome, layer, stage.index in self.graph.chain, promised) for each in known]
         return replace(
             steps.noted(state, text, layer=True, created=outcome.created),
             layers=(*state.layers, layer),
             tree=keys.key("tree", state.tree, outcome.result),
         )
+
+    def _taken(self, stage: Stage, layer: Layer) -> Layer:
+        """``layer``, which ``stage`` has just made, on its way to where it is wanted."""
+        if stage.index in self.graph.chain:
+            self._on_layer(layer)
+        else:
+            self._workshop.later(layer.directory)  # now, while the files of the context are what they were for the key
+        return layer
+
+    def _found(
+        self,
+        stage: Stage,
+        outcome: Outcome,
+        below: Sequence[Layer],
+        again: Callable[[], tuple[str, Spool[Entry]]] | None,
+    ) -> Layer:
+        """The layer of ``outcome``; when nobody has it yet, ``again`` gives its entries."""
+        ours = self._is_ours(outcome)
+        entries = _Entries(Once(again), outcome.result) if again is not None and ours else None
+        layer = from_result(self._workshop, outcome.layer, outcome.created, entries, below)
+        if ours and stage.index in self.graph.chain:
+            self._on_layer(layer)
+        return layer
 
     def _import(self, key: str, text: str) -> Outcome | None:
         """What an outside cache knows of the step ``key``, noted for builds that ask it."""
@@ -552,6 +597,10 @@ class Solver:
         )
         cache.note_outcome_from(store, key, place.name, outcome, text)
         return outcome
+
+    def _is_ours(self, found: Outcome) -> bool:
+        """Whether a job of this build has done the step."""
+        return bool(found.build) and found.build == self._workshop.order.build
 
     def _ignores_cache(self, stage: Stage) -> bool:
         order = self._workshop.order

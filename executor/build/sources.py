@@ -25,6 +25,7 @@ from executor.dockerfile.instructions import Add, Copy
 from executor.rootfs.entry import Kind
 from executor.rootfs.tree import Tree, open_directory
 from executor.store import facts
+from platforms.errors import ContextError
 
 if TYPE_CHECKING:
     from executor.context.git import Resolved
@@ -44,6 +45,8 @@ class Input(msgspec.Struct, frozen=True):
     identity: str
     """Names the whole tree when that is known without reading (a stage's file system); "" to read what is copied."""
     context: bool = False
+    shared: str = ""
+    """What all jobs of a build that see the same tree call it; "" when others see none or another."""
 
 
 class Inputs(msgspec.Struct, frozen=True):
@@ -85,11 +88,13 @@ class FromTree(msgspec.Struct, frozen=True):
     unpack: bool
     selected: Once[Selection]
     """What is copied, as it was when its key was taken: what is looked at once cannot have two forms."""
+    agreed: Once[str]
+    """The name of ``selected``, for keys; it may be known from another job while this one has looked at nothing."""
 
     def key(self, workshop: Workshop) -> keys.Part:
         if self.identity:
             return ("tree", self.identity, self.pattern, self.parents, self.unpack)
-        return ("files", self.pattern, self.parents, self.unpack, self.selected().key())
+        return ("files", self.pattern, self.parents, self.unpack, self.agreed())
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
         source = self.source()
@@ -97,7 +102,10 @@ class FromTree(msgspec.Struct, frozen=True):
             copying.copy(plan, source, destination, treatment)
             return
         copying.require(source)
-        for match, top, found in self.selected().matches():
+        selection = self.selected()
+        if selection.name() != self.agreed():
+            raise ContextError(f'"{self.pattern}" changed during the build', remedy="build again")
+        for match, top, found in selection.matches():
             if self.unpack and top.kind is Kind.FILE:
                 for each in found:
                     if _copy_archive(workshop, plan, each.entry.source, destination, treatment):
@@ -261,7 +269,9 @@ def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callabl
     place = found()
     source, exclude = _source(place, text, parents), instruction.exclude
     selected = Once(lambda: content.select(workshop, source(), exclude))
-    return FromTree(source, place.identity, text, parents, unpack, selected)
+    what = keys.key("source", place.shared, text, parents, exclude) if place.shared else ""
+    agreed = Once(lambda: content.agreed(workshop, what, selected))
+    return FromTree(source, place.identity, text, parents, unpack, selected, agreed)
 
 
 def _source(found: Input, text: str, parents: bool) -> Callable[[], Source]:

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from urllib.parse import urljoin
 
 import msgspec
 from msgspec.structs import replace
@@ -28,6 +29,7 @@ from platforms.errors import Interrupted, RegistryError
 if TYPE_CHECKING:
     import socket
     import ssl
+    from http.cookiejar import CookieJar
     from types import ModuleType
 
     import httpx
@@ -140,16 +142,22 @@ def load_httpx() -> None:
 @functools.lru_cache(256)
 def origin_of(url: str) -> Origin:
     """The origin of an absolute http or https ``url``. Raises ``RegistryError`` for anything else."""
+    parsed = _parsed(url)
+    if parsed.scheme not in _DEFAULT_PORTS or not parsed.host:
+        raise RegistryError("a registry named an address that is not HTTP", why=printable(url))
+    return Origin(parsed.scheme, parsed.host.lower(), parsed.port or _DEFAULT_PORTS[parsed.scheme])
+
+
+@functools.lru_cache(256)
+def _parsed(url: str) -> httpx.URL:
+    """``url`` as httpx reads it, which takes as long as all else about a request when the URL is an upload's."""
     load_httpx()
     import httpx
 
     try:
-        parsed = httpx.URL(url)
+        return httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
         raise RegistryError("a registry named an address that is none", why=printable(url)) from error
-    if parsed.scheme not in _DEFAULT_PORTS or not parsed.host:
-        raise RegistryError("a registry named an address that is not HTTP", why=printable(url))
-    return Origin(parsed.scheme, parsed.host.lower(), parsed.port or _DEFAULT_PORTS[parsed.scheme])
 
 
 def joined(base: str, location: str) -> str:
@@ -157,15 +165,12 @@ def joined(base: str, location: str) -> str:
 
     A name and password in a Location would be turned into credentials by httpx, and they are not the user's.
     """
-    load_httpx()
-    import httpx
-
     try:
-        url = httpx.URL(base).join(location)
+        url = _parsed(urljoin(base, location))
         if url.userinfo or url.fragment:
             url = url.copy_with(username=None, password=None, fragment=None)
-    except (httpx.InvalidURL, ValueError, TypeError) as error:
-        raise RegistryError("a registry sent us to an address that is none", why=printable(location)) from error
+    except (ValueError, TypeError) as error:
+        raise RegistryError("a registry named an address that is none", why=printable(location)) from error
     origin_of(str(url))
     return str(url)
 
@@ -290,7 +295,7 @@ class Wire:
         with translated(request.url):
             built = client.build_request(
                 request.method,
-                request.url,
+                _parsed(request.url),
                 headers=headers,
                 content=request.content() if request.content is not None else None,
                 timeout=timeout,
@@ -323,8 +328,6 @@ class Wire:
             return client
 
     def _make(self, trust: str, name: str) -> httpx.Client:
-        import http.cookiejar
-
         load_httpx()
         import httpx
 
@@ -336,7 +339,7 @@ class Wire:
             # Proxies come from the environment as elsewhere, but never stand between us and this machine.
             trust_env=not trust.endswith("local"),
             limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
-            cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[])),
+            cookies=_no_cookies(),
         )
 
     def _context(self, name: str) -> ssl.SSLContext:
@@ -365,6 +368,20 @@ class Wire:
                 f"cannot use the certificates set for {name}", why=why or str(error), remedy="check the PEM files"
             ) from error
         return context
+
+
+def _no_cookies() -> CookieJar:
+    """A jar that takes no cookies and has none, whatever httpx asks of it."""
+    import http.cookiejar
+
+    class Closed(http.cookiejar.CookieJar):
+        def extract_cookies(self, *_: object) -> None:
+            pass
+
+        def add_cookie_header(self, *_: object) -> None:
+            pass
+
+    return Closed()
 
 
 def is_encoded(response: httpx.Response) -> bool:

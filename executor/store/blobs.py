@@ -115,8 +115,8 @@ def read(store: Store, digest: str, limit: int) -> bytes:
     found = _demand(store, digest)
     if found.size > limit:
         raise StoreError(f"the blob {digest} is too large", why=f"{found.size} bytes; the limit here is {limit}")
-    with open(store, digest) as file, translated(store.root, f"cannot read the blob {digest}"):
-        data = file.read(found.size + 1)
+    with translated(store.root, f"cannot read the blob {digest}"), io.FileIO(path(store, digest)) as file:
+        data = file.read(found.size + 1) or b""
     if hashlib.new(digest.partition(":")[0], data).hexdigest() != digest.partition(":")[2]:
         raise _damaged(store, digest)
     return data

@@ -181,3 +181,24 @@ COPY --from=tools /id /
     assert first[0] == first[1]
     assert again[0] == again[1]
     assert (first == again) is (not more)
+
+
+@pytest.mark.parametrize("more", [(), ("--no-cache",)], ids=["", "fresh"])
+def test_an_equal_copy_is_done_once_for_all_platforms(
+    kanifold: Kanifold, read: Reader, context: Context, more: tuple[str, ...]
+) -> None:
+    folder = context({"Dockerfile": "FROM scratch\nWORKDIR /w\nCOPY . /w/\n", "f": "content\n"})
+    for again in (False, True):
+        dest = kanifold.home / f"out-{again}"
+        told = kanifold(
+            "build", folder, "--platform", ",".join(THREE), "--progress", "rawjson", *more,
+            "-o", f"type=oci,tar=false,dest={dest}",
+        ).err  # fmt: skip
+        events = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+        done = [each["step"] for each in events if each["type"] == "step_finished" and not each["cached"]]
+        steps = {step["id"]: step["name"] for each in events if each["type"] == "planned" for step in each["steps"]}
+        made = sorted(name.split()[0] for name in (steps[each] for each in done) if not name.startswith("FROM"))
+        assert made == (["COPY", "WORKDIR"] if more or not again else [])
+        layers = [read(dest, platform).manifest["layers"] for platform in THREE]
+        assert layers[0] == layers[1] == layers[2]
+        assert read(dest, THREE[1]).text("/w/f") == "content\n"

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from executor.build.content import unchanged
+from executor import job
+from executor.build.content import Selection, agreed, unchanged
+from executor.build.once import Once, known
+from executor.build.sources import FromTree
+from executor.build.workshop import Workshop
 from executor.rootfs.entry import Entry, Kind
 from executor.store import files
+from executor.store.store import Store, open_store
 from platforms.errors import ContextError
 
 
@@ -53,3 +61,50 @@ def test_files_of_ours_are_not_looked_at_again(file: Path) -> None:
     ours = Entry(b"f", Kind.FILE, size=3, source=os.fsencode(file), digest="0" * 64)
     file.unlink()
     assert list(unchanged([ours])) == [ours]
+
+
+# -- what one job of a build finds out for all --
+
+
+def a_job_of(build: str, store: Store) -> Workshop:
+    order = job.Job(version=job.VERSION, platform="linux/amd64", dockerfile=b"", build=build)
+    return cast("Workshop", SimpleNamespace(order=order, store=store, cancelled=Future()))
+
+
+def selected(name: str, *, live: bool = False) -> Once[Selection]:
+    nothing = cast("Any", ())
+    return known(Selection(nothing, nothing, known(name), live))
+
+
+def never() -> Selection:
+    raise AssertionError("looked through again")
+
+
+def test_a_context_is_looked_through_by_one_job_of_a_build(tmp_path: Path) -> None:
+    with open_store(str(tmp_path)) as store:
+        assert agreed(a_job_of("b", store), "COPY . /", selected("found")) == "found"
+        assert agreed(a_job_of("b", store), "COPY . /", Once(never)) == "found"
+
+
+@pytest.mark.parametrize(
+    ("build", "what"),
+    [("other", "COPY . /"), ("b", "COPY f /"), ("", "COPY . /"), ("b", "")],
+    ids=["another build", "other files", "no build", "files of its own"],
+)
+def test_what_others_have_found_out_about_something_else_does_not_count(tmp_path: Path, build: str, what: str) -> None:
+    with open_store(str(tmp_path)) as store:
+        agreed(a_job_of("b", store), "COPY . /", selected("found"))
+        assert agreed(a_job_of(build, store), what, selected("own")) == "own"
+
+
+def test_files_that_are_being_written_are_something_else_for_each_job(tmp_path: Path) -> None:
+    with open_store(str(tmp_path)) as store:
+        assert agreed(a_job_of("b", store), "COPY . /", selected("at first", live=True)) == "at first"
+        assert agreed(a_job_of("b", store), "COPY . /", selected("then")) == "then"
+
+
+def test_a_job_that_finds_something_else_than_was_agreed_on_says_so() -> None:
+    source = cast("Any", SimpleNamespace(include=(), required=False))
+    part = FromTree(lambda: source, "", "f", False, False, selected("now"), known("before"))
+    with pytest.raises(ContextError, match='"f" changed during the build'):
+        part.copy_to(*cast("Any", (None, None, "/", None)))
