@@ -129,17 +129,18 @@ class Workshop(msgspec.Struct, frozen=True):
 
 
 def together(workshop: Workshop, works: list[Callable[[], Any]]) -> None:
-    """Do all of ``works`` at once; the first error of any is raised when all have ended."""
-    waiting = [workshop.later(work) for work in works[1:]]
+    """Do all of ``works`` at once; the first error of any is raised when all have ended.
+
+    What the background has no thread for is done by the caller, for whom all of its threads may be waiting.
+    """
+    begun = [workshop.later(work) for work in works[1:]]
     error: BaseException | None = None
-    if works:
+    for number, work in enumerate(works):
         try:
-            works[0]()
-        except BaseException as raised:
-            error = raised
-    for each in waiting:
-        try:
-            each.result()
+            if number == 0 or begun[number - 1].cancel():
+                work()
+            else:
+                begun[number - 1].result()
         except BaseException as raised:
             error = error or raised
     if error is not None:
