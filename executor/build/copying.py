@@ -61,12 +61,15 @@ class Match(msgspec.Struct, frozen=True):
 
 
 def matches(source: Source) -> tuple[Match, ...]:
-    """What ``source`` names. Nothing for a wildcard that matches nothing; ``ContextError`` for a missing path."""
+    """What ``source`` names. Nothing for a wildcard that matches nothing; ``ContextError`` for a missing path.
+
+    What comes before the first wildcard has to be there.
+    """
     literal, pattern = _split_wildcards(source.pattern) if source.wildcards else (source.pattern, "")
     base = source.tree.resolve(literal.encode("utf-8", "surrogateescape"))
+    if source.tree.lstat(base) is None:
+        raise _missing(source, literal)
     if not pattern:
-        if source.tree.lstat(base) is None:
-            raise _missing(source, source.pattern)
         return (Match(base, _base(literal)),)
     if not all(ignore.is_pattern(part) for part in pattern.split("/")):
         raise ContextError(
@@ -266,7 +269,7 @@ def copy(plan: Plan, source: Source, destination: str, treatment: Treatment) -> 
     ``destination`` is absolute; a trailing slash (or ``/.``) says that it is a directory.
     """
     found = matches(source)
-    require(source)
+    require(source, treatment.exclude)
     for match in found:
         top = top_of(source, match)
         copy_match(plan, source, match, top, reached(source, top, treatment.exclude), destination, treatment)
@@ -281,12 +284,21 @@ def top_of(source: Source, match: Match) -> Entry:
     return top
 
 
-def require(source: Source) -> None:
-    """Raise ``ContextError`` when the path that has to exist is not there."""
-    if source.required:
-        whole = f"{source.pattern.rstrip('/')}/{source.include[0]}"
-        if source.tree.lstat(source.tree.resolve(whole.encode("utf-8", "surrogateescape"))) is None:
+def require(source: Source, exclude: tuple[str, ...]) -> None:
+    """Raise ``ContextError`` when the path that has to be copied is not there, or left out by ``exclude``.
+
+    Links are not followed to it.
+    """
+    if not source.required:
+        return
+    whole = f"{source.pattern.rstrip('/')}/{source.include[0]}"
+    names = [name for name in whole.encode("utf-8", "surrogateescape").split(b"/") if name]
+    for count in range(1, len(names) + 1):
+        found = source.tree.lstat(b"/".join(names[:count]))
+        if found is None or (count < len(names) and not stat.S_ISDIR(found.st_mode)):
             raise _missing(source, whole)
+    if ignore.compile_patterns(exclude).excludes(source.include[0]):
+        raise _missing(source, whole)
 
 
 def unpack_into(
@@ -300,8 +312,8 @@ def unpack_into(
     """Add an archive's content, unpacked in ``tree``, as docker's untar does it: what is in the way is replaced.
 
     Only a directory stays where the archive has a directory too, and takes on its metadata; one that the archive does
-    not describe (``implicit``) keeps its own, and a link in its place is followed. ``owners`` knows better than
-    the tree whose some entries are; with ``owner`` everything is that user's.
+    not describe (``implicit``) keeps its own, or is root's, and a link in its place is followed. ``owners`` knows
+    better than the tree whose some entries are; with ``owner`` everything that it describes is that user's.
     """
     top = plan.resolve(destination.encode("utf-8", "surrogateescape"))
     plan.make_directories(top, 0o755, owner)
@@ -316,7 +328,7 @@ def unpack_into(
             place = target + b"/" + name if target else name
             if entry.kind is Kind.DIRECTORY and below in implicit:
                 place = plan.resolve(place)
-                plan.make_directories(place, 0o755, owner)
+                plan.make_directories(place, 0o755, None)
             else:
                 placed = replace(entry, path=place, uid=uid, gid=gid)
                 linked = _linked(placed, links)

@@ -367,7 +367,9 @@ class Solver:
     def _copy(self, stage: Stage, state: State, instruction: dockerfile.Copy | dockerfile.Add) -> State:
         plan = self._copy_inputs(stage, instruction)
         number = self._numbers.of(stage.index, instruction)
-        below = None if instruction.link else Once(lambda: self.tree_of(state))
+        # With a mode, --link is as good as not there (BuildKit, dockerfile2llb/convert_copy.go).
+        alone = instruction.link and not instruction.chmod
+        below = None if alone else Once(lambda: self.tree_of(state))
         is_add = isinstance(instruction, dockerfile.Add)
         head = "ADD" if is_add else "COPY"
         flags = "".join(
@@ -383,12 +385,12 @@ class Solver:
         def key() -> tuple[keys.Part, ...]:
             return (
                 "add" if is_add else "copy",
-                "" if instruction.link else state.tree,
+                "" if alone else state.tree,
                 destination,
                 instruction.chown,
                 instruction.chmod,
                 instruction.exclude,
-                instruction.link,
+                alone,
                 bool(parents),
                 instruction.unpack if isinstance(instruction, dockerfile.Add) else None,
                 plan.key(),
@@ -402,7 +404,7 @@ class Solver:
                 instruction.chown,
                 instruction.chmod,
                 instruction.exclude,
-                replace_existing=instruction.link,
+                replace_existing=alone,
             )
             plan.copy_to(draft, destination, treatment)
             entries = draft.finish()

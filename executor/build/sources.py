@@ -101,7 +101,7 @@ class FromTree(msgspec.Struct, frozen=True):
         if self.identity:
             copying.copy(plan, source, destination, treatment)
             return
-        copying.require(source)
+        copying.require(source, treatment.exclude)
         selection = self.selected()
         if selection.name() != self.agreed():
             raise ContextError(f'"{self.pattern}" changed during the build', remedy="build again")
