@@ -33,8 +33,6 @@ class Treatment(msgspec.Struct, frozen=True):
     parents_mode: int = 0o755
     """Mode of directories made on the way to the destination: an octal ``--chmod`` counts for them too."""
     exclude: tuple[str, ...] = ()
-    replace_existing: bool = False
-    """Whether a directory may take the place of a file or link in the stage."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -150,6 +148,8 @@ class Plan:
         self._parent: bytes | None = None
         self._fresh = False
         """Whether the directory ``_parent``, the one that was last asked about, holds only what the plan puts there."""
+        self._linked: dict[bytes, list[bytes]] = {}
+        """The hard links to each file that has some."""
 
     def planned(self, path: bytes) -> Entry | None:
         """What the plan itself has at ``path``."""
@@ -232,7 +232,29 @@ class Plan:
             self._placed = parent
         if entry.kind is Kind.DIRECTORY:
             self._parent = None
+        elif path in self._linked:
+            self._bequeath(path)
+        if entry.kind is Kind.HARDLINK:
+            self._linked.setdefault(entry.link, []).append(path)
         self._entries.put(entry)
+
+    def _bequeath(self, path: bytes) -> None:
+        """Let the file at ``path``, which something else takes the place of, live on under the names linked to it."""
+        file = self._entries.get(path)
+        links = [each for each in self._linked.pop(path) if self._is_link(each, path)]
+        if file is None or not links:
+            return
+        first, *others = links
+        self._entries.put(replace(file, path=first))
+        for each in others:
+            self._entries.put(
+                replace(file, path=each, kind=Kind.HARDLINK, link=first, source=b"", size=0, digest="", stamp=b"")
+            )
+        self._linked[first] = others
+
+    def _is_link(self, path: bytes, target: bytes) -> bool:
+        entry = self._entries.get(path)
+        return entry is not None and entry.kind is Kind.HARDLINK and entry.link == target
 
     def _above(self, path: bytes) -> None:
         """Add the directory ``path``, and those above it, as the stage has them, where they are not planned."""
@@ -464,9 +486,7 @@ class _Copier:
             return
         existing = self._plan.lookup(target)
         if existing is not None and existing.kind is not Kind.DIRECTORY:
-            if not self._treatment.replace_existing:
-                raise BuildError(f"cannot copy to non-directory: /{target.decode('utf-8', 'replace')}")
-            existing = None
+            raise BuildError(f"cannot copy to non-directory: /{target.decode('utf-8', 'replace')}")
         if existing is None or overwrite:
             self._plan.set(self._treated(entry, target))
         elif self._times:
@@ -476,7 +496,7 @@ class _Copier:
 
     def _place(self, entry: Entry, target: bytes) -> None:
         existing = self._plan.lookup(target)
-        if existing is not None and existing.kind is Kind.DIRECTORY and not self._treatment.replace_existing:
+        if existing is not None and existing.kind is Kind.DIRECTORY:
             raise BuildError(f"cannot replace to directory /{target.decode('utf-8', 'replace')} with file")
         self._plan.put(_linked(self._treated(entry, target), self._links))
 

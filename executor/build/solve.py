@@ -404,7 +404,6 @@ class Solver:
                 instruction.chown,
                 instruction.chmod,
                 instruction.exclude,
-                replace_existing=alone,
             )
             plan.copy_to(draft, destination, treatment)
             entries = draft.finish()

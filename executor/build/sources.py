@@ -294,9 +294,7 @@ def _source(found: Input, text: str, parents: bool) -> Callable[[], Source]:
     return make
 
 
-def treatment(
-    stage: Once[Tree] | None, chown: str, chmod: str, exclude: tuple[str, ...], *, replace_existing: bool = False
-) -> Treatment:
+def treatment(stage: Once[Tree] | None, chown: str, chmod: str, exclude: tuple[str, ...]) -> Treatment:
     """What ``--chown``, ``--chmod`` and ``--exclude`` do; names of users are looked up in ``stage``."""
     owner = None
     if chown:
@@ -307,5 +305,4 @@ def treatment(
         mode=modes.parse(chmod) if chmod else None,
         parents_mode=0o755 if number is None else number & 0o777,
         exclude=exclude,
-        replace_existing=replace_existing,
     )

@@ -33,10 +33,10 @@ class Identity(msgspec.Struct, frozen=True):
 def owner(tree: Tree | None, text: str) -> tuple[int, int]:
     """The (uid, gid) that ``--chown=text`` names: ``user``, ``user:group``, each a name or a number.
 
-    A user that the stage does not know is root, a group the user's own, as in BuildKit. ``tree`` is None for a stage
-    without files.
+    A user that the stage does not know is root, a group the user's own, and ``root`` is 0 whatever the stage says, as
+    in BuildKit. ``tree`` is None for a stage without files.
     """
-    user, colon, group = text.partition(":")
+    user, colon, group = ("0" if part == "root" else part for part in text.partition(":"))
     uid = gid = 0
     number = _number(user)
     if number is not None:

@@ -28,7 +28,7 @@ def check(instruction: Copy | Add) -> None:
 
 def numeric(chown: str) -> bool:
     """Whether ``--chown=chown`` needs nobody's passwd."""
-    return all(part.isdigit() for part in chown.split(":") if part)
+    return all(part.isdigit() or part == "root" for part in chown.split(":") if part)
 
 
 def _check_source(instruction: Copy | Add, source: str) -> None:

@@ -343,7 +343,7 @@ def test_parents_keep_the_way(tmp_path: Path, trees: ExitStack, include: str, la
 def test_a_link_layer_knows_nothing_of_the_stage(tmp_path: Path, trees: ExitStack) -> None:
     tree = make(tmp_path, trees, "context", {"f": "1"})
     plan = Plan(None)
-    copying.copy(plan, Source(tree, "/f"), "/l/x/", Treatment(replace_existing=True))
+    copying.copy(plan, Source(tree, "/f"), "/l/x/", Treatment())
     assert shown(plan.finish()) == {"l": "dir", "l/x": "dir", "l/x/f": "1"}
 
 
