@@ -13,6 +13,7 @@ import pytest
 
 from executor import job
 from executor.build.content import Selection, agreed, unchanged
+from executor.build.copying import Treatment
 from executor.build.once import Once, known
 from executor.build.sources import FromTree
 from executor.build.workshop import Workshop
@@ -107,4 +108,4 @@ def test_a_job_that_finds_something_else_than_was_agreed_on_says_so() -> None:
     source = cast("Any", SimpleNamespace(include=(), required=False))
     part = FromTree(lambda: source, "", "f", False, False, selected("now"), known("before"))
     with pytest.raises(ContextError, match='"f" changed during the build'):
-        part.copy_to(*cast("Any", (None, None, "/", None)))
+        part.copy_to(*cast("Any", (None, None, "/", Treatment())))
