@@ -14,18 +14,28 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 MODULES = ("orchestrator.cli", "orchestrator.build", "executor.__main__", "executor.build.solve")
 
 
 class Forks:
-    """Runs ``kanifold`` by its own entry point, one after the other, each as a process of its own."""
+    """Runs ``kanifold`` by its own entry point, one after the other, each as a process of its own.
 
-    def __init__(self) -> None:
+    ``python`` and its ``environment`` can import the packages; ``becoming`` says as whom (``ordinary_user``).
+    """
+
+    def __init__(
+        self,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+        becoming: Mapping[str, Any] | None = None,
+    ) -> None:
+        # The file itself may be out of a user's reach.
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [python, "-c", Path(__file__).read_text()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd="/", env=None if environment is None else {**os.environ, **environment}, **(becoming or {}),
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         return self
@@ -69,7 +79,7 @@ def _run(arguments: list[str], environment: dict[str, str], said: str) -> int:
 
 def main() -> None:
     """Fork for each line of stdin, and say how it ended."""
-    sys.path[:] = [each for each in sys.path if each != os.path.dirname(os.path.abspath(__file__))]
+    sys.path[:] = [each for each in sys.path if each]
     for name in MODULES:
         importlib.import_module(name)
     for line in sys.stdin:

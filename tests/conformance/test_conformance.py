@@ -8,14 +8,14 @@ waits for its own case and compares. ``cases/NAME`` holds a case (``conformance_
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import queue
 import re
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +86,7 @@ def as_root(here: World, scratch: Path, request: pytest.FixtureRequest) -> Itera
     home = scratch / "root"
     home.mkdir()
     command, extra = conftest.installed()
-    kanifold = conftest.Kanifold(home, ordinary_user.me(), command, extra)
-    with contextlib.ExitStack() as stack:
-        forks: queue.SimpleQueue[Forks] = queue.SimpleQueue()
-        for _ in range(AT_ONCE):
-            forks.put(stack.enter_context(Forks()))
-        yield from _builds("root", kanifold, here, request, functools.partial(_forked, forks))
+    yield from _builds("root", conftest.Kanifold(home, ordinary_user.me(), command, extra), here, request)
 
 
 @pytest.fixture(scope="session")
@@ -104,54 +99,45 @@ def as_single(here: World, _user_without_ids: User, _scratch: Path, request: pyt
     yield from _builds("single", conftest.as_user(_user_without_ids, _scratch), here, request)
 
 
-def _started(kanifold: Kanifold, work: Path, arguments: Sequence[str], **environment: str) -> Outcome:
-    """The command as anyone starts it."""
-    del work
-    return kanifold.run(*arguments, **environment)
-
-
-def _forked(
-    idle: queue.SimpleQueue[Forks], kanifold: Kanifold, work: Path, arguments: Sequence[str], **environment: str
-) -> Outcome:
-    """The command without its start, a third of what a small case takes."""
-    log = work / "log"
-    forks = idle.get()
-    try:
-        code = forks(arguments, kanifold.environment(**environment), log)
-    finally:
-        idle.put(forks)
-    return conftest.Outcome(code, "", log.read_text(errors="replace"))
-
-
-def _builds(
-    rung: str, kanifold: Kanifold, here: World, request: pytest.FixtureRequest, run: Callable[..., Outcome] = _started
-) -> Iterator[Builds]:
+def _builds(rung: str, kanifold: Kanifold, here: World, request: pytest.FixtureRequest) -> Iterator[Builds]:
     chosen = [
         item.callspec.params
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.originalname == test_builds_as_buildkit_does.__name__
     ]
     cases = [CASES[each["name"]] for each in chosen if each["rung"] == rung]
-    builds = Builds(lambda case: _build(case, kanifold, here, run), [case for case in cases if _fits(case, rung)])
-    try:
-        yield builds
-    finally:
-        builds.pool.shutdown(cancel_futures=True)
+    python = kanifold.command[0] if kanifold.command[1:] == ("-m", "orchestrator") else sys.executable
+    # Its start would be a third of what a small case takes.
+    with contextlib.ExitStack() as stack:
+        idle: queue.SimpleQueue[Forks] = queue.SimpleQueue()
+        for _ in range(AT_ONCE):
+            idle.put(stack.enter_context(Forks(python, kanifold.extra, kanifold.user.becoming())))
+        fitting = [case for case in cases if _fits(case, rung)]
+        builds = Builds(lambda case: _build(case, kanifold, here, idle), fitting)
+        try:
+            yield builds
+        finally:
+            builds.pool.shutdown(cancel_futures=True)
 
 
 def _fits(case: Case, rung: str) -> bool:
     return set(case.needs) <= set(RUNGS[rung])
 
 
-def _build(case: Case, kanifold: Kanifold, here: World, run: Callable[..., Outcome]) -> Built:
+def _build(case: Case, kanifold: Kanifold, here: World, idle: queue.SimpleQueue[Forks]) -> Built:
     work = kanifold.folder(case.name)
     user = kanifold.user
     main = lay_out(case, work, (user.uid, user.gid), here.places(case))
     dest = work / "layout"
     secrets = {f"SECRET_{name}": value for name, value in case.secrets.items()}
     told = ["build", str(main), *_flags(case, work, here), "-o", f"type=oci,dest={dest}"]
-    outcome = run(kanifold, work, told, **secrets)
-    return Built(outcome, dest)
+    log = work / "log"
+    forks = idle.get()
+    try:
+        code = forks(told, kanifold.environment(**secrets), log)
+    finally:
+        idle.put(forks)
+    return Built(conftest.Outcome(code, "", log.read_text(errors="replace")), dest)
 
 
 def _flags(case: Case, work: Path, here: World) -> Iterator[str]:
