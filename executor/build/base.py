@@ -185,7 +185,7 @@ def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: 
         chain = chain_id(config.diff_ids[: position + 1])
         layers.append(
             Layer(
-                directory=Once(_directory(workshop, content, arrival, descriptor, diff_id, chain, below)),
+                directory=Once(_directory(_Part(workshop, descriptor, diff_id, chain, below, content, arrival))),
                 blob=known(Blob(diff_id, replace(descriptor, annotations=(), platform=None))),
                 content=content,
                 origin=source.origin,
@@ -228,18 +228,25 @@ def _content(workshop: Workshop, source: Source, descriptor: Descriptor, arrival
     return download
 
 
-def _directory(
-    workshop: Workshop,
-    content: Once[str],
-    arrival: Arrival,
-    descriptor: Descriptor,
-    diff_id: str,
-    chain: str,
-    below: Sequence[Layer],
-) -> Callable[[], str]:
+class _Part(msgspec.Struct, frozen=True):
+    """A layer of a base that is to become a directory."""
+
+    workshop: Workshop
+    descriptor: Descriptor
+    diff_id: str
+    chain: str
+    """The chain id of the layers from the bottom up to this one."""
+    below: Sequence[Layer]
+    content: Once[str]
+    arrival: Arrival
+    """Of what ``content`` downloads."""
+
+
+def _directory(part: _Part) -> Callable[[], str]:
     """Unpack a layer for itself; a layer that relies on those below it is unpacked on top of them, once per chain."""
 
     def make() -> str:
+        workshop, descriptor, diff_id, chain = part.workshop, part.descriptor, part.diff_id, part.chain
         store = workshop.store
         found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
         if found is not None:
@@ -249,39 +256,32 @@ def _directory(
             found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
             if found is None:
                 workshop.check()
-                found = _unpack(workshop, content, arrival, descriptor, diff_id, chain, below)
+                found = _unpack(part)
         workshop.tell(Moved("unpack", descriptor.digest, descriptor.size, descriptor.size))
         return found.fs
 
     return make
 
 
-def _unpack(
-    workshop: Workshop,
-    content: Once[str],
-    arrival: Arrival,
-    descriptor: Descriptor,
-    diff_id: str,
-    chain: str,
-    below: Sequence[Layer],
-) -> snapshots.Snapshot:
+def _unpack(part: _Part) -> snapshots.Snapshot:
+    workshop, descriptor, diff_id, arrival = part.workshop, part.descriptor, part.diff_id, part.arrival
     store = workshop.store
     draft = snapshots.draft(store)
     try:
         here = blobs.has(store, descriptor.digest)
-        unpacked = None if here else _unpack_arriving(content, arrival, draft.fs)
+        unpacked = None if here else _unpack_arriving(part.content, arrival, draft.fs)
         if unpacked is None or (unpacked.diff_id != diff_id and arrival.void):
             snapshots.discard(store, draft)
             draft = snapshots.draft(store)
-            content()
+            part.content()
             with blobs.open_unverified(store, descriptor.digest) as file:  # the diff id verifies it
                 unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
         key = diff_id
-        if unpacked.needs_parents and below:
+        if unpacked.needs_parents and part.below:
             snapshots.discard(store, draft)
             draft = snapshots.draft(store)
-            key = chain
-            stack = [each.directory() for each in reversed(below)]
+            key = part.chain
+            stack = [each.directory() for each in reversed(part.below)]
             merged = mount_stack(stack, workshop.empty, upper=draft.fs, work=draft.work)
             try:
                 with blobs.open_unverified(store, descriptor.digest) as file:
