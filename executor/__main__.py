@@ -52,7 +52,7 @@ def main() -> int:
 
 def preload(*, pushes: bool) -> None:
     """Load what a job needs (with ``pushes``, what speaks to registries), so that forks of this process need not."""
-    import sqlite3  # noqa: F401
+    import sqlite3  # noqa: F401 - which the store loads when it is opened
 
     import executor.build.export
     import executor.build.solve

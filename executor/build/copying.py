@@ -232,7 +232,7 @@ class Plan:
             self._placed = parent
         if entry.kind is Kind.DIRECTORY:
             self._parent = None
-        elif path in self._linked:
+        if path in self._linked:
             self._bequeath(path)
         if entry.kind is Kind.HARDLINK:
             self._linked.setdefault(entry.link, []).append(path)

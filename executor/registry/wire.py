@@ -16,7 +16,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
-from urllib.parse import urljoin
 
 import msgspec
 from msgspec.structs import replace
@@ -165,12 +164,15 @@ def joined(base: str, location: str) -> str:
 
     A name and password in a Location would be turned into credentials by httpx, and they are not the user's.
     """
+    load_httpx()
+    import httpx
+
     try:
-        url = _parsed(urljoin(base, location))
+        url = _parsed(base).join(location)
         if url.userinfo or url.fragment:
             url = url.copy_with(username=None, password=None, fragment=None)
-    except (ValueError, TypeError) as error:
-        raise RegistryError("a registry named an address that is none", why=printable(location)) from error
+    except (httpx.InvalidURL, ValueError, TypeError) as error:
+        raise RegistryError("a registry sent us to an address that is none", why=printable(location)) from error
     origin_of(str(url))
     return str(url)
 

@@ -347,6 +347,19 @@ def test_a_link_layer_knows_nothing_of_the_stage(tmp_path: Path, trees: ExitStac
     assert shown(plan.finish()) == {"l": "dir", "l/x": "dir", "l/x/f": "1"}
 
 
+def test_a_linked_file_that_gives_way_lives_on_under_its_other_names() -> None:
+    for new in (Entry(b"a", Kind.FILE, size=1, digest="1"), Entry(b"a", Kind.DIRECTORY)):
+        plan = Plan(None)
+        plan.put(Entry(b"a", Kind.FILE, mode=0o644, size=7, digest="7"))
+        for name in (b"b", b"c"):
+            plan.put(Entry(name, Kind.HARDLINK, mode=0o644, link=b"a"))
+        plan.put(new)
+        found = {each.path: each for each in plan.finish()}
+        assert found[b"a"].kind is new.kind
+        assert (found[b"b"].kind, found[b"b"].size, found[b"b"].digest) == (Kind.FILE, 7, "7")
+        assert (found[b"c"].kind, found[b"c"].link) == (Kind.HARDLINK, b"b")
+
+
 def test_workdir_makes_what_is_missing(tmp_path: Path, trees: ExitStack) -> None:
     stage = make(tmp_path, trees, "stage", {"real": None, "link": "-> real"})
     assert not copying.make_directory(stage, "/real", None)
