@@ -64,6 +64,8 @@ class Conversation:
         """Write one message, and the raw bytes that it announces. Silent once the other end is gone."""
         line = msgspec.json.encode(message) + b"\n"
         with self._writing:
+            if self._out < 0:
+                return
             for data in (line, payload):
                 view = memoryview(data)
                 while view:
@@ -87,6 +89,12 @@ class Conversation:
                         view = view[os.write(self._out, view) :]
             except BrokenPipeError:
                 return
+
+    def close(self) -> None:
+        """Say nothing more. What is still to come from the other end is heard, and of no account."""
+        with self._writing:
+            os.close(self._out)
+            self._out = -1
 
     def ask(self, what: str, name: str = "", paths: tuple[str, ...] = ()) -> bytes | None:
         """The orchestrator's answer; None when it has no such thing. ``ProtocolError`` when it could not be had."""

@@ -16,9 +16,10 @@ import msgspec
 
 from executor.image.manifest import Descriptor
 from executor.registry.config import RegistrySettings
+from platforms.emulation import Emulation
 from platforms.errors import Problem
 
-VERSION: Final = 3
+VERSION: Final = 4
 LINE_LIMIT: Final = 16 << 20
 """Bytes a message line may have: a peer that sends more is broken or hostile."""
 
@@ -208,6 +209,8 @@ class Job(Message, frozen=True, tag="job"):
     version: int
     platform: str
     dockerfile: bytes
+    emulation: Emulation | None = None
+    """How programs of the platform run on the executor's machine; None when it has to find out."""
     dockerfile_name: str = "Dockerfile"
     target: str = ""
     build_args: tuple[tuple[str, str], ...] = ()

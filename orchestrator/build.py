@@ -22,12 +22,13 @@ from executor.registry.client import Client
 from executor.registry.reference import Reference
 from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
-from orchestrator import audit, checking, files, publish
+from orchestrator import audit, cautions, publish
 from orchestrator import plan as planning
 from orchestrator.agent import agents
 from orchestrator.contexts import Means
 from orchestrator.fanout import Built, Emit, Lost, build_all, read_secret
 from orchestrator.node import Node, Placement, local, place
+from orchestrator.nursery import Nursery
 from orchestrator.plan import Plan
 from orchestrator.publish import Image, Product
 from orchestrator.request import Request
@@ -39,19 +40,13 @@ _LAST_MOMENT = 1.9
 """Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
 
 
-def build(request: Request, foreseen: Callable[[], None]) -> int:
+def build(request: Request, nursery: Nursery | None) -> int:
     """Do it, show it, and return the process's exit status (``platforms.errors`` lists them).
 
-    ``foreseen`` waits until it is known how the platforms are emulated (``emulation.foresee``).
+    Executors for this machine have been ordered from ``nursery``.
     """
-    executors = min(len(request.platforms), request.jobs or len(request.platforms))
-    here = local(executors, foreseen, pushes=any(each.kind == "registry" for each in request.outputs))
-    try:
-        with agents(request.ssh) as sockets:
-            return _shown(replace(request, agents=sockets), here)
-    finally:
-        for each in here.ready:
-            each.discard()
+    with agents(request.ssh) as sockets:
+        return _shown(replace(request, agents=sockets), local(nursery))
 
 
 def _shown(request: Request, here: Node) -> int:
@@ -139,6 +134,8 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
         raise errors.exceptions[0]  # noqa: B904 - its own cause is the better one
     finally:
         client.close()
+        if here.forks is not None:
+            await here.forks.close()
         await asyncio.to_thread(remove_tree, scratch)
         store.close()
 
@@ -155,8 +152,8 @@ async def _made(
     plan = await _plan(request, scratch, emit)  # (2)
     _refuse_unfit(request, plan, placements)
     pins = await _pin(request, plan, client, store, emit)
-    checked = asyncio.create_task(asyncio.to_thread(checking.cautions, request, plan, pins, client, store))
-    if checking.may_fail(request, plan):
+    checked = asyncio.create_task(asyncio.to_thread(cautions.of, request, plan, pins, client, store))
+    if cautions.may_fail(request, plan):
         await checked
     name = os.path.basename(scratch)
     orders = [(each, _order(request, plan, pins, each, name)) for each in placements]
@@ -236,9 +233,13 @@ async def _finish(
         await publish.push(product, repositories, client)
     for output in request.outputs:
         if output.holds_files:
+            from orchestrator import files
+
             await files.write(output, built, product.root.digest, emit)
         elif output.holds_images:
-            await publish.write(output, product, request, emit)
+            from orchestrator import images as layouts
+
+            await layouts.write(output, product, request, emit)
     await publish.tag(product, tags, client, emit)
     _note(request, product)
     return product
@@ -287,6 +288,7 @@ def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: P
         version=job.VERSION,
         build=build,
         platform=str(placement.platform),
+        emulation=placement.emulation,
         dockerfile=plan.data,
         dockerfile_name=plan.name,
         target=request.target,

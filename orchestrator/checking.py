@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from typing import Final
 
-import msgspec
 from msgspec.structs import replace
 
 from executor import job
@@ -18,65 +15,22 @@ from executor.dockerfile import checks, documents, global_scope, ignore, outline
 from executor.dockerfile.checks import Base, Report
 from executor.registry import auth
 from executor.registry.client import Client
-from executor.store import facts
 from executor.store.store import Store
 from orchestrator import bases
 from orchestrator import plan as planning
+from orchestrator.cautions import OPTIONS
 from orchestrator.contexts import Means
 from orchestrator.plan import Plan
 from orchestrator.request import Request
-from orchestrator.view import events, render_problem, render_warning
+from orchestrator.view import render_problem, render_warning
 from platforms import host
-from platforms.errors import BuildError, DockerfileError, Problem
-
-Cautions = tuple[tuple[str, Problem], ...]
-_Noted = tuple[Cautions, Problem | None]
-_NOTED: Final[msgspec.json.Decoder[_Noted]] = msgspec.json.Decoder(_Noted)
+from platforms.errors import DockerfileError, Problem
 
 
-_OPTIONS: Final = "BUILDKIT_DOCKERFILE_CHECK"
-"""The build arg in place of what the Dockerfile says behind ``# check=``."""
-
-
-def cautions(
-    request: Request, plan: Plan, pins: tuple[job.Pin, ...], client: Client, store: Store
-) -> tuple[events.Cautioned, ...]:
-    """The findings as warnings of a build, remembered for as long as nothing that they depend on changes.
-
-    Raises ``BuildError`` when the Dockerfile wants findings to fail the build (``# check=error=true``).
-    """
-    asked = json.dumps(
-        [
-            plan.data.decode("latin-1"),
-            request.target,
-            request.build_args,
-            [str(each) for each in request.platforms],
-            [[each.name, each.ignore] for each in plan.contexts],
-            [[pin.name, pin.digest] for pin in pins],
-        ]
-    )
-    key = hashlib.sha256(asked.encode()).hexdigest()
-    known = facts.get(store, "checks", key)
-    if known is not None:
-        found, refusal = _NOTED.decode(known)
-    else:
-        stages = _needed(request, plan)
-        made = _check(request, plan, stages, _bases(request, plan, stages, pins, client, store))
-        found = tuple(
-            (each.rule.name, each.problem)
-            for each in made.violations
-            if each.rule is not rules.INVALID_BASE_IMAGE_PLATFORM  # whoever builds on it says so
-        )
-        refusal = made.refusal
-        facts.put(store, "checks", key, msgspec.json.encode((found, refusal)))
-    if refusal is not None:
-        raise BuildError.of(refusal)
-    return tuple(events.Cautioned(problem=problem, rule=name) for name, problem in found)
-
-
-def may_fail(request: Request, plan: Plan) -> bool:
-    """Whether findings may fail the build, so that nothing may be run before they are known."""
-    return bool(plan.dockerfile.check) or _OPTIONS in dict(request.build_args)
+def found(request: Request, plan: Plan, pins: tuple[job.Pin, ...], client: Client, store: Store) -> Report:
+    """What checks find in the stages that a build needs."""
+    stages = _needed(request, plan)
+    return _check(request, plan, stages, _bases(request, plan, stages, pins, client, store))
 
 
 def _predefined(request: Request, plan: Plan) -> dict[str, str]:
@@ -111,7 +65,7 @@ def _bases(
 
 
 def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[int, Base]) -> Report:
-    asked = dict(request.build_args).get(_OPTIONS)
+    asked = dict(request.build_args).get(OPTIONS)
     hidden = next((each.ignore for each in plan.contexts if not each.name), "")
     return checks.check(
         plan.dockerfile,

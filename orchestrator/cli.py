@@ -253,20 +253,26 @@ def build(check: bool, call: str, **flags: Any) -> None:
 
     Without --push or --output the result is an OCI image layout in the directory oci-layout.
     """
-    from orchestrator import flags as parsing
-
     exit_with = click.get_current_context().exit
-    request = parsing.request(flags)
     if check or call not in ("", "build"):
         from orchestrator import checking
+        from orchestrator import flags as parsing
 
-        exit_with(checking.call(request, "check" if check else call))
-    from platforms import emulation
+        exit_with(checking.call(parsing.request(flags), "check" if check else call))
+    from orchestrator import flags as parsing
+    from orchestrator import nursery
 
-    foreseen = emulation.foresee(request.platforms)  # while the modules that build are loaded
-    from orchestrator import build as building
+    request = parsing.request(flags)
+    executors = min(len(request.platforms), request.jobs or len(request.platforms))
+    pushes = any(each.kind == "registry" for each in request.outputs)
+    with nursery.opened(executors, registries=pushes) as ready:
+        from platforms import emulation
 
-    exit_with(building.build(request, foreseen))
+        foreseen = emulation.foresee(request.platforms)  # while the modules that build are loaded
+        from orchestrator import build as building
+
+        foreseen()
+        exit_with(building.build(request, ready))
 
 
 @cli.command(name="platforms")

@@ -11,18 +11,18 @@ from __future__ import annotations
 import os
 import select
 import stat
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from executor.context import archive, gitreference, http
-from executor.context.gitreference import GitReference
 from orchestrator.view import events
 from platforms.errors import ContextError, Interrupted, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from executor.context.gitreference import GitReference
 
 _WATCH: Final = 0.1
 """Seconds after which a cancelled build stops waiting for stdin."""
@@ -45,6 +45,8 @@ class Means(msgspec.Struct, frozen=True):
 
     def directory(self) -> str:
         """A new directory."""
+        import tempfile
+
         return tempfile.mkdtemp(dir=self.scratch)
 
 
@@ -71,7 +73,7 @@ def main(text: str, means: Means, *, keep_git_dir: bool = False) -> Files:
         return _stdin(means)
     if os.path.isdir(text):
         return Files(os.path.abspath(text))
-    repository = gitreference.parse(text)
+    repository = _repository(text)
     if repository is not None:
         return _git(replace(repository, keep_git_dir=True) if keep_git_dir else repository, means)
     if _is_url(text):
@@ -90,7 +92,7 @@ def main(text: str, means: Means, *, keep_git_dir: bool = False) -> Files:
 
 def named(name: str, text: str, means: Means) -> Files:
     """The files of ``--build-context name=text`` (a directory, a git repository, a URL). Raises ``ContextError``."""
-    repository = gitreference.parse(text)
+    repository = _repository(text)
     if repository is not None:
         return _git(repository, means)
     if _is_url(text):
@@ -129,7 +131,13 @@ def _newest(directory: str) -> int | None:
 
 def is_remote(text: str) -> bool:
     """Whether ``text`` names something that is fetched: a git repository or a URL."""
-    return gitreference.parse(text) is not None or _is_url(text)
+    return _repository(text) is not None or _is_url(text)
+
+
+def _repository(text: str) -> GitReference | None:
+    from executor.context import gitreference
+
+    return gitreference.parse(text)
 
 
 def _is_url(text: str) -> bool:
@@ -165,6 +173,8 @@ def _stdin(means: Means) -> Files:
 
 def _download(url: str, means: Means) -> tuple[str, int | None]:
     """The file behind ``url``, called ``context``, in a directory of its own; and its ``Last-Modified``."""
+    from executor.context import http
+
     means.emit(events.Resolving(ref=http.shown(url)))
     found = http.download(
         url, means.directory(), authorization=http.authorization(url, means.secret), cancel=means.cancel
@@ -186,6 +196,8 @@ def _taken_apart(path: str, means: Means) -> Files:
 
 def _unpacked(path: str, means: Means) -> str | None:
     """A new directory with what is in the archive ``path``; None when it is none."""
+    from executor.context import archive
+
     directory = means.directory()
     return None if archive.extract(path, directory) is None else directory
 

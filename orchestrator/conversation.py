@@ -15,7 +15,7 @@ import msgspec
 
 from executor import job
 from orchestrator.node import Node
-from orchestrator.process import Process, start
+from orchestrator.process import GRACE, Process, start
 from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, ProtocolError
 
 _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
@@ -32,9 +32,6 @@ _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
     | job.Blob
     | job.Piece
 )
-_GRACE: Final = 1.5
-"""Seconds that a cancelled executor has to clean up before it is killed: Ctrl-C promises a clean stop in under two."""
-_STDERR_LIMIT: Final = 16 << 10
 _QUESTIONS: Final = 1000
 """Questions without an answer that an executor may have: far more than it has threads."""
 
@@ -92,32 +89,31 @@ async def run(node: Node, order: job.Job, on_message: OnMessage, on_ask: OnAsk) 
     the executor and everything below it.
     """
     try:
-        if node.ready:
-            process = await node.ready.pop().open(job.LINE_LIMIT)
-        else:
+        process = await node.forks.take(job.LINE_LIMIT) if node.forks is not None else None
+        if process is None:
             process = await start(node.command, node.environment, job.LINE_LIMIT)
     except OSError as error:
         raise EnvironmentUnfit(
             f"cannot start an executor on node {node.name}", why=f"{node.command[0]}: {error.strerror}"
         ) from error
-    noise = asyncio.create_task(_collect(process.stderr))
     try:
         await _send(process, order)
-        result = await _listen(process, on_message, on_ask, noise)
+        result = await _listen(process, on_message, on_ask)
     except BaseException:
         await asyncio.shield(_end(process))
         raise
     return Executor(process, result)
 
 
-async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk, noise: asyncio.Task[str]) -> job.Result:
+async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk) -> job.Result:
     answers: set[asyncio.Task[None]] = set()
     greeted = False
     while True:
         message = await _receive(process)
         if message is None:
             code = await _end(process)
-            await asyncio.wait({noise}, timeout=_GRACE)
+            noise = process.child.complaints
+            await asyncio.wait({noise}, timeout=GRACE)
             raise ProtocolError(
                 "an executor ended without a result",
                 why=(noise.result().strip() if noise.done() else "") or f"exit status {code}",
@@ -218,28 +214,13 @@ async def _payload(process: Process, size: int, what: str) -> AsyncIterator[byte
         yield block
 
 
-async def _collect(stream: asyncio.StreamReader) -> str:
-    """The end of what an executor wrote to stderr: nothing, unless something went wrong."""
-    kept = b""
-    while block := await stream.read(4096):
-        kept = (kept + block)[-_STDERR_LIMIT:]
-    return kept.decode("utf-8", "replace")
-
-
 async def _end(process: Process) -> int:
     """Close stdin, which cancels the job; kill what does not go. Returns the exit status."""
     process.stdin.close()
-    draining = asyncio.create_task(_drain(process.stdout))  # who cannot write cannot end
     try:
-        return await asyncio.wait_for(process.wait(), _GRACE)
+        return await asyncio.wait_for(process.end(), GRACE)
     except TimeoutError:
-        process.kill()
-        return await process.wait()
+        process.child.kill()
+        return await process.child.ended
     finally:
-        draining.cancel()
         process.release()
-
-
-async def _drain(stream: asyncio.StreamReader) -> None:
-    while await stream.read(1 << 20):
-        pass

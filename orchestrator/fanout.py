@@ -6,17 +6,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from executor import job
-from executor.build import files
-from executor.context.directory import open_context
 from executor.registry.auth import Keychain
-from executor.rootfs import tarwriter
 from orchestrator import agent, conversation
 from orchestrator.conversation import Executor, OnAsk, Stream
 from orchestrator.node import Placement
@@ -135,6 +131,8 @@ def _answers(request: Request, order: job.Job, keychain: Keychain) -> OnAsk:
 
 
 def _decoded(text: str) -> bytes:
+    import base64
+
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
@@ -157,6 +155,9 @@ def read_secret(file: str, variable: str) -> bytes | None:
 
 def _files(context: job.Context) -> Stream:
     """The files of ``context`` that its ignore file lets through, as an archive for who does not share our disk."""
+    from executor.build import files
+    from executor.context.directory import open_context
+    from executor.rootfs import tarwriter
 
     def stream(out: tarwriter.Out) -> None:
         tree = open_context(context.location, context.ignore, owners=context.owners)

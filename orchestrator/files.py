@@ -16,8 +16,8 @@ from executor.rootfs import tarreader, tarwriter, unpack
 from executor.rootfs.entry import Kind
 from executor.store.removal import remove_tree
 from orchestrator.fanout import Built, Emit
+from orchestrator.images import opened
 from orchestrator.outputs import Output
-from orchestrator.publish import opened
 from orchestrator.view import events
 from platforms.errors import BuildError, StoreError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -275,6 +274,8 @@ def _fields(text: str, flag: str, known: Sequence[str]) -> dict[str, str]:
 
 
 def _host(text: str) -> tuple[str, str]:
+    import ipaddress
+
     name, equals, address = text.partition("=")
     if not equals:
         name, _, address = text.partition(":")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 
 import msgspec
 
-from orchestrator.process import Fork, fork
+from orchestrator.nursery import Nursery
+from orchestrator.process import Forks
 from platforms import emulation
+from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit
 from platforms.platform import Platform
 
@@ -22,8 +23,8 @@ class Node(msgspec.Struct, frozen=True):
     shares_disk: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     """Added to the orchestrator's own for the command."""
-    ready: list[Fork] = msgspec.field(default_factory=list)
-    """Executors that wait for a job already; the command is for when there are none left."""
+    forks: Forks | None = None
+    """Executors that are at hand; the command is for when there are none left."""
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -32,17 +33,14 @@ class Placement(msgspec.Struct, frozen=True):
     platform: Platform
     node: Node
     how: str
+    emulation: Emulation | None = None
+    """How, as it was found on this machine; None when another has to find out for itself, or nothing runs."""
     unfit: EnvironmentUnfit | None = None
     """Why none of its programs runs there: enough for a build that only copies files."""
 
 
-def local(executors: int, foreseen: Callable[[], None], *, pushes: bool) -> Node:
-    """This machine, with so many executors forked in advance.
-
-    For that, this process must have a single thread still, but for the one that ``foreseen`` waits for: what it finds
-    out about emulation is known to all executors.
-    """
-    ready = fork(executors, foreseen, pushes=pushes) if sys.platform == "linux" else []
+def local(nursery: Nursery | None) -> Node:
+    """This machine, with the executors that were ordered from ``nursery``."""
     # -P: the user's directory is not where modules come from, whatever lies there. The packages' own place is named
     # because kanifold may run from a checkout that is not installed.
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -52,15 +50,16 @@ def local(executors: int, foreseen: Callable[[], None], *, pushes: bool) -> Node
         (sys.executable, "-P", "-m", "executor"),
         shares_disk=True,
         environment=(("PYTHONPATH", os.pathsep.join(paths)),),
-        ready=ready,
+        forks=None if nursery is None else Forks(nursery),
     )
 
 
 def place(wanted: Platform, nodes: tuple[Node, ...]) -> Placement:
     """The node for ``wanted``. Raises ``EnvironmentUnfit`` where no executor could be at all."""
     try:
-        return Placement(wanted, nodes[0], str(emulation.emulation(wanted)))
+        found = emulation.emulation(wanted)
     except EnvironmentUnfit as unfit:
         if sys.platform != "linux":
             raise
-        return Placement(wanted, nodes[0], "", unfit)
+        return Placement(wanted, nodes[0], "", unfit=unfit)
+    return Placement(wanted, nodes[0], str(found), found if nodes[0].shares_disk else None)

@@ -16,7 +16,6 @@ from executor import job
 from executor.build import graph, scope
 from executor.dockerfile import Dockerfile, global_scope, parse
 from executor.registry import reference
-from executor.rootfs.tree import open_directory
 from orchestrator import contexts, epoch
 from orchestrator.contexts import Files, Means
 from orchestrator.request import Request
@@ -167,6 +166,8 @@ def _dockerfile(request: Request, main: Files, means: Means) -> tuple[bytes, str
 
 def _dockerfile_in(directory: str, path: str) -> tuple[bytes, str]:
     """The Dockerfile in a context that was fetched, and its name: ``path``, or a usual one."""
+    from executor.rootfs.tree import open_directory
+
     tree = open_directory(directory)
     try:
         for name in (path,) if path else _NAMES:

@@ -1,54 +1,93 @@
-"""Executor processes as the orchestrator holds them: two pipes to speak over, one for complaints, and an end.
+"""Executors as the orchestrator holds them: two pipes to speak over, one for complaints, and an end.
 
-An executor on another node is a command. One on this machine is *forked* where that is possible: the packages are
-loaded once, and an executor is there in the time of a fork. Forks are made before anything starts a thread or an event
-loop, and wait for their job like any other executor.
+An executor on another node is a command. Those on this machine come out of a nursery, several in one process where
+there are more of them than processors: what each of them is for ends with its own pipes, and the process with the last.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
+import contextlib
 import os
 import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Final
 
 import msgspec
 
+from orchestrator.nursery import Nursery
+from platforms.errors import EnvironmentUnfit
 
-class Process(Protocol):
-    """A running executor."""
+GRACE: Final = 1.5
+"""Seconds that a cancelled executor has to clean up before it is killed: Ctrl-C promises a clean stop in under two."""
+_COMPLAINT_LIMIT: Final = 16 << 10
 
-    @property
-    def stdin(self) -> asyncio.StreamWriter: ...
 
-    @property
-    def stdout(self) -> asyncio.StreamReader: ...
+class Child:
+    """A process of ours with executors in it. ``open`` of them are not over yet."""
 
-    @property
-    def stderr(self) -> asyncio.StreamReader: ...
-
-    async def wait(self) -> int:
-        """The exit status, once the process has ended."""
-        ...
+    def __init__(
+        self, pid: int, executors: int, stderr: asyncio.StreamReader, transport: asyncio.BaseTransport
+    ) -> None:
+        self.pid = pid
+        self.open = executors
+        self._transport = transport
+        # A thread of its own: waiting in the loop's shared ones would, with enough processes, leave none for the work
+        # that lets the executors go.
+        waiter = ThreadPoolExecutor(1, "executor-end")
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().run_in_executor(waiter, _status, pid)
+        waiter.shutdown(wait=False)
+        self.complaints = asyncio.create_task(_collect(stderr))
+        """The end of what it wrote to stderr: nothing, unless something went wrong."""
 
     def kill(self) -> None:
-        """End the process and those it has started."""
-        ...
+        """End it and what it has started, unless it has ended."""
+        if not self.ended.done():
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """One executor less; after the last nobody hears complaints."""
+        self.open -= 1
+        if not self.open:
+            self._transport.close()
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A running executor."""
+
+    child: Child
+    stdin: asyncio.StreamWriter
+    stdout: asyncio.StreamReader
+    transport: asyncio.BaseTransport
+
+    async def end(self) -> int:
+        """Wait until the executor is over; stdin should be closed. The process's exit status, when that is over too.
+
+        Cancelling this leaves everything as it is.
+        """
+        silent = asyncio.create_task(_drain(self.stdout))  # who cannot write cannot end
+        either: set[asyncio.Future[Any]] = {silent, self.child.ended}
+        try:
+            if self.child.open > 1:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            # Not until its pipes are closed, which a stray grandchild may never do.
+            return await asyncio.shield(self.child.ended) if self.child.open == 1 else 0
+        finally:
+            silent.cancel()
 
     def release(self) -> None:
         """Close our ends of its pipes."""
-        ...
+        self.transport.close()
+        self.child.close()
 
 
 async def start(command: Sequence[str], environment: Sequence[tuple[str, str]], limit: int) -> Process:
     """Run ``command``; ``limit`` is the longest line that is read from it, in bytes. Raises ``OSError``."""
     # Not asyncio's own subprocess: its wait() lasts until the pipes are closed, which a stray grandchild may never do.
     pipes = [os.pipe(), os.pipe(), os.pipe()]
-    ours = (pipes[0][1], pipes[1][0], pipes[2][0])
+    stdin, stdout, stderr = pipes[0][1], pipes[1][0], pipes[2][0]
     theirs = (pipes[0][0], pipes[1][1], pipes[2][1])
     try:
         pid = os.posix_spawnp(
@@ -59,110 +98,93 @@ async def start(command: Sequence[str], environment: Sequence[tuple[str, str]], 
             setsid=True,  # Ctrl-C is ours to handle: an executor is stopped through its stdin
         )
     except BaseException:
-        for fd in ours:
+        for fd in (stdin, stdout, stderr):
             os.close(fd)
         raise
     finally:
         for fd in theirs:
             os.close(fd)
-    return await Fork(pid, *ours).open(limit)
+    return await _connect(Child(pid, 1, *await _reader(stderr, limit)), stdin, stdout, limit)
 
 
-class Fork(msgspec.Struct, frozen=True):
-    """An executor that was forked and waits for its job."""
+class Forks:
+    """The executors of a nursery."""
 
-    pid: int
-    stdin: int
-    stdout: int
-    stderr: int
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._shares = Counter(each.process for each in nursery.channels)
+        self._born: asyncio.Task[tuple[Child, ...]] | None = None
 
-    async def open(self, limit: int) -> Process:
-        """Connect its pipes to the running event loop."""
-        loop = asyncio.get_running_loop()
+    async def take(self, limit: int) -> Process | None:
+        """One that nobody has taken yet; None when there is none left. ``limit`` as for ``start``.
 
-        async def reader(fd: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
-            stream = asyncio.StreamReader(limit=limit)
-            transport, _ = await loop.connect_read_pipe(
-                lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0)
-            )
-            return stream, transport
+        Raises ``EnvironmentUnfit`` when there should be some and are not.
+        """
+        if not self._nursery.channels:
+            return None
+        channel = self._nursery.channels.pop()
+        try:
+            if self._born is None:
+                self._born = asyncio.create_task(self._hear(limit))
+            child = (await asyncio.shield(self._born))[channel.process]
+        except BaseException:
+            self._nursery.channels.append(channel)
+            raise
+        return await _connect(child, channel.stdin, channel.stdout, limit)
 
-        transport, protocol = await loop.connect_write_pipe(
-            asyncio.streams.FlowControlMixin, os.fdopen(self.stdin, "wb", 0)
-        )
-        writer = asyncio.StreamWriter(transport, protocol, None, loop)
-        # A thread of its own: waiting in the loop's shared ones would, with enough executors, leave none for the work
-        # that lets the executors go.
-        waiter = ThreadPoolExecutor(1, "executor-end")
-        ended = loop.run_in_executor(waiter, _status, self.pid)
-        waiter.shutdown(wait=False)
-        (stdout, out), (stderr, err) = await reader(self.stdout), await reader(self.stderr)
-        return _Forked(self.pid, ended, writer, stdout, stderr, (out, err))
+    async def close(self) -> None:
+        """Send those away that nobody has taken, and wait for all processes' ends."""
+        self._nursery.dismiss()
+        if self._born is None:
+            return
+        with contextlib.suppress(EnvironmentUnfit):
+            children = await self._born
+            await asyncio.wait([each.ended for each in children], timeout=GRACE)
+            for each in children:
+                each.kill()
+            await asyncio.wait([each.ended for each in children])
 
-    def discard(self) -> None:
-        """Send it away without a job."""
-        for fd in (self.stdin, self.stdout, self.stderr):
-            os.close(fd)
-        os.waitpid(self.pid, 0)
+    async def _hear(self, limit: int) -> tuple[Child, ...]:
+        nursery, loop = self._nursery, asyncio.get_running_loop()
+        said = asyncio.Event()
+        loop.add_reader(nursery.answer, said.set)
+        try:
+            await said.wait()
+        finally:
+            loop.remove_reader(nursery.answer)
+        pids = nursery.hear()
+        found = []
+        for process, pid in enumerate(pids):
+            stderr, nursery.complaints[process] = nursery.complaints[process], -1
+            found.append(Child(pid, self._shares[process], *await _reader(stderr, limit)))
+        return tuple(found)
 
 
-class _Forked(msgspec.Struct, frozen=True):
-    pid: int
-    ended: asyncio.Future[int]
-    stdin: asyncio.StreamWriter
-    stdout: asyncio.StreamReader
-    stderr: asyncio.StreamReader
-    incoming: tuple[asyncio.ReadTransport, ...]
+async def _connect(child: Child, stdin: int, stdout: int, limit: int) -> Process:
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(stdin, "wb", 0))
+    return Process(child, asyncio.StreamWriter(transport, protocol, None, loop), *await _reader(stdout, limit))
 
-    async def wait(self) -> int:
-        return await asyncio.shield(self.ended)
 
-    def kill(self) -> None:
-        if not self.ended.done():
-            os.killpg(self.pid, signal.SIGKILL)
+async def _reader(fd: int, limit: int) -> tuple[asyncio.StreamReader, asyncio.BaseTransport]:
+    stream = asyncio.StreamReader(limit=limit)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0)
+    )
+    return stream, transport
 
-    def release(self) -> None:
-        for each in self.incoming:
-            each.close()
+
+async def _collect(stream: asyncio.StreamReader) -> str:
+    kept = b""
+    while block := await stream.read(4096):
+        kept = (kept + block)[-_COMPLAINT_LIMIT:]
+    return kept.decode("utf-8", "replace")
+
+
+async def _drain(stream: asyncio.StreamReader) -> None:
+    while await stream.read(1 << 20):
+        pass
 
 
 def _status(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def fork(count: int, alone: Callable[[], None], *, pushes: bool) -> list[Fork]:
-    """``count`` executors on this machine, once ``alone`` has returned: this process then has a single thread."""
-    from executor import __main__ as executor
-
-    executor.preload(pushes=pushes)
-    alone()
-    gc.freeze()  # else the collector of each executor writes to, and thereby copies, all that they share with us
-    return [_fork_one() for _ in range(count)]
-
-
-def _fork_one() -> Fork:
-    from executor import __main__ as executor
-    from platforms import syscalls
-
-    ours_in, stdin = os.pipe2(os.O_CLOEXEC)
-    stdout, theirs_out = os.pipe2(os.O_CLOEXEC)
-    stderr, theirs_err = os.pipe2(os.O_CLOEXEC)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.setsid()
-            for fd, place in ((ours_in, 0), (theirs_out, 1), (theirs_err, 2)):
-                os.dup2(fd, place)
-            syscalls.close_range(3)
-            status = executor.main()
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    for fd in (ours_in, theirs_out, theirs_err):
-        os.close(fd)
-    return Fork(pid, stdin, stdout, stderr)

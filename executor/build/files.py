@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from executor import job
-from executor.build.workshop import Workshop
 from executor.rootfs import tarwriter
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
 from platforms.errors import BuildError
+
+if TYPE_CHECKING:
+    from executor.build.workshop import Workshop
 
 
 def send(workshop: Workshop, tree: Tree, prefix: str) -> None:

@@ -138,6 +138,15 @@ def run_on(dockerfile: Dockerfile, needed: Graph, scope: Mapping[str, str], targ
     return found
 
 
+def may_run(dockerfile: Dockerfile, needed: Graph) -> bool:
+    """Whether a RUN of the ``needed`` stages may have to be done, be it one that a base image brings (ONBUILD)."""
+    return any(
+        needed.bases[index].kind in ("image", "context")
+        or any(isinstance(each, Run) for each in dockerfile.stages[index].instructions)
+        for index in needed.stages
+    )
+
+
 def _own_platform(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str]) -> Platform | None:
     text = expand(stage.base, scope, dockerfile.escape).platform
     if not text:

@@ -30,7 +30,7 @@ from executor.build.sources import Input
 from executor.build.state import State
 from executor.build.workshop import Workshop, together
 from executor.context.directory import open_context
-from executor.dockerfile import Dockerfile, Stage, expand, global_scope, trigger
+from executor.dockerfile import Dockerfile, Stage, expand, global_scope, parse, trigger
 from executor.dockerfile import instructions as dockerfile
 from executor.dockerfile.instructions import Instruction, inline_script, shell_text
 from executor.dockerfile.scope import PROXIES
@@ -68,23 +68,42 @@ class _Entries(msgspec.Struct, frozen=True):
         return iter(entries)
 
 
+class Course(msgspec.Struct, frozen=True):
+    """What a job comes to, as far as its Dockerfile says."""
+
+    dockerfile: Dockerfile
+    scope: Mapping[str, str]
+    """What FROM sees."""
+    named: frozenset[str]
+    """The named contexts, in lower case."""
+    graph: Graph
+    may_run: bool
+    """Whether there may be a RUN to do."""
+
+
+def course(order: job.Job, native: Platform, platform: Platform) -> Course:
+    """The course of ``order`` on a ``native`` node. Raises ``DockerfileError``."""
+    source = parse(order.dockerfile, order.dockerfile_name)
+    stage = order.target or source.stages[-1].name
+    seen = global_scope(source, dict(order.build_args), scope.platform_arguments(native, platform, stage))
+    named = frozenset(context.name.casefold() for context in order.contexts if context.name)
+    needed = graph.plan(source, order.target, seen, named)
+    return Course(source, seen, named, needed, graph.may_run(source, needed))
+
+
 class Solver:
     """One job's stages. ``state(index)`` is a stage's last state, worked out by whoever asks first."""
 
-    def __init__(self, workshop: Workshop, source: Dockerfile) -> None:
-        order = workshop.order
+    def __init__(self, workshop: Workshop, course: Course) -> None:
+        order, source = workshop.order, course.dockerfile
         self._workshop = workshop
         self.dockerfile = source
         self._given: Mapping[str, str] = dict(order.build_args)
-        self._scope = global_scope(
-            source,
-            self._given,
-            scope.platform_arguments(workshop.native, workshop.platform, order.target or source.stages[-1].name),
-        )
+        self._scope = course.scope
         self._proxies = tuple((name, value) for name, value in order.build_args if name in PROXIES)
         self._contexts = {context.name.casefold(): context for context in order.contexts}
-        self.named = {name for name in self._contexts if name}
-        self.graph: Graph = graph.plan(source, order.target, self._scope, self.named)
+        self.named = course.named
+        self.graph = course.graph
         self._stages = {
             stage.index: Once(lambda stage=stage: self._solve(stage))  # type: ignore[misc]
             for stage in source.stages

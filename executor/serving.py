@@ -1,0 +1,277 @@
+"""The jobs of one executor process: each taken from a pipe of its own, done, and answered on another.
+
+Nothing survives this process: steps live in process namespaces that die with their launcher, a launcher dies with us,
+and a job ends when its orchestrator's pipe does.
+
+Several jobs in one process spare the start of a process, which is most of what a small job costs. They share nothing
+but the isolation that the whole process is put into; and a build that loses one platform has lost them all.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import msgspec
+
+from executor import __version__, job
+from executor.build import exchange, export, files, solve
+from executor.build.exchange import Exchange
+from executor.build.layer import LayerLost
+from executor.build.once import Once
+from executor.build.solve import Solver
+from executor.build.workshop import Workshop
+from executor.conversation import Conversation
+from executor.registry.auth import Credential
+from executor.registry.client import Client
+from executor.rootfs.elf import foreign
+from executor.rootfs.tree import Tree
+from executor.sandbox import isolation, launcher
+from executor.sandbox.isolation import Isolation
+from executor.sandbox.launcher import Launcher
+from executor.store import blobs, durability
+from executor.store.removal import remove_tree
+from executor.store.store import open_store
+from platforms import emulation, host, parse
+from platforms.emulation import Emulation
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem
+
+_LAST_MOMENT = 1.2
+"""Seconds after the last orchestrator has gone until this process ends itself, whatever it was doing."""
+_STEPS = 8
+"""Steps of a job that may run at once however few processors there are: many wait for a network or a disk."""
+_PARTING = 0.4
+"""Seconds after a cancellation in which registries are told of uploads given up, until all connections are cut."""
+
+
+class _Task(msgspec.Struct, frozen=True):
+    """A job that can begin."""
+
+    conversation: Conversation
+    order: job.Job
+    course: solve.Course
+    emulation: Emulation | EnvironmentUnfit
+    place: Isolation
+    steps: Launcher | None
+    """None where no step can come."""
+
+
+def serve(channels: Sequence[tuple[int, int]]) -> int:
+    """Do a job for each of ``channels``: descriptors to read from and to write to. To be called before any thread is.
+
+    The exit status says what a last message said: of those that told of a failure, one; 0 when there was none.
+    """
+    tasks: list[_Task] = []
+    statuses: list[int] = []
+    place = Once(isolation.enter)
+
+    def prepare(conversation: Conversation) -> None:
+        statuses.append(_telling(conversation, lambda: tasks.append(_prepare(conversation, place))))
+        if statuses[-1]:
+            conversation.close()
+
+    def work(task: _Task) -> None:
+        try:
+            statuses.append(_telling(task.conversation, lambda: _work(task, tasks)))
+        finally:
+            task.conversation.close()
+
+    for each in channels:
+        prepare(Conversation(*each))
+
+    if len(tasks) == 1:
+        work(tasks[0])
+    else:
+        threads = [threading.Thread(target=work, args=(task,), name=task.order.platform) for task in tasks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return max(statuses)
+
+
+def _telling(conversation: Conversation, work: Callable[[], None]) -> int:
+    """Do ``work``, and say what went wrong. Returns the exit status."""
+    try:
+        work()
+    except KanifoldError as error:
+        conversation.send(job.Failed(error.problem))
+        return error.exit_code
+    except MemoryError:
+        conversation.send(job.Failed(Problem("BuildError", "the executor ran out of memory")))
+        return 1
+    return 0
+
+
+def _prepare(conversation: Conversation, place: Once[Isolation]) -> _Task:
+    """Take a job, and do for it what has to be done while this process has a single thread."""
+    order = conversation.receive_job()
+    platform = parse(order.platform)
+    found: Emulation | EnvironmentUnfit
+    try:
+        found = order.emulation or emulation.emulation(platform)
+    except EnvironmentUnfit as unfit:  # of no account as long as nothing of that platform is run
+        found = unfit
+    course = solve.course(order, host.default_platform(), platform)
+    isolated = place()
+    steps = None
+    if course.may_run:
+        steps = launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
+    return _Task(conversation, order, course, found, isolated, steps)
+
+
+def _work(task: _Task, others: Sequence[_Task]) -> None:
+    task.conversation.send(job.Hello(job.VERSION, __version__, str(host.host()), task.place.rung.value))
+    try:
+        _build(task, others)
+    finally:
+        if task.steps is not None:
+            task.steps.stop()
+
+
+def _launcher(steps: Launcher | None) -> Launcher:
+    assert steps is not None, "a step where none could come"
+    return steps
+
+
+def _build(task: _Task, others: Sequence[_Task]) -> None:
+    conversation, order, steps = task.conversation, task.order, task.steps
+    cancelled: Future[None] = Future()
+    stopping = threading.Event()
+
+    def cancel() -> None:
+        stopping.set()
+        if not cancelled.done():
+            cancelled.set_result(None)
+        if steps is not None:
+            steps.cancel_all()
+
+    def on_close() -> None:
+        cancel()
+        if all(each.conversation.closed.is_set() for each in others):
+            threading.Timer(_LAST_MOMENT, os._exit, (130,)).start()
+
+    conversation.on_close = on_close
+    conversation.listen()
+    began = time.monotonic()
+    with open_store(order.root or None) as store, ThreadPoolExecutor(8, "background") as background:
+        directory = tempfile.mkdtemp(dir=os.path.join(store.root, "tmp"), prefix="job-")
+        empty = os.path.join(directory, "empty")
+        os.mkdir(empty)
+        workshop = Workshop(
+            order=order,
+            platform=parse(order.platform),
+            native=host.default_platform(),
+            store=store,
+            conversation=conversation,
+            registry=Once(lambda: _client(workshop, stopping)),
+            exchange=Once(lambda: _exchange(workshop)),
+            launcher=Once(lambda: _launcher(steps)),
+            background=background,
+            slots=threading.Semaphore(max(_STEPS, os.cpu_count() or 1)),
+            cancelled=cancelled,
+            cancel=cancel,
+            empty=empty,
+            directory=directory,
+            how="" if isinstance(task.emulation, EnvironmentUnfit) else str(task.emulation),
+            unfit=task.emulation if isinstance(task.emulation, EnvironmentUnfit) else None,
+        )
+        # What earlier builds have left is on the disk by now; waiting for our own would cost seconds.
+        background.submit(durability.settle, store, durability.WRITTEN_BACK)
+        try:
+            result, tree = _whole_image(workshop, task.course, began)
+            conversation.send(result)
+            while not isinstance(request := conversation.next_request(), job.Done):
+                if isinstance(request, job.Fetch):
+                    _hand_over(workshop, request.digest)
+                else:
+                    files.send(workshop, tree(), request.prefix)
+        except BaseException:
+            cancel()
+            raise
+        finally:
+            workshop.trees.close()
+            remove_tree(directory)
+    if conversation.closed.is_set() and cancelled.done():
+        raise Interrupted("the orchestrator is gone")
+
+
+def _whole_image(workshop: Workshop, course: solve.Course, began: float) -> tuple[job.Result, Callable[[], Tree]]:
+    """``_image``, begun again whenever an outside cache could not keep its promise: what it said is forgotten then."""
+    while True:
+        try:
+            return _image(workshop, course, began)
+        except LayerLost:
+            workshop.check()
+
+
+def _image(workshop: Workshop, course: solve.Course, began: float) -> tuple[job.Result, Callable[[], Tree]]:
+    """The image, and its file system for whoever wants to see that."""
+    order = workshop.order
+    solver = Solver(workshop, course)
+    sending = export.pushes(workshop)
+    state = solver.solve(sending.layer)
+    if order.cache_from and not solver.cached:
+        workshop.exchange().complain()
+    manifest, descriptor = export.export(workshop, state, sending, solver.made)
+    if any(each.kind != "inline" for each in order.cache_to):
+        export.share(workshop, solver.made)
+    result = job.Result(
+        manifest=descriptor,
+        config=manifest.config,
+        layers=manifest.layers,
+        size=manifest.config.size + sum(each.size for each in manifest.layers),
+        findings=tuple(
+            job.Finding(layer.blob().descriptor.digest, path, machine.name)
+            for layer in state.layers
+            if layer.machines is not None
+            for machine in layer.machines()
+            if foreign(machine.name, workshop.platform.architecture)
+            for path in machine.paths
+        ),
+        cached=solver.cached,
+        ran=solver.ran,
+        seconds=round(time.monotonic() - began, 3),
+    )
+    return result, lambda: solver.tree_of(state)
+
+
+def _client(workshop: Workshop, stopping: threading.Event) -> Client:
+    credentials = msgspec.json.Decoder(Credential)
+
+    def keychain(registry: str) -> Credential | None:
+        answer = workshop.conversation.ask("credential", registry)
+        return None if answer is None else credentials.decode(answer)
+
+    def progress(action: str, name: str, done: int, total: int) -> None:
+        workshop.tell(job.Moved(action, name, done, total))
+
+    client = Client(workshop.order.registries, keychain, progress=progress, cancel=stopping)
+
+    def hang_up(_: Future[None]) -> None:
+        timer = threading.Timer(_PARTING, client.close)
+        timer.daemon = True
+        timer.start()
+
+    workshop.cancelled.add_done_callback(hang_up)
+    return client
+
+
+def _exchange(workshop: Workshop) -> Exchange:
+    order = workshop.order
+    sources, targets = exchange.places(order, workshop.registry)
+
+    def warn(problem: Problem) -> None:
+        workshop.tell(job.Warned(problem, problem.kind))
+
+    return exchange.Exchange(sources, targets, warn, order.cache_ttl)
+
+
+def _hand_over(workshop: Workshop, digest: str) -> None:
+    path = blobs.path(workshop.store, digest)
+    size = os.stat(path).st_size
+    workshop.conversation.send_file(job.Blob(digest, size), path, size)

@@ -1,0 +1,68 @@
+"""What build checks say of a build's Dockerfile while it is built: warnings, or the reason not to build it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Final
+
+import msgspec
+
+from executor import job
+from executor.registry.client import Client
+from executor.store import facts
+from executor.store.store import Store
+from orchestrator.plan import Plan
+from orchestrator.request import Request
+from orchestrator.view import events
+from platforms.errors import BuildError, Problem
+
+OPTIONS: Final = "BUILDKIT_DOCKERFILE_CHECK"
+"""The build arg in place of what the Dockerfile says behind ``# check=``."""
+
+Cautions = tuple[tuple[str, Problem], ...]
+_Noted = tuple[Cautions, Problem | None]
+_NOTED: Final[msgspec.json.Decoder[_Noted]] = msgspec.json.Decoder(_Noted)
+
+
+def of(
+    request: Request, plan: Plan, pins: tuple[job.Pin, ...], client: Client, store: Store
+) -> tuple[events.Cautioned, ...]:
+    """The findings as warnings of a build, remembered for as long as nothing that they depend on changes.
+
+    Raises ``BuildError`` when the Dockerfile wants findings to fail the build (``# check=error=true``).
+    """
+    asked = json.dumps(
+        [
+            plan.data.decode("latin-1"),
+            request.target,
+            request.build_args,
+            [str(each) for each in request.platforms],
+            [[each.name, each.ignore] for each in plan.contexts],
+            [[pin.name, pin.digest] for pin in pins],
+        ]
+    )
+    key = hashlib.sha256(asked.encode()).hexdigest()
+    known = facts.get(store, "checks", key)
+    if known is not None:
+        found, refusal = _NOTED.decode(known)
+    else:
+        from executor.dockerfile import rules
+        from orchestrator import checking  # with all rules: most builds find their findings noted
+
+        made = checking.found(request, plan, pins, client, store)
+        found = tuple(
+            (each.rule.name, each.problem)
+            for each in made.violations
+            if each.rule is not rules.INVALID_BASE_IMAGE_PLATFORM  # whoever builds on it says so
+        )
+        refusal = made.refusal
+        facts.put(store, "checks", key, msgspec.json.encode((found, refusal)))
+    if refusal is not None:
+        raise BuildError.of(refusal)
+    return tuple(events.Cautioned(problem=problem, rule=name) for name, problem in found)
+
+
+def may_fail(request: Request, plan: Plan) -> bool:
+    """Whether findings may fail the build, so that nothing may be run before they are known."""
+    return bool(plan.dockerfile.check) or OPTIONS in dict(request.build_args)
