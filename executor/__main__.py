@@ -24,13 +24,15 @@ def preload() -> None:
     import executor.store.durability  # noqa: F401
 
 
-def preload_registries() -> None:
-    """Load what speaks to registries."""
+def preload_registries(*, tls: bool) -> None:
+    """Load what speaks to registries, with ``tls`` also whom it trusts."""
     import encodings.idna  # noqa: F401 - in which host names are looked up
 
-    from executor.registry.wire import load_httpx
+    from executor.registry import wire
 
-    load_httpx()
+    wire.load_httpx()
+    if tls:
+        wire.system_trust()
 
 
 def _take_streams() -> tuple[int, int]:

@@ -9,6 +9,7 @@ but the isolation that the whole process is put into; and a build that loses one
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -80,6 +81,8 @@ def serve(channels: Sequence[tuple[int, int]]) -> int:
         finally:
             task.conversation.close()
 
+    with contextlib.suppress(EnvironmentUnfit):
+        place()  # while there is nothing else to do: jobs are still being thought out
     for each in channels:
         prepare(Conversation(*each))
 

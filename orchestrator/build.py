@@ -19,6 +19,7 @@ from executor import job
 from executor.build.graph import External
 from executor.registry import auth, reference
 from executor.registry.client import Client
+from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
 from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
@@ -127,7 +128,7 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
     scratch = store.session.temporary()
     try:
         async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
-            group.create_task(publish.check_push(_repositories(request), client))
+            group.create_task(publish.check_push(request.repositories, client))
             product = group.create_task(_made(request, placements, keychain, client, store, scratch, emit))
         return product.result()
     except ExceptionGroup as errors:
@@ -156,7 +157,7 @@ async def _made(
     if cautions.may_fail(request, plan):
         await checked
     name = os.path.basename(scratch)
-    orders = [(each, _order(request, plan, pins, each, name)) for each in placements]
+    orders = [(each, _order(request, plan, pins, each, name, client.learned())) for each in placements]
     built, lost = await build_all(orders, request, keychain, emit)  # (3)
     staying = list(built)
     leaving: list[asyncio.Task[None]] = []
@@ -217,7 +218,7 @@ async def _finish(
     emit: Emit,
 ) -> Product:
     """Check, join and publish what was ``built``. An executor that is not needed for that any more is dismissed."""
-    repositories = _repositories(request)
+    repositories = request.repositories
     images: list[Image] = []
     for each in built:  # (4)
         image = await publish.verify(each, client, repositories[0] if repositories else None, store)
@@ -282,7 +283,14 @@ async def _pin(request: Request, plan: Plan, client: Client, store: Store, emit:
     return tuple(await asyncio.gather(*(pool.spawn_n(resolve(each)) for each in plan.images)))
 
 
-def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: Placement, build: str) -> job.Job:
+def _order(
+    request: Request,
+    plan: Plan,
+    pins: tuple[job.Pin, ...],
+    placement: Placement,
+    build: str,
+    registries: RegistrySettings,
+) -> job.Job:
     """The job for one platform of the build with the unique name ``build``."""
     return job.Job(
         version=job.VERSION,
@@ -304,9 +312,9 @@ def _order(request: Request, plan: Plan, pins: tuple[job.Pin, ...], placement: P
             for each in plan.contexts
         ),
         pins=pins,
-        registries=request.registries,
+        registries=registries,
         root=request.root,
-        push=tuple(str(each) for each in _repositories(request)),
+        push=tuple(str(each) for each in request.repositories),
         local=_local(request),
         no_cache=request.no_cache,
         no_cache_stages=request.no_cache_stages,
@@ -341,17 +349,6 @@ def _pushed_tags(request: Request) -> tuple[Reference, ...]:
             for name in output.names:
                 parsed = reference.parse(name).completed()
                 found[str(parsed)] = parsed
-    return tuple(found.values())
-
-
-def _repositories(request: Request) -> tuple[Reference, ...]:
-    """Where images are pushed to: the repositories of the tags, each once."""
-    found: dict[str, Reference] = {}
-    for output in request.outputs:
-        if output.kind == "registry":
-            for each in (*request.tags, *(reference.parse(name) for name in output.names)):
-                repository = each.repository_only()
-                found[str(repository)] = repository
     return tuple(found.values())
 
 

@@ -264,8 +264,12 @@ def build(check: bool, call: str, **flags: Any) -> None:
 
     request = parsing.request(flags)
     executors = min(len(request.platforms), request.jobs or len(request.platforms))
-    pushes = any(each.kind == "registry" for each in request.outputs)
-    with nursery.opened(executors, registries=pushes) as ready:
+    if request.repositories:
+        from executor.__main__ import preload_registries
+
+        usual = request.registries.trusts_as_usual
+        preload_registries(tls=any(usual(each.registry) for each in request.repositories))
+    with nursery.opened(executors) as ready:
         from platforms import emulation
 
         foreseen = emulation.foresee(request.platforms)  # while the modules that build are loaded

@@ -84,19 +84,15 @@ class Nursery:
 
 
 @contextlib.contextmanager
-def opened(executors: int, *, registries: bool) -> Iterator[Nursery | None]:
+def opened(executors: int) -> Iterator[Nursery | None]:
     """A nursery of ``executors``, as long as this context lasts; None where executors do not run.
 
-    With ``registries``, what speaks to those is loaded. There are no more processes than processors: a further one
-    would cost its start, and win nothing. To be called while this process has a single thread.
+    There are no more processes than processors: a further one would cost its start, and win nothing. To be called while
+    this process has a single thread, and has loaded what executors need as well.
     """
     if sys.platform != "linux":
         yield None
         return
-    if registries:
-        from executor import __main__ as executor
-
-        executor.preload_registries()
     nursery = _begin(executors, min(executors, len(os.sched_getaffinity(0))))
     try:
         yield nursery

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from executor.job import CachePlace, Compression
+from executor.registry import reference
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
 from orchestrator.outputs import Output
@@ -81,3 +82,14 @@ class Request(msgspec.Struct, frozen=True):
     registries: RegistrySettings = msgspec.field(default_factory=RegistrySettings)
     root: str = ""
     implicit_platform: bool = False
+
+    @property
+    def repositories(self) -> tuple[Reference, ...]:
+        """Where images are pushed to: the repositories of the tags, each once."""
+        found: dict[str, Reference] = {}
+        for output in self.outputs:
+            if output.kind == "registry":
+                for each in (*self.tags, *(reference.parse(name) for name in output.names)):
+                    repository = each.repository_only()
+                    found[str(repository)] = repository
+        return tuple(found.values())

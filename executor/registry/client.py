@@ -66,6 +66,10 @@ class Client:
         """End all connections; transfers under way in other threads are ``Interrupted`` at once."""
         self._session.wire.close()
 
+    def learned(self) -> RegistrySettings:
+        """The settings, with what has been found out on the way and others need not find out again."""
+        return self._session.learned()
+
     def __enter__(self) -> Self:
         return self
 

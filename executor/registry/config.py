@@ -57,6 +57,8 @@ class RegistrySettings(msgspec.Struct, frozen=True):
     """A registry, and hosts on other sites that may be given its credential (see ``token.py``)."""
     tls: frozenset[str] = frozenset()
     """Registries on this machine that speak TLS."""
+    without_tls: frozenset[str] = frozenset()
+    """Insecure registries that have been found to have no TLS."""
 
     def is_insecure(self, registry: str) -> bool:
         """Whether plain HTTP and unverified TLS are allowed for ``registry``."""
@@ -64,8 +66,15 @@ class RegistrySettings(msgspec.Struct, frozen=True):
 
     def is_plain(self, registry: str) -> bool:
         """Whether ``registry`` is spoken to in plain HTTP without trying TLS."""
+        if registry in self.without_tls:
+            return True
         told = self.tls | self.insecure
         return is_loopback(registry) and registry not in told and self.certificates_for(registry) is None
+
+    def trusts_as_usual(self, registry: str) -> bool:
+        """Whether ``registry`` shows itself by a certificate that the system's authorities vouch for."""
+        special = self.is_plain(registry) or self.is_insecure(registry) or self.certificates_for(registry) is not None
+        return not special
 
     def mirrors_of(self, registry: str) -> tuple[str, ...]:
         """Where to look before ``registry``, in order."""

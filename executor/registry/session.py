@@ -127,6 +127,11 @@ class Session:
         self._schemes: dict[str, str] = {}
         self._warned: set[str] = set()
 
+    def learned(self) -> RegistrySettings:
+        """The settings, with what has been found out: which insecure registries have no TLS."""
+        found = frozenset(registry for registry, scheme in self._schemes.copy().items() if scheme == "http")
+        return replace(self.settings, without_tls=self.settings.without_tls | found)
+
     def url(self, endpoint: Endpoint, path: str) -> str:
         """The absolute URL of ``path`` under the endpoint's repository; an absolute one comes back as it is."""
         if "://" in path:
@@ -250,9 +255,9 @@ class Session:
         if not self.settings.is_insecure(endpoint.registry):
             return "https"
         with self._lock:
-            if endpoint.host not in self._schemes:
-                self._schemes[endpoint.host] = self._probe(endpoint.host)
-            return self._schemes[endpoint.host]
+            if endpoint.registry not in self._schemes:
+                self._schemes[endpoint.registry] = self._probe(endpoint.host)
+            return self._schemes[endpoint.registry]
 
     def _probe(self, host: str) -> str:
         """An insecure registry's scheme: HTTPS when it answers to that, whatever its certificate; else HTTP."""

@@ -187,7 +187,6 @@ class Wire:
         self._clients: dict[tuple[str, str], httpx.Client] = {}
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._closed = False
-        self._tls: ssl.SSLContext | None = None
 
     def close(self) -> None:
         """End all connections, those included that other threads wait on: their requests are ``Interrupted``."""
@@ -346,13 +345,11 @@ class Wire:
 
     def _context(self, name: str) -> ssl.SSLContext:
         if not name:
-            if self._tls is None:
-                self._tls = _system_trust()
-            return self._tls
+            return system_trust()
         import ssl
 
         certificates = self._settings.certificates_for(name)
-        context = _system_trust()
+        context = _new_trust()
         try:
             if certificates is not None and certificates.ca:
                 context.load_verify_locations(cadata=certificates.ca)
@@ -391,7 +388,13 @@ def is_encoded(response: httpx.Response) -> bool:
     return response.headers.get("content-encoding", "").lower() not in {"", "identity"}
 
 
-def _system_trust() -> ssl.SSLContext:
+@functools.cache
+def system_trust() -> ssl.SSLContext:
+    """What nearly every registry is trusted by. Making it takes 30 ms, so it is made once, before executors fork."""
+    return _new_trust()
+
+
+def _new_trust() -> ssl.SSLContext:
     """Verified TLS with the system's authorities, or certifi's where the system has none (some Pythons on a Mac)."""
     import os
     import ssl
