@@ -55,7 +55,8 @@ class _Task(msgspec.Struct, frozen=True):
     conversation: Conversation
     order: job.Job
     course: solve.Course
-    emulation: Emulation | EnvironmentUnfit
+    emulation: Emulation | EnvironmentUnfit | None
+    """How programs of the platform run here; None where none can come."""
     place: Isolation
     steps: Launcher | None
     """None where no step can come."""
@@ -114,16 +115,16 @@ def _prepare(conversation: Conversation, place: Once[Isolation]) -> _Task:
     """Take a job, and do for it what has to be done while this process has a single thread."""
     order = conversation.receive_job()
     platform = parse(order.platform)
+    course = solve.course(order, host.default_platform(), platform)
+    isolated = place()
+    if not course.may_run:
+        return _Task(conversation, order, course, None, isolated, None)
     found: Emulation | EnvironmentUnfit
     try:
         found = order.emulation or emulation.emulation(platform)
     except EnvironmentUnfit as unfit:  # of no account as long as nothing of that platform is run
         found = unfit
-    course = solve.course(order, host.default_platform(), platform)
-    isolated = place()
-    steps = None
-    if course.may_run:
-        steps = launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
+    steps = launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
     return _Task(conversation, order, course, found, isolated, steps)
 
 
@@ -180,7 +181,7 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
             cancel=cancel,
             empty=empty,
             directory=directory,
-            how="" if isinstance(task.emulation, EnvironmentUnfit) else str(task.emulation),
+            how=str(task.emulation) if isinstance(task.emulation, Emulation) else "",
             unfit=task.emulation if isinstance(task.emulation, EnvironmentUnfit) else None,
         )
         # What earlier builds have left is on the disk by now; waiting for our own would cost seconds.

@@ -41,19 +41,19 @@ _LAST_MOMENT = 1.9
 """Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
 
 
-def build(request: Request, nursery: Nursery | None) -> int:
+def build(request: Request, plan: Plan | None, nursery: Nursery | None) -> int:
     """Do it, show it, and return the process's exit status (``platforms.errors`` lists them).
 
-    Executors for this machine have been ordered from ``nursery``.
+    The ``plan`` has been made if everything for it was at hand; executors for this machine are in the ``nursery``.
     """
     with agents(request.ssh) as sockets:
-        return _shown(replace(request, agents=sockets), local(nursery))
+        return _shown(replace(request, agents=sockets), plan, local(nursery))
 
 
-def _shown(request: Request, here: Node) -> int:
+def _shown(request: Request, plan: Plan | None, here: Node) -> int:
     with open_display(request.progress) as display, recorded(request.trace, display.emit) as emit:
         try:
-            product = asyncio.run(_interruptible(request, here, emit))
+            product = asyncio.run(_interruptible(request, here, emit, plan))
         except KanifoldError as error:
             outcome: events.Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
             troubles = error.troubles if isinstance(error, _PlatformsLostError) else (events.Trouble(error.problem),)
@@ -74,9 +74,9 @@ class _PlatformsLostError(BuildError):
         self.exit_code = first.exit_code  # type: ignore[misc]
 
 
-async def _interruptible(request: Request, here: Node, emit: Emit) -> Product:
+async def _interruptible(request: Request, here: Node, emit: Emit, plan: Plan | None = None) -> Product:
     """The build, ended cleanly by the first Ctrl-C, SIGTERM or hang-up, and soon: more of them change nothing."""
-    task = asyncio.ensure_future(_build(request, here, emit))
+    task = asyncio.ensure_future(_build(request, here, emit, plan))
     loop = asyncio.get_running_loop()
     signals = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is how nohup says that it may go on
@@ -108,9 +108,10 @@ def _named(context: str) -> str:
     return shown(context)
 
 
-async def _build(request: Request, here: Node, emit: Emit) -> Product:
+async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None) -> Product:
     nodes = (here,)
-    placements = tuple(place(each, nodes) for each in request.platforms)  # (1)
+    runs = plan is None or plan.may_run
+    placements = tuple(place(each, nodes, runs=runs) for each in request.platforms)  # (1)
     emit(
         events.BuildStarted(
             platforms=tuple(
@@ -129,7 +130,7 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
     try:
         async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
             group.create_task(publish.check_push(request.repositories, client))
-            product = group.create_task(_made(request, placements, keychain, client, store, scratch, emit))
+            product = group.create_task(_made(request, plan, placements, keychain, client, store, scratch, emit))
         return product.result()
     except ExceptionGroup as errors:
         raise errors.exceptions[0]  # noqa: B904 - its own cause is the better one
@@ -143,6 +144,7 @@ async def _build(request: Request, here: Node, emit: Emit) -> Product:
 
 async def _made(
     request: Request,
+    plan: Plan | None,
     placements: Sequence[Placement],
     keychain: auth.Keychain,
     client: Client,
@@ -150,7 +152,8 @@ async def _made(
     scratch: str,
     emit: Emit,
 ) -> Product:
-    plan = await _plan(request, scratch, emit)  # (2)
+    if plan is None:
+        plan = await _plan(request, scratch, emit)  # (2)
     _refuse_unfit(request, plan, placements)
     pins = await _pin(request, plan, client, store, emit)
     checked = asyncio.create_task(asyncio.to_thread(cautions.of, request, plan, pins, client, store))

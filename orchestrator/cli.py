@@ -260,23 +260,24 @@ def build(check: bool, call: str, **flags: Any) -> None:
 
         exit_with(checking.call(parsing.request(flags), "check" if check else call))
     from orchestrator import flags as parsing
-    from orchestrator import nursery
+    from orchestrator import nursery, plan
 
     request = parsing.request(flags)
-    executors = min(len(request.platforms), request.jobs or len(request.platforms))
+    planned = plan.at_hand(request)
     if request.repositories:
         from executor.__main__ import preload_registries
 
         usual = request.registries.trusts_as_usual
         preload_registries(tls=any(usual(each.registry) for each in request.repositories))
-    with nursery.opened(executors) as ready:
+    with nursery.opened(min(len(request.platforms), request.jobs or len(request.platforms))) as ready:
         from platforms import emulation
 
-        foreseen = emulation.foresee(request.platforms)  # while the modules that build are loaded
+        # While the modules that build are loaded.
+        foreseen = emulation.foresee(request.platforms if planned is None or planned.may_run else ())
         from orchestrator import build as building
 
         foreseen()
-        exit_with(building.build(request, ready))
+        exit_with(building.build(request, planned, ready))
 
 
 @cli.command(name="platforms")

@@ -30,11 +30,15 @@ _FILE: Final = "context"
 """What a file is called that is a context by itself."""
 
 
+class ElsewhereError(Exception):
+    """Something would have to be fetched."""
+
+
 class Means(msgspec.Struct, frozen=True):
     """What fetching takes."""
 
     scratch: str
-    """An existing directory that outlives the build's executors."""
+    """An existing directory that outlives the executors; "" where nothing is to be fetched (``ElsewhereError``)."""
     secret: Callable[[str], bytes | None] = lambda _: None
     """The build's secrets by id."""
     ssh_socket: str = ""
@@ -45,6 +49,8 @@ class Means(msgspec.Struct, frozen=True):
 
     def directory(self) -> str:
         """A new directory."""
+        if not self.scratch:
+            raise ElsewhereError
         import tempfile
 
         return tempfile.mkdtemp(dir=self.scratch)

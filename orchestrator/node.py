@@ -28,7 +28,7 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """A platform, the node it is built on, and how its steps run there: ``native`` or the emulator's name."""
+    """A platform, the node it is built on, and how its steps run there: ``native``, an emulator's name, or ""."""
 
     platform: Platform
     node: Node
@@ -54,8 +54,13 @@ def local(nursery: Nursery | None) -> Node:
     )
 
 
-def place(wanted: Platform, nodes: tuple[Node, ...]) -> Placement:
-    """The node for ``wanted``. Raises ``EnvironmentUnfit`` where no executor could be at all."""
+def place(wanted: Platform, nodes: tuple[Node, ...], *, runs: bool) -> Placement:
+    """The node for ``wanted``, of which programs may have to be run if ``runs``.
+
+    Raises ``EnvironmentUnfit`` where no executor could be at all.
+    """
+    if not runs and sys.platform == "linux":
+        return Placement(wanted, nodes[0], "")
     try:
         found = emulation.emulation(wanted)
     except EnvironmentUnfit as unfit:

@@ -17,10 +17,10 @@ from executor.build import graph, scope
 from executor.dockerfile import Dockerfile, global_scope, parse
 from executor.registry import reference
 from orchestrator import contexts, epoch
-from orchestrator.contexts import Files, Means
+from orchestrator.contexts import ElsewhereError, Files, Means
 from orchestrator.request import Request
 from platforms import host
-from platforms.errors import BuildError, ContextError, DockerfileError, UsageError
+from platforms.errors import BuildError, ContextError, DockerfileError, KanifoldError, UsageError
 from platforms.platform import Platform
 
 _TEXT_LIMIT: Final = 16 << 20
@@ -58,6 +58,8 @@ class Plan(msgspec.Struct, frozen=True):
     """As executors are to see them."""
     running: frozenset[Platform] = frozenset()
     """Those whose own programs the Dockerfile runs."""
+    may_run: bool = True
+    """Whether there may be a RUN to do at all."""
     epoch: int | None = None
     """SOURCE_DATE_EPOCH, seconds since 1970."""
 
@@ -68,6 +70,14 @@ def read(request: Request, platforms: Iterable[Platform], means: Means) -> Plan:
     Raises ``DockerfileError``, ``ContextError`` or ``UsageError``.
     """
     return plan(request, platforms, source(request, means), means)
+
+
+def at_hand(request: Request) -> Plan | None:
+    """The plan of a build for which nothing has to be fetched; None when something has, or is wrong with it."""
+    try:
+        return read(request, request.platforms, Means(""))
+    except (ElsewhereError, KanifoldError):
+        return None
 
 
 def source(request: Request, means: Means) -> Source:
@@ -93,10 +103,12 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
     images: dict[str, graph.External] = {}
     used: set[str] = set()
     running: set[Platform] = set()
+    may_run = not scopes
     for target, seen in zip(targets, scopes, strict=True):
         needed = graph.plan(dockerfile, request.target, seen, named)
         if target in graph.run_on(dockerfile, needed, seen, target):
             running.add(target)
+        may_run = may_run or graph.may_run(dockerfile, needed)
         used.update(needed.contexts)
         for image in needed.images:
             images.setdefault(image.name, image)
@@ -111,6 +123,7 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
         tuple(images.values()),
         tuple(given.items()),
         frozenset(running),
+        may_run,
         moment,
     )
 
