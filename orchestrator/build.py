@@ -123,6 +123,8 @@ async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None) ->
             jobs=request.jobs,
         )
     )
+    if here.forks is not None:
+        here.forks.begin()
     keychain = auth.docker_keychain()
     client = Client(request.registries, keychain)
     store = open_store(request.root or None)

@@ -104,7 +104,7 @@ async def start(command: Sequence[str], environment: Sequence[tuple[str, str]], 
     finally:
         for fd in theirs:
             os.close(fd)
-    return await _connect(Child(pid, 1, *await _reader(stderr, limit)), stdin, stdout, limit)
+    return await _connect(Child(pid, 1, *await _reader(stderr, _COMPLAINT_LIMIT)), stdin, stdout, limit)
 
 
 class Forks:
@@ -115,6 +115,12 @@ class Forks:
         self._shares = Counter(each.process for each in nursery.channels)
         self._born: asyncio.Task[tuple[Child, ...]] | None = None
 
+    def begin(self) -> asyncio.Task[tuple[Child, ...]]:
+        """Listen for which processes they are: begun early, it is known by the time that a job is."""
+        if self._born is None:
+            self._born = asyncio.create_task(self._hear())
+        return self._born
+
     async def take(self, limit: int) -> Process | None:
         """One that nobody has taken yet; None when there is none left. ``limit`` as for ``start``.
 
@@ -124,9 +130,7 @@ class Forks:
             return None
         channel = self._nursery.channels.pop()
         try:
-            if self._born is None:
-                self._born = asyncio.create_task(self._hear(limit))
-            child = (await asyncio.shield(self._born))[channel.process]
+            child = (await asyncio.shield(self.begin()))[channel.process]
         except BaseException:
             self._nursery.channels.append(channel)
             raise
@@ -144,7 +148,7 @@ class Forks:
                 each.kill()
             await asyncio.wait([each.ended for each in children])
 
-    async def _hear(self, limit: int) -> tuple[Child, ...]:
+    async def _hear(self) -> tuple[Child, ...]:
         nursery, loop = self._nursery, asyncio.get_running_loop()
         said = asyncio.Event()
         loop.add_reader(nursery.answer, said.set)
@@ -156,7 +160,7 @@ class Forks:
         found = []
         for process, pid in enumerate(pids):
             stderr, nursery.complaints[process] = nursery.complaints[process], -1
-            found.append(Child(pid, self._shares[process], *await _reader(stderr, limit)))
+            found.append(Child(pid, self._shares[process], *await _reader(stderr, _COMPLAINT_LIMIT)))
         return tuple(found)
 
 

@@ -61,6 +61,17 @@ class Selection(msgspec.Struct, frozen=True):
             deque(found, maxlen=0)
 
 
+class Look(msgspec.Struct, frozen=True):
+    """What a source names, as far as lstat(2) says: no file has been read."""
+
+    chosen: Spool[Chosen]
+    reached: Spool[Reached]
+    name: str
+    """What all of it is called together, every status included; "" where a status says nothing about the content."""
+    at: int
+    """When it began, ``files.now()``."""
+
+
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 _CHOSEN: Final[msgspec.msgpack.Decoder[list[Chosen]]] = msgspec.msgpack.Decoder(list[Chosen])
 _REACHED: Final[msgspec.msgpack.Decoder[list[Reached]]] = msgspec.msgpack.Decoder(list[Reached])
@@ -87,27 +98,53 @@ def _content(reached: Iterable[Reached]) -> Iterator[keys.Part]:
         )
 
 
+def look(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) -> Look:
+    """What ``source`` names, but for what ``exclude`` leaves out. Raises ``ContextError`` for what cannot be seen."""
+    chosen, found = Spool(_CHOSEN, workshop.directory), Spool(_REACHED, workshop.directory)
+    digest = hashlib.sha256()
+    telling = True
+    at = files.now()
+    try:
+        for match in copying.matches(source):
+            top = copying.top_of(source, match)
+            count = len(found)
+            walk = copying.reached(source, top, exclude)
+            while some := list(islice(walk, _TOGETHER)):
+                if source.context:
+                    some = [_bare(each) if each.entry.xattrs else each for each in some]
+                digest.update(msgspec.msgpack.encode(some))
+                telling = telling and all(each.entry.stamp or each.entry.kind is not Kind.FILE for each in some)
+                for each in some:
+                    found.append(each)
+            row = Chosen(match, top, len(found) - count)
+            digest.update(msgspec.msgpack.encode(row))
+            chosen.append(row)
+    except OSError as error:
+        raise _unreadable(os.fsdecode(error.filename or source.pattern), error) from error
+    return Look(chosen, found, digest.hexdigest() if telling else "", at)
+
+
 def select(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) -> Selection:
     """What ``source`` names, but for what ``exclude`` leaves out. Every file is read, unless it is known already.
 
     Raises ``ContextError`` for a file whose content is another than earlier in this job.
     """
-    chosen, reached = Spool(_CHOSEN, workshop.directory), Spool(_REACHED, workshop.directory)
+    return selected(workshop, look(workshop, source, exclude))
+
+
+def selected(workshop: Workshop, looked: Look) -> Selection:
+    """``select`` for what has been ``looked`` at."""
+    reached = Spool(_REACHED, workshop.directory)
     live = False
+    walk = iter(looked.reached)
     try:
-        for match in copying.matches(source):
-            top = copying.top_of(source, match)
-            count = len(reached)
-            walk = copying.reached(source, top, exclude)
-            while some := list(islice(walk, _TOGETHER)):
-                bare = [_bare(each.entry) if source.context else each.entry for each in some]
-                for each, entry in zip(some, read(workshop, bare), strict=True):
-                    reached.append(Reached(entry, each.name, each.leads))
-                    live = live or (entry.kind is Kind.FILE and not entry.stamp)
-            chosen.append(Chosen(match, top, len(reached) - count))
+        while some := list(islice(walk, _TOGETHER)):
+            for each, entry in zip(some, read(workshop, [each.entry for each in some]), strict=True):
+                reached.append(Reached(entry, each.name, each.leads))
+                live = live or (entry.kind is Kind.FILE and not entry.stamp)
     except OSError as error:
-        raise _unreadable(os.fsdecode(error.filename or source.pattern), error) from error
-    return Selection(chosen, reached, Once(lambda: _name(chosen, reached)), live)
+        raise _unreadable(os.fsdecode(error.filename or b"what is copied"), error) from error
+    return Selection(looked.chosen, reached, Once(lambda: _name(looked.chosen, reached)), live)
 
 
 def _name(chosen: Spool[Chosen], reached: Spool[Reached]) -> str:
@@ -120,28 +157,44 @@ def _name(chosen: Spool[Chosen], reached: Spool[Reached]) -> str:
     return keys.key("selection", keys.Rows(len(chosen), encoded))
 
 
-def agreed(workshop: Workshop, what: str, selected: Once[Selection]) -> str:
-    """The name of ``selected``, found out by one job of the build for all that call the same thing ``what``.
+def agreed(workshop: Workshop, what: str, looked: Once[Look], selection: Once[Selection]) -> str:
+    """The name of ``selection``, found out by one job of the build for all that call the same thing ``what``.
 
     Files that somebody is writing to are something else for each job, and ``what`` is "" where jobs share nothing.
     """
     build = workshop.order.build
     if not (what and build):
-        return selected().name()
+        return selection().name()
     fact = keys.key("selected", what, build)
     with locks.lock(workshop.store, f"selection {fact}", cancel=workshop.cancelled):
         known = facts.get(workshop.store, "selection", fact)
         if known is not None:
             return known.decode()
-        selection = selected()
-        if not selection.live:
-            facts.put(workshop.store, "selection", fact, selection.name().encode())
-        return selection.name()
+        found = _recognised(workshop, looked(), selection)
+        if not (selection.done and selection().live):
+            facts.put(workshop.store, "selection", fact, found.encode())
+        return found
 
 
-def _bare(entry: Entry) -> Entry:
-    """``entry`` without extended attributes: those of a context count for nothing."""
-    return replace(entry, xattrs=()) if entry.xattrs else entry
+def _recognised(workshop: Workshop, looked: Look, selection: Once[Selection]) -> str:
+    """The name of ``selection``, of which nothing has to be asked or read when it looks as it did once before.
+
+    As with a single file, what was changed just before it was looked at may be changed again and look the same.
+    """
+    fact = keys.key("look", looked.name)
+    known = facts.get(workshop.store, "look", fact) if looked.name else None
+    if known is not None:
+        return known.decode()
+    found = selection().name()
+    stamps = (each.entry.stamp for each in looked.reached if each.entry.stamp)
+    if looked.name and not selection().live and not any(files.is_young(stamp, looked.at) for stamp in stamps):
+        facts.put(workshop.store, "look", fact, found.encode())
+    return found
+
+
+def _bare(found: Reached) -> Reached:
+    """``found`` without extended attributes: those of a context count for nothing."""
+    return replace(found, entry=replace(found.entry, xattrs=()))
 
 
 def name(workshop: Workshop, entries: Spool[Entry]) -> str:

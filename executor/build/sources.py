@@ -268,9 +268,10 @@ def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callabl
     unpack = isinstance(instruction, Add) and instruction.unpack is not False
     place = found()
     source, exclude = _source(place, text, parents), instruction.exclude
-    selected = Once(lambda: content.select(workshop, source(), exclude))
+    looked = Once(lambda: content.look(workshop, source(), exclude))
+    selected = Once(lambda: content.selected(workshop, looked()))
     what = keys.key("source", place.shared, text, parents, exclude) if place.shared else ""
-    agreed = Once(lambda: content.agreed(workshop, what, selected))
+    agreed = Once(lambda: content.agreed(workshop, what, looked, selected))
     return FromTree(source, place.identity, text, parents, unpack, selected, agreed)
 
 

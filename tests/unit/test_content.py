@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from executor import job
-from executor.build.content import Selection, agreed, unchanged
+from executor.build.content import Look, Selection, agreed, unchanged
 from executor.build.copying import Treatment
 from executor.build.once import Once, known
 from executor.build.sources import FromTree
@@ -77,14 +77,19 @@ def selected(name: str, *, live: bool = False) -> Once[Selection]:
     return known(Selection(nothing, nothing, known(name), live))
 
 
-def never() -> Selection:
+def looked(name: str = "") -> Once[Look]:
+    nothing = cast("Any", ())
+    return known(Look(nothing, nothing, name, files.now()))
+
+
+def never() -> Any:
     raise AssertionError("looked through again")
 
 
 def test_a_context_is_looked_through_by_one_job_of_a_build(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
-        assert agreed(a_job_of("b", store), "COPY . /", selected("found")) == "found"
-        assert agreed(a_job_of("b", store), "COPY . /", Once(never)) == "found"
+        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("found")) == "found"
+        assert agreed(a_job_of("b", store), "COPY . /", Once(never), Once(never)) == "found"
 
 
 @pytest.mark.parametrize(
@@ -94,14 +99,14 @@ def test_a_context_is_looked_through_by_one_job_of_a_build(tmp_path: Path) -> No
 )
 def test_what_others_have_found_out_about_something_else_does_not_count(tmp_path: Path, build: str, what: str) -> None:
     with open_store(str(tmp_path)) as store:
-        agreed(a_job_of("b", store), "COPY . /", selected("found"))
-        assert agreed(a_job_of(build, store), what, selected("own")) == "own"
+        agreed(a_job_of("b", store), "COPY . /", looked(), selected("found"))
+        assert agreed(a_job_of(build, store), what, looked(), selected("own")) == "own"
 
 
 def test_files_that_are_being_written_are_something_else_for_each_job(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
-        assert agreed(a_job_of("b", store), "COPY . /", selected("at first", live=True)) == "at first"
-        assert agreed(a_job_of("b", store), "COPY . /", selected("then")) == "then"
+        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("at first", live=True)) == "at first"
+        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("then")) == "then"
 
 
 def test_a_job_that_finds_something_else_than_was_agreed_on_says_so() -> None:
