@@ -23,7 +23,7 @@ from executor.registry import transfer, wire
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference, parse
-from executor.registry.session import Pace
+from executor.registry.session import Pace, Session
 from platforms.errors import Interrupted, KanifoldError, RegistryError, StoreError
 
 QUICK = Pace(first=0.001, ceiling=0.002)
@@ -169,6 +169,23 @@ def test_https_spoken_to_a_plain_server_says_what_to_do(server: Served) -> None:
     with Client(settings, pace=QUICK) as client, pytest.raises(RegistryError, match="TLS") as caught:
         client.manifest(ref(server))
     assert f"--insecure-registry {server.host}" in caught.value.problem.remedy
+
+
+def test_whether_an_insecure_registry_has_tls_is_found_out_once(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(RegistrySettings(insecure=frozenset({server.host}))) as client:
+        assert client.learned() == client.settings
+        client.has_manifest(ref(server))
+        learned = client.learned()
+    assert learned.without_tls == {server.host}
+
+    def probe(*_: object) -> str:
+        raise AssertionError("tried TLS again")
+
+    monkeypatch.setattr(Session, "_probe", probe)
+    with Client(learned) as other:
+        assert other.has_manifest(ref(server)) is None
 
 
 def test_a_silent_server_is_given_up(registry: MemoryRegistry, server: Served, client: Client) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +15,14 @@ from typing import Any, cast
 import pytest
 
 from executor import job
-from executor.build.content import Look, Selection, agreed, unchanged
-from executor.build.copying import Treatment
+from executor.build.content import Look, Selection, agreed, look, unchanged
+from executor.build.content import selected as selected_of
+from executor.build.copying import Source, Treatment
+from executor.build.fingerprints import Fingerprints
 from executor.build.once import Once, known
 from executor.build.sources import FromTree
 from executor.build.workshop import Workshop
+from executor.context.directory import open_context
 from executor.rootfs.entry import Entry, Kind
 from executor.store import files
 from executor.store.store import Store, open_store
@@ -114,3 +120,108 @@ def test_a_job_that_finds_something_else_than_was_agreed_on_says_so() -> None:
     part = FromTree(lambda: source, "", "f", False, False, selected("now"), known("before"))
     with pytest.raises(ContextError, match='"f" changed during the build'):
         part.copy_to(*cast("Any", (None, None, "/", Treatment())))
+
+
+# -- what looks as it did once before --
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(str(tmp_path / "store")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A context that was finished long ago, as far as a test can make it so: what is asked says that it is later."""
+    made = tmp_path / "context"
+    (made / "d").mkdir(parents=True)
+    (made / "d" / "f").write_text("one")
+    (made / "link").symlink_to("d/f")
+    return made
+
+
+class Job:
+    """One build's looks at a folder."""
+
+    def __init__(self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, *, later: float = 3600.0) -> None:
+        moment = time.time_ns() + int(later * 1e9)
+        monkeypatch.setattr(files, "now", lambda: moment)
+        directory = tempfile.mkdtemp(dir=store.root)
+        self.workshop = cast(
+            "Workshop",
+            SimpleNamespace(
+                order=job.Job(version=job.VERSION, platform="linux/amd64", dockerfile=b"", build=directory),
+                store=store, directory=directory, cancelled=Future(), copies={}, contents=Fingerprints(),
+                check=lambda: None,
+            ),
+        )  # fmt: skip
+        self.read = False
+        tree = open_context(str(folder), "")
+        source = Source(tree, "/", wildcards=False, context=True)
+        looked = Once(lambda: look(self.workshop, source))
+
+        def reading() -> Selection:
+            self.read = True
+            return selected_of(self.workshop, looked())
+
+        self.name = agreed(self.workshop, "COPY . /", looked, Once(reading))
+        tree.close()
+
+
+def test_a_folder_that_looks_as_before_is_not_gone_through(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Job(store, folder, monkeypatch)
+    second = Job(store, folder, monkeypatch)
+    assert (first.read, second.read) == (True, False)
+    assert second.name == first.name
+
+
+def edit(folder: Path) -> None:
+    (folder / "d" / "f").write_text("two")
+
+
+def edit_and_put_the_time_back(folder: Path) -> None:
+    before = (folder / "d" / "f").stat()
+    edit(folder)
+    os.utime(folder / "d" / "f", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def add(folder: Path) -> None:
+    (folder / "d" / "g").write_text("")
+
+
+def link_elsewhere(folder: Path) -> None:
+    (folder / "link").unlink()
+    (folder / "link").symlink_to("d/g")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit, edit_and_put_the_time_back, add, link_elsewhere,
+        lambda folder: (folder / "d" / "f").chmod(0o600),
+        lambda folder: (folder / "d").chmod(0o700),
+        lambda folder: (folder / "d" / "f").rename(folder / "d" / "g"),
+        lambda folder: (folder / "d" / "f").unlink(),
+        lambda folder: (folder / "e").hardlink_to(folder / "d" / "f"),
+    ],
+    ids=["content", "content, same time", "a file more", "link", "mode", "mode of a directory", "name", "a file less",
+         "hard link"],
+)  # fmt: skip
+def test_a_folder_that_is_another_is_gone_through(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    first = Job(store, folder, monkeypatch)
+    change(folder)
+    second = Job(store, folder, monkeypatch)
+    assert second.read
+    assert second.name != first.name
+
+
+def test_a_folder_in_which_something_was_changed_just_now_may_look_the_same_and_be_another(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Job(store, folder, monkeypatch, later=0.0)
+    assert Job(store, folder, monkeypatch).read
