@@ -18,7 +18,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from platforms import syscalls
-from platforms.errors import EnvironmentUnfit
+from platforms.errors import ProtocolError
 
 _ANSWER_LIMIT: Final = 1 << 16
 _PIDS: Final[msgspec.json.Decoder[tuple[int, ...]]] = msgspec.json.Decoder(tuple[int, ...])
@@ -47,11 +47,11 @@ class Nursery:
         """By process: where its stderr can be read. Whoever takes one leaves -1."""
 
     def hear(self) -> tuple[int, ...]:
-        """The process ids, by process; waits for them. Raises ``EnvironmentUnfit`` when there will be none."""
+        """The process ids, by process; waits for them. Raises ``ProtocolError`` when there will be none."""
         if not self._pids:
             said = os.read(self.answer, _ANSWER_LIMIT)
             if not said:
-                raise EnvironmentUnfit("cannot start executors", why="the process that was to fork them has died")
+                raise ProtocolError("there are no executors", why="the process that was to fork them has died")
             self._pids = _PIDS.decode(said)
             self._bury()
         return self._pids
@@ -69,13 +69,16 @@ class Nursery:
         for fd in self.complaints:
             if fd >= 0:
                 os.close(fd)
-        with contextlib.suppress(EnvironmentUnfit):
-            self.hear()
+        try:
+            ours = self.hear()
+        except ProtocolError:
+            ours = (-1,)  # what it had forked by then is ours all the same, and nothing else is any more
         os.close(self.answer)
         self._bury()
-        for pid in self._pids:
+        for pid in ours:
             with contextlib.suppress(ChildProcessError):  # who has taken an executor has waited for it, too
-                os.waitpid(pid, 0)
+                while True:
+                    os.waitpid(pid, 0)
 
     def _bury(self) -> None:
         if self._pid:

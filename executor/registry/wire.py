@@ -388,9 +388,15 @@ def is_encoded(response: httpx.Response) -> bool:
     return response.headers.get("content-encoding", "").lower() not in {"", "identity"}
 
 
-@functools.cache
 def system_trust() -> ssl.SSLContext:
     """What nearly every registry is trusted by. Making it takes 30 ms, so it is made once, before executors fork."""
+    import ssl
+
+    return _shared_trust(ssl.get_default_verify_paths())
+
+
+@functools.cache
+def _shared_trust(_: ssl.DefaultVerifyPaths) -> ssl.SSLContext:
     return _new_trust()
 
 
