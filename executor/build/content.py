@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Final, cast
 
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from executor.build import copying, keys
 from executor.build.copying import Match, Reached, Source
 from executor.build.once import Once
-from executor.build.workshop import Copy, Workshop
+from executor.build.workshop import Copy, Workshop, together
 from executor.rootfs.entry import Entry, Kind
 from executor.store import facts, faults, files, locks
 from executor.store.spool import Spool
@@ -28,6 +28,8 @@ _TOGETHER: Final = 2000
 _SMALL: Final = 16 << 10
 _LARGE: Final = 256 << 10
 """Bytes of a file that are read at a time."""
+_READERS: Final = 2
+"""Files that are read at once: one is hashed while Python is at the other, and a third would only be in the way."""
 
 
 class Chosen(msgspec.Struct, frozen=True, array_like=True):
@@ -286,18 +288,26 @@ def _known(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, by
 def _read(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, bytes]], known: list[str | None]) -> None:
     """Fill the gaps in ``known``, and remember them."""
     read_at = files.now()
-    rows: list[tuple[bytes, bytes, str]] = []
-    for number, (inode, stamp) in enumerate(asked):
+    settled: list[int] = []
+    for number, (_, stamp) in enumerate(asked):
         if known[number] is None:
-            workshop.check()
             source = entries[number].source
             if files.is_young(stamp, read_at) and _is_live(workshop, entries[number]):
+                workshop.check()
                 copy = workshop.copies[source] = _copy(workshop, source)
                 known[number] = copy.digest
             else:
-                digest = known[number] = _digest_of(source)
-                rows.append((inode, stamp, digest))
-    if rows:
+                settled.append(number)
+
+    def some(numbers: list[int]) -> None:
+        for number in numbers:
+            workshop.check()
+            known[number] = _digest_of(entries[number].source)
+
+    if settled:
+        shares = min(len(settled), _READERS)
+        together(workshop, [partial(some, settled[share::shares]) for share in range(shares)])
+        rows = [(*asked[number], cast("str", known[number])) for number in settled]
         files.put(workshop.store, rows, read_at=read_at)
 
 
@@ -317,12 +327,16 @@ def _is_live(workshop: Workshop, entry: Entry) -> bool:
 def _copy(workshop: Workshop, source: bytes) -> Copy:
     digest = hashlib.sha256()
     size = 0
-    with faults.translated(workshop.store.root, "cannot copy a file that is being written"):
-        fd, path = tempfile.mkstemp(dir=os.fsencode(workshop.directory))
-        with open(fd, "wb") as file, _opened(source) as content:
-            while block := os.read(content, _LARGE):
-                digest.update(block)
-                size += file.write(block)
+    content = _open(source)
+    try:
+        with faults.translated(workshop.store.root, "cannot copy a file that is being written"):
+            fd, path = tempfile.mkstemp(dir=os.fsencode(workshop.directory))
+            with open(fd, "wb") as file:
+                while block := _block(content, source, _LARGE):
+                    digest.update(block)
+                    size += file.write(block)
+    finally:
+        os.close(content)
     return Copy(path, size, digest.hexdigest())
 
 
@@ -352,23 +366,28 @@ def _stamp_of(entry: Entry) -> bytes:
 
 
 def _digest_of(path: bytes) -> str:
-    with _opened(path) as fd:
+    fd = _open(path)
+    try:
         # Most files are small, and end within the first read: a large buffer for each would cost more than they do.
-        data = os.read(fd, _SMALL)
+        data = _block(fd, path, _SMALL)
         digest = hashlib.sha256(data)
-        while data and (data := os.read(fd, _LARGE)):
+        while data and (data := _block(fd, path, _LARGE)):
             digest.update(data)
+    finally:
+        os.close(fd)
     return digest.hexdigest()
 
 
-@contextmanager
-def _opened(path: bytes) -> Iterator[int]:
+def _block(fd: int, path: bytes, size: int) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+        return os.read(fd, size)
+    except OSError as error:
+        raise _unreadable(os.fsdecode(path), error) from error
+
+
+def _open(path: bytes) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _unreadable(os.fsdecode(path), error) from error
 

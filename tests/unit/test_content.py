@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -157,6 +157,8 @@ class Job:
             ),
         )  # fmt: skip
         self.read = False
+        background = ThreadPoolExecutor(1)
+        self.workshop.later = background.submit  # type: ignore[method-assign]
         tree = open_context(str(folder), "")
         source = Source(tree, "/", wildcards=False, context=True)
         looked = Once(lambda: look(self.workshop, source))
@@ -167,6 +169,7 @@ class Job:
 
         self.name = agreed(self.workshop, "COPY . /", looked, Once(reading))
         tree.close()
+        background.shutdown()
 
 
 def test_a_folder_that_looks_as_before_is_not_gone_through(
