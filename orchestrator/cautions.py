@@ -17,9 +17,6 @@ from orchestrator.request import Request
 from orchestrator.view import events
 from platforms.errors import BuildError, Problem
 
-OPTIONS: Final = "BUILDKIT_DOCKERFILE_CHECK"
-"""The build arg in place of what the Dockerfile says behind ``# check=``."""
-
 Cautions = tuple[tuple[str, Problem], ...]
 _Noted = tuple[Cautions, Problem | None]
 _NOTED: Final[msgspec.json.Decoder[_Noted]] = msgspec.json.Decoder(_Noted)
@@ -65,4 +62,4 @@ def of(
 
 def may_fail(request: Request, plan: Plan) -> bool:
     """Whether findings may fail the build, so that nothing may be run before they are known."""
-    return bool(plan.dockerfile.check) or OPTIONS in dict(request.build_args)
+    return bool(plan.dockerfile.check) or request.check_options is not None

@@ -18,7 +18,6 @@ from executor.registry.client import Client
 from executor.store.store import Store
 from orchestrator import bases
 from orchestrator import plan as planning
-from orchestrator.cautions import OPTIONS
 from orchestrator.contexts import Means
 from orchestrator.plan import Plan
 from orchestrator.request import Request
@@ -65,7 +64,7 @@ def _bases(
 
 
 def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[int, Base]) -> Report:
-    asked = dict(request.build_args).get(OPTIONS)
+    asked = request.check_options
     hidden = next((each.ignore for each in plan.contexts if not each.name), "")
     return checks.check(
         plan.dockerfile,

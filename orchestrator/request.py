@@ -84,6 +84,11 @@ class Request(msgspec.Struct, frozen=True):
     implicit_platform: bool = False
 
     @property
+    def check_options(self) -> str | None:
+        """What stands in place of the Dockerfile's ``# check=``, as a build arg."""
+        return dict(self.build_args).get("BUILDKIT_DOCKERFILE_CHECK")
+
+    @property
     def repositories(self) -> tuple[Reference, ...]:
         """Where images are pushed to: the repositories of the tags, each once."""
         found: dict[str, Reference] = {}
