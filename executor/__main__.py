@@ -20,8 +20,7 @@ def preload() -> None:
     """Load what every job needs, so that forks of this process need not."""
     import sqlite3  # noqa: F401 - which the store loads when it is opened
 
-    import executor.serving
-    import executor.store.durability  # noqa: F401
+    import executor.serving  # noqa: F401
 
 
 def preload_registries(*, tls: bool) -> None:

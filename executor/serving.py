@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
 
 import msgspec
 
@@ -47,6 +48,9 @@ _STEPS = 8
 """Steps of a job that may run at once however few processors there are: many wait for a network or a disk."""
 _PARTING = 0.4
 """Seconds after a cancellation in which registries are told of uploads given up, until all connections are cut."""
+
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_CREDENTIAL: Final[msgspec.json.Decoder[Credential]] = msgspec.json.Decoder(Credential)
 
 
 class _Task(msgspec.Struct, frozen=True):
@@ -245,11 +249,9 @@ def _image(workshop: Workshop, course: solve.Course, began: float) -> tuple[job.
 
 
 def _client(workshop: Workshop, stopping: threading.Event) -> Client:
-    credentials = msgspec.json.Decoder(Credential)
-
     def keychain(registry: str) -> Credential | None:
         answer = workshop.conversation.ask("credential", registry)
-        return None if answer is None else credentials.decode(answer)
+        return None if answer is None else _CREDENTIAL.decode(answer)
 
     def progress(action: str, name: str, done: int, total: int) -> None:
         workshop.tell(job.Moved(action, name, done, total))

@@ -94,13 +94,22 @@ def test_no_module_ends_the_process_from_within(module: Path) -> None:
 
 
 def decoders_made_late(source: str) -> list[str]:
-    """Calls that make msgspec learn a type on the spot: ``decode(…, type=T)`` and ``convert(…, T)``."""
+    """Calls that make msgspec learn a type when a thread comes by: ``decode(…, type=T)``, ``convert(…, T)``, and
+    ``Decoder(T)`` in a function."""
+    tree = ast.parse(source)
+    functions = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+    inside = {call for each in ast.walk(tree) if isinstance(each, functions) for call in ast.walk(each)}
     return [
         f"line {node.lineno}: {ast.unparse(node.func)}"
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call)
-        and ast.unparse(node.func) in {"msgspec.json.decode", "msgspec.convert", "json.decode"}
-        and (len(node.args) > 1 or any(word.arg == "type" for word in node.keywords))
+        and (
+            (
+                ast.unparse(node.func) in {"msgspec.json.decode", "msgspec.convert", "json.decode"}
+                and (len(node.args) > 1 or any(word.arg == "type" for word in node.keywords))
+            )
+            or (node in inside and ast.unparse(node.func) in {"msgspec.json.Decoder", "msgspec.msgpack.Decoder"})
+        )
     ]
 
 
@@ -112,6 +121,7 @@ def test_decoders_are_made_where_there_is_one_thread(module: Path) -> None:
 
 def test_the_decoder_rule_blames_what_it_should() -> None:
     assert decoders_made_late("msgspec.json.decode(data, type=Thing)") == ["line 1: msgspec.json.decode"]
+    assert decoders_made_late("def f():\n    return msgspec.json.Decoder(Thing)") == ["line 2: msgspec.json.Decoder"]
     assert decoders_made_late("DECODER = msgspec.json.Decoder(Thing)\nDECODER.decode(data)") == []
 
 
