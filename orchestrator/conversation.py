@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -111,13 +111,12 @@ async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk) -> job
     while True:
         message = await _receive(process)
         if message is None:
-            code = await _end(process)
-            noise = process.child.complaints
-            await asyncio.wait({noise}, timeout=GRACE)
-            raise ProtocolError(
-                "an executor ended without a result",
-                why=(noise.result().strip() if noise.done() else "") or f"exit status {code}",
-            )
+            await _end(process)
+            child = process.child
+            gone: set[asyncio.Future[Any]] = {child.ended, child.silent}
+            await asyncio.wait(gone, timeout=GRACE)
+            status = f"exit status {child.ended.result()}" if child.ended.done() else "its process goes on without it"
+            raise ProtocolError("an executor ended without a result", why=child.complaints or status)
         if not greeted:
             if not isinstance(message, job.Hello | job.Failed):
                 raise ProtocolError("an executor did not introduce itself")
@@ -214,13 +213,13 @@ async def _payload(process: Process, size: int, what: str) -> AsyncIterator[byte
         yield block
 
 
-async def _end(process: Process) -> int:
-    """Close stdin, which cancels the job; kill what does not go. Returns the exit status."""
+async def _end(process: Process) -> None:
+    """Close stdin, which cancels the job; kill what does not go."""
     process.stdin.close()
     try:
-        return await asyncio.wait_for(process.end(), GRACE)
+        await asyncio.wait_for(process.end(), GRACE)
     except TimeoutError:
         process.child.kill()
-        return await process.child.ended
+        await process.child.ended
     finally:
         process.release()

@@ -39,8 +39,18 @@ class Child:
         waiter = ThreadPoolExecutor(1, "executor-end")
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().run_in_executor(waiter, _status, pid)
         waiter.shutdown(wait=False)
-        self.complaints = asyncio.create_task(_collect(stderr))
-        """The end of what it wrote to stderr: nothing, unless something went wrong."""
+        self._said = b""
+        self.silent = asyncio.create_task(self._hear(stderr))
+        """Done when its stderr is closed."""
+
+    @property
+    def complaints(self) -> str:
+        """The end of what it wrote to stderr until now: nothing, unless something went wrong."""
+        return self._said.decode("utf-8", "replace").strip()
+
+    async def _hear(self, stderr: asyncio.StreamReader) -> None:
+        while block := await stderr.read(4096):
+            self._said = (self._said + block)[-_COMPLAINT_LIMIT:]
 
     def kill(self) -> None:
         """End it and what it has started, unless it has ended."""
@@ -62,8 +72,8 @@ class Process(msgspec.Struct, frozen=True):
     stdout: asyncio.StreamReader
     transport: asyncio.BaseTransport
 
-    async def end(self) -> int:
-        """Wait until the executor is over; stdin should be closed. The process's exit status, when that is over too.
+    async def end(self) -> None:
+        """Wait until the executor is over, and the process with the last of its executors; stdin should be closed.
 
         Cancelling this leaves everything as it is.
         """
@@ -73,7 +83,8 @@ class Process(msgspec.Struct, frozen=True):
             if self.child.open > 1:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             # Not until its pipes are closed, which a stray grandchild may never do.
-            return await asyncio.shield(self.child.ended) if self.child.open == 1 else 0
+            if self.child.open == 1:
+                await asyncio.shield(self.child.ended)
         finally:
             silent.cancel()
 
@@ -176,13 +187,6 @@ async def _reader(fd: int, limit: int) -> tuple[asyncio.StreamReader, asyncio.Ba
         lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0)
     )
     return stream, transport
-
-
-async def _collect(stream: asyncio.StreamReader) -> str:
-    kept = b""
-    while block := await stream.read(4096):
-        kept = (kept + block)[-_COMPLAINT_LIMIT:]
-    return kept.decode("utf-8", "replace")
 
 
 async def _drain(stream: asyncio.StreamReader) -> None:

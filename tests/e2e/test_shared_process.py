@@ -92,4 +92,4 @@ def test_a_process_that_is_killed_is_an_error_of_each_of_its_platforms(
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "Traceback" not in err
-    assert err.count("an executor ended without a result") >= 3
+    assert "[linux/amd64, linux/arm64, linux/386] an executor ended without a result: exit status -9" in err
