@@ -60,9 +60,7 @@ def test_a_directory_that_becomes_a_link_meanwhile_leads_nowhere(tmp_path: Path,
         syscalls.renameat2(-100, str(trap), -100, str(root / "a"), syscalls.RENAME_EXCHANGE)
         swapped += 1
 
-    with flipping(swap):
-        for _ in range(3):
-            with contextlib.suppress(ArchiveError):
-                apply(raw.stream(*parts), str(root), limits=LIMITS)  # type: ignore[operator]
+    with flipping(swap), contextlib.suppress(ArchiveError):
+        apply(raw.stream(*parts), str(root), limits=LIMITS)  # type: ignore[operator]
     assert swapped > 10
     assert raw.fingerprint(outside) == before
