@@ -83,6 +83,6 @@ def _extended(part: Part) -> object:
     if isinstance(part, str) and not part.isascii():
         data = part.encode("utf-8", "surrogateescape")
         return part if data.decode("utf-8", "replace") == part else msgspec.msgpack.Ext(_TEXT, data)
-    if isinstance(part, int) and not -(1 << 63) <= part < 1 << 63:
+    if isinstance(part, int) and not -(1 << 63) <= part < 1 << 64:
         return msgspec.msgpack.Ext(_NUMBER, b"%d" % part)
     return part

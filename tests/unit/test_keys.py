@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from executor.build.keys import Part, Rows, encodings, key
@@ -79,6 +79,8 @@ def test_text_that_is_not_utf8_is_told_from_other_text(text: str, data: bytes) -
 
 
 @given(st.lists(PARTS, max_size=4), st.lists(PARTS, max_size=40), st.lists(PARTS, max_size=4))
+@example([], [], [1 << 63, -(1 << 63) - 1])
+@example([], ["\udc80"], ["ä", (1 << 64) - 1, 1 << 64])
 def test_rows_are_a_tuple_that_nobody_holds(before: list[Part], parts: list[Part], after: list[Part]) -> None:
     rows = Rows(len(parts), lambda: encodings(parts))
     assert key("k", *before, ("x", rows), *after) == key("k", *before, ("x", tuple(parts)), *after)
