@@ -18,10 +18,11 @@ from typing import Final, NoReturn
 import msgspec
 
 from platforms import syscalls
-from platforms.errors import ProtocolError
+from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
 
 _ANSWER_LIMIT: Final = 1 << 16
-_PIDS: Final[msgspec.json.Decoder[tuple[int, ...]]] = msgspec.json.Decoder(tuple[int, ...])
+_ANSWER: Final[msgspec.json.Decoder[tuple[int, ...] | str]] = msgspec.json.Decoder(tuple[int, ...] | str)
+"""The process ids, or why there are none."""
 
 
 class Channel(msgspec.Struct, frozen=True):
@@ -47,12 +48,15 @@ class Nursery:
         """By process: where its stderr can be read. Whoever takes one leaves -1."""
 
     def hear(self) -> tuple[int, ...]:
-        """The process ids, by process; waits for them. Raises ``ProtocolError`` when there will be none."""
+        """The process ids, by process; waits for them. Raises ``EnvironmentUnfit`` or ``ProtocolError`` without any."""
         if not self._pids:
             said = os.read(self.answer, _ANSWER_LIMIT)
             if not said:
                 raise ProtocolError("there are no executors", why="the process that was to fork them has died")
-            self._pids = _PIDS.decode(said)
+            answer = _ANSWER.decode(said)
+            if isinstance(answer, str):
+                raise _unfit(answer)
+            self._pids = answer
             self._bury()
         return self._pids
 
@@ -71,7 +75,7 @@ class Nursery:
                 os.close(fd)
         try:
             ours = self.hear()
-        except ProtocolError:
+        except KanifoldError:
             ours = (-1,)  # what it had forked by then is ours all the same, and nothing else is any more
         os.close(self.answer)
         self._bury()
@@ -96,11 +100,18 @@ def opened(executors: int) -> Iterator[Nursery | None]:
     if sys.platform != "linux":
         yield None
         return
-    nursery = _begin(executors, min(executors, len(os.sched_getaffinity(0))))
+    try:
+        nursery = _begin(executors, min(executors, len(os.sched_getaffinity(0))))
+    except OSError as error:
+        raise _unfit(error.strerror or str(error)) from error
     try:
         yield nursery
     finally:
         nursery.close()
+
+
+def _unfit(why: str) -> EnvironmentUnfit:
+    return EnvironmentUnfit("cannot start executors", why=why)
 
 
 def _begin(executors: int, processes: int) -> Nursery:
@@ -149,6 +160,8 @@ def _be_nursery(tell: int, executors: Sequence[Sequence[int]]) -> NoReturn:
             pids.append(pid)
         os.write(tell, msgspec.json.encode(pids))
         status = 0
+    except OSError as error:
+        os.write(tell, msgspec.json.encode(error.strerror or str(error)))
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

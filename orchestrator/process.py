@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestrator.nursery import Nursery
-from platforms.errors import ProtocolError
+from platforms.errors import KanifoldError
 
 GRACE: Final = 1.5
 """Seconds that a cancelled executor has to clean up before it is killed: Ctrl-C promises a clean stop in under two."""
@@ -135,7 +135,7 @@ class Forks:
     async def take(self, limit: int) -> Process | None:
         """One that nobody has taken yet; None when there is none left. ``limit`` as for ``start``.
 
-        Raises ``ProtocolError`` when there should be some and are not.
+        Raises ``EnvironmentUnfit`` or ``ProtocolError`` when there should be some and are not.
         """
         if not self._nursery.channels:
             return None
@@ -152,7 +152,7 @@ class Forks:
         self._nursery.dismiss()
         if self._born is None:
             return
-        with contextlib.suppress(ProtocolError):
+        with contextlib.suppress(KanifoldError):
             children = await self._born
             await asyncio.wait([each.ended for each in children], timeout=GRACE)
             for each in children:
