@@ -111,7 +111,7 @@ async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk) -> job
     while True:
         message = await _receive(process)
         if message is None:
-            await _end(process)
+            process.stdin.close()
             child = process.child
             gone: set[asyncio.Future[Any]] = {child.ended, child.silent}
             await asyncio.wait(gone, timeout=GRACE)

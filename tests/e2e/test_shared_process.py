@@ -82,6 +82,40 @@ def test_one_that_fails_leaves_the_others_alone_when_told_to_keep_going(
     assert "linux/arm64" in outcome.err
 
 
+BUG = """
+from executor import serving
+
+build = serving._build
+
+def broken(task, others):
+    if task.order.platform == "linux/arm64":
+        raise RuntimeError("a bug")
+    build(task, others)
+
+serving._build = broken
+"""
+
+
+def test_a_job_that_breaks_off_leaves_the_others_alone_however_they_end(
+    one: Kanifold, busybox: Base, context: Context
+) -> None:
+    """One ends without a word and another fails, and the third still has longer to go than executors have to end."""
+    folder = context(
+        {
+            "Dockerfile": f"FROM {busybox.ref}\nARG TARGETARCH\n"
+            'RUN test $TARGETARCH = 386 || { sleep 1; exit 1; }; sleep 4; echo sur"vived"\n'
+        }
+    )
+    patched = one.folder("patched")
+    (patched / "sitecustomize.py").write_text(BUG)
+    path = os.pathsep.join(filter(None, (str(patched), one.extra.get("PYTHONPATH"))))
+    outcome = one.run("build", folder, "--platform", THREE, "--progress", "plain", "--keep-going", PYTHONPATH=path)
+    assert outcome.code == 1
+    assert "[linux/arm64] an executor ended without a result" in outcome.err
+    assert "RuntimeError: a bug" in outcome.err
+    assert "survived" in outcome.err
+
+
 def test_a_process_that_is_killed_is_an_error_of_each_of_its_platforms(
     one: Kanifold, busybox: Base, context: Context
 ) -> None:
