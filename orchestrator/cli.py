@@ -253,16 +253,16 @@ def build(check: bool, call: str, **flags: Any) -> None:
 
     Without --push or --output the result is an OCI image layout in the directory oci-layout.
     """
+    from orchestrator import flags as parsing
+
     exit_with = click.get_current_context().exit
+    request = parsing.request(flags)
     if check or call not in ("", "build"):
         from orchestrator import checking
-        from orchestrator import flags as parsing
 
-        exit_with(checking.call(parsing.request(flags), "check" if check else call))
-    from orchestrator import flags as parsing
+        exit_with(checking.call(request, "check" if check else call))
     from orchestrator import nursery, plan
 
-    request = parsing.request(flags)
     planned = plan.at_hand(request)
     if request.repositories:
         from executor.__main__ import preload_registries

@@ -12,7 +12,8 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, NoReturn
 
 import msgspec
@@ -130,38 +131,18 @@ def _begin(executors: int, processes: int) -> Nursery:
         theirs[process] += (incoming, outgoing)
     answer, tell = os.pipe2(os.O_CLOEXEC)
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    pid = os.fork()
-    if pid == 0:
-        _be_nursery(tell, theirs)
+    pid = os.fork() or _live(partial(_nursery, tell, theirs))
     for fd in (tell, *(fd for fds in theirs for fd in fds)):
         os.close(fd)
     return Nursery(pid, answer, channels, ours)
 
 
-def _be_nursery(tell: int, executors: Sequence[Sequence[int]]) -> NoReturn:
-    """The life of the nursery: it belongs to no terminal, and holds nothing open that is not its own."""
+def _live(life: Callable[[], int]) -> NoReturn:
+    """Be a forked process of ours, which is no terminal's: do ``life``, and end with the status that it returns."""
     status = 1
     try:
         os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1):
-            os.dup2(null, stream)
-        _keep_only((tell, *(fd for fds in executors for fd in fds)))
-
-        from executor import __main__ as executor
-
-        executor.preload()
-        gc.freeze()  # else the collector of each executor writes to, and thereby copies, all that they share
-        pids = []
-        for fds in executors:
-            pid = os.fork()
-            if pid == 0:
-                _be_executor(fds)
-            pids.append(pid)
-        os.write(tell, msgspec.json.encode(pids))
-        status = 0
-    except OSError as error:
-        os.write(tell, msgspec.json.encode(error.strerror or str(error)))
+        status = life()
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
@@ -169,22 +150,35 @@ def _be_nursery(tell: int, executors: Sequence[Sequence[int]]) -> NoReturn:
         os._exit(status)
 
 
-def _be_executor(fds: Sequence[int]) -> NoReturn:
+def _nursery(tell: int, executors: Sequence[Sequence[int]]) -> int:
+    """The life of the nursery, which holds nothing open that is not its own."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1):
+        os.dup2(null, stream)
+    _keep_only((tell, *(fd for fds in executors for fd in fds)))
+
+    from executor import __main__ as executor
+
+    executor.preload()
+    gc.freeze()  # else the collector of each executor writes to, and thereby copies, all that they share
+    answer: list[int] | str
+    try:
+        answer = [os.fork() or _live(partial(_executors, fds)) for fds in executors]
+    except OSError as error:
+        answer = error.strerror or str(error)
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+        os.write(tell, msgspec.json.encode(answer))
+    return int(isinstance(answer, str))
+
+
+def _executors(fds: Sequence[int]) -> int:
     """Do a job for each pair of descriptors after the first, which is stderr."""
     from executor.serving import serve
 
-    status = 1
-    try:
-        os.setsid()
-        os.dup2(fds[0], 1)
-        os.dup2(fds[0], 2)
-        _keep_only(fds[1:])
-        status = serve(tuple(zip(fds[1::2], fds[2::2], strict=True)))
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+    os.dup2(fds[0], 1)
+    os.dup2(fds[0], 2)
+    _keep_only(fds[1:])
+    return serve(tuple(zip(fds[1::2], fds[2::2], strict=True)))
 
 
 def _keep_only(fds: Sequence[int]) -> None:
