@@ -23,15 +23,13 @@ def preload() -> None:
     import executor.serving  # noqa: F401
 
 
-def preload_registries(*, tls: bool) -> None:
-    """Load what speaks to registries, with ``tls`` also whom it trusts."""
+def preload_registries() -> None:
+    """Load what speaks to registries."""
     import encodings.idna  # noqa: F401 - in which host names are looked up
 
-    from executor.registry import wire
+    from executor.registry import client, wire  # noqa: F401
 
     wire.load_httpx()
-    if tls:
-        wire.system_trust()
 
 
 def _take_streams() -> tuple[int, int]:

@@ -19,7 +19,7 @@ from executor.registry.config import RegistrySettings
 from platforms.emulation import Emulation
 from platforms.errors import Problem
 
-VERSION: Final = 4
+VERSION: Final = 5
 LINE_LIMIT: Final = 16 << 20
 """Bytes a message line may have: a peer that sends more is broken or hostile."""
 
@@ -112,7 +112,8 @@ class Ask(Message, frozen=True, tag="ask"):
 
     id: int
     what: str
-    """``credential`` (name: registry host), ``secret`` (name: id), ``context`` (name: context, paths: what of it) …"""
+    """``credential`` (name: registry host), ``secret`` (name: id), ``context`` (name: context, paths: what of it),
+    ``ssh`` (name: agent), ``manifest`` (name: a reference; whether the registry has it)."""
     name: str = ""
     paths: tuple[str, ...] = ()
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -29,7 +28,6 @@ from executor.build.solve import Solver
 from executor.build.workshop import Workshop
 from executor.conversation import Conversation
 from executor.registry.auth import Credential
-from executor.registry.client import Client
 from executor.rootfs.elf import foreign
 from executor.rootfs.tree import Tree
 from executor.sandbox import isolation, launcher
@@ -41,6 +39,9 @@ from executor.store.store import open_store
 from platforms import emulation, host, parse
 from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem
+
+if TYPE_CHECKING:
+    from executor.registry.client import Client
 
 _LAST_MOMENT = 1.2
 """Seconds after the last orchestrator has gone until this process ends itself, whatever it was doing."""
@@ -167,7 +168,8 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
     conversation.listen()
     began = time.monotonic()
     with open_store(order.root or None) as store, ThreadPoolExecutor(8, "background") as background:
-        directory = tempfile.mkdtemp(dir=os.path.join(store.root, "tmp"), prefix="job-")
+        directory = store.session.temporary()
+        os.mkdir(directory, 0o700)
         empty = os.path.join(directory, "empty")
         os.mkdir(empty)
         workshop = Workshop(
@@ -255,6 +257,8 @@ def _client(workshop: Workshop, stopping: threading.Event) -> Client:
 
     def progress(action: str, name: str, done: int, total: int) -> None:
         workshop.tell(job.Moved(action, name, done, total))
+
+    from executor.registry.client import Client
 
     client = Client(workshop.order.registries, keychain, progress=progress, cancel=stopping)
 

@@ -18,10 +18,10 @@ from executor.dockerfile.checks import Base
 from executor.image import config as image
 from executor.image.manifest import MANIFEST_LIMIT, Index, Manifest, parse
 from executor.registry import reference
-from executor.registry.client import Client
 from executor.registry.reference import Reference
 from executor.store import blobs
 from executor.store.store import Store
+from orchestrator.registries import Registry
 from platforms.errors import KanifoldError
 from platforms.platform import Platform
 
@@ -35,7 +35,7 @@ def read(
     target: Platform,
     named: Iterable[str],
     pins: Iterable[job.Pin],
-    client: Client,
+    registry: Registry,
     store: Store | None,
 ) -> dict[int, Base]:
     """What is known of the base images of ``stages``, by stage number. ``pins`` say which digests tags stand for."""
@@ -53,7 +53,7 @@ def read(
         if name in digests:
             wanted = wanted.with_digest(digests[name])
         try:
-            return _base(wanted, name, platform, client, store)
+            return _base(wanted, name, platform, registry, store)
         except KanifoldError:
             return None
 
@@ -65,24 +65,24 @@ def read(
     return {index: known for index, what in needed.items() if (known := found[what]) is not None}
 
 
-def _base(wanted: Reference, name: str, platform: Platform, client: Client, store: Store | None) -> Base:
-    document = _manifest(wanted, client, store)
+def _base(wanted: Reference, name: str, platform: Platform, registry: Registry, store: Store | None) -> Base:
+    document = _manifest(wanted, registry, store)
     single = isinstance(document, Manifest)
     if isinstance(document, Index):
         chosen = images.choose(name, document, platform)
-        document = _manifest(wanted.with_digest(chosen.digest), client, store)
+        document = _manifest(wanted.with_digest(chosen.digest), registry, store)
     if isinstance(document, Index):
         return Base()
     described = document.config
     if store is not None and blobs.has(store, described.digest):
         config = image.parse(blobs.read(store, described.digest, limit=image.CONFIG_LIMIT))
     else:
-        config = image.parse(client.read_blob(wanted, described, limit=image.CONFIG_LIMIT))
+        config = image.parse(registry.read_blob(wanted, described, limit=image.CONFIG_LIMIT))
     said = str(config.platform) if config.platform.architecture else ""
     return Base(dict(config.env), bool(config.shell), said, said if single else "")
 
 
-def _manifest(wanted: Reference, client: Client, store: Store | None) -> Manifest | Index:
+def _manifest(wanted: Reference, registry: Registry, store: Store | None) -> Manifest | Index:
     if store is not None and wanted.digest and blobs.has(store, wanted.digest):
         return parse(blobs.read(store, wanted.digest, limit=MANIFEST_LIMIT))
-    return client.manifest(wanted)[0]
+    return registry.manifest(wanted)[0]

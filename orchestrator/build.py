@@ -7,7 +7,6 @@ audit. (5) Join and publish, index first, tags last. An error or Ctrl-C at any p
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import threading
@@ -18,20 +17,19 @@ from msgspec.structs import replace
 from executor import job
 from executor.build.graph import External
 from executor.registry import auth, reference
-from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
 from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
 from orchestrator import audit, cautions, publish
 from orchestrator import plan as planning
-from orchestrator.agent import agents
 from orchestrator.contexts import Means
 from orchestrator.fanout import Built, Emit, Lost, build_all, read_secret
 from orchestrator.node import Node, Placement, local, place
 from orchestrator.nursery import Nursery
 from orchestrator.plan import Plan
 from orchestrator.publish import Image, Product
+from orchestrator.registries import Enter, Registry
 from orchestrator.request import Request
 from orchestrator.trace import recorded
 from orchestrator.view import events, open_display
@@ -41,19 +39,24 @@ _LAST_MOMENT = 1.9
 """Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
 
 
-def build(request: Request, plan: Plan | None, nursery: Nursery | None) -> int:
+def build(request: Request, plan: Plan | None, nursery: Nursery | None, enter: Enter) -> int:
     """Do it, show it, and return the process's exit status (``platforms.errors`` lists them).
 
     The ``plan`` has been made if everything for it was at hand; executors for this machine are in the ``nursery``.
+    Registries are taken up with ``enter``.
     """
+    if not request.ssh:
+        return _shown(request, plan, local(nursery), enter)
+    from orchestrator.agent import agents
+
     with agents(request.ssh) as sockets:
-        return _shown(replace(request, agents=sockets), plan, local(nursery))
+        return _shown(replace(request, agents=sockets), plan, local(nursery), enter)
 
 
-def _shown(request: Request, plan: Plan | None, here: Node) -> int:
+def _shown(request: Request, plan: Plan | None, here: Node, enter: Enter) -> int:
     with open_display(request.progress) as display, recorded(request.trace, display.emit) as emit:
         try:
-            product = asyncio.run(_interruptible(request, here, emit, plan))
+            product = asyncio.run(_interruptible(request, here, emit, plan, enter))
         except KanifoldError as error:
             outcome: events.Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
             troubles = error.troubles if isinstance(error, _PlatformsLostError) else (events.Trouble(error.problem),)
@@ -74,9 +77,9 @@ class _PlatformsLostError(BuildError):
         self.exit_code = first.exit_code  # type: ignore[misc]
 
 
-async def _interruptible(request: Request, here: Node, emit: Emit, plan: Plan | None = None) -> Product:
+async def _interruptible(request: Request, here: Node, emit: Emit, plan: Plan | None, enter: Enter) -> Product:
     """The build, ended cleanly by the first Ctrl-C, SIGTERM or hang-up, and soon: more of them change nothing."""
-    task = asyncio.ensure_future(_build(request, here, emit, plan))
+    task = asyncio.ensure_future(_build(request, here, emit, plan, enter))
     loop = asyncio.get_running_loop()
     signals = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is how nohup says that it may go on
@@ -108,7 +111,7 @@ def _named(context: str) -> str:
     return shown(context)
 
 
-async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None) -> Product:
+async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, enter: Enter) -> Product:
     nodes = (here,)
     runs = plan is None or plan.may_run
     placements = tuple(place(each, nodes, runs=runs) for each in request.platforms)  # (1)
@@ -126,18 +129,18 @@ async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None) ->
     if here.forks is not None:
         here.forks.begin()
     keychain = auth.docker_keychain()
-    client = Client(request.registries, keychain)
+    registry = enter(request.registries, keychain)
     store = open_store(request.root or None)
     scratch = store.session.temporary()
     try:
         async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
-            group.create_task(publish.check_push(request.repositories, client))
-            product = group.create_task(_made(request, plan, placements, keychain, client, store, scratch, emit))
+            group.create_task(publish.check_push(request.repositories, registry))
+            product = group.create_task(_made(request, plan, placements, keychain, registry, store, scratch, emit))
         return product.result()
     except ExceptionGroup as errors:
         raise errors.exceptions[0]  # noqa: B904 - its own cause is the better one
     finally:
-        client.close()
+        registry.close()
         if here.forks is not None:
             await here.forks.close()
         await asyncio.to_thread(remove_tree, scratch)
@@ -149,7 +152,7 @@ async def _made(
     plan: Plan | None,
     placements: Sequence[Placement],
     keychain: auth.Keychain,
-    client: Client,
+    registry: Registry,
     store: Store,
     scratch: str,
     emit: Emit,
@@ -157,13 +160,14 @@ async def _made(
     if plan is None:
         plan = await _plan(request, scratch, emit)  # (2)
     _refuse_unfit(request, plan, placements)
-    pins = await _pin(request, plan, client, store, emit)
-    checked = asyncio.create_task(asyncio.to_thread(cautions.of, request, plan, pins, client, store))
+    pins = await _pin(plan, registry, emit)
+    checked = asyncio.create_task(asyncio.to_thread(cautions.of, request, plan, pins, registry, store))
     if cautions.may_fail(request, plan):
         await checked
     name = os.path.basename(scratch)
-    orders = [(each, _order(request, plan, pins, each, name, client.learned())) for each in placements]
-    built, lost = await build_all(orders, request, keychain, emit)  # (3)
+    learned = await asyncio.to_thread(registry.learned)
+    orders = [(each, _order(request, plan, pins, each, name, learned)) for each in placements]
+    built, lost = await build_all(orders, request, keychain, registry, emit)  # (3)
     staying = list(built)
     leaving: list[asyncio.Task[None]] = []
 
@@ -176,7 +180,7 @@ async def _made(
             emit(caution)
         if lost:
             raise _PlatformsLostError(lost)
-        return await _finish(request, plan, built, dismiss, client, store, emit)
+        return await _finish(request, plan, built, dismiss, registry, store, emit)
     finally:
         await asyncio.gather(*leaving, *(each.executor.close() for each in staying), return_exceptions=True)
 
@@ -218,7 +222,7 @@ async def _finish(
     plan: Plan,
     built: Sequence[Built],
     dismiss: Callable[[Built], None],
-    client: Client,
+    registry: Registry,
     store: Store,
     emit: Emit,
 ) -> Product:
@@ -226,7 +230,7 @@ async def _finish(
     repositories = request.repositories
     images: list[Image] = []
     for each in built:  # (4)
-        image = await publish.verify(each, client, repositories[0] if repositories else None, store)
+        image = await publish.verify(each, registry, repositories[0] if repositories else None, store)
         if _local(request) and not each.placement.node.shares_disk:
             await publish.fetch(each, image, store)
         images.append(image)
@@ -236,7 +240,7 @@ async def _finish(
     product = publish.join(request, images)  # (5)
     tags = _pushed_tags(request)
     if len(tags) != 1:  # one tag comes with what it names
-        await publish.push(product, repositories, client)
+        await publish.push(product, repositories, registry)
     for output in request.outputs:
         if output.holds_files:
             from orchestrator import files
@@ -246,7 +250,7 @@ async def _finish(
             from orchestrator import images as layouts
 
             await layouts.write(output, product, request, emit)
-    await publish.tag(product, tags, client, emit)
+    await publish.tag(product, tags, registry, emit)
     _note(request, product)
     return product
 
@@ -265,7 +269,7 @@ def _audit(request: Request, plan: Plan, built: Built, emit: Emit) -> None:
     emit(events.Cautioned(problem=problem, rule="Audit"))
 
 
-async def _pin(request: Request, plan: Plan, client: Client, store: Store, emit: Emit) -> tuple[job.Pin, ...]:
+async def _pin(plan: Plan, registry: Registry, emit: Emit) -> tuple[job.Pin, ...]:
     """Resolve every external image once, several at a time."""
     from asyncio_pool import AioPool
 
@@ -274,7 +278,7 @@ async def _pin(request: Request, plan: Plan, client: Client, store: Store, emit:
         parsed = reference.parse(name).completed()
         emit(events.Resolving(ref=name))
         try:
-            digest = parsed.digest or (await asyncio.to_thread(client.resolve, parsed)).digest
+            digest = parsed.digest or (await asyncio.to_thread(registry.resolve, parsed)).digest
         except KanifoldError as error:
             what = error.problem.what
             if name not in what:
@@ -360,6 +364,8 @@ def _pushed_tags(request: Request) -> tuple[Reference, ...]:
 def _note(request: Request, product: Product) -> None:
     """Write ``--metadata-file`` and ``--iidfile``."""
     if request.metadata_file:
+        import json
+
         root = product.root
         document: dict[str, object] = {
             "containerimage.digest": root.digest,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Final
 
 import msgspec
 
 from executor import job
-from executor.registry.client import Client
 from executor.store import facts
 from executor.store.store import Store
 from orchestrator.plan import Plan
+from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import events
 from platforms.errors import BuildError, Problem
@@ -23,15 +22,15 @@ _NOTED: Final[msgspec.json.Decoder[_Noted]] = msgspec.json.Decoder(_Noted)
 
 
 def of(
-    request: Request, plan: Plan, pins: tuple[job.Pin, ...], client: Client, store: Store
+    request: Request, plan: Plan, pins: tuple[job.Pin, ...], registry: Registry, store: Store
 ) -> tuple[events.Cautioned, ...]:
     """The findings as warnings of a build, remembered for as long as nothing that they depend on changes.
 
     Raises ``BuildError`` when the Dockerfile wants findings to fail the build (``# check=error=true``).
     """
-    asked = json.dumps(
+    asked = msgspec.json.encode(
         [
-            plan.data.decode("latin-1"),
+            plan.data,
             request.target,
             request.build_args,
             [str(each) for each in request.platforms],
@@ -39,7 +38,7 @@ def of(
             [[pin.name, pin.digest] for pin in pins],
         ]
     )
-    key = hashlib.sha256(asked.encode()).hexdigest()
+    key = hashlib.sha256(asked).hexdigest()
     known = facts.get(store, "checks", key)
     if known is not None:
         found, refusal = _NOTED.decode(known)
@@ -47,7 +46,7 @@ def of(
         from executor.dockerfile import rules
         from orchestrator import checking  # with all rules: most builds find their findings noted
 
-        made = checking.found(request, plan, pins, client, store)
+        made = checking.found(request, plan, pins, registry, store)
         found = tuple(
             (each.rule.name, each.problem)
             for each in made.violations

@@ -20,16 +20,17 @@ from orchestrator import bases
 from orchestrator import plan as planning
 from orchestrator.contexts import Means
 from orchestrator.plan import Plan
+from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import render_problem, render_warning
 from platforms import host
 from platforms.errors import DockerfileError, Problem
 
 
-def found(request: Request, plan: Plan, pins: tuple[job.Pin, ...], client: Client, store: Store) -> Report:
+def found(request: Request, plan: Plan, pins: tuple[job.Pin, ...], registry: Registry, store: Store) -> Report:
     """What checks find in the stages that a build needs."""
     stages = _needed(request, plan)
-    return _check(request, plan, stages, _bases(request, plan, stages, pins, client, store))
+    return _check(request, plan, stages, _bases(request, plan, stages, pins, registry, store))
 
 
 def _predefined(request: Request, plan: Plan) -> dict[str, str]:
@@ -55,12 +56,12 @@ def _bases(
     plan: Plan,
     stages: Iterable[int],
     pins: tuple[job.Pin, ...],
-    client: Client,
+    registry: Registry,
     store: Store | None,
 ) -> dict[int, Base]:
     seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
     wanted = [plan.dockerfile.stages[index] for index in stages]
-    return bases.read(plan.dockerfile, wanted, seen, request.platforms[0], _names(plan), pins, client, store)
+    return bases.read(plan.dockerfile, wanted, seen, request.platforms[0], _names(plan), pins, registry, store)
 
 
 def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[int, Base]) -> Report:
@@ -86,8 +87,8 @@ def _check_all(request: Request, plan: Plan) -> Report:
     except DockerfileError as error:
         found = _check(request, plan, (), {})
         return replace(found, failure=found.failure or error.problem)
-    with Client(request.registries, auth.docker_keychain()) as client:
-        return _check(request, plan, stages, _bases(request, plan, stages, (), client, None))
+    with Client(request.registries, auth.docker_keychain()) as registry:
+        return _check(request, plan, stages, _bases(request, plan, stages, (), registry, None))
 
 
 def call(request: Request, method: str) -> int:

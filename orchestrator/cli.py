@@ -253,31 +253,15 @@ def build(check: bool, call: str, **flags: Any) -> None:
 
     Without --push or --output the result is an OCI image layout in the directory oci-layout.
     """
-    from orchestrator import flags as parsing
-
     exit_with = click.get_current_context().exit
-    request = parsing.request(flags)
     if check or call not in ("", "build"):
         from orchestrator import checking
+        from orchestrator import flags as parsing
 
-        exit_with(checking.call(request, "check" if check else call))
-    from orchestrator import nursery, plan
+        exit_with(checking.call(parsing.request(flags), "check" if check else call))
+    from orchestrator import beginning
 
-    planned = plan.at_hand(request)
-    if request.repositories:
-        from executor.__main__ import preload_registries
-
-        usual = request.registries.trusts_as_usual
-        preload_registries(tls=any(usual(each.registry) for each in request.repositories))
-    with nursery.opened(min(len(request.platforms), request.jobs or len(request.platforms))) as ready:
-        from platforms import emulation
-
-        # While the modules that build are loaded.
-        foreseen = emulation.foresee(request.platforms if planned is None or planned.may_run else ())
-        from orchestrator import build as building
-
-        foreseen()
-        exit_with(building.build(request, planned, ready))
+    exit_with(beginning.run(flags))
 
 
 @cli.command(name="platforms")

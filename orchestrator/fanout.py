@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from executor import job
+from executor.registry import reference
 from executor.registry.auth import Keychain
-from orchestrator import agent, conversation
+from executor.registry.reference import Reference
+from orchestrator import conversation
 from orchestrator.conversation import Executor, OnAsk, Stream
 from orchestrator.node import Placement
+from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import events
 from platforms.errors import ContextError, KanifoldError, ProtocolError
@@ -39,7 +43,11 @@ class Lost(msgspec.Struct, frozen=True):
 
 
 async def build_all(
-    orders: Sequence[tuple[Placement, job.Job]], request: Request, keychain: Keychain, emit: Emit
+    orders: Sequence[tuple[Placement, job.Job]],
+    request: Request,
+    keychain: Keychain,
+    registry: Registry,
+    emit: Emit,
 ) -> tuple[tuple[Built, ...], tuple[Lost, ...]]:
     """Run every order; returns what was built and what was not, each in the order of the platforms.
 
@@ -49,7 +57,12 @@ async def build_all(
 
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     pool = AioPool(size=request.jobs or len(orders))
-    waiting = [pool.spawn_n(_one(placement, order, request, keychain, emit, stop)) for placement, order in orders]
+    waiting = [
+        pool.spawn_n(
+            _one(placement, order, _answers(request, order, keychain, registry), request.keep_going, emit, stop)
+        )
+        for placement, order in orders
+    ]
     try:
         outcomes = await asyncio.shield(asyncio.gather(*waiting))
     except BaseException:
@@ -68,7 +81,7 @@ def _stop(stop: asyncio.Future[str], why: str) -> None:
 
 
 async def _one(
-    placement: Placement, order: job.Job, request: Request, keychain: Keychain, emit: Emit, stop: asyncio.Future[str]
+    placement: Placement, order: job.Job, answers: OnAsk, keep_going: bool, emit: Emit, stop: asyncio.Future[str]
 ) -> Built | Lost | None:
     """One platform; None when ``stop``, whose result is the reason, came first."""
     name = str(placement.platform)
@@ -81,7 +94,7 @@ async def _one(
             placement.node,
             order,
             lambda message: emit(events.FromExecutor(platform=name, message=message)),
-            _answers(request, order, keychain),
+            answers,
         )
     )
     either: set[asyncio.Future[Any]] = {running, stop}
@@ -95,14 +108,14 @@ async def _one(
         executor = running.result()
     except KanifoldError as error:
         emit(events.PlatformEnded(platform=name, outcome="failed", reason=error.problem.what))
-        if not request.keep_going:
+        if not keep_going:
             _stop(stop, "another platform failed")
         return Lost(placement, error)
     emit(events.PlatformEnded(platform=name, outcome="built"))
     return Built(placement, executor.result, executor)
 
 
-def _answers(request: Request, order: job.Job, keychain: Keychain) -> OnAsk:
+def _answers(request: Request, order: job.Job, keychain: Keychain, registry: Registry) -> OnAsk:
     """What the executor of ``order`` may be told: nothing beyond what this build was given."""
     secrets = {secret.id: secret for secret in request.secrets}
     contexts = {context.name: context for context in order.contexts}
@@ -112,10 +125,15 @@ def _answers(request: Request, order: job.Job, keychain: Keychain) -> OnAsk:
             case "credential":
                 found = await asyncio.to_thread(keychain, ask.name)
                 return None if found is None else msgspec.json.encode(found)
+            case "manifest":
+                wanted = _pushed(order, ask.name)
+                return b"" if await asyncio.to_thread(_has, registry, wanted) else None
             case "secret":
                 secret = secrets.get(ask.name)
                 return None if secret is None else await asyncio.to_thread(read_secret, secret.file, secret.variable)
             case "ssh":
+                from orchestrator import agent
+
                 place = request.agents.get(ask.name)
                 if place is None:
                     return None
@@ -128,6 +146,20 @@ def _answers(request: Request, order: job.Job, keychain: Keychain) -> OnAsk:
                 raise ProtocolError(f"an executor asked for an unknown thing: {ask.what!r}")
 
     return answer
+
+
+def _pushed(order: job.Job, name: str) -> Reference:
+    wanted = reference.parse(name)
+    if str(wanted.repository_only()) not in order.push:
+        raise ProtocolError(f"an executor asked for what is not its own: {name!r}")
+    return wanted
+
+
+def _has(registry: Registry, wanted: Reference) -> bool:
+    """Whether the registry says so; what is wrong with it, the executor hears when it goes there itself."""
+    with contextlib.suppress(KanifoldError):
+        return registry.has_manifest(wanted) is not None
+    return False
 
 
 def _decoded(text: str) -> bytes:

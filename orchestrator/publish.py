@@ -19,11 +19,11 @@ from executor.image import manifest as documents
 from executor.image import mediatypes
 from executor.image.digest import sha256
 from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec, describe
-from executor.registry.client import Client
 from executor.registry.reference import Reference
 from executor.store import blobs
 from executor.store.store import Store
 from orchestrator.fanout import Built, Emit
+from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import events
 from platforms import Platform, satisfies
@@ -49,9 +49,9 @@ class Product(msgspec.Struct, frozen=True):
     images: tuple[Image, ...]
 
 
-async def check_push(repositories: Sequence[Reference], client: Client) -> None:
+async def check_push(repositories: Sequence[Reference], registry: Registry) -> None:
     """Raise ``RegistryError`` when one of ``repositories`` will not take what is built; to be asked at once."""
-    await asyncio.gather(*(asyncio.to_thread(client.check_push, each) for each in repositories))
+    await asyncio.gather(*(asyncio.to_thread(registry.check_push, each) for each in repositories))
 
 
 async def fetch(built: Built, image: Image, store: Store) -> None:
@@ -63,7 +63,7 @@ async def fetch(built: Built, image: Image, store: Store) -> None:
                 ingest.commit()
 
 
-async def verify(built: Built, client: Client | None, repository: Reference | None, store: Store | None) -> Image:
+async def verify(built: Built, registry: Registry | None, repository: Reference | None, store: Store | None) -> Image:
     """Read back what an executor says it made: digests must be true, and the config must say the platform.
 
     Raises ``ProtocolError`` for an executor that lied.
@@ -73,8 +73,8 @@ async def verify(built: Built, client: Client | None, repository: Reference | No
     async def read(descriptor: Descriptor) -> bytes:
         if store is not None and (here := await asyncio.to_thread(_from_store, store, descriptor.digest)):
             return here
-        if client is not None and repository is not None and descriptor.media_type in mediatypes.MANIFESTS:
-            return (await asyncio.to_thread(client.manifest, repository.with_digest(descriptor.digest)))[1]
+        if registry is not None and repository is not None and descriptor.media_type in mediatypes.MANIFESTS:
+            return (await asyncio.to_thread(registry.manifest, repository.with_digest(descriptor.digest)))[1]
         if descriptor.size > image.CONFIG_LIMIT:
             raise ProtocolError(f"the executor for {platform} announces {descriptor.size} bytes of metadata")
         parts: list[bytes] = []
@@ -129,16 +129,16 @@ def join(request: Request, images: Sequence[Image]) -> Product:
     return Product(root, data, tuple(images))
 
 
-async def push(product: Product, repositories: Sequence[Reference], client: Client) -> None:
+async def push(product: Product, repositories: Sequence[Reference], registry: Registry) -> None:
     """Put the root document under its digest into every repository; the images are there already."""
     for repository in repositories:
         target = repository.repository_only().with_digest(product.root.digest)
-        await asyncio.to_thread(client.put_manifest, target, product.data, product.root.media_type)
+        await asyncio.to_thread(registry.put_manifest, target, product.data, product.root.media_type)
 
 
-async def tag(product: Product, tags: Sequence[Reference], client: Client, emit: Emit) -> None:
+async def tag(product: Product, tags: Sequence[Reference], registry: Registry, emit: Emit) -> None:
     """Move the tags. This is the last thing a build does to a registry."""
     for done, reference in enumerate(tags):
         emit(events.Publishing(what="tags", done=done, total=len(tags)))
-        await asyncio.to_thread(client.put_manifest, reference, product.data, product.root.media_type)
+        await asyncio.to_thread(registry.put_manifest, reference, product.data, product.root.media_type)
         emit(events.Published(ref=str(reference), digest=product.root.digest))

@@ -10,7 +10,6 @@ stage is a thread, whose steps follow each other; a transfer, of which many run 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -58,6 +57,8 @@ def recorded(path: str, emit: Callable[[events.Event], None]) -> Iterator[Callab
         yield keep
     finally:
         with file, _translated(path):
+            import json
+
             json.dump(trace(happened), file, separators=(",", ":"))
             file.flush()
 

@@ -82,6 +82,7 @@ def main() -> None:
     sys.path[:] = [each for each in sys.path if each]
     for name in MODULES:
         importlib.import_module(name)
+    importlib.import_module("executor.__main__").preload_registries()
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()

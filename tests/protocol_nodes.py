@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import build as building
+from orchestrator import registries
 from orchestrator.node import Node
 from orchestrator.publish import Product
 from orchestrator.request import Request
@@ -71,4 +72,4 @@ def remote(store: Path, mark: Marked, **environment: str) -> Node:
 def build(request: Request, node: Node, seen: list[events.Event] | None = None) -> Product:
     """``request`` built on ``node``. Raises what the command would show."""
     told = seen if seen is not None else []
-    return asyncio.run(building._interruptible(request, node, told.append))
+    return asyncio.run(building._interruptible(request, node, told.append, None, registries.here))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -22,15 +22,18 @@ from executor.image.config import ImageConfig
 from executor.image.digest import chain_id
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, PlatformSpec, parse
 from executor.job import Moved, Warned
-from executor.registry import archive, layout, reference
+from executor.registry import reference
 from executor.registry.reference import Reference
-from executor.registry.transfer import Sink
 from executor.rootfs import unpack
 from executor.rootfs.stack import mount_stack
 from executor.rootfs.unpack import Unpacked
 from executor.store import blobs, locks, snapshots
 from platforms import Platform, satisfies, select
 from platforms.errors import ArchiveError, KanifoldError, PlatformMissing, Problem
+
+if TYPE_CHECKING:
+    from executor.registry.layout import Layout
+    from executor.registry.transfer import Sink
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -84,7 +87,7 @@ class RegistrySource(msgspec.Struct, frozen=True):
 class LayoutSource(msgspec.Struct, frozen=True):
     """An image in an OCI layout on this machine."""
 
-    layout: layout.Layout
+    layout: Layout
     root: Descriptor
 
     @property
@@ -110,6 +113,8 @@ def from_registry(workshop: Workshop, name: str, platform: Platform) -> Base:
 
 def from_layout(workshop: Workshop, name: str, location: str, platform: Platform) -> Base:
     """The image in the OCI layout ``location`` (``PATH[:TAG|@DIGEST]``) for ``platform``."""
+    from executor.registry import archive, layout
+
     path, wanted = split_layout(location)
     opened = archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
     root = opened.find(wanted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -325,6 +324,8 @@ def _is_live(workshop: Workshop, entry: Entry) -> bool:
 
 
 def _copy(workshop: Workshop, source: bytes) -> Copy:
+    import tempfile
+
     digest = hashlib.sha256()
     size = 0
     content = _open(source)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -29,11 +29,13 @@ from executor.image import mediatypes
 from executor.image.digest import check_digest, sha256
 from executor.image.manifest import Descriptor, Index, Manifest, describe
 from executor.registry import reference
-from executor.registry.client import Client
 from executor.registry.reference import Reference
 from executor.store import blobs
 from executor.store.store import Store
 from platforms.errors import ArchiveError, KanifoldError, Problem
+
+if TYPE_CHECKING:
+    from executor.registry.client import Client
 
 ENTRY: Final = "application/vnd.kanifold.cache.entry.v1+json"
 """The media type of a record in a registry."""

@@ -160,9 +160,11 @@ def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Mad
             layer.content()
     unheard_of = bool(sending.waiting)  # with a new layer
     for target in sending.targets:
-        client, name = workshop.registry(), target.repository_only().with_digest(descriptor.digest)
-        if not unheard_of and client.has_manifest(name) is not None:
+        name = target.repository_only().with_digest(descriptor.digest)
+        # The orchestrator has a connection: one of our own takes longer than this question.
+        if not unheard_of and workshop.conversation.ask("manifest", str(name)) is not None:
             continue  # a registry has no manifest without what it names
+        client = workshop.registry()
         send = client.send if config_descriptor.size <= _SMALL else client.push
         sent = workshop.later(
             partial(send, target, config_descriptor, partial(blobs.open, store, config_descriptor.digest))

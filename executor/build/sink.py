@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from executor.image.manifest import Descriptor
-from executor.registry.transfer import Sink
 from executor.store import blobs, faults
 from executor.store.store import Store
+
+if TYPE_CHECKING:
+    from executor.registry.transfer import Sink
 
 
 class Arrival:

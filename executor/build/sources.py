@@ -1,4 +1,4 @@
-"""The sources of COPY and ADD: paths of a tree, here-documents, URLs and git repositories.
+"""The sources of COPY and ADD: paths of a tree and here-documents; ``fetched`` has URLs and git repositories.
 
 Each knows two things: what it is, for the cache key of the step, and how it is copied into a plan. Nothing is read or
 downloaded for a key when that can be known without.
@@ -8,34 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Protocol
 
 import msgspec
 
 from executor.build import content, copying, keys, users
+from executor.build.archives import copy_archive
 from executor.build.content import Selection
 from executor.build.copying import Plan, Source, Treatment
 from executor.build.once import Once
 from executor.build.state import normal_path
 from executor.build.workshop import Workshop
-from executor.context import archive, gitreference, http
-from executor.context.gitreference import GitReference
 from executor.dockerfile import copies, modes
 from executor.dockerfile.instructions import Add, Copy
 from executor.rootfs.entry import Kind
 from executor.rootfs.tree import Tree, open_directory
-from executor.store import facts
 from platforms.errors import ContextError
-
-if TYPE_CHECKING:
-    from executor.context.git import Resolved
-    from executor.context.gitprogram import Access
-
-
-# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
-_REMEMBERED: Final[msgspec.json.Decoder[tuple[str, http.Validators]]] = msgspec.json.Decoder(
-    tuple[str, http.Validators]
-)
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -108,123 +96,12 @@ class FromTree(msgspec.Struct, frozen=True):
         for match, top, found in selection.matches():
             if self.unpack and top.kind is Kind.FILE:
                 for each in found:
-                    if _copy_archive(workshop, plan, each.entry.source, destination, treatment):
+                    if copy_archive(workshop, plan, each.entry.source, destination, treatment):
                         content.check(each.entry)
                     else:
                         copying.copy_match(plan, source, match, top, (each,), destination, treatment)
             else:
                 copying.copy_match(plan, source, match, top, found, destination, treatment)
-
-
-class FromUrl(msgspec.Struct, frozen=True):
-    """A file behind a URL."""
-
-    url: str
-    checksum: str
-    unpack: bool
-
-    def key(self, workshop: Workshop) -> keys.Part:
-        return ("url", http.file_name(self.url), self.checksum or self._digest(workshop), self.unpack)
-
-    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
-        found = self._download(workshop)
-        if self.unpack and _copy_archive(workshop, plan, os.fsencode(found.path), destination, treatment):
-            return
-        tree = workshop.trees.keep(open_directory(os.path.dirname(found.path), owner=(0, 0)))
-        name = os.path.basename(found.path)
-        copying.copy(plan, Source(tree, "/" + name, wildcards=False, contents=False), destination, treatment)
-
-    def _digest(self, workshop: Workshop) -> str:
-        """The content's digest: remembered, as long as the server says that the file is the same."""
-        data = facts.get(workshop.store, "url", self.url)
-        if data is not None:
-            digest, validators = _REMEMBERED.decode(data)
-            if http.unchanged(
-                self.url, validators, authorization=self._authorization(workshop), cancel=workshop.cancelled
-            ):
-                return digest
-        return self._download(workshop).digest
-
-    def _download(self, workshop: Workshop) -> http.Downloaded:
-        with workshop.downloading:
-            found = workshop.downloads.get((self.url, self.checksum))
-            if found is None:
-                found = http.download(
-                    self.url,
-                    workshop.scratch(),
-                    checksum=self.checksum,
-                    authorization=self._authorization(workshop),
-                    cancel=workshop.cancelled,
-                )
-                workshop.downloads[self.url, self.checksum] = found
-                known = (found.digest, found.validators)
-                facts.put(workshop.store, "url", self.url, msgspec.json.encode(known))
-            return found
-
-    def _authorization(self, workshop: Workshop) -> str:
-        return http.authorization(self.url, lambda name: workshop.conversation.ask("secret", name))
-
-
-class FromGit(msgspec.Struct, frozen=True):
-    """A git repository, or a directory of it."""
-
-    repository: GitReference
-
-    def key(self, workshop: Workshop) -> keys.Part:
-        from executor.context import git
-
-        return git.identity(self.repository, resolved(workshop, self.repository))
-
-    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
-        tree = workshop.trees.keep(open_directory(git_files(workshop, self.repository), owner=(0, 0)))
-        source = Source(tree, "/", wildcards=False, contents=True, context=True)
-        copying.copy(plan, source, destination, treatment)
-
-
-def resolved(workshop: Workshop, repository: GitReference) -> Resolved:
-    """What ``repository`` points to, asked once a job."""
-    from executor.context import git
-
-    with workshop.downloading:
-        found = workshop.commits.get(repository)
-        if found is None:
-            found = workshop.commits[repository] = git.resolve(
-                repository, workshop.scratch(), access=_git_access(workshop, repository), cancel=workshop.cancelled
-            )
-        return found
-
-
-def git_files(workshop: Workshop, repository: GitReference) -> str:
-    """The directory with the files of ``repository``."""
-    from executor.context import git
-
-    return git.checkout(
-        repository,
-        resolved(workshop, repository),
-        workshop.scratch(),
-        access=_git_access(workshop, repository),
-        cancel=workshop.cancelled,
-    ).path
-
-
-def _git_access(workshop: Workshop, repository: GitReference) -> Access:
-    from executor.context import git, gitprogram
-
-    return gitprogram.Access(
-        authorization=git.authorization(repository, lambda name: workshop.conversation.ask("secret", name))
-    )
-
-
-def _copy_archive(workshop: Workshop, plan: Plan, path: bytes, destination: str, treatment: Treatment) -> bool:
-    """Add what is in the archive ``path``; False when it is none."""
-    directory = workshop.scratch()
-    found = archive.extract(path, directory)
-    if found is None:
-        return False
-    tree = workshop.trees.keep(open_directory(directory))
-    owners = {name: (uid, gid) for name, uid, gid in found.unowned}
-    copying.unpack_into(plan, tree, frozenset(found.implicit), owners, destination, treatment.owner)
-    return True
 
 
 class Inline(msgspec.Struct, frozen=True):
@@ -258,12 +135,11 @@ def inputs(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Inpu
 
 def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callable[[], Input]) -> Part:
     if isinstance(instruction, Add):
-        repository = gitreference.parse(text)
-        if repository is not None and not repository.indistinguishable_from_local:
-            checksum, keep = instruction.checksum, instruction.keep_git_dir
-            return FromGit(gitreference.settled(repository, keep_git_dir=keep, checksum=checksum))
-        if text.startswith(("http://", "https://")):
-            return FromUrl(text, instruction.checksum, bool(instruction.unpack))
+        from executor.build import fetched  # with all that fetches, which few Dockerfiles need
+
+        elsewhere = fetched.part(instruction, text)
+        if elsewhere is not None:
+            return elsewhere
     parents = isinstance(instruction, Copy) and instruction.parents
     unpack = isinstance(instruction, Add) and instruction.unpack is not False
     place = found()

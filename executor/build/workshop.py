@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +13,7 @@ from executor import job
 from executor.build.exchange import Exchange
 from executor.build.fingerprints import Fingerprints
 from executor.build.once import Once
-from executor.context import http
-from executor.context.gitreference import GitReference
 from executor.conversation import Conversation
-from executor.registry.client import Client
 from executor.rootfs.tree import Tree, open_layers
 from executor.sandbox.launcher import Launcher
 from executor.store.store import Store
@@ -25,7 +21,10 @@ from platforms.errors import EnvironmentUnfit, Interrupted
 from platforms.platform import Platform
 
 if TYPE_CHECKING:
+    from executor.context import http
     from executor.context.git import Resolved
+    from executor.context.gitreference import GitReference
+    from executor.registry.client import Client
 
 T = TypeVar("T")
 
@@ -121,6 +120,8 @@ class Workshop(msgspec.Struct, frozen=True):
 
     def scratch(self) -> str:
         """A new directory that goes with the job."""
+        import tempfile
+
         return tempfile.mkdtemp(dir=self.directory)
 
     def later(self, work: Callable[[], T]) -> Future[T]:

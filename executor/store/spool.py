@@ -7,7 +7,6 @@ time.
 from __future__ import annotations
 
 import os
-import tempfile
 from array import array
 from typing import IO, TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -36,7 +35,7 @@ class Batches(Generic[T]):
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[list[T]], directory: str | None) -> None:
         self._decoder = decoder
-        self._directory = directory or tempfile.gettempdir()
+        self._directory = directory
         self._file: IO[bytes] | None = None
         self._ends = array("Q", [0])
         self._kept: dict[int, Sequence[T]] = {}
@@ -52,12 +51,14 @@ class Batches(Generic[T]):
 
     def add(self, items: Sequence[T]) -> None:
         """Add a group."""
+        import tempfile
+
         try:
             data = _ENCODER.encode(items)
         except OverflowError:  # a time beyond what MessagePack has numbers for
             data = b""
             self._kept[len(self)] = tuple(items)
-        with translated(self._directory, "cannot write a temporary file"):
+        with translated(self._directory or tempfile.gettempdir(), "cannot write a temporary file"):
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=0, dir=self._directory)  # noqa: SIM115
             view = memoryview(data)

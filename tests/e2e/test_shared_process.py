@@ -27,8 +27,10 @@ def one(kanifold: Kanifold) -> Kanifold:
     return dataclasses.replace(kanifold, command=("taskset", "-c", "0", *kanifold.command))
 
 
-def children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def executors_of(pid: int) -> list[int]:
+    """The processes of the build ``pid`` that executors are in."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [each for each in children if Path(f"/proc/{each}/comm").read_text() == "kanifold-exec\n"]
 
 
 def begun(process: subprocess.Popen[str], count: int) -> list[int]:
@@ -37,7 +39,7 @@ def begun(process: subprocess.Popen[str], count: int) -> list[int]:
     for line in process.stderr:
         count -= line.rstrip().endswith("begun")
         if not count:
-            return children(process.pid)
+            return executors_of(process.pid)
     raise AssertionError("the build ended before its steps began")
 
 

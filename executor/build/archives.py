@@ -1,0 +1,21 @@
+"""Archives that ADD takes apart, on their way into a plan."""
+
+from __future__ import annotations
+
+from executor.build import copying
+from executor.build.copying import Plan, Treatment
+from executor.build.workshop import Workshop
+from executor.context import archive
+from executor.rootfs.tree import open_directory
+
+
+def copy_archive(workshop: Workshop, plan: Plan, path: bytes, destination: str, treatment: Treatment) -> bool:
+    """Add what is in the archive ``path``; False when it is none."""
+    directory = workshop.scratch()
+    found = archive.extract(path, directory)
+    if found is None:
+        return False
+    tree = workshop.trees.keep(open_directory(directory))
+    owners = {name: (uid, gid) for name, uid, gid in found.unowned}
+    copying.unpack_into(plan, tree, frozenset(found.implicit), owners, destination, treatment.owner)
+    return True

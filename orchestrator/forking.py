@@ -1,0 +1,40 @@
+"""Processes that are forked off this one and go on as something else: they start with what is loaded by then."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from platforms import syscalls
+
+
+def live(name: str, life: Callable[[], int]) -> NoReturn:
+    """Be a forked process of ours, which is no terminal's: do ``life``, and end with the status that it returns.
+
+    ``name`` (15 bytes) is what ``ps`` shows.
+    """
+    status = 1
+    try:
+        os.setsid()
+        syscalls.set_name(name)
+        status = life()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def keep_only(fds: Iterable[int]) -> None:
+    """Close all descriptors but ``fds`` and the standard streams, of which stderr alone leads anywhere."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1):
+        os.dup2(null, stream)
+    last = 2
+    for fd in sorted(fds):
+        if fd > last + 1:
+            syscalls.close_range(last + 1, fd - 1)
+        last = fd
+    syscalls.close_range(last + 1)
