@@ -128,6 +128,31 @@ class Finding(msgspec.Struct, frozen=True):
     """The file's own architecture, as ``kanifold`` names platforms where it can: ``amd64``, ``EM_AVR (83)``."""
 
 
+class FoundStep(msgspec.Struct, frozen=True, array_like=True):
+    """What the cache said of a step: the ``result`` that was recorded under its ``key``, and when that was made."""
+
+    key: str
+    result: str
+    created: str
+
+
+class Seen(msgspec.Struct, frozen=True, array_like=True):
+    """What a source argument named in a context: ``look`` is what lstat(2) said of all of it, hashed."""
+
+    context: str
+    pattern: str
+    parents: bool
+    exclude: tuple[str, ...]
+    look: str
+
+
+class Grounds(msgspec.Struct, frozen=True):
+    """All that an answer rests on besides the job: while this holds, the same job has the same answer."""
+
+    steps: tuple[FoundStep, ...] = ()
+    seen: tuple[Seen, ...] = ()
+
+
 class Result(Message, frozen=True, tag="result"):
     """The image is made and stands where the job wanted it (pushed by digest, or in the executor's store)."""
 
@@ -140,6 +165,8 @@ class Result(Message, frozen=True, tag="result"):
     cached: int = 0
     ran: int = 0
     seconds: float = 0.0
+    grounds: Grounds | None = None
+    """None when the answer rests on something that can only be asked for again."""
 
 
 class Failed(Message, frozen=True, tag="failed"):

@@ -1,7 +1,7 @@
 """The beginning of a build, which is mostly modules being loaded: by several processes at once.
 
-(1) A nursery is forked before the flags are understood. (2) It is told how many executors are wanted as soon as that is
-known. (3) Emulators are tried out while this process loads what it needs itself.
+(1) A nursery is forked before the flags are understood. (2) Emulators are tried out while this process loads what it
+needs itself.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ def run(flags: dict[str, Any]) -> int:
 
         request = parsing.request(flags)
         planned = plan.at_hand(request)
-        if brood is not None:
-            brood.order(min(len(request.platforms), request.jobs or len(request.platforms)))  # (2)
         from platforms import emulation
 
-        foreseen = emulation.foresee(request.platforms if planned is None or planned.may_run else ())  # (3)
+        foreseen = emulation.foresee(request.platforms if planned is None or planned.may_run else ())  # (2)
         from orchestrator import build as building
 
         foreseen()

@@ -12,19 +12,19 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
 from msgspec.structs import replace
 
 from executor import job
 from executor.build.graph import External
 from executor.registry import auth, reference
-from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
 from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
-from orchestrator import audit, cautions, publish
+from orchestrator import audit, cautions, publish, repeats
 from orchestrator import plan as planning
 from orchestrator.contexts import Means
-from orchestrator.fanout import Built, Emit, Lost, build_all, read_secret
+from orchestrator.fanout import Built, Emit, Lost, build_all, order_executors, read_secret
 from orchestrator.node import Node, Placement, local, place
 from orchestrator.nursery import Nursery
 from orchestrator.plan import Plan
@@ -111,6 +111,18 @@ def _named(context: str) -> str:
     return shown(context)
 
 
+class _Site(msgspec.Struct, frozen=True):
+    """Where a build takes place, and who is to hear of it."""
+
+    request: Request
+    keychain: auth.Keychain
+    registry: Registry
+    store: Store
+    scratch: str
+    """A path for temporary files, where nothing is yet."""
+    emit: Emit
+
+
 async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, enter: Enter) -> Product:
     nodes = (here,)
     runs = plan is None or plan.may_run
@@ -126,48 +138,40 @@ async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, en
             jobs=request.jobs,
         )
     )
-    if here.forks is not None:
-        here.forks.begin()
     keychain = auth.docker_keychain()
-    registry = enter(request.registries, keychain)
     store = open_store(request.root or None)
-    scratch = store.session.temporary()
+    site = _Site(request, keychain, enter(request.registries, keychain), store, store.session.temporary(), emit)
     try:
         async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
-            group.create_task(publish.check_push(request.repositories, registry))
-            product = group.create_task(_made(request, plan, placements, keychain, registry, store, scratch, emit))
+            group.create_task(publish.check_push(request.repositories, site.registry))
+            product = group.create_task(_made(site, plan, placements))
         return product.result()
     except ExceptionGroup as errors:
         raise errors.exceptions[0]  # noqa: B904 - its own cause is the better one
     finally:
-        registry.close()
+        site.registry.close()
         if here.forks is not None:
             await here.forks.close()
-        await asyncio.to_thread(remove_tree, scratch)
+        await asyncio.to_thread(remove_tree, site.scratch)
         store.close()
 
 
-async def _made(
-    request: Request,
-    plan: Plan | None,
-    placements: Sequence[Placement],
-    keychain: auth.Keychain,
-    registry: Registry,
-    store: Store,
-    scratch: str,
-    emit: Emit,
-) -> Product:
+async def _made(site: _Site, plan: Plan | None, placements: Sequence[Placement]) -> Product:
+    may_repeat = plan is not None and repeats.may_come(site.request, placements)  # what is fetched has no lasting place
     if plan is None:
-        plan = await _plan(request, scratch, emit)  # (2)
-    _refuse_unfit(request, plan, placements)
-    pins = await _pin(plan, registry, emit)
-    checked = asyncio.create_task(asyncio.to_thread(cautions.of, request, plan, pins, registry, store))
-    if cautions.may_fail(request, plan):
+        plan = await _plan(site)  # (2)
+    _refuse_unfit(site.request, plan, placements)
+    name = os.path.basename(site.scratch)
+    orders = [(each, _order(site.request, plan, each, name)) for each in placements]
+    answers = await asyncio.to_thread(repeats.find, orders, site.store) if may_repeat else ()
+    if not answers:
+        order_executors(placements, site.request)
+    pins, holding = await asyncio.gather(_pin(site, plan), asyncio.to_thread(repeats.hold, answers, orders, site.store))
+    checked = asyncio.create_task(asyncio.to_thread(cautions.of, site.request, plan, pins, site.registry, site.store))
+    if cautions.may_fail(site.request, plan):
         await checked
-    name = os.path.basename(scratch)
-    learned = await asyncio.to_thread(registry.learned)
-    orders = [(each, _order(request, plan, pins, each, name, learned)) for each in placements]
-    built, lost = await build_all(orders, request, keychain, registry, emit)  # (3)
+    orders = [(each, replace(order, pins=pins)) for each, order in orders]
+    built, lost = await _built(site, orders, answers if holding else ())  # (3)
     staying = list(built)
     leaving: list[asyncio.Task[None]] = []
 
@@ -177,12 +181,26 @@ async def _made(
 
     try:
         for caution in await checked:
-            emit(caution)
+            site.emit(caution)
         if lost:
             raise _PlatformsLostError(lost)
-        return await _finish(request, plan, built, dismiss, registry, store, emit)
+        product = await _finish(site, plan, built, dismiss)
+        if may_repeat:
+            await asyncio.to_thread(repeats.note, built, orders, site.store)
+        return product
     finally:
         await asyncio.gather(*leaving, *(each.executor.close() for each in staying), return_exceptions=True)
+
+
+async def _built(
+    site: _Site, orders: repeats.Orders, answers: Sequence[repeats.Answer]
+) -> tuple[tuple[Built, ...], tuple[Lost, ...]]:
+    """What comes of the ``orders``: what they were answered with before, or what executors make of them."""
+    if answers and await repeats.are_there(answers, orders, site.registry):
+        return repeats.again(answers, orders, site.emit), ()
+    learned = await asyncio.to_thread(site.registry.learned)
+    orders = [(each, replace(order, registries=learned)) for each, order in orders]
+    return await build_all(orders, site.request, site.keychain, site.registry, site.emit)
 
 
 def _refuse_unfit(request: Request, plan: Plan, placements: Iterable[Placement]) -> None:
@@ -198,16 +216,17 @@ def _refuse_unfit(request: Request, plan: Plan, placements: Iterable[Placement])
             )
 
 
-async def _plan(request: Request, scratch: str, emit: Emit) -> Plan:
-    """The plan; what has to be fetched for it goes below ``scratch``."""
+async def _plan(site: _Site) -> Plan:
+    """The plan; what has to be fetched for it goes below the site's ``scratch``."""
+    request = site.request
     secrets = {each.id: each for each in request.secrets}
 
     def secret(name: str) -> bytes | None:
         found = secrets.get(name)
         return None if found is None else read_secret(found.file, found.variable)
 
-    os.mkdir(scratch, 0o700)
-    means = Means(scratch, secret, request.agents.get("default", ""), emit=emit)
+    os.mkdir(site.scratch, 0o700)
+    means = Means(site.scratch, secret, request.agents.get("default", ""), emit=site.emit)
     reading = asyncio.create_task(asyncio.to_thread(planning.read, request, request.platforms, means))
     try:
         return await asyncio.shield(reading)
@@ -217,22 +236,15 @@ async def _plan(request: Request, scratch: str, emit: Emit) -> Plan:
         raise
 
 
-async def _finish(
-    request: Request,
-    plan: Plan,
-    built: Sequence[Built],
-    dismiss: Callable[[Built], None],
-    registry: Registry,
-    store: Store,
-    emit: Emit,
-) -> Product:
+async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Callable[[Built], None]) -> Product:
     """Check, join and publish what was ``built``. An executor that is not needed for that any more is dismissed."""
+    request, registry, emit = site.request, site.registry, site.emit
     repositories = request.repositories
     images: list[Image] = []
     for each in built:  # (4)
-        image = await publish.verify(each, registry, repositories[0] if repositories else None, store)
+        image = await publish.verify(each, registry, repositories[0] if repositories else None, site.store)
         if _local(request) and not each.placement.node.shares_disk:
-            await publish.fetch(each, image, store)
+            await publish.fetch(each, image, site.store)
         images.append(image)
         _audit(request, plan, each, emit)
         if all(output.kind == "registry" for output in request.outputs):
@@ -269,22 +281,22 @@ def _audit(request: Request, plan: Plan, built: Built, emit: Emit) -> None:
     emit(events.Cautioned(problem=problem, rule="Audit"))
 
 
-async def _pin(plan: Plan, registry: Registry, emit: Emit) -> tuple[job.Pin, ...]:
+async def _pin(site: _Site, plan: Plan) -> tuple[job.Pin, ...]:
     """Resolve every external image once, several at a time."""
     from asyncio_pool import AioPool
 
     async def resolve(image: External) -> job.Pin:
         name = image.name
         parsed = reference.parse(name).completed()
-        emit(events.Resolving(ref=name))
+        site.emit(events.Resolving(ref=name))
         try:
-            digest = parsed.digest or (await asyncio.to_thread(registry.resolve, parsed)).digest
+            digest = parsed.digest or (await asyncio.to_thread(site.registry.resolve, parsed)).digest
         except KanifoldError as error:
             what = error.problem.what
             if name not in what:
                 what = f"cannot resolve the image {name}: {what}"  # its registry's name alone says little
             raise KanifoldError.of(replace(error.problem, what=what, where=image.where)) from error
-        emit(events.Resolved(ref=name, digest=digest))
+        site.emit(events.Resolved(ref=name, digest=digest))
         return job.Pin(name, digest)
 
     pool = AioPool(size=8)
@@ -295,12 +307,10 @@ async def _pin(plan: Plan, registry: Registry, emit: Emit) -> tuple[job.Pin, ...
 def _order(
     request: Request,
     plan: Plan,
-    pins: tuple[job.Pin, ...],
     placement: Placement,
     build: str,
-    registries: RegistrySettings,
 ) -> job.Job:
-    """The job for one platform of the build with the unique name ``build``."""
+    """The job for one platform of the build with the unique name ``build``, but for what registries have to say."""
     return job.Job(
         version=job.VERSION,
         build=build,
@@ -320,8 +330,7 @@ def _order(
             replace(each, kind="sent") if each.kind == "directory" and not placement.node.shares_disk else each
             for each in plan.contexts
         ),
-        pins=pins,
-        registries=registries,
+        registries=request.registries,
         root=request.root,
         push=tuple(str(each) for each in request.repositories),
         local=_local(request),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -17,7 +17,7 @@ from executor.registry import reference
 from executor.registry.auth import Keychain
 from executor.registry.reference import Reference
 from orchestrator import conversation
-from orchestrator.conversation import Executor, OnAsk, Stream
+from orchestrator.conversation import Absent, Executor, OnAsk, Stream
 from orchestrator.node import Placement
 from orchestrator.registries import Registry
 from orchestrator.request import Request
@@ -25,14 +25,19 @@ from orchestrator.view import events
 from platforms.errors import ContextError, KanifoldError, ProtocolError
 
 Emit = Callable[[events.Event], None]
+Said = job.Planned | job.Started | job.Finished | job.Warned
+_SAID: Final = 10_000
+"""Messages of an executor that are kept."""
 
 
 class Built(msgspec.Struct, frozen=True):
-    """A platform whose image is made; its executor is still there when ``executor`` is not None."""
+    """A platform whose image is made, and who made it."""
 
     placement: Placement
     result: job.Result
-    executor: Executor
+    executor: Executor | Absent
+    said: tuple[Said, ...] = ()
+    """What the executor said of its steps, as long as that was not much."""
 
 
 class Lost(msgspec.Struct, frozen=True):
@@ -40,6 +45,13 @@ class Lost(msgspec.Struct, frozen=True):
 
     placement: Placement
     error: KanifoldError
+
+
+def order_executors(placements: Sequence[Placement], request: Request) -> None:
+    """Have executors brought forth for a build that will need them: before their jobs are known, if that can be."""
+    for forks in {id(each.node.forks): each.node.forks for each in placements}.values():
+        if forks is not None:
+            forks.order(min(len(placements), request.jobs or len(placements)))
 
 
 async def build_all(
@@ -53,6 +65,7 @@ async def build_all(
 
     Cancelling ends all executors.
     """
+    order_executors([placement for placement, _ in orders], request)
     from asyncio_pool import AioPool
 
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -89,14 +102,14 @@ async def _one(
         emit(events.PlatformEnded(platform=name, outcome="cancelled", reason=stop.result()))
         return None
     emit(events.PlatformStarted(platform=name, node=placement.node.name, how=placement.how))
-    running = asyncio.create_task(
-        conversation.run(
-            placement.node,
-            order,
-            lambda message: emit(events.FromExecutor(platform=name, message=message)),
-            answers,
-        )
-    )
+    said: list[Said] = []
+
+    def hear(message: job.Message) -> None:
+        emit(events.FromExecutor(platform=name, message=message))
+        if isinstance(message, Said) and len(said) <= _SAID:
+            said.append(message)
+
+    running = asyncio.create_task(conversation.run(placement.node, order, hear, answers))
     either: set[asyncio.Future[Any]] = {running, stop}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
@@ -112,7 +125,7 @@ async def _one(
             _stop(stop, "another platform failed")
         return Lost(placement, error)
     emit(events.PlatformEnded(platform=name, outcome="built"))
-    return Built(placement, executor.result, executor)
+    return Built(placement, executor.result, executor, tuple(said) if len(said) <= _SAID else ())
 
 
 def _answers(request: Request, order: job.Job, keychain: Keychain, registry: Registry) -> OnAsk:
@@ -127,7 +140,7 @@ def _answers(request: Request, order: job.Job, keychain: Keychain, registry: Reg
                 return None if found is None else msgspec.json.encode(found)
             case "manifest":
                 wanted = _pushed(order, ask.name)
-                return b"" if await asyncio.to_thread(_has, registry, wanted) else None
+                return b"" if await asyncio.to_thread(has_manifest, registry, wanted) else None
             case "secret":
                 secret = secrets.get(ask.name)
                 return None if secret is None else await asyncio.to_thread(read_secret, secret.file, secret.variable)
@@ -155,7 +168,7 @@ def _pushed(order: job.Job, name: str) -> Reference:
     return wanted
 
 
-def _has(registry: Registry, wanted: Reference) -> bool:
+def has_manifest(registry: Registry, wanted: Reference) -> bool:
     """Whether the registry says so; what is wrong with it, the executor hears when it goes there itself."""
     with contextlib.suppress(KanifoldError):
         return registry.has_manifest(wanted) is not None

@@ -123,25 +123,25 @@ class Forks:
 
     def __init__(self, nursery: Nursery) -> None:
         self._nursery = nursery
-        self._shares = Counter(each.process for each in nursery.channels)
         self._born: asyncio.Task[tuple[Child, ...]] | None = None
 
-    def begin(self) -> asyncio.Task[tuple[Child, ...]]:
-        """Listen for which processes they are: begun early, it is known by the time that a job is."""
+    def order(self, executors: int) -> None:
+        """Have as many ``executors``, unless some have been ordered. Ordered early, they are there when jobs are."""
         if self._born is None:
-            self._born = asyncio.create_task(self._hear())
-        return self._born
+            self._nursery.order(executors)
+            shares = Counter(each.process for each in self._nursery.channels)
+            self._born = asyncio.create_task(self._hear(shares))
 
     async def take(self, limit: int) -> Process | None:
         """One that nobody has taken yet; None when there is none left. ``limit`` as for ``start``.
 
         Raises ``EnvironmentUnfit`` or ``ProtocolError`` when there should be some and are not.
         """
-        if not self._nursery.channels:
+        if self._born is None or not self._nursery.channels:
             return None
         channel = self._nursery.channels.pop()
         try:
-            child = (await asyncio.shield(self.begin()))[channel.process]
+            child = (await asyncio.shield(self._born))[channel.process]
         except BaseException:
             self._nursery.channels.append(channel)
             raise
@@ -159,7 +159,7 @@ class Forks:
                 each.kill()
             await asyncio.wait([each.ended for each in children])
 
-    async def _hear(self) -> tuple[Child, ...]:
+    async def _hear(self, shares: Counter[int]) -> tuple[Child, ...]:
         nursery, loop = self._nursery, asyncio.get_running_loop()
         said = asyncio.Event()
         loop.add_reader(nursery.answer, said.set)
@@ -171,7 +171,7 @@ class Forks:
         found = []
         for process, pid in enumerate(pids):
             stderr, nursery.complaints[process] = nursery.complaints[process], -1
-            found.append(Child(pid, self._shares[process], *await _reader(stderr, _COMPLAINT_LIMIT)))
+            found.append(Child(pid, shares[process], *await _reader(stderr, _COMPLAINT_LIMIT)))
         return tuple(found)
 
 

@@ -108,6 +108,8 @@ def from_registry(workshop: Workshop, name: str, platform: Platform) -> Base:
     pinned = next((pin.digest for pin in workshop.order.pins if pin.name == name), "")
     if pinned:
         wanted = wanted.with_digest(pinned)
+    if not wanted.digest:
+        workshop.survey.soften()
     return _base(workshop, name, RegistrySource(workshop, wanted), wanted.digest, platform)
 
 
@@ -115,6 +117,7 @@ def from_layout(workshop: Workshop, name: str, location: str, platform: Platform
     """The image in the OCI layout ``location`` (``PATH[:TAG|@DIGEST]``) for ``platform``."""
     from executor.registry import archive, layout
 
+    workshop.survey.soften()
     path, wanted = split_layout(location)
     opened = archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
     root = opened.find(wanted)

@@ -99,9 +99,12 @@ def _content(reached: Iterable[Reached]) -> Iterator[keys.Part]:
         )
 
 
-def look(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) -> Look:
-    """What ``source`` names, but for what ``exclude`` leaves out. Raises ``ContextError`` for what cannot be seen."""
-    chosen, found = Spool(_CHOSEN, workshop.directory), Spool(_REACHED, workshop.directory)
+def look(directory: str, source: Source, exclude: tuple[str, ...] = ()) -> Look:
+    """What ``source`` names, but for what ``exclude`` leaves out. Raises ``ContextError`` for what cannot be seen.
+
+    What memory does not hold goes to a file in ``directory``.
+    """
+    chosen, found = Spool(_CHOSEN, directory), Spool(_REACHED, directory)
     digest = hashlib.sha256()
     telling = True
     at = files.now()
@@ -130,7 +133,8 @@ def select(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) ->
 
     Raises ``ContextError`` for a file whose content is another than earlier in this job.
     """
-    return selected(workshop, look(workshop, source, exclude))
+    workshop.survey.soften()
+    return selected(workshop, look(workshop.directory, source, exclude))
 
 
 def selected(workshop: Workshop, looked: Look) -> Selection:
@@ -158,39 +162,50 @@ def _name(chosen: Spool[Chosen], reached: Spool[Reached]) -> str:
     return keys.key("selection", keys.Rows(len(chosen), encoded))
 
 
-def agreed(workshop: Workshop, what: str, looked: Once[Look], selection: Once[Selection]) -> str:
-    """The name of ``selection``, found out by one job of the build for all that call the same thing ``what``.
+class Agreed(msgspec.Struct, frozen=True):
+    """The ``name`` of a selection, and what it will look like as long as it is that; "" where looks do not tell."""
+
+    name: str
+    look: str = ""
+
+
+_AGREED: Final[msgspec.json.Decoder[Agreed]] = msgspec.json.Decoder(Agreed)
+
+
+def agreed(workshop: Workshop, what: str, looked: Once[Look], selection: Once[Selection]) -> Agreed:
+    """What ``selection`` is, found out by one job of the build for all that call the same thing ``what``.
 
     Files that somebody is writing to are something else for each job, and ``what`` is "" where jobs share nothing.
     """
     build = workshop.order.build
     if not (what and build):
-        return selection().name()
+        return Agreed(selection().name())
     fact = keys.key("selected", what, build)
     with locks.lock(workshop.store, f"selection {fact}", cancel=workshop.cancelled):
         known = facts.get(workshop.store, "selection", fact)
         if known is not None:
-            return known.decode()
+            return _AGREED.decode(known)
         found = _recognised(workshop, looked(), selection)
         if not (selection.done and selection().live):
-            facts.put(workshop.store, "selection", fact, found.encode())
+            facts.put(workshop.store, "selection", fact, msgspec.json.encode(found))
         return found
 
 
-def _recognised(workshop: Workshop, looked: Look, selection: Once[Selection]) -> str:
-    """The name of ``selection``, of which nothing has to be asked or read when it looks as it did once before.
+def _recognised(workshop: Workshop, looked: Look, selection: Once[Selection]) -> Agreed:
+    """What ``selection`` is, of which nothing has to be asked or read when it looks as it did once before.
 
     As with a single file, what was changed just before it was looked at may be changed again and look the same.
     """
     fact = keys.key("look", looked.name)
     known = facts.get(workshop.store, "look", fact) if looked.name else None
     if known is not None:
-        return known.decode()
+        return Agreed(known.decode(), looked.name)
     found = selection().name()
     stamps = (each.entry.stamp for each in looked.reached if each.entry.stamp)
     if looked.name and not selection().live and not any(files.is_young(stamp, looked.at) for stamp in stamps):
         facts.put(workshop.store, "look", fact, found.encode())
-    return found
+        return Agreed(found, looked.name)
+    return Agreed(found)
 
 
 def _bare(found: Reached) -> Reached:

@@ -294,6 +294,7 @@ def ssh_socket(state: State, instruction: Run) -> str:
 def _ssh(workshop: Workshop, wanted: Wanted, target: str) -> tuple[keys.Part, Maker]:
     name = wanted.id or "default"
     uid, gid, mode = wanted.uid or 0, wanted.gid or 0, 0o600 if wanted.mode is None else wanted.mode
+    workshop.survey.soften()
     given = None if wanted.required else workshop.conversation.ask("ssh", name) is not None
 
     def make(stack: ExitStack, _tree: Tree) -> Mount | None:
@@ -313,6 +314,7 @@ def _ssh(workshop: Workshop, wanted: Wanted, target: str) -> tuple[keys.Part, Ma
 
 def _secret(workshop: Workshop, wanted: Wanted) -> bytes | None:
     name = wanted.id or os.path.basename(wanted.target)
+    workshop.survey.soften()
     value = workshop.conversation.ask("secret", name)
     if value is None and wanted.required:
         raise BuildError(

@@ -455,7 +455,7 @@ class Solver:
             shared = ""
             if context.kind == "directory":
                 shared = keys.key("context", context.location, context.ignore, context.owners)
-            return Input(self._trees[origin.name], "", context=True, shared=shared)
+            return Input(self._trees[origin.name], "", origin.name, shared)
         state = self.origin(origin, self._workshop.platform)
         return Input(Once(lambda: self.tree_of(state)), state.tree)
 
@@ -555,6 +555,7 @@ class Solver:
             self._finish(number, started, error=str(error))
             raise
         self._finish(number, started, cached=made is None)
+        workshop.survey.found(key, outcome)
         held = made is not None or cache.is_held(store, outcome.layer)
         layer = made if made is not None else self._found(stage, outcome, below, None if held else again)
         promised = not held and (again is None or not self._is_ours(outcome))
@@ -643,6 +644,7 @@ class Solver:
 
 def _received(workshop: Workshop, name: str) -> str:
     """The directory that the orchestrator sends as the context ``name``."""
+    workshop.survey.soften()
     directory = workshop.scratch()
     path = os.path.join(workshop.scratch(), "context.tar")
     try:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
+from executor import job
 from executor.build import content, copying, keys, users
 from executor.build.archives import copy_archive
-from executor.build.content import Selection
+from executor.build.content import Agreed, Selection
 from executor.build.copying import Plan, Source, Treatment
 from executor.build.once import Once
 from executor.build.state import normal_path
@@ -32,7 +34,8 @@ class Input(msgspec.Struct, frozen=True):
     tree: Once[Tree]
     identity: str
     """Names the whole tree when that is known without reading (a stage's file system); "" to read what is copied."""
-    context: bool = False
+    context: str | None = None
+    """The context that it is, if it is one, by name."""
     shared: str = ""
     """What all jobs of a build that see the same tree call it; "" when others see none or another."""
 
@@ -76,13 +79,17 @@ class FromTree(msgspec.Struct, frozen=True):
     unpack: bool
     selected: Once[Selection]
     """What is copied, as it was when its key was taken: what is looked at once cannot have two forms."""
-    agreed: Once[str]
-    """The name of ``selected``, for keys; it may be known from another job while this one has looked at nothing."""
+    agreed: Once[Agreed]
+    """What ``selected`` is, for keys; it may be known from another job while this one has looked at nothing."""
+    seen: Callable[[str], job.Seen]
+    """For the survey, what it looks like."""
 
     def key(self, workshop: Workshop) -> keys.Part:
         if self.identity:
             return ("tree", self.identity, self.pattern, self.parents, self.unpack)
-        return ("files", self.pattern, self.parents, self.unpack, self.agreed())
+        found = self.agreed()
+        workshop.survey.saw(self.seen(found.look))
+        return ("files", self.pattern, self.parents, self.unpack, found.name)
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
         source = self.source()
@@ -91,7 +98,7 @@ class FromTree(msgspec.Struct, frozen=True):
             return
         copying.require(source, treatment.exclude)
         selection = self.selected()
-        if selection.name() != self.agreed():
+        if selection.name() != self.agreed().name:
             raise ContextError(f'"{self.pattern}" changed during the build', remedy="build again")
         for match, top, found in selection.matches():
             if self.unpack and top.kind is Kind.FILE:
@@ -139,36 +146,37 @@ def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callabl
 
         elsewhere = fetched.part(instruction, text)
         if elsewhere is not None:
+            workshop.survey.soften()
             return elsewhere
     parents = isinstance(instruction, Copy) and instruction.parents
     unpack = isinstance(instruction, Add) and instruction.unpack is not False
     place = found()
-    source, exclude = _source(place, text, parents), instruction.exclude
-    looked = Once(lambda: content.look(workshop, source(), exclude))
+    source, exclude = partial(source_of, place, text, parents), instruction.exclude
+    looked = Once(lambda: content.look(workshop.directory, source(), exclude))
     selected = Once(lambda: content.selected(workshop, looked()))
     what = keys.key("source", place.shared, text, parents, exclude) if place.shared else ""
     agreed = Once(lambda: content.agreed(workshop, what, looked, selected))
-    return FromTree(source, place.identity, text, parents, unpack, selected, agreed)
+    seen = partial(job.Seen, place.context or "", text, parents, exclude)
+    return FromTree(source, place.identity, text, parents, unpack, selected, agreed, seen)
 
 
-def _source(found: Input, text: str, parents: bool) -> Callable[[], Source]:
-    def make() -> Source:
-        if not parents:
-            return Source(found.tree(), normal_path("/", text), context=found.context)
-        pivot, dot, below = text.partition("/./")
-        if not dot:
-            pivot, below = "/", text
-        pattern = normal_path("/", below)
-        required = not copying.has_wildcards(pivot) and not copying.has_wildcards(pattern)
-        return Source(
-            found.tree(),
-            normal_path("/", pivot),
-            include=(pattern.lstrip("/"),),
-            required=required,
-            context=found.context,
-        )
-
-    return make
+def source_of(found: Input, text: str, parents: bool) -> Source:
+    """What the source argument ``text`` means in ``found``."""
+    is_context = found.context is not None
+    if not parents:
+        return Source(found.tree(), normal_path("/", text), context=is_context)
+    pivot, dot, below = text.partition("/./")
+    if not dot:
+        pivot, below = "/", text
+    pattern = normal_path("/", below)
+    required = not copying.has_wildcards(pivot) and not copying.has_wildcards(pattern)
+    return Source(
+        found.tree(),
+        normal_path("/", pivot),
+        include=(pattern.lstrip("/"),),
+        required=required,
+        context=is_context,
+    )
 
 
 def treatment(stage: Once[Tree] | None, chown: str, chmod: str, exclude: tuple[str, ...]) -> Treatment:

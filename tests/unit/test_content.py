@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from executor import job
-from executor.build.content import Look, Selection, agreed, look, unchanged
+from executor.build.content import Agreed, Look, Selection, agreed, look, unchanged
 from executor.build.content import selected as selected_of
 from executor.build.copying import Source, Treatment
 from executor.build.fingerprints import Fingerprints
@@ -94,8 +94,8 @@ def never() -> Any:
 
 def test_a_context_is_looked_through_by_one_job_of_a_build(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
-        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("found")) == "found"
-        assert agreed(a_job_of("b", store), "COPY . /", Once(never), Once(never)) == "found"
+        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("found")).name == "found"
+        assert agreed(a_job_of("b", store), "COPY . /", Once(never), Once(never)).name == "found"
 
 
 @pytest.mark.parametrize(
@@ -106,18 +106,19 @@ def test_a_context_is_looked_through_by_one_job_of_a_build(tmp_path: Path) -> No
 def test_what_others_have_found_out_about_something_else_does_not_count(tmp_path: Path, build: str, what: str) -> None:
     with open_store(str(tmp_path)) as store:
         agreed(a_job_of("b", store), "COPY . /", looked(), selected("found"))
-        assert agreed(a_job_of(build, store), what, looked(), selected("own")) == "own"
+        assert agreed(a_job_of(build, store), what, looked(), selected("own")).name == "own"
 
 
 def test_files_that_are_being_written_are_something_else_for_each_job(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
-        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("at first", live=True)) == "at first"
-        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("then")) == "then"
+        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("at first", live=True)).name == "at first"
+        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("then")).name == "then"
 
 
 def test_a_job_that_finds_something_else_than_was_agreed_on_says_so() -> None:
     source = cast("Any", SimpleNamespace(include=(), required=False))
-    part = FromTree(lambda: source, "", "f", False, False, selected("now"), known("before"))
+    before = known(Agreed("before"))
+    part = FromTree(lambda: source, "", "f", False, False, selected("now"), before, cast("Any", None))
     with pytest.raises(ContextError, match='"f" changed during the build'):
         part.copy_to(*cast("Any", (None, None, "/", Treatment())))
 
@@ -161,13 +162,14 @@ class Job:
         self.workshop.later = background.submit  # type: ignore[method-assign]
         tree = open_context(str(folder), "")
         source = Source(tree, "/", wildcards=False, context=True)
-        looked = Once(lambda: look(self.workshop, source))
+        looked = Once(lambda: look(directory, source))
 
         def reading() -> Selection:
             self.read = True
             return selected_of(self.workshop, looked())
 
-        self.name = agreed(self.workshop, "COPY . /", looked, Once(reading))
+        self.agreed = agreed(self.workshop, "COPY . /", looked, Once(reading))
+        self.name = self.agreed.name
         tree.close()
         background.shutdown()
 
@@ -178,7 +180,8 @@ def test_a_folder_that_looks_as_before_is_not_gone_through(
     first = Job(store, folder, monkeypatch)
     second = Job(store, folder, monkeypatch)
     assert (first.read, second.read) == (True, False)
-    assert second.name == first.name
+    assert second.agreed == first.agreed
+    assert second.agreed.look
 
 
 def edit(folder: Path) -> None:
@@ -226,5 +229,5 @@ def test_a_folder_that_is_another_is_gone_through(
 def test_a_folder_in_which_something_was_changed_just_now_may_look_the_same_and_be_another(
     store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Job(store, folder, monkeypatch, later=0.0)
+    assert not Job(store, folder, monkeypatch, later=0.0).agreed.look
     assert Job(store, folder, monkeypatch).read

@@ -1,0 +1,130 @@
+"""Builds that come again with nothing changed: no executor has to be asked what it would say.
+
+Whoever answers a job says what the answer rests on (``executor.job.Grounds``), and that is remembered with the answer.
+When the same job comes again, for the same images, what its answer rests on is as it was, and the registry still has
+what came of it, then an executor would find every step. So that is what is said of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from executor import __version__, job
+from executor.build import survey
+from executor.registry import reference
+from executor.registry.config import RegistrySettings
+from executor.store import facts
+from executor.store.store import Store
+from orchestrator.conversation import Absent
+from orchestrator.fanout import Built, Emit, Said, has_manifest
+from orchestrator.node import Placement
+from orchestrator.registries import Registry
+from orchestrator.request import Request
+from orchestrator.view import events
+from platforms import host
+from platforms.errors import StoreError
+
+Orders = Sequence[tuple[Placement, job.Job]]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a job was answered with, and for which images."""
+
+    pins: tuple[job.Pin, ...]
+    grounds: job.Grounds
+    said: tuple[Said, ...]
+    result: job.Result
+
+
+_ANSWER: Final[msgspec.json.Decoder[Answer]] = msgspec.json.Decoder(Answer)
+
+
+def may_come(request: Request, placements: Sequence[Placement]) -> bool:
+    """Whether this is a build of which something could be noted: on this machine, whose files can be looked at.
+
+    What is made for anything but a registry takes an executor, and so do the caches outside.
+    """
+    outside = request.cache_from or request.cache_to
+    forced = request.no_cache or request.no_cache_stages
+    here = all(each.node.shares_disk for each in placements)
+    return here and not (outside or forced) and all(each.kind == "registry" for each in request.outputs)
+
+
+def find(orders: Orders, store: Store) -> tuple[Answer, ...]:
+    """What the ``orders`` (whose pins need not be known) were answered with; none unless that is known of all."""
+    found = [facts.get(store, "repeat", _key(order)) for _, order in orders]
+    try:
+        return tuple(_ANSWER.decode(each) for each in found if each is not None) if None not in found else ()
+    except msgspec.DecodeError:  # of another version of ours, as may be on a developer's machine
+        return ()
+
+
+def hold(answers: Sequence[Answer], orders: Orders, store: Store) -> bool:
+    """Whether there are ``answers``, and the grounds of all of them hold."""
+    return bool(answers) and survey.hold(
+        ((answer.grounds, order) for answer, (_, order) in zip(answers, orders, strict=True)), store
+    )
+
+
+async def are_there(answers: Sequence[Answer], orders: Orders, registry: Registry) -> bool:
+    """Whether the ``orders`` are for the images that ``answers`` are for, and would push what is there already."""
+    if any(answer.pins != order.pins for answer, (_, order) in zip(answers, orders, strict=True)):
+        return False
+    wanted = [
+        reference.parse(name).with_digest(answer.result.manifest.digest)
+        for answer, (_, order) in zip(answers, orders, strict=True)
+        for name in order.push
+    ]
+    found = await asyncio.gather(*(asyncio.to_thread(has_manifest, registry, each) for each in wanted))
+    return all(found)
+
+
+def again(answers: Sequence[Answer], orders: Orders, emit: Emit) -> tuple[Built, ...]:
+    """Say what executors would say, and give what was given."""
+    built: list[Built] = []
+    for answer, (placement, _) in zip(answers, orders, strict=True):
+        name = str(placement.platform)
+        emit(events.PlatformStarted(platform=name, node=placement.node.name, how=placement.how))
+        for message in (*answer.said, answer.result):
+            emit(events.FromExecutor(platform=name, message=message))
+        emit(events.PlatformEnded(platform=name, outcome="built"))
+        built.append(Built(placement, answer.result, Absent()))
+    return tuple(built)
+
+
+def note(built: Sequence[Built], orders: Orders, store: Store) -> None:
+    """Remember what the ``orders`` came to, as far as they would come to it again."""
+    with contextlib.suppress(StoreError):  # the build is done, whatever becomes of the memory of it
+        for each, (_, order) in zip(built, orders, strict=True):
+            if each.said and (grounds := each.result.grounds) is not None:
+                found = each.result.cached + each.result.ran
+                result = replace(each.result, grounds=None, cached=found, ran=0, seconds=0.0)
+                answer = Answer(order.pins, grounds, tuple(_found(each.said)), result)
+                facts.put(store, "repeat", _key(order), msgspec.json.encode(answer))
+
+
+def _found(said: Sequence[Said]) -> Iterator[Said]:
+    """What would have been ``said`` had every step been found."""
+    bases: set[int] = set()
+    for message in said:
+        if isinstance(message, job.Planned):
+            bases.update(step.id for step in message.steps if step.name[:4].upper() == "FROM")
+        yield (
+            replace(message, seconds=0.0, cached=message.step not in bases)
+            if isinstance(message, job.Finished)
+            else message
+        )
+
+
+def _key(order: job.Job) -> str:
+    """Names all of ``order`` that its answer depends on, but for the pins, and who would answer."""
+    same = replace(order, build="", root="", push=(), pins=(), emulation=None, registries=RegistrySettings())
+    asked = msgspec.json.encode((__version__, str(host.default_platform()), same))
+    return hashlib.sha256(asked).hexdigest()

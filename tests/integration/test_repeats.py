@@ -1,0 +1,177 @@
+"""A build that comes again with nothing changed is answered without an executor, as long as that would say the same.
+
+That no change of what a step observes is missed is shown in ``test_cache_keys``; here is what else an answer needs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from conftest import Base, Kanifold
+from registry_server import MemoryRegistry, Served, served
+
+TWO = "linux/amd64,linux/arm64"
+
+
+@dataclass
+class World:
+    """A context, a registry that is looked into, and the command."""
+
+    kanifold: Kanifold
+    context: Path
+    registry: MemoryRegistry
+    host: str
+    words: list[str | Path] = field(default_factory=list)
+
+    def build(self, *more: str | Path, name: str = "app", **environment: str) -> tuple[str, int]:
+        """Build and push: the index's digest, and how many executors were needed."""
+        tag = f"{self.host}/{name}:1"
+        words = ("--platform", TWO, "-t", tag, "--push", "--progress", "rawjson", *self.words, *more)
+        outcome = self.kanifold("build", self.context, *words, **environment)
+        events = [json.loads(line) for line in outcome.err.splitlines()]
+        assert self.registry.manifests[name, "1"] == self.registry.manifests[name, outcome.out.split()[0]]
+        return outcome.out.split()[0], sum(each["type"] == "hello" for each in events)
+
+    def dockerfile(self, text: str) -> None:
+        (self.context / "Dockerfile").write_text(text)
+
+
+@pytest.fixture
+def server(busybox: Base) -> Iterator[tuple[MemoryRegistry, Served]]:
+    registry = MemoryRegistry()
+    registry.add_layout("busybox", busybox.layout)
+    with served(registry) as found:
+        yield registry, found
+
+
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that nobody has written to for a while: of others it is not believed that they are what they look like."""
+    context = tmp_path_factory.mktemp("settled")
+    (context / "f").write_text("content")
+    while time.time_ns() - (context / "f").stat().st_ctime_ns < 2_100_000_000:
+        time.sleep(0.1)  # there is no event to wait for: it is the clock that has to move on
+    return context
+
+
+@pytest.fixture
+def world(kanifold: Kanifold, tmp_path: Path, server: tuple[MemoryRegistry, Served]) -> World:
+    context = tmp_path / "context"
+    context.mkdir()
+    registry, found = server
+    made = World(kanifold, context, registry, found.host)
+    made.dockerfile(f"FROM {found.host}/busybox\nRUN date +%N > /now; cat /proc/sys/kernel/random/uuid > /id\n")
+    return made
+
+
+def test_from_the_second_time_on_no_executor_is_needed(world: World) -> None:
+    first, second, third = world.build(), world.build(), world.build()
+    assert [each[1] for each in (first, second, third)] == [2, 0, 0]
+    assert first[0] == second[0] == third[0]
+
+
+def test_it_says_what_executors_would_say(world: World) -> None:
+    world.build()
+    tag = f"{world.host}/app:1"
+    words = ("build", world.context, "--platform", TWO, "-t", tag, "--push", "--progress", "plain")
+    remembered = world.kanifold(*words).err.splitlines()
+    asked = world.kanifold(*words, "-t", f"{world.host}/elsewhere:1").err.splitlines()
+
+    def told(lines: list[str]) -> list[str]:
+        """What is said of steps, but for how long they took."""
+        return sorted(re.sub(r" \d+\.\ds", "", each) for each in lines if each[:1] == "[" and "executor" not in each)
+
+    assert told(remembered) == told(asked)
+    assert sum(line.endswith("CACHED") for line in remembered) == 2
+    assert not any("executor" in line for line in remembered)
+
+
+def test_files_are_looked_at_again(world: World, settled: Path) -> None:
+    world.words = ["--build-context", f"files={settled}"]
+    world.dockerfile("FROM scratch\nCOPY --from=files f /\n")
+    first = [world.build() for _ in range(2)]
+    assert [each[1] for each in first] == [2, 0]
+    (settled / "f").write_text("another")
+    changed, executors = world.build()
+    assert executors == 2
+    assert changed != first[0][0]
+
+
+def test_files_that_were_just_written_are_not_believed(world: World) -> None:
+    world.dockerfile("FROM scratch\nCOPY f /\n")
+    (world.context / "f").write_text("content")
+    assert [world.build()[1] for _ in range(2)] == [2, 2]
+
+
+def test_a_step_that_was_done_again_meanwhile_counts(world: World) -> None:
+    before = [world.build() for _ in range(2)][-1]
+    new, _ = world.build("--no-cache")
+    after, executors = world.build()
+    assert before[1] == 0 < executors
+    assert new == after != before[0]
+
+
+def test_what_the_registry_has_lost_is_pushed_again(world: World) -> None:
+    digest = [world.build() for _ in range(2)][-1][0]
+    for name in [each for each in world.registry.manifests if each[0] == "app"]:
+        del world.registry.manifests[name]
+    assert world.build() == (digest, 2)
+    assert world.build() == (digest, 0)
+
+
+def test_another_repository_is_pushed_to(world: World) -> None:
+    digest = [world.build() for _ in range(2)][-1][0]
+    assert world.build(name="other") == (digest, 2)
+    assert world.build(name="other") == (digest, 0)
+
+
+def test_a_base_that_has_moved_counts(world: World) -> None:
+    digest = [world.build() for _ in range(2)][-1][0]
+    media_type, data = world.registry.manifests["busybox", "latest"]
+    moved = json.dumps({**json.loads(data), "annotations": {"moved": "yes"}}).encode()
+    world.registry.add_manifest("busybox", "latest", media_type, moved)
+    assert world.build() == (digest, 2)
+    assert world.build() == (digest, 0)
+
+
+def test_a_pruned_store_is_built_anew(world: World) -> None:
+    before = [world.build() for _ in range(2)][-1]
+    world.kanifold("prune", "--all")
+    after, executors = world.build()
+    assert executors == 2
+    assert after != before[0]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "RUN --mount=type=secret,id=s true",
+        "RUN --mount=type=ssh true",
+        "RUN --mount=type=bind,target=/m true",
+        "ADD {url}/f /f",
+    ],
+    ids=["secret", "agent", "bind mount", "URL"],
+)
+def test_what_can_only_be_asked_for_again_is(world: World, step: str) -> None:
+    with served(lambda _: MemoryRegistry().serve(_)) as other:
+        url = f"http://{world.host}/v2/busybox/manifests/latest#"
+        world.dockerfile(f"FROM {world.host}/busybox\n{step.replace('{url}/f', url)}\n")
+        del other
+    assert [world.build()[1] for _ in range(2)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--cache-from", "type=local,src={home}/cache"), ("--cache-to", "type=local,dest={home}/cache"),
+     ("-o", "type=oci,dest={home}/out")],
+    ids=["--cache-from", "--cache-to", "-o"],
+)  # fmt: skip
+def test_what_takes_an_executor_has_one(world: World, words: tuple[str, str]) -> None:
+    world.words = [each.replace("{home}", str(world.kanifold.home)) for each in words]
+    assert [world.build()[1] for _ in range(2)] == [2, 2]
