@@ -121,6 +121,8 @@ class _Site(msgspec.Struct, frozen=True):
     scratch: str
     """A path for temporary files, where nothing is yet."""
     emit: Emit
+    may_push: asyncio.Task[None]
+    """Done when the registries have said that they will take what is built."""
 
 
 async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, enter: Enter) -> Product:
@@ -140,19 +142,21 @@ async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, en
     )
     keychain = auth.docker_keychain()
     store = open_store(request.root or None)
-    site = _Site(request, keychain, enter(request.registries, keychain), store, store.session.temporary(), emit)
+    registry = enter(request.registries, keychain)
+    scratch = store.session.temporary()
     try:
         async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
-            group.create_task(publish.check_push(request.repositories, site.registry))
+            may_push = group.create_task(publish.check_push(request.repositories, registry))
+            site = _Site(request, keychain, registry, store, scratch, emit, may_push)
             product = group.create_task(_made(site, plan, placements))
         return product.result()
     except ExceptionGroup as errors:
         raise errors.exceptions[0]  # noqa: B904 - its own cause is the better one
     finally:
-        site.registry.close()
+        registry.close()
         if here.forks is not None:
             await here.forks.close()
-        await asyncio.to_thread(remove_tree, site.scratch)
+        await asyncio.to_thread(remove_tree, scratch)
         store.close()
 
 
@@ -164,14 +168,16 @@ async def _made(site: _Site, plan: Plan | None, placements: Sequence[Placement])
     name = os.path.basename(site.scratch)
     orders = [(each, _order(site.request, plan, each, name)) for each in placements]
     answers = await asyncio.to_thread(repeats.find, orders, site.store) if may_repeat else ()
-    if not answers:
-        order_executors(placements, site.request)
-    pins, holding = await asyncio.gather(_pin(site, plan), asyncio.to_thread(repeats.hold, answers, orders, site.store))
+    stop = threading.Event()
+    pins, holding = await asyncio.gather(
+        _pin(site, plan, answers, stop),
+        repeats.hold(answers, orders, site.store, stop, lambda: order_executors(placements, site.request)),
+    )
     checked = asyncio.create_task(asyncio.to_thread(cautions.of, site.request, plan, pins, site.registry, site.store))
     if cautions.may_fail(site.request, plan):
         await checked
     orders = [(each, replace(order, pins=pins)) for each, order in orders]
-    built, lost = await _built(site, orders, answers if holding else ())  # (3)
+    built, lost = await _built(site, orders, answers if holding and not stop.is_set() else ())  # (3)
     staying = list(built)
     leaving: list[asyncio.Task[None]] = []
 
@@ -198,8 +204,9 @@ async def _built(
     """What comes of the ``orders``: what they were answered with before, or what executors make of them."""
     if answers and await repeats.are_there(answers, orders, site.registry):
         return repeats.again(answers, orders, site.emit), ()
-    learned = await asyncio.to_thread(site.registry.learned)
-    orders = [(each, replace(order, registries=learned)) for each, order in orders]
+    if any(order.pins or order.push for _, order in orders):  # else nobody has been asked anything
+        learned = await asyncio.to_thread(site.registry.learned)
+        orders = [(each, replace(order, registries=learned)) for each, order in orders]
     return await build_all(orders, site.request, site.keychain, site.registry, site.emit)
 
 
@@ -249,9 +256,10 @@ async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Call
         _audit(request, plan, each, emit)
         if all(output.kind == "registry" for output in request.outputs):
             dismiss(each)
-    product = publish.join(request, images)  # (5)
+    product = publish.join(request, images)
+    await site.may_push  # which may only now be known, if all was there
     tags = _pushed_tags(request)
-    if len(tags) != 1:  # one tag comes with what it names
+    if len(tags) != 1:  # (5) one tag comes with what it names
         await publish.push(product, repositories, registry)
     for output in request.outputs:
         if output.holds_files:
@@ -281,8 +289,10 @@ def _audit(request: Request, plan: Plan, built: Built, emit: Emit) -> None:
     emit(events.Cautioned(problem=problem, rule="Audit"))
 
 
-async def _pin(site: _Site, plan: Plan) -> tuple[job.Pin, ...]:
-    """Resolve every external image once, several at a time."""
+async def _pin(
+    site: _Site, plan: Plan, answers: Sequence[repeats.Answer], stop: threading.Event
+) -> tuple[job.Pin, ...]:
+    """Resolve every external image once, several at a time. Sets ``stop`` when ``answers`` are not for these images."""
     from asyncio_pool import AioPool
 
     async def resolve(image: External) -> job.Pin:
@@ -292,6 +302,7 @@ async def _pin(site: _Site, plan: Plan) -> tuple[job.Pin, ...]:
         try:
             digest = parsed.digest or (await asyncio.to_thread(site.registry.resolve, parsed)).digest
         except KanifoldError as error:
+            stop.set()
             what = error.problem.what
             if name not in what:
                 what = f"cannot resolve the image {name}: {what}"  # its registry's name alone says little
@@ -301,7 +312,10 @@ async def _pin(site: _Site, plan: Plan) -> tuple[job.Pin, ...]:
 
     pool = AioPool(size=8)
     # Not pool.map: when that is interrupted, nobody hears what becomes of its parts, and asyncio complains about it.
-    return tuple(await asyncio.gather(*(pool.spawn_n(resolve(each)) for each in plan.images)))
+    pins = tuple(await asyncio.gather(*(pool.spawn_n(resolve(each)) for each in plan.images)))
+    if any(each.pins != pins for each in answers):
+        stop.set()
+    return pins
 
 
 def _order(

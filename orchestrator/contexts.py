@@ -78,7 +78,7 @@ def main(text: str, means: Means, *, keep_git_dir: bool = False) -> Files:
     if text == "-":
         return _stdin(means)
     if os.path.isdir(text):
-        return Files(os.path.abspath(text))
+        return _directory(text)
     repository = _repository(text)
     if repository is not None:
         return _git(replace(repository, keep_git_dir=True) if keep_git_dir else repository, means)
@@ -109,7 +109,16 @@ def named(name: str, text: str, means: Means) -> Files:
             f"build context {name}: no directory {text}",
             remedy="a named context is a directory, docker-image://REF, oci-layout://PATH, or a URL",
         )
-    return Files(os.path.abspath(text))
+    return _directory(text)
+
+
+def _directory(path: str) -> Files:
+    whole = os.path.abspath(path)
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        raise ContextError(f"cannot use the build context {path!r}", why="its path is not UTF-8") from error
+    return Files(whole)
 
 
 def changed(found: Files, means: Means) -> int | None:

@@ -27,7 +27,7 @@ from platforms.errors import ContextError, KanifoldError, ProtocolError
 Emit = Callable[[events.Event], None]
 Said = job.Planned | job.Started | job.Finished | job.Warned
 _SAID: Final = 10_000
-"""Messages of an executor that are kept."""
+"""Messages of an executor that are kept; of one that says more, none is."""
 
 
 class Built(msgspec.Struct, frozen=True):

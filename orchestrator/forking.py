@@ -17,13 +17,14 @@ def live(name: str, life: Callable[[], int]) -> NoReturn:
     """
     status = 1
     try:
-        os.setsid()
-        syscalls.set_name(name)
-        status = life()
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
+        try:
+            os.setsid()
+            syscalls.set_name(name)
+            status = life()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
         sys.stderr.flush()
+    finally:
         os._exit(status)
 
 

@@ -27,10 +27,8 @@ from platforms import syscalls
 from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
 
 _LIMIT: Final = 1 << 16
-_MOST: Final = 84
-"""Executors that are brought forth: with three descriptors for each, what one message can carry (unix(7))."""
-_ORDER: Final[msgspec.json.Decoder[tuple[int, ...]]] = msgspec.json.Decoder(tuple[int, ...])
-"""By process, how many of the descriptors that come with it are for it: stderr, and a pair for each executor."""
+_MOST: Final = 126
+"""Executors in a process: with two descriptors for each, and its stderr, what one message can carry (unix(7))."""
 _ANSWER: Final[msgspec.json.Decoder[tuple[int, ...] | str]] = msgspec.json.Decoder(tuple[int, ...] | str)
 """The process ids, or why there are none."""
 
@@ -59,28 +57,34 @@ class Nursery:
         """By process: where its stderr can be read. Whoever takes one leaves -1."""
 
     def order(self, executors: int) -> None:
-        """Have as many ``executors``, or as many of them as can be had from here.
+        """Have as many ``executors``, or as many of them as can be had from here. Raises ``EnvironmentUnfit``.
 
         There are no more processes than processors: a further one would cost its start, and win nothing.
         """
-        executors = min(executors, _MOST)
         processes = min(executors, len(os.sched_getaffinity(0)))
+        executors = min(executors, processes * _MOST)
         theirs: list[list[int]] = []
-        for _ in range(processes):
-            complaint, stderr = os.pipe2(os.O_CLOEXEC)
-            self.complaints.append(complaint)
-            theirs.append([stderr])
-        for number in range(executors):
-            process = number % processes
-            incoming, stdin = os.pipe2(os.O_CLOEXEC)
-            stdout, outgoing = os.pipe2(os.O_CLOEXEC)
-            self.channels.append(Channel(process, stdin, stdout))
-            theirs[process] += (incoming, outgoing)
-        descriptors = [fd for fds in theirs for fd in fds]
-        with contextlib.suppress(ConnectionError):  # who listens for the answer hears that it has died
-            socket.send_fds(self._line, [msgspec.json.encode([len(fds) for fds in theirs])], descriptors)
-        for fd in descriptors:
-            os.close(fd)
+        try:
+            for _ in range(processes):
+                complaint, stderr = os.pipe2(os.O_CLOEXEC)
+                self.complaints.append(complaint)
+                theirs.append([stderr])
+            for number in range(executors):
+                process = number % processes
+                incoming, stdin = os.pipe2(os.O_CLOEXEC)
+                theirs[process].append(incoming)
+                stdout, outgoing = os.pipe2(os.O_CLOEXEC)
+                theirs[process].append(outgoing)
+                self.channels.append(Channel(process, stdin, stdout))
+            for fds in theirs:
+                socket.send_fds(self._line, [processes.to_bytes(4, "big")], fds)
+        except ConnectionError:
+            pass  # who listens for the answer hears that it has died
+        except OSError as error:
+            raise _unfit(error.strerror or str(error)) from error
+        finally:
+            for fd in (fd for fds in theirs for fd in fds):
+                os.close(fd)
         self._ordered = True
 
     @property
@@ -91,7 +95,9 @@ class Nursery:
     def hear(self) -> tuple[int, ...]:
         """The process ids, by process; waits for them. Raises ``EnvironmentUnfit`` or ``ProtocolError`` without any."""
         if not self._pids:
-            said = self._line.recv(_LIMIT)
+            said = b""
+            with contextlib.suppress(ConnectionError):  # it has died before it read the order
+                said = self._line.recv(_LIMIT)
             if not said:
                 raise ProtocolError("there are no executors", why="the process that was to fork them has died")
             answer = _ANSWER.decode(said)
@@ -111,21 +117,23 @@ class Nursery:
     def close(self) -> None:
         """``dismiss``, and wait: when this returns, none of the processes is left."""
         self.dismiss()
-        for fd in self.complaints:
-            if fd >= 0:
-                os.close(fd)
-        self.speaker.close()
         if not self._ordered:
             os.kill(self._pid, signal.SIGKILL)
+        self.speaker.close()
         try:
             ours = (*self.hear(), self.speaker.pid) if self._ordered else (self.speaker.pid,)
         except KanifoldError:
-            ours = (-1,)  # what it had forked by then is ours all the same, and nothing else is any more
+            ours = (self.speaker.pid,)
+            for fd in self.complaints:  # nobody says which executors there are, but with the last of them these close
+                while fd >= 0 and os.read(fd, _LIMIT):
+                    pass
+        for fd in self.complaints:
+            if fd >= 0:
+                os.close(fd)
         self._bury()
         for pid in filter(None, ours):
             with contextlib.suppress(ChildProcessError):  # who has taken an executor has waited for it, too
-                while True:
-                    os.waitpid(pid, 0)
+                os.waitpid(pid, 0)
         self._line.close()
 
     def _bury(self) -> None:
@@ -143,23 +151,31 @@ def opened() -> Iterator[Nursery | None]:
     if sys.platform != "linux":
         yield None
         return
-    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    speaker, pipes = registries.prepared()
     try:
-        pid = os.fork() or forking.live("kanifold-forks", partial(_nursery, theirs, pipes))
+        nursery = _begin()
     except OSError as error:
-        speaker.close()
         raise _unfit(error.strerror or str(error)) from error
-    finally:
-        theirs.close()
-        for fd in pipes:
-            os.close(fd)
-    nursery = Nursery(pid, ours, speaker)
     try:
         yield nursery
     finally:
         nursery.close()
+
+
+def _begin() -> Nursery:
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    with contextlib.ExitStack() as failed:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        failed.enter_context(ours)
+        with theirs:
+            speaker, pipes = registries.prepared()
+            failed.callback(speaker.close)
+            try:
+                pid = os.fork() or forking.live("kanifold-forks", partial(_nursery, theirs, pipes))
+            finally:
+                for fd in pipes:
+                    os.close(fd)
+        failed.pop_all()
+    return Nursery(pid, ours, speaker)
 
 
 def _unfit(why: str) -> EnvironmentUnfit:
@@ -179,13 +195,16 @@ def _nursery(line: socket.socket, pipes: tuple[int, int]) -> int:
         registries.refuse(pipes[1], error.strerror or str(error))
     for fd in pipes:
         os.close(fd)
-    order, descriptors, *_ = socket.recv_fds(line, _LIMIT, 3 * _MOST)
-    if not order:
-        return 0
+    executors: list[list[int]] = []
+    wanted = 1
+    while len(executors) < wanted:
+        order, descriptors, *_ = socket.recv_fds(line, 4, 1 + 2 * _MOST, socket.MSG_CMSG_CLOEXEC)
+        if not order:
+            return 0
+        wanted = int.from_bytes(order, "big")
+        executors.append(descriptors)
     executor.preload()
     gc.freeze()  # else the collector of each executor writes to, and thereby copies, all that they share
-    given = iter(descriptors)
-    executors = [[next(given) for _ in range(count)] for count in _ORDER.decode(order)]
     answer: list[int] | str
     try:
         answer = [os.fork() or forking.live("kanifold-exec", partial(_executors, fds)) for fds in executors]

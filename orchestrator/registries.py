@@ -1,8 +1,8 @@
 """Registries, as an orchestrator asks them: on Linux through a process of its own.
 
 What speaks HTTP takes as long to load as all else that a build loads before it begins, so that is done meanwhile, in
-a process that comes out of the nursery. It knows no secret of the build: who the user is to a registry it asks, as
-executors do. It ends when its pipe does.
+a process that comes out of the nursery. Who the user is to a registry it asks, as executors do. It ends when its pipe
+does.
 
 Questions and answers are frames: their length in four bytes, most significant first, and as much MessagePack.
 """
@@ -20,13 +20,14 @@ from functools import partial
 from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from executor.image.manifest import Descriptor, Index, Manifest, parse
 from executor.registry.auth import Credential, Keychain, anonymous
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
 from orchestrator import forking
-from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, ProtocolError
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, ProtocolError, RegistryError
 
 _AT_ONCE: Final = 32
 """Questions that are answered at once; further ones wait."""
@@ -128,16 +129,23 @@ class _Line:
         try:
             answer = _Answer(number, msgspec.Raw(msgspec.msgpack.encode(value())))
         except KanifoldError as error:
-            answer = _Answer(number, problem=error.problem)
+            answer = _Answer(number, problem=_sayable(error.problem))
+        except BaseException as error:
+            sys.excepthook(*sys.exc_info())
+            why = type(error).__name__
+            answer = _Answer(number, problem=Problem("ProtocolError", "cannot answer a question of registries", why))
         self.send(answer)
 
     def messages(self) -> Iterator[_Here | _Begin | _Question | _Who]:
-        """What is not an answer to us, until the other end closes."""
+        """What is not an answer to us, until the other end closes, or talks nonsense."""
         while len(head := self._in.read(4)) == 4:
             data = self._in.read(size := int.from_bytes(head, "big"))
             if len(data) < size:
                 return
-            message = _MESSAGE.decode(data)
+            try:
+                message = _MESSAGE.decode(data)
+            except msgspec.DecodeError:
+                return
             if not isinstance(message, _Answer):
                 yield message
             elif (found := self._waiting.pop(message.number, None)) is None:
@@ -160,6 +168,12 @@ class _Line:
     def close(self) -> None:
         """Hear nothing more, after the ``end``."""
         self._in.close()
+
+
+def _sayable(problem: Problem) -> Problem:
+    """``problem``, in which strangers may have put what is no text."""
+    what, why, remedy = (each.encode(errors="replace").decode() for each in (problem.what, problem.why, problem.remedy))
+    return replace(problem, what=what, why=why, remedy=remedy)
 
 
 def _write(fd: int, message: _Message) -> None:
@@ -190,24 +204,26 @@ class Speaker:
 
     def _listen(self) -> None:
         error: KanifoldError = ProtocolError("cannot speak to registries", why="the process that does has died")
-        try:
-            for message in self._line.messages():
-                match message:
-                    case _Here():
-                        self.pid = message.pid
-                        if message.why:
-                            error = EnvironmentUnfit("cannot speak to registries", why=message.why)
-                    case _Who():
-                        # In a thread of its own: a credential helper takes its time, and may ask the user.
-                        look = partial(self._keychain, message.registry)
-                        threading.Thread(target=self._line.answer, args=(message.number, look), daemon=True).start()
-                    case _:
-                        raise AssertionError(message)
-        finally:
-            self._line.end(error)
+        lookups: list[threading.Thread] = []
+        for message in self._line.messages():
+            match message:
+                case _Here():
+                    self.pid = message.pid
+                    if message.why:
+                        error = EnvironmentUnfit("cannot speak to registries", why=message.why)
+                case _Who():
+                    # In a thread of its own: a credential helper takes its time, and may ask the user.
+                    look = partial(self._keychain, message.registry)
+                    lookups.append(threading.Thread(target=self._line.answer, args=(message.number, look)))
+                    lookups[-1].start()
+                case _:
+                    break
+        self._line.end(error)
+        for thread in lookups:
+            thread.join()
 
     def close(self) -> None:
-        """End it; questions that are waiting are ``Interrupted``."""
+        """End it; questions that are waiting are ``Interrupted``. Waits for credential helpers, which have a minute."""
         if self._closed:
             return
         self._closed = True
@@ -219,7 +235,10 @@ class Speaker:
         self._line.close()
 
     def _ask(self, call: str, *arguments: object) -> Any:
-        given = msgspec.Raw(msgspec.msgpack.encode(arguments))
+        try:
+            given = msgspec.Raw(msgspec.msgpack.encode(arguments))
+        except (UnicodeEncodeError, OverflowError) as error:  # of something that a registry said
+            raise RegistryError("cannot ask a registry for this", why=str(error)) from error
         return _CALLS[call][1].decode(self._line.ask(lambda number: _Question(number, call, given)))
 
     def resolve(self, reference: Reference) -> Descriptor:
@@ -235,7 +254,8 @@ class Speaker:
         return parse(data, descriptor.media_type), data, descriptor
 
     def read_blob(self, reference: Reference, descriptor: Descriptor, limit: int) -> bytes:
-        found: bytes = self._ask("read_blob", reference, descriptor, limit)
+        plain = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
+        found: bytes = self._ask("read_blob", reference, plain, limit)
         return found
 
     def check_push(self, reference: Reference) -> None:
@@ -289,21 +309,14 @@ def speak(incoming: int, outgoing: int) -> int:
         found = getattr(client, question.call)(*arguments)
         return found[1:] if question.call == "manifest" else found
 
-    def answer(question: _Question) -> None:
-        try:
-            line.answer(question.number, lambda: value(question))
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            sys.stderr.flush()
-            os._exit(1)
-
     pool = ThreadPoolExecutor(_AT_ONCE, "question")
     for message in line.messages():
         match message:
             case _Begin():
                 client = Client(message.settings, keychain)
             case _Question():
-                pool.submit(answer, message)
+                pool.submit(line.answer, message.number, partial(value, message))
             case _:
-                raise AssertionError(message)
+                break
+    line.close()
     return 0

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -18,9 +21,10 @@ from msgspec.structs import replace
 
 from executor import __version__, job
 from executor.build import survey
+from executor.image import manifest as manifests
 from executor.registry import reference
 from executor.registry.config import RegistrySettings
-from executor.store import facts
+from executor.store import blobs, facts
 from executor.store.store import Store
 from orchestrator.conversation import Absent
 from orchestrator.fanout import Built, Emit, Said, has_manifest
@@ -29,7 +33,7 @@ from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import events
 from platforms import host
-from platforms.errors import StoreError
+from platforms.errors import Interrupted, KanifoldError, StoreError
 
 Orders = Sequence[tuple[Placement, job.Job]]
 
@@ -66,17 +70,41 @@ def find(orders: Orders, store: Store) -> tuple[Answer, ...]:
         return ()
 
 
-def hold(answers: Sequence[Answer], orders: Orders, store: Store) -> bool:
-    """Whether there are ``answers``, and the grounds of all of them hold."""
-    return bool(answers) and survey.hold(
-        ((answer.grounds, order) for answer, (_, order) in zip(answers, orders, strict=True)), store
-    )
+async def hold(
+    answers: Sequence[Answer], orders: Orders, store: Store, stop: threading.Event, otherwise: Callable[[], None]
+) -> bool:
+    """Whether there are ``answers``, and what they rest on and came to is there. If not, ``otherwise`` is called.
+
+    When ``stop`` is set, or this is cancelled, nothing holds.
+    """
+    try:
+        holding = await asyncio.to_thread(_hold, answers, orders, store, stop)
+    except asyncio.CancelledError:
+        stop.set()
+        raise
+    if not holding:
+        otherwise()
+    return holding
+
+
+def _hold(answers: Sequence[Answer], orders: Orders, store: Store, stop: threading.Event) -> bool:
+    def check() -> None:
+        if stop.is_set():
+            raise Interrupted("it is of no account any more")
+
+    if not answers:
+        return False
+    rest = [(answer.grounds, order) for answer, (_, order) in zip(answers, orders, strict=True)]
+    try:
+        for each in (each for answer in answers for each in (answer.result.manifest, answer.result.config)):
+            blobs.read(store, each.digest, each.size)
+        return survey.hold(rest, store, check)
+    except KanifoldError:  # whatever it is, executors meet it too, and say where
+        return False
 
 
 async def are_there(answers: Sequence[Answer], orders: Orders, registry: Registry) -> bool:
-    """Whether the ``orders`` are for the images that ``answers`` are for, and would push what is there already."""
-    if any(answer.pins != order.pins for answer, (_, order) in zip(answers, orders, strict=True)):
-        return False
+    """Whether what the ``orders`` would push is there already."""
     wanted = [
         reference.parse(name).with_digest(answer.result.manifest.digest)
         for answer, (_, order) in zip(answers, orders, strict=True)
@@ -104,13 +132,13 @@ def note(built: Sequence[Built], orders: Orders, store: Store) -> None:
     with contextlib.suppress(StoreError):  # the build is done, whatever becomes of the memory of it
         for each, (_, order) in zip(built, orders, strict=True):
             if each.said and (grounds := each.result.grounds) is not None:
-                found = each.result.cached + each.result.ran
-                result = replace(each.result, grounds=None, cached=found, ran=0, seconds=0.0)
-                answer = Answer(order.pins, grounds, tuple(_found(each.said)), result)
+                steps = each.result.cached + each.result.ran
+                result = replace(each.result, grounds=None, cached=steps, ran=0, seconds=0.0)
+                answer = Answer(order.pins, grounds, tuple(_replayed(each.said)), result)
                 facts.put(store, "repeat", _key(order), msgspec.json.encode(answer))
 
 
-def _found(said: Sequence[Said]) -> Iterator[Said]:
+def _replayed(said: Sequence[Said]) -> Iterator[Said]:
     """What would have been ``said`` had every step been found."""
     bases: set[int] = set()
     for message in said:
@@ -126,5 +154,12 @@ def _found(said: Sequence[Said]) -> Iterator[Said]:
 def _key(order: job.Job) -> str:
     """Names all of ``order`` that its answer depends on, but for the pins, and who would answer."""
     same = replace(order, build="", root="", push=(), pins=(), emulation=None, registries=RegistrySettings())
-    asked = msgspec.json.encode((__version__, str(host.default_platform()), same))
+    asked = msgspec.json.encode((__version__, _newest(), str(host.default_platform()), same))
     return hashlib.sha256(asked).hexdigest()
+
+
+@functools.cache
+def _newest() -> int:
+    """When a module that answers jobs was changed last (ns): those of a checkout change, and their version does not."""
+    places = {os.path.dirname(str(each.__file__)) for each in (survey, manifests)}
+    return max(each.stat().st_mtime_ns for place in places for each in os.scandir(place) if each.is_file())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Final, cast
@@ -99,10 +99,10 @@ def _content(reached: Iterable[Reached]) -> Iterator[keys.Part]:
         )
 
 
-def look(directory: str, source: Source, exclude: tuple[str, ...] = ()) -> Look:
+def look(directory: str, source: Source, exclude: tuple[str, ...], check: Callable[[], None]) -> Look:
     """What ``source`` names, but for what ``exclude`` leaves out. Raises ``ContextError`` for what cannot be seen.
 
-    What memory does not hold goes to a file in ``directory``.
+    What memory does not hold goes to a file in ``directory``. ``check`` raises when it is time to end.
     """
     chosen, found = Spool(_CHOSEN, directory), Spool(_REACHED, directory)
     digest = hashlib.sha256()
@@ -114,6 +114,7 @@ def look(directory: str, source: Source, exclude: tuple[str, ...] = ()) -> Look:
             count = len(found)
             walk = copying.reached(source, top, exclude)
             while some := list(islice(walk, _TOGETHER)):
+                check()
                 if source.context:
                     some = [_bare(each) if each.entry.xattrs else each for each in some]
                 digest.update(msgspec.msgpack.encode(some))
@@ -134,7 +135,7 @@ def select(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) ->
     Raises ``ContextError`` for a file whose content is another than earlier in this job.
     """
     workshop.survey.soften()
-    return selected(workshop, look(workshop.directory, source, exclude))
+    return selected(workshop, look(workshop.directory, source, exclude, workshop.check))
 
 
 def selected(workshop: Workshop, looked: Look) -> Selection:

@@ -152,7 +152,7 @@ def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callabl
     unpack = isinstance(instruction, Add) and instruction.unpack is not False
     place = found()
     source, exclude = partial(source_of, place, text, parents), instruction.exclude
-    looked = Once(lambda: content.look(workshop.directory, source(), exclude))
+    looked = Once(lambda: content.look(workshop.directory, source(), exclude, workshop.check))
     selected = Once(lambda: content.selected(workshop, looked()))
     what = keys.key("source", place.shared, text, parents, exclude) if place.shared else ""
     agreed = Once(lambda: content.agreed(workshop, what, looked, selected))

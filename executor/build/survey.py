@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from typing import Final
+
+import msgspec
 
 from executor import job
 from executor.build import cache
 from executor.build.cache import Outcome
 from executor.store.store import Store
-from platforms.errors import ContextError
+
+_MOST: Final = 1 << 20
+"""Bytes of a message that grounds may take."""
 
 
 class Survey:
@@ -46,13 +51,17 @@ class Survey:
             self._soft = True
 
     def grounds(self) -> job.Grounds | None:
-        """All of it; None when that is not all."""
+        """All of it; None when that is not all, or so much that looking again would not be cheap."""
         with self._lock:
-            return None if self._soft else job.Grounds(tuple(self._steps.values()), tuple(self._seen))
+            found = job.Grounds(tuple(self._steps.values()), tuple(self._seen))
+            return None if self._soft or len(msgspec.json.encode(found)) > _MOST else found
 
 
-def hold(answers: Iterable[tuple[job.Grounds, job.Job]], store: Store) -> bool:
-    """Whether these jobs would find again what their answers rest on."""
+def hold(answers: Iterable[tuple[job.Grounds, job.Job]], store: Store, check: Callable[[], None]) -> bool:
+    """Whether these jobs would find again what their answers rest on. ``check`` raises when it is time to end.
+
+    Raises ``KanifoldError`` for what cannot be looked at.
+    """
     steps: set[job.FoundStep] = set()
     seen: dict[job.Context, set[job.Seen]] = {}
     for grounds, order in answers:
@@ -60,7 +69,7 @@ def hold(answers: Iterable[tuple[job.Grounds, job.Job]], store: Store) -> bool:
         steps.update(grounds.steps)
         for each in grounds.seen:
             seen.setdefault(contexts[each.context], set()).add(each)
-    return all(_is_found(each, store) for each in steps) and _look_the_same(seen, store)
+    return all(_is_found(each, store) for each in steps) and _look_the_same(seen, store, check)
 
 
 def _is_found(step: job.FoundStep, store: Store) -> bool:
@@ -72,7 +81,7 @@ def _is_found(step: job.FoundStep, store: Store) -> bool:
     )
 
 
-def _look_the_same(seen: Mapping[job.Context, Iterable[job.Seen]], store: Store) -> bool:
+def _look_the_same(seen: Mapping[job.Context, Iterable[job.Seen]], store: Store, check: Callable[[], None]) -> bool:
     if not seen:
         return True
     from executor.build import content, sources  # which take their time to load
@@ -80,14 +89,11 @@ def _look_the_same(seen: Mapping[job.Context, Iterable[job.Seen]], store: Store)
     from executor.context.directory import open_context
 
     directory = os.path.join(store.root, "tmp")
-    try:
-        for context, wanted in seen.items():
-            with closing(open_context(context.location, context.ignore, owners=context.owners)) as tree:
-                place = sources.Input(known(tree), "", context.name)
-                for each in wanted:
-                    source = sources.source_of(place, each.pattern, each.parents)
-                    if content.look(directory, source, each.exclude).name != each.look:
-                        return False
-    except ContextError:
-        return False
+    for context, wanted in seen.items():
+        with closing(open_context(context.location, context.ignore, owners=context.owners)) as tree:
+            place = sources.Input(known(tree), "", context.name)
+            for each in wanted:
+                source = sources.source_of(place, each.pattern, each.parents)
+                if content.look(directory, source, each.exclude, check).name != each.look:
+                    return False
     return True

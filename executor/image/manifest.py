@@ -118,6 +118,8 @@ def _strict_object(data: bytes) -> dict[str, Any]:
 
     try:
         document = json.loads(data.decode(), object_pairs_hook=unique)
+        if b"\\u" in data:  # perhaps half of a surrogate pair, which is no text, and read in many ways
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ArchiveError("malformed manifest", why=f"not JSON: {error}") from error
     if not isinstance(document, dict):
@@ -141,7 +143,7 @@ def _descriptor(value: Any) -> Descriptor:
     media_type, size = value.get("mediaType"), value.get("size")
     if not isinstance(media_type, str) or not media_type:
         raise ArchiveError("malformed manifest", why="a descriptor has no mediaType")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63:
         raise ArchiveError("malformed manifest", why=f"a descriptor's size is {size!r}")
     artifact_type = value.get("artifactType", "")
     return Descriptor(

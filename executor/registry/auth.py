@@ -125,7 +125,7 @@ def _stores() -> Iterator[_Store]:
     environ = os.environ
     inline = environ.get("DOCKER_AUTH_CONFIG", "")
     if inline.strip():
-        yield _parse(inline.encode(), "$DOCKER_AUTH_CONFIG")
+        yield _parse(os.fsencode(inline), "$DOCKER_AUTH_CONFIG")
     home = os.path.expanduser("~")
     docker = environ.get("DOCKER_CONFIG") or os.path.join(home, ".docker")
     runtime = environ.get("XDG_RUNTIME_DIR", "")
@@ -155,6 +155,7 @@ def _parse(data: bytes, source: str) -> _Store:
 
     try:
         document = json.loads(data)
+        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text, but JSON can say it
     except (ValueError, RecursionError):
         # The decoder's message may quote the text, and the text is secret.
         raise _broken(source, "it is not JSON") from None
@@ -225,6 +226,7 @@ def _ask_helper(name: str, server: str, source: str) -> Credential | None:
     try:
         answer = json.loads(done.stdout)
         username, secret = answer["Username"], answer["Secret"]
+        f"{username}{secret}".encode()
     except (ValueError, KeyError, TypeError):
         answer = username = secret = None
     if not isinstance(username, str) or not isinstance(secret, str):

@@ -71,11 +71,6 @@ class RegistrySettings(msgspec.Struct, frozen=True):
         told = self.tls | self.insecure
         return is_loopback(registry) and registry not in told and self.certificates_for(registry) is None
 
-    def trusts_as_usual(self, registry: str) -> bool:
-        """Whether ``registry`` shows itself by a certificate that the system's authorities vouch for."""
-        special = self.is_plain(registry) or self.is_insecure(registry) or self.certificates_for(registry) is not None
-        return not special
-
     def mirrors_of(self, registry: str) -> tuple[str, ...]:
         """Where to look before ``registry``, in order."""
         return dict(self.mirrors).get(registry, ())

@@ -389,7 +389,7 @@ def is_encoded(response: httpx.Response) -> bool:
 
 
 def system_trust() -> ssl.SSLContext:
-    """What nearly every registry is trusted by. Making it takes 30 ms, so it is made once, before executors fork."""
+    """What nearly every registry is trusted by. Making it takes 30 ms, so a process makes it once."""
     import ssl
 
     return _shared_trust(ssl.get_default_verify_paths())

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 _BATCH: Final = 500
 _COARSE_NS: Final = 2_000_000_000
 _FINE_NS: Final = 50_000_000
+_LATEST: Final = (1 << 63) - 1
 
 
 def stamp(found: os.stat_result) -> bytes:
-    """The fields of ``found`` that change when the file does, packed."""
-    return struct.pack("=QQqqq", found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    """The fields of ``found`` that change when the file does, packed. Times after 2262 are taken to be then."""
+    modified, changed = min(found.st_mtime_ns, _LATEST), min(found.st_ctime_ns, _LATEST)
+    return struct.pack("=QQqqq", found.st_dev, found.st_ino, found.st_size, modified, changed)
 
 
 def known_as(mark: bytes) -> tuple[bytes, bytes]:

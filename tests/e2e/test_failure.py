@@ -99,6 +99,22 @@ def test_bad_input_is_named(
     assert_clear(outcome, outcome.code, *words)
 
 
+def test_a_context_whose_path_is_no_text_is_refused(kanifold: Kanifold, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"bad\xff")
+    folder.mkdir()
+    (folder / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    assert_clear(kanifold.run("build", folder), 1, "is not UTF-8")
+    assert_clear(kanifold.run("build", ".", "--build-context", f"a={folder}", cwd=folder), 1, "is not UTF-8")
+
+
+def test_a_file_from_the_far_future_is_copied(kanifold: Kanifold, context: Context, tmp_path: Path) -> None:
+    """Beyond what a signed 64-bit number of nanoseconds can say, which file systems can."""
+    folder = context({"Dockerfile": "FROM scratch\nCOPY f /\n", "f": "content"})
+    os.utime(folder / "f", (13_569_465_600, 13_569_465_600))
+    kanifold("build", folder, "-o", f"type=local,dest={tmp_path / 'out'}")
+    assert (tmp_path / "out" / "f").read_text() == "content"
+
+
 def test_a_missing_context_is_named(kanifold: Kanifold) -> None:
     assert_clear(kanifold.run("build", "/no/such/directory"), 1, "/no/such/directory")
 

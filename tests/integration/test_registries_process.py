@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import Kanifold
 from registry_server import Asked, MemoryRegistry, Said, Served, served
+
+from executor.image.mediatypes import OCI_MANIFEST
 
 Context = Callable[[Mapping[str, str | bytes]], Path]
 Waiting = tuple[subprocess.Popen[str], int]
@@ -91,3 +94,58 @@ def test_it_ends_when_the_build_is_killed(waiting: Waiting) -> None:
     with os.fdopen(os.pidfd_open(speaker)) as ended:
         process.kill()
         assert select.select([ended], [], [], 5)[0], "it goes on without a build"
+
+
+@pytest.mark.parametrize("files", range(12, 26, 2))
+def test_too_few_descriptors_are_told(kanifold: Kanifold, context: Context, files: int) -> None:
+    """Whoever runs out of them says so, and nobody waits for what could not be started."""
+    limited = dataclasses.replace(kanifold, command=("prlimit", f"--nofile={files}", *kanifold.command))
+    folder = context({"Dockerfile": "FROM scratch\nCOPY Dockerfile /\n"})
+    outcome = limited.run("build", folder, "--platform", "linux/amd64,linux/arm64,linux/386")
+    assert outcome.code in (1, 3)
+    assert "Too many open files" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_too_few_processes_are_told(kanifold_as_user: Kanifold) -> None:
+    folder = kanifold_as_user.folder("context")
+    (folder / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    limited = dataclasses.replace(kanifold_as_user, command=("prlimit", "--nproc=1", *kanifold_as_user.command))
+    outcome = limited.run("build", folder)
+    assert outcome.code == 3
+    assert "Traceback" not in outcome.err
+    assert "cannot start executors: Resource temporarily unavailable" in outcome.err
+
+
+CLOSED = "Basic realm=closed"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [b"\xff", b'{"auths": {"HOST": {"username": "u", "password": "\\ud800"}}}'],
+    ids=["no UTF-8", "half of a surrogate pair"],
+)
+def test_credentials_that_are_no_text_are_told(kanifold: Kanifold, context: Context, config: bytes) -> None:
+    with served(lambda _: Said(401, {"WWW-Authenticate": CLOSED})) as server:
+        folder = context({"Dockerfile": f"FROM {server.host}/base\n"})
+        given = os.fsdecode(config.replace(b"HOST", server.host.encode()))
+        outcome = kanifold.run("build", folder, DOCKER_AUTH_CONFIG=given)
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    assert "cannot use the credentials file $DOCKER_AUTH_CONFIG" in outcome.err
+
+
+@pytest.mark.parametrize("field", ['"annotations": {"a": "\\ud800"},', '"size": 36893488147419103232,'])
+def test_a_manifest_that_cannot_be_passed_on_is_told(kanifold: Kanifold, context: Context, field: str) -> None:
+    config = f'{{{field} "mediaType": "application/vnd.oci.image.config.v1+json", "digest": "sha256:{"0" * 64}"'
+    size = "" if "size" in field else ', "size": 2'
+    manifest = (
+        f'{{"schemaVersion": 2, "mediaType": "{OCI_MANIFEST}", "config": {config}{size}}}, "layers": []}}'
+    ).encode()
+    registry = MemoryRegistry()
+    registry.add_manifest("base", "latest", OCI_MANIFEST, manifest)
+    with served(registry) as server:
+        outcome = kanifold.run("build", context({"Dockerfile": f"FROM {server.host}/base\n"}))
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    assert "malformed manifest" in outcome.err

@@ -16,8 +16,6 @@ import pytest
 from conftest import Base, Kanifold
 from registry_server import MemoryRegistry, Served, served
 
-TWO = "linux/amd64,linux/arm64"
-
 
 @dataclass
 class World:
@@ -27,12 +25,13 @@ class World:
     context: Path
     registry: MemoryRegistry
     host: str
+    platforms: str = "linux/amd64"
     words: list[str | Path] = field(default_factory=list)
 
     def build(self, *more: str | Path, name: str = "app", **environment: str) -> tuple[str, int]:
-        """Build and push: the index's digest, and how many executors were needed."""
+        """Build and push: the digest, and how many executors were needed."""
         tag = f"{self.host}/{name}:1"
-        words = ("--platform", TWO, "-t", tag, "--push", "--progress", "rawjson", *self.words, *more)
+        words = ("--platform", self.platforms, "-t", tag, "--push", "--progress", "rawjson", *self.words, *more)
         outcome = self.kanifold("build", self.context, *words, **environment)
         events = [json.loads(line) for line in outcome.err.splitlines()]
         assert self.registry.manifests[name, "1"] == self.registry.manifests[name, outcome.out.split()[0]]
@@ -50,10 +49,11 @@ def server(busybox: Base) -> Iterator[tuple[MemoryRegistry, Served]]:
         yield registry, found
 
 
-@pytest.fixture(scope="module")
-def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def settled(tmp_path: Path) -> Path:
     """Files that nobody has written to for a while: of others it is not believed that they are what they look like."""
-    context = tmp_path_factory.mktemp("settled")
+    context = tmp_path / "settled"
+    context.mkdir()
     (context / "f").write_text("content")
     while time.time_ns() - (context / "f").stat().st_ctime_ns < 2_100_000_000:
         time.sleep(0.1)  # there is no event to wait for: it is the clock that has to move on
@@ -71,6 +71,7 @@ def world(kanifold: Kanifold, tmp_path: Path, server: tuple[MemoryRegistry, Serv
 
 
 def test_from_the_second_time_on_no_executor_is_needed(world: World) -> None:
+    world.platforms = "linux/amd64,linux/arm64"
     first, second, third = world.build(), world.build(), world.build()
     assert [each[1] for each in (first, second, third)] == [2, 0, 0]
     assert first[0] == second[0] == third[0]
@@ -79,7 +80,7 @@ def test_from_the_second_time_on_no_executor_is_needed(world: World) -> None:
 def test_it_says_what_executors_would_say(world: World) -> None:
     world.build()
     tag = f"{world.host}/app:1"
-    words = ("build", world.context, "--platform", TWO, "-t", tag, "--push", "--progress", "plain")
+    words = ("build", world.context, "--platform", world.platforms, "-t", tag, "--push", "--progress", "plain")
     remembered = world.kanifold(*words).err.splitlines()
     asked = world.kanifold(*words, "-t", f"{world.host}/elsewhere:1").err.splitlines()
 
@@ -88,7 +89,7 @@ def test_it_says_what_executors_would_say(world: World) -> None:
         return sorted(re.sub(r" \d+\.\ds", "", each) for each in lines if each[:1] == "[" and "executor" not in each)
 
     assert told(remembered) == told(asked)
-    assert sum(line.endswith("CACHED") for line in remembered) == 2
+    assert sum(line.endswith("CACHED") for line in remembered) == 1
     assert not any("executor" in line for line in remembered)
 
 
@@ -96,17 +97,17 @@ def test_files_are_looked_at_again(world: World, settled: Path) -> None:
     world.words = ["--build-context", f"files={settled}"]
     world.dockerfile("FROM scratch\nCOPY --from=files f /\n")
     first = [world.build() for _ in range(2)]
-    assert [each[1] for each in first] == [2, 0]
+    assert [each[1] for each in first] == [1, 0]
     (settled / "f").write_text("another")
     changed, executors = world.build()
-    assert executors == 2
+    assert executors == 1
     assert changed != first[0][0]
 
 
 def test_files_that_were_just_written_are_not_believed(world: World) -> None:
     world.dockerfile("FROM scratch\nCOPY f /\n")
     (world.context / "f").write_text("content")
-    assert [world.build()[1] for _ in range(2)] == [2, 2]
+    assert [world.build()[1] for _ in range(2)] == [1, 1]
 
 
 def test_a_step_that_was_done_again_meanwhile_counts(world: World) -> None:
@@ -121,13 +122,13 @@ def test_what_the_registry_has_lost_is_pushed_again(world: World) -> None:
     digest = [world.build() for _ in range(2)][-1][0]
     for name in [each for each in world.registry.manifests if each[0] == "app"]:
         del world.registry.manifests[name]
-    assert world.build() == (digest, 2)
+    assert world.build() == (digest, 1)
     assert world.build() == (digest, 0)
 
 
 def test_another_repository_is_pushed_to(world: World) -> None:
     digest = [world.build() for _ in range(2)][-1][0]
-    assert world.build(name="other") == (digest, 2)
+    assert world.build(name="other") == (digest, 1)
     assert world.build(name="other") == (digest, 0)
 
 
@@ -136,7 +137,7 @@ def test_a_base_that_has_moved_counts(world: World) -> None:
     media_type, data = world.registry.manifests["busybox", "latest"]
     moved = json.dumps({**json.loads(data), "annotations": {"moved": "yes"}}).encode()
     world.registry.add_manifest("busybox", "latest", media_type, moved)
-    assert world.build() == (digest, 2)
+    assert world.build() == (digest, 1)
     assert world.build() == (digest, 0)
 
 
@@ -144,7 +145,7 @@ def test_a_pruned_store_is_built_anew(world: World) -> None:
     before = [world.build() for _ in range(2)][-1]
     world.kanifold("prune", "--all")
     after, executors = world.build()
-    assert executors == 2
+    assert executors == 1
     assert after != before[0]
 
 
@@ -154,16 +155,39 @@ def test_a_pruned_store_is_built_anew(world: World) -> None:
         "RUN --mount=type=secret,id=s true",
         "RUN --mount=type=ssh true",
         "RUN --mount=type=bind,target=/m true",
-        "ADD {url}/f /f",
+        "ADD {url} /f",
     ],
     ids=["secret", "agent", "bind mount", "URL"],
 )
 def test_what_can_only_be_asked_for_again_is(world: World, step: str) -> None:
-    with served(lambda _: MemoryRegistry().serve(_)) as other:
-        url = f"http://{world.host}/v2/busybox/manifests/latest#"
-        world.dockerfile(f"FROM {world.host}/busybox\n{step.replace('{url}/f', url)}\n")
-        del other
-    assert [world.build()[1] for _ in range(2)] == [2, 2]
+    url = f"http://{world.host}/v2/busybox/manifests/latest"
+    world.dockerfile(f"FROM {world.host}/busybox\n{step.replace('{url}', url)}\n")
+    assert [world.build()[1] for _ in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize("loss", ["gone", "empty"])
+def test_a_lost_document_is_made_again(world: World, loss: str) -> None:
+    digest = [world.build() for _ in range(2)][-1][0]
+    manifest = json.loads(world.registry.manifests["app", digest][1])
+    blob = world.kanifold.root / "blobs" / manifest["config"]["digest"].replace(":", "/")
+    blob.unlink()
+    if loss == "empty":
+        blob.touch()
+    assert world.build() == (digest, 1)
+    assert world.build() == (digest, 0)
+
+
+def test_what_cannot_be_looked_at_is_an_executors_to_tell(world: World, settled: Path) -> None:
+    world.words = ["--build-context", f"files={settled}"]
+    world.dockerfile("FROM scratch\nCOPY --from=files f /\n")
+    assert [world.build()[1] for _ in range(2)] == [1, 0]
+    (settled / "f").unlink()
+    (settled / "f").symlink_to("g")
+    (settled / "g").symlink_to("f")
+    outcome = world.kanifold.run("build", world.context, *world.words, "-t", f"{world.host}/app:1", "--push")
+    assert outcome.code == 1
+    assert "Dockerfile:2" in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -174,4 +198,4 @@ def test_what_can_only_be_asked_for_again_is(world: World, step: str) -> None:
 )  # fmt: skip
 def test_what_takes_an_executor_has_one(world: World, words: tuple[str, str]) -> None:
     world.words = [each.replace("{home}", str(world.kanifold.home)) for each in words]
-    assert [world.build()[1] for _ in range(2)] == [2, 2]
+    assert [world.build()[1] for _ in range(2)] == [1, 1]

@@ -162,7 +162,7 @@ class Job:
         self.workshop.later = background.submit  # type: ignore[method-assign]
         tree = open_context(str(folder), "")
         source = Source(tree, "/", wildcards=False, context=True)
-        looked = Once(lambda: look(directory, source))
+        looked = Once(lambda: look(directory, source, (), lambda: None))
 
         def reading() -> Selection:
             self.read = True
