@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Final, cast
@@ -13,8 +13,9 @@ from typing import Final, cast
 import msgspec
 from msgspec.structs import replace
 
-from executor.build import copying, keys
+from executor.build import keys
 from executor.build.copying import Match, Reached, Source
+from executor.build.look import REACHED, TOGETHER, Chosen, Look, look, unreadable
 from executor.build.once import Once
 from executor.build.workshop import Copy, Workshop, together
 from executor.rootfs.entry import Entry, Kind
@@ -22,21 +23,11 @@ from executor.store import facts, faults, files, locks
 from executor.store.spool import Spool
 from platforms.errors import ContextError
 
-_TOGETHER: Final = 2000
-"""Files that are asked about, read and remembered together."""
 _SMALL: Final = 16 << 10
 _LARGE: Final = 256 << 10
 """Bytes of a file that are read at a time."""
 _READERS: Final = 2
 """Files that are read at once: one is hashed while Python is at the other, and a third would only be in the way."""
-
-
-class Chosen(msgspec.Struct, frozen=True, array_like=True):
-    """A match of a source, with what is at its path, and the number of entries that are copied for it."""
-
-    match: Match
-    top: Entry
-    count: int
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -62,22 +53,6 @@ class Selection(msgspec.Struct, frozen=True):
             deque(found, maxlen=0)
 
 
-class Look(msgspec.Struct, frozen=True):
-    """What a source names, as far as lstat(2) says: no file has been read."""
-
-    chosen: Spool[Chosen]
-    reached: Spool[Reached]
-    name: str
-    """What all of it is called together, every status included; "" where a status says nothing about the content."""
-    at: int
-    """When it began, ``files.now()``."""
-
-
-# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
-_CHOSEN: Final[msgspec.msgpack.Decoder[list[Chosen]]] = msgspec.msgpack.Decoder(list[Chosen])
-_REACHED: Final[msgspec.msgpack.Decoder[list[Reached]]] = msgspec.msgpack.Decoder(list[Reached])
-
-
 def _content(reached: Iterable[Reached]) -> Iterator[keys.Part]:
     """What the entries that were ``reached`` are, for a key."""
     first: dict[tuple[int, int], bytes] = {}
@@ -99,36 +74,6 @@ def _content(reached: Iterable[Reached]) -> Iterator[keys.Part]:
         )
 
 
-def look(directory: str, source: Source, exclude: tuple[str, ...], check: Callable[[], None]) -> Look:
-    """What ``source`` names, but for what ``exclude`` leaves out. Raises ``ContextError`` for what cannot be seen.
-
-    What memory does not hold goes to a file in ``directory``. ``check`` raises when it is time to end.
-    """
-    chosen, found = Spool(_CHOSEN, directory), Spool(_REACHED, directory)
-    digest = hashlib.sha256()
-    telling = True
-    at = files.now()
-    try:
-        for match in copying.matches(source):
-            top = copying.top_of(source, match)
-            count = len(found)
-            walk = copying.reached(source, top, exclude)
-            while some := list(islice(walk, _TOGETHER)):
-                check()
-                if source.context:
-                    some = [_bare(each) if each.entry.xattrs else each for each in some]
-                digest.update(msgspec.msgpack.encode(some))
-                telling = telling and all(each.entry.stamp or each.entry.kind is not Kind.FILE for each in some)
-                for each in some:
-                    found.append(each)
-            row = Chosen(match, top, len(found) - count)
-            digest.update(msgspec.msgpack.encode(row))
-            chosen.append(row)
-    except OSError as error:
-        raise _unreadable(os.fsdecode(error.filename or source.pattern), error) from error
-    return Look(chosen, found, digest.hexdigest() if telling else "", at)
-
-
 def select(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) -> Selection:
     """What ``source`` names, but for what ``exclude`` leaves out. Every file is read, unless it is known already.
 
@@ -140,16 +85,16 @@ def select(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) ->
 
 def selected(workshop: Workshop, looked: Look) -> Selection:
     """``select`` for what has been ``looked`` at."""
-    reached = Spool(_REACHED, workshop.directory)
+    reached = Spool(REACHED, workshop.directory)
     live = False
     walk = iter(looked.reached)
     try:
-        while some := list(islice(walk, _TOGETHER)):
+        while some := list(islice(walk, TOGETHER)):
             for each, entry in zip(some, read(workshop, [each.entry for each in some]), strict=True):
                 reached.append(Reached(entry, each.name, each.leads))
                 live = live or (entry.kind is Kind.FILE and not entry.stamp)
     except OSError as error:
-        raise _unreadable(os.fsdecode(error.filename or b"what is copied"), error) from error
+        raise unreadable(os.fsdecode(error.filename or b"what is copied"), error) from error
     return Selection(looked.chosen, reached, Once(lambda: _name(looked.chosen, reached)), live)
 
 
@@ -209,17 +154,12 @@ def _recognised(workshop: Workshop, looked: Look, selection: Once[Selection]) ->
     return Agreed(found)
 
 
-def _bare(found: Reached) -> Reached:
-    """``found`` without extended attributes: those of a context count for nothing."""
-    return replace(found, entry=replace(found.entry, xattrs=()))
-
-
 def name(workshop: Workshop, entries: Spool[Entry]) -> str:
     """The name of the layer that ``entries`` make: equal names, equal bytes of the archive."""
 
     def rows() -> Iterator[keys.Part]:
         every = iter(entries)
-        while some := list(islice(every, _TOGETHER)):
+        while some := list(islice(every, TOGETHER)):
             for entry in read(workshop, some):
                 yield (
                     entry.path,
@@ -399,16 +339,11 @@ def _block(fd: int, path: bytes, size: int) -> bytes:
     try:
         return os.read(fd, size)
     except OSError as error:
-        raise _unreadable(os.fsdecode(path), error) from error
+        raise unreadable(os.fsdecode(path), error) from error
 
 
 def _open(path: bytes) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise _unreadable(os.fsdecode(path), error) from error
-
-
-def _unreadable(path: str, error: OSError) -> ContextError:
-    why = os.strerror(error.errno) if error.errno else str(error)
-    return ContextError(f"cannot read {path}", why=why, remedy="make it readable, or leave it out with .dockerignore")
+        raise unreadable(os.fsdecode(path), error) from error

@@ -10,6 +10,7 @@ says 0: no clock but the files' own.
 
 from __future__ import annotations
 
+import posixpath
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -56,6 +57,12 @@ class Match(msgspec.Struct, frozen=True):
 
     path: bytes
     name: bytes
+
+
+def normal_path(directory: str, path: str) -> str:
+    """``path`` made absolute from ``directory`` and cleaned, as Go's ``path.Join`` does it."""
+    cleaned = posixpath.normpath(posixpath.join("/", directory, path))
+    return "/" + cleaned.lstrip("/")
 
 
 def matches(source: Source) -> tuple[Match, ...]:

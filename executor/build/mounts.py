@@ -17,9 +17,10 @@ from msgspec.structs import replace
 
 from executor.build import content, copying, graph, keys, scope
 from executor.build.agent import forwarded
+from executor.build.copying import normal_path
 from executor.build.graph import Origin
 from executor.build.once import Once
-from executor.build.state import State, normal_path
+from executor.build.state import State
 from executor.build.workshop import Workshop
 from executor.dockerfile import Stage
 from executor.dockerfile.instructions import Heredoc, Run

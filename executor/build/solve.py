@@ -22,6 +22,7 @@ from executor import job
 from executor.build import base, cache, content, copying, graph, keys, runstep, scope, sources, users
 from executor.build import state as steps
 from executor.build.cache import Outcome
+from executor.build.copying import normal_path
 from executor.build.graph import Graph, Origin
 from executor.build.layer import Layer, LayerLost, from_result
 from executor.build.mounts import Mounts, prepare, secret_variables, ssh_socket
@@ -681,7 +682,7 @@ def _make_mount_points(tree: Tree, upper: str) -> None:
 
 def _destination(workdir: str, text: str) -> str:
     """Where COPY goes: absolute, a trailing ``/`` or ``/.`` kept."""
-    path = steps.normal_path(workdir, text or ".")
+    path = normal_path(workdir, text or ".")
     if text in ("", ".") or text.endswith(("/", "/.")):
         return path.rstrip("/") + "/"
     return path

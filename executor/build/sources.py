@@ -18,8 +18,8 @@ from executor.build import content, copying, keys, users
 from executor.build.archives import copy_archive
 from executor.build.content import Agreed, Selection
 from executor.build.copying import Plan, Source, Treatment
+from executor.build.look import look, source_of
 from executor.build.once import Once
-from executor.build.state import normal_path
 from executor.build.workshop import Workshop
 from executor.dockerfile import copies, modes
 from executor.dockerfile.instructions import Add, Copy
@@ -151,32 +151,17 @@ def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callabl
     parents = isinstance(instruction, Copy) and instruction.parents
     unpack = isinstance(instruction, Add) and instruction.unpack is not False
     place = found()
-    source, exclude = partial(source_of, place, text, parents), instruction.exclude
-    looked = Once(lambda: content.look(workshop.directory, source(), exclude, workshop.check))
+    exclude = instruction.exclude
+
+    def source() -> Source:
+        return source_of(place.tree(), text, parents=parents, context=place.context is not None)
+
+    looked = Once(lambda: look(workshop.directory, source(), exclude, workshop.check))
     selected = Once(lambda: content.selected(workshop, looked()))
     what = keys.key("source", place.shared, text, parents, exclude) if place.shared else ""
     agreed = Once(lambda: content.agreed(workshop, what, looked, selected))
     seen = partial(job.Seen, place.context or "", text, parents, exclude)
     return FromTree(source, place.identity, text, parents, unpack, selected, agreed, seen)
-
-
-def source_of(found: Input, text: str, parents: bool) -> Source:
-    """What the source argument ``text`` means in ``found``."""
-    is_context = found.context is not None
-    if not parents:
-        return Source(found.tree(), normal_path("/", text), context=is_context)
-    pivot, dot, below = text.partition("/./")
-    if not dot:
-        pivot, below = "/", text
-    pattern = normal_path("/", below)
-    required = not copying.has_wildcards(pivot) and not copying.has_wildcards(pattern)
-    return Source(
-        found.tree(),
-        normal_path("/", pivot),
-        include=(pattern.lstrip("/"),),
-        required=required,
-        context=is_context,
-    )
 
 
 def treatment(stage: Once[Tree] | None, chown: str, chmod: str, exclude: tuple[str, ...]) -> Treatment:

@@ -6,13 +6,13 @@ dockerfile2llb (dispatchEnv, dispatchLabel, …), so that configs can be compare
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
+from executor.build.copying import normal_path
 from executor.build.layer import Layer
 from executor.build.scope import SILENT_ARGUMENTS
 from executor.dockerfile import declared
@@ -66,12 +66,6 @@ def enter(state: State) -> State:
 def directory(current: str, path: str) -> str:
     """What ``WORKDIR path`` makes of ``current``: an absolute path stays as it is written (NormalizeWorkdir)."""
     return path if path.startswith("/") else normal_path(current, path)
-
-
-def normal_path(directory: str, path: str) -> str:
-    """``path`` made absolute from ``directory`` and cleaned, as Go's ``path.Join`` does it."""
-    cleaned = posixpath.normpath(posixpath.join("/", directory, path))
-    return "/" + cleaned.lstrip("/")
 
 
 def noted(state: State, text: str, *, layer: bool = False, created: str = "") -> State:

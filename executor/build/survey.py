@@ -84,16 +84,14 @@ def _is_found(step: job.FoundStep, store: Store) -> bool:
 def _look_the_same(seen: Mapping[job.Context, Iterable[job.Seen]], store: Store, check: Callable[[], None]) -> bool:
     if not seen:
         return True
-    from executor.build import content, sources  # which take their time to load
-    from executor.build.once import known
+    from executor.build import look  # which takes its time to load
     from executor.context.directory import open_context
 
     directory = os.path.join(store.root, "tmp")
     for context, wanted in seen.items():
         with closing(open_context(context.location, context.ignore, owners=context.owners)) as tree:
-            place = sources.Input(known(tree), "", context.name)
             for each in wanted:
-                source = sources.source_of(place, each.pattern, each.parents)
-                if content.look(directory, source, each.exclude, check).name != each.look:
+                source = look.source_of(tree, each.pattern, parents=each.parents, context=True)
+                if look.look(directory, source, each.exclude, check).name != each.look:
                     return False
     return True

@@ -15,10 +15,11 @@ from typing import Any, cast
 import pytest
 
 from executor import job
-from executor.build.content import Agreed, Look, Selection, agreed, look, unchanged
+from executor.build.content import Agreed, Selection, agreed, unchanged
 from executor.build.content import selected as selected_of
 from executor.build.copying import Source, Treatment
 from executor.build.fingerprints import Fingerprints
+from executor.build.look import Look, look
 from executor.build.once import Once, known
 from executor.build.sources import FromTree
 from executor.build.workshop import Workshop

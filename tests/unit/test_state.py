@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from executor.build import state as steps
+from executor.build.copying import normal_path
 from executor.build.state import State
 from executor.dockerfile import expand, instructions, parse
 from executor.image import config as image
@@ -189,7 +190,7 @@ def test_a_base_without_path_gets_one() -> None:
     ],
 )  # fmt: skip
 def test_paths_are_joined_as_go_joins_them(directory: str, path: str, meant: str) -> None:
-    assert steps.normal_path(directory, path) == meant
+    assert normal_path(directory, path) == meant
 
 
 def test_an_empty_volume_is_refused() -> None:
