@@ -5,6 +5,7 @@ That no change of what a step observes is missed is shown in ``test_cache_keys``
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import time
@@ -75,6 +76,15 @@ def test_from_the_second_time_on_no_executor_is_needed(world: World) -> None:
     first, second, third = world.build(), world.build(), world.build()
     assert [each[1] for each in (first, second, third)] == [2, 0, 0]
     assert first[0] == second[0] == third[0]
+
+
+def test_it_is_so_for_an_ordinary_user(world: World, kanifold_as_user: Kanifold) -> None:
+    context = kanifold_as_user.folder("context")
+    (context / "Dockerfile").write_bytes((world.context / "Dockerfile").read_bytes())
+    theirs = dataclasses.replace(world, kanifold=kanifold_as_user, context=context)
+    first, second = theirs.build(), theirs.build()
+    assert (first[1], second[1]) == (1, 0)
+    assert first[0] == second[0]
 
 
 def test_it_says_what_executors_would_say(world: World) -> None:
