@@ -49,9 +49,9 @@ class Lost(msgspec.Struct, frozen=True):
 
 def order_executors(placements: Sequence[Placement], request: Request) -> None:
     """Have executors brought forth for a build that will need them: before their jobs are known, if that can be."""
-    for forks in {id(each.node.forks): each.node.forks for each in placements}.values():
-        if forks is not None:
-            forks.order(min(len(placements), request.jobs or len(placements)))
+    for each in placements:
+        if each.node.forks is not None:
+            each.node.forks.order(min(len(placements), request.jobs or len(placements)))
 
 
 async def build_all(

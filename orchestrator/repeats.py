@@ -21,7 +21,6 @@ from msgspec.structs import replace
 
 from executor import __version__, job
 from executor.build import survey
-from executor.image import manifest as manifests
 from executor.registry import reference
 from executor.registry.config import RegistrySettings
 from executor.store import blobs, facts
@@ -161,5 +160,6 @@ def _key(order: job.Job) -> str:
 @functools.cache
 def _newest() -> int:
     """When a module that answers jobs was changed last (ns): those of a checkout change, and their version does not."""
-    places = {os.path.dirname(str(each.__file__)) for each in (survey, manifests)}
+    home = os.path.dirname(os.path.dirname(str(survey.__file__)))
+    places = [os.path.join(home, name) for name in ("build", "dockerfile", "image")]
     return max(each.stat().st_mtime_ns for place in places for each in os.scandir(place) if each.is_file())

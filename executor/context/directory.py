@@ -7,7 +7,6 @@ as an archive has owners of its own.
 from __future__ import annotations
 
 import stat
-from contextlib import closing
 
 from executor.dockerfile import ignore
 from executor.rootfs.tree import Hides, Tree, open_directory
@@ -35,6 +34,7 @@ def hides(path: str, ignore_text: str) -> Hides | None:
     patterns = ignore.parse(ignore_text)
     if not patterns:
         return None
+    bare = open_directory(path)
     seen: dict[bytes, bool] = {}  # of directories
 
     def hidden(name: bytes, directory: bool) -> bool:
@@ -50,12 +50,11 @@ def hides(path: str, ignore_text: str) -> Hides | None:
         return known
 
     def _holds_visible(directory: bytes) -> bool:
-        with closing(open_directory(path)) as bare:
-            for child in bare.names(directory):
-                below = directory + b"/" + child
-                found = bare.lstat(below)
-                if found is not None and not hidden(below, stat.S_ISDIR(found.st_mode)):
-                    return True
+        for child in bare.names(directory):
+            below = directory + b"/" + child
+            found = bare.lstat(below)
+            if found is not None and not hidden(below, stat.S_ISDIR(found.st_mode)):
+                return True
         return False
 
     return hidden
