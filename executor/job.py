@@ -220,6 +220,8 @@ class Compression(msgspec.Struct, frozen=True):
 
     kind: str = "gzip"
     level: int | None = None
+    force: bool = False
+    """Whether a base's layers of another kind are compressed anew."""
 
 
 class CachePlace(msgspec.Struct, frozen=True):

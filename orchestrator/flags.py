@@ -237,7 +237,8 @@ def _compression(flags: Mapping[str, Any], wanted: Sequence[outputs.Output]) -> 
         )
     if kind == "zstd" and not all(each.oci_media_types for each in wanted):
         raise UsageError("zstd layers need OCI media types", why="Docker's own have no name for them")
-    return Compression(kind, level if kind != "uncompressed" else None)
+    force = any(each.force_compression for each in wanted)
+    return Compression(kind, level if kind != "uncompressed" else None, force)
 
 
 def _secret(text: str) -> Secret:

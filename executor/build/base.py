@@ -8,32 +8,38 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
-from executor.build.layer import Blob, Layer, opened
+from executor.build.cache import Packed
+from executor.build.layer import Blob, Layer, kind_of, media_type, opened
 from executor.build.once import Once, known
 from executor.build.sink import Arrival, Voided, bring
 from executor.build.workshop import Workshop
 from executor.image import config as image
+from executor.image import mediatypes
 from executor.image.config import ImageConfig
 from executor.image.digest import chain_id
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, PlatformSpec, parse
 from executor.job import Moved, Warned
 from executor.registry import reference
 from executor.registry.reference import Reference
-from executor.rootfs import unpack
+from executor.rootfs import compress, unpack
 from executor.rootfs.stack import mount_stack
 from executor.rootfs.unpack import Unpacked
-from executor.store import blobs, locks, snapshots
+from executor.store import blobs, facts, faults, locks, snapshots
 from platforms import Platform, satisfies, select
 from platforms.errors import ArchiveError, KanifoldError, PlatformMissing, Problem
 
 if TYPE_CHECKING:
     from executor.registry.layout import Layout
     from executor.registry.transfer import Sink
+
+
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_PACKED: Final[msgspec.json.Decoder[Packed]] = msgspec.json.Decoder(Packed)
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -191,16 +197,60 @@ def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: 
         arrival = Arrival()
         content = Once(_content(workshop, source, descriptor, arrival))
         chain = chain_id(config.diff_ids[: position + 1])
-        layers.append(
-            Layer(
-                directory=Once(_directory(_Part(workshop, descriptor, diff_id, chain, below, content, arrival))),
-                blob=known(Blob(diff_id, replace(descriptor, annotations=(), platform=None))),
-                content=content,
-                origin=source.origin,
-                created=created[position] if position < len(created) else "",
-            )
+        layer = Layer(
+            directory=Once(_directory(_Part(workshop, descriptor, diff_id, chain, below, content, arrival))),
+            blob=known(Blob(diff_id, replace(descriptor, annotations=(), platform=None))),
+            content=content,
+            origin=source.origin,
+            created=created[position] if position < len(created) else "",
         )
+        wanted = mediatypes.to_oci(media_type(workshop.order))
+        if workshop.order.compression.force and mediatypes.to_oci(descriptor.media_type) != wanted:
+            layer = _recompressed(workshop, layer, descriptor)
+        layers.append(layer)
     return tuple(layers)
+
+
+def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> Layer:
+    """``layer``, whose blob has ``descriptor``, with the compression of the job: the same files, another blob."""
+    store, wanted = workshop.store, workshop.order.compression
+    name = f"{descriptor.digest} {kind_of(wanted)}"
+
+    def look() -> Packed | None:
+        found = facts.get(store, "recompressed", name)
+        packed = None if found is None else _PACKED.decode(found)
+        return packed if packed is not None and blobs.has(store, packed.digest) else None
+
+    def pack() -> Blob:
+        diff_id = layer.blob().diff_id
+        with locks.lock(store, f"recompress {name}", cancel=workshop.cancelled):
+            packed = look()
+            if packed is None:
+                layer.content()
+                workshop.tell(Moved("compress", descriptor.digest, 0))
+                temporary = store.session.temporary()
+                try:
+                    with (
+                        faults.translated(store.root, "cannot compress a layer"),
+                        blobs.open(store, descriptor.digest) as file,
+                    ):
+                        made = compress.recompress(opened(file), temporary, wanted.kind, wanted.level)
+                    if made.diff_id != diff_id:
+                        raise ArchiveError(
+                            f"layer {descriptor.digest} is not what its image says",
+                            why=f"its diff id is {made.diff_id}, not {diff_id}",
+                        )
+                    blobs.adopt(store, temporary, made.digest, made.size)
+                finally:
+                    if os.path.exists(temporary):
+                        os.unlink(temporary)
+                packed = Packed(kind_of(wanted), made.digest, made.size)
+                facts.put(store, "recompressed", name, msgspec.json.encode(packed))
+                workshop.tell(Moved("compress", descriptor.digest, made.size, made.size))
+        return Blob(diff_id, Descriptor(media_type(workshop.order), packed.digest, packed.size))
+
+    blob = Once(pack)
+    return replace(layer, blob=blob, content=Once(lambda: blobs.path(store, blob().descriptor.digest)), origin=None)
 
 
 def _document(workshop: Workshop, source: Source, digest: str, wanted: Descriptor | None) -> bytes:

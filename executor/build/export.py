@@ -135,6 +135,8 @@ def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Mad
     """Write ``state`` as an image to where the job wants it; its manifest, and the descriptor of that."""
     order, store = workshop.order, workshop.store
     layers = state.layers
+    if order.compression.force:
+        together(workshop, [layer.blob for layer in layers])
     found = [layer.blob() for layer in layers]
     config = finished_config(order, workshop, state, tuple(each.diff_id for each in found))
     config_data = image.encode(config)

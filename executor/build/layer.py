@@ -83,7 +83,7 @@ def from_result(
 
     def pack() -> Blob:
         known, packed = _packed(workshop, result, entries, below)
-        return Blob(known.diff_id, Descriptor(_media_type(workshop.order), packed.digest, packed.size))
+        return Blob(known.diff_id, Descriptor(media_type(workshop.order), packed.digest, packed.size))
 
     def machines() -> tuple[Machine, ...]:
         blob()
@@ -184,13 +184,14 @@ def kind_of(compression: job.Compression) -> str:
     return compression.kind if compression.level is None else f"{compression.kind}-{compression.level}"
 
 
-def _media_type(order: job.Job) -> str:
-    media_type = {
+def media_type(order: job.Job) -> str:
+    """What layers with this job's compression are."""
+    oci = {
         "gzip": mediatypes.OCI_LAYER_GZIP,
         "zstd": mediatypes.OCI_LAYER_ZSTD,
         "uncompressed": mediatypes.OCI_LAYER,
     }[order.compression.kind]
-    return media_type if order.oci else mediatypes.to_docker(media_type)
+    return oci if order.oci else mediatypes.to_docker(oci)
 
 
 def _packed(

@@ -136,6 +136,35 @@ def test_skopeo_and_umoci_accept_a_layout(kanifold: Kanifold, busybox: Base, con
     assert (copy / "index.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["zstd", "uncompressed", "gzip"])
+def test_layers_of_a_base_are_compressed_anew_when_that_is_forced_and_not_else(
+    kanifold: Kanifold, busybox: Base, context: Context, registry: str, read: Reader, kind: str
+) -> None:
+    """To a layout and to a registry, whose copies skopeo reads; the same files, and the same image every time."""
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN echo one > /one\n"})
+    tag = f"{registry}/forced/{kind}:1"
+
+    def layers(where: Path | str) -> list[str]:
+        seen = read(where)
+        assert seen.text("one") == "one\n"
+        return [each["mediaType"].rpartition(".")[2] for each in seen.manifest["layers"]]
+
+    def built(more: str, *outputs: str) -> str:
+        given = f"compression={kind}{more}"
+        return kanifold("build", folder, *(word for each in outputs for word in ("-o", f"{each},{given}"))).out
+
+    plain, forced = kanifold.home / "plain", kanifold.home / "forced"
+    built("", f"type=oci,dest={plain}")
+    built(",force-compression=true", f"type=oci,dest={forced}", f"type=registry,name={tag}")
+    new = {"zstd": "tar+zstd", "gzip": "tar+gzip", "uncompressed": "tar"}[kind]
+    assert layers(plain) == ["tar+gzip", new]
+    assert layers(forced) == layers(tag) == [new, new]
+    assert read(forced).config["rootfs"] == read(plain).config["rootfs"]
+    again = kanifold.home / "again"
+    built(",force-compression=true", f"type=oci,dest={again}")
+    assert read(again).manifest == read(forced).manifest
+
+
 @pytest.mark.parametrize("given", ["cached", "again", "other store"])
 def test_the_same_inputs_have_the_same_digest(kanifold: Kanifold, busybox: Base, context: Context, given: str) -> None:
     text = f"FROM {busybox.ref} AS a\nRUN echo one > /one\nFROM {busybox.ref}\nCOPY --from=a /one /\nCOPY f /d/\n"
