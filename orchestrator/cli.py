@@ -186,6 +186,7 @@ def cli() -> None:
 @click.option(
     "--pull",
     is_flag=True,
+    expose_value=False,
     help="Ask the registry for base images (always done for tags; digests are never asked again).",
 )
 @click.option(

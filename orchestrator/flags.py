@@ -65,7 +65,6 @@ def request(flags: Mapping[str, Any]) -> Request:
         no_cache=flags["no_cache"],
         no_cache_stages=_split(flags["no_cache_filters"]),
         allow=_split(flags["allow"]),
-        pull=flags["pull"],
         progress="quiet" if flags["quiet"] else flags["progress"],
         metadata_file=_writable(flags["metadata_file"], "--metadata-file"),
         iid_file=_writable(flags["iid_file"], "--iidfile"),

@@ -69,7 +69,6 @@ class Request(msgspec.Struct, frozen=True):
     no_cache: bool = False
     no_cache_stages: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
-    pull: bool = False
     progress: str = "auto"
     metadata_file: str = ""
     iid_file: str = ""
