@@ -103,8 +103,9 @@ def prepare(
             makers.append(maker)
     if script is not None:
         content = script.content.encode()
-        parts.append(("script", script.name, content))
-        makers.append(_always(Secret(f"{SCRIPTS}/{script.name}", content, mode=0o755)))
+        name = script.file()
+        parts.append(("script", name, content))
+        makers.append(_always(Secret(f"{SCRIPTS}/{name}", content, mode=0o755)))
 
     def masked() -> tuple[str, ...]:
         found: list[str] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -17,7 +17,7 @@ from executor import job
 from executor.build import content, copying, keys, users
 from executor.build.archives import copy_archive
 from executor.build.content import Agreed, Selection
-from executor.build.copying import Plan, Source, Treatment
+from executor.build.copying import Match, Plan, Source, Treatment
 from executor.build.look import look, source_of
 from executor.build.once import Once
 from executor.build.workshop import Workshop
@@ -26,6 +26,9 @@ from executor.dockerfile.instructions import Add, Copy
 from executor.rootfs.entry import Kind
 from executor.rootfs.tree import Tree, open_directory
 from platforms.errors import ContextError
+
+_CONTENT: Final = "content"
+"""What the file with a here-document's content is called on this machine."""
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -112,9 +115,14 @@ class FromTree(msgspec.Struct, frozen=True):
 
 
 class Inline(msgspec.Struct, frozen=True):
-    """A here-document: a file whose content is in the Dockerfile."""
+    """A here-document: a file whose content is in the Dockerfile.
+
+    On this machine the content lies in a file that is named here; the Dockerfile's name is only what the entry of the
+    layer is called.
+    """
 
     name: str
+    """One component (``Heredoc.file``)."""
     content: bytes
 
     def key(self, workshop: Workshop) -> keys.Part:
@@ -122,21 +130,22 @@ class Inline(msgspec.Struct, frozen=True):
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
         directory = workshop.scratch()
-        name = self.name.lstrip("/")
-        path = os.path.join(directory, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
+        path = os.path.join(directory, _CONTENT)
+        with open(path, "xb") as file:
             file.write(self.content)
         os.chmod(path, 0o644)
         os.utime(path, (0, 0))
         tree = workshop.trees.keep(open_directory(directory, owner=(0, 0)))
-        copying.copy(plan, Source(tree, "/" + name, wildcards=False, contents=False), destination, treatment)
+        source = Source(tree, f"/{_CONTENT}", wildcards=False, contents=False)
+        match = Match(_CONTENT.encode(), self.name.encode("utf-8", "surrogateescape"))
+        top = copying.top_of(source, match)
+        copying.copy_match(plan, source, match, top, copying.reached(source, top, ()), destination, treatment)
 
 
 def inputs(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Input]) -> Inputs:
     """The sources of ``instruction``, whose paths are looked up in what ``found`` gives."""
     parts: list[Part] = [_part(workshop, instruction, text, found) for text in instruction.sources]
-    parts += [Inline(each.name, each.content.encode("utf-8", "surrogateescape")) for each in instruction.heredocs]
+    parts += [Inline(each.file(), each.content.encode("utf-8", "surrogateescape")) for each in instruction.heredocs]
     return Inputs(workshop, tuple(parts))
 
 

@@ -14,7 +14,8 @@ _MAY_BE_GIT = ("://", "@", "github.com/")
 
 
 def check(instruction: Copy | Add) -> None:
-    """Refuse modes that are none, sources of a kind that the instruction does not take, and flags that need others."""
+    """Refuse modes that are none, sources of a kind that the instruction does not take, flags that need others, and
+    here-documents whose name is none of a file."""
     if instruction.chmod:
         modes.parse(instruction.chmod)
     if instruction.link and not numeric(instruction.chown):
@@ -24,6 +25,8 @@ def check(instruction: Copy | Add) -> None:
         )
     for source in instruction.sources:
         _check_source(instruction, source)
+    for document in instruction.heredocs:
+        document.file()
 
 
 def numeric(chown: str) -> bool:

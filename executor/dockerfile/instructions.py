@@ -271,10 +271,13 @@ def inline_script(run: Run) -> Heredoc | None:
 
 
 def shell_text(run: Run) -> str:
-    """What the shell is given for ``run`` in shell form: a lone here-document's content, else text and bodies."""
+    """What the shell is given for ``run`` in shell form: a lone here-document's content, else text and bodies.
+
+    Raises ``DockerfileError`` when a script's name is none of a file.
+    """
     lone = _lone(run)
     if lone is not None:
-        return f"/dev/pipes/{lone.name}" if lone.content.startswith("#!") else lone.content
+        return f"/dev/pipes/{lone.file()}" if lone.content.startswith("#!") else lone.content
     bodies = "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in run.heredocs)
     return " ".join(run.command) + bodies
 

@@ -17,6 +17,7 @@ for byte, as surrogate escapes.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Final
 
@@ -32,6 +33,9 @@ FILE_LIMIT: Final = 16 << 20
 """Bytes of a whole Dockerfile: far beyond any real one."""
 SHOWN: Final = 12
 """Lines of an excerpt, at most."""
+NAME_LIMIT: Final = 255
+"""Bytes of a file's name (NAME_MAX of linux/limits.h)."""
+_ONE_NAME: Final = "give the here-document a name without a slash, and the directory to the destination"
 
 _DIRECTIVE: Final = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)[\t\f\r ]*=(.*)", re.DOTALL)
 _DIRECTIVES: Final = ("syntax", "escape", "check")
@@ -57,6 +61,21 @@ class Heredoc(msgspec.Struct, frozen=True):
     def chomped(self) -> str:
         """The content without leading tabs, if it was written ``<<-``."""
         return _LEADING_TABS.sub("", self.content) if self.chomp else self.content
+
+    def file(self) -> str:
+        """The name of the file that it stands for: one component, below no directory.
+
+        BuildKit makes that file in an empty root directory, where ``..`` leads nowhere and no directory is: of
+        ``../../name`` only ``name`` is left, ``directory/name`` and ``..`` are errors. Raises ``DockerfileError``.
+        """
+        name = posixpath.normpath(f"/{self.name}").lstrip("/")
+        if not name:
+            raise DockerfileError(f"<<{self.name}: is a directory", remedy=_ONE_NAME)
+        if "/" in name:
+            raise DockerfileError(f"<<{self.name}: no such directory", why="it is the name of a file", remedy=_ONE_NAME)
+        if len(name.encode("utf-8", "surrogateescape")) > NAME_LIMIT:
+            raise DockerfileError(f"<<{name[:32]}…: file name too long", why=f"{NAME_LIMIT} bytes are the most")
+        return name
 
 
 class Statement(msgspec.Struct, frozen=True):
