@@ -4,8 +4,8 @@ The rules are those of BuildKit's file operations (solver/llbsolver/file and fsu
 what is copied, and the stage it goes to. The outcome is the layer, as data: it can be packed without ever being
 unpacked, and two platforms whose plans are equal share one layer.
 
-Where BuildKit would note the time of the build (a created parent directory), a plan
-says 0: no clock but the files' own.
+Where BuildKit would note the time of the build (a created parent directory), a plan has one that is always the same
+(``rootfs.moment``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from executor.build.bypath import ByPath
 from executor.dockerfile import ignore
 from executor.dockerfile.modes import Change
+from executor.rootfs import moment
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
 from executor.store.spool import Spool
@@ -144,11 +145,12 @@ class Plan:
     """A layer being worked out on top of ``stage`` (None: an empty one, as for ``--link``).
 
     Every entry comes with the directories above it as the stage has them. What does not fit in memory goes to a file in
-    ``directory``, by default the system's for temporary files.
+    ``directory``, by default the system's for temporary files. Directories that the plan makes are dated ``made``.
     """
 
-    def __init__(self, stage: Tree | None, directory: str | None = None) -> None:
+    def __init__(self, stage: Tree | None, directory: str | None = None, made: int = moment.NANOSECONDS) -> None:
         self.stage = stage
+        self.made = made
         self._entries = ByPath(directory)
         self._placed: bytes | None = None
         """The directory that something was last put in: it is planned as far as it can be."""
@@ -228,7 +230,7 @@ class Plan:
         if parent is not None and parent.mode & stat.S_ISGID:  # as mkdir(2) does it
             mode |= stat.S_ISGID
             gid = gid if owner else parent.gid
-        self.set(Entry(path, Kind.DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=0))
+        self.set(Entry(path, Kind.DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=self.made))
 
     def set(self, entry: Entry) -> None:
         """Let ``entry`` be what is at its path, of the same nature as what is there so far, if anything is."""
@@ -285,9 +287,11 @@ class Plan:
         return self._entries.finish()
 
 
-def make_directory(stage: Tree | None, path: str, owner: tuple[int, int] | None) -> Spool[Entry]:
-    """What ``WORKDIR path`` adds: the directories that are missing, mode 0755, of ``owner``."""
-    plan = Plan(stage)
+def make_directory(
+    stage: Tree | None, path: str, owner: tuple[int, int] | None, made: int = moment.NANOSECONDS
+) -> Spool[Entry]:
+    """What ``WORKDIR path`` adds: the directories that are missing, mode 0755, of ``owner``, dated ``made``."""
+    plan = Plan(stage, made=made)
     plan.make_directories(plan.resolve(path.encode("utf-8", "surrogateescape")), 0o755, owner)
     return plan.finish()
 

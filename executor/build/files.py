@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from executor import job
-from executor.rootfs import tarwriter
+from executor.rootfs import moment, tarwriter
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
 from platforms.errors import BuildError
@@ -40,7 +40,7 @@ def entries(tree: Tree, prefix: bytes = b"", epoch: int | None = None) -> Iterat
     above = prefix + b"/" if prefix else b""
     linked: dict[tuple[int, int], bytes] = {}
     if prefix:
-        yield Entry(prefix, Kind.DIRECTORY, mode=0o755, mtime_ns=(epoch or 0) * 1_000_000_000)
+        yield Entry(prefix, Kind.DIRECTORY, mode=0o755, mtime_ns=moment.nanoseconds(epoch))
     waiting = [tree.entries(b"")]
     while waiting:
         entry = next(waiting[-1], None)

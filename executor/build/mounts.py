@@ -25,7 +25,7 @@ from executor.build.workshop import Workshop
 from executor.dockerfile import Stage
 from executor.dockerfile.instructions import Heredoc, Run
 from executor.dockerfile.instructions import Mount as Wanted
-from executor.rootfs import materialise
+from executor.rootfs import materialise, moment
 from executor.rootfs.stack import mount_stack
 from executor.rootfs.tree import Tree
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Tmpfs
@@ -178,7 +178,7 @@ def _bind(
 
 def _materialised(workshop: Workshop, source: copying.Source) -> tuple[str, str]:
     """A directory of the store that looks like the tree of ``source``, and where in it is what ``source`` names."""
-    plan = copying.Plan(None, workshop.directory)
+    plan = copying.Plan(None, workshop.directory, moment.nanoseconds(workshop.order.epoch))
     path = copying.matches(source)[0].path.decode("utf-8", "surrogateescape")
     real = replace(source, pattern=f"/{path}", contents=not path)
     for match, top, found in content.select(workshop, real).matches():
@@ -275,7 +275,7 @@ def _name_of(solver: Solver, workshop: Workshop, origin: Origin) -> str:
 def _seed(solver: Solver, workshop: Workshop, origin: Origin, path: str, directory: str) -> None:
     """Fill a new cache directory with the files of ``from=``."""
     found = solver.source(origin)
-    plan = copying.Plan(None, workshop.directory)
+    plan = copying.Plan(None, workshop.directory, moment.nanoseconds(workshop.order.epoch))
     copying.copy(
         plan,
         copying.Source(found.tree(), normal_path("/", path or "/"), wildcards=False),

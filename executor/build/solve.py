@@ -36,7 +36,7 @@ from executor.dockerfile import instructions as dockerfile
 from executor.dockerfile.instructions import Instruction, inline_script, shell_text
 from executor.dockerfile.scope import PROXIES
 from executor.image import config as image
-from executor.rootfs import unpack
+from executor.rootfs import moment, unpack
 from executor.rootfs.entry import Entry
 from executor.rootfs.tree import Tree
 from executor.store import locks, removal, snapshots
@@ -101,6 +101,8 @@ class Solver:
         self.dockerfile = source
         self._given: Mapping[str, str] = dict(order.build_args)
         self._scope = course.scope
+        self._made = moment.nanoseconds(order.epoch)
+        """The time of what the Dockerfile itself makes, nanoseconds."""
         self._proxies = tuple((name, value) for name, value in order.build_args if name in PROXIES)
         self._contexts = {context.name.casefold(): context for context in order.contexts}
         self.named = course.named
@@ -209,7 +211,7 @@ class Solver:
         tree = self._trees[origin.name]()
         empty = State(platform, image.empty(platform))
         source = copying.Source(tree, "/", wildcards=False, context=True)
-        plan = copying.Plan(None, self._workshop.directory)
+        plan = copying.Plan(None, self._workshop.directory, self._made)
         for match, top, found in content.select(self._workshop, source).matches():
             copying.copy_match(plan, source, match, top, found, "/", copying.Treatment())
         entries = plan.finish()
@@ -340,7 +342,7 @@ class Solver:
         result = cache.fresh_result()
         running = replace(running, env=(*running.env, *secret_variables(workshop, instruction)))
         draft = snapshots.draft(workshop.store)
-        _make_mount_points(tree, draft.fs)
+        _make_mount_points(tree, draft.fs, self._made)
         try:
             with workshop.slots, mounts.mounted(tree) as mounted:
                 runstep.execute(
@@ -418,7 +420,7 @@ class Solver:
 
         def make() -> tuple[str, Spool[Entry]]:
             tree = below() if below is not None else None
-            draft = copying.Plan(tree, self._workshop.directory)
+            draft = copying.Plan(tree, self._workshop.directory, self._made)
             treatment = sources.treatment(
                 Once(lambda: self.tree_of(state)),
                 instruction.chown,
@@ -485,7 +487,7 @@ class Solver:
         def make() -> tuple[str, Spool[Entry]]:
             tree = self.tree_of(state)
             owner = users.owner(tree, state.config.user) if state.config.user else None
-            entries = copying.make_directory(tree, path, owner)
+            entries = copying.make_directory(tree, path, owner, self._made)
             return content.name(self._workshop, entries), entries
 
         def key() -> tuple[keys.Part, ...]:
@@ -670,14 +672,17 @@ def _from_base(platform: Platform, found: base.Base) -> State:
     )
 
 
-def _make_mount_points(tree: Tree, upper: str) -> None:
-    """The directories that a step needs and ``tree`` lacks; as with BuildKit they stay, unlike a mount's own target."""
+def _make_mount_points(tree: Tree, upper: str, made_ns: int) -> None:
+    """The directories that a step needs and ``tree`` lacks, of the time ``made_ns``.
+
+    As with BuildKit they stay, unlike a mount's own target.
+    """
     for name in ("dev", "proc", "sys"):
         if tree.lstat(name.encode()) is None:
             made = os.path.join(upper, name)
             os.mkdir(made)
             os.chmod(made, 0o755)
-            os.utime(made, (0, 0))
+            os.utime(made, ns=(made_ns, made_ns))
 
 
 def _destination(workdir: str, text: str) -> str:

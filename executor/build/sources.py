@@ -134,7 +134,7 @@ class Inline(msgspec.Struct, frozen=True):
         with open(path, "xb") as file:
             file.write(self.content)
         os.chmod(path, 0o644)
-        os.utime(path, (0, 0))
+        os.utime(path, ns=(plan.made, plan.made))
         tree = workshop.trees.keep(open_directory(directory, owner=(0, 0)))
         source = Source(tree, f"/{_CONTENT}", wildcards=False, contents=False)
         match = Match(_CONTENT.encode(), self.name.encode("utf-8", "surrogateescape"))

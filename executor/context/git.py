@@ -29,6 +29,7 @@ import msgspec
 from executor.context.gitprogram import Access, Git, GitFailed, Said
 from executor.context.gitreference import GitReference, check_ref, is_commit, located
 from executor.registry.auth import printable
+from executor.rootfs import moment
 from platforms.errors import ContextError, StoreError
 
 _TOKEN_SECRET: Final = "GIT_AUTH_TOKEN"
@@ -41,7 +42,7 @@ _DEPTH: Final = 200
 _SUBMODULES: Final = 2_000
 _SUBMODULE_DEPTH: Final = 20
 _LATEST: Final = 1 << 33
-"""Seconds: commits that claim to be of the year 2242 or later are taken to be of 1970."""
+"""Seconds: commits that claim to be of the year 2242 or later are taken to have no date."""
 _REDIRECTED: Final = re.compile(r"returned error: 30[12378]")
 _SERVICE: Final = "/info/refs?service=git-upload-pack"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -339,8 +340,8 @@ class _House:
         """When ``commit`` was made (git-commit-tree(1): the committer's date)."""
         header = self._in(git_dir, "cat-file", "commit", commit).partition("\n\n")[0]
         found = re.search(r"^committer [^\n]*> (\d{1,18}) [+-]\d+$", header, re.MULTILINE)
-        seconds = int(found[1]) if found else 0
-        return seconds if seconds < _LATEST else 0
+        seconds = int(found[1]) if found else _LATEST
+        return seconds if seconds < _LATEST else moment.SECONDS
 
     def settle(self, place: GitReference, resolved: Resolved, commit: str, git_dir: str) -> None:
         """Leave ``git_dir`` as a repository to work with: a remote, the branch or tag, no trace of this machine."""

@@ -25,6 +25,7 @@ import stat
 from collections.abc import Callable
 from typing import Final, Protocol, Self, TypeVar
 
+from executor.rootfs import moment
 from executor.rootfs.cursor import DIRECTORY, Cursor, remove
 from executor.rootfs.entry import (
     CAPABILITY_XATTR,
@@ -113,7 +114,7 @@ class _Tree:
     def missing(self, fd: int, name: bytes, real: bytes) -> int:
         """Make a parent directory that has no entry (yet), as Docker and containerd do it: root's, mode 0755."""
         os.mkdir(name, 0o700, dir_fd=fd)
-        self._directories[real] = Entry(real, Kind.DIRECTORY, 0o755)
+        self._directories[real] = Entry(real, Kind.DIRECTORY, 0o755, mtime_ns=moment.NANOSECONDS)
         self._implicit.add(real)
         return os.open(name, DIRECTORY, dir_fd=fd)
 

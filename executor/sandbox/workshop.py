@@ -11,6 +11,7 @@ import contextlib
 import os
 from typing import Final
 
+from executor.rootfs import moment
 from platforms import syscalls
 
 PLACE: Final = "/proc/fs"
@@ -51,7 +52,9 @@ def furnish() -> None:
     for file in ("etc/resolv.conf", "etc/hosts"):
         _touch(f"{LOWER}/{file}")
     for stub in ("etc/resolv.conf", "etc/hosts", "proc", "sys", "dev", "etc"):
-        os.utime(f"{LOWER}/{stub}", (0, 0))  # so that one which is copied up is the same in every build
+        os.utime(
+            f"{LOWER}/{stub}", (moment.SECONDS, moment.SECONDS)
+        )  # so that one which is copied up is the same in every build
 
     for name in DEVICE_NAMES:
         _touch(f"{DEVICES}/{name}")

@@ -17,6 +17,7 @@ import pytest
 from executor.build import copying
 from executor.build.copying import Plan, Source, Treatment
 from executor.dockerfile import modes
+from executor.rootfs import moment
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree, open_directory
 from platforms.errors import BuildError, ContextError
@@ -259,7 +260,8 @@ def test_owner_and_mode_are_the_treatments(tmp_path: Path, trees: ExitStack) -> 
 
 def test_directories_on_the_way_have_no_clock(tmp_path: Path, trees: ExitStack) -> None:
     found = copied(tmp_path, trees, "f", "/a/b/f", {"f": "1"})
-    assert [(each.path, each.mode, each.mtime_ns) for each in found[:2]] == [(b"a", 0o755, 0), (b"a/b", 0o755, 0)]
+    made = [(b"a", 0o755, moment.NANOSECONDS), (b"a/b", 0o755, moment.NANOSECONDS)]
+    assert [(each.path, each.mode, each.mtime_ns) for each in found[:2]] == made
 
 
 def test_files_keep_their_mode_and_time(tmp_path: Path, trees: ExitStack) -> None:
