@@ -1,4 +1,4 @@
-"""CVE-2026-33747, CVE-2024-23653: a ``# syntax=`` front end escaped its confinement, and ``--security`` went unchecked.
+"""Wound 43 (CVE-2026-33747, CVE-2024-23653): a ``# syntax=`` front end escapes, and ``--security`` goes unchecked.
 
 Here the line is noted and nothing else: no front end exists that could be pulled or run. A security mode that nobody
 knows is refused; ``insecure`` is kept as a wish that whoever runs the step must refuse or grant.

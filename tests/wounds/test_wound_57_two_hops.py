@@ -1,4 +1,4 @@
-"""Wound 24: dropped at the first hop, the ``Authorization`` header is back at the second."""
+"""Wound 57 (CVE-2024-45336): dropped at the first hop, the ``Authorization`` header is back at the second."""
 
 from __future__ import annotations
 

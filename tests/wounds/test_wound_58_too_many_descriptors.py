@@ -1,4 +1,4 @@
-"""Wound 36: a document of a million descriptors, or one that claims a blob without end."""
+"""Wound 58 (CVE-2024-29902, -29903): a document of a million descriptors, or one that claims a blob without end."""
 
 from __future__ import annotations
 
