@@ -19,7 +19,7 @@ from executor.registry.config import RegistrySettings
 from platforms.emulation import Emulation
 from platforms.errors import Problem
 
-VERSION: Final = 5
+VERSION: Final = 6
 LINE_LIMIT: Final = 16 << 20
 """Bytes a message line may have: a peer that sends more is broken or hostile."""
 
@@ -165,6 +165,8 @@ class Result(Message, frozen=True, tag="result"):
     cached: int = 0
     ran: int = 0
     seconds: float = 0.0
+    contexts: tuple[str, ...] = ()
+    """Named contexts that something was taken from."""
     grounds: Grounds | None = None
     """None when the answer rests on something that can only be asked for again."""
 
@@ -201,7 +203,7 @@ class Pin(msgspec.Struct, frozen=True):
 
 
 class Context(msgspec.Struct, frozen=True):
-    """A build context by name; the main one's name is ""."""
+    """A build context by its canonical name (``executor.build.named``); the main one's name is ""."""
 
     name: str
     kind: str

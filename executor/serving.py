@@ -246,6 +246,7 @@ def _image(workshop: Workshop, course: solve.Course, began: float) -> tuple[job.
         cached=solver.cached,
         ran=solver.ran,
         seconds=round(time.monotonic() - began, 3),
+        contexts=tuple(sorted(solver.contexts - {""})),
         grounds=workshop.survey.grounds(),
     )
     return result, lambda: solver.tree_of(state)

@@ -13,6 +13,7 @@ from typing import Final
 from executor import job
 from executor.build import base as images
 from executor.build import graph
+from executor.build.named import Named
 from executor.dockerfile import Dockerfile, Stage
 from executor.dockerfile.checks import Base
 from executor.image import config as image
@@ -33,17 +34,16 @@ def read(
     stages: Iterable[Stage],
     scope: Mapping[str, str],
     target: Platform,
-    named: Iterable[str],
+    named: Named,
     pins: Iterable[job.Pin],
     registry: Registry,
     store: Store | None,
 ) -> dict[int, Base]:
     """What is known of the base images of ``stages``, by stage number. ``pins`` say which digests tags stand for."""
     digests = {pin.name: pin.digest for pin in pins}
-    contexts = {name.casefold() for name in named}
     needed: dict[int, tuple[str, Platform]] = {}
     for stage in stages:
-        origin = graph.base_of(dockerfile, stage, scope, contexts)
+        origin = graph.base_of(dockerfile, stage, scope, named)
         if origin.kind == "image":
             needed[stage.index] = (origin.name, graph.platform_of(dockerfile, stage, scope, target))
 

@@ -169,10 +169,15 @@ async def _made(site: _Site, plan: Plan | None, placements: Sequence[Placement])
     orders = [(each, _order(site.request, plan, each, name)) for each in placements]
     answers = await asyncio.to_thread(repeats.find, orders, site.store) if may_repeat else ()
     stop = threading.Event()
-    pins, holding = await asyncio.gather(
-        _pin(site, plan, answers, stop),
-        repeats.hold(answers, orders, site.store, stop, lambda: order_executors(placements, site.request)),
-    )
+    try:
+        pins, holding = await asyncio.gather(
+            _pin(site, plan, answers, stop),
+            repeats.hold(answers, orders, site.store, stop, lambda: order_executors(placements, site.request)),
+        )
+    except KanifoldError:  # an image cannot be had, perhaps because a context that was to stand for it does not
+        for caution in cautions.unused_contexts(plan, ()):
+            site.emit(caution)
+        raise
     checked = asyncio.create_task(asyncio.to_thread(cautions.of, site.request, plan, pins, site.registry, site.store))
     if cautions.may_fail(site.request, plan):
         await checked
@@ -186,7 +191,8 @@ async def _made(site: _Site, plan: Plan | None, placements: Sequence[Placement])
         leaving.append(asyncio.create_task(each.executor.close()))
 
     try:
-        for caution in await checked:
+        taken = {name for each in built for name in each.result.contexts}
+        for caution in (*await checked, *cautions.unused_contexts(plan, taken)):
             site.emit(caution)
         if lost:
             raise _PlatformsLostError(lost)

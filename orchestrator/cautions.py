@@ -1,13 +1,15 @@
-"""What build checks say of a build's Dockerfile while it is built: warnings, or the reason not to build it."""
+"""What there is to say of a build while it is built: warnings of build checks and flags, or why not to build it."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
 
 from executor import job
+from executor.dockerfile.suggest import hint
 from executor.store import facts
 from executor.store.store import Store
 from orchestrator.plan import Plan
@@ -18,6 +20,8 @@ from platforms.errors import BuildError, Problem
 
 Cautions = tuple[tuple[str, Problem], ...]
 _Noted = tuple[Cautions, Problem | None]
+_SHOWN: Final = 5
+"""Names of images that a warning lists."""
 _NOTED: Final[msgspec.json.Decoder[_Noted]] = msgspec.json.Decoder(_Noted)
 
 
@@ -57,6 +61,25 @@ def of(
     if refusal is not None:
         raise BuildError.of(refusal)
     return tuple(events.Cautioned(problem=problem, rule=name) for name, problem in found)
+
+
+def unused_contexts(plan: Plan, taken: Collection[str]) -> tuple[events.Cautioned, ...]:
+    """A warning for each named context that nothing was ``taken`` from: it was to stand for something, and did not."""
+    names = [image.name for image in plan.images]
+    others = f"; it takes {', '.join(names[:_SHOWN])} from outside" if names else ""
+    return tuple(
+        events.Cautioned(
+            problem=Problem(
+                "UsageError",
+                f"--build-context {each.name}: nothing used it",
+                why=f"no image, --from or stage that the build needs has this name{others}",
+                remedy="name it as the Dockerfile does" + hint(each.name, names),
+            ),
+            rule="UnusedContext",
+        )
+        for each in plan.contexts
+        if each.name and each.name not in plan.used and each.name not in taken
+    )
 
 
 def may_fail(request: Request, plan: Plan) -> bool:

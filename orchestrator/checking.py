@@ -41,14 +41,10 @@ def _predefined(request: Request, plan: Plan) -> dict[str, str]:
 def _needed(request: Request, plan: Plan) -> tuple[int, ...]:
     """The stages that the target needs. Raises ``DockerfileError`` for what no context can make buildable."""
     seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
-    needed = graph.plan(plan.dockerfile, request.target, seen, _names(plan)).stages
+    needed = graph.plan(plan.dockerfile, request.target, seen, plan.named(request.platforms[0])).stages
     for index in needed:
         graph.platform_of(plan.dockerfile, plan.dockerfile.stages[index], seen, request.platforms[0])
     return needed
-
-
-def _names(plan: Plan) -> list[str]:
-    return [each.name for each in plan.contexts if each.name]
 
 
 def _bases(
@@ -61,7 +57,9 @@ def _bases(
 ) -> dict[int, Base]:
     seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
     wanted = [plan.dockerfile.stages[index] for index in stages]
-    return bases.read(plan.dockerfile, wanted, seen, request.platforms[0], _names(plan), pins, registry, store)
+    return bases.read(
+        plan.dockerfile, wanted, seen, request.platforms[0], plan.named(request.platforms[0]), pins, registry, store
+    )
 
 
 def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[int, Base]) -> Report:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import select
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
 
+from executor.build.named import canonical
 from orchestrator.view import events
 from platforms.errors import ContextError, Interrupted, StoreError, UsageError
 
@@ -228,10 +229,26 @@ def _git(repository: GitReference, means: Means) -> Files:
     return Files(found.path, fetched=True, modified=found.time)
 
 
-def check_names(contexts: tuple[tuple[str, str], ...]) -> None:
-    """Refuse names of contexts that cannot be: empty, twice."""
-    seen: set[str] = set()
-    for name, _ in contexts:
-        if not name or name.casefold() in seen:
-            raise UsageError(f"--build-context: the name {name!r} is empty or there twice")
-        seen.add(name.casefold())
+def named_canonically(contexts: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """``contexts`` (name, place) under the names by which FROM and ``--from`` find them.
+
+    Raises ``UsageError`` for a name that is none, and for two spellings of one name.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for name, place in contexts:
+        try:
+            key = canonical(name)
+        except UsageError as error:
+            raise UsageError(
+                f"--build-context: {name!r} cannot be the name of a context",
+                why=error.problem.why or error.problem.what,
+                remedy="a name is that of an image, of a stage, or what a --from says",
+            ) from error
+        if key in found:
+            first = found[key][0]
+            raise UsageError(
+                f"--build-context: the name {name!r} is there twice",
+                why="" if first == name else f"it means the same as {first!r}",
+            )
+        found[key] = name, place
+    return tuple((key, place) for key, (_, place) in found.items())

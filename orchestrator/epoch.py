@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from executor.build.named import Named
 from executor.dockerfile import Dockerfile, Stage, declared, expand
 from executor.dockerfile.instructions import Add, Arg
 from orchestrator import contexts
@@ -32,7 +33,7 @@ def resolve(
 ) -> int | None:
     """Seconds since 1970; None when the build has no such moment, as when it is to be that of a directory.
 
-    ``given`` are the build args, ``seen`` the global scope, ``named`` the further contexts as they were given. Raises
+    ``given`` are the build args, ``seen`` the global scope, ``named`` the further contexts. Raises
     ``UsageError`` for a value that is nothing, ``DockerfileError`` for a stage that will not do, and ``ContextError``.
     """
     value = given.get(NAME) or ("" if NAME in given else seen.get(NAME, ""))
@@ -42,9 +43,8 @@ def resolve(
         return int(value)
     if value == "context":
         return contexts.changed(main, means)
-    for name, place in named.items():
-        if name.casefold() == value.casefold():
-            return _of_place(name, place, means)
+    if context := Named(frozenset(named)).find(value):
+        return _of_place(context, named[context], means)
     for stage in dockerfile.stages:
         if stage.name.casefold() == value.casefold():
             return _of_stage(dockerfile, stage, given, seen, means)

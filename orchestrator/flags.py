@@ -10,7 +10,7 @@ from typing import Any, Final
 from executor.job import CachePlace, Compression
 from executor.registry import config, reference
 from orchestrator import epoch, outputs
-from orchestrator.contexts import check_names
+from orchestrator.contexts import named_canonically
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms import host, parse_list
 from platforms.errors import UsageError
@@ -28,8 +28,7 @@ def request(flags: Mapping[str, Any]) -> Request:
     """The request that the flags of ``kanifold build`` make. Raises ``UsageError``."""
     tags = tuple(_tag(each) for each in flags["tags"])
     wanted = _destinations(flags, tags)
-    contexts = tuple(_pair(each, "--build-context", needs_value=True) for each in flags["build_contexts"])
-    check_names(contexts)
+    contexts = named_canonically(_pair(each, "--build-context", needs_value=True) for each in flags["build_contexts"])
     if flags["context"] == flags["dockerfile"] == "-":
         raise UsageError("stdin cannot be both the build context and the Dockerfile")
     platforms = parse_list(flags["platforms"]) or (host.default_platform(),)

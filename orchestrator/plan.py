@@ -14,6 +14,7 @@ import msgspec
 
 from executor import job
 from executor.build import graph, scope
+from executor.build.named import Named
 from executor.dockerfile import Dockerfile, global_scope, parse
 from executor.registry import reference
 from orchestrator import contexts, epoch
@@ -54,6 +55,8 @@ class Plan(msgspec.Struct, frozen=True):
     contexts: tuple[job.Context, ...]
     images: tuple[graph.External, ...]
     """Those that some platform needs."""
+    used: frozenset[str] = frozenset()
+    """The named contexts that some platform takes from, as far as the Dockerfile's text says."""
     build_args: tuple[tuple[str, str], ...] = ()
     """As executors are to see them."""
     running: frozenset[Platform] = frozenset()
@@ -62,6 +65,10 @@ class Plan(msgspec.Struct, frozen=True):
     """Whether there may be a RUN to do at all."""
     epoch: int | None = None
     """SOURCE_DATE_EPOCH, seconds since 1970."""
+
+    def named(self, platform: Platform) -> Named:
+        """The named contexts, as a build of ``platform`` sees them."""
+        return Named(frozenset(each.name for each in self.contexts if each.name), platform)
 
 
 def read(request: Request, platforms: Iterable[Platform], means: Means) -> Plan:
@@ -92,20 +99,21 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
     dockerfile = parse(source.data, source.name)
     found = [job.Context("", "directory", source.files.directory, source.ignore, source.files.owners)]
     found += [named_context(key, value, means) for key, value in request.build_contexts]
-    named = [each.name for each in found if each.name]
+    names = frozenset(each.name for each in found if each.name)
     targets = tuple(platforms)
     scopes = [_scope(request, dockerfile, each) for each in targets]
     given, moment = dict(request.build_args), None
+    used: set[str] = set()
     if scopes:
         places = dict(request.build_contexts)
+        used.add(Named(names).find(given.get(epoch.NAME, "") or scopes[0].get(epoch.NAME, "")))
         moment = epoch.resolve(dockerfile, given, scopes[0], source.files, places, means)
         given = epoch.told(given, scopes[0], moment)
     images: dict[str, graph.External] = {}
-    used: set[str] = set()
     running: set[Platform] = set()
     may_run = not scopes
     for target, seen in zip(targets, scopes, strict=True):
-        needed = graph.plan(dockerfile, request.target, seen, named)
+        needed = graph.plan(dockerfile, request.target, seen, Named(names, target))
         if target in graph.run_on(dockerfile, needed, seen, target):
             running.add(target)
         may_run = may_run or graph.may_run(dockerfile, needed)
@@ -113,7 +121,7 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
         for image in needed.images:
             images.setdefault(image.name, image)
     for context in found:
-        if context.kind == "image" and context.name.casefold() in used:
+        if context.kind == "image" and context.name in used:
             images.setdefault(context.location, graph.External(context.location))
     return Plan(
         dockerfile,
@@ -121,6 +129,7 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
         source.name,
         tuple(found),
         tuple(images.values()),
+        frozenset(used),
         tuple(given.items()),
         frozenset(running),
         may_run,

@@ -50,6 +50,7 @@ class Request(msgspec.Struct, frozen=True):
     outputs: tuple[Output, ...] = ()
     build_args: tuple[tuple[str, str], ...] = ()
     build_contexts: tuple[tuple[str, str], ...] = ()
+    """By canonical name."""
     target: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     annotations: tuple[Annotation, ...] = ()

@@ -2,15 +2,16 @@
 
 The orchestrator asks this for every platform to pin the external images once; the executor asks it to know what to do.
 Name rules are BuildKit's (dockerfile2llb, addState and toCommand): a FROM sees the stages above it, ``--from`` sees any
-stage by name or number, names do not mind case, and a named build context comes before everything.
+stage by name or number, names do not mind case. A named build context comes before the stage or image of its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from executor.build.named import NONE, Named
 from executor.dockerfile import Dockerfile, Stage, expand, find_base, find_named, find_source, find_stage
 from executor.dockerfile.expansion import misspelt
 from executor.dockerfile.instructions import Copy, Instruction, Run
@@ -46,22 +47,20 @@ class Graph(msgspec.Struct, frozen=True):
     stages: tuple[int, ...]
     images: tuple[External, ...]
     contexts: tuple[str, ...]
-    """Named contexts that something is taken from, in lower case."""
+    """Named contexts that something is taken from, by their canonical names."""
     bases: tuple[Origin, ...]
     """By stage index: what each needed stage is built on (``scratch`` for the others)."""
     chain: tuple[int, ...]
     """The target and the stages below it: those whose layers are in the image."""
 
 
-def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], contexts: Collection[str] = ()) -> Graph:
+def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], named: Named = NONE) -> Graph:
     """The graph of ``target`` (name or number; "" is the last stage), with FROM expanded in the global ``scope``.
 
     Raises DockerfileError for a name or a platform that cannot be, in stages that are not needed too.
     """
-    named = {name.casefold() for name in contexts}
     for stage in dockerfile.stages:
         base_of(dockerfile, stage, scope, named)
-        _own_platform(dockerfile, stage, scope)
     goal = find_stage(dockerfile, target or None).index
     for stage in dockerfile.stages:
         for instruction in stage.instructions:
@@ -80,7 +79,7 @@ def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], contexts
         stage = dockerfile.stages[index]
         bases[index] = base_of(dockerfile, stage, scope, named)
         origins = [(bases[index], stage.location)]
-        if not (bases[index].kind == "context" and bases[index].name == stage.name.casefold()):
+        if not replaced(dockerfile, stage, scope, named):
             for instruction in stage.instructions:
                 found = origins_of(dockerfile, instruction, index, named)
                 origins += ((origin, instruction.location) for origin in found)
@@ -97,19 +96,25 @@ def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], contexts
     return Graph(goal, tuple(sorted(needed)), tuple(images.values()), tuple(taken), tuple(bases), tuple(chain))
 
 
-def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Collection[str]) -> Origin:
+def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Named) -> Origin:
     """What ``stage`` is built on."""
-    if stage.name and stage.name.casefold() in named:
-        return Origin("context", stage.name.casefold())
+    platform = _own_platform(dockerfile, stage, scope)
+    if context := named.find_stage(stage.name, platform):
+        return Origin("context", context)
     image = expand(stage.base, scope, dockerfile.escape).image
     earlier = find_base(dockerfile, stage.index, image)
     if earlier is not None:
         return Origin("stage", earlier.name, earlier.index)
     if image == "scratch":
         return SCRATCH
-    if image.casefold() in named:
-        return Origin("context", image.casefold())
+    if context := named.find(image, platform):
+        return Origin("context", context)
     return _image(image, stage.location)
+
+
+def replaced(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Named) -> bool:
+    """Whether a named context stands in place of ``stage``, so that none of its instructions is done."""
+    return bool(named.names and named.find_stage(stage.name, _own_platform(dockerfile, stage, scope)))
 
 
 def _image(name: str, where: Location) -> Origin:
@@ -160,7 +165,7 @@ def _own_platform(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str]
         ) from error
 
 
-def origins_of(dockerfile: Dockerfile, step: Instruction, index: int, named: Collection[str]) -> Iterator[Origin]:
+def origins_of(dockerfile: Dockerfile, step: Instruction, index: int, named: Named) -> Iterator[Origin]:
     """Where ``step`` of stage ``index`` takes files from, apart from the main context."""
     for name, numbers in _sources(step):
         yield named_origin(dockerfile, name, index, step.location, named, numbers=numbers)
@@ -175,7 +180,7 @@ def _sources(step: Instruction) -> Iterator[tuple[str, bool]]:
 
 
 def named_origin(
-    dockerfile: Dockerfile, name: str, index: int, where: Location, named: Collection[str], *, numbers: bool
+    dockerfile: Dockerfile, name: str, index: int, where: Location, named: Named, *, numbers: bool
 ) -> Origin:
     """What ``--from=name`` (``numbers``: or a stage's number) means to a step of stage ``index``."""
     found = _referred(dockerfile, name, where, named, numbers=numbers)
@@ -190,15 +195,14 @@ def named_origin(
     return Origin("stage", found.name, found.index)
 
 
-def _referred(
-    dockerfile: Dockerfile, name: str, where: Location, named: Collection[str], *, numbers: bool
-) -> Stage | Origin:
+def _referred(dockerfile: Dockerfile, name: str, where: Location, named: Named, *, numbers: bool) -> Stage | Origin:
     try:
         found = find_source(dockerfile, name) if numbers else find_named(dockerfile, name)
     except DockerfileError as error:
         raise DockerfileError(error.problem.what, remedy=error.problem.remedy, where=where) from error
     if found is None:
-        if name.casefold() in named:
-            return Origin("context", name.casefold())
-        return SCRATCH if name == "scratch" else _image(name, where)
+        if name == "scratch":
+            return SCRATCH
+        context = named.find(name)
+        return Origin("context", context) if context else _image(name, where)
     return found

@@ -26,6 +26,7 @@ from executor.build.copying import normal_path
 from executor.build.graph import Graph, Origin
 from executor.build.layer import Layer, LayerLost, from_result
 from executor.build.mounts import Mounts, prepare, secret_variables, ssh_socket
+from executor.build.named import Named
 from executor.build.once import Once
 from executor.build.sources import Input
 from executor.build.state import State
@@ -75,8 +76,7 @@ class Course(msgspec.Struct, frozen=True):
     dockerfile: Dockerfile
     scope: Mapping[str, str]
     """What FROM sees."""
-    named: frozenset[str]
-    """The named contexts, in lower case."""
+    named: Named
     graph: Graph
     may_run: bool
     """Whether there may be a RUN to do."""
@@ -87,7 +87,7 @@ def course(order: job.Job, native: Platform, platform: Platform) -> Course:
     source = parse(order.dockerfile, order.dockerfile_name)
     stage = order.target or source.stages[-1].name
     seen = global_scope(source, dict(order.build_args), scope.platform_arguments(native, platform, stage))
-    named = frozenset(context.name.casefold() for context in order.contexts if context.name)
+    named = Named(frozenset(context.name for context in order.contexts if context.name), platform)
     needed = graph.plan(source, order.target, seen, named)
     return Course(source, seen, named, needed, graph.may_run(source, needed))
 
@@ -104,7 +104,7 @@ class Solver:
         self._made = moment.nanoseconds(order.epoch)
         """The time of what the Dockerfile itself makes, nanoseconds."""
         self._proxies = tuple((name, value) for name, value in order.build_args if name in PROXIES)
-        self._contexts = {context.name.casefold(): context for context in order.contexts}
+        self._contexts = {context.name: context for context in order.contexts}
         self.named = course.named
         self.graph = course.graph
         self._stages = {
@@ -117,6 +117,8 @@ class Solver:
         }
         self._numbers = Numbers(source, self.graph)
         self._counting = threading.Lock()
+        self.contexts: set[str] = set()
+        """The named contexts that something was taken from."""
         self.made: list[Made] = []
         """Every step with a layer, in the order in which they were done."""
         self._first_error: BaseException | None = None
@@ -159,8 +161,7 @@ class Solver:
         triggers = [trigger(each, stage.location) for each in state.config.onbuild]
         state = replace(state, config=replace(state.config, onbuild=()))
         self._numbers.add_triggers(self._workshop, stage, triggers)
-        origin = self.graph.bases[stage.index]
-        replaced = origin.kind == "context" and origin.name == stage.name and bool(stage.name)
+        replaced = graph.replaced(self.dockerfile, stage, self._scope, self.named)
         for instruction in () if replaced else (*triggers, *stage.instructions):
             self._workshop.check()
             try:
@@ -198,6 +199,8 @@ class Solver:
 
     def _origin_state(self, origin: Origin, platform: Platform) -> State:
         """The state that an external ``origin`` begins with."""
+        if origin.kind == "context":
+            self.contexts.add(origin.name)
         if origin.kind == "scratch" or (origin.kind == "context" and self._context_kind(origin.name) == "scratch"):
             return State(platform, image.empty(platform))
         if origin.kind == "image":
@@ -455,6 +458,7 @@ class Solver:
                     remedy="build with a directory: kanifold build DIRECTORY --file -",
                 )
             context = self._contexts[origin.name]
+            self.contexts.add(origin.name)
             shared = ""
             if context.kind == "directory":
                 shared = keys.key("context", context.location, context.ignore, context.owners)

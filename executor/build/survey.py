@@ -65,7 +65,7 @@ def hold(answers: Iterable[tuple[job.Grounds, job.Job]], store: Store, check: Ca
     steps: set[job.FoundStep] = set()
     seen: dict[job.Context, set[job.Seen]] = {}
     for grounds, order in answers:
-        contexts = {each.name.casefold(): each for each in order.contexts}
+        contexts = {each.name: each for each in order.contexts}
         steps.update(grounds.steps)
         for each in grounds.seen:
             seen.setdefault(contexts[each.context], set()).add(each)

@@ -17,7 +17,7 @@ from git_server import Repository, serving
 from registry_server import Asked, Said, served
 
 if TYPE_CHECKING:
-    from conftest import Kanifold, Outcome
+    from conftest import Base, Kanifold, Outcome
 
 Context = Callable[[Mapping[str, str | bytes]], Path]
 FILES = {
@@ -218,3 +218,31 @@ def test_waiting_for_stdin_can_be_interrupted(kanifold: Kanifold) -> None:
     assert process.wait(10) == 130
     assert time.monotonic() - began < 2
     process.communicate()
+
+
+def test_an_image_that_a_context_stands_for_is_not_asked_for(kanifold: Kanifold, busybox: Base) -> None:
+    folder = kanifold.folder("pinned")
+    (folder / "Dockerfile").write_text("FROM docker.io/library/nowhere:latest\n")
+    done = kanifold("build", folder, "--build-context", f"nowhere=docker-image://{busybox.ref}", "-o", "out")
+    assert "nothing used it" not in done.err
+    assert (kanifold.home / "out" / "bin").is_dir()
+
+
+def test_a_context_that_nothing_used_is_a_warning(kanifold: Kanifold, registry: str, busybox: Base) -> None:
+    folder = kanifold.folder("unused")
+    (folder / "Dockerfile").write_text(f"FROM {busybox.ref}\nONBUILD COPY --from=extras / /extras\n")
+    kanifold("build", folder, "-t", f"{registry}/contexts/trigger", "--push")
+    (folder / "Dockerfile").write_text(f"FROM {registry}/contexts/trigger\n")
+    arguments = ("--build-context", f"extras={folder}", "--build-context", f"other={folder}")
+    for _ in range(2):  # the second build is answered from memory
+        done = kanifold("build", folder, *arguments, "-t", f"{registry}/contexts/built", "--push")
+        assert "--build-context other: nothing used it" in done.err
+        assert "extras: nothing" not in done.err
+
+
+def test_a_context_under_another_name_than_an_image_that_cannot_be_had(kanifold: Kanifold, registry: str) -> None:
+    folder = kanifold.folder("misspelt")
+    (folder / "Dockerfile").write_text(f"FROM {registry}/gone/image\n")
+    done = kanifold.run("build", folder, "--build-context", f"gone/image={folder}")
+    assert done.code == 1
+    assert "--build-context gone/image: nothing used it" in done.err

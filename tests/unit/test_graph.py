@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from executor.build.graph import Origin, plan, platform_of
+from executor.build.graph import Graph, Origin, plan, platform_of
+from executor.build.named import Named
 from executor.dockerfile import parse
 from platforms import parse as parse_platform
 from platforms.errors import DockerfileError, KanifoldError
@@ -12,12 +13,12 @@ from platforms.errors import DockerfileError, KanifoldError
 SCOPE = {"BUILDPLATFORM": "linux/amd64", "TARGETPLATFORM": "linux/arm64", "BASE": "base:1"}
 
 
-def graph(text: str, target: str = "", contexts: tuple[str, ...] = ()) -> object:
-    return plan(parse(text.encode()), target, SCOPE, contexts)
+def graph(text: str, target: str = "", contexts: tuple[str, ...] = ()) -> Graph:
+    return plan(parse(text.encode()), target, SCOPE, Named(frozenset(contexts), parse_platform("linux/arm64")))
 
 
 def needed(text: str, target: str = "", contexts: tuple[str, ...] = ()) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    found = plan(parse(text.encode()), target, SCOPE, contexts)
+    found = graph(text, target, contexts)
     return found.stages, tuple(each.name for each in found.images)
 
 
@@ -87,7 +88,7 @@ def test_a_number_of_no_earlier_stage_is_no_image(number: str) -> None:
 def test_a_named_context_comes_before_everything() -> None:
     assert needed("FROM debian:12", contexts=("debian:12",)) == ((0,), ())
     assert needed("FROM a AS x\nFROM b\nCOPY --from=x /f /", contexts=("x",)) == ((0, 1), ("b",))
-    found = plan(parse(b"FROM a AS x\nFROM x"), "", SCOPE, ("x",))
+    found = graph("FROM a AS x\nFROM x", contexts=("x",))
     assert found.bases[0] == Origin("context", "x")
 
 
@@ -95,6 +96,30 @@ def test_contexts_in_place_of_a_stage_need_nothing_of_it() -> None:
     text = "FROM a AS deep\nFROM b AS x\nCOPY --from=deep /f /\nFROM x"
     assert needed(text) == ((0, 1, 2), ("b", "a"))
     assert needed(text, contexts=("x",)) == ((1, 2), ())
+
+
+def test_the_names_scratch_and_context_are_no_stages_for_a_context() -> None:
+    for name in ("scratch", "context"):
+        assert graph(f"FROM a AS {name}", contexts=(name,)).bases[0] == Origin("image", "a")
+    assert graph("FROM scratch", contexts=("scratch",)).contexts == ()
+    assert graph("FROM a\nCOPY --from=scratch /f /", contexts=("scratch",)).contexts == ()
+    assert graph("FROM a\nCOPY --from=context /f /", contexts=("context",)).contexts == ("context",)
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("FROM a", "a::linux/arm64"),
+        ("FROM --platform=$TARGETPLATFORM docker.io/library/a:latest", "a::linux/arm64"),
+        ("FROM --platform=linux/s390x a", "a"),
+        ("FROM --platform=linux/s390x x AS a", "a"),
+        ("FROM x AS a", "a::linux/arm64"),
+        ("FROM scratch\nCOPY --from=a / /", "a::linux/arm64"),
+        ("FROM scratch\nRUN --mount=from=a,target=/m true", "a::linux/arm64"),
+    ],
+)
+def test_a_context_for_one_platform_comes_before_the_one_for_all(text: str, taken: str) -> None:
+    assert graph(text, contexts=("a", "a::linux/arm64", "a::linux/riscv64")).contexts == (taken,)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import cautions
 from orchestrator import plan as planning
-from orchestrator.contexts import Means, check_names
+from orchestrator.contexts import Means, named_canonically
 from orchestrator.request import Request
 from platforms import parse
 from platforms.errors import ContextError, DockerfileError, KanifoldError, UsageError
@@ -166,10 +167,10 @@ def test_the_name_in_errors_is_as_the_user_wrote_it(tmp_path: Path, monkeypatch:
 
 
 def test_names_of_contexts_are_given_once() -> None:
-    check_names((("a", "."), ("b", ".")))
-    for names in ((("a", "."), ("A", ".")), (("", "."),)):
-        with pytest.raises(UsageError):
-            check_names(names)
+    assert named_canonically((("docker.io/library/a:latest", "."), ("b", "/"))) == (("a", "."), ("b", "/"))
+    for names in ((("a", "."), ("A", ".")), (("a", "."), ("library/a:latest", "x")), (("", "."),), (("a b", "."),)):
+        with pytest.raises(UsageError, match="--build-context"):
+            named_canonically(names)
 
 
 @pytest.mark.parametrize(
@@ -188,5 +189,38 @@ def test_platforms_whose_programs_are_run(tmp_path: Path, dockerfile: str, runni
 
 def test_images_of_contexts_that_nothing_uses_are_not_looked_for(tmp_path: Path) -> None:
     write(tmp_path, Dockerfile="FROM a:1 AS unused\nFROM b:1\n")
-    contexts = (("unused", "docker-image://x:1"), ("a:1", "docker-image://x:2"), ("B:1", "docker-image://x:3"))
+    contexts = (("unused", "docker-image://x:1"), ("a:1", "docker-image://x:2"), ("b:1", "docker-image://x:3"))
     assert images(read(tmp_path, build_contexts=contexts)) == ("x:3",)
+
+
+@pytest.mark.parametrize("key", ["debian", "debian:latest", "library/debian", "index.docker.io/library/debian:latest"])
+@pytest.mark.parametrize("name", ["debian", "debian:latest", "docker.io/debian", "docker.io/library/debian:latest"])
+@pytest.mark.parametrize("line", ["FROM {}", "FROM scratch\nCOPY --from={} /f /", "ARG B={}\nFROM $B"])
+def test_a_pin_holds_however_the_image_is_spelled(tmp_path: Path, key: str, name: str, line: str) -> None:
+    write(tmp_path, Dockerfile=line.format(name))
+    pinned = f"debian@sha256:{'1' * 64}"
+    contexts = named_canonically([(key, f"docker-image://{pinned}")])
+    assert images(read(tmp_path, build_contexts=contexts)) == (pinned,)
+
+
+def test_a_context_for_one_platform_is_for_no_other(tmp_path: Path) -> None:
+    write(tmp_path, Dockerfile="FROM a\n")
+    contexts = (("a::linux/arm64", "docker-image://arm:1"),)
+    assert images(read(tmp_path, "linux/arm64", build_contexts=contexts)) == ("arm:1",)
+    assert set(images(read(tmp_path, "linux/amd64", "linux/arm64", build_contexts=contexts))) == {"a", "arm:1"}
+
+
+def test_contexts_that_nothing_uses_are_known(tmp_path: Path) -> None:
+    write(tmp_path, Dockerfile="FROM a AS side\nFROM b\nRUN --mount=from=c,target=/m true\n")
+    names = ("a", "b", "c", "d", "clock")
+    contexts = tuple((name, "docker-image://scratch") for name in names)
+    found = read(tmp_path, build_contexts=contexts, build_args=(("SOURCE_DATE_EPOCH", "clock"),))
+    said = [each.problem.what for each in cautions.unused_contexts(found, {"d"})]
+    assert said == ["--build-context a: nothing used it"]
+
+
+def test_a_context_that_nothing_uses_is_told_what_it_may_have_been(tmp_path: Path) -> None:
+    write(tmp_path, Dockerfile="FROM debian:12\n")
+    (said,) = cautions.unused_contexts(read(tmp_path, build_contexts=(("debain:12", "docker-image://scratch"),)), ())
+    assert "debian:12" in said.problem.why
+    assert "did you mean debian:12?" in said.problem.remedy

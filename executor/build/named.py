@@ -1,0 +1,60 @@
+"""Names of build contexts, and which one a FROM, ``--from`` or stage means: names match as references do.
+
+``debian``, ``debian:latest``, ``library/debian`` and ``index.docker.io/library/debian`` are one name, as in BuildKit
+(dockerui, ``NamedContext``): the familiar form of the reference, without a ``:latest`` at its end. A digest is part of
+the name. ``NAME::PLATFORM`` is a context for one platform alone and comes before the plain name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from executor.registry import reference
+from platforms.errors import UsageError
+from platforms.platform import Platform
+from platforms.platform import parse as parse_platform
+
+_FOR_PLATFORM: Final = re.compile(r"(.*?)::([A-Za-z0-9][^\]]*)")
+"""``NAME::PLATFORM``, which the address of ``[::1]:5000/name`` is not."""
+
+
+class Named(msgspec.Struct, frozen=True):
+    """The names of a build's contexts in canonical form, for a build of ``platform``."""
+
+    names: frozenset[str] = frozenset()
+    platform: Platform | None = None
+
+    def find(self, name: str, platform: Platform | None = None) -> str:
+        """The context that ``name`` means for ``platform`` (None: the build's), by its canonical name; "" for none."""
+        if not self.names:
+            return ""
+        try:
+            plain = canonical(name)
+        except UsageError:
+            return ""
+        special = f"{plain}::{platform or self.platform}"
+        return next((each for each in (special, plain) if each in self.names), "")
+
+    def find_stage(self, name: str, platform: Platform | None = None) -> str:
+        """The context that stands in place of the stage ``name``; "" for none."""
+        return "" if name.casefold() in ("", "scratch", "context") else self.find(name, platform)
+
+
+NONE: Final = Named()
+
+
+def canonical(text: str) -> str:
+    """``text``, the name of a context, in the one form that stands for all its spellings. Raises ``UsageError``.
+
+    A name without a slash may have capitals, as the name of a stage may.
+    """
+    match = _FOR_PLATFORM.fullmatch(text)
+    if match is not None:
+        return f"{canonical(match[1])}::{parse_platform(match[2])}"
+    if "/" not in text:
+        name, colon, rest = text.partition(":")
+        text = name.lower() + colon + rest
+    return reference.parse(text).familiar().removesuffix(":latest")
