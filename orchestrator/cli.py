@@ -265,6 +265,49 @@ def build(check: bool, call: str, **flags: Any) -> None:
     exit_with(beginning.run(flags))
 
 
+@cli.command(short_help="Pin the external images of Dockerfiles to digests.")
+@click.argument("dockerfiles", metavar="[DOCKERFILE]...", nargs=-1, shell_complete=_files)
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 unless all are pinned and current.")
+@click.option("--update", is_flag=True, help="Renew digests whose tag has moved on, or that are one platform's alone.")
+@click.option("--dry-run", is_flag=True, help="Print what would change as a diff.")
+@click.option(
+    "--insecure-registry", "insecure", metavar="HOST", multiple=True, help="Allow plain HTTP and unverified TLS."
+)
+@click.option(
+    "--registry-mirror",
+    "mirrors",
+    metavar="[REGISTRY=]HOST",
+    multiple=True,
+    help="Where to look first (default registry: docker.io).",
+)
+def pin(
+    dockerfiles: tuple[str, ...],
+    check: bool,
+    update: bool,
+    dry_run: bool,
+    insecure: tuple[str, ...],
+    mirrors: tuple[str, ...],
+) -> None:
+    """Write into FROM and --from the digest of the index that each external image is today.
+
+    A DOCKERFILE is a file, or a directory that has one (default: the current one). Comments and layout stay. What is
+    pinned already is left as it is, and said to have moved on where it has: --update renews it.
+    """
+    from orchestrator import pin as pinning
+
+    if check and (update or dry_run):
+        raise click.UsageError("--check changes nothing: it goes with neither --update nor --dry-run")
+    found = pinning.examined(dockerfiles, insecure, mirrors)
+    if check:
+        click.get_current_context().exit(pinning.check(found))
+    states = pinning.RENEWED if update else pinning.NEW
+    contents = pinning.edited(found, states)
+    if dry_run:
+        pinning.show(found, contents)
+    else:
+        pinning.write(found, contents, states)
+
+
 @cli.command(name="platforms")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def platforms_command(as_json: bool) -> None:

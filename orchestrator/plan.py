@@ -28,7 +28,7 @@ _TEXT_LIMIT: Final = 16 << 20
 """Bytes of a Dockerfile or an ignore file that we read: far beyond any real one."""
 
 
-_NAMES: Final = ("Dockerfile", "dockerfile", "Containerfile")
+NAMES: Final = ("Dockerfile", "dockerfile", "Containerfile")
 """What a context's Dockerfile is called, the first that there is."""
 _IGNORE: Final = ".dockerignore"
 
@@ -176,9 +176,9 @@ def _dockerfile(request: Request, main: Files, means: Means) -> tuple[bytes, str
         return _read(main.dockerfile, "Dockerfile"), "Dockerfile", ""
     if main.fetched:
         return *_dockerfile_in(main.directory, request.dockerfile), ""
-    path = request.dockerfile or os.path.join(request.context, _NAMES[0])
+    path = request.dockerfile or os.path.join(request.context, NAMES[0])
     if not request.dockerfile and not os.path.exists(path):
-        for other in _NAMES[1:]:
+        for other in NAMES[1:]:
             if os.path.exists(os.path.join(request.context, other)):
                 path = os.path.join(request.context, other)
                 break
@@ -192,7 +192,7 @@ def _dockerfile_in(directory: str, path: str) -> tuple[bytes, str]:
 
     tree = open_directory(directory)
     try:
-        for name in (path,) if path else _NAMES:
+        for name in (path,) if path else NAMES:
             data = tree.read(os.fsencode(name), _TEXT_LIMIT)
             if data is not None:
                 return data, name
@@ -201,7 +201,7 @@ def _dockerfile_in(directory: str, path: str) -> tuple[bytes, str]:
     finally:
         tree.close()
     raise DockerfileError(
-        f"there is no {path or _NAMES[0]} in the build context",
+        f"there is no {path or NAMES[0]} in the build context",
         remedy="--file names a path inside of a context that is fetched, or - for stdin",
     )
 

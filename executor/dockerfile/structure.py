@@ -48,7 +48,7 @@ def plain(dockerfile: Dockerfile) -> bytes:
         lines[0] = f"# escape={dockerfile.escape}"
     for statement in dockerfile.statements:
         first, last = statement.location.line, statement.location.end_line
-        bodies = last - _body_lines(statement)
+        bodies = last - body_lines(statement)
         for index in range(first, last):  # the lines after the first, counted from 0
             if index >= bodies:
                 lines[index] = ""
@@ -57,7 +57,8 @@ def plain(dockerfile: Dockerfile) -> bytes:
     return "\n".join(lines).encode("utf-8", "replace") + b"\n"
 
 
-def _body_lines(statement: Statement) -> int:
+def body_lines(statement: Statement) -> int:
+    """The number of lines that the here-documents of ``statement`` take up, their ends included."""
     return sum(heredoc.content.count("\n") + 1 for heredoc in statement.heredocs)
 
 

@@ -1,0 +1,245 @@
+"""``kanifold pin``: write the digest that each external image has now into the Dockerfiles that name it.
+
+The digest is that of the index, so that a Dockerfile stays good for every platform. What is pinned already is held
+against its tag: it may be current, the tag may have moved on, or the digest may be the manifest of a single platform,
+which is what is often copied by hand and what no other platform can be built from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+import stat
+import tempfile
+from collections.abc import Sequence
+from enum import Enum
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.dockerfile import parse
+from executor.dockerfile.pinning import Mention, mentions, rewritten
+from executor.dockerfile.stages import Dockerfile
+from executor.image.manifest import Descriptor, Index
+from executor.image.mediatypes import INDEXES
+from executor.registry import auth, config, reference
+from executor.registry.reference import Reference
+from orchestrator import registries
+from orchestrator.plan import NAMES
+from orchestrator.registries import Registry
+from orchestrator.view.untrusted import clean_line
+from platforms.errors import DockerfileError, KanifoldError, StoreError, UsageError
+
+_AT_ONCE: Final = 8
+_TEXT_LIMIT: Final = 16 << 20
+"""Bytes of a Dockerfile that are read: as for a build."""
+
+
+class State(Enum):
+    """What is to be said of one external image."""
+
+    CURRENT = "current"
+    """Its digest is what its tag names."""
+    UNPINNED = "not pinned"
+    MOVED = "moved on"
+    """Its tag names another digest now."""
+    ONE_PLATFORM = "pinned to one platform"
+    """Its digest is a manifest, and its tag names an index."""
+    VARIABLE = "left alone"
+    """Its name depends on build arguments."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One mention, and what its registry says."""
+
+    mention: Mention
+    state: State
+    digest: str = ""
+    """What the tag names now; "" for VARIABLE."""
+    note: str = ""
+
+
+class _File(msgspec.Struct, frozen=True):
+    path: str
+    data: bytes
+    dockerfile: Dockerfile
+    mentions: tuple[Mention, ...]
+
+
+class Examined(msgspec.Struct, frozen=True):
+    """A Dockerfile, and what there is to say of each external image that it names."""
+
+    file: _File
+    findings: tuple[Finding, ...]
+
+
+NEW: Final = frozenset({State.UNPINNED})
+RENEWED: Final = frozenset({State.UNPINNED, State.MOVED, State.ONE_PLATFORM})
+"""What ``--update`` writes."""
+
+
+def examined(paths: Sequence[str], insecure: Sequence[str], mirrors: Sequence[str]) -> list[Examined]:
+    """The Dockerfiles ``paths`` (directories stand for theirs), and what registries say of their images.
+
+    Raises ``KanifoldError`` for a file that cannot be read and an image that cannot be resolved.
+    """
+    files = _read(paths)
+    return [Examined(file, found) for file, found in zip(files, _findings(files, insecure, mirrors), strict=True)]
+
+
+def check(found: Sequence[Examined]) -> int:
+    """Print a line for each image; 1 unless every one is pinned and current.
+
+    An image whose name depends on build arguments is printed and does not count.
+    """
+    for each in found:
+        for finding in each.findings:
+            print(_line(each.file.path, finding, finding.state.value))
+    good = (State.CURRENT, State.VARIABLE)
+    return 0 if all(finding.state in good for each in found for finding in each.findings) else 1
+
+
+def edited(found: Sequence[Examined], states: frozenset[State]) -> list[bytes]:
+    """Each file with its images in ``states`` pinned to what their tags name. Raises ``DockerfileError``."""
+    contents: list[bytes] = []
+    for each in found:
+        names = {finding.mention: _pinned(finding) for finding in each.findings if finding.state in states}
+        contents.append(rewritten(each.file.data, each.file.dockerfile, names) if names else each.file.data)
+    return contents
+
+
+def write(found: Sequence[Examined], contents: Sequence[bytes], states: frozenset[State]) -> None:
+    """Put ``contents`` in the place of the files, and print a line for each image. Raises ``StoreError``."""
+    for each, data in zip(found, contents, strict=True):
+        if data != each.file.data:
+            _write(each.file.path, data)
+        for finding in each.findings:
+            done = _DONE[finding.state] if finding.state in states else finding.state.value
+            print(_line(each.file.path, finding, done))
+
+
+def show(found: Sequence[Examined], contents: Sequence[bytes]) -> None:
+    """Print what ``write`` would change, as a unified diff."""
+    for each, data in zip(found, contents, strict=True):
+        before, after = (text.decode("utf-8", "replace").splitlines() for text in (each.file.data, data))
+        for line in difflib.unified_diff(before, after, each.file.path, each.file.path, lineterm=""):
+            print(clean_line(line, _LINE_LIMIT))
+
+
+_DONE: Final = {State.UNPINNED: "pinned to", State.MOVED: "renewed to", State.ONE_PLATFORM: "renewed to"}
+_LINE_LIMIT: Final = 65535
+"""Characters of a line of a diff: a line of a Dockerfile has no more."""
+
+
+def _read(paths: Sequence[str]) -> list[_File]:
+    found: list[_File] = []
+    for path in dict.fromkeys(map(_file, paths or (".",))):
+        try:
+            with open(path, "rb") as stream:
+                data = stream.read(_TEXT_LIMIT + 1)
+        except OSError as error:
+            raise DockerfileError(f"cannot read the Dockerfile {path}", why=error.strerror or str(error)) from error
+        dockerfile = parse(data, path)
+        found.append(_File(path, data, dockerfile, mentions(dockerfile)))
+    return found
+
+
+def _file(path: str) -> str:
+    """``path``, or the Dockerfile in it when it is a directory."""
+    if not os.path.isdir(path):
+        return path
+    for name in NAMES:
+        if os.path.isfile(os.path.join(path, name)):
+            return os.path.normpath(os.path.join(path, name))
+    raise UsageError(f"there is no {NAMES[0]} in {path}", remedy="name the files: kanifold pin FILE…")
+
+
+def _findings(files: Sequence[_File], insecure: Sequence[str], mirrors: Sequence[str]) -> list[tuple[Finding, ...]]:
+    """What is found for each mention of each file. Every image is asked for once."""
+    settings = config.with_flags(config.load_settings(), insecure, mirrors)
+    names = tuple(dict.fromkeys(each.name for file in files for each in file.mentions if not each.has_variables))
+    by_name = {each.name: each for file in reversed(files) for each in reversed(file.mentions)}
+    registry = registries.here(settings, auth.docker_keychain())
+    try:
+        looked = dict(zip(names, asyncio.run(_look_all(registry, [by_name[name] for name in names])), strict=True))
+    finally:
+        registry.close()
+    return [
+        tuple(
+            Finding(each, State.VARIABLE, note="its name depends on build arguments")
+            if each.has_variables
+            else replace(looked[each.name], mention=each)
+            for each in file.mentions
+        )
+        for file in files
+    ]
+
+
+async def _look_all(registry: Registry, wanted: Sequence[Mention]) -> list[Finding]:
+    from asyncio_pool import AioPool
+
+    pool = AioPool(size=_AT_ONCE)
+    return list(await asyncio.gather(*[pool.spawn_n(asyncio.to_thread(_look, registry, each)) for each in wanted]))
+
+
+def _look(registry: Registry, mention: Mention) -> Finding:
+    """What is to be said of ``mention``. Raises ``KanifoldError`` with its place."""
+    try:
+        parsed = reference.parse(mention.name)
+        now = registry.resolve(replace(parsed, digest="").completed())
+        if not parsed.digest:
+            return Finding(mention, State.UNPINNED, now.digest, _only_platform(registry, parsed, now))
+        if parsed.digest == now.digest:
+            return Finding(mention, State.CURRENT, now.digest, _only_platform(registry, parsed, now))
+        pinned = registry.manifest(replace(parsed, tag=""))[0]
+        if isinstance(pinned, Index) or now.media_type not in INDEXES:
+            return Finding(mention, State.MOVED, now.digest)
+        return Finding(mention, State.ONE_PLATFORM, now.digest, _explained(registry, parsed, now))
+    except KanifoldError as error:
+        raise KanifoldError.of(replace(error.problem, where=error.problem.where or mention.where)) from error
+
+
+def _only_platform(registry: Registry, wanted: Reference, now: Descriptor) -> str:
+    return "" if now.media_type in INDEXES else "its tag names an image for one platform, not an index"
+
+
+def _explained(registry: Registry, pinned: Reference, now: Descriptor) -> str:
+    index = registry.manifest(replace(pinned, tag="", digest=now.digest))[0]
+    listed = index.manifests if isinstance(index, Index) else ()
+    platform = next((each.platform for each in listed if each.digest == pinned.digest), None)
+    if platform is None:
+        return "the manifest of one platform, of another release: other platforms cannot be built from it"
+    name = "/".join(filter(None, (platform.os, platform.architecture, platform.variant)))
+    return f"the manifest for {name} alone: other platforms cannot be built from it"
+
+
+def _pinned(finding: Finding) -> str:
+    """The image's name as written, with the digest that its tag names now."""
+    return f"{finding.mention.name.partition('@')[0]}@{finding.digest}"
+
+
+def _line(path: str, finding: Finding, state: str) -> str:
+    digest = "" if finding.state is State.CURRENT else finding.digest
+    note = f"({finding.note})" if finding.note else ""
+    words = " ".join(filter(None, (state, digest, note)))
+    return clean_line(f"{path}:{finding.mention.where.line}: {finding.mention.name}: {words}")
+
+
+def _write(path: str, data: bytes) -> None:
+    """Put ``data`` in the place of the file that ``path`` leads to, whole or not at all; its mode stays."""
+    target = os.path.realpath(path)
+    try:
+        mode = stat.S_IMODE(os.stat(target).st_mode)
+        descriptor, name = tempfile.mkstemp(prefix=".kanifold-", dir=os.path.dirname(target))
+        try:
+            with open(descriptor, "wb") as stream:
+                stream.write(data)
+                os.fchmod(stream.fileno(), mode)
+            os.rename(name, target)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise StoreError(f"cannot write {path}", why=error.strerror or str(error)) from error
