@@ -356,6 +356,40 @@ class MemoryRegistry:
         return Said(status, {"Location": f"/v2/{repository}/blobs/uploads/{name}", "Range": f"0-{last}"})
 
 
+class OddRegistry(MemoryRegistry):
+    """A registry whose uploads are as particular as those of some real ones.
+
+    ``counting`` is what ``Range`` says after a chunk: ``stuck`` where the first one ended, ``last`` only the latest
+    chunk's bytes, ``over`` one too many; "" is honest. ``largest_chunk`` are the bytes of a PATCH above which the
+    answer is 416.
+    """
+
+    def __init__(self, counting: str = "", largest_chunk: int | None = None) -> None:
+        super().__init__()
+        self.counting = counting
+        self.largest_chunk = largest_chunk
+        self.chunks: dict[str, list[int]] = {}
+
+    def upload(self, asked: Asked, repository: str, name: str) -> Said:
+        if asked.method == "PATCH":
+            if self.largest_chunk is not None and len(asked.body) > self.largest_chunk:
+                return error(416, "REQUESTED_RANGE_NOT_SATISFIABLE", "the request body is too large")
+            if not asked.headers["content-range"].startswith(f"{len(self.uploads[name])}-"):
+                said = self.stands(416, repository, name)
+                return Said(416, said.headers)
+            self.chunks.setdefault(name, []).append(len(asked.body))
+        return super().upload(asked, repository, name)
+
+    def stands(self, status: int, repository: str, name: str) -> Said:
+        said = super().stands(status, repository, name)
+        chunks = self.chunks.get(name)
+        if chunks and self.counting:
+            total = len(self.uploads[name])
+            last = {"stuck": chunks[0] - 1, "last": chunks[-1] - 1, "over": total}[self.counting]
+            said.headers["Range"] = f"0-{last}"
+        return said
+
+
 def error(status: int, code: str, message: str) -> Said:
     """An answer in the distribution specification's error form."""
     body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()

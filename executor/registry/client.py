@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
-from executor.registry import transfer
+from executor.registry import transfer, upload
 from executor.registry.auth import Keychain, anonymous, printable
 from executor.registry.config import RegistrySettings
 from executor.registry.failure import PASSING
@@ -60,6 +60,8 @@ class Client:
     ) -> None:
         self.settings = settings or RegistrySettings()
         self._progress = progress
+        self._forbidden: set[tuple[Endpoint, str]] = set()
+        """Where blobs cannot be mounted from, by where to."""
         self._session = Session(self.settings, keychain, pace=pace, cancel=cancel, warn=warn)
 
     def close(self) -> None:
@@ -134,20 +136,6 @@ class Client:
         if reply.status == 202:
             self._session.abandon(endpoint, absolute(reply, what, endpoint.registry), scopes)
 
-    def has_blob(self, reference: Reference, digest: str) -> bool:
-        """Whether the repository holds the blob ``digest``."""
-        endpoint = origin_endpoint(reference)
-        scopes = merged(scope(endpoint.repository, "pull"))
-        return transfer.present(self._session, endpoint, _digest(digest), scopes) is not None
-
-    def mount(self, reference: Reference, digest: str, source: str) -> bool:
-        """Take the blob over from the repository ``source`` of the same registry; whether that worked."""
-        endpoint = origin_endpoint(reference)
-        location = transfer.mount(self._session, endpoint, _digest(digest), source)
-        if location:
-            self._session.abandon(endpoint, location, merged(scope(endpoint.repository, "pull", "push")))
-        return location is None
-
     def push(
         self,
         reference: Reference,
@@ -163,27 +151,30 @@ class Client:
         """
         endpoint = origin_endpoint(reference)
         descriptor = _checked(descriptor)
-        scopes = merged(scope(endpoint.repository, "pull", "push"))
-        found = transfer.present(self._session, endpoint, descriptor.digest, scopes)  # (1)
+        found = upload.present(self._session, endpoint, descriptor.digest)  # (1)
         if found in (descriptor.size, -1):
             return "present"
-        sources = [each for each in dict.fromkeys(mount_from) if each != endpoint.repository][: transfer.MOUNT_TRIES]
+        sources = [each for each in dict.fromkeys(mount_from) if each != endpoint.repository][: upload.MOUNT_TRIES]
         location = ""
         for source in sources:  # (2)
+            if (endpoint, source) in self._forbidden:
+                continue
             if location:
-                self._session.abandon(endpoint, location, scopes)
-            mounted = transfer.mount(self._session, endpoint, descriptor.digest, source)
-            if mounted is None:
+                self._session.abandon(endpoint, location, merged(scope(endpoint.repository, "pull", "push")))
+            mount = upload.mount(self._session, endpoint, descriptor.digest, source)
+            if mount.done:
                 return "mounted"
-            location = mounted
-        transfer.upload(  # (3)
+            if mount.forbidden:
+                self._forbidden.add((endpoint, source))
+            location = mount.location
+        upload.upload(  # (3)
             self._session, endpoint, descriptor, open_content, progress=self._progress, location=location
         )
         return "uploaded"
 
     def send(self, reference: Reference, descriptor: Descriptor, open_content: Callable[[], BinaryIO]) -> None:
         """Put the blob of ``descriptor`` into the repository without asking whether it is there."""
-        transfer.upload(
+        upload.upload(
             self._session, origin_endpoint(reference), _checked(descriptor), open_content, progress=self._progress
         )
 

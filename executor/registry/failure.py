@@ -36,10 +36,16 @@ _MEANINGS: Final = {
 
 def refused(what: str, reply: Reply, registry: str, *, known: bool) -> RegistryError:
     """``what`` (``cannot pull debian:12``) failed with ``reply``; ``known``: a credential was at hand."""
+    why = explained(reply, f" from {registry}")
+    return RegistryError(what, why=why, remedy=remedy_for(reply, registry, known=known))
+
+
+def explained(reply: Reply, source: str = "") -> str:
+    """What the status of ``reply`` means, the status itself (with its ``source``), and the registry's own words."""
     meaning = _MEANINGS.get(reply.status, "an unexpected answer")
     said = diagnostics(reply.body)
-    why = f"{meaning} (status {reply.status} from {registry})"
-    return RegistryError(what, why=f"{why}: {said}" if said else why, remedy=_remedy(reply, registry, known))
+    why = f"{meaning} (status {reply.status}{source})"
+    return f"{why}: {said}" if said else why
 
 
 def unreachable(what: str, registry: str, why: str, tries: int) -> RegistryError:
@@ -90,7 +96,8 @@ def diagnostics(body: bytes) -> str:
     return "" if "<" in text else printable(text, 200)
 
 
-def _remedy(reply: Reply, registry: str, known: bool) -> str:
+def remedy_for(reply: Reply, registry: str, *, known: bool) -> str:
+    """What the user can do about ``reply``; "" when nothing is known. ``known`` as in ``refused``."""
     login = "docker login" if registry == DOCKER_HUB else f"docker login {registry}"
     match reply.status:
         case 401 if not known:

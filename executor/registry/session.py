@@ -41,7 +41,7 @@ _WARNING_LIMIT: Final = 20
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """How often to try, and how long to wait between; seconds."""
+    """How often to try, how long to wait between (seconds), and how much of a blob to send at once (bytes)."""
 
     tries: int = 6
     connects: int = 3
@@ -50,6 +50,11 @@ class Pace(msgspec.Struct, frozen=True):
     ceiling: float = 8.0
     retry_after: float = 90.0
     """The longest wait that a registry may ask for: a build is not kept hanging for hours."""
+    whole: int = 512 << 20
+    """The size up to which a blob is first sent in one request: every registry takes that, and only a broken connection
+    makes it dear."""
+    chunk: int = 32 << 20
+    """The size of a chunk: above the 5 MiB minimum of object stores, below the 100 MB limit of common proxies."""
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the failed ``attempt`` (from 0): doubling, with jitter so that many do not march."""

@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from registry_server import Asked, MemoryRegistry, Said, Served, digest_of, error, served
+from msgspec.structs import replace
+from registry_server import Asked, MemoryRegistry, OddRegistry, Said, Served, digest_of, error, served
 
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Manifest, describe
-from executor.registry import transfer, wire
+from executor.registry import transfer, upload, wire
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference, parse
@@ -460,36 +461,74 @@ def test_a_failed_mounts_session_is_used(registry: MemoryRegistry, server: Serve
     assert len(server.seen("POST")) == 1
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 429, 500, 503])
 def test_a_refused_mount_is_no_failure(registry: MemoryRegistry, server: Served, client: Client, status: int) -> None:
     registry.fault = lambda asked: Said(status) if "mount" in asked.query else ...
     assert push(client, server, BLOB, mount_from=["team/base"]) == "uploaded"
+    assert len([each for each in server.seen("POST") if "mount" in each.query]) == 1
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(transfer, "CHUNK_SIZE", 300_000)
-    return 300_000
+def test_a_mount_that_breaks_is_no_failure(registry: MemoryRegistry, server: Served, client: Client) -> None:
+    registry.fault = lambda asked: None if "mount" in asked.query else ...
+    assert push(client, server, BLOB, mount_from=["team/base"]) == "uploaded"
 
 
-@pytest.fixture
-def chunked(small_chunks: int, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(transfer, "MONOLITHIC_LIMIT", 1000)
-    return small_chunks
+def test_a_mount_whose_scope_the_token_service_refuses_is_no_failure_and_not_tried_again() -> None:
+    registry = MemoryRegistry()
+
+    def fault(asked: Asked) -> object:
+        if asked.path == "/token":
+            foreign = any("team/base" in each for each in asked.query["scope"])
+            return error(403, "DENIED", "not yours") if foreign else Said(200, {}, b'{"token": "t"}')
+        if asked.headers.get("authorization") != "Bearer t":
+            return Said(401, {"WWW-Authenticate": f'Bearer realm="http://{asked.headers["host"]}/token"'})
+        return ...
+
+    registry.fault = fault
+    with served(registry) as server, Client(pace=QUICK) as client:
+        for blob in (BLOB, b"another"):
+            assert push(client, server, blob, mount_from=["team/base"]) == "uploaded"
+            assert registry.blobs["team/app", digest_of(blob)] == blob
+        foreign = [
+            each for each in server.seen("GET", "/token") if any("base" in scope for scope in each.query["scope"])
+        ]
+    assert len(foreign) == 1
 
 
-def test_a_large_blob_goes_in_chunks(registry: MemoryRegistry, server: Served, client: Client, chunked: int) -> None:
+@pytest.mark.parametrize("answer", [Said(401), Said(403), Said(500), None])
+def test_a_blob_that_may_not_be_looked_for_is_sent(
+    registry: MemoryRegistry, server: Served, client: Client, answer: Said | None
+) -> None:
+    registry.fault = lambda asked: answer if asked.method == "HEAD" else ...
     assert push(client, server, BLOB) == "uploaded"
+
+
+CHUNK = 300_000
+
+
+@pytest.fixture
+def small_chunks() -> Iterator[Client]:
+    with Client(pace=replace(QUICK, chunk=CHUNK)) as client:
+        yield client
+
+
+@pytest.fixture
+def chunked() -> Iterator[Client]:
+    """A client for which ``BLOB`` is one of the large blobs, which go in chunks."""
+    with Client(pace=replace(QUICK, chunk=CHUNK, whole=1000)) as client:
+        yield client
+
+
+def test_a_large_blob_goes_in_chunks(registry: MemoryRegistry, server: Served, chunked: Client) -> None:
+    assert push(chunked, server, BLOB) == "uploaded"
     assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
     spans = [each.headers["content-range"] for each in server.seen("PATCH")]
-    assert spans[0] == f"0-{chunked - 1}"
+    assert spans[0] == f"0-{CHUNK - 1}"
     assert spans[-1].endswith(f"-{len(BLOB) - 1}")
     assert server.seen("PUT")[0].body == b""
 
 
-def test_a_registrys_least_chunk_is_respected(
-    registry: MemoryRegistry, server: Served, client: Client, chunked: int
-) -> None:
+def test_a_registrys_least_chunk_is_respected(registry: MemoryRegistry, server: Served, chunked: Client) -> None:
     location = {"Location": "/v2/team/app/blobs/uploads/0", "OCI-Chunk-Min-Length": "900000"}
 
     def fault(asked: Asked) -> object:
@@ -499,25 +538,25 @@ def test_a_registrys_least_chunk_is_respected(
         return Said(202, location)
 
     registry.fault = fault
-    push(client, server, BLOB)
+    push(chunked, server, BLOB)
     assert [len(each.body) for each in server.seen("PATCH")] == [900_000, len(BLOB) - 900_000]
 
 
-@pytest.mark.parametrize("answer", [None, Said(500), Said(503, {"Retry-After": "0"}), Said(416)])
+@pytest.mark.parametrize("answer", [None, Said(500), Said(503, {"Retry-After": "0"})])
 def test_a_chunk_that_fails_midway_is_sent_again_from_where_the_registry_stands(
-    registry: MemoryRegistry, server: Served, client: Client, chunked: int, answer: Said | None
+    registry: MemoryRegistry, server: Served, chunked: Client, answer: Said | None
 ) -> None:
     count = itertools.count()
     registry.fault = lambda asked: answer if asked.method == "PATCH" and next(count) in (1, 2) else ...
-    assert push(client, server, BLOB) == "uploaded"
+    assert push(chunked, server, BLOB) == "uploaded"
     assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
     assert len(server.seen("POST")) == 1
     sent = sum(len(each.body) for each in server.seen("PATCH"))
-    assert sent == len(BLOB) + 2 * chunked
+    assert sent == len(BLOB) + 2 * CHUNK
 
 
 def test_a_chunk_whose_answer_is_lost_is_not_sent_twice(
-    registry: MemoryRegistry, server: Served, client: Client, chunked: int
+    registry: MemoryRegistry, server: Served, chunked: Client
 ) -> None:
     count = itertools.count()
 
@@ -528,12 +567,12 @@ def test_a_chunk_whose_answer_is_lost_is_not_sent_twice(
         return ...
 
     registry.fault = fault
-    assert push(client, server, BLOB) == "uploaded"
+    assert push(chunked, server, BLOB) == "uploaded"
     assert sum(len(each.body) for each in server.seen("PATCH")) == len(BLOB)
 
 
 def test_an_upload_that_the_registry_forgot_begins_anew(
-    registry: MemoryRegistry, server: Served, client: Client, chunked: int
+    registry: MemoryRegistry, server: Served, chunked: Client
 ) -> None:
     count = itertools.count()
 
@@ -543,31 +582,126 @@ def test_an_upload_that_the_registry_forgot_begins_anew(
         return ...
 
     registry.fault = fault
-    assert push(client, server, BLOB) == "uploaded"
+    assert push(chunked, server, BLOB) == "uploaded"
     assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
 
 
 def test_a_registry_without_chunks_gets_the_blob_whole(
-    registry: MemoryRegistry, server: Served, client: Client, chunked: int
+    registry: MemoryRegistry, server: Served, chunked: Client
 ) -> None:
     registry.patches = False
-    assert push(client, server, BLOB) == "uploaded"
+    assert push(chunked, server, BLOB) == "uploaded"
     assert len(server.seen("PUT")[0].body) == len(BLOB)
 
 
-def test_after_a_break_the_rest_goes_in_chunks(
-    registry: MemoryRegistry, server: Served, client: Client, small_chunks: int
-) -> None:
+def test_after_a_break_the_rest_goes_in_chunks(registry: MemoryRegistry, server: Served, small_chunks: Client) -> None:
     registry.fault = failing(1, "uploads", lambda: None, "PUT")
-    assert push(client, server, BLOB) == "uploaded"
+    assert push(small_chunks, server, BLOB) == "uploaded"
     assert server.seen("PATCH")
 
 
-def test_a_proxys_body_limit_is_respected(
-    registry: MemoryRegistry, server: Served, client: Client, small_chunks: int
+@pytest.mark.parametrize("counting", ["stuck", "last", "over"])
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_chunks_arrive_where_the_registrys_count_is_odd(chunked: Client, counting: str, broken: int) -> None:
+    """Nothing but what broke is sent again as long as no connection breaks; then once more, whole."""
+    registry = OddRegistry(counting)
+    registry.fault = failing(broken and 1, "uploads", lambda: None, "PATCH")
+    if broken == 2:
+        count = itertools.count()
+        registry.fault = lambda asked: None if asked.method == "PATCH" and next(count) == 1 else ...
+    with served(registry) as server:
+        assert push(chunked, server, BLOB) == "uploaded"
+        sent = sum(len(each.body) for each in server.asked)
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+    assert sent <= len(BLOB) + min(broken, 1) * CHUNK
+
+
+def test_a_chunk_that_was_accepted_in_part_goes_on_where_the_registry_stands(
+    registry: MemoryRegistry, server: Served, chunked: Client
 ) -> None:
-    registry.fault = lambda asked: Said(413) if len(asked.body) > 400_000 else ...
+    count = itertools.count()
+
+    def fault(asked: Asked) -> object:
+        if asked.method != "PATCH":
+            return ...
+        if next(count) == 1:
+            name = asked.path.rpartition("/")[2]
+            registry.uploads[name] += asked.body[:1000]
+            return registry.stands(202, "team/app", name)
+        said = registry.serve(asked)
+        return said if said.status != 416 else registry.stands(416, "team/app", asked.path.rpartition("/")[2])
+
+    registry.fault = fault
+    assert push(chunked, server, BLOB) == "uploaded"
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+    assert len(server.seen("POST")) == 1
+
+
+def test_chunks_that_are_too_large_for_a_registry_are_followed_by_the_whole(chunked: Client) -> None:
+    registry = OddRegistry(largest_chunk=CHUNK // 2)
+    with served(registry) as server:
+        assert push(chunked, server, BLOB) == "uploaded"
+        assert len(server.seen("PATCH")) == 1  # a 416 is not answered with the same
+        assert [len(each.body) for each in server.seen("PUT")] == [len(BLOB)]
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+
+
+def test_chunks_become_smaller_where_the_whole_is_too_large() -> None:
+    registry = OddRegistry(largest_chunk=600_000)
+    registry.fault = lambda asked: Said(413) if asked.method == "PUT" and len(asked.body) > 700_000 else ...
+    with served(registry) as server, Client(pace=replace(QUICK, chunk=1_000_000, whole=1000)) as client:
+        assert push(client, server, BLOB) == "uploaded"
+        assert [len(each.body) for each in server.seen("PATCH")][:2] == [1_000_000, upload.LEAST_CHUNK]
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+
+
+def test_a_broken_connection_before_a_registry_that_takes_small_chunks_only(small_chunks: Client) -> None:
+    """Whole, then in chunks, then whole again: what failed for one reason is not given up for another."""
+    registry = OddRegistry(largest_chunk=CHUNK // 2)
+    registry.fault = failing(1, "uploads", lambda: None, "PUT")
+    with served(registry) as server:
+        assert push(small_chunks, server, BLOB) == "uploaded"
+        assert [each.method for each in server.asked if each.body] == ["PUT", "PATCH", "PUT"]
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_registry_whose_closing_request_takes_no_bytes_gets_them_before(
+    registry: MemoryRegistry, server: Served, client: Client, status: int
+) -> None:
+    registry.fault = lambda asked: Said(status) if asked.method == "PUT" and asked.body else ...
     assert push(client, server, BLOB) == "uploaded"
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+
+
+def test_the_last_try_sends_the_blob_whole(registry: MemoryRegistry, server: Served, chunked: Client) -> None:
+    registry.fault = failing(99, "uploads", lambda: Said(500), "PUT")
+    with pytest.raises(RegistryError):
+        push(chunked, server, BLOB)
+    assert len(server.seen("PUT")[-1].body) == len(BLOB)
+
+
+def test_a_blob_that_cannot_be_sent_says_what_happened_to_it(
+    registry: MemoryRegistry, server: Served, chunked: Client
+) -> None:
+    def fault(asked: Asked) -> object:
+        if asked.method == "PATCH":
+            return error(416, "RANGE_INVALID", "not there")
+        return None if asked.method == "PUT" else ...
+
+    registry.fault = fault
+    with pytest.raises(RegistryError) as caught:
+        push(chunked, server, BLOB)
+    problem = caught.value.problem
+    assert "RANGE_INVALID not there, sent in chunks" in problem.why
+    assert "sent whole" in problem.why
+    assert "neither whole nor in chunks" in problem.remedy
+    assert "HTTP_PROXY" not in problem.remedy
+
+
+def test_a_proxys_body_limit_is_respected(registry: MemoryRegistry, server: Served, small_chunks: Client) -> None:
+    registry.fault = lambda asked: Said(413) if len(asked.body) > 400_000 else ...
+    assert push(small_chunks, server, BLOB) == "uploaded"
     assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
 
 
@@ -612,12 +746,12 @@ def test_a_refused_upload_is_an_error_at_once(
 
 
 def test_a_registry_that_never_moves_on_does_not_hold_us(
-    registry: MemoryRegistry, server: Served, client: Client, chunked: int
+    registry: MemoryRegistry, server: Served, chunked: Client
 ) -> None:
     registry.fault = lambda asked: (
         Said(202, {"Location": asked.path, "Range": "0-0"}) if asked.method == "PATCH" else ...
     )
-    assert push(client, server, BLOB) == "uploaded"  # whole, in the end
+    assert push(chunked, server, BLOB) == "uploaded"  # whole, in the end
     assert len(server.seen("PATCH")) < 20
 
 
@@ -812,7 +946,7 @@ def test_the_error_tells_of_registry_and_mirror(server: Served) -> None:
 
 
 def test_one_fault_in_ten_costs_a_fifth_more_bytes_at_most(
-    registry: MemoryRegistry, server: Served, client: Client, small_chunks: int
+    registry: MemoryRegistry, server: Served, small_chunks: Client
 ) -> None:
     """Each request has a chance of 10% to break somewhere in its body; every transfer still succeeds."""
     dice = random.Random(7)
@@ -829,8 +963,8 @@ def test_one_fault_in_ten_costs_a_fifth_more_bytes_at_most(
 
     registry.fault = fault
     for blob in blobs:
-        push(client, server, blob)
-        assert client.read_blob(ref(server), layer(blob)) == blob
+        push(small_chunks, server, blob)
+        assert small_chunks.read_blob(ref(server), layer(blob)) == blob
     sent = sum(len(each.body) for each in server.asked)
     assert sent <= 1.2 * sum(map(len, blobs))
 

@@ -14,7 +14,6 @@ from executor.registry import config
 from executor.registry.config import Certificates, RegistrySettings, load_settings, with_flags
 from executor.registry.failure import PASSING
 from executor.registry.session import Pace
-from executor.registry.transfer import CHUNK_SIZE, MONOLITHIC_LIMIT
 from platforms.errors import UsageError
 
 
@@ -177,5 +176,5 @@ def test_the_numbers_in_the_documentation_are_the_codes() -> None:
     assert pace.tries == 6
     assert f"{statuses} are tried six times" in text
     assert f"up to {pace.ceiling:.0f} s; `Retry-After` is honoured up to {pace.retry_after:.0f} s" in text
-    assert f"chunks of {CHUNK_SIZE >> 20} MiB" in text
-    assert f"blobs above {MONOLITHIC_LIMIT >> 20} MiB" in text
+    assert f"chunks of {pace.chunk >> 20} MiB" in text
+    assert f"blobs above {pace.whole >> 20} MiB" in text

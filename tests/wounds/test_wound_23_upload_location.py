@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 from registry_server import Asked, MemoryRegistry, Said, Served, digest_of, served
 
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor
-from executor.registry import transfer
 from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.reference import parse
@@ -75,17 +75,15 @@ def test_an_upload_location_elsewhere_gets_the_bytes_without_the_token(
     registry: Guarded,
     server: Served,
     elsewhere: Served,
-    client: Client,
     chunked: bool,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if chunked:
-        monkeypatch.setattr(transfer, "MONOLITHIC_LIMIT", 0)
     elsewhere.handler.uploads["x"] = bytearray()  # type: ignore[union-attr, attr-defined]
     registry.fault = lambda asked: (
         Said(202, {"Location": f"{elsewhere.url}/v2/a/b/blobs/uploads/x"}) if asked.method == "POST" else ...
     )
-    assert client.push(parse(f"{server.host}/a/b"), LAYER, lambda: io.BytesIO(DATA)) == "uploaded"
+    pace = replace(QUICK, whole=0 if chunked else 1 << 20)
+    with Client(keychain=lambda _: Credential("me", "p4ss"), pace=pace) as client:
+        assert client.push(parse(f"{server.host}/a/b"), LAYER, lambda: io.BytesIO(DATA)) == "uploaded"
     assert elsewhere.asked
     assert elsewhere.secrets() == []
 
