@@ -127,7 +127,12 @@ def _image(name: str, where: Location) -> Origin:
 
 
 def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], target: Platform) -> Platform:
-    """The platform that ``stage`` is for: ``FROM --platform``'s, or the build's target."""
+    """The platform that ``stage`` is for if it is built on no other: ``FROM --platform``'s, or the build's target.
+
+    The target's for one FROM scratch, whatever is said, as in BuildKit (dockerfile2llb, ``resolveReachableStages``).
+    """
+    if expand(stage.base, scope, dockerfile.escape).image == "scratch":
+        return target
     return _own_platform(dockerfile, stage, scope) or target
 
 

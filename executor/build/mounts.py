@@ -125,13 +125,15 @@ def prepare(
 
 
 def secret_variables(workshop: Workshop, instruction: Run) -> tuple[tuple[str, str], ...]:
-    """The secrets that ``instruction`` wants as environment variables."""
+    """The secrets that ``instruction`` wants as environment variables; "" for one that it can do without.
+
+    BuildKit (llbsolver/ops/exec.go, ``loadSecretEnv``) sets the variable in any case, over one of the image's own.
+    """
     found: list[tuple[str, str]] = []
     for wanted in instruction.mounts:
         if wanted.type == "secret" and wanted.env is not None:
-            value = _secret(workshop, wanted)
-            if value is not None:
-                found.append((wanted.env, value.decode("utf-8", "surrogateescape")))
+            value = _secret(workshop, wanted) or b""
+            found.append((wanted.env, value.decode("utf-8", "surrogateescape")))
     return tuple(found)
 
 
@@ -335,7 +337,7 @@ def _secret_mount(wanted: Wanted, target: str, value: Callable[[], bytes | None]
     part: keys.Part = ("secret", name, target, wanted.env, uid, gid, mode, given)
     if wanted.env is not None and not target:
         return part, None
-    place = target or f"/run/secrets/{name}"
+    place = target or f"/run/secrets/{os.path.basename(name)}"
 
     def make(_stack: ExitStack, _tree: Tree) -> Mount | None:
         data = value()

@@ -124,6 +124,8 @@ class _Scene(msgspec.Struct):
     has_shell: bool = False
     fixed: str = ""
     """Whether the stage is for one platform whatever the target: ``build``, ``constant``, or "" when it is not."""
+    platform: str = ""
+    """The platform of a ``constant`` one."""
     last: dict[str, Location] = msgspec.field(default_factory=dict)
     """Where CMD, ENTRYPOINT and HEALTHCHECK stood last."""
 
@@ -284,9 +286,11 @@ class _Walk(msgspec.Struct):
         fixed = _fixed(stage.base, self.predefined)
         if parent is not None and parent.index in self.scenes:
             above = self.scenes[parent.index]
-            return replace(
-                above, env=dict(above.env), declared=set(above.declared), last={}, fixed=above.fixed or fixed
-            )
+            self.without_effect(stage, base, fixed, above)
+            return replace(above, env=dict(above.env), declared=set(above.declared), last={})
+        if base.image == "scratch":
+            self.without_effect(stage, base, fixed, _Scene({}, True))
+            fixed = ""
         known = self.known.get(stage.index)
         env = dict(known.env) if known is not None else {}
         env.setdefault("PATH", "")
@@ -297,7 +301,33 @@ class _Walk(msgspec.Struct):
             known is not None or base.image == "scratch",
             has_shell=known is not None and known.has_shell,
             fixed=fixed,
+            platform=base.platform if fixed == "constant" else "",
         )
+
+    def without_effect(self, stage: Stage, base: kinds.From, fixed: str, above: _Scene) -> None:
+        """Note a ``--platform`` that is another than the one which the stage has anyway, from ``above``."""
+        if not base.platform or not (fixed or "TARGET" in stage.base.platform):
+            return  # there is none, or it is a variable's that may say anything
+        build = self.predefined.get("BUILDPLATFORM", "")
+        meant = {
+            target: base.platform if fixed == "constant" else build if fixed else target for target in self.targets
+        }
+        given = {
+            target: above.platform if above.fixed == "constant" else build if above.fixed else target
+            for target in self.targets
+        }
+        other = next((target for target in self.targets if not traps.alike(meant[target], given[target])), None)
+        if other is not None:
+            what = "no image" if base.image == "scratch" else "a stage"
+            self.note(
+                rules.PLATFORM_WITHOUT_EFFECT,
+                stage.location,
+                stage.base.platform,
+                base.image,
+                what,
+                given[other],
+                comments=stage.base.comments,
+            )
 
     def base_image(self, stage: Stage, base: kinds.From, known: Base, fixed: bool) -> None:
         wanted = base.platform or self.predefined.get("TARGETPLATFORM", "")

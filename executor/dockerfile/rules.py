@@ -174,8 +174,14 @@ PLATFORM_ARG_DEFAULT: Final = Rule(
 )
 BUILD_MACHINE_ASKED: Final = Rule(
     "BuildMachineAsked",
-    "In a stage FROM --platform=$BUILDPLATFORM, programs that ask the machine hear of the builder, not of the target.",
+    "In a stage of the build platform, programs that ask the machine hear of the builder, not of the target.",
     "'{}' tells the build platform in this stage: use $TARGETARCH or $TARGETPLATFORM",
+    documented=False,
+)
+PLATFORM_WITHOUT_EFFECT: Final = Rule(
+    "PlatformWithoutEffect",
+    "A stage that is built on another stage has its platform, and one FROM scratch has the target's.",
+    "--platform={} has no effect: {} is {}, so this stage is for {}",
     documented=False,
 )
 SINGLE_PLATFORM_URL: Final = Rule(

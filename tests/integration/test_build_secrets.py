@@ -87,6 +87,27 @@ def test_a_changed_secret_is_no_reason_to_run_again(kanifold: Kanifold, busybox:
     assert len(digests) == 1
 
 
+def test_the_variable_of_a_secret_that_is_not_given_is_empty(kanifold: Kanifold, busybox: Base) -> None:
+    where = context(
+        kanifold,
+        f"""\
+FROM {busybox.ref}
+ENV OTHER=image
+RUN --mount=type=secret,id=one,env=ONE --mount=type=secret,id=one,env=OTHER set -u; echo "one=<$ONE> other=<$OTHER>"
+RUN --mount=type=secret,id=one,env=ONE,target=/a/b test ! -e /a/b; env | grep -x ONE=
+RUN --mount=type=secret,id=one,env=ONE,target=/a/b,required=false echo "again=<$ONE>"
+""",
+    )
+    done = kanifold("build", where, "--progress", "plain")
+    assert "one=<> other=<>" in done.said
+    assert "again=<>" in done.said
+
+
+def test_a_secret_is_at_the_last_part_of_its_name(kanifold: Kanifold, busybox: Base) -> None:
+    where = context(kanifold, f"FROM {busybox.ref}\nRUN --mount=type=secret,id=a/one cat /run/secrets/one\n")
+    kanifold("build", where, "--secret", "id=a/one,env=GIVEN", GIVEN=SECRET)
+
+
 @pytest.mark.parametrize("option", ["required", "required=true"])
 @pytest.mark.parametrize(("kind", "name"), [("secret,id=one", "one"), ("ssh,id=two", "two"), ("ssh", "default")])
 def test_what_is_required_and_absent_is_an_error(

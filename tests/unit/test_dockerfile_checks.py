@@ -312,6 +312,37 @@ def test_a_stage_built_on_a_build_stage_is_one() -> None:
     assert found(source, targets=BOTH) == [(3, "BuildMachineAsked")]
 
 
+def test_a_platform_on_a_stage_makes_no_build_stage_of_it() -> None:
+    source = "FROM a AS b\nFROM --platform=$BUILDPLATFORM b\nRUN uname -m"
+    assert found(source, targets=BOTH) == [(2, "PlatformWithoutEffect")]
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("FROM a AS b\nFROM --platform=$BUILDPLATFORM b", 2),
+        ("FROM a AS b\nFROM --platform=linux/$BUILDARCH b AS c\nFROM c", 2),
+        ("FROM --platform=$BUILDPLATFORM a AS b\nFROM --platform=$TARGETPLATFORM b", 2),
+        ("FROM --platform=$BUILDPLATFORM a AS b\nFROM b AS c\nFROM --platform=linux/arm64 c AS arm64", 3),
+        ("FROM --platform=$BUILDPLATFORM a AS b\nFROM --platform=$BUILDPLATFORM b", 0),
+        ("FROM --platform=linux/arm64 a AS arm64\nFROM --platform=linux/arm64 arm64 AS arm64-2", 0),
+        ("FROM --platform=linux/arm64 a AS arm64\nFROM --platform=linux/s390x arm64 AS s390x", 2),
+        ("FROM a AS b\nFROM --platform=$TARGETPLATFORM b", 0),
+        ("ARG P=$BUILDPLATFORM\nFROM --platform=$BUILDPLATFORM a AS b\nFROM --platform=$P b", 0),
+        ("FROM a AS b\nFROM b", 0),
+        ("FROM --platform=$BUILDPLATFORM scratch", 1),
+        ("FROM --platform=$BUILDPLATFORM a", 0),
+    ],
+)
+def test_a_platform_without_effect(source: str, line: int) -> None:
+    skipped = f"# check=skip=RedundantTargetPlatform\n{source}"
+    assert found(skipped, targets=BOTH) == ([(line + 1, "PlatformWithoutEffect")] if line else [])
+
+
+def test_a_platform_that_is_the_target_s_anyway_is_not_in_the_way() -> None:
+    assert found("FROM a AS b\nFROM --platform=$BUILDPLATFORM b", targets=("linux/amd64",)) == []
+
+
 @pytest.mark.parametrize(
     ("instruction", "targets", "expected"),
     [

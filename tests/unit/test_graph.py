@@ -129,6 +129,7 @@ def test_a_context_for_one_platform_comes_before_the_one_for_all(text: str, take
         ("FROM --platform=$BUILDPLATFORM a", "linux/amd64"),
         ("FROM --platform=arm64 a", "linux/arm64"),
         ("FROM --platform=${TARGETPLATFORM} a", "linux/arm64"),
+        ("FROM --platform=$BUILDPLATFORM scratch", "linux/s390x"),
     ],
 )
 def test_platforms_of_stages(text: str, meant: str) -> None:
