@@ -112,15 +112,13 @@ class Launcher:
                 running.cancel()
             self._running.add(running)
         request = _in_memory(packed)
-        stdin = _in_memory(spec.stdin) if spec.stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            socket.send_fds(self._control, [zygote.RUN], [theirs.fileno(), request, stdin, stdout, stderr, *fds])
+            socket.send_fds(self._control, [zygote.RUN], [theirs.fileno(), request, stdout, stderr, *fds])
         except OSError:  # the zygote is gone: wait() finds the reply socket closed and says so
             pass
         finally:
             theirs.close()
             os.close(request)
-            os.close(stdin)
         return running
 
     def cancel_all(self) -> None:

@@ -3,6 +3,10 @@
 Everything here happens in the step's own process, which is process 1 of a new pid namespace. It either ends in execve
 or tells over the report pipe why it could not; see ``prepare``, which can be done in advance, and ``become``.
 
+From the moment on at which names that the image has chosen are looked up (the working directory, the program, what the
+program names as its interpreter), nothing that this process holds leads to the host: no descriptor, no working
+directory, and, when the kernel looks, no program either (``starter``). The links of /proc would else lead there.
+
 Nothing is imported on the way, for that might come out of the image: all modules are loaded with this one.
 """
 
@@ -23,6 +27,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from executor.sandbox import targets, workshop
+from executor.sandbox.report import FD, NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, Report, words
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Spec, Tmpfs
 from platforms import syscalls
 
@@ -44,12 +49,8 @@ CAPABILITIES: Final = (
 )
 """What Docker leaves to root of a container."""
 
+_KEPT: Final = sum(1 << each for each in CAPABILITIES)
 _NO_ID: Final = (1 << 32) - 1
-
-NOT_SET_UP: Final = 125
-NOT_EXECUTABLE: Final = 126
-NOT_FOUND: Final = 127
-"""The exit codes of steps that could not be started, as ``docker run`` has them."""
 
 
 class RefusedError(Exception):
@@ -96,6 +97,10 @@ class Prepared(msgspec.Struct, frozen=True):
     """The device number of its /proc."""
     own_proc: int
     """A descriptor of its own directory there."""
+    null: int
+    """A descriptor of its own /dev/null, open for reading."""
+    starter: int
+    """A descriptor of the program that executes the step's own."""
 
 
 def prepare(shape: Shape) -> Prepared:
@@ -117,21 +122,23 @@ def prepare(shape: Shape) -> Prepared:
         workshop.mask_proc()
     workshop.mount_dev(shape.shm_size)
     workshop.mount_files()
-    return Prepared(proc, own_proc)
+    null = os.open(f"{workshop.DEV}/null", os.O_RDONLY | os.O_CLOEXEC)
+    starter = os.open(workshop.STARTER, os.O_PATH | os.O_CLOEXEC)
+    return Prepared(proc, own_proc, null, starter)
 
 
 def become(
     spec: Spec,
     prepared: Prepared,
-    stdio: tuple[int, int, int],
+    output: tuple[int, int],
     rules: Rules,
     supervisor: socket.socket | None,
-    report: Callable[[targets.Root], None],
+    report: Report,
 ) -> NoReturn:
     """Turn this process, prepared for the shape of ``spec``, into the step.
 
-    ``report`` is called when the mounts are made, or one could not be. ``supervisor`` gets the listener of the filter.
-    Raises RefusedError, UnfitError, or OSError for anything unforeseen.
+    ``output`` is stdout and stderr. ``supervisor`` gets the listener of the filter. Raises RefusedError, UnfitError, or
+    OSError for anything unforeseen.
     """
     # 3. Ids that mean something else to the kernel: -1 is "leave as it is", which is root (CVE-2024-40635).
     for each in (spec.uid, spec.gid, *spec.groups):
@@ -153,21 +160,23 @@ def become(
         if rules.single and tree.has_directory(_APT_SETTINGS):
             _file(b'APT::Sandbox::User "root";\n')(tree, f"{_APT_SETTINGS}/zz-one-user")
     finally:
-        report(tree)
+        report.mounted(tree)
 
     # 5. The new root; the host's tree goes.
     os.fchdir(root)
     syscalls.pivot_root(".", ".")
     syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
-    _enter(tree, spec.cwd)
 
-    # 6. Standard streams, and no other descriptor.
-    for number, fd in enumerate(stdio):
+    # 6. Standard streams, and no other descriptor that leads out of here.
+    stdin = _in_memory(spec.stdin) if spec.stdin else prepared.null
+    for number, fd in enumerate((stdin, *output)):
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
             _give(fd, spec.uid)
         os.dup2(fd, number)
-    syscalls.close_range(3, flags=syscalls.CLOSE_RANGE_CLOEXEC)
+    kept = (report.fd, prepared.starter)
+    close_others(*kept, prepared.own_proc, *([supervisor.fileno()] if supervisor else []))
+    _enter(spec.cwd, prepared.proc)
     for name, soft, hard in spec.ulimits:
         _limit(name, soft, hard)
 
@@ -186,7 +195,11 @@ def become(
     syscalls.die_with_parent()  # the change of ids has cleared it
 
     # 8. The program.
-    _execute(spec.argv, spec.env)
+    close_others(*kept)
+    program = _find(spec.argv, spec.env)
+    starter = fcntl.fcntl(prepared.starter, fcntl.F_DUPFD_CLOEXEC, FD + 1)
+    report.executing(program)
+    _execute(starter, program, spec.argv, spec.env)
 
 
 # -- mounts ----------------------------------------------------------------------------------------------------------
@@ -388,19 +401,40 @@ def _loopback() -> None:
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sh22x", b"lo", up_and_running))
 
 
-def _enter(root: targets.Root, cwd: str) -> None:
+def close_others(*fds: int) -> None:
+    """Close all descriptors but these and the standard streams."""
+    first = 3
+    for fd in sorted(fds):
+        if fd > first:
+            syscalls.close_range(first, fd - 1)
+        first = fd + 1
+    syscalls.close_range(first)
+
+
+def _enter(cwd: str, proc: int) -> None:
     """Change to ``cwd``, made if it is missing. The links of /proc that lead anywhere are refused (CVE-2024-21626)."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
     try:
         try:
-            fd = syscalls.openat2(root.fd, cwd, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
+            fd = syscalls.openat2(root, cwd, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
         except FileNotFoundError:
-            fd = root.locate(cwd, directory=True, record=False)
+            fd = targets.Root(root, -1, proc).locate(cwd, directory=True, record=False)
         os.fchdir(fd)
     except OSError as error:
         why = f"cannot change to the working directory {cwd}: {os.strerror(error.errno or 0)}"
         raise RefusedError(NOT_SET_UP, why) from error
     os.close(fd)
+    os.close(root)
+
+
+def _in_memory(data: bytes) -> int:
+    """A descriptor of a nameless file with ``data``, to be read from its beginning."""
+    fd = os.memfd_create("stdin")
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def _give(fd: int, uid: int) -> None:
@@ -420,10 +454,11 @@ def _limit(name: str, soft: int, hard: int) -> None:
 
 
 def _drop_capabilities(insecure: bool) -> None:
-    """Leave CAPABILITIES, or all if ``insecure``, as what exec can give; nothing inheritable or ambient."""
+    """Leave CAPABILITIES, or all if ``insecure``, now and as what exec can give; nothing inheritable or ambient."""
     effective, permitted, _ = syscalls.capget()
     syscalls.clear_ambient()
     if not insecure:
+        effective, permitted = effective & _KEPT, permitted & _KEPT
         for capability in range(syscalls.CAP_LAST):
             if capability not in CAPABILITIES:
                 try:
@@ -457,33 +492,28 @@ def _change_user(spec: Spec) -> None:
         raise RefusedError(NOT_SET_UP, why) from error
 
 
-def _execute(argv: tuple[str, ...], env: tuple[str, ...]) -> NoReturn:
-    """execve, with the words that people know from Docker when it fails."""
-    environment = dict(each.partition("=")[::2] for each in env)
+def _find(argv: tuple[str, ...], env: tuple[str, ...]) -> str:
+    """The path to execute. RefusedError, with the words that people know from Docker, when there is none."""
     if not argv or not argv[0]:
         raise RefusedError(NOT_FOUND, "no command given")
     name = argv[0]
-    path = name if "/" in name else _look_up(name, environment.get("PATH", ""))
+    path = name if "/" in name else _look_up(name, _environment(env).get("PATH", ""))
     try:
-        mode = os.stat(path).st_mode
+        mode = _mode(path)
     except OSError as error:
-        raise RefusedError(NOT_FOUND, f'exec: "{name}": stat {path}: {_words(error)}') from error
+        raise RefusedError(NOT_FOUND, f'exec: "{name}": stat {path}: {words(error.errno or 0)}') from error
     if stat.S_ISDIR(mode):
         raise RefusedError(NOT_EXECUTABLE, f'exec: "{name}": is a directory')
     if not os.access(path, os.X_OK):
         raise RefusedError(NOT_EXECUTABLE, f'exec: "{name}": permission denied')
-    try:
-        os.execve(path, argv, environment)
-    except OSError as error:
-        code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
-        raise RefusedError(code, f"exec {path}: {_words(error)}") from error
+    return path
 
 
 def _look_up(name: str, path: str) -> str:
     for directory in path.split(":"):
         candidate = f"{directory or '.'}/{name}"
         try:
-            mode = os.stat(candidate).st_mode
+            mode = _mode(candidate)
         except OSError:
             continue
         if not stat.S_ISDIR(mode) and os.access(candidate, os.X_OK):
@@ -491,5 +521,22 @@ def _look_up(name: str, path: str) -> str:
     raise RefusedError(NOT_FOUND, f'exec: "{name}": executable file not found in $PATH')
 
 
-def _words(error: OSError) -> str:
-    return os.strerror(error.errno or 0).lower()
+def _mode(path: str) -> int:
+    """The mode of the file at ``path``, to which none of /proc's links to open files and the like leads: ELOOP."""
+    fd = syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH, resolve=syscalls.RESOLVE_NO_MAGICLINKS)
+    try:
+        return os.fstat(fd).st_mode
+    finally:
+        os.close(fd)
+
+
+def _execute(starter: int, program: str, argv: tuple[str, ...], env: tuple[str, ...]) -> NoReturn:
+    """execve ``program``, by the starter. What goes wrong there it reports; RefusedError when it cannot be started."""
+    try:
+        os.execve(starter, (program, *argv), _environment(env))
+    except OSError as error:
+        raise RefusedError(NOT_EXECUTABLE, f"exec {program}: {words(error.errno or 0)}") from error
+
+
+def _environment(env: tuple[str, ...]) -> dict[str, str]:
+    return dict(each.partition("=")[::2] for each in env)

@@ -12,6 +12,7 @@ import os
 from typing import Final
 
 from executor.rootfs import moment
+from executor.sandbox import starter
 from platforms import syscalls
 
 PLACE: Final = "/proc/fs"
@@ -28,6 +29,8 @@ FILES: Final = f"{PLACE}/files"
 EMPTY: Final = f"{PLACE}/empty"
 DEVICES: Final = f"{PLACE}/devices"
 NULL: Final = f"{DEVICES}/null"
+STARTER: Final = f"{PLACE}/starter"
+"""What the processes of steps execute first (see ``starter``)."""
 
 DEVICE_NAMES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 MASKED: Final = ("acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug", "scsi")
@@ -63,6 +66,12 @@ def furnish() -> None:
         syscalls.mount_setattr(syscalls.AT_FDCWD, f"{DEVICES}/{name}", 0, add=syscalls.MOUNT_ATTR_RDONLY)
     syscalls.mount(EMPTY, EMPTY, flags=syscalls.MS_BIND)
     syscalls.mount_setattr(syscalls.AT_FDCWD, EMPTY, 0, add=_FIXED)
+    _touch(STARTER)
+    with open(STARTER, "wb") as program:
+        program.write(starter.program())
+    os.chmod(STARTER, 0o555)
+    syscalls.mount(STARTER, STARTER, flags=syscalls.MS_BIND)
+    syscalls.mount_setattr(syscalls.AT_FDCWD, STARTER, 0, add=_FIXED & ~syscalls.MOUNT_ATTR_NOEXEC)
     syscalls.mount("/sys", SYS, flags=syscalls.MS_BIND | syscalls.MS_REC)
     syscalls.mount_setattr(syscalls.AT_FDCWD, SYS, syscalls.AT_RECURSIVE, add=_FIXED)
     for name in MASKED_SYS:

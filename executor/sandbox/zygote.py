@@ -7,7 +7,7 @@ this code loaded, the workshop furnished, the filters computed. Packets come ove
     descriptors   none; there is no answer
 
     packet        RUN
-    descriptors   the reply socket, the packed Spec in memory, stdin, stdout, stderr, and those of BindFd mounts
+    descriptors   the reply socket, the packed Spec in memory, stdout, stderr, and those of BindFd mounts
 
 and the answer goes back over the reply socket, as one packet. The requester's end closing its writing half means:
 cancel. A step needs some milliseconds of preparation; so while one runs, a process is prepared to be the next, in the
@@ -30,7 +30,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from executor.sandbox import isolation, seccomp, spec, step, targets, workshop
+from executor.sandbox import isolation, report, seccomp, spec, step, targets, workshop
 from platforms import syscalls
 
 NAMESPACES: Final = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID
@@ -151,7 +151,7 @@ def _begin(fds: list[int], rules: step.Rules, proc: int, spare: _Spare | None) -
     """
     reply = socket.socket(fileno=fds[0])
     try:
-        wanted = _read(fds[1], fds[5:])
+        wanted = _read(fds[1], fds[4:])
         shape = step.Shape.of(wanted)
         if rules.supervised(wanted):
             return _start(wanted, fds, rules, proc, reply), spare
@@ -193,48 +193,48 @@ def _use(spare: _Spare, fds: list[int], reply: socket.socket) -> _Running | None
 
 def _start(wanted: spec.Spec, fds: list[int], rules: step.Rules, proc: int, reply: socket.socket) -> _Running:
     """Fork a step, and its supervisor if it needs one."""
-    report, report_write = os.pipe()
+    told, tell = os.pipe()
     line = socket.socketpair() if rules.supervised(wanted) else None
     try:
         pid = syscalls.fork(_namespaces(step.Shape.of(wanted)))
         if pid == 0:
-            _child(wanted, (fds[2], fds[3], fds[4]), rules, line[0] if line else None, report_write)
+            _child(wanted, (fds[2], fds[3]), rules, line[0] if line else None, report.Report(tell))
         supervisor = _supervisor(line, pid, wanted.upper, proc) if line else 0
     except OSError:
-        os.close(report)
+        os.close(told)
         raise
     finally:
-        os.close(report_write)
-    return _Running(pid, os.pidfd_open(pid), reply, report, supervisor)
+        os.close(tell)
+    return _Running(pid, os.pidfd_open(pid), reply, told, supervisor)
 
 
 def _spare(shape: step.Shape, rules: step.Rules) -> _Spare | None:
     """Fork a process for the next step of ``shape``; None when that cannot be, which the next step will say."""
-    report, report_write = os.pipe()
+    told, tell = os.pipe()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         pid = syscalls.fork(_namespaces(shape))
         if pid == 0:
-            _wait_for_step(shape, rules, theirs, report_write)
-        return _Spare(shape, pid, os.pidfd_open(pid), report, ours)
+            _wait_for_step(shape, rules, theirs, report.Report(tell))
+        return _Spare(shape, pid, os.pidfd_open(pid), told, ours)
     except OSError:
-        os.close(report)
+        os.close(told)
         ours.close()
         return None
     finally:
-        os.close(report_write)
+        os.close(tell)
         theirs.close()
 
 
-def _wait_for_step(shape: step.Shape, rules: step.Rules, line: socket.socket, report: int) -> NoReturn:
+def _wait_for_step(shape: step.Shape, rules: step.Rules, line: socket.socket, told: report.Report) -> NoReturn:
     try:
-        keep_only(line.fileno(), report)
+        keep_only(line.fileno(), told.fd)
         prepared = step.prepare(shape)
         packet, fds, _, _ = socket.recv_fds(line, _PACKET, FDS, socket.MSG_CMSG_CLOEXEC)
         if packet:
-            _become(_read(fds[0], fds[4:]), prepared, (fds[1], fds[2], fds[3]), rules, None, report)
+            _become(_read(fds[0], fds[3:]), prepared, (fds[1], fds[2]), rules, None, told)
     finally:
-        os._exit(step.NOT_SET_UP)
+        os._exit(report.NOT_SET_UP)
 
 
 def _supervisor(line: tuple[socket.socket, socket.socket], pid: int, upper: str, proc: int) -> int:
@@ -259,59 +259,43 @@ def keep_only(*fds: int) -> None:
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)
     os.dup2(null, 1)
-    first = 3
-    for fd in sorted(fds):
-        if fd > first:
-            syscalls.close_range(first, fd - 1)
-        first = fd + 1
-    syscalls.close_range(first)
+    step.close_others(*fds)
 
 
 def _child(
     wanted: spec.Spec,
-    stdio: tuple[int, int, int],
+    output: tuple[int, int],
     rules: step.Rules,
     supervisor: socket.socket | None,
-    report: int,
+    told: report.Report,
 ) -> NoReturn:
     """Become the step, or report why not. Never returns into the server's loop."""
     try:
         prepared = step.prepare(step.Shape.of(wanted))
     except BaseException as error:
-        os.write(report, Answer(unfit=_cannot_prepare(error)).pack())
-        os._exit(step.NOT_SET_UP)
-    _become(wanted, prepared, stdio, rules, supervisor, report)
+        told.unfit(_cannot_prepare(error))
+        os._exit(report.NOT_SET_UP)
+    _become(wanted, prepared, output, rules, supervisor, told)
 
 
 def _become(
     wanted: spec.Spec,
     prepared: step.Prepared,
-    stdio: tuple[int, int, int],
+    output: tuple[int, int],
     rules: step.Rules,
     supervisor: socket.socket | None,
-    report: int,
+    told: report.Report,
 ) -> NoReturn:
-    made: tuple[tuple[targets.Made, ...], tuple[targets.Touched, ...]] = ((), ())
-
-    def tell(code: int = 0, error: str = "", unfit: str = "") -> None:
-        os.write(report, Answer(code, 0, False, error, unfit, *made).pack())
-
-    def mounted(root: targets.Root) -> None:
-        nonlocal made
-        made = (tuple(root.made), tuple(root.touched.values()))
-        if any(made):
-            tell()
-
     try:
-        step.become(wanted, prepared, stdio, rules, supervisor, mounted)
+        step.become(wanted, prepared, output, rules, supervisor, told)
     except step.RefusedError as refused:
-        tell(refused.code, str(refused))
+        told.refused(refused.code, str(refused))
     except step.UnfitError as unfit:
-        tell(unfit=str(unfit))
+        told.unfit(str(unfit))
     except BaseException as error:
-        tell(unfit=_cannot_prepare(error))
+        told.unfit(_cannot_prepare(error))
     finally:
-        os._exit(step.NOT_SET_UP)
+        os._exit(report.NOT_SET_UP)
 
 
 def _cannot_prepare(error: BaseException) -> str:
@@ -322,14 +306,7 @@ def _end(running: _Running, kills: _Kills) -> None:
     """Answer for a step whose process has ended, and with it all others of its pid namespace."""
     _, status = os.waitpid(running.pid, 0)
     os.close(running.pidfd)
-    # The process tells once that all mounts are made, and again if it fails after that: the last word counts.
-    told = Answer()
-    with open(running.report, "rb") as report:
-        while True:
-            try:
-                told = Answer(*marshal.load(report))
-            except EOFError:
-                break
+    told = report.read(running.report)
     code = os.waitstatus_to_exitcode(status)
     killed = -code if code < 0 else 0
     code = 128 + killed if killed else code
