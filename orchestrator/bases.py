@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from executor import job
-from executor.build import base as images
 from executor.build import graph
 from executor.build.named import Named
 from executor.dockerfile import Dockerfile, Stage
 from executor.dockerfile.checks import Base
 from executor.image import config as image
-from executor.image.manifest import MANIFEST_LIMIT, Index, Manifest, parse
+from executor.image import mediatypes, selection
+from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
 from executor.registry import reference
 from executor.registry.reference import Reference
 from executor.store import blobs
@@ -66,23 +66,25 @@ def read(
 
 
 def _base(wanted: Reference, name: str, platform: Platform, registry: Registry, store: Store | None) -> Base:
-    document = _manifest(wanted, registry, store)
+    document = parse(_root(wanted, registry, store))
     single = isinstance(document, Manifest)
     if isinstance(document, Index):
-        chosen = images.choose(name, document, platform)
-        document = _manifest(wanted.with_digest(chosen.digest), registry, store)
-    if isinstance(document, Index):
-        return Base()
-    described = document.config
-    if store is not None and blobs.has(store, described.digest):
-        config = image.parse(blobs.read(store, described.digest, limit=image.CONFIG_LIMIT))
-    else:
-        config = image.parse(registry.read_blob(wanted, described, limit=image.CONFIG_LIMIT))
+        _, document = selection.find(name, document, platform, lambda each: _read(each, wanted, registry, store))
+    config = image.parse(_read(document.config, wanted, registry, store))
     said = str(config.platform) if config.platform.architecture else ""
     return Base(dict(config.env), bool(config.shell), said, said if single else "")
 
 
-def _manifest(wanted: Reference, registry: Registry, store: Store | None) -> Manifest | Index:
+def _root(wanted: Reference, registry: Registry, store: Store | None) -> bytes:
     if store is not None and wanted.digest and blobs.has(store, wanted.digest):
-        return parse(blobs.read(store, wanted.digest, limit=MANIFEST_LIMIT))
-    return registry.manifest(wanted)[0]
+        return blobs.read(store, wanted.digest, limit=MANIFEST_LIMIT)
+    return registry.manifest(wanted)[1]
+
+
+def _read(descriptor: Descriptor, image_name: Reference, registry: Registry, store: Store | None) -> bytes:
+    """A manifest, an index or a config of the image."""
+    if descriptor.media_type in mediatypes.INDEXES | mediatypes.MANIFESTS:
+        return _root(image_name.with_digest(descriptor.digest), registry, store)
+    if store is not None and blobs.has(store, descriptor.digest):
+        return blobs.read(store, descriptor.digest, limit=image.CONFIG_LIMIT)
+    return registry.read_blob(image_name, descriptor, limit=image.CONFIG_LIMIT)

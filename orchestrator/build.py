@@ -253,6 +253,8 @@ async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Call
     """Check, join and publish what was ``built``. An executor that is not needed for that any more is dismissed."""
     request, registry, emit = site.request, site.registry, site.emit
     repositories = request.repositories
+    tags = _pushed_tags(request)
+    standing = asyncio.create_task(publish.standing(tags, registry))
     images: list[Image] = []
     for each in built:  # (4)
         image = await publish.verify(each, registry, repositories[0] if repositories else None, site.store)
@@ -264,7 +266,6 @@ async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Call
             dismiss(each)
     product = publish.join(request, images)
     await site.may_push  # which may only now be known, if all was there
-    tags = _pushed_tags(request)
     if len(tags) != 1:  # (5) one tag comes with what it names
         await publish.push(product, repositories, registry)
     for output in request.outputs:
@@ -276,7 +277,7 @@ async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Call
             from orchestrator import images as layouts
 
             await layouts.write(output, product, request, emit)
-    await publish.tag(product, tags, registry, emit)
+    await publish.tag(product, tags, await standing, registry, emit)
     _note(request, product)
     return product
 

@@ -8,6 +8,7 @@ then do tags move, and local outputs appear.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
@@ -27,7 +28,7 @@ from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import events
 from platforms import Platform, satisfies
-from platforms.errors import ProtocolError
+from platforms.errors import KanifoldError, ProtocolError
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -136,9 +137,28 @@ async def push(product: Product, repositories: Sequence[Reference], registry: Re
         await asyncio.to_thread(registry.put_manifest, target, product.data, product.root.media_type)
 
 
-async def tag(product: Product, tags: Sequence[Reference], registry: Registry, emit: Emit) -> None:
-    """Move the tags. This is the last thing a build does to a registry."""
-    for done, reference in enumerate(tags):
+async def standing(tags: Sequence[Reference], registry: Registry) -> tuple[str, ...]:
+    """The digest that each of ``tags`` means now; "" where there is no such tag, or nobody says."""
+
+    def look(reference: Reference) -> str:
+        with contextlib.suppress(KanifoldError):
+            found = registry.has_manifest(reference)
+            return found.digest if found is not None else ""
+        return ""
+
+    return tuple(await asyncio.gather(*(asyncio.to_thread(look, each) for each in tags)))
+
+
+async def tag(
+    product: Product, tags: Sequence[Reference], digests: Sequence[str], registry: Registry, emit: Emit
+) -> None:
+    """Move the tags, of which each means one of ``digests`` now. This is the last thing a build does to a registry.
+
+    A tag that means the product already is left alone: one that cannot be moved (an immutable one) may be the first of
+    several, of which a build before could not put the others.
+    """
+    for done, (reference, digest) in enumerate(zip(tags, digests, strict=True)):
         emit(events.Publishing(what="tags", done=done, total=len(tags)))
-        await asyncio.to_thread(registry.put_manifest, reference, product.data, product.root.media_type)
+        if digest != product.root.digest:
+            await asyncio.to_thread(registry.put_manifest, reference, product.data, product.root.media_type)
         emit(events.Published(ref=str(reference), digest=product.root.digest))

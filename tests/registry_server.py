@@ -245,6 +245,8 @@ def digest_of(data: bytes) -> str:
 class MemoryRegistry:
     """An honest registry as a handler: blobs with ranges, uploads whole and in chunks, mounts, manifests.
 
+    Where it is ``immutable``, a tag that is there cannot be put again, whatever it is to mean.
+
     ``fault`` sees each request first; what it returns is the answer, unless that is ``Ellipsis``: then the request is
     served as it should be.
     """
@@ -256,6 +258,7 @@ class MemoryRegistry:
         self.uploads: dict[str, bytearray] = {}
         self.ranges = True
         self.patches = True
+        self.immutable = False
         self.lock = threading.Lock()
 
     def add_blob(self, repository: str, data: bytes) -> str:
@@ -300,6 +303,8 @@ class MemoryRegistry:
 
     def manifest(self, asked: Asked, repository: str, name: str) -> Said:
         if asked.method == "PUT":
+            if self.immutable and ":" not in name and (repository, name) in self.manifests:
+                return error(400, "TAG_INVALID", f"the tag {name!r} exists already, and the repository is immutable")
             digest = self.add_manifest(repository, name, asked.headers["content-type"], asked.body)
             return Said(201, {"Docker-Content-Digest": digest, "Location": asked.path})
         if (repository, name) not in self.manifests:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -19,10 +20,10 @@ from executor.build.once import Once, known
 from executor.build.sink import Arrival, Voided, bring
 from executor.build.workshop import Workshop
 from executor.image import config as image
-from executor.image import mediatypes
+from executor.image import mediatypes, selection
 from executor.image.config import ImageConfig
 from executor.image.digest import chain_id
-from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, PlatformSpec, parse
+from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
 from executor.job import Moved, Warned
 from executor.registry import reference
 from executor.registry.reference import Reference
@@ -30,8 +31,8 @@ from executor.rootfs import compress, unpack
 from executor.rootfs.stack import mount_stack
 from executor.rootfs.unpack import Unpacked
 from executor.store import blobs, facts, faults, locks, snapshots
-from platforms import Platform, satisfies, select
-from platforms.errors import ArchiveError, KanifoldError, PlatformMissing, Problem
+from platforms import Platform, satisfies
+from platforms.errors import ArchiveError, KanifoldError, Problem
 
 if TYPE_CHECKING:
     from executor.registry.layout import Layout
@@ -144,10 +145,7 @@ def split_layout(location: str) -> tuple[str, str]:
 def _base(workshop: Workshop, name: str, source: Source, digest: str, platform: Platform) -> Base:
     document = parse(_document(workshop, source, digest, None))
     if isinstance(document, Index):
-        chosen = choose(name, document, platform)
-        document = parse(_document(workshop, source, chosen.digest, chosen), chosen.media_type)
-        if isinstance(document, Index):
-            raise ArchiveError(f"{name} is an index of indexes", why="only one level is supported")
+        _, document = selection.find(name, document, platform, partial(_read, workshop, source))
     config = image.parse(_small_blob(workshop, source, document.config))
     if len(config.diff_ids) != len(document.layers):
         raise ArchiveError(
@@ -166,26 +164,6 @@ def _base(workshop: Workshop, name: str, source: Source, digest: str, platform: 
             )
         )
     return Base(name, replace(config, platform=platform), base_layers(workshop, source, document, config))
-
-
-def choose(name: str, index: Index, platform: Platform) -> Descriptor:
-    """The manifest of ``index`` that is best for ``platform``; ``PlatformMissing`` lists what there is."""
-    usable = [each for each in index.manifests if each.platform and each.platform.os != "unknown"]
-    have = [platform_of(each.platform) for each in usable if each.platform]
-    best = select(platform, have)
-    if best is None:
-        there = ", ".join(dict.fromkeys(str(each) for each in have)) or "none that says its platform"
-        raise PlatformMissing(
-            f"{name} has no image for {platform}",
-            why=f"it has {there}",
-            remedy="choose among those platforms, or another base image",
-        )
-    return usable[best]
-
-
-def platform_of(spec: PlatformSpec) -> Platform:
-    """A descriptor's platform as ours."""
-    return Platform(spec.os, spec.architecture, spec.variant, spec.os_version, spec.os_features)
 
 
 def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
@@ -261,6 +239,13 @@ def _document(workshop: Workshop, source: Source, digest: str, wanted: Descripto
         ingest.write(data)
         ingest.commit()
     return data
+
+
+def _read(workshop: Workshop, source: Source, descriptor: Descriptor) -> bytes:
+    """A document or a config of ``source``."""
+    if descriptor.media_type in mediatypes.INDEXES | mediatypes.MANIFESTS:
+        return _document(workshop, source, descriptor.digest, descriptor)
+    return _small_blob(workshop, source, descriptor)
 
 
 def _small_blob(workshop: Workshop, source: Source, descriptor: Descriptor) -> bytes:

@@ -25,7 +25,7 @@ from executor import job
 from executor.build import keys
 from executor.build.cache import Machine, Packed
 from executor.build.sink import bring
-from executor.image import mediatypes
+from executor.image import mediatypes, selection
 from executor.image.digest import check_digest, sha256
 from executor.image.manifest import Descriptor, Index, Manifest, describe
 from executor.registry import reference
@@ -42,6 +42,7 @@ ENTRY: Final = "application/vnd.kanifold.cache.entry.v1+json"
 INLINE: Final = "kanifold.cache.v1"
 """The field of an image's config that holds its steps."""
 _RECORD_LIMIT: Final = 4 << 20
+_CONFIG_LIMIT: Final = 8 << 20
 _UNREAD: Final = "the build goes on without it"
 
 
@@ -227,14 +228,17 @@ class InlinePlace:
             return {}
         document, _, _ = self._client().manifest(self._reference)
         if isinstance(document, Index):
-            from executor.build.base import choose
             from platforms import parse
 
-            chosen = choose(self.name, document, parse(self._platform))
-            document, _, _ = self._client().manifest(self._reference.with_digest(chosen.digest))
-        if not isinstance(document, Manifest) or document.config.media_type == ENTRY:
+            _, document = selection.find(self.name, document, parse(self._platform), self._document)
+        if document.config.media_type == ENTRY:
             return {}
-        return read_inline(self._client().read_blob(self._reference, document.config, 8 << 20))
+        return read_inline(self._client().read_blob(self._reference, document.config, _CONFIG_LIMIT))
+
+    def _document(self, descriptor: Descriptor) -> bytes:
+        if descriptor.media_type in mediatypes.INDEXES | mediatypes.MANIFESTS:
+            return self._client().manifest(self._reference.with_digest(descriptor.digest))[1]
+        return self._client().read_blob(self._reference, descriptor, _CONFIG_LIMIT)
 
 
 class Exchange:

@@ -26,7 +26,7 @@ from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest,
 from executor.registry import transfer, upload
 from executor.registry.auth import Keychain, anonymous, printable
 from executor.registry.config import RegistrySettings
-from executor.registry.failure import PASSING
+from executor.registry.failure import PASSING, codes
 from executor.registry.reference import Reference
 from executor.registry.session import Call, Endpoint, Pace, Session, absolute, mirror_endpoints, origin_endpoint
 from executor.registry.token import merged, scope
@@ -38,6 +38,11 @@ SMALL_BLOB: Final = 16 << 20
 """Bytes of a blob that is read into memory: image configurations are kilobytes."""
 _MANIFEST_TRIES: Final = 4
 _MIRROR_TRIES: Final = 2
+_STORED: Final = frozenset({200, 201, 202})
+_REFUSED: Final = frozenset(range(400, 500)) - {401, 408, 413, 429}
+"""Answers to a manifest that no other try would cure."""
+_UNKNOWN_TYPE: Final = frozenset({400, 404, 405, 406, 409, 415, 422})
+"""What registries say to a media type that they do not know: they agree on no status."""
 _KNOWN: Final = mediatypes.INDEXES | mediatypes.MANIFESTS
 
 Outcome = Literal["present", "mounted", "uploaded"]
@@ -179,7 +184,10 @@ class Client:
         )
 
     def put_manifest(self, reference: Reference, data: bytes, media_type: str) -> Descriptor:
-        """Store ``data`` under the tag of ``reference`` or, when it has none, under its digest; its descriptor."""
+        """Store ``data`` under the tag of ``reference`` or, when it has none, under its digest; its descriptor.
+
+        A tag that the registry does not let us move, and that means ``data`` already, is no failure.
+        """
         endpoint = origin_endpoint(reference)
         algorithm = reference.digest.partition(":")[0] or "sha256"
         digest = _digest_of(algorithm, data)
@@ -194,13 +202,19 @@ class Client:
             headers=(("Content-Type", media_type),),
             content=lambda: iter((data,)),
             length=len(data),
-            accept=frozenset({200, 201, 202}),
+            accept=_STORED | _REFUSED,
         )
         reply = self._until_known(endpoint, call)
+        stored = Descriptor(media_type, digest, len(data))
+        if reply.status in _REFUSED:
+            there = self._standing(reference) if reference.tag else None
+            if there != digest:
+                raise self._not_stored(endpoint, call, reply, media_type, there)
+            return stored
         said = reply.header("docker-content-digest")
         if said.startswith(algorithm + ":") and said != digest:
             raise RegistryError(what, why=f"the registry stored something else: {printable(said, 100)} for {digest}")
-        return Descriptor(media_type, digest, len(data))
+        return stored
 
     # -- inside
 
@@ -211,13 +225,36 @@ class Client:
         repository knows a blob anew, in place.
         """
         for attempt in range(_MANIFEST_TRIES - 1):
-            try:
-                return self._session.call(endpoint, call)
-            except RegistryError as error:
-                if "MANIFEST_BLOB_UNKNOWN" not in error.problem.why:
-                    raise
-                self._session.wire.pause(self._session.pace.delay(attempt))
+            reply = self._session.call(endpoint, call)
+            if reply.status not in _REFUSED or "MANIFEST_BLOB_UNKNOWN" not in codes(reply.body):
+                return reply
+            self._session.wire.pause(self._session.pace.delay(attempt))
         return self._session.call(endpoint, call)
+
+    def _standing(self, reference: Reference) -> str | None:
+        """The digest that the tag of ``reference`` means now, None when that is not known."""
+        try:
+            found = self.has_manifest(reference)
+        except RegistryError:
+            return None
+        return None if found is None else found.digest
+
+    def _not_stored(
+        self, endpoint: Endpoint, call: Call, reply: Reply, media_type: str, there: str | None
+    ) -> RegistryError:
+        """The error for a document that was refused; ``there`` is what its tag means instead, if anything."""
+        error = self._session.refused(endpoint, call.what, reply)
+        if there is not None:
+            remedy = f"the tag is {there} already: where tags cannot be moved, choose another one, or remove it first"
+        elif media_type in (mediatypes.OCI_INDEX, mediatypes.OCI_MANIFEST) and reply.status in _UNKNOWN_TYPE:
+            kind = "indexes" if media_type == mediatypes.OCI_INDEX else "manifests"
+            remedy = f"if the registry does not know OCI {kind}: -o type=registry,oci-mediatypes=false"
+            if reply.status == 404 and error.problem.remedy:
+                remedy = f"{remedy}; else {error.problem.remedy}"
+        else:
+            return error
+        error.problem = replace(error.problem, remedy=remedy)
+        return error
 
     def _endpoints(self, reference: Reference) -> tuple[Endpoint, ...]:
         return (*mirror_endpoints(reference, self.settings), origin_endpoint(reference))

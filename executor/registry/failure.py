@@ -74,19 +74,19 @@ def retry_after(reply: Reply) -> float:
     return max(0.0, when.timestamp() - time.time())
 
 
+def codes(body: bytes) -> frozenset[str]:
+    """The error codes of a registry's answer (distribution-spec, "Error Codes"); none when it holds no such list."""
+    return frozenset(code for each in _errors(_json(body)) if isinstance(code := each.get("code"), str))
+
+
 def diagnostics(body: bytes) -> str:
     """A registry's own explanation (distribution-spec, "Error Codes"), printable and short; "" when there is none."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        document = None
-    errors = document.get("errors") if isinstance(document, dict) else None
-    if isinstance(errors, list):
+    document = _json(body)
+    if isinstance(document, dict) and isinstance(document.get("errors"), list):
         found = []
-        for error in errors[:_DIAGNOSTICS]:
-            if isinstance(error, dict):
-                code, message = error.get("code"), error.get("message")
-                found.append(" ".join(str(each) for each in (code, message) if isinstance(each, str) and each))
+        for error in _errors(document):
+            code, message = error.get("code"), error.get("message")
+            found.append(" ".join(each for each in (code, message) if isinstance(each, str) and each))
         return printable("; ".join(filter(None, found)))
     if isinstance(document, dict):
         # Token services: {"details": …} or OAuth2's {"error": …, "error_description": …}.
@@ -94,6 +94,19 @@ def diagnostics(body: bytes) -> str:
         return printable(": ".join(text for text in texts if isinstance(text, str) and text))
     text = body[:2000].decode(errors="replace")
     return "" if "<" in text else printable(text, 200)
+
+
+def _json(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _errors(document: object) -> list[dict[str, object]]:
+    """The first errors that ``document`` lists."""
+    errors = document.get("errors") if isinstance(document, dict) else None
+    return [each for each in errors[:_DIAGNOSTICS] if isinstance(each, dict)] if isinstance(errors, list) else []
 
 
 def remedy_for(reply: Reply, registry: str, *, known: bool) -> str:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from registry_server import Asked, MemoryRegistry, OddRegistry, Said, Served, digest_of, error, served
 
 from executor.image import mediatypes
-from executor.image.manifest import Descriptor, Manifest, describe
+from executor.image.manifest import Descriptor, Index, Manifest, describe, encode
 from executor.registry import transfer, upload, wire
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
@@ -863,6 +863,36 @@ def test_a_registry_that_stores_something_else_is_found_out(
     )
     with pytest.raises(RegistryError, match="something else"):
         client.put_manifest(ref(server), data, descriptor.media_type)
+
+
+def test_an_immutable_tag_that_is_right_already_is_no_failure(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    descriptor, data = image()
+    registry.immutable = True
+    for _ in range(2):
+        assert client.put_manifest(ref(server), data, descriptor.media_type) == descriptor
+    other = image((layer(b"x"),))
+    with pytest.raises(RegistryError, match="immutable") as caught:
+        client.put_manifest(ref(server), other[1], descriptor.media_type)
+    assert descriptor.digest in caught.value.problem.remedy
+    assert "choose another" in caught.value.problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(404, ""), (400, "MANIFEST_INVALID"), (405, "UNSUPPORTED"), (415, "MANIFEST_INVALID")]
+)
+def test_a_registry_that_does_not_know_oci_indexes_is_met_with_a_hint(
+    registry: MemoryRegistry, server: Served, client: Client, status: int, code: str
+) -> None:
+    registry.fault = lambda asked: error(status, code, "no") if asked.method == "PUT" else ...
+    data = encode(Index(mediatypes.OCI_INDEX, ()))
+    with pytest.raises(RegistryError) as caught:
+        client.put_manifest(ref(server), data, mediatypes.OCI_INDEX)
+    assert "oci-mediatypes=false" in caught.value.problem.remedy
+    with pytest.raises(RegistryError) as caught:
+        client.put_manifest(ref(server), encode(Index(mediatypes.DOCKER_INDEX, ())), mediatypes.DOCKER_INDEX)
+    assert "oci-mediatypes" not in caught.value.problem.remedy
 
 
 @pytest.mark.parametrize(("refusals", "works"), [(1, True), (3, True), (4, False)])

@@ -1,0 +1,48 @@
+"""Whole builds against registries that are as particular as real ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from registry_server import MemoryRegistry, Said, served
+
+if TYPE_CHECKING:
+    from conftest import Base, Kanifold
+
+Context = Callable[[Mapping[str, str | bytes]], Path]
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+def test_a_build_that_published_half_of_its_tags_is_run_again_to_its_end(kanifold: Kanifold, context: Context) -> None:
+    registry = MemoryRegistry()
+    registry.immutable = True
+    folder = context({"Dockerfile": "FROM scratch\nCOPY file /\n", "file": "content"})
+    with served(registry) as server:
+        names = [f"{server.host}/app:{each}" for each in ("one", "two")]
+        arguments = ("build", folder, "-t", names[0], "-t", names[1], "--push", "--platform", "linux/amd64,linux/arm64")
+        registry.fault = lambda asked: Said(403) if asked.method == "PUT" and asked.path.endswith("/two") else ...
+        assert kanifold.run(*arguments).code == 1
+        assert ("app", "one") in registry.manifests
+        assert ("app", "two") not in registry.manifests
+        registry.fault = None
+        kanifold(*arguments)
+        assert registry.manifests["app", "one"] == registry.manifests["app", "two"]
+        (folder / "file").write_text("other")
+        outcome = kanifold.run(*arguments)
+    assert outcome.code == 1
+    assert "immutable" in outcome.err
+    assert "choose another" in outcome.err
+
+
+def test_a_base_may_be_an_index_in_an_index(kanifold: Kanifold, busybox: Base, context: Context) -> None:
+    registry = MemoryRegistry()
+    registry.add_layout("base", busybox.layout)
+    media_type, inner = registry.manifests["base", "latest"]
+    entry = {"mediaType": media_type, "digest": registry.add_manifest("base", "inner", media_type, inner)}
+    outer = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry | {"size": len(inner)}]}
+    registry.add_manifest("base", "outer", INDEX, json.dumps(outer).encode())
+    with served(registry) as server:
+        kanifold("build", context({"Dockerfile": f"FROM {server.host}/base:outer\nRUN test -x /bin/busybox\n"}))
