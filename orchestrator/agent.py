@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from executor.build.agent import ALLOWED, FAILURE
 from platforms.errors import EnvironmentUnfit, KanifoldError, UsageError
+from platforms.paths import below
 
 _SECONDS = 30.0
 """How long an agent may take: a key on a token may want to be touched."""
@@ -42,7 +43,7 @@ def agents(wanted: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
                 if len(paths) == 1 and _is_socket(paths[0]):
                     found[name] = paths[0]
                 else:
-                    process, found[name] = _own_agent(os.path.join(directory, str(len(ours))), name, paths)
+                    process, found[name] = _own_agent(below(directory, str(len(ours))), name, paths)
                     ours.append(process)
             yield found
         finally:

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from executor.build.named import canonical
 from orchestrator.view import events
 from platforms.errors import ContextError, Interrupted, StoreError, UsageError
+from platforms.paths import below
 
 if TYPE_CHECKING:
     from executor.context.gitreference import GitReference
@@ -140,7 +141,7 @@ def _newest(directory: str) -> int | None:
         status.st_mtime
         for above, _, names in os.walk(directory)
         for name in names
-        if stat.S_ISREG((status := os.lstat(os.path.join(above, name))).st_mode)
+        if stat.S_ISREG((status := os.lstat(below(above, name))).st_mode)
     ]
     return int(max(times)) if times else None
 

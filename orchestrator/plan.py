@@ -22,6 +22,7 @@ from orchestrator.contexts import ElsewhereError, Files, Means
 from orchestrator.request import Request
 from platforms import host
 from platforms.errors import BuildError, ContextError, DockerfileError, KanifoldError, UsageError
+from platforms.paths import below
 from platforms.platform import Platform
 
 _TEXT_LIMIT: Final = 16 << 20
@@ -179,8 +180,8 @@ def _dockerfile(request: Request, main: Files, means: Means) -> tuple[bytes, str
     path = request.dockerfile or os.path.join(request.context, NAMES[0])
     if not request.dockerfile and not os.path.exists(path):
         for other in NAMES[1:]:
-            if os.path.exists(os.path.join(request.context, other)):
-                path = os.path.join(request.context, other)
+            if os.path.exists(below(request.context, other)):
+                path = below(request.context, other)
                 break
     name = path if os.path.isabs(path) else os.path.relpath(path)
     return _read(path, path), name, _ignore_text(path + _IGNORE, ignore_file)

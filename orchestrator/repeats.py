@@ -33,6 +33,7 @@ from orchestrator.request import Request
 from orchestrator.view import events
 from platforms import host
 from platforms.errors import Interrupted, KanifoldError, StoreError
+from platforms.paths import below
 
 Orders = Sequence[tuple[Placement, job.Job]]
 
@@ -161,5 +162,5 @@ def _key(order: job.Job) -> str:
 def _newest() -> int:
     """When a module that answers jobs was changed last (ns): those of a checkout change, and their version does not."""
     home = os.path.dirname(os.path.dirname(str(survey.__file__)))
-    places = [os.path.join(home, name) for name in ("build", "dockerfile", "image")]
+    places = [below(home, name) for name in ("build", "dockerfile", "image")]
     return max(each.stat().st_mtime_ns for place in places for each in os.scandir(place) if each.is_file())

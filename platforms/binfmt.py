@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from platforms import elf
+from platforms.paths import below
 
 DIRECTORY: Final = "/proc/sys/fs/binfmt_misc"
 """Where the handlers of the host are seen, when anybody has mounted them."""
@@ -110,7 +111,7 @@ def handlers(directory: str = DIRECTORY) -> tuple[Handler, ...]:
     for each in sorted(names):
         if each not in ("register", "status"):
             try:
-                with open(f"{directory}/{each}", encoding="utf-8", errors="surrogateescape") as entry:
+                with open(below(directory, each), encoding="utf-8", errors="surrogateescape") as entry:
                     found.append(parse_handler(each, entry.read()))
             except OSError:  # removed since it was listed
                 continue
@@ -234,7 +235,7 @@ def qemus(architecture: str) -> tuple[str, ...]:
     """All programs that ``find_qemu`` looks at, in its order, dynamic ones too; empty when no qemu-user is here."""
     directories = [os.environ.get("KANIFOLD_QEMU_DIR", ""), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
     paths = (
-        os.path.join(os.path.abspath(directory), f"qemu-{QEMU[architecture]}{suffix}")
+        below(os.path.abspath(directory), f"qemu-{QEMU[architecture]}{suffix}")
         for directory in directories
         if directory
         for suffix in ("-static", "")

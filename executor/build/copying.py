@@ -309,6 +309,14 @@ def copy(plan: Plan, source: Source, destination: str, treatment: Treatment) -> 
     return len(found)
 
 
+def copy_file(plan: Plan, tree: Tree, own: str, name: str, destination: str, treatment: Treatment) -> None:
+    """Add the file ``own`` of ``tree``, a name that was given here, as what the Dockerfile calls ``name``."""
+    source = Source(tree, f"/{own}", wildcards=False, contents=False)
+    match = Match(own.encode(), name.encode("utf-8", "surrogateescape"))
+    top = top_of(source, match)
+    copy_match(plan, source, match, top, reached(source, top, ()), destination, treatment)
+
+
 def top_of(source: Source, match: Match) -> Entry:
     """What is at the path of ``match``. Raises ``ContextError`` when there is nothing: a link led there."""
     top = source.tree.entry(match.path)

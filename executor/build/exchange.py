@@ -33,6 +33,7 @@ from executor.registry.reference import Reference
 from executor.store import blobs
 from executor.store.store import Store
 from platforms.errors import ArchiveError, KanifoldError, Problem
+from platforms.paths import below
 
 if TYPE_CHECKING:
     from executor.registry.client import Client
@@ -154,7 +155,7 @@ class DirectoryPlace:
 
     def find(self, key: str) -> Entry | None:
         try:
-            with open(os.path.join(self._path, "steps", key), "rb") as file:
+            with open(below(self._path, "steps", key), "rb") as file:
                 data = file.read(_RECORD_LIMIT)
         except FileNotFoundError:
             if not os.path.isdir(self._path):
@@ -163,7 +164,7 @@ class DirectoryPlace:
         return decode(data, key)
 
     def put(self, entry: Entry, store: Store) -> None:
-        record = os.path.join(self._path, "steps", entry.key)
+        record = below(self._path, "steps", entry.key)
         if entry.blob is None:
             if os.path.exists(record):
                 return
@@ -180,7 +181,7 @@ class DirectoryPlace:
             ingest.commit()
 
     def _blob(self, digest: str) -> str:
-        return os.path.join(self._path, "blobs", *check_digest(digest).split(":"))
+        return below(self._path, "blobs", *check_digest(digest).split(":"))
 
     def _write(self, path: str, read: Callable[[int], bytes]) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -53,8 +53,7 @@ class FromUrl(msgspec.Struct, frozen=True):
         if self.unpack and copy_archive(workshop, plan, os.fsencode(found.path), destination, treatment):
             return
         tree = workshop.trees.keep(open_directory(os.path.dirname(found.path), owner=(0, 0)))
-        name = os.path.basename(found.path)
-        copying.copy(plan, Source(tree, "/" + name, wildcards=False, contents=False), destination, treatment)
+        copying.copy_file(plan, tree, os.path.basename(found.path), found.name, destination, treatment)
 
     def _digest(self, workshop: Workshop) -> str:
         """The content's digest: remembered, as long as the server says that the file is the same."""

@@ -43,6 +43,7 @@ from executor.rootfs.tree import Tree
 from executor.store import locks, removal, snapshots
 from executor.store.spool import Spool
 from platforms.errors import ContextError, DockerfileError, KanifoldError, StoreError
+from platforms.paths import below
 from platforms.platform import Platform
 
 
@@ -683,7 +684,7 @@ def _make_mount_points(tree: Tree, upper: str, made_ns: int) -> None:
     """
     for name in ("dev", "proc", "sys"):
         if tree.lstat(name.encode()) is None:
-            made = os.path.join(upper, name)
+            made = below(upper, name)
             os.mkdir(made)
             os.chmod(made, 0o755)
             os.utime(made, ns=(made_ns, made_ns))

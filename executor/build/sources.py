@@ -17,7 +17,7 @@ from executor import job
 from executor.build import content, copying, keys, users
 from executor.build.archives import copy_archive
 from executor.build.content import Agreed, Selection
-from executor.build.copying import Match, Plan, Source, Treatment
+from executor.build.copying import Plan, Source, Treatment
 from executor.build.look import look, source_of
 from executor.build.once import Once
 from executor.build.workshop import Workshop
@@ -136,10 +136,7 @@ class Inline(msgspec.Struct, frozen=True):
         os.chmod(path, 0o644)
         os.utime(path, ns=(plan.made, plan.made))
         tree = workshop.trees.keep(open_directory(directory, owner=(0, 0)))
-        source = Source(tree, f"/{_CONTENT}", wildcards=False, contents=False)
-        match = Match(_CONTENT.encode(), self.name.encode("utf-8", "surrogateescape"))
-        top = copying.top_of(source, match)
-        copying.copy_match(plan, source, match, top, copying.reached(source, top, ()), destination, treatment)
+        copying.copy_file(plan, tree, _CONTENT, self.name, destination, treatment)
 
 
 def inputs(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Input]) -> Inputs:

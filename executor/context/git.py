@@ -31,6 +31,7 @@ from executor.context.gitreference import GitReference, check_ref, is_commit, lo
 from executor.registry.auth import printable
 from executor.rootfs import moment
 from platforms.errors import ContextError, StoreError
+from platforms.paths import below
 
 _TOKEN_SECRET: Final = "GIT_AUTH_TOKEN"
 _HEADER_SECRET: Final = "GIT_AUTH_HEADER"
@@ -382,14 +383,20 @@ class _House:
             inside = _directory_in(tree, link.path)
             if inside is None:
                 raise _cannot(self.reference, f"submodule path {printable(link.path)!r} is no directory of its own")
-            own = f"modules/{quote(module.name, safe='')}" if keep else f"modules/{number}"
-            own_git_dir = os.path.join(git_dir, own)
+            own_git_dir = self._own_git_dir(git_dir, module.name if keep else str(number))
             os.makedirs(os.path.dirname(own_git_dir), 0o755, exist_ok=True)
             made = self.fetch(there, link.commit, "", own_git_dir, inside)
             self.submodules(there, made, own_git_dir, inside, keep=keep, depth=depth + 1)
             if keep:
                 self._join(git_dir, own_git_dir, inside, module, there)
                 self.settle(there, Resolved("", made.commit, made.commit), made.commit, own_git_dir)
+
+    def _own_git_dir(self, git_dir: str, name: str) -> str:
+        """Where the submodule ``name`` has its repository: a directory of ``git_dir/modules`` and none above it."""
+        try:
+            return below(git_dir, "modules", quote(name, safe=""))
+        except OSError as error:
+            raise _cannot(self.reference, f"it has a submodule of the name {printable(name)!r}") from error
 
     def _modules(self, commit: str, git_dir: str) -> dict[str, _Module]:
         """The submodules that ``.gitmodules`` describes, by path (gitmodules(5))."""
@@ -514,7 +521,7 @@ def _directory_in(tree: str, path: str) -> str | None:
             here = deeper
     finally:
         os.close(here)
-    return os.path.join(tree, path) if path else tree
+    return below(tree, *path.split("/")) if path else tree
 
 
 def _below(reference: GitReference, tree: str) -> str:

@@ -43,6 +43,8 @@ REDIRECTS: Final = 10
 UNNAMED: Final = "__unnamed__"
 """What a file is called whose URL has no path."""
 _SAFE: Final = "download"
+_CONTENT: Final = "content"
+"""What a download is called on this machine, whatever its URL calls it."""
 """What a file is called whose name is none: BuildKit's source/util/pathutil."""
 _TOKEN_SECRET: Final = "HTTP_AUTH_TOKEN_"
 _HEADER_SECRET: Final = "HTTP_AUTH_HEADER_"
@@ -141,7 +143,7 @@ def download(
     cancel: Future[None] | None = None,
     pace: Pace | None = None,
 ) -> Downloaded:
-    """Download ``url`` into ``directory``, where no file of its name may be yet.
+    """Download ``url`` into a new file in ``directory``, which may have none that a download has made before.
 
     ``checksum`` (``sha256:`` and 64 hexadecimal digits) is what the content has to be; ``authorization`` is a header
     for the origin of ``url`` alone. What breaks off is resumed or started over. Nothing is left behind by a failure.
@@ -154,8 +156,7 @@ def download(
             remedy="write sha256: and 64 hexadecimal digits, in lower case",
         )
     target = _target(url, authorization)
-    name = file_name(url)
-    path = os.path.join(directory, name)
+    path = os.path.join(directory, _CONTENT)
     with _File(path) as file, _speaking(target, cancel) as wire:
         coming = _Coming(target, wire, file, pace or Pace(), progress)
         coming.fetch()
@@ -169,7 +170,7 @@ def download(
         headers = coming.headers
         mtime = http_date(headers.get("last-modified", ""))
         file.finish(mtime or 0)
-        return Downloaded(path, name, mtime, digest, coming.size, _validators(headers))
+        return Downloaded(path, file_name(url), mtime, digest, coming.size, _validators(headers))
 
 
 def unchanged(

@@ -30,6 +30,7 @@ from msgspec.structs import replace
 
 from executor.registry.reference import canonical_registry, is_loopback
 from platforms.errors import UsageError
+from platforms.paths import below, named_by_user
 
 _CERTS_D: Final = ("/etc/docker/certs.d", "/etc/containers/certs.d", "~/.config/containers/certs.d")
 _KEYS: Final = ("ca", "cert", "insecure", "key", "mirrors", "tls", "token-services")
@@ -184,7 +185,7 @@ def _certificates(entry: dict[str, Any], registry: str, file: str) -> Certificat
         value = entry.get(key, "")
         if not isinstance(value, str):
             raise _invalid(file, f"{registry}: {key!r} is not a path")
-        paths[key] = os.path.join(base, os.path.expanduser(value)) if value else ""
+        paths[key] = named_by_user(base, value) if value else ""
     if not any(paths.values()):
         return None
     if paths["key"] and not paths["cert"]:
@@ -215,7 +216,7 @@ def _with_certs_d(settings: RegistrySettings) -> RegistrySettings:
         except OSError:
             continue
         for host in hosts:
-            certificates = _certs_of(os.path.join(directory, host), host)
+            certificates = _certs_of(below(directory, host), host)
             if certificates is not None and certificates.registry not in known:
                 known.add(certificates.registry)
                 found.append(certificates)
@@ -229,8 +230,8 @@ def _certs_of(directory: str, host: str) -> Certificates | None:
         names = sorted(os.listdir(directory))
     except (UsageError, OSError):
         return None
-    ca = "".join(_pem(os.path.join(directory, name)) for name in names if name.endswith(".crt"))
-    cert = next((os.path.join(directory, name) for name in names if name.endswith(".cert")), "")
+    ca = "".join(_pem(below(directory, name)) for name in names if name.endswith(".crt"))
+    cert = next((below(directory, name) for name in names if name.endswith(".cert")), "")
     key = cert.removesuffix(".cert") + ".key" if cert else ""
     return Certificates(registry, ca, cert, key) if ca or cert else None
 

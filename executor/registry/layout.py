@@ -28,6 +28,7 @@ from executor.image.digest import check_digest
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, encode, parse
 from executor.registry.auth import printable
 from platforms.errors import ArchiveError, StoreError
+from platforms.paths import below
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME: Final = "io.containerd.image.name"
@@ -131,7 +132,7 @@ def read_layout(path: str) -> Layout:
 
     def open_file(name: str) -> tuple[BinaryIO, int]:
         # O_NONBLOCK: a FIFO in place of a file must not keep us waiting.
-        fd = os.open(os.path.join(path, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(below(path, *name.split("/")), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
@@ -237,11 +238,11 @@ def _extended(directory: str, roots: tuple[Descriptor, ...]) -> bytes:
 
 
 def _write_blob(directory: str, blob: BlobSource) -> None:
-    path = os.path.join(directory, blob_path(blob.digest))
+    path = below(directory, *blob_path(blob.digest).split("/"))
     if _is_whole(path, blob):
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    incoming = os.path.join(os.path.dirname(path), f"{_INCOMING}{uuid.uuid4().hex}")
+    incoming = below(os.path.dirname(path), f"{_INCOMING}{uuid.uuid4().hex}")
     try:
         with open(incoming, "xb") as file:
             for data in verified(blob):
@@ -266,21 +267,21 @@ def _is_whole(path: str, blob: BlobSource) -> bool:
 
 def _replace(directory: str, name: str, data: bytes) -> None:
     """Write the file ``name`` so that it is the old or the new one at any instant, a power cut included."""
-    incoming = os.path.join(directory, f"{_INCOMING}{name}")
+    incoming = below(directory, f"{_INCOMING}{name}")
     with open(incoming, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(incoming, os.path.join(directory, name))
+    os.replace(incoming, below(directory, name))
 
 
 def _sweep(directory: str) -> None:
     """Remove what a writer that died has left; the lock says that no other is at work."""
     for algorithm in os.listdir(os.path.join(directory, "blobs")):
-        parent = os.path.join(directory, "blobs", algorithm)
+        parent = below(directory, "blobs", algorithm)
         for name in os.listdir(parent) if os.path.isdir(parent) else ():
             if name.startswith(_INCOMING):
-                os.unlink(os.path.join(parent, name))
+                os.unlink(below(parent, name))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from executor.store.faults import os_fault, translated
 from executor.store.index import number
 from executor.store.leases import flocked, gate
 from platforms.errors import ArchiveError, StoreError
+from platforms.paths import below
 
 if TYPE_CHECKING:
     import sqlite3
@@ -41,7 +42,7 @@ class Blob(msgspec.Struct, frozen=True):
 def path(store: Store, digest: str) -> str:
     """Where the blob ``digest`` is, or would be. Reading it there verifies nothing."""
     algorithm, _, encoded = check_digest(digest).partition(":")
-    return os.path.join(store.root, "blobs", algorithm, encoded)
+    return below(store.root, "blobs", algorithm, encoded)
 
 
 def find(store: Store, digest: str) -> Blob | None:
@@ -272,7 +273,7 @@ class Ingest:
 
     def _take_partial(self, digest: str) -> tuple[int, str]:
         """The locked file of an interrupted download, or a new one; -1 when another process is at it right now."""
-        place = os.path.join(_partials(self._store), digest.replace(":", "-"))
+        place = below(_partials(self._store), digest.replace(":", "-"))
         while True:
             fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:

@@ -18,6 +18,7 @@ import msgspec
 from executor.store.faults import translated
 from executor.store.locks import lock, try_lock
 from executor.store.removal import remove_tree
+from platforms.paths import below
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,7 +76,7 @@ def listed(store: Store) -> tuple[CacheMount, ...]:
     found = []
     folder = os.path.join(store.root, "cache")
     for name in os.listdir(folder):
-        path = os.path.join(folder, name)
+        path = below(folder, name)
         with (
             suppress(OSError, ValueError, KeyError, TypeError),
             open(os.path.join(path, "id"), encoding="utf-8") as file,
@@ -94,7 +95,7 @@ def lease(id: str) -> str:  # noqa: A002
 
 def top(store: Store, id: str) -> str:  # noqa: A002
     """Where the cache directory ``id`` is, with what tells about it."""
-    return os.path.join(store.root, "cache", _name(id))
+    return below(store.root, "cache", _name(id))
 
 
 def _name(id: str) -> str:  # noqa: A002

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from executor.store import blobs, records, snapshots
 from platforms.errors import Problem
+from platforms.paths import below
 
 if TYPE_CHECKING:
     import sqlite3
@@ -32,7 +33,7 @@ def verify(store: Store) -> tuple[Problem, ...]:
 
     def lost(db: sqlite3.Connection) -> list[int]:
         rows = db.execute("SELECT number FROM snapshots WHERE boot IS NULL OR boot=?", (store.boot,))
-        return [n for (n,) in rows if not os.path.isdir(os.path.join(store.root, "snapshots", str(n), "fs"))]
+        return [n for (n,) in rows if not os.path.isdir(below(store.root, "snapshots", str(n), "fs"))]
 
     for number in store.index.read(lost):
         store.index.write(lambda db, number=number: snapshots.drop_row(db, number))  # type: ignore[misc]

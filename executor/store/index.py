@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from executor.store.faults import primary_code, sqlite_fault, translated
 from executor.store.leases import flocked
 from platforms.errors import Problem, StoreError
+from platforms.paths import below
 
 if TYPE_CHECKING:
     import sqlite3
@@ -181,7 +182,7 @@ class Index:
             with translated(self._root, f"cannot open the store {self._root}"):
                 with flocked(self._lock, exclusive=False):
                     self._name = self._current()
-                    if os.path.exists(os.path.join(self._root, self._name or "?")):
+                    if os.path.exists(below(self._root, self._name or "?")):
                         self._connection = self._open()
                         continue
                 with flocked(self._lock, exclusive=True):
@@ -204,7 +205,7 @@ class Index:
         import sqlite3
 
         db = sqlite3.connect(
-            os.path.join(self._root, self._name),
+            below(self._root, self._name),
             timeout=_BUSY_SECONDS,
             isolation_level=None,
             check_same_thread=False,
@@ -234,7 +235,7 @@ class Index:
 
         token = os.urandom(6).hex()
         name = f"index-{token}.db"
-        db = sqlite3.connect(os.path.join(self._root, name), isolation_level=None)
+        db = sqlite3.connect(below(self._root, name), isolation_level=None)
         try:
             marks = f"PRAGMA user_version={SCHEMA}; PRAGMA application_id={_mark(SCHEMA)};"
             db.executescript(f"BEGIN; {_TABLES} {marks} COMMIT;")
@@ -245,7 +246,7 @@ class Index:
             db.close()
         if os.path.lexists(self._link) and not os.path.islink(self._link):
             os.rename(self._link, f"{self._link}.corrupt-{int(time.time())}-{token}")
-        link = os.path.join(self._root, f"index-{token}.link")
+        link = below(self._root, f"index-{token}.link")
         os.symlink(name, link)
         os.rename(link, self._link)
 
@@ -259,7 +260,7 @@ class Index:
                 self._begin()
                 aside = f"{self._link}.corrupt-{int(time.time())}-{os.urandom(3).hex()}"
                 with contextlib.suppress(FileNotFoundError):
-                    os.rename(os.path.join(self._root, self._name), aside)
+                    os.rename(below(self._root, self._name), aside)
         self._warn(
             Problem(
                 "StoreError",

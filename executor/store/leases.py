@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from executor.store.faults import translated
+from platforms.paths import below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +75,7 @@ class Session:
         with self._mutex, translated(self._root, "cannot make a temporary file"):
             self._begin()
             self._made += 1
-            return os.path.join(self._root, "tmp", f"{self._token}.{self._made}")
+            return below(self._root, "tmp", f"{self._token}.{self._made}")
 
     def hold(self, *things: str) -> None:
         """Lease ``things``, each as often as ``drop`` will be called for it. Look whether they exist afterwards."""
@@ -123,14 +124,14 @@ class Session:
             self._fd, self._token, self._counts = -1, "", {}
 
     def _path(self) -> str:
-        return os.path.join(self._root, "leases", self._token)
+        return below(self._root, "leases", self._token)
 
     def _begin(self) -> None:
         if self._fd >= 0:
             return
         token = os.urandom(8).hex()
         with flocked(gate(self._root), exclusive=False):
-            path = os.path.join(self._root, "leases", token)
+            path = below(self._root, "leases", token)
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX)
         self._token, self._fd = token, fd
@@ -156,7 +157,7 @@ def live(root: str) -> tuple[frozenset[str], frozenset[str]]:
     things: set[str] = set()
     folder = os.path.join(root, "leases")
     for token in os.listdir(folder):
-        path = os.path.join(folder, token)
+        path = below(folder, token)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:

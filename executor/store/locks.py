@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from executor.store.faults import translated
 from platforms.errors import Interrupted
+from platforms.paths import below
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -91,7 +92,7 @@ def try_lock(store: Store, name: str) -> Held | None:
 
 
 def _path(store: Store, name: str) -> str:
-    return os.path.join(store.root, "locks", hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32])
+    return below(store.root, "locks", hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32])
 
 
 def _open(path: str) -> int:

@@ -22,6 +22,7 @@ from executor.store.leases import flocked, gate
 from executor.store.removal import disk_usage, remove_tree
 from executor.store.store import put_by, spend
 from platforms.errors import UsageError
+from platforms.paths import below
 
 if TYPE_CHECKING:
     import sqlite3
@@ -84,7 +85,7 @@ def usage(store: Store, filters: Iterable[str] = ()) -> tuple[Row, ...]:
             rows = store.index.read(lambda db: _indexed(db, things))
             strays = tuple(_strays(store, tokens, things))
         rows += [replace(row, in_use=_thing(row) in things) for row in _cache_mounts(store)]
-        rows += [_measured(store, each, os.path.join(store.root, each.path)) for each in strays]
+        rows += [_measured(store, each, _of(store, each.path)) for each in strays]
     return tuple(sorted((row for row in rows if _all_match(matchers, row, now)), key=_by_use))
 
 
@@ -141,10 +142,10 @@ def prune(
             for number, row in enumerate(removed):
                 if place := _place(store, row):
                     with contextlib.suppress(FileNotFoundError):
-                        os.rename(place, os.path.join(trash, str(number)))
+                        os.rename(place, below(trash, str(number)))
             moved: list[tuple[_Stray, str]] = []
             for stray in _strays(store, tokens, things):
-                place = os.path.join(trash, f"stray-{len(moved)}")
+                place = below(trash, f"stray-{len(moved)}")
                 if not stray.in_use and stray.kept_until < now and _take(store, stray, place):
                     moved.append((stray, place))
         removed += [_measured(store, stray, place) for stray, place in moved]
@@ -240,9 +241,9 @@ def _place(store: Store, row: Row) -> str:
     """Where the row's files are; "" for a record, which has none."""
     match row.kind:
         case "blob":
-            return os.path.join(store.root, "blobs", *row.id.split(":"))
+            return below(store.root, "blobs", *row.id.split(":"))
         case "snapshot":
-            return os.path.join(store.root, "snapshots", row.id)
+            return below(store.root, "snapshots", row.id)
         case "cache-mount":
             return cachemounts.top(store, row.id)
         case _:
@@ -337,23 +338,27 @@ def _strays(store: Store, tokens: frozenset[str], things: frozenset[str]) -> Ite
     for name in _names(store, "tmp/partial"):
         yield from _stray(store, f"tmp/partial/{name}", _is_locked(store, name), _PARTIAL_SECONDS)
     index = os.path.basename(os.path.realpath(os.path.join(store.root, "index.db")))
-    for name in _names(store, "."):
+    for name in _names(store):
         if name.startswith(("index.db.corrupt-", "index-")) and not name.startswith(index):
             yield from _stray(store, name, False, _PARTIAL_SECONDS)
 
 
-def _names(store: Store, folder: str) -> list[str]:
-    return sorted(os.listdir(os.path.join(store.root, folder)))
+def _of(store: Store, path: str) -> str:
+    return below(store.root, *path.split("/"))
+
+
+def _names(store: Store, folder: str = "") -> list[str]:
+    return sorted(os.listdir(_of(store, folder) if folder else store.root))
 
 
 def _stray(store: Store, path: str, in_use: bool, kept: float = 0.0) -> Iterator[_Stray]:
     with contextlib.suppress(FileNotFoundError):
-        changed = os.lstat(os.path.join(store.root, path)).st_mtime
+        changed = os.lstat(_of(store, path)).st_mtime
         yield _Stray(path, in_use, changed + kept if kept else 0.0, changed)
 
 
 def _is_locked(store: Store, name: str) -> bool:
-    with _locked(os.path.join(store.root, "tmp/partial", name)) as free:
+    with _locked(below(store.root, "tmp", "partial", name)) as free:
         return not free
 
 
@@ -378,7 +383,7 @@ def _locked(path: str) -> Iterator[bool]:
 
 def _take(store: Store, stray: _Stray, place: str) -> bool:
     """Move ``stray`` to ``place``; False when it is gone, or a download that has been taken up again."""
-    source = os.path.join(store.root, stray.path)
+    source = _of(store, stray.path)
     with _locked(source) if stray.path.startswith("tmp/partial/") else contextlib.nullcontext(True) as free:
         if not free:
             return False

@@ -18,6 +18,7 @@ from executor.store.faults import translated
 from executor.store.index import DamagedError, seal
 from executor.store.removal import remove_tree
 from platforms.errors import StoreError
+from platforms.paths import below
 
 if TYPE_CHECKING:
     import sqlite3
@@ -207,7 +208,7 @@ def drop_row(db: sqlite3.Connection, number: int) -> None:
 
 
 def _top(store: Store, number: int) -> str:
-    return os.path.join(store.root, "snapshots", str(number))
+    return below(store.root, "snapshots", str(number))
 
 
 def _next_number(db: sqlite3.Connection) -> int:

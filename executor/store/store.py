@@ -16,6 +16,7 @@ from executor.store.faults import translated
 from executor.store.index import Index
 from executor.store.leases import Session
 from platforms.errors import StoreError
+from platforms.paths import below
 
 if TYPE_CHECKING:
     import sqlite3
@@ -107,7 +108,7 @@ def open_store(
         if not os.path.isdir(os.path.join(root, _DIRECTORIES[-1])):
             os.makedirs(root, mode=0o700, exist_ok=True)
             for each in _DIRECTORIES:
-                os.makedirs(os.path.join(root, each), exist_ok=True)
+                os.makedirs(below(root, *each.split("/")), exist_ok=True)
             _spread(os.path.join(root, "snapshots"))
             put_by(root)
         if not os.access(root, os.W_OK | os.X_OK):

@@ -83,6 +83,12 @@ def climbing_name(repo: Repository, commit: str) -> None:
     repo.link("sub", commit)
 
 
+def name_of_a_parent(repo: Repository, commit: str) -> None:
+    """The same by a name that quoting leaves as it is."""
+    repo.describe(("..", "sub", "../child.git"))
+    repo.link("sub", commit)
+
+
 def helper_address(repo: Repository, commit: str) -> None:
     """A transport that runs a program."""
     repo.describe(("child", "sub", "ext::sh -c touch% ran/ext"))
@@ -106,6 +112,7 @@ ATTACKS: tuple[Callable[[Repository, str], None], ...] = (
     other_case,
     dash_address,
     climbing_name,
+    name_of_a_parent,
     helper_address,
     update_command,
     through_a_link,
@@ -127,6 +134,14 @@ def test_nothing_of_a_hostile_repository_runs(
     if top is not None and query:
         present = [each for each in (top / ".git").rglob("*") if each.is_file() or each.is_symlink()]
         assert not [each for each in present if each.name in HOOKS], "a hook lies in wait for the image's own git"
+
+
+def test_a_submodule_does_not_share_its_parents_repository(tmp_path: Path, ran: Path) -> None:
+    commit = child(tmp_path, ran)
+    repo = Repository.make(tmp_path / "served/x.git")
+    name_of_a_parent(repo, commit)
+    repo.seal()
+    assert fetched(tmp_path, "?keep-git-dir") is None
 
 
 @pytest.mark.parametrize("name", [".git", ".GIT", ".git ", "git~1"])
