@@ -31,6 +31,7 @@ from orchestrator.plan import NAMES
 from orchestrator.registries import Registry
 from orchestrator.view.untrusted import clean_line
 from platforms.errors import DockerfileError, KanifoldError, StoreError, UsageError
+from platforms.paths import below
 
 _AT_ONCE: Final = 8
 _TEXT_LIMIT: Final = 16 << 20
@@ -151,8 +152,8 @@ def _file(path: str) -> str:
     if not os.path.isdir(path):
         return path
     for name in NAMES:
-        if os.path.isfile(os.path.join(path, name)):
-            return os.path.normpath(os.path.join(path, name))
+        if os.path.isfile(below(path, name)):
+            return os.path.normpath(below(path, name))
     raise UsageError(f"there is no {NAMES[0]} in {path}", remedy="name the files: kanifold pin FILE…")
 
 
