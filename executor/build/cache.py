@@ -46,6 +46,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """The build that made it (``executor.job.Job.build``)."""
     foreign: str = ""
     """The name under which the store knows the layer, when others made it: their word says that it is ``result``."""
+    place: str = ""
+    """The outside cache whose word it is."""
 
     @property
     def layer(self) -> str:

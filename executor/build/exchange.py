@@ -64,8 +64,13 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def name(self) -> str:
-        """What a store calls the layer: not ``result``, which a step of its own may come to."""
-        return keys.key("foreign", self.result, self.diff_id, "" if self.blob is None else self.blob.digest)
+        """What a store calls the layer: not ``result``, which a step of its own may come to.
+
+        It holds all that the store then knows of the layer by this entry's word, which so adds to no other's.
+        """
+        blob = None if self.blob is None else (self.blob.kind, self.blob.digest, self.blob.size)
+        machines = tuple((each.name, each.count, each.paths) for each in self.machines)
+        return keys.key("foreign", self.result, self.diff_id, blob, machines)
 
     @property
     def descriptor(self) -> Descriptor | None:

@@ -23,7 +23,7 @@ class Rows(msgspec.Struct, frozen=True):
 
 Part = str | bytes | int | bool | None | Rows | tuple["Part", ...]
 
-_GENERATION: Final = "kanifold 4"
+_GENERATION: Final = "kanifold 5"
 """Changes when a step comes to mean something else, so that older records are no longer found."""
 _TOGETHER: Final = 512
 _TEXT: Final = 1

@@ -148,6 +148,7 @@ def _make_directory(workshop: Workshop, result: str, entries: Iterable[Entry] | 
     """The directory of ``result``, unpacked from its blob or written from its entries."""
     store = workshop.store
     known = cache.known(store, result)
+    diff_id = known.diff_id or None
     packed = next((each for each in known.blobs if known.places or blobs.has(store, each.digest)), None)
     if packed is not None:
         _bring(workshop, result, packed.digest)
@@ -158,6 +159,8 @@ def _make_directory(workshop: Workshop, result: str, entries: Iterable[Entry] | 
                 unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
             if known.diff_id and unpacked.diff_id != known.diff_id:
                 raise forgotten(workshop, result, "a cached layer is not what its record says")
+            if unpacked.needs_parents:
+                diff_id = None  # a base with this layer unpacks it on top of those below it
         else:
             if entries is None:
                 raise forgotten(workshop, result, "a cached layer has vanished")
@@ -165,7 +168,7 @@ def _make_directory(workshop: Workshop, result: str, entries: Iterable[Entry] | 
         return snapshots.commit(
             store,
             draft,
-            diff_id=known.diff_id or None,
+            diff_id=diff_id,
             size=removal.disk_usage(draft.fs),
             keys=(cache.snapshot_key(result),),
         )

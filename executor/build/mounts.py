@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.build import content, copying, graph, keys, scope
+from executor.build import content, copying, graph, keys, scope, treename
 from executor.build.agent import forwarded
 from executor.build.copying import normal_path
 from executor.build.graph import Origin
 from executor.build.once import Once
 from executor.build.state import State
+from executor.build.treename import Name, Observed
 from executor.build.workshop import Workshop
 from executor.dockerfile import Stage
 from executor.dockerfile.instructions import Heredoc, Run
 from executor.dockerfile.instructions import Mount as Wanted
 from executor.rootfs import materialise, moment
 from executor.rootfs.stack import mount_stack
-from executor.rootfs.tree import Tree
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Tmpfs
 from executor.store import cachemounts, locks, snapshots
 from platforms import syscalls
@@ -41,26 +41,27 @@ SCRIPTS: Final = "/dev/pipes"
 _SHORTEST_MASKED: Final = 4
 """Characters: a shorter secret would mask half of the log."""
 
-Maker = Callable[[ExitStack, Tree], Mount | None]
-"""Makes one mount for a step whose root is the tree; what has to end with the step goes on the stack."""
+Maker = Callable[[ExitStack, tuple[str, ...]], Mount | None]
+"""Makes one mount for a step whose files rest on what those outside caches say; what has to end with the step goes on
+the stack."""
 
 
 class Mounts(msgspec.Struct, frozen=True):
     """The mounts of one RUN: what counts for its key, and how to have them while it runs."""
 
-    key: keys.Part
-    same: Callable[[], keys.Part] | None
+    key: Observed
+    same: Callable[[], Observed] | None
     """The key with what is mounted from stages by its content rather than by the run that made it; None when that is no
     difference."""
-    open: Callable[[ExitStack, Tree], tuple[Mount, ...]]
+    open: Callable[[ExitStack], tuple[Mount, ...]]
     masked: Callable[[], tuple[str, ...]]
     """Texts that never appear in a log."""
 
     @contextmanager
-    def mounted(self, tree: Tree) -> Iterator[tuple[Mount, ...]]:
-        """The mounts, for a step whose root file system is ``tree``."""
+    def mounted(self) -> Iterator[tuple[Mount, ...]]:
+        """The mounts, while the step runs."""
         with ExitStack() as stack:
-            yield self.open(stack, tree)
+            yield self.open(stack)
 
     def redact(self, line: str) -> str:
         """``line`` without secrets."""
@@ -73,8 +74,8 @@ def prepare(
     solver: Solver, workshop: Workshop, stage: Stage, state: State, instruction: Run, script: Heredoc | None
 ) -> Mounts:
     """The mounts of ``instruction``; nothing is opened yet."""
-    parts: list[keys.Part] = []
-    contents: dict[int, Callable[[], keys.Part]] = {}
+    parts: list[Observed] = []
+    contents: dict[int, Callable[[], Observed]] = {}
     makers: list[Maker] = []
     secrets: list[Callable[[], bytes | None]] = []
     for wanted in instruction.mounts:
@@ -114,11 +115,15 @@ def prepare(
             found += [line for line in {text, *text.splitlines()} if len(line) >= _SHORTEST_MASKED]
         return tuple(sorted(found, key=len, reverse=True))
 
-    def opened(stack: ExitStack, tree: Tree) -> tuple[Mount, ...]:
-        made = [maker(stack, tree) for maker in makers]
+    told = treename.places((state.tree, *parts))
+    if any(each.type == "cache" for each in instruction.mounts):
+        parts.append(treename.by_content("", told))  # what the directories are those of
+
+    def opened(stack: ExitStack) -> tuple[Mount, ...]:
+        made = [maker(stack, told) for maker in makers]
         return tuple(mount for mount in made if mount is not None)
 
-    def by_content() -> keys.Part:
+    def by_content() -> Observed:
         return tuple(contents[number]() if number in contents else part for number, part in enumerate(parts))
 
     return Mounts(tuple(parts), by_content if contents else None, opened, Once(masked))
@@ -138,12 +143,12 @@ def secret_variables(workshop: Workshop, instruction: Run) -> tuple[tuple[str, s
 
 
 def _always(mount: Mount) -> Maker:
-    return lambda _stack, _tree: mount
+    return lambda _stack, _told: mount
 
 
 def _bind(
     solver: Solver, workshop: Workshop, stage: Stage, instruction: Run, wanted: Wanted, target: str
-) -> tuple[keys.Part, Callable[[], keys.Part] | None, Maker]:
+) -> tuple[Observed, Callable[[], Observed] | None, Maker]:
     """A bind mount: its key, the same by the content of a stage that it shows, and how it is made."""
     origin = (
         graph.named_origin(
@@ -154,12 +159,12 @@ def _bind(
     )
     found = solver.source(origin)
     path = normal_path("/", wanted.source or "/")
-    source = copying.Source(found.tree(), path, wildcards=False, context=True) if not found.identity else None
-    identity: keys.Part = (
-        found.identity if found.identity else content.select(workshop, source).name() if source is not None else ""
-    )
+    source = copying.Source(found.tree(), path, wildcards=False, context=True) if found.identity is None else None
+    identity: Observed = found.identity
+    if source is not None:
+        identity = content.select(workshop, source).name()
 
-    def make(stack: ExitStack, _tree: Tree) -> Mount:
+    def make(stack: ExitStack, _told: tuple[str, ...]) -> Mount:
         if source is not None:
             directory, inside = _materialised(workshop, source)
             layers: tuple[str, ...] = (directory,)
@@ -168,13 +173,14 @@ def _bind(
         fd = _overlay(workshop, stack, layers, inside, wanted)
         return BindFd(fd, target, readonly=wanted.readonly)
 
-    def shown() -> keys.Part:
+    def shown() -> Observed:
         tree = found.tree()
         there = tree.lstat(tree.resolve(os.fsencode(path))) is not None
         whole = copying.Source(tree, path, wildcards=False, contents=False)
-        return "bind", target, path, content.select(workshop, whole).name() if there else "", wanted.readonly
+        text = content.select(workshop, whole).name() if there else ""
+        return "bind", target, path, treename.by_content(text, treename.places(identity)), wanted.readonly
 
-    part = ("bind", target, path, identity, wanted.readonly)
+    part: Observed = ("bind", target, path, identity, wanted.readonly)
     return part, shown if origin.kind == "stage" else None, make
 
 
@@ -227,20 +233,25 @@ def _overlay(workshop: Workshop, stack: ExitStack, layers: tuple[str, ...], insi
 
 def _cache(
     solver: Solver, workshop: Workshop, stage: Stage, instruction: Run, wanted: Wanted, target: str
-) -> tuple[keys.Part, Maker]:
+) -> tuple[Observed, Maker]:
+    """A cache directory: its key, and how it is made.
+
+    Steps whose files rest on the word of outside caches have directories of their own: what such a step writes is found
+    by those that rest on the same caches, and by no other.
+    """
     name = scope.cache_name(workshop.order.build_args, wanted.id or target)
-    source, filled = None, ""
+    source, seed = None, treename.name("")
     if wanted.from_:
         origin = graph.named_origin(
             solver.dockerfile, wanted.from_, stage.index, instruction.location, solver.named, numbers=False
         )
         if origin.kind != "scratch":
-            source = origin
-            filled = f" from {wanted.source or '/'} of {_name_of(solver, workshop, origin)}"
+            source, seed = origin, _name_of(solver, workshop, origin)
 
     # A cache with other owners or modes, or filled with other files, is another one; else the id alone names it.
     special = (wanted.uid or 0, wanted.gid or 0, 0o755 if wanted.mode is None else wanted.mode)
-    identity = (name if special == (0, 0, 0o755) else "{} ({}:{} {:o})".format(name, *special)) + filled
+    identity = name if special == (0, 0, 0o755) else "{} ({}:{} {:o})".format(name, *special)
+    filled = f" from {wanted.source or '/'} of " if source is not None else ""
 
     def populate(directory: str) -> None:
         if source is not None:
@@ -254,24 +265,29 @@ def _cache(
                 raise
         os.chmod(directory, mode)
 
-    def make(stack: ExitStack, _tree: Tree) -> Mount:
+    def make(stack: ExitStack, told: tuple[str, ...]) -> Mount:
+        whose = f" told by {', '.join(told)}" if told else ""
         directory = stack.enter_context(
             cachemounts.held(
-                workshop.store, identity, wanted.sharing or "shared", populate=populate, cancel=workshop.cancelled
+                workshop.store,
+                identity + filled + seed.here + whose,
+                wanted.sharing or "shared",
+                populate=populate,
+                cancel=workshop.cancelled,
             )
         )
         return Bind(directory, target, readonly=wanted.readonly)
 
-    return ("cache", target, identity, wanted.readonly), make
+    return ("cache", target, identity, filled, seed, wanted.readonly), make
 
 
-def _name_of(solver: Solver, workshop: Workshop, origin: Origin) -> str:
+def _name_of(solver: Solver, workshop: Workshop, origin: Origin) -> Name:
     """Names the files of ``origin``: the result that they are, or a hash of their content."""
     found = solver.source(origin)
-    if found.identity:
+    if found.identity is not None:
         return found.identity
     source = copying.Source(found.tree(), "/", wildcards=False, context=True)
-    return keys.key("files", content.select(workshop, source).name())
+    return treename.name(keys.key("files", content.select(workshop, source).name()))
 
 
 def _seed(solver: Solver, workshop: Workshop, origin: Origin, path: str, directory: str) -> None:
@@ -301,7 +317,7 @@ def _ssh(workshop: Workshop, wanted: Wanted, target: str) -> tuple[keys.Part, Ma
     workshop.survey.soften()
     given = None if wanted.required else workshop.conversation.ask("ssh", name) is not None
 
-    def make(stack: ExitStack, _tree: Tree) -> Mount | None:
+    def make(stack: ExitStack, _told: tuple[str, ...]) -> Mount | None:
         if workshop.conversation.ask("ssh", name) is None:
             if wanted.required:
                 raise BuildError(
@@ -339,7 +355,7 @@ def _secret_mount(wanted: Wanted, target: str, value: Callable[[], bytes | None]
         return part, None
     place = target or f"/run/secrets/{os.path.basename(name)}"
 
-    def make(_stack: ExitStack, _tree: Tree) -> Mount | None:
+    def make(_stack: ExitStack, _told: tuple[str, ...]) -> Mount | None:
         data = value()
         return None if data is None else Secret(place, data, uid, gid, mode)
 

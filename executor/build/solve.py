@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from executor import job
-from executor.build import base, cache, content, copying, graph, keys, runstep, scope, sources, users
+from executor.build import base, cache, content, copying, graph, keys, runstep, scope, sources, treename, users
 from executor.build import state as steps
 from executor.build.cache import Outcome
 from executor.build.copying import normal_path
@@ -30,6 +30,7 @@ from executor.build.named import Named
 from executor.build.once import Once
 from executor.build.sources import Input
 from executor.build.state import State
+from executor.build.treename import Observed
 from executor.build.workshop import Workshop, together
 from executor.context.directory import open_context
 from executor.dockerfile import Dockerfile, Stage, expand, global_scope, parse, trigger
@@ -69,6 +70,22 @@ class _Entries(msgspec.Struct, frozen=True):
         if result != self.result:
             raise ContextError("what is copied changed during the build", remedy="build again")
         return iter(entries)
+
+
+class _Key(msgspec.Struct, frozen=True):
+    """The key of a step: in this store, and in outside caches."""
+
+    here: str
+    outside: str
+    places: tuple[str, ...]
+    """The outside caches that had a say in what the step observes."""
+
+    @staticmethod
+    def of(observed: Observed, epoch: int | None) -> _Key:
+        """The key of a step that observes that, with SOURCE_DATE_EPOCH in seconds."""
+        places = treename.places(observed)
+        key = keys.key("step", treename.here(observed), epoch)
+        return _Key(key, keys.key("step", treename.outside(observed), epoch) if places else key, places)
 
 
 class Course(msgspec.Struct, frozen=True):
@@ -221,7 +238,7 @@ class Solver:
         entries = plan.finish()
         result = content.name(self._workshop, entries)
         layer = from_result(self._workshop, result, _now(), entries, ())
-        return replace(empty, layers=(layer,), tree=keys.key("tree", empty.tree, result))
+        return replace(empty, layers=(layer,), tree=treename.name(keys.key("tree", empty.tree.here, result)))
 
     def origin(self, origin: Origin, platform: Platform) -> State:
         """The state of what ``--from`` names."""
@@ -301,7 +318,7 @@ class Solver:
         running = runstep.Running(argv, env)
         number = self._numbers.of(stage.index, instruction)
 
-        def observed(mounted: keys.Part) -> tuple[keys.Part, ...]:
+        def observed(mounted: Observed) -> Observed:
             return (
                 "run",
                 state.tree,
@@ -348,7 +365,7 @@ class Solver:
         draft = snapshots.draft(workshop.store)
         _make_mount_points(tree, draft.fs, self._made)
         try:
-            with workshop.slots, mounts.mounted(tree) as mounted:
+            with workshop.slots, mounts.mounted() as mounted:
                 runstep.execute(
                     workshop,
                     number,
@@ -408,7 +425,7 @@ class Solver:
         text = f"{head}{parents}{flags} {' '.join(words)} # buildkit"
         destination = _destination(state.workdir, instruction.destination)
 
-        def key() -> tuple[keys.Part, ...]:
+        def key() -> Observed:
             return (
                 "add" if is_add else "copy",
                 "" if alone else state.tree,
@@ -463,7 +480,7 @@ class Solver:
             shared = ""
             if context.kind == "directory":
                 shared = keys.key("context", context.location, context.ignore, context.owners)
-            return Input(self._trees[origin.name], "", origin.name, shared)
+            return Input(self._trees[origin.name], None, origin.name, shared)
         state = self.origin(origin, self._workshop.platform)
         return Input(Once(lambda: self.tree_of(state)), state.tree)
 
@@ -495,7 +512,7 @@ class Solver:
             entries = copying.make_directory(tree, path, owner, self._made)
             return content.name(self._workshop, entries), entries
 
-        def key() -> tuple[keys.Part, ...]:
+        def key() -> Observed:
             return "workdir", state.tree, path, state.config.user
 
         return self._layered(stage, number, moved, key, make, f"WORKDIR {path}", again=make)
@@ -505,14 +522,14 @@ class Solver:
         stage: Stage,
         number: int,
         state: State,
-        parts: Callable[[], tuple[keys.Part, ...]],
+        observed: Callable[[], Observed],
         make: Callable[[], tuple[str, Spool[Entry] | None]],
         text: str,
         below: Sequence[Layer] = (),
-        same: Callable[[], tuple[keys.Part, ...]] | None = None,
+        same: Callable[[], Observed] | None = None,
         again: Callable[[], tuple[str, Spool[Entry]]] | None = None,
     ) -> State:
-        """``state`` with one more layer: found under the key of ``parts``, or made by ``make`` and then findable.
+        """``state`` with one more layer: found by what is ``observed``, or made by ``make`` and then findable.
 
         ``make`` returns the result's name and its entries, unless a directory in the store holds those. What is in the
         directory is a change to the layers ``below``; a result that is named by its content is the same on any.
@@ -529,9 +546,9 @@ class Solver:
         fresh = self._ignores_cache(stage)
         made: Layer | None = None
 
-        def look(key: str) -> Outcome | None:
+        def look(key: _Key) -> Outcome | None:
             asked = [each.location for each in workshop.order.cache_from]
-            found = cache.outcome(store, key) or cache.outcome_from(store, key, asked)
+            found = cache.outcome(store, key.here) or cache.outcome_from(store, key.outside, asked)
             if found is None:
                 return None
             if self._is_ours(found) and again is not None:
@@ -539,39 +556,39 @@ class Solver:
             return found if (self._is_ours(found) or not fresh) and cache.is_there(store, found.layer) else None
 
         try:
-            key = keys.key("step", parts(), workshop.order.epoch)
-            known: tuple[str, ...] = (key,)
+            key = _Key.of(observed(), workshop.order.epoch)
+            known: tuple[_Key, ...] = (key,)
             outcome = look(key)
             if outcome is None:
-                with locks.lock(store, f"step {key}", cancel=workshop.cancelled):
-                    outcome = look(key) or (None if fresh else self._import(key, text))
+                with locks.lock(store, f"step {key.here}", cancel=workshop.cancelled):
+                    outcome = look(key) or (None if fresh else self._import(key.outside, text))
                     if outcome is None and same is not None:
-                        known = (key, other := keys.key("step", same(), workshop.order.epoch))
-                        outcome = look(other) or (None if fresh else self._import(other, text))
+                        known = (key, other := _Key.of(same(), workshop.order.epoch))
+                        outcome = look(other) or (None if fresh else self._import(other.outside, text))
                         if outcome is not None and not outcome.foreign:
-                            cache.note_outcome(store, key, outcome, text)
+                            cache.note_outcome(store, key.here, outcome, text)
                     if outcome is None:
                         result, entries = make()
                         outcome = Outcome(result, _now(), workshop.order.build)
                         # Before others can find it, so that it is packed by who has the entries in hand.
                         made = self._taken(stage, from_result(workshop, result, outcome.created, entries, below))
                         for each in known:
-                            cache.note_outcome(store, each, outcome, text)
+                            cache.note_outcome(store, each.here, outcome, text)
         except LayerLost:
             raise  # the step will be started again
         except KanifoldError as error:
             self._finish(number, started, error=str(error))
             raise
         self._finish(number, started, cached=made is None)
-        workshop.survey.found(key, outcome)
+        workshop.survey.found(key.here, outcome)
         held = made is not None or cache.is_held(store, outcome.layer)
         layer = made if made is not None else self._found(stage, outcome, below, None if held else again)
         promised = not held and (again is None or not self._is_ours(outcome))
-        self.made += [Made(each, outcome, layer, stage.index in self.graph.chain, promised) for each in known]
+        self.made += [Made(each.outside, outcome, layer, stage.index in self.graph.chain, promised) for each in known]
         return replace(
             steps.noted(state, text, layer=True, created=outcome.created),
             layers=(*state.layers, layer),
-            tree=keys.key("tree", state.tree, outcome.result),
+            tree=treename.above(state.tree, outcome, key.places),
         )
 
     def _taken(self, stage: Stage, layer: Layer) -> Layer:
@@ -607,7 +624,7 @@ class Solver:
             return None
         entry, place = found
         name = entry.name
-        outcome = Outcome(entry.result, entry.created, foreign=name)
+        outcome = Outcome(entry.result, entry.created, foreign=name, place=place.name)
         if entry.blob is None:
             cache.note_known(store, name, replace(cache.known(store, name), promised=True))
             cache.note_outcome_from(store, key, place.name, outcome, text)
@@ -672,7 +689,7 @@ def _from_base(platform: Platform, found: base.Base) -> State:
         platform,
         found.config,
         found.layers,
-        found.tree,
+        treename.name(found.tree),
         base_history=len(found.config.history),
     )
 

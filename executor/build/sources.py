@@ -20,6 +20,7 @@ from executor.build.content import Agreed, Selection
 from executor.build.copying import Plan, Source, Treatment
 from executor.build.look import look, source_of
 from executor.build.once import Once
+from executor.build.treename import Name, Observed
 from executor.build.workshop import Workshop
 from executor.dockerfile import copies, modes
 from executor.dockerfile.instructions import Add, Copy
@@ -35,8 +36,8 @@ class Input(msgspec.Struct, frozen=True):
     """Where one or more source arguments come from: a tree, and how its content is told apart for cache keys."""
 
     tree: Once[Tree]
-    identity: str
-    """Names the whole tree when that is known without reading (a stage's file system); "" to read what is copied."""
+    identity: Name | None
+    """Names the whole tree when that is known without reading (a stage's file system); None to read what is copied."""
     context: str | None = None
     """The context that it is, if it is one, by name."""
     shared: str = ""
@@ -49,7 +50,7 @@ class Inputs(msgspec.Struct, frozen=True):
     workshop: Workshop
     parts: tuple[Part, ...]
 
-    def key(self) -> tuple[keys.Part, ...]:
+    def key(self) -> tuple[Observed, ...]:
         """What the sources are, for the cache key of the step."""
         return tuple(part.key(self.workshop) for part in self.parts)
 
@@ -62,7 +63,7 @@ class Inputs(msgspec.Struct, frozen=True):
 class Part(Protocol):
     """One source argument."""
 
-    def key(self, workshop: Workshop) -> keys.Part:
+    def key(self, workshop: Workshop) -> Observed:
         """What it is, for the cache key."""
         ...
 
@@ -75,8 +76,8 @@ class FromTree(msgspec.Struct, frozen=True):
     """Paths of a context, a stage or an image."""
 
     source: Callable[[], Source]
-    identity: str
-    """Of the whole tree; "" when the key has to be taken over what is copied."""
+    identity: Name | None
+    """Of the whole tree; None when the key has to be taken over what is copied."""
     pattern: str
     parents: bool
     unpack: bool
@@ -87,8 +88,8 @@ class FromTree(msgspec.Struct, frozen=True):
     seen: Callable[[str], job.Seen]
     """For the survey, what it looks like."""
 
-    def key(self, workshop: Workshop) -> keys.Part:
-        if self.identity:
+    def key(self, workshop: Workshop) -> Observed:
+        if self.identity is not None:
             return ("tree", self.identity, self.pattern, self.parents, self.unpack)
         found = self.agreed()
         workshop.survey.saw(self.seen(found.look))
@@ -96,7 +97,7 @@ class FromTree(msgspec.Struct, frozen=True):
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
         source = self.source()
-        if self.identity:
+        if self.identity is not None:
             copying.copy(plan, source, destination, treatment)
             return
         copying.require(source, treatment.exclude)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from executor.build.copying import normal_path
 from executor.build.layer import Layer
 from executor.build.scope import SILENT_ARGUMENTS
+from executor.build.treename import Name
 from executor.dockerfile import declared
 from executor.dockerfile import instructions as dockerfile
 from executor.image import config as image
@@ -33,8 +34,8 @@ class State(msgspec.Struct, frozen=True):
     config: ImageConfig
     layers: tuple[Layer, ...] = ()
     """Bottom first."""
-    tree: str = "scratch"
-    """What the file system is, for cache keys: equal names, equal files."""
+    tree: Name = Name("scratch", "scratch")
+    """What the file system is, for cache keys."""
     env: tuple[tuple[str, str], ...] = ()
     """What the next instruction is expanded with and a step sees: ENV and ARG, the later of two winning."""
     arguments: tuple[tuple[str, str | None], ...] = ()

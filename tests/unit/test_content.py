@@ -119,7 +119,7 @@ def test_files_that_are_being_written_are_something_else_for_each_job(tmp_path: 
 def test_a_job_that_finds_something_else_than_was_agreed_on_says_so() -> None:
     source = cast("Any", SimpleNamespace(include=(), required=False))
     before = known(Agreed("before"))
-    part = FromTree(lambda: source, "", "f", False, False, selected("now"), before, cast("Any", None))
+    part = FromTree(lambda: source, None, "f", False, False, selected("now"), before, cast("Any", None))
     with pytest.raises(ContextError, match='"f" changed during the build'):
         part.copy_to(*cast("Any", (None, None, "/", Treatment())))
 
