@@ -112,8 +112,8 @@ class Ask(Message, frozen=True, tag="ask"):
 
     id: int
     what: str
-    """``credential`` (name: registry host), ``secret`` (name: id), ``context`` (name: context, paths: what of it),
-    ``ssh`` (name: agent), ``manifest`` (name: a reference; whether the registry has it)."""
+    """``credential`` (name: registry host, paths: the repository), ``secret`` (name: id), ``context`` (name: context,
+    paths: what of it), ``ssh`` (name: agent), ``manifest`` (name: a reference; whether the registry has it)."""
     name: str = ""
     paths: tuple[str, ...] = ()
 

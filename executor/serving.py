@@ -253,8 +253,9 @@ def _image(workshop: Workshop, course: solve.Course, began: float) -> tuple[job.
 
 
 def _client(workshop: Workshop, stopping: threading.Event) -> Client:
-    def keychain(registry: str) -> Credential | None:
-        answer = workshop.conversation.ask("credential", registry)
+    def keychain(name: str) -> Credential | None:
+        registry, _, repository = name.partition("/")
+        answer = workshop.conversation.ask("credential", registry, (repository,))
         return None if answer is None else _CREDENTIAL.decode(answer)
 
     def progress(action: str, name: str, done: int, total: int) -> None:

@@ -136,7 +136,7 @@ def _answers(request: Request, order: job.Job, keychain: Keychain, registry: Reg
     async def answer(ask: job.Ask) -> bytes | Stream | None:
         match ask.what:
             case "credential":
-                found = await asyncio.to_thread(keychain, ask.name)
+                found = await asyncio.to_thread(keychain, "/".join((ask.name, *ask.paths)))
                 return None if found is None else msgspec.json.encode(found)
             case "manifest":
                 wanted = _pushed(order, ask.name)

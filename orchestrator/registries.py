@@ -75,10 +75,10 @@ class _Answer(msgspec.Struct, frozen=True, tag=True):
 
 
 class _Who(msgspec.Struct, frozen=True, tag=True):
-    """The other way round: the credential for ``registry`` is wanted, in an ``_Answer`` with this number."""
+    """The other way round: the credential for ``name`` is wanted, in an ``_Answer`` with this number."""
 
     number: int
-    registry: str
+    name: str
 
 
 _Message = _Here | _Begin | _Question | _Answer | _Who
@@ -213,7 +213,7 @@ class Speaker:
                         error = EnvironmentUnfit("cannot speak to registries", why=message.why)
                 case _Who():
                     # In a thread of its own: a credential helper takes its time, and may ask the user.
-                    look = partial(self._keychain, message.registry)
+                    look = partial(self._keychain, message.name)
                     lookups.append(threading.Thread(target=self._line.answer, args=(message.number, look)))
                     lookups[-1].start()
                 case _:
@@ -301,8 +301,8 @@ def speak(incoming: int, outgoing: int) -> int:
     line.send(_Here(os.getpid()))
     client: Client | None = None
 
-    def keychain(registry: str) -> Credential | None:
-        return _CREDENTIAL.decode(line.ask(lambda number: _Who(number, registry)))
+    def keychain(name: str) -> Credential | None:
+        return _CREDENTIAL.decode(line.ask(lambda number: _Who(number, name)))
 
     def value(question: _Question) -> object:
         arguments = _CALLS[question.call][0].decode(question.arguments)

@@ -7,8 +7,11 @@ Looked up in this order, first answer wins:
 3. ``$DOCKER_CONFIG/config.json``, else ``~/.docker/config.json``;
 4. ``$XDG_RUNTIME_DIR/containers/auth.json``, then ``$XDG_CONFIG_HOME/containers/auth.json`` (podman's own).
 
-Within a file a registry's ``credHelpers`` entry is asked first, then ``credsStore``, then ``auths`` is read. A file
-that cannot be understood is an error that names the file and never shows any of it.
+Within a file the longest key counts that the repository's name begins with (containers-auth.json(5)): of
+``registry.example.com/org/app`` first an entry of that name, then ``registry.example.com/org``, then
+``registry.example.com``. For each, its ``credHelpers`` entry is asked first and then ``auths`` is read; ``credsStore``
+comes between the two for a registry, and for a longer key whose entry in ``auths`` is empty, which is how docker notes
+that the store has it. A file that cannot be understood is an error that names the file and never shows any of it.
 """
 
 from __future__ import annotations
@@ -48,32 +51,42 @@ class Credential(msgspec.Struct, frozen=True):
 
 
 Keychain = Callable[[str], Credential | None]
-"""The credential for a registry, by the host that references name (``docker.io``, ``localhost:5000``), or None."""
+"""The credential for a repository (``docker.io/library/debian``) or a registry (``localhost:5000``), or None."""
 
 
-def anonymous(_registry: str) -> Credential | None:
+def anonymous(_name: str) -> Credential | None:
     """The keychain that knows nobody."""
     return None
 
 
 def docker_keychain() -> Keychain:
-    """The keychain of docker's and podman's files, read when first asked and then kept.
+    """The keychain of docker's and podman's files, read when first asked and then kept, as are helpers' answers.
 
     Asking raises ``RegistryError`` for a file that is there but broken, ``EnvironmentUnfit`` for a helper that is not.
     """
     stores: list[_Store] | None = None
+    answers: dict[tuple[str, str], Credential | None] = {}
 
-    def lookup(registry: str) -> Credential | None:
+    def helper(name: str, server: str, source: str) -> Credential | None:
+        if (name, server) not in answers:
+            answers[name, server] = _ask_helper(name, server, source)
+        return answers[name, server]
+
+    def lookup(name: str) -> Credential | None:
         nonlocal stores
         if stores is None:
             stores = list(_stores())
         for store in stores:
-            found = store.credential(registry)
+            found = store.credential(name, helper)
             if found is not None:
                 return found
         return None
 
     return lookup
+
+
+_Helper = Callable[[str, str, str], Credential | None]
+"""What a helper (named without ``docker-credential-``) knows of a server; the source is who names the helper."""
 
 
 class _Store(msgspec.Struct, frozen=True):
@@ -87,14 +100,36 @@ class _Store(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"_Store({self.source!r})"
 
-    def credential(self, registry: str) -> Credential | None:
+    def credential(self, name: str, ask: _Helper) -> Credential | None:
+        """The credential of the longest key that the repository ``name`` begins with, its registry's at last."""
+        registry, _, repository = name.partition("/")
         keys = _HUB_KEYS if registry == DOCKER_HUB else (registry,)
+        written = {_plain(key): key for key in self.auths}
+        while repository:
+            for host in keys:
+                found = self._of_path(f"{host}/{repository}", written, ask)
+                if found is not None:
+                    return found
+            repository = repository.rpartition("/")[0]
+        return self._of_registry(keys, ask)
+
+    def _of_path(self, path: str, written: dict[str, str], ask: _Helper) -> Credential | None:
+        """What is said of ``path``, a host with part of a repository's name; ``written`` are the keys of ``auths``."""
+        helper = self.helpers.get(path)
+        if isinstance(helper, str) and helper:
+            return ask(helper, path, self.source)
+        if path not in written:
+            return None
+        found = self._entry(written[path])
+        return ask(self.store, written[path], self.source) if found is None and self.store else found
+
+    def _of_registry(self, keys: tuple[str, ...], ask: _Helper) -> Credential | None:
         for key in keys:
             helper = self.helpers.get(key)
             if isinstance(helper, str) and helper:
-                return _ask_helper(helper, keys[0], self.source)
+                return ask(helper, keys[0], self.source)
         if self.store:
-            found = _ask_helper(self.store, keys[0], self.source)
+            found = ask(self.store, keys[0], self.source)
             if found is not None:
                 return found
         for key in keys:
@@ -172,6 +207,11 @@ def _host_of(key: str) -> str:
     """The registry host of a key as old and new tools write it; "" for podman's keys that name a repository."""
     host, _, path = key.partition("://")[2].partition("/") if "://" in key else key.partition("/")
     return host if path.strip("/") in {"", "v1", "v2"} else ""
+
+
+def _plain(key: str) -> str:
+    """``key`` without scheme and slash at its end."""
+    return (key.partition("://")[2] or key).rstrip("/")
 
 
 def _decode(auth: str, key: str, source: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from executor.registry.auth import Keychain, printable
 from executor.registry.config import RegistrySettings
 from executor.registry.failure import PASSING, refused, retry_after, unreachable
 from executor.registry.reference import Reference, api_host
-from executor.registry.token import Authority
+from executor.registry.token import Authority, Party
 from executor.registry.wire import (
     ERROR_LIMIT,
     STALL_SECONDS,
@@ -158,7 +158,7 @@ class Session:
 
     def refused(self, endpoint: Endpoint, what: str, reply: Reply) -> RegistryError:
         """``reply``, which is no success, as the error to raise."""
-        known = reply.status in {401, 403, 429} and self._authority.has_credential(endpoint.registry)
+        known = reply.status in {401, 403, 429} and self._authority.has_credential(self._party(endpoint))
         return refused(what, reply, endpoint.registry, known=known)
 
     @contextmanager
@@ -226,12 +226,13 @@ class Session:
     ) -> Iterator[httpx.Response]:
         """One request with its challenge answered. ``keep`` takes over the closing of an accepted response."""
         url = self.url(endpoint, call.path)
-        home = origin_of(self.url(endpoint, ""))
+        party = self._party(endpoint)
+        home = party.origin
         there = origin_of(url)
         ours = there == home
         if not ours:
             check_target(there, home, home, self.settings)
-        header = self._authority.header(endpoint.registry, home, call.scopes) if ours else ""
+        header = self._authority.header(party, call.scopes) if ours else ""
         request = Request(
             call.method, url, call.headers, header, call.content, call.length, call.patience, call.parting
         )
@@ -241,7 +242,7 @@ class Session:
             if response.status_code == 401 and ours and not left:
                 # A 401 at the end of a redirect that has left the registry is an answer to somebody else's question.
                 challenge = ", ".join(response.headers.get_list("www-authenticate"))
-                answer = self._authority.answer(endpoint.registry, home, call.scopes, challenge, header)
+                answer = self._authority.answer(party, call.scopes, challenge, header)
                 if answer:
                     self.wire.body(response, ERROR_LIMIT)  # so that the connection can serve the next request
                     response.close()
@@ -253,6 +254,9 @@ class Session:
         finally:
             if not kept:
                 response.close()
+
+    def _party(self, endpoint: Endpoint) -> Party:
+        return Party(endpoint.registry, endpoint.repository, origin_of(self.url(endpoint, "")))
 
     def _scheme(self, endpoint: Endpoint) -> str:
         if endpoint.plain or self.settings.is_plain(endpoint.registry):

@@ -129,14 +129,22 @@ def same_site(registry: Origin, realm: Origin) -> bool:
     return other in (host, parent) or other.endswith(("." + host, "." + parent))
 
 
+class Party(msgspec.Struct, frozen=True):
+    """Whom a request is for: a repository of a registry, which is spoken to at ``origin``."""
+
+    registry: str
+    repository: str
+    origin: Origin
+
+
 class _Known(msgspec.Struct):
     """What one registry has told us about itself. Guarded by its lock."""
 
     lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
     challenge: Challenge | None = None
-    credential: Credential | None = None
-    asked: bool = False
-    tokens: dict[frozenset[str], tuple[str, float]] = msgspec.field(default_factory=dict)
+    credentials: dict[str, Credential | None] = msgspec.field(default_factory=dict)
+    """By repository: people may have several accounts at one registry."""
+    tokens: dict[tuple[str, frozenset[str]], tuple[str, float]] = msgspec.field(default_factory=dict)
 
 
 class Authority:
@@ -149,21 +157,21 @@ class Authority:
         self._lock = threading.Lock()
         self._registries: dict[str, _Known] = {}
 
-    def has_credential(self, registry: str) -> bool:
-        """Whether the keychain knows the user at ``registry``."""
-        known = self._known(registry)
+    def has_credential(self, party: Party) -> bool:
+        """Whether the keychain knows the user at ``party``."""
+        known = self._known(party.registry)
         with known.lock:
-            return self._credential(known, registry) is not None
+            return self._credential(known, party) is not None
 
-    def header(self, registry: str, origin: Origin, scopes: frozenset[str]) -> str:
+    def header(self, party: Party, scopes: frozenset[str]) -> str:
         """The ``Authorization`` for a request that needs ``scopes``, "" while nothing has been asked of us."""
-        known = self._known(registry)
+        known = self._known(party.registry)
         with known.lock:
             if known.challenge is None:
                 return ""
-            return self._answer(known, registry, origin, scopes)
+            return self._answer(known, party, scopes)
 
-    def answer(self, registry: str, origin: Origin, scopes: frozenset[str], header: str, rejected: str) -> str:
+    def answer(self, party: Party, scopes: frozenset[str], header: str, rejected: str) -> str:
         """The ``Authorization`` that answers the challenge in ``header`` for a request that needs ``scopes``.
 
         ``rejected`` is what was sent and not accepted: it is forgotten. "" when there is nothing (else) to send.
@@ -175,54 +183,52 @@ class Authority:
         if chosen is None:
             return ""
         wanted = merged(*scopes, *chosen.get("scope").split(" "))
-        known = self._known(registry)
+        known = self._known(party.registry)
         with known.lock:
             known.challenge = chosen
             for held, (token, _) in tuple(known.tokens.items()):
                 if rejected == f"Bearer {token}":
                     del known.tokens[held]
-            found = self._answer(known, registry, origin, wanted)
-            if wanted in known.tokens:
-                known.tokens[scopes] = known.tokens[wanted]
+            found = self._answer(known, party, wanted)
+            if (party.repository, wanted) in known.tokens:
+                known.tokens[party.repository, scopes] = known.tokens[party.repository, wanted]
             return "" if found == rejected else found
 
     def _known(self, registry: str) -> _Known:
         with self._lock:
             return self._registries.setdefault(registry, _Known())
 
-    def _credential(self, known: _Known, registry: str) -> Credential | None:
-        if not known.asked:
-            known.credential = self._keychain(registry)
-            known.asked = True
-        return known.credential
+    def _credential(self, known: _Known, party: Party) -> Credential | None:
+        if party.repository not in known.credentials:
+            known.credentials[party.repository] = self._keychain(f"{party.registry}/{party.repository}")
+        return known.credentials[party.repository]
 
-    def _answer(self, known: _Known, registry: str, origin: Origin, scopes: frozenset[str]) -> str:
+    def _answer(self, known: _Known, party: Party, scopes: frozenset[str]) -> str:
         challenge = known.challenge
         assert challenge is not None
-        credential = self._credential(known, registry)
+        credential = self._credential(known, party)
         if credential is not None and credential.registry_token:
             return f"Bearer {credential.registry_token}"
         if challenge.scheme == "basic":
             return _basic(credential) if credential is not None and credential.username else ""
-        held = known.tokens.get(scopes)
+        held = known.tokens.get((party.repository, scopes))
         if held is not None and held[1] > time.monotonic():
             return f"Bearer {held[0]}"
-        token, seconds = self._request(challenge, registry, origin, scopes, credential)
+        token, seconds = self._request(challenge, party, scopes, credential)
         # Renewed early: a token has to outlive the request that it is sent with.
-        known.tokens[scopes] = (token, time.monotonic() + max(seconds * 0.8 - 5, seconds * 0.5))
+        known.tokens[party.repository, scopes] = (token, time.monotonic() + max(seconds * 0.8 - 5, seconds * 0.5))
         return f"Bearer {token}"
 
     def _request(
         self,
         challenge: Challenge,
-        registry: str,
-        origin: Origin,
+        party: Party,
         scopes: frozenset[str],
         credential: Credential | None,
     ) -> tuple[str, float]:
         """A token for ``scopes`` and the seconds it lives (token.md; oauth.md for identity tokens)."""
         realm = challenge.get("realm")
-        self._check_realm(realm, registry, origin, credential)
+        self._check_realm(realm, party.registry, party.origin, credential)
         query = [("service", challenge.get("service"))] if challenge.get("service") else []
         if credential is not None and credential.identity_token:
             form = [
@@ -243,13 +249,13 @@ class Authority:
             authorization = _basic(credential) if credential is not None and credential.username else ""
             request = Request("GET", url, authorization=authorization)
         reply, _ = self._wire.call(request, TOKEN_LIMIT, redirects=0)
-        what = f"cannot get a token for {registry}"
+        what = f"cannot get a token for {party.registry}"
         if reply.status in PASSING:
             why = f"its token service answers with status {reply.status}"
             said = diagnostics(reply.body)
             raise Lost(f"{why}: {said}" if said else why, delay=retry_after(reply))
         if reply.status != 200:
-            raise refused(what, reply, registry, known=credential is not None)
+            raise refused(what, reply, party.registry, known=credential is not None)
         return _token(reply.body, what, realm)
 
     def _check_realm(self, realm: str, registry: str, origin: Origin, credential: Credential | None) -> None:

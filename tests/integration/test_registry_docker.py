@@ -195,14 +195,14 @@ def test_a_password_opens_the_door(guarded: str) -> None:
     reference = parse(f"{guarded}/secret/app:1")
     asked: list[str] = []
 
-    def keychain(registry: str) -> Credential | None:
-        asked.append(registry)
+    def keychain(name: str) -> Credential | None:
+        asked.append(name)
         return Credential(USER, PASSWORD)
 
     with Client(keychain=keychain, pace=QUICK) as client:
         descriptor = push_image(client, reference, "amd64", "x")
         assert client.resolve(reference.with_digest(descriptor.digest)).digest == descriptor.digest
-    assert asked == [guarded]
+    assert asked == [f"{guarded}/secret/app"]
 
 
 def test_without_a_credential_the_error_says_how_to_sign_in(guarded: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import itertools
@@ -21,6 +22,7 @@ from registry_server import Asked, MemoryRegistry, OddRegistry, Said, Served, di
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest, describe, encode
 from executor.registry import transfer, upload, wire
+from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference, parse
@@ -427,6 +429,38 @@ def test_closing_ends_what_other_threads_wait_for(registry: MemoryRegistry, serv
             waiting.result(timeout=10)
         assert time.monotonic() - begun < 2
     released.set()
+
+
+# -- credentials -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["basic", "bearer"])
+def test_each_repository_of_a_registry_may_have_its_own_account(scheme: str) -> None:
+    """Tokens and passwords of one are never shown to the other, in whatever order they are asked for."""
+    registry = MemoryRegistry()
+    users = {"org-a": "usera", "org-b": "userb"}
+
+    def fault(asked: Asked) -> object:
+        sent = asked.headers.get("authorization", "")
+        user = base64.b64decode(sent[6:]).decode().partition(":")[0] if sent.startswith("Basic ") else ""
+        if asked.path == "/token":
+            return Said(200, {}, json.dumps({"token": f"{user}-token"}).encode())
+        owner = users[asked.path.split("/")[2]]
+        if (user or sent.removeprefix("Bearer ").removesuffix("-token")) == owner:
+            return ...
+        realm = f'realm="http://{asked.headers["host"]}/token"'
+        return Said(401, {"WWW-Authenticate": f"{scheme.capitalize()} {realm}"})
+
+    def keychain(name: str) -> Credential | None:
+        return Credential(users[name.split("/")[1]], "x")
+
+    registry.fault = fault
+    with served(registry) as server, Client(keychain=keychain, pace=QUICK) as client:
+        for number, repository in enumerate(("org-a/app", "org-b/app", "org-a/app", "org-b/other")):
+            data = str(number).encode()
+            client.push(ref(server, repository), layer(data), lambda data=data: io.BytesIO(data))  # type: ignore[misc]
+            assert registry.blobs[repository, digest_of(data)] == data
+        assert len([each for each in server.asked if each.path.startswith("/v2") and each.method == "HEAD"]) <= 5
 
 
 # -- uploads ---------------------------------------------------------------------------------------------------------

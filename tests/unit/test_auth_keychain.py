@@ -88,6 +88,59 @@ def test_a_credential_is_for_its_own_registry_only(home: Path, key: str) -> None
     assert docker_keychain()("r.example:5000") is None
 
 
+PATHS = {
+    "r.example": {"auth": basic("host:x")},
+    "r.example/org": {"auth": basic("org:x")},
+    "https://r.example/org/team/": {"auth": basic("team:x")},
+    "r.example/org/team/app": {"auth": basic("app:x")},
+    "docker.io/mine": {"auth": basic("mine:x")},
+    "index.docker.io/theirs": {"auth": basic("theirs:x")},
+    HUB: {"auth": basic("hub:x")},
+}
+
+
+@pytest.mark.parametrize("file", [".docker/config.json", ".config/containers/auth.json"])
+@pytest.mark.parametrize(
+    ("name", "user"),
+    [
+        ("r.example", "host"),
+        ("r.example/other/app", "host"),
+        ("r.example/organ/app", "host"),
+        ("r.example/org", "org"),
+        ("r.example/org/app", "org"),
+        ("r.example/org/team/other", "team"),
+        ("r.example/org/team/app", "app"),
+        ("r.example/org/team/app/below", "app"),
+        ("docker.io/library/debian", "hub"),
+        ("docker.io/mine/app", "mine"),
+        ("docker.io/theirs/app", "theirs"),
+    ],
+)
+def test_the_longest_key_that_a_repository_begins_with_counts(home: Path, file: str, name: str, user: str) -> None:
+    write(home / file, {"auths": PATHS})
+    assert docker_keychain()(name) == Credential(user, "x")
+
+
+def test_a_path_has_helpers_and_places_in_the_store_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper(home, "demo", 'read server; printf \'{"Username":"u-%s","Secret":"s"}\' "$server"', monkeypatch)
+    document = {"credHelpers": {"r.example/org": "demo"}, "credsStore": "demo", "auths": {"r.example/stored": {}}}
+    write(home / ".docker/config.json", document)
+    keychain = docker_keychain()
+    assert keychain("r.example/org/app") == Credential("u-r.example/org", "s")
+    assert keychain("r.example/stored/app") == Credential("u-r.example/stored", "s")
+    assert keychain("r.example/other/app") == Credential("u-r.example", "s")
+
+
+def test_a_helper_is_asked_once_for_all_repositories_of_a_registry(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = f'read server; echo "$server" >> {home}/asked; printf \'{{"Username":"u","Secret":"s"}}\''
+    helper(home, "demo", script, monkeypatch)
+    write(home / ".docker/config.json", {"credsStore": "demo"})
+    keychain = docker_keychain()
+    for name in ("one", "two", "org/three"):
+        assert keychain(f"r.example/{name}") == Credential("u", "s")
+    assert (home / "asked").read_text() == "r.example\n"
+
+
 def test_an_exact_key_wins_over_a_similar_one(home: Path) -> None:
     auths = {"https://r.example/v1/": {"auth": basic("old:x")}, "r.example": {"auth": basic("new:x")}}
     write(home / ".docker/config.json", {"auths": auths})

@@ -14,7 +14,7 @@ from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse
 from executor.registry.session import Pace
-from executor.registry.token import Authority
+from executor.registry.token import Authority, Party
 from executor.registry.wire import Origin, Wire
 from platforms.errors import RegistryError
 
@@ -80,7 +80,7 @@ def test_a_secure_registrys_credential_goes_to_its_own_site_over_tls_only(realm:
     authority = Authority(Wire(settings), settings, lambda _: Credential("me", SECRET))
     home = Origin("https", "r.example.com", 443)
     with pytest.raises(RegistryError):
-        authority.answer("r.example.com", home, frozenset(), f'Bearer realm="{realm}"', "")
+        authority.answer(Party("r.example.com", "a/b", home), frozenset(), f'Bearer realm="{realm}"', "")
 
 
 def test_a_realm_that_redirects_is_not_followed(collector: Served) -> None:
@@ -137,13 +137,13 @@ def test_a_realm_of_the_registrys_own_and_one_that_the_user_named_are_answered(c
 def test_one_registrys_credential_is_never_anothers() -> None:
     asked: list[str] = []
 
-    def keychain(registry: str) -> Credential | None:
-        asked.append(registry)
-        return Credential("me", SECRET) if registry == "trusted.example" else None
+    def keychain(name: str) -> Credential | None:
+        asked.append(name)
+        return Credential("me", SECRET) if name.startswith("trusted.example") else None
 
     basic = Said(401, {"WWW-Authenticate": "Basic realm=x"})
     with served(lambda _: basic) as server, Client(keychain=keychain, pace=QUICK) as client:
         with pytest.raises(RegistryError):
             client.manifest(parse(f"{server.host}/trusted.example/b:1"))
-        assert asked == [server.host]
+        assert asked == [f"{server.host}/trusted.example/b"]
         assert server.secrets() == []
