@@ -28,7 +28,7 @@ from executor.registry.auth import Keychain, anonymous, printable
 from executor.registry.config import RegistrySettings
 from executor.registry.failure import PASSING, codes
 from executor.registry.reference import Reference
-from executor.registry.session import Call, Endpoint, Pace, Session, absolute, mirror_endpoints, origin_endpoint
+from executor.registry.session import Call, Endpoint, Pace, Session, absolute, origin_endpoint
 from executor.registry.token import merged, scope
 from executor.registry.transfer import Progress, Sink
 from executor.registry.wire import Cancel, Reply
@@ -37,7 +37,6 @@ from platforms.errors import ArchiveError, RegistryError
 SMALL_BLOB: Final = 16 << 20
 """Bytes of a blob that is read into memory: image configurations are kilobytes."""
 _MANIFEST_TRIES: Final = 4
-_MIRROR_TRIES: Final = 2
 _STORED: Final = frozenset({200, 201, 202})
 _REFUSED: Final = frozenset(range(400, 500)) - {401, 408, 413, 429}
 """Answers to a manifest that no other try would cure."""
@@ -88,12 +87,12 @@ class Client:
     def resolve(self, reference: Reference) -> Descriptor:
         """What ``reference`` points to now. Raises ``RegistryError``, also when there is no such thing."""
         what = f"cannot resolve {reference.familiar()}"
-        return self._first(reference, lambda endpoint, tries: self._resolve(endpoint, reference, what, tries))
+        return self._first(reference, lambda endpoint: self._resolve(endpoint, reference, what))
 
     def manifest(self, reference: Reference) -> tuple[Manifest | Index, bytes, Descriptor]:
         """The manifest or index of ``reference``: read strictly, its bytes verified, and their descriptor."""
         what = f"cannot pull {reference.familiar()}"
-        return self._first(reference, lambda endpoint, tries: self._manifest(endpoint, reference, what, tries))
+        return self._first(reference, lambda endpoint: self._manifest(endpoint, reference, what))
 
     def has_manifest(self, reference: Reference) -> Descriptor | None:
         """What ``reference`` points to in its own registry (no mirror), or None when it does not exist."""
@@ -103,7 +102,7 @@ class Client:
         reply = self._session.call(endpoint, call)
         if reply.status == 404:
             return None
-        return _described(reply, reference) or self._manifest(endpoint, reference, what, 0)[2]
+        return _described(reply, reference) or self._manifest(endpoint, reference, what)[2]
 
     def fetch(self, reference: Reference, descriptor: Descriptor, sink: Sink) -> None:
         """Write the blob of ``descriptor`` to ``sink``; size and digest are right when this returns.
@@ -257,36 +256,36 @@ class Client:
         return error
 
     def _endpoints(self, reference: Reference) -> tuple[Endpoint, ...]:
-        return (*mirror_endpoints(reference, self.settings), origin_endpoint(reference))
+        return (*self._session.mirrors(reference), origin_endpoint(reference))
 
-    def _first(self, reference: Reference, attempt: Callable[[Endpoint, int], _T]) -> _T:
+    def _first(self, reference: Reference, attempt: Callable[[Endpoint], _T]) -> _T:
         """``attempt`` at the mirrors, then at the registry. Its error tells of the mirrors' as well."""
         notes: list[str] = []
-        for endpoint in mirror_endpoints(reference, self.settings):
+        for endpoint in self._session.mirrors(reference):
             try:
-                return attempt(endpoint, _MIRROR_TRIES)
+                return attempt(endpoint)
             except RegistryError as error:
                 notes.append(f"mirror {endpoint.registry}: {error.problem.why}")
         try:
-            return attempt(origin_endpoint(reference), 0)
+            return attempt(origin_endpoint(reference))
         except RegistryError as error:
             if notes:
                 error.problem = replace(error.problem, why="; ".join((error.problem.why, *notes)))
             raise
 
-    def _resolve(self, endpoint: Endpoint, reference: Reference, what: str, tries: int) -> Descriptor:
+    def _resolve(self, endpoint: Endpoint, reference: Reference, what: str) -> Descriptor:
         # Any refusal is asked again with GET, whose answer has room for an explanation; 429 is not made worse by that.
         accept = frozenset({200}) | frozenset(range(400, 500)) - {408, 429}
-        call = _manifest_call(endpoint, reference, what=what, method="HEAD", accept=accept, tries=tries)
+        call = _manifest_call(endpoint, reference, what=what, method="HEAD", accept=accept)
         reply = self._session.call(endpoint, call)
         found = _described(reply, reference) if reply.status == 200 else None
-        return found or self._manifest(endpoint, reference, what, tries)[2]
+        return found or self._manifest(endpoint, reference, what)[2]
 
     def _manifest(
-        self, endpoint: Endpoint, reference: Reference, what: str, tries: int
+        self, endpoint: Endpoint, reference: Reference, what: str
     ) -> tuple[Manifest | Index, bytes, Descriptor]:
         accept = frozenset({200})
-        call = _manifest_call(endpoint, reference, what=what, method="GET", accept=accept, tries=tries)
+        call = _manifest_call(endpoint, reference, what=what, method="GET", accept=accept)
         reply = self._session.call(endpoint, call)
         said = reference.digest or reply.header("docker-content-digest")
         try:
@@ -309,9 +308,7 @@ class Client:
         return document, reply.body, Descriptor(document.media_type, digest, len(reply.body))
 
 
-def _manifest_call(
-    endpoint: Endpoint, reference: Reference, *, what: str, method: str, accept: frozenset[int], tries: int = 0
-) -> Call:
+def _manifest_call(endpoint: Endpoint, reference: Reference, *, what: str, method: str, accept: frozenset[int]) -> Call:
     return Call(
         what,
         method,
@@ -320,7 +317,6 @@ def _manifest_call(
         headers=(("Accept", mediatypes.ACCEPT),),
         limit=MANIFEST_LIMIT,
         accept=accept,
-        tries=tries,
     )
 
 

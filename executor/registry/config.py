@@ -60,6 +60,8 @@ class RegistrySettings(msgspec.Struct, frozen=True):
     """Registries on this machine that speak TLS."""
     without_tls: frozenset[str] = frozenset()
     """Insecure registries that have been found to have no TLS."""
+    failing: frozenset[str] = frozenset()
+    """Mirrors that have failed in this build: they are not asked again."""
 
     def is_insecure(self, registry: str) -> bool:
         """Whether plain HTTP and unverified TLS are allowed for ``registry``."""

@@ -6,8 +6,10 @@ backoff and jitter; ``Retry-After`` (RFC 9110, 10.2.3) is waited for when it is 
 
 from __future__ import annotations
 
+import math
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
@@ -37,6 +39,8 @@ from platforms.errors import Interrupted, RegistryError
 if TYPE_CHECKING:
     import httpx
 
+MIRROR_TRIES: Final = 2
+"""Tries of a mirror whose connection broke: it may just have closed one that was idle."""
 _WARNING_LIMIT: Final = 20
 
 
@@ -71,6 +75,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     repository: str
     plain: bool = False
     """Plain HTTP, because a mirror's address says so."""
+    mirror: bool = False
+    """Whether somebody else can be asked when this one fails."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -89,8 +95,6 @@ class Call(msgspec.Struct, frozen=True):
     patience: float = STALL_SECONDS
     accept: frozenset[int] = frozenset({200})
     """The statuses that the caller deals with; all others are raised."""
-    tries: int = 0
-    """Overrides the pace when not 0."""
     parting: bool = False
     """See ``wire.Request``."""
 
@@ -107,7 +111,7 @@ def mirror_endpoints(reference: Reference, settings: RegistrySettings) -> tuple[
         address = mirror.removeprefix("http://")
         host, _, prefix = address.partition("/")
         repository = f"{prefix}/{reference.repository}" if prefix else reference.repository
-        found.append(Endpoint(host, api_host(host), repository, plain=address != mirror))
+        found.append(Endpoint(host, api_host(host), repository, plain=address != mirror, mirror=True))
     return tuple(found)
 
 
@@ -131,11 +135,27 @@ class Session:
         self._lock = threading.Lock()
         self._schemes: dict[str, str] = {}
         self._warned: set[str] = set()
+        self._left: dict[str, float] = dict.fromkeys(settings.failing, math.inf)
+        """Mirrors, or repositories of them, that are not asked until then (monotonic seconds)."""
 
     def learned(self) -> RegistrySettings:
-        """The settings, with what has been found out: which insecure registries have no TLS."""
+        """The settings, with what has been found out: which insecure registries have no TLS, which mirrors fail."""
         found = frozenset(registry for registry, scheme in self._schemes.copy().items() if scheme == "http")
-        return replace(self.settings, without_tls=self.settings.without_tls | found)
+        failing = frozenset(name for name, until in self._left.copy().items() if until == math.inf)
+        return replace(self.settings, without_tls=self.settings.without_tls | found, failing=failing)
+
+    def mirrors(self, reference: Reference) -> Iterator[Endpoint]:
+        """The mirrors to ask for ``reference`` now, in order: those that have not failed."""
+        for each in mirror_endpoints(reference, self.settings):
+            names = (each.registry, f"{each.registry}/{each.repository}")
+            if all(self._left.get(name, 0.0) <= time.monotonic() for name in names):
+                yield each
+
+    def leave(self, endpoint: Endpoint, seconds: float = math.inf, *, repository: bool = False) -> None:
+        """Ask ``endpoint``, if it is a mirror, no more for so long, or only nothing more of the repository."""
+        if endpoint.mirror and seconds > 0:
+            name = f"{endpoint.registry}/{endpoint.repository}" if repository else endpoint.registry
+            self._left[name] = time.monotonic() + seconds
 
     def url(self, endpoint: Endpoint, path: str) -> str:
         """The absolute URL of ``path`` under the endpoint's repository; an absolute one comes back as it is."""
@@ -145,7 +165,6 @@ class Session:
 
     def call(self, endpoint: Endpoint, call: Call) -> Reply:
         """The whole answer, retried as this module says. Raises ``RegistryError`` unless its status is accepted."""
-
         return self._persist(endpoint, call, lambda: self.once(endpoint, call))
 
     def once(self, endpoint: Endpoint, call: Call) -> Reply:
@@ -192,10 +211,13 @@ class Session:
         while True:
             try:
                 reply = once()
+            except RegistryError:
+                self.leave(endpoint, repository=True)
+                raise
             except Lost as lost:
                 attempt += 1
-                tries = call.tries or (self.pace.connects if lost.connecting else self.pace.tries)
-                if attempt >= tries or lost.delay > self.pace.retry_after:
+                if attempt >= self._tries(endpoint, lost) or lost.delay > self.pace.retry_after:
+                    self.leave(endpoint)
                     raise unreachable(call.what, endpoint.registry, str(lost), attempt) from lost
                 delay = max(lost.delay, self.pace.delay(attempt - 1))
             else:
@@ -203,11 +225,32 @@ class Session:
                     return reply
                 attempt += 1
                 asked = retry_after(reply)
-                passing = reply.status in PASSING and attempt < (call.tries or self.pace.tries)
+                passing = reply.status in PASSING and attempt < self.pace.tries and not endpoint.mirror
                 if not passing or asked > self.pace.retry_after:
+                    self._leave_after(endpoint, reply)
                     raise self._given_up(endpoint, call, reply, asked)
                 delay = max(asked, self.pace.delay(attempt - 1))
             self.wire.pause(delay)
+
+    def _tries(self, endpoint: Endpoint, lost: Lost) -> int:
+        """How often to try what was ``lost``; of a mirror, only a connection that broke is tried again, and once."""
+        if endpoint.mirror:
+            return 1 if lost.connecting or lost.silent or lost.delay else MIRROR_TRIES
+        return self.pace.connects if lost.connecting else self.pace.tries
+
+    def _leave_after(self, endpoint: Endpoint, reply: Reply) -> None:
+        """Draw the conclusions from a mirror's refusal.
+
+        One that fails (5xx, 408) is left for the build; one that is asked too often (429) for as long as it asks, since
+        bursts pass; one that does not let the user in (401, 403) for that repository. A missing image (404) says
+        nothing of the next.
+        """
+        if reply.status >= 500 or reply.status == 408:
+            self.leave(endpoint)
+        elif reply.status == 429:
+            self.leave(endpoint, retry_after(reply))
+        elif reply.status in {401, 403}:
+            self.leave(endpoint, repository=True)
 
     def _given_up(self, endpoint: Endpoint, call: Call, reply: Reply, asked: float) -> RegistryError:
         error = self.refused(endpoint, call.what, reply)

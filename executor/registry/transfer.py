@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from executor.image.manifest import Descriptor
 from executor.registry.failure import unreachable
-from executor.registry.session import Call, Endpoint, Session
+from executor.registry.session import MIRROR_TRIES, Call, Endpoint, Session
 from executor.registry.token import merged, scope
 from executor.registry.wire import Lost
 from platforms.errors import RegistryError
@@ -97,6 +97,7 @@ def fetch(
                     continue
                 if last:
                     raise _mismatch(what, endpoint, wrong) from wrong
+                session.leave(endpoint)
             except RegistryError:
                 if last:
                     raise
@@ -124,6 +125,7 @@ def stream(
         except _Wrong as wrong:
             if given or number == len(endpoints) - 1:
                 raise _mismatch(what, endpoint, wrong) from wrong
+            session.leave(endpoint)
         except RegistryError:
             if given or number == len(endpoints) - 1:
                 raise
@@ -160,7 +162,8 @@ def _download(
         if offset == descriptor.size:
             break
         failures = 1 if offset > start else failures + 1
-        if failures >= session.pace.tries:
+        if failures >= (MIRROR_TRIES if endpoint.mirror else session.pace.tries):
+            session.leave(endpoint)
             raise unreachable(what, endpoint.registry, why, failures)
         session.wire.pause(session.pace.delay(failures - 1))
     if digest.hexdigest() != expected:

@@ -65,8 +65,10 @@ class Cancel(Protocol):
 class Lost(Exception):
     """A request failed in a way that may pass: the connection broke, stalled or never came about."""
 
-    def __init__(self, why: str, *, connecting: bool = False, delay: float = 0.0) -> None:
+    def __init__(self, why: str, *, connecting: bool = False, silent: bool = False, delay: float = 0.0) -> None:
         super().__init__(why)
+        self.silent = silent
+        """The other side was there and said nothing, for as long as is waited."""
         self.delay = delay
         """Seconds that the other side asks to be left alone."""
         self.connecting = connecting
@@ -474,7 +476,7 @@ def translated(url: str) -> Iterator[None]:
     except httpx.ConnectTimeout as error:
         raise Lost(f"no connection within {CONNECT_SECONDS:.0f} s", connecting=True) from error
     except httpx.TimeoutException as error:
-        raise Lost("the other side fell silent") from error
+        raise Lost("the other side fell silent", silent=True) from error
     except httpx.ConnectError as error:
         raise _unconnected(url, error) from error
     except (httpx.NetworkError, httpx.RemoteProtocolError) as error:

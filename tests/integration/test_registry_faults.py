@@ -997,6 +997,95 @@ def test_a_lying_mirror_is_passed_over(registry: MemoryRegistry, server: Served)
     assert sink.resets == 1
 
 
+@pytest.fixture
+def base(registry: MemoryRegistry) -> Descriptor:
+    """An image in ``registry`` with ``BLOB`` as its layer."""
+    descriptor, data = image((layer(BLOB),))
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    registry.add_blob("team/app", BLOB)
+    return descriptor
+
+
+def pull(client: Client, server: Served, base: Descriptor) -> None:
+    assert client.resolve(ref(server)) == base
+    assert client.manifest(ref(server).with_digest(base.digest))[2] == base
+    assert client.read_blob(ref(server), layer(BLOB)) == BLOB
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 408])
+def test_a_mirror_that_fails_is_asked_once_a_build(server: Served, base: Descriptor, status: int) -> None:
+    with served(lambda _: error(status, "UNAVAILABLE", "mirror is down")) as near:
+        settings = RegistrySettings(mirrors=((server.host, (near.host,)),))
+        with Client(settings, pace=QUICK) as client:
+            pull(client, server, base)
+            learned = client.learned()
+        with Client(learned, pace=QUICK) as other:  # an executor of the same build
+            pull(other, server, base)
+        assert len(near.asked) == 1
+
+
+def test_a_mirror_that_is_not_there_is_asked_once_a_build(server: Served, base: Descriptor) -> None:
+    with served(lambda _: Said()) as gone:
+        host = gone.host
+    with Client(RegistrySettings(mirrors=((server.host, (host,)),)), pace=QUICK) as client:
+        pull(client, server, base)
+        assert client.learned().failing == {host}
+
+
+def test_a_mirror_whose_blobs_fail_is_left_with_the_first(server: Served, base: Descriptor) -> None:
+    mirror = MemoryRegistry()
+    mirror.fault = lambda asked: Said(502) if "/blobs/" in asked.path else ...
+    with served(mirror) as near, Client(RegistrySettings(mirrors=((server.host, (near.host,)),)), pace=QUICK) as client:
+        for _ in range(3):
+            assert client.read_blob(ref(server), layer(BLOB)) == BLOB
+        assert len(near.asked) == 1
+
+
+def test_a_mirrors_connection_that_breaks_is_tried_once_more(server: Served, base: Descriptor) -> None:
+    mirror = MemoryRegistry()
+    mirror.blobs["team/app", digest_of(BLOB)] = BLOB
+    mirror.fault = failing(1, "blobs", lambda: None)
+    with served(mirror) as near, Client(RegistrySettings(mirrors=((server.host, (near.host,)),)), pace=QUICK) as client:
+        assert client.read_blob(ref(server), layer(BLOB)) == BLOB
+        assert len(near.asked) == 2
+        assert not server.asked
+
+
+@pytest.mark.parametrize(("headers", "asked"), [({}, 3), ({"Retry-After": "60"}, 1)])
+def test_a_mirror_that_is_asked_too_often_is_passed_over_without_a_wait(
+    server: Served, base: Descriptor, headers: dict[str, str], asked: int
+) -> None:
+    """For one question, or for as long as it asks; other processes may find it ready again."""
+    with served(lambda _: Said(429, headers)) as near:
+        settings = RegistrySettings(mirrors=((server.host, (near.host,)),))
+        with Client(settings, pace=Pace(first=600)) as client:
+            pull(client, server, base)
+            assert client.learned().failing == frozenset()
+        assert len(near.asked) == asked
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_mirror_that_does_not_let_us_in_is_left_for_that_repository(
+    registry: MemoryRegistry, server: Served, base: Descriptor, status: int
+) -> None:
+    registry.add_manifest("team/other", "1", base.media_type, registry.manifests["team/app", "1"][1])
+    mirror = MemoryRegistry()
+    mirror.add_manifest("team/other", "1", base.media_type, registry.manifests["team/app", "1"][1])
+    mirror.fault = lambda asked: error(status, "DENIED", "no") if "team/app" in asked.path else ...
+    with served(mirror) as near, Client(RegistrySettings(mirrors=((server.host, (near.host,)),)), pace=QUICK) as client:
+        pull(client, server, base)
+        assert len(near.asked) == 2  # HEAD, and GET for the explanation
+        assert client.resolve(ref(server, "team/other:1")) == base
+        assert len(near.asked) == 3
+
+
+def test_a_mirror_that_lacks_an_image_is_asked_for_the_next(server: Served, base: Descriptor) -> None:
+    with served(MemoryRegistry()) as near:
+        with Client(RegistrySettings(mirrors=((server.host, (near.host,)),)), pace=QUICK) as client:
+            pull(client, server, base)
+        assert near.seen("GET", "blobs")
+
+
 def test_the_error_tells_of_registry_and_mirror(server: Served) -> None:
     with served(lambda _: Said(503)) as near:
         settings = RegistrySettings(mirrors=((server.host, (near.host,)),))
