@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +22,7 @@ import msgspec
 from executor import __version__, job
 from executor.build import exchange, export, files, solve
 from executor.build.exchange import Exchange
-from executor.build.layer import LayerLost
+from executor.build.layer import Layer, LayerLost
 from executor.build.once import Once
 from executor.build.solve import Solver
 from executor.build.workshop import Workshop
@@ -235,14 +235,7 @@ def _image(workshop: Workshop, course: solve.Course, began: float) -> tuple[job.
         config=manifest.config,
         layers=manifest.layers,
         size=manifest.config.size + sum(each.size for each in manifest.layers),
-        findings=tuple(
-            job.Finding(layer.blob().descriptor.digest, path, machine.name)
-            for layer in state.layers
-            if layer.machines is not None
-            for machine in layer.machines()
-            if foreign(machine.name, workshop.platform.architecture)
-            for path in machine.paths
-        ),
+        findings=_findings(state.layers, workshop.platform.architecture),
         cached=solver.cached,
         ran=solver.ran,
         seconds=round(time.monotonic() - began, 3),
@@ -250,6 +243,24 @@ def _image(workshop: Workshop, course: solve.Course, began: float) -> tuple[job.
         grounds=workshop.survey.grounds(),
     )
     return result, lambda: solver.tree_of(state)
+
+
+def _findings(layers: Iterable[Layer], architecture: str) -> tuple[job.Finding, ...]:
+    """The files of new layers that are for another architecture, but for those that are meant to be beside ours."""
+    found = tuple(
+        job.Finding(layer.blob().descriptor.digest, path, machine.name)
+        for layer in layers
+        if layer.machines is not None
+        for machine in layer.machines()
+        for path in machine.paths
+    )
+    strange = tuple(each for each in found if foreign(each.machine, architecture))
+    if not strange:
+        return ()
+    from executor.rootfs.prebuilt import by_design
+
+    meant = by_design(((each.path, each.machine) for each in found), architecture)
+    return tuple(each for each in strange if each.path not in meant)
 
 
 def _client(workshop: Workshop, stopping: threading.Event) -> Client:
