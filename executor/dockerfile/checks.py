@@ -99,13 +99,13 @@ def check(
         ignore,
         rules.options(dockerfile.check) if options is None else options,
     )
-    wanted = set(range(len(dockerfile.stages))) if stages is None else set(stages)
+    walk.wanted = frozenset(range(len(dockerfile.stages)) if stages is None else stages)
     failure: Problem | None = None
     try:
         walk.file()
         walk.bases(bases or {})
         for stage in dockerfile.stages:
-            if stage.index in wanted:
+            if stage.index in walk.wanted:
                 walk.stage(stage)
     except DockerfileError as error:
         failure = error.problem
@@ -142,6 +142,10 @@ class _Walk(msgspec.Struct):
     known: Mapping[int, Base] = msgspec.field(default_factory=dict)
     scenes: dict[int, _Scene] = msgspec.field(default_factory=dict)
     expanded: dict[int, kinds.From] = msgspec.field(default_factory=dict)
+    wanted: frozenset[int] = frozenset()
+    """The stages that are looked at."""
+    answers: frozenset[int] | None = None
+    """What ``machine_answers`` found, once it was asked."""
 
     def note(self, rule: Rule, location: Location, *facts: str, comments: tuple[str, ...] = ()) -> None:
         """Report a finding, unless nobody wants to know, or knows already."""
@@ -338,12 +342,43 @@ class _Walk(msgspec.Struct):
 
     def traps(self, scene: _Scene, stage: Stage, instruction: kinds.Instruction) -> Iterator[Violation]:
         if scene.fixed == "build":
-            if any(not traps.alike(target, self.predefined.get("BUILDPLATFORM", "")) for target in self.targets):
+            if traps.asks_machine(instruction) and id(instruction) in self.machine_answers():
                 yield from traps.build_machine(instruction)
         elif not scene.fixed:
             yield from traps.single_platform_urls(instruction, stage.name, self.targets)
         if isinstance(instruction, kinds.Arg):
             yield from traps.platform_defaults(instruction, scene.declared)
+
+    def machine_answers(self) -> frozenset[int]:
+        """The ``id`` of each RUN whose question about the machine decides what the target gets."""
+        if self.answers is None:
+            build = self.predefined.get("BUILDPLATFORM", "")
+            others = [each for each in self.targets if not traps.alike(each, build) and not each.startswith("windows")]
+            on_builder: set[int] = set()
+            named: dict[str, int] = {}
+            parents: dict[int, int] = {}
+            for stage in self.dockerfile.stages:
+                image = self.expanded[stage.index].image
+                parent = named.get(image.lower())
+                if parent is not None:
+                    parents[stage.index] = parent
+                if stage.name:
+                    named[stage.name] = stage.index
+                known = self.known.get(stage.index)
+                if parent is not None:
+                    here = parent in on_builder
+                elif image == "scratch" or (known is not None and known.platform.startswith("windows")):
+                    here = False
+                else:
+                    here = _fixed(stage.base, self.predefined) == "build"
+                if here:
+                    on_builder.add(stage.index)
+            self.answers = (
+                traps.machine_answers(self.dockerfile, self.wanted, parents, on_builder)
+                if others and not traps.for_windows(self.dockerfile)
+                else frozenset()
+            )
+        return self.answers
 
     def undefined(self, scene: _Scene, instruction: kinds.Instruction, env: Watched) -> None:
         if not scene.env_known or isinstance(instruction, kinds.Expose):  # BuildKit does not look at EXPOSE

@@ -7,11 +7,13 @@ a platform ARG or asks the machine before it chooses a URL is believed to know w
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
 
+from executor.dockerfile import answers
+from executor.dockerfile.answers import Asking
 from executor.dockerfile.instructions import Add, Arg, Instruction, Run
 from executor.dockerfile.rules import (
     BUILD_MACHINE_ASKED,
@@ -20,7 +22,7 @@ from executor.dockerfile.rules import (
     SINGLE_PLATFORM_URL,
     Violation,
 )
-from executor.dockerfile.stages import Stage
+from executor.dockerfile.stages import Dockerfile, Stage
 from platforms import platform as names
 from platforms.errors import UsageError
 
@@ -83,13 +85,31 @@ def platform_defaults(arg: Arg, seen: Container[str]) -> Iterator[Violation]:
                 yield PLATFORM_ARG_DEFAULT.at(arg.location, name, default, name)
 
 
+def asks_machine(instruction: Instruction) -> str:
+    """How a RUN asks the machine what it is; "" if it does not, or names the target as well."""
+    if not isinstance(instruction, Run):
+        return ""
+    text = _text(instruction)
+    found = _ASKS_MACHINE.search(text)
+    return "" if found is None or _KNOWS_TARGET.search(text) else found.group(1) or found.group()
+
+
 def build_machine(instruction: Instruction) -> Iterator[Violation]:
-    """In a stage that runs on the build platform: programs that ask the machine what it is."""
-    if isinstance(instruction, Run):
-        text = _text(instruction)
-        found = _ASKS_MACHINE.search(text)
-        if found is not None and _KNOWS_TARGET.search(text) is None:
-            yield BUILD_MACHINE_ASKED.at(instruction.location, found.group(1) or found.group())
+    """In a stage that runs on the build platform: programs whose answer about the machine is for the target."""
+    yield BUILD_MACHINE_ASKED.at(instruction.location, asks_machine(instruction))
+
+
+def machine_answers(
+    dockerfile: Dockerfile, stages: Collection[int], parents: Mapping[int, int], on_builder: Collection[int]
+) -> frozenset[int]:
+    """The ``id`` of each RUN whose question about the machine decides what the target gets (``answers.reaching``)."""
+    how = Asking(lambda text: bool(_ASKS_MACHINE.search(text)), lambda text: bool(_KNOWS_TARGET.search(text)))
+    return answers.reaching(dockerfile, stages, parents, on_builder, how)
+
+
+def for_windows(dockerfile: Dockerfile) -> bool:
+    """Whether the Dockerfile is written for Windows, whose programs ask otherwise and where ` is no question."""
+    return dockerfile.escape == "`"
 
 
 def single_platform_urls(instruction: Instruction, stage: str, targets: Iterable[str]) -> Iterator[Violation]:

@@ -307,6 +307,105 @@ def test_asking_the_machine_in_a_build_stage(platform: str, command: str, expect
     assert found(source, targets=("linux/amd64",)) == []
 
 
+BUILD_STAGE = """\
+FROM --platform=$BUILDPLATFORM a AS b
+WORKDIR /src
+COPY . .
+{}
+FROM scratch
+ARG V=1
+COPY --from=b {} /x
+"""
+
+COMES_TO_THE_TARGET = {
+    "downloaded to it": ("RUN curl -o /out/tool https://x/tool-$(uname -m)", "/out/tool"),
+    "by a variable": ("RUN A=$(uname -m) && curl -fsSL https://x/$A.tgz | tar -xz -C /out", "/out/"),
+    "by a branch": (
+        "RUN case $(uname -m) in x86_64) A=amd64;; aarch64) A=arm64;; esac; curl -o /out/t https://x/$A", "/out",
+    ),
+    "by if": ("RUN if [ \"$(uname -m)\" = x86_64 ]; then curl -o /out/t https://x/a; fi", "/out"),
+    "by a test": ("RUN uname -m | grep -q x86 && cp /amd64 /out/t || cp /arm64 /out/t", "/out"),
+    "through a file": ("RUN curl -o /tmp/t.zip https://x/$(uname -m).zip && unzip /tmp/t.zip -d /out", "/out"),
+    "through a file called as its URL": ("RUN curl -LO https://x/t-$(uname -m).tgz && tar xf t-*.tgz -C /out", "/out"),
+    "in a later step": ("RUN uname -m > /arch\nRUN curl -o /out/t https://x/$(cat /arch)", "/out/t"),
+    "into the work directory": ("RUN curl https://x/$(uname -m).tgz | tar xz", "/src"),
+    "with all there is": ("RUN curl -o /t https://x/$(uname -m)", "/"),
+    "below a directory": ("RUN curl https://x/$(uname -m).tgz | tar xz -C /usr/local\nRUN make", "/usr/local/bin/t"),
+    "by the only command": ("RUN make ARCH=$(uname -m) install", "/usr/local/bin/app"),
+    "by a relative name": ("RUN GOARCH=$(dpkg --print-architecture) go build -o bin/app .", "/src/bin/app"),
+    "in exec form": ('RUN ["sh", "-c", "uname -m > /out/arch"]', "/out"),
+    "through a variable of the path": ("RUN curl -o /out/$V/t https://x/$(arch)", "/out/$V/t"),
+}  # fmt: skip
+
+STAYS_IN_THE_STAGE = {
+    "a compiler": (
+        "RUN curl https://x/go-$(uname -m).tgz | tar -xz -C /usr/local\nRUN go build -o /out/app .", "/out/app",
+    ),
+    "a compiler where the product goes": (
+        "RUN curl https://x/go-$(uname -m).tgz | tar -xz -C /usr/local\nRUN go build -o /usr/local/bin/app .",
+        "/usr/local/bin/app",
+    ),
+    "a generator in the same step": (
+        "RUN curl -o /bin/hugo https://x/$(uname -m) && chmod +x /bin/hugo && /bin/hugo -d /out", "/out",
+    ),
+    "a branch": (
+        "RUN case $(uname -m) in x86_64) A=x64;; *) A=arm64;; esac; curl https://x/$A | tar xz -C /opt\nRUN npm i",
+        "/src/dist",
+    ),
+    "a package source": (
+        'RUN echo "deb [arch=$(dpkg --print-architecture)] https://x y" > /etc/apt/sources.list.d/y.list'
+        " && apt-get update && apt-get install -y y\nRUN make",
+        "/src/out",
+    ),
+    "packages": ("RUN apt-get install -y gcc-$(uname -m)\nRUN make", "/src"),
+    "something said": ("RUN uname -m\nRUN make -C /out", "/out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMES_TO_THE_TARGET)
+def test_an_answer_that_comes_to_what_the_target_gets(name: str) -> None:
+    steps, taken = COMES_TO_THE_TARGET[name]
+    assert found(BUILD_STAGE.format(steps, taken), targets=BOTH) == [(4, "BuildMachineAsked")]
+
+
+@pytest.mark.parametrize("name", STAYS_IN_THE_STAGE)
+def test_an_answer_that_is_for_the_build_machine_itself(name: str) -> None:
+    steps, taken = STAYS_IN_THE_STAGE[name]
+    assert found("# check=error=true\n" + BUILD_STAGE.format(steps, taken), targets=BOTH) == []
+
+
+def test_an_answer_is_followed_from_stage_to_stage() -> None:
+    source = """\
+FROM --platform=$BUILDPLATFORM a AS fetch
+RUN curl -o /tool https://x/$(uname -m) && curl -o /data https://x/data
+FROM --platform=$BUILDPLATFORM a AS build
+COPY --from=fetch /{} /opt/t
+RUN {}
+FROM scratch
+COPY --from=build /out /out
+"""
+    used, passed_on = "/opt/t --output /out/app", "cp /opt/t /out/"
+    assert found(source.format("tool", used), targets=BOTH) == []
+    assert found(source.format("data", passed_on), targets=BOTH) == []
+    assert found(source.format("tool", passed_on), targets=BOTH) == [(2, "BuildMachineAsked")]
+
+
+def test_a_mount_of_a_step_for_the_target_gets_it_too() -> None:
+    source = "FROM --platform=$BUILDPLATFORM a AS b\nRUN curl -o /t https://x/$(uname -m)\nFROM a\n"
+    assert found(source + "RUN --mount=from=b,source=/t,target=/t /t", targets=BOTH) == [(2, "BuildMachineAsked")]
+    assert found(source + "RUN --mount=from=b,source=/d,target=/t /t\nCOPY --from=b /d /", targets=BOTH) == [
+        (2, "BuildMachineAsked")  # the only command of the stage: whatever is there is its work
+    ]
+
+
+def test_a_dockerfile_for_windows_asks_nothing() -> None:
+    steps = "FROM --platform=$BUILDPLATFORM a\nRUN powershell -Command `\n  arch; uname -m"
+    assert found(f"# escape=`\n{steps}", targets=("windows/amd64", "linux/arm64")) == []
+    plain = "FROM --platform=$BUILDPLATFORM a\nRUN uname -m"
+    assert found(plain, targets=("linux/amd64", "windows/arm64")) == []
+    assert found(plain, targets=BOTH, bases={0: Base(platform="windows/amd64")}) == [(1, "InvalidBaseImagePlatform")]
+
+
 def test_a_stage_built_on_a_build_stage_is_one() -> None:
     source = "FROM --platform=$BUILDPLATFORM a AS b\nFROM b\nRUN <<E\nuname -m\nE"
     assert found(source, targets=BOTH) == [(3, "BuildMachineAsked")]
