@@ -270,6 +270,8 @@ class Job(Message, frozen=True, tag="job"):
     """OCI media types; else Docker's."""
     epoch: int | None = None
     """SOURCE_DATE_EPOCH, seconds."""
+    rewrite_timestamps: bool = True
+    """Whether no file in a layer that is made is later than ``epoch``."""
     cache_from: tuple[CachePlace, ...] = ()
     cache_to: tuple[CachePlace, ...] = ()
     cache_ttl: int | None = None
@@ -281,6 +283,11 @@ class Job(Message, frozen=True, tag="job"):
     """Limits of steps: (name as Docker has it, soft, hard), -1 for none."""
     implicit_platform: bool = False
     """Whether nobody asked for a platform, so that a base image of another one may decide."""
+
+    @property
+    def latest(self) -> int | None:
+        """The time that no file in a layer that is made may exceed, seconds; None for any."""
+        return self.epoch if self.rewrite_timestamps else None
 
 
 class Answer(Message, frozen=True, tag="answer"):

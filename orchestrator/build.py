@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
@@ -34,6 +35,9 @@ from orchestrator.request import Request
 from orchestrator.trace import recorded
 from orchestrator.view import events, open_display
 from platforms.errors import AuditError, BuildError, EnvironmentUnfit, Interrupted, KanifoldError
+
+if TYPE_CHECKING:
+    from orchestrator.load import Loader
 
 _LAST_MOMENT = 1.9
 """Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
@@ -123,12 +127,15 @@ class _Site(msgspec.Struct, frozen=True):
     emit: Emit
     may_push: asyncio.Task[None]
     """Done when the registries have said that they will take what is built."""
+    loader: Loader | None = None
+    """Who takes what is loaded."""
 
 
 async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, enter: Enter) -> Product:
     nodes = (here,)
     runs = plan is None or plan.may_run
     placements = tuple(place(each, nodes, runs=runs) for each in request.platforms)  # (1)
+    loader = await asyncio.to_thread(_loader, request)
     emit(
         events.BuildStarted(
             platforms=tuple(
@@ -147,7 +154,7 @@ async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, en
     try:
         async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
             may_push = group.create_task(publish.check_push(request.repositories, registry))
-            site = _Site(request, keychain, registry, store, scratch, emit, may_push)
+            site = _Site(request, keychain, registry, store, scratch, emit, may_push, loader)
             product = group.create_task(_made(site, plan, placements))
         return product.result()
     except ExceptionGroup as errors:
@@ -160,11 +167,24 @@ async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, en
         store.close()
 
 
+def _loader(request: Request) -> Loader | None:
+    """Who takes what is loaded, found out before anything is built; None for a build that is not."""
+    if not any(each.kind == "load" for each in request.outputs):
+        return None
+    from orchestrator import load
+
+    loader = load.find(request.load_to)
+    load.check(loader, request.platforms)
+    return loader
+
+
 async def _made(site: _Site, plan: Plan | None, placements: Sequence[Placement]) -> Product:
     may_repeat = plan is not None and repeats.may_come(site.request, placements)  # what is fetched has no lasting place
     if plan is None:
         plan = await _plan(site)  # (2)
     _refuse_unfit(site.request, plan, placements)
+    for caution in cautions.without_epoch(site.request, plan):
+        site.emit(caution)
     name = os.path.basename(site.scratch)
     orders = [(each, _order(site.request, plan, each, name)) for each in placements]
     answers = await asyncio.to_thread(repeats.find, orders, site.store) if may_repeat else ()
@@ -266,7 +286,7 @@ async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Call
             dismiss(each)
     product = publish.join(request, images)
     await site.may_push  # which may only now be known, if all was there
-    if len(tags) != 1:  # (5) one tag comes with what it names
+    if len(tags) != 1 or len(repositories) > 1:  # (5) one tag comes with what it names
         await publish.push(product, repositories, registry)
     for output in request.outputs:
         if output.holds_files:
@@ -276,7 +296,7 @@ async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Call
         elif output.holds_images:
             from orchestrator import images as layouts
 
-            await layouts.write(output, product, request, emit)
+            await layouts.write(output, product, request, site.loader, emit)
     await publish.tag(product, tags, await standing, registry, emit)
     _note(request, product)
     return product
@@ -364,6 +384,7 @@ def _order(
         cache_ttl=request.cache_ttl,
         oci=all(each.oci_media_types for each in request.outputs),
         epoch=plan.epoch,
+        rewrite_timestamps=request.rewrite_timestamps,
         hosts=request.hosts,
         network=request.network,
         shm_size=request.shm_size,
@@ -424,8 +445,8 @@ def _write_file(path: str, text: str) -> None:
 
 
 def _say(request: Request, product: Product) -> None:
-    """What the build came to, on stdout: nothing but the digest, unless stdout itself is the output."""
-    if not any(each.writes_stdout for each in request.outputs):
+    """What the build came to, on stdout: nothing but the digest, unless stdout is the output or there is no output."""
+    if request.outputs and not any(each.writes_stdout for each in request.outputs):
         try:
             print(product.root.digest, flush=True)
         except BrokenPipeError:

@@ -82,6 +82,22 @@ def unused_contexts(plan: Plan, taken: Collection[str]) -> tuple[events.Cautione
     )
 
 
+def without_epoch(request: Request, plan: Plan) -> tuple[events.Cautioned, ...]:
+    """A warning when times are to be rewritten and nothing says to what, as BuildKit has it."""
+    if plan.epoch is not None or not any(each.rewrite_timestamp for each in request.outputs):
+        return ()
+    return (
+        events.Cautioned(
+            problem=Problem(
+                "UsageError",
+                "--output: rewrite-timestamp has no effect",
+                why="the build has no SOURCE_DATE_EPOCH",
+                remedy="set it: --build-arg SOURCE_DATE_EPOCH=SECONDS, or in the environment",
+            )
+        ),
+    )
+
+
 def may_fail(request: Request, plan: Plan) -> bool:
     """Whether findings may fail the build, so that nothing may be run before they are known."""
     return bool(plan.dockerfile.check) or request.check_options is not None

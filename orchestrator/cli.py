@@ -83,6 +83,17 @@ def cli() -> None:
     help="Push to the registries that the tags name. Tags move only when every platform is built.",
 )
 @click.option(
+    "--load",
+    is_flag=True,
+    help="Hand the image to docker, podman or containerd (nerdctl, ctr), whichever is here: short for -o type=docker.",
+)
+@click.option(
+    "--load-to",
+    metavar="PROGRAM",
+    default="",
+    help="Load, and into which: docker, podman, nerdctl or ctr (default: $KANIFOLD_LOAD, or the only one here).",
+)
+@click.option(
     "-o",
     "--output",
     "outputs",
@@ -90,8 +101,9 @@ def cli() -> None:
     multiple=True,
     help=(
         "type=oci,dest=DIR or FILE.tar[,tar=BOOL] · type=docker,dest=FILE · type=registry · type=image,push=true; "
-        "also name=, compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=. The files alone: "
-        "type=local,dest=DIR[,platform-split=BOOL] or DIR · type=tar,dest=FILE or -."
+        "also name=, compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=, rewrite-timestamp=. "
+        "The files alone: type=local,dest=DIR[,platform-split=BOOL][,mode=delete] or DIR · type=tar,dest=FILE or -. "
+        "Nothing: type=cacheonly."
     ),
 )
 @click.option(
@@ -188,6 +200,10 @@ def cli() -> None:
     is_flag=True,
     expose_value=False,
     help="Ask the registry for base images (always done for tags; digests are never asked again).",
+)
+@click.option("--builder", metavar="NAME", default="", help="default: there are no other builders.")
+@click.option(
+    "-D", "--debug", is_flag=True, expose_value=False, help="Accepted from habit: --trace says what happened when."
 )
 @click.option(
     "--progress",

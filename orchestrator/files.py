@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import BinaryIO, Final
@@ -49,17 +50,36 @@ async def _directory(output: Output, built: Sequence[Built]) -> None:
     new = not os.path.lexists(directory)
     try:
         os.makedirs(directory, exist_ok=True)
+        place = tempfile.mkdtemp(prefix=".kanifold.", dir=directory) if output.delete else directory
     except OSError as error:
         raise StoreError(f"cannot make the directory {output.dest}", why=error.strerror or str(error)) from error
     try:
         for each in built:
-            await _hear(
-                each, _name(each) if split else "", partial(unpack.hand_over, directory=directory, limits=_LIMITS)
-            )
+            await _hear(each, _name(each) if split else "", partial(unpack.hand_over, directory=place, limits=_LIMITS))
+        if output.delete:
+            await asyncio.to_thread(_replace_all, directory, place)
     except BaseException:
-        if new:
-            await asyncio.to_thread(remove_tree, directory)
+        if new or output.delete:
+            await asyncio.to_thread(remove_tree, directory if new else place)
         raise
+
+
+def _replace_all(directory: str, place: str) -> None:
+    """Delete all in ``directory`` but ``place``, which is in it and whose content takes its place."""
+    name = os.path.basename(place)
+    try:
+        with os.scandir(directory) as entries:
+            old = [(each.path, each.is_dir(follow_symlinks=False)) for each in entries if each.name != name]
+        for path, is_directory in old:
+            if is_directory:
+                remove_tree(path)
+            else:
+                os.unlink(path)
+        for each in os.listdir(place):
+            os.rename(os.path.join(place, each), os.path.join(directory, each))
+        os.rmdir(place)
+    except OSError as error:
+        raise StoreError(f"cannot replace what is in {directory}", why=error.strerror or str(error)) from error
 
 
 async def _keep_apart(built: Sequence[Built]) -> None:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from executor.job import CachePlace, Compression
+from executor.job import Compression
 from executor.registry import config, reference
-from orchestrator import epoch, outputs
+from orchestrator import caches, epoch, fields, outputs
 from orchestrator.contexts import named_canonically
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms import host, parse_list
@@ -21,6 +21,8 @@ _ULIMITS: Final = (
     "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
     "sigpending", "stack",
 )  # fmt: skip
+_LOAD: Final = "KANIFOLD_LOAD"
+"""The environment's word for which program ``--load`` means."""
 _AGES: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -31,6 +33,15 @@ def request(flags: Mapping[str, Any]) -> Request:
     contexts = named_canonically(_pair(each, "--build-context", needs_value=True) for each in flags["build_contexts"])
     if flags["context"] == flags["dockerfile"] == "-":
         raise UsageError("stdin cannot be both the build context and the Dockerfile")
+    outside, compression = caches.parse(flags), _compression(flags, wanted)
+    insecure = (*flags["insecure"], *_insecure(wanted, tags), *(each.insecure for each in outside if each.insecure))
+    caches.check(outside, compression)
+    if flags["builder"] not in ("", "default"):
+        raise UsageError(
+            f"--builder {flags['builder']}: there are no builders to choose from",
+            why="the command builds by itself, on this machine; names will be those of nodes, once there are any",
+            remedy="leave it out",
+        )
     platforms = parse_list(flags["platforms"]) or (host.default_platform(),)
     return Request(
         context=flags["context"],
@@ -49,21 +60,15 @@ def request(flags: Mapping[str, Any]) -> Request:
         network="" if flags["network"] == "default" else flags["network"],
         shm_size=size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
         ulimits=tuple({each[0]: each for each in map(_ulimit, flags["ulimits"])}.values()),
-        cache_from=tuple(
-            each
-            for text in (*flags["cache_from"], *_cache_repo(flags["cache_repo"]))
-            for each in _cache_place(text, "--cache-from", "src")
-        ),
-        cache_to=tuple(
-            each
-            for text in (*flags["cache_to"], *_cache_repo(flags["cache_repo"]))
-            for each in _cache_place(text, "--cache-to", "dest")
-        ),
+        cache_from=caches.places(outside, "--cache-from"),
+        cache_to=caches.places(outside, "--cache-to"),
         cache_ttl=age(flags["cache_ttl"], "--cache-ttl") if flags["cache_ttl"] else None,
-        compression=_compression(flags, wanted),
+        compression=compression,
         no_cache=flags["no_cache"],
         no_cache_stages=_split(flags["no_cache_filters"]),
-        allow=_split(flags["allow"]),
+        allow=tuple(each for each in _split(flags["allow"]) if each != outputs.DELETE),
+        load_to=flags["load_to"] or os.environ.get(_LOAD, ""),
+        rewrite_timestamps=_rewrites_timestamps(wanted),
         progress="quiet" if flags["quiet"] else flags["progress"],
         metadata_file=_writable(flags["metadata_file"], "--metadata-file"),
         iid_file=_writable(flags["iid_file"], "--iidfile"),
@@ -72,7 +77,7 @@ def request(flags: Mapping[str, Any]) -> Request:
         keep_going=flags["keep_going"],
         audit=flags["audit"],
         audit_allow=tuple(_allowed(each) for each in flags["audit_allow"]),
-        registries=config.with_flags(config.load_settings(), flags["insecure"], flags["mirrors"]),
+        registries=config.with_flags(config.load_settings(), insecure, flags["mirrors"]),
         root=flags["root"],
         implicit_platform=not flags["platforms"],
     )
@@ -102,11 +107,37 @@ def _tag(text: str) -> reference.Reference:
 
 
 def _destinations(flags: Mapping[str, Any], tags: Sequence[reference.Reference]) -> tuple[outputs.Output, ...]:
-    wanted = outputs.gather(flags["outputs"], push=flags["push"], tags=[str(each) for each in tags])
+    wanted = outputs.gather(
+        flags["outputs"],
+        push=flags["push"],
+        tags=[str(each) for each in tags],
+        load=flags["load"] or bool(flags["load_to"]),
+        may_delete=outputs.DELETE in _split(flags["allow"]),
+    )
     for each in wanted:
         for name in each.names:
             reference.parse(name)
+        if each.dangling and (parsed := reference.parse(each.dangling)) != parsed.repository_only():
+            raise UsageError(f"--output: dangling-name-prefix={each.dangling} is not the name of a repository")
     return wanted
+
+
+def _rewrites_timestamps(wanted: Iterable[outputs.Output]) -> bool:
+    """Whether files' times are bounded; the outputs of one build share its layers."""
+    said = {each.rewrite_timestamp for each in wanted if each.rewrite_timestamp is not None}
+    if len(said) > 1:
+        raise UsageError("--output: one build has one rewrite-timestamp", why="its outputs ask for both")
+    return said != {False}
+
+
+def _insecure(wanted: Iterable[outputs.Output], tags: Iterable[reference.Reference]) -> tuple[str, ...]:
+    """The registries that an output wants without verified TLS."""
+    return tuple(
+        repository.registry
+        for each in wanted
+        if each.insecure
+        for repository in (*tags, *map(reference.parse, filter(None, (*each.names, each.dangling))))
+    )
 
 
 def _writable(path: str, flag: str) -> str:
@@ -187,35 +218,6 @@ def _output_annotations(wanted: Iterable[outputs.Output]) -> Iterable[Annotation
             yield Annotation(match[1] or "manifest", str(parse_platform(match[2])) if match[2] else "", match[3], value)
 
 
-def _cache_repo(ref: str) -> tuple[str, ...]:
-    return (f"type=registry,ref={ref},mode=max",) if ref else ()
-
-
-def _cache_place(text: str, flag: str, path_key: str) -> tuple[CachePlace, ...]:
-    if "=" not in text:
-        text = f"type=registry,ref={text}"
-    values = _fields(text, flag, ("type", "ref", path_key, "mode", "compression", "ignore-error", "image-manifest"))
-    mode = values.get("mode", "min")
-    if mode not in ("min", "max"):
-        raise UsageError(f"{flag}: mode={mode!r} is neither min nor max")
-    match values.get("type", ""):
-        case "registry":
-            if "ref" not in values:
-                raise UsageError(f"{flag}: type=registry needs ref=")
-            reference.parse(values["ref"])
-            return (CachePlace("registry", values["ref"], mode == "max"),)
-        case "local":
-            if path_key not in values:
-                raise UsageError(f"{flag}: type=local needs {path_key}=")
-            return (CachePlace("directory", os.path.abspath(values[path_key]), mode == "max"),)
-        case "inline" if flag == "--cache-to":
-            return (CachePlace("inline"),)
-        case kind:
-            raise UsageError(
-                f"{flag}: type={kind!r} is not supported", remedy="use registry, local or, for --cache-to, inline"
-            )
-
-
 def _compression(flags: Mapping[str, Any], wanted: Sequence[outputs.Output]) -> Compression:
     """``--compression``, or what an output asks for; the whole build has one."""
     kinds = {each.compression for each in wanted if each.compression} | (
@@ -240,7 +242,7 @@ def _compression(flags: Mapping[str, Any], wanted: Sequence[outputs.Output]) -> 
 
 
 def _secret(text: str) -> Secret:
-    values = _fields(text, "--secret", ("id", "src", "source", "env", "type"))
+    values = fields.parse(text, "--secret", ("id", "src", "source", "env", "type"))
     kind, name = values.get("type", ""), values.get("id", "")
     if kind not in ("", "file", "env"):
         raise UsageError(f"--secret: type={kind!r} is neither file nor env")
@@ -258,18 +260,6 @@ def _secret(text: str) -> Secret:
     if file and not os.path.isfile(os.path.expanduser(file)):
         raise UsageError(f"--secret {name}: no file {file}")
     return Secret(name, os.path.abspath(os.path.expanduser(file)) if file else "", variable)
-
-
-def _fields(text: str, flag: str, known: Sequence[str]) -> dict[str, str]:
-    import csv
-
-    values: dict[str, str] = {}
-    for each in next(csv.reader([text])):
-        key, equals, value = each.partition("=")
-        if not equals or key.lower() not in known:
-            raise UsageError(f"{flag}: unexpected {each!r}", remedy=f"use {', '.join(f'{name}=' for name in known)}")
-        values[key.lower()] = value
-    return values
 
 
 def _host(text: str) -> tuple[str, str]:

@@ -15,7 +15,9 @@ from msgspec.structs import replace
 
 from executor.registry import archive, layout
 from executor.registry.layout import REF_NAME, BlobSource
+from orchestrator import load
 from orchestrator.fanout import Emit
+from orchestrator.load import Loader
 from orchestrator.outputs import Output
 from orchestrator.publish import Image, Product
 from orchestrator.request import Request
@@ -23,20 +25,23 @@ from orchestrator.view import events
 from platforms.errors import Interrupted, UsageError
 
 
-async def write(output: Output, product: Product, request: Request, emit: Emit) -> None:
-    """Write a local output of images. Cancelling leaves nothing of it."""
+async def write(output: Output, product: Product, request: Request, loader: Loader | None, emit: Emit) -> None:
+    """Write a local output of images, into ``loader`` if it is of kind ``load``. Cancelling leaves nothing of it."""
     cancelled = threading.Event()
-    writing = asyncio.create_task(asyncio.to_thread(_write, output, product, request, cancelled))
+    writing = asyncio.create_task(asyncio.to_thread(_write, output, product, request, loader, cancelled))
     try:
         await asyncio.shield(writing)
     except asyncio.CancelledError:
         cancelled.set()
         await asyncio.gather(writing, return_exceptions=True)
         raise
-    emit(events.Published(ref=output.dest or "stdout", digest=product.root.digest))
+    place = loader.name if output.kind == "load" and loader is not None else output.dest or "stdout"
+    emit(events.Published(ref=place, digest=product.root.digest))
 
 
-def _write(output: Output, product: Product, request: Request, cancelled: threading.Event) -> None:
+def _write(
+    output: Output, product: Product, request: Request, loader: Loader | None, cancelled: threading.Event
+) -> None:
     names = [*output.names, *(str(each) for each in request.tags)]
     roots = [
         replace(product.root, annotations=((layout.CONTAINERD_NAME, name), (REF_NAME, _tag_of(name)))) for name in names
@@ -48,6 +53,16 @@ def _write(output: Output, product: Product, request: Request, cancelled: thread
         case "oci":
             with opened(output.dest) as file:
                 archive.write_archive(file, roots, sources)
+        case "load":
+            assert loader is not None
+
+            def archived(file: BinaryIO) -> None:
+                if len(product.images) == 1:
+                    archive.write_docker_archive(file, names, product.images[0].manifest, roots, sources)
+                else:
+                    archive.write_archive(file, roots, sources)
+
+            load.run(loader, archived, cancelled)
         case _:
             if len(product.images) != 1:
                 raise UsageError(

@@ -70,6 +70,10 @@ class Request(msgspec.Struct, frozen=True):
     no_cache: bool = False
     no_cache_stages: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
+    load_to: str = ""
+    """The program whose image store an output of kind ``load`` goes to; "" for the one that there is."""
+    rewrite_timestamps: bool = True
+    """Whether SOURCE_DATE_EPOCH bounds the times of files in layers."""
     progress: str = "auto"
     metadata_file: str = ""
     iid_file: str = ""
@@ -94,7 +98,8 @@ class Request(msgspec.Struct, frozen=True):
         found: dict[str, Reference] = {}
         for output in self.outputs:
             if output.kind == "registry":
-                for each in (*self.tags, *(reference.parse(name) for name in output.names)):
+                dangling = (output.dangling,) if output.dangling else ()
+                for each in (*self.tags, *(reference.parse(name) for name in (*output.names, *dangling))):
                     repository = each.repository_only()
                     found[str(repository)] = repository
         return tuple(found.values())

@@ -175,7 +175,7 @@ def name(workshop: Workshop, entries: Spool[Entry]) -> str:
                     entry.digest,
                 )
 
-    return keys.key("layer", keys.Rows(len(entries), lambda: keys.encodings(rows())), workshop.order.epoch)
+    return keys.key("layer", keys.Rows(len(entries), lambda: keys.encodings(rows())), workshop.order.latest)
 
 
 def read(workshop: Workshop, entries: list[Entry]) -> list[Entry]:

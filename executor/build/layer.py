@@ -259,7 +259,7 @@ def _pack(workshop: Workshop, changes: Iterable[Entry]) -> tuple[compress.Packed
     temporary = store.session.temporary()
     try:
         with faults.translated(store.root, "cannot pack a layer"):
-            entries = _clamped(content.unchanged(_audited(changes, machines)), workshop.order.epoch)
+            entries = _clamped(content.unchanged(_audited(changes, machines)), workshop.order.latest)
             made = compress.pack(entries, temporary, wanted.kind, wanted.level)
             blobs.adopt(store, temporary, made.digest, made.size)
             return made, tuple(Machine(name, each.count, tuple(each.paths)) for name, each in sorted(machines.items()))
@@ -268,13 +268,13 @@ def _pack(workshop: Workshop, changes: Iterable[Entry]) -> tuple[compress.Packed
             os.unlink(temporary)
 
 
-def _clamped(entries: Iterable[Entry], epoch: int | None) -> Iterable[Entry]:
-    """``entries`` with no time after ``epoch`` (SOURCE_DATE_EPOCH, seconds)."""
-    if epoch is None:
+def _clamped(entries: Iterable[Entry], latest: int | None) -> Iterable[Entry]:
+    """``entries`` with no time after ``latest`` (seconds)."""
+    if latest is None:
         return entries
     from msgspec.structs import replace
 
-    limit = epoch * 1_000_000_000
+    limit = latest * 1_000_000_000
     return (replace(each, mtime_ns=limit) if each.mtime_ns > limit else each for each in entries)
 
 

@@ -81,11 +81,12 @@ class _Key(msgspec.Struct, frozen=True):
     """The outside caches that had a say in what the step observes."""
 
     @staticmethod
-    def of(observed: Observed, epoch: int | None) -> _Key:
-        """The key of a step that observes that, with SOURCE_DATE_EPOCH in seconds."""
+    def of(observed: Observed, order: job.Job) -> _Key:
+        """The key of a step of ``order`` that observes that."""
         places = treename.places(observed)
-        key = keys.key("step", treename.here(observed), epoch)
-        return _Key(key, keys.key("step", treename.outside(observed), epoch) if places else key, places)
+        times = (order.epoch, order.latest)
+        key = keys.key("step", treename.here(observed), *times)
+        return _Key(key, keys.key("step", treename.outside(observed), *times) if places else key, places)
 
 
 class Course(msgspec.Struct, frozen=True):
@@ -556,14 +557,14 @@ class Solver:
             return found if (self._is_ours(found) or not fresh) and cache.is_there(store, found.layer) else None
 
         try:
-            key = _Key.of(observed(), workshop.order.epoch)
+            key = _Key.of(observed(), workshop.order)
             known: tuple[_Key, ...] = (key,)
             outcome = look(key)
             if outcome is None:
                 with locks.lock(store, f"step {key.here}", cancel=workshop.cancelled):
                     outcome = look(key) or (None if fresh else self._import(key.outside, text))
                     if outcome is None and same is not None:
-                        known = (key, other := _Key.of(same(), workshop.order.epoch))
+                        known = (key, other := _Key.of(same(), workshop.order))
                         outcome = look(other) or (None if fresh else self._import(other.outside, text))
                         if outcome is not None and not outcome.foreign:
                             cache.note_outcome(store, key.here, outcome, text)

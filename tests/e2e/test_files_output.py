@@ -128,3 +128,27 @@ def test_what_nothing_here_could_run_is_built_as_long_as_nothing_has_to(
     kanifold("build", folder, "--platform", ",".join(platforms), "-o", "out")
     for each in platforms:
         assert (kanifold.home / "out" / each.replace("/", "_") / "f").read_text() == f"{each}\n"
+
+
+def test_deleting_what_was_there(kanifold: Kanifold, context: Context) -> None:
+    folder = context({"Dockerfile": "FROM scratch\nCOPY f /d/f\n", "f": "new"})
+    out = kanifold.home / "out"
+    (out / "d").mkdir(parents=True)
+    for path in (out / "old", out / "d" / "old"):
+        path.write_text("")
+    (out / "link").symlink_to(kanifold.home)
+    kanifold("build", folder, "-o", "type=local,dest=out")
+    assert (out / "old").exists()
+    kanifold("build", folder, "-o", "type=local,dest=out,mode=delete")
+    assert sorted(str(each.relative_to(out)) for each in out.rglob("*")) == ["d", "d/f"]
+    assert (kanifold.home / "out" / "d" / "f").read_text() == "new"
+    assert kanifold.run("build", folder, "-o", f"type=local,dest={folder},mode=delete").code == 2
+    assert (folder / "f").exists()
+
+
+def test_nothing_is_deleted_for_a_build_that_fails(kanifold: Kanifold, context: Context) -> None:
+    folder = context({"Dockerfile": "FROM scratch\nCOPY missing /\n"})
+    (kanifold.home / "out").mkdir()
+    (kanifold.home / "out" / "old").write_text("")
+    assert kanifold.run("build", folder, "-o", "type=local,dest=out,mode=delete").code == 1
+    assert [each.name for each in (kanifold.home / "out").iterdir()] == ["old"]

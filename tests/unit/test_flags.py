@@ -125,6 +125,31 @@ def test_kanikos_cache_repo_is_asked_and_told() -> None:
     assert found.cache_ttl == 36 * 3600
 
 
+def test_keys_of_caches_that_say_what_is_so_anyway() -> None:
+    text = "type=registry,ref=a,oci-mediatypes=true,image-manifest=true,ignore-error=true,force-compression=true"
+    found = ask("--cache-to", text, "--cache-to", "type=local,dest=/d,compression=gzip,force-compression=true")
+    assert found.cache_to == (CachePlace("registry", "a"), CachePlace("directory", "/d"))
+    assert ask("--compression", "zstd", "--cache-to", "type=registry,ref=a,compression=zstd").cache_to
+    assert ask("--cache-from", "type=registry,ref=a,compression=zstd").cache_from
+
+
+def test_registries_may_be_named_insecure_where_they_are_used() -> None:
+    text = "type=registry,registry.insecure=true,name=one.example/a,dangling-name-prefix=two.example/b"
+    cache = "type=registry,ref=three.example/c,registry.insecure=true"
+    found = ask("-t", "four.example/d", "-o", text, "--cache-to", cache).registries
+    for host in ("one.example", "two.example", "three.example", "four.example"):
+        assert found.is_insecure(host)
+    assert not ask("-t", "four.example/d", "--push").registries.is_insecure("four.example")
+
+
+def test_what_habit_types_is_taken() -> None:
+    assert ask("-D", "--debug", "--builder", "default").outputs == ask().outputs
+
+
+def test_a_permission_of_the_command_s_own_is_no_entitlement() -> None:
+    assert ask("--allow", "buildx.local.delete,security.insecure").allow == ("security.insecure",)
+
+
 @pytest.mark.parametrize(
     ("arguments", "meant"),
     [
@@ -187,6 +212,20 @@ def test_quiet_is_a_progress() -> None:
         (("--cache-to", "type=local"), "--cache-to"),
         (("--cache-to", "type=s3,bucket=x"), "--cache-to"),
         (("--cache-to", "type=registry,ref=a,mode=most"), "--cache-to"),
+        (("--cache-to", "type=registry,ref=a,oci-mediatypes=false"), "oci-mediatypes"),
+        (("--cache-to", "type=registry,ref=a,image-manifest=false"), "image-manifest"),
+        (("--cache-to", "type=registry,ref=a,ignore-error=false"), "ignore-error"),
+        (("--cache-to", "type=registry,ref=a,force-compression=perhaps"), "force-compression"),
+        (("--cache-to", "type=registry,ref=a,compression=zstd"), "compression"),
+        (("--cache-to", "type=registry,ref=a,compression-level=3"), "compression"),
+        (("--cache-to", "type=registry,ref=a,oci-mediatype=true"), "did you mean oci-mediatypes?"),
+        (("--cache-from", "type=regsitry,ref=a"), "did you mean registry?"),
+        (("--builder", "big"), "--builder"),
+        (("-o", "type=registry,name=a,dangling-name-prefix=b:1"), "dangling-name-prefix"),
+        (
+            ("-t", "a", "-o", "type=oci,dest=x,rewrite-timestamp=true", "-o", "type=registry,rewrite-timestamp=false"),
+            "rewrite-timestamp",
+        ),
         (("--compression-level", "10"), "--compression-level"),
         (("--compression", "zstd", "--compression-level", "23"), "--compression-level"),
         (("--compression", "gzip", "-o", "type=oci,dest=x,compression=zstd"), "compression"),

@@ -1,0 +1,113 @@
+"""``--cache-from``, ``--cache-to`` and ``--cache-repo``: caches beyond this machine, as buildx spells them.
+
+What buildx has keys for and is so anyway here may be said: entries are OCI image manifests, layers have the build's
+compression, and what goes wrong is a warning. Whoever asks for something else is told.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from executor.dockerfile.suggest import hint
+from executor.job import CachePlace, Compression
+from executor.registry import reference
+from orchestrator import fields
+from platforms.errors import UsageError
+
+
+def _cache_repo(ref: str) -> tuple[str, ...]:
+    return (f"type=registry,ref={ref},mode=max",) if ref else ()
+
+
+_KEYS: Final = (
+    "type", "ref", "mode", "compression", "compression-level", "force-compression", "oci-mediatypes", "image-manifest",
+    "ignore-error", "registry.insecure",
+)  # fmt: skip
+
+
+class Cache(msgspec.Struct, frozen=True):
+    """One ``--cache-from`` or ``--cache-to``, as it was given."""
+
+    place: CachePlace
+    flag: str
+    compression: str = ""
+    level: int | None = None
+    insecure: str = ""
+    """The registry that may be spoken to without verified TLS; "" for none."""
+
+
+def parse(flags: Mapping[str, Any]) -> tuple[Cache, ...]:
+    """The caches that ``flags`` name. Raises ``UsageError``."""
+    whole = _cache_repo(flags["cache_repo"])
+    return tuple(
+        _cache(text, flag, path_key)
+        for flag, path_key, texts in (
+            ("--cache-from", "src", (*flags["cache_from"], *whole)),
+            ("--cache-to", "dest", (*flags["cache_to"], *whole)),
+        )
+        for text in texts
+    )
+
+
+def places(caches: Iterable[Cache], flag: str) -> tuple[CachePlace, ...]:
+    """Those that were given with ``flag``."""
+    return tuple(each.place for each in caches if each.flag == flag)
+
+
+def _cache(text: str, flag: str, path_key: str) -> Cache:
+    if "=" not in text:
+        text = f"type=registry,ref={text}"
+    values = fields.parse(text, flag, (*_KEYS, path_key))
+    mode = values.get("mode", "min")
+    if mode not in ("min", "max"):
+        raise UsageError(f"{flag}: mode={mode!r} is neither min nor max")
+    for key in ("oci-mediatypes", "image-manifest"):
+        if not fields.truth(values, key, flag, default=True):
+            raise UsageError(
+                f"{flag}: {key}=false cannot be had", why="each entry of a cache is an OCI image manifest of its own"
+            )
+    fields.truth(values, "force-compression", flag, default=False)  # as all layers of a cache have the build's
+    if not fields.truth(values, "ignore-error", flag, default=True):
+        raise UsageError(f"{flag}: ignore-error=false cannot be had", why="what is wrong with a cache is a warning")
+    level = values.get("compression-level", "")
+    if level and not level.isdigit():
+        raise UsageError(f"{flag}: compression-level={level!r} is not a number")
+    insecure = fields.truth(values, "registry.insecure", flag, default=False)
+    match values.get("type", ""):
+        case "registry":
+            if "ref" not in values:
+                raise UsageError(f"{flag}: type=registry needs ref=")
+            place = CachePlace("registry", values["ref"], mode == "max")
+            registry = reference.parse(values["ref"]).registry if insecure else ""
+        case "local":
+            if path_key not in values:
+                raise UsageError(f"{flag}: type=local needs {path_key}=")
+            place, registry = CachePlace("directory", os.path.abspath(values[path_key]), mode == "max"), ""
+        case "inline" if flag == "--cache-to":
+            place, registry = CachePlace("inline"), ""
+        case kind:
+            raise UsageError(
+                f"{flag}: type={kind!r} is not supported{hint(kind, ('registry', 'local', 'inline'))}",
+                remedy="use registry, local or, for --cache-to, inline",
+            )
+    if place.kind == "registry":
+        reference.parse(place.location)
+    return Cache(place, flag, values.get("compression", ""), int(level) if level else None, registry)
+
+
+def check(caches: Iterable[Cache], compression: Compression) -> None:
+    """Refuse a cache that wants other layers than the image's: it holds those."""
+    for each in caches:
+        if each.flag != "--cache-to":
+            continue
+        other = each.compression not in ("", compression.kind)
+        if other or each.level not in (None, compression.level):
+            raise UsageError(
+                f"{each.flag}: a cache has the compression of the image",
+                why=f"that is {compression.kind}, since its layers are the same",
+                remedy="--compression, or compression= of an output, holds for both",
+            )

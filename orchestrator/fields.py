@@ -1,0 +1,34 @@
+"""``key=value,key=value``: the values of flags that say several things, in CSV as buildx reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from executor.dockerfile.suggest import hint
+from platforms.errors import UsageError
+
+
+def parse(text: str, flag: str, known: Sequence[str]) -> dict[str, str]:
+    """The values in ``text`` by key in lower case, which has to be a ``known`` one. Raises ``UsageError``."""
+    import csv
+
+    values: dict[str, str] = {}
+    for each in next(csv.reader([text])):
+        key, equals, value = each.partition("=")
+        if not equals or key.lower() not in known:
+            meant = hint(key.lower(), known) if equals else ""
+            raise UsageError(
+                f"{flag}: unexpected {each!r}{meant}", remedy=f"use {', '.join(f'{name}=' for name in known)}"
+            )
+        values[key.lower()] = value
+    return values
+
+
+def truth(values: Mapping[str, str], key: str, flag: str, *, default: bool) -> bool:
+    """Whether ``key`` says true; ``default`` when it is not there. Raises ``UsageError``."""
+    text = values.get(key)
+    if text is None:
+        return default
+    if text.lower() not in ("true", "1", "t", "false", "0", "f"):
+        raise UsageError(f"{flag}: {key}={text!r} is neither true nor false")
+    return text.lower() in ("true", "1", "t")
