@@ -20,6 +20,7 @@ from orchestrator.fanout import Built, Emit
 from orchestrator.images import opened
 from orchestrator.outputs import Output
 from orchestrator.view import events
+from platforms import paths
 from platforms.errors import BuildError, StoreError
 
 _LIMITS: Final = unpack.Limits()
@@ -76,7 +77,7 @@ def _replace_all(directory: str, place: str) -> None:
             else:
                 os.unlink(path)
         for each in os.listdir(place):
-            os.rename(os.path.join(place, each), os.path.join(directory, each))
+            os.rename(paths.below(place, each), paths.below(directory, each))
         os.rmdir(place)
     except OSError as error:
         raise StoreError(f"cannot replace what is in {directory}", why=error.strerror or str(error)) from error
