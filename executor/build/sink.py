@@ -115,6 +115,7 @@ def bring(
     path = store.session.temporary()
     try:
         with open(path, "xb+", buffering=0) as file:
+            os.fchmod(file.fileno(), 0o600)
             arrival.begin(file.fileno())
             fetch(descriptor, _FileSink(store, file, arrival))
         blobs.adopt(store, path, descriptor.digest, descriptor.size)

@@ -85,7 +85,7 @@ class Packer:
     def __init__(self, path: str, compression: str = "gzip", level: int | None = None) -> None:
         self._codec = _codec(compression, level)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0)
+        self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
         self._digest = Digest()
         self._blob = hashlib.sha256()
         self._size = 0

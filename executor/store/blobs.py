@@ -275,7 +275,7 @@ class Ingest:
         """The locked file of an interrupted download, or a new one; -1 when another process is at it right now."""
         place = below(_partials(self._store), digest.replace(":", "-"))
         while True:
-            fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -377,9 +377,9 @@ def _place(store: Store, temporary: str, digest: str, size: int) -> Blob:
         try:
             os.rename(temporary, place)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(place), exist_ok=True)  # sha512 is rare, its directory made when needed
+            os.makedirs(os.path.dirname(place), 0o700, exist_ok=True)  # sha512 is rare, its directory made when needed
             os.rename(temporary, place)
-        os.chmod(place, 0o444)  # not before: who dies here leaves a download that can be resumed
+        os.chmod(place, 0o400)  # not before: who dies here leaves a download that can be resumed
         store.index.write(write)
     return Blob(digest, size)
 

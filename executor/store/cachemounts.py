@@ -120,8 +120,10 @@ def _make(store: Store, id: str, populate: Callable[[str], None] | None) -> None
         if _is_made(store, id):
             return  # another process was faster
         draft = store.session.temporary()
-        os.makedirs(os.path.join(draft, "fs"))
+        os.mkdir(draft, 0o700)
+        os.mkdir(os.path.join(draft, "fs"))
         with open(os.path.join(draft, "id"), "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o600)
             json.dump({"id": id, "created": store.clock()}, file)
     try:
         if populate is not None:

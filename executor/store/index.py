@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from executor.store.faults import primary_code, sqlite_fault, translated
 from executor.store.leases import flocked
+from executor.store.ownership import claim_file
 from platforms.errors import Problem, StoreError
 from platforms.paths import below
 
@@ -204,6 +205,7 @@ class Index:
     def _open(self) -> sqlite3.Connection:
         import sqlite3
 
+        claim_file(self._root, self._name)
         db = sqlite3.connect(
             below(self._root, self._name),
             timeout=_BUSY_SECONDS,
@@ -235,6 +237,8 @@ class Index:
 
         token = os.urandom(6).hex()
         name = f"index-{token}.db"
+        # SQLite gives the files beside it (…-wal, …-shm) the mode that it has.
+        os.close(os.open(below(self._root, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         db = sqlite3.connect(below(self._root, name), isolation_level=None)
         try:
             marks = f"PRAGMA user_version={SCHEMA}; PRAGMA application_id={_mark(SCHEMA)};"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @contextmanager
 def flocked(path: str, *, exclusive: bool) -> Iterator[None]:
     """flock(2) on the lasting file ``path``, waiting for it. Released explicitly, as forks may share the descriptor."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         try:
@@ -159,7 +159,7 @@ def live(root: str) -> tuple[frozenset[str], frozenset[str]]:
     for token in os.listdir(folder):
         path = below(folder, token)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             continue  # ended just now
         try:

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from executor.store import cachemounts, leases, records, snapshots
 from executor.store.faults import translated
 from executor.store.leases import flocked, gate
+from executor.store.ownership import is_plain
 from executor.store.removal import disk_usage, remove_tree
 from executor.store.store import put_by, spend
 from platforms.errors import UsageError
@@ -134,7 +135,7 @@ def prune(
     with translated(store.root, f"cannot prune the store {store.root}"):
         spend(store.root)  # on a full disk, removing takes a little space first
         trash = store.session.temporary()
-        os.mkdir(trash)
+        os.mkdir(trash, 0o700)
         measured = _cache_mounts(store)  # walks trees, so not under the gate
         with flocked(gate(store.root), exclusive=True):
             tokens, things = leases.live(store.root)
@@ -321,6 +322,9 @@ def _strays(store: Store, tokens: frozenset[str], things: frozenset[str]) -> Ite
     digests = {row.id for row in known if row.kind == "blob"}
     numbers = {row.id for row in known if row.kind == "snapshot"}
     for algorithm in _names(store, "blobs"):
+        if not is_plain(below(store.root, "blobs"), algorithm):
+            yield from _stray(store, f"blobs/{algorithm}", False)
+            continue
         for name in _names(store, f"blobs/{algorithm}"):
             digest = f"{algorithm}:{name}"
             if digest not in digests:
@@ -366,7 +370,7 @@ def _is_locked(store: Store, name: str) -> bool:
 def _locked(path: str) -> Iterator[bool]:
     """Keep others from taking up the download ``path`` during the block; False when somebody has, or it is gone."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         yield False
         return

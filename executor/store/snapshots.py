@@ -54,7 +54,7 @@ def draft(store: Store) -> Draft:
             store.session.keep(f"s{number}")
             top = _top(store, number)
             try:
-                os.mkdir(top)
+                os.mkdir(top, 0o700)
                 break
             except FileExistsError:
                 # The index was replaced by an empty one: go on after what the former one has left.
@@ -63,7 +63,7 @@ def draft(store: Store) -> Draft:
                 store.index.write(lambda db, last=last: _raise_number(db, last))  # type: ignore[misc]
         made = Draft(number, os.path.join(top, "fs"), os.path.join(top, "work"))
         os.mkdir(made.fs, 0o755)
-        os.mkdir(made.work)
+        os.mkdir(made.work, 0o700)
         return made
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from executor.store.faults import translated
 from executor.store.index import Index
 from executor.store.leases import Session
+from executor.store.ownership import claim
 from platforms.errors import StoreError
-from platforms.paths import below
 
 if TYPE_CHECKING:
     import sqlite3
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from platforms.errors import Problem
 
-_DIRECTORIES: Final = ("blobs/sha256", "snapshots", "cache", "tmp/partial", "leases", "locks")
+_DIRECTORIES: Final = ("blobs", "blobs/sha256", "snapshots", "cache", "tmp", "tmp/partial", "leases", "locks")
 _FLAGS: Final = struct.Struct("@Ixxxx" if struct.calcsize("l") == 8 else "@I")
 """linux/fs.h: an int where the number of the call says long."""
 _GETFLAGS: Final = 0x80006601 | _FLAGS.size << 16
@@ -99,16 +99,14 @@ def open_store(
 ) -> Store:
     """The store at ``root`` ("" or None: ``default_root()``), its directories made when they are missing.
 
+    It is this user's alone, or refused (``executor.store.ownership``).
+
     Nothing is scanned, and the index is opened by its first use. ``warn`` hears of a damaged index (default: a line on
     stderr). Raises ``StoreError``.
     """
     root = os.path.abspath(root or default_root())
     with translated(root, f"cannot open the store {root}"):
-        # The last directory to be made: when it is there, all are.
-        if not os.path.isdir(os.path.join(root, _DIRECTORIES[-1])):
-            os.makedirs(root, mode=0o700, exist_ok=True)
-            for each in _DIRECTORIES:
-                os.makedirs(below(root, *each.split("/")), exist_ok=True)
+        if claim(root, _DIRECTORIES, (_RESERVE,)):
             _spread(os.path.join(root, "snapshots"))
             put_by(root)
         if not os.access(root, os.W_OK | os.X_OK):
@@ -135,7 +133,7 @@ def _spread(directory: str) -> None:
 
 def put_by(root: str) -> None:
     """Put some space by, which ``prune`` spends on its own book-keeping when the disk is full."""
-    fd = os.open(os.path.join(root, _RESERVE), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(os.path.join(root, _RESERVE), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, _RESERVE_BYTES)
     except OSError:
