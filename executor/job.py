@@ -264,7 +264,7 @@ class Job(Message, frozen=True, tag="job"):
     """Do every step; but what another job of the same build has just done is done."""
     no_cache_stages: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
-    """What a Dockerfile may ask for that it may not by itself: ``security.insecure``."""
+    """What a Dockerfile may ask for that it may not by itself: ``security.insecure``, ``network.host``."""
     compression: Compression = Compression()
     oci: bool = True
     """OCI media types; else Docker's."""
@@ -278,6 +278,9 @@ class Job(Message, frozen=True, tag="job"):
     """Seconds after which an entry of an outside cache is too old."""
     hosts: tuple[tuple[str, str], ...] = ()
     network: str = ""
+    """What steps that do not say ask for: ``host``, ``none``, or "" for the default."""
+    default_network: str = "isolated"
+    """The default, ``isolated`` or ``host``. It is no part of what a step asks for, and needs no permission."""
     shm_size: int = 0
     ulimits: tuple[tuple[str, int, int], ...] = ()
     """Limits of steps: (name as Docker has it, soft, hard), -1 for none."""

@@ -387,6 +387,7 @@ def _order(
         rewrite_timestamps=request.rewrite_timestamps,
         hosts=request.hosts,
         network=request.network,
+        default_network=request.default_network,
         shm_size=request.shm_size,
         ulimits=request.ulimits,
         implicit_platform=request.implicit_platform,

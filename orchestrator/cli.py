@@ -144,13 +144,16 @@ def cli() -> None:
 )
 @click.option("--add-host", "hosts", metavar="NAME:ADDRESS", multiple=True, help="A line for /etc/hosts of every step.")
 @click.option(
-    "--network", type=click.Choice(["default", "host", "none"]), default="default", help="Network of RUN steps."
+    "--network",
+    type=click.Choice(["default", "host", "none"]),
+    default="default",
+    help="Network of RUN steps; host needs --allow network.host.",
 )
 @click.option(
     "--allow",
     metavar="ENTITLEMENT",
     multiple=True,
-    help="Let the Dockerfile have it: security.insecure, for RUN --security=insecure.",
+    help="Let the Dockerfile have it: security.insecure, network.host; for RUN --security=, --network=.",
 )
 @click.option("--shm-size", metavar="BYTES", default="", help="Size of /dev/shm in steps: 64m, 1g, …")
 @click.option(

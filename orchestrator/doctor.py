@@ -31,6 +31,8 @@ def examine(root: str) -> int:
 
     print(f"host        {host.host()}")
     works = _isolation() if sys.platform == "linux" else _elsewhere()
+    if works:
+        _network()
     print("\nemulation")
     for platform, found in emulation.overview():
         mark = MISSING if isinstance(found, EnvironmentUnfit) else OK
@@ -72,6 +74,23 @@ def _isolation() -> bool:
             print(f"  {MISSING} {verdict.rung}: {verdict.why}")
             print(f"       {verdict.remedy}")
     return usable
+
+
+def _network() -> None:
+    from executor.sandbox import network
+    from platforms import syscalls
+
+    print("\nnetwork of steps")
+    why = network.survey()
+    if not why:
+        print(f"  {OK} their own, by {network.HELPER}")
+        return
+    print(f"  {MISSING} the network of this machine, its loopback interface included: {why}")
+    print(f"       {network.remedy(why)}")
+    if syscalls.landlock_version() >= network.SCOPES:
+        print(f"  {OK} without its abstract sockets (Landlock)")
+    else:
+        print(f"  {MISSING} its abstract sockets as well: Landlock has no scopes here (Linux 6.12)")
 
 
 def _elsewhere() -> bool:

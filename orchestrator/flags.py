@@ -58,6 +58,7 @@ def request(flags: Mapping[str, Any]) -> Request:
         ssh=tuple(each.partition("=")[::2] for each in flags["ssh"]),
         hosts=tuple(_host(each) for each in flags["hosts"]),
         network="" if flags["network"] == "default" else flags["network"],
+        default_network=default_network(os.environ.get("KANIFOLD_NETWORK", "")),
         shm_size=size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
         ulimits=tuple({each[0]: each for each in map(_ulimit, flags["ulimits"])}.values()),
         cache_from=caches.places(outside, "--cache-from"),
@@ -275,6 +276,13 @@ def _host(text: str) -> tuple[str, str]:
     if not name:
         raise UsageError(f"--add-host {text!r} has no name")
     return name, address.strip("[]")
+
+
+def default_network(text: str) -> str:
+    """What ``$KANIFOLD_NETWORK`` makes the network of steps that ask for none."""
+    if text not in ("", "isolated", "host"):
+        raise UsageError(f"KANIFOLD_NETWORK={text!r} is neither isolated nor host")
+    return text or "isolated"
 
 
 def _ulimit(text: str) -> tuple[str, int, int]:

@@ -61,6 +61,7 @@ class Request(msgspec.Struct, frozen=True):
     """The sockets of ``ssh``, while the build runs."""
     hosts: tuple[tuple[str, str], ...] = ()
     network: str = ""
+    default_network: str = "isolated"
     shm_size: int = 0
     ulimits: tuple[tuple[str, int, int], ...] = ()
     cache_from: tuple[CachePlace, ...] = ()

@@ -89,6 +89,7 @@ CLOSE_RANGE_CLOEXEC: Final = 4
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
+PR_SET_KEEPCAPS: Final = 8
 PR_SET_NAME: Final = 15
 PR_CAPBSET_READ: Final = 23
 PR_CAPBSET_DROP: Final = 24
@@ -144,7 +145,10 @@ _NR_FSCONFIG: Final = 431
 _NR_FSMOUNT: Final = 432
 _NR_CLOSE_RANGE: Final = 436
 _NR_OPENAT2: Final = 437
+_NR_PIDFD_GETFD: Final = 438
 _NR_MOUNT_SETATTR: Final = 442
+_NR_LANDLOCK_CREATE_RULESET: Final = 444
+_NR_LANDLOCK_RESTRICT_SELF: Final = 446
 
 _GENERIC: Final = {"clone": 220, "renameat2": 276, "seccomp": 277}
 _NUMBERS: Final = {
@@ -486,3 +490,54 @@ def seccomp_action_available(action: int) -> bool:
     except OSError:
         return False
     return True
+
+
+# -- Landlock: linux/landlock.h --------------------------------------------------------------------------------------
+
+LANDLOCK_CREATE_RULESET_VERSION: Final = 1
+LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET: Final = 1 << 0
+LANDLOCK_SCOPE_SIGNAL: Final = 1 << 1
+
+
+def landlock_version() -> int:
+    """The version of Landlock's interface that this kernel has; 0 when it has none, or it is switched off."""
+    try:
+        number = _NR_LANDLOCK_CREATE_RULESET
+        return _syscall("landlock_create_ruleset", number, "", None, 0, LANDLOCK_CREATE_RULESET_VERSION)
+    except OSError:
+        return 0
+
+
+def landlock_scope(scopes: int) -> None:
+    """Confine this process and what it starts to a domain of its own (``LANDLOCK_SCOPE_*``): version 6, Linux 6.12.
+
+    Needs CAP_SYS_ADMIN or no_new_privileges().
+    """
+    attributes = bytearray(struct.pack("=3Q", 0, 0, scopes))
+    ruleset = _syscall("landlock_create_ruleset", _NR_LANDLOCK_CREATE_RULESET, "", attributes, len(attributes), 0)
+    try:
+        _syscall("landlock_restrict_self", _NR_LANDLOCK_RESTRICT_SELF, "", ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+# -- descriptors of others -------------------------------------------------------------------------------------------
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """A copy of the descriptor ``number`` of the process behind ``pidfd``, who may be traced by us. Linux 5.6."""
+    return _syscall("pidfd_getfd", _NR_PIDFD_GETFD, "", pidfd, number, 0)
+
+
+def filter_tap(fd: int, program: bytes) -> None:
+    """Let ``fd``, the end of a tap interface, get only what ``program`` (as in ``seccomp_filter``) keeps.
+
+    TUNATTACHFILTER, linux/if_tun.h.
+    """
+    import fcntl
+
+    _, ctypes = _libc()
+    code = ctypes.create_string_buffer(program, len(program))
+    head = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    write = 0x80000000 if os.uname().machine == "ppc64le" else 0x40000000  # _IOC_WRITE, asm/ioctl.h
+    fcntl.ioctl(fd, write | len(head) << 16 | ord("T") << 8 | 213, head)

@@ -119,8 +119,10 @@ class House:
 
 
 @contextlib.contextmanager
-def opened(user: User | None, emulation: Emulation | None = None) -> Iterator[House]:
-    """A house that belongs to ``user`` (None: whoever runs the tests)."""
+def opened(
+    user: User | None, emulation: Emulation | None = None, world: Callable[[], None] = lambda: None
+) -> Iterator[House]:
+    """A house that belongs to ``user`` (None: whoever runs the tests); its process does ``world`` first."""
     base = Path(tempfile.mkdtemp(prefix="kanifold-house."))
     ours, theirs = socket.socketpair()
     if user is not None:
@@ -130,6 +132,7 @@ def opened(user: User | None, emulation: Emulation | None = None) -> Iterator[Ho
     if pid == 0:
         try:
             ours.close()
+            world()
             if user is not None and os.geteuid() != user.uid:
                 os.setgroups([])
                 os.setresgid(user.gid, user.gid, user.gid)

@@ -7,6 +7,7 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -14,11 +15,12 @@ from executor.build import scope, users
 from executor.build.state import State
 from executor.build.workshop import Workshop
 from executor.dockerfile.instructions import Run
-from executor.job import Log
+from executor.job import Job, Log, Warned
 from executor.rootfs.tree import Tree
+from executor.sandbox.network import NO_HELPER
 from executor.sandbox.spec import Ended, Mount, Spec
 from executor.store import faults
-from platforms.errors import Interrupted, StepFailed
+from platforms.errors import Interrupted, Problem, StepFailed
 
 TAIL = 20
 """Lines of a failed step's output that its error shows."""
@@ -26,6 +28,9 @@ _LINE_LIMIT = 64 << 10
 """Bytes of output without a newline that are shown as a line of their own."""
 _OVERWRITTEN_SECONDS = 1.0
 """Seconds between two states of a progress bar that are shown."""
+
+
+_SHARED_REMEDY = "kanifold doctor tells what a network of their own needs"
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -47,6 +52,22 @@ def environment(state: State, proxies: Sequence[tuple[str, str]]) -> tuple[tuple
     given = dict(proxies)
     both = {name.upper(): value for name, value in proxies} | {name.lower(): value for name, value in proxies} | given
     return (*state.env, *((name, value) for name, value in both.items() if name not in declared))
+
+
+def asked_network(order: Job, instruction: Run) -> str:
+    """``host`` or ``none``, if the step or the build asks for it; else ``""``."""
+    return order.network if instruction.network == "default" else instruction.network
+
+
+def network(order: Job, instruction: Run) -> Literal["isolated", "host", "none"]:
+    """The network that the step gets."""
+    match asked_network(order, instruction) or order.default_network:
+        case "none":
+            return "none"
+        case "host":
+            return "host"
+        case _:
+            return "isolated"
 
 
 def execute(
@@ -73,7 +94,6 @@ def execute(
     if not any(name == "HOME" for name, _ in env):
         env = (*env, ("HOME", who.home))
     order = workshop.order
-    network = instruction.network if instruction.network != "default" else order.network
     spec = Spec(
         layers=directories,
         upper=upper,
@@ -85,7 +105,7 @@ def execute(
         gid=who.gid,
         groups=who.groups,
         mounts=mounts,
-        network="none" if network == "none" else "host",
+        network=network(order, instruction),
         insecure=instruction.security == "insecure",
         hostname=scope.host_name(order.build_args),
         hosts=order.hosts,
@@ -101,6 +121,9 @@ def execute(
         workshop.tell(Log(step, text, stream))
 
     ended = _run(workshop, spec, line)
+    if ended.shared and ended.shared != NO_HELPER:
+        problem = Problem("Network", "steps share the network of this machine", ended.shared, _SHARED_REMEDY)
+        workshop.tell(Warned(problem, problem.kind))
     if workshop.cancelled.done():
         raise Interrupted("the build was cancelled")
     if ended.code == 0 and not ended.error:

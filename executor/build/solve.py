@@ -298,6 +298,13 @@ class Solver:
                 remedy="if you trust the Dockerfile that far: --allow security.insecure",
                 where=instruction.location,
             )
+        if runstep.asked_network(workshop.order, instruction) == "host" and "network.host" not in workshop.order.allow:
+            raise DockerfileError(
+                "network.host is not allowed",
+                why="such a step reaches what listens on this machine only, and sees the traffic of others",
+                remedy="if you trust the Dockerfile that far: --allow network.host",
+                where=instruction.location,
+            )
         required = next((each.name for each in instruction.devices if each.required), None)
         if required is not None:
             raise DockerfileError(
@@ -358,7 +365,8 @@ class Solver:
     ) -> str:
         """Run ``instruction``; the name of its result, whose directory is in the store."""
         workshop = self._workshop
-        workshop.launcher().prepare()  # while base layers are unpacked
+        network = runstep.network(workshop.order, instruction)
+        workshop.launcher().prepare(isolated=network == "isolated")  # while base layers are unpacked
         directories = self._directories(state)
         tree = workshop.trees.of(directories, workshop.empty)
         result = cache.fresh_result()

@@ -118,7 +118,7 @@ def _mapped() -> int:
         _enter_user_namespace(map_identity)
         return id_limit()
 
-    helpers = {kind: _find(f"new{kind}map") for kind in ("uid", "gid")}
+    helpers = {kind: find(f"new{kind}map") for kind in ("uid", "gid")}
     for kind, helper in helpers.items():
         if not helper:
             raise _UnusableError(f"there is no new{kind}map", _HELPERS)
@@ -335,7 +335,7 @@ def _name(uid: int) -> str:
         return str(uid)
 
 
-def _find(program: str) -> str:
+def find(program: str) -> str:
     """The absolute path of ``program`` on PATH, or in the places of system programs; "" when it is nowhere."""
     for directory in (*os.environ.get("PATH", "").split(":"), "/usr/bin", "/usr/sbin", "/bin", "/sbin"):
         path = f"{directory}/{program}"

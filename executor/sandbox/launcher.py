@@ -13,7 +13,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
-from executor.sandbox import isolation, targets, workshop, zygote
+from executor.sandbox import isolation, network, targets, workshop, zygote
 from executor.sandbox import spec as wire
 from platforms import syscalls
 from platforms.errors import EnvironmentUnfit
@@ -66,7 +66,7 @@ class Running:
             return wire.Ended(128 + signal.SIGKILL, signal.SIGKILL, error="cancelled")
         if answer.unfit:
             raise EnvironmentUnfit("cannot run build steps here", why=answer.unfit, remedy=isolation.unfit_remedy())
-        return wire.Ended(answer.code, answer.signal, answer.oom, answer.error)
+        return wire.Ended(answer.code, answer.signal, answer.oom, answer.error, answer.shared)
 
 
 class Launcher:
@@ -79,18 +79,21 @@ class Launcher:
         self._unfit = ""
         self._lock = threading.Lock()
         self._running: set[Running] = set()
-        self._prepared = False
+        self._prepared: set[bytes] = set()
         self._stopped = False
         self.single = isolation.id_limit() == 1
         """Whether steps have one id only, and owners are recorded."""
 
-    def prepare(self) -> None:
-        """Say that a step is to come: the zygote then makes itself ready while we do something else."""
+    def prepare(self, *, isolated: bool) -> None:
+        """Say that a step is to come, with an isolated network or another: the zygote then makes itself ready for it
+        while we do something else."""
+        packet = zygote.CONNECT if isolated else zygote.PREPARE
         with self._lock:
-            prepared, self._prepared = self._prepared, True
+            prepared = packet in self._prepared
+            self._prepared |= {packet, zygote.PREPARE}
         if not prepared:
             with contextlib.suppress(OSError):  # it is gone, as the step will say
-                self._control.send(zygote.PREPARE)
+                self._control.send(packet)
 
     def run(self, spec: Spec, stdout: int, stderr: int, cancelled: Future[None]) -> Ended:
         """Run a step to its end. ``stdout`` and ``stderr`` are descriptors that stay the caller's to close.
@@ -206,10 +209,14 @@ def _be_zygote(
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, signal.SIG_IGN)
         # Furnishing takes as long as a step, and a build whose steps are all cached has none.
-        if not control.recv(1, socket.MSG_PEEK):
+        packet = control.recv(16, socket.MSG_PEEK)
+        if not packet:
             os._exit(0)
+        net = network.Network()
         try:
             syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+            if packet == zygote.CONNECT:
+                net.begin()  # it takes longer than the rest
             workshop.furnish()
             workshop.prove()
             if emulation is not None:
@@ -220,7 +227,7 @@ def _be_zygote(
             os.write(complaint, str(error).encode())
             os._exit(1)
         os.close(complaint)
-        zygote.serve(control)
+        zygote.serve(control, net)
     except BaseException:
         import traceback
 

@@ -39,6 +39,8 @@ class Told(msgspec.Struct, frozen=True):
     touched: tuple[targets.Touched, ...] = ()
     program: str = ""
     """What is executed next."""
+    shared: str = ""
+    """Why it has the host's network although it was to be isolated."""
 
 
 class Report:
@@ -48,22 +50,24 @@ class Report:
         self.fd = fd
         self._made: tuple[targets.Made, ...] = ()
         self._touched: tuple[targets.Touched, ...] = ()
+        self._shared = ""
 
-    def mounted(self, root: targets.Root) -> None:
-        """All mounts are made, or one could not be."""
+    def mounted(self, root: targets.Root, shared: str) -> None:
+        """All mounts are made, or one could not be; ``shared`` is what ``Network.join`` said before."""
+        self._shared = shared
         self._made, self._touched = tuple(root.made), tuple(root.touched.values())
 
     def refused(self, code: int, why: str) -> None:
         """The step cannot be started, through its own fault or its image's."""
-        self._tell(Told(code, why, "", self._made, self._touched))
+        self._tell(Told(code, why, "", self._made, self._touched, shared=self._shared))
 
     def unfit(self, why: str) -> None:
         """The step cannot be started because the host does not allow it."""
-        self._tell(Told(0, "", why, self._made, self._touched))
+        self._tell(Told(0, "", why, self._made, self._touched, shared=self._shared))
 
     def executing(self, program: str) -> None:
         """The starter is to execute ``program``. From now on the pipe's number is FD, and it outlives an execve."""
-        self._tell(Told(made=self._made, touched=self._touched, program=program))
+        self._tell(Told(made=self._made, touched=self._touched, program=program, shared=self._shared))
         if self.fd != FD:
             os.dup2(self.fd, FD)
             os.close(self.fd)

@@ -79,7 +79,8 @@ class Spec(msgspec.Struct, frozen=True):
     hostname: str = "buildkitsandbox"
     mounts: tuple[Mount, ...] = ()
     """Parents are mounted before what lies in them. Of two for one target the last counts."""
-    network: Literal["host", "none"] = "host"
+    network: Literal["isolated", "host", "none"] = "host"
+    """``isolated`` is the host's where no other can be had: ``Ended.shared`` then says why."""
     insecure: bool = False
     """All capabilities that we have ourselves, and nothing masked (``RUN --security=insecure``)."""
     hosts: tuple[tuple[str, str], ...] = ()
@@ -100,6 +101,8 @@ class Ended(msgspec.Struct, frozen=True):
     """Killed, while the kernel killed something for want of memory."""
     error: str = ""
     """Why the step could not be started (code 126 or 127), or that it was cancelled; "" when it ran to its end."""
+    shared: str = ""
+    """Why the step had the host's network, though it was to be isolated; "" when it was, or was not to be."""
 
 
 _KINDS = (Bind, BindFd, Tmpfs, Secret)

@@ -20,13 +20,12 @@ import resource
 import signal
 import socket
 import stat
-import struct
 from collections.abc import Callable
 from typing import Final, NoReturn
 
 import msgspec
 
-from executor.sandbox import targets, workshop
+from executor.sandbox import network, targets, workshop
 from executor.sandbox.report import FD, NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, Report, words
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Spec, Tmpfs
 from platforms import syscalls
@@ -49,7 +48,6 @@ CAPABILITIES: Final = (
 )
 """What Docker leaves to root of a container."""
 
-_KEPT: Final = sum(1 << each for each in CAPABILITIES)
 _NO_ID: Final = (1 << 32) - 1
 
 
@@ -74,6 +72,13 @@ class Rules(msgspec.Struct, frozen=True):
     filters: dict[tuple[bool, bool], bytes]
     """The system call filters, by whether they are of an insecure step, and of one with a supervisor."""
 
+    network: network.Network
+    """What an isolated step joins."""
+    sniffs: bool
+    """Whether CAP_NET_RAW counts in the host's network."""
+    scoped: bool
+    """Whether Landlock can keep steps from abstract sockets and processes outside of themselves."""
+
     def supervised(self, spec: Spec) -> bool:
         return self.single and not spec.uid and not spec.gid
 
@@ -81,13 +86,14 @@ class Rules(msgspec.Struct, frozen=True):
 class Shape(msgspec.Struct, frozen=True):
     """What must be known of a step to prepare a process for it."""
 
-    network: str
+    offline: bool
+    """Whether it has a network namespace of its own, and nothing in it."""
     insecure: bool
     shm_size: int
 
     @classmethod
     def of(cls, spec: Spec) -> Shape:
-        return cls(spec.network, spec.insecure, spec.shm_size)
+        return cls(spec.network == "none", spec.insecure, spec.shm_size)
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -111,8 +117,8 @@ def prepare(shape: Shape) -> Prepared:
     for each in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_DFL)
     os.umask(0o022)
-    if shape.network == "none":
-        _loopback()
+    if shape.offline:
+        network.switch_on_loopback()
 
     # 2. The parts of its root, in the workshop, where no image has a say.
     workshop.mount_proc()
@@ -145,6 +151,9 @@ def become(
         if not 0 <= each < _NO_ID:
             raise RefusedError(NOT_SET_UP, f"{each} is no user or group id")
 
+    shared = rules.network.join() if spec.network == "isolated" else ""
+    own_network = spec.network == "none" or (spec.network == "isolated" and not shared)
+
     # 4. The parts moved to their places, resolved inside the root.
     syscalls.sethostname(spec.hostname)
     try:
@@ -155,12 +164,12 @@ def become(
     upper = os.open(spec.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     tree = targets.Root(root, upper, prepared.proc)
     try:
-        for target, attach in _placements(spec):
+        for target, attach in _placements(spec, own_network):
             attach(tree, target)
         if rules.single and tree.has_directory(_APT_SETTINGS):
             _file(b'APT::Sandbox::User "root";\n')(tree, f"{_APT_SETTINGS}/zz-one-user")
     finally:
-        report.mounted(tree)
+        report.mounted(tree, shared)
 
     # 5. The new root; the host's tree goes.
     os.fchdir(root)
@@ -183,13 +192,15 @@ def become(
     # 7. Rights: the filter while we may install one, then capabilities, then ids, which may not be undone.
     if rules.single and not supervisor:
         _renumber(prepared.own_proc, spec.uid, spec.gid)
+    if rules.scoped and not spec.insecure:
+        syscalls.landlock_scope(syscalls.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | syscalls.LANDLOCK_SCOPE_SIGNAL)
     if code := rules.filters[spec.insecure, supervisor is not None]:
         if supervisor is None:
             syscalls.seccomp_filter(code)
         else:
             listener = syscalls.seccomp_filter(code, syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER)
             socket.send_fds(supervisor, [b"listener"], [listener])
-    _drop_capabilities(spec.insecure)
+    _drop_capabilities(_capabilities(spec.insecure, sniffing=own_network or not rules.sniffs))
     if not rules.single:
         _change_user(spec)
     syscalls.die_with_parent()  # the change of ids has cleared it
@@ -211,13 +222,13 @@ as the setting of a file that only the step sees."""
 _Attach = Callable[[targets.Root, str], None]
 
 
-def _placements(spec: Spec) -> list[tuple[str, _Attach]]:
+def _placements(spec: Spec, own_network: bool) -> list[tuple[str, _Attach]]:
     """All mounts of the step, parents before what lies in them, of several for one target the last."""
     system: dict[str, _Attach] = {
         "/proc": _moving(workshop.PROC),
-        "/sys": _sys_writable if spec.insecure else _sys_without_network if spec.network == "none" else _SYS,
+        "/sys": _sys_writable if spec.insecure else _sys_of_own_network if own_network else _SYS,
         "/dev": _moving(workshop.DEV),
-        "/etc/resolv.conf": _file(_resolv_conf()),
+        "/etc/resolv.conf": _file(network.resolv_conf(spec.network == "isolated" and own_network)),
         "/etc/hosts": _file(_hosts(spec)),
     }
     placements = {_normal(target): attach for target, attach in system.items()}
@@ -276,7 +287,7 @@ def _sys_writable(root: targets.Root, target: str) -> None:
 _SYS: Final = _moving(workshop.SYS)
 
 
-def _sys_without_network(root: targets.Root, target: str) -> None:
+def _sys_of_own_network(root: targets.Root, target: str) -> None:
     """A /sys of the step's own network, so that /sys/class/net tells nothing of the host's."""
     context = syscalls.fsopen("sysfs")
     try:
@@ -376,15 +387,6 @@ def _attach(root: targets.Root, tree: int, target: str, *, readonly: bool = Fals
     os.close(place)
 
 
-def _resolv_conf() -> bytes:
-    """The host's name servers, as they are: a step on the host's network can reach those on the loopback too."""
-    try:
-        with open("/etc/resolv.conf", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
 def _hosts(spec: Spec) -> bytes:
     lines = [("127.0.0.1", f"localhost {spec.hostname}"), ("::1", "localhost ip6-localhost ip6-loopback")]
     lines += [(address, name) for name, address in spec.hosts]
@@ -392,13 +394,6 @@ def _hosts(spec: Spec) -> bytes:
 
 
 # -- the process -----------------------------------------------------------------------------------------------------
-
-
-def _loopback() -> None:
-    """Switch on ``lo``, the only interface of a new network namespace (netdevice(7))."""
-    set_flags, up_and_running = 0x8914, 0x41
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-        fcntl.ioctl(any_socket, set_flags, struct.pack("16sh22x", b"lo", up_and_running))
 
 
 def close_others(*fds: int) -> None:
@@ -453,21 +448,27 @@ def _limit(name: str, soft: int, hard: int) -> None:
         raise RefusedError(NOT_SET_UP, f"cannot set the ulimit {name} to {soft}:{hard}: {error}") from error
 
 
-def _drop_capabilities(insecure: bool) -> None:
-    """Leave CAPABILITIES, or all if ``insecure``, now and as what exec can give; nothing inheritable or ambient."""
+def _capabilities(insecure: bool, sniffing: bool) -> frozenset[int]:
+    """What a step keeps. CAP_NET_RAW in the host's network is the power to read and forge the traffic of others."""
+    if insecure:
+        return frozenset(range(syscalls.CAP_LAST))
+    return frozenset(CAPABILITIES) - (frozenset() if sniffing else {syscalls.CAP_NET_RAW})
+
+
+def _drop_capabilities(kept: frozenset[int]) -> None:
+    """Leave those ``kept``, now and as what exec can give; nothing inheritable or ambient."""
+    mask = sum(1 << each for each in kept)
     effective, permitted, _ = syscalls.capget()
     syscalls.clear_ambient()
-    if not insecure:
-        effective, permitted = effective & _KEPT, permitted & _KEPT
-        for capability in range(syscalls.CAP_LAST):
-            if capability not in CAPABILITIES:
-                try:
-                    syscalls.drop_bounding(capability)
-                except OSError as error:
-                    if error.errno == errno.EINVAL:  # the kernel knows no such capability, nor any after it
-                        break
-                    raise
-    syscalls.capset(effective, permitted, 0)
+    for capability in range(syscalls.CAP_LAST):
+        if capability not in kept:
+            try:
+                syscalls.drop_bounding(capability)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # the kernel knows no such capability, nor any after it
+                    break
+                raise
+    syscalls.capset(effective & mask, permitted & mask, 0)
 
 
 def _renumber(proc: int, uid: int, gid: int) -> None:

@@ -3,7 +3,7 @@
 It is forked from the executor before that has any thread, and from the first packet on keeps what a step needs ready:
 this code loaded, the workshop furnished, the filters computed. Packets come over a socket:
 
-    packet        PREPARE: a step is to come
+    packet        PREPARE: a step is to come; CONNECT: one that needs the job's network
     descriptors   none; there is no answer
 
     packet        RUN
@@ -30,13 +30,14 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from executor.sandbox import isolation, report, seccomp, spec, step, targets, workshop
+from executor.sandbox import isolation, network, report, seccomp, spec, step, targets, workshop
 from platforms import syscalls
 
 NAMESPACES: Final = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID
 _STEP: Final = NAMESPACES | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
 RUN: Final = b"run"
 PREPARE: Final = b"prepare"
+CONNECT: Final = b"connect"
 _PACKET: Final = 1 << 17
 FDS: Final = 250
 """Descriptors in one packet: the kernel's SCM_MAX_FD is 253."""
@@ -52,6 +53,7 @@ class Answer(msgspec.Struct, frozen=True):
     unfit: str = ""
     made: tuple[targets.Made, ...] = ()
     touched: tuple[targets.Touched, ...] = ()
+    shared: str = ""
 
     def pack(self) -> bytes:
         return marshal.dumps(tuple(getattr(self, name) for name in self.__struct_fields__))
@@ -90,7 +92,7 @@ class _Spare(msgspec.Struct, frozen=True):
         self.line.close()
 
 
-def serve(control: socket.socket) -> NoReturn:
+def serve(control: socket.socket, net: network.Network) -> NoReturn:
     """Answer requests until the other end of ``control`` is closed; then end, and everything below with it."""
     single = isolation.id_limit() == 1
     filters = {
@@ -98,7 +100,7 @@ def serve(control: socket.socket) -> NoReturn:
         for insecure in (False, True)
         for supervised in {False, single}
     }
-    rules = step.Rules(single, filters)
+    rules = step.Rules(single, filters, net, network.sniffs(), syscalls.landlock_version() >= network.SCOPES)
     proc = workshop.proc_of_all() if single else -1
     if single:
         from executor.sandbox import owners  # noqa: F401
@@ -119,7 +121,9 @@ def serve(control: socket.socket) -> NoReturn:
                 packet, fds, _, _ = socket.recv_fds(control, _PACKET, FDS, socket.MSG_CMSG_CLOEXEC)
                 if not packet:
                     os._exit(0)
-                if packet == PREPARE:
+                if packet == CONNECT:
+                    net.begin()
+                if packet in (PREPARE, CONNECT):
                     continue
                 running, spare = _begin(fds, rules, proc, spare)
                 if running is not None:
@@ -153,6 +157,9 @@ def _begin(fds: list[int], rules: step.Rules, proc: int, spare: _Spare | None) -
     try:
         wanted = _read(fds[1], fds[4:])
         shape = step.Shape.of(wanted)
+        if wanted.network == "isolated":
+            rules.network.begin()
+            rules.network.descriptors()
         if rules.supervised(wanted):
             return _start(wanted, fds, rules, proc, reply), spare
         running = None
@@ -178,7 +185,7 @@ def _read(packed: int, mounts: list[int]) -> spec.Spec:
 
 def _namespaces(shape: step.Shape) -> int:
     namespaces = _STEP | (syscalls.CLONE_NEWCGROUP if os.path.exists("/proc/self/ns/cgroup") else 0)
-    return namespaces | (syscalls.CLONE_NEWNET if shape.network == "none" else 0)
+    return namespaces | (syscalls.CLONE_NEWNET if shape.offline else 0)
 
 
 def _use(spare: _Spare, fds: list[int], reply: socket.socket) -> _Running | None:
@@ -228,7 +235,7 @@ def _spare(shape: step.Shape, rules: step.Rules) -> _Spare | None:
 
 def _wait_for_step(shape: step.Shape, rules: step.Rules, line: socket.socket, told: report.Report) -> NoReturn:
     try:
-        keep_only(line.fileno(), told.fd)
+        keep_only(line.fileno(), told.fd, *rules.network.descriptors())
         prepared = step.prepare(shape)
         packet, fds, _, _ = socket.recv_fds(line, _PACKET, FDS, socket.MSG_CMSG_CLOEXEC)
         if packet:
@@ -313,7 +320,7 @@ def _end(running: _Running, kills: _Kills) -> None:
     if told.error or told.unfit:
         code, killed = told.code, 0
     oom = code == 128 + signal.SIGKILL and kills.more()
-    _answer(running.reply, Answer(code, killed, oom, told.error, told.unfit, told.made, told.touched))
+    _answer(running.reply, Answer(code, killed, oom, told.error, told.unfit, told.made, told.touched, told.shared))
 
 
 def _answer(reply: socket.socket, answer: Answer) -> None:

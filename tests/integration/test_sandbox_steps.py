@@ -159,9 +159,9 @@ def capabilities(text: str) -> dict[str, str]:
 
 
 def test_capabilities_are_dockers(house: House) -> None:
-    root = capabilities(house.run("cat /proc/self/status; true").out)
+    root = capabilities(house.run("cat /proc/self/status; true", network="none").out)
     assert root == {"Inh": "0" * 16, "Prm": DOCKERS, "Eff": DOCKERS, "Bnd": DOCKERS, "Amb": "0" * 16}
-    other = capabilities(house.run("cat /proc/self/status; true", uid=1000).out)
+    other = capabilities(house.run("cat /proc/self/status; true", uid=1000, network="none").out)
     assert other == {"Inh": "0" * 16, "Prm": "0" * 16, "Eff": "0" * 16, "Bnd": DOCKERS, "Amb": "0" * 16}
 
 
@@ -591,7 +591,7 @@ def test_a_prepared_process_that_was_killed_is_not_missed(root_house: House) -> 
 
 
 def _prepare(inside: Inside) -> None:
-    inside.launcher.prepare()
+    inside.launcher.prepare(isolated=False)
 
 
 def test_nothing_is_made_ready_before_a_step_is_to_come() -> None:

@@ -69,7 +69,7 @@ def test_the_last_word_counts_and_an_errno_makes_it_final() -> None:
             told = report.Report(write)
             root = targets.Root.__new__(targets.Root)
             root.made, root.touched = [("etc/hosts", 5)], {}
-            told.mounted(root)
+            told.mounted(root, "")
             told.refused(125, "first")
             told.executing("/bin/tool")
             os.write(report.FD, struct.pack("=i", -13))

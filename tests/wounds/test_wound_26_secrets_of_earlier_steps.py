@@ -46,7 +46,9 @@ def test_a_step_beside_it_hunts_in_vain(kanifold: Kanifold, busybox: Base) -> No
             f'RUN nc 127.0.0.1 {port}; test "$(cat /found)" = 0\n'
             "FROM scratch\nCOPY --from=has /a /\nCOPY --from=hunts /found /\n"
         )
-        build = kanifold.start("build", folder, "--secret", "id=s,env=GIVEN", "--progress", "plain", GIVEN=TOKEN)
+        build = kanifold.start(
+            "build", folder, "--secret", "id=s,env=GIVEN", "--progress", "plain", GIVEN=TOKEN, KANIFOLD_NETWORK="host"
+        )
         server.settimeout(60)
         # Both are running; the hunter, which is whoever closes and comes again, goes on while the other one waits.
         first, second = server.accept()[0], server.accept()[0]

@@ -1,0 +1,358 @@
+"""Wound 53 (review): steps reach what listens on the builder's loopback interface, its abstract sockets, its traffic.
+
+The machine is one that the tests make: a network namespace with an outward interface that leads nowhere. An address of
+its own on the loopback interface stands for the world outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from ordinary_user import User
+from sandbox_house import Done, House, Inside, opened
+
+from executor.sandbox import Bind, Spec
+from platforms import syscalls
+
+OUTSIDE, OUTSIDE_6 = "198.51.100.7", "2001:db8::7"
+RUNGS = pytest.mark.parametrize("rung", ["root", "mapped", "single"])
+PYTHON = Path("/usr/bin/python3")
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make network namespaces"),
+    pytest.mark.skipif(not shutil.which("ip"), reason="no ip (Debian: iproute2)"),
+    pytest.mark.skipif(not PYTHON.exists(), reason=f"no {PYTHON} (Debian: python3)"),
+]
+needs_pasta = pytest.mark.skipif(not shutil.which("pasta"), reason="no pasta (Debian: passt)")
+
+CONNECTING = """
+import socket, threading
+def reach_all(*ways):
+    found = []
+    threads = [threading.Thread(target=lambda way=way: found.append(reach(*way))) for way in ways]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return set(found)
+def reach(address, port, device="", data=b""):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM if data else socket.SOCK_STREAM) as line:
+        line.settimeout(1)
+        try:
+            if device:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            line.connect((address, port))
+            if data:
+                line.send(data)
+            return line.recv(100).decode()
+        except OSError as error:
+            return type(error).__name__
+"""
+
+
+def world(*, resolver: str = OUTSIDE, helper: bool = True) -> None:
+    """A machine of the test's own, for the process that calls this."""
+    syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS)
+    syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+    for command in (
+        "link set lo up",
+        "link add ext0 type veth peer name far0",
+        "link set far0 up",
+        "link set ext0 up",
+        "addr add 192.0.2.2/24 dev ext0",
+        "addr add 2001:db8:1::2/64 dev ext0 nodad",
+        "route add default via 192.0.2.1",
+        "route add default via 2001:db8:1::1",
+        f"addr add {OUTSIDE}/32 dev lo",
+        f"addr add {OUTSIDE_6}/128 dev lo nodad",
+    ):
+        subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+    Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0")
+    syscalls.mount("world", "/mnt", "tmpfs")
+    Path("/mnt/resolv.conf").write_text(f"search example\nnameserver {resolver}\n")
+    Path("/mnt/resolv.conf").chmod(0o644)
+    syscalls.mount("/mnt/resolv.conf", "/etc/resolv.conf", flags=syscalls.MS_BIND)
+    if os.path.exists("/dev/net/tun"):  # for all, as systems are set up; not on every machine that runs tests
+        os.mknod("/mnt/tun", 0o20666, os.makedev(10, 200))
+        os.chmod("/mnt/tun", 0o666)
+        syscalls.mount("/mnt/tun", "/dev/net/tun", flags=syscalls.MS_BIND)
+    if not helper:
+        os.environ["PATH"] = "/nowhere"
+        Path("/mnt/none").touch()
+        syscalls.mount("/mnt/none", "/usr/bin/pasta", flags=syscalls.MS_BIND)
+
+
+REACHED: set[bytes] = set()
+"""In a house: services that anybody has spoken to."""
+
+
+def reached(_: Inside) -> set[bytes]:
+    """What was reached since the last time."""
+    found = set(REACHED)
+    REACHED.clear()
+    return found
+
+
+def serve(_: Inside) -> None:
+    """Services of the machine, each of which says what it is. They end with the house."""
+
+    def accept(line: socket.socket, name: bytes) -> None:
+        while True:
+            with contextlib.suppress(OSError), line.accept()[0] as connection:
+                REACHED.add(name)
+                connection.sendall(name)
+
+    def answer(line: socket.socket, name: bytes) -> None:
+        while True:
+            _, peer = line.recvfrom(1000)
+            REACHED.add(name)
+            line.sendto(name, peer)
+
+    for address, port, name in (
+        ("127.0.0.1", 9911, b"loopback"),
+        ("::1", 9911, b"loopback 6"),
+        (OUTSIDE, 9912, b"outside"),
+        (OUTSIDE_6, 9912, b"outside 6"),
+    ):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        line = socket.create_server((address, port), family=family)
+        threading.Thread(target=accept, args=(line, name), daemon=True).start()
+        datagrams = socket.socket(family, socket.SOCK_DGRAM)
+        datagrams.bind((address, port))
+        threading.Thread(target=answer, args=(datagrams, name), daemon=True).start()
+    resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    resolver.bind(("127.0.0.53", 53))
+    threading.Thread(target=answer, args=(resolver, b"names"), daemon=True).start()
+    abstract = socket.socket(socket.AF_UNIX)
+    abstract.bind("\0kanifold-of-the-host")
+    abstract.listen()
+    threading.Thread(target=accept, args=(abstract, b"abstract"), daemon=True).start()
+
+
+@pytest.fixture(scope="module")
+def houses(request: pytest.FixtureRequest) -> Iterator[Callable[..., House]]:
+    """Makes a house for a rung in a ``world``, once for each."""
+    with contextlib.ExitStack() as stack:
+        made: dict[Any, House] = {}
+
+        def get(rung: str, **kind: Any) -> House:
+            key = rung, *sorted(kind.items())
+            if key not in made:
+                user: User | None = None
+                if rung != "root":
+                    user = request.getfixturevalue("_user_with_ids" if rung == "mapped" else "_user_without_ids")
+                made[key] = stack.enter_context(opened(user, world=partial(world, **kind)))
+                made[key].call(serve)
+            return made[key]
+
+        yield get
+
+
+def run(house: House, code: str, **spec: Any) -> Done:
+    """A step that is this Python program, with the machine's own Python."""
+    root = house.plant({name: ("->", f"usr/{name}") for name in ("bin", "lib", "lib64")})
+    return house.run(str(PYTHON), "-c", CONNECTING + code, layers=(root,), mounts=(Bind("/usr", "/usr", True),), **spec)
+
+
+@needs_pasta
+@RUNGS
+def test_an_isolated_step_reaches_the_world(houses: Callable[..., House], rung: str) -> None:
+    done = run(
+        houses(rung),
+        f"""
+print(reach("{OUTSIDE}", 9912), reach("{OUTSIDE_6}", 9912), reach("{OUTSIDE}", 9912, data=b"x"), sep=", ")
+""",
+        network="isolated",
+    )
+    assert (done.ended.shared, done.err) == ("", "")
+    assert done.out == "outside, outside 6, outside\n"
+
+
+@needs_pasta
+@RUNGS
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_an_isolated_step_does_not_reach_the_loopback_interface_of_the_host(
+    houses: Callable[..., House], rung: str, uid: int
+) -> None:
+    house = houses(rung)
+    house.call(reached)
+    done = run(
+        house,
+        """
+addresses = "127.0.0.1", "127.0.0.53", "0.0.0.0", "::1", "::ffff:127.0.0.1", "192.0.2.1", "192.0.2.2"
+found = reach_all(*(
+    (address, 9911, device, data) for address in addresses for device in ("", "eth0") for data in (b"", b"x")
+))
+print(found & {"loopback", "loopback 6"}, reach("198.51.100.7", 9912, "eth0"))
+""",
+        network="isolated",
+        uid=uid,
+        gid=uid,
+    )
+    assert (done.ended.shared, done.err, done.out) == ("", "", "set() outside\n")
+    assert house.call(reached) == {b"outside"}
+
+
+@needs_pasta
+@RUNGS
+def test_frames_made_by_hand_do_not_reach_it_either(houses: Callable[..., House], rung: str) -> None:
+    """With CAP_NET_RAW a step writes what it likes to the interface: here, datagrams for 127.0.0.1 and ::1."""
+    done = run(
+        houses(rung),
+        r"""
+import struct
+def summed(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xffff) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xffff
+def datagram(source, target, port, payload):
+    udp = struct.pack("!4H", 40000, port, 8 + len(payload), 0) + payload
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, source, target)
+    return head[:10] + struct.pack("!H", summed(head)) + head[12:] + udp
+own = socket.inet_aton("192.0.2.2")
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as line:
+    line.bind(("eth0", 0))
+    mac = line.getsockname()[4]
+    line.settimeout(1)
+    for target, port in (("127.0.0.1", 9911), ("198.51.100.7", 9912)):
+        packet = datagram(own, socket.inet_aton(target), port, b"x")
+        line.send(bytes.fromhex("020000000001") + mac + b"\x08\x00" + packet)
+        line.send(bytes.fromhex("020000000001") + mac + b"\x81\x00\x00\x01\x08\x00" + packet)
+    seen = b""
+    try:
+        while True:
+            seen += line.recv(2000)
+    except TimeoutError:
+        pass
+print(b"loopback" in seen, b"outside" in seen)
+""",
+        network="isolated",
+    )
+    assert (done.ended.shared, done.err, done.out) == ("", "", "False True\n")
+
+
+@needs_pasta
+@RUNGS
+def test_names_are_resolved_by_a_server_on_the_loopback_interface_all_the_same(
+    houses: Callable[..., House], rung: str
+) -> None:
+    house = houses(rung, resolver="127.0.0.53")
+    done = run(
+        house,
+        """
+text = open("/etc/resolv.conf").read()
+print(text.split(), reach(text.split()[1], 53, data=b"x" * 20))
+""",
+        network="isolated",
+    )
+    assert done.out == "['nameserver', '169.254.1.1', 'search', 'example'] names\n"
+
+
+@RUNGS
+@pytest.mark.parametrize("network", ["isolated", "host"])
+def test_abstract_sockets_of_the_host_are_not_reached(houses: Callable[..., House], rung: str, network: str) -> None:
+    if network == "host" and syscalls.landlock_version() < 6:
+        pytest.skip("needs Landlock's scopes (Linux 6.12)")
+    done = run(
+        houses(rung),
+        r"""
+line = socket.socket(socket.AF_UNIX)
+try:
+    line.connect("\0kanifold-of-the-host")
+    print(line.recv(100))
+except OSError as error:
+    print("no")
+own = socket.socket(socket.AF_UNIX)
+own.bind("\0of-the-step")
+own.listen()
+socket.socket(socket.AF_UNIX).connect("\0of-the-step")
+print("own")
+""",
+        network=network,
+    )
+    assert (done.out, done.err) == ("no\nown\n", "")
+
+
+SNIFFING = """
+try:
+    socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    print("sniffs")
+except PermissionError:
+    print("not")
+"""
+
+
+@RUNGS
+def test_no_step_sniffs_the_network_of_the_host(houses: Callable[..., House], rung: str) -> None:
+    assert run(houses(rung), SNIFFING, network="host").out == "not\n"
+
+
+@RUNGS
+def test_without_the_helper_a_step_has_the_network_of_the_host_and_says_so(
+    houses: Callable[..., House], rung: str
+) -> None:
+    house = houses(rung, helper=False)
+    done = run(house, f'print(reach("{OUTSIDE}", 9912))' + SNIFFING, network="isolated")
+    assert (done.out, done.err) == ("outside\nnot\n", "")
+    assert done.ended.shared == "there is no pasta"
+
+
+@needs_pasta
+@RUNGS
+def test_the_helper_is_out_of_sight(houses: Callable[..., House], rung: str) -> None:
+    done = houses(rung).run("ls /proc | grep -c '^[0-9]'; ls -d /proc/1", network="isolated")
+    assert (done.ended.shared, done.out) == ("", "3\n/proc/1\n")  # the shell, ls and grep
+
+
+@needs_pasta
+@pytest.mark.parametrize("moment", [0.0, 0.01, 0.03, 0.06, 0.1, None])
+def test_the_helper_dies_with_the_executor(moment: float | None) -> None:
+    with opened(None, world=world) as house:
+        network = os.readlink(f"/proc/{house.pid}/ns/net")
+        step = house.spec("echo up; exec sleep 1000", network="isolated")
+        if moment is None:
+            house.begin(step, "up")
+            assert any(name.startswith("pas") for name, _ in processes_in(network))  # pasta, or passt.avx2
+        else:
+            house.call(launch, step)
+            time.sleep(moment)  # the moment is the test
+        left = [pidfd for _, pidfd in processes_in(network)]
+        os.kill(house.pid, signal.SIGKILL)
+        for pidfd in left:
+            assert select.select([pidfd], [], [], 10)[0]
+            os.close(pidfd)
+        assert processes_in(network) == []
+
+
+def launch(inside: Inside, step: Spec) -> None:
+    inside.launcher.start(
+        replace(step, upper=str(inside.fresh("upper")), work=str(inside.fresh("work"))), os.dup(2), os.dup(2)
+    )
+
+
+def processes_in(network: str) -> list[tuple[str, int]]:
+    """Name and pidfd of each process in a network namespace."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(int(pid))
+            if os.readlink(f"/proc/{pid}/ns/net") == network:
+                found.append((Path(f"/proc/{pid}/comm").read_text().strip(), pidfd))
+            else:
+                os.close(pidfd)
+    return found
