@@ -19,7 +19,7 @@ from executor.registry.config import RegistrySettings
 from platforms.emulation import Emulation
 from platforms.errors import Problem
 
-VERSION: Final = 6
+VERSION: Final = 7
 LINE_LIMIT: Final = 16 << 20
 """Bytes a message line may have: a peer that sends more is broken or hostile."""
 
@@ -97,6 +97,16 @@ class Moved(Message, frozen=True, tag="moved"):
     """A digest, a result or a path: the identity of the transfer within its action."""
     done: int
     total: int = 0
+
+
+class Waiting(Message, frozen=True, tag="waiting"):
+    """A registry has not answered for ``seconds``, or (``over``) has at last. See ``executor.registry.notices``."""
+
+    registry: str
+    what: str
+    seconds: float = 0.0
+    why: str = ""
+    over: bool = False
 
 
 class Warned(Message, frozen=True, tag="warned"):

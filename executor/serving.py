@@ -28,6 +28,7 @@ from executor.build.solve import Solver
 from executor.build.workshop import Workshop
 from executor.conversation import Conversation
 from executor.registry.auth import Credential
+from executor.registry.notices import Notice, Remark, Wait
 from executor.rootfs.elf import foreign
 from executor.rootfs.tree import Tree
 from executor.sandbox import isolation, launcher
@@ -272,9 +273,16 @@ def _client(workshop: Workshop, stopping: threading.Event) -> Client:
     def progress(action: str, name: str, done: int, total: int) -> None:
         workshop.tell(job.Moved(action, name, done, total))
 
+    def tell(notice: Notice) -> None:
+        match notice:
+            case Wait(registry, what, seconds, why, over):
+                workshop.tell(job.Waiting(registry, what, seconds, why, over))
+            case Remark(text):
+                workshop.tell(job.Warned(Problem("Registry", text), "Registry"))
+
     from executor.registry.client import Client
 
-    client = Client(workshop.order.registries, keychain, progress=progress, cancel=stopping)
+    client = Client(workshop.order.registries, keychain, progress=progress, cancel=stopping, tell=tell)
 
     def hang_up(_: Future[None]) -> None:
         timer = threading.Timer(_PARTING, client.close)

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 from executor import job
 from executor.build.graph import External
 from executor.registry import auth, reference
+from executor.registry.notices import Notice, Remark, Wait
 from executor.registry.reference import Reference
 from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
@@ -34,7 +36,7 @@ from orchestrator.registries import Enter, Registry
 from orchestrator.request import Request
 from orchestrator.trace import recorded
 from orchestrator.view import events, open_display
-from platforms.errors import AuditError, BuildError, EnvironmentUnfit, Interrupted, KanifoldError
+from platforms.errors import AuditError, BuildError, EnvironmentUnfit, Interrupted, KanifoldError, Problem
 
 if TYPE_CHECKING:
     from orchestrator.load import Loader
@@ -149,7 +151,7 @@ async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, en
     )
     keychain = auth.docker_keychain()
     store = open_store(request.root or None)
-    registry = enter(request.registries, keychain)
+    registry = enter(request.registries, keychain, partial(_noticed, emit))
     scratch = store.session.temporary()
     try:
         async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
@@ -176,6 +178,15 @@ def _loader(request: Request) -> Loader | None:
     loader = load.find(request.load_to)
     load.check(loader, request.platforms)
     return loader
+
+
+def _noticed(emit: Emit, notice: Notice) -> None:
+    """Show what the registries' client says."""
+    match notice:
+        case Wait(registry, what, seconds, why, over):
+            emit(events.Waiting(registry=registry, what=what, seconds=seconds, why=why, over=over))
+        case Remark(text):
+            emit(events.Cautioned(problem=Problem("Registry", text), rule="Registry"))
 
 
 async def _made(site: _Site, plan: Plan | None, placements: Sequence[Placement]) -> Product:

@@ -33,6 +33,11 @@ def _files(_context: click.Context, _option: click.Parameter, begun: str) -> lis
     return [CompletionItem(begun, type="file")]
 
 
+def _times(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
+    registry, equals, last = begun.rpartition("=")
+    return [registry + equals + each for each in ("10s", "30s", "1m", "5m") if each.startswith(last)]
+
+
 def _platforms(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
     from platforms.emulation import USUAL
 
@@ -257,6 +262,14 @@ def cli() -> None:
     metavar="[REGISTRY=]HOST",
     multiple=True,
     help="Where to look first (default registry: docker.io).",
+)
+@click.option(
+    "--registry-timeout",
+    "timeouts",
+    metavar="[REGISTRY=]TIME",
+    multiple=True,
+    shell_complete=_times,
+    help="Give a registry up after so long without getting further, tries included: 20s, 2m, …",
 )
 @click.option(
     "--root",

@@ -25,6 +25,7 @@ _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
     | job.Finished
     | job.Log
     | job.Moved
+    | job.Waiting
     | job.Warned
     | job.Ask
     | job.Result

@@ -78,7 +78,7 @@ def request(flags: Mapping[str, Any]) -> Request:
         keep_going=flags["keep_going"],
         audit=flags["audit"],
         audit_allow=tuple(_allowed(each) for each in flags["audit_allow"]),
-        registries=config.with_flags(config.load_settings(), insecure, flags["mirrors"]),
+        registries=config.with_flags(config.load_settings(), insecure, flags["mirrors"], flags["timeouts"]),
         root=flags["root"],
         implicit_platform=not flags["platforms"],
     )

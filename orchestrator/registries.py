@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from executor.image.manifest import Descriptor, Index, Manifest, parse
 from executor.registry.auth import Credential, Keychain, anonymous
 from executor.registry.config import RegistrySettings
+from executor.registry.notices import Notice, Tell
 from executor.registry.reference import Reference
 from orchestrator import forking
 from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, ProtocolError, RegistryError
@@ -46,7 +47,7 @@ class Registry(Protocol):
     def close(self) -> None: ...
 
 
-Enter = Callable[[RegistrySettings, Keychain], Registry]
+Enter = Callable[[RegistrySettings, Keychain, Tell], Registry]
 """How a build takes up its registries, once: ``Speaker.enter``, or ``here`` where there is none."""
 
 
@@ -74,6 +75,12 @@ class _Answer(msgspec.Struct, frozen=True, tag=True):
     problem: Problem | None = None
 
 
+class _Notice(msgspec.Struct, frozen=True, tag=True):
+    """Something that the client says while it works."""
+
+    notice: Notice
+
+
 class _Who(msgspec.Struct, frozen=True, tag=True):
     """The other way round: the credential for ``name`` is wanted, in an ``_Answer`` with this number."""
 
@@ -81,7 +88,7 @@ class _Who(msgspec.Struct, frozen=True, tag=True):
     name: str
 
 
-_Message = _Here | _Begin | _Question | _Answer | _Who
+_Message = _Here | _Begin | _Question | _Answer | _Notice | _Who
 _MESSAGE: Final[msgspec.msgpack.Decoder[_Message]] = msgspec.msgpack.Decoder(_Message)
 _CREDENTIAL: Final[msgspec.msgpack.Decoder[Credential | None]] = msgspec.msgpack.Decoder(Credential | None)
 _DESCRIPTOR: Final[msgspec.msgpack.Decoder[Descriptor]] = msgspec.msgpack.Decoder(Descriptor)
@@ -136,7 +143,7 @@ class _Line:
             answer = _Answer(number, problem=Problem("ProtocolError", "cannot answer a question of registries", why))
         self.send(answer)
 
-    def messages(self) -> Iterator[_Here | _Begin | _Question | _Who]:
+    def messages(self) -> Iterator[_Here | _Begin | _Question | _Notice | _Who]:
         """What is not an answer to us, until the other end closes, or talks nonsense."""
         while len(head := self._in.read(4)) == 4:
             data = self._in.read(size := int.from_bytes(head, "big"))
@@ -193,11 +200,13 @@ class Speaker:
         """Of the process, once it has said so."""
         self._listener = threading.Thread(target=self._listen, name="registries", daemon=True)
         self._keychain: Keychain = anonymous
+        self._tell: Tell | None = None
         self._closed = False
 
-    def enter(self, settings: RegistrySettings, keychain: Keychain) -> Speaker:
-        """Say which registries, and be the user whom ``keychain`` knows."""
+    def enter(self, settings: RegistrySettings, keychain: Keychain, tell: Tell | None = None) -> Speaker:
+        """Say which registries, and be the user whom ``keychain`` knows; ``tell`` hears of waits and remarks."""
         self._keychain = keychain
+        self._tell = tell
         self._line.send(_Begin(settings))
         self._listener.start()
         return self
@@ -211,6 +220,9 @@ class Speaker:
                     self.pid = message.pid
                     if message.why:
                         error = EnvironmentUnfit("cannot speak to registries", why=message.why)
+                case _Notice(notice):
+                    if self._tell is not None:
+                        self._tell(notice)
                 case _Who():
                     # In a thread of its own: a credential helper takes its time, and may ask the user.
                     look = partial(self._keychain, message.name)
@@ -277,11 +289,11 @@ def prepared() -> tuple[Speaker, tuple[int, int]]:
     return Speaker(_Line(theirs, ours)), (incoming, outgoing)
 
 
-def here(settings: RegistrySettings, keychain: Keychain) -> Registry:
+def here(settings: RegistrySettings, keychain: Keychain, tell: Tell | None = None) -> Registry:
     """Registries, asked by this process."""
     from executor.registry.client import Client
 
-    return Client(settings, keychain)
+    return Client(settings, keychain, tell=tell)
 
 
 def refuse(outgoing: int, why: str) -> None:
@@ -313,7 +325,7 @@ def speak(incoming: int, outgoing: int) -> int:
     for message in line.messages():
         match message:
             case _Begin():
-                client = Client(message.settings, keychain)
+                client = Client(message.settings, keychain, tell=lambda notice: line.send(_Notice(notice)))
             case _Question():
                 pool.submit(line.answer, message.number, partial(value, message))
             case _:

@@ -41,7 +41,7 @@ def hear() -> dict[str, Any]:
     return message
 
 
-def hello(version: int = 6) -> None:
+def hello(version: int = 7) -> None:
     say("hello", version=version, kanifold="0", host="linux/amd64")
 
 

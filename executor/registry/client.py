@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import BinaryIO, Final, Literal, Self, TypeVar
 
 from msgspec.structs import replace
@@ -27,6 +28,7 @@ from executor.registry import transfer, upload
 from executor.registry.auth import Keychain, anonymous, printable
 from executor.registry.config import RegistrySettings
 from executor.registry.failure import PASSING, codes
+from executor.registry.notices import Tell
 from executor.registry.reference import Reference
 from executor.registry.session import Call, Endpoint, Pace, Session, absolute, origin_endpoint
 from executor.registry.token import merged, scope
@@ -50,7 +52,7 @@ _T = TypeVar("_T")
 
 
 class Client:
-    """A user's registries. ``progress`` and ``warn`` are called from the threads that do the work."""
+    """A user's registries. ``progress`` and ``tell`` are called from the threads that do the work."""
 
     def __init__(
         self,
@@ -59,18 +61,18 @@ class Client:
         *,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
-        warn: Callable[[str], None] | None = None,
+        tell: Tell | None = None,
         pace: Pace | None = None,
     ) -> None:
         self.settings = settings or RegistrySettings()
-        self._progress = progress
+        self._told = progress
         self._forbidden: set[tuple[Endpoint, str]] = set()
         """Where blobs cannot be mounted from, by where to."""
-        self._session = Session(self.settings, keychain, pace=pace, cancel=cancel, warn=warn)
+        self._session = Session(self.settings, keychain, pace=pace, cancel=cancel, tell=tell)
 
     def close(self) -> None:
         """End all connections; transfers under way in other threads are ``Interrupted`` at once."""
-        self._session.wire.close()
+        self._session.close()
 
     def learned(self) -> RegistrySettings:
         """The settings, with what has been found out on the way and others need not find out again."""
@@ -87,29 +89,33 @@ class Client:
     def resolve(self, reference: Reference) -> Descriptor:
         """What ``reference`` points to now. Raises ``RegistryError``, also when there is no such thing."""
         what = f"cannot resolve {reference.familiar()}"
-        return self._first(reference, lambda endpoint: self._resolve(endpoint, reference, what))
+        with self._watched(what):
+            return self._first(reference, lambda endpoint: self._resolve(endpoint, reference, what))
 
     def manifest(self, reference: Reference) -> tuple[Manifest | Index, bytes, Descriptor]:
         """The manifest or index of ``reference``: read strictly, its bytes verified, and their descriptor."""
         what = f"cannot pull {reference.familiar()}"
-        return self._first(reference, lambda endpoint: self._manifest(endpoint, reference, what))
+        with self._watched(what):
+            return self._first(reference, lambda endpoint: self._manifest(endpoint, reference, what))
 
     def has_manifest(self, reference: Reference) -> Descriptor | None:
         """What ``reference`` points to in its own registry (no mirror), or None when it does not exist."""
         endpoint = origin_endpoint(reference)
         what = f"cannot look for {reference.familiar()}"
         call = _manifest_call(endpoint, reference, what=what, method="HEAD", accept=frozenset({200, 404}))
-        reply = self._session.call(endpoint, call)
-        if reply.status == 404:
-            return None
-        return _described(reply, reference) or self._manifest(endpoint, reference, what)[2]
+        with self._watched(what):
+            reply = self._session.call(endpoint, call)
+            if reply.status == 404:
+                return None
+            return _described(reply, reference) or self._manifest(endpoint, reference, what)[2]
 
     def fetch(self, reference: Reference, descriptor: Descriptor, sink: Sink) -> None:
         """Write the blob of ``descriptor`` to ``sink``; size and digest are right when this returns.
 
         ``sink.reset`` is called when what was written turned out to be wrong and another try begins at 0.
         """
-        transfer.fetch(self._session, self._endpoints(reference), _checked(descriptor), sink, self._progress)
+        with self._watched(f"pull {descriptor.digest} from {reference.familiar()}"):
+            transfer.fetch(self._session, self._endpoints(reference), _checked(descriptor), sink, self._progress)
 
     def open_stream(self, reference: Reference, descriptor: Descriptor) -> Iterator[bytes]:
         """The blob of ``descriptor`` in chunks; that they were the right ones is known when the iteration has ended."""
@@ -122,7 +128,8 @@ class Client:
                 f"cannot pull {descriptor.digest} from {reference.familiar()}",
                 why=f"it claims {descriptor.size} bytes; {limit} are allowed for a {descriptor.media_type}",
             )
-        return b"".join(self.open_stream(reference, descriptor))
+        with self._watched(f"pull {descriptor.digest} from {reference.familiar()}"):
+            return b"".join(self.open_stream(reference, descriptor))
 
     # -- writing
 
@@ -136,7 +143,8 @@ class Client:
         what = f"cannot push to {reference.registry}/{reference.repository}"
         scopes = merged(scope(endpoint.repository, "pull", "push"))
         call = Call(what, "POST", "blobs/uploads/", scopes, accept=frozenset({202}) | PASSING)
-        reply = self._session.call(endpoint, call)
+        with self._watched(what):
+            reply = self._session.call(endpoint, call)
         if reply.status == 202:
             self._session.abandon(endpoint, absolute(reply, what, endpoint.registry), scopes)
 
@@ -153,8 +161,16 @@ class Client:
         (1) It may be there. (2) It may be in one of the repositories ``mount_from`` of the same registry. (3) It is
         sent: ``open_content`` opens a seekable binary file of it, more than once when a connection breaks.
         """
-        endpoint = origin_endpoint(reference)
-        descriptor = _checked(descriptor)
+        with self._watched(f"push {descriptor.digest} to {reference.registry}/{reference.repository}"):
+            return self._push(origin_endpoint(reference), _checked(descriptor), open_content, mount_from)
+
+    def _push(
+        self,
+        endpoint: Endpoint,
+        descriptor: Descriptor,
+        open_content: Callable[[], BinaryIO],
+        mount_from: Iterable[str],
+    ) -> Outcome:
         found = upload.present(self._session, endpoint, descriptor.digest)  # (1)
         if found in (descriptor.size, -1):
             return "present"
@@ -178,9 +194,9 @@ class Client:
 
     def send(self, reference: Reference, descriptor: Descriptor, open_content: Callable[[], BinaryIO]) -> None:
         """Put the blob of ``descriptor`` into the repository without asking whether it is there."""
-        upload.upload(
-            self._session, origin_endpoint(reference), _checked(descriptor), open_content, progress=self._progress
-        )
+        endpoint = origin_endpoint(reference)
+        with self._watched(f"push {descriptor.digest} to {reference.registry}/{reference.repository}"):
+            upload.upload(self._session, endpoint, _checked(descriptor), open_content, progress=self._progress)
 
     def put_manifest(self, reference: Reference, data: bytes, media_type: str) -> Descriptor:
         """Store ``data`` under the tag of ``reference`` or, when it has none, under its digest; its descriptor.
@@ -203,7 +219,8 @@ class Client:
             length=len(data),
             accept=_STORED | _REFUSED,
         )
-        reply = self._until_known(endpoint, call)
+        with self._watched(what):
+            reply = self._until_known(endpoint, call)
         stored = Descriptor(media_type, digest, len(data))
         if reply.status in _REFUSED:
             there = self._standing(reference) if reference.tag else None
@@ -216,6 +233,15 @@ class Client:
         return stored
 
     # -- inside
+
+    def _watched(self, what: str) -> AbstractContextManager[None]:
+        """Tell of a wait for ``what``, said as an error would be or without its "cannot"."""
+        return self._session.watch.over(what.removeprefix("cannot "))
+
+    def _progress(self, action: str, name: str, done: int, total: int) -> None:
+        self._session.watch.moved()
+        if self._told is not None:
+            self._told(action, name, done, total)
 
     def _until_known(self, endpoint: Endpoint, call: Call) -> Reply:
         """The answer to a manifest whose blobs are all there.

@@ -11,6 +11,7 @@ The file is YAML, ``$KANIFOLD_REGISTRIES``, else ``$XDG_CONFIG_HOME/kanifold/reg
       token-services: [login.example.net]
     build.example.com:
       insecure: true                    # TLS is not verified; plain HTTP when there is no TLS
+      timeout: 20s                      # given up after so long without getting further, tries included
 
 Docker's ``certs.d`` directories (``/etc/docker``, ``/etc/containers``, ``~/.config/containers``) are read as well.
 
@@ -29,12 +30,14 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.registry.reference import canonical_registry, is_loopback
+from platforms.durations import seconds
 from platforms.errors import UsageError
 from platforms.paths import below, named_by_user
 
 _CERTS_D: Final = ("/etc/docker/certs.d", "/etc/containers/certs.d", "~/.config/containers/certs.d")
-_KEYS: Final = ("ca", "cert", "insecure", "key", "mirrors", "tls", "token-services")
+_KEYS: Final = ("ca", "cert", "insecure", "key", "mirrors", "timeout", "tls", "token-services")
 _FILE_LIMIT: Final = 1 << 20
+_LONGEST: Final = 3600.0
 
 
 class Certificates(msgspec.Struct, frozen=True):
@@ -62,6 +65,8 @@ class RegistrySettings(msgspec.Struct, frozen=True):
     """Insecure registries that have been found to have no TLS."""
     failing: frozenset[str] = frozenset()
     """Mirrors that have failed in this build: they are not asked again."""
+    timeouts: tuple[tuple[str, float], ...] = ()
+    """A registry, or "" for all others, and the seconds after which it is given up."""
 
     def is_insecure(self, registry: str) -> bool:
         """Whether plain HTTP and unverified TLS are allowed for ``registry``."""
@@ -77,6 +82,11 @@ class RegistrySettings(msgspec.Struct, frozen=True):
     def mirrors_of(self, registry: str) -> tuple[str, ...]:
         """Where to look before ``registry``, in order."""
         return dict(self.mirrors).get(registry, ())
+
+    def timeout_of(self, registry: str) -> float:
+        """The seconds after which ``registry`` is given up if nothing comes of it; 0 when the user did not say."""
+        timeouts = dict(self.timeouts)
+        return timeouts.get(registry, timeouts.get("", 0.0))
 
     def certificates_for(self, registry: str) -> Certificates | None:
         """The TLS material for ``registry``, if any is set."""
@@ -110,11 +120,16 @@ def load_settings(path: str = "") -> RegistrySettings:
 
 
 def with_flags(
-    settings: RegistrySettings, insecure: Iterable[str] = (), mirrors: Iterable[str] = ()
+    settings: RegistrySettings,
+    insecure: Iterable[str] = (),
+    mirrors: Iterable[str] = (),
+    timeouts: Iterable[str] = (),
 ) -> RegistrySettings:
-    """``settings`` with what ``--insecure-registry HOST`` and ``--registry-mirror [REGISTRY=]HOST`` add.
+    """``settings`` with what ``--insecure-registry HOST``, ``--registry-mirror [REGISTRY=]HOST`` and
+    ``--registry-timeout [REGISTRY=]TIME`` add.
 
-    Mirrors named by flag come before those of the file.
+    Mirrors named by flag come before those of the file, timeouts in their place: one for all registries is for those
+    in the file too.
     """
     names = {canonical_registry(each) for each in insecure}
     merged = dict(settings.mirrors)
@@ -125,7 +140,25 @@ def with_flags(
         named[registry] = (*named.get(registry, ()), _mirror(mirror))
     for registry, hosts in named.items():
         merged[registry] = hosts + merged.get(registry, ())
-    return replace(settings, insecure=settings.insecure | names, mirrors=tuple(merged.items()))
+    limits = dict(settings.timeouts)
+    for text in timeouts:
+        left, equals, right = text.rpartition("=")
+        if not equals:
+            limits.clear()
+        limits[canonical_registry(left) if equals else ""] = _seconds(right, f"--registry-timeout {text}")
+    return replace(
+        settings,
+        insecure=settings.insecure | names,
+        mirrors=tuple(merged.items()),
+        timeouts=tuple(limits.items()),
+    )
+
+
+def _seconds(text: str, what: str) -> float:
+    found = seconds(text)
+    if not found or found > _LONGEST:
+        raise UsageError(f"{what}: {text!r} is not a time", remedy="write 10s, 90s or 2m: up to an hour")
+    return found
 
 
 def _parse(data: bytes, file: str) -> RegistrySettings:
@@ -163,8 +196,11 @@ def _merge_entry(settings: RegistrySettings, registry: str, entry: Any, file: st
     mirrors = tuple(_mirror(each) for each in _texts(entry, "mirrors", registry, file))
     services = _texts(entry, "token-services", registry, file)
     certificates = _certificates(entry, registry, file)
+    timeout = entry.get("timeout")
+    limits = () if timeout is None else ((registry, _seconds(str(timeout), f"{file}: {registry}: timeout")),)
     return replace(
         settings,
+        timeouts=settings.timeouts + limits,
         insecure=settings.insecure | ({registry} if entry.get("insecure") else set()),
         tls=settings.tls | ({registry} if entry.get("tls") else set()),
         mirrors=settings.mirrors + (((registry, mirrors),) if mirrors else ()),

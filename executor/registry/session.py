@@ -19,8 +19,9 @@ from msgspec.structs import replace
 
 from executor.registry.auth import Keychain, printable
 from executor.registry.config import RegistrySettings
-from executor.registry.failure import PASSING, refused, retry_after, unreachable
-from executor.registry.reference import Reference, api_host
+from executor.registry.failure import PASSING, explained, refused, retry_after, unreachable
+from executor.registry.notices import Remark, Tell, Watch
+from executor.registry.reference import Reference, api_host, registry_of
 from executor.registry.token import Authority, Party
 from executor.registry.wire import (
     ERROR_LIMIT,
@@ -63,6 +64,28 @@ class Pace(msgspec.Struct, frozen=True):
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the failed ``attempt`` (from 0): doubling, with jitter so that many do not march."""
         return min(self.first * 2.0**attempt, self.ceiling) * random.uniform(0.6, 1.0)
+
+
+class Patience:
+    """How long one thing is tried: as often as a pace says, and no longer than the user's ``limit`` (seconds; 0: any).
+
+    The limit counts from when it last got further.
+    """
+
+    def __init__(self, pace: Pace, limit: float) -> None:
+        self.pace = pace
+        self._limit = limit
+        self._since = time.monotonic()
+
+    def further(self) -> None:
+        """Bytes have moved."""
+        self._since = time.monotonic()
+
+    def ends(self, failures: int, tries: int, delay: float) -> bool:
+        """Whether that was the last of ``tries``, where the next would come after ``delay`` seconds."""
+        if failures >= tries or delay > self.pace.retry_after:
+            return True
+        return self._limit > 0 and time.monotonic() - self._since + delay > self._limit
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -125,16 +148,17 @@ class Session:
         *,
         pace: Pace | None = None,
         cancel: Cancel | None = None,
-        warn: Callable[[str], None] | None = None,
+        tell: Tell | None = None,
     ) -> None:
         self.settings = settings
         self.pace = pace or Pace()
         self.wire = Wire(settings, cancel)
         self._authority = Authority(self.wire, settings, keychain)
-        self._warn = warn
+        self._tell = tell
+        self.watch = Watch(tell)
         self._lock = threading.Lock()
         self._schemes: dict[str, str] = {}
-        self._warned: set[str] = set()
+        self._told: set[str] = set()
         self._left: dict[str, float] = dict.fromkeys(settings.failing, math.inf)
         """Mirrors, or repositories of them, that are not asked until then (monotonic seconds)."""
 
@@ -151,11 +175,22 @@ class Session:
             if all(self._left.get(name, 0.0) <= time.monotonic() for name in names):
                 yield each
 
-    def leave(self, endpoint: Endpoint, seconds: float = math.inf, *, repository: bool = False) -> None:
+    def leave(self, endpoint: Endpoint, seconds: float = math.inf, *, why: str = "", repository: bool = False) -> None:
         """Ask ``endpoint``, if it is a mirror, no more for so long, or only nothing more of the repository."""
         if endpoint.mirror and seconds > 0:
             name = f"{endpoint.registry}/{endpoint.repository}" if repository else endpoint.registry
             self._left[name] = time.monotonic() + seconds
+            if seconds == math.inf:
+                self._remark(f"the mirror {name} is not asked any more in this build" + (f": {why}" if why else ""))
+
+    def close(self) -> None:
+        """End all connections, those included that other threads wait on."""
+        self.wire.close()
+        self.watch.close()
+
+    def patience(self, endpoint: Endpoint) -> Patience:
+        """For one thing that is asked of ``endpoint``."""
+        return Patience(self.pace, self.settings.timeout_of(endpoint.registry))
 
     def url(self, endpoint: Endpoint, path: str) -> str:
         """The absolute URL of ``path`` under the endpoint's repository; an absolute one comes back as it is."""
@@ -208,28 +243,30 @@ class Session:
 
     def _persist(self, endpoint: Endpoint, call: Call, once: Callable[[], Reply]) -> Reply:
         attempt = 0
+        patience = self.patience(endpoint)
         while True:
             try:
                 reply = once()
-            except RegistryError:
-                self.leave(endpoint, repository=True)
+            except RegistryError as error:
+                self.leave(endpoint, why=str(error), repository=True)
                 raise
             except Lost as lost:
                 attempt += 1
-                if attempt >= self._tries(endpoint, lost) or lost.delay > self.pace.retry_after:
-                    self.leave(endpoint)
-                    raise unreachable(call.what, endpoint.registry, str(lost), attempt) from lost
-                delay = max(lost.delay, self.pace.delay(attempt - 1))
+                delay, why = max(lost.delay, self.pace.delay(attempt - 1)), str(lost)
+                if patience.ends(attempt, self._tries(endpoint, lost), delay):
+                    self.leave(endpoint, why=why)
+                    raise unreachable(call.what, endpoint.registry, why, attempt) from lost
             else:
                 if reply.status in call.accept:
                     return reply
                 attempt += 1
                 asked = retry_after(reply)
-                passing = reply.status in PASSING and attempt < self.pace.tries and not endpoint.mirror
-                if not passing or asked > self.pace.retry_after:
+                delay, why = max(asked, self.pace.delay(attempt - 1)), f"status {reply.status}"
+                passing = reply.status in PASSING and not endpoint.mirror
+                if not passing or patience.ends(attempt, self.pace.tries, delay):
                     self._leave_after(endpoint, reply)
                     raise self._given_up(endpoint, call, reply, asked)
-                delay = max(asked, self.pace.delay(attempt - 1))
+            self.watch.trouble(f"{why}, tried again in {delay:.0f} s" if delay >= 1 else why)
             self.wire.pause(delay)
 
     def _tries(self, endpoint: Endpoint, lost: Lost) -> int:
@@ -245,12 +282,13 @@ class Session:
         bursts pass; one that does not let the user in (401, 403) for that repository. A missing image (404) says
         nothing of the next.
         """
+        why = explained(reply)
         if reply.status >= 500 or reply.status == 408:
-            self.leave(endpoint)
+            self.leave(endpoint, why=why)
         elif reply.status == 429:
             self.leave(endpoint, retry_after(reply))
         elif reply.status in {401, 403}:
-            self.leave(endpoint, repository=True)
+            self.leave(endpoint, why=why, repository=True)
 
     def _given_up(self, endpoint: Endpoint, call: Call, reply: Reply, asked: float) -> RegistryError:
         error = self.refused(endpoint, call.what, reply)
@@ -276,8 +314,18 @@ class Session:
         if not ours:
             check_target(there, home, home, self.settings)
         header = self._authority.header(party, call.scopes) if ours else ""
+        self.watch.asking(endpoint.registry)
+        stall = min(STALL_SECONDS, self.settings.timeout_of(endpoint.registry) or STALL_SECONDS)
         request = Request(
-            call.method, url, call.headers, header, call.content, call.length, call.patience, call.parting
+            call.method,
+            url,
+            call.headers,
+            header,
+            call.content,
+            call.length,
+            patience=call.patience * stall / STALL_SECONDS,
+            stall=stall,
+            parting=call.parting,
         )
         response, left = self.wire.open(request)
         kept = False
@@ -314,7 +362,9 @@ class Session:
     def _probe(self, host: str) -> str:
         """An insecure registry's scheme: HTTPS when it answers to that, whatever its certificate; else HTTP."""
         try:
-            self.wire.call(Request("GET", f"https://{host}/v2/"), ERROR_LIMIT, redirects=0)
+            stall = min(STALL_SECONDS, self.settings.timeout_of(registry_of(host)) or STALL_SECONDS)
+            request = Request("GET", f"https://{host}/v2/", patience=stall, stall=stall)
+            self.wire.call(request, ERROR_LIMIT, redirects=0)
         except (Lost, RegistryError):
             return "http"
         return "https"
@@ -322,15 +372,20 @@ class Session:
     def _report_warnings(self, reply: Reply) -> None:
         """Pass on ``Warning: 299 - "…"`` headers, each text once (distribution-spec, "Warnings")."""
         header = reply.header("warning")
-        if self._warn is None or not header:
+        if not header:
             return
         for part in header.split("299 - ")[1:]:
-            text = printable(part.strip().rstrip(",").strip().strip('"'))
-            with self._lock:
-                if not text or text in self._warned or len(self._warned) >= _WARNING_LIMIT:
-                    continue
-                self._warned.add(text)
-            self._warn(text)
+            self._remark(printable(part.strip().rstrip(",").strip().strip('"')))
+
+    def _remark(self, text: str) -> None:
+        """Tell the user ``text``, once, and not too much in all."""
+        if self._tell is None or not text:
+            return
+        with self._lock:
+            if text in self._told or len(self._told) >= _WARNING_LIMIT:
+                return
+            self._told.add(text)
+        self._tell(Remark(text))
 
 
 def absolute(reply: Reply, what: str, registry: str) -> str:

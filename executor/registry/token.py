@@ -24,11 +24,12 @@ from typing import Final
 from urllib.parse import urlencode
 
 import msgspec
+from msgspec.structs import replace
 
 from executor.registry.auth import Credential, Keychain
 from executor.registry.config import RegistrySettings
 from executor.registry.failure import PASSING, diagnostics, refused, retry_after
-from executor.registry.wire import Lost, Origin, Request, Wire, check_target, origin_of
+from executor.registry.wire import STALL_SECONDS, Lost, Origin, Request, Wire, check_target, origin_of
 from platforms.errors import RegistryError
 
 TOKEN_LIMIT: Final = 1 << 20
@@ -228,6 +229,7 @@ class Authority:
     ) -> tuple[str, float]:
         """A token for ``scopes`` and the seconds it lives (token.md; oauth.md for identity tokens)."""
         realm = challenge.get("realm")
+        patience = min(STALL_SECONDS, self._settings.timeout_of(party.registry) or STALL_SECONDS)
         self._check_realm(realm, party.registry, party.origin, credential)
         query = [("service", challenge.get("service"))] if challenge.get("service") else []
         if credential is not None and credential.identity_token:
@@ -248,6 +250,7 @@ class Authority:
             url = realm + ("&" if "?" in realm else "?") + urlencode(query)
             authorization = _basic(credential) if credential is not None and credential.username else ""
             request = Request("GET", url, authorization=authorization)
+        request = replace(request, patience=patience, stall=patience)
         reply, _ = self._wire.call(request, TOKEN_LIMIT, redirects=0)
         what = f"cannot get a token for {party.registry}"
         if reply.status in PASSING:

@@ -97,7 +97,7 @@ def fetch(
                     continue
                 if last:
                     raise _mismatch(what, endpoint, wrong) from wrong
-                session.leave(endpoint)
+                session.leave(endpoint, why=str(wrong))
             except RegistryError:
                 if last:
                     raise
@@ -125,7 +125,7 @@ def stream(
         except _Wrong as wrong:
             if given or number == len(endpoints) - 1:
                 raise _mismatch(what, endpoint, wrong) from wrong
-            session.leave(endpoint)
+            session.leave(endpoint, why=str(wrong))
         except RegistryError:
             if given or number == len(endpoints) - 1:
                 raise
@@ -143,6 +143,7 @@ def _download(
     """
     algorithm, _, expected = descriptor.digest.partition(":")
     digest = hashlib.new(algorithm, usedforsecurity=False)
+    patience = session.patience(endpoint)
     offset = failures = 0
     stitched = False
     while True:
@@ -156,16 +157,19 @@ def _download(
                     raise _Wrong(f"more than the {descriptor.size} bytes announced", stitched=stitched)
                 digest.update(chunk)
                 meter.at(offset)
+                patience.further()
                 yield chunk
         except Lost as lost:
             why = str(lost)
         if offset == descriptor.size:
             break
         failures = 1 if offset > start else failures + 1
-        if failures >= (MIRROR_TRIES if endpoint.mirror else session.pace.tries):
-            session.leave(endpoint)
+        delay = session.pace.delay(failures - 1)
+        if patience.ends(failures, MIRROR_TRIES if endpoint.mirror else session.pace.tries, delay):
+            session.leave(endpoint, why=why)
             raise unreachable(what, endpoint.registry, why, failures)
-        session.wire.pause(session.pace.delay(failures - 1))
+        session.watch.trouble(why)
+        session.wire.pause(delay)
     if digest.hexdigest() != expected:
         raise _Wrong(f"its digest is {algorithm}:{digest.hexdigest()}", stitched=stitched)
     meter.at(offset, final=True)

@@ -126,9 +126,11 @@ def upload(
             failures.append(("in chunks" if chunked else "whole", failure))
             if failure.reply is not None:  # else nobody is there to be told
                 session.abandon(endpoint, opened, sending.scopes)
-            if len(failures) >= session.pace.tries or sending.refused:
+            delay = max(failure.delay, session.pace.delay(len(failures) - 1))
+            if sending.refused or sending.patience.ends(len(failures), session.pace.tries, delay):
                 raise _given_up(sending, failures) from failure
-            session.wire.pause(max(failure.delay, session.pace.delay(len(failures) - 1)))
+            session.watch.trouble(str(failure))
+            session.wire.pause(delay)
             # The answer may have been lost rather than the bytes.
             if present(session, endpoint, descriptor.digest) == descriptor.size:
                 break
@@ -174,6 +176,7 @@ class _Upload:
         self.descriptor = descriptor
         self.open_content = open_content
         self.meter = meter
+        self.patience = session.patience(endpoint)
         self.scopes = merged(scope(endpoint.repository, "pull", "push"))
         self.what = f"cannot push {descriptor.digest} to {endpoint.registry}/{endpoint.repository}"
         self._chunk = session.pace.chunk
@@ -241,9 +244,11 @@ class _Upload:
                     self._give_up_chunks(reply, at)
                     raise failure
             failures += 1
-            if failures >= self.session.pace.tries or failure.delay > self.session.pace.retry_after:
+            delay = max(failure.delay, self.session.pace.delay(failures - 1))
+            if self.patience.ends(failures, self.session.pace.tries, delay):
                 raise failure
-            self.session.wire.pause(max(failure.delay, self.session.pace.delay(failures - 1)))
+            self.session.watch.trouble(str(failure))
+            self.session.wire.pause(delay)
             if failure.reply is None or failure.reply.status != 416:
                 location, at, truthful = self._resumed(location, at, end, failure, truthful=truthful)
         reply = self._once(self._closing(location, size))
@@ -363,6 +368,7 @@ class _Upload:
                 yield data
                 at += len(data)
                 self.meter.at(at)
+                self.patience.further()
 
 
 def _stands_at(reply: Reply, otherwise: int) -> int:

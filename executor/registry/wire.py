@@ -103,6 +103,8 @@ class Request(msgspec.Struct, frozen=True):
     length: int = 0
     patience: float = STALL_SECONDS
     """Seconds to wait for the answer once the request is sent."""
+    stall: float = STALL_SECONDS
+    """Seconds in which a connection has to come about, or the peer has to take some bytes."""
     parting: bool = False
     """Sent even when the user has asked to stop: it tidies up."""
 
@@ -294,7 +296,8 @@ class Wire:
             headers["Authorization"] = request.authorization
         if request.content is not None or request.method in {"POST", "PUT", "PATCH"}:
             headers["Content-Length"] = str(request.length)
-        timeout = httpx.Timeout(STALL_SECONDS, connect=CONNECT_SECONDS, read=request.patience, pool=None)
+        connect = min(CONNECT_SECONDS, request.stall)
+        timeout = httpx.Timeout(request.stall, connect=connect, read=request.patience, pool=None)
         with translated(request.url):
             built = client.build_request(
                 request.method,
@@ -474,7 +477,7 @@ def translated(url: str) -> Iterator[None]:
     try:
         yield
     except httpx.ConnectTimeout as error:
-        raise Lost(f"no connection within {CONNECT_SECONDS:.0f} s", connecting=True) from error
+        raise Lost("no connection came about in time", connecting=True) from error
     except httpx.TimeoutException as error:
         raise Lost("the other side fell silent", silent=True) from error
     except httpx.ConnectError as error:

@@ -85,6 +85,16 @@ class PlatformEnded(Event, frozen=True):
     reason: str = ""
 
 
+class Waiting(Event, frozen=True):
+    """The orchestrator has had no answer of a registry for ``seconds``, or (``over``) has one at last."""
+
+    registry: str
+    what: str
+    seconds: float = 0.0
+    why: str = ""
+    over: bool = False
+
+
 class Cautioned(Event, frozen=True):
     """A warning of the orchestrator's own."""
 

@@ -91,6 +91,10 @@ def lines_of(old: State, new: State, event: events.Event) -> tuple[str, ...]:
         case events.FromExecutor(message=job.Warned()):
             known = {each.problem for each in old.warnings}
             return _cautions(new, known)
+        case events.FromExecutor(platform=name, message=job.Waiting(over=False)):
+            return (f"[{clean_line(name)}] {wording.wait(new.waits[-1], event.at)}",)
+        case events.Waiting(over=False):
+            return (wording.wait(new.waits[-1], event.at),)
         case events.FromExecutor(platform=name, message=message):
             platform = new.platform(clean_line(name))
             return _heard(platform, message, event.at) if platform else ()

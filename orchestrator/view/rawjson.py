@@ -18,6 +18,8 @@ step_finished      platform, step, seconds, cached (bool), error ("" when there 
 log                platform, step, stream (1 stdout, 2 stderr), text
 moved              platform, action (pull, push, unpack, write, compress, context), name, done, total
                    (bytes; 0: unknown)
+waiting            platform ("" for the orchestrator), registry, what, seconds, why ("" unless it is tried again),
+                   over (bool)
 warned             platform ("" for the orchestrator), rule, problem
 result             platform, manifest, config, layers [] ({digest, size, media_type}), size, cached, ran, seconds,
                    findings [{layer, path, machine}]
@@ -110,6 +112,10 @@ def fields_of(event: events.Event) -> dict[str, Any] | None:
                 "outcome": event.outcome,
                 "reason": event.reason,
             }
+        case events.Waiting():
+            fields = _struct(event)
+            del fields["at"]
+            return {"type": "waiting", "platform": "", **fields}
         case events.Cautioned():
             return {"type": "warned", "platform": "", "rule": event.rule, "problem": _problem(event.problem)}
         case events.Publishing():
@@ -142,6 +148,8 @@ def _message(message: job.Message) -> dict[str, Any] | None:
             return {"type": "log", "step": message.step, "stream": message.stream, "text": message.text}
         case job.Moved():
             return {"type": "moved", **_struct(message)}
+        case job.Waiting():
+            return {"type": "waiting", **_struct(message)}
         case job.Warned():
             return {"type": "warned", "rule": message.rule, "problem": _problem(message.problem)}
         case job.Failed():

@@ -49,7 +49,7 @@ def render(state: State, width: int, height: int, now: float) -> Group:
     resolving = [ref for ref, digest in state.pins if not digest]
     if resolving:
         top.append(_plain(width, "  resolving " + ", ".join(resolving), "dim"))
-    bottom = _footer(state, width)
+    bottom = _footer(state, width, now)
     # Where it is tight, every platform's line goes before the lines around them.
     while top and len(top) + len(state.platforms) + len(bottom) > room:
         if bottom:
@@ -137,12 +137,15 @@ def _headline(state: State, width: int, now: float) -> Text:
     return _spread(width, left, amounts.elapsed(state.seconds(now)), "bold")
 
 
-def _footer(state: State, width: int) -> list[Text]:
+def _footer(state: State, width: int, now: float) -> list[Text]:
     lines = []
     count = len(state.warnings) + state.more_warnings
     if count:
         last = wording.caution_line(state.warnings[-1])
         lines.append(_plain(width, f"⚠ {wording.plural(count, 'warning')}: {last}", "yellow"))
+    if state.waits:
+        more = f" (and {len(state.waits) - 1} more)" if len(state.waits) > 1 else ""
+        lines.append(_plain(width, f"… {wording.wait(state.waits[0], now)}{more}", "yellow"))
     if state.publishing:
         what, done, total = state.publishing
         progress = f" {done}/{total}" if total else ""

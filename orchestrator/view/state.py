@@ -25,6 +25,8 @@ TAIL: Final = 24
 """Log lines kept of a running or failed step, and of a platform."""
 WARNINGS: Final = 50
 """Different warnings kept; the others are counted."""
+WAITS: Final = 16
+"""Waits for registries that are kept."""
 OPEN_TRANSFERS: Final = 64
 """Transfers told apart at a time, per direction; and finished ones remembered."""
 RATE_SECONDS: Final = 2.0
@@ -138,6 +140,16 @@ class Caution(msgspec.Struct, frozen=True):
     platforms: tuple[str, ...] = ()
 
 
+class WaitState(msgspec.Struct, frozen=True):
+    """A registry that has not answered for a while; no platform means that the orchestrator asks."""
+
+    platform: str
+    registry: str
+    what: str
+    since: float
+    why: str = ""
+
+
 class State(msgspec.Struct, frozen=True):
     """A whole build."""
 
@@ -146,6 +158,7 @@ class State(msgspec.Struct, frozen=True):
     platforms: tuple[PlatformState, ...] = ()
     pins: tuple[tuple[str, str], ...] = ()
     """Base images looked up, each with its digest or "" while that takes."""
+    waits: tuple[WaitState, ...] = ()
     publishing: tuple[str, int, int] | None = None
     """What is being published, parts done, parts in all."""
     published: tuple[tuple[str, str], ...] = ()
@@ -174,6 +187,8 @@ def fold(state: State, event: events.Event) -> State:
         case events.FromExecutor(platform=platform, message=message):
             if isinstance(message, job.Warned):
                 return _warned(state, message.problem, message.rule, platform)
+            if isinstance(message, job.Waiting):
+                return _waited(state, clean_line(platform), message, event.at)
             return _with_platform(state, platform, lambda old: _heard(old, message, event.at))
         case events.BuildStarted():
             places = tuple(
@@ -204,7 +219,10 @@ def fold(state: State, event: events.Event) -> State:
                 ),
             )
         case events.PlatformEnded(platform=platform):
+            state = replace(state, waits=tuple(each for each in state.waits if each.platform != clean_line(platform)))
             return _with_platform(state, platform, lambda old: _ended(old, event))
+        case events.Waiting():
+            return _waited(state, "", event, event.at)
         case events.Cautioned(problem=problem, rule=rule):
             return _warned(state, problem, rule, "")
         case events.Publishing(what=what, done=done, total=total):
@@ -247,6 +265,15 @@ def _warned(state: State, problem: Problem, rule: str, platform: str) -> State:
     return replace(state, warnings=(*state.warnings, Caution(problem, rule, named)))
 
 
+def _waited(state: State, platform: str, wait: job.Waiting | events.Waiting, at: float) -> State:
+    what = clean_line(wait.what)
+    others = tuple(each for each in state.waits if (each.platform, each.what) != (platform, what))
+    if wait.over:
+        return replace(state, waits=others)
+    new = WaitState(platform, clean_line(wait.registry), what, at - max(0.0, wait.seconds), clean_line(wait.why))
+    return replace(state, waits=(*others[1 - WAITS :], new))
+
+
 def _ended(old: PlatformState, event: events.PlatformEnded) -> PlatformState:
     problem = old.problem
     reason = event.reason or (problem.why or problem.what if problem else "")
@@ -274,6 +301,7 @@ def _build_ended(state: State, event: events.BuildEnded) -> State:
     return replace(
         state,
         platforms=platforms,
+        waits=(),
         publishing=None,
         outcome=event.outcome,
         digest=clean_line(event.digest),

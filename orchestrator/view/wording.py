@@ -6,7 +6,7 @@ from typing import Final
 
 from executor.job import Step
 from orchestrator.view import amounts
-from orchestrator.view.state import Caution, PlatformState, State
+from orchestrator.view.state import Caution, PlatformState, State, WaitState
 from orchestrator.view.untrusted import clean_line
 from platforms.errors import Problem
 
@@ -70,6 +70,12 @@ def outcome(state: State, now: float) -> str:
         return f"built in {took}"
     word = f"{state.outcome or 'stopped'} after {took}"
     return f"{word}; no tag was moved" if state.tags and not state.published else word
+
+
+def wait(state: WaitState, now: float) -> str:
+    """``waiting for r.example.com (12.0s): resolve r.example.com/app:1; status 503``."""
+    why = f"; {state.why}" if state.why else ""
+    return f"waiting for {state.registry} ({amounts.duration(now - state.since)}): {state.what}{why}"
 
 
 def problem_line(problem: Problem) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import itertools
@@ -21,7 +22,7 @@ from registry_server import Asked, MemoryRegistry, OddRegistry, Said, Served, di
 
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest, describe, encode
-from executor.registry import transfer, upload, wire
+from executor.registry import notices, transfer, upload, wire
 from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
@@ -198,6 +199,106 @@ def test_a_silent_server_is_given_up(registry: MemoryRegistry, server: Served, c
     with pytest.raises(wire.Lost, match="silent"):
         client._session.wire.call(request, 10)
     heard.set()
+
+
+def limited(seconds: float, registry: str = "") -> RegistrySettings:
+    return RegistrySettings(timeouts=((registry, seconds),))
+
+
+@pytest.fixture
+def stalled(registry: MemoryRegistry) -> Iterator[threading.Event]:
+    """The registry says nothing for as long as a test lasts."""
+    heard = threading.Event()
+    registry.fault = lambda _: heard.wait(30) and None
+    yield heard
+    heard.set()
+
+
+def test_a_stalled_registry_is_given_up_when_the_user_says(server: Served, stalled: threading.Event) -> None:
+    begun = time.monotonic()
+    with Client(limited(0.2)) as client, pytest.raises(RegistryError, match="silent"):
+        client.resolve(ref(server))
+    assert time.monotonic() - begun < 5
+    assert len(server.asked) == 1
+
+
+def test_a_time_for_one_registry_is_not_for_others() -> None:
+    settings = RegistrySettings(timeouts=(("", 9.0), ("r.example", 2.0)))
+    assert settings.timeout_of("r.example") == 2.0
+    assert settings.timeout_of("other.example") == 9.0
+    assert limited(2.0, "r.example").timeout_of("other.example") == 0.0
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT"])
+def test_a_stalled_push_is_given_up_when_the_user_says(registry: MemoryRegistry, server: Served, method: str) -> None:
+    over = threading.Event()
+    registry.fault = lambda asked: over.wait(30) and None if asked.method == method else ...
+    begun = time.monotonic()
+    with Client(limited(0.2)) as client, contextlib.suppress(RegistryError):
+        push(client, server, BLOB)
+    over.set()
+    assert time.monotonic() - begun < 8  # thinking about a finished upload may take ten times as long
+    assert len(server.seen(method)) == 1
+
+
+def test_a_stalled_download_is_given_up_when_the_user_says(registry: MemoryRegistry, server: Served) -> None:
+    over = threading.Event()
+
+    def half() -> Iterator[bytes]:
+        yield BLOB[:1000]
+        over.wait(30)
+
+    registry.fault = lambda _: Said(200, stream=half(), length=len(BLOB))
+    begun = time.monotonic()
+    with Client(limited(0.2)) as client, pytest.raises(RegistryError, match="silent"):
+        client.read_blob(ref(server), layer(BLOB))
+    over.set()
+    assert time.monotonic() - begun < 5
+
+
+def test_a_stalled_token_service_is_given_up_when_the_user_says(registry: MemoryRegistry, server: Served) -> None:
+    over = threading.Event()
+    challenge = {"WWW-Authenticate": f'Bearer realm="{server.url}/token"'}
+    registry.fault = lambda asked: over.wait(30) and None if asked.path == "/token" else Said(401, challenge)
+    begun = time.monotonic()
+    with Client(limited(0.2)) as client, pytest.raises(RegistryError, match="silent"):
+        client.resolve(ref(server))
+    over.set()
+    assert time.monotonic() - begun < 5
+
+
+def test_the_tries_of_a_registry_that_fails_end_when_the_user_says(registry: MemoryRegistry, server: Served) -> None:
+    registry.fault = lambda _: Said(503)
+    begun = time.monotonic()
+    with Client(limited(1.0)) as client, pytest.raises(RegistryError, match="503"):
+        client.resolve(ref(server))
+    assert time.monotonic() - begun < 5
+    assert 1 < len(server.asked) < 6
+
+
+def test_what_is_waited_for_is_told_with_what_went_wrong(
+    registry: MemoryRegistry, server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(notices, "AGAIN_SECONDS", 0.05)
+    heard: list[notices.Notice] = []
+    told = threading.Event()
+
+    def tell(notice: notices.Notice) -> None:
+        heard.append(notice)
+        if isinstance(notice, notices.Wait) and notice.why:
+            told.set()
+
+    descriptor, data = image()
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    count = itertools.count()
+    registry.fault = lambda _: Said(503) if next(count) == 0 else (told.wait(30), ...)[1]
+    with Client(tell=tell, pace=QUICK) as client:
+        client.resolve(ref(server))
+    waits = [each for each in heard if isinstance(each, notices.Wait)]
+    assert {(each.registry, each.what) for each in waits} == {(server.host, f"resolve {server.host}/team/app:1")}
+    assert any(each.why == "status 503" for each in waits)
+    assert [each.over for each in waits] == [False] * (len(waits) - 1) + [True]
 
 
 # -- downloads -------------------------------------------------------------------------------------------------------
@@ -958,7 +1059,7 @@ def test_a_registrys_warnings_are_passed_on_once(registry: MemoryRegistry, serve
     reply = Said(200, {"Content-Type": descriptor.media_type, **warning}, data)
     registry.fault = lambda asked: reply if "manifests" in asked.path else ...
     heard: list[str] = []
-    with Client(warn=heard.append) as client:
+    with Client(tell=lambda notice: heard.append(notice.text)) as client:  # type: ignore[union-attr]
         client.manifest(ref(server))
         client.manifest(ref(server))
     assert heard[0] == "this tag goes away"
@@ -1022,6 +1123,18 @@ def test_a_mirror_that_fails_is_asked_once_a_build(server: Served, base: Descrip
         with Client(learned, pace=QUICK) as other:  # an executor of the same build
             pull(other, server, base)
         assert len(near.asked) == 1
+
+
+def test_that_a_mirror_is_left_is_told_once(server: Served, base: Descriptor) -> None:
+    heard: list[notices.Notice] = []
+    with served(lambda _: error(503, "UNAVAILABLE", "mirror is down")) as near:
+        settings = RegistrySettings(mirrors=((server.host, (near.host,)),))
+        with Client(settings, tell=heard.append, pace=QUICK) as client:
+            pull(client, server, base)
+    (remark,) = heard
+    assert isinstance(remark, notices.Remark)
+    assert near.host in remark.text
+    assert "status 503" in remark.text
 
 
 def test_a_mirror_that_is_not_there_is_asked_once_a_build(server: Served, base: Descriptor) -> None:

@@ -120,6 +120,25 @@ def test_flags_come_first() -> None:
         with_flags(settings, (), ["ftp://x.example"])
 
 
+def test_times_come_from_the_file_and_from_flags(tmp_path: Path) -> None:
+    file = written(tmp_path / "r.yaml", "a.example: {timeout: 1m30s}\nb.example: {timeout: 20}\n")
+    settings = load_settings(str(file))
+    assert [settings.timeout_of(each) for each in ("a.example", "b.example", "c.example")] == [90.0, 20.0, 0.0]
+    one = with_flags(settings, timeouts=["a.example=5s"])
+    assert [one.timeout_of(each) for each in ("a.example", "b.example", "c.example")] == [5.0, 20.0, 0.0]
+    every = with_flags(settings, timeouts=["10s", "index.docker.io=2.5s"])
+    assert [every.timeout_of(each) for each in ("a.example", "docker.io")] == [10.0, 2.5]
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0s", "-5s", "2h", "nan", "[REGISTRY=]", "a.example=", "a b=5s"])
+def test_a_time_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError):
+        with_flags(RegistrySettings(), timeouts=[text])
+    if text and "=" not in text:
+        with pytest.raises(UsageError, match="timeout"):
+            load_settings(str(written(tmp_path / "r.yaml", f"a.example: {{timeout: {text!r}}}\n")))
+
+
 def test_this_machine_is_plain_unless_told_otherwise() -> None:
     settings = RegistrySettings(tls=frozenset({"localhost:1"}), certificates=(Certificates("localhost:2", "PEM"),))
     assert settings.is_plain("localhost:5000")
@@ -130,7 +149,7 @@ def test_this_machine_is_plain_unless_told_otherwise() -> None:
 
 
 def test_settings_travel_as_json() -> None:
-    settings = with_flags(RegistrySettings(), ["a.example"], ["m.example"])
+    settings = with_flags(RegistrySettings(), ["a.example"], ["m.example"], ["20s"])
     assert msgspec.json.decode(msgspec.json.encode(settings), type=RegistrySettings) == settings
 
 

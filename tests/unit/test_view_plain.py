@@ -11,6 +11,7 @@ import view_story as story
 from view_golden import check
 from view_story import START
 
+from executor import job as executor
 from executor.job import Finished, Log, Moved, Planned, Started, Step, Warned
 from orchestrator.view import ci, grouping, open_display
 from orchestrator.view.events import (
@@ -21,6 +22,7 @@ from orchestrator.view.events import (
     PlatformEnded,
     PlatformStarted,
     Trouble,
+    Waiting,
 )
 from platforms.errors import Location, Problem
 
@@ -53,6 +55,21 @@ def test_golden(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(story.STORIES))
 def test_there_is_no_control_character_in_a_pipe(name: str) -> None:
     assert all(line.isprintable() for line in lines_for(story.STORIES[name]()))
+
+
+def test_what_is_waited_for_is_a_line_each_time_it_is_told() -> None:
+    told = [
+        Waiting("docker.io", "resolve debian:12", 5.0, at=START + 5),
+        Waiting("docker.io", "resolve debian:12", 20.0, "status 503, tried again in 4 s", at=START + 20),
+        Waiting("docker.io", "resolve debian:12", 24.0, over=True, at=START + 24),
+        *one_platform((9, executor.Waiting("r.exam\x1bple", "push sha256:aa to r.example/app", 6.0))),
+    ]
+    found = [line for line in lines_for(told) if "waiting" in line]
+    assert found == [
+        "waiting for docker.io (5.0s): resolve debian:12",
+        "waiting for docker.io (20.0s): resolve debian:12; status 503, tried again in 4 s",
+        "[linux/arm64] waiting for r.exam\\x1bple (6.0s): push sha256:aa to r.example/app",
+    ]
 
 
 def test_every_line_of_a_step_says_whose_it_is() -> None:

@@ -28,6 +28,8 @@ EVERY: tuple[Event, ...] = (
     FromExecutor("linux/amd64", job.Log(1, "text", 2), at=START + 1.5),
     FromExecutor("linux/amd64", job.Finished(1, 0.5, True, "no"), at=START),
     FromExecutor("linux/amd64", job.Moved("pull", "sha256:aa", 1, 2), at=START),
+    FromExecutor("linux/amd64", job.Waiting("r.example", "push app", 6.0, "status 503"), at=START),
+    events.Waiting("docker.io", "resolve debian:12", 12.0, "", True, at=START),
     FromExecutor("linux/amd64", job.Warned(story.TRAP, "Rule"), at=START),
     FromExecutor(
         "linux/amd64",
@@ -86,7 +88,7 @@ def test_golden_of_one_step() -> None:
 
 
 def test_a_problem_is_whole() -> None:
-    failed = objects(*EVERY)[12]["problem"]
+    failed = objects(*EVERY)[14]["problem"]
     assert failed["kind"] == "StepFailed"
     assert failed["where"] == {
         "file": "Dockerfile",

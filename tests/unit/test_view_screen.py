@@ -10,7 +10,10 @@ from rich.cells import cell_len
 from view_golden import check, state_at, text_of
 from view_story import START
 
-from orchestrator.view import screen
+from executor import job
+from orchestrator.view import events, screen
+from orchestrator.view.events import Event, FromExecutor
+from orchestrator.view.state import fold
 
 STATES = {
     "good": lambda seconds: state_at(story.good(), seconds),
@@ -93,6 +96,26 @@ def test_blocks_do_not_move_while_text_does() -> None:
         return [number for number, line in enumerate(lines) if line.startswith("●")]
 
     assert {tuple(places(1 + tenth / 2)) for tenth in range(40)} == {tuple(places(1))}
+
+
+def test_what_is_waited_for_is_shown_until_there_is_an_answer() -> None:
+    waits = (
+        events.Waiting("docker.io", "resolve debian:12", 5.0, at=START + 5),
+        FromExecutor("linux/amd64", job.Waiting("ghcr.io", "pull sha256:aa", 5.0, "status 503"), at=START + 6),
+    )
+
+    def frame(*told: Event) -> str:
+        state = STATES["good"](3)
+        for event in told:
+            state = fold(state, event)
+        return text_of(screen.render(state, 100, 24, START + 12), 100)
+
+    assert "waiting for docker.io (12.0s): resolve debian:12" in frame(*waits)
+    assert "(and 1 more)" in frame(*waits)
+    over = events.Waiting("docker.io", "resolve debian:12", 7.0, over=True, at=START + 7)
+    assert "waiting for ghcr.io (11.0s): pull sha256:aa; status 503" in frame(*waits, over)
+    ended = events.PlatformEnded("linux/amd64", "failed", at=START + 8)
+    assert "waiting for" not in frame(*waits, over, ended)
 
 
 def test_markup_in_a_log_is_text() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +37,18 @@ def test_a_build_that_published_half_of_its_tags_is_run_again_to_its_end(kanifol
     assert outcome.code == 1
     assert "immutable" in outcome.err
     assert "choose another" in outcome.err
+
+
+def test_a_registry_that_stalls_is_named_and_given_up_when_the_user_says(kanifold: Kanifold, context: Context) -> None:
+    over = threading.Event()
+    with served(lambda _: over.wait(60) and None) as server:
+        folder = context({"Dockerfile": f"FROM {server.host}/base\n"})
+        outcome = kanifold.run("build", folder, "--registry-timeout", "6s", "--progress", "plain")
+        over.set()
+    assert outcome.code == 1
+    assert re.search(rf"waiting for {server.host} \(\d.\ds\): resolve {server.host}/base:latest", outcome.err)
+    assert f"cannot resolve {server.host}/base:latest" in outcome.err
+    assert len(server.asked) == 1
 
 
 def test_a_base_may_be_an_index_in_an_index(kanifold: Kanifold, busybox: Base, context: Context) -> None:

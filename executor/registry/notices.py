@@ -1,0 +1,140 @@
+"""What a client of registries says while it works: what it waits for, and what a registry has to say.
+
+A question that has had no answer for ``QUIET_SECONDS`` is told of, again every ``AGAIN_SECONDS``, and once more when it
+is over. A transfer waits only while no bytes move.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import msgspec
+
+QUIET_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 15.0
+
+
+class Wait(msgspec.Struct, frozen=True, tag=True):
+    """A question without an answer."""
+
+    registry: str
+    """Who is asked: a mirror, perhaps."""
+    what: str
+    """``resolve debian:12``; the same for as long as this is waited for."""
+    seconds: float = 0.0
+    why: str = ""
+    """What went wrong so far, if it is being tried again."""
+    over: bool = False
+
+
+class Remark(msgspec.Struct, frozen=True, tag=True):
+    """Something about a registry that the user should know."""
+
+    text: str
+
+
+Notice = Wait | Remark
+Tell = Callable[[Notice], None]
+"""Takes notices, from any thread, one at a time."""
+
+
+class _Question:
+    """One that is being asked."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.registry = ""
+        self.why = ""
+        self.told = False
+        self.since = time.monotonic()
+        self.due = self.since + QUIET_SECONDS
+
+    def notice(self, *, over: bool = False) -> Wait:
+        return Wait(self.registry, self.what, time.monotonic() - self.since, self.why, over)
+
+
+class Watch:
+    """Tells of the questions of one client that are not answered. Safe for threads; each asks one at a time."""
+
+    def __init__(self, tell: Tell | None) -> None:
+        self._tell = tell
+        self._changed = threading.Condition()
+        self._open: set[_Question] = set()
+        self._here = threading.local()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @contextmanager
+    def over(self, what: str) -> Iterator[None]:
+        """Watch what is asked within, which is to ``what``; a question within a question is part of it."""
+        if self._tell is None or self._question() is not None:
+            yield
+            return
+        question = self._here.question = _Question(what)
+        self._begin(question)
+        try:
+            yield
+        finally:
+            self._here.question = None
+            with self._changed:
+                self._open.discard(question)
+                if question.told:
+                    self._tell(question.notice(over=True))
+
+    def asking(self, registry: str) -> None:
+        """It is ``registry`` whose answer this thread waits for now."""
+        if (question := self._question()) is not None:
+            question.registry = registry
+
+    def trouble(self, why: str) -> None:
+        """What this thread asks went wrong, and is going to be asked again."""
+        if (question := self._question()) is not None:
+            question.why = why
+
+    def moved(self) -> None:
+        """Bytes have moved of what this thread transfers."""
+        if self._tell is None or (question := self._question()) is None:
+            return
+        if question.told:
+            with self._changed:
+                question.told = False
+                self._tell(question.notice(over=True))
+        question.since = time.monotonic()
+        question.due = question.since + QUIET_SECONDS
+        question.why = ""
+
+    def close(self) -> None:
+        """Tell of nothing more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _question(self) -> _Question | None:
+        return getattr(self._here, "question", None)
+
+    def _begin(self, question: _Question) -> None:
+        with self._changed:
+            idle = not self._open
+            self._open.add(question)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+                self._thread.start()
+            elif idle:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        assert self._tell is not None
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                for question in self._open:
+                    if question.due <= now:
+                        question.told = True
+                        question.due = now + AGAIN_SECONDS
+                        self._tell(question.notice())
+                nearest = min((question.due for question in self._open), default=None)
+                self._changed.wait(None if nearest is None else max(0.0, nearest - now))
