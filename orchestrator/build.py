@@ -298,7 +298,7 @@ async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Call
     product = publish.join(request, images)
     await site.may_push  # which may only now be known, if all was there
     if len(tags) != 1 or len(repositories) > 1:  # (5) one tag comes with what it names
-        await publish.push(product, repositories, registry)
+        await publish.push(product, repositories, registry, emit)
     for output in request.outputs:
         if output.holds_files:
             from orchestrator import files
@@ -307,7 +307,8 @@ async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Call
         elif output.holds_images:
             from orchestrator import images as layouts
 
-            await layouts.write(output, product, request, site.loader, emit)
+            where = layouts.Where(site.store, site.loader)
+            await layouts.write(output, product, request, where, emit)
     await publish.tag(product, tags, await standing, registry, emit)
     _note(request, product)
     return product

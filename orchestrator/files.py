@@ -28,11 +28,13 @@ _LIMITS: Final = unpack.Limits()
 
 async def write(output: Output, built: Sequence[Built], digest: str, emit: Emit) -> None:
     """Write the files of all that was ``built`` to ``output``. Raises ``KanifoldError``."""
+    ref = "stdout" if output.dest == "-" else output.dest
+    emit(events.Publishing(what=ref))
     if output.kind == "tar":
         await _archive(output.dest, built)
     else:
         await _directory(output, built)
-    emit(events.Published(ref="stdout" if output.dest == "-" else output.dest, digest=digest))
+    emit(events.Published(ref=ref, digest=digest))
 
 
 async def _archive(path: str, built: Sequence[Built]) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import BinaryIO, cast
 
+import msgspec
 from msgspec.structs import replace
 
 from executor.registry import archive, layout
 from executor.registry.layout import REF_NAME, BlobSource
+from executor.store import files
+from executor.store.store import Store
 from orchestrator import load
 from orchestrator.fanout import Emit
 from orchestrator.load import Loader
@@ -22,26 +26,32 @@ from orchestrator.outputs import Output
 from orchestrator.publish import Image, Product
 from orchestrator.request import Request
 from orchestrator.view import events
-from platforms.errors import Interrupted, UsageError
+from platforms.errors import Interrupted, StoreError, UsageError
 
 
-async def write(output: Output, product: Product, request: Request, loader: Loader | None, emit: Emit) -> None:
-    """Write a local output of images, into ``loader`` if it is of kind ``load``. Cancelling leaves nothing of it."""
+class Where(msgspec.Struct, frozen=True):
+    """Where images come from and, for outputs of kind ``load``, go to."""
+
+    store: Store
+    loader: Loader | None
+
+
+async def write(output: Output, product: Product, request: Request, where: Where, emit: Emit) -> None:
+    """Write a local output of images, into the loader if it is of kind ``load``. Cancelling leaves nothing of it."""
     cancelled = threading.Event()
-    writing = asyncio.create_task(asyncio.to_thread(_write, output, product, request, loader, cancelled))
+    place = where.loader.name if output.kind == "load" and where.loader is not None else output.dest or "stdout"
+    emit(events.Publishing(what=place))
+    writing = asyncio.create_task(asyncio.to_thread(_write, output, product, request, where, cancelled))
     try:
         await asyncio.shield(writing)
     except asyncio.CancelledError:
         cancelled.set()
         await asyncio.gather(writing, return_exceptions=True)
         raise
-    place = loader.name if output.kind == "load" and loader is not None else output.dest or "stdout"
     emit(events.Published(ref=place, digest=product.root.digest))
 
 
-def _write(
-    output: Output, product: Product, request: Request, loader: Loader | None, cancelled: threading.Event
-) -> None:
+def _write(output: Output, product: Product, request: Request, where: Where, cancelled: threading.Event) -> None:
     names = [*output.names, *(str(each) for each in request.tags)]
     roots = [
         replace(product.root, annotations=((layout.CONTAINERD_NAME, name), (REF_NAME, _tag_of(name)))) for name in names
@@ -49,12 +59,12 @@ def _write(
     sources = _sources(product, cancelled)
     match output.kind:
         case "oci" if not output.archive:
-            layout.write_layout(output.dest or "oci-layout", roots, sources)
+            layout.write_layout(output.dest or "oci-layout", roots, sources, _memory(where.store))
         case "oci":
             with opened(output.dest) as file:
                 archive.write_archive(file, roots, sources)
         case "load":
-            assert loader is not None
+            assert where.loader is not None
 
             def archived(file: BinaryIO) -> None:
                 if len(product.images) == 1:
@@ -62,7 +72,7 @@ def _write(
                 else:
                     archive.write_archive(file, roots, sources)
 
-            load.run(loader, archived, cancelled)
+            load.run(where.loader, archived, cancelled)
         case _:
             if len(product.images) != 1:
                 raise UsageError(
@@ -86,9 +96,29 @@ class _Cancellable(io.RawIOBase):
             raise Interrupted("the build was cancelled")
         return self._file.read(size)
 
+    def fileno(self) -> int:
+        return self._file.fileno()
+
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def _memory(store: Store) -> layout.Memory:
+    """What ``store`` knows of files in layouts; in this boot only, for a power cut may take what they hold."""
+
+    def known_as(found: os.stat_result) -> tuple[bytes, bytes]:
+        name, stamp = files.known_as(files.stamp(found))
+        return f"{store.boot} ".encode() + name, stamp
+
+    def recall(found: os.stat_result) -> str:
+        return files.get(store, [known_as(found)])[0] or ""
+
+    def note(seen: Sequence[tuple[os.stat_result, str]]) -> None:
+        with contextlib.suppress(StoreError):  # the image is there, whatever is remembered of it
+            files.put_renamed(store, [(*known_as(found), digest) for found, digest in seen])
+
+    return layout.Memory(recall, note)
 
 
 def _opened(image: Image, digest: str, cancelled: threading.Event) -> BinaryIO:
@@ -98,12 +128,18 @@ def _opened(image: Image, digest: str, cancelled: threading.Event) -> BinaryIO:
 def _sources(product: Product, cancelled: threading.Event) -> list[BlobSource]:
     """Every blob of ``product`` once, the root last."""
     found: dict[str, BlobSource] = {}
+
+    def check() -> None:
+        if cancelled.is_set():
+            raise Interrupted("the build was cancelled")
+
     for each in product.images:
         for descriptor in (*each.manifest.layers, each.manifest.config):
             found[descriptor.digest] = BlobSource(
                 descriptor.digest,
                 descriptor.size,
                 partial(_opened, each, descriptor.digest, cancelled),
+                check,
             )
         found[each.descriptor.digest] = _inline(each.descriptor.digest, each.data)
     found[product.root.digest] = _inline(product.root.digest, product.data)

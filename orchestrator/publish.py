@@ -130,11 +130,14 @@ def join(request: Request, images: Sequence[Image]) -> Product:
     return Product(root, data, tuple(images))
 
 
-async def push(product: Product, repositories: Sequence[Reference], registry: Registry) -> None:
+async def push(product: Product, repositories: Sequence[Reference], registry: Registry, emit: Emit) -> None:
     """Put the root document under its digest into every repository; the images are there already."""
-    for repository in repositories:
+    for done, repository in enumerate(repositories):
+        emit(events.Publishing(what="index", done=done, total=len(repositories)))
         target = repository.repository_only().with_digest(product.root.digest)
         await asyncio.to_thread(registry.put_manifest, target, product.data, product.root.media_type)
+    if repositories:
+        emit(events.Publishing(what="index", done=len(repositories), total=len(repositories)))
 
 
 async def standing(tags: Sequence[Reference], registry: Registry) -> tuple[str, ...]:
@@ -162,3 +165,5 @@ async def tag(
         if digest != product.root.digest:
             await asyncio.to_thread(registry.put_manifest, reference, product.data, product.root.media_type)
         emit(events.Published(ref=str(reference), digest=product.root.digest))
+    if tags:
+        emit(events.Publishing(what="tags", done=len(tags), total=len(tags)))

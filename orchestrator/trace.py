@@ -118,10 +118,13 @@ class _Drawing:
                 self._end(event.at, "platform", event.platform, outcome=event.outcome, reason=event.reason)
             case events.FromExecutor():
                 self._hear(event.platform, event.message, event.at)
+            case events.Publishing() if event.total and event.done >= event.total:
+                self._end(event.at, "publish", event.what)
             case events.Publishing() if ("publish", event.what) not in self._open:
                 slice_ = _Slice(f"publish {event.what}", _BUILD, self._thread(_BUILD, "publish"), event.at)
                 self._begin("publish", slice_, event.what)
             case events.Published():
+                self._end(event.at, "publish", event.ref)
                 thread = self._thread(_BUILD, "publish")
                 self._point(f"published {event.ref}", _BUILD, thread, event.at, {"digest": event.digest})
             case events.BuildEnded():

@@ -4,20 +4,26 @@ A layout that exists is extended: blobs come first, ``index.json`` last and by r
 (released by death). So a reader sees the old index or the new one, and either only speaks of blobs that are whole.
 A root whose name (annotation ``org.opencontainers.image.ref.name``) is there already takes the place of the older.
 
-Blobs are not synced to the disk one by one: an output that a power cut may take is built again, while a blob that is
-already there is taken for right only after its digest has been read.
+Blobs are not synced to the disk one by one: an output that a power cut may take is built again. A blob that is already
+there stays when its digest is right, which is read unless somebody remembers to have seen this very file, unchanged
+since and in this boot (``Memory``).
+
+What is not there shares its blocks with the store's file where the file system can do that, and is copied by the kernel
+elsewhere. It is never a hard link: whoever edits a layout, which is theirs, would edit the store.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import stat
+import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final
 
@@ -27,6 +33,7 @@ from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, encode, parse
 from executor.registry.auth import printable
+from platforms import syscalls
 from platforms.errors import ArchiveError, StoreError
 from platforms.paths import below
 
@@ -36,6 +43,16 @@ MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
 """The content of the file ``oci-layout``."""
 _INCOMING: Final = ".incoming-"
 _CHUNK: Final = 1 << 20
+_SHARE: Final = 32 << 20
+"""Bytes that the kernel copies at a time; between two, the build may be cancelled."""
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """Of files that were found to have a digest, by what lstat(2) says of them."""
+
+    recall: Callable[[os.stat_result], str]
+    """The digest of such a file; "" when it is not known."""
+    note: Callable[[Sequence[tuple[os.stat_result, str]]], None]
 
 
 class BlobSource(msgspec.Struct, frozen=True):
@@ -44,6 +61,9 @@ class BlobSource(msgspec.Struct, frozen=True):
     digest: str
     size: int
     open: Callable[[], BinaryIO]
+    """Its position is at the start; one with a descriptor may be copied by that, with ``check`` asked now and then."""
+    check: Callable[[], None] = lambda: None
+    """Raises when it is time to end."""
 
 
 _Opener = Callable[[str], tuple[BinaryIO, int]]
@@ -167,8 +187,12 @@ def open_layout(path: str, open_file: _Opener) -> Layout:
     return Layout(path, index.manifests, open_file)
 
 
-def write_layout(directory: str, roots: Iterable[Descriptor], blobs: Iterable[BlobSource]) -> None:
+def write_layout(
+    directory: str, roots: Iterable[Descriptor], blobs: Iterable[BlobSource], memory: Memory | None = None
+) -> None:
     """Add ``blobs``, then ``roots``, to the layout in ``directory``, which is made when it is not there.
+
+    With ``memory``, blobs that are remembered to be there are not read.
 
     Raises ``StoreError`` when the disk does not take it or a blob is not what it should be, ``ArchiveError`` when the
     directory holds an index that cannot be extended. What was made anew is gone then.
@@ -181,9 +205,10 @@ def write_layout(directory: str, roots: Iterable[Descriptor], blobs: Iterable[Bl
                 _replace(directory, "oci-layout", MARKER)
                 os.makedirs(os.path.join(directory, "blobs", "sha256"), exist_ok=True)
                 _sweep(directory)
-                for blob in blobs:
-                    _write_blob(directory, blob)
+                found = [_write_blob(directory, blob, memory) for blob in blobs]
                 _replace(directory, "index.json", _extended(directory, tuple(roots)))
+                if memory is not None:
+                    memory.note([each for each in found if each is not None])
             except BaseException:
                 if new:
                     shutil.rmtree(directory, ignore_errors=True)
@@ -237,32 +262,67 @@ def _extended(directory: str, roots: tuple[Descriptor, ...]) -> bytes:
     return json.dumps(old, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _write_blob(directory: str, blob: BlobSource) -> None:
+def _write_blob(directory: str, blob: BlobSource, memory: Memory | None) -> tuple[os.stat_result, str] | None:
+    """See that ``blob`` is in ``directory``. What lstat(2) says of a file that was read for that, and its digest."""
     path = below(directory, *blob_path(blob.digest).split("/"))
-    if _is_whole(path, blob):
-        return
+    with contextlib.suppress(OSError):
+        there = os.lstat(path)
+        if stat.S_ISREG(there.st_mode) and there.st_size == blob.size:
+            if memory is not None and memory.recall(there) == blob.digest:
+                return None
+            if _digest_of(path, blob.digest) == blob.digest:
+                return there, blob.digest
     os.makedirs(os.path.dirname(path), exist_ok=True)
     incoming = below(os.path.dirname(path), f"{_INCOMING}{uuid.uuid4().hex}")
     try:
-        with open(incoming, "xb") as file:
-            for data in verified(blob):
-                file.write(data)
+        if not _copied(blob, incoming):
+            with open(incoming, "wb") as file:
+                for data in verified(blob):
+                    file.write(data)
+        written = os.lstat(incoming)
         os.replace(incoming, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(incoming)
         raise
+    there = os.lstat(path)
+    same = (there.st_ino, there.st_mtime_ns, there.st_size) == (written.st_ino, written.st_mtime_ns, written.st_size)
+    return (there, blob.digest) if same else None
 
 
-def _is_whole(path: str, blob: BlobSource) -> bool:
-    algorithm, _, expected = blob.digest.partition(":")
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size != blob.size:
-                return False
-            return hashlib.file_digest(file, algorithm).hexdigest() == expected
-    except OSError:
+def _copied(blob: BlobSource, path: str) -> bool:
+    """Whether the new file ``path`` has become ``blob`` without its bytes passing through here, but to be hashed."""
+    if sys.platform != "linux":
         return False
+    with blob.open() as source, open(path, "xb") as file:
+        try:
+            descriptor = source.fileno()
+        except OSError:
+            return False
+        if os.fstat(descriptor).st_size != blob.size:
+            return False
+        if not syscalls.share_content(descriptor, file.fileno()):
+            left, offset = blob.size, 0
+            while left:
+                blob.check()
+                try:
+                    done = os.copy_file_range(descriptor, file.fileno(), min(left, _SHARE), offset)
+                except OSError as error:
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                        raise
+                    return False
+                if not done:
+                    return False
+                left, offset = left - done, offset + done
+    blob.check()
+    return _digest_of(path, blob.digest) == blob.digest
+
+
+def _digest_of(path: str, like: str) -> str:
+    """The digest of the file ``path``, by the algorithm of ``like``. Links are not followed."""
+    algorithm = like.partition(":")[0]
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb", 0) as file:
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
 def _replace(directory: str, name: str, data: bytes) -> None:

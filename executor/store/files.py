@@ -69,12 +69,26 @@ def put(store: Store, rows: Iterable[tuple[bytes, bytes, str]], *, read_at: int)
     could change again without its times telling (they come from a clock that ticks, on some file systems every two
     seconds), so such rows are left out.
     """
+    _insert(store, (row for row in rows if _settled(max(struct.unpack_from("=qq", row[1], 24)), read_at)))
+
+
+def put_renamed(store: Store, rows: Iterable[tuple[bytes, bytes, str]]) -> None:
+    """As ``put``, for files of our own that were written, read and then renamed, which was their last change.
+
+    Whoever writes to such a file gives it another time of modification than the one it had when it was read: only that
+    one has to be settled.
+    """
+    read_at = now()
+    _insert(store, (row for row in rows if _settled(struct.unpack_from("=q", row[1], 24)[0], read_at)))
+
+
+def _settled(changed: int, read_at: int) -> bool:
+    return read_at - changed > (_FINE_NS if changed % 1_000_000_000 else _COARSE_NS)
+
+
+def _insert(store: Store, rows: Iterable[tuple[bytes, bytes, str]]) -> None:
     today = int(store.clock())
-    values = []
-    for path, mark, digest in rows:
-        changed = max(struct.unpack_from("=qq", mark, 24))
-        if read_at - changed > (_FINE_NS if changed % 1_000_000_000 else _COARSE_NS):
-            values.append((path, mark, digest, _seal(path, mark, digest), today))
+    values = [(path, mark, digest, _seal(path, mark, digest), today) for path, mark, digest in rows]
     if values:
         store.index.write(lambda db: db.executemany("INSERT OR REPLACE INTO files VALUES(?, ?, ?, ?, ?)", values))
 

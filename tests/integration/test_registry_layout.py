@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from registry_server import digest_of
@@ -20,8 +22,8 @@ from registry_server import digest_of
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Manifest, describe
 from executor.registry.archive import archive_file, read_archive, write_archive, write_docker_archive
-from executor.registry.layout import REF_NAME, BlobSource, read_layout, write_layout
-from platforms.errors import ArchiveError, StoreError
+from executor.registry.layout import REF_NAME, BlobSource, Memory, read_layout, write_layout
+from platforms.errors import ArchiveError, Interrupted, StoreError
 
 
 def source(data: bytes) -> BlobSource:
@@ -100,6 +102,111 @@ def test_a_damaged_blob_is_written_anew(tmp_path: Path) -> None:
     path.write_bytes(bytes(blobs[0].size))
     write_layout(str(tmp_path), [root], blobs)
     assert read_layout(str(tmp_path)).read(manifest.layers[0]) == blobs[0].open().read()
+
+
+class Remembering:
+    """A memory, and how often it knew."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], str] = {}
+        self.recalled = 0
+
+    def memory(self) -> Memory:
+        return Memory(self._recall, self._note)
+
+    def _note(self, seen: Sequence[tuple[os.stat_result, str]]) -> None:
+        self._known.update((self._mark(found), digest) for found, digest in seen)
+
+    def _mark(self, found: os.stat_result) -> tuple[int, ...]:
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+    def _recall(self, found: os.stat_result) -> str:
+        digest = self._known.get(self._mark(found), "")
+        self.recalled += bool(digest)
+        return digest
+
+
+def test_a_blob_that_is_remembered_to_be_there_is_not_read(tmp_path: Path) -> None:
+    root, _, blobs = image("a", "1")
+    known = Remembering()
+    write_layout(str(tmp_path), [root], blobs, known.memory())
+    assert known.recalled == 0
+    before = {path: path.stat().st_atime_ns for path in (tmp_path / "blobs" / "sha256").iterdir()}
+
+    def unopened() -> BinaryIO:
+        raise AssertionError("it was opened")
+
+    write_layout(
+        str(tmp_path), [root], [BlobSource(each.digest, each.size, unopened) for each in blobs], known.memory()
+    )
+    assert known.recalled == len(blobs)
+    assert {path: path.stat().st_atime_ns for path in (tmp_path / "blobs" / "sha256").iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["edited", "shorter", "replaced", "a link", "gone", "a FIFO"])
+def test_a_blob_that_is_another_than_what_is_remembered_is_written_anew(tmp_path: Path, damage: str) -> None:
+    root, manifest, blobs = image("a", "1")
+    known = Remembering()
+    write_layout(str(tmp_path / "out"), [root], blobs, known.memory())
+    path = tmp_path / "out" / "blobs" / blobs[0].digest.replace(":", "/")
+    match damage:
+        case "edited":
+            with path.open("r+b") as file:
+                file.write(b"other")
+        case "shorter":
+            os.truncate(path, 5)
+        case "replaced":
+            (tmp_path / "other").write_bytes(bytes(blobs[0].size))
+            os.replace(tmp_path / "other", path)
+        case "a link":
+            (tmp_path / "other").write_bytes(bytes(blobs[0].size))
+            path.unlink()
+            path.symlink_to(tmp_path / "other")
+        case "gone":
+            path.unlink()
+        case _:
+            path.unlink()
+            os.mkfifo(path)
+    write_layout(str(tmp_path / "out"), [root], blobs, known.memory())
+    assert read_layout(str(tmp_path / "out")).read(manifest.layers[0]) == blobs[0].open().read()
+    assert not path.is_symlink()
+
+
+def test_files_of_a_layout_are_not_those_that_they_were_written_from(tmp_path: Path) -> None:
+    """Whoever edits a layout edits no store."""
+    data = os.urandom(100_000)
+    (tmp_path / "blob").write_bytes(data)
+    write_layout(
+        str(tmp_path / "out"), [], [BlobSource(digest_of(data), len(data), lambda: (tmp_path / "blob").open("rb"))]
+    )
+    (made,) = (tmp_path / "out" / "blobs" / "sha256").iterdir()
+    assert (made.read_bytes(), made.stat().st_nlink) == (data, 1)
+    with made.open("r+b") as file:
+        file.write(b"edited")
+    assert (tmp_path / "blob").read_bytes() == data
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "other"])
+def test_a_file_that_is_not_what_its_digest_says_is_not_copied(tmp_path: Path, change: str) -> None:
+    data = os.urandom(100_000)
+    wrong = {"longer": data + b"x", "shorter": data[:-1], "other": bytes(len(data))}[change]
+    (tmp_path / "blob").write_bytes(wrong)
+    source = BlobSource(digest_of(data), len(data), lambda: (tmp_path / "blob").open("rb"))
+    with pytest.raises(StoreError, match="damaged"):
+        write_layout(str(tmp_path / "out"), [], [source])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_can_be_cancelled(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"x")
+
+    def check() -> None:
+        raise Interrupted("the build was cancelled")
+
+    source = BlobSource(digest_of(b"x"), 1, lambda: (tmp_path / "blob").open("rb"), check)
+    with pytest.raises(Interrupted):
+        write_layout(str(tmp_path / "out"), [], [source])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,18 @@ def test_two_hundred_thousand_files_come_back_in_order(store: Store, tmp_path: P
     files.put(store, rows, read_at=LONG_AGO)
     asked = [(path, mark) for path, _, _ in reversed(rows)] + [(b"/context/none", mark), (b"/context/0/0", b"other")]
     assert files.get(store, asked) == [each for _, _, each in reversed(rows)] + [None, None]
+
+
+def test_a_file_that_was_written_read_and_renamed_is_known_at_once(store: Store, tmp_path: Path) -> None:
+    """What it was when it was renamed is told by when it was written, which has to be a while ago."""
+    path = tmp_path / "file"
+    path.write_text("content")
+    written = path.stat().st_mtime_ns - 10_000_000_001
+    os.utime(path, ns=(written, written))  # which, as a rename does, changes the other time to now
+    mark = files.known_as(files.stamp(path.stat()))
+    files.put_renamed(store, [(*mark, "digest")])
+    assert files.get(store, [mark]) == ["digest"]
+    path.write_text("another")
+    mark = files.known_as(files.stamp(path.stat()))
+    files.put_renamed(store, [(*mark, "digest")])
+    assert files.get(store, [mark]) == [None]

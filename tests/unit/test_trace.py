@@ -87,6 +87,27 @@ def test_the_build_and_its_platforms_span_everything_of_theirs() -> None:
     assert found["publish tags"]["dur"] == 500_000
 
 
+def test_each_output_and_push_has_its_time() -> None:
+    happened = (
+        events.Publishing("index", 0, 1, at=START),
+        events.Publishing("index", 1, 1, at=START + 0.5),
+        events.Publishing("out", at=START + 0.5),
+        events.Published("out", "sha256:bb", at=START + 1.5),
+        events.Publishing("tags", 0, 2, at=START + 1.5),
+        events.Published("app:1", "sha256:bb", at=START + 1.75),
+        events.Publishing("tags", 1, 2, at=START + 1.75),
+        events.Published("app:2", "sha256:bb", at=START + 2.0),
+        events.Publishing("tags", 2, 2, at=START + 2.0),
+        events.BuildEnded("built", "sha256:bb", at=START + 4.0),
+    )
+    found = {name: (each["ts"], each["dur"]) for name, each in slices(happened).items()}
+    assert found == {
+        "publish index": (0, 500_000),
+        "publish out": (500_000, 1_000_000),
+        "publish tags": (1_500_000, 500_000),
+    }
+
+
 def test_platforms_are_processes_and_stages_are_threads() -> None:
     found, threads = slices(BUILD), names(BUILD, "thread_name")
     assert names(BUILD, "process_name")[found[AMD64]["pid"], 0] == AMD64
