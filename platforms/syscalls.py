@@ -80,6 +80,10 @@ RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 
+STATX_BASIC_STATS: Final = 0x07FF
+STATX_BTIME: Final = 0x0800
+STATX_SIZE: Final = 256
+
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 
@@ -338,6 +342,20 @@ def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) 
         except BlockingIOError as error:
             again = error
     raise again
+
+
+def statx(dirfd: int, path: bytes, flags: int = 0, mask: int = STATX_BASIC_STATS) -> bytes:
+    """The ``struct statx`` of ``path`` (linux/stat.h), 256 bytes."""
+    buffer = bytearray(STATX_SIZE)
+    _call("statx", os.fsdecode(path), dirfd, path, flags, mask, buffer)
+    return bytes(buffer)
+
+
+def birth(fd: int) -> int:
+    """When the inode of ``fd`` was made, in nanoseconds since the epoch; 0 when the file system does not know."""
+    found = statx(fd, b"", AT_EMPTY_PATH, STATX_BTIME)
+    mask, seconds, nanoseconds = struct.unpack_from("=I76xqI", found)
+    return int(seconds) * 1_000_000_000 + int(nanoseconds) if mask & STATX_BTIME else 0
 
 
 def renameat2(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int = 0) -> None:

@@ -202,9 +202,10 @@ class Inside:
         return function(self, *arguments)
 
     def fresh(self, name: str) -> Path:
+        """A new directory ``name``, beside which there is nothing."""
         self._count += 1
-        path = self.base / f"{name}{self._count}"
-        path.mkdir()
+        path = self.base / str(self._count) / name
+        path.mkdir(parents=True)
         return path
 
     def plant(self, nodes: Mapping[str, Node]) -> str:

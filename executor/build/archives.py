@@ -15,7 +15,7 @@ def copy_archive(workshop: Workshop, plan: Plan, path: bytes, destination: str, 
     found = archive.extract(path, directory)
     if found is None:
         return False
-    tree = workshop.trees.keep(open_directory(directory))
-    owners = {name: (uid, gid) for name, uid, gid in found.unowned}
-    copying.unpack_into(plan, tree, frozenset(found.implicit), owners, destination, treatment.owner)
+    recorded = {record.path: record for record in found.records}
+    tree = workshop.trees.keep(open_directory(directory, recorded=recorded.get))
+    copying.unpack_into(plan, tree, frozenset(found.implicit), destination, treatment.owner)
     return True

@@ -27,7 +27,8 @@ from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest,
 from executor.job import Moved, Warned
 from executor.registry import reference
 from executor.registry.reference import Reference
-from executor.rootfs import compress, unpack
+from executor.rootfs import compress, records, unpack
+from executor.rootfs.records import Stack, carried
 from executor.rootfs.stack import mount_stack
 from executor.rootfs.unpack import Unpacked
 from executor.store import blobs, facts, faults, locks, snapshots
@@ -331,6 +332,8 @@ def _unpack(part: _Part) -> snapshots.Snapshot:
                     unpacked = unpack.unpack_onto(opened(file), f"/proc/self/fd/{merged}", limits=unpack.Limits())
             finally:
                 os.close(merged)
+            said = {record.path: record for record in carried(draft.fs, Stack(stack))}
+            records.write(draft.fs, (said | {record.path: record for record in unpacked.records}).values())
         if unpacked.diff_id != diff_id:
             raise ArchiveError(
                 f"layer {descriptor.digest} is not what its image says",

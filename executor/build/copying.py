@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import posixpath
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import msgspec
 from msgspec.structs import replace
@@ -346,15 +346,14 @@ def unpack_into(
     plan: Plan,
     tree: Tree,
     implicit: frozenset[bytes],
-    owners: Mapping[bytes, tuple[int, int]],
     destination: str,
     owner: tuple[int, int] | None,
 ) -> None:
     """Add an archive's content, unpacked in ``tree``, as docker's untar does it: what is in the way is replaced.
 
     Only a directory stays where the archive has a directory too, and takes on its metadata; one that the archive does
-    not describe (``implicit``) keeps its own, or is root's, and a link in its place is followed. ``owners`` knows
-    better than the tree whose some entries are; with ``owner`` everything that it describes is that user's.
+    not describe (``implicit``) keeps its own, or is root's, and a link in its place is followed. With ``owner``
+    everything that it describes is that user's.
     """
     top = plan.resolve(destination.encode("utf-8", "surrogateescape"))
     plan.make_directories(top, 0o755, owner)
@@ -365,7 +364,7 @@ def unpack_into(
         for entry in tree.entries(path):
             below = entry.path
             name = below.rpartition(b"/")[2]
-            uid, gid = owner or owners.get(below, (entry.uid, entry.gid))
+            uid, gid = owner or (entry.uid, entry.gid)
             place = target + b"/" + name if target else name
             if entry.kind is Kind.DIRECTORY and below in implicit:
                 place = plan.resolve(place)

@@ -38,8 +38,9 @@ from executor.dockerfile import instructions as dockerfile
 from executor.dockerfile.instructions import Instruction, inline_script, shell_text
 from executor.dockerfile.scope import PROXIES
 from executor.image import config as image
-from executor.rootfs import moment, unpack
+from executor.rootfs import moment, records, unpack
 from executor.rootfs.entry import Entry
+from executor.rootfs.records import Stack, carried
 from executor.rootfs.tree import Tree
 from executor.store import locks, removal, snapshots
 from executor.store.spool import Spool
@@ -388,6 +389,8 @@ class Solver:
                     mounted,
                     mounts.redact,
                 )
+            if not workshop.launcher().single:  # where there is one id, the step's supervisor has done so
+                records.write(draft.fs, tuple(carried(draft.fs, Stack(directories))))
             snapshots.commit(
                 workshop.store,
                 draft,

@@ -15,6 +15,7 @@ import msgspec
 
 from executor.rootfs import tarreader
 from executor.rootfs.compress import Decompressed
+from executor.rootfs.records import Record
 from executor.rootfs.unpack import Limits
 from executor.rootfs.unpack import extract as unpack_archive
 from platforms.errors import ArchiveError, ContextError
@@ -25,8 +26,8 @@ class Extracted(msgspec.Struct, frozen=True):
 
     implicit: tuple[bytes, ...]
     """Directories that the archive does not describe: where one exists at the destination, it keeps its metadata."""
-    unowned: tuple[tuple[bytes, int, int], ...]
-    """Path, user and group of links and devices whose owner could be neither set nor recorded beside them."""
+    records: tuple[Record, ...]
+    """What the kernel has refused to set."""
 
 
 def is_archive(path: str | bytes) -> bool:
@@ -57,7 +58,7 @@ def extract(path: str | bytes, directory: str) -> Extracted | None:
     with os.fdopen(fd, "rb", buffering=0) as file:
         # Twice the content: names, padding and headers take room as well, and an archive may be made of them alone.
         unpacked = unpack_archive(Decompressed(file, limit=2 * limits.size), directory, limits=limits)
-    return Extracted(unpacked.implicit, unpacked.unowned)
+    return Extracted(unpacked.implicit, unpacked.records)
 
 
 def _open(path: str | bytes) -> int | None:

@@ -67,14 +67,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     """What lstat(2) said of ``source`` before it was read (``executor.store.files.stamp``), if people may change it."""
 
 
-OWNER_XATTR: Final = b"user.kanifold.stat"
-"""Ownership the kernel refused to set: decimal ``uid:gid``, optionally followed by ``:`` and an octal mode."""
-DEVICE_XATTR: Final = b"user.kanifold.device"
-"""On an empty file that stands for a device the kernel refused to make: ``c:MAJOR:MINOR``, ``b:…`` or ``p`` (fifo)."""
-CAPABILITY_XATTR: Final = b"user.kanifold.capability"
-"""A ``security.capability`` value that the kernel refused to set."""
 PRIVATE_XATTR: Final = b"user.kanifold."
-"""The prefix of our own records; no archive may bring them in."""
+"""A prefix that earlier versions kept for records of their own. It means nothing any more, and stays out of layers."""
 OVERLAY_XATTR: Final = b"user.overlay."
 """The prefix of overlayfs's records under the mount option ``userxattr``."""
 

@@ -13,9 +13,9 @@ import stat
 from collections.abc import Iterable
 from typing import Final
 
+from executor.rootfs import records
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.placing import Lower
-from executor.rootfs.records import note_owners
 from executor.rootfs.tarwriter import changed, open_source
 from platforms.errors import BuildError, StoreError
 
@@ -47,7 +47,7 @@ def materialise(entries: Iterable[Entry], directory: str) -> None:
             raise _failure(error, copier.entry) from error
         if lower.incomplete:
             raise BuildError("cannot write a layer's files", why="a hard link leads to a file that is not among them")
-        note_owners(directory, lower.unowned)
+        records.write(directory, lower.records)
 
 
 class _Copier:

@@ -23,20 +23,16 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from executor.rootfs import records
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
-from executor.rootfs.records import Owners, read_owners, restored
+from executor.rootfs.records import Record, Records, Stack
 from platforms.errors import EnvironmentUnfit
 
 _BLOCK: Final = 256 << 10
-_OPAQUE: Final = (b"user.overlay.opaque", b"trusted.overlay.opaque")
+_OPAQUE: Final = b"user.overlay.opaque"
 _WHITEOUT: Final = b"user.overlay.whiteout"
-_REDIRECTS: Final = (
-    b"user.overlay.redirect",
-    b"trusted.overlay.redirect",
-    b"user.overlay.metacopy",
-    b"trusted.overlay.metacopy",
-)
-_RECORDED: Final = (b"user.", b"security.capability", b"trusted.overlay.")
+_REDIRECTS: Final = (b"user.overlay.redirect", b"user.overlay.metacopy")
+_RECORDED: Final = (b"user.", b"security.capability")
 """Attributes that are read: those to record, and those to look at."""
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
@@ -48,17 +44,19 @@ def scan(upper: str, lowers: Sequence[str]) -> Iterator[Entry]:
     """The changes in the directory ``upper`` over ``lowers``, top first, in canonical order, as they are come upon.
 
     Memory holds the names in the directories on the way to where the scan is, and the hard links. ``source`` of a FILE
-    is its path below ``upper``, which must stay as it is. Owners recorded in the file ``owners`` beside ``upper`` and
-    in extended attributes are taken over. Raises ``EnvironmentUnfit`` when the overlay was mounted with
+    is its path below ``upper``, which must stay as it is. What is recorded beside these directories (see ``records``)
+    is taken over. Raises ``EnvironmentUnfit`` when the overlay was mounted with
     ``redirect_dir`` or ``metacopy``, whose directories only make sense under that mount.
     """
-    return _Scan(os.fsencode(os.path.abspath(upper)), read_owners(upper)).run(tuple(map(os.fsencode, lowers)))
+    scan = _Scan(os.fsencode(os.path.abspath(upper)), records.read(upper), Stack(lowers))
+    return scan.run(tuple(map(os.fsencode, lowers)))
 
 
 class _Scan:
-    def __init__(self, upper: bytes, owners: Owners) -> None:
+    def __init__(self, upper: bytes, recorded: Records, below: Stack) -> None:
         self._upper = upper
-        self._owners = owners
+        self._records = recorded
+        self._records_below = below
         self._inodes: dict[tuple[int, int], Entry] = {}
 
     def run(self, lowers: Below) -> Iterator[Entry]:
@@ -113,7 +111,7 @@ class _Scan:
             return None
         if entry.kind is not Kind.DIRECTORY:
             return self._linked(entry, status) if below.status is None or not self._same(entry, below) else None
-        opaque = next((attributes[key] for key in _OPAQUE if key in attributes), b"")
+        opaque = attributes.get(_OPAQUE, b"")
         # Below a directory that is new in an opaque one, nothing of the layers below shows through either.
         hiding = here.hiding or opaque == b"y"
         names = self._names(path)
@@ -124,11 +122,7 @@ class _Scan:
 
     def _entry(self, path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> Entry | None:
         """What is at ``host``, as it is meant; None for a socket."""
-        entry = _read(path, host, status, xattrs)
-        if entry is not None and path in self._owners:
-            uid, gid = self._owners[path]
-            return replace(entry, uid=uid, gid=gid)
-        return entry
+        return _read(path, host, status, xattrs, self._records.get(path))
 
     def _linked(self, entry: Entry, status: os.stat_result) -> Entry:
         """``entry``, or a hard link to the path under which its inode was recorded before."""
@@ -142,7 +136,9 @@ class _Scan:
     def _same(self, entry: Entry, below: _Below) -> bool:
         """Whether ``entry`` is what the layers below have in its place."""
         assert below.status is not None
-        old = _read(entry.path, below.host, below.status, _xattrs(below.host, below.status))
+        layer = below.host[: -len(entry.path) - 1]
+        record = self._records_below.in_layer(layer, entry.path) if self._records_below else None
+        old = _read(entry.path, below.host, below.status, _xattrs(below.host, below.status), record)
         if old is None or old.kind is not entry.kind:
             return False
         if (old.mode, old.uid, old.gid, old.device, old.xattrs) != (
@@ -217,12 +213,10 @@ def _merged_names(directories: Below) -> set[bytes]:
 
 
 def _opaque(host: bytes) -> bytes:
-    for key in _OPAQUE:
-        try:
-            return os.getxattr(host, key, follow_symlinks=False)
-        except OSError:
-            continue
-    return b""
+    try:
+        return os.getxattr(host, _OPAQUE, follow_symlinks=False)
+    except OSError:
+        return b""
 
 
 def _is_deletion(status: os.stat_result, xattrs: Xattrs, by_xattr: bool) -> bool:
@@ -253,7 +247,7 @@ def _xattrs(host: bytes, status: os.stat_result) -> Xattrs:
     return tuple(sorted(found))
 
 
-def _read(path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> Entry | None:
+def _read(path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs, record: Record | None) -> Entry | None:
     kind = KIND_OF_MODE.get(stat.S_IFMT(status.st_mode))
     if kind is None:
         return None
@@ -274,7 +268,7 @@ def _read(path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> E
         xattrs,
         host if is_file else b"",
     )
-    return restored(entry) if xattrs else entry
+    return records.applied(entry, record)
 
 
 def _same_content(one: bytes, other: bytes) -> bool:

@@ -10,11 +10,11 @@ What an entry may not do:
 - pass for overlayfs's own marks: ``user.overlay.X`` is stored as ``user.overlay.overlay.X``, which overlayfs shows
   under its real name (Linux 6.7) or hides (before); ``trusted.*`` is dropped, as containerd does it; a character
   device 0/0 becomes a placeholder;
-- bring in our own records: ``user.kanifold.*`` is dropped.
+- bring in what looks like our own: ``user.kanifold.*`` is dropped.
 
-What the kernel refuses to an unprivileged user namespace is recorded instead, for ``overlay.scan`` to find: an owner
-that is not mapped (``OWNER_XATTR``), a device (an empty file with ``DEVICE_XATTR``), a file capability
-(``CAPABILITY_XATTR``). Only files and directories can carry records; the owners of other things are returned.
+What the kernel refuses to an unprivileged user namespace is recorded instead (see ``records``): an owner that is not
+mapped, a device, for which an empty file stands, a file capability. Whoever fills the directory writes these records
+beside it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,19 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final, Protocol, Self, TypedDict, TypeVar
+
+from msgspec.structs import replace
 
 from executor.rootfs import moment
 from executor.rootfs.cursor import DIRECTORY, Cursor, remove
-from executor.rootfs.entry import (
-    CAPABILITY_XATTR,
-    DEVICE_XATTR,
-    OVERLAY_XATTR,
-    OWNER_XATTR,
-    PRIVATE_XATTR,
-    Entry,
-    Kind,
-)
+from executor.rootfs.entry import OVERLAY_XATTR, PRIVATE_XATTR, Entry, Kind
+from executor.rootfs.records import CAPABILITY, Device, Record
 from platforms.errors import ArchiveError
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE: Final = "user.overlay.opaque"
 _ORIGIN: Final = "user.overlay.origin"
-CAPABILITY: Final = b"security.capability"
 _UNSUPPORTED: Final = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL})
 """A file system, or a user namespace, that does not take an extended attribute."""
 _REFUSED: Final = frozenset({errno.EPERM, errno.EINVAL})
@@ -50,6 +44,14 @@ _REFUSED: Final = frozenset({errno.EPERM, errno.EINVAL})
 Xattrs = tuple[tuple[bytes, bytes], ...]
 Fill = Callable[[int], object]
 """Writes a file's content to the descriptor it is given."""
+
+
+class _Refused(TypedDict, total=False):
+    """What the kernel has refused: the owner, a device, a file capability."""
+
+    owner: bool
+    device: Device
+    capability: bytes
 
 
 _T = TypeVar("_T")
@@ -82,8 +84,7 @@ class _Tree:
         self.incomplete = False
         """Something of the layer only makes sense on top of the layers below: a hard link to one of their files, which
         was left out, or a root directory that hides theirs, which overlayfs cannot express."""
-        self.unowned: list[tuple[bytes, int, int]] = []
-        """Path, user and group of what has another owner than it should and cannot carry a record of it."""
+        self._records: dict[bytes, Record] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +98,11 @@ class _Tree:
             self._forget()
             os.close(self._root)
             self._root = -1
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """What the kernel has refused, complete when ``finish`` has been called."""
+        return tuple(self._records.values())
 
     @property
     def implicit(self) -> tuple[bytes, ...]:
@@ -157,10 +163,10 @@ class _Tree:
             self._hard_link(fd, name, entry)
         elif kind is Kind.SYMLINK:
             self._make(fd, name, lambda: os.symlink(entry.link, name, dir_fd=fd))
-            self._dress_name(fd, name, entry)
+            self._note(self._real(name), entry, self._dress_name(fd, name, entry))
         elif kind is Kind.FIFO:
             self._make(fd, name, lambda: os.mkfifo(name, 0o600, dir_fd=fd))
-            self._dress_name(fd, name, entry)
+            self._note(self._real(name), entry, self._dress_name(fd, name, entry))
         else:
             self._device(fd, name, entry)
         self._placed(self._real(name))
@@ -200,7 +206,7 @@ class _Tree:
         try:
             if entry.size:
                 fill(fd)
-            self._dress(fd, entry)
+            self._note(self._real(name), entry, self._dress(fd, entry))
         finally:
             os.close(fd)
 
@@ -246,6 +252,8 @@ class _Tree:
                 os.link(target, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
             except FileNotFoundError:  # the target went with what stood in the link's place
                 self._lacks(parent, name, entry)
+                return
+        self._share(self._real(name), self._targets.real + b"/" + target if self._targets.real else target)
 
     def _is_deletion(self, status: os.stat_result) -> bool:
         return False
@@ -265,40 +273,59 @@ class _Tree:
             except PermissionError:
                 pass
             else:
-                self._dress_name(parent, name, entry)
+                self._note(self._real(name), entry, self._dress_name(parent, name, entry))
                 return
         fd = self._make(parent, name, lambda: os.open(name, _CREATE, 0o600, dir_fd=parent))
         try:
-            os.setxattr(fd, DEVICE_XATTR, f"{letter}:{entry.device[0]}:{entry.device[1]}".encode())
-            self._dress(fd, entry)
+            refused = self._dress(fd, entry)
         finally:
             os.close(fd)
+        self._note(self._real(name), entry, refused | {"device": Device(letter, *entry.device)})
 
     # -- metadata ----------------------------------------------------------------------------------------------------
 
-    def _dress(self, fd: int, entry: Entry) -> None:
-        """Owner, extended attributes, mode and time, in this order: chown clears set-user-id bits and capabilities."""
+    def _note(self, real: bytes, entry: Entry, refused: _Refused) -> None:
+        """Record what of ``entry``, which is at ``real`` now, the kernel has ``refused``, if anything."""
+        self._records.pop(real, None)
+        if refused:
+            device, capability = refused.get("device"), refused.get("capability", b"")
+            self._records[real] = Record(real, entry.uid, entry.gid, device, capability)
+
+    def _share(self, real: bytes, other: bytes) -> None:
+        """Record of ``real``, a new name of the file ``other``, what is recorded of that one."""
+        self._records.pop(real, None)
+        if other in self._records:
+            self._records[real] = replace(self._records[other], path=real)
+
+    def _dress(self, fd: int, entry: Entry) -> _Refused:
+        """Owner, extended attributes, mode and time, in this order: chown clears set-user-id bits and capabilities.
+
+        Returns what the kernel has refused.
+        """
+        refused: _Refused = {}
         if entry.uid != self._uid or entry.gid != self._gid:
             try:
                 os.chown(fd, entry.uid, entry.gid)
             except OSError as error:
                 if error.errno not in _REFUSED:
                     raise
-                os.setxattr(fd, OWNER_XATTR, b"%d:%d" % (entry.uid, entry.gid))
-        if entry.xattrs:
-            self._set_xattrs(fd, entry.xattrs)
+                refused["owner"] = True
+        if entry.xattrs and (capability := self._set_xattrs(fd, entry.xattrs)):
+            refused["capability"] = capability
         os.fchmod(fd, entry.mode)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        return refused
 
-    def _dress_name(self, parent: int, name: bytes, entry: Entry) -> None:
+    def _dress_name(self, parent: int, name: bytes, entry: Entry) -> _Refused:
         """The same for what is not opened: links, fifos and devices."""
+        refused: _Refused = {}
         if entry.uid != self._uid or entry.gid != self._gid:
             try:
                 os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
             except OSError as error:
                 if error.errno not in _REFUSED:
                     raise
-                self.unowned.append((self._real(name), entry.uid, entry.gid))
+                refused["owner"] = True
         for key, value in entry.xattrs:
             if not key.startswith((b"user.", b"trusted.")):
                 try:
@@ -313,8 +340,11 @@ class _Tree:
             finally:
                 os.close(fd)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
+        return refused
 
-    def _set_xattrs(self, fd: int, xattrs: Xattrs) -> None:
+    def _set_xattrs(self, fd: int, xattrs: Xattrs) -> bytes:
+        """Set ``xattrs``; returns the file capability when the kernel has refused it."""
+        refused = b""
         for key, value in xattrs:
             if key.startswith((b"trusted.", PRIVATE_XATTR)):
                 continue
@@ -324,7 +354,8 @@ class _Tree:
                 if error.errno not in _UNSUPPORTED:
                     raise
                 if key == CAPABILITY:
-                    os.setxattr(fd, CAPABILITY_XATTR, value)
+                    refused = value
+        return refused
 
     def _stored_name(self, key: bytes) -> bytes:
         return key
@@ -337,7 +368,8 @@ class _Tree:
                 fd = self._walks.enter(real)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # replaced by a later entry
-            self._dress(fd, self._directories[real])
+            entry = self._directories[real]
+            self._note(real, entry, self._dress(fd, entry))
 
 
 class Lower(_Tree):

@@ -1,109 +1,185 @@
-"""What stands for metadata that the kernel refused to set, read back.
+"""What the kernel refused to set on the files of a directory, written down beside it.
 
-See ``placing`` for who writes these records, and ``entry`` for their names.
+An ordinary user's processes can give files no owner that is not mapped into their user namespace, make no devices, and
+on some hosts set no file capabilities. Such metadata is kept in the file ``records`` beside the directory: one line of
+JSON for each path (``Record``; paths and attributes in base64). It is beside the files and not on them so that nothing
+that an image brings, and nothing that a step does to its files, can be read as a record.
+
+A directory's records say everything about it: a path without one is what the kernel says it is. In a stack of layers
+the topmost directory that has a path decides about it, as it does for overlayfs.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
+import msgspec
 from msgspec.structs import replace
 
-from executor.rootfs.entry import (
-    CAPABILITY_XATTR,
-    DEVICE_XATTR,
-    OVERLAY_XATTR,
-    OWNER_XATTR,
-    PRIVATE_XATTR,
-    Entry,
-    Kind,
-)
+from executor.rootfs.entry import OVERLAY_XATTR, PRIVATE_XATTR, Entry, Kind
+from platforms import syscalls
 
-OWNERS: Final = "owners"
-"""The file beside an upper directory with the owners of what cannot carry a record (symbolic links, say): lines of
-JSON objects with ``path`` (relative to the upper directory, as ``os.fsdecode`` gives it), ``uid`` and ``gid``."""
+RECORDS: Final = "records"
+"""The name of the file."""
 _ESCAPED: Final = OVERLAY_XATTR + b"overlay."
-_DEVICES: Final = {b"c": Kind.CHARACTER, b"b": Kind.BLOCK, b"p": Kind.FIFO}
-
-Owners = dict[bytes, tuple[int, int]]
-
-
-def restored(entry: Entry) -> Entry:
-    """``entry``, read with all its extended attributes, as it would be if nothing had been refused.
-
-    The records and overlayfs's own attributes are gone afterwards; a record that makes no sense counts for nothing.
-    """
-    if not any(key.startswith((PRIVATE_XATTR, OVERLAY_XATTR, b"trusted.overlay.")) for key, _ in entry.xattrs):
-        return entry
-    kept: dict[bytes, bytes] = {}
-    records: dict[bytes, bytes] = {}
-    for key, value in entry.xattrs:
-        if key.startswith(PRIVATE_XATTR):
-            records[key] = value
-        elif key.startswith(_ESCAPED):
-            kept[OVERLAY_XATTR + key[len(_ESCAPED) :]] = value
-        elif not key.startswith((OVERLAY_XATTR, b"trusted.overlay.")):
-            kept[key] = value
-    if CAPABILITY_XATTR in records:
-        kept.setdefault(b"security.capability", records[CAPABILITY_XATTR])
-    uid, gid, mode = _owner(records.get(OWNER_XATTR, b""), entry)
-    kind, device = entry.kind, entry.device
-    if kind is Kind.FILE and not entry.size and DEVICE_XATTR in records:
-        kind, device = _device(records[DEVICE_XATTR], entry)
-    return replace(
-        entry,
-        kind=kind,
-        mode=mode,
-        uid=uid,
-        gid=gid,
-        device=device,
-        xattrs=tuple(sorted(kept.items())),
-        source=entry.source if kind is Kind.FILE else b"",
-        stamp=entry.stamp if kind is Kind.FILE else b"",
-    )
+_TRUSTED: Final = b"trusted."
+_ORIGIN: Final = "user.overlay.origin"
+"""Set by overlayfs on what it has copied up. Nothing that goes through an overlay mount can set it."""
+_KINDS: Final = {"c": Kind.CHARACTER, "b": Kind.BLOCK}
+CAPABILITY: Final = b"security.capability"
 
 
-def _owner(record: bytes, entry: Entry) -> tuple[int, int, int]:
-    parts = record.split(b":")
-    if len(parts) not in (2, 3) or not all(part.isdigit() and len(part) < 11 for part in parts):
-        return entry.uid, entry.gid, entry.mode
+class Device(msgspec.Struct, frozen=True, array_like=True):
+    """A device that an empty file stands for: ``c`` or ``b``, its major and its minor number."""
+
+    letter: str
+    major: int
+    minor: int
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The metadata of one path, relative to the directory."""
+
+    path: bytes
+    uid: int = 0
+    gid: int = 0
+    device: Device | None = None
+    capability: bytes = b""
+    """The value of ``security.capability``; b"" when the kernel has it, or there is none."""
+
+
+Records = dict[bytes, Record]
+
+_DECODER: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(Record)
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+def read(directory: str) -> Records:
+    """What is recorded beside ``directory``, by path; empty without a file."""
     try:
-        mode = int(parts[2], 8) & 0o7777 if len(parts) == 3 else entry.mode
-    except ValueError:
-        mode = entry.mode
-    return int(parts[0]), int(parts[1]), mode
-
-
-def _device(record: bytes, entry: Entry) -> tuple[Kind, tuple[int, int]]:
-    letter, *numbers = record.split(b":")
-    kind = _DEVICES.get(letter)
-    if kind is Kind.FIFO and not numbers:
-        return kind, (0, 0)
-    if kind is None or len(numbers) != 2 or not all(each.isdigit() and len(each) < 8 for each in numbers):
-        return entry.kind, entry.device
-    return kind, (int(numbers[0]), int(numbers[1]))
-
-
-def read_owners(directory: str) -> Owners:
-    """The owners recorded beside ``directory``, the last record of a path winning; empty without a file."""
-    try:
-        with open(_owners_beside(directory), encoding="utf-8") as file:
-            records = [json.loads(line) for line in file]
+        with open(_beside(directory), "rb") as file:
+            return {record.path: record for record in map(_DECODER.decode, file)}
     except FileNotFoundError:
         return {}
-    return {os.fsencode(each["path"]).strip(b"/"): (each["uid"], each["gid"]) for each in records}
 
 
-def note_owners(directory: str, owners: Iterable[tuple[bytes, int, int]]) -> None:
-    """Add path, user and group of each of ``owners`` to what is recorded beside ``directory``."""
-    lines = [json.dumps({"path": os.fsdecode(path), "uid": uid, "gid": gid}) + "\n" for path, uid, gid in owners]
-    if lines:
-        with open(_owners_beside(directory), "a", encoding="utf-8") as file:
-            file.writelines(lines)
+def write(directory: str, records: Collection[Record]) -> None:
+    """Write down ``records`` beside ``directory``, which has none yet."""
+    if records:
+        with open(_beside(directory), "xb") as file:
+            file.writelines(_ENCODER.encode(record) + b"\n" for record in records)
 
 
-def _owners_beside(directory: str) -> str:
-    return os.path.join(os.path.dirname(os.path.abspath(directory)), OWNERS)
+def applied(entry: Entry, record: Record | None) -> Entry:
+    """``entry`` with what is recorded of it. What overlayfs keeps on files, and what looks like ours, is taken off."""
+    if entry.xattrs:
+        entry = _without_private(entry)
+    if record is None:
+        return entry
+    xattrs = entry.xattrs
+    if record.capability:
+        xattrs = tuple(sorted((dict(xattrs) | {CAPABILITY: record.capability}).items()))
+    entry = replace(entry, uid=record.uid, gid=record.gid, xattrs=xattrs)
+    device = record.device
+    if device is None or entry.kind is not Kind.FILE or entry.size:
+        return entry
+    return replace(entry, kind=_KINDS[device.letter], device=(device.major, device.minor), source=b"", stamp=b"")
+
+
+def _without_private(entry: Entry) -> Entry:
+    if not any(key.startswith((PRIVATE_XATTR, OVERLAY_XATTR, _TRUSTED)) for key, _ in entry.xattrs):
+        return entry
+    kept: dict[bytes, bytes] = {}
+    for key, value in entry.xattrs:
+        if key.startswith(_ESCAPED):
+            kept[OVERLAY_XATTR + key[len(_ESCAPED) :]] = value
+        elif not key.startswith((PRIVATE_XATTR, OVERLAY_XATTR, _TRUSTED)):
+            kept[key] = value
+    return replace(entry, xattrs=tuple(sorted(kept.items())))
+
+
+class Stack:
+    """The records of a stack of directories, top first."""
+
+    def __init__(self, directories: Sequence[str]) -> None:
+        layers = [(directory, read(directory)) for directory in directories]
+        while layers and not layers[-1][1]:  # nobody asks below the last that has any
+            layers.pop()
+        self._layers = layers
+        self._records = {os.fsencode(directory): records for directory, records in layers}
+        self._paths = {path for _, records in layers for path in records}
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
+    def of(self, path: bytes) -> Record | None:
+        """The record of ``path``, which exists in the union of the directories, and no parent of which is a link."""
+        if path not in self._paths:
+            return None
+        return next((each.get(path) for directory, each in self._layers if _status(directory, path) is not None), None)
+
+    def status(self, path: bytes) -> os.stat_result | None:
+        """What the kernel says of ``path`` in the topmost of the directories with records that has it."""
+        return next((found for directory, _ in self._layers if (found := _status(directory, path)) is not None), None)
+
+    def in_layer(self, directory: bytes, path: bytes) -> Record | None:
+        """The record that ``directory`` has of ``path``."""
+        return self._records.get(directory, {}).get(path)
+
+
+def carried(upper: str, below: Stack) -> Iterator[Record]:
+    """The records of what overlayfs has copied up from ``below`` into ``upper`` and left under its path.
+
+    For an upper directory whose changes nobody has recorded. A step that has changed a file's owner has set one that
+    the kernel keeps.
+    """
+    if not below:
+        return
+    top = os.fsencode(upper)
+    for directory, directories, files, here in os.fwalk(top):
+        above = directory[len(top) + 1 :]
+        for name in (*directories, *files):
+            path = above + b"/" + name if above else name
+            if (record := below.of(path)) is None or not copied_up(here, name):
+                continue
+            was = below.status(path)
+            status = os.stat(name, dir_fd=here, follow_symlinks=False)
+            if was is not None and (status.st_uid, status.st_gid) != (was.st_uid, was.st_gid):
+                record = replace(record, uid=status.st_uid, gid=status.st_gid, capability=b"")
+            yield record
+
+
+def copied_up(directory: int, name: bytes) -> bool:
+    """Whether overlayfs has copied ``name`` in the upper directory's ``directory`` up. Links and pipes do not tell."""
+    file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.getxattr(f"/proc/self/fd/{file}", _ORIGIN)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+def _status(directory: str, path: bytes) -> os.stat_result | None:
+    """The status of ``path`` below ``directory``; None when there is no such thing, or a parent is a link."""
+    resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+    parent, _, name = path.rpartition(b"/")
+    try:
+        top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            here = syscalls.openat2(top, os.fsdecode(parent) or ".", os.O_PATH | os.O_CLOEXEC, resolve=resolve)
+        finally:
+            os.close(top)
+        try:
+            return os.stat(name, dir_fd=here, follow_symlinks=False)
+        finally:
+            os.close(here)
+    except OSError:
+        return None
+
+
+def _beside(directory: str) -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(directory)), RECORDS)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
-from executor.rootfs.records import restored
+from executor.rootfs.records import Record, Stack, applied
 from executor.rootfs.stack import mount_stack
 from platforms import syscalls
 from platforms.errors import BuildError
@@ -29,6 +29,8 @@ _NO_CONTENT: Final = b"/dev/null"
 
 Hides = Callable[[bytes, bool], bool]
 """Whether a path (and whether it is a directory) is to be treated as if it were not there."""
+Recorded = Callable[[bytes], Record | None]
+"""What is recorded of a path that exists."""
 Stamp = Callable[[os.stat_result], bytes]
 """What of a file's status changes whenever its content does."""
 
@@ -36,7 +38,7 @@ Stamp = Callable[[os.stat_result], bytes]
 class Tree:
     """One file system. Owns ``fd``, an open directory; ``prefix`` is the host path that leads to it.
 
-    ``stamp`` says what is noted of files that may change (``Entry.stamp``).
+    ``stamp`` says what is noted of files that may change (``Entry.stamp``), ``recorded`` what the kernel was refusing.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Tree:
         hides: Hides | None = None,
         owner: tuple[int, int] | None = None,
         stamp: Stamp | None = None,
+        recorded: Recorded | None = None,
     ):
         self._fd = fd
+        self._recorded = recorded
         self._stamp = stamp
         self._prefix = prefix
         self._hides = hides
@@ -221,7 +225,7 @@ class Tree:
             (found.st_dev, found.st_ino) if found.st_nlink > 1 and kind is not Kind.DIRECTORY else (0, 0),
             stamp=self._stamp(found) if self._stamp is not None and stat.S_ISREG(mode) else b"",
         )
-        return restored(entry) if entry.xattrs else entry
+        return applied(entry, self._recorded(path) if self._recorded is not None else None)
 
 
 def open_directory(
@@ -230,6 +234,7 @@ def open_directory(
     hides: Hides | None = None,
     owner: tuple[int, int] | None = None,
     stamp: Stamp | None = None,
+    recorded: Recorded | None = None,
 ) -> Tree:
     """The tree below an existing directory.
 
@@ -238,7 +243,7 @@ def open_directory(
     """
     path = os.fsencode(path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    return Tree(fd, path, hides=hides, owner=owner, stamp=stamp)
+    return Tree(fd, path, hides=hides, owner=owner, stamp=stamp, recorded=recorded)
 
 
 def open_layers(directories: Sequence[str], empty: str) -> Tree:
@@ -249,7 +254,8 @@ def open_layers(directories: Sequence[str], empty: str) -> Tree:
     if not directories:
         return open_directory(empty)
     fd = mount_stack(directories, empty)
-    return Tree(fd, b"/proc/self/fd/%d" % fd)
+    stack = Stack(directories)
+    return Tree(fd, b"/proc/self/fd/%d" % fd, recorded=stack.of if stack else None)
 
 
 def _xattrs(host: bytes) -> tuple[tuple[bytes, bytes], ...]:

@@ -17,10 +17,10 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.rootfs import tarreader
+from executor.rootfs import records, tarreader
 from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
-from executor.rootfs.placing import CAPABILITY, Lower, Merged, Placing
-from executor.rootfs.records import note_owners
+from executor.rootfs.placing import Lower, Merged, Placing
+from executor.rootfs.records import CAPABILITY, Record
 from executor.rootfs.streams import Ahead, Digest, Readable
 from platforms.errors import ArchiveError, EnvironmentUnfit, KanifoldError, StoreError
 
@@ -53,15 +53,15 @@ class Unpacked(msgspec.Struct, frozen=True):
     needs_parents: bool = False
     """The result is only right on top of the layers below: there are implicit directories, whose metadata those layers
     may know; hard links to their files, which were left out; or a mark that hides all of them."""
-    unowned: tuple[tuple[bytes, int, int], ...] = ()
-    """Links and devices whose owner could neither be set nor recorded on them: path, user, group."""
+    records: tuple[Record, ...] = ()
+    """What the kernel has refused to set."""
 
 
 def unpack(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
     """Unpack the layer archive that ``stream`` gives into ``directory``, which is empty.
 
-    The directory can then be a lower directory of an overlay mounted with ``userxattr``; owners that could not be
-    recorded on it are in a file beside it (see ``records``). Nothing is synced; after an error the directory holds
+    The directory can then be a lower directory of an overlay mounted with ``userxattr``; what the kernel has refused is
+    recorded beside it (see ``records``). Nothing is synced; after an error the directory holds
     what was unpacked until then. Raises ``ArchiveError`` for a broken or hostile archive and for one beyond ``limits``,
     ``StoreError`` when the disk is full or fails.
     """
@@ -69,29 +69,31 @@ def unpack(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
         laid = _lay(stream, lower, limits, _layer_entry)
         implicit = lower.implicit
         needs_parents = bool(implicit) or lower.incomplete
-        note_owners(directory, lower.unowned)
-        return Unpacked(*laid, implicit, needs_parents, tuple(lower.unowned))
+        records.write(directory, lower.records)
+        return Unpacked(*laid, implicit, needs_parents, lower.records)
 
 
 def unpack_onto(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
     """Apply the layer archive that ``stream`` gives to the tree in ``directory``; otherwise as ``unpack``.
 
     The tree is an overlay mount of the layers below (see ``stack``), or a plain directory that they were applied to.
-    Owners that could not be recorded are only in the result.
+    What the kernel has refused is only in the result.
     """
     with Merged(directory) as merged:
         laid = _lay(stream, merged, limits, _layer_entry)
-        return Unpacked(*laid, merged.implicit, unowned=tuple(merged.unowned))
+        return Unpacked(*laid, merged.implicit, records=merged.records)
 
 
 def extract(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
-    """Unpack an archive that is no layer into ``directory``, which is empty; otherwise as ``unpack``."""
+    """Unpack an archive that is no layer into ``directory``, which is empty; otherwise as ``unpack``.
+
+    What the kernel has refused is only in the result.
+    """
     with Lower(directory) as lower:
         laid = _lay(stream, lower, limits, lambda entry: entry)
         if lower.incomplete:
             raise ArchiveError("archive refused", why="it has a hard link to a file that is not in it before the link")
-        note_owners(directory, lower.unowned)
-        return Unpacked(*laid, lower.implicit, unowned=tuple(lower.unowned))
+        return Unpacked(*laid, lower.implicit, records=lower.records)
 
 
 def hand_over(stream: Readable, directory: str, *, limits: Limits) -> None:

@@ -59,9 +59,11 @@ class Running:
         answer = zygote.Answer.unpack(data) if data else zygote.Answer()
         _tidy(self._spec, answer)
         if self._launcher.single and (self._spec.uid or self._spec.gid):
-            from executor.sandbox import owners
+            from executor.rootfs import records
+            from executor.sandbox.recorded import claimed
 
-            owners.claim(self._spec.upper, self._spec.uid, self._spec.gid)
+            spec = self._spec
+            records.write(spec.upper, tuple(claimed(spec.upper, spec.layers, spec.uid, spec.gid)))
         if self._cancelled:
             return wire.Ended(128 + signal.SIGKILL, signal.SIGKILL, error="cancelled")
         if answer.unfit:

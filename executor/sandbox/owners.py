@@ -2,10 +2,9 @@
 
 With a single mapped id the kernel refuses every chown to another, and no package could be installed. So a step's filter
 hands these calls to a supervisor (seccomp_unotify(2)), a small process in the step's mount namespace but outside of its
-pid namespace. It does to the file what chown does besides (copying it up, clearing set-user-id bits), and writes the
-owner down: as the extended attribute ``user.kanifold.stat`` of files and directories, in the file ``owners`` beside the
-upper directory for symbolic links and the like, which cannot have one. Whoever packs the layer reads both back
-(``executor.rootfs.records``).
+pid namespace. It does to the file what chown does besides (copying it up, clearing set-user-id bits), and remembers the
+owner (``recorded``). When the step has ended, it writes down beside the upper directory what it remembers of the files
+there, where whoever reads the layer finds it (``executor.rootfs.records``).
 
 The supervisor acts with the rights that the step itself has: the same user, in the same user namespace.
 """
@@ -14,20 +13,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import select
 import socket
-import stat
 import struct
 from typing import Final, NoReturn
 
+from executor.rootfs import records
 from executor.sandbox import seccomp
+from executor.sandbox.recorded import Table
+from executor.sandbox.spec import Spec
 from platforms import syscalls
-
-OWNER_XATTR: Final = "user.kanifold.stat"
-OWNERS: Final = "owners"
-"""Both as ``executor.rootfs`` reads them: ``UID:GID``, and lines of JSON objects with path, uid and gid."""
 
 # linux/seccomp.h: struct seccomp_notif, struct seccomp_notif_resp, and the calls on a listener.
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")  # id, pid, flags, number, architecture, instruction, arguments
@@ -36,43 +32,46 @@ _RECEIVE: Final = 0xC0502100
 _SEND: Final = 0xC0182101
 _STILL_VALID: Final = 0x40082102
 
-_COPIED: Final = "user.overlay.origin"
-"""What overlayfs leaves on a file or directory that it has copied up."""
-
 _PATH_MAX: Final = 4096
 _PAGE: Final = 4096
 _UNCHANGED: Final = -1
 _AT_FDCWD: Final = syscalls.AT_FDCWD & 0xFFFFFFFF
 
 
-def supervise(line: socket.socket, step: int, upper: str, proc: int) -> NoReturn:
-    """Answer for the step with the process id ``step`` until its last process has ended.
+def supervise(line: socket.socket, spec: Spec, proc: int) -> NoReturn:
+    """Answer for the step ``spec`` until its last process has ended; then record what it leaves.
 
-    ``line`` is where its filter's listener comes from; ``proc`` a descriptor of a /proc that shows the step's processes
-    and this one.
+    ``line`` is where the step sends its filter's listener, its root directory and its mount namespace; ``proc`` a
+    descriptor of a /proc that shows the step's processes and this one. The exit status is 0 when the records are
+    complete.
     """
-    beside = os.open(os.path.dirname(upper), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    _, fds, _, _ = socket.recv_fds(line, 16, 1, socket.MSG_CMSG_CLOEXEC)
+    _, fds, _, _ = socket.recv_fds(line, 16, 3, socket.MSG_CMSG_CLOEXEC)
     line.close()
     if not fds:  # it has never come that far
         os._exit(0)
-    mounts = os.open(f"{step}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    listener, root, mounts = fds
+    own = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    table = Table(spec.layers)
+    table.add_layers(os.fstat(root).st_dev, spec.layers)
     syscalls.setns(mounts, syscalls.CLONE_NEWNS)
-    os.close(mounts)
+    view = syscalls.open_tree(root, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH | os.O_CLOEXEC)
+    for fd in (mounts, root):
+        os.close(fd)
     os.fchdir(proc)
-    _Supervisor(fds[0], beside).run()
+    _Supervisor(listener, table).run()
+    syscalls.setns(own, syscalls.CLONE_NEWNS)
+    records.write(spec.upper, tuple(table.left(spec.upper, view)))
     os._exit(0)
 
 
 class _Supervisor:
     """One step's. The working directory is the /proc that shows its processes."""
 
-    def __init__(self, listener: int, beside: int) -> None:
+    def __init__(self, listener: int, table: Table) -> None:
         self.listener = listener
-        self.beside = beside
+        self.table = table
         self.names = seccomp.names(seccomp.OWNING)
         self.root = _identity("self/root")
-        self.noted: set[str] = set()
 
     def run(self) -> None:
         poll = select.poll()
@@ -124,7 +123,7 @@ class _Supervisor:
         try:
             # The process may have died, and its number have gone to another, since it called.
             fcntl.ioctl(self.listener, _STILL_VALID, struct.pack("=Q", identity))
-            record(self.beside, self.noted, file, *owner)
+            change(self.table, file, *owner)
         finally:
             os.close(file)
 
@@ -151,69 +150,14 @@ class _Supervisor:
             os.close(start)
 
 
-def record(beside: int, noted: set[str], file: int, uid: int, gid: int) -> None:
-    """Do chown's work on ``file``, an O_PATH descriptor, but for the owner, which is written down; -1 leaves an id.
+def change(table: Table, file: int, uid: int, gid: int) -> None:
+    """Do chown's work on ``file``, an O_PATH descriptor, but for the owner, which ``table`` gets; -1 leaves an id.
 
-    The working directory is a /proc that shows this process. ``beside`` is where the file ``owners`` is,
-    and ``noted`` has the paths that are in it: most links are given to root, whose they are, and need no line.
+    The working directory is a /proc that shows this process.
     """
-    kind = os.fstat(file).st_mode
-    here = f"self/fd/{file}"
-    os.chown(here, -1, -1)  # the rest of chown's work: copying up, set-user-id bits, EROFS
-    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-        path = os.readlink(here)
-        if path.startswith("/") and (uid > 0 or gid > 0 or path in noted):
-            noted.add(path)
-            _note(beside, path, max(uid, 0), max(gid, 0))
-        return
-    try:
-        known = os.getxattr(here, OWNER_XATTR).split(b":")
-    except OSError:
-        known = []
-    if uid == _UNCHANGED:
-        uid = int(known[0]) if known else 0
-    if gid == _UNCHANGED:
-        gid = int(known[1]) if known else 0
-    if uid or gid:
-        try:
-            os.setxattr(here, OWNER_XATTR, b"%d:%d" % (uid, gid))
-        except OSError as error:
-            if error.errno not in (errno.ENOTSUP, errno.EPERM):  # of no layer: /proc, a file system in memory
-                raise
-    elif known:
-        os.removexattr(here, OWNER_XATTR)
-
-
-def claim(upper: str, uid: int, gid: int) -> None:
-    """Give what a step has made, which ran as another user than root, to that user.
-
-    What was copied up from a layer below, because the step changed it, keeps its owner: overlayfs has marked it. Not
-    looked at is whether the step's user would have been allowed to make it.
-    """
-    beside = os.open(os.path.dirname(upper), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for directory, directories, files in os.walk(upper):
-            for name in (*directories, *files):
-                path = f"{directory}/{name}"
-                status = os.lstat(path)
-                if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-                    if not {OWNER_XATTR, _COPIED} & set(os.listxattr(path, follow_symlinks=False)):
-                        os.setxattr(path, OWNER_XATTR, b"%d:%d" % (uid, gid), follow_symlinks=False)
-                elif not (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0):  # a whiteout has no owner
-                    _note(beside, os.path.relpath(path, upper), uid, gid)
-    finally:
-        os.close(beside)
-
-
-def _note(beside: int, path: str, uid: int, gid: int) -> None:
-    """Write down the owner of what cannot have an extended attribute."""
-    line = json.dumps({"path": path.strip("/"), "uid": uid, "gid": gid}) + "\n"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(OWNERS, flags, 0o644, dir_fd=beside)
-    try:
-        os.write(fd, line.encode())
-    finally:
-        os.close(fd)
+    was = os.fstat(file)
+    os.chown(f"self/fd/{file}", -1, -1)  # the rest of chown's work: copying up, set-user-id bits, EROFS
+    table.give(file, was, uid, gid)
 
 
 def _identity(path: str) -> tuple[int, int]:

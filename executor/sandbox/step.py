@@ -143,7 +143,8 @@ def become(
 ) -> NoReturn:
     """Turn this process, prepared for the shape of ``spec``, into the step.
 
-    ``output`` is stdout and stderr. ``supervisor`` gets the listener of the filter. Raises RefusedError, UnfitError, or
+    ``output`` is stdout and stderr. ``supervisor`` gets the listener of the filter, the root directory and the mount
+    namespace. Raises RefusedError, UnfitError, or
     OSError for anything unforeseen.
     """
     # 3. Ids that mean something else to the kernel: -1 is "leave as it is", which is root (CVE-2024-40635).
@@ -199,7 +200,9 @@ def become(
             syscalls.seccomp_filter(code)
         else:
             listener = syscalls.seccomp_filter(code, syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER)
-            socket.send_fds(supervisor, [b"listener"], [listener])
+            root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            mounts = os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=prepared.own_proc)
+            socket.send_fds(supervisor, [b"listener"], [listener, root, mounts])
     _drop_capabilities(_capabilities(spec.insecure, sniffing=own_network or not rules.sniffs))
     if not rules.single:
         _change_user(spec)

@@ -70,7 +70,7 @@ class _Running(msgspec.Struct, frozen=True):
     report: int
     """The reading end of the pipe over which the step's process tells what it made, or why it failed."""
     supervisor: int = 0
-    """The process id of the supervisor, if there is one. It ends by itself."""
+    """The process id of the supervisor, if there is one. It ends by itself after the step, when all is recorded."""
 
 
 class _Spare(msgspec.Struct, frozen=True):
@@ -109,7 +109,7 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
     poll.register(control, select.POLLIN)
     by_pidfd: dict[int, _Running] = {}
     by_reply: dict[int, _Running] = {}
-    supervisors: dict[int, int] = {}
+    by_supervisor: dict[int, _Running] = {}
     spare: _Spare | None = None
     # From a step's new root, Python would import what the image has there. Whatever is needed is loaded by now.
     sys.meta_path.clear()
@@ -130,13 +130,10 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
                     by_pidfd[running.pidfd] = by_reply[running.reply.fileno()] = running
                     poll.register(running.pidfd, select.POLLIN)
                     poll.register(running.reply, select.POLLIN)
-                    if running.supervisor:
-                        supervisors[pidfd := os.pidfd_open(running.supervisor)] = running.supervisor
-                        poll.register(pidfd, select.POLLIN)
-            elif fd in supervisors:
+            elif fd in by_supervisor:
                 poll.unregister(fd)
                 os.close(fd)
-                os.waitpid(supervisors.pop(fd), 0)
+                _end(by_supervisor.pop(fd), kills)
             elif fd in by_reply:  # cancelled
                 signal.pidfd_send_signal(by_reply.pop(fd).pidfd, signal.SIGKILL)
                 poll.unregister(fd)
@@ -145,7 +142,11 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
                 poll.unregister(fd)
                 if by_reply.pop(running.reply.fileno(), None):
                     poll.unregister(running.reply)
-                _end(running, kills)
+                if running.supervisor:
+                    by_supervisor[pidfd := os.pidfd_open(running.supervisor)] = running
+                    poll.register(pidfd, select.POLLIN)
+                else:
+                    _end(running, kills)
 
 
 def _begin(fds: list[int], rules: step.Rules, proc: int, spare: _Spare | None) -> tuple[_Running | None, _Spare | None]:
@@ -206,7 +207,7 @@ def _start(wanted: spec.Spec, fds: list[int], rules: step.Rules, proc: int, repl
         pid = syscalls.fork(_namespaces(step.Shape.of(wanted)))
         if pid == 0:
             _child(wanted, (fds[2], fds[3]), rules, line[0] if line else None, report.Report(tell))
-        supervisor = _supervisor(line, pid, wanted.upper, proc) if line else 0
+        supervisor = _supervisor(line, wanted, proc) if line else 0
     except OSError:
         os.close(told)
         raise
@@ -244,8 +245,8 @@ def _wait_for_step(shape: step.Shape, rules: step.Rules, line: socket.socket, to
         os._exit(report.NOT_SET_UP)
 
 
-def _supervisor(line: tuple[socket.socket, socket.socket], pid: int, upper: str, proc: int) -> int:
-    """Fork the supervisor of the step ``pid``; closes ``line``."""
+def _supervisor(line: tuple[socket.socket, socket.socket], wanted: spec.Spec, proc: int) -> int:
+    """Fork the supervisor of the step ``wanted``; closes ``line``."""
     theirs, ours = line
     supervisor = syscalls.fork(0)
     if supervisor == 0:
@@ -253,7 +254,9 @@ def _supervisor(line: tuple[socket.socket, socket.socket], pid: int, upper: str,
             keep_only(ours.fileno(), proc)
             from executor.sandbox import owners
 
-            owners.supervise(ours, pid, upper, proc)
+            owners.supervise(ours, wanted, proc)
+        except BaseException as error:
+            os.write(2, f"kanifold: cannot record the owners of a step's files: {error!r}\n".encode())
         finally:
             os._exit(1)
     theirs.close()
@@ -314,6 +317,9 @@ def _end(running: _Running, kills: _Kills) -> None:
     _, status = os.waitpid(running.pid, 0)
     os.close(running.pidfd)
     told = report.read(running.report)
+    if running.supervisor and os.waitpid(running.supervisor, 0)[1] and not told.unfit:
+        unfit = "the process that records the owners of a step's files has died"
+        told = report.Told(unfit=unfit, made=told.made, touched=told.touched)
     code = os.waitstatus_to_exitcode(status)
     killed = -code if code < 0 else 0
     code = 128 + killed if killed else code

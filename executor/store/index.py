@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """The ``user_version`` that this code reads and writes."""
 _BUSY_SECONDS: Final = 60.0
 _DAMAGE: Final = frozenset({1, 11, 26})

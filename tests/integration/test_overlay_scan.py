@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import socket
@@ -21,10 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from executor.rootfs import stack
-from executor.rootfs.entry import DEVICE_XATTR, OWNER_XATTR, Entry, Kind
+from executor.rootfs import records, stack
+from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.materialise import materialise
 from executor.rootfs.overlay import scan
+from executor.rootfs.records import Device, Record, Stack
 from executor.rootfs.tarwriter import canonical, write
 from executor.rootfs.unpack import Limits, unpack
 from platforms.errors import BuildError, EnvironmentUnfit
@@ -70,7 +70,7 @@ class Step:
 @pytest.fixture
 def step(tmp_path: Path) -> Step:
     """A step on top of a small base image of two layers, all of it from 2001."""
-    bottom, middle = tmp_path / "bottom", tmp_path / "middle"
+    bottom, middle = tmp_path / "bottom/fs", tmp_path / "middle/fs"  # beside each, its records
     (bottom / "etc").mkdir(parents=True)
     (bottom / "etc/passwd").write_text("root")
     (bottom / "etc/group").write_text("root")
@@ -79,8 +79,7 @@ def step(tmp_path: Path) -> Step:
     (bottom / "dir/sub/b").write_text("b")
     (bottom / "hidden").write_text("x")
     (bottom / "link").symlink_to("etc")
-    middle.mkdir()
-    (middle / "etc").mkdir()
+    (middle / "etc").mkdir(parents=True)
     (middle / "etc/group").write_text("wheel")
     os.mknod(middle / "hidden", stat.S_IFCHR)
     for layer in (bottom, middle):
@@ -240,25 +239,74 @@ def test_capabilities_are_recorded_and_the_hosts_attributes_are_not(step: Step) 
 
 def test_recorded_owners_and_devices_are_taken_for_real_ones(step: Step) -> None:
     with step.mounted() as root:
-        (root / "f").write_text("x")
+        for name in ("f", "disk", "odd"):
+            (root / name).touch()
+        (root / "f").chmod(0o4755)
+        (root / "odd").write_text("x")
         (root / "d").mkdir()
-        (root / "disk").touch()
         (root / "l").symlink_to("f")
-        (root / "odd").touch()
-    os.setxattr(step.upper / "f", OWNER_XATTR, b"1000:1001:4755")
-    os.setxattr(step.upper / "d", OWNER_XATTR, b"5:6")
-    os.setxattr(step.upper / "disk", DEVICE_XATTR, b"b:8:1")
-    os.setxattr(step.upper / "disk", OWNER_XATTR, b"0:6")
-    os.setxattr(step.upper / "odd", OWNER_XATTR, b"nobody")
-    os.setxattr(step.upper / "odd", DEVICE_XATTR, b"c:1")
-    lines = [{"path": "l", "uid": 1, "gid": 1}, {"path": "l", "uid": 7, "gid": 8}]
-    (step.top / "owners").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    disk = Device("b", 8, 1)
+    records.write(
+        str(step.upper),
+        [
+            Record(b"f", 1000, 1001, capability=b"may"),
+            Record(b"d", 5, 6),
+            Record(b"disk", 0, 6, disk),
+            Record(b"l", 7, 8),
+            Record(b"odd", 0, 0, disk),
+            Record(b"gone", 9, 9),
+        ],
+    )
     found = {each.path: each for each in step.changes()}
-    assert (found[b"f"].uid, found[b"f"].gid, found[b"f"].mode, found[b"f"].xattrs) == (1000, 1001, 0o4755, ())
+    assert (found[b"f"].uid, found[b"f"].gid, found[b"f"].mode) == (1000, 1001, 0o4755)
+    assert found[b"f"].xattrs == ((b"security.capability", b"may"),)
     assert (found[b"d"].uid, found[b"d"].gid) == (5, 6)
     assert (found[b"disk"].kind, found[b"disk"].device, found[b"disk"].gid) == (Kind.BLOCK, (8, 1), 6)
     assert (found[b"l"].uid, found[b"l"].gid) == (7, 8)
-    assert (found[b"odd"].kind, found[b"odd"].uid, found[b"odd"].xattrs) == (Kind.FILE, 0, ())
+    assert found[b"odd"].kind is Kind.FILE, "it has content"
+    assert b"gone" not in found
+
+
+def test_what_is_recorded_of_the_layers_below_counts_as_before(step: Step) -> None:
+    """Of a layer that hides another's file, its own records count, and a missing one says that the kernel is right."""
+    records.write(str(step.lowers[1]), [Record(b"etc/group", 3, 3), Record(b"etc/passwd", 4, 4), Record(b"link", 5, 5)])
+    stack_below = Stack([str(each) for each in step.lowers])
+    assert stack_below.of(b"etc/group") is None, "it is the upper one's"
+    assert stack_below.of(b"etc/passwd") == Record(b"etc/passwd", 4, 4)
+    with step.mounted() as root:
+        for name in ("etc/group", "etc/passwd"):
+            os.chown(root / name, 0, 0)
+    records.write(str(step.upper), [Record(b"etc/passwd", 4, 4)])
+    assert step.changes() == ()
+    (step.top / "records").unlink()
+    assert step.said() == [("etc", "DIRECTORY"), ("etc/passwd", "FILE")]
+
+
+def test_records_are_carried_to_what_was_copied_up(step: Step) -> None:
+    """Where ids are real nobody watches a step: what it only changed keeps what was recorded of it."""
+    recorded = [Record(name, 99999, 99999) for name in (b"etc/passwd", b"dir", b"dir/a", b"dir/sub/b", b"link")]
+    records.write(str(step.lowers[1]), recorded)
+    with step.mounted() as root:
+        (root / "etc/passwd").write_text("more")
+        (root / "dir/new").touch()
+        os.chown(root / "dir/a", 7, 8)
+        (root / "dir/sub/b").unlink()
+        (root / "dir/sub/b").touch()
+    below = Stack([str(each) for each in step.lowers])
+    assert set(records.carried(str(step.upper), below)) == {
+        Record(b"etc/passwd", 99999, 99999),
+        Record(b"dir", 99999, 99999),
+        Record(b"dir/a", 7, 8),
+    }
+
+
+@pytest.mark.parametrize("name", ["user.kanifold.stat", "user.kanifold.device", "trusted.overlay.opaque"])
+def test_attributes_that_a_step_can_set_are_no_records(step: Step, name: str) -> None:
+    with step.mounted() as root:
+        os.setxattr(root / "etc/passwd", name, b"0:0:4755")
+        os.setxattr(root / "dir", name, b"y")
+    found = step.changes()
+    assert [(each.path, each.kind, each.uid, each.xattrs) for each in found if each.kind is not Kind.DIRECTORY] == []
 
 
 def test_a_redirected_directory_is_refused(step: Step) -> None:

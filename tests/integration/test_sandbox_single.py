@@ -1,8 +1,7 @@
-"""One mapped id: owners are recorded rather than refused, in the form that the layer's packer reads."""
+"""One mapped id: owners are recorded rather than refused, in the form that whoever reads the layer knows."""
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,20 @@ from typing import Any
 import pytest
 from sandbox_house import House, Inside
 
-from executor.rootfs.entry import OWNER_XATTR
-from executor.rootfs.records import OWNERS
+from executor.rootfs import records
+from executor.rootfs.records import Record
 from executor.sandbox import Spec, owners
+from executor.sandbox.recorded import Table
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A step's end, and the owners it left: of files and directories, and of what cannot have an attribute."""
+    """A step's end, and the owners it left, as ``UID:GID`` by path."""
 
     code: int
     out: str
     err: str
-    attributes: dict[str, str]
-    lines: list[dict[str, Any]]
+    owners: dict[str, str]
     diff: dict[str, str]
 
 
@@ -40,19 +39,9 @@ def _run(inside: Inside, spec: Spec) -> Recorded:
     for name in ("upper", "work"):
         (own / name).mkdir()
     done = inside.run_all([replace(spec, upper=str(own / "upper"), work=str(own / "work"))])[0]
-    attributes = {}
-    for path in sorted(done.diff):
-        try:
-            attributes[path] = os.getxattr(f"{own}/upper/{path}", OWNER_XATTR, follow_symlinks=False).decode()
-        except OSError:
-            continue
-    lines = (own / OWNERS).read_text().splitlines() if (own / OWNERS).exists() else []
-    return Recorded(done.ended.code, done.out, done.err, attributes, [json.loads(line) for line in lines], done.diff)
-
-
-def test_names_are_those_that_the_packer_reads() -> None:
-    assert owners.OWNER_XATTR.encode() == OWNER_XATTR
-    assert owners.OWNERS == OWNERS
+    found = records.read(str(own / "upper"))
+    owned = {os.fsdecode(path): f"{record.uid}:{record.gid}" for path, record in sorted(found.items())}
+    return Recorded(done.ended.code, done.out, done.err, owned, done.diff)
 
 
 def test_owners_are_recorded(single_house: House) -> None:
@@ -62,8 +51,7 @@ def test_owners_are_recorded(single_house: House) -> None:
         "chown -R 7:8 e; chown 99999:4294967294 /d/e; echo $?",
     )
     assert (done.out, done.err) == ("0\n", "")
-    assert done.attributes == {"d": "33:44", "d/e": "99999:4294967294", "d/f": "33:44", "g": "33:44", "h": "5:0"}
-    assert done.lines == []
+    assert done.owners == {"d": "33:44", "d/e": "99999:4294967294", "d/f": "33:44", "g": "33:44", "h": "5:0"}
 
 
 def test_files_of_lower_layers_are_copied_up_and_keep_what_was_recorded(single_house: House) -> None:
@@ -71,25 +59,37 @@ def test_files_of_lower_layers_are_copied_up_and_keep_what_was_recorded(single_h
     single_house.call(_mark, layer)
     done = run(single_house, "chown 9:8 /a; chown 0:0 /b; chmod 600 /c", layer)
     assert done.diff == {"a": "f 644", "b": "f 644", "c": "f 600"}
-    assert done.attributes == {"a": "9:8", "c": "1:2"}
+    assert done.owners == {"a": "9:8", "c": "1:2"}
 
 
 def _mark(_: Inside, layer: str) -> None:
-    for name in "abc":
-        os.setxattr(f"{layer}/{name}", OWNER_XATTR, b"1:2")
+    records.write(layer, [Record(name, 1, 2) for name in (b"a", b"b", b"c")])
 
 
-def test_links_and_pipes_are_written_down_beside(single_house: House) -> None:
+def test_links_and_pipes_have_owners_too(single_house: House) -> None:
     done = run(
         single_house, "mkdir /d; touch /t; ln -s /t /d/link; mknod /pipe p; chown -h 3:4 /d/link; chown 5:6 /pipe"
     )
-    assert done.lines == [{"path": "d/link", "uid": 3, "gid": 4}, {"path": "pipe", "uid": 5, "gid": 6}]
-    assert done.attributes == {}
+    assert done.owners == {"d/link": "3:4", "pipe": "5:6"}
     done = run(single_house, "ln -s t /a; ln -s t /b; chown -h 3:4 /a; chown -h 0:0 /a /b")
-    assert [(line["path"], line["uid"]) for line in done.lines] == [("a", 3), ("a", 0)]
+    assert done.owners == {}
     done = run(single_house, "touch /t; ln -s t /link; chown 3:4 /link; chown 5:5 /link/; echo $?")
-    assert done.attributes == {"t": "3:4"}
+    assert done.owners == {"t": "3:4"}
     assert "Not a directory" in done.err
+
+
+def test_owners_go_with_their_files(single_house: House) -> None:
+    done = run(
+        single_house,
+        "touch /a /b; chown 3:4 /a; mv /a /c; ln /c /d; mkdir /e; chown 5:6 /b; mv /b /e/; rm -r /e; touch /b",
+    )
+    assert done.owners == {"c": "3:4", "d": "3:4"}
+
+
+def test_the_owner_of_a_file_that_is_gone_is_nobodys(single_house: House) -> None:
+    """The file system gives its inode to the next file that is made."""
+    done = run(single_house, "for n in 1 2 3 4 5 6 7 8; do touch /f; chown 9 /f; rm /f; touch /new$n; done")
+    assert (done.owners, len(done.diff)) == ({}, 8)
 
 
 def test_the_rest_of_chown_happens(single_house: House) -> None:
@@ -117,8 +117,8 @@ def test_links_stay_inside(single_house: House, tmp_path: Path) -> None:
         single_house, f"ln -s /../../../..{tmp_path} /out; chown 3 /out; chown 3 /../../etc; chown 3 /proc/self/root"
     )
     assert "No such file" in done.err
-    assert OWNER_XATTR.decode() not in os.listxattr(tmp_path)
-    assert done.attributes.get("etc") == "3:0"
+    assert os.listxattr(tmp_path) == []
+    assert done.owners == {"etc": "3:0"}
 
 
 def test_a_chrooted_process_is_seen_as_it_sees_itself(single_house: House) -> None:
@@ -127,7 +127,7 @@ def test_a_chrooted_process_is_seen_as_it_sees_itself(single_house: House) -> No
         "mkdir -p /r/bin; cp /bin/busybox /r/bin; /bin/busybox chroot /r /bin/busybox sh -c "
         "'/bin/busybox touch /x; /bin/busybox chown 3:4 /x'; touch /x; chown 5:6 /x",
     )
-    assert (done.attributes["r/x"], done.attributes["x"]) == ("3:4", "5:6"), done.err
+    assert (done.owners["r/x"], done.owners["x"]) == ("3:4", "5:6"), done.err
 
 
 def test_an_id_can_be_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,12 +135,15 @@ def test_an_id_can_be_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file.touch()
     monkeypatch.chdir("/proc")
     fd = os.open(file, os.O_PATH)
+    table = Table(())
     seen = []
     for uid, gid in ((-1, 5), (7, -1), (-1, -1), (0, -1), (-1, 0)):
-        owners.record(-1, set(), fd, uid, gid)
-        seen.append(os.getxattr(file, OWNER_XATTR) if os.listxattr(file) else None)
+        owners.change(table, fd, uid, gid)
+        known = table.of(fd, os.fstat(fd))
+        assert known is not None
+        seen.append((known.uid, known.gid))
     os.close(fd)
-    assert seen == [b"0:5", b"7:5", b"7:5", b"0:5", None]
+    assert seen == [(0, 5), (7, 5), (7, 5), (0, 5), (0, 0)]
 
 
 def test_root_only_has_to_try(single_house: House) -> None:
@@ -160,8 +163,7 @@ def test_another_user_has_its_number_and_owns_what_it_makes(single_house: House)
         layer, uid=1000, gid=100,
     )  # fmt: skip
     assert done.out == "1000\n100\n1000:100\n"
-    assert done.attributes == {"home/new": "1000:100", "home/dir": "1000:100"}
-    assert done.lines == [{"path": "home/link", "uid": 1000, "gid": 100}]
+    assert done.owners == {"home/new": "1000:100", "home/dir": "1000:100", "home/link": "1000:100"}
     assert done.diff["home/other"] == "c 0:0"
     assert run(single_house, "grep Cap /proc/self/status", uid=1000).out.count("0" * 16) == 4
 
@@ -174,4 +176,4 @@ def test_thirty_changing_owners_at_once(single_house: House) -> None:
 def test_a_killed_step_takes_its_supervisor_along(single_house: House) -> None:
     spec = single_house.spec("touch /f; while :; do chown 3 /f; echo ready; done")
     assert single_house.run_until(spec, "ready", "cancel").ended.error == "cancelled"
-    assert run(single_house, "touch /f; chown 3 /f").attributes == {"f": "3:0"}
+    assert run(single_house, "touch /f; chown 3 /f").owners == {"f": "3:0"}

@@ -394,7 +394,7 @@ def test_what_takes_a_directorys_place_in_a_plan(tmp_path: Path, trees: ExitStac
     plan = Plan(make(tmp_path, trees, "stage", {"d/old": "0"}))
     for number, files in enumerate(({"d/new": "1"}, {"d": "2"}, {"d/newest": "3"})):
         tree = make(tmp_path, trees, f"archive-{number}", files)
-        copying.unpack_into(plan, tree, frozenset(), {}, "/", None)
+        copying.unpack_into(plan, tree, frozenset(), "/", None)
         assert (plan.lookup(b"d/old") is None) is (number == 1)
     assert shown(plan.finish()) == {"d": "dir", "d/newest": "3"}
 
