@@ -6,8 +6,9 @@ name: names are the free choice of whoever registered it.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -149,13 +150,16 @@ def handler(architecture: str, directory: str = DIRECTORY) -> Handler | None:
 def mount_private(interpreters: Iterable[tuple[str, str]]) -> int:
     """Give this process's user namespace a binfmt_misc with a handler for each (architecture, interpreter).
 
-    To be called inside of a user and mount namespace of one's own. Returns the descriptor of a mount that is attached
-    nowhere: the handlers live until its last copy is closed. Raises OSError.
+    To be called inside of a user and mount namespace of one's own. The programs that run under a handler have its
+    interpreter in their /proc/PID/exe, but can change nothing of it (see ``_readonly``). Returns the descriptor of a
+    mount that is attached nowhere: the handlers live until its last copy is closed. Raises OSError.
     """
     mount = _mount()
     try:
         for architecture, interpreter in interpreters:
-            _register(mount, registration(architecture, interpreter))
+            line = registration(architecture, interpreter)
+            with _readonly(interpreter):
+                _register(mount, line)
     except BaseException:
         os.close(mount)
         raise
@@ -172,6 +176,23 @@ def _mount() -> int:
         return syscalls.fsmount(context)
     finally:
         os.close(context)
+
+
+@contextlib.contextmanager
+def _readonly(path: str) -> Iterator[None]:
+    """Meanwhile ``path`` is a read-only mount of the file that is there, in this mount namespace.
+
+    What opens it then, as the kernel does for the flag F, keeps the mount: whoever finds the file by /proc/PID/exe of
+    an interpreter cannot write to it, nor change its mode, owner or attributes, even as the file's owner or as root.
+    """
+    from platforms import syscalls
+
+    syscalls.mount(path, path, flags=syscalls.MS_BIND)
+    try:
+        syscalls.mount_setattr(syscalls.AT_FDCWD, path, 0, add=syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID)
+        yield
+    finally:
+        syscalls.umount(path, syscalls.MNT_DETACH)
 
 
 def _register(directory: int, line: bytes) -> None:
@@ -202,13 +223,32 @@ def register_host(architecture: str, interpreter: str) -> None:
 
     Does nothing if a handler of this name matches already: another process has been faster. Raises OSError.
     """
+    import threading
+
+    from platforms import mountspace
+
+    line = registration(architecture, interpreter, HOST_FLAGS)
+    failed: list[OSError] = []
+
+    def register() -> None:
+        try:
+            mountspace.enter()
+            with _readonly(interpreter):
+                _register(directory, line)
+        except OSError as error:
+            failed.append(error)
+
     if not mounted():
         from platforms import syscalls
 
         syscalls.mount("binfmt_misc", DIRECTORY, "binfmt_misc")
     directory = os.open(DIRECTORY, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _register(directory, registration(architecture, interpreter, HOST_FLAGS))
+        thread = threading.Thread(target=register, name="binfmt")  # a mount namespace can be a thread's
+        thread.start()
+        thread.join()
+        if failed:
+            raise failed[0]
     except FileExistsError:
         found = [each for each in handlers() if each.name == name(architecture)]
         if not any(each.matches(elf.program(architecture)) for each in found):

@@ -181,15 +181,17 @@ def _climb(want: Platform) -> Emulation:
         skipped.append(f"{Rung.COMPAT}: {f'the handler {handler.name} takes its programs' if handler else runs}")
 
     _refuse_level(want)
-    if handler is None and not runs:
-        why = f"{architecture} programs run here, by a handler that cannot be seen from here"
-        return Emulation(Rung.REGISTERED, architecture, why=why, skipped=tuple(skipped))
-    if handler is not None and handler.works_in_a_chroot and not runs:
-        why = f"the handler {handler.name} of this host starts {handler.interpreter}"
-        return Emulation(Rung.REGISTERED, architecture, handler.interpreter, why, tuple(skipped))
-    skipped.append(f"{Rung.REGISTERED}: {_unregistered(architecture, handler, runs)}")
-
     interpreter = binfmt.find_qemu(architecture)
+    if not runs and (handler is None or handler.works_in_a_chroot):
+        if not _within_reach(handler):
+            return _registered(architecture, handler, skipped)
+        # A private one's interpreter can be read-only; that of the host's handler was opened by somebody else.
+        if interpreter is None or probe.executes_privately(architecture, interpreter):
+            return _registered(architecture, handler, skipped, ", which steps can reach and change")
+        skipped.append(f"{Rung.REGISTERED}: steps could reach the host's emulator by /proc/PID/exe and change it")
+    else:
+        skipped.append(f"{Rung.REGISTERED}: {_unregistered(architecture, handler, runs)}")
+
     if interpreter is None:
         dynamic = binfmt.qemus(architecture)
         reason = f"{dynamic[0]} is linked dynamically" if dynamic else f"no qemu-{binfmt.QEMU[architecture]} is here"
@@ -233,6 +235,26 @@ def _refuse_level(want: Platform) -> None:
             why="qemu does not emulate the AVX-512 instructions of this level",
             remedy=f"give the build a node that is {want}, or build for linux/amd64/v3",
         )
+
+
+def _registered(architecture: str, handler: binfmt.Handler | None, skipped: list[str], warning: str = "") -> Emulation:
+    """The host's handler; None is one that is out of sight."""
+    if handler is None:
+        why = f"{architecture} programs run here, by a handler that cannot be seen from here{warning}"
+        return Emulation(Rung.REGISTERED, architecture, "", why, tuple(skipped))
+    why = f"the handler {handler.name} of this host starts {handler.interpreter}{warning}"
+    return Emulation(Rung.REGISTERED, architecture, handler.interpreter, why, tuple(skipped))
+
+
+def _within_reach(handler: binfmt.Handler | None) -> bool:
+    """Whether the steps of this user's build could change the interpreter of the host's handler, which is the file
+    behind /proc/PID/exe of all programs that it runs: root's can, and those of the file's owner."""
+    if os.geteuid() == 0 or handler is None:
+        return os.geteuid() == 0
+    try:
+        return os.stat(handler.interpreter).st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _unregistered(architecture: str, handler: binfmt.Handler | None, runs: str) -> str:

@@ -34,13 +34,19 @@ def executes(architecture: str) -> str:
 def executes_privately(architecture: str, interpreter: str) -> str:
     """Whether ``interpreter`` runs ``architecture``'s programs from a binfmt_misc in a user namespace of our own."""
 
-    from platforms import syscalls
+    from platforms import mountspace, syscalls
 
     syscalls.bounded(0)  # so that the C library is loaded here and not by the child
 
     def prepare() -> None:
         uid, gid = os.geteuid(), os.getegid()
-        syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+        except PermissionError:
+            if uid:
+                raise
+            mountspace.enter()  # a chroot, which has no user namespaces, and which the executor leaves as well
+            syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
         for name, text in (("setgroups", b"deny"), ("uid_map", b"0 %d 1" % uid), ("gid_map", b"0 %d 1" % gid)):
             file = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
             os.write(file, text)

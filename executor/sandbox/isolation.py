@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from platforms import syscalls
+from platforms import mountspace, syscalls
 from platforms.errors import EnvironmentUnfit
 
 
@@ -200,8 +200,7 @@ def _enter_user_namespace(write: Callable[[int], None]) -> None:
 def _own_mounts() -> None:
     """A mount namespace of our own, out of which nothing spreads."""
     try:
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+        mountspace.enter()
     except OSError as error:
         raise _UnusableError(f"a mount namespace: {error}", _user_namespaces_remedy(error)) from error
 

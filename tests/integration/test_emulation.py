@@ -448,10 +448,15 @@ def as_host(flags, *, architecture="s390x", name="some-name"):
     Path(f"{binfmt.DIRECTORY}/register").write_bytes(line.replace(binfmt.name(architecture).encode(), name.encode()))
 
 
+def no_user_namespaces():
+    Path("/proc/sys/user/max_user_namespaces").write_text("0")
+
+
 @needs_private
 def test_a_registered_handler_is_taken():
     def work():
         as_host("F")
+        no_user_namespaces()
         chosen = emulation.emulation(parse("linux/s390x"))
         return "\n".join((chosen.rung, chosen.interpreter, chosen.why))
 
@@ -459,6 +464,32 @@ def test_a_registered_handler_is_taken():
     rung, interpreter, why = forked(work).split("\n")
     assert (rung, interpreter) == (Rung.REGISTERED, binfmt.find_qemu("s390x"))
     assert "some-name" in why
+    assert why.endswith("which steps can reach and change")  # it is root who asks
+
+
+@needs_private
+def test_root_takes_no_registered_handler_where_a_private_one_can_be_had():
+    def work():
+        as_host("F")
+        chosen = emulation.emulation(parse("linux/s390x"))
+        return "\n".join((chosen.rung, chosen.skipped[-1]))
+
+    rung, skipped = forked(work).split("\n")
+    assert rung == Rung.PRIVATE
+    assert skipped == "registered: steps could reach the host's emulator by /proc/PID/exe and change it"
+
+
+def test_an_ordinary_user_takes_a_handler_whose_interpreter_is_somebody_elses(monkeypatch, tmp_path):
+    interpreter = tmp_path / "qemu"
+    interpreter.touch()
+    if os.geteuid() == 0:
+        os.chown(interpreter, 1000, -1)
+    handler = binfmt.Handler("some-name", True, str(interpreter), "F")
+    owner = interpreter.stat().st_uid
+    for user, reached in ((owner, True), (owner + 1, False)):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert emulation._within_reach(handler) is reached
+        assert not emulation._within_reach(None)
 
 
 @needs_private
@@ -498,6 +529,7 @@ def test_a_handler_that_cannot_be_seen_is_found_by_trying():
     def work():
         enter()
         held = binfmt.mount_private([("s390x", binfmt.find_qemu("s390x"))])
+        no_user_namespaces()
         chosen = emulation.emulation(parse("linux/s390x"))
         os.close(held)
         return "\n".join((chosen.rung, chosen.interpreter, str(chosen), chosen.why))

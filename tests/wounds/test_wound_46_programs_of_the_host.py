@@ -120,7 +120,7 @@ def test_of_a_dockerfile_and_of_a_base(
     tool.chmod(0o755)
     path = ":".join(f"/proc/self/fd/{number}{'/..' * 12}{folder}" for number in NUMBERS)
     ways = [f'ENV PATH={path}\nRUN ["tool"]']
-    ways += [f'SHELL ["/proc/self/fd/{number}{"/.." * 12}{tool}"]\nRUN true' for number in range(5, 20)]
+    ways += [f'SHELL ["/proc/self/fd/{number}{"/.." * 12}{tool}"]\nRUN true' for number in (11, 12, 13, 14)]
     for way in ways:
         folder = context({"Dockerfile": f"FROM {busybox.ref}\n{way}\n"})
         done = command.run("build", folder, "--platform", "linux/amd64")
