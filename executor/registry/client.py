@@ -42,6 +42,8 @@ _MANIFEST_TRIES: Final = 4
 _STORED: Final = frozenset({200, 201, 202})
 _REFUSED: Final = frozenset(range(400, 500)) - {401, 408, 413, 429}
 """Answers to a manifest that no other try would cure."""
+_NOT_YET: Final = frozenset({"MANIFEST_BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN"})
+"""Error codes for something that a manifest names and the registry does not have."""
 _UNKNOWN_TYPE: Final = frozenset({400, 404, 405, 406, 409, 415, 422})
 """What registries say to a media type that they do not know: they agree on no status."""
 _KNOWN: Final = mediatypes.INDEXES | mediatypes.MANIFESTS
@@ -201,7 +203,8 @@ class Client:
     def put_manifest(self, reference: Reference, data: bytes, media_type: str) -> Descriptor:
         """Store ``data`` under the tag of ``reference`` or, when it has none, under its digest; its descriptor.
 
-        A tag that the registry does not let us move, and that means ``data`` already, is no failure.
+        A name that the registry does not let us write, and that means ``data`` already, is no failure: tags may be
+        immutable, and some stores take nothing twice.
         """
         endpoint = origin_endpoint(reference)
         algorithm = reference.digest.partition(":")[0] or "sha256"
@@ -223,7 +226,7 @@ class Client:
             reply = self._until_known(endpoint, call)
         stored = Descriptor(media_type, digest, len(data))
         if reply.status in _REFUSED:
-            there = self._standing(reference) if reference.tag else None
+            there = self._standing(reference if reference.tag else reference.with_digest(digest))
             if there != digest:
                 raise self._not_stored(endpoint, call, reply, media_type, there)
             return stored
@@ -244,14 +247,14 @@ class Client:
             self._told(action, name, done, total)
 
     def _until_known(self, endpoint: Endpoint, call: Call) -> Reply:
-        """The answer to a manifest whose blobs are all there.
+        """The answer to a manifest whose blobs, or an index whose manifests, are all there.
 
         Docker's registry may miss one for a moment while somebody else uploads it too: it writes the file by which a
-        repository knows a blob anew, in place.
+        repository knows a blob anew, in place. Registries that are spread over machines may take a moment as well.
         """
         for attempt in range(_MANIFEST_TRIES - 1):
             reply = self._session.call(endpoint, call)
-            if reply.status not in _REFUSED or "MANIFEST_BLOB_UNKNOWN" not in codes(reply.body):
+            if reply.status not in _REFUSED or not _NOT_YET & codes(reply.body):
                 return reply
             self._session.wire.pause(self._session.pace.delay(attempt))
         return self._session.call(endpoint, call)

@@ -119,6 +119,11 @@ def remedy_for(reply: Reply, registry: str, *, known: bool) -> str:
             return f"check that the credential for {registry} is current and allows this; to renew it: {login}"
         case 403:
             return f"if it is private, sign in: {login}"
+        case 404 if "NAME_UNKNOWN" in codes(reply.body):
+            return (
+                "check the repository's name; where a registry does not make repositories by itself, create it first; "
+                f"if it is private, sign in: {login}"
+            )
         case 404:
             return "check the name and the tag; if it is private, sign in: " + login
         case 429 if registry == DOCKER_HUB and not known:

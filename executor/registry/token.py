@@ -190,7 +190,14 @@ class Authority:
             for held, (token, _) in tuple(known.tokens.items()):
                 if rejected == f"Bearer {token}":
                     del known.tokens[held]
-            found = self._answer(known, party, wanted)
+            try:
+                found = self._answer(known, party, wanted)
+            except RegistryError:
+                if wanted == scopes:
+                    raise
+                # Some registries name a scope that stands for none, and that their own token service refuses.
+                wanted = scopes
+                found = self._answer(known, party, scopes)
             if (party.repository, wanted) in known.tokens:
                 known.tokens[party.repository, scopes] = known.tokens[party.repository, wanted]
             return "" if found == rejected else found

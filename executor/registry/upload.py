@@ -198,7 +198,7 @@ class _Upload:
 
     def begin(self) -> str:
         """Open an upload session; its location."""
-        call = Call(self.what, "POST", "blobs/uploads/", self.scopes, accept=frozenset({202}))
+        call = Call(self.what, "POST", "blobs/uploads/", self.scopes, accept=frozenset({200, 201, 202}))
         reply = self.session.call(self.endpoint, call)
         least = reply.header("oci-chunk-min-length")
         if least.isascii() and least.isdecimal():
@@ -211,6 +211,10 @@ class _Upload:
         reply = self._once(self._closing(location, 0))
         if reply.status in _NOT_WHOLE:
             self._takes_whole = False
+            raise _Failed(explained(reply), reply=reply)
+        if reply.status == 401 and self.descriptor.size > self._chunk:
+            # We were let in for this a moment ago: a token that was good when the blob left was not when a proxy had
+            # all of it. Chunks do not take as long.
             raise _Failed(explained(reply), reply=reply)
         self._check_closed(reply)
 
@@ -341,7 +345,7 @@ class _Upload:
         return f"{lost} after {self.meter.done} of {self.descriptor.size} bytes" if self.meter.done else str(lost)
 
     def _check_closed(self, reply: Reply) -> None:
-        if reply.status in {201, 204}:
+        if reply.status in {200, 201, 204}:
             said = reply.header("docker-content-digest")
             if said and said != self.descriptor.digest and said.startswith("sha256:"):
                 raise RegistryError(self.what, why=f"the registry made something else of it: {printable(said, 100)}")

@@ -564,6 +564,25 @@ def test_each_repository_of_a_registry_may_have_its_own_account(scheme: str) -> 
         assert len([each for each in server.asked if each.path.startswith("/v2") and each.method == "HEAD"]) <= 5
 
 
+def test_a_scope_in_a_challenge_that_its_own_token_service_refuses_is_left_out() -> None:
+    registry = MemoryRegistry()
+
+    def fault(asked: Asked) -> object:
+        if asked.path == "/token":
+            odd = any("user/image" in each for each in asked.query["scope"])
+            return error(403, "DENIED", "no such thing") if odd else Said(200, {}, b'{"token": "t"}')
+        if asked.headers.get("authorization") == "Bearer t":
+            return ...
+        realm = f'realm="http://{asked.headers["host"]}/token",scope="repository:user/image:pull"'
+        return Said(401, {"WWW-Authenticate": f"Bearer {realm}"})
+
+    descriptor, data = image()
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    registry.fault = fault
+    with served(registry) as server, Client(pace=QUICK) as client:
+        assert client.manifest(ref(server))[2] == descriptor
+
+
 # -- uploads ---------------------------------------------------------------------------------------------------------
 
 
@@ -809,6 +828,37 @@ def test_a_registry_whose_closing_request_takes_no_bytes_gets_them_before(
     assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
 
 
+def test_a_token_that_expires_while_the_blob_is_on_its_way_is_answered_with_chunks() -> None:
+    """A proxy hands the request on when it has all of it; a token does not live as long."""
+    registry = MemoryRegistry()
+    challenge = {"WWW-Authenticate": 'Bearer realm="http://{}/token"'}
+
+    def fault(asked: Asked) -> object:
+        if asked.path == "/token":
+            return Said(200, {}, b'{"token": "t"}')
+        if asked.headers.get("authorization") == "Bearer t" and len(asked.body) <= CHUNK:
+            return ...
+        return Said(401, {key: value.format(asked.headers["host"]) for key, value in challenge.items()})
+
+    registry.fault = fault
+    with served(registry) as server, Client(pace=replace(QUICK, chunk=CHUNK)) as client:
+        assert push(client, server, BLOB) == "uploaded"
+    assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
+
+
+@pytest.mark.parametrize("status", [200, 201])
+def test_a_registry_that_says_created_or_ok_is_understood(
+    registry: MemoryRegistry, server: Served, client: Client, status: int
+) -> None:
+    def fault(asked: Asked) -> object:
+        said = registry.serve(asked)
+        said.status = status if said.status < 300 else said.status
+        return said
+
+    registry.fault = fault
+    assert push(client, server, BLOB) == "uploaded"
+
+
 def test_the_last_try_sends_the_blob_whole(registry: MemoryRegistry, server: Served, chunked: Client) -> None:
     registry.fault = failing(99, "uploads", lambda: Said(500), "PUT")
     with pytest.raises(RegistryError):
@@ -1012,6 +1062,36 @@ def test_an_immutable_tag_that_is_right_already_is_no_failure(
         client.put_manifest(ref(server), other[1], descriptor.media_type)
     assert descriptor.digest in caught.value.problem.remedy
     assert "choose another" in caught.value.problem.remedy
+
+
+def test_a_store_that_takes_nothing_twice_is_no_failure(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    descriptor, data = image()
+    reference = ref(server, "team/app")
+    client.put_manifest(reference, data, descriptor.media_type)
+    registry.fault = lambda asked: Said(403) if asked.method == "PUT" else ...
+    assert client.put_manifest(reference, data, descriptor.media_type) == descriptor
+    with pytest.raises(RegistryError, match="403"):
+        client.put_manifest(reference, image((layer(b"x"),))[1], descriptor.media_type)
+
+
+@pytest.mark.parametrize("code", ["MANIFEST_BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN"])
+def test_what_a_registry_does_not_know_yet_is_waited_for(
+    registry: MemoryRegistry, server: Served, client: Client, code: str
+) -> None:
+    descriptor, data = image()
+    registry.fault = failing(2, "manifests", lambda: error(404, code, "not here yet"), "PUT")
+    assert client.put_manifest(ref(server), data, descriptor.media_type) == descriptor
+
+
+def test_a_repository_that_has_to_be_made_first_is_met_with_a_hint(
+    registry: MemoryRegistry, server: Served, client: Client
+) -> None:
+    registry.fault = lambda asked: error(404, "NAME_UNKNOWN", "no such repository") if asked.method == "POST" else ...
+    with pytest.raises(RegistryError) as caught:
+        client.check_push(ref(server))
+    assert "create it first" in caught.value.problem.remedy
 
 
 @pytest.mark.parametrize(
