@@ -19,7 +19,7 @@ from executor.registry.config import RegistrySettings
 from platforms.emulation import Emulation
 from platforms.errors import Problem
 
-VERSION: Final = 7
+VERSION: Final = 8
 LINE_LIMIT: Final = 16 << 20
 """Bytes a message line may have: a peer that sends more is broken or hostile."""
 
@@ -70,8 +70,21 @@ class Started(Message, frozen=True, tag="started"):
     step: int
 
 
+class Held(Message, frozen=True, tag="held"):
+    """A step that has begun waits for ``what``: ``unpack`` (of base layers) or ``turn`` (other steps run); "": goes on.
+
+    For the stages that it takes files from a step waits before it begins.
+    """
+
+    step: int
+    what: str = ""
+
+
 class Finished(Message, frozen=True, tag="finished"):
-    """A step is done, in ``seconds``; ``cached`` when it was found rather than made."""
+    """A step is done, in ``seconds`` without what it waited; ``cached`` when it was found rather than made.
+
+    What is given up because another step failed never finishes.
+    """
 
     step: int
     seconds: float = 0.0

@@ -22,7 +22,8 @@ from orchestrator.contexts import Means
 from orchestrator.plan import Plan
 from orchestrator.registries import Registry
 from orchestrator.request import Request
-from orchestrator.view import render_problem, render_warning
+from orchestrator.view import render_problem, render_warning, wording
+from orchestrator.view.state import Caution
 from platforms import host
 from platforms.errors import DockerfileError, Problem
 
@@ -113,8 +114,8 @@ def _print_checks(request: Request, source: planning.Source, means: Means, as_js
     if as_json:
         print(json.dumps(documents.lint_document(found, source.name, source.data), indent=2))
     else:
-        for each in found.violations:
-            render_warning(each.problem, sys.stdout, rule=each.rule.name)
+        for each in wording.folded(Caution(each.problem, each.rule.name) for each in found.violations):
+            render_warning(each.problem, sys.stdout, rule=each.rule)
         if found.failure is not None:
             render_problem(found.failure, sys.stdout)
         if not found.violations and found.failure is None:

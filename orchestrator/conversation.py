@@ -22,6 +22,7 @@ _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
     job.Hello
     | job.Planned
     | job.Started
+    | job.Held
     | job.Finished
     | job.Log
     | job.Moved

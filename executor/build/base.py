@@ -6,6 +6,7 @@ Manifests and configs are kept in the store by digest, so an image that is pinne
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,6 +31,7 @@ from executor.registry.reference import Reference
 from executor.rootfs import compress, records, unpack
 from executor.rootfs.records import Stack, carried
 from executor.rootfs.stack import mount_stack
+from executor.rootfs.streams import Readable
 from executor.rootfs.unpack import Unpacked
 from executor.store import blobs, facts, faults, locks, snapshots
 from platforms import Platform, satisfies
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from executor.registry.layout import Layout
     from executor.registry.transfer import Sink
 
+
+_SAID_SECONDS: Final = 0.2
+"""Between two words on how far an unpacking is."""
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 _PACKED: Final[msgspec.json.Decoder[Packed]] = msgspec.json.Decoder(Packed)
@@ -313,13 +318,13 @@ def _unpack(part: _Part) -> snapshots.Snapshot:
     draft = snapshots.draft(store)
     try:
         here = blobs.has(store, descriptor.digest)
-        unpacked = None if here else _unpack_arriving(part.content, arrival, draft.fs)
+        unpacked = None if here else _unpack_arriving(part, draft.fs)
         if unpacked is None or (unpacked.diff_id != diff_id and arrival.void):
             snapshots.discard(store, draft)
             draft = snapshots.draft(store)
             part.content()
             with blobs.open_unverified(store, descriptor.digest) as file:  # the diff id verifies it
-                unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
+                unpacked = unpack.unpack(opened(_Shown(file, part)), draft.fs, limits=unpack.Limits())
         key = diff_id
         if unpacked.needs_parents and part.below:
             snapshots.discard(store, draft)
@@ -329,7 +334,9 @@ def _unpack(part: _Part) -> snapshots.Snapshot:
             merged = mount_stack(stack, workshop.empty, upper=draft.fs, work=draft.work)
             try:
                 with blobs.open_unverified(store, descriptor.digest) as file:
-                    unpacked = unpack.unpack_onto(opened(file), f"/proc/self/fd/{merged}", limits=unpack.Limits())
+                    unpacked = unpack.unpack_onto(
+                        opened(_Shown(file, part)), f"/proc/self/fd/{merged}", limits=unpack.Limits()
+                    )
             finally:
                 os.close(merged)
             said = {record.path: record for record in carried(draft.fs, Stack(stack))}
@@ -354,12 +361,35 @@ def _unpack(part: _Part) -> snapshots.Snapshot:
         raise
 
 
-def _unpack_arriving(content: Once[str], arrival: Arrival, directory: str) -> Unpacked | None:
-    """Unpack the layer while ``content`` downloads it: what came of bytes that were verified only afterwards.
+class _Shown:
+    """A layer's blob that says, now and then, how much of it was read."""
+
+    def __init__(self, stream: Readable, part: _Part) -> None:
+        self._stream = stream
+        self._part = part
+        self._done = 0
+        self._said = time.monotonic()
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes of the blob."""
+        data = self._stream.read(size)
+        self._done += len(data)
+        now = time.monotonic()
+        if now - self._said >= _SAID_SECONDS:
+            self._said = now
+            whole = self._part.descriptor
+            # Never all of it: that is said when the directory is there.
+            self._part.workshop.tell(Moved("unpack", whole.digest, min(self._done, whole.size - 1), whole.size))
+        return data
+
+
+def _unpack_arriving(part: _Part, directory: str) -> Unpacked | None:
+    """Unpack the layer while its content is downloaded: what came of bytes that were verified only afterwards.
 
     None when it was not downloaded by this job, or came wrong at first; it is then in the store. Raises what
-    ``content`` does, whose error is the cause of any other.
+    the download does, whose error is the cause of any other.
     """
+    content, arrival = part.content, part.arrival
     with ThreadPoolExecutor(1, "download") as beside:
         coming = beside.submit(content)
         following = arrival.follow()
@@ -368,7 +398,7 @@ def _unpack_arriving(content: Once[str], arrival: Arrival, directory: str) -> Un
             return None
         with following:
             try:
-                unpacked = unpack.unpack(opened(following), directory, limits=unpack.Limits())
+                unpacked = unpack.unpack(opened(_Shown(following, part)), directory, limits=unpack.Limits())
             except (KanifoldError, Voided):
                 coming.result()
                 if arrival.void:

@@ -142,6 +142,8 @@ def execute(
 
 
 def _remedy(ended: Ended) -> str:
+    if ended.code == 127 and ended.error.startswith("exec /"):  # execve(2) of a file that is there
+        return "the file is there, but not the interpreter that its #! line or its ELF header names (another libc?)"
     if ended.code == 127:
         return "the program is not in the stage: install it in an earlier step, or check its name and PATH"
     if ended.code == 126:

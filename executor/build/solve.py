@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,9 +45,18 @@ from executor.rootfs.records import Stack, carried
 from executor.rootfs.tree import Tree
 from executor.store import locks, removal, snapshots
 from executor.store.spool import Spool
-from platforms.errors import ContextError, DockerfileError, KanifoldError, StoreError
+from platforms.errors import ContextError, DockerfileError, Interrupted, KanifoldError, StoreError
 from platforms.paths import below
 from platforms.platform import Platform
+
+
+class _Clock(msgspec.Struct):
+    """A step that has begun."""
+
+    number: int
+    started: float
+    waited: float = 0.0
+    """Seconds in which it waited for others."""
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -137,11 +147,15 @@ class Solver:
         }
         self._numbers = Numbers(source, self.graph)
         self._counting = threading.Lock()
+        self._clocks = threading.local()
+        """``step``: the clock of the step that this thread does."""
         self.contexts: set[str] = set()
         """The named contexts that something was taken from."""
         self.made: list[Made] = []
         """Every step with a layer, in the order in which they were done."""
         self._first_error: BaseException | None = None
+        self._told: list[BaseException] = []
+        """Errors of which it was said whose they are."""
         self.cached = 0
         self.ran = 0
 
@@ -206,15 +220,15 @@ class Solver:
             state = self._stages[origin.stage]()
             return replace(state, command_set=False)
         number = self._numbers.base(stage.index)
-        started = self._start(number)
+        clock = self._start(number)
         try:
             state = self._origin_state(origin, platform)
         except KanifoldError as error:
-            self._finish(number, started, error=str(error))
+            self._fail(clock, error)
             if error.problem.where is None:
                 error.problem = replace(error.problem, where=stage.location)
             raise
-        self._workshop.tell(job.Finished(number, round(time.monotonic() - started, 3)))
+        self._workshop.tell(job.Finished(number, self._stop(clock)))
         return steps.enter(state)
 
     def _origin_state(self, origin: Origin, platform: Platform) -> State:
@@ -375,7 +389,7 @@ class Solver:
         draft = snapshots.draft(workshop.store)
         _make_mount_points(tree, draft.fs, self._made)
         try:
-            with workshop.slots, mounts.mounted() as mounted:
+            with self._turn(), mounts.mounted() as mounted:
                 runstep.execute(
                     workshop,
                     number,
@@ -407,7 +421,11 @@ class Solver:
     def _directories(self, state: State) -> tuple[str, ...]:
         """The layers of ``state`` as directories, top first; missing ones are made at the same time."""
         missing = [layer for layer in state.layers if not layer.directory.done]
-        together(self._workshop, [layer.directory for layer in missing])
+        if any(layer.machines is None for layer in missing):
+            with self._waiting("unpack"):
+                together(self._workshop, [layer.directory for layer in missing])
+        else:
+            together(self._workshop, [layer.directory for layer in missing])
         # A layer may occur twice (the same COPY twice). overlayfs refuses that, and the upper one says it all.
         return tuple(dict.fromkeys(layer.directory() for layer in reversed(state.layers)))
 
@@ -554,7 +572,7 @@ class Solver:
         Working out what a COPY's sources are is part of the step: it is most of what an unchanged one costs.
         """
         workshop, store = self._workshop, self._workshop.store
-        started = self._start(number)
+        clock = self._start(number)
         fresh = self._ignores_cache(stage)
         made: Layer | None = None
 
@@ -589,9 +607,9 @@ class Solver:
         except LayerLost:
             raise  # the step will be started again
         except KanifoldError as error:
-            self._finish(number, started, error=str(error))
+            self._fail(clock, error)
             raise
-        self._finish(number, started, cached=made is None)
+        self._finish(clock, cached=made is None)
         workshop.survey.found(key.here, outcome)
         held = made is not None or cache.is_held(store, outcome.layer)
         layer = made if made is not None else self._found(stage, outcome, below, None if held else again)
@@ -666,17 +684,61 @@ class Solver:
             bool(stage.name) and stage.name in {each.casefold() for each in order.no_cache_stages}
         )
 
-    def _start(self, number: int) -> float:
+    def _start(self, number: int) -> _Clock:
         self._workshop.tell(job.Started(number))
-        return time.monotonic()
+        clock = self._clocks.step = _Clock(number, time.monotonic())
+        return clock
 
-    def _finish(self, number: int, started: float, *, cached: bool = False, error: str = "") -> None:
-        self._workshop.tell(job.Finished(number, round(time.monotonic() - started, 3), cached, error))
+    def _stop(self, clock: _Clock) -> float:
+        """How many seconds the step took."""
+        self._clocks.step = None
+        return round(time.monotonic() - clock.started - clock.waited, 3)
+
+    def _finish(self, clock: _Clock, *, cached: bool) -> None:
+        self._workshop.tell(job.Finished(clock.number, self._stop(clock), cached))
         with self._counting:
             if cached:
                 self.cached += 1
-            elif not error:
+            else:
                 self.ran += 1
+
+    def _fail(self, clock: _Clock, error: KanifoldError) -> None:
+        """Say that a step failed: the one whose ``error`` it is, and none that waited for it or was stopped with it."""
+        with self._counting:
+            told = isinstance(error, Interrupted) or any(each is error for each in self._told)
+            self._told.append(error)
+        seconds = self._stop(clock)
+        if not told:
+            self._workshop.tell(job.Finished(clock.number, seconds, error=str(error)))
+
+    @contextmanager
+    def _waiting(self, what: str) -> Iterator[None]:
+        """While the step of this thread, if any, waits for ``what``: that is none of its own time."""
+        clock: _Clock | None = getattr(self._clocks, "step", None)
+        if clock is None:
+            yield
+            return
+        self._workshop.tell(job.Held(clock.number, what))
+        began = time.monotonic()
+        self._clocks.step = None  # what others do on this thread is not part of the step
+        try:
+            yield
+        finally:
+            clock.waited += time.monotonic() - began
+            self._clocks.step = clock
+            self._workshop.tell(job.Held(clock.number))
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One of the places for steps that run."""
+        slots = self._workshop.slots
+        if not slots.acquire(blocking=False):
+            with self._waiting("turn"):
+                slots.acquire()
+        try:
+            yield
+        finally:
+            slots.release()
 
 
 def _received(workshop: Workshop, name: str) -> str:

@@ -514,14 +514,19 @@ def _find(argv: tuple[str, ...], env: tuple[str, ...]) -> str:
 
 
 def _look_up(name: str, path: str) -> str:
+    there = ""
     for directory in path.split(":"):
         candidate = f"{directory or '.'}/{name}"
         try:
             mode = _mode(candidate)
         except OSError:
             continue
-        if not stat.S_ISDIR(mode) and os.access(candidate, os.X_OK):
-            return candidate
+        if not stat.S_ISDIR(mode):
+            if os.access(candidate, os.X_OK):
+                return candidate
+            there = there or candidate
+    if there:
+        raise RefusedError(NOT_EXECUTABLE, f'exec: "{name}": {there}: permission denied')
     raise RefusedError(NOT_FOUND, f'exec: "{name}": executable file not found in $PATH')
 
 

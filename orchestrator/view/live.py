@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console, ConsoleRenderable, Group
 
-from orchestrator.view import problems, screen, terminal
+from orchestrator.view import problems, screen, terminal, wording
 from orchestrator.view.events import Event
 from orchestrator.view.sink import Sink
 from orchestrator.view.state import State, fold
@@ -71,11 +71,11 @@ class Live:
         self._thread.join()
         state, size, now = self._state, self._size(), time.monotonic()
         lasting: list[ConsoleRenderable] = [
-            problems.caution_text(each.problem, each.rule, each.platforms) for each in state.warnings
+            problems.caution_text(each.problem, each.rule, each.platforms) for each in wording.folded(state.warnings)
         ]
         if state.started:
-            # On a terminal the digest follows: it is what the command prints on stdout.
-            said = replace(state, digest="") if sys.stdout.isatty() else state
+            # There the digest follows: it is what the command prints on stdout.
+            said = replace(state, digest="") if terminal.same(self._stream, sys.stdout) else state
             lasting.append(screen.summary(said, size[0], now))
         lasting += [problems.panel(each.problem, each.platform) for each in problems.distinct(state.troubles)]
         self._painter.leave(Group(*lasting), size)

@@ -11,24 +11,26 @@ A log line is preceded by the seconds since its step began. In a CI whose log fo
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Mapping
 from typing import Final, Self, TextIO
 
+from msgspec.structs import replace
+
 from executor import job
-from orchestrator.view import amounts, ci, events, problems, wording
+from orchestrator.view import amounts, ci, events, problems, terminal, wording
 from orchestrator.view.grouping import Grouping
 from orchestrator.view.sink import Sink
 from orchestrator.view.state import PlatformState, State, Status, StepState, fold
 from orchestrator.view.untrusted import clean_line, clean_log
-from platforms.errors import Problem
 
 LOG_LIMIT: Final = 64 << 10
 """Characters of a log line that are printed."""
 PROGRESS_SECONDS: Final = 10.0
 """Seconds between two lines about the bytes that one platform moves in one direction."""
 
-_MOVING: Final = {"pull": "pulling", "push": "pushing"}
+_MOVING: Final = {"pull": "pulling", "push": "pushing", "unpack": "unpacking"}
 
 
 class Plain:
@@ -36,6 +38,7 @@ class Plain:
 
     def __init__(self, stream: TextIO, environ: Mapping[str, str]) -> None:
         self._sink = Sink(stream)
+        self._stream = stream
         groups = ci.groups_of(environ)
         self._grouping = Grouping(groups) if groups else None
         self._annotates = ci.in_actions(environ)
@@ -46,6 +49,8 @@ class Plain:
 
     def emit(self, event: events.Event) -> None:
         """Write what ``event`` has to say; from any thread."""
+        if isinstance(event, events.BuildEnded) and terminal.same(self._stream, sys.stdout):
+            event = replace(event, digest="")  # there it follows: it is what the command prints on stdout
         with self._lock:
             old, self._state = self._state, fold(self._state, event)
             lines = lines_of(old, self._state, event) or self._progress(event)
@@ -89,8 +94,7 @@ def lines_of(old: State, new: State, event: events.Event) -> tuple[str, ...]:
     """The lines that ``event`` is worth, given the states before and after it."""
     match event:
         case events.FromExecutor(message=job.Warned()):
-            known = {each.problem for each in old.warnings}
-            return _cautions(new, known)
+            return _cautions(old, new)
         case events.FromExecutor(platform=name, message=job.Waiting(over=False)):
             return (f"[{clean_line(name)}] {wording.wait(new.waits[-1], event.at)}",)
         case events.Waiting(over=False):
@@ -110,7 +114,7 @@ def lines_of(old: State, new: State, event: events.Event) -> tuple[str, ...]:
             platform = new.platform(clean_line(name))
             return (_ended(platform, event.at),) if platform else ()
         case events.Cautioned():
-            return _cautions(new, {each.problem for each in old.warnings})
+            return _cautions(old, new)
         case events.Publishing() if new.publishing and (old.publishing or ("",))[0] != new.publishing[0]:
             return (f"publishing {new.publishing[0]}",)
         case events.Published(ref=ref, digest=digest):
@@ -144,6 +148,9 @@ def _heard(platform: PlatformState, message: job.Message, at: float) -> tuple[st
             step = platform.steps[platform.places[number]]
             named = wording.position(step.step)
             return (f"{prefix(platform, step)} {step.step.name}" if named else prefix(platform, step),)
+        case job.Held(step=number) if message.what:
+            step = platform.steps[platform.places[number]]
+            return (f"{prefix(platform, step)} waiting for {wording.waited_for(step)}",)
         case job.Finished(step=number):
             step = platform.steps[platform.places[number]]
             return (f"{prefix(platform, step)} {_verdict(step)}",)
@@ -173,13 +180,14 @@ def _ended(platform: PlatformState, at: float) -> str:
     return f"[{platform.platform}] {word} {took}"
 
 
-def _cautions(new: State, known: set[Problem]) -> tuple[str, ...]:
-    return tuple(
-        line
-        for each in new.warnings
-        if each.problem not in known
-        for line in problems.caution_lines(each.problem, each.rule, each.platforms)
-    )
+def _cautions(old: State, new: State) -> tuple[str, ...]:
+    """The warnings that are new. Reasons and remedies that were given before are not given again."""
+    said = old.warnings
+    lines: list[str] = []
+    for each in new.warnings[len(old.warnings) :]:
+        lines += problems.caution_lines(wording.unsaid(each, said), each.rule, each.platforms)
+        said = (*said, each)
+    return tuple(lines)
 
 
 def _summary(state: State, now: float) -> tuple[str, ...]:

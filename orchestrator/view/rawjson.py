@@ -14,7 +14,8 @@ platform_started   platform, node, how
 hello              platform, kanifold, host, isolation
 planned            platform, emulation, steps [{id, stage, name, line, number, of}]
 step_started       platform, step (an id of ``planned``)
-step_finished      platform, step, seconds, cached (bool), error ("" when there is none)
+step_waiting       platform, step, what (unpack or turn; "" when it goes on)
+step_finished      platform, step, seconds (without what it waited), cached (bool), error ("" when there is none)
 log                platform, step, stream (1 stdout, 2 stderr), text
 moved              platform, action (pull, push, unpack, write, compress, context), name, done, total
                    (bytes; 0: unknown)
@@ -142,6 +143,8 @@ def _message(message: job.Message) -> dict[str, Any] | None:
             return {"type": "planned", "emulation": message.emulation, "steps": steps}
         case job.Started():
             return {"type": "step_started", "step": message.step}
+        case job.Held():
+            return {"type": "step_waiting", "step": message.step, "what": message.what}
         case job.Finished():
             return {"type": "step_finished", **_struct(message)}
         case job.Log():

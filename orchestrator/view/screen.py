@@ -293,7 +293,7 @@ def _append_step(line: Text, step: StepState) -> None:
     place = wording.position(step.step)
     if place:
         line.append(place + " ", "blue")
-    line.append(step.step.name)
+    line.append(wording.brief(step.step.name))
 
 
 def _step_line(step: StepState, more: int, width: int, now: float) -> Text:
@@ -301,7 +301,9 @@ def _step_line(step: StepState, more: int, width: int, now: float) -> Text:
     line.append("  ")
     _append_step(line, step)
     beside = f"+{more} beside it  " if more else ""
-    return _spread(width, line, beside + amounts.elapsed(now - step.started))
+    if step.waits:
+        return _spread(width, line, f"{beside}waiting for {wording.waited_for(step)}", "dim")
+    return _spread(width, line, beside + amounts.elapsed(step.at_work(now)))
 
 
 def _past_steps(platform: PlatformState, count: int) -> list[StepState]:
@@ -321,7 +323,8 @@ def _past_line(step: StepState, width: int) -> Text:
     failed = step.status is Status.FAILED
     line.append("  ✗ " if failed else "  ✓ ", "red" if failed else "green")
     place = wording.position(step.step)
-    line.append(f"{place} {step.step.name}" if place else step.step.name, "dim")
+    name = wording.brief(step.step.name)
+    line.append(f"{place} {name}" if place else name, "dim")
     if step.status is Status.CACHED:
         return _spread(width, line, "cached", "cyan")
     return _spread(width, line, amounts.duration(step.seconds), "dim")

@@ -57,6 +57,16 @@ class StepState(msgspec.Struct, frozen=True):
     """The last lines of its output, dropped when it ends well."""
     spoke: float = 0.0
     """When it last wrote a line."""
+    waits: str = ""
+    """What it waits for (``job.Held``); "" while it is at work."""
+    since: float = 0.0
+    """When it began to wait."""
+    waited: float = 0.0
+    """Seconds in which it has waited before."""
+
+    def at_work(self, now: float) -> float:
+        """Seconds for which it has been at work, up to ``now``."""
+        return max(0.0, (self.since if self.waits else now) - self.started - self.waited)
 
 
 class Flow(msgspec.Struct, frozen=True):
@@ -285,7 +295,7 @@ def _ended(old: PlatformState, event: events.PlatformEnded) -> PlatformState:
 
 def _skipped(step: StepState, at: float) -> StepState:
     if step.status is Status.RUNNING:
-        return replace(step, status=Status.SKIPPED, seconds=at - step.started)
+        return replace(step, status=Status.SKIPPED, seconds=step.at_work(at), waits="")
     return replace(step, status=Status.SKIPPED) if step.status is Status.WAITING else step
 
 
@@ -318,6 +328,8 @@ def _heard(old: PlatformState, message: job.Message, at: float) -> PlatformState
             return _moved(old, message, at)
         case job.Started(step=step):
             return _started(old, step, at)
+        case job.Held(step=step, what=what):
+            return _waits(old, step, clean_line(what), at)
         case job.Finished():
             return _finished(old, message, at)
         case job.Planned(steps=steps, emulation=emulation):
@@ -361,9 +373,16 @@ def _put(old: PlatformState, position: int, new: StepState) -> tuple[StepState, 
 
 def _started(old: PlatformState, step: int, at: float) -> PlatformState:
     old, position = _place(old, step)
-    new = replace(old.steps[position], status=Status.RUNNING, started=at, seconds=0.0, error="", tail=())
+    new = StepState(old.steps[position].step, Status.RUNNING, started=at, spoke=old.steps[position].spoke)
     running = tuple(each for each in old.running if each != position)
     return replace(old, steps=_put(old, position, new), running=(*running, position))
+
+
+def _waits(old: PlatformState, step: int, what: str, at: float) -> PlatformState:
+    old, position = _place(old, step)
+    known = old.steps[position]
+    waited = known.waited + (max(0.0, at - known.since) if known.waits else 0.0)
+    return replace(old, steps=_put(old, position, replace(known, waits=what, since=at, waited=waited)))
 
 
 def _finished(old: PlatformState, message: job.Finished, at: float) -> PlatformState:
@@ -371,9 +390,9 @@ def _finished(old: PlatformState, message: job.Finished, at: float) -> PlatformS
     step = old.steps[position]
     well = Status.CACHED if message.cached else Status.DONE
     status = Status.FAILED if message.error else well
-    seconds = message.seconds or (at - step.started if step.started else 0.0)
+    seconds = message.seconds or (step.at_work(at) if step.started else 0.0)
     tail = step.tail if status is Status.FAILED else ()
-    new = replace(step, status=status, seconds=seconds, error=clean_line(message.error), tail=tail)
+    new = replace(step, status=status, seconds=seconds, error=clean_line(message.error), tail=tail, waits="")
     counts = bool(step.step.number) and step.status in (Status.WAITING, Status.RUNNING)
     return replace(
         old,

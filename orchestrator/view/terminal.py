@@ -18,6 +18,14 @@ def is_terminal(stream: TextIO, environ: Mapping[str, str]) -> bool:
         return False
 
 
+def same(one: TextIO, other: TextIO) -> bool:
+    """Whether what is written to either comes to the same terminal, pipe or file."""
+    try:
+        return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
+    except (OSError, AttributeError, ValueError):
+        return False
+
+
 def wants_colour(stream: TextIO, environ: Mapping[str, str]) -> bool:
     """Whether panels and colours are welcome: on a terminal, or where ``FORCE_COLOR`` says so (force-color.org)."""
     return is_terminal(stream, environ) or environ.get("FORCE_COLOR", "") not in ("", "0", "false")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
+
+from msgspec.structs import replace
 
 from executor.job import Step
 from orchestrator.view import amounts
-from orchestrator.view.state import Caution, PlatformState, State, WaitState
+from orchestrator.view.state import Caution, PlatformState, State, StepState, WaitState
 from orchestrator.view.untrusted import clean_line
 from platforms.errors import Problem
 
@@ -24,6 +27,22 @@ def position(step: Step) -> str:
     stage = f"stage-{step.stage}" if step.stage.isdecimal() else step.stage
     number = f"{step.number}/{step.of}" if step.of else f"{step.number or ''}"
     return f"{stage} {number}".strip()
+
+
+def waited_for(step: StepState) -> str:
+    """What a step that waits is waiting for: ``unpack``, ``its turn``."""
+    return "its turn" if step.waits == "turn" else step.waits
+
+
+def brief(name: str) -> str:
+    """An instruction for one line of a screen: RUN without its flags, for what it runs is what people look for."""
+    keyword, _, rest = name.partition(" ")
+    if keyword.upper() != "RUN" or not rest.startswith("--"):
+        return name
+    words = rest.split(" ")
+    while len(words) > 1 and words[0].startswith("--"):
+        words.pop(0)
+    return f"{keyword} {' '.join(words)}"
 
 
 def steps(platform: PlatformState) -> str:
@@ -81,6 +100,35 @@ def wait(state: WaitState, now: float) -> str:
 def problem_line(problem: Problem) -> str:
     """``what: why`` on one line."""
     return clean_line(f"{problem.what}: {problem.why}" if problem.why else problem.what)
+
+
+def unsaid(caution: Caution, said: Iterable[Caution]) -> Problem:
+    """What is new in ``caution`` after those that were ``said``: of one rule, why and remedy are told once."""
+    problem = caution.problem
+    if not caution.rule:
+        return problem
+    of_rule = [each.problem for each in said if each.rule == caution.rule]
+    why = "" if any(each.why == problem.why for each in of_rule) else problem.why
+    remedy = "" if any(each.remedy == problem.remedy for each in of_rule) else problem.remedy
+    return replace(problem, why=why, remedy=remedy)
+
+
+def folded(cautions: Iterable[Caution]) -> tuple[Caution, ...]:
+    """``cautions`` as they are shown together: ``unsaid`` of each, and those that differ in their line alone as one.
+
+    The lines of such are in its ``what``: ``… (also in lines 7, 9)``.
+    """
+    groups: dict[tuple[str, str, str, str], list[Caution]] = {}
+    for each in cautions:
+        groups.setdefault((each.rule, each.problem.what, each.problem.why, each.problem.remedy), []).append(each)
+    out: list[Caution] = []
+    for first, *others in groups.values():
+        places = [each.problem.where.line for each in others if each.problem.where]
+        also = f" (also in {'line' if len(places) == 1 else 'lines'} {', '.join(map(str, places))})" if places else ""
+        platforms = tuple(dict.fromkeys(name for each in (first, *others) for name in each.platforms))
+        problem = unsaid(first, out)
+        out.append(replace(first, problem=replace(problem, what=problem.what + also), platforms=platforms))
+    return tuple(out)
 
 
 def caution_line(caution: Caution) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import pty
 import re
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -12,7 +16,7 @@ from view_golden import check
 from view_story import START
 
 from executor import job as executor
-from executor.job import Finished, Log, Moved, Planned, Started, Step, Warned
+from executor.job import Finished, Held, Log, Moved, Planned, Started, Step, Warned
 from orchestrator.view import ci, grouping, open_display
 from orchestrator.view.events import (
     BuildEnded,
@@ -82,6 +86,51 @@ def test_every_line_of_a_step_says_whose_it_is() -> None:
         "[linux/arm64 build 1/2] DONE 1.2s",
         "[linux/arm64 build 2/2] CACHED RUN two",
     ]
+
+
+def test_a_step_says_what_it_waits_for_and_that_is_none_of_its_time() -> None:
+    told = one_platform((0, Started(1)), (1, Held(1, "unpack")), (5, Held(1)), (6, Held(1, "turn")), (7, Held(1)))
+    told += one_platform((9, Finished(1)))[2:]
+    assert lines_for(told)[1:] == [
+        "[linux/arm64 build 1/2] RUN one",
+        "[linux/arm64 build 1/2] waiting for unpack",
+        "[linux/arm64 build 1/2] waiting for its turn",
+        "[linux/arm64 build 1/2] DONE 4.0s",
+    ]
+
+
+def test_unpacking_is_told_of_now_and_then() -> None:
+    moves = [(float(second), Moved("unpack", "a", second * 10**6, 10**8)) for second in range(12)]
+    (line,) = (line for line in lines_for(one_platform(*moves)) if "unpacking" in line)
+    assert line.startswith("[linux/arm64] unpacking 10.0/100.0 MB, ")
+
+
+def test_reasons_and_remedies_of_a_rule_are_given_once() -> None:
+    def warning(line: int, what: str = "wrong") -> Warned:
+        return Warned(Problem("Check", what, "A long reason.", "A remedy.", Location("Dockerfile", line, line)), "Rule")
+
+    told = one_platform((0, warning(3)), (1, warning(7)), (2, warning(9, "worse")))
+    told += one_platform((3, warning(7)), name="linux/amd64")[2:]
+    assert [line for line in lines_for(told) if "started" not in line] == [
+        "WARNING: [linux/arm64] wrong: A long reason. (Rule, Dockerfile:3)",
+        "  A remedy.",
+        "WARNING: [linux/arm64] wrong (Rule, Dockerfile:7)",
+        "WARNING: [linux/arm64] worse (Rule, Dockerfile:9)",
+    ]
+
+
+@pytest.mark.parametrize("one_terminal", [True, False])
+def test_a_terminal_shows_the_digest_once(monkeypatch: pytest.MonkeyPatch, one_terminal: bool) -> None:
+    ours, theirs = pty.openpty(), pty.openpty()
+    with contextlib.ExitStack() as stack:
+        for fd in (ours[0], theirs[0]):
+            stack.callback(os.close, fd)
+        err = stack.enter_context(open(ours[1], "w", closefd=True))
+        out = stack.enter_context(open(theirs[1], "w", closefd=True))
+        monkeypatch.setattr(sys, "stdout", err if one_terminal else out)
+        with open_display("plain", err, {}) as display:
+            display.emit(BuildEnded("built", "sha256:aa", at=START))
+        assert (b"sha256:aa" in os.read(ours[0], 1 << 16)) is not one_terminal
 
 
 def test_the_only_stage_goes_by_no_name() -> None:

@@ -26,6 +26,7 @@ EVERY: tuple[Event, ...] = (
     FromExecutor("linux/amd64", job.Planned((job.Step(1, "build", "RUN x", 3, 1, 1),), "native"), at=START),
     FromExecutor("linux/amd64", job.Started(1), at=START),
     FromExecutor("linux/amd64", job.Log(1, "text", 2), at=START + 1.5),
+    FromExecutor("linux/amd64", job.Held(1, "unpack"), at=START),
     FromExecutor("linux/amd64", job.Finished(1, 0.5, True, "no"), at=START),
     FromExecutor("linux/amd64", job.Moved("pull", "sha256:aa", 1, 2), at=START),
     FromExecutor("linux/amd64", job.Waiting("r.example", "push app", 6.0, "status 503"), at=START),
@@ -88,7 +89,7 @@ def test_golden_of_one_step() -> None:
 
 
 def test_a_problem_is_whole() -> None:
-    failed = objects(*EVERY)[14]["problem"]
+    failed = objects(*EVERY)[15]["problem"]
     assert failed["kind"] == "StepFailed"
     assert failed["where"] == {
         "file": "Dockerfile",

@@ -12,8 +12,8 @@ from view_story import START
 
 from executor import job
 from orchestrator.view import events, screen
-from orchestrator.view.events import Event, FromExecutor
-from orchestrator.view.state import fold
+from orchestrator.view.events import Event, FromExecutor, PlatformStarted
+from orchestrator.view.state import State, fold
 
 STATES = {
     "good": lambda seconds: state_at(story.good(), seconds),
@@ -53,6 +53,42 @@ def test_running(name: str, seconds: float, width: int, height: int) -> None:
 )
 def test_summary(name: str, width: int) -> None:
     check(f"summary-{name}-{width}", text_of(screen.summary(STATES[name](1e9), width, START + 100), width))
+
+
+def running(*messages: tuple[float, object], name: str = "RUN make") -> str:
+    """The screen, after ten seconds, of a platform whose only step has begun and which says ``messages``."""
+    state = fold(State(), PlatformStarted("linux/arm64", at=START))
+    plan = job.Planned((job.Step(1, "build", name, number=1, of=1),))
+    for after, message in ((0, plan), (0, job.Started(1)), *messages):
+        state = fold(state, FromExecutor("linux/arm64", message, at=START + after))
+    return text_of(screen.render(state, 80, 24, START + 10), 80)
+
+
+def test_a_step_that_waits_says_so_in_place_of_its_time() -> None:
+    assert "RUN make" in running((4, job.Held(1, "unpack")))
+    assert "waiting for unpack" in running((4, job.Held(1, "unpack")))
+    assert "waiting for its turn" in running((4, job.Held(1, "turn")))
+    assert "7s" in running((4, job.Held(1, "unpack")), (7, job.Held(1))), "3 of 10 seconds were a wait"
+
+
+def test_how_far_an_unpacking_is_can_be_seen() -> None:
+    assert "unpack 30.0/100.0 MB" in running((1, job.Moved("unpack", "a", 30_000_000, 100_000_000)))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (
+            "RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --network=none apt-get update",
+            "RUN apt-get update",
+        ),
+        ("RUN --mount=type=bind,target=. --mount=type=secret,id=x ./build --fast", "RUN ./build --fast"),
+        ("RUN make --jobs", "RUN make --jobs"),
+        ("COPY --from=build /a /b", "COPY --from=build /a /b"),
+    ],
+)
+def test_of_a_step_with_long_flags_the_command_is_seen(name: str, shown: str) -> None:
+    assert f"1/1 {shown} " in running(name=name)
 
 
 @pytest.mark.parametrize("kind", ["colour", "no-colour"])
