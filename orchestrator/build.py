@@ -374,11 +374,7 @@ def _order(
         target=request.target,
         build_args=plan.build_args,
         labels=request.labels,
-        annotations=tuple(
-            (each.key, each.value)
-            for each in request.annotations
-            if each.level == "manifest" and each.platform in ("", str(placement.platform))
-        ),
+        annotations=request.annotated("manifest", str(placement.platform)),
         contexts=tuple(
             replace(each, kind="sent") if each.kind == "directory" and not placement.node.shares_disk else each
             for each in plan.contexts
@@ -433,7 +429,12 @@ def _note(request: Request, product: Product) -> None:
         root = product.root
         document: dict[str, object] = {
             "containerimage.digest": root.digest,
-            "containerimage.descriptor": {"mediaType": root.media_type, "digest": root.digest, "size": root.size},
+            "containerimage.descriptor": {
+                "mediaType": root.media_type,
+                "digest": root.digest,
+                "size": root.size,
+                **({"annotations": dict(sorted(root.annotations))} if root.annotations else {}),
+            },
         }
         if len(product.images) == 1:
             document["containerimage.config.digest"] = product.images[0].manifest.config.digest

@@ -132,7 +132,10 @@ def cli() -> None:
     "annotations",
     metavar="[LEVEL:]KEY=VALUE",
     multiple=True,
-    help="Annotate; LEVEL is manifest (default), index, or both with a comma, with [PLATFORM] for one of many.",
+    help=(
+        "Annotate; LEVEL is manifest (default), index, manifest-descriptor or index-descriptor, or several with "
+        "commas; manifest[PLATFORM] is one of many."
+    ),
 )
 @click.option(
     "--secret",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from executor.dockerfile.suggest import hint
 from executor.job import Compression
 from executor.registry import config, reference
 from orchestrator import caches, epoch, fields, outputs
@@ -14,6 +15,7 @@ from orchestrator.contexts import named_canonically
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms import host, parse_list
 from platforms.errors import UsageError
+from platforms.platform import Platform
 from platforms.platform import parse as parse_platform
 
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -43,6 +45,8 @@ def request(flags: Mapping[str, Any]) -> Request:
             remedy="leave it out",
         )
     platforms = parse_list(flags["platforms"]) or (host.default_platform(),)
+    annotations = (*_annotations(flags["annotations"]), *_output_annotations(wanted))
+    _check_annotations(annotations, platforms, wanted)
     return Request(
         context=flags["context"],
         dockerfile=flags["dockerfile"],
@@ -53,7 +57,7 @@ def request(flags: Mapping[str, Any]) -> Request:
         build_contexts=contexts,
         target=flags["target"],
         labels=tuple(_pair(each, "--label") for each in flags["labels"]),
-        annotations=(*_annotations(flags["annotations"]), *_output_annotations(wanted)),
+        annotations=annotations,
         secrets=tuple(_secret(each) for each in flags["secrets"]),
         ssh=tuple(each.partition("=")[::2] for each in flags["ssh"]),
         hosts=tuple(_host(each) for each in flags["hosts"]),
@@ -180,13 +184,14 @@ def _split(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(each for text in texts for each in text.split(",") if each)
 
 
-_LEVELS: Final = frozenset({"manifest", "index"})
+_LEVELS: Final = ("manifest", "index", "manifest-descriptor", "index-descriptor")
 
 
 def _annotations(texts: Iterable[str]) -> Iterable[Annotation]:
     for text in texts:
         head, equals, value = text.partition("=")
-        levels, colon, key = head.rpartition(":")
+        levels, colon, key = head.partition(":")
+        key = key if colon else levels
         if not equals or not key:
             raise UsageError(f"--annotation {text!r} is not [LEVEL:]KEY=VALUE")
         for level in _levels(levels) if colon else ("manifest",):
@@ -202,21 +207,42 @@ def _level(text: str, whole: str) -> tuple[str, str]:
     match = re.fullmatch(r"([a-z\-]+)(?:\[([^\]]+)\])?", text)
     if match is None or match[1] not in _LEVELS:
         raise UsageError(
-            f"--annotation {whole!r}: unknown level {text!r}", remedy="use manifest, index or manifest[PLATFORM]"
+            f"--annotation {whole!r}: unknown level {text!r}{hint(text.partition('[')[0], _LEVELS)}",
+            remedy=f"use {', '.join(_LEVELS)}, those of manifests also with [PLATFORM]",
         )
     return match[1], str(parse_platform(match[2])) if match[2] else ""
 
 
 def _output_annotations(wanted: Iterable[outputs.Output]) -> Iterable[Annotation]:
-    """``annotation[-index|-manifest][[PLATFORM]].KEY=VALUE`` of an output, as BuildKit spells it."""
+    """``annotation[-LEVEL][[PLATFORM]].KEY=VALUE`` of an output, as BuildKit spells it."""
     for output in wanted:
         for head, value in output.annotations:
-            match = re.fullmatch(r"annotation(?:-(index|manifest))?(?:\[([^\]]+)\])?\.(.+)", head)
+            match = re.fullmatch(rf"annotation(?:-({'|'.join(_LEVELS)}))?(?:\[([^\]]+)\])?\.(.+)", head)
             if match is None:
                 raise UsageError(
-                    f"--output: {head!r} is not annotation.KEY, annotation-index.KEY or annotation-manifest.KEY"
+                    f"--output: {head!r} is not annotation.KEY or annotation-LEVEL.KEY",
+                    remedy=f"levels are {', '.join(_LEVELS)}",
                 )
             yield Annotation(match[1] or "manifest", str(parse_platform(match[2])) if match[2] else "", match[3], value)
+
+
+def _check_annotations(
+    annotations: Iterable[Annotation], platforms: Sequence[Platform], wanted: Iterable[outputs.Output]
+) -> None:
+    """Refuse what nothing of the build would bear, as BuildKit does."""
+    built = [str(each) for each in platforms]
+    docker = not all(each.oci_media_types for each in wanted)
+    for each in annotations:
+        if each.platform and each.platform not in built:
+            raise UsageError(
+                f"the annotation {each.key!r} is for {each.platform}, which is not built",
+                why=f"this build is for {', '.join(built)}",
+            )
+        if docker and each.level != "manifest":
+            raise UsageError(
+                f"the annotation {each.key!r} of {each.level} needs OCI media types",
+                why="an output asks for Docker's (oci-mediatypes=false), which have no place for it",
+            )
 
 
 def _compression(flags: Mapping[str, Any], wanted: Sequence[outputs.Output]) -> Compression:

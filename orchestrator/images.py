@@ -54,7 +54,11 @@ async def write(output: Output, product: Product, request: Request, where: Where
 def _write(output: Output, product: Product, request: Request, where: Where, cancelled: threading.Event) -> None:
     names = [*output.names, *(str(each) for each in request.tags)]
     roots = [
-        replace(product.root, annotations=((layout.CONTAINERD_NAME, name), (REF_NAME, _tag_of(name)))) for name in names
+        replace(
+            product.root,
+            annotations=(*product.root.annotations, (layout.CONTAINERD_NAME, name), (REF_NAME, _tag_of(name))),
+        )
+        for name in names
     ] or [product.root]
     sources = _sources(product, cancelled)
     match output.kind:

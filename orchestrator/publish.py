@@ -115,19 +115,21 @@ def _from_store(store: Store, digest: str) -> bytes:
 
 
 def join(request: Request, images: Sequence[Image]) -> Product:
-    """The index over ``images``; a single image stands for itself unless it has annotations for an index."""
+    """The index over ``images``; a single image stands for itself unless it has annotations for an index.
+
+    Annotations of a descriptor that no document holds are the root's own: for a layout's ``index.json``.
+    """
     oci = all(each.manifest.media_type == mediatypes.OCI_MANIFEST for each in images)
-    annotations = tuple((each.key, each.value) for each in request.annotations if each.level == "index")
-    if len(images) == 1 and not annotations:
-        only = images[0]
-        return Product(replace(only.descriptor, platform=None), only.data, tuple(images))
-    index = Index(
-        mediatypes.OCI_INDEX if oci else mediatypes.DOCKER_INDEX,
-        tuple(each.descriptor for each in images),
-        annotations,
-    )
+    described = [
+        replace(each.descriptor, annotations=request.annotated("manifest-descriptor", str(each.platform)))
+        for each in images
+    ]
+    annotations, of_root = request.annotated("index"), request.annotated("index-descriptor")
+    if len(images) == 1 and not (annotations or of_root):
+        return Product(replace(described[0], platform=None), images[0].data, tuple(images))
+    index = Index(mediatypes.OCI_INDEX if oci else mediatypes.DOCKER_INDEX, tuple(described), annotations)
     root, data = describe(index)
-    return Product(root, data, tuple(images))
+    return Product(replace(root, annotations=of_root), data, tuple(images))
 
 
 async def push(product: Product, repositories: Sequence[Reference], registry: Registry, emit: Emit) -> None:

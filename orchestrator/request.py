@@ -23,7 +23,11 @@ class Secret(msgspec.Struct, frozen=True):
 
 
 class Annotation(msgspec.Struct, frozen=True):
-    """``--annotation [level:]key=value``; ``level`` is ``manifest`` or ``index``, ``platform`` "" means every one."""
+    """``--annotation [level:]key=value``.
+
+    ``level`` is where it stands: in the ``manifest`` of an image, in the ``index``, or in the descriptor that points to
+    one of them (``manifest-descriptor``, ``index-descriptor``). ``platform`` "" means every one.
+    """
 
     level: str
     platform: str
@@ -104,3 +108,12 @@ class Request(msgspec.Struct, frozen=True):
                     repository = each.repository_only()
                     found[str(repository)] = repository
         return tuple(found.values())
+
+    def annotated(self, level: str, platform: str = "") -> tuple[tuple[str, str], ...]:
+        """The annotations of ``level``: those for ``platform`` before those for all, later ones before earlier."""
+        found: dict[str, str] = {}
+        for wanted in ("", platform):
+            for each in self.annotations:
+                if each.level == level and (each.platform == wanted or level.startswith("index")):
+                    found[each.key] = each.value
+        return tuple(found.items())

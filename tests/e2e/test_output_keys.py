@@ -63,3 +63,17 @@ def test_what_goes_nowhere_is_built_and_said_nowhere(kanifold: Kanifold, folder:
     assert not (kanifold.home / "oci-layout").exists()
     (folder / "Dockerfile").write_text("FROM scratch\nCOPY missing /\n")
     assert kanifold.run("build", folder, "-o", "type=cacheonly").code == 1
+
+
+def test_annotations_of_descriptors(kanifold: Kanifold, folder: Path) -> None:
+    kanifold(
+        "build", folder, "--platform", "linux/amd64,linux/arm64", "-t", "app:1",
+        "--annotation", "manifest-descriptor[linux/amd64]:a.b=1", "--annotation", "index-descriptor,index:c=2",
+        "-o", "type=oci,dest=out,annotation-manifest-descriptor.d=3",
+    )  # fmt: skip
+    (root,) = json.loads((kanifold.home / "out" / "index.json").read_text())["manifests"]
+    assert root["annotations"]["c"] == "2"
+    assert root["annotations"]["org.opencontainers.image.ref.name"] == "1"
+    index = json.loads((kanifold.home / "out/blobs/sha256" / root["digest"].partition(":")[2]).read_text())
+    assert index["annotations"] == {"c": "2"}
+    assert [each.get("annotations") for each in index["manifests"]] == [{"a.b": "1", "d": "3"}, {"d": "3"}]

@@ -69,15 +69,23 @@ def test_build_args_take_their_value_from_the_environment(monkeypatch: pytest.Mo
         ("index,manifest:k=v", [("index", "", "k", "v"), ("manifest", "", "k", "v")]),
         ("manifest[linux/arm64]:k=v", [("manifest", "linux/arm64", "k", "v")]),
         ("k=a:b=c", [("manifest", "", "k", "a:b=c")]),
+        ("manifest:k:l=v", [("manifest", "", "k:l", "v")]),
+        (
+            "manifest-descriptor[linux/arm64],index-descriptor:k=v",
+            [("manifest-descriptor", "linux/arm64", "k", "v"), ("index-descriptor", "", "k", "v")],
+        ),
         ("k=", [("manifest", "", "k", "")]),
     ],
 )
 def test_annotations_have_levels(text: str, meant: list[tuple[str, str, str, str]]) -> None:
-    assert ask("--annotation", text).annotations == tuple(Annotation(*each) for each in meant)
+    assert ask("--platform", "linux/arm64", "--annotation", text).annotations == tuple(
+        Annotation(*each) for each in meant
+    )
 
 
 def test_outputs_annotate_too() -> None:
-    found = ask("-o", "type=oci,dest=x,annotation.a=1,annotation-index.b=2,annotation-manifest[linux/arm64].c=3")
+    output = "type=oci,dest=x,annotation.a=1,annotation-index.b=2,annotation-manifest[linux/arm64].c=3"
+    found = ask("--platform", "linux/arm64", "-o", output)
     assert found.annotations == (
         Annotation("manifest", "", "a", "1"),
         Annotation("index", "", "b", "2"),
@@ -194,6 +202,11 @@ def test_quiet_is_a_progress() -> None:
         (("--label", "=x"), "--label"),
         (("--annotation", "x"), "--annotation"),
         (("--annotation", "layer:k=v"), "--annotation"),
+        (("--annotation", "manifest-descripter:k=v"), "did you mean manifest-descriptor?"),
+        (("--platform", "linux/amd64", "--annotation", "manifest[linux/arm64]:k=v"), "linux/arm64, which is not built"),
+        (("--platform", "linux/amd64", "--annotation", "manifest-descriptor[linux/s390x]:k=v"), "linux/s390x"),
+        (("--platform", "linux/amd64", "-o", "type=oci,dest=x,annotation[linux/arm64].k=v"), "linux/arm64"),
+        (("--annotation", "index:k=v", "-o", "type=oci,dest=x,oci-mediatypes=false"), "OCI media types"),
         (("--secret", "src=/etc/hostname"), "--secret"),
         (("--secret", "id=a,src=/no/such/file"), "/no/such/file"),
         (("--secret", "id=a,src=/etc/hostname,env=B"), "--secret"),

@@ -75,6 +75,31 @@ def test_annotations_of_manifests_are_not_the_indexs() -> None:
     assert document["annotations"] == {"i": "2"}
 
 
+def test_annotations_of_descriptors_are_where_the_descriptors_are() -> None:
+    root, document = joined(
+        image("linux/arm64"), image("linux/amd64"),
+        annotations=(
+            Annotation("manifest-descriptor", "linux/arm64", "d", "arm"),
+            Annotation("manifest-descriptor", "", "d", "all"),
+            Annotation("index-descriptor", "", "r", "1"),
+        ),
+    )  # fmt: skip
+    assert [each["annotations"] for each in document["manifests"]] == [{"d": "arm"}, {"d": "all"}]
+    assert root.annotations == (("r", "1"),)
+    assert "annotations" not in document
+
+
+def test_a_single_images_descriptor_is_the_root() -> None:
+    root, document = joined(image("linux/arm64"), annotations=(Annotation("manifest-descriptor", "", "d", "1"),))
+    assert document["mediaType"] == mediatypes.OCI_MANIFEST
+    assert root.annotations == (("d", "1"),)
+
+
+def test_the_last_annotation_of_a_key_counts() -> None:
+    wanted = (Annotation("index", "", "a", "2"), Annotation("index", "", "a", "1"))
+    assert joined(image("linux/arm64"), annotations=wanted)[1]["annotations"] == {"a": "1"}
+
+
 @pytest.mark.parametrize(
     ("kinds", "meant"),
     [
