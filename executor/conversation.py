@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from executor import job
-from platforms.errors import Interrupted, ProtocolError
+from platforms.errors import Interrupted, KanifoldError, ProtocolError
 
 _Request = job.Fetch | job.Files | job.Done
 _Incoming = job.Job | job.Answer | _Request
@@ -97,7 +97,7 @@ class Conversation:
             self._out = -1
 
     def ask(self, what: str, name: str = "", paths: tuple[str, ...] = ()) -> bytes | None:
-        """The orchestrator's answer; None when it has no such thing. ``ProtocolError`` when it could not be had."""
+        """The orchestrator's answer; None when it has no such thing. Raises the error that kept it from having it."""
         parts: list[bytes] = []
         return b"".join(parts) if self.ask_into(parts.append, what, name, paths) else None
 
@@ -158,8 +158,8 @@ class Conversation:
         del self._waiting[answer.id]
         if question.found.done():
             return
-        if answer.error:
-            question.found.set_exception(ProtocolError(answer.error))
+        if answer.error is not None:
+            question.found.set_exception(KanifoldError.of(answer.error))
         else:
             question.found.set_result(not answer.missing)
 

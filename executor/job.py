@@ -321,7 +321,7 @@ class Answer(Message, frozen=True, tag="answer"):
 
     id: int
     size: int = 0
-    error: str = ""
+    error: Problem | None = None
     more: bool = False
     """Whether the answer goes on in a further message."""
     missing: bool = False

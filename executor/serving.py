@@ -39,7 +39,7 @@ from executor.store.removal import remove_tree
 from executor.store.store import open_store
 from platforms import emulation, host, parse
 from platforms.emulation import Emulation
-from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, sayable
 
 if TYPE_CHECKING:
     from executor.registry.client import Client
@@ -109,7 +109,7 @@ def _telling(conversation: Conversation, work: Callable[[], None]) -> int:
     try:
         work()
     except KanifoldError as error:
-        conversation.send(job.Failed(error.problem))
+        conversation.send(job.Failed(sayable(error.problem)))
         return error.exit_code
     except MemoryError:
         conversation.send(job.Failed(Problem("BuildError", "the executor ran out of memory")))
@@ -298,7 +298,7 @@ def _exchange(workshop: Workshop) -> Exchange:
     sources, targets = exchange.places(order, workshop.registry)
 
     def warn(problem: Problem) -> None:
-        workshop.tell(job.Warned(problem, problem.kind))
+        workshop.tell(job.Warned(sayable(problem), problem.kind))
 
     return exchange.Exchange(sources, targets, warn, order.cache_ttl)
 

@@ -16,7 +16,7 @@ import msgspec
 from executor import job
 from orchestrator.node import Node
 from orchestrator.process import GRACE, Process, start
-from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, ProtocolError
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, ProtocolError, sayable
 
 _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
     job.Hello
@@ -169,7 +169,7 @@ async def _answer(process: Process, ask: job.Ask, on_ask: OnAsk) -> None:
     try:
         payload = await on_ask(ask)
     except KanifoldError as error:
-        await _send(process, job.Answer(ask.id, error=str(error)))
+        await _send(process, job.Answer(ask.id, error=sayable(error.problem)))
         return
     match payload:
         case None:
@@ -193,7 +193,7 @@ async def _stream(process: Process, number: int, stream: Stream) -> None:
     try:
         await asyncio.to_thread(stream, out)
     except KanifoldError as error:
-        await _send(process, job.Answer(number, error=str(error)))
+        await _send(process, job.Answer(number, error=sayable(error.problem)))
     else:
         await _send(process, job.Answer(number))
 

@@ -22,7 +22,7 @@ from orchestrator.node import Placement
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import events
-from platforms.errors import ContextError, KanifoldError, ProtocolError
+from platforms.errors import BuildError, ContextError, KanifoldError, ProtocolError
 
 Emit = Callable[[events.Event], None]
 Said = job.Planned | job.Started | job.Finished | job.Warned
@@ -195,7 +195,11 @@ def read_secret(file: str, variable: str) -> bytes | None:
         with open(file, "rb") as opened:
             return opened.read()
     except OSError as error:
-        raise KanifoldError(f"cannot read the secret file {file}", why=error.strerror or str(error)) from error
+        raise BuildError(
+            f"cannot read the secret file {file}",
+            why=error.strerror or str(error),
+            remedy="the file was there when the build began: keep it until a step has asked for it",
+        ) from error
 
 
 def _files(context: job.Context) -> Stream:

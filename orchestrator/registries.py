@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
-from msgspec.structs import replace
 
 from executor.image.manifest import Descriptor, Index, Manifest, parse
 from executor.registry.auth import Credential, Keychain, anonymous
@@ -28,7 +27,15 @@ from executor.registry.config import RegistrySettings
 from executor.registry.notices import Notice, Tell
 from executor.registry.reference import Reference
 from orchestrator import forking
-from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, ProtocolError, RegistryError
+from platforms.errors import (
+    EnvironmentUnfit,
+    Interrupted,
+    KanifoldError,
+    Problem,
+    ProtocolError,
+    RegistryError,
+    sayable,
+)
 
 _AT_ONCE: Final = 32
 """Questions that are answered at once; further ones wait."""
@@ -136,7 +143,7 @@ class _Line:
         try:
             answer = _Answer(number, msgspec.Raw(msgspec.msgpack.encode(value())))
         except KanifoldError as error:
-            answer = _Answer(number, problem=_sayable(error.problem))
+            answer = _Answer(number, problem=sayable(error.problem))
         except BaseException as error:
             sys.excepthook(*sys.exc_info())
             why = type(error).__name__
@@ -175,12 +182,6 @@ class _Line:
     def close(self) -> None:
         """Hear nothing more, after the ``end``."""
         self._in.close()
-
-
-def _sayable(problem: Problem) -> Problem:
-    """``problem``, in which strangers may have put what is no text."""
-    what, why, remedy = (each.encode(errors="replace").decode() for each in (problem.what, problem.why, problem.remedy))
-    return replace(problem, what=what, why=why, remedy=remedy)
 
 
 def _write(fd: int, message: _Message) -> None:

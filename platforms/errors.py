@@ -49,6 +49,26 @@ class Problem(msgspec.Struct, frozen=True):
     log: tuple[str, ...] = ()
 
 
+def sayable(problem: Problem) -> Problem:
+    """``problem`` as text that every pipe takes: file names and strangers' words may hold what is none.
+
+    Half of a surrogate pair, which is how Python holds a byte that is not UTF-8, becomes a question mark.
+    """
+    where = problem.where
+    return Problem(
+        problem.kind,
+        _text(problem.what),
+        _text(problem.why),
+        _text(problem.remedy),
+        where and Location(_text(where.file), where.line, where.end_line, tuple(map(_text, where.source)), where.first),
+        tuple(map(_text, problem.log)),
+    )
+
+
+def _text(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
 class KanifoldError(Exception):
     """The root of all errors a user can cause or meet. Never shown as a traceback."""
 

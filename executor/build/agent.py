@@ -27,9 +27,9 @@ _LIMIT: Final = 256 << 10
 
 
 @contextmanager
-def forwarded(workshop: Workshop, name: str, *, uid: int, gid: int, mode: int) -> Iterator[str]:
-    """The path of a socket that answers for the agent ``name``, for the length of the block."""
-    path = os.path.join(workshop.scratch(), "agent")
+def forwarded(workshop: Workshop, name: str, directory: str, *, uid: int, gid: int, mode: int) -> Iterator[str]:
+    """The path of a socket in ``directory`` that answers for the agent ``name``, for the length of the block."""
+    path = os.path.join(directory, "agent")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         # A unix socket's path is at most 107 bytes; a store's may be longer.
         here = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from executor.build import copying, keys
+from executor.build.agent import forwarded
 from executor.build.archives import copy_archive
 from executor.build.copying import Plan, Source, Treatment
 from executor.build.workshop import Workshop
@@ -20,6 +24,11 @@ from executor.store import facts
 if TYPE_CHECKING:
     from executor.context.git import Resolved
     from executor.context.gitprogram import Access
+
+_AGENT: Final = "default"
+"""The SSH agent that git may use (BuildKit, llb.MountSSHSock)."""
+_SOCKET_DIRECTORY: Final = 100
+"""Bytes of a directory's path below which a socket can be told to a program: unix(7) allows 107 with its name."""
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 _REMEMBERED: Final[msgspec.json.Decoder[tuple[str, http.Validators]]] = msgspec.json.Decoder(
@@ -109,9 +118,10 @@ def _resolved(workshop: Workshop, repository: GitReference) -> Resolved:
     with workshop.downloading:
         found = workshop.commits.get(repository)
         if found is None:
-            found = workshop.commits[repository] = git.resolve(
-                repository, workshop.scratch(), access=_git_access(workshop, repository), cancel=workshop.cancelled
-            )
+            with _git_access(workshop, repository) as access:
+                found = workshop.commits[repository] = git.resolve(
+                    repository, workshop.scratch(), access=access, cancel=workshop.cancelled
+                )
         return found
 
 
@@ -119,18 +129,24 @@ def _git_files(workshop: Workshop, repository: GitReference) -> str:
     """The directory with the files of ``repository``."""
     from executor.context import git
 
-    return git.checkout(
-        repository,
-        _resolved(workshop, repository),
-        workshop.scratch(),
-        access=_git_access(workshop, repository),
-        cancel=workshop.cancelled,
-    ).path
+    resolved = _resolved(workshop, repository)
+    with _git_access(workshop, repository) as access:
+        return git.checkout(repository, resolved, workshop.scratch(), access=access, cancel=workshop.cancelled).path
 
 
-def _git_access(workshop: Workshop, repository: GitReference) -> Access:
+@contextmanager
+def _git_access(workshop: Workshop, repository: GitReference) -> Iterator[Access]:
+    """What the build may use to reach ``repository``: its secrets, and the agent that ``--ssh default`` names."""
     from executor.context import git, gitprogram
 
-    return gitprogram.Access(
-        authorization=git.authorization(repository, lambda name: workshop.conversation.ask("secret", name))
-    )
+    ask = workshop.conversation.ask
+    authorization = git.authorization(repository, lambda name: ask("secret", name))
+    if ask("ssh", _AGENT) is None:
+        yield gitprogram.Access(authorization)
+        return
+    with ExitStack() as stack:
+        directory = workshop.scratch()
+        if len(os.fsencode(directory)) > _SOCKET_DIRECTORY:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="kanifold-ssh-"))
+        socket = forwarded(workshop, _AGENT, directory, uid=os.geteuid(), gid=os.getegid(), mode=0o600)
+        yield gitprogram.Access(authorization, stack.enter_context(socket))

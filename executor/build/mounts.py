@@ -326,7 +326,7 @@ def _ssh(workshop: Workshop, wanted: Wanted, target: str) -> tuple[keys.Part, Ma
                     remedy="pass --ssh default, or --ssh ID=SOCKET-OR-KEY",
                 )
             return None
-        path = stack.enter_context(forwarded(workshop, name, uid=uid, gid=gid, mode=mode))
+        path = stack.enter_context(forwarded(workshop, name, workshop.scratch(), uid=uid, gid=gid, mode=mode))
         return Bind(path, target)
 
     return ("ssh", name, target, uid, gid, mode, given), make

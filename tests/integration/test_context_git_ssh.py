@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ordinary_user
 import pytest
-from conftest import needs
+from conftest import Kanifold, needs
 from git_server import Repository
 
 from executor.context.git import checkout, resolve
@@ -45,8 +45,22 @@ def _key(path: Path) -> str:
     return path.with_suffix(".pub").read_text()
 
 
+PRIVILEGE_SEPARATION = Path("/run/sshd")
+
+
 @pytest.fixture
-def sshd(tmp_path: Path) -> Iterator[Sshd]:
+def _separated() -> Iterator[None]:
+    """The empty directory that Debian's sshd wants, which its service makes at boot."""
+    new = os.geteuid() == 0 and not PRIVILEGE_SEPARATION.exists()
+    if new:
+        PRIVILEGE_SEPARATION.mkdir(0o755)
+    yield
+    if new:
+        PRIVILEGE_SEPARATION.rmdir()
+
+
+@pytest.fixture
+def sshd(tmp_path: Path, _separated: None) -> Iterator[Sshd]:
     needs("git", "ssh", "ssh-agent", "ssh-add", "ssh-keygen", "sshd")
     if os.geteuid() != 0:
         pytest.skip("needs root, to make an account for sshd")
@@ -122,3 +136,27 @@ def test_the_users_own_keys_are_not_offered(sshd: Sshd, tmp_path: Path, monkeypa
         agent.terminate()
         agent.communicate()
     assert "--ssh default" in caught.value.problem.remedy
+
+
+def add(kanifold: Kanifold, sshd: Sshd, tmp_path: Path) -> Path:
+    folder = tmp_path / "context"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text(f"FROM scratch\nADD {sshd.url} /x\n")
+    return folder
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_step_adds_a_repository_with_the_builds_agent(
+    kanifold: Kanifold, sshd: Sshd, tmp_path: Path, deep: bool
+) -> None:
+    root = {"KANIFOLD_ROOT": str(tmp_path / ("d" * 100))} if deep else {}
+    folder = add(kanifold, sshd, tmp_path)
+    kanifold("build", folder, "--ssh", f"default={sshd.agent}", "-o", "out", **root)
+    assert (kanifold.home / "out" / "x" / "f").read_text() == "over ssh\n"
+
+
+def test_a_step_that_adds_over_ssh_says_what_it_lacks(kanifold: Kanifold, sshd: Sshd, tmp_path: Path) -> None:
+    done = kanifold.run("build", add(kanifold, sshd, tmp_path), "-o", "out")
+    assert done.code == 1
+    assert "the build was given no ssh agent" in done.err
+    assert "--ssh default" in done.err
