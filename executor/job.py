@@ -94,7 +94,7 @@ class Finished(Message, frozen=True, tag="finished"):
 
 
 class Log(Message, frozen=True, tag="log"):
-    """One line of a step's output, without its newline. ``stream`` 1 is stdout, 2 stderr."""
+    """Lines of a step's output, with newlines between them. ``stream`` 1 is stdout, 2 stderr."""
 
     step: int
     text: str

@@ -55,19 +55,13 @@ class Mounts(msgspec.Struct, frozen=True):
     difference."""
     open: Callable[[ExitStack], tuple[Mount, ...]]
     masked: Callable[[], tuple[str, ...]]
-    """Texts that never appear in a log."""
+    """Texts that never appear in a log, none of them longer than a line; longest first."""
 
     @contextmanager
     def mounted(self) -> Iterator[tuple[Mount, ...]]:
         """The mounts, while the step runs."""
         with ExitStack() as stack:
             yield self.open(stack)
-
-    def redact(self, line: str) -> str:
-        """``line`` without secrets."""
-        for secret in self.masked():
-            line = line.replace(secret, "***")
-        return line
 
 
 def prepare(
@@ -112,7 +106,7 @@ def prepare(
         found: list[str] = []
         for secret in secrets:
             text = (secret() or b"").decode("utf-8", "replace").strip()
-            found += [line for line in {text, *text.splitlines()} if len(line) >= _SHORTEST_MASKED]
+            found += [line for line in set(text.splitlines()) if len(line) >= _SHORTEST_MASKED]
         return tuple(sorted(found, key=len, reverse=True))
 
     told = treename.places((state.tree, *parts))

@@ -1,17 +1,14 @@
-"""RUN as a step: what it sees, the sandbox it runs in, its output line by line, and how it failed."""
+"""RUN as a step: what it sees, the sandbox it runs in, and how it failed."""
 
 from __future__ import annotations
 
 import os
-import selectors
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from executor.build import scope, users
+from executor.build import output, scope, users
 from executor.build.state import State
 from executor.build.workshop import Workshop
 from executor.dockerfile.instructions import Run
@@ -21,14 +18,6 @@ from executor.sandbox.network import NO_HELPER
 from executor.sandbox.spec import Ended, Mount, Spec
 from executor.store import faults
 from platforms.errors import Interrupted, Problem, StepFailed
-
-TAIL = 20
-"""Lines of a failed step's output that its error shows."""
-_LINE_LIMIT = 64 << 10
-"""Bytes of output without a newline that are shown as a line of their own."""
-_OVERWRITTEN_SECONDS = 1.0
-"""Seconds between two states of a progress bar that are shown."""
-
 
 _SHARED_REMEDY = "kanifold doctor tells what a network of their own needs"
 
@@ -81,9 +70,9 @@ def execute(
     upper: str,
     work: str,
     mounts: tuple[Mount, ...],
-    redact: Callable[[str], str],
+    secrets: tuple[str, ...],
 ) -> None:
-    """Run the step on top of ``directories`` (top first), its changes going to ``upper``.
+    """Run the step on top of ``directories`` (top first), its changes going to ``upper``; ``secrets`` are not told.
 
     Raises ``StepFailed`` with the tail of the output, ``EnvironmentUnfit``, or ``Interrupted``.
     """
@@ -112,15 +101,13 @@ def execute(
         shm_size=order.shm_size or 64 << 20,
         ulimits=order.ulimits,
     )
-    tail: list[str] = []
+    tail = output.Tail()
 
-    def line(text: str, stream: int) -> None:
-        text = redact(text)
-        tail.append(text)
-        del tail[:-TAIL]
-        workshop.tell(Log(step, text, stream))
+    def tell(lines: str, stream: int) -> None:
+        workshop.tell(Log(step, lines, stream))
 
-    ended = _run(workshop, spec, line)
+    with output.told(secrets, output.Limits.of(os.environ), tail, tell) as (stdout, stderr):
+        ended = workshop.launcher().run(spec, stdout, stderr, workshop.cancelled)
     if ended.shared and ended.shared != NO_HELPER:
         problem = Problem("Network", "steps share the network of this machine", ended.shared, _SHARED_REMEDY)
         workshop.tell(Warned(problem, problem.kind))
@@ -137,7 +124,7 @@ def execute(
         why=why,
         remedy=_remedy(ended) or faults.room(workshop.store.root),
         where=instruction.location,
-        log=tuple(tail),
+        log=tail.lines,
     )
 
 
@@ -149,49 +136,3 @@ def _remedy(ended: Ended) -> str:
     if ended.code == 126:
         return "the file is there but cannot be executed: check its mode, its architecture and its #! line"
     return ""
-
-
-def _run(workshop: Workshop, spec: Spec, line: Callable[[str, int], None]) -> Ended:
-    out_read, out_write = os.pipe2(os.O_CLOEXEC)
-    err_read, err_write = os.pipe2(os.O_CLOEXEC)
-    reader = threading.Thread(target=_pump, args=(out_read, err_read, line), name="output", daemon=True)
-    reader.start()
-    try:
-        return workshop.launcher().run(spec, out_write, err_write, workshop.cancelled)
-    finally:
-        os.close(out_write)
-        os.close(err_write)
-        reader.join()
-
-
-def _pump(out: int, err: int, line: Callable[[str, int], None]) -> None:
-    """Turn two pipes into lines until both end. Of a line that is written over and over, some states are lines too."""
-    pending = {out: b"", err: b""}
-    number = {out: 1, err: 2}
-    due = {out: 0.0, err: 0.0}
-    with selectors.DefaultSelector() as selector:
-        for fd in pending:
-            selector.register(fd, selectors.EVENT_READ)
-        while selector.get_map():
-            for ready, _ in selector.select():
-                fd = ready.fd
-                data = os.read(fd, 1 << 16)
-                if not data:
-                    selector.unregister(fd)
-                    if pending[fd]:
-                        line(pending[fd].decode("utf-8", "replace"), number[fd])
-                    os.close(fd)
-                    continue
-                *lines, rest = (pending[fd] + data).split(b"\n")
-                for each in lines:
-                    line(each.decode("utf-8", "replace"), number[fd])
-                if len(rest) > _LINE_LIMIT:
-                    line(rest.decode("utf-8", "replace"), number[fd])
-                    rest = b""
-                returned = rest.rfind(b"\r", 0, -1)  # a last one may be half of a line's end
-                if returned >= 0 and time.monotonic() >= due[fd]:
-                    due[fd] = time.monotonic() + _OVERWRITTEN_SECONDS
-                    if state := rest[:returned].rpartition(b"\r")[2]:
-                        line(state.decode("utf-8", "replace"), number[fd])
-                    rest = rest[returned + 1 :]
-                pending[fd] = rest

@@ -401,7 +401,7 @@ class Solver:
                     draft.fs,
                     draft.work,
                     mounted,
-                    mounts.redact,
+                    mounts.masked(),
                 )
             if not workshop.launcher().single:  # where there is one id, the step's supervisor has done so
                 records.write(draft.fs, tuple(carried(draft.fs, Stack(directories))))

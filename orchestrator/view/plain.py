@@ -23,7 +23,7 @@ from orchestrator.view import amounts, ci, events, problems, terminal, wording
 from orchestrator.view.grouping import Grouping
 from orchestrator.view.sink import Sink
 from orchestrator.view.state import PlatformState, State, Status, StepState, fold
-from orchestrator.view.untrusted import clean_line, clean_log
+from orchestrator.view.untrusted import clean_line, clean_logs
 
 LOG_LIMIT: Final = 64 << 10
 """Characters of a log line that are printed."""
@@ -143,7 +143,8 @@ def _heard(platform: PlatformState, message: job.Message, at: float) -> tuple[st
     match message:
         case job.Log(step=number, text=text):
             step = platform.steps[platform.places[number]]
-            return (f"{prefix(platform, step)} {max(0.0, at - step.started):.2f} {clean_log(text, LOG_LIMIT)}",)
+            head = f"{prefix(platform, step)} {max(0.0, at - step.started):.2f} "
+            return tuple(head + line for line in clean_logs(text, LOG_LIMIT))
         case job.Started(step=number):
             step = platform.steps[platform.places[number]]
             named = wording.position(step.step)

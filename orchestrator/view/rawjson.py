@@ -16,7 +16,7 @@ planned            platform, emulation, steps [{id, stage, name, line, number, o
 step_started       platform, step (an id of ``planned``)
 step_waiting       platform, step, what (unpack or turn; "" when it goes on)
 step_finished      platform, step, seconds (without what it waited), cached (bool), error ("" when there is none)
-log                platform, step, stream (1 stdout, 2 stderr), text
+log                platform, step, stream (1 stdout, 2 stderr), text (one line)
 moved              platform, action (pull, push, unpack, write, compress, context), name, done, total
                    (bytes; 0: unknown)
 waiting            platform ("" for the orchestrator), registry, what, seconds, why ("" unless it is tried again),
@@ -76,9 +76,14 @@ class RawJson:
                 "time": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
                 **fields,
             }
+            if line["type"] == "log":  # of which much comes: an object for each line
+                lines = line.pop("text").split("\n")
+                head = _dump(line)[:-1]
+                text = "".join(f'{head},"text":{_dump(each)}}}\n' for each in lines)
+            else:
+                text = f"{_dump(line)}\n"
             # "##[" orders about GitHub's runner wherever in a line it stands; within JSON it can only be in a string.
-            text = json.dumps(line, separators=(",", ":")).replace("##[", "#\\u0023[")
-            self._sink.write(text + "\n")
+            self._sink.write(text.replace("##[", "#\\u0023["))
 
     def close(self) -> None:
         """Nothing is held back."""
@@ -88,6 +93,9 @@ class RawJson:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_dump = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def fields_of(event: events.Event) -> dict[str, Any] | None:

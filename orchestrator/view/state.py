@@ -323,7 +323,7 @@ def _build_ended(state: State, event: events.BuildEnded) -> State:
 def _heard(old: PlatformState, message: job.Message, at: float) -> PlatformState:
     match message:
         case job.Log(step=step, text=text):
-            return _logged(old, step, clean_log(text), at)
+            return _logged(old, step, tuple(map(clean_log, text.rsplit("\n", TAIL)[-TAIL:])), at)
         case job.Moved():
             return _moved(old, message, at)
         case job.Started(step=step):
@@ -404,11 +404,12 @@ def _finished(old: PlatformState, message: job.Finished, at: float) -> PlatformS
     )
 
 
-def _logged(old: PlatformState, step: int, text: str, at: float) -> PlatformState:
+def _logged(old: PlatformState, step: int, lines: tuple[str, ...], at: float) -> PlatformState:
     old, position = _place(old, step)
     speaker = old.steps[position]
-    new = replace(speaker, tail=(*speaker.tail[1 - TAIL :], text), spoke=at)
-    return replace(old, steps=_put(old, position, new), tail=(*old.tail[1 - TAIL :], (position, text)))
+    new = replace(speaker, tail=(*speaker.tail, *lines)[-TAIL:], spoke=at)
+    tail = (*old.tail, *((position, line) for line in lines))[-TAIL:]
+    return replace(old, steps=_put(old, position, new), tail=tail)
 
 
 def _moved(old: PlatformState, message: job.Moved, at: float) -> PlatformState:

@@ -60,6 +60,14 @@ def clean_log(text: str, limit: int = LIMIT) -> str:
     return _cut(text, limit)
 
 
+def clean_logs(text: str, limit: int = LIMIT) -> list[str]:
+    """Each line of ``text``, as ``clean_log`` has it: cheap for many lines of printable ASCII."""
+    lines = text.split("\n")
+    if text.isascii() and text.replace("\n", "").isprintable() and len(max(lines, key=len)) <= limit:
+        return lines
+    return [clean_log(line, limit) for line in lines]
+
+
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

@@ -157,6 +157,11 @@ def test_a_long_log_line_is_whole() -> None:
     assert lines_for(one_platform((0, Log(1, "x" * 50_000))))[-1].endswith("x" * 50_000)
 
 
+def test_many_lines_at_once_are_lines_each() -> None:
+    shown = lines_for(one_platform((0, Started(1)), (0.5, Log(1, "a\n\x1b[31mred\n\nend"))))[-4:]
+    assert [line.partition(" 0.50 ")[2] for line in shown] == ["a", "red", "", "end"]
+
+
 def test_a_build_that_failed_before_any_platform_has_no_table() -> None:
     told = [
         BuildStarted((story.AMD64,), "app", at=START),

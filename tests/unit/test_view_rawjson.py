@@ -101,9 +101,16 @@ def test_a_problem_is_whole() -> None:
     assert failed["log"] == list(story.FAILURE.log)
 
 
-@pytest.mark.parametrize("text", ["\x1b[2J\x00", "日本\u202e", "half \udc80", "two\nlines", "##[add-mask]x", '"\\'])
+@pytest.mark.parametrize("text", ["\x1b[2J\x00", "日本\u202e", "half \udc80", "##[add-mask]x", '"\\'])
 def test_text_is_passed_on_as_it_came_and_harms_no_terminal(text: str) -> None:
     assert objects(FromExecutor("linux/amd64", job.Log(1, text), at=START))[0]["text"] == text
+
+
+def test_each_line_of_a_log_is_an_object_of_its_own() -> None:
+    said = objects(FromExecutor("linux/amd64", job.Log(1, "two\n\nlines", 2), at=START))
+    assert [(each["type"], each["stream"], each["text"]) for each in said] == [
+        ("log", 2, "two"), ("log", 2, ""), ("log", 2, "lines")
+    ]  # fmt: skip
 
 
 def test_github_finds_no_order_in_it() -> None:

@@ -84,6 +84,7 @@ def test_the_log_is_a_bounded_tail_that_a_good_end_drops() -> None:
     assert step(platform, 7).tail == tuple(f"line {number}" for number in range(1000 - TAIL, 1000))
     assert platform.tail[-1] == (0, "line 999")
     assert len(platform.tail) == TAIL
+    assert told(Planned(STEPS), Started(7), Log(7, "\n".join(each.text for each in lines))).tail == platform.tail
     assert step(told(Planned(STEPS), Started(7), *lines, Finished(7)), 7).tail == ()
     assert len(step(told(Planned(STEPS), Started(7), *lines, Finished(7, error="x")), 7).tail) == TAIL
 
