@@ -25,7 +25,7 @@ from orchestrator.request import Request
 from orchestrator.view import render_problem, render_warning, wording
 from orchestrator.view.state import Caution
 from platforms import host
-from platforms.errors import DockerfileError, Problem
+from platforms.errors import BuildError, DockerfileError, Problem
 
 
 def found(request: Request, plan: Plan, pins: tuple[job.Pin, ...], registry: Registry, store: Store) -> Report:
@@ -90,6 +90,22 @@ def _check_all(request: Request, plan: Plan) -> Report:
         return _check(request, plan, stages, _bases(request, plan, stages, (), registry, None))
 
 
+def _refuse(request: Request, plan: Plan) -> None:
+    """Raise the error with which a build of the target would begin, as BuildKit does before it outlines one.
+
+    Base images are looked at only where findings are errors, since nothing else of this needs them.
+    """
+    stages = _needed(request, plan)
+    report = _check(request, plan, stages, {})
+    if report.failure is None and report.error:
+        with Client(request.registries, auth.docker_keychain()) as registry:
+            report = _check(request, plan, stages, _bases(request, plan, stages, (), registry, None))
+    if report.failure is not None:
+        raise DockerfileError.of(report.failure)
+    if report.refusal is not None:
+        raise BuildError.of(report.refusal)
+
+
 def call(request: Request, method: str) -> int:
     """Answer ``--call method[,format=json]``; the exit status is 1 when checks find anything."""
     name, _, options = method.partition(",")
@@ -101,7 +117,9 @@ def call(request: Request, method: str) -> int:
             case "targets":
                 return _print_targets(planning.plan(request, (), source, means), as_json)
             case "outline":
-                return _print_outline(request, planning.plan(request, (), source, means), as_json)
+                plan = planning.plan(request, (), source, means)
+                _refuse(request, plan)
+                return _print_outline(request, plan, as_json)
             case _:
                 return _print_checks(request, source, means, as_json)
 

@@ -134,3 +134,58 @@ def test_a_clean_dockerfile_ends_with_0(kanifold: Kanifold) -> None:
     context = kanifold.home / "context"
     done = kanifold("build", context, "--check")
     assert "no warnings" in done.out
+
+
+def asked(kanifold: Kanifold, source: str, method: str, *arguments: str) -> tuple[int, str, str]:
+    """The exit status and both outputs of ``--call method``."""
+    context = kanifold.home / "context"
+    context.mkdir(exist_ok=True)
+    (context / "Dockerfile").write_text(source)
+    done = kanifold.run("build", context, "--call", method, *arguments)
+    return done.code, done.out, done.err
+
+
+@pytest.mark.parametrize("method", ["outline", "outline,format=json"])
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("ARG BASE\nFROM $BASE\n", "base name ($BASE) should not be blank"),
+        ('FROM scratch\nLABEL a="b$(c\n', "Dockerfile:2"),
+        ("FROM scratch\nUSER 'a\n", "Dockerfile:2"),
+        ('FROM "scratch\n', "Dockerfile:1"),
+        ("FROM scratch\nCOPY --chmod=999 a /\n", "invalid chmod"),
+        ("FROM scratch\nCOPY --from=7 a /\n", "invalid stage index 7"),
+        ("# check=error=true\nFROM scratch as x\n", "lint violation found for rules: FromAsCasing"),
+        ("# check=nonsense=true\nFROM scratch\n", "check"),
+    ],
+)
+def test_an_outline_is_refused_where_a_build_would_be(kanifold: Kanifold, method: str, source: str, words: str) -> None:
+    code, out, err = asked(kanifold, source, method)
+    assert (code, out) == (1, "")
+    assert words in err
+
+
+def test_an_outline_is_of_what_can_be_built(kanifold: Kanifold, registry: str, busybox: Base) -> None:
+    for source in (
+        "ARG BASE=scratch\nFROM $BASE\n",
+        "FROM scratch AS unused\nUSER 'a\nFROM scratch\n",
+        "# check=error=true;skip=FromAsCasing\nFROM scratch as x\n",
+        "# check=error=true\nFROM scratch AS x\n",
+        f"FROM {registry}/no/such:image\nUSER $NOBODY\n",
+    ):
+        assert asked(kanifold, source, "outline")[0] == 0
+    assert asked(kanifold, "ARG BASE\nFROM $BASE\n", "outline", "--build-arg", "BASE=scratch")[0] == 0
+    # What the base image sets counts where findings are errors.
+    source = f"# check=error=true\nFROM {busybox.ref}\nUSER $NOBODY\n"
+    assert "UndefinedVar" in asked(kanifold, source, "outline")[2]
+    assert asked(kanifold, source.replace("NOBODY", "PATH"), "outline")[0] == 0
+
+
+def test_targets_are_what_the_text_says(kanifold: Kanifold) -> None:
+    """BuildKit lists them without looking at what the words come to."""
+    source = "# check=error=true\nARG BASE\nFROM $BASE as one\nFROM scratch AS two\n"
+    code, out, _ = asked(kanifold, source, "targets")
+    assert (code, out.split()) == (0, ["one", "two", "(default)"])
+    code, out, err = asked(kanifold, "FROM scratch\nBUILD now\n", "targets")
+    assert (code, out) == (1, "")
+    assert "Dockerfile:2" in err
