@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from executor.image.manifest import Descriptor
+from executor.limits import Limits
 from executor.registry.config import RegistrySettings
 from platforms.emulation import Emulation
 from platforms.errors import Problem
@@ -307,6 +308,10 @@ class Job(Message, frozen=True, tag="job"):
     shm_size: int = 0
     ulimits: tuple[tuple[str, int, int], ...] = ()
     """Limits of steps: (name as Docker has it, soft, hard), -1 for none."""
+    limits: Limits = Limits()
+    """Bounds of each step by control groups."""
+    cgroup_parent: str = ""
+    """The control group that steps' groups are made in, as a path below the root; "" for ours or one above it."""
     implicit_platform: bool = False
     """Whether nobody asked for a platform, so that a base image of another one may decide."""
 

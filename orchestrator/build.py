@@ -398,6 +398,8 @@ def _order(
         default_network=request.default_network,
         shm_size=request.shm_size,
         ulimits=request.ulimits,
+        limits=request.limits,
+        cgroup_parent=request.cgroup_parent,
         implicit_platform=request.implicit_platform,
     )
 

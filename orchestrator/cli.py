@@ -171,6 +171,17 @@ def cli() -> None:
     multiple=True,
     help="A limit of every process in steps: nofile=1024:4096, core=0, …; -1 is none.",
 )
+@click.option(
+    "--resource",
+    "resources",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help=(
+        "Bound each step: memory=2g, memory-swap=4g, cpu-shares=, cpu-period=, cpu-quota=, cpuset-cpus=0-3, "
+        "cpuset-mems=, pids=512. Needs control groups (cgroup v2) that this user may make."
+    ),
+)
+@click.option("--cgroup-parent", metavar="PATH", default="", help="The control group that those of steps are made in.")
 @click.option("--no-cache", is_flag=True, help="Run every step, whatever the cache knows.")
 @click.option(
     "--no-cache-filter", "no_cache_filters", metavar="STAGE", multiple=True, help="Run every step of these stages."

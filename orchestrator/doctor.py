@@ -33,6 +33,7 @@ def examine(root: str) -> int:
     works = _isolation() if sys.platform == "linux" else _elsewhere()
     if works:
         _network()
+        _bounds()
     print("\nemulation")
     for platform, found in emulation.overview():
         mark = MISSING if isinstance(found, EnvironmentUnfit) else OK
@@ -91,6 +92,17 @@ def _network() -> None:
         print(f"  {OK} without its abstract sockets (Landlock)")
     else:
         print(f"  {MISSING} its abstract sockets as well: Landlock has no scopes here (Linux 6.12)")
+
+
+def _bounds() -> None:
+    from executor.sandbox import cgroup
+
+    print("\nbounds of steps (--resource)")
+    if why := cgroup.survey():
+        print(f"  {MISSING} {why}")
+        print(f"       {cgroup.REMEDY}")
+    else:
+        print(f"  {OK} control groups")
 
 
 def _elsewhere() -> bool:

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from executor.dockerfile.suggest import hint
 from executor.job import Compression
+from executor.limits import parent_path
 from executor.registry import config, reference
-from orchestrator import caches, epoch, fields, outputs
+from orchestrator import caches, epoch, fields, outputs, resources
 from orchestrator.contexts import named_canonically
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms import host, parse_list
@@ -65,6 +66,8 @@ def request(flags: Mapping[str, Any]) -> Request:
         default_network=default_network(os.environ.get("KANIFOLD_NETWORK", "")),
         shm_size=size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
         ulimits=tuple({each[0]: each for each in map(_ulimit, flags["ulimits"])}.values()),
+        limits=resources.limits(flags["resources"]),
+        cgroup_parent=parent_path(flags["cgroup_parent"]) if flags["cgroup_parent"] else "",
         cache_from=caches.places(outside, "--cache-from"),
         cache_to=caches.places(outside, "--cache-to"),
         cache_ttl=age(flags["cache_ttl"], "--cache-ttl") if flags["cache_ttl"] else None,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from executor.job import CachePlace, Compression
+from executor.limits import Limits
 from executor.registry import reference
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
@@ -68,6 +69,8 @@ class Request(msgspec.Struct, frozen=True):
     default_network: str = "isolated"
     shm_size: int = 0
     ulimits: tuple[tuple[str, int, int], ...] = ()
+    limits: Limits = Limits()
+    cgroup_parent: str = ""
     cache_from: tuple[CachePlace, ...] = ()
     cache_to: tuple[CachePlace, ...] = ()
     cache_ttl: int | None = None

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
+from executor import limits
 from executor.build import output, scope, users
 from executor.build.state import State
 from executor.build.workshop import Workshop
 from executor.dockerfile.instructions import Run
 from executor.job import Job, Log, Warned
 from executor.rootfs.tree import Tree
+from executor.sandbox import cgroup
 from executor.sandbox.network import NO_HELPER
 from executor.sandbox.spec import Ended, Mount, Spec
 from executor.store import faults
@@ -106,8 +109,10 @@ def execute(
     def tell(lines: str, stream: int) -> None:
         workshop.tell(Log(step, lines, stream))
 
-    with output.told(secrets, output.Limits.of(os.environ), tail, tell) as (stdout, stderr):
-        ended = workshop.launcher().run(spec, stdout, stderr, workshop.cancelled)
+    bounds = cgroup.group(order.cgroup_parent, limits.files(order.limits))
+    with bounds as group, output.told(secrets, output.Limits.of(os.environ), tail, tell) as (stdout, stderr):
+        ended = workshop.launcher().run(replace(spec, cgroup=group), stdout, stderr, workshop.cancelled)
+        starved = cgroup.killed(group)
     if ended.shared and ended.shared != NO_HELPER:
         problem = Problem("Network", "steps share the network of this machine", ended.shared, _SHARED_REMEDY)
         workshop.tell(Warned(problem, problem.kind))
@@ -117,7 +122,9 @@ def execute(
         return
     command = " ".join(running.argv)
     why = ended.error or f"exit code: {ended.code}"
-    if ended.oom:
+    if starved:
+        why += " (it needed more memory than --resource allows)"
+    elif ended.oom:
         why += " (the kernel ran out of memory)"
     raise StepFailed(
         f'process "{command}" did not complete successfully',

@@ -90,6 +90,8 @@ class Spec(msgspec.Struct, frozen=True):
     """Bytes of ``/dev/shm``."""
     ulimits: tuple[tuple[str, int, int], ...] = ()
     """(name as Docker has it: ``nofile``; soft limit; hard limit), -1 for none."""
+    cgroup: str = ""
+    """The directory of the control group that the step is in; "" for ours."""
 
 
 class Ended(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from executor.sandbox import network, targets, workshop
+from executor.sandbox import cgroup, network, targets, workshop
 from executor.sandbox.report import FD, NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, Report, words
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Spec, Tmpfs
 from platforms import syscalls
@@ -47,6 +47,10 @@ CAPABILITIES: Final = (
     syscalls.CAP_SETFCAP,
 )
 """What Docker leaves to root of a container."""
+
+_WORSE: Final = 500
+_WORST: Final = 1000
+"""Of oom_score_adj: how much higher a step's is than ours, and the highest there is. 1000 is all memory's worth."""
 
 _NO_ID: Final = (1 << 32) - 1
 
@@ -122,6 +126,7 @@ def prepare(shape: Shape) -> Prepared:
 
     # 2. The parts of its root, in the workshop, where no image has a say.
     workshop.mount_proc()
+    _volunteer()
     proc = os.stat(workshop.PROC).st_dev
     own_proc = os.open(f"{workshop.PROC}/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if not shape.insecure:
@@ -152,6 +157,12 @@ def become(
         if not 0 <= each < _NO_ID:
             raise RefusedError(NOT_SET_UP, f"{each} is no user or group id")
 
+    if spec.cgroup:
+        try:
+            cgroup.enter(spec.cgroup)
+            syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # so that it is the root of what the step sees
+        except OSError as error:
+            raise UnfitError(f"cannot enter the control group {spec.cgroup}: {error.strerror}") from error
     shared = rules.network.join() if spec.network == "isolated" else ""
     own_network = spec.network == "none" or (spec.network == "isolated" and not shared)
 
@@ -397,6 +408,13 @@ def _hosts(spec: Spec) -> bytes:
 
 
 # -- the process -----------------------------------------------------------------------------------------------------
+
+
+def _volunteer() -> None:
+    """Be the first that the kernel kills for want of memory, before whoever builds (proc_pid_oom_score_adj(5))."""
+    fd = os.open(f"{workshop.PROC}/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    os.pwrite(fd, b"%d" % min(_WORST, int(os.pread(fd, 16, 0)) + _WORSE), 0)
+    os.close(fd)
 
 
 def close_others(*fds: int) -> None:
