@@ -1,11 +1,12 @@
 """The system call filter of a step, as a classic BPF program (Documentation/userspace-api/seccomp_filter.rst).
 
 It does three things. Sync calls succeed at once: a step's result is thrown away on a crash anyway, so waiting for the
-disk buys nothing. What Docker's default profile keeps from a container stays away: new namespaces (which reach a lot
-of kernel code), mounts, kernel keyrings, bpf, io_uring and the like. And where a step cannot change owners, the calls
-that would do so are handed to a supervisor.
+disk buys nothing. Of the others those may be made that Docker's default profile allows for the capabilities that a step
+has (``profile``); the rest fails with EPERM, or with ENOSYS where a call is younger than the profile, so that programs
+fall back to older ones. And where a step cannot change owners, the calls that would do so are handed to a supervisor.
 
-The filter sees the machine's own calls: an emulated program's go through it as qemu makes them.
+The filter sees the machine's own calls: an emulated program's go through it as qemu makes them. x32, which hardly any
+kernel offers, counts as absent.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import os
 import struct
 import sys
 
+from executor.sandbox import profile
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -21,13 +24,16 @@ if TYPE_CHECKING:
 _ARCHITECTURES: Final = {
     # AUDIT_ARCH_* of linux/audit.h
     "x86_64": 0xC000003E, "i386": 0x40000003, "aarch64": 0xC00000B7, "arm": 0x40000028, "ppc64le": 0xC0000015,
-    "s390x": 0x80000016, "riscv64": 0xC00000F3,
+    "s390x": 0x80000016, "riscv64": 0xC00000F3, "loongarch64": 0xC0000102,
 }  # fmt: skip
+_SAME: Final = {"loongarch64": "riscv64"}
+"""Architectures that have no column below, with one whose numbers there are the same."""
 
 _SPOKEN: Final = {
     # os.uname().machine: the interfaces that its kernel offers to programs
     "x86_64": ("x86_64", "i386"), "i686": ("i386",), "aarch64": ("aarch64", "arm"), "armv7l": ("arm",),
     "ppc64le": ("ppc64le",), "s390x": ("s390x",), "riscv64": ("riscv64",),
+    "loongarch64": ("loongarch64",),
 }  # fmt: skip
 
 # Calls by name, with their numbers in the order of _ARCHITECTURES; "-" where an architecture does not have one.
@@ -39,75 +45,12 @@ sync_file_range    277  314   84  341    -  307   84
 sync_file_range2     -    -    -    -  308    -    -
 syncfs             306  344  267  373  348  338  267
 """
-"""Succeed without doing anything. msync with MS_SYNC is another such, see below."""
+"""Succeed without doing anything."""
 
-_DENIED: Final = """\
-acct               163   51   89   51   51   51   89
-add_key            248  286  217  309  269  278  217
-bpf                321  357  280  386  361  351  280
-clock_adjtime      305  343  266  372  347  337  266
-clock_adjtime64      -  405    -  405    -    -    -
-clock_settime      227  264  112  262  245  259  112
-clock_settime64      -  404    -  404    -    -    -
-settimeofday       164   79  170   79   79   79  170
-stime                -   25    -    -   25    -    -
-create_module      174  127    -    -  127  127    -
-delete_module      176  129  106  129  129  129  106
-finit_module       313  350  273  379  353  344  273
-init_module        175  128  105  128  128  128  105
-query_module       178  167    -    -  166  167    -
-get_kernel_syms    177  130    -    -  130  130    -
-io_uring_setup     425  425  425  425  425  425  425
-io_uring_enter     426  426  426  426  426  426  426
-io_uring_register  427  427  427  427  427  427  427
-ioperm             173  101    -    -  101    -    -
-iopl               172  110    -    -  110    -    -
-kexec_file_load    320    -  294  401  382  381  294
-kexec_load         246  283  104  347  268  277  104
-keyctl             250  288  219  311  271  280  219
-request_key        249  287  218  310  270  279  218
-lookup_dcookie     212  253   18  249  235  110   18
-mount              165   21   40   21   21   21   40
-umount               -   22    -    -   22   22    -
-umount2            166   52   39   52   52   52   39
-mount_setattr      442  442  442  442  442  442  442
-move_mount         429  429  429  429  429  429  429
-open_tree          428  428  428  428  428  428  428
-fsopen             430  430  430  430  430  430  430
-fsconfig           431  431  431  431  431  431  431
-fsmount            432  432  432  432  432  432  432
-fspick             433  433  433  433  433  433  433
-move_pages         279  317  239  344  301  310  239
-nfsservctl         180  169   42  169  168  169   42
-open_by_handle_at  304  342  265  371  346  336  265
-perf_event_open    298  336  241  364  319  331  241
-pivot_root         155  217   41  218  203  217   41
-quotactl           179  131   60  131  131  131   60
-quotactl_fd        443  443  443  443  443  443  443
-reboot             169   88  142   88   88   88  142
-setns              308  346  268  375  350  339  268
-swapon             167   87  224   87   87   87  224
-swapoff            168  115  225  115  115  115  225
-sysfs              139  135    -  135  135  135    -
-_sysctl            156  149    -  149  149  149    -
-syslog             103  103  116  103  103  103  116
-unshare            272  310   97  337  282  303   97
-uselib             134   86    -   86   86   86    -
-userfaultfd        323  374  282  388  364  355  282
-ustat              136   62    -   62   62   62    -
-vhangup            153  111   58  111  111  111   58
-vm86                 -  166    -    -  113    -    -
-vm86old              -  113    -    -    -    -    -
-"""
-"""Fail with EPERM, as under Docker's default profile without CAP_SYS_ADMIN."""
-
-_LOOKED_AT: Final = """\
-clone               56  120  220  120  120  120  220
-clone3             435  435  435  435  435  435  435
+_MSYNC: Final = """\
 msync               26  144  227  144  144  144  227
-socket              41  359  198  281  326  359  198
 """
-"""Depend on their arguments."""
+"""Another such, with MS_SYNC."""
 
 OWNING: Final = """\
 chown               92  182    -  182  181  212    -
@@ -157,13 +100,19 @@ _EPERM: Final = _ERRNO | 1
 _ENOSYS: Final = _ERRNO | 38
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 
-_NAMESPACES: Final = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _X32: Final = 0x40000000
 _MS_SYNC: Final = 4
-_AF_VSOCK: Final = 40
+_REACH: Final = 255  # instructions that a conditional jump can skip
 
-_Line = tuple[int, int | str, int | str, int]
-"""An instruction whose jumps are numbers of instructions to skip, or the label to go on at."""
+_Line = tuple[int, int, int, int]
+"""An instruction: its code, how many to skip when it holds and when it does not, and a value (struct sock_filter)."""
+
+ALLOW: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _ALLOW),)
+DENY: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _EPERM),)
+ABSENT: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _ENOSYS),)
+SUCCEED: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _SUCCEED),)
+NOTIFY: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _NOTIFY),)
+"""What to do with a call: instructions that end with a verdict on every path."""
 
 
 def program(*, confined: bool = True, single: bool = False, machine: str = "") -> bytes:
@@ -175,11 +124,12 @@ def program(*, confined: bool = True, single: bool = False, machine: str = "") -
     spoken = _SPOKEN.get(machine or os.uname().machine, ())
     if not spoken:
         return b""
-    code: list[tuple[int, int, int, int]] = [(_LD, 0, 0, _ARCHITECTURE)]
+    code: list[_Line] = [(_LD, 0, 0, _ARCHITECTURE)]
     for architecture in spoken:
-        block = _block(architecture, confined, single)
+        rules = _rules(architecture, single)
+        block = [(_LD, 0, 0, _NUMBER), *_tree(_verdicts(architecture, rules, confined))]
         code += [(_JEQ, 1, 0, _ARCHITECTURES[architecture]), (_JA, 0, 0, len(block)), *block]
-    code.append((_RET, 0, 0, _EPERM))
+    code += DENY
     return b"".join(struct.pack("=HBBI", *each) for each in code)
 
 
@@ -193,52 +143,69 @@ SHORT_IDS: Final = (_ARCHITECTURES["i386"], _ARCHITECTURES["arm"])
 """Where ``chown``, ``lchown`` and ``fchown`` take ids of 16 bits, and others end in ``32``."""
 
 
-def _block(architecture: str, confined: bool, single: bool) -> list[tuple[int, int, int, int]]:
-    """What to do with the calls of one architecture; ends on every path."""
-    looked_at = _numbers(_LOOKED_AT, architecture)
-    rules = dict.fromkeys(_numbers(_SYNC, architecture).values(), "succeed")
-    rules[looked_at["msync"]] = "msync"
-    if confined:
-        rules |= dict.fromkeys(_numbers(_DENIED, architecture).values(), "deny")
-        rules[looked_at["clone"]] = "clone"
-        # clone3's flags lie in memory, where a filter cannot look; C libraries fall back to clone.
-        rules[looked_at["clone3"]] = "absent"
-        rules[looked_at["socket"]] = "socket"
+def _rules(architecture: str, single: bool) -> dict[int, tuple[_Line, ...]]:
+    """What is done with calls by ourselves, whether or not the profile allows them."""
+    rules = dict.fromkeys(_numbers(_SYNC, architecture).values(), SUCCEED)
+    for number in _numbers(_MSYNC, architecture).values():
+        rules[number] = ((_LD, 0, 0, _argument(2)), (_JSET, 0, 1, _MS_SYNC), *SUCCEED, *ALLOW)
     if single:
-        rules |= dict.fromkeys(_numbers(OWNING, architecture).values(), "notify")
-        rules |= dict.fromkeys(_numbers(_BECOMING, architecture).values(), "succeed")
-    lines: list[_Line] = [(_LD, 0, 0, _NUMBER)]
-    if architecture == "x86_64":
-        lines.append((_JGE, "absent", 0, _X32))
-    lines += _tree(sorted(rules.items()))
-    endings: dict[str, list[_Line]] = {
-        "msync": [(_LD, 0, 0, _argument(2)), (_JSET, "succeed", "allow", _MS_SYNC)],
-        "clone": [(_LD, 0, 0, _argument(1 if architecture == "s390x" else 0)), (_JSET, "deny", "allow", _NAMESPACES)],
-        "socket": [(_LD, 0, 0, _argument(0)), (_JEQ, "deny", "allow", _AF_VSOCK)],
-        "allow": [(_RET, 0, 0, _ALLOW)],
-        "deny": [(_RET, 0, 0, _EPERM)],
-        "succeed": [(_RET, 0, 0, _SUCCEED)],
-        "absent": [(_RET, 0, 0, _ENOSYS)],
-        "notify": [(_RET, 0, 0, _NOTIFY)],
-    }
-    labels: dict[str, int] = {}
-    for label, ending in endings.items():
-        labels[label] = len(lines)
-        lines += ending
-    return [
-        (code, *(labels[jump] - index - 1 if isinstance(jump, str) else jump for jump in (true, false)), value)  # type: ignore[misc]
-        for index, (code, true, false, value) in enumerate(lines)
-    ]
+        rules |= dict.fromkeys(_numbers(OWNING, architecture).values(), NOTIFY)
+        rules |= dict.fromkeys(_numbers(_BECOMING, architecture).values(), SUCCEED)
+    return rules
 
 
-def _tree(rules: list[tuple[int, str]]) -> list[_Line]:
+def _verdicts(
+    architecture: str, rules: dict[int, tuple[_Line, ...]], confined: bool
+) -> list[tuple[int, tuple[_Line, ...]]]:
+    """The numbers at which something else is to be done than with the number before, and what; the first is 0."""
+    last = max(profile.LAST[architecture], *rules)
+    verdicts = [DENY if confined else ALLOW] * (last + 1)
+    private: list[tuple[int, tuple[_Line, ...]]] = []
+    if confined:
+        for each in profile.ALLOWED[architecture].split():
+            first, _, end = each.partition("-")
+            start, stop = int(first), int(end or first) + 1
+            if start > last:  # arm has some of its own far above the others
+                private += [(start, ALLOW), (stop, ABSENT)]
+            else:
+                verdicts[start:stop] = [ALLOW] * (stop - start)
+        for number, conditions in profile.LOOKED_AT[architecture].items():
+            verdicts[number] = _one_of(conditions)
+        for number in profile.ABSENT.get(architecture, ()):
+            verdicts[number] = ABSENT
+    for number, what in rules.items():
+        verdicts[number] = what
+    changes = [(0, verdicts[0])]
+    for number, what in enumerate(verdicts):
+        if what is not changes[-1][1]:
+            changes.append((number, what))
+    if confined:
+        return [*changes, (last + 1, ABSENT), *private]
+    return [*changes, (last + 1, ALLOW), *([(_X32, ABSENT)] if architecture == "x86_64" else [])]
+
+
+def _one_of(conditions: tuple[tuple[int, str, int], ...]) -> tuple[_Line, ...]:
+    """Allow the call when one of the profile's conditions holds. Of arguments the lower half counts, as in the kernel,
+    which takes all that are looked at as 32 bits."""
+    lines: list[_Line] = []
+    for index, (argument, comparison, value) in enumerate(conditions):
+        to_allow = 2 * (len(conditions) - index) - 1
+        jump, true = {"=": (_JEQ, True), ">=": (_JGE, True), "<": (_JGE, False), "none": (_JSET, False)}[comparison]
+        lines.append((_LD, 0, 0, _argument(argument)))
+        lines.append((jump, to_allow if true else 0, 0 if true else to_allow, value))
+    return (*lines, *DENY, *ALLOW)
+
+
+def _tree(verdicts: list[tuple[int, tuple[_Line, ...]]]) -> list[_Line]:
     """A binary search. Installing the filter makes the kernel run it for every call number: short and flat is fast."""
-    if len(rules) == 1:
-        number, label = rules[0]
-        return [(_JEQ, label, "allow", number)]
-    middle = len(rules) // 2
-    low, high = _tree(rules[:middle]), _tree(rules[middle:])
-    return [(_JGE, len(low), 0, rules[middle][0]), *low, *high]
+    if len(verdicts) == 1:
+        return list(verdicts[0][1])
+    middle = len(verdicts) // 2
+    low, high = _tree(verdicts[:middle]), _tree(verdicts[middle:])
+    start = verdicts[middle][0]
+    if len(low) > _REACH:
+        return [(_JGE, 0, 1, start), (_JA, 0, 0, len(low)), *low, *high]
+    return [(_JGE, len(low), 0, start), *low, *high]
 
 
 def _argument(index: int) -> int:
@@ -247,6 +214,6 @@ def _argument(index: int) -> int:
 
 
 def _numbers(table: str, architecture: str) -> dict[str, int]:
-    column = list(_ARCHITECTURES).index(architecture) + 1
+    column = list(_ARCHITECTURES).index(_SAME.get(architecture, architecture)) + 1
     rows = (line.split() for line in table.splitlines())
     return {row[0]: int(row[column]) for row in rows if row[column] != "-"}

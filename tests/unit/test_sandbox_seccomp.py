@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from executor.sandbox import seccomp
+from executor.sandbox import profile, seccomp, step
 from platforms import syscalls
 
 ALLOW, NOTIFY, EPERM, ENOSYS, SUCCEED = 0x7FFF0000, 0x7FC00000, 0x50001, 0x50026, 0x50000
 NEWUSER, NEWNS = 0x10000000, 0x20000
 ARCHITECTURES = {
     "x86_64": 0xC000003E, "i386": 0x40000003, "aarch64": 0xC00000B7, "arm": 0x40000028, "ppc64le": 0xC0000015,
-    "s390x": 0x80000016, "riscv64": 0xC00000F3,
+    "s390x": 0x80000016, "riscv64": 0xC00000F3, "loongarch64": 0xC0000102,
 }  # fmt: skip
 SPOKEN = [
     ("x86_64", "x86_64"), ("x86_64", "i386"), ("i686", "i386"), ("aarch64", "aarch64"), ("aarch64", "arm"),
     ("armv7l", "arm"), ("ppc64le", "ppc64le"), ("s390x", "s390x"), ("riscv64", "riscv64"),
+    ("loongarch64", "loongarch64"),
 ]  # fmt: skip
 NUMBERS = {  # asm/unistd.h of each: fsync, clone, clone3, mount, socket, openat, fchownat, setresuid
     "x86_64": (74, 56, 435, 165, 41, 257, 260, 117), "i386": (118, 120, 435, 21, 359, 295, 298, 208),
     "aarch64": (82, 220, 435, 40, 198, 56, 54, 147), "arm": (118, 120, 435, 21, 281, 322, 325, 208),
     "ppc64le": (118, 120, 435, 21, 326, 286, 289, 164), "s390x": (118, 120, 435, 21, 359, 288, 291, 208),
-    "riscv64": (82, 220, 435, 40, 198, 56, 54, 147),
+    "riscv64": (82, 220, 435, 40, 198, 56, 54, 147), "loongarch64": (82, 220, 435, 40, 198, 56, 54, 147),
 }  # fmt: skip
 
 
@@ -64,19 +67,21 @@ def test_decisions(machine: str, architecture: str) -> None:
 
     assert decide(program, audit, fsync, 3) == SUCCEED
     assert decide(program, audit, openat) == ALLOW
-    assert decide(program, audit, 100_000) == ALLOW  # a call of the future: the kernel says ENOSYS itself
+    for future in (profile.LAST[architecture] + 1, 100_000, -1):
+        assert decide(program, audit, future) == ENOSYS
     assert decide(program, audit, clone, *flags(0x11)) == ALLOW
     assert decide(program, audit, clone, *flags(NEWUSER | 0x11)) == EPERM
     assert decide(program, audit, clone, *flags(NEWNS)) == EPERM
     assert decide(program, audit, clone3) == ENOSYS
     assert decide(program, audit, mount) == EPERM
-    assert decide(program, audit, socket, 40) == EPERM
-    assert decide(program, audit, socket, 2) == ALLOW
+    assert decide(program, audit, socket, 40) == decide(program, audit, socket, 38) == EPERM
+    assert decide(program, audit, socket, 1 << 32 | 38) == EPERM  # the kernel looks at 32 bits as well
+    assert decide(program, audit, socket, 2) == decide(program, audit, socket, 39) == ALLOW
     assert decide(program, audit, fchownat) == decide(program, audit, setresuid) == ALLOW
 
     insecure = seccomp.program(confined=False, machine=machine)
     assert decide(insecure, audit, fsync, 3) == SUCCEED
-    assert decide(insecure, audit, mount) == decide(insecure, audit, clone3) == ALLOW
+    assert decide(insecure, audit, mount) == decide(insecure, audit, clone3) == decide(insecure, audit, 600) == ALLOW
 
     single = seccomp.program(single=True, machine=machine)
     assert decide(single, audit, fchownat) == NOTIFY
@@ -93,9 +98,43 @@ def test_other_interfaces_of_the_machine_are_no_way_around(machine: str) -> None
             assert decide(program, audit, 0) == EPERM
 
 
-def test_x32_is_no_way_around() -> None:
+@pytest.mark.parametrize(("machine", "architecture"), SPOKEN)
+def test_every_call_is_decided_as_the_profile_has_it(machine: str, architecture: str) -> None:
+    program = seccomp.program(machine=machine)
+    allowed = {
+        number
+        for first, _, last in (each.partition("-") for each in profile.ALLOWED[architecture].split())
+        for number in range(int(first), int(last or first) + 1)
+    }
+    looked_at = profile.LOOKED_AT[architecture]
+    for number in (*range(profile.LAST[architecture] + 1), *range(0xF0000, 0xF0010)):
+        found = decide(program, ARCHITECTURES[architecture], number)
+        if number in looked_at or number in profile.ABSENT[architecture]:
+            continue
+        if number in allowed:
+            assert found in (ALLOW, SUCCEED), number
+        else:
+            assert found == (EPERM if number < 0xF0000 else ENOSYS), number
+
+
+def test_personalities_are_those_of_ordinary_programs() -> None:
     program = seccomp.program(machine="x86_64")
+    for persona, expected in ((0, ALLOW), (8, ALLOW), (0xFFFFFFFF, ALLOW), (0x40000, EPERM), (0x400000, EPERM)):
+        assert decide(program, ARCHITECTURES["x86_64"], 135, persona) == expected
+
+
+def test_the_profile_is_for_the_capabilities_of_a_step() -> None:
+    """ci/seccomp, which made it, has them by name."""
+    script = (Path(__file__).parents[2] / "ci/seccomp").read_text()
+    named = set(re.findall(r"CAP_[A-Z_]+", script.partition("CAPABILITIES = ")[2].partition(")\n")[0]))
+    assert {getattr(syscalls, name) for name in named} == set(step.CAPABILITIES)
+
+
+@pytest.mark.parametrize("confined", [True, False])
+def test_x32_is_no_way_around(confined: bool) -> None:
+    program = seccomp.program(confined=confined, machine="x86_64")
     assert decide(program, ARCHITECTURES["x86_64"], 0x40000000 | 165) == ENOSYS
+    assert decide(program, ARCHITECTURES["x86_64"], 0x40000000 | 1) == ENOSYS
 
 
 def test_msync_waits_for_nothing_but_still_checks_its_arguments_when_asynchronous() -> None:
