@@ -117,9 +117,10 @@ class RegistryPlace:
 
     def find(self, key: str) -> Entry | None:
         target = self._target(key)
-        if self._client().has_manifest(target) is None:
+        found = self._client().find(target)
+        if found is None:
             return None
-        document, _, _ = self._client().manifest(target)
+        document = found[0]
         if not isinstance(document, Manifest) or document.config.media_type != ENTRY or len(document.layers) != 1:
             raise ArchiveError(f"{target.familiar()} is not a cache entry")
         entry = decode(self._client().read_blob(self._repository, document.config, _RECORD_LIMIT), key)
@@ -230,9 +231,10 @@ class InlinePlace:
         bring(store, entry, partial(self._client().fetch, self._reference))
 
     def _read(self) -> dict[str, Entry]:
-        if self._client().has_manifest(self._reference) is None:
+        found = self._client().find(self._reference)
+        if found is None:
             return {}
-        document, _, _ = self._client().manifest(self._reference)
+        document = found[0]
         if isinstance(document, Index):
             from platforms import parse
 

@@ -39,6 +39,8 @@ from platforms.errors import ArchiveError, RegistryError
 SMALL_BLOB: Final = 16 << 20
 """Bytes of a blob that is read into memory: image configurations are kilobytes."""
 _MANIFEST_TRIES: Final = 4
+_ANSWERED: Final = frozenset({200}) | frozenset(range(400, 500)) - {408, 429}
+"""Answers to a HEAD that no other try would change."""
 _STORED: Final = frozenset({200, 201, 202})
 _REFUSED: Final = frozenset(range(400, 500)) - {401, 408, 413, 429}
 """Answers to a manifest that no other try would cure."""
@@ -104,12 +106,24 @@ class Client:
         """What ``reference`` points to in its own registry (no mirror), or None when it does not exist."""
         endpoint = origin_endpoint(reference)
         what = f"cannot look for {reference.familiar()}"
-        call = _manifest_call(endpoint, reference, what=what, method="HEAD", accept=frozenset({200, 404}))
+        call = _manifest_call(endpoint, reference, what=what, method="HEAD", accept=_ANSWERED)
         with self._watched(what):
             reply = self._session.call(endpoint, call)
             if reply.status == 404:
                 return None
-            return _described(reply, reference) or self._manifest(endpoint, reference, what)[2]
+            found = _described(reply, reference) if reply.status == 200 else None
+            if found is None and (whole := self._found(endpoint, reference, what)) is not None:
+                found = whole[2]
+            return found
+
+    def find(self, reference: Reference) -> tuple[Manifest | Index, bytes, Descriptor] | None:
+        """Like ``manifest``, of the registry itself (no mirror), and None when there is no such thing.
+
+        One request, with a method that every registry knows: some answer 404 to any HEAD.
+        """
+        what = f"cannot pull {reference.familiar()}"
+        with self._watched(what):
+            return self._found(origin_endpoint(reference), reference, what)
 
     def fetch(self, reference: Reference, descriptor: Descriptor, sink: Sink) -> None:
         """Write the blob of ``descriptor`` to ``sink``; size and digest are right when this returns.
@@ -144,10 +158,10 @@ class Client:
         endpoint = origin_endpoint(reference)
         what = f"cannot push to {reference.registry}/{reference.repository}"
         scopes = merged(scope(endpoint.repository, "pull", "push"))
-        call = Call(what, "POST", "blobs/uploads/", scopes, accept=frozenset({202}) | PASSING)
+        call = Call(what, "POST", "blobs/uploads/", scopes, accept=upload.OPENED | PASSING)
         with self._watched(what):
             reply = self._session.call(endpoint, call)
-        if reply.status == 202:
+        if reply.status in upload.OPENED:
             self._session.abandon(endpoint, absolute(reply, what, endpoint.registry), scopes)
 
     def push(
@@ -173,8 +187,7 @@ class Client:
         open_content: Callable[[], BinaryIO],
         mount_from: Iterable[str],
     ) -> Outcome:
-        found = upload.present(self._session, endpoint, descriptor.digest)  # (1)
-        if found in (descriptor.size, -1):
+        if upload.present(self._session, endpoint, descriptor):  # (1)
             return "present"
         sources = [each for each in dict.fromkeys(mount_from) if each != endpoint.repository][: upload.MOUNT_TRIES]
         location = ""
@@ -304,8 +317,7 @@ class Client:
 
     def _resolve(self, endpoint: Endpoint, reference: Reference, what: str) -> Descriptor:
         # Any refusal is asked again with GET, whose answer has room for an explanation; 429 is not made worse by that.
-        accept = frozenset({200}) | frozenset(range(400, 500)) - {408, 429}
-        call = _manifest_call(endpoint, reference, what=what, method="HEAD", accept=accept)
+        call = _manifest_call(endpoint, reference, what=what, method="HEAD", accept=_ANSWERED)
         reply = self._session.call(endpoint, call)
         found = _described(reply, reference) if reply.status == 200 else None
         return found or self._manifest(endpoint, reference, what)[2]
@@ -313,9 +325,20 @@ class Client:
     def _manifest(
         self, endpoint: Endpoint, reference: Reference, what: str
     ) -> tuple[Manifest | Index, bytes, Descriptor]:
-        accept = frozenset({200})
-        call = _manifest_call(endpoint, reference, what=what, method="GET", accept=accept)
+        call = _manifest_call(endpoint, reference, what=what, method="GET", accept=frozenset({200}))
+        return self._read(endpoint, reference, what, self._session.call(endpoint, call))
+
+    def _found(
+        self, endpoint: Endpoint, reference: Reference, what: str
+    ) -> tuple[Manifest | Index, bytes, Descriptor] | None:
+        call = _manifest_call(endpoint, reference, what=what, method="GET", accept=frozenset({200, 404}))
         reply = self._session.call(endpoint, call)
+        return None if reply.status == 404 else self._read(endpoint, reference, what, reply)
+
+    def _read(
+        self, endpoint: Endpoint, reference: Reference, what: str, reply: Reply
+    ) -> tuple[Manifest | Index, bytes, Descriptor]:
+        """The document in ``reply``, verified, and its descriptor."""
         said = reference.digest or reply.header("docker-content-digest")
         try:
             wanted = check_digest(said) if said else ""

@@ -35,6 +35,8 @@ LEAST_CHUNK: Final = 512 << 10
 _SHRINK: Final = 8
 """The divisor of the chunk size after a chunk was too large: from 32 MiB to 4 MiB, which GitHub's registry takes, and
 to 512 KiB, which passes the default limit of nginx."""
+OPENED: Final = frozenset({200, 201, 202})
+"""Answers to a request for an upload session that say where it is."""
 _ACCEPTED: Final = frozenset({201, 202, 204})
 _NO_CHUNKS: Final = frozenset({400, 404, 405, 411, 415, 501})
 """Answers to a first chunk that say that the registry takes none."""
@@ -61,21 +63,22 @@ class _Failed(Exception):
         self.delay = delay
 
 
-def present(session: Session, endpoint: Endpoint, digest: str) -> int | None:
-    """The size of the blob in the endpoint's repository, None when it is not known to be there; -1 when not told.
+def present(session: Session, endpoint: Endpoint, descriptor: Descriptor) -> bool:
+    """Whether the blob of ``descriptor`` is known to be in the endpoint's repository.
 
-    Any failure means "not known": the blob is then sent, and whatever is wrong is reported by that.
+    Any failure means that it is not: the blob is then sent, and whatever is wrong is reported by that. The size has to
+    be right where it is told, unless the digest is: proxies make up the length of an answer without a body.
     """
+    digest = descriptor.digest
     what = f"cannot look for {digest} in {endpoint.registry}/{endpoint.repository}"
     call = Call(what, "HEAD", f"blobs/{digest}", merged(scope(endpoint.repository, "pull", "push")))
     try:
         reply = session.once(endpoint, call)
     except Lost:
-        return None
-    if reply.status != 200:
-        return None
+        return False
     length = reply.header("content-length")
-    return int(length) if length.isascii() and length.isdecimal() else -1
+    sized = not (length.isascii() and length.isdecimal()) or int(length[:18]) == descriptor.size
+    return reply.status == 200 and (sized or reply.header("docker-content-digest") == digest)
 
 
 def mount(session: Session, endpoint: Endpoint, digest: str, source: str) -> Mount:
@@ -132,7 +135,7 @@ def upload(
             session.watch.trouble(str(failure))
             session.wire.pause(delay)
             # The answer may have been lost rather than the bytes.
-            if present(session, endpoint, descriptor.digest) == descriptor.size:
+            if present(session, endpoint, descriptor):
                 break
         except BaseException:
             session.abandon(endpoint, opened, sending.scopes)
@@ -198,7 +201,7 @@ class _Upload:
 
     def begin(self) -> str:
         """Open an upload session; its location."""
-        call = Call(self.what, "POST", "blobs/uploads/", self.scopes, accept=frozenset({200, 201, 202}))
+        call = Call(self.what, "POST", "blobs/uploads/", self.scopes, accept=OPENED)
         reply = self.session.call(self.endpoint, call)
         least = reply.header("oci-chunk-min-length")
         if least.isascii() and least.isdecimal():

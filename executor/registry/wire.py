@@ -501,6 +501,8 @@ def _unconnected(url: str, error: BaseException) -> Exception:
                 remedy="install its authority's certificate (registries.yaml: ca), or accept the risk with "
                 f"--insecure-registry {_authority(url)}",
             )
+        if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError):
+            break  # the connection broke while TLS was being agreed on, as it may at any time
         if isinstance(cause, ssl.SSLError):
             return RegistryError(
                 f"cannot speak TLS with {_authority(url)}",

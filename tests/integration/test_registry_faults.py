@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -649,6 +650,17 @@ def test_a_mount_whose_scope_the_token_service_refuses_is_no_failure_and_not_tri
     assert len(foreign) == 1
 
 
+@pytest.mark.parametrize(("length", "digest", "present"), [("", "", True), ("0", "", False), ("0", "right", True)])
+def test_a_blob_is_known_by_its_size_or_its_digest(
+    registry: MemoryRegistry, server: Served, client: Client, length: str, digest: str, present: bool
+) -> None:
+    """Proxies put a length on answers that have no body."""
+    headers = {"Docker-Content-Digest": digest_of(BLOB)} if digest else {}
+    answer = Said(200, headers | ({"Content-Length": length} if length else {}), BLOB)
+    registry.fault = lambda asked: answer if asked.method == "HEAD" else ...
+    assert push(client, server, BLOB) == ("present" if present else "uploaded")
+
+
 @pytest.mark.parametrize("answer", [Said(401), Said(403), Said(500), None])
 def test_a_blob_that_may_not_be_looked_for_is_sent(
     registry: MemoryRegistry, server: Served, client: Client, answer: Said | None
@@ -1022,6 +1034,45 @@ def test_a_registry_without_head_is_asked_with_get(registry: MemoryRegistry, ser
     registry.add_manifest("team/app", "1", descriptor.media_type, data)
     registry.fault = lambda asked: Said(405) if asked.method == "HEAD" else ...
     assert client.resolve(ref(server)) == descriptor
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405])
+def test_a_manifest_is_found_where_head_is_not_answered(
+    registry: MemoryRegistry, server: Served, client: Client, status: int
+) -> None:
+    descriptor, data = image()
+    registry.add_manifest("team/app", "1", descriptor.media_type, data)
+    registry.fault = lambda asked: Said(status) if asked.method == "HEAD" else ...
+    found = client.find(ref(server))
+    assert found is not None
+    assert found[1:] == (data, descriptor)
+    assert len(server.asked) == 1
+    assert client.find(ref(server, "team/app:none")) is None
+    assert client.has_manifest(ref(server)) == (None if status == 404 else descriptor)
+    assert client.has_manifest(ref(server, "team/app:none")) is None
+
+
+def test_a_connection_that_breaks_in_its_handshake_is_tried_again() -> None:
+    """A listener that closes each connection at once, as an overloaded balancer does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host = f"127.0.0.1:{listener.getsockname()[1]}"
+        accepted = []
+
+        def close() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    accepted.append(connection.recv(1 << 16))
+                    connection.close()
+
+        thread = threading.Thread(target=close, daemon=True)
+        thread.start()
+        settings = RegistrySettings(tls=frozenset({host}))
+        with Client(settings, pace=QUICK) as client, pytest.raises(RegistryError, match="tried 3 times"):
+            client.resolve(parse(f"{host}/app"))
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+    assert len(accepted) == 3
 
 
 def test_a_missing_tag_is_explained(server: Served, client: Client) -> None:
