@@ -152,6 +152,7 @@ def _arguments() -> argparse.Namespace:
         prog="ci/bench/run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--kanifold", required=True, help="the installed command")
+    parser.add_argument("--against", metavar="PROGRAM", help="another kanifold to compare with, as the builder before")
     names = ", ".join(each.name for each in WORKLOADS)
     usual = ", ".join(each.name for each in WORKLOADS if each.usual)
     parser.add_argument("--only", metavar="LIST", default="", help=f"workloads, of {names} (default: {usual})")
@@ -193,7 +194,7 @@ def _chosen(settings: Settings, workload: Workload, found: Sequence[Builder]) ->
     """Who builds ``workload``."""
     if settings.builders:
         return [each for each in found if each.name in settings.builders]
-    return [each for each in found if workload.usual or each.name == table.OURS]
+    return [each for each in found if workload.usual or isinstance(each, Kanifold)]
 
 
 @contextlib.contextmanager
@@ -220,7 +221,8 @@ def main() -> int:
     ):
         folder = Path(name)
         ours = Kanifold(str(Path(arguments.kanifold).resolve()))
-        found = [ours, *(builders.find(arguments.peers, prefix) if prefix is not None else ())]
+        earlier = [Kanifold(str(Path(arguments.against).resolve()), "before")] if arguments.against else []
+        found = [ours, *earlier, *(builders.find(arguments.peers, prefix) if prefix is not None else ())]
         for each in found:
             say(f"{each.name}: {each.version}")
         with debian_registry.serve(folder / "registry") as registry:
