@@ -34,9 +34,10 @@ from executor.rootfs.tree import Tree
 from executor.sandbox import isolation, launcher
 from executor.sandbox.isolation import Isolation
 from executor.sandbox.launcher import Launcher
-from executor.store import blobs, durability
+from executor.store import blobs, durability, faults, keeping, policy
+from executor.store.prune import Pruned
 from executor.store.removal import remove_tree
-from executor.store.store import open_store
+from executor.store.store import Store, open_store
 from platforms import emulation, host, parse
 from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, sayable
@@ -44,6 +45,8 @@ from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Probl
 if TYPE_CHECKING:
     from executor.registry.client import Client
 
+_ROOM_TRIES: Final = 3
+"""How often a job is begun again because the disk was full and something could be removed."""
 _LAST_MOMENT = 1.2
 """Seconds after the last orchestrator has gone until this process ends itself, whatever it was doing."""
 _STEPS = 8
@@ -143,6 +146,22 @@ def _work(task: _Task, others: Sequence[_Task]) -> None:
             task.steps.stop()
 
 
+def _watched(store: Store, removed: Callable[[Pruned], None]) -> contextlib.AbstractContextManager[object]:
+    """Keep the disk of ``store`` from becoming full, unless the user wants to see to that."""
+    if not policy.load(store.root).enabled:
+        return contextlib.nullcontext()
+    return contextlib.closing(keeping.Watch(lambda: open_store(store.root), store.root, removed))
+
+
+def _room_made(done: Pruned) -> Problem:
+    return Problem(
+        "StoreNearlyFull",
+        "the disk of the store was nearly full",
+        why=f"{done.freed >> 20} MiB of what was used longest ago have been removed",
+        remedy="make room there, or choose another place with --root or KANIFOLD_ROOT",
+    )
+
+
 def _launcher(steps: Launcher | None) -> Launcher:
     assert steps is not None, "a step where none could come"
     return steps
@@ -168,7 +187,15 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
     conversation.on_close = on_close
     conversation.listen()
     began = time.monotonic()
-    with open_store(order.root or None) as store, ThreadPoolExecutor(8, "background") as background:
+
+    def removed(done: Pruned) -> None:
+        conversation.send(job.Warned(_room_made(done), "StoreNearlyFull"))
+
+    with (
+        open_store(order.root or None) as store,
+        _watched(store, removed),
+        ThreadPoolExecutor(8, "background") as background,
+    ):
         directory = store.session.temporary()
         os.mkdir(directory, 0o700)
         empty = os.path.join(directory, "empty")
@@ -193,6 +220,7 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
         )
         # What earlier builds have left is on the disk by now; waiting for our own would cost seconds.
         background.submit(durability.settle, store, durability.WRITTEN_BACK)
+        background.submit(keeping.measure, store)
         try:
             result, tree = _whole_image(workshop, task.course, began)
             conversation.send(result)
@@ -212,12 +240,34 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
 
 
 def _whole_image(workshop: Workshop, course: solve.Course, began: float) -> tuple[job.Result, Callable[[], Tree]]:
-    """``_image``, begun again whenever an outside cache could not keep its promise: what it said is forgotten then."""
+    """``_image``, begun again whenever an outside cache could not keep its promise: what it said is forgotten then.
+
+    Also when the disk was full and something could be removed from it. What was done by then is found again.
+    """
+    tries = _ROOM_TRIES
     while True:
         try:
             return _image(workshop, course, began)
         except LayerLost:
             workshop.check()
+        except KanifoldError as error:
+            if not faults.is_full(error) or not tries or not _given_room(workshop):
+                raise
+            workshop.check()
+            tries -= 1
+
+
+def _given_room(workshop: Workshop) -> bool:
+    """Whether more of the disk is free now, by as much again as there was, than when it was too little."""
+    root = workshop.store.root
+    if not policy.load(root).enabled:
+        return False
+    before = policy.disk(root).free
+    with open_store(root) as store:
+        done = keeping.make_room(store, 2 * before, workshop.cancelled)
+    if done.removed:
+        workshop.tell(job.Warned(_room_made(done), "StoreNearlyFull"))
+    return policy.disk(root).free > before
 
 
 def _image(workshop: Workshop, course: solve.Course, began: float) -> tuple[job.Result, Callable[[], Tree]]:

@@ -22,8 +22,9 @@ from executor.build.graph import External
 from executor.registry import auth, reference
 from executor.registry.notices import Notice, Remark, Wait
 from executor.registry.reference import Reference
+from executor.store import policy
 from executor.store.removal import remove_tree
-from executor.store.store import Store, open_store
+from executor.store.store import Store, default_root, open_store
 from orchestrator import audit, cautions, publish, repeats
 from orchestrator import plan as planning
 from orchestrator.contexts import Means
@@ -52,11 +53,23 @@ def build(request: Request, plan: Plan | None, nursery: Nursery | None, enter: E
     Registries are taken up with ``enter``.
     """
     if not request.ssh:
-        return _shown(request, plan, local(nursery), enter)
+        return _kept(request, plan, local(nursery), enter)
     from orchestrator.agent import agents
 
     with agents(request.ssh) as sockets:
-        return _shown(replace(request, agents=sockets), plan, local(nursery), enter)
+        return _kept(replace(request, agents=sockets), plan, local(nursery), enter)
+
+
+def _kept(request: Request, plan: Plan | None, here: Node, enter: Enter) -> int:
+    """The same, and the store then has the size that it is to have."""
+    root = os.path.abspath(request.root or default_root())
+    wanted = policy.load(root)
+    status = _shown(request, plan, here, enter)
+    if status != Interrupted.exit_code:
+        from orchestrator import tidying
+
+        tidying.tidy(root, wanted)
+    return status
 
 
 def _shown(request: Request, plan: Plan | None, here: Node, enter: Enter) -> int:

@@ -29,7 +29,7 @@ from executor.dockerfile.instructions import Mount as Wanted
 from executor.rootfs import materialise, moment
 from executor.rootfs.stack import mount_stack
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Tmpfs
-from executor.store import cachemounts, locks, snapshots
+from executor.store import cachemounts, locks, removal, snapshots
 from platforms import syscalls
 from platforms.errors import BuildError, DockerfileError
 
@@ -195,7 +195,8 @@ def _materialised(workshop: Workshop, source: copying.Source) -> tuple[str, str]
                 draft = snapshots.draft(workshop.store)
                 try:
                     materialise.materialise(content.unchanged(entries), draft.fs)
-                    made = snapshots.commit(workshop.store, draft, diff_id=None, size=0, keys=(key,))
+                    size = removal.disk_usage(draft.fs)
+                    made = snapshots.commit(workshop.store, draft, diff_id=None, size=size, keys=(key,))
                 except BaseException:
                     snapshots.discard(workshop.store, draft)
                     raise

@@ -43,7 +43,7 @@ from executor.rootfs import moment, records, unpack
 from executor.rootfs.entry import Entry
 from executor.rootfs.records import Stack, carried
 from executor.rootfs.tree import Tree
-from executor.store import locks, removal, snapshots
+from executor.store import faults, locks, removal, snapshots
 from executor.store.spool import Spool
 from platforms.errors import ContextError, DockerfileError, Interrupted, KanifoldError, StoreError
 from platforms.paths import below
@@ -184,7 +184,7 @@ class Solver:
             with self._counting:
                 if self._first_error is None:
                     self._first_error = error
-            if not isinstance(error, LayerLost):
+            if not isinstance(error, LayerLost) and not faults.is_full(error):
                 self._workshop.cancel()
 
     # -- stages
@@ -607,7 +607,8 @@ class Solver:
         except LayerLost:
             raise  # the step will be started again
         except KanifoldError as error:
-            self._fail(clock, error)
+            if not faults.is_full(error):  # else it may be started again, too, with more room
+                self._fail(clock, error)
             raise
         self._finish(clock, cached=made is None)
         workshop.survey.found(key.here, outcome)

@@ -2,7 +2,8 @@
 
 Each is ``cache/<name>/fs``, where the name is a hash of the id: an id is a Dockerfile's text and never part of a path.
 ``cache/<name>/id`` tells the id and when the directory was made; its modification time is that of the last use. They
-need no index: a lost index costs no compiler cache.
+need no index: a lost index costs no compiler cache. ``cache/<name>/size`` has what it occupied (bytes of disk, in
+decimal) when that was measured, which its modification time tells.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import msgspec
 
 from executor.store.faults import translated
 from executor.store.locks import lock, try_lock
-from executor.store.removal import remove_tree
+from executor.store.removal import disk_usage, remove_tree
 from platforms.paths import below
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class CacheMount(msgspec.Struct, frozen=True):
     path: str
     created: float
     last_used: float
+    size: int = 0
+    """Bytes of disk when it was ``measured``; 0 before."""
+    measured: float = 0.0
 
 
 @contextmanager
@@ -82,10 +86,29 @@ def listed(store: Store) -> tuple[CacheMount, ...]:
             open(os.path.join(path, "id"), encoding="utf-8") as file,
         ):
             said = json.load(file)
-            mount = CacheMount(str(said["id"]), path, float(said["created"]), os.fstat(file.fileno()).st_mtime)
+            used = os.fstat(file.fileno()).st_mtime
+            mount = CacheMount(str(said["id"]), path, float(said["created"]), used, *_measured(path))
             if mount.path == top(store, mount.id):
                 found.append(mount)
     return tuple(found)
+
+
+def measure(store: Store, mount: CacheMount) -> int:
+    """Bytes of disk that ``mount`` occupies, noted for whoever asks without looking."""
+    size, now = disk_usage(mount.path), store.clock()
+    with suppress(OSError):  # it may be gone by now, or the disk full
+        path, incoming = os.path.join(mount.path, "size"), store.session.temporary()
+        with open(os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(str(size))
+        os.utime(incoming, (now, now))
+        os.rename(incoming, path)
+    return size
+
+
+def _measured(path: str) -> tuple[int, float]:
+    with suppress(OSError, ValueError), open(os.path.join(path, "size"), encoding="ascii") as file:
+        return int(file.read(20)), os.fstat(file.fileno()).st_mtime
+    return 0, 0.0
 
 
 def lease(id: str) -> str:  # noqa: A002

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _ELSEWHERE = "choose another place with --root or KANIFOLD_ROOT"
 _MORE_ROOM = f"free some space there (`kanifold prune --all` empties the store), or {_ELSEWHERE}"
 
+_SQLITE_FULL = 13
+
 _LITTLE = 1 << 16
 """Bytes: a disk with less to give is full."""
 
@@ -34,6 +36,20 @@ def room(root: str) -> str:
     found = os.statvfs(root)
     full = found.f_bavail * found.f_frsize < _LITTLE or (found.f_files > 0 and found.f_favail == 0)
     return f"the disk of {root} is full: {_MORE_ROOM}" if full else ""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether ``error`` comes of a disk, or a quota, that is used up."""
+    import sqlite3
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(cause, sqlite3.Error) and primary_code(cause) == _SQLITE_FULL:
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def os_fault(root: str, what: str, error: OSError) -> StoreError:

@@ -149,32 +149,57 @@ class Session:
 
 
 def live(root: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The tokens of the living sessions, and all things they use. The gate must be held exclusively.
-
-    Lease files of the dead are removed on the way.
-    """
+    """The tokens of the living sessions, and all things they use. The gate must be held exclusively."""
     tokens: set[str] = set()
     things: set[str] = set()
-    folder = os.path.join(root, "leases")
-    for token in os.listdir(folder):
-        path = below(folder, token)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # ended just now
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                tokens.add(token)
+    for path in _files(root):
+        with _held(path) as fd:
+            if fd is not None:
+                tokens.add(os.path.basename(path))
                 things |= _things(fd)
-            else:
-                os.unlink(path)
-        except FileNotFoundError:
-            pass
-        finally:
-            os.close(fd)
     return frozenset(tokens), frozenset(things)
+
+
+def bury(root: str) -> None:
+    """Remove the lease files of the dead, of whom nothing is left. The gate must be held exclusively."""
+    for path in _files(root):
+        with _held(path) as fd:
+            if fd is None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+
+def has_dead(root: str) -> bool:
+    """Whether a process has died, or is about to begin, without ending its session. Needs no gate."""
+    for path in _files(root):
+        with _held(path) as fd:
+            if fd is None and os.path.exists(path):
+                return True
+    return False
+
+
+def _files(root: str) -> list[str]:
+    folder = os.path.join(root, "leases")
+    return [below(folder, token) for token in os.listdir(folder)]
+
+
+@contextmanager
+def _held(path: str) -> Iterator[int | None]:
+    """The lease file ``path`` to be read, while its session lives; None when that is dead, or has just ended."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield fd
+        else:
+            yield None
+    finally:
+        os.close(fd)
 
 
 def _things(fd: int) -> set[str]:

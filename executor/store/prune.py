@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _DAY: Final = 86400.0
 _PARTIAL_SECONDS: Final = _DAY
 """How long an interrupted download is kept to be resumed, and a damaged index to be looked at."""
-_FORGET_SECONDS: Final = 60 * _DAY
+FORGET_SECONDS: Final = 60 * _DAY
 """Known files and facts are forgotten this long after they were learnt; learning them again is cheap."""
 _KINDS: Final = ("blob", "snapshot", "record", "cache-mount", "partial")
 _FOREIGN_KINDS: Final = {"regular": ("blob", "snapshot", "record"), "exec.cachemount": ("cache-mount",)}
@@ -122,12 +122,21 @@ def prune(
                 total -= row.size
                 yield row
 
+    return sweep(store, choose, now if all else now - FORGET_SECONDS)
+
+
+def sweep(store: Store, choose: Callable[[list[Row]], Iterable[Row]], learnt_before: float) -> Pruned:
+    """Remove garbage, and what ``choose`` takes of all rows, least recently used first; it must take none in use.
+
+    Facts and known files go that were learnt before ``learnt_before`` (seconds since the epoch). Raises ``StoreError``.
+    """
+    now = store.clock()
+
     def condemn(db: sqlite3.Connection) -> list[Row]:
         mounts = [replace(row, in_use=_thing(row) in things) for row in measured]
         chosen = [*choose([*_indexed(db, things), *mounts])]
         _delete(db, chosen)
         chosen += _unreachable(db, store.boot, things)
-        learnt_before = now if all else now - _FORGET_SECONDS
         db.execute("DELETE FROM files WHERE created<=?", (learnt_before,))
         db.execute("DELETE FROM facts WHERE created<=?", (learnt_before,))
         return chosen
@@ -136,7 +145,7 @@ def prune(
         spend(store.root)  # on a full disk, removing takes a little space first
         trash = store.session.temporary()
         os.mkdir(trash, 0o700)
-        measured = _cache_mounts(store)  # walks trees, so not under the gate
+        measured = _measured_mounts(store)  # may walk trees, so not under the gate
         with flocked(gate(store.root), exclusive=True):
             tokens, things = leases.live(store.root)
             removed = store.index.write(condemn)
@@ -149,6 +158,7 @@ def prune(
                 place = below(trash, f"stray-{len(moved)}")
                 if not stray.in_use and stray.kept_until < now and _take(store, stray, place):
                     moved.append((stray, place))
+            leases.bury(store.root)
         removed += [_measured(store, stray, place) for stray, place in moved]
         remove_tree(trash)
         with contextlib.suppress(OSError):  # the disk may still be full
@@ -279,6 +289,15 @@ def _cache_mounts(store: Store) -> list[Row]:
         Row("cache-mount", each.id, disk_usage(each.path), each.created, each.last_used, False, False, "")
         for each in cachemounts.listed(store)
     ]
+
+
+def _measured_mounts(store: Store) -> list[Row]:
+    """The same, by what they had when they were measured, if nobody has used them since."""
+    rows = []
+    for each in cachemounts.listed(store):
+        size = each.size if each.measured > each.last_used else cachemounts.measure(store, each)
+        rows.append(Row("cache-mount", each.id, size, each.created, each.last_used, False, False, ""))
+    return rows
 
 
 def _unreachable(db: sqlite3.Connection, boot: str, things: frozenset[str]) -> list[Row]:

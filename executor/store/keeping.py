@@ -1,0 +1,174 @@
+"""The store keeps its size by itself (``policy``): looked at after each build, and while one runs on a full disk.
+
+Looking is cheap: sums of the index, the sizes of cache directories as they were last measured, and one statvfs(3).
+Only when that says so is something removed, in BuildKit's order and never below ``reserved``: cache directories that
+nobody has used for two days, what nobody has used for ``keep``, and then whatever was used longest ago until the store
+has its size and the disk its free space again. It then goes somewhat below its limit, so that not every build at the
+limit has to do this. What a living process uses stays, whatever the limit; what processes that were killed have left
+goes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from executor.store import cachemounts, leases, locks, prune
+from executor.store.index import number
+from executor.store.policy import Disk, Policy, disk
+from executor.store.prune import Pruned, Row
+from platforms.errors import StoreError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from concurrent.futures import Future
+    from typing import Any
+
+    from executor.store.store import Store
+
+_MOUNT_SECONDS: Final = 48 * 3600.0
+"""After which a cache directory that nobody has used goes first (BuildKit's first rule)."""
+_MEASURED_SECONDS: Final = 3600.0
+"""How long the size of a cache directory is taken for what it is, although steps have used it."""
+_SLACK: Final = 10
+"""The part of a limit by which the store goes below it, when it has reached it."""
+_SCARCE_BYTES: Final = 1 << 30
+_SCARCE_PART: Final = 20
+"""A disk is nearly full with less than these bytes, or this part of it, free: what is less."""
+_LOOK_SECONDS: Final = 0.5
+_PAUSE: Final = 60
+"""Looks that are left out after nothing could be removed."""
+
+
+def is_due(store: Store, policy: Policy) -> bool:
+    """Whether ``keep`` would find something to do."""
+    if not policy.enabled:
+        return False
+    if leases.has_dead(store.root):
+        return True
+
+    def sums(db: sqlite3.Connection) -> tuple[int, float]:
+        rows = [db.execute(f"SELECT sum(size), min(used) FROM {each}").fetchone() for each in ("blobs", "snapshots")]
+        used = [number(each[1]) for each in rows if each[1] is not None]
+        return sum(int(number(each[0] or 0)) for each in rows), min(used, default=store.clock())
+
+    now = store.clock()
+    total, oldest = store.index.read(sums)
+    mounts = cachemounts.listed(store)
+    total += sum(each.size for each in mounts)
+    if total <= policy.reserved:
+        return False
+    oldest = min((each.last_used for each in mounts), default=oldest) if policy.keep else oldest
+    return (
+        bool(policy.max_used and total > policy.max_used)
+        or (disk(store.root).free < policy.min_free)
+        or bool(policy.keep and now - oldest > policy.keep)
+        or any(now - each.last_used > _MOUNT_SECONDS for each in mounts)
+    )
+
+
+def keep(store: Store, policy: Policy) -> Pruned:
+    """Remove what ``policy`` says is too much; nothing when another process is at it. Raises ``StoreError``."""
+    held = locks.try_lock(store, "keeping")
+    if held is None:
+        return Pruned(0, ())
+    with held:
+        free, now = disk(store.root).free, store.clock()
+        return prune.sweep(store, lambda rows: _chosen(rows, policy, free, now), now - prune.FORGET_SECONDS)
+
+
+def _chosen(rows: list[Row], policy: Policy, free: int, now: float) -> Iterator[Row]:
+    left = total = sum(row.size for row in rows)
+    limit = total
+    if policy.max_used and total > policy.max_used:
+        limit = policy.max_used - policy.max_used // _SLACK
+    if free < policy.min_free:
+        limit = min(limit, total - (policy.min_free + policy.min_free // _SLACK - free))
+    rules: tuple[tuple[Callable[[Row], bool], int], ...] = (
+        (lambda row: row.kind == "cache-mount" and now - row.last_used > _MOUNT_SECONDS, policy.reserved),
+        (lambda row: bool(policy.keep) and now - row.last_used > policy.keep, policy.reserved),
+        (lambda row: row.kind != "record", max(limit, policy.reserved)),
+    )
+    waiting = sorted((row for row in rows if not row.in_use), key=lambda row: (row.last_used, row.created))
+    for concerns, least in rules:
+        others: list[Row] = []
+        for row in waiting:
+            if left > least and concerns(row):
+                left -= row.size
+                yield row
+            else:
+                others.append(row)
+        waiting = others
+
+
+def is_scarce(root: str) -> bool:
+    """Whether the disk of the store at ``root`` is nearly full."""
+    found = disk(root)
+    return found.free < _scarce(found)
+
+
+def _scarce(found: Disk) -> int:
+    return min(_SCARCE_BYTES, found.total // _SCARCE_PART)
+
+
+def make_room(store: Store, wanted: int = 0, cancel: Future[Any] | None = None) -> Pruned:
+    """Remove what was used longest ago until ``wanted`` bytes of the disk are free, and twice what would be scarce.
+
+    This is for builds that would fail else: whatever is reserved counts for nothing. When another process is at it,
+    that is waited for. Raises ``StoreError``, and ``Interrupted`` when ``cancel`` is done.
+    """
+    with locks.lock(store, "keeping", cancel=cancel):
+        found = disk(store.root)
+        missing = max(wanted, 2 * _scarce(found)) - found.free
+
+        def oldest(rows: list[Row]) -> Iterator[Row]:
+            left = missing
+            for row in sorted(rows, key=lambda row: (row.last_used, row.created)):
+                if left > 0 and not row.in_use and row.kind != "record":
+                    left -= row.size
+                    yield row
+
+        return prune.sweep(store, oldest, store.clock() - prune.FORGET_SECONDS)
+
+
+def measure(store: Store, age: float = _MEASURED_SECONDS) -> None:
+    """Measure the cache directories that were used since they were measured, unless that is less than ``age`` seconds
+    ago."""
+    now = store.clock()
+    for each in cachemounts.listed(store):
+        if each.last_used >= each.measured and now - each.measured >= age:
+            cachemounts.measure(store, each)
+
+
+class Watch:
+    """Looks after the disk while a build runs, on a thread of its own."""
+
+    def __init__(self, open_store: Callable[[], Store], root: str, removed: Callable[[Pruned], None]) -> None:
+        self._open = open_store
+        self._root = root
+        self._removed = removed
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="disk", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        pause = 0
+        while True:
+            if pause:
+                pause -= 1
+            elif is_scarce(self._root):
+                with contextlib.suppress(StoreError, OSError), self._open() as store:
+                    done = make_room(store)
+                    if done.removed:
+                        self._removed(done)
+                if is_scarce(self._root):
+                    pause = _PAUSE
+            if self._stop.wait(_LOOK_SECONDS):
+                return
+
+    def close(self) -> None:
+        """End it."""
+        self._stop.set()
+        self._thread.join()
