@@ -130,6 +130,12 @@ def _named(context: str) -> str:
     return shown(context)
 
 
+async def _may_push(request: Request, registry: Registry, pushing: asyncio.Event) -> None:
+    """Ask registries whether they will take what is built, once it is known that something will be."""
+    await pushing.wait()
+    await publish.check_push(request.repositories, registry)
+
+
 class _Site(msgspec.Struct, frozen=True):
     """Where a build takes place, and who is to hear of it."""
 
@@ -140,6 +146,8 @@ class _Site(msgspec.Struct, frozen=True):
     scratch: str
     """A path for temporary files, where nothing is yet."""
     emit: Emit
+    pushing: asyncio.Event
+    """To be set as soon as it is known that something will be pushed that is not there."""
     may_push: asyncio.Task[None]
     """Done when the registries have said that they will take what is built."""
     loader: Loader | None = None
@@ -168,8 +176,9 @@ async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, en
     scratch = store.session.temporary()
     try:
         async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
-            may_push = group.create_task(publish.check_push(request.repositories, registry))
-            site = _Site(request, keychain, registry, store, scratch, emit, may_push, loader)
+            pushing = asyncio.Event()
+            may_push = group.create_task(_may_push(request, registry, pushing))
+            site = _Site(request, keychain, registry, store, scratch, emit, pushing, may_push, loader)
             product = group.create_task(_made(site, plan, placements))
         return product.result()
     except ExceptionGroup as errors:
@@ -213,10 +222,15 @@ async def _made(site: _Site, plan: Plan | None, placements: Sequence[Placement])
     orders = [(each, _order(site.request, plan, each, name)) for each in placements]
     answers = await asyncio.to_thread(repeats.find, orders, site.store) if may_repeat else ()
     stop = threading.Event()
+
+    def otherwise() -> None:
+        site.pushing.set()
+        order_executors(placements, site.request)
+
     try:
         pins, holding = await asyncio.gather(
             _pin(site, plan, answers, stop),
-            repeats.hold(answers, orders, site.store, stop, lambda: order_executors(placements, site.request)),
+            repeats.hold(answers, orders, site.store, stop, otherwise),
         )
     except KanifoldError:  # an image cannot be had, perhaps because a context that was to stand for it does not
         for caution in cautions.unused_contexts(plan, ()):
@@ -254,6 +268,7 @@ async def _built(
     """What comes of the ``orders``: what they were answered with before, or what executors make of them."""
     if answers and await repeats.are_there(answers, orders, site.registry):
         return repeats.again(answers, orders, site.emit), ()
+    site.pushing.set()
     if any(order.pins or order.push for _, order in orders):  # else nobody has been asked anything
         learned = await asyncio.to_thread(site.registry.learned)
         orders = [(each, replace(order, registries=learned)) for each, order in orders]
@@ -309,7 +324,10 @@ async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Call
         if all(output.kind == "registry" for output in request.outputs):
             dismiss(each)
     product = publish.join(request, images)
-    await site.may_push  # which may only now be known, if all was there
+    if site.pushing.is_set():
+        await site.may_push
+    else:  # all is there: what a tag may be moved to is found out by moving it
+        site.may_push.cancel()
     if len(tags) != 1 or len(repositories) > 1:  # (5) one tag comes with what it names
         await publish.push(product, repositories, registry, emit)
     for output in request.outputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from platforms import encoding as _encoding  # noqa: F401 - before anything else loads msgspec
 from platforms.platform import Platform, candidates, normalise, parse, parse_list, satisfies, select
 
 __all__ = ["Platform", "candidates", "normalise", "parse", "parse_list", "satisfies", "select"]

@@ -1,7 +1,7 @@
 """kanifold beside other builders: the same builds, on one file system, against one registry, round by round.
 
-Every round builds every workload with every builder in a store that begins empty, and then again with nothing changed
-where the workload says so. What comes out is checked in the registry before a time counts. Everything lives in one
+Every round builds every workload with every builder in a store that begins empty, and then again with nothing changed,
+and with a line changed, where the workload says so. What comes out is checked in the registry before a time counts. Everything lives in one
 temporary directory that goes in the end. Standard library only.
 """
 
@@ -114,6 +114,13 @@ def _session(
                 measured = session.build(build)
                 published.check(build.ref, build.platforms)
                 yield f"{workload.name}, again", builder.name, _told(f"{workload.name}, again", builder, measured)
+            for _ in range(settings.repeats if workload.edited else 0):
+                workload.change(build.context)
+                session.prepare_again(build)
+                os.sync()
+                measured = session.build(build)
+                published.check(build.ref, build.platforms)
+                yield f"{workload.name}, changed", builder.name, _told(f"{workload.name}, changed", builder, measured)
     finally:
         if not workload.usual:
             shutil.rmtree(home, ignore_errors=True)  # gigabytes

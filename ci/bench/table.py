@@ -54,7 +54,7 @@ def rows(taken: Mapping[str, Mapping[str, Sequence[Measured]]], workloads: Seque
         }
         for name, found in taken.items()
     }
-    order = [(name, each) for each in workloads for name in (each.name, f"{each.name}, again")]
+    order = [(name, each) for each in workloads for name in (each.name, f"{each.name}, again", f"{each.name}, changed")]
     return tuple(
         Row(name, times[name], *_rival(times, name, workload.beside)) for name, workload in order if name in times
     )

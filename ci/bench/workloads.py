@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ class Workload:
     """``write`` makes the context in a directory, ``scale`` (1.0: all of it) times its full size.
 
     In the Dockerfile, ``{registry}`` is where the bases are and ``{amount}`` how much its steps make, ``scale`` times
-    the workload's own. With ``warm``, the build is measured again with nothing changed; ``cold`` says whether the first
-    one is worth a row of its own. What is not ``usual`` is built only when it is asked for by name, and by others only
+    the workload's own. With ``warm``, the build is measured again with nothing changed; with ``edited``, a file of the
+    context, also with a line added to that; ``cold`` says whether the first one is worth a row of its own. What is not ``usual`` is built only when it is asked for by name, and by others only
     when they are. ``beside`` names the workload that this one is compared with.
     """
 
@@ -34,6 +35,12 @@ class Workload:
     usual: bool = True
     amount: int = 0
     beside: str = ""
+    edited: str = ""
+
+    def change(self, context: Path) -> None:
+        """Add a line that was never there to the file that is edited."""
+        with (context / self.edited).open("a") as file:
+            file.write(f"# {time.time_ns()}\n")
 
     def make(self, folder: Path, registry: str, scale: float) -> Path:
         """Write the context below ``folder``."""
@@ -105,6 +112,17 @@ def _gigabyte(context: Path, scale: float) -> None:
     _tree(context, max(1, int(8000 * scale)), 131_072, 100, 5)
 
 
+def _application(context: Path, scale: float) -> None:
+    """Sources of a Python program, 400 files, 2 MB, and what it needs from PyPI."""
+    content = _Content(6)
+    for number in range(max(1, int(400 * scale))):
+        folder = context / "src" / f"part{number // 20:02}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"module{number:03}.py").write_bytes(content(5000))
+    (context / "src" / "app.py").write_text("import click\n\nclick.echo('built')\n")
+    (context / "requirements.txt").write_text("click\nmarkupsafe\n")
+
+
 def _steps(count: int) -> str:
     return "FROM {registry}/base/busybox\n" + "".join(
         f"RUN echo {number} > /file-{number}\n" for number in range(count)
@@ -127,6 +145,16 @@ _MANY = """\
 FROM {registry}/base/busybox
 RUN i=0; while [ $i -lt {amount} ]; do mkdir -p /many/$i; j=0; \\
       while [ $j -lt 1000 ]; do echo $i $j > /many/$i/$j; j=$((j + 1)); done; i=$((i + 1)); done
+"""
+
+_APPLICATION = """\
+FROM {registry}/base/debian
+RUN apt-get update && apt-get install -y --no-install-recommends python3-pip && rm -rf /var/lib/apt/lists/*
+WORKDIR /app
+COPY requirements.txt .
+RUN pip install --no-cache-dir --break-system-packages -r requirements.txt
+COPY src src
+CMD ["python3", "src/app.py"]
 """
 
 WORKLOADS = (
@@ -163,6 +191,17 @@ WORKLOADS = (
         _small,
         usual=False,
         beside="one",
+    ),
+    Workload(
+        "edit",
+        "Debian base, apt-get and pip install, COPY of 400 sources, for one platform",
+        TWO[:1],
+        _APPLICATION,
+        _application,
+        warm=True,
+        cold=False,
+        usual=False,
+        edited="src/app.py",
     ),
     Workload("hundred", "busybox, 100 tiny RUN steps", TWO, _steps(100), _nothing, warm=True, usual=False),
     Workload(

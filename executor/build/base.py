@@ -181,12 +181,14 @@ def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: 
         arrival = Arrival()
         content = Once(_content(workshop, source, descriptor, arrival))
         chain = chain_id(config.diff_ids[: position + 1])
+        part = _Part(workshop, descriptor, diff_id, chain, below, content, arrival)
         layer = Layer(
-            directory=Once(_directory(_Part(workshop, descriptor, diff_id, chain, below, content, arrival))),
+            directory=Once(_directory(part)),
             blob=known(Blob(diff_id, replace(descriptor, annotations=(), platform=None))),
             content=content,
             origin=source.origin,
             created=created[position] if position < len(created) else "",
+            unpacked=partial(_is_unpacked, part),
         )
         wanted = mediatypes.to_oci(media_type(workshop.order))
         if workshop.order.compression.force and mediatypes.to_oci(descriptor.media_type) != wanted:
@@ -289,6 +291,12 @@ class _Part(msgspec.Struct, frozen=True):
     content: Once[str]
     arrival: Arrival
     """Of what ``content`` downloads."""
+
+
+def _is_unpacked(part: _Part) -> bool:
+    """Whether the store has the layer's directory."""
+    store = part.workshop.store
+    return (snapshots.find(store, part.diff_id) or snapshots.find(store, part.chain)) is not None
 
 
 def _directory(part: _Part) -> Callable[[], str]:

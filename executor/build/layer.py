@@ -53,6 +53,8 @@ class Layer(msgspec.Struct, frozen=True, eq=False):
     """RFC 3339."""
     machines: Callable[[], tuple[Machine, ...]] | None = None
     """The ELF files in it, by architecture; None for a base's layer, which is not ours to judge."""
+    unpacked: Callable[[], bool] = lambda: True
+    """Whether the store has the directory of a base's layer, so that nobody has to wait for it."""
 
 
 def from_result(

@@ -421,7 +421,7 @@ class Solver:
     def _directories(self, state: State) -> tuple[str, ...]:
         """The layers of ``state`` as directories, top first; missing ones are made at the same time."""
         missing = [layer for layer in state.layers if not layer.directory.done]
-        if any(layer.machines is None for layer in missing):
+        if not all(layer.unpacked() for layer in missing):
             with self._waiting("unpack"):
                 together(self._workshop, [layer.directory for layer in missing])
         else:

@@ -78,6 +78,17 @@ def test_from_the_second_time_on_no_executor_is_needed(world: World) -> None:
     assert first[0] == second[0] == third[0]
 
 
+def test_where_nothing_is_pushed_nobody_is_asked_whether_it_may_be(
+    world: World, server: tuple[MemoryRegistry, Served]
+) -> None:
+    """One question for the base, one for what was built, one for the tag: no upload is begun for the asking."""
+    world.build()
+    server[1].asked.clear()
+    assert world.build()[1] == 0
+    assert {each.method for each in server[1].asked} == {"HEAD"}
+    assert len(server[1].asked) == 3
+
+
 def test_it_is_so_for_an_ordinary_user(world: World, kanifold_as_user: Kanifold) -> None:
     context = kanifold_as_user.folder("context")
     (context / "Dockerfile").write_bytes((world.context / "Dockerfile").read_bytes())

@@ -41,6 +41,8 @@ def test_the_wait_for_a_base_is_none_of_a_steps_time(kanifold: Kanifold, context
     told = Told(kanifold, context({"Dockerfile": f"FROM {busybox.ref}\nRUN true\n"}))
     assert [each["what"] for each in told.of("step_waiting", "RUN")] == ["unpack", ""]
     assert any(each["action"] == "unpack" for each in told.messages if each["type"] == "moved")
+    again = Told(kanifold, context({"Dockerfile": f"FROM {busybox.ref}\nRUN echo other\n"}))
+    assert again.of("step_waiting", "RUN") == [], "the base is there"
 
 
 def test_the_wait_for_another_stage_is_none_of_a_steps_time(

@@ -165,6 +165,18 @@ def test_nothing_heavy_is_imported_before_a_request() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_msgspec_comes_without_what_typing_has() -> None:
+    program = (
+        "import sys, types\n"
+        "sys.modules.pop('typing_extensions', None)\n"
+        "import platforms\n"
+        "print('msgspec' in sys.modules, 'typing_extensions' in sys.modules)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 def test_httpx_comes_without_its_command_line() -> None:
     program = (
         "import sys\n"
