@@ -313,11 +313,13 @@ def _sys_of_own_network(root: targets.Root, target: str) -> None:
         return
     finally:
         os.close(context)
-    try:
-        _attach(root, tree, target, readonly=True)
-    except OSError as error:
-        raise RefusedError(NOT_SET_UP, f"cannot mount on {target}: {error.strerror}") from error
+    syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH, add=syscalls.MOUNT_ATTR_RDONLY)
+    shelf = f"{workshop.FILES}/sys"
+    os.mkdir(shelf)
+    syscalls.move_mount(tree, "", syscalls.AT_FDCWD, shelf, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
     os.close(tree)
+    workshop.complete_sys(shelf)
+    _moving(shelf)(root, target)
 
 
 def _file(data: bytes) -> _Attach:

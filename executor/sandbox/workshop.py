@@ -36,6 +36,7 @@ DEVICE_NAMES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 MASKED: Final = ("acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug", "scsi")
 """Of /proc, as Docker and containerd mask them."""
 MASKED_SYS: Final = ("firmware", "devices/virtual/powercap")
+CGROUP: Final = "fs/cgroup"
 READONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 """Of /proc."""
 
@@ -74,8 +75,7 @@ def furnish() -> None:
     syscalls.mount_setattr(syscalls.AT_FDCWD, STARTER, 0, add=_FIXED & ~syscalls.MOUNT_ATTR_NOEXEC)
     syscalls.mount("/sys", SYS, flags=syscalls.MS_BIND | syscalls.MS_REC)
     syscalls.mount_setattr(syscalls.AT_FDCWD, SYS, syscalls.AT_RECURSIVE, add=_FIXED)
-    for name in MASKED_SYS:
-        cover(EMPTY, f"{SYS}/{name}")
+    mask_sys(SYS)
 
 
 def prove() -> None:
@@ -146,6 +146,22 @@ def mask_proc() -> None:
         except FileNotFoundError:
             continue
         syscalls.mount_setattr(syscalls.AT_FDCWD, path, syscalls.AT_RECURSIVE, add=_FIXED)
+
+
+def mask_sys(path: str) -> None:
+    """The same for the /sys at ``path``."""
+    for name in MASKED_SYS:
+        cover(EMPTY, f"{path}/{name}")
+
+
+def complete_sys(path: str) -> None:
+    """Make a new /sys, which is at ``path``, like the one that all steps have but for the network that it shows.
+
+    What programs read of their control group is how much memory and how many processors they may use.
+    """
+    mask_sys(path)
+    with contextlib.suppress(FileNotFoundError):
+        syscalls.mount(f"{SYS}/{CGROUP}", f"{path}/{CGROUP}", flags=syscalls.MS_BIND | syscalls.MS_REC)
 
 
 def mount_dev(shm_size: int) -> None:

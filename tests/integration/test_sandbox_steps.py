@@ -226,14 +226,22 @@ def test_masked_files_are_empty(house: House, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/proc/acpi", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"])
-def test_masked_directories_are_empty(house: House, path: str) -> None:
-    assert house.run(f"ls -A {path} 2>/dev/null; touch {path}/x").out == ""
+@pytest.mark.parametrize("network", ["host", "none", "isolated"])
+def test_masked_directories_are_empty(house: House, path: str, network: str) -> None:
+    assert house.run(f"ls -A {path} 2>/dev/null; touch {path}/x", network=network).out == ""
 
 
 @pytest.mark.parametrize("path", ["/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/sys/kernel/mm/lru_gen/enabled"])
-def test_kernel_settings_are_read_only(house: House, path: str) -> None:
-    done = house.run(f"echo x > {path}; echo $?")
+@pytest.mark.parametrize("network", ["host", "none", "isolated"])
+def test_kernel_settings_are_read_only(house: House, path: str, network: str) -> None:
+    done = house.run(f"echo x > {path}; echo $?", network=network)
     assert done.out == "1\n"
+
+
+@pytest.mark.parametrize("network", ["none", "isolated"])
+def test_control_groups_are_seen_and_read_only_whatever_the_network(house: House, network: str) -> None:
+    command = "ls /sys/fs/cgroup; grep cgroup /proc/mounts | grep -v ' ro,'; mkdir /sys/fs/cgroup/unified/x; true"
+    assert house.run(command, network=network).out == house.run(command).out
 
 
 def test_mount_table_tells_nothing_of_the_host(house: House) -> None:
