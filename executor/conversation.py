@@ -62,7 +62,7 @@ class Conversation:
 
     def send(self, message: job.Message, payload: bytes | memoryview = b"") -> None:
         """Write one message, and the raw bytes that it announces. Silent once the other end is gone."""
-        line = msgspec.json.encode(message) + b"\n"
+        line = job.encode(message)
         with self._writing:
             if self._out < 0:
                 return
@@ -76,7 +76,7 @@ class Conversation:
 
     def send_file(self, message: job.Message, path: str, size: int) -> None:
         """Write ``message`` and the ``size`` bytes of the file at ``path`` that it announces."""
-        line = msgspec.json.encode(message) + b"\n"
+        line = job.encode(message)
         with self._writing, open(path, "rb") as file:
             try:
                 view = memoryview(line)

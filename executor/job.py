@@ -10,7 +10,7 @@ A message whose ``size`` is not zero is followed by exactly that many raw bytes.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -351,3 +351,23 @@ class Files(Message, frozen=True, tag="files"):
 
 class Done(Message, frozen=True, tag="done"):
     """After ``Result``: nothing more is wanted; the executor may release what it holds and exit."""
+
+
+def encode(message: Message) -> bytes:
+    """``message`` as the line that crosses a pipe, with question marks for what is no text, as in names of files."""
+    try:
+        return msgspec.json.encode(message) + b"\n"
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_sayable(msgspec.to_builtins(message))) + b"\n"
+
+
+def _sayable(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode(errors="replace").decode()
+        case dict():
+            return {key: _sayable(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_sayable(each) for each in value]
+        case _:
+            return value

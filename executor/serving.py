@@ -40,7 +40,7 @@ from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
 from platforms import emulation, host, parse
 from platforms.emulation import Emulation
-from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, sayable
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem
 
 if TYPE_CHECKING:
     from executor.registry.client import Client
@@ -112,7 +112,7 @@ def _telling(conversation: Conversation, work: Callable[[], None]) -> int:
     try:
         work()
     except KanifoldError as error:
-        conversation.send(job.Failed(sayable(error.problem)))
+        conversation.send(job.Failed(error.problem))
         return error.exit_code
     except MemoryError:
         conversation.send(job.Failed(Problem("BuildError", "the executor ran out of memory")))
@@ -348,7 +348,7 @@ def _exchange(workshop: Workshop) -> Exchange:
     sources, targets = exchange.places(order, workshop.registry)
 
     def warn(problem: Problem) -> None:
-        workshop.tell(job.Warned(sayable(problem), problem.kind))
+        workshop.tell(job.Warned(problem, problem.kind))
 
     return exchange.Exchange(sources, targets, warn, order.cache_ttl)
 

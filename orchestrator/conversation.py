@@ -16,7 +16,7 @@ import msgspec
 from executor import job
 from orchestrator.node import Node
 from orchestrator.process import GRACE, Process, start
-from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, ProtocolError, sayable
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, ProtocolError
 
 _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
     job.Hello
@@ -169,7 +169,7 @@ async def _answer(process: Process, ask: job.Ask, on_ask: OnAsk) -> None:
     try:
         payload = await on_ask(ask)
     except KanifoldError as error:
-        await _send(process, job.Answer(ask.id, error=sayable(error.problem)))
+        await _send(process, job.Answer(ask.id, error=error.problem))
         return
     match payload:
         case None:
@@ -193,13 +193,13 @@ async def _stream(process: Process, number: int, stream: Stream) -> None:
     try:
         await asyncio.to_thread(stream, out)
     except KanifoldError as error:
-        await _send(process, job.Answer(number, error=sayable(error.problem)))
+        await _send(process, job.Answer(number, error=error.problem))
     else:
         await _send(process, job.Answer(number))
 
 
 async def _send(process: Process, message: job.Message, payload: bytes = b"") -> None:
-    process.stdin.write(msgspec.json.encode(message) + b"\n" + payload)
+    process.stdin.write(job.encode(message) + payload)
     with contextlib.suppress(ConnectionError):  # its last words are on stdout and are read from there
         await process.stdin.drain()
 

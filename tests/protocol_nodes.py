@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from executor import job
 from orchestrator import build as building
 from orchestrator import registries
 from orchestrator.node import Node
@@ -58,7 +59,8 @@ class Marked:
 def liar(behaviour: str, mark: Marked, *detail: str) -> Node:
     """A node whose executor is ``lying_executor.py``."""
     program = str(Path(__file__).with_name("lying_executor.py"))
-    return Node("elsewhere", (sys.executable, program, behaviour, *detail), environment=tuple(mark.environment.items()))
+    given = {**mark.environment, "KANIFOLD_TEST_PROTOCOL": str(job.VERSION)}
+    return Node("elsewhere", (sys.executable, program, behaviour, *detail), environment=tuple(given.items()))
 
 
 def remote(store: Path, mark: Marked, **environment: str) -> Node:

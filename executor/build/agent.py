@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from executor import job
 from executor.build.workshop import Workshop
 from platforms.errors import KanifoldError
 
@@ -74,6 +75,7 @@ def _answer(workshop: Workshop, name: str, request: bytes) -> bytes:
         return FAILURE
     try:
         found = workshop.conversation.ask("ssh", name, (base64.b64encode(request).decode(),))
-    except KanifoldError:
+    except KanifoldError as error:
+        workshop.tell(job.Warned(error.problem))  # the agent's protocol has no words for it
         return FAILURE
     return found or FAILURE

@@ -195,6 +195,16 @@ def with_ssh_add(folder: Path) -> None:
         target.chmod(0o755)
 
 
+def test_an_agent_that_does_not_answer_is_told_of(kanifold: Kanifold, agent: Agent, busybox: Base) -> None:
+    where = context(kanifold, f"FROM {busybox.ref}\nCOPY root /\nRUN --mount=type=ssh ! ssh-add -l\n")
+    with_ssh_add(where / "root")
+    gone = kanifold.home / "gone"
+    with socket.socket(socket.AF_UNIX) as nobody:
+        nobody.bind(str(gone))  # and does not listen
+        done = kanifold("build", where, "--ssh", f"default={gone}", "--progress", "plain")
+    assert "the SSH agent does not answer: Connection refused" in done.said
+
+
 @pytest.mark.parametrize("given", ["default", "default={agent.socket}", "default={agent.key}"])
 def test_a_step_reaches_the_agent(kanifold: Kanifold, agent: Agent, busybox: Base, tmp_path: Path, given: str) -> None:
     where = context(
