@@ -45,6 +45,16 @@ def _platforms(_context: click.Context, _option: click.Parameter, begun: str) ->
     return [before + comma + str(each) for each in USUAL if str(each).startswith(last)]
 
 
+_TIMEOUT = click.option(
+    "--registry-timeout",
+    "timeouts",
+    metavar="[REGISTRY=]TIME",
+    multiple=True,
+    shell_complete=_times,
+    help="Give a registry up after so long without getting further, tries included: 20s, 2m, …",
+)
+
+
 @click.group(context_settings=_CONTEXT_SETTINGS)
 @click.version_option(__version__, "--version", prog_name="kanifold")
 def cli() -> None:
@@ -277,14 +287,7 @@ def cli() -> None:
     multiple=True,
     help="Where to look first (default registry: docker.io).",
 )
-@click.option(
-    "--registry-timeout",
-    "timeouts",
-    metavar="[REGISTRY=]TIME",
-    multiple=True,
-    shell_complete=_times,
-    help="Give a registry up after so long without getting further, tries included: 20s, 2m, …",
-)
+@_TIMEOUT
 @click.option(
     "--root",
     metavar="DIR",
@@ -326,6 +329,7 @@ def build(check: bool, call: str, **flags: Any) -> None:
     multiple=True,
     help="Where to look first (default registry: docker.io).",
 )
+@_TIMEOUT
 def pin(
     dockerfiles: tuple[str, ...],
     check: bool,
@@ -333,17 +337,19 @@ def pin(
     dry_run: bool,
     insecure: tuple[str, ...],
     mirrors: tuple[str, ...],
+    timeouts: tuple[str, ...],
 ) -> None:
     """Write into FROM and --from the digest of the index that each external image is today.
 
     A DOCKERFILE is a file, or a directory that has one (default: the current one). Comments and layout stay. What is
     pinned already is left as it is, and said to have moved on where it has: --update renews it.
     """
+    from executor.registry import config
     from orchestrator import pin as pinning
 
     if check and (update or dry_run):
         raise click.UsageError("--check changes nothing: it goes with neither --update nor --dry-run")
-    found = pinning.examined(dockerfiles, insecure, mirrors)
+    found = pinning.examined(dockerfiles, config.with_flags(config.load_settings(), insecure, mirrors, timeouts))
     if check:
         click.get_current_context().exit(pinning.check(found))
     states = pinning.RENEWED if update else pinning.NEW

@@ -24,7 +24,8 @@ from executor.dockerfile.pinning import Mention, mentions, rewritten
 from executor.dockerfile.stages import Dockerfile
 from executor.image.manifest import Descriptor, Index
 from executor.image.mediatypes import INDEXES
-from executor.registry import auth, config, reference
+from executor.registry import auth, reference
+from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
 from orchestrator import registries
 from orchestrator.plan import NAMES
@@ -81,13 +82,13 @@ RENEWED: Final = frozenset({State.UNPINNED, State.MOVED, State.ONE_PLATFORM})
 """What ``--update`` writes."""
 
 
-def examined(paths: Sequence[str], insecure: Sequence[str], mirrors: Sequence[str]) -> list[Examined]:
+def examined(paths: Sequence[str], settings: RegistrySettings) -> list[Examined]:
     """The Dockerfiles ``paths`` (directories stand for theirs), and what registries say of their images.
 
     Raises ``KanifoldError`` for a file that cannot be read and an image that cannot be resolved.
     """
     files = _read(paths)
-    return [Examined(file, found) for file, found in zip(files, _findings(files, insecure, mirrors), strict=True)]
+    return [Examined(file, found) for file, found in zip(files, _findings(files, settings), strict=True)]
 
 
 def check(found: Sequence[Examined]) -> int:
@@ -157,9 +158,8 @@ def _file(path: str) -> str:
     raise UsageError(f"there is no {NAMES[0]} in {path}", remedy="name the files: kanifold pin FILE…")
 
 
-def _findings(files: Sequence[_File], insecure: Sequence[str], mirrors: Sequence[str]) -> list[tuple[Finding, ...]]:
+def _findings(files: Sequence[_File], settings: RegistrySettings) -> list[tuple[Finding, ...]]:
     """What is found for each mention of each file. Every image is asked for once."""
-    settings = config.with_flags(config.load_settings(), insecure, mirrors)
     names = tuple(dict.fromkeys(each.name for file in files for each in file.mentions if not each.has_variables))
     by_name = {each.name: each for file in reversed(files) for each in reversed(file.mentions)}
     registry = registries.here(settings, auth.docker_keychain())

@@ -51,6 +51,16 @@ def test_a_registry_that_stalls_is_named_and_given_up_when_the_user_says(kanifol
     assert len(server.asked) == 1
 
 
+def test_pinning_gives_a_registry_that_stalls_up_when_the_user_says(kanifold: Kanifold, context: Context) -> None:
+    over = threading.Event()
+    with served(lambda _: over.wait(60) and None) as server:
+        folder = context({"Dockerfile": f"FROM {server.host}/base\n"})
+        outcome = kanifold.run("pin", folder, "--check", "--registry-timeout", f"{server.host}=0.2s")
+        over.set()
+    assert outcome.code == 1
+    assert len(server.asked) == 1
+
+
 def test_a_base_may_be_an_index_in_an_index(kanifold: Kanifold, busybox: Base, context: Context) -> None:
     registry = MemoryRegistry()
     registry.add_layout("base", busybox.layout)

@@ -253,7 +253,7 @@ def test_tls_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             server.shutdown()
             thread.join()
     assert "SSL_CERT_FILE" in caught.value.problem.remedy
-    assert (target / "cert.pem").read_bytes() == certificate.read_bytes()
+    assert (target / "content").read_bytes() == certificate.read_bytes()
 
 
 # -- asking again ----------------------------------------------------------------------------------------------------
