@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from executor import job
+from platforms import decoding
 from platforms.errors import Interrupted, KanifoldError, ProtocolError
 
 _Request = job.Fetch | job.Files | job.Done
@@ -170,6 +171,6 @@ class Conversation:
         if not line.endswith(b"\n"):
             raise ProtocolError("a message is cut short or too long")
         try:
-            return _INCOMING.decode(line)
+            return decoding.decode(_INCOMING, line)
         except msgspec.DecodeError as error:
             raise ProtocolError("a message is malformed", why=str(error)) from error

@@ -38,9 +38,9 @@ from executor.store import blobs, durability, faults, keeping, policy
 from executor.store.prune import Pruned
 from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
-from platforms import emulation, host, parse
+from platforms import decoding, emulation, host, parse
 from platforms.emulation import Emulation
-from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, ProtocolError
 
 if TYPE_CHECKING:
     from executor.registry.client import Client
@@ -318,7 +318,10 @@ def _client(workshop: Workshop, stopping: threading.Event) -> Client:
     def keychain(name: str) -> Credential | None:
         registry, _, repository = name.partition("/")
         answer = workshop.conversation.ask("credential", registry, (repository,))
-        return None if answer is None else _CREDENTIAL.decode(answer)
+        try:
+            return None if answer is None else decoding.decode(_CREDENTIAL, answer)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"the credential for {registry} is malformed", why=str(error)) from error
 
     def progress(action: str, name: str, done: int, total: int) -> None:
         workshop.tell(job.Moved(action, name, done, total))

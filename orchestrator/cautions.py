@@ -16,6 +16,7 @@ from orchestrator.plan import Plan
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import events
+from platforms import decoding
 from platforms.errors import BuildError, Problem
 
 Cautions = tuple[tuple[str, Problem], ...]
@@ -45,7 +46,7 @@ def of(
     key = hashlib.sha256(asked).hexdigest()
     known = facts.get(store, "checks", key)
     if known is not None:
-        found, refusal = _NOTED.decode(known)
+        found, refusal = decoding.decode(_NOTED, known)
     else:
         from executor.dockerfile import rules
         from orchestrator import checking  # with all rules: most builds find their findings noted

@@ -16,6 +16,7 @@ import msgspec
 from executor import job
 from orchestrator.node import Node
 from orchestrator.process import GRACE, Process, start
+from platforms import decoding
 from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, ProtocolError
 
 _INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
@@ -219,7 +220,7 @@ async def _receive(process: Process) -> job.Message | None:
     if not line:
         return None
     try:
-        return _INCOMING.decode(line)
+        return decoding.decode(_INCOMING, line)
     except msgspec.DecodeError as error:
         raise ProtocolError("a message of an executor is malformed", why=str(error)) from error
 

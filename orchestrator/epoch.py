@@ -20,6 +20,8 @@ from platforms.errors import DockerfileError, UsageError
 
 NAME: Final = "SOURCE_DATE_EPOCH"
 _SECONDS: Final = re.compile(r"[+-]?\d+")
+_LATEST: Final = 253402300799
+"""The last second of the year 9999: no later one can be written down (RFC 3339)."""
 _REMEDY: Final = "give seconds since 1970, or name the context, a named context, or a stage FROM scratch with one ADD"
 
 
@@ -40,7 +42,10 @@ def resolve(
     if not value:
         return None
     if _SECONDS.fullmatch(value):
-        return int(value)
+        seconds = int(value[:20])
+        if abs(seconds) > _LATEST:
+            raise UsageError(f"invalid {NAME}: {value[:20]}", why="it is beyond the year 9999", remedy=_REMEDY)
+        return seconds
     if value == "context":
         return contexts.changed(main, means)
     if context := Named(frozenset(named)).find(value):

@@ -22,6 +22,7 @@ from orchestrator.node import Placement
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import events
+from platforms import regular
 from platforms.errors import BuildError, ContextError, KanifoldError, ProtocolError
 
 Emit = Callable[[events.Event], None]
@@ -192,7 +193,7 @@ def read_secret(file: str, variable: str) -> bytes | None:
         value = os.environ.get(variable)
         return None if value is None else value.encode("utf-8", "surrogateescape")
     try:
-        with open(file, "rb") as opened:
+        with regular.open_file(file) as opened:
             return opened.read()
     except OSError as error:
         raise BuildError(

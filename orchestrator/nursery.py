@@ -23,7 +23,7 @@ import msgspec
 
 from orchestrator import forking, registries
 from orchestrator.registries import Speaker
-from platforms import syscalls
+from platforms import decoding, syscalls
 from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
 
 _LIMIT: Final = 1 << 16
@@ -100,7 +100,7 @@ class Nursery:
                 said = self._line.recv(_LIMIT)
             if not said:
                 raise ProtocolError("there are no executors", why="the process that was to fork them has died")
-            answer = _ANSWER.decode(said)
+            answer = decoding.decode(_ANSWER, said)
             if isinstance(answer, str):
                 raise _unfit(answer)
             self._pids = answer

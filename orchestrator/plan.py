@@ -6,6 +6,7 @@ build runs cannot give amd64 another base than arm64.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from typing import Final
@@ -20,7 +21,7 @@ from executor.registry import reference
 from orchestrator import contexts, epoch
 from orchestrator.contexts import ElsewhereError, Files, Means
 from orchestrator.request import Request
-from platforms import host
+from platforms import host, regular
 from platforms.errors import BuildError, ContextError, DockerfileError, KanifoldError, UsageError
 from platforms.paths import below
 from platforms.platform import Platform
@@ -160,31 +161,53 @@ def named_context(name: str, value: str, means: Means) -> job.Context:
     if value.startswith("oci-layout://"):
         return job.Context(name, "layout", os.path.abspath(value.removeprefix("oci-layout://")))
     found = contexts.named(name, value, means)
-    ignore = "" if found.fetched else _ignore_text(os.path.join(found.directory, _IGNORE))
+    ignore = "" if found.fetched else _ignore_text((found.directory, _IGNORE))
     return job.Context(name, "directory", found.directory, ignore)
 
 
 def _dockerfile(request: Request, main: Files, means: Means) -> tuple[bytes, str, str]:
     """The Dockerfile, what it is called in errors, and the text of the ignore file that goes with it."""
-    ignore_file = "" if main.fetched else os.path.join(main.directory, _IGNORE)
+    ignore_file = () if main.fetched else ((main.directory, _IGNORE),)
     if request.dockerfile == "-":
         path = os.path.join(means.directory(), "Dockerfile")
         contexts.stdin(path, means)
-        return _read(path, "Dockerfile"), "Dockerfile", _ignore_text(ignore_file)
+        return _read("", path, "Dockerfile"), "Dockerfile", _ignore_text(*ignore_file)
     if main.dockerfile:
         if request.context == "-" and request.dockerfile:
             raise UsageError("two Dockerfiles: --file names one, and what comes on stdin is another, not an archive")
-        return _read(main.dockerfile, "Dockerfile"), "Dockerfile", ""
+        return _read("", main.dockerfile, "Dockerfile"), "Dockerfile", ""
     if main.fetched:
         return *_dockerfile_in(main.directory, request.dockerfile), ""
     path = request.dockerfile or os.path.join(request.context, NAMES[0])
-    if not request.dockerfile and not os.path.exists(path):
+    if not request.dockerfile and not os.path.lexists(path):
         for other in NAMES[1:]:
-            if os.path.exists(below(request.context, other)):
+            if os.path.lexists(below(request.context, other)):
                 path = below(request.context, other)
                 break
     name = path if os.path.isabs(path) else os.path.relpath(path)
-    return _read(path, path), name, _ignore_text(path + _IGNORE, ignore_file)
+    top, inside = _in_context(main.directory, path)
+    own = (top, inside + _IGNORE) if top else (os.path.dirname(path) or os.curdir, os.path.basename(path) + _IGNORE)
+    return _read(top, inside or path, path), name, _ignore_text(own, *ignore_file)
+
+
+def _in_context(context: str, path: str) -> tuple[str, str]:
+    """``context`` and the path in it, when ``path`` lies in it by whatever name; else "" twice: its user chose it.
+
+    What a link in the context leads to is no choice of the user's, and is not looked at.
+    """
+    whole = os.path.abspath(path)
+    top = os.stat(context)
+    real = os.path.realpath(os.path.dirname(whole))
+    for place in (whole, below(real, os.path.basename(whole)) if real != whole else whole):
+        above = os.path.dirname(place)
+        while True:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(above), top):
+                    return context, os.path.relpath(place, above)
+            if above == os.path.dirname(above):
+                break
+            above = os.path.dirname(above)
+    return "", ""
 
 
 def _dockerfile_in(directory: str, path: str) -> tuple[bytes, str]:
@@ -207,9 +230,10 @@ def _dockerfile_in(directory: str, path: str) -> tuple[bytes, str]:
     )
 
 
-def _read(path: str, name: str) -> bytes:
+def _read(directory: str, path: str, name: str) -> bytes:
+    """The Dockerfile ``path`` in ``directory``, or, where that is "", wherever it is; errors call it ``name``."""
     try:
-        with open(path, "rb") as file:
+        with regular.open_below(directory, path) if directory else regular.open_file(path) as file:
             return _bounded(file.read(_TEXT_LIMIT + 1), name)
     except OSError as error:
         raise DockerfileError(
@@ -225,14 +249,15 @@ def _bounded(data: bytes, name: str) -> bytes:
     return data
 
 
-def _ignore_text(*paths: str) -> str:
-    """The first ignore file that there is: the Dockerfile's own comes before the context's."""
-    for path in filter(None, paths):
+def _ignore_text(*places: tuple[str, str]) -> str:
+    """The first ignore file that there is, by directory and path: the Dockerfile's own comes before the context's."""
+    for directory, path in places:
         try:
-            with open(path, "rb") as file:
+            with regular.open_below(directory, path) as file:
                 return _bounded(file.read(_TEXT_LIMIT + 1), path).decode("utf-8", "replace")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise ContextError(f"cannot read {path}", why=error.strerror or str(error)) from error
+            whole = os.path.normpath(f"{directory}/{path}")
+            raise ContextError(f"cannot read the ignore file {whole}", why=error.strerror or str(error)) from error
     return ""

@@ -27,6 +27,7 @@ from executor.registry.config import RegistrySettings
 from executor.registry.notices import Notice, Tell
 from executor.registry.reference import Reference
 from orchestrator import forking
+from platforms import decoding
 from platforms.errors import (
     EnvironmentUnfit,
     Interrupted,
@@ -157,7 +158,7 @@ class _Line:
             if len(data) < size:
                 return
             try:
-                message = _MESSAGE.decode(data)
+                message = decoding.decode(_MESSAGE, data)
             except msgspec.DecodeError:
                 return
             if not isinstance(message, _Answer):
@@ -252,7 +253,7 @@ class Speaker:
             given = msgspec.Raw(msgspec.msgpack.encode(arguments))
         except (UnicodeEncodeError, OverflowError) as error:  # of something that a registry said
             raise RegistryError("cannot ask a registry for this", why=str(error)) from error
-        return _CALLS[call][1].decode(self._line.ask(lambda number: _Question(number, call, given)))
+        return decoding.decode(_CALLS[call][1], self._line.ask(lambda number: _Question(number, call, given)))
 
     def resolve(self, reference: Reference) -> Descriptor:
         found: Descriptor = self._ask("resolve", reference)
@@ -315,10 +316,10 @@ def speak(incoming: int, outgoing: int) -> int:
     client: Client | None = None
 
     def keychain(name: str) -> Credential | None:
-        return _CREDENTIAL.decode(line.ask(lambda number: _Who(number, name)))
+        return decoding.decode(_CREDENTIAL, line.ask(lambda number: _Who(number, name)))
 
     def value(question: _Question) -> object:
-        arguments = _CALLS[question.call][0].decode(question.arguments)
+        arguments = decoding.decode(_CALLS[question.call][0], question.arguments)
         found = getattr(client, question.call)(*arguments)
         return found[1:] if question.call == "manifest" else found
 

@@ -31,7 +31,7 @@ from orchestrator.node import Placement
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import events
-from platforms import host
+from platforms import decoding, host
 from platforms.errors import Interrupted, KanifoldError, StoreError
 from platforms.paths import below
 
@@ -65,7 +65,7 @@ def find(orders: Orders, store: Store) -> tuple[Answer, ...]:
     """What the ``orders`` (whose pins need not be known) were answered with; none unless that is known of all."""
     found = [facts.get(store, "repeat", _key(order)) for _, order in orders]
     try:
-        return tuple(_ANSWER.decode(each) for each in found if each is not None) if None not in found else ()
+        return tuple(decoding.decode(_ANSWER, each) for each in found if each is not None) if None not in found else ()
     except msgspec.DecodeError:  # of another version of ours, as may be on a developer's machine
         return ()
 

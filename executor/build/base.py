@@ -34,7 +34,7 @@ from executor.rootfs.stack import mount_stack
 from executor.rootfs.streams import Readable
 from executor.rootfs.unpack import Unpacked
 from executor.store import blobs, facts, faults, locks, snapshots
-from platforms import Platform, satisfies
+from platforms import Platform, decoding, satisfies
 from platforms.errors import ArchiveError, KanifoldError, Problem
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> L
 
     def look() -> Packed | None:
         found = facts.get(store, "recompressed", name)
-        packed = None if found is None else _PACKED.decode(found)
+        packed = None if found is None else decoding.decode(_PACKED, found)
         return packed if packed is not None and blobs.has(store, packed.digest) else None
 
     def pack() -> Blob:

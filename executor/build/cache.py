@@ -19,6 +19,7 @@ import msgspec
 
 from executor.store import blobs, records, snapshots
 from executor.store.store import Store
+from platforms import decoding
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -75,7 +76,7 @@ _KNOWN: Final[msgspec.json.Decoder[Known]] = msgspec.json.Decoder(Known)
 def outcome(store: Store, key: str) -> Outcome | None:
     """What the step with ``key`` came to, when that is known."""
     data = records.get(store, f"step:{key}")
-    return None if data is None else _OUTCOME.decode(data)
+    return None if data is None else decoding.decode(_OUTCOME, data)
 
 
 def outcome_from(store: Store, key: str, places: Iterable[str]) -> Outcome | None:
@@ -100,7 +101,7 @@ def note_outcome(store: Store, key: str, found: Outcome, description: str) -> No
 def known(store: Store, result: str) -> Known:
     """What is known of ``result``."""
     data = records.get(store, f"result:{result}")
-    return Known() if data is None else _KNOWN.decode(data)
+    return Known() if data is None else decoding.decode(_KNOWN, data)
 
 
 def note_known(store: Store, result: str, found: Known) -> None:

@@ -21,6 +21,7 @@ from executor.build.workshop import Copy, Workshop, together
 from executor.rootfs.entry import Entry, Kind
 from executor.store import facts, faults, files, locks
 from executor.store.spool import Spool
+from platforms import decoding
 from platforms.errors import ContextError
 
 _SMALL: Final = 16 << 10
@@ -130,7 +131,7 @@ def agreed(workshop: Workshop, what: str, looked: Once[Look], selection: Once[Se
     with locks.lock(workshop.store, f"selection {fact}", cancel=workshop.cancelled):
         known = facts.get(workshop.store, "selection", fact)
         if known is not None:
-            return _AGREED.decode(known)
+            return decoding.decode(_AGREED, known)
         found = _recognised(workshop, looked(), selection)
         if not (selection.done and selection().live):
             facts.put(workshop.store, "selection", fact, msgspec.json.encode(found))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import posixpath
 import stat
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -25,6 +26,10 @@ from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
 from executor.store.spool import Spool
 from platforms.errors import BuildError, ContextError
+
+_PATH_LIMIT: Final = 4095
+_NAME_LIMIT: Final = 255
+"""Bytes of a path and of a component (linux/limits.h)."""
 
 
 class Treatment(msgspec.Struct, frozen=True):
@@ -193,7 +198,9 @@ class Plan:
         return found is None or not stat.S_ISDIR(found.st_mode)
 
     def resolve(self, path: bytes) -> bytes:
-        """``path`` with the links of the stage and of the plan followed."""
+        """``path`` with the links of the stage and of the plan followed. Raises ``BuildError`` where nothing can be."""
+        if len(path) > _PATH_LIMIT or any(len(part) > _NAME_LIMIT for part in path.split(b"/")):
+            raise BuildError(f"/{path[:64].decode('utf-8', 'replace').lstrip('/')}…: file name too long")
         done: list[bytes] = []
         todo = [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
         followed = 0
@@ -216,17 +223,21 @@ class Plan:
 
     def make_directories(self, path: bytes, mode: int, owner: tuple[int, int] | None) -> None:
         """Make ``path`` (resolved) and what is missing above it."""
-        if not path:
-            return
-        found = self.lookup(path)
-        if found is not None:
-            if found.kind is not Kind.DIRECTORY:
-                raise BuildError(f"mkdir /{path.decode('utf-8', 'replace')}: not a directory")
-            return
-        above = path.rpartition(b"/")[0]
-        self.make_directories(above, mode, owner)
+        missing: list[bytes] = []
+        while path:
+            found = self.lookup(path)
+            if found is not None:
+                if found.kind is not Kind.DIRECTORY:
+                    raise BuildError(f"mkdir /{path.decode('utf-8', 'replace')}: not a directory")
+                break
+            missing.append(path)
+            path = path.rpartition(b"/")[0]
+        for below in reversed(missing):
+            self._make_directory(below, mode, owner)
+
+    def _make_directory(self, path: bytes, mode: int, owner: tuple[int, int] | None) -> None:
         uid, gid = owner or (0, 0)
-        parent = self.lookup(above)
+        parent = self.lookup(path.rpartition(b"/")[0])
         if parent is not None and parent.mode & stat.S_ISGID:  # as mkdir(2) does it
             mode |= stat.S_ISGID
             gid = gid if owner else parent.gid
@@ -360,24 +371,27 @@ def unpack_into(
 
     links: dict[tuple[int, int], bytes] = {}
 
-    def add(path: bytes, target: bytes) -> None:
-        for entry in tree.entries(path):
-            below = entry.path
-            name = below.rpartition(b"/")[2]
-            uid, gid = owner or (entry.uid, entry.gid)
-            place = target + b"/" + name if target else name
-            if entry.kind is Kind.DIRECTORY and below in implicit:
-                place = plan.resolve(place)
-                plan.make_directories(place, 0o755, None)
-            else:
-                placed = replace(entry, path=place, uid=uid, gid=gid)
-                linked = _linked(placed, links)
-                there = linked.kind is not Kind.HARDLINK or plan.planned(linked.link) is not None
-                plan.put(linked if there else placed)
-            if entry.kind is Kind.DIRECTORY:
-                add(below, place)
-
-    add(b"", top)
+    open_directories = [(tree.entries(b""), top)]
+    while open_directories:
+        entries, target = open_directories[-1]
+        entry = next(entries, None)
+        if entry is None:
+            open_directories.pop()
+            continue
+        below = entry.path
+        name = below.rpartition(b"/")[2]
+        uid, gid = owner or (entry.uid, entry.gid)
+        place = target + b"/" + name if target else name
+        if entry.kind is Kind.DIRECTORY and below in implicit:
+            place = plan.resolve(place)
+            plan.make_directories(place, 0o755, None)
+        else:
+            placed = replace(entry, path=place, uid=uid, gid=gid)
+            linked = _linked(placed, links)
+            there = linked.kind is not Kind.HARDLINK or plan.planned(linked.link) is not None
+            plan.put(linked if there else placed)
+        if entry.kind is Kind.DIRECTORY:
+            open_directories.append((tree.entries(below), place))
 
 
 def copy_match(
@@ -438,7 +452,8 @@ def reached(source: Source, top: Entry, exclude: tuple[str, ...]) -> Iterator[Re
     everything = only is None and without is None
     waiting: list[Reached] = []
 
-    def walk(entry: Entry, name: bytes) -> Iterator[Reached]:
+    def come_to(entry: Entry, name: bytes) -> tuple[list[Reached], bool]:
+        """What is reached when the walk comes to ``entry``, and whether it goes on below."""
         directory = entry.kind is Kind.DIRECTORY
         included = True
         if name and not everything:
@@ -447,28 +462,41 @@ def reached(source: Source, top: Entry, exclude: tuple[str, ...]) -> Iterator[Re
                 included = False
             if without is not None and without.excludes(text, directory):
                 if not directory or not without.may_contain_included(text):
-                    return
+                    return [], False
                 included = False
         if included:
-            yield from waiting
+            found = [*waiting, Reached(entry, name)]
             waiting.clear()
-            yield Reached(entry, name)
-        elif directory:
+            return found, directory
+        if directory:
             waiting.append(Reached(entry, name, leads=True))
-        if not directory:
-            return
-        for below in source.tree.entries(entry.path):
-            child = below.path.rpartition(b"/")[2]
-            if name:
-                child = name + b"/" + child
-            if everything and below.kind is not Kind.DIRECTORY:
-                yield Reached(below, child)
-            else:
-                yield from walk(below, child)
-        if waiting and waiting[-1].name == name:
-            waiting.pop()
+        return [], directory
 
-    return walk(top, b"")
+    def walk() -> Iterator[Reached]:
+        found, deeper = come_to(top, b"")
+        yield from found
+        # A stack of our own: a tree may be deeper than Python's.
+        open_directories = [(b"", source.tree.entries(top.path))] if deeper else []
+        while open_directories:
+            above, entries = open_directories[-1]
+            entry = next(entries, None)
+            if entry is None:
+                open_directories.pop()
+                if waiting and waiting[-1].name == above:
+                    waiting.pop()
+                continue
+            name = entry.path.rpartition(b"/")[2]
+            if above:
+                name = above + b"/" + name
+            if everything and entry.kind is not Kind.DIRECTORY:
+                yield Reached(entry, name)
+                continue
+            found, deeper = come_to(entry, name)
+            yield from found
+            if deeper:
+                open_directories.append((name, source.tree.entries(entry.path)))
+
+    return walk()
 
 
 class _Copier:

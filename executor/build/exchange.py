@@ -32,8 +32,9 @@ from executor.registry import reference
 from executor.registry.reference import Reference
 from executor.store import blobs
 from executor.store.store import Store
+from platforms import decoding, regular
 from platforms.errors import ArchiveError, KanifoldError, Problem
-from platforms.paths import below
+from platforms.paths import below, component
 
 if TYPE_CHECKING:
     from executor.registry.client import Client
@@ -161,7 +162,7 @@ class DirectoryPlace:
 
     def find(self, key: str) -> Entry | None:
         try:
-            with open(below(self._path, "steps", key), "rb") as file:
+            with regular.open_below(self._path, f"steps/{component(key)}") as file:
                 data = file.read(_RECORD_LIMIT)
         except FileNotFoundError:
             if not os.path.isdir(self._path):
@@ -180,7 +181,8 @@ class DirectoryPlace:
         self._write(record, io.BytesIO(msgspec.json.encode(entry)).read)
 
     def bring(self, entry: Descriptor, store: Store) -> None:
-        with open(self._blob(entry.digest), "rb") as file, blobs.resume(store, entry.digest) as ingest:
+        place = "/".join(("blobs", *map(component, check_digest(entry.digest).split(":"))))
+        with regular.open_below(self._path, place) as file, blobs.resume(store, entry.digest) as ingest:
             file.seek(ingest.resume_offset)
             while block := file.read(1 << 20):
                 ingest.write(block)
@@ -326,9 +328,9 @@ class Exchange:
             return True
         try:
             made = datetime.fromisoformat(entry.created.replace("Z", "+00:00"))
-        except ValueError:
+            return (datetime.now(UTC) - made).total_seconds() <= self._max_age
+        except (ValueError, TypeError, OverflowError):  # no moment, or one without a time zone
             return False
-        return (datetime.now(UTC) - made).total_seconds() <= self._max_age
 
 
 def places(order: job.Job, client: Callable[[], Client]) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
@@ -356,7 +358,7 @@ _FIELDS: Final[msgspec.json.Decoder[dict[str, msgspec.Raw]]] = msgspec.json.Deco
 def decode(data: bytes, key: str) -> Entry:
     """The record in ``data``, which has to be for ``key``. Raises ``ArchiveError``."""
     try:
-        entry = _ENTRY.decode(data)
+        entry = decoding.decode(_ENTRY, data)
     except msgspec.DecodeError as error:
         raise ArchiveError("a cache entry is malformed", why=str(error)) from error
     if entry.key != key:
@@ -370,8 +372,8 @@ def decode(data: bytes, key: str) -> Entry:
 def read_inline(config: bytes) -> dict[str, Entry]:
     """The steps that an image's config remembers, by key; empty for an image without."""
     try:
-        raw = _FIELDS.decode(config).get(INLINE)
-        entries = _ENTRIES.decode(raw) if raw is not None else ()
+        raw = decoding.decode(_FIELDS, config).get(INLINE)
+        entries = decoding.decode(_ENTRIES, raw) if raw is not None else ()
     except msgspec.DecodeError as error:
         raise ArchiveError("an image's cache is malformed", why=str(error)) from error
     return {each.key: decode(msgspec.json.encode(each), each.key) for each in entries}
@@ -379,6 +381,6 @@ def read_inline(config: bytes) -> dict[str, Entry]:
 
 def with_inline(config: bytes, entries: Sequence[Entry]) -> bytes:
     """``config`` with ``entries`` in it, in an order that does not depend on which stage was done first."""
-    document = _FIELDS.decode(config)
+    document = decoding.decode(_FIELDS, config)
     document[INLINE] = msgspec.Raw(msgspec.json.encode(sorted(entries, key=lambda each: each.key)))
     return msgspec.json.encode(document)

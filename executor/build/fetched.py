@@ -20,6 +20,7 @@ from executor.context.gitreference import GitReference
 from executor.dockerfile.instructions import Add
 from executor.rootfs.tree import open_directory
 from executor.store import facts
+from platforms import decoding
 
 if TYPE_CHECKING:
     from executor.context.git import Resolved
@@ -68,7 +69,7 @@ class FromUrl(msgspec.Struct, frozen=True):
         """The content's digest: remembered, as long as the server says that the file is the same."""
         data = facts.get(workshop.store, "url", self.url)
         if data is not None:
-            digest, validators = _REMEMBERED.decode(data)
+            digest, validators = decoding.decode(_REMEMBERED, data)
             if http.unchanged(
                 self.url, validators, authorization=self._authorization(workshop), cancel=workshop.cancelled
             ):

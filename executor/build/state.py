@@ -56,9 +56,7 @@ def enter(state: State) -> State:
     config = state.config
     if not any(key == "PATH" for key, _ in config.env):
         config = replace(config, env=(*config.env, ("PATH", image.DEFAULT_PATH)))
-    env = state.env
-    for key, value in config.env:
-        env = image.put(env, key, value)
+    env = tuple({**dict(state.env), **dict(config.env)}.items())
     if config.working_dir:
         config = replace(config, working_dir=directory("/", config.working_dir))
     return replace(state, config=config, env=env)

@@ -177,10 +177,10 @@ def _size(key: str, value: str) -> int:
         unit = ""
     if unit[1:] not in ("", "b", "ib") or unit[:1] not in _UNITS:
         raise wrong
-    size = int(float(number) * (1 << _UNITS[unit[:1]]))
+    size = float(number) * (1 << _UNITS[unit[:1]])
     if size >= 1 << 63:
         raise wrong
-    return size
+    return int(size)
 
 
 def device(text: str) -> Device:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import msgspec
+
+from platforms import decoding
+
 SPACE: Final = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 """White space as BuildKit (Go's unicode.IsSpace) has it; Python's own notion also counts four control characters."""
 
@@ -129,28 +133,17 @@ def json_array(text: str) -> tuple[str, ...] | None:
     text = text.lstrip(SPACE)
     if not text.startswith("["):
         return None
-    import json
-
     try:
-        items = json.loads(text, parse_constant=_refuse, parse_float=_number)
-    except (ValueError, RecursionError):
+        items = decoding.from_loose_json(text)
+    except msgspec.DecodeError:
         return None
     if not all(isinstance(item, str) for item in items):
         raise JSONStringsError("when using JSON array syntax, arrays must be comprised of strings only")
+    if any("\0" in item for item in items):
+        raise JSONStringsError(
+            "a word in JSON array syntax has a NUL byte, which no file, variable or argument can hold"
+        )
     return tuple(_scalar(item) for item in items)
-
-
-def _refuse(name: str) -> None:
-    """NaN and Infinity are Python's own additions to JSON."""
-    raise ValueError(name)
-
-
-def _number(text: str) -> float:
-    """A JSON number; one that does not fit is an error to BuildKit, and infinity to Python."""
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(text)
-    return value
 
 
 def _scalar(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
+from platforms import decoding
 from platforms.errors import ArchiveError
 from platforms.platform import Platform
 
@@ -87,9 +88,10 @@ def parse(data: bytes) -> ImageConfig:
     if len(data) > CONFIG_LIMIT:
         raise ArchiveError("image config too large", why=f"{len(data)} bytes; the limit is {CONFIG_LIMIT}")
     try:
-        raw = _DECODER.decode(data)
+        raw = decoding.decode(_DECODER, data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ArchiveError("malformed image config", why=str(error)) from error
+    _refuse_nul(raw.config)
     if raw.rootfs is not None and raw.rootfs.type not in ("", "layers"):
         raise ArchiveError("unsupported image config", why=f"rootfs.type is {raw.rootfs.type!r}")
     config = raw.config or _Config()
@@ -121,6 +123,19 @@ def parse(data: bytes) -> ImageConfig:
         ),
         diff_ids=(raw.rootfs.diff_ids or ()) if raw.rootfs else (),
     )
+
+
+def _refuse_nul(config: _Config | None) -> None:
+    """Refuse what becomes a path, a variable or an argument, and ends before its end for the kernel."""
+    if config is None:
+        return
+    words = (
+        ("User", (config.User,)), ("WorkingDir", (config.WorkingDir,)), ("Env", config.Env), ("Shell", config.Shell),
+        ("Entrypoint", config.Entrypoint), ("Cmd", config.Cmd), ("Volumes", config.Volumes),
+    )  # fmt: skip
+    for name, values in words:
+        if any("\0" in each for each in values or ()):
+            raise ArchiveError("malformed image config", why=f"{name} has a NUL byte")
 
 
 def encode(config: ImageConfig) -> bytes:

@@ -12,6 +12,7 @@ import msgspec
 
 from executor.image import mediatypes
 from executor.image.digest import check_digest, sha256
+from platforms import decoding
 from platforms.errors import ArchiveError
 
 MANIFEST_LIMIT: Final = 4 << 20
@@ -105,7 +106,6 @@ def describe(document: Manifest | Index, platform: PlatformSpec | None = None) -
 
 
 def _strict_object(data: bytes) -> dict[str, Any]:
-    import json
 
     if len(data) > MANIFEST_LIMIT:
         raise ArchiveError("manifest too large", why=f"{len(data)} bytes; the limit is {MANIFEST_LIMIT}")
@@ -117,11 +117,9 @@ def _strict_object(data: bytes) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        document = json.loads(data.decode(), object_pairs_hook=unique)
-        if b"\\u" in data:  # perhaps half of a surrogate pair, which is no text, and read in many ways
-            json.dumps(document, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise ArchiveError("malformed manifest", why=f"not JSON: {error}") from error
+        document = decoding.from_json(data, pairs=unique)
+    except msgspec.DecodeError as error:
+        raise ArchiveError("malformed manifest", why=str(error)) from error
     if not isinstance(document, dict):
         raise ArchiveError("malformed manifest", why="not a JSON object")
     for key in document:

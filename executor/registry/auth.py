@@ -23,6 +23,7 @@ from typing import Any, Final
 import msgspec
 
 from executor.registry.reference import DOCKER_HUB
+from platforms import decoding
 from platforms.errors import EnvironmentUnfit, RegistryError
 
 FILE_LIMIT: Final = 4 << 20
@@ -186,12 +187,9 @@ def _stores() -> Iterator[_Store]:
 
 
 def _parse(data: bytes, source: str) -> _Store:
-    import json
-
     try:
-        document = json.loads(data)
-        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text, but JSON can say it
-    except (ValueError, RecursionError):
+        document = decoding.from_json(data)
+    except msgspec.DecodeError:
         # The decoder's message may quote the text, and the text is secret.
         raise _broken(source, "it is not JSON") from None
     if not isinstance(document, dict):
@@ -231,7 +229,6 @@ def _decode(auth: str, key: str, source: str) -> tuple[str, str]:
 
 def _ask_helper(name: str, server: str, source: str) -> Credential | None:
     """What ``docker-credential-NAME get`` answers for ``server`` (docker/docker-credential-helpers' protocol)."""
-    import json
     import subprocess
 
     program = f"docker-credential-{name}"
@@ -264,10 +261,9 @@ def _ask_helper(name: str, server: str, source: str) -> Credential | None:
             remedy=f"try it by hand: echo {server} | {program} get",
         )
     try:
-        answer = json.loads(done.stdout)
+        answer = decoding.from_json(done.stdout)
         username, secret = answer["Username"], answer["Secret"]
-        f"{username}{secret}".encode()
-    except (ValueError, KeyError, TypeError):
+    except (msgspec.DecodeError, KeyError, TypeError):
         answer = username = secret = None
     if not isinstance(username, str) or not isinstance(secret, str):
         raise RegistryError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Final
+
+import msgspec
 
 from executor.registry.auth import printable
 from executor.registry.reference import DOCKER_HUB
 from executor.registry.wire import Reply
+from platforms import decoding
 from platforms.errors import RegistryError
 
 PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
@@ -98,9 +100,10 @@ def diagnostics(body: bytes) -> str:
 
 def _json(body: bytes) -> object:
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        document: object = decoding.from_json(body)
+    except msgspec.DecodeError:
         return None
+    return document
 
 
 def _errors(document: object) -> list[dict[str, object]]:

@@ -33,7 +33,7 @@ from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, encode, parse
 from executor.registry.auth import printable
-from platforms import syscalls
+from platforms import decoding, syscalls
 from platforms.errors import ArchiveError, StoreError
 from platforms.paths import below
 
@@ -176,8 +176,8 @@ def open_layout(path: str, open_file: _Opener) -> Layout:
             return file.read(MANIFEST_LIMIT + 1)
 
     try:
-        version = json.loads(read("oci-layout"))["imageLayoutVersion"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        version = decoding.from_json(read("oci-layout"))["imageLayoutVersion"]
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
         raise ArchiveError(f"{path} is not an OCI image layout", why="oci-layout has no imageLayoutVersion") from error
     if not isinstance(version, str) or version.partition(".")[0] != "1":
         raise ArchiveError(f"cannot read the image layout {path}", why=f"its version is {version!r}, not 1")
@@ -243,14 +243,14 @@ def verified(blob: BlobSource) -> Iterator[bytes]:
 def _extended(directory: str, roots: tuple[Descriptor, ...]) -> bytes:
     """The directory's index with ``roots`` added. Entries of others are kept as they are, unknown fields included."""
     path = os.path.join(directory, "index.json")
-    document: dict[str, Any] = json.loads(index_json(roots))
+    document: dict[str, Any] = decoding.from_json(index_json(roots))
     try:
         with open(path, "rb") as file:
             data = file.read(MANIFEST_LIMIT + 1)
     except FileNotFoundError:
         return index_json(roots)
     parse(data, mediatypes.OCI_INDEX)
-    old: dict[str, Any] = json.loads(data)
+    old: dict[str, Any] = decoding.from_json(data)
     names = {dict(root.annotations).get(REF_NAME, "") for root in roots} - {""}
     unnamed = {root.digest for root in roots if not dict(root.annotations).get(REF_NAME)}
 

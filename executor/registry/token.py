@@ -17,7 +17,6 @@ redirect.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from typing import Final
@@ -30,6 +29,7 @@ from executor.registry.auth import Credential, Keychain
 from executor.registry.config import RegistrySettings
 from executor.registry.failure import PASSING, diagnostics, refused, retry_after
 from executor.registry.wire import STALL_SECONDS, Lost, Origin, Request, Wire, check_target, origin_of
+from platforms import decoding
 from platforms.errors import RegistryError
 
 TOKEN_LIMIT: Final = 1 << 20
@@ -296,8 +296,8 @@ def _basic(credential: Credential) -> str:
 
 def _token(body: bytes, what: str, realm: str) -> tuple[str, float]:
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
+        document = decoding.from_json(body)
+    except msgspec.DecodeError:
         document = None
     if not isinstance(document, dict):
         raise RegistryError(what, why=f"{origin_of(realm).authority} did not answer in JSON")

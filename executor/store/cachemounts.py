@@ -19,6 +19,7 @@ import msgspec
 from executor.store.faults import translated
 from executor.store.locks import lock, try_lock
 from executor.store.removal import disk_usage, remove_tree
+from platforms import decoding
 from platforms.paths import below
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def listed(store: Store) -> tuple[CacheMount, ...]:
             suppress(OSError, ValueError, KeyError, TypeError),
             open(os.path.join(path, "id"), encoding="utf-8") as file,
         ):
-            said = json.load(file)
+            said = decoding.from_json(file.read())
             used = os.fstat(file.fileno()).st_mtime
             mount = CacheMount(str(said["id"]), path, float(said["created"]), used, *_measured(path))
             if mount.path == top(store, mount.id):
