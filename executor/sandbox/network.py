@@ -153,13 +153,15 @@ def switch_on_loopback() -> None:
 def resolv_conf(isolated: bool) -> bytes:
     """The text of a step's /etc/resolv.conf: the host's, with servers that a step's own network can reach."""
     text = _contents(_RESOLV_CONF)
-    if not isolated or not any(map(_is_loopback, _servers(text))):
+    servers = _servers(text)
+    if not isolated or not any(map(_is_loopback, servers)):
         return text
-    behind = _contents(_BEHIND_RESOLVED)
-    if (servers := _servers(behind)) and not any(map(_is_loopback, servers)):
+    others = [line for line in text.splitlines() if not _is_loopback(_server(line))]
+    if not all(map(_is_loopback, servers)):
+        return b"\n".join([*others, b""])
+    if behind := _behind_resolved():
         return behind
-    lines = [line for line in text.splitlines() if not _is_loopback(_server(line))]
-    return b"\n".join([f"nameserver {_FORWARDED_DNS}".encode(), *lines, b""])
+    return b"\n".join([f"nameserver {_FORWARDED_DNS}".encode(), *others, b""])
 
 
 # -- the helper ------------------------------------------------------------------------------------------------------
@@ -251,7 +253,8 @@ def _start(program: str, namespace: str) -> str:
     options = (
         *("--quiet", "--config-net", "--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra"),
         *("-t", "none", "-u", "none", "-T", "none", "-U", "none"),
-        *("--dns-forward", _FORWARDED_DNS, "-I", INTERFACE, "-P", pid_file),
+        *(("--dns-forward", _FORWARDED_DNS) if _forwards() else ()),
+        *("-I", INTERFACE, "-P", pid_file),
         *("--no-netns-quit", "--netns", namespace),
     )
     complaints = os.memfd_create("kanifold")
@@ -341,6 +344,23 @@ def _contents(path: str) -> bytes:
             return file.read()
     except OSError:
         return b""
+
+
+def _behind_resolved() -> bytes:
+    """The other resolv.conf that systemd-resolved keeps, if there is one with servers that steps can reach."""
+    text = _contents(_BEHIND_RESOLVED)
+    servers = _servers(text)
+    return text if servers and not any(map(_is_loopback, servers)) else b""
+
+
+def _forwards() -> bool:
+    """Whether the helper has to ask a server on the loopback interface for steps.
+
+    Only then may it be told to: it makes all answers of the host's first server appear to come from the address that
+    it forwards, so whoever asks that server itself does not recognise them.
+    """
+    servers = _servers(_contents(_RESOLV_CONF))
+    return bool(servers) and all(map(_is_loopback, servers)) and not _behind_resolved()
 
 
 def _servers(text: bytes) -> list[bytes]:

@@ -135,9 +135,10 @@ def serve(_: Inside) -> None:
         datagrams = socket.socket(family, socket.SOCK_DGRAM)
         datagrams.bind((address, port))
         threading.Thread(target=answer, args=(datagrams, name), daemon=True).start()
-    resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    resolver.bind(("127.0.0.53", 53))
-    threading.Thread(target=answer, args=(resolver, b"names"), daemon=True).start()
+    for address in ("127.0.0.53", OUTSIDE):
+        resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        resolver.bind((address, 53))
+        threading.Thread(target=answer, args=(resolver, b"names"), daemon=True).start()
     abstract = socket.socket(socket.AF_UNIX)
     abstract.bind("\0kanifold-of-the-host")
     abstract.listen()
@@ -244,6 +245,21 @@ print(b"loopback" in seen, b"outside" in seen)
         network="isolated",
     )
     assert (done.ended.shared, done.err, done.out) == ("", "", "False True\n")
+
+
+@needs_pasta
+@RUNGS
+@pytest.mark.parametrize("more", ["", "nameserver 127.0.0.1\n"])
+def test_names_are_resolved_by_the_servers_of_the_host(houses: Callable[..., House], rung: str, more: str) -> None:
+    done = run(
+        houses(rung, resolver=f"{OUTSIDE}\n{more}"),
+        """
+text = open("/etc/resolv.conf").read()
+print(text.split(), reach(text.split()[3], 53, data=b"x" * 20))
+""",
+        network="isolated",
+    )
+    assert done.out == f"['search', 'example', 'nameserver', '{OUTSIDE}'] names\n"
 
 
 @needs_pasta
