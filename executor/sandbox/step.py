@@ -110,7 +110,7 @@ class Prepared(msgspec.Struct, frozen=True):
     null: int
     """A descriptor of its own /dev/null, open for reading."""
     starter: int
-    """A descriptor of the program that executes the step's own."""
+    """A descriptor of the program that executes the step's own; not FD, which the report will be."""
 
 
 def prepare(shape: Shape) -> Prepared:
@@ -134,7 +134,9 @@ def prepare(shape: Shape) -> Prepared:
     workshop.mount_dev(shape.shm_size)
     workshop.mount_files()
     null = os.open(f"{workshop.DEV}/null", os.O_RDONLY | os.O_CLOEXEC)
-    starter = os.open(workshop.STARTER, os.O_PATH | os.O_CLOEXEC)
+    with_any_number = os.open(workshop.STARTER, os.O_PATH | os.O_CLOEXEC)
+    starter = fcntl.fcntl(with_any_number, fcntl.F_DUPFD_CLOEXEC, FD + 1)
+    os.close(with_any_number)
     return Prepared(proc, own_proc, null, starter)
 
 
@@ -222,9 +224,8 @@ def become(
     # 8. The program.
     close_others(*kept)
     program = _find(spec.argv, spec.env)
-    starter = fcntl.fcntl(prepared.starter, fcntl.F_DUPFD_CLOEXEC, FD + 1)
     report.executing(program)
-    _execute(starter, program, spec.argv, spec.env)
+    _execute(prepared.starter, program, spec.argv, spec.env)
 
 
 # -- mounts ----------------------------------------------------------------------------------------------------------
