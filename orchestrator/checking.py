@@ -93,11 +93,11 @@ def _check_all(request: Request, plan: Plan) -> Report:
 def _refuse(request: Request, plan: Plan) -> None:
     """Raise the error with which a build of the target would begin, as BuildKit does before it outlines one.
 
-    Base images are looked at only where findings are errors, since nothing else of this needs them.
+    Base images are looked at where it may depend on what they set: where findings are errors, or something is wrong.
     """
     stages = _needed(request, plan)
     report = _check(request, plan, stages, {})
-    if report.failure is None and report.error:
+    if report.failure is not None or report.error:
         with Client(request.registries, auth.docker_keychain()) as registry:
             report = _check(request, plan, stages, _bases(request, plan, stages, (), registry, None))
     if report.failure is not None:

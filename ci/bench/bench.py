@@ -1,8 +1,8 @@
 """kanifold beside other builders: the same builds, on one file system, against one registry, round by round.
 
 Every round builds every workload with every builder in a store that begins empty, and then again with nothing changed,
-and with a line changed, where the workload says so. What comes out is checked in the registry before a time counts. Everything lives in one
-temporary directory that goes in the end. Standard library only.
+and with a line changed, where the workload says so. What comes out is checked in the registry before a time counts.
+Everything lives in one temporary directory that goes in the end. Standard library only.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ class Workload:
 
     In the Dockerfile, ``{registry}`` is where the bases are and ``{amount}`` how much its steps make, ``scale`` times
     the workload's own. With ``warm``, the build is measured again with nothing changed; with ``edited``, a file of the
-    context, also with a line added to that; ``cold`` says whether the first one is worth a row of its own. What is not ``usual`` is built only when it is asked for by name, and by others only
-    when they are. ``beside`` names the workload that this one is compared with.
+    context, also with a line added to that; ``cold`` says whether the first one is worth a row of its own. What is not
+    ``usual`` is built only when it is asked for by name, and by others only when they are. ``beside`` names the
+    workload that this one is compared with.
     """
 
     name: str

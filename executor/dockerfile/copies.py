@@ -6,10 +6,13 @@ caller knows it.
 
 from __future__ import annotations
 
+import re
+
 from executor.dockerfile import modes
 from executor.dockerfile.instructions import Add, Copy
 from platforms.errors import ContextError, DockerfileError
 
+_CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 _MAY_BE_GIT = ("://", "@", "github.com/")
 
 
@@ -52,5 +55,9 @@ def _check_source(instruction: Copy | Add, source: str) -> None:
     if source.startswith(("http://", "https://")):
         if isinstance(instruction, Copy):
             raise ValueError("source can't be a URL for COPY")
+        if checksum and not _CHECKSUM.fullmatch(checksum):
+            raise DockerfileError(
+                f"invalid checksum {checksum[:100]!r}", remedy="write sha256: and 64 hexadecimal digits"
+            )
     elif checksum:
         raise ValueError("checksum requires HTTP(S) or Git sources")

@@ -155,6 +155,7 @@ def asked(kanifold: Kanifold, source: str, method: str, *arguments: str) -> tupl
         ('FROM "scratch\n', "Dockerfile:1"),
         ("FROM scratch\nCOPY --chmod=999 a /\n", "invalid chmod"),
         ("FROM scratch\nCOPY --from=7 a /\n", "invalid stage index 7"),
+        ("FROM scratch\nADD --checksum=sha256:12 http://x/y /\n", "invalid checksum"),
         ("# check=error=true\nFROM scratch as x\n", "lint violation found for rules: FromAsCasing"),
         ("# check=nonsense=true\nFROM scratch\n", "check"),
     ],
@@ -175,7 +176,9 @@ def test_an_outline_is_of_what_can_be_built(kanifold: Kanifold, registry: str, b
     ):
         assert asked(kanifold, source, "outline")[0] == 0
     assert asked(kanifold, "ARG BASE\nFROM $BASE\n", "outline", "--build-arg", "BASE=scratch")[0] == 0
-    # What the base image sets counts where findings are errors.
+    # What the base image sets counts.
+    assert asked(kanifold, f"FROM {busybox.ref}\nVOLUME $PATH\n", "outline")[0] == 0
+    assert "VOLUME" in asked(kanifold, f"FROM {busybox.ref}\nVOLUME $NOBODY\n", "outline")[2]
     source = f"# check=error=true\nFROM {busybox.ref}\nUSER $NOBODY\n"
     assert "UndefinedVar" in asked(kanifold, source, "outline")[2]
     assert asked(kanifold, source.replace("NOBODY", "PATH"), "outline")[0] == 0

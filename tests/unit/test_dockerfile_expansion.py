@@ -29,7 +29,7 @@ def one(text: str, env: dict[str, str] | None = None) -> Any:
         ("COPY --chown=$A:$A a /b", "chown", "foo:foo"),
         ("COPY --chmod=${M:-755} a /b", "chmod", "755"),
         ("COPY --exclude=$A a /b", "exclude", ("$A",)),
-        ("ADD --checksum=$A https://h/$A /b", "checksum", "foo"),
+        (f"ADD --checksum=${{N:-sha256:{'1' * 64}}} https://h/$A /b", "checksum", f"sha256:{'1' * 64}"),
         ("ADD https://x/$A.tar /b", "sources", ("https://x/foo.tar",)),
         ("ENV X=$A Y=$X $A=z", "pairs", (("X", "foo"), ("Y", ""), ("foo", "z"))),
         ("ENV X a $A 'b'", "pairs", (("X", "a foo b"),)),
