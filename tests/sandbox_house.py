@@ -38,8 +38,9 @@ BUSYBOX = Path("/bin/busybox")
 QEMU = Path("/usr/bin/qemu-aarch64-static")
 ARM64 = Emulation(Rung.PRIVATE, "arm64", str(QEMU))
 APPLETS = """
-    awk cat chmod chown cp cut date dd echo env false find grep head hostname id ifconfig ip kill ln ls md5sum mkdir
-    mknod mount mv nc printf ps readlink rm seq sh sleep sort stat su sync tail test touch true umount unshare wc
+    awk cat chmod chown cp cpio cut date dd echo env false find grep head hostname id ifconfig ip kill ln ls md5sum
+    mkdir mknod mount mv nc printf ps readlink rm sed seq sh sleep sort stat su sync tail tar test touch true umount
+    unshare wc
 """
 
 Node = str | bytes | tuple[str, ...] | None

@@ -165,7 +165,7 @@ def _bind(
         else:
             layers, inside = solver.layers_of(origin), path
         fd = _overlay(workshop, stack, layers, inside, wanted)
-        return BindFd(fd, target, readonly=wanted.readonly)
+        return BindFd(fd, target, readonly=wanted.readonly, layers=layers)
 
     def shown() -> Observed:
         tree = found.tree()
@@ -271,7 +271,7 @@ def _cache(
                 cancel=workshop.cancelled,
             )
         )
-        return Bind(directory, target, readonly=wanted.readonly)
+        return Bind(directory, target, readonly=wanted.readonly, owner=special[:2])
 
     return ("cache", target, identity, filled, seed, wanted.readonly), make
 

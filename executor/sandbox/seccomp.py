@@ -3,7 +3,8 @@
 It does three things. Sync calls succeed at once: a step's result is thrown away on a crash anyway, so waiting for the
 disk buys nothing. Of the others those may be made that Docker's default profile allows for the capabilities that a step
 has (``profile``); the rest fails with EPERM, or with ENOSYS where a call is younger than the profile, so that programs
-fall back to older ones. And where a step cannot change owners, the calls that would do so are handed to a supervisor.
+fall back to older ones. And where a step cannot change owners, the calls that would do so, and those that tell them,
+are handed to a supervisor (``watched``).
 
 The filter sees the machine's own calls: an emulated program's go through it as qemu makes them. x32, which hardly any
 kernel offers, counts as absent.
@@ -12,10 +13,11 @@ kernel offers, counts as absent.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import sys
 
-from executor.sandbox import profile
+from executor.sandbox import profile, watched
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,17 +54,6 @@ msync               26  144  227  144  144  144  227
 """
 """Another such, with MS_SYNC."""
 
-OWNING: Final = """\
-chown               92  182    -  182  181  212    -
-lchown              94   16    -   16   16  198    -
-fchown              93   95   55   95   95  207   55
-fchownat           260  298   54  325  289  291   54
-chown32              -  212    -  212    -    -    -
-lchown32             -  198    -  198    -    -    -
-fchown32             -  207    -  207    -    -    -
-"""
-"""Go to the supervisor where a step has one mapped id only (see ``owners``)."""
-
 _BECOMING: Final = """\
 setuid             105   23  146   23   23  213  146
 setuid32             -  213    -  213    -    -    -
@@ -91,6 +82,7 @@ _JEQ: Final = 0x15
 _JGE: Final = 0x35
 _JSET: Final = 0x45
 _JA: Final = 0x05
+_AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
 _RET: Final = 0x06
 _ALLOW: Final = 0x7FFF0000
 _NOTIFY: Final = 0x7FC00000
@@ -102,6 +94,8 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 
 _X32: Final = 0x40000000
 _MS_SYNC: Final = 4
+_STATX_WATCHED: Final = 0x1B  # STATX_TYPE, STATX_MODE, STATX_UID, STATX_GID
+_KIND: Final = 0xF000  # S_IFMT
 _REACH: Final = 255  # instructions that a conditional jump can skip
 
 _Line = tuple[int, int, int, int]
@@ -118,8 +112,8 @@ NOTIFY: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _NOTIFY),)
 def program(*, confined: bool = True, single: bool = False, machine: str = "") -> bytes:
     """The filter for this machine (or ``machine``), for ``platforms.syscalls.seccomp_filter``; b"" where none is known.
 
-    Not ``confined``: without the denials. ``single``: for a user namespace of one id, with the calls that change owners
-    handed over (the filter must then be installed with SECCOMP_FILTER_FLAG_NEW_LISTENER).
+    Not ``confined``: without the denials. ``single``: for a user namespace of one id, with the calls that change or
+    tell owners handed over (the filter must then be installed with SECCOMP_FILTER_FLAG_NEW_LISTENER).
     """
     spoken = _SPOKEN.get(machine or os.uname().machine, ())
     if not spoken:
@@ -133,14 +127,11 @@ def program(*, confined: bool = True, single: bool = False, machine: str = "") -
     return b"".join(struct.pack("=HBBI", *each) for each in code)
 
 
-def names(table: str, machine: str = "") -> dict[tuple[int, int], str]:
-    """The calls of ``table`` by the numbers that a notification has: the architecture's and the call's."""
+def calls(table: str, machine: str = "") -> dict[tuple[int, int], tuple[str, str]]:
+    """The calls of ``table`` by the numbers that a notification has: architecture and call, as numbers to names."""
     spoken = _SPOKEN.get(machine or os.uname().machine, ())
-    return {(_ARCHITECTURES[each], number): name for each in spoken for name, number in _numbers(table, each).items()}
-
-
-SHORT_IDS: Final = (_ARCHITECTURES["i386"], _ARCHITECTURES["arm"])
-"""Where ``chown``, ``lchown`` and ``fchown`` take ids of 16 bits, and others end in ``32``."""
+    found = ((each, name, number) for each in spoken for name, number in _numbers(table, each).items())
+    return {(_ARCHITECTURES[each], number): (each, name) for each, name, number in found}
 
 
 def _rules(architecture: str, single: bool) -> dict[int, tuple[_Line, ...]]:
@@ -149,8 +140,21 @@ def _rules(architecture: str, single: bool) -> dict[int, tuple[_Line, ...]]:
     for number in _numbers(_MSYNC, architecture).values():
         rules[number] = ((_LD, 0, 0, _argument(2)), (_JSET, 0, 1, _MS_SYNC), *SUCCEED, *ALLOW)
     if single:
-        rules |= dict.fromkeys(_numbers(OWNING, architecture).values(), NOTIFY)
+        rules |= _watched(architecture)
         rules |= dict.fromkeys(_numbers(_BECOMING, architecture).values(), SUCCEED)
+    return rules
+
+
+def _watched(architecture: str) -> dict[int, tuple[_Line, ...]]:
+    """The calls that are handed to a supervisor; some of them only with certain arguments."""
+    rules = dict.fromkeys(_numbers(watched.ALL, architecture).values(), NOTIFY)
+    for name, number in _numbers(watched.ALL, architecture).items():
+        if name == "statx":
+            rules[number] = ((_LD, 0, 0, _argument(3)), (_JSET, 0, 1, _STATX_WATCHED), *NOTIFY, *ALLOW)
+        elif name.startswith("mknod"):
+            mode: _Line = (_LD, 0, 0, _argument(2 if name == "mknodat" else 1))
+            device = ((_AND, 0, 0, _KIND), (_JEQ, 1, 0, stat.S_IFCHR), (_JEQ, 0, 1, stat.S_IFBLK))
+            rules[number] = (mode, *device, *NOTIFY, *ALLOW)
     return rules
 
 

@@ -18,6 +18,8 @@ class Bind(msgspec.Struct, frozen=True):
     source: str
     target: str
     readonly: bool = False
+    owner: tuple[int, int] = (0, 0)
+    """Whose it is to the step, where it has one id and nobody else could own it."""
 
 
 class BindFd(msgspec.Struct, frozen=True):
@@ -25,13 +27,15 @@ class BindFd(msgspec.Struct, frozen=True):
 
     ``fd`` stays the caller's to close; the mount itself is used up by the step. With ``inside``, only that file or
     directory of it is shown: symbolic links lead nowhere outside of the mount. (Before Linux 6.15 nobody can take a
-    part of a mount that is attached nowhere; the step can, because it attaches it first.)
+    part of a mount that is attached nowhere; the step can, because it attaches it first.) ``layers`` are the
+    directories, top first, whose union it is, if it is one: what is recorded of them is told to a step of one id.
     """
 
     fd: int
     target: str
     readonly: bool = False
     inside: str = ""
+    layers: tuple[str, ...] = ()
 
 
 class Tmpfs(msgspec.Struct, frozen=True):

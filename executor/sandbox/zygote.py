@@ -251,10 +251,11 @@ def _supervisor(line: tuple[socket.socket, socket.socket], wanted: spec.Spec, pr
     supervisor = syscalls.fork(0)
     if supervisor == 0:
         try:
-            keep_only(ours.fileno(), proc)
             from executor.sandbox import owners
 
-            owners.supervise(ours, wanted, proc)
+            stacks = owners.mounted_stacks(wanted)
+            keep_only(ours.fileno(), proc)
+            owners.supervise(ours, wanted, stacks, proc)
         except BaseException as error:
             os.write(2, f"kanifold: cannot record the owners of a step's files: {error!r}\n".encode())
         finally:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ordinary_user import User
 
 CASES = {case.name: case for case in all_cases()}
-RUNGS = {"root": ("ids", "root"), "user": ("ids",), "single": ()}
+RUNGS = {"root": ("ids", "root", "devices"), "user": ("ids",), "single": ("devices",)}
 """Each rung with what it offers (``Case.needs``)."""
 FULL = "root" if os.geteuid() == 0 else "user"
 """The rung in which every case is built; in the others those in which a rung makes a difference are."""

@@ -62,6 +62,42 @@ def test_an_ordinary_user_builds_what_root_builds(
     assert digest == roots
 
 
+REWRITTEN = """\
+FROM {base}
+RUN echo hi > /a && chown 33:42 /a && chmod 750 /a && sed -i s/hi/ho/ /a
+RUN useradd joe && groupadd staff2 && usermod -aG staff2 joe && echo joe:secret | chpasswd && passwd -q -l joe
+RUN useradd -m -u 2000 jim && cp -a /home/jim /jim && cp -p /etc/shadow /copied && cp --preserve=mode /etc/shadow /plain
+RUN mkdir /t && tar c -C / a etc/shadow etc/gshadow var/mail | tar x -C /t
+RUN --mount=type=tmpfs,target=/m cp -a /jim /m/jim && mv /m/jim /moved && install -p -o jim -g mail -m 640 /a /installed
+RUN touch /var/local/handed && mkdir /var/mail/d && mv /var/local/handed /var/mail/ && touch /var/mail/d/handed
+RUN mknod /null c 1 3 && mknod -m 640 /disk b 8 0 && chown root:disk /disk && cp -a /disk /disk2
+RUN perl -e '($u, $g) = (stat "/a")[4, 5]; open F, ">/perl"; close F; chown $u, $g, "/perl"'
+RUN ln -s a /l && chown -h 5:6 /l && ln /etc/shadow /second && chmod 600 /etc/gshadow && ln /etc/gshadow /third
+RUN dpkg-statoverride --add --update root mail 2755 /usr/bin/perl && chown -R jim:mail /t/etc && cp -al /t/etc /linked
+FROM {base}
+COPY --from=0 / /
+RUN stat -c '%n %u:%g %a' /a /etc/shadow /copied /l /disk > /told && stat -L -c %t:%T /disk >> /told
+"""
+
+
+def test_what_steps_make_of_files_with_one_id_is_whose_root_makes_it(
+    kanifold: Kanifold, kanifold_as_bare_user: Kanifold, debian: Base, read: Reader, context: Context
+) -> None:
+    folder = context({"Dockerfile": REWRITTEN.format(base=debian.ref)})
+    trees = []
+    for who in (kanifold, kanifold_as_bare_user):
+        out, _ = build(who, folder, "linux/amd64")
+        trees.append(read(out).tree)
+    roots, ours = (
+        {path: (at.kind, at.uid, at.gid, at.mode, at.device, at.target, at.xattrs) for path, at in tree.items()}
+        for tree in trees
+    )
+    assert roots["etc/shadow"][1:3] == (0, 42)
+    differ = {path: (roots.get(path), ours.get(path)) for path in roots.keys() | ours.keys()}
+    assert {path: both for path, both in differ.items() if both[0] != both[1]} == {}
+    assert trees[0]["told"].content == trees[1]["told"].content
+
+
 def test_an_ordinary_user_installs_packages(
     kanifold_as_user: Kanifold, debian: Base, registry: str, read: Reader, context: Context
 ) -> None:

@@ -11,8 +11,8 @@ import pytest
 from sandbox_house import House, Inside
 
 from executor.rootfs import records
-from executor.rootfs.records import Record
-from executor.sandbox import Spec, owners
+from executor.rootfs.records import Device, Record
+from executor.sandbox import Spec, Tmpfs, owners
 from executor.sandbox.recorded import Table
 
 
@@ -24,6 +24,7 @@ class Recorded:
     out: str
     err: str
     owners: dict[str, str]
+    records: dict[str, Record]
     diff: dict[str, str]
 
 
@@ -39,9 +40,9 @@ def _run(inside: Inside, spec: Spec) -> Recorded:
     for name in ("upper", "work"):
         (own / name).mkdir()
     done = inside.run_all([replace(spec, upper=str(own / "upper"), work=str(own / "work"))])[0]
-    found = records.read(str(own / "upper"))
-    owned = {os.fsdecode(path): f"{record.uid}:{record.gid}" for path, record in sorted(found.items())}
-    return Recorded(done.ended.code, done.out, done.err, owned, done.diff)
+    found = {os.fsdecode(path): record for path, record in sorted(records.read(str(own / "upper")).items())}
+    owned = {path: f"{record.uid}:{record.gid}" for path, record in found.items()}
+    return Recorded(done.ended.code, done.out, done.err, owned, found, done.diff)
 
 
 def test_owners_are_recorded(single_house: House) -> None:
@@ -92,6 +93,123 @@ def test_the_owner_of_a_file_that_is_gone_is_nobodys(single_house: House) -> Non
     assert (done.owners, len(done.diff)) == ({}, 8)
 
 
+SEEN = "stat -c '%n %F %u:%g %a' "
+
+
+def test_a_step_sees_the_owners_that_are_recorded(single_house: House) -> None:
+    """Those of the layers below and those it has set itself, by whichever path and call it looks."""
+    layer = single_house.plant({"d/a": "1", "d/b": "2", "plain": "3"})
+    single_house.call(_own, layer)
+    done = run(
+        single_house,
+        f"cd /d; {SEEN} a ./a ../d/a /d/a /d /plain; ls -ln /d/b | awk '{{ print $3, $4 }}'; "
+        f"ln -s d/a /l; {SEEN} /l; stat -L -c '%u:%g' /l; chown -h 9:9 /l; {SEEN} /l; find / -user 5 -group 6; "
+        "chown 77 a; stat -c %u:%g a; echo more >> b; stat -c %u:%g b; mv b /c; stat -c %u:%g /c; cp /c /new; "
+        "stat -c %u:%g /new; awk '{ exit }' < /c; stat -L -c %u:%g /dev/stdin < /c",
+        layer,
+    )
+    assert done.out.splitlines() == [
+        *(f"{path} regular file 5:6 644" for path in ("a", "./a", "../d/a", "/d/a")),
+        "/d directory 3:4 755",
+        "/plain regular file 0:0 644",
+        "7 8",
+        "/l symbolic link 0:0 777",
+        "5:6",
+        "/l symbolic link 9:9 777",
+        "/d/a",
+        "77:6",
+        "7:8",
+        "7:8",
+        "0:0",
+        "7:8",
+    ], done.err
+    assert done.owners == {"d": "3:4", "d/a": "77:6", "c": "7:8", "l": "9:9"}
+
+
+def _own(_: Inside, layer: str) -> None:
+    records.write(layer, [Record(b"d", 3, 4), Record(b"d/a", 5, 6), Record(b"d/b", 7, 8)])
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "cp -p /a /b",
+        "cp -a /a /b",
+        "tar c a | tar x -C /t && mv /t/a /b",
+        "cp -a /a /m/b && mv /m/b /b",
+        "sed -i s/hi/ho/ /a && mv /a /b",
+        "cp /a /b && chown $(stat -c %u:%g /a) /b",
+        "cpio -o -H newc < /list | (cd /t && cpio -i) && mv /t/a /b",
+    ],
+)
+def test_what_is_made_of_a_file_inherits_its_owner(single_house: House, copy: str) -> None:
+    """As GNU's tools and busybox's do it; /m is another file system."""
+    done = run(
+        single_house,
+        f"mkdir /t; echo a > /list; echo hi > /a; chmod 640 /a; chown 33:42 /a; cd /; {copy}; echo $?",
+        mounts=(Tmpfs("/m"),),
+    )
+    assert done.out.splitlines()[-1] == "0", done.err
+    assert (done.owners["b"], done.diff["b"]) == ("33:42", "f 640")
+
+
+def test_all_names_of_a_file_have_its_owner(single_house: House) -> None:
+    """To overlayfs, a name that is made after a file was copied up leads to another inode than the first."""
+    layer = single_house.plant({"a": "1", "b": "2", "c": "3", "d": "4"})
+    single_house.call(_own_two, layer)
+    done = run(
+        single_house,
+        "chown 9:9 /a; ln /a /a2; stat -c %u /a2; ln /a2 /a3; rm /a; ln /b /b2; chown 7:7 /b2; stat -c %u /b; "
+        "ln /c /c2; chmod 600 /d; ln /d /d2; chown 0:0 /d",
+        layer,
+    )
+    assert done.out == "9\n7\n"
+    assert done.owners == {"a2": "9:9", "a3": "9:9", "b": "7:7", "b2": "7:7", "c": "5:5", "c2": "5:5"}
+
+
+def _own_two(_: Inside, layer: str) -> None:
+    records.write(layer, [Record(b"c", 5, 5), Record(b"d", 6, 6)])
+
+
+def test_devices_are_seen_and_copied(single_house: House) -> None:
+    layer = single_house.plant({"disk": ""})
+    single_house.call(_device, layer)
+    done = run(
+        single_house,
+        f"{SEEN} /disk; stat -c %t:%T /disk; cp -a /disk /copy; mknod -m 600 /null c 1 3; chown 5:6 /null; {SEEN} /null"
+        ";tar c null copy | tar x -C /tmp; mknod /zero c 0 0; echo $?; mknod /null c 1 3; mknod /no/where b 1 2; "
+        "mknod /pipe p; umask 077; mknod /closed b 300 70000",
+        layer,
+    )
+    assert done.out.splitlines() == [
+        "/disk block special file 0:6 660", "8:1", "/null character special file 5:6 600", "1",
+    ]  # fmt: skip
+    assert [each in done.err for each in ("File exists", "No such file", "not permitted")] == [True] * 3
+    found = {path: (record.device, record.uid, record.gid) for path, record in done.records.items()}
+    disk, null = (Device("b", 8, 1), 0, 6), (Device("c", 1, 3), 5, 6)
+    assert found == {
+        "copy": disk, "null": null, "tmp/copy": disk, "tmp/null": null, "closed": (Device("b", 300, 70000), 0, 0)
+    }  # fmt: skip
+    assert (done.diff["null"], done.diff["closed"], done.diff["pipe"]) == ("f 600", "f 600", "p 644")
+
+
+def _device(_: Inside, layer: str) -> None:
+    os.chmod(f"{layer}/disk", 0o660)
+    records.write(layer, [Record(b"disk", 0, 6, Device("b", 8, 1))])
+
+
+def test_a_directory_hands_its_group_down(single_house: House) -> None:
+    done = run(
+        single_house,
+        "mkdir /d; chown 0:50 /d; chmod 2775 /d; cd /d; touch f; mkdir e; touch e/g; touch /x; mv /x x; mv f /f;"
+        "touch z; chown 0:0 z; ln -s f l; mkdir /plain; mv e/g /plain/; touch e/h; stat -c '%n %g' e e/h z x /f",
+    )
+    assert done.out.splitlines() == ["e 50", "e/h 50", "z 0", "x 0", "/f 50"]
+    assert done.owners == {
+        "d": "0:50", "d/e": "0:50", "d/e/h": "0:50", "d/l": "0:50", "f": "0:50", "plain/g": "0:50",
+    }  # fmt: skip
+
+
 def test_the_rest_of_chown_happens(single_house: House) -> None:
     done = run(single_house, "touch /f; chmod 6755 /f; chown 3 /f; mkdir /d; chmod 2755 /d; chown 3 /d")
     assert done.diff == {"f": "f 755", "d": "d 2755"}
@@ -135,7 +253,7 @@ def test_an_id_can_be_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file.touch()
     monkeypatch.chdir("/proc")
     fd = os.open(file, os.O_PATH)
-    table = Table(())
+    table = Table(str(tmp_path), ())
     seen = []
     for uid, gid in ((-1, 5), (7, -1), (-1, -1), (0, -1), (-1, 0)):
         owners.change(table, fd, uid, gid)

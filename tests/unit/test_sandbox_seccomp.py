@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.sandbox import profile, seccomp, step
+from executor.sandbox import profile, seccomp, step, watched
 from platforms import syscalls
 
 ALLOW, NOTIFY, EPERM, ENOSYS, SUCCEED = 0x7FFF0000, 0x7FC00000, 0x50001, 0x50026, 0x50000
@@ -49,6 +49,8 @@ def decide(program: bytes, architecture: int, number: int, *arguments: int) -> i
                 at += value
             case 0x06:
                 return value
+            case 0x54:
+                accumulator &= value
             case 0x15 | 0x35 | 0x45:
                 holds = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: accumulator & value}[code]
                 at += true if holds else false
@@ -148,10 +150,25 @@ def test_unknown_machines_have_none() -> None:
 
 
 def test_notified_calls_have_names() -> None:
-    names = seccomp.names(seccomp.OWNING, "x86_64")
-    assert names[ARCHITECTURES["x86_64"], 260] == "fchownat"
-    assert names[ARCHITECTURES["i386"], 182] == "chown"
-    assert names[ARCHITECTURES["i386"], 212] == "chown32"
+    calls = seccomp.calls(watched.OWNING, "x86_64")
+    assert calls[ARCHITECTURES["x86_64"], 260] == ("x86_64", "fchownat")
+    assert calls[ARCHITECTURES["i386"], 182] == ("i386", "chown")
+    assert calls[ARCHITECTURES["i386"], 212] == ("i386", "chown32")
+
+
+@pytest.mark.parametrize(("machine", "architecture"), SPOKEN)
+def test_a_supervisor_is_asked_about_owners_and_devices_alone(machine: str, architecture: str) -> None:
+    program = seccomp.program(single=True, machine=machine)
+    audit = ARCHITECTURES[architecture]
+    numbers = {name: number for (at, number), (_, name) in seccomp.calls(watched.ALL, machine).items() if at == audit}
+    assert {name: decide(program, audit, number, 0, 0, 0, 0x1B) for name, number in numbers.items()} == {
+        name: ALLOW if name in ("mknod", "mknodat") else NOTIFY for name in numbers
+    }
+    assert decide(program, audit, numbers["statx"], 0, 0, 0, 0x60) == ALLOW, "of times nobody need be told"
+    made = {mode: decide(program, audit, numbers["mknodat"], 0, 0, mode << 12 | 0o644) for mode in (1, 2, 6, 8, 12)}
+    assert made == {1: ALLOW, 2: NOTIFY, 6: NOTIFY, 8: ALLOW, 12: ALLOW}
+    plain = seccomp.program(machine=machine)
+    assert NOTIFY not in {decide(plain, audit, number, 0, 0, 0o020644, 0x1B) for number in numbers.values()}
 
 
 def under_the_filter(what: Callable[[], None]) -> int:

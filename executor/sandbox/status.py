@@ -1,0 +1,137 @@
+"""A file's status as the kernel writes it into a program's memory, in the structure of the interface that was called.
+
+Sources: ``struct stat`` and ``struct stat64`` of arch/*/include/uapi/asm/stat.h and include/uapi/asm-generic/stat.h;
+``struct statx`` of include/uapi/linux/stat.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from typing import Final
+
+import msgspec
+
+from executor.rootfs.records import Device
+
+_KINDS: Final = {"c": stat.S_IFCHR, "b": stat.S_IFBLK}
+_SECOND: Final = 1_000_000_000
+_WORD: Final = (1 << 32) - 1
+_SHORT: Final = (1 << 16) - 1
+_NO_SHORT_ID: Final = 65534
+"""What an id is to a program that only knows short ones (/proc/sys/kernel/overflowuid)."""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What a program is told of a file: what stat(2) says, but for its owner, and the device that it stands for."""
+
+    found: os.stat_result
+    uid: int
+    gid: int
+    device: Device | None
+
+    @property
+    def mode(self) -> int:
+        """``st_mode``."""
+        mode = self.found.st_mode
+        return mode if self.device is None else stat.S_IMODE(mode) | _KINDS[self.device.letter]
+
+    @property
+    def number(self) -> int:
+        """``st_rdev``."""
+        return self.found.st_rdev if self.device is None else os.makedev(self.device.major, self.device.minor)
+
+    @property
+    def times(self) -> tuple[int, ...]:
+        """Of access, modification and change, each in seconds and nanoseconds."""
+        found = self.found
+        return tuple(
+            part for each in (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns) for part in divmod(each, _SECOND)
+        )
+
+
+def packed(status: Status, architecture: str, *, wide: bool) -> bytes:
+    """``status`` as a structure of ``architecture`` (as ``seccomp`` names it).
+
+    ``wide`` is for the calls of 32-bit interfaces whose name ends in 64. Raises OSError: EOVERFLOW, where a value does
+    not fit.
+    """
+    try:
+        if architecture in ("i386", "arm"):
+            return (_i386_64 if architecture == "i386" else _arm_64)(status) if wide else _short(status)
+        return _LAYOUTS[architecture](status)
+    except struct.error:
+        raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW)) from None
+
+
+def amended(data: bytes, status: Status) -> bytes:
+    """``data``, a ``struct statx`` of the file, with what ``status`` says of it."""
+    changed = bytearray(data)
+    struct.pack_into("=IIH", changed, 20, status.uid, status.gid, status.mode)
+    if status.device is not None:
+        struct.pack_into("=II", changed, 128, status.device.major, status.device.minor)
+    return bytes(changed)
+
+
+def _x86_64(status: Status) -> bytes:
+    found = status.found
+    return struct.pack(
+        "=QQQIIIxxxxQqqqqQqQqQ24x",
+        found.st_dev, found.st_ino, found.st_nlink, status.mode, status.uid, status.gid, status.number,
+        found.st_size, found.st_blksize, found.st_blocks, *status.times,
+    )  # fmt: skip
+
+
+def _generic(status: Status) -> bytes:
+    found = status.found
+    return struct.pack(
+        "=QQIIIIQ8xqi4xqqQqQqQ8x",
+        found.st_dev, found.st_ino, status.mode, found.st_nlink, status.uid, status.gid, status.number,
+        found.st_size, found.st_blksize, found.st_blocks, *status.times,
+    )  # fmt: skip
+
+
+def _s390x(status: Status) -> bytes:
+    found = status.found
+    return struct.pack(
+        "=QQQIIIxxxxQQqQqQqQqq24x",
+        found.st_dev, found.st_ino, found.st_nlink, status.mode, status.uid, status.gid, status.number,
+        found.st_size, *status.times, found.st_blksize, found.st_blocks,
+    )  # fmt: skip
+
+
+def _i386_64(status: Status) -> bytes:
+    found = status.found
+    return struct.pack(
+        "=Q4xIIIIIQ4xqIQIIIIIIQ",
+        found.st_dev, found.st_ino & _WORD, status.mode, found.st_nlink, status.uid, status.gid, status.number,
+        found.st_size, found.st_blksize, found.st_blocks, *(each & _WORD for each in status.times), found.st_ino,
+    )  # fmt: skip
+
+
+def _arm_64(status: Status) -> bytes:
+    found = status.found
+    return struct.pack(
+        "=Q4xIIIIIQ8xqI4xQIIIIIIQ",
+        found.st_dev, found.st_ino & _WORD, status.mode, found.st_nlink, status.uid, status.gid, status.number,
+        found.st_size, found.st_blksize, found.st_blocks, *(each & _WORD for each in status.times), found.st_ino,
+    )  # fmt: skip
+
+
+def _short(status: Status) -> bytes:
+    """The first ``struct stat`` of i386 and arm."""
+    found = status.found
+    ids = (each if each <= _SHORT else _NO_SHORT_ID for each in (status.uid, status.gid))
+    return struct.pack(
+        "=IIHHHHIIIIIIIIII8x",
+        found.st_dev, found.st_ino, status.mode, found.st_nlink, *ids, status.number,
+        found.st_size, found.st_blksize, found.st_blocks, *(each & _WORD for each in status.times),
+    )  # fmt: skip
+
+
+_LAYOUTS: Final = {
+    "x86_64": _x86_64, "ppc64le": _x86_64, "s390x": _s390x,
+    "aarch64": _generic, "riscv64": _generic, "loongarch64": _generic,
+}  # fmt: skip
