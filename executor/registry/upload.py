@@ -114,6 +114,7 @@ def upload(
 
     Sizes and tries are those of the session's pace. Raises ``RegistryError`` when no way leads into the registry.
     """
+    open_content().close()  # which may have to be fetched first: no registry waits for bytes as long as that takes
     sending = _Upload(session, endpoint, descriptor, open_content, Meter(progress, "push", descriptor))
     failures: list[tuple[str, _Failed]] = []
     while True:

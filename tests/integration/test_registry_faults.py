@@ -598,6 +598,18 @@ def test_a_blob_is_sent_once(registry: MemoryRegistry, server: Served, client: C
     assert len(server.seen("PUT")) == 1
 
 
+def test_what_is_sent_is_at_hand_before_the_registry_waits_for_it(server: Served, client: Client) -> None:
+    """A base's layer may have to be pulled first, and registries end requests whose bytes do not come."""
+    asked: list[list[str]] = []
+
+    def content() -> io.BytesIO:
+        asked.append([each.method for each in server.asked])
+        return io.BytesIO(BLOB)
+
+    assert client.push(ref(server), layer(BLOB), content) == "uploaded"
+    assert asked[0] == ["HEAD"]
+
+
 def test_an_empty_blob_is_sent(registry: MemoryRegistry, server: Served, client: Client) -> None:
     assert push(client, server, b"") == "uploaded"
     assert registry.blobs["team/app", digest_of(b"")] == b""
