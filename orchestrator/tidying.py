@@ -27,7 +27,7 @@ def tidy(root: str, policy: Policy) -> None:
         with open_store(root) as store:
             if not keeping.is_due(store, policy):
                 return
-    except KanifoldError:
+    except (KanifoldError, OSError):
         return
     parent = os.getpid()
     child = os.fork()
@@ -35,11 +35,10 @@ def tidy(root: str, policy: Policy) -> None:
         forking.live("kanifold-tidy", lambda: _work(root, policy, parent))
     try:
         os.waitpid(child, 0)
-    except BaseException:  # Ctrl-C: a store is whole at any moment
+    except KeyboardInterrupt:  # the build is done all the same, and a store whole at any moment
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        raise
 
 
 def _work(root: str, policy: Policy, parent: int) -> int:
