@@ -210,6 +210,8 @@ def _argument(ctypes: Any, value: int | bytes | bytearray | None) -> Any:
         return ctypes.c_long(value)
     if isinstance(value, bytearray):
         return (ctypes.c_char * len(value)).from_buffer(value)
+    if 0 in value:  # the kernel would read a shorter string
+        raise OSError(errno.EINVAL, "embedded null byte")
     return value
 
 

@@ -8,6 +8,7 @@ execve has failed, negated (``executor.sandbox.starter``): then, and only then, 
 from __future__ import annotations
 
 import errno
+import fcntl
 import marshal
 import os
 import struct
@@ -26,6 +27,11 @@ NOT_FOUND: Final = 127
 """The exit codes of steps that could not be started, as ``docker run`` has them."""
 
 _NUMBER: Final = struct.Struct("=i")
+_WHY: Final = 4096
+"""Characters of a reason that are told: it may have any word of a Dockerfile in it, and nobody reads meanwhile."""
+_ROOM: Final = 32 << 10
+_MORE: Final = 1 << 20
+"""Bytes: a pipe has room for twice the first, and can be made to have room for the second."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -59,11 +65,11 @@ class Report:
 
     def refused(self, code: int, why: str) -> None:
         """The step cannot be started, through its own fault or its image's."""
-        self._tell(Told(code, why, "", self._made, self._touched, shared=self._shared))
+        self._tell(Told(code, why[:_WHY], "", self._made, self._touched, shared=self._shared))
 
     def unfit(self, why: str) -> None:
         """The step cannot be started because the host does not allow it."""
-        self._tell(Told(0, "", why, self._made, self._touched, shared=self._shared))
+        self._tell(Told(0, "", why[:_WHY], self._made, self._touched, shared=self._shared))
 
     def executing(self, program: str) -> None:
         """The starter is to execute ``program``. From now on the pipe's number is FD, and it outlives an execve."""
@@ -76,6 +82,8 @@ class Report:
 
     def _tell(self, told: Told) -> None:
         data = marshal.dumps(tuple(getattr(told, name) for name in told.__struct_fields__))
+        if len(data) > _ROOM:
+            fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, _MORE)
         whole = memoryview(_NUMBER.pack(len(data)) + data)
         while whole:
             whole = whole[os.write(self.fd, whole) :]

@@ -200,10 +200,8 @@ def become(
     kept = (report.fd, prepared.starter)
     close_others(*kept, prepared.own_proc, *([supervisor.fileno()] if supervisor else []))
     _enter(spec.cwd, prepared.proc)
-    for name, soft, hard in spec.ulimits:
-        _limit(name, soft, hard)
 
-    # 7. Rights: the filter while we may install one, then capabilities, then ids, which may not be undone.
+    # 7. Rights: the filter while we may install one, limits, then capabilities and ids, which may not be undone.
     if rules.single and not supervisor:
         _renumber(prepared.own_proc, spec.uid, spec.gid)
     if rules.scoped and not spec.insecure:
@@ -216,6 +214,8 @@ def become(
             root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             mounts = os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=prepared.own_proc)
             socket.send_fds(supervisor, [b"listener"], [listener, root, mounts])
+    for name, soft, hard in spec.ulimits:
+        _limit(name, soft, hard)
     _drop_capabilities(_capabilities(spec.insecure, sniffing=own_network or not rules.sniffs))
     if not rules.single:
         _change_user(spec)
@@ -566,6 +566,9 @@ def _execute(starter: int, program: str, argv: tuple[str, ...], env: tuple[str, 
         os.execve(starter, (program, *argv), _environment(env))
     except OSError as error:
         raise RefusedError(NOT_EXECUTABLE, f"exec {program}: {words(error.errno or 0)}") from error
+    except ValueError as error:
+        why = f"exec {program}: an argument or a variable cannot be passed to a program: {error}"
+        raise RefusedError(NOT_EXECUTABLE, why) from error
 
 
 def _environment(env: tuple[str, ...]) -> dict[str, str]:

@@ -70,6 +70,36 @@ def test_what_cannot_be_started_says_why(house: House, argv: tuple[str, ...], co
     assert done.diff == {}
 
 
+def test_a_reason_of_any_length_is_told(house: House) -> None:
+    done = house.run("/" + "a" * 100_000)
+    assert done.ended.code == 127
+    assert done.ended.error.startswith('exec: "/aaa')
+
+
+def test_any_number_of_mount_points_is_taken_back(house: House) -> None:
+    """More than a pipe has room for tells of them."""
+    mounts = tuple(Tmpfs(f"/{'d' * 250}/{'e' * 240}{number}") for number in range(150))
+    done = house.run("mount | grep -c eee", mounts=mounts)
+    assert (done.ended.code, done.out, done.diff) == (0, "150\n", {})
+
+
+@pytest.mark.parametrize("spec", [{"argv": ("/bin/true", "a\0b")}, {"env": ("A=a\0b",), "argv": ("/bin/true",)}])
+def test_what_no_program_can_be_given_is_refused(house: House, spec: dict[str, tuple[str, ...]]) -> None:
+    """Both may come out of a base image's config."""
+    done = house.run("true", **spec)
+    assert (done.ended.code, done.out) == (126, "")
+    assert "cannot be passed to a program" in done.ended.error
+
+
+def test_a_name_is_not_cut_at_a_nul(house: House) -> None:
+    assert house.run("/bin/true\0x").ended.code == 127
+    assert house.run("/bin/true", cwd="/bin\0x").ended.code == 125
+
+
+def test_few_open_files_are_enough_to_be_started(house: House) -> None:
+    assert house.run("ulimit -n", ulimits=(("nofile", 5, 5),)).out == "5\n"
+
+
 def test_a_relative_program_is_found_from_the_working_directory(house: House) -> None:
     assert house.run("./busybox", "echo", "hi", cwd="/bin").out == "hi\n"
     assert house.run("busybox", "echo", "hi", cwd="/bin", env=("PATH=:/none",)).out == "hi\n"
