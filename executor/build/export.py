@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -27,7 +27,11 @@ from executor.image.manifest import Descriptor, Manifest, describe
 from executor.registry import reference
 from executor.registry.reference import Reference
 from executor.store import blobs, facts, locks
+from platforms.errors import RegistryError
 
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_SENT: Final[msgspec.json.Decoder[tuple[str, tuple[str, ...]]]] = msgspec.json.Decoder(tuple[str, tuple[str, ...]])
+"""A manifest that was sent to a repository, and its layers."""
 _SMALL: Final = 16 << 10
 """Bytes of a new layer or config that are sent sooner than the registry is asked whether it happens to have them."""
 
@@ -45,10 +49,10 @@ class Pushes(msgspec.Struct, frozen=True):
         for target in self.targets:
             self.waiting[str(target), id(layer)] = self.workshop.later(partial(self._send_new, target, layer))
 
-    def finish(self, target: Reference, layers: Sequence[Layer]) -> None:
-        """Return when every one of ``layers`` is in the repository ``target``."""
+    def finish(self, target: Reference, layers: Sequence[Layer], there: Collection[str]) -> None:
+        """Return when all ``layers`` are in the repository ``target``, where those with digests ``there`` are."""
         for layer in layers:
-            if (str(target), id(layer)) not in self.waiting:
+            if (str(target), id(layer)) not in self.waiting and layer.blob().descriptor.digest not in there:
                 self.waiting[str(target), id(layer)] = self.workshop.later(partial(self._send, target, layer))
         for each in list(self.waiting.values()):
             each.result()
@@ -171,10 +175,42 @@ def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Mad
         sent = workshop.later(
             partial(send, target, config_descriptor, partial(blobs.open, store, config_descriptor.digest))
         )
-        sending.finish(target, layers)
+        there = _vouched_for(workshop, target, [each.descriptor.digest for each in found])
+        sending.finish(target, layers, there)
         sent.result()
-        client.put_manifest(name, manifest_data, manifest.media_type)
+        try:
+            client.put_manifest(name, manifest_data, manifest.media_type)
+        except RegistryError:
+            if not there:
+                raise
+            sending.finish(target, layers, ())
+            client.put_manifest(name, manifest_data, manifest.media_type)
+        _note_sent(workshop, target, descriptor.digest, manifest)
     return manifest, descriptor
+
+
+def _vouched_for(workshop: Workshop, target: Reference, wanted: Sequence[str]) -> Collection[str]:
+    """Which of the blobs ``wanted`` are in the repository because the manifest is that we sent there the last time.
+
+    A registry has no manifest without what it names. So one question, which the orchestrator has a connection for,
+    stands for one a layer.
+    """
+    data = facts.get(workshop.store, "sent", _place(workshop, target))
+    if data is None:
+        return ()
+    before, digests = _SENT.decode(data)
+    known = set(digests).intersection(wanted)
+    name = str(target.repository_only().with_digest(before))
+    return known if len(known) > 1 and workshop.conversation.ask("manifest", name) is not None else ()
+
+
+def _note_sent(workshop: Workshop, target: Reference, digest: str, manifest: Manifest) -> None:
+    sent = (digest, tuple(each.digest for each in manifest.layers))
+    facts.put(workshop.store, "sent", _place(workshop, target), msgspec.json.encode(sent))
+
+
+def _place(workshop: Workshop, target: Reference) -> str:
+    return f"{workshop.platform} {target.registry}/{target.repository}"
 
 
 def finished_config(order: job.Job, workshop: Workshop, state: State, diff_ids: tuple[str, ...]) -> ImageConfig:

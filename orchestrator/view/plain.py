@@ -143,7 +143,7 @@ def _heard(platform: PlatformState, message: job.Message, at: float) -> tuple[st
     match message:
         case job.Log(step=number, text=text):
             step = platform.steps[platform.places[number]]
-            head = f"{prefix(platform, step)} {max(0.0, at - step.started):.2f} "
+            head = f"{prefix(platform, step)} {step.at_work(at):.2f} "
             return tuple(head + line for line in clean_logs(text, LOG_LIMIT))
         case job.Started(step=number):
             step = platform.steps[platform.places[number]]
