@@ -198,7 +198,8 @@ def _loader(request: Request) -> Loader | None:
     from orchestrator import load
 
     loader = load.find(request.load_to)
-    load.check(loader, request.platforms)
+    named = bool(request.tags) or all(each.names for each in request.outputs if each.kind == "load")
+    load.check(loader, request.platforms, named=named)
     return loader
 
 

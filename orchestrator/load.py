@@ -34,6 +34,8 @@ class Loader(msgspec.Struct, frozen=True):
     """Reads an archive on stdin."""
     several: bool
     """Whether an image of several platforms can be stored."""
+    wants_name: bool = False
+    """Whether an image without a name is lost."""
 
 
 def find(chosen: str = "") -> Loader:
@@ -72,8 +74,10 @@ def find(chosen: str = "") -> Loader:
 _REMEDY: Final = "install podman, or start docker or containerd; or write an archive: -o type=oci,dest=FILE.tar"
 
 
-def check(loader: Loader, platforms: Sequence[object]) -> None:
-    """Raise ``UsageError`` when ``loader`` cannot take an image for all ``platforms``."""
+def check(loader: Loader, platforms: Sequence[object], *, named: bool) -> None:
+    """Raise ``UsageError`` when ``loader`` cannot take an image for all ``platforms``, or one that is not ``named``."""
+    if loader.wants_name and not named:
+        raise UsageError(f"--load: {loader.name} keeps no image without a name", remedy="name the image with --tag REF")
     if len(platforms) > 1 and not loader.several:
         raise UsageError(
             f"--load: {loader.name} takes an image for one platform",
@@ -104,7 +108,7 @@ def _examined(name: str) -> tuple[Loader | None, str]:
         case _:
             said, why = _said(["ctr", "version"])
             command = ("ctr", "images", "import", "--all-platforms", "-")
-            return (Loader(name, command, True), "") if not why else (None, why)
+            return (Loader(name, command, True, True), "") if not why else (None, why)
 
 
 def _said(command: Sequence[str]) -> tuple[str, str]:

@@ -75,7 +75,19 @@ def test_what_is_chosen_has_to_be_there(here: Path) -> None:
 
 def test_who_takes_one_platform_is_given_no_more() -> None:
     both = (parse("linux/amd64"), parse("linux/arm64"))
-    load.check(load.Loader("podman", (), several=False), both[:1])
-    load.check(load.Loader("ctr", (), several=True), both)
+    load.check(load.Loader("podman", (), several=False), both[:1], named=False)
+    load.check(load.Loader("ctr", (), several=True), both, named=True)
     with pytest.raises(UsageError, match="podman takes an image for one platform"):
-        load.check(load.Loader("podman", (), several=False), both)
+        load.check(load.Loader("podman", (), several=False), both, named=True)
+
+
+@pytest.mark.parametrize(("name", "lost"), [("ctr", True), ("nerdctl", False), ("podman", False)])
+def test_who_keeps_no_image_without_a_name_is_given_none(here: Path, name: str, lost: bool) -> None:
+    program(here, name, FINE)
+    loader = load.find()
+    load.check(loader, (), named=True)
+    if not lost:
+        load.check(loader, (), named=False)
+        return
+    with pytest.raises(UsageError, match=f"{name} keeps no image without a name"):
+        load.check(loader, (), named=False)
