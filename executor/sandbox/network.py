@@ -174,10 +174,12 @@ def _bring_up(program: str, line: socket.socket, ready: int, verdict: int) -> No
         from executor.sandbox import zygote  # loaded long since: it is who called us
 
         zygote.keep_only(line.fileno(), ready, verdict)
+        # Whoever we are going to be may not be able to look into the directory that it is in, a user's own perhaps.
+        opened = os.open(program, os.O_PATH | os.O_CLOEXEC)
         _furnish()
         if isolation.id_limit() > 1:
             _become_nobody()
-        said = (_connect(program, line) or "").encode() or _UP
+        said = _connect(f"/proc/self/fd/{opened}", line).encode() or _UP
     except BaseException as error:
         said = str(error).encode()
     finally:
@@ -260,7 +262,7 @@ def _start(program: str, namespace: str) -> str:
     complaints = os.memfd_create("kanifold")
     pid = os.posix_spawn(
         program,
-        (program, *options),
+        (HELPER, *options),
         {"PATH": "/usr/bin:/bin"},
         file_actions=[(os.POSIX_SPAWN_DUP2, complaints, 2)],
         setsigdef=(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),  # it refuses to begin with others
