@@ -38,6 +38,7 @@ from orchestrator.request import Request
 from orchestrator.trace import recorded
 from orchestrator.view import events, open_display
 from platforms.errors import AuditError, BuildError, EnvironmentUnfit, Interrupted, KanifoldError, Problem
+from platforms.replacing import replacing
 
 if TYPE_CHECKING:
     from orchestrator.load import Loader
@@ -486,8 +487,8 @@ def _note(request: Request, product: Product) -> None:
 
 def _write_file(path: str, text: str) -> None:
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise BuildError(f"cannot write {path}", why=error.strerror or str(error)) from error
 

@@ -23,6 +23,7 @@ from orchestrator.plan import Plan
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import render_problem, render_warning, wording
+from orchestrator.view.said import say
 from orchestrator.view.state import Caution
 from platforms import host
 from platforms.errors import BuildError, DockerfileError, Problem
@@ -137,9 +138,9 @@ def _print_checks(request: Request, source: planning.Source, means: Means, as_js
         if found.failure is not None:
             render_problem(found.failure, sys.stdout)
         if not found.violations and found.failure is None:
-            print("Check complete, no warnings found.")
+            say("Check complete, no warnings found.")
         elif found.violations:
-            print(f"Check complete, {len(found.violations)} warning(s) found.")
+            say(f"Check complete, {len(found.violations)} warning(s) found.")
     return 1 if found.failure is not None or found.violations else 0
 
 
@@ -163,7 +164,7 @@ def _print_targets(plan: Plan, as_json: bool) -> int:
     width = max(len(each.name or "-") for each in found)
     for each in found:
         default = " (default)" if each.default else ""
-        print(f"{each.name or '-':<{width}}  {each.description}{default}".rstrip())
+        say(f"{each.name or '-':<{width}}  {each.description}{default}".rstrip())
     return 0
 
 
@@ -175,16 +176,17 @@ def _print_outline(request: Request, plan: Plan, as_json: bool) -> int:
     if as_json:
         print(json.dumps(documents.outline_document(found, plan.data), indent=2))
         return 0
-    print(f"target  {found.name or 'default'}")
+    say(f"target  {found.name or 'default'}")
     if found.description:
-        print(found.description)
+        say(found.description)
     for title, rows in (
         ("BUILD ARG", [(each.name, each.value, each.description) for each in found.arguments]),
         ("SECRET", [(each.name, "required" if each.required else "", "") for each in found.secrets]),
         ("SSH", [(each.name, "required" if each.required else "", "") for each in found.ssh]),
     ):
         if rows:
-            print(f"\n{title}")
+            say()
+            say(title)
             for name, value, text in rows:
-                print(f"  {name:<24} {value:<20} {text}".rstrip())
+                say(f"  {name:<24} {value:<20} {text}".rstrip())
     return 0

@@ -7,6 +7,7 @@ import sys
 
 from executor.registry import auth
 from executor.store.store import default_root
+from orchestrator.view.said import say
 from platforms import emulation, host
 from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit, KanifoldError
@@ -22,58 +23,62 @@ def show_platforms(as_json: bool) -> None:
         return
     width = max(len(str(platform)) for platform, _ in rows)
     for platform, found in rows:
-        print(f"{platform!s:<{width}}  {_how(found)}")
+        say(f"{platform!s:<{width}}  {_how(found)}")
 
 
 def examine(root: str) -> int:
     """Print the whole examination; the exit status is 0 when builds for this host's own platform can run."""
     from executor.store.store import open_store
 
-    print(f"host        {host.host()}")
+    say(f"host        {host.host()}")
     works = _isolation() if sys.platform == "linux" else _elsewhere()
     if works:
         _network()
         _bounds()
-    print("\nemulation")
+    say()
+    say("emulation")
     for platform, found in emulation.overview():
         mark = MISSING if isinstance(found, EnvironmentUnfit) else OK
-        print(f"  {mark} {platform!s:<16} {_how(found)}")
+        say(f"  {mark} {platform!s:<16} {_how(found)}")
         if isinstance(found, Emulation):
             for reason in found.skipped:
                 if not reason.startswith(f"{emulation.Rung.NATIVE}:"):  # the first line says what this host is
-                    print(f"       not {reason}")
+                    say(f"       not {reason}")
         else:
-            print(f"       {found.problem.remedy}")
-    print("\nstore")
+            say(f"       {found.problem.remedy}")
+    say()
+    say("store")
     place = root or default_root()
     try:
         open_store(place).close()
-        print(f"  {OK} {place}")
+        say(f"  {OK} {place}")
     except KanifoldError as error:
-        print(f"  {MISSING} {place}: {error}")
+        say(f"  {MISSING} {place}: {error}")
         works = False
-    print("\ncredentials")
+    say()
+    say("credentials")
     try:
         auth.docker_keychain()("docker.io")
-        print(f"  {OK} configuration files can be read")
+        say(f"  {OK} configuration files can be read")
     except KanifoldError as error:
-        print(f"  {MISSING} {error}")
+        say(f"  {MISSING} {error}")
     return 0 if works else EnvironmentUnfit.exit_code
 
 
 def _isolation() -> bool:
     from executor.sandbox import isolation
 
-    print("\nisolation")
+    say()
+    say("isolation")
     usable = False
     for verdict in isolation.survey():
         if verdict.usable:
             chosen = "" if usable else "  <- in use"
             usable = True
-            print(f"  {OK} {verdict.rung}{chosen}")
+            say(f"  {OK} {verdict.rung}{chosen}")
         else:
-            print(f"  {MISSING} {verdict.rung}: {verdict.why}")
-            print(f"       {verdict.remedy}")
+            say(f"  {MISSING} {verdict.rung}: {verdict.why}")
+            say(f"       {verdict.remedy}")
     return usable
 
 
@@ -81,32 +86,36 @@ def _network() -> None:
     from executor.sandbox import network
     from platforms import syscalls
 
-    print("\nnetwork of steps")
+    say()
+    say("network of steps")
     why = network.survey()
     if not why:
-        print(f"  {OK} their own, by {network.HELPER}")
+        say(f"  {OK} their own, by {network.HELPER}")
         return
-    print(f"  {MISSING} the network of this machine, its loopback interface included: {why}")
-    print(f"       {network.remedy(why)}")
+    say(f"  {MISSING} the network of this machine, its loopback interface included: {why}")
+    say(f"       {network.remedy(why)}")
     if syscalls.landlock_version() >= network.SCOPES:
-        print(f"  {OK} without its abstract sockets (Landlock)")
+        say(f"  {OK} without its abstract sockets (Landlock)")
     else:
-        print(f"  {MISSING} its abstract sockets as well: Landlock has no scopes here (Linux 6.12)")
+        say(f"  {MISSING} its abstract sockets as well: Landlock has no scopes here (Linux 6.12)")
 
 
 def _bounds() -> None:
     from executor.sandbox import cgroup
 
-    print("\nbounds of steps (--resource)")
+    say()
+    say("bounds of steps (--resource)")
     if why := cgroup.survey():
-        print(f"  {MISSING} {why}")
-        print(f"       {cgroup.REMEDY}")
+        say(f"  {MISSING} {why}")
+        say(f"       {cgroup.REMEDY}")
     else:
-        print(f"  {OK} control groups")
+        say(f"  {OK} control groups")
 
 
 def _elsewhere() -> bool:
-    print(f"\nisolation\n  {MISSING} steps run on Linux only: {sys.platform} can orchestrate, and needs a Linux node")
+    say()
+    say("isolation")
+    say(f"  {MISSING} steps run on Linux only: {sys.platform} can orchestrate, and needs a Linux node")
     return False
 
 

@@ -23,7 +23,7 @@ from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import events
 from platforms import regular
-from platforms.errors import BuildError, ContextError, KanifoldError, ProtocolError
+from platforms.errors import BuildError, ContextError, KanifoldError, ProtocolError, UsageError
 
 Emit = Callable[[events.Event], None]
 Said = job.Planned | job.Started | job.Finished | job.Warned
@@ -133,10 +133,13 @@ def _answers(request: Request, order: job.Job, keychain: Keychain, registry: Reg
     """What the executor of ``order`` may be told: nothing beyond what this build was given."""
     secrets = {secret.id: secret for secret in request.secrets}
     contexts = {context.name: context for context in order.contexts}
+    registries = _registries(order)
 
     async def answer(ask: job.Ask) -> bytes | Stream | None:
         match ask.what:
             case "credential":
+                if ask.name not in registries:
+                    return None  # as if nobody had one: a base's trigger may name any image
                 found = await asyncio.to_thread(keychain, "/".join((ask.name, *ask.paths)))
                 return None if found is None else msgspec.json.encode(found)
             case "manifest":
@@ -160,6 +163,21 @@ def _answers(request: Request, order: job.Job, keychain: Keychain, registry: Reg
                 raise ProtocolError(f"an executor asked for an unknown thing: {ask.what!r}")
 
     return answer
+
+
+def _registries(order: job.Job) -> frozenset[str]:
+    """The registries that a job speaks to: those of its images, caches and destinations, and their mirrors."""
+    names = [*order.push, *(pin.name for pin in order.pins)]
+    names += [context.location for context in order.contexts if context.kind == "image"]
+    names += [place.location for place in (*order.cache_from, *order.cache_to) if place.kind != "directory"]
+    found: set[str] = set()
+    for name in filter(None, names):
+        with contextlib.suppress(UsageError):
+            found.add(reference.parse(name).registry)
+    for registry in tuple(found):
+        for mirror in order.registries.mirrors_of(registry):
+            found.add(mirror.removeprefix("http://").partition("/")[0])
+    return frozenset(found)
 
 
 def _pushed(order: job.Job, name: str) -> Reference:

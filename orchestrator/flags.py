@@ -18,6 +18,7 @@ from platforms import host, parse_list
 from platforms.errors import UsageError
 from platforms.platform import Platform
 from platforms.platform import parse as parse_platform
+from platforms.replacing import is_stream
 
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _ULIMITS: Final = (
@@ -157,7 +158,7 @@ def _writable(path: str, flag: str) -> str:
         raise UsageError(
             f"{flag} {path}: " + ("it is a directory" if os.path.isdir(path) else f"no directory {folder}")
         )
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+    if not os.access(path if is_stream(path) else folder, os.W_OK):  # a file is replaced, not written to
         raise UsageError(f"{flag} {path}: this user may not write it")
     return path
 

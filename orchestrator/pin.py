@@ -30,6 +30,7 @@ from executor.registry.reference import Reference
 from orchestrator import registries
 from orchestrator.plan import NAMES
 from orchestrator.registries import Registry
+from orchestrator.view.said import say
 from orchestrator.view.untrusted import clean_line
 from platforms.errors import DockerfileError, KanifoldError, StoreError, UsageError
 from platforms.paths import below
@@ -98,7 +99,7 @@ def check(found: Sequence[Examined]) -> int:
     """
     for each in found:
         for finding in each.findings:
-            print(_line(each.file.path, finding, finding.state.value))
+            say(_line(each.file.path, finding, finding.state.value))
     good = (State.CURRENT, State.VARIABLE)
     return 0 if all(finding.state in good for each in found for finding in each.findings) else 1
 
@@ -119,7 +120,7 @@ def write(found: Sequence[Examined], contents: Sequence[bytes], states: frozense
             _write(each.file.path, data)
         for finding in each.findings:
             done = _DONE[finding.state] if finding.state in states else finding.state.value
-            print(_line(each.file.path, finding, done))
+            say(_line(each.file.path, finding, done))
 
 
 def show(found: Sequence[Examined], contents: Sequence[bytes]) -> None:
@@ -127,11 +128,10 @@ def show(found: Sequence[Examined], contents: Sequence[bytes]) -> None:
     for each, data in zip(found, contents, strict=True):
         before, after = (text.decode("utf-8", "replace").splitlines() for text in (each.file.data, data))
         for line in difflib.unified_diff(before, after, each.file.path, each.file.path, lineterm=""):
-            print(clean_line(line, _LINE_LIMIT))
+            say(line)
 
 
 _DONE: Final = {State.UNPINNED: "pinned to", State.MOVED: "renewed to", State.ONE_PLATFORM: "renewed to"}
-_LINE_LIMIT: Final = 65535
 """Characters of a line of a diff: a line of a Dockerfile has no more."""
 
 

@@ -18,6 +18,7 @@ import msgspec
 from executor import job
 from orchestrator.view import events
 from platforms.errors import UsageError
+from platforms.replacing import replacing
 
 _BUILD: Final = 1
 """The orchestrator's process id in the trace; the platforms' follow."""
@@ -51,16 +52,21 @@ def recorded(path: str, emit: Callable[[events.Event], None]) -> Iterator[Callab
             happened.append(event)
         emit(event)
 
-    with _translated(path):
-        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - a bad name is told before the build
-    try:
-        yield keep
-    finally:
-        with file, _translated(path):
+    with contextlib.ExitStack() as stack:
+        with _translated(path):
+            file = stack.enter_context(replacing(path))  # before the build, so that a bad name is told then
+        failed: BaseException | None = None
+        try:
+            yield keep
+        except BaseException as error:
+            failed = error
+        with _translated(path):
             import json
 
-            json.dump(trace(happened), file, separators=(",", ":"))
-            file.flush()
+            file.write(json.dumps(trace(happened), separators=(",", ":")).encode())
+            stack.close()
+        if failed is not None:
+            raise failed
 
 
 @contextlib.contextmanager

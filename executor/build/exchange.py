@@ -11,10 +11,13 @@ digest and by diff id. A cache that is missing, broken or out of reach costs a w
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -191,8 +194,19 @@ class DirectoryPlace:
     def _blob(self, digest: str) -> str:
         return below(self._path, "blobs", *check_digest(digest).split(":"))
 
+    def _make_directories(self, path: str) -> None:
+        """Make ``path``, below the cache's own directory, where a link in place of one would lead out."""
+        os.makedirs(self._path, exist_ok=True)
+        here = self._path
+        for name in os.path.relpath(path, self._path).split("/"):
+            here = below(here, name)
+            with suppress(FileExistsError):
+                os.mkdir(here)
+            if not stat.S_ISDIR(os.lstat(here).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, f"{here} is not a directory of its own", here)
+
     def _write(self, path: str, read: Callable[[int], bytes]) -> None:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self._make_directories(os.path.dirname(path))
         incoming = f"{path}.{os.getpid()}.{time.monotonic_ns()}"
         try:
             with open(incoming, "xb") as file:

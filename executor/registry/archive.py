@@ -5,12 +5,10 @@ Headers carry no clock, no owner and no order but the content's own. Blobs are v
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import stat
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, Final
@@ -27,6 +25,7 @@ from executor.registry.layout import (
     verified,
 )
 from platforms.errors import ArchiveError
+from platforms.replacing import replacing
 
 _BLOCK: Final = 512
 _RECORD: Final = 20 * _BLOCK
@@ -61,22 +60,11 @@ def write_docker_archive(
 def archive_file(path: str) -> Iterator[BinaryIO]:
     """A file to write an archive to, which takes the name ``path`` when all went well and is gone when not.
 
-    A pipe or a device at ``path`` is written to as it is. Raises ``StoreError`` for what the disk does not take.
+    A pipe or a device at ``path`` is written to as it is; a link is replaced. Raises ``StoreError`` for what the
+    disk does not take.
     """
-    with disk_errors(path):
-        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-            with open(path, "wb") as file:
-                yield file
-            return
-        incoming = f"{path}.{uuid.uuid4().hex[:8]}.part"
-        try:
-            with open(incoming, "xb") as file:
-                yield file
-            os.replace(incoming, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(incoming)
-            raise
+    with disk_errors(path), replacing(path) as file:
+        yield file
 
 
 def read_archive(path: str) -> Layout:

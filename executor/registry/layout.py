@@ -33,7 +33,7 @@ from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, encode, parse
 from executor.registry.auth import printable
-from platforms import decoding, syscalls
+from platforms import decoding, regular, syscalls
 from platforms.errors import ArchiveError, StoreError
 from platforms.paths import below
 
@@ -203,7 +203,8 @@ def write_layout(
         with _locked(directory):
             try:
                 _replace(directory, "oci-layout", MARKER)
-                os.makedirs(os.path.join(directory, "blobs", "sha256"), exist_ok=True)
+                _make_directory(directory, "blobs")
+                _make_directory(os.path.join(directory, "blobs"), "sha256")
                 _sweep(directory)
                 found = [_write_blob(directory, blob, memory) for blob in blobs]
                 _replace(directory, "index.json", _extended(directory, tuple(roots)))
@@ -245,7 +246,7 @@ def _extended(directory: str, roots: tuple[Descriptor, ...]) -> bytes:
     path = os.path.join(directory, "index.json")
     document: dict[str, Any] = decoding.from_json(index_json(roots))
     try:
-        with open(path, "rb") as file:
+        with regular.open_file(path, follow=False) as file:
             data = file.read(MANIFEST_LIMIT + 1)
     except FileNotFoundError:
         return index_json(roots)
@@ -272,7 +273,7 @@ def _write_blob(directory: str, blob: BlobSource, memory: Memory | None) -> tupl
                 return None
             if _digest_of(path, blob.digest) == blob.digest:
                 return there, blob.digest
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    _make_directory(os.path.join(directory, "blobs"), blob.digest.partition(":")[0])
     incoming = below(os.path.dirname(path), f"{_INCOMING}{uuid.uuid4().hex}")
     try:
         if not _copied(blob, incoming):
@@ -335,11 +336,20 @@ def _replace(directory: str, name: str, data: bytes) -> None:
     os.replace(incoming, below(directory, name))
 
 
+def _make_directory(directory: str, name: str) -> None:
+    """Make ``name`` in ``directory`` if it is missing. A link in its place would lead out: ``OSError``."""
+    path = below(directory, name)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a directory of its own", path)
+
+
 def _sweep(directory: str) -> None:
     """Remove what a writer that died has left; the lock says that no other is at work."""
     for algorithm in os.listdir(os.path.join(directory, "blobs")):
         parent = below(directory, "blobs", algorithm)
-        for name in os.listdir(parent) if os.path.isdir(parent) else ():
+        for name in os.listdir(parent) if stat.S_ISDIR(os.lstat(parent).st_mode) else ():
             if name.startswith(_INCOMING):
                 os.unlink(below(parent, name))
 

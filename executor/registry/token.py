@@ -28,6 +28,7 @@ from msgspec.structs import replace
 from executor.registry.auth import Credential, Keychain
 from executor.registry.config import RegistrySettings
 from executor.registry.failure import PASSING, diagnostics, refused, retry_after
+from executor.registry.sites import hands_out_names
 from executor.registry.wire import STALL_SECONDS, Lost, Origin, Request, Wire, check_target, origin_of
 from platforms import decoding
 from platforms.errors import RegistryError
@@ -119,14 +120,16 @@ def merged(*scopes: str) -> frozenset[str]:
 def same_site(registry: Origin, realm: Origin) -> bool:
     """Whether ``realm`` lies within the site of ``registry``: its host, its parent domain, or below either.
 
-    Parents are taken only of names with three labels or more, so that ``example.com`` never speaks for ``com``; and
-    addresses have no site, so that another port of a machine is another party.
+    A parent counts unless strangers have names below it, as below ``com``, ``co.uk`` or a hoster's domain (``sites``).
+    Addresses have no site, so that another port of a machine is another party.
     """
     host, other = registry.host, realm.host
     labels = host.split(".")
     if ":" in host or labels[-1].isdecimal() or len(labels) < 2:
         return False
-    parent = ".".join(labels[1:]) if len(labels) > 2 else host
+    parent = ".".join(labels[1:])
+    if hands_out_names(parent):
+        parent = host
     return other in (host, parent) or other.endswith(("." + host, "." + parent))
 
 
