@@ -171,7 +171,10 @@ def cli() -> None:
     "--allow",
     metavar="ENTITLEMENT",
     multiple=True,
-    help="Let the Dockerfile have it: security.insecure, network.host; for RUN --security=, --network=.",
+    help=(
+        "Let the Dockerfile have it: security.insecure, network.host; for RUN --security=, --network=. Let an output "
+        "delete what is in a directory outside of this one: buildx.local.delete."
+    ),
 )
 @click.option("--shm-size", metavar="BYTES", default="", help="Size of /dev/shm in steps: 64m, 1g, …")
 @click.option(

@@ -160,3 +160,17 @@ def test_a_step_that_adds_over_ssh_says_what_it_lacks(kanifold: Kanifold, sshd: 
     assert done.code == 1
     assert "the build was given no ssh agent" in done.err
     assert "--ssh default" in done.err
+
+
+@pytest.mark.parametrize("rung", ["kanifold_as_user", "kanifold_as_bare_user"])
+def test_an_ordinary_users_step_adds_it_too(
+    request: pytest.FixtureRequest, sshd: Sshd, tmp_path: Path, rung: str
+) -> None:
+    kanifold: Kanifold = request.getfixturevalue(rung)
+    folder = kanifold.folder("context")
+    (folder / "Dockerfile").write_text(f"FROM scratch\nADD {sshd.url} /x\n")
+    key = shutil.copy(tmp_path / "client", kanifold.home / "key")
+    for path in (folder, folder / "Dockerfile", key):
+        os.chown(path, kanifold.user.uid, kanifold.user.gid)
+    kanifold("build", folder, "--ssh", f"default={key}", "-o", kanifold.home / "out")
+    assert (kanifold.home / "out" / "x" / "f").read_text() == "over ssh\n"
