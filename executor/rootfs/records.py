@@ -29,6 +29,7 @@ _ORIGIN: Final = "user.overlay.origin"
 """Set by overlayfs on what it has copied up. Nothing that goes through an overlay mount can set it."""
 _KINDS: Final = {"c": Kind.CHARACTER, "b": Kind.BLOCK}
 CAPABILITY: Final = b"security.capability"
+_BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 
 
 class Device(msgspec.Struct, frozen=True, array_like=True):
@@ -137,18 +138,39 @@ def carried(upper: str, below: Stack) -> Iterator[Record]:
     """
     if not below:
         return
-    top = os.fsencode(upper)
-    for directory, directories, files, here in os.fwalk(top):
-        above = directory[len(top) + 1 :]
-        for name in (*directories, *files):
-            path = above + b"/" + name if above else name
-            if (record := below.of(path)) is None or not copied_up(here, name):
-                continue
+    for path, here, name in walked(upper):
+        if (record := below.of(path)) is not None and copied_up(here, name):
             was = below.status(path)
             status = os.stat(name, dir_fd=here, follow_symlinks=False)
             if was is not None and (status.st_uid, status.st_gid) != (was.st_uid, was.st_gid):
                 record = replace(record, uid=status.st_uid, gid=status.st_gid, capability=b"")
             yield record
+
+
+def walked(directory: str) -> Iterator[tuple[bytes, int, bytes]]:
+    """Everything below ``directory``, which nobody else changes, what is in a directory after it, however deep it is.
+
+    Of each its path, and a descriptor of the directory that it is in, for as long as it is at hand, and its name there.
+    """
+    top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    waiting = [b""]
+    try:
+        while waiting:
+            above = waiting.pop()
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            here = syscalls.openat2(top, os.fsdecode(above) or ".", flags, resolve=_BENEATH)
+            try:
+                with os.scandir(here) as entries:
+                    found = [(os.fsencode(each.name), each.is_dir(follow_symlinks=False)) for each in entries]
+                for name, is_directory in found:
+                    path = above + b"/" + name if above else name
+                    yield path, here, name
+                    if is_directory:
+                        waiting.append(path)
+            finally:
+                os.close(here)
+    finally:
+        os.close(top)
 
 
 def copied_up(directory: int, name: bytes) -> bool:
@@ -165,12 +187,11 @@ def copied_up(directory: int, name: bytes) -> bool:
 
 def _status(directory: str, path: bytes) -> os.stat_result | None:
     """The status of ``path`` below ``directory``; None when there is no such thing, or a parent is a link."""
-    resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
     parent, _, name = path.rpartition(b"/")
     try:
         top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            here = syscalls.openat2(top, os.fsdecode(parent) or ".", os.O_PATH | os.O_CLOEXEC, resolve=resolve)
+            here = syscalls.openat2(top, os.fsdecode(parent) or ".", os.O_PATH | os.O_CLOEXEC, resolve=_BENEATH)
         finally:
             os.close(top)
         try:

@@ -87,8 +87,9 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
         os._exit(0)
     listener, root, mounts = fds
     own = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    table = Table(spec.upper, spec.layers)
-    for device, layers in ((os.fstat(root).st_dev, spec.layers), *stacks):
+    seen_as = os.fstat(root).st_dev
+    table = Table(spec.upper, spec.layers, seen_as)
+    for device, layers in ((seen_as, spec.layers), *stacks):
         table.add_layers(device, layers)
     syscalls.setns(mounts, syscalls.CLONE_NEWNS)
     view = syscalls.open_tree(root, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH | os.O_CLOEXEC)
@@ -254,7 +255,7 @@ class _Supervisor:
         try:
             self.still(call)  # so the memory is that of the process that called
             os.pwrite(memory, data, buffer)
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # a place that no process has
             raise OSError(errno.EFAULT, "") from error
         finally:
             os.close(memory)
@@ -268,6 +269,7 @@ class _Supervisor:
         letter = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}.get(stat.S_IFMT(mode & _WORD))
         if letter is None:
             return True
+        number &= _WORD
         major, minor = number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00
         if letter == "c" and (major, minor) == (0, 0):  # by which overlayfs marks deletions
             raise OSError(errno.EPERM, "")
@@ -301,6 +303,7 @@ class _Supervisor:
                     above, slash, _ = self.string(call, new).rstrip(b"/").rpartition(b"/")
                     directory = self.open(call, to, above or slash or b".", follow=True)
                     try:
+                        self.still(call)
                         self.table.keep(file, directory)
                     finally:
                         os.close(directory)

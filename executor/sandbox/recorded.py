@@ -11,6 +11,7 @@ birth is kept, and what is recorded of an inode that was born at another time is
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -20,10 +21,12 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.rootfs.records import Device, Record, Stack, copied_up, read
+from executor.rootfs.records import Device, Record, Stack, copied_up, read, walked
 from platforms import syscalls
 
 _OF_A_LAYER: Final = -1
+_MOST: Final = 4_000_000
+"""Files of which something is recorded, some 300 bytes each: what is more than any image has is an attack."""
 _TICK: Final = 20_000_000
 """Nanoseconds by which the times of files may lag behind the clock."""
 
@@ -40,10 +43,11 @@ class Known(msgspec.Struct):
 
 
 class Table:
-    """One step's: of what it does in ``upper``, on top of ``layers``, top first."""
+    """One step's: of what it does in ``upper``, on top of ``layers``, top first, whose union it sees as ``device``."""
 
-    def __init__(self, upper: str, layers: Sequence[str]) -> None:
+    def __init__(self, upper: str, layers: Sequence[str], device: int) -> None:
         self._layers = layers
+        self._device = device
         self._upper = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._known: dict[tuple[int, int], Known] = {}
         self._begun = time.time_ns() - _TICK
@@ -126,7 +130,7 @@ class Table:
             known = self._known.get((was.st_dev, was.st_ino)) if was.st_ino != status.st_ino else None
             old = known or Known(0, 0)
             known = Known(old.uid, old.gid, old.device, old.capability, syscalls.birth(file))
-            self._known[status.st_dev, status.st_ino] = known
+            self._add_known(status, known)
             # Through a name that was made since it was copied up, a file has the number that it has in ``upper``.
             if (made := self._made(file)) is not None and made.st_ino != status.st_ino:
                 self._known[status.st_dev, made.st_ino] = known
@@ -138,16 +142,20 @@ class Table:
         known.capability = b""  # as chown(2) does
         self.hands_down = self.hands_down or bool(known.gid and stat.S_ISDIR(status.st_mode))
 
+    def _add_known(self, status: os.stat_result, known: Known) -> None:
+        if len(self._known) >= _MOST:
+            raise OSError(errno.ENOMEM, "")
+        self._known[status.st_dev, status.st_ino] = known
+
     def own(self, file: int, uid: int, gid: int) -> None:
         """Record the owner of ``file``, an O_PATH descriptor, as if it had been so before the step."""
-        status = os.fstat(file)
-        self._known[status.st_dev, status.st_ino] = Known(uid, gid, born=syscalls.birth(file))
+        self._add_known(os.fstat(file), Known(uid, gid, born=syscalls.birth(file)))
 
     def make(self, file: int, device: Device) -> None:
         """Record that ``file``, an O_PATH descriptor of a new empty file, stands for ``device``."""
         status = os.fstat(file)
         born = syscalls.birth(file)
-        self._known[status.st_dev, status.st_ino] = Known(0, self._handed(file, status), device, born=born)
+        self._add_known(status, Known(0, self._handed(file, status), device, born=born))
 
     def keep(self, file: int, directory: int) -> None:
         """Before ``file`` is moved into ``directory``: record the group that its own directory has handed down."""
@@ -179,6 +187,8 @@ class Table:
 
     def _made(self, file: int) -> os.stat_result | None:
         """What stands for ``file`` in the upper directory; None when there is nothing, or the path is another's."""
+        if os.fstat(file).st_dev != self._device:
+            return None
         path = os.readlink(f"self/fd/{file}")
         try:
             return os.stat(path.strip("/"), dir_fd=self._upper, follow_symlinks=False) if path[:1] == "/" else None
@@ -191,40 +201,36 @@ class Table:
         ``view`` is its root directory, with nothing mounted in it: there its files have the numbers that they had.
         """
         below = Stack(self._layers)
-        top = os.fsencode(upper)
         groups: dict[bytes, int] = {}  # that directories hand down
         linked: dict[int, Record] = {}  # by the number in ``upper``
         other_names: list[tuple[bytes, int]] = []
-        for directory, directories, files, here in os.fwalk(top):
-            above = directory[len(top) + 1 :]
-            for name in (*directories, *files):
-                path = above + b"/" + name if above else name
-                try:
-                    file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=view)
-                except FileNotFoundError:  # what marks a deletion
-                    continue
-                try:
-                    status = os.fstat(file)
-                    known = self._find(file, status.st_dev, status.st_ino)
-                finally:
-                    os.close(file)
-                if known is not None:
-                    record: Record | None = Record(path, known.uid, known.gid, known.device, known.capability)
-                elif copied_up(here, name):  # a file that had several names below is another inode now
-                    record = below.of(path)
+        for path, here, name in walked(upper):
+            try:
+                file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=view)
+            except FileNotFoundError:  # what marks a deletion
+                continue
+            try:
+                status = os.fstat(file)
+                known = self._find(file, status.st_dev, status.st_ino)
+            finally:
+                os.close(file)
+            if known is not None:
+                record: Record | None = Record(path, known.uid, known.gid, known.device, known.capability)
+            elif copied_up(here, name):  # a file that had several names below is another inode now
+                record = below.of(path)
+            else:
+                record = Record(path, 0, groups.get(path.rpartition(b"/")[0], 0))
+            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                number = os.stat(name, dir_fd=here, follow_symlinks=False).st_ino
+                if known is not None or record is not None:
+                    linked.setdefault(number, record or Record(path))
                 else:
-                    record = Record(path, 0, groups.get(above, 0))
-                if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-                    number = os.stat(name, dir_fd=here, follow_symlinks=False).st_ino
-                    if known is not None or record is not None:
-                        linked.setdefault(number, record or Record(path))
-                    else:
-                        other_names.append((path, number))
-                if record is None or record == Record(path):
-                    continue
-                if record.gid and _hands_down(status):
-                    groups[path] = record.gid
-                yield record
+                    other_names.append((path, number))
+            if record is None or record == Record(path):
+                continue
+            if record.gid and _hands_down(status):
+                groups[path] = record.gid
+            yield record
         for path, number in other_names:
             if number in linked and linked[number] != Record(linked[number].path):
                 yield replace(linked[number], path=path)
@@ -244,15 +250,11 @@ def claimed(upper: str, layers: Sequence[str], uid: int, gid: int) -> Iterator[R
     step's user would have been allowed to make it.
     """
     below = Stack(layers)
-    top = os.fsencode(upper)
-    for directory, directories, files, here in os.fwalk(top):
-        above = directory[len(top) + 1 :]
-        for name in (*directories, *files):
-            path = above + b"/" + name if above else name
-            status = os.stat(name, dir_fd=here, follow_symlinks=False)
-            if stat.S_ISCHR(status.st_mode):  # it marks a deletion
-                continue
-            if not copied_up(here, name):
-                yield Record(path, uid, gid)
-            elif (record := below.of(path)) is not None:
-                yield record
+    for path, here, name in walked(upper):
+        status = os.stat(name, dir_fd=here, follow_symlinks=False)
+        if stat.S_ISCHR(status.st_mode):  # it marks a deletion
+            continue
+        if not copied_up(here, name):
+            yield Record(path, uid, gid)
+        elif (record := below.of(path)) is not None:
+            yield record
