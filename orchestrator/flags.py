@@ -75,7 +75,7 @@ def request(flags: Mapping[str, Any]) -> Request:
         compression=compression,
         no_cache=flags["no_cache"],
         no_cache_stages=_split(flags["no_cache_filters"]),
-        allow=tuple(each for each in _split(flags["allow"]) if each != outputs.DELETE),
+        allow=tuple(each for each in _permissions(flags["allow"]) if each != outputs.DELETE),
         load_to=flags["load_to"] or os.environ.get(_LOAD, ""),
         rewrite_timestamps=_rewrites_timestamps(wanted),
         progress="quiet" if flags["quiet"] else flags["progress"],
@@ -186,6 +186,21 @@ def _pair(text: str, flag: str, *, needs_value: bool = False) -> tuple[str, str]
 
 def _split(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(each for text in texts for each in text.split(",") if each)
+
+
+_PERMISSIONS: Final = ("security.insecure", "network.host", outputs.DELETE, "device")
+"""What ``--allow`` takes; no step is given a device, so that to permit one comes to nothing."""
+
+
+def _permissions(texts: Iterable[str]) -> tuple[str, ...]:
+    found = _split(texts)
+    for each in found:
+        name = each.partition("=")[0]
+        if name not in _PERMISSIONS or name not in (each, "device"):
+            raise UsageError(
+                f"--allow {each}: unknown{hint(name, _PERMISSIONS)}", remedy=f"use {', '.join(_PERMISSIONS)}"
+            )
+    return found
 
 
 _LEVELS: Final = ("manifest", "index", "manifest-descriptor", "index-descriptor")

@@ -156,6 +156,7 @@ def test_what_habit_types_is_taken() -> None:
 
 def test_a_permission_of_the_command_s_own_is_no_entitlement() -> None:
     assert ask("--allow", "buildx.local.delete,security.insecure").allow == ("security.insecure",)
+    assert ask("--allow", "network.host", "--allow", "device=nvidia.com/gpu").allow[0] == "network.host"
 
 
 @pytest.mark.parametrize(
@@ -234,6 +235,8 @@ def test_quiet_is_a_progress() -> None:
         (("--cache-to", "type=registry,ref=a,oci-mediatype=true"), "did you mean oci-mediatypes?"),
         (("--cache-from", "type=regsitry,ref=a"), "did you mean registry?"),
         (("--builder", "big"), "--builder"),
+        (("--allow", "securty.insecure"), "did you mean security.insecure?"),
+        (("--allow", "network.host=yes"), "--allow"),
         (("-o", "type=registry,name=a,dangling-name-prefix=b:1"), "dangling-name-prefix"),
         (
             ("-t", "a", "-o", "type=oci,dest=x,rewrite-timestamp=true", "-o", "type=registry,rewrite-timestamp=false"),
