@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -184,6 +184,39 @@ def test_files_of_a_layout_are_not_those_that_they_were_written_from(tmp_path: P
     with made.open("r+b") as file:
         file.write(b"edited")
     assert (tmp_path / "blob").read_bytes() == data
+
+
+@pytest.fixture
+def sharing(tmp_path: Path) -> Iterator[Path]:
+    """A file system whose files can share blocks."""
+    if os.geteuid() != 0 or shutil.which("mkfs.xfs") is None:
+        pytest.skip("needs root, and mkfs.xfs (Debian package xfsprogs)")
+    image, place = tmp_path / "image", tmp_path / "xfs"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(320 << 20)
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True)
+    mounted = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a loop device cannot be mounted here: {mounted.stderr}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_where_files_can_share_their_blocks_a_layout_takes_no_space(sharing: Path) -> None:
+    data = os.urandom(16 << 20)
+    (sharing / "blob").write_bytes(data)
+    os.sync()
+    before = os.statvfs(sharing).f_bfree
+    write_layout(
+        str(sharing / "out"), [], [BlobSource(digest_of(data), len(data), lambda: (sharing / "blob").open("rb"))]
+    )
+    os.sync()
+    assert (before - os.statvfs(sharing).f_bfree) * os.statvfs(sharing).f_frsize < 1 << 20
+    (made,) = (sharing / "out" / "blobs" / "sha256").iterdir()
+    with made.open("r+b") as file:
+        file.write(b"edited")
+    assert (sharing / "blob").read_bytes() == data
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "other"])
