@@ -208,3 +208,22 @@ def test_a_binary_of_another_architecture_is_found(kanifold: Kanifold, busybox: 
     assert found in refused.err
     assert found not in kanifold(*arguments, "--audit=off").err
     assert kanifold.run(*arguments, "--audit=error", "--audit-allow", "/opt/tool").code == 0
+
+
+def test_a_package_that_brings_a_program_for_each_platform_is_no_finding(
+    kanifold: Kanifold, busybox: Base, context: Context
+) -> None:
+    text = f"FROM --platform=linux/amd64 {busybox.ref} AS x64\nFROM --platform=linux/arm64 {busybox.ref} AS arm64\n" + (
+        "FROM scratch\n"
+        "COPY --from=x64 /bin/busybox /app/node_modules/x/prebuilds/linux-x64/x.node\n"
+        "COPY --from=arm64 /bin/busybox /app/node_modules/x/prebuilds/linux-arm64/x.node\n"
+    )
+    folder = context({"Dockerfile": text})
+    out = f"type=oci,dest={kanifold.home / 'out'}"
+    both = ("build", folder, "--platform", "linux/amd64,linux/arm64", "--audit=error", "-o", out)
+    kanifold(*both)
+    (folder / "Dockerfile").write_text(text + "COPY --from=x64 /bin/busybox /usr/bin/tool\n")
+    refused = kanifold.run(*both)
+    assert refused.code == 1
+    assert "/usr/bin/tool is amd64" in refused.err
+    assert "x.node is amd64" not in refused.err
