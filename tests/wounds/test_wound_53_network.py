@@ -336,6 +336,23 @@ def test_the_helper_is_out_of_sight(houses: Callable[..., House], rung: str) -> 
 
 
 @needs_pasta
+def test_a_job_has_one_helper_and_none_before_a_step_needs_it() -> None:
+    def helpers() -> int:
+        found = processes_in(network)
+        for _, pidfd in found:
+            os.close(pidfd)
+        return sum(name.startswith("pas") for name, _ in found)
+
+    with opened(None, world=world) as house:
+        network = os.readlink(f"/proc/{house.pid}/ns/net")
+        house.run("true", network="none")
+        house.run("true", network="host")
+        assert helpers() == 0
+        house.run_all([house.spec("true", network="isolated") for _ in range(5)])
+        assert helpers() == 1
+
+
+@needs_pasta
 @pytest.mark.parametrize("moment", [0.0, 0.01, 0.03, 0.06, 0.1, None])
 def test_the_helper_dies_with_the_executor(moment: float | None) -> None:
     with opened(None, world=world) as house:
