@@ -76,7 +76,13 @@ def keep(store: Store, policy: Policy) -> Pruned:
         return Pruned(0, ())
     with held:
         free, now = disk(store.root).free, store.clock()
-        return prune.sweep(store, lambda rows: _chosen(rows, policy, free, now), now - prune.FORGET_SECONDS)
+
+        def choose(rows: list[Row]) -> Iterator[Row]:
+            # A record has no lease, and that it was found is written when the session ends that found it.
+            alone = len(leases.live(store.root)[0]) <= 1
+            return _chosen([row for row in rows if alone or row.kind != "record"], policy, free, now)
+
+        return prune.sweep(store, choose, now - prune.FORGET_SECONDS)
 
 
 def _chosen(rows: list[Row], policy: Policy, free: int, now: float) -> Iterator[Row]:

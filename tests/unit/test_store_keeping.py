@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.store import blobs, cachemounts, fsck, keeping, locks, prune, snapshots
+from executor.store import blobs, cachemounts, fsck, keeping, locks, prune, records, snapshots
 from executor.store.policy import Disk, Policy
 from executor.store.prune import usage
 from executor.store.store import Store, open_store
@@ -146,6 +146,22 @@ def test_nothing_that_a_living_process_uses_goes_whatever_the_limit(store: Store
         assert blobs.read(user, used, 1 << 20).startswith(b"used")
     keeping.keep(store, Policy(0, 1, 1 << 60, 1.0))
     assert left(store) == set()
+
+
+def test_a_record_that_a_living_process_may_have_found_stays(store: Store, clock: Clock) -> None:
+    with open_store(store.root, clock=clock) as maker:
+        records.put(maker, "step", b"value")
+    add(store, "a")
+    clock.now += 61 * DAY
+    with open_store(store.root, clock=clock) as build:
+        build.session.keep("anything")
+        assert records.get(build, "step") == b"value"
+        keeping.keep(store, ROOMY)
+        assert records.get(build, "step") == b"value"
+    add(store, "b")
+    clock.now += 61 * DAY
+    keeping.keep(store, ROOMY)
+    assert records.get(store, "step") is None
 
 
 def test_one_process_keeps_the_size_at_a_time(store: Store) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Base, Kanifold
+from conftest import Base, Kanifold, Reader
 from oci_layout import Image, Layer, pack, read_image, write_layout
 
 Context = Callable[[Mapping[str, str | bytes]], Path]
@@ -135,6 +135,32 @@ def test_a_build_that_asks_the_same_cache_again_finds_its_own_steps(
     assert ran("--cache-to", f"type=local,dest={full},mode=max") > 0
     assert ran() == 0
     assert ran("--root", tmp_path / "second machine", "--cache-from", f"type=local,src={full}") == 0
+
+
+@pytest.mark.parametrize("first", ["the honest build", "the poisoned build"])
+def test_neither_other_platforms_nor_answers_from_memory_are_reached(
+    kanifold: Kanifold, context: Context, busybox: Base, registry: str, read: Reader, tmp_path: Path, first: str
+) -> None:
+    """Platforms share what COPY makes; a build that is pushed again is answered without an executor."""
+    recipe = RECIPES["copied"].format(busybox=busybox.ref)
+    project, cache = context({"Dockerfile": recipe, "f": GOOD}), tmp_path / "cache"
+    both = ("--platform", "linux/amd64,linux/arm64")
+    elsewhere = ("--root", tmp_path / "elsewhere", "--cache-to", f"type=local,dest={cache},mode=max")
+    kanifold("build", project, *both, *elsewhere)
+    poison(cache)
+
+    def pushed(*arguments: str) -> set[str]:
+        image = f"{registry}/wound-51-shared:{first.split()[1]}"
+        kanifold("build", project, *both, "-t", image, "--push", *arguments)
+        return {read(image, platform).text("seen") for platform in ("linux/amd64", "linux/arm64")}
+
+    if first == "the honest build":
+        assert pushed() == {GOOD.decode()}
+        assert pushed("--cache-from", f"type=local,src={cache}") == {GOOD.decode()}, "what is here is asked first"
+    else:
+        assert pushed("--cache-from", f"type=local,src={cache}") == {EVIL.decode()}, "the poison is none"
+    assert pushed() == {GOOD.decode()}
+    assert pushed() == {GOOD.decode()}, "answered from memory"
 
 
 def test_nothing_that_rests_on_a_poisoned_image_is_found_by_a_build_without_it(
