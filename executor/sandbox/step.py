@@ -90,14 +90,14 @@ class Rules(msgspec.Struct, frozen=True):
 class Shape(msgspec.Struct, frozen=True):
     """What must be known of a step to prepare a process for it."""
 
-    offline: bool
-    """Whether it has a network namespace of its own, and nothing in it."""
+    network: str
+    """As in ``Spec``: for ``none`` it is in a namespace of its own, and for ``isolated`` it holds what it joins."""
     insecure: bool
     shm_size: int
 
     @classmethod
     def of(cls, spec: Spec) -> Shape:
-        return cls(spec.network == "none", spec.insecure, spec.shm_size)
+        return cls(spec.network, spec.insecure, spec.shm_size)
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -121,7 +121,7 @@ def prepare(shape: Shape) -> Prepared:
     for each in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_DFL)
     os.umask(0o022)
-    if shape.offline:
+    if shape.network == "none":
         network.switch_on_loopback()
 
     # 2. The parts of its root, in the workshop, where no image has a say.

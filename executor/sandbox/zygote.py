@@ -186,7 +186,7 @@ def _read(packed: int, mounts: list[int]) -> spec.Spec:
 
 def _namespaces(shape: step.Shape) -> int:
     namespaces = _STEP | (syscalls.CLONE_NEWCGROUP if os.path.exists("/proc/self/ns/cgroup") else 0)
-    return namespaces | (syscalls.CLONE_NEWNET if shape.offline else 0)
+    return namespaces | (syscalls.CLONE_NEWNET if shape.network == "none" else 0)
 
 
 def _use(spare: _Spare, fds: list[int], reply: socket.socket) -> _Running | None:
