@@ -60,6 +60,7 @@ _DESCRIPTOR: Final = re.compile(rb"(?:/proc/self/fd/|/dev/fd/)([0-9]{1,9})|/dev/
 _STREAMS: Final = {b"/dev/stdin": b"0", b"/dev/stdout": b"1", b"/dev/stderr": b"2"}
 _STATX_SYNC: Final = 0x6000
 """The flags of statx(2) that say how fresh its answer is to be."""
+_LOOKING_FLAGS: Final = _STATX_SYNC | syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_NO_AUTOMOUNT | syscalls.AT_EMPTY_PATH
 _AT_FDCWD: Final = syscalls.AT_FDCWD & _WORD
 _SHORT_IDS: Final = ("i386", "arm")
 """Where ``chown``, ``lchown`` and ``fchown`` take ids of 16 bits, and others end in ``32``."""
@@ -185,6 +186,8 @@ class _Supervisor:
         name, arguments = call.name, call.arguments
         if name == "fchownat":
             base, address, uid, gid, flags = arguments[:5]
+            if flags & _WORD & ~(syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_EMPTY_PATH):
+                raise OSError(errno.EINVAL, "")
             path = self.string(call, address)
             follow = not flags & syscalls.AT_SYMLINK_NOFOLLOW
             if not path and not flags & syscalls.AT_EMPTY_PATH:
@@ -209,6 +212,13 @@ class _Supervisor:
 
     def look(self, call: _Call) -> bool:
         """stat(2) and its kin. Whatever fails here, the kernel knows better why."""
+        try:
+            return not self.told(call)
+        except OSError:
+            return True
+
+    def told(self, call: _Call) -> bool:
+        """Answer ``call`` if it is about a file of which something is recorded. Raises OSError."""
         name, arguments = call.name, call.arguments
         base, flags, path = _AT_FDCWD, 0, b""
         if name in ("statx", "newfstatat", "fstatat64"):
@@ -217,25 +227,22 @@ class _Supervisor:
                 flags, buffer = arguments[2], arguments[4]
             if address:
                 path = self.string(call, address)
-            if not path and not flags & syscalls.AT_EMPTY_PATH:
-                return True
+            if flags & _WORD & ~_LOOKING_FLAGS or (not path and not flags & syscalls.AT_EMPTY_PATH):
+                return False
         elif name.startswith("fstat"):
             base, buffer = arguments[:2]
         else:
             address, buffer = arguments[:2]
             path = self.string(call, address)
             if not path:
-                return True
+                return False
         follow = not path or not (flags & syscalls.AT_SYMLINK_NOFOLLOW or name.startswith("lstat"))
+        where = self.where(call, base, path)
+        if not self.table.concerns(os.stat(where, follow_symlinks=follow)):
+            return False
+        file = os.open(where, _PATH if follow else _PATH | os.O_NOFOLLOW)
         try:
-            where = self.where(call, base, path)
-            if not self.table.concerns(os.stat(where, follow_symlinks=follow)):
-                return True
-            file = os.open(where, _PATH if follow else _PATH | os.O_NOFOLLOW)
-        except OSError:
-            return True
-        try:
-            return not self.tell(call, file, buffer)
+            return self.tell(call, file, buffer)
         finally:
             os.close(file)
 
