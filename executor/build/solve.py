@@ -196,15 +196,21 @@ class Solver:
         state = replace(state, config=replace(state.config, onbuild=()))
         self._numbers.add_triggers(self._workshop, stage, triggers)
         replaced = graph.replaced(self.dockerfile, stage, self._scope, self.named)
+        draft: steps.Draft | None = None
         for instruction in () if replaced else (*triggers, *stage.instructions):
             self._workshop.check()
             try:
-                state = self._step(stage, state, instruction)
+                if isinstance(instruction, _LAYERED):
+                    state, draft = draft.state() if draft is not None else state, None
+                    state = self._step(stage, state, instruction)
+                else:
+                    draft = draft or steps.Draft(state)
+                    draft.apply(instruction, self._given, self._scope, self.dockerfile.escape)
             except KanifoldError as error:
                 if error.problem.where is None:
                     error.problem = replace(error.problem, where=instruction.location)
                 raise
-        return state
+        return draft.state() if draft is not None else state
 
     def _base_of(self, stage: Stage) -> Origin:
         if stage.index in self.graph.stages:
@@ -265,9 +271,8 @@ class Solver:
     # -- steps
 
     def _step(self, stage: Stage, state: State, instruction: Instruction) -> State:
-        escape = self.dockerfile.escape
-        if not isinstance(instruction, dockerfile.Arg):
-            instruction = expand(instruction, dict(state.env), escape)
+        """A step that may have a layer."""
+        instruction = expand(instruction, dict(state.env), self.dockerfile.escape)
         match instruction:
             case dockerfile.Run():
                 return self._run(stage, state, instruction)
@@ -275,32 +280,6 @@ class Solver:
                 return self._copy(stage, state, instruction)
             case dockerfile.Workdir():
                 return self._workdir(stage, state, instruction)
-            case dockerfile.Arg():
-                return steps.arg(state, instruction, self._given, self._scope, escape)
-            case dockerfile.Env():
-                return steps.env(state, instruction)
-            case dockerfile.Label():
-                return steps.label(state, instruction)
-            case dockerfile.Cmd():
-                return steps.cmd(state, instruction)
-            case dockerfile.Entrypoint():
-                return steps.entrypoint(state, instruction)
-            case dockerfile.Shell():
-                return steps.shell(state, instruction)
-            case dockerfile.Expose():
-                return steps.expose(state, instruction)
-            case dockerfile.Volume():
-                return steps.volume(state, instruction)
-            case dockerfile.User():
-                return steps.user(state, instruction)
-            case dockerfile.Stopsignal():
-                return steps.stopsignal(state, instruction)
-            case dockerfile.Healthcheck():
-                return steps.healthcheck(state, instruction)
-            case dockerfile.Maintainer():
-                return steps.maintainer(state, instruction)
-            case dockerfile.Onbuild():
-                return steps.onbuild(state, instruction)
             case _:
                 raise DockerfileError(f"{instruction.keyword} cannot be built", where=instruction.location)
 

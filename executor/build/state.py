@@ -1,6 +1,6 @@
 """A stage as it stands between two instructions, and the instructions that change nothing but its configuration.
 
-Each function here is one instruction: a state in, the next state out. Meaning and history texts are those of BuildKit's
+``Draft`` takes one instruction after the other. Meaning and history texts are those of BuildKit's
 dockerfile2llb (dispatchEnv, dispatchLabel, …), so that configs can be compared field by field.
 """
 
@@ -16,8 +16,9 @@ from executor.build.copying import normal_path
 from executor.build.layer import Layer
 from executor.build.scope import SILENT_ARGUMENTS
 from executor.build.treename import Name
-from executor.dockerfile import declared
+from executor.dockerfile import declared, expand
 from executor.dockerfile import instructions as dockerfile
+from executor.dockerfile.instructions import Instruction
 from executor.image import config as image
 from executor.image.config import Healthcheck, History, ImageConfig
 from platforms.errors import DockerfileError
@@ -73,104 +74,153 @@ def noted(state: State, text: str, *, layer: bool = False, created: str = "") ->
     return replace(state, config=replace(state.config, history=(*state.config.history, entry)))
 
 
-def env(state: State, step: dockerfile.Env) -> State:
-    """ENV: into the image and the scope."""
-    config, scope = state.config, state.env
-    for key, value in step.pairs:
-        config = image.with_env(config, key, value)
-        scope = image.put(scope, key, value)
-    text = "ENV " + " ".join(f"{key}={value}" for key, value in step.pairs)
-    return noted(replace(state, config=config, env=scope), text)
+class Draft:
+    """A state while instructions change only its configuration: each costs what it changes, not all that there is.
 
+    ``state`` is the state when a step with a layer comes, or the end.
+    """
 
-def arg(state: State, step: dockerfile.Arg, given: Mapping[str, str], outer: Mapping[str, str], escape: str) -> State:
-    """ARG: ``given`` by flag, else the default, else the global scope's (``outer``) value."""
-    scope, texts = state.env, []
-    found = declared(step, dict(scope), given, outer, escape)
-    for name, value in found:
-        if value is not None and name not in SILENT_ARGUMENTS:
-            scope = image.put(scope, name, value)
-        texts.append(name if value is None else f"{name}={value}")
-    return noted(replace(state, env=scope, arguments=(*state.arguments, *found)), "ARG " + " ".join(texts))
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._config = state.config
+        self.env = dict(state.env)
+        """What the next instruction is expanded with."""
+        self._image_env = list(state.config.env)
+        self._places: dict[str, list[int]] = {}
+        for place, (name, _) in enumerate(self._image_env):
+            self._places.setdefault(name, []).append(place)
+        self._labels = dict(state.config.labels)
+        self._ports = set(state.config.exposed_ports)
+        self._volumes = set(state.config.volumes)
+        self._onbuild = list(state.config.onbuild)
+        self._history = list(state.config.history)
+        self._arguments = list(state.arguments)
+        self._command_set = state.command_set
 
-
-def label(state: State, step: dockerfile.Label) -> State:
-    """LABEL: added to, or replacing, the labels there are."""
-    labels = dict(state.config.labels) | dict(step.pairs)
-    text = "LABEL " + " ".join(f"{key}={value}" for key, value in step.pairs)
-    return noted(replace(state, config=replace(state.config, labels=tuple(sorted(labels.items())))), text)
-
-
-def cmd(state: State, step: dockerfile.Cmd) -> State:
-    """CMD: the default command, through the stage's shell when it is not a list."""
-    command = _command(state, step.command, step.shell)
-    config = replace(state.config, cmd=command, args_escaped=True)
-    return noted(replace(state, config=config, command_set=True), f"CMD {_quoted_list(command)}")
-
-
-def entrypoint(state: State, step: dockerfile.Entrypoint) -> State:
-    """ENTRYPOINT: takes a base image's CMD away, but not this stage's own."""
-    command = _command(state, step.command, step.shell)
-    config = replace(state.config, entrypoint=command, cmd=state.config.cmd if state.command_set else None)
-    return noted(replace(state, config=config), f"ENTRYPOINT {_quoted_list(command)}")
-
-
-def shell(state: State, step: dockerfile.Shell) -> State:
-    """SHELL: what shell forms run in from here on."""
-    text = "SHELL [" + " ".join(step.command) + "]"
-    return noted(replace(state, config=replace(state.config, shell=step.command)), text)
-
-
-def expose(state: State, step: dockerfile.Expose) -> State:
-    """EXPOSE: ports as ``number/protocol``, as the expansion of the step has spelled them out."""
-    merged = tuple(sorted({*state.config.exposed_ports, *step.ports}))
-    return noted(replace(state, config=replace(state.config, exposed_ports=merged)), f"EXPOSE [{' '.join(step.ports)}]")
-
-
-def volume(state: State, step: dockerfile.Volume) -> State:
-    """VOLUME: a mount point in the config; nothing is made."""
-    for path in step.paths:
-        if not path:
-            raise DockerfileError("VOLUME specified can not be an empty string", where=step.location)
-    merged = tuple(sorted({*state.config.volumes, *step.paths}))
-    return noted(replace(state, config=replace(state.config, volumes=merged)), f"VOLUME [{' '.join(step.paths)}]")
-
-
-def user(state: State, step: dockerfile.User) -> State:
-    """USER: who later steps and the image's command run as."""
-    return noted(replace(state, config=replace(state.config, user=step.user)), f"USER {step.user}")
-
-
-def stopsignal(state: State, step: dockerfile.Stopsignal) -> State:
-    """STOPSIGNAL: by name or number."""
-    return noted(replace(state, config=replace(state.config, stop_signal=step.signal)), f"STOPSIGNAL {step.signal}")
-
-
-def healthcheck(state: State, step: dockerfile.Healthcheck) -> State:
-    """HEALTHCHECK: NONE, or a command with its times."""
-    if step.kind == "none":
-        check = Healthcheck(("NONE",))
-    else:
-        head = "CMD" if step.kind == "cmd" else "CMD-SHELL"
-        check = Healthcheck(
-            (head, *step.command), step.interval, step.timeout, step.start_period, step.start_interval, step.retries
+    def state(self) -> State:
+        """What has come of it."""
+        config = replace(
+            self._config,
+            env=tuple(self._image_env),
+            labels=tuple(sorted(self._labels.items())),
+            exposed_ports=tuple(sorted(self._ports)),
+            volumes=tuple(sorted(self._volumes)),
+            onbuild=tuple(self._onbuild),
+            history=tuple(self._history),
         )
-    text = "HEALTHCHECK {{Test:[{}] Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}".format(
+        return replace(
+            self._state,
+            config=config,
+            env=tuple(self.env.items()),
+            arguments=tuple(self._arguments),
+            command_set=self._command_set,
+        )
+
+    def apply(self, step: Instruction, given: Mapping[str, str], outer: Mapping[str, str], escape: str) -> None:
+        """One instruction that makes no layer. Of an ARG, the value is ``given``, its default, or ``outer``'s."""
+        if isinstance(step, dockerfile.Arg):
+            self._arg(step, given, outer, escape)
+            return
+        step = expand(step, self.env, escape)
+        match step:
+            case dockerfile.Env():
+                self._env(step)
+            case dockerfile.Label():
+                self._label(step)
+            case dockerfile.Cmd():
+                self._cmd(step)
+            case dockerfile.Entrypoint():
+                self._entrypoint(step)
+            case dockerfile.Shell():
+                self._changed("SHELL [" + " ".join(step.command) + "]", shell=step.command)
+            case dockerfile.Expose():
+                self._ports.update(step.ports)
+                self._noted(f"EXPOSE [{' '.join(step.ports)}]")
+            case dockerfile.Volume():
+                self._volume(step)
+            case dockerfile.User():
+                self._changed(f"USER {step.user}", user=step.user)
+            case dockerfile.Stopsignal():
+                self._changed(f"STOPSIGNAL {step.signal}", stop_signal=step.signal)
+            case dockerfile.Healthcheck():
+                check = _healthcheck(step)
+                self._changed(_healthcheck_text(check), healthcheck=check)
+            case dockerfile.Maintainer():
+                self._changed(f"MAINTAINER {step.name}", author=step.name)
+            case dockerfile.Onbuild():
+                self._onbuild.append(step.expression)  # leaves no history
+            case _:
+                raise DockerfileError(f"{step.keyword} cannot be built", where=step.location)
+
+    def _noted(self, text: str) -> None:
+        self._history.append(History(created_by=text, comment=COMMENT, empty_layer=True))
+
+    def _changed(self, text: str, **fields: object) -> None:
+        self._config = replace(self._config, **fields)
+        self._noted(text)
+
+    def _env(self, step: dockerfile.Env) -> None:
+        for key, value in step.pairs:
+            self.env[key] = value
+            if key not in self._places:
+                self._places[key] = [len(self._image_env)]
+                self._image_env.append((key, value))
+            for place in self._places[key]:
+                self._image_env[place] = (key, value)
+        self._noted("ENV " + " ".join(f"{key}={value}" for key, value in step.pairs))
+
+    def _arg(self, step: dockerfile.Arg, given: Mapping[str, str], outer: Mapping[str, str], escape: str) -> None:
+        texts = []
+        for name, value in declared(step, self.env, given, outer, escape):
+            if value is not None and name not in SILENT_ARGUMENTS:
+                self.env[name] = value
+            texts.append(name if value is None else f"{name}={value}")
+            self._arguments.append((name, value))
+        self._noted("ARG " + " ".join(texts))
+
+    def _label(self, step: dockerfile.Label) -> None:
+        self._labels.update(step.pairs)
+        self._noted("LABEL " + " ".join(f"{key}={value}" for key, value in step.pairs))
+
+    def _cmd(self, step: dockerfile.Cmd) -> None:
+        """The default command, through the stage's shell when it is not a list."""
+        command = self._command(step.command, step.shell)
+        self._command_set = True
+        self._changed(f"CMD {_quoted_list(command)}", cmd=command, args_escaped=True)
+
+    def _entrypoint(self, step: dockerfile.Entrypoint) -> None:
+        """Takes a base image's CMD away, but not this stage's own."""
+        command = self._command(step.command, step.shell)
+        cmd = self._config.cmd if self._command_set else None
+        self._changed(f"ENTRYPOINT {_quoted_list(command)}", entrypoint=command, cmd=cmd)
+
+    def _volume(self, step: dockerfile.Volume) -> None:
+        """A mount point in the config; nothing is made."""
+        if not all(step.paths):
+            raise DockerfileError("VOLUME specified can not be an empty string", where=step.location)
+        self._volumes.update(step.paths)
+        self._noted(f"VOLUME [{' '.join(step.paths)}]")
+
+    def _command(self, command: tuple[str, ...], in_shell: bool) -> tuple[str, ...]:
+        return shell_command(self._config, " ".join(command)) if in_shell else command
+
+
+def _healthcheck(step: dockerfile.Healthcheck) -> Healthcheck:
+    """NONE, or a command with its times."""
+    if step.kind == "none":
+        return Healthcheck(("NONE",))
+    head = "CMD" if step.kind == "cmd" else "CMD-SHELL"
+    return Healthcheck(
+        (head, *step.command), step.interval, step.timeout, step.start_period, step.start_interval, step.retries
+    )
+
+
+def _healthcheck_text(check: Healthcheck) -> str:
+    return "HEALTHCHECK {{Test:[{}] Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}".format(
         " ".join(check.test),
         *(_duration(each) for each in (check.interval, check.timeout, check.start_period, check.start_interval)),
         check.retries,
     )
-    return noted(replace(state, config=replace(state.config, healthcheck=check)), text)
-
-
-def maintainer(state: State, step: dockerfile.Maintainer) -> State:
-    """MAINTAINER (deprecated): the image's author."""
-    return noted(replace(state, config=replace(state.config, author=step.name)), f"MAINTAINER {step.name}")
-
-
-def onbuild(state: State, step: dockerfile.Onbuild) -> State:
-    """ONBUILD: kept for the builds that start from this image; leaves no history."""
-    return replace(state, config=replace(state.config, onbuild=(*state.config.onbuild, step.expression)))
 
 
 def shell_command(config: ImageConfig, text: str) -> tuple[str, ...]:
@@ -186,10 +236,6 @@ def run_text(state: State, argv: tuple[str, ...]) -> str:
         seen[name] = values.get(name, value or "")
     head = [f"|{len(seen)}", *(f"{name}={value}" for name, value in seen.items())] if seen else []
     return "RUN " + " ".join([*head, *argv]) + " # buildkit"
-
-
-def _command(state: State, command: tuple[str, ...], in_shell: bool) -> tuple[str, ...]:
-    return shell_command(state.config, " ".join(command)) if in_shell else command
 
 
 def _quoted_list(words_: tuple[str, ...]) -> str:

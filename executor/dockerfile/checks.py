@@ -138,6 +138,8 @@ class _Walk(msgspec.Struct):
     ignore: Patterns
     options: Options
     found: list[Violation] = msgspec.field(default_factory=list)
+    told: set[Violation] = msgspec.field(default_factory=set)
+    """The same, to look one up."""
     scope: dict[str, str] = msgspec.field(default_factory=dict)
     known: Mapping[int, Base] = msgspec.field(default_factory=dict)
     scenes: dict[int, _Scene] = msgspec.field(default_factory=dict)
@@ -151,12 +153,15 @@ class _Walk(msgspec.Struct):
         """Report a finding, unless nobody wants to know, or knows already."""
         if self.options.and_for(comments).wants(rule):
             violation = rule.at(location, *facts)
-            if violation not in self.found:
+            if violation not in self.told:
+                self.told.add(violation)
                 self.found.append(violation)
 
     def take(self, violations: Iterable[Violation], comments: tuple[str, ...] = ()) -> None:
         options = self.options.and_for(comments)
-        self.found += [violation for violation in violations if options.wants(violation.rule)]
+        taken = [violation for violation in violations if options.wants(violation.rule)]
+        self.told.update(taken)
+        self.found += taken
 
     # -- the file as text ---------------------------------------------------------------------------------------
 
@@ -229,8 +234,9 @@ class _Walk(msgspec.Struct):
         for arg in self.dockerfile.args:
             self.take(traps.platform_defaults(arg, traps.PLATFORM_ARGS), arg.comments)
         declared = {name for arg in self.dockerfile.args for name, _ in arg.assignments} | self.scope.keys()
+        names_ = sorted(declared)
         for stage in self.dockerfile.stages:
-            self.base(stage, sorted(declared))
+            self.base(stage, names_)
 
     def default_images(self) -> None:
         """What FROM gets when nobody passes build args. A failure here is a failure later: no finding."""

@@ -145,7 +145,7 @@ def misspelt(text: str, env: Mapping[str, str], escape: str) -> str:
     """`` (did you mean NAME?)`` when ``text`` has a variable that is not in ``env`` but one much like it; else ""."""
     seen = Watched(env)
     expand_text(text, seen, escape=escape)
-    return hint_any(seen.missing, sorted(env))
+    return hint_any(seen.missing, env)
 
 
 def _files(

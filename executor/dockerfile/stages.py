@@ -6,6 +6,9 @@ Source: Dockerfile reference, "FROM" and "ARG"; how names are looked up is Build
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Mapping
+
 import msgspec
 
 from executor.dockerfile import grammar, lines
@@ -56,6 +59,8 @@ class Dockerfile(msgspec.Struct, frozen=True):
     """The file's lines."""
     statements: tuple[lines.Statement, ...]
     """All instructions in order, before anybody asked what they mean."""
+    named: Mapping[str, tuple[int, ...]]
+    """The stages that have a name, by it, in order."""
 
 
 def parse(data: bytes, name: str = "Dockerfile") -> Dockerfile:
@@ -95,7 +100,16 @@ def parse(data: bytes, name: str = "Dockerfile") -> Dockerfile:
         found.empty_continuations,
         found.physical,
         found.statements,
+        _by_name(stages),
     )
+
+
+def _by_name(stages: tuple[Stage, ...]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, list[int]] = {}
+    for stage in stages:
+        if stage.name:
+            found.setdefault(stage.name, []).append(stage.index)
+    return {name: tuple(indexes) for name, indexes in found.items()}
 
 
 def trigger(expression: str, location: Location) -> Instruction:
@@ -149,7 +163,8 @@ def find_stage(dockerfile: Dockerfile, target: str | None) -> Stage:
 
 def find_named(dockerfile: Dockerfile, name: str) -> Stage | None:
     """The stage that ``RUN --mount=from=NAME`` means, None when it means an image or a named context."""
-    return next((stage for stage in reversed(dockerfile.stages) if stage.name and stage.name == name.lower()), None)
+    found = dockerfile.named.get(name.lower())
+    return dockerfile.stages[found[-1]] if found else None
 
 
 def find_source(dockerfile: Dockerfile, name: str) -> Stage | None:
@@ -170,5 +185,6 @@ def find_base(dockerfile: Dockerfile, before: int, image: str) -> Stage | None:
 
     Whatever the case: an image's name cannot have capitals, so none is hidden by that.
     """
-    earlier = reversed(dockerfile.stages[:before])
-    return next((stage for stage in earlier if stage.name and stage.name == image.lower()), None)
+    found = dockerfile.named.get(image.lower(), ())
+    at = bisect_left(found, before)
+    return dockerfile.stages[found[at - 1]] if at else None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 _FAR: Final = 3
 """An edit distance from which words are no longer alike."""
 _LONG: Final = 200
+_MANY: Final = 100
+"""Options beyond which none is looked for: each costs, and every line of a hostile file may ask."""
 
 
-def meant(word: str, options: Iterable[str]) -> str:
-    """The option most like ``word`` (fewer than three edits away), or ""; case counts."""
+def meant(word: str, options: Collection[str]) -> str:
+    """The option most like ``word`` (fewer than three edits away), or ""; case counts. None of too many."""
     best, least = "", _FAR
-    if len(word) > _LONG:
+    if len(word) > _LONG or len(options) > _MANY:
         return ""
     for option in options:
         if option == word:
@@ -25,15 +27,15 @@ def meant(word: str, options: Iterable[str]) -> str:
     return best
 
 
-def hint(word: str, options: Iterable[str]) -> str:
+def hint(word: str, options: Collection[str]) -> str:
     """`` (did you mean OPTION?)`` to go behind an error's text, or ""."""
     best = meant(word, options)
     return f" (did you mean {best}?)" if best else ""
 
 
-def hint_any(words: Iterable[str], options: Iterable[str]) -> str:
-    """``hint`` for the first of ``words`` that is like an option, or ""."""
-    options = tuple(options)
+def hint_any(words: Iterable[str], options: Collection[str]) -> str:
+    """``hint`` for the first of ``words`` that is like an option, sorted, or ""."""
+    options = sorted(options) if len(options) <= _MANY else ()
     return next(filter(None, (hint(word, options) for word in words)), "")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
-from msgspec.structs import replace
 
 from platforms import decoding
 from platforms.errors import ArchiveError
@@ -69,18 +68,6 @@ class ImageConfig(msgspec.Struct, frozen=True):
 def empty(platform: Platform) -> ImageConfig:
     """The config that ``FROM scratch`` starts with."""
     return ImageConfig(platform, env=(("PATH", DEFAULT_PATH),), working_dir="/")
-
-
-def with_env(config: ImageConfig, key: str, value: str) -> ImageConfig:
-    """``config`` with ``key`` set: in its old place when it was there, else at the end."""
-    return replace(config, env=put(config.env, key, value))
-
-
-def put(pairs: tuple[tuple[str, str], ...], key: str, value: str) -> tuple[tuple[str, str], ...]:
-    """``pairs`` with ``key`` set: in its old place when it was there, else at the end."""
-    if any(name == key for name, _ in pairs):
-        return tuple((name, value if name == key else old) for name, old in pairs)
-    return (*pairs, (key, value))
 
 
 def parse(data: bytes) -> ImageConfig:

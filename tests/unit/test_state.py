@@ -8,27 +8,13 @@ from msgspec.structs import replace
 from executor.build import state as steps
 from executor.build.copying import normal_path
 from executor.build.state import State
-from executor.dockerfile import expand, instructions, parse
+from executor.dockerfile import parse
 from executor.image import config as image
 from executor.image.config import History
 from platforms import parse as parse_platform
 from platforms.errors import DockerfileError
 
 AMD64 = parse_platform("linux/amd64")
-APPLY = {
-    instructions.Env: steps.env,
-    instructions.Label: steps.label,
-    instructions.Cmd: steps.cmd,
-    instructions.Entrypoint: steps.entrypoint,
-    instructions.Shell: steps.shell,
-    instructions.Expose: steps.expose,
-    instructions.Volume: steps.volume,
-    instructions.User: steps.user,
-    instructions.Stopsignal: steps.stopsignal,
-    instructions.Healthcheck: steps.healthcheck,
-    instructions.Maintainer: steps.maintainer,
-    instructions.Onbuild: steps.onbuild,
-}
 
 
 def scratch(**config: object) -> State:
@@ -37,14 +23,10 @@ def scratch(**config: object) -> State:
 
 def after(text: str, state: State | None = None, given: dict[str, str] | None = None) -> State:
     """The state after the lines of ``text``, which follow a FROM."""
-    state = state or scratch()
+    draft = steps.Draft(state or scratch())
     for step in parse(b"FROM scratch\n" + text.encode()).stages[0].instructions:
-        if isinstance(step, instructions.Arg):
-            state = steps.arg(state, step, given or {}, {}, "\\")
-        else:
-            done = expand(step, dict(state.env))
-            state = APPLY[type(done)](state, done)  # type: ignore[operator]
-    return state
+        draft.apply(step, given or {}, {}, "\\")
+    return draft.state()
 
 
 def said(text: str, state: State | None = None) -> list[str]:
