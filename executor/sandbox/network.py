@@ -9,7 +9,10 @@ Services on the host's loopback interface are not reachable. pasta is told not t
 address a packet is for, and a step can have packets for 127.0.0.1 leave by the interface (SO_BINDTODEVICE). So what
 pasta gets to read passes a filter, which is attached to its end of the interface before any step may join.
 
-The helper acts as a user that owns nothing, in a user namespace of its own, where there is more than one id.
+The helper acts as a user that owns nothing, in a user namespace of its own, where there is more than one id. It makes
+its interface in a network namespace that belongs to that user namespace; but over this one a step that became the same
+user would have all power. So the interface is moved to a namespace of the steps, over which they have what capabilities
+they keep, and no more.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import stat
 import struct
 from typing import Final, NoReturn
 
-from executor.sandbox import isolation
+from executor.sandbox import interface, isolation
 from platforms import syscalls
 from platforms.errors import EnvironmentUnfit
 
@@ -168,7 +171,7 @@ def resolv_conf(isolated: bool) -> bytes:
 
 
 def _bring_up(program: str, line: socket.socket, ready: int, verdict: int) -> NoReturn:
-    """The life of the process that starts the helper: it ends when that is up, or will not come."""
+    """The life of the process that makes the steps' network: it ends when that is complete, or will not come."""
     said = b""
     try:
         from executor.sandbox import zygote  # loaded long since: it is who called us
@@ -177,13 +180,42 @@ def _bring_up(program: str, line: socket.socket, ready: int, verdict: int) -> No
         # Whoever we are going to be may not be able to look into the directory that it is in, a user's own perhaps.
         opened = os.open(program, os.O_PATH | os.O_CLOEXEC)
         _furnish()
-        if isolation.id_limit() > 1:
-            _become_nobody()
-        said = _connect(f"/proc/self/fd/{opened}", line).encode() or _UP
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if (helper := syscalls.fork(0)) == 0:
+            ours.close()
+            line.close()
+            _be_helpers_parent(f"/proc/self/fd/{opened}", theirs)
+        theirs.close()
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        switch_on_loopback()
+        namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        socket.send_fds(line, [b"n"], [namespace])
+        line.close()
+        said, fds, _, _ = socket.recv_fds(ours, 1 << 10, 1, socket.MSG_CMSG_CLOEXEC)
+        if fds:
+            interface.move(INTERFACE, fds[0], namespace)
+            said = _UP
+        os.waitpid(helper, 0)
     except BaseException as error:
         said = str(error).encode()
     finally:
         os.pwrite(verdict, said, 0)
+        os._exit(0)
+
+
+def _be_helpers_parent(program: str, line: socket.socket) -> NoReturn:
+    """Start the helper for a namespace in its power, and send that over ``line``, or why it is not there."""
+    try:
+        if isolation.id_limit() > 1:
+            _become_nobody()
+        namespace = _connect(program)
+        if isinstance(namespace, str):
+            line.send(namespace.encode())
+        else:
+            socket.send_fds(line, [_UP], [namespace])
+    except BaseException as error:
+        line.send(str(error).encode())
+    finally:
         os._exit(0)
 
 
@@ -204,7 +236,9 @@ def _furnish() -> None:
 def _become_nobody() -> None:
     """Act as a user and group that own nothing, and as root of a user namespace that has no other ids.
 
-    A step that runs as that user would have power over its network; so the number cannot be foretold.
+    Whoever owns a user namespace has all power over it, and steps can become any user that there is: nothing of theirs
+    may belong to this one. The user is chosen by chance, so that the helpers of two builds have no power over each
+    other.
     """
     highest = isolation.id_limit() - 1
     own = highest - int.from_bytes(os.urandom(4)) % min(_RANDOM_IDS, highest)
@@ -220,8 +254,8 @@ def _become_nobody() -> None:
     isolation.write_map("/proc/self/gid_map", f"0 {own} 1")
 
 
-def _connect(program: str, line: socket.socket) -> str:
-    """Make the namespace, send it over ``line``, and start the helper for it. Returns why that failed, or ""."""
+def _connect(program: str) -> int | str:
+    """A descriptor of a new namespace with the interface of a helper that has been started; or why there is none."""
     told, tell = os.pipe()
     released, release = os.pipe()
     if syscalls.fork(0) == 0:
@@ -229,8 +263,6 @@ def _connect(program: str, line: socket.socket) -> str:
             os.close(release)
             syscalls.unshare(syscalls.CLONE_NEWNET)
             switch_on_loopback()
-            namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            socket.send_fds(line, [b"n"], [namespace])
             syscalls.capset(0, 0, 0)  # whoever has fewer capabilities may not look at our namespaces
             os.write(tell, os.readlink("/proc/self").encode())  # our number in the /proc that everybody here sees
             os.close(tell)
@@ -240,12 +272,12 @@ def _connect(program: str, line: socket.socket) -> str:
         finally:
             os._exit(0)
     os.close(tell)
-    line.close()
     holder = os.read(told, 1 << 10).decode()
     if not holder.isdigit():
         return holder
     try:
-        return _start(program, f"/proc/{holder}/ns/net")
+        namespace = f"/proc/{holder}/ns/net"
+        return _start(program, namespace) or os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(release)
 

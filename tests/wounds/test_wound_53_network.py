@@ -1,7 +1,6 @@
 """Wound 53 (review): steps reach what listens on the builder's loopback interface, its abstract sockets, its traffic.
 
-The machine is one that the tests make: a network namespace with an outward interface that leads nowhere. An address of
-its own on the loopback interface stands for the world outside.
+The machine is one that the tests make (``network_world``).
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import select
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,15 +20,14 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from network_world import OUTSIDE, OUTSIDE_6, PYTHON, run, world
 from ordinary_user import User
-from sandbox_house import Done, House, Inside, opened
+from sandbox_house import House, Inside, opened
 
-from executor.sandbox import Bind, Spec
+from executor.sandbox import Spec
 from platforms import syscalls
 
-OUTSIDE, OUTSIDE_6 = "198.51.100.7", "2001:db8::7"
 RUNGS = pytest.mark.parametrize("rung", ["root", "mapped", "single"])
-PYTHON = Path("/usr/bin/python3")
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make network namespaces"),
@@ -38,64 +35,6 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason=f"no {PYTHON} (Debian: python3)"),
 ]
 needs_pasta = pytest.mark.skipif(not shutil.which("pasta"), reason="no pasta (Debian: passt)")
-
-CONNECTING = """
-import socket, threading
-def reach_all(*ways):
-    found = []
-    threads = [threading.Thread(target=lambda way=way: found.append(reach(*way))) for way in ways]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    return set(found)
-def reach(address, port, device="", data=b""):
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM if data else socket.SOCK_STREAM) as line:
-        line.settimeout(1)
-        try:
-            if device:
-                line.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-            line.connect((address, port))
-            if data:
-                line.send(data)
-            return line.recv(100).decode()
-        except OSError as error:
-            return type(error).__name__
-"""
-
-
-def world(*, resolver: str = OUTSIDE, helper: bool = True) -> None:
-    """A machine of the test's own, for the process that calls this."""
-    syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS)
-    syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
-    for command in (
-        "link set lo up",
-        "link add ext0 type veth peer name far0",
-        "link set far0 up",
-        "link set ext0 up",
-        "addr add 192.0.2.2/24 dev ext0",
-        "addr add 2001:db8:1::2/64 dev ext0 nodad",
-        "route add default via 192.0.2.1",
-        "route add default via 2001:db8:1::1",
-        f"addr add {OUTSIDE}/32 dev lo",
-        f"addr add {OUTSIDE_6}/128 dev lo nodad",
-    ):
-        subprocess.run(["ip", *command.split()], check=True, capture_output=True)
-    Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0")
-    syscalls.mount("world", "/mnt", "tmpfs")
-    Path("/mnt/resolv.conf").write_text(f"search example\nnameserver {resolver}\n")
-    Path("/mnt/resolv.conf").chmod(0o644)
-    syscalls.mount("/mnt/resolv.conf", "/etc/resolv.conf", flags=syscalls.MS_BIND)
-    if os.path.exists("/dev/net/tun"):  # for all, as systems are set up; not on every machine that runs tests
-        os.mknod("/mnt/tun", 0o20666, os.makedev(10, 200))
-        os.chmod("/mnt/tun", 0o666)
-        syscalls.mount("/mnt/tun", "/dev/net/tun", flags=syscalls.MS_BIND)
-    if not helper:
-        os.environ["PATH"] = "/nowhere"
-        Path("/mnt/none").touch()
-        syscalls.mount("/mnt/none", "/usr/bin/pasta", flags=syscalls.MS_BIND)
-
 
 REACHED: set[bytes] = set()
 """In a house: services that anybody has spoken to."""
@@ -162,12 +101,6 @@ def houses(request: pytest.FixtureRequest) -> Iterator[Callable[..., House]]:
             return made[key]
 
         yield get
-
-
-def run(house: House, code: str, **spec: Any) -> Done:
-    """A step that is this Python program, with the machine's own Python."""
-    root = house.plant({name: ("->", f"usr/{name}") for name in ("bin", "lib", "lib64")})
-    return house.run(str(PYTHON), "-c", CONNECTING + code, layers=(root,), mounts=(Bind("/usr", "/usr", True),), **spec)
 
 
 @needs_pasta
