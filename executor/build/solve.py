@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -28,6 +27,7 @@ from executor.build.graph import Graph, Origin
 from executor.build.layer import Layer, LayerLost, from_result
 from executor.build.mounts import Mounts, prepare, secret_variables, ssh_socket
 from executor.build.named import Named
+from executor.build.numbering import Numbers
 from executor.build.once import Once
 from executor.build.sources import Input
 from executor.build.state import State
@@ -194,15 +194,18 @@ class Solver:
         state = self._begin(stage, origin)
         triggers = [trigger(each, stage.location) for each in state.config.onbuild]
         state = replace(state, config=replace(state.config, onbuild=()))
-        self._numbers.add_triggers(self._workshop, stage, triggers)
-        replaced = graph.replaced(self.dockerfile, stage, self._scope, self.named)
+        if graph.replaced(self.dockerfile, stage, self._scope, self.named):
+            return state
+        added, shown = self._numbers.triggers(stage, triggers)
+        self._announce(shown)
+        numbers = (*added, *self._numbers.of(stage))
         draft: steps.Draft | None = None
-        for instruction in () if replaced else (*triggers, *stage.instructions):
+        for instruction, number in zip((*triggers, *stage.instructions), numbers, strict=True):
             self._workshop.check()
             try:
-                if isinstance(instruction, _LAYERED):
+                if number:
                     state, draft = draft.state() if draft is not None else state, None
-                    state = self._step(stage, state, instruction)
+                    state = self._step(stage, number, state, instruction)
                 else:
                     draft = draft or steps.Draft(state)
                     draft.apply(instruction, self._given, self._scope, self.dockerfile.escape)
@@ -217,15 +220,20 @@ class Solver:
             return self.graph.bases[stage.index]
         # Only a base image's trigger knew that this stage is needed.
         origin = graph.base_of(self.dockerfile, stage, self._scope, self.named)
-        self._numbers.add_stage(self._workshop, stage, origin.kind != "stage")
+        self._announce(self._numbers.add_stage(stage, has_base=origin.kind != "stage"))
         return origin
+
+    def _announce(self, shown: tuple[job.Step, ...]) -> None:
+        """Tell of steps that only a base image's triggers made known."""
+        if shown:
+            self._workshop.tell(job.Planned(shown, str(self._workshop.how)))
 
     def _begin(self, stage: Stage, origin: Origin) -> State:
         platform = graph.platform_of(self.dockerfile, stage, self._scope, self._workshop.platform)
         if origin.kind == "stage":
             state = self._stages[origin.stage]()
             return replace(state, command_set=False)
-        number = self._numbers.base(stage.index)
+        number = self._numbers.base(stage)
         clock = self._start(number)
         try:
             state = self._origin_state(origin, platform)
@@ -270,20 +278,20 @@ class Solver:
 
     # -- steps
 
-    def _step(self, stage: Stage, state: State, instruction: Instruction) -> State:
+    def _step(self, stage: Stage, number: int, state: State, instruction: Instruction) -> State:
         """A step that may have a layer."""
         instruction = expand(instruction, dict(state.env), self.dockerfile.escape)
         match instruction:
             case dockerfile.Run():
-                return self._run(stage, state, instruction)
+                return self._run(stage, number, state, instruction)
             case dockerfile.Copy() | dockerfile.Add():
-                return self._copy(stage, state, instruction)
+                return self._copy(stage, number, state, instruction)
             case dockerfile.Workdir():
-                return self._workdir(stage, state, instruction)
+                return self._workdir(stage, number, state, instruction)
             case _:
                 raise DockerfileError(f"{instruction.keyword} cannot be built", where=instruction.location)
 
-    def _run(self, stage: Stage, state: State, instruction: dockerfile.Run) -> State:
+    def _run(self, stage: Stage, number: int, state: State, instruction: dockerfile.Run) -> State:
         workshop = self._workshop
         if instruction.security == "insecure" and "security.insecure" not in workshop.order.allow:
             raise DockerfileError(
@@ -318,7 +326,6 @@ class Solver:
         mounts = prepare(self, workshop, stage, state, instruction, script)
         visible = tuple(pair for pair in state.env)
         running = runstep.Running(argv, env)
-        number = self._numbers.of(stage.index, instruction)
 
         def observed(mounted: Observed) -> Observed:
             return (
@@ -416,9 +423,8 @@ class Solver:
         """The layers of what ``origin`` names, as directories, top first."""
         return self._directories(self.origin(origin, self._workshop.platform))
 
-    def _copy(self, stage: Stage, state: State, instruction: dockerfile.Copy | dockerfile.Add) -> State:
+    def _copy(self, stage: Stage, number: int, state: State, instruction: dockerfile.Copy | dockerfile.Add) -> State:
         plan = self._copy_inputs(stage, instruction)
-        number = self._numbers.of(stage.index, instruction)
         # With a mode, --link is as good as not there (BuildKit, dockerfile2llb/convert_copy.go).
         alone = instruction.link and not instruction.chmod
         below = None if alone else Once(lambda: self.tree_of(state))
@@ -508,12 +514,11 @@ class Solver:
                 raise ContextError(f"a context of kind {kind!r} holds no files")
         return workshop.trees.keep(open_context(directory, context.ignore, owners=context.owners))
 
-    def _workdir(self, stage: Stage, state: State, instruction: dockerfile.Workdir) -> State:
+    def _workdir(self, stage: Stage, number: int, state: State, instruction: dockerfile.Workdir) -> State:
         path = steps.directory(state.workdir, instruction.path)
         moved = replace(state, config=replace(state.config, working_dir=path))
         if path == "/":
             return steps.noted(moved, "WORKDIR /")
-        number = self._numbers.of(stage.index, instruction)
 
         def make() -> tuple[str, Spool[Entry]]:
             tree = self.tree_of(state)
@@ -771,54 +776,3 @@ def _destination(workdir: str, text: str) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-class Numbers:
-    """The steps as they are shown to people, and which instruction is which."""
-
-    def __init__(self, source: Dockerfile, needed: Graph) -> None:
-        self._source = source
-        self._ids: dict[tuple[int, int], int] = {}
-        self._bases: dict[int, int] = {}
-        self._next = 1
-        found: list[job.Step] = []
-        for index in needed.stages:
-            stage = source.stages[index]
-            found += self._number(stage, stage.instructions, needed.bases[index].kind != "stage")
-        self.steps = tuple(found)
-
-    def _number(self, stage: Stage, instructions: Sequence[Instruction], with_base: bool) -> list[job.Step]:
-        label = stage.label if len(self._source.stages) > 1 else ""
-        shown = [each for each in instructions if isinstance(each, _LAYERED)]
-        total = len(shown) + with_base
-        out: list[job.Step] = []
-        if with_base:
-            self._bases[stage.index] = self._next
-            out.append(job.Step(self._next, label, stage.base.original, stage.location.line, 1, total))
-            self._next += 1
-        for position, each in enumerate(shown, 1 + with_base):
-            self._ids[stage.index, id(each)] = self._next
-            self._ids[stage.index, -each.location.line] = self._next
-            out.append(job.Step(self._next, label, each.original, each.location.line, position, total))
-            self._next += 1
-        return out
-
-    def base(self, index: int) -> int:
-        """The step of stage ``index``'s FROM."""
-        return self._bases.get(index, 0)
-
-    def of(self, index: int, instruction: Instruction) -> int:
-        """The step of ``instruction`` in stage ``index``."""
-        return self._ids.get((index, id(instruction))) or self._ids.get((index, -instruction.location.line), 0)
-
-    def add_triggers(self, workshop: Workshop, stage: Stage, triggers: Sequence[Instruction]) -> None:
-        """Announce the steps that the base image's ONBUILD adds."""
-        if triggers:
-            workshop.tell(job.Planned(tuple(self._number(stage, triggers, False)), str(workshop.how)))
-
-    def add_stage(self, workshop: Workshop, stage: Stage, with_base: bool) -> None:
-        """Announce the steps of a stage that such a trigger needs."""
-        workshop.tell(job.Planned(tuple(self._number(stage, stage.instructions, with_base)), str(workshop.how)))
-
-
-_LAYERED: Any = (dockerfile.Run, dockerfile.Copy, dockerfile.Add, dockerfile.Workdir)
