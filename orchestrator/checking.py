@@ -81,14 +81,25 @@ def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[i
 
 def _check_all(request: Request, plan: Plan) -> Report:
     """The findings in all stages, or in those that ``--target`` needs, and why a build of them would fail."""
-    labels = [request.target] if request.target else [str(stage.index) for stage in plan.dockerfile.stages]
     try:
-        stages = {index for label in labels for index in _needed(replace(request, target=label), plan)}
+        stages = _needed_by_any(request, plan)
     except DockerfileError as error:
         found = _check(request, plan, (), {})
         return replace(found, failure=found.failure or error.problem)
     with Client(request.registries, auth.docker_keychain()) as registry:
         return _check(request, plan, stages, _bases(request, plan, stages, (), registry, None))
+
+
+def _needed_by_any(request: Request, plan: Plan) -> frozenset[int]:
+    """The stages that ``--target``, or else any target, needs. Raises as ``_needed`` does."""
+    if not request.target and b"TARGETSTAGE" not in plan.data:  # what FROM sees is the same for all targets
+        seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
+        graph.plan_all(plan.dockerfile, seen, plan.named(request.platforms[0]))
+        for stage in plan.dockerfile.stages:
+            graph.platform_of(plan.dockerfile, stage, seen, request.platforms[0])
+        return frozenset(range(len(plan.dockerfile.stages)))
+    labels = [request.target] if request.target else [str(stage.index) for stage in plan.dockerfile.stages]
+    return frozenset(index for label in labels for index in _needed(replace(request, target=label), plan))
 
 
 def _refuse(request: Request, plan: Plan) -> None:

@@ -66,11 +66,20 @@ def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], named: N
         for instruction in stage.instructions:
             for name, numbers in _sources(instruction):
                 _referred(dockerfile, name, instruction.location, named, numbers=numbers)
+    return _reached(dockerfile, goal, scope, named, [goal])
+
+
+def plan_all(dockerfile: Dockerfile, scope: Mapping[str, str], named: Named = NONE) -> Graph:
+    """The graph of the last stage when every stage is needed, as if each were a target. Raises as ``plan`` does."""
+    goal = plan(dockerfile, "", scope, named).target
+    return _reached(dockerfile, goal, scope, named, [*reversed(range(len(dockerfile.stages)))])
+
+
+def _reached(dockerfile: Dockerfile, goal: int, scope: Mapping[str, str], named: Named, waiting: list[int]) -> Graph:
     bases = [SCRATCH] * len(dockerfile.stages)
     needed: set[int] = set()
     images: dict[str, External] = {}
     taken: dict[str, None] = {}
-    waiting = [goal]
     while waiting:
         index = waiting.pop()
         if index in needed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from executor.build.graph import Graph, Origin, plan, platform_of
+from executor.build.graph import Graph, Origin, plan, plan_all, platform_of
 from executor.build.named import Named
 from executor.dockerfile import parse
 from platforms import parse as parse_platform
@@ -149,3 +149,10 @@ def test_a_platform_that_is_none_has_a_place() -> None:
     with pytest.raises(DockerfileError) as caught:
         platform_of(dockerfile, dockerfile.stages[0], SCOPE, parse_platform("linux/amd64"))
     assert caught.value.problem.where is not None
+
+
+def test_a_graph_of_every_stage_says_what_the_first_of_them_would() -> None:
+    text = b"FROM scratch AS a\nCOPY --from=b / /\nFROM scratch AS b\nCOPY --from=c / /\nFROM scratch AS c\n"
+    with pytest.raises(DockerfileError, match='cannot copy from stage "b"'):
+        plan_all(parse(text), {})
+    assert plan_all(parse(b"FROM scratch AS a\nFROM scratch\nFROM a\n"), {}).stages == (0, 1, 2)

@@ -54,6 +54,7 @@ def read(data: bytes) -> None:
     found = parse(data)
     seen = global_scope(found, {}, PREDEFINED)
     graph.plan(found, "", seen)
+    graph.plan_all(found, seen)
     checks.check(found, build_args={}, predefined=PREDEFINED, targets=("linux/amd64",))
     outline.outline(found, None, {}, PREDEFINED)
     outline.targets(found)
