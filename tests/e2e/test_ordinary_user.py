@@ -76,8 +76,8 @@ RUN ln -s a /l && chown -h 5:6 /l && ln /etc/shadow /second && chmod 600 /etc/gs
 RUN perl -e 'use Errno; exit !(syscall(4, my $path = "/etc/shadow", -1) == -1 && $!{{EFAULT}})'
 RUN dpkg-statoverride --add --update root mail 2755 /usr/bin/perl && chown -R jim:mail /t/etc && cp -al /t/etc /linked
 FROM {base}
-COPY --from=0 / /
-RUN stat -c '%n %u:%g %a' /a /etc/shadow /copied /l /disk > /told && stat -L -c %t:%T /disk >> /told
+COPY --from=0 /a /copied /l /disk /linked /s/
+RUN cd /s && stat -c '%n %u:%g %a' * /etc/shadow > /told && stat -c %t:%T disk >> /told
 """
 
 
