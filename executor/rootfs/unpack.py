@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from typing import Final
 
@@ -99,16 +100,20 @@ def extract(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
 def hand_over(stream: Readable, directory: str, *, limits: Limits) -> None:
     """Unpack the archive of a whole file system into ``directory``, as files of the user whose process this is.
 
-    What is there already stays, unless it is in the way. Owners are not kept, and devices and file capabilities only by
-    root, who alone can have them. Raises as ``unpack`` does.
+    What is there already stays, unless it is in the way. Owners are not kept, and so nothing is that gives an owner's
+    rights to others: no set-user-id and set-group-id bits, file capabilities or devices. They would be this user's,
+    perhaps root's, on this machine, where everybody may run or open them. Raises as ``unpack`` does.
     """
     uid, gid = os.geteuid(), os.getegid()
+    devices: set[bytes] = set()
 
     def meant(entry: Entry) -> Entry | None:
-        if uid and entry.kind in (Kind.CHARACTER, Kind.BLOCK):
+        if entry.kind in (Kind.CHARACTER, Kind.BLOCK) or (entry.kind is Kind.HARDLINK and entry.link in devices):
+            devices.add(entry.path)
             return None
-        xattrs = tuple(each for each in entry.xattrs if not uid or each[0] != CAPABILITY)
-        return replace(entry, uid=uid, gid=gid, xattrs=xattrs)
+        xattrs = tuple(each for each in entry.xattrs if each[0] != CAPABILITY)
+        mode = entry.mode & ~(stat.S_ISUID | stat.S_ISGID)
+        return replace(entry, uid=uid, gid=gid, mode=mode, xattrs=xattrs)
 
     with Merged(directory) as merged:
         _lay(stream, merged, limits, meant)
