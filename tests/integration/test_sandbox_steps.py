@@ -243,11 +243,20 @@ def test_the_hosts_device_files_cannot_be_changed(house: House) -> None:
     assert (before.st_mode, before.st_uid, before.st_ino) == (after.st_mode, after.st_uid, after.st_ino)
 
 
+_OPEN_DEVICES = "for d in / /dev/ /tmp/ /dev/shm/; do mknod ${d}z c 1 5; head -c 1 ${d}z; done; echo end"
+"""1:1 is /dev/mem, 1:5 /dev/zero: harmless ones stand for the disk."""
+
+
 def test_device_nodes_made_by_a_step_cannot_be_opened(house: House) -> None:
-    # 1:1 is /dev/mem, 1:5 /dev/zero: harmless ones stand for the disk.
-    done = house.run("for d in / /dev/ /tmp/ /dev/shm/; do mknod ${d}z c 1 5; head -c 1 ${d}z; done; echo end")
+    not_single(house)
+    done = house.run(_OPEN_DEVICES)
     assert done.out == "end\n"
     assert "Permission denied" in done.err or "Operation not permitted" in done.err
+
+
+def test_device_nodes_made_with_one_id_are_records_that_nothing_is_read_from(single_house: House) -> None:
+    done = single_house.run(_OPEN_DEVICES)
+    assert (done.out, done.diff["z"]) == ("end\n", "f 644")
 
 
 @pytest.mark.parametrize("path", ["kcore", "keys", "timer_list", "sched_debug", "latency_stats", "timer_stats"])
