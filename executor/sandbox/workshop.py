@@ -33,10 +33,16 @@ STARTER: Final = f"{PLACE}/starter"
 """What the processes of steps execute first (see ``starter``)."""
 
 DEVICE_NAMES: Final = ("null", "zero", "full", "random", "urandom", "tty")
-MASKED: Final = ("acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug", "scsi")
+MASKED: Final = (
+    *("acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug"),
+    "scsi",
+)
 """Of /proc, as Docker and containerd mask them."""
 MASKED_SYS: Final = ("firmware", "devices/virtual/powercap")
 CGROUP: Final = "fs/cgroup"
+_OF_SYS: Final = ("sysfs", "cgroup", "cgroup2", "tmpfs", "fuse.lxcfs")
+"""File systems that stay visible below /sys. Others tell about, and some of them steer, all of the host: debugfs,
+tracefs, securityfs, pstore …; a new /sys, as other builders make one, has none of them. LXC corrects numbers there."""
 READONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 """Of /proc."""
 
@@ -75,6 +81,7 @@ def furnish() -> None:
     syscalls.mount_setattr(syscalls.AT_FDCWD, STARTER, 0, add=_FIXED & ~syscalls.MOUNT_ATTR_NOEXEC)
     syscalls.mount("/sys", SYS, flags=syscalls.MS_BIND | syscalls.MS_REC)
     syscalls.mount_setattr(syscalls.AT_FDCWD, SYS, syscalls.AT_RECURSIVE, add=_FIXED)
+    _mask_mounts(SYS)
     mask_sys(SYS)
 
 
@@ -152,6 +159,17 @@ def mask_sys(path: str) -> None:
     """The same for the /sys at ``path``."""
     for name in MASKED_SYS:
         cover(EMPTY, f"{path}/{name}")
+
+
+def _mask_mounts(path: str) -> None:
+    """Hide what else the host has mounted in the /sys at ``path``."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = [line.split() for line in file]
+    for words in lines:  # proc_pid_mountinfo(5)
+        place = words[4].decode("unicode_escape")
+        kind = words[words.index(b"-") + 1].decode()
+        if place.startswith(f"{path}/") and kind not in _OF_SYS:
+            cover(EMPTY if os.path.isdir(place) else NULL, place)
 
 
 def complete_sys(path: str) -> None:
