@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -23,7 +22,7 @@ from orchestrator.plan import Plan
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import render_problem, render_warning, wording
-from orchestrator.view.said import say
+from orchestrator.view.said import say, say_json
 from orchestrator.view.state import Caution
 from platforms import host
 from platforms.errors import BuildError, DockerfileError, Problem
@@ -142,7 +141,7 @@ def _print_checks(request: Request, source: planning.Source, means: Means, as_js
     except DockerfileError as error:
         found = _above(request, source, means, error.problem)
     if as_json:
-        print(json.dumps(documents.lint_document(found, source.name, source.data), indent=2))
+        say_json(documents.lint_document(found, source.name, source.data))
     else:
         for each in wording.folded(Caution(each.problem, each.rule.name) for each in found.violations):
             render_warning(each.problem, sys.stdout, rule=each.rule)
@@ -170,7 +169,7 @@ def _above(request: Request, source: planning.Source, means: Means, problem: Pro
 def _print_targets(plan: Plan, as_json: bool) -> int:
     found = outline.targets(plan.dockerfile)
     if as_json:
-        print(json.dumps(documents.targets_document(found, plan.data), indent=2))
+        say_json(documents.targets_document(found, plan.data))
         return 0
     width = max(len(each.name or "-") for each in found)
     for each in found:
@@ -185,7 +184,7 @@ def _print_outline(request: Request, plan: Plan, as_json: bool) -> int:
     )
     found = outline.outline(plan.dockerfile, request.target or None, dict(request.build_args), predefined)
     if as_json:
-        print(json.dumps(documents.outline_document(found, plan.data), indent=2))
+        say_json(documents.outline_document(found, plan.data))
         return 0
     say(f"target  {found.name or 'default'}")
     if found.description:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 from executor.registry import auth
 from executor.store.store import default_root
-from orchestrator.view.said import say
+from orchestrator.view.said import say, say_json
 from platforms import emulation, host
 from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit, KanifoldError
@@ -19,7 +18,7 @@ def show_platforms(as_json: bool) -> None:
     """Print every usual platform and how its programs run here."""
     rows = emulation.overview()
     if as_json:
-        print(json.dumps([_as_data(str(platform), found) for platform, found in rows], indent=2))
+        say_json([_as_data(str(platform), found) for platform, found in rows])
         return
     width = max(len(str(platform)) for platform, _ in rows)
     for platform, found in rows:

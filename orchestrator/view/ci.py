@@ -1,9 +1,9 @@
 """What GitHub Actions and GitLab CI read out of a job's output, written by us and kept from everybody else.
 
-GitHub's runner obeys lines that begin with ``::command ...::`` after any white space, and ``##[command ...]`` anywhere
-in a line (actions/runner, src/Runner.Common/ActionCommand.cs); a step of a build must not give such orders. GitLab
-folds what stands between two markers made of a control sequence and a carriage return (docs.gitlab.com, "Job logs"),
-which cleaned text cannot contain.
+GitHub's runner obeys lines that begin with ``::command ...::`` after any white space (actions/runner,
+src/Runner.Common/ActionCommand.cs); a step of a build must not give such orders. What is obeyed anywhere in a line is
+in no text that was cleaned (``untrusted``). GitLab folds what stands between two markers made of a control sequence and
+a carriage return (docs.gitlab.com, "Job logs"), which cleaned text cannot contain.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ def in_actions(environ: Mapping[str, str]) -> bool:
 
 
 def harmless(line: str) -> str:
-    """``line`` with nothing in it that a GitHub runner obeys."""
-    if "##[" in line:
-        line = line.replace("##[", "# #[")
+    """``line``, which is cleaned already, with nothing at its beginning that a GitHub runner obeys."""
     bare = line.lstrip()
     return f"{line[: len(line) - len(bare)]}: :{bare[2:]}" if bare.startswith("::") else line
 

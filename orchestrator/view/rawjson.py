@@ -48,6 +48,7 @@ import msgspec
 from executor import job
 from executor.image.manifest import Descriptor
 from orchestrator.view import events
+from orchestrator.view.said import no_order
 from orchestrator.view.sink import Sink
 from platforms.errors import Problem
 
@@ -82,8 +83,7 @@ class RawJson:
                 text = "".join(f'{head},"text":{_dump(each)}}}\n' for each in lines)
             else:
                 text = f"{_dump(line)}\n"
-            # "##[" orders about GitHub's runner wherever in a line it stands; within JSON it can only be in a string.
-            self._sink.write(text.replace("##[", "#\\u0023["))
+            self._sink.write(no_order(text))
 
     def close(self) -> None:
         """Nothing is held back."""

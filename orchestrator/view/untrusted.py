@@ -4,6 +4,11 @@ Such text can carry terminal escapes (which may retitle a window, write to the c
 returns and backspaces (progress bars), and Unicode that reorders what is read (CVE-2021-42574). What leaves this module
 is one line of printable characters. A step's output is shown as a terminal would have shown it, less the effects;
 anything else is shown with what was hidden in it, so that no Dockerfile can hide half of a command.
+
+The agents of CI systems obey orders wherever in a line they stand: ``##[command]`` (actions/runner, ActionCommand.cs),
+``##vso[task.…]``, which sets variables of later tasks and uploads files (microsoft/azure-pipelines-agent, Command.cs),
+``##teamcity[…]`` (TeamCity, "Service messages"). Whether one of them reads along cannot be told, so none of
+this ever leaves.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ LIMIT: Final = 1000
 """Characters kept of a line where it is only shown in part."""
 
 _BIDI: Final = frozenset((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+_ORDER: Final = re.compile(r"##(?=\w*\[)")
 _KNOWN_LIMIT: Final = 4096
 """Entries of a translation table: real text uses few characters, hostile text would use all."""
 
@@ -29,7 +35,7 @@ def clean_line(text: str, limit: int = LIMIT) -> str:
     """
     if not (text.isascii() and text.isprintable()):
         text = text[: limit + 1].translate(_VISIBLE)
-    return _cut(text, limit)
+    return _cut(_no_order(text), limit)
 
 
 def clean_lines(text: str, limit: int = LIMIT) -> tuple[str, ...]:
@@ -57,15 +63,21 @@ def clean_log(text: str, limit: int = LIMIT) -> str:
         if "\b" in text:
             text = _backspaced(text)
         text = text.expandtabs(8).translate(_SILENT)
-    return _cut(text, limit)
+    return _cut(_no_order(text), limit)
 
 
 def clean_logs(text: str, limit: int = LIMIT) -> list[str]:
     """Each line of ``text``, as ``clean_log`` has it: cheap for many lines of printable ASCII."""
     lines = text.split("\n")
-    if text.isascii() and text.replace("\n", "").isprintable() and len(max(lines, key=len)) <= limit:
+    plain = text.isascii() and text.replace("\n", "").isprintable() and "##" not in text
+    if plain and len(max(lines, key=len)) <= limit:
         return lines
     return [clean_log(line, limit) for line in lines]
+
+
+def _no_order(text: str) -> str:
+    """``text`` with nothing in it that a CI's agent takes for an order."""
+    return _ORDER.sub("# #", text) if "##" in text else text
 
 
 def _cut(text: str, limit: int) -> str:

@@ -66,15 +66,14 @@ def test_words_in_the_store_have_no_effect_on_a_terminal(kanifold: Kanifold) -> 
 
 
 def printed_loosely(source: str) -> list[str]:
-    """The calls of ``print`` in ``source`` that show anything but what is written there, a digest, or JSON."""
+    """The calls of ``print`` in ``source`` that show anything but what is written there, or a digest."""
     return [
         f"line {node.lineno}: {ast.unparse(node)}"
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
         and not all(
-            isinstance(each, ast.Constant) or ast.unparse(each).startswith(("json.dumps(", "product.root.digest"))
-            for each in node.args
+            isinstance(each, ast.Constant) or ast.unparse(each).startswith("product.root.digest") for each in node.args
         )
     ]
 
@@ -85,9 +84,9 @@ def test_all_that_commands_print_passes_one_door() -> None:
         for path in sorted((ROOT / "orchestrator").rglob("*.py"))
         if (loose := printed_loosely(path.read_text())) and path.name != "said.py"
     }
-    assert found == {}, "orchestrator.view.said.say prints a line"
+    assert found == {}, "orchestrator.view.said prints a line or JSON"
     assert printed_loosely("print(f'{row.description}')") == ["line 1: print(f'{row.description}')"]
-    assert printed_loosely("print('all')\nprint(json.dumps(x))") == []
+    assert printed_loosely("print('all')\nprint(product.root.digest)") == []
 
 
 OUTPUTS = {
