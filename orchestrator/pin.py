@@ -14,7 +14,7 @@ import stat
 import tempfile
 from collections.abc import Sequence
 from enum import Enum
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -32,6 +32,7 @@ from orchestrator.plan import NAMES
 from orchestrator.registries import Registry
 from orchestrator.view.said import say
 from orchestrator.view.untrusted import clean_line
+from platforms import regular
 from platforms.errors import DockerfileError, KanifoldError, StoreError, UsageError
 from platforms.paths import below
 
@@ -137,9 +138,9 @@ _DONE: Final = {State.UNPINNED: "pinned to", State.MOVED: "renewed to", State.ON
 
 def _read(paths: Sequence[str]) -> list[_File]:
     found: list[_File] = []
-    for path in dict.fromkeys(map(_file, paths or (".",))):
+    for path, directory in dict(map(_file, paths or (".",))).items():
         try:
-            with open(path, "rb") as stream:
+            with _opened(path, directory) as stream:
                 data = stream.read(_TEXT_LIMIT + 1)
         except OSError as error:
             raise DockerfileError(f"cannot read the Dockerfile {path}", why=error.strerror or str(error)) from error
@@ -148,13 +149,26 @@ def _read(paths: Sequence[str]) -> list[_File]:
     return found
 
 
-def _file(path: str) -> str:
-    """``path``, or the Dockerfile in it when it is a directory."""
+def _opened(path: str, directory: str) -> BinaryIO:
+    """The Dockerfile ``path`` for reading; links that a stranger may have put there lead nowhere else.
+
+    They may lead anywhere in the current directory if ``path`` is in it, else in ``directory``. A file elsewhere that
+    was named itself ("") is its user's choice, with all that it leads to.
+    """
+    for top in filter(None, (os.getcwd(), directory)):
+        inside = os.path.relpath(path, top)
+        if inside.partition("/")[0] != os.pardir:
+            return regular.open_below(top, inside)
+    return regular.open_file(path)
+
+
+def _file(path: str) -> tuple[str, str]:
+    """``path``, or the Dockerfile in it when it is a directory; and that directory, else ""."""
     if not os.path.isdir(path):
-        return path
+        return path, ""
     for name in NAMES:
-        if os.path.isfile(below(path, name)):
-            return os.path.normpath(below(path, name))
+        if os.path.lexists(below(path, name)):
+            return os.path.normpath(below(path, name)), path
     raise UsageError(f"there is no {NAMES[0]} in {path}", remedy="name the files: kanifold pin FILE…")
 
 
