@@ -39,7 +39,7 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
         yield f"    {path} {' '.join(command.collect_usage_pieces(context))}\n"
     yield f"{_prose(command.help or '')}\n"
     rows = [row for row in (_row(each, context) for each in command.params) if row]
-    if rows and not isinstance(command, click.Group):
+    if rows:
         yield "| flag | meaning |\n|---|---|"
         yield "\n".join(rows) + "\n"
     if isinstance(command, click.Group):

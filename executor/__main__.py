@@ -12,7 +12,9 @@ import sys
 def main() -> int:
     """Do one job. The exit status says what the last message said."""
     from executor.serving import serve
+    from platforms import debug
 
+    debug.enter("executor")
     return serve((_take_streams(),))
 
 

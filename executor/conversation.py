@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from executor import job
-from platforms import decoding
+from platforms import debug, decoding
 from platforms.errors import Interrupted, KanifoldError, ProtocolError
 
 _Request = job.Fetch | job.Files | job.Done
@@ -43,6 +43,8 @@ class Conversation:
         self._waiting: dict[int, _Question] = {}
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self.closed = threading.Event()
+        self.dismissed = False
+        """Whether the orchestrator has said ``Done``, rather than just gone."""
         self.on_close: Callable[[], None] = lambda: None
 
     def receive_job(self) -> job.Job:
@@ -109,8 +111,11 @@ class Conversation:
         self._waiting[number] = question
         if self.closed.is_set():
             raise Interrupted("the orchestrator is gone")
+        debug.log("question", number=number, kind=what, of=name)
         self.send(job.Ask(number, what, name, paths))
-        return question.found.result()
+        found = question.found.result()
+        debug.log("answer", number=number, found=found)
+        return found
 
     def next_request(self) -> _Request:
         """What the orchestrator wants after the result; ``Done`` when it is gone."""
@@ -123,6 +128,7 @@ class Conversation:
                     case job.Answer():
                         self._resolve(message)
                     case job.Fetch() | job.Files() | job.Done():
+                        self.dismissed = isinstance(message, job.Done)
                         self._requests.put(message)
                     case _:
                         raise ProtocolError("a second job in one conversation")

@@ -38,7 +38,7 @@ from executor.store import blobs, durability, faults, keeping, policy
 from executor.store.prune import Pruned
 from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
-from platforms import decoding, emulation, host, parse
+from platforms import debug, decoding, emulation, host, parse
 from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, ProtocolError
 
@@ -87,7 +87,9 @@ def serve(channels: Sequence[tuple[int, int]]) -> int:
 
     def work(task: _Task) -> None:
         try:
-            statuses.append(_telling(task.conversation, lambda: _work(task, tasks)))
+            status = _telling(task.conversation, lambda: _work(task, tasks))
+            debug.log("job ends", platform=task.order.platform, status=status)
+            statuses.append(status)
         finally:
             task.conversation.close()
 
@@ -123,9 +125,11 @@ def _telling(conversation: Conversation, work: Callable[[], None]) -> int:
 def _prepare(conversation: Conversation, place: Once[Isolation]) -> _Task:
     """Take a job, and do for it what has to be done while this process has a single thread."""
     order = conversation.receive_job()
+    debug.log("job taken", platform=order.platform, target=order.target or "the last stage", build=order.build)
     platform = parse(order.platform)
     course = solve.course(order, host.default_platform(), platform)
     isolated = place()
+    debug.log("isolation", rung=isolated.rung.value)
     if not course.may_run:
         return _Task(conversation, order, course, None, isolated, None)
     found: Emulation | EnvironmentUnfit
@@ -235,7 +239,7 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
         finally:
             workshop.trees.close()
             remove_tree(directory)
-    if conversation.closed.is_set() and cancelled.done():
+    if conversation.closed.is_set() and not conversation.dismissed:
         raise Interrupted("the orchestrator is gone")
 
 

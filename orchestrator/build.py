@@ -37,6 +37,7 @@ from orchestrator.registries import Enter, Registry
 from orchestrator.request import Request
 from orchestrator.trace import recorded
 from orchestrator.view import events, open_display
+from platforms import debug
 from platforms.errors import AuditError, BuildError, EnvironmentUnfit, Interrupted, KanifoldError, Problem
 from platforms.replacing import replacing
 
@@ -159,6 +160,8 @@ async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, en
     nodes = (here,)
     runs = plan is None or plan.may_run
     placements = tuple(place(each, nodes, runs=runs) for each in request.platforms)  # (1)
+    for each in placements:
+        debug.log("placed", platform=str(each.platform), node=each.node.name, runs=each.how or "nothing")
     loader = await asyncio.to_thread(_loader, request)
     emit(
         events.BuildStarted(
@@ -269,6 +272,7 @@ async def _built(
 ) -> tuple[tuple[Built, ...], tuple[Lost, ...]]:
     """What comes of the ``orders``: what they were answered with before, or what executors make of them."""
     if answers and await repeats.are_there(answers, orders, site.registry):
+        debug.log("answered from memory: no executor is asked")
         return repeats.again(answers, orders, site.emit), ()
     site.pushing.set()
     if any(order.pins or order.push for _, order in orders):  # else nobody has been asked anything
@@ -380,6 +384,7 @@ async def _pin(
                 what = f"cannot resolve the image {name}: {what}"  # its registry's name alone says little
             raise KanifoldError.of(replace(error.problem, what=what, where=image.where)) from error
         site.emit(events.Resolved(ref=name, digest=digest))
+        debug.log("image pinned", name=name, digest=digest)
         return job.Pin(name, digest)
 
     pool = AioPool(size=8)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from executor import __version__
+from platforms import debug
 from platforms.errors import KanifoldError, StoreError, UsageError
 
 _CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -45,6 +46,19 @@ def _platforms(_context: click.Context, _option: click.Parameter, begun: str) ->
     return [before + comma + str(each) for each in USUAL if str(each).startswith(last)]
 
 
+def _debug(_context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        debug.enable()
+
+
+_DEBUG = click.option(
+    "-D",
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_debug,
+    help="Write to stderr what each process does, and when (KANIFOLD_DEBUG=1).",
+)
 _TIMEOUT = click.option(
     "--registry-timeout",
     "timeouts",
@@ -57,6 +71,7 @@ _TIMEOUT = click.option(
 
 @click.group(context_settings=_CONTEXT_SETTINGS)
 @click.version_option(__version__, "--version", prog_name="kanifold")
+@_DEBUG
 def cli() -> None:
     """Build one Dockerfile for every platform and publish an OCI image index.
 
@@ -237,9 +252,7 @@ def cli() -> None:
     help="Ask the registry for base images (always done for tags; digests are never asked again).",
 )
 @click.option("--builder", metavar="NAME", default="", help="default: there are no other builders.")
-@click.option(
-    "-D", "--debug", is_flag=True, expose_value=False, help="Accepted from habit: --trace says what happened when."
-)
+@_DEBUG
 @click.option(
     "--progress",
     type=click.Choice(["auto", "live", "plain", "rawjson", "quiet"]),
@@ -438,8 +451,10 @@ def completion(shell: str) -> None:
 
 def main() -> int:
     """The entry point: errors become messages, never tracebacks."""
+    debug.enter("kanifold")
     try:
         status = _run()
+        debug.log("process ends", status=status)
         sys.stdout.flush()
     except BrokenPipeError:
         return 1

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from platforms import syscalls
+from platforms import debug, syscalls
 
 
 def live(name: str, life: Callable[[], int]) -> NoReturn:
@@ -20,10 +20,12 @@ def live(name: str, life: Callable[[], int]) -> NoReturn:
         try:
             os.setsid()
             syscalls.set_name(name)
+            debug.enter(name)
             status = life()
         except BaseException:
             sys.excepthook(*sys.exc_info())
         sys.stderr.flush()
+        debug.log("process ends", status=status)
     finally:
         os._exit(status)
 

@@ -23,7 +23,7 @@ import msgspec
 
 from orchestrator import forking, registries
 from orchestrator.registries import Speaker
-from platforms import decoding, syscalls
+from platforms import debug, decoding, syscalls
 from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
 
 _LIMIT: Final = 1 << 16
@@ -86,6 +86,7 @@ class Nursery:
             for fd in (fd for fds in theirs for fd in fds):
                 os.close(fd)
         self._ordered = True
+        debug.log("executors ordered", executors=executors, processes=processes)
 
     @property
     def answer(self) -> int:
@@ -104,6 +105,7 @@ class Nursery:
             if isinstance(answer, str):
                 raise _unfit(answer)
             self._pids = answer
+            debug.log("executors started", pids=answer)
             self._bury()
         return self._pids
 
@@ -216,10 +218,14 @@ def _nursery(line: socket.socket, pipes: tuple[int, int]) -> int:
 
 
 def _executors(fds: Sequence[int]) -> int:
-    """Do a job for each pair of descriptors after the first, which is stderr."""
+    """Do a job for each pair of descriptors after the first, which is stderr.
+
+    While debugging, stderr stays the user's. The first descriptor then only tells by its end that this process ends.
+    """
     from executor.serving import serve
 
-    os.dup2(fds[0], 2)
-    forking.keep_only(fds[1:])
+    if not debug.on:
+        os.dup2(fds[0], 2)
+    forking.keep_only(fds if debug.on else fds[1:])
     os.dup2(2, 1)  # what prints by mistake complains
     return serve(tuple(zip(fds[1::2], fds[2::2], strict=True)))

@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestrator.nursery import Nursery
+from platforms import debug
 from platforms.errors import KanifoldError
 
 GRACE: Final = 1.5
@@ -105,7 +106,8 @@ async def start(command: Sequence[str], environment: Sequence[tuple[str, str]], 
             command[0],
             tuple(command),
             {**os.environ, **dict(environment)},
-            file_actions=[(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(theirs)],
+            # While debugging, its stderr is the user's.
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(theirs[: 2 if debug.on else 3])],
             setsid=True,  # Ctrl-C is ours to handle: an executor is stopped through its stdin
         )
     except BaseException:
@@ -115,6 +117,7 @@ async def start(command: Sequence[str], environment: Sequence[tuple[str, str]], 
     finally:
         for fd in theirs:
             os.close(fd)
+    debug.log("executor started", pid=pid, command=tuple(command))
     return await _connect(Child(pid, 1, *await _reader(stderr, _COMPLAINT_LIMIT)), stdin, stdout, limit)
 
 
@@ -195,4 +198,6 @@ async def _drain(stream: asyncio.StreamReader) -> None:
 
 
 def _status(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    debug.log("executor process ended", pid=pid, status=status)
+    return status

@@ -19,7 +19,7 @@ import msgspec
 
 from executor.store import blobs, records, snapshots
 from executor.store.store import Store
-from platforms import decoding
+from platforms import debug, decoding
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -76,7 +76,9 @@ _KNOWN: Final[msgspec.json.Decoder[Known]] = msgspec.json.Decoder(Known)
 def outcome(store: Store, key: str) -> Outcome | None:
     """What the step with ``key`` came to, when that is known."""
     data = records.get(store, f"step:{key}")
-    return None if data is None else decoding.decode(_OUTCOME, data)
+    found = None if data is None else decoding.decode(_OUTCOME, data)
+    debug.log("cache look-up", key=key, found="no" if found is None else found.result)
+    return found
 
 
 def outcome_from(store: Store, key: str, places: Iterable[str]) -> Outcome | None:
@@ -96,6 +98,7 @@ def _said_by(place: str, key: str) -> str:
 def note_outcome(store: Store, key: str, found: Outcome, description: str) -> None:
     """Let the step with ``key`` be found; ``description`` is for people."""
     records.put(store, f"step:{key}", msgspec.json.encode(found), description=description)
+    debug.log("cache record", key=key, result=found.result)
 
 
 def known(store: Store, result: str) -> Known:

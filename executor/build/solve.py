@@ -45,6 +45,7 @@ from executor.rootfs.records import Stack, carried
 from executor.rootfs.tree import Tree
 from executor.store import faults, locks, removal, snapshots
 from executor.store.spool import Spool
+from platforms import debug
 from platforms.errors import ContextError, DockerfileError, Interrupted, KanifoldError, StoreError
 from platforms.paths import below
 from platforms.platform import Platform
@@ -635,6 +636,7 @@ class Solver:
         if not self._workshop.order.cache_from:
             return None
         found = self._workshop.exchange().find(key)
+        debug.log("outside cache look-up", key=key, found="no" if found is None else found[1].name)
         if found is None:
             return None
         entry, place = found

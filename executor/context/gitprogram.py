@@ -33,6 +33,7 @@ from typing import Final
 import msgspec
 
 from executor.registry.auth import printable
+from platforms import debug
 from platforms.errors import ContextError, EnvironmentUnfit, Interrupted
 
 SILENCE_SECONDS: Final = 600.0
@@ -237,6 +238,10 @@ class Git:
                 "GIT_CONFIG_KEY_0": f"http.{remote}.extraHeader",
                 "GIT_CONFIG_VALUE_0": f"Authorization: {authorization}",
             }
+        if debug.on:
+            from executor.context.http import shown
+
+            debug.log("git runs", command=arguments[0], remote=shown(remote))
         process = subprocess.Popen(
             [self.program, *arguments],
             cwd=self.home,

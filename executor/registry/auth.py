@@ -23,7 +23,7 @@ from typing import Any, Final
 import msgspec
 
 from executor.registry.reference import DOCKER_HUB
-from platforms import decoding
+from platforms import debug, decoding
 from platforms.errors import EnvironmentUnfit, RegistryError
 
 FILE_LIMIT: Final = 4 << 20
@@ -234,6 +234,7 @@ def _ask_helper(name: str, server: str, source: str) -> Credential | None:
     program = f"docker-credential-{name}"
     if not all(character.isalnum() or character in "-_." for character in name):
         raise _broken(source, f"{name!r} cannot be the name of a credential helper")
+    debug.log("credential helper", program=program, server=server)
     try:
         done = subprocess.run(
             [program, "get"], input=server.encode(), capture_output=True, timeout=HELPER_SECONDS, check=False

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from executor.registry.auth import printable
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import is_loopback, registry_of
+from platforms import debug
 from platforms.errors import Interrupted, RegistryError
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ class Wire:
         first = here = origin_of(request.url)
         left = False
         for _ in range(redirects + 1):
-            response = self._send(request)
+            response = self._told(request) if debug.on else self._send(request)
             target = _redirected(request, response) if redirects else None
             if target is None:
                 return response, left
@@ -283,6 +284,22 @@ class Wire:
             request = replace(request, url=target, authorization="" if left else request.authorization)
             here = there
         raise RegistryError(f"{first.authority} sent us round in circles", why=f"more than {redirects} redirects")
+
+    def _told(self, request: Request) -> httpx.Response:
+        """``_send``, and what came of it in the log: of the URL without credentials and query."""
+        began = time.monotonic()
+        where = origin_of(request.url)
+        status = "interrupted"
+        try:
+            response = self._send(request)
+            status = str(response.status_code)
+        except (Lost, RegistryError) as error:
+            status = str(error)
+            raise
+        finally:
+            url = f"{where.scheme}://{where.authority}{_parsed(request.url).path}"
+            debug.log("request", method=request.method, url=url, status=status, seconds=time.monotonic() - began)
+        return response
 
     def _send(self, request: Request) -> httpx.Response:
         if not request.parting:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from executor.sandbox import isolation, network, targets, workshop, zygote
 from executor.sandbox import spec as wire
-from platforms import syscalls
+from platforms import debug, syscalls
 from platforms.errors import EnvironmentUnfit
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ class Launcher:
         self._control.close()
         self._complaint.close()
         if self._zygote:
-            os.waitpid(self._zygote, 0)
+            _, status = os.waitpid(self._zygote, 0)
+            debug.log("process ended", name="kanifold-steps", pid=self._zygote, status=status)
             self._zygote = 0
 
     def _forget(self, running: Running) -> None:
@@ -177,6 +178,7 @@ def start(emulation: Emulation | None = None) -> Launcher:
         pid = syscalls.fork(zygote.NAMESPACES | (syscalls.CLONE_NEWUSER if private else 0))
         if pid == 0:
             _be_zygote(theirs, mapped_read, mapped_write, complaint_write, emulation if private else None)
+        debug.log("process started", name="kanifold-steps", pid=pid, private_binfmt=private)
         if private:
             isolation.map_identity(pid)
         os.write(mapped_write, b"1")
@@ -204,6 +206,7 @@ def _be_zygote(
         syscalls.die_with_parent()
         syscalls.set_name("kanifold-steps")
         os.setsid()
+        debug.enter("kanifold-steps")
         os.close(mapped_write)
         if not os.read(mapped_read, 1):  # the parent could not map our ids, or is dead
             os._exit(1)
@@ -228,6 +231,7 @@ def _be_zygote(
         except OSError as error:
             os.write(complaint, str(error).encode())
             os._exit(1)
+        debug.log("ready for steps", network=packet == zygote.CONNECT)
         os.close(complaint)
         zygote.serve(control, net)
     except BaseException:

@@ -31,7 +31,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from executor.sandbox import isolation, network, report, seccomp, spec, step, targets, workshop
-from platforms import syscalls
+from platforms import debug, syscalls
 
 NAMESPACES: Final = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID
 _STEP: Final = NAMESPACES | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
@@ -120,7 +120,9 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
             if fd == control.fileno():
                 packet, fds, _, _ = socket.recv_fds(control, _PACKET, FDS, socket.MSG_CMSG_CLOEXEC)
                 if not packet:
+                    debug.log("process ends")
                     os._exit(0)
+                debug.log("packet", kind=packet.decode())
                 if packet == CONNECT:
                     net.begin()
                 if packet in (PREPARE, CONNECT):
@@ -135,6 +137,7 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
                 os.close(fd)
                 _end(by_supervisor.pop(fd), kills)
             elif fd in by_reply:  # cancelled
+                debug.log("step cancelled")
                 signal.pidfd_send_signal(by_reply.pop(fd).pidfd, signal.SIGKILL)
                 poll.unregister(fd)
             elif fd in by_pidfd:
@@ -196,6 +199,7 @@ def _use(spare: _Spare, fds: list[int], reply: socket.socket) -> _Running | None
     except OSError:
         return None
     spare.line.close()
+    debug.log("step given to the prepared process", pid_inside=spare.pid)
     return _Running(spare.pid, spare.pidfd, reply, spare.report)
 
 
@@ -213,6 +217,7 @@ def _start(wanted: spec.Spec, fds: list[int], rules: step.Rules, proc: int, repl
         raise
     finally:
         os.close(tell)
+    debug.log("step's process started", pid_inside=pid, supervisor=supervisor or "none")
     return _Running(pid, os.pidfd_open(pid), reply, told, supervisor)
 
 
@@ -322,6 +327,7 @@ def _end(running: _Running, kills: _Kills) -> None:
         unfit = "the process that records the owners of a step's files has died"
         told = report.Told(unfit=unfit, made=told.made, touched=told.touched)
     code = os.waitstatus_to_exitcode(status)
+    debug.log("step's process ended", pid_inside=running.pid, status=code)
     killed = -code if code < 0 else 0
     code = 128 + killed if killed else code
     if told.error or told.unfit:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from executor.store.faults import translated
+from platforms import debug
 from platforms.paths import below
 
 if TYPE_CHECKING:
@@ -33,13 +34,24 @@ def flocked(path: str, *, exclusive: bool) -> Iterator[None]:
     """flock(2) on the lasting file ``path``, waiting for it. Released explicitly, as forks may share the descriptor."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        _take(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, path)
         try:
             yield
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         os.close(fd)
+
+
+def _take(fd: int, kind: int, path: str) -> None:
+    if debug.on:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            debug.log("lock is taken: waiting", name=path)
+        else:
+            return
+    fcntl.flock(fd, kind)
 
 
 def gate(root: str) -> str:
@@ -86,6 +98,7 @@ class Session:
             if new:
                 with flocked(gate(self._root), exclusive=False):
                     self._append("".join(f"+{each}\n" for each in new))
+                debug.log("leased", things=",".join(new))
             for each in things:
                 self._counts[each] = self._counts.get(each, 0) + 1
 
@@ -109,6 +122,7 @@ class Session:
                 elif self._counts.pop(each, 0):
                     gone.append(each)
             if gone:
+                debug.log("lease given up", things=",".join(gone))
                 with contextlib.suppress(OSError):  # on a full disk they are given up when the session ends
                     self._append("".join(f"-{each}\n" for each in gone))
 
@@ -117,6 +131,7 @@ class Session:
         self._look_for_fork()
         with self._mutex:
             if self._fd >= 0:
+                debug.log("store session ends", lease=self._token)
                 with contextlib.suppress(OSError):  # without its lock it is garbage anyway
                     os.unlink(self._path())
                 fcntl.flock(self._fd, fcntl.LOCK_UN)  # closing is not enough: a fork may have the descriptor, too
@@ -135,6 +150,7 @@ class Session:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX)
         self._token, self._fd = token, fd
+        debug.log("store session begins", lease=token, root=self._root)
 
     def _append(self, lines: str) -> None:
         data = lines.encode()

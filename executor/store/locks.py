@@ -17,6 +17,7 @@ import os
 from typing import TYPE_CHECKING
 
 from executor.store.faults import translated
+from platforms import debug
 from platforms.errors import Interrupted
 from platforms.paths import below
 
@@ -66,10 +67,12 @@ def lock(store: Store, name: str, *, cancel: Future[Any] | None = None) -> Held:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                debug.log("lock is taken: waiting", name=name)
                 if cancel is not None:
                     _wait(fd, name, cancel)
                 else:
                     _block(fd)
+                debug.log("lock had", name=name)
             if _is_at(fd, path):
                 return Held(path, fd)
             os.close(fd)

@@ -17,6 +17,7 @@ from executor.store import index
 from executor.store.faults import translated
 from executor.store.index import DamagedError, seal
 from executor.store.removal import remove_tree
+from platforms import debug
 from platforms.errors import StoreError
 from platforms.paths import below
 
@@ -95,6 +96,7 @@ def commit(
             _name(db, store, draft.number, key)
 
     store.index.write(write)
+    debug.log("snapshot made", number=draft.number, bytes=size, names=",".join(names))
     return Snapshot(draft.number, draft.fs, diff_id, size)
 
 

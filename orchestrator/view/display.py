@@ -9,6 +9,7 @@ from typing import Final, Protocol, Self, TextIO
 
 from orchestrator.view import terminal
 from orchestrator.view.events import Event
+from platforms import debug
 from platforms.errors import UsageError
 
 MODES: Final = ("auto", "live", "plain", "rawjson", "quiet")
@@ -35,9 +36,9 @@ class Display(Protocol):
 def open_display(mode: str = "auto", stream: TextIO | None = None, environ: Mapping[str, str] | None = None) -> Display:
     """The display that ``mode`` (one of ``MODES``) names, on ``stream`` (stderr).
 
-    ``auto`` is ``KANIFOLD_PROGRESS`` if that is set; else live on a capable terminal outside of CI, and plain
-    elsewhere. Raises ``UsageError`` for an unknown mode, and for ``live`` where no capable terminal is; only a live
-    display that the variable wishes for gives way to plain.
+    ``auto`` is ``KANIFOLD_PROGRESS`` if that is set; else live on a capable terminal outside of CI, unless lines of
+    ``--debug`` go there, and plain elsewhere. Raises ``UsageError`` for an unknown mode, and for ``live`` where no
+    capable terminal is; only a live display that the variable wishes for gives way to plain.
     """
     stream = stream or sys.stderr
     environ = os.environ if environ is None else environ
@@ -71,7 +72,7 @@ def _chosen(mode: str, stream: TextIO, environ: Mapping[str, str]) -> str:
         )
     capable = terminal.is_terminal(stream, environ)
     if wish == "auto":
-        return "live" if capable and not terminal.in_ci(environ) else "plain"
+        return "live" if capable and not terminal.in_ci(environ) and not debug.on else "plain"
     if wish == "live" and not capable:
         if mode == "auto":
             return "plain"

@@ -61,7 +61,7 @@ def test_no_token_is_anywhere_afterwards(kanifold: Kanifold, busybox: Base, tmp_
         (kanifold.home / ".docker" / "config.json").write_text(str(login).replace("'", '"'))
         kept = set(kanifold.home.rglob("*"))
         said = ""
-        for progress in ("plain", "rawjson"):
+        for progress, debug in (("plain", ""), ("rawjson", ""), ("quiet", "1")):
             done = kanifold(
                 "build", f"http://user:{GIT}@{server.host}/x.git", "-t", f"{registry}/app:1", "--push",
                 "-o", f"type=oci,tar=false,dest={told / progress}", "--no-cache", "--progress", progress,
@@ -70,7 +70,7 @@ def test_no_token_is_anywhere_afterwards(kanifold: Kanifold, busybox: Base, tmp_
                 "--cache-to", f"type=local,dest={told / 'cache'},mode=max",
                 "--secret", f"id=file,src={tmp_path / 'secret'}", "--secret", "id=variable,env=GIVEN",
                 "--build-arg", f"HTTP_PROXY=http://user:{PROXY}@127.0.0.1:9", "--build-arg", "NO_PROXY=*",
-                GIVEN=VARIABLE,
+                GIVEN=VARIABLE, KANIFOLD_DEBUG=debug,
             )  # fmt: skip
             said += done.said
         assert welcome, "the token was never asked for"
@@ -99,7 +99,7 @@ def test_no_token_is_in_an_error(kanifold: Kanifold, tmp_path: Path) -> None:
         f"http://user:{GIT}@127.0.0.1:1/x.tar",
         f"git://u:{GIT}@127.0.0.1:1/x",
     ):
-        for progress in ("plain", "rawjson"):
-            done = kanifold.run("build", place, "--progress", progress)
+        for progress, debug in (("plain", ""), ("rawjson", ""), ("plain", "1")):
+            done = kanifold.run("build", place, "--progress", progress, KANIFOLD_DEBUG=debug)
             assert done.code == 1
             assert GIT not in done.said

@@ -1,0 +1,70 @@
+"""What each process of a build does, written to stderr while debugging is on: ``--debug``, or ``KANIFOLD_DEBUG=1``.
+
+One line an event: seconds since the command began, the process's name and id, what happened, and its details:
+
+        0.412 kanifold-exec[4711] step runs argv=('/bin/sh', '-c', 'make') network=isolated
+
+A line is one write(2) of at most ``PIPE_BUF`` bytes, so that lines of several processes do not mix (pipe(7)). Forked
+processes inherit the switch and the clock. One that is started as a command takes the switch from the environment and
+counts from its own start. Callers pass no credentials, no secrets, no queries of URLs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Final
+
+VARIABLE: Final = "KANIFOLD_DEBUG"
+_LONGEST: Final = 4096
+"""Bytes of a line: Linux's ``PIPE_BUF``."""
+
+on = os.environ.get(VARIABLE, "") not in ("", "0")
+"""Whether anything is written. Callers whose details cost something to work out look here first."""
+_began = time.monotonic() if on else 0.0
+_process = ""
+"""``NAME[PID]``, by ``enter``."""
+
+
+def enable() -> None:
+    """Switch debugging on, for this process and those that it starts from now on."""
+    global on, _began
+    if not on:
+        on, _began = True, time.monotonic()
+        os.environ[VARIABLE] = "1"
+        enter("kanifold")
+
+
+def enter(name: str) -> None:
+    """Say that this process has begun, and call it ``name`` from now on. To be called in each new process."""
+    global _process  # noqa: PLW0603 - see enable
+    if on:
+        _process = _called(name)
+        log("process begins", parent=os.getppid() or "outside of its process namespace")
+
+
+def log(what: str, **details: object) -> None:
+    """Write that ``what`` happened. Details with spaces or unprintable characters are written as Python literals."""
+    if not on:
+        return
+    parts = [f"{time.monotonic() - _began:9.3f} {_process} {what}"]
+    parts += [f"{name}={_plain(value)}" for name, value in details.items()]
+    line = " ".join(parts).encode("utf-8", "backslashreplace")
+    if len(line) >= _LONGEST:
+        line = line[: _LONGEST - 4] + b"..."
+    with contextlib.suppress(OSError):  # nobody reads it: that is no reason to fail
+        os.write(2, line + b"\n")
+
+
+def _called(name: str) -> str:
+    try:
+        pid = os.readlink("/proc/self")  # as this machine counts: in a new namespace getpid(2) is 1
+    except OSError:
+        pid = str(os.getpid())
+    return f"{name}[{pid}]"
+
+
+def _plain(value: object) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return text if isinstance(value, tuple) or (text.isprintable() and text and " " not in text) else repr(text)
