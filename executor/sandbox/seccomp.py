@@ -3,8 +3,8 @@
 It does three things. Sync calls succeed at once: a step's result is thrown away on a crash anyway, so waiting for the
 disk buys nothing. Of the others those may be made that Docker's default profile allows for the capabilities that a step
 has (``profile``); the rest fails with EPERM, or with ENOSYS where a call is younger than the profile, so that programs
-fall back to older ones. And where a step cannot change owners, the calls that would do so, and those that tell them,
-are handed to a supervisor (``watched``).
+fall back to older ones. Subvolumes of btrfs cannot be made either. And where a step cannot change owners, the calls
+that would do so, and those that tell them, are handed to a supervisor (``watched``).
 
 The filter sees the machine's own calls: an emulated program's go through it as qemu makes them. x32, which hardly any
 kernel offers, counts as absent.
@@ -76,6 +76,13 @@ setfsgid32           -  216    -  216    -    -    -
 """
 """Succeed without doing anything there: the only user to become is the one that it is."""
 
+_IOCTL: Final = """\
+ioctl               16   54   29   54   54   54   29
+"""
+_SUBVOLUMES: Final = (0x9401, 0x940E, 0x9417, 0x9418)
+"""Kind and number of requests that make subvolumes of btrfs, and snapshots of them (linux/btrfs.h): in a cache, which
+is a directory of the store as it is. Their owner can make them read-only, and then they cannot be removed."""
+
 # linux/filter.h, linux/seccomp.h
 _LD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _JEQ: Final = 0x15
@@ -96,6 +103,7 @@ _X32: Final = 0x40000000
 _MS_SYNC: Final = 4
 _STATX_WATCHED: Final = 0x1B  # STATX_TYPE, STATX_MODE, STATX_UID, STATX_GID
 _KIND: Final = 0xF000  # S_IFMT
+_REQUEST: Final = 0xFFFF  # kind and number of an ioctl(2), without size and direction
 _REACH: Final = 255  # instructions that a conditional jump can skip
 
 _Line = tuple[int, int, int, int]
@@ -177,6 +185,8 @@ def _verdicts(
             verdicts[number] = _one_of(conditions)
         for number in profile.ABSENT.get(architecture, ()):
             verdicts[number] = ABSENT
+        for number in _numbers(_IOCTL, architecture).values():
+            verdicts[number] = _none_of(_SUBVOLUMES)
     for number, what in rules.items():
         verdicts[number] = what
     changes = [(0, verdicts[0])]
@@ -198,6 +208,12 @@ def _one_of(conditions: tuple[tuple[int, str, int], ...]) -> tuple[_Line, ...]:
         lines.append((_LD, 0, 0, _argument(argument)))
         lines.append((jump, to_allow if true else 0, 0 if true else to_allow, value))
     return (*lines, *DENY, *ALLOW)
+
+
+def _none_of(requests: tuple[int, ...]) -> tuple[_Line, ...]:
+    """Deny an ioctl(2) with one of ``requests``."""
+    tests = tuple((_JEQ, len(requests) - index, 0, each) for index, each in enumerate(requests))
+    return ((_LD, 0, 0, _argument(1)), (_AND, 0, 0, _REQUEST), *tests, *ALLOW, *DENY)
 
 
 def _tree(verdicts: list[tuple[int, tuple[_Line, ...]]]) -> list[_Line]:

@@ -17,7 +17,7 @@ def remove_tree(path: str) -> None:
     """Delete ``path``, a directory, and all below it. Does what it can, then raises the first ``OSError`` it met.
 
     Directories below are moved up next to each other instead of being descended into, so that neither the depth of
-    the tree nor the length of its paths matters, and two descriptors are enough.
+    the tree nor the length of its paths matters, and three descriptors are enough.
     """
     try:
         top = os.open(path, _DIRECTORY)
@@ -47,14 +47,19 @@ class _Removal:
     def _sweep(self, fd: int) -> list[str]:
         """Unlink all in the directory ``fd`` that is not a directory; the names of those that are."""
         directories: list[str] = []
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                if fd == self._top and entry.name in self._stuck:
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    directories.append(entry.name)
-                else:
-                    self._try(entry.name if fd == self._top else None, os.unlink, entry.name, fd)
+        # Opened anew: btrfs shows a descriptor what was there when it was opened, and nothing that was moved in since.
+        again = os.open(".", _DIRECTORY, dir_fd=fd)
+        try:
+            with os.scandir(again) as entries:
+                for entry in entries:
+                    if fd == self._top and entry.name in self._stuck:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(entry.name)
+                    else:
+                        self._try(entry.name if fd == self._top else None, os.unlink, entry.name, fd)
+        finally:
+            os.close(again)
         return directories
 
     def _empty(self, name: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,25 @@ def test_a_tree_goes_and_what_its_links_point_to_stays(tmp_path: Path) -> None:
     remove_tree(str(tree))
     assert not tree.exists()
     assert (outside / "kept").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+@pytest.mark.skipif(not shutil.which("mkfs.btrfs"), reason="no mkfs.btrfs (Debian: btrfs-progs)")
+def test_a_tree_goes_where_directories_are_read_as_they_were_when_they_were_opened(tmp_path: Path) -> None:
+    """btrfs: what is moved into a directory does not show to a descriptor that was there before."""
+    image, place = tmp_path / "image", tmp_path / "place"
+    with image.open("wb") as file:
+        file.truncate(200 << 20)
+    place.mkdir()
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True, capture_output=True)
+    mounted = f"mount -t btrfs -o loop {image} {place} || exit 77; mkdir -p {place}/tree/a/b/c {place}/tree/a/d; "
+    removing = "import sys; from executor.store.removal import remove_tree; remove_tree(sys.argv[1])"
+    removed = 'exec "$0" -c "$1" "$2"'
+    command = ["unshare", "--mount", "sh", "-c", mounted + removed, sys.executable, removing, f"{place}/tree"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip(f"cannot mount btrfs: {done.stderr}")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_is_gone_already_is_no_error(tmp_path: Path) -> None:
