@@ -6,8 +6,8 @@ nobody answers for is not known, and the rules that need it stay silent: checks 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from executor import job
@@ -27,6 +27,7 @@ from platforms.errors import KanifoldError
 from platforms.platform import Platform
 
 _AT_ONCE: Final = 8
+_Look = Callable[[tuple[str, Platform]], Base | None]
 
 
 def read(
@@ -39,7 +40,10 @@ def read(
     registry: Registry,
     store: Store | None,
 ) -> dict[int, Base]:
-    """What is known of the base images of ``stages``, by stage number. ``pins`` say which digests tags stand for."""
+    """What is known of the base images of ``stages``, by stage number. ``pins`` say which digests tags stand for.
+
+    To be called in a thread that has no event loop.
+    """
     digests = {pin.name: pin.digest for pin in pins}
     needed: dict[int, tuple[str, Platform]] = {}
     for stage in stages:
@@ -60,9 +64,15 @@ def read(
     different = tuple(dict.fromkeys(needed.values()))
     if not different:
         return {}
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = dict(zip(different, pool.map(look, different), strict=True))
+    found = dict(zip(different, asyncio.run(_all(look, different)), strict=True))
     return {index: known for index, what in needed.items() if (known := found[what]) is not None}
+
+
+async def _all(look: _Look, wanted: Sequence[tuple[str, Platform]]) -> list[Base | None]:
+    from asyncio_pool import AioPool
+
+    pool = AioPool(size=_AT_ONCE)
+    return list(await asyncio.gather(*[pool.spawn_n(asyncio.to_thread(look, each)) for each in wanted]))
 
 
 def _base(wanted: Reference, name: str, platform: Platform, registry: Registry, store: Store | None) -> Base:

@@ -191,12 +191,22 @@ def test_every_reason_has_its_dependency() -> None:
     assert len(explained()) == len(set(explained()))
 
 
-@EVERY_MODULE
-def test_third_party_imports_are_declared(module: Path) -> None:
+def imported(module: Path) -> set[str]:
+    """The distributions that ``module`` imports from, beside ours and Python's own."""
     spelled = {"asyncio_pool": "asyncio-pool", "dockerfile_parse": "dockerfile-parse", "yaml": "pyyaml"}
     named = {name.partition(".")[0] for _, name in imports(ast.parse(module.read_text()))} - {""}
-    foreign = {spelled.get(name, name) for name in named - sys.stdlib_module_names - set(ROOMS)}
-    assert foreign <= declared()
+    return {spelled.get(name, name) for name in named - sys.stdlib_module_names - set(ROOMS)}
+
+
+@EVERY_MODULE
+def test_third_party_imports_are_declared(module: Path) -> None:
+    assert imported(module) <= declared()
+
+
+def test_every_dependency_is_used() -> None:
+    programs = {"mypy", "ruff", "types-pyyaml"}
+    used = {name for module in (*MODULES, *(ROOT / "tests").rglob("*.py")) for name in imported(module)}
+    assert declared() - programs - used == set()
 
 
 # -- what the repository may not hold -------------------------------------------------------------------------------
