@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -128,18 +129,38 @@ class _Removal:
 
 
 def disk_usage(path: str) -> int:
-    """Bytes that ``path`` and all below it occupy on disk (``st_blocks``), hard links counted once."""
-    total = 0
+    """Bytes that ``path`` and all below it occupy on disk (``st_blocks``), hard links counted once.
+
+    A step may be at work in the tree: no link is followed, also one that takes a directory's place meanwhile.
+    """
+    from platforms import syscalls  # not before somebody asks
+
+    resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
     seen: set[tuple[int, int]] = set()
-    waiting = [path]
+    try:
+        top = _Base(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except OSError:
+        return 0
+    total = os.fstat(top.fd).st_blocks * 512
+    waiting = [(top, "")]
     while waiting:
-        current = waiting.pop()
+        base, place = waiting.pop()
         try:
-            total += os.lstat(current).st_blocks * 512
-            with os.scandir(current) as entries:
+            fd = syscalls.openat2(base.fd, place or ".", _DIRECTORY, resolve=resolve)
+        except OSError:  # gone meanwhile, not ours to look into, or a file was asked about
+            base.done()
+            continue
+        if place:
+            total += os.fstat(fd).st_blocks * 512
+        if len(place) > _FAR:
+            base.done()
+            base, place = _Base(os.dup(fd)), "."
+        try:
+            with os.scandir(fd) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+                        base.waiting += 1
+                        waiting.append((base, f"{place}/{entry.name}" if place else entry.name))
                         continue
                     found = entry.stat(follow_symlinks=False)
                     if found.st_nlink > 1:
@@ -147,8 +168,28 @@ def disk_usage(path: str) -> int:
                             continue
                         seen.add((found.st_dev, found.st_ino))
                     total += found.st_blocks * 512
-        except NotADirectoryError:
-            pass  # a file was asked about; its own blocks are counted
         except OSError:
-            continue  # gone meanwhile, or not ours to look into
+            pass  # likewise
+        finally:
+            os.close(fd)
+            base.done()
     return total
+
+
+_FAR: Final = 900
+"""Characters of a path after which another directory to begin at is kept open: the kernel takes 4095 bytes."""
+
+
+class _Base:
+    """An open directory that others are looked up from."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.waiting = 1
+        """How many are still to be looked at, itself among them."""
+
+    def done(self) -> None:
+        """One of them has been."""
+        self.waiting -= 1
+        if not self.waiting:
+            os.close(self.fd)
