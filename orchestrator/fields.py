@@ -1,11 +1,13 @@
-"""``key=value,key=value``: the values of flags that say several things, in CSV as buildx reads it."""
+"""The values of flags: sizes, ages, and ``key=value,key=value`` in CSV, as buildx reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from executor.dockerfile.suggest import hint
+from platforms.durations import seconds
 from platforms.errors import UsageError
+from platforms.sizes import number_of_bytes
 
 
 def parse(text: str, flag: str, known: Sequence[str]) -> dict[str, str]:
@@ -32,3 +34,19 @@ def truth(values: Mapping[str, str], key: str, flag: str, *, default: bool) -> b
     if text.lower() not in ("true", "1", "t", "false", "0", "f"):
         raise UsageError(f"{flag}: {key}={text!r} is neither true nor false")
     return text.lower() in ("true", "1", "t")
+
+
+def size(text: str, flag: str) -> int:
+    """``10g``, ``512MB`` or plain bytes, as bytes (powers of 1024, as docker counts here). Raises ``UsageError``."""
+    found = number_of_bytes(text)
+    if found is None:
+        raise UsageError(f"{flag}: {text!r} is not a size", remedy="write bytes, or 512k, 64m, 10g")
+    return found
+
+
+def age(text: str, flag: str) -> int:
+    """``24h``, ``90m`` or ``7d``, as seconds; a number without a unit is none. Raises ``UsageError``."""
+    found = seconds(text)
+    if found is None or not text.strip()[-1:].isalpha():
+        raise UsageError(f"{flag}: {text!r} is not an age", remedy="write 90m, 24h or 7d")
+    return int(found)

@@ -20,14 +20,12 @@ from platforms.platform import Platform
 from platforms.platform import parse as parse_platform
 from platforms.replacing import is_stream
 
-_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _ULIMITS: Final = (
     "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
     "sigpending", "stack",
 )  # fmt: skip
 _LOAD: Final = "KANIFOLD_LOAD"
 """The environment's word for which program ``--load`` means."""
-_AGES: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def request(flags: Mapping[str, Any]) -> Request:
@@ -65,13 +63,13 @@ def request(flags: Mapping[str, Any]) -> Request:
         hosts=tuple(_host(each) for each in flags["hosts"]),
         network="" if flags["network"] == "default" else flags["network"],
         default_network=default_network(os.environ.get("KANIFOLD_NETWORK", "")),
-        shm_size=size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
+        shm_size=fields.size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
         ulimits=tuple({each[0]: each for each in map(_ulimit, flags["ulimits"])}.values()),
         limits=resources.limits(flags["resources"]),
         cgroup_parent=parent_path(flags["cgroup_parent"]) if flags["cgroup_parent"] else "",
         cache_from=caches.places(outside, "--cache-from"),
         cache_to=caches.places(outside, "--cache-to"),
-        cache_ttl=age(flags["cache_ttl"], "--cache-ttl") if flags["cache_ttl"] else None,
+        cache_ttl=fields.age(flags["cache_ttl"], "--cache-ttl") if flags["cache_ttl"] else None,
         compression=compression,
         no_cache=flags["no_cache"],
         no_cache_stages=_split(flags["no_cache_filters"]),
@@ -90,22 +88,6 @@ def request(flags: Mapping[str, Any]) -> Request:
         root=flags["root"],
         implicit_platform=not flags["platforms"],
     )
-
-
-def size(text: str, flag: str) -> int:
-    """``10g``, ``512MB`` or plain bytes, as bytes (powers of 1024, as docker counts here)."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)i?b?", text.strip().lower())
-    if match is None:
-        raise UsageError(f"{flag}: {text!r} is not a size", remedy="write bytes, or 512k, 64m, 10g")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def age(text: str, flag: str) -> int:
-    """``24h``, ``90m`` or ``7d``, as seconds."""
-    match = re.fullmatch(r"(?:\d+[smhdw])+", text.strip().lower())
-    if match is None:
-        raise UsageError(f"{flag}: {text!r} is not an age", remedy="write 90m, 24h or 7d")
-    return sum(int(number) * _AGES[unit] for number, unit in re.findall(r"(\d+)([smhdw])", match[0]))
 
 
 def _tag(text: str) -> reference.Reference:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NoReturn
 
 from platforms import debug, syscalls
@@ -28,16 +28,3 @@ def live(name: str, life: Callable[[], int]) -> NoReturn:
         debug.log("process ends", status=status)
     finally:
         os._exit(status)
-
-
-def keep_only(fds: Iterable[int]) -> None:
-    """Close all descriptors but ``fds`` and the standard streams, of which stderr alone leads anywhere."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1):
-        os.dup2(null, stream)
-    last = 2
-    for fd in sorted(fds):
-        if fd > last + 1:
-            syscalls.close_range(last + 1, fd - 1)
-        last = fd
-    syscalls.close_range(last + 1)

@@ -24,6 +24,7 @@ import msgspec
 from orchestrator import forking, registries
 from orchestrator.registries import Speaker
 from platforms import debug, decoding, syscalls
+from platforms.descriptors import keep_only
 from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
 
 _LIMIT: Final = 1 << 16
@@ -186,7 +187,7 @@ def _unfit(why: str) -> EnvironmentUnfit:
 
 def _nursery(line: socket.socket, pipes: tuple[int, int]) -> int:
     """The life of the nursery, which holds nothing open that is not its own."""
-    forking.keep_only((line.fileno(), *pipes))
+    keep_only(line.fileno(), *pipes)
 
     from executor import __main__ as executor
 
@@ -226,6 +227,6 @@ def _executors(fds: Sequence[int]) -> int:
 
     if not debug.on:
         os.dup2(fds[0], 2)
-    forking.keep_only(fds if debug.on else fds[1:])
+    keep_only(*(fds if debug.on else fds[1:]))
     os.dup2(2, 1)  # what prints by mistake complains
     return serve(tuple(zip(fds[1::2], fds[2::2], strict=True)))

@@ -26,8 +26,8 @@ from executor.registry.auth import Credential, Keychain, anonymous
 from executor.registry.config import RegistrySettings
 from executor.registry.notices import Notice, Tell
 from executor.registry.reference import Reference
-from orchestrator import forking
 from platforms import decoding
+from platforms.descriptors import keep_only
 from platforms.errors import (
     EnvironmentUnfit,
     Interrupted,
@@ -305,7 +305,7 @@ def refuse(outgoing: int, why: str) -> None:
 
 def speak(incoming: int, outgoing: int) -> int:
     """Answer what a ``Speaker`` asks, until it closes."""
-    forking.keep_only((incoming, outgoing))
+    keep_only(incoming, outgoing)
 
     from concurrent.futures import ThreadPoolExecutor
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from executor.dockerfile.suggest import hint
 from executor.limits import Limits
+from orchestrator.fields import size
 from platforms.errors import UsageError
 
 _NAMES = tuple(each.replace("_", "-") for each in Limits.__struct_fields__)
@@ -30,8 +31,6 @@ def limits(texts: Iterable[str]) -> Limits:
 
 
 def _value(name: str, value: str, text: str) -> int | str:
-    from orchestrator.flags import size
-
     if name.startswith("cpuset-"):
         if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", value):
             raise UsageError(f"--resource {text!r}: write numbers and ranges, as in 0-3,7")

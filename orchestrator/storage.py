@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from executor.store import prune as pruning
 from executor.store.prune import Row
 from executor.store.store import open_store
-from orchestrator import flags
+from orchestrator import fields
 from orchestrator.view.amounts import size as shown
 from orchestrator.view.said import say
 from platforms.errors import UsageError
@@ -42,7 +42,7 @@ def prune(root: str, everything: bool, keep_storage: str, filters: Sequence[str]
     with open_store(root or None) as store:
         done = pruning.prune(
             store,
-            keep_storage=flags.size(keep_storage, "--keep-storage") if keep_storage else None,
+            keep_storage=fields.size(keep_storage, "--keep-storage") if keep_storage else None,
             filters=filters,
             all=everything,
         )

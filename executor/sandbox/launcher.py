@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from executor.sandbox import isolation, network, targets, workshop, zygote
 from executor.sandbox import spec as wire
 from platforms import debug, syscalls
+from platforms.descriptors import keep_only
 from platforms.errors import EnvironmentUnfit
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def _be_zygote(
         os.close(mapped_write)
         if not os.read(mapped_read, 1):  # the parent could not map our ids, or is dead
             os._exit(1)
-        zygote.keep_only(control.fileno(), complaint)
+        keep_only(control.fileno(), complaint)
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, signal.SIG_IGN)
         # Furnishing takes as long as a step, and a build whose steps are all cached has none.

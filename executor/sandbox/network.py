@@ -29,6 +29,7 @@ from typing import Final, NoReturn
 
 from executor.sandbox import interface, isolation
 from platforms import syscalls
+from platforms.descriptors import keep_only
 from platforms.errors import EnvironmentUnfit
 
 HELPER: Final = "pasta"
@@ -174,9 +175,7 @@ def _bring_up(program: str, line: socket.socket, ready: int, verdict: int) -> No
     """The life of the process that makes the steps' network: it ends when that is complete, or will not come."""
     said = b""
     try:
-        from executor.sandbox import zygote  # loaded long since: it is who called us
-
-        zygote.keep_only(line.fileno(), ready, verdict)
+        keep_only(line.fileno(), ready, verdict)
         # Whoever we are going to be may not be able to look into the directory that it is in, a user's own perhaps.
         opened = os.open(program, os.O_PATH | os.O_CLOEXEC)
         _furnish()

@@ -29,6 +29,7 @@ from executor.sandbox import cgroup, network, targets, workshop
 from executor.sandbox.report import FD, NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, Report, words
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Spec, Tmpfs
 from platforms import syscalls
+from platforms.descriptors import close_others
 
 CAPABILITIES: Final = (
     syscalls.CAP_CHOWN,
@@ -418,16 +419,6 @@ def _volunteer() -> None:
     fd = os.open(f"{workshop.PROC}/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
     os.pwrite(fd, b"%d" % min(_WORST, int(os.pread(fd, 16, 0)) + _WORSE), 0)
     os.close(fd)
-
-
-def close_others(*fds: int) -> None:
-    """Close all descriptors but these and the standard streams."""
-    first = 3
-    for fd in sorted(fds):
-        if fd > first:
-            syscalls.close_range(first, fd - 1)
-        first = fd + 1
-    syscalls.close_range(first)
 
 
 def _enter(cwd: str, proc: int) -> None:

@@ -32,6 +32,7 @@ import msgspec
 
 from executor.sandbox import isolation, network, report, seccomp, spec, step, targets, workshop
 from platforms import debug, syscalls
+from platforms.descriptors import keep_only
 
 NAMESPACES: Final = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID
 _STEP: Final = NAMESPACES | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
@@ -268,14 +269,6 @@ def _supervisor(line: tuple[socket.socket, socket.socket], wanted: spec.Spec, pr
     theirs.close()
     ours.close()
     return supervisor
-
-
-def keep_only(*fds: int) -> None:
-    """Close all descriptors but these and standard error, and put /dev/null in the place of the other streams."""
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    step.close_others(*fds)
 
 
 def _child(

@@ -24,6 +24,7 @@ import msgspec
 
 from platforms.errors import UsageError
 from platforms.paths import below
+from platforms.sizes import number_of_bytes
 
 _GIB: Final = 1 << 30
 _DAY: Final = 86400.0
@@ -34,7 +35,6 @@ _MIN_FREE: Final = 20
 _KEEP_SECONDS: Final = 60 * _DAY
 _FILE_LIMIT: Final = 1 << 20
 _SIZES: Final = {"reservedSpace", "maxUsedSpace", "minFreeSpace"}
-_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": _GIB, "t": 1 << 40}
 _FLAGS: Final = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -124,14 +124,16 @@ def _from_file(environment: Mapping[str, str]) -> dict[str, tuple[str, object]]:
 
 
 def _size(name: str, value: object, total: int) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[kmgt]?i?b?)", str(value).strip().lower())
-    if match is None or isinstance(value, bool):
+    text = str(value).strip()
+    share = re.fullmatch(r"(\d{1,3}(?:\.\d{1,9})?)\s*%", text)
+    if share is not None:
+        return int(total * min(float(share[1]), 100.0) / 100)
+    found = number_of_bytes(text)
+    if found is None or isinstance(value, bool):
         raise UsageError(
             f"{name}: {value!r} is not a size", remedy="write bytes, 512MB, 10GB, or a part of the disk: 20%"
         )
-    if match[2] == "%":
-        return int(total * min(float(match[1]), 100.0) / 100)
-    return int(float(match[1]) * _UNITS[match[2].rstrip("b").rstrip("i")])
+    return found
 
 
 def _seconds(name: str, value: object) -> float:

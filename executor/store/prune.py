@@ -22,6 +22,7 @@ from executor.store.leases import flocked, gate
 from executor.store.ownership import is_plain
 from executor.store.removal import disk_usage, remove_tree
 from executor.store.store import put_by, spend
+from platforms import durations
 from platforms.errors import UsageError
 from platforms.paths import below
 
@@ -41,7 +42,6 @@ FORGET_SECONDS: Final = 60 * _DAY
 _KINDS: Final = ("blob", "snapshot", "record", "cache-mount", "partial")
 _FOREIGN_KINDS: Final = {"regular": ("blob", "snapshot", "record"), "exec.cachemount": ("cache-mount",)}
 """What BuildKit calls these (client/diskusage.go)."""
-_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -196,19 +196,12 @@ def parse_filter(text: str) -> Matcher:
 
 def parse_duration(text: str) -> float:
     """Seconds in ``text``: numbers with units s, m, h, d, w, as in ``90m``, ``1h30m`` or ``7d``."""
-    total, number = 0.0, ""
-    for character in text:
-        if character.isascii() and (character.isdigit() or character == "."):
-            number += character
-            continue
-        if character not in _UNITS or number.count(".") > 1 or not number.strip("."):
-            break
-        total += float(number) * _UNITS[character]
-        number = ""
-    else:
-        if text and not number:
-            return total
-    raise UsageError(f"not a duration: {text!r}", why="a number and a unit are expected", remedy="write 90m, 24h or 7d")
+    found = durations.seconds(text)
+    if found is None or not text[-1:].isalpha():
+        raise UsageError(
+            f"not a duration: {text!r}", why="a number and a unit are expected", remedy="write 90m, 24h or 7d"
+        )
+    return found
 
 
 def _kind_filter(operator: str, value: str) -> Matcher:

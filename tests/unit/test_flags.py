@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from executor.job import CachePlace, Compression
-from orchestrator import cli, flags
+from orchestrator import cli, fields, flags
 from orchestrator.outputs import Output
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms.errors import KanifoldError, UsageError
@@ -263,15 +263,15 @@ def test_what_makes_no_sense_is_refused_by_name(arguments: tuple[str, ...], word
     [("0", 0), ("512", 512), ("64k", 1 << 16), ("64M", 64 << 20), ("1.5g", 3 << 29), ("2TiB", 2 << 40)],
 )
 def test_sizes(text: str, meant: int) -> None:
-    assert flags.size(text, "--x") == meant
+    assert fields.size(text, "--x") == meant
 
 
 @pytest.mark.parametrize(("text", "meant"), [("90s", 90), ("90m", 5400), ("1h30m", 5400), ("2w", 1209600)])
 def test_ages(text: str, meant: int) -> None:
-    assert flags.age(text, "--x") == meant
+    assert fields.age(text, "--x") == meant
 
 
 @pytest.mark.parametrize("text", ["", "1", "m", "1y", "-1h", "1h 5"])
 def test_no_ages(text: str) -> None:
     with pytest.raises(KanifoldError):
-        flags.age(text, "--x")
+        fields.age(text, "--x")
