@@ -20,7 +20,7 @@ from executor.registry.config import RegistrySettings
 from platforms.emulation import Emulation
 from platforms.errors import Problem
 
-VERSION: Final = 8
+VERSION: Final = 9
 LINE_LIMIT: Final = 16 << 20
 """Bytes a message line may have: a peer that sends more is broken or hostile."""
 
@@ -160,21 +160,24 @@ class FoundStep(msgspec.Struct, frozen=True, array_like=True):
     created: str
 
 
-class Seen(msgspec.Struct, frozen=True, array_like=True):
-    """What a source argument named in a context: ``look`` is what lstat(2) said of all of it, hashed."""
+class StatSignature(msgspec.Struct, frozen=True, array_like=True):
+    """What a source argument named in a context: ``digest`` is the SHA-256 (hex) of what lstat(2) said of all of it.
+
+    It is "" where that does not tell whether the files are the same.
+    """
 
     context: str
     pattern: str
     parents: bool
     exclude: tuple[str, ...]
-    look: str
+    digest: str
 
 
-class Grounds(msgspec.Struct, frozen=True):
-    """All that an answer rests on besides the job: while this holds, the same job has the same answer."""
+class DependencyRecord(msgspec.Struct, frozen=True):
+    """All that a result rests on besides the job and its pins: while it holds, the same job has the same result."""
 
     steps: tuple[FoundStep, ...] = ()
-    seen: tuple[Seen, ...] = ()
+    signatures: tuple[StatSignature, ...] = ()
 
 
 class Result(Message, frozen=True, tag="result"):
@@ -191,8 +194,8 @@ class Result(Message, frozen=True, tag="result"):
     seconds: float = 0.0
     contexts: tuple[str, ...] = ()
     """Named contexts that something was taken from."""
-    grounds: Grounds | None = None
-    """None when the answer rests on something that can only be asked for again."""
+    dependencies: DependencyRecord | None = None
+    """None when the result is not cacheable: it rests on something that can only be asked for again."""
 
 
 class Failed(Message, frozen=True, tag="failed"):

@@ -22,6 +22,7 @@ import msgspec
 from executor import __version__, job
 from executor.build import exchange, export, files, solve
 from executor.build.exchange import Exchange
+from executor.build.inputs import Inputs
 from executor.build.layer import Layer, LayerLost
 from executor.build.once import Once
 from executor.build.solve import Solver
@@ -189,7 +190,8 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
             threading.Timer(_LAST_MOMENT, os._exit, (130,)).start()
 
     conversation.on_close = on_close
-    conversation.listen()
+    inputs = Inputs()
+    conversation.listen(inputs.asked)
     began = time.monotonic()
 
     def removed(done: Pruned) -> None:
@@ -209,6 +211,7 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
             platform=parse(order.platform),
             native=host.default_platform(),
             store=store,
+            inputs=inputs,
             conversation=conversation,
             registry=Once(lambda: _client(workshop, stopping)),
             exchange=Once(lambda: _exchange(workshop)),
@@ -295,7 +298,7 @@ def _image(workshop: Workshop, course: solve.Course, began: float) -> tuple[job.
         ran=solver.ran,
         seconds=round(time.monotonic() - began, 3),
         contexts=tuple(sorted(solver.contexts - {""})),
-        grounds=workshop.survey.grounds(),
+        dependencies=workshop.inputs.record(),
     )
     return result, lambda: solver.tree_of(state)
 
@@ -337,9 +340,11 @@ def _client(workshop: Workshop, stopping: threading.Event) -> Client:
             case Remark(text):
                 workshop.tell(job.Warned(Problem("Registry", text), "Registry"))
 
-    from executor.registry.client import Client
+    from executor.build.jobclient import JobClient
 
-    client = Client(workshop.order.registries, keychain, progress=progress, cancel=stopping, tell=tell)
+    client = JobClient(
+        workshop.inputs, workshop.order.registries, keychain, progress=progress, cancel=stopping, tell=tell
+    )
 
     def hang_up(_: Future[None]) -> None:
         timer = threading.Timer(_PARTING, client.close)
@@ -357,7 +362,7 @@ def _exchange(workshop: Workshop) -> Exchange:
     def warn(problem: Problem) -> None:
         workshop.tell(job.Warned(problem, problem.kind))
 
-    return exchange.Exchange(sources, targets, warn, order.cache_ttl)
+    return exchange.Exchange(sources, targets, warn, order.cache_ttl, workshop.inputs)
 
 
 def _hand_over(workshop: Workshop, digest: str) -> None:

@@ -1,8 +1,8 @@
 """Builds that come again with nothing changed: no executor has to be asked what it would say.
 
-Whoever answers a job says what the answer rests on (``executor.job.Grounds``), and that is remembered with the answer.
-When the same job comes again, for the same images, what its answer rests on is as it was, and the registry still has
-what came of it, then an executor would find every step. So that is what is said of them.
+Whoever answers a job says what the answer rests on (``executor.job.DependencyRecord``), and that is remembered with
+the answer. When the same job comes again, for the same images, what its answer rests on is as it was, and the registry
+still has what came of it, then an executor would find every step. So that is what is said of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from executor import __version__, job
-from executor.build import survey
+from executor.build import inputs
 from executor.registry import reference
 from executor.registry.config import RegistrySettings
 from executor.store import blobs, facts
@@ -42,7 +42,7 @@ class Answer(msgspec.Struct, frozen=True):
     """What a job was answered with, and for which images."""
 
     pins: tuple[job.Pin, ...]
-    grounds: job.Grounds
+    dependencies: job.DependencyRecord
     said: tuple[Said, ...]
     result: job.Result
 
@@ -94,11 +94,11 @@ def _hold(answers: Sequence[Answer], orders: Orders, store: Store, stop: threadi
 
     if not answers:
         return False
-    rest = [(answer.grounds, order) for answer, (_, order) in zip(answers, orders, strict=True)]
+    rest = [(answer.dependencies, order) for answer, (_, order) in zip(answers, orders, strict=True)]
     try:
         for each in (each for answer in answers for each in (answer.result.manifest, answer.result.config)):
             blobs.read(store, each.digest, each.size)
-        return survey.hold(rest, store, check)
+        return inputs.unchanged(rest, store, check)
     except KanifoldError:  # whatever it is, executors meet it too, and say where
         return False
 
@@ -131,10 +131,10 @@ def note(built: Sequence[Built], orders: Orders, store: Store) -> None:
     """Remember what the ``orders`` came to, as far as they would come to it again."""
     with contextlib.suppress(StoreError):  # the build is done, whatever becomes of the memory of it
         for each, (_, order) in zip(built, orders, strict=True):
-            if each.said and (grounds := each.result.grounds) is not None:
+            if each.said and (dependencies := each.result.dependencies) is not None:
                 steps = each.result.cached + each.result.ran
-                result = replace(each.result, grounds=None, cached=steps, ran=0, seconds=0.0)
-                answer = Answer(order.pins, grounds, tuple(_replayed(each.said)), result)
+                result = replace(each.result, dependencies=None, cached=steps, ran=0, seconds=0.0)
+                answer = Answer(order.pins, dependencies, tuple(_replayed(each.said)), result)
                 facts.put(store, "repeat", _key(order), msgspec.json.encode(answer))
 
 
@@ -161,6 +161,6 @@ def _key(order: job.Job) -> str:
 @functools.cache
 def _newest() -> int:
     """When a module that answers jobs was changed last (ns): those of a checkout change, and their version does not."""
-    home = os.path.dirname(os.path.dirname(str(survey.__file__)))
+    home = os.path.dirname(os.path.dirname(str(inputs.__file__)))
     places = [below(home, name) for name in ("build", "dockerfile", "image")]
     return max(each.stat().st_mtime_ns for place in places for each in os.scandir(place) if each.is_file())

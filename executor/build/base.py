@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.build.cache import Packed
+from executor.build.inputs import Input
 from executor.build.layer import Blob, Layer, kind_of, media_type, opened
 from executor.build.once import Once, known
 from executor.build.sink import Arrival, Voided, bring
@@ -115,14 +116,13 @@ class LayoutSource(msgspec.Struct, frozen=True):
             sink.write(block)
 
 
-def from_registry(workshop: Workshop, name: str, platform: Platform) -> Base:
-    """The image ``name`` for ``platform``, at the digest that the orchestrator pinned it to."""
+def from_registry(workshop: Workshop, taken: Input, name: str, platform: Platform) -> Base:
+    """The image ``name`` for ``platform``, at the digest that the orchestrator pinned it to; as an input, ``taken``."""
     wanted = reference.parse(name).completed()
     pinned = next((pin.digest for pin in workshop.order.pins if pin.name == name), "")
     if pinned:
         wanted = wanted.with_digest(pinned)
-    if not wanted.digest:
-        workshop.survey.soften()
+    taken.pinned(wanted.digest)
     return _base(workshop, name, RegistrySource(workshop, wanted), wanted.digest, platform)
 
 
@@ -130,7 +130,6 @@ def from_layout(workshop: Workshop, name: str, location: str, platform: Platform
     """The image in the OCI layout ``location`` (``PATH[:TAG|@DIGEST]``) for ``platform``."""
     from executor.registry import archive, layout
 
-    workshop.survey.soften()
     path, wanted = split_layout(location)
     opened = archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
     root = opened.find(wanted)

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from executor.build import keys
 from executor.build.copying import Match, Reached, Source
-from executor.build.look import REACHED, TOGETHER, Chosen, Look, look, unreadable
 from executor.build.once import Once
+from executor.build.statwalk import REACHED, TOGETHER, Chosen, StatWalk, unreadable, walk
 from executor.build.workshop import Copy, Workshop, together
 from executor.rootfs.entry import Entry, Kind
 from executor.store import facts, faults, files, locks
@@ -80,23 +80,22 @@ def select(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) ->
 
     Raises ``ContextError`` for a file whose content is another than earlier in this job.
     """
-    workshop.survey.soften()
-    return selected(workshop, look(workshop.directory, source, exclude, workshop.check))
+    return selected(workshop, walk(workshop.directory, source, exclude, workshop.check))
 
 
-def selected(workshop: Workshop, looked: Look) -> Selection:
-    """``select`` for what has been ``looked`` at."""
+def selected(workshop: Workshop, walked: StatWalk) -> Selection:
+    """``select`` for what has been ``walked``."""
     reached = Spool(REACHED, workshop.directory)
     live = False
-    walk = iter(looked.reached)
+    entries = iter(walked.reached)
     try:
-        while some := list(islice(walk, TOGETHER)):
+        while some := list(islice(entries, TOGETHER)):
             for each, entry in zip(some, read(workshop, [each.entry for each in some]), strict=True):
                 reached.append(Reached(entry, each.name, each.leads))
                 live = live or (entry.kind is Kind.FILE and not entry.stamp)
     except OSError as error:
         raise unreadable(os.fsdecode(error.filename or b"what is copied"), error) from error
-    return Selection(looked.chosen, reached, Once(lambda: _name(looked.chosen, reached)), live)
+    return Selection(walked.chosen, reached, Once(lambda: _name(walked.chosen, reached)), live)
 
 
 def _name(chosen: Spool[Chosen], reached: Spool[Reached]) -> str:
@@ -110,16 +109,16 @@ def _name(chosen: Spool[Chosen], reached: Spool[Reached]) -> str:
 
 
 class Agreed(msgspec.Struct, frozen=True):
-    """The ``name`` of a selection, and what it will look like as long as it is that; "" where looks do not tell."""
+    """The ``name`` of a selection, and its stat signature as long as it is that; "" where that does not tell."""
 
     name: str
-    look: str = ""
+    signature: str = ""
 
 
 _AGREED: Final[msgspec.json.Decoder[Agreed]] = msgspec.json.Decoder(Agreed)
 
 
-def agreed(workshop: Workshop, what: str, looked: Once[Look], selection: Once[Selection]) -> Agreed:
+def agreed(workshop: Workshop, what: str, walked: Once[StatWalk], selection: Once[Selection]) -> Agreed:
     """What ``selection`` is, found out by one job of the build for all that call the same thing ``what``.
 
     Files that somebody is writing to are something else for each job, and ``what`` is "" where jobs share nothing.
@@ -132,26 +131,26 @@ def agreed(workshop: Workshop, what: str, looked: Once[Look], selection: Once[Se
         known = facts.get(workshop.store, "selection", fact)
         if known is not None:
             return decoding.decode(_AGREED, known)
-        found = _recognised(workshop, looked(), selection)
+        found = _recognised(workshop, walked(), selection)
         if not (selection.done and selection().live):
             facts.put(workshop.store, "selection", fact, msgspec.json.encode(found))
         return found
 
 
-def _recognised(workshop: Workshop, looked: Look, selection: Once[Selection]) -> Agreed:
+def _recognised(workshop: Workshop, walked: StatWalk, selection: Once[Selection]) -> Agreed:
     """What ``selection`` is, of which nothing has to be asked or read when it looks as it did once before.
 
     As with a single file, what was changed just before it was looked at may be changed again and look the same.
     """
-    fact = keys.key("look", looked.name)
-    known = facts.get(workshop.store, "look", fact) if looked.name else None
+    fact = keys.key("look", walked.signature)
+    known = facts.get(workshop.store, "look", fact) if walked.signature else None
     if known is not None:
-        return Agreed(known.decode(), looked.name)
+        return Agreed(known.decode(), walked.signature)
     found = selection().name()
-    stamps = (each.entry.stamp for each in looked.reached if each.entry.stamp)
-    if looked.name and not selection().live and not any(files.is_young(stamp, looked.at) for stamp in stamps):
+    stamps = (each.entry.stamp for each in walked.reached if each.entry.stamp)
+    if walked.signature and not selection().live and not any(files.is_young(stamp, walked.at) for stamp in stamps):
         facts.put(workshop.store, "look", fact, found.encode())
-        return Agreed(found, looked.name)
+        return Agreed(found, walked.signature)
     return Agreed(found)
 
 

@@ -27,6 +27,7 @@ import msgspec
 from executor import job
 from executor.build import keys
 from executor.build.cache import Machine, Packed
+from executor.build.inputs import Inputs
 from executor.build.sink import bring
 from executor.image import mediatypes, selection
 from executor.image.digest import check_digest, sha256
@@ -269,12 +270,18 @@ class Exchange:
     """All caches of a job that lie outside: asked in order, and told of what was made. Safe for threads."""
 
     def __init__(
-        self, sources: Sequence[Place], targets: Sequence[Place], warn: Callable[[Problem], None], max_age: float | None
+        self,
+        sources: Sequence[Place],
+        targets: Sequence[Place],
+        warn: Callable[[Problem], None],
+        max_age: float | None,
+        inputs: Inputs,
     ) -> None:
         self._sources = tuple(sources)
         self._targets = tuple(targets)
         self._warn = warn
         self._max_age = max_age
+        self._inputs = inputs
         self._unusable: set[Place] = set()
         self._forgotten: set[str] = set()
         self._warned: set[tuple[str, str]] = set()
@@ -291,7 +298,9 @@ class Exchange:
         for place in self._sources:
             if place in self._unusable:
                 continue
-            self._asked.add(place.name)
+            if place.name not in self._asked:
+                self._asked.add(place.name)
+                self._inputs.add(f"cache {place.name}")
             try:
                 entry = place.find(key)
             except (KanifoldError, OSError) as error:

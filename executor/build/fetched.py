@@ -14,6 +14,7 @@ from executor.build import copying, keys
 from executor.build.agent import forwarded
 from executor.build.archives import copy_archive
 from executor.build.copying import Plan, Source, Treatment
+from executor.build.inputs import Input
 from executor.build.workshop import Workshop
 from executor.context import gitreference, http
 from executor.context.gitreference import GitReference
@@ -55,7 +56,8 @@ class FromUrl(msgspec.Struct, frozen=True):
     checksum: str
     unpack: bool
 
-    def key(self, workshop: Workshop) -> keys.Part:
+    def key(self, workshop: Workshop, taken: Input) -> keys.Part:
+        taken.pinned(self.checksum)
         return ("url", http.file_name(self.url), self.checksum or self._digest(workshop), self.unpack)
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
@@ -101,8 +103,8 @@ class FromGit(msgspec.Struct, frozen=True):
 
     repository: GitReference
 
-    def key(self, workshop: Workshop) -> keys.Part:
-        from executor.context import git
+    def key(self, workshop: Workshop, taken: Input) -> keys.Part:
+        from executor.context import git  # the repository is asked what it points to: ``taken`` is not accounted for
 
         return git.identity(self.repository, _resolved(workshop, self.repository))
 

@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -19,22 +19,23 @@ from executor.build import content, copying, graph, keys, scope, treename
 from executor.build.agent import forwarded
 from executor.build.copying import normal_path
 from executor.build.graph import Origin
+from executor.build.inputs import Input
+from executor.build.named import Named
 from executor.build.once import Once
+from executor.build.sources import Files
 from executor.build.state import State
 from executor.build.treename import Name, Observed
 from executor.build.workshop import Workshop
-from executor.dockerfile import Stage
+from executor.dockerfile import Dockerfile, Stage
 from executor.dockerfile.instructions import Heredoc, Run
 from executor.dockerfile.instructions import Mount as Wanted
 from executor.rootfs import materialise, moment
 from executor.rootfs.stack import mount_stack
+from executor.rootfs.tree import Tree
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Tmpfs
 from executor.store import cachemounts, locks, removal, snapshots
 from platforms import syscalls
 from platforms.errors import BuildError, DockerfileError
-
-if TYPE_CHECKING:
-    from executor.build.solve import Solver
 
 SCRIPTS: Final = "/dev/pipes"
 """Where a here-document that is a program is put (BuildKit's dockerfile2llb)."""
@@ -44,6 +45,21 @@ _SHORTEST_MASKED: Final = 4
 Maker = Callable[[ExitStack, tuple[str, ...]], Mount | None]
 """Makes one mount for a step whose files rest on what those outside caches say; what has to end with the step goes on
 the stack."""
+
+
+class Origins(Protocol):
+    """What ``from=`` may name, and the files of it."""
+
+    dockerfile: Dockerfile
+    named: Named
+
+    def source(self, origin: Origin) -> Files:
+        """The files that ``origin`` names, to copy from."""
+        ...
+
+    def layers_of(self, origin: Origin) -> tuple[str, ...]:
+        """The layers of what ``origin`` names, as directories, top first."""
+        ...
 
 
 class Mounts(msgspec.Struct, frozen=True):
@@ -65,7 +81,7 @@ class Mounts(msgspec.Struct, frozen=True):
 
 
 def prepare(
-    solver: Solver, workshop: Workshop, stage: Stage, state: State, instruction: Run, script: Heredoc | None
+    origins: Origins, workshop: Workshop, stage: Stage, state: State, instruction: Run, script: Heredoc | None
 ) -> Mounts:
     """The mounts of ``instruction``; nothing is opened yet."""
     parts: list[Observed] = []
@@ -77,22 +93,27 @@ def prepare(
         if target == "/":
             raise DockerfileError(f'invalid mount target "{wanted.target}"', where=instruction.location)
         maker: Maker | None
+        taken = workshop.inputs.add(f"mount {wanted.type} {target}")
         match wanted.type:
             case "bind":
-                part, same, maker = _bind(solver, workshop, stage, instruction, wanted, target)
+                origin = _origin(origins, stage, instruction, wanted) or Origin("context", "")
+                part, same, maker = _bind(origins, workshop, origin, wanted, target, taken)
                 if same is not None:
                     contents[len(parts)] = same
             case "cache":
-                part, maker = _cache(solver, workshop, stage, instruction, wanted, target)
+                part, maker = _cache(
+                    origins, workshop, _origin(origins, stage, instruction, wanted), wanted, target, taken
+                )
             case "tmpfs":
+                taken.nothing()
                 part, maker = ("tmpfs", target, wanted.size), _always(Tmpfs(target, wanted.size))
             case "secret":
                 value = Once(lambda wanted=wanted: _secret(workshop, wanted))  # type: ignore[misc]
                 secrets.append(value)
-                part, maker = _secret_mount(wanted, target, value)
+                part, maker = _secret_mount(wanted, target, value, taken)
             case "ssh":
                 position = sum(1 for each in instruction.mounts[: len(parts)] if each.type == "ssh")
-                part, maker = _ssh(workshop, wanted, target or f"/run/buildkit/ssh_agent.{position}")
+                part, maker = _ssh(workshop, wanted, target or f"/run/buildkit/ssh_agent.{position}", taken)
         parts.append(part)
         if maker is not None:
             makers.append(maker)
@@ -140,35 +161,38 @@ def _always(mount: Mount) -> Maker:
     return lambda _stack, _told: mount
 
 
+def _origin(origins: Origins, stage: Stage, instruction: Run, wanted: Wanted) -> Origin | None:
+    """What ``from=`` of a mount names; None without one."""
+    if not wanted.from_:
+        return None
+    where = instruction.location
+    return graph.named_origin(origins.dockerfile, wanted.from_, stage.index, where, origins.named, numbers=False)
+
+
 def _bind(
-    solver: Solver, workshop: Workshop, stage: Stage, instruction: Run, wanted: Wanted, target: str
+    origins: Origins, workshop: Workshop, origin: Origin, wanted: Wanted, target: str, taken: Input
 ) -> tuple[Observed, Callable[[], Observed] | None, Maker]:
     """A bind mount: its key, the same by the content of a stage that it shows, and how it is made."""
-    origin = (
-        graph.named_origin(
-            solver.dockerfile, wanted.from_, stage.index, instruction.location, solver.named, numbers=False
-        )
-        if wanted.from_
-        else Origin("context", "")
-    )
-    found = solver.source(origin)
+    found = origins.source(origin)
     path = normal_path("/", wanted.source or "/")
-    source = copying.Source(found.tree(), path, wildcards=False, context=True) if found.identity is None else None
+    source = copying.Source(found.open(taken), path, wildcards=False, context=True) if found.identity is None else None
     identity: Observed = found.identity
     if source is not None:
         identity = content.select(workshop, source).name()
+    else:
+        taken.nothing()
 
     def make(stack: ExitStack, _told: tuple[str, ...]) -> Mount:
         if source is not None:
             directory, inside = _materialised(workshop, source)
             layers: tuple[str, ...] = (directory,)
         else:
-            layers, inside = solver.layers_of(origin), path
+            layers, inside = origins.layers_of(origin), path
         fd = _overlay(workshop, stack, layers, inside, wanted)
         return BindFd(fd, target, readonly=wanted.readonly, layers=layers)
 
     def shown() -> Observed:
-        tree = found.tree()
+        tree = found.open(taken)
         there = tree.lstat(tree.resolve(os.fsencode(path))) is not None
         whole = copying.Source(tree, path, wildcards=False, contents=False)
         text = content.select(workshop, whole).name() if there else ""
@@ -227,7 +251,7 @@ def _overlay(workshop: Workshop, stack: ExitStack, layers: tuple[str, ...], insi
 
 
 def _cache(
-    solver: Solver, workshop: Workshop, stage: Stage, instruction: Run, wanted: Wanted, target: str
+    origins: Origins, workshop: Workshop, origin: Origin | None, wanted: Wanted, target: str, taken: Input
 ) -> tuple[Observed, Maker]:
     """A cache directory: its key, and how it is made.
 
@@ -236,12 +260,11 @@ def _cache(
     """
     name = scope.cache_name(workshop.order.build_args, wanted.id or target)
     source, seed = None, treename.name("")
-    if wanted.from_:
-        origin = graph.named_origin(
-            solver.dockerfile, wanted.from_, stage.index, instruction.location, solver.named, numbers=False
-        )
-        if origin.kind != "scratch":
-            source, seed = origin, _name_of(solver, workshop, origin)
+    if origin is not None and origin.kind != "scratch":
+        source = origins.source(origin)
+        seed = _name_of(workshop, source, taken)
+    else:
+        taken.nothing()
 
     # A cache with other owners or modes, or filled with other files, is another one; else the id alone names it.
     special = (wanted.uid or 0, wanted.gid or 0, 0o755 if wanted.mode is None else wanted.mode)
@@ -250,7 +273,7 @@ def _cache(
 
     def populate(directory: str) -> None:
         if source is not None:
-            _seed(solver, workshop, source, wanted.source, directory)
+            _seed(workshop, source.open(taken), wanted.source, directory)
         uid, gid, mode = special
         try:
             os.chown(directory, uid, gid)
@@ -276,22 +299,21 @@ def _cache(
     return ("cache", target, identity, filled, seed, wanted.readonly), make
 
 
-def _name_of(solver: Solver, workshop: Workshop, origin: Origin) -> Name:
-    """Names the files of ``origin``: the result that they are, or a hash of their content."""
-    found = solver.source(origin)
+def _name_of(workshop: Workshop, found: Files, taken: Input) -> Name:
+    """Names the files ``found``: the result that they are, or a hash of their content."""
     if found.identity is not None:
+        taken.nothing()
         return found.identity
-    source = copying.Source(found.tree(), "/", wildcards=False, context=True)
+    source = copying.Source(found.open(taken), "/", wildcards=False, context=True)
     return treename.name(keys.key("files", content.select(workshop, source).name()))
 
 
-def _seed(solver: Solver, workshop: Workshop, origin: Origin, path: str, directory: str) -> None:
-    """Fill a new cache directory with the files of ``from=``."""
-    found = solver.source(origin)
+def _seed(workshop: Workshop, tree: Tree, path: str, directory: str) -> None:
+    """Fill a new cache directory with the files below ``path`` in ``tree``."""
     plan = copying.Plan(None, workshop.directory, moment.nanoseconds(workshop.order.epoch))
     copying.copy(
         plan,
-        copying.Source(found.tree(), normal_path("/", path or "/"), wildcards=False),
+        copying.Source(tree, normal_path("/", path or "/"), wildcards=False),
         "/",
         copying.Treatment(),
     )
@@ -306,10 +328,11 @@ def ssh_socket(state: State, instruction: Run) -> str:
     return ""
 
 
-def _ssh(workshop: Workshop, wanted: Wanted, target: str) -> tuple[keys.Part, Maker]:
+def _ssh(workshop: Workshop, wanted: Wanted, target: str, taken: Input) -> tuple[keys.Part, Maker]:
     name = wanted.id or "default"
     uid, gid, mode = wanted.uid or 0, wanted.gid or 0, 0o600 if wanted.mode is None else wanted.mode
-    workshop.survey.soften()
+    if wanted.required:
+        taken.nothing()  # that it is there counts for a step that is run, not for one that is found
     given = None if wanted.required else workshop.conversation.ask("ssh", name) is not None
 
     def make(stack: ExitStack, _told: tuple[str, ...]) -> Mount | None:
@@ -329,7 +352,6 @@ def _ssh(workshop: Workshop, wanted: Wanted, target: str) -> tuple[keys.Part, Ma
 
 def _secret(workshop: Workshop, wanted: Wanted) -> bytes | None:
     name = wanted.id or os.path.basename(wanted.target)
-    workshop.survey.soften()
     value = workshop.conversation.ask("secret", name)
     if value is None and wanted.required:
         raise BuildError(
@@ -340,10 +362,14 @@ def _secret(workshop: Workshop, wanted: Wanted) -> bytes | None:
     return value
 
 
-def _secret_mount(wanted: Wanted, target: str, value: Callable[[], bytes | None]) -> tuple[keys.Part, Maker | None]:
+def _secret_mount(
+    wanted: Wanted, target: str, value: Callable[[], bytes | None], taken: Input
+) -> tuple[keys.Part, Maker | None]:
     name = wanted.id or os.path.basename(wanted.target)
     uid, gid, mode = wanted.uid or 0, wanted.gid or 0, 0o400 if wanted.mode is None else wanted.mode
     # Its value never counts, but a step that can do without it does something else without it.
+    if wanted.required:
+        taken.nothing()  # that it is there counts for a step that is run, not for one that is found
     given = None if wanted.required else value() is not None
     part: keys.Part = ("secret", name, target, wanted.env, uid, gid, mode, given)
     if wanted.env is not None and not target:

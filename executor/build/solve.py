@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 from msgspec.structs import replace
@@ -24,12 +25,13 @@ from executor.build import state as steps
 from executor.build.cache import Outcome
 from executor.build.copying import normal_path
 from executor.build.graph import Graph, Origin
+from executor.build.inputs import Input
 from executor.build.layer import Layer, LayerLost, from_result
 from executor.build.mounts import Mounts, prepare, secret_variables, ssh_socket
 from executor.build.named import Named
 from executor.build.numbering import Numbers
 from executor.build.once import Once
-from executor.build.sources import Input
+from executor.build.sources import Files
 from executor.build.state import State
 from executor.build.treename import Observed
 from executor.build.workshop import Workshop, together
@@ -248,19 +250,21 @@ class Solver:
 
     def _origin_state(self, origin: Origin, platform: Platform) -> State:
         """The state that an external ``origin`` begins with."""
+        taken = self._workshop.inputs.add(f"base {origin.name}")
         if origin.kind == "context":
             self.contexts.add(origin.name)
         if origin.kind == "scratch" or (origin.kind == "context" and self._context_kind(origin.name) == "scratch"):
+            taken.nothing()
             return State(platform, image.empty(platform))
         if origin.kind == "image":
-            return _from_base(platform, base.from_registry(self._workshop, origin.name, platform))
+            return _from_base(platform, base.from_registry(self._workshop, taken, origin.name, platform))
         context = self._contexts[origin.name]
         if context.kind == "image":
-            return _from_base(platform, base.from_registry(self._workshop, context.location, platform))
+            return _from_base(platform, base.from_registry(self._workshop, taken, context.location, platform))
         if context.kind == "layout":
             return _from_base(platform, base.from_layout(self._workshop, context.name, context.location, platform))
         # A directory as a base: its files are the first layer.
-        tree = self._trees[origin.name]()
+        tree = self._read_context(origin.name, taken)
         empty = State(platform, image.empty(platform))
         source = copying.Source(tree, "/", wildcards=False, context=True)
         plan = copying.Plan(None, self._workshop.directory, self._made)
@@ -328,6 +332,10 @@ class Solver:
         visible = tuple(pair for pair in state.env)
         running = runstep.Running(argv, env)
 
+        def key(taken: Input) -> Observed:
+            taken.nothing()
+            return observed(mounts.key)
+
         def observed(mounted: Observed) -> Observed:
             return (
                 "run",
@@ -355,7 +363,7 @@ class Solver:
             stage,
             number,
             state,
-            lambda: observed(mounts.key),
+            key,
             make,
             steps.run_text(state, argv),
             state.layers,
@@ -441,7 +449,8 @@ class Solver:
         text = f"{head}{parents}{flags} {' '.join(words)} # buildkit"
         destination = _destination(state.workdir, instruction.destination)
 
-        def key() -> Observed:
+        def key(taken: Input) -> Observed:
+            taken.nothing()  # the sources account for themselves
             return (
                 "add" if is_add else "copy",
                 "" if alone else state.tree,
@@ -470,8 +479,8 @@ class Solver:
 
         return self._layered(stage, number, state, key, make, text, again=make)
 
-    def _copy_inputs(self, stage: Stage, instruction: dockerfile.Copy | dockerfile.Add) -> sources.Inputs:
-        def found() -> Input:
+    def _copy_inputs(self, stage: Stage, instruction: dockerfile.Copy | dockerfile.Add) -> sources.Sources:
+        def found() -> Files:
             if isinstance(instruction, dockerfile.Copy) and instruction.from_:
                 return self.source(
                     graph.named_origin(
@@ -480,9 +489,9 @@ class Solver:
                 )
             return self.source(Origin("context", ""))
 
-        return sources.inputs(self._workshop, instruction, found)
+        return sources.of(self._workshop, instruction, found)
 
-    def source(self, origin: Origin) -> Input:
+    def source(self, origin: Origin) -> Files:
         """The files that ``origin`` names, to copy from."""
         if origin.kind == "context" and self._context_kind(origin.name) not in ("image", "layout", "scratch"):
             if origin.name not in self._trees:
@@ -496,13 +505,19 @@ class Solver:
             shared = ""
             if context.kind == "directory":
                 shared = keys.key("context", context.location, context.ignore, context.owners)
-            return Input(self._trees[origin.name], None, origin.name, shared)
+            return Files(partial(self._read_context, origin.name), None, origin.name, shared)
         state = self.origin(origin, self._workshop.platform)
-        return Input(Once(lambda: self.tree_of(state)), state.tree)
+        tree = Once(lambda: self.tree_of(state))
+        return Files(lambda _taken: tree(), state.tree)
 
     def _context_kind(self, name: str) -> str:
         context = self._contexts.get(name)
         return context.kind if context is not None else ""
+
+    def _read_context(self, name: str, taken: Input) -> Tree:
+        """The files of the context ``name``, to be read as the input ``taken``."""
+        taken.opened()
+        return self._trees[name]()
 
     def _open_context(self, context: job.Context) -> Tree:
         workshop = self._workshop
@@ -527,7 +542,8 @@ class Solver:
             entries = copying.make_directory(tree, path, owner, self._made)
             return content.name(self._workshop, entries), entries
 
-        def key() -> Observed:
+        def key(taken: Input) -> Observed:
+            taken.nothing()
             return "workdir", state.tree, path, state.config.user
 
         return self._layered(stage, number, moved, key, make, f"WORKDIR {path}", again=make)
@@ -537,7 +553,7 @@ class Solver:
         stage: Stage,
         number: int,
         state: State,
-        observed: Callable[[], Observed],
+        observed: Callable[[Input], Observed],
         make: Callable[[], tuple[str, Spool[Entry] | None]],
         text: str,
         below: Sequence[Layer] = (),
@@ -548,6 +564,8 @@ class Solver:
 
         ``make`` returns the result's name and its entries, unless a directory in the store holds those. What is in the
         directory is a change to the layers ``below``; a result that is named by its content is the same on any.
+
+        ``observed`` accounts for the input that it is given; else the job's answer is not cacheable.
 
         What is not found so may be under the key of ``same``, which takes longer to work out and holds for more.
 
@@ -571,7 +589,7 @@ class Solver:
             return found if (self._is_ours(found) or not fresh) and cache.is_there(store, found.layer) else None
 
         try:
-            key = _Key.of(observed(), workshop.order)
+            key = _Key.of(observed(workshop.inputs.add(f"step {text}")), workshop.order)
             known: tuple[_Key, ...] = (key,)
             outcome = look(key)
             if outcome is None:
@@ -596,7 +614,7 @@ class Solver:
                 self._fail(clock, error)
             raise
         self._finish(clock, cached=made is None)
-        workshop.survey.found(key.here, outcome)
+        workshop.inputs.found(key.here, outcome)
         held = made is not None or cache.is_held(store, outcome.layer)
         layer = made if made is not None else self._found(stage, outcome, below, None if held else again)
         promised = not held and (again is None or not self._is_ours(outcome))
@@ -730,7 +748,6 @@ class Solver:
 
 def _received(workshop: Workshop, name: str) -> str:
     """The directory that the orchestrator sends as the context ``name``."""
-    workshop.survey.soften()
     directory = workshop.scratch()
     path = os.path.join(workshop.scratch(), "context.tar")
     try:

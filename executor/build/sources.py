@@ -18,8 +18,9 @@ from executor.build import content, copying, keys, users
 from executor.build.archives import copy_archive
 from executor.build.content import Agreed, Selection
 from executor.build.copying import Plan, Source, Treatment
-from executor.build.look import look, source_of
+from executor.build.inputs import Input
 from executor.build.once import Once
+from executor.build.statwalk import source_of, walk
 from executor.build.treename import Name, Observed
 from executor.build.workshop import Workshop
 from executor.dockerfile import copies, modes
@@ -32,10 +33,11 @@ _CONTENT: Final = "content"
 """What the file with a here-document's content is called on this machine."""
 
 
-class Input(msgspec.Struct, frozen=True):
+class Files(msgspec.Struct, frozen=True):
     """Where one or more source arguments come from: a tree, and how its content is told apart for cache keys."""
 
-    tree: Once[Tree]
+    open: Callable[[Input], Tree]
+    """The tree, for whoever reads it as that input: a context's can then only be accounted for by its signature."""
     identity: Name | None
     """Names the whole tree when that is known without reading (a stage's file system); None to read what is copied."""
     context: str | None = None
@@ -44,27 +46,27 @@ class Input(msgspec.Struct, frozen=True):
     """What all jobs of a build that see the same tree call it; "" when others see none or another."""
 
 
-class Inputs(msgspec.Struct, frozen=True):
-    """All sources of one COPY or ADD, in order."""
+class Sources(msgspec.Struct, frozen=True):
+    """All sources of one COPY or ADD, in order, each with what it is as an input."""
 
     workshop: Workshop
-    parts: tuple[Part, ...]
+    parts: tuple[tuple[Part, Input], ...]
 
     def key(self) -> tuple[Observed, ...]:
         """What the sources are, for the cache key of the step."""
-        return tuple(part.key(self.workshop) for part in self.parts)
+        return tuple(part.key(self.workshop, taken) for part, taken in self.parts)
 
     def copy_to(self, plan: Plan, destination: str, treatment: Treatment) -> None:
         """Add everything to ``plan``."""
-        for part in self.parts:
+        for part, _ in self.parts:
             part.copy_to(self.workshop, plan, destination, treatment)
 
 
 class Part(Protocol):
     """One source argument."""
 
-    def key(self, workshop: Workshop) -> Observed:
-        """What it is, for the cache key."""
+    def key(self, workshop: Workshop, taken: Input) -> Observed:
+        """What it is, for the cache key. It accounts for ``taken``; else the job's answer is not cacheable."""
         ...
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
@@ -85,14 +87,15 @@ class FromTree(msgspec.Struct, frozen=True):
     """What is copied, as it was when its key was taken: what is looked at once cannot have two forms."""
     agreed: Once[Agreed]
     """What ``selected`` is, for keys; it may be known from another job while this one has looked at nothing."""
-    seen: Callable[[str], job.Seen]
-    """For the survey, what it looks like."""
+    signature: Callable[[str], job.StatSignature]
+    """How files of a context are looked at again, given the digest of what lstat(2) says of them."""
 
-    def key(self, workshop: Workshop) -> Observed:
+    def key(self, workshop: Workshop, taken: Input) -> Observed:
         if self.identity is not None:
+            taken.nothing()
             return ("tree", self.identity, self.pattern, self.parents, self.unpack)
         found = self.agreed()
-        workshop.survey.saw(self.seen(found.look))
+        taken.files(self.signature(found.signature))
         return ("files", self.pattern, self.parents, self.unpack, found.name)
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
@@ -126,7 +129,8 @@ class Inline(msgspec.Struct, frozen=True):
     """One component (``Heredoc.file``)."""
     content: bytes
 
-    def key(self, workshop: Workshop) -> keys.Part:
+    def key(self, workshop: Workshop, taken: Input) -> keys.Part:
+        taken.nothing()
         return ("inline", self.name, self.content)
 
     def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: Treatment) -> None:
@@ -140,20 +144,24 @@ class Inline(msgspec.Struct, frozen=True):
         copying.copy_file(plan, tree, _CONTENT, self.name, destination, treatment)
 
 
-def inputs(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Input]) -> Inputs:
+def of(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Files]) -> Sources:
     """The sources of ``instruction``, whose paths are looked up in what ``found`` gives."""
-    parts: list[Part] = [_part(workshop, instruction, text, found) for text in instruction.sources]
-    parts += [Inline(each.file(), each.content.encode("utf-8", "surrogateescape")) for each in instruction.heredocs]
-    return Inputs(workshop, tuple(parts))
+    parts: list[tuple[Part, Input]] = []
+    for text in instruction.sources:
+        taken = workshop.inputs.add(f"source {text}")
+        parts.append((_part(workshop, instruction, text, found, taken), taken))
+    for each in instruction.heredocs:
+        content = each.content.encode("utf-8", "surrogateescape")
+        parts.append((Inline(each.file(), content), workshop.inputs.add(f"here-document {each.name}")))
+    return Sources(workshop, tuple(parts))
 
 
-def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callable[[], Input]) -> Part:
+def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callable[[], Files], taken: Input) -> Part:
     if isinstance(instruction, Add):
         from executor.build import fetched  # with all that fetches, which few Dockerfiles need
 
         elsewhere = fetched.part(instruction, text)
         if elsewhere is not None:
-            workshop.survey.soften()
             return elsewhere
     parents = isinstance(instruction, Copy) and instruction.parents
     unpack = isinstance(instruction, Add) and instruction.unpack is not False
@@ -161,14 +169,14 @@ def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callabl
     exclude = instruction.exclude
 
     def source() -> Source:
-        return source_of(place.tree(), text, parents=parents, context=place.context is not None)
+        return source_of(place.open(taken), text, parents=parents, context=place.context is not None)
 
-    looked = Once(lambda: look(workshop.directory, source(), exclude, workshop.check))
-    selected = Once(lambda: content.selected(workshop, looked()))
+    walked = Once(lambda: walk(workshop.directory, source(), exclude, workshop.check))
+    selected = Once(lambda: content.selected(workshop, walked()))
     what = keys.key("source", place.shared, text, parents, exclude) if place.shared else ""
-    agreed = Once(lambda: content.agreed(workshop, what, looked, selected))
-    seen = partial(job.Seen, place.context or "", text, parents, exclude)
-    return FromTree(source, place.identity, text, parents, unpack, selected, agreed, seen)
+    agreed = Once(lambda: content.agreed(workshop, what, walked, selected))
+    signature = partial(job.StatSignature, place.context or "", text, parents, exclude)
+    return FromTree(source, place.identity, text, parents, unpack, selected, agreed, signature)
 
 
 def treatment(stage: Once[Tree] | None, chown: str, chmod: str, exclude: tuple[str, ...]) -> Treatment:

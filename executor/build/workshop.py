@@ -12,8 +12,8 @@ import msgspec
 from executor import job
 from executor.build.exchange import Exchange
 from executor.build.fingerprints import Fingerprints
+from executor.build.inputs import Inputs
 from executor.build.once import Once
-from executor.build.survey import Survey
 from executor.conversation import Conversation
 from executor.rootfs.tree import Tree, open_layers
 from executor.sandbox.launcher import Launcher
@@ -78,6 +78,8 @@ class Workshop(msgspec.Struct, frozen=True):
     native: Platform
     """What this node is: BUILDPLATFORM."""
     store: Store
+    inputs: Inputs
+    """What the job's answer rests on."""
     conversation: Conversation
     registry: Once[Client]
     launcher: Once[Launcher]
@@ -109,8 +111,6 @@ class Workshop(msgspec.Struct, frozen=True):
     """The digest under which this job knows each file of people's that it has read, by path."""
     copies: dict[bytes, Copy] = msgspec.field(default_factory=dict)
     """Of files that were being written when they were read."""
-    survey: Survey = msgspec.field(default_factory=Survey)
-    """Of what the job's answer rests on."""
 
     def tell(self, message: job.Message) -> None:
         """Say something to the orchestrator."""

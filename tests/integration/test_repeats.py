@@ -6,15 +6,18 @@ That no change of what a step observes is missed is shown in ``test_cache_keys``
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from conftest import Base, Kanifold
+from git_server import Repository, serving
 from registry_server import MemoryRegistry, Served, served
 
 
@@ -170,20 +173,100 @@ def test_a_pruned_store_is_built_anew(world: World) -> None:
     assert after != before[0]
 
 
+Told = Callable[[str], None]
+
+
+@pytest.fixture
+def told(world: World, busybox: Base, request: pytest.FixtureRequest) -> Told:
+    """Lets ``world`` build a step that may name an image, a layout and a directory that are contexts."""
+
+    def tell(step: str) -> None:
+        _tell(world, busybox, request.getfixturevalue("settled") if "folder" in step else world.context, step)
+
+    return tell
+
+
+def _tell(world: World, busybox: Base, folder: Path, step: str) -> None:
+    url = f"http://{world.host}/v2/busybox/manifests/latest"
+    digest = hashlib.sha256(world.registry.manifests["busybox", "latest"][1]).hexdigest()
+    named = {
+        "image": f"docker-image://{world.host}/busybox", "layout": f"oci-layout://{busybox.layout}",
+        "folder": str(folder),
+    }  # fmt: skip
+    world.words = [
+        word for name, place in named.items() if name in step for word in ("--build-context", f"{name}={place}")
+    ]
+    begin = "" if step.startswith("FROM") else f"FROM {world.host}/busybox\n"
+    world.dockerfile(begin + step.replace("{url}", url).replace("{digest}", f"sha256:{digest}") + "\n")
+
+
 @pytest.mark.parametrize(
     "step",
     [
         "RUN --mount=type=secret,id=s true",
         "RUN --mount=type=ssh true",
         "RUN --mount=type=bind,target=/m true",
+        "RUN --mount=type=bind,from=folder,target=/m true",
+        "RUN --mount=type=cache,from=folder,target=/c true",
         "ADD {url} /f",
+        "FROM layout",
+        "COPY --from=layout /bin/busybox /b",
+        "RUN --mount=type=bind,from=layout,target=/m true",
+        "FROM folder",
     ],
-    ids=["secret", "agent", "bind mount", "URL"],
 )
-def test_what_can_only_be_asked_for_again_is(world: World, step: str) -> None:
-    url = f"http://{world.host}/v2/busybox/manifests/latest"
-    world.dockerfile(f"FROM {world.host}/busybox\n{step.replace('{url}', url)}\n")
-    assert [world.build()[1] for _ in range(2)] == [1, 1]
+def test_what_can_only_be_asked_for_again_is(world: World, told: Told, step: str) -> None:
+    told(step)
+    assert [world.build()[1] for _ in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "FROM scratch\nCOPY <<f /\ncontent\nf",
+        "WORKDIR /w",
+        "RUN --mount=type=tmpfs,target=/t true",
+        "RUN --mount=type=cache,target=/c true",
+        "RUN <<f\n#!/bin/sh\ntrue\nf",
+        "ADD --checksum={digest} {url} /f",
+        "FROM image",
+        "COPY --from=image /bin/busybox /b",
+        "RUN --mount=type=bind,from=image,target=/m true",
+        "RUN --mount=type=cache,from=image,target=/c true",
+        "COPY --from=folder f /",
+        "COPY --from=folder --parents ./f /",
+    ],
+)
+def test_what_can_be_looked_at_again_is(world: World, told: Told, step: str) -> None:
+    """A fetch with a checksum is seen to be needless by the second executor, the others by the first."""
+    told(step)
+    assert [world.build()[1] for _ in range(3)][-1] == 0
+
+
+def test_a_branch_is_asked_for_again(world: World, tmp_path: Path) -> None:
+    repository = Repository.make(tmp_path / "git" / "r.git")
+    repository.commit({"f": "one"})
+    with serving(tmp_path / "git") as server:
+        world.dockerfile(f"FROM scratch\nADD http://{server.host}/r.git#main /\n")
+        first = [world.build() for _ in range(3)]
+        repository.commit({"f": "two"})
+        changed, _ = world.build()
+    assert [each[1] for each in first] == [1, 1, 1]
+    assert changed != first[0][0]
+
+
+@pytest.mark.parametrize("kind", ["secret", "ssh"])
+def test_a_secret_or_agent_that_a_step_requires_counts_for_a_step_that_runs(
+    world: World, tmp_path: Path, kind: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("1")
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(world.kanifold.home / "agent"))
+        given = ("--secret", f"id=s,src={secret}", "--ssh", f"s={world.kanifold.home}/agent")
+        world.dockerfile(f"FROM {world.host}/busybox\nRUN --mount=type={kind},id=s,required true\n")
+        assert [world.build(*given)[1] for _ in range(3)] == [1, 1, 0]
+    assert world.build()[1] == 0
 
 
 @pytest.mark.parametrize("loss", ["gone", "empty"])

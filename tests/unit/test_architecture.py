@@ -62,6 +62,65 @@ def test_the_import_rule_blames_what_it_should(room: str, source: str, blamed: l
     assert forbidden_imports(room, source) == blamed
 
 
+DOORS: Mapping[str, frozenset[str]] = {
+    "executor.context.directory": frozenset({"solve", "inputs"}),
+    "executor.context.git": frozenset({"fetched"}),
+    "executor.context.gitprogram": frozenset({"fetched"}),
+    "executor.context.http": frozenset({"fetched"}),
+    "executor.registry.archive": frozenset({"base"}),
+    "executor.registry.client": frozenset({"jobclient"}),
+    "executor.registry.layout": frozenset({"base"}),
+    "executor.registry.session": frozenset(),
+    "executor.registry.wire": frozenset({"jobclient"}),
+    "socket": frozenset({"agent"}),
+    "subprocess": frozenset(),
+    "urllib.request": frozenset(),
+}
+"""What brings something in from outside, and the modules of ``executor/build`` that account for it as an input."""
+
+
+def unaccounted_imports(module: str, source: str) -> list[str]:
+    """The imports in ``source``, the ``module`` of executor/build, by which it could take in something unrecorded.
+
+    Types are none of them, so what stands under TYPE_CHECKING does not count.
+    """
+    tree = ast.parse(source)
+    typing = {id(node) for each in guarded(tree) for node in ast.walk(each)}
+    return [
+        name
+        for node in ast.walk(tree)
+        if id(node) not in typing
+        for name in names(node)
+        if module not in DOORS.get(name, {module})
+    ]
+
+
+def names(node: ast.AST) -> list[str]:
+    """The modules that ``node`` may import, as dotted names: ``from a import b`` has ``a`` and ``a.b``."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return []
+
+
+def guarded(tree: ast.Module) -> list[ast.If]:
+    """What is read by type checkers alone."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "executor" / "build").glob("*.py")), ids=lambda path: path.stem)
+def test_what_comes_from_outside_comes_through_a_door(module: Path) -> None:
+    assert unaccounted_imports(module.stem, module.read_text()) == []
+
+
+def test_the_rule_of_doors_blames_what_it_should() -> None:
+    source = "from executor.registry.wire import Wire\ndef late():\n    from executor.context import http"
+    assert unaccounted_imports("fetched", source) == ["executor.registry.wire"]
+    assert unaccounted_imports("solve", source) == ["executor.registry.wire", "executor.context.http"]
+    assert unaccounted_imports("solve", "if TYPE_CHECKING:\n    from executor.context import http") == []
+
+
 @EVERY_MODULE
 def test_modules_are_named_for_what_is_in_them(module: Path) -> None:
     parts = {part.strip("_") for part in module.relative_to(ROOT).with_suffix("").parts}

@@ -15,11 +15,11 @@ from typing import Any, cast
 import pytest
 
 from executor import job
+from executor.build import statwalk
 from executor.build.content import Agreed, Selection, agreed, unchanged
 from executor.build.content import selected as selected_of
 from executor.build.copying import Source, Treatment
 from executor.build.fingerprints import Fingerprints
-from executor.build.look import Look, look
 from executor.build.once import Once, known
 from executor.build.sources import FromTree
 from executor.build.workshop import Workshop
@@ -84,9 +84,9 @@ def selected(name: str, *, live: bool = False) -> Once[Selection]:
     return known(Selection(nothing, nothing, known(name), live))
 
 
-def looked(name: str = "") -> Once[Look]:
+def looked(name: str = "") -> Once[statwalk.StatWalk]:
     nothing = cast("Any", ())
-    return known(Look(nothing, nothing, name, files.now()))
+    return known(statwalk.StatWalk(nothing, nothing, name, files.now()))
 
 
 def never() -> Any:
@@ -163,7 +163,7 @@ class Job:
         self.workshop.later = background.submit  # type: ignore[method-assign]
         tree = open_context(str(folder), "")
         source = Source(tree, "/", wildcards=False, context=True)
-        looked = Once(lambda: look(directory, source, (), lambda: None))
+        looked = Once(lambda: statwalk.walk(directory, source, (), lambda: None))
 
         def reading() -> Selection:
             self.read = True
@@ -182,7 +182,7 @@ def test_a_folder_that_looks_as_before_is_not_gone_through(
     second = Job(store, folder, monkeypatch)
     assert (first.read, second.read) == (True, False)
     assert second.agreed == first.agreed
-    assert second.agreed.look
+    assert second.agreed.signature
 
 
 def edit(folder: Path) -> None:
@@ -230,5 +230,5 @@ def test_a_folder_that_is_another_is_gone_through(
 def test_a_folder_in_which_something_was_changed_just_now_may_look_the_same_and_be_another(
     store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not Job(store, folder, monkeypatch, later=0.0).agreed.look
+    assert not Job(store, folder, monkeypatch, later=0.0).agreed.signature
     assert Job(store, folder, monkeypatch).read

@@ -43,13 +43,13 @@ class Chosen(msgspec.Struct, frozen=True, array_like=True):
     count: int
 
 
-class Look(msgspec.Struct, frozen=True):
+class StatWalk(msgspec.Struct, frozen=True):
     """What a source names, as far as lstat(2) says: no file has been read."""
 
     chosen: Spool[Chosen]
     reached: Spool[Reached]
-    name: str
-    """What all of it is called together, every status included; "" where a status says nothing about the content."""
+    signature: str
+    """The SHA-256 (hex) of every status; "" where a status says nothing about the content."""
     at: int
     """When it began, ``files.now()``."""
 
@@ -59,7 +59,7 @@ _CHOSEN: Final[msgspec.msgpack.Decoder[list[Chosen]]] = msgspec.msgpack.Decoder(
 REACHED: Final[msgspec.msgpack.Decoder[list[Reached]]] = msgspec.msgpack.Decoder(list[Reached])
 
 
-def look(directory: str, source: Source, exclude: tuple[str, ...], check: Callable[[], None]) -> Look:
+def walk(directory: str, source: Source, exclude: tuple[str, ...], check: Callable[[], None]) -> StatWalk:
     """What ``source`` names, but for what ``exclude`` leaves out. Raises ``ContextError`` for what cannot be seen.
 
     What memory does not hold goes to a file in ``directory``. ``check`` raises when it is time to end.
@@ -72,8 +72,8 @@ def look(directory: str, source: Source, exclude: tuple[str, ...], check: Callab
         for match in copying.matches(source):
             top = copying.top_of(source, match)
             count = len(found)
-            walk = copying.reached(source, top, exclude)
-            while some := list(islice(walk, TOGETHER)):
+            entries = copying.reached(source, top, exclude)
+            while some := list(islice(entries, TOGETHER)):
                 check()
                 if source.context:
                     some = [_bare(each) if each.entry.xattrs else each for each in some]
@@ -86,7 +86,7 @@ def look(directory: str, source: Source, exclude: tuple[str, ...], check: Callab
             chosen.append(row)
     except OSError as error:
         raise unreadable(os.fsdecode(error.filename or source.pattern), error) from error
-    return Look(chosen, found, digest.hexdigest() if telling else "", at)
+    return StatWalk(chosen, found, digest.hexdigest() if telling else "", at)
 
 
 def _bare(found: Reached) -> Reached:

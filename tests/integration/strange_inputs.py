@@ -1,0 +1,142 @@
+"""The command with one further kind of input, of which nobody has thought: ``strange_inputs.py KIND FILE ARGUMENT…``.
+
+Each kind takes what FILE (or a registry) says at the moment into a cache key, and accounts for it badly: it says
+nothing, or that nothing comes from outside. ``test_inputs`` sees that such a build is never answered from memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from executor.build import base, content, copying, mounts, solve, sources
+from executor.build.graph import Origin
+from executor.build.inputs import Input
+from executor.registry import reference
+from executor.rootfs.tree import open_directory
+from executor.sandbox.spec import Secret
+from orchestrator import fanout
+
+PATH = "/strange"
+"""``WORKDIR /strange`` is the new instruction: it makes a directory named for what it has found."""
+
+
+def instruction(solver: Any, stage: Any, number: int, state: Any, read: Callable[[Any, Input], str]) -> Any:
+    """A step with a layer that depends on what ``read`` returns."""
+    workshop = solver._workshop
+    name = ""
+
+    def key(taken: Input) -> Any:
+        nonlocal name
+        name = read(solver, taken).strip()
+        return "strange", state.tree, name
+
+    def make() -> Any:
+        entries = copying.make_directory(solver.tree_of(state), f"/{name}", None, 0)
+        return content.name(workshop, entries), entries
+
+    return solver._layered(stage, number, state, key, make, "STRANGE", again=make)
+
+
+def told(path: str) -> Callable[[Any, Input], str]:
+    """Read the file by itself, and say nothing."""
+    return lambda _solver, _taken: Path(path).read_text()
+
+
+def asked(_solver: Any, taken: Input) -> str:
+    """Ask the orchestrator something new."""
+    taken.nothing()
+    return str(_solver._workshop.conversation.ask("fortune").decode())
+
+
+def nothing(_solver: Any, taken: Input) -> str:
+    """Take nothing from outside, and say so."""
+    taken.nothing()
+    return "nothing"
+
+
+def opened(_solver: Any, taken: Input) -> str:
+    """Read a file of the context, and say that nothing is read."""
+    tree = _solver.source(Origin("context", "")).open(taken)
+    taken.nothing()
+    return (tree.read(b"said", 100) or b"").decode()
+
+
+def tag(host: str) -> Callable[[Any, Input], str]:
+    """Ask a registry what a tag points to."""
+
+    def read(solver: Any, taken: Input) -> str:
+        taken.nothing()
+        found = solver._workshop.registry().resolve(reference.parse(f"{host}/said:1"))
+        return str(found.digest.partition(":")[2])
+
+    return read
+
+
+class Source:
+    """A source of COPY that opens a directory by itself."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def key(self, _workshop: Any, _taken: Input) -> Any:
+        return "strange", Path(self._path).read_text()
+
+    def copy_to(self, workshop: Any, plan: Any, destination: str, treatment: Any) -> None:
+        directory, name = os.path.split(self._path)
+        tree = workshop.trees.keep(open_directory(directory, owner=(0, 0)))
+        copying.copy_file(plan, tree, name, "said", destination, treatment)
+
+
+def strange(kind: str, file: str) -> None:
+    """Make ``kind`` a part of the command."""
+    read: Callable[[Any, Input], str]
+    match kind:
+        case "an instruction that says nothing":
+            read = told(file)
+        case "an instruction that asks something new":
+            read = asked
+            answers_of = fanout._answers
+
+            def answers(*given: Any) -> Any:
+                known = answers_of(*given)
+
+                async def answer(ask: Any) -> Any:
+                    return Path(file).read_bytes() if ask.what == "fortune" else await known(ask)
+
+                return answer
+
+            fanout._answers = answers
+        case "an instruction that opens a context":
+            read = opened
+        case "an instruction that asks for a tag":
+            read = tag(file)
+        case "an instruction of the Dockerfile alone":
+            read = nothing
+        case "a source":
+            sources._part = lambda *_: Source(file)  # type: ignore[assignment]
+            return
+        case "a mount":
+            mounts._cache = lambda *_: (  # type: ignore[assignment]
+                ("strange", Path(file).read_text()),
+                lambda _stack, _told: Secret("/said", Path(file).read_bytes()),
+            )
+            return
+        case "a base":
+            known = base.from_registry
+            base.from_registry = lambda workshop, _taken, name, platform: known(  # type: ignore[assignment]
+                workshop, Input("another"), name, platform
+            )
+            return
+    solver: Any = solve.Solver
+    solver._workdir = lambda solver, stage, number, state, _: instruction(solver, stage, number, state, read)
+
+
+if __name__ == "__main__":
+    strange(sys.argv[1], sys.argv[2])
+    sys.argv[1:3] = []
+    importlib.import_module("orchestrator.__main__").main()
