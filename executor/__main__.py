@@ -22,6 +22,7 @@ def preload() -> None:
     """Load what every job needs, so that forks of this process need not."""
     import sqlite3  # noqa: F401 - which the store loads when it is opened
 
+    import executor.build.jobclient
     import executor.serving  # noqa: F401
 
 
