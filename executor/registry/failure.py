@@ -70,10 +70,9 @@ def retry_after(reply: Reply) -> float:
     import email.utils
 
     try:
-        when = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return 0.0
-    return max(0.0, when.timestamp() - time.time())
 
 
 def codes(body: bytes) -> frozenset[str]:

@@ -147,9 +147,13 @@ def load_httpx() -> None:
 def origin_of(url: str) -> Origin:
     """The origin of an absolute http or https ``url``. Raises ``RegistryError`` for anything else."""
     parsed = _parsed(url)
-    if parsed.scheme not in _DEFAULT_PORTS or not parsed.host:
+    try:
+        host = parsed.host.lower()
+    except UnicodeError as error:  # it is decoded only now, and may be none (RFC 5891)
+        raise RegistryError("a registry named an address that is none", why=printable(url)) from error
+    if parsed.scheme not in _DEFAULT_PORTS or not host:
         raise RegistryError("a registry named an address that is not HTTP", why=printable(url))
-    return Origin(parsed.scheme, parsed.host.lower(), parsed.port or _DEFAULT_PORTS[parsed.scheme])
+    return Origin(parsed.scheme, host, parsed.port or _DEFAULT_PORTS[parsed.scheme])
 
 
 @functools.lru_cache(256)
@@ -501,7 +505,8 @@ def translated(url: str) -> Iterator[None]:
         raise _unconnected(url, error) from error
     except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
         raise Lost(printable(str(error)) or "the connection broke") from error
-    except (httpx.RequestError, httpx.InvalidURL, httpx.StreamError) as error:
+    except (httpx.RequestError, httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
+        # UnicodeError: a host, of the request or of where it is redirected to, that is no name (RFC 5891).
         raise RegistryError(f"cannot speak to {_authority(url)}", why=printable(str(error))) from error
 
 
