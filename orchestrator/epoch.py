@@ -14,6 +14,7 @@ from typing import Final
 from executor.build.named import Named
 from executor.dockerfile import Dockerfile, Stage, declared, expand
 from executor.dockerfile.instructions import Add, Arg
+from executor.dockerfile.words import Meter
 from orchestrator import contexts
 from orchestrator.contexts import Files, Means
 from platforms.errors import DockerfileError, UsageError
@@ -81,10 +82,11 @@ def _of_stage(
     if expand(stage.base, seen, dockerfile.escape).image != "scratch":
         raise unfit("it must be FROM scratch")
     env = {name: value for name, value in seen.items() if name != NAME}
+    meter = Meter()
     sources: list[str] = []
     for instruction in stage.instructions:
         if isinstance(instruction, Arg):
-            found = declared(instruction, env, given, env, dockerfile.escape)
+            found = declared(instruction, meter.over(env), given, env, dockerfile.escape)
             env |= {name: value for name, value in found if value is not None}
         elif isinstance(instruction, Add):
             sources += expand(instruction, env, dockerfile.escape).sources

@@ -45,6 +45,8 @@ class State(msgspec.Struct, frozen=True):
     """Whether this stage had a CMD, which an ENTRYPOINT then leaves alone."""
     base_history: int = 0
     """How many history entries came with the base image."""
+    written: int = 0
+    """Characters of the history entries that have come since."""
 
     @property
     def workdir(self) -> str:
@@ -69,9 +71,21 @@ def directory(current: str, path: str) -> str:
 
 
 def noted(state: State, text: str, *, layer: bool = False, created: str = "") -> State:
-    """``state`` with one more history entry."""
+    """``state`` with one more history entry. Raises ``DockerfileError``, without a place, where that is too much."""
     entry = History(created=created, created_by=text, comment=COMMENT, empty_layer=not layer)
-    return replace(state, config=replace(state.config, history=(*state.config.history, entry)))
+    config = replace(state.config, history=(*state.config.history, entry))
+    return replace(state, config=config, written=_written(state.written, text))
+
+
+def _written(before: int, text: str) -> int:
+    """How long the history is with ``text``. No image may have more of a config, and variables multiply quickly."""
+    if before + len(text) > image.CONFIG_LIMIT:
+        raise DockerfileError(
+            "the configuration of the image is too large",
+            why=f"its history alone would have more than {image.CONFIG_LIMIT >> 20} MiB",
+            remedy="a value that is long, or is put together of itself again and again, belongs in a file",
+        )
+    return before + len(text)
 
 
 class Draft:
@@ -96,6 +110,7 @@ class Draft:
         self._history = list(state.config.history)
         self._arguments = list(state.arguments)
         self._command_set = state.command_set
+        self._written = state.written
 
     def state(self) -> State:
         """What has come of it."""
@@ -114,6 +129,7 @@ class Draft:
             env=tuple(self.env.items()),
             arguments=tuple(self._arguments),
             command_set=self._command_set,
+            written=self._written,
         )
 
     def apply(self, step: Instruction, given: Mapping[str, str], outer: Mapping[str, str], escape: str) -> None:
@@ -153,6 +169,7 @@ class Draft:
                 raise DockerfileError(f"{step.keyword} cannot be built", where=step.location)
 
     def _noted(self, text: str) -> None:
+        self._written = _written(self._written, text)
         self._history.append(History(created_by=text, comment=COMMENT, empty_layer=True))
 
     def _changed(self, text: str, **fields: object) -> None:

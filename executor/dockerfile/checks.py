@@ -27,7 +27,7 @@ from executor.dockerfile.split import quoted
 from executor.dockerfile.stages import Dockerfile, Stage, find_base
 from executor.dockerfile.suggest import hint
 from executor.dockerfile.traps import Base
-from executor.dockerfile.words import Watched, expand_words
+from executor.dockerfile.words import Meter, Watched, expand_words
 from executor.dockerfile.words import expand as expand_text
 from executor.registry import reference
 from platforms import platform as names
@@ -143,6 +143,7 @@ class _Walk(msgspec.Struct):
     scope: dict[str, str] = msgspec.field(default_factory=dict)
     known: Mapping[int, Base] = msgspec.field(default_factory=dict)
     scenes: dict[int, _Scene] = msgspec.field(default_factory=dict)
+    meter: Meter = msgspec.field(default_factory=Meter)
     expanded: dict[int, kinds.From] = msgspec.field(default_factory=dict)
     wanted: frozenset[int] = frozenset()
     """The stages that are looked at."""
@@ -282,7 +283,7 @@ class _Walk(msgspec.Struct):
             if isinstance(instruction, kinds.Arg):
                 self.arg(scene, instruction)
                 continue
-            env = Watched(scene.env)
+            env = Watched(self.meter.over(scene.env))
             try:
                 done = expand(instruction, env, self.dockerfile.escape)
             finally:
@@ -403,7 +404,7 @@ class _Walk(msgspec.Struct):
     def arg(self, scene: _Scene, arg: kinds.Arg) -> None:
         for name, default in arg.assignments:
             self.secret("ARG", name, arg)
-            env = Watched(scene.env)
+            env = Watched(self.meter.over(scene.env))
             one = msgspec.structs.replace(arg, assignments=((name, default),))
             ((_, value),) = scope.declared(one, env, self.build_args, self.scope, self.dockerfile.escape)
             self.undefined(scene, arg, env)

@@ -16,7 +16,7 @@ from executor.dockerfile.expansion import expand
 from executor.dockerfile.instructions import Arg, Copy, Env, Run
 from executor.dockerfile.scope import declared, global_scope
 from executor.dockerfile.stages import Dockerfile, Stage, find_base, find_named, find_source, find_stage
-from executor.dockerfile.words import Watched
+from executor.dockerfile.words import Meter, Watched
 from executor.dockerfile.words import expand as expand_text
 from platforms.errors import Location
 
@@ -143,12 +143,13 @@ class _Reading:
         self.known: dict[str, Argument] = {}
         self.made_of: dict[str, tuple[str, ...]] = {}
         self.taken: dict[int, _Taken] = {}
+        self.meter = Meter()
         self.read_globals()
 
     def read_globals(self) -> None:
         for arg in self.dockerfile.args:
             for name, default in arg.assignments:
-                used = Watched(self.scope)
+                used = Watched(self.meter.over(self.scope))
                 if default is not None and name not in self.build_args:
                     expand_text(default, used, escape=self.dockerfile.escape)
                 value = self.scope.get(name, "") if default is not None or name in self.build_args else ""
@@ -199,20 +200,23 @@ class _Reading:
         expand_text(stage.base.platform, used, escape=self.dockerfile.escape)
         froms = {**(below.froms if below else {}), **used.used}
         taken = _Taken(dict(self.known), self.made_of, froms, dict(froms), env=dict(below.env) if below else {})
+        seen = self.meter.over(taken.env)
         for instruction in stage.instructions:
             match instruction:
                 case Arg():
                     self.argument(instruction, taken)
                 case Env():
-                    taken.env.update(expand(instruction, taken.env, self.dockerfile.escape).pairs)
+                    taken.env.update(expand(instruction, seen, self.dockerfile.escape).pairs)
                 case Run():
-                    self.mounts(expand(instruction, taken.env, self.dockerfile.escape), taken)
+                    self.mounts(expand(instruction, seen, self.dockerfile.escape), taken)
         return taken
 
     def argument(self, arg: Arg, taken: _Taken) -> None:
         for name, default in arg.assignments:
             one = msgspec.structs.replace(arg, assignments=((name, default),))
-            ((_, value),) = declared(one, taken.env, self.build_args, self.scope, self.dockerfile.escape)
+            ((_, value),) = declared(
+                one, self.meter.over(taken.env), self.build_args, self.scope, self.dockerfile.escape
+            )
             if value is not None:
                 taken.env[name] = value
             if default is not None or name in self.build_args or name not in self.scope:

@@ -15,7 +15,7 @@ from typing import Final, cast
 
 from executor.dockerfile.instructions import Arg
 from executor.dockerfile.stages import Dockerfile
-from executor.dockerfile.words import expand
+from executor.dockerfile.words import Meter, expand
 from platforms.errors import DockerfileError
 
 PROXIES: Final = frozenset(
@@ -34,12 +34,13 @@ def global_scope(
     Raises DockerfileError where a default cannot be expanded.
     """
     scope = {name: build_args.get(name, value) for name, value in predefined.items()}
+    seen = Meter().over(scope)
     for arg in dockerfile.args:
         for name, default in arg.assignments:
             if name in build_args:
                 scope[name] = build_args[name]
             elif default is not None:
-                scope[name] = _expanded(arg, default, scope, dockerfile.escape)
+                scope[name] = _expanded(arg, default, seen, dockerfile.escape)
     return scope
 
 

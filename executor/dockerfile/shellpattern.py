@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Final
 
 _ANY: Final = "?"
@@ -47,13 +48,19 @@ def replaced(pattern: str, value: str, replacement: str) -> str:
     return value
 
 
-def replaced_all(pattern: str, value: str, replacement: str) -> str:
-    """``value`` with every match replaced; ``$0`` in ``replacement`` is the match, ``$$`` a dollar, ``$x`` nothing."""
+def replaced_all(pattern: str, value: str, replacement: str, limit: int) -> str:
+    """``value`` with every match replaced; ``$0`` in ``replacement`` is the match, ``$$`` a dollar, ``$x`` nothing.
+
+    What comes after ``limit`` characters may be missing: the result is too long in any case.
+    """
     parts: list[str] = []
-    done = 0
+    done = size = 0
     for start, end in _matches(_tokens(pattern), value):
         parts += (value[done:start], _filled(replacement, value[start:end]))
         done = end
+        size += len(parts[-2]) + len(parts[-1])
+        if size > limit:
+            break
     parts.append(value[done:])
     return "".join(parts)
 
@@ -105,27 +112,107 @@ def _compiled(piece: list[Token]) -> re.Pattern[str]:
     return re.compile("".join("[^\n]" if wild else re.escape(letter) for letter, wild in piece))
 
 
+def _groups(tokens: list[Token]) -> list[list[Token]]:
+    """The tokens between newlines: one group more than there are newlines, each for one line of the value."""
+    groups: list[list[Token]] = [[]]
+    for token in tokens:
+        if token == ("\n", False):
+            groups.append([])
+        else:
+            groups[-1].append(token)
+    return groups
+
+
 def _anchored(tokens: list[Token], value: str, longest: bool) -> int:
     """Where the match that starts at 0 ends; 0 when there is none."""
-    if ("\n", False) in tokens:
-        return _with_newlines(tokens, value, longest)
-    line = value.partition("\n")[0]
-    pieces = [_compiled(piece) for piece in _pieces(tokens)]
-    head = pieces[0].match(line)
-    if head is None:
+    groups = [_Group(each) for each in _groups(tokens)]
+    lines = value.split("\n", len(groups))
+    if len(lines) < len(groups):
         return 0
-    if len(pieces) == 1:
-        return head.end()
-    if longest:
-        placed = _from_the_right(pieces[1:], line, head.end())
-        return 0 if placed is None else placed[1]
-    end = head.end()
-    for piece in pieces[1:]:
-        found = piece.search(line, end)
-        if found is None:
+    at = 0
+    for group, line in zip(groups[:-1], lines, strict=False):  # nothing but a newline matches a newline
+        if group.to_the_end(line, 0, anchored=True) is None:
             return 0
-        end = found.end()
-    return end
+        at += len(line) + 1
+    end = groups[-1].prefix(lines[len(groups) - 1], longest)
+    return 0 if end is None else at + end
+
+
+def _candidates(tokens: list[Token], value: str) -> Iterator[tuple[int, int]]:
+    """Where matches are, the leftmost first and each as long as it can be; none overlaps the one before."""
+    groups = [_Group(each) for each in _groups(tokens)]
+    if len(groups) == 1:
+        yield from groups[0].matches(value)
+        return
+    lines = value.split("\n")
+    ends = list(accumulate(len(line) + 1 for line in lines))
+    first, start = 0, 0  # of what is left, the number of its first line and where in that it begins
+    while first + len(groups) <= len(lines):
+        last = first + len(groups) - 1
+        begin = groups[0].to_the_end(lines[first], start, anchored=False)
+        between = zip(groups[1:-1], lines[first + 1 : last], strict=True)
+        if begin is not None and all(group.to_the_end(line, 0, anchored=True) is not None for group, line in between):
+            end = groups[-1].prefix(lines[last], longest=True)
+            if end is not None:
+                yield ends[first] - len(lines[first]) - 1 + begin, ends[last] - len(lines[last]) - 1 + end
+                first, start = last, end
+                continue
+        first, start = first + 1, 0
+
+
+class _Group:
+    """A pattern without newlines: pieces of characters and ``?``, with stars between them."""
+
+    __slots__ = ("lengths", "pieces")
+
+    def __init__(self, tokens: list[Token]) -> None:
+        pieces = _pieces(tokens)
+        self.pieces = [_compiled(piece) for piece in pieces]
+        self.lengths = [len(piece) for piece in pieces]
+
+    def prefix(self, line: str, longest: bool) -> int | None:
+        """Where a match that starts at 0 ends."""
+        head = self.pieces[0].match(line)
+        if head is None or len(self.pieces) == 1:
+            return None if head is None else head.end()
+        if longest:
+            placed = _from_the_right(self.pieces[1:], line, head.end())
+            return None if placed is None else placed[1]
+        end = head.end()
+        for piece in self.pieces[1:]:
+            found = piece.search(line, end)
+            if found is None:
+                return None
+            end = found.end()
+        return end
+
+    def to_the_end(self, line: str, start: int, *, anchored: bool) -> int | None:
+        """Where a match of the end of ``line`` begins: at ``start`` if ``anchored``, else the first one from there."""
+        last = len(line) - self.lengths[-1]
+        if last < start or self.pieces[-1].match(line, last) is None:
+            return None
+        if len(self.pieces) == 1:
+            return last if last == start or not anchored else None
+        tail = _from_the_right(self.pieces[1:-1], line[:last], start)
+        if tail is None:
+            return None
+        limit = last if len(self.pieces) == 2 else tail[0]
+        head = self.pieces[0].match(line, start, limit) if anchored else self.pieces[0].search(line, start, limit)
+        return None if head is None else head.start()
+
+    def matches(self, value: str) -> Iterator[tuple[int, int]]:
+        """Every leftmost, longest match."""
+        if len(self.pieces) == 1:
+            for found in self.pieces[0].finditer(value):
+                yield found.span()
+            return
+        begin = 0
+        for line in value.split("\n"):  # a star takes in all that its line can give: one match a line, at most
+            tail = _from_the_right(self.pieces[1:], line, 0)
+            head = self.pieces[0].search(line, 0, tail[0]) if tail is not None else None
+            if tail is not None and head is not None:
+                yield begin + head.start(), begin + tail[1]
+            begin += len(line) + 1
 
 
 def _from_the_right(pieces: list[re.Pattern[str]], line: str, start: int) -> tuple[int, int] | None:
@@ -144,38 +231,10 @@ def _from_the_right(pieces: list[re.Pattern[str]], line: str, start: int) -> tup
 
 
 def _matches(tokens: list[Token], value: str) -> Iterator[tuple[int, int]]:
-    """Leftmost-longest matches that do not overlap; an empty match right after another does not count."""
+    """The matches that count: an empty one right after another does not."""
     previous = -1
     for start, end in _candidates(tokens, value):
         if start == end == previous:
             continue
         previous = end
         yield start, end
-
-
-def _candidates(tokens: list[Token], value: str) -> Iterator[tuple[int, int]]:
-    pieces = [_compiled(piece) for piece in _pieces(tokens)]
-    if len(pieces) == 1 or ("\n", False) in tokens:
-        whole = pieces[0] if len(pieces) == 1 else _regex(tokens, greedy=True)
-        for found in whole.finditer(value):
-            yield found.span()
-        return
-    begin = 0
-    for line in value.split("\n"):  # a star takes in all that its line can give: one match a line, at most
-        tail = _from_the_right(pieces[1:], line, 0)
-        head = pieces[0].search(line, 0, tail[0]) if tail is not None else None
-        if tail is not None and head is not None:
-            yield begin + head.start(), begin + tail[1]
-        begin += len(line) + 1
-
-
-def _with_newlines(tokens: list[Token], value: str, longest: bool) -> int:
-    """The rare pattern that names a newline itself: left to the regular expression engine."""
-    found = _regex(tokens, greedy=longest).match(value)
-    return found.end() if found is not None else 0
-
-
-def _regex(tokens: list[Token], *, greedy: bool) -> re.Pattern[str]:
-    star = "[^\n]*" if greedy else "[^\n]*?"
-    pieces = ["".join("[^\n]" if wild else re.escape(letter) for letter, wild in piece) for piece in _pieces(tokens)]
-    return re.compile(star.join(pieces))

@@ -28,10 +28,13 @@ from platforms.errors import DockerfileError
 
 SIZE_LIMIT: Final = 16 << 20
 """Characters that the variables of one text may expand to: ``ENV A=$A$A`` doubles with every line."""
+TOTAL_LIMIT: Final = 64 << 20
+"""Characters that the variables of all texts of a Dockerfile may expand to: what one line may have, each may have."""
 DEPTH_LIMIT: Final = 100
 """How deep substitutions may stand inside each other."""
 
 _ORDINARY: Final = {escape: re.compile(rf"[^$<'\"}}/{re.escape(escape)}{SPACE}]+") for escape in "\\`"}
+_BLANK: Final = re.compile(f"[{SPACE}]")
 _SPECIAL_NAMES: Final = "@*#?-$!0"
 
 
@@ -71,6 +74,50 @@ class Watched(Mapping[str, str]):
             raise
         self.used[name] = None
         return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._env)
+
+    def __len__(self) -> int:
+        return len(self._env)
+
+
+class Meter:
+    """How much the variables of one Dockerfile expand to, in all, while it is read from one end to the other."""
+
+    __slots__ = ("_spent",)
+
+    def __init__(self) -> None:
+        self._spent = 0
+
+    def over(self, env: Mapping[str, str]) -> Mapping[str, str]:
+        """``env``, each reading of which counts, until it is too much: a ``DockerfileError`` without a place."""
+        return _Metered(env, self)
+
+    def spend(self, size: int) -> None:
+        """``size`` characters more."""
+        self._spent += size
+        if self._spent > TOTAL_LIMIT:
+            raise DockerfileError(
+                f"the variables of this Dockerfile expand to more than {TOTAL_LIMIT >> 20} MiB in all",
+                remedy="a value that is long, or is put together of itself again and again, belongs in a file",
+            )
+
+
+class _Metered(Mapping[str, str]):
+    __slots__ = ("_env", "_meter")
+
+    def __init__(self, env: Mapping[str, str], meter: Meter) -> None:
+        self._env = env
+        self._meter = meter
+
+    def __getitem__(self, name: str) -> str:
+        value = self._env[name]
+        self._meter.spend(len(value))
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._env
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._env)
@@ -129,13 +176,11 @@ class _Words:
 
     def value(self, part: str) -> None:
         """A variable's value: white space in it divides."""
-        start = 0
-        for at, letter in enumerate(part):
-            if letter in SPACE:
-                self.word.append(part[start:at])
-                self.end()
-                start = at + 1
-        self.word.append(part[start:])
+        *before, last = _BLANK.split(part)
+        for piece in before:
+            self.word.append(piece)
+            self.end()
+        self.word.append(last)
         self.text.append(part)
 
     def end(self) -> None:
@@ -343,9 +388,10 @@ class _Reader:
         value = self.env.get(name)
         if value is None and self.style.keep_unset:
             return f"${{{name}/{pattern}/{text}}}"
-        change = shellpattern.replaced_all if everywhere else shellpattern.replaced
         try:
-            return change(pattern, value or "", text)
+            if everywhere:
+                return shellpattern.replaced_all(pattern, value or "", text, SIZE_LIMIT)
+            return shellpattern.replaced(pattern, value or "", text)
         except shellpattern.BadPatternError as wrong:
             raise _WordError(f"invalid pattern ({pattern}) in substitution: {wrong}") from wrong
 
