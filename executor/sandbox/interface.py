@@ -32,8 +32,10 @@ _UP: Final = 1
 _NAMESPACE, _BY_FAMILY, _HOW_LINK_LOCAL = 28, 26, 8
 _NONE: Final = b"\1"
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_NO_DETECTION, _NO_PREFIX_ROUTE = 0x02, 0x200
-_RTA_OIF, _RTA_GATEWAY, _RTA_CACHEINFO, _RTA_VIA = 4, 5, 12, 18
+_NO_DETECTION: Final = 0x02
+_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_VIA = 4, 5, 9, 12, 18
+_LATER: Final = {_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA}
+"""What only those routes have that lead to somebody who has to be reachable already."""
 _MAIN, _BY_KERNEL, _UNICAST, _ON_LINK = 254, 2, 1, 4
 _BUFFER: Final = 1 << 16
 
@@ -49,37 +51,37 @@ def move(name: str, source: int, target: int) -> None:
     syscalls.setns(source, syscalls.CLONE_NEWNET)
     with _connection() as line:
         index = socket.if_nametoindex(name)
-        addresses = list(_dump(line, _GET_ADDRESS, _ADDRESS))
-        routes = list(_dump(line, _GET_ROUTE, _ROUTE))
+        dumped = list(_dump(line, _GET_ADDRESS, _ADDRESS))
+        addresses = [each for each in dumped if _ADDRESS.unpack(each[0])[4] == index]
+        dumped = list(_dump(line, _GET_ROUTE, _ROUTE))
+        routes = [each for each in dumped if _leads_through(index, each[1])]
         _ask(line, _SET_LINK, 0, _LINK.pack(0, 0, index, 0, 0), {_NAMESPACE: _WORD.pack(target)})
     syscalls.setns(target, syscalls.CLONE_NEWNET)
     with _connection() as line:
         index = socket.if_nametoindex(name)
-        own = [each for each in map(_own_address, addresses) if each is not None]
-        if any(head[0] == socket.AF_INET6 for head, _ in own):
+        if any(head[0] == socket.AF_INET6 for head, _ in addresses):
             # Its link-local address is among those that are set, at once and not after a second's search for others.
             how = _attribute(_BY_FAMILY, _attribute(socket.AF_INET6, _attribute(_HOW_LINK_LOCAL, _NONE)))
             _ask(line, _SET_LINK, 0, _LINK.pack(0, 0, index, 0, 0) + how, {})
         _ask(line, _SET_LINK, 0, _LINK.pack(0, 0, index, _UP, _UP), {})
-        for head, attributes in own:
-            family, prefix, flags, scope, _ = _ADDRESS.unpack(head)
-            _ask(line, _NEW_ADDRESS, _REPLACE_OR_CREATE, _ADDRESS.pack(family, prefix, flags, scope, index), attributes)
+        for each in addresses:
+            _ask(line, _NEW_ADDRESS, _REPLACE_OR_CREATE, *_own_address(each, index))
         chosen = [each for each in map(_own_route, routes) if each is not None]
-        for head, attributes in sorted(chosen, key=lambda each: bool({_RTA_GATEWAY, _RTA_VIA} & set(each[1]))):
-            if _RTA_OIF in attributes:
-                attributes[_RTA_OIF] = _WORD.pack(index)
-            _ask(line, _NEW_ROUTE, _REPLACE_OR_CREATE, head, attributes)
+        for head, attributes in sorted(chosen, key=lambda each: bool(_LATER & set(each[1]))):
+            _ask(line, _NEW_ROUTE, _REPLACE_OR_CREATE, head, attributes | {_RTA_OIF: _WORD.pack(index)})
 
 
-def _own_address(message: _Message) -> _Message | None:
-    """What sets the address again; None for one of the loopback interface."""
+def _leads_through(index: int, attributes: dict[int, bytes]) -> bool:
+    """Whether that is a route through the interface ``index``, or through several gateways, which name it again."""
+    return attributes.get(_RTA_OIF) == _WORD.pack(index) or _RTA_MULTIPATH in attributes
+
+
+def _own_address(message: _Message, index: int) -> _Message:
+    """What sets the address again, on the interface ``index``."""
     head, attributes = message
-    family, prefix, _, scope, index = _ADDRESS.unpack(head)
-    if scope == 254:  # RT_SCOPE_HOST
-        return None
+    family, prefix, _, scope, _ = _ADDRESS.unpack(head)
     kept = {each: attributes[each] for each in (_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST) if each in attributes}
-    before = _WORD.unpack(attributes.get(_IFA_FLAGS, bytes(4)))[0]
-    kept[_IFA_FLAGS] = _WORD.pack(_NO_DETECTION | before & _NO_PREFIX_ROUTE)
+    kept[_IFA_FLAGS] = _WORD.pack(_NO_DETECTION)  # and with a route to its neighbours, whoever has made the one before
     return _ADDRESS.pack(family, prefix, _NO_DETECTION, scope, index), kept
 
 
