@@ -44,6 +44,8 @@ from platforms.replacing import replacing
 if TYPE_CHECKING:
     from orchestrator.load import Loader
 
+_RESOLVED_AT_ONCE = 8
+"""Images that are asked for together."""
 _LAST_MOMENT = 1.9
 """Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
 
@@ -369,14 +371,15 @@ async def _pin(
     site: _Site, plan: Plan, answers: Sequence[repeats.Answer], stop: threading.Event
 ) -> tuple[job.Pin, ...]:
     """Resolve every external image once, several at a time. Sets ``stop`` when ``answers`` are not for these images."""
-    from asyncio_pool import AioPool
+    some = asyncio.Semaphore(_RESOLVED_AT_ONCE)
 
     async def resolve(image: External) -> job.Pin:
         name = image.name
         parsed = reference.parse(name).completed()
-        site.emit(events.Resolving(ref=name))
         try:
-            digest = parsed.digest or (await asyncio.to_thread(site.registry.resolve, parsed)).digest
+            async with some:
+                site.emit(events.Resolving(ref=name))
+                digest = parsed.digest or (await asyncio.to_thread(site.registry.resolve, parsed)).digest
         except KanifoldError as error:
             stop.set()
             what = error.problem.what
@@ -387,9 +390,7 @@ async def _pin(
         debug.log("image pinned", name=name, digest=digest)
         return job.Pin(name, digest)
 
-    pool = AioPool(size=8)
-    # Not pool.map: when that is interrupted, nobody hears what becomes of its parts, and asyncio complains about it.
-    pins = tuple(await asyncio.gather(*(pool.spawn_n(resolve(each)) for each in plan.images)))
+    pins = tuple(await asyncio.gather(*(resolve(each) for each in plan.images)))
     if any(each.pins != pins for each in answers):
         stop.set()
     return pins

@@ -21,7 +21,8 @@ from orchestrator.contexts import Means
 from orchestrator.plan import Plan
 from orchestrator.registries import Registry
 from orchestrator.request import Request
-from orchestrator.view import render_problem, render_warning, wording
+from orchestrator.view import wording
+from orchestrator.view.problems import render_problem, render_warning
 from orchestrator.view.said import say, say_json
 from orchestrator.view.state import Caution
 from platforms import host

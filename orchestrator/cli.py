@@ -461,7 +461,7 @@ def main() -> int:
     except OSError as error:
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
             raise
-        from orchestrator.view import render_problem
+        from orchestrator.view.problems import render_problem
 
         return render_problem(StoreError("cannot write the output", why=error.strerror or str(error)).problem)
     return status
@@ -478,11 +478,11 @@ def _run() -> int:
     except click.exceptions.Abort:
         return 130
     except click.ClickException as error:
-        from orchestrator.view import render_problem
+        from orchestrator.view.problems import render_problem
 
         return render_problem(UsageError(error.format_message(), remedy=_hint(error)).problem)
     except KanifoldError as error:
-        from orchestrator.view import render_problem
+        from orchestrator.view.problems import render_problem
 
         render_problem(error.problem)
         return error.exit_code

@@ -192,6 +192,7 @@ def _nursery(line: socket.socket, pipes: tuple[int, int]) -> int:
     from executor import __main__ as executor
 
     executor.preload_registries()
+    gc.freeze()  # else the collector of whoever is forked writes to, and thereby copies, all that they share
     try:
         _ = os.fork() or forking.live("kanifold-http", partial(registries.speak, *pipes))
     except OSError as error:
@@ -207,7 +208,7 @@ def _nursery(line: socket.socket, pipes: tuple[int, int]) -> int:
         wanted = int.from_bytes(order, "big")
         executors.append(descriptors)
     executor.preload()
-    gc.freeze()  # else the collector of each executor writes to, and thereby copies, all that they share
+    gc.freeze()
     answer: list[int] | str
     try:
         answer = [os.fork() or forking.live("kanifold-exec", partial(_executors, fds)) for fds in executors]
@@ -229,4 +230,5 @@ def _executors(fds: Sequence[int]) -> int:
         os.dup2(fds[0], 2)
     keep_only(*(fds if debug.on else fds[1:]))
     os.dup2(2, 1)  # what prints by mistake complains
+    gc.enable()
     return serve(tuple(zip(fds[1::2], fds[2::2], strict=True)))

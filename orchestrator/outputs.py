@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -96,6 +95,8 @@ def parse(text: str, *, push: bool = False) -> Output:
 
     With ``push`` every ``type=image`` is pushed, as buildx's ``--push`` has it.
     """
+    import csv
+
     try:
         fields = next(csv.reader([text], strict=True))
     except (csv.Error, StopIteration) as error:

@@ -10,6 +10,7 @@ Questions and answers are frames: their length in four bytes, most significant f
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import sys
@@ -311,6 +312,7 @@ def speak(incoming: int, outgoing: int) -> int:
 
     from executor.registry.client import Client
 
+    gc.enable()  # which it is not while this is loaded
     line = _Line(incoming, outgoing)
     line.send(_Here(os.getpid()))
     client: Client | None = None

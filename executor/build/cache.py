@@ -11,7 +11,7 @@ builds that ask that cache, and its layers have names that no step of our own co
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterable
 from typing import Final
 
@@ -132,4 +132,4 @@ def snapshot_key(result: str) -> str:
 
 def fresh_result() -> str:
     """A name for the result of a step that was just run."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -25,12 +25,12 @@ from executor.registry.config import RegistrySettings
 from executor.registry.reference import is_loopback, registry_of
 from platforms import debug
 from platforms.errors import Interrupted, RegistryError
+from platforms.loading import without
 
 if TYPE_CHECKING:
     import socket
     import ssl
     from http.cookiejar import CookieJar
-    from types import ModuleType
 
     import httpx
 
@@ -124,23 +124,17 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 def load_httpx() -> None:
-    """Import httpx, with what its clients import later, without its command line.
+    """Import httpx, with what its clients import later, without its command line and its asynchronous half's anyio.
 
     ``httpx/__init__`` imports ``httpx._main`` for the sake of its console script, and with it click, rich and pygments
-    when they are installed: half of the import's time. An entry of None in ``sys.modules`` is the import system's way
-    of saying that a module is not there (Python reference, 5.3.1), and httpx then goes the way it goes for everyone who
-    installed it without the ``cli`` extra.
+    when they are installed: half of the import's time. httpx then goes the way it goes for everyone who installed it
+    without the ``cli`` extra, and httpcore that without its ``asyncio`` extra.
     """
     if "httpx" not in sys.modules:
-        modules = cast("dict[str, ModuleType | None]", sys.modules)
-        modules.setdefault("httpx._main", None)
-        try:
+        with without("httpx._main", "anyio"):
             import httpx
 
             httpx.HTTPTransport(verify=False).close()
-        finally:
-            if modules.get("httpx._main", httpx) is None:
-                modules.pop("httpx._main", None)
 
 
 @functools.lru_cache(256)

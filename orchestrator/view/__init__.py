@@ -7,6 +7,5 @@ lines are functions of a ``state`` that the events fold into; ``problems`` shows
 from __future__ import annotations
 
 from orchestrator.view.display import MODES, Display, open_display
-from orchestrator.view.problems import exit_code, render_problem, render_warning
 
-__all__ = ["MODES", "Display", "exit_code", "open_display", "render_problem", "render_warning"]
+__all__ = ["MODES", "Display", "open_display"]

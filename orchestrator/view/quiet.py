@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self, TextIO
 
-from orchestrator.view import problems
 from orchestrator.view.events import BuildEnded, Event
 
 
@@ -18,7 +17,9 @@ class Quiet:
 
     def emit(self, event: Event) -> None:
         """Show the troubles of a build that ended."""
-        if isinstance(event, BuildEnded):
+        if isinstance(event, BuildEnded) and event.troubles:
+            from orchestrator.view import problems
+
             for trouble in problems.distinct(event.troubles):
                 problems.render_problem(trouble.problem, self._stream, self._environ, trouble.platform)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import os
 import re
 import subprocess
 import sys
@@ -305,3 +306,57 @@ def test_scripts_are_strict_and_executable() -> None:
         assert "\nset -euo pipefail\n" in script.read_text(), script
         assert script.stat().st_mode & 0o111 == 0o111, script
         subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+# -- what a build loads ---------------------------------------------------------------------------------------------
+
+# Modules of the standard library, of dependencies and of ours that a process has loaded by the time it gets to work.
+# Loading them is most of what a build with nothing to do takes, so what is not used by every build is loaded late.
+BEGUN = "import orchestrator.cli, orchestrator.beginning"
+ORCHESTRATOR = f"""{BEGUN}
+import orchestrator.flags, orchestrator.plan
+from platforms.loading import without
+with without("ssl"):
+    import asyncio
+import orchestrator.build, orchestrator.tidying, orchestrator.view.quiet
+"""
+SPEAKER = f"""{BEGUN}
+import executor.__main__
+executor.__main__.preload_registries()
+"""
+COUNT = """
+import sys
+sys.dont_write_bytecode = True
+before = set(sys.modules)
+exec(sys.argv[1])
+print(*sorted(name for name, module in sys.modules.items() if module is not None and name not in before))
+"""
+
+
+def loaded_by(program: str) -> set[str]:
+    """The modules that ``program`` loads into an interpreter without site-packages' own start-up files."""
+    places = [each for each in sys.path if each.endswith("-packages")]
+    path = os.pathsep.join((str(ROOT), *places))
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", COUNT, program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": path, "PATH": os.environ["PATH"]},
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux another process speaks to registries")
+@pytest.mark.parametrize(
+    ("program", "most", "idle"),
+    [
+        (ORCHESTRATOR, 260, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
+        (SPEAKER, 272, {"asyncio", "anyio", "rich", "yaml", "sqlite3", "orchestrator.build"}),
+    ],
+    ids=["orchestrator", "registries"],
+)
+def test_a_build_loads_little(program: str, most: int, idle: set[str]) -> None:
+    loaded = loaded_by(program)
+    assert loaded & idle == set()
+    assert len(loaded) <= most, sorted(loaded)

@@ -96,7 +96,8 @@ def test_an_unknown_display_is_refused_and_the_known_ones_are_named(mode: str, e
 def test_only_the_live_view_loads_rich() -> None:
     code = """
 import io, sys
-from orchestrator.view import events, open_display, render_problem
+from orchestrator.view import events, open_display
+from orchestrator.view.problems import render_problem
 from platforms.errors import Problem
 for mode in ("auto", "plain", "rawjson", "quiet"):
     with open_display(mode, io.StringIO(), {}) as display:

@@ -9,8 +9,9 @@ import pytest
 import view_story as story
 from view_golden import check, text_of
 
-from orchestrator.view import exit_code, problems, render_problem, render_warning
+from orchestrator.view import problems
 from orchestrator.view.events import Trouble
+from orchestrator.view.problems import exit_code, render_problem, render_warning
 from platforms.errors import KanifoldError, Location, Problem
 
 TERMINAL = {"TERM": "xterm-256color", "COLUMNS": "80", "FORCE_COLOR": "1"}
