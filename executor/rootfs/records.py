@@ -12,6 +12,7 @@ the topmost directory that has a path decides about it, as it does for overlayfs
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
@@ -27,6 +28,9 @@ _ESCAPED: Final = OVERLAY_XATTR + b"overlay."
 _TRUSTED: Final = b"trusted."
 _ORIGIN: Final = "user.overlay.origin"
 """Set by overlayfs on what it has copied up. Nothing that goes through an overlay mount can set it."""
+_SEVERAL_NAMES: Final = os.fsdecode(PRIVATE_XATTR) + "several-names"
+"""Set on files with a record and more than one name: when overlayfs copies such a file up it breaks the link, sets no
+origin, and leaves no other trace than the attributes that it copies too."""
 _KINDS: Final = {"c": Kind.CHARACTER, "b": Kind.BLOCK}
 CAPABILITY: Final = b"security.capability"
 _BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
@@ -67,10 +71,12 @@ def read(directory: str) -> Records:
 
 
 def write(directory: str, records: Collection[Record]) -> None:
-    """Write down ``records`` beside ``directory``, which has none yet."""
+    """Write down ``records`` beside ``directory``, which has none yet and is complete."""
     if records:
         with open(_beside(directory), "xb") as file:
             file.writelines(_ENCODER.encode(record) + b"\n" for record in records)
+        for record in records:
+            _mark_several_names(directory, record.path)
 
 
 def applied(entry: Entry, record: Record | None) -> Entry:
@@ -139,7 +145,7 @@ def carried(upper: str, below: Stack) -> Iterator[Record]:
     if not below:
         return
     for path, here, name in walked(upper):
-        if (record := below.of(path)) is not None and copied_up(here, name):
+        if (record := below.of(path)) is not None and (copied_up(here, name) or had_several_names(here, name)):
             was = below.status(path)
             status = os.stat(name, dir_fd=here, follow_symlinks=False)
             if was is not None and (status.st_uid, status.st_gid) != (was.st_uid, was.st_gid):
@@ -175,14 +181,41 @@ def walked(directory: str) -> Iterator[tuple[bytes, int, bytes]]:
 
 def copied_up(directory: int, name: bytes) -> bool:
     """Whether overlayfs has copied ``name`` in the upper directory's ``directory`` up. Links and pipes do not tell."""
+    return _has(directory, name, _ORIGIN)
+
+
+def had_several_names(directory: int, name: bytes) -> bool:
+    """Whether overlayfs has copied up ``name``, a recorded file that had more than one name in the layers below.
+
+    A step can pretend that: to be asked where a step may give files any owner, or has none to give.
+    """
+    return _has(directory, name, _SEVERAL_NAMES)
+
+
+def _has(directory: int, name: bytes, attribute: str) -> bool:
     file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
-        os.getxattr(f"/proc/self/fd/{file}", _ORIGIN)
+        os.getxattr(f"/proc/self/fd/{file}", attribute)
     except OSError:
         return False
     finally:
         os.close(file)
     return True
+
+
+def _mark_several_names(directory: str, path: bytes) -> None:
+    status = _status(directory, path)
+    if status is None or not stat.S_ISREG(status.st_mode) or status.st_nlink < 2:
+        return
+    top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        file = syscalls.openat2(top, os.fsdecode(path), os.O_PATH | os.O_CLOEXEC, resolve=_BENEATH)
+    finally:
+        os.close(top)
+    try:
+        os.setxattr(f"/proc/self/fd/{file}", _SEVERAL_NAMES, b"")
+    finally:
+        os.close(file)
 
 
 def _status(directory: str, path: bytes) -> os.stat_result | None:

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.rootfs.records import Device, Record, Stack, copied_up, read, walked
+from executor.rootfs.records import Device, Record, Stack, copied_up, had_several_names, read, walked
 from platforms import syscalls
 
 _OF_A_LAYER: Final = -1
@@ -216,8 +216,8 @@ class Table:
                 os.close(file)
             if known is not None:
                 record: Record | None = Record(path, known.uid, known.gid, known.device, known.capability)
-            elif copied_up(here, name):  # a file that had several names below is another inode now
-                record = below.of(path)
+            elif copied_up(here, name) or had_several_names(here, name):
+                record = below.of(path)  # a file that had several names below is another inode now
             else:
                 record = Record(path, 0, groups.get(path.rpartition(b"/")[0], 0))
             if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
