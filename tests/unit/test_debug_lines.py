@@ -56,6 +56,26 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert written("import os; debug.enter('p'); os.close(2); debug.log('x')", KANIFOLD_DEBUG="1").count("\n") == 1
 
 
+def test_who_waits_for_a_lock_is_told_and_who_has_it() -> None:
+    program = """
+import tempfile, threading
+from executor.store import locks
+from executor.store.store import open_store
+debug.enter('p')
+with tempfile.TemporaryDirectory() as folder, open_store(folder + '/store') as store:
+    held = locks.lock(store, 'step x')
+    waiter = threading.Thread(target=lambda: locks.lock(store, 'step x').release())
+    waited = threading.Event()
+    log, debug.log = debug.log, lambda what, **details: (log(what, **details), waited.set())
+    waiter.start()
+    waited.wait()
+    held.release()
+    waiter.join()
+"""
+    said = written(program, KANIFOLD_DEBUG="1")
+    assert said.index("lock is taken: waiting name='step x'") < said.index("lock had name='step x'")
+
+
 def test_it_loads_no_module_that_a_build_does_not_have() -> None:
     loaded = "import sys; sys.stderr.write(str({'logging', 'asyncio', 'shlex'} & set(sys.modules)))"
     assert written(loaded) == "set()"

@@ -74,6 +74,7 @@ def test_no_token_is_anywhere_afterwards(kanifold: Kanifold, busybox: Base, tmp_
             )  # fmt: skip
             said += done.said
         assert welcome, "the token was never asked for"
+        assert f"git runs command=ls-remote remote=http://{server.host}/x.git" in said
         places = (told, kanifold.home, tmp_path / "registry")
         for token in (GIT, SECRET, VARIABLE, PASSWORD, PROXY):
             if token != PROXY:  # a step may print what its environment holds, and this one does
