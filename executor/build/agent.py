@@ -25,6 +25,8 @@ FAILURE: Final = b"\x05"
 """SSH_AGENT_FAILURE."""
 _LIMIT: Final = 256 << 10
 """Bytes of a request (OpenSSH's own limit)."""
+AT_ONCE: Final = 32
+"""Connections of a step that are served; more wait. Each is a thread and a descriptor, and a question at a time."""
 
 
 @contextmanager
@@ -50,16 +52,25 @@ def forwarded(workshop: Workshop, name: str, directory: str, *, uid: int, gid: i
 
 
 def _accept(workshop: Workshop, name: str, listener: socket.socket) -> None:
+    room = threading.Semaphore(AT_ONCE)
+
+    def serve(connection: socket.socket) -> None:
+        try:
+            _serve(workshop, name, connection)
+        finally:
+            room.release()
+
     while True:
+        room.acquire()
         try:
             connection, _ = listener.accept()
         except OSError:
             return
-        threading.Thread(target=_serve, args=(workshop, name, connection), name="ssh", daemon=True).start()
+        threading.Thread(target=serve, args=(connection,), name="ssh", daemon=True).start()
 
 
 def _serve(workshop: Workshop, name: str, connection: socket.socket) -> None:
-    with connection, connection.makefile("rwb") as stream, suppress(OSError):
+    with suppress(OSError), connection, connection.makefile("rwb") as stream:
         while len(head := stream.read(4)) == 4:
             size = int.from_bytes(head, "big")
             if not 0 < size <= _LIMIT:
