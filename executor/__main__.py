@@ -15,7 +15,9 @@ def main() -> int:
     from platforms import debug
 
     debug.enter("executor")
-    return serve((_take_streams(),))
+    status = serve((_take_streams(),))
+    debug.log("process ends", status=status)
+    return status
 
 
 def preload() -> None:

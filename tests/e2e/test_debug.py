@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from conftest import Base, Kanifold
 from registry_server import Asked, Said, served
 
+ROOT = Path(__file__).resolve().parents[2]
 Context = Callable[[Mapping[str, str | bytes]], Path]
 LINE = re.compile(r"^ *\d+\.\d{3} ([\w-]+)\[(\d+)\] (.+)$", re.MULTILINE)
 SECRET, PASSWORD, QUERY = "secret-word-81", "password-word-82", "query-word-83"
@@ -96,6 +99,28 @@ def test_ordinary_users_are_told_the_same(
     assert has(told_by["kanifold-exec"], f"isolation rung={rung}")
     assert has(told_by["kanifold-steps"], "ready for steps")
     assert has(told_by["kanifold-exec"], "step ended step=2 code=0")
+
+
+@pytest.mark.parametrize("debug", ["1", ""])
+def test_an_executor_that_is_a_command_of_its_own_tells_too(debug: str) -> None:
+    program = """
+import asyncio, sys
+from orchestrator import process
+
+async def main():
+    child = await process.start((sys.executable, "-P", "-m", "executor"), (), 1 << 20)
+    child.stdin.close()
+    await child.end()
+    await child.child.silent
+    print("kept:", child.child.complaints)
+
+asyncio.run(main())
+"""
+    environment = {"KANIFOLD_DEBUG": debug, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    lines = told(done.stderr).get("executor", [])
+    assert has(lines, "process begins") == has(lines, "process ends status=130") == bool(debug)
+    assert done.stdout == "kept: \n"
 
 
 def test_without_it_nothing_of_that_is_told(kanifold: Kanifold, busybox: Base, context: Context) -> None:
