@@ -86,7 +86,7 @@ def listed(store: Store) -> tuple[CacheMount, ...]:
             suppress(OSError, ValueError, KeyError, TypeError),
             open(os.path.join(path, "id"), encoding="utf-8") as file,
         ):
-            said = decoding.from_json(file.read())
+            said = decoding.from_loose_json(file.read())
             used = os.fstat(file.fileno()).st_mtime
             mount = CacheMount(str(said["id"]), path, float(said["created"]), used, *_measured(path))
             if mount.path == top(store, mount.id):
