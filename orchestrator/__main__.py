@@ -27,9 +27,19 @@ def main() -> None:
         )
     _open_streams()
     gc.set_threshold(_YOUNG)
-    from orchestrator.cli import main as run
+    begun = None
+    if sys.argv[1:2] == ["build"]:
+        from orchestrator.beginning import foresee
 
-    _leave(run())
+        begun = foresee(sys.argv[2:])
+    try:
+        from orchestrator.cli import main as run
+
+        status = run(begun)
+    finally:
+        if begun is not None:
+            begun.close()
+    _leave(status)
 
 
 def _leave(status: int) -> NoReturn:

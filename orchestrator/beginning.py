@@ -1,22 +1,48 @@
 """The beginning of a build, which is mostly modules being loaded: by several processes at once.
 
-(1) A nursery is forked before the flags are understood. (2) asyncio loads ``ssl``, to speak TLS, wherever there is one,
-and here its loop only knows pipes. (3) Emulators are tried out while this process loads what it needs itself.
+(1) A nursery is forked before anything is loaded that understands the flags. (2) asyncio loads ``ssl``, to speak TLS,
+wherever there is one, and here its loop only knows pipes. (3) Emulators are tried out while this process loads what it
+needs itself.
 """
 
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator import nursery, registries
+from orchestrator.nursery import Nursery
 from platforms.loading import without
 
 
-def run(flags: dict[str, Any]) -> int:
-    """Build what ``flags`` say, and return the exit status. Raises ``KanifoldError`` for what is wrong with them."""
+def foresee(arguments: Sequence[str]) -> Nursery | None:
+    """The nursery of the build that the ``arguments`` of ``kanifold build`` seem to ask for, to be closed, or None.
+
+    Whoever understands the flags takes as long to load as what a nursery loads meanwhile. A guess may be wrong: a
+    nursery that is not needed is closed, and one that is and was not foreseen is begun by ``run``. With ``--debug``
+    none is: that is a flag which all processes have to know.
+    """
+    asks = {"-h", "--help", "--check", "--debug"}.intersection(arguments)
+    calls = any(each.startswith("--call") for each in arguments)
+    debugs = any(each[0] == "-" != each[1:2] and "D" in each for each in arguments if each)
+    if asks or calls or debugs or sys.platform != "linux":
+        return None
     gc.disable()  # what is loaded stays: looking for cycles in it, while there is more and more of it, finds nothing
-    with nursery.opened() as brood:  # (1)
+    try:
+        return nursery.begin()
+    except OSError:  # as it will be again, and said, when the flags are known
+        return None
+
+
+def run(flags: dict[str, Any], begun: Nursery | None) -> int:
+    """Build what ``flags`` say, and return the exit status; a nursery may have ``begun``.
+
+    Raises ``KanifoldError`` for what is wrong with the flags.
+    """
+    gc.disable()
+    with nursery.opened(begun) as brood:  # (1)
         from orchestrator import flags as parsing
         from orchestrator import plan
 

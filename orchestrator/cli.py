@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from executor import __version__
 from platforms import debug
 from platforms.errors import KanifoldError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.nursery import Nursery
 
 _CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -327,7 +330,7 @@ def build(check: bool, call: str, **flags: Any) -> None:
         exit_with(checking.call(parsing.request(flags), "check" if check else call))
     from orchestrator import beginning
 
-    exit_with(beginning.run(flags))
+    exit_with(beginning.run(flags, click.get_current_context().obj))
 
 
 @cli.command(short_help="Pin the external images of Dockerfiles to digests.")
@@ -449,11 +452,11 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "kanifold", "_KANIFOLD_COMPLETE").source())
 
 
-def main() -> int:
-    """The entry point: errors become messages, never tracebacks."""
+def main(begun: Nursery | None = None) -> int:
+    """The entry point: errors become messages, never tracebacks. If this is a build, its nursery may have ``begun``."""
     debug.enter("kanifold")
     try:
-        status = _run()
+        status = _run(begun)
         debug.log("process ends", status=status)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -467,9 +470,9 @@ def main() -> int:
     return status
 
 
-def _run() -> int:
+def _run(begun: Nursery | None) -> int:
     try:
-        return int(cli.main(prog_name="kanifold", standalone_mode=False) or 0)
+        return int(cli.main(prog_name="kanifold", standalone_mode=False, obj=begun) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help())
         return UsageError.exit_code

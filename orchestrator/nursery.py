@@ -50,6 +50,7 @@ class Nursery:
         self._pid = pid
         self._line = line
         self._ordered = False
+        self._closed = False
         self._pids: tuple[int, ...] = ()
         self.speaker = speaker
         self.channels: list[Channel] = []
@@ -118,7 +119,10 @@ class Nursery:
         self.channels.clear()
 
     def close(self) -> None:
-        """``dismiss``, and wait: when this returns, none of the processes is left."""
+        """``dismiss``, and wait: when this returns, none of the processes is left. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
         self.dismiss()
         if not self._ordered:
             os.kill(self._pid, signal.SIGKILL)
@@ -146,8 +150,9 @@ class Nursery:
 
 
 @contextlib.contextmanager
-def opened() -> Iterator[Nursery | None]:
-    """A nursery, as long as this context lasts; None where executors do not run.
+def opened(begun: Nursery | None) -> Iterator[Nursery | None]:
+    """A nursery, as long as this context lasts: the one that has ``begun``, else a new one. None where executors do not
+    run.
 
     To be called while this process has a single thread. Raises ``EnvironmentUnfit`` when there can be no process.
     """
@@ -155,7 +160,7 @@ def opened() -> Iterator[Nursery | None]:
         yield None
         return
     try:
-        nursery = _begin()
+        nursery = begun or begin()
     except OSError as error:
         raise _unfit(error.strerror or str(error)) from error
     try:
@@ -164,7 +169,8 @@ def opened() -> Iterator[Nursery | None]:
         nursery.close()
 
 
-def _begin() -> Nursery:
+def begin() -> Nursery:
+    """A nursery, to be closed. Raises ``OSError`` when there can be no process. Linux only; see ``opened``."""
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     with contextlib.ExitStack() as failed:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
