@@ -27,6 +27,7 @@ from executor.image.manifest import Descriptor, Manifest, describe
 from executor.registry import reference
 from executor.registry.reference import Reference
 from executor.store import blobs, facts, locks
+from platforms.decoding import decode
 from platforms.errors import RegistryError
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
@@ -198,7 +199,7 @@ def _vouched_for(workshop: Workshop, target: Reference, wanted: Sequence[str]) -
     data = facts.get(workshop.store, "sent", _place(workshop, target))
     if data is None:
         return ()
-    before, digests = _SENT.decode(data)
+    before, digests = decode(_SENT, data)
     known = set(digests).intersection(wanted)
     name = str(target.repository_only().with_digest(before))
     return known if len(known) > 1 and workshop.conversation.ask("manifest", name) is not None else ()
