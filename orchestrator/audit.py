@@ -19,7 +19,8 @@ from executor.dockerfile import Dockerfile, ignore
 from executor.rootfs.elf import foreign
 from orchestrator.request import Allowed
 from platforms.errors import AuditError, Problem
-from platforms.platform import Platform, parse
+from platforms.parsing import parse
+from platforms.platform import Platform
 
 _COMMENT: Final = re.compile(r"#\s*kanifold\s+audit-allow\s*=\s*(?:\[(?P<platform>[^\]]+)\])?(?P<pattern>\S+)\s*")
 _SHOWN: Final = 5

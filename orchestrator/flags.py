@@ -16,8 +16,8 @@ from orchestrator.contexts import named_canonically
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms import host, parse_list
 from platforms.errors import UsageError
+from platforms.parsing import parse as parse_platform
 from platforms.platform import Platform
-from platforms.platform import parse as parse_platform
 from platforms.replacing import is_stream
 
 _ULIMITS: Final = (

@@ -23,10 +23,11 @@ import msgspec
 
 from orchestrator import forking, registries
 from orchestrator.registries import Speaker
-from platforms import debug, decoding, syscalls
+from platforms import debug, decoding, syscalls, threads
 from platforms.descriptors import keep_only
 from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
 
+_FORKING: Final = "fork the processes of a build"
 _LIMIT: Final = 1 << 16
 _MOST: Final = 126
 """Executors in a process: with two descriptors for each, and its stderr, what one message can carry (unix(7))."""
@@ -154,7 +155,7 @@ def opened(begun: Nursery | None) -> Iterator[Nursery | None]:
     """A nursery, as long as this context lasts: the one that has ``begun``, else a new one. None where executors do not
     run.
 
-    To be called while this process has a single thread. Raises ``EnvironmentUnfit`` when there can be no process.
+    Raises ``EnvironmentUnfit`` when there can be no process, or when this one has more than a single thread.
     """
     if sys.platform != "linux":
         yield None
@@ -170,7 +171,11 @@ def opened(begun: Nursery | None) -> Iterator[Nursery | None]:
 
 
 def begin() -> Nursery:
-    """A nursery, to be closed. Raises ``OSError`` when there can be no process. Linux only; see ``opened``."""
+    """A nursery, to be closed. Linux only; see ``opened``.
+
+    Raises ``OSError`` when there can be no process, ``EnvironmentUnfit`` when this one has more than a single thread.
+    """
+    threads.check_single(_FORKING)
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     with contextlib.ExitStack() as failed:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -200,9 +205,12 @@ def _nursery(line: socket.socket, pipes: tuple[int, int]) -> int:
     executor.preload_registries()
     gc.freeze()  # else the collector of whoever is forked writes to, and thereby copies, all that they share
     try:
+        threads.check_single(_FORKING)
         _ = os.fork() or forking.live("kanifold-http", partial(registries.speak, *pipes))
     except OSError as error:
         registries.refuse(pipes[1], error.strerror or str(error))
+    except EnvironmentUnfit as error:
+        registries.refuse(pipes[1], error.problem.why)
     for fd in pipes:
         os.close(fd)
     executors: list[list[int]] = []
@@ -217,9 +225,12 @@ def _nursery(line: socket.socket, pipes: tuple[int, int]) -> int:
     gc.freeze()
     answer: list[int] | str
     try:
+        threads.check_single(_FORKING)
         answer = [os.fork() or forking.live("kanifold-exec", partial(_executors, fds)) for fds in executors]
     except OSError as error:
         answer = error.strerror or str(error)
+    except EnvironmentUnfit as error:
+        answer = error.problem.why
     with contextlib.suppress(ConnectionError):  # nobody waits for it any more
         line.send(msgspec.json.encode(answer))
     return int(isinstance(answer, str))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from platforms import encoding as _encoding  # noqa: F401 - before anything else loads msgspec
-from platforms.platform import Platform, candidates, normalise, parse, parse_list, satisfies, select
+from platforms.parsing import parse, parse_list
+from platforms.platform import Platform, candidates, normalise, satisfies, select
 
 __all__ = ["Platform", "candidates", "normalise", "parse", "parse_list", "satisfies", "select"]

@@ -1,20 +1,17 @@
 """Platforms: what they are called, which stand in for which, and how to choose one from an image index.
 
 The names, their normal forms and the order of fallbacks are those of containerd's ``platforms`` package, which Docker
-and BuildKit use, so that one text means one thing everywhere. Unlike there, text that a *user* wrote and that names no
-known system or architecture is refused: a typing error would otherwise become the label of an image.
+and BuildKit use, so that one text means one thing everywhere.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 from msgspec.structs import replace
-
-from platforms.errors import UsageError
 
 SYSTEMS: Final = (
     "aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux", "nacl", "netbsd",
@@ -30,7 +27,7 @@ ARCHITECTURES: Final = (
 )  # fmt: skip
 """Architectures, by their Go names."""
 
-_ALIASES: Final = {
+ALIASES: Final = {
     "i386": ("386", ""),
     "x86_64": ("amd64", None),
     "x86-64": ("amd64", None),
@@ -40,15 +37,6 @@ _ALIASES: Final = {
 }
 """Other names that containerd takes: the architecture, and the variant they stand for (None: as given)."""
 
-_HINTS: Final = {
-    "x64": "amd64", "x86": "386", "i486": "386", "i586": "386", "i686": "386", "armv5": "arm/v5", "armv5l": "arm/v5",
-    "armv6": "arm/v6", "armv6l": "arm/v6", "armv7": "arm/v7", "armv7l": "arm/v7", "arm32": "arm/v7", "armv8": "arm64",
-    "armv8l": "arm/v8", "arm32v6": "arm/v6", "arm32v7": "arm/v7", "arm64v8": "arm64", "ppc64el": "ppc64le",
-    "powerpc64le": "ppc64le", "mips64el": "mips64le", "mipsel": "mipsle", "loongarch64": "loong64",
-    "risc-v": "riscv64",
-}  # fmt: skip
-"""Names of Debian, of the kernel and of habit that are not platform names; suggested, never guessed."""
-
 _ARM64: Final = {
     **{f"v8.{minor}": ((8, minor),) for minor in range(1, 10)},
     "v9": ((9, 0), (8, 5)),
@@ -57,15 +45,12 @@ _ARM64: Final = {
 }
 """arm64 variants: the highest minor version that each of the major versions they include has (v9.1 has all of v8.6)."""
 
-_VARIANTS: Final = {
+VARIANTS: Final = {
     "amd64": ("", "v2", "v3", "v4"),
     "arm": ("v5", "v6", "v7", "v8"),
     "arm64": tuple(_ARM64),
 }
-
-_OPTION: Final = r"[A-Za-z0-9_.%-]"
-_SYSTEM: Final = re.compile(rf"([A-Za-z0-9_-]+)(?:\(({_OPTION}*)((?:\+{_OPTION}+)*)\))?")
-_PART: Final = re.compile(r"[A-Za-z0-9_.-]+")
+"""The variants of the architectures that have some; "" is the usual one."""
 
 
 class Platform(msgspec.Struct, frozen=True, order=True):
@@ -88,70 +73,14 @@ class Platform(msgspec.Struct, frozen=True, order=True):
         return "/".join(part for part in (system or "unknown", own.architecture, own.variant) if part)
 
 
-def parse(text: str) -> Platform:
-    """The platform that ``text`` names, normalised.
-
-    ``OS[(VERSION+FEATURE…)]/ARCHITECTURE[/VARIANT]``; the system or the architecture alone, completed by this host's;
-    or ``local``, what a build without a platform makes. Raises UsageError for what nobody knows.
-    """
-    from platforms.host import default_platform
-
-    if text == "local":
-        return default_platform()
-    system, *rest = text.split("/")
-    if not (match := _SYSTEM.fullmatch(system)) or len(rest) > 2 or not all(map(_PART.fullmatch, rest)):
-        raise _refusal(text, "a platform is written OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT")
-    name, version, features = match.groups()
-    name, version = _system(name), _unescape(version or "")
-    wanted = tuple(_unescape(feature) for feature in (features or "").split("+") if feature)
-    if not rest:
-        local = default_platform()
-        if name in SYSTEMS:
-            return normalise(replace(local, os=name, os_version=version, os_features=wanted))
-        name, rest = local.os, [system]
-    elif name not in SYSTEMS:
-        raise _refusal(text, f"there is no operating system {name!r}")
-    architecture, variant = _architecture(rest[0], rest[1] if len(rest) > 1 else "")
-    if architecture not in ARCHITECTURES:
-        raise _refusal(text, f"there is no architecture {rest[0]!r}")
-    known = _VARIANTS.get(architecture)
-    if known is not None and variant not in known:
-        listed = ", ".join(each or {"amd64": "v1", "arm64": "v8"}[architecture] for each in known)
-        raise UsageError(
-            f"unknown platform {text!r}",
-            why=f"{architecture} has no variant {rest[1]!r}",
-            remedy=f"use one of its variants: {listed}",
-        )
-    return normalise(Platform(name, architecture, variant, version, wanted))
-
-
-def parse_list(values: Iterable[str]) -> tuple[Platform, ...]:
-    """The platforms of all ``values``, each a list with commas, in order, each platform once.
-
-    ``local`` stands for what a build without a platform makes. Raises UsageError as ``parse`` does, and for a list
-    with nothing in it, which is what an unset variable of a CI script becomes.
-    """
-    found: dict[Platform, None] = {}
-    for value in values:
-        for text in _split(value):
-            if not text:
-                raise UsageError(
-                    f"empty platform in {value!r}",
-                    why="a platform list has something between all of its commas",
-                    remedy="write --platform linux/amd64,linux/arm64, or leave the flag out to build for this host",
-                )
-            found[parse(text)] = None
-    return tuple(found)
-
-
 def normalise(platform: Platform) -> Platform:
     """The one form of ``platform`` that containerd's Normalize gives; unknown names stay as they are.
 
     The usual variants go (arm64's v8, amd64's v1) except arm's, whose absence means v7.
     """
-    architecture, variant = _architecture(platform.architecture, platform.variant)
+    architecture, variant = architecture_name(platform.architecture, platform.variant)
     features = tuple(sorted({each for each in platform.os_features if each}))
-    return Platform(_system(platform.os), architecture, variant, platform.os_version, features)
+    return Platform(system_name(platform.os), architecture, variant, platform.os_version, features)
 
 
 def candidates(want: Platform) -> tuple[Platform, ...]:
@@ -201,7 +130,7 @@ def satisfies(want: Platform, image: Platform) -> bool:
     that leaves its variant out (many do) may stand for any variant of its architecture.
     """
     wanted, own = normalise(want), normalise(image)
-    if not image.variant and _ALIASES.get(image.architecture.lower(), ("", None))[1] is None:
+    if not image.variant and ALIASES.get(image.architecture.lower(), ("", None))[1] is None:
         own = replace(own, variant=wanted.variant)
     return _same(wanted, own)
 
@@ -220,14 +149,16 @@ def _same_build(want: str, image: str) -> bool:
     return not want or not image or want.split(".")[:3] == image.split(".")[:3]
 
 
-def _system(name: str) -> str:
+def system_name(name: str) -> str:
+    """The operating system ``name`` as normal forms have it."""
     name = name.lower()
     return "darwin" if name == "macos" else name
 
 
-def _architecture(name: str, variant: str) -> tuple[str, str]:
+def architecture_name(name: str, variant: str) -> tuple[str, str]:
+    """The architecture ``name`` with its ``variant`` as normal forms have them."""
     name, variant = name.lower(), variant.lower()
-    name, stands_for = _ALIASES.get(name, (name, None))
+    name, stands_for = ALIASES.get(name, (name, None))
     if stands_for is not None:
         return name, stands_for
     if name == "amd64" and variant == "v1":
@@ -247,36 +178,3 @@ def _escape(option: str) -> str:
     for character in "%+()/":
         option = option.replace(character, f"%{ord(character):02X}")
     return option
-
-
-def _unescape(option: str) -> str:
-    if "%" not in option:
-        return option
-    from urllib.parse import unquote
-
-    return unquote(option)
-
-
-def _split(value: str) -> list[str]:
-    return [text.strip() for text in value.split(",")]
-
-
-def _refusal(text: str, why: str) -> UsageError:
-    """What to say about ``text``: the nearest names when there are any, else the usual ones."""
-    from difflib import get_close_matches
-
-    system, _, rest = text.lower().partition("/")
-    if not rest and system not in SYSTEMS:
-        system, rest = "linux", system
-    systems = [system] if system in SYSTEMS else get_close_matches(system, SYSTEMS, 1)
-    wanted = rest.split("/")[0]
-    known = (*ARCHITECTURES, *_ALIASES)
-    if wanted in _HINTS or rest.replace("/", "") in _HINTS:
-        near = [_HINTS.get(wanted) or _HINTS[rest.replace("/", "")]]
-    else:
-        near = [wanted] if wanted in known else get_close_matches(wanted, known, 3, 0.7)
-    suggested = [f"{each}/{name}" for each in systems for name in near]
-    if suggested:
-        return UsageError(f"unknown platform {text!r}", why=why, remedy=f"did you mean {' or '.join(suggested)}?")
-    usual = "linux/amd64, linux/arm64, linux/arm/v7, linux/arm/v6, linux/386, linux/riscv64, linux/ppc64le, linux/s390x"
-    return UsageError(f"unknown platform {text!r}", why=why, remedy=f"the usual ones are {usual}")

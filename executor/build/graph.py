@@ -17,8 +17,8 @@ from executor.dockerfile.expansion import misspelt
 from executor.dockerfile.instructions import Copy, Instruction, Run
 from executor.registry import reference
 from platforms.errors import DockerfileError, Location, UsageError
+from platforms.parsing import parse as parse_platform
 from platforms.platform import Platform
-from platforms.platform import parse as parse_platform
 
 
 class Origin(msgspec.Struct, frozen=True):

@@ -14,8 +14,8 @@ import msgspec
 
 from executor.registry import reference
 from platforms.errors import UsageError
+from platforms.parsing import parse as parse_platform
 from platforms.platform import Platform
-from platforms.platform import parse as parse_platform
 
 _FOR_PLATFORM: Final = re.compile(r"(.*?)::([A-Za-z0-9][^\]]*)")
 """``NAME::PLATFORM``, which the address of ``[::1]:5000/name`` is not."""

@@ -30,7 +30,7 @@ from executor.dockerfile.traps import Base
 from executor.dockerfile.words import Meter, Watched, expand_words
 from executor.dockerfile.words import expand as expand_text
 from executor.registry import reference
-from platforms import platform as names
+from platforms import parsing
 from platforms.errors import DockerfileError, Location, Problem, UsageError
 
 __all__ = ["Base", "Report", "check"]
@@ -495,7 +495,7 @@ def _is_reference(image: str) -> bool:
 def _names_platform(stage: str, platform: str) -> bool:
     """Whether a stage's name says that it is for ``platform`` (which may be none at all: an error of its own)."""
     try:
-        found = names.parse(platform)
+        found = parsing.parse(platform)
     except UsageError:
         return True
     return found.os in stage or found.architecture in stage

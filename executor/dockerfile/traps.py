@@ -23,7 +23,7 @@ from executor.dockerfile.rules import (
     Violation,
 )
 from executor.dockerfile.stages import Dockerfile, Stage
-from platforms import platform as names
+from platforms import parsing
 from platforms.errors import UsageError
 
 _ASKS_MACHINE: Final = re.compile(
@@ -154,7 +154,7 @@ def _architectures(text: str) -> set[str]:
 
 def _architecture(platform: str) -> str:
     try:
-        return names.parse(platform).architecture
+        return parsing.parse(platform).architecture
     except UsageError:
         return platform
 
@@ -162,7 +162,7 @@ def _architecture(platform: str) -> str:
 def alike(one: str, other: str) -> bool:
     """Whether two platforms have the same system and architecture."""
     try:
-        found, wanted = names.parse(one), names.parse(other)
+        found, wanted = parsing.parse(one), parsing.parse(other)
     except UsageError:
         return one == other
     return (found.os, found.architecture) == (wanted.os, wanted.architecture)

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from platforms import mountspace, syscalls
+from platforms import mountspace, syscalls, threads
 from platforms.errors import EnvironmentUnfit
 
 
@@ -79,8 +79,9 @@ def enter() -> Isolation:
     """Move this process to the best rung that works. Mounts that it makes from now on are seen by nobody else.
 
     On ``mapped`` and ``single`` it acts as root afterwards, within its own user namespace. Raises EnvironmentUnfit
-    when no rung works.
+    when no rung works, or when this process has more than a single thread.
     """
+    threads.check_single("isolate build steps here")
     skipped: list[str] = []
     for rung, climb in _LADDER.items():
         try:

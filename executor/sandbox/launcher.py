@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from executor.sandbox import isolation, network, targets, workshop, zygote
 from executor.sandbox import spec as wire
-from platforms import debug, syscalls
+from platforms import debug, syscalls, threads
 from platforms.descriptors import keep_only
 from platforms.errors import EnvironmentUnfit
 
@@ -164,12 +164,13 @@ class Launcher:
 
 
 def start(emulation: Emulation | None = None) -> Launcher:
-    """Fork the zygote. To be called after ``isolation.enter``, before this process has a second thread.
+    """Fork the zygote. To be called after ``isolation.enter``, while this process has a single thread.
 
     With an ``emulation`` whose rung is ``private``, the zygote and all steps live in a user namespace of their own,
     with the emulator registered there. The zygote dies with the thread that calls this. Raises EnvironmentUnfit when
     this host does not allow such processes; what else a step needs is tried out when the first one is to run.
     """
+    threads.check_single("start the process that build steps are forked from")
     private = emulation is not None and emulation.rung == "private"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mapped_read, mapped_write = os.pipe()

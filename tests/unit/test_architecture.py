@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -120,6 +120,85 @@ def test_the_rule_of_doors_blames_what_it_should() -> None:
     assert unaccounted_imports("fetched", source) == ["executor.registry.wire"]
     assert unaccounted_imports("solve", source) == ["executor.registry.wire", "executor.context.http"]
     assert unaccounted_imports("solve", "if TYPE_CHECKING:\n    from executor.context import http") == []
+
+
+def circles(sources: Mapping[str, str]) -> list[str]:
+    """The circles of imports among ``sources``, by dotted name of a module; each as its modules, sorted.
+
+    Imports inside of functions and under TYPE_CHECKING count, and so do the packages that Python imports before what
+    is in them, except those that the module itself is in: they are imported by then, whatever it does.
+    """
+    edges = {
+        module: {
+            each
+            for node in ast.walk(ast.parse(source))
+            for found in imported_by(node, sources.keys())
+            for each in (found, *(package for package in packages(found) if not inside(module, package)))
+            if each != module and each in sources
+        }
+        for module, source in sources.items()
+    }
+    reached = {module: reachable(module, edges) for module in edges}
+    found = {
+        tuple(sorted({module, *(each for each in reached[module] if module in reached[each])}))
+        for module in edges
+        if module in reached[module]
+    }
+    return [" ".join(each) for each in sorted(found)]
+
+
+def packages(module: str) -> list[str]:
+    """The packages that ``module`` is in."""
+    parts = module.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def imported_by(node: ast.AST, modules: Collection[str]) -> set[str]:
+    """Those of ``modules`` that ``node`` imports: of ``from a import b`` it is ``a.b`` if that is one, else ``a``."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names if alias.name in modules}
+    if isinstance(node, ast.ImportFrom) and node.module:
+        every = (f"{node.module}.{alias.name}" for alias in node.names)
+        return {name if name in modules else node.module for name in every} & set(modules)
+    return set()
+
+
+def reachable(module: str, edges: Mapping[str, set[str]]) -> set[str]:
+    """All that ``module`` imports, itself too only if something of that imports it."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        for each in edges[waiting.pop()] - found:
+            found.add(each)
+            waiting.append(each)
+    return found
+
+
+def dotted(module: Path) -> str:
+    """The name under which ``module`` is imported."""
+    return ".".join(module.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    assert circles({dotted(module): module.read_text() for module in MODULES}) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "blamed"),
+    [
+        ({"a": "import b", "b": "def late():\n    import c", "c": "from a import x"}, ["a b c"]),
+        ({"a": "if TYPE_CHECKING:\n    from b import T", "b": "import a"}, ["a b"]),
+        ({"a": "from a import b", "a.b": "from a.c import d", "a.c": ""}, []),
+        ({"a": "from a import b", "a.b": "from a import name"}, ["a a.b"]),
+        ({"a": "import b", "a.c": "", "b": "import a.c"}, ["a b"]),
+    ],
+)
+def test_the_rule_of_circles_blames_what_it_should(sources: Mapping[str, str], blamed: list[str]) -> None:
+    assert circles(sources) == blamed
 
 
 @EVERY_MODULE

@@ -12,7 +12,7 @@ from executor.image.config import encode as encode_config
 from executor.image.digest import sha256
 from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec, describe
 from platforms.errors import ArchiveError, PlatformMissing
-from platforms.platform import parse
+from platforms.parsing import parse
 
 AMD64, ARM64 = PlatformSpec("amd64", "linux"), PlatformSpec("arm64", "linux")
 
