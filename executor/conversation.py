@@ -46,7 +46,7 @@ class Conversation:
         self.dismissed = False
         """Whether the orchestrator has said ``Done``, rather than just gone."""
         self.on_close: Callable[[], None] = lambda: None
-        self._asked: Callable[[str, str], None]  # from ``listen`` on, before which there is nobody to answer
+        self._asked: Callable[[str], None]  # from ``listen`` on, before which there is nobody to answer
 
     def receive_job(self) -> job.Job:
         """The first message, which has to be a job of our version."""
@@ -60,10 +60,10 @@ class Conversation:
             )
         return message
 
-    def listen(self, asked: Callable[[str, str], None]) -> None:
+    def listen(self, asked: Callable[[str], None]) -> None:
         """Start to take answers and requests, on a thread of their own.
 
-        ``asked`` is called with each question (what, and of which name) before it is sent.
+        ``asked`` is called with what is asked for before each question is sent.
         """
         self._asked = asked
         threading.Thread(target=self._listen, name="protocol", daemon=True).start()
@@ -111,7 +111,7 @@ class Conversation:
 
     def ask_into(self, sink: Callable[[bytes], object], what: str, name: str = "", paths: tuple[str, ...] = ()) -> bool:
         """Like ``ask``, with the answer given to ``sink`` in blocks as it comes; False when there is no such thing."""
-        self._asked(what, name)
+        self._asked(what)
         number = next(self._numbers)
         question = _Question(sink, Future())
         self._waiting[number] = question

@@ -300,7 +300,7 @@ class Exchange:
                 continue
             if place.name not in self._asked:
                 self._asked.add(place.name)
-                self._inputs.add(f"cache {place.name}")
+                self._inputs.add("outside cache")
             try:
                 entry = place.find(key)
             except (KanifoldError, OSError) as error:

@@ -21,6 +21,7 @@ from executor import job
 from executor.build import cache
 from executor.build.cache import Outcome
 from executor.store.store import Store
+from platforms import debug
 
 _RECORD_LIMIT: Final = 1 << 20
 """Bytes of a message that a dependency record may take."""
@@ -31,9 +32,9 @@ _NO_INPUTS: Final = frozenset({"credential", "manifest"})
 class Input:
     """One thing that a job may have taken from outside. Made by ``Inputs.add``, accounted for by whoever uses it."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
-        """For people: what it is."""
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        """For people: ``base``, ``source``, ``mount``, …. No name, which may be a URL with a password in it."""
         self._opened = False
         self._accounted = False
         self._signature: job.StatSignature | None = None
@@ -80,33 +81,36 @@ class Inputs:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inputs: list[Input] = []
-        self._asked: set[tuple[str, str]] = set()
+        self._questions: set[str] = set()
+        """Their kinds: a step's SSH agent may be asked thousands of times."""
         self._steps: dict[str, job.FoundStep] = {}
 
-    def add(self, what: str) -> Input:
-        """A new input, for people called ``what``, which is not accounted for yet."""
-        made = Input(what)
+    def add(self, kind: str) -> Input:
+        """A new input of that ``kind``, which is not accounted for yet."""
+        made = Input(kind)
         with self._lock:
             self._inputs.append(made)
         return made
 
-    def asked(self, what: str, name: str) -> None:
-        """The orchestrator is asked for ``what`` (``executor.job.Ask.what``) of that ``name``."""
+    def asked(self, what: str) -> None:
+        """The orchestrator is asked for ``what`` (``executor.job.Ask.what``)."""
         if what not in _NO_INPUTS:
             with self._lock:
-                self._asked.add((what, name))
+                self._questions.add(what)
 
     def found(self, key: str, outcome: Outcome) -> None:
         """A step with ``key`` had ``outcome``, which is recorded under that key unless an outside cache said so."""
         with self._lock:
             self._steps[key] = job.FoundStep(key, outcome.result, outcome.created)
         if outcome.foreign:
-            self.add(f"step from the cache {outcome.place}")
+            self.add("step from an outside cache")
 
     def record(self) -> job.DependencyRecord | None:
         """What the answer rests on; None when it is not cacheable, or that is too much to be looked at cheaply."""
         with self._lock:
-            if self._asked or not all(each.accounted for each in self._inputs):
+            unaccounted = {each.kind for each in self._inputs if not each.accounted} | self._questions
+            if unaccounted:
+                debug.log("result not cacheable", inputs=tuple(sorted(unaccounted)))
                 return None
             signatures = dict.fromkeys(each.signature for each in self._inputs if each.signature is not None)
             made = job.DependencyRecord(tuple(self._steps.values()), tuple(signatures))

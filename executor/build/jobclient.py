@@ -47,4 +47,4 @@ class JobClient(Client):
 
     def _note(self, reference: Reference) -> None:
         if not reference.digest:
-            self._inputs.add(f"tag {reference.familiar()}")
+            self._inputs.add("tag")

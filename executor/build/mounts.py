@@ -93,7 +93,7 @@ def prepare(
         if target == "/":
             raise DockerfileError(f'invalid mount target "{wanted.target}"', where=instruction.location)
         maker: Maker | None
-        taken = workshop.inputs.add(f"mount {wanted.type} {target}")
+        taken = workshop.inputs.add(f"{wanted.type} mount")
         match wanted.type:
             case "bind":
                 origin = _origin(origins, stage, instruction, wanted) or Origin("context", "")

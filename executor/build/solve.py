@@ -250,7 +250,7 @@ class Solver:
 
     def _origin_state(self, origin: Origin, platform: Platform) -> State:
         """The state that an external ``origin`` begins with."""
-        taken = self._workshop.inputs.add(f"base {origin.name}")
+        taken = self._workshop.inputs.add("base")
         if origin.kind == "context":
             self.contexts.add(origin.name)
         if origin.kind == "scratch" or (origin.kind == "context" and self._context_kind(origin.name) == "scratch"):
@@ -589,7 +589,7 @@ class Solver:
             return found if (self._is_ours(found) or not fresh) and cache.is_there(store, found.layer) else None
 
         try:
-            key = _Key.of(observed(workshop.inputs.add(f"step {text}")), workshop.order)
+            key = _Key.of(observed(workshop.inputs.add("step")), workshop.order)
             known: tuple[_Key, ...] = (key,)
             outcome = look(key)
             if outcome is None:

@@ -148,11 +148,11 @@ def of(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Files]) 
     """The sources of ``instruction``, whose paths are looked up in what ``found`` gives."""
     parts: list[tuple[Part, Input]] = []
     for text in instruction.sources:
-        taken = workshop.inputs.add(f"source {text}")
+        taken = workshop.inputs.add("source")
         parts.append((_part(workshop, instruction, text, found, taken), taken))
     for each in instruction.heredocs:
         content = each.content.encode("utf-8", "surrogateescape")
-        parts.append((Inline(each.file(), content), workshop.inputs.add(f"here-document {each.name}")))
+        parts.append((Inline(each.file(), content), workshop.inputs.add("here-document")))
     return Sources(workshop, tuple(parts))
 
 

@@ -125,7 +125,7 @@ def test_what_has_no_digest_is_not_pinned() -> None:
 )
 def test_every_question_is_an_input_but_those_that_no_image_depends_on(what: str, cacheable: bool) -> None:
     inputs = Inputs()
-    inputs.asked(what, "name")
+    inputs.asked(what)
     assert (inputs.record() is not None) is cacheable
 
 
