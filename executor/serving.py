@@ -39,9 +39,10 @@ from executor.store import blobs, durability, faults, keeping, policy
 from executor.store.prune import Pruned
 from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
-from platforms import debug, decoding, emulation, host, parse
+from platforms import debug, decoding, emulation, host
 from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, ProtocolError
+from platforms.parsing import parse
 
 if TYPE_CHECKING:
     from executor.registry.client import Client

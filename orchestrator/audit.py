@@ -16,7 +16,6 @@ from typing import Final
 
 from executor import job
 from executor.dockerfile import Dockerfile, ignore
-from executor.rootfs.elf import foreign
 from orchestrator.request import Allowed
 from platforms.errors import AuditError, Problem
 from platforms.parsing import parse
@@ -38,6 +37,11 @@ def allowed_by(dockerfile: Dockerfile) -> tuple[Allowed, ...]:
 
 def audit(platform: Platform, findings: Iterable[job.Finding], allowed: Iterable[Allowed]) -> tuple[job.Finding, ...]:
     """The findings that are wrong for ``platform`` and that nobody allowed."""
+    findings = tuple(findings)
+    if not findings:
+        return ()
+    from executor.rootfs.elf import foreign
+
     intended = [
         ignore.parse(each.pattern.lstrip("/"))
         for each in allowed

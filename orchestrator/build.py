@@ -7,6 +7,7 @@ audit. (5) Join and publish, index first, tags last. An error or Ctrl-C at any p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -35,7 +36,6 @@ from orchestrator.plan import Plan
 from orchestrator.publish import Image, Product
 from orchestrator.registries import Enter, Registry
 from orchestrator.request import Request
-from orchestrator.trace import recorded
 from orchestrator.view import events, open_display
 from platforms import debug
 from platforms.errors import AuditError, BuildError, EnvironmentUnfit, Interrupted, KanifoldError, Problem
@@ -76,8 +76,17 @@ def _kept(request: Request, plan: Plan | None, here: Node, enter: Enter) -> int:
     return status
 
 
+def traced(path: str, emit: Emit) -> contextlib.AbstractContextManager[Emit]:
+    """``emit``, with a trace of what passes it in the file ``path``; "" is no file."""
+    if not path:
+        return contextlib.nullcontext(emit)
+    from orchestrator.trace import recorded
+
+    return recorded(path, emit)
+
+
 def _shown(request: Request, plan: Plan | None, here: Node, enter: Enter) -> int:
-    with open_display(request.progress) as display, recorded(request.trace, display.emit) as emit:
+    with open_display(request.progress) as display, traced(request.trace, display.emit) as emit:
         try:
             product = asyncio.run(_interruptible(request, here, emit, plan, enter))
         except KanifoldError as error:

@@ -14,9 +14,10 @@ from executor.registry import config, reference
 from orchestrator import caches, epoch, fields, outputs, resources
 from orchestrator.contexts import named_canonically
 from orchestrator.request import Allowed, Annotation, Request, Secret
-from platforms import host, parse_list
+from platforms import host
 from platforms.errors import UsageError
 from platforms.parsing import parse as parse_platform
+from platforms.parsing import parse_list
 from platforms.platform import Platform
 from platforms.replacing import is_stream
 

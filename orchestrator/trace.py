@@ -38,13 +38,10 @@ def trace(happened: Iterable[events.Event]) -> Json:
 
 @contextlib.contextmanager
 def recorded(path: str, emit: Callable[[events.Event], None]) -> Iterator[Callable[[events.Event], None]]:
-    """``emit``, and the trace of all that passes it in the file ``path`` in the end, however that comes; "" is no file.
+    """``emit``, and the trace of all that passes it in the file ``path`` in the end, however that comes.
 
     Raises ``UsageError`` for a file that cannot be written.
     """
-    if not path:
-        yield emit
-        return
     happened: list[events.Event] = []
 
     def keep(event: events.Event) -> None:

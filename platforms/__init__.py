@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from platforms import encoding as _encoding  # noqa: F401 - before anything else loads msgspec
-from platforms.parsing import parse, parse_list
 from platforms.platform import Platform, candidates, normalise, satisfies, select
 
-__all__ = ["Platform", "candidates", "normalise", "parse", "parse_list", "satisfies", "select"]
+__all__ = ["Platform", "candidates", "normalise", "satisfies", "select"]

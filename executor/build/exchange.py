@@ -253,7 +253,7 @@ class InlinePlace:
             return {}
         document = found[0]
         if isinstance(document, Index):
-            from platforms import parse
+            from platforms.parsing import parse
 
             _, document = selection.find(self.name, document, parse(self._platform), self._document)
         if document.config.media_type == ENTRY:

@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from platforms import binfmt, elf, emulation, parse, probe, syscalls
+from platforms import binfmt, elf, emulation, probe, syscalls
 from platforms.emulation import Emulation, Rung
 from platforms.errors import EnvironmentUnfit
 from platforms.host import host, natives
+from platforms.parsing import parse
 
 sys.path.append(str(Path(__file__).parent.parent))  # for ``bases``
 

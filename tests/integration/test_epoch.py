@@ -15,8 +15,8 @@ from registry_server import Asked, Said, served
 from orchestrator import plan as planning
 from orchestrator.contexts import Means
 from orchestrator.request import Request
-from platforms import parse
 from platforms.errors import DockerfileError, UsageError
+from platforms.parsing import parse
 
 OLD, NEW = 1_000_000_000, 1_500_000_000
 

@@ -16,8 +16,8 @@ from executor.registry import reference
 from orchestrator.outputs import Output
 from orchestrator.request import Request
 from orchestrator.view import events, open_display
-from platforms import parse
 from platforms.errors import BuildError, KanifoldError
+from platforms.parsing import parse
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from protocol_nodes import Marked, build, remote
 
 from orchestrator.outputs import Output
 from orchestrator.request import Request
-from platforms import parse
+from platforms.parsing import parse
 
 
 @pytest.fixture

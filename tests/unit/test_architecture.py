@@ -430,8 +430,8 @@ def loaded_by(program: str) -> set[str]:
 @pytest.mark.parametrize(
     ("program", "most", "idle"),
     [
-        (ORCHESTRATOR, 260, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
-        (SPEAKER, 272, {"asyncio", "anyio", "rich", "yaml", "sqlite3", "orchestrator.build"}),
+        (ORCHESTRATOR, 258, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
+        (SPEAKER, 273, {"asyncio", "anyio", "rich", "yaml", "sqlite3", "orchestrator.build"}),
     ],
     ids=["orchestrator", "registries"],
 )

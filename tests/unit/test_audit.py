@@ -8,7 +8,7 @@ from executor.dockerfile import parse as parse_dockerfile
 from executor.job import Finding
 from orchestrator import audit
 from orchestrator.request import Allowed
-from platforms import parse
+from platforms.parsing import parse
 
 ARM64, AMD64 = parse("linux/arm64"), parse("linux/amd64")
 LAYER = "sha256:" + "ab" * 32

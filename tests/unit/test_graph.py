@@ -7,8 +7,8 @@ import pytest
 from executor.build.graph import Graph, Origin, plan, plan_all, platform_of
 from executor.build.named import Named
 from executor.dockerfile import parse
-from platforms import parse as parse_platform
 from platforms.errors import DockerfileError, KanifoldError
+from platforms.parsing import parse as parse_platform
 
 SCOPE = {"BUILDPLATFORM": "linux/amd64", "TARGETPLATFORM": "linux/arm64", "BASE": "base:1"}
 

@@ -17,7 +17,7 @@ from executor.build.state import State
 from executor.dockerfile import checks, outline, parse
 from executor.dockerfile.scope import global_scope
 from executor.image import config as image
-from platforms import parse as parse_platform
+from platforms.parsing import parse as parse_platform
 
 AMD64 = parse_platform("linux/amd64")
 PREDEFINED = scope.platform_arguments(AMD64, AMD64, "")

@@ -8,8 +8,8 @@ import pytest
 from programs import program
 
 from orchestrator import load
-from platforms import parse
 from platforms.errors import EnvironmentUnfit, UsageError
+from platforms.parsing import parse
 
 DOCKER = "case $1 in --version) echo \"Docker version 28.2\";; info) echo '{}';; *) exit 9;; esac"
 CONTAINERD_DOCKER = DOCKER.replace("{}", '[["driver-type","io.containerd.snapshotter.v1"]]')

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from executor.build.named import Named, canonical
-from platforms import parse
 from platforms.errors import UsageError
+from platforms.parsing import parse
 
 DEBIAN = (
     "debian",

@@ -11,8 +11,8 @@ from orchestrator import cautions
 from orchestrator import plan as planning
 from orchestrator.contexts import Means, named_canonically
 from orchestrator.request import Request
-from platforms import parse
 from platforms.errors import ContextError, DockerfileError, KanifoldError, UsageError
+from platforms.parsing import parse
 
 
 def read(folder: Path, *platforms: str, **more: object) -> planning.Plan:

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from platforms import Platform, candidates, normalise, parse, parse_list, satisfies, select
+from platforms import Platform, candidates, normalise, satisfies, select
 from platforms.errors import UsageError
 from platforms.host import default_platform
+from platforms.parsing import parse, parse_list
 from platforms.platform import ARCHITECTURES, SYSTEMS
 
 

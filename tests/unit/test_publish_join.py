@@ -13,7 +13,7 @@ from executor.image.digest import sha256
 from executor.image.manifest import Descriptor, Manifest, PlatformSpec, describe
 from orchestrator.publish import Image, join
 from orchestrator.request import Annotation, Request
-from platforms import parse
+from platforms.parsing import parse
 
 LAYER = Descriptor(mediatypes.OCI_LAYER_GZIP, sha256(b"layer"), 5)
 

@@ -11,8 +11,8 @@ from executor.build.state import State
 from executor.dockerfile import parse
 from executor.image import config as image
 from executor.image.config import History
-from platforms import parse as parse_platform
 from platforms.errors import DockerfileError
+from platforms.parsing import parse as parse_platform
 
 AMD64 = parse_platform("linux/amd64")
 

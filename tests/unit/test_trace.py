@@ -13,6 +13,7 @@ import view_story as story
 from view_story import START
 
 from executor import job
+from orchestrator.build import traced
 from orchestrator.trace import recorded, trace
 from orchestrator.view import events
 from orchestrator.view.events import Event, FromExecutor
@@ -199,5 +200,5 @@ def test_without_a_file_nothing_stands_between() -> None:
     def emit(_: Event) -> None:
         raise AssertionError
 
-    with recorded("", emit) as same:
+    with traced("", emit) as same:
         assert same is emit

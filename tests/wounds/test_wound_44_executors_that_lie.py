@@ -14,8 +14,8 @@ from protocol_nodes import Marked, build, liar
 
 from orchestrator.outputs import Output
 from orchestrator.request import Request
-from platforms import parse
 from platforms.errors import KanifoldError
+from platforms.parsing import parse
 
 
 @pytest.fixture
