@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator import nursery, registries
 from orchestrator.nursery import Nursery
+from platforms.errors import EnvironmentUnfit
 from platforms.loading import without
 
 
@@ -32,7 +33,7 @@ def foresee(arguments: Sequence[str]) -> Nursery | None:
     gc.disable()  # what is loaded stays: looking for cycles in it, while there is more and more of it, finds nothing
     try:
         return nursery.begin()
-    except OSError:  # as it will be again, and said, when the flags are known
+    except (OSError, EnvironmentUnfit):  # as it will be again, and said, when the flags are known
         return None
 
 
