@@ -11,6 +11,7 @@ from executor.job import CachePlace, Compression
 from orchestrator import cli, fields, flags
 from orchestrator.outputs import Output
 from orchestrator.request import Allowed, Annotation, Request, Secret
+from platforms import debug
 from platforms.errors import KanifoldError, UsageError
 
 
@@ -150,8 +151,11 @@ def test_registries_may_be_named_insecure_where_they_are_used() -> None:
     assert not ask("-t", "four.example/d", "--push").registries.is_insecure("four.example")
 
 
-def test_what_habit_types_is_taken() -> None:
-    assert ask("-D", "--debug", "--builder", "default").outputs == ask().outputs
+def test_what_habit_types_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    switched = []
+    monkeypatch.setattr(debug, "enable", lambda: switched.append(True))
+    assert ask("-D", "--builder", "default").outputs == ask("--debug").outputs == ask().outputs
+    assert switched == [True, True]
 
 
 def test_a_permission_of_the_command_s_own_is_no_entitlement() -> None:

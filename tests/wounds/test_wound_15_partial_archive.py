@@ -6,6 +6,7 @@ import gzip
 import io
 import tarfile
 from pathlib import Path
+from typing import Final
 
 import pytest
 from registry_server import Said, served
@@ -22,10 +23,14 @@ def canary(tmp_path: Path) -> Path:
     return path
 
 
-def partial(canary: Path, tail: bytes) -> bytes:
-    """An archive whose one entry is a link ``Dockerfile`` to ``canary``, and which then goes on as ``tail``."""
+DOWNLOADED: Final = "content"
+"""What the file is called that a download makes."""
+
+
+def partial(canary: Path, tail: bytes, name: str = "Dockerfile") -> bytes:
+    """An archive whose one entry is a link ``name`` to ``canary``, and which then goes on as ``tail``."""
     buffer = io.BytesIO()
-    info = tarfile.TarInfo("Dockerfile")
+    info = tarfile.TarInfo(name)
     info.type, info.linkname = tarfile.SYMTYPE, str(canary)
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.addfile(info)
@@ -53,12 +58,12 @@ def test_what_begins_as_an_archive_is_never_taken_for_something_else(
 def test_nothing_is_written_through_what_an_archive_left(tmp_path: Path, canary: Path, tail: bytes) -> None:
     source, out = tmp_path / "context", tmp_path / "out"
     out.mkdir()
-    source.write_bytes(partial(canary, tail))
+    source.write_bytes(partial(canary, tail, DOWNLOADED))
     try:
         extract(str(source), str(out))
     except ArchiveError:
         assert tail
-    assert (out / "Dockerfile").is_symlink()
+    assert (out / DOWNLOADED).is_symlink()
     with served(lambda _: Said(body=b"FROM evil\n")) as server, pytest.raises(StoreError):
         download(f"{server.url}/Dockerfile", str(out))
     assert canary.read_text() == "alive"
