@@ -251,7 +251,7 @@ def _scanned(workshop: Workshop, result: str, below: Sequence[Layer]) -> Iterato
     found = snapshots.find(workshop.store, cache.snapshot_key(result))
     if found is None:
         raise forgotten(workshop, result, "a cached layer has vanished")
-    return overlay.scan(found.fs, [each.directory() for each in reversed(below)])
+    return overlay.scan(found.fs, [each.directory() for each in reversed(below)], workshop.trees.recorded)
 
 
 def _pack(workshop: Workshop, changes: Iterable[Entry]) -> tuple[compress.Packed, tuple[Machine, ...]]:

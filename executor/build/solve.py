@@ -399,7 +399,7 @@ class Solver:
                     mounts.masked(),
                 )
             if not workshop.launcher().single:  # where there is one id, the step's supervisor has done so
-                records.write(draft.fs, tuple(carried(draft.fs, Stack(directories))))
+                records.write(draft.fs, tuple(carried(draft.fs, Stack(directories, workshop.trees.recorded))))
             snapshots.commit(
                 workshop.store,
                 draft,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from executor.build.fingerprints import Fingerprints
 from executor.build.inputs import Inputs
 from executor.build.once import Once
 from executor.conversation import Conversation
+from executor.rootfs.records import Read, read
 from executor.rootfs.tree import Tree, open_layers
 from executor.sandbox.launcher import Launcher
 from executor.store.store import Store
@@ -31,19 +33,21 @@ T = TypeVar("T")
 
 
 class Trees:
-    """Mounted views of layer stacks, made once each and open until the job ends."""
+    """Mounted views of layer stacks, made once each and open until the job ends, and what is recorded of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._trees: dict[tuple[str, ...], Tree] = {}
         self._others: list[Tree] = []
+        self.recorded: Read = functools.cache(read)
+        """Reads, once, what is recorded beside a directory of a stack: complete, and leased as long as the job."""
 
     def of(self, directories: tuple[str, ...], empty: str) -> Tree:
         """The merged view of ``directories``, top first."""
         with self._lock:
             tree = self._trees.get(directories)
             if tree is None:
-                tree = self._trees[directories] = open_layers(directories, empty)
+                tree = self._trees[directories] = open_layers(directories, empty, self.recorded)
             return tree
 
     def keep(self, tree: Tree) -> Tree:

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from executor.rootfs import records
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
-from executor.rootfs.records import Record, Records, Stack
+from executor.rootfs.records import Read, Record, Records, Stack
 from platforms.errors import EnvironmentUnfit
 
 _BLOCK: Final = 256 << 10
@@ -40,15 +40,15 @@ Below = tuple[bytes, ...]
 """The directories of the lower layers that together stand below a directory, top first."""
 
 
-def scan(upper: str, lowers: Sequence[str]) -> Iterator[Entry]:
+def scan(upper: str, lowers: Sequence[str], recorded: Read = records.read) -> Iterator[Entry]:
     """The changes in the directory ``upper`` over ``lowers``, top first, in canonical order, as they are come upon.
 
     Memory holds the names in the directories on the way to where the scan is, and the hard links. ``source`` of a FILE
     is its path below ``upper``, which must stay as it is. What is recorded beside these directories (see ``records``)
-    is taken over. Raises ``EnvironmentUnfit`` when the overlay was mounted with
-    ``redirect_dir`` or ``metacopy``, whose directories only make sense under that mount.
+    is taken over, that of ``lowers`` as ``recorded`` reads it. Raises ``EnvironmentUnfit`` when the overlay was mounted
+    with ``redirect_dir`` or ``metacopy``, whose directories only make sense under that mount.
     """
-    scan = _Scan(os.fsencode(os.path.abspath(upper)), records.read(upper), Stack(lowers))
+    scan = _Scan(os.fsencode(os.path.abspath(upper)), records.read(upper), Stack(lowers, recorded))
     return scan.run(tuple(map(os.fsencode, lowers)))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -56,6 +56,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Records = dict[bytes, Record]
+Read = Callable[[str], Records]
+"""Gives what is recorded beside a directory: ``read``, or what remembers what that gave."""
 
 _DECODER: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(Record)
 _ENCODER: Final = msgspec.json.Encoder()
@@ -108,10 +110,10 @@ def _without_private(entry: Entry) -> Entry:
 
 
 class Stack:
-    """The records of a stack of directories, top first."""
+    """The records of a stack of directories, top first, each of which is complete."""
 
-    def __init__(self, directories: Sequence[str]) -> None:
-        layers = [(directory, read(directory)) for directory in directories]
+    def __init__(self, directories: Sequence[str], recorded: Read = read) -> None:
+        layers = [(directory, recorded(directory)) for directory in directories]
         while layers and not layers[-1][1]:  # nobody asks below the last that has any
             layers.pop()
         self._layers = layers

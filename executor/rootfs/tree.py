@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
-from executor.rootfs.records import Record, Stack, applied
+from executor.rootfs.records import Read, Record, Stack, applied, read
 from executor.rootfs.stack import mount_stack
 from platforms import syscalls
 from platforms.errors import BuildError
@@ -246,15 +246,15 @@ def open_directory(
     return Tree(fd, path, hides=hides, owner=owner, stamp=stamp, recorded=recorded)
 
 
-def open_layers(directories: Sequence[str], empty: str) -> Tree:
-    """The merged view of overlay directories, top first, as one detached read-only mount.
+def open_layers(directories: Sequence[str], empty: str, recorded: Read = read) -> Tree:
+    """The merged view of overlay directories, top first, as one detached read-only mount; ``recorded`` reads records.
 
     ``empty`` is an existing empty directory: overlayfs wants at least two layers when there is nothing to write to.
     """
     if not directories:
         return open_directory(empty)
     fd = mount_stack(directories, empty)
-    stack = Stack(directories)
+    stack = Stack(directories, recorded)
     return Tree(fd, b"/proc/self/fd/%d" % fd, recorded=stack.of if stack else None)
 
 

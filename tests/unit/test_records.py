@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from executor.build import workshop
 from executor.rootfs import records
 from executor.rootfs.cursor import remove
 from executor.rootfs.entry import Entry, Kind
@@ -69,3 +72,20 @@ def test_a_directory_is_walked_however_deep_it_is(tmp_path: Path) -> None:
         os.close(top)
     assert len(found) == 2 * depth
     assert b"/".join([b"d"] * depth) in found
+
+
+def test_a_job_reads_what_is_beside_a_directory_once_however_many_steps_stand_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def counted(directory: str) -> records.Records:
+        asked.append(directory)
+        return {}
+
+    monkeypatch.setattr(workshop, "read", counted)
+    trees = workshop.Trees()
+    layers = [str(tmp_path / str(number)) for number in range(30)]
+    for height in range(1, len(layers) + 1):
+        records.Stack(layers[:height], trees.recorded)
+    assert asked == layers
