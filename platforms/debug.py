@@ -52,7 +52,7 @@ def log(what: str, **details: object) -> None:
     parts += [f"{name}={_plain(value)}" for name, value in details.items()]
     line = " ".join(parts).encode("utf-8", "backslashreplace")
     if len(line) >= _LONGEST:
-        line = line[: _LONGEST - 4] + b"..."
+        line = line[: _LONGEST - 4].decode("utf-8", "ignore").encode() + b"..."  # no character in halves
     with contextlib.suppress(OSError):  # nobody reads it: that is no reason to fail
         os.write(2, line + b"\n")
 
