@@ -391,17 +391,20 @@ def test_scripts_are_strict_and_executable() -> None:
 
 # Modules of the standard library, of dependencies and of ours that a process has loaded by the time it gets to work.
 # Loading them is most of what a build with nothing to do takes, so what is not used by every build is loaded late.
-BEGUN = "import orchestrator.cli, orchestrator.beginning"
-ORCHESTRATOR = f"""{BEGUN}
+ORCHESTRATOR = """
+import orchestrator.beginning, orchestrator.cli
 import orchestrator.flags, orchestrator.plan
 from platforms.loading import without
 with without("ssl"):
     import asyncio
 import orchestrator.build, orchestrator.tidying, orchestrator.view.quiet
 """
-SPEAKER = f"""{BEGUN}
-import executor.__main__
+SPEAKER = """
+import orchestrator.beginning, executor.__main__
 executor.__main__.preload_registries()
+"""
+EXECUTOR = f"""{SPEAKER}
+executor.__main__.preload()
 """
 COUNT = """
 import sys
@@ -431,9 +434,10 @@ def loaded_by(program: str) -> set[str]:
     ("program", "most", "idle"),
     [
         (ORCHESTRATOR, 258, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
-        (SPEAKER, 273, {"asyncio", "anyio", "rich", "yaml", "sqlite3", "orchestrator.build"}),
+        (SPEAKER, 260, {"asyncio", "anyio", "click", "rich", "yaml", "sqlite3", "orchestrator.cli", "executor.build"}),
+        (EXECUTOR, 387, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
     ],
-    ids=["orchestrator", "registries"],
+    ids=["orchestrator", "registries", "executor"],
 )
 def test_a_build_loads_little(program: str, most: int, idle: set[str]) -> None:
     loaded = loaded_by(program)
