@@ -62,6 +62,16 @@ _DEBUG = click.option(
     callback=_debug,
     help="Write to stderr what each process does, and when (KANIFOLD_DEBUG=1).",
 )
+_INSECURE = click.option(
+    "--insecure-registry", "insecure", metavar="HOST", multiple=True, help="Allow plain HTTP and unverified TLS."
+)
+_MIRRORS = click.option(
+    "--registry-mirror",
+    "mirrors",
+    metavar="[REGISTRY=]HOST",
+    multiple=True,
+    help="Where to look first (default registry: docker.io).",
+)
 _TIMEOUT = click.option(
     "--registry-timeout",
     "timeouts",
@@ -296,16 +306,8 @@ def cli() -> None:
     multiple=True,
     help="Paths whose foreign programs are intended.",
 )
-@click.option(
-    "--insecure-registry", "insecure", metavar="HOST", multiple=True, help="Allow plain HTTP and unverified TLS."
-)
-@click.option(
-    "--registry-mirror",
-    "mirrors",
-    metavar="[REGISTRY=]HOST",
-    multiple=True,
-    help="Where to look first (default registry: docker.io).",
-)
+@_INSECURE
+@_MIRRORS
 @_TIMEOUT
 @click.option(
     "--root",
@@ -338,16 +340,8 @@ def build(check: bool, call: str, **flags: Any) -> None:
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 unless all are pinned and current.")
 @click.option("--update", is_flag=True, help="Renew digests whose tag has moved on, or that are one platform's alone.")
 @click.option("--dry-run", is_flag=True, help="Print what would change as a diff.")
-@click.option(
-    "--insecure-registry", "insecure", metavar="HOST", multiple=True, help="Allow plain HTTP and unverified TLS."
-)
-@click.option(
-    "--registry-mirror",
-    "mirrors",
-    metavar="[REGISTRY=]HOST",
-    multiple=True,
-    help="Where to look first (default registry: docker.io).",
-)
+@_INSECURE
+@_MIRRORS
 @_TIMEOUT
 def pin(
     dockerfiles: tuple[str, ...],
