@@ -72,6 +72,10 @@ class DamagedError(Exception):
     """The index tells nonsense. Raised inside of ``read`` and ``write``, which then begin a new one."""
 
 
+class OutdatedError(DamagedError):
+    """The index is that of an earlier version, which is replaced as a damaged one is."""
+
+
 def seal(*parts: str | bytes | int | None) -> int:
     """A checksum over ``parts``, framed so that ("ab", "c") and ("a", "bc") differ."""
     total = 0
@@ -149,7 +153,7 @@ class Index:
                     raise sqlite_fault(self._root, error) from error  # type: ignore[arg-type]
                 if last:
                     raise StoreError(f"cannot use the index of the store {self._root}", why=str(error)) from error
-                self._replace(str(error))
+                self._replace(error)
         raise AssertionError("unreachable")
 
     def _attempt(self, work: Work[T], begin: str) -> T:
@@ -229,6 +233,8 @@ class Index:
                 why=f"a newer kanifold has made it (its schema is {version}; this one knows {SCHEMA})",
                 remedy="update kanifold, or choose another place with --root or KANIFOLD_ROOT",
             )
+        if version < SCHEMA and mark == _mark(version):
+            raise OutdatedError(f"its schema is {version}; this version's is {SCHEMA}")
         raise DamagedError(f"its schema is {version}, which this version does not know")
 
     def _begin(self) -> None:
@@ -254,8 +260,8 @@ class Index:
         os.symlink(name, link)
         os.rename(link, self._link)
 
-    def _replace(self, why: str) -> None:
-        """Begin a new index and set the damaged one aside, unless another process has done so already."""
+    def _replace(self, error: Exception) -> None:
+        """Begin a new index and set the old one aside, unless another process has done so already."""
         with self._mutex, translated(self._root, f"cannot repair the index of the store {self._root}"):
             self.close()
             with flocked(self._lock, exclusive=True):
@@ -265,11 +271,12 @@ class Index:
                 aside = f"{self._link}.corrupt-{int(time.time())}-{os.urandom(3).hex()}"
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(below(self._root, self._name), aside)
+        reason = "is of an earlier kanifold" if isinstance(error, OutdatedError) else "was damaged"
         self._warn(
             Problem(
                 "StoreError",
-                f"the index of the store {self._root} was damaged and has been replaced by an empty one",
-                why,
+                f"the index of the store {self._root} {reason} and has been replaced by an empty one",
+                str(error),
                 f"builds go on without their cache; the old one is {aside}",
             )
         )

@@ -118,10 +118,12 @@ def test_a_store_of_an_older_version_begins_anew(tmp_path: Path) -> None:
     fill(tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / "index.db")) as db:
         db.execute(f"PRAGMA user_version={SCHEMA - 1}")
+        db.execute(f"PRAGMA application_id={zlib.crc32(b'kanifold index %d' % (SCHEMA - 1)) >> 1}")
     warnings: list[Problem] = []
     with open_store(str(tmp_path), warn=warnings.append) as store:
         assert records.get(store, "record 1") is None
     assert len(warnings) == len(set_aside(tmp_path)) == 1
+    assert "is of an earlier kanifold and has been replaced" in warnings[0].what
 
 
 def test_who_still_has_the_old_index_open_goes_over_to_the_new_one(tmp_path: Path) -> None:
