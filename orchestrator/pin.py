@@ -11,7 +11,6 @@ import asyncio
 import difflib
 import os
 import stat
-import tempfile
 from collections.abc import Sequence
 from enum import Enum
 from typing import BinaryIO, Final
@@ -35,6 +34,7 @@ from orchestrator.view.untrusted import clean_line
 from platforms import regular
 from platforms.errors import DockerfileError, KanifoldError, StoreError, UsageError
 from platforms.paths import below
+from platforms.replacing import replacing
 
 _AT_ONCE: Final = 8
 _TEXT_LIMIT: Final = 16 << 20
@@ -205,9 +205,9 @@ def _look(registry: Registry, mention: Mention) -> Finding:
         parsed = reference.parse(mention.name)
         now = registry.resolve(replace(parsed, digest="").completed())
         if not parsed.digest:
-            return Finding(mention, State.UNPINNED, now.digest, _only_platform(registry, parsed, now))
+            return Finding(mention, State.UNPINNED, now.digest, _only_platform(now))
         if parsed.digest == now.digest:
-            return Finding(mention, State.CURRENT, now.digest, _only_platform(registry, parsed, now))
+            return Finding(mention, State.CURRENT, now.digest, _only_platform(now))
         pinned = registry.manifest(replace(parsed, tag=""))[0]
         if isinstance(pinned, Index) or now.media_type not in INDEXES:
             return Finding(mention, State.MOVED, now.digest)
@@ -216,7 +216,8 @@ def _look(registry: Registry, mention: Mention) -> Finding:
         raise KanifoldError.of(replace(error.problem, where=error.problem.where or mention.where)) from error
 
 
-def _only_platform(registry: Registry, wanted: Reference, now: Descriptor) -> str:
+def _only_platform(now: Descriptor) -> str:
+    """What to note of a tag that names ``now``; "" for an index."""
     return "" if now.media_type in INDEXES else "its tag names an image for one platform, not an index"
 
 
@@ -247,14 +248,8 @@ def _write(path: str, data: bytes) -> None:
     target = os.path.realpath(path)
     try:
         mode = stat.S_IMODE(os.stat(target).st_mode)
-        descriptor, name = tempfile.mkstemp(prefix=".kanifold-", dir=os.path.dirname(target))
-        try:
-            with open(descriptor, "wb") as stream:
-                stream.write(data)
-                os.fchmod(stream.fileno(), mode)
-            os.rename(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
+        with replacing(target) as stream:
+            os.fchmod(stream.fileno(), mode)
+            stream.write(data)
     except OSError as error:
         raise StoreError(f"cannot write {path}", why=error.strerror or str(error)) from error
