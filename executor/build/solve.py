@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 
@@ -416,10 +416,7 @@ class Solver:
     def _directories(self, state: State) -> tuple[str, ...]:
         """The layers of ``state`` as directories, top first; missing ones are made at the same time."""
         missing = [layer for layer in state.layers if not layer.directory.done]
-        if not all(layer.unpacked() for layer in missing):
-            with self._waiting("unpack"):
-                together(self._workshop, [layer.directory for layer in missing])
-        else:
+        with nullcontext() if all(layer.unpacked() for layer in missing) else self._waiting("unpack"):
             together(self._workshop, [layer.directory for layer in missing])
         # A layer may occur twice (the same COPY twice). overlayfs refuses that, and the upper one says it all.
         return tuple(dict.fromkeys(layer.directory() for layer in reversed(state.layers)))
