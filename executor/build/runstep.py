@@ -111,13 +111,13 @@ def execute(
         workshop.tell(Log(step, lines, stream))
 
     if debug.on:
-        shown = tuple(_masked(each, secrets) for each in spec.argv)
+        shown = tuple(output.masked(each, secrets) for each in spec.argv)
         debug.log("step runs", step=step, argv=shown, user=spec.uid, cwd=spec.cwd, network=spec.network)
     bounds = cgroup.group(order.cgroup_parent, limits.files(order.limits))
     with bounds as group, output.told(secrets, output.Limits.of(os.environ), tail, tell) as (stdout, stderr):
         ended = workshop.launcher().run(replace(spec, cgroup=group), stdout, stderr, workshop.cancelled)
         starved = cgroup.killed(group)
-    debug.log("step ended", step=step, code=ended.code, error=_masked(ended.error, secrets))
+    debug.log("step ended", step=step, code=ended.code, error=output.masked(ended.error, secrets))
     if ended.shared and ended.shared != NO_HELPER:
         problem = Problem("Network", "steps share the network of this machine", ended.shared, _SHARED_REMEDY)
         workshop.tell(Warned(problem, problem.kind))
@@ -138,13 +138,6 @@ def execute(
         where=instruction.location,
         log=tail.lines,
     )
-
-
-def _masked(text: str, secrets: Sequence[str]) -> str:
-    """``text`` without the ``secrets``, for the log."""
-    for each in secrets:
-        text = text.replace(each, "***")
-    return text
 
 
 def _remedy(ended: Ended) -> str:
