@@ -11,7 +11,7 @@ import sys
 
 def main() -> int:
     """Do one job. The exit status says what the last message said."""
-    from executor.serving import serve
+    from executor.worker import serve
     from platforms import debug
 
     debug.enter("executor")
@@ -24,17 +24,18 @@ def preload() -> None:
     """Load what every job needs, so that forks of this process need not."""
     import sqlite3  # noqa: F401 - which the store loads when it is opened
 
-    import executor.build.jobclient
-    import executor.serving  # noqa: F401
+    import executor.solver.jobclient
+    import executor.worker  # noqa: F401
 
 
 def preload_registries() -> None:
     """Load what speaks to registries."""
     import encodings.idna  # noqa: F401 - in which host names are looked up
 
-    from executor.registry import client, wire  # noqa: F401
+    from executor import transport
+    from executor.registry import client  # noqa: F401
 
-    wire.load_httpx()
+    transport.load_httpx()
 
 
 def _take_streams() -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The executor's end of the protocol in ``executor.job``: messages over two pipes, questions and their answers.
+"""The executor's end of the protocol in ``executor.protocol``: messages over two pipes, questions and their answers.
 
 Losing the orchestrator cancels the job: when stdin ends, ``closed`` is set and ``on_close`` runs, on the reading
 thread, so that whatever waits (a step, a download, a question) can be woken.
@@ -16,12 +16,12 @@ from typing import Final
 
 import msgspec
 
-from executor import job
+from executor import protocol
 from platforms import debug, decoding
 from platforms.errors import Interrupted, KanifoldError, ProtocolError
 
-_Request = job.Fetch | job.Files | job.Done
-_Incoming = job.Job | job.Answer | _Request
+_Request = protocol.Fetch | protocol.Files | protocol.Done
+_Incoming = protocol.Job | protocol.Answer | _Request
 _INCOMING: msgspec.json.Decoder[_Incoming] = msgspec.json.Decoder(_Incoming)
 
 _BLOCK: Final = 1 << 20
@@ -48,14 +48,14 @@ class Conversation:
         self.on_close: Callable[[], None] = lambda: None
         self._asked: Callable[[str], None]  # from ``listen`` on, before which there is nobody to answer
 
-    def receive_job(self) -> job.Job:
+    def receive_job(self) -> protocol.Job:
         """The first message, which has to be a job of our version."""
         message = self._read()
-        if not isinstance(message, job.Job):
+        if not isinstance(message, protocol.Job):
             raise ProtocolError("the first message is not a job") if message else Interrupted("no job was sent")
-        if message.version != job.VERSION:
+        if message.version != protocol.VERSION:
             raise ProtocolError(
-                f"this executor speaks protocol version {job.VERSION}, not {message.version}",
+                f"this executor speaks protocol version {protocol.VERSION}, not {message.version}",
                 remedy="install the same version of kanifold on every node",
             )
         return message
@@ -68,9 +68,9 @@ class Conversation:
         self._asked = asked
         threading.Thread(target=self._listen, name="protocol", daemon=True).start()
 
-    def send(self, message: job.Message, payload: bytes | memoryview = b"") -> None:
+    def send(self, message: protocol.Message, payload: bytes | memoryview = b"") -> None:
         """Write one message, and the raw bytes that it announces. Silent once the other end is gone."""
-        line = job.encode(message)
+        line = protocol.encode(message)
         with self._writing:
             if self._out < 0:
                 return
@@ -82,9 +82,9 @@ class Conversation:
                     except BrokenPipeError:
                         return
 
-    def send_file(self, message: job.Message, path: str, size: int) -> None:
+    def send_file(self, message: protocol.Message, path: str, size: int) -> None:
         """Write ``message`` and the ``size`` bytes of the file at ``path`` that it announces."""
-        line = job.encode(message)
+        line = protocol.encode(message)
         with self._writing, open(path, "rb") as file:
             try:
                 view = memoryview(line)
@@ -118,7 +118,7 @@ class Conversation:
         if self.closed.is_set():
             raise Interrupted("the orchestrator is gone")
         debug.log("question", number=number, kind=what, of=name)
-        self.send(job.Ask(number, what, name, paths))
+        self.send(protocol.Ask(number, what, name, paths))
         found = question.found.result()
         debug.log("answer", number=number, found=found)
         return found
@@ -131,10 +131,10 @@ class Conversation:
         try:
             while (message := self._read()) is not None:
                 match message:
-                    case job.Answer():
+                    case protocol.Answer():
                         self._resolve(message)
-                    case job.Fetch() | job.Files() | job.Done():
-                        self.dismissed = isinstance(message, job.Done)
+                    case protocol.Fetch() | protocol.Files() | protocol.Done():
+                        self.dismissed = isinstance(message, protocol.Done)
                         self._requests.put(message)
                     case _:
                         raise ProtocolError("a second job in one conversation")
@@ -145,13 +145,13 @@ class Conversation:
 
     def _end(self, error: Exception) -> None:
         self.closed.set()
-        self._requests.put(job.Done())
+        self._requests.put(protocol.Done())
         for waiting in list(self._waiting.values()):
             if not waiting.found.done():
                 waiting.found.set_exception(error)
         self.on_close()
 
-    def _resolve(self, answer: job.Answer) -> None:
+    def _resolve(self, answer: protocol.Answer) -> None:
         question = self._waiting.get(answer.id)
         if question is None:
             raise ProtocolError(f"an answer to no question: {answer.id}")
@@ -177,7 +177,7 @@ class Conversation:
             question.found.set_result(not answer.missing)
 
     def _read(self) -> _Incoming | None:
-        line = self._in.readline(job.LINE_LIMIT)
+        line = self._in.readline(protocol.LINE_LIMIT)
         if not line:
             return None
         if not line.endswith(b"\n"):

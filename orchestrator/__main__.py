@@ -29,7 +29,7 @@ def main() -> None:
     gc.set_threshold(_YOUNG)
     begun = None
     if sys.argv[1:2] == ["build"]:
-        from orchestrator.beginning import foresee
+        from orchestrator.bootstrap import foresee
 
         begun = foresee(sys.argv[2:])
     try:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from executor.build.agent import ALLOWED, FAILURE
+from executor.solver.agent import ALLOWED, FAILURE
 from platforms.errors import EnvironmentUnfit, KanifoldError, UsageError
 from platforms.paths import below
 

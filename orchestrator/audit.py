@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from executor import job
+from executor import protocol
 from executor.dockerfile import Dockerfile, ignore
 from orchestrator.request import Allowed
 from platforms.errors import AuditError, Problem
@@ -35,7 +35,9 @@ def allowed_by(dockerfile: Dockerfile) -> tuple[Allowed, ...]:
     )
 
 
-def audit(platform: Platform, findings: Iterable[job.Finding], allowed: Iterable[Allowed]) -> tuple[job.Finding, ...]:
+def audit(
+    platform: Platform, findings: Iterable[protocol.Finding], allowed: Iterable[Allowed]
+) -> tuple[protocol.Finding, ...]:
     """The findings that are wrong for ``platform`` and that nobody allowed."""
     findings = tuple(findings)
     if not findings:
@@ -55,7 +57,7 @@ def audit(platform: Platform, findings: Iterable[job.Finding], allowed: Iterable
     )
 
 
-def problem(platform: Platform, findings: tuple[job.Finding, ...]) -> Problem:
+def problem(platform: Platform, findings: tuple[protocol.Finding, ...]) -> Problem:
     """``findings`` as one warning or error."""
     machines = ", ".join(sorted({each.machine for each in findings}))
     listed = [f"/{each.path} is {each.machine} (layer {each.layer[:19]})" for each in findings[:_SHOWN]]

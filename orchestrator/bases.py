@@ -10,9 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from executor import job
-from executor.build import graph
-from executor.build.named import Named
+from executor import protocol
 from executor.dockerfile import Dockerfile, Stage
 from executor.dockerfile.checks import Base
 from executor.image import config as image
@@ -20,6 +18,8 @@ from executor.image import mediatypes, selection
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
 from executor.registry import reference
 from executor.registry.reference import Reference
+from executor.solver import graph
+from executor.solver.named import Named
 from executor.store import blobs
 from executor.store.store import Store
 from orchestrator.registries import Registry
@@ -36,7 +36,7 @@ def read(
     scope: Mapping[str, str],
     target: Platform,
     named: Named,
-    pins: Iterable[job.Pin],
+    pins: Iterable[protocol.Pin],
     registry: Registry,
     store: Store | None,
 ) -> dict[int, Base]:

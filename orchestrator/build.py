@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from executor import job
-from executor.build.graph import External
+from executor import protocol
 from executor.registry import auth, reference
 from executor.registry.notices import Notice, Remark, Wait
 from executor.registry.reference import Reference
+from executor.solver.graph import External
 from executor.store import policy
 from executor.store.removal import remove_tree
 from executor.store.store import Store, default_root, open_store
-from orchestrator import audit, cautions, publish, repeats
+from orchestrator import audit, publish, result_cache, warnings
 from orchestrator import plan as planning
-from orchestrator.contexts import Means
-from orchestrator.fanout import Built, Emit, Lost, build_all, order_executors, read_secret
+from orchestrator.contexts import FetchOptions
+from orchestrator.fanout import Emit, PlatformFailure, PlatformResult, build_all, read_secret, request_executors
 from orchestrator.node import Node, Placement, local, place
-from orchestrator.nursery import Nursery
 from orchestrator.plan import Plan
-from orchestrator.publish import Image, Product
+from orchestrator.prefork import PreforkServer
+from orchestrator.publish import BuildResult, Image
 from orchestrator.registries import Enter, Registry
 from orchestrator.request import Request
 from orchestrator.view import events, open_display
@@ -50,7 +50,7 @@ _LAST_MOMENT = 1.9
 """Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
 
 
-def build(request: Request, plan: Plan | None, nursery: Nursery | None, enter: Enter) -> int:
+def build(request: Request, plan: Plan | None, nursery: PreforkServer | None, enter: Enter) -> int:
     """Do it, show it, and return the process's exit status (``platforms.errors`` lists them).
 
     The ``plan`` has been made if everything for it was at hand; executors for this machine are in the ``nursery``.
@@ -102,14 +102,14 @@ def _shown(request: Request, plan: Plan | None, here: Node, enter: Enter) -> int
 class _PlatformsLostError(BuildError):
     """Platforms were not built. Carries every reason; the exit status is that of the first."""
 
-    def __init__(self, lost: Sequence[Lost]) -> None:
+    def __init__(self, lost: Sequence[PlatformFailure]) -> None:
         first = lost[0].error
         super().__init__(first.problem.what, why=first.problem.why)
         self.troubles = tuple(events.Trouble(each.error.problem, str(each.placement.platform)) for each in lost)
         self.exit_code = first.exit_code  # type: ignore[misc]
 
 
-async def _interruptible(request: Request, here: Node, emit: Emit, plan: Plan | None, enter: Enter) -> Product:
+async def _interruptible(request: Request, here: Node, emit: Emit, plan: Plan | None, enter: Enter) -> BuildResult:
     """The build, ended cleanly by the first Ctrl-C, SIGTERM or hang-up, and soon: more of them change nothing."""
     task = asyncio.ensure_future(_build(request, here, emit, plan, enter))
     loop = asyncio.get_running_loop()
@@ -149,7 +149,7 @@ async def _may_push(request: Request, registry: Registry, pushing: asyncio.Event
     await publish.check_push(request.repositories, registry)
 
 
-class _Site(msgspec.Struct, frozen=True):
+class _Environment(msgspec.Struct, frozen=True):
     """Where a build takes place, and who is to hear of it."""
 
     request: Request
@@ -167,7 +167,7 @@ class _Site(msgspec.Struct, frozen=True):
     """Who takes what is loaded."""
 
 
-async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, enter: Enter) -> Product:
+async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, enter: Enter) -> BuildResult:
     nodes = (here,)
     runs = plan is None or plan.may_run
     placements = tuple(place(each, nodes, runs=runs) for each in request.platforms)  # (1)
@@ -193,7 +193,7 @@ async def _build(request: Request, here: Node, emit: Emit, plan: Plan | None, en
         async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
             pushing = asyncio.Event()
             may_push = group.create_task(_may_push(request, registry, pushing))
-            site = _Site(request, keychain, registry, store, scratch, emit, pushing, may_push, loader)
+            site = _Environment(request, keychain, registry, store, scratch, emit, pushing, may_push, loader)
             product = group.create_task(_made(site, plan, placements))
         return product.result()
     except ExceptionGroup as errors:
@@ -227,69 +227,71 @@ def _noticed(emit: Emit, notice: Notice) -> None:
             emit(events.Cautioned(problem=Problem("Registry", text), rule="Registry"))
 
 
-async def _made(site: _Site, plan: Plan | None, placements: Sequence[Placement]) -> Product:
-    may_repeat = plan is not None and repeats.may_come(site.request, placements)  # what is fetched has no lasting place
+async def _made(site: _Environment, plan: Plan | None, placements: Sequence[Placement]) -> BuildResult:
+    may_repeat = plan is not None and result_cache.may_come(
+        site.request, placements
+    )  # what is fetched has no lasting place
     if plan is None:
         plan = await _plan(site)  # (2)
     _refuse_unfit(site.request, plan, placements)
-    for caution in cautions.without_epoch(site.request, plan):
+    for caution in warnings.without_epoch(site.request, plan):
         site.emit(caution)
     name = os.path.basename(site.scratch)
-    orders = [(each, _order(site.request, plan, each, name)) for each in placements]
-    answers = await asyncio.to_thread(repeats.find, orders, site.store) if may_repeat else ()
+    jobs = [(each, _job(site.request, plan, each, name)) for each in placements]
+    answers = await asyncio.to_thread(result_cache.find, jobs, site.store) if may_repeat else ()
     stop = threading.Event()
 
     def otherwise() -> None:
         site.pushing.set()
-        order_executors(placements, site.request)
+        request_executors(placements, site.request)
 
     try:
         pins, holding = await asyncio.gather(
             _pin(site, plan, answers, stop),
-            repeats.hold(answers, orders, site.store, stop, otherwise),
+            result_cache.hold(answers, jobs, site.store, stop, otherwise),
         )
     except KanifoldError:  # an image cannot be had, perhaps because a context that was to stand for it does not
-        for caution in cautions.unused_contexts(plan, ()):
+        for caution in warnings.unused_contexts(plan, ()):
             site.emit(caution)
         raise
-    checked = asyncio.create_task(asyncio.to_thread(cautions.of, site.request, plan, pins, site.registry, site.store))
-    if cautions.may_fail(site.request, plan):
+    checked = asyncio.create_task(asyncio.to_thread(warnings.of, site.request, plan, pins, site.registry, site.store))
+    if warnings.may_fail(site.request, plan):
         await checked
-    orders = [(each, replace(order, pins=pins)) for each, order in orders]
-    built, lost = await _built(site, orders, answers if holding and not stop.is_set() else ())  # (3)
+    jobs = [(each, replace(job, pins=pins)) for each, job in jobs]
+    built, lost = await _built(site, jobs, answers if holding and not stop.is_set() else ())  # (3)
     staying = list(built)
     leaving: list[asyncio.Task[None]] = []
 
-    def dismiss(each: Built) -> None:
+    def dismiss(each: PlatformResult) -> None:
         staying.remove(each)
         leaving.append(asyncio.create_task(each.executor.close()))
 
     try:
         taken = {name for each in built for name in each.result.contexts}
-        for caution in (*await checked, *cautions.unused_contexts(plan, taken)):
+        for caution in (*await checked, *warnings.unused_contexts(plan, taken)):
             site.emit(caution)
         if lost:
             raise _PlatformsLostError(lost)
         product = await _finish(site, plan, built, dismiss)
         if may_repeat:
-            await asyncio.to_thread(repeats.note, built, orders, site.store)
+            await asyncio.to_thread(result_cache.note, built, jobs, site.store)
         return product
     finally:
         await asyncio.gather(*leaving, *(each.executor.close() for each in staying), return_exceptions=True)
 
 
 async def _built(
-    site: _Site, orders: repeats.Orders, answers: Sequence[repeats.Answer]
-) -> tuple[tuple[Built, ...], tuple[Lost, ...]]:
+    site: _Environment, jobs: result_cache.Jobs, answers: Sequence[result_cache.CachedResult]
+) -> tuple[tuple[PlatformResult, ...], tuple[PlatformFailure, ...]]:
     """What comes of the ``orders``: what they were answered with before, or what executors make of them."""
-    if answers and await repeats.are_there(answers, orders, site.registry):
+    if answers and await result_cache.are_there(answers, jobs, site.registry):
         debug.log("answered from memory: no executor is asked")
-        return repeats.again(answers, orders, site.emit), ()
+        return result_cache.replay(answers, jobs, site.emit), ()
     site.pushing.set()
-    if any(order.pins or order.push for _, order in orders):  # else nobody has been asked anything
+    if any(job.pins or job.push for _, job in jobs):  # else nobody has been asked anything
         learned = await asyncio.to_thread(site.registry.learned)
-        orders = [(each, replace(order, registries=learned)) for each, order in orders]
-    return await build_all(orders, site.request, site.keychain, site.registry, site.emit)
+        jobs = [(each, replace(job, registries=learned)) for each, job in jobs]
+    return await build_all(jobs, site.request, site.keychain, site.registry, site.emit)
 
 
 def _refuse_unfit(request: Request, plan: Plan, placements: Iterable[Placement]) -> None:
@@ -305,7 +307,7 @@ def _refuse_unfit(request: Request, plan: Plan, placements: Iterable[Placement])
             )
 
 
-async def _plan(site: _Site) -> Plan:
+async def _plan(site: _Environment) -> Plan:
     """The plan; what has to be fetched for it goes below the site's ``scratch``."""
     request = site.request
     secrets = {each.id: each for each in request.secrets}
@@ -315,7 +317,7 @@ async def _plan(site: _Site) -> Plan:
         return None if found is None else read_secret(found.file, found.variable)
 
     os.mkdir(site.scratch, 0o700)
-    means = Means(site.scratch, secret, request.agents.get("default", ""), emit=site.emit)
+    means = FetchOptions(site.scratch, secret, request.agents.get("default", ""), emit=site.emit)
     reading = asyncio.create_task(asyncio.to_thread(planning.read, request, request.platforms, means))
     try:
         return await asyncio.shield(reading)
@@ -325,7 +327,9 @@ async def _plan(site: _Site) -> Plan:
         raise
 
 
-async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Callable[[Built], None]) -> Product:
+async def _finish(
+    site: _Environment, plan: Plan, built: Sequence[PlatformResult], dismiss: Callable[[PlatformResult], None]
+) -> BuildResult:
     """Check, join and publish what was ``built``. An executor that is not needed for that any more is dismissed."""
     request, registry, emit = site.request, site.registry, site.emit
     repositories = request.repositories
@@ -362,7 +366,7 @@ async def _finish(site: _Site, plan: Plan, built: Sequence[Built], dismiss: Call
     return product
 
 
-def _audit(request: Request, plan: Plan, built: Built, emit: Emit) -> None:
+def _audit(request: Request, plan: Plan, built: PlatformResult, emit: Emit) -> None:
     if request.audit == "off":
         return
     platform = built.placement.platform
@@ -377,12 +381,12 @@ def _audit(request: Request, plan: Plan, built: Built, emit: Emit) -> None:
 
 
 async def _pin(
-    site: _Site, plan: Plan, answers: Sequence[repeats.Answer], stop: threading.Event
-) -> tuple[job.Pin, ...]:
+    site: _Environment, plan: Plan, answers: Sequence[result_cache.CachedResult], stop: threading.Event
+) -> tuple[protocol.Pin, ...]:
     """Resolve every external image once, several at a time. Sets ``stop`` when ``answers`` are not for these images."""
     some = asyncio.Semaphore(_RESOLVED_AT_ONCE)
 
-    async def resolve(image: External) -> job.Pin:
+    async def resolve(image: External) -> protocol.Pin:
         name = image.name
         parsed = reference.parse(name).completed()
         try:
@@ -397,7 +401,7 @@ async def _pin(
             raise KanifoldError.of(replace(error.problem, what=what, where=image.where)) from error
         site.emit(events.Resolved(ref=name, digest=digest))
         debug.log("image pinned", name=name, digest=digest)
-        return job.Pin(name, digest)
+        return protocol.Pin(name, digest)
 
     pins = tuple(await asyncio.gather(*(resolve(each) for each in plan.images)))
     if any(each.pins != pins for each in answers):
@@ -405,15 +409,15 @@ async def _pin(
     return pins
 
 
-def _order(
+def _job(
     request: Request,
     plan: Plan,
     placement: Placement,
     build: str,
-) -> job.Job:
+) -> protocol.Job:
     """The job for one platform of the build with the unique name ``build``, but for what registries have to say."""
-    return job.Job(
-        version=job.VERSION,
+    return protocol.Job(
+        version=protocol.VERSION,
         build=build,
         platform=str(placement.platform),
         emulation=placement.emulation,
@@ -471,7 +475,7 @@ def _pushed_tags(request: Request) -> tuple[Reference, ...]:
     return tuple(found.values())
 
 
-def _note(request: Request, product: Product) -> None:
+def _note(request: Request, product: BuildResult) -> None:
     """Write ``--metadata-file`` and ``--iidfile``."""
     if request.metadata_file:
         import json
@@ -508,7 +512,7 @@ def _write_file(path: str, text: str) -> None:
         raise BuildError(f"cannot write {path}", why=error.strerror or str(error)) from error
 
 
-def _say(request: Request, product: Product) -> None:
+def _say(request: Request, product: BuildResult) -> None:
     """What the build came to, on stdout: nothing but the digest, unless stdout is the output or there is no output."""
     if request.outputs and not any(each.writes_stdout for each in request.outputs):
         try:

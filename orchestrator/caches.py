@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from executor.dockerfile.suggest import hint
-from executor.job import CachePlace, Compression
+from executor.protocol import CachePlace, Compression
 from executor.registry import reference
 from orchestrator import fields
 from platforms.errors import UsageError

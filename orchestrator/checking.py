@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 
-from executor import job
-from executor.build import graph, scope
+from executor import protocol
 from executor.dockerfile import checks, documents, global_scope, ignore, outline, rules
 from executor.dockerfile.checks import Base, Report
 from executor.registry import auth
 from executor.registry.client import Client
+from executor.solver import graph, scope
 from executor.store.store import Store
 from orchestrator import bases
 from orchestrator import plan as planning
-from orchestrator.contexts import Means
+from orchestrator.contexts import FetchOptions
 from orchestrator.plan import Plan
 from orchestrator.registries import Registry
 from orchestrator.request import Request
@@ -29,7 +29,7 @@ from platforms import host
 from platforms.errors import BuildError, DockerfileError, Problem
 
 
-def found(request: Request, plan: Plan, pins: tuple[job.Pin, ...], registry: Registry, store: Store) -> Report:
+def found(request: Request, plan: Plan, pins: tuple[protocol.Pin, ...], registry: Registry, store: Store) -> Report:
     """What checks find in the stages that a build needs."""
     stages = _needed(request, plan)
     return _check(request, plan, stages, _bases(request, plan, stages, pins, registry, store))
@@ -53,7 +53,7 @@ def _bases(
     request: Request,
     plan: Plan,
     stages: Iterable[int],
-    pins: tuple[job.Pin, ...],
+    pins: tuple[protocol.Pin, ...],
     registry: Registry,
     store: Store | None,
 ) -> dict[int, Base]:
@@ -123,7 +123,7 @@ def call(request: Request, method: str) -> int:
     name, _, options = method.partition(",")
     as_json = options == "format=json"
     with tempfile.TemporaryDirectory(prefix="kanifold.") as scratch:
-        means = Means(scratch)
+        means = FetchOptions(scratch)
         source = planning.source(request, means)
         match name:
             case "targets":
@@ -136,7 +136,7 @@ def call(request: Request, method: str) -> int:
                 return _print_checks(request, source, means, as_json)
 
 
-def _print_checks(request: Request, source: planning.Source, means: Means, as_json: bool) -> int:
+def _print_checks(request: Request, source: planning.Source, means: FetchOptions, as_json: bool) -> int:
     try:
         found = _check_all(request, planning.plan(request, (), source, means))
     except DockerfileError as error:
@@ -155,7 +155,7 @@ def _print_checks(request: Request, source: planning.Source, means: Means, as_js
     return 1 if found.failure is not None or found.violations else 0
 
 
-def _above(request: Request, source: planning.Source, means: Means, problem: Problem) -> Report:
+def _above(request: Request, source: planning.Source, means: FetchOptions, problem: Problem) -> Report:
     """What is to be said of the lines above the one with ``problem``, which no Dockerfile has, and that itself."""
     if problem.where is None:
         return Report((), problem)

@@ -13,7 +13,7 @@ from platforms import debug
 from platforms.errors import KanifoldError, StoreError, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.nursery import Nursery
+    from orchestrator.prefork import PreforkServer
 
 _CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -330,9 +330,9 @@ def build(check: bool, call: str, **flags: Any) -> None:
         from orchestrator import flags as parsing
 
         exit_with(checking.call(parsing.request(flags), "check" if check else call))
-    from orchestrator import beginning
+    from orchestrator import bootstrap
 
-    exit_with(beginning.run(flags, click.get_current_context().obj))
+    exit_with(bootstrap.run(flags, click.get_current_context().obj))
 
 
 @cli.command(short_help="Pin the external images of Dockerfiles to digests.")
@@ -446,7 +446,7 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "kanifold", "_KANIFOLD_COMPLETE").source())
 
 
-def main(begun: Nursery | None = None) -> int:
+def main(begun: PreforkServer | None = None) -> int:
     """The entry point: errors become messages, never tracebacks. If this is a build, its nursery may have ``begun``."""
     debug.enter("kanifold")
     try:
@@ -464,7 +464,7 @@ def main(begun: Nursery | None = None) -> int:
     return status
 
 
-def _run(begun: Nursery | None) -> int:
+def _run(begun: PreforkServer | None) -> int:
     try:
         return int(cli.main(prog_name="kanifold", standalone_mode=False, obj=begun) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

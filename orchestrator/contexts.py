@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.build.named import canonical
+from executor.solver.named import canonical
 from orchestrator.view import events
 from platforms.errors import ContextError, Interrupted, StoreError, UsageError
 from platforms.paths import below
@@ -36,7 +36,7 @@ class ElsewhereError(Exception):
     """Something would have to be fetched."""
 
 
-class Means(msgspec.Struct, frozen=True):
+class FetchOptions(msgspec.Struct, frozen=True):
     """What fetching takes."""
 
     scratch: str
@@ -72,7 +72,7 @@ class Files(msgspec.Struct, frozen=True):
     """When the source says that it was changed last (a commit's time, ``Last-Modified``), seconds since 1970."""
 
 
-def main(text: str, means: Means, *, keep_git_dir: bool = False) -> Files:
+def main(text: str, means: FetchOptions, *, keep_git_dir: bool = False) -> Files:
     """The files of the CONTEXT ``text``: a directory, ``-`` for stdin, a git repository or a URL.
 
     Raises ``ContextError`` when it is none of these or cannot be had.
@@ -98,7 +98,7 @@ def main(text: str, means: Means, *, keep_git_dir: bool = False) -> Files:
     )
 
 
-def named(name: str, text: str, means: Means) -> Files:
+def named(name: str, text: str, means: FetchOptions) -> Files:
     """The files of ``--build-context name=text`` (a directory, a git repository, a URL). Raises ``ContextError``."""
     repository = _repository(text)
     if repository is not None:
@@ -123,7 +123,7 @@ def _directory(path: str) -> Files:
     return Files(whole)
 
 
-def changed(found: Files, means: Means) -> int | None:
+def changed(found: Files, means: FetchOptions) -> int | None:
     """When the files that were fetched were changed last, in seconds since 1970; None for what lies on this machine.
 
     Where the source does not say, it is the time of an archive's newest file (BuildKit, dockerfile2llb/epoch.go).
@@ -161,7 +161,7 @@ def _is_url(text: str) -> bool:
     return text.startswith(("https://", "http://"))
 
 
-def stdin(path: str, means: Means) -> None:
+def stdin(path: str, means: FetchOptions) -> None:
     """Write what comes on stdin to the new file ``path``. Raises ``ContextError``, ``StoreError``, ``Interrupted``."""
     with open(path, "xb") as file:
         while True:
@@ -180,7 +180,7 @@ def stdin(path: str, means: Means) -> None:
                 raise StoreError("cannot keep what came on stdin", why=error.strerror or str(error)) from error
 
 
-def _stdin(means: Means) -> Files:
+def _stdin(means: FetchOptions) -> Files:
     path = os.path.join(means.directory(), _FILE)
     stdin(path, means)
     found = _taken_apart(path, means)
@@ -188,7 +188,7 @@ def _stdin(means: Means) -> Files:
     return found if not found.dockerfile else Files(means.directory(), fetched=True, dockerfile=path)
 
 
-def _download(url: str, means: Means) -> tuple[str, int | None]:
+def _download(url: str, means: FetchOptions) -> tuple[str, int | None]:
     """The file behind ``url``, called ``context``, in a directory of its own; and its ``Last-Modified``."""
     from executor.context import http
 
@@ -202,7 +202,7 @@ def _download(url: str, means: Means) -> tuple[str, int | None]:
     return path, found.mtime
 
 
-def _taken_apart(path: str, means: Means) -> Files:
+def _taken_apart(path: str, means: FetchOptions) -> Files:
     """What is in the archive ``path``; when it is none, the file itself is the Dockerfile."""
     directory = _unpacked(path, means)
     if directory is None:
@@ -211,7 +211,7 @@ def _taken_apart(path: str, means: Means) -> Files:
     return Files(directory, fetched=True, owners=True)
 
 
-def _unpacked(path: str, means: Means) -> str | None:
+def _unpacked(path: str, means: FetchOptions) -> str | None:
     """A new directory with what is in the archive ``path``; None when it is none."""
     from executor.context import archive
 
@@ -219,7 +219,7 @@ def _unpacked(path: str, means: Means) -> str | None:
     return None if archive.extract(path, directory) is None else directory
 
 
-def _git(repository: GitReference, means: Means) -> Files:
+def _git(repository: GitReference, means: FetchOptions) -> Files:
     from executor.context import git, gitprogram
 
     means.emit(events.Resolving(ref=str(repository)))

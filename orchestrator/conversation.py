@@ -1,4 +1,4 @@
-"""The orchestrator's end of the protocol in ``executor.job``: one executor process, its events, its questions.
+"""The orchestrator's end of the protocol in ``executor.protocol``: one executor process, its events, its questions.
 
 An executor may run on another machine and its word is not taken: every line is decoded strictly and bounded, and what
 it claims to have built is checked by the caller against the content itself.
@@ -13,62 +13,62 @@ from typing import Any, Final
 
 import msgspec
 
-from executor import job
+from executor import protocol
 from orchestrator.node import Node
 from orchestrator.process import GRACE, Process, start
 from platforms import decoding
 from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, ProtocolError
 
-_INCOMING: Final[msgspec.json.Decoder[job.Message]] = msgspec.json.Decoder(
-    job.Hello
-    | job.Planned
-    | job.Started
-    | job.Held
-    | job.Finished
-    | job.Log
-    | job.Moved
-    | job.Waiting
-    | job.Warned
-    | job.Ask
-    | job.Result
-    | job.Failed
-    | job.Blob
-    | job.Piece
+_INCOMING: Final[msgspec.json.Decoder[protocol.Message]] = msgspec.json.Decoder(
+    protocol.Handshake
+    | protocol.Planned
+    | protocol.Started
+    | protocol.Held
+    | protocol.Finished
+    | protocol.Log
+    | protocol.Transfer
+    | protocol.Waiting
+    | protocol.BuildWarning
+    | protocol.Ask
+    | protocol.Result
+    | protocol.Failed
+    | protocol.Blob
+    | protocol.Piece
 )
 _QUESTIONS: Final = 1000
 """Questions without an answer that an executor may have: far more than it has threads."""
 
-OnMessage = Callable[[job.Message], None]
+OnMessage = Callable[[protocol.Message], None]
 Stream = Callable[[Callable[[bytes | memoryview], object]], None]
 """Gives an answer, too large to be held, to its argument block by block; runs on a thread."""
-OnAsk = Callable[[job.Ask], Awaitable[bytes | Stream | None]]
+OnAsk = Callable[[protocol.Ask], Awaitable[bytes | Stream | None]]
 
 
 class Executor(msgspec.Struct, frozen=True):
     """A running executor whose job is done, still there to hand over blobs."""
 
     process: Process
-    result: job.Result
+    result: protocol.Result
 
     async def blob(self, digest: str, size: int, sink: Callable[[bytes], object]) -> None:
         """Give the content of ``digest``, which has ``size`` bytes, to ``sink``, in blocks."""
-        await _send(self.process, job.Fetch(digest))
+        await _send(self.process, protocol.Fetch(digest))
         message = await _asked_for(self.process)
-        if isinstance(message, job.Failed):
+        if isinstance(message, protocol.Failed):
             raise KanifoldError.of(message.problem)
-        if not isinstance(message, job.Blob) or (message.digest, message.size) != (digest, size) or size < 0:
+        if not isinstance(message, protocol.Blob) or (message.digest, message.size) != (digest, size) or size < 0:
             raise ProtocolError("an executor sent something else than the blob it was asked for")
         async for block in _payload(self.process, size, "a blob"):
             sink(block)
 
     async def files(self, prefix: str) -> AsyncIterator[bytes]:
         """The image's file system as blocks of a tar archive without an end, everything in the directory ``prefix``."""
-        await _send(self.process, job.Files(prefix))
+        await _send(self.process, protocol.Files(prefix))
         while True:
             message = await _asked_for(self.process)
-            if isinstance(message, job.Failed):
+            if isinstance(message, protocol.Failed):
                 raise KanifoldError.of(message.problem)
-            if not isinstance(message, job.Piece) or message.size < 0:
+            if not isinstance(message, protocol.Piece) or message.size < 0:
                 raise ProtocolError("an executor sent something else than the files it was asked for")
             if not message.size:
                 return
@@ -81,11 +81,11 @@ class Executor(msgspec.Struct, frozen=True):
 
     async def close(self) -> None:
         """Let the executor go."""
-        await _send(self.process, job.Done())
+        await _send(self.process, protocol.Done())
         await _end(self.process)
 
 
-class Absent:
+class NullExecutor:
     """In the place of an executor that nobody needed, because its image was there. It has nothing to give."""
 
     async def blob(self, digest: str, size: int, write: Callable[[bytes], object]) -> None:
@@ -104,22 +104,22 @@ class Absent:
         """Nothing."""
 
 
-async def run(node: Node, order: job.Job, on_message: OnMessage, on_ask: OnAsk) -> Executor:
-    """Start an executor on ``node``, give it ``order`` and hear it to the end.
+async def run(node: Node, job: protocol.Job, on_message: OnMessage, on_ask: OnAsk) -> Executor:
+    """Start an executor on ``node``, give it ``job`` and hear it to the end.
 
     Raises the error that the executor reports, or ``ProtocolError`` when it breaks off. Cancelling this coroutine ends
     the executor and everything below it.
     """
     try:
-        process = await node.forks.take(job.LINE_LIMIT) if node.forks is not None else None
+        process = await node.forks.take(protocol.LINE_LIMIT) if node.forks is not None else None
         if process is None:
-            process = await start(node.command, node.environment, job.LINE_LIMIT)
+            process = await start(node.command, node.environment, protocol.LINE_LIMIT)
     except OSError as error:
         raise EnvironmentUnfit(
             f"cannot start an executor on node {node.name}", why=f"{node.command[0]}: {error.strerror}"
         ) from error
     try:
-        await _send(process, order)
+        await _send(process, job)
         result = await _listen(process, on_message, on_ask)
     except BaseException:
         await asyncio.shield(_end(process))
@@ -127,7 +127,7 @@ async def run(node: Node, order: job.Job, on_message: OnMessage, on_ask: OnAsk) 
     return Executor(process, result)
 
 
-async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk) -> job.Result:
+async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk) -> protocol.Result:
     answers: set[asyncio.Task[None]] = set()
     greeted = False
     while True:
@@ -140,43 +140,43 @@ async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk) -> job
             status = f"exit status {child.ended.result()}" if child.ended.done() else "its process goes on without it"
             raise ProtocolError("an executor ended without a result", why=child.complaints or status)
         if not greeted:
-            if not isinstance(message, job.Hello | job.Failed):
+            if not isinstance(message, protocol.Handshake | protocol.Failed):
                 raise ProtocolError("an executor did not introduce itself")
-            if isinstance(message, job.Hello) and message.version != job.VERSION:
+            if isinstance(message, protocol.Handshake) and message.version != protocol.VERSION:
                 raise ProtocolError(
-                    f"an executor speaks protocol version {message.version}, not {job.VERSION}",
+                    f"an executor speaks protocol version {message.version}, not {protocol.VERSION}",
                     remedy="install the same version of kanifold on every node",
                 )
             greeted = True
         match message:
-            case job.Ask():
+            case protocol.Ask():
                 if len(answers) >= _QUESTIONS:
                     raise ProtocolError("an executor asks more than it can hear")
                 task = asyncio.create_task(_answer(process, message, on_ask))
                 answers.add(task)
                 task.add_done_callback(answers.discard)
-            case job.Failed():
+            case protocol.Failed():
                 raise KanifoldError.of(message.problem)
-            case job.Result():
+            case protocol.Result():
                 on_message(message)
                 return message
-            case job.Blob() | job.Piece():
+            case protocol.Blob() | protocol.Piece():
                 raise ProtocolError("an executor sent content that nobody asked for")
             case _:
                 on_message(message)
 
 
-async def _answer(process: Process, ask: job.Ask, on_ask: OnAsk) -> None:
+async def _answer(process: Process, ask: protocol.Ask, on_ask: OnAsk) -> None:
     try:
         payload = await on_ask(ask)
     except KanifoldError as error:
-        await _send(process, job.Answer(ask.id, error=error.problem))
+        await _send(process, protocol.Answer(ask.id, error=error.problem))
         return
     match payload:
         case None:
-            await _send(process, job.Answer(ask.id, missing=True))
+            await _send(process, protocol.Answer(ask.id, missing=True))
         case bytes():
-            await _send(process, job.Answer(ask.id, size=len(payload)), payload)
+            await _send(process, protocol.Answer(ask.id, size=len(payload)), payload)
         case _:
             await _stream(process, ask.id, payload)
 
@@ -188,31 +188,31 @@ async def _stream(process: Process, number: int, stream: Stream) -> None:
     def out(block: bytes | memoryview) -> None:
         if process.stdin.is_closing():
             raise Interrupted("the executor is gone")
-        sending = _send(process, job.Answer(number, len(block), more=True), bytes(block))
+        sending = _send(process, protocol.Answer(number, len(block), more=True), bytes(block))
         asyncio.run_coroutine_threadsafe(sending, loop).result()
 
     try:
         await asyncio.to_thread(stream, out)
     except KanifoldError as error:
-        await _send(process, job.Answer(number, error=error.problem))
+        await _send(process, protocol.Answer(number, error=error.problem))
     else:
-        await _send(process, job.Answer(number))
+        await _send(process, protocol.Answer(number))
 
 
-async def _send(process: Process, message: job.Message, payload: bytes = b"") -> None:
-    process.stdin.write(job.encode(message) + payload)
+async def _send(process: Process, message: protocol.Message, payload: bytes = b"") -> None:
+    process.stdin.write(protocol.encode(message) + payload)
     with contextlib.suppress(ConnectionError):  # its last words are on stdout and are read from there
         await process.stdin.drain()
 
 
-async def _asked_for(process: Process) -> job.Message | None:
+async def _asked_for(process: Process) -> protocol.Message | None:
     """The next message that is no word of progress: what is asked for after the result may have to be made first."""
-    while isinstance(message := await _receive(process), job.Moved):
+    while isinstance(message := await _receive(process), protocol.Transfer):
         pass
     return message
 
 
-async def _receive(process: Process) -> job.Message | None:
+async def _receive(process: Process) -> protocol.Message | None:
     try:
         line = await process.stdout.readline()
     except ValueError as error:

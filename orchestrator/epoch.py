@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from executor.build.named import Named
 from executor.dockerfile import Dockerfile, Stage, declared, expand
 from executor.dockerfile.instructions import Add, Arg
 from executor.dockerfile.words import Meter
+from executor.solver.named import Named
 from orchestrator import contexts
-from orchestrator.contexts import Files, Means
+from orchestrator.contexts import FetchOptions, Files
 from platforms.errors import DockerfileError, UsageError
 
 NAME: Final = "SOURCE_DATE_EPOCH"
@@ -32,7 +32,7 @@ def resolve(
     seen: Mapping[str, str],
     main: Files,
     named: Mapping[str, str],
-    means: Means,
+    means: FetchOptions,
 ) -> int | None:
     """Seconds since 1970; None when the build has no such moment, as when it is to be that of a directory.
 
@@ -65,14 +65,14 @@ def told(given: Mapping[str, str], seen: Mapping[str, str], moment: int | None) 
     return rest | {NAME: ""} if NAME in seen else rest  # an empty one, for the Dockerfile's default is void
 
 
-def _of_place(name: str, place: str, means: Means) -> int | None:
+def _of_place(name: str, place: str, means: FetchOptions) -> int | None:
     if place.startswith(("docker-image://", "oci-layout://")):
         return None
     return contexts.changed(contexts.named(name, place, means), means)
 
 
 def _of_stage(
-    dockerfile: Dockerfile, stage: Stage, given: Mapping[str, str], seen: Mapping[str, str], means: Means
+    dockerfile: Dockerfile, stage: Stage, given: Mapping[str, str], seen: Mapping[str, str], means: FetchOptions
 ) -> int | None:
     def unfit(why: str) -> DockerfileError:
         return DockerfileError(

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import msgspec
 
-from executor import job
+from executor import protocol
 from executor.registry import reference
 from executor.registry.auth import Keychain
 from executor.registry.reference import Reference
 from orchestrator import conversation
-from orchestrator.conversation import Absent, Executor, OnAsk, Stream
+from orchestrator.conversation import Executor, NullExecutor, OnAsk, Stream
 from orchestrator.node import Placement
 from orchestrator.registries import Registry
 from orchestrator.request import Request
@@ -26,29 +26,29 @@ from platforms import regular
 from platforms.errors import BuildError, ContextError, KanifoldError, ProtocolError, UsageError
 
 Emit = Callable[[events.Event], None]
-Said = job.Planned | job.Started | job.Finished | job.Warned
+Said = protocol.Planned | protocol.Started | protocol.Finished | protocol.BuildWarning
 _SAID: Final = 10_000
 """Messages of an executor that are kept; of one that says more, none is."""
 
 
-class Built(msgspec.Struct, frozen=True):
+class PlatformResult(msgspec.Struct, frozen=True):
     """A platform whose image is made, and who made it."""
 
     placement: Placement
-    result: job.Result
-    executor: Executor | Absent
+    result: protocol.Result
+    executor: Executor | NullExecutor
     said: tuple[Said, ...] = ()
     """What the executor said of its steps, as long as that was not much."""
 
 
-class Lost(msgspec.Struct, frozen=True):
+class PlatformFailure(msgspec.Struct, frozen=True):
     """A platform that was not built, and why."""
 
     placement: Placement
     error: KanifoldError
 
 
-def order_executors(placements: Sequence[Placement], request: Request) -> None:
+def request_executors(placements: Sequence[Placement], request: Request) -> None:
     """Have executors brought forth for a build that will need them: before their jobs are known, if that can be."""
     for each in placements:
         if each.node.forks is not None:
@@ -56,36 +56,34 @@ def order_executors(placements: Sequence[Placement], request: Request) -> None:
 
 
 async def build_all(
-    orders: Sequence[tuple[Placement, job.Job]],
+    jobs: Sequence[tuple[Placement, protocol.Job]],
     request: Request,
     keychain: Keychain,
     registry: Registry,
     emit: Emit,
-) -> tuple[tuple[Built, ...], tuple[Lost, ...]]:
+) -> tuple[tuple[PlatformResult, ...], tuple[PlatformFailure, ...]]:
     """Run every order; returns what was built and what was not, each in the order of the platforms.
 
     Cancelling ends all executors.
     """
-    order_executors([placement for placement, _ in orders], request)
+    request_executors([placement for placement, _ in jobs], request)
     from asyncio_pool import AioPool
 
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    pool = AioPool(size=request.jobs or len(orders))
+    pool = AioPool(size=request.jobs or len(jobs))
     waiting = [
-        pool.spawn_n(
-            _one(placement, order, _answers(request, order, keychain, registry), request.keep_going, emit, stop)
-        )
-        for placement, order in orders
+        pool.spawn_n(_one(placement, job, _answers(request, job, keychain, registry), request.keep_going, emit, stop))
+        for placement, job in jobs
     ]
     try:
         outcomes = await asyncio.shield(asyncio.gather(*waiting))
     except BaseException:
         _stop(stop, "interrupted")
         ended = await asyncio.gather(*waiting, return_exceptions=True)
-        await asyncio.gather(*(each.executor.abandon() for each in ended if isinstance(each, Built)))
+        await asyncio.gather(*(each.executor.abandon() for each in ended if isinstance(each, PlatformResult)))
         raise
-    built = tuple(each for each in outcomes if isinstance(each, Built))
-    lost = tuple(each for each in outcomes if isinstance(each, Lost))
+    built = tuple(each for each in outcomes if isinstance(each, PlatformResult))
+    lost = tuple(each for each in outcomes if isinstance(each, PlatformFailure))
     return built, lost
 
 
@@ -95,8 +93,8 @@ def _stop(stop: asyncio.Future[str], why: str) -> None:
 
 
 async def _one(
-    placement: Placement, order: job.Job, answers: OnAsk, keep_going: bool, emit: Emit, stop: asyncio.Future[str]
-) -> Built | Lost | None:
+    placement: Placement, job: protocol.Job, answers: OnAsk, keep_going: bool, emit: Emit, stop: asyncio.Future[str]
+) -> PlatformResult | PlatformFailure | None:
     """One platform; None when ``stop``, whose result is the reason, came first."""
     name = str(placement.platform)
     if stop.done():
@@ -105,12 +103,12 @@ async def _one(
     emit(events.PlatformStarted(platform=name, node=placement.node.name, how=placement.how))
     said: list[Said] = []
 
-    def hear(message: job.Message) -> None:
+    def hear(message: protocol.Message) -> None:
         emit(events.FromExecutor(platform=name, message=message))
         if isinstance(message, Said) and len(said) <= _SAID:
             said.append(message)
 
-    running = asyncio.create_task(conversation.run(placement.node, order, hear, answers))
+    running = asyncio.create_task(conversation.run(placement.node, job, hear, answers))
     either: set[asyncio.Future[Any]] = {running, stop}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
@@ -124,18 +122,18 @@ async def _one(
         emit(events.PlatformEnded(platform=name, outcome="failed", reason=error.problem.what))
         if not keep_going:
             _stop(stop, "another platform failed")
-        return Lost(placement, error)
+        return PlatformFailure(placement, error)
     emit(events.PlatformEnded(platform=name, outcome="built"))
-    return Built(placement, executor.result, executor, tuple(said) if len(said) <= _SAID else ())
+    return PlatformResult(placement, executor.result, executor, tuple(said) if len(said) <= _SAID else ())
 
 
-def _answers(request: Request, order: job.Job, keychain: Keychain, registry: Registry) -> OnAsk:
-    """What the executor of ``order`` may be told: nothing beyond what this build was given."""
+def _answers(request: Request, job: protocol.Job, keychain: Keychain, registry: Registry) -> OnAsk:
+    """What the executor of ``job`` may be told: nothing beyond what this build was given."""
     secrets = {secret.id: secret for secret in request.secrets}
-    contexts = {context.name: context for context in order.contexts}
-    registries = _registries(order)
+    contexts = {context.name: context for context in job.contexts}
+    registries = _registries(job)
 
-    async def answer(ask: job.Ask) -> bytes | Stream | None:
+    async def answer(ask: protocol.Ask) -> bytes | Stream | None:
         match ask.what:
             case "credential":
                 if ask.name not in registries:
@@ -143,7 +141,7 @@ def _answers(request: Request, order: job.Job, keychain: Keychain, registry: Reg
                 found = await asyncio.to_thread(keychain, "/".join((ask.name, *ask.paths)))
                 return None if found is None else msgspec.json.encode(found)
             case "manifest":
-                wanted = _pushed(order, ask.name)
+                wanted = _pushed(job, ask.name)
                 return b"" if await asyncio.to_thread(has_manifest, registry, wanted) else None
             case "secret":
                 secret = secrets.get(ask.name)
@@ -165,24 +163,24 @@ def _answers(request: Request, order: job.Job, keychain: Keychain, registry: Reg
     return answer
 
 
-def _registries(order: job.Job) -> frozenset[str]:
+def _registries(job: protocol.Job) -> frozenset[str]:
     """The registries that a job speaks to: those of its images, caches and destinations, and their mirrors."""
-    names = [*order.push, *(pin.name for pin in order.pins)]
-    names += [context.location for context in order.contexts if context.kind == "image"]
-    names += [place.location for place in (*order.cache_from, *order.cache_to) if place.kind != "directory"]
+    names = [*job.push, *(pin.name for pin in job.pins)]
+    names += [context.location for context in job.contexts if context.kind == "image"]
+    names += [place.location for place in (*job.cache_from, *job.cache_to) if place.kind != "directory"]
     found: set[str] = set()
     for name in filter(None, names):
         with contextlib.suppress(UsageError):
             found.add(reference.parse(name).registry)
     for registry in tuple(found):
-        for mirror in order.registries.mirrors_of(registry):
+        for mirror in job.registries.mirrors_of(registry):
             found.add(mirror.removeprefix("http://").partition("/")[0])
     return frozenset(found)
 
 
-def _pushed(order: job.Job, name: str) -> Reference:
+def _pushed(job: protocol.Job, name: str) -> Reference:
     wanted = reference.parse(name)
-    if str(wanted.repository_only()) not in order.push:
+    if str(wanted.repository_only()) not in job.push:
         raise ProtocolError(f"an executor asked for what is not its own: {name!r}")
     return wanted
 
@@ -221,11 +219,11 @@ def read_secret(file: str, variable: str) -> bytes | None:
         ) from error
 
 
-def _files(context: job.Context) -> Stream:
+def _files(context: protocol.Context) -> Stream:
     """The files of ``context`` that its ignore file lets through, as an archive for who does not share our disk."""
-    from executor.build import files
     from executor.context.directory import open_context
     from executor.rootfs import tarwriter
+    from executor.solver import files
 
     def stream(out: tarwriter.Out) -> None:
         tree = open_context(context.location, context.ignore, owners=context.owners)

@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 from executor.rootfs import tarreader, tarwriter, unpack
 from executor.rootfs.entry import Kind
 from executor.store.removal import remove_tree
-from orchestrator.fanout import Built, Emit
+from orchestrator.fanout import Emit, PlatformResult
 from orchestrator.images import opened
 from orchestrator.outputs import Output
 from orchestrator.view import events
@@ -26,7 +26,7 @@ from platforms.errors import BuildError, StoreError
 _LIMITS: Final = unpack.Limits()
 
 
-async def write(output: Output, built: Sequence[Built], digest: str, emit: Emit) -> None:
+async def write(output: Output, built: Sequence[PlatformResult], digest: str, emit: Emit) -> None:
     """Write the files of all that was ``built`` to ``output``. Raises ``KanifoldError``."""
     ref = "stdout" if output.dest == "-" else output.dest
     emit(events.Publishing(what=ref))
@@ -37,7 +37,7 @@ async def write(output: Output, built: Sequence[Built], digest: str, emit: Emit)
     emit(events.Published(ref=ref, digest=digest))
 
 
-async def _archive(path: str, built: Sequence[Built]) -> None:
+async def _archive(path: str, built: Sequence[PlatformResult]) -> None:
     with opened(path) as file:
         for each in built:
             async for block in each.executor.files(_name(each) if len(built) > 1 else ""):
@@ -45,7 +45,7 @@ async def _archive(path: str, built: Sequence[Built]) -> None:
         file.write(tarwriter.END)
 
 
-async def _directory(output: Output, built: Sequence[Built]) -> None:
+async def _directory(output: Output, built: Sequence[PlatformResult]) -> None:
     directory = os.path.abspath(output.dest)
     split = len(built) > 1 if output.split is None else output.split
     if not split:
@@ -85,7 +85,7 @@ def _replace_all(directory: str, place: str) -> None:
         raise StoreError(f"cannot replace what is in {directory}", why=error.strerror or str(error)) from error
 
 
-async def _keep_apart(built: Sequence[Built]) -> None:
+async def _keep_apart(built: Sequence[PlatformResult]) -> None:
     """Refuse files that several of ``built`` have, if there are several: found out before anything is written."""
     owners: dict[bytes, str] = {}
 
@@ -102,7 +102,7 @@ async def _keep_apart(built: Sequence[Built]) -> None:
         await _hear(each, "", partial(claim, platform=str(each.placement.platform)))
 
 
-async def _hear(built: Built, prefix: str, take: Callable[[BinaryIO], object]) -> None:
+async def _hear(built: PlatformResult, prefix: str, take: Callable[[BinaryIO], object]) -> None:
     """Give the files of one image, as an archive, to ``take``, which runs on a thread and reads them from a pipe."""
     reading, writing = os.pipe()
 
@@ -123,5 +123,5 @@ async def _hear(built: Built, prefix: str, take: Callable[[BinaryIO], object]) -
     receiving.result()
 
 
-def _name(built: Built) -> str:
+def _name(built: PlatformResult) -> str:
     return str(built.placement.platform).replace("/", "_")

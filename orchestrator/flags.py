@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from executor.dockerfile.suggest import hint
-from executor.job import Compression
 from executor.limits import parent_path
+from executor.protocol import Compression
 from executor.registry import config, reference
 from orchestrator import caches, epoch, fields, outputs, resources
 from orchestrator.contexts import named_canonically

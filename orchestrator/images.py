@@ -23,7 +23,7 @@ from orchestrator import load
 from orchestrator.fanout import Emit
 from orchestrator.load import Loader
 from orchestrator.outputs import Output
-from orchestrator.publish import Image, Product
+from orchestrator.publish import BuildResult, Image
 from orchestrator.request import Request
 from orchestrator.view import events
 from platforms.errors import Interrupted, StoreError, UsageError
@@ -36,7 +36,7 @@ class Where(msgspec.Struct, frozen=True):
     loader: Loader | None
 
 
-async def write(output: Output, product: Product, request: Request, where: Where, emit: Emit) -> None:
+async def write(output: Output, product: BuildResult, request: Request, where: Where, emit: Emit) -> None:
     """Write a local output of images, into the loader if it is of kind ``load``. Cancelling leaves nothing of it."""
     cancelled = threading.Event()
     place = where.loader.name if output.kind == "load" and where.loader is not None else output.dest or "stdout"
@@ -51,7 +51,7 @@ async def write(output: Output, product: Product, request: Request, where: Where
     emit(events.Published(ref=place, digest=product.root.digest))
 
 
-def _write(output: Output, product: Product, request: Request, where: Where, cancelled: threading.Event) -> None:
+def _write(output: Output, product: BuildResult, request: Request, where: Where, cancelled: threading.Event) -> None:
     names = [*output.names, *(str(each) for each in request.tags)]
     roots = [
         replace(
@@ -129,7 +129,7 @@ def _opened(image: Image, digest: str, cancelled: threading.Event) -> BinaryIO:
     return cast(BinaryIO, _Cancellable(image.content(digest), cancelled))
 
 
-def _sources(product: Product, cancelled: threading.Event) -> list[BlobSource]:
+def _sources(product: BuildResult, cancelled: threading.Event) -> list[BlobSource]:
     """Every blob of ``product`` once, the root last."""
     found: dict[str, BlobSource] = {}
 

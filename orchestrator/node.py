@@ -7,7 +7,7 @@ import sys
 
 import msgspec
 
-from orchestrator.nursery import Nursery
+from orchestrator.prefork import PreforkServer
 from orchestrator.process import Forks
 from platforms import emulation
 from platforms.emulation import Emulation
@@ -39,7 +39,7 @@ class Placement(msgspec.Struct, frozen=True):
     """Why none of its programs runs there: enough for a build that only copies files."""
 
 
-def local(nursery: Nursery | None) -> Node:
+def local(nursery: PreforkServer | None) -> Node:
     """This machine, with the executors that were ordered from ``nursery``."""
     # -P: the user's directory is not where modules come from, whatever lies there. The packages' own place is named
     # because kanifold may run from a checkout that is not installed.

@@ -13,13 +13,13 @@ from typing import Final
 
 import msgspec
 
-from executor import job
-from executor.build import graph, scope
-from executor.build.named import Named
+from executor import protocol
 from executor.dockerfile import Dockerfile, global_scope, parse
 from executor.registry import reference
+from executor.solver import graph, scope
+from executor.solver.named import Named
 from orchestrator import contexts, epoch
-from orchestrator.contexts import ElsewhereError, Files, Means
+from orchestrator.contexts import ElsewhereError, FetchOptions, Files
 from orchestrator.request import Request
 from platforms import host, regular
 from platforms.errors import BuildError, ContextError, DockerfileError, KanifoldError, UsageError
@@ -54,7 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
     """The Dockerfile as it was read."""
     name: str
     """The Dockerfile's path as it is shown in errors."""
-    contexts: tuple[job.Context, ...]
+    contexts: tuple[protocol.Context, ...]
     images: tuple[graph.External, ...]
     """Those that some platform needs."""
     used: frozenset[str] = frozenset()
@@ -73,7 +73,7 @@ class Plan(msgspec.Struct, frozen=True):
         return Named(frozenset(each.name for each in self.contexts if each.name), platform)
 
 
-def read(request: Request, platforms: Iterable[Platform], means: Means) -> Plan:
+def read(request: Request, platforms: Iterable[Platform], means: FetchOptions) -> Plan:
     """Read what the build is made of, and fetch what is not here.
 
     Raises ``DockerfileError``, ``ContextError`` or ``UsageError``.
@@ -84,22 +84,22 @@ def read(request: Request, platforms: Iterable[Platform], means: Means) -> Plan:
 def at_hand(request: Request) -> Plan | None:
     """The plan of a build for which nothing has to be fetched; None when something has, or is wrong with it."""
     try:
-        return read(request, request.platforms, Means(""))
+        return read(request, request.platforms, FetchOptions(""))
     except (ElsewhereError, KanifoldError):
         return None
 
 
-def source(request: Request, means: Means) -> Source:
+def source(request: Request, means: FetchOptions) -> Source:
     """The Dockerfile and the main context. Raises as ``read`` does, but for what is written in the Dockerfile."""
     main = contexts.main(request.context, means, keep_git_dir=_keeps_git_dir(request))
     data, name, ignore = _dockerfile(request, main, means)
     return Source(data, name, ignore, main)
 
 
-def plan(request: Request, platforms: Iterable[Platform], source: Source, means: Means) -> Plan:
+def plan(request: Request, platforms: Iterable[Platform], source: Source, means: FetchOptions) -> Plan:
     """The plan of a Dockerfile that was read; without ``platforms``, no image is looked for."""
     dockerfile = parse(source.data, source.name)
-    found = [job.Context("", "directory", source.files.directory, source.ignore, source.files.owners)]
+    found = [protocol.Context("", "directory", source.files.directory, source.ignore, source.files.owners)]
     found += [named_context(key, value, means) for key, value in request.build_contexts]
     names = frozenset(each.name for each in found if each.name)
     targets = tuple(platforms)
@@ -150,22 +150,22 @@ def _keeps_git_dir(request: Request) -> bool:
     return dict(request.build_args).get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in ("1", "t", "true")
 
 
-def named_context(name: str, value: str, means: Means) -> job.Context:
+def named_context(name: str, value: str, means: FetchOptions) -> protocol.Context:
     """``--build-context name=value``, with the prefixes that buildx knows."""
     if value.startswith("docker-image://"):
         location = value.removeprefix("docker-image://")
         if location == "scratch":
-            return job.Context(name, "scratch")
+            return protocol.Context(name, "scratch")
         reference.parse(location)
-        return job.Context(name, "image", location)
+        return protocol.Context(name, "image", location)
     if value.startswith("oci-layout://"):
-        return job.Context(name, "layout", os.path.abspath(value.removeprefix("oci-layout://")))
+        return protocol.Context(name, "layout", os.path.abspath(value.removeprefix("oci-layout://")))
     found = contexts.named(name, value, means)
     ignore = "" if found.fetched else _ignore_text((found.directory, _IGNORE))
-    return job.Context(name, "directory", found.directory, ignore)
+    return protocol.Context(name, "directory", found.directory, ignore)
 
 
-def _dockerfile(request: Request, main: Files, means: Means) -> tuple[bytes, str, str]:
+def _dockerfile(request: Request, main: Files, means: FetchOptions) -> tuple[bytes, str, str]:
     """The Dockerfile, what it is called in errors, and the text of the ignore file that goes with it."""
     ignore_file = () if main.fetched else ((main.directory, _IGNORE),)
     if request.dockerfile == "-":

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestrator.nursery import Nursery
+from orchestrator.prefork import PreforkServer
 from platforms import debug
 from platforms.errors import KanifoldError
 
@@ -124,7 +124,7 @@ async def start(command: Sequence[str], environment: Sequence[tuple[str, str]], 
 class Forks:
     """The executors of a nursery."""
 
-    def __init__(self, nursery: Nursery) -> None:
+    def __init__(self, nursery: PreforkServer) -> None:
         self._nursery = nursery
         self._born: asyncio.Task[tuple[Child, ...]] | None = None
 

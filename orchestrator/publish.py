@@ -23,7 +23,7 @@ from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec, d
 from executor.registry.reference import Reference
 from executor.store import blobs
 from executor.store.store import Store
-from orchestrator.fanout import Built, Emit
+from orchestrator.fanout import Emit, PlatformResult
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import events
@@ -42,7 +42,7 @@ class Image(msgspec.Struct, frozen=True):
     content: Callable[[str], BinaryIO]
 
 
-class Product(msgspec.Struct, frozen=True):
+class BuildResult(msgspec.Struct, frozen=True):
     """What a build comes to: its root document, and the images below it."""
 
     root: Descriptor
@@ -55,7 +55,7 @@ async def check_push(repositories: Sequence[Reference], registry: Registry) -> N
     await asyncio.gather(*(asyncio.to_thread(registry.check_push, each) for each in repositories))
 
 
-async def fetch(built: Built, image: Image, store: Store) -> None:
+async def fetch(built: PlatformResult, image: Image, store: Store) -> None:
     """Bring the blobs of ``image``, made on a node that does not share our disk, into ``store``."""
     for descriptor in (*image.manifest.layers, image.manifest.config):
         if not blobs.has(store, descriptor.digest):
@@ -64,7 +64,9 @@ async def fetch(built: Built, image: Image, store: Store) -> None:
                 ingest.commit()
 
 
-async def verify(built: Built, registry: Registry | None, repository: Reference | None, store: Store | None) -> Image:
+async def verify(
+    built: PlatformResult, registry: Registry | None, repository: Reference | None, store: Store | None
+) -> Image:
     """Read back what an executor says it made: digests must be true, and the config must say the platform.
 
     Raises ``ProtocolError`` for an executor that lied.
@@ -114,7 +116,7 @@ def _from_store(store: Store, digest: str) -> bytes:
     return blobs.read(store, digest, image.CONFIG_LIMIT) if blobs.has(store, digest) else b""
 
 
-def join(request: Request, images: Sequence[Image]) -> Product:
+def join(request: Request, images: Sequence[Image]) -> BuildResult:
     """The index over ``images``; a single image stands for itself unless it has annotations for an index.
 
     Annotations of a descriptor that no document holds are the root's own: for a layout's ``index.json``.
@@ -126,13 +128,13 @@ def join(request: Request, images: Sequence[Image]) -> Product:
     ]
     annotations, of_root = request.annotated("index"), request.annotated("index-descriptor")
     if len(images) == 1 and not (annotations or of_root):
-        return Product(replace(described[0], platform=None), images[0].data, tuple(images))
+        return BuildResult(replace(described[0], platform=None), images[0].data, tuple(images))
     index = Index(mediatypes.OCI_INDEX if oci else mediatypes.DOCKER_INDEX, tuple(described), annotations)
     root, data = describe(index)
-    return Product(replace(root, annotations=of_root), data, tuple(images))
+    return BuildResult(replace(root, annotations=of_root), data, tuple(images))
 
 
-async def push(product: Product, repositories: Sequence[Reference], registry: Registry, emit: Emit) -> None:
+async def push(product: BuildResult, repositories: Sequence[Reference], registry: Registry, emit: Emit) -> None:
     """Put the root document under its digest into every repository; the images are there already."""
     for done, repository in enumerate(repositories):
         emit(events.Publishing(what="index", done=done, total=len(repositories)))
@@ -155,7 +157,7 @@ async def standing(tags: Sequence[Reference], registry: Registry) -> tuple[str, 
 
 
 async def tag(
-    product: Product, tags: Sequence[Reference], digests: Sequence[str], registry: Registry, emit: Emit
+    product: BuildResult, tags: Sequence[Reference], digests: Sequence[str], registry: Registry, emit: Emit
 ) -> None:
     """Move the tags, of which each means one of ``digests`` now. This is the last thing a build does to a registry.
 

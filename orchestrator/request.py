@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from executor.job import CachePlace, Compression
 from executor.limits import Limits
+from executor.protocol import CachePlace, Compression
 from executor.registry import reference
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from executor import job
+from executor import protocol
 from orchestrator.view import events
 from platforms.errors import UsageError
 from platforms.replacing import replacing
@@ -45,7 +45,9 @@ def recorded(path: str, emit: Callable[[events.Event], None]) -> Iterator[Callab
     happened: list[events.Event] = []
 
     def keep(event: events.Event) -> None:
-        if not (isinstance(event, events.FromExecutor) and isinstance(event.message, job.Log)):  # of which much comes
+        if not (
+            isinstance(event, events.FromExecutor) and isinstance(event.message, protocol.Log)
+        ):  # of which much comes
             happened.append(event)
         emit(event)
 
@@ -86,7 +88,7 @@ class _Slice(msgspec.Struct):
 
 class _Platform(msgspec.Struct):
     process: int
-    steps: dict[int, job.Step] = msgspec.field(default_factory=dict)
+    steps: dict[int, protocol.Step] = msgspec.field(default_factory=dict)
 
 
 class _Drawing:
@@ -134,28 +136,28 @@ class _Drawing:
                 self._end_all(event.at, "publish")
                 self._end(event.at, "build", outcome=event.outcome, digest=event.digest)
 
-    def _hear(self, platform: str, message: job.Message, at: float) -> None:
+    def _hear(self, platform: str, message: protocol.Message, at: float) -> None:
         known = self._of(platform)
         match message:
-            case job.Hello():
+            case protocol.Handshake():
                 what = {"kanifold": message.kanifold, "host": message.host, "isolation": message.isolation}
                 self._point("ready", known.process, _WHOLE, at, what)
-            case job.Planned():
+            case protocol.Planned():
                 known.steps.update((step.id, step) for step in message.steps)
-            case job.Started():
-                step = known.steps.get(message.step) or job.Step(message.step, "", f"step {message.step}")
+            case protocol.Started():
+                step = known.steps.get(message.step) or protocol.Step(message.step, "", f"step {message.step}")
                 thread = self._thread(known.process, f"stage {step.stage}" if step.stage else "steps")
                 slice_ = _Slice(step.name, known.process, thread, at, {"line": step.line} if step.line else {})
                 self._begin("step", slice_, platform, message.step)
-            case job.Finished():
+            case protocol.Finished():
                 arguments: Json = {"cached": message.cached, "seconds": message.seconds}
                 if message.error:
                     arguments["error"] = message.error
                 self._end(at, "step", platform, message.step, **arguments)
-            case job.Moved():
+            case protocol.Transfer():
                 self._move(platform, message, at)
 
-    def _move(self, platform: str, moved: job.Moved, at: float) -> None:
+    def _move(self, platform: str, moved: protocol.Transfer, at: float) -> None:
         name = (platform, moved.action, moved.name)
         slice_, _ = self._transfers.get(name) or (
             _Slice(f"{moved.action} {moved.name[:19]}", self._of(platform).process, _WHOLE, at),

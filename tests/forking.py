@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-MODULES = ("orchestrator.cli", "orchestrator.build", "executor.__main__", "executor.build.solve")
+MODULES = ("orchestrator.cli", "orchestrator.build", "executor.__main__", "executor.solver.solver")
 
 
 class Forks:

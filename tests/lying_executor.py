@@ -1,4 +1,4 @@
-"""An executor that lies: it speaks the protocol of ``executor.job`` with the standard library alone, and breaks it.
+"""An executor that lies: it speaks ``executor.protocol`` with the standard library alone, and breaks it.
 
 ``python lying_executor.py BEHAVIOUR [DETAIL]``: each behaviour is a function below. ``honest`` makes an empty image and
 hands it over as it should, so that a test can tell a refused lie from a harness that refuses everything.

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from executor import job
+from executor import protocol
 from orchestrator import build as building
 from orchestrator import registries
 from orchestrator.node import Node
-from orchestrator.publish import Product
+from orchestrator.publish import BuildResult
 from orchestrator.request import Request
 from orchestrator.view import events
 
@@ -59,7 +59,7 @@ class Marked:
 def liar(behaviour: str, mark: Marked, *detail: str) -> Node:
     """A node whose executor is ``lying_executor.py``."""
     program = str(Path(__file__).with_name("lying_executor.py"))
-    given = {**mark.environment, "KANIFOLD_TEST_PROTOCOL": str(job.VERSION)}
+    given = {**mark.environment, "KANIFOLD_TEST_PROTOCOL": str(protocol.VERSION)}
     return Node("elsewhere", (sys.executable, program, behaviour, *detail), environment=tuple(given.items()))
 
 
@@ -71,7 +71,7 @@ def remote(store: Path, mark: Marked, **environment: str) -> Node:
     return Node("elsewhere", (sys.executable, "-P", "-m", "executor"), environment=tuple(given.items()))
 
 
-def build(request: Request, node: Node, seen: list[events.Event] | None = None) -> Product:
+def build(request: Request, node: Node, seen: list[events.Event] | None = None) -> BuildResult:
     """``request`` built on ``node``. Raises what the command would show."""
     told = seen if seen is not None else []
     return asyncio.run(building._interruptible(request, node, told.append, None, registries.here))

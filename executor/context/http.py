@@ -3,7 +3,7 @@
 Names, modes and times are BuildKit's (reference.md, "Adding files from a URL"; source/http/source.go): the file is
 called like the last component of the URL's path, has mode 0600, and is as old as ``Last-Modified`` says, or of 1970.
 
-A URL in a Dockerfile is a stranger's word, and so is every answer. Beyond what ``registry.wire`` sees to (no cookies,
+A URL in a Dockerfile is a stranger's word, and so is every answer. Beyond what ``transport`` sees to (no cookies,
 no redirect from HTTPS to HTTP, to link-local addresses or from elsewhere to this machine, a credential never sent to
 another origin than the one it is for): sizes are bounded, user names and queries of URLs appear in no message, and what
 breaks off is only taken up again when the server says that it is still the same file (RFC 9110, 13.1.5).
@@ -25,10 +25,10 @@ import msgspec
 from executor.registry.auth import printable
 from executor.registry.config import RegistrySettings
 from executor.registry.failure import PASSING, retry_after
-from executor.registry.session import Pace
+from executor.registry.session import RetryPolicy
 from executor.registry.transfer import paced
-from executor.registry.wire import Lost, Reply, Request, Wire, load_httpx, origin_of, translated
 from executor.rootfs.compress import Decompressed
+from executor.transport import Reply, Request, TransientError, Transport, load_httpx, origin_of, translated
 from platforms.errors import ArchiveError, ContextError, RegistryError, StoreError
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def download(
     authorization: str = "",
     progress: Progress | None = None,
     cancel: Future[None] | None = None,
-    pace: Pace | None = None,
+    pace: RetryPolicy | None = None,
 ) -> Downloaded:
     """Download ``url`` into a new file in ``directory``, which may have none that a download has made before.
 
@@ -158,7 +158,7 @@ def download(
     target = _target(url, authorization)
     path = os.path.join(directory, _CONTENT)
     with _File(path) as file, _speaking(target, cancel) as wire:
-        coming = _Coming(target, wire, file, pace or Pace(), progress)
+        coming = _Coming(target, wire, file, pace or RetryPolicy(), progress)
         coming.fetch()
         digest = f"sha256:{coming.digest.hexdigest()}"
         if checksum and digest != checksum:
@@ -179,7 +179,7 @@ def unchanged(
     *,
     authorization: str = "",
     cancel: Future[None] | None = None,
-    pace: Pace | None = None,
+    pace: RetryPolicy | None = None,
 ) -> bool:
     """Whether ``url`` still leads to the file that ``validators`` came with, by one conditional HEAD request.
 
@@ -193,13 +193,13 @@ def unchanged(
         condition = ("If-None-Match", validators.etag)
     else:
         condition = ("If-Modified-Since", validators.last_modified)
-    pace = pace or Pace()
+    pace = pace or RetryPolicy()
     with _speaking(target, cancel) as wire:
         for attempt in range(pace.tries):
             try:
                 request = Request("HEAD", target.url, (condition,), target.authorization)
                 reply, _ = wire.call(request, 0, redirects=REDIRECTS)
-            except Lost as lost:
+            except TransientError as lost:
                 if attempt + 1 >= (pace.connects if lost.connecting else pace.tries):
                     raise _unreachable(target, str(lost), attempt + 1) from lost
                 wire.pause(pace.delay(attempt))
@@ -217,7 +217,7 @@ def destination(url: str, *, authorization: str = "", cancel: Future[None] | Non
     with _speaking(target, cancel) as wire:
         try:
             response, left = wire.open(Request("GET", target.url, (), target.authorization), redirects=REDIRECTS)
-        except Lost as lost:
+        except TransientError as lost:
             raise _unreachable(target, str(lost), 1) from lost
         response.close()
         return str(response.url), not left
@@ -274,9 +274,9 @@ class _Stop:
 
 
 @contextmanager
-def _speaking(target: _Target, cancel: Future[None] | None) -> Iterator[Wire]:
+def _speaking(target: _Target, cancel: Future[None] | None) -> Iterator[Transport]:
     """A connection of our own; what it raises, said of ``target`` and not of a registry."""
-    with closing(Wire(RegistrySettings(), None if cancel is None else _Stop(cancel))) as wire:
+    with closing(Transport(RegistrySettings(), None if cancel is None else _Stop(cancel))) as wire:
         if cancel is not None:
             cancel.add_done_callback(lambda _: wire.close())  # wakes who waits for an answer
         try:
@@ -325,9 +325,11 @@ def _refused(target: _Target, response: httpx.Response) -> ContextError:
 class _Coming:
     """A file on its way: how much of it is here, and what would have to be true to go on from there."""
 
-    def __init__(self, target: _Target, wire: Wire, file: _File, pace: Pace, progress: Progress | None) -> None:
+    def __init__(
+        self, target: _Target, transport: Transport, file: _File, pace: RetryPolicy, progress: Progress | None
+    ) -> None:
         self.target = target
-        self.wire = wire
+        self.transport = transport
         self.file = file
         self.pace = pace
         self.progress = progress
@@ -352,14 +354,14 @@ class _Coming:
                 why, delay = str(passing), passing.delay
                 if delay > self.pace.retry_after:
                     raise _unreachable(self.target, f"{why}; it asks to wait {delay:.0f} s", 1) from passing
-            except Lost as lost:
+            except TransientError as lost:
                 why = str(lost)
                 tries = self.pace.connects if lost.connecting else tries
             failures = 1 if self.size > furthest else failures + 1
             furthest = max(furthest, self.size)
             if failures >= tries:
                 raise _unreachable(self.target, why, failures)
-            self.wire.pause(max(delay, self.pace.delay(failures - 1)))
+            self.transport.pause(max(delay, self.pace.delay(failures - 1)))
 
     def _try(self) -> bool:
         """One request, from where we stand; False when the server's file is not the one that we hold a part of."""
@@ -369,7 +371,7 @@ class _Coming:
         elif self.size:
             self._begin_again()
         request = Request("GET", self.target.url, headers, self.target.authorization)
-        response, _ = self.wire.open(request, redirects=REDIRECTS)
+        response, _ = self.transport.open(request, redirects=REDIRECTS)
         with closing(response):
             if headers and response.status_code == 206 and _starts_at(response, self.size):
                 self._take(response)
@@ -412,7 +414,7 @@ class _Coming:
 
     def _chunks(self, response: httpx.Response) -> Iterator[bytes]:
         """The content. ``Content-Encoding: gzip`` is undone although nobody asked for it, as Go's client does."""
-        chunks = paced(_raw(self.wire, response))
+        chunks = paced(_raw(self.transport, response))
         if response.headers.get("content-encoding", "").strip().lower() != "gzip":
             return chunks
         self._condition = ""  # a range would be one of the compressed bytes
@@ -427,10 +429,10 @@ class _Passing(Exception):
         self.delay = delay
 
 
-def _raw(wire: Wire, response: httpx.Response) -> Iterator[bytes]:
+def _raw(transport: Transport, response: httpx.Response) -> Iterator[bytes]:
     with translated(str(response.url)):
         for chunk in response.iter_raw():
-            wire.check()
+            transport.check()
             yield chunk
 
 

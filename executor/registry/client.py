@@ -30,10 +30,10 @@ from executor.registry.config import RegistrySettings
 from executor.registry.failure import PASSING, codes
 from executor.registry.notices import Tell
 from executor.registry.reference import Reference
-from executor.registry.session import Call, Endpoint, Pace, Session, absolute, origin_endpoint
+from executor.registry.session import Call, Endpoint, RetryPolicy, Session, absolute, origin_endpoint
 from executor.registry.token import merged, scope
 from executor.registry.transfer import Progress, Sink
-from executor.registry.wire import Cancel, Reply
+from executor.transport import Cancel, Reply
 from platforms.errors import ArchiveError, RegistryError
 
 SMALL_BLOB: Final = 16 << 20
@@ -66,7 +66,7 @@ class Client:
         progress: Progress | None = None,
         cancel: Cancel | None = None,
         tell: Tell | None = None,
-        pace: Pace | None = None,
+        pace: RetryPolicy | None = None,
     ) -> None:
         self.settings = settings or RegistrySettings()
         self._told = progress
@@ -269,7 +269,7 @@ class Client:
             reply = self._session.call(endpoint, call)
             if reply.status not in _REFUSED or not _NOT_YET & codes(reply.body):
                 return reply
-            self._session.wire.pause(self._session.pace.delay(attempt))
+            self._session.transport.pause(self._session.pace.delay(attempt))
         return self._session.call(endpoint, call)
 
     def _standing(self, reference: Reference) -> str | None:

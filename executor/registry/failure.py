@@ -9,7 +9,7 @@ import msgspec
 
 from executor.registry.auth import printable
 from executor.registry.reference import DOCKER_HUB
-from executor.registry.wire import Reply
+from executor.transport import Reply
 from platforms import decoding
 from platforms.errors import RegistryError
 

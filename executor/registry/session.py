@@ -22,15 +22,15 @@ from executor.registry.config import RegistrySettings
 from executor.registry.failure import PASSING, explained, refused, retry_after, unreachable
 from executor.registry.notices import Remark, Tell, Watch
 from executor.registry.reference import Reference, api_host, registry_of
-from executor.registry.token import Authority, Party
-from executor.registry.wire import (
+from executor.registry.token import Authenticator, Party
+from executor.transport import (
     ERROR_LIMIT,
     STALL_SECONDS,
     Cancel,
-    Lost,
     Reply,
     Request,
-    Wire,
+    TransientError,
+    Transport,
     check_target,
     joined,
     origin_of,
@@ -45,7 +45,7 @@ MIRROR_TRIES: Final = 2
 _WARNING_LIMIT: Final = 20
 
 
-class Pace(msgspec.Struct, frozen=True):
+class RetryPolicy(msgspec.Struct, frozen=True):
     """How often to try, how long to wait between (seconds), and how much of a blob to send at once (bytes)."""
 
     tries: int = 6
@@ -66,13 +66,13 @@ class Pace(msgspec.Struct, frozen=True):
         return min(self.first * 2.0**attempt, self.ceiling) * random.uniform(0.6, 1.0)
 
 
-class Patience:
+class ReadTimeout:
     """How long one thing is tried: as often as a pace says, and no longer than the user's ``limit`` (seconds; 0: any).
 
     The limit counts from when it last got further.
     """
 
-    def __init__(self, pace: Pace, limit: float) -> None:
+    def __init__(self, pace: RetryPolicy, limit: float) -> None:
         self.pace = pace
         self._limit = limit
         self._since = time.monotonic()
@@ -119,7 +119,7 @@ class Call(msgspec.Struct, frozen=True):
     accept: frozenset[int] = frozenset({200})
     """The statuses that the caller deals with; all others are raised."""
     parting: bool = False
-    """See ``wire.Request``."""
+    """See ``transport.Request``."""
 
 
 def origin_endpoint(reference: Reference) -> Endpoint:
@@ -146,14 +146,14 @@ class Session:
         settings: RegistrySettings,
         keychain: Keychain,
         *,
-        pace: Pace | None = None,
+        pace: RetryPolicy | None = None,
         cancel: Cancel | None = None,
         tell: Tell | None = None,
     ) -> None:
         self.settings = settings
-        self.pace = pace or Pace()
-        self.wire = Wire(settings, cancel)
-        self._authority = Authority(self.wire, settings, keychain)
+        self.pace = pace or RetryPolicy()
+        self.transport = Transport(settings, cancel)
+        self._authority = Authenticator(self.transport, settings, keychain)
         self._tell = tell
         self.watch = Watch(tell)
         self._lock = threading.Lock()
@@ -185,12 +185,12 @@ class Session:
 
     def close(self) -> None:
         """End all connections, those included that other threads wait on."""
-        self.wire.close()
+        self.transport.close()
         self.watch.close()
 
-    def patience(self, endpoint: Endpoint) -> Patience:
+    def patience(self, endpoint: Endpoint) -> ReadTimeout:
         """For one thing that is asked of ``endpoint``."""
-        return Patience(self.pace, self.settings.timeout_of(endpoint.registry))
+        return ReadTimeout(self.pace, self.settings.timeout_of(endpoint.registry))
 
     def url(self, endpoint: Endpoint, path: str) -> str:
         """The absolute URL of ``path`` under the endpoint's repository; an absolute one comes back as it is."""
@@ -203,9 +203,9 @@ class Session:
         return self._persist(endpoint, call, lambda: self.once(endpoint, call))
 
     def once(self, endpoint: Endpoint, call: Call) -> Reply:
-        """The whole answer to a single try, whatever its status. Raises ``Lost``."""
+        """The whole answer to a single try, whatever its status. Raises ``TransientError``."""
         with self._exchange(endpoint, call) as response:
-            body = self.wire.body(response, call.limit)
+            body = self.transport.body(response, call.limit)
             reply = Reply(response.status_code, response.headers, body, str(response.url))
         self._report_warnings(reply)
         return reply
@@ -217,13 +217,13 @@ class Session:
 
     @contextmanager
     def stream(self, endpoint: Endpoint, call: Call) -> Iterator[httpx.Response]:
-        """The answer with its body unread, for ``wire.chunks``. Only getting this far is retried."""
+        """The answer with its body unread, for ``Transport.chunks``. Only getting this far is retried."""
         held: list[httpx.Response] = []
 
         def once() -> Reply:
             with self._exchange(endpoint, call, keep=held) as response:
                 taken = response.status_code in call.accept
-                body = b"" if taken else self.wire.body(response, call.limit)
+                body = b"" if taken else self.transport.body(response, call.limit)
                 reply = Reply(response.status_code, response.headers, body, str(response.url))
             self._report_warnings(reply)
             return reply
@@ -237,7 +237,7 @@ class Session:
 
     def abandon(self, endpoint: Endpoint, location: str, scopes: frozenset[str]) -> None:
         """Tell the registry that an upload is given up (distribution-spec, "Cancel a blob upload"); once, briefly."""
-        with suppress(Lost, RegistryError, Interrupted):
+        with suppress(TransientError, RegistryError, Interrupted):
             call = Call("cannot cancel an upload", "DELETE", location, scopes, patience=1.0, parting=True)
             self.once(endpoint, call)
 
@@ -250,7 +250,7 @@ class Session:
             except RegistryError as error:
                 self.leave(endpoint, why=str(error), repository=True)
                 raise
-            except Lost as lost:
+            except TransientError as lost:
                 attempt += 1
                 delay, why = max(lost.delay, self.pace.delay(attempt - 1)), str(lost)
                 if patience.ends(attempt, self._tries(endpoint, lost), delay):
@@ -267,9 +267,9 @@ class Session:
                     self._leave_after(endpoint, reply)
                     raise self._given_up(endpoint, call, reply, asked)
             self.watch.trouble(f"{why}, tried again in {delay:.0f} s" if delay >= 1 else why)
-            self.wire.pause(delay)
+            self.transport.pause(delay)
 
-    def _tries(self, endpoint: Endpoint, lost: Lost) -> int:
+    def _tries(self, endpoint: Endpoint, lost: TransientError) -> int:
         """How often to try what was ``lost``; of a mirror, only a connection that broke is tried again, and once."""
         if endpoint.mirror:
             return 1 if lost.connecting or lost.silent or lost.delay else MIRROR_TRIES
@@ -327,7 +327,7 @@ class Session:
             stall=stall,
             parting=call.parting,
         )
-        response, left = self.wire.open(request)
+        response, left = self.transport.open(request)
         kept = False
         try:
             if response.status_code == 401 and ours and not left:
@@ -335,9 +335,9 @@ class Session:
                 challenge = ", ".join(response.headers.get_list("www-authenticate"))
                 answer = self._authority.answer(party, call.scopes, challenge, header)
                 if answer:
-                    self.wire.body(response, ERROR_LIMIT)  # so that the connection can serve the next request
+                    self.transport.body(response, ERROR_LIMIT)  # so that the connection can serve the next request
                     response.close()
-                    response, _ = self.wire.open(replace(request, authorization=answer))
+                    response, _ = self.transport.open(replace(request, authorization=answer))
             if keep is not None and response.status_code in call.accept:
                 keep.append(response)
                 kept = True
@@ -364,8 +364,8 @@ class Session:
         try:
             stall = min(STALL_SECONDS, self.settings.timeout_of(registry_of(host)) or STALL_SECONDS)
             request = Request("GET", f"https://{host}/v2/", patience=stall, stall=stall)
-            self.wire.call(request, ERROR_LIMIT, redirects=0)
-        except (Lost, RegistryError):
+            self.transport.call(request, ERROR_LIMIT, redirects=0)
+        except (TransientError, RegistryError):
             return "http"
         return "https"
 

@@ -29,7 +29,7 @@ from executor.registry.auth import Credential, Keychain
 from executor.registry.config import RegistrySettings
 from executor.registry.failure import PASSING, diagnostics, refused, retry_after
 from executor.registry.sites import hands_out_names
-from executor.registry.wire import STALL_SECONDS, Lost, Origin, Request, Wire, check_target, origin_of
+from executor.transport import STALL_SECONDS, Origin, Request, TransientError, Transport, check_target, origin_of
 from platforms import decoding
 from platforms.errors import RegistryError
 
@@ -151,11 +151,11 @@ class _Known(msgspec.Struct):
     tokens: dict[tuple[str, frozenset[str]], tuple[str, float]] = msgspec.field(default_factory=dict)
 
 
-class Authority:
+class Authenticator:
     """Answers registries' challenges, and remembers. Safe for use by many threads."""
 
-    def __init__(self, wire: Wire, settings: RegistrySettings, keychain: Keychain) -> None:
-        self._wire = wire
+    def __init__(self, transport: Transport, settings: RegistrySettings, keychain: Keychain) -> None:
+        self._transport = transport
         self._settings = settings
         self._keychain = keychain
         self._lock = threading.Lock()
@@ -261,12 +261,12 @@ class Authority:
             authorization = _basic(credential) if credential is not None and credential.username else ""
             request = Request("GET", url, authorization=authorization)
         request = replace(request, patience=patience, stall=patience)
-        reply, _ = self._wire.call(request, TOKEN_LIMIT, redirects=0)
+        reply, _ = self._transport.call(request, TOKEN_LIMIT, redirects=0)
         what = f"cannot get a token for {party.registry}"
         if reply.status in PASSING:
             why = f"its token service answers with status {reply.status}"
             said = diagnostics(reply.body)
-            raise Lost(f"{why}: {said}" if said else why, delay=retry_after(reply))
+            raise TransientError(f"{why}: {said}" if said else why, delay=retry_after(reply))
         if reply.status != 200:
             raise refused(what, reply, party.registry, known=credential is not None)
         return _token(reply.body, what, realm)

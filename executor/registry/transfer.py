@@ -12,7 +12,7 @@ from executor.image.manifest import Descriptor
 from executor.registry.failure import unreachable
 from executor.registry.session import MIRROR_TRIES, Call, Endpoint, Session
 from executor.registry.token import merged, scope
-from executor.registry.wire import Lost
+from executor.transport import TransientError
 from platforms.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _download(
                 meter.at(offset)
                 patience.further()
                 yield chunk
-        except Lost as lost:
+        except TransientError as lost:
             why = str(lost)
         if offset == descriptor.size:
             break
@@ -169,7 +169,7 @@ def _download(
             session.leave(endpoint, why=why)
             raise unreachable(what, endpoint.registry, why, failures)
         session.watch.trouble(why)
-        session.wire.pause(delay)
+        session.transport.pause(delay)
     if digest.hexdigest() != expected:
         raise _Wrong(f"its digest is {algorithm}:{digest.hexdigest()}", stitched=stitched)
     meter.at(offset, final=True)
@@ -191,13 +191,13 @@ def _body(
     with session.stream(endpoint, call) as response:
         if _starts_at(response, offset, descriptor.size):
             _check_length(response, descriptor.size - offset)
-            for chunk in paced(session.wire.chunks(response)):
+            for chunk in paced(session.transport.chunks(response)):
                 yield chunk, True
             return
         if response.status_code == 200:
             _check_length(response, descriptor.size)
             skip = offset
-            for chunk in paced(session.wire.chunks(response)):
+            for chunk in paced(session.transport.chunks(response)):
                 rest = chunk[skip:]
                 skip = max(0, skip - len(chunk))
                 if rest:
@@ -223,7 +223,7 @@ def _check_length(response: httpx.Response, expected: int) -> None:
 
 
 def paced(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """A body's chunks; a peer that drips is ``Lost`` like one that is silent."""
+    """A body's chunks; a peer that drips is ``TransientError`` like one that is silent."""
     due = time.monotonic() + PACE_SECONDS
     since = 0
     for chunk in chunks:
@@ -231,7 +231,7 @@ def paced(chunks: Iterable[bytes]) -> Iterator[bytes]:
         now = time.monotonic()
         if now > due:
             if since < PACE_BYTES:
-                raise Lost(f"only {since} bytes came in {PACE_SECONDS:.0f} s")
+                raise TransientError(f"only {since} bytes came in {PACE_SECONDS:.0f} s")
             due, since = now + PACE_SECONDS, 0
         yield chunk
 

@@ -25,7 +25,7 @@ from executor.registry.failure import PASSING, explained, remedy_for, retry_afte
 from executor.registry.session import Call, Endpoint, Session, absolute
 from executor.registry.token import merged, scope
 from executor.registry.transfer import Meter, Progress
-from executor.registry.wire import CHUNK, COMMIT_SECONDS, Lost, Reply
+from executor.transport import CHUNK, COMMIT_SECONDS, Reply, TransientError
 from platforms.errors import RegistryError, StoreError
 
 MOUNT_TRIES: Final = 3
@@ -74,7 +74,7 @@ def present(session: Session, endpoint: Endpoint, descriptor: Descriptor) -> boo
     call = Call(what, "HEAD", f"blobs/{digest}", merged(scope(endpoint.repository, "pull", "push")))
     try:
         reply = session.once(endpoint, call)
-    except Lost:
+    except TransientError:
         return False
     length = reply.header("content-length")
     sized = not (length.isascii() and length.isdecimal()) or int(length[:18]) == descriptor.size
@@ -94,7 +94,7 @@ def mount(session: Session, endpoint: Endpoint, digest: str, source: str) -> Mou
         reply = session.once(endpoint, Call(what, "POST", f"blobs/uploads/?{query}", scopes))
         if reply.status == 202:
             return Mount(location=absolute(reply, what, endpoint.registry))
-    except Lost:
+    except TransientError:
         return Mount()
     except RegistryError:
         return Mount(forbidden=True)
@@ -134,7 +134,7 @@ def upload(
             if sending.refused or sending.patience.ends(len(failures), session.pace.tries, delay):
                 raise _given_up(sending, failures) from failure
             session.watch.trouble(str(failure))
-            session.wire.pause(delay)
+            session.transport.pause(delay)
             # The answer may have been lost rather than the bytes.
             if present(session, endpoint, descriptor):
                 break
@@ -232,7 +232,7 @@ class _Upload:
             end = min(at + self._chunk, size)
             try:
                 reply = self.session.once(self.endpoint, self._patch(location, at, end))
-            except Lost as lost:
+            except TransientError as lost:
                 failure = _Failed(self._broken(lost))
             else:
                 if reply.status in _ACCEPTED:
@@ -256,7 +256,7 @@ class _Upload:
             if self.patience.ends(failures, self.session.pace.tries, delay):
                 raise failure
             self.session.watch.trouble(str(failure))
-            self.session.wire.pause(delay)
+            self.session.transport.pause(delay)
             if failure.reply is None or failure.reply.status != 416:
                 location, at, truthful = self._resumed(location, at, end, failure, truthful=truthful)
         reply = self._once(self._closing(location, size))
@@ -303,7 +303,7 @@ class _Upload:
         """What the registry says of the session (distribution-spec, "get the current status"), None when nothing."""
         try:
             reply = self.session.once(self.endpoint, Call(self.what, "GET", location, self.scopes))
-        except Lost:
+        except TransientError:
             return None
         return reply if reply.status in {200, 202, 204} and reply.header("range") else None
 
@@ -341,10 +341,10 @@ class _Upload:
     def _once(self, call: Call) -> Reply:
         try:
             return self.session.once(self.endpoint, call)
-        except Lost as lost:
+        except TransientError as lost:
             raise _Failed(self._broken(lost)) from lost
 
-    def _broken(self, lost: Lost) -> str:
+    def _broken(self, lost: TransientError) -> str:
         """``lost``, and how far the blob had come."""
         return f"{lost} after {self.meter.done} of {self.descriptor.size} bytes" if self.meter.done else str(lost)
 
@@ -372,7 +372,7 @@ class _Upload:
                         why=f"it ends after {at} bytes; {self.descriptor.size} belong there",
                         remedy="the local copy is damaged: build again, with --no-cache if need be",
                     )
-                self.session.wire.check()
+                self.session.transport.check()
                 yield data
                 at += len(data)
                 self.meter.at(at)

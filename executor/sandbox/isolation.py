@@ -264,15 +264,15 @@ def _try(rung: Rung) -> Verdict:
 
 def _trial(rung: Rung) -> tuple[str, str]:
     """Why ``rung`` cannot be used and what helps; both "" when it can. Changes this process."""
-    from executor.sandbox import workshop
+    from executor.sandbox import staging
 
     try:
         _LADDER[rung]()
         read, write = os.pipe()
         if (child := syscalls.fork(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)) == 0:
             try:
-                workshop.furnish()
-                workshop.prove()
+                staging.set_up()
+                staging.preflight()
             except OSError as error:
                 os.write(write, str(error).encode())
             finally:

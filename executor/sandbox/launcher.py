@@ -13,7 +13,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
-from executor.sandbox import isolation, network, targets, workshop, zygote
+from executor.sandbox import isolation, network, staging, targets, zygote
 from executor.sandbox import spec as wire
 from platforms import debug, syscalls, threads
 from platforms.descriptors import keep_only
@@ -224,8 +224,8 @@ def _be_zygote(
             syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
             if packet == zygote.CONNECT:
                 net.begin()  # it takes longer than the rest
-            workshop.furnish()
-            workshop.prove()
+            staging.set_up()
+            staging.preflight()
             if emulation is not None:
                 from platforms.emulation import register_private
 

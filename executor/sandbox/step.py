@@ -25,7 +25,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from executor.sandbox import cgroup, network, targets, workshop
+from executor.sandbox import cgroup, network, staging, targets
 from executor.sandbox.report import FD, NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, Report, words
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Spec, Tmpfs
 from platforms import syscalls
@@ -125,17 +125,17 @@ def prepare(shape: Shape) -> Prepared:
     if shape.network == "none":
         network.switch_on_loopback()
 
-    # 2. The parts of its root, in the workshop, where no image has a say.
-    workshop.mount_proc()
+    # 2. The parts of its root, in the staging tmpfs, where no image has a say.
+    staging.mount_proc()
     _volunteer()
-    proc = os.stat(workshop.PROC).st_dev
-    own_proc = os.open(f"{workshop.PROC}/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    proc = os.stat(staging.PROC).st_dev
+    own_proc = os.open(f"{staging.PROC}/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if not shape.insecure:
-        workshop.mask_proc()
-    workshop.mount_dev(shape.shm_size)
-    workshop.mount_files()
-    null = os.open(f"{workshop.DEV}/null", os.O_RDONLY | os.O_CLOEXEC)
-    with_any_number = os.open(workshop.STARTER, os.O_PATH | os.O_CLOEXEC)
+        staging.mask_proc()
+    staging.mount_dev(shape.shm_size)
+    staging.mount_files()
+    null = os.open(f"{staging.DEV}/null", os.O_RDONLY | os.O_CLOEXEC)
+    with_any_number = os.open(staging.STARTER, os.O_PATH | os.O_CLOEXEC)
     starter = fcntl.fcntl(with_any_number, fcntl.F_DUPFD_CLOEXEC, FD + 1)
     os.close(with_any_number)
     return Prepared(proc, own_proc, null, starter)
@@ -172,10 +172,10 @@ def become(
     # 4. The parts moved to their places, resolved inside the root.
     syscalls.sethostname(spec.hostname)
     try:
-        workshop.mount_overlay(spec.layers, spec.upper, spec.work, workshop.ROOT)
+        staging.mount_overlay(spec.layers, spec.upper, spec.work, staging.ROOT)
     except OSError as error:
         raise UnfitError(f"cannot mount an overlay file system on {spec.upper}: {error.strerror}") from error
-    root = os.open(workshop.ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = os.open(staging.ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     upper = os.open(spec.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     tree = targets.Root(root, upper, prepared.proc)
     try:
@@ -241,9 +241,9 @@ _Attach = Callable[[targets.Root, str], None]
 def _placements(spec: Spec, own_network: bool) -> list[tuple[str, _Attach]]:
     """All mounts of the step, parents before what lies in them, of several for one target the last."""
     system: dict[str, _Attach] = {
-        "/proc": _moving(workshop.PROC),
+        "/proc": _moving(staging.PROC),
         "/sys": _sys_writable if spec.insecure else _sys_of_own_network if own_network else _SYS,
-        "/dev": _moving(workshop.DEV),
+        "/dev": _moving(staging.DEV),
         "/etc/resolv.conf": _file(network.resolv_conf(spec.network == "isolated" and own_network)),
         "/etc/hosts": _file(_hosts(spec)),
     }
@@ -281,7 +281,7 @@ def _attaching(mount: Mount) -> _Attach:
 
 
 def _moving(path: str) -> _Attach:
-    """Move what stands at ``path`` in the workshop to the target."""
+    """Move what stands at ``path`` in the staging tmpfs to the target."""
 
     def attach(root: targets.Root, target: str) -> None:
         try:
@@ -300,7 +300,7 @@ def _sys_writable(root: targets.Root, target: str) -> None:
     os.close(tree)
 
 
-_SYS: Final = _moving(workshop.SYS)
+_SYS: Final = _moving(staging.SYS)
 
 
 def _sys_of_own_network(root: targets.Root, target: str) -> None:
@@ -316,11 +316,11 @@ def _sys_of_own_network(root: targets.Root, target: str) -> None:
     finally:
         os.close(context)
     syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH, add=syscalls.MOUNT_ATTR_RDONLY)
-    shelf = f"{workshop.FILES}/sys"
+    shelf = f"{staging.FILES}/sys"
     os.mkdir(shelf)
     syscalls.move_mount(tree, "", syscalls.AT_FDCWD, shelf, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
     os.close(tree)
-    workshop.complete_sys(shelf)
+    staging.complete_sys(shelf)
     _moving(shelf)(root, target)
 
 
@@ -352,7 +352,7 @@ def _bind_fd(root: targets.Root, mount: BindFd) -> None:
     if not mount.inside.strip("/"):
         _attach(root, mount.fd, mount.target, readonly=mount.readonly)
         return
-    shelf = f"{workshop.FILES}/{len(os.listdir(workshop.FILES))}"
+    shelf = f"{staging.FILES}/{len(os.listdir(staging.FILES))}"
     os.mkdir(shelf)
     syscalls.move_mount(mount.fd, "", syscalls.AT_FDCWD, shelf, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
     resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
@@ -385,7 +385,7 @@ def _secret(root: targets.Root, mount: Secret) -> None:
 
 def _file_in_memory(data: bytes, mode: int, uid: int = 0, gid: int = 0) -> int:
     """A detached mount of one file that only this step can see."""
-    path = f"{workshop.FILES}/{len(os.listdir(workshop.FILES))}"
+    path = f"{staging.FILES}/{len(os.listdir(staging.FILES))}"
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(data)
@@ -416,7 +416,7 @@ def _hosts(spec: Spec) -> bytes:
 
 def _volunteer() -> None:
     """Be the first that the kernel kills for want of memory, before whoever builds (proc_pid_oom_score_adj(5))."""
-    fd = os.open(f"{workshop.PROC}/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(f"{staging.PROC}/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
     os.pwrite(fd, b"%d" % min(_WORST, int(os.pread(fd, 16, 0)) + _WORSE), 0)
     os.close(fd)
 

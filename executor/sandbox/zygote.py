@@ -30,7 +30,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from executor.sandbox import isolation, network, report, seccomp, spec, step, targets, workshop
+from executor.sandbox import isolation, network, report, seccomp, spec, staging, step, targets
 from platforms import debug, syscalls
 from platforms.descriptors import keep_only
 
@@ -102,7 +102,7 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
         for supervised in {False, single}
     }
     rules = step.Rules(single, filters, net, network.sniffs(), syscalls.landlock_version() >= network.SCOPES)
-    proc = workshop.proc_of_all() if single else -1
+    proc = staging.proc_of_all() if single else -1
     if single:
         from executor.sandbox import owners  # noqa: F401
     kills = _Kills()

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from executor.job import Message
+from executor.protocol import Message
 from platforms.errors import Problem
 
 Outcome = Literal["built", "failed", "cancelled"]

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from executor import job
+from executor import protocol
 from orchestrator.view import events, wording
 from orchestrator.view.ci import Groups
 from orchestrator.view.state import State
@@ -41,9 +41,9 @@ class Grouping:
     def text(self, state: State, event: events.Event, lines: tuple[str, ...]) -> str:
         """What to write now that ``event``, which led to ``state``, has had ``lines`` to say."""
         match event:
-            case events.FromExecutor(platform=platform, message=job.Log(step=step)):
+            case events.FromExecutor(platform=platform, message=protocol.Log(step=step)):
                 return self._hold(state, clean_line(platform), step, event.at, lines) + self._due(event.at)
-            case events.FromExecutor(platform=platform, message=job.Finished(step=step)):
+            case events.FromExecutor(platform=platform, message=protocol.Finished(step=step)):
                 held = self._held.pop((clean_line(platform), step), None)
                 if held is not None:
                     held.lines += lines

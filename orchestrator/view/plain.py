@@ -18,7 +18,7 @@ from typing import Final, Self, TextIO
 
 from msgspec.structs import replace
 
-from executor import job
+from executor import protocol
 from orchestrator.view import amounts, ci, events, problems, terminal, wording
 from orchestrator.view.grouping import Grouping
 from orchestrator.view.sink import Sink
@@ -75,7 +75,7 @@ class Plain:
 
     def _progress(self, event: events.Event) -> tuple[str, ...]:
         """A line about bytes under way, now and then."""
-        if not (isinstance(event, events.FromExecutor) and isinstance(event.message, job.Moved)):
+        if not (isinstance(event, events.FromExecutor) and isinstance(event.message, protocol.Transfer)):
             return ()
         action = event.message.action
         told = self._told.setdefault((event.platform, action), event.at)
@@ -93,9 +93,9 @@ class Plain:
 def lines_of(old: State, new: State, event: events.Event) -> tuple[str, ...]:
     """The lines that ``event`` is worth, given the states before and after it."""
     match event:
-        case events.FromExecutor(message=job.Warned()):
+        case events.FromExecutor(message=protocol.BuildWarning()):
             return _cautions(old, new)
-        case events.FromExecutor(platform=name, message=job.Waiting(over=False)):
+        case events.FromExecutor(platform=name, message=protocol.Waiting(over=False)):
             return (f"[{clean_line(name)}] {wording.wait(new.waits[-1], event.at)}",)
         case events.Waiting(over=False):
             return (wording.wait(new.waits[-1], event.at),)
@@ -139,26 +139,26 @@ def prefix(platform: PlatformState, step: StepState) -> str:
     return f"[{platform.platform} {wording.position(step.step) or step.step.name[:60]}]"
 
 
-def _heard(platform: PlatformState, message: job.Message, at: float) -> tuple[str, ...]:
+def _heard(platform: PlatformState, message: protocol.Message, at: float) -> tuple[str, ...]:
     match message:
-        case job.Log(step=number, text=text):
+        case protocol.Log(step=number, text=text):
             step = platform.steps[platform.places[number]]
             head = f"{prefix(platform, step)} {step.at_work(at):.2f} "
             return tuple(head + line for line in clean_logs(text, LOG_LIMIT))
-        case job.Started(step=number):
+        case protocol.Started(step=number):
             step = platform.steps[platform.places[number]]
             named = wording.position(step.step)
             return (f"{prefix(platform, step)} {step.step.name}" if named else prefix(platform, step),)
-        case job.Held(step=number) if message.what:
+        case protocol.Held(step=number) if message.what:
             step = platform.steps[platform.places[number]]
             return (f"{prefix(platform, step)} waiting for {wording.waited_for(step)}",)
-        case job.Finished(step=number):
+        case protocol.Finished(step=number):
             step = platform.steps[platform.places[number]]
             return (f"{prefix(platform, step)} {_verdict(step)}",)
-        case job.Hello():
+        case protocol.Handshake():
             facts = (clean_line(message.kanifold), clean_line(message.host), platform.isolation)
             return (f"[{platform.platform}] executor {', '.join(fact for fact in facts if fact)}",)
-        case job.Result():
+        case protocol.Result():
             size = amounts.size(message.size)
             return (f"[{platform.platform}] image {platform.digest}, {size}, {wording.steps(platform)}",)
     return ()

@@ -45,7 +45,7 @@ from typing import Any, Self, TextIO
 
 import msgspec
 
-from executor import job
+from executor import protocol
 from executor.image.manifest import Descriptor
 from orchestrator.view import events
 from orchestrator.view.said import no_order
@@ -137,35 +137,35 @@ def fields_of(event: events.Event) -> dict[str, Any] | None:
     return None
 
 
-def _message(message: job.Message) -> dict[str, Any] | None:
+def _message(message: protocol.Message) -> dict[str, Any] | None:
     match message:
-        case job.Hello():
+        case protocol.Handshake():
             return {
                 "type": "hello",
                 "kanifold": message.kanifold,
                 "host": message.host,
                 "isolation": message.isolation,
             }
-        case job.Planned():
+        case protocol.Planned():
             steps = [_struct(step) for step in message.steps]
             return {"type": "planned", "emulation": message.emulation, "steps": steps}
-        case job.Started():
+        case protocol.Started():
             return {"type": "step_started", "step": message.step}
-        case job.Held():
+        case protocol.Held():
             return {"type": "step_waiting", "step": message.step, "what": message.what}
-        case job.Finished():
+        case protocol.Finished():
             return {"type": "step_finished", **_struct(message)}
-        case job.Log():
+        case protocol.Log():
             return {"type": "log", "step": message.step, "stream": message.stream, "text": message.text}
-        case job.Moved():
+        case protocol.Transfer():
             return {"type": "moved", **_struct(message)}
-        case job.Waiting():
+        case protocol.Waiting():
             return {"type": "waiting", **_struct(message)}
-        case job.Warned():
+        case protocol.BuildWarning():
             return {"type": "warned", "rule": message.rule, "problem": _problem(message.problem)}
-        case job.Failed():
+        case protocol.Failed():
             return {"type": "failed", "problem": _problem(message.problem)}
-        case job.Result():
+        case protocol.Result():
             return {
                 "type": "result",
                 "manifest": _descriptor(message.manifest),

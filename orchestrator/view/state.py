@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from executor import job
+from executor import protocol
 from orchestrator.view import events
 from orchestrator.view.untrusted import clean_line, clean_log, clean_name
 from platforms.errors import Problem
@@ -47,7 +47,7 @@ class Status(enum.StrEnum):
 class StepState(msgspec.Struct, frozen=True):
     """One step of one platform."""
 
-    step: job.Step
+    step: protocol.Step
     status: Status = Status.WAITING
     started: float = 0.0
     seconds: float = 0.0
@@ -195,9 +195,9 @@ def fold(state: State, event: events.Event) -> State:
     """The state after ``event``."""
     match event:
         case events.FromExecutor(platform=platform, message=message):
-            if isinstance(message, job.Warned):
+            if isinstance(message, protocol.BuildWarning):
                 return _warned(state, message.problem, message.rule, platform)
-            if isinstance(message, job.Waiting):
+            if isinstance(message, protocol.Waiting):
                 return _waited(state, clean_line(platform), message, event.at)
             return _with_platform(state, platform, lambda old: _heard(old, message, event.at))
         case events.BuildStarted():
@@ -275,7 +275,7 @@ def _warned(state: State, problem: Problem, rule: str, platform: str) -> State:
     return replace(state, warnings=(*state.warnings, Caution(problem, rule, named)))
 
 
-def _waited(state: State, platform: str, wait: job.Waiting | events.Waiting, at: float) -> State:
+def _waited(state: State, platform: str, wait: protocol.Waiting | events.Waiting, at: float) -> State:
     what = clean_line(wait.what)
     others = tuple(each for each in state.waits if (each.platform, each.what) != (platform, what))
     if wait.over:
@@ -320,32 +320,32 @@ def _build_ended(state: State, event: events.BuildEnded) -> State:
     )
 
 
-def _heard(old: PlatformState, message: job.Message, at: float) -> PlatformState:
+def _heard(old: PlatformState, message: protocol.Message, at: float) -> PlatformState:
     match message:
-        case job.Log(step=step, text=text):
+        case protocol.Log(step=step, text=text):
             return _logged(old, step, tuple(map(clean_log, text.rsplit("\n", TAIL)[-TAIL:])), at)
-        case job.Moved():
+        case protocol.Transfer():
             return _moved(old, message, at)
-        case job.Started(step=step):
+        case protocol.Started(step=step):
             return _started(old, step, at)
-        case job.Held(step=step, what=what):
+        case protocol.Held(step=step, what=what):
             return _waits(old, step, clean_line(what), at)
-        case job.Finished():
+        case protocol.Finished():
             return _finished(old, message, at)
-        case job.Planned(steps=steps, emulation=emulation):
+        case protocol.Planned(steps=steps, emulation=emulation):
             return _planned(old, steps, clean_line(emulation))
-        case job.Hello(isolation=isolation):
+        case protocol.Handshake(isolation=isolation):
             return replace(old, isolation=clean_line(isolation))
-        case job.Result():
+        case protocol.Result():
             counts = (message.cached, message.ran)
             cached, ran = counts if any(counts) else (old.cached, old.ran)
             return replace(old, digest=clean_line(message.manifest.digest), size=message.size, cached=cached, ran=ran)
-        case job.Failed(problem=problem):
+        case protocol.Failed(problem=problem):
             return replace(old, problem=problem)
     return old
 
 
-def _planned(old: PlatformState, steps: tuple[job.Step, ...], emulation: str) -> PlatformState:
+def _planned(old: PlatformState, steps: tuple[protocol.Step, ...], emulation: str) -> PlatformState:
     known = {each.step.id: each for each in old.steps}
     for step in steps:
         shown = replace(step, stage=clean_line(step.stage), name=clean_name(step.name))
@@ -364,7 +364,7 @@ def _place(old: PlatformState, step: int) -> tuple[PlatformState, int]:
     position = old.places.get(step)
     if position is not None:
         return old, position
-    return _with_steps(old, (*old.steps, StepState(job.Step(step, "", f"step {step}")))), len(old.steps)
+    return _with_steps(old, (*old.steps, StepState(protocol.Step(step, "", f"step {step}")))), len(old.steps)
 
 
 def _put(old: PlatformState, position: int, new: StepState) -> tuple[StepState, ...]:
@@ -385,7 +385,7 @@ def _waits(old: PlatformState, step: int, what: str, at: float) -> PlatformState
     return replace(old, steps=_put(old, position, replace(known, waits=what, since=at, waited=waited)))
 
 
-def _finished(old: PlatformState, message: job.Finished, at: float) -> PlatformState:
+def _finished(old: PlatformState, message: protocol.Finished, at: float) -> PlatformState:
     old, position = _place(old, message.step)
     step = old.steps[position]
     well = Status.CACHED if message.cached else Status.DONE
@@ -412,14 +412,14 @@ def _logged(old: PlatformState, step: int, lines: tuple[str, ...], at: float) ->
     return replace(old, steps=_put(old, position, new), tail=tail)
 
 
-def _moved(old: PlatformState, message: job.Moved, at: float) -> PlatformState:
+def _moved(old: PlatformState, message: protocol.Transfer, at: float) -> PlatformState:
     for position, flow in enumerate(old.flows):
         if flow.action == message.action:
             return replace(old, flows=(*old.flows[:position], _flowed(flow, message, at), *old.flows[position + 1 :]))
     return replace(old, flows=(*old.flows, _flowed(Flow(message.action, first=at, at=at), message, at)))
 
 
-def _flowed(flow: Flow, message: job.Moved, at: float) -> Flow:
+def _flowed(flow: Flow, message: protocol.Transfer, at: float) -> Flow:
     name = message.name[:256]
     if name in flow.closed:
         return flow

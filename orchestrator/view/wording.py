@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from executor.job import Step
+from executor.protocol import Step
 from orchestrator.view import amounts
 from orchestrator.view.state import Caution, PlatformState, State, StepState, WaitState
 from orchestrator.view.untrusted import clean_line

@@ -85,16 +85,16 @@ def test_one_that_fails_leaves_the_others_alone_when_told_to_keep_going(
 
 
 BUG = """
-from executor import serving
+from executor import worker
 
-build = serving._build
+build = worker._build
 
 def broken(task, others):
-    if task.order.platform == "linux/arm64":
+    if task.job.platform == "linux/arm64":
         raise RuntimeError("a bug")
     build(task, others)
 
-serving._build = broken
+worker._build = broken
 """
 
 

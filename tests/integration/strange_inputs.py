@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from executor.build import base, content, copying, mounts, solve, sources
-from executor.build.graph import Origin
-from executor.build.inputs import Input
 from executor.registry import reference
 from executor.rootfs.tree import open_directory
 from executor.sandbox.spec import Secret
+from executor.solver import base, content, copying, mounts, solver, sources
+from executor.solver.graph import Origin
+from executor.solver.inputs import Input
 from orchestrator import fanout
 
 PATH = "/strange"
@@ -132,8 +132,8 @@ def strange(kind: str, file: str) -> None:
                 workshop, Input("another"), name, platform
             )
             return
-    solver: Any = solve.Solver
-    solver._workdir = lambda solver, stage, number, state, _: instruction(solver, stage, number, state, read)
+    changed: Any = solver.Solver
+    changed._workdir = lambda solver, stage, number, state, _: instruction(solver, stage, number, state, read)
 
 
 if __name__ == "__main__":

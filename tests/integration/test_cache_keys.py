@@ -2,7 +2,7 @@
 
 Each row is built twice, changed and built again in one store. Whatever the last build took from the cache, its image
 has to be, to the byte, that of a build without a cache in an empty store: a needless miss costs time, a wrong hit is a
-lie. The second build found everything, so that its answer is remembered as a whole (``orchestrator.repeats``): what
+lie. The second build found everything, so that its answer is remembered as a whole (``result_cache``): what
 makes a step miss must make that miss too. Times are out of it: all are cut off at the SOURCE_DATE_EPOCH, second 1.
 """
 

@@ -15,10 +15,10 @@ import pytest
 from registry_server import Asked, Said, digest_of, self_signed, served
 
 from executor.context import http
-from executor.registry.session import Pace
+from executor.registry.session import RetryPolicy
 from platforms.errors import ContextError, Interrupted, StoreError
 
-QUICK = Pace(first=0.001, ceiling=0.002)
+QUICK = RetryPolicy(first=0.001, ceiling=0.002)
 OLD = "Sun, 06 Nov 1994 08:49:37 GMT"
 BODY = bytes(range(256)) * 4096
 
@@ -334,7 +334,7 @@ def test_waiting_stops_when_it_is_told_to(tmp_path: Path) -> None:
     stopper = threading.Thread(target=stop)
     stopper.start()
     with served(answer) as server, pytest.raises(Interrupted):
-        fetch(f"{server.url}/x", tmp_path, cancel=cancel, pace=Pace(first=600, ceiling=600))
+        fetch(f"{server.url}/x", tmp_path, cancel=cancel, pace=RetryPolicy(first=600, ceiling=600))
     stopper.join()
 
 

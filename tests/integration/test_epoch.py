@@ -13,7 +13,7 @@ from git_server import Repository, serving
 from registry_server import Asked, Said, served
 
 from orchestrator import plan as planning
-from orchestrator.contexts import Means
+from orchestrator.contexts import FetchOptions
 from orchestrator.request import Request
 from platforms.errors import DockerfileError, UsageError
 from platforms.parsing import parse
@@ -57,7 +57,7 @@ def plan(folder: Path, dockerfile: str, value: str | None = None, *, main: str =
     request = Request(
         context=main or str(folder), platforms=wanted, build_args=given, build_contexts=tuple(contexts.items())
     )
-    return planning.read(request, wanted, Means(str(scratch)))
+    return planning.read(request, wanted, FetchOptions(str(scratch)))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What a build rests on is looked at again, and what cannot be makes the build run: also what nobody thought of yet.
 
 ``strange_inputs.py`` is the command with a new kind of input that accounts for itself badly. That each kind there is
-today is looked at again, or makes the build run, is in ``test_repeats`` and ``test_cache_keys``.
+today is looked at again, or makes the build run, is in ``test_result_cache`` and ``test_cache_keys``.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from conftest import Kanifold
 from registry_server import MemoryRegistry, Served
-from test_repeats import World, server, settled, world
+from test_result_cache import World, server, settled, world
 
-from executor import job
-from executor.build.cache import Outcome
-from executor.build.inputs import Inputs
+from executor import protocol
+from executor.solver.cache import CacheEntry
+from executor.solver.inputs import Inputs
 
 __all__ = ["server", "settled", "world"]  # fixtures
 
 HERE = Path(__file__).parent
-SIGNED = job.StatSignature("", "f", False, (), "0" * 64)
+SIGNED = protocol.StatSignature("", "f", False, (), "0" * 64)
 STEP = "WORKDIR /strange"
 
 
@@ -86,11 +86,11 @@ def test_a_new_instruction_that_takes_nothing_from_outside_is_answered_from_memo
 
 def test_an_input_is_not_accounted_for_until_somebody_says_how_it_is_looked_at_again() -> None:
     inputs = Inputs()
-    assert inputs.record() == job.DependencyRecord()
+    assert inputs.record() == protocol.DependencyRecord()
     taken = inputs.add("something new")
     assert inputs.record() is None
     taken.nothing()
-    assert inputs.record() == job.DependencyRecord()
+    assert inputs.record() == protocol.DependencyRecord()
 
 
 def test_what_was_opened_is_accounted_for_by_its_signature_alone() -> None:
@@ -99,10 +99,10 @@ def test_what_was_opened_is_accounted_for_by_its_signature_alone() -> None:
     taken.opened()
     taken.nothing()
     taken.pinned("sha256:" + "0" * 64)
-    taken.files(job.StatSignature("", "f", False, (), ""))
+    taken.files(protocol.StatSignature("", "f", False, (), ""))
     assert inputs.record() is None
     taken.files(SIGNED)
-    assert inputs.record() == job.DependencyRecord((), (SIGNED,))
+    assert inputs.record() == protocol.DependencyRecord((), (SIGNED,))
 
 
 def test_opening_what_was_said_to_be_nothing_takes_that_back() -> None:
@@ -131,7 +131,7 @@ def test_every_question_is_an_input_but_those_that_no_image_depends_on(what: str
 
 def test_a_step_by_the_word_of_an_outside_cache_is_not_cacheable() -> None:
     inputs = Inputs()
-    inputs.found("1" * 64, Outcome("r", "2000-01-01T00:00:00Z"))
+    inputs.found("1" * 64, CacheEntry("r", "2000-01-01T00:00:00Z"))
     assert inputs.record() is not None
-    inputs.found("2" * 64, Outcome("s", "2000-01-01T00:00:00Z", foreign="f", place="cache"))
+    inputs.found("2" * 64, CacheEntry("s", "2000-01-01T00:00:00Z", foreign="f", place="cache"))
     assert inputs.record() is None

@@ -37,12 +37,12 @@ from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import Certificates, RegistrySettings
 from executor.registry.reference import Reference, parse
-from executor.registry.session import Pace
+from executor.registry.session import RetryPolicy
 from platforms.errors import RegistryError
 
 pytestmark = pytest.mark.registry
 
-QUICK = Pace(first=0.001, ceiling=0.002)
+QUICK = RetryPolicy(first=0.001, ceiling=0.002)
 SKOPEO = shutil.which("skopeo")
 needs_skopeo = pytest.mark.skipif(SKOPEO is None, reason="skopeo is not installed (Debian package skopeo)")
 

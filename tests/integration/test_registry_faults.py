@@ -21,17 +21,18 @@ import pytest
 from msgspec.structs import replace
 from registry_server import Asked, MemoryRegistry, OddRegistry, Said, Served, digest_of, error, served
 
+from executor import transport
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest, describe, encode
-from executor.registry import notices, transfer, upload, wire
+from executor.registry import notices, transfer, upload
 from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference, parse
-from executor.registry.session import Pace, Session
+from executor.registry.session import RetryPolicy, Session
 from platforms.errors import Interrupted, KanifoldError, RegistryError, StoreError
 
-QUICK = Pace(first=0.001, ceiling=0.002)
+QUICK = RetryPolicy(first=0.001, ceiling=0.002)
 BLOB = hashlib.sha256(b"seed").digest() * 40_000  # 1.28 MB
 
 
@@ -196,9 +197,9 @@ def test_whether_an_insecure_registry_has_tls_is_found_out_once(
 def test_a_silent_server_is_given_up(registry: MemoryRegistry, server: Served, client: Client) -> None:
     heard = threading.Event()
     registry.fault = lambda _: heard.wait(30) and None
-    request = wire.Request("GET", f"{server.url}/v2/", patience=0.05)
-    with pytest.raises(wire.Lost, match="silent"):
-        client._session.wire.call(request, 10)
+    request = transport.Request("GET", f"{server.url}/v2/", patience=0.05)
+    with pytest.raises(transport.TransientError, match="silent"):
+        client._session.transport.call(request, 10)
     heard.set()
 
 
@@ -469,7 +470,7 @@ def test_a_stream_tells_at_its_end_whether_it_was_true(
 
 def test_an_abandoned_stream_frees_its_connection(registry: MemoryRegistry, server: Served, client: Client) -> None:
     registry.add_blob("team/app", BLOB)
-    for _ in range(wire.CONNECTIONS + 1):
+    for _ in range(transport.CONNECTIONS + 1):
         stream = client.open_stream(ref(server), layer(BLOB))
         next(stream)
         stream.close()  # type: ignore[attr-defined]
@@ -1314,7 +1315,7 @@ def test_a_mirror_that_is_asked_too_often_is_passed_over_without_a_wait(
     """For one question, or for as long as it asks; other processes may find it ready again."""
     with served(lambda _: Said(429, headers)) as near:
         settings = RegistrySettings(mirrors=((server.host, (near.host,)),))
-        with Client(settings, pace=Pace(first=600)) as client:
+        with Client(settings, pace=RetryPolicy(first=600)) as client:
             pull(client, server, base)
             assert client.learned().failing == frozenset()
         assert len(near.asked) == asked
@@ -1390,7 +1391,7 @@ def test_every_error_of_httpx_is_translated() -> None:
     for kind in (each for root in roots for each in kinds(root)):
         raised = kind.__new__(kind)
         Exception.__init__(raised, "reason")
-        with pytest.raises((wire.Lost, KanifoldError)), wire.translated("http://r.example/v2/"):
+        with pytest.raises((transport.TransientError, KanifoldError)), transport.translated("http://r.example/v2/"):
             raise raised
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sandbox_house import ARM64, BUSYBOX, QEMU, Done, House, Inside, Node, opened
 
-from executor.sandbox import Bind, BindFd, Rung, Secret, Tmpfs, workshop
+from executor.sandbox import Bind, BindFd, Rung, Secret, Tmpfs, staging
 from executor.sandbox.spec import Ended, Spec
 from platforms import elf, syscalls
 from platforms.errors import EnvironmentUnfit
@@ -659,10 +659,10 @@ def test_nothing_is_made_ready_before_a_step_is_to_come() -> None:
         pytest.skip("needs root")
     with opened(None) as house:
         mounts = Path(f"/proc/{_child(house.pid)}/mountinfo")
-        furnished = f" {workshop.PLACE} "
-        assert furnished not in mounts.read_text()
+        set_up = f" {staging.PLACE} "
+        assert set_up not in mounts.read_text()
         house.call(_prepare)
-        assert settles(lambda: furnished in mounts.read_text())
+        assert settles(lambda: set_up in mounts.read_text())
         assert house.run("echo $$").out == "1\n"
 
 
@@ -672,7 +672,7 @@ def test_a_host_that_does_not_allow_a_step_is_told_of_by_that_step(monkeypatch: 
 
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    monkeypatch.setattr(workshop, "prove", refused)
+    monkeypatch.setattr(staging, "preflight", refused)
     with opened(None) as house:
         for _ in range(2):
             with pytest.raises(AssertionError, match=r"EnvironmentUnfit: cannot isolate build steps here: .*proc"):

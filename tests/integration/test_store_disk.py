@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from executor.build.sink import bring
 from executor.image.manifest import Descriptor
 from executor.registry.transfer import Sink
+from executor.solver.inflight import fetch_blob
 from executor.store import blobs, durability, fsck, records, snapshots
 from executor.store.prune import prune, usage
 from executor.store.store import Store, open_store
@@ -73,7 +73,7 @@ def fill_by_download(store: Store) -> None:
         for _ in range(SIZE // len(PIECE) + 1):
             sink.write(PIECE)
 
-    bring(store, Descriptor("", "sha256:" + "0" * 64, SIZE), fetch)
+    fetch_blob(store, Descriptor("", "sha256:" + "0" * 64, SIZE), fetch)
 
 
 @pytest.mark.parametrize("work", [fill, fill_resumable, fill_by_download])

@@ -52,10 +52,10 @@ def test_imports_go_one_way(module: Path) -> None:
 @pytest.mark.parametrize(
     ("room", "source", "blamed"),
     [
-        ("platforms", "import executor.job", ["line 1: executor.job"]),
+        ("platforms", "import executor.protocol", ["line 1: executor.protocol"]),
         ("executor", "def late():\n    from orchestrator import plan", ["line 2: orchestrator"]),
         ("executor", "from ..orchestrator import plan", ["line 1: ..orchestrator"]),
-        ("orchestrator", "import executor.job, platforms.host", []),
+        ("orchestrator", "import executor.protocol, platforms.host", []),
         ("platforms", "import executors_of_another_kind", []),
     ],
 )
@@ -64,7 +64,7 @@ def test_the_import_rule_blames_what_it_should(room: str, source: str, blamed: l
 
 
 DOORS: Mapping[str, frozenset[str]] = {
-    "executor.context.directory": frozenset({"solve", "inputs"}),
+    "executor.context.directory": frozenset({"solver", "inputs"}),
     "executor.context.git": frozenset({"fetched"}),
     "executor.context.gitprogram": frozenset({"fetched"}),
     "executor.context.http": frozenset({"fetched"}),
@@ -72,16 +72,16 @@ DOORS: Mapping[str, frozenset[str]] = {
     "executor.registry.client": frozenset({"jobclient"}),
     "executor.registry.layout": frozenset({"base"}),
     "executor.registry.session": frozenset(),
-    "executor.registry.wire": frozenset({"jobclient"}),
+    "executor.transport": frozenset({"jobclient"}),
     "socket": frozenset({"agent"}),
     "subprocess": frozenset(),
     "urllib.request": frozenset(),
 }
-"""What brings something in from outside, and the modules of ``executor/build`` that account for it as an input."""
+"""What brings something in from outside, and the modules of ``executor/solver`` that account for it as an input."""
 
 
 def unaccounted_imports(module: str, source: str) -> list[str]:
-    """The imports in ``source``, the ``module`` of executor/build, by which it could take in something unrecorded.
+    """The imports in ``source``, the ``module`` of executor/solver, by which it could take in something unrecorded.
 
     Types are none of them, so what stands under TYPE_CHECKING does not count.
     """
@@ -110,16 +110,16 @@ def guarded(tree: ast.Module) -> list[ast.If]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
 
 
-@pytest.mark.parametrize("module", sorted((ROOT / "executor" / "build").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("module", sorted((ROOT / "executor" / "solver").glob("*.py")), ids=lambda path: path.stem)
 def test_what_comes_from_outside_comes_through_a_door(module: Path) -> None:
     assert unaccounted_imports(module.stem, module.read_text()) == []
 
 
 def test_the_rule_of_doors_blames_what_it_should() -> None:
-    source = "from executor.registry.wire import Wire\ndef late():\n    from executor.context import http"
-    assert unaccounted_imports("fetched", source) == ["executor.registry.wire"]
-    assert unaccounted_imports("solve", source) == ["executor.registry.wire", "executor.context.http"]
-    assert unaccounted_imports("solve", "if TYPE_CHECKING:\n    from executor.context import http") == []
+    source = "from executor.transport import Transport\ndef late():\n    from executor.context import http"
+    assert unaccounted_imports("fetched", source) == ["executor.transport"]
+    assert unaccounted_imports("solver", source) == ["executor.transport", "executor.context.http"]
+    assert unaccounted_imports("solver", "if TYPE_CHECKING:\n    from executor.context import http") == []
 
 
 def circles(sources: Mapping[str, str]) -> list[str]:
@@ -392,7 +392,7 @@ def test_scripts_are_strict_and_executable() -> None:
 # Modules of the standard library, of dependencies and of ours that a process has loaded by the time it gets to work.
 # Loading them is most of what a build with nothing to do takes, so what is not used by every build is loaded late.
 ORCHESTRATOR = """
-import orchestrator.beginning, orchestrator.cli
+import orchestrator.bootstrap, orchestrator.cli
 import orchestrator.flags, orchestrator.plan
 from platforms.loading import without
 with without("ssl"):
@@ -400,7 +400,7 @@ with without("ssl"):
 import orchestrator.build, orchestrator.tidying, orchestrator.view.quiet
 """
 SPEAKER = """
-import orchestrator.beginning, executor.__main__
+import orchestrator.bootstrap, executor.__main__
 executor.__main__.preload_registries()
 """
 EXECUTOR = f"""{SPEAKER}
@@ -434,7 +434,7 @@ def loaded_by(program: str) -> set[str]:
     ("program", "most", "idle"),
     [
         (ORCHESTRATOR, 258, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
-        (SPEAKER, 260, {"asyncio", "anyio", "click", "rich", "yaml", "sqlite3", "orchestrator.cli", "executor.build"}),
+        (SPEAKER, 260, {"asyncio", "anyio", "click", "rich", "yaml", "sqlite3", "orchestrator.cli", "executor.solver"}),
         (EXECUTOR, 387, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
     ],
     ids=["orchestrator", "registries", "executor"],

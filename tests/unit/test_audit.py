@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from executor.dockerfile import parse as parse_dockerfile
-from executor.job import Finding
+from executor.protocol import Finding
 from orchestrator import audit
 from orchestrator.request import Allowed
 from platforms.parsing import parse

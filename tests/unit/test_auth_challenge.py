@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.registry.token import Challenge, merged, parse_challenges, same_site
-from executor.registry.wire import Origin
+from executor.transport import Origin
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import view_story as story
 from view_story import START
 
-from executor import job
+from executor import protocol
 from orchestrator.trace import trace
 from orchestrator.view import events
 from orchestrator.view.events import Event, FromExecutor
@@ -32,28 +32,28 @@ def phases() -> ModuleType:
     return module
 
 
-def said(message: job.Message, at: float, platform: str = ONE) -> Event:
+def said(message: protocol.Message, at: float, platform: str = ONE) -> Event:
     return FromExecutor(platform, message, at=START + at)
 
 
-STEPS = (job.Step(1, "", "FROM base", 1), job.Step(2, "", "RUN make", 2))
+STEPS = (protocol.Step(1, "", "FROM base", 1), protocol.Step(2, "", "RUN make", 2))
 BUILD: tuple[Event, ...] = (
     events.BuildStarted((story.AMD64,), "app", at=START),
     events.Resolving("base", at=START + 1),
     events.Resolved("base", "sha256:aa", at=START + 2),
     events.PlatformStarted(ONE, "node", "native", at=START + 2),
     events.PlatformStarted(TWO, "node", "qemu", at=START + 2),
-    said(job.Hello(1, "0.1", "linux/amd64"), 3),
-    said(job.Planned(STEPS), 3),
-    said(job.Planned(STEPS), 3, TWO),
-    said(job.Started(2), 3),
-    said(job.Moved("unpack", "sha256:bb", 0, 4), 3),
-    said(job.Started(2), 4, TWO),
-    said(job.Moved("unpack", "sha256:bb", 4, 4), 5),
-    said(job.Finished(2, 1.0, cached=True), 6, TWO),
-    said(job.Moved("compress", "sha256:cc", 0), 6),
-    said(job.Moved("compress", "sha256:cc", 7, 7), 8),
-    said(job.Finished(2, 7.0), 10),
+    said(protocol.Handshake(1, "0.1", "linux/amd64"), 3),
+    said(protocol.Planned(STEPS), 3),
+    said(protocol.Planned(STEPS), 3, TWO),
+    said(protocol.Started(2), 3),
+    said(protocol.Transfer("unpack", "sha256:bb", 0, 4), 3),
+    said(protocol.Started(2), 4, TWO),
+    said(protocol.Transfer("unpack", "sha256:bb", 4, 4), 5),
+    said(protocol.Finished(2, 1.0, cached=True), 6, TWO),
+    said(protocol.Transfer("compress", "sha256:cc", 0), 6),
+    said(protocol.Transfer("compress", "sha256:cc", 7, 7), 8),
+    said(protocol.Finished(2, 7.0), 10),
     events.BuildEnded("built", "sha256:bb", at=START + 11),
 )
 

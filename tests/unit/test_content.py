@@ -14,17 +14,17 @@ from typing import Any, cast
 
 import pytest
 
-from executor import job
-from executor.build import statwalk
-from executor.build.content import Agreed, Selection, agreed, unchanged
-from executor.build.content import selected as selected_of
-from executor.build.copying import Source, Treatment
-from executor.build.fingerprints import Fingerprints
-from executor.build.once import Once, known
-from executor.build.sources import FromTree
-from executor.build.workshop import Workshop
+from executor import protocol
 from executor.context.directory import open_context
 from executor.rootfs.entry import Entry, Kind
+from executor.solver import statwalk
+from executor.solver.content import Agreed, Selection, agreed, unchanged
+from executor.solver.content import selected as selected_of
+from executor.solver.copying import CopyOptions, Source
+from executor.solver.fingerprints import Fingerprints
+from executor.solver.once import Once, known
+from executor.solver.sources import FromTree
+from executor.solver.workshop import Workshop
 from executor.store import files
 from executor.store.store import Store, open_store
 from platforms.errors import ContextError
@@ -75,8 +75,8 @@ def test_files_of_ours_are_not_looked_at_again(file: Path) -> None:
 
 
 def a_job_of(build: str, store: Store) -> Workshop:
-    order = job.Job(version=job.VERSION, platform="linux/amd64", dockerfile=b"", build=build)
-    return cast("Workshop", SimpleNamespace(order=order, store=store, cancelled=Future()))
+    job = protocol.Job(version=protocol.VERSION, platform="linux/amd64", dockerfile=b"", build=build)
+    return cast("Workshop", SimpleNamespace(job=job, store=store, cancelled=Future()))
 
 
 def selected(name: str, *, live: bool = False) -> Once[Selection]:
@@ -121,7 +121,7 @@ def test_a_job_that_finds_something_else_than_was_agreed_on_says_so() -> None:
     before = known(Agreed("before"))
     part = FromTree(lambda: source, None, "f", False, False, selected("now"), before, cast("Any", None))
     with pytest.raises(ContextError, match='"f" changed during the build'):
-        part.copy_to(*cast("Any", (None, None, "/", Treatment())))
+        part.copy_to(*cast("Any", (None, None, "/", CopyOptions())))
 
 
 # -- what looks as it did once before --
@@ -153,7 +153,7 @@ class Job:
         self.workshop = cast(
             "Workshop",
             SimpleNamespace(
-                order=job.Job(version=job.VERSION, platform="linux/amd64", dockerfile=b"", build=directory),
+                job=protocol.Job(version=protocol.VERSION, platform="linux/amd64", dockerfile=b"", build=directory),
                 store=store, directory=directory, cancelled=Future(), copies={}, contents=Fingerprints(),
                 check=lambda: None,
             ),

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from executor.build import copying
-from executor.build.copying import Plan, Source, Treatment
 from executor.dockerfile import modes
 from executor.rootfs import moment
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree, open_directory
+from executor.solver import copying
+from executor.solver.copying import CopyOptions, Plan, Source
 from platforms.errors import BuildError, ContextError
 
 Files = Mapping[str, str | None]
@@ -74,14 +74,14 @@ def copied(
     destination: str,
     context: Files,
     stage: Files | None = None,
-    treatment: Treatment | None = None,
+    treatment: CopyOptions | None = None,
 ) -> tuple[Entry, ...]:
     """The layer of ``COPY sources destination``."""
     plan = Plan(make(tmp_path, trees, "stage", stage or {}, owner=(0, 0)))
     tree = make(tmp_path, trees, "context", context, owner=(0, 0))
     for each in sources.split():
         source = Source(tree, "/" + each.lstrip("/"), context=True)
-        copying.copy(plan, source, destination, treatment or Treatment())
+        copying.copy(plan, source, destination, treatment or CopyOptions())
     return tuple(plan.finish())
 
 
@@ -249,7 +249,7 @@ def test_owner_and_mode_are_the_treatments(tmp_path: Path, trees: ExitStack) -> 
         "d",
         "/new/x/",
         context,
-        treatment=Treatment(owner=(7, 8), mode=modes.parse("640"), parents_mode=0o640),
+        treatment=CopyOptions(owner=(7, 8), mode=modes.parse("640"), parents_mode=0o640),
     )
     assert {(each.uid, each.gid) for each in found} == {(7, 8)}
     by_path = {each.path.decode(): each for each in found}
@@ -275,7 +275,7 @@ def test_files_keep_their_mode_and_time(tmp_path: Path, trees: ExitStack) -> Non
     tree = open_directory(folder)
     trees.callback(tree.close)
     plan = Plan(make(tmp_path, trees, "stage", {"x": None}))
-    copying.copy(plan, Source(tree, "/"), "/x", Treatment())
+    copying.copy(plan, Source(tree, "/"), "/x", CopyOptions())
     found = {each.path.decode(): each for each in plan.finish()}
     assert (found["x/d/f"].mode, found["x/d/f"].mtime_ns) == (0o4751, 5_000_000_001)
     assert (found["x/d"].mode, found["x/d"].mtime_ns) == (0o1777, 6)
@@ -287,7 +287,7 @@ def test_a_directory_that_is_there_keeps_its_mode_and_owner(tmp_path: Path, tree
     tree = make(tmp_path, trees, "context", {"d/f": "1"}, owner=(0, 0))
     (tmp_path / "context" / "d").chmod(0o777)
     plan = Plan(stage)
-    copying.copy(plan, Source(tree, "/d"), "/x", Treatment())
+    copying.copy(plan, Source(tree, "/d"), "/x", CopyOptions())
     found = {each.path: each for each in plan.finish()}
     assert found[b"x"].mode == 0o700
 
@@ -297,7 +297,7 @@ def test_hard_links_stay_linked(tmp_path: Path, trees: ExitStack) -> None:
     os.link(tmp_path / "context" / "d" / "a", tmp_path / "context" / "d" / "b")
     os.link(tmp_path / "context" / "other", tmp_path / "context" / "d" / "lone")
     plan = Plan(make(tmp_path, trees, "stage", {}))
-    copying.copy(plan, Source(tree, "/d"), "/x", Treatment())
+    copying.copy(plan, Source(tree, "/d"), "/x", CopyOptions())
     assert shown(plan.finish()) == {"x": "dir", "x/a": "1", "x/b": "= x/a", "x/lone": "2"}
 
 
@@ -307,7 +307,7 @@ def test_fifos_are_copied_and_sockets_become_empty_files(tmp_path: Path, trees: 
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "context" / "d" / "s"))  # an address has room for some 100 bytes
     plan = Plan(make(tmp_path, trees, "stage", {}))
-    copying.copy(plan, Source(tree, "/d"), "/x", Treatment())
+    copying.copy(plan, Source(tree, "/d"), "/x", CopyOptions())
     assert shown(plan.finish()) == {"x": "dir", "x/f": "1", "x/p": "fifo", "x/s": ""}
 
 
@@ -323,7 +323,7 @@ def test_fifos_are_copied_and_sockets_become_empty_files(tmp_path: Path, trees: 
 )
 def test_exclude(tmp_path: Path, trees: ExitStack, exclude: tuple[str, ...], left: set[str]) -> None:
     context: Files = {"d/a.txt": "1", "d/r.md": "2", "d/sub/b.txt": "3", "d/sub/c.md": "4"}
-    found = copied(tmp_path, trees, "d", "/x", context, treatment=Treatment(exclude=exclude))
+    found = copied(tmp_path, trees, "d", "/x", context, treatment=CopyOptions(exclude=exclude))
     assert {path.removeprefix("x/") for path, what in shown(found).items() if what != "dir"} == left
 
 
@@ -338,14 +338,14 @@ def test_exclude(tmp_path: Path, trees: ExitStack, exclude: tuple[str, ...], lef
 def test_parents_keep_the_way(tmp_path: Path, trees: ExitStack, include: str, layer: Mapping[str, str]) -> None:
     tree = make(tmp_path, trees, "context", {"a/b/f": "1", "g": "2", "z/q": "3"})
     plan = Plan(make(tmp_path, trees, "stage", {}))
-    copying.copy(plan, Source(tree, "/", include=(include,)), "/x/", Treatment())
+    copying.copy(plan, Source(tree, "/", include=(include,)), "/x/", CopyOptions())
     assert shown(plan.finish()) == layer
 
 
 def test_a_link_layer_knows_nothing_of_the_stage(tmp_path: Path, trees: ExitStack) -> None:
     tree = make(tmp_path, trees, "context", {"f": "1"})
     plan = Plan(None)
-    copying.copy(plan, Source(tree, "/f"), "/l/x/", Treatment())
+    copying.copy(plan, Source(tree, "/f"), "/l/x/", CopyOptions())
     assert shown(plan.finish()) == {"l": "dir", "l/x": "dir", "l/x/f": "1"}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from executor.build.export import dated
 from executor.image.config import History
+from executor.solver.export import dated
 
 BASE, FIRST, SECOND = "2024-01-01T00:00:00Z", "2025-02-02T00:00:00Z", "2025-03-03T00:00:00Z"
 EPOCH, EPOCH_TEXT = 1_700_000_000, "2023-11-14T22:13:20Z"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from executor.build.fingerprints import Fingerprints
+from executor.solver.fingerprints import Fingerprints
 
 
 def digest(number: int) -> str:

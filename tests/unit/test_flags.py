@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.job import CachePlace, Compression
+from executor.protocol import CachePlace, Compression
 from orchestrator import cli, fields, flags
 from orchestrator.outputs import Output
 from orchestrator.request import Allowed, Annotation, Request, Secret

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from executor.build.graph import Graph, Origin, plan, plan_all, platform_of
-from executor.build.named import Named
 from executor.dockerfile import parse
+from executor.solver.graph import Graph, Origin, plan, plan_all, platform_of
+from executor.solver.named import Named
 from platforms.errors import DockerfileError, KanifoldError
 from platforms.parsing import parse as parse_platform
 

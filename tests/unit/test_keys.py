@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from executor.build.keys import Part, Rows, encodings, key
+from executor.solver.keys import Part, Rows, encodings, key
 
 ATOMS = st.one_of(st.text(max_size=6), st.binary(max_size=6), st.integers(), st.booleans(), st.none())
 PARTS: st.SearchStrategy[Part] = st.recursive(

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 import pytest
 from msgspec.structs import replace
 
-from executor.build import graph, scope
-from executor.build import state as steps
-from executor.build.state import State
 from executor.dockerfile import checks, outline, parse
 from executor.dockerfile.scope import global_scope
 from executor.image import config as image
+from executor.solver import graph, scope
+from executor.solver import state as steps
+from executor.solver.state import State
 from platforms.parsing import parse as parse_platform
 
 AMD64 = parse_platform("linux/amd64")

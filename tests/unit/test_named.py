@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from executor.build.named import Named, canonical
+from executor.solver.named import Named, canonical
 from platforms.errors import UsageError
 from platforms.parsing import parse
 

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from executor.build import output
-from executor.build.output import Clip, Limits, Stream, Tail, told
+from executor.solver import output
+from executor.solver.output import Clip, Limits, Stream, Tail, told
 
 SECRET = "hunter2-correct-horse"
 FREE = Limits(-1, -1)

@@ -123,7 +123,7 @@ def imports_pathlib(node: ast.AST) -> bool:
 
 EXEMPT = {
     "platforms/paths.py: os.path.join(directory, os.path.expanduser(path))": "what the user has written",
-    "executor/build/copying.py: posixpath.join('/', directory, path)": "a path within an image, for its tree",
+    "executor/solver/copying.py: posixpath.join('/', directory, path)": "a path within an image, for its tree",
     "executor/rootfs/overlay.py: os.listdir(self._upper + b'/' + path)": "a walk of real directories, from the top",
     "executor/rootfs/overlay.py: os.lstat(host)": "the same walk",
     "executor/rootfs/placing.py: os.setxattr(b'/proc/self/fd/%d/%b' % (parent, name), key, value, "

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cautions
 from orchestrator import plan as planning
-from orchestrator.contexts import Means, named_canonically
+from orchestrator import warnings
+from orchestrator.contexts import FetchOptions, named_canonically
 from orchestrator.request import Request
 from platforms.errors import ContextError, DockerfileError, KanifoldError, UsageError
 from platforms.parsing import parse
@@ -18,7 +18,7 @@ from platforms.parsing import parse
 def read(folder: Path, *platforms: str, **more: object) -> planning.Plan:
     wanted = tuple(parse(each) for each in platforms or ("linux/amd64",))
     request = Request(context=str(folder), platforms=wanted, **more)  # type: ignore[arg-type]
-    return planning.read(request, wanted, Means("nothing is fetched"))
+    return planning.read(request, wanted, FetchOptions("nothing is fetched"))
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -86,14 +86,14 @@ def test_a_named_context_stands_for_an_image(tmp_path: Path) -> None:
     ],
 )
 def test_kinds_of_named_contexts(value: str, kind: str) -> None:
-    assert planning.named_context("x", value, Means("")).kind == kind
+    assert planning.named_context("x", value, FetchOptions("")).kind == kind
 
 
 def test_a_named_context_that_is_nothing_is_refused() -> None:
     with pytest.raises(ContextError, match="no/such/directory"):
-        planning.named_context("x", "no/such/directory", Means(""))
+        planning.named_context("x", "no/such/directory", FetchOptions(""))
     with pytest.raises(KanifoldError):
-        planning.named_context("x", "docker-image://UPPER", Means(""))
+        planning.named_context("x", "docker-image://UPPER", FetchOptions(""))
 
 
 def test_the_ignore_file_is_the_dockerfiles_own_before_the_contexts(tmp_path: Path) -> None:
@@ -215,12 +215,12 @@ def test_contexts_that_nothing_uses_are_known(tmp_path: Path) -> None:
     names = ("a", "b", "c", "d", "clock")
     contexts = tuple((name, "docker-image://scratch") for name in names)
     found = read(tmp_path, build_contexts=contexts, build_args=(("SOURCE_DATE_EPOCH", "clock"),))
-    said = [each.problem.what for each in cautions.unused_contexts(found, {"d"})]
+    said = [each.problem.what for each in warnings.unused_contexts(found, {"d"})]
     assert said == ["--build-context a: nothing used it"]
 
 
 def test_a_context_that_nothing_uses_is_told_what_it_may_have_been(tmp_path: Path) -> None:
     write(tmp_path, Dockerfile="FROM debian:12\n")
-    (said,) = cautions.unused_contexts(read(tmp_path, build_contexts=(("debain:12", "docker-image://scratch"),)), ())
+    (said,) = warnings.unused_contexts(read(tmp_path, build_contexts=(("debain:12", "docker-image://scratch"),)), ())
     assert "debian:12" in said.problem.why
     assert "did you mean debian:12?" in said.problem.remedy

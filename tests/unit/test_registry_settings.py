@@ -13,7 +13,7 @@ import pytest
 from executor.registry import config
 from executor.registry.config import Certificates, RegistrySettings, load_settings, with_flags
 from executor.registry.failure import PASSING
-from executor.registry.session import Pace
+from executor.registry.session import RetryPolicy
 from platforms.errors import UsageError
 
 
@@ -180,7 +180,7 @@ def test_msgspec_comes_without_what_typing_has() -> None:
 def test_httpx_comes_without_its_command_line() -> None:
     program = (
         "import sys\n"
-        "from executor.registry.wire import load_httpx\n"
+        "from executor.transport import load_httpx\n"
         "load_httpx()\n"
         "import httpx\n"
         "print(httpx.Client.__name__, 'rich' in sys.modules, 'httpx._main' in sys.modules)"
@@ -202,7 +202,7 @@ def test_the_settings_shown_in_the_documentation_are_read(tmp_path: Path) -> Non
 
 def test_the_numbers_in_the_documentation_are_the_codes() -> None:
     text = " ".join((Path(__file__).parents[2] / "docs" / "registries.md").read_text().split())
-    pace = Pace()
+    pace = RetryPolicy()
     statuses = f"{', '.join(map(str, sorted(PASSING)[:-1]))} and {max(PASSING)}"
     assert pace.tries == 6
     assert f"{statuses} are tried six times" in text

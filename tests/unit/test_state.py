@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from executor.build import state as steps
-from executor.build.copying import normal_path
-from executor.build.state import State
 from executor.dockerfile import parse
 from executor.image import config as image
 from executor.image.config import History
+from executor.solver import state as steps
+from executor.solver.copying import normal_path
+from executor.solver.state import State
 from platforms.errors import DockerfileError
 from platforms.parsing import parse as parse_platform
 

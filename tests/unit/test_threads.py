@@ -37,7 +37,7 @@ def test_a_thread_that_has_ended_is_none() -> None:
     "program",
     [
         CHECK,
-        "from orchestrator import nursery\nwith nursery.opened(None): pass",
+        "from orchestrator import prefork\nwith prefork.opened(None): pass",
         "from executor.sandbox import isolation\nisolation.enter()",
         "from executor.sandbox import launcher\nlauncher.start()",
     ],

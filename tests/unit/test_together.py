@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from executor.build.workshop import Workshop, together
+from executor.solver.workshop import Workshop, together
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import view_story as story
 from view_story import START
 
-from executor import job
+from executor import protocol
 from orchestrator.build import traced
 from orchestrator.trace import recorded, trace
 from orchestrator.view import events
@@ -22,25 +22,29 @@ from platforms.errors import UsageError
 AMD64 = "linux/amd64"
 
 
-def said(message: job.Message, at: float, platform: str = AMD64) -> Event:
+def said(message: protocol.Message, at: float, platform: str = AMD64) -> Event:
     return FromExecutor(platform, message, at=START + at)
 
 
-STEPS = (job.Step(1, "", "FROM debian", 1), job.Step(2, "build", "RUN make", 3), job.Step(3, "test", "RUN test", 5))
+STEPS = (
+    protocol.Step(1, "", "FROM debian", 1),
+    protocol.Step(2, "build", "RUN make", 3),
+    protocol.Step(3, "test", "RUN test", 5),
+)
 BUILD: tuple[Event, ...] = (
     events.BuildStarted((story.AMD64,), "app", at=START),
     events.Resolving("debian", at=START + 0.1),
     events.Resolved("debian", "sha256:aa", at=START + 0.3),
     events.PlatformStarted(AMD64, "node", "native", at=START + 0.3),
-    said(job.Planned(STEPS), 0.4),
-    said(job.Started(1), 0.5),
-    said(job.Moved("pull", "sha256:aa", 1, 4), 0.6),
-    said(job.Moved("pull", "sha256:aa", 4, 4), 0.9),
-    said(job.Finished(1, 0.4), 1.0),
-    said(job.Started(2), 1.0),
-    said(job.Started(3), 1.5),
-    said(job.Finished(3, 0.0, cached=True), 1.5),
-    said(job.Finished(2, 2.0), 3.0),
+    said(protocol.Planned(STEPS), 0.4),
+    said(protocol.Started(1), 0.5),
+    said(protocol.Transfer("pull", "sha256:aa", 1, 4), 0.6),
+    said(protocol.Transfer("pull", "sha256:aa", 4, 4), 0.9),
+    said(protocol.Finished(1, 0.4), 1.0),
+    said(protocol.Started(2), 1.0),
+    said(protocol.Started(3), 1.5),
+    said(protocol.Finished(3, 0.0, cached=True), 1.5),
+    said(protocol.Finished(2, 2.0), 3.0),
     events.PlatformEnded(AMD64, "built", at=START + 3.5),
     events.Publishing("tags", 0, 1, at=START + 3.5),
     events.Published("app:1", "sha256:bb", at=START + 3.75),
@@ -76,7 +80,7 @@ def test_a_cached_step_says_so() -> None:
 
 
 def test_a_failed_step_says_why() -> None:
-    failed = slices([*BUILD[:10], said(job.Finished(2, 0.1, error="exit code: 2"), 1.1)])["RUN make"]
+    failed = slices([*BUILD[:10], said(protocol.Finished(2, 0.1, error="exit code: 2"), 1.1)])["RUN make"]
     assert failed["args"]["error"] == "exit code: 2"
 
 
@@ -130,23 +134,23 @@ def test_a_transfer_is_one_slice_from_its_first_word_to_its_last() -> None:
 
 
 def test_transfers_at_the_same_time_are_slices_of_their_own() -> None:
-    moves = [said(job.Moved("push", f"sha256:{name}", done, 2), done) for done in (1, 2) for name in ("a", "b")]
+    moves = [said(protocol.Transfer("push", f"sha256:{name}", done, 2), done) for done in (1, 2) for name in ("a", "b")]
     assert len({each["id"] for each in of_kind(moves, "b")}) == 2
 
 
 def test_what_never_ended_ends_with_the_trace_and_says_so() -> None:
-    cut = [*BUILD[:7], said(job.Moved("pull", "sha256:aa", 2, 4), 0.8)]
+    cut = [*BUILD[:7], said(protocol.Transfer("pull", "sha256:aa", 2, 4), 0.8)]
     step = slices(cut)["FROM debian"]
     assert (step["dur"], step["args"]["unfinished"]) == (300_000, True)
     assert of_kind(cut, "e")[0]["ts"] == 800_000
 
 
 def test_an_end_without_a_beginning_is_not_drawn() -> None:
-    assert slices([said(job.Finished(7, 1.0), 1.0)]) == {}
+    assert slices([said(protocol.Finished(7, 1.0), 1.0)]) == {}
 
 
 def test_a_step_that_was_never_announced_has_a_name() -> None:
-    assert "step 7" in slices([said(job.Started(7), 0.0), said(job.Finished(7), 1.0)])
+    assert "step 7" in slices([said(protocol.Started(7), 0.0), said(protocol.Finished(7), 1.0)])
 
 
 @pytest.mark.parametrize("name", story.STORIES)

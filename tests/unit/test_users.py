@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from executor.build import users
-from executor.build.users import Identity
 from executor.rootfs.tree import Tree, open_directory
+from executor.solver import users
+from executor.solver.users import Identity
 from platforms.errors import BuildError
 
 PASSWD = """\

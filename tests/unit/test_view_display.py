@@ -17,7 +17,7 @@ import pytest
 import view_story as story
 from view_story import START
 
-from executor.job import Log
+from executor.protocol import Log
 from orchestrator.view import MODES, Display, events, open_display, terminal
 from orchestrator.view.sink import Sink
 from platforms.errors import UsageError

@@ -15,8 +15,8 @@ import view_story as story
 from view_golden import check
 from view_story import START
 
-from executor import job as executor
-from executor.job import Finished, Held, Log, Moved, Planned, Started, Step, Warned
+from executor import protocol as executor
+from executor.protocol import BuildWarning, Finished, Held, Log, Planned, Started, Step, Transfer
 from orchestrator.view import ci, grouping, open_display
 from orchestrator.view.events import (
     BuildEnded,
@@ -100,14 +100,16 @@ def test_a_step_says_what_it_waits_for_and_that_is_none_of_its_time() -> None:
 
 
 def test_unpacking_is_told_of_now_and_then() -> None:
-    moves = [(float(second), Moved("unpack", "a", second * 10**6, 10**8)) for second in range(12)]
+    moves = [(float(second), Transfer("unpack", "a", second * 10**6, 10**8)) for second in range(12)]
     (line,) = (line for line in lines_for(one_platform(*moves)) if "unpacking" in line)
     assert line.startswith("[linux/arm64] unpacking 10.0/100.0 MB, ")
 
 
 def test_reasons_and_remedies_of_a_rule_are_given_once() -> None:
-    def warning(line: int, what: str = "wrong") -> Warned:
-        return Warned(Problem("Check", what, "A long reason.", "A remedy.", Location("Dockerfile", line, line)), "Rule")
+    def warning(line: int, what: str = "wrong") -> BuildWarning:
+        return BuildWarning(
+            Problem("Check", what, "A long reason.", "A remedy.", Location("Dockerfile", line, line)), "Rule"
+        )
 
     told = one_platform((0, warning(3)), (1, warning(7)), (2, warning(9, "worse")))
     told += one_platform((3, warning(7)), name="linux/amd64")[2:]
@@ -140,14 +142,14 @@ def test_the_only_stage_goes_by_no_name() -> None:
 
 
 def test_bytes_are_told_of_now_and_then() -> None:
-    moves = [(float(second), Moved("pull", "a", second * 10**6, 10**8)) for second in range(26)]
+    moves = [(float(second), Transfer("pull", "a", second * 10**6, 10**8)) for second in range(26)]
     progress = [line for line in lines_for(one_platform(*moves)) if "pulling" in line]
     assert len(progress) == 2
     assert progress[0].startswith("[linux/arm64] pulling 10.0/100.0 MB, ")
 
 
 def test_a_warning_of_every_platform_is_printed_once() -> None:
-    told = [FromExecutor(name, Warned(story.TRAP, "Rule"), at=START) for name in ("linux/amd64", "linux/arm64")]
+    told = [FromExecutor(name, BuildWarning(story.TRAP, "Rule"), at=START) for name in ("linux/amd64", "linux/arm64")]
     assert [line for line in lines_for(told) if "WARNING" in line] == [
         "WARNING: [linux/amd64] TARGETARCH has a default, which wins over the platform's own value (Rule, Dockerfile:2)"
     ]
@@ -271,7 +273,7 @@ def test_nobody_but_us_gives_orders_to_github(evil: str) -> None:
         FromExecutor(evil, Started(1), at=START),
         FromExecutor(evil, Log(1, evil), at=START),
         FromExecutor(evil, Finished(1, error=evil), at=START),
-        FromExecutor(evil, Warned(problem, evil), at=START),
+        FromExecutor(evil, BuildWarning(problem, evil), at=START),
         PlatformEnded(evil, "failed", evil, at=START),
         BuildEnded("failed", evil, (Trouble(problem, evil),), at=START),
     ]

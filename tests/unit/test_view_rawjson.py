@@ -11,7 +11,7 @@ import pytest
 import view_story as story
 from view_story import START
 
-from executor import job
+from executor import protocol
 from executor.image.manifest import Descriptor
 from orchestrator.view import events, open_display, rawjson
 from orchestrator.view.events import Event, FromExecutor
@@ -22,22 +22,24 @@ EVERY: tuple[Event, ...] = (
     events.Resolving("debian", at=START),
     events.Resolved("debian", "sha256:aa", at=START),
     events.PlatformStarted("linux/amd64", "node", "native", at=START),
-    FromExecutor("linux/amd64", job.Hello(1, "0.1.0", "linux/amd64", "userns"), at=START),
-    FromExecutor("linux/amd64", job.Planned((job.Step(1, "build", "RUN x", 3, 1, 1),), "native"), at=START),
-    FromExecutor("linux/amd64", job.Started(1), at=START),
-    FromExecutor("linux/amd64", job.Log(1, "text", 2), at=START + 1.5),
-    FromExecutor("linux/amd64", job.Held(1, "unpack"), at=START),
-    FromExecutor("linux/amd64", job.Finished(1, 0.5, True, "no"), at=START),
-    FromExecutor("linux/amd64", job.Moved("pull", "sha256:aa", 1, 2), at=START),
-    FromExecutor("linux/amd64", job.Waiting("r.example", "push app", 6.0, "status 503"), at=START),
+    FromExecutor("linux/amd64", protocol.Handshake(1, "0.1.0", "linux/amd64", "userns"), at=START),
+    FromExecutor("linux/amd64", protocol.Planned((protocol.Step(1, "build", "RUN x", 3, 1, 1),), "native"), at=START),
+    FromExecutor("linux/amd64", protocol.Started(1), at=START),
+    FromExecutor("linux/amd64", protocol.Log(1, "text", 2), at=START + 1.5),
+    FromExecutor("linux/amd64", protocol.Held(1, "unpack"), at=START),
+    FromExecutor("linux/amd64", protocol.Finished(1, 0.5, True, "no"), at=START),
+    FromExecutor("linux/amd64", protocol.Transfer("pull", "sha256:aa", 1, 2), at=START),
+    FromExecutor("linux/amd64", protocol.Waiting("r.example", "push app", 6.0, "status 503"), at=START),
     events.Waiting("docker.io", "resolve debian:12", 12.0, "", True, at=START),
-    FromExecutor("linux/amd64", job.Warned(story.TRAP, "Rule"), at=START),
+    FromExecutor("linux/amd64", protocol.BuildWarning(story.TRAP, "Rule"), at=START),
     FromExecutor(
         "linux/amd64",
-        job.Result(DESCRIPTOR, DESCRIPTOR, (DESCRIPTOR,), 9, (job.Finding("sha256:aa", "bin/x", "arm64"),), 1, 2, 3.5),
+        protocol.Result(
+            DESCRIPTOR, DESCRIPTOR, (DESCRIPTOR,), 9, (protocol.Finding("sha256:aa", "bin/x", "arm64"),), 1, 2, 3.5
+        ),
         at=START,
     ),
-    FromExecutor("linux/amd64", job.Failed(story.FAILURE), at=START),
+    FromExecutor("linux/amd64", protocol.Failed(story.FAILURE), at=START),
     events.PlatformEnded("linux/amd64", "failed", "why", at=START),
     events.Cautioned(story.TRAP, "Rule", at=START),
     events.Publishing("index", 1, 2, at=START),
@@ -103,11 +105,11 @@ def test_a_problem_is_whole() -> None:
 
 @pytest.mark.parametrize("text", ["\x1b[2J\x00", "日本\u202e", "half \udc80", "##[add-mask]x", '"\\'])
 def test_text_is_passed_on_as_it_came_and_harms_no_terminal(text: str) -> None:
-    assert objects(FromExecutor("linux/amd64", job.Log(1, text), at=START))[0]["text"] == text
+    assert objects(FromExecutor("linux/amd64", protocol.Log(1, text), at=START))[0]["text"] == text
 
 
 def test_each_line_of_a_log_is_an_object_of_its_own() -> None:
-    said = objects(FromExecutor("linux/amd64", job.Log(1, "two\n\nlines", 2), at=START))
+    said = objects(FromExecutor("linux/amd64", protocol.Log(1, "two\n\nlines", 2), at=START))
     assert [(each["type"], each["stream"], each["text"]) for each in said] == [
         ("log", 2, "two"), ("log", 2, ""), ("log", 2, "lines")
     ]  # fmt: skip
@@ -116,9 +118,9 @@ def test_each_line_of_a_log_is_an_object_of_its_own() -> None:
 def test_github_finds_no_order_in_it() -> None:
     out = io.StringIO()
     with open_display("rawjson", out, {}) as display:
-        display.emit(FromExecutor("linux/amd64", job.Log(1, "##[add-mask]x"), at=START))
+        display.emit(FromExecutor("linux/amd64", protocol.Log(1, "##[add-mask]x"), at=START))
     assert "##[" not in out.getvalue()
 
 
 def test_the_protocols_questions_are_not_shown() -> None:
-    assert objects(FromExecutor("linux/amd64", job.Ask(1, "secret", "token"), at=START)) == []
+    assert objects(FromExecutor("linux/amd64", protocol.Ask(1, "secret", "token"), at=START)) == []

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from view_golden import check, state_at, text_of
 from view_story import START
 
-from executor import job
+from executor import protocol
 from orchestrator.view import events, screen
 from orchestrator.view.events import Event, FromExecutor, PlatformStarted
 from orchestrator.view.state import State, fold
@@ -58,21 +58,21 @@ def test_summary(name: str, width: int) -> None:
 def running(*messages: tuple[float, object], name: str = "RUN make") -> str:
     """The screen, after ten seconds, of a platform whose only step has begun and which says ``messages``."""
     state = fold(State(), PlatformStarted("linux/arm64", at=START))
-    plan = job.Planned((job.Step(1, "build", name, number=1, of=1),))
-    for after, message in ((0, plan), (0, job.Started(1)), *messages):
+    plan = protocol.Planned((protocol.Step(1, "build", name, number=1, of=1),))
+    for after, message in ((0, plan), (0, protocol.Started(1)), *messages):
         state = fold(state, FromExecutor("linux/arm64", message, at=START + after))
     return text_of(screen.render(state, 80, 24, START + 10), 80)
 
 
 def test_a_step_that_waits_says_so_in_place_of_its_time() -> None:
-    assert "RUN make" in running((4, job.Held(1, "unpack")))
-    assert "waiting for unpack" in running((4, job.Held(1, "unpack")))
-    assert "waiting for its turn" in running((4, job.Held(1, "turn")))
-    assert "7s" in running((4, job.Held(1, "unpack")), (7, job.Held(1))), "3 of 10 seconds were a wait"
+    assert "RUN make" in running((4, protocol.Held(1, "unpack")))
+    assert "waiting for unpack" in running((4, protocol.Held(1, "unpack")))
+    assert "waiting for its turn" in running((4, protocol.Held(1, "turn")))
+    assert "7s" in running((4, protocol.Held(1, "unpack")), (7, protocol.Held(1))), "3 of 10 seconds were a wait"
 
 
 def test_how_far_an_unpacking_is_can_be_seen() -> None:
-    assert "unpack 30.0/100.0 MB" in running((1, job.Moved("unpack", "a", 30_000_000, 100_000_000)))
+    assert "unpack 30.0/100.0 MB" in running((1, protocol.Transfer("unpack", "a", 30_000_000, 100_000_000)))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_blocks_do_not_move_while_text_does() -> None:
 def test_what_is_waited_for_is_shown_until_there_is_an_answer() -> None:
     waits = (
         events.Waiting("docker.io", "resolve debian:12", 5.0, at=START + 5),
-        FromExecutor("linux/amd64", job.Waiting("ghcr.io", "pull sha256:aa", 5.0, "status 503"), at=START + 6),
+        FromExecutor("linux/amd64", protocol.Waiting("ghcr.io", "pull sha256:aa", 5.0, "status 503"), at=START + 6),
     )
 
     def frame(*told: Event) -> str:

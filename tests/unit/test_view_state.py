@@ -6,8 +6,8 @@ import pytest
 import view_story as story
 from view_golden import state_at
 
-from executor import job
-from executor.job import Finished, Log, Moved, Planned, Started, Step, Warned
+from executor import protocol
+from executor.protocol import BuildWarning, Finished, Log, Planned, Started, Step, Transfer
 from orchestrator.view import events
 from orchestrator.view.events import BuildEnded, BuildStarted, FromExecutor, Place, PlatformEnded, PlatformStarted
 from orchestrator.view.state import TAIL, WARNINGS, Flow, PlatformState, State, Status, StepState, fold
@@ -16,7 +16,7 @@ from platforms.errors import Problem
 STEPS = (Step(7, "build", "RUN one", number=1, of=2), Step(9, "build", "RUN two", number=2, of=2), Step(3, "", "push"))
 
 
-def told(*messages: job.Message | tuple[float, job.Message]) -> PlatformState:
+def told(*messages: protocol.Message | tuple[float, protocol.Message]) -> PlatformState:
     """linux/arm64 after its executor said ``messages``, one a second or at the times given."""
     state = fold(State(), BuildStarted((Place("linux/arm64", "node", "native"),), at=100.0))
     state = fold(state, PlatformStarted("linux/arm64", at=100.0))
@@ -141,7 +141,7 @@ def test_pins_are_open_until_they_have_a_digest() -> None:
 def test_a_warning_of_several_platforms_is_one() -> None:
     state = State()
     for platform in ("linux/amd64", "linux/arm64", "linux/amd64"):
-        state = fold(state, FromExecutor(platform, Warned(story.TRAP, "Rule"), at=1.0))
+        state = fold(state, FromExecutor(platform, BuildWarning(story.TRAP, "Rule"), at=1.0))
     assert [each.platforms for each in state.warnings] == [("linux/amd64", "linux/arm64")]
     state = fold(state, events.Cautioned(Problem("X", "another"), at=1.0))
     assert len(state.warnings) == 2
@@ -157,39 +157,39 @@ def test_warnings_without_end_are_counted() -> None:
 # -- bytes ----------------------------------------------------------------------------------------------------------
 
 
-def flow_of(*moves: tuple[float, Moved]) -> Flow:
+def flow_of(*moves: tuple[float, Transfer]) -> Flow:
     return told(*moves).flows[0]
 
 
 def test_bytes_add_up_over_transfers() -> None:
     flow = flow_of(
-        (101.0, Moved("pull", "a", 10, 100)),
-        (102.0, Moved("pull", "b", 5, 50)),
-        (103.0, Moved("pull", "a", 100, 100)),
-        (104.0, Moved("pull", "a", 100, 100)),
+        (101.0, Transfer("pull", "a", 10, 100)),
+        (102.0, Transfer("pull", "b", 5, 50)),
+        (103.0, Transfer("pull", "a", 100, 100)),
+        (104.0, Transfer("pull", "a", 100, 100)),
     )
     assert (flow.done, flow.total, flow.busy) == (105, 150, True)
 
 
 def test_a_transfer_that_begins_again_is_not_counted_twice() -> None:
-    flow = flow_of((101.0, Moved("push", "a", 80, 100)), (102.0, Moved("push", "a", 0, 100)))
+    flow = flow_of((101.0, Transfer("push", "a", 80, 100)), (102.0, Transfer("push", "a", 0, 100)))
     assert (flow.done, flow.total) == (0, 100)
 
 
 def test_a_size_that_is_not_known_is_what_came_so_far() -> None:
-    flow = flow_of((101.0, Moved("context", "a", 80)), (102.0, Moved("context", "a", 90)))
+    flow = flow_of((101.0, Transfer("context", "a", 80)), (102.0, Transfer("context", "a", 90)))
     assert (flow.done, flow.total, flow.busy) == (90, 90, True)
 
 
 def test_directions_are_apart_and_the_end_closes_them() -> None:
-    platform = told(Moved("pull", "a", 10, 100), Moved("push", "a", 20, 100))
+    platform = told(Transfer("pull", "a", 10, 100), Transfer("push", "a", 20, 100))
     assert [(each.action, each.done) for each in platform.flows] == [("pull", 10), ("push", 20)]
     state = fold(State(platforms=(platform,)), PlatformEnded("linux/arm64", "cancelled", at=200.0))
     assert not any(each.busy for each in state.platforms[0].flows)
 
 
 def test_the_state_stays_small_whatever_is_moved() -> None:
-    moves = [(101.0 + n, Moved("context", f"file{n}", 10, 10 if n % 2 else 0)) for n in range(2000)]
+    moves = [(101.0 + n, Transfer("context", f"file{n}", 10, 10 if n % 2 else 0)) for n in range(2000)]
     flow = flow_of(*moves)
     assert flow.done == 20_000
     assert len(flow.open) <= 64
@@ -198,12 +198,14 @@ def test_the_state_stays_small_whatever_is_moved() -> None:
 
 @pytest.mark.parametrize("pieces", [10, 100, 1000])
 def test_a_steady_stream_has_its_rate_however_often_it_is_reported(pieces: int) -> None:
-    moves = [(101.0 + 10 * n / pieces, Moved("pull", "a", 10**7 * n // pieces, 2 * 10**7)) for n in range(pieces + 1)]
+    moves = [
+        (101.0 + 10 * n / pieces, Transfer("pull", "a", 10**7 * n // pieces, 2 * 10**7)) for n in range(pieces + 1)
+    ]
     assert flow_of(*moves).rate(111.0) == pytest.approx(1e6, rel=0.3)
 
 
 def test_a_rate_follows_and_dies_away() -> None:
-    flow = flow_of((101.0, Moved("pull", "a", 0, 9**9)), (102.0, Moved("pull", "a", 10**6, 9**9)))
+    flow = flow_of((101.0, Transfer("pull", "a", 0, 9**9)), (102.0, Transfer("pull", "a", 10**6, 9**9)))
     assert flow.rate(102.0) == pytest.approx(1e6, rel=0.3)
     assert flow.rate(120.0) < 1000
     assert Flow("pull").rate(0.0) == 0.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from executor import job
+from executor import protocol
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor
 from orchestrator.view import events
@@ -44,16 +44,16 @@ DOCKERFILE = (
     "RUN ldconfig",
 )
 STEPS = (
-    job.Step(1, "build", DOCKERFILE[0], 1, 1, 6),
-    job.Step(2, "build", DOCKERFILE[1], 2, 2, 6),
-    job.Step(3, "build", DOCKERFILE[2], 3, 3, 6),
-    job.Step(4, "build", DOCKERFILE[3], 4, 4, 6),
-    job.Step(5, "build", DOCKERFILE[4], 5, 5, 6),
-    job.Step(6, "build", DOCKERFILE[5], 6, 6, 6),
-    job.Step(7, "1", DOCKERFILE[7], 8, 1, 3),
-    job.Step(8, "1", DOCKERFILE[8], 9, 2, 3),
-    job.Step(9, "1", DOCKERFILE[9], 10, 3, 3),
-    job.Step(10, "", "push layers"),
+    protocol.Step(1, "build", DOCKERFILE[0], 1, 1, 6),
+    protocol.Step(2, "build", DOCKERFILE[1], 2, 2, 6),
+    protocol.Step(3, "build", DOCKERFILE[2], 3, 3, 6),
+    protocol.Step(4, "build", DOCKERFILE[3], 4, 4, 6),
+    protocol.Step(5, "build", DOCKERFILE[4], 5, 5, 6),
+    protocol.Step(6, "build", DOCKERFILE[5], 6, 6, 6),
+    protocol.Step(7, "1", DOCKERFILE[7], 8, 1, 3),
+    protocol.Step(8, "1", DOCKERFILE[8], 9, 2, 3),
+    protocol.Step(9, "1", DOCKERFILE[9], 10, 3, 3),
+    protocol.Step(10, "", "push layers"),
 )
 FAILURE = Problem(
     "StepFailed",
@@ -97,32 +97,32 @@ class Teller:
     def wait(self, seconds: float) -> None:
         self.at += seconds * self.pace
 
-    def say(self, message: job.Message) -> Event:
+    def say(self, message: protocol.Message) -> Event:
         return FromExecutor(self.place.platform, message, at=round(self.at, 3))
 
     def begin(self) -> Iterator[Event]:
         yield events.PlatformStarted(self.place.platform, self.place.node, self.place.how, at=self.at)
         self.wait(0.1)
-        yield self.say(job.Hello(job.VERSION, "0.1.0", "linux/amd64", "userns+overlay"))
-        yield self.say(job.Planned(STEPS, self.place.how))
+        yield self.say(protocol.Handshake(protocol.VERSION, "0.1.0", "linux/amd64", "userns+overlay"))
+        yield self.say(protocol.Planned(STEPS, self.place.how))
 
     def step(self, step: int, seconds: float, lines: tuple[str, ...] = (), cached: bool = False) -> Iterator[Event]:
-        yield self.say(job.Started(step))
+        yield self.say(protocol.Started(step))
         for line in lines:
             self.wait(seconds / (len(lines) + 1))
-            yield self.say(job.Log(step, line))
+            yield self.say(protocol.Log(step, line))
         self.wait(seconds / (len(lines) + 1))
-        yield self.say(job.Finished(step, round(seconds * self.pace, 3), cached))
+        yield self.say(protocol.Finished(step, round(seconds * self.pace, 3), cached))
 
     def move(self, action: str, name: str, total: int, seconds: float, pieces: int = 10) -> Iterator[Event]:
         for piece in range(1, pieces + 1):
             self.wait(seconds / pieces)
-            yield self.say(job.Moved(action, digest(name), total * piece // pieces, total))
+            yield self.say(protocol.Transfer(action, digest(name), total * piece // pieces, total))
 
     def pull(self) -> Iterator[Event]:
-        yield self.say(job.Started(1))
+        yield self.say(protocol.Started(1))
         yield from self.move("pull", "base", 49_560_000, 2.0)
-        yield self.say(job.Finished(1, 2.0))
+        yield self.say(protocol.Finished(1, 2.0))
 
     def to_make(self) -> Iterator[Event]:
         """Up to the long step."""
@@ -138,13 +138,13 @@ class Teller:
         yield from self.step(7, 0.2, cached=True)
         yield from self.step(8, 0.4)
         yield from self.step(9, 0.3)
-        yield self.say(job.Started(10))
+        yield self.say(protocol.Started(10))
         yield from self.move("push", "layer-1", 18_200_000, 1.5)
-        yield self.say(job.Finished(10, 1.5))
+        yield self.say(protocol.Finished(10, 1.5))
         name, size = self.place.platform, 67_800_000
         layers = (descriptor("base", 49_560_000), descriptor(name + "1", 18_200_000))
         manifest = descriptor(name + "m", 1200)
-        yield self.say(job.Result(manifest, descriptor(name + "c", 900), layers, size, cached=2, ran=7))
+        yield self.say(protocol.Result(manifest, descriptor(name + "c", 900), layers, size, cached=2, ran=7))
         yield events.PlatformEnded(self.place.platform, "built", at=round(self.at, 3))
 
 
@@ -182,7 +182,7 @@ def good(places: tuple[Place, ...] = (AMD64, ARM64)) -> tuple[Event, ...]:
         teller = Teller(place, 0.5 + number * 0.2, 1.0 if place.how == "native" else 1.5 + number / 10)
         streams += [teller.to_make(), teller.rest()]
     told = merged(building(places), *streams)
-    told += (FromExecutor(places[-1].platform, job.Warned(TRAP, "TargetArchDefault"), at=START + 0.7),)
+    told += (FromExecutor(places[-1].platform, protocol.BuildWarning(TRAP, "TargetArchDefault"), at=START + 0.7),)
     told = merged(iter(told))
     end = told[-1].at
     return (
@@ -202,10 +202,10 @@ def failing() -> tuple[Event, ...]:
     at = told[-1].at
     return (
         *told,
-        FromExecutor("linux/arm64", job.Started(5), at=at),
-        *(FromExecutor("linux/arm64", job.Log(5, line, 2), at=at + 0.5) for line in FAILURE.log),
-        FromExecutor("linux/arm64", job.Finished(5, 0.6, error="the command ended with status 2"), at=at + 0.6),
-        FromExecutor("linux/arm64", job.Failed(FAILURE), at=at + 0.6),
+        FromExecutor("linux/arm64", protocol.Started(5), at=at),
+        *(FromExecutor("linux/arm64", protocol.Log(5, line, 2), at=at + 0.5) for line in FAILURE.log),
+        FromExecutor("linux/arm64", protocol.Finished(5, 0.6, error="the command ended with status 2"), at=at + 0.6),
+        FromExecutor("linux/arm64", protocol.Failed(FAILURE), at=at + 0.6),
         events.PlatformEnded("linux/arm64", "failed", at=at + 0.6),
         events.PlatformEnded("linux/amd64", "cancelled", "linux/arm64 failed", at=at + 0.7),
         events.BuildEnded("failed", troubles=(events.Trouble(FAILURE, "linux/arm64"),), at=at + 0.8),
@@ -248,13 +248,13 @@ HOSTILE = (
 def hostile() -> tuple[Event, ...]:
     """A step, and a Dockerfile, that try to break the display."""
     place = Place("linux/amd64", how="native")
-    steps = (job.Step(1, "build", "RUN printf '\x1b[2J::add-mask::x\u202e' \r\n&& evil", 1, 1, 1),)
+    steps = (protocol.Step(1, "build", "RUN printf '\x1b[2J::add-mask::x\u202e' \r\n&& evil", 1, 1, 1),)
     return (
         events.BuildStarted((place,), "x\x1b]0;t\x07y", at=START),
         events.PlatformStarted("linux/amd64", at=START),
-        FromExecutor("linux/amd64", job.Planned(steps, "native\x1b[1m"), at=START),
-        FromExecutor("linux/amd64", job.Started(1), at=START),
-        *(FromExecutor("linux/amd64", job.Log(1, line), at=START + 1 + i / 10) for i, line in enumerate(HOSTILE)),
+        FromExecutor("linux/amd64", protocol.Planned(steps, "native\x1b[1m"), at=START),
+        FromExecutor("linux/amd64", protocol.Started(1), at=START),
+        *(FromExecutor("linux/amd64", protocol.Log(1, line), at=START + 1 + i / 10) for i, line in enumerate(HOSTILE)),
     )
 
 

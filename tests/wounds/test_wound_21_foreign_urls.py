@@ -15,10 +15,10 @@ from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse
-from executor.registry.session import Pace
+from executor.registry.session import RetryPolicy
 from platforms.errors import RegistryError
 
-QUICK = Pace(first=0.001, ceiling=0.002)
+QUICK = RetryPolicy(first=0.001, ceiling=0.002)
 METADATA = ("169.254.169.254", "fe80::1", "fd00:ec2::254", "100.100.100.200", "0.0.0.0")
 
 _connected: list[str] = []

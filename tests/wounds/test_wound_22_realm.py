@@ -13,12 +13,12 @@ from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse
-from executor.registry.session import Pace
-from executor.registry.token import Authority, Party
-from executor.registry.wire import Origin, Wire
+from executor.registry.session import RetryPolicy
+from executor.registry.token import Authenticator, Party
+from executor.transport import Origin, Transport
 from platforms.errors import RegistryError
 
-QUICK = Pace(first=0.001, ceiling=0.002)
+QUICK = RetryPolicy(first=0.001, ceiling=0.002)
 SECRET = "hunter2-planted"
 CREDENTIALS = (Credential("me", SECRET), Credential(identity_token=SECRET), Credential("me", SECRET, SECRET))
 
@@ -77,7 +77,7 @@ def test_a_realm_elsewhere_gets_no_credential(collector: Served, credential: Cre
 )
 def test_a_secure_registrys_credential_goes_to_its_own_site_over_tls_only(realm: str) -> None:
     settings = RegistrySettings()
-    authority = Authority(Wire(settings), settings, lambda _: Credential("me", SECRET))
+    authority = Authenticator(Transport(settings), settings, lambda _: Credential("me", SECRET))
     home = Origin("https", "r.example.com", 443)
     with pytest.raises(RegistryError):
         authority.answer(Party("r.example.com", "a/b", home), frozenset(), f'Bearer realm="{realm}"', "")

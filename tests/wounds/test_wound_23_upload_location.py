@@ -15,10 +15,10 @@ from executor.image.manifest import Descriptor
 from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.reference import parse
-from executor.registry.session import Pace
+from executor.registry.session import RetryPolicy
 from platforms.errors import RegistryError
 
-QUICK = Pace(first=0.001, ceiling=0.002)
+QUICK = RetryPolicy(first=0.001, ceiling=0.002)
 DATA = b"layer" * 1000
 LAYER = Descriptor(mediatypes.OCI_LAYER, digest_of(DATA), len(DATA))
 

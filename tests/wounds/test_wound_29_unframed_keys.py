@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oci_layout import read_image
 
-from executor.build.keys import key
+from executor.solver.keys import key
 
 TEXT = st.text("AB=-, \n\0x", max_size=4)
 PAIRS = st.lists(st.tuples(TEXT, TEXT), max_size=4).map(tuple)

@@ -14,7 +14,7 @@ from executor.image.manifest import Descriptor
 from executor.registry.client import Client
 from executor.registry.layout import BlobSource, read_layout, write_layout
 from executor.registry.reference import parse
-from executor.registry.session import Pace
+from executor.registry.session import RetryPolicy
 from platforms.errors import ArchiveError, RegistryError, UsageError
 
 GOOD = digest_of(b"{}")
@@ -41,7 +41,7 @@ def test_a_false_digest_in_a_manifest_is_refused_before_any_request_for_it(diges
     document = {"schemaVersion": 2, "mediaType": mediatypes.OCI_MANIFEST, "config": config, "layers": []}
     registry = MemoryRegistry()
     registry.add_manifest("a/b", "1", mediatypes.OCI_MANIFEST, json.dumps(document).encode())
-    with served(registry) as server, Client(pace=Pace(first=0.001)) as client:
+    with served(registry) as server, Client(pace=RetryPolicy(first=0.001)) as client:
         with pytest.raises(RegistryError, match="digest"):
             client.manifest(parse(f"{server.host}/a/b:1"))
         assert not server.seen("GET", "blobs")
@@ -49,7 +49,7 @@ def test_a_false_digest_in_a_manifest_is_refused_before_any_request_for_it(diges
 
 @pytest.mark.parametrize("digest", BAD)
 def test_a_false_digest_is_never_asked_for(digest: str) -> None:
-    with served(lambda _: Said(200, {}, b"{}")) as server, Client(pace=Pace(first=0.001)) as client:
+    with served(lambda _: Said(200, {}, b"{}")) as server, Client(pace=RetryPolicy(first=0.001)) as client:
         reference = parse(f"{server.host}/a/b")
         descriptor = Descriptor(mediatypes.OCI_LAYER, digest, 2)
         for attempt in (
@@ -79,7 +79,7 @@ def test_a_false_size_is_refused(size: object) -> None:
     document = {"schemaVersion": 2, "mediaType": mediatypes.OCI_MANIFEST, "config": config, "layers": []}
     registry = MemoryRegistry()
     registry.add_manifest("a/b", "1", mediatypes.OCI_MANIFEST, json.dumps(document).encode())
-    with served(registry) as server, Client(pace=Pace(first=0.001)) as client:
+    with served(registry) as server, Client(pace=RetryPolicy(first=0.001)) as client:
         with pytest.raises(RegistryError, match="size"):
             client.manifest(parse(f"{server.host}/a/b:1"))
         with pytest.raises(RegistryError, match="size"):

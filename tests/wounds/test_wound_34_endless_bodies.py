@@ -22,7 +22,7 @@ from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.reference import parse
 from executor.registry.session import Pace
-from executor.registry.wire import load_httpx
+from executor.transport import load_httpx
 from platforms.errors import RegistryError
 
 host, digest = sys.argv[1:]

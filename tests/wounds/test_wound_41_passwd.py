@@ -11,8 +11,8 @@ from typing import Literal
 
 import pytest
 
-from executor.build import users
 from executor.rootfs.tree import open_directory
+from executor.solver import users
 from platforms.errors import BuildError
 
 LINE = "who:x:7:7::/home:/bin/sh\n"

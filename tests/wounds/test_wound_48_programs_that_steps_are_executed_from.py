@@ -47,7 +47,7 @@ def test_the_starter_itself_cannot_be_changed(root_house: House) -> None:
 
 def _change_starter(inside: Inside) -> list[str]:
     """What the step's process could do to the file, in a process of the house with all capabilities."""
-    from executor.sandbox import workshop
+    from executor.sandbox import staging
     from platforms import syscalls
 
     read, write = os.pipe()
@@ -55,12 +55,12 @@ def _change_starter(inside: Inside) -> list[str]:
         try:
             syscalls.unshare(syscalls.CLONE_NEWNS)
             syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
-            workshop.furnish()
+            staging.set_up()
             for change in (
-                lambda: os.chmod(workshop.STARTER, 0o777),
-                lambda: os.chown(workshop.STARTER, 1, 1),
-                lambda: os.setxattr(workshop.STARTER, "user.x", b"y"),
-                lambda: os.open(workshop.STARTER, os.O_WRONLY),
+                lambda: os.chmod(staging.STARTER, 0o777),
+                lambda: os.chown(staging.STARTER, 1, 1),
+                lambda: os.setxattr(staging.STARTER, "user.x", b"y"),
+                lambda: os.open(staging.STARTER, os.O_WRONLY),
             ):
                 try:
                     change()

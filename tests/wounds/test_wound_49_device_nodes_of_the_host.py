@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from sandbox_house import House
 
-from executor.sandbox import workshop
+from executor.sandbox import staging
 
 CHANGES = "chmod 1000 {0}; chown 1:1 {0}; touch -d 2001-01-01 {0}"
 
@@ -16,7 +16,7 @@ CHANGES = "chmod 1000 {0}; chown 1:1 {0}; touch -d 2001-01-01 {0}"
 @pytest.fixture(autouse=True)
 def _put_right() -> Iterator[None]:
     """Where these tests fail, the machine has no /dev/null that others could use."""
-    before = {name: os.stat(f"/dev/{name}") for name in workshop.DEVICE_NAMES}
+    before = {name: os.stat(f"/dev/{name}") for name in staging.DEVICE_NAMES}
     yield
     for name, status in before.items():
         now = os.stat(f"/dev/{name}")
@@ -40,7 +40,7 @@ def test_standard_input_is_the_steps_own(house: House) -> None:
     assert state("null") == before
 
 
-@pytest.mark.parametrize("name", workshop.DEVICE_NAMES)
+@pytest.mark.parametrize("name", staging.DEVICE_NAMES)
 def test_devices(house: House, name: str) -> None:
     before = state(name)
     by_path, by_descriptor = CHANGES.format(f"/dev/{name}"), CHANGES.format("/proc/self/fd/9")

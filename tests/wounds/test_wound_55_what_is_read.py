@@ -18,8 +18,8 @@ import pytest
 from conftest import Base, Kanifold
 from oci_layout import read_image
 
-from executor.build import exchange
 from executor.image import config
+from executor.solver import remote_cache
 from platforms import regular
 from platforms.errors import ArchiveError
 
@@ -163,9 +163,9 @@ def test_a_secret_that_turned_into_a_fifo_is_not_waited_for(tmp_path: Path) -> N
 )
 def test_a_caches_entry_that_is_no_text_is_a_clear_error(data: bytes) -> None:
     with pytest.raises(ArchiveError):
-        exchange.decode(data, "k")
+        remote_cache.decode(data, "k")
     with pytest.raises(ArchiveError):
-        exchange.read_inline(b'{"' + exchange.INLINE.encode() + b'":[' + data + b"]}")
+        remote_cache.read_inline(b'{"' + remote_cache.INLINE.encode() + b'":[' + data + b"]}")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import Kanifold
 
-from executor import job
+from executor import protocol
 from executor.registry.auth import Credential
 from executor.registry.config import RegistrySettings
 from orchestrator.fanout import _answers
@@ -167,20 +167,23 @@ def test_an_executor_is_told_the_credentials_of_its_jobs_registries() -> None:
         asked.append(name)
         return Credential("user", "password")
 
-    order = job.Job(
+    job = protocol.Job(
         1,
         "linux/amd64",
         b"FROM x",
-        contexts=(job.Context("c", "image", "context.example/x"), job.Context("", "directory", "/d")),
-        pins=(job.Pin("base.example/x:1", "sha256:" + "0" * 64), job.Pin("debian", "sha256:" + "0" * 64)),
+        contexts=(protocol.Context("c", "image", "context.example/x"), protocol.Context("", "directory", "/d")),
+        pins=(protocol.Pin("base.example/x:1", "sha256:" + "0" * 64), protocol.Pin("debian", "sha256:" + "0" * 64)),
         push=("push.example/team/app",),
-        cache_from=(job.CachePlace("registry", "cache.example/c"), job.CachePlace("directory", "/evil.example/c")),
+        cache_from=(
+            protocol.CachePlace("registry", "cache.example/c"),
+            protocol.CachePlace("directory", "/evil.example/c"),
+        ),
         registries=RegistrySettings(mirrors=(("docker.io", ("http://mirror.example:5000/hub",)),)),
     )
-    answer = _answers(Request("."), order, keychain, None)  # type: ignore[arg-type]
+    answer = _answers(Request("."), job, keychain, None)  # type: ignore[arg-type]
     theirs = ["context.example", "base.example", "docker.io", "push.example", "cache.example", "mirror.example:5000"]
     for name in (*theirs, "bank.example", "evil.example", "", "push.example/team"):
-        found = asyncio.run(answer(job.Ask(1, "credential", name, ("team/app",))))  # type: ignore[arg-type]
+        found = asyncio.run(answer(protocol.Ask(1, "credential", name, ("team/app",))))  # type: ignore[arg-type]
         assert (found is not None) == (name in theirs), name
         assert found is None or json.loads(found)["password"] == "password"  # type: ignore[arg-type]
     assert asked == [f"{name}/team/app" for name in theirs]

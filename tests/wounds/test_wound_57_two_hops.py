@@ -9,11 +9,11 @@ from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse
-from executor.registry.session import Pace
-from executor.registry.wire import Origin, check_target
+from executor.registry.session import RetryPolicy
+from executor.transport import Origin, check_target
 from platforms.errors import RegistryError
 
-QUICK = Pace(first=0.001, ceiling=0.002)
+QUICK = RetryPolicy(first=0.001, ceiling=0.002)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import Base, Kanifold
 
-from executor import job
+from executor import protocol
 from orchestrator.view import events, open_display
 from orchestrator.view.untrusted import clean_line, clean_log, clean_logs, clean_name
 from platforms.errors import Location, Problem
@@ -50,10 +50,15 @@ def test_no_display_passes_orders_on(mode: str, where: str) -> None:
     out = io.StringIO()
     text = "\n".join(WORDS)
     problem = Problem("build", text, why=text, remedy=text, where=Location(text, 1, 1, WORDS, 1), log=WORDS)
-    step = job.Step(1, WORDS[1], text, 1)
+    step = protocol.Step(1, WORDS[1], text, 1)
     with open_display(mode, out, WHERE[where]) as display:
         display.emit(events.BuildStarted(platforms=(events.Place("linux/amd64", text, text),), name=text, at=0.0))
-        for message in (job.Planned((step,)), job.Started(1), job.Log(1, text), job.Finished(1, 1.0, error=text)):
+        for message in (
+            protocol.Planned((step,)),
+            protocol.Started(1),
+            protocol.Log(1, text),
+            protocol.Finished(1, 1.0, error=text),
+        ):
             display.emit(events.FromExecutor(platform="linux/amd64", message=message))
         display.emit(events.Cautioned(problem=problem, rule=text))
         display.emit(events.BuildEnded(outcome="failed", troubles=(events.Trouble(problem, "linux/amd64"),)))

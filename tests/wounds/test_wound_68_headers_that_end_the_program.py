@@ -19,10 +19,10 @@ from executor.context import http
 from executor.image.manifest import Descriptor
 from executor.registry.client import Client
 from executor.registry.reference import parse
-from executor.registry.session import Pace
+from executor.registry.session import RetryPolicy
 from platforms.errors import KanifoldError
 
-ONCE = Pace(tries=1, connects=1)
+ONCE = RetryPolicy(tries=1, connects=1)
 HOSTS = ("xn--0000000000000000", "a" * 300 + ".example", "..example", "a..b", "xn--a-ecp.example", "-", "%00", "[::1")
 ANSWERS = {
     **{f"to {host[:30]}": f"302 Found\r\nLocation: http://{host}/" for host in HOSTS},

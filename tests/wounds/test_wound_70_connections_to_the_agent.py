@@ -16,8 +16,8 @@ from typing import cast
 
 import pytest
 
-from executor.build import agent
-from executor.build.workshop import Workshop
+from executor.solver import agent
+from executor.solver.workshop import Workshop
 
 MANY = 400
 LIST = (1).to_bytes(4, "big") + b"\x0b"

@@ -1,0 +1,376 @@
+"""The messages between an orchestrator and an executor: JSON lines, one message each, versioned.
+
+The orchestrator writes a ``Job`` and then, while the build runs, an ``Answer`` (followed by its raw bytes) to every
+``Ask``. The executor writes ``Handshake``, any number of events, and exactly one ``Result`` or ``Failed``. A line that
+is not one of these messages, or a version that is not ours, ends the conversation with ``ProtocolError``. Closing the
+executor's stdin cancels the job.
+
+A message whose ``size`` is not zero is followed by exactly that many raw bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from executor.image.manifest import Descriptor
+from executor.limits import Limits
+from executor.registry.config import RegistrySettings
+from platforms.emulation import Emulation
+from platforms.errors import Problem
+
+VERSION: Final = 9
+LINE_LIMIT: Final = 16 << 20
+"""Bytes a message line may have: a peer that sends more is broken or hostile."""
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
+    """The root of all messages; the JSON field ``type`` names the kind."""
+
+
+# -- executor -> orchestrator ---------------------------------------------------------------------------------------
+
+
+class Handshake(Message, frozen=True, tag="hello"):
+    """First line: who speaks."""
+
+    version: int
+    kanifold: str
+    host: str = ""
+    """The node's own platform, formatted."""
+    isolation: str = ""
+    """The isolation rung in use, by name."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One vertex of the build graph as it is shown to people."""
+
+    id: int
+    stage: str
+    """The stage's name, or its number as text when it has none; "" for the only one, and for work outside of stages."""
+    name: str
+    """The instruction as written, heads of here-documents only: ``RUN apt-get update``."""
+    line: int = 0
+    number: int = 0
+    """Position among the stage's steps, from 1; 0 when not counted."""
+    of: int = 0
+
+
+class Planned(Message, frozen=True, tag="planned"):
+    """The steps this job will go through; sent once, before the first step starts (more may be added by ONBUILD)."""
+
+    steps: tuple[Step, ...]
+    emulation: str = ""
+    """How steps run here: ``native``, or the emulator's name."""
+
+
+class Started(Message, frozen=True, tag="started"):
+    """A step has begun."""
+
+    step: int
+
+
+class Held(Message, frozen=True, tag="held"):
+    """A step that has begun waits for ``what``: ``unpack`` (of base layers) or ``turn`` (other steps run); "": goes on.
+
+    For the stages that it takes files from a step waits before it begins.
+    """
+
+    step: int
+    what: str = ""
+
+
+class Finished(Message, frozen=True, tag="finished"):
+    """A step is done, in ``seconds`` without what it waited; ``cached`` when it was found rather than made.
+
+    What is given up because another step failed never finishes.
+    """
+
+    step: int
+    seconds: float = 0.0
+    cached: bool = False
+    error: str = ""
+    """Why it failed; "" when it did not."""
+
+
+class Log(Message, frozen=True, tag="log"):
+    """Lines of a step's output, with newlines between them. ``stream`` 1 is stdout, 2 stderr."""
+
+    step: int
+    text: str
+    stream: int = 1
+
+
+class Transfer(Message, frozen=True, tag="moved"):
+    """Progress of bytes: ``done`` of ``total`` (0 when unknown) of the thing named ``name``, so far."""
+
+    action: str
+    """``pull``, ``push``, ``unpack``, ``write`` (a layer's directory), ``compress`` or ``context``."""
+    name: str
+    """A digest, a result or a path: the identity of the transfer within its action."""
+    done: int
+    total: int = 0
+
+
+class Waiting(Message, frozen=True, tag="waiting"):
+    """A registry has not answered for ``seconds``, or (``over``) has at last. See ``executor.registry.notices``."""
+
+    registry: str
+    what: str
+    seconds: float = 0.0
+    why: str = ""
+    over: bool = False
+
+
+class BuildWarning(Message, frozen=True, tag="warned"):
+    """Something the user should know; the build goes on."""
+
+    problem: Problem
+    rule: str = ""
+    """The build check's name when a check found it."""
+
+
+class Ask(Message, frozen=True, tag="ask"):
+    """The executor needs something that only the orchestrator has; it waits for the ``Answer`` with the same id."""
+
+    id: int
+    what: str
+    """``credential`` (name: registry host, paths: the repository), ``secret`` (name: id), ``context`` (name: context,
+    paths: what of it), ``ssh`` (name: agent), ``manifest`` (name: a reference; whether the registry has it)."""
+    name: str = ""
+    paths: tuple[str, ...] = ()
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """An ELF file whose machine is not the platform's."""
+
+    layer: str
+    """The layer's digest."""
+    path: str
+    machine: str
+    """The file's own architecture, as ``kanifold`` names platforms where it can: ``amd64``, ``EM_AVR (83)``."""
+
+
+class FoundStep(msgspec.Struct, frozen=True, array_like=True):
+    """What the cache said of a step: the ``result`` that was recorded under its ``key``, and when that was made."""
+
+    key: str
+    result: str
+    created: str
+
+
+class StatSignature(msgspec.Struct, frozen=True, array_like=True):
+    """What a source argument named in a context: ``digest`` is the SHA-256 (hex) of what lstat(2) said of all of it.
+
+    It is "" where that does not tell whether the files are the same.
+    """
+
+    context: str
+    pattern: str
+    parents: bool
+    exclude: tuple[str, ...]
+    digest: str
+
+
+class DependencyRecord(msgspec.Struct, frozen=True):
+    """All that a result rests on besides the job and its pins: while it holds, the same job has the same result."""
+
+    steps: tuple[FoundStep, ...] = ()
+    signatures: tuple[StatSignature, ...] = ()
+
+
+class Result(Message, frozen=True, tag="result"):
+    """The image is made and stands where the job wanted it (pushed by digest, or in the executor's store)."""
+
+    manifest: Descriptor
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    size: int
+    """Compressed bytes of all layers and the config."""
+    findings: tuple[Finding, ...] = ()
+    cached: int = 0
+    ran: int = 0
+    seconds: float = 0.0
+    contexts: tuple[str, ...] = ()
+    """Named contexts that something was taken from."""
+    dependencies: DependencyRecord | None = None
+    """None when the result is not cacheable: it rests on something that can only be asked for again."""
+
+
+class Failed(Message, frozen=True, tag="failed"):
+    """The job failed."""
+
+    problem: Problem
+
+
+class Blob(Message, frozen=True, tag="blob"):
+    """Content sent to the orchestrator on its ``Fetch``: ``size`` raw bytes follow."""
+
+    digest: str
+    size: int
+
+
+class Piece(Message, frozen=True, tag="piece"):
+    """The next ``size`` bytes, which follow, of the archive that ``Files`` asked for; none, and it is complete."""
+
+    size: int = 0
+
+
+# -- orchestrator -> executor ---------------------------------------------------------------------------------------
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """An external image as the Dockerfile names it, and the digest that the whole build agreed on."""
+
+    name: str
+    """The reference as it is written (after expansion): ``debian:12``."""
+    digest: str
+    """Of the index or manifest that the tag pointed to."""
+
+
+class Context(msgspec.Struct, frozen=True):
+    """A build context by its canonical name (``executor.solver.named``); the main one's name is ""."""
+
+    name: str
+    kind: str
+    """``directory`` (``location`` is a path on the executor's own disk), ``sent`` (ask the orchestrator for it),
+    ``image`` (``location`` is a reference), ``scratch`` (no files at all) or ``layout`` (a path to an OCI layout on the
+    executor's own disk)."""
+    location: str = ""
+    ignore: str = ""
+    """The text of the ignore file that applies."""
+    owners: bool = False
+    """Whether files keep their owners; else all of them are root's."""
+
+
+class Compression(msgspec.Struct, frozen=True):
+    """How new layers are compressed; ``level`` None is the kind's own default."""
+
+    kind: str = "gzip"
+    level: int | None = None
+    force: bool = False
+    """Whether a base's layers of another kind are compressed anew."""
+
+
+class CachePlace(msgspec.Struct, frozen=True):
+    """A cache outside of the node: ``registry`` (``location`` is a reference), ``directory`` (a path) or ``inline``."""
+
+    kind: str
+    location: str = ""
+    whole: bool = False
+    """``mode=max``: the steps of all stages, not of the image's own alone."""
+
+
+class Job(Message, frozen=True, tag="job"):
+    """One platform's image, as data: everything an executor has to know."""
+
+    version: int
+    platform: str
+    dockerfile: bytes
+    emulation: Emulation | None = None
+    """How programs of the platform run on the executor's machine; None when it has to find out."""
+    dockerfile_name: str = "Dockerfile"
+    target: str = ""
+    build_args: tuple[tuple[str, str], ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[tuple[str, str], ...] = ()
+    """Of the manifest."""
+    contexts: tuple[Context, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    registries: RegistrySettings = RegistrySettings()
+    root: str = ""
+    """The store's directory; "" is the executor's own default."""
+    build: str = ""
+    """The same for all jobs of one build, and for no other."""
+    push: tuple[str, ...] = ()
+    """Repositories that blobs and the manifest (by digest) go to."""
+    local: bool = False
+    """Whether all blobs, the base's too, have to be in the executor's store in the end."""
+    no_cache: bool = False
+    """Do every step; but what another job of the same build has just done is done."""
+    no_cache_stages: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    """What a Dockerfile may ask for that it may not by itself: ``security.insecure``, ``network.host``."""
+    compression: Compression = Compression()
+    oci: bool = True
+    """OCI media types; else Docker's."""
+    epoch: int | None = None
+    """SOURCE_DATE_EPOCH, seconds."""
+    rewrite_timestamps: bool = True
+    """Whether no file in a layer that is made is later than ``epoch``."""
+    cache_from: tuple[CachePlace, ...] = ()
+    cache_to: tuple[CachePlace, ...] = ()
+    cache_ttl: int | None = None
+    """Seconds after which an entry of an outside cache is too old."""
+    hosts: tuple[tuple[str, str], ...] = ()
+    network: str = ""
+    """What steps that do not say ask for: ``host``, ``none``, or "" for the default."""
+    default_network: str = "isolated"
+    """The default, ``isolated`` or ``host``. It is no part of what a step asks for, and needs no permission."""
+    shm_size: int = 0
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    """Limits of steps: (name as Docker has it, soft, hard), -1 for none."""
+    limits: Limits = Limits()
+    """Bounds of each step by control groups."""
+    cgroup_parent: str = ""
+    """The control group that steps' groups are made in, as a path below the root; "" for ours or one above it."""
+    implicit_platform: bool = False
+    """Whether nobody asked for a platform, so that a base image of another one may decide."""
+
+    @property
+    def latest(self) -> int | None:
+        """The time that no file in a layer that is made may exceed, seconds; None for any."""
+        return self.epoch if self.rewrite_timestamps else None
+
+
+class Answer(Message, frozen=True, tag="answer"):
+    """The reply to ``Ask`` ``id``: ``size`` raw bytes follow, unless ``error`` says why there is nothing."""
+
+    id: int
+    size: int = 0
+    error: Problem | None = None
+    more: bool = False
+    """Whether the answer goes on in a further message."""
+    missing: bool = False
+    """True when the thing asked for does not exist (as opposed to: could not be had)."""
+
+
+class Fetch(Message, frozen=True, tag="fetch"):
+    """After ``Result``: send the blob ``digest`` from the executor's store."""
+
+    digest: str
+
+
+class Files(Message, frozen=True, tag="files"):
+    """After ``Result``: send the image's file system as a tar archive, in ``Piece``s.
+
+    The blocks of zeros that end an archive are left out, so that archives can follow one another.
+    """
+
+    prefix: str = ""
+    """The directory in the archive that everything goes into."""
+
+
+class Done(Message, frozen=True, tag="done"):
+    """After ``Result``: nothing more is wanted; the executor may release what it holds and exit."""
+
+
+def encode(message: Message) -> bytes:
+    """``message`` as the line that crosses a pipe, with question marks for what is no text, as in names of files."""
+    try:
+        return msgspec.json.encode(message) + b"\n"
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_sayable(msgspec.to_builtins(message))) + b"\n"
+
+
+def _sayable(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode(errors="replace").decode()
+        case dict():
+            return {key: _sayable(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_sayable(each) for each in value]
+        case _:
+            return value

@@ -1,0 +1,227 @@
+"""Where steps' root file systems are put together: a small file system in memory that only the launcher can see.
+
+It holds what all steps have in common, made once: the stubs of mount points, device files, the read-only /sys, things
+to mask with. Each step gets a mount namespace of its own, copied from the launcher's, and moves the parts that it needs
+into its root; whatever it leaves behind goes away with the rest of the host's tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+from executor.rootfs import moment
+from executor.sandbox import starter
+from platforms import syscalls
+
+PLACE: Final = "/proc/fs"
+"""Covered by the workshop. Every Linux has this directory, and neither we nor a source of a mount is ever in it."""
+
+LOWER: Final = f"{PLACE}/lower"
+"""The bottom layer of every root: the mount points that an image may lack, so that none has to be made in the upper
+directory, where it would be part of the step's diff."""
+ROOT: Final = f"{PLACE}/root"
+DEV: Final = f"{PLACE}/dev"
+PROC: Final = f"{PLACE}/proc"
+SYS: Final = f"{PLACE}/sys"
+FILES: Final = f"{PLACE}/files"
+EMPTY: Final = f"{PLACE}/empty"
+DEVICES: Final = f"{PLACE}/devices"
+NULL: Final = f"{DEVICES}/null"
+STARTER: Final = f"{PLACE}/starter"
+"""What the processes of steps execute first (see ``starter``)."""
+
+DEVICE_NAMES: Final = ("null", "zero", "full", "random", "urandom", "tty")
+MASKED: Final = (
+    *("acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug"),
+    "scsi",
+)
+"""Of /proc, as Docker and containerd mask them."""
+MASKED_SYS: Final = ("firmware", "devices/virtual/powercap")
+CGROUP: Final = "fs/cgroup"
+_OF_SYS: Final = ("sysfs", "cgroup", "cgroup2", "tmpfs", "fuse.lxcfs")
+"""File systems that stay visible below /sys. Others tell about, and some of them steer, all of the host: debugfs,
+tracefs, securityfs, pstore …; a new /sys, as other builders make one, has none of them. LXC corrects numbers there."""
+READONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+"""Of /proc."""
+
+_FIXED: Final = (
+    syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+)
+_QUIET: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+
+
+def set_up() -> None:
+    """Make the workshop in this process's mount namespace, out of which nothing must spread. Raises OSError."""
+    syscalls.mount("kanifold", PLACE, "tmpfs", syscalls.MS_NOSUID, "mode=755")
+    for directory in (LOWER, ROOT, DEV, PROC, SYS, FILES, EMPTY, DEVICES):
+        os.mkdir(directory, 0o755)
+    for directory in ("proc", "sys", "dev", "etc"):
+        os.mkdir(f"{LOWER}/{directory}", 0o755)
+    for file in ("etc/resolv.conf", "etc/hosts"):
+        _touch(f"{LOWER}/{file}")
+    for stub in ("etc/resolv.conf", "etc/hosts", "proc", "sys", "dev", "etc"):
+        os.utime(
+            f"{LOWER}/{stub}", (moment.SECONDS, moment.SECONDS)
+        )  # so that one which is copied up is the same in every build
+
+    for name in DEVICE_NAMES:
+        _touch(f"{DEVICES}/{name}")
+        syscalls.mount(f"/dev/{name}", f"{DEVICES}/{name}", flags=syscalls.MS_BIND)
+        # These are the host's own files. Read-only, a device can still be written to, but not be chmodded or chowned.
+        syscalls.mount_setattr(syscalls.AT_FDCWD, f"{DEVICES}/{name}", 0, add=syscalls.MOUNT_ATTR_RDONLY)
+    syscalls.mount(EMPTY, EMPTY, flags=syscalls.MS_BIND)
+    syscalls.mount_setattr(syscalls.AT_FDCWD, EMPTY, 0, add=_FIXED)
+    _touch(STARTER)
+    with open(STARTER, "wb") as program:
+        program.write(starter.program())
+    os.chmod(STARTER, 0o555)
+    syscalls.mount(STARTER, STARTER, flags=syscalls.MS_BIND)
+    syscalls.mount_setattr(syscalls.AT_FDCWD, STARTER, 0, add=_FIXED & ~syscalls.MOUNT_ATTR_NOEXEC)
+    syscalls.mount("/sys", SYS, flags=syscalls.MS_BIND | syscalls.MS_REC)
+    syscalls.mount_setattr(syscalls.AT_FDCWD, SYS, syscalls.AT_RECURSIVE, add=_FIXED)
+    _mask_mounts(SYS)
+    mask_sys(SYS)
+
+
+def preflight() -> None:
+    """Try out what a step will need and ``set_up`` does not: an overlay, and a /proc. Raises OSError.
+
+    To be called by a process in a new pid namespace.
+    """
+    for name in ("upper", "work"):
+        os.mkdir(f"{PLACE}/{name}")
+    mount_overlay((), f"{PLACE}/upper", f"{PLACE}/work", ROOT)
+    syscalls.umount(ROOT, syscalls.MNT_DETACH)
+    mount_proc()
+    syscalls.umount(PROC, syscalls.MNT_DETACH)
+
+
+def mount_overlay(layers: tuple[str, ...], upper: str, work: str, target: str) -> None:
+    """Mount an overlay of ``layers``, top first, and LOWER below them, with its changes going to ``upper``.
+
+    ``userxattr`` always, for root too, so that stores are the same whoever made them; ``volatile`` because a step's
+    result is thrown away on a crash; ``xino`` so that files of layers on other file systems look like the rest. Device
+    nodes in images are files to copy, not devices to open: ``nodev``.
+
+    mount(2) takes a page of options and would read colons and commas in paths; so it gets the directories by the
+    numbers of open descriptors, with /proc/self/fd as the working directory. That is room for all the 500 layers that
+    the kernel can stack, and a step that reads /proc/mounts learns nothing of the host's paths. The working directory
+    of this process is lost.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    fds: list[int] = []
+    try:
+        for path in (upper, work, *layers, LOWER):
+            fds.append(os.open(path, flags))
+        os.chdir("/proc/self/fd")
+        lower = ":".join(map(str, fds[2:]))
+        options = f"lowerdir={lower},upperdir={fds[0]},workdir={fds[1]},userxattr,volatile,index=off,xino=on"
+        syscalls.mount("overlay", target, "overlay", syscalls.MS_NODEV, options)
+    finally:
+        os.chdir("/")
+        for fd in fds:
+            os.close(fd)
+
+
+def mount_proc() -> None:
+    """A /proc of this process's pid namespace, at PROC."""
+    syscalls.mount("proc", PROC, "proc", _QUIET)
+
+
+def proc_of_all() -> int:
+    """A descriptor of a /proc, mounted nowhere, that shows this process's pid namespace and those below it."""
+    context = syscalls.fsopen("proc")
+    try:
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        return syscalls.fsmount(context, _FIXED & ~syscalls.MOUNT_ATTR_RDONLY)
+    finally:
+        os.close(context)
+
+
+def mask_proc() -> None:
+    """Hide what tells about the host, and protect what changes it."""
+    for name in MASKED:
+        path = f"{PROC}/{name}"
+        if os.path.exists(path):
+            cover(EMPTY if os.path.isdir(path) else NULL, path)
+    for name in READONLY:
+        path = f"{PROC}/{name}"
+        try:
+            syscalls.mount(path, path, flags=syscalls.MS_BIND | syscalls.MS_REC)
+        except FileNotFoundError:
+            continue
+        syscalls.mount_setattr(syscalls.AT_FDCWD, path, syscalls.AT_RECURSIVE, add=_FIXED)
+
+
+def mask_sys(path: str) -> None:
+    """The same for the /sys at ``path``."""
+    for name in MASKED_SYS:
+        cover(EMPTY, f"{path}/{name}")
+
+
+def _mask_mounts(path: str) -> None:
+    """Hide what else the host has mounted in the /sys at ``path``."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = [line.split() for line in file]
+    for words in lines:  # proc_pid_mountinfo(5)
+        place = words[4].decode("unicode_escape")
+        kind = words[words.index(b"-") + 1].decode()
+        if place.startswith(f"{path}/") and kind not in _OF_SYS:
+            cover(EMPTY if os.path.isdir(place) else NULL, place)
+
+
+def complete_sys(path: str) -> None:
+    """Make a new /sys, which is at ``path``, like the one that all steps have but for the network that it shows.
+
+    What programs read of their control group is how much memory and how many processors they may use.
+    """
+    mask_sys(path)
+    with contextlib.suppress(FileNotFoundError):
+        syscalls.mount(f"{SYS}/{CGROUP}", f"{path}/{CGROUP}", flags=syscalls.MS_BIND | syscalls.MS_REC)
+
+
+def mount_dev(shm_size: int) -> None:
+    """A minimal /dev at DEV, as the OCI runtime specification lists it (config-linux.md, default devices).
+
+    The devices are mounts of their own, so that ``nodev`` holds for what the step itself makes here: root may mknod.
+    """
+    syscalls.mount("tmpfs", DEV, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755,size=65536k")
+    for name in DEVICE_NAMES:
+        _touch(f"{DEV}/{name}")
+        syscalls.mount(f"{DEVICES}/{name}", f"{DEV}/{name}", flags=syscalls.MS_BIND)
+    for name, text in (
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("core", "/proc/kcore"),
+        ("ptmx", "pts/ptmx"),
+    ):
+        os.symlink(text, f"{DEV}/{name}")
+    for name in ("pts", "shm", "mqueue"):
+        os.mkdir(f"{DEV}/{name}", 0o755)
+    terminals = "newinstance,ptmxmode=0666,mode=0620"
+    quiet = syscalls.MS_NOSUID | syscalls.MS_NOEXEC
+    try:
+        syscalls.mount("devpts", f"{DEV}/pts", "devpts", quiet, f"{terminals},gid=5")
+    except OSError:  # the group tty does not exist in this user namespace
+        syscalls.mount("devpts", f"{DEV}/pts", "devpts", quiet, terminals)
+    syscalls.mount("shm", f"{DEV}/shm", "tmpfs", _QUIET, f"mode=1777,size={shm_size}")
+    syscalls.mount("mqueue", f"{DEV}/mqueue", "mqueue", _QUIET)
+
+
+def mount_files() -> None:
+    """A file system in memory for single files of one step, at FILES."""
+    syscalls.mount("tmpfs", FILES, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=700")
+
+
+def cover(source: str, target: str) -> None:
+    """Bind ``source`` over ``target``, if there is one."""
+    with contextlib.suppress(FileNotFoundError):
+        syscalls.mount(source, target, flags=syscalls.MS_BIND)
+
+
+def _touch(path: str) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))

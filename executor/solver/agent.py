@@ -1,0 +1,92 @@
+"""``RUN --mount=type=ssh``: a socket that speaks for the user's SSH agent, wherever that is.
+
+A step's requests go over the protocol to the orchestrator, one at a time, so an executor on another node serves them as
+well as a local one. Only the two requests that *use* keys pass (draft-ietf-sshm-ssh-agent: list identities, sign);
+nothing can be added, removed or locked from within a step.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from executor import protocol
+from executor.solver.workshop import Workshop
+from platforms.errors import KanifoldError
+
+ALLOWED: Final = frozenset({11, 13})
+"""SSH_AGENTC_REQUEST_IDENTITIES and SSH_AGENTC_SIGN_REQUEST."""
+FAILURE: Final = b"\x05"
+"""SSH_AGENT_FAILURE."""
+_LIMIT: Final = 256 << 10
+"""Bytes of a request (OpenSSH's own limit)."""
+AT_ONCE: Final = 32
+"""Connections of a step that are served; more wait. Each is a thread and a descriptor, and a question at a time."""
+
+
+@contextmanager
+def forwarded(workshop: Workshop, name: str, directory: str, *, uid: int, gid: int, mode: int) -> Iterator[str]:
+    """The path of a socket in ``directory`` that answers for the agent ``name``, for the length of the block."""
+    path = os.path.join(directory, "agent")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        # A unix socket's path is at most 107 bytes; a store's may be longer.
+        here = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            listener.bind(f"/proc/self/fd/{here}/agent")
+        finally:
+            os.close(here)
+        os.chown(path, uid, gid)
+        os.chmod(path, mode)
+        listener.listen()
+        threading.Thread(target=_accept, args=(workshop, name, listener), name="ssh", daemon=True).start()
+        try:
+            yield path
+        finally:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+
+
+def _accept(workshop: Workshop, name: str, listener: socket.socket) -> None:
+    room = threading.Semaphore(AT_ONCE)
+
+    def serve(connection: socket.socket) -> None:
+        try:
+            _serve(workshop, name, connection)
+        finally:
+            room.release()
+
+    while True:
+        room.acquire()
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        threading.Thread(target=serve, args=(connection,), name="ssh", daemon=True).start()
+
+
+def _serve(workshop: Workshop, name: str, connection: socket.socket) -> None:
+    with suppress(OSError), connection, connection.makefile("rwb") as stream:
+        while len(head := stream.read(4)) == 4:
+            size = int.from_bytes(head, "big")
+            if not 0 < size <= _LIMIT:
+                return
+            request = stream.read(size)
+            answer = _answer(workshop, name, request)
+            stream.write(len(answer).to_bytes(4, "big") + answer)
+            stream.flush()
+
+
+def _answer(workshop: Workshop, name: str, request: bytes) -> bytes:
+    if request[:1] == b"" or request[0] not in ALLOWED:
+        return FAILURE
+    try:
+        found = workshop.conversation.ask("ssh", name, (base64.b64encode(request).decode(),))
+    except KanifoldError as error:
+        workshop.tell(protocol.BuildWarning(error.problem))  # the agent's protocol has no words for it
+        return FAILURE
+    return found or FAILURE

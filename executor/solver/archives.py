@@ -1,0 +1,21 @@
+"""Archives that ADD takes apart, on their way into a plan."""
+
+from __future__ import annotations
+
+from executor.context import archive
+from executor.rootfs.tree import open_directory
+from executor.solver import copying
+from executor.solver.copying import CopyOptions, Plan
+from executor.solver.workshop import Workshop
+
+
+def copy_archive(workshop: Workshop, plan: Plan, path: bytes, destination: str, treatment: CopyOptions) -> bool:
+    """Add what is in the archive ``path``; False when it is none."""
+    directory = workshop.scratch()
+    found = archive.extract(path, directory)
+    if found is None:
+        return False
+    recorded = {record.path: record for record in found.records}
+    tree = workshop.trees.keep(open_directory(directory, recorded=recorded.get))
+    copying.unpack_into(plan, tree, frozenset(found.implicit), destination, treatment.owner)
+    return True

@@ -1,0 +1,415 @@
+"""FROM: an image by reference or from an OCI layout, chosen for a platform, its layers unpacked when somebody looks.
+
+Manifests and configs are kept in the store by digest, so an image that is pinned and known costs no request.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.image import config as image
+from executor.image import mediatypes, selection
+from executor.image.config import ImageConfig
+from executor.image.digest import chain_id
+from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
+from executor.protocol import BuildWarning, Transfer
+from executor.registry import reference
+from executor.registry.reference import Reference
+from executor.rootfs import compress, records, unpack
+from executor.rootfs.records import Stack, carried
+from executor.rootfs.stack import mount_stack
+from executor.rootfs.streams import Readable
+from executor.rootfs.unpack import Unpacked
+from executor.solver.cache import Packed
+from executor.solver.inflight import InFlightBlob, RetryRead, fetch_blob
+from executor.solver.inputs import Input
+from executor.solver.layer import Blob, Layer, kind_of, media_type, opened
+from executor.solver.once import Once, known
+from executor.solver.workshop import Workshop
+from executor.store import blobs, facts, faults, locks, snapshots
+from platforms import Platform, decoding, satisfies
+from platforms.errors import ArchiveError, KanifoldError, Problem
+
+if TYPE_CHECKING:
+    from executor.registry.layout import Layout
+    from executor.registry.transfer import Sink
+
+
+_SAID_SECONDS: Final = 0.2
+"""Between two words on how far an unpacking is."""
+
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_PACKED: Final[msgspec.json.Decoder[Packed]] = msgspec.json.Decoder(Packed)
+
+
+class Base(msgspec.Struct, frozen=True):
+    """An image to build on."""
+
+    name: str
+    config: ImageConfig
+    layers: tuple[Layer, ...]
+
+    @property
+    def tree(self) -> str:
+        """The name of its file system, for cache keys."""
+        return chain_id(self.config.diff_ids) or "scratch"
+
+
+class Source(Protocol):
+    """Where an image's documents and blobs are read from."""
+
+    @property
+    def origin(self) -> Reference | None:
+        """The repository, when it is one."""
+        ...
+
+    def document(self, wanted: Descriptor | None) -> bytes:
+        """A manifest or index of the source; None for the one that the source was opened for."""
+        ...
+
+    def fetch(self, descriptor: Descriptor, sink: Sink) -> None:
+        """Write the blob of ``descriptor`` to ``sink``, verified."""
+        ...
+
+
+class RegistrySource(msgspec.Struct, frozen=True):
+    """An image in a registry."""
+
+    workshop: Workshop
+    reference: Reference
+
+    @property
+    def origin(self) -> Reference:
+        return self.reference
+
+    def document(self, wanted: Descriptor | None) -> bytes:
+        name = self.reference if wanted is None else self.reference.with_digest(wanted.digest)
+        return self.workshop.registry().manifest(name)[1]
+
+    def fetch(self, descriptor: Descriptor, sink: Sink) -> None:
+        self.workshop.registry().fetch(self.reference, descriptor, sink)
+
+
+class LayoutSource(msgspec.Struct, frozen=True):
+    """An image in an OCI layout on this machine."""
+
+    layout: Layout
+    root: Descriptor
+
+    @property
+    def origin(self) -> None:
+        return None
+
+    def document(self, wanted: Descriptor | None) -> bytes:
+        return self.layout.read(wanted or self.root)
+
+    def fetch(self, descriptor: Descriptor, sink: Sink) -> None:
+        for block in self.layout.chunks(descriptor):
+            sink.write(block)
+
+
+def from_registry(workshop: Workshop, taken: Input, name: str, platform: Platform) -> Base:
+    """The image ``name`` for ``platform``, at the digest that the orchestrator pinned it to; as an input, ``taken``."""
+    wanted = reference.parse(name).completed()
+    pinned = next((pin.digest for pin in workshop.job.pins if pin.name == name), "")
+    if pinned:
+        wanted = wanted.with_digest(pinned)
+    taken.pinned(wanted.digest)
+    return _base(workshop, name, RegistrySource(workshop, wanted), wanted.digest, platform)
+
+
+def from_layout(workshop: Workshop, name: str, location: str, platform: Platform) -> Base:
+    """The image in the OCI layout ``location`` (``PATH[:TAG|@DIGEST]``) for ``platform``."""
+    from executor.registry import archive, layout
+
+    path, wanted = split_layout(location)
+    opened = archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
+    root = opened.find(wanted)
+    return _base(workshop, name, LayoutSource(opened, root), root.digest, platform)
+
+
+def split_layout(location: str) -> tuple[str, str]:
+    """``PATH[:TAG][@DIGEST]`` as the path, and which of its images ("": the only one, or latest)."""
+    path, at, digest = location.partition("@")
+    if at:
+        return path.rpartition(":")[0] if not os.path.exists(path) and ":" in path else path, digest
+    if os.path.exists(path) or ":" not in path:
+        return path, ""
+    head, _, tag = path.rpartition(":")
+    return head, tag
+
+
+def _base(workshop: Workshop, name: str, source: Source, digest: str, platform: Platform) -> Base:
+    document = parse(_document(workshop, source, digest, None))
+    if isinstance(document, Index):
+        _, document = selection.find(name, document, platform, partial(_read, workshop, source))
+    config = image.parse(_small_blob(workshop, source, document.config))
+    if len(config.diff_ids) != len(document.layers):
+        raise ArchiveError(
+            f"{name} is malformed",
+            why=f"{len(document.layers)} layers, but {len(config.diff_ids)} diff ids",
+        )
+    if config.platform.architecture and not satisfies(platform, config.platform):
+        workshop.tell(
+            BuildWarning(
+                Problem(
+                    "InvalidBaseImagePlatform",
+                    f"Base image {name} was pulled with platform {config.platform}, expected {platform}",
+                    remedy="use an image that has the platform, or say FROM --platform= what you mean",
+                ),
+                "InvalidBaseImagePlatform",
+            )
+        )
+    return Base(name, replace(config, platform=platform), base_layers(workshop, source, document, config))
+
+
+def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
+    """The layers of ``manifest``, bottom first; nothing is downloaded yet."""
+    layers: list[Layer] = []
+    created = [each.created for each in config.history if not each.empty_layer]
+    for position, (descriptor, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True)):
+        below = tuple(layers)
+        arrival = InFlightBlob()
+        content = Once(_content(workshop, source, descriptor, arrival))
+        chain = chain_id(config.diff_ids[: position + 1])
+        part = _Part(workshop, descriptor, diff_id, chain, below, content, arrival)
+        layer = Layer(
+            directory=Once(_directory(part)),
+            blob=known(Blob(diff_id, replace(descriptor, annotations=(), platform=None))),
+            content=content,
+            origin=source.origin,
+            created=created[position] if position < len(created) else "",
+            unpacked=partial(_is_unpacked, part),
+        )
+        wanted = mediatypes.to_oci(media_type(workshop.job))
+        if workshop.job.compression.force and mediatypes.to_oci(descriptor.media_type) != wanted:
+            layer = _recompressed(workshop, layer, descriptor)
+        layers.append(layer)
+    return tuple(layers)
+
+
+def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> Layer:
+    """``layer``, whose blob has ``descriptor``, with the compression of the job: the same files, another blob."""
+    store, wanted = workshop.store, workshop.job.compression
+    name = f"{descriptor.digest} {kind_of(wanted)}"
+
+    def look() -> Packed | None:
+        found = facts.get(store, "recompressed", name)
+        packed = None if found is None else decoding.decode(_PACKED, found)
+        return packed if packed is not None and blobs.has(store, packed.digest) else None
+
+    def pack() -> Blob:
+        diff_id = layer.blob().diff_id
+        with locks.lock(store, f"recompress {name}", cancel=workshop.cancelled):
+            packed = look()
+            if packed is None:
+                layer.content()
+                workshop.tell(Transfer("compress", descriptor.digest, 0))
+                temporary = store.session.temporary()
+                try:
+                    with (
+                        faults.translated(store.root, "cannot compress a layer"),
+                        blobs.open(store, descriptor.digest) as file,
+                    ):
+                        made = compress.recompress(opened(file), temporary, wanted.kind, wanted.level)
+                    if made.diff_id != diff_id:
+                        raise ArchiveError(
+                            f"layer {descriptor.digest} is not what its image says",
+                            why=f"its diff id is {made.diff_id}, not {diff_id}",
+                        )
+                    blobs.adopt(store, temporary, made.digest, made.size)
+                finally:
+                    if os.path.exists(temporary):
+                        os.unlink(temporary)
+                packed = Packed(kind_of(wanted), made.digest, made.size)
+                facts.put(store, "recompressed", name, msgspec.json.encode(packed))
+                workshop.tell(Transfer("compress", descriptor.digest, made.size, made.size))
+        return Blob(diff_id, Descriptor(media_type(workshop.job), packed.digest, packed.size))
+
+    blob = Once(pack)
+    return replace(layer, blob=blob, content=Once(lambda: blobs.path(store, blob().descriptor.digest)), origin=None)
+
+
+def _document(workshop: Workshop, source: Source, digest: str, wanted: Descriptor | None) -> bytes:
+    if digest and blobs.has(workshop.store, digest):
+        return blobs.read(workshop.store, digest, limit=MANIFEST_LIMIT)
+    data = source.document(wanted)
+    with blobs.ingest(workshop.store, digest or None) as ingest:
+        ingest.write(data)
+        ingest.commit()
+    return data
+
+
+def _read(workshop: Workshop, source: Source, descriptor: Descriptor) -> bytes:
+    """A document or a config of ``source``."""
+    if descriptor.media_type in mediatypes.INDEXES | mediatypes.MANIFESTS:
+        return _document(workshop, source, descriptor.digest, descriptor)
+    return _small_blob(workshop, source, descriptor)
+
+
+def _small_blob(workshop: Workshop, source: Source, descriptor: Descriptor) -> bytes:
+    if descriptor.size > image.CONFIG_LIMIT:
+        raise ArchiveError("image config too large", why=f"{descriptor.size} bytes")
+    _content(workshop, source, descriptor, InFlightBlob())()
+    return blobs.read(workshop.store, descriptor.digest, limit=image.CONFIG_LIMIT)
+
+
+def _content(workshop: Workshop, source: Source, descriptor: Descriptor, arrival: InFlightBlob) -> Callable[[], str]:
+    def download() -> str:
+        store, digest = workshop.store, descriptor.digest
+        try:
+            if not blobs.has(store, digest):
+                with locks.lock(store, f"blob {digest}", cancel=workshop.cancelled):
+                    if not blobs.has(store, digest):
+                        workshop.check()
+                        fetch_blob(store, descriptor, source.fetch, arrival)
+        finally:
+            arrival.end()  # also when somebody else has brought it
+        return blobs.path(store, digest)
+
+    return download
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """A layer of a base that is to become a directory."""
+
+    workshop: Workshop
+    descriptor: Descriptor
+    diff_id: str
+    chain: str
+    """The chain id of the layers from the bottom up to this one."""
+    below: Sequence[Layer]
+    content: Once[str]
+    arrival: InFlightBlob
+    """Of what ``content`` downloads."""
+
+
+def _is_unpacked(part: _Part) -> bool:
+    """Whether the store has the layer's directory."""
+    store = part.workshop.store
+    return (snapshots.find(store, part.diff_id) or snapshots.find(store, part.chain)) is not None
+
+
+def _directory(part: _Part) -> Callable[[], str]:
+    """Unpack a layer for itself; a layer that relies on those below it is unpacked on top of them, once per chain."""
+
+    def make() -> str:
+        workshop, descriptor, diff_id, chain = part.workshop, part.descriptor, part.diff_id, part.chain
+        store = workshop.store
+        found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
+        if found is not None:
+            return found.fs
+        workshop.tell(Transfer("unpack", descriptor.digest, 0, descriptor.size))
+        with locks.lock(store, f"directory {chain}", cancel=workshop.cancelled):
+            found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
+            if found is None:
+                workshop.check()
+                found = _unpack(part)
+        workshop.tell(Transfer("unpack", descriptor.digest, descriptor.size, descriptor.size))
+        return found.fs
+
+    return make
+
+
+def _unpack(part: _Part) -> snapshots.Snapshot:
+    workshop, descriptor, diff_id, arrival = part.workshop, part.descriptor, part.diff_id, part.arrival
+    store = workshop.store
+    draft = snapshots.draft(store)
+    try:
+        here = blobs.has(store, descriptor.digest)
+        unpacked = None if here else _unpack_arriving(part, draft.fs)
+        if unpacked is None or (unpacked.diff_id != diff_id and arrival.void):
+            snapshots.discard(store, draft)
+            draft = snapshots.draft(store)
+            part.content()
+            with blobs.open_unverified(store, descriptor.digest) as file:  # the diff id verifies it
+                unpacked = unpack.unpack(opened(_Shown(file, part)), draft.fs, limits=unpack.Limits())
+        key = diff_id
+        if unpacked.needs_parents and part.below:
+            snapshots.discard(store, draft)
+            draft = snapshots.draft(store)
+            key = part.chain
+            stack = [each.directory() for each in reversed(part.below)]
+            merged = mount_stack(stack, workshop.empty, upper=draft.fs, work=draft.work)
+            try:
+                with blobs.open_unverified(store, descriptor.digest) as file:
+                    unpacked = unpack.unpack_onto(
+                        opened(_Shown(file, part)), f"/proc/self/fd/{merged}", limits=unpack.Limits()
+                    )
+            finally:
+                os.close(merged)
+            said = {record.path: record for record in carried(draft.fs, Stack(stack))}
+            records.write(draft.fs, (said | {record.path: record for record in unpacked.records}).values())
+        if unpacked.diff_id != diff_id:
+            raise ArchiveError(
+                f"layer {descriptor.digest} is not what its image says",
+                why=f"its diff id is {unpacked.diff_id}, not {diff_id}",
+            )
+        return snapshots.commit(
+            store,
+            draft,
+            diff_id=diff_id if key == diff_id else None,
+            size=unpacked.occupied,
+            keys=(key,),
+        )
+    except BaseException as error:
+        if os.path.isdir(draft.fs):
+            snapshots.discard(store, draft)
+        if isinstance(error, ArchiveError) and blobs.has(store, descriptor.digest):
+            blobs.verify(store, descriptor.digest)  # the image may be well, and our copy damaged
+        raise
+
+
+class _Shown:
+    """A layer's blob that says, now and then, how much of it was read."""
+
+    def __init__(self, stream: Readable, part: _Part) -> None:
+        self._stream = stream
+        self._part = part
+        self._done = 0
+        self._said = time.monotonic()
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes of the blob."""
+        data = self._stream.read(size)
+        self._done += len(data)
+        now = time.monotonic()
+        if now - self._said >= _SAID_SECONDS:
+            self._said = now
+            whole = self._part.descriptor
+            # Never all of it: that is said when the directory is there.
+            self._part.workshop.tell(Transfer("unpack", whole.digest, min(self._done, whole.size - 1), whole.size))
+        return data
+
+
+def _unpack_arriving(part: _Part, directory: str) -> Unpacked | None:
+    """Unpack the layer while its content is downloaded: what came of bytes that were verified only afterwards.
+
+    None when it was not downloaded by this job, or came wrong at first; it is then in the store. Raises what
+    the download does, whose error is the cause of any other.
+    """
+    content, arrival = part.content, part.arrival
+    with ThreadPoolExecutor(1, "download") as beside:
+        coming = beside.submit(content)
+        following = arrival.follow()
+        if following is None:
+            coming.result()
+            return None
+        with following:
+            try:
+                unpacked = unpack.unpack(opened(_Shown(following, part)), directory, limits=unpack.Limits())
+            except (KanifoldError, RetryRead):
+                coming.result()
+                if arrival.void:
+                    return None
+                raise
+        coming.result()
+        return unpacked

@@ -1,0 +1,135 @@
+"""The build cache: what a step did, found again under the key of what it could observe.
+
+Two kinds of records, both small JSON objects of their own. ``step:KEY`` says which *result* a step had; ``result:NAME``
+says what is known of that result: its layer's diff id and blobs. A RUN's result is named by chance when it is made, and
+the keys of later steps contain that name: a step that was run anew gives its successors new keys, so an old successor
+can never be put on top of it. A COPY's result is named by its content, so equal copies share one layer.
+
+What an outside cache says is kept apart: whoever may write there could claim any layer to be any step's. It counts for
+builds that ask that cache, and its layers have names that no step of our own comes to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from executor.store import blobs, records, snapshots
+from executor.store.store import Store
+from platforms import debug, decoding
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """ELF files of one architecture in a layer: how many, and the first few of their paths."""
+
+    name: str
+    count: int
+    paths: tuple[str, ...]
+
+
+class Packed(msgspec.Struct, frozen=True):
+    """A layer as a blob. ``kind`` is the compression, with its level: ``gzip``, ``zstd-9``."""
+
+    kind: str
+    digest: str
+    size: int
+
+
+class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``step:KEY``: the name of the step's result, and when it was made (RFC 3339)."""
+
+    result: str
+    created: str
+    build: str = ""
+    """The build that made it (``executor.protocol.Job.build``)."""
+    foreign: str = ""
+    """The name under which the store knows the layer, when others made it: their word says that it is ``result``."""
+    place: str = ""
+    """The outside cache whose word it is."""
+
+    @property
+    def layer(self) -> str:
+        """The name under which the store knows the layer."""
+        return self.foreign or self.result
+
+
+class LayerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``result:NAME``: what is known of a result so far."""
+
+    diff_id: str = ""
+    blobs: tuple[Packed, ...] = ()
+    machines: tuple[Machine, ...] = ()
+    places: tuple[str, ...] = ()
+    """Outside caches that have the blob: ``registry REF`` or ``directory PATH``."""
+    promised: bool = False
+    """Whether an outside cache told of the result without having its layer: whoever needs that does the step again."""
+
+
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_OUTCOME: Final[msgspec.json.Decoder[CacheEntry]] = msgspec.json.Decoder(CacheEntry)
+_KNOWN: Final[msgspec.json.Decoder[LayerInfo]] = msgspec.json.Decoder(LayerInfo)
+
+
+def outcome(store: Store, key: str) -> CacheEntry | None:
+    """What the step with ``key`` came to, when that is known."""
+    data = records.get(store, f"step:{key}")
+    found = None if data is None else decoding.decode(_OUTCOME, data)
+    debug.log("cache look-up", key=key, found="no" if found is None else found.result)
+    return found
+
+
+def outcome_from(store: Store, key: str, places: Iterable[str]) -> CacheEntry | None:
+    """What the first of the outside caches ``places`` once said of the step with ``key``."""
+    return next((found for place in places if (found := outcome(store, _said_by(place, key))) is not None), None)
+
+
+def note_outcome_from(store: Store, key: str, place: str, found: CacheEntry, description: str) -> None:
+    """Let builds that ask the outside cache ``place``, and only those, find the step with ``key``."""
+    note_outcome(store, _said_by(place, key), found, description)
+
+
+def _said_by(place: str, key: str) -> str:
+    return f"{key} from {place}"
+
+
+def note_outcome(store: Store, key: str, found: CacheEntry, description: str) -> None:
+    """Let the step with ``key`` be found; ``description`` is for people."""
+    records.put(store, f"step:{key}", msgspec.json.encode(found), description=description)
+    debug.log("cache record", key=key, result=found.result)
+
+
+def known(store: Store, result: str) -> LayerInfo:
+    """What is known of ``result``."""
+    data = records.get(store, f"result:{result}")
+    return LayerInfo() if data is None else decoding.decode(_KNOWN, data)
+
+
+def note_known(store: Store, result: str, found: LayerInfo) -> None:
+    """Replace what is known of ``result``."""
+    records.put(store, f"result:{result}", msgspec.json.encode(found))
+
+
+def is_there(store: Store, result: str) -> bool:
+    """Whether a step may be taken to have come to ``result``: its layer can be had, or is promised."""
+    return is_held(store, result) or known(store, result).promised
+
+
+def is_held(store: Store, result: str) -> bool:
+    """Whether the layer of ``result`` can still be had: as a directory, or as a blob."""
+    if snapshots.find(store, snapshot_key(result)) is not None:
+        return True
+    found = known(store, result)
+    return bool(found.places and found.blobs) or any(blobs.has(store, each.digest) for each in found.blobs)
+
+
+def snapshot_key(result: str) -> str:
+    """The name under which the store keeps the directory of ``result``."""
+    return f"result:{result}"
+
+
+def fresh_result() -> str:
+    """A name for the result of a step that was just run."""
+    return os.urandom(16).hex()

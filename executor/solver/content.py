@@ -1,0 +1,349 @@
+"""What files are, for cache keys and for the names of layers: their content by digest, read once for each version."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Final, cast
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.rootfs.entry import Entry, Kind
+from executor.solver import keys
+from executor.solver.copying import Match, Source, WalkEntry
+from executor.solver.once import Once
+from executor.solver.statwalk import REACHED, TOGETHER, Chosen, StatWalk, unreadable, walk
+from executor.solver.workshop import Copy, Workshop, together
+from executor.store import facts, faults, files, locks
+from executor.store.spool import Spool
+from platforms import decoding
+from platforms.errors import ContextError
+
+_SMALL: Final = 16 << 10
+_LARGE: Final = 256 << 10
+"""Bytes of a file that are read at a time."""
+_READERS: Final = 2
+"""Files that are read at once: one is hashed while Python is at the other, and a third would only be in the way."""
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """What a source names, as it was when it was looked through. Files that are being written are copies of our own."""
+
+    chosen: Spool[Chosen]
+    reached: Spool[WalkEntry]
+    """What is copied for the first of ``chosen``, then for the second, and so on."""
+    name: Once[str]
+    """What it is and what its matches are called, content included and times left out: touching is not changing.
+
+    A wildcard may match a link, whose target is then copied under the link's name.
+    """
+    live: bool
+    """Whether somebody seems to be writing to files of it."""
+
+    def matches(self) -> Iterator[tuple[Match, Entry, Iterator[WalkEntry]]]:
+        """Each match, what is at its path, and what is copied for it; to be gone through in this order."""
+        reached = iter(self.reached)
+        for each in self.chosen:
+            found = islice(reached, each.count)
+            yield each.match, each.top, found
+            deque(found, maxlen=0)
+
+
+def _content(reached: Iterable[WalkEntry]) -> Iterator[keys.Part]:
+    """What the entries that were ``reached`` are, for a key."""
+    first: dict[tuple[int, int], bytes] = {}
+    for entry in (each.entry for each in reached):
+        link = entry.link
+        if entry.kind is Kind.FILE and entry.inode != (0, 0):
+            earlier = first.setdefault(entry.inode, entry.path)
+            link = earlier if earlier != entry.path else link
+        yield (
+            entry.path,
+            entry.kind.value,
+            entry.mode,
+            entry.uid,
+            entry.gid,
+            link,
+            entry.device,
+            entry.xattrs,
+            entry.digest,
+        )
+
+
+def select(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) -> Selection:
+    """What ``source`` names, but for what ``exclude`` leaves out. Every file is read, unless it is known already.
+
+    Raises ``ContextError`` for a file whose content is another than earlier in this job.
+    """
+    return selected(workshop, walk(workshop.directory, source, exclude, workshop.check))
+
+
+def selected(workshop: Workshop, walked: StatWalk) -> Selection:
+    """``select`` for what has been ``walked``."""
+    reached = Spool(REACHED, workshop.directory)
+    live = False
+    entries = iter(walked.reached)
+    try:
+        while some := list(islice(entries, TOGETHER)):
+            for each, entry in zip(some, read(workshop, [each.entry for each in some]), strict=True):
+                reached.append(WalkEntry(entry, each.name, each.leads))
+                live = live or (entry.kind is Kind.FILE and not entry.stamp)
+    except OSError as error:
+        raise unreadable(os.fsdecode(error.filename or b"what is copied"), error) from error
+    return Selection(walked.chosen, reached, Once(lambda: _name(walked.chosen, reached)), live)
+
+
+def _name(chosen: Spool[Chosen], reached: Spool[WalkEntry]) -> str:
+    def encoded() -> Iterator[bytes]:
+        entries = iter(reached)
+        for each in chosen:
+            yield keys.tuple_of(2) + keys.encoded(each.match.name) + keys.tuple_of(each.count)
+            yield from keys.encodings(_content(islice(entries, each.count)))
+
+    return keys.key("selection", keys.Rows(len(chosen), encoded))
+
+
+class Agreed(msgspec.Struct, frozen=True):
+    """The ``name`` of a selection, and its stat signature as long as it is that; "" where that does not tell."""
+
+    name: str
+    signature: str = ""
+
+
+_AGREED: Final[msgspec.json.Decoder[Agreed]] = msgspec.json.Decoder(Agreed)
+
+
+def agreed(workshop: Workshop, what: str, walked: Once[StatWalk], selection: Once[Selection]) -> Agreed:
+    """What ``selection`` is, found out by one job of the build for all that call the same thing ``what``.
+
+    Files that somebody is writing to are something else for each job, and ``what`` is "" where jobs share nothing.
+    """
+    build = workshop.job.build
+    if not (what and build):
+        return Agreed(selection().name())
+    fact = keys.key("selected", what, build)
+    with locks.lock(workshop.store, f"selection {fact}", cancel=workshop.cancelled):
+        known = facts.get(workshop.store, "selection", fact)
+        if known is not None:
+            return decoding.decode(_AGREED, known)
+        found = _recognised(workshop, walked(), selection)
+        if not (selection.done and selection().live):
+            facts.put(workshop.store, "selection", fact, msgspec.json.encode(found))
+        return found
+
+
+def _recognised(workshop: Workshop, walked: StatWalk, selection: Once[Selection]) -> Agreed:
+    """What ``selection`` is, of which nothing has to be asked or read when it looks as it did once before.
+
+    As with a single file, what was changed just before it was looked at may be changed again and look the same.
+    """
+    fact = keys.key("look", walked.signature)
+    known = facts.get(workshop.store, "look", fact) if walked.signature else None
+    if known is not None:
+        return Agreed(known.decode(), walked.signature)
+    found = selection().name()
+    stamps = (each.entry.stamp for each in walked.reached if each.entry.stamp)
+    if walked.signature and not selection().live and not any(files.is_young(stamp, walked.at) for stamp in stamps):
+        facts.put(workshop.store, "look", fact, found.encode())
+        return Agreed(found, walked.signature)
+    return Agreed(found)
+
+
+def name(workshop: Workshop, entries: Spool[Entry]) -> str:
+    """The name of the layer that ``entries`` make: equal names, equal bytes of the archive."""
+
+    def rows() -> Iterator[keys.Part]:
+        every = iter(entries)
+        while some := list(islice(every, TOGETHER)):
+            for entry in read(workshop, some):
+                yield (
+                    entry.path,
+                    entry.kind.value,
+                    entry.mode,
+                    entry.uid,
+                    entry.gid,
+                    entry.mtime_ns // 1_000_000_000,
+                    entry.size,
+                    entry.link,
+                    entry.device,
+                    entry.xattrs,
+                    entry.digest,
+                )
+
+    return keys.key("layer", keys.Rows(len(entries), lambda: keys.encodings(rows())), workshop.job.latest)
+
+
+def read(workshop: Workshop, entries: list[Entry]) -> list[Entry]:
+    """``entries``, whose files have digests: they were read just now, unless they are known.
+
+    Files of people's that were changed in the last two seconds, a log of this build for one, are copies of ours: such a
+    file is for all of the job what it was when it was first read. Raises ``ContextError`` for a file whose content is
+    another than earlier in this job.
+    """
+    out = list(entries)
+    asked: list[tuple[bytes, bytes]] = []
+    places: list[int] = []
+    for place, entry in enumerate(entries):
+        if entry.kind is not Kind.FILE or entry.digest:
+            continue
+        copy = workshop.copies.get(entry.source)
+        if copy is not None:
+            out[place] = _settled(entry, copy)
+            continue
+        asked.append(files.known_as(entry.stamp or files.stamp(os.lstat(entry.source))))
+        places.append(place)
+    if not asked:
+        return out
+    digests = _known(workshop, [entries[place] for place in places], asked)
+    theirs: list[tuple[bytes, str]] = []
+    ours = _ours(workshop)
+    for place, (_, stamp), digest in zip(places, asked, digests, strict=True):
+        entry = entries[place]
+        copy = workshop.copies.get(entry.source)
+        if copy is not None:
+            out[place] = _settled(entry, copy)
+        elif entry.source.startswith(ours):
+            out[place] = replace(entry, digest=digest, stamp=b"")
+        else:
+            out[place] = replace(entry, digest=digest, stamp=stamp)
+            theirs.append((entry.source, digest))
+    edited = workshop.contents.first_different(theirs)
+    if edited is not None:
+        raise _edited(edited)
+    return out
+
+
+def _settled(entry: Entry, copy: Copy) -> Entry:
+    return replace(entry, source=copy.path, size=copy.size, digest=copy.digest, stamp=b"")
+
+
+def _edited(source: bytes) -> ContextError:
+    return ContextError(f"{os.fsdecode(source)} changed during the build", remedy="build again")
+
+
+def _known(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, bytes]]) -> list[str]:
+    """The digests of the files ``entries``. Jobs that ask for the same at the same moment read it once."""
+    known = files.get(workshop.store, asked)
+    missing = [number for number, digest in enumerate(known) if digest is None]
+    if missing:
+        lock = keys.key("files", tuple(asked[number] for number in missing))
+        with locks.lock(workshop.store, f"digests {lock}", cancel=workshop.cancelled):
+            again = files.get(workshop.store, [asked[number] for number in missing])
+            for number, digest in zip(missing, again, strict=True):
+                known[number] = digest
+            _read(workshop, entries, asked, known)
+    return cast("list[str]", known)
+
+
+def _read(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, bytes]], known: list[str | None]) -> None:
+    """Fill the gaps in ``known``, and remember them."""
+    read_at = files.now()
+    settled: list[int] = []
+    for number, (_, stamp) in enumerate(asked):
+        if known[number] is None:
+            source = entries[number].source
+            if files.is_young(stamp, read_at) and _is_live(workshop, entries[number]):
+                workshop.check()
+                copy = workshop.copies[source] = _copy(workshop, source)
+                known[number] = copy.digest
+            else:
+                settled.append(number)
+
+    def some(numbers: list[int]) -> None:
+        for number in numbers:
+            workshop.check()
+            known[number] = _digest_of(entries[number].source)
+
+    if settled:
+        shares = min(len(settled), _READERS)
+        together(workshop, [partial(some, settled[share::shares]) for share in range(shares)])
+        rows = [(*asked[number], cast("str", known[number])) for number in settled]
+        files.put(workshop.store, rows, read_at=read_at)
+
+
+def _ours(workshop: Workshop) -> tuple[bytes, ...]:
+    """What the paths of files begin with that nobody changes: they are in a layer, or in the store."""
+    return b"/proc/self/fd/", os.fsencode(workshop.store.root) + b"/"
+
+
+def _is_live(workshop: Workshop, entry: Entry) -> bool:
+    """Whether people and their programs may be at work on the file ``entry``: it is in a directory of theirs.
+
+    Not of hard links, which would not be recognised in copies.
+    """
+    return not entry.source.startswith(_ours(workshop)) and os.lstat(entry.source).st_nlink == 1
+
+
+def _copy(workshop: Workshop, source: bytes) -> Copy:
+    import tempfile
+
+    digest = hashlib.sha256()
+    size = 0
+    content = _open(source)
+    try:
+        with faults.translated(workshop.store.root, "cannot copy a file that is being written"):
+            fd, path = tempfile.mkstemp(dir=os.fsencode(workshop.directory))
+            with open(fd, "wb") as file:
+                while block := _block(content, source, _LARGE):
+                    digest.update(block)
+                    size += file.write(block)
+    finally:
+        os.close(content)
+    return Copy(path, size, digest.hexdigest())
+
+
+def unchanged(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """``entries``, of which each must have been read for good when the next one is asked for.
+
+    Raises ``ContextError`` when a file is then no longer what this job's keys and names say that it is: else a file
+    that is edited while it is built, and put back later, would be found in the cache with the edit.
+    """
+    for entry in entries:
+        yield entry
+        if entry.stamp:
+            check(entry)
+
+
+def check(entry: Entry) -> None:
+    """Raise ``ContextError`` when the file ``entry`` has another content than it had when it was read."""
+    if entry.stamp and _stamp_of(entry) != entry.stamp and _digest_of(entry.source) != entry.digest:
+        raise _edited(entry.source)
+
+
+def _stamp_of(entry: Entry) -> bytes:
+    try:
+        return files.stamp(os.lstat(entry.source))
+    except OSError as error:
+        raise _edited(entry.source) from error
+
+
+def _digest_of(path: bytes) -> str:
+    fd = _open(path)
+    try:
+        # Most files are small, and end within the first read: a large buffer for each would cost more than they do.
+        data = _block(fd, path, _SMALL)
+        digest = hashlib.sha256(data)
+        while data and (data := _block(fd, path, _LARGE)):
+            digest.update(data)
+    finally:
+        os.close(fd)
+    return digest.hexdigest()
+
+
+def _block(fd: int, path: bytes, size: int) -> bytes:
+    try:
+        return os.read(fd, size)
+    except OSError as error:
+        raise unreadable(os.fsdecode(path), error) from error
+
+
+def _open(path: bytes) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise unreadable(os.fsdecode(path), error) from error

@@ -1,0 +1,556 @@
+"""What COPY and ADD do to a file system, worked out as a sequence of entries before anything is written.
+
+The rules are those of BuildKit's file operations (solver/llbsolver/file and fsutil's copier), applied to two ``Tree``s:
+what is copied, and the stage it goes to. The outcome is the layer, as data: it can be packed without ever being
+unpacked, and two platforms whose plans are equal share one layer.
+
+Where BuildKit would note the time of the build (a created parent directory), a plan has one that is always the same
+(``rootfs.moment``).
+"""
+
+from __future__ import annotations
+
+import posixpath
+import stat
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.dockerfile import ignore
+from executor.dockerfile.modes import Change
+from executor.rootfs import moment
+from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.tree import Tree
+from executor.solver.external_sort import ExternalSort
+from executor.store.spool import Spool
+from platforms.errors import BuildError, ContextError
+
+_PATH_LIMIT: Final = 4095
+_NAME_LIMIT: Final = 255
+"""Bytes of a path and of a component (linux/limits.h)."""
+
+
+class CopyOptions(msgspec.Struct, frozen=True):
+    """What is done to every copied file: a new owner, a new mode, names left out."""
+
+    owner: tuple[int, int] | None = None
+    mode: Change | None = None
+    parents_mode: int = 0o755
+    """Mode of directories made on the way to the destination: an octal ``--chmod`` counts for them too."""
+    exclude: tuple[str, ...] = ()
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One source argument. ``pattern`` is absolute and may hold wildcards where ``wildcards`` says so."""
+
+    tree: Tree
+    pattern: str
+    wildcards: bool = True
+    contents: bool = True
+    """Copy what is in a directory rather than the directory."""
+    include: tuple[str, ...] = ()
+    """With ``--parents``: only paths that match, together with the directories above them."""
+    required: bool = False
+    """With ``--parents``: the included path has to exist."""
+    context: bool = False
+    """Whether the tree is a build context: its root's time (the checkout's) says nothing, and it has no attributes."""
+
+
+class Match(msgspec.Struct, frozen=True):
+    """A path of a source tree that an argument named: ``path`` is real, ``name`` what it is called at the target."""
+
+    path: bytes
+    name: bytes
+
+
+def normal_path(directory: str, path: str) -> str:
+    """``path`` made absolute from ``directory`` and cleaned, as Go's ``path.Join`` does it."""
+    cleaned = posixpath.normpath(posixpath.join("/", directory, path))
+    return "/" + cleaned.lstrip("/")
+
+
+def matches(source: Source) -> tuple[Match, ...]:
+    """What ``source`` names. Nothing for a wildcard that matches nothing; ``ContextError`` for a missing path.
+
+    What comes before the first wildcard has to be there.
+    """
+    literal, pattern = _split_wildcards(source.pattern) if source.wildcards else (source.pattern, "")
+    base = source.tree.resolve(literal.encode("utf-8", "surrogateescape"))
+    if source.tree.lstat(base) is None:
+        raise _missing(source, literal)
+    if not pattern:
+        return (Match(base, _base(literal)),)
+    if not all(ignore.is_pattern(part) for part in pattern.split("/")):
+        raise ContextError(
+            f'"{source.pattern}" is no pattern', why="syntax error in pattern", remedy="write \\[ for a ["
+        )
+    found: list[Match] = []
+    for path in _glob(source.tree, base, pattern):
+        found.append(Match(source.tree.resolve(path), path.rpartition(b"/")[2]))
+    return tuple(found)
+
+
+def _missing(source: Source, path: str) -> ContextError:
+    """``path`` is not in ``source``."""
+    remedy = "what lies outside of the build context, or is left out by its .dockerignore, cannot be copied"
+    return ContextError(f'"{path}": not found', remedy=remedy if source.context else "")
+
+
+def _base(path: str) -> bytes:
+    return path.rstrip("/").rpartition("/")[2].encode("utf-8", "surrogateescape")
+
+
+def _split_wildcards(path: str) -> tuple[str, str]:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    for index, part in enumerate(parts):
+        if has_wildcards(part):
+            return "/" + "/".join(parts[:index]), "/".join(parts[index:])
+    return "/" + "/".join(parts), ""
+
+
+def has_wildcards(name: str) -> bool:
+    """Whether ``name`` has an unescaped ``*``, ``?`` or ``[``."""
+    escaped = False
+    for letter in name:
+        if escaped:
+            escaped = False
+        elif letter == "\\":
+            escaped = True
+        elif letter in "*?[":
+            return True
+    return False
+
+
+def _glob(tree: Tree, base: bytes, pattern: str) -> Iterator[bytes]:
+    """The paths below ``base`` that match, in the order of a walk; what is below a match is not looked at.
+
+    A wildcard never matches a slash, so a component at a time is enough: no walk of what cannot match.
+    """
+    parts = pattern.split("/")
+
+    def descend(directory: bytes, depth: int) -> Iterator[bytes]:
+        found = tree.lstat(directory)
+        if found is None or not stat.S_ISDIR(found.st_mode):
+            return
+        for name in tree.names(directory):
+            if not ignore.match(parts[depth], name.decode("utf-8", "surrogateescape")):
+                continue
+            path = directory + b"/" + name if directory else name
+            if depth == len(parts) - 1:
+                yield path
+            else:
+                yield from descend(path, depth + 1)
+
+    return descend(base, 0)
+
+
+class Plan:
+    """A layer being worked out on top of ``stage`` (None: an empty one, as for ``--link``).
+
+    Every entry comes with the directories above it as the stage has them. What does not fit in memory goes to a file in
+    ``directory``, by default the system's for temporary files. Directories that the plan makes are dated ``made``.
+    """
+
+    def __init__(self, stage: Tree | None, directory: str | None = None, made: int = moment.NANOSECONDS) -> None:
+        self.stage = stage
+        self.made = made
+        self._entries = ExternalSort(directory)
+        self._placed: bytes | None = None
+        """The directory that something was last put in: it is planned as far as it can be."""
+        self._parent: bytes | None = None
+        self._fresh = False
+        """Whether the directory ``_parent``, the one that was last asked about, holds only what the plan puts there."""
+        self._linked: dict[bytes, list[bytes]] = {}
+        """The hard links to each file that has some."""
+
+    def planned(self, path: bytes) -> Entry | None:
+        """What the plan itself has at ``path``."""
+        return self._entries.get(path)
+
+    def lookup(self, path: bytes) -> Entry | None:
+        """What is at ``path`` so far."""
+        planned = self._entries.get(path)
+        if planned is not None:
+            return planned
+        if not path:
+            return self.stage.entry(path) if self.stage is not None else Entry(b"", Kind.DIRECTORY, mode=0o755)
+        if self.stage is None:
+            return None
+        parent = path.rpartition(b"/")[0]
+        if parent != self._parent:
+            self._parent, self._fresh = parent, self._is_fresh(parent)
+        return None if self._fresh else self.stage.entry(path)
+
+    def _is_fresh(self, parent: bytes) -> bool:
+        """Whether the stage has nothing in ``parent``, or something that is no directory took a place above."""
+        assert self.stage is not None
+        below = parent
+        while below:
+            planned = self._entries.get(below)
+            if planned is not None:
+                if planned.kind is not Kind.DIRECTORY:
+                    return True
+                break
+            below = below.rpartition(b"/")[0]
+        found = self.stage.lstat(parent)
+        return found is None or not stat.S_ISDIR(found.st_mode)
+
+    def resolve(self, path: bytes) -> bytes:
+        """``path`` with the links of the stage and of the plan followed. Raises ``BuildError`` where nothing can be."""
+        if len(path) > _PATH_LIMIT or any(len(part) > _NAME_LIMIT for part in path.split(b"/")):
+            raise BuildError(f"/{path[:64].decode('utf-8', 'replace').lstrip('/')}…: file name too long")
+        done: list[bytes] = []
+        todo = [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
+        followed = 0
+        while todo:
+            part = todo.pop()
+            if part == b"..":
+                del done[-1:]
+                continue
+            found = self.lookup(b"/".join((*done, part)))
+            if found is not None and found.kind is Kind.SYMLINK:
+                followed += 1
+                if followed > 255:
+                    raise BuildError(f"too many symbolic links in /{path.decode('utf-8', 'replace')}")
+                if found.link.startswith(b"/"):
+                    done.clear()
+                todo += [each for each in reversed(found.link.split(b"/")) if each not in (b"", b".")]
+                continue
+            done.append(part)
+        return b"/".join(done)
+
+    def make_directories(self, path: bytes, mode: int, owner: tuple[int, int] | None) -> None:
+        """Make ``path`` (resolved) and what is missing above it."""
+        missing: list[bytes] = []
+        while path:
+            found = self.lookup(path)
+            if found is not None:
+                if found.kind is not Kind.DIRECTORY:
+                    raise BuildError(f"mkdir /{path.decode('utf-8', 'replace')}: not a directory")
+                break
+            missing.append(path)
+            path = path.rpartition(b"/")[0]
+        for below in reversed(missing):
+            self._make_directory(below, mode, owner)
+
+    def _make_directory(self, path: bytes, mode: int, owner: tuple[int, int] | None) -> None:
+        uid, gid = owner or (0, 0)
+        parent = self.lookup(path.rpartition(b"/")[0])
+        if parent is not None and parent.mode & stat.S_ISGID:  # as mkdir(2) does it
+            mode |= stat.S_ISGID
+            gid = gid if owner else parent.gid
+        self.set(Entry(path, Kind.DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=self.made))
+
+    def set(self, entry: Entry) -> None:
+        """Let ``entry`` be what is at its path, of the same nature as what is there so far, if anything is."""
+        path = entry.path
+        parent = path.rpartition(b"/")[0]
+        if parent != self._placed:
+            self._above(parent)
+            self._placed = parent
+        if entry.kind is Kind.DIRECTORY:
+            self._parent = None
+        if path in self._linked:
+            self._bequeath(path)
+        if entry.kind is Kind.HARDLINK:
+            self._linked.setdefault(entry.link, []).append(path)
+        self._entries.put(entry)
+
+    def _bequeath(self, path: bytes) -> None:
+        """Let the file at ``path``, which something else takes the place of, live on under the names linked to it."""
+        file = self._entries.get(path)
+        links = [each for each in self._linked.pop(path) if self._is_link(each, path)]
+        if file is None or not links:
+            return
+        first, *others = links
+        self._entries.put(replace(file, path=first))
+        for each in others:
+            self._entries.put(
+                replace(file, path=each, kind=Kind.HARDLINK, link=first, source=b"", size=0, digest="", stamp=b"")
+            )
+        self._linked[first] = others
+
+    def _is_link(self, path: bytes, target: bytes) -> bool:
+        entry = self._entries.get(path)
+        return entry is not None and entry.kind is Kind.HARDLINK and entry.link == target
+
+    def _above(self, path: bytes) -> None:
+        """Add the directory ``path``, and those above it, as the stage has them, where they are not planned."""
+        while path and self._entries.get(path) is None:
+            found = self.lookup(path)
+            if found is None or found.kind is not Kind.DIRECTORY:
+                return
+            self._entries.put(found)
+            path = path.rpartition(b"/")[0]
+
+    def put(self, entry: Entry) -> None:
+        """Place ``entry``; what is in the way, unless both are directories, goes."""
+        existing = self.lookup(entry.path)
+        if existing is not None and existing.kind is Kind.DIRECTORY and entry.kind is not Kind.DIRECTORY:
+            self._entries.remove_below(entry.path)
+            self._parent = self._placed = None
+        self.set(entry)
+
+    def finish(self) -> Spool[Entry]:
+        """The entries, parents first. To be called last."""
+        return self._entries.finish()
+
+
+def make_directory(
+    stage: Tree | None, path: str, owner: tuple[int, int] | None, made: int = moment.NANOSECONDS
+) -> Spool[Entry]:
+    """What ``WORKDIR path`` adds: the directories that are missing, mode 0755, of ``owner``, dated ``made``."""
+    plan = Plan(stage, made=made)
+    plan.make_directories(plan.resolve(path.encode("utf-8", "surrogateescape")), 0o755, owner)
+    return plan.finish()
+
+
+def copy(plan: Plan, source: Source, destination: str, treatment: CopyOptions) -> int:
+    """Add what ``source`` names to ``plan``; returns how many paths matched.
+
+    ``destination`` is absolute; a trailing slash (or ``/.``) says that it is a directory.
+    """
+    found = matches(source)
+    require(source, treatment.exclude)
+    for match in found:
+        top = top_of(source, match)
+        copy_match(plan, source, match, top, walk_entries(source, top, treatment.exclude), destination, treatment)
+    return len(found)
+
+
+def copy_file(plan: Plan, tree: Tree, own: str, name: str, destination: str, treatment: CopyOptions) -> None:
+    """Add the file ``own`` of ``tree``, a name that was given here, as what the Dockerfile calls ``name``."""
+    source = Source(tree, f"/{own}", wildcards=False, contents=False)
+    match = Match(own.encode(), name.encode("utf-8", "surrogateescape"))
+    top = top_of(source, match)
+    copy_match(plan, source, match, top, walk_entries(source, top, ()), destination, treatment)
+
+
+def top_of(source: Source, match: Match) -> Entry:
+    """What is at the path of ``match``. Raises ``ContextError`` when there is nothing: a link led there."""
+    top = source.tree.entry(match.path)
+    if top is None:
+        raise _missing(source, source.pattern)
+    return top
+
+
+def require(source: Source, exclude: tuple[str, ...]) -> None:
+    """Raise ``ContextError`` when the path that has to be copied is not there, or left out by ``exclude``.
+
+    Links are not followed to it.
+    """
+    if not source.required:
+        return
+    whole = f"{source.pattern.rstrip('/')}/{source.include[0]}"
+    names = [name for name in whole.encode("utf-8", "surrogateescape").split(b"/") if name]
+    for count in range(1, len(names) + 1):
+        found = source.tree.lstat(b"/".join(names[:count]))
+        if found is None or (count < len(names) and not stat.S_ISDIR(found.st_mode)):
+            raise _missing(source, whole)
+    if ignore.compile_patterns(exclude).excludes(source.include[0]):
+        raise _missing(source, whole)
+
+
+def unpack_into(
+    plan: Plan,
+    tree: Tree,
+    implicit: frozenset[bytes],
+    destination: str,
+    owner: tuple[int, int] | None,
+) -> None:
+    """Add an archive's content, unpacked in ``tree``, as docker's untar does it: what is in the way is replaced.
+
+    Only a directory stays where the archive has a directory too, and takes on its metadata; one that the archive does
+    not describe (``implicit``) keeps its own, or is root's, and a link in its place is followed. With ``owner``
+    everything that it describes is that user's.
+    """
+    top = plan.resolve(destination.encode("utf-8", "surrogateescape"))
+    plan.make_directories(top, 0o755, owner)
+
+    links: dict[tuple[int, int], bytes] = {}
+
+    open_directories = [(tree.entries(b""), top)]
+    while open_directories:
+        entries, target = open_directories[-1]
+        entry = next(entries, None)
+        if entry is None:
+            open_directories.pop()
+            continue
+        below = entry.path
+        name = below.rpartition(b"/")[2]
+        uid, gid = owner or (entry.uid, entry.gid)
+        place = target + b"/" + name if target else name
+        if entry.kind is Kind.DIRECTORY and below in implicit:
+            place = plan.resolve(place)
+            plan.make_directories(place, 0o755, None)
+        else:
+            placed = replace(entry, path=place, uid=uid, gid=gid)
+            linked = _linked(placed, links)
+            there = linked.kind is not Kind.HARDLINK or plan.planned(linked.link) is not None
+            plan.put(linked if there else placed)
+        if entry.kind is Kind.DIRECTORY:
+            open_directories.append((tree.entries(below), place))
+
+
+def copy_match(
+    plan: Plan,
+    source: Source,
+    match: Match,
+    top: Entry,
+    found: Iterable[WalkEntry],
+    destination: str,
+    treatment: CopyOptions,
+) -> None:
+    """Add a path that ``source`` named: ``top`` is what is there, ``found`` what is copied (see ``walk_entries``)."""
+    where = destination.encode("utf-8", "surrogateescape")
+    head, _, tail = where.rpartition(b"/")
+    ensure = where if tail in (b"", b".") else head
+    plan.make_directories(plan.resolve(ensure), treatment.parents_mode, treatment.owner)
+    target = plan.resolve(where)
+
+    existing = plan.lookup(target)
+    if existing is not None:
+        into = existing.kind is Kind.DIRECTORY if top.kind is not Kind.DIRECTORY else not source.contents
+        if into and match.name:
+            target = target + b"/" + match.name if target else match.name
+    if source.contents and top.kind is Kind.DIRECTORY and existing is None:
+        plan.make_directories(target, treatment.parents_mode, treatment.owner)
+    else:
+        plan.make_directories(target.rpartition(b"/")[0], treatment.parents_mode, treatment.owner)
+    times = not source.context or match.path != b""
+    _Copier(plan, source, treatment, times).copy(found, target)
+
+
+def _linked(entry: Entry, links: dict[tuple[int, int], bytes]) -> Entry:
+    """``entry``, or a hard link when its file has been placed before, as ``links`` says."""
+    if entry.kind is not Kind.FILE or entry.inode == (0, 0):
+        return entry
+    first = links.setdefault(entry.inode, entry.path)
+    if first == entry.path:
+        return entry
+    return replace(entry, kind=Kind.HARDLINK, link=first, source=b"", size=0, digest="", stamp=b"")
+
+
+class WalkEntry(msgspec.Struct, frozen=True, array_like=True):
+    """An entry that a walk comes to: ``name`` is its path below the top, "" for the top itself."""
+
+    entry: Entry
+    name: bytes
+    leads: bool = False
+    """Whether it is a directory that was not asked for, on the way to something that was."""
+
+
+def walk_entries(source: Source, top: Entry, exclude: tuple[str, ...]) -> Iterator[WalkEntry]:
+    """``top``, an entry of ``source``, and what is copied of what is below it, parents first.
+
+    Directories that only lead to included paths come when the first such path does.
+    """
+    only = ignore.compile_patterns(source.include) if source.include else None
+    without = ignore.compile_patterns(exclude) if exclude else None
+    everything = only is None and without is None
+    waiting: list[WalkEntry] = []
+
+    def come_to(entry: Entry, name: bytes) -> tuple[list[WalkEntry], bool]:
+        """What is reached when the walk comes to ``entry``, and whether it goes on below."""
+        directory = entry.kind is Kind.DIRECTORY
+        included = True
+        if name and not everything:
+            text = name.decode("utf-8", "surrogateescape")
+            if only is not None and not only.excludes(text, directory):
+                included = False
+            if without is not None and without.excludes(text, directory):
+                if not directory or not without.may_contain_included(text):
+                    return [], False
+                included = False
+        if included:
+            found = [*waiting, WalkEntry(entry, name)]
+            waiting.clear()
+            return found, directory
+        if directory:
+            waiting.append(WalkEntry(entry, name, leads=True))
+        return [], directory
+
+    def walk() -> Iterator[WalkEntry]:
+        found, deeper = come_to(top, b"")
+        yield from found
+        # A stack of our own: a tree may be deeper than Python's.
+        open_directories = [(b"", source.tree.entries(top.path))] if deeper else []
+        while open_directories:
+            above, entries = open_directories[-1]
+            entry = next(entries, None)
+            if entry is None:
+                open_directories.pop()
+                if waiting and waiting[-1].name == above:
+                    waiting.pop()
+                continue
+            name = entry.path.rpartition(b"/")[2]
+            if above:
+                name = above + b"/" + name
+            if everything and entry.kind is not Kind.DIRECTORY:
+                yield WalkEntry(entry, name)
+                continue
+            found, deeper = come_to(entry, name)
+            yield from found
+            if deeper:
+                open_directories.append((name, source.tree.entries(entry.path)))
+
+    return walk()
+
+
+class _Copier:
+    """Where one match of a source goes."""
+
+    def __init__(self, plan: Plan, source: Source, treatment: CopyOptions, times: bool) -> None:
+        self._plan = plan
+        self._times = times
+        self._source = source
+        self._treatment = treatment
+        self._links: dict[tuple[int, int], bytes] = {}
+
+    def copy(self, found: Iterable[WalkEntry], target: bytes) -> None:
+        """Copy what was ``found`` to ``target``."""
+        for each in found:
+            place = target + b"/" + each.name if target and each.name else target or each.name
+            if each.leads:
+                self._lead(each.entry, place)
+            elif each.entry.kind is Kind.DIRECTORY:
+                self._directory(each.entry, place, overwrite=bool(each.name))
+            else:
+                self._place(each.entry, place)
+
+    def _lead(self, entry: Entry, target: bytes) -> None:
+        existing = self._plan.lookup(target)
+        if existing is not None and existing.kind is Kind.DIRECTORY:
+            self._plan.set(replace(existing, mode=entry.mode))
+        else:
+            self._directory(entry, target, overwrite=True)
+
+    def _directory(self, entry: Entry, target: bytes, overwrite: bool) -> None:
+        if not target:
+            return
+        existing = self._plan.lookup(target)
+        if existing is not None and existing.kind is not Kind.DIRECTORY:
+            raise BuildError(f"cannot copy to non-directory: /{target.decode('utf-8', 'replace')}")
+        if existing is None or overwrite:
+            self._plan.set(self._treated(entry, target))
+        elif self._times:
+            self._plan.set(replace(existing, mtime_ns=entry.mtime_ns))
+        else:
+            self._plan.set(existing)
+
+    def _place(self, entry: Entry, target: bytes) -> None:
+        existing = self._plan.lookup(target)
+        if existing is not None and existing.kind is Kind.DIRECTORY:
+            raise BuildError(f"cannot replace to directory /{target.decode('utf-8', 'replace')} with file")
+        self._plan.put(_linked(self._treated(entry, target), self._links))
+
+    def _treated(self, entry: Entry, target: bytes) -> Entry:
+        treatment = self._treatment
+        uid, gid = treatment.owner or (entry.uid, entry.gid)
+        mode = entry.mode
+        if treatment.mode is not None and entry.kind is not Kind.SYMLINK:
+            mode = treatment.mode(mode, entry.kind is Kind.DIRECTORY)
+        xattrs = () if self._source.context else entry.xattrs
+        return replace(entry, path=target, mode=mode, uid=uid, gid=gid, xattrs=xattrs)

@@ -1,0 +1,60 @@
+"""An image's file system as an archive: what ``type=local`` and ``type=tar`` give to people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from executor import protocol
+from executor.rootfs import moment, tarwriter
+from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.tree import Tree
+from platforms.errors import BuildError
+
+if TYPE_CHECKING:
+    from executor.solver.workshop import Workshop
+
+
+def send(workshop: Workshop, tree: Tree, prefix: str) -> None:
+    """Send ``tree``, in the directory ``prefix`` unless that is "", to the orchestrator (``protocol.Files``)."""
+
+    def out(block: bytes | memoryview) -> None:
+        workshop.check()
+        workshop.conversation.send(protocol.Piece(len(block)), block)
+
+    try:
+        tarwriter.write_open(entries(tree, os.fsencode(prefix), workshop.job.epoch), out)
+    except OSError as error:
+        raise BuildError("cannot read the image's files", why=error.strerror or str(error)) from error
+    workshop.conversation.send(protocol.Piece())
+
+
+def entries(tree: Tree, prefix: bytes = b"", epoch: int | None = None) -> Iterator[Entry]:
+    """All that is in ``tree``, one entry at a time, in the directory ``prefix``.
+
+    With ``epoch`` (SOURCE_DATE_EPOCH, seconds) that is the time of everything, as it is in BuildKit's exporters.
+    """
+    above = prefix + b"/" if prefix else b""
+    linked: dict[tuple[int, int], bytes] = {}
+    if prefix:
+        yield Entry(prefix, Kind.DIRECTORY, mode=0o755, mtime_ns=moment.nanoseconds(epoch))
+    waiting = [tree.entries(b"")]
+    while waiting:
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+            continue
+        path = entry.path
+        name = above + path
+        if entry.inode != (0, 0):
+            first = linked.setdefault(entry.inode, name)
+            if first != name:
+                entry = replace(entry, kind=Kind.HARDLINK, link=first, size=0, source=b"", xattrs=())
+        if epoch is not None:
+            entry = replace(entry, mtime_ns=epoch * 1_000_000_000)
+        yield replace(entry, path=name)
+        if entry.kind is Kind.DIRECTORY:
+            waiting.append(tree.entries(path))

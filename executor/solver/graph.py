@@ -1,0 +1,222 @@
+"""Which stages a target needs, and what comes from outside: worked out from the text alone, before anything is pulled.
+
+The orchestrator asks this for every platform to pin the external images once; the executor asks it to know what to do.
+Name rules are BuildKit's (dockerfile2llb, addState and toCommand): a FROM sees the stages above it, ``--from`` sees any
+stage by name or number, names do not mind case. A named build context comes before the stage or image of its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from executor.dockerfile import Dockerfile, Stage, expand, find_base, find_named, find_source, find_stage
+from executor.dockerfile.expansion import misspelt
+from executor.dockerfile.instructions import Copy, Instruction, Run
+from executor.registry import reference
+from executor.solver.named import NONE, Named
+from platforms.errors import DockerfileError, Location, UsageError
+from platforms.parsing import parse as parse_platform
+from platforms.platform import Platform
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where files come from: ``scratch``, ``stage`` (by index), ``image`` (by reference) or ``context`` (by name)."""
+
+    kind: str
+    name: str = ""
+    stage: int = -1
+
+
+SCRATCH = Origin("scratch")
+
+
+class External(msgspec.Struct, frozen=True):
+    """An image from outside: its reference as written after expansion, and the lines that first ask for it."""
+
+    name: str
+    where: Location | None = None
+    """None for an image that no line names (a named context)."""
+
+
+class Graph(msgspec.Struct, frozen=True):
+    """What a target needs. ``stages`` are indexes in file order; ``images`` and ``contexts`` in order of appearance."""
+
+    target: int
+    stages: tuple[int, ...]
+    images: tuple[External, ...]
+    contexts: tuple[str, ...]
+    """Named contexts that something is taken from, by their canonical names."""
+    bases: tuple[Origin, ...]
+    """By stage index: what each needed stage is built on (``scratch`` for the others)."""
+    chain: tuple[int, ...]
+    """The target and the stages below it: those whose layers are in the image."""
+
+
+def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], named: Named = NONE) -> Graph:
+    """The graph of ``target`` (name or number; "" is the last stage), with FROM expanded in the global ``scope``.
+
+    Raises DockerfileError for a name or a platform that cannot be, in stages that are not needed too.
+    """
+    for stage in dockerfile.stages:
+        base_of(dockerfile, stage, scope, named)
+    goal = find_stage(dockerfile, target or None).index
+    for stage in dockerfile.stages:
+        for instruction in stage.instructions:
+            for name, numbers in _sources(instruction):
+                _referred(dockerfile, name, instruction.location, named, numbers=numbers)
+    return _reached(dockerfile, goal, scope, named, [goal])
+
+
+def plan_all(dockerfile: Dockerfile, scope: Mapping[str, str], named: Named = NONE) -> Graph:
+    """The graph of the last stage when every stage is needed, as if each were a target. Raises as ``plan`` does."""
+    goal = plan(dockerfile, "", scope, named).target
+    return _reached(dockerfile, goal, scope, named, [*reversed(range(len(dockerfile.stages)))])
+
+
+def _reached(dockerfile: Dockerfile, goal: int, scope: Mapping[str, str], named: Named, waiting: list[int]) -> Graph:
+    bases = [SCRATCH] * len(dockerfile.stages)
+    needed: set[int] = set()
+    images: dict[str, External] = {}
+    taken: dict[str, None] = {}
+    while waiting:
+        index = waiting.pop()
+        if index in needed:
+            continue
+        needed.add(index)
+        stage = dockerfile.stages[index]
+        bases[index] = base_of(dockerfile, stage, scope, named)
+        origins = [(bases[index], stage.location)]
+        if not replaced(dockerfile, stage, scope, named):
+            for instruction in stage.instructions:
+                found = origins_of(dockerfile, instruction, index, named)
+                origins += ((origin, instruction.location) for origin in found)
+        for origin, where in origins:
+            if origin.kind == "stage":
+                waiting.append(origin.stage)
+            elif origin.kind == "image":
+                images.setdefault(origin.name, External(origin.name, where))
+            elif origin.kind == "context":
+                taken[origin.name] = None
+    chain = [goal]
+    while bases[chain[-1]].kind == "stage":
+        chain.append(bases[chain[-1]].stage)
+    return Graph(goal, tuple(sorted(needed)), tuple(images.values()), tuple(taken), tuple(bases), tuple(chain))
+
+
+def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Named) -> Origin:
+    """What ``stage`` is built on."""
+    platform = _own_platform(dockerfile, stage, scope)
+    if context := named.find_stage(stage.name, platform):
+        return Origin("context", context)
+    image = expand(stage.base, scope, dockerfile.escape).image
+    earlier = find_base(dockerfile, stage.index, image)
+    if earlier is not None:
+        return Origin("stage", earlier.name, earlier.index)
+    if image == "scratch":
+        return SCRATCH
+    if context := named.find(image, platform):
+        return Origin("context", context)
+    return _image(image, stage.location)
+
+
+def replaced(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Named) -> bool:
+    """Whether a named context stands in place of ``stage``, so that none of its instructions is done."""
+    return bool(named.names and named.find_stage(stage.name, _own_platform(dockerfile, stage, scope)))
+
+
+def _image(name: str, where: Location) -> Origin:
+    try:
+        reference.parse(name)
+    except UsageError as error:
+        problem = error.problem
+        raise DockerfileError(problem.what, why=problem.why, remedy=problem.remedy, where=where) from error
+    return Origin("image", name)
+
+
+def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], target: Platform) -> Platform:
+    """The platform that ``stage`` is for if it is built on no other: ``FROM --platform``'s, or the build's target.
+
+    The target's for one FROM scratch, whatever is said, as in BuildKit (dockerfile2llb, ``resolveReachableStages``).
+    """
+    if expand(stage.base, scope, dockerfile.escape).image == "scratch":
+        return target
+    return _own_platform(dockerfile, stage, scope) or target
+
+
+def run_on(dockerfile: Dockerfile, needed: Graph, scope: Mapping[str, str], target: Platform) -> set[Platform]:
+    """The platforms whose programs the RUNs of the ``needed`` stages are. Triggers of base images are not known."""
+    found = set()
+    for index in needed.stages:
+        if any(isinstance(each, Run) for each in dockerfile.stages[index].instructions):
+            bottom = index
+            while needed.bases[bottom].kind == "stage":
+                bottom = needed.bases[bottom].stage
+            found.add(platform_of(dockerfile, dockerfile.stages[bottom], scope, target))
+    return found
+
+
+def may_run(dockerfile: Dockerfile, needed: Graph) -> bool:
+    """Whether a RUN of the ``needed`` stages may have to be done, be it one that a base image brings (ONBUILD)."""
+    return any(
+        needed.bases[index].kind in ("image", "context")
+        or any(isinstance(each, Run) for each in dockerfile.stages[index].instructions)
+        for index in needed.stages
+    )
+
+
+def _own_platform(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str]) -> Platform | None:
+    text = expand(stage.base, scope, dockerfile.escape).platform
+    if not text:
+        return None
+    try:
+        return parse_platform(text)
+    except UsageError as error:
+        meant = misspelt(stage.base.platform, scope, dockerfile.escape)
+        raise DockerfileError(
+            f"failed to parse platform {stage.base.platform}{meant}", why=str(error), where=stage.location
+        ) from error
+
+
+def origins_of(dockerfile: Dockerfile, step: Instruction, index: int, named: Named) -> Iterator[Origin]:
+    """Where ``step`` of stage ``index`` takes files from, apart from the main context."""
+    for name, numbers in _sources(step):
+        yield named_origin(dockerfile, name, index, step.location, named, numbers=numbers)
+
+
+def _sources(step: Instruction) -> Iterator[tuple[str, bool]]:
+    """The names that ``step`` takes files from, each with whether it may be a stage's number."""
+    if isinstance(step, Copy) and step.from_:
+        yield step.from_, True
+    elif isinstance(step, Run):
+        yield from ((mount.from_, False) for mount in step.mounts if mount.from_)
+
+
+def named_origin(
+    dockerfile: Dockerfile, name: str, index: int, where: Location, named: Named, *, numbers: bool
+) -> Origin:
+    """What ``--from=name`` (``numbers``: or a stage's number) means to a step of stage ``index``."""
+    found = _referred(dockerfile, name, where, named, numbers=numbers)
+    if isinstance(found, Origin):
+        return found
+    if found.index >= index:
+        raise DockerfileError(
+            f'cannot copy from stage "{name}"',
+            why=f'it needs to be defined before current stage "{dockerfile.stages[index].name or index}"',
+            where=where,
+        )
+    return Origin("stage", found.name, found.index)
+
+
+def _referred(dockerfile: Dockerfile, name: str, where: Location, named: Named, *, numbers: bool) -> Stage | Origin:
+    try:
+        found = find_source(dockerfile, name) if numbers else find_named(dockerfile, name)
+    except DockerfileError as error:
+        raise DockerfileError(error.problem.what, remedy=error.problem.remedy, where=where) from error
+    if found is None:
+        if name == "scratch":
+            return SCRATCH
+        context = named.find(name)
+        return Origin("context", context) if context else _image(name, where)
+    return found

@@ -1,0 +1,409 @@
+"""The build cache beyond this machine: in a registry, in a directory, or inside of an image.
+
+The cache is a set: every entry is an object of its own under its key, so that platforms, nodes and CI runners write
+side by side and never overwrite each other's work. In a registry an entry is an OCI manifest, tagged ``NAMESPACE.KEY``,
+whose config is the record and whose only layer is the step's; in a directory it is the file ``steps/KEY`` beside
+``blobs/sha256``; inside of an image it is a field of the image's config.
+
+Whatever comes from outside is checked before it is used: the record says for which key it is, the layer is verified by
+digest and by diff id. A cache that is missing, broken or out of reach costs a warning, never a build.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from executor import protocol
+from executor.image import mediatypes, selection
+from executor.image.digest import check_digest, sha256
+from executor.image.manifest import Descriptor, Index, Manifest, describe
+from executor.registry import reference
+from executor.registry.reference import Reference
+from executor.solver import keys
+from executor.solver.cache import Machine, Packed
+from executor.solver.inflight import fetch_blob
+from executor.solver.inputs import Inputs
+from executor.store import blobs
+from executor.store.store import Store
+from platforms import decoding, regular
+from platforms.errors import ArchiveError, KanifoldError, Problem
+from platforms.paths import below, component
+
+if TYPE_CHECKING:
+    from executor.registry.client import Client
+
+ENTRY: Final = "application/vnd.kanifold.cache.entry.v1+json"
+"""The media type of a record in a registry."""
+INLINE: Final = "kanifold.cache.v1"
+"""The field of an image's config that holds its steps."""
+_RECORD_LIMIT: Final = 4 << 20
+_CONFIG_LIMIT: Final = 8 << 20
+_UNREAD: Final = "the build goes on without it"
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a step came to, for others: its key, its result, and the layer.
+
+    A step outside of the image (of a stage that is only copied from) may come without its layer. Its result is what the
+    keys of the steps that copied from it hold, so these are found although nobody does the step again.
+    """
+
+    key: str
+    result: str
+    created: str
+    diff_id: str = ""
+    blob: Packed | None = None
+    media_type: str = ""
+    machines: tuple[Machine, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What a store calls the layer: not ``result``, which a step of its own may come to.
+
+        It holds all that the store then knows of the layer by this entry's word, which so adds to no other's.
+        """
+        blob = None if self.blob is None else (self.blob.kind, self.blob.digest, self.blob.size)
+        machines = tuple((each.name, each.count, each.paths) for each in self.machines)
+        return keys.key("foreign", self.result, self.diff_id, blob, machines)
+
+    @property
+    def descriptor(self) -> Descriptor | None:
+        """The layer's, if there is one."""
+        return None if self.blob is None else Descriptor(self.media_type, self.blob.digest, self.blob.size)
+
+
+class RemoteCache(Protocol):
+    """One cache outside of this machine."""
+
+    name: str
+
+    def find(self, key: str) -> Entry | None:
+        """The entry for ``key``, if the place has it."""
+        ...
+
+    def put(self, entry: Entry, store: Store) -> None:
+        """Add ``entry``, whose layer is in ``store``; one without a layer takes nobody's place."""
+        ...
+
+    def fetch_blob(self, entry: Descriptor, store: Store) -> None:
+        """Get the layer of an entry into ``store``, verified."""
+        ...
+
+    @property
+    def repository(self) -> Reference | None:
+        """Where a registry can take an entry's layer over from, when the place is one."""
+        ...
+
+
+class RegistryCache:
+    """A repository. Its tag is a name space: several caches may live in one repository."""
+
+    def __init__(self, ref: str, client: Callable[[], Client]) -> None:
+        parsed = reference.parse(ref)
+        self.name = ref
+        self._repository = parsed.repository_only()
+        self._space = parsed.tag or "cache"
+        self._client = client
+
+    @property
+    def repository(self) -> Reference:
+        return self._repository
+
+    def find(self, key: str) -> Entry | None:
+        target = self._target(key)
+        found = self._client().find(target)
+        if found is None:
+            return None
+        document = found[0]
+        if not isinstance(document, Manifest) or document.config.media_type != ENTRY or len(document.layers) != 1:
+            raise ArchiveError(f"{target.familiar()} is not a cache entry")
+        entry = decode(self._client().read_blob(self._repository, document.config, _RECORD_LIMIT), key)
+        layer, expected = document.layers[0], entry.descriptor or document.config
+        if (layer.digest, layer.size) != (expected.digest, expected.size):
+            raise ArchiveError(f"{target.familiar()} contradicts itself", why="its record names another layer")
+        return entry
+
+    def put(self, entry: Entry, store: Store) -> None:
+        client, data, layer = self._client(), msgspec.json.encode(entry), entry.descriptor
+        config = Descriptor(ENTRY, sha256(data), len(data))
+        if layer is not None:
+            client.push(self._repository, layer, lambda: blobs.open(store, layer.digest))
+        elif client.has_manifest(self._target(entry.key)) is not None:
+            return
+        client.push(self._repository, config, lambda: io.BytesIO(data))
+        # A manifest has at least one layer (OCI image specification): where there is none, the record is it.
+        manifest = Manifest(mediatypes.OCI_MANIFEST, config, (layer or config,))
+        client.put_manifest(self._target(entry.key), describe(manifest)[1], manifest.media_type)
+
+    def fetch_blob(self, entry: Descriptor, store: Store) -> None:
+        fetch_blob(store, entry, partial(self._client().fetch, self._repository))
+
+    def _target(self, key: str) -> Reference:
+        return self._repository.with_tag(f"{self._space[:60]}.{key}")
+
+
+class DirectoryCache:
+    """A directory, on a shared disk or carried by a CI's own cache."""
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self._path = path
+
+    @property
+    def repository(self) -> None:
+        return None
+
+    def find(self, key: str) -> Entry | None:
+        try:
+            with regular.open_below(self._path, f"steps/{component(key)}") as file:
+                data = file.read(_RECORD_LIMIT)
+        except FileNotFoundError:
+            if not os.path.isdir(self._path):
+                raise
+            return None
+        return decode(data, key)
+
+    def put(self, entry: Entry, store: Store) -> None:
+        record = below(self._path, "steps", entry.key)
+        if entry.blob is None:
+            if os.path.exists(record):
+                return
+        elif not os.path.exists(target := self._blob(entry.blob.digest)):
+            with blobs.open(store, entry.blob.digest) as file:
+                self._write(target, file.read)
+        self._write(record, io.BytesIO(msgspec.json.encode(entry)).read)
+
+    def fetch_blob(self, entry: Descriptor, store: Store) -> None:
+        place = "/".join(("blobs", *map(component, check_digest(entry.digest).split(":"))))
+        with regular.open_below(self._path, place) as file, blobs.resume(store, entry.digest) as ingest:
+            file.seek(ingest.resume_offset)
+            while block := file.read(1 << 20):
+                ingest.write(block)
+            ingest.commit()
+
+    def _blob(self, digest: str) -> str:
+        return below(self._path, "blobs", *check_digest(digest).split(":"))
+
+    def _make_directories(self, path: str) -> None:
+        """Make ``path``, below the cache's own directory, where a link in place of one would lead out."""
+        os.makedirs(self._path, exist_ok=True)
+        here = self._path
+        for name in os.path.relpath(path, self._path).split("/"):
+            here = below(here, name)
+            with suppress(FileExistsError):
+                os.mkdir(here)
+            if not stat.S_ISDIR(os.lstat(here).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, f"{here} is not a directory of its own", here)
+
+    def _write(self, path: str, read: Callable[[int], bytes]) -> None:
+        self._make_directories(os.path.dirname(path))
+        incoming = f"{path}.{os.getpid()}.{time.monotonic_ns()}"
+        try:
+            with open(incoming, "xb") as file:
+                while block := read(1 << 20):
+                    file.write(block)
+            os.replace(incoming, path)
+        except BaseException:
+            if os.path.exists(incoming):
+                os.unlink(incoming)
+            raise
+
+
+class InlineCache:
+    """The steps that an image remembers of its own making; nothing can be added to it."""
+
+    def __init__(self, ref: str, platform: str, client: Callable[[], Client]) -> None:
+        self.name = ref
+        self._reference = reference.parse(ref).completed()
+        self._platform = platform
+        self._client = client
+        self._entries: dict[str, Entry] | None = None
+
+    @property
+    def repository(self) -> Reference:
+        return self._reference.repository_only()
+
+    def find(self, key: str) -> Entry | None:
+        if self._entries is None:
+            self._entries = self._read()
+        return self._entries.get(key)
+
+    def put(self, entry: Entry, store: Store) -> None:
+        raise ArchiveError(
+            f"{self.name} is an image", why="its cache is written together with it: --cache-to type=inline"
+        )
+
+    def fetch_blob(self, entry: Descriptor, store: Store) -> None:
+        fetch_blob(store, entry, partial(self._client().fetch, self._reference))
+
+    def _read(self) -> dict[str, Entry]:
+        found = self._client().find(self._reference)
+        if found is None:
+            return {}
+        document = found[0]
+        if isinstance(document, Index):
+            from platforms.parsing import parse
+
+            _, document = selection.find(self.name, document, parse(self._platform), self._document)
+        if document.config.media_type == ENTRY:
+            return {}
+        return read_inline(self._client().read_blob(self._reference, document.config, _CONFIG_LIMIT))
+
+    def _document(self, descriptor: Descriptor) -> bytes:
+        if descriptor.media_type in mediatypes.INDEXES | mediatypes.MANIFESTS:
+            return self._client().manifest(self._reference.with_digest(descriptor.digest))[1]
+        return self._client().read_blob(self._reference, descriptor, _CONFIG_LIMIT)
+
+
+class RemoteCaches:
+    """All caches of a job that lie outside: asked in order, and told of what was made. Safe for threads."""
+
+    def __init__(
+        self,
+        sources: Sequence[RemoteCache],
+        targets: Sequence[RemoteCache],
+        warn: Callable[[Problem], None],
+        max_age: float | None,
+        inputs: Inputs,
+    ) -> None:
+        self._sources = tuple(sources)
+        self._targets = tuple(targets)
+        self._warn = warn
+        self._max_age = max_age
+        self._inputs = inputs
+        self._unusable: set[RemoteCache] = set()
+        self._forgotten: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
+        self._asked: set[str] = set()
+        self._helped: set[str] = set()
+
+    @property
+    def gives(self) -> bool:
+        """Whether there is anybody to tell of what was made."""
+        return bool(self._targets)
+
+    def find(self, key: str) -> tuple[Entry, RemoteCache] | None:
+        """The entry for ``key`` in the first place that has it and is well. A place that is not is asked no more."""
+        for place in self._sources:
+            if place in self._unusable:
+                continue
+            if place.name not in self._asked:
+                self._asked.add(place.name)
+                self._inputs.add("outside cache")
+            try:
+                entry = place.find(key)
+            except (KanifoldError, OSError) as error:
+                self._give_up((place,), error, _UNREAD)
+                continue
+            if entry is not None:
+                self._helped.add(place.name)
+            if entry is not None and self._forgotten.isdisjoint((entry.result, entry.name)) and self._is_young(entry):
+                return entry, place
+        return None
+
+    def complain(self) -> None:
+        """Warn of caches that had no entry for any step: the reference may be a wrong one.
+
+        Not of those that are unusable, which has been said, nor of those that this build is to fill.
+        """
+        silent = {each.name for each in (*self._unusable, *self._targets)}
+        for name in sorted(self._asked - self._helped - silent):
+            self._warn(Problem("CacheMissed", f"the cache {name} has nothing for this build"))
+
+    def put(self, entry: Entry, store: Store) -> None:
+        """Add ``entry`` everywhere."""
+        for place in self._targets:
+            if place in self._unusable:
+                continue
+            try:
+                place.put(entry, store)
+            except (KanifoldError, OSError) as error:
+                self._give_up((place,), error, "its cache is not written")
+
+    def lost(self, name: str, error: Exception) -> None:
+        """The cache ``name`` could not give a layer that it has an entry for: it is asked no more."""
+        self._give_up([each for each in self._sources if each.name == name], error, _UNREAD)
+
+    def forget(self, result: str) -> None:
+        """The layer of ``result`` (or of that name) is needed, and is not to be had: take no entry's word for it."""
+        self._forgotten.add(result)
+
+    def _give_up(self, places: Sequence[RemoteCache], error: Exception, so: str) -> None:
+        self._unusable.update(places)
+        for name in {each.name for each in places}:
+            if (name, so) not in self._warned:  # a reference is asked in two ways, and by many threads
+                self._warned.add((name, so))
+                self._warn(Problem("CacheUnusable", f"the cache {name} cannot be used, {so}", why=str(error)))
+
+    def _is_young(self, entry: Entry) -> bool:
+        if self._max_age is None:
+            return True
+        try:
+            made = datetime.fromisoformat(entry.created.replace("Z", "+00:00"))
+            return (datetime.now(UTC) - made).total_seconds() <= self._max_age
+        except (ValueError, TypeError, OverflowError):  # no moment, or one without a time zone
+            return False
+
+
+def places(job: protocol.Job, client: Callable[[], Client]) -> tuple[tuple[RemoteCache, ...], tuple[RemoteCache, ...]]:
+    """The caches to ask and those to tell, of ``job``."""
+    sources: list[RemoteCache] = []
+    for each in job.cache_from:
+        if each.kind == "registry":
+            sources += [RegistryCache(each.location, client), InlineCache(each.location, job.platform, client)]
+        else:
+            sources.append(DirectoryCache(each.location))
+    targets: list[RemoteCache] = [
+        RegistryCache(each.location, client) if each.kind == "registry" else DirectoryCache(each.location)
+        for each in job.cache_to
+        if each.kind != "inline"
+    ]
+    return tuple(sources), tuple(targets)
+
+
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_ENTRY: Final[msgspec.json.Decoder[Entry]] = msgspec.json.Decoder(Entry)
+_ENTRIES: Final[msgspec.json.Decoder[tuple[Entry, ...]]] = msgspec.json.Decoder(tuple[Entry, ...])
+_FIELDS: Final[msgspec.json.Decoder[dict[str, msgspec.Raw]]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def decode(data: bytes, key: str) -> Entry:
+    """The record in ``data``, which has to be for ``key``. Raises ``ArchiveError``."""
+    try:
+        entry = decoding.decode(_ENTRY, data)
+    except msgspec.DecodeError as error:
+        raise ArchiveError("a cache entry is malformed", why=str(error)) from error
+    if entry.key != key:
+        raise ArchiveError("a cache entry is for another step", why=f"{entry.key[:70]} instead of {key}")
+    if entry.blob is not None:
+        check_digest(entry.diff_id)
+        check_digest(entry.blob.digest)
+    return entry
+
+
+def read_inline(config: bytes) -> dict[str, Entry]:
+    """The steps that an image's config remembers, by key; empty for an image without."""
+    try:
+        raw = decoding.decode(_FIELDS, config).get(INLINE)
+        entries = decoding.decode(_ENTRIES, raw) if raw is not None else ()
+    except msgspec.DecodeError as error:
+        raise ArchiveError("an image's cache is malformed", why=str(error)) from error
+    return {each.key: decode(msgspec.json.encode(each), each.key) for each in entries}
+
+
+def with_inline(config: bytes, entries: Sequence[Entry]) -> bytes:
+    """``config`` with ``entries`` in it, in an order that does not depend on which stage was done first."""
+    document = decoding.decode(_FIELDS, config)
+    document[INLINE] = msgspec.Raw(msgspec.json.encode(sorted(entries, key=lambda each: each.key)))
+    return msgspec.json.encode(document)

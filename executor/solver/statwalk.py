@@ -1,0 +1,100 @@
+"""What the source arguments of COPY and ADD name, as far as lstat(2) says: looked at before anything is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from itertools import islice
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.tree import Tree
+from executor.solver import copying
+from executor.solver.copying import Match, Source, WalkEntry, normal_path
+from executor.store import files
+from executor.store.spool import Spool
+from platforms.errors import ContextError
+
+TOGETHER: Final = 2000
+"""Files that are looked at, asked about, read and remembered together."""
+
+
+def source_of(tree: Tree, text: str, *, parents: bool, context: bool) -> Source:
+    """What the source argument ``text`` means in ``tree``, which may be a build ``context``."""
+    if not parents:
+        return Source(tree, normal_path("/", text), context=context)
+    pivot, dot, below = text.partition("/./")
+    if not dot:
+        pivot, below = "/", text
+    pattern = normal_path("/", below)
+    required = not copying.has_wildcards(pivot) and not copying.has_wildcards(pattern)
+    return Source(tree, normal_path("/", pivot), include=(pattern.lstrip("/"),), required=required, context=context)
+
+
+class Chosen(msgspec.Struct, frozen=True, array_like=True):
+    """A match of a source, with what is at its path, and the number of entries that are copied for it."""
+
+    match: Match
+    top: Entry
+    count: int
+
+
+class StatWalk(msgspec.Struct, frozen=True):
+    """What a source names, as far as lstat(2) says: no file has been read."""
+
+    chosen: Spool[Chosen]
+    reached: Spool[WalkEntry]
+    signature: str
+    """The SHA-256 (hex) of every status; "" where a status says nothing about the content."""
+    at: int
+    """When it began, ``files.now()``."""
+
+
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_CHOSEN: Final[msgspec.msgpack.Decoder[list[Chosen]]] = msgspec.msgpack.Decoder(list[Chosen])
+REACHED: Final[msgspec.msgpack.Decoder[list[WalkEntry]]] = msgspec.msgpack.Decoder(list[WalkEntry])
+
+
+def walk(directory: str, source: Source, exclude: tuple[str, ...], check: Callable[[], None]) -> StatWalk:
+    """What ``source`` names, but for what ``exclude`` leaves out. Raises ``ContextError`` for what cannot be seen.
+
+    What memory does not hold goes to a file in ``directory``. ``check`` raises when it is time to end.
+    """
+    chosen, found = Spool(_CHOSEN, directory), Spool(REACHED, directory)
+    digest = hashlib.sha256()
+    telling = True
+    at = files.now()
+    try:
+        for match in copying.matches(source):
+            top = copying.top_of(source, match)
+            count = len(found)
+            entries = copying.walk_entries(source, top, exclude)
+            while some := list(islice(entries, TOGETHER)):
+                check()
+                if source.context:
+                    some = [_bare(each) if each.entry.xattrs else each for each in some]
+                digest.update(msgspec.msgpack.encode(some))
+                telling = telling and all(each.entry.stamp or each.entry.kind is not Kind.FILE for each in some)
+                for each in some:
+                    found.append(each)
+            row = Chosen(match, top, len(found) - count)
+            digest.update(msgspec.msgpack.encode(row))
+            chosen.append(row)
+    except OSError as error:
+        raise unreadable(os.fsdecode(error.filename or source.pattern), error) from error
+    return StatWalk(chosen, found, digest.hexdigest() if telling else "", at)
+
+
+def _bare(found: WalkEntry) -> WalkEntry:
+    """``found`` without extended attributes: those of a context count for nothing."""
+    return replace(found, entry=replace(found.entry, xattrs=()))
+
+
+def unreadable(path: str, error: OSError) -> ContextError:
+    """``error``, met at ``path``, for people."""
+    why = os.strerror(error.errno) if error.errno else str(error)
+    return ContextError(f"cannot read {path}", why=why, remedy="make it readable, or leave it out with .dockerignore")

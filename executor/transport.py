@@ -1,0 +1,539 @@
+"""HTTP as the registry client needs it: one request, its redirects, bounded bodies, and httpx's errors as ours.
+
+Everything a registry answers is untrusted. So: no cookies, no decompression (identity is asked for and bytes are read
+raw), redirects followed here and not by httpx, the ``Authorization`` header sent to the registry's own origin and, once
+a redirect has left it, never again; no redirect from HTTPS to HTTP, to link-local addresses (cloud metadata), or from
+elsewhere to this machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.registry.auth import printable
+from executor.registry.config import RegistrySettings
+from executor.registry.reference import is_loopback, registry_of
+from platforms import debug
+from platforms.errors import Interrupted, RegistryError
+from platforms.loading import without
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from http.cookiejar import CookieJar
+
+    import httpx
+
+CONNECT_SECONDS: Final = 15.0
+STALL_SECONDS: Final = 60.0
+"""How long a peer may send nothing, or take nothing."""
+COMMIT_SECONDS: Final = 600.0
+"""How long a registry may think about a finished upload: some verify and copy gigabytes before they answer."""
+SMALL_BODY_SECONDS: Final = 120.0
+"""How long a manifest, token or error body may take as a whole, however busily it drips."""
+CONNECTIONS: Final = 32
+REDIRECTS: Final = 5
+ERROR_LIMIT: Final = 64 << 10
+"""Bytes read of a body that only explains an error."""
+CHUNK: Final = 512 << 10
+
+_METADATA: Final = frozenset({"fd00:ec2::254", "100.100.100.200"})
+"""Cloud metadata services outside of the link-local ranges (AWS over IPv6, Alibaba)."""
+
+
+class Cancel(Protocol):
+    """What tells a transfer to stop; ``threading.Event`` is one."""
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        ...
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for the order to stop; whether it came."""
+        ...
+
+
+class TransientError(Exception):
+    """A request failed in a way that may pass: the connection broke, stalled or never came about."""
+
+    def __init__(self, why: str, *, connecting: bool = False, silent: bool = False, delay: float = 0.0) -> None:
+        super().__init__(why)
+        self.silent = silent
+        """The other side was there and said nothing, for as long as is waited."""
+        self.delay = delay
+        """Seconds that the other side asks to be left alone."""
+        self.connecting = connecting
+        """No byte of the request has left: nothing can have happened on the other side."""
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Scheme, host and port: what credentials belong to (RFC 6454)."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """``HOST`` or ``HOST:PORT``, the port left out where the scheme implies it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
+
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One request to a registry. ``content`` opens the body anew each time it has to be sent; ``length`` in bytes."""
+
+    method: str
+    url: str
+    headers: tuple[tuple[str, str], ...] = ()
+    authorization: str = ""
+    content: Callable[[], Iterator[bytes]] | None = None
+    length: int = 0
+    patience: float = STALL_SECONDS
+    """Seconds to wait for the answer once the request is sent."""
+    stall: float = STALL_SECONDS
+    """Seconds in which a connection has to come about, or the peer has to take some bytes."""
+    parting: bool = False
+    """Sent even when the user has asked to stop: it tidies up."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A whole answer. ``headers`` ignores case; ``url`` is where it came from in the end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    url: str
+
+    def header(self, name: str) -> str:
+        """The header ``name``, "" when it is not there."""
+        return self.headers.get(name, "")
+
+
+def load_httpx() -> None:
+    """Import httpx, with what its clients import later, without its command line and its asynchronous half's anyio.
+
+    ``httpx/__init__`` imports ``httpx._main`` for the sake of its console script, and with it click, rich and pygments
+    when they are installed: half of the import's time. httpx then goes the way it goes for everyone who installed it
+    without the ``cli`` extra, and httpcore that without its ``asyncio`` extra.
+    """
+    if "httpx" not in sys.modules:
+        with without("httpx._main", "anyio"):
+            import httpx
+
+            httpx.HTTPTransport(verify=False).close()
+
+
+@functools.lru_cache(256)
+def origin_of(url: str) -> Origin:
+    """The origin of an absolute http or https ``url``. Raises ``RegistryError`` for anything else."""
+    parsed = _parsed(url)
+    try:
+        host = parsed.host.lower()
+    except UnicodeError as error:  # it is decoded only now, and may be none (RFC 5891)
+        raise RegistryError("a registry named an address that is none", why=printable(url)) from error
+    if parsed.scheme not in _DEFAULT_PORTS or not host:
+        raise RegistryError("a registry named an address that is not HTTP", why=printable(url))
+    return Origin(parsed.scheme, host, parsed.port or _DEFAULT_PORTS[parsed.scheme])
+
+
+@functools.lru_cache(256)
+def _parsed(url: str) -> httpx.URL:
+    """``url`` as httpx reads it, which takes as long as all else about a request when the URL is an upload's."""
+    load_httpx()
+    import httpx
+
+    try:
+        return httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise RegistryError("a registry named an address that is none", why=printable(url)) from error
+
+
+def joined(base: str, location: str) -> str:
+    """The absolute form of ``location`` as seen from ``base`` (RFC 3986, section 5), without user, password, fragment.
+
+    A name and password in a Location would be turned into credentials by httpx, and they are not the user's.
+    """
+    load_httpx()
+    import httpx
+
+    try:
+        url = _parsed(base).join(location)
+        if url.userinfo or url.fragment:
+            url = url.copy_with(username=None, password=None, fragment=None)
+    except (httpx.InvalidURL, ValueError, TypeError) as error:
+        raise RegistryError("a registry sent us to an address that is none", why=printable(location)) from error
+    origin_of(str(url))
+    return str(url)
+
+
+class Transport:
+    """The HTTP connections of one client. Safe for use by many threads; ``close`` ends all of them."""
+
+    def __init__(self, settings: RegistrySettings, cancel: Cancel | None = None) -> None:
+        self._settings = settings
+        self._cancel = cancel
+        self._lock = threading.Lock()
+        self._clients: dict[tuple[str, str], httpx.Client] = {}
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._closed = False
+
+    def close(self) -> None:
+        """End all connections, those included that other threads wait on: their requests are ``Interrupted``."""
+        with self._lock:
+            self._closed = True
+            clients, self._clients = tuple(self._clients.values()), {}
+            sockets = tuple(self._sockets)
+        for each in sockets:
+            # Closing a socket does not wake who waits on it; this does (shutdown(2)).
+            with suppress(OSError):
+                each.shutdown(2)
+        for client in clients:
+            client.close()
+
+    def check(self) -> None:
+        """Raise ``Interrupted`` once the user has asked to stop."""
+        if self._closed or (self._cancel is not None and self._cancel.is_set()):
+            raise Interrupted("the transfer was stopped")
+
+    def pause(self, seconds: float) -> None:
+        """Wait, or raise ``Interrupted`` as soon as the user asks to stop."""
+        if self._cancel is None:
+            time.sleep(seconds)
+        elif self._cancel.wait(seconds):
+            raise Interrupted("the transfer was stopped")
+
+    def call(self, request: Request, limit: int, *, redirects: int = REDIRECTS) -> tuple[Reply, bool]:
+        """The whole answer to ``request``, and whether a redirect has led away from its origin.
+
+        At most ``limit`` bytes of body are taken; a longer one is a ``RegistryError`` when the request succeeded, and
+        is cut short when it did not. Raises ``TransientError`` for what may pass.
+        """
+        response, left = self.open(request, redirects=redirects)
+        try:
+            body = self.body(response, limit)
+            return Reply(response.status_code, response.headers, body, str(response.url)), left
+        finally:
+            response.close()
+
+    def body(self, response: httpx.Response, limit: int) -> bytes:
+        """The raw body of ``response``, as ``call`` says."""
+        ok = response.is_success
+        if not ok and is_encoded(response):
+            return b""
+        allowed = limit if ok else min(limit, ERROR_LIMIT)
+        deadline = time.monotonic() + SMALL_BODY_SECONDS
+        parts: list[bytes] = []
+        held = 0
+        for chunk in self.chunks(response):
+            parts.append(chunk[: allowed + 1 - held])
+            held += len(parts[-1])
+            if held > allowed:
+                if ok:
+                    raise RegistryError(
+                        f"{origin_of(str(response.url)).authority} sent too much",
+                        why=f"the answer to {response.request.method} {response.url.path} exceeds {limit} bytes",
+                    )
+                break
+            if time.monotonic() > deadline:
+                raise TransientError(f"the answer was not complete after {SMALL_BODY_SECONDS:.0f} s")
+        return b"".join(parts)
+
+    def chunks(self, response: httpx.Response) -> Iterator[bytes]:
+        """The raw body of ``response`` as it arrives. Raises ``TransientError`` when it is cut off, ``Interrupted``."""
+        if is_encoded(response):
+            raise RegistryError(
+                f"{origin_of(str(response.url)).authority} sent a compressed answer",
+                why="plain bytes were asked for, and decompressing what a stranger sends can fill the memory",
+                remedy="if a proxy compresses answers, turn that off for the registry",
+            )
+        with translated(str(response.url)):
+            for chunk in response.iter_raw():
+                self.check()
+                yield chunk
+
+    def open(self, request: Request, *, redirects: int = REDIRECTS) -> tuple[httpx.Response, bool]:
+        """The answer to ``request`` after redirects, its body unread; the caller closes it. See ``call``."""
+        first = here = origin_of(request.url)
+        left = False
+        for _ in range(redirects + 1):
+            response = self._told(request) if debug.on else self._send(request)
+            target = _redirected(request, response) if redirects else None
+            if target is None:
+                return response, left
+            response.close()
+            there = origin_of(target)
+            check_target(there, here, first, self._settings)
+            if there != first:
+                left = True
+            request = replace(request, url=target, authorization="" if left else request.authorization)
+            here = there
+        raise RegistryError(f"{first.authority} sent us round in circles", why=f"more than {redirects} redirects")
+
+    def _told(self, request: Request) -> httpx.Response:
+        """``_send``, and what came of it in the log: of the URL without credentials and query."""
+        began = time.monotonic()
+        where = origin_of(request.url)
+        status = "interrupted"
+        try:
+            response = self._send(request)
+            status = str(response.status_code)
+        except (TransientError, RegistryError) as error:
+            status = str(error)
+            raise
+        finally:
+            url = f"{where.scheme}://{where.authority}{_parsed(request.url).path}"
+            debug.log("request", method=request.method, url=url, status=status, seconds=time.monotonic() - began)
+        return response
+
+    def _send(self, request: Request) -> httpx.Response:
+        if not request.parting:
+            self.check()
+        load_httpx()
+        import httpx
+
+        client = self._client(origin_of(request.url))
+        headers = {"Accept-Encoding": "identity", "User-Agent": "kanifold", **dict(request.headers)}
+        if request.authorization:
+            headers["Authorization"] = request.authorization
+        if request.content is not None or request.method in {"POST", "PUT", "PATCH"}:
+            headers["Content-Length"] = str(request.length)
+        connect = min(CONNECT_SECONDS, request.stall)
+        timeout = httpx.Timeout(request.stall, connect=connect, read=request.patience, pool=None)
+        with translated(request.url):
+            built = client.build_request(
+                request.method,
+                _parsed(request.url),
+                headers=headers,
+                content=request.content() if request.content is not None else None,
+                timeout=timeout,
+                extensions={"trace": self._remember},
+            )
+            return client.send(built, stream=True, follow_redirects=False)
+
+    def _remember(self, event: str, info: dict[str, Any]) -> None:
+        """Keep hold of the sockets that are opened, from httpx's trace of a request, so that ``close`` can end them."""
+        if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
+            with self._lock:
+                self._sockets.add(info["return_value"].get_extra_info("socket"))
+
+    def _client(self, target: Origin) -> httpx.Client:
+        """The connection pool for ``target``: one for each way of trusting a peer."""
+        key = ("plain", "")
+        if target.scheme == "https":
+            names = (registry_of(target.host), target.authority, f"{target.authority}:{target.port}")
+            known = next((name for name in names if self._settings.certificates_for(name) is not None), "")
+            insecure = any(self._settings.is_insecure(name) for name in names)
+            key = ("unverified", "") if insecure else ("tls", known)
+        if is_loopback(target.authority):
+            key = (f"{key[0]} local", key[1])
+        with self._lock:
+            if self._closed:
+                raise Interrupted("the transfer was stopped")
+            client = self._clients.get(key)
+            if client is None:
+                client = self._clients[key] = self._make(*key)
+            return client
+
+    def _make(self, trust: str, name: str) -> httpx.Client:
+        load_httpx()
+        import httpx
+
+        verify: ssl.SSLContext | bool = False
+        if trust.startswith("tls"):
+            verify = self._context(name)
+        return httpx.Client(
+            verify=verify,
+            # Proxies come from the environment as elsewhere, but never stand between us and this machine.
+            trust_env=not trust.endswith("local"),
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+            cookies=_no_cookies(),
+        )
+
+    def _context(self, name: str) -> ssl.SSLContext:
+        if not name:
+            return system_trust()
+        import ssl
+
+        certificates = self._settings.certificates_for(name)
+        context = _new_trust()
+        try:
+            if certificates is not None and certificates.ca:
+                context.load_verify_locations(cadata=certificates.ca)
+            if certificates is not None and certificates.cert:
+                context.load_cert_chain(certificates.cert, certificates.key or None)
+        except (OSError, ValueError) as error:
+            why = (
+                error.reason
+                if isinstance(error, ssl.SSLError)
+                else error.strerror
+                if isinstance(error, OSError)
+                else ""
+            )
+            raise RegistryError(
+                f"cannot use the certificates set for {name}", why=why or str(error), remedy="check the PEM files"
+            ) from error
+        return context
+
+
+def _no_cookies() -> CookieJar:
+    """A jar that takes no cookies and has none, whatever httpx asks of it."""
+    import http.cookiejar
+
+    class Closed(http.cookiejar.CookieJar):
+        def extract_cookies(self, *_: object) -> None:
+            pass
+
+        def add_cookie_header(self, *_: object) -> None:
+            pass
+
+    return Closed()
+
+
+def is_encoded(response: httpx.Response) -> bool:
+    """Whether the body is in a content coding, although none was asked for."""
+    return response.headers.get("content-encoding", "").lower() not in {"", "identity"}
+
+
+def system_trust() -> ssl.SSLContext:
+    """What nearly every registry is trusted by. Making it takes 30 ms, so a process makes it once."""
+    import ssl
+
+    return _shared_trust(ssl.get_default_verify_paths())
+
+
+@functools.cache
+def _shared_trust(_: ssl.DefaultVerifyPaths) -> ssl.SSLContext:
+    return _new_trust()
+
+
+def _new_trust() -> ssl.SSLContext:
+    """Verified TLS with the system's authorities, or certifi's where the system has none (some Pythons on a Mac)."""
+    import os
+    import ssl
+
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile or (paths.capath and next(os.scandir(paths.capath), None)):
+        return ssl.create_default_context()
+    import certifi
+
+    return ssl.create_default_context(cafile=certifi.where())
+
+
+def _redirected(request: Request, response: httpx.Response) -> str | None:
+    """Where ``response`` sends ``request``, or None. A request with a body goes on only where its method is kept."""
+    status = response.status_code
+    if status not in {301, 302, 303, 307, 308} or "location" not in response.headers:
+        return None
+    if request.method not in {"GET", "HEAD"} and status not in {307, 308}:
+        return None
+    return joined(str(response.url), response.headers["location"])
+
+
+def check_target(there: Origin, here: Origin, registry: Origin, settings: RegistrySettings) -> None:
+    """Raise ``RegistryError`` unless a registry may send us from ``here`` to ``there``.
+
+    (1) never from HTTPS to HTTP, except to a host that the user calls insecure;
+    (2) never to a link-local or metadata address, nor from elsewhere to this machine, by number or by name;
+    what lies at the registry's own origin is always allowed: that is where the user sent us.
+    """
+    if there == registry:
+        return
+    if here.scheme == "https" and there.scheme == "http" and not settings.is_insecure(there.authority):
+        raise RegistryError(
+            f"{here.authority} redirected from HTTPS to plain HTTP",
+            why=f"the way leads to {there.authority}",
+            remedy=f"if that is intended, call it insecure: --insecure-registry {there.authority}",
+        )
+    if is_loopback(there.authority) and is_loopback(registry.authority):
+        return
+    for address in _addresses(there):
+        if address.is_link_local or address.is_unspecified or address.is_multicast or str(address) in _METADATA:
+            kind = "a link-local address, where cloud metadata services live"
+        elif address.is_loopback:
+            kind = "this machine"
+        else:
+            continue
+        raise RegistryError(f"{registry.authority} sent us to {there.authority}", why=f"that is {kind}")
+
+
+def _addresses(target: Origin) -> list[Any]:
+    """The addresses of ``target``; none when it cannot be looked up from here (a proxy may be able to)."""
+    import ipaddress
+    import socket
+
+    try:
+        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    plain = [ipaddress.ip_address(str(each[4][0]).partition("%")[0]) for each in found]
+    return [getattr(address, "ipv4_mapped", None) or address for address in plain]
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """httpx's errors as ours, the most specific first: ``TransientError`` for what may pass, else ``RegistryError``."""
+    load_httpx()
+    import httpx
+
+    try:
+        yield
+    except httpx.ConnectTimeout as error:
+        raise TransientError("no connection came about in time", connecting=True) from error
+    except httpx.TimeoutException as error:
+        raise TransientError("the other side fell silent", silent=True) from error
+    except httpx.ConnectError as error:
+        raise _unconnected(url, error) from error
+    except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+        raise TransientError(printable(str(error)) or "the connection broke") from error
+    except (httpx.RequestError, httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
+        # UnicodeError: a host, of the request or of where it is redirected to, that is no name (RFC 5891).
+        raise RegistryError(f"cannot speak to {_authority(url)}", why=printable(str(error))) from error
+
+
+def _unconnected(url: str, error: BaseException) -> Exception:
+    import socket
+    import ssl
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return RegistryError(
+                f"cannot trust {_authority(url)}",
+                why=f"its certificate is not valid: {cause.verify_message}",
+                remedy="install its authority's certificate (registries.yaml: ca), or accept the risk with "
+                f"--insecure-registry {_authority(url)}",
+            )
+        if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError):
+            break  # the connection broke while TLS was being agreed on, as it may at any time
+        if isinstance(cause, ssl.SSLError):
+            return RegistryError(
+                f"cannot speak TLS with {_authority(url)}",
+                why=printable(cause.reason or str(cause)),
+                remedy=f"if it speaks plain HTTP, say so: --insecure-registry {_authority(url)}",
+            )
+        if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
+            return RegistryError(
+                f"cannot find {_authority(url)}",
+                why=f"the name does not resolve: {cause.strerror}",
+                remedy="check the registry's name, and the network",
+            )
+        cause = cause.__cause__ or cause.__context__
+    return TransientError(printable(str(error)) or "no connection", connecting=True)
+
+
+def _authority(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0].rpartition("@")[2]

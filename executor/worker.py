@@ -1,0 +1,374 @@
+"""The jobs of one executor process: each taken from a pipe of its own, done, and answered on another.
+
+Nothing survives this process: steps live in process namespaces that die with their launcher, a launcher dies with us,
+and a job ends when its orchestrator's pipe does.
+
+Several jobs in one process spare the start of a process, which is most of what a small job costs. They share nothing
+but the isolation that the whole process is put into; and a build that loses one platform has lost them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from executor import __version__, protocol
+from executor.conversation import Conversation
+from executor.registry.auth import Credential
+from executor.registry.notices import Notice, Remark, Wait
+from executor.rootfs.elf import foreign
+from executor.rootfs.tree import Tree
+from executor.sandbox import isolation, launcher
+from executor.sandbox.isolation import Isolation
+from executor.sandbox.launcher import Launcher
+from executor.solver import export, files, remote_cache, solver
+from executor.solver.inputs import Inputs
+from executor.solver.layer import Layer, LayerLost
+from executor.solver.once import Once
+from executor.solver.remote_cache import RemoteCaches
+from executor.solver.solver import Solver
+from executor.solver.workshop import Workshop
+from executor.store import blobs, durability, faults, keeping, policy
+from executor.store.prune import Pruned
+from executor.store.removal import remove_tree
+from executor.store.store import Store, open_store
+from platforms import debug, decoding, emulation, host
+from platforms.emulation import Emulation
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, ProtocolError
+from platforms.parsing import parse
+
+if TYPE_CHECKING:
+    from executor.registry.client import Client
+
+_ROOM_TRIES: Final = 3
+"""How often a job is begun again because the disk was full and something could be removed."""
+_LAST_MOMENT = 1.2
+"""Seconds after the last orchestrator has gone until this process ends itself, whatever it was doing."""
+_STEPS = 8
+"""Steps of a job that may run at once however few processors there are: many wait for a network or a disk."""
+_PARTING = 0.4
+"""Seconds after a cancellation in which registries are told of uploads given up, until all connections are cut."""
+
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_CREDENTIAL: Final[msgspec.json.Decoder[Credential]] = msgspec.json.Decoder(Credential)
+
+
+class _Task(msgspec.Struct, frozen=True):
+    """A job that can begin."""
+
+    conversation: Conversation
+    job: protocol.Job
+    course: solver.JobPlan
+    emulation: Emulation | EnvironmentUnfit | None
+    """How programs of the platform run here; None where none can come."""
+    place: Isolation
+    steps: Launcher | None
+    """None where no step can come."""
+
+
+def serve(channels: Sequence[tuple[int, int]]) -> int:
+    """Do a job for each of ``channels``: descriptors to read from and to write to. To be called before any thread is.
+
+    The exit status says what a last message said: of those that told of a failure, one; 0 when there was none.
+    """
+    tasks: list[_Task] = []
+    statuses: list[int] = []
+    place = Once(isolation.enter)
+
+    def prepare(conversation: Conversation) -> None:
+        statuses.append(_telling(conversation, lambda: tasks.append(_prepare(conversation, place))))
+        if statuses[-1]:
+            conversation.close()
+
+    def work(task: _Task) -> None:
+        try:
+            status = _telling(task.conversation, lambda: _work(task, tasks))
+            debug.log("job ends", platform=task.job.platform, status=status)
+            statuses.append(status)
+        finally:
+            task.conversation.close()
+
+    with contextlib.suppress(EnvironmentUnfit):
+        place()  # while there is nothing else to do: jobs are still being thought out
+    for each in channels:
+        prepare(Conversation(*each))
+
+    if len(tasks) == 1:
+        work(tasks[0])
+    else:
+        threads = [threading.Thread(target=work, args=(task,), name=task.job.platform) for task in tasks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return max(statuses)
+
+
+def _telling(conversation: Conversation, work: Callable[[], None]) -> int:
+    """Do ``work``, and say what went wrong. Returns the exit status."""
+    try:
+        work()
+    except KanifoldError as error:
+        conversation.send(protocol.Failed(error.problem))
+        return error.exit_code
+    except MemoryError:
+        conversation.send(protocol.Failed(Problem("BuildError", "the executor ran out of memory")))
+        return 1
+    return 0
+
+
+def _prepare(conversation: Conversation, place: Once[Isolation]) -> _Task:
+    """Take a job, and do for it what has to be done while this process has a single thread."""
+    job = conversation.receive_job()
+    debug.log("job taken", platform=job.platform, target=job.target or "the last stage", build=job.build)
+    platform = parse(job.platform)
+    course = solver.job_plan(job, host.default_platform(), platform)
+    isolated = place()
+    debug.log("isolation", rung=isolated.rung.value)
+    if not course.may_run:
+        return _Task(conversation, job, course, None, isolated, None)
+    found: Emulation | EnvironmentUnfit
+    try:
+        found = job.emulation or emulation.emulation(platform)
+    except EnvironmentUnfit as unfit:  # of no account as long as nothing of that platform is run
+        found = unfit
+    steps = launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
+    return _Task(conversation, job, course, found, isolated, steps)
+
+
+def _work(task: _Task, others: Sequence[_Task]) -> None:
+    task.conversation.send(protocol.Handshake(protocol.VERSION, __version__, str(host.host()), task.place.rung.value))
+    try:
+        _build(task, others)
+    finally:
+        if task.steps is not None:
+            task.steps.stop()
+
+
+def _watched(store: Store, removed: Callable[[Pruned], None]) -> contextlib.AbstractContextManager[object]:
+    """Keep the disk of ``store`` from becoming full, unless the user wants to see to that."""
+    if not policy.load(store.root).enabled:
+        return contextlib.nullcontext()
+    return contextlib.closing(keeping.Watch(lambda: open_store(store.root), store.root, removed))
+
+
+def _room_made(done: Pruned) -> Problem:
+    return Problem(
+        "StoreNearlyFull",
+        "the disk of the store was nearly full",
+        why=f"{done.freed >> 20} MiB of what was used longest ago have been removed",
+        remedy="make room there, or choose another place with --root or KANIFOLD_ROOT",
+    )
+
+
+def _launcher(steps: Launcher | None) -> Launcher:
+    assert steps is not None, "a step where none could come"
+    return steps
+
+
+def _build(task: _Task, others: Sequence[_Task]) -> None:
+    conversation, job, steps = task.conversation, task.job, task.steps
+    cancelled: Future[None] = Future()
+    stopping = threading.Event()
+
+    def cancel() -> None:
+        stopping.set()
+        if not cancelled.done():
+            cancelled.set_result(None)
+        if steps is not None:
+            steps.cancel_all()
+
+    def on_close() -> None:
+        cancel()
+        if all(each.conversation.closed.is_set() for each in others):
+            threading.Timer(_LAST_MOMENT, os._exit, (130,)).start()
+
+    conversation.on_close = on_close
+    inputs = Inputs()
+    conversation.listen(inputs.asked)
+    began = time.monotonic()
+
+    def removed(done: Pruned) -> None:
+        conversation.send(protocol.BuildWarning(_room_made(done), "StoreNearlyFull"))
+
+    with (
+        open_store(job.root or None) as store,
+        _watched(store, removed),
+        ThreadPoolExecutor(8, "background") as background,
+    ):
+        directory = store.session.temporary()
+        os.mkdir(directory, 0o700)
+        empty = os.path.join(directory, "empty")
+        os.mkdir(empty)
+        workshop = Workshop(
+            job=job,
+            platform=parse(job.platform),
+            native=host.default_platform(),
+            store=store,
+            inputs=inputs,
+            conversation=conversation,
+            registry=Once(lambda: _client(workshop, stopping)),
+            exchange=Once(lambda: _exchange(workshop)),
+            launcher=Once(lambda: _launcher(steps)),
+            background=background,
+            slots=threading.Semaphore(max(_STEPS, os.cpu_count() or 1)),
+            cancelled=cancelled,
+            cancel=cancel,
+            empty=empty,
+            directory=directory,
+            how=str(task.emulation) if isinstance(task.emulation, Emulation) else "",
+            unfit=task.emulation if isinstance(task.emulation, EnvironmentUnfit) else None,
+        )
+        # What earlier builds have left is on the disk by now; waiting for our own would cost seconds.
+        background.submit(durability.settle, store, durability.WRITTEN_BACK)
+        background.submit(keeping.measure, store)
+        try:
+            result, tree = _whole_image(workshop, task.course, began)
+            conversation.send(result)
+            while not isinstance(request := conversation.next_request(), protocol.Done):
+                if isinstance(request, protocol.Fetch):
+                    _hand_over(workshop, request.digest)
+                else:
+                    files.send(workshop, tree(), request.prefix)
+        except BaseException:
+            cancel()
+            raise
+        finally:
+            workshop.trees.close()
+            remove_tree(directory)
+    if conversation.closed.is_set() and not conversation.dismissed:
+        raise Interrupted("the orchestrator is gone")
+
+
+def _whole_image(
+    workshop: Workshop, course: solver.JobPlan, began: float
+) -> tuple[protocol.Result, Callable[[], Tree]]:
+    """``_image``, begun again whenever an outside cache could not keep its promise: what it said is forgotten then.
+
+    Also when the disk was full and something could be removed from it. What was done by then is found again.
+    """
+    tries = _ROOM_TRIES
+    while True:
+        try:
+            return _image(workshop, course, began)
+        except LayerLost:
+            workshop.check()
+        except KanifoldError as error:
+            if not faults.is_full(error) or not tries or not _given_room(workshop):
+                raise
+            workshop.check()
+            tries -= 1
+
+
+def _given_room(workshop: Workshop) -> bool:
+    """Whether more of the disk is free now, by as much again as there was, than when it was too little."""
+    root = workshop.store.root
+    if not policy.load(root).enabled:
+        return False
+    before = policy.disk(root).free
+    with open_store(root) as store:
+        done = keeping.make_room(store, 2 * before, workshop.cancelled)
+    if done.removed:
+        workshop.tell(protocol.BuildWarning(_room_made(done), "StoreNearlyFull"))
+    return policy.disk(root).free > before
+
+
+def _image(workshop: Workshop, course: solver.JobPlan, began: float) -> tuple[protocol.Result, Callable[[], Tree]]:
+    """The image, and its file system for whoever wants to see that."""
+    job = workshop.job
+    solver = Solver(workshop, course)
+    sending = export.pushes(workshop)
+    state = solver.solve(sending.layer)
+    if job.cache_from and not solver.cached:
+        workshop.exchange().complain()
+    manifest, descriptor = export.export(workshop, state, sending, solver.made)
+    if any(each.kind != "inline" for each in job.cache_to):
+        export.share(workshop, solver.made)
+    result = protocol.Result(
+        manifest=descriptor,
+        config=manifest.config,
+        layers=manifest.layers,
+        size=manifest.config.size + sum(each.size for each in manifest.layers),
+        findings=_findings(state.layers, workshop.platform.architecture),
+        cached=solver.cached,
+        ran=solver.ran,
+        seconds=round(time.monotonic() - began, 3),
+        contexts=tuple(sorted(solver.contexts - {""})),
+        dependencies=workshop.inputs.record(),
+    )
+    return result, lambda: solver.tree_of(state)
+
+
+def _findings(layers: Iterable[Layer], architecture: str) -> tuple[protocol.Finding, ...]:
+    """The files of new layers that are for another architecture, but for those that are meant to be beside ours."""
+    found = tuple(
+        protocol.Finding(layer.blob().descriptor.digest, path, machine.name)
+        for layer in layers
+        if layer.machines is not None
+        for machine in layer.machines()
+        for path in machine.paths
+    )
+    strange = tuple(each for each in found if foreign(each.machine, architecture))
+    if not strange:
+        return ()
+    from executor.rootfs.prebuilt import by_design
+
+    meant = by_design(((each.path, each.machine) for each in found), architecture)
+    return tuple(each for each in strange if each.path not in meant)
+
+
+def _client(workshop: Workshop, stopping: threading.Event) -> Client:
+    def keychain(name: str) -> Credential | None:
+        registry, _, repository = name.partition("/")
+        answer = workshop.conversation.ask("credential", registry, (repository,))
+        try:
+            return None if answer is None else decoding.decode(_CREDENTIAL, answer)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"the credential for {registry} is malformed", why=str(error)) from error
+
+    def progress(action: str, name: str, done: int, total: int) -> None:
+        workshop.tell(protocol.Transfer(action, name, done, total))
+
+    def tell(notice: Notice) -> None:
+        match notice:
+            case Wait(registry, what, seconds, why, over):
+                workshop.tell(protocol.Waiting(registry, what, seconds, why, over))
+            case Remark(text):
+                workshop.tell(protocol.BuildWarning(Problem("Registry", text), "Registry"))
+
+    from executor.solver.jobclient import JobClient
+
+    client = JobClient(
+        workshop.inputs, workshop.job.registries, keychain, progress=progress, cancel=stopping, tell=tell
+    )
+
+    def hang_up(_: Future[None]) -> None:
+        timer = threading.Timer(_PARTING, client.close)
+        timer.daemon = True
+        timer.start()
+
+    workshop.cancelled.add_done_callback(hang_up)
+    return client
+
+
+def _exchange(workshop: Workshop) -> RemoteCaches:
+    job = workshop.job
+    sources, targets = remote_cache.places(job, workshop.registry)
+
+    def warn(problem: Problem) -> None:
+        workshop.tell(protocol.BuildWarning(problem, problem.kind))
+
+    return remote_cache.RemoteCaches(sources, targets, warn, job.cache_ttl, workshop.inputs)
+
+
+def _hand_over(workshop: Workshop, digest: str) -> None:
+    path = blobs.path(workshop.store, digest)
+    size = os.stat(path).st_size
+    workshop.conversation.send_file(protocol.Blob(digest, size), path, size)

@@ -1,0 +1,166 @@
+"""The result cache: builds of which nothing has changed, answered without an executor.
+
+A result is stored with what it rests on (``executor.protocol.DependencyRecord``). It is returned for the same job if
+the images are pinned to the same digests, everything in its dependency record is unchanged, and the registry still has
+the manifests: an executor would then find every step in its cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from executor import __version__, protocol
+from executor.registry import reference
+from executor.registry.config import RegistrySettings
+from executor.solver import inputs
+from executor.store import blobs, facts
+from executor.store.store import Store
+from orchestrator.conversation import NullExecutor
+from orchestrator.fanout import Emit, PlatformResult, Said, has_manifest
+from orchestrator.node import Placement
+from orchestrator.registries import Registry
+from orchestrator.request import Request
+from orchestrator.view import events
+from platforms import decoding, host
+from platforms.errors import Interrupted, KanifoldError, StoreError
+from platforms.paths import below
+
+Jobs = Sequence[tuple[Placement, protocol.Job]]
+
+
+class CachedResult(msgspec.Struct, frozen=True):
+    """What a job was answered with, and for which images."""
+
+    pins: tuple[protocol.Pin, ...]
+    dependencies: protocol.DependencyRecord
+    said: tuple[Said, ...]
+    result: protocol.Result
+
+
+_ANSWER: Final[msgspec.json.Decoder[CachedResult]] = msgspec.json.Decoder(CachedResult)
+
+
+def may_come(request: Request, placements: Sequence[Placement]) -> bool:
+    """Whether this is a build of which something could be noted: on this machine, whose files can be looked at.
+
+    What is made for anything but a registry takes an executor, and so do the caches outside.
+    """
+    outside = request.cache_from or request.cache_to
+    forced = request.no_cache or request.no_cache_stages
+    here = all(each.node.shares_disk for each in placements)
+    return here and not (outside or forced) and all(each.kind == "registry" for each in request.outputs)
+
+
+def find(jobs: Jobs, store: Store) -> tuple[CachedResult, ...]:
+    """What the ``orders`` (whose pins need not be known) were answered with; none unless that is known of all."""
+    found = [facts.get(store, "repeat", _key(job)) for _, job in jobs]
+    try:
+        return tuple(decoding.decode(_ANSWER, each) for each in found if each is not None) if None not in found else ()
+    except msgspec.DecodeError:  # of another version of ours, as may be on a developer's machine
+        return ()
+
+
+async def hold(
+    answers: Sequence[CachedResult], jobs: Jobs, store: Store, stop: threading.Event, otherwise: Callable[[], None]
+) -> bool:
+    """Whether there are ``answers``, and what they rest on and came to is there. If not, ``otherwise`` is called.
+
+    When ``stop`` is set, or this is cancelled, nothing holds.
+    """
+    try:
+        holding = await asyncio.to_thread(_hold, answers, jobs, store, stop)
+    except asyncio.CancelledError:
+        stop.set()
+        raise
+    if not holding:
+        otherwise()
+    return holding
+
+
+def _hold(answers: Sequence[CachedResult], jobs: Jobs, store: Store, stop: threading.Event) -> bool:
+    def check() -> None:
+        if stop.is_set():
+            raise Interrupted("it is of no account any more")
+
+    if not answers:
+        return False
+    rest = [(answer.dependencies, job) for answer, (_, job) in zip(answers, jobs, strict=True)]
+    try:
+        for each in (each for answer in answers for each in (answer.result.manifest, answer.result.config)):
+            blobs.read(store, each.digest, each.size)
+        return inputs.unchanged(rest, store, check)
+    except KanifoldError:  # whatever it is, executors meet it too, and say where
+        return False
+
+
+async def are_there(answers: Sequence[CachedResult], jobs: Jobs, registry: Registry) -> bool:
+    """Whether what the ``orders`` would push is there already."""
+    wanted = [
+        reference.parse(name).with_digest(answer.result.manifest.digest)
+        for answer, (_, job) in zip(answers, jobs, strict=True)
+        for name in job.push
+    ]
+    found = await asyncio.gather(*(asyncio.to_thread(has_manifest, registry, each) for each in wanted))
+    return all(found)
+
+
+def replay(answers: Sequence[CachedResult], jobs: Jobs, emit: Emit) -> tuple[PlatformResult, ...]:
+    """Say what executors would say, and give what was given."""
+    built: list[PlatformResult] = []
+    for answer, (placement, _) in zip(answers, jobs, strict=True):
+        name = str(placement.platform)
+        emit(events.PlatformStarted(platform=name, node=placement.node.name, how=placement.how))
+        for message in (*answer.said, answer.result):
+            emit(events.FromExecutor(platform=name, message=message))
+        emit(events.PlatformEnded(platform=name, outcome="built"))
+        built.append(PlatformResult(placement, answer.result, NullExecutor()))
+    return tuple(built)
+
+
+def note(built: Sequence[PlatformResult], jobs: Jobs, store: Store) -> None:
+    """Remember what the ``orders`` came to, as far as they would come to it again."""
+    with contextlib.suppress(StoreError):  # the build is done, whatever becomes of the memory of it
+        for each, (_, job) in zip(built, jobs, strict=True):
+            if each.said and (dependencies := each.result.dependencies) is not None:
+                steps = each.result.cached + each.result.ran
+                result = replace(each.result, dependencies=None, cached=steps, ran=0, seconds=0.0)
+                answer = CachedResult(job.pins, dependencies, tuple(_replayed(each.said)), result)
+                facts.put(store, "repeat", _key(job), msgspec.json.encode(answer))
+
+
+def _replayed(said: Sequence[Said]) -> Iterator[Said]:
+    """What would have been ``said`` had every step been found."""
+    bases: set[int] = set()
+    for message in said:
+        if isinstance(message, protocol.Planned):
+            bases.update(step.id for step in message.steps if step.name[:4].upper() == "FROM")
+        yield (
+            replace(message, seconds=0.0, cached=message.step not in bases)
+            if isinstance(message, protocol.Finished)
+            else message
+        )
+
+
+def _key(job: protocol.Job) -> str:
+    """Names all of ``job`` that its answer depends on, but for the pins, and who would answer."""
+    same = replace(job, build="", root="", push=(), pins=(), emulation=None, registries=RegistrySettings())
+    asked = msgspec.json.encode((__version__, _newest(), str(host.default_platform()), same))
+    return hashlib.sha256(asked).hexdigest()
+
+
+@functools.cache
+def _newest() -> int:
+    """When a module that answers jobs was changed last (ns): those of a checkout change, and their version does not."""
+    home = os.path.dirname(os.path.dirname(str(inputs.__file__)))
+    places = [below(home, name) for name in ("build", "dockerfile", "image")]
+    return max(each.stat().st_mtime_ns for place in places for each in os.scandir(place) if each.is_file())

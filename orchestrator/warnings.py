@@ -1,0 +1,104 @@
+"""What there is to say of a build while it is built: warnings of build checks and flags, or why not to build it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+
+from executor import protocol
+from executor.dockerfile.suggest import hint
+from executor.store import facts
+from executor.store.store import Store
+from orchestrator.plan import Plan
+from orchestrator.registries import Registry
+from orchestrator.request import Request
+from orchestrator.view import events
+from platforms import decoding
+from platforms.errors import BuildError, Problem
+
+Cautions = tuple[tuple[str, Problem], ...]
+_Noted = tuple[Cautions, Problem | None]
+_SHOWN: Final = 5
+"""Names of images that a warning lists."""
+_NOTED: Final[msgspec.json.Decoder[_Noted]] = msgspec.json.Decoder(_Noted)
+
+
+def of(
+    request: Request, plan: Plan, pins: tuple[protocol.Pin, ...], registry: Registry, store: Store
+) -> tuple[events.Cautioned, ...]:
+    """The findings as warnings of a build, remembered for as long as nothing that they depend on changes.
+
+    Raises ``BuildError`` when the Dockerfile wants findings to fail the build (``# check=error=true``).
+    """
+    asked = msgspec.json.encode(
+        [
+            plan.data,
+            request.target,
+            request.build_args,
+            [str(each) for each in request.platforms],
+            [[each.name, each.ignore] for each in plan.contexts],
+            [[pin.name, pin.digest] for pin in pins],
+        ]
+    )
+    key = hashlib.sha256(asked).hexdigest()
+    known = facts.get(store, "checks", key)
+    if known is not None:
+        found, refusal = decoding.decode(_NOTED, known)
+    else:
+        from executor.dockerfile import rules
+        from orchestrator import checking  # with all rules: most builds find their findings noted
+
+        made = checking.found(request, plan, pins, registry, store)
+        found = tuple(
+            (each.rule.name, each.problem)
+            for each in made.violations
+            if each.rule is not rules.INVALID_BASE_IMAGE_PLATFORM  # whoever builds on it says so
+        )
+        refusal = made.refusal
+        facts.put(store, "checks", key, msgspec.json.encode((found, refusal)))
+    if refusal is not None:
+        raise BuildError.of(refusal)
+    return tuple(events.Cautioned(problem=problem, rule=name) for name, problem in found)
+
+
+def unused_contexts(plan: Plan, taken: Collection[str]) -> tuple[events.Cautioned, ...]:
+    """A warning for each named context that nothing was ``taken`` from: it was to stand for something, and did not."""
+    names = [image.name for image in plan.images]
+    others = f"; it takes {', '.join(names[:_SHOWN])} from outside" if names else ""
+    return tuple(
+        events.Cautioned(
+            problem=Problem(
+                "UsageError",
+                f"--build-context {each.name}: nothing used it",
+                why=f"no image, --from or stage that the build needs has this name{others}",
+                remedy="name it as the Dockerfile does" + hint(each.name, names),
+            ),
+            rule="UnusedContext",
+        )
+        for each in plan.contexts
+        if each.name and each.name not in plan.used and each.name not in taken
+    )
+
+
+def without_epoch(request: Request, plan: Plan) -> tuple[events.Cautioned, ...]:
+    """A warning when times are to be rewritten and nothing says to what, as BuildKit has it."""
+    if plan.epoch is not None or not any(each.rewrite_timestamp for each in request.outputs):
+        return ()
+    return (
+        events.Cautioned(
+            problem=Problem(
+                "UsageError",
+                "--output: rewrite-timestamp has no effect",
+                why="the build has no SOURCE_DATE_EPOCH",
+                remedy="set it: --build-arg SOURCE_DATE_EPOCH=SECONDS, or in the environment",
+            )
+        ),
+    )
+
+
+def may_fail(request: Request, plan: Plan) -> bool:
+    """Whether findings may fail the build, so that nothing may be run before they are known."""
+    return bool(plan.dockerfile.check) or request.check_options is not None
