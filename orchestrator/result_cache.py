@@ -162,5 +162,5 @@ def _key(job: protocol.Job) -> str:
 def _newest() -> int:
     """When a module that answers jobs was changed last (ns): those of a checkout change, and their version does not."""
     home = os.path.dirname(os.path.dirname(str(inputs.__file__)))
-    places = [below(home, name) for name in ("build", "dockerfile", "image")]
+    places = [below(home, name) for name in ("solver", "dockerfile", "image")]
     return max(each.stat().st_mtime_ns for place in places for each in os.scandir(place) if each.is_file())
