@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from executor import __version__
+from orchestrator.options import (
+    DEBUG,
+    INSECURE,
+    MIRRORS,
+    TIMEOUT,
+    complete_directories,
+    complete_files,
+    complete_platforms,
+)
 from platforms import debug
 from platforms.errors import KanifoldError, StoreError, UsageError
 
@@ -25,66 +34,9 @@ def _method(value: str) -> str:
     return value
 
 
-def _directories(_context: click.Context, _option: click.Parameter, begun: str) -> list[Any]:
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(begun, type="dir")]
-
-
-def _files(_context: click.Context, _option: click.Parameter, begun: str) -> list[Any]:
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(begun, type="file")]
-
-
-def _times(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
-    registry, equals, last = begun.rpartition("=")
-    return [registry + equals + each for each in ("10s", "30s", "1m", "5m") if each.startswith(last)]
-
-
-def _platforms(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
-    from platforms.emulation import USUAL
-
-    before, comma, last = begun.rpartition(",")
-    return [before + comma + str(each) for each in USUAL if str(each).startswith(last)]
-
-
-def _debug(_context: click.Context, _option: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        debug.enable()
-
-
-_DEBUG = click.option(
-    "-D",
-    "--debug",
-    is_flag=True,
-    expose_value=False,
-    callback=_debug,
-    help="Write to stderr what each process does, and when (KANIFOLD_DEBUG=1).",
-)
-_INSECURE = click.option(
-    "--insecure-registry", "insecure", metavar="HOST", multiple=True, help="Allow plain HTTP and unverified TLS."
-)
-_MIRRORS = click.option(
-    "--registry-mirror",
-    "mirrors",
-    metavar="[REGISTRY=]HOST",
-    multiple=True,
-    help="Where to look first (default registry: docker.io).",
-)
-_TIMEOUT = click.option(
-    "--registry-timeout",
-    "timeouts",
-    metavar="[REGISTRY=]TIME",
-    multiple=True,
-    shell_complete=_times,
-    help="Give a registry up after so long without getting further, tries included: 20s, 2m, …",
-)
-
-
 @click.group(context_settings=_CONTEXT_SETTINGS)
 @click.version_option(__version__, "--version", prog_name="kanifold")
-@_DEBUG
+@DEBUG
 def cli() -> None:
     """Build one Dockerfile for every platform and publish an OCI image index.
 
@@ -99,14 +51,14 @@ def cli() -> None:
 
 
 @cli.command(short_help="Build an image for one or many platforms.")
-@click.argument("context", default=".", shell_complete=_directories)
+@click.argument("context", default=".", shell_complete=complete_directories)
 @click.option(
     "-f",
     "--file",
     "dockerfile",
     metavar="PATH",
     default="",
-    shell_complete=_files,
+    shell_complete=complete_files,
     help="The Dockerfile (default: CONTEXT/Dockerfile); - is stdin.",
 )
 @click.option(
@@ -114,7 +66,7 @@ def cli() -> None:
     "platforms",
     metavar="LIST",
     multiple=True,
-    shell_complete=_platforms,
+    shell_complete=complete_platforms,
     help="Target platforms: linux/amd64,linux/arm64,… (default: this host's).",
 )
 @click.option(
@@ -265,7 +217,7 @@ def cli() -> None:
     help="Ask the registry for base images (always done for tags; digests are never asked again).",
 )
 @click.option("--builder", metavar="NAME", default="", help="default: there are no other builders.")
-@_DEBUG
+@DEBUG
 @click.option(
     "--progress",
     type=click.Choice(["auto", "live", "plain", "rawjson", "quiet"]),
@@ -273,20 +225,22 @@ def cli() -> None:
     help="How the build is shown.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Short for --progress quiet.")
-@click.option("--metadata-file", metavar="FILE", default="", shell_complete=_files, help="Write digests as JSON.")
+@click.option(
+    "--metadata-file", metavar="FILE", default="", shell_complete=complete_files, help="Write digests as JSON."
+)
 @click.option(
     "--iidfile",
     "iid_file",
     metavar="FILE",
     default="",
-    shell_complete=_files,
+    shell_complete=complete_files,
     help="Write the image's id (the index's digest for several platforms).",
 )
 @click.option(
     "--trace",
     metavar="FILE",
     default="",
-    shell_complete=_files,
+    shell_complete=complete_files,
     help="Write what happened when, as JSON for Perfetto (ui.perfetto.dev) and Chrome.",
 )
 @click.option("--jobs", "-j", type=click.IntRange(min=0), default=0, help="Platforms built at once (default: all).")
@@ -306,14 +260,14 @@ def cli() -> None:
     multiple=True,
     help="Paths whose foreign programs are intended.",
 )
-@_INSECURE
-@_MIRRORS
-@_TIMEOUT
+@INSECURE
+@MIRRORS
+@TIMEOUT
 @click.option(
     "--root",
     metavar="DIR",
     default="",
-    shell_complete=_directories,
+    shell_complete=complete_directories,
     help="The store (default: $KANIFOLD_ROOT or $XDG_DATA_HOME/kanifold).",
 )
 def build(check: bool, call: str, **flags: Any) -> None:
@@ -336,13 +290,13 @@ def build(check: bool, call: str, **flags: Any) -> None:
 
 
 @cli.command(short_help="Pin the external images of Dockerfiles to digests.")
-@click.argument("dockerfiles", metavar="[DOCKERFILE]...", nargs=-1, shell_complete=_files)
+@click.argument("dockerfiles", metavar="[DOCKERFILE]...", nargs=-1, shell_complete=complete_files)
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 unless all are pinned and current.")
 @click.option("--update", is_flag=True, help="Renew digests whose tag has moved on, or that are one platform's alone.")
 @click.option("--dry-run", is_flag=True, help="Print what would change as a diff.")
-@_INSECURE
-@_MIRRORS
-@_TIMEOUT
+@INSECURE
+@MIRRORS
+@TIMEOUT
 def pin(
     dockerfiles: tuple[str, ...],
     check: bool,
@@ -383,7 +337,7 @@ def platforms_command(as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--root", metavar="DIR", default="", shell_complete=_directories, help="The store to look at.")
+@click.option("--root", metavar="DIR", default="", shell_complete=complete_directories, help="The store to look at.")
 def doctor(root: str) -> None:
     """Say how steps are isolated and emulated here, why not better, and what to install."""
     from orchestrator import doctor as doctoring
@@ -404,7 +358,7 @@ _FILTER = click.option(
 
 
 @cli.command()
-@click.option("--root", metavar="DIR", default="", shell_complete=_directories, help="The store to look at.")
+@click.option("--root", metavar="DIR", default="", shell_complete=complete_directories, help="The store to look at.")
 @click.option("--verbose", "-v", is_flag=True, help="One line for each thing.")
 @_FILTER
 def du(root: str, verbose: bool, filters: tuple[str, ...]) -> None:
@@ -415,7 +369,7 @@ def du(root: str, verbose: bool, filters: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@click.option("--root", metavar="DIR", default="", shell_complete=_directories, help="The store to clean.")
+@click.option("--root", metavar="DIR", default="", shell_complete=complete_directories, help="The store to clean.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Remove all that no running build uses.")
 @click.option("-f", "--force", is_flag=True, expose_value=False, help="Accepted from habit: there is no question.")
 @click.option(

@@ -46,7 +46,7 @@ def request(flags: Mapping[str, Any]) -> Request:
             remedy="leave it out",
         )
     platforms = parse_list(flags["platforms"]) or (host.default_platform(),)
-    annotations = (*_annotations(flags["annotations"]), *_output_annotations(wanted))
+    annotations = (*parse_annotations(flags["annotations"]), *_output_annotations(wanted))
     _check_annotations(annotations, platforms, wanted)
     return Request(
         context=flags["context"],
@@ -189,14 +189,15 @@ def _permissions(texts: Iterable[str]) -> tuple[str, ...]:
 _LEVELS: Final = ("manifest", "index", "manifest-descriptor", "index-descriptor")
 
 
-def _annotations(texts: Iterable[str]) -> Iterable[Annotation]:
+def parse_annotations(texts: Iterable[str], default: str = "manifest") -> Iterable[Annotation]:
+    """Each ``[LEVEL[,LEVEL…]:]KEY=VALUE``; without a level it is for the ``default`` one. Raises ``UsageError``."""
     for text in texts:
         head, equals, value = text.partition("=")
         levels, colon, key = head.partition(":")
         key = key if colon else levels
         if not equals or not key:
             raise UsageError(f"--annotation {text!r} is not [LEVEL:]KEY=VALUE")
-        for level in _levels(levels) if colon else ("manifest",):
+        for level in _levels(levels) if colon else (default,):
             name, platform = _level(level, text)
             yield Annotation(name, platform, key, value)
 

@@ -433,7 +433,7 @@ def loaded_by(program: str) -> set[str]:
 @pytest.mark.parametrize(
     ("program", "most", "idle"),
     [
-        (ORCHESTRATOR, 258, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
+        (ORCHESTRATOR, 259, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
         (SPEAKER, 260, {"asyncio", "anyio", "click", "rich", "yaml", "sqlite3", "orchestrator.cli", "executor.solver"}),
         (EXECUTOR, 387, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
     ],
