@@ -18,6 +18,7 @@ import msgspec
 
 from executor import protocol
 from platforms import debug, decoding
+from platforms.descriptors import write_all
 from platforms.errors import Interrupted, KanifoldError, ProtocolError
 
 _Request = protocol.Fetch | protocol.Files | protocol.Done
@@ -75,26 +76,20 @@ class Conversation:
             if self._out < 0:
                 return
             for data in (line, payload):
-                view = memoryview(data)
-                while view:
-                    try:
-                        view = view[os.write(self._out, view) :]
-                    except BrokenPipeError:
-                        return
+                try:
+                    write_all(self._out, data)
+                except BrokenPipeError:
+                    return
 
     def send_file(self, message: protocol.Message, path: str, size: int) -> None:
         """Write ``message`` and the ``size`` bytes of the file at ``path`` that it announces."""
         line = protocol.encode(message)
         with self._writing, open(path, "rb") as file:
             try:
-                view = memoryview(line)
-                while view:
-                    view = view[os.write(self._out, view) :]
+                write_all(self._out, line)
                 while size and (block := file.read(min(size, _BLOCK))):
                     size -= len(block)
-                    view = memoryview(block)
-                    while view:
-                        view = view[os.write(self._out, view) :]
+                    write_all(self._out, block)
             except BrokenPipeError:
                 return
 

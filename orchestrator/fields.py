@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from executor.dockerfile.suggest import hint
-from platforms.durations import seconds
+from platforms import durations
 from platforms.errors import UsageError
 from platforms.sizes import number_of_bytes
 
@@ -46,7 +46,7 @@ def size(text: str, flag: str) -> int:
 
 def age(text: str, flag: str) -> int:
     """``24h``, ``90m`` or ``7d``, as seconds; a number without a unit is none. Raises ``UsageError``."""
-    found = seconds(text)
-    if found is None or not text.strip()[-1:].isalpha():
+    found = durations.age(text)
+    if found is None:
         raise UsageError(f"{flag}: {text!r} is not an age", remedy="write 90m, 24h or 7d")
     return int(found)

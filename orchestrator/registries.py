@@ -28,7 +28,7 @@ from executor.registry.config import RegistrySettings
 from executor.registry.notices import Notice, Tell
 from executor.registry.reference import Reference
 from platforms import decoding
-from platforms.descriptors import keep_only
+from platforms.descriptors import keep_only, write_all
 from platforms.errors import (
     EnvironmentUnfit,
     Interrupted,
@@ -188,10 +188,8 @@ class _Line:
 
 def _write(fd: int, message: _Message) -> None:
     data = msgspec.msgpack.encode(message)
-    view = memoryview(len(data).to_bytes(4, "big") + data)
     with contextlib.suppress(BrokenPipeError):
-        while view:
-            view = view[os.write(fd, view) :]
+        write_all(fd, len(data).to_bytes(4, "big") + data)
 
 
 class Speaker:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from platforms import encoding as _encoding  # noqa: F401 - before anything else loads msgspec
+from platforms.loading import without
+
+# msgspec takes from typing_extensions, where that is installed, what typing has had since Python 3.11, and loading it
+# takes about as long as msgspec itself. So this comes before anything else that loads msgspec.
+with without("typing_extensions"):
+    import msgspec as _  # noqa: F401
+
 from platforms.platform import Platform, candidates, normalise, satisfies, select
 
 __all__ = ["Platform", "candidates", "normalise", "satisfies", "select"]

@@ -1,4 +1,4 @@
-"""The descriptors that a forked process keeps."""
+"""File descriptors: those that a forked process keeps, and writing all of something to one."""
 
 from __future__ import annotations
 
@@ -23,3 +23,26 @@ def keep_only(*fds: int) -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     close_others(*fds)
+
+
+def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
+    """Write all of ``data`` to ``fd``. One write(2) may take a part only: of a pipe, a socket, or on a full disk.
+
+    Waits where the descriptor is non-blocking and its reader is slow. Raises OSError as write(2) does; some of the data
+    may have been written then.
+    """
+    done, size = 0, len(data)
+    while done < size:
+        try:
+            done += os.write(fd, memoryview(data)[done:] if done else data)
+        except BlockingIOError:
+            _wait(fd)
+
+
+def _wait(fd: int) -> None:
+    """Wait until ``fd`` takes something. By poll(2), not select(2): a descriptor may be above FD_SETSIZE."""
+    import select
+
+    waiter = select.poll()
+    waiter.register(fd, select.POLLOUT)
+    waiter.poll()

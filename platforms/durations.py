@@ -1,21 +1,71 @@
-"""Spans of time as people write them."""
+"""Durations as text, read once: as people write them in flags and settings, and as Go writes them in Dockerfiles."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
-_WHOLE: Final = re.compile(rf"(?:{_PART.pattern})+|\d+(?:\.\d+)?")
-_LIMIT: Final = 40
-"""Characters; what is longer is no span of time."""
+_NANOSECONDS: Final = {
+    "ns": 1,
+    "us": 10**3,
+    "µs": 10**3,
+    "μs": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+    "d": 86400 * 10**9,
+    "w": 7 * 86400 * 10**9,
+}
+_SECOND: Final = _NANOSECONDS["s"]
+_PLAIN: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])", re.ASCII)
+"""A part of what people write."""
+_GO: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+"""A part of what Go's time.ParseDuration reads."""
+_LONGEST: Final = 40
+"""Characters of what people write; what is longer is no duration."""
+_DIGITS: Final = 20
+"""Digits before a point of which a number makes sense, and after it that count."""
+_MOST: Final = (1 << 63) - 1
+"""Nanoseconds that Go's time.Duration holds."""
 
 
 def seconds(text: str) -> float | None:
-    """The seconds of ``20s``, ``1m30s``, ``1.5h``, ``500ms`` or plain ``20``; None for anything else."""
+    """The seconds of ``20s``, ``1m30s``, ``1.5h``, ``500ms`` or plain ``20``; None for anything else.
+
+    Units are ms, s, m, h, d and w, in either case.
+    """
     plain = text.strip().lower()
-    if len(plain) > _LIMIT or not plain.isascii() or not _WHOLE.fullmatch(plain):
+    if len(plain) > _LONGEST:
         return None
-    parts = _PART.findall(plain)
-    return sum(float(number) * _UNITS[unit] for number, unit in parts) if parts else float(plain)
+    if re.fullmatch(r"\d+(?:\.\d+)?", plain, re.ASCII):
+        return float(plain)
+    total = _total(plain, _PLAIN)
+    return None if total is None else total / _SECOND
+
+
+def age(text: str) -> float | None:
+    """The seconds of ``90m``, ``24h`` or ``7d``: as ``seconds``, but a number without a unit is None."""
+    return seconds(text) if text.strip()[-1:].isalpha() else None
+
+
+def nanoseconds(text: str) -> int | None:
+    """The nanoseconds of ``1h30m`` or ``-1.5s`` as Go's time.ParseDuration reads it; None for what it refuses."""
+    rest = text[1:] if text[:1] in ("-", "+") else text
+    total = 0 if rest == "0" else _total(rest, _GO)
+    if total is None or total > _MOST:
+        return None
+    return -total if text.startswith("-") else total
+
+
+def _total(text: str, part: re.Pattern[str]) -> int | None:
+    """The nanoseconds of ``text``, which is nothing but one ``part`` after the other; None when it is not."""
+    total = at = 0
+    while found := part.match(text, at):
+        whole, _, fraction = found[1].partition(".")
+        if len(whole) > _DIGITS:
+            return None
+        scale, fraction = _NANOSECONDS[found[2]], fraction[:_DIGITS]
+        total += int(whole or "0") * scale + int(fraction or "0") * scale // 10 ** len(fraction)
+        at = found.end()
+    return total if text and at == len(text) else None

@@ -29,6 +29,7 @@ from executor.registry.session import RetryPolicy
 from executor.registry.transfer import paced
 from executor.rootfs.compress import Decompressed
 from executor.transport import Reply, Request, TransientError, Transport, load_httpx, origin_of, translated
+from platforms.descriptors import write_all
 from platforms.errors import ArchiveError, ContextError, RegistryError, StoreError
 
 if TYPE_CHECKING:
@@ -495,10 +496,8 @@ class _File:
 
     def write(self, data: bytes) -> None:
         """The next bytes."""
-        view = memoryview(data)
         with self._storing():
-            while view:
-                view = view[os.write(self._fd, view) :]
+            write_all(self._fd, data)
 
     def empty(self) -> None:
         """Forget everything."""

@@ -15,24 +15,13 @@ from executor.dockerfile import mounts, split
 from executor.dockerfile.lines import Heredoc, Statement, heredoc_mark
 from executor.dockerfile.suggest import hint
 from executor.dockerfile.words import expand
+from platforms.durations import nanoseconds
 from platforms.errors import DockerfileError
 
 I = TypeVar("I", bound=kinds.Instruction)  # noqa: E741 -- the instruction
 
 _STAGE_NAME: Final = re.compile(r"[a-z][a-z0-9\-_.]*")
 _ONBUILD: Final = re.compile(r"\s*ONBUILD\s*", re.IGNORECASE | re.ASCII)
-_DURATION: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
-_NANOSECONDS: Final = {
-    "ns": 1,
-    "us": 10**3,
-    "µs": 10**3,
-    "μs": 10**3,
-    "ms": 10**6,
-    "s": 10**9,
-    "m": 60 * 10**9,
-    "h": 3600 * 10**9,
-}
-_LONGEST: Final = (1 << 63) - 1
 _SHORTEST: Final = 10**6
 _RETRIES_LIMIT: Final = (1 << 31) - 1
 
@@ -392,7 +381,9 @@ def _healthcheck(form: _Form) -> kinds.Healthcheck:
 
 
 def _interval(name: str, text: str) -> int:
-    time = duration(text) if text else 0
+    time = nanoseconds(text) if text else 0
+    if time is None:
+        raise RefusedError(f'time: invalid duration "{text}"')
     if time and time < _SHORTEST:
         raise RefusedError(f'Interval "{name}" cannot be less than 1ms')
     return time
@@ -405,29 +396,6 @@ def _retries(text: str) -> int:
     if text.startswith("-") and int(text):
         raise RefusedError(f"--retries cannot be negative ({text})")
     return int(text or "0")
-
-
-def duration(text: str) -> int:
-    """Nanoseconds of a duration such as ``1h30m`` or ``1.5s`` (Go's form). Raises ValueError for other text."""
-    sign = -1 if text.startswith("-") else 1
-    rest = text[1:] if text[:1] in ("-", "+") else text
-    if rest == "0":
-        return 0
-    total, at = 0, 0
-    while at < len(rest):
-        found = _DURATION.match(rest, at)
-        if found is None:
-            break
-        number, unit = found.groups()
-        whole, _, fraction = number.partition(".")
-        scale = _NANOSECONDS[unit]
-        if len(whole) > 20:
-            break
-        total += int(whole or "0") * scale + int(fraction[:20] or "0") * scale // 10 ** len(fraction[:20])
-        at = found.end()
-    if not rest or at < len(rest) or total > _LONGEST:
-        raise RefusedError(f'time: invalid duration "{text}"')
-    return sign * total
 
 
 _READERS: Final[Mapping[str, Callable[[_Form], kinds.Instruction]]] = {

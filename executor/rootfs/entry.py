@@ -12,6 +12,7 @@ import stat
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 
 class Kind(enum.Enum):
@@ -65,6 +66,25 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     """SHA-256 of a FILE's content, in hexadecimal digits, where it has been read."""
     stamp: bytes = b""
     """What lstat(2) said of ``source`` before it was read (``executor.store.files.stamp``), if people may change it."""
+
+
+def hard_link(entry: Entry, path: bytes, target: bytes) -> Entry:
+    """``path`` as a hard link to ``target``, which is (or stands for) the file ``entry``.
+
+    A link has the file's owner, mode and times. Content and extended attributes are those of the target's own entry,
+    which comes before it.
+    """
+    return replace(
+        entry,
+        path=path,
+        kind=Kind.HARDLINK,
+        link=target,
+        size=0,
+        source=b"",
+        xattrs=(),
+        digest="",
+        stamp=b"",
+    )
 
 
 PRIVATE_XATTR: Final = b"user.kanifold."

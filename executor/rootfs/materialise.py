@@ -17,6 +17,7 @@ from executor.rootfs import records
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.placing import Lower
 from executor.rootfs.tarwriter import changed, open_source
+from platforms.descriptors import write_all
 from platforms.errors import BuildError, StoreError
 
 _SMALL: Final = 64 << 10
@@ -77,7 +78,7 @@ class _Copier:
             data += more
         if len(data) != size:
             raise changed(self.entry)
-        _write(fd, memoryview(data))
+        write_all(fd, data)
 
     def _copy(self, source: int, fd: int) -> None:
         status = os.fstat(source)
@@ -132,13 +133,8 @@ class _Copier:
             data = os.pread(source, min(_BLOCK, end - start), start)
             if not data:
                 raise changed(self.entry)
-            _write(fd, memoryview(data))
+            write_all(fd, data)
             start += len(data)
-
-
-def _write(fd: int, view: memoryview) -> None:
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _failure(error: OSError, entry: Entry) -> BuildError:

@@ -21,10 +21,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
-from msgspec.structs import replace
 
 from executor.rootfs import records
-from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
+from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind, hard_link
 from executor.rootfs.records import Read, Record, Records, Stack
 from platforms.errors import EnvironmentUnfit
 
@@ -131,7 +130,7 @@ class _Scan:
         first = self._inodes.setdefault((status.st_dev, status.st_ino), entry)
         if first is entry:
             return entry
-        return replace(first, path=entry.path, kind=Kind.HARDLINK, link=first.path, size=0, source=b"", xattrs=())
+        return hard_link(first, entry.path, first.path)
 
     def _same(self, entry: Entry, below: _Below) -> bool:
         """Whether ``entry`` is what the layers below have in its place."""

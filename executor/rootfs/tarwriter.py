@@ -19,7 +19,7 @@ from zlib import adler32
 
 from msgspec.structs import replace
 
-from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
+from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind, hard_link
 from platforms.errors import BuildError
 
 _BUFFER: Final = 256 << 10
@@ -71,9 +71,7 @@ def canonical(entries: Iterable[Entry]) -> list[Entry]:
         first = replace(object_, path=found[group[0]].path)
         found[group[0]] = first
         for at in group[1:]:
-            found[at] = replace(
-                object_, path=found[at].path, kind=Kind.HARDLINK, link=first.path, size=0, source=b"", xattrs=()
-            )
+            found[at] = hard_link(object_, found[at].path, first.path)
     return found
 
 

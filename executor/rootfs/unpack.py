@@ -23,6 +23,7 @@ from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
 from executor.rootfs.placing import Lower, Merged, Placing
 from executor.rootfs.records import CAPABILITY, Record
 from executor.rootfs.streams import Ahead, Digest, Readable
+from platforms.descriptors import write_all
 from platforms.errors import ArchiveError, EnvironmentUnfit, KanifoldError, StoreError
 
 _AUFS: Final = b".wh..wh."
@@ -207,8 +208,7 @@ class _Content:
         os.ftruncate(fd, member.entry.size)
 
     def _take(self, view: memoryview) -> None:
-        while (written := os.write(self._fd, view)) < len(view):
-            view = view[written:]
+        write_all(self._fd, view)
 
 
 def _failure(error: OSError, path: bytes) -> KanifoldError:

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from executor.sandbox import targets
+from platforms.descriptors import write_all
 
 FD: Final = 3
 """The writing end's number when the starter takes over; it marks it close-on-exec."""
@@ -84,9 +85,7 @@ class Report:
         data = marshal.dumps(tuple(getattr(told, name) for name in told.__struct_fields__))
         if len(data) > _ROOM:
             fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, _MORE)
-        whole = memoryview(_NUMBER.pack(len(data)) + data)
-        while whole:
-            whole = whole[os.write(self.fd, whole) :]
+        write_all(self.fd, _NUMBER.pack(len(data)) + data)
 
 
 def read(fd: int) -> Told:

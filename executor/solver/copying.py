@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from executor.dockerfile import ignore
 from executor.dockerfile.modes import Change
 from executor.rootfs import moment
-from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.entry import Entry, Kind, hard_link
 from executor.rootfs.tree import Tree
 from executor.solver.external_sort import ExternalSort
 from executor.store.spool import Spool
@@ -267,9 +267,7 @@ class Plan:
         first, *others = links
         self._entries.put(replace(file, path=first))
         for each in others:
-            self._entries.put(
-                replace(file, path=each, kind=Kind.HARDLINK, link=first, source=b"", size=0, digest="", stamp=b"")
-            )
+            self._entries.put(hard_link(file, each, first))
         self._linked[first] = others
 
     def _is_link(self, path: bytes, target: bytes) -> bool:
@@ -430,7 +428,7 @@ def _linked(entry: Entry, links: dict[tuple[int, int], bytes]) -> Entry:
     first = links.setdefault(entry.inode, entry.path)
     if first == entry.path:
         return entry
-    return replace(entry, kind=Kind.HARDLINK, link=first, source=b"", size=0, digest="", stamp=b"")
+    return hard_link(entry, entry.path, first)
 
 
 class WalkEntry(msgspec.Struct, frozen=True, array_like=True):

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from executor import protocol
 from executor.rootfs import moment, tarwriter
-from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.entry import Entry, Kind, hard_link
 from executor.rootfs.tree import Tree
 from platforms.errors import BuildError
 
@@ -52,7 +52,7 @@ def entries(tree: Tree, prefix: bytes = b"", epoch: int | None = None) -> Iterat
         if entry.inode != (0, 0):
             first = linked.setdefault(entry.inode, name)
             if first != name:
-                entry = replace(entry, kind=Kind.HARDLINK, link=first, size=0, source=b"", xattrs=())
+                entry = hard_link(entry, name, first)
         if epoch is not None:
             entry = replace(entry, mtime_ns=epoch * 1_000_000_000)
         yield replace(entry, path=name)

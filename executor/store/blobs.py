@@ -19,6 +19,7 @@ from executor.image.digest import check_digest
 from executor.store.faults import os_fault, translated
 from executor.store.index import number
 from executor.store.leases import flocked, gate
+from platforms.descriptors import write_all
 from platforms.errors import ArchiveError, StoreError
 from platforms.paths import below
 
@@ -184,17 +185,14 @@ class Ingest:
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append ``data``."""
-        left = memoryview(data)
         try:
-            while left:
-                done = os.write(self._fd, left)
-                self._hash.update(left[:done])
-                self._hashed += done
-                self.size += done
-                left = left[done:]
+            write_all(self._fd, data)
         except OSError as error:
             self._give_up()
             raise os_fault(self._store.root, f"cannot write the blob {self._expected or ''}".rstrip(), error) from error
+        self._hash.update(data)
+        self._hashed += len(data)
+        self.size += len(data)
         return len(data)
 
     def fileno(self) -> int:

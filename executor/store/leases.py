@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from executor.store.faults import translated
 from platforms import debug
+from platforms.descriptors import write_all
 from platforms.paths import below
 
 if TYPE_CHECKING:
@@ -156,10 +157,8 @@ class Session:
         data = lines.encode()
         before = os.fstat(self._fd).st_size
         try:
-            done = os.write(self._fd, data)
-            while done < len(data):  # a full disk takes a part of it, and then says so
-                done += os.write(self._fd, data[done:])
-        except OSError:
+            write_all(self._fd, data)
+        except OSError:  # a full disk takes a part of it, and then says so
             os.ftruncate(self._fd, before)
             raise
 

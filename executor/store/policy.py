@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
+from platforms import durations
 from platforms.errors import UsageError
 from platforms.paths import below
 from platforms.sizes import number_of_bytes
@@ -139,12 +140,10 @@ def _size(name: str, value: object, total: int) -> int:
 def _seconds(name: str, value: object) -> float:
     if value in (0, "0"):
         return 0.0
-    from executor.store.prune import parse_duration
-
-    try:
-        return parse_duration(str(value))
-    except UsageError as error:
-        raise UsageError(f"{name}: {value!r} is not a duration", remedy="write 90m, 24h or 60d") from error
+    found = durations.age(str(value))
+    if found is None:
+        raise UsageError(f"{name}: {value!r} is not a duration", remedy="write 90m, 24h or 60d")
+    return found
 
 
 def _flag(name: str, value: object) -> bool:

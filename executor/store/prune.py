@@ -196,8 +196,8 @@ def parse_filter(text: str) -> Matcher:
 
 def parse_duration(text: str) -> float:
     """Seconds in ``text``: numbers with units s, m, h, d, w, as in ``90m``, ``1h30m`` or ``7d``."""
-    found = durations.seconds(text)
-    if found is None or not text[-1:].isalpha():
+    found = durations.age(text)
+    if found is None:
         raise UsageError(
             f"not a duration: {text!r}", why="a number and a unit are expected", remedy="write 90m, 24h or 7d"
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
 from typing import Final, TextIO
+
+from platforms.descriptors import write_all
 
 _PLAIN_FORMS: Final = str.maketrans("✓✗■●○↓↑━─│╭╮╰╯…·⚠", "+x#*ov^=-|++++~-!")
 """What the signs that displays use become where the stream's encoding lacks them; none changes its width."""
@@ -36,7 +35,7 @@ class Sink:
                 self._stream.write(self._encoded(text).decode(self._encoding))
                 self._stream.flush()
             else:
-                self._write_all(self._encoded(text))
+                write_all(self._fd, self._encoded(text))  # some CI runners hand out a non-blocking stderr
         except (OSError, ValueError):
             self._gone = True
 
@@ -45,15 +44,3 @@ class Sink:
             return text.encode(self._encoding)
         except UnicodeEncodeError:
             return text.translate(_PLAIN_FORMS).encode(self._encoding, "replace")
-
-    def _write_all(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            # Some CI runners hand out a stderr in non-blocking mode.
-            with contextlib.suppress(BlockingIOError):
-                rest = rest[os.write(self._fd, rest) :]
-                continue
-            # poll, not select: a descriptor may be above FD_SETSIZE
-            waiter = select.poll()
-            waiter.register(self._fd, select.POLLOUT)
-            waiter.poll()
