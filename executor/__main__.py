@@ -12,10 +12,10 @@ import sys
 def main() -> int:
     """Do one job. The exit status says what the last message said."""
     from executor.worker import serve
-    from platforms import debug
+    from platforms import binfmt, debug
 
     debug.enter("executor")
-    status = serve((_take_streams(),))
+    status = serve((_take_streams(),), binfmt.emulated())
     debug.log("process ends", status=status)
     return status
 

@@ -51,14 +51,13 @@ class Conversation:
 
     def receive_job(self) -> protocol.Job:
         """The first message, which has to be a job of our version."""
-        message = self._read()
+        line = self._line()
+        if line is None:
+            raise Interrupted("no job was sent")
+        protocol.check_version(line, "the orchestrator")
+        message = _decoded(line)
         if not isinstance(message, protocol.Job):
-            raise ProtocolError("the first message is not a job") if message else Interrupted("no job was sent")
-        if message.version != protocol.VERSION:
-            raise ProtocolError(
-                f"this executor speaks protocol version {protocol.VERSION}, not {message.version}",
-                remedy="install the same version of kanifold on every node",
-            )
+            raise ProtocolError("the first message is not a job")
         return message
 
     def listen(self, asked: Callable[[str], None]) -> None:
@@ -172,12 +171,18 @@ class Conversation:
             question.found.set_result(not answer.missing)
 
     def _read(self) -> _Incoming | None:
+        line = self._line()
+        return None if line is None else _decoded(line)
+
+    def _line(self) -> bytes | None:
         line = self._in.readline(protocol.LINE_LIMIT)
-        if not line:
-            return None
-        if not line.endswith(b"\n"):
+        if line and not line.endswith(b"\n"):
             raise ProtocolError("a message is cut short or too long")
-        try:
-            return decoding.decode(_INCOMING, line)
-        except msgspec.DecodeError as error:
-            raise ProtocolError("a message is malformed", why=str(error)) from error
+        return line or None
+
+
+def _decoded(line: bytes) -> _Incoming:
+    try:
+        return decoding.decode(_INCOMING, line)
+    except msgspec.DecodeError as error:
+        raise ProtocolError("a message is malformed", why=str(error)) from error

@@ -1,8 +1,9 @@
 """The messages between an orchestrator and an executor: JSON lines, one message each, versioned.
 
-The orchestrator writes a ``Job`` and then, while the build runs, an ``Answer`` (followed by its raw bytes) to every
-``Ask``. The executor writes ``Handshake``, any number of events, and exactly one ``Result`` or ``Failed``. A line that
-is not one of these messages, or a version that is not ours, ends the conversation with ``ProtocolError``. Closing the
+The executor writes a ``Handshake`` as soon as it runs. The orchestrator reads that before it writes a ``Job``, and
+then, while the build runs, an ``Answer`` (followed by its raw bytes) to every ``Ask``. The executor writes any number
+of events and exactly one ``Result`` or ``Failed``, which may take the place of the ``Handshake``. A line that is not
+one of these messages, or a version that is not ours, ends the conversation with ``ProtocolError``. Closing the
 executor's stdin cancels the job.
 
 A message whose ``size`` is not zero is followed by exactly that many raw bytes.
@@ -17,10 +18,11 @@ import msgspec
 from executor.image.manifest import Descriptor
 from executor.limits import Limits
 from executor.registry.config import RegistrySettings
+from platforms import decoding
 from platforms.emulation import Emulation
-from platforms.errors import Problem
+from platforms.errors import Problem, ProtocolError
 
-VERSION: Final = 9
+VERSION: Final = 10
 LINE_LIMIT: Final = 16 << 20
 """Bytes a message line may have: a peer that sends more is broken or hostile."""
 
@@ -33,14 +35,21 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True)
 
 
 class Handshake(Message, frozen=True, tag="hello"):
-    """First line: who speaks."""
+    """First line: what the executor is, as far as that is known without running anything. Written before the job is
+    read, so that the orchestrator can decide by it which job the executor gets."""
 
     version: int
     kanifold: str
+    """The version of kanifold, for people."""
     host: str = ""
     """The node's own platform, formatted."""
     isolation: str = ""
-    """The isolation rung in use, by name."""
+    """The isolation mode in use, by name; "" when this host allows none, as the answer to the job will say."""
+    processors: int = 0
+    """How many the executor may use; 0 when unknown."""
+    emulators: tuple[str, ...] = ()
+    """Architectures that the node has an emulator for. Whether it works is found out by trying it. Empty from an
+    executor that was forked: its orchestrator is on the same machine and tries emulators itself."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -354,6 +363,30 @@ class Files(Message, frozen=True, tag="files"):
 
 class Done(Message, frozen=True, tag="done"):
     """After ``Result``: nothing more is wanted; the executor may release what it holds and exit."""
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    version: int | None = None
+
+
+_VERSIONED: Final[msgspec.json.Decoder[_Versioned]] = msgspec.json.Decoder(_Versioned)
+
+
+def check_version(line: bytes, who: str) -> None:
+    """Raise ``ProtocolError`` if ``line``, the first that ``who`` has sent, is of another version of the protocol.
+
+    Only the field ``version`` is read, because in another version the others may have another form. A line without it
+    passes: it is no ``Handshake`` and no ``Job``, as decoding it will tell.
+    """
+    try:
+        version = decoding.decode(_VERSIONED, line).version
+    except msgspec.DecodeError:
+        return
+    if version is not None and version != VERSION:
+        raise ProtocolError(
+            f"{who} speaks protocol version {version}, not {VERSION}",
+            remedy="install the same version of kanifold on every node",
+        )
 
 
 def encode(message: Message) -> bytes:

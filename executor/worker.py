@@ -68,15 +68,15 @@ class _Task(msgspec.Struct, frozen=True):
     course: solver.JobPlan
     emulation: Emulation | EnvironmentUnfit | None
     """How programs of the platform run here; None where none can come."""
-    place: Isolation
     steps: Launcher | None
     """None where no step can come."""
 
 
-def serve(channels: Sequence[tuple[int, int]]) -> int:
+def serve(channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = ()) -> int:
     """Do a job for each of ``channels``: descriptors to read from and to write to. To be called before any thread is.
 
-    The exit status says what a last message said: of those that told of a failure, one; 0 when there was none.
+    ``emulators`` are the architectures that the greeting names as emulated. The exit status is 1 or another of
+    ``platforms.errors`` if a job failed, else 0.
     """
     tasks: list[_Task] = []
     statuses: list[int] = []
@@ -95,10 +95,17 @@ def serve(channels: Sequence[tuple[int, int]]) -> int:
         finally:
             task.conversation.close()
 
+    isolated = ""
     with contextlib.suppress(EnvironmentUnfit):
-        place()  # while there is nothing else to do: jobs are still being thought out
-    for each in channels:
-        prepare(Conversation(*each))
+        isolated = place().rung.value  # while there is nothing else to do: jobs are still being thought out
+    greeting = protocol.Handshake(
+        protocol.VERSION, __version__, str(host.host()), isolated, len(os.sched_getaffinity(0)), emulators
+    )
+    conversations = [Conversation(*each) for each in channels]
+    for conversation in conversations:
+        conversation.send(greeting)
+    for conversation in conversations:
+        prepare(conversation)
 
     if len(tasks) == 1:
         work(tasks[0])
@@ -133,18 +140,17 @@ def _prepare(conversation: Conversation, place: Once[Isolation]) -> _Task:
     isolated = place()
     debug.log("isolation", rung=isolated.rung.value)
     if not course.may_run:
-        return _Task(conversation, job, course, None, isolated, None)
+        return _Task(conversation, job, course, None, None)
     found: Emulation | EnvironmentUnfit
     try:
         found = job.emulation or emulation.emulation(platform)
     except EnvironmentUnfit as unfit:  # of no account as long as nothing of that platform is run
         found = unfit
     steps = launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
-    return _Task(conversation, job, course, found, isolated, steps)
+    return _Task(conversation, job, course, found, steps)
 
 
 def _work(task: _Task, others: Sequence[_Task]) -> None:
-    task.conversation.send(protocol.Handshake(protocol.VERSION, __version__, str(host.host()), task.place.rung.value))
     try:
         _build(task, others)
     finally:

@@ -35,6 +35,8 @@ _INCOMING: Final[msgspec.json.Decoder[protocol.Message]] = msgspec.json.Decoder(
     | protocol.Blob
     | protocol.Piece
 )
+GREETING: Final = 60.0
+"""Seconds in which an executor that was started has to introduce itself."""
 _QUESTIONS: Final = 1000
 """Questions without an answer that an executor may have: far more than it has threads."""
 
@@ -119,6 +121,7 @@ async def run(node: Node, job: protocol.Job, on_message: OnMessage, on_ask: OnAs
             f"cannot start an executor on node {node.name}", why=f"{node.command[0]}: {error.strerror}"
         ) from error
     try:
+        on_message(await _greeting(process))
         await _send(process, job)
         result = await _listen(process, on_message, on_ask)
     except BaseException:
@@ -127,27 +130,48 @@ async def run(node: Node, job: protocol.Job, on_message: OnMessage, on_ask: OnAs
     return Executor(process, result)
 
 
+async def _greeting(process: Process) -> protocol.Handshake:
+    """What the executor is, which it writes before it reads its job. Raises ``ProtocolError``, also when it is silent.
+
+    An executor of another version may wait for its job first, and would do so forever.
+    """
+    try:
+        async with asyncio.timeout(GREETING):
+            line = await _line(process)
+    except TimeoutError as error:
+        raise ProtocolError(
+            "an executor did not introduce itself",
+            why=process.child.complaints or f"it wrote nothing for {GREETING:.0f} seconds",
+            remedy="install the same version of kanifold on every node",
+        ) from error
+    if line is None:
+        raise await _end_of(process)
+    protocol.check_version(line, "an executor")
+    match _decoded(line):
+        case protocol.Handshake() as greeting:
+            return greeting
+        case protocol.Failed(problem):
+            raise KanifoldError.of(problem)
+        case _:
+            raise ProtocolError("an executor did not introduce itself")
+
+
+async def _end_of(process: Process) -> ProtocolError:
+    """The error of an executor that has closed its stdout before it wrote a result, with what is known of the cause."""
+    process.stdin.close()
+    child = process.child
+    gone: set[asyncio.Future[Any]] = {child.ended, child.silent}
+    await asyncio.wait(gone, timeout=GRACE)
+    status = f"exit status {child.ended.result()}" if child.ended.done() else "its process goes on without it"
+    return ProtocolError("an executor ended without a result", why=child.complaints or status)
+
+
 async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk) -> protocol.Result:
     answers: set[asyncio.Task[None]] = set()
-    greeted = False
     while True:
         message = await _receive(process)
         if message is None:
-            process.stdin.close()
-            child = process.child
-            gone: set[asyncio.Future[Any]] = {child.ended, child.silent}
-            await asyncio.wait(gone, timeout=GRACE)
-            status = f"exit status {child.ended.result()}" if child.ended.done() else "its process goes on without it"
-            raise ProtocolError("an executor ended without a result", why=child.complaints or status)
-        if not greeted:
-            if not isinstance(message, protocol.Handshake | protocol.Failed):
-                raise ProtocolError("an executor did not introduce itself")
-            if isinstance(message, protocol.Handshake) and message.version != protocol.VERSION:
-                raise ProtocolError(
-                    f"an executor speaks protocol version {message.version}, not {protocol.VERSION}",
-                    remedy="install the same version of kanifold on every node",
-                )
-            greeted = True
+            raise await _end_of(process)
         match message:
             case protocol.Ask():
                 if len(answers) >= _QUESTIONS:
@@ -213,12 +237,18 @@ async def _asked_for(process: Process) -> protocol.Message | None:
 
 
 async def _receive(process: Process) -> protocol.Message | None:
+    line = await _line(process)
+    return None if line is None else _decoded(line)
+
+
+async def _line(process: Process) -> bytes | None:
     try:
-        line = await process.stdout.readline()
+        return await process.stdout.readline() or None
     except ValueError as error:
         raise ProtocolError("a message of an executor is too long") from error
-    if not line:
-        return None
+
+
+def _decoded(line: bytes) -> protocol.Message:
     try:
         return decoding.decode(_INCOMING, line)
     except msgspec.DecodeError as error:

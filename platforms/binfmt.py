@@ -147,6 +147,14 @@ def handler(architecture: str, directory: str = DIRECTORY) -> Handler | None:
     return max(fitting, key=lambda each: each.works_in_a_chroot, default=None)
 
 
+def emulated() -> tuple[str, ...]:
+    """The architectures that a handler of the host or a static qemu-user is here for; none of them is tried out."""
+    known = handlers()
+    return tuple(
+        each for each in QEMU if any(found.matches(elf.program(each)) for found in known) or find_qemu(each) is not None
+    )
+
+
 def mount_private(interpreters: Iterable[tuple[str, str]]) -> int:
     """Give this process's user namespace a binfmt_misc with a handler for each (architecture, interpreter).
 

@@ -92,7 +92,6 @@ def truth(digest: str, data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def honest(platform: str) -> None:
-    hello()
     image = Image(platform)
     image.announce()
     image.serve()
@@ -100,7 +99,6 @@ def honest(platform: str) -> None:
 
 def chatty(platform: str) -> None:
     """Honest, but what it says of steps makes no sense."""
-    hello()
     say("finished", step=7, seconds=-1e300)
     say("planned", steps=[{"id": 1, "stage": "\x1b]0;x\x07", "name": "\x1b[2J" * 100, "number": 9, "of": -1}])
     say("planned", steps=[])
@@ -120,25 +118,21 @@ def junk_first(_platform: str) -> None:
 
 
 def junk_later(_platform: str) -> None:
-    hello()
     write(b"\xff\xfe{]\n")
     hear_the_end()
 
 
 def unknown_message(_platform: str) -> None:
-    hello()
     say("reboot")
     hear_the_end()
 
 
 def wrong_types(_platform: str) -> None:
-    hello()
     say("log", step="one", text=7)
     hear_the_end()
 
 
 def endless_line(_platform: str) -> None:
-    hello()
     while True:
         write(b"x" * (1 << 20))
 
@@ -154,7 +148,6 @@ def result_first(platform: str) -> None:
 
 
 def blob_unasked(_platform: str) -> None:
-    hello()
     say("blob", digest=STRANGE, size=3)
     write(b"abc")
     hear_the_end()
@@ -165,24 +158,20 @@ def dies_at_once(_platform: str) -> None:
 
 
 def dies_later(_platform: str) -> None:
-    hello()
     print("node 7 caught fire", file=sys.stderr)
     sys.exit(3)
 
 
 def dies_in_a_line(_platform: str) -> None:
-    hello()
     write(b'{"type": "log", "step": 1, "text": "half a')
 
 
 def killed(_platform: str) -> None:
-    hello()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def asks_for_anything(_platform: str) -> None:
     """Everything that it was told comes back in its error."""
-    hello()
     wanted = (
         ("passwd", "", []), ("secret", "never-given", []), ("secret", "../../etc/passwd", []),
         ("context", "never-given", []), ("context", "../..", []), ("ssh", "default", ["!!"]), ("ssh", "x", []),
@@ -198,34 +187,29 @@ def asks_for_anything(_platform: str) -> None:
 
 def asks_without_end(_platform: str) -> None:
     """Questions, and nobody to hear the answers."""
-    hello()
     while True:
         say("ask", id=1, what="secret", name="s")
 
 
 def other_manifest(platform: str) -> None:
-    hello()
     image = Image(platform)
     image.announce()
     image.serve(lambda digest, data: truth(digest, data[::-1] if digest == image.manifest["digest"] else data))
 
 
 def other_config(platform: str) -> None:
-    hello()
     image = Image(platform)
     image.announce()
     image.serve(lambda digest, data: truth(digest, data[::-1] if digest == image.config["digest"] else data))
 
 
 def other_platform(platform: str) -> None:
-    hello()
     image = Image("linux/s390x" if platform != "linux/s390x" else "linux/amd64")
     image.announce()
     image.serve()
 
 
 def an_index(platform: str) -> None:
-    hello()
     image = Image(platform)
     document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
     image.manifest_data = json.dumps(document).encode()
@@ -236,7 +220,6 @@ def an_index(platform: str) -> None:
 
 def two_kinds_at_once(platform: str) -> None:
     """CVE-2021-41190: a manifest that is an index as well."""
-    hello()
     image = Image(platform, manifests=[])
     image.announce()
     image.serve()
@@ -244,21 +227,18 @@ def two_kinds_at_once(platform: str) -> None:
 
 def untold_layer(platform: str) -> None:
     """The manifest names a layer that the result does not."""
-    hello()
     image = Image(platform, layers=[{"mediaType": LAYER, "digest": STRANGE, "size": 10}])
     image.announce()
     image.serve()
 
 
 def path_as_manifest(platform: str) -> None:
-    hello()
     image = Image(platform)
     image.announce(manifest={**image.manifest, "digest": "sha256:../../../../escaped"})
     image.serve()
 
 
 def path_as_layer(platform: str) -> None:
-    hello()
     image = Image(platform)
     image.announce(layers=[{"media_type": LAYER, "digest": "../../../../escaped", "size": 4}])
     image.serve(lambda digest, data: truth(digest, data or b"evil"))
@@ -266,7 +246,6 @@ def path_as_layer(platform: str) -> None:
 
 def endless_layer(platform: str) -> None:
     """A layer that goes on after its end."""
-    hello()
     image = Image(platform, layers=[{"mediaType": LAYER, "digest": STRANGE, "size": 4}])
     image.announce(layers=[{"media_type": LAYER, "digest": STRANGE, "size": 4}])
     while (message := hear())["type"] == "fetch" and message["digest"] != STRANGE:
@@ -279,7 +258,6 @@ def endless_layer(platform: str) -> None:
 
 
 def path_in_the_manifest(platform: str) -> None:
-    hello()
     image = Image(platform, layers=[{"mediaType": LAYER, "digest": "sha256:../../escaped", "size": 4}])
     image.announce()
     image.serve(lambda digest, data: truth(digest, data or b"evil"))
@@ -287,7 +265,6 @@ def path_in_the_manifest(platform: str) -> None:
 
 def files_elsewhere(platform: str) -> None:
     """Asked for the image's files, an archive whose entries climb out: by name, by link, through a link."""
-    hello()
     image = Image(platform)
     image.announce()
     held = {image.manifest["digest"]: image.manifest_data, image.config["digest"]: image.config_data}
@@ -321,7 +298,6 @@ ARCHIVE = {
 
 
 def blob_cut_short(platform: str) -> None:
-    hello()
     image = Image(platform)
     image.announce()
     hear()
@@ -330,28 +306,24 @@ def blob_cut_short(platform: str) -> None:
 
 
 def blob_of_another_name(platform: str) -> None:
-    hello()
     image = Image(platform)
     image.announce()
     image.serve(lambda _digest, data: ({"digest": STRANGE, "size": len(data)}, data))
 
 
 def blob_of_another_size(platform: str) -> None:
-    hello()
     image = Image(platform)
     image.announce()
     image.serve(lambda digest, data: ({"digest": digest, "size": len(data) + 5}, data + b"12345"))
 
 
 def negative_blob(platform: str) -> None:
-    hello()
     image = Image(platform)
     image.announce(config={**image.config, "size": -1})
     image.serve(lambda digest, _data: ({"digest": digest, "size": -1}, b""))
 
 
 def endless_blob(platform: str) -> None:
-    hello()
     image = Image(platform)
     huge = 1 << 50
     image.announce(manifest={**image.manifest, "size": huge})
@@ -362,7 +334,6 @@ def endless_blob(platform: str) -> None:
 
 
 def log_in_place_of_a_blob(platform: str) -> None:
-    hello()
     Image(platform).announce()
     hear()
     say("log", step=1, text="no")
@@ -385,11 +356,20 @@ def deaf(_platform: str) -> None:
 
 def screams(_platform: str) -> None:
     """Stderr without end."""
-    hello()
     for _ in range(200):
         sys.stderr.write("aargh " * 10000)
     sys.stderr.write("the last words")
     sys.exit(4)
+
+
+def waits_for_its_job(_platform: str) -> None:
+    """As executors did before version 10."""
+    hear()
+    hello(9)
+
+
+FIRST = (junk_first, wrong_version, result_first, dies_at_once, failed_without_reason, deaf, waits_for_its_job)
+"""What an executor does instead of introducing itself and reading its job."""
 
 
 def hear_the_end() -> None:
@@ -399,9 +379,12 @@ def hear_the_end() -> None:
 
 def main() -> None:
     behaviour = globals()[sys.argv[1]]
-    platform = "linux/amd64" if behaviour is deaf else hear()["platform"]
     try:
-        behaviour(platform)
+        if behaviour in FIRST:
+            behaviour("linux/amd64")
+        else:
+            hello()
+            behaviour(hear()["platform"])
     except BrokenPipeError:
         os._exit(0)
 

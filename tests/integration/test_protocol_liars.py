@@ -13,6 +13,7 @@ from protocol_nodes import Marked, build, liar
 from registry_server import MemoryRegistry, served
 
 from executor.registry import reference
+from orchestrator import conversation
 from orchestrator.outputs import Output
 from orchestrator.request import Request
 from orchestrator.view import events, open_display
@@ -86,12 +87,14 @@ LIES = {
     "endless_blob": "announces 1125899906842624 bytes",
     "log_in_place_of_a_blob": "something else",
     "failed_without_reason": "",
+    "waits_for_its_job": "did not introduce itself",
 }
 """What the error says, in part."""
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lie_is_one_clear_error(tmp_path: Path, mark: Marked, lie: str) -> None:
+def test_a_lie_is_one_clear_error(tmp_path: Path, mark: Marked, lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "GREETING", 2.0)
     began = time.monotonic()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(BuildError) as caught:
