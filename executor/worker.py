@@ -35,7 +35,7 @@ from executor.solver.once import Once
 from executor.solver.remote_cache import RemoteCaches
 from executor.solver.solver import Solver
 from executor.solver.workshop import Workshop
-from executor.store import blobs, durability, faults, keeping, policy
+from executor.store import blobs, durability, faults, garbage_collection, policy
 from executor.store.prune import Pruned
 from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
@@ -162,7 +162,7 @@ def _watched(store: Store, removed: Callable[[Pruned], None]) -> contextlib.Abst
     """Keep the disk of ``store`` from becoming full, unless the user wants to see to that."""
     if not policy.load(store.root).enabled:
         return contextlib.nullcontext()
-    return contextlib.closing(keeping.Watch(lambda: open_store(store.root), store.root, removed))
+    return contextlib.closing(garbage_collection.DiskMonitor(lambda: open_store(store.root), store.root, removed))
 
 
 def _room_made(done: Pruned) -> Problem:
@@ -233,8 +233,8 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
             unfit=task.emulation if isinstance(task.emulation, EnvironmentUnfit) else None,
         )
         # What earlier builds have left is on the disk by now; waiting for our own would cost seconds.
-        background.submit(durability.settle, store, durability.WRITTEN_BACK)
-        background.submit(keeping.measure, store)
+        background.submit(durability.sync, store, durability.WRITTEN_BACK)
+        background.submit(garbage_collection.measure, store)
         try:
             result, tree = _whole_image(workshop, task.course, began)
             conversation.send(result)
@@ -280,7 +280,7 @@ def _given_room(workshop: Workshop) -> bool:
         return False
     before = policy.disk(root).free
     with open_store(root) as store:
-        done = keeping.make_room(store, 2 * before, workshop.cancelled)
+        done = garbage_collection.make_room(store, 2 * before, workshop.cancelled)
     if done.removed:
         workshop.tell(protocol.BuildWarning(_room_made(done), "StoreNearlyFull"))
     return policy.disk(root).free > before

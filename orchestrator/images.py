@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from executor.registry import archive, layout
 from executor.registry.layout import REF_NAME, BlobSource
-from executor.store import files
+from executor.store import stat_cache
 from executor.store.store import Store
 from orchestrator import load
 from orchestrator.fanout import Emit
@@ -112,15 +112,15 @@ def _memory(store: Store) -> layout.Memory:
     """What ``store`` knows of files in layouts; in this boot only, for a power cut may take what they hold."""
 
     def known_as(found: os.stat_result) -> tuple[bytes, bytes]:
-        name, stamp = files.known_as(files.stamp(found))
+        name, stamp = stat_cache.cache_key(stat_cache.stat_signature(found))
         return f"{store.boot} ".encode() + name, stamp
 
     def recall(found: os.stat_result) -> str:
-        return files.get(store, [known_as(found)])[0] or ""
+        return stat_cache.get(store, [known_as(found)])[0] or ""
 
     def note(seen: Sequence[tuple[os.stat_result, str]]) -> None:
         with contextlib.suppress(StoreError):  # the image is there, whatever is remembered of it
-            files.put_renamed(store, [(*known_as(found), digest) for found, digest in seen])
+            stat_cache.put_renamed(store, [(*known_as(found), digest) for found, digest in seen])
 
     return layout.Memory(recall, note)
 

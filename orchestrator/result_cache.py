@@ -23,7 +23,7 @@ from executor import __version__, protocol
 from executor.registry import reference
 from executor.registry.config import RegistrySettings
 from executor.solver import inputs
-from executor.store import blobs, facts
+from executor.store import blobs, metadata
 from executor.store.store import Store
 from orchestrator.conversation import NullExecutor
 from orchestrator.fanout import Emit, PlatformResult, Said, has_manifest
@@ -63,7 +63,7 @@ def may_come(request: Request, placements: Sequence[Placement]) -> bool:
 
 def find(jobs: Jobs, store: Store) -> tuple[CachedResult, ...]:
     """What the ``orders`` (whose pins need not be known) were answered with; none unless that is known of all."""
-    found = [facts.get(store, "repeat", _key(job)) for _, job in jobs]
+    found = [metadata.get(store, "repeat", _key(job)) for _, job in jobs]
     try:
         return tuple(decoding.decode(_ANSWER, each) for each in found if each is not None) if None not in found else ()
     except msgspec.DecodeError:  # of another version of ours, as may be on a developer's machine
@@ -135,7 +135,7 @@ def note(built: Sequence[PlatformResult], jobs: Jobs, store: Store) -> None:
                 steps = each.result.cached + each.result.ran
                 result = replace(each.result, dependencies=None, cached=steps, ran=0, seconds=0.0)
                 answer = CachedResult(job.pins, dependencies, tuple(_replayed(each.said)), result)
-                facts.put(store, "repeat", _key(job), msgspec.json.encode(answer))
+                metadata.put(store, "repeat", _key(job), msgspec.json.encode(answer))
 
 
 def _replayed(said: Sequence[Said]) -> Iterator[Said]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from executor.store import prune as pruning
-from executor.store.prune import Row
+from executor.store.prune import UsageInfo
 from executor.store.store import open_store
 from orchestrator import fields
 from orchestrator.view.amounts import size as shown
@@ -57,7 +57,7 @@ def _check(root: str) -> None:
         raise UsageError(f"there is no store at {root}", remedy="see kanifold doctor for where it is")
 
 
-def _sums(rows: Iterable[Row]) -> list[tuple[str, int, int]]:
+def _sums(rows: Iterable[UsageInfo]) -> list[tuple[str, int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for row in rows:
         count, total = found.get(row.kind, (0, 0))

@@ -1,4 +1,4 @@
-"""The end of a command that has built: its store is brought to the size that it is to have, if it is not (``keeping``).
+"""Garbage collection at the end of a build.
 
 What steps have made belongs to ids that only exist in a namespace like theirs. So the work is a forked process's, which
 enters one; this one waits for it, and it does not outlive this one.
@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from executor.store import keeping
+from executor.store import garbage_collection
 from executor.store.policy import Policy
 from executor.store.store import open_store
 from orchestrator import forking
@@ -25,7 +25,7 @@ def tidy(root: str, policy: Policy) -> None:
         return
     try:
         with open_store(root) as store:
-            if not keeping.is_due(store, policy):
+            if not garbage_collection.is_due(store, policy):
                 return
     except (KanifoldError, OSError):
         return
@@ -51,5 +51,5 @@ def _work(root: str, policy: Policy, parent: int) -> int:
     if os.getppid() != parent:
         return 1
     with contextlib.suppress(KanifoldError, OSError), open_store(root) as store:
-        keeping.keep(store, policy)
+        garbage_collection.collect(store, policy)
     return 0

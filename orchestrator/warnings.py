@@ -10,7 +10,7 @@ import msgspec
 
 from executor import protocol
 from executor.dockerfile.suggest import hint
-from executor.store import facts
+from executor.store import metadata
 from executor.store.store import Store
 from orchestrator.plan import Plan
 from orchestrator.registries import Registry
@@ -44,7 +44,7 @@ def of(
         ]
     )
     key = hashlib.sha256(asked).hexdigest()
-    known = facts.get(store, "checks", key)
+    known = metadata.get(store, "checks", key)
     if known is not None:
         found, refusal = decoding.decode(_NOTED, known)
     else:
@@ -58,7 +58,7 @@ def of(
             if each.rule is not rules.INVALID_BASE_IMAGE_PLATFORM  # whoever builds on it says so
         )
         refusal = made.refusal
-        facts.put(store, "checks", key, msgspec.json.encode((found, refusal)))
+        metadata.put(store, "checks", key, msgspec.json.encode((found, refusal)))
     if refusal is not None:
         raise BuildError.of(refusal)
     return tuple(events.Cautioned(problem=problem, rule=name) for name, problem in found)

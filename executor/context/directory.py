@@ -10,7 +10,7 @@ import stat
 
 from executor.dockerfile import ignore
 from executor.rootfs.tree import Hides, Tree, open_directory
-from executor.store import files
+from executor.store import stat_cache
 from platforms.errors import ContextError
 
 
@@ -21,7 +21,7 @@ def open_context(path: str, ignore_text: str, *, owners: bool = False) -> Tree:
     """
     try:
         owner = None if owners else (0, 0)
-        return open_directory(path, hides=hides(path, ignore_text), owner=owner, stamp=files.stamp)
+        return open_directory(path, hides=hides(path, ignore_text), owner=owner, stamp=stat_cache.stat_signature)
     except OSError as error:
         raise ContextError(f"cannot read the build context {path}", why=error.strerror or str(error)) from error
 

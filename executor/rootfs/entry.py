@@ -65,7 +65,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     digest: str = ""
     """SHA-256 of a FILE's content, in hexadecimal digits, where it has been read."""
     stamp: bytes = b""
-    """What lstat(2) said of ``source`` before it was read (``executor.store.files.stamp``), if people may change it."""
+    """The stat signature of ``source`` before it was read (``executor.store.stat_cache``), if that may change."""
 
 
 def hard_link(entry: Entry, path: bytes, target: bytes) -> Entry:

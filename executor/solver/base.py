@@ -34,7 +34,7 @@ from executor.solver.inputs import Input
 from executor.solver.layer import Blob, Layer, kind_of, media_type, opened
 from executor.solver.once import Once, known
 from executor.solver.workshop import Workshop
-from executor.store import blobs, facts, faults, locks, snapshots
+from executor.store import blobs, faults, locks, metadata, snapshots
 from platforms import Platform, decoding, satisfies
 from platforms.errors import ArchiveError, KanifoldError, Problem
 
@@ -202,7 +202,7 @@ def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> L
     name = f"{descriptor.digest} {kind_of(wanted)}"
 
     def look() -> Packed | None:
-        found = facts.get(store, "recompressed", name)
+        found = metadata.get(store, "recompressed", name)
         packed = None if found is None else decoding.decode(_PACKED, found)
         return packed if packed is not None and blobs.has(store, packed.digest) else None
 
@@ -230,7 +230,7 @@ def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> L
                     if os.path.exists(temporary):
                         os.unlink(temporary)
                 packed = Packed(kind_of(wanted), made.digest, made.size)
-                facts.put(store, "recompressed", name, msgspec.json.encode(packed))
+                metadata.put(store, "recompressed", name, msgspec.json.encode(packed))
                 workshop.tell(Transfer("compress", descriptor.digest, made.size, made.size))
         return Blob(diff_id, Descriptor(media_type(workshop.job), packed.digest, packed.size))
 
@@ -322,20 +322,20 @@ def _directory(part: _Part) -> Callable[[], str]:
 def _unpack(part: _Part) -> snapshots.Snapshot:
     workshop, descriptor, diff_id, arrival = part.workshop, part.descriptor, part.diff_id, part.arrival
     store = workshop.store
-    draft = snapshots.draft(store)
+    draft = snapshots.prepare(store)
     try:
         here = blobs.has(store, descriptor.digest)
         unpacked = None if here else _unpack_arriving(part, draft.fs)
         if unpacked is None or (unpacked.diff_id != diff_id and arrival.void):
             snapshots.discard(store, draft)
-            draft = snapshots.draft(store)
+            draft = snapshots.prepare(store)
             part.content()
             with blobs.open_unverified(store, descriptor.digest) as file:  # the diff id verifies it
                 unpacked = unpack.unpack(opened(_Shown(file, part)), draft.fs, limits=unpack.Limits())
         key = diff_id
         if unpacked.needs_parents and part.below:
             snapshots.discard(store, draft)
-            draft = snapshots.draft(store)
+            draft = snapshots.prepare(store)
             key = part.chain
             stack = [each.directory() for each in reversed(part.below)]
             merged = mount_stack(stack, workshop.empty, upper=draft.fs, work=draft.work)

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from executor.store import blobs, records, snapshots
+from executor.store import blobs, cache_records, snapshots
 from executor.store.store import Store
 from platforms import debug, decoding
 
@@ -75,7 +75,7 @@ _KNOWN: Final[msgspec.json.Decoder[LayerInfo]] = msgspec.json.Decoder(LayerInfo)
 
 def outcome(store: Store, key: str) -> CacheEntry | None:
     """What the step with ``key`` came to, when that is known."""
-    data = records.get(store, f"step:{key}")
+    data = cache_records.get(store, f"step:{key}")
     found = None if data is None else decoding.decode(_OUTCOME, data)
     debug.log("cache look-up", key=key, found="no" if found is None else found.result)
     return found
@@ -97,19 +97,19 @@ def _said_by(place: str, key: str) -> str:
 
 def note_outcome(store: Store, key: str, found: CacheEntry, description: str) -> None:
     """Let the step with ``key`` be found; ``description`` is for people."""
-    records.put(store, f"step:{key}", msgspec.json.encode(found), description=description)
+    cache_records.put(store, f"step:{key}", msgspec.json.encode(found), description=description)
     debug.log("cache record", key=key, result=found.result)
 
 
 def known(store: Store, result: str) -> LayerInfo:
     """What is known of ``result``."""
-    data = records.get(store, f"result:{result}")
+    data = cache_records.get(store, f"result:{result}")
     return LayerInfo() if data is None else decoding.decode(_KNOWN, data)
 
 
 def note_known(store: Store, result: str, found: LayerInfo) -> None:
     """Replace what is known of ``result``."""
-    records.put(store, f"result:{result}", msgspec.json.encode(found))
+    cache_records.put(store, f"result:{result}", msgspec.json.encode(found))
 
 
 def is_there(store: Store, result: str) -> bool:

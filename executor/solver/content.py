@@ -19,8 +19,8 @@ from executor.solver.copying import Match, Source, WalkEntry
 from executor.solver.once import Once
 from executor.solver.statwalk import REACHED, TOGETHER, Chosen, StatWalk, unreadable, walk
 from executor.solver.workshop import Copy, Workshop, together
-from executor.store import facts, faults, files, locks
-from executor.store.spool import Spool
+from executor.store import faults, locks, metadata, stat_cache
+from executor.store.spool import SpooledList
 from platforms import decoding
 from platforms.errors import ContextError
 
@@ -34,8 +34,8 @@ _READERS: Final = 2
 class Selection(msgspec.Struct, frozen=True):
     """What a source names, as it was when it was looked through. Files that are being written are copies of our own."""
 
-    chosen: Spool[Chosen]
-    reached: Spool[WalkEntry]
+    chosen: SpooledList[Chosen]
+    reached: SpooledList[WalkEntry]
     """What is copied for the first of ``chosen``, then for the second, and so on."""
     name: Once[str]
     """What it is and what its matches are called, content included and times left out: touching is not changing.
@@ -85,7 +85,7 @@ def select(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) ->
 
 def selected(workshop: Workshop, walked: StatWalk) -> Selection:
     """``select`` for what has been ``walked``."""
-    reached = Spool(REACHED, workshop.directory)
+    reached = SpooledList(REACHED, workshop.directory)
     live = False
     entries = iter(walked.reached)
     try:
@@ -98,7 +98,7 @@ def selected(workshop: Workshop, walked: StatWalk) -> Selection:
     return Selection(walked.chosen, reached, Once(lambda: _name(walked.chosen, reached)), live)
 
 
-def _name(chosen: Spool[Chosen], reached: Spool[WalkEntry]) -> str:
+def _name(chosen: SpooledList[Chosen], reached: SpooledList[WalkEntry]) -> str:
     def encoded() -> Iterator[bytes]:
         entries = iter(reached)
         for each in chosen:
@@ -128,12 +128,12 @@ def agreed(workshop: Workshop, what: str, walked: Once[StatWalk], selection: Onc
         return Agreed(selection().name())
     fact = keys.key("selected", what, build)
     with locks.lock(workshop.store, f"selection {fact}", cancel=workshop.cancelled):
-        known = facts.get(workshop.store, "selection", fact)
+        known = metadata.get(workshop.store, "selection", fact)
         if known is not None:
             return decoding.decode(_AGREED, known)
         found = _recognised(workshop, walked(), selection)
         if not (selection.done and selection().live):
-            facts.put(workshop.store, "selection", fact, msgspec.json.encode(found))
+            metadata.put(workshop.store, "selection", fact, msgspec.json.encode(found))
         return found
 
 
@@ -143,18 +143,18 @@ def _recognised(workshop: Workshop, walked: StatWalk, selection: Once[Selection]
     As with a single file, what was changed just before it was looked at may be changed again and look the same.
     """
     fact = keys.key("look", walked.signature)
-    known = facts.get(workshop.store, "look", fact) if walked.signature else None
+    known = metadata.get(workshop.store, "look", fact) if walked.signature else None
     if known is not None:
         return Agreed(known.decode(), walked.signature)
     found = selection().name()
     stamps = (each.entry.stamp for each in walked.reached if each.entry.stamp)
-    if walked.signature and not selection().live and not any(files.is_young(stamp, walked.at) for stamp in stamps):
-        facts.put(workshop.store, "look", fact, found.encode())
+    if walked.signature and not selection().live and not any(stat_cache.is_racy(stamp, walked.at) for stamp in stamps):
+        metadata.put(workshop.store, "look", fact, found.encode())
         return Agreed(found, walked.signature)
     return Agreed(found)
 
 
-def name(workshop: Workshop, entries: Spool[Entry]) -> str:
+def name(workshop: Workshop, entries: SpooledList[Entry]) -> str:
     """The name of the layer that ``entries`` make: equal names, equal bytes of the archive."""
 
     def rows() -> Iterator[keys.Part]:
@@ -195,7 +195,7 @@ def read(workshop: Workshop, entries: list[Entry]) -> list[Entry]:
         if copy is not None:
             out[place] = _settled(entry, copy)
             continue
-        asked.append(files.known_as(entry.stamp or files.stamp(os.lstat(entry.source))))
+        asked.append(stat_cache.cache_key(entry.stamp or stat_cache.stat_signature(os.lstat(entry.source))))
         places.append(place)
     if not asked:
         return out
@@ -228,12 +228,12 @@ def _edited(source: bytes) -> ContextError:
 
 def _known(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, bytes]]) -> list[str]:
     """The digests of the files ``entries``. Jobs that ask for the same at the same moment read it once."""
-    known = files.get(workshop.store, asked)
+    known = stat_cache.get(workshop.store, asked)
     missing = [number for number, digest in enumerate(known) if digest is None]
     if missing:
         lock = keys.key("files", tuple(asked[number] for number in missing))
         with locks.lock(workshop.store, f"digests {lock}", cancel=workshop.cancelled):
-            again = files.get(workshop.store, [asked[number] for number in missing])
+            again = stat_cache.get(workshop.store, [asked[number] for number in missing])
             for number, digest in zip(missing, again, strict=True):
                 known[number] = digest
             _read(workshop, entries, asked, known)
@@ -242,12 +242,12 @@ def _known(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, by
 
 def _read(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, bytes]], known: list[str | None]) -> None:
     """Fill the gaps in ``known``, and remember them."""
-    read_at = files.now()
+    read_at = stat_cache.now()
     settled: list[int] = []
     for number, (_, stamp) in enumerate(asked):
         if known[number] is None:
             source = entries[number].source
-            if files.is_young(stamp, read_at) and _is_live(workshop, entries[number]):
+            if stat_cache.is_racy(stamp, read_at) and _is_live(workshop, entries[number]):
                 workshop.check()
                 copy = workshop.copies[source] = _copy(workshop, source)
                 known[number] = copy.digest
@@ -263,7 +263,7 @@ def _read(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, byt
         shares = min(len(settled), _READERS)
         together(workshop, [partial(some, settled[share::shares]) for share in range(shares)])
         rows = [(*asked[number], cast("str", known[number])) for number in settled]
-        files.put(workshop.store, rows, read_at=read_at)
+        stat_cache.put(workshop.store, rows, read_at=read_at)
 
 
 def _ours(workshop: Workshop) -> tuple[bytes, ...]:
@@ -317,7 +317,7 @@ def check(entry: Entry) -> None:
 
 def _stamp_of(entry: Entry) -> bytes:
     try:
-        return files.stamp(os.lstat(entry.source))
+        return stat_cache.stat_signature(os.lstat(entry.source))
     except OSError as error:
         raise _edited(entry.source) from error
 

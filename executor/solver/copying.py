@@ -24,7 +24,7 @@ from executor.rootfs import moment
 from executor.rootfs.entry import Entry, Kind, hard_link
 from executor.rootfs.tree import Tree
 from executor.solver.external_sort import ExternalSort
-from executor.store.spool import Spool
+from executor.store.spool import SpooledList
 from platforms.errors import BuildError, ContextError
 
 _PATH_LIMIT: Final = 4095
@@ -291,14 +291,14 @@ class Plan:
             self._parent = self._placed = None
         self.set(entry)
 
-    def finish(self) -> Spool[Entry]:
+    def finish(self) -> SpooledList[Entry]:
         """The entries, parents first. To be called last."""
         return self._entries.finish()
 
 
 def make_directory(
     stage: Tree | None, path: str, owner: tuple[int, int] | None, made: int = moment.NANOSECONDS
-) -> Spool[Entry]:
+) -> SpooledList[Entry]:
     """What ``WORKDIR path`` adds: the directories that are missing, mode 0755, of ``owner``, dated ``made``."""
     plan = Plan(stage, made=made)
     plan.make_directories(plan.resolve(path.encode("utf-8", "surrogateescape")), 0o755, owner)

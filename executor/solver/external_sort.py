@@ -14,7 +14,7 @@ import msgspec
 
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tarwriter import canonical
-from executor.store.spool import BATCH, HELD, Batches, Spool
+from executor.store.spool import BATCH, HELD, Batches, SpooledList
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 ENTRIES: Final[msgspec.msgpack.Decoder[list[Entry]]] = msgspec.msgpack.Decoder(list[Entry])
@@ -111,16 +111,16 @@ class ExternalSort:
     def _sorted(self) -> list[Entry]:
         return sorted(self._recent.values(), key=lambda each: order(each.path))
 
-    def finish(self) -> Spool[Entry]:
+    def finish(self) -> SpooledList[Entry]:
         """All entries, in the order of an archive. To be called last."""
         tail = self._sorted()
         if not self._runs:
-            made = Spool.of(Batches(ENTRIES, self._directory), tail)
+            made = SpooledList.of(Batches(ENTRIES, self._directory), tail)
         elif len(self._runs) == 1 and not self._removed and (not tail or order(tail[0].path) > self._runs[0].last):
-            made = Spool.of(self._runs[0].batches, tail)
+            made = SpooledList.of(self._runs[0].batches, tail)
         else:
-            made = Spool(ENTRIES, self._directory, self._merged(tail))
-        return Spool(ENTRIES, self._directory, canonical(made)) if self._early else made
+            made = SpooledList(ENTRIES, self._directory, self._merged(tail))
+        return SpooledList(ENTRIES, self._directory, canonical(made)) if self._early else made
 
     def _merged(self, tail: list[Entry]) -> Iterator[Entry]:
         import heapq  # seldom needed

@@ -20,7 +20,7 @@ from executor.solver.archives import copy_archive
 from executor.solver.copying import CopyOptions, Plan, Source
 from executor.solver.inputs import Input
 from executor.solver.workshop import Workshop
-from executor.store import facts
+from executor.store import metadata
 from platforms import decoding
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class FromUrl(msgspec.Struct, frozen=True):
 
     def _digest(self, workshop: Workshop) -> str:
         """The content's digest: remembered, as long as the server says that the file is the same."""
-        data = facts.get(workshop.store, "url", self.url)
+        data = metadata.get(workshop.store, "url", self.url)
         if data is not None:
             digest, validators = decoding.decode(_REMEMBERED, data)
             if http.unchanged(
@@ -91,7 +91,7 @@ class FromUrl(msgspec.Struct, frozen=True):
                 )
                 workshop.downloads[self.url, self.checksum] = found
                 known = (found.digest, found.validators)
-                facts.put(workshop.store, "url", self.url, msgspec.json.encode(known))
+                metadata.put(workshop.store, "url", self.url, msgspec.json.encode(known))
             return found
 
     def _authorization(self, workshop: Workshop) -> str:

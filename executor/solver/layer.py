@@ -154,7 +154,7 @@ def _make_directory(workshop: Workshop, result: str, entries: Iterable[Entry] | 
     packed = next((each for each in known.blobs if known.places or blobs.has(store, each.digest)), None)
     if packed is not None:
         _bring(workshop, result, packed.digest)
-    draft = snapshots.draft(store)
+    draft = snapshots.prepare(store)
     try:
         if packed is not None:
             with blobs.open(store, packed.digest) as file:

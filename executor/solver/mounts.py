@@ -216,7 +216,7 @@ def _materialised(workshop: Workshop, source: copying.Source) -> tuple[str, str]
         with locks.lock(workshop.store, key, cancel=workshop.cancelled):
             made = snapshots.find(workshop.store, key)
             if made is None:
-                draft = snapshots.draft(workshop.store)
+                draft = snapshots.prepare(workshop.store)
                 try:
                     materialise.materialise(content.unchanged(entries), draft.fs)
                     size = removal.disk_usage(draft.fs)
@@ -286,7 +286,7 @@ def _cache(
     def make(stack: ExitStack, told: tuple[str, ...]) -> Mount:
         whose = f" told by {', '.join(told)}" if told else ""
         directory = stack.enter_context(
-            cachemounts.held(
+            cachemounts.acquire(
                 workshop.store,
                 identity + filled + seed.here + whose,
                 wanted.sharing or "shared",

@@ -134,7 +134,7 @@ def execute(
     raise StepFailed(
         f'process "{command}" did not complete successfully',
         why=why,
-        remedy=_remedy(ended) or faults.room(workshop.store.root),
+        remedy=_remedy(ended) or faults.full_disk_remedy(workshop.store.root),
         where=instruction.location,
         log=tail.lines,
     )

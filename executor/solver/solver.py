@@ -46,7 +46,7 @@ from executor.solver.state import State
 from executor.solver.treename import Observed
 from executor.solver.workshop import Workshop, together
 from executor.store import faults, locks, removal, snapshots
-from executor.store.spool import Spool
+from executor.store.spool import SpooledList
 from platforms import debug
 from platforms.errors import ContextError, DockerfileError, Interrupted, KanifoldError, StoreError
 from platforms.paths import below
@@ -76,7 +76,7 @@ class Made(msgspec.Struct, frozen=True):
 class _Entries(msgspec.Struct, frozen=True):
     """The entries of the COPY that came to ``result``, worked out should somebody go through them."""
 
-    again: Once[tuple[str, Spool[Entry]]]
+    again: Once[tuple[str, SpooledList[Entry]]]
     result: str
 
     def __iter__(self) -> Iterator[Entry]:
@@ -381,7 +381,7 @@ class Solver:
         tree = workshop.trees.of(directories, workshop.empty)
         result = cache.fresh_result()
         running = replace(running, env=(*running.env, *secret_variables(workshop, instruction)))
-        draft = snapshots.draft(workshop.store)
+        draft = snapshots.prepare(workshop.store)
         _make_mount_points(tree, draft.fs, self._made)
         try:
             with self._turn(), mounts.mounted() as mounted:
@@ -461,7 +461,7 @@ class Solver:
                 plan.key(),
             )
 
-        def make() -> tuple[str, Spool[Entry]]:
+        def make() -> tuple[str, SpooledList[Entry]]:
             tree = below() if below is not None else None
             draft = copying.Plan(tree, self._workshop.directory, self._made)
             treatment = sources.copy_options(
@@ -533,7 +533,7 @@ class Solver:
         if path == "/":
             return steps.noted(moved, "WORKDIR /")
 
-        def make() -> tuple[str, Spool[Entry]]:
+        def make() -> tuple[str, SpooledList[Entry]]:
             tree = self.tree_of(state)
             owner = users.owner(tree, state.config.user) if state.config.user else None
             entries = copying.make_directory(tree, path, owner, self._made)
@@ -551,11 +551,11 @@ class Solver:
         number: int,
         state: State,
         observed: Callable[[Input], Observed],
-        make: Callable[[], tuple[str, Spool[Entry] | None]],
+        make: Callable[[], tuple[str, SpooledList[Entry] | None]],
         text: str,
         below: Sequence[Layer] = (),
         same: Callable[[], Observed] | None = None,
-        again: Callable[[], tuple[str, Spool[Entry]]] | None = None,
+        again: Callable[[], tuple[str, SpooledList[Entry]]] | None = None,
     ) -> State:
         """``state`` with one more layer: found by what is ``observed``, or made by ``make`` and then findable.
 
@@ -635,7 +635,7 @@ class Solver:
         stage: Stage,
         outcome: CacheEntry,
         below: Sequence[Layer],
-        again: Callable[[], tuple[str, Spool[Entry]]] | None,
+        again: Callable[[], tuple[str, SpooledList[Entry]]] | None,
     ) -> Layer:
         """The layer of ``outcome``; when nobody has it yet, ``again`` gives its entries."""
         ours = self._is_ours(outcome)

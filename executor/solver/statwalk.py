@@ -15,8 +15,8 @@ from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
 from executor.solver import copying
 from executor.solver.copying import Match, Source, WalkEntry, normal_path
-from executor.store import files
-from executor.store.spool import Spool
+from executor.store import stat_cache
+from executor.store.spool import SpooledList
 from platforms.errors import ContextError
 
 TOGETHER: Final = 2000
@@ -46,8 +46,8 @@ class Chosen(msgspec.Struct, frozen=True, array_like=True):
 class StatWalk(msgspec.Struct, frozen=True):
     """What a source names, as far as lstat(2) says: no file has been read."""
 
-    chosen: Spool[Chosen]
-    reached: Spool[WalkEntry]
+    chosen: SpooledList[Chosen]
+    reached: SpooledList[WalkEntry]
     signature: str
     """The SHA-256 (hex) of every status; "" where a status says nothing about the content."""
     at: int
@@ -64,10 +64,10 @@ def walk(directory: str, source: Source, exclude: tuple[str, ...], check: Callab
 
     What memory does not hold goes to a file in ``directory``. ``check`` raises when it is time to end.
     """
-    chosen, found = Spool(_CHOSEN, directory), Spool(REACHED, directory)
+    chosen, found = SpooledList(_CHOSEN, directory), SpooledList(REACHED, directory)
     digest = hashlib.sha256()
     telling = True
-    at = files.now()
+    at = stat_cache.now()
     try:
         for match in copying.matches(source):
             top = copying.top_of(source, match)

@@ -1,7 +1,7 @@
-"""Blobs: files named by the digest of their content.
+"""Blobs: files by the digest of their content.
 
-A blob is written to a temporary file while it is being hashed, renamed into ``blobs/``, and then given a row in the
-index; only then it exists. A blob found here is leased until the store is closed.
+A blob is written to a temporary file and hashed, renamed into ``blobs/``, and then gets a row in the index, from which
+on it exists. A blob that is found is leased until the store is closed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from executor.image.digest import check_digest
 from executor.store.faults import os_fault, translated
 from executor.store.index import number
-from executor.store.leases import flocked, gate
+from executor.store.leases import flocked, lease_lock
 from platforms.descriptors import write_all
 from platforms.errors import ArchiveError, StoreError
 from platforms.paths import below
@@ -41,21 +41,21 @@ class Blob(msgspec.Struct, frozen=True):
 
 
 def path(store: Store, digest: str) -> str:
-    """Where the blob ``digest`` is, or would be. Reading it there verifies nothing."""
+    """Return the path of the blob ``digest``, whether it exists or not. Reading the file verifies nothing."""
     algorithm, _, encoded = check_digest(digest).partition(":")
     return below(store.root, "blobs", algorithm, encoded)
 
 
 def find(store: Store, digest: str) -> Blob | None:
-    """The blob ``digest`` when the store has it, whole; it is then leased and counts as used.
+    """Return the blob ``digest`` if the store has it; it is then leased and marked as used.
 
-    A blob of an earlier boot that was never settled is hashed first.
+    A blob from an earlier boot that was never synced is hashed first.
     """
     place = path(store, digest)
-    if _row(store, digest) is None:
+    if _get_row(store, digest) is None:
         return None
-    store.session.keep(f"b{digest}")
-    row = _row(store, digest)  # once more, now that it cannot be pruned any longer
+    store.session.lease_until_closed(f"b{digest}")
+    row = _get_row(store, digest)  # again: from now on it cannot be pruned
     if row is None:
         return None
     identity, size, boot, used = row
@@ -80,41 +80,42 @@ def has(store: Store, digest: str) -> bool:
 
 
 def size(store: Store, digest: str) -> int:
-    """Bytes of the blob ``digest``; ``StoreError`` when it is not here."""
-    return _demand(store, digest).size
+    """Return the size of the blob ``digest`` in bytes. Raises ``StoreError`` if there is none."""
+    return _require(store, digest).size
 
 
 def open(store: Store, digest: str) -> BinaryIO:  # noqa: A001
-    """The blob ``digest`` to read from.
+    """Open the blob ``digest`` for reading.
 
-    Reading from the start to the end verifies it: the last piece of a damaged blob is not handed out, instead the
-    blob is removed and ``StoreError`` raised. Seeking to the start begins anew; elsewhere, nothing is verified.
+    Reading from start to end verifies it: the last part of a damaged blob is not returned; instead the blob is removed
+    and ``StoreError`` raised. Seeking to the start begins again; after any other seek nothing is verified.
     """
-    _demand(store, digest)
+    _require(store, digest)
     with translated(store.root, f"cannot read the blob {digest}"):
         return cast("BinaryIO", io.BufferedReader(_Verified(store, digest), _CHUNK))
 
 
 def open_unverified(store: Store, digest: str) -> BinaryIO:
-    """The blob ``digest`` to read from, for those who hold what they make of it against another digest.
+    """Open the blob ``digest`` for reading, for callers that verify another digest of what they make of it.
 
-    When that is not what it should be, ``verify`` says whether it was the blob's fault.
+    If that fails, ``verify`` tells whether the blob is damaged.
     """
-    _demand(store, digest)
+    _require(store, digest)
     with translated(store.root, f"cannot read the blob {digest}"):
         return io.FileIO(path(store, digest))
 
 
 def verify(store: Store, digest: str) -> None:
-    """Read the blob ``digest``; one that is damaged is removed, and ``StoreError`` raised."""
-    _demand(store, digest)
+    """Read the blob ``digest``; if it is damaged, remove it and raise ``StoreError``."""
+    _require(store, digest)
     if hash_file(path(store, digest), digest) != digest:
         raise _damaged(store, digest)
 
 
 def read(store: Store, digest: str, limit: int) -> bytes:
-    """The content of the blob ``digest``, verified; ``StoreError`` when it is longer than ``limit`` bytes."""
-    found = _demand(store, digest)
+    """Return the content of the blob ``digest``, verified. Raises ``StoreError`` if it is longer than ``limit``
+    bytes."""
+    found = _require(store, digest)
     if found.size > limit:
         raise StoreError(f"the blob {digest} is too large", why=f"{found.size} bytes; the limit here is {limit}")
     with translated(store.root, f"cannot read the blob {digest}"), io.FileIO(path(store, digest)) as file:
@@ -125,9 +126,9 @@ def read(store: Store, digest: str, limit: int) -> bytes:
 
 
 def ingest(store: Store, digest: str | None = None) -> Ingest:
-    """A new blob to be written from its beginning; use it as a context manager, and ``commit`` it.
+    """Return a context manager to write a new blob, from its beginning, and to ``commit`` it.
 
-    ``digest`` is what the content must hash to, None when that is not known beforehand.
+    ``digest``: the expected digest; None when it is not known in advance.
     """
     with translated(store.root, "cannot write a blob"):
         made = Ingest(store, check_digest(digest) if digest is not None else None)
@@ -137,7 +138,7 @@ def ingest(store: Store, digest: str | None = None) -> Ingest:
 
 
 def resume(store: Store, digest: str) -> Ingest:
-    """As ``ingest``, but an interrupted earlier attempt is gone on with (``Ingest.resume_offset``)."""
+    """As ``ingest``, but continues an interrupted attempt, if there is one (``Ingest.resume_offset``)."""
     with translated(store.root, "cannot write a blob"):
         return Ingest(store, check_digest(digest))
 
@@ -145,20 +146,20 @@ def resume(store: Store, digest: str) -> Ingest:
 def adopt(store: Store, temporary: str, digest: str, size: int) -> Blob:
     """Make the file ``temporary`` (of ``store.session.temporary()``) the blob ``digest``.
 
-    Whoever wrote it has computed ``digest`` on the way; only the ``size`` is checked here.
+    ``digest`` was computed by the caller while writing; only ``size`` is checked.
     """
     with translated(store.root, f"cannot store the blob {digest}"):
         length = os.stat(temporary).st_size
         if length != size:
             raise StoreError(f"cannot store the blob {digest}", why=f"its file has {length} bytes instead of {size}")
-        return _place(store, temporary, digest, size)
+        return _add(store, temporary, digest, size)
 
 
 class Ingest:
-    """A blob in the making. Not safe for threads.
+    """A blob that is being written. Not safe for threads.
 
-    Leaving the context without ``commit`` leaves nothing behind, except for a part of a blob whose digest is known,
-    which ``resume`` goes on with.
+    Leaving the context without ``commit`` leaves nothing, except for a part of a blob with a known digest, which
+    ``resume`` continues.
     """
 
     def __init__(self, store: Store, digest: str | None) -> None:
@@ -166,7 +167,7 @@ class Ingest:
         self._expected = digest
         self._algorithm = digest.partition(":")[0] if digest is not None else "sha256"
         self._keep = False
-        self._fd, self.path = self._take_partial(digest) if digest is not None else (-1, "")
+        self._fd, self.path = self._open_partial(digest) if digest is not None else (-1, "")
         if self._fd < 0:
             self.path = store.session.temporary()
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -178,7 +179,7 @@ class Ingest:
             os.close(self._fd)
             raise
         self.resume_offset = self._hashed
-        """Bytes that are here already: writing goes on after them."""
+        """Bytes that are present already; writing continues after them."""
         self.size = self._hashed
         """Bytes so far."""
         os.lseek(self._fd, 0, os.SEEK_END)
@@ -188,7 +189,7 @@ class Ingest:
         try:
             write_all(self._fd, data)
         except OSError as error:
-            self._give_up()
+            self._abandon()
             raise os_fault(self._store.root, f"cannot write the blob {self._expected or ''}".rstrip(), error) from error
         self._hash.update(data)
         self._hashed += len(data)
@@ -196,11 +197,11 @@ class Ingest:
         return len(data)
 
     def fileno(self) -> int:
-        """The file's descriptor, at its end. What is appended through it is hashed by ``commit``."""
+        """Return the file descriptor, positioned at the end. What is appended through it is hashed by ``commit``."""
         return self._fd
 
     def restart(self) -> None:
-        """Throw away what is here and begin at 0, for a server that cannot resume."""
+        """Discard what is present and start at 0, for a server that cannot resume."""
         with translated(self._store.root, "cannot write a blob"):
             os.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
@@ -208,25 +209,25 @@ class Ingest:
         self._hashed = self.size = self.resume_offset = 0
 
     def commit(self) -> Blob:
-        """Verify and keep the blob.
+        """Verify the blob and add it to the store.
 
-        Raises ``ArchiveError`` when the content is not what the digest says, and leaves nothing of it. (When
-        ``resume_offset`` was not 0, the fault may lie in what was resumed: try once more from the start.)
+        Raises ``ArchiveError``, and keeps nothing, when the content does not match the digest. (If ``resume_offset``
+        was not 0, the resumed part may be wrong: try once more from the start.)
         """
         what = f"cannot store the blob {self._expected or ''}".rstrip()
         try:
             self._catch_up()
             digest = f"{self._algorithm}:{self._hash.hexdigest()}"
             if self._expected not in (None, digest):
-                self._give_up()
+                self._abandon()
                 raise ArchiveError(
                     f"the content of {self._expected} is not what its digest says",
                     why=f"{self._hashed} bytes were received, and their digest is {digest}",
                     remedy="try again; if it stays so, the sender or something on the way to it is broken",
                 )
-            blob = _place(self._store, self.path, digest, self._hashed)
+            blob = _add(self._store, self.path, digest, self._hashed)
         except (OSError, StoreError) as error:
-            self._give_up()
+            self._abandon()
             if isinstance(error, OSError):
                 raise os_fault(self._store.root, what, error) from error
             raise
@@ -234,11 +235,11 @@ class Ingest:
         return blob
 
     def close(self) -> None:
-        """End the attempt. A part of a blob with a known digest stays for ``resume``."""
+        """End the attempt. A part of a blob with a known digest is kept for ``resume``."""
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
-        partial = self._expected is not None and os.path.dirname(self.path) == _partials(self._store)
+        partial = self._expected is not None and os.path.dirname(self.path) == _partial_directory(self._store)
         try:
             if not self._keep and not (partial and os.fstat(fd).st_size):
                 with contextlib.suppress(FileNotFoundError):
@@ -256,22 +257,22 @@ class Ingest:
         self.close()
 
     def _catch_up(self) -> None:
-        """Hash what is in the file and has not gone through ``write``."""
+        """Hash what is in the file and was not written by ``write``."""
         while data := os.pread(self._fd, _CHUNK, self._hashed):
             self._hash.update(data)
             self._hashed += len(data)
         self.size = self._hashed
 
-    def _give_up(self) -> None:
-        """Give the space back."""
+    def _abandon(self) -> None:
+        """Free the space."""
         self._keep = True
         with contextlib.suppress(OSError):
             os.unlink(self.path)
             os.ftruncate(self._fd, 0)
 
-    def _take_partial(self, digest: str) -> tuple[int, str]:
-        """The locked file of an interrupted download, or a new one; -1 when another process is at it right now."""
-        place = below(_partials(self._store), digest.replace(":", "-"))
+    def _open_partial(self, digest: str) -> tuple[int, str]:
+        """Return the locked file of an interrupted download, or a new one; -1 when another process is writing it."""
+        place = below(_partial_directory(self._store), digest.replace(":", "-"))
         while True:
             fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
@@ -286,7 +287,7 @@ class Ingest:
 
 
 class _Verified(io.RawIOBase):
-    """A blob's file that hashes what is read from it."""
+    """A raw file that hashes what is read from a blob."""
 
     def __init__(self, store: Store, digest: str) -> None:
         self._store = store
@@ -335,7 +336,7 @@ class _Verified(io.RawIOBase):
 
 
 def hash_file(place: str, digest: str) -> str:
-    """The digest of the file ``place``, by the algorithm of ``digest``; "" when it cannot be read."""
+    """Return the digest of the file ``place``, by the algorithm of ``digest``; "" when it cannot be read."""
     algorithm = digest.partition(":")[0]
     total = hashlib.new(algorithm)
     try:
@@ -348,21 +349,24 @@ def hash_file(place: str, digest: str) -> str:
 
 
 def remove_damaged(store: Store, digest: str, identity: int) -> None:
-    """Take the blob ``digest``, found damaged as the row ``identity``, out of the store; not its successor."""
-    with translated(store.root, f"cannot remove the damaged blob {digest}"), flocked(gate(store.root), exclusive=True):
+    """Remove the blob ``digest`` whose row ``identity`` was found damaged; not one that has replaced it."""
+    with (
+        translated(store.root, f"cannot remove the damaged blob {digest}"),
+        flocked(lease_lock(store.root), exclusive=True),
+    ):
         gone = store.index.write(lambda db: db.execute("DELETE FROM blobs WHERE id=?", (identity,)).rowcount)
         if gone:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path(store, digest))
 
 
-def _place(store: Store, temporary: str, digest: str, size: int) -> Blob:
-    """Rename ``temporary`` to the blob ``digest`` and give it its row; one that is here already stays."""
+def _add(store: Store, temporary: str, digest: str, size: int) -> Blob:
+    """Rename ``temporary`` to the blob ``digest`` and insert its row; an existing blob is kept."""
     place = path(store, digest)
     if find(store, digest) is not None:
         os.unlink(temporary)
         return Blob(digest, size)
-    store.session.keep(f"b{digest}")
+    store.session.lease_until_closed(f"b{digest}")
     now = store.clock()
 
     def write(db: sqlite3.Connection) -> None:
@@ -371,13 +375,13 @@ def _place(store: Store, temporary: str, digest: str, size: int) -> Blob:
             (digest, size, store.boot, now, now),
         )
 
-    with flocked(gate(store.root), exclusive=False):
+    with flocked(lease_lock(store.root), exclusive=False):
         try:
             os.rename(temporary, place)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(place), 0o700, exist_ok=True)  # sha512 is rare, its directory made when needed
+            os.makedirs(os.path.dirname(place), 0o700, exist_ok=True)  # of another algorithm than sha256
             os.rename(temporary, place)
-        os.chmod(place, 0o400)  # not before: who dies here leaves a download that can be resumed
+        os.chmod(place, 0o400)  # after the rename: a download that is interrupted before can be resumed
         store.index.write(write)
     return Blob(digest, size)
 
@@ -385,7 +389,7 @@ def _place(store: Store, temporary: str, digest: str, size: int) -> Blob:
 _Row: TypeAlias = "tuple[int, int, str | None, float]"
 
 
-def _row(store: Store, digest: str) -> _Row | None:
+def _get_row(store: Store, digest: str) -> _Row | None:
     def look(db: sqlite3.Connection) -> _Row | None:
         row = db.execute("SELECT id, size, boot, used FROM blobs WHERE digest=?", (digest,)).fetchone()
         return None if row is None else (row[0], row[1], row[2], number(row[3]))
@@ -393,7 +397,7 @@ def _row(store: Store, digest: str) -> _Row | None:
     return store.index.read(look)
 
 
-def _demand(store: Store, digest: str) -> Blob:
+def _require(store: Store, digest: str) -> Blob:
     found = find(store, digest)
     if found is None:
         raise StoreError(f"the store has no blob {digest}", remedy="build again: what is missing will be made anew")
@@ -401,7 +405,7 @@ def _demand(store: Store, digest: str) -> Blob:
 
 
 def _damaged(store: Store, digest: str) -> StoreError:
-    row = _row(store, digest)
+    row = _get_row(store, digest)
     if row is not None:
         remove_damaged(store, digest, row[0])
     return StoreError(
@@ -411,5 +415,5 @@ def _damaged(store: Store, digest: str) -> StoreError:
     )
 
 
-def _partials(store: Store) -> str:
+def _partial_directory(store: Store) -> str:
     return os.path.join(store.root, "tmp/partial")

@@ -1,9 +1,9 @@
-"""Directories of ``RUN --mount=type=cache``: what a step leaves in one, later steps of the same id find.
+"""Directories of ``RUN --mount=type=cache``.
 
-Each is ``cache/<name>/fs``, where the name is a hash of the id: an id is a Dockerfile's text and never part of a path.
-``cache/<name>/id`` tells the id and when the directory was made; its modification time is that of the last use. They
-need no index: a lost index costs no compiler cache. ``cache/<name>/size`` has what it occupied (bytes of disk, in
-decimal) when that was measured, which its modification time tells.
+Each is ``cache/<name>/fs``, where the name is a hash of the id, which is text of a Dockerfile and never part of a path.
+``cache/<name>/id`` has the id and the creation time; its mtime is the time of last use. ``cache/<name>/size`` has the
+disk usage in bytes (decimal) when it was measured, which is its mtime. They are not in the index: losing that loses no
+compiler cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Any
 
-    from executor.store.locks import Held
+    from executor.store.locks import Lock
     from executor.store.store import Store
 
 
@@ -39,12 +39,12 @@ class CacheMount(msgspec.Struct, frozen=True):
     created: float
     last_used: float
     size: int = 0
-    """Bytes of disk when it was ``measured``; 0 before."""
+    """Disk usage in bytes when it was ``measured``; 0 if never."""
     measured: float = 0.0
 
 
 @contextmanager
-def held(
+def acquire(
     store: Store,
     id: str,  # noqa: A002
     sharing: Literal["shared", "private", "locked"] = "shared",
@@ -52,11 +52,12 @@ def held(
     populate: Callable[[str], None] | None = None,
     cancel: Future[Any] | None = None,
 ) -> Iterator[str]:
-    """The path of the cache directory ``id`` for the length of the block.
+    """Yield the path of the cache directory ``id``, which is in use for the length of the block.
 
-    ``sharing`` as the Dockerfile reference has it ("RUN --mount=type=cache"): ``shared`` by any number of users at
-    once; ``private``: the first that nobody uses, ``id`` itself or a sibling of it; ``locked``: waited for, until
-    ``cancel`` is done. A new directory is filled by ``populate``, which gets its path, before anybody else sees it.
+    ``sharing`` as in the Dockerfile reference, "RUN --mount=type=cache". ``shared``: by any number of users.
+    ``private``: the first directory that nobody uses, ``id`` itself or a sibling. ``locked``: waits until the directory
+    is free or ``cancel`` is done. A new directory is filled by ``populate``, which is called with its path, before it
+    becomes visible.
     """
     with ExitStack() as stack:
         if sharing == "locked":
@@ -64,20 +65,20 @@ def held(
         elif sharing == "private":
             id, mine = _first_free(store, id)  # noqa: A001
             stack.enter_context(mine)
-        thing = lease(id)
-        store.session.hold(thing)
-        stack.callback(store.session.drop, thing)
-        if not _is_made(store, id):
+        resource = lease_name(id)
+        store.session.lease(resource)
+        stack.callback(store.session.release, resource)
+        if not _exists(store, id):
             with lock(store, f"make cache {id}", cancel=cancel):
                 _make(store, id, populate)
-        place = top(store, id)
+        place = directory_of(store, id)
         with translated(store.root, f"cannot use the cache directory {id!r}"):
             os.utime(os.path.join(place, "id"), (store.clock(), store.clock()))
         yield os.path.join(place, "fs")
 
 
-def listed(store: Store) -> tuple[CacheMount, ...]:
-    """All cache directories that can be found by their id."""
+def list_all(store: Store) -> tuple[CacheMount, ...]:
+    """Return all cache directories."""
     found = []
     folder = os.path.join(store.root, "cache")
     for name in os.listdir(folder):
@@ -89,15 +90,15 @@ def listed(store: Store) -> tuple[CacheMount, ...]:
             said = decoding.from_loose_json(file.read())
             used = os.fstat(file.fileno()).st_mtime
             mount = CacheMount(str(said["id"]), path, float(said["created"]), used, *_measured(path))
-            if mount.path == top(store, mount.id):
+            if mount.path == directory_of(store, mount.id):
                 found.append(mount)
     return tuple(found)
 
 
 def measure(store: Store, mount: CacheMount) -> int:
-    """Bytes of disk that ``mount`` occupies, noted for whoever asks without looking."""
+    """Return the disk usage of ``mount`` in bytes, and record it for ``list_all``."""
     size, now = disk_usage(mount.path), store.clock()
-    with suppress(OSError):  # it may be gone by now, or the disk full
+    with suppress(OSError):  # removed meanwhile, or the disk is full
         path, incoming = os.path.join(mount.path, "size"), store.session.temporary()
         with open(os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
             file.write(str(size))
@@ -112,13 +113,13 @@ def _measured(path: str) -> tuple[int, float]:
     return 0, 0.0
 
 
-def lease(id: str) -> str:  # noqa: A002
-    """What a lease calls the cache directory ``id``."""
+def lease_name(id: str) -> str:  # noqa: A002
+    """Return the name of the cache directory ``id`` in leases."""
     return f"c{_name(id)}"
 
 
-def top(store: Store, id: str) -> str:  # noqa: A002
-    """Where the cache directory ``id`` is, with what tells about it."""
+def directory_of(store: Store, id: str) -> str:  # noqa: A002
+    """Return the directory of the cache ``id``, which holds ``fs``, ``id`` and ``size``."""
     return below(store.root, "cache", _name(id))
 
 
@@ -126,11 +127,11 @@ def _name(id: str) -> str:  # noqa: A002
     return hashlib.sha256(id.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def _is_made(store: Store, id: str) -> bool:  # noqa: A002
-    return os.path.exists(os.path.join(top(store, id), "id"))
+def _exists(store: Store, id: str) -> bool:  # noqa: A002
+    return os.path.exists(os.path.join(directory_of(store, id), "id"))
 
 
-def _first_free(store: Store, id: str) -> tuple[str, Held]:  # noqa: A002
+def _first_free(store: Store, id: str) -> tuple[str, Lock]:  # noqa: A002
     number = 0
     while True:
         candidate = f"{id}#{number}" if number else id
@@ -141,7 +142,7 @@ def _first_free(store: Store, id: str) -> tuple[str, Held]:  # noqa: A002
 
 def _make(store: Store, id: str, populate: Callable[[str], None] | None) -> None:  # noqa: A002
     with translated(store.root, f"cannot make the cache directory {id!r}"):
-        if _is_made(store, id):
+        if _exists(store, id):
             return  # another process was faster
         draft = store.session.temporary()
         os.mkdir(draft, 0o700)
@@ -153,9 +154,9 @@ def _make(store: Store, id: str, populate: Callable[[str], None] | None) -> None
         if populate is not None:
             populate(os.path.join(draft, "fs"))
         with translated(store.root, f"cannot make the cache directory {id!r}"):
-            if os.path.lexists(top(store, id)):
-                os.rename(top(store, id), store.session.temporary())  # one without its id: garbage
-            os.rename(draft, top(store, id))
+            if os.path.lexists(directory_of(store, id)):
+                os.rename(directory_of(store, id), store.session.temporary())  # one without its id: garbage
+            os.rename(draft, directory_of(store, id))
     except BaseException:
         with translated(store.root, f"cannot delete {draft}"):
             remove_tree(draft)

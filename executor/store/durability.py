@@ -1,4 +1,4 @@
-"""Settling: making what was committed survive a power failure, with one sync for all of it."""
+"""Making committed blobs and snapshots survive a power failure, with one sync for all."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ if TYPE_CHECKING:
 
 
 WRITTEN_BACK: Final = 35.0
-"""Seconds after which the kernel has written out by itself what was changed, or nearly (vm.dirty_expire_centisecs)."""
+"""Seconds after which the kernel has written back nearly all changed pages (vm.dirty_expire_centisecs)."""
 
 
-def settle(store: Store, age: float = 0.0) -> int:
-    """Write the store's file system to disk, and mark what was committed before, by any process, as durable.
+def sync(store: Store, age: float = 0.0) -> int:
+    """Write the store's file system to disk, and mark what any process committed before as durable.
 
-    Called beside a build, for what was committed ``age`` seconds ago or earlier: to sync what has just been written
-    would make that build wait for the disk. What is not settled is lost only by a power failure.
-    Returns how many blobs and snapshots were marked. When the disk reports that something could not be written,
-    none of it is trusted any longer, and ``StoreError`` is raised.
+    Called beside a build for what was committed at least ``age`` seconds ago; to sync newer data would make that build
+    wait for the disk. What is not synced is lost only by a power failure. Returns the number of blobs and snapshots
+    that were marked. On a write error all of them are invalidated, and ``StoreError`` is raised.
     """
 
     now = time.time()
     values = (store.boot, now - age, now)
 
     def pending(db: sqlite3.Connection) -> tuple[list[tuple[int]], list[tuple[int]]]:
-        # Who has set the clock back is not made to wait until it has caught up.
+        # Rows from the future: the clock was set back.
         which = "WHERE boot=? AND (created<=? OR created>?)"
         return (
             db.execute(f"SELECT id FROM blobs {which}", values).fetchall(),
@@ -45,14 +44,14 @@ def settle(store: Store, age: float = 0.0) -> int:
 
     def mark(boot: str | None) -> None:
         def write(db: sqlite3.Connection) -> None:
-            # A blob's id changes when it is written anew: only those files that the sync has seen are marked.
+            # A blob that was written again has another id: only files that were synced are marked.
             db.executemany("UPDATE blobs SET boot=? WHERE id=?", ((boot, *each) for each in blobs))
             db.executemany("UPDATE snapshots SET boot=? WHERE number=?", ((boot, *each) for each in snapshots))
 
         store.index.write(write)
 
     try:
-        _sync(store.root)
+        _syncfs(store.root)
     except OSError as error:
         mark("")
         raise os_fault(store.root, f"cannot write the store {store.root} to its disk", error) from error
@@ -60,7 +59,7 @@ def settle(store: Store, age: float = 0.0) -> int:
     return len(blobs) + len(snapshots)
 
 
-def _sync(root: str) -> None:
+def _syncfs(root: str) -> None:
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         syscalls.syncfs(fd)

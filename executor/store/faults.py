@@ -1,4 +1,4 @@
-"""Errors of the operating system and of SQLite, told as ``StoreError``. The only place where they are translated."""
+"""Translating errors of the operating system and of SQLite to ``StoreError``."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _MORE_ROOM = f"free some space there (`kanifold prune --all` empties the store),
 
 _SQLITE_FULL = 13
 
-_LITTLE = 1 << 16
-"""Bytes: a disk with less to give is full."""
+_FULL_BYTES = 1 << 16
+"""A disk with less free space than this is full, in bytes."""
 
 
 @contextmanager
 def translated(root: str, what: str) -> Iterator[None]:
-    """An ``OSError`` inside the block becomes a ``StoreError`` that says ``what`` failed in the store at ``root``."""
+    """Raise an ``OSError`` of the block as a ``StoreError`` that says ``what`` failed in the store at ``root``."""
     try:
         yield
     except OSError as error:
         raise os_fault(root, what, error) from error
 
 
-def room(root: str) -> str:
-    """What to do about the disk of the store at ``root`` when it has no room left; "" while it has some."""
+def full_disk_remedy(root: str) -> str:
+    """Return the remedy for a full disk of the store at ``root``; "" while it has space."""
     found = os.statvfs(root)
-    full = found.f_bavail * found.f_frsize < _LITTLE or (found.f_files > 0 and found.f_favail == 0)
+    full = found.f_bavail * found.f_frsize < _FULL_BYTES or (found.f_files > 0 and found.f_favail == 0)
     return f"the disk of {root} is full: {_MORE_ROOM}" if full else ""
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether ``error`` comes of a disk, or a quota, that is used up."""
+    """Whether ``error`` was caused by a full disk or an exceeded quota."""
     import sqlite3
 
     cause: BaseException | None = error
@@ -53,7 +53,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def os_fault(root: str, what: str, error: OSError) -> StoreError:
-    """The ``StoreError`` for a failed system call."""
+    """Return the ``StoreError`` for a failed system call."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     match error.errno:
         case errno.ENOSPC:
@@ -78,7 +78,7 @@ def os_fault(root: str, what: str, error: OSError) -> StoreError:
 
 
 def sqlite_fault(root: str, error: sqlite3.Error) -> StoreError:
-    """The ``StoreError`` for a failed SQLite call; result codes: https://sqlite.org/rescode.html."""
+    """Return the ``StoreError`` for a failed SQLite call; result codes: https://sqlite.org/rescode.html."""
     what = f"cannot use the index of the store {root}"
     code = primary_code(error)
     numbers = {13: errno.ENOSPC, 8: errno.EROFS, 3: errno.EACCES, 10: errno.EIO}  # FULL, READONLY, PERM, IOERR
@@ -91,6 +91,6 @@ def sqlite_fault(root: str, error: sqlite3.Error) -> StoreError:
 
 
 def primary_code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; -1 when the error does not come from SQLite itself."""
+    """Return SQLite's primary result code; -1 when the error does not come from SQLite."""
     code = getattr(error, "sqlite_errorcode", None)
     return code & 0xFF if isinstance(code, int) else -1

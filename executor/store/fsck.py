@@ -1,11 +1,11 @@
-"""Checking a store: every blob hashed, every reference followed."""
+"""Consistency check of a store: every blob is hashed, every reference followed. Used by tests."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
-from executor.store import blobs, records, snapshots
+from executor.store import blobs, cache_records, snapshots
 from platforms.errors import Problem
 from platforms.paths import below
 
@@ -18,9 +18,9 @@ _REMEDY = "it has been removed and will be made anew when it is needed"
 
 
 def verify(store: Store) -> tuple[Problem, ...]:
-    """What is wrong with the store; what is broken is removed on the way. An empty answer: all is well.
+    """Return what is wrong with the store; damaged blobs, snapshots and records are removed.
 
-    Garbage of dead processes is not wrong, only waste: ``prune`` removes it.
+    Garbage of dead processes is no problem: ``prune`` removes it.
     """
     found: list[Problem] = []
     if damage := store.index.damage():
@@ -36,15 +36,15 @@ def verify(store: Store) -> tuple[Problem, ...]:
         return [n for (n,) in rows if not os.path.isdir(below(store.root, "snapshots", str(n), "fs"))]
 
     for number in store.index.read(lost):
-        store.index.write(lambda db, number=number: snapshots.drop_row(db, number))  # type: ignore[misc]
+        store.index.write(lambda db, number=number: snapshots.delete_row(db, number))  # type: ignore[misc]
         found.append(Problem("StoreError", f"the snapshot {number} was missing", "", _REMEDY))
 
-    for key in store.index.read(lambda db: records.dangling(db, store.boot)):
-        records.forget(store, key)
+    for key in store.index.read(lambda db: cache_records.dangling(db, store.boot)):
+        cache_records.forget(store, key)
     return tuple(found)
 
 
 def _has_blob(store: Store, identity: int) -> bool:
-    """False when the blob was pruned while it was being looked at, which is not damage."""
+    """False when the blob was pruned during the check, which is not damage."""
     row = store.index.read(lambda db: db.execute("SELECT 1 FROM blobs WHERE id=?", (identity,)).fetchone())
     return row is not None

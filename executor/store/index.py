@@ -1,15 +1,16 @@
-"""``index.db``: the SQLite database that says which files of the store are whole, and what is known about them.
+"""``index.db``: the SQLite database of the store's committed blobs and snapshots, cache records, stat cache and
+metadata.
 
-The journal is a write-ahead log with ``synchronous=NORMAL``: a transaction costs no fsync, a power failure may undo
-the last ones, and never damages the rest (https://sqlite.org/wal.html). Losing the index loses a cache, no more: a
-damaged or outdated one is set aside as ``index.db.corrupt-…`` with a warning, and an empty one takes its place.
+The journal is a write-ahead log with ``synchronous=NORMAL``: a transaction costs no fsync; a power failure may undo the
+last ones but never damages the rest (https://sqlite.org/wal.html). The index is a cache: a damaged or outdated one is
+set aside as ``index.db.corrupt-…`` with a warning, and replaced by an empty one.
 
-``index.db`` is a symbolic link to ``index-<token>.db``: another index gets another name. SQLite finds a database's log
-by its name, and deletes it by its name when it closes; under one name, a process that still had the old database open
-would sooner or later delete the log of the new one (https://sqlite.org/howtocorrupt.html, section 2.5).
+``index.db`` is a symbolic link to ``index-<token>.db``; a new index gets a new name. SQLite finds the log of a database
+by name and deletes it by name on close. With a fixed name, a process that still had the old database open would sooner
+or later delete the log of the new one (https://sqlite.org/howtocorrupt.html, section 2.5).
 
-Rows that decide what an image is made of carry a seal, a checksum over their fields, because SQLite does not notice a
-flipped bit inside of a value. A broken seal is damage like any other.
+Rows that determine the content of an image have a checksum of their fields (column ``seal``), because SQLite does not
+detect a flipped bit within a value. A wrong checksum is treated as a damaged index.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ SCHEMA: Final = 3
 """The ``user_version`` that this code reads and writes."""
 _BUSY_SECONDS: Final = 60.0
 _DAMAGE: Final = frozenset({1, 11, 26})
-"""SQLITE_ERROR (the statements here are right, so the tables are not), SQLITE_CORRUPT and SQLITE_NOTADB."""
+"""SQLITE_ERROR (the statements are right, so the tables are not), SQLITE_CORRUPT and SQLITE_NOTADB."""
 
-# ``boot`` is NULL for a row whose file is known to be on disk, else the id of the boot it is valid in.
+# ``boot`` is NULL for a row whose file was synced to disk, else the id of the boot in which it is valid.
 _TABLES: Final = """
 CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counters VALUES('snapshot', 0);
@@ -68,16 +69,16 @@ CREATE TABLE facts(
 """
 
 
-class DamagedError(Exception):
-    """The index tells nonsense. Raised inside of ``read`` and ``write``, which then begin a new one."""
+class CorruptIndexError(Exception):
+    """The index is damaged. Raised within ``read`` and ``write``, which then replace the index."""
 
 
-class OutdatedError(DamagedError):
-    """The index is that of an earlier version, which is replaced as a damaged one is."""
+class OutdatedIndexError(CorruptIndexError):
+    """The index has an earlier schema; it is replaced like a damaged one."""
 
 
-def seal(*parts: str | bytes | int | None) -> int:
-    """A checksum over ``parts``, framed so that ("ab", "c") and ("a", "bc") differ."""
+def checksum(*parts: str | bytes | int | None) -> int:
+    """Return the CRC-32 of ``parts``, framed so that ("ab", "c") and ("a", "bc") differ."""
     total = 0
     for part in parts:
         data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
@@ -86,14 +87,14 @@ def seal(*parts: str | bytes | int | None) -> int:
 
 
 def number(value: object) -> float:
-    """``value`` of a column of numbers: SQLite itself takes a flipped bit for a change of type."""
+    """Return ``value``, from a numeric column, if it is a number: a flipped bit may change its type in SQLite."""
     if isinstance(value, int | float):
         return value
-    raise DamagedError("a number was expected")
+    raise CorruptIndexError("a number was expected")
 
 
 class Index:
-    """The connection of one process. Safe for threads and across forks; opened by its first use."""
+    """The database connection of one process, opened by its first use. Safe for threads and across forks."""
 
     def __init__(self, root: str, warn: Callable[[Problem], None]) -> None:
         self._root = root
@@ -107,15 +108,17 @@ class Index:
         self._inherited: list[sqlite3.Connection | None] = []
 
     def read(self, work: Work[T]) -> T:
-        """``work``'s result, in one read transaction. It may be called again after damage, so it must only read."""
+        """Return the result of ``work`` in a read transaction. ``work`` may be called again after damage, so it must
+        only read."""
         return self._run(work, "BEGIN")
 
     def write(self, work: Work[T]) -> T:
-        """``work``'s result, in one write transaction, undone when it raises. It may be called again after damage."""
+        """Return the result of ``work`` in a write transaction, rolled back if it raises. It may be called again after
+        damage."""
         return self._run(work, "BEGIN IMMEDIATE")
 
     def damage(self) -> str:
-        """What SQLite's own check finds wrong; "" when nothing. A damaged index is replaced by an empty one."""
+        """Return what SQLite's integrity check finds; "" if nothing. A damaged index is replaced by an empty one."""
         before = self._current()
         found: list[str] = []
 
@@ -123,7 +126,7 @@ class Index:
             if not found:
                 found.extend(str(row[0]) for row in db.execute("PRAGMA integrity_check(20)"))
                 if found != ["ok"]:
-                    raise DamagedError("; ".join(found))
+                    raise CorruptIndexError("; ".join(found))
 
         self.read(check)
         if found != ["ok"]:
@@ -131,8 +134,8 @@ class Index:
         return "it could not be read" if before not in ("", self._current()) else ""
 
     def close(self) -> None:
-        """Close the connection; the next use opens another one."""
-        self._look_for_fork()
+        """Close the connection; the next use opens a new one."""
+        self._check_fork()
         with self._mutex:
             connection, self._connection = self._connection, None
             if connection is not None:
@@ -144,10 +147,10 @@ class Index:
         for last in (False, False, True):
             try:
                 return self._attempt(work, begin)
-            except (DamagedError, UnicodeDecodeError, sqlite3.OperationalError, sqlite3.DatabaseError) as error:
+            except (CorruptIndexError, UnicodeDecodeError, sqlite3.OperationalError, sqlite3.DatabaseError) as error:
                 if isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError):
                     raise
-                # Python tells of texts that are no texts without a code, and of messages that are none by the decoder.
+                # Python raises errors without a code, or UnicodeDecodeError, for text that is not UTF-8.
                 damaged = not isinstance(error, sqlite3.Error) or primary_code(error) in (-1, *_DAMAGE)
                 if not damaged:
                     raise sqlite_fault(self._root, error) from error  # type: ignore[arg-type]
@@ -159,7 +162,7 @@ class Index:
     def _attempt(self, work: Work[T], begin: str) -> T:
         import sqlite3
 
-        self._look_for_fork()
+        self._check_fork()
         with self._mutex:
             db = self._connected()
             db.execute(begin)
@@ -168,14 +171,14 @@ class Index:
                 db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
-                    with contextlib.suppress(sqlite3.Error):  # the first error tells more
+                    with contextlib.suppress(sqlite3.Error):  # the first error is the relevant one
                         db.execute("ROLLBACK")
                 raise
             return result
 
-    def _look_for_fork(self) -> None:
-        """In a forked child, begin anew: the mutex may be held by a thread that is not here, and the connection is the
-        parent's, neither to be used nor to be closed, which would touch its files."""
+    def _check_fork(self) -> None:
+        """In a forked child, reset the state: the mutex may be held by a thread that does not exist here, and the
+        connection is the parent's, which may neither be used nor closed."""
         if self._pid != os.getpid():
             self._inherited.append(self._connection)
             self._mutex, self._connection, self._pid = threading.RLock(), None, os.getpid()
@@ -192,17 +195,17 @@ class Index:
                         continue
                 with flocked(self._lock, exclusive=True):
                     if not os.path.exists(self._link) or not self._current():
-                        self._begin()
+                        self._create()
         return self._connection
 
     def _current(self) -> str:
-        """The name of the database that ``index.db`` points to; "" when there is none."""
+        """Return the name of the database that ``index.db`` points to; "" when there is none."""
         try:
             return os.path.basename(os.readlink(self._link))
         except FileNotFoundError:
             return ""
         except OSError as error:
-            if error.errno == errno.EINVAL:  # a file of its own, which kanifold has not made
+            if error.errno == errno.EINVAL:  # a regular file, not made by kanifold
                 return ""
             raise
 
@@ -224,33 +227,33 @@ class Index:
         except BaseException:
             db.close()
             raise
-        if version == SCHEMA and mark == _mark(version):
+        if version == SCHEMA and mark == _application_id(version):
             return db
         db.close()
-        if version > SCHEMA and mark == _mark(version):
+        if version > SCHEMA and mark == _application_id(version):
             raise StoreError(
                 f"cannot use the store {self._root}",
                 why=f"a newer kanifold has made it (its schema is {version}; this one knows {SCHEMA})",
                 remedy="update kanifold, or choose another place with --root or KANIFOLD_ROOT",
             )
-        if version < SCHEMA and mark == _mark(version):
-            raise OutdatedError(f"its schema is {version}; this version's is {SCHEMA}")
-        raise DamagedError(f"its schema is {version}, which this version does not know")
+        if version < SCHEMA and mark == _application_id(version):
+            raise OutdatedIndexError(f"its schema is {version}; this version's is {SCHEMA}")
+        raise CorruptIndexError(f"its schema is {version}, which this version does not know")
 
-    def _begin(self) -> None:
-        """Let ``index.db`` point to a whole new database. The lock is held."""
+    def _create(self) -> None:
+        """Create a database and make ``index.db`` point to it. The lock is held."""
         import sqlite3
 
         token = os.urandom(6).hex()
         name = f"index-{token}.db"
-        # SQLite gives the files beside it (…-wal, …-shm) the mode that it has.
+        # SQLite creates the -wal and -shm files with the mode of the database.
         os.close(os.open(below(self._root, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         db = sqlite3.connect(below(self._root, name), isolation_level=None)
         try:
-            marks = f"PRAGMA user_version={SCHEMA}; PRAGMA application_id={_mark(SCHEMA)};"
+            marks = f"PRAGMA user_version={SCHEMA}; PRAGMA application_id={_application_id(SCHEMA)};"
             db.executescript(f"BEGIN; {_TABLES} {marks} COMMIT;")
-            # Last, so that closing has nothing to copy from a log: a close does not tell when that fails. Where the
-            # file system cannot share memory, the mode stays what it was, and that works as well.
+            # Last, so that there is no log to copy on close, which does not report a failure. Where the file system
+            # does not support shared memory, the journal mode stays the default, which works as well.
             db.execute("PRAGMA journal_mode=WAL")
         finally:
             db.close()
@@ -261,17 +264,17 @@ class Index:
         os.rename(link, self._link)
 
     def _replace(self, error: Exception) -> None:
-        """Begin a new index and set the old one aside, unless another process has done so already."""
+        """Create a new index and set the old one aside, unless another process has done so."""
         with self._mutex, translated(self._root, f"cannot repair the index of the store {self._root}"):
             self.close()
             with flocked(self._lock, exclusive=True):
                 if self._current() != self._name:
                     return
-                self._begin()
+                self._create()
                 aside = f"{self._link}.corrupt-{int(time.time())}-{os.urandom(3).hex()}"
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(below(self._root, self._name), aside)
-        reason = "is of an earlier kanifold" if isinstance(error, OutdatedError) else "was damaged"
+        reason = "is of an earlier kanifold" if isinstance(error, OutdatedIndexError) else "was damaged"
         self._warn(
             Problem(
                 "StoreError",
@@ -282,6 +285,6 @@ class Index:
         )
 
 
-def _mark(version: int) -> int:
-    """The ``application_id`` of an index with schema ``version``: a flipped bit in either makes no pair."""
+def _application_id(version: int) -> int:
+    """Return the ``application_id`` for the schema ``version``: a flipped bit in either makes them inconsistent."""
     return zlib.crc32(b"kanifold index %d" % version) >> 1

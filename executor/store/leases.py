@@ -1,15 +1,15 @@
-"""Who uses what: one lease file per session, locked while its process lives.
+"""Leases: which resources are in use, in one lease file for each session, locked while its process lives.
 
-A session is one open store in one process. Its file ``leases/<token>`` lists what it uses, one line each, ``+thing``
-when it begins to and ``-thing`` when it ends. The session holds flock(2) on that file, so that whoever can lock it
-knows that the session is dead. Things are ``s12`` (snapshot 12), ``bsha256:…`` (a blob), ``c…`` (a cache directory).
+A session is one open store in one process. Its file ``leases/<token>`` has a line ``+resource`` for each resource that
+it begins to use, and ``-resource`` when it ends. The session holds flock(2) on the file, so whoever can lock it knows
+that the session is dead. Resources are ``s12`` (snapshot 12), ``bsha256:…`` (a blob) and ``c…`` (a cache directory).
 
-A session writes to its file under the *gate* (``locks/gate``), shared; ``prune`` decides and removes under the gate,
-exclusively. So a thing is either seen as leased, or gone before its lease was written, which the session notices by
-looking for the thing *after* leasing it.
+A session writes to its file under the lease lock (``locks/gate``), shared; ``prune`` selects and removes under it,
+exclusively. So a resource is either seen as leased, or was removed before its lease was written, which the session
+notices by looking for it *after* leasing it.
 
-Locks are taken in this order, so that nobody waits in a circle: a session's mutex, the gate, the index. Nothing leases
-inside of a transaction.
+Locks are taken in this order to avoid deadlocks: a session's mutex, the lease lock, the index. No lease is taken within
+a transaction.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def flocked(path: str, *, exclusive: bool) -> Iterator[None]:
-    """flock(2) on the lasting file ``path``, waiting for it. Released explicitly, as forks may share the descriptor."""
+    """Hold flock(2) on the permanent file ``path``. Released explicitly, as forked processes may share the
+    descriptor."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        _take(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, path)
+        _flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, path)
         try:
             yield
         finally:
@@ -44,7 +45,7 @@ def flocked(path: str, *, exclusive: bool) -> Iterator[None]:
         os.close(fd)
 
 
-def _take(fd: int, kind: int, path: str) -> None:
+def _flock(fd: int, kind: int, path: str) -> None:
     if debug.on:
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
@@ -55,13 +56,13 @@ def _take(fd: int, kind: int, path: str) -> None:
     fcntl.flock(fd, kind)
 
 
-def gate(root: str) -> str:
-    """The path of the gate."""
+def lease_lock(root: str) -> str:
+    """Return the path of the lease lock."""
     return os.path.join(root, "locks/gate")
 
 
 class Session:
-    """This process's leases. Safe for threads; a forked child begins a session of its own."""
+    """The leases of this process. Safe for threads; a forked child starts a session of its own."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -75,48 +76,48 @@ class Session:
         self._counts: dict[str, int] = {}
         self._made = 0
 
-    def _look_for_fork(self) -> None:
-        """In a forked child, begin anew: the mutex may be held by a thread that is not here."""
+    def _check_fork(self) -> None:
+        """In a forked child, reset the state: the mutex may be held by a thread that does not exist here."""
         if self._pid != os.getpid():
             if self._fd >= 0:
                 os.close(self._fd)  # the parent has it too, and with it the lock
             self._reset()
 
     def temporary(self) -> str:
-        """A fresh path under ``tmp`` that stays this session's own; nothing is there yet."""
-        self._look_for_fork()
+        """Return a new path under ``tmp`` that belongs to this session; nothing exists there."""
+        self._check_fork()
         with self._mutex, translated(self._root, "cannot make a temporary file"):
             self._begin()
             self._made += 1
             return below(self._root, "tmp", f"{self._token}.{self._made}")
 
-    def hold(self, *things: str) -> None:
-        """Lease ``things``, each as often as ``drop`` will be called for it. Look whether they exist afterwards."""
-        self._look_for_fork()
+    def lease(self, *resources: str) -> None:
+        """Lease ``resources``, each until ``release`` was called as often. Check afterwards that they exist."""
+        self._check_fork()
         with self._mutex, translated(self._root, "cannot note what is in use"):
             self._begin()
-            new = [each for each in dict.fromkeys(things) if each not in self._counts]
+            new = [each for each in dict.fromkeys(resources) if each not in self._counts]
             if new:
-                with flocked(gate(self._root), exclusive=False):
+                with flocked(lease_lock(self._root), exclusive=False):
                     self._append("".join(f"+{each}\n" for each in new))
                 debug.log("leased", things=",".join(new))
-            for each in things:
+            for each in resources:
                 self._counts[each] = self._counts.get(each, 0) + 1
 
-    def keep(self, thing: str) -> None:
-        """Lease ``thing`` until the session ends; once is enough."""
-        self._look_for_fork()
+    def lease_until_closed(self, resource: str) -> None:
+        """Lease ``resource`` until the session ends. Idempotent."""
+        self._check_fork()
         with self._mutex:
-            held = thing in self._counts
+            held = resource in self._counts
         if not held:
-            self.hold(thing)
+            self.lease(resource)
 
-    def drop(self, *things: str) -> None:
-        """Give up a lease of each of ``things``."""
-        self._look_for_fork()
+    def release(self, *resources: str) -> None:
+        """Release one lease of each of ``resources``."""
+        self._check_fork()
         with self._mutex:
             gone = []
-            for each in things:
+            for each in resources:
                 left = self._counts.get(each, 0) - 1
                 if left > 0:
                     self._counts[each] = left
@@ -124,18 +125,18 @@ class Session:
                     gone.append(each)
             if gone:
                 debug.log("lease given up", things=",".join(gone))
-                with contextlib.suppress(OSError):  # on a full disk they are given up when the session ends
+                with contextlib.suppress(OSError):  # on a full disk they are released when the session ends
                     self._append("".join(f"-{each}\n" for each in gone))
 
     def close(self) -> None:
-        """End the session: all leases are given up."""
-        self._look_for_fork()
+        """End the session and release all leases."""
+        self._check_fork()
         with self._mutex:
             if self._fd >= 0:
                 debug.log("store session ends", lease=self._token)
                 with contextlib.suppress(OSError):  # without its lock it is garbage anyway
                     os.unlink(self._path())
-                fcntl.flock(self._fd, fcntl.LOCK_UN)  # closing is not enough: a fork may have the descriptor, too
+                fcntl.flock(self._fd, fcntl.LOCK_UN)  # closing is not enough: a forked process may have the descriptor
                 os.close(self._fd)
             self._fd, self._token, self._counts = -1, "", {}
 
@@ -146,7 +147,7 @@ class Session:
         if self._fd >= 0:
             return
         token = os.urandom(8).hex()
-        with flocked(gate(self._root), exclusive=False):
+        with flocked(lease_lock(self._root), exclusive=False):
             path = below(self._root, "leases", token)
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -158,49 +159,50 @@ class Session:
         before = os.fstat(self._fd).st_size
         try:
             write_all(self._fd, data)
-        except OSError:  # a full disk takes a part of it, and then says so
+        except OSError:  # a full disk accepts a part and then fails
             os.ftruncate(self._fd, before)
             raise
 
 
 def live(root: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The tokens of the living sessions, and all things they use. The gate must be held exclusively."""
+    """Return the tokens of the living sessions, and the resources that they lease. The lease lock must be held
+    exclusively."""
     tokens: set[str] = set()
-    things: set[str] = set()
-    for path in _files(root):
-        with _held(path) as fd:
+    resources: set[str] = set()
+    for path in _lease_files(root):
+        with _live_lease(path) as fd:
             if fd is not None:
                 tokens.add(os.path.basename(path))
-                things |= _things(fd)
-    return frozenset(tokens), frozenset(things)
+                resources |= _read_names(fd)
+    return frozenset(tokens), frozenset(resources)
 
 
-def bury(root: str) -> None:
-    """Remove the lease files of the dead, of whom nothing is left. The gate must be held exclusively."""
-    for path in _files(root):
-        with _held(path) as fd:
+def remove_dead(root: str) -> None:
+    """Remove the lease files of dead sessions. The lease lock must be held exclusively."""
+    for path in _lease_files(root):
+        with _live_lease(path) as fd:
             if fd is None:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
 
 
 def has_dead(root: str) -> bool:
-    """Whether a process has died, or is about to begin, without ending its session. Needs no gate."""
-    for path in _files(root):
-        with _held(path) as fd:
+    """Whether a process has died without ending its session, or is about to begin one. Needs no lock."""
+    for path in _lease_files(root):
+        with _live_lease(path) as fd:
             if fd is None and os.path.exists(path):
                 return True
     return False
 
 
-def _files(root: str) -> list[str]:
+def _lease_files(root: str) -> list[str]:
     folder = os.path.join(root, "leases")
     return [below(folder, token) for token in os.listdir(folder)]
 
 
 @contextmanager
-def _held(path: str) -> Iterator[int | None]:
-    """The lease file ``path`` to be read, while its session lives; None when that is dead, or has just ended."""
+def _live_lease(path: str) -> Iterator[int | None]:
+    """Yield a descriptor of the lease file ``path`` while its session lives; None when that is dead or has ended."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -217,12 +219,12 @@ def _held(path: str) -> Iterator[int | None]:
         os.close(fd)
 
 
-def _things(fd: int) -> set[str]:
+def _read_names(fd: int) -> set[str]:
     found: set[str] = set()
     with open(fd, encoding="utf-8", closefd=False) as lines:
         for line in lines:
             if not line.endswith("\n"):
-                break  # being written: of what is only half there, a lease cannot be given up yet
+                break  # being written; not complete yet
             if line[0] == "+":
                 found.add(line[1:-1])
             else:

@@ -1,12 +1,11 @@
-"""Named locks between threads and processes: of several that want to do the same work, one does it (single flight).
+"""Named locks between threads and processes, so that one of several does the same work (single flight).
 
-Each acquisition opens the lock's file anew, so that flock(2) also excludes threads of the same process from each
-other. The holder deletes the file before it lets go; whoever then gets a lock on a file that is no longer the one at
-that path tries again. A lock is not reentrant, and death releases it.
+Each acquisition opens the lock's file again, so that flock(2) also excludes threads of the same process. The holder
+deletes the file before it unlocks; whoever then gets a lock on a file that is no longer at that path tries again. A
+lock is not reentrant; it is released when its holder dies.
 
-Waiting is a blocking flock(2). In the main thread a signal handler that raises ends it (Ctrl-C does); a wait that
-somebody else should be able to end takes ``cancel``, and then leaves the flock(2) to a thread of its own while it
-waits for whatever comes first. Nothing polls.
+Waiting is a blocking flock(2). In the main thread a signal handler that raises interrupts it (Ctrl-C does). With
+``cancel``, flock(2) is called on another thread while the caller waits for it or for ``cancel``. There is no polling.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ if TYPE_CHECKING:
     from executor.store.store import Store
 
 
-class Held:
-    """A lock that is held, until ``release`` or the end of its ``with`` block."""
+class Lock:
+    """A lock that is held until ``release`` or the end of its ``with`` block."""
 
     def __init__(self, path: str, fd: int) -> None:
         self._path = path
         self._fd = fd
 
     def release(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
         try:
             os.unlink(self._path)
         except OSError:
-            pass  # it only takes an inode, and is as good a lock for the next holder
+            pass  # the next holder can use the file
         finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a fork may have the descriptor, too
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a forked process may have the descriptor
             os.close(fd)
 
     def __enter__(self) -> Self:
@@ -58,8 +57,8 @@ class Held:
         self.release()
 
 
-def lock(store: Store, name: str, *, cancel: Future[Any] | None = None) -> Held:
-    """The lock ``name``, waited for. ``Interrupted`` when ``cancel`` is done before."""
+def lock(store: Store, name: str, *, cancel: Future[Any] | None = None) -> Lock:
+    """Acquire the lock ``name``, waiting for it. Raises ``Interrupted`` when ``cancel`` is done before."""
     with translated(store.root, f"cannot lock {name!r}"):
         path = _path(store, name)
         while True:
@@ -74,12 +73,12 @@ def lock(store: Store, name: str, *, cancel: Future[Any] | None = None) -> Held:
                     _block(fd)
                 debug.log("lock had", name=name)
             if _is_at(fd, path):
-                return Held(path, fd)
+                return Lock(path, fd)
             os.close(fd)
 
 
-def try_lock(store: Store, name: str) -> Held | None:
-    """The lock ``name``, or None when it is taken."""
+def try_lock(store: Store, name: str) -> Lock | None:
+    """Acquire the lock ``name``; None when it is taken."""
     with translated(store.root, f"cannot lock {name!r}"):
         path = _path(store, name)
         while True:
@@ -90,7 +89,7 @@ def try_lock(store: Store, name: str) -> Held | None:
                 os.close(fd)
                 return None
             if _is_at(fd, path):
-                return Held(path, fd)
+                return Lock(path, fd)
             os.close(fd)
 
 
@@ -118,7 +117,8 @@ def _block(fd: int) -> None:
 
 
 def _wait(fd: int, name: str, cancel: Future[Any]) -> None:
-    """flock ``fd`` in a thread, until ``cancel`` is done. A thread that is given up on lets go of what it then gets."""
+    """flock(2) ``fd`` in a thread, until ``cancel`` is done. An abandoned thread releases the lock that it then
+    gets."""
     import concurrent.futures
     import threading
 

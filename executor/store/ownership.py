@@ -1,9 +1,9 @@
-"""Whose the store is: this user's, and nobody else's.
+"""Ensuring that the store belongs to this user alone.
 
-What is in it is executed set-user-id root, mounted, trusted because of its name, and deleted. So every directory is one
-that belongs to this user, mode 0700, and no link; the files are 0600 or 0400. A store that is another user's, that has
-links for parts, or that others could have written to is refused: chmod would not tell what they have left in it. One
-that others could only read is mended.
+Files in it are executed set-user-id root, mounted, trusted by name, and deleted. So every directory is owned by this
+user, has mode 0700 and is no link; files have 0600 or 0400. A store that belongs to another user, has links as parts,
+or was writable for others is rejected: chmod would not remove what they left in it. One that was only readable for
+others is corrected.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ _FOR_OTHERS: Final = 0o077
 _WRITABLE_FOR_OTHERS: Final = 0o022
 _ELSEWHERE: Final = "choose another place with --root or KANIFOLD_ROOT"
 _INDEX: Final = ("index.db", "index-")
-"""How the names of the index's files begin; they lie beside the parts."""
+"""Prefixes of the names of the index's files, which are at the top of the store."""
 
 
 def claim(root: str, parts: Iterable[str], files: Iterable[str]) -> bool:
-    """Make ``root`` and the directories ``parts`` (``blobs``, then ``blobs/sha256``, …) below it, where they are not.
+    """Make ``root`` and the directories ``parts`` (``blobs``, then ``blobs/sha256``, …) below it, where missing.
 
-    Answers whether any was missing. ``files`` are what else a store has at its top. On the way to ``root`` links are
-    followed: the user chose it. Raises ``StoreError`` for a store that cannot be this user's alone, ``OSError``.
+    Returns whether any was missing. ``files`` are the other entries at the top of a store. Links on the way to ``root``
+    are followed, as the user chose it. Raises ``StoreError`` for a store that does not belong to this user alone, and
+    ``OSError``.
     """
     parts = tuple(parts)
     os.makedirs(root, mode=0o700, exist_ok=True)
@@ -45,7 +46,7 @@ def claim(root: str, parts: Iterable[str], files: Iterable[str]) -> bool:
 
 
 def is_plain(directory: str, name: str) -> bool:
-    """Whether ``name`` in ``directory`` is a directory and no link to one."""
+    """Whether ``name`` in ``directory`` is a directory, not a link to one."""
     try:
         return stat.S_ISDIR(os.stat(below(directory, name), follow_symlinks=False).st_mode)
     except FileNotFoundError:
@@ -53,9 +54,10 @@ def is_plain(directory: str, name: str) -> bool:
 
 
 def claim_file(root: str, name: str) -> None:
-    """Refuse ``name`` in ``root`` unless it is a file of this user's; close it to others. Raises as ``claim`` does.
+    """Reject ``name`` in ``root`` unless it is a regular file of this user; remove the permissions of others.
 
-    It is not opened: closing it would take the locks off a database that this process has open (fcntl(2)).
+    It is not opened: closing it would release the locks of a database that this process has open (fcntl(2)). Raises as
+    ``claim`` does.
     """
     path = below(root, name)
     status = os.stat(path, follow_symlinks=False)
@@ -76,7 +78,7 @@ def _claim_root(fd: int, root: str, own: set[str]) -> None:
     if all(name in own or name.startswith(_INDEX) for name in os.listdir(fd)):
         os.fchmod(fd, 0o700)
     elif status.st_mode & _WRITABLE_FOR_OTHERS:
-        # Somebody's directory with other things in it: not ours to close, and no place where parts stay what they are.
+        # A directory with other files in it: its mode is not ours to change, and others could replace our entries.
         raise _refused(
             root, "others may write to it, and it holds more than a store", "give it a directory of its own: "
         )

@@ -1,8 +1,7 @@
-"""How large the store may become: the four numbers by which it keeps its size itself.
+"""The garbage collection policy of the store: size limits and retention.
 
-They have the names and defaults of BuildKit's garbage collection (cmd/buildkitd/config has its defaults). The file is
-YAML, ``$KANIFOLD_STORE_SETTINGS``, else ``$XDG_CONFIG_HOME/kanifold/store.yaml``; variables of the environment come
-before it:
+Names and defaults are those of BuildKit's garbage collection (cmd/buildkitd/config). The file is YAML,
+``$KANIFOLD_STORE_SETTINGS``, else ``$XDG_CONFIG_HOME/kanifold/store.yaml``; environment variables override it:
 
     gc: true                # KANIFOLD_GC: false leaves the size to `kanifold prune`
     reservedSpace: 10GB     # KANIFOLD_RESERVED_SPACE
@@ -10,7 +9,7 @@ before it:
     minFreeSpace: 20%       # KANIFOLD_MIN_FREE_SPACE
     keepDuration: 60d       # KANIFOLD_KEEP_DURATION
 
-A size is a number of bytes, with a unit (powers of 1024), or a part of the disk in percent. 0 is no limit.
+A size is a number of bytes, optionally with a unit (powers of 1024), or a percentage of the disk. 0 is no limit.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from platforms.sizes import number_of_bytes
 _GIB: Final = 1 << 30
 _DAY: Final = 86400.0
 _RESERVED: Final = (10, 10 * _GIB)
-"""Percent of the disk, and bytes: what is less."""
+"""Percentage of the disk, and bytes: the lesser applies."""
 _MAX_USED: Final = (80, 100 * _GIB)
 _MIN_FREE: Final = 20
 _KEEP_SECONDS: Final = 60 * _DAY
@@ -40,28 +39,28 @@ _FLAGS: Final = {"1": True, "true": True, "0": False, "false": False}
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """Sizes in bytes, times in seconds."""
+    """The limits. Sizes in bytes, times in seconds."""
 
     reserved: int
-    """Below this nothing but garbage is removed."""
+    """Below this size nothing but garbage is removed."""
     max_used: int
-    """What is used longest ago is removed until the store is no larger; 0: as large as the disk lets it be."""
+    """Maximum size of the store: the least recently used is removed beyond it; 0: no limit."""
     min_free: int
-    """The same until as much of the disk is free; 0: none has to be."""
+    """Minimum free space of the disk: the least recently used is removed below it; 0: no limit."""
     keep: float
-    """What nobody has used for longer is removed; 0: nothing for that."""
+    """Time without use after which a resource is removed; 0: no limit."""
     enabled: bool = True
 
 
 class Disk(msgspec.Struct, frozen=True):
-    """A file system as statvfs(3) tells: bytes, of which a user may still write ``free``."""
+    """The size of a file system, and the free space for unprivileged users, in bytes (statvfs(3))."""
 
     total: int
     free: int
 
 
 def disk(root: str) -> Disk:
-    """The disk that the store at ``root`` is on, or will be."""
+    """Return the disk that the store at ``root`` is on, or will be."""
     place = os.path.abspath(root)
     while not os.path.exists(place):
         place = os.path.dirname(place)
@@ -70,7 +69,7 @@ def disk(root: str) -> Disk:
 
 
 def load(root: str, environment: Mapping[str, str] | None = None) -> Policy:
-    """The policy of the store at ``root``. Raises ``UsageError`` for settings that make no sense."""
+    """Return the policy of the store at ``root``. Raises ``UsageError`` for invalid settings."""
     environment = os.environ if environment is None else environment
     said = _from_file(environment)
     for key, name in {
@@ -97,7 +96,7 @@ def load(root: str, environment: Mapping[str, str] | None = None) -> Policy:
 
 
 def _from_file(environment: Mapping[str, str]) -> dict[str, tuple[str, object]]:
-    """What the file says, by key, and what to call each in errors."""
+    """Return the settings of the file by key, each with its name for error messages."""
     explicit = environment.get("KANIFOLD_STORE_SETTINGS", "")
     home = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     file = explicit or below(home, "kanifold", "store.yaml")

@@ -1,4 +1,4 @@
-"""Deleting trees that a hostile step may have made: any depth, any modes, symbolic links never followed."""
+"""Deleting and measuring untrusted trees: any depth, any modes, symbolic links never followed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(path: str) -> None:
-    """Delete ``path``, a directory, and all below it. Does what it can, then raises the first ``OSError`` it met.
+    """Delete the directory ``path`` with its content. Continues after an error and raises the first ``OSError`` in the
+    end.
 
-    Directories below are moved up next to each other instead of being descended into, so that neither the depth of
-    the tree nor the length of its paths matters, and three descriptors are enough.
+    Subdirectories are moved up to the top instead of being descended into, so that the depth of the tree and the length
+    of its paths do not matter, and three descriptors suffice.
     """
     try:
         top = os.open(path, _DIRECTORY)
@@ -46,9 +47,9 @@ class _Removal:
             raise self._error
 
     def _sweep(self, fd: int) -> list[str]:
-        """Unlink all in the directory ``fd`` that is not a directory; the names of those that are."""
+        """Unlink everything in the directory ``fd`` that is not a directory; return the names of the directories."""
         directories: list[str] = []
-        # Opened anew: btrfs shows a descriptor what was there when it was opened, and nothing that was moved in since.
+        # Opened again: on btrfs a descriptor lists the entries from when it was opened, without those moved in since.
         again = os.open(".", _DIRECTORY, dir_fd=fd)
         try:
             with os.scandir(again) as entries:
@@ -64,7 +65,7 @@ class _Removal:
         return directories
 
     def _empty(self, name: str) -> None:
-        """Take everything out of the directory ``name`` at the top, and remove it."""
+        """Remove everything from the directory ``name`` at the top, then the directory."""
         before = self._error
         try:
             fd = self._enter(name)
@@ -101,9 +102,9 @@ class _Removal:
             try:
                 os.rename(name, f".{self._moved}", src_dir_fd=dir_fd, dst_dir_fd=self._top)
             except (FileExistsError, NotADirectoryError, IsADirectoryError):
-                continue  # the tree had something of this name itself
+                continue  # the tree has an entry of this name
             except PermissionError:
-                # Moving a directory rewrites its "..", which takes the right to write to it.
+                # Moving a directory rewrites its "..", which requires write permission.
                 if os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode & stat.S_IWUSR:
                     raise
                 os.chmod(name, stat.S_IRWXU, dir_fd=dir_fd)
@@ -129,16 +130,16 @@ class _Removal:
 
 
 def disk_usage(path: str) -> int:
-    """Bytes that ``path`` and all below it occupy on disk (``st_blocks``), hard links counted once.
+    """Return the bytes that ``path`` and all below it occupy on disk (``st_blocks``), hard links counted once.
 
-    A step may be at work in the tree: no link is followed, also one that takes a directory's place meanwhile.
+    A step may be modifying the tree: no link is followed, also one that replaces a directory meanwhile.
     """
-    from platforms import syscalls  # not before somebody asks
+    from platforms import syscalls  # late: rarely needed
 
     resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
     seen: set[tuple[int, int]] = set()
     try:
-        top = _Base(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+        top = _OpenDirectory(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
     except OSError:
         return 0
     total = os.fstat(top.fd).st_blocks * 512
@@ -147,14 +148,14 @@ def disk_usage(path: str) -> int:
         base, place = waiting.pop()
         try:
             fd = syscalls.openat2(base.fd, place or ".", _DIRECTORY, resolve=resolve)
-        except OSError:  # gone meanwhile, not ours to look into, or a file was asked about
+        except OSError:  # gone meanwhile, no permission, or not a directory
             base.done()
             continue
         if place:
             total += os.fstat(fd).st_blocks * 512
-        if len(place) > _FAR:
+        if len(place) > _LONG_PATH:
             base.done()
-            base, place = _Base(os.dup(fd)), "."
+            base, place = _OpenDirectory(os.dup(fd)), "."
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:
@@ -169,27 +170,28 @@ def disk_usage(path: str) -> int:
                         seen.add((found.st_dev, found.st_ino))
                     total += found.st_blocks * 512
         except OSError:
-            pass  # likewise
+            pass  # gone meanwhile, or no permission
         finally:
             os.close(fd)
             base.done()
     return total
 
 
-_FAR: Final = 900
-"""Characters of a path after which another directory to begin at is kept open: the kernel takes 4095 bytes."""
+_LONG_PATH: Final = 900
+"""Length of a path, in characters, after which lookups start at another open directory: the kernel accepts 4095
+bytes."""
 
 
-class _Base:
-    """An open directory that others are looked up from."""
+class _OpenDirectory:
+    """An open directory from which others are looked up; closed when all were."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.waiting = 1
-        """How many are still to be looked at, itself among them."""
+        """Number of directories that are still to be looked up from it."""
 
     def done(self) -> None:
-        """One of them has been."""
+        """Count one as looked up."""
         self.waiting -= 1
         if not self.waiting:
             os.close(self.fd)

@@ -1,8 +1,8 @@
-"""Snapshots: the directories that hold what one step changed, or what one layer contains, in overlay's own format.
+"""Snapshots: directories with what one step changed or one layer contains, in overlay's format.
 
-A ``Draft`` belongs to its maker; ``commit`` makes it a ``Snapshot`` that others find by its keys: the layer's diff id
-when it stands for itself, its chain id when it needed its parents, or any other text. Nothing is moved at a commit,
-so that an overlay mounted on the draft may stay.
+As in containerd, an active snapshot is written by its maker; ``commit`` makes it a ``Snapshot`` that is found by its
+keys: the layer's diff id if it does not depend on its parents, its chain id if it does, or any other text. A commit
+moves nothing, so that an overlay mounted on the snapshot may stay.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 from executor.store import index
 from executor.store.faults import translated
-from executor.store.index import DamagedError, seal
+from executor.store.index import CorruptIndexError, checksum
 from executor.store.removal import remove_tree
 from platforms import debug
 from platforms.errors import StoreError
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from executor.store.store import Store
 
 
-class Draft(msgspec.Struct, frozen=True):
-    """A snapshot in the making: ``fs`` is its overlay upper directory, ``work`` overlay's work directory."""
+class ActiveSnapshot(msgspec.Struct, frozen=True):
+    """A snapshot that is being written: ``fs`` is its overlay upper directory, ``work`` overlay's work directory."""
 
     number: int
     fs: str
@@ -39,7 +39,7 @@ class Draft(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """A finished snapshot; ``fs`` must not be written to. ``size`` in bytes, as its maker gave it."""
+    """A committed snapshot; ``fs`` must not be written to. ``size`` in bytes, as given at the commit."""
 
     number: int
     fs: str
@@ -47,22 +47,22 @@ class Snapshot(msgspec.Struct, frozen=True):
     size: int
 
 
-def draft(store: Store) -> Draft:
-    """A new, empty draft, which stays until it is committed or discarded, or this process dies."""
+def prepare(store: Store) -> ActiveSnapshot:
+    """Return a new, empty active snapshot. It exists until it is committed or discarded, or this process dies."""
     with translated(store.root, "cannot make a snapshot"):
         while True:
             number = store.index.write(_next_number)
-            store.session.keep(f"s{number}")
-            top = _top(store, number)
+            store.session.lease_until_closed(f"s{number}")
+            top = _directory_of(store, number)
             try:
                 os.mkdir(top, 0o700)
                 break
             except FileExistsError:
-                # The index was replaced by an empty one: go on after what the former one has left.
-                store.session.drop(f"s{number}")
+                # The index was replaced by an empty one: continue after the snapshots of the former one.
+                store.session.release(f"s{number}")
                 last = max(int(each) for each in os.listdir(os.path.join(store.root, "snapshots")) if each.isdecimal())
                 store.index.write(lambda db, last=last: _raise_number(db, last))  # type: ignore[misc]
-        made = Draft(number, os.path.join(top, "fs"), os.path.join(top, "work"))
+        made = ActiveSnapshot(number, os.path.join(top, "fs"), os.path.join(top, "work"))
         os.mkdir(made.fs, 0o755)
         os.mkdir(made.work, 0o700)
         return made
@@ -70,17 +70,17 @@ def draft(store: Store) -> Draft:
 
 def commit(
     store: Store,
-    draft: Draft,
+    draft: ActiveSnapshot,
     *,
     diff_id: str | None,
     size: int,
     keys: Iterable[str] = (),
     description: str = "",
 ) -> Snapshot:
-    """Finish ``draft``: from now on it is found by its ``diff_id`` (when not None) and ``keys``.
+    """Commit ``draft``: from now on it is found by its ``diff_id`` (if not None) and ``keys``.
 
-    ``size`` in bytes of disk is what ``usage`` will count; ``description`` is for people. When another process was
-    faster, a key stays with that process's snapshot.
+    ``size``: bytes of disk that ``usage`` reports. ``description`` is for display. A key that another process's
+    snapshot has got first stays with that one.
     """
     with translated(store.root, "cannot finish a snapshot"):
         remove_tree(draft.work)
@@ -90,60 +90,55 @@ def commit(
     def write(db: sqlite3.Connection) -> None:
         db.execute(
             "INSERT INTO snapshots VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
-            (draft.number, diff_id, seal(draft.number, diff_id), size, description, store.boot, now, now),
+            (draft.number, diff_id, checksum(draft.number, diff_id), size, description, store.boot, now, now),
         )
         for key in names:
-            _name(db, store, draft.number, key)
+            _set_name(db, store, draft.number, key)
 
     store.index.write(write)
     debug.log("snapshot made", number=draft.number, bytes=size, names=",".join(names))
     return Snapshot(draft.number, draft.fs, diff_id, size)
 
 
-def discard(store: Store, draft: Draft) -> None:
-    """Delete ``draft``, as far as that is possible; ``prune`` tells about what is left."""
+def discard(store: Store, draft: ActiveSnapshot) -> None:
+    """Delete ``draft``, as far as possible; ``prune`` removes what is left."""
     with contextlib.suppress(OSError):
         trash = store.session.temporary()
-        os.rename(_top(store, draft.number), trash)
+        os.rename(_directory_of(store, draft.number), trash)
         remove_tree(trash)
-    store.session.drop(f"s{draft.number}")
+    store.session.release(f"s{draft.number}")
 
 
 def find(store: Store, key: str) -> Snapshot | None:
-    """The snapshot that ``key`` names; it is then leased until the store is closed, and counts as used."""
+    """Return the snapshot with the key ``key``; it is then leased until the store is closed, and marked as used."""
 
     def look(db: sqlite3.Connection) -> int | None:
         row = db.execute("SELECT snapshot, seal FROM names WHERE key=?", (key,)).fetchone()
         if row is None:
             return None
-        if row[1] != seal(key, row[0]):
-            raise DamagedError("the checksum of a snapshot's name does not match")
+        if row[1] != checksum(key, row[0]):
+            raise CorruptIndexError("the checksum of a snapshot's name does not match")
         return int(row[0])
 
     number = store.index.read(look)
     return get(store, number) if number is not None else None
 
 
-def by_diff_id(store: Store, diff_id: str) -> Snapshot | None:
-    """The snapshot of the layer ``diff_id`` for itself: ``find`` under a name that says so."""
-    return find(store, diff_id)
-
-
 def get(store: Store, number: int) -> Snapshot | None:
-    """The snapshot ``number`` when it is there; it is then leased until the store is closed, and counts as used."""
-    store.session.keep(f"s{number}")
+    """Return the snapshot ``number``; it is then leased until the store is closed, and marked as used."""
+    store.session.lease_until_closed(f"s{number}")
 
     def look(db: sqlite3.Connection) -> tuple[str | None, int, str | None, float] | None:
         query = "SELECT diff_id, seal, size, boot, used FROM snapshots WHERE number=?"
         row = db.execute(query, (number,)).fetchone()
         if row is None:
             return None
-        if row[1] != seal(number, row[0]):
-            raise DamagedError("the checksum of a snapshot does not match")
+        if row[1] != checksum(number, row[0]):
+            raise CorruptIndexError("the checksum of a snapshot does not match")
         return row[0], row[2], row[3], index.number(row[4])
 
     row = store.index.read(look)
-    fs = os.path.join(_top(store, number), "fs")
+    fs = os.path.join(_directory_of(store, number), "fs")
     if row is None or row[2] not in (None, store.boot) or not os.path.isdir(fs):
         return None
     store.touch("snapshots", number, row[3])
@@ -151,37 +146,37 @@ def get(store: Store, number: int) -> Snapshot | None:
 
 
 def name(store: Store, snapshot: Snapshot, key: str, *, diff_id: str | None = None) -> Snapshot:
-    """Let ``key`` name ``snapshot`` too, and record its ``diff_id`` when that has become known.
+    """Add ``key`` to the keys of ``snapshot``, and record its ``diff_id`` if given.
 
-    A key that names another, existing snapshot stays with that one.
+    A key of another existing snapshot stays with that one.
     """
 
     def write(db: sqlite3.Connection) -> None:
-        _name(db, store, snapshot.number, key)
+        _set_name(db, store, snapshot.number, key)
         if diff_id is not None:
-            sealed = seal(snapshot.number, diff_id)
+            sealed = checksum(snapshot.number, diff_id)
             db.execute("UPDATE snapshots SET diff_id=?, seal=? WHERE number=?", (diff_id, sealed, snapshot.number))
 
     store.index.write(write)
     return Snapshot(snapshot.number, snapshot.fs, diff_id or snapshot.diff_id, snapshot.size)
 
 
-def use(store: Store, *snapshots: Snapshot | int) -> Lease:
-    """A lease of ``snapshots``, to be held while they are used: a context manager.
+def lease(store: Store, *snapshots: Snapshot | int) -> Lease:
+    """Return a lease of ``snapshots``, a context manager that keeps them from being pruned.
 
-    What this process itself has found or made is leased anyway; this is for numbers that came from elsewhere. Raises
+    For numbers that were found by another process: what this process has found or made is leased anyway. Raises
     ``StoreError`` when one is gone.
     """
     return Lease(store, tuple(each if isinstance(each, int) else each.number for each in snapshots))
 
 
 class Lease:
-    """Keeps snapshots in place until it is released or the process dies."""
+    """A lease of snapshots until it is released or the process dies."""
 
     def __init__(self, store: Store, numbers: tuple[int, ...]) -> None:
         self._store = store
-        self._things = tuple(f"s{each}" for each in numbers)
-        store.session.hold(*self._things)
+        self._resources = tuple(f"s{each}" for each in numbers)
+        store.session.lease(*self._resources)
         for number in numbers:
             if get(store, number) is None:
                 self.release()
@@ -190,9 +185,9 @@ class Lease:
                 )
 
     def release(self) -> None:
-        """Give the lease up."""
-        things, self._things = self._things, ()
-        self._store.session.drop(*things)
+        """Release the lease."""
+        resources, self._resources = self._resources, ()
+        self._store.session.release(*resources)
 
     def __enter__(self) -> Self:
         return self
@@ -203,13 +198,13 @@ class Lease:
         self.release()
 
 
-def drop_row(db: sqlite3.Connection, number: int) -> None:
-    """Remove the row of the snapshot ``number`` and its names; its directory is the caller's business."""
+def delete_row(db: sqlite3.Connection, number: int) -> None:
+    """Delete the row of the snapshot ``number`` and its keys; the caller removes its directory."""
     db.execute("DELETE FROM snapshots WHERE number=?", (number,))
     db.execute("DELETE FROM names WHERE snapshot=?", (number,))
 
 
-def _top(store: Store, number: int) -> str:
+def _directory_of(store: Store, number: int) -> str:
     return below(store.root, "snapshots", str(number))
 
 
@@ -222,14 +217,14 @@ def _raise_number(db: sqlite3.Connection, last: int) -> None:
     db.execute("UPDATE counters SET value=max(value, ?) WHERE name='snapshot'", (last,))
 
 
-def _name(db: sqlite3.Connection, store: Store, number: int, key: str) -> None:
+def _set_name(db: sqlite3.Connection, store: Store, number: int, key: str) -> None:
     taken = db.execute(
         "SELECT s.number, s.boot FROM names n JOIN snapshots s ON s.number=n.snapshot WHERE n.key=?", (key,)
     ).fetchone()
     if (
         taken is not None
         and taken[1] in (None, store.boot)
-        and os.path.isdir(os.path.join(_top(store, taken[0]), "fs"))
+        and os.path.isdir(os.path.join(_directory_of(store, taken[0]), "fs"))
     ):
         return
-    db.execute("INSERT OR REPLACE INTO names VALUES(?, ?, ?)", (key, number, seal(key, number)))
+    db.execute("INSERT OR REPLACE INTO names VALUES(?, ?, ?)", (key, number, checksum(key, number)))

@@ -1,7 +1,6 @@
-"""Sequences of any length in constant memory: their end is kept as objects, what comes before it in a file.
+"""Spooled lists: sequences of any length in constant memory, the end as objects and the rest in a temporary file.
 
-The file has no name, so that it goes when nobody has it open. What is in it is MessagePack, some hundred items at a
-time.
+The file has no name, so that it is deleted when it is closed. Its content is MessagePack, some hundred items at a time.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BATCH: Final = 512
-"""Items that are written and read together."""
+"""Number of items that are written and read together."""
 HELD: Final = 4096
-"""Items that are kept as objects: what most layers have is never written."""
+"""Number of items that are kept as objects: most layers have fewer and are never written."""
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 class Batches(Generic[T]):
-    """Groups of items in a file in ``directory`` (by default the system's for temporary files), by their number.
+    """Batches of items in a temporary file in ``directory`` (default: the system's), by number.
 
-    ``decoder`` reads a list of items. Several threads may read at the same time.
+    ``decoder`` decodes a list of items. Safe for several readers.
     """
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[list[T]], directory: str | None) -> None:
@@ -40,7 +39,7 @@ class Batches(Generic[T]):
         self._ends = array("Q", [0])
         self._kept: dict[int, Sequence[T]] = {}
         self.items = 0
-        """How many items all groups have together."""
+        """Number of items in all batches."""
 
     def __del__(self) -> None:
         if self._file is not None:
@@ -50,12 +49,12 @@ class Batches(Generic[T]):
         return len(self._ends) - 1
 
     def add(self, items: Sequence[T]) -> None:
-        """Add a group."""
+        """Append a batch."""
         import tempfile
 
         try:
             data = _ENCODER.encode(items)
-        except OverflowError:  # a time beyond what MessagePack has numbers for
+        except OverflowError:  # a time beyond the integers of MessagePack
             data = b""
             self._kept[len(self)] = tuple(items)
         with translated(self._directory or tempfile.gettempdir(), "cannot write a temporary file"):
@@ -68,7 +67,7 @@ class Batches(Generic[T]):
         self.items += len(items)
 
     def __getitem__(self, number: int) -> Sequence[T]:
-        """The group ``number``."""
+        """Return the batch ``number``."""
         kept = self._kept.get(number)
         if kept is not None:
             return kept
@@ -77,8 +76,8 @@ class Batches(Generic[T]):
         return self._decoder.decode(os.pread(self._file.fileno(), end - start, start))
 
 
-class Spool(Generic[T]):
-    """A sequence that grows by ``append`` and may be gone through any number of times, by several threads at once."""
+class SpooledList(Generic[T]):
+    """A list that grows by ``append`` and can be iterated any number of times, by several threads at once."""
 
     def __init__(
         self, decoder: msgspec.msgpack.Decoder[list[T]], directory: str | None = None, items: Iterable[T] = ()
@@ -89,14 +88,14 @@ class Spool(Generic[T]):
             self.append(each)
 
     @classmethod
-    def of(cls, batches: Batches[T], tail: list[T]) -> Spool[T]:
-        """The items of ``batches`` and then those of ``tail``, none of which changes any more."""
+    def of(cls, batches: Batches[T], tail: list[T]) -> SpooledList[T]:
+        """Return a list of the items of ``batches`` followed by those of ``tail``, which must not change any more."""
         made = cls.__new__(cls)
         made._batches, made._tail = batches, tail
         return made
 
     def append(self, item: T) -> None:
-        """Add ``item``. Nobody may be reading meanwhile."""
+        """Append ``item``. Not safe while others read."""
         self._tail.append(item)
         if len(self._tail) >= HELD:
             for start in range(0, HELD, BATCH):

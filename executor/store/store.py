@@ -1,4 +1,4 @@
-"""The store itself: where it is, and the one handle that all modules of this package take."""
+"""Opening a store, and the handle that all functions of this package take."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 _DIRECTORIES: Final = ("blobs", "blobs/sha256", "snapshots", "cache", "tmp", "tmp/partial", "leases", "locks")
 _FLAGS: Final = struct.Struct("@Ixxxx" if struct.calcsize("l") == 8 else "@I")
-"""linux/fs.h: an int where the number of the call says long."""
+"""linux/fs.h: the argument is an int, although the ioctl's number says long."""
 _GETFLAGS: Final = 0x80006601 | _FLAGS.size << 16
 _SETFLAGS: Final = 0x40006602 | _FLAGS.size << 16
 _TOPDIR: Final = 0x00020000
 _RESERVE: Final = "reserve"
 _RESERVE_BYTES: Final = 512 << 10
 _TOUCH_SECONDS: Final = 600.0
-"""A time of last use is written again only when it is older than this: a cached build should write nothing."""
+"""A time of last use is updated only when it is older than this, so that a cached build writes nothing."""
 
 
 class Store:
     """An open store. Safe for threads and across forks; every process opens its own.
 
-    Closing it gives up the leases of everything that was found or made through it.
+    Closing it releases the leases of everything that was found or made through it.
     """
 
     def __init__(self, root: str, warn: Callable[[Problem], None], clock: Callable[[], float]) -> None:
@@ -55,14 +55,14 @@ class Store:
         self._mutex = threading.Lock()
 
     def touch(self, table: str, key: str | int, used: float) -> None:
-        """Note that the row ``key`` of ``table``, last used at ``used``, is used now; written with ``flush``."""
+        """Record that the row ``key`` of ``table``, last used at ``used``, is used now; written by ``flush``."""
         now = self.clock()
         if now - used > _TOUCH_SECONDS:
             with self._mutex:
                 self._touched[table, key] = now
 
     def flush(self) -> None:
-        """Write the times of use that were noted."""
+        """Write the recorded times of use."""
         with self._mutex:
             touched, self._touched = self._touched, {}
         if not touched:
@@ -76,7 +76,7 @@ class Store:
         self.index.write(write)
 
     def close(self) -> None:
-        """Write what is left to write, and end all leases."""
+        """Write the times of use and release all leases."""
         with contextlib.suppress(StoreError):  # losing a time of use is no reason to fail
             self.flush()
         self.session.close()
@@ -97,29 +97,28 @@ def open_store(
     warn: Callable[[Problem], None] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Store:
-    """The store at ``root`` ("" or None: ``default_root()``), its directories made when they are missing.
+    """Open the store at ``root`` ("" or None: ``default_root()``); missing directories are made.
 
-    It is this user's alone, or refused (``executor.store.ownership``).
-
-    Nothing is scanned, and the index is opened by its first use. ``warn`` hears of a damaged index (default: a line on
-    stderr). Raises ``StoreError``.
+    The store must belong to this user alone (``executor.store.ownership``). The index is opened by its first use.
+    ``warn`` is called for a damaged index (default: a line on stderr). Raises ``StoreError``.
     """
     root = os.path.abspath(root or default_root())
     with translated(root, f"cannot open the store {root}"):
         if claim(root, _DIRECTORIES, (_RESERVE,)):
-            _spread(os.path.join(root, "snapshots"))
-            put_by(root)
+            _spread_directories(os.path.join(root, "snapshots"))
+            reserve_space(root)
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)
-    return Store(root, warn or _say, clock)
+    return Store(root, warn or _print_warning, clock)
 
 
-def _spread(directory: str) -> None:
-    """Let ext4 make each directory in ``directory`` somewhere else on the disk (chattr(1), ``+T``).
+def _spread_directories(directory: str) -> None:
+    """Set the top-directory flag (chattr(1), ``+T``) on ``directory``, so that ext4 spreads its subdirectories over the
+    disk.
 
-    It would make them next to each other, where others were deleted before; and the inodes of what was deleted in the
-    last minutes it does not hand out, but passes over one by one, for every file that is made. Where much is deleted,
-    unpacking a base takes three times as long for that. Other file systems have nothing of this kind.
+    Otherwise ext4 allocates them close together, where others were deleted; inodes that were deleted in the last
+    minutes are not reused but skipped one by one for every new file, which makes unpacking a base image up to three
+    times slower. Other file systems have no such flag.
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -131,28 +130,28 @@ def _spread(directory: str) -> None:
         os.close(fd)
 
 
-def put_by(root: str) -> None:
-    """Put some space by, which ``prune`` spends on its own book-keeping when the disk is full."""
+def reserve_space(root: str) -> None:
+    """Reserve disk space for the bookkeeping of ``prune`` on a full disk."""
     fd = os.open(os.path.join(root, _RESERVE), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, _RESERVE_BYTES)
     except OSError:
-        spend(root)
+        release_reserve(root)
         raise
     finally:
         os.close(fd)
 
 
-def spend(root: str) -> None:
-    """Free what ``put_by`` has put by."""
+def release_reserve(root: str) -> None:
+    """Free the space that ``reserve_space`` reserved."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(root, _RESERVE))
 
 
 def default_root() -> str:
-    """``KANIFOLD_ROOT``, else ``$XDG_DATA_HOME/kanifold``, else ``~/.local/share/kanifold``, for root like anybody.
+    """Return ``KANIFOLD_ROOT``, else ``$XDG_DATA_HOME/kanifold``, else ``~/.local/share/kanifold``, also for root.
 
-    A relative XDG_DATA_HOME is ignored, as the XDG Base Directory Specification demands.
+    A relative XDG_DATA_HOME is ignored (XDG Base Directory Specification).
     """
     if named := os.environ.get("KANIFOLD_ROOT"):
         return named
@@ -163,7 +162,7 @@ def default_root() -> str:
 
 
 def _boot_id() -> str:
-    """What the kernel calls this boot (random(4)); where it does not say, nothing is taken for this boot's."""
+    """Return the id of this boot (random(4)); if there is none, one that no row has."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -171,5 +170,5 @@ def _boot_id() -> str:
         return "unknown-" + os.urandom(8).hex()
 
 
-def _say(problem: Problem) -> None:
+def _print_warning(problem: Problem) -> None:
     print(f"warning: {problem.what}: {problem.why}; {problem.remedy}", file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import syscall_faults
 
-from executor.store import blobs, cachemounts, durability, facts, files, fsck, locks, records, snapshots
+from executor.store import blobs, cache_records, cachemounts, durability, fsck, locks, metadata, snapshots, stat_cache
 from executor.store.prune import prune, usage
 from executor.store.store import open_store
 from platforms.errors import StoreError
@@ -31,7 +31,7 @@ EXPECTED = b"a blob whose digest was known beforehand" * 100
 COMPUTED = b"a blob whose digest was not" * 100
 PRUNED = b"a blob that is pruned again"
 LAYER = "sha256:" + hashlib.sha256(b"layer").hexdigest()
-STAMP = files.stamp(os.stat("/"))
+STAMP = stat_cache.stat_signature(os.stat("/"))
 
 
 def digest(data: bytes) -> str:
@@ -69,7 +69,7 @@ def script(root: Path, done: mmap.mmap | bytearray) -> None:
             ingest.write(COMPUTED)
             ingest.commit()
         done[1] = 1
-        draft = snapshots.draft(store)
+        draft = snapshots.prepare(store)
         with step():
             Path(draft.fs, "file").write_bytes(b"content")
             Path(draft.work, "work").mkdir(0)
@@ -77,20 +77,20 @@ def script(root: Path, done: mmap.mmap | bytearray) -> None:
         done[2] = 1
         snapshots.name(store, snapshot, LAYER, diff_id=LAYER)
         done[3] = 1
-        records.put(store, "record", b"{}", refers=(snapshot, digest(EXPECTED)))
+        cache_records.put(store, "record", b"{}", refers=(snapshot, digest(EXPECTED)))
         done[4] = 1
-        facts.put(store, "manifest", "m", b"fact")
-        files.put(store, [(b"/a/file", STAMP, digest(b"file"))], read_at=1 << 62)
+        metadata.put(store, "manifest", "m", b"fact")
+        stat_cache.put(store, [(b"/a/file", STAMP, digest(b"file"))], read_at=1 << 62)
         done[5] = 1
-        durability.settle(store)
+        durability.sync(store)
         done[6] = 1
-        with locks.lock(store, "work"), cachemounts.held(store, "apt", "locked") as directory, step():
+        with locks.lock(store, "work"), cachemounts.acquire(store, "apt", "locked") as directory, step():
             Path(directory, "package").touch()
         done[7] = 1
         with blobs.resume(store, digest(PRUNED)) as ingest:
             ingest.write(PRUNED[ingest.resume_offset :])
             ingest.commit()
-        snapshots.discard(store, snapshots.draft(store))
+        snapshots.discard(store, snapshots.prepare(store))
     with open_store(str(root)) as store:
         prune(store, filters=(f"id={digest(PRUNED)}",))
     done[8] = 1
@@ -109,9 +109,9 @@ def check(root: Path, done: mmap.mmap | bytearray) -> None:
             if found is not None:
                 assert Path(found.fs, "file").read_bytes() == b"content"
                 assert os.listdir(Path(found.fs).parent) == ["fs"]
-        record = records.get(store, "record")
+        record = cache_records.get(store, "record")
         assert record == b"{}" or (record is None and not done[4])
-        fact, known = facts.get(store, "manifest", "m"), files.get(store, [(b"/a/file", STAMP)])
+        fact, known = metadata.get(store, "manifest", "m"), stat_cache.get(store, [(b"/a/file", STAMP)])
         assert (fact, known) == (b"fact", [digest(b"file")]) or not done[5]
         with locks.lock(store, "work"):
             assert locks.try_lock(store, "work") is None

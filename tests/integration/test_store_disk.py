@@ -15,7 +15,7 @@ import pytest
 from executor.image.manifest import Descriptor
 from executor.registry.transfer import Sink
 from executor.solver.inflight import fetch_blob
-from executor.store import blobs, durability, fsck, records, snapshots
+from executor.store import blobs, cache_records, durability, fsck, snapshots
 from executor.store.prune import prune, usage
 from executor.store.store import Store, open_store
 from platforms.errors import StoreError
@@ -81,7 +81,7 @@ def test_a_blob_that_does_not_fit_is_one_clear_error_and_gives_its_space_back(
     small: Path, work: Callable[[Store], None]
 ) -> None:
     with open_store(str(small)) as store:
-        records.put(store, "before", b"value")
+        cache_records.put(store, "before", b"value")
         before = free(small)
         with pytest.raises(StoreError) as caught:
             work(store)
@@ -89,15 +89,15 @@ def test_a_blob_that_does_not_fit_is_one_clear_error_and_gives_its_space_back(
         assert "prune" in caught.value.problem.remedy
         assert before - free(small) < 1 << 16
         assert fsck.verify(store) == ()
-        assert records.get(store, "before") == b"value"
+        assert cache_records.get(store, "before") == b"value"
         assert [row for row in usage(store) if row.kind == "partial"] == []
 
 
 def test_a_disk_filled_by_others_stops_everything_cleanly_and_lets_it_go_on_later(small: Path) -> None:
     with open_store(str(small)) as store:
-        draft = snapshots.draft(store)
+        draft = snapshots.prepare(store)
         made = snapshots.commit(store, draft, diff_id=None, size=0, keys=("key",))
-        records.put(store, "record", b"value", refers=(made,))
+        cache_records.put(store, "record", b"value", refers=(made,))
     hog = small / "hog"
     with open(hog, "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
         while True:
@@ -105,17 +105,17 @@ def test_a_disk_filled_by_others_stops_everything_cleanly_and_lets_it_go_on_late
 
     with pytest.raises(StoreError), open_store(str(small)) as store:
         for number in range(1000):
-            records.put(store, str(number), bytes(4096))
+            cache_records.put(store, str(number), bytes(4096))
     with pytest.raises(StoreError), open_store(str(small)) as store:
         for _ in range(1000):
-            snapshots.draft(store)
+            snapshots.prepare(store)
 
     hog.unlink()
     with open_store(str(small)) as store:
         assert fsck.verify(store) == ()
-        assert records.get(store, "record") == b"value"
+        assert cache_records.get(store, "record") == b"value"
         assert snapshots.find(store, "key") == made
-        durability.settle(store)
+        durability.sync(store)
     with open_store(str(small)) as store:
         prune(store, all=True)
         assert usage(store) == ()
@@ -143,7 +143,7 @@ def test_a_limit_on_file_sizes_is_one_clear_error(tmp_path: Path) -> None:
         try:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             with open_store(str(tmp_path)) as store:
-                records.put(store, "before", b"value")
+                cache_records.put(store, "before", b"value")
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
                 try:
                     fill(store)
@@ -154,6 +154,6 @@ def test_a_limit_on_file_sizes_is_one_clear_error(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     with open_store(str(tmp_path)) as store:
         assert fsck.verify(store) == ()
-        assert records.get(store, "before") == b"value"
+        assert cache_records.get(store, "before") == b"value"
         prune(store)
         assert [row for row in usage(store) if row.kind == "partial"] == []

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from executor.store import blobs, facts, fsck, locks, records, snapshots
+from executor.store import blobs, cache_records, fsck, locks, metadata, snapshots
 from executor.store.prune import prune, usage
 from executor.store.store import Store, open_store
 
@@ -96,7 +96,7 @@ def test_a_new_store_is_opened_by_many_at_once(tmp_path: Path) -> None:
             start.wait()
             with open_store(str(tmp_path / "root")) as store:
                 for turn in range(20):
-                    facts.put(store, "kind", f"{number}/{turn}", b"x")
+                    metadata.put(store, "kind", f"{number}/{turn}", b"x")
 
         users = [fork(lambda number=number: use(number)) for number in range(8)]  # type: ignore[misc]
         start.open(8)
@@ -109,10 +109,10 @@ def test_a_new_store_is_opened_by_many_at_once(tmp_path: Path) -> None:
 def once(store: Store, done: Path) -> None:
     """Do the work, unless somebody else has."""
     with locks.lock(store, "work"):
-        if records.get(store, "work") is None:
+        if cache_records.get(store, "work") is None:
             with open(done, "a") as file:
                 file.write("done\n")
-            records.put(store, "work", b"result")
+            cache_records.put(store, "work", b"result")
 
 
 def test_of_many_one_does_the_work(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_of_many_one_does_the_work(tmp_path: Path) -> None:
             start.wait()
             with open_store(str(tmp_path / "root")) as store:
                 once(store, done)
-                assert records.get(store, "work") == b"result"
+                assert cache_records.get(store, "work") == b"result"
 
         workers = [fork(work) for _ in range(8)]
         start.open(8)
@@ -152,14 +152,14 @@ def test_when_the_holder_is_killed_the_waiter_goes_on(tmp_path: Path) -> None:
 
 def test_pruning_spares_what_a_living_process_uses_and_takes_it_when_that_dies(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
-        made = snapshots.commit(store, snapshots.draft(store), diff_id=None, size=1, keys=("key",))
-        records.put(store, "record", b"", refers=(made,))
+        made = snapshots.commit(store, snapshots.prepare(store), diff_id=None, size=1, keys=("key",))
+        cache_records.put(store, "record", b"", refers=(made,))
     with gates(2) as (using, never):
 
         def use() -> None:
             store = open_store(str(tmp_path))
-            assert records.get(store, "record") is not None
-            Path(snapshots.draft(store).fs, "file").touch()
+            assert cache_records.get(store, "record") is not None
+            Path(snapshots.prepare(store).fs, "file").touch()
             using.open()
             never.wait()
 
@@ -190,11 +190,11 @@ def test_builds_and_pruners_side_by_side(tmp_path: Path) -> None:
                             ingest.commit()
                     key = f"step {turn % 4}"
                     if (found := snapshots.find(store, key)) is None:
-                        draft = snapshots.draft(store)
+                        draft = snapshots.prepare(store)
                         Path(draft.fs, "file").write_text(key)
                         found = snapshots.commit(store, draft, diff_id=None, size=1, keys=(key,))
-                    records.put(store, key, str(number).encode(), refers=(found, digest))
-                    assert records.get(store, key) is not None
+                    cache_records.put(store, key, str(number).encode(), refers=(found, digest))
+                    assert cache_records.get(store, key) is not None
                     assert Path(found.fs, "file").read_text() == key
                     assert blobs.read(store, digest, 100) == content
 
@@ -218,10 +218,10 @@ def test_builds_killed_at_random_leave_nothing_that_matters(tmp_path: Path) -> N
             while True:
                 with open_store(str(tmp_path)) as store:
                     with locks.lock(store, "step"):
-                        draft = snapshots.draft(store)
+                        draft = snapshots.prepare(store)
                         Path(draft.fs, "file").write_bytes(CONTENT)
                         made = snapshots.commit(store, draft, diff_id=None, size=1, keys=(f"{os.getpid()} {turn}",))
-                        records.put(store, "step", str(turn).encode(), refers=(made,))
+                        cache_records.put(store, "step", str(turn).encode(), refers=(made,))
                     working.open()
                 turn += 1
 
@@ -237,7 +237,7 @@ def test_builds_killed_at_random_leave_nothing_that_matters(tmp_path: Path) -> N
                 assert taken is not None, "a lock is stuck"
                 taken.release()
                 assert fsck.verify(store) == ()
-                assert records.get(store, "step") is not None
+                assert cache_records.get(store, "step") is not None
     with open_store(str(tmp_path)) as store:
         (rows,) = store.index.read(lambda db: db.execute("SELECT count(*) FROM snapshots").fetchone())
         for row in usage(store):
@@ -249,19 +249,19 @@ def test_builds_killed_at_random_leave_nothing_that_matters(tmp_path: Path) -> N
 
 def test_many_find_the_damaged_index_and_one_replaces_it(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
-        records.put(store, "key", b"value")
+        cache_records.put(store, "key", b"value")
     (tmp_path / "index.db").write_bytes(b"damage" * 2000)
     with gates(1) as (start,):
 
         def use(number: int) -> None:
             start.wait()
             with open_store(str(tmp_path), warn=lambda _: None) as store:
-                assert records.get(store, "key") is None
-                records.put(store, f"new {number}", b"")
+                assert cache_records.get(store, "key") is None
+                cache_records.put(store, f"new {number}", b"")
 
         users = [fork(lambda number=number: use(number)) for number in range(6)]  # type: ignore[misc]
         start.open(6)
         finish(*users)
     assert len(list(tmp_path.glob("index.db.corrupt-*"))) == 1
     with open_store(str(tmp_path)) as store:
-        assert all(records.get(store, f"new {number}") == b"" for number in range(6))
+        assert all(cache_records.get(store, f"new {number}") == b"" for number in range(6))

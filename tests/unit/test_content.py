@@ -25,7 +25,7 @@ from executor.solver.fingerprints import Fingerprints
 from executor.solver.once import Once, known
 from executor.solver.sources import FromTree
 from executor.solver.workshop import Workshop
-from executor.store import files
+from executor.store import stat_cache
 from executor.store.store import Store, open_store
 from platforms.errors import ContextError
 
@@ -34,7 +34,9 @@ def entry(path: Path) -> Entry:
     status = path.lstat()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = os.fsencode(path)
-    return Entry(b"f", Kind.FILE, size=status.st_size, source=source, digest=digest, stamp=files.stamp(status))
+    return Entry(
+        b"f", Kind.FILE, size=status.st_size, source=source, digest=digest, stamp=stat_cache.stat_signature(status)
+    )
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def selected(name: str, *, live: bool = False) -> Once[Selection]:
 
 def looked(name: str = "") -> Once[statwalk.StatWalk]:
     nothing = cast("Any", ())
-    return known(statwalk.StatWalk(nothing, nothing, name, files.now()))
+    return known(statwalk.StatWalk(nothing, nothing, name, stat_cache.now()))
 
 
 def never() -> Any:
@@ -148,7 +150,7 @@ class Job:
 
     def __init__(self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, *, later: float = 3600.0) -> None:
         moment = time.time_ns() + int(later * 1e9)
-        monkeypatch.setattr(files, "now", lambda: moment)
+        monkeypatch.setattr(stat_cache, "now", lambda: moment)
         directory = tempfile.mkdtemp(dir=store.root)
         self.workshop = cast(
             "Workshop",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from executor.rootfs.entry import Entry, Kind
 from executor.solver import external_sort
 from executor.solver.external_sort import ExternalSort
-from executor.store.spool import Spool
+from executor.store.spool import SpooledList
 
 NAMES = st.sampled_from([b"a", b"a-b", b"b", b"c", b"\xff"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
@@ -47,7 +47,7 @@ def test_a_hard_link_follows_what_it_leads_to() -> None:
 
 def test_what_comes_in_order_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(external_sort, "HELD", 10)
-    monkeypatch.setattr(Spool, "append", None)
+    monkeypatch.setattr(SpooledList, "append", None)
     found = ExternalSort()
     for number in range(1000):
         found.put(Entry(b"%04d" % number, Kind.DIRECTORY))

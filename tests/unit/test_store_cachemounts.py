@@ -21,20 +21,20 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def test_what_one_step_leaves_the_next_one_finds(store: Store) -> None:
-    with cachemounts.held(store, "id") as directory:
+    with cachemounts.acquire(store, "id") as directory:
         Path(directory, "file").write_text("content")
-    with open_store(store.root) as later, cachemounts.held(later, "id") as directory:
+    with open_store(store.root) as later, cachemounts.acquire(later, "id") as directory:
         assert Path(directory, "file").read_text() == "content"
-    with cachemounts.held(store, "another id") as directory:
+    with cachemounts.acquire(store, "another id") as directory:
         assert os.listdir(directory) == []
 
 
 @pytest.mark.parametrize("identity", ["../../../etc", "/", "", "a\0b", "x" * 5000, "\udcff"])
 def test_an_id_never_leads_out_of_the_cache(store: Store, tmp_path: Path, identity: str) -> None:
-    with cachemounts.held(store, identity) as directory:
+    with cachemounts.acquire(store, identity) as directory:
         inside = Path(directory).resolve().relative_to(tmp_path / "root/cache")
         assert len(inside.parts) == 2
-    assert [each.id for each in cachemounts.listed(store)] == [identity]
+    assert [each.id for each in cachemounts.list_all(store)] == [identity]
 
 
 def test_a_new_directory_is_filled_once(store: Store) -> None:
@@ -46,7 +46,7 @@ def test_a_new_directory_is_filled_once(store: Store) -> None:
         os.chmod(directory, 0o1777)
 
     def use(_: int) -> None:
-        with cachemounts.held(store, "id", populate=populate) as directory:
+        with cachemounts.acquire(store, "id", populate=populate) as directory:
             assert os.listdir(directory) == ["seed"]
             assert os.stat(directory).st_mode & 0o7777 == 0o1777
 
@@ -60,26 +60,26 @@ def test_a_directory_that_could_not_be_filled_is_not_there(store: Store) -> None
         Path(directory, "half").touch()
         raise LookupError
 
-    with pytest.raises(LookupError), cachemounts.held(store, "id", populate=fail):
+    with pytest.raises(LookupError), cachemounts.acquire(store, "id", populate=fail):
         pass
-    assert cachemounts.listed(store) == ()
+    assert cachemounts.list_all(store) == ()
     assert os.listdir(os.path.join(store.root, "tmp")) == ["partial"]
-    with cachemounts.held(store, "id") as directory:
+    with cachemounts.acquire(store, "id") as directory:
         assert os.listdir(directory) == []
 
 
 def test_shared_private_and_locked(store: Store) -> None:
-    with cachemounts.held(store, "id") as first, cachemounts.held(store, "id") as second:
+    with cachemounts.acquire(store, "id") as first, cachemounts.acquire(store, "id") as second:
         assert first == second
-    with cachemounts.held(store, "id", "private") as first, cachemounts.held(store, "id", "private") as second:
+    with cachemounts.acquire(store, "id", "private") as first, cachemounts.acquire(store, "id", "private") as second:
         assert first != second
-    with cachemounts.held(store, "id", "private") as third:
+    with cachemounts.acquire(store, "id", "private") as third:
         assert third == first
     stop: Future[None] = Future()
     stop.set_result(None)
     with (
-        cachemounts.held(store, "id", "locked"),
+        cachemounts.acquire(store, "id", "locked"),
         pytest.raises(Interrupted),
-        cachemounts.held(store, "id", "locked", cancel=stop),
+        cachemounts.acquire(store, "id", "locked", cancel=stop),
     ):
         pass

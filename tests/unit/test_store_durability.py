@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.store import blobs, durability, fsck, records, snapshots
+from executor.store import blobs, cache_records, durability, fsck, snapshots
 from executor.store.prune import prune, usage
 from executor.store.store import Store, open_store
 from platforms import syscalls
@@ -21,8 +21,8 @@ def build(store: Store, name: str) -> str:
     with blobs.ingest(store) as ingest:
         ingest.write(name.encode())
         blob = ingest.commit()
-    snapshot = snapshots.commit(store, snapshots.draft(store), diff_id=None, size=0, keys=(name,))
-    records.put(store, name, b"value", refers=(blob.digest, snapshot))
+    snapshot = snapshots.commit(store, snapshots.prepare(store), diff_id=None, size=0, keys=(name,))
+    cache_records.put(store, name, b"value", refers=(blob.digest, snapshot))
     return blob.digest
 
 
@@ -37,19 +37,19 @@ def test_within_a_boot_nothing_needs_to_be_settled(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
         build(store, "a")
     with open_store(str(tmp_path)) as store:
-        assert records.get(store, "a") == b"value"
+        assert cache_records.get(store, "a") == b"value"
 
 
 def test_what_was_settled_is_there_after_a_reboot_and_the_rest_is_garbage(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
         build(store, "settled")
-        assert durability.settle(store) == 2
-        assert durability.settle(store) == 0
+        assert durability.sync(store) == 2
+        assert durability.sync(store) == 0
         build(store, "unsettled")
     reboot(tmp_path)
     with open_store(str(tmp_path)) as store:
-        assert records.get(store, "settled") == b"value"
-        assert records.get(store, "unsettled") is None
+        assert cache_records.get(store, "settled") == b"value"
+        assert cache_records.get(store, "unsettled") is None
         assert snapshots.find(store, "unsettled") is None
         assert fsck.verify(store) == ()
     with open_store(str(tmp_path)) as store:
@@ -64,7 +64,7 @@ def test_a_build_waits_for_nothing_that_was_just_written(tmp_path: Path, committ
         build(store, "a")
         for table in ("blobs", "snapshots"):
             store.index.write(lambda db, table=table: db.execute(f"UPDATE {table} SET created=created+?", (committed,)))
-        assert durability.settle(store, durability.WRITTEN_BACK) == settled
+        assert durability.sync(store, durability.WRITTEN_BACK) == settled
 
 
 def test_an_unsettled_blob_is_hashed_before_it_is_used_again(tmp_path: Path) -> None:
@@ -78,16 +78,16 @@ def test_an_unsettled_blob_is_hashed_before_it_is_used_again(tmp_path: Path) -> 
         assert blobs.has(store, whole)
         assert not blobs.has(store, torn)
         assert not os.path.exists(place)
-        assert durability.settle(store) == 1
+        assert durability.sync(store) == 1
 
 
 def test_what_another_process_has_committed_is_settled_too(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store, open_store(str(tmp_path)) as other:
         build(other, "other's")
-        assert durability.settle(store) == 2
+        assert durability.sync(store) == 2
     reboot(tmp_path)
     with open_store(str(tmp_path)) as store:
-        assert records.get(store, "other's") == b"value"
+        assert cache_records.get(store, "other's") == b"value"
 
 
 def test_nothing_is_trusted_after_the_disk_has_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_nothing_is_trusted_after_the_disk_has_refused(tmp_path: Path, monkeypat
         build(store, "a")
         monkeypatch.setattr(syscalls, "syncfs", refuse)
         with pytest.raises(StoreError) as caught:
-            durability.settle(store)
+            durability.sync(store)
         assert caught.value.problem.remedy
         assert snapshots.find(store, "a") is None
-        assert records.get(store, "a") is None
+        assert cache_records.get(store, "a") is None

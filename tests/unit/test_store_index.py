@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from executor.store import facts, files, fsck, records, snapshots
-from executor.store.index import SCHEMA, seal
+from executor.store import cache_records, fsck, metadata, snapshots, stat_cache
+from executor.store.index import SCHEMA, checksum
 from executor.store.store import open_store
 from platforms.errors import Problem, StoreError
 
 DIGEST = "sha256:" + "f" * 64
-STAMP = files.stamp(os.stat("/"))
+STAMP = stat_cache.stat_signature(os.stat("/"))
 
 
 def fill(root: Path) -> int:
@@ -24,11 +24,11 @@ def fill(root: Path) -> int:
     with open_store(str(root)) as store:
         for number in range(20):
             snapshot = snapshots.commit(
-                store, snapshots.draft(store), diff_id=None, size=0, keys=(f"key {number}", f"other {number}")
+                store, snapshots.prepare(store), diff_id=None, size=0, keys=(f"key {number}", f"other {number}")
             )
-            records.put(store, f"record {number}", f"value {number}".encode(), refers=(snapshot,))
-            facts.put(store, "kind", str(number), f"fact {number}".encode())
-            files.put(store, [(b"/file/%d" % number, STAMP, f"sha256:{number:064x}")], read_at=1 << 62)
+            cache_records.put(store, f"record {number}", f"value {number}".encode(), refers=(snapshot,))
+            metadata.put(store, "kind", str(number), f"fact {number}".encode())
+            stat_cache.put(store, [(b"/file/%d" % number, STAMP, f"sha256:{number:064x}")], read_at=1 << 62)
         return snapshot.number
 
 
@@ -49,10 +49,10 @@ def test_what_is_no_database_is_set_aside_with_a_warning(tmp_path: Path, content
     (tmp_path / "index.db").write_bytes(content)
     warnings: list[Problem] = []
     with open_store(str(tmp_path), warn=warnings.append) as store:
-        assert records.get(store, "record 1") is None
-        records.put(store, "record 1", b"new")
-        assert records.get(store, "record 1") == b"new"
-        assert snapshots.draft(store).number > 20
+        assert cache_records.get(store, "record 1") is None
+        cache_records.put(store, "record 1", b"new")
+        assert cache_records.get(store, "record 1") == b"new"
+        assert snapshots.prepare(store).number > 20
     assert [problem.kind for problem in warnings] == ["StoreError"]
     assert warnings[0].remedy
     assert [path.read_bytes() for path in set_aside(tmp_path)] == [content]
@@ -62,7 +62,7 @@ def test_a_warning_goes_to_stderr_when_nobody_listens(tmp_path: Path, capfd: pyt
     fill(tmp_path)
     (tmp_path / "index.db").write_bytes(b"damaged" * 1000)
     with open_store(str(tmp_path)) as store:
-        assert records.get(store, "record 1") is None
+        assert cache_records.get(store, "record 1") is None
     assert capfd.readouterr().err.count("\n") == 1
 
 
@@ -82,9 +82,9 @@ def test_a_flipped_byte_anywhere_never_gives_a_wrong_answer(tmp_path: Path) -> N
         (tmp_path / "index.db").symlink_to(database.name)
         with open_store(str(tmp_path), warn=lambda _: None) as store, contextlib.suppress(StoreError):
             for number in range(0, 20, 3):
-                assert records.get(store, f"record {number}") in (None, f"value {number}".encode())
-                assert facts.get(store, "kind", str(number)) in (None, f"fact {number}".encode())
-                known = files.get(store, [(b"/file/%d" % number, STAMP)])
+                assert cache_records.get(store, f"record {number}") in (None, f"value {number}".encode())
+                assert metadata.get(store, "kind", str(number)) in (None, f"fact {number}".encode())
+                known = stat_cache.get(store, [(b"/file/%d" % number, STAMP)])
                 assert known in ([None], [f"sha256:{number:064x}"])
                 found = snapshots.find(store, f"key {number}")
                 assert found is None or found.number == number + 1
@@ -108,7 +108,7 @@ def test_a_store_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
         db.execute(f"PRAGMA user_version={SCHEMA + 1}")
         db.execute(f"PRAGMA application_id={zlib.crc32(b'kanifold index %d' % (SCHEMA + 1)) >> 1}")
     with open_store(str(tmp_path)) as store, pytest.raises(StoreError) as caught:
-        records.get(store, "record 1")
+        cache_records.get(store, "record 1")
     assert "newer" in caught.value.problem.why
     assert caught.value.problem.remedy
     assert set_aside(tmp_path) == []
@@ -121,7 +121,7 @@ def test_a_store_of_an_older_version_begins_anew(tmp_path: Path) -> None:
         db.execute(f"PRAGMA application_id={zlib.crc32(b'kanifold index %d' % (SCHEMA - 1)) >> 1}")
     warnings: list[Problem] = []
     with open_store(str(tmp_path), warn=warnings.append) as store:
-        assert records.get(store, "record 1") is None
+        assert cache_records.get(store, "record 1") is None
     assert len(warnings) == len(set_aside(tmp_path)) == 1
     assert "is of an earlier kanifold and has been replaced" in warnings[0].what
 
@@ -129,14 +129,14 @@ def test_a_store_of_an_older_version_begins_anew(tmp_path: Path) -> None:
 def test_who_still_has_the_old_index_open_goes_over_to_the_new_one(tmp_path: Path) -> None:
     fill(tmp_path)
     with open_store(str(tmp_path), warn=lambda _: None) as first, open_store(str(tmp_path)) as second:
-        assert records.get(second, "record 1") == b"value 1"
+        assert cache_records.get(second, "record 1") == b"value 1"
         connection = sqlite3.connect(tmp_path / "index.db")
         connection.execute("UPDATE records SET seal=seal+1 WHERE key='record 2'")
         connection.commit()
         connection.close()
-        assert records.get(first, "record 2") is None
-        records.put(second, "new", b"from the second")
-        assert records.get(first, "new") == b"from the second"
+        assert cache_records.get(first, "record 2") is None
+        cache_records.put(second, "new", b"from the second")
+        assert cache_records.get(first, "new") == b"from the second"
     assert len(set_aside(tmp_path)) == 1
     assert (tmp_path / "index.db").resolve().exists()
 
@@ -144,7 +144,7 @@ def test_who_still_has_the_old_index_open_goes_over_to_the_new_one(tmp_path: Pat
 def test_a_file_in_place_of_the_index_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "index.db").write_bytes(b"something else")
     with open_store(str(tmp_path)) as store:
-        assert records.get(store, "record 1") is None
+        assert cache_records.get(store, "record 1") is None
     assert [path.read_bytes() for path in set_aside(tmp_path)] == [b"something else"]
 
 
@@ -152,9 +152,9 @@ def test_a_lost_database_is_begun_anew(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "index.db").resolve().unlink()
     with open_store(str(tmp_path)) as store:
-        assert records.get(store, "record 1") is None
-        records.put(store, "record 1", b"new")
-        assert records.get(store, "record 1") == b"new"
+        assert cache_records.get(store, "record 1") is None
+        cache_records.put(store, "record 1", b"new")
+        assert cache_records.get(store, "record 1") == b"new"
 
 
 def test_a_failed_transaction_leaves_nothing_and_the_next_one_works(tmp_path: Path) -> None:
@@ -166,19 +166,19 @@ def test_a_failed_transaction_leaves_nothing_and_the_next_one_works(tmp_path: Pa
 
         with pytest.raises(LookupError):
             store.index.write(fail)
-        assert facts.get(store, "k", "k") is None
+        assert metadata.get(store, "k", "k") is None
 
 
 def test_a_child_after_a_fork_has_a_connection_and_leases_of_its_own(tmp_path: Path) -> None:
     number = fill(tmp_path)
     with open_store(str(tmp_path)) as store:
-        assert records.get(store, "record 1") == b"value 1"
+        assert cache_records.get(store, "record 1") == b"value 1"
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
-                assert records.get(store, "record 2") == b"value 2"
-                records.put(store, "from the child", b"x")
+                assert cache_records.get(store, "record 2") == b"value 2"
+                cache_records.put(store, "from the child", b"x")
                 assert snapshots.get(store, number) is not None
                 assert len(os.listdir(tmp_path / "leases")) == 2
                 store.close()
@@ -186,11 +186,11 @@ def test_a_child_after_a_fork_has_a_connection_and_leases_of_its_own(tmp_path: P
             finally:
                 os._exit(status)
         assert os.waitpid(pid, 0)[1] == 0
-        assert records.get(store, "from the child") == b"x"
+        assert cache_records.get(store, "from the child") == b"x"
         assert len(os.listdir(tmp_path / "leases")) == 1
 
 
 def test_a_seal_tells_fields_apart() -> None:
-    assert seal("ab", "c") != seal("a", "bc")
-    assert seal("a") != seal("a", "")
-    assert seal("1", b"x") == seal(1, "x")
+    assert checksum("ab", "c") != checksum("a", "bc")
+    assert checksum("a") != checksum("a", "")
+    assert checksum("1", b"x") == checksum(1, "x")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from executor.store import blobs, cachemounts, facts, files, records, snapshots
-from executor.store.prune import Row, parse_duration, parse_filter, prune, usage
+from executor.store import blobs, cache_records, cachemounts, metadata, snapshots, stat_cache
+from executor.store.prune import UsageInfo, parse_duration, parse_filter, prune, usage
 from executor.store.store import Store, open_store
 from platforms.errors import UsageError
 
@@ -53,8 +53,8 @@ def add_blob(store: Store, content: bytes) -> str:
 def add_step(store: Store, name: str, size: int = 1000) -> snapshots.Snapshot:
     """A snapshot of ``size`` bytes, and the record that leads to it."""
     with other(store) as maker:
-        made = snapshots.commit(maker, snapshots.draft(maker), diff_id=None, size=size, description=f"RUN {name}")
-        records.put(maker, name, b"", refers=(made,), description=f"RUN {name}")
+        made = snapshots.commit(maker, snapshots.prepare(maker), diff_id=None, size=size, description=f"RUN {name}")
+        cache_records.put(maker, name, b"", refers=(made,), description=f"RUN {name}")
         return made
 
 
@@ -62,7 +62,7 @@ def there(store: Store) -> set[tuple[str, str]]:
     return {(row.kind, row.id) for row in usage(store)}
 
 
-def names(rows: tuple[Row, ...]) -> set[tuple[str, str]]:
+def names(rows: tuple[UsageInfo, ...]) -> set[tuple[str, str]]:
     return {(row.kind, row.id) for row in rows}
 
 
@@ -71,7 +71,7 @@ def test_usage_lists_everything_least_recently_used_first(store: Store, clock: C
     clock.now += HOUR
     snapshot = add_step(store, "make", 700)
     clock.now += HOUR
-    with other(store) as maker, cachemounts.held(maker, "/root/.cache") as directory:
+    with other(store) as maker, cachemounts.acquire(maker, "/root/.cache") as directory:
         Path(directory, "file").write_bytes(bytes(50_000))
     rows = usage(store)
     assert [(row.kind, row.id) for row in rows] == [
@@ -91,11 +91,11 @@ def test_usage_lists_everything_least_recently_used_first(store: Store, clock: C
 def test_usage_tells_what_is_in_use_shared_and_unfinished(store: Store) -> None:
     add_step(store, "idle")
     with other(store) as user:
-        shared = snapshots.commit(user, snapshots.draft(user), diff_id=None, size=1)
-        records.put(user, "one", b"", refers=(shared,))
-        records.put(user, "two", b"", refers=(shared,))
-        draft = snapshots.draft(user)
-        with cachemounts.held(user, "cache"), blobs.ingest(user) as ingest:
+        shared = snapshots.commit(user, snapshots.prepare(user), diff_id=None, size=1)
+        cache_records.put(user, "one", b"", refers=(shared,))
+        cache_records.put(user, "two", b"", refers=(shared,))
+        draft = snapshots.prepare(user)
+        with cachemounts.acquire(user, "cache"), blobs.ingest(user) as ingest:
             ingest.write(b"x")
             rows = {(row.kind, row.id): row for row in usage(store)}
     assert rows["snapshot", str(shared.number)].shared
@@ -113,7 +113,7 @@ def test_usage_tells_what_is_in_use_shared_and_unfinished(store: Store) -> None:
 def test_without_conditions_only_garbage_goes(store: Store) -> None:
     digest = add_blob(store, b"kept")
     add_step(store, "kept")
-    nameless = snapshots.commit(maker := other(store), snapshots.draft(maker), diff_id=None, size=5)
+    nameless = snapshots.commit(maker := other(store), snapshots.prepare(maker), diff_id=None, size=5)
     maker.close()
     before = there(store) - {("snapshot", str(nameless.number))}
     pruned = prune(store)
@@ -126,15 +126,15 @@ def test_without_conditions_only_garbage_goes(store: Store) -> None:
 def test_all_leaves_nothing(store: Store) -> None:
     add_blob(store, b"12345")
     snapshot = add_step(store, "step", 700)
-    facts.put(store, "kind", "key", b"")
-    files.put(store, [(b"/file", files.stamp(os.stat("/")), "sha256:" + "0" * 64)], read_at=1 << 62)
-    with other(store) as maker, cachemounts.held(maker, "cache"):
+    metadata.put(store, "kind", "key", b"")
+    stat_cache.put(store, [(b"/file", stat_cache.stat_signature(os.stat("/")), "sha256:" + "0" * 64)], read_at=1 << 62)
+    with other(store) as maker, cachemounts.acquire(maker, "cache"):
         pass
     pruned = prune(store, all=True)
     assert {row.kind for row in pruned.removed} == {"blob", "snapshot", "record", "cache-mount"}
     assert pruned.freed >= 705
     assert usage(store) == ()
-    assert facts.get(store, "kind", "key") is None
+    assert metadata.get(store, "kind", "key") is None
     assert not os.path.exists(snapshot.fs)
     assert os.listdir(os.path.join(store.root, "blobs/sha256")) == []
     assert os.listdir(os.path.join(store.root, "cache")) == []
@@ -145,7 +145,7 @@ def test_storage_is_kept_down_by_removing_what_was_not_used_for_longest(store: S
         add_step(store, name, 1000)
         clock.now += HOUR
     with other(store) as user:
-        assert records.get(user, "a") is not None  # a is used again: b is the oldest now
+        assert cache_records.get(user, "a") is not None  # a is used again: b is the oldest now
     assert prune(store, keep_storage=4000).removed == ()
     pruned = prune(store, keep_storage=2500)
     assert {row.id for row in pruned.removed if row.kind == "record"} == {"b", "c"}
@@ -158,7 +158,7 @@ def test_age_counts_from_the_last_use(store: Store, clock: Clock) -> None:
         add_step(store, name)
     clock.now += 2 * DAY
     with other(store) as user:
-        records.get(user, "used")
+        cache_records.get(user, "used")
     add_step(store, "new")
     clock.now += 60
     prune(store, older_than=DAY)
@@ -182,7 +182,7 @@ def test_a_record_goes_with_what_it_needs_and_a_snapshot_when_nothing_leads_to_i
     assert names(pruned.removed) == {("snapshot", str(first.number)), ("record", "first")}
     pruned = prune(store, filters=("id=second",))
     assert names(pruned.removed) == {("record", "second"), ("snapshot", str(second.number))}
-    assert records.get(store, "first") is None
+    assert cache_records.get(store, "first") is None
 
 
 def test_what_a_living_store_has_found_or_made_stays(store: Store) -> None:
@@ -190,9 +190,9 @@ def test_what_a_living_store_has_found_or_made_stays(store: Store) -> None:
     snapshot = add_step(store, "found by its record")
     with other(store) as user:
         assert blobs.has(user, digest)
-        assert records.get(user, "found by its record") is not None
-        draft = snapshots.draft(user)
-        with cachemounts.held(user, "cache") as directory, blobs.ingest(user) as ingest:
+        assert cache_records.get(user, "found by its record") is not None
+        draft = snapshots.prepare(user)
+        with cachemounts.acquire(user, "cache") as directory, blobs.ingest(user) as ingest:
             ingest.write(b"made")
             assert prune(store, all=True).removed == ()
             made = ingest.commit()
@@ -209,10 +209,10 @@ def test_what_a_living_store_has_found_or_made_stays(store: Store) -> None:
 def test_a_released_lease_no_longer_protects(store: Store) -> None:
     made = add_step(store, "step")
     user = other(store)
-    user.session.hold(f"s{made.number}", f"s{made.number}")
-    user.session.drop(f"s{made.number}")
+    user.session.lease(f"s{made.number}", f"s{made.number}")
+    user.session.release(f"s{made.number}")
     assert prune(store, all=True).removed == ()
-    user.session.drop(f"s{made.number}")
+    user.session.release(f"s{made.number}")
     assert len(prune(store, all=True).removed) == 2
     user.close()
 
@@ -222,7 +222,7 @@ def test_a_lookup_that_comes_too_late_is_a_miss(store: Store) -> None:
     digest = add_blob(store, b"blob")
     with other(store) as user:
         prune(store, all=True)
-        assert records.get(user, "step") is None
+        assert cache_records.get(user, "step") is None
         assert snapshots.get(user, made.number) is None
         assert not blobs.has(user, digest)
 
@@ -231,7 +231,7 @@ def test_leftovers_of_the_dead_are_garbage(store: Store, clock: Clock, tmp_path:
     pid = os.fork()
     if pid == 0:  # dies without closing anything
         dead = other(store)
-        Path(snapshots.draft(dead).fs, "file").touch()
+        Path(snapshots.prepare(dead).fs, "file").touch()
         with open(dead.session.temporary(), "w") as file:
             file.write("x")
         blobs.ingest(dead).write(b"y")
@@ -261,15 +261,15 @@ def test_a_partial_download_is_kept_for_a_day(store: Store, clock: Clock) -> Non
 
 
 def test_old_knowledge_is_forgotten_in_the_end(store: Store, clock: Clock) -> None:
-    facts.put(store, "kind", "old", b"")
+    metadata.put(store, "kind", "old", b"")
     clock.now += 61 * DAY
-    facts.put(store, "kind", "new", b"")
+    metadata.put(store, "kind", "new", b"")
     prune(store)
-    assert facts.get(store, "kind", "old") is None
-    assert facts.get(store, "kind", "new") == b""
+    assert metadata.get(store, "kind", "old") is None
+    assert metadata.get(store, "kind", "new") == b""
 
 
-ROW = Row("snapshot", "12", 0, 0.0, 1000.0, True, False, "RUN apt-get update")
+ROW = UsageInfo("snapshot", "12", 0, 0.0, 1000.0, True, False, "RUN apt-get update")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.store import blobs, facts, files, records, snapshots
+from executor.store import blobs, cache_records, metadata, snapshots, stat_cache
 from executor.store.store import Store, open_store
 
 DIGEST = "sha256:" + "f" * 64
@@ -45,40 +45,40 @@ def a_blob(store: Store) -> str:
 
 
 def a_snapshot(store: Store) -> snapshots.Snapshot:
-    return snapshots.commit(store, snapshots.draft(store), diff_id=None, size=0)
+    return snapshots.commit(store, snapshots.prepare(store), diff_id=None, size=0)
 
 
 def test_a_record_is_found_until_it_is_replaced_or_forgotten(store: Store) -> None:
-    assert records.get(store, "key") is None
-    records.put(store, "key", b"one")
-    assert records.get(store, "key") == b"one"
-    records.put(store, "key", b"two")
-    assert records.get(store, "key") == b"two"
-    assert records.get(store, "other") is None
-    records.forget(store, "key")
-    assert records.get(store, "key") is None
-    records.forget(store, "key")
+    assert cache_records.get(store, "key") is None
+    cache_records.put(store, "key", b"one")
+    assert cache_records.get(store, "key") == b"one"
+    cache_records.put(store, "key", b"two")
+    assert cache_records.get(store, "key") == b"two"
+    assert cache_records.get(store, "other") is None
+    cache_records.forget(store, "key")
+    assert cache_records.get(store, "key") is None
+    cache_records.forget(store, "key")
 
 
 def test_a_record_lives_as_long_as_all_that_it_needs(store: Store) -> None:
     blob, snapshot = a_blob(store), a_snapshot(store)
-    records.put(store, "blob", b"1", refers=(blob,))
-    records.put(store, "both", b"2", refers=(snapshot, blob, snapshot))
-    records.put(store, "none", b"3")
+    cache_records.put(store, "blob", b"1", refers=(blob,))
+    cache_records.put(store, "both", b"2", refers=(snapshot, blob, snapshot))
+    cache_records.put(store, "none", b"3")
     shutil.rmtree(snapshot.fs)
-    assert records.get(store, "both") is None
-    assert records.get(store, "blob") == b"1"
+    assert cache_records.get(store, "both") is None
+    assert cache_records.get(store, "blob") == b"1"
     os.unlink(blobs.path(store, blob))
-    assert records.get(store, "blob") is None
-    assert records.get(store, "none") == b"3"
+    assert cache_records.get(store, "blob") is None
+    assert cache_records.get(store, "none") == b"3"
 
 
 def test_a_record_that_replaces_another_needs_only_its_own_parts(store: Store) -> None:
     snapshot = a_snapshot(store)
-    records.put(store, "key", b"1", refers=(snapshot,))
-    records.put(store, "key", b"2")
+    cache_records.put(store, "key", b"1", refers=(snapshot,))
+    cache_records.put(store, "key", b"2")
     shutil.rmtree(snapshot.fs)
-    assert records.get(store, "key") == b"2"
+    assert cache_records.get(store, "key") == b"2"
 
 
 def used(store: Store) -> float:
@@ -86,43 +86,43 @@ def used(store: Store) -> float:
 
 
 def test_finding_a_record_counts_as_use_once_in_a_while(store: Store, clock: Clock) -> None:
-    records.put(store, "key", b"")
+    cache_records.put(store, "key", b"")
     made = clock.now
     clock.now += 60
-    records.get(store, "key")
+    cache_records.get(store, "key")
     store.flush()
     assert used(store) == made, "a rebuild right after a build writes nothing"
     clock.now += 3600
-    records.get(store, "key")
+    cache_records.get(store, "key")
     store.flush()
     assert used(store) == clock.now
 
 
 def test_facts_are_kept_by_kind_and_key(store: Store, clock: Clock) -> None:
-    facts.put(store, "manifest", "a", b"1")
-    facts.put(store, "tag", "a", b"2")
-    assert facts.get(store, "manifest", "a") == b"1"
-    assert facts.get(store, "tag", "a") == b"2"
-    assert facts.get(store, "tag", "b") is None
+    metadata.put(store, "manifest", "a", b"1")
+    metadata.put(store, "tag", "a", b"2")
+    assert metadata.get(store, "manifest", "a") == b"1"
+    assert metadata.get(store, "tag", "a") == b"2"
+    assert metadata.get(store, "tag", "b") is None
     clock.now += 10
-    assert facts.get(store, "tag", "a", max_age=11) == b"2"
-    assert facts.get(store, "tag", "a", max_age=9) is None
-    facts.put(store, "tag", "a", b"3")
-    assert facts.get(store, "tag", "a", max_age=9) == b"3"
-    facts.forget(store, "tag", "a")
-    assert facts.get(store, "tag", "a") is None
+    assert metadata.get(store, "tag", "a", max_age=11) == b"2"
+    assert metadata.get(store, "tag", "a", max_age=9) is None
+    metadata.put(store, "tag", "a", b"3")
+    assert metadata.get(store, "tag", "a", max_age=9) == b"3"
+    metadata.forget(store, "tag", "a")
+    assert metadata.get(store, "tag", "a") is None
 
 
 def stamp_of(path: Path) -> bytes:
-    return files.stamp(path.lstat())
+    return stat_cache.stat_signature(path.lstat())
 
 
 def test_a_file_is_known_until_it_changes(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"content")
     known = (os.fsencode(path), stamp_of(path))
-    files.put(store, [(*known, DIGEST)], read_at=LONG_AGO)
-    assert files.get(store, [known]) == [DIGEST]
+    stat_cache.put(store, [(*known, DIGEST)], read_at=LONG_AGO)
+    assert stat_cache.get(store, [known]) == [DIGEST]
     before = path.stat()
 
     for change in (
@@ -132,7 +132,7 @@ def test_a_file_is_known_until_it_changes(store: Store, tmp_path: Path) -> None:
         lambda: (path.unlink(), path.write_bytes(b"content"), os.utime(path, ns=(0, before.st_mtime_ns))),
     ):
         change()
-        assert files.get(store, [(os.fsencode(path), stamp_of(path))]) == [None]
+        assert stat_cache.get(store, [(os.fsencode(path), stamp_of(path))]) == [None]
 
 
 @pytest.mark.parametrize(
@@ -149,16 +149,16 @@ def test_a_file_that_could_still_change_unseen_is_not_remembered(
     store: Store, tmp_path: Path, changed_ns: int, age_ns: int, kept: bool
 ) -> None:
     mark = struct.pack("=QQqqq", 1, 2, 3, changed_ns, 5)
-    files.put(store, [(b"/file", mark, DIGEST)], read_at=changed_ns + age_ns)
-    assert files.get(store, [(b"/file", mark)]) == [DIGEST if kept else None]
+    stat_cache.put(store, [(b"/file", mark, DIGEST)], read_at=changed_ns + age_ns)
+    assert stat_cache.get(store, [(b"/file", mark)]) == [DIGEST if kept else None]
 
 
 def test_two_hundred_thousand_files_come_back_in_order(store: Store, tmp_path: Path) -> None:
     mark = stamp_of(tmp_path)
     rows = [(b"/context/%d/%d" % (n % 500, n), mark, f"sha256:{n:064x}") for n in range(200_000)]
-    files.put(store, rows, read_at=LONG_AGO)
+    stat_cache.put(store, rows, read_at=LONG_AGO)
     asked = [(path, mark) for path, _, _ in reversed(rows)] + [(b"/context/none", mark), (b"/context/0/0", b"other")]
-    assert files.get(store, asked) == [each for _, _, each in reversed(rows)] + [None, None]
+    assert stat_cache.get(store, asked) == [each for _, _, each in reversed(rows)] + [None, None]
 
 
 def test_a_file_that_was_written_read_and_renamed_is_known_at_once(store: Store, tmp_path: Path) -> None:
@@ -167,10 +167,10 @@ def test_a_file_that_was_written_read_and_renamed_is_known_at_once(store: Store,
     path.write_text("content")
     written = path.stat().st_mtime_ns - 10_000_000_001
     os.utime(path, ns=(written, written))  # which, as a rename does, changes the other time to now
-    mark = files.known_as(files.stamp(path.stat()))
-    files.put_renamed(store, [(*mark, "digest")])
-    assert files.get(store, [mark]) == ["digest"]
+    mark = stat_cache.cache_key(stat_cache.stat_signature(path.stat()))
+    stat_cache.put_renamed(store, [(*mark, "digest")])
+    assert stat_cache.get(store, [mark]) == ["digest"]
     path.write_text("another")
-    mark = files.known_as(files.stamp(path.stat()))
-    files.put_renamed(store, [(*mark, "digest")])
-    assert files.get(store, [mark]) == [None]
+    mark = stat_cache.cache_key(stat_cache.stat_signature(path.stat()))
+    stat_cache.put_renamed(store, [(*mark, "digest")])
+    assert stat_cache.get(store, [mark]) == [None]

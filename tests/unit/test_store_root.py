@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.store import records
+from executor.store import cache_records
 from executor.store.store import default_root, open_store
 from platforms.errors import StoreError
 
@@ -41,7 +41,7 @@ def test_opening_makes_the_directories_and_keeps_others_out(tmp_path: Path) -> N
 def test_opening_again_after_a_half_made_root_completes_it(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     with open_store(str(tmp_path)) as store:
-        assert records.get(store, "none") is None
+        assert cache_records.get(store, "none") is None
 
 
 def test_a_store_that_is_not_used_leaves_no_lease_and_no_index(tmp_path: Path) -> None:

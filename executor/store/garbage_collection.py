@@ -1,11 +1,10 @@
-"""The store keeps its size by itself (``policy``): looked at after each build, and while one runs on a full disk.
+"""Garbage collection: keeping the store within its policy (``policy``), after each build and during one on a full disk.
 
-Looking is cheap: sums of the index, the sizes of cache directories as they were last measured, and one statvfs(3).
-Only when that says so is something removed, in BuildKit's order and never below ``reserved``: cache directories that
-nobody has used for two days, what nobody has used for ``keep``, and then whatever was used longest ago until the store
-has its size and the disk its free space again. It then goes somewhat below its limit, so that not every build at the
-limit has to do this. What a living process uses stays, whatever the limit; what processes that were killed have left
-goes at once.
+The check is cheap: sums of the index, the last measured sizes of cache directories, and one statvfs(3). If it demands
+it, resources are removed in BuildKit's order and never below ``reserved``: cache directories that were not used for two
+days, what was not used for ``keep``, and then the least recently used until the store has its size and the disk its
+free space. The store then goes somewhat below the limit, so that not every build at the limit has to do this. What a
+living process uses is never removed; what killed processes have left is removed at once.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from executor.store import cachemounts, leases, locks, prune
 from executor.store.index import number
 from executor.store.policy import Disk, Policy, disk
-from executor.store.prune import Pruned, Row
+from executor.store.prune import Pruned, UsageInfo
 from platforms.errors import StoreError
 
 if TYPE_CHECKING:
@@ -29,21 +28,21 @@ if TYPE_CHECKING:
     from executor.store.store import Store
 
 _MOUNT_SECONDS: Final = 48 * 3600.0
-"""After which a cache directory that nobody has used goes first (BuildKit's first rule)."""
+"""Seconds without use after which a cache directory is removed first (BuildKit's first rule)."""
 _MEASURED_SECONDS: Final = 3600.0
-"""How long the size of a cache directory is taken for what it is, although steps have used it."""
+"""Seconds for which the measured size of a cache directory is used although steps have used it since."""
 _SLACK: Final = 10
-"""The part of a limit by which the store goes below it, when it has reached it."""
+"""The store goes below a limit by this fraction (1/n) of it."""
 _SCARCE_BYTES: Final = 1 << 30
 _SCARCE_PART: Final = 20
-"""A disk is nearly full with less than these bytes, or this part of it, free: what is less."""
+"""A disk is nearly full with less than ``_SCARCE_BYTES``, or this fraction (1/n) of it, free, whichever is less."""
 _LOOK_SECONDS: Final = 0.5
 _PAUSE: Final = 60
-"""Looks that are left out after nothing could be removed."""
+"""Number of checks that are skipped after nothing could be removed."""
 
 
 def is_due(store: Store, policy: Policy) -> bool:
-    """Whether ``keep`` would find something to do."""
+    """Whether ``collect`` would remove anything."""
     if not policy.enabled:
         return False
     if leases.has_dead(store.root):
@@ -56,7 +55,7 @@ def is_due(store: Store, policy: Policy) -> bool:
 
     now = store.clock()
     total, oldest = store.index.read(sums)
-    mounts = cachemounts.listed(store)
+    mounts = cachemounts.list_all(store)
     total += sum(each.size for each in mounts)
     if total <= policy.reserved:
         return False
@@ -69,37 +68,37 @@ def is_due(store: Store, policy: Policy) -> bool:
     )
 
 
-def keep(store: Store, policy: Policy) -> Pruned:
-    """Remove what ``policy`` says is too much; nothing when another process is at it. Raises ``StoreError``."""
+def collect(store: Store, policy: Policy) -> Pruned:
+    """Remove what exceeds ``policy``; nothing when another process is doing that. Raises ``StoreError``."""
     held = locks.try_lock(store, "keeping")
     if held is None:
         return Pruned(0, ())
     with held:
         free, now = disk(store.root).free, store.clock()
 
-        def choose(rows: list[Row]) -> Iterator[Row]:
-            # A record has no lease, and that it was found is written when the session ends that found it.
+        def choose(rows: list[UsageInfo]) -> Iterator[UsageInfo]:
+            # Records are not leased, and their time of use is written when the session that found them ends.
             alone = len(leases.live(store.root)[0]) <= 1
-            return _chosen([row for row in rows if alone or row.kind != "record"], policy, free, now)
+            return _select([row for row in rows if alone or row.kind != "record"], policy, free, now)
 
         return prune.sweep(store, choose, now - prune.FORGET_SECONDS)
 
 
-def _chosen(rows: list[Row], policy: Policy, free: int, now: float) -> Iterator[Row]:
+def _select(rows: list[UsageInfo], policy: Policy, free: int, now: float) -> Iterator[UsageInfo]:
     left = total = sum(row.size for row in rows)
     limit = total
     if policy.max_used and total > policy.max_used:
         limit = policy.max_used - policy.max_used // _SLACK
     if free < policy.min_free:
         limit = min(limit, total - (policy.min_free + policy.min_free // _SLACK - free))
-    rules: tuple[tuple[Callable[[Row], bool], int], ...] = (
+    rules: tuple[tuple[Callable[[UsageInfo], bool], int], ...] = (
         (lambda row: row.kind == "cache-mount" and now - row.last_used > _MOUNT_SECONDS, policy.reserved),
         (lambda row: bool(policy.keep) and now - row.last_used > policy.keep, policy.reserved),
         (lambda row: row.kind != "record", max(limit, policy.reserved)),
     )
     waiting = sorted((row for row in rows if not row.in_use), key=lambda row: (row.last_used, row.created))
     for concerns, least in rules:
-        others: list[Row] = []
+        others: list[UsageInfo] = []
         for row in waiting:
             if left > least and concerns(row):
                 left -= row.size
@@ -112,24 +111,25 @@ def _chosen(rows: list[Row], policy: Policy, free: int, now: float) -> Iterator[
 def is_scarce(root: str) -> bool:
     """Whether the disk of the store at ``root`` is nearly full."""
     found = disk(root)
-    return found.free < _scarce(found)
+    return found.free < _scarcity_threshold(found)
 
 
-def _scarce(found: Disk) -> int:
+def _scarcity_threshold(found: Disk) -> int:
     return min(_SCARCE_BYTES, found.total // _SCARCE_PART)
 
 
 def make_room(store: Store, wanted: int = 0, cancel: Future[Any] | None = None) -> Pruned:
-    """Remove what was used longest ago until ``wanted`` bytes of the disk are free, and twice what would be scarce.
+    """Remove the least recently used until ``wanted`` bytes of the disk are free, and twice the threshold of
+    ``is_scarce``.
 
-    This is for builds that would fail else: whatever is reserved counts for nothing. When another process is at it,
-    that is waited for. Raises ``StoreError``, and ``Interrupted`` when ``cancel`` is done.
+    For builds that would fail otherwise: ``reserved`` is ignored. Waits for another process that is removing. Raises
+    ``StoreError``, and ``Interrupted`` when ``cancel`` is done.
     """
     with locks.lock(store, "keeping", cancel=cancel):
         found = disk(store.root)
-        missing = max(wanted, 2 * _scarce(found)) - found.free
+        missing = max(wanted, 2 * _scarcity_threshold(found)) - found.free
 
-        def oldest(rows: list[Row]) -> Iterator[Row]:
+        def oldest(rows: list[UsageInfo]) -> Iterator[UsageInfo]:
             left = missing
             for row in sorted(rows, key=lambda row: (row.last_used, row.created)):
                 if left > 0 and not row.in_use and row.kind != "record":
@@ -140,16 +140,15 @@ def make_room(store: Store, wanted: int = 0, cancel: Future[Any] | None = None) 
 
 
 def measure(store: Store, age: float = _MEASURED_SECONDS) -> None:
-    """Measure the cache directories that were used since they were measured, unless that is less than ``age`` seconds
-    ago."""
+    """Measure the cache directories that were used since they were last measured, at least ``age`` seconds ago."""
     now = store.clock()
-    for each in cachemounts.listed(store):
+    for each in cachemounts.list_all(store):
         if each.last_used >= each.measured and now - each.measured >= age:
             cachemounts.measure(store, each)
 
 
-class Watch:
-    """Looks after the disk while a build runs, on a thread of its own."""
+class DiskMonitor:
+    """Makes room on the disk while a build runs, on a thread of its own."""
 
     def __init__(self, open_store: Callable[[], Store], root: str, removed: Callable[[Pruned], None]) -> None:
         self._open = open_store
@@ -175,6 +174,6 @@ class Watch:
                 return
 
     def close(self) -> None:
-        """End it."""
+        """Stop the thread."""
         self._stop.set()
         self._thread.join()

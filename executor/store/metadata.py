@@ -1,10 +1,10 @@
-"""Small things worth remembering, by kind and key: a manifest's bytes by its digest, say."""
+"""Cached metadata: small values by kind and key, such as the bytes of a manifest by its digest."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from executor.store.index import DamagedError, number, seal
+from executor.store.index import CorruptIndexError, checksum, number
 
 if TYPE_CHECKING:
     import sqlite3
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def get(store: Store, kind: str, key: str, *, max_age: float | None = None) -> bytes | None:
-    """What was put under ``kind`` and ``key``, unless that is more than ``max_age`` seconds ago."""
+    """Return the value under ``kind`` and ``key``; None when there is none or it is older than ``max_age`` seconds."""
 
     def look(db: sqlite3.Connection) -> tuple[bytes, float] | None:
         row = db.execute("SELECT value, seal, created FROM facts WHERE kind=? AND key=?", (kind, key)).fetchone()
         if row is None:
             return None
-        if not isinstance(row[0], bytes) or row[1] != seal(kind, key, row[0]):
-            raise DamagedError("the checksum of a fact does not match")
+        if not isinstance(row[0], bytes) or row[1] != checksum(kind, key, row[0]):
+            raise CorruptIndexError("the checksum of a fact does not match")
         return row[0], number(row[2])
 
     found = store.index.read(look)
@@ -30,11 +30,11 @@ def get(store: Store, kind: str, key: str, *, max_age: float | None = None) -> b
 
 
 def put(store: Store, kind: str, key: str, value: bytes) -> None:
-    """Remember ``value`` under ``kind`` and ``key``, in place of what was there."""
-    row = (kind, key, value, seal(kind, key, value), store.clock())
+    """Store ``value`` under ``kind`` and ``key``, replacing an earlier one."""
+    row = (kind, key, value, checksum(kind, key, value), store.clock())
     store.index.write(lambda db: db.execute("INSERT OR REPLACE INTO facts VALUES(?, ?, ?, ?, ?)", row))
 
 
 def forget(store: Store, kind: str, key: str) -> None:
-    """Forget what is under ``kind`` and ``key``, if anything."""
+    """Remove the value under ``kind`` and ``key``, if there is one."""
     store.index.write(lambda db: db.execute("DELETE FROM facts WHERE kind=? AND key=?", (kind, key)))
