@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from executor.rootfs import records
+from executor.rootfs.apply import Lower
 from executor.rootfs.entry import Entry, Kind
-from executor.rootfs.placing import Lower
 from executor.rootfs.tarwriter import changed, open_source
 from platforms.descriptors import write_all
 from platforms.errors import BuildError, StoreError
@@ -42,7 +42,7 @@ def materialise(entries: Iterable[Entry], directory: str) -> None:
         try:
             for entry in entries:
                 copier.entry = entry
-                lower.place(entry, copier.fill)
+                lower.apply(entry, copier.fill)
             lower.finish()
         except OSError as error:
             raise _failure(error, copier.entry) from error

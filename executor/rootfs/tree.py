@@ -17,9 +17,7 @@ from executor.rootfs.records import Read, Record, Stack, applied, read
 from executor.rootfs.stack import mount_stack
 from platforms import syscalls
 from platforms.errors import BuildError
-
-_LINKS: Final = 255
-"""Symbolic links followed for one path before it counts as a loop (containerd's continuity/fs.RootPath)."""
+from platforms.pathwalk import TooManyLinks, resolve
 
 _SOME: Final = 512
 """Entries of a directory that are looked at together."""
@@ -96,28 +94,14 @@ class Tree:
 
     def resolve(self, path: bytes, *, follow_last: bool = True) -> bytes:
         """``path`` without links, dots and doubled slashes; what does not exist is kept as it is written."""
-        done: list[bytes] = []
-        todo = [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
-        links = 0
-        while todo:
-            part = todo.pop()
-            if part == b"..":
-                del done[-1:]
-                continue
-            here = b"/".join((*done, part))
-            if follow_last or todo:
-                found = self.lstat(here)
-                if found is not None and stat.S_ISLNK(found.st_mode):
-                    links += 1
-                    if links > _LINKS:
-                        raise BuildError(f"too many symbolic links in /{os.fsdecode(path)}")
-                    target = self.readlink(here)
-                    if target.startswith(b"/"):
-                        done.clear()
-                    todo += [each for each in reversed(target.split(b"/")) if each not in (b"", b".")]
-                    continue
-            done.append(part)
-        return b"/".join(done)
+        try:
+            return resolve(path, self._link_at, follow_last=follow_last)
+        except TooManyLinks as error:
+            raise BuildError(f"too many symbolic links in /{os.fsdecode(path)}") from error
+
+    def _link_at(self, path: bytes) -> bytes | None:
+        found = self.lstat(path)
+        return self.readlink(path) if found is not None and stat.S_ISLNK(found.st_mode) else None
 
     def readlink(self, path: bytes) -> bytes:
         """The text of the symbolic link ``path``."""

@@ -2,7 +2,7 @@
 
 ``unpack`` makes a directory that overlayfs can use as a lower directory; ``unpack_onto`` applies a layer to a tree that
 holds the layers below; ``extract`` unpacks an archive that is no layer (ADD's), to which ``.wh.`` means nothing. What
-none of them lets an archive do is said in ``placing``, ``cursor`` and ``tarreader``.
+none of them lets an archive do is said in ``apply``, ``walker`` and ``tarreader``.
 
 The archive is read, and so inflated, in one thread, hashed in a second and written in the caller's.
 """
@@ -19,8 +19,8 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.rootfs import records, tarreader
+from executor.rootfs.apply import Applier, Lower, Merged
 from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
-from executor.rootfs.placing import Lower, Merged, Placing
 from executor.rootfs.records import CAPABILITY, Record
 from executor.rootfs.streams import Ahead, Digest, Readable
 from platforms.descriptors import write_all
@@ -68,11 +68,11 @@ def unpack(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
     ``StoreError`` when the disk is full or fails.
     """
     with Lower(directory) as lower:
-        laid = _lay(stream, lower, limits, _layer_entry)
+        counts = _apply_all(stream, lower, limits, _layer_entry)
         implicit = lower.implicit
         needs_parents = bool(implicit) or lower.incomplete
         records.write(directory, lower.records)
-        return Unpacked(*laid, implicit, needs_parents, lower.records)
+        return Unpacked(*counts, implicit, needs_parents, lower.records)
 
 
 def unpack_onto(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
@@ -82,8 +82,8 @@ def unpack_onto(stream: Readable, directory: str, *, limits: Limits) -> Unpacked
     What the kernel has refused is only in the result.
     """
     with Merged(directory) as merged:
-        laid = _lay(stream, merged, limits, _layer_entry)
-        return Unpacked(*laid, merged.implicit, records=merged.records)
+        counts = _apply_all(stream, merged, limits, _layer_entry)
+        return Unpacked(*counts, merged.implicit, records=merged.records)
 
 
 def extract(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
@@ -92,10 +92,10 @@ def extract(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
     What the kernel has refused is only in the result.
     """
     with Lower(directory) as lower:
-        laid = _lay(stream, lower, limits, lambda entry: entry)
+        counts = _apply_all(stream, lower, limits, lambda entry: entry)
         if lower.incomplete:
             raise ArchiveError("archive refused", why="it has a hard link to a file that is not in it before the link")
-        return Unpacked(*laid, lower.implicit, records=lower.records)
+        return Unpacked(*counts, lower.implicit, records=lower.records)
 
 
 def hand_over(stream: Readable, directory: str, *, limits: Limits) -> None:
@@ -117,13 +117,13 @@ def hand_over(stream: Readable, directory: str, *, limits: Limits) -> None:
         return replace(entry, uid=uid, gid=gid, mode=mode, xattrs=xattrs)
 
     with Merged(directory) as merged:
-        _lay(stream, merged, limits, meant)
+        _apply_all(stream, merged, limits, meant)
 
 
-def _lay(
-    stream: Readable, placing: Placing, limits: Limits, meant: Callable[[Entry], Entry | None]
+def _apply_all(
+    stream: Readable, applier: Applier, limits: Limits, meant: Callable[[Entry], Entry | None]
 ) -> tuple[str, int, int, int]:
-    """Place all entries, as ``meant`` takes them; returns the first four of what ``Unpacked`` has."""
+    """Apply all entries, as ``meant`` takes them; returns the first four fields of ``Unpacked``."""
     digest = Digest()
     content = _Content()
     size = blocks = count = 0
@@ -143,10 +143,10 @@ def _lay(
                 if entry is not None:
                     content.member = member
                     try:
-                        placing.place(entry, content.write)
+                        applier.apply(entry, content.write)
                     except OSError as error:
                         raise _failure(error, entry.path) from error
-            placing.finish()
+            applier.finish()
     except OSError as error:
         raise _failure(error, b"") from error
     finally:

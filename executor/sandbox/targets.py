@@ -1,8 +1,8 @@
 """Paths inside a step's root: found without ever leaving it, made when they are missing, and unmade without a trace.
 
 Images are hostile: ``/etc`` may be a symbolic link to ``/../../etc`` of the host, and a step may put a link where a
-mount point was (CVE-2024-23652, CVE-2026-41579). So paths are walked one component at a time, on descriptors, with
-symbolic links read as text and taken relative to the root, which ``..`` never leaves.
+mount point was (CVE-2024-23652, CVE-2026-41579). So paths are walked one component at a time, on descriptors, by the
+rule of ``platforms.pathwalk``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import os
 import stat
 
 from platforms import syscalls
+from platforms.pathwalk import PathWalk, TooManyLinks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final
-
-_LINKS: Final = 40  # what the kernel follows in one path (path_resolution(7))
 
 State = tuple[int, int, int, tuple[str, ...]]
 """What a step can change in a directory besides its entries: mode, uid, gid, names of extended attributes."""
@@ -52,49 +51,35 @@ class Root:
         With ``record`` what is made will be unmade. Raises OSError: NotADirectoryError, IsADirectoryError when it is
         of the other kind, ELOOP, EROFS …
         """
-        stack = [os.dup(self.fd)]
-        names: list[str] = []
-        pending = target.split("/")[::-1]
-        links = 0
+        walk = PathWalk(os.fsencode(target))
+        stack = [os.dup(self.fd)]  # of the root, and of each of ``walk.names``
         try:
-            while pending:
-                name = pending.pop()
-                if name in ("", "."):
-                    continue
-                if name == "..":
-                    if names:
-                        os.close(stack.pop())
-                        names.pop()
-                    continue
-                wants_directory = directory or any(pending)
+            while True:
+                name = walk.next()
+                while len(stack) > len(walk.names) + 1:
+                    os.close(stack.pop())
+                if name is None:
+                    return stack.pop()
+                wants_directory = directory or not walk.last
                 try:
                     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=stack[-1])
                 except FileNotFoundError:
-                    fd = self._make(stack[-1], names, name, directory=wants_directory, record=record, mode=mode)
+                    names = [os.fsdecode(each) for each in (*walk.names, name)]
+                    fd = self._make(stack[-1], names, directory=wants_directory, record=record, mode=mode)
+                stack.append(fd)
                 status = os.fstat(fd)
                 kind = status.st_mode
                 if stat.S_ISLNK(kind):
                     if status.st_dev == self.proc:  # its links may say one thing and lead to another
-                        os.close(fd)
-                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
-                    text = os.readlink("", dir_fd=fd)
-                    os.close(fd)
-                    links += 1
-                    if links > _LINKS:
-                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
-                    if text.startswith("/"):
-                        while len(stack) > 1:
-                            os.close(stack.pop())
-                        names.clear()
-                    pending += text.split("/")[::-1]
+                        raise TooManyLinks(walk.path)
+                    walk.follow(os.readlink(b"", dir_fd=fd))
+                    os.close(stack.pop())
                     continue
-                stack.append(fd)
-                names.append(name)
+                walk.enter(name)
                 if wants_directory and not stat.S_ISDIR(kind):
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), target)
                 if not wants_directory and stat.S_ISDIR(kind):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
-            return stack.pop()
         finally:
             for each in stack:
                 os.close(each)
@@ -119,7 +104,9 @@ class Root:
         os.close(fd)
         return mode
 
-    def _make(self, parent: int, names: list[str], name: str, *, directory: bool, record: bool, mode: int) -> int:
+    def _make(self, parent: int, path: list[str], *, directory: bool, record: bool, mode: int) -> int:
+        """Make what ``path`` names, in the directory ``parent``; an O_PATH descriptor of it."""
+        *names, name = path
         status = os.fstat(parent)
         before = status.st_mtime_ns
         ours = record and status.st_dev == self.device
@@ -130,8 +117,8 @@ class Root:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent))
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         if ours:
-            where, path = "/".join(names), "/".join((*names, name))
-            self.made.append((path, _status(self.upper, path).st_ino))
+            where, made = "/".join(names), "/".join(path)
+            self.made.append((made, _status(self.upper, made).st_ino))
             for each in new:  # copied up for the sake of the new one, as they were
                 state, mtime = _state(self.upper, each)
                 self.touched[each] = (each, state, mtime, mtime, True)

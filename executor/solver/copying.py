@@ -26,6 +26,7 @@ from executor.rootfs.tree import Tree
 from executor.solver.external_sort import ExternalSort
 from executor.store.spool import SpooledList
 from platforms.errors import BuildError, ContextError
+from platforms.pathwalk import TooManyLinks, resolve
 
 _PATH_LIMIT: Final = 4095
 _NAME_LIMIT: Final = 255
@@ -201,25 +202,14 @@ class Plan:
         """``path`` with the links of the stage and of the plan followed. Raises ``BuildError`` where nothing can be."""
         if len(path) > _PATH_LIMIT or any(len(part) > _NAME_LIMIT for part in path.split(b"/")):
             raise BuildError(f"/{path[:64].decode('utf-8', 'replace').lstrip('/')}…: file name too long")
-        done: list[bytes] = []
-        todo = [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
-        followed = 0
-        while todo:
-            part = todo.pop()
-            if part == b"..":
-                del done[-1:]
-                continue
-            found = self.lookup(b"/".join((*done, part)))
-            if found is not None and found.kind is Kind.SYMLINK:
-                followed += 1
-                if followed > 255:
-                    raise BuildError(f"too many symbolic links in /{path.decode('utf-8', 'replace')}")
-                if found.link.startswith(b"/"):
-                    done.clear()
-                todo += [each for each in reversed(found.link.split(b"/")) if each not in (b"", b".")]
-                continue
-            done.append(part)
-        return b"/".join(done)
+        try:
+            return resolve(path, self._link_at)
+        except TooManyLinks as error:
+            raise BuildError(f"too many symbolic links in /{path.decode('utf-8', 'replace')}") from error
+
+    def _link_at(self, path: bytes) -> bytes | None:
+        found = self.lookup(path)
+        return found.link if found is not None and found.kind is Kind.SYMLINK else None
 
     def make_directories(self, path: bytes, mode: int, owner: tuple[int, int] | None) -> None:
         """Make ``path`` (resolved) and what is missing above it."""

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from executor.rootfs.apply import Lower
 from executor.rootfs.entry import Entry, Kind, hard_link
+from executor.rootfs.tree import open_directory
+from executor.sandbox.targets import Root
+from executor.solver.copying import Plan
 from platforms.descriptors import write_all
+from platforms.errors import BuildError
+from platforms.pathwalk import LINKS, STEPS, TooManyLinks, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {
@@ -46,6 +54,14 @@ def writing_in_a_loop(tree: ast.Module) -> Iterator[ast.AST]:
     yield from (call for call in calls(loops(tree), "os.write") if id(call) not in unseen)
 
 
+def resolving_paths(tree: ast.Module) -> Iterator[ast.AST]:
+    """A path's components, taken one after the other while links add to them: what knows ``..`` in a while loop."""
+    for each in ast.walk(tree):
+        for node in ast.walk(each) if isinstance(each, ast.While) else ():
+            if isinstance(node, ast.Compare) and {"'..'", "b'..'"} & set(map(ast.unparse, node.comparators)):
+                yield node
+
+
 def making_hard_links(tree: ast.Module) -> Iterator[ast.AST]:
     """An entry that becomes a hard link."""
     for node in ast.walk(tree):
@@ -65,6 +81,7 @@ def units_of_time(tree: ast.Module) -> Iterator[ast.AST]:
 
 RULES: dict[Rule, str] = {
     writing_in_a_loop: "platforms/descriptors.py",
+    resolving_paths: "platforms/pathwalk.py",
     making_hard_links: "executor/rootfs/entry.py",
     units_of_time: "platforms/durations.py",
 }
@@ -72,6 +89,7 @@ RULES: dict[Rule, str] = {
 
 SIBLINGS: dict[Rule, str] = {
     writing_in_a_loop: "while view:\n    view = view[os.write(fd, view):]",
+    resolving_paths: "while todo:\n    name = todo.pop()\n    if name == b'..':\n        del done[-1:]",
     making_hard_links: "replace(entry, kind=Kind.HARDLINK, link=first)",
     units_of_time: "UNITS = {'s': 1, 'm': 60, 'h': 3600}",
 }
@@ -92,7 +110,92 @@ def test_every_rule_is_tried() -> None:
     assert RULES.keys() == SIBLINGS.keys()
 
 
-# -- what the guards do ----------------------------------------------------------------------------------------------
+# -- the path walk ---------------------------------------------------------------------------------------------------
+
+
+def chain(links: int) -> Mapping[bytes, bytes]:
+    """So many links, of which each leads to the next, and the last to a directory ``end``."""
+    return {b"l%d" % number: b"l%d" % (number + 1) for number in range(1, links)} | {b"l%d" % links: b"end"}
+
+
+@pytest.mark.parametrize(
+    ("path", "real"),
+    [
+        (b"", b""),
+        (b"/", b""),
+        (b"a//b/./c/", b"a/b/c"),
+        (b"../../a/../b", b"b"),
+        (b"up/x", b"x"),
+        (b"d/sibling/x", b"d/e/x"),
+        (b"d/root/x", b"x"),
+        (b"d/absolute/x/..", b"d/e"),
+        (b"nothing/../there", b"there"),
+    ],
+)
+def test_a_path_is_resolved_as_if_the_tree_were_the_root(path: bytes, real: bytes) -> None:
+    links = {b"up": b"../../..", b"d/sibling": b"e", b"d/root": b"/", b"d/absolute": b"/d/./e/"}
+    assert resolve(path, links.get) == real
+
+
+def test_the_last_component_is_followed_unless_it_is_meant_itself() -> None:
+    links = {b"a": b"b", b"b": b"c"}
+    assert resolve(b"a", links.get) == b"c"
+    assert resolve(b"a", links.get, follow_last=False) == b"a"
+    assert resolve(b"a/x", links.get, follow_last=False) == b"c/x"
+
+
+def test_as_many_links_as_containerd_follows() -> None:
+    assert resolve(b"l1/x", chain(LINKS).get) == b"end/x"
+    with pytest.raises(TooManyLinks, match="symbolic links") as caught:
+        resolve(b"l1/x", chain(LINKS + 1).get)
+    assert (caught.value.errno, caught.value.filename) == (errno.ELOOP, "l1/x")
+
+
+def test_links_that_multiply_end() -> None:
+    """Each leads twice through the one before."""
+    links = {b"l%d" % number: b"l%d/../l%d" % (number - 1, number - 1) for number in range(1, 100)}
+    asked = 0
+
+    def readlink(path: bytes) -> bytes | None:
+        nonlocal asked
+        asked += 1
+        return links.get(path)
+
+    with pytest.raises(TooManyLinks):
+        resolve(b"l99", readlink)
+    assert asked <= STEPS
+
+
+def test_a_deep_path_without_links_is_no_expense() -> None:
+    path = b"/".join([b"d"] * (STEPS + 1))
+    assert resolve(path, dict[bytes, bytes]().get) == path
+
+
+def test_all_who_walk_follow_as_many_links(tmp_path: Path) -> None:
+    """Unpacking, COPY's sources, COPY's destinations and mount targets: what one can reach, the others can."""
+    links = [Entry(name, Kind.SYMLINK, 0o777, link=text) for name, text in chain(LINKS).items()]
+    plan = Plan(None)
+    with Lower(str(tmp_path)) as lower:
+        for link in links:
+            lower.apply(link, lambda _: None)
+            plan.put(link)
+        lower.apply(Entry(b"l1/file", Kind.FILE), lambda _: None)
+    (tmp_path / "l0").symlink_to("l1")
+    assert (tmp_path / "end" / "file").is_file()
+    with closing(open_directory(str(tmp_path))) as tree:
+        assert tree.resolve(b"l1/file") == b"end/file"
+        with pytest.raises(BuildError, match="too many symbolic links"):
+            tree.resolve(b"l0/file")
+    assert plan.resolve(b"l1/file") == b"end/file"
+    top = os.open(tmp_path, os.O_RDONLY)
+    root = Root(top, top, -1)
+    os.close(root.locate("l1/file", directory=False))
+    with pytest.raises(TooManyLinks):
+        root.locate("l0/file", directory=False)
+    os.close(top)
+
+
+# -- what the others do ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("blocking", [True, False])

@@ -126,7 +126,7 @@ EXEMPT = {
     "executor/solver/copying.py: posixpath.join('/', directory, path)": "a path within an image, for its tree",
     "executor/rootfs/overlay.py: os.listdir(self._upper + b'/' + path)": "a walk of real directories, from the top",
     "executor/rootfs/overlay.py: os.lstat(host)": "the same walk",
-    "executor/rootfs/placing.py: os.setxattr(b'/proc/self/fd/%d/%b' % (parent, name), key, value, "
+    "executor/rootfs/apply.py: os.setxattr(b'/proc/self/fd/%d/%b' % (parent, name), key, value, "
     "follow_symlinks=False)": ("a component of a path that was split, below a directory's descriptor"),
 }
 """What is put together by other means all the same, and why that is safe."""

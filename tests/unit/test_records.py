@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from executor.rootfs import records
-from executor.rootfs.cursor import remove
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.records import Device, Record, Stack
+from executor.rootfs.walker import remove
 from executor.solver import workshop
 
 NAMES_OF_ALL_KINDS = (b"plain", b"\xff\xfe\n", "é/ü".encode(), b'"quoted"')

@@ -1,4 +1,4 @@
-"""Putting entries into a directory: the part that ``unpack`` and ``materialise`` share.
+"""Entries applied to a directory: the part that ``unpack`` and ``materialise`` share.
 
 Two ways, of one interface. ``Lower`` fills a new directory so that overlayfs can use it as a lower directory under the
 mount option ``userxattr``: deletions become character devices 0/0, hidden directories carry ``user.overlay.opaque``.
@@ -6,7 +6,7 @@ mount option ``userxattr``: deletions become character devices 0/0, hidden direc
 
 What an entry may not do:
 
-- leave the tree: see ``cursor``;
+- leave the tree: see ``walker``;
 - pass for overlayfs's own marks: ``user.overlay.X`` is stored as ``user.overlay.overlay.X``, which overlayfs shows
   under its real name (Linux 6.7) or hides (before); ``trusted.*`` is dropped, as containerd does it; a character
   device 0/0 becomes a placeholder;
@@ -28,9 +28,9 @@ from typing import Final, Protocol, Self, TypedDict, TypeVar
 from msgspec.structs import replace
 
 from executor.rootfs import moment
-from executor.rootfs.cursor import DIRECTORY, Cursor, remove
 from executor.rootfs.entry import OVERLAY_XATTR, PRIVATE_XATTR, Entry, Kind
 from executor.rootfs.records import CAPABILITY, Device, Record
+from executor.rootfs.walker import DIRECTORY, Walker, remove
 from platforms.errors import ArchiveError
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -57,10 +57,10 @@ class _Refused(TypedDict, total=False):
 _T = TypeVar("_T")
 
 
-class Placing(Protocol):
+class Applier(Protocol):
     """A directory that takes entries."""
 
-    def place(self, entry: Entry, fill: Fill) -> None:
+    def apply(self, entry: Entry, fill: Fill) -> None:
         """Make ``entry``, replacing what has its path; ``fill`` is called for a FILE."""
         ...
 
@@ -69,15 +69,15 @@ class Placing(Protocol):
         ...
 
 
-class _Tree:
+class _Target:
     """What both ways have in common."""
 
     def __init__(self, directory: str) -> None:
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._cursor = Cursor(self._root, self)
-        self._targets = Cursor(self._root, _Known())
+        self._parents = Walker(self._root, self)
+        self._targets = Walker(self._root, _Existing())
         self._uid, self._gid = os.geteuid(), os.getegid()
-        self._walks = Cursor(self._root, _Solid())
+        self._walks = Walker(self._root, _NoLinks())
         self._stale = False
         self._directories: dict[bytes, Entry] = {}
         self._implicit: set[bytes] = set()
@@ -110,12 +110,12 @@ class _Tree:
         return tuple(sorted(self._implicit))
 
     def _forget(self) -> None:
-        """What the cursors remember may be gone."""
+        """Close what the walkers hold: some of it may have been replaced."""
         self._stale = False
-        for cursor in (self._cursor, self._targets, self._walks):
-            cursor.close()
+        for walker in (self._parents, self._targets, self._walks):
+            walker.close()
 
-    # -- what the cursor asks ----------------------------------------------------------------------------------------
+    # -- what the walker asks ----------------------------------------------------------------------------------------
 
     def missing(self, fd: int, name: bytes, real: bytes) -> int:
         """Make a parent directory that has no entry (yet), as Docker and containerd do it: root's, mode 0755."""
@@ -140,18 +140,18 @@ class _Tree:
 
     # -- entries -----------------------------------------------------------------------------------------------------
 
-    def place(self, entry: Entry, fill: Fill) -> None:
+    def apply(self, entry: Entry, fill: Fill) -> None:
         """Make ``entry``, replacing what has its path; ``fill`` is called for a FILE."""
         if self._stale:
             self._forget()
         kind = entry.kind
         if kind is Kind.OPAQUE:
-            self._hide(self._cursor.enter(entry.path), self._cursor.real)
+            self._hide(self._parents.enter(entry.path), self._parents.real)
             return
         if not entry.path:
             return  # the root's own metadata is the mount's business, as for containerd and Docker
         parent, _, name = entry.path.rpartition(b"/")
-        fd = self._cursor.enter(parent)
+        fd = self._parents.enter(parent)
         if kind is Kind.WHITEOUT:
             self._delete(fd, name, self._real(name))
             return
@@ -163,18 +163,18 @@ class _Tree:
             self._hard_link(fd, name, entry)
         elif kind is Kind.SYMLINK:
             self._make(fd, name, lambda: os.symlink(entry.link, name, dir_fd=fd))
-            self._note(self._real(name), entry, self._dress_name(fd, name, entry))
+            self._note(self._real(name), entry, self._set_metadata_of_name(fd, name, entry))
         elif kind is Kind.FIFO:
             self._make(fd, name, lambda: os.mkfifo(name, 0o600, dir_fd=fd))
-            self._note(self._real(name), entry, self._dress_name(fd, name, entry))
+            self._note(self._real(name), entry, self._set_metadata_of_name(fd, name, entry))
         else:
             self._device(fd, name, entry)
-        self._placed(self._real(name))
+        self._applied(self._real(name))
 
     def _real(self, name: bytes) -> bytes:
-        return self._cursor.real + b"/" + name if self._cursor.real else name
+        return self._parents.real + b"/" + name if self._parents.real else name
 
-    def _placed(self, real: bytes) -> None:
+    def _applied(self, real: bytes) -> None:
         pass
 
     def _hide(self, fd: int, real: bytes) -> None:
@@ -206,7 +206,7 @@ class _Tree:
         try:
             if entry.size:
                 fill(fd)
-            self._note(self._real(name), entry, self._dress(fd, entry))
+            self._note(self._real(name), entry, self._set_metadata(fd, entry))
         finally:
             os.close(fd)
 
@@ -273,11 +273,11 @@ class _Tree:
             except PermissionError:
                 pass
             else:
-                self._note(self._real(name), entry, self._dress_name(parent, name, entry))
+                self._note(self._real(name), entry, self._set_metadata_of_name(parent, name, entry))
                 return
         fd = self._make(parent, name, lambda: os.open(name, _CREATE, 0o600, dir_fd=parent))
         try:
-            refused = self._dress(fd, entry)
+            refused = self._set_metadata(fd, entry)
         finally:
             os.close(fd)
         self._note(self._real(name), entry, refused | {"device": Device(letter, *entry.device)})
@@ -297,7 +297,7 @@ class _Tree:
         if other in self._records:
             self._records[real] = replace(self._records[other], path=real)
 
-    def _dress(self, fd: int, entry: Entry) -> _Refused:
+    def _set_metadata(self, fd: int, entry: Entry) -> _Refused:
         """Owner, extended attributes, mode and time, in this order: chown clears set-user-id bits and capabilities.
 
         Returns what the kernel has refused.
@@ -316,7 +316,7 @@ class _Tree:
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         return refused
 
-    def _dress_name(self, parent: int, name: bytes, entry: Entry) -> _Refused:
+    def _set_metadata_of_name(self, parent: int, name: bytes, entry: Entry) -> _Refused:
         """The same for what is not opened: links, fifos and devices."""
         refused: _Refused = {}
         if entry.uid != self._uid or entry.gid != self._gid:
@@ -369,10 +369,10 @@ class _Tree:
             except (FileNotFoundError, NotADirectoryError):
                 continue  # replaced by a later entry
             entry = self._directories[real]
-            self._note(real, entry, self._dress(fd, entry))
+            self._note(real, entry, self._set_metadata(fd, entry))
 
 
-class Lower(_Tree):
+class Lower(_Target):
     """A new, empty directory that becomes a lower directory of overlayfs."""
 
     def __init__(self, directory: str) -> None:
@@ -408,9 +408,9 @@ class Lower(_Tree):
         In a directory that no layer below has, overlayfs would show the mark itself, unless it thinks the directory
         copied up (fs/overlayfs/inode.c, OVL_WHITEOUTS).
         """
-        if self._cursor.real not in self._deleted_in:
+        if self._parents.real not in self._deleted_in:
             os.setxattr(parent, _ORIGIN, b"")
-            self._deleted_in.add(self._cursor.real)
+            self._deleted_in.add(self._parents.real)
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
         except FileExistsError:
@@ -437,33 +437,33 @@ class Lower(_Tree):
         return OVERLAY_XATTR + b"overlay." + key[len(OVERLAY_XATTR) :] if key.startswith(OVERLAY_XATTR) else key
 
 
-class Merged(_Tree):
+class Merged(_Target):
     """An existing tree, to which a layer is applied: deletions delete what the layer has not put there itself."""
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
         self._uid = self._gid = -1  # a set-group-id directory passes its group on, so owners are always set
-        self._laid: set[bytes] = set()
+        self._of_layer: set[bytes] = set()
         self._hidden: set[bytes] = set()
         self._times: dict[bytes, int] = {}
         self.entered(self._root, b"")
 
     def entered(self, fd: int, real: bytes) -> None:
         """Remember the time of a directory that only gets new content: in a union of layers it would not change."""
-        self._laid.add(real)
+        self._of_layer.add(real)
         if real not in self._times:
             self._times[real] = os.fstat(fd).st_mtime_ns
 
     def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
         """Follow the layer's own links. What lower layers have gives way to a directory, as it would in a union."""
-        if real in self._laid:
+        if real in self._of_layer:
             return super().blocked(fd, name, real)
         self._clear(fd, name)
         os.close(self.missing(fd, name, real))
         return None
 
-    def _placed(self, real: bytes) -> None:
-        self._laid.add(real)
+    def _applied(self, real: bytes) -> None:
+        self._of_layer.add(real)
 
     def _hide(self, fd: int, real: bytes) -> None:
         if self._hidden_above(real):
@@ -476,7 +476,7 @@ class Merged(_Tree):
             for each in os.listdir(at):
                 name = os.fsencode(each)
                 path = here + b"/" + name if here else name
-                if path not in self._laid:
+                if path not in self._of_layer:
                     self._clear(at, name)
                 elif path not in self._hidden and stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
                     waiting.append(path)
@@ -497,7 +497,7 @@ class Merged(_Tree):
             mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
         except FileNotFoundError:
             return
-        if real not in self._laid:
+        if real not in self._of_layer:
             self._clear(parent, name)
         elif stat.S_ISDIR(mode):
             self._hide(parent, real)
@@ -513,8 +513,8 @@ class Merged(_Tree):
             os.utime(fd, ns=(self._times[real], self._times[real]))
 
 
-class _Known:
-    """Terrain on which only what exists is walked, through links inside of the tree where there are some."""
+class _Existing:
+    """Paths of what exists: through links inside of the tree where there are some, and nothing is made."""
 
     def missing(self, fd: int, name: bytes, real: bytes) -> int:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsdecode(real))
@@ -531,8 +531,8 @@ class _Known:
         pass
 
 
-class _Solid(_Known):
-    """Terrain on which only directories are walked."""
+class _NoLinks(_Existing):
+    """Paths of directories without any link."""
 
     def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fsdecode(real))

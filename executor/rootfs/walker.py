@@ -1,9 +1,9 @@
-"""Moving through a directory tree by directory descriptors, without ever leaving it.
+"""The path walk of archives: directories of a tree, reached by descriptors, without ever leaving the tree.
 
 Every component of a path is opened on its own, relative to the directory before it, and never through a symbolic link:
-the kernel is not asked to resolve anything. Links are read and resolved here, as if the tree were the root directory.
-So a path cannot lead out, whatever it is made of, and neither can another process that changes it meanwhile
-(CVE-2025-47290 is the race that a check before use loses).
+the kernel is not asked to resolve anything. Links are read and resolved by the rule of ``platforms.pathwalk``. So a
+path cannot lead out, whatever it is made of, and neither can another process that changes it meanwhile (CVE-2025-47290
+is the race that a check before use loses).
 """
 
 from __future__ import annotations
@@ -14,53 +14,62 @@ from typing import Final, Protocol
 
 from executor.rootfs.tarreader import PATH_LIMIT
 from platforms.errors import ArchiveError
+from platforms.pathwalk import PathWalk, TooManyLinks
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_LINKS: Final = 40
-"""Symbolic links on the way to one directory (Linux: MAXSYMLINKS)."""
-_STEPS: Final = 4096
-"""Directories opened on the way through links, which could otherwise make one short entry arbitrarily expensive."""
 _KEPT: Final = 48
 """Directories on the current path whose descriptors are kept; deeper ones are opened anew when they are needed."""
 
 
-class Terrain(Protocol):
-    """What a cursor does where a path does not simply lead on. ``real`` is the place's path without links."""
+class Obstacles(Protocol):
+    """What a ``Walker`` does where a path does not simply lead on.
+
+    ``fd`` is the directory that was reached, ``name`` the component that follows, and ``real`` their path, seen from
+    the root and without links.
+    """
 
     def missing(self, fd: int, name: bytes, real: bytes) -> int:
-        """``name`` is not in the directory ``fd``: make it and return its descriptor, or raise."""
+        """There is no ``name``: make a directory and return its descriptor, or raise."""
         ...
 
     def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
-        """``name`` is no directory: the text of the link to follow, or None when there is a directory now."""
+        """``name`` is no directory: return the text of the link to follow, or None when there is a directory now."""
         ...
 
     def entered(self, fd: int, real: bytes) -> None:
-        """The directory ``fd`` is on the way of an entry."""
+        """``fd`` is a directory on the way, whose path is ``real``."""
         ...
 
 
-class Cursor:
-    """A directory of the tree, moved by ``enter``. Owns its descriptors, except for the root's."""
+class Walker:
+    """A directory of the tree whose root is the descriptor ``root``, moved by ``enter``.
 
-    def __init__(self, root: int, terrain: Terrain) -> None:
+    Owns its descriptors, except for the root's. Moving to a directory near the last one costs little: what the two
+    paths have in common stays open.
+    """
+
+    def __init__(self, root: int, obstacles: Obstacles) -> None:
         self._root = root
-        self._terrain = terrain
+        self._obstacles = obstacles
         self._text: bytes | None = b""
         self._names: list[bytes] = []
         self._steps: list[tuple[int, bytes]] = []
+        """For each of ``_names``: its descriptor, -1 when that was closed, and its path without links."""
         self.fd = root
         """The current directory; valid until the next move."""
         self.real = b""
         """The current directory's path without links, relative to the root."""
 
     def close(self) -> None:
-        """Give all descriptors back; the cursor stands at the root again."""
+        """Close all descriptors, and go back to the root."""
         self._back(0)
         self._text = b""
 
     def enter(self, path: bytes) -> int:
-        """Move to the directory ``path`` (relative to the root, clean); returns its descriptor."""
+        """Move to the directory ``path`` (relative to the root, without dots); returns its descriptor.
+
+        Raises ``ArchiveError`` for a path that leads through too many links, and what the obstacles raise.
+        """
         if path == self._text:
             return self.fd
         self._text = None
@@ -77,6 +86,7 @@ class Cursor:
         return self.fd
 
     def _back(self, count: int) -> None:
+        """Go back to the directory that the first ``count`` names lead to."""
         if count == len(self._names):
             return
         for fd, _ in self._steps[count:]:
@@ -90,19 +100,12 @@ class Cursor:
 
     def _down(self, name: bytes) -> None:
         real = self.real + b"/" + name if self.real else name
-        try:
-            fd = os.open(name, DIRECTORY, dir_fd=self.fd)
-        except FileNotFoundError:
-            fd = self._terrain.missing(self.fd, name, real)
-        except OSError as error:
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                raise
-            text = self._terrain.blocked(self.fd, name, real)
-            if text is None:
-                fd = os.open(name, DIRECTORY, dir_fd=self.fd)
-            else:
-                fd, real = self._through(text)
-        self._terrain.entered(fd, real)
+        found = self._open(self.fd, name, real)
+        if isinstance(found, int):
+            fd = found
+        else:
+            fd, real = self._through(found)
+        self._obstacles.entered(fd, real)
         if len(self._steps) > _KEPT:
             os.close(self.fd)
             self._steps[-1] = -1, self.real
@@ -110,58 +113,52 @@ class Cursor:
         self._steps.append((fd, real))
         self.fd, self.real = fd, real
 
-    def _through(self, text: bytes) -> tuple[int, bytes]:
-        """The directory that a link with ``text`` in the current directory leads to."""
-        names = [] if text.startswith(b"/") or not self.real else self.real.split(b"/")
-        todo = text.split(b"/")[::-1]
-        links, steps = 1, 0
-        fd = self._reopen(b"/".join(names))
+    def _open(self, fd: int, name: bytes, real: bytes) -> int | bytes:
+        """A descriptor of the directory ``name`` in ``fd``, or the text of the link that is to be followed instead."""
         try:
-            while todo:
-                name = todo.pop()
-                if name in (b"", b"."):
-                    continue
-                steps += 1
-                if name == b"..":
-                    steps += len(names)
-                    del names[-1:]
-                    os.close(fd)
+            return os.open(name, DIRECTORY, dir_fd=fd)
+        except FileNotFoundError:
+            return self._obstacles.missing(fd, name, real)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+        link = self._obstacles.blocked(fd, name, real)
+        return os.open(name, DIRECTORY, dir_fd=fd) if link is None else link
+
+    def _through(self, text: bytes) -> tuple[int, bytes]:
+        """The directory that a link with ``text`` in the current directory leads to, and its path without links."""
+        walk = PathWalk(b"", self.real.split(b"/") if self.real else ())
+        walk.follow(text)
+        fd, depth = -1, -1
+        try:
+            while True:
+                name = walk.next()
+                if depth != len(walk.names):  # it led up, or back to the root
+                    if fd >= 0:
+                        os.close(fd)
                     fd = -1
-                    fd = self._reopen(b"/".join(names))
-                    continue
-                if steps > _STEPS or links > _LINKS:
-                    raise ArchiveError("archive refused", why=f"too many symbolic links behind {os.fsdecode(text)}")
-                real = b"/".join((*names, name))
+                    fd, depth = self._reopen(b"/".join(walk.names)), len(walk.names)
+                if name is None:
+                    return fd, b"/".join(walk.names)
+                real = walk.below(name)
                 if len(real) > PATH_LIMIT:
                     raise ArchiveError("archive refused", why=f"a path of {len(real)} bytes")
-                try:
-                    deeper = os.open(name, DIRECTORY, dir_fd=fd)
-                except FileNotFoundError:
-                    deeper = self._terrain.missing(fd, name, real)
-                except OSError as error:
-                    if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                        raise
-                    link = self._terrain.blocked(fd, name, real)
-                    if link is not None:
-                        links += 1
-                        todo += link.split(b"/")[::-1]
-                        if link.startswith(b"/"):
-                            names = []
-                            os.close(fd)
-                            fd = -1
-                            fd = self._reopen(b"")
-                        continue
-                    deeper = os.open(name, DIRECTORY, dir_fd=fd)
+                found = self._open(fd, name, real)
+                if not isinstance(found, int):
+                    walk.follow(found)
+                    continue
                 os.close(fd)
-                fd = deeper
-                names.append(name)
-                if todo:
-                    self._terrain.entered(fd, real)
-        except BaseException:
+                fd, depth = found, depth + 1
+                walk.enter(name)
+                if not walk.last:
+                    self._obstacles.entered(fd, real)
+        except BaseException as error:
             if fd >= 0:
                 os.close(fd)
+            if isinstance(error, TooManyLinks):
+                why = f"too many symbolic links behind {os.fsdecode(text)}"
+                raise ArchiveError("archive refused", why=why) from error
             raise
-        return fd, b"/".join(names)
 
     def _reopen(self, real: bytes) -> int:
         """A descriptor of the directory ``real``, which was reached before."""
