@@ -238,19 +238,48 @@ class Pin(msgspec.Struct, frozen=True):
     """Of the index or manifest that the tag pointed to."""
 
 
-class Context(msgspec.Struct, frozen=True):
+class _Context(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True):
     """A build context by its canonical name (``executor.solver.named``); the main one's name is ""."""
 
     name: str
-    kind: str
-    """``directory`` (``location`` is a path on the executor's own disk), ``sent`` (ask the orchestrator for it),
-    ``image`` (``location`` is a reference), ``scratch`` (no files at all) or ``layout`` (a path to an OCI layout on the
-    executor's own disk)."""
-    location: str = ""
+
+
+class DirectoryContext(_Context, frozen=True, tag="directory"):
+    """The files of the directory ``path`` on the executor's own disk."""
+
+    path: str
     ignore: str = ""
     """The text of the ignore file that applies."""
     owners: bool = False
     """Whether files keep their owners; else all of them are root's."""
+
+
+class SentContext(_Context, frozen=True, tag="sent"):
+    """Files that the orchestrator sends as an archive when it is asked (``AskContext``)."""
+
+    ignore: str = ""
+    owners: bool = False
+    """Both as in ``DirectoryContext``."""
+
+
+class ImageContext(_Context, frozen=True, tag="image"):
+    """The image with the reference ``image``, in place of what the Dockerfile calls by the context's name."""
+
+    image: str
+
+
+class LayoutContext(_Context, frozen=True, tag="layout"):
+    """The image in the OCI layout ``path`` (``DIR[:TAG|@DIGEST]``) on the executor's own disk."""
+
+    path: str
+
+
+class ScratchContext(_Context, frozen=True, tag="scratch"):
+    """No files at all."""
+
+
+FilesContext = DirectoryContext | SentContext
+Context = FilesContext | ImageContext | LayoutContext | ScratchContext
 
 
 class Compression(msgspec.Struct, frozen=True):
@@ -262,12 +291,31 @@ class Compression(msgspec.Struct, frozen=True):
     """Whether a base's layers of another kind are compressed anew."""
 
 
-class CachePlace(msgspec.Struct, frozen=True):
-    """A cache outside of the node: ``registry`` (``location`` is a reference), ``directory`` (a path) or ``inline``."""
+class CacheInRegistry(msgspec.Struct, frozen=True, tag_field="kind", tag="registry"):
+    """A remote cache in the repository of the reference ``name``, whose tag is the cache's name space."""
 
-    kind: str
-    location: str = ""
-    whole: bool = False
+    name: str
+
+
+class CacheInDirectory(msgspec.Struct, frozen=True, tag_field="kind", tag="directory"):
+    """A remote cache in the directory ``name``, an absolute path on the executor's disk."""
+
+    name: str
+
+
+class CacheInImage(msgspec.Struct, frozen=True, tag_field="kind", tag="inline"):
+    """A cache that the image itself carries."""
+
+
+CacheLocation = CacheInRegistry | CacheInDirectory
+"""Where a remote cache is. By its ``name`` users are told of it, and records of this store know whose word they are."""
+
+
+class CacheExport(msgspec.Struct, frozen=True):
+    """``--cache-to``: a cache that is told what was built."""
+
+    to: CacheLocation | CacheInImage
+    every_stage: bool = False
     """``mode=max``: the steps of all stages, not of the image's own alone."""
 
 
@@ -308,8 +356,8 @@ class Job(Message, frozen=True, tag="job"):
     """SOURCE_DATE_EPOCH, seconds."""
     rewrite_timestamps: bool = True
     """Whether no file in a layer that is made is later than ``epoch``."""
-    cache_from: tuple[CachePlace, ...] = ()
-    cache_to: tuple[CachePlace, ...] = ()
+    cache_from: tuple[CacheLocation, ...] = ()
+    cache_to: tuple[CacheExport, ...] = ()
     cache_ttl: int | None = None
     """Seconds after which an entry of an outside cache is too old."""
     hosts: tuple[tuple[str, str], ...] = ()

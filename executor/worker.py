@@ -295,7 +295,7 @@ def _image(workshop: Workshop, course: solver.JobPlan, began: float) -> tuple[pr
     if job.cache_from and not solver.cached:
         workshop.exchange().complain()
     manifest, descriptor = export.export(workshop, state, sending, solver.made)
-    if any(each.kind != "inline" for each in job.cache_to):
+    if any(not isinstance(each.to, protocol.CacheInImage) for each in job.cache_to):
         export.share(workshop, solver.made)
     result = protocol.Result(
         manifest=descriptor,

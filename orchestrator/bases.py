@@ -48,7 +48,7 @@ def read(
     needed: dict[int, tuple[str, Platform]] = {}
     for stage in stages:
         origin = graph.base_of(dockerfile, stage, scope, named)
-        if origin.kind == "image":
+        if isinstance(origin, graph.FromImage):
             needed[stage.index] = (origin.name, graph.platform_of(dockerfile, stage, scope, target))
 
     def look(what: tuple[str, Platform]) -> Base | None:

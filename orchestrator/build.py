@@ -427,10 +427,7 @@ def _job(
         build_args=plan.build_args,
         labels=request.labels,
         annotations=request.annotated("manifest", str(placement.platform)),
-        contexts=tuple(
-            replace(each, kind="sent") if each.kind == "directory" and not placement.node.shares_disk else each
-            for each in plan.contexts
-        ),
+        contexts=plan.contexts,
         registries=request.registries,
         root=request.root,
         push=tuple(str(each) for each in request.repositories),

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from executor.dockerfile.suggest import hint
-from executor.protocol import CachePlace, Compression
+from executor.protocol import CacheExport, CacheInDirectory, CacheInImage, CacheInRegistry, CacheLocation, Compression
 from executor.registry import reference
 from orchestrator import fields
 from platforms.errors import UsageError
@@ -32,8 +32,10 @@ _KEYS: Final = (
 class Cache(msgspec.Struct, frozen=True):
     """One ``--cache-from`` or ``--cache-to``, as it was given."""
 
-    place: CachePlace
+    to: CacheLocation | CacheInImage
     flag: str
+    every_stage: bool = False
+    """``mode=max``."""
     compression: str = ""
     level: int | None = None
     insecure: str = ""
@@ -53,9 +55,14 @@ def parse(flags: Mapping[str, Any]) -> tuple[Cache, ...]:
     )
 
 
-def places(caches: Iterable[Cache], flag: str) -> tuple[CachePlace, ...]:
-    """Those that were given with ``flag``."""
-    return tuple(each.place for each in caches if each.flag == flag)
+def sources(caches: Iterable[Cache]) -> tuple[CacheLocation, ...]:
+    """Those to ask."""
+    return tuple(each.to for each in caches if each.flag == "--cache-from" and not isinstance(each.to, CacheInImage))
+
+
+def exports(caches: Iterable[Cache]) -> tuple[CacheExport, ...]:
+    """Those to write."""
+    return tuple(CacheExport(each.to, each.every_stage) for each in caches if each.flag == "--cache-to")
 
 
 def _cache(text: str, flag: str, path_key: str) -> Cache:
@@ -77,26 +84,28 @@ def _cache(text: str, flag: str, path_key: str) -> Cache:
     if level and not level.isdigit():
         raise UsageError(f"{flag}: compression-level={level!r} is not a number")
     insecure = fields.truth(values, "registry.insecure", flag, default=False)
+    to: CacheLocation | CacheInImage
+    registry = ""
     match values.get("type", ""):
         case "registry":
             if "ref" not in values:
                 raise UsageError(f"{flag}: type=registry needs ref=")
-            place = CachePlace("registry", values["ref"], mode == "max")
+            to = CacheInRegistry(values["ref"])
             registry = reference.parse(values["ref"]).registry if insecure else ""
         case "local":
             if path_key not in values:
                 raise UsageError(f"{flag}: type=local needs {path_key}=")
-            place, registry = CachePlace("directory", os.path.abspath(values[path_key]), mode == "max"), ""
+            to = CacheInDirectory(os.path.abspath(values[path_key]))
         case "inline" if flag == "--cache-to":
-            place, registry = CachePlace("inline"), ""
+            to = CacheInImage()
         case kind:
             raise UsageError(
                 f"{flag}: type={kind!r} is not supported{hint(kind, ('registry', 'local', 'inline'))}",
                 remedy="use registry, local or, for --cache-to, inline",
             )
-    if place.kind == "registry":
-        reference.parse(place.location)
-    return Cache(place, flag, values.get("compression", ""), int(level) if level else None, registry)
+    if isinstance(to, CacheInRegistry):
+        reference.parse(to.name)
+    return Cache(to, flag, mode == "max", values.get("compression", ""), int(level) if level else None, registry)
 
 
 def check(caches: Iterable[Cache], compression: Compression) -> None:

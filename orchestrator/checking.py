@@ -66,7 +66,9 @@ def _bases(
 
 def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[int, Base]) -> Report:
     asked = request.check_options
-    hidden = next((each.ignore for each in plan.contexts if not each.name), "")
+    hidden = next(
+        (each.ignore for each in plan.contexts if isinstance(each, protocol.FilesContext) and not each.name), ""
+    )
     return checks.check(
         plan.dockerfile,
         build_args=dict(request.build_args),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from executor import protocol
 from executor.registry import reference
@@ -108,7 +109,8 @@ async def _one(
         if isinstance(message, Said) and len(said) <= _SAID:
             said.append(message)
 
-    running = asyncio.create_task(conversation.run(placement.node, job, hear, answers))
+    told = job if placement.node.shares_disk else _without_our_disk(job)
+    running = asyncio.create_task(conversation.run(placement.node, told, hear, answers))
     either: set[asyncio.Future[Any]] = {running, stop}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
@@ -127,10 +129,21 @@ async def _one(
     return PlatformResult(placement, executor.result, executor, tuple(said) if len(said) <= _SAID else ())
 
 
+def _without_our_disk(job: protocol.Job) -> protocol.Job:
+    """``job`` as an executor is told it that has another disk: directories are sent to it."""
+    contexts = tuple(
+        protocol.SentContext(each.name, each.ignore, each.owners)
+        if isinstance(each, protocol.DirectoryContext)
+        else each
+        for each in job.contexts
+    )
+    return replace(job, contexts=contexts)
+
+
 def _answers(request: Request, job: protocol.Job, keychain: Keychain, registry: Registry) -> OnAsk:
     """What the executor of ``job`` may be told: nothing beyond what this build was given."""
     secrets = {secret.id: secret for secret in request.secrets}
-    contexts = {context.name: context for context in job.contexts}
+    contexts = {each.name: each for each in job.contexts if isinstance(each, protocol.DirectoryContext)}
     registries = _registries(job)
 
     async def answer(ask: protocol.Ask) -> bytes | Stream | None:
@@ -166,8 +179,9 @@ def _answers(request: Request, job: protocol.Job, keychain: Keychain, registry: 
 def _registries(job: protocol.Job) -> frozenset[str]:
     """The registries that a job speaks to: those of its images, caches and destinations, and their mirrors."""
     names = [*job.push, *(pin.name for pin in job.pins)]
-    names += [context.location for context in job.contexts if context.kind == "image"]
-    names += [place.location for place in (*job.cache_from, *job.cache_to) if place.kind != "directory"]
+    names += [context.image for context in job.contexts if isinstance(context, protocol.ImageContext)]
+    remote = (*job.cache_from, *(each.to for each in job.cache_to))
+    names += [cache.name for cache in remote if isinstance(cache, protocol.CacheInRegistry)]
     found: set[str] = set()
     for name in filter(None, names):
         with contextlib.suppress(UsageError):
@@ -219,14 +233,14 @@ def read_secret(file: str, variable: str) -> bytes | None:
         ) from error
 
 
-def _files(context: protocol.Context) -> Stream:
+def _files(context: protocol.DirectoryContext) -> Stream:
     """The files of ``context`` that its ignore file lets through, as an archive for who does not share our disk."""
     from executor.context.directory import open_context
     from executor.rootfs import tarwriter
     from executor.solver import files
 
     def stream(out: tarwriter.Out) -> None:
-        tree = open_context(context.location, context.ignore, owners=context.owners)
+        tree = open_context(context.path, context.ignore, owners=context.owners)
         try:
             tarwriter.write(files.entries(tree), out)
         except OSError as error:

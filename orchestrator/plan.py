@@ -99,7 +99,9 @@ def source(request: Request, means: FetchOptions) -> Source:
 def plan(request: Request, platforms: Iterable[Platform], source: Source, means: FetchOptions) -> Plan:
     """The plan of a Dockerfile that was read; without ``platforms``, no image is looked for."""
     dockerfile = parse(source.data, source.name)
-    found = [protocol.Context("", "directory", source.files.directory, source.ignore, source.files.owners)]
+    found: list[protocol.Context] = [
+        protocol.DirectoryContext("", source.files.directory, source.ignore, source.files.owners)
+    ]
     found += [named_context(key, value, means) for key, value in request.build_contexts]
     names = frozenset(each.name for each in found if each.name)
     targets = tuple(platforms)
@@ -123,8 +125,8 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
         for image in needed.images:
             images.setdefault(image.name, image)
     for context in found:
-        if context.kind == "image" and context.name in used:
-            images.setdefault(context.location, graph.External(context.location))
+        if isinstance(context, protocol.ImageContext) and context.name in used:
+            images.setdefault(context.image, graph.External(context.image))
     return Plan(
         dockerfile,
         source.data,
@@ -155,14 +157,14 @@ def named_context(name: str, value: str, means: FetchOptions) -> protocol.Contex
     if value.startswith("docker-image://"):
         location = value.removeprefix("docker-image://")
         if location == "scratch":
-            return protocol.Context(name, "scratch")
+            return protocol.ScratchContext(name)
         reference.parse(location)
-        return protocol.Context(name, "image", location)
+        return protocol.ImageContext(name, location)
     if value.startswith("oci-layout://"):
-        return protocol.Context(name, "layout", os.path.abspath(value.removeprefix("oci-layout://")))
+        return protocol.LayoutContext(name, os.path.abspath(value.removeprefix("oci-layout://")))
     found = contexts.named(name, value, means)
     ignore = "" if found.fetched else _ignore_text((found.directory, _IGNORE))
-    return protocol.Context(name, "directory", found.directory, ignore)
+    return protocol.DirectoryContext(name, found.directory, ignore)
 
 
 def _dockerfile(request: Request, main: Files, means: FetchOptions) -> tuple[bytes, str, str]:

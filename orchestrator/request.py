@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from executor.limits import Limits
-from executor.protocol import CachePlace, Compression
+from executor.protocol import CacheExport, CacheLocation, Compression
 from executor.registry import reference
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
@@ -71,8 +71,8 @@ class Request(msgspec.Struct, frozen=True):
     ulimits: tuple[tuple[str, int, int], ...] = ()
     limits: Limits = Limits()
     cgroup_parent: str = ""
-    cache_from: tuple[CachePlace, ...] = ()
-    cache_to: tuple[CachePlace, ...] = ()
+    cache_from: tuple[CacheLocation, ...] = ()
+    cache_to: tuple[CacheExport, ...] = ()
     cache_ttl: int | None = None
     compression: Compression = msgspec.field(default_factory=Compression)
     no_cache: bool = False

@@ -39,7 +39,7 @@ def of(
             request.target,
             request.build_args,
             [str(each) for each in request.platforms],
-            [[each.name, each.ignore] for each in plan.contexts],
+            [[each.name, each.ignore if isinstance(each, protocol.FilesContext) else ""] for each in plan.contexts],
             [[pin.name, pin.digest] for pin in pins],
         ]
     )

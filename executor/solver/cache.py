@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from executor.protocol import CacheInDirectory, CacheInRegistry, CacheLocation
 from executor.store import blobs, cache_records, snapshots
 from executor.store.store import Store
 from platforms import debug, decoding
@@ -62,15 +63,21 @@ class LayerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     diff_id: str = ""
     blobs: tuple[Packed, ...] = ()
     machines: tuple[Machine, ...] = ()
-    places: tuple[str, ...] = ()
-    """Outside caches that have the blob: ``registry REF`` or ``directory PATH``."""
+    caches: tuple[CacheLocation, ...] = ()
+    """Remote caches that have the blob."""
     promised: bool = False
     """Whether an outside cache told of the result without having its layer: whoever needs that does the step again."""
 
 
+class _Recorded(LayerInfo, frozen=True, omit_defaults=True):
+    """``LayerInfo`` as a store may still hold it: with its caches as ``registry REF`` and ``directory PATH``."""
+
+    places: tuple[str, ...] = ()
+
+
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 _OUTCOME: Final[msgspec.json.Decoder[CacheEntry]] = msgspec.json.Decoder(CacheEntry)
-_KNOWN: Final[msgspec.json.Decoder[LayerInfo]] = msgspec.json.Decoder(LayerInfo)
+_RECORDED: Final[msgspec.json.Decoder[_Recorded]] = msgspec.json.Decoder(_Recorded)
 
 
 def outcome(store: Store, key: str) -> CacheEntry | None:
@@ -104,7 +111,16 @@ def note_outcome(store: Store, key: str, found: CacheEntry, description: str) ->
 def known(store: Store, result: str) -> LayerInfo:
     """What is known of ``result``."""
     data = cache_records.get(store, f"result:{result}")
-    return LayerInfo() if data is None else decoding.decode(_KNOWN, data)
+    if data is None:
+        return LayerInfo()
+    found = decoding.decode(_RECORDED, data)
+    caches = (*found.caches, *map(_location, found.places))
+    return LayerInfo(found.diff_id, found.blobs, found.machines, caches, found.promised)
+
+
+def _location(text: str) -> CacheLocation:
+    kind, _, name = text.partition(" ")
+    return CacheInRegistry(name) if kind == "registry" else CacheInDirectory(name)
 
 
 def note_known(store: Store, result: str, found: LayerInfo) -> None:
@@ -122,7 +138,7 @@ def is_held(store: Store, result: str) -> bool:
     if snapshots.find(store, snapshot_key(result)) is not None:
         return True
     found = known(store, result)
-    return bool(found.places and found.blobs) or any(blobs.has(store, each.digest) for each in found.blobs)
+    return bool(found.caches and found.blobs) or any(blobs.has(store, each.digest) for each in found.blobs)
 
 
 def snapshot_key(result: str) -> str:

@@ -105,7 +105,7 @@ def pushes(workshop: Workshop) -> Pushes:
 def share(workshop: Workshop, made: Sequence[Made]) -> None:
     """Tell the outside caches what was done; with layers, where they are the image's own or a cache wants them all."""
     exchange = workshop.exchange()
-    whole = any(each.whole for each in workshop.job.cache_to)
+    whole = any(each.every_stage for each in workshop.job.cache_to)
     together(
         workshop,
         [partial(exchange.put, entry, workshop.store) for entry in entries_of(workshop, made, whole=whole)],
@@ -145,7 +145,7 @@ def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Mad
     found = [layer.blob() for layer in layers]
     config = finished_config(job, workshop, state, tuple(each.diff_id for each in found))
     config_data = image.encode(config)
-    if any(each.kind == "inline" for each in job.cache_to):
+    if any(isinstance(each.to, protocol.CacheInImage) for each in job.cache_to):
         config_data = with_inline(config_data, entries_of(workshop, made, whole=False))
     config_type = mediatypes.OCI_CONFIG if job.oci else mediatypes.DOCKER_CONFIG
     config_descriptor = Descriptor(config_type, sha256(config_data), len(config_data))

@@ -8,6 +8,7 @@ stage by name or number, names do not mind case. A named build context comes bef
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final, assert_never
 
 import msgspec
 
@@ -21,15 +22,34 @@ from platforms.parsing import parse as parse_platform
 from platforms.platform import Platform
 
 
-class Origin(msgspec.Struct, frozen=True):
-    """Where files come from: ``scratch``, ``stage`` (by index), ``image`` (by reference) or ``context`` (by name)."""
-
-    kind: str
-    name: str = ""
-    stage: int = -1
+class Scratch(msgspec.Struct, frozen=True):
+    """No files: ``FROM scratch``."""
 
 
-SCRATCH = Origin("scratch")
+class FromStage(msgspec.Struct, frozen=True):
+    """The files of an earlier stage of the same Dockerfile."""
+
+    index: int
+
+
+class FromImage(msgspec.Struct, frozen=True):
+    """The files of an external image."""
+
+    name: str
+    """Its reference as written, after expansion."""
+
+
+class FromContext(msgspec.Struct, frozen=True):
+    """What a build context holds: files, or an image (``executor.protocol.Context``)."""
+
+    name: str
+    """Its canonical name; the main context's is ""."""
+
+
+Origin = Scratch | FromStage | FromImage | FromContext
+"""Where the files come from that a stage is built on, that COPY copies or that a mount shows."""
+SCRATCH: Final = Scratch()
+MAIN_CONTEXT: Final = FromContext("")
 
 
 class External(msgspec.Struct, frozen=True):
@@ -76,7 +96,7 @@ def plan_all(dockerfile: Dockerfile, scope: Mapping[str, str], named: Named = NO
 
 
 def _reached(dockerfile: Dockerfile, goal: int, scope: Mapping[str, str], named: Named, waiting: list[int]) -> Graph:
-    bases = [SCRATCH] * len(dockerfile.stages)
+    bases: list[Origin] = [SCRATCH] * len(dockerfile.stages)
     needed: set[int] = set()
     images: dict[str, External] = {}
     taken: dict[str, None] = {}
@@ -93,15 +113,20 @@ def _reached(dockerfile: Dockerfile, goal: int, scope: Mapping[str, str], named:
                 found = origins_of(dockerfile, instruction, index, named)
                 origins += ((origin, instruction.location) for origin in found)
         for origin, where in origins:
-            if origin.kind == "stage":
-                waiting.append(origin.stage)
-            elif origin.kind == "image":
-                images.setdefault(origin.name, External(origin.name, where))
-            elif origin.kind == "context":
-                taken[origin.name] = None
+            match origin:
+                case FromStage():
+                    waiting.append(origin.index)
+                case FromImage():
+                    images.setdefault(origin.name, External(origin.name, where))
+                case FromContext():
+                    taken[origin.name] = None
+                case Scratch():
+                    pass
+                case _:
+                    assert_never(origin)
     chain = [goal]
-    while bases[chain[-1]].kind == "stage":
-        chain.append(bases[chain[-1]].stage)
+    while isinstance(below := bases[chain[-1]], FromStage):
+        chain.append(below.index)
     return Graph(goal, tuple(sorted(needed)), tuple(images.values()), tuple(taken), tuple(bases), tuple(chain))
 
 
@@ -109,15 +134,15 @@ def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], name
     """What ``stage`` is built on."""
     platform = _own_platform(dockerfile, stage, scope)
     if context := named.find_stage(stage.name, platform):
-        return Origin("context", context)
+        return FromContext(context)
     image = expand(stage.base, scope, dockerfile.escape).image
     earlier = find_base(dockerfile, stage.index, image)
     if earlier is not None:
-        return Origin("stage", earlier.name, earlier.index)
+        return FromStage(earlier.index)
     if image == "scratch":
         return SCRATCH
     if context := named.find(image, platform):
-        return Origin("context", context)
+        return FromContext(context)
     return _image(image, stage.location)
 
 
@@ -126,13 +151,13 @@ def replaced(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], nam
     return bool(named.names and named.find_stage(stage.name, _own_platform(dockerfile, stage, scope)))
 
 
-def _image(name: str, where: Location) -> Origin:
+def _image(name: str, where: Location) -> FromImage:
     try:
         reference.parse(name)
     except UsageError as error:
         problem = error.problem
         raise DockerfileError(problem.what, why=problem.why, remedy=problem.remedy, where=where) from error
-    return Origin("image", name)
+    return FromImage(name)
 
 
 def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], target: Platform) -> Platform:
@@ -151,8 +176,8 @@ def run_on(dockerfile: Dockerfile, needed: Graph, scope: Mapping[str, str], targ
     for index in needed.stages:
         if any(isinstance(each, Run) for each in dockerfile.stages[index].instructions):
             bottom = index
-            while needed.bases[bottom].kind == "stage":
-                bottom = needed.bases[bottom].stage
+            while isinstance(below := needed.bases[bottom], FromStage):
+                bottom = below.index
             found.add(platform_of(dockerfile, dockerfile.stages[bottom], scope, target))
     return found
 
@@ -160,7 +185,7 @@ def run_on(dockerfile: Dockerfile, needed: Graph, scope: Mapping[str, str], targ
 def may_run(dockerfile: Dockerfile, needed: Graph) -> bool:
     """Whether a RUN of the ``needed`` stages may have to be done, be it one that a base image brings (ONBUILD)."""
     return any(
-        needed.bases[index].kind in ("image", "context")
+        isinstance(needed.bases[index], FromImage | FromContext)
         or any(isinstance(each, Run) for each in dockerfile.stages[index].instructions)
         for index in needed.stages
     )
@@ -198,7 +223,7 @@ def named_origin(
 ) -> Origin:
     """What ``--from=name`` (``numbers``: or a stage's number) means to a step of stage ``index``."""
     found = _referred(dockerfile, name, where, named, numbers=numbers)
-    if isinstance(found, Origin):
+    if not isinstance(found, Stage):
         return found
     if found.index >= index:
         raise DockerfileError(
@@ -206,7 +231,7 @@ def named_origin(
             why=f'it needs to be defined before current stage "{dockerfile.stages[index].name or index}"',
             where=where,
         )
-    return Origin("stage", found.name, found.index)
+    return FromStage(found.index)
 
 
 def _referred(dockerfile: Dockerfile, name: str, where: Location, named: Named, *, numbers: bool) -> Stage | Origin:
@@ -218,5 +243,5 @@ def _referred(dockerfile: Dockerfile, name: str, where: Location, named: Named, 
         if name == "scratch":
             return SCRATCH
         context = named.find(name)
-        return Origin("context", context) if context else _image(name, where)
+        return FromContext(context) if context else _image(name, where)
     return found

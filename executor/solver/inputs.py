@@ -125,12 +125,15 @@ def unchanged(
     ``check`` raises when it is time to end. Raises ``KanifoldError`` for what cannot be looked at.
     """
     steps: set[protocol.FoundStep] = set()
-    signatures: dict[protocol.Context, set[protocol.StatSignature]] = {}
+    signatures: dict[protocol.DirectoryContext, set[protocol.StatSignature]] = {}
     for record, job in records:
         contexts = {each.name: each for each in job.contexts}
         steps.update(record.steps)
         for each in record.signatures:
-            signatures.setdefault(contexts[each.context], set()).add(each)
+            context = contexts.get(each.context)
+            if not isinstance(context, protocol.DirectoryContext):
+                return False  # its files are not here to be looked at
+            signatures.setdefault(context, set()).add(each)
     return all(_is_found(each, store) for each in steps) and _same_signatures(signatures, store, check)
 
 
@@ -144,7 +147,9 @@ def _is_found(step: protocol.FoundStep, store: Store) -> bool:
 
 
 def _same_signatures(
-    signatures: Mapping[protocol.Context, Iterable[protocol.StatSignature]], store: Store, check: Callable[[], None]
+    signatures: Mapping[protocol.DirectoryContext, Iterable[protocol.StatSignature]],
+    store: Store,
+    check: Callable[[], None],
 ) -> bool:
     if not signatures:
         return True
@@ -153,7 +158,7 @@ def _same_signatures(
 
     directory = os.path.join(store.root, "tmp")
     for context, wanted in signatures.items():
-        with closing(open_context(context.location, context.ignore, owners=context.owners)) as tree:
+        with closing(open_context(context.path, context.ignore, owners=context.owners)) as tree:
             for each in wanted:
                 source = statwalk.source_of(tree, each.pattern, parents=each.parents, context=True)
                 if statwalk.walk(directory, source, each.exclude, check).signature != each.digest:

@@ -20,10 +20,9 @@ from executor.rootfs import compress, elf, materialise, overlay, unpack
 from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.streams import Readable
-from executor.solver import cache, content
+from executor.solver import cache, content, remote_cache
 from executor.solver.cache import LayerInfo, Machine, Packed
 from executor.solver.once import Once
-from executor.solver.remote_cache import DirectoryCache, RegistryCache
 from executor.solver.workshop import Workshop
 from executor.store import blobs, faults, locks, removal, snapshots
 from platforms.errors import Interrupted, KanifoldError, StoreError
@@ -100,9 +99,9 @@ def from_result(
 
     origin = next(
         (
-            parse_reference(place.removeprefix("registry ")).repository_only()
-            for place in cache.known(store, result).places
-            if place.startswith("registry ")
+            parse_reference(each.name).repository_only()
+            for each in cache.known(store, result).caches
+            if isinstance(each, protocol.CacheInRegistry)
         ),
         None,
     )
@@ -124,17 +123,15 @@ def _bring(workshop: Workshop, result: str, digest: str) -> None:
     with locks.lock(store, f"blob {digest}", cancel=workshop.cancelled):
         known = cache.known(store, result)
         size = next((each.size for each in known.blobs if each.digest == digest), 0)
-        for place in known.places:
+        for location in known.caches:
             if blobs.has(store, digest):
                 return
-            kind, _, location = place.partition(" ")
-            source = RegistryCache(location, workshop.registry) if kind == "registry" else DirectoryCache(location)
             try:
-                source.fetch_blob(Descriptor("", digest, size), store)
+                remote_cache.at(location, workshop.registry).fetch_blob(Descriptor("", digest, size), store)
             except Interrupted:
                 raise
             except (KanifoldError, OSError) as error:
-                workshop.exchange().lost(location, error)
+                workshop.exchange().lost(location.name, error)
         if not blobs.has(store, digest):
             raise forgotten(workshop, result, "a cached layer has vanished")
 
@@ -151,7 +148,7 @@ def _make_directory(workshop: Workshop, result: str, entries: Iterable[Entry] | 
     store = workshop.store
     known = cache.known(store, result)
     diff_id = known.diff_id or None
-    packed = next((each for each in known.blobs if known.places or blobs.has(store, each.digest)), None)
+    packed = next((each for each in known.blobs if known.caches or blobs.has(store, each.digest)), None)
     if packed is not None:
         _bring(workshop, result, packed.digest)
     draft = snapshots.prepare(store)
@@ -208,7 +205,7 @@ def _packed(
     def look() -> tuple[LayerInfo, Packed | None]:
         known = cache.known(store, result)
         return known, next(
-            (each for each in known.blobs if each.kind == wanted and (known.places or blobs.has(store, each.digest))),
+            (each for each in known.blobs if each.kind == wanted and (known.caches or blobs.has(store, each.digest))),
             None,
         )
 
@@ -240,7 +237,7 @@ def _packed(
             made.diff_id,
             (*(each for each in known.blobs if each.kind != wanted), packed),
             known.machines or machines,
-            known.places,
+            known.caches,
         )
         cache.note_known(store, result, known)
         return known, packed

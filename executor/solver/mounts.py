@@ -25,7 +25,7 @@ from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Tmpfs
 from executor.solver import content, copying, graph, keys, scope, treename
 from executor.solver.agent import forwarded
 from executor.solver.copying import normal_path
-from executor.solver.graph import Origin
+from executor.solver.graph import MAIN_CONTEXT, FromStage, Origin, Scratch
 from executor.solver.inputs import Input
 from executor.solver.named import Named
 from executor.solver.once import Once
@@ -96,7 +96,7 @@ def prepare(
         taken = workshop.inputs.add(f"{wanted.type} mount")
         match wanted.type:
             case "bind":
-                origin = _origin(origins, stage, instruction, wanted) or Origin("context", "")
+                origin = _origin(origins, stage, instruction, wanted) or MAIN_CONTEXT
                 part, same, maker = _bind(origins, workshop, origin, wanted, target, taken)
                 if same is not None:
                     contents[len(parts)] = same
@@ -199,7 +199,7 @@ def _bind(
         return "bind", target, path, treename.by_content(text, treename.places(identity)), wanted.readonly
 
     part: Observed = ("bind", target, path, identity, wanted.readonly)
-    return part, shown if origin.kind == "stage" else None, make
+    return part, shown if isinstance(origin, FromStage) else None, make
 
 
 def _materialised(workshop: Workshop, source: copying.Source) -> tuple[str, str]:
@@ -260,7 +260,7 @@ def _cache(
     """
     name = scope.cache_name(workshop.job.build_args, wanted.id or target)
     source, seed = None, treename.name("")
-    if origin is not None and origin.kind != "scratch":
+    if origin is not None and not isinstance(origin, Scratch):
         source = origins.source(origin)
         seed = _name_of(workshop, source, taken)
     else:

@@ -13,7 +13,7 @@ from typing import Final
 from executor import protocol
 from executor.dockerfile import Dockerfile, Stage
 from executor.dockerfile.instructions import Add, Copy, Instruction, Run, Workdir
-from executor.solver.graph import Graph
+from executor.solver.graph import FromStage, Graph
 
 LAYERED: Final = (Run, Copy, Add, Workdir)
 """Instructions that may make a layer, and are therefore steps."""
@@ -30,7 +30,7 @@ class Numbers:
         self._steps: dict[int, tuple[int, ...]] = {}
         found: list[protocol.Step] = []
         for index in needed.stages:
-            found += self.add_stage(dockerfile.stages[index], has_base=needed.bases[index].kind != "stage")
+            found += self.add_stage(dockerfile.stages[index], has_base=not isinstance(needed.bases[index], FromStage))
         self.steps = tuple(found)
         """Those that the Dockerfile alone tells of."""
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 import msgspec
 
@@ -88,6 +88,11 @@ class RemoteCache(Protocol):
 
     name: str
 
+    @property
+    def location(self) -> protocol.CacheLocation:
+        """Where layers of its entries can be had from."""
+        ...
+
     def find(self, key: str) -> Entry | None:
         """The entry for ``key``, if the place has it."""
         ...
@@ -115,6 +120,10 @@ class RegistryCache:
         self._repository = parsed.repository_only()
         self._space = parsed.tag or "cache"
         self._client = client
+
+    @property
+    def location(self) -> protocol.CacheInRegistry:
+        return protocol.CacheInRegistry(self.name)
 
     @property
     def repository(self) -> Reference:
@@ -159,6 +168,10 @@ class DirectoryCache:
     def __init__(self, path: str) -> None:
         self.name = path
         self._path = path
+
+    @property
+    def location(self) -> protocol.CacheInDirectory:
+        return protocol.CacheInDirectory(self.name)
 
     @property
     def repository(self) -> None:
@@ -229,6 +242,10 @@ class InlineCache:
         self._platform = platform
         self._client = client
         self._entries: dict[str, Entry] | None = None
+
+    @property
+    def location(self) -> protocol.CacheInRegistry:
+        return protocol.CacheInRegistry(self.name)
 
     @property
     def repository(self) -> Reference:
@@ -356,19 +373,25 @@ class RemoteCaches:
             return False
 
 
+def at(location: protocol.CacheLocation, client: Callable[[], Client]) -> RemoteCache:
+    """The cache at ``location``."""
+    match location:
+        case protocol.CacheInRegistry():
+            return RegistryCache(location.name, client)
+        case protocol.CacheInDirectory():
+            return DirectoryCache(location.name)
+        case _:
+            assert_never(location)
+
+
 def places(job: protocol.Job, client: Callable[[], Client]) -> tuple[tuple[RemoteCache, ...], tuple[RemoteCache, ...]]:
     """The caches to ask and those to tell, of ``job``."""
     sources: list[RemoteCache] = []
     for each in job.cache_from:
-        if each.kind == "registry":
-            sources += [RegistryCache(each.location, client), InlineCache(each.location, job.platform, client)]
-        else:
-            sources.append(DirectoryCache(each.location))
-    targets: list[RemoteCache] = [
-        RegistryCache(each.location, client) if each.kind == "registry" else DirectoryCache(each.location)
-        for each in job.cache_to
-        if each.kind != "inline"
-    ]
+        sources.append(at(each, client))
+        if isinstance(each, protocol.CacheInRegistry):  # the reference may be that of an image with a cache in it
+            sources.append(InlineCache(each.name, job.platform, client))
+    targets = (at(each.to, client) for each in job.cache_to if not isinstance(each.to, protocol.CacheInImage))
     return tuple(sources), tuple(targets)
 
 

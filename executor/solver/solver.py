@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
+from typing import assert_never
 
 import msgspec
 from msgspec.structs import replace
@@ -34,7 +35,7 @@ from executor.solver import base, cache, content, copying, graph, keys, runstep,
 from executor.solver import state as steps
 from executor.solver.cache import CacheEntry
 from executor.solver.copying import normal_path
-from executor.solver.graph import Graph, Origin
+from executor.solver.graph import MAIN_CONTEXT, FromContext, FromImage, FromStage, Graph, Origin, Scratch
 from executor.solver.inputs import Input
 from executor.solver.layer import Layer, LayerLost, from_result
 from executor.solver.mounts import Mounts, prepare, secret_variables, ssh_socket
@@ -147,6 +148,7 @@ class Solver:
         self._trees: dict[str, Once[Tree]] = {
             name: Once(lambda context=context: self._open_context(context))  # type: ignore[misc]
             for name, context in self._contexts.items()
+            if isinstance(context, protocol.FilesContext)
         }
         self._numbers = Numbers(source, self.graph)
         self._counting = threading.Lock()
@@ -223,7 +225,7 @@ class Solver:
             return self.graph.bases[stage.index]
         # Only a base image's trigger knew that this stage is needed.
         origin = graph.base_of(self.dockerfile, stage, self._scope, self.named)
-        self._announce(self._numbers.add_stage(stage, has_base=origin.kind != "stage"))
+        self._announce(self._numbers.add_stage(stage, has_base=not isinstance(origin, FromStage)))
         return origin
 
     def _announce(self, shown: tuple[protocol.Step, ...]) -> None:
@@ -233,8 +235,8 @@ class Solver:
 
     def _begin(self, stage: Stage, origin: Origin) -> State:
         platform = graph.platform_of(self.dockerfile, stage, self._scope, self._workshop.platform)
-        if origin.kind == "stage":
-            state = self._stages[origin.stage]()
+        if isinstance(origin, FromStage):
+            state = self._stages[origin.index]()
             return replace(state, command_set=False)
         number = self._numbers.base(stage)
         clock = self._start(number)
@@ -248,23 +250,33 @@ class Solver:
         self._workshop.tell(protocol.Finished(number, self._stop(clock)))
         return steps.enter(state)
 
-    def _origin_state(self, origin: Origin, platform: Platform) -> State:
+    def _origin_state(self, origin: Scratch | FromImage | FromContext, platform: Platform) -> State:
         """The state that an external ``origin`` begins with."""
         taken = self._workshop.inputs.add("base")
-        if origin.kind == "context":
+        held: Scratch | FromImage | protocol.Context
+        if isinstance(origin, FromContext):
             self.contexts.add(origin.name)
-        if origin.kind == "scratch" or (origin.kind == "context" and self._context_kind(origin.name) == "scratch"):
-            taken.nothing()
-            return State(platform, image.empty(platform))
-        if origin.kind == "image":
-            return _from_base(platform, base.from_registry(self._workshop, taken, origin.name, platform))
-        context = self._contexts[origin.name]
-        if context.kind == "image":
-            return _from_base(platform, base.from_registry(self._workshop, taken, context.location, platform))
-        if context.kind == "layout":
-            return _from_base(platform, base.from_layout(self._workshop, context.name, context.location, platform))
-        # A directory as a base: its files are the first layer.
-        tree = self._read_context(origin.name, taken)
+            held = self._contexts[origin.name]
+        else:
+            held = origin
+        match held:
+            case Scratch() | protocol.ScratchContext():
+                taken.nothing()
+                return State(platform, image.empty(platform))
+            case FromImage():
+                return _from_base(platform, base.from_registry(self._workshop, taken, held.name, platform))
+            case protocol.ImageContext():
+                return _from_base(platform, base.from_registry(self._workshop, taken, held.image, platform))
+            case protocol.LayoutContext():
+                return _from_base(platform, base.from_layout(self._workshop, held.name, held.path, platform))
+            case protocol.DirectoryContext() | protocol.SentContext():
+                return self._files_as_base(held, taken, platform)
+            case _:
+                assert_never(held)
+
+    def _files_as_base(self, context: protocol.FilesContext, taken: Input, platform: Platform) -> State:
+        """The state of a base whose only layer are the files of ``context``."""
+        tree = self._read_context(context.name, taken)
         empty = State(platform, image.empty(platform))
         source = copying.Source(tree, "/", wildcards=False, context=True)
         plan = copying.Plan(None, self._workshop.directory, self._made)
@@ -277,8 +289,8 @@ class Solver:
 
     def origin(self, origin: Origin, platform: Platform) -> State:
         """The state of what ``--from`` names."""
-        if origin.kind == "stage":
-            return self._stages[origin.stage]()
+        if isinstance(origin, FromStage):
+            return self._stages[origin.index]()
         return self._origin_state(origin, platform)
 
     # -- steps
@@ -484,47 +496,44 @@ class Solver:
                         self.dockerfile, instruction.from_, stage.index, instruction.location, self.named, numbers=True
                     )
                 )
-            return self.source(Origin("context", ""))
+            return self.source(MAIN_CONTEXT)
 
         return sources.of(self._workshop, instruction, found)
 
     def source(self, origin: Origin) -> Files:
         """The files that ``origin`` names, to copy from."""
-        if origin.kind == "context" and self._context_kind(origin.name) not in ("image", "layout", "scratch"):
-            if origin.name not in self._trees:
+        if isinstance(origin, FromContext):
+            context = self._contexts.get(origin.name)
+            if context is None:
                 raise ContextError(
                     "there is no build context",
                     why="the Dockerfile came from stdin alone",
                     remedy="build with a directory: kanifold build DIRECTORY --file -",
                 )
-            context = self._contexts[origin.name]
-            self.contexts.add(origin.name)
-            shared = ""
-            if context.kind == "directory":
-                shared = keys.key("context", context.location, context.ignore, context.owners)
-            return Files(partial(self._read_context, origin.name), None, origin.name, shared)
+            if isinstance(context, protocol.FilesContext):
+                self.contexts.add(origin.name)
+                shared = ""
+                if isinstance(context, protocol.DirectoryContext):
+                    shared = keys.key("context", context.path, context.ignore, context.owners)
+                return Files(partial(self._read_context, origin.name), None, origin.name, shared)
         state = self.origin(origin, self._workshop.platform)
         tree = Once(lambda: self.tree_of(state))
         return Files(lambda _taken: tree(), state.tree)
-
-    def _context_kind(self, name: str) -> str:
-        context = self._contexts.get(name)
-        return context.kind if context is not None else ""
 
     def _read_context(self, name: str, taken: Input) -> Tree:
         """The files of the context ``name``, to be read as the input ``taken``."""
         taken.opened()
         return self._trees[name]()
 
-    def _open_context(self, context: protocol.Context) -> Tree:
+    def _open_context(self, context: protocol.FilesContext) -> Tree:
         workshop = self._workshop
-        match context.kind:
-            case "directory":
-                directory = context.location
-            case "sent":
+        match context:
+            case protocol.DirectoryContext():
+                directory = context.path
+            case protocol.SentContext():
                 directory = _received(workshop, context.name)
-            case kind:
-                raise ContextError(f"a context of kind {kind!r} holds no files")
+            case _:
+                assert_never(context)
         return workshop.trees.keep(open_context(directory, context.ignore, owners=context.owners))
 
     def _workdir(self, stage: Stage, number: int, state: State, instruction: dockerfile.Workdir) -> State:
@@ -577,7 +586,7 @@ class Solver:
         made: Layer | None = None
 
         def look(key: _Key) -> CacheEntry | None:
-            asked = [each.location for each in workshop.job.cache_from]
+            asked = [each.name for each in workshop.job.cache_from]
             found = cache.outcome(store, key.here) or cache.outcome_from(store, key.outside, asked)
             if found is None:
                 return None
@@ -661,7 +670,6 @@ class Solver:
             cache.note_known(store, name, replace(cache.known(store, name), promised=True))
             cache.note_outcome_from(store, key, place.name, outcome, text)
             return outcome
-        kind = "directory" if place.repository is None else "registry"
         known = cache.known(store, name)
         cache.note_known(
             store,
@@ -670,7 +678,7 @@ class Solver:
                 entry.diff_id,
                 (*(each for each in known.blobs if each.kind != entry.blob.kind), entry.blob),
                 entry.machines,
-                tuple(dict.fromkeys((*known.places, f"{kind} {place.name}"))),
+                tuple(dict.fromkeys((*known.caches, place.location))),
             ),
         )
         cache.note_outcome_from(store, key, place.name, outcome, text)

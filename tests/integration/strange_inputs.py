@@ -17,7 +17,7 @@ from executor.registry import reference
 from executor.rootfs.tree import open_directory
 from executor.sandbox.spec import Secret
 from executor.solver import base, content, copying, mounts, solver, sources
-from executor.solver.graph import Origin
+from executor.solver.graph import MAIN_CONTEXT
 from executor.solver.inputs import Input
 from orchestrator import fanout
 
@@ -61,7 +61,7 @@ def nothing(_solver: Any, taken: Input) -> str:
 
 def opened(_solver: Any, taken: Input) -> str:
     """Read a file of the context, and say that nothing is read."""
-    tree = _solver.source(Origin("context", "")).open(taken)
+    tree = _solver.source(MAIN_CONTEXT).open(taken)
     taken.nothing()
     return (tree.read(b"said", 100) or b"").decode()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.protocol import CachePlace, Compression
+from executor.protocol import CacheExport, CacheInDirectory, CacheInImage, CacheInRegistry, Compression
 from orchestrator import cli, fields, flags
 from orchestrator.outputs import Output
 from orchestrator.request import Allowed, Annotation, Request, Secret
@@ -118,26 +118,27 @@ def test_caches() -> None:
         "--cache-to", "type=registry,ref=reg.example/c:x,mode=max", "--cache-to", "type=local,dest=out",
     )  # fmt: skip
     assert found.cache_from == (
-        CachePlace("registry", "reg.example/c"),
-        CachePlace("directory", os.path.abspath("in")),
+        CacheInRegistry("reg.example/c"),
+        CacheInDirectory(os.path.abspath("in")),
     )
     assert found.cache_to == (
-        CachePlace("inline"),
-        CachePlace("registry", "reg.example/c:x", True),
-        CachePlace("directory", os.path.abspath("out")),
+        CacheExport(CacheInImage()),
+        CacheExport(CacheInRegistry("reg.example/c:x"), every_stage=True),
+        CacheExport(CacheInDirectory(os.path.abspath("out"))),
     )
 
 
 def test_kanikos_cache_repo_is_asked_and_told() -> None:
     found = ask("--cache-repo", "reg.example/c", "--cache-ttl", "1d12h")
-    assert found.cache_from == found.cache_to == (CachePlace("registry", "reg.example/c", True),)
+    assert found.cache_from == (CacheInRegistry("reg.example/c"),)
+    assert found.cache_to == (CacheExport(CacheInRegistry("reg.example/c"), every_stage=True),)
     assert found.cache_ttl == 36 * 3600
 
 
 def test_keys_of_caches_that_say_what_is_so_anyway() -> None:
     text = "type=registry,ref=a,oci-mediatypes=true,image-manifest=true,ignore-error=true,force-compression=true"
     found = ask("--cache-to", text, "--cache-to", "type=local,dest=/d,compression=gzip,force-compression=true")
-    assert found.cache_to == (CachePlace("registry", "a"), CachePlace("directory", "/d"))
+    assert found.cache_to == (CacheExport(CacheInRegistry("a")), CacheExport(CacheInDirectory("/d")))
     assert ask("--compression", "zstd", "--cache-to", "type=registry,ref=a,compression=zstd").cache_to
     assert ask("--cache-from", "type=registry,ref=a,compression=zstd").cache_from
 

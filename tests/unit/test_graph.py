@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from executor.dockerfile import parse
-from executor.solver.graph import Graph, Origin, plan, plan_all, platform_of
+from executor.solver.graph import FromContext, FromImage, FromStage, Graph, plan, plan_all, platform_of
 from executor.solver.named import Named
 from platforms.errors import DockerfileError, KanifoldError
 from platforms.parsing import parse as parse_platform
@@ -61,7 +61,7 @@ def test_no_such_target(target: str) -> None:
 def test_the_chain_is_what_the_image_is_made_of() -> None:
     found = plan(parse(b"FROM a AS one\nFROM one AS two\nFROM b AS side\nFROM two\nCOPY --from=side /x /"), "", SCOPE)
     assert found.chain == (3, 1, 0)
-    assert found.bases[3] == Origin("stage", "two", 1)
+    assert found.bases[3] == FromStage(1)
 
 
 def test_a_stage_shadows_an_image_of_its_name() -> None:
@@ -89,7 +89,7 @@ def test_a_named_context_comes_before_everything() -> None:
     assert needed("FROM debian:12", contexts=("debian:12",)) == ((0,), ())
     assert needed("FROM a AS x\nFROM b\nCOPY --from=x /f /", contexts=("x",)) == ((0, 1), ("b",))
     found = graph("FROM a AS x\nFROM x", contexts=("x",))
-    assert found.bases[0] == Origin("context", "x")
+    assert found.bases[0] == FromContext("x")
 
 
 def test_contexts_in_place_of_a_stage_need_nothing_of_it() -> None:
@@ -100,7 +100,7 @@ def test_contexts_in_place_of_a_stage_need_nothing_of_it() -> None:
 
 def test_the_names_scratch_and_context_are_no_stages_for_a_context() -> None:
     for name in ("scratch", "context"):
-        assert graph(f"FROM a AS {name}", contexts=(name,)).bases[0] == Origin("image", "a")
+        assert graph(f"FROM a AS {name}", contexts=(name,)).bases[0] == FromImage("a")
     assert graph("FROM scratch", contexts=("scratch",)).contexts == ()
     assert graph("FROM a\nCOPY --from=scratch /f /", contexts=("scratch",)).contexts == ()
     assert graph("FROM a\nCOPY --from=context /f /", contexts=("context",)).contexts == ("context",)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from executor.protocol import Context, DirectoryContext, ImageContext, LayoutContext, ScratchContext
 from orchestrator import plan as planning
 from orchestrator import warnings
 from orchestrator.contexts import FetchOptions, named_canonically
@@ -70,23 +71,24 @@ def test_a_named_context_stands_for_an_image(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     found = read(tmp_path, build_contexts=(("base:1", "docker-image://other:2"), ("docs", str(tmp_path / "docs"))))
     assert images(found) == ("other:2",)
-    assert [(each.name, each.kind) for each in found.contexts] == [
-        ("", "directory"),
-        ("base:1", "image"),
-        ("docs", "directory"),
-    ]
+    assert found.contexts == (
+        DirectoryContext("", str(tmp_path)),
+        ImageContext("base:1", "other:2"),
+        DirectoryContext("docs", str(tmp_path / "docs")),
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "kind"),
+    ("value", "meant"),
     [
-        ("docker-image://debian:12", "image"),
-        ("oci-layout://some/layout:tag", "layout"),
-        (".", "directory"),
+        ("docker-image://debian:12", ImageContext("x", "debian:12")),
+        ("docker-image://scratch", ScratchContext("x")),
+        ("oci-layout://some/layout:tag", LayoutContext("x", os.path.abspath("some/layout:tag"))),
+        (".", DirectoryContext("x", os.path.abspath("."))),
     ],
 )
-def test_kinds_of_named_contexts(value: str, kind: str) -> None:
-    assert planning.named_context("x", value, FetchOptions("")).kind == kind
+def test_kinds_of_named_contexts(value: str, meant: Context) -> None:
+    assert planning.named_context("x", value, FetchOptions("")) == meant
 
 
 def test_a_named_context_that_is_nothing_is_refused() -> None:

@@ -171,12 +171,12 @@ def test_an_executor_is_told_the_credentials_of_its_jobs_registries() -> None:
         1,
         "linux/amd64",
         b"FROM x",
-        contexts=(protocol.Context("c", "image", "context.example/x"), protocol.Context("", "directory", "/d")),
+        contexts=(protocol.ImageContext("c", "context.example/x"), protocol.DirectoryContext("", "/d")),
         pins=(protocol.Pin("base.example/x:1", "sha256:" + "0" * 64), protocol.Pin("debian", "sha256:" + "0" * 64)),
         push=("push.example/team/app",),
         cache_from=(
-            protocol.CachePlace("registry", "cache.example/c"),
-            protocol.CachePlace("directory", "/evil.example/c"),
+            protocol.CacheInRegistry("cache.example/c"),
+            protocol.CacheInDirectory("/evil.example/c"),
         ),
         registries=RegistrySettings(mirrors=(("docker.io", ("http://mirror.example:5000/hub",)),)),
     )
