@@ -97,7 +97,7 @@ def serve(channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = ()) 
 
     isolated = ""
     with contextlib.suppress(EnvironmentUnfit):
-        isolated = place().rung.value  # while there is nothing else to do: jobs are still being thought out
+        isolated = place().mode.value  # while there is nothing else to do: jobs are still being thought out
     greeting = protocol.Handshake(
         protocol.VERSION, __version__, str(host.host()), isolated, len(os.sched_getaffinity(0)), emulators
     )
@@ -138,7 +138,7 @@ def _prepare(conversation: Conversation, place: Once[Isolation]) -> _Task:
     platform = parse(job.platform)
     course = solver.job_plan(job, host.default_platform(), platform)
     isolated = place()
-    debug.log("isolation", rung=isolated.rung.value)
+    debug.log("isolation", mode=isolated.mode.value)
     if not course.may_run:
         return _Task(conversation, job, course, None, None)
     found: Emulation | EnvironmentUnfit

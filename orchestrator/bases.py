@@ -12,7 +12,7 @@ from typing import Final
 
 from executor import protocol
 from executor.dockerfile import Dockerfile, Stage
-from executor.dockerfile.checks import Base
+from executor.dockerfile.checks import BaseImage
 from executor.image import config as image
 from executor.image import mediatypes, selection
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
@@ -27,7 +27,7 @@ from platforms.errors import KanifoldError
 from platforms.platform import Platform
 
 _AT_ONCE: Final = 8
-_Look = Callable[[tuple[str, Platform]], Base | None]
+_Look = Callable[[tuple[str, Platform]], BaseImage | None]
 
 
 def read(
@@ -39,7 +39,7 @@ def read(
     pins: Iterable[protocol.Pin],
     registry: Registry,
     store: Store | None,
-) -> dict[int, Base]:
+) -> dict[int, BaseImage]:
     """What is known of the base images of ``stages``, by stage number. ``pins`` say which digests tags stand for.
 
     To be called in a thread that has no event loop.
@@ -51,7 +51,7 @@ def read(
         if isinstance(origin, graph.FromImage):
             needed[stage.index] = (origin.name, graph.platform_of(dockerfile, stage, scope, target))
 
-    def look(what: tuple[str, Platform]) -> Base | None:
+    def look(what: tuple[str, Platform]) -> BaseImage | None:
         name, platform = what
         wanted = reference.parse(name).completed()
         if name in digests:
@@ -68,21 +68,21 @@ def read(
     return {index: known for index, what in needed.items() if (known := found[what]) is not None}
 
 
-async def _all(look: _Look, wanted: Sequence[tuple[str, Platform]]) -> list[Base | None]:
+async def _all(look: _Look, wanted: Sequence[tuple[str, Platform]]) -> list[BaseImage | None]:
     from asyncio_pool import AioPool
 
     pool = AioPool(size=_AT_ONCE)
     return list(await asyncio.gather(*[pool.spawn_n(asyncio.to_thread(look, each)) for each in wanted]))
 
 
-def _base(wanted: Reference, name: str, platform: Platform, registry: Registry, store: Store | None) -> Base:
+def _base(wanted: Reference, name: str, platform: Platform, registry: Registry, store: Store | None) -> BaseImage:
     document = parse(_root(wanted, registry, store))
     single = isinstance(document, Manifest)
     if isinstance(document, Index):
         _, document = selection.find(name, document, platform, lambda each: _read(each, wanted, registry, store))
     config = image.parse(_read(document.config, wanted, registry, store))
     said = str(config.platform) if config.platform.architecture else ""
-    return Base(dict(config.env), bool(config.shell), said, said if single else "")
+    return BaseImage(dict(config.env), bool(config.shell), said, said if single else "")
 
 
 def _root(wanted: Reference, registry: Registry, store: Store | None) -> bytes:

@@ -53,7 +53,7 @@ def run(flags: dict[str, Any], begun: PreforkServer | None) -> int:
             import asyncio  # noqa: F401
         from platforms import emulation
 
-        foreseen = emulation.foresee(request.platforms if planned is None or planned.may_run else ())  # (3)
+        foreseen = emulation.prefetch(request.platforms if planned is None or planned.may_run else ())  # (3)
         from orchestrator import build as building
 
         gc.freeze()

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from executor.dockerfile.suggest import hint
+from executor.dockerfile.suggestions import hint
 from executor.protocol import CacheExport, CacheInDirectory, CacheInImage, CacheInRegistry, CacheLocation, Compression
 from executor.registry import reference
 from orchestrator import fields

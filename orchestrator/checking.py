@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from executor import protocol
 from executor.dockerfile import checks, documents, global_scope, ignore, outline, rules
-from executor.dockerfile.checks import Base, Report
+from executor.dockerfile.checks import BaseImage, CheckResult
 from executor.registry import auth
 from executor.registry.client import Client
 from executor.solver import graph, scope
@@ -29,7 +29,9 @@ from platforms import host
 from platforms.errors import BuildError, DockerfileError, Problem
 
 
-def found(request: Request, plan: Plan, pins: tuple[protocol.Pin, ...], registry: Registry, store: Store) -> Report:
+def found(
+    request: Request, plan: Plan, pins: tuple[protocol.Pin, ...], registry: Registry, store: Store
+) -> CheckResult:
     """What checks find in the stages that a build needs."""
     stages = _needed(request, plan)
     return _check(request, plan, stages, _bases(request, plan, stages, pins, registry, store))
@@ -56,7 +58,7 @@ def _bases(
     pins: tuple[protocol.Pin, ...],
     registry: Registry,
     store: Store | None,
-) -> dict[int, Base]:
+) -> dict[int, BaseImage]:
     seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
     wanted = [plan.dockerfile.stages[index] for index in stages]
     return bases.read(
@@ -64,7 +66,7 @@ def _bases(
     )
 
 
-def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[int, Base]) -> Report:
+def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[int, BaseImage]) -> CheckResult:
     asked = request.check_options
     hidden = next(
         (each.ignore for each in plan.contexts if isinstance(each, protocol.FilesContext) and not each.name), ""
@@ -81,7 +83,7 @@ def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[i
     )
 
 
-def _check_all(request: Request, plan: Plan) -> Report:
+def _check_all(request: Request, plan: Plan) -> CheckResult:
     """The findings in all stages, or in those that ``--target`` needs, and why a build of them would fail."""
     try:
         stages = _needed_by_any(request, plan)
@@ -157,16 +159,16 @@ def _print_checks(request: Request, source: planning.Source, means: FetchOptions
     return 1 if found.failure is not None or found.violations else 0
 
 
-def _above(request: Request, source: planning.Source, means: FetchOptions, problem: Problem) -> Report:
+def _above(request: Request, source: planning.Source, means: FetchOptions, problem: Problem) -> CheckResult:
     """What is to be said of the lines above the one with ``problem``, which no Dockerfile has, and that itself."""
     if problem.where is None:
-        return Report((), problem)
+        return CheckResult((), problem)
     lines = source.data.split(b"\n")[: problem.where.line - 1]
     try:
         plan = planning.plan(request, (), replace(source, data=b"\n".join(lines)), means)
         return replace(_check(request, plan, (), {}), failure=problem)
     except DockerfileError:
-        return Report((), problem)
+        return CheckResult((), problem)
 
 
 def _print_targets(plan: Plan, as_json: bool) -> int:

@@ -41,7 +41,7 @@ def examine(root: str) -> int:
         say(f"  {mark} {platform!s:<16} {_how(found)}")
         if isinstance(found, Emulation):
             for reason in found.skipped:
-                if not reason.startswith(f"{emulation.Rung.NATIVE}:"):  # the first line says what this host is
+                if not reason.startswith(f"{emulation.EmulationMode.NATIVE}:"):  # the first line says what this host is
                     say(f"       not {reason}")
         else:
             say(f"       {found.problem.remedy}")
@@ -70,14 +70,14 @@ def _isolation() -> bool:
     say()
     say("isolation")
     usable = False
-    for verdict in isolation.survey():
-        if verdict.usable:
+    for checked in isolation.probe_modes():
+        if checked.usable:
             chosen = "" if usable else "  <- in use"
             usable = True
-            say(f"  {OK} {verdict.rung}{chosen}")
+            say(f"  {OK} {checked.mode}{chosen}")
         else:
-            say(f"  {MISSING} {verdict.rung}: {verdict.why}")
-            say(f"       {verdict.remedy}")
+            say(f"  {MISSING} {checked.mode}: {checked.why}")
+            say(f"       {checked.remedy}")
     return usable
 
 
@@ -87,7 +87,7 @@ def _network() -> None:
 
     say()
     say("network of steps")
-    why = network.survey()
+    why = network.probe()
     if not why:
         say(f"  {OK} their own, by {network.HELPER}")
         return
@@ -104,7 +104,7 @@ def _bounds() -> None:
 
     say()
     say("bounds of steps (--resource)")
-    if why := cgroup.survey():
+    if why := cgroup.probe():
         say(f"  {MISSING} {why}")
         say(f"       {cgroup.REMEDY}")
     else:
@@ -121,7 +121,7 @@ def _elsewhere() -> bool:
 def _how(found: Emulation | EnvironmentUnfit) -> str:
     if isinstance(found, EnvironmentUnfit):
         return "no: " + found.problem.what
-    return f"{found.rung}: {found.why}" if found.why else str(found.rung)
+    return f"{found.mode}: {found.why}" if found.why else str(found.mode)
 
 
 def _as_data(platform: str, found: Emulation | EnvironmentUnfit) -> dict[str, object]:
@@ -130,7 +130,7 @@ def _as_data(platform: str, found: Emulation | EnvironmentUnfit) -> dict[str, ob
     return {
         "platform": platform,
         "usable": True,
-        "how": str(found.rung),
+        "how": str(found.mode),
         "emulator": found.interpreter,
         "why": found.why,
     }

@@ -13,7 +13,7 @@ from typing import Final
 
 from executor.dockerfile import Dockerfile, Stage, declared, expand
 from executor.dockerfile.instructions import Add, Arg
-from executor.dockerfile.words import Meter
+from executor.dockerfile.words import ExpansionBudget
 from executor.solver.named import Named
 from orchestrator import contexts
 from orchestrator.contexts import FetchOptions, Files
@@ -82,7 +82,7 @@ def _of_stage(
     if expand(stage.base, seen, dockerfile.escape).image != "scratch":
         raise unfit("it must be FROM scratch")
     env = {name: value for name, value in seen.items() if name != NAME}
-    meter = Meter()
+    meter = ExpansionBudget()
     sources: list[str] = []
     for instruction in stage.instructions:
         if isinstance(instruction, Arg):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from executor.dockerfile.suggest import hint
+from executor.dockerfile.suggestions import hint
 from platforms import durations
 from platforms.errors import UsageError
 from platforms.sizes import number_of_bytes

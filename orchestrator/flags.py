@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from executor.dockerfile.suggest import hint
+from executor.dockerfile.suggestions import hint
 from executor.limits import parent_path
 from executor.protocol import Compression
 from executor.registry import config, reference

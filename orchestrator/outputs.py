@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from executor.dockerfile.suggest import hint
+from executor.dockerfile.suggestions import hint
 from platforms.errors import UsageError
 
 _COMPRESSIONS: Final = ("gzip", "zstd", "uncompressed")

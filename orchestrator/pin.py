@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.dockerfile import parse
-from executor.dockerfile.pinning import Mention, mentions, rewritten
+from executor.dockerfile.pinning import ImageReference, image_references, rewritten
 from executor.dockerfile.stages import Dockerfile
 from executor.image.manifest import Descriptor, Index
 from executor.image.mediatypes import INDEXES
@@ -56,9 +56,9 @@ class State(Enum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One mention, and what its registry says."""
+    """An external image and what its registry says about it."""
 
-    mention: Mention
+    image: ImageReference
     state: State
     digest: str = ""
     """What the tag names now; "" for VARIABLE."""
@@ -69,7 +69,7 @@ class _File(msgspec.Struct, frozen=True):
     path: str
     data: bytes
     dockerfile: Dockerfile
-    mentions: tuple[Mention, ...]
+    references: tuple[ImageReference, ...]
 
 
 class Examined(msgspec.Struct, frozen=True):
@@ -109,7 +109,7 @@ def edited(found: Sequence[Examined], states: frozenset[State]) -> list[bytes]:
     """Each file with its images in ``states`` pinned to what their tags name. Raises ``DockerfileError``."""
     contents: list[bytes] = []
     for each in found:
-        names = {finding.mention: _pinned(finding) for finding in each.findings if finding.state in states}
+        names = {finding.image: _pinned(finding) for finding in each.findings if finding.state in states}
         contents.append(rewritten(each.file.data, each.file.dockerfile, names) if names else each.file.data)
     return contents
 
@@ -145,7 +145,7 @@ def _read(paths: Sequence[str]) -> list[_File]:
         except OSError as error:
             raise DockerfileError(f"cannot read the Dockerfile {path}", why=error.strerror or str(error)) from error
         dockerfile = parse(data, path)
-        found.append(_File(path, data, dockerfile, mentions(dockerfile)))
+        found.append(_File(path, data, dockerfile, image_references(dockerfile)))
     return found
 
 
@@ -173,9 +173,9 @@ def _file(path: str) -> tuple[str, str]:
 
 
 def _findings(files: Sequence[_File], settings: RegistrySettings) -> list[tuple[Finding, ...]]:
-    """What is found for each mention of each file. Every image is asked for once."""
-    names = tuple(dict.fromkeys(each.name for file in files for each in file.mentions if not each.has_variables))
-    by_name = {each.name: each for file in reversed(files) for each in reversed(file.mentions)}
+    """What is found for each reference of each file. Every image is asked for once."""
+    names = tuple(dict.fromkeys(each.name for file in files for each in file.references if not each.has_variables))
+    by_name = {each.name: each for file in reversed(files) for each in reversed(file.references)}
     registry = registries.here(settings, auth.docker_keychain())
     try:
         looked = dict(zip(names, asyncio.run(_look_all(registry, [by_name[name] for name in names])), strict=True))
@@ -185,35 +185,35 @@ def _findings(files: Sequence[_File], settings: RegistrySettings) -> list[tuple[
         tuple(
             Finding(each, State.VARIABLE, note="its name depends on build arguments")
             if each.has_variables
-            else replace(looked[each.name], mention=each)
-            for each in file.mentions
+            else replace(looked[each.name], image=each)
+            for each in file.references
         )
         for file in files
     ]
 
 
-async def _look_all(registry: Registry, wanted: Sequence[Mention]) -> list[Finding]:
+async def _look_all(registry: Registry, wanted: Sequence[ImageReference]) -> list[Finding]:
     from asyncio_pool import AioPool
 
     pool = AioPool(size=_AT_ONCE)
     return list(await asyncio.gather(*[pool.spawn_n(asyncio.to_thread(_look, registry, each)) for each in wanted]))
 
 
-def _look(registry: Registry, mention: Mention) -> Finding:
-    """What is to be said of ``mention``. Raises ``KanifoldError`` with its place."""
+def _look(registry: Registry, image: ImageReference) -> Finding:
+    """What is to be said of ``image``. Raises ``KanifoldError`` with its place."""
     try:
-        parsed = reference.parse(mention.name)
+        parsed = reference.parse(image.name)
         now = registry.resolve(replace(parsed, digest="").completed())
         if not parsed.digest:
-            return Finding(mention, State.UNPINNED, now.digest, _only_platform(now))
+            return Finding(image, State.UNPINNED, now.digest, _only_platform(now))
         if parsed.digest == now.digest:
-            return Finding(mention, State.CURRENT, now.digest, _only_platform(now))
+            return Finding(image, State.CURRENT, now.digest, _only_platform(now))
         pinned = registry.manifest(replace(parsed, tag=""))[0]
         if isinstance(pinned, Index) or now.media_type not in INDEXES:
-            return Finding(mention, State.MOVED, now.digest)
-        return Finding(mention, State.ONE_PLATFORM, now.digest, _explained(registry, parsed, now))
+            return Finding(image, State.MOVED, now.digest)
+        return Finding(image, State.ONE_PLATFORM, now.digest, _explained(registry, parsed, now))
     except KanifoldError as error:
-        raise KanifoldError.of(replace(error.problem, where=error.problem.where or mention.where)) from error
+        raise KanifoldError.of(replace(error.problem, where=error.problem.where or image.where)) from error
 
 
 def _only_platform(now: Descriptor) -> str:
@@ -233,14 +233,14 @@ def _explained(registry: Registry, pinned: Reference, now: Descriptor) -> str:
 
 def _pinned(finding: Finding) -> str:
     """The image's name as written, with the digest that its tag names now."""
-    return f"{finding.mention.name.partition('@')[0]}@{finding.digest}"
+    return f"{finding.image.name.partition('@')[0]}@{finding.digest}"
 
 
 def _line(path: str, finding: Finding, state: str) -> str:
     digest = "" if finding.state is State.CURRENT else finding.digest
     note = f"({finding.note})" if finding.note else ""
     words = " ".join(filter(None, (state, digest, note)))
-    return clean_line(f"{path}:{finding.mention.where.line}: {finding.mention.name}: {words}")
+    return clean_line(f"{path}:{finding.image.where.line}: {finding.image.name}: {words}")
 
 
 def _write(path: str, data: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from executor.dockerfile.suggest import hint
+from executor.dockerfile.suggestions import hint
 from executor.limits import Limits
 from orchestrator.fields import size
 from platforms.errors import UsageError

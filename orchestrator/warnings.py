@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from executor import protocol
-from executor.dockerfile.suggest import hint
+from executor.dockerfile.suggestions import hint
 from executor.store import metadata
 from executor.store.store import Store
 from orchestrator.plan import Plan

@@ -1,4 +1,4 @@
-"""What platforms are called, what this host can run, and how the rest is emulated. Knows no image and no build."""
+"""Names of platforms, what this host can run natively or by emulation, system calls, and the errors of all packages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""binfmt_misc: which interpreter the kernel starts for the programs of another architecture.
+"""binfmt_misc: registering interpreters for the programs of other architectures.
 
-See Documentation/admin-guide/binfmt-misc.rst of the kernel. A handler is recognised by what it *matches*, never by its
-name: names are the free choice of whoever registered it.
+See Documentation/admin-guide/binfmt-misc.rst of the kernel. Handlers are identified by what they match, not by name,
+which is arbitrary.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from platforms import elf
 from platforms.paths import below
 
 DIRECTORY: Final = "/proc/sys/fs/binfmt_misc"
-"""Where the handlers of the host are seen, when anybody has mounted them."""
+"""The mount point of the host's binfmt_misc."""
 
 QEMU: Final = {
     "amd64": "x86_64", "386": "i386", "arm64": "aarch64", "arm": "arm", "riscv64": "riscv64", "ppc64le": "ppc64le",
     "ppc64": "ppc64", "s390x": "s390x", "mips64le": "mips64el", "mips64": "mips64", "loong64": "loongarch64",
 }  # fmt: skip
-"""qemu-user's name for each architecture: the end of its program's name, ``qemu-aarch64``."""
+"""qemu-user's name of each architecture, the suffix of its program: ``qemu-aarch64``."""
 
 PRIVATE_FLAGS: Final = "OCPF"
-"""How an emulator is registered for the steps of a build alone.
+"""The flags of a handler in the user namespace of a build.
 
-F: the kernel opens the interpreter now, so steps find it though their root file system has none. P: the program sees
-the argv[0] it was called with (busybox, for one, looks at it); needs qemu 6.0, whose understanding is tried out before
-it counts. O: programs that may be run but not read are passed as an open file. C (which means O): set-user-id programs
-get their owner's rights, as su and sudo in a step need; those rights end with the namespace.
+F: the kernel opens the interpreter at registration, so that steps find it although their root file system has none. P:
+the program gets the original argv[0] (busybox needs it); requires qemu 6.0, which is verified by running a program. O:
+programs that may be executed but not read are passed as an open file. C (implies O): set-user-id programs run with the
+rights of their owner, as su and sudo in a step need; those rights end with the namespace.
 """
 
 HOST_FLAGS: Final = "OPF"
-"""As PRIVATE_FLAGS, without C: on the host it would hand qemu, which was never written for that, a set-user-id root
-program's rights for anybody who has a foreign one. Debian's qemu-user-static chooses the same."""
+"""PRIVATE_FLAGS without C: on the host, C would let any user with a foreign set-user-id root program run qemu as root,
+for which qemu is not written. Debian's qemu-user-static uses the same flags."""
 
 
 class Handler(msgspec.Struct, frozen=True):
-    """One entry of a binfmt_misc directory."""
+    """An entry of a binfmt_misc directory."""
 
     name: str
     enabled: bool
@@ -48,9 +48,9 @@ class Handler(msgspec.Struct, frozen=True):
     flags: str
     offset: int = 0
     magic: bytes = b""
-    """What a file must have at ``offset``; empty for handlers that go by file name extensions."""
+    """The bytes that a file must have at ``offset``; empty for handlers that match file name extensions."""
     mask: bytes = b""
-    """The bits of ``magic`` that count; empty when all do."""
+    """The bits of ``magic`` that are compared; empty for all."""
 
     def matches(self, head: bytes) -> bool:
         """Whether the kernel would start this handler for a file that begins with ``head``."""
@@ -64,16 +64,17 @@ class Handler(msgspec.Struct, frozen=True):
 
     @property
     def works_in_a_chroot(self) -> bool:
-        """Whether the interpreter was opened at registration (flag F), so that no rootfs needs to have it."""
+        """Whether the interpreter was opened at registration (flag F), so that no root file system has to contain
+        it."""
         return "F" in self.flags
 
 
 def magic(architecture: str) -> tuple[bytes, bytes]:
-    """What the first 20 bytes of ``architecture``'s executables are, and the mask of the bits that tell.
+    """Return the first 20 bytes of an executable of ``architecture``, and the mask of the bits to compare.
 
-    qemu's scripts/qemu-binfmt-conf.sh has the same table. Not looked at: the OS ABI and its version (glibc's static
-    programs say GNU, MIPS and LoongArch number theirs), and the lowest bit of the type, 2 being a program at a fixed
-    address and 3 one at any.
+    qemu's scripts/qemu-binfmt-conf.sh has the same table. Ignored are the OS ABI and its version (glibc's static
+    programs have GNU; MIPS and LoongArch number theirs), and the lowest bit of the type: 2 is a program at a fixed
+    address, 3 a position-independent one.
     """
     head = elf.program(architecture)[:20]
     little = elf.MACHINES[architecture].little
@@ -82,10 +83,10 @@ def magic(architecture: str) -> tuple[bytes, bytes]:
 
 
 def registration(architecture: str, interpreter: str, flags: str = PRIVATE_FLAGS) -> bytes:
-    """The line to write to a binfmt_misc's ``register`` file: one write, no newline.
+    """Return the line to write to ``register`` of a binfmt_misc: in one write, without a newline.
 
-    The handler is called ``kanifold-`` and qemu's name of the architecture. Raises ValueError for an interpreter whose
-    path the kernel cannot take: relative, longer than 127 bytes, or with a colon.
+    The handler is named ``kanifold-`` and qemu's name of the architecture. Raises ValueError for an interpreter with a
+    path that the kernel does not accept: relative, longer than 127 bytes, or with a colon.
     """
     path = os.fsencode(interpreter)
     if not path.startswith(b"/") or len(path) > 127 or b":" in path or b"\n" in path:
@@ -95,12 +96,12 @@ def registration(architecture: str, interpreter: str, flags: str = PRIVATE_FLAGS
 
 
 def name(architecture: str) -> str:
-    """What ``registration`` calls its handler."""
+    """Return the name of the handler that ``registration`` makes."""
     return f"kanifold-{QEMU[architecture]}"
 
 
 def handlers(directory: str = DIRECTORY) -> tuple[Handler, ...]:
-    """All entries of a mounted binfmt_misc; none when it is not mounted, or all of it is switched off."""
+    """Return all entries of a binfmt_misc; none when it is not mounted or is disabled."""
     try:
         names = os.listdir(directory)
         with open(f"{directory}/status", encoding="ascii") as status:
@@ -114,13 +115,13 @@ def handlers(directory: str = DIRECTORY) -> tuple[Handler, ...]:
             try:
                 with open(below(directory, each), encoding="utf-8", errors="surrogateescape") as entry:
                     found.append(parse_handler(each, entry.read()))
-            except OSError:  # removed since it was listed
+            except OSError:  # removed since the directory was read
                 continue
     return tuple(found)
 
 
 def parse_handler(name: str, text: str) -> Handler:
-    """The handler that an entry's file describes: ``enabled``, then one key and value a line."""
+    """Parse the file of an entry: ``enabled``, then a key and a value on each line."""
     values = {}
     lines = text.splitlines()
     for line in lines[1:]:
@@ -138,9 +139,9 @@ def parse_handler(name: str, text: str) -> Handler:
 
 
 def handler(architecture: str, directory: str = DIRECTORY) -> Handler | None:
-    """The handler that the kernel would start for a program of ``architecture``; one with flag F if any has it.
+    """Return the handler that the kernel would start for a program of ``architecture``; one with flag F if any has it.
 
-    The kernel takes the one registered last, which the directory does not tell; handlers rarely overlap.
+    The kernel prefers the one registered last, which the directory does not tell; handlers rarely overlap.
     """
     head = elf.program(architecture)
     fitting = [each for each in handlers(directory) if each.matches(head)]
@@ -156,11 +157,11 @@ def emulated() -> tuple[str, ...]:
 
 
 def mount_private(interpreters: Iterable[tuple[str, str]]) -> int:
-    """Give this process's user namespace a binfmt_misc with a handler for each (architecture, interpreter).
+    """Mount a binfmt_misc for this process's user namespace, with a handler for each (architecture, interpreter).
 
-    To be called inside of a user and mount namespace of one's own. The programs that run under a handler have its
-    interpreter in their /proc/PID/exe, but can change nothing of it (see ``_readonly``). Returns the descriptor of a
-    mount that is attached nowhere: the handlers live until its last copy is closed. Raises OSError.
+    To be called within a user and a mount namespace of the caller's own. Programs that run under a handler have its
+    interpreter in their /proc/PID/exe, but cannot modify it (see ``_readonly``). Returns the descriptor of a detached
+    mount: the handlers exist until its last copy is closed. Raises OSError.
     """
     mount = _mount()
     try:
@@ -175,7 +176,7 @@ def mount_private(interpreters: Iterable[tuple[str, str]]) -> int:
 
 
 def _mount() -> int:
-    """A descriptor of this user namespace's binfmt_misc, mounted nowhere."""
+    """Return a descriptor of this user namespace's binfmt_misc, as a detached mount."""
     from platforms import syscalls
 
     context = syscalls.fsopen("binfmt_misc")
@@ -188,10 +189,11 @@ def _mount() -> int:
 
 @contextlib.contextmanager
 def _readonly(path: str) -> Iterator[None]:
-    """Meanwhile ``path`` is a read-only mount of the file that is there, in this mount namespace.
+    """Bind-mount ``path`` read-only on itself, in this mount namespace, for the length of the block.
 
-    What opens it then, as the kernel does for the flag F, keeps the mount: whoever finds the file by /proc/PID/exe of
-    an interpreter cannot write to it, nor change its mode, owner or attributes, even as the file's owner or as root.
+    Who opens it meanwhile, as the kernel does for flag F, keeps that mount: a program that opens the file by
+    /proc/PID/exe of an interpreter cannot write to it nor change its mode, owner or attributes, even as the owner of
+    the file or as root.
     """
     from platforms import syscalls
 
@@ -212,7 +214,8 @@ def _register(directory: int, line: bytes) -> None:
 
 
 def may_register() -> str:
-    """Why this process cannot register handlers for its host (or container); "" when it can. Changes nothing."""
+    """Return why this process cannot register handlers on the host (or in its container); "" when it can. Changes
+    nothing."""
     if mounted():
         if os.access(f"{DIRECTORY}/register", os.W_OK):
             return ""
@@ -227,20 +230,20 @@ def may_register() -> str:
 
 
 def register_host(architecture: str, interpreter: str) -> None:
-    """Register ``interpreter`` with HOST_FLAGS where the host keeps its handlers, which is mounted if it is not.
+    """Register ``interpreter`` with HOST_FLAGS in the host's binfmt_misc, which is mounted if necessary.
 
-    Does nothing if a handler of this name matches already: another process has been faster. Raises OSError.
+    Does nothing if there is a matching handler of this name (another process was faster). Raises OSError.
     """
     import threading
 
-    from platforms import mountspace
+    from platforms import mount_namespace
 
     line = registration(architecture, interpreter, HOST_FLAGS)
     failed: list[OSError] = []
 
     def register() -> None:
         try:
-            mountspace.enter()
+            mount_namespace.enter_mount_namespace()
             with _readonly(interpreter):
                 _register(directory, line)
         except OSError as error:
@@ -252,7 +255,7 @@ def register_host(architecture: str, interpreter: str) -> None:
         syscalls.mount("binfmt_misc", DIRECTORY, "binfmt_misc")
     directory = os.open(DIRECTORY, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        thread = threading.Thread(target=register, name="binfmt")  # a mount namespace can be a thread's
+        thread = threading.Thread(target=register, name="binfmt")  # whose mount namespace is changed
         thread.start()
         thread.join()
         if failed:
@@ -271,16 +274,16 @@ def mounted(directory: str = DIRECTORY) -> bool:
 
 
 def find_qemu(architecture: str) -> str | None:
-    """The absolute path of qemu-user for ``architecture``: ``qemu-ARCH-static`` or ``qemu-ARCH``, statically linked.
+    """Return the absolute path of a statically linked ``qemu-ARCH-static`` or ``qemu-ARCH``; None if there is none.
 
-    Looked for in the directory that the environment's KANIFOLD_QEMU_DIR names, then on PATH. A dynamic one is passed
-    over: inside of a rootfs its libraries would be the foreign ones.
+    Searched in the directory KANIFOLD_QEMU_DIR of the environment, then on PATH. A dynamically linked one is skipped:
+    within a root file system it would load the libraries of another architecture.
     """
     return next((path for path in qemus(architecture) if _is_static(path)), None)
 
 
 def qemus(architecture: str) -> tuple[str, ...]:
-    """All programs that ``find_qemu`` looks at, in its order, dynamic ones too; empty when no qemu-user is here."""
+    """Return all programs that ``find_qemu`` considers, in its order, also dynamically linked ones."""
     directories = [os.environ.get("KANIFOLD_QEMU_DIR", ""), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
     paths = (
         below(os.path.abspath(directory), f"qemu-{QEMU[architecture]}{suffix}")

@@ -1,12 +1,12 @@
-"""What each process of a build does, written to stderr while debugging is on: ``--debug``, or ``KANIFOLD_DEBUG=1``.
+"""The debug log: events of each process on stderr, with ``--debug`` or ``KANIFOLD_DEBUG=1``.
 
-One line an event: seconds since the command began, the process's name and id, what happened, and its details:
+One line for each event: seconds since the command began, name and id of the process, the event, and its details:
 
         0.412 kanifold-exec[4711] step runs argv=('/bin/sh', '-c', 'make') network=isolated
 
 A line is one write(2) of at most ``PIPE_BUF`` bytes, so that lines of several processes do not mix (pipe(7)). Forked
 processes inherit the switch and the clock. One that is started as a command takes the switch from the environment and
-counts from its own start. Callers pass no credentials, no secrets, no queries of URLs.
+counts from its own start. Callers pass no credentials, no secrets and no query strings of URLs.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Final
 
 VARIABLE: Final = "KANIFOLD_DEBUG"
 _LONGEST: Final = 4096
-"""Bytes of a line: Linux's ``PIPE_BUF``."""
+"""Maximum length of a line in bytes: Linux's ``PIPE_BUF``."""
 
 on = os.environ.get(VARIABLE, "") not in ("", "0")
-"""Whether anything is written. Callers whose details cost something to work out look here first."""
+"""Whether the log is enabled. Callers with details that are costly to compute check this first."""
 _began = time.monotonic() if on else 0.0
 _process = ""
-"""``NAME[PID]``, by ``enter``."""
+"""``NAME[PID]``, set by ``enter``."""
 
 
 def enable() -> None:
-    """Switch debugging on, for this process and those that it starts from now on."""
+    """Enable the log for this process and those that it starts from now on."""
     global on, _began
     if not on:
         on, _began = True, time.monotonic()
@@ -37,7 +37,7 @@ def enable() -> None:
 
 
 def enter(name: str) -> None:
-    """Say that this process has begun, and call it ``name`` from now on. To be called in each new process."""
+    """Log the start of this process and set its ``name``. To be called in each new process."""
     global _process  # noqa: PLW0603 - see enable
     if on:
         _process = _called(name)
@@ -45,21 +45,21 @@ def enter(name: str) -> None:
 
 
 def log(what: str, **details: object) -> None:
-    """Write that ``what`` happened. Details with spaces or unprintable characters are written as Python literals."""
+    """Log the event ``what``. Details with spaces or unprintable characters are written as Python literals."""
     if not on:
         return
     parts = [f"{time.monotonic() - _began:9.3f} {_process} {what}"]
     parts += [f"{name}={_plain(value)}" for name, value in details.items()]
     line = " ".join(parts).encode("utf-8", "backslashreplace")
     if len(line) >= _LONGEST:
-        line = line[: _LONGEST - 4].decode("utf-8", "ignore").encode() + b"..."  # no character in halves
-    with contextlib.suppress(OSError):  # nobody reads it: that is no reason to fail
+        line = line[: _LONGEST - 4].decode("utf-8", "ignore").encode() + b"..."  # whole characters only
+    with contextlib.suppress(OSError):  # stderr is closed: not a reason to fail
         os.write(2, line + b"\n")
 
 
 def _called(name: str) -> str:
     try:
-        pid = os.readlink("/proc/self")  # as this machine counts: in a new namespace getpid(2) is 1
+        pid = os.readlink("/proc/self")  # the id on the host: in a new pid namespace getpid(2) returns 1
     except OSError:
         pid = str(os.getpid())
     return f"{name}[{pid}]"

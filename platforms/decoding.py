@@ -1,7 +1,7 @@
-"""JSON and MessagePack that somebody else has written, decoded: whatever is wrong with it is one kind of error.
+"""Decoding untrusted JSON and MessagePack: every failure is ``msgspec.DecodeError``.
 
-A decoder has more ways to fail than its own: bytes that are no UTF-8, halves of surrogate pairs, nesting that exhausts
-the stack. ``tests/unit/test_decoding.py`` fails where the sources decode by other means.
+Decoders have other failures besides their own: invalid UTF-8, lone surrogates, and nesting that exhausts the stack.
+``tests/unit/test_decoding.py`` fails where the sources decode by other means.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Decoder(Protocol[T_co]):
-    """A decoder of one type, of ``msgspec.json`` or ``msgspec.msgpack``; made where a module is loaded."""
+    """A decoder of one type, of ``msgspec.json`` or ``msgspec.msgpack``; created at import."""
 
     def decode(self, data: bytes, /) -> T_co:
-        """What ``data`` says."""
+        """Return the decoded ``data``."""
         ...
 
 
 def decode(decoder: Decoder[T_co], data: bytes | msgspec.Raw) -> T_co:
-    """What ``data`` says. Raises ``msgspec.DecodeError`` for all that it may be instead."""
+    """Return the decoded ``data``. Raises ``msgspec.DecodeError`` for everything else."""
     try:
         return decoder.decode(data)
     except RecursionError as error:
@@ -33,11 +33,11 @@ def decode(decoder: Decoder[T_co], data: bytes | msgspec.Raw) -> T_co:
 
 
 def from_json(data: bytes | str, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The JSON document ``data``, which is text through and through: half of a surrogate pair is none.
+    """Return the JSON document ``data``; lone surrogates are rejected.
 
-    ``pairs`` makes the objects. Raises ``msgspec.DecodeError``, which never quotes ``data``.
+    ``pairs`` makes the objects. Raises ``msgspec.DecodeError``, whose message never quotes ``data``.
     """
-    import json  # which few builds need before they have something to do
+    import json  # late: a cached build does not need it
 
     try:
         text = data if isinstance(data, str) else data.decode()
@@ -54,7 +54,7 @@ def from_json(data: bytes | str, *, pairs: Callable[[list[tuple[str, Any]]], Any
 
 
 def from_loose_json(text: str) -> Any:
-    """The JSON document ``text``, as Go reads it: halves of surrogate pairs are left to the caller; numbers must fit.
+    """Return the JSON document ``text`` as Go parses it: lone surrogates are accepted, numbers that overflow are not.
 
     Raises ``msgspec.DecodeError``.
     """
@@ -69,12 +69,12 @@ def from_loose_json(text: str) -> Any:
 
 
 def _refuse(name: str) -> None:
-    """NaN and Infinity are Python's own additions to JSON."""
+    """Reject NaN and Infinity, Python's extensions of JSON."""
     raise ValueError(name)
 
 
 def _number(text: str) -> float:
-    """A JSON number; one that does not fit is an error to Go, and infinity to Python."""
+    """Return a JSON number. One that overflows is an error, as in Go; in Python it is infinity."""
     value = float(text)
     if value in (float("inf"), float("-inf")):
         raise ValueError(text)

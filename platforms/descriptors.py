@@ -1,4 +1,4 @@
-"""File descriptors: those that a forked process keeps, and writing all of something to one."""
+"""Closing inherited file descriptors in a forked process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def close_others(*fds: int) -> None:
 
 
 def keep_only(*fds: int) -> None:
-    """``close_others``, and put /dev/null in the place of the standard streams but for stderr."""
+    """Close all descriptors but ``fds`` and stderr; stdin and stdout become /dev/null."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)
     os.dup2(null, 1)

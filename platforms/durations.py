@@ -1,4 +1,4 @@
-"""Durations as text, read once: as people write them in flags and settings, and as Go writes them in Dockerfiles."""
+"""Parsing durations."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ _MOST: Final = (1 << 63) - 1
 
 
 def seconds(text: str) -> float | None:
-    """The seconds of ``20s``, ``1m30s``, ``1.5h``, ``500ms`` or plain ``20``; None for anything else.
-
-    Units are ms, s, m, h, d and w, in either case.
-    """
+    """Return the seconds of ``20s``, ``1m30s``, ``1.5h``, ``500ms`` or plain ``20``; None for anything else."""
     plain = text.strip().lower()
     if len(plain) > _LONGEST:
         return None

@@ -1,4 +1,4 @@
-"""ELF executables: which architecture one is for, and the smallest program of each architecture.
+"""ELF executables: detecting the architecture, and the smallest program for each architecture.
 
 The numbers are those of the System V ABI's ELF chapter and its processor supplements; ``readelf -h`` shows them.
 """
@@ -11,18 +11,18 @@ from typing import Final
 import msgspec
 
 HEADER: Final = 64
-"""Bytes of a file that are enough to name its architecture."""
+"""Number of bytes of a file that suffice to detect its architecture."""
 
 _MAGIC: Final = b"\x7fELF"
 _PT_LOAD: Final = 1
 _PT_INTERP: Final = 3
 _PT_GNU_STACK: Final = 0x6474E551
 _ADDRESS: Final = 0x400000
-_PAGE: Final = 0x10000  # the largest page of any architecture here
+_PAGE: Final = 0x10000  # the largest page size of these architectures
 
 
-class Machine(msgspec.Struct, frozen=True):
-    """How an architecture's executables say so, and how a program of it returns its argument count."""
+class ElfMachine(msgspec.Struct, frozen=True):
+    """The ELF header fields of an architecture, and a program that exits with its number of arguments."""
 
     architecture: str
     bits: int
@@ -30,9 +30,9 @@ class Machine(msgspec.Struct, frozen=True):
     number: int
     """``e_machine``."""
     flags: int
-    """``e_flags`` that a kernel accepts; says more only for ARM (EABI 5), MIPS (64r2), POWER (ELFv2), LoongArch."""
+    """``e_flags`` that a kernel accepts; not 0 for ARM (EABI 5), MIPS (64r2), POWER (ELFv2) and LoongArch."""
     code: bytes
-    """Instructions: exit(argc). At the entry point the stack pointer is at argc, on all of them."""
+    """Instructions of exit(argc). At the entry point the stack pointer is at argc, on all architectures."""
 
 
 def _words(order: str, *words: int) -> bytes:
@@ -43,34 +43,34 @@ MACHINES: Final = {
     each.architecture: each
     for each in (
         # mov edi, [rsp]; mov eax, 60; syscall
-        Machine("amd64", 64, True, 62, 0, bytes.fromhex("8b3c24 b83c000000 0f05")),
+        ElfMachine("amd64", 64, True, 62, 0, bytes.fromhex("8b3c24 b83c000000 0f05")),
         # mov ebx, [esp]; mov eax, 1; int 0x80
-        Machine("386", 32, True, 3, 0, bytes.fromhex("8b1c24 b801000000 cd80")),
+        ElfMachine("386", 32, True, 3, 0, bytes.fromhex("8b1c24 b801000000 cd80")),
         # ldr x0, [sp]; mov x8, 93; svc 0
-        Machine("arm64", 64, True, 183, 0, _words("<", 0xF94003E0, 0xD2800BA8, 0xD4000001)),
+        ElfMachine("arm64", 64, True, 183, 0, _words("<", 0xF94003E0, 0xD2800BA8, 0xD4000001)),
         # ldr r0, [sp]; mov r7, 1; svc 0
-        Machine("arm", 32, True, 40, 0x5000000, _words("<", 0xE59D0000, 0xE3A07001, 0xEF000000)),
+        ElfMachine("arm", 32, True, 40, 0x5000000, _words("<", 0xE59D0000, 0xE3A07001, 0xEF000000)),
         # ld a0, 0(sp); li a7, 93; ecall
-        Machine("riscv64", 64, True, 243, 0, _words("<", 0x00013503, 0x05D00893, 0x00000073)),
+        ElfMachine("riscv64", 64, True, 243, 0, _words("<", 0x00013503, 0x05D00893, 0x00000073)),
         # ld 3, 0(1); li 0, 1; sc
-        Machine("ppc64le", 64, True, 21, 2, _words("<", 0xE8610000, 0x38000001, 0x44000002)),
-        Machine("ppc64", 64, False, 21, 2, _words(">", 0xE8610000, 0x38000001, 0x44000002)),
+        ElfMachine("ppc64le", 64, True, 21, 2, _words("<", 0xE8610000, 0x38000001, 0x44000002)),
+        ElfMachine("ppc64", 64, False, 21, 2, _words(">", 0xE8610000, 0x38000001, 0x44000002)),
         # lg %r2, 0(%r15); svc 1
-        Machine("s390x", 64, False, 22, 0, bytes.fromhex("e320f0000004 0a01")),
+        ElfMachine("s390x", 64, False, 22, 0, bytes.fromhex("e320f0000004 0a01")),
         # ld a0, 0(sp); li v0, 5058; syscall
-        Machine("mips64le", 64, True, 8, 0x80000000, _words("<", 0xDFA40000, 0x240213C2, 0x0000000C)),
-        Machine("mips64", 64, False, 8, 0x80000000, _words(">", 0xDFA40000, 0x240213C2, 0x0000000C)),
+        ElfMachine("mips64le", 64, True, 8, 0x80000000, _words("<", 0xDFA40000, 0x240213C2, 0x0000000C)),
+        ElfMachine("mips64", 64, False, 8, 0x80000000, _words(">", 0xDFA40000, 0x240213C2, 0x0000000C)),
         # ld.d a0, sp, 0; li.w a7, 93; syscall 0
-        Machine("loong64", 64, True, 258, 0x43, _words("<", 0x28C00064, 0x0281740B, 0x002B0000)),
+        ElfMachine("loong64", 64, True, 258, 0x43, _words("<", 0x28C00064, 0x0281740B, 0x002B0000)),
     )
 }
 """The architectures that kanifold can run or emulate."""
 
 
 def architecture(head: bytes) -> str | None:
-    """The architecture of the ELF file that begins with ``head`` (``HEADER`` bytes are plenty).
+    """Return the architecture of the ELF file that begins with ``head`` (``HEADER`` bytes suffice).
 
-    None for what is no ELF file, or is one for none of ``MACHINES``.
+    None for a file that is not ELF or of none of ``MACHINES``.
     """
     if len(head) < 20 or head[:4] != _MAGIC:
         return None
@@ -83,10 +83,10 @@ def architecture(head: bytes) -> str | None:
 
 
 def program(architecture: str, code: bytes = b"") -> bytes:
-    """A static executable of some 200 bytes: ``code``, or what exits with the number of arguments (argc).
+    """Return a static executable of some 200 bytes that runs ``code``, by default exit(argc).
 
-    It asks for a stack that is not executable: where it asked for nothing, 32-bit kernels would let it, and whatever it
-    executes, execute all data (READ_IMPLIES_EXEC, personality(2)).
+    It requests a stack that is not executable; without that, 32-bit kernels would make all data executable, also for
+    whatever it executes (READ_IMPLIES_EXEC, personality(2)).
     """
     machine = MACHINES[architecture]
     code = code or machine.code
@@ -111,9 +111,9 @@ def program(architecture: str, code: bytes = b"") -> bytes:
 
 
 def is_static(data: bytes) -> bool:
-    """Whether the ELF executable that begins with ``data`` asks for no dynamic loader.
+    """Whether the ELF executable that begins with ``data`` requests no dynamic loader.
 
-    Enough of the file must be there for its program headers (4 KiB is, for any that a linker writes); False if not.
+    ``data`` must include its program headers (4 KiB do, for any that a linker writes); False if not.
     """
     if len(data) < HEADER or data[:4] != _MAGIC:
         return False
@@ -130,6 +130,6 @@ def is_static(data: bytes) -> bool:
     return _PT_INTERP not in kinds
 
 
-def _ident(machine: Machine) -> tuple[int, int]:
-    """The bytes EI_CLASS and EI_DATA."""
+def _ident(machine: ElfMachine) -> tuple[int, int]:
+    """Return the bytes EI_CLASS and EI_DATA."""
     return machine.bits // 32, 1 if machine.little else 2

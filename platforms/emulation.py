@@ -1,14 +1,14 @@
-"""How this host runs another platform's programs: a ladder, of which the best rung that really works is taken.
+"""How this host runs the programs of another platform: the first mode, in this order, that works.
 
-    native      the processor's own
-    compat      the 32-bit sibling, which the kernel runs by itself
-    registered  a binfmt_misc handler that somebody has registered for the whole host
-    private     a binfmt_misc of the build's own, in its user namespace (Linux 6.7): needs no root and leaves no trace
-    register    a handler registered for the whole host by us, as root
+    native      the processor runs them
+    compat      the 32-bit sibling, which the kernel supports
+    registered  a binfmt_misc handler registered on the host
+    private     a binfmt_misc in the build's own user namespace (Linux 6.7): needs no root and leaves nothing behind
+    register    a handler that kanifold registers on the host, as root
 
-Every rung is tried out by running a program of a few instructions before it is taken; the answers are kept as long as
-the process lives. ``emulation`` costs some 20 ms for an emulated architecture, nearly all of it in another process: so
-it is asked for ahead of time, by ``foresee``.
+A mode is verified by running a program of a few instructions; results are cached for the life of the process.
+``emulation`` takes some 20 ms for an emulated architecture, nearly all of it in another process; ``prefetch`` starts it
+ahead of time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ USUAL: Final = tuple(
         ("s390x", ""), ("loong64", ""), ("mips64le", ""),
     )
 )  # fmt: skip
-"""The platforms that images are published for."""
+"""The platforms that images are usually published for."""
 
 _INSTALL: Final = (
     "install qemu's user emulators: apt-get install qemu-user-static (Debian, Ubuntu), dnf install qemu-user-static "
@@ -46,8 +46,8 @@ _INSTALL: Final = (
 )
 
 
-class Rung(StrEnum):
-    """The rungs, best first."""
+class EmulationMode(StrEnum):
+    """The modes, best first."""
 
     NATIVE = "native"
     COMPAT = "compat"
@@ -57,21 +57,21 @@ class Rung(StrEnum):
 
 
 class Emulation(msgspec.Struct, frozen=True):
-    """How programs of ``architecture`` run here. ``str()`` of it is ``native`` or the emulator's name."""
+    """How programs of ``architecture`` run here. ``str()`` gives ``native`` or the emulator's name."""
 
-    rung: Rung
+    mode: EmulationMode
     architecture: str
     interpreter: str = ""
-    """The emulator's absolute path; "" when there is none, or when its handler is registered out of our sight."""
+    """The absolute path of the emulator; "" when there is none, or when it cannot be seen from here."""
     why: str = ""
-    """The choice as a sentence."""
+    """The reason for the choice, as a sentence."""
     skipped: tuple[str, ...] = ()
-    """For each better rung its name and why it was not taken: ``compat: …``."""
+    """For each earlier mode, its name and why it was not taken: ``compat: …``."""
 
     @property
     def emulated(self) -> bool:
-        """Whether programs run slower than the processor's own."""
-        return self.rung not in (Rung.NATIVE, Rung.COMPAT)
+        """Whether programs are slower than native ones."""
+        return self.mode not in (EmulationMode.NATIVE, EmulationMode.COMPAT)
 
     def __str__(self) -> str:
         if not self.emulated:
@@ -80,18 +80,18 @@ class Emulation(msgspec.Struct, frozen=True):
 
 
 def emulation(platform: Platform) -> Emulation:
-    """The best rung that runs ``platform``'s programs here.
+    """Return the first mode that runs programs of ``platform`` here.
 
-    The rung ``private`` takes effect by ``register_private``, ``register`` by ``register_host``; the others need
-    nothing. Raises EnvironmentUnfit, with every rung's reason and the remedy, when there is none.
+    ``private`` takes effect by ``register_private``, ``register`` by ``register_host``; the others need nothing. Raises
+    EnvironmentUnfit, with the reason for every mode and the remedy, when there is none.
     """
-    return _climb(normalise(platform))
+    return _choose(normalise(platform))
 
 
-def foresee(platforms: Iterable[Platform]) -> Callable[[], None]:
-    """Begin to find out how ``platforms`` are emulated while this thread does something else.
+def prefetch(platforms: Iterable[Platform]) -> Callable[[], None]:
+    """Start to determine how ``platforms`` are emulated, on another thread.
 
-    The call that is returned waits for the end, after which the process has as many threads as before.
+    The function that is returned waits for the end, after which the thread is gone.
     """
 
     def climb() -> None:
@@ -105,7 +105,7 @@ def foresee(platforms: Iterable[Platform]) -> Callable[[], None]:
 
 
 def overview() -> tuple[tuple[Platform, Emulation | EnvironmentUnfit], ...]:
-    """The usual platforms, each with how it runs here or why it does not."""
+    """Return the usual platforms, each with how it runs here or why it does not."""
     found: list[tuple[Platform, Emulation | EnvironmentUnfit]] = []
     for platform in USUAL:
         try:
@@ -116,23 +116,23 @@ def overview() -> tuple[tuple[Platform, Emulation | EnvironmentUnfit], ...]:
 
 
 def register_private(emulations: Iterable[Emulation]) -> int | None:
-    """Give this process's user namespace handlers for those of ``emulations`` whose rung is ``private``.
+    """Register handlers, in this process's user namespace, for those of ``emulations`` whose mode is ``private``.
 
-    To be called by a process that is inside of a user and mount namespace of its own and holds all capabilities
-    there. Nothing is mounted in any directory: the handlers hang on the descriptor returned, and are gone when its
-    last copy is closed. It is close-on-exec, so a process that lasts as long as the step must keep it open. Handlers
-    of the host do not count in this namespace any more. None when no rung is ``private``. Raises OSError.
+    To be called by a process in a user and a mount namespace of its own, with all capabilities there. Nothing is
+    mounted in a directory: the handlers exist until the last copy of the returned descriptor is closed. It is
+    close-on-exec, so a process that lives as long as the step must hold it. Handlers of the host are not effective in
+    this namespace any more. Returns None when no mode is ``private``. Raises OSError.
     """
-    wanted = [(each.architecture, each.interpreter) for each in emulations if each.rung is Rung.PRIVATE]
+    wanted = [(each.architecture, each.interpreter) for each in emulations if each.mode is EmulationMode.PRIVATE]
     return binfmt.mount_private(wanted) if wanted else None
 
 
 def register_host(emulation: Emulation) -> None:
-    """Register ``emulation``'s interpreter for the whole host, and see that it works. Nothing to do on other rungs.
+    """Register the interpreter of ``emulation`` on the host and verify that it works. Does nothing in other modes.
 
     The handler stays until the host restarts, or until ``-1`` is written to its file. Raises EnvironmentUnfit.
     """
-    if emulation.rung is not Rung.REGISTER:
+    if emulation.mode is not EmulationMode.REGISTER:
         return
     architecture = emulation.architecture
     try:
@@ -154,7 +154,7 @@ def register_host(emulation: Emulation) -> None:
 
 
 @functools.cache
-def _climb(want: Platform) -> Emulation:
+def _choose(want: Platform) -> Emulation:
     own = host()
     if sys.platform != "linux" or want.os != "linux":
         raise EnvironmentUnfit(
@@ -171,42 +171,48 @@ def _climb(want: Platform) -> Emulation:
             why=f"no emulator is known for {architecture}; there are some for {', '.join(sorted(elf.MACHINES))}",
             remedy=f"give the build a node that is {want}",
         )
-    skipped = [f"{Rung.NATIVE}: this host is {own}"]
+    skipped = [f"{EmulationMode.NATIVE}: this host is {own}"]
     handler = binfmt.handler(architecture)
     runs = probe.executes(architecture)
 
     if architecture in COMPAT.get(own.architecture, ()):
         if not runs and handler is None:
-            return Emulation(Rung.COMPAT, architecture, why=f"the kernel runs {architecture} programs by itself")
-        skipped.append(f"{Rung.COMPAT}: {f'the handler {handler.name} takes its programs' if handler else runs}")
+            return Emulation(
+                EmulationMode.COMPAT, architecture, why=f"the kernel runs {architecture} programs by itself"
+            )
+        skipped.append(
+            f"{EmulationMode.COMPAT}: {f'the handler {handler.name} takes its programs' if handler else runs}"
+        )
 
     _refuse_level(want)
     interpreter = binfmt.find_qemu(architecture)
     if not runs and (handler is None or handler.works_in_a_chroot):
         if not _within_reach(handler):
             return _registered(architecture, handler, skipped)
-        # A private one's interpreter can be read-only; that of the host's handler was opened by somebody else.
+        # The interpreter of a private handler is read-only; that of the host's was opened by another process.
         if interpreter is None or probe.executes_privately(architecture, interpreter):
             return _registered(architecture, handler, skipped, ", which steps can reach and change")
-        skipped.append(f"{Rung.REGISTERED}: steps could reach the host's emulator by /proc/PID/exe and change it")
+        skipped.append(
+            f"{EmulationMode.REGISTERED}: steps could reach the host's emulator by /proc/PID/exe and change it"
+        )
     else:
-        skipped.append(f"{Rung.REGISTERED}: {_unregistered(architecture, handler, runs)}")
+        skipped.append(f"{EmulationMode.REGISTERED}: {_unregistered(architecture, handler, runs)}")
 
     if interpreter is None:
         dynamic = binfmt.qemus(architecture)
         reason = f"{dynamic[0]} is linked dynamically" if dynamic else f"no qemu-{binfmt.QEMU[architecture]} is here"
-        skipped += [f"{rung}: {reason}" for rung in (Rung.PRIVATE, Rung.REGISTER)]
+        skipped += [f"{mode}: {reason}" for mode in (EmulationMode.PRIVATE, EmulationMode.REGISTER)]
         raise _unfit(want, skipped, _INSTALL.format(qemu=binfmt.QEMU[architecture], architecture=architecture))
 
     if not (reason := probe.executes_privately(architecture, interpreter)):
         why = f"{interpreter} is registered in the build's own user namespace"
-        return Emulation(Rung.PRIVATE, architecture, interpreter, why, tuple(skipped))
-    skipped.append(f"{Rung.PRIVATE}: {reason}{_obstacle()}")
+        return Emulation(EmulationMode.PRIVATE, architecture, interpreter, why, tuple(skipped))
+    skipped.append(f"{EmulationMode.PRIVATE}: {reason}{_obstacle()}")
 
     if not (reason := binfmt.may_register()):
         why = f"{interpreter} is registered for the whole host, as root"
-        return Emulation(Rung.REGISTER, architecture, interpreter, why, tuple(skipped))
-    skipped.append(f"{Rung.REGISTER}: {reason}")
+        return Emulation(EmulationMode.REGISTER, architecture, interpreter, why, tuple(skipped))
+    skipped.append(f"{EmulationMode.REGISTER}: {reason}")
     raise _unfit(
         want,
         skipped,
@@ -217,10 +223,10 @@ def _climb(want: Platform) -> Emulation:
 
 
 def _native(want: Platform, own: Platform) -> Emulation:
-    """Our own architecture: no emulator can stand in, for its handler would catch the emulator too."""
-    # An arm64 processor does not tell its version, only its features: what was asked for is believed.
+    """Return how our own architecture runs: never by an emulator, whose handler would match the emulator too."""
+    # An arm64 processor tells its features, not its version: any variant is assumed to run.
     if want in candidates(own) or want.architecture == "arm64":
-        return Emulation(Rung.NATIVE, want.architecture, why=f"this host is {own}")
+        return Emulation(EmulationMode.NATIVE, want.architecture, why=f"this host is {own}")
     raise EnvironmentUnfit(
         f"cannot run programs of {want} here",
         why=f"this host's processor is {own}",
@@ -238,17 +244,17 @@ def _refuse_level(want: Platform) -> None:
 
 
 def _registered(architecture: str, handler: binfmt.Handler | None, skipped: list[str], warning: str = "") -> Emulation:
-    """The host's handler; None is one that is out of sight."""
+    """Return the mode for the host's handler; None stands for one that cannot be seen from here."""
     if handler is None:
         why = f"{architecture} programs run here, by a handler that cannot be seen from here{warning}"
-        return Emulation(Rung.REGISTERED, architecture, "", why, tuple(skipped))
+        return Emulation(EmulationMode.REGISTERED, architecture, "", why, tuple(skipped))
     why = f"the handler {handler.name} of this host starts {handler.interpreter}{warning}"
-    return Emulation(Rung.REGISTERED, architecture, handler.interpreter, why, tuple(skipped))
+    return Emulation(EmulationMode.REGISTERED, architecture, handler.interpreter, why, tuple(skipped))
 
 
 def _within_reach(handler: binfmt.Handler | None) -> bool:
-    """Whether the steps of this user's build could change the interpreter of the host's handler, which is the file
-    behind /proc/PID/exe of all programs that it runs: root's can, and those of the file's owner."""
+    """Whether steps could modify the interpreter of the host's handler, which is the file behind /proc/PID/exe of all
+    programs that it runs: those of root can, and those of the file's owner."""
     if os.geteuid() == 0 or handler is None:
         return os.geteuid() == 0
     try:
@@ -268,7 +274,7 @@ def _unregistered(architecture: str, handler: binfmt.Handler | None, runs: str) 
 
 
 def _obstacle() -> str:
-    """The settings that are known to stand in the way of a private binfmt_misc, in parentheses; "" when none does."""
+    """Return the settings that are known to prevent a private binfmt_misc, in parentheses; "" when there are none."""
     found = []
     for path, value in (
         ("user/max_user_namespaces", "0"),

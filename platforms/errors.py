@@ -1,23 +1,23 @@
-"""What can go wrong, as data: one tree of errors for all three rooms.
+"""The errors of all packages, as data.
 
-Every error says *what* failed, *where* (file, line and the lines around it), *why*, and what to do about it.
-``Problem`` is that sentence as frozen data: it crosses the executor's protocol, and one renderer turns it into a line
-for a pipe or a panel for a terminal. ``KanifoldError`` carries it; the subclass fixes the exit code.
+Every error says *what* failed, *where* (file, line and the lines around it), *why*, and how to remedy it. ``Problem``
+has these as frozen data: it crosses the executor protocol, and one renderer turns it into a line in a pipe or a panel
+on a terminal. ``KanifoldError`` carries it; the subclass determines the exit code.
 
     KanifoldError
-    ├── UsageError            2  flags or arguments that make no sense
-    ├── EnvironmentUnfit      3  this host cannot do it: no emulator, no isolation
-    ├── Interrupted         130  the user, or a closed protocol stream, asked to stop
-    └── BuildError            1  the build itself failed
-        ├── DockerfileError      a line of the Dockerfile is wrong
-        ├── StepFailed           a RUN step ended with a non-zero status
+    ├── UsageError            2  invalid flags or arguments
+    ├── EnvironmentUnfit      3  this host lacks something: an emulator, isolation
+    ├── Interrupted         130  stopped by the user, or by a closed protocol stream
+    └── BuildError            1  the build failed
+        ├── DockerfileError      a line of the Dockerfile is invalid
+        ├── StepFailed           a RUN step exited with a non-zero status
         ├── ContextError         a path of the build context is missing or leads outside
-        ├── RegistryError        a registry refused, vanished or lied
-        ├── PlatformMissing      an image or index lacks the platform that was asked for
-        ├── ArchiveError         a layer or archive is broken or hostile
-        ├── AuditError           an image holds binaries of another architecture
+        ├── RegistryError        a registry refused, was not reachable, or sent invalid data
+        ├── PlatformMissing      an image or index lacks the requested platform
+        ├── ArchiveError         a layer or archive is damaged or hostile
+        ├── AuditError           an image contains binaries of another architecture
         ├── StoreError           the local store cannot be read or written (a full disk, say)
-        └── ProtocolError        the other end of the executor protocol broke its promises
+        └── ProtocolError        the other end violated the executor protocol
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ import msgspec
 
 
 class Location(msgspec.Struct, frozen=True):
-    """Lines of a file that an error is about. ``line`` and ``end_line`` count from 1, both inclusive."""
+    """The lines of a file that an error is about. ``line`` and ``end_line`` count from 1, inclusive."""
 
     file: str
     line: int
     end_line: int
     source: tuple[str, ...] = ()
-    """The file's lines around the place, the first of which is line ``first``."""
+    """The lines around them; the first is line ``first``."""
     first: int = 1
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """An error as data: ``what`` failed, ``why``, the ``remedy``, and ``where``. ``log`` is a failed step's tail."""
+    """An error as data. ``log`` is the end of the output of a failed step."""
 
     kind: str
     what: str
@@ -50,9 +50,9 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 def sayable(problem: Problem) -> Problem:
-    """``problem`` as text that every pipe takes: file names and strangers' words may hold what is none.
+    """Return ``problem`` with lone surrogates replaced by question marks, so that it can be encoded.
 
-    Half of a surrogate pair, which is how Python holds a byte that is not UTF-8, becomes a question mark.
+    Python holds a byte that is not UTF-8, in a file name for example, as a lone surrogate.
     """
     where = problem.where
     return Problem(
@@ -70,7 +70,7 @@ def _text(text: str) -> str:
 
 
 class KanifoldError(Exception):
-    """The root of all errors a user can cause or meet. Never shown as a traceback."""
+    """The base class of all errors that a user can cause or meet. Never shown as a traceback."""
 
     exit_code: ClassVar[int] = 1
 
@@ -92,7 +92,7 @@ class KanifoldError(Exception):
 
     @classmethod
     def of(cls, problem: Problem) -> Self:
-        """The error that ``problem`` was taken from, rebuilt on the other side of a protocol stream."""
+        """Return the error that ``problem`` was taken from, on the other side of a protocol stream."""
         kind = _kinds().get(problem.kind, cls)
         error = kind.__new__(kind)
         Exception.__init__(error, problem.what)
@@ -111,33 +111,33 @@ def _kinds() -> dict[str, type[KanifoldError]]:
 
 
 class UsageError(KanifoldError):
-    """Flags or arguments that make no sense."""
+    """Invalid flags or arguments."""
 
     exit_code = 2
 
 
 class EnvironmentUnfit(KanifoldError):
-    """This host cannot do what was asked: no emulator, no isolation, no executor."""
+    """This host cannot do what was requested: no emulator, no isolation, no executor."""
 
     exit_code = 3
 
 
 class Interrupted(KanifoldError):
-    """The user, or the other end of the protocol, asked to stop."""
+    """Stopped by the user or by the other end of the protocol."""
 
     exit_code = 130
 
 
 class BuildError(KanifoldError):
-    """The build failed for a reason of its own."""
+    """The build failed."""
 
 
 class DockerfileError(BuildError):
-    """A line of the Dockerfile is wrong."""
+    """A line of the Dockerfile is invalid."""
 
 
 class StepFailed(BuildError):
-    """A RUN step ended with a non-zero status."""
+    """A RUN step exited with a non-zero status."""
 
 
 class ContextError(BuildError):
@@ -145,19 +145,19 @@ class ContextError(BuildError):
 
 
 class RegistryError(BuildError):
-    """A registry refused, vanished or lied."""
+    """A registry refused, was not reachable, or sent invalid data."""
 
 
 class PlatformMissing(BuildError):
-    """An image or index lacks the platform that was asked for."""
+    """An image or index lacks the requested platform."""
 
 
 class ArchiveError(BuildError):
-    """A layer or an archive is broken or hostile."""
+    """A layer or an archive is damaged or hostile."""
 
 
 class AuditError(BuildError):
-    """An image holds binaries of another architecture."""
+    """An image contains binaries of another architecture."""
 
 
 class StoreError(BuildError):
@@ -165,4 +165,4 @@ class StoreError(BuildError):
 
 
 class ProtocolError(BuildError):
-    """The other end of the executor protocol broke its promises."""
+    """The other end violated the executor protocol."""

@@ -1,7 +1,7 @@
-"""This host: its own platform, and those it runs without an emulator.
+"""The platform of this host, and those that it runs without an emulator.
 
-Images are Linux images, so on macOS the answers speak of Linux on the same processor: that is what a build made there
-targets by default. Such a host runs none of it itself; its builds run on a node.
+Images are Linux images, so on macOS the functions return Linux on the same processor, the default target of a build
+there. Such a host runs nothing itself; its builds run on a node.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from platforms.platform import Platform, normalise
 
-# The flags of /proc/cpuinfo that make each level of the x86-64 psABI ("Micro-Architecture Levels").
+# The flags in /proc/cpuinfo of each level of the x86-64 psABI ("Micro-Architecture Levels").
 _AMD64_LEVELS: Final = (
     ("v2", "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"),
     ("v3", "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"),
@@ -24,15 +24,16 @@ _MACHINES: Final = {
     "i386": "386", "i486": "386", "i586": "386", "i686": "386", "ppc64": "ppc64", "mips64": "mips64",
     "loongarch64": "loong64",
 }  # fmt: skip
-"""uname(2)'s machine where it is neither containerd's name nor one that it takes for another."""
+"""The machine of uname(2) where containerd does not know it by that name."""
 
 COMPAT: Final = {"amd64": ("386",), "arm64": ("arm",)}
-"""The 32-bit architectures whose programs a 64-bit kernel may run too."""
+"""The 32-bit architectures whose programs a 64-bit kernel may run."""
 
 
 @functools.cache
 def host() -> Platform:
-    """This host, always with ``os`` linux; amd64 with its level (v2 to v4), arm with its version."""
+    """Return the platform of this host, always with ``os`` linux; amd64 with its level (v2 to v4), arm with its
+    version."""
     machine = os.uname().machine.lower()
     architecture = _MACHINES.get(machine, machine)
     variant = ""
@@ -46,14 +47,14 @@ def host() -> Platform:
 
 
 def default_platform() -> Platform:
-    """What a build without ``--platform`` makes: linux on this architecture, for any amd64 rather than this one."""
+    """Return the platform of a build without ``--platform``: linux on this architecture, amd64 without a level."""
     own = host()
     return Platform("linux", own.architecture, own.variant if own.architecture == "arm" else "")
 
 
 @functools.cache
 def natives() -> tuple[Platform, ...]:
-    """This host and the 32-bit platforms that its kernel runs as well, found out by running a program of each.
+    """Return this host and the 32-bit platforms that its kernel runs, determined by running a program of each.
 
     Empty on systems other than Linux.
     """
@@ -71,7 +72,7 @@ def natives() -> tuple[Platform, ...]:
 
 
 def amd64_level(flags: str) -> str:
-    """The x86-64 level, "" or ``v2`` to ``v4``, of a processor with these ``flags`` (of /proc/cpuinfo)."""
+    """Return the x86-64 level, "" or ``v2`` to ``v4``, of a processor with these ``flags`` of /proc/cpuinfo."""
     has = set(flags.split())
     level = ""
     for variant, needed in _AMD64_LEVELS:
@@ -82,7 +83,8 @@ def amd64_level(flags: str) -> str:
 
 
 def _arm_variant(machine: str) -> str:
-    """``armv7l`` is v7; the Raspberry Pi 1's processor, which calls itself 7, is told by its model name."""
+    """Return v7 for ``armv7l``; the processor of the Raspberry Pi 1, which reports 7, is recognised by its model
+    name."""
     version = machine[4:5]
     if version == "7" and _cpuinfo("model name").lower().startswith("armv6-compatible"):
         version = "6"
@@ -90,7 +92,7 @@ def _arm_variant(machine: str) -> str:
 
 
 def _cpuinfo(key: str) -> str:
-    """The first processor's value in /proc/cpuinfo; "" when there is none. Others are not read: there may be many."""
+    """Return the value of the first processor in /proc/cpuinfo; "" if there is none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:

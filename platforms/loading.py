@@ -1,4 +1,4 @@
-"""Modules that libraries would load and that are of no use here."""
+"""Keeping libraries from importing optional modules."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def without(*names: str) -> Iterator[None]:
-    """While this lasts, the modules ``names`` are not there for whoever imports them, unless they are loaded.
+    """Make imports of the modules ``names`` fail for the length of the block, unless they are loaded already.
 
-    For libraries that can do without a module and load it whenever it can be found. An entry of None in
-    ``sys.modules`` makes its import an ``ImportError`` (Python reference, 5.3.1). All threads see that, so no other may
-    be about to import one of them.
+    For libraries that import an optional module whenever it is installed. None in ``sys.modules`` makes its import an
+    ``ImportError`` (Python reference, 5.3.1). It is seen by all threads, so no other may import one of them meanwhile.
     """
     modules = cast("dict[str, ModuleType | None]", sys.modules)
     hidden = [name for name in names if name not in modules]

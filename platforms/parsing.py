@@ -1,7 +1,7 @@
-"""Platforms as a user writes them.
+"""Parsing platforms from the command line.
 
-Unlike in containerd's ``platforms`` package, text that names no known system or architecture is refused: a typing error
-would otherwise become the label of an image.
+Unlike in containerd's ``platforms`` package, an unknown system or architecture is an error: a typing error would
+otherwise become the platform of an image.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HINTS: Final = {
     "powerpc64le": "ppc64le", "mips64el": "mips64le", "mipsel": "mipsle", "loongarch64": "loong64",
     "risc-v": "riscv64",
 }  # fmt: skip
-"""Names of Debian, of the kernel and of habit that are not platform names; suggested, never guessed."""
+"""Names used by Debian, the kernel and others that are not platform names; suggested in errors."""
 
 _OPTION: Final = r"[A-Za-z0-9_.%-]"
 _SYSTEM: Final = re.compile(rf"([A-Za-z0-9_-]+)(?:\(({_OPTION}*)((?:\+{_OPTION}+)*)\))?")
@@ -40,10 +40,10 @@ _PART: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def parse(text: str) -> Platform:
-    """The platform that ``text`` names, normalised.
+    """Return the platform that ``text`` names, normalised.
 
     ``OS[(VERSION+FEATURE…)]/ARCHITECTURE[/VARIANT]``; the system or the architecture alone, completed by this host's;
-    or ``local``, what a build without a platform makes. Raises UsageError for what nobody knows.
+    or ``local``, the default platform. Raises UsageError for unknown names.
     """
     if text == "local":
         return default_platform()
@@ -75,10 +75,9 @@ def parse(text: str) -> Platform:
 
 
 def parse_list(values: Iterable[str]) -> tuple[Platform, ...]:
-    """The platforms of all ``values``, each a list with commas, in order, each platform once.
+    """Return the platforms in all ``values``, each a comma-separated list, in order and without duplicates.
 
-    ``local`` stands for what a build without a platform makes. Raises UsageError as ``parse`` does, and for a list
-    with nothing in it, which is what an unset variable of a CI script becomes.
+    Raises UsageError as ``parse`` does, and for an empty list, which is what an unset variable of a CI script gives.
     """
     found: dict[Platform, None] = {}
     for value in values:
@@ -106,7 +105,7 @@ def _split(value: str) -> list[str]:
 
 
 def _refusal(text: str, why: str) -> UsageError:
-    """What to say about ``text``: the nearest names when there are any, else the usual ones."""
+    """Return the error for ``text``, with the most similar names if there are any, else the usual ones."""
     from difflib import get_close_matches
 
     system, _, rest = text.lower().partition("/")

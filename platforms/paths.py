@@ -1,8 +1,8 @@
-"""The one way in which a word becomes part of a path of this machine.
+"""Joining untrusted words to paths of this machine.
 
-A word of a Dockerfile, an image, a cache, an archive, a registry or a directory's listing that is joined to a directory
-by other means leads out of it: ``..`` climbs, a slash goes through links, an absolute path begins anew, and a NUL byte
-ends the path early. ``tests/unit/test_paths.py`` fails where the sources do so.
+A word of a Dockerfile, an image, a cache, an archive, a registry or a directory listing that is joined to a directory
+by other means can lead out of it: by ``..``, by a slash and a link, as an absolute path, or with a NUL byte that ends
+the path early. ``tests/unit/test_paths.py`` fails where the sources do so.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _NOT_NAMES = frozenset(("", os.curdir, os.pardir))
 
 
 def component(word: str) -> str:
-    """``word``, which is the name of one file: not empty, not ``.`` or ``..``, without ``/`` and NUL.
+    """Return ``word`` if it is a file name: not empty, not ``.`` or ``..``, without ``/`` and NUL.
 
-    Raises ``OSError`` (EINVAL) for any other, as the kernel does for names that a file system does not take.
+    Raises ``OSError`` (EINVAL) for any other, as the kernel does for names that a file system does not accept.
     """
     if word in _NOT_NAMES or "/" in word or "\0" in word:
         raise OSError(errno.EINVAL, "not the name of a file", word)
@@ -24,12 +24,12 @@ def component(word: str) -> str:
 
 
 def below(directory: str, *words: str) -> str:
-    """The path of ``directory/WORD/…``, where each of ``words`` is a ``component``. Links are not looked at."""
+    """Return the path ``directory/WORD/…``, where each of ``words`` is a ``component``. Links are not resolved."""
     if not directory:
         raise OSError(errno.EINVAL, "no directory to look for a name in", "/".join(words))
     return "/".join((directory.rstrip("/"), *map(component, words)))
 
 
 def named_by_user(directory: str, path: str) -> str:
-    """``path`` as seen from ``directory``, for what the person who runs the build has written, ``~`` included."""
+    """Return ``path``, as given by the user, relative to ``directory``; ``~`` is expanded."""
     return os.path.join(directory, os.path.expanduser(path))

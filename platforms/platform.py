@@ -1,7 +1,7 @@
-"""Platforms: what they are called, which stand in for which, and how to choose one from an image index.
+"""Platforms: names, normal forms, compatibility, and selection of an image from an index.
 
-The names, their normal forms and the order of fallbacks are those of containerd's ``platforms`` package, which Docker
-and BuildKit use, so that one text means one thing everywhere.
+Names, normal forms and the order of fallbacks are those of containerd's ``platforms`` package, which Docker and
+BuildKit use.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ SYSTEMS: Final = (
     "aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux", "nacl", "netbsd",
     "openbsd", "plan9", "solaris", "wasi", "wasip1", "windows", "zos",
 )  # fmt: skip
-"""Operating systems, by their Go names (go/build/syslist.go), as the OCI image specification asks for; and wasi, as
-Docker has it."""
+"""Operating systems, by Go's names (go/build/syslist.go), as in the OCI image specification; and Docker's wasi."""
 
 ARCHITECTURES: Final = (
     "386", "amd64", "amd64p32", "arm", "arm64", "arm64be", "armbe", "loong64", "mips", "mips64", "mips64le",
     "mips64p32", "mips64p32le", "mipsle", "ppc", "ppc64", "ppc64le", "riscv", "riscv64", "s390", "s390x", "sparc",
     "sparc64", "wasm",
 )  # fmt: skip
-"""Architectures, by their Go names."""
+"""Architectures, by Go's names."""
 
 ALIASES: Final = {
     "i386": ("386", ""),
@@ -35,7 +34,7 @@ ALIASES: Final = {
     "armhf": ("arm", "v7"),
     "armel": ("arm", "v6"),
 }
-"""Other names that containerd takes: the architecture, and the variant they stand for (None: as given)."""
+"""Other names that containerd accepts: the architecture, and the variant that they imply (None: as given)."""
 
 _ARM64: Final = {
     **{f"v8.{minor}": ((8, minor),) for minor in range(1, 10)},
@@ -43,20 +42,20 @@ _ARM64: Final = {
     **{f"v9.{minor}": ((9, minor), (8, minor + 5 if minor < 5 else 9)) for minor in range(1, 8)},
     "": ((8, 0),),
 }
-"""arm64 variants: the highest minor version that each of the major versions they include has (v9.1 has all of v8.6)."""
+"""For an arm64 variant, the highest minor version of each major version that it includes (v9.1 includes v8.6)."""
 
 VARIANTS: Final = {
     "amd64": ("", "v2", "v3", "v4"),
     "arm": ("v5", "v6", "v7", "v8"),
     "arm64": tuple(_ARM64),
 }
-"""The variants of the architectures that have some; "" is the usual one."""
+"""The variants of the architectures that have some; "" is the default."""
 
 
 class Platform(msgspec.Struct, frozen=True, order=True):
-    """What an image runs on, with the fields of an OCI descriptor's ``platform`` object (image-index.md).
+    """The fields of the ``platform`` object of an OCI descriptor (image-index.md).
 
-    As read from an image it may be in any form; ``normalise`` gives the one form in which platforms can be compared.
+    Values read from an image may be in any form; ``normalise`` returns the form in which platforms can be compared.
     """
 
     os: str
@@ -66,7 +65,7 @@ class Platform(msgspec.Struct, frozen=True, order=True):
     os_features: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """``os[(version+features)]/architecture[/variant]``, normalised: ``linux/arm64`` for arm64 v8."""
+        """Return ``os[(version+features)]/architecture[/variant]``, normalised: ``linux/arm64`` for arm64 v8."""
         own = normalise(self)
         options = "".join((_escape(own.os_version), *(f"+{_escape(feature)}" for feature in own.os_features)))
         system = f"{own.os}({options})" if options else own.os
@@ -74,9 +73,9 @@ class Platform(msgspec.Struct, frozen=True, order=True):
 
 
 def normalise(platform: Platform) -> Platform:
-    """The one form of ``platform`` that containerd's Normalize gives; unknown names stay as they are.
+    """Return ``platform`` as containerd's Normalize does; unknown names are unchanged.
 
-    The usual variants go (arm64's v8, amd64's v1) except arm's, whose absence means v7.
+    Default variants are removed (v8 of arm64, v1 of amd64), except for arm, where none means v7.
     """
     architecture, variant = architecture_name(platform.architecture, platform.variant)
     features = tuple(sorted({each for each in platform.os_features if each}))
@@ -84,7 +83,7 @@ def normalise(platform: Platform) -> Platform:
 
 
 def candidates(want: Platform) -> tuple[Platform, ...]:
-    """The platforms whose images ``want`` can run, best first, ``want`` itself among them; all normalised.
+    """Return the platforms whose images ``want`` can run, best first, itself included; all normalised.
 
     containerd's platformVector: amd64 falls back to its lower levels and then to 386, arm to older arms down to v5,
     arm64 to older arm64s and then to 32-bit arms.
@@ -103,17 +102,17 @@ def candidates(want: Platform) -> tuple[Platform, ...]:
             for major, highest in versions or ()
             for minor in range(highest, -1, -1)
         ] or [want]
-        # Every v8 and v9 has the 32-bit instructions of arm v8 by this rule; a variant nobody knows promises nothing.
+        # By this rule every v8 and v9 has the 32-bit instructions of arm v8; an unknown variant has not.
         return (*own, *(candidates(replace(want, architecture="arm", variant="v8")) if versions else ()))
     return (want,)
 
 
 def select(want: Platform, have: Sequence[Platform]) -> int | None:
-    """The index in ``have`` of the image to use for ``want``: None when none of them runs there.
+    """Return the index in ``have`` of the best image for ``want``: None when none of them runs there.
 
-    This is containerd's ``Only`` matcher, which BuildKit chooses base images with (``OnlyStrict`` serves only its
-    tests): fallbacks count, a nearer one wins, then more of the wanted ``os_features``, then the earlier in the list.
-    Whoever must know whether a fallback was taken compares the chosen one with ``want``.
+    This is containerd's ``Only`` matcher, with which BuildKit selects base images (``OnlyStrict`` is used only in its
+    tests): fallbacks match, a nearer one is preferred, then more of the wanted ``os_features``, then the earlier in the
+    list. Compare the selected one with ``want`` to see whether it is a fallback.
     """
     normal = [normalise(each) for each in have]
     for candidate in candidates(want):
@@ -124,10 +123,10 @@ def select(want: Platform, have: Sequence[Platform]) -> int | None:
 
 
 def satisfies(want: Platform, image: Platform) -> bool:
-    """Whether an image that says ``image`` may be published as ``want``.
+    """Whether an image of the platform ``image`` may be published as ``want``.
 
-    Strict where ``select`` is not: a 386 image in the place of amd64 runs, yet is not what was asked for. An image
-    that leaves its variant out (many do) may stand for any variant of its architecture.
+    Stricter than ``select``: an image of 386 runs on amd64 but is not what was requested. An image without a variant
+    (many have none) may stand for any variant of its architecture.
     """
     wanted, own = normalise(want), normalise(image)
     if not image.variant and ALIASES.get(image.architecture.lower(), ("", None))[1] is None:
@@ -136,7 +135,8 @@ def satisfies(want: Platform, image: Platform) -> bool:
 
 
 def _same(want: Platform, image: Platform) -> bool:
-    """Both normalised: the same machine, no feature that ``want`` lacks, and on Windows the same build."""
+    """Whether both, normalised, have the same system and architecture, ``image`` has no feature that ``want`` lacks,
+    and on Windows the same build."""
     return (
         (want.os, want.architecture, want.variant) == (image.os, image.architecture, image.variant)
         and set(image.os_features) <= set(want.os_features)
@@ -145,18 +145,19 @@ def _same(want: Platform, image: Platform) -> bool:
 
 
 def _same_build(want: str, image: str) -> bool:
-    """Windows containers run on hosts of their own build: the first three numbers of the version."""
+    """Whether two versions of Windows have the same build, the first three numbers: containers require a host of their
+    build."""
     return not want or not image or want.split(".")[:3] == image.split(".")[:3]
 
 
 def system_name(name: str) -> str:
-    """The operating system ``name`` as normal forms have it."""
+    """Return the normal form of the operating system ``name``."""
     name = name.lower()
     return "darwin" if name == "macos" else name
 
 
 def architecture_name(name: str, variant: str) -> tuple[str, str]:
-    """The architecture ``name`` with its ``variant`` as normal forms have them."""
+    """Return the normal form of an architecture and its variant."""
     name, variant = name.lower(), variant.lower()
     name, stands_for = ALIASES.get(name, (name, None))
     if stands_for is not None:

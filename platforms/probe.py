@@ -1,8 +1,8 @@
-"""Trying things out in a forked child: does the kernel run programs of an architecture, as it is or with an emulator
-registered in a user namespace of its own?
+"""Testing, in a forked child, whether the kernel runs programs of an architecture: natively, or with an emulator that
+is registered in a user namespace.
 
-Every answer is a sentence that says why not, "" when it works. The child makes system calls only and never returns;
-what it changes (namespaces, mounts, handlers) ends with it.
+The functions return why not, "" when it works. The child only makes system calls and never returns; what it changes
+(namespaces, mounts, handlers) ends with it.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from typing import Final, NoReturn
 from platforms import binfmt, elf
 
 _ARGUMENTS: Final = ("kanifold", "1", "2", "3", "4", "5", "6")
-"""Their number is the status that the program of ``elf.program`` ends with. An emulator that does not understand the
-flags it was registered with passes on one more or one less."""
+"""Their number is the exit status of ``elf.program``. An emulator that does not support the flags that it was
+registered with passes one more or one less."""
 
 _MFD_EXEC: Final = 0x10
-"""linux/memfd.h, Linux 6.3; without it the sysctl vm.memfd_noexec may take the right to execute away."""
+"""linux/memfd.h, Linux 6.3; without it the sysctl vm.memfd_noexec may remove the execute permission."""
 
 
 @functools.cache
 def executes(architecture: str) -> str:
-    """Whether this process may execute ``architecture``'s programs: natively, or by a handler that it need not see."""
+    """Return why this process cannot execute programs of ``architecture``, natively or by any handler; "" if it can."""
     return _run(architecture, lambda: None)
 
 
 @functools.cache
 def executes_privately(architecture: str, interpreter: str) -> str:
-    """Whether ``interpreter`` runs ``architecture``'s programs from a binfmt_misc in a user namespace of our own."""
+    """Return why ``interpreter`` does not run programs of ``architecture`` from a private binfmt_misc; "" if it
+    does."""
 
-    from platforms import mountspace, syscalls
+    from platforms import mount_namespace, syscalls
 
-    syscalls.bounded(0)  # so that the C library is loaded here and not by the child
+    syscalls.bounded(0)  # loads the C library before the fork
 
     def prepare() -> None:
         uid, gid = os.geteuid(), os.getegid()
@@ -45,7 +46,7 @@ def executes_privately(architecture: str, interpreter: str) -> str:
         except PermissionError:
             if uid:
                 raise
-            mountspace.enter()  # a chroot, which has no user namespaces, and which the executor leaves as well
+            mount_namespace.enter_mount_namespace()  # no user namespace can be made in a chroot
             syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
         for name, text in (("setgroups", b"deny"), ("uid_map", b"0 %d 1" % uid), ("gid_map", b"0 %d 1" % gid)):
             file = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
@@ -56,11 +57,12 @@ def executes_privately(architecture: str, interpreter: str) -> str:
 
 
 def _run(architecture: str, prepare: Callable[[], object]) -> str:
-    """Fork, ``prepare`` in the child, execute the architecture's smallest program there, and say what went wrong."""
+    """Fork, call ``prepare`` in the child, execute the architecture's smallest program there; return what failed, or
+    ""."""
     program = elf.program(architecture)
     report, child_report = os.pipe()
     with warnings.catch_warnings():
-        # Python warns of forking with threads around. The child takes no lock of theirs: it calls the kernel, execs.
+        # Python warns of a fork with several threads. The child only makes system calls and takes no lock.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
@@ -80,21 +82,21 @@ def _run(architecture: str, prepare: Callable[[], object]) -> str:
 
 def _child(program: bytes, prepare: Callable[[], object], report: int) -> NoReturn:
     try:
-        os.dup2(report, 2)  # an emulator's complaints
+        os.dup2(report, 2)  # for the messages of an emulator
         file = _executable_memory()
         os.write(file, program)
         prepare()
         os.execve(f"/proc/self/fd/{file}", _ARGUMENTS, {})
     except OSError as error:
         os.write(report, _sentence(error).encode())
-    except BaseException as error:  # nothing may unwind into the parent's frames
+    except BaseException as error:  # the child must not return to the caller's frames
         os.write(report, repr(error).encode())
     finally:
         os._exit(127)
 
 
 def _executable_memory() -> int:
-    """A file in memory that may be executed. Not close-on-exec: an emulator opens it again, by its path."""
+    """Return an executable file in memory. Not close-on-exec: an emulator opens it again by its path."""
     try:
         return os.memfd_create("kanifold-probe", _MFD_EXEC)
     except OSError as error:

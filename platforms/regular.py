@@ -1,7 +1,7 @@
-"""Files that are files: opened without waiting for a FIFO, waking a device, or leaving the directory they belong to.
+"""Opening regular files only: without blocking on a FIFO, opening a device, or leaving a directory through a link.
 
-Whoever can put something into a directory can put a link there that leads to another file, whose lines an error would
-quote, or a FIFO, which would be waited for without end.
+Whoever can write to a directory can put a link there to another file, whose lines an error message would quote, or a
+FIFO, which would block forever.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ _KINDS: Final = {
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
 }  # fmt: skip
 _HANDED_OVER: Final = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
-"""What a shell writes for a descriptor that whoever runs the command has opened: ``<(…)``."""
+"""Paths of descriptors that the shell opened for the command: ``<(…)``."""
 
 
 def open_file(path: str, *, follow: bool = True) -> BinaryIO:
-    """The regular file ``path``, for reading. Raises ``OSError`` for all else, with ``follow=False`` for links.
+    """Open the regular file ``path`` for reading. Raises ``OSError`` for anything else; with ``follow=False``, for
+    links.
 
-    A descriptor that was handed over (``/dev/fd/63``) may be a pipe.
+    A descriptor that was passed by the shell (``/dev/fd/63``) may be a pipe.
     """
     if sys.platform != "linux" or path.startswith(_HANDED_OVER):
         return _checked(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), path)
@@ -33,7 +34,7 @@ def open_file(path: str, *, follow: bool = True) -> BinaryIO:
 
 
 def open_below(directory: str, path: str) -> BinaryIO:
-    """The regular file ``path`` in ``directory``, where links may lead, but not out of it. Raises ``OSError``."""
+    """Open the regular file ``path`` in ``directory``; links may not lead out of it. Raises ``OSError``."""
     whole = os.path.normpath(f"{directory}/{path}")
     if sys.platform != "linux":
         real, top = os.path.realpath(whole), os.path.realpath(directory)
@@ -53,7 +54,7 @@ def open_below(directory: str, path: str) -> BinaryIO:
 
 
 def _place_below(top: int, path: str) -> int:
-    if "/" not in path and path not in ("", os.curdir, os.pardir):  # the usual case needs no openat2, nor ctypes for it
+    if "/" not in path and path not in ("", os.curdir, os.pardir):  # usual: without openat2, which needs ctypes
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
         if not stat.S_ISLNK(os.fstat(fd).st_mode):
             return fd
@@ -67,7 +68,8 @@ def _leads_out(directory: str, path: str) -> OSError:
 
 
 def _reopened(place: int, path: str) -> BinaryIO:
-    """The file at the O_PATH descriptor ``place``, which is closed. Looked at first: opening a device may do things."""
+    """Return the file of the O_PATH descriptor ``place``, which is closed. Checked first: opening a device may have
+    effects."""
     try:
         _require_file(os.fstat(place), path)
         return os.fdopen(os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")

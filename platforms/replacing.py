@@ -1,7 +1,6 @@
-"""Files that a command leaves behind: whole or not at all, and never through a link.
+"""Writing output files atomically, without following a link at their path.
 
-What is written goes to a new file beside, which takes the name in the end. So a link at that name is replaced rather
-than followed, whatever it leads to.
+A new file is written beside the old one and renamed. A link at the path is replaced, not followed.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 _STREAMS: Final = ("/dev/stdout", "/dev/stderr", "/dev/null", "/dev/fd/", "/proc/self/fd/")
-"""What stands for a descriptor of whoever runs the command: links, and meant to be followed."""
+"""Paths that stand for a descriptor of the command; these links are followed."""
 
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
-    """A file to write, which takes the name ``path`` when all went well and is gone when not. Raises ``OSError``.
+    """Open a file that gets the name ``path`` at the end of the block, or is removed if it raises. Raises ``OSError``.
 
-    A pipe or a device at ``path`` is written to as it is; a pipe needs somebody who reads.
+    A pipe or a device at ``path`` is written to directly; a pipe must have a reader.
     """
     if is_stream(path):
-        # Without waiting for a reader: a FIFO that nobody reads is an error (ENXIO).
+        # Non-blocking: a FIFO without a reader is an error (ENXIO).
         fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(fd, "wb") as file:
             os.set_blocking(fd, True)
@@ -42,7 +41,7 @@ def replacing(path: str) -> Iterator[BinaryIO]:
 
 
 def is_stream(path: str) -> bool:
-    """Whether ``path`` is written to as it is: a pipe, a device, or a descriptor by one of its usual names."""
+    """Whether ``path`` is written to directly: a pipe, a device, or a path that stands for a descriptor."""
     if path.startswith(_STREAMS):
         return True
     try:

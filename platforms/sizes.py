@@ -1,4 +1,4 @@
-"""Numbers of bytes as people write them."""
+"""Parsing sizes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _SIZE: Final = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmgt]?)(?:i?b)?")
 
 
 def number_of_bytes(text: str) -> int | None:
-    """The bytes of ``10g``, ``512MB``, ``1.5GiB`` or plain ``4096`` (powers of 1024, as docker counts); else None."""
+    """Return the bytes of ``10g``, ``512MB``, ``1.5GiB`` or plain ``4096`` (powers of 1024, as in docker); else
+    None."""
     found = _SIZE.fullmatch(text.strip().lower())
     return int(float(found[1]) * (1 << _UNITS[found[2]])) if found is not None else None

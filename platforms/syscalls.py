@@ -1,8 +1,8 @@
-"""The Linux system calls that Python lacks, each as one small typed function.
+"""Linux system calls that Python lacks, one typed function for each.
 
-Every function raises ``OSError`` with the call's errno and the path it was about, and does nothing else: no retry, no
-policy. Names and constants are the kernel's own; see the manual page of the same name (sections 2 and 7). What the
-standard library has (``os.memfd_create``, ``os.pidfd_open``, ``signal.pidfd_send_signal``) is not repeated here.
+Every function raises ``OSError`` with the errno and the path that it was called with, and does nothing else: no
+retries. Names and constants are the kernel's; see the manual page of the same name (sections 2 and 7). What the
+standard library has (``os.memfd_create``, ``os.pidfd_open``, ``signal.pidfd_send_signal``) is not repeated.
 
 Importing this module is cheap and works on any system; ``ctypes`` is loaded by the first call.
 """
@@ -128,7 +128,7 @@ CAP_MKNOD: Final = 27
 CAP_AUDIT_WRITE: Final = 29
 CAP_SETFCAP: Final = 31
 CAP_LAST: Final = 63
-"""More than any kernel has; dropping stops at the first number that the kernel does not know."""
+"""Higher than any capability of a kernel; dropping them ends at the first number that the kernel rejects."""
 
 # -- seccomp: linux/seccomp.h ----------------------------------------------------------------------------------------
 
@@ -140,8 +140,8 @@ SECCOMP_FILTER_FLAG_NEW_LISTENER: Final = 1 << 3
 
 PER_LINUX32: Final = 0x0008
 
-# Calls that came after 5.1 have one number on every architecture; those older ones that the C library has no name for
-# on every system are listed per machine, as os.uname() calls it.
+# Calls added since Linux 5.1 have the same number on every architecture; older ones without a wrapper in every C
+# library are listed by machine (os.uname()).
 _FICLONE: Final = 0x40049409
 _NR_OPEN_TREE: Final = 428
 _NR_MOVE_MOUNT: Final = 429
@@ -171,7 +171,7 @@ _loaded: Any = None
 
 
 def _libc() -> Any:
-    """The C library. ``PyDLL``, not ``CDLL``: these calls are short, and ``clone`` must not let go of the GIL."""
+    """Return the C library. ``PyDLL``, not ``CDLL``: the calls are short, and ``clone`` must not release the GIL."""
     global _loaded  # noqa: PLW0603
     if _loaded is None:
         import ctypes
@@ -183,7 +183,7 @@ def _libc() -> Any:
 
 
 def _call(function: str, path: str, *args: int | bytes | bytearray | None) -> int:
-    """The C library's ``function`` with ``args``; whole numbers go as longs, byte strings as pointers."""
+    """Call ``function`` of the C library; integers are passed as long, bytes as pointers."""
     libc, ctypes = _libc()
     if (call := getattr(libc, function, None)) is None:
         raise OSError(errno.ENOSYS, f"{function}: {os.strerror(errno.ENOSYS)}", path or None)
@@ -210,7 +210,7 @@ def _argument(ctypes: Any, value: int | bytes | bytearray | None) -> Any:
         return ctypes.c_long(value)
     if isinstance(value, bytearray):
         return (ctypes.c_char * len(value)).from_buffer(value)
-    if 0 in value:  # the kernel would read a shorter string
+    if 0 in value:  # the string would end there
         raise OSError(errno.EINVAL, "embedded null byte")
     return value
 
@@ -237,16 +237,16 @@ def unshare(flags: int) -> None:
 
 
 def setns(fd: int, flags: int = 0) -> None:
-    """Move this process into the namespace that ``fd`` (of ``/proc/PID/ns/*``, or a pidfd) stands for."""
+    """Move this process into the namespace of ``fd``, a descriptor of ``/proc/PID/ns/*`` or a pidfd."""
     _call("setns", "", fd, flags)
 
 
 def fork(flags: int) -> int:
-    """Fork straight into new namespaces (``CLONE_NEW*``); 0 in the child, its process id in the parent.
+    """Fork into new namespaces (``CLONE_NEW*``); returns 0 in the child, its process id in the parent.
 
-    Unlike ``unshare`` this leaves the caller where it is, and the child of ``CLONE_NEWPID`` is that namespace's init.
-    Python's at-fork handlers do not run: only a process with a single thread may call this (checked by the kernel's
-    own count), and the child gets no other thread's half-done state, for there is none.
+    Unlike with ``unshare``, the caller stays where it is, and the child is process 1 of a ``CLONE_NEWPID`` namespace.
+    Python's at-fork handlers do not run: only a process with a single thread may call this (checked with the kernel's
+    count).
     """
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("forking into namespaces needs a process with a single thread")
@@ -261,7 +261,7 @@ def fork(flags: int) -> int:
 
 
 def mount(source: str, target: str, fstype: str = "", flags: int = 0, options: str = "") -> None:
-    """mount(2). ``options`` must fit a page (4,095 bytes)."""
+    """mount(2). ``options`` is limited to a page (4,095 bytes)."""
     _call(
         "mount",
         target,
@@ -274,7 +274,7 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, options: s
 
 
 def umount(target: str, flags: int = 0) -> None:
-    """umount2(2): ``MNT_DETACH``, ``UMOUNT_NOFOLLOW`` …"""
+    """umount2(2), with ``MNT_DETACH``, ``UMOUNT_NOFOLLOW`` …"""
     _call("umount2", target, os.fsencode(target), flags)
 
 
@@ -284,7 +284,7 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 
 def open_tree(dirfd: int, path: str, flags: int) -> int:
-    """An O_PATH descriptor of the mount at ``path``; detached and private with ``OPEN_TREE_CLONE``. Linux 5.2."""
+    """Return an O_PATH descriptor of the mount at ``path``; a detached copy with ``OPEN_TREE_CLONE``. Linux 5.2."""
     return _syscall("open_tree", _NR_OPEN_TREE, path, dirfd, os.fsencode(path), flags)
 
 
@@ -294,12 +294,13 @@ def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: in
 
 
 def fsopen(fstype: str, flags: int = FSOPEN_CLOEXEC) -> int:
-    """A descriptor to configure a new mount of ``fstype`` with. Linux 5.2. Reading it gives the kernel's messages."""
+    """Return a descriptor to configure a new mount of ``fstype``. Linux 5.2. Reading it returns the kernel's
+    messages."""
     return _syscall("fsopen", _NR_FSOPEN, fstype, fstype.encode(), flags)
 
 
 def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = None, aux: int = 0) -> None:
-    """Set one parameter of, or create, the file system behind ``fsopen``'s descriptor."""
+    """Set a parameter of the file system of an ``fsopen`` descriptor, or create it."""
     _syscall(
         "fsconfig",
         _NR_FSCONFIG,
@@ -313,16 +314,16 @@ def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = 
 
 
 def fsmount(fd: int, attributes: int = 0, flags: int = FSMOUNT_CLOEXEC) -> int:
-    """The detached mount of ``fsopen``'s file system, with ``MOUNT_ATTR_*`` attributes; attach it by move_mount."""
+    """Return a detached mount of an ``fsopen`` file system with ``MOUNT_ATTR_*`` attributes; move_mount attaches it."""
     return _syscall("fsmount", _NR_FSMOUNT, "", fd, flags, attributes)
 
 
 def mount_setattr(
     dirfd: int, path: str, flags: int, *, add: int = 0, clear: int = 0, propagation: int = 0, userns: int = 0
 ) -> None:
-    """Change ``MOUNT_ATTR_*`` attributes of a mount, or of a tree of them with ``AT_RECURSIVE``. Linux 5.12.
+    """Change the ``MOUNT_ATTR_*`` attributes of a mount, recursively with ``AT_RECURSIVE``. Linux 5.12.
 
-    ``propagation`` is an ``MS_*`` propagation type; ``userns`` a user namespace's descriptor for MOUNT_ATTR_IDMAP.
+    ``propagation`` is an ``MS_*`` propagation type; ``userns`` the descriptor of a user namespace for MOUNT_ATTR_IDMAP.
     """
     attributes = bytearray(struct.pack("=4Q", add, clear, propagation, userns))
     _syscall("mount_setattr", _NR_MOUNT_SETATTR, path, dirfd, os.fsencode(path), flags, attributes, len(attributes))
@@ -332,11 +333,11 @@ def mount_setattr(
 
 
 _OPENAT2_TRIES: Final = 1000
-"""A ``..`` cannot be followed safely while anything on the system is mounted or renamed: EAGAIN (openat2(2))."""
+"""Maximum number of attempts: ``..`` fails with EAGAIN while anything is mounted or renamed (openat2(2))."""
 
 
 def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
-    """open ``path`` below ``dirfd`` under the ``RESOLVE_*`` rules; O_CLOEXEC is always added. Linux 5.6."""
+    """Open ``path`` relative to ``dirfd`` with ``RESOLVE_*`` flags; O_CLOEXEC is always added. Linux 5.6."""
     how = bytearray(struct.pack("=3Q", flags | os.O_CLOEXEC, mode, resolve))
     for _ in range(_OPENAT2_TRIES):
         try:
@@ -347,21 +348,23 @@ def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) 
 
 
 def statx(dirfd: int, path: bytes, flags: int = 0, mask: int = STATX_BASIC_STATS) -> bytes:
-    """The ``struct statx`` of ``path`` (linux/stat.h), 256 bytes."""
+    """Return the ``struct statx`` of ``path`` (linux/stat.h), 256 bytes."""
     buffer = bytearray(STATX_SIZE)
     _call("statx", os.fsdecode(path), dirfd, path, flags, mask, buffer)
     return bytes(buffer)
 
 
 def birth(fd: int) -> int:
-    """When the inode of ``fd`` was made, in nanoseconds since the epoch; 0 when the file system does not know."""
+    """Return the creation time of the inode of ``fd`` in nanoseconds since the epoch; 0 when the file system has
+    none."""
     found = statx(fd, b"", AT_EMPTY_PATH, STATX_BTIME)
     mask, seconds, nanoseconds = struct.unpack_from("=I76xqI", found)
     return int(seconds) * 1_000_000_000 + int(nanoseconds) if mask & STATX_BTIME else 0
 
 
-class Memory:
-    """Reads other processes' memory (process_vm_readv(2)), with as little ado as ctypes allows. For one thread."""
+class ProcessMemory:
+    """Reads the memory of other processes (process_vm_readv(2)) into a buffer that is allocated once. For one
+    thread."""
 
     def __init__(self, size: int = 4096) -> None:
         libc, ctypes = _libc()
@@ -373,7 +376,7 @@ class Memory:
         self._errno = ctypes.get_errno
 
     def read(self, pid: int, address: int, size: int) -> bytes:
-        """What is at ``address``: ``size`` bytes, which must not be more than were promised, or fewer."""
+        """Return ``size`` bytes at ``address``, or fewer; at most the size given at construction."""
         self._ours[1] = self._theirs[1] = size
         self._theirs[0] = address
         count = self._read(pid, self._ours, 1, self._theirs, 1, 0)
@@ -384,7 +387,7 @@ class Memory:
 
 
 def renameat2(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int = 0) -> None:
-    """rename with ``RENAME_NOREPLACE`` or ``RENAME_EXCHANGE``."""
+    """renameat2(2), with ``RENAME_NOREPLACE`` or ``RENAME_EXCHANGE``."""
     _syscall(
         "renameat2",
         _number("renameat2"),
@@ -398,9 +401,9 @@ def renameat2(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int
 
 
 def share_content(source: int, target: int) -> bool:
-    """Give the empty file ``target`` the content of ``source`` without copying it; False where that cannot be.
+    """Make the empty file ``target`` share the blocks of ``source``; False where that is not supported.
 
-    Both then share their blocks until one is written to (ioctl_ficlonerange(2): btrfs, XFS, bcachefs).
+    Blocks are copied on write (ioctl_ficlonerange(2): btrfs, XFS, bcachefs).
     """
     import fcntl
 
@@ -412,9 +415,9 @@ def share_content(source: int, target: int) -> bool:
 
 
 def syncfs(fd: int) -> None:
-    """Write the file system that ``fd`` lies on to its disk; raises on a write error (Linux 5.8)."""
+    """Write the file system of ``fd`` to its disk; raises on a write error (Linux 5.8)."""
     _, ctypes = _libc()
-    # Not the PyDLL of the others: this may take seconds, and other threads go on meanwhile.
+    # CDLL, which releases the GIL: this may take seconds.
     if ctypes.CDLL(None, use_errno=True).syncfs(ctypes.c_int(fd)) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"syncfs: {os.strerror(number)}")
@@ -434,7 +437,7 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
                         os.set_inheritable(fd, False)
                     else:
                         os.close(fd)
-                except OSError:  # the listing's own descriptor
+                except OSError:  # the descriptor of the directory listing
                     pass
 
 
@@ -447,27 +450,27 @@ def prctl(option: int, a: int | bytes = 0, b: int = 0, c: int = 0, d: int = 0) -
 
 
 def die_with_parent(signal: int = 9) -> None:
-    """Get ``signal`` when the *thread* that forked this process ends. Cleared by setuid and by privileged exec."""
+    """Request ``signal`` when the *thread* that forked this process ends. Cleared by setuid and by privileged exec."""
     prctl(PR_SET_PDEATHSIG, signal)
 
 
 def no_new_privileges() -> None:
-    """Never gain privileges by exec again: set-user-id bits and file capabilities lose their effect."""
+    """Set no_new_privs: exec grants no privileges by set-user-id bits and file capabilities."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def set_dumpable(dumpable: bool) -> None:
-    """Whether others of this user may trace this process and read its ``/proc/PID``."""
+    """Set whether other processes of this user may trace this one and read its ``/proc/PID``."""
     prctl(PR_SET_DUMPABLE, int(dumpable))
 
 
 def set_name(name: str) -> None:
-    """This thread's name as ``ps`` shows it; cut to 15 bytes."""
+    """Set this thread's name as ``ps`` shows it; cut to 15 bytes."""
     prctl(PR_SET_NAME, name.encode()[:15])
 
 
 def set_securebits(bits: int) -> None:
-    """The ``SECBIT_*`` flags (capabilities(7))."""
+    """Set the ``SECBIT_*`` flags (capabilities(7))."""
     prctl(PR_SET_SECUREBITS, bits)
 
 
@@ -480,7 +483,7 @@ def bounded(capability: int) -> bool:
 
 
 def drop_bounding(capability: int) -> None:
-    """Take ``capability`` out of this process's bounding set, for good."""
+    """Remove ``capability`` from this process's bounding set."""
     prctl(PR_CAPBSET_DROP, capability)
 
 
@@ -498,7 +501,7 @@ _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
 def capget() -> tuple[int, int, int]:
-    """This process's effective, permitted and inheritable capabilities, as bit masks."""
+    """Return this process's effective, permitted and inheritable capabilities as bit masks."""
     header = bytearray(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
     data = bytearray(24)
     _call("capget", "", header, data)
@@ -515,13 +518,13 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 
 
 def sethostname(name: str) -> None:
-    """The host name of this UTS namespace."""
+    """Set the host name of this UTS namespace."""
     data = name.encode()
     _call("sethostname", name, data, len(data))
 
 
 def personality(persona: int) -> None:
-    """The execution domain (``PER_LINUX32`` makes uname(2) tell a 32-bit machine)."""
+    """Set the execution domain (with ``PER_LINUX32``, uname(2) reports a 32-bit machine)."""
     _call("personality", "", persona)
 
 
@@ -531,7 +534,7 @@ def personality(persona: int) -> None:
 def seccomp_filter(program: bytes, flags: int = 0) -> int:
     """Install a filter: ``program`` is an array of ``struct sock_filter`` (8 bytes each, at most 4,096 of them).
 
-    Returns the listener's descriptor with ``SECCOMP_FILTER_FLAG_NEW_LISTENER``, else 0. Needs CAP_SYS_ADMIN or
+    Returns the listener's descriptor with ``SECCOMP_FILTER_FLAG_NEW_LISTENER``, else 0. Requires CAP_SYS_ADMIN or
     no_new_privileges().
     """
     _, ctypes = _libc()
@@ -542,7 +545,7 @@ def seccomp_filter(program: bytes, flags: int = 0) -> int:
 
 
 def seccomp_action_available(action: int) -> bool:
-    """Whether the kernel's seccomp knows the return ``action`` (SECCOMP_RET_*)."""
+    """Whether the kernel supports the seccomp return ``action`` (SECCOMP_RET_*)."""
     try:
         _syscall("seccomp", _number("seccomp"), "", SECCOMP_GET_ACTION_AVAIL, 0, bytearray(struct.pack("=I", action)))
     except OSError:
@@ -558,7 +561,7 @@ LANDLOCK_SCOPE_SIGNAL: Final = 1 << 1
 
 
 def landlock_version() -> int:
-    """The version of Landlock's interface that this kernel has; 0 when it has none, or it is switched off."""
+    """Return the Landlock ABI version of this kernel; 0 when it is missing or disabled."""
     try:
         number = _NR_LANDLOCK_CREATE_RULESET
         return _syscall("landlock_create_ruleset", number, "", None, 0, LANDLOCK_CREATE_RULESET_VERSION)
@@ -567,9 +570,9 @@ def landlock_version() -> int:
 
 
 def landlock_scope(scopes: int) -> None:
-    """Confine this process and what it starts to a domain of its own (``LANDLOCK_SCOPE_*``): version 6, Linux 6.12.
+    """Restrict this process and its children to a new domain (``LANDLOCK_SCOPE_*``): ABI version 6, Linux 6.12.
 
-    Needs CAP_SYS_ADMIN or no_new_privileges().
+    Requires CAP_SYS_ADMIN or no_new_privileges().
     """
     attributes = bytearray(struct.pack("=3Q", 0, 0, scopes))
     ruleset = _syscall("landlock_create_ruleset", _NR_LANDLOCK_CREATE_RULESET, "", attributes, len(attributes), 0)
@@ -579,16 +582,18 @@ def landlock_scope(scopes: int) -> None:
         os.close(ruleset)
 
 
-# -- descriptors of others -------------------------------------------------------------------------------------------
+# -- descriptors of other processes ----------------------------------------------------------------------------------
 
 
 def pidfd_getfd(pidfd: int, number: int) -> int:
-    """A copy of the descriptor ``number`` of the process behind ``pidfd``, who may be traced by us. Linux 5.6."""
+    """Return a copy of the descriptor ``number`` of the process of ``pidfd``; requires the right to trace it. Linux
+    5.6."""
     return _syscall("pidfd_getfd", _NR_PIDFD_GETFD, "", pidfd, number, 0)
 
 
 def filter_tap(fd: int, program: bytes) -> None:
-    """Let ``fd``, the end of a tap interface, get only what ``program`` (as in ``seccomp_filter``) keeps.
+    """Attach ``program`` (as in ``seccomp_filter``) to ``fd``, the end of a tap interface: only packets that it accepts
+    are read.
 
     TUNATTACHFILTER, linux/if_tun.h.
     """

@@ -1,4 +1,4 @@
-"""What a process may do only as long as it has a single thread."""
+"""Checking that a process has a single thread."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from platforms.errors import EnvironmentUnfit
 
 
 def check_single(what: str) -> None:
-    """Raise ``EnvironmentUnfit``, which says that one cannot ``what``, unless this process has a single thread.
+    """Raise ``EnvironmentUnfit``, which says that one cannot ``what``, if this process has several threads.
 
-    A forked process has the forking thread alone: what another one has locked stays locked for good (fork(2)). And a
-    process of several threads cannot enter a user namespace (unshare(2)). All threads count, those of libraries too.
+    A forked process has only the forking thread: a lock held by another one is never released (fork(2)). And a process
+    with several threads cannot enter a user namespace (unshare(2)). Threads of libraries count too.
     """
     count = os.stat("/proc/self/task").st_nlink - 2  # Linux, fs/proc/base.c, proc_task_getattr
     if count == 1:

@@ -20,7 +20,7 @@ import pytest
 from oci_layout import Seen, image_manifests, read_image
 from ordinary_user import User
 
-pytest_plugins = ("sandbox_rungs",)
+pytest_plugins = ("sandbox_modes",)
 
 BUILD_TIMEOUT = 300.0
 """Seconds after which a build that a test waits for is taken to hang."""

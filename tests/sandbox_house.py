@@ -1,6 +1,6 @@
-"""A process that has entered a rung of isolation and runs steps for the tests, as whichever user it was started for.
+"""A process that has entered an isolation mode and runs steps for the tests, as whichever user it was started for.
 
-The test process itself stays where it is: entering a rung cannot be undone. Requests and answers go over a socket.
+The test process itself stays where it is: entering a mode cannot be undone. Requests and answers go over a socket.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ import executor.sandbox.zygote
 import platforms.emulation
 from executor.sandbox import Ended, Isolation, Launcher, Running, Spec, enter, start
 from platforms import syscalls
-from platforms.emulation import Emulation, Rung
+from platforms.emulation import Emulation, EmulationMode
 from platforms.errors import KanifoldError
 
 BUSYBOX = Path("/bin/busybox")
 QEMU = Path("/usr/bin/qemu-aarch64-static")
-ARM64 = Emulation(Rung.PRIVATE, "arm64", str(QEMU))
+ARM64 = Emulation(EmulationMode.PRIVATE, "arm64", str(QEMU))
 APPLETS = """
     awk cat chmod chown cp cpio cut date dd echo env false find grep head hostname id ifconfig ip kill ln ls md5sum
     mkdir mknod mount mv nc printf ps readlink rm sed seq sh sleep sort stat su sync tail tar test touch true umount
@@ -63,7 +63,7 @@ class Done:
 
 
 class House:
-    """Runs steps on one rung. ``pid`` is the process that holds the launcher, as an executor does."""
+    """Runs steps on one mode. ``pid`` is the process that holds the launcher, as an executor does."""
 
     def __init__(self, pid: int, line: socket.socket) -> None:
         self.pid = pid

@@ -1,12 +1,13 @@
-"""The Dockerfile language: bytes -> lines -> instructions -> stages, and what its words mean.
+"""Reading Dockerfiles: bytes to lines, lines to instructions, instructions to stages; and expanding their words.
 
-    dockerfile = parse(data, "Dockerfile")             every line accounted for, or DockerfileError with its place
-    stage = find_stage(dockerfile, target)             --target by name or number
-    scope = global_scope(dockerfile, build_args, …)    what FROM sees
-    declared(arg, env, build_args, scope)              what an ARG in a stage sets
-    expand(instruction, env, dockerfile.escape)        the instruction with its variables filled in
+    dockerfile = parse(data, "Dockerfile")             DockerfileError, with its location, for invalid syntax
+    stage = find_stage(dockerfile, target)             --target, by name or number
+    scope = global_scope(dockerfile, build_args, …)    the variables that FROM sees
+    declared(arg, env, build_args, scope)              the variables that an ARG of a stage sets
+    expand(instruction, env, dockerfile.escape)        the instruction with its variables replaced
 
-``instructions`` has the classes, ``ignore`` the patterns of .dockerignore, ``checks`` the build checks.
+``instructions`` has a class for each instruction, ``ignore`` the patterns of .dockerignore, ``checks`` the build
+checks.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Build checks: what is allowed in a Dockerfile and still likely to be a mistake.
+"""Build checks: what is allowed in a Dockerfile and is still likely to be a mistake.
 
-``check`` walks the stages like a build, with the variables each instruction would see, and builds nothing. What it
-cannot know without a registry (the base images' variables and platforms) may be told to it; rules that need it stay
-silent otherwise. Findings come in the order in which BuildKit makes them: whole-file rules first.
+``check`` walks the stages as a build would, with the variables that each instruction sees, and builds nothing. The
+variables and platforms of base images can be passed in; rules that need them are skipped otherwise. Findings are in
+BuildKit's order: rules about the whole file first.
 
-Source: Docker's list of build checks; when each applies is as in BuildKit's frontend. The traps are ours (``traps``).
+Source: Docker's list of build checks; when each applies is as in BuildKit's frontend. The multi-platform rules are
+kanifold's own (``multiplatform``).
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.dockerfile import instructions as kinds
-from executor.dockerfile import ports, rules, scope, structure, traps
+from executor.dockerfile import multiplatform, ports, rules, scope, structure
 from executor.dockerfile.expansion import expand
 from executor.dockerfile.ignore import NOTHING, Patterns
+from executor.dockerfile.multiplatform import BaseImage
 from executor.dockerfile.rules import Options, Rule, Violation
 from executor.dockerfile.scope import global_scope
 from executor.dockerfile.split import quoted
 from executor.dockerfile.stages import Dockerfile, Stage, find_base
-from executor.dockerfile.suggest import hint
-from executor.dockerfile.traps import Base
-from executor.dockerfile.words import Meter, Watched, expand_words
+from executor.dockerfile.suggestions import hint
+from executor.dockerfile.words import ExpansionBudget, RecordingMapping, expand_words
 from executor.dockerfile.words import expand as expand_text
 from executor.registry import reference
 from platforms import parsing
 from platforms.errors import DockerfileError, Location, Problem, UsageError
 
-__all__ = ["Base", "Report", "check"]
+__all__ = ["BaseImage", "CheckResult", "check"]
 
 _SECRET: Final = re.compile(
     "(?:_|^)(?:apikey|auth|credentials?|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE
@@ -44,23 +45,23 @@ _SCANNER_ARGS: Final = ("BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"
 _ALL_OF_IT: Final = ("*", "**", "**/*")
 
 
-class Report(msgspec.Struct, frozen=True):
-    """What was found."""
+class CheckResult(msgspec.Struct, frozen=True):
+    """The result of the build checks of a Dockerfile."""
 
     violations: tuple[Violation, ...]
     failure: Problem | None = None
-    """Why a build would fail on this Dockerfile whatever the context; checks end there."""
+    """Why a build of this Dockerfile would fail whatever its context; the checks stop there."""
     error: bool = False
-    """Whether findings are to fail the build, as ``# check=error=true`` asks."""
+    """Whether findings fail the build, as ``# check=error=true`` requests."""
 
     @property
     def fails(self) -> bool:
-        """Whether a build must end here."""
+        """Whether the build has to stop."""
         return self.failure is not None or self.refusal is not None
 
     @property
     def refusal(self) -> Problem | None:
-        """What ``error=true`` makes of the findings."""
+        """Return the error for findings under ``error=true``."""
         if not self.error or not self.violations:
             return None
         broken = dict.fromkeys(violation.rule.name for violation in self.violations)
@@ -80,18 +81,18 @@ def check(
     predefined: Mapping[str, str],
     targets: Iterable[str] = (),
     stages: Iterable[int] | None = None,
-    bases: Mapping[int, Base] | None = None,
+    bases: Mapping[int, BaseImage] | None = None,
     ignore: Patterns = NOTHING,
     options: Options | None = None,
-) -> Report:
-    """The findings of all rules that are wanted.
+) -> CheckResult:
+    """Return the findings of all rules that are enabled.
 
-    ``predefined`` holds the platform ARGs; ``targets`` the platforms to build for; ``stages`` the numbers of the stages
-    that the build needs, None for all; ``bases`` what is known of stages' base images; ``ignore`` the context's ignore
-    file; ``options`` replace what the file's ``check`` directive says. Raises DockerfileError for a directive that says
-    nothing sensible.
+    ``predefined``: the platform ARGs. ``targets``: the platforms to build for. ``stages``: the numbers of the stages
+    that the build needs, None for all. ``bases``: what is known of the base images, by stage. ``ignore``: the context's
+    ignore file. ``options``: in place of the file's ``check`` directive. Raises DockerfileError for an invalid
+    directive.
     """
-    walk = _Walk(
+    walk = _Checker(
         dockerfile,
         dict(build_args),
         dict(predefined),
@@ -109,28 +110,28 @@ def check(
                 walk.stage(stage)
     except DockerfileError as error:
         failure = error.problem
-    return Report(tuple(walk.found), failure, walk.options.error)
+    return CheckResult(tuple(walk.found), failure, walk.options.error)
 
 
-class _Scene(msgspec.Struct):
-    """A stage, as far as the checks have come."""
+class _StageState(msgspec.Struct):
+    """The state of the checks within a stage."""
 
     env: dict[str, str]
     env_known: bool
-    """Whether ``env`` is all there is: not so when the base image's variables are unknown."""
+    """False when the variables of the base image are unknown."""
     declared: set[str] = msgspec.field(default_factory=set)
-    """ARGs of this stage and those it is built on."""
+    """The ARGs of this stage and of the stages that it is based on."""
     workdir_set: bool = False
     has_shell: bool = False
     fixed: str = ""
-    """Whether the stage is for one platform whatever the target: ``build``, ``constant``, or "" when it is not."""
+    """``build`` or ``constant`` when the stage's platform does not depend on the target's; else ""."""
     platform: str = ""
-    """The platform of a ``constant`` one."""
+    """The platform of a ``constant`` stage."""
     last: dict[str, Location] = msgspec.field(default_factory=dict)
-    """Where CMD, ENTRYPOINT and HEALTHCHECK stood last."""
+    """The location of the last CMD, ENTRYPOINT and HEALTHCHECK."""
 
 
-class _Walk(msgspec.Struct):
+class _Checker(msgspec.Struct):
     dockerfile: Dockerfile
     build_args: dict[str, str]
     predefined: dict[str, str]
@@ -139,19 +140,19 @@ class _Walk(msgspec.Struct):
     options: Options
     found: list[Violation] = msgspec.field(default_factory=list)
     told: set[Violation] = msgspec.field(default_factory=set)
-    """The same, to look one up."""
+    """The findings so far, as a set."""
     scope: dict[str, str] = msgspec.field(default_factory=dict)
-    known: Mapping[int, Base] = msgspec.field(default_factory=dict)
-    scenes: dict[int, _Scene] = msgspec.field(default_factory=dict)
-    meter: Meter = msgspec.field(default_factory=Meter)
+    known: Mapping[int, BaseImage] = msgspec.field(default_factory=dict)
+    scenes: dict[int, _StageState] = msgspec.field(default_factory=dict)
+    meter: ExpansionBudget = msgspec.field(default_factory=ExpansionBudget)
     expanded: dict[int, kinds.From] = msgspec.field(default_factory=dict)
     wanted: frozenset[int] = frozenset()
-    """The stages that are looked at."""
+    """The numbers of the stages that are checked."""
     answers: frozenset[int] | None = None
-    """What ``machine_answers`` found, once it was asked."""
+    """The cached result of ``machine_answers``."""
 
     def note(self, rule: Rule, location: Location, *facts: str, comments: tuple[str, ...] = ()) -> None:
-        """Report a finding, unless nobody wants to know, or knows already."""
+        """Report a finding, unless its rule is disabled or it was reported before."""
         if self.options.and_for(comments).wants(rule):
             violation = rule.at(location, *facts)
             if violation not in self.told:
@@ -227,20 +228,20 @@ class _Walk(msgspec.Struct):
 
     # -- FROM ---------------------------------------------------------------------------------------------------
 
-    def bases(self, known: Mapping[int, Base]) -> None:
-        """Rules about FROM, and the global scope for what follows."""
+    def bases(self, known: Mapping[int, BaseImage]) -> None:
+        """Check the FROMs, and set the global scope for what follows."""
         self.known = known
         self.default_images()
         self.scope = global_scope(self.dockerfile, self.build_args, self.predefined)
         for arg in self.dockerfile.args:
-            self.take(traps.platform_defaults(arg, traps.PLATFORM_ARGS), arg.comments)
+            self.take(multiplatform.platform_defaults(arg, multiplatform.PLATFORM_ARGS), arg.comments)
         declared = {name for arg in self.dockerfile.args for name, _ in arg.assignments} | self.scope.keys()
         names_ = sorted(declared)
         for stage in self.dockerfile.stages:
             self.base(stage, names_)
 
     def default_images(self) -> None:
-        """What FROM gets when nobody passes build args. A failure here is a failure later: no finding."""
+        """Check the images that FROM gets without build args. An invalid default is reported by the build, not here."""
         stages = self.dockerfile.stages
         predefined = {name: self.build_args.get(name, value) for name, value in self.predefined.items()}
         try:
@@ -254,7 +255,7 @@ class _Walk(msgspec.Struct):
 
     def base(self, stage: Stage, declared: list[str]) -> None:
         base = stage.base
-        image, platform = Watched(self.scope), Watched(self.scope)
+        image, platform = RecordingMapping(self.scope), RecordingMapping(self.scope)
         try:
             expand_text(base.image, image, escape=self.dockerfile.escape)
             value = expand_text(base.platform, platform, escape=self.dockerfile.escape)
@@ -275,7 +276,7 @@ class _Walk(msgspec.Struct):
     # -- stages -------------------------------------------------------------------------------------------------
 
     def stage(self, stage: Stage) -> None:
-        """Walk a stage with the variables that its instructions see."""
+        """Check a stage with the variables that its instructions see."""
         scene = self.enter(stage)
         self.scenes[stage.index] = scene
         for instruction in stage.instructions:
@@ -283,15 +284,15 @@ class _Walk(msgspec.Struct):
             if isinstance(instruction, kinds.Arg):
                 self.arg(scene, instruction)
                 continue
-            env = Watched(self.meter.over(scene.env))
+            env = RecordingMapping(self.meter.over(scene.env))
             try:
                 done = expand(instruction, env, self.dockerfile.escape)
             finally:
                 self.undefined(scene, instruction, env)
             self.instruction(scene, instruction, done)
 
-    def enter(self, stage: Stage) -> _Scene:
-        """A stage as its FROM leaves it."""
+    def enter(self, stage: Stage) -> _StageState:
+        """Return the state at the start of a stage."""
         base = self.expanded[stage.index]
         parent = find_base(self.dockerfile, stage.index, base.image)
         fixed = _fixed(stage.base, self.predefined)
@@ -300,14 +301,14 @@ class _Walk(msgspec.Struct):
             self.without_effect(stage, base, fixed, above)
             return replace(above, env=dict(above.env), declared=set(above.declared), last={})
         if base.image == "scratch":
-            self.without_effect(stage, base, fixed, _Scene({}, True))
+            self.without_effect(stage, base, fixed, _StageState({}, True))
             fixed = ""
         known = self.known.get(stage.index)
         env = dict(known.env) if known is not None else {}
         env.setdefault("PATH", "")
         if known is not None:
             self.base_image(stage, base, known, bool(fixed))
-        return _Scene(
+        return _StageState(
             env,
             known is not None or base.image == "scratch",
             has_shell=known is not None and known.has_shell,
@@ -315,10 +316,10 @@ class _Walk(msgspec.Struct):
             platform=base.platform if fixed == "constant" else "",
         )
 
-    def without_effect(self, stage: Stage, base: kinds.From, fixed: str, above: _Scene) -> None:
-        """Note a ``--platform`` that is another than the one which the stage has anyway, from ``above``."""
+    def without_effect(self, stage: Stage, base: kinds.From, fixed: str, above: _StageState) -> None:
+        """Report a ``--platform`` that the base stage, with the state ``above``, already has or overrides."""
         if not base.platform or not (fixed or "TARGET" in stage.base.platform):
-            return  # there is none, or it is a variable's that may say anything
+            return  # no platform, or one that depends on a variable
         build = self.predefined.get("BUILDPLATFORM", "")
         meant = {
             target: base.platform if fixed == "constant" else build if fixed else target for target in self.targets
@@ -327,7 +328,7 @@ class _Walk(msgspec.Struct):
             target: above.platform if above.fixed == "constant" else build if above.fixed else target
             for target in self.targets
         }
-        other = next((target for target in self.targets if not traps.alike(meant[target], given[target])), None)
+        other = next((target for target in self.targets if not multiplatform.alike(meant[target], given[target])), None)
         if other is not None:
             what = "no image" if base.image == "scratch" else "a stage"
             self.note(
@@ -340,27 +341,29 @@ class _Walk(msgspec.Struct):
                 comments=stage.base.comments,
             )
 
-    def base_image(self, stage: Stage, base: kinds.From, known: Base, fixed: bool) -> None:
+    def base_image(self, stage: Stage, base: kinds.From, known: BaseImage, fixed: bool) -> None:
         wanted = base.platform or self.predefined.get("TARGETPLATFORM", "")
-        if known.platform and wanted and not traps.alike(known.platform, wanted):
+        if known.platform and wanted and not multiplatform.alike(known.platform, wanted):
             self.note(rules.INVALID_BASE_IMAGE_PLATFORM, stage.location, base.image, known.platform, wanted)
         if not fixed:
-            self.take(traps.single_platform_digest(stage, base.image, known, self.targets), stage.base.comments)
+            self.take(multiplatform.single_platform_digest(stage, base.image, known, self.targets), stage.base.comments)
 
-    def traps(self, scene: _Scene, stage: Stage, instruction: kinds.Instruction) -> Iterator[Violation]:
+    def traps(self, scene: _StageState, stage: Stage, instruction: kinds.Instruction) -> Iterator[Violation]:
         if scene.fixed == "build":
-            if traps.asks_machine(instruction) and id(instruction) in self.machine_answers():
-                yield from traps.build_machine(instruction)
+            if multiplatform.asks_machine(instruction) and id(instruction) in self.machine_answers():
+                yield from multiplatform.build_machine(instruction)
         elif not scene.fixed:
-            yield from traps.single_platform_urls(instruction, stage.name, self.targets)
+            yield from multiplatform.single_platform_urls(instruction, stage.name, self.targets)
         if isinstance(instruction, kinds.Arg):
-            yield from traps.platform_defaults(instruction, scene.declared)
+            yield from multiplatform.platform_defaults(instruction, scene.declared)
 
     def machine_answers(self) -> frozenset[int]:
-        """The ``id`` of each RUN whose question about the machine decides what the target gets."""
+        """Return the ``id`` of each RUN that queries the build machine and whose output reaches the target."""
         if self.answers is None:
             build = self.predefined.get("BUILDPLATFORM", "")
-            others = [each for each in self.targets if not traps.alike(each, build) and not each.startswith("windows")]
+            others = [
+                each for each in self.targets if not multiplatform.alike(each, build) and not each.startswith("windows")
+            ]
             on_builder: set[int] = set()
             named: dict[str, int] = {}
             parents: dict[int, int] = {}
@@ -381,13 +384,13 @@ class _Walk(msgspec.Struct):
                 if here:
                     on_builder.add(stage.index)
             self.answers = (
-                traps.machine_answers(self.dockerfile, self.wanted, parents, on_builder)
-                if others and not traps.for_windows(self.dockerfile)
+                multiplatform.machine_answers(self.dockerfile, self.wanted, parents, on_builder)
+                if others and not multiplatform.for_windows(self.dockerfile)
                 else frozenset()
             )
         return self.answers
 
-    def undefined(self, scene: _Scene, instruction: kinds.Instruction, env: Watched) -> None:
+    def undefined(self, scene: _StageState, instruction: kinds.Instruction, env: RecordingMapping) -> None:
         if not scene.env_known or isinstance(instruction, kinds.Expose):  # BuildKit does not look at EXPOSE
             return
         for name in env.missing:
@@ -401,10 +404,10 @@ class _Walk(msgspec.Struct):
                 rules.SECRETS_USED_IN_ARG_OR_ENV, instruction.location, keyword, name, comments=instruction.comments
             )
 
-    def arg(self, scene: _Scene, arg: kinds.Arg) -> None:
+    def arg(self, scene: _StageState, arg: kinds.Arg) -> None:
         for name, default in arg.assignments:
             self.secret("ARG", name, arg)
-            env = Watched(self.meter.over(scene.env))
+            env = RecordingMapping(self.meter.over(scene.env))
             one = msgspec.structs.replace(arg, assignments=((name, default),))
             ((_, value),) = scope.declared(one, env, self.build_args, self.scope, self.dockerfile.escape)
             self.undefined(scene, arg, env)
@@ -412,8 +415,8 @@ class _Walk(msgspec.Struct):
                 scene.env[name] = value
             scene.declared.add(name)
 
-    def instruction(self, scene: _Scene, written: kinds.Instruction, done: kinds.Instruction) -> None:
-        """Rules about one instruction, as written and expanded, and what it changes for the next."""
+    def instruction(self, scene: _StageState, written: kinds.Instruction, done: kinds.Instruction) -> None:
+        """Check one instruction, as ``written`` and as expanded (``done``), and update the state for the next."""
         place, comments = written.location, written.comments
         match done:
             case kinds.Env() | kinds.Label() if done.legacy:
@@ -438,7 +441,7 @@ class _Walk(msgspec.Struct):
         if isinstance(written, kinds.Expose):
             self.ports(scene, written)
 
-    def only_once(self, scene: _Scene, instruction: kinds.Instruction) -> None:
+    def only_once(self, scene: _StageState, instruction: kinds.Instruction) -> None:
         kind = type(instruction).__name__
         if kind in scene.last:
             self.note(
@@ -449,7 +452,7 @@ class _Walk(msgspec.Struct):
             )
         scene.last[kind] = instruction.location
 
-    def ports(self, scene: _Scene, expose: kinds.Expose) -> None:
+    def ports(self, scene: _StageState, expose: kinds.Expose) -> None:
         for port in expose.ports:
             for word in expand_words(port, scene.env, escape=self.dockerfile.escape):
                 found = ports.parse(word)
@@ -459,7 +462,7 @@ class _Walk(msgspec.Struct):
                     self.note(rules.EXPOSE_INVALID_FORMAT, expose.location, word, comments=expose.comments)
 
     def ignored(self, instruction: kinds.Copy | kinds.Add, source: str) -> None:
-        """Whether the ignore file surely excludes a source: not to be said when it has exceptions."""
+        """Report a source that the ignore file excludes. Not reported when the file has exceptions."""
         if not self.ignore or self.ignore.has_exceptions or "://" in source:
             return
         path = posixpath.normpath(source)
@@ -476,8 +479,8 @@ class _Walk(msgspec.Struct):
 
 
 def _fixed(base: kinds.From, predefined: Mapping[str, str]) -> str:
-    """``build`` for a stage of the build platform, ``constant`` for one of some other constant platform, else ""."""
-    env = Watched(predefined)
+    """Return ``build`` for a FROM of the build platform, ``constant`` for one of another fixed platform, else ""."""
+    env = RecordingMapping(predefined)
     platform = expand_text(base.platform, env)
     if any(name.startswith("BUILD") for name in (*env.used, *env.missing)):
         return "build"
@@ -493,7 +496,7 @@ def _is_reference(image: str) -> bool:
 
 
 def _names_platform(stage: str, platform: str) -> bool:
-    """Whether a stage's name says that it is for ``platform`` (which may be none at all: an error of its own)."""
+    """Whether the name of a stage names ``platform``. An invalid platform is reported elsewhere."""
     try:
         found = parsing.parse(platform)
     except UsageError:

@@ -1,7 +1,7 @@
-"""Build checks, targets and outlines as JSON documents, in the form of ``docker buildx build --call``.
+"""Build checks, targets and outlines as JSON, in the format of ``docker buildx build --call``.
 
-Tools that read buildx's answers read these: field names, nesting and base64 sources are the same.
-Source: github.com/moby/buildkit, frontend/subrequests: lint, targets, outline.
+Field names, nesting and base64 sources are buildx's, so that tools can read either. Source: github.com/moby/buildkit,
+frontend/subrequests: lint, targets, outline.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import Any
 
-from executor.dockerfile.checks import Report
-from executor.dockerfile.outline import Outline, Target, Wanted
+from executor.dockerfile.checks import CheckResult
+from executor.dockerfile.outline import Credential, Outline, Target
 from platforms.errors import Location
 
 
-def lint_document(report: Report, name: str, data: bytes) -> dict[str, Any]:
-    """The findings of build checks on the Dockerfile ``name`` with the bytes ``data``."""
+def lint_document(report: CheckResult, name: str, data: bytes) -> dict[str, Any]:
+    """Return the findings on the Dockerfile ``name``, whose bytes are ``data``."""
     document: dict[str, Any] = {
         "warnings": [
             {
@@ -40,7 +40,7 @@ def lint_document(report: Report, name: str, data: bytes) -> dict[str, Any]:
 
 
 def targets_document(targets: tuple[Target, ...], data: bytes) -> dict[str, Any]:
-    """The stages that can be built."""
+    """Return the stages that can be built."""
     return {
         "targets": [
             _without_empty(
@@ -58,7 +58,7 @@ def targets_document(targets: tuple[Target, ...], data: bytes) -> dict[str, Any]
 
 
 def outline_document(outline: Outline, data: bytes) -> dict[str, Any]:
-    """What one target takes."""
+    """Return the arguments, secrets and SSH agents of one target."""
     return _without_empty(
         name=outline.name,
         description=outline.description,
@@ -73,7 +73,7 @@ def outline_document(outline: Outline, data: bytes) -> dict[str, Any]:
     )
 
 
-def _wanted(wanted: tuple[Wanted, ...]) -> list[dict[str, Any]]:
+def _wanted(wanted: tuple[Credential, ...]) -> list[dict[str, Any]]:
     return [
         {"name": each.name} | _without_empty(required=each.required, location=_location(each.location))
         for each in wanted
@@ -85,7 +85,7 @@ def _without_empty(**fields: Any) -> dict[str, Any]:
 
 
 def _location(location: Location) -> dict[str, Any]:
-    """One range for each line, as BuildKit has it."""
+    """Return one range for each line, as BuildKit does."""
     lines = range(location.line, location.end_line + 1)
     return {"ranges": [{"start": {"line": line}, "end": {"line": line}} for line in lines]}
 

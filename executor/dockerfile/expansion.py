@@ -1,13 +1,12 @@
-"""Instruction + variables -> instruction: word expansion, where the reference has it and nowhere else.
+"""Expansion of the variables in an instruction.
 
     expanded    FROM; ADD and COPY (sources, destination, --chown, --chmod, --checksum, unquoted here-documents);
                 ENV and LABEL (names and values); EXPOSE; STOPSIGNAL; USER; VOLUME; WORKDIR; the fields of RUN --mount
-    left alone  RUN, CMD, ENTRYPOINT, HEALTHCHECK, SHELL, ONBUILD, MAINTAINER: their shell expands, or nobody;
-                --from, --exclude
+    unchanged   RUN, CMD, ENTRYPOINT, HEALTHCHECK, SHELL, ONBUILD, MAINTAINER; --from, --exclude
     elsewhere   ARG: each default sees the names before it, and may be overridden (``scope``)
 
-All of an ENV line is expanded against the variables as they were before the line. What may be said only after
-expansion (mounts, ports, signals, patterns, modes) is checked here.
+All words of an ENV line are expanded with the variables from before the line. What can be validated only after
+expansion (mounts, ports, signals, patterns, modes) is validated here.
 
 Source: Dockerfile reference, "Environment replacement".
 """
@@ -20,11 +19,11 @@ from typing import Final, TypeVar, cast
 
 from msgspec.structs import replace
 
-from executor.dockerfile import copies, ignore, mounts, ports
+from executor.dockerfile import copy_checks, ignore, mount_options, ports
 from executor.dockerfile import instructions as kinds
 from executor.dockerfile.lines import Heredoc
-from executor.dockerfile.suggest import hint_any
-from executor.dockerfile.words import BODY, Watched, expand_words
+from executor.dockerfile.suggestions import hint_any
+from executor.dockerfile.words import BODY, RecordingMapping, expand_words
 from executor.dockerfile.words import expand as expand_text
 from platforms.errors import DockerfileError
 
@@ -73,9 +72,9 @@ _SIGNALS: Final = frozenset(
 
 
 def expand(instruction: I, env: Mapping[str, str], escape: str = "\\") -> I:
-    """``instruction`` with its words expanded by ``env``: for FROM the global ARGs, else the stage's variables.
+    """Return ``instruction`` with its words expanded by ``env``: the global ARGs for FROM, else the stage's variables.
 
-    Raises DockerfileError with the instruction's place.
+    Raises DockerfileError with the location of the instruction.
     """
     word = partial(expand_text, env=env, escape=escape)
     try:
@@ -102,14 +101,16 @@ def _expanded(
             return replace(instruction, pairs=tuple((word(name), word(value)) for name, value in instruction.pairs))
         case kinds.Copy():
             copy = replace(instruction, **_files(instruction, word, env))
-            copies.check(copy)
+            copy_checks.check(copy)
             return copy
         case kinds.Add():
             add = replace(instruction, **_files(instruction, word, env), checksum=word(instruction.checksum))
-            copies.check(add)
+            copy_checks.check(add)
             return add
         case kinds.Run() if instruction.mounts:
-            return replace(instruction, mounts=tuple(mounts.mount(mount.text, word) for mount in instruction.mounts))
+            return replace(
+                instruction, mounts=tuple(mount_options.mount(mount.text, word) for mount in instruction.mounts)
+            )
         case kinds.Workdir():
             return replace(instruction, path=word(instruction.path))
         case kinds.User():
@@ -142,8 +143,8 @@ def _base(base: kinds.From, word: Callable[[str], str], env: Mapping[str, str], 
 
 
 def misspelt(text: str, env: Mapping[str, str], escape: str) -> str:
-    """`` (did you mean NAME?)`` when ``text`` has a variable that is not in ``env`` but one much like it; else ""."""
-    seen = Watched(env)
+    """Return `` (did you mean NAME?)`` for a variable of ``text`` that is not in ``env`` but resembles one; else ""."""
+    seen = RecordingMapping(env)
     expand_text(text, seen, escape=escape)
     return hint_any(seen.missing, env)
 

@@ -4,15 +4,15 @@
     **     any number of directories, also none     [a-z]  one character of a set, [^a-z] one that is not
     \\c     the character c itself                   !p     takes back what an earlier pattern matched
 
-Patterns are cleaned like paths (``a//b/./c/`` is ``a/b/c``), a leading ``/`` means nothing, lines that start with ``#``
-are comments. The last pattern that matches a path or a directory above it decides. Unlike in .gitignore, ``*.md``
-matches at the top only, and a file in an excluded directory can be taken back.
+Patterns are cleaned like paths (``a//b/./c/`` is ``a/b/c``), a leading ``/`` has no effect, and lines that start with
+``#`` are comments. The last pattern that matches a path, or a directory above it, decides. Unlike in .gitignore,
+``*.md`` matches at the top only, and a file in an excluded directory can be included again.
 
-Matching is linear in the path: patterns with few wildcards become regular expressions, others a set of states that
-advances with each character, for backtracking over many stars would be exponential.
+Matching is linear in the length of the path: patterns with few wildcards become regular expressions, others a
+nondeterministic automaton, as backtracking over many stars would be exponential.
 
-Source: Docker's documentation, "Build context: .dockerignore files"; github.com/moby/patternmatcher decides what it
-leaves open, and the way BuildKit walks a context with it. Go's path/filepath.Match defines a single pattern.
+Source: Docker's documentation, "Build context: .dockerignore files"; what it leaves open is as in
+github.com/moby/patternmatcher and in BuildKit's walk of a context. A single pattern is as in Go's path/filepath.Match.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from executor.dockerfile.split import strip
 from platforms.errors import DockerfileError, Location
 
 LINE_LIMIT: Final = 65535
-"""Bytes of one line of an ignore file."""
+"""Maximum length of a line of an ignore file, in bytes."""
 
 _WILD: Final = frozenset("*?[]\\")
 _PRUNABLE: Final = frozenset("*[]?^\\")
-_FEW: Final = 2
-"""Wildcards of open length up to which a regular expression may backtrack: quadratic in a path is still nothing."""
+_REGEX_WILDCARDS: Final = 2
+"""Maximum number of variable-length wildcards in a regular expression: two cost at most quadratic time in a path."""
 
-_KEPT: Final = 4096
-"""Directories whose verdict is kept."""
+_CACHED_DIRECTORIES: Final = 4096
+"""Maximum number of directories whose result is cached."""
 
 _STAR: Final = "*"
 _DIRECTORIES: Final = "**/"
@@ -45,11 +45,11 @@ _REST: Final = "**"
 
 
 class PatternError(ValueError):
-    """A pattern that cannot be one."""
+    """An invalid pattern."""
 
 
 class _Set(msgspec.Struct, frozen=True):
-    """One character: any of ``ranges``, or none of them when ``negated``."""
+    """A set of characters: any of ``ranges``, or any but those when ``negated``."""
 
     ranges: tuple[tuple[str, str], ...]
     negated: bool
@@ -66,7 +66,7 @@ class _Set(msgspec.Struct, frozen=True):
 
 _ANY: Final = _Set((("/", "/"),), negated=True)
 _Token = str | _Set
-"""A single character is itself; ``*``, ``**/`` and ``**`` are wildcards (an ordinary ``*`` is a set of one)."""
+"""A character, a set, or a wildcard: ``*``, ``**/`` or ``**`` (an ordinary ``*`` is a set)."""
 
 
 def _character(letter: str) -> _Token:
@@ -74,7 +74,7 @@ def _character(letter: str) -> _Token:
 
 
 def _set(pattern: str, at: int) -> tuple[_Set, int]:
-    """The set whose ``[`` stands before ``at``, and where it ends."""
+    """Return the set whose ``[`` precedes ``at``, and the index after it."""
     negated = pattern.startswith("^", at)
     at += negated
     ranges: list[tuple[str, str]] = []
@@ -100,7 +100,7 @@ def _member(pattern: str, at: int) -> tuple[str, int]:
 
 
 def _tokens(pattern: str, *, double_stars: bool) -> list[_Token]:
-    """The pattern's parts. Without ``double_stars`` a ``**`` is two stars, which is one."""
+    """Return the tokens of ``pattern``. Without ``double_stars``, ``**`` means ``*``."""
     found: list[_Token] = []
     at = 0
     while at < len(pattern):
@@ -125,15 +125,15 @@ def _tokens(pattern: str, *, double_stars: bool) -> list[_Token]:
     return found
 
 
-class _States:
-    """A pattern as a machine: bit n of its state says that the first n tokens may have matched so far."""
+class _Automaton:
+    """A pattern as a nondeterministic automaton: bit n of its state is set if the first n tokens can have matched."""
 
     __slots__ = ("_any", "_final", "_loops", "_masks", "_skips", "_stars", "_tokens")
 
     def __init__(self, tokens: list[_Token]) -> None:
         spread: list[_Token | None] = []
         for token in tokens:
-            spread += [token, None] if token == _DIRECTORIES else [token]  # a second bit: inside of the directories
+            spread += [token, None] if token == _DIRECTORIES else [token]  # the second bit: within the directories
         self._tokens = spread
         self._final = 1 << len(spread)
         self._stars = self._bits(_STAR)
@@ -146,7 +146,7 @@ class _States:
         return sum(1 << at for at, other in enumerate(self._tokens) if other == token)
 
     def _mask(self, letter: str) -> int:
-        """The tokens that match just ``letter``."""
+        """Return the tokens that match exactly ``letter``."""
         mask = 0
         for at, token in enumerate(self._tokens):
             if token == letter != _STAR or (isinstance(token, _Set) and token.matches(letter)):
@@ -154,7 +154,7 @@ class _States:
         return mask
 
     def _settled(self, state: int) -> int:
-        """``state`` and all that it may become without another character."""
+        """Return ``state`` with all states that are reachable without another character."""
         while True:
             wider = state | (state & self._skips) << 1 | (state & self._loops) << 2
             if wider == state:
@@ -180,9 +180,9 @@ class _States:
         return bool(state & self._final)
 
 
-def _machine(tokens: list[_Token]) -> re.Pattern[str] | _States:
-    if sum(token in (_STAR, _DIRECTORIES, _REST) for token in tokens) > _FEW:
-        return _States(tokens)
+def _matcher(tokens: list[_Token]) -> re.Pattern[str] | _Automaton:
+    if sum(token in (_STAR, _DIRECTORIES, _REST) for token in tokens) > _REGEX_WILDCARDS:
+        return _Automaton(tokens)
     wild = {_STAR: "[^/]*", _DIRECTORIES: "(?:.*/)?", _REST: ".*"}
     return re.compile(
         "".join(
@@ -192,30 +192,30 @@ def _machine(tokens: list[_Token]) -> re.Pattern[str] | _States:
     )
 
 
-def _fits(machine: re.Pattern[str] | _States, path: str) -> bool:
-    return machine.matches(path) if isinstance(machine, _States) else machine.fullmatch(path) is not None
+def _accepts(machine: re.Pattern[str] | _Automaton, path: str) -> bool:
+    return machine.matches(path) if isinstance(machine, _Automaton) else machine.fullmatch(path) is not None
 
 
 def match(pattern: str, path: str) -> bool:
-    """Whether ``path`` is what ``pattern`` describes, ``**`` meaning no more than ``*``: the wildcards of COPY.
+    """Whether ``path`` matches ``pattern``, as a wildcard of COPY: ``**`` means ``*``.
 
-    A pattern that cannot be one matches nothing.
+    An invalid pattern matches nothing.
     """
     if _WILD.isdisjoint(pattern):
         return pattern == path
-    machine = _name_machine(pattern)
-    return machine is not None and _fits(machine, path)
+    machine = _name_matcher(pattern)
+    return machine is not None and _accepts(machine, path)
 
 
 def is_pattern(text: str) -> bool:
-    """Whether ``text`` can be a pattern: a class ``[`` that is never closed, say, cannot."""
-    return _WILD.isdisjoint(text) or _name_machine(text) is not None
+    """Whether ``text`` is a valid pattern; one with an unclosed ``[`` is not."""
+    return _WILD.isdisjoint(text) or _name_matcher(text) is not None
 
 
 @lru_cache(maxsize=256)
-def _name_machine(pattern: str) -> re.Pattern[str] | _States | None:
+def _name_matcher(pattern: str) -> re.Pattern[str] | _Automaton | None:
     try:
-        return _machine(_tokens(pattern, double_stars=False))
+        return _matcher(_tokens(pattern, double_stars=False))
     except PatternError:
         return None
 
@@ -231,67 +231,68 @@ def has_wildcards(path: str) -> bool:
     return False
 
 
-class Rule(msgspec.Struct, frozen=True):
-    """One pattern, ready to be matched."""
+class Pattern(msgspec.Struct, frozen=True):
+    """One compiled pattern. At most one of ``prefix``, ``suffix`` and ``matcher`` is set; without any, it is a literal
+    name."""
 
     pattern: str
     """Cleaned, without ``!``."""
     exception: bool
     """Whether it began with ``!``."""
     prefix: str | None
-    """Matches whatever starts with this …"""
+    """Matches every path that starts with this."""
     suffix: str | None
-    """… or ends with this …"""
-    machine: re.Pattern[str] | _States | None
-    """… or what this accepts; without any of the three the pattern is a plain name."""
+    """Matches every path that ends with this."""
+    matcher: re.Pattern[str] | _Automaton | None
+    """Matches every path that this accepts."""
 
     def matches(self, path: str) -> bool:
         if self.prefix is not None:
             return path.startswith(self.prefix)
         if self.suffix is not None:
             return path.endswith(self.suffix) or (self.suffix[:1] == "/" and path == self.suffix[1:])
-        if self.machine is not None:
-            return _fits(self.machine, path)
+        if self.matcher is not None:
+            return _accepts(self.matcher, path)
         return path == self.pattern
 
 
-def _rule(pattern: str, exception: bool) -> Rule:
+def _compile(pattern: str, exception: bool) -> Pattern:
     tokens = _tokens(pattern, double_stars=True)
     plain = pattern.removeprefix("**").removesuffix("**")
     if not _WILD.isdisjoint(plain):
-        return Rule(pattern, exception, None, None, _machine(tokens))
+        return Pattern(pattern, exception, None, None, _matcher(tokens))
     if plain == pattern:
-        return Rule(pattern, exception, None, None, None)
+        return Pattern(pattern, exception, None, None, None)
     if not pattern.startswith("**"):
-        return Rule(pattern, exception, plain, None, None)
+        return Pattern(pattern, exception, plain, None, None)
     if len(pattern) > 2 and pattern.endswith("**"):
-        return Rule(pattern, exception, None, None, _machine(tokens))
-    return Rule(pattern, exception, None, pattern[2:], None)
+        return Pattern(pattern, exception, None, None, _matcher(tokens))
+    return Pattern(pattern, exception, None, pattern[2:], None)
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What the patterns say about a path; a directory's verdict is needed to judge what is in it."""
+class MatchInfo(msgspec.Struct, frozen=True):
+    """The result for a path. That of a directory is needed to compute those of its entries."""
 
     path: str
     excluded: bool
     matched: tuple[bool, ...] = ()
-    """For each rule, whether it matched this path or a directory above."""
+    """For each rule, whether it matched this path or a directory above it."""
 
 
 class Patterns(msgspec.Struct, frozen=True):
     """An ordered list of patterns, false when empty. Paths are relative to the context, with ``/``, and clean."""
 
-    rules: tuple[Rule, ...]
-    _directories: dict[str, Verdict] = msgspec.field(default_factory=dict)
-    """Verdicts on directories, kept for what is in them."""
+    rules: tuple[Pattern, ...]
+    _directories: dict[str, MatchInfo] = msgspec.field(default_factory=dict)
+    """Cached results of directories."""
 
     def __bool__(self) -> bool:
         return bool(self.rules)
 
-    def judge(self, path: str, parent: Verdict | None = None) -> Verdict:
-        """The verdict on ``path``; ``parent`` is that on its directory, None for a path at the top.
+    def match(self, path: str, parent: MatchInfo | None = None) -> MatchInfo:
+        """Return the result for ``path``; ``parent`` is that of its directory, None at the top.
 
-        Walks should use this: it costs one match a rule, whatever the depth.
+        For walks of a tree: costs one match per rule, whatever the depth.
         """
         above = parent.matched if parent is not None and parent.matched else (False,) * len(self.rules)
         excluded = False
@@ -301,23 +302,23 @@ class Patterns(msgspec.Struct, frozen=True):
             matched.append(fits)
             if fits:
                 excluded = not rule.exception
-        return Verdict(path, excluded, tuple(matched))
+        return MatchInfo(path, excluded, tuple(matched))
 
     def excludes(self, path: str, directory: bool = False) -> bool:
-        """Whether ``path`` is excluded. The answer on a ``directory`` is kept, to be quick about what is in it."""
-        verdict: Verdict | None = None
+        """Whether ``path`` is excluded. The result for a ``directory`` is cached."""
+        info: MatchInfo | None = None
         end = path.rfind("/")
-        if end >= 0 and (verdict := self._directories.get(path[:end])) is None:
+        if end >= 0 and (info := self._directories.get(path[:end])) is None:
             above = -1
             while above < end:
                 above = path.find("/", above + 1)
-                verdict = self.judge(path[:above], verdict)
-        verdict = self.judge(path, verdict)
+                info = self.match(path[:above], info)
+        info = self.match(path, info)
         if directory:
-            if len(self._directories) >= _KEPT:
+            if len(self._directories) >= _CACHED_DIRECTORIES:
                 self._directories.clear()
-            self._directories[path] = verdict
-        return verdict.excluded
+            self._directories[path] = info
+        return info.excluded
 
     @property
     def has_exceptions(self) -> bool:
@@ -325,7 +326,7 @@ class Patterns(msgspec.Struct, frozen=True):
         return any(rule.exception for rule in self.rules)
 
     def may_contain_included(self, directory: str) -> bool:
-        """Whether an exception may bring back something below the excluded ``directory``: if not, skip it."""
+        """Whether an exception may include something below the excluded ``directory``; if not, a walk can skip it."""
         for rule in self.rules:
             if rule.exception:
                 fixed = rule.pattern.removesuffix("/**").removesuffix("/*")
@@ -335,29 +336,29 @@ class Patterns(msgspec.Struct, frozen=True):
 
 
 NOTHING: Final = Patterns(())
-"""Excludes nothing."""
+"""Patterns that exclude nothing."""
 
 
 def compile_patterns(patterns: Iterable[str]) -> Patterns:
-    """The patterns of ``--exclude`` and the like. Raises PatternError for one that cannot be a pattern."""
-    rules: list[Rule] = []
+    """Return the patterns of ``--exclude`` and the like. Raises PatternError."""
+    rules: list[Pattern] = []
     for written in patterns:
         if pattern := strip(written):
             pattern = _clean(pattern)
             if pattern == "!":
                 raise PatternError('illegal exclusion pattern: "!"')
             try:
-                rules.append(_rule(pattern.removeprefix("!"), pattern.startswith("!")))
+                rules.append(_compile(pattern.removeprefix("!"), pattern.startswith("!")))
             except PatternError as wrong:
                 raise PatternError(f'{wrong}: "{written}"') from wrong
     return Patterns(tuple(rules))
 
 
 def parse(data: bytes | str, name: str = ".dockerignore") -> Patterns:
-    """The patterns of an ignore file. Raises DockerfileError with the line of one that cannot be a pattern."""
+    """Return the patterns of an ignore file. Raises DockerfileError, with the line, for an invalid pattern."""
     text = data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
     lines = text.removeprefix("\ufeff").split("\n")
-    rules: list[Rule] = []
+    rules: list[Pattern] = []
     for number, line in enumerate(lines, 1):
         try:
             if len(line) > LINE_LIMIT:
@@ -374,7 +375,7 @@ def parse(data: bytes | str, name: str = ".dockerignore") -> Patterns:
 
 
 def _relative(line: str) -> str:
-    """A line's pattern: cleaned, relative to the context."""
+    """Return the pattern of a line: cleaned, relative to the context."""
     mark = line[:1] if line.startswith("!") else ""
     pattern = strip(line[len(mark) :])
     if not pattern:
@@ -384,6 +385,6 @@ def _relative(line: str) -> str:
 
 
 def _clean(path: str) -> str:
-    """The shortest path that means the same."""
+    """Return the shortest equivalent path (Go's path.Clean)."""
     clean = posixpath.normpath(path)
     return clean[1:] if clean.startswith("//") else clean

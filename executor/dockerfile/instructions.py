@@ -1,8 +1,7 @@
-"""The instructions of a Dockerfile as data, one class each, values as written (``expansion.expand`` fills them in).
+"""The instructions of a Dockerfile as data, one class each. Values are as written; ``expansion.expand`` replaces
+variables.
 
-``msgspec.structs.replace`` makes changed copies.
-
-Source: Dockerfile reference, one section an instruction.
+Source: Dockerfile reference, one section for each instruction.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ __all__ = [
 
 
 class Instruction(msgspec.Struct, frozen=True, kw_only=True):
-    """What all instructions have."""
+    """The fields that all instructions have."""
 
     location: Location
     original: str
     """The logical line: as written, continuations joined, without the bodies of here-documents."""
     keyword: str
-    """The instruction's name as written; upper or lower case makes no difference."""
+    """The name of the instruction as written, in any case."""
     comments: tuple[str, ...] = ()
     """The comment lines directly above, without ``#``."""
 
@@ -78,16 +77,16 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
-    """One ``RUN --mount``. Before it is expanded only ``text`` and ``from_`` mean anything."""
+    """One ``RUN --mount``. Before expansion only ``text`` and ``from_`` are set."""
 
     text: str
     """The flag's value as written."""
     type: Literal["bind", "cache", "tmpfs", "secret", "ssh"] = "bind"
     target: str = ""
-    """As written: may be relative to the working directory, or "" where the type has a default."""
+    """May be relative to the working directory; "" where the type has a default."""
     source: str = ""
     from_: str = ""
-    """A stage, an image or a named context; never has variables."""
+    """A stage, an image or a named context; variables are not expanded."""
     id: str = ""
     sharing: Literal["", "shared", "private", "locked"] = ""
     """"" means shared; for cache mounts only."""
@@ -97,18 +96,18 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     gid: int | None = None
     mode: int | None = None
     size: int = 0
-    """Bytes a tmpfs may hold, 0 for no limit."""
+    """Size limit of a tmpfs in bytes, 0 for none."""
     env: str | None = None
-    """The variable that shall hold a secret. Only with ``target`` is there a file too."""
+    """The variable that is set to the secret. A file is made, too, only if ``target`` is given."""
 
 
 class Run(Instruction, frozen=True, kw_only=True):
     """``RUN [flags] command`` or ``RUN [flags] ["program", …]``"""
 
     command: tuple[str, ...]
-    """The words of the JSON form; or the shell form's text, alone (``()`` when empty)."""
+    """The words of the JSON form; or the text of the shell form as the only item (``()`` when empty)."""
     shell: bool
-    """Whether a shell runs it."""
+    """Whether it is in shell form."""
     heredocs: tuple[Heredoc, ...] = ()
     mounts: tuple[Mount, ...] = ()
     network: Literal["default", "none", "host"] = "default"
@@ -117,14 +116,15 @@ class Run(Instruction, frozen=True, kw_only=True):
 
 
 class Copy(Instruction, frozen=True, kw_only=True):
-    """``COPY [flags] source … destination``; here-documents are sources whose ``name`` is the file's."""
+    """``COPY [flags] source … destination``"""
 
     sources: tuple[str, ...]
     destination: str
     heredocs: tuple[Heredoc, ...] = ()
-    """Inline files, leading tabs already removed where ``<<-`` asks for it. They come after all other sources."""
+    """Here-documents, which are sources named ``name``; without leading tabs if written ``<<-``. They follow other
+    sources."""
     from_: str = ""
-    """A stage's name or number, an image or a named context; never has variables."""
+    """The name or number of a stage, an image or a named context; variables are not expanded."""
     chown: str = ""
     chmod: str = ""
     link: bool = False
@@ -218,7 +218,7 @@ class Healthcheck(Instruction, frozen=True, kw_only=True):
 
     kind: Literal["none", "cmd", "shell"]
     command: tuple[str, ...] = ()
-    """The words of the JSON form (kind ``cmd``), or the shell form's text, alone."""
+    """The words of the JSON form (kind ``cmd``), or the text of the shell form as the only item."""
     interval: int = 0
     timeout: int = 0
     start_period: int = 0
@@ -227,16 +227,16 @@ class Healthcheck(Instruction, frozen=True, kw_only=True):
 
 
 class Maintainer(Instruction, frozen=True, kw_only=True):
-    """``MAINTAINER name``: long deprecated, still built."""
+    """``MAINTAINER name``: deprecated."""
 
     name: str
 
 
 class Onbuild(Instruction, frozen=True, kw_only=True):
-    """``ONBUILD instruction``: ``stages.trigger`` reads it when an image is built on this one, and no sooner."""
+    """``ONBUILD instruction``: parsed by ``stages.trigger`` when an image is built on this one."""
 
     expression: str
-    """The instruction as the image's config holds it: here-documents included."""
+    """The instruction as stored in the image's config, with its here-documents."""
 
 
 KEYWORDS: Final = (
@@ -262,18 +262,19 @@ KEYWORDS: Final = (
 
 
 def inline_script(run: Run) -> Heredoc | None:
-    """The here-document that *is* the program of ``run``: alone on the line and starting with ``#!``.
+    """Return the here-document that is the whole program of ``run``: alone on the line and starting with ``#!``.
 
-    It is run as the file ``/dev/pipes/NAME``, by the shell's ``-c`` like any other command. Leading tabs are gone.
+    It is run as the file ``/dev/pipes/NAME``, by the shell's ``-c`` like any other command. Leading tabs are removed.
     """
     lone = _lone(run)
     return lone if lone is not None and lone.content.startswith("#!") else None
 
 
 def shell_text(run: Run) -> str:
-    """What the shell is given for ``run`` in shell form: a lone here-document's content, else text and bodies.
+    """Return what the shell runs for ``run`` in shell form: the content of a lone here-document, or the text and the
+    bodies.
 
-    Raises ``DockerfileError`` when a script's name is none of a file.
+    Raises ``DockerfileError`` when the name of an inline script is no file name.
     """
     lone = _lone(run)
     if lone is not None:
@@ -283,7 +284,7 @@ def shell_text(run: Run) -> str:
 
 
 def _lone(run: Run) -> Heredoc | None:
-    """The first here-document, leading tabs removed, when the command is nothing but its mark."""
+    """Return the first here-document, without leading tabs, if the command consists of it alone."""
     if not run.heredocs or heredoc_mark(run.command[0]) is None:
         return None
     first = run.heredocs[0]

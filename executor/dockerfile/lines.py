@@ -1,18 +1,17 @@
-"""Physical lines -> statements: every line of a Dockerfile is accounted for, or it is an error.
+"""Splitting a Dockerfile into statements, directives, comments and blank lines. Any other line is an error.
 
-``read`` divides a file into statements (an instruction's logical line, with the here-documents that belong to it),
-parser directives, comments and blank lines, as the Dockerfile reference has them ("Format", "Parser directives",
-"Here-Documents"), and as BuildKit reads what the reference leaves open:
+A statement is the logical line of an instruction with its here-documents, as in the Dockerfile reference ("Format",
+"Parser directives", "Here-Documents"). What the reference leaves open is as in BuildKit:
 
-- directives (``syntax``, ``escape``, ``check``) stand before anything else; an unknown one is a comment, and ends them.
-  ``# syntax=`` is noted and never fetched or run: this reader is the front end.
-- a line continues when its last character before blanks is the escape character and the one before that is not.
-- comment lines inside a continued instruction vanish; empty ones do too, and earn a warning.
-- RUN, COPY and ADD (also behind ONBUILD) take a here-document for each ``<<NAME`` word, unless they are in JSON form.
+- Directives (``syntax``, ``escape``, ``check``) come before anything else; an unknown one is a comment and ends them.
+  ``# syntax=`` is recorded; no other front end is fetched or run.
+- A line is continued if its last character before blanks is the escape character and the one before that is not.
+- Comment lines within a continued instruction are ignored; so are empty lines, with a warning.
+- RUN, COPY and ADD (also in ONBUILD) take a here-document for each ``<<NAME`` word, unless they are in JSON form.
 
-Everything is read in one pass. A physical line may have 65,535 bytes, as in BuildKit; a NUL byte anywhere means that
-this is no text. Bytes that are not UTF-8 become U+FFFD, but for the here-documents of COPY and ADD: files are kept byte
-for byte, as surrogate escapes.
+The file is read in one pass. A physical line is limited to 65,535 bytes, as in BuildKit; a file with a NUL byte is
+rejected. Bytes that are not UTF-8 become U+FFFD, except in the here-documents of COPY and ADD, which are kept byte for
+byte as surrogate escapes.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from executor.dockerfile.words import Style, expand_words
 from platforms.errors import DockerfileError, Location
 
 LINE_LIMIT: Final = 65535
-"""Bytes of one physical line, its newline left out (BuildKit's scanner allows no more)."""
+"""Maximum length of a physical line in bytes, without its newline (the limit of BuildKit's scanner)."""
 FILE_LIMIT: Final = 16 << 20
-"""Bytes of a whole Dockerfile: far beyond any real one."""
+"""Maximum size of a Dockerfile in bytes."""
 SHOWN: Final = 12
-"""Lines of an excerpt, at most."""
+"""Maximum number of lines of an excerpt."""
 NAME_LIMIT: Final = 255
-"""Bytes of a file's name (NAME_MAX of linux/limits.h)."""
+"""Maximum length of a file name in bytes (NAME_MAX of linux/limits.h)."""
 _ONE_NAME: Final = "give the here-document a name without a slash, and the directory to the destination"
 
 _DIRECTIVE: Final = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)[\t\f\r ]*=(.*)", re.DOTALL)
@@ -49,24 +48,24 @@ _BARE_NAME: Final = Style(keep_unset=True)
 
 
 class Heredoc(msgspec.Struct, frozen=True):
-    """A here-document. ``content`` is its lines as they stand in the file, line ends included."""
+    """A here-document. ``content`` is its lines as in the file, with line ends."""
 
     name: str
     content: str
     expand: bool
-    """Whether variables in it may be expanded: no part of its name was quoted."""
+    """Whether variables are expanded: no part of the delimiter was quoted."""
     chomp: bool
-    """Whether it was written ``<<-``: tabs at the start of its lines do not count."""
+    """Whether it was written ``<<-``: leading tabs are removed."""
 
     def chomped(self) -> str:
-        """The content without leading tabs, if it was written ``<<-``."""
+        """Return the content, without leading tabs if it was written ``<<-``."""
         return _LEADING_TABS.sub("", self.content) if self.chomp else self.content
 
     def file(self) -> str:
-        """The name of the file that it stands for: one component, below no directory.
+        """Return the name of the file that it stands for: a single path component.
 
-        BuildKit makes that file in an empty root directory, where ``..`` leads nowhere and no directory is: of
-        ``../../name`` only ``name`` is left, ``directory/name`` and ``..`` are errors. Raises ``DockerfileError``.
+        BuildKit creates that file in an empty root directory: of ``../../name`` only ``name`` is used,
+        ``directory/name`` and ``..`` are errors. Raises ``DockerfileError``.
         """
         name = posixpath.normpath(f"/{self.name}").lstrip("/")
         if not name:
@@ -79,23 +78,23 @@ class Heredoc(msgspec.Struct, frozen=True):
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """An instruction before anybody asks what it means."""
+    """An instruction, not yet parsed."""
 
     keyword: str
-    """As written: case is a matter of build checks."""
+    """As written. Build checks report its case."""
     flags: tuple[str, ...]
     rest: str
-    """What follows keyword and flags, without the white space around it."""
+    """The text after keyword and flags, stripped."""
     text: str
-    """The logical line: continuations joined, comments gone, white space as written."""
+    """The logical line: continuations joined, comments removed, white space as written."""
     heredocs: tuple[Heredoc, ...]
     comments: tuple[str, ...]
-    """Comment lines directly above, without ``#`` and the white space around them."""
+    """The comment lines directly above, stripped, without ``#``."""
     location: Location
 
 
 class Lines(msgspec.Struct, frozen=True):
-    """A whole file, read."""
+    """A file, split."""
 
     name: str
     physical: tuple[str, ...]
@@ -103,33 +102,33 @@ class Lines(msgspec.Struct, frozen=True):
     statements: tuple[Statement, ...]
     escape: str
     syntax: str
-    """The ``syntax`` directive's image, "" without one."""
+    """The image of the ``syntax`` directive, "" if there is none."""
     check: str
-    """The ``check`` directive's options, "" without one."""
+    """The options of the ``check`` directive, "" if there is none."""
     empty_continuations: tuple[Location, ...]
 
 
 def read(data: bytes, name: str = "Dockerfile") -> Lines:
-    """The statements of a Dockerfile. Raises DockerfileError with the place for whatever cannot be one."""
-    return _Scan(data, name).run()
+    """Return the statements of a Dockerfile. Raises DockerfileError with the location of a line that is invalid."""
+    return _LineScanner(data, name).run()
 
 
 def location(physical: tuple[str, ...], name: str, line: int, end_line: int) -> Location:
-    """Lines ``line`` to ``end_line`` of a file, with up to two lines around them."""
+    """Return the location of the lines ``line`` to ``end_line``, with up to two lines of context."""
     first = max(1, line - 2)
     last = min(end_line + 2, first + SHOWN - 1)
     return Location(name, line, end_line, physical[first - 1 : last], first)
 
 
 def heredoc_mark(word: str) -> Heredoc | None:
-    """The here-document, still empty, that a word such as ``<<-"EOF"`` announces; None if it announces none."""
+    """Return the here-document, still empty, that a word such as ``<<-"EOF"`` starts; None if it starts none."""
     found = _HEREDOC.fullmatch(word)
     if found is None or not found.group(3):
         return None
     try:
         bare = expand_words(found.group(3), {}, style=_BARE_NAME)
         quoted = expand_words(found.group(3), {}, style=_QUOTED_NAME)
-    except DockerfileError:  # an open quote: no name
+    except DockerfileError:  # an unclosed quote
         return None
     if len(bare) != 1:
         return None
@@ -142,7 +141,7 @@ def _quotes(text: str) -> int:
 
 
 def heredoc_marks(line: str) -> tuple[Heredoc, ...]:
-    """The here-documents that a logical line announces, in order. A line with an open quote announces none."""
+    """Return the here-documents that a logical line starts, in order. A line with an unclosed quote starts none."""
     try:
         words = expand_words(line, {}, style=_MARKS)
     except DockerfileError:
@@ -151,19 +150,19 @@ def heredoc_marks(line: str) -> tuple[Heredoc, ...]:
 
 
 def may_hold_heredocs(keyword: str, rest: str, escape: str) -> bool:
-    """Whether ``<<`` means anything in this instruction."""
+    """Whether ``<<`` starts a here-document in this instruction."""
     if keyword.lower() == "onbuild":
         keyword, _, rest = split.command(rest, escape)
     return keyword.lower() in _HEREDOC_KEYWORDS and split.json_array(rest) is None
 
 
 def _displayable(text: str) -> str:
-    """``text`` with U+FFFD for each byte that is not UTF-8, as it would show in a config or a log."""
+    """Return ``text`` with U+FFFD for each byte that is not UTF-8, as a config or a log needs it."""
     return text if text.isascii() else _STRAY.sub("\ufffd", text)
 
 
-class _Scan:
-    """The pass over a file: ``at`` is the index of the next physical line."""
+class _LineScanner:
+    """The state of the pass over a file. ``at`` is the index of the next physical line."""
 
     def __init__(self, data: bytes, name: str) -> None:
         self.name = name
@@ -251,7 +250,7 @@ class _Scan:
             self.at = number
 
     def next_statement(self) -> Statement | None:
-        """The statement that begins at the next line; None if that line is blank or a comment."""
+        """Return the statement that begins at the next line; None if that line is blank or a comment."""
         start = self.at + 1
         line = self.physical[self.at]
         stripped = line.lstrip(split.SPACE)
@@ -273,7 +272,7 @@ class _Scan:
             self.comments.clear()
 
     def part(self, line: str) -> tuple[str, bool]:
-        """A line without its continuation character, and whether it had one."""
+        """Return a line without its continuation character, and whether it had one."""
         stripped = line.rstrip(" \t")
         if stripped.endswith(self.escape) and not stripped.endswith(self.escape * 2):
             return stripped[:-1], True
@@ -314,7 +313,7 @@ class _Scan:
         )
 
     def body(self, mark: Heredoc, start: int, *, file: bool) -> Heredoc:
-        """The lines up to the one that is the here-document's name; those of a ``file`` byte for byte."""
+        """Read the lines up to the delimiter; those of a ``file`` byte for byte."""
         first = self.at
         while self.at < len(self.physical):
             line = self.physical[self.at]

@@ -1,6 +1,6 @@
-"""File modes as ``--chmod`` writes them: octal, or symbolic as chmod(1) and BuildKit read them; the umask is 0.
+"""File modes of ``--chmod``: octal, or symbolic as in chmod(1) and BuildKit, with umask 0.
 
-Errors are ``ValueError``: the caller knows the place.
+Errors are ``ValueError``; the caller adds the location.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 Change = Callable[[int, bool], int]
-"""From a mode (permission and set-id bits) and whether it is a directory's to the new mode."""
+"""A function from a mode (permission and set-id bits) and whether it is a directory's, to the new mode."""
 
 _WHO: Final = {"u": 0o4700, "g": 0o2070, "o": 0o1007}
 _CLAUSE: Final = re.compile(r"([ugoa]*)((?:[-+=](?:[rwxXst]*|[ugo]))+)")
@@ -18,7 +18,7 @@ _ACTION: Final = re.compile(r"([-+=])([rwxXst]+|[ugo])?")
 
 
 def octal(text: str) -> int | None:
-    """The mode that ``text`` says in octal; None when it is not a number. ``ValueError`` beyond 07777."""
+    """Return the octal mode in ``text``; None when it is not a number. Raises ``ValueError`` beyond 07777."""
     if not re.fullmatch(r"[0-9]+", text):
         return None
     if not re.fullmatch(r"[0-7]+", text) or int(text, 8) > 0o7777:
@@ -27,7 +27,7 @@ def octal(text: str) -> int | None:
 
 
 def parse(text: str) -> Change:
-    """The change that ``text`` describes; ``ValueError`` when it is neither octal nor symbolic."""
+    """Return the change that ``text`` describes. Raises ``ValueError`` if it is neither octal nor symbolic."""
     number = octal(text)
     if number is not None:
         return lambda _mode, _directory: number

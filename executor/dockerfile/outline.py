@@ -1,4 +1,4 @@
-"""What a Dockerfile offers, without building it: its targets, and the arguments and secrets that one target takes.
+"""The targets of a Dockerfile, and the arguments, secrets and SSH agents that a target uses, without building it.
 
 Source: buildx's ``--call targets`` and ``--call outline``; what counts as used is as in BuildKit's frontend.
 """
@@ -16,7 +16,7 @@ from executor.dockerfile.expansion import expand
 from executor.dockerfile.instructions import Arg, Copy, Env, Run
 from executor.dockerfile.scope import declared, global_scope
 from executor.dockerfile.stages import Dockerfile, Stage, find_base, find_named, find_source, find_stage
-from executor.dockerfile.words import Meter, Watched
+from executor.dockerfile.words import ExpansionBudget, RecordingMapping
 from executor.dockerfile.words import expand as expand_text
 from platforms.errors import Location
 
@@ -34,7 +34,7 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Argument(msgspec.Struct, frozen=True):
-    """A build argument that has an effect on the target."""
+    """A build argument that the target uses."""
 
     name: str
     value: str
@@ -42,7 +42,7 @@ class Argument(msgspec.Struct, frozen=True):
     location: Location
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class Credential(msgspec.Struct, frozen=True):
     """A secret or an SSH agent that a step may use."""
 
     name: str
@@ -50,21 +50,21 @@ class Wanted(msgspec.Struct, frozen=True):
     location: Location
 
 
-T = TypeVar("T", Argument, Wanted)
+T = TypeVar("T", Argument, Credential)
 
 
 class Outline(msgspec.Struct, frozen=True):
-    """What one target takes."""
+    """What one target takes from the command line."""
 
     name: str
     description: str
     arguments: tuple[Argument, ...]
-    secrets: tuple[Wanted, ...]
-    ssh: tuple[Wanted, ...]
+    secrets: tuple[Credential, ...]
+    ssh: tuple[Credential, ...]
 
 
 def targets(dockerfile: Dockerfile) -> tuple[Target, ...]:
-    """All stages, in order."""
+    """Return all stages, in order."""
     last = len(dockerfile.stages) - 1
     return tuple(
         Target(
@@ -82,9 +82,9 @@ def targets(dockerfile: Dockerfile) -> tuple[Target, ...]:
 def outline(
     dockerfile: Dockerfile, target: str | None, build_args: Mapping[str, str], predefined: Mapping[str, str]
 ) -> Outline:
-    """What ``target`` and the stages it needs take, in the order of the file. Raises DockerfileError."""
+    """Return what ``target``, and the stages that it needs, use, in the order of the file. Raises DockerfileError."""
     stage = find_stage(dockerfile, target)
-    reading = _Reading(dockerfile, build_args, predefined)
+    reading = _OutlineReader(dockerfile, build_args, predefined)
     taken = reading.nearest_first(stage)
     return Outline(
         stage.name,
@@ -96,33 +96,33 @@ def outline(
 
 
 def _in_order(found: Iterable[Mapping[str, T]]) -> tuple[T, ...]:
-    """What is found by name, in the order of the file; of several under one name, the first."""
+    """Return the values of ``found`` in the order of the file; of several with the same name, the first."""
     return tuple(sorted(dict(ChainMap(*map(dict, found))).values(), key=lambda each: each.location.line))
 
 
 def _description(comments: tuple[str, ...], name: str) -> str:
-    """The comment that begins with ``name``, without it."""
+    """Return the comment that begins with ``name``, without the name."""
     lines = (line.removeprefix(f"{name} ") for line in comments if name and line.startswith(f"{name} "))
     return next(lines, "")
 
 
-class _Taken(msgspec.Struct):
-    """What one stage takes."""
+class _StageUsage(msgspec.Struct):
+    """What one stage uses."""
 
     known: dict[str, Argument]
-    """ARGs by name: the global ones, until the stage has its own."""
+    """ARGs by name: the global ones, replaced by the stage's own."""
     made_of: Mapping[str, tuple[str, ...]]
-    """Which others a global ARG's default uses."""
+    """The names that the default of a global ARG uses."""
     froms: Mapping[str, None]
-    """The variables that FROM uses, here and in the stages below."""
+    """The variables that FROM uses, in this stage and those that it is based on."""
     used: dict[str, None]
-    """Those, and the ARGs of the stage."""
-    secrets: dict[str, Wanted] = msgspec.field(default_factory=dict)
-    ssh: dict[str, Wanted] = msgspec.field(default_factory=dict)
+    """These, and the ARGs of the stage."""
+    secrets: dict[str, Credential] = msgspec.field(default_factory=dict)
+    ssh: dict[str, Credential] = msgspec.field(default_factory=dict)
     env: dict[str, str] = msgspec.field(default_factory=dict)
 
     def arguments_used(self) -> dict[str, Argument]:
-        """Those ARGs that the stage uses, be it for the default of another."""
+        """Return the ARGs that the stage uses, also indirectly by the default of another."""
         names: dict[str, None] = {}
         waiting = [*self.used]
         while waiting:
@@ -133,8 +133,8 @@ class _Taken(msgspec.Struct):
         return {name: self.known[name] for name in names if name in self.known}
 
 
-class _Reading:
-    """The stages read so far, and what they take."""
+class _OutlineReader:
+    """The stages that were read so far."""
 
     def __init__(self, dockerfile: Dockerfile, build_args: Mapping[str, str], predefined: Mapping[str, str]) -> None:
         self.dockerfile = dockerfile
@@ -142,23 +142,23 @@ class _Reading:
         self.scope = global_scope(dockerfile, build_args, predefined)
         self.known: dict[str, Argument] = {}
         self.made_of: dict[str, tuple[str, ...]] = {}
-        self.taken: dict[int, _Taken] = {}
-        self.meter = Meter()
+        self.taken: dict[int, _StageUsage] = {}
+        self.meter = ExpansionBudget()
         self.read_globals()
 
     def read_globals(self) -> None:
         for arg in self.dockerfile.args:
             for name, default in arg.assignments:
-                used = Watched(self.meter.over(self.scope))
+                used = RecordingMapping(self.meter.over(self.scope))
                 if default is not None and name not in self.build_args:
                     expand_text(default, used, escape=self.dockerfile.escape)
                 value = self.scope.get(name, "") if default is not None or name in self.build_args else ""
                 self.made_of[name] = (*used.used, *(self.made_of.get(name, ()) if name in used.used else ()))
                 self.known[name] = Argument(name, value, _description(arg.comments, name), arg.location)
 
-    def nearest_first(self, stage: Stage) -> list[_Taken]:
-        """What ``stage`` takes, then what the stages take that it is built on or copies from."""
-        found: list[_Taken] = []
+    def nearest_first(self, stage: Stage) -> list[_StageUsage]:
+        """Return what ``stage`` uses, then what the stages use that it is based on or copies from."""
+        found: list[_StageUsage] = []
         seen: set[int] = set()
         waiting = [stage]
         while waiting:
@@ -183,7 +183,7 @@ class _Reading:
             names += [find_named(self.dockerfile, mount.from_) for mount in instruction.mounts if mount.from_]
         return [stage for stage in names if stage is not None]
 
-    def read(self, stage: Stage) -> _Taken:
+    def read(self, stage: Stage) -> _StageUsage:
         chain = [stage]
         while chain[-1].index not in self.taken and (below := self.parent(chain[-1])):
             chain += below
@@ -192,14 +192,14 @@ class _Reading:
                 self.taken[above.index] = self.read_above(above)
         return self.taken[stage.index]
 
-    def read_above(self, stage: Stage) -> _Taken:
-        """What ``stage`` takes, once the one below it has been read."""
+    def read_above(self, stage: Stage) -> _StageUsage:
+        """Return what ``stage`` uses; the stage that it is based on has been read."""
         below = next((self.taken[each.index] for each in self.parent(stage)), None)
-        used = Watched(self.scope)
+        used = RecordingMapping(self.scope)
         expand_text(stage.base.image, used, escape=self.dockerfile.escape)
         expand_text(stage.base.platform, used, escape=self.dockerfile.escape)
         froms = {**(below.froms if below else {}), **used.used}
-        taken = _Taken(dict(self.known), self.made_of, froms, dict(froms), env=dict(below.env) if below else {})
+        taken = _StageUsage(dict(self.known), self.made_of, froms, dict(froms), env=dict(below.env) if below else {})
         seen = self.meter.over(taken.env)
         for instruction in stage.instructions:
             match instruction:
@@ -211,7 +211,7 @@ class _Reading:
                     self.mounts(expand(instruction, seen, self.dockerfile.escape), taken)
         return taken
 
-    def argument(self, arg: Arg, taken: _Taken) -> None:
+    def argument(self, arg: Arg, taken: _StageUsage) -> None:
         for name, default in arg.assignments:
             one = msgspec.structs.replace(arg, assignments=((name, default),))
             ((_, value),) = declared(
@@ -223,11 +223,11 @@ class _Reading:
                 taken.known[name] = Argument(name, value or "", _description(arg.comments, name), arg.location)
             taken.used[name] = None
 
-    def mounts(self, run: Run, taken: _Taken) -> None:
+    def mounts(self, run: Run, taken: _StageUsage) -> None:
         for mount in run.mounts:
             if mount.type == "secret":
                 name = mount.source or mount.id or posixpath.basename(mount.target)
-                taken.secrets.setdefault(name, Wanted(name, mount.required, run.location))
+                taken.secrets.setdefault(name, Credential(name, mount.required, run.location))
             elif mount.type == "ssh":
                 name = mount.id or "default"
-                taken.ssh.setdefault(name, Wanted(name, mount.required, run.location))
+                taken.ssh.setdefault(name, Credential(name, mount.required, run.location))

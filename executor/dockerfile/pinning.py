@@ -1,8 +1,8 @@
-"""The external images that a Dockerfile names, and the same Dockerfile with other names in their places.
+"""Finding the external images in a Dockerfile, and replacing their names in its text.
 
-FROM lines are read by dockerfile-parse, and the reading has to agree with our own: what the two read differently is not
-edited. An edit replaces bytes of one word and nothing else, so comments, continuations, line ends and the layout stay;
-it is then checked by parsing the result, in which every statement but for that word must be what it was.
+FROM lines are read by dockerfile-parse as well; where it reads another image than ``lines``, the file is not edited. An
+edit replaces the bytes of one word, so comments, continuations, line ends and layout stay. The result is parsed again
+and compared with the original: every statement must be the same, except for that word.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from platforms.errors import DockerfileError, Location
 _SCRATCH: Final = "scratch"
 
 
-class Mention(msgspec.Struct, frozen=True):
+class ImageReference(msgspec.Struct, frozen=True):
     """An external image in a FROM, a ``COPY --from`` or a ``RUN --mount`` with ``from``."""
 
     name: str
     """As written, variables not expanded."""
     where: Location
     before: str
-    """What stands directly before the name in the file: "" after FROM, ``--from=`` or ``from=``."""
+    """The text directly before the name in the file: "" after FROM, else ``--from=`` or ``from=``."""
 
     @property
     def has_variables(self) -> bool:
-        """Whether the name is only known once build arguments are."""
+        """Whether the name depends on build arguments."""
         return "$" in self.name
 
 
-def mentions(dockerfile: Dockerfile) -> tuple[Mention, ...]:
-    """The external images that ``dockerfile`` names, in the order of its lines; neither stages nor ``scratch``.
+def image_references(dockerfile: Dockerfile) -> tuple[ImageReference, ...]:
+    """Return the external images in ``dockerfile``, in the order of its lines; neither stages nor ``scratch``.
 
     Raises ``DockerfileError`` when dockerfile-parse reads another image in a FROM line.
     """
     theirs = _bases(dockerfile)
-    found: list[Mention] = []
+    found: list[ImageReference] = []
     for stage in dockerfile.stages:
         line = stage.location.line
         if theirs.get(line) != stage.base.image:
@@ -55,14 +55,14 @@ def mentions(dockerfile: Dockerfile) -> tuple[Mention, ...]:
                 where=stage.location,
             )
         if stage.base.image != _SCRATCH and find_base(dockerfile, stage.index, stage.base.image) is None:
-            found.append(Mention(stage.base.image, stage.location, ""))
+            found.append(ImageReference(stage.base.image, stage.location, ""))
         for step in stage.instructions:
-            found += _sources(dockerfile, step)
+            found += _references_of(dockerfile, step)
     return tuple(found)
 
 
 def _bases(dockerfile: Dockerfile) -> dict[int, str]:
-    """The image of every FROM, by its first line, as dockerfile-parse reads it."""
+    """Return the image of every FROM, by its first line, as dockerfile-parse reads it."""
     from dockerfile_parse import DockerfileParser
     from dockerfile_parse.parser import image_from
 
@@ -75,21 +75,21 @@ def _bases(dockerfile: Dockerfile) -> dict[int, str]:
     }
 
 
-def _sources(dockerfile: Dockerfile, step: Instruction) -> Iterator[Mention]:
+def _references_of(dockerfile: Dockerfile, step: Instruction) -> Iterator[ImageReference]:
     if isinstance(step, Copy) and step.from_ and step.from_ != _SCRATCH:
         if find_source(dockerfile, step.from_) is None:
-            yield Mention(step.from_, step.location, "--from=")
+            yield ImageReference(step.from_, step.location, "--from=")
     elif isinstance(step, Run):
         for mount in step.mounts:
             if mount.from_ and mount.from_ != _SCRATCH and find_named(dockerfile, mount.from_) is None:
-                yield Mention(mount.from_, step.location, "from=")
+                yield ImageReference(mount.from_, step.location, "from=")
 
 
-def rewritten(data: bytes, dockerfile: Dockerfile, names: Mapping[Mention, str]) -> bytes:
-    """``data``, the bytes of ``dockerfile``, with the names of ``names`` in the place of the mentions' own.
+def rewritten(data: bytes, dockerfile: Dockerfile, names: Mapping[ImageReference, str]) -> bytes:
+    """Return ``data``, the bytes of ``dockerfile``, with each mention's name replaced by that in ``names``.
 
-    Raises ``DockerfileError`` for a mention whose name does not stand in the file as one word (it is continued on
-    another line, or quoted), or when the result is not the same Dockerfile otherwise.
+    Raises ``DockerfileError`` for a name that is not a single word of the file (continued on another line, or quoted),
+    and when the result differs in anything else.
     """
     lines = data.decode("utf-8", "surrogateescape").split("\n")
     statements = {each.location.line: each for each in dockerfile.statements}
@@ -116,8 +116,8 @@ def rewritten(data: bytes, dockerfile: Dockerfile, names: Mapping[Mention, str])
     return result
 
 
-def _replaced(text: str, statement: Statement, mention: Mention, name: str) -> str:
-    """``text``, the lines of ``statement``, with ``name`` where it has the name of ``mention``."""
+def _replaced(text: str, statement: Statement, mention: ImageReference, name: str) -> str:
+    """Return ``text``, the lines of ``statement``, with the name of ``mention`` replaced by ``name``."""
     old = re.escape(mention.name)
     match mention.before:
         case "":
@@ -136,8 +136,8 @@ def _replaced(text: str, statement: Statement, mention: Mention, name: str) -> s
             )
 
 
-def _same_but_for(names: Mapping[Mention, str], before: Dockerfile, after: Dockerfile) -> bool:
-    """Whether ``after`` with the old names back is ``before``, statement by statement."""
+def _same_but_for(names: Mapping[ImageReference, str], before: Dockerfile, after: Dockerfile) -> bool:
+    """Whether ``after``, with the old names put back, equals ``before`` statement by statement."""
     if len(before.statements) != len(after.statements):
         return False
     for old, new in zip(before.statements, after.statements, strict=True):
@@ -147,6 +147,6 @@ def _same_but_for(names: Mapping[Mention, str], before: Dockerfile, after: Docke
                 text = text.replace(name, mention.name)
         if (text, old.heredocs, old.comments) != (old.text, new.heredocs, new.comments):
             return False
-    return tuple(each.name for each in mentions(after)) == tuple(
-        names.get(each, each.name) for each in mentions(before)
+    return tuple(each.name for each in image_references(after)) == tuple(
+        names.get(each, each.name) for each in image_references(before)
     )

@@ -1,6 +1,6 @@
-"""What EXPOSE may say: ``port[-port][/protocol]``, and the ``[ip:][host:]`` before it that means nothing here.
+"""Parsing the words of EXPOSE: ``port[-port][/protocol]``, with an optional ``[ip:][host:]`` that has no effect.
 
-Source: Dockerfile reference, "EXPOSE". Errors are ``ValueError``: the caller knows the place.
+Source: Dockerfile reference, "EXPOSE". Errors are ``ValueError``; the caller adds the location.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class Ports(msgspec.Struct, frozen=True):
     first: int
     last: int
     protocol: str
-    """As written, ``tcp`` if it was not."""
+    """As written, ``tcp`` by default."""
     mapped: bool
-    """Whether it names an address or a port of the host."""
+    """Whether an address or a port of the host was given."""
 
 
 def parse(word: str) -> Ports:
-    """One word, taken apart."""
+    """Parse one word."""
     parts = word.split(":")
     address, host, container = ":".join(parts[:-2]), parts[-2] if len(parts) > 1 else "", parts[-1]
     numbers, _, protocol = container.partition("/")
@@ -43,7 +43,7 @@ def parse(word: str) -> Ports:
 
 
 def exposed(words: tuple[str, ...]) -> tuple[str, ...]:
-    """``number/protocol`` for every port that the words name, ranges written out, in their order."""
+    """Return ``number/protocol`` for every port in ``words``, ranges expanded, in their order."""
     return tuple(
         f"{number}/{ports.protocol.lower()}"
         for ports in map(parse, words)

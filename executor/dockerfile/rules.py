@@ -1,7 +1,7 @@
-"""Build checks as values: each rule has a name, says why it exists, and words its finding from the facts.
+"""The rules of the build checks as data: name, reason, and the message of a finding.
 
-The first part are BuildKit's rules under BuildKit's names, so that ``# check=skip=…`` and people's habits keep working.
-The second part are traps of building for several platforms, which no other builder looks for.
+BuildKit's rules have BuildKit's names, so that ``# check=skip=…`` works as in BuildKit. The multi-platform rules are
+kanifold's own.
 
 Source: Dockerfile reference, "check" (parser directive), and Docker's list of build checks.
 """
@@ -17,30 +17,30 @@ from platforms.errors import DockerfileError, Location, Problem
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """One thing to look for."""
+    """One build check."""
 
     name: str
     description: str
     message: str
-    """A finding's text; ``{}`` takes a fact each."""
+    """The message of a finding; each ``{}`` is replaced by an argument."""
     experimental: bool = False
-    """Looked for on demand only."""
+    """Whether it is off by default."""
     documented: bool = True
-    """Whether Docker's list of build checks has a page about it."""
+    """Whether Docker's list of build checks has a page for it."""
 
     @property
     def url(self) -> str:
-        """That page, "" if there is none."""
+        """Return the URL of that page, "" if there is none."""
         words = re.sub("([a-z])([A-Z])|([A-Z])([A-Z][a-z])", r"\1\3-\2\4", self.name).lower()
         return f"https://docs.docker.com/go/dockerfile/rule/{words}/" if self.documented else ""
 
     def at(self, location: Location, *facts: str) -> Violation:
-        """The finding at ``location``."""
+        """Return a violation at ``location``; ``facts`` fill the message."""
         return Violation(self, self.message.format(*facts), location)
 
 
 class Violation(msgspec.Struct, frozen=True):
-    """Where a rule is broken, and how."""
+    """A finding: a rule that was violated, and where."""
 
     rule: Rule
     message: str
@@ -48,7 +48,7 @@ class Violation(msgspec.Struct, frozen=True):
 
     @property
     def problem(self) -> Problem:
-        """The finding as it crosses a protocol and is shown."""
+        """Return the finding as an error for the protocol and for display."""
         return Problem("Check", self.message, self.rule.description, where=self.location)
 
 
@@ -211,7 +211,7 @@ _BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) 
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What to look for. ``all`` in a set stands for every rule."""
+    """Which rules are enabled. ``all`` in a set stands for every rule."""
 
     skip: frozenset[str] = frozenset()
     experimental: frozenset[str] = frozenset()
@@ -219,13 +219,13 @@ class Options(msgspec.Struct, frozen=True):
     """Whether findings fail the build."""
 
     def wants(self, rule: Rule) -> bool:
-        """Whether ``rule`` is to be looked for."""
+        """Whether ``rule`` is enabled."""
         if rule.experimental:
             return not self.experimental.isdisjoint(("all", rule.name))
         return self.skip.isdisjoint(("all", rule.name))
 
     def and_for(self, comments: tuple[str, ...]) -> Options:
-        """These options and those of the first ``# check=…`` comment above an instruction."""
+        """Return these options combined with those of the first ``# check=…`` comment above an instruction."""
         for comment in comments:
             key, equals, value = comment.partition("=")
             if key.strip().lower() == "check" and equals and value.strip():
@@ -238,7 +238,7 @@ class Options(msgspec.Struct, frozen=True):
 
 
 def options(text: str) -> Options:
-    """``skip=A,B;error=true;experimental=C``, as the ``check`` directive has it. Raises DockerfileError."""
+    """Parse ``skip=A,B;error=true;experimental=C``, the value of the ``check`` directive. Raises DockerfileError."""
     found: dict[str, frozenset[str]] = {}
     error = False
     for part in text.split(";", 2) if text.strip() else ():

@@ -1,8 +1,8 @@
-"""Which variables an instruction sees: ARG and ENV, in the order in which they stand.
+"""The variables that an instruction sees: ARG and ENV, in the order of the file.
 
-Before the first FROM there is the global scope: the platform ARGs (TARGETARCH and the like) and the ARGs that stand
-there. FROM sees it and nothing else. A stage begins with its base image's ENV; a global ARG is seen after the stage has
-named it again. Whoever passes ``--build-arg`` overrides a default everywhere, predefined ones too.
+The global scope, before the first FROM, has the platform ARGs (TARGETARCH and the like) and the ARGs declared there;
+FROM sees only these. A stage starts with the ENV of its base image; a global ARG is visible in a stage once declared
+there again. ``--build-arg`` overrides every default, those of predefined ARGs too.
 
 Source: Dockerfile reference, "ARG": "Scope", "Using ARG variables", "Predefined ARGs", "Automatic platform ARGs".
 """
@@ -15,7 +15,7 @@ from typing import Final, cast
 
 from executor.dockerfile.instructions import Arg
 from executor.dockerfile.stages import Dockerfile
-from executor.dockerfile.words import Meter, expand
+from executor.dockerfile.words import ExpansionBudget, expand
 from platforms.errors import DockerfileError
 
 PROXIES: Final = frozenset(
@@ -23,18 +23,19 @@ PROXIES: Final = frozenset(
     for upper in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
     for name in (upper, upper.lower())
 )
-"""ARGs that need no declaration: RUN sees them, and neither history nor cache keys do unless a stage declares them."""
+"""ARGs that need no declaration: RUN sees them, but they enter neither history nor cache keys unless a stage declares
+them."""
 
 
 def global_scope(
     dockerfile: Dockerfile, build_args: Mapping[str, str], predefined: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables that FROM sees. ``predefined`` holds the platform ARGs, which build args override.
+    """Return the variables that FROM sees. ``predefined`` holds the platform ARGs, which build args override.
 
     Raises DockerfileError where a default cannot be expanded.
     """
     scope = {name: build_args.get(name, value) for name, value in predefined.items()}
-    seen = Meter().over(scope)
+    seen = ExpansionBudget().over(scope)
     for arg in dockerfile.args:
         for name, default in arg.assignments:
             if name in build_args:
@@ -51,13 +52,13 @@ def declared(
     global_scope: Mapping[str, str],
     escape: str = "\\",
 ) -> tuple[tuple[str, str | None], ...]:
-    """What an ARG of a stage sets: names and values, None for a name without one, which sets nothing.
+    """Return the names and values that an ARG of a stage sets; the value is None for a name without a value.
 
-    The value is the build arg's, else the default's, expanded by the stage's variables ``env`` and those that the same
-    line sets before it, else the global scope's. Raises DockerfileError where a default cannot be expanded.
+    The value is that of the build arg, else the default, expanded by the stage's variables ``env`` and those set
+    earlier on the same line, else that of the global scope. Raises DockerfileError where a default cannot be expanded.
     """
     own: dict[str, str] = {}
-    seen = ChainMap(own, cast(MutableMapping[str, str], env))  # only looked into
+    seen = ChainMap(own, cast(MutableMapping[str, str], env))  # read only
     found: list[tuple[str, str | None]] = []
     for name, default in arg.assignments:
         if name in build_args:

@@ -1,11 +1,12 @@
-"""Shell patterns of ``${name#pattern}`` and its kin: ``*`` any run, ``?`` one character, neither crossing a newline.
+"""The patterns of ``${name#pattern}`` and related substitutions: ``*`` is any run, ``?`` any character, except
+newlines.
 
-There are no bracket expressions. A backslash makes ``*``, ``?`` and itself ordinary; before ``}`` and ``/`` it only
-protects them from ending the substitution. Matching places the literal pieces between the stars one after the other,
-from the left for the shortest match and from the right for the longest, so hostile patterns cost no more than
-pattern times value, where backtracking would be exponential.
+There are no bracket expressions. A backslash makes ``*``, ``?`` and itself literal; before ``}`` and ``/`` it keeps
+them from ending the substitution. The literal pieces between stars are matched one after the other, from the left for
+the shortest match and from the right for the longest. So a match takes at most pattern times value, where backtracking
+would be exponential.
 
-Source: Dockerfile reference, "Environment replacement"; what is left open there is as BuildKit does it.
+Source: Dockerfile reference, "Environment replacement"; what it leaves open is as in BuildKit.
 """
 
 from __future__ import annotations
@@ -30,28 +31,29 @@ Token = tuple[str, bool]
 
 
 def without_prefix(pattern: str, value: str, *, longest: bool) -> str:
-    """``value`` without the part at its start that ``pattern`` matches; ``value`` when nothing matches."""
+    """Return ``value`` without the prefix that matches ``pattern``; unchanged if none does."""
     return value[_anchored(_tokens(pattern), value, longest) :]
 
 
 def without_suffix(pattern: str, value: str, *, longest: bool) -> str:
-    """``value`` without the part at its end that ``pattern`` matches."""
+    """Return ``value`` without the suffix that matches ``pattern``; unchanged if none does."""
     backwards = value[::-1]
-    turned = "".join(reversed(_ESCAPED_OR_NOT.findall(pattern)))  # a backslash at its end protects what is before it
+    turned = "".join(reversed(_ESCAPED_OR_NOT.findall(pattern)))  # reversed, a backslash follows what it escapes
     return backwards[_anchored(_tokens(turned), backwards, longest) :][::-1]
 
 
 def replaced(pattern: str, value: str, replacement: str) -> str:
-    """``value`` with the first, longest match of ``pattern`` replaced."""
+    """Return ``value`` with the first, longest match of ``pattern`` replaced."""
     for start, end in _matches(_tokens(pattern), value):
         return value[:start] + replacement + value[end:]
     return value
 
 
 def replaced_all(pattern: str, value: str, replacement: str, limit: int) -> str:
-    """``value`` with every match replaced; ``$0`` in ``replacement`` is the match, ``$$`` a dollar, ``$x`` nothing.
+    """Return ``value`` with every match replaced; in ``replacement``, ``$0`` is the match, ``$$`` a dollar, ``$x``
+    nothing.
 
-    What comes after ``limit`` characters may be missing: the result is too long in any case.
+    What follows ``limit`` characters may be missing; the caller rejects such a result as too long.
     """
     parts: list[str] = []
     done = size = 0
@@ -94,7 +96,7 @@ def _tokens(pattern: str) -> list[Token]:
 
 
 def _pieces(tokens: list[Token]) -> list[list[Token]]:
-    """The tokens between the stars: one piece more than there are stars (runs of stars count once)."""
+    """Return the tokens between stars: one piece more than there are stars (runs of stars count once)."""
     pieces: list[list[Token]] = [[]]
     starred = False
     for token in tokens:
@@ -113,7 +115,7 @@ def _compiled(piece: list[Token]) -> re.Pattern[str]:
 
 
 def _groups(tokens: list[Token]) -> list[list[Token]]:
-    """The tokens between newlines: one group more than there are newlines, each for one line of the value."""
+    """Return the tokens between newlines: one group more than there are newlines, each for one line of the value."""
     groups: list[list[Token]] = [[]]
     for token in tokens:
         if token == ("\n", False):
@@ -124,7 +126,7 @@ def _groups(tokens: list[Token]) -> list[list[Token]]:
 
 
 def _anchored(tokens: list[Token], value: str, longest: bool) -> int:
-    """Where the match that starts at 0 ends; 0 when there is none."""
+    """Return the end of the match that starts at 0; 0 when there is none."""
     groups = [_Group(each) for each in _groups(tokens)]
     lines = value.split("\n", len(groups))
     if len(lines) < len(groups):
@@ -139,14 +141,14 @@ def _anchored(tokens: list[Token], value: str, longest: bool) -> int:
 
 
 def _candidates(tokens: list[Token], value: str) -> Iterator[tuple[int, int]]:
-    """Where matches are, the leftmost first and each as long as it can be; none overlaps the one before."""
+    """Yield start and end of the matches: leftmost first, each as long as possible, not overlapping."""
     groups = [_Group(each) for each in _groups(tokens)]
     if len(groups) == 1:
         yield from groups[0].matches(value)
         return
     lines = value.split("\n")
     ends = list(accumulate(len(line) + 1 for line in lines))
-    first, start = 0, 0  # of what is left, the number of its first line and where in that it begins
+    first, start = 0, 0  # the line at which the rest begins, and the index in it
     while first + len(groups) <= len(lines):
         last = first + len(groups) - 1
         begin = groups[0].to_the_end(lines[first], start, anchored=False)
@@ -161,7 +163,7 @@ def _candidates(tokens: list[Token], value: str) -> Iterator[tuple[int, int]]:
 
 
 class _Group:
-    """A pattern without newlines: pieces of characters and ``?``, with stars between them."""
+    """A pattern without newlines: pieces of characters and ``?``, separated by stars."""
 
     __slots__ = ("lengths", "pieces")
 
@@ -171,7 +173,7 @@ class _Group:
         self.lengths = [len(piece) for piece in pieces]
 
     def prefix(self, line: str, longest: bool) -> int | None:
-        """Where a match that starts at 0 ends."""
+        """Return the end of a match that starts at 0."""
         head = self.pieces[0].match(line)
         if head is None or len(self.pieces) == 1:
             return None if head is None else head.end()
@@ -187,7 +189,8 @@ class _Group:
         return end
 
     def to_the_end(self, line: str, start: int, *, anchored: bool) -> int | None:
-        """Where a match of the end of ``line`` begins: at ``start`` if ``anchored``, else the first one from there."""
+        """Return the start of a match that ends at the end of ``line``: ``start`` if ``anchored``, else the first from
+        there."""
         last = len(line) - self.lengths[-1]
         if last < start or self.pieces[-1].match(line, last) is None:
             return None
@@ -201,13 +204,13 @@ class _Group:
         return None if head is None else head.start()
 
     def matches(self, value: str) -> Iterator[tuple[int, int]]:
-        """Every leftmost, longest match."""
+        """Yield every leftmost, longest match."""
         if len(self.pieces) == 1:
             for found in self.pieces[0].finditer(value):
                 yield found.span()
             return
         begin = 0
-        for line in value.split("\n"):  # a star takes in all that its line can give: one match a line, at most
+        for line in value.split("\n"):  # a star matches to the end of its line: at most one match a line
             tail = _from_the_right(self.pieces[1:], line, 0)
             head = self.pieces[0].search(line, 0, tail[0]) if tail is not None else None
             if tail is not None and head is not None:
@@ -216,7 +219,8 @@ class _Group:
 
 
 def _from_the_right(pieces: list[re.Pattern[str]], line: str, start: int) -> tuple[int, int] | None:
-    """Every piece as far right in ``line`` as it can be, not before ``start``: begin of the first, end of the last."""
+    """Match every piece as far right in ``line`` as possible, not before ``start``: start of the first, end of the
+    last."""
     limit, end = len(line), -1
     for piece in reversed(pieces):
         for at in range(limit, start - 1, -1):
@@ -231,7 +235,7 @@ def _from_the_right(pieces: list[re.Pattern[str]], line: str, start: int) -> tup
 
 
 def _matches(tokens: list[Token], value: str) -> Iterator[tuple[int, int]]:
-    """The matches that count: an empty one right after another does not."""
+    """Yield the matches that count: an empty one directly after another does not."""
     previous = -1
     for start, end in _candidates(tokens, value):
         if start == end == previous:

@@ -1,7 +1,7 @@
-"""One logical line, taken apart: keyword, flags, arguments, words, JSON arrays.
+"""Splitting a logical line into keyword, flags, arguments, words and JSON arrays.
 
-Nothing here knows what an instruction means; the functions are the few ways in which the Dockerfile reference lets an
-instruction's text be divided. All of them are linear in the length of the text.
+These functions know the lexical rules of the Dockerfile reference, not the instructions. All are linear in the length
+of the text.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import msgspec
 from platforms import decoding
 
 SPACE: Final = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-"""White space as BuildKit (Go's unicode.IsSpace) has it; Python's own notion also counts four control characters."""
+"""White space as in BuildKit (Go's unicode.IsSpace). Python's str.isspace also counts four control characters."""
 
 _BLANKS: Final = "\t\n\v\f\r "
-"""What divides flags: theirs is the one place where other white space is a letter."""
+"""What separates flags. Other white space is part of a flag."""
 _GAP: Final = re.compile("[\t\v\f\r ]+")
 _PLAIN_FLAG: Final = re.compile(r"--[A-Za-z0-9=,./:_@+*%~-]+(?=[ \t]|$)")
 
@@ -26,27 +26,27 @@ _SHOWN: Final = 200
 
 
 class JSONStringsError(ValueError):
-    """A JSON array that holds something other than strings: an error, where other broken JSON is merely shell form."""
+    """A JSON array with an item that is not a string: an error, where other invalid JSON is shell form."""
 
 
 def quoted(text: str) -> str:
-    """``text`` in double quotes for a message, shortened if it is long."""
+    """Return ``text`` in double quotes for a message, shortened if it is long."""
     text = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t") + '"'
 
 
 def strip(text: str) -> str:
-    """``text`` without the white space around it."""
+    """Return ``text`` without surrounding white space."""
     return text.strip(SPACE)
 
 
 def fields(text: str, limit: int = 0) -> list[str]:
-    """``text`` divided at runs of blanks (quotes mean nothing), at most ``limit`` times if that is not 0."""
+    """Split ``text`` at runs of blanks, ignoring quotes; at most ``limit`` times if that is not 0."""
     return _GAP.split(text, maxsplit=limit)
 
 
 def command(line: str, escape: str) -> tuple[str, tuple[str, ...], str]:
-    """Keyword, flags (``--name=value``, quotes removed) and the rest of a logical line."""
+    """Return the keyword, the flags (``--name=value``, quotes removed) and the rest of a logical line."""
     parts = fields(strip(line), 1)
     if len(parts) == 1:
         return parts[0], (), ""
@@ -55,7 +55,7 @@ def command(line: str, escape: str) -> tuple[str, tuple[str, ...], str]:
 
 
 def _flags(text: str, escape: str) -> tuple[tuple[str, ...], str]:
-    """The leading words that start with ``--``, and what follows them. A bare ``--`` ends the flags and is dropped."""
+    """Return the leading words that start with ``--``, and the rest. A bare ``--`` ends the flags and is dropped."""
     found: list[str] = []
     position, size = 0, len(text)
     while True:
@@ -75,7 +75,7 @@ def _flags(text: str, escape: str) -> tuple[tuple[str, ...], str]:
 
 
 def _flag(text: str, position: int, escape: str) -> tuple[str, bool, int]:
-    """One flag from ``position`` on: its text without quotes and escapes, whether it had quotes, and where it ends."""
+    """Return the flag at ``position`` without quotes and escapes, whether it had quotes, and the index after it."""
     letters: list[str] = []
     quote, quoted, size = "", False, len(text)
     while position < size:
@@ -96,7 +96,7 @@ def _flag(text: str, position: int, escape: str) -> tuple[str, bool, int]:
 
 
 def words(text: str, escape: str) -> list[str]:
-    """``text`` divided at white space outside of quotes; quotes and escapes stay, for word expansion to take away."""
+    """Split ``text`` at white space outside of quotes; quotes and escapes are left to word expansion."""
     found: list[str] = []
     letters: list[str] = []
     quote, quoted = "", False
@@ -110,7 +110,7 @@ def words(text: str, escape: str) -> list[str]:
             letters, quoted = [], False
             continue
         if letter == escape and quote != "'":
-            if position == size:  # an escape with nothing to escape
+            if position == size:  # an escape at the end of the text
                 break
             letters.append(letter)
             letter = text[position]
@@ -126,9 +126,9 @@ def words(text: str, escape: str) -> list[str]:
 
 
 def json_array(text: str) -> tuple[str, ...] | None:
-    """The strings of a JSON array, or None when ``text`` is not one (the instruction is in shell form then).
+    """Return the strings of a JSON array; None when ``text`` is not one (the instruction is in shell form then).
 
-    Raises JSONStringsError for an array that is valid JSON but holds other things.
+    Raises JSONStringsError for a JSON array with other items.
     """
     text = text.lstrip(SPACE)
     if not text.startswith("["):
@@ -147,5 +147,5 @@ def json_array(text: str) -> tuple[str, ...] | None:
 
 
 def _scalar(text: str) -> str:
-    """``text`` with lone surrogates (``\\ud800`` in JSON) replaced, as they have no UTF-8."""
+    """Return ``text`` with lone surrogates (``\\ud800`` in JSON) replaced, as they have no UTF-8 encoding."""
     return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

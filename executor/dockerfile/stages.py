@@ -1,7 +1,7 @@
-"""A Dockerfile as stages: what comes before the first FROM, and each FROM with what follows it.
+"""A Dockerfile as stages: the ARGs before the first FROM, and each FROM with the instructions that follow it.
 
-Source: Dockerfile reference, "FROM" and "ARG"; how names are looked up is BuildKit's: a FROM sees the stages before it,
-``COPY --from`` and mounts see any stage, the last of several alike; case makes no difference.
+Source: Dockerfile reference, "FROM" and "ARG". Names are resolved as in BuildKit: a FROM sees the stages before it;
+``COPY --from`` and mounts see all stages, and of several with the same name the last; case is ignored.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import msgspec
 
 from executor.dockerfile import grammar, lines
 from executor.dockerfile.instructions import Arg, From, Instruction
-from executor.dockerfile.suggest import hint
+from executor.dockerfile.suggestions import hint
 from platforms.errors import DockerfileError, Location
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """One FROM and the instructions up to the next."""
+    """A FROM and the instructions up to the next."""
 
     index: int
     """From 0."""
@@ -32,17 +32,17 @@ class Stage(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """What to call the stage: its name, else its number."""
+        """The name of the stage, else its number."""
         return self.base.name or str(self.index)
 
     @property
     def location(self) -> Location:
-        """Where its FROM stands."""
+        """The location of its FROM."""
         return self.base.location
 
 
 class Dockerfile(msgspec.Struct, frozen=True):
-    """A whole Dockerfile. It has at least one stage."""
+    """A parsed Dockerfile. It has at least one stage."""
 
     name: str
     args: tuple[Arg, ...]
@@ -50,21 +50,21 @@ class Dockerfile(msgspec.Struct, frozen=True):
     stages: tuple[Stage, ...]
     escape: str
     syntax: str
-    """What ``# syntax=`` names, "" without one: noted, never fetched."""
+    """The value of ``# syntax=``, "" if there is none: recorded, never fetched."""
     check: str
-    """What ``# check=`` says, "" without one."""
+    """The value of ``# check=``, "" if there is none."""
     empty_continuations: tuple[Location, ...]
-    """Where a continued instruction has empty lines in it."""
+    """The locations of empty lines within a continued instruction."""
     source: tuple[str, ...]
-    """The file's lines."""
+    """The lines of the file."""
     statements: tuple[lines.Statement, ...]
-    """All instructions in order, before anybody asked what they mean."""
+    """All statements, in order."""
     named: Mapping[str, tuple[int, ...]]
-    """The stages that have a name, by it, in order."""
+    """The numbers of the stages that have a name, by name, in order."""
 
 
 def parse(data: bytes, name: str = "Dockerfile") -> Dockerfile:
-    """The Dockerfile whose bytes are ``data``. Raises DockerfileError, with the place, for anything that is none."""
+    """Parse the bytes of a Dockerfile. Raises DockerfileError, with the location, if they are invalid."""
     found = lines.read(data, name)
     args: list[Arg] = []
     bases: list[tuple[From, list[Instruction]]] = []
@@ -113,9 +113,9 @@ def _by_name(stages: tuple[Stage, ...]) -> dict[str, tuple[int, ...]]:
 
 
 def trigger(expression: str, location: Location) -> Instruction:
-    """The instruction of an ONBUILD trigger, as an image's config holds it; ``location`` is the FROM that meets it.
+    """Parse an ONBUILD trigger of an image's config; ``location`` is that of the FROM that names the image.
 
-    Raises DockerfileError with that place.
+    Raises DockerfileError with that location.
     """
     try:
         found = lines.read(expression.encode("utf-8", "surrogateescape"), location.file)
@@ -135,14 +135,14 @@ def trigger(expression: str, location: Location) -> Instruction:
 
 
 def relocated(instruction: Instruction, location: Location) -> Instruction:
-    """``instruction`` as if it stood at ``location``."""
+    """Return ``instruction`` with the location ``location``."""
     from msgspec.structs import replace
 
     return replace(instruction, location=location)
 
 
 def find_stage(dockerfile: Dockerfile, target: str | None) -> Stage:
-    """The stage to build: by name, whatever the case, or by number; the last one for None or "".
+    """Return the stage to build: by name, in any case, or by number; the last one for None or "".
 
     Raises DockerfileError when there is none.
     """
@@ -162,13 +162,14 @@ def find_stage(dockerfile: Dockerfile, target: str | None) -> Stage:
 
 
 def find_named(dockerfile: Dockerfile, name: str) -> Stage | None:
-    """The stage that ``RUN --mount=from=NAME`` means, None when it means an image or a named context."""
+    """Return the stage of ``RUN --mount=from=NAME``; None when it is an image or a named context."""
     found = dockerfile.named.get(name.lower())
     return dockerfile.stages[found[-1]] if found else None
 
 
 def find_source(dockerfile: Dockerfile, name: str) -> Stage | None:
-    """The stage that ``COPY --from=NAME`` means: by number or by name. Raises DockerfileError for a number too high."""
+    """Return the stage of ``COPY --from=NAME``, by number or name. Raises DockerfileError for a number that is too
+    high."""
     digits = name.removeprefix("+").removeprefix("-")
     if not digits.isascii() or not digits.isdigit() or len(digits) > 18:
         return find_named(dockerfile, name)
@@ -181,9 +182,9 @@ def find_source(dockerfile: Dockerfile, name: str) -> Stage | None:
 
 
 def find_base(dockerfile: Dockerfile, before: int, image: str) -> Stage | None:
-    """The stage that a FROM in stage number ``before`` names, None when it names an image.
+    """Return the stage that a FROM in stage number ``before`` names; None when it names an image.
 
-    Whatever the case: an image's name cannot have capitals, so none is hidden by that.
+    Case is ignored: the name of an image has no capitals, so no image is hidden by that.
     """
     found = dockerfile.named.get(image.lower(), ())
     at = bisect_left(found, before)

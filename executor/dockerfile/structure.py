@@ -1,14 +1,13 @@
-"""A second pair of eyes: dockerfile-parse reads the same file, and whoever disagrees is named.
+"""Comparing our reading of a Dockerfile with that of dockerfile-parse; a difference is a finding.
 
-The line structure that a build uses is that of ``lines``: dockerfile-parse silently skips what its pattern does not
-match, takes the body of a here-document for instructions, and continues a line that ends in two backslashes, so it must
-never decide what is built. But it is what many tools of the field read Dockerfiles with. So the file is handed to it
-with everything that it does not model blanked out (here-documents' bodies, the byte order mark), and its instructions
-are compared with ours, line by line: agreement is a proof, by other people's code, that no line was lost; disagreement
-is worth a warning, as such a file means different things to different tools.
+Builds use the line structure of ``lines``. dockerfile-parse skips lines that its pattern does not match, reads the body
+of a here-document as instructions, and continues a line that ends in two backslashes, so it does not decide what is
+built. But many tools read Dockerfiles with it. So it is given the file with everything that it does not support blanked
+out (the bodies of here-documents, the byte order mark), and its instructions are compared with ours line by line. Where
+they agree, no line was lost; where they do not, different tools read the file differently, which is worth a warning.
 
-The library costs some milliseconds to import and may only be asked about files of ordinary size (it is quadratic in
-continued lines), so builds do not wait for it: build checks do. It is given the bytes in memory and writes nothing.
+The library takes some milliseconds to import and is quadratic in continued lines, so only build checks use it, for
+files of ordinary size. It is given the bytes in memory and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from executor.dockerfile.rules import READ_DIFFERENTLY_ELSEWHERE, Violation
 from executor.dockerfile.stages import Dockerfile
 
 SIZE_LIMIT: Final = 1 << 18
-"""Bytes of a file that the library is asked about."""
+"""Maximum size of a file that is compared, in bytes."""
 
 _NOTHING: Final = "nothing"
 
 
 def differences(dockerfile: Dockerfile) -> tuple[Violation, ...]:
-    """Where dockerfile-parse sees other instructions than we do: the first such place, as the rest follows from it."""
+    """Return the first place at which dockerfile-parse reads another instruction; later differences follow from it."""
     text = plain(dockerfile)
     if len(text) > SIZE_LIMIT:
         return ()
@@ -42,14 +41,14 @@ def differences(dockerfile: Dockerfile) -> tuple[Violation, ...]:
 
 
 def plain(dockerfile: Dockerfile) -> bytes:
-    """The file, line for line, without what the library does not model and other rules already speak of."""
+    """Return the file, line for line, without what the library does not support and other rules report."""
     lines = list(dockerfile.source)
     if dockerfile.escape != "\\":
         lines[0] = f"# escape={dockerfile.escape}"
     for statement in dockerfile.statements:
         first, last = statement.location.line, statement.location.end_line
         bodies = last - body_lines(statement)
-        for index in range(first, last):  # the lines after the first, counted from 0
+        for index in range(first, last):  # the lines after the first, as indices from 0
             if index >= bodies:
                 lines[index] = ""
             elif not lines[index].strip():
@@ -58,12 +57,12 @@ def plain(dockerfile: Dockerfile) -> bytes:
 
 
 def body_lines(statement: Statement) -> int:
-    """The number of lines that the here-documents of ``statement`` take up, their ends included."""
+    """Return the number of lines of the here-documents of ``statement``, delimiters included."""
     return sum(heredoc.content.count("\n") + 1 for heredoc in statement.heredocs)
 
 
 def seen(text: bytes) -> dict[int, str]:
-    """What dockerfile-parse sees: the instruction that begins at each line, in upper case."""
+    """Return the instruction that begins at each line, in upper case, as dockerfile-parse reads it."""
     from dockerfile_parse import DockerfileParser
     from dockerfile_parse.constants import COMMENT_INSTRUCTION
 

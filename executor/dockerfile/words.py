@@ -1,4 +1,4 @@
-"""Words: quotes, escapes and variables, as a Dockerfile expands them.
+"""Expanding words: quotes, escapes and variables of a Dockerfile.
 
     $name ${name}                          the value, "" when unset
     ${name:-w} ${name-w}                   w when unset (with the colon: or empty)
@@ -7,11 +7,11 @@
     ${name#p} ${name##p} ${name%p} ${name%%p}   without the shortest or longest prefix or suffix that p matches
     ${name/p/r} ${name//p/r}               first or every match of p replaced by r
 
-Single quotes keep everything, double quotes keep everything but ``$`` and escapes. The escape character is a backslash
-unless the Dockerfile's ``escape`` directive says otherwise. Expansion looks names up with ``env.get`` and in no other
-way, so a mapping that records what it is asked for tells which variables a text uses (``Watched``).
+Single quotes keep everything, double quotes everything but ``$`` and escapes. The escape character is a backslash
+unless the ``escape`` directive sets another. Names are looked up with ``env.get`` only, so a mapping that records
+look-ups (``RecordingMapping``) tells which variables a text uses.
 
-Source: Dockerfile reference, "Environment replacement"; where it is silent, BuildKit's shell lexer decides.
+Source: Dockerfile reference, "Environment replacement"; what it leaves open is as in BuildKit's shell lexer.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from executor.dockerfile.split import SPACE, quoted
 from platforms.errors import DockerfileError
 
 SIZE_LIMIT: Final = 16 << 20
-"""Characters that the variables of one text may expand to: ``ENV A=$A$A`` doubles with every line."""
+"""Maximum size of the expansion of one text in characters: ``ENV A=$A$A`` doubles with every line."""
 TOTAL_LIMIT: Final = 64 << 20
-"""Characters that the variables of all texts of a Dockerfile may expand to: what one line may have, each may have."""
+"""Maximum size of all expansions of a Dockerfile in characters."""
 DEPTH_LIMIT: Final = 100
-"""How deep substitutions may stand inside each other."""
+"""Maximum nesting of substitutions."""
 
 _ORDINARY: Final = {escape: re.compile(rf"[^$<'\"}}/{re.escape(escape)}{SPACE}]+") for escape in "\\`"}
 _BLANK: Final = re.compile(f"[{SPACE}]")
@@ -39,7 +39,7 @@ _SPECIAL_NAMES: Final = "@*#?-$!0"
 
 
 class Style(msgspec.Struct, frozen=True):
-    """What an expansion leaves in place. The Dockerfile's own words use the defaults."""
+    """What an expansion leaves in place. Instructions use the defaults."""
 
     escape: str = "\\"
     keep_quotes: bool = False
@@ -47,17 +47,17 @@ class Style(msgspec.Struct, frozen=True):
     keep_escapes: bool = False
     """Escapes protect, but stay in the result."""
     keep_unset: bool = False
-    """``$name`` stays as it is when ``name`` is not set."""
+    """``$name`` is left unchanged when ``name`` is not set."""
     quotes_are_text: bool = False
-    """Quotes mean nothing: the body of a here-document."""
+    """Quotes are literal: the body of a here-document."""
 
 
 BODY: Final = Style(quotes_are_text=True)
-"""How the body of an unquoted here-document is expanded; the escape directive does not matter there."""
+"""For the body of an unquoted here-document. The escape directive does not apply to it."""
 
 
-class Watched(Mapping[str, str]):
-    """A mapping that remembers which names were looked up: ``used`` and ``missing``, in order of first use."""
+class RecordingMapping(Mapping[str, str]):
+    """A mapping that records which names were looked up: ``used`` and ``missing``, in order of first use."""
 
     __slots__ = ("_env", "missing", "used")
 
@@ -82,8 +82,8 @@ class Watched(Mapping[str, str]):
         return len(self._env)
 
 
-class Meter:
-    """How much the variables of one Dockerfile expand to, in all, while it is read from one end to the other."""
+class ExpansionBudget:
+    """Counts the characters that all expansions of a Dockerfile give, and limits them."""
 
     __slots__ = ("_spent",)
 
@@ -91,11 +91,12 @@ class Meter:
         self._spent = 0
 
     def over(self, env: Mapping[str, str]) -> Mapping[str, str]:
-        """``env``, each reading of which counts, until it is too much: a ``DockerfileError`` without a place."""
-        return _Metered(env, self)
+        """Return ``env`` with each look-up counted. Beyond the limit it raises ``DockerfileError`` without a
+        location."""
+        return _BudgetedMapping(env, self)
 
     def spend(self, size: int) -> None:
-        """``size`` characters more."""
+        """Count ``size`` characters."""
         self._spent += size
         if self._spent > TOTAL_LIMIT:
             raise DockerfileError(
@@ -104,10 +105,10 @@ class Meter:
             )
 
 
-class _Metered(Mapping[str, str]):
+class _BudgetedMapping(Mapping[str, str]):
     __slots__ = ("_env", "_meter")
 
-    def __init__(self, env: Mapping[str, str], meter: Meter) -> None:
+    def __init__(self, env: Mapping[str, str], meter: ExpansionBudget) -> None:
         self._env = env
         self._meter = meter
 
@@ -127,7 +128,7 @@ class _Metered(Mapping[str, str]):
 
 
 def expand(text: str, env: Mapping[str, str], *, escape: str = "\\", style: Style | None = None) -> str:
-    """``text`` with quotes removed and variables replaced. Raises DockerfileError, without a place."""
+    """Return ``text`` with quotes removed and variables replaced. Raises DockerfileError without a location."""
     style = style or Style(escape)
     if style.escape not in text and not any(letter in text for letter in "$'\""):
         return text
@@ -137,7 +138,7 @@ def expand(text: str, env: Mapping[str, str], *, escape: str = "\\", style: Styl
 def expand_words(
     text: str, env: Mapping[str, str], *, escape: str = "\\", style: Style | None = None
 ) -> tuple[str, ...]:
-    """Like ``expand``, then divided at white space that was not quoted. Empty words vanish, quoted ones too."""
+    """As ``expand``, then split at white space that was not quoted. Empty words are dropped, quoted ones too."""
     return tuple(_read(text, env, style or Style(escape))[1])
 
 
@@ -152,7 +153,7 @@ def _read(text: str, env: Mapping[str, str], style: Style) -> tuple[str, list[st
 
 
 class _WordError(ValueError):
-    """What is wrong with a text, before anybody has said which text."""
+    """What is wrong with a text; the caller adds the text."""
 
 
 class _Words:
@@ -166,7 +167,7 @@ class _Words:
         self.word: list[str] = []
 
     def literal(self, part: str) -> None:
-        """Text that is never divided."""
+        """Append text that is not split."""
         self.text.append(part)
         self.word.append(part)
 
@@ -175,7 +176,7 @@ class _Words:
         self.end()
 
     def value(self, part: str) -> None:
-        """A variable's value: white space in it divides."""
+        """Append the value of a variable, which is split at white space."""
         *before, last = _BLANK.split(part)
         for piece in before:
             self.word.append(piece)
@@ -190,7 +191,7 @@ class _Words:
 
 
 class _Reader:
-    """One pass over a text. ``at`` is the next character; methods leave it behind what they have read."""
+    """One pass over a text. ``at`` is the index of the next character; methods advance it beyond what they read."""
 
     __slots__ = ("at", "depth", "doubling", "env", "keep_escapes", "ordinary", "size", "spent", "style", "text")
 
@@ -207,7 +208,7 @@ class _Reader:
         self.spent = 0
 
     def peek(self) -> str:
-        """The next character, "" at the end."""
+        """Return the next character, "" at the end."""
         return self.text[self.at : self.at + 1]
 
     def take(self) -> str:
@@ -216,9 +217,9 @@ class _Reader:
         return letter
 
     def until(self, stop: str, keep_escapes: bool, *, pattern: bool = False) -> tuple[str, list[str]]:
-        """Everything up to the character ``stop``, which is read too; to the end when ``stop`` is "".
+        """Read up to and including the character ``stop``; to the end if ``stop`` is "".
 
-        In a ``pattern`` what is quoted is literal: escapes in quotes are doubled, as it will be read once more.
+        In a ``pattern``, quoted text is literal: its escapes are doubled, as it is parsed once more.
         """
         outer = self.keep_escapes, self.doubling
         self.keep_escapes, self.doubling = keep_escapes, pattern
@@ -260,7 +261,7 @@ class _Reader:
             found.literal(part)
 
     def heredoc_mark(self) -> str:
-        """``<``, or ``<<`` together with the blanks behind it, so that ``<< EOF`` stays one word."""
+        """Read ``<``, or ``<<`` with the blanks after it, so that ``<< EOF`` is one word."""
         start = self.at
         self.at += 1
         if self.peek() == "<":
@@ -305,7 +306,7 @@ class _Reader:
         raise _WordError("unexpected end of statement while looking for matching double-quote")
 
     def dollar(self) -> str:
-        """The value of the variable or substitution that starts here."""
+        """Return the value of the variable or substitution that starts here."""
         self.at += 1
         if self.peek() == "{":
             self.depth += 1
@@ -325,7 +326,7 @@ class _Reader:
         return value
 
     def name(self) -> str:
-        """Letters, digits and ``_``; or digits alone; or one special character; or ""."""
+        """Read letters, digits and ``_``; or digits alone; or one special character; or ""."""
         first = self.peek()
         start = self.at
         if first in _SPECIAL_NAMES and first not in ("", "0"):
@@ -370,7 +371,8 @@ class _Reader:
         return _modified(name, value, operator, word, colon)
 
     def operand(self, stop: str, *, keep_escapes: bool, pattern: bool) -> str:
-        """A substitution's word, up to ``stop``. Whatever fails at the text's end is a substitution left open."""
+        """Read the word of a substitution, up to ``stop``. A failure at the end of the text is an unclosed
+        substitution."""
         try:
             return self.until(stop, keep_escapes, pattern=pattern)[0]
         except _WordError:

@@ -1,1 +1,1 @@
-"""The documents an image is made of, as the OCI image specification and Docker's schema 2 write them."""
+"""The JSON documents of an image: OCI image specification and Docker image manifest version 2, schema 2."""

@@ -1,7 +1,7 @@
-"""An image's configuration: OCI image-spec config.md, with the fields that Docker adds to it.
+"""Image configurations: OCI image-spec config.md, with Docker's additional fields.
 
-``ImageConfig`` is frozen: a Dockerfile step is a function from one config to the next. Fields are written in the order
-and with the omissions that Docker's and BuildKit's images have, so that a config can be compared with theirs.
+``ImageConfig`` is frozen; a Dockerfile step returns a changed copy. Fields are written in the order of Docker's and
+BuildKit's images, and omitted as in those, so that configs can be compared.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from platforms.errors import ArchiveError
 from platforms.platform import Platform
 
 CONFIG_LIMIT: Final = 8 << 20
-"""Bytes: more than this is not a config but an attack."""
+"""Maximum size of a config in bytes."""
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""The PATH an image without one gets (BuildKit, util/system)."""
+"""The PATH of an image that sets none (BuildKit, util/system)."""
 
 
-class Healthcheck(msgspec.Struct, frozen=True):
-    """Docker's health check. ``test`` is ``("NONE",)``, ``("CMD", …)`` or ``("CMD-SHELL", text)``; times in ns."""
+class HealthConfig(msgspec.Struct, frozen=True):
+    """Docker's health check. ``test`` is ``("NONE",)``, ``("CMD", …)`` or ``("CMD-SHELL", text)``; times in
+    nanoseconds."""
 
     test: tuple[str, ...] = ()
     interval: int = 0
@@ -33,7 +34,7 @@ class Healthcheck(msgspec.Struct, frozen=True):
 
 
 class History(msgspec.Struct, frozen=True):
-    """One step in an image's past. ``created`` is RFC 3339 text, "" when nobody said."""
+    """A step in the history of an image. ``created`` is in RFC 3339 format, "" if unknown."""
 
     created: str = ""
     created_by: str = ""
@@ -43,7 +44,7 @@ class History(msgspec.Struct, frozen=True):
 
 
 class ImageConfig(msgspec.Struct, frozen=True):
-    """Everything an image says about itself."""
+    """The configuration of an image."""
 
     platform: Platform
     created: str = ""
@@ -58,7 +59,7 @@ class ImageConfig(msgspec.Struct, frozen=True):
     labels: tuple[tuple[str, str], ...] = ()
     stop_signal: str = ""
     args_escaped: bool = False
-    healthcheck: Healthcheck | None = None
+    healthcheck: HealthConfig | None = None
     onbuild: tuple[str, ...] = ()
     shell: tuple[str, ...] = ()
     history: tuple[History, ...] = ()
@@ -66,12 +67,12 @@ class ImageConfig(msgspec.Struct, frozen=True):
 
 
 def empty(platform: Platform) -> ImageConfig:
-    """The config that ``FROM scratch`` starts with."""
+    """Return the config of ``FROM scratch``."""
     return ImageConfig(platform, env=(("PATH", DEFAULT_PATH),), working_dir="/")
 
 
 def parse(data: bytes) -> ImageConfig:
-    """The config in ``data``: a registry's word, so every field is checked; ``ArchiveError`` when it is malformed."""
+    """Parse a config. It is untrusted: every field is validated. Raises ``ArchiveError`` when it is malformed."""
     if len(data) > CONFIG_LIMIT:
         raise ArchiveError("image config too large", why=f"{len(data)} bytes; the limit is {CONFIG_LIMIT}")
     try:
@@ -99,7 +100,7 @@ def parse(data: bytes) -> ImageConfig:
         args_escaped=config.ArgsEscaped,
         healthcheck=None
         if health is None
-        else Healthcheck(
+        else HealthConfig(
             health.Test or (), health.Interval, health.Timeout, health.StartPeriod, health.StartInterval, health.Retries
         ),
         onbuild=config.OnBuild or (),
@@ -113,7 +114,7 @@ def parse(data: bytes) -> ImageConfig:
 
 
 def _refuse_nul(config: _Config | None) -> None:
-    """Refuse what becomes a path, a variable or an argument, and ends before its end for the kernel."""
+    """Reject NUL bytes in paths, variables and arguments: the kernel would end the text there."""
     if config is None:
         return
     words = (
@@ -126,7 +127,7 @@ def _refuse_nul(config: _Config | None) -> None:
 
 
 def encode(config: ImageConfig) -> bytes:
-    """``config`` as JSON with sorted keys, as BuildKit writes it."""
+    """Return ``config`` as JSON with sorted keys, as BuildKit writes it."""
     platform = config.platform
     inner = _drop_empty(
         {
@@ -175,7 +176,7 @@ def _listed(words: tuple[str, ...] | None) -> list[str] | None:
     return None if words is None else list(words)
 
 
-def _plain_healthcheck(check: Healthcheck | None) -> dict[str, Any] | None:
+def _plain_healthcheck(check: HealthConfig | None) -> dict[str, Any] | None:
     if check is None:
         return None
     return _drop_empty(
@@ -191,7 +192,7 @@ def _plain_healthcheck(check: Healthcheck | None) -> dict[str, Any] | None:
 
 
 def _drop_empty(fields: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields that Go's ``omitempty`` leaves out: an empty command (``CMD []``), but not an empty struct."""
+    """Remove the fields that Go's ``omitempty`` leaves out: an empty command (``CMD []``), but not an empty struct."""
     return {key: value for key, value in fields.items() if value or (key == "Healthcheck" and value is not None)}
 
 
@@ -251,5 +252,5 @@ class _Image(msgspec.Struct):
     rootfs: _RootFS | None = None
 
 
-# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+# Created at import: two threads that create a decoder of the same type at once crash msgspec.
 _DECODER: Final[msgspec.json.Decoder[_Image]] = msgspec.json.Decoder(_Image)

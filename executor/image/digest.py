@@ -12,9 +12,9 @@ _VALID: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
 def check_digest(text: object) -> str:
-    """``text`` when it is a well-formed digest of an algorithm we verify; else ``ArchiveError``.
+    """Return ``text`` if it is a well-formed digest of a supported algorithm. Raises ``ArchiveError``.
 
-    A digest becomes a path in the store and a part of URLs, so nothing else may pass for one.
+    A digest becomes a path in the store and a part of URLs, so nothing else is accepted.
     """
     if isinstance(text, str) and _VALID.fullmatch(text):
         return text
@@ -22,12 +22,12 @@ def check_digest(text: object) -> str:
 
 
 def sha256(data: bytes) -> str:
-    """The sha256 digest of ``data``."""
+    """Return the sha256 digest of ``data``."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def chain_id(diff_ids: tuple[str, ...]) -> str:
-    """The chain id of a stack of layers (image-spec config.md, "Layer ChainID"); "" for no layers."""
+    """Return the chain id of a stack of layers (image-spec config.md, "Layer ChainID"); "" for no layers."""
     chain = ""
     for diff_id in diff_ids:
         chain = sha256(f"{chain} {diff_id}".encode()) if chain else diff_id

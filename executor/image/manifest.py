@@ -1,7 +1,7 @@
-"""Descriptors, manifests and indexes, read strictly and written canonically.
+"""Descriptors, manifests and indexes: strict parsing and canonical encoding.
 
-Registry answers are untrusted: a document that could be read as two kinds (``manifests`` beside ``layers``), with
-duplicate keys, or whose own ``mediaType`` contradicts the one it came with is refused (CVE-2021-41190).
+Documents from registries are untrusted: one that could be read as two kinds (``manifests`` beside ``layers``), that has
+duplicate keys, or whose own ``mediaType`` contradicts that of the response is rejected (CVE-2021-41190).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from platforms import decoding
 from platforms.errors import ArchiveError
 
 MANIFEST_LIMIT: Final = 4 << 20
-"""Bytes: the size up to which a registry has to accept manifests (distribution-spec), and more than we read."""
+"""Maximum size of a manifest in bytes: the size that registries have to accept (distribution-spec)."""
 _KEYS: Final = frozenset({"schemaVersion", "mediaType", "config", "layers", "manifests", "annotations", "artifactType"})
 _FOLDED: Final = frozenset(key.casefold() for key in _KEYS)
 
@@ -32,7 +32,7 @@ class PlatformSpec(msgspec.Struct, frozen=True):
 
 
 class Descriptor(msgspec.Struct, frozen=True):
-    """Content by digest (image-spec descriptor.md). ``size`` in bytes."""
+    """A descriptor (image-spec descriptor.md). ``size`` in bytes."""
 
     media_type: str
     digest: str
@@ -43,7 +43,7 @@ class Descriptor(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """One image: its config and its layers, bottom first."""
+    """An image manifest: the descriptors of a config and of layers, bottom first."""
 
     media_type: str
     config: Descriptor
@@ -52,7 +52,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class Index(msgspec.Struct, frozen=True):
-    """Images by platform."""
+    """An image index: the descriptors of manifests by platform."""
 
     media_type: str
     manifests: tuple[Descriptor, ...]
@@ -60,9 +60,9 @@ class Index(msgspec.Struct, frozen=True):
 
 
 def parse(data: bytes, media_type: str = "") -> Manifest | Index:
-    """The manifest or index in ``data``; ``media_type`` is what the server called it ("" when nobody said).
+    """Parse a manifest or index; ``media_type`` is that of the response ("" if there was none).
 
-    Raises ``ArchiveError`` for anything ambiguous, malformed or of another kind (schema 1, an artefact's own type).
+    Raises ``ArchiveError`` for anything ambiguous, malformed or of another kind (schema 1, the type of an artefact).
     """
     document = _strict_object(data)
     if "manifests" in document and ("layers" in document or "config" in document):
@@ -87,7 +87,7 @@ def parse(data: bytes, media_type: str = "") -> Manifest | Index:
 
 
 def encode(document: Manifest | Index) -> bytes:
-    """``document`` as canonical JSON: the bytes whose digest names it."""
+    """Return ``document`` as canonical JSON: the bytes that its digest is computed of."""
     out: dict[str, Any] = {"schemaVersion": 2, "mediaType": document.media_type}
     if isinstance(document, Index):
         out["manifests"] = [_plain(each) for each in document.manifests]
@@ -100,7 +100,7 @@ def encode(document: Manifest | Index) -> bytes:
 
 
 def describe(document: Manifest | Index, platform: PlatformSpec | None = None) -> tuple[Descriptor, bytes]:
-    """``document`` encoded, and the descriptor that points to it."""
+    """Return the descriptor of ``document``, and its encoding."""
     data = encode(document)
     return Descriptor(document.media_type, sha256(data), len(data), platform), data
 
@@ -124,7 +124,7 @@ def _strict_object(data: bytes) -> dict[str, Any]:
         raise ArchiveError("malformed manifest", why="not a JSON object")
     for key in document:
         if key not in _KEYS and key.casefold() in _FOLDED:
-            # Go's decoder ignores case: what we would skip, it would read.
+            # Go's decoder ignores case: a key that is unknown here would be known there.
             raise ArchiveError("ambiguous manifest", why=f"the key {key[:100]!r} is a known one in other letters")
     return document
 

@@ -21,7 +21,7 @@ DOCKER_LAYER_GZIP: Final = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 INDEXES: Final = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 ACCEPT: Final = ", ".join((OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST))
-"""The Accept header of a manifest request."""
+"""The Accept header of manifest requests."""
 
 _TO_OCI: Final = {
     DOCKER_INDEX: OCI_INDEX,
@@ -34,17 +34,17 @@ _TO_DOCKER: Final = {oci: docker for docker, oci in _TO_OCI.items()}
 
 
 def to_oci(media_type: str) -> str:
-    """The OCI name of ``media_type``; one that has none, or is OCI already, comes back as it is."""
+    """Return the OCI equivalent of ``media_type``; unchanged if it has none or is OCI's already."""
     return _TO_OCI.get(media_type, media_type)
 
 
 def to_docker(media_type: str) -> str:
-    """Docker's name of ``media_type``; one that has none (zstd layers, say) comes back as it is."""
+    """Return Docker's equivalent of ``media_type``; unchanged if it has none (zstd layers, say)."""
     return _TO_DOCKER.get(media_type, media_type)
 
 
 def compression(media_type: str) -> str:
-    """How a layer of ``media_type`` is compressed: ``gzip``, ``zstd`` or ``uncompressed``."""
+    """Return the compression of a layer of ``media_type``: ``gzip``, ``zstd`` or ``uncompressed``."""
     if media_type.endswith((".tar.gzip", "+gzip")):
         return "gzip"
     return "zstd" if media_type.endswith("+zstd") else "uncompressed"

@@ -1,8 +1,8 @@
-"""The manifest of an image for a platform, out of an index or of indexes within it.
+"""Selecting the manifest of a platform from an index, which may be nested.
 
 An index may list further indexes (image-spec, image-index.md), with a platform or without. As in containerd
-(core/images, ``Manifest``), an entry that says a platform which fits comes first; where none does, entries without a
-platform are opened: an index for what it lists, a manifest for what its config says.
+(core/images, ``Manifest``), entries with a matching platform are preferred; if there are none, entries without a
+platform are opened: an index for its entries, a manifest for the platform in its config.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from platforms.errors import ArchiveError, PlatformMissing
 from platforms.platform import Platform
 
 DEPTH: Final = 4
-"""Indexes that may lie within one another."""
+"""Maximum nesting of indexes."""
 DOCUMENTS: Final = 64
-"""Documents that are read to find one manifest: an index costs its author a line for each that it makes us read."""
+"""Maximum number of documents that are read to find one manifest: an index can list any number at little cost."""
 
 _CONFIGS: Final = frozenset({mediatypes.OCI_CONFIG, mediatypes.DOCKER_CONFIG})
 
 Read = Callable[[Descriptor], bytes]
-"""The bytes of a manifest, an index or an image's config, verified."""
+"""A function that returns the verified bytes of a manifest, an index or a config."""
 
 
 def find(name: str, index: Index, platform: Platform, read: Read) -> tuple[Descriptor, Manifest]:
-    """The manifest of the image ``name``, whose root is ``index``, that is best for ``platform``.
+    """Return the manifest of the image ``name`` that matches ``platform`` best; ``index`` is the image's root.
 
-    Raises ``PlatformMissing``, which lists what there is, and ``ArchiveError`` for indexes that are nested without end.
+    Raises ``PlatformMissing``, which lists the platforms that there are, and ``ArchiveError`` for too deep nesting.
     """
     search = _Search(name, platform, read)
     found = search.within(index, 1)
@@ -46,12 +46,12 @@ def find(name: str, index: Index, platform: Platform, read: Read) -> tuple[Descr
 
 
 def platform_of(spec: PlatformSpec) -> Platform:
-    """A descriptor's platform as ours."""
+    """Return the platform of a descriptor."""
     return Platform(spec.os, spec.architecture, spec.variant, spec.os_version, spec.os_features)
 
 
 class _Search:
-    """One search, with what it has met."""
+    """The state of one search."""
 
     def __init__(self, name: str, platform: Platform, read: Read) -> None:
         self._name = name
@@ -62,7 +62,7 @@ class _Search:
         self.seen: list[Platform] = []
 
     def within(self, index: Index, depth: int) -> tuple[Descriptor, Manifest] | None:
-        """The best manifest of ``index``, which lies ``depth`` deep; None when it has none that fits."""
+        """Return the best manifest of ``index``, nested ``depth`` deep; None when none matches."""
         stated = [(platform_of(each.platform), each) for each in index.manifests if each.platform]
         found = self._best([(platform, each) for platform, each in stated if platform.os != "unknown"], depth)
         if found is not None:
@@ -85,14 +85,14 @@ class _Search:
         return None
 
     def _listed(self, entry: Descriptor, depth: int) -> list[tuple[Platform, Descriptor]]:
-        """What ``entry``, which does not say its platform, comes to: manifests (and indexes) with a platform."""
+        """Return the manifests and indexes of ``entry``, which has no platform of its own, with their platforms."""
         document = self._open(entry, depth)
         if document is None:
             return []
         if isinstance(document, Manifest):
             if document.config.media_type not in _CONFIGS:
                 return []
-            self._opened.discard(entry.digest)  # for when it is chosen
+            self._opened.discard(entry.digest)  # so that it can be opened when it is selected
             return [(image.parse(self._read(document.config)).platform, entry)]
         found: list[tuple[Platform, Descriptor]] = []
         for each in document.manifests:
@@ -103,7 +103,7 @@ class _Search:
         return found
 
     def _open(self, entry: Descriptor, depth: int) -> Manifest | Index | None:
-        """The document of ``entry``, found in an index that lies ``depth`` deep; None when it was opened before."""
+        """Return the document of ``entry``, from an index nested ``depth`` deep; None when it was opened before."""
         if entry.digest in self._opened:
             return None
         self._opened.add(entry.digest)

@@ -1,10 +1,10 @@
 """Runs the steps of a build, each in namespaces and a root file system of its own.
 
 ``enter`` puts this process where steps can be run, ``start`` gives a ``Launcher``, ``Launcher.run`` takes a ``Spec``
-and returns how it ``Ended``. ``survey`` tells which ways of isolation this host allows.
+and returns how it ``Ended``. ``probe_modes`` tells which ways of isolation this host allows.
 """
 
-from executor.sandbox.isolation import Isolation, Rung, Verdict, enter, survey
+from executor.sandbox.isolation import Isolation, IsolationMode, ModeAvailability, enter, probe_modes
 from executor.sandbox.launcher import Launcher, Running, start
 from executor.sandbox.spec import Bind, BindFd, Ended, Mount, Secret, Spec, Tmpfs
 
@@ -13,15 +13,15 @@ __all__ = [
     "BindFd",
     "Ended",
     "Isolation",
+    "IsolationMode",
     "Launcher",
+    "ModeAvailability",
     "Mount",
-    "Rung",
     "Running",
     "Secret",
     "Spec",
     "Tmpfs",
-    "Verdict",
     "enter",
+    "probe_modes",
     "start",
-    "survey",
 ]

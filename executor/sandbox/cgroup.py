@@ -61,7 +61,7 @@ def make(parent: str, wanted: tuple[tuple[str, str], ...]) -> str:
     raise _unfit("; ".join(dict.fromkeys(reasons)))
 
 
-def survey() -> str:
+def probe() -> str:
     """Try whether steps can be bounded in memory and processes here. Returns "", or why not."""
     try:
         remove(make("", (("memory.max", "max"), ("pids.max", "max"))))

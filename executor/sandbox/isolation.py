@@ -1,6 +1,6 @@
 """Which isolation this host allows, found by trying, and this process put into it.
 
-A ladder, best rung first:
+A ladder, best mode first:
 
     namespaces   as root: mount, pid, ipc, uts and cgroup namespaces
     mapped       as an ordinary user: the same inside of a user namespace, with the user's range of subordinate ids
@@ -20,11 +20,11 @@ from typing import Final
 
 import msgspec
 
-from platforms import mountspace, syscalls, threads
+from platforms import mount_namespace, syscalls, threads
 from platforms.errors import EnvironmentUnfit
 
 
-class Rung(StrEnum):
+class IsolationMode(StrEnum):
     """The rungs, best first."""
 
     NAMESPACES = "namespaces"
@@ -32,10 +32,10 @@ class Rung(StrEnum):
     SINGLE = "single"
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What came of trying a rung. ``why`` it cannot be used, and the ``remedy``; both "" when it can."""
+class ModeAvailability(msgspec.Struct, frozen=True):
+    """What came of trying a mode. ``why`` it cannot be used, and the ``remedy``; both "" when it can."""
 
-    rung: Rung
+    mode: IsolationMode
     usable: bool
     why: str = ""
     remedy: str = ""
@@ -44,53 +44,53 @@ class Verdict(msgspec.Struct, frozen=True):
 class Isolation(msgspec.Struct, frozen=True):
     """Where this process stands after ``enter``."""
 
-    rung: Rung
+    mode: IsolationMode
     uid_limit: int
     """Ids from 0 up to this one, exclusive, exist here; files can belong to them, steps can run as them."""
     why: tuple[str, ...] = ()
-    """For each better rung its name and why it was not taken: ``mapped: …``."""
+    """For each better mode its name and why it was not taken: ``mapped: …``."""
 
 
 _NEEDED: Final = 1 << syscalls.CAP_SYS_ADMIN | 1 << syscalls.CAP_SETUID | 1 << syscalls.CAP_CHOWN
 _HELPERS: Final = (
     "apt-get install uidmap (Debian, Ubuntu), dnf install shadow-utils (Fedora), apk add shadow-subids (Alpine)"
 )
-_NO_RUNG: Final = (
+_NO_MODE: Final = (
     "run as root, or as an ordinary user where user namespaces are allowed; in a container, as root with CAP_SYS_ADMIN "
     "and an unmasked /proc"
 )
 
 
 class _UnusableError(Exception):
-    """A rung cannot be used: why, and the remedy."""
+    """A mode cannot be used: why, and the remedy."""
 
-    def __init__(self, why: str, remedy: str = _NO_RUNG) -> None:
+    def __init__(self, why: str, remedy: str = _NO_MODE) -> None:
         super().__init__(why)
         self.why = why
         self.remedy = remedy
 
 
-def survey() -> tuple[Verdict, ...]:
-    """Each rung, best first, tried out in a process of its own: entered, and a root file system put together there."""
-    return tuple(_try(rung) for rung in _LADDER)
+def probe_modes() -> tuple[ModeAvailability, ...]:
+    """Each mode, best first, tried out in a process of its own: entered, and a root file system put together there."""
+    return tuple(_probe_in_child(mode) for mode in _MODES)
 
 
 def enter() -> Isolation:
-    """Move this process to the best rung that works. Mounts that it makes from now on are seen by nobody else.
+    """Move this process to the best mode that works. Mounts that it makes from now on are seen by nobody else.
 
     On ``mapped`` and ``single`` it acts as root afterwards, within its own user namespace. Raises EnvironmentUnfit
-    when no rung works, or when this process has more than a single thread.
+    when no mode works, or when this process has more than a single thread.
     """
     threads.check_single("isolate build steps here")
     skipped: list[str] = []
-    for rung, climb in _LADDER.items():
+    for mode, climb in _MODES.items():
         try:
             limit = climb()
         except _UnusableError as unusable:
-            skipped.append(f"{rung}: {unusable.why}")
+            skipped.append(f"{mode}: {unusable.why}")
             remedy = unusable.remedy
         else:
-            return Isolation(rung, limit, tuple(skipped))
+            return Isolation(mode, limit, tuple(skipped))
     raise EnvironmentUnfit("cannot isolate build steps here", why="; ".join(skipped), remedy=remedy)
 
 
@@ -154,10 +154,10 @@ def _single() -> int:
     return 1
 
 
-_LADDER: Final[dict[Rung, Callable[[], int]]] = {
-    Rung.NAMESPACES: _namespaces,
-    Rung.MAPPED: _mapped,
-    Rung.SINGLE: _single,
+_MODES: Final[dict[IsolationMode, Callable[[], int]]] = {
+    IsolationMode.NAMESPACES: _namespaces,
+    IsolationMode.MAPPED: _mapped,
+    IsolationMode.SINGLE: _single,
 }
 
 
@@ -201,7 +201,7 @@ def _enter_user_namespace(write: Callable[[int], None]) -> None:
 def _own_mounts() -> None:
     """A mount namespace of our own, out of which nothing spreads."""
     try:
-        mountspace.enter()
+        mount_namespace.enter_mount_namespace()
     except OSError as error:
         raise _UnusableError(f"a mount namespace: {error}", _user_namespaces_remedy(error)) from error
 
@@ -242,14 +242,14 @@ def id_limit() -> int:
 # -- trying ----------------------------------------------------------------------------------------------------------
 
 
-def _try(rung: Rung) -> Verdict:
+def _probe_in_child(mode: IsolationMode) -> ModeAvailability:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
             os.close(read)
-            os.write(write, "\0".join(_trial(rung)).encode())
+            os.write(write, "\0".join(_try_mode(mode)).encode())
             status = 0
         finally:
             os._exit(status)
@@ -258,16 +258,16 @@ def _try(rung: Rung) -> Verdict:
         why, _, remedy = answer.read().partition("\0")
     _, status = os.waitpid(child, 0)
     if status:
-        why, remedy = f"the trial ended with status {status}", _NO_RUNG
-    return Verdict(rung, not why, why, remedy)
+        why, remedy = f"the trial ended with status {status}", _NO_MODE
+    return ModeAvailability(mode, not why, why, remedy)
 
 
-def _trial(rung: Rung) -> tuple[str, str]:
-    """Why ``rung`` cannot be used and what helps; both "" when it can. Changes this process."""
+def _try_mode(mode: IsolationMode) -> tuple[str, str]:
+    """Why ``mode`` cannot be used and what helps; both "" when it can. Changes this process."""
     from executor.sandbox import staging
 
     try:
-        _LADDER[rung]()
+        _MODES[mode]()
         read, write = os.pipe()
         if (child := syscalls.fork(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)) == 0:
             try:
@@ -284,7 +284,7 @@ def _trial(rung: Rung) -> tuple[str, str]:
     except _UnusableError as unusable:
         return unusable.why, unusable.remedy
     except OSError as error:
-        return str(error), _NO_RUNG
+        return str(error), _NO_MODE
 
 
 def _user_namespaces_remedy(error: OSError) -> str:
@@ -305,7 +305,7 @@ def unfit_remedy() -> str:
                 return f"as root: sysctl {setting}={allowing} (it is {forbidding} now)"
         except OSError:
             continue
-    return _NO_RUNG
+    return _NO_MODE
 
 
 # -- helpers of the ordinary user ------------------------------------------------------------------------------------

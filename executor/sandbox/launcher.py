@@ -166,12 +166,12 @@ class Launcher:
 def start(emulation: Emulation | None = None) -> Launcher:
     """Fork the zygote. To be called after ``isolation.enter``, while this process has a single thread.
 
-    With an ``emulation`` whose rung is ``private``, the zygote and all steps live in a user namespace of their own,
+    With an ``emulation`` whose mode is ``private``, the zygote and all steps live in a user namespace of their own,
     with the emulator registered there. The zygote dies with the thread that calls this. Raises EnvironmentUnfit when
     this host does not allow such processes; what else a step needs is tried out when the first one is to run.
     """
     threads.check_single("start the process that build steps are forked from")
-    private = emulation is not None and emulation.rung == "private"
+    private = emulation is not None and emulation.mode == "private"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mapped_read, mapped_write = os.pipe()
     complaint_read, complaint_write = os.pipe()

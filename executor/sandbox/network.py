@@ -104,7 +104,7 @@ class Network:
 
 
 def remedy(why: str) -> str:
-    """What helps when ``survey`` or ``join`` say ``why``."""
+    """What helps when ``probe`` or ``join`` say ``why``."""
     if why == NO_HELPER:
         return REMEDY
     if not os.access(_TUN, os.R_OK | os.W_OK):
@@ -112,7 +112,7 @@ def remedy(why: str) -> str:
     return "run pasta by hand to see what it lacks; an interface with a default route, perhaps"
 
 
-def survey() -> str:
+def probe() -> str:
     """Try in a process of its own whether steps here can have a network of their own. Returns "", or why not."""
     if not isolation.find(HELPER):
         return NO_HELPER

@@ -146,7 +146,7 @@ class _Supervisor:
         self.root = _identity("self/root")
         self.entered = False
         """Whether a process has changed its root directory, or may have."""
-        self.memory = syscalls.Memory()
+        self.memory = syscalls.ProcessMemory()
 
     def run(self) -> None:
         with contextlib.suppress(OSError):  # before Linux 6.6

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 
 from executor import protocol
-from executor.dockerfile import copies, modes
+from executor.dockerfile import copy_checks, modes
 from executor.dockerfile.instructions import Add, Copy
 from executor.rootfs.entry import Kind
 from executor.rootfs.tree import Tree, open_directory
@@ -183,7 +183,7 @@ def copy_options(stage: Once[Tree] | None, chown: str, chmod: str, exclude: tupl
     """What ``--chown``, ``--chmod`` and ``--exclude`` do; names of users are looked up in ``stage``."""
     owner = None
     if chown:
-        owner = users.owner(stage() if stage is not None and not copies.numeric(chown) else None, chown)
+        owner = users.owner(stage() if stage is not None and not copy_checks.numeric(chown) else None, chown)
     number = modes.octal(chmod) if chmod else None
     return CopyOptions(
         owner=owner,

@@ -16,7 +16,7 @@ from executor.dockerfile import declared, expand
 from executor.dockerfile import instructions as dockerfile
 from executor.dockerfile.instructions import Instruction
 from executor.image import config as image
-from executor.image.config import Healthcheck, History, ImageConfig
+from executor.image.config import HealthConfig, History, ImageConfig
 from executor.solver.copying import normal_path
 from executor.solver.layer import Layer
 from executor.solver.scope import SILENT_ARGUMENTS
@@ -222,17 +222,17 @@ class Draft:
         return shell_command(self._config, " ".join(command)) if in_shell else command
 
 
-def _healthcheck(step: dockerfile.Healthcheck) -> Healthcheck:
+def _healthcheck(step: dockerfile.Healthcheck) -> HealthConfig:
     """NONE, or a command with its times."""
     if step.kind == "none":
-        return Healthcheck(("NONE",))
+        return HealthConfig(("NONE",))
     head = "CMD" if step.kind == "cmd" else "CMD-SHELL"
-    return Healthcheck(
+    return HealthConfig(
         (head, *step.command), step.interval, step.timeout, step.start_period, step.start_interval, step.retries
     )
 
 
-def _healthcheck_text(check: Healthcheck) -> str:
+def _healthcheck_text(check: HealthConfig) -> str:
     return "HEALTHCHECK {{Test:[{}] Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}".format(
         " ".join(check.test),
         *(_duration(each) for each in (check.interval, check.timeout, check.start_period, check.start_interval)),

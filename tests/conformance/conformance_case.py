@@ -62,7 +62,7 @@ class Case:
     git: tuple[Mapping[str, Any], ...] = ()
     """Commits of a git repository: ``files``, ``tag``, ``branch``."""
     needs: tuple[str, ...] = ()
-    """What a rung must offer: ``ids`` (more than one user id), ``root`` (privileges outside of any namespace)."""
+    """What a mode must offer: ``ids`` (more than one user id), ``root`` (privileges outside of any namespace)."""
     says: str = ""
     """Of a case that fails: what kanifold's message has to contain."""
     differs: str = ""

@@ -1,6 +1,6 @@
 """The suite that says whether kanifold builds what BuildKit builds: every case's image against BuildKit's recording.
 
-Each case is built once in every isolation rung, all by one store, two at a time from the first test on; a test only
+Each case is built once in every isolation mode, all by one store, two at a time from the first test on; a test only
 waits for its own case and compares. ``cases/NAME`` holds a case (``conformance_case`` describes the files), and
 ``record.py`` records what BuildKit makes of it.
 """
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from ordinary_user import User
 
 CASES = {case.name: case for case in all_cases()}
-RUNGS = {"root": ("ids", "root", "devices"), "user": ("ids",), "single": ("devices",)}
-"""Each rung with what it offers (``Case.needs``)."""
+MODES = {"root": ("ids", "root", "devices"), "user": ("ids",), "single": ("devices",)}
+"""Each mode with what it offers (``Case.needs``)."""
 FULL = "root" if os.geteuid() == 0 else "user"
-"""The rung in which every case is built; in the others those in which a rung makes a difference are."""
+"""The mode in which every case is built; in the others those in which a mode makes a difference are."""
 AT_ONCE = 2
 """Builds at a time."""
 
@@ -52,7 +52,7 @@ class Built:
 
 
 class Builds:
-    """The builds of one rung, begun when the first of them is asked for."""
+    """The builds of one mode, begun when the first of them is asked for."""
 
     def __init__(self, build: Callable[[Case], Built], cases: list[Case]) -> None:
         self.pool = ThreadPoolExecutor(AT_ONCE)
@@ -99,20 +99,20 @@ def as_single(here: World, _user_without_ids: User, _scratch: Path, request: pyt
     yield from _builds("single", conftest.as_user(_user_without_ids, _scratch), here, request)
 
 
-def _builds(rung: str, kanifold: Kanifold, here: World, request: pytest.FixtureRequest) -> Iterator[Builds]:
+def _builds(mode: str, kanifold: Kanifold, here: World, request: pytest.FixtureRequest) -> Iterator[Builds]:
     chosen = [
         item.callspec.params
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.originalname == test_builds_as_buildkit_does.__name__
     ]
-    cases = [CASES[each["name"]] for each in chosen if each["rung"] == rung]
+    cases = [CASES[each["name"]] for each in chosen if each["mode"] == mode]
     python = kanifold.command[0] if kanifold.command[1:] == ("-m", "orchestrator") else sys.executable
     # Its start would be a third of what a small case takes.
     with contextlib.ExitStack() as stack:
         idle: queue.SimpleQueue[Forks] = queue.SimpleQueue()
         for _ in range(AT_ONCE):
             idle.put(stack.enter_context(Forks(python, kanifold.extra, kanifold.user.becoming())))
-        fitting = [case for case in cases if _fits(case, rung)]
+        fitting = [case for case in cases if _fits(case, mode)]
         builds = Builds(lambda case: _build(case, kanifold, here, idle), fitting)
         try:
             yield builds
@@ -120,8 +120,8 @@ def _builds(rung: str, kanifold: Kanifold, here: World, request: pytest.FixtureR
             builds.pool.shutdown(cancel_futures=True)
 
 
-def _fits(case: Case, rung: str) -> bool:
-    return set(case.needs) <= set(RUNGS[rung])
+def _fits(case: Case, mode: str) -> bool:
+    return set(case.needs) <= set(MODES[mode])
 
 
 def _build(case: Case, kanifold: Kanifold, here: World, idle: queue.SimpleQueue[Forks]) -> Built:
@@ -163,15 +163,15 @@ def _parameters() -> Iterator[tuple[str, str]]:
     for name, case in CASES.items():
         text = (case.folder / "Dockerfile").read_text(errors="replace")
         concerned = re.search(r"RUN|WORKDIR|--ch|archive|OnBuild", f"{name} {text} {case.images}")
-        yield from ((name, rung) for rung in RUNGS if rung == FULL or concerned)
+        yield from ((name, mode) for mode in MODES if mode == FULL or concerned)
 
 
-@pytest.mark.parametrize(("name", "rung"), tuple(_parameters()))
-def test_builds_as_buildkit_does(name: str, rung: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("name", "mode"), tuple(_parameters()))
+def test_builds_as_buildkit_does(name: str, mode: str, request: pytest.FixtureRequest) -> None:
     case = CASES[name]
-    if not _fits(case, rung):
+    if not _fits(case, mode):
         pytest.skip(f"needs {', '.join(case.needs)}")
-    builds: Builds = request.getfixturevalue(f"as_{rung}")
+    builds: Builds = request.getfixturevalue(f"as_{mode}")
     here: World = request.getfixturevalue("here")
     built = builds.of(case)
     golden = json.loads(case.golden.read_text())

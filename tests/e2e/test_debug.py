@@ -95,8 +95,8 @@ def test_ordinary_users_are_told_the_same(
     kanifold: Kanifold = request.getfixturevalue(user)
     where = context({"Dockerfile": f"FROM {busybox.ref}\nRUN echo hello > /hello\n"})
     told_by = told(kanifold("build", where, "-o", "type=cacheonly", "-D", "--no-cache").err)
-    rung = "mapped" if user == "kanifold_as_user" else "single"
-    assert has(told_by["kanifold-exec"], f"isolation rung={rung}")
+    mode = "mapped" if user == "kanifold_as_user" else "single"
+    assert has(told_by["kanifold-exec"], f"isolation mode={mode}")
     assert has(told_by["kanifold-steps"], "ready for steps")
     assert has(told_by["kanifold-exec"], "step ended step=2 code=0")
 

@@ -1,4 +1,4 @@
-"""The store keeps its size by itself: after each build, beside other builds, on every rung, and on a small disk."""
+"""The store keeps its size by itself: after each build, beside other builds, on every mode, and on a small disk."""
 
 from __future__ import annotations
 

@@ -162,11 +162,11 @@ def test_a_step_that_adds_over_ssh_says_what_it_lacks(kanifold: Kanifold, sshd: 
     assert "--ssh default" in done.err
 
 
-@pytest.mark.parametrize("rung", ["kanifold_as_user", "kanifold_as_bare_user"])
+@pytest.mark.parametrize("mode", ["kanifold_as_user", "kanifold_as_bare_user"])
 def test_an_ordinary_users_step_adds_it_too(
-    request: pytest.FixtureRequest, sshd: Sshd, tmp_path: Path, rung: str
+    request: pytest.FixtureRequest, sshd: Sshd, tmp_path: Path, mode: str
 ) -> None:
-    kanifold: Kanifold = request.getfixturevalue(rung)
+    kanifold: Kanifold = request.getfixturevalue(mode)
     folder = kanifold.folder("context")
     (folder / "Dockerfile").write_text(f"FROM scratch\nADD {sshd.url} /x\n")
     key = shutil.copy(tmp_path / "client", kanifold.home / "key")

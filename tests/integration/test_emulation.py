@@ -1,4 +1,4 @@
-"""The ladder of emulation on a real kernel: namespaces, handlers, and programs of other architectures.
+"""Emulation modes on a real kernel: namespaces, handlers, and programs of other architectures.
 
 Each test that changes anything does it in a forked child, in namespaces that end with it. Those marked ``ids`` run
 twice where root runs them: as root, and as an ordinary user (nobody), who is mapped to root of the new namespace.
@@ -20,7 +20,7 @@ import pytest
 from msgspec.structs import replace
 
 from platforms import binfmt, elf, emulation, probe, syscalls
-from platforms.emulation import Emulation, Rung
+from platforms.emulation import Emulation, EmulationMode
 from platforms.errors import EnvironmentUnfit
 from platforms.host import host, natives
 from platforms.parsing import parse
@@ -39,7 +39,7 @@ def forked(work):
     report, child_report = os.pipe()
     if (pid := os.fork()) == 0:
         try:
-            for cached in (emulation._climb, probe.executes, probe.executes_privately):
+            for cached in (emulation._choose, probe.executes, probe.executes_privately):
                 cached.cache_clear()
             text, status = str(work()), 0
         except BaseException:
@@ -99,7 +99,7 @@ def ids(test):
 
 @functools.cache
 def unprivate():
-    """Why the private rung cannot be had on this machine; "" when it can."""
+    """Why the private mode cannot be had on this machine; "" when it can."""
     foreign = next(each for each in FOREIGN if each != "386")
     qemu = binfmt.find_qemu(foreign)
     return probe.executes_privately(foreign, qemu) if qemu else "qemu-user-static is not installed"
@@ -151,13 +151,13 @@ def test_a_step_of_another_platform_runs_in_its_own_root(platform, user, busybox
         held = emulation.register_private([chosen])
         # Every stage of the pipe is a program of its own that the kernel must find the handler for again.
         text = output("/bin/sh", "-c", "echo $((6*7)) | sed s/4/four-/ | cat; uname -m", root=root)
-        assert (held is None) == (chosen.rung is not Rung.PRIVATE)
+        assert (held is None) == (chosen.mode is not EmulationMode.PRIVATE)
         return text
 
     words = forked(step).split()
     assert words[0] == "four-2"
     machines = {"arm64": "aarch64", "arm": "armv7l", "riscv64": "riscv64", "ppc64le": "ppc64le", "s390x": "s390x"}
-    if chosen.rung is Rung.PRIVATE:
+    if chosen.mode is EmulationMode.PRIVATE:
         assert words[1] == machines[chosen.architecture]
 
 
@@ -286,8 +286,8 @@ def test_several_emulators_at_once(busybox):
 
 
 def test_nothing_is_mounted_when_no_rung_is_private():
-    assert emulation.register_private([Emulation(Rung.NATIVE, "amd64")]) is None
-    emulation.register_host(Emulation(Rung.NATIVE, "amd64"))
+    assert emulation.register_private([Emulation(EmulationMode.NATIVE, "amd64")]) is None
+    emulation.register_host(Emulation(EmulationMode.NATIVE, "amd64"))
 
 
 # -- choosing -------------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def test_nothing_is_mounted_when_no_rung_is_private():
 
 def test_our_own_platform_is_native():
     chosen = emulation.emulation(host())
-    assert chosen.rung is Rung.NATIVE
+    assert chosen.mode is EmulationMode.NATIVE
     assert not chosen.emulated
     assert str(chosen) == "native"
     assert chosen.skipped == ()
@@ -303,17 +303,17 @@ def test_our_own_platform_is_native():
 
 def test_the_32_bit_sibling_is_taken_when_the_kernel_runs_it():
     for sibling in natives()[1:]:
-        assert emulation.emulation(sibling).rung is Rung.COMPAT
+        assert emulation.emulation(sibling).mode is EmulationMode.COMPAT
         assert not emulation.emulation(sibling).emulated
 
 
 @needs_private
 def test_an_emulated_platform_says_how_and_why():
     chosen = emulation.emulation(parse("linux/s390x"))
-    if chosen.rung is Rung.REGISTERED:
+    if chosen.mode is EmulationMode.REGISTERED:
         pytest.skip("this host has a handler for s390x")
     assert chosen == emulation.emulation(parse("linux/s390x"))
-    assert chosen.rung is Rung.PRIVATE
+    assert chosen.mode is EmulationMode.PRIVATE
     assert chosen.interpreter == binfmt.find_qemu("s390x")
     assert str(chosen) == os.path.basename(chosen.interpreter)
     assert [each.split(":")[0] for each in chosen.skipped] == ["native", "registered"]
@@ -336,12 +336,12 @@ def test_what_no_rung_can_run(platform, why):
 @pytest.mark.skipif(host().architecture != "amd64", reason="needs an amd64 host")
 def test_a_level_that_this_processor_lacks_is_refused(monkeypatch):
     monkeypatch.setattr(emulation, "host", lambda: parse("linux/amd64/v2"))
-    emulation._climb.cache_clear()
-    assert emulation.emulation(parse("linux/amd64")).rung is Rung.NATIVE
-    assert emulation.emulation(parse("linux/amd64/v2")).rung is Rung.NATIVE
+    emulation._choose.cache_clear()
+    assert emulation.emulation(parse("linux/amd64")).mode is EmulationMode.NATIVE
+    assert emulation.emulation(parse("linux/amd64/v2")).mode is EmulationMode.NATIVE
     with pytest.raises(EnvironmentUnfit, match=r"this host's processor is linux/amd64/v2"):
         emulation.emulation(parse("linux/amd64/v3"))
-    emulation._climb.cache_clear()
+    emulation._choose.cache_clear()
 
 
 @pytest.mark.skipif(host().architecture != "amd64", reason="needs qemu-x86_64 to look at")
@@ -355,10 +355,10 @@ def test_the_level_that_qemu_lacks_is_refused_on_other_hosts(monkeypatch):
     assert "x86-64-v4 (supported" not in told
 
     monkeypatch.setattr(emulation, "host", lambda: parse("linux/arm64"))
-    emulation._climb.cache_clear()
+    emulation._choose.cache_clear()
     with pytest.raises(EnvironmentUnfit, match="AVX-512"):
         emulation.emulation(parse("linux/amd64/v4"))
-    emulation._climb.cache_clear()
+    emulation._choose.cache_clear()
 
 
 def test_without_an_emulator_the_error_names_the_packages(monkeypatch, tmp_path):
@@ -413,10 +413,10 @@ def test_without_user_namespaces_the_next_rung_is_tried_and_the_setting_is_named
         emulation.register_host(chosen)
         emulation.register_host(chosen)  # somebody was faster
         handler = binfmt.handler("s390x")
-        return "\n".join((chosen.rung, chosen.skipped[-1], handler.name, handler.flags, probe.executes("s390x")))
+        return "\n".join((chosen.mode, chosen.skipped[-1], handler.name, handler.flags, probe.executes("s390x")))
 
-    rung, skipped, name, flags, runs = forked(work).split("\n")
-    assert rung == Rung.REGISTER
+    mode, skipped, name, flags, runs = forked(work).split("\n")
+    assert mode == EmulationMode.REGISTER
     assert skipped.startswith("private: unshare: ")
     assert "user.max_user_namespaces is 0" in skipped
     assert (name, sorted(flags), runs) == ("kanifold-s390x", ["F", "O", "P"], "")
@@ -433,8 +433,8 @@ def test_without_any_rung_the_error_tells_all_reasons():
         return caught.value.problem.why + "\n" + caught.value.problem.remedy
 
     why, remedy = forked(work).split("\n")
-    for rung in ("native: this host is", "registered: no handler", "private: unshare", "register: mounting"):
-        assert rung in why
+    for mode in ("native: this host is", "registered: no handler", "private: unshare", "register: mounting"):
+        assert mode in why
     assert "Linux 6.7" in remedy
 
 
@@ -459,11 +459,11 @@ def test_a_registered_handler_is_taken():
         as_host("F")
         no_user_namespaces()
         chosen = emulation.emulation(parse("linux/s390x"))
-        return "\n".join((chosen.rung, chosen.interpreter, chosen.why))
+        return "\n".join((chosen.mode, chosen.interpreter, chosen.why))
 
     # F alone: its program gets the path as argv[0], and still seven arguments.
-    rung, interpreter, why = forked(work).split("\n")
-    assert (rung, interpreter) == (Rung.REGISTERED, binfmt.find_qemu("s390x"))
+    mode, interpreter, why = forked(work).split("\n")
+    assert (mode, interpreter) == (EmulationMode.REGISTERED, binfmt.find_qemu("s390x"))
     assert "some-name" in why
     assert why.endswith("which steps can reach and change")  # it is root who asks
 
@@ -473,10 +473,10 @@ def test_root_takes_no_registered_handler_where_a_private_one_can_be_had():
     def work():
         as_host("F")
         chosen = emulation.emulation(parse("linux/s390x"))
-        return "\n".join((chosen.rung, chosen.skipped[-1]))
+        return "\n".join((chosen.mode, chosen.skipped[-1]))
 
-    rung, skipped = forked(work).split("\n")
-    assert rung == Rung.PRIVATE
+    mode, skipped = forked(work).split("\n")
+    assert mode == EmulationMode.PRIVATE
     assert skipped == "registered: steps could reach the host's emulator by /proc/PID/exe and change it"
 
 
@@ -507,10 +507,10 @@ def test_a_registered_handler_that_a_step_could_not_use_is_passed_over(flags, af
         if after:
             Path(f"{binfmt.DIRECTORY}/some-name").write_text("0")
         chosen = emulation.emulation(parse("linux/s390x"))
-        return "\n".join((chosen.rung, chosen.skipped[-1]))
+        return "\n".join((chosen.mode, chosen.skipped[-1]))
 
-    rung, skipped = forked(work).split("\n")
-    assert rung == Rung.PRIVATE
+    mode, skipped = forked(work).split("\n")
+    assert mode == EmulationMode.PRIVATE
     assert skipped.startswith(f"registered: {reason}")
 
 
@@ -533,10 +533,10 @@ def test_a_handler_that_cannot_be_seen_is_found_by_trying():
         no_user_namespaces()
         chosen = emulation.emulation(parse("linux/s390x"))
         os.close(held)
-        return "\n".join((chosen.rung, chosen.interpreter, str(chosen), chosen.why))
+        return "\n".join((chosen.mode, chosen.interpreter, str(chosen), chosen.why))
 
-    rung, interpreter, shown, why = forked(work).split("\n")
-    assert (rung, interpreter, shown) == (Rung.REGISTERED, "", "emulated")
+    mode, interpreter, shown, why = forked(work).split("\n")
+    assert (mode, interpreter, shown) == (EmulationMode.REGISTERED, "", "emulated")
     assert "cannot be seen" in why
 
 
@@ -544,7 +544,7 @@ def test_a_handler_that_cannot_be_seen_is_found_by_trying():
 def test_a_name_that_is_taken_by_something_else_is_an_error():
     def work():
         as_host("F", architecture="arm64", name="kanifold-s390x")
-        chosen = replace(emulation.emulation(parse("linux/s390x")), rung=Rung.REGISTER)
+        chosen = replace(emulation.emulation(parse("linux/s390x")), mode=EmulationMode.REGISTER)
         with pytest.raises(EnvironmentUnfit) as caught:
             emulation.register_host(chosen)
         return caught.value.problem.why
@@ -560,7 +560,7 @@ def children():
 def test_probing_leaves_nothing_behind():
     probe.executes.cache_clear()
     probe.executes_privately.cache_clear()
-    emulation._climb.cache_clear()
+    emulation._choose.cache_clear()
     mounts, files, others = Path("/proc/self/mounts").read_text(), sorted(os.listdir("/proc/self/fd")), children()
     emulation.overview()
     assert Path("/proc/self/mounts").read_text() == mounts

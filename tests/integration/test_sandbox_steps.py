@@ -1,4 +1,4 @@
-"""What a step meets: run for real, on every rung of isolation that this machine has."""
+"""What a step meets: run for real, on every isolation mode that this machine has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sandbox_house import ARM64, BUSYBOX, QEMU, Done, House, Inside, Node, opened
 
-from executor.sandbox import Bind, BindFd, Rung, Secret, Tmpfs, staging
+from executor.sandbox import Bind, BindFd, IsolationMode, Secret, Tmpfs, staging
 from executor.sandbox.spec import Ended, Spec
 from platforms import elf, syscalls
 from platforms.errors import EnvironmentUnfit
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not BUSYBOX.exists(), reason="no /bin/busybox (D
 
 
 def not_single(house: House) -> None:
-    if house.isolation.rung is Rung.SINGLE:
+    if house.isolation.mode is IsolationMode.SINGLE:
         pytest.skip("there is one user and one group")
 
 
@@ -442,7 +442,7 @@ def test_secret(house: House) -> None:
     done = house.run(
         "cat /run/secrets/key; ls -ln /run/secrets/key; echo x > /run/secrets/key", mounts=(mount,), uid=1000
     )
-    group = "0   " if house.isolation.rung is Rung.SINGLE else "1000"
+    group = "0   " if house.isolation.mode is IsolationMode.SINGLE else "1000"
     assert done.out.startswith(f"hidden-r--------    1 1000     {group}             6")
     assert done.diff == {}
     assert house.run("ls /run; true", mounts=()).out == ""
@@ -462,7 +462,7 @@ def test_a_changed_parent_of_a_mount_point_stays(house: House) -> None:
 
 
 def test_mount_points_hidden_by_whiteouts(house: House) -> None:
-    if house.isolation.rung is not Rung.NAMESPACES:
+    if house.isolation.mode is not IsolationMode.NAMESPACES:
         pytest.skip("only root makes device nodes")
     top = house.plant({"etc/resolv.conf": ("c", "0", "0"), "proc": ("c", "0", "0"), "srv": ("c", "0", "0")})
     below = house.plant({"srv/old": "x"})
@@ -568,8 +568,8 @@ def test_a_step_that_begins_just_after_all_were_cancelled_is_cancelled_too(house
 
 @pytest.mark.parametrize("victim", ["executor", "zygote"])
 def test_nothing_survives_a_killed_executor(request: pytest.FixtureRequest, house: House, victim: str) -> None:
-    users = {Rung.MAPPED: "_user_with_ids", Rung.SINGLE: "_user_without_ids"}
-    user = request.getfixturevalue(users[rung]) if (rung := house.isolation.rung) in users else None
+    users = {IsolationMode.MAPPED: "_user_with_ids", IsolationMode.SINGLE: "_user_without_ids"}
+    user = request.getfixturevalue(users[mode]) if (mode := house.isolation.mode) in users else None
     with opened(user) as doomed:
         for _ in range(3):
             doomed.begin(doomed.spec("trap '' TERM; (sleep 1000 &); (nc -l -p 1 &); echo ready; sleep 1000"), "ready")
@@ -617,11 +617,11 @@ def test_steps_leak_nothing(house: House) -> None:
 
 
 @pytest.mark.skipif(not QEMU.exists(), reason=f"no {QEMU}")
-@pytest.mark.parametrize("rung", ["private", "mapped", "single"])
-def test_a_private_emulator_runs_foreign_programs(request: pytest.FixtureRequest, rung: str) -> None:
+@pytest.mark.parametrize("mode", ["private", "mapped", "single"])
+def test_a_private_emulator_runs_foreign_programs(request: pytest.FixtureRequest, mode: str) -> None:
     users = {"mapped": "_user_with_ids", "single": "_user_without_ids"}
-    user = request.getfixturevalue(users[rung]) if rung in users else None
-    if rung == "private" and os.geteuid() != 0:
+    user = request.getfixturevalue(users[mode]) if mode in users else None
+    if mode == "private" and os.geteuid() != 0:
         pytest.skip("needs root")
     with opened(user, ARM64) as house:
         layer = house.plant({"arm64": elf.program("arm64")})
@@ -695,7 +695,7 @@ def test_an_unusable_upper_directory_is_an_unfit_environment(root_house: House) 
 
 
 def test_unfit_environments_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the capabilities for it, no rung is entered, and the error says what to do."""
+    """Without the capabilities for it, no mode is entered, and the error says what to do."""
     from executor.sandbox import isolation
 
     pid = os.fork()

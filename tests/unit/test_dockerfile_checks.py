@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from executor.dockerfile import parse
-from executor.dockerfile.checks import Base, Report, check
+from executor.dockerfile.checks import BaseImage, CheckResult, check
 from executor.dockerfile.documents import lint_document
 from executor.dockerfile.ignore import NOTHING, Patterns
 from executor.dockerfile.ignore import parse as parse_ignore
@@ -29,10 +29,10 @@ def report(
     *,
     build_args: dict[str, str] | None = None,
     targets: tuple[str, ...] = (),
-    bases: dict[int, Base] | None = None,
+    bases: dict[int, BaseImage] | None = None,
     ignore: Patterns = NOTHING,
     stages: tuple[int, ...] | None = None,
-) -> Report:
+) -> CheckResult:
     return check(
         parse(source.encode()),
         build_args=build_args or {},
@@ -135,7 +135,7 @@ def test_build_args_do_not_hide_bad_defaults() -> None:
     assert found(source, build_args={"V": "a"}) == [(2, "InvalidDefaultArgInFrom")]
 
 
-JAVA = {0: Base(env={"JAVA_HOME": "/j"})}
+JAVA = {0: BaseImage(env={"JAVA_HOME": "/j"})}
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ JAVA = {0: Base(env={"JAVA_HOME": "/j"})}
         ("FROM a\nCOPY $JAVA_HOME /x", JAVA, []),
     ],
 )
-def test_undefined_variables(source: str, bases: dict[int, Base] | None, expected: list[int]) -> None:
+def test_undefined_variables(source: str, bases: dict[int, BaseImage] | None, expected: list[int]) -> None:
     assert found(source, bases=bases) == [(line, "UndefinedVar") for line in expected]
 
 
@@ -403,7 +403,9 @@ def test_a_dockerfile_for_windows_asks_nothing() -> None:
     assert found(f"# escape=`\n{steps}", targets=("windows/amd64", "linux/arm64")) == []
     plain = "FROM --platform=$BUILDPLATFORM a\nRUN uname -m"
     assert found(plain, targets=("linux/amd64", "windows/arm64")) == []
-    assert found(plain, targets=BOTH, bases={0: Base(platform="windows/amd64")}) == [(1, "InvalidBaseImagePlatform")]
+    assert found(plain, targets=BOTH, bases={0: BaseImage(platform="windows/amd64")}) == [
+        (1, "InvalidBaseImagePlatform")
+    ]
 
 
 def test_a_stage_built_on_a_build_stage_is_one() -> None:
@@ -481,21 +483,21 @@ def test_stages_of_one_platform_may_name_it() -> None:
 @pytest.mark.parametrize(
     ("base", "targets", "expected"),
     [
-        (Base(only="linux/amd64"), BOTH, True),
-        (Base(only="linux/amd64"), ("linux/amd64",), False),
-        (Base(), BOTH, False),
+        (BaseImage(only="linux/amd64"), BOTH, True),
+        (BaseImage(only="linux/amd64"), ("linux/amd64",), False),
+        (BaseImage(), BOTH, False),
     ],
 )
-def test_a_base_pinned_to_one_platform(base: Base, targets: tuple[str, ...], expected: bool) -> None:
+def test_a_base_pinned_to_one_platform(base: BaseImage, targets: tuple[str, ...], expected: bool) -> None:
     source = f"FROM a@sha256:{'0' * 64}"
     rules = found(source, bases={0: base}, targets=targets)
     assert rules == ([(1, "SinglePlatformDigest")] if expected else [])
 
 
 def test_a_base_of_another_platform() -> None:
-    assert found("FROM a", bases={0: Base(platform="linux/amd64")}) == [(1, "InvalidBaseImagePlatform")]
-    assert found("FROM a", bases={0: Base(platform="linux/arm64")}) == []
-    assert found("FROM --platform=$BUILDPLATFORM a", bases={0: Base(platform="linux/amd64")}) == []
+    assert found("FROM a", bases={0: BaseImage(platform="linux/amd64")}) == [(1, "InvalidBaseImagePlatform")]
+    assert found("FROM a", bases={0: BaseImage(platform="linux/arm64")}) == []
+    assert found("FROM --platform=$BUILDPLATFORM a", bases={0: BaseImage(platform="linux/amd64")}) == []
 
 
 # -- the second reader -------------------------------------------------------------------------------------------------

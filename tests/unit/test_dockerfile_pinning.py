@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from executor.dockerfile import parse
-from executor.dockerfile.pinning import mentions, rewritten
+from executor.dockerfile.pinning import image_references, rewritten
 from platforms.errors import DockerfileError
 
 DIGEST = "sha256:" + "0" * 64
@@ -31,7 +31,8 @@ FROM debian-build
 
 def test_external_images_are_those_that_are_neither_stages_nor_scratch() -> None:
     found = [
-        (each.where.line, each.name, each.has_variables) for each in mentions(parse(SOURCE.replace(b"  # debian", b"")))
+        (each.where.line, each.name, each.has_variables)
+        for each in image_references(parse(SOURCE.replace(b"  # debian", b"")))
     ]
     assert found == [
         (3, "debian", False),
@@ -44,7 +45,7 @@ def test_external_images_are_those_that_are_neither_stages_nor_scratch() -> None
 
 def test_only_the_names_change() -> None:
     dockerfile = parse(SOURCE)
-    new = {each: f"{each.name}@{DIGEST}" for each in mentions(dockerfile) if not each.has_variables}
+    new = {each: f"{each.name}@{DIGEST}" for each in image_references(dockerfile) if not each.has_variables}
     expected = (
         SOURCE.replace(b"$BUILDPLATFORM debian AS", f"$BUILDPLATFORM debian@{DIGEST} AS".encode())
         .replace(b"from=alpine:3,target", f"from=alpine:3@{DIGEST},target".encode())
@@ -65,13 +66,13 @@ def test_only_the_names_change() -> None:
 )
 def test_layouts_that_stay(line: bytes) -> None:
     dockerfile = parse(line)
-    (mention,) = mentions(dockerfile)
+    (mention,) = image_references(dockerfile)
     assert rewritten(line, dockerfile, {mention: "debian:13"}) == line.replace(b"debian:12", b"debian:13")
 
 
 def test_an_image_that_is_called_as_its_keyword() -> None:
     dockerfile = parse(b"from from AS from2")
-    (mention,) = mentions(dockerfile)
+    (mention,) = image_references(dockerfile)
     assert rewritten(b"from from AS from2", dockerfile, {mention: "to"}) == b"from to AS from2"
 
 
@@ -87,9 +88,9 @@ def test_an_image_that_is_called_as_its_keyword() -> None:
 def test_a_name_in_two_lines_is_refused(source: bytes) -> None:
     dockerfile = parse(source)
     with pytest.raises(DockerfileError):
-        rewritten(source, dockerfile, {each: f"{each.name}@{DIGEST}" for each in mentions(dockerfile)})
+        rewritten(source, dockerfile, {each: f"{each.name}@{DIGEST}" for each in image_references(dockerfile)})
 
 
 def test_what_dockerfile_parse_reads_otherwise_is_refused() -> None:
     with pytest.raises(DockerfileError, match="read in different ways"):
-        mentions(parse(b"FROM a\nRUN echo \\\\\nFROM b\n"))
+        image_references(parse(b"FROM a\nRUN echo \\\\\nFROM b\n"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from executor.dockerfile import grammar, mounts
+from executor.dockerfile import grammar, mount_options
 from executor.dockerfile.instructions import KEYWORDS
 from executor.dockerfile.rules import RULES
 
@@ -62,9 +62,9 @@ def test_every_flag_is_there() -> None:
 
 def test_every_option_of_a_mount_is_there() -> None:
     page = section("RUN --mount")
-    assert sorted([*first_cells(page), "type"]) == sorted(mounts.KEYS)
+    assert sorted([*first_cells(page), "type"]) == sorted(mount_options.KEYS)
     header = page.strip().splitlines()[0]
-    assert [cell.strip() for cell in header.strip("|").split("|")][1:] == list(mounts.TYPES)
+    assert [cell.strip() for cell in header.strip("|").split("|")][1:] == list(mount_options.TYPES)
 
 
 def test_every_rule_is_there_and_whose_it_is() -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from platforms import candidates
-from platforms.emulation import _climb, emulation
+from platforms.emulation import _choose, emulation
 from platforms.errors import EnvironmentUnfit
 from platforms.host import amd64_level, default_platform, host, natives
 from platforms.platform import ARCHITECTURES
@@ -55,7 +55,7 @@ def told(monkeypatch):
         host.cache_clear()
         natives.cache_clear()
 
-    _climb.cache_clear()
+    _choose.cache_clear()
     yield tell
     monkeypatch.undo()
     host.cache_clear()

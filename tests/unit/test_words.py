@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.dockerfile import shellpattern
-from executor.dockerfile.words import BODY, DEPTH_LIMIT, SIZE_LIMIT, Style, Watched, expand, expand_words
+from executor.dockerfile.words import BODY, DEPTH_LIMIT, SIZE_LIMIT, RecordingMapping, Style, expand, expand_words
 from platforms.errors import DockerfileError
 
 ENV = {"A": "foo", "E": "", "P": "/usr/local/bin", "N": "a*b", "Q": 'it\'s "so"', "W": "two  words"}
@@ -73,7 +73,7 @@ def test_a_style_that_keeps_quotes_escapes_and_unset_names() -> None:
 
 
 def test_names_that_were_used_and_missed() -> None:
-    env = Watched(ENV)
+    env = RecordingMapping(ENV)
     expand("$A ${U:-$V} ${E:+$X} '$Y' \\$Z", env)
     assert [*env.used] == ["A", "E"]
     assert [*env.missing] == ["V", "U", "X"]  # alternatives are looked up whether they are taken or not

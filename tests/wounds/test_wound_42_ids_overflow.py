@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sandbox_house import House
 
-from executor.sandbox import Rung
+from executor.sandbox import IsolationMode
 
 
 @pytest.mark.parametrize("number", [-1, 2**32 - 1, 2**32, 2**32 + 1000, 2**64, -(2**31)])
@@ -30,7 +30,7 @@ def test_ids_that_an_ordinary_user_was_not_granted(mapped_house: House) -> None:
 
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_nothing_is_inheritable_and_groups_are_exact(either_house: House, uid: int) -> None:
-    single = either_house.isolation.rung is Rung.SINGLE  # where groups cannot be set
+    single = either_house.isolation.mode is IsolationMode.SINGLE  # where groups cannot be set
     done = either_house.run("cat /proc/self/status; true", uid=uid, gid=uid, groups=(5, 6))
     status = dict(line.split(":", 1) for line in done.out.splitlines())
     assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0

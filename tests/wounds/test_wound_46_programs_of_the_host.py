@@ -106,7 +106,7 @@ def interpreted(path: str) -> bytes:
 
 @pytest.fixture(params=["kanifold", "kanifold_as_user", "kanifold_as_bare_user"])
 def command(request: pytest.FixtureRequest) -> Kanifold:
-    """The command on every rung."""
+    """The command on every mode."""
     found: Kanifold = request.getfixturevalue(request.param)
     return found
 

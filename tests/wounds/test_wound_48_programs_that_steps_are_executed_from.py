@@ -17,7 +17,7 @@ from ordinary_user import User
 from sandbox_house import QEMU, House, Inside, opened
 
 from platforms import elf
-from platforms.emulation import Emulation, Rung
+from platforms.emulation import Emulation, EmulationMode
 from platforms.host import host
 
 
@@ -108,7 +108,7 @@ def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         copy.chmod(0o755)
         if user is not None:
             os.chown(copy, user.uid, user.gid)
-        with opened(user, Emulation(Rung.PRIVATE, "arm64", str(copy))) as house:
+        with opened(user, Emulation(EmulationMode.PRIVATE, "arm64", str(copy))) as house:
             yield house, copy
     finally:
         shutil.rmtree(folder)

@@ -48,7 +48,7 @@ for my $path (@ARGV) {
 
 @pytest.fixture(params=["root", "subordinate ids", "one id"])
 def anybody(request: pytest.FixtureRequest) -> Kanifold:
-    """The command on each rung."""
+    """The command on each mode."""
     names = {"root": "kanifold", "subordinate ids": "kanifold_as_user", "one id": "kanifold_as_bare_user"}
     found: Kanifold = request.getfixturevalue(names[request.param])
     return found

@@ -27,7 +27,7 @@ from sandbox_house import House, Inside, opened
 from executor.sandbox import Spec
 from platforms import syscalls
 
-RUNGS = pytest.mark.parametrize("rung", ["root", "mapped", "single"])
+MODES = pytest.mark.parametrize("mode", ["root", "mapped", "single"])
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make network namespaces"),
@@ -86,16 +86,16 @@ def serve(_: Inside) -> None:
 
 @pytest.fixture(scope="module")
 def houses(request: pytest.FixtureRequest) -> Iterator[Callable[..., House]]:
-    """Makes a house for a rung in a ``world``, once for each."""
+    """Makes a house for a mode in a ``world``, once for each."""
     with contextlib.ExitStack() as stack:
         made: dict[Any, House] = {}
 
-        def get(rung: str, **kind: Any) -> House:
-            key = rung, *sorted(kind.items())
+        def get(mode: str, **kind: Any) -> House:
+            key = mode, *sorted(kind.items())
             if key not in made:
                 user: User | None = None
-                if rung != "root":
-                    user = request.getfixturevalue("_user_with_ids" if rung == "mapped" else "_user_without_ids")
+                if mode != "root":
+                    user = request.getfixturevalue("_user_with_ids" if mode == "mapped" else "_user_without_ids")
                 made[key] = stack.enter_context(opened(user, world=partial(world, **kind)))
                 made[key].call(serve)
             return made[key]
@@ -104,10 +104,10 @@ def houses(request: pytest.FixtureRequest) -> Iterator[Callable[..., House]]:
 
 
 @needs_pasta
-@RUNGS
-def test_an_isolated_step_reaches_the_world(houses: Callable[..., House], rung: str) -> None:
+@MODES
+def test_an_isolated_step_reaches_the_world(houses: Callable[..., House], mode: str) -> None:
     done = run(
-        houses(rung),
+        houses(mode),
         f"""
 print(reach("{OUTSIDE}", 9912), reach("{OUTSIDE_6}", 9912), reach("{OUTSIDE}", 9912, data=b"x"), sep=", ")
 """,
@@ -118,12 +118,12 @@ print(reach("{OUTSIDE}", 9912), reach("{OUTSIDE_6}", 9912), reach("{OUTSIDE}", 9
 
 
 @needs_pasta
-@RUNGS
+@MODES
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_an_isolated_step_does_not_reach_the_loopback_interface_of_the_host(
-    houses: Callable[..., House], rung: str, uid: int
+    houses: Callable[..., House], mode: str, uid: int
 ) -> None:
-    house = houses(rung)
+    house = houses(mode)
     house.call(reached)
     done = run(
         house,
@@ -143,11 +143,11 @@ print(found & {"loopback", "loopback 6"}, reach("198.51.100.7", 9912, "eth0"))
 
 
 @needs_pasta
-@RUNGS
-def test_frames_made_by_hand_do_not_reach_it_either(houses: Callable[..., House], rung: str) -> None:
+@MODES
+def test_frames_made_by_hand_do_not_reach_it_either(houses: Callable[..., House], mode: str) -> None:
     """With CAP_NET_RAW a step writes what it likes to the interface: here, datagrams for 127.0.0.1 and ::1."""
     done = run(
-        houses(rung),
+        houses(mode),
         r"""
 import struct
 def summed(data):
@@ -181,11 +181,11 @@ print(b"loopback" in seen, b"outside" in seen)
 
 
 @needs_pasta
-@RUNGS
+@MODES
 @pytest.mark.parametrize("more", ["", "nameserver 127.0.0.1\n"])
-def test_names_are_resolved_by_the_servers_of_the_host(houses: Callable[..., House], rung: str, more: str) -> None:
+def test_names_are_resolved_by_the_servers_of_the_host(houses: Callable[..., House], mode: str, more: str) -> None:
     done = run(
-        houses(rung, resolver=f"{OUTSIDE}\n{more}"),
+        houses(mode, resolver=f"{OUTSIDE}\n{more}"),
         """
 text = open("/etc/resolv.conf").read()
 print(text.split(), reach(text.split()[3], 53, data=b"x" * 20))
@@ -196,11 +196,11 @@ print(text.split(), reach(text.split()[3], 53, data=b"x" * 20))
 
 
 @needs_pasta
-@RUNGS
+@MODES
 def test_names_are_resolved_by_a_server_on_the_loopback_interface_all_the_same(
-    houses: Callable[..., House], rung: str
+    houses: Callable[..., House], mode: str
 ) -> None:
-    house = houses(rung, resolver="127.0.0.53")
+    house = houses(mode, resolver="127.0.0.53")
     done = run(
         house,
         """
@@ -212,13 +212,13 @@ print(text.split(), reach(text.split()[1], 53, data=b"x" * 20))
     assert done.out == "['nameserver', '169.254.1.1', 'search', 'example'] names\n"
 
 
-@RUNGS
+@MODES
 @pytest.mark.parametrize("network", ["isolated", "host"])
-def test_abstract_sockets_of_the_host_are_not_reached(houses: Callable[..., House], rung: str, network: str) -> None:
+def test_abstract_sockets_of_the_host_are_not_reached(houses: Callable[..., House], mode: str, network: str) -> None:
     if network == "host" and syscalls.landlock_version() < 6:
         pytest.skip("needs Landlock's scopes (Linux 6.12)")
     done = run(
-        houses(rung),
+        houses(mode),
         r"""
 line = socket.socket(socket.AF_UNIX)
 try:
@@ -246,25 +246,25 @@ except PermissionError:
 """
 
 
-@RUNGS
-def test_no_step_sniffs_the_network_of_the_host(houses: Callable[..., House], rung: str) -> None:
-    assert run(houses(rung), SNIFFING, network="host").out == "not\n"
+@MODES
+def test_no_step_sniffs_the_network_of_the_host(houses: Callable[..., House], mode: str) -> None:
+    assert run(houses(mode), SNIFFING, network="host").out == "not\n"
 
 
-@RUNGS
+@MODES
 def test_without_the_helper_a_step_has_the_network_of_the_host_and_says_so(
-    houses: Callable[..., House], rung: str
+    houses: Callable[..., House], mode: str
 ) -> None:
-    house = houses(rung, helper=False)
+    house = houses(mode, helper=False)
     done = run(house, f'print(reach("{OUTSIDE}", 9912))' + SNIFFING, network="isolated")
     assert (done.out, done.err) == ("outside\nnot\n", "")
     assert done.ended.shared == "there is no pasta"
 
 
 @needs_pasta
-@RUNGS
-def test_the_helper_is_out_of_sight(houses: Callable[..., House], rung: str) -> None:
-    done = houses(rung).run("echo /proc/[0-9]*", network="isolated")
+@MODES
+def test_the_helper_is_out_of_sight(houses: Callable[..., House], mode: str) -> None:
+    done = houses(mode).run("echo /proc/[0-9]*", network="isolated")
     assert (done.ended.shared, done.out) == ("", "/proc/1\n")
 
 

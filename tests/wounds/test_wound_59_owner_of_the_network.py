@@ -43,11 +43,11 @@ print(powerful)
 """
 
 
-@pytest.mark.parametrize("rung", ["root", "mapped", "single"])
-def test_no_user_that_a_step_can_become_has_power_over_its_network(request: pytest.FixtureRequest, rung: str) -> None:
+@pytest.mark.parametrize("mode", ["root", "mapped", "single"])
+def test_no_user_that_a_step_can_become_has_power_over_its_network(request: pytest.FixtureRequest, mode: str) -> None:
     user: User | None = None
-    if rung != "root":
-        user = request.getfixturevalue("_user_with_ids" if rung == "mapped" else "_user_without_ids")
+    if mode != "root":
+        user = request.getfixturevalue("_user_with_ids" if mode == "mapped" else "_user_without_ids")
     with opened(user, world=world) as house:
         done = run(house, SWITCHING_OFF, network="isolated")
         assert (done.ended.shared, done.out, done.err) == ("", "[]\n", "")

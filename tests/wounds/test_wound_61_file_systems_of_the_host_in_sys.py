@@ -37,14 +37,14 @@ def host() -> None:
                 continue
 
 
-@pytest.mark.parametrize("rung", ["root", "mapped", "single"])
+@pytest.mark.parametrize("mode", ["root", "mapped", "single"])
 @pytest.mark.parametrize("network", ["host", "none"])
 def test_what_the_host_has_mounted_in_its_sys_is_hidden(
-    request: pytest.FixtureRequest, rung: str, network: str
+    request: pytest.FixtureRequest, mode: str, network: str
 ) -> None:
     user: User | None = None
-    if rung != "root":
-        user = request.getfixturevalue("_user_with_ids" if rung == "mapped" else "_user_without_ids")
+    if mode != "root":
+        user = request.getfixturevalue("_user_with_ids" if mode == "mapped" else "_user_without_ids")
     with opened(user, world=host) as house:
         done = house.run(
             f"for each in {' '.join(HIDDEN.values())}; do ls $each 2>/dev/null; done;"

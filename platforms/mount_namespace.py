@@ -1,9 +1,9 @@
-"""A mount namespace of one's own, also in a plain chroot.
+"""Entering a mount namespace, also from a plain chroot.
 
-Mounts made in a new namespace may still spread to where it was copied from, until its own are made private; and that
-is asked of a mount point, which the root directory of a plain chroot (as Debian's package builders have it) is not. Nor
-can pivot_root(2) be called there, nor user namespaces be made: the kernel wants the root directory to be a mount, and
-the namespace's topmost. So there the root directory is made both, in the new namespace alone.
+Mounts in a new namespace propagate to the one that it was copied from until they are made private, which requires a
+mount point; the root directory of a plain chroot (as Debian's package builders use) is none. pivot_root(2) and user
+namespaces have the same requirement: the root directory must be the topmost mount of the namespace. So in a plain
+chroot the root directory is made that, in the new namespace only.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from platforms import syscalls
 _PRIVATE = syscalls.MS_REC | syscalls.MS_PRIVATE
 
 
-def enter() -> None:
-    """Move this thread to a mount namespace of its own, out of which nothing spreads. Raises OSError.
+def enter_mount_namespace() -> None:
+    """Move this thread to a new mount namespace with private propagation. Raises OSError.
 
-    All paths lead where they led before. In a plain chroot, which this needs CAP_SYS_CHROOT to get out of, descriptors
-    that were opened before are of mounts that this namespace does not have.
+    Paths lead where they led before. In a plain chroot, which takes CAP_SYS_CHROOT to leave, descriptors that were
+    opened before are of mounts that are not in the new namespace.
     """
     syscalls.unshare(syscalls.CLONE_NEWNS)
     try:
@@ -32,11 +32,11 @@ def enter() -> None:
 
 
 def _leave_chroot() -> None:
-    """Make the root directory, which is no mount point, this namespace's topmost mount."""
+    """Make the root directory, which is no mount point, the topmost mount of this namespace."""
     work = os.getcwd()
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Up to the namespace's own root directory: from above of its root, a process's ".." has no bounds (chroot(2)).
+        # Then ".." leads up to the root of the namespace: above its root directory it is unbounded (chroot(2)).
         os.chroot("/proc")
         os.fchdir(root)
         while not os.path.samestat(os.stat("."), os.stat("..")):

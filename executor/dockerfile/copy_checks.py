@@ -1,7 +1,7 @@
-"""What COPY and ADD must not say, once their words are expanded: found before any file is looked at.
+"""Validation of expanded COPY and ADD instructions, before any file is read.
 
-Source: Dockerfile reference, "ADD" and "COPY". Errors are ``ValueError``, or ``DockerfileError`` without a place: the
-caller knows it.
+Source: Dockerfile reference, "ADD" and "COPY". Errors are ``ValueError``, or ``DockerfileError`` without a location,
+which the caller adds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _MAY_BE_GIT = ("://", "@", "github.com/")
 
 
 def check(instruction: Copy | Add) -> None:
-    """Refuse modes that are none, sources of a kind that the instruction does not take, flags that need others, and
-    here-documents whose name is none of a file."""
+    """Raise for an invalid mode, a kind of source that the instruction does not take, a flag without those that it
+    requires, and a here-document whose name is no file name."""
     if instruction.chmod:
         modes.parse(instruction.chmod)
     if instruction.link and not numeric(instruction.chown):
@@ -33,7 +33,7 @@ def check(instruction: Copy | Add) -> None:
 
 
 def numeric(chown: str) -> bool:
-    """Whether ``--chown=chown`` needs nobody's passwd."""
+    """Whether ``--chown=chown`` can be resolved without a passwd file."""
     return all(part.isdigit() or part == "root" for part in chown.split(":") if part)
 
 

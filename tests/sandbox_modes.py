@@ -1,4 +1,4 @@
-"""Fixtures: a house (see ``sandbox_house``) for each rung of isolation, and ``house``, all of them in turn."""
+"""Fixtures: a house (see ``sandbox_house``) for each isolation mode, and ``house``, all of them in turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from ordinary_user import User
 from sandbox_house import ARM64, BUSYBOX, QEMU, House, opened
 
-from executor.sandbox import Rung
+from executor.sandbox import IsolationMode
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def root_house(_busybox: None) -> Iterator[House]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     with opened(None) as house:
-        assert house.isolation.rung is Rung.NAMESPACES
+        assert house.isolation.mode is IsolationMode.NAMESPACES
         yield house
 
 
@@ -41,20 +41,20 @@ def private_house(_busybox: None) -> Iterator[House]:
 @pytest.fixture(scope="session")
 def mapped_house(_busybox: None, _user_with_ids: User) -> Iterator[House]:
     with opened(_user_with_ids) as house:
-        assert house.isolation.rung is Rung.MAPPED, house.isolation.why
+        assert house.isolation.mode is IsolationMode.MAPPED, house.isolation.why
         yield house
 
 
 @pytest.fixture(scope="session")
 def single_house(_busybox: None, _user_without_ids: User) -> Iterator[House]:
     with opened(_user_without_ids) as house:
-        assert house.isolation.rung is Rung.SINGLE, house.isolation.why
+        assert house.isolation.mode is IsolationMode.SINGLE, house.isolation.why
         yield house
 
 
 @pytest.fixture(scope="session", params=["root", "private", "mapped", "single"])
 def house(request: pytest.FixtureRequest) -> House:
-    """The same test on every rung."""
+    """The same test on every mode."""
     found: House = request.getfixturevalue(f"{request.param}_house")
     return found
 

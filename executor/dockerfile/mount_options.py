@@ -1,6 +1,6 @@
-"""The values of ``RUN --mount`` and ``RUN --device``: comma-separated ``key=value`` fields.
+"""Parsing the values of ``RUN --mount`` and ``RUN --device``: comma-separated ``key=value`` fields.
 
-Source: Dockerfile reference, "RUN --mount" and "RUN --device". Errors are ``ValueError``: the caller knows the place.
+Source: Dockerfile reference, "RUN --mount" and "RUN --device". Errors are ``ValueError``; the caller adds the location.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from executor.dockerfile.instructions import Device, Mount
-from executor.dockerfile.suggest import hint
+from executor.dockerfile.suggestions import hint
 
 TYPES: Final = ("bind", "cache", "tmpfs", "secret", "ssh")
 _SHARING: Final = ("shared", "private", "locked")
@@ -44,7 +44,7 @@ _ID_LIMIT: Final = 1 << 32
 
 
 def unexpanded(text: str) -> Mount:
-    """A mount of which only ``text`` and ``from_`` are known: all else may depend on variables."""
+    """Return a mount with only ``text`` and ``from_`` set; the other fields may depend on variables."""
     source = ""
     for field in fields(text):
         key, equals, value = field.partition("=")
@@ -56,7 +56,7 @@ def unexpanded(text: str) -> Mount:
 
 
 def mount(text: str, expanded: Callable[[str], str]) -> Mount:
-    """The mount that ``text`` describes, every value passed through ``expanded`` first."""
+    """Return the mount that ``text`` describes. ``expanded`` expands the variables of a value."""
     found: dict[str, Any] = {"text": text}
     for field in fields(text):
         key, equals, value = field.partition("=")
@@ -73,7 +73,7 @@ def mount(text: str, expanded: Callable[[str], str]) -> Mount:
 
 
 def _switch(found: dict[str, Any], key: str, field: str) -> None:
-    """A field without a value."""
+    """Set a field that has no value."""
     if key in ("readonly", "ro"):
         found["readonly"] = True
     elif key in ("readwrite", "rw"):
@@ -118,7 +118,7 @@ def _set(found: dict[str, Any], key: str, value: str, field: str) -> None:
 
 
 def _check(made: Mount) -> None:
-    """What must not stand together."""
+    """Raise for fields that exclude each other."""
     if made.type in ("bind", "tmpfs"):
         for key in ("mode", "uid", "gid"):
             if getattr(made, key) is not None:
@@ -139,7 +139,7 @@ def _check(made: Mount) -> None:
 
 
 def _only_for(found: dict[str, Any], key: str, *types: str) -> None:
-    """Some keys must follow a ``type=`` that knows them."""
+    """Raise for a key that the mount's ``type`` does not have."""
     kind = found.get("type", "bind")
     if kind not in types:
         raise ValueError(f"unexpected key '{key}' for mount type '{kind}'")
@@ -167,7 +167,7 @@ def _number(key: str, value: str, base: int) -> int:
 
 
 def _size(key: str, value: str) -> int:
-    """Bytes: a number with an optional binary unit, ``64m``, ``1.5GiB``."""
+    """Return the bytes of a number with an optional binary unit: ``64m``, ``1.5GiB``."""
     wrong = ValueError(f"invalid value for {key}: {value}")
     at = max((value.rfind(letter) for letter in "0123456789. "), default=-1)
     number, unit = (value[:at] if value[at : at + 1] == " " else value[: at + 1]), value[at + 1 :].lower()
@@ -184,7 +184,7 @@ def _size(key: str, value: str) -> int:
 
 
 def device(text: str) -> Device:
-    """The device that the value of ``--device`` names."""
+    """Return the device of the value of ``--device``."""
     name, required = "", False
     for field in fields(text):
         key, equals, value = field.partition("=")
@@ -205,7 +205,7 @@ def device(text: str) -> Device:
 
 
 def fields(line: str) -> list[str]:
-    """The fields of one line of comma-separated values (RFC 4180)."""
+    """Return the fields of a line of comma-separated values (RFC 4180)."""
     if not line:
         raise ValueError("failed to parse csv mounts: it is empty")
     found: list[str] = []
@@ -224,7 +224,7 @@ def fields(line: str) -> list[str]:
 
 
 def _quoted_field(line: str, at: int) -> tuple[str, int]:
-    """A field after its opening quote, and where the next field begins (beyond the line after the last)."""
+    """Return the field after its opening quote, and the index of the next field (beyond the line after the last)."""
     parts: list[str] = []
     while True:
         end = line.find('"', at)

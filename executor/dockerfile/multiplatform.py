@@ -1,7 +1,7 @@
-"""Traps of building one Dockerfile for several platforms: it builds, and what comes out is for the wrong one.
+"""Multi-platform build checks: Dockerfiles that build but give an image for the wrong platform.
 
-Each function looks at one kind of trap and knows nothing of the others. Texts are looked at, not run: a RUN that names
-a platform ARG or asks the machine before it chooses a URL is believed to know what it does.
+Each function is one check and independent of the others. RUN texts are inspected, not run: a RUN that names a platform
+ARG, or queries the machine before it chooses a URL, is assumed to be right.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Final
 
 import msgspec
 
-from executor.dockerfile import answers
-from executor.dockerfile.answers import Asking
+from executor.dockerfile import taint
 from executor.dockerfile.instructions import Add, Arg, Instruction, Run
 from executor.dockerfile.rules import (
     BUILD_MACHINE_ASKED,
@@ -23,6 +22,7 @@ from executor.dockerfile.rules import (
     Violation,
 )
 from executor.dockerfile.stages import Dockerfile, Stage
+from executor.dockerfile.taint import Query
 from platforms import parsing
 from platforms.errors import UsageError
 
@@ -64,20 +64,21 @@ PLATFORM_ARGS: Final = frozenset(
 """Dockerfile reference, "Automatic platform ARGs in the global scope"."""
 
 
-class Base(msgspec.Struct, frozen=True):
+class BaseImage(msgspec.Struct, frozen=True):
     """What is known of a base image."""
 
     env: Mapping[str, str] = msgspec.field(default_factory=dict)
     has_shell: bool = False
     """Whether it sets SHELL."""
     platform: str = ""
-    """The platform of the image that was found, "" when not known."""
+    """The platform of the image that was found, "" if unknown."""
     only: str = ""
-    """The one platform that its reference can give, when it names a manifest rather than an index."""
+    """The only platform that the reference can give, when it names a manifest rather than an index."""
 
 
 def platform_defaults(arg: Arg, seen: Container[str]) -> Iterator[Violation]:
-    """A platform ARG that is given a default of its own, and not one made of itself when it is ``seen`` already."""
+    """Report a platform ARG with a default of its own, unless that is made of the ARG itself and it is ``seen``
+    already."""
     for name, default in arg.assignments:
         if name in PLATFORM_ARGS and default:
             itself = re.search(rf"\$\{{?{name}\b", default)
@@ -86,7 +87,7 @@ def platform_defaults(arg: Arg, seen: Container[str]) -> Iterator[Violation]:
 
 
 def asks_machine(instruction: Instruction) -> str:
-    """How a RUN asks the machine what it is; "" if it does not, or names the target as well."""
+    """Return the command with which a RUN queries the machine; "" if it has none, or names the target as well."""
     if not isinstance(instruction, Run):
         return ""
     text = _text(instruction)
@@ -95,27 +96,28 @@ def asks_machine(instruction: Instruction) -> str:
 
 
 def build_machine(instruction: Instruction) -> Iterator[Violation]:
-    """In a stage that runs on the build platform: programs whose answer about the machine is for the target."""
+    """Report programs whose output about the build machine is used for the target, in a stage of the build platform."""
     yield BUILD_MACHINE_ASKED.at(instruction.location, asks_machine(instruction))
 
 
 def machine_answers(
     dockerfile: Dockerfile, stages: Collection[int], parents: Mapping[int, int], on_builder: Collection[int]
 ) -> frozenset[int]:
-    """The ``id`` of each RUN whose question about the machine decides what the target gets (``answers.reaching``)."""
-    how = Asking(lambda text: bool(_ASKS_MACHINE.search(text)), lambda text: bool(_KNOWS_TARGET.search(text)))
-    return answers.reaching(dockerfile, stages, parents, on_builder, how)
+    """Return the ``id`` of each RUN that queries the build machine and whose output reaches the target."""
+    how = Query(lambda text: bool(_ASKS_MACHINE.search(text)), lambda text: bool(_KNOWS_TARGET.search(text)))
+    return taint.queries_that_reach_target(dockerfile, stages, parents, on_builder, how)
 
 
 def for_windows(dockerfile: Dockerfile) -> bool:
-    """Whether the Dockerfile is written for Windows, whose programs ask otherwise and where ` is no question."""
+    """Whether the Dockerfile is for Windows, where machine queries differ and ` is the escape character."""
     return dockerfile.escape == "`"
 
 
 def single_platform_urls(instruction: Instruction, stage: str, targets: Iterable[str]) -> Iterator[Violation]:
-    """In a stage that is built for every target: URLs that name an architecture which is not every target's.
+    """Report URLs, in a stage that is built for every target, that name an architecture which not every target has.
 
-    Unless the stage's name says so too (``FROM tool-$TARGETARCH`` chooses among such stages), or there is one for each.
+    Not reported when the stage's name has the architecture (``FROM tool-$TARGETARCH`` selects such stages), or when
+    there is a URL for each.
     """
     if isinstance(instruction, Add):
         texts: tuple[str, ...] = instruction.sources
@@ -137,8 +139,8 @@ def single_platform_urls(instruction: Instruction, stage: str, targets: Iterable
             yield SINGLE_PLATFORM_URL.at(instruction.location, shown, *named, ", ".join(others))
 
 
-def single_platform_digest(stage: Stage, image: str, base: Base, targets: Iterable[str]) -> Iterator[Violation]:
-    """A FROM that all targets share, pinned to the manifest of one."""
+def single_platform_digest(stage: Stage, image: str, base: BaseImage, targets: Iterable[str]) -> Iterator[Violation]:
+    """Report a FROM that all targets share and that is pinned to the manifest of one platform."""
     others = [target for target in targets if base.only and not alike(base.only, target)]
     if "@" in image and others:
         yield SINGLE_PLATFORM_DIGEST.at(stage.location, image, base.only, ", ".join(others))
@@ -160,7 +162,7 @@ def _architecture(platform: str) -> str:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two platforms have the same system and architecture."""
+    """Whether two platforms have the same operating system and architecture."""
     try:
         found, wanted = parsing.parse(one), parsing.parse(other)
     except UsageError:

@@ -1,10 +1,10 @@
-"""What becomes of a program's answer about the build machine: does it come to what the target gets?
+"""Taint analysis of RUN commands: does the output of a command such as ``uname -m`` reach the target's image?
 
-A stage of ``$BUILDPLATFORM`` that asks ``uname -m`` to fetch a compiler for itself does the right thing; one that
-fetches what is copied into the image does not. Which it is can be read off the text, nearly: commands are taken apart
-at ``&&``, ``;`` and the like, and what a command writes that holds an answer, a variable made of one or a file made
-with one is followed, until a stage of the target copies it. Running a program that was fetched so passes nothing on:
-that is what it was fetched for. Nothing is run, and what cannot be followed is taken to lead nowhere.
+In a stage of ``$BUILDPLATFORM``, ``uname -m`` describes the build machine. Using that to fetch a compiler for the stage
+itself is right; using it to fetch a file that is copied into the image is a mistake. The analysis works on the text:
+commands are split at ``&&``, ``;`` and the like, and the output of a query is followed through variables and files
+until a stage of the target copies it. Executing a program that was fetched this way passes nothing on. Nothing is run.
+A flow that cannot be followed is not reported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from executor.dockerfile.stages import Dockerfile, Stage, find_source
 from platforms.errors import DockerfileError
 
 _KEPT: Final = 64
-"""Places of one stage that are followed."""
+"""Maximum number of paths that are tracked for a stage."""
 _CUT: Final = re.compile(r"(&&|\|\||;|\n)")
 _PARTS: Final = re.compile(r"\||\$\(|`|\(")
 _OPENS: Final = frozenset(("if", "case", "for", "while", "until"))
@@ -35,70 +35,70 @@ _PACKAGES: Final = frozenset(
     ("apt", "apt-get", "apk", "dnf", "microdnf", "yum", "zypper", "pacman", "dpkg", "rpm", "pip")
 )
 _NO_FILES: Final = _SETS_UP | _TESTS | _OPENS | _CLOSES | _PACKAGES
-"""Commands that put nothing in the directory they are in."""
+"""Commands that write no file to their working directory."""
 _URL: Final = re.compile(r"(?:https?|ftp)://(?:\$\([^)]*\)|`[^`]*`|[^\s\"'`<>|;()])+")
 _SUBSTITUTED: Final = re.compile(r"\$\(([^)]*)\)")
 _OWN_NAME: Final = re.compile(r"\bcurl\b.*\s-[A-Za-z]*O\b|\bwget\b(?!.*\s-O)|--remote-name\b")
-"""Downloads that are called as their URL has it."""
+"""Downloads that are saved under the last component of the URL."""
 _OUTPUT: Final = frozenset(("-o", "-O", "-C", "-d", "-D", "-P", "--output", "--directory", ">", ">>"))
 _ASSIGNED: Final = re.compile(r"(?:^|[\s;(])([A-Za-z_][A-Za-z0-9_]*)=")
 _USED: Final = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)")
 _NOWHERE: Final = ("/dev", "/proc", "/sys")
 
 
-class Asking(msgspec.Struct, frozen=True):
-    """How a RUN's text is judged."""
+class Query(msgspec.Struct, frozen=True):
+    """The predicates that tell which RUNs to follow."""
 
     asks: Callable[[str], bool]
     knows: Callable[[str], bool]
-    """Whether it names the target, so that it is believed to know what it does."""
+    """Whether the text names the target platform, so that it is assumed to handle it."""
 
 
 class _Word(msgspec.Struct, frozen=True):
-    """A word of a command that is, or may be, a path."""
+    """A word of a command that is or may be a path."""
 
     path: str
-    """Absolute, without what comes after the first variable or wildcard."""
+    """Absolute; cut before the component with the first variable or wildcard."""
     whole: bool
-    """Whether that is all of it."""
+    """Whether nothing was cut."""
     run: bool = False
-    """Whether it is the program that is run."""
+    """Whether it is the program of the command."""
     written: bool = False
-    """Whether it is said to be where something goes."""
+    """Whether it names an output."""
 
 
-class _Places(msgspec.Struct):
-    """The files of one stage: which hold answers, and of which RUN, by number."""
+class _StageTaint(msgspec.Struct):
+    """The tainted files of one stage. An origin is the number of the RUN that made the query."""
 
     origins: dict[str, int] = msgspec.field(default_factory=dict)
-    """By path."""
+    """Origin by path."""
     below: dict[str, set[int]] = msgspec.field(default_factory=dict)
-    """By directory: what is in it, or is it."""
+    """Origins by directory: those of all paths in it, and its own."""
     inside: dict[str, int] = msgspec.field(default_factory=dict)
-    """Directories in which something unnamed was put."""
+    """Origin by directory in which a file of unknown name was written."""
     clean: set[str] = msgspec.field(default_factory=set)
-    """Paths that other commands name, and the directories above them."""
+    """Paths that untainted commands name, and their parent directories."""
     asking: set[int] = msgspec.field(default_factory=set)
     works: bool = False
-    """Whether there is a command with nothing of an answer in it, which may have made any file."""
+    """Whether the stage has an untainted command, which may have written any file."""
     cwd: str = "/"
 
-    def copy(self) -> _Places:
-        """The same for a stage that is built on this one."""
+    def copy(self) -> _StageTaint:
+        """Return a copy, for a stage that is based on this one."""
         below = {path: set(each) for path, each in self.below.items()}
-        return _Places(
+        return _StageTaint(
             dict(self.origins), below, dict(self.inside), set(self.clean), set(self.asking), self.works, self.cwd
         )
 
     def taint(self, path: str, origin: int) -> None:
-        """The file or directory ``path`` has something of the answer that ``origin`` got."""
+        """Mark the file or directory ``path`` as derived from the query of the RUN ``origin``."""
         if len(self.origins) < _KEPT and not path.startswith(_NOWHERE):
             self.origins[path] = origin
             for each in _upwards(path):
                 self.below.setdefault(each, set()).add(origin)
 
     def of(self, word: _Word) -> int | None:
-        """The origin of what is at the path of ``word``, or of what it may be part of."""
+        """Return the origin of the path in ``word``, or of a path that it may be a prefix of; None if untainted."""
         if not word.whole:
             named = next((o for path, o in self.origins.items() if path.startswith(word.path)), None)
             if named is not None:
@@ -106,7 +106,7 @@ class _Places(msgspec.Struct):
         return next((self.origins[each] for each in _upwards(word.path) if each in self.origins), None)
 
     def copied(self, path: str) -> Iterator[int]:
-        """The origins of what is in ``path`` when somebody copies it."""
+        """Yield the origins of everything that a copy of ``path`` takes along."""
         yield from self.below.get(path, ())
         yield from (origin for each, origin in self.inside.items() if path in _upwards(each))
         if path not in self.clean:
@@ -116,44 +116,44 @@ class _Places(msgspec.Struct):
 
 
 def _join(directory: str, path: str) -> str:
-    """``path``, from ``directory``, made absolute and clean."""
+    """Return ``path``, relative to ``directory``, as a normalised absolute path."""
     whole = path if path.startswith("/") else f"{directory}/{path}"
     return "/" + posixpath.normpath(whole).lstrip("/")
 
 
 def _upwards(path: str) -> Iterator[str]:
-    """``path`` and the directories above it."""
+    """Yield ``path`` and each of its parent directories."""
     while path := path.rstrip("/"):
         yield path
         path = path.rpartition("/")[0]
     yield "/"
 
 
-def reaching(
+def queries_that_reach_target(
     dockerfile: Dockerfile,
     stages: Collection[int],
     parents: Mapping[int, int],
     on_builder: Collection[int],
-    how: Asking,
+    how: Query,
 ) -> frozenset[int]:
-    """The ``id`` of each RUN that asks, in a stage of ``on_builder``, and whose answer comes to what the target gets.
+    """Return the ``id`` of each RUN in a stage of ``on_builder`` that makes a query whose output reaches the target.
 
-    Of the ``stages`` that are looked at, the target's are those that no other stage uses. ``parents``
-    are the stages that others are built on.
+    ``stages`` are the numbers of the stages to analyse; those of them that no other stage uses are the target's.
+    ``parents`` maps a stage to the stage that it is based on.
     """
-    walk = _Walk(how)
+    walk = _Analysis(how)
     used: set[int] = set()
     for stage in dockerfile.stages:
         if stage.index not in stages:
             continue
         parent = parents.get(stage.index)
-        here = walk.places[parent].copy() if parent in walk.places else _Places()
+        here = walk.places[parent].copy() if parent in walk.places else _StageTaint()
         if parent is not None:
             used.add(parent)
         if stage.index in on_builder:
             walk.places[stage.index] = here
         for instruction in stage.instructions:
-            for source, paths in _taken(dockerfile, instruction):
+            for source, paths in _sources(dockerfile, instruction):
                 used.add(source.index)
                 walk.take(source, paths, instruction, here if stage.index in on_builder else None)
             if stage.index in on_builder:
@@ -164,8 +164,8 @@ def reaching(
     return frozenset(id(walk.runs[each]) for each in walk.reached)
 
 
-def _taken(dockerfile: Dockerfile, instruction: kinds.Instruction) -> Iterator[tuple[Stage, tuple[str, ...]]]:
-    """The stages that ``instruction`` takes files from, and which."""
+def _sources(dockerfile: Dockerfile, instruction: kinds.Instruction) -> Iterator[tuple[Stage, tuple[str, ...]]]:
+    """Yield the stages that ``instruction`` copies or mounts files from, with the paths."""
     asked: list[tuple[str, tuple[str, ...]]] = []
     if isinstance(instruction, kinds.Copy) and instruction.from_:
         asked.append((instruction.from_, instruction.sources))
@@ -175,26 +175,26 @@ def _taken(dockerfile: Dockerfile, instruction: kinds.Instruction) -> Iterator[t
         try:
             found = find_source(dockerfile, name)
         except DockerfileError:
-            found = None  # an error of its own
+            found = None  # reported elsewhere
         if found is not None:
             yield found, tuple(_join("/", _fixed(path)) for path in paths)
 
 
 def _fixed(path: str) -> str:
-    """``path`` up to the component with its first variable or wildcard."""
+    """Return ``path`` up to the component with its first variable or wildcard."""
     found = re.search(r"[$*?\[]", path)
     return path if found is None else path[: found.start()].rpartition("/")[0]
 
 
-class _Walk(msgspec.Struct):
-    how: Asking
+class _Analysis(msgspec.Struct):
+    how: Query
     runs: list[kinds.Run] = msgspec.field(default_factory=list)
-    places: dict[int, _Places] = msgspec.field(default_factory=dict)
-    """By stage of the build platform."""
+    places: dict[int, _StageTaint] = msgspec.field(default_factory=dict)
+    """By number of a stage of the build platform."""
     reached: set[int] = msgspec.field(default_factory=set)
 
-    def take(self, source: Stage, paths: Iterable[str], by: kinds.Instruction, into: _Places | None) -> None:
-        """``paths`` of ``source`` are taken ``into`` a stage of the build platform; None: one of the target."""
+    def take(self, source: Stage, paths: Iterable[str], by: kinds.Instruction, into: _StageTaint | None) -> None:
+        """Follow ``paths`` of ``source`` ``into`` a stage of the build platform, or into one of the target (None)."""
         places = self.places.get(source.index)
         if places is None:
             return
@@ -205,8 +205,8 @@ class _Walk(msgspec.Struct):
             for origin in found:
                 into.taint(_join(into.cwd, _fixed(by.destination)), origin)
 
-    def step(self, here: _Places, instruction: kinds.Instruction) -> None:
-        """What ``instruction`` does to a stage of the build platform."""
+    def step(self, here: _StageTaint, instruction: kinds.Instruction) -> None:
+        """Apply ``instruction``, of a stage of the build platform, to its state ``here``."""
         match instruction:
             case kinds.Workdir():
                 here.cwd = _join(here.cwd, _fixed(instruction.path))
@@ -218,8 +218,8 @@ class _Walk(msgspec.Struct):
                     text = " ".join(instruction.command)
                 self.run(here, instruction, text.replace("\\\n", " "))
 
-    def run(self, here: _Places, instruction: kinds.Run, text: str) -> None:
-        """Follow a RUN's commands."""
+    def run(self, here: _StageTaint, instruction: kinds.Run, text: str) -> None:
+        """Follow the commands of a RUN."""
         asks = self.how.asks(text) and not self.how.knows(text)
         number = len(self.runs)
         if asks:
@@ -270,7 +270,7 @@ class _Walk(msgspec.Struct):
 
 
 def _words(command: str, cwd: str) -> Iterator[_Word]:
-    """The words of ``command`` that may be paths."""
+    """Yield the words of ``command`` that may be paths."""
     urls = _URL.findall(command)
     if urls and _OWN_NAME.search(command):
         name = re.split(r"[$`?]", urls[-1].rpartition("/")[2], maxsplit=1)[0]

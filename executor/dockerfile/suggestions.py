@@ -1,4 +1,4 @@
-"""What somebody may have meant by a word that is unknown."""
+"""Suggestions for misspelt words in error messages."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 _FAR: Final = 3
-"""An edit distance from which words are no longer alike."""
+"""The edit distance from which words are no longer similar."""
 _LONG: Final = 200
 _MANY: Final = 100
-"""Options beyond which none is looked for: each costs, and every line of a hostile file may ask."""
+"""Maximum number of options that are compared: every line of a hostile file may ask."""
 
 
-def meant(word: str, options: Collection[str]) -> str:
-    """The option most like ``word`` (fewer than three edits away), or ""; case counts. None of too many."""
+def closest(word: str, options: Collection[str]) -> str:
+    """Return the option most similar to ``word`` (fewer than three edits), or ""; case-sensitive."""
     best, least = "", _FAR
     if len(word) > _LONG or len(options) > _MANY:
         return ""
@@ -28,19 +28,19 @@ def meant(word: str, options: Collection[str]) -> str:
 
 
 def hint(word: str, options: Collection[str]) -> str:
-    """`` (did you mean OPTION?)`` to go behind an error's text, or ""."""
-    best = meant(word, options)
+    """Return `` (did you mean OPTION?)`` to append to an error message, or ""."""
+    best = closest(word, options)
     return f" (did you mean {best}?)" if best else ""
 
 
 def hint_any(words: Iterable[str], options: Collection[str]) -> str:
-    """``hint`` for the first of ``words`` that is like an option, sorted, or ""."""
+    """Return ``hint`` for the first of the sorted ``words`` that resembles an option, or ""."""
     options = sorted(options) if len(options) <= _MANY else ()
     return next(filter(None, (hint(word, options) for word in words)), "")
 
 
 def _distance(one: str, other: str) -> int:
-    """Levenshtein's edit distance."""
+    """Return the Levenshtein distance."""
     row = list(range(len(other) + 1))
     for at, letter in enumerate(one, 1):
         diagonal, row[0] = row[0], at
