@@ -7,25 +7,23 @@ thread, so that whatever waits (a step, a download, a question) can be woken.
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
 from executor import protocol
-from platforms import debug, decoding
-from platforms.descriptors import write_all
+from platforms import debug, framing
 from platforms.errors import Interrupted, KanifoldError, ProtocolError
 
 _Request = protocol.Fetch | protocol.Files | protocol.Done
 _Incoming = protocol.Job | protocol.Answer | _Request
 _INCOMING: msgspec.json.Decoder[_Incoming] = msgspec.json.Decoder(_Incoming)
 
-_BLOCK: Final = 1 << 20
+_SENDER: Final = "the orchestrator"
 
 
 class _Question(msgspec.Struct, frozen=True):
@@ -37,9 +35,8 @@ class Conversation:
     """Both directions of one job. ``send`` and ``ask`` may be called from any thread."""
 
     def __init__(self, incoming: int, outgoing: int) -> None:
-        self._in = os.fdopen(incoming, "rb", buffering=1 << 16)
-        self._out = outgoing
-        self._writing = threading.Lock()
+        self._reader = framing.Reader(incoming, _INCOMING, _SENDER)
+        self._writer = framing.Writer(outgoing)
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Question] = {}
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
@@ -51,11 +48,11 @@ class Conversation:
 
     def receive_job(self) -> protocol.Job:
         """The first message, which has to be a job of our version."""
-        line = self._line()
+        line = self._reader.line()
         if line is None:
             raise Interrupted("no job was sent")
-        protocol.check_version(line, "the orchestrator")
-        message = _decoded(line)
+        protocol.check_version(line, _SENDER)
+        message = framing.decode(_INCOMING, line, _SENDER)
         if not isinstance(message, protocol.Job):
             raise ProtocolError("the first message is not a job")
         return message
@@ -70,33 +67,16 @@ class Conversation:
 
     def send(self, message: protocol.Message, payload: bytes | memoryview = b"") -> None:
         """Write one message, and the raw bytes that it announces. Silent once the other end is gone."""
-        line = protocol.encode(message)
-        with self._writing:
-            if self._out < 0:
-                return
-            for data in (line, payload):
-                try:
-                    write_all(self._out, data)
-                except BrokenPipeError:
-                    return
+        self._writer.write(message, (payload,) if payload else ())
 
     def send_file(self, message: protocol.Message, path: str, size: int) -> None:
         """Write ``message`` and the ``size`` bytes of the file at ``path`` that it announces."""
-        line = protocol.encode(message)
-        with self._writing, open(path, "rb") as file:
-            try:
-                write_all(self._out, line)
-                while size and (block := file.read(min(size, _BLOCK))):
-                    size -= len(block)
-                    write_all(self._out, block)
-            except BrokenPipeError:
-                return
+        with open(path, "rb") as file:
+            self._writer.write(message, _blocks(file, size))
 
     def close(self) -> None:
-        """Say nothing more. What is still to come from the other end is heard, and of no account."""
-        with self._writing:
-            os.close(self._out)
-            self._out = -1
+        """Write nothing more. What is still to come from the other end is read, and ignored."""
+        self._writer.close()
 
     def ask(self, what: str, name: str = "", paths: tuple[str, ...] = ()) -> bytes | None:
         """The orchestrator's answer; None when it has no such thing. Raises the error that kept it from having it."""
@@ -123,7 +103,7 @@ class Conversation:
 
     def _listen(self) -> None:
         try:
-            while (message := self._read()) is not None:
+            while (message := self._reader.message()) is not None:
                 match message:
                     case protocol.Answer():
                         self._resolve(message)
@@ -149,12 +129,7 @@ class Conversation:
         question = self._waiting.get(answer.id)
         if question is None:
             raise ProtocolError(f"an answer to no question: {answer.id}")
-        left = answer.size
-        while left:
-            block = self._in.read(min(left, _BLOCK))
-            if not block:
-                raise ProtocolError("the orchestrator stopped in the middle of an answer")
-            left -= len(block)
+        for block in self._reader.payload(answer.size, "an answer"):
             if not question.found.done():
                 try:
                     question.sink(block)
@@ -170,19 +145,8 @@ class Conversation:
         else:
             question.found.set_result(not answer.missing)
 
-    def _read(self) -> _Incoming | None:
-        line = self._line()
-        return None if line is None else _decoded(line)
 
-    def _line(self) -> bytes | None:
-        line = self._in.readline(protocol.LINE_LIMIT)
-        if line and not line.endswith(b"\n"):
-            raise ProtocolError("a message is cut short or too long")
-        return line or None
-
-
-def _decoded(line: bytes) -> _Incoming:
-    try:
-        return decoding.decode(_INCOMING, line)
-    except msgspec.DecodeError as error:
-        raise ProtocolError("a message is malformed", why=str(error)) from error
+def _blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size and (block := file.read(min(size, framing.BLOCK))):
+        size -= len(block)
+        yield block

@@ -1,4 +1,4 @@
-"""The messages between an orchestrator and an executor: JSON lines, one message each, versioned.
+"""The messages between an orchestrator and an executor: lines of JSON (``platforms.framing``), versioned.
 
 The executor writes a ``Handshake`` as soon as it runs. The orchestrator reads that before it writes a ``Job``, and
 then, while the build runs, an ``Answer`` (followed by its raw bytes) to every ``Ask``. The executor writes any number
@@ -11,7 +11,7 @@ A message whose ``size`` is not zero is followed by exactly that many raw bytes.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -23,8 +23,6 @@ from platforms.emulation import Emulation
 from platforms.errors import Problem, ProtocolError
 
 VERSION: Final = 10
-LINE_LIMIT: Final = 16 << 20
-"""Bytes a message line may have: a peer that sends more is broken or hostile."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -435,23 +433,3 @@ def check_version(line: bytes, who: str) -> None:
             f"{who} speaks protocol version {version}, not {VERSION}",
             remedy="install the same version of kanifold on every node",
         )
-
-
-def encode(message: Message) -> bytes:
-    """``message`` as the line that crosses a pipe, with question marks for what is no text, as in names of files."""
-    try:
-        return msgspec.json.encode(message) + b"\n"
-    except UnicodeEncodeError:
-        return msgspec.json.encode(_sayable(msgspec.to_builtins(message))) + b"\n"
-
-
-def _sayable(value: Any) -> Any:
-    match value:
-        case str():
-            return value.encode(errors="replace").decode()
-        case dict():
-            return {key: _sayable(each) for key, each in value.items()}
-        case list() | tuple():
-            return [_sayable(each) for each in value]
-        case _:
-            return value

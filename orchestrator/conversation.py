@@ -7,7 +7,6 @@ it claims to have built is checked by the caller against the content itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ import msgspec
 from executor import protocol
 from orchestrator.node import Node
 from orchestrator.process import GRACE, Process, start
-from platforms import decoding
+from platforms import framing
 from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, ProtocolError
 
 _INCOMING: Final[msgspec.json.Decoder[protocol.Message]] = msgspec.json.Decoder(
@@ -35,6 +34,7 @@ _INCOMING: Final[msgspec.json.Decoder[protocol.Message]] = msgspec.json.Decoder(
     | protocol.Blob
     | protocol.Piece
 )
+_SENDER: Final = "an executor"
 GREETING: Final = 60.0
 """Seconds in which an executor that was started has to introduce itself."""
 _QUESTIONS: Final = 1000
@@ -60,7 +60,7 @@ class Executor(msgspec.Struct, frozen=True):
             raise KanifoldError.of(message.problem)
         if not isinstance(message, protocol.Blob) or (message.digest, message.size) != (digest, size) or size < 0:
             raise ProtocolError("an executor sent something else than the blob it was asked for")
-        async for block in _payload(self.process, size, "a blob"):
+        async for block in framing.read_payload(self.process.stdout, size, _SENDER, "a blob"):
             sink(block)
 
     async def files(self, prefix: str) -> AsyncIterator[bytes]:
@@ -74,7 +74,7 @@ class Executor(msgspec.Struct, frozen=True):
                 raise ProtocolError("an executor sent something else than the files it was asked for")
             if not message.size:
                 return
-            async for block in _payload(self.process, message.size, "files"):
+            async for block in framing.read_payload(self.process.stdout, message.size, _SENDER, "files"):
                 yield block
 
     async def abandon(self) -> None:
@@ -113,9 +113,9 @@ async def run(node: Node, job: protocol.Job, on_message: OnMessage, on_ask: OnAs
     the executor and everything below it.
     """
     try:
-        process = await node.forks.take(protocol.LINE_LIMIT) if node.forks is not None else None
+        process = await node.forks.take(framing.LINE_LIMIT) if node.forks is not None else None
         if process is None:
-            process = await start(node.command, node.environment, protocol.LINE_LIMIT)
+            process = await start(node.command, node.environment, framing.LINE_LIMIT)
     except OSError as error:
         raise EnvironmentUnfit(
             f"cannot start an executor on node {node.name}", why=f"{node.command[0]}: {error.strerror}"
@@ -137,7 +137,7 @@ async def _greeting(process: Process) -> protocol.Handshake:
     """
     try:
         async with asyncio.timeout(GREETING):
-            line = await _line(process)
+            line = await framing.read_line(process.stdout, _SENDER)
     except TimeoutError as error:
         raise ProtocolError(
             "an executor did not introduce itself",
@@ -146,8 +146,8 @@ async def _greeting(process: Process) -> protocol.Handshake:
         ) from error
     if line is None:
         raise await _end_of(process)
-    protocol.check_version(line, "an executor")
-    match _decoded(line):
+    protocol.check_version(line, _SENDER)
+    match framing.decode(_INCOMING, line, _SENDER):
         case protocol.Handshake() as greeting:
             return greeting
         case protocol.Failed(problem):
@@ -223,12 +223,6 @@ async def _stream(process: Process, number: int, stream: Stream) -> None:
         await _send(process, protocol.Answer(number))
 
 
-async def _send(process: Process, message: protocol.Message, payload: bytes = b"") -> None:
-    process.stdin.write(protocol.encode(message) + payload)
-    with contextlib.suppress(ConnectionError):  # its last words are on stdout and are read from there
-        await process.stdin.drain()
-
-
 async def _asked_for(process: Process) -> protocol.Message | None:
     """The next message that is no word of progress: what is asked for after the result may have to be made first."""
     while isinstance(message := await _receive(process), protocol.Transfer):
@@ -236,33 +230,12 @@ async def _asked_for(process: Process) -> protocol.Message | None:
     return message
 
 
+async def _send(process: Process, message: protocol.Message, payload: bytes = b"") -> None:
+    await framing.write(process.stdin, message, payload)  # if it is gone, its last words are still to be read
+
+
 async def _receive(process: Process) -> protocol.Message | None:
-    line = await _line(process)
-    return None if line is None else _decoded(line)
-
-
-async def _line(process: Process) -> bytes | None:
-    try:
-        return await process.stdout.readline() or None
-    except ValueError as error:
-        raise ProtocolError("a message of an executor is too long") from error
-
-
-def _decoded(line: bytes) -> protocol.Message:
-    try:
-        return decoding.decode(_INCOMING, line)
-    except msgspec.DecodeError as error:
-        raise ProtocolError("a message of an executor is malformed", why=str(error)) from error
-
-
-async def _payload(process: Process, size: int, what: str) -> AsyncIterator[bytes]:
-    """The raw bytes that a message announced, in blocks."""
-    while size:
-        block = await process.stdout.read(min(size, 1 << 20))
-        if not block:
-            raise ProtocolError(f"an executor stopped in the middle of {what}")
-        size -= len(block)
-        yield block
+    return await framing.read(process.stdout, _INCOMING, _SENDER)
 
 
 async def _end(process: Process) -> None:

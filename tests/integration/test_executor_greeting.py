@@ -72,7 +72,7 @@ def test_forked_executors_greet_before_any_has_a_job() -> None:
         ({"type": "job", "version": 99, "platform": ["in", "another", "form"]}, "the orchestrator speaks protocol"),
         ({"type": "order", "version": 99}, "the orchestrator speaks protocol version 99, not"),
         ({"type": "done"}, "the first message is not a job"),
-        ({"type": "job", "version": protocol.VERSION, "platform": 1}, "a message is malformed"),
+        ({"type": "job", "version": protocol.VERSION, "platform": 1}, "a message of the orchestrator is malformed"),
     ],
     ids=["fields of another form", "messages of another name", "no job", "our version, malformed"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from executor import protocol
+from platforms import framing
 from platforms.errors import ContextError, EnvironmentUnfit, KanifoldError, Location
 
 _MESSAGES: msgspec.json.Decoder[protocol.Answer | protocol.Failed | protocol.Finished | protocol.Log] = (
@@ -13,7 +14,7 @@ _MESSAGES: msgspec.json.Decoder[protocol.Answer | protocol.Failed | protocol.Fin
 
 
 def crossed(message: protocol.Message) -> protocol.Message:
-    line = protocol.encode(message)
+    line = framing.encode(message)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     return _MESSAGES.decode(line)

@@ -1,0 +1,196 @@
+"""Messages between the processes of a build: a line of JSON, and after it as many raw bytes as the message announces.
+
+All pipes have this form: those between an orchestrator and its executors (``executor.protocol``), those to the process
+that asks registries (``orchestrator.registries``) and, a line to a packet, the socket to the process that forks the
+others (``orchestrator.prefork``), which carries descriptors too. Which field of a message says how many bytes follow is
+for the protocol to say. The one exception is the socket to the process that steps are forked from
+(``executor.sandbox.zygote``), which loads no module for it.
+
+The other end is not trusted: a line has a limit and is decoded strictly. What is wrong is a ``ProtocolError``.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import msgspec
+
+from platforms import decoding
+from platforms.descriptors import write_all
+from platforms.errors import ProtocolError
+
+if TYPE_CHECKING:
+    import asyncio
+
+LINE_LIMIT: Final = 16 << 20
+"""Bytes that a message's line may have: a peer that sends more is broken or hostile."""
+BLOCK: Final = 1 << 20
+"""Bytes of a payload that are read at once."""
+_PACKET: Final = 1 << 16
+"""Bytes of the longest packet, below the least that a socket's buffer has on Linux (socket(7), ``wmem_default``)."""
+
+T = TypeVar("T")
+
+
+def encode(message: object) -> bytes:
+    """The line of ``message``, a ``msgspec.Struct``. What is no text, as in names of files, becomes question marks."""
+    try:
+        return msgspec.json.encode(message) + b"\n"
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_as_text(msgspec.to_builtins(message))) + b"\n"
+
+
+def decode(decoder: decoding.Decoder[T], line: bytes, sender: str) -> T:
+    """The message in ``line``. Raises ``ProtocolError``, which names the ``sender``: ``an executor``, say."""
+    if not line.endswith(b"\n"):
+        raise ProtocolError(f"a message of {sender} is malformed", why="it is cut short")
+    try:
+        return decoding.decode(decoder, line)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"a message of {sender} is malformed", why=str(error)) from error
+
+
+class Reader(Generic[T]):
+    """The messages that ``sender`` writes to the pipe ``fd``. For one thread; payloads are read before what follows."""
+
+    def __init__(self, fd: int, decoder: decoding.Decoder[T], sender: str) -> None:
+        self._file = os.fdopen(fd, "rb", buffering=1 << 16)
+        self._decoder = decoder
+        self._sender = sender
+
+    def line(self) -> bytes | None:
+        """The line of the next message, with its end unless that is missing; None when there is no further one.
+
+        Raises ``ProtocolError`` when it is too long.
+        """
+        line = self._file.readline(LINE_LIMIT)
+        if len(line) == LINE_LIMIT and not line.endswith(b"\n"):
+            raise _too_long(self._sender)
+        return line or None
+
+    def message(self) -> T | None:
+        """The next message; None when the other end is closed. Raises ``ProtocolError``."""
+        line = self.line()
+        return None if line is None else decode(self._decoder, line, self._sender)
+
+    def payload(self, size: int, what: str) -> Iterator[bytes]:
+        """The ``size`` bytes after the last message, in blocks. Raises ``ProtocolError`` when they are cut short."""
+        while size > 0:
+            block = self._file.read(min(size, BLOCK))
+            if not block:
+                raise _cut_short(self._sender, what)
+            size -= len(block)
+            yield block
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._file.close()
+
+
+class Writer:
+    """Messages to the pipe ``fd``, from any thread. Once the other end is gone, they are dropped."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+
+    def write(self, message: object, payload: Iterable[bytes | memoryview] = ()) -> None:
+        """Write ``message``, and the bytes that it announces. Nothing once this is closed."""
+        line = encode(message)
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            if self._fd >= 0:
+                write_all(self._fd, line)
+                for block in payload:
+                    write_all(self._fd, block)
+
+    def close(self) -> None:
+        """Write nothing more."""
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+            self._fd = -1
+
+
+async def read_line(stream: asyncio.StreamReader, sender: str) -> bytes | None:
+    """As ``Reader.line``, from a stream of asyncio that was made with the limit ``LINE_LIMIT``."""
+    try:
+        return await stream.readline() or None
+    except ValueError as error:
+        raise _too_long(sender) from error
+
+
+async def read(stream: asyncio.StreamReader, decoder: decoding.Decoder[T], sender: str) -> T | None:
+    """As ``Reader.message``, from a stream of asyncio."""
+    line = await read_line(stream, sender)
+    return None if line is None else decode(decoder, line, sender)
+
+
+async def read_payload(stream: asyncio.StreamReader, size: int, sender: str, what: str) -> AsyncIterator[bytes]:
+    """As ``Reader.payload``, from a stream of asyncio."""
+    while size > 0:
+        block = await stream.read(min(size, BLOCK))
+        if not block:
+            raise _cut_short(sender, what)
+        size -= len(block)
+        yield block
+
+
+async def write(stream: asyncio.StreamWriter, message: object, payload: bytes = b"") -> None:
+    """Write ``message`` to a stream of asyncio, and the bytes that it announces; wait until the other end keeps up.
+
+    An other end that is gone is no error here: its last messages can still be read.
+    """
+    stream.write(encode(message) + payload)
+    with contextlib.suppress(ConnectionError):
+        await stream.drain()
+
+
+def send(packets: socket.socket, message: object, fds: Sequence[int] = ()) -> None:
+    """Send ``message``, of at most 64 KiB, as a packet with copies of ``fds``, 253 at most (unix(7)).
+
+    ``packets`` is a socket of type SOCK_SEQPACKET. Raises ``OSError``.
+    """
+    socket.send_fds(packets, [encode(message)], fds)
+
+
+def receive(
+    packets: socket.socket, decoder: decoding.Decoder[T], sender: str, fds: int = 0
+) -> tuple[T | None, list[int]]:
+    """The message in the next packet, and up to ``fds`` descriptors that came with it, which are the caller's to close.
+
+    None when the other end is closed. Raises ``ProtocolError`` and ``OSError``.
+    """
+    # socket.recv_fds would do, but Python 3.11's ignores its flags: programs would inherit the descriptors.
+    space = socket.CMSG_SPACE(fds * array.array("i").itemsize) if fds else 0
+    line, control, *_ = packets.recvmsg(_PACKET, space, socket.MSG_CMSG_CLOEXEC)
+    found = array.array("i")
+    for level, kind, data in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return (decode(decoder, line, sender) if line else None), found.tolist()
+
+
+def _too_long(sender: str) -> ProtocolError:
+    return ProtocolError(f"a message of {sender} is too long")
+
+
+def _cut_short(sender: str, what: str) -> ProtocolError:
+    return ProtocolError(f"{sender} stopped in the middle of {what}")
+
+
+def _as_text(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode(errors="replace").decode()
+        case dict():
+            return {key: _as_text(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_as_text(each) for each in value]
+        case _:
+            return value
