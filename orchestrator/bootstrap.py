@@ -54,9 +54,9 @@ def run(flags: dict[str, Any], begun: PreforkServer | None) -> int:
         from platforms import emulation
 
         foreseen = emulation.prefetch(request.platforms if planned is None or planned.may_run else ())  # (3)
-        from orchestrator import build as building
+        from orchestrator import command
 
         gc.freeze()
         gc.enable()
         foreseen()
-        return building.build(request, planned, brood, registries.here if brood is None else brood.speaker.enter)
+        return command.build(request, planned, brood, registries.here if brood is None else brood.speaker.enter)

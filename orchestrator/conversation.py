@@ -87,25 +87,6 @@ class Executor(msgspec.Struct, frozen=True):
         await _end(self.process)
 
 
-class NullExecutor:
-    """In the place of an executor that nobody needed, because its image was there. It has nothing to give."""
-
-    async def blob(self, digest: str, size: int, write: Callable[[bytes], object]) -> None:
-        """Raises ``ProtocolError``, always: a blob that was there is not there any more."""
-        raise ProtocolError(f"{digest} has vanished", remedy="build again")
-
-    async def files(self, prefix: str) -> AsyncIterator[bytes]:
-        """Raises ``ProtocolError``, always."""
-        raise ProtocolError("nobody has the image's files")
-        yield b""
-
-    async def abandon(self) -> None:
-        """Nothing."""
-
-    async def close(self) -> None:
-        """Nothing."""
-
-
 async def run(node: Node, job: protocol.Job, on_message: OnMessage, on_ask: OnAsk) -> Executor:
     """Start an executor on ``node``, give it ``job`` and hear it to the end.
 

@@ -16,10 +16,11 @@ from typing import BinaryIO, Final
 from executor.rootfs import tarreader, tarwriter, unpack
 from executor.rootfs.entry import Kind
 from executor.store.removal import remove_tree
-from orchestrator.fanout import Emit, PlatformResult
 from orchestrator.images import opened
 from orchestrator.outputs import Output
+from orchestrator.results import PlatformResult
 from orchestrator.view import events
+from orchestrator.view.events import Emit
 from platforms import paths
 from platforms.errors import BuildError, StoreError
 

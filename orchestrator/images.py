@@ -20,12 +20,12 @@ from executor.registry.layout import REF_NAME, BlobSource
 from executor.store import stat_cache
 from executor.store.store import Store
 from orchestrator import load
-from orchestrator.fanout import Emit
 from orchestrator.load import Loader
 from orchestrator.outputs import Output
-from orchestrator.publish import BuildResult, Image
 from orchestrator.request import Request
+from orchestrator.results import BuildResult, Image
 from orchestrator.view import events
+from orchestrator.view.events import Emit
 from platforms.errors import Interrupted, StoreError, UsageError
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from orchestrator.prefork import PreforkServer
-from orchestrator.process import Forks
 from platforms import emulation
 from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit
 from platforms.platform import Platform
+
+if TYPE_CHECKING:
+    from orchestrator.process import Forks
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -41,6 +44,8 @@ class Placement(msgspec.Struct, frozen=True):
 
 def local(nursery: PreforkServer | None) -> Node:
     """This machine, with the executors that were ordered from ``nursery``."""
+    from orchestrator.process import Forks
+
     # -P: the user's directory is not where modules come from, whatever lies there. The packages' own place is named
     # because kanifold may run from a checkout that is not installed.
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -1,15 +1,16 @@
-"""The end of a build: what the executors made is checked, joined and given its names. All of it, or nothing.
+"""The end of a build: what executors made is verified and joined, then published in two halves.
 
-(1) Every image is read back and must say the platform that was asked for. (2) Its new layers must hold no foreign
-programs, or the user is told. (3) The index is pushed by digest beside the manifests, which are there already. (4) Only
-then do tags move, and local outputs appear.
+(1) ``verify``: every image is read back, and its config must say the platform that was asked for. (2) ``join``: an
+index over all images. (3) ``push``: the index goes to the registries under its digest, beside the manifests, which are
+there already. What is to be tagged then is a ``Prepared``. (4) ``commit``: only now do tags move. Whoever publishes
+several builds prepares all of them before the first is committed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import msgspec
@@ -20,34 +21,30 @@ from executor.image import manifest as documents
 from executor.image import mediatypes
 from executor.image.digest import sha256
 from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec, describe
-from executor.registry.reference import Reference
+from executor.registry.reference import Reference, parse
 from executor.store import blobs
 from executor.store.store import Store
-from orchestrator.fanout import Emit, PlatformResult
 from orchestrator.registries import Registry
 from orchestrator.request import Request
+from orchestrator.results import BuildResult, Image, PlatformResult
 from orchestrator.view import events
-from platforms import Platform, satisfies
+from orchestrator.view.events import Emit
+from platforms import satisfies
 from platforms.errors import KanifoldError, ProtocolError
 
 
-class Image(msgspec.Struct, frozen=True):
-    """One platform's image, verified, and where its blobs can be read."""
+class Tag(msgspec.Struct, frozen=True):
+    """A tag that is to be moved, and the digest that it stands for before that; "" where it is new, or nobody says."""
 
-    platform: Platform
-    manifest: Manifest
-    descriptor: Descriptor
-    """With the platform, as the index will hold it."""
-    data: bytes
-    content: Callable[[str], BinaryIO]
+    reference: Reference
+    digest: str
 
 
-class BuildResult(msgspec.Struct, frozen=True):
-    """What a build comes to: its root document, and the images below it."""
+class Prepared(msgspec.Struct, frozen=True):
+    """A build that is in its registries by digest, and the tags that are to name it."""
 
-    root: Descriptor
-    data: bytes
-    images: tuple[Image, ...]
+    result: BuildResult
+    tags: tuple[Tag, ...]
 
 
 async def check_push(repositories: Sequence[Reference], registry: Registry) -> None:
@@ -134,40 +131,74 @@ def join(request: Request, images: Sequence[Image]) -> BuildResult:
     return BuildResult(replace(root, annotations=of_root), data, tuple(images))
 
 
-async def push(product: BuildResult, repositories: Sequence[Reference], registry: Registry, emit: Emit) -> None:
-    """Put the root document under its digest into every repository; the images are there already."""
+def tags_of(request: Request) -> tuple[Reference, ...]:
+    """The tags that a successful build moves."""
+    if not any(each.kind == "registry" for each in request.outputs):
+        return ()
+    found = {str(each): each for each in request.tags}
+    for output in request.outputs:
+        if output.kind == "registry":
+            if output.push_by_digest:
+                return ()
+            for name in output.names:
+                parsed = parse(name).completed()
+                found[str(parsed)] = parsed
+    return tuple(found.values())
+
+
+async def push(
+    result: BuildResult, repositories: Sequence[Reference], tags: Sequence[Reference], registry: Registry, emit: Emit
+) -> None:
+    """Put the root document under its digest into every repository, whatever ``tags`` will name it.
+
+    The images are there already.
+    """
     for done, repository in enumerate(repositories):
         emit(events.Publishing(what="index", done=done, total=len(repositories)))
-        target = repository.repository_only().with_digest(product.root.digest)
-        await asyncio.to_thread(registry.put_manifest, target, product.data, product.root.media_type)
+        target = repository.repository_only().with_digest(result.root.digest)
+        await asyncio.to_thread(registry.put_manifest, target, result.data, result.root.media_type)
     if repositories:
         emit(events.Publishing(what="index", done=len(repositories), total=len(repositories)))
 
 
-async def standing(tags: Sequence[Reference], registry: Registry) -> tuple[str, ...]:
-    """The digest that each of ``tags`` means now; "" where there is no such tag, or nobody says."""
-
-    def look(reference: Reference) -> str:
-        with contextlib.suppress(KanifoldError):
-            found = registry.has_manifest(reference)
-            return found.digest if found is not None else ""
-        return ""
-
-    return tuple(await asyncio.gather(*(asyncio.to_thread(look, each) for each in tags)))
-
-
-async def tag(
-    product: BuildResult, tags: Sequence[Reference], digests: Sequence[str], registry: Registry, emit: Emit
+async def push_untagged(
+    result: BuildResult, repositories: Sequence[Reference], tags: Sequence[Reference], registry: Registry, emit: Emit
 ) -> None:
-    """Move the tags, of which each means one of ``digests`` now. This is the last thing a build does to a registry.
+    """``push``, for a build whose tags move at once: a single tag brings its document along, and spares a request."""
+    if len(tags) != 1 or len(repositories) > 1:
+        await push(result, repositories, tags, registry, emit)
 
-    A tag that means the product already is left alone: one that cannot be moved (an immutable one) may be the first of
-    several, of which a build before could not put the others.
+
+def is_there(registry: Registry, wanted: Reference) -> bool:
+    """Whether ``registry`` has the manifest ``wanted``. An error means no: whoever needs it meets it again."""
+    with contextlib.suppress(KanifoldError):
+        return registry.has_manifest(wanted) is not None
+    return False
+
+
+async def look_up(tags: Sequence[Reference], registry: Registry) -> tuple[Tag, ...]:
+    """``tags``, with what they stand for now."""
+    return tuple(await asyncio.gather(*(asyncio.to_thread(_tag, each, registry) for each in tags)))
+
+
+def _tag(reference: Reference, registry: Registry) -> Tag:
+    with contextlib.suppress(KanifoldError):
+        found = registry.has_manifest(reference)
+        return Tag(reference, found.digest if found is not None else "")
+    return Tag(reference, "")
+
+
+async def commit(prepared: Prepared, registry: Registry, emit: Emit) -> None:
+    """Move the tags of ``prepared``. This is the last thing a build does to a registry.
+
+    A tag that stands for the result already is left alone: one that cannot be moved (an immutable one) may be the first
+    of several, of which a build before could not put the others.
     """
-    for done, (reference, digest) in enumerate(zip(tags, digests, strict=True)):
-        emit(events.Publishing(what="tags", done=done, total=len(tags)))
-        if digest != product.root.digest:
-            await asyncio.to_thread(registry.put_manifest, reference, product.data, product.root.media_type)
-        emit(events.Published(ref=str(reference), digest=product.root.digest))
-    if tags:
-        emit(events.Publishing(what="tags", done=len(tags), total=len(tags)))
+    root = prepared.result.root
+    for done, tag in enumerate(prepared.tags):
+        emit(events.Publishing(what="tags", done=done, total=len(prepared.tags)))
+        if tag.digest != root.digest:
+            await asyncio.to_thread(registry.put_manifest, tag.reference, prepared.result.data, root.media_type)
+        emit(events.Published(ref=str(tag.reference), digest=root.digest))
+    if prepared.tags:
+        emit(events.Publishing(what="tags", done=len(prepared.tags), total=len(prepared.tags)))

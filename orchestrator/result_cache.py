@@ -25,12 +25,13 @@ from executor.registry.config import RegistrySettings
 from executor.solver import inputs
 from executor.store import blobs, metadata
 from executor.store.store import Store
-from orchestrator.conversation import NullExecutor
-from orchestrator.fanout import Emit, PlatformResult, Said, has_manifest
+from orchestrator import publish
 from orchestrator.node import Placement
 from orchestrator.registries import Registry
 from orchestrator.request import Request
+from orchestrator.results import NullExecutor, PlatformResult, StepEvent
 from orchestrator.view import events
+from orchestrator.view.events import Emit
 from platforms import decoding, host
 from platforms.errors import Interrupted, KanifoldError, StoreError
 from platforms.paths import below
@@ -43,7 +44,7 @@ class CachedResult(msgspec.Struct, frozen=True):
 
     pins: tuple[protocol.Pin, ...]
     dependencies: protocol.DependencyRecord
-    said: tuple[Said, ...]
+    events: tuple[StepEvent, ...]
     result: protocol.Result
 
 
@@ -110,7 +111,7 @@ async def are_there(answers: Sequence[CachedResult], jobs: Jobs, registry: Regis
         for answer, (_, job) in zip(answers, jobs, strict=True)
         for name in job.push
     ]
-    found = await asyncio.gather(*(asyncio.to_thread(has_manifest, registry, each) for each in wanted))
+    found = await asyncio.gather(*(asyncio.to_thread(publish.is_there, registry, each) for each in wanted))
     return all(found)
 
 
@@ -120,7 +121,7 @@ def replay(answers: Sequence[CachedResult], jobs: Jobs, emit: Emit) -> tuple[Pla
     for answer, (placement, _) in zip(answers, jobs, strict=True):
         name = str(placement.platform)
         emit(events.PlatformStarted(platform=name, node=placement.node.name, how=placement.how))
-        for message in (*answer.said, answer.result):
+        for message in (*answer.events, answer.result):
             emit(events.FromExecutor(platform=name, message=message))
         emit(events.PlatformEnded(platform=name, outcome="built"))
         built.append(PlatformResult(placement, answer.result, NullExecutor()))
@@ -128,20 +129,20 @@ def replay(answers: Sequence[CachedResult], jobs: Jobs, emit: Emit) -> tuple[Pla
 
 
 def note(built: Sequence[PlatformResult], jobs: Jobs, store: Store) -> None:
-    """Remember what the ``orders`` came to, as far as they would come to it again."""
+    """Remember what the ``jobs`` came to, as far as they would come to it again."""
     with contextlib.suppress(StoreError):  # the build is done, whatever becomes of the memory of it
         for each, (_, job) in zip(built, jobs, strict=True):
-            if each.said and (dependencies := each.result.dependencies) is not None:
+            if each.events and (dependencies := each.result.dependencies) is not None:
                 steps = each.result.cached + each.result.ran
                 result = replace(each.result, dependencies=None, cached=steps, ran=0, seconds=0.0)
-                answer = CachedResult(job.pins, dependencies, tuple(_replayed(each.said)), result)
+                answer = CachedResult(job.pins, dependencies, tuple(_replayed(each.events)), result)
                 metadata.put(store, "repeat", _key(job), msgspec.json.encode(answer))
 
 
-def _replayed(said: Sequence[Said]) -> Iterator[Said]:
-    """What would have been ``said`` had every step been found."""
+def _replayed(kept: Sequence[StepEvent]) -> Iterator[StepEvent]:
+    """The events that were ``kept``, as they would be had every step been found."""
     bases: set[int] = set()
-    for message in said:
+    for message in kept:
         if isinstance(message, protocol.Planned):
             bases.update(step.id for step in message.steps if step.name[:4].upper() == "FROM")
         yield (

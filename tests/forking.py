@@ -16,7 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-MODULES = ("orchestrator.cli", "orchestrator.build", "executor.__main__", "executor.solver.solver")
+MODULES = (
+    "orchestrator.cli",
+    "orchestrator.command",
+    "orchestrator.fanout",
+    "executor.__main__",
+    "executor.solver.solver",
+)
 
 
 class Forks:

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from executor import protocol
-from orchestrator import build as building
-from orchestrator import registries
+from orchestrator import command, registries
 from orchestrator.node import Node
-from orchestrator.publish import BuildResult
 from orchestrator.request import Request
+from orchestrator.results import BuildResult
 from orchestrator.view import events
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,4 +73,4 @@ def remote(store: Path, mark: Marked, **environment: str) -> Node:
 def build(request: Request, node: Node, seen: list[events.Event] | None = None) -> BuildResult:
     """``request`` built on ``node``. Raises what the command would show."""
     told = seen if seen is not None else []
-    return asyncio.run(building._interruptible(request, node, told.append, None, registries.here))
+    return asyncio.run(command.interruptible(command.run(request, None, node, registries.here, told.append)))

@@ -11,6 +11,7 @@ events for a platform or step that was never announced.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -131,3 +132,7 @@ class BuildEnded(Event, frozen=True):
     digest: str = ""
     """The index's digest (or the manifest's, for a single image); "" unless built."""
     troubles: tuple[Trouble, ...] = ()
+
+
+Emit = Callable[[Event], None]
+"""Takes what happens: a display, a trace, or both."""

@@ -100,7 +100,7 @@ def strange(kind: str, file: str) -> None:
             read = told(file)
         case "an instruction that asks something new":
             read = asked
-            answers_of = fanout._answers
+            answers_of = fanout.answers
 
             def answers(*given: Any) -> Any:
                 known = answers_of(*given)
@@ -110,7 +110,7 @@ def strange(kind: str, file: str) -> None:
 
                 return answer
 
-            fanout._answers = answers
+            fanout.answers = answers
         case "an instruction that opens a context":
             read = opened
         case "an instruction that asks for a tag":

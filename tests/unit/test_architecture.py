@@ -397,7 +397,7 @@ import orchestrator.flags, orchestrator.plan
 from platforms.loading import without
 with without("ssl"):
     import asyncio
-import orchestrator.build, orchestrator.tidying, orchestrator.view.quiet
+import orchestrator.command, orchestrator.tidying, orchestrator.view.quiet
 """
 SPEAKER = """
 import orchestrator.bootstrap, executor.__main__

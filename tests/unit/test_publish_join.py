@@ -11,8 +11,9 @@ import pytest
 from executor.image import mediatypes
 from executor.image.digest import sha256
 from executor.image.manifest import Descriptor, Manifest, PlatformSpec, describe
-from orchestrator.publish import Image, join
+from orchestrator.publish import join
 from orchestrator.request import Annotation, Request
+from orchestrator.results import Image
 from platforms.parsing import parse
 
 LAYER = Descriptor(mediatypes.OCI_LAYER_GZIP, sha256(b"layer"), 5)

@@ -13,7 +13,7 @@ import view_story as story
 from view_story import START
 
 from executor import protocol
-from orchestrator.build import traced
+from orchestrator.command import traced
 from orchestrator.trace import recorded, trace
 from orchestrator.view import events
 from orchestrator.view.events import Event, FromExecutor

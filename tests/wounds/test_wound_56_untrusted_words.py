@@ -19,7 +19,7 @@ from conftest import Kanifold
 from executor import protocol
 from executor.registry.auth import Credential
 from executor.registry.config import RegistrySettings
-from orchestrator.fanout import _answers
+from orchestrator.answers import answers
 from orchestrator.request import Request
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,7 +180,7 @@ def test_an_executor_is_told_the_credentials_of_its_jobs_registries() -> None:
         ),
         registries=RegistrySettings(mirrors=(("docker.io", ("http://mirror.example:5000/hub",)),)),
     )
-    answer = _answers(Request("."), job, keychain, None)  # type: ignore[arg-type]
+    answer = answers(Request("."), job, keychain, None)  # type: ignore[arg-type]
     theirs = ["context.example", "base.example", "docker.io", "push.example", "cache.example", "mirror.example:5000"]
     for name in (*theirs, "bank.example", "evil.example", "", "push.example/team"):
         found = asyncio.run(answer(protocol.Ask(1, "credential", name, ("team/app",))))  # type: ignore[arg-type]

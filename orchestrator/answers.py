@@ -1,0 +1,126 @@
+"""What an executor may ask the orchestrator for while it does a job: nothing beyond what the build was given.
+
+Credentials of the registries that the job speaks to, whether one of them has a manifest, secrets, the words of an SSH
+agent, and the files of contexts for who does not share this machine's disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+
+import msgspec
+
+from executor import protocol
+from executor.registry import reference
+from executor.registry.auth import Keychain
+from executor.registry.reference import Reference
+from orchestrator import publish
+from orchestrator.conversation import OnAsk, Stream
+from orchestrator.registries import Registry
+from orchestrator.request import Request
+from platforms import regular
+from platforms.errors import BuildError, ContextError, ProtocolError, UsageError
+
+
+def answers(request: Request, job: protocol.Job, keychain: Keychain, registry: Registry) -> OnAsk:
+    """What the executor of ``job`` may be told: nothing beyond what this build was given."""
+    secrets = {secret.id: secret for secret in request.secrets}
+    contexts = {each.name: each for each in job.contexts if isinstance(each, protocol.DirectoryContext)}
+    registries = _registries(job)
+
+    async def answer(ask: protocol.Ask) -> bytes | Stream | None:
+        match ask.what:
+            case "credential":
+                if ask.name not in registries:
+                    return None  # as if nobody had one: a base's trigger may name any image
+                found = await asyncio.to_thread(keychain, "/".join((ask.name, *ask.paths)))
+                return None if found is None else msgspec.json.encode(found)
+            case "manifest":
+                wanted = _pushed(job, ask.name)
+                return b"" if await asyncio.to_thread(publish.is_there, registry, wanted) else None
+            case "secret":
+                secret = secrets.get(ask.name)
+                return None if secret is None else await asyncio.to_thread(read_secret, secret.file, secret.variable)
+            case "ssh":
+                from orchestrator import agent
+
+                place = request.agents.get(ask.name)
+                if place is None:
+                    return None
+                message = _decoded(ask.paths[0]) if ask.paths else b""
+                return await asyncio.to_thread(agent.ask, place, message) if message else b""
+            case "context":
+                context = contexts.get(ask.name)
+                return None if context is None else _files(context)
+            case _:
+                raise ProtocolError(f"an executor asked for an unknown thing: {ask.what!r}")
+
+    return answer
+
+
+def _registries(job: protocol.Job) -> frozenset[str]:
+    """The registries that a job speaks to: those of its images, caches and destinations, and their mirrors."""
+    names = [*job.push, *(pin.name for pin in job.pins)]
+    names += [context.image for context in job.contexts if isinstance(context, protocol.ImageContext)]
+    remote = (*job.cache_from, *(each.to for each in job.cache_to))
+    names += [cache.name for cache in remote if isinstance(cache, protocol.CacheInRegistry)]
+    found: set[str] = set()
+    for name in filter(None, names):
+        with contextlib.suppress(UsageError):
+            found.add(reference.parse(name).registry)
+    for registry in tuple(found):
+        for mirror in job.registries.mirrors_of(registry):
+            found.add(mirror.removeprefix("http://").partition("/")[0])
+    return frozenset(found)
+
+
+def _pushed(job: protocol.Job, name: str) -> Reference:
+    wanted = reference.parse(name)
+    if str(wanted.repository_only()) not in job.push:
+        raise ProtocolError(f"an executor asked for what is not its own: {name!r}")
+    return wanted
+
+
+def _decoded(text: str) -> bytes:
+    import base64
+
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ProtocolError("an executor's message to an SSH agent is malformed") from error
+
+
+def read_secret(file: str, variable: str) -> bytes | None:
+    """A secret's value; None for a variable that is not set. Raises ``KanifoldError`` for a file that is not there."""
+    if variable:
+        value = os.environ.get(variable)
+        return None if value is None else value.encode("utf-8", "surrogateescape")
+    try:
+        with regular.open_file(file) as opened:
+            return opened.read()
+    except OSError as error:
+        raise BuildError(
+            f"cannot read the secret file {file}",
+            why=error.strerror or str(error),
+            remedy="the file was there when the build began: keep it until a step has asked for it",
+        ) from error
+
+
+def _files(context: protocol.DirectoryContext) -> Stream:
+    """The files of ``context`` that its ignore file lets through, as an archive for who does not share our disk."""
+    from executor.context.directory import open_context
+    from executor.rootfs import tarwriter
+    from executor.solver import files
+
+    def stream(out: tarwriter.Out) -> None:
+        tree = open_context(context.path, context.ignore, owners=context.owners)
+        try:
+            tarwriter.write(files.entries(tree), out)
+        except OSError as error:
+            raise ContextError("cannot read the build context", why=str(error)) from error
+        finally:
+            tree.close()
+
+    return stream

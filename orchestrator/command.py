@@ -1,0 +1,133 @@
+"""The command ``kanifold build``, from a request to the exit status: display, interruption, and what is printed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+from msgspec.structs import replace
+
+from executor.store import policy
+from executor.store.store import default_root
+from orchestrator import build as building
+from orchestrator import session
+from orchestrator.build import PlatformsFailedError
+from orchestrator.node import Node, local
+from orchestrator.plan import Plan
+from orchestrator.prefork import PreforkServer
+from orchestrator.registries import Enter
+from orchestrator.request import Request
+from orchestrator.results import BuildResult
+from orchestrator.view import events, open_display
+from orchestrator.view.events import Emit
+from platforms.errors import BuildError, Interrupted, KanifoldError
+
+_LAST_MOMENT: Final = 1.9
+"""Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
+
+_T = TypeVar("_T")
+
+
+def build(request: Request, plan: Plan | None, server: PreforkServer | None, enter: Enter) -> int:
+    """Build, show it, and return the process's exit status (``platforms.errors`` lists them).
+
+    The ``plan`` has been made if everything for it was at hand; executors for this machine come from ``server``.
+    Registries are taken up with ``enter``.
+    """
+    if not request.ssh:
+        return _tidied(request, plan, local(server), enter)
+    from orchestrator.agent import agents
+
+    with agents(request.ssh) as sockets:
+        return _tidied(replace(request, agents=sockets), plan, local(server), enter)
+
+
+def _tidied(request: Request, plan: Plan | None, here: Node, enter: Enter) -> int:
+    """The same, and the store then has the size that it is to have."""
+    root = os.path.abspath(request.root or default_root())
+    wanted = policy.load(root)
+    status = _shown(request, plan, here, enter)
+    if status != Interrupted.exit_code:
+        from orchestrator import tidying
+
+        tidying.tidy(root, wanted)
+    return status
+
+
+def _shown(request: Request, plan: Plan | None, here: Node, enter: Enter) -> int:
+    with open_display(request.progress) as display, traced(request.trace, display.emit) as emit:
+        try:
+            result = asyncio.run(interruptible(run(request, plan, here, enter, emit)))
+        except KanifoldError as error:
+            outcome: events.Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
+            troubles = error.troubles if isinstance(error, PlatformsFailedError) else (events.Trouble(error.problem),)
+            emit(events.BuildEnded(outcome=outcome, troubles=troubles))
+            return error.exit_code
+        emit(events.BuildEnded(outcome="built", digest=result.root.digest))
+    _print_digest(request, result)
+    return 0
+
+
+async def run(request: Request, plan: Plan | None, here: Node, enter: Enter, emit: Emit) -> BuildResult:
+    """A session with one build, published."""
+    async with session.opened((here,), request.root, request.registries, enter, emit) as opened:
+        result = await building.build(opened, request, plan)
+        if request.metadata_file or request.iid_file:
+            from orchestrator import metadata
+
+            metadata.write(request, result)
+    return result
+
+
+async def interruptible(work: Coroutine[Any, Any, _T]) -> _T:
+    """``work``, ended cleanly by the first Ctrl-C, SIGTERM or hang-up, and soon: more of them change nothing.
+
+    Raises ``Interrupted`` then.
+    """
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is how nohup says that it may go on
+        signals.append(signal.SIGHUP)
+
+    def stop() -> None:
+        task.cancel()
+        for each in signals:
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_IGN)
+        last = threading.Timer(_LAST_MOMENT, os._exit, (Interrupted.exit_code,))
+        last.daemon = True
+        last.start()
+
+    for each in signals:
+        loop.add_signal_handler(each, stop)
+    try:
+        return await task
+    except asyncio.CancelledError as error:
+        raise Interrupted("the build was interrupted") from error
+
+
+def traced(path: str, emit: Emit) -> contextlib.AbstractContextManager[Emit]:
+    """``emit``, with a trace of what passes it in the file ``path``; "" is no file."""
+    if not path:
+        return contextlib.nullcontext(emit)
+    from orchestrator.trace import recorded
+
+    return recorded(path, emit)
+
+
+def _print_digest(request: Request, result: BuildResult) -> None:
+    """Print the digest, and nothing else, on stdout, unless stdout is an output or there is no output."""
+    if request.outputs and not any(each.writes_stdout for each in request.outputs):
+        try:
+            print(result.root.digest, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer would fail again at the exit
+            raise BuildError("cannot write the digest to stdout", why=error.strerror or str(error)) from error

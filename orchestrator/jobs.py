@@ -1,0 +1,52 @@
+"""The jobs of a build: what is asked for, and what the plan says, as each platform's executor is told."""
+
+from __future__ import annotations
+
+from executor import protocol
+from orchestrator.node import Placement
+from orchestrator.plan import Plan
+from orchestrator.request import Request
+
+
+def needs_blobs(request: Request) -> bool:
+    """Whether all blobs of the images have to be on this machine in the end."""
+    return any(each.holds_images for each in request.outputs)
+
+
+def job(request: Request, plan: Plan, placement: Placement, build: str) -> protocol.Job:
+    """The job for one platform of the build with the unique name ``build``, but for what registries have to say."""
+    return protocol.Job(
+        version=protocol.VERSION,
+        build=build,
+        platform=str(placement.platform),
+        emulation=placement.emulation,
+        dockerfile=plan.data,
+        dockerfile_name=plan.name,
+        target=request.target,
+        build_args=plan.build_args,
+        labels=request.labels,
+        annotations=request.annotated("manifest", str(placement.platform)),
+        contexts=plan.contexts,
+        registries=request.registries,
+        root=request.root,
+        push=tuple(str(each) for each in request.repositories),
+        local=needs_blobs(request),
+        no_cache=request.no_cache,
+        no_cache_stages=request.no_cache_stages,
+        allow=request.allow,
+        compression=request.compression,
+        cache_from=request.cache_from,
+        cache_to=request.cache_to,
+        cache_ttl=request.cache_ttl,
+        oci=all(each.oci_media_types for each in request.outputs),
+        epoch=plan.epoch,
+        rewrite_timestamps=request.rewrite_timestamps,
+        hosts=request.hosts,
+        network=request.network,
+        default_network=request.default_network,
+        shm_size=request.shm_size,
+        ulimits=request.ulimits,
+        limits=request.limits,
+        cgroup_parent=request.cgroup_parent,
+        implicit_platform=request.implicit_platform,
+    )

@@ -1,0 +1,50 @@
+"""What other programs are told of a build: ``--metadata-file`` and ``--iidfile``."""
+
+from __future__ import annotations
+
+import json
+
+from orchestrator.request import Request
+from orchestrator.results import BuildResult
+from platforms.errors import BuildError
+from platforms.replacing import replacing
+
+
+def write(request: Request, result: BuildResult) -> None:
+    """Write the files that ``request`` names. Raises ``BuildError``."""
+    if request.metadata_file:
+        _write_file(request.metadata_file, json.dumps(document(request, result), indent=2) + "\n")
+    if request.iid_file:
+        only = result.images[0] if len(result.images) == 1 else None
+        _write_file(request.iid_file, only.manifest.config.digest if only else result.root.digest)
+
+
+def document(request: Request, result: BuildResult) -> dict[str, object]:
+    """The metadata of a build, with buildx's keys, and a key of ours for the digests of each platform."""
+    root = result.root
+    found: dict[str, object] = {
+        "containerimage.digest": root.digest,
+        "containerimage.descriptor": {
+            "mediaType": root.media_type,
+            "digest": root.digest,
+            "size": root.size,
+            **({"annotations": dict(sorted(root.annotations))} if root.annotations else {}),
+        },
+    }
+    if len(result.images) == 1:
+        found["containerimage.config.digest"] = result.images[0].manifest.config.digest
+    if request.tags:
+        found["image.name"] = ",".join(str(each) for each in request.tags)
+    found["kanifold.platforms"] = {
+        str(each.platform): {"digest": each.descriptor.digest, "config": each.manifest.config.digest}
+        for each in result.images
+    }
+    return found
+
+
+def _write_file(path: str, text: str) -> None:
+    try:
+        with replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise BuildError(f"cannot write {path}", why=error.strerror or str(error)) from error
