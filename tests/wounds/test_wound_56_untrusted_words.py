@@ -73,7 +73,7 @@ def printed_loosely(source: str) -> list[str]:
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
         and not all(
-            isinstance(each, ast.Constant) or ast.unparse(each).startswith("product.root.digest") for each in node.args
+            isinstance(each, ast.Constant) or ast.unparse(each).startswith("result.root.digest") for each in node.args
         )
     ]
 
@@ -86,7 +86,7 @@ def test_all_that_commands_print_passes_one_door() -> None:
     }
     assert found == {}, "orchestrator.view.said prints a line or JSON"
     assert printed_loosely("print(f'{row.description}')") == ["line 1: print(f'{row.description}')"]
-    assert printed_loosely("print('all')\nprint(product.root.digest)") == []
+    assert printed_loosely("print('all')\nprint(result.root.digest)") == []
 
 
 OUTPUTS = {
