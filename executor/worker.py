@@ -28,6 +28,7 @@ from executor.rootfs.tree import Tree
 from executor.sandbox import isolation, launcher
 from executor.sandbox.isolation import Isolation
 from executor.sandbox.launcher import Launcher
+from executor.snapshotter.overlay import Overlays
 from executor.solver import export, files, remote_cache, solver
 from executor.solver.inputs import Inputs
 from executor.solver.layer import Layer, LayerLost
@@ -46,6 +47,7 @@ from platforms.parsing import parse
 
 if TYPE_CHECKING:
     from executor.registry.client import Client
+    from executor.sandbox.runner import Runner
 
 _ROOM_TRIES: Final = 3
 """How often a job is begun again because the disk was full and something could be removed."""
@@ -174,7 +176,7 @@ def _room_made(done: Pruned) -> Problem:
     )
 
 
-def _launcher(steps: Launcher | None) -> Launcher:
+def _runner(steps: Launcher | None) -> Runner:
     assert steps is not None, "a step where none could come"
     return steps
 
@@ -211,8 +213,6 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
     ):
         directory = store.session.temporary()
         os.mkdir(directory, 0o700)
-        empty = os.path.join(directory, "empty")
-        os.mkdir(empty)
         workshop = Workshop(
             job=job,
             platform=parse(job.platform),
@@ -222,12 +222,12 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
             conversation=conversation,
             registry=Once(lambda: _client(workshop, stopping)),
             exchange=Once(lambda: _exchange(workshop)),
-            launcher=Once(lambda: _launcher(steps)),
+            snapshotter=Overlays(store, directory),
+            runner=Once(lambda: _runner(steps)),
             background=background,
             slots=threading.Semaphore(max(_STEPS, os.cpu_count() or 1)),
             cancelled=cancelled,
             cancel=cancel,
-            empty=empty,
             directory=directory,
             how=str(task.emulation) if isinstance(task.emulation, Emulation) else "",
             unfit=task.emulation if isinstance(task.emulation, EnvironmentUnfit) else None,
@@ -248,6 +248,7 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
             raise
         finally:
             workshop.trees.close()
+            workshop.snapshotter.close()
             remove_tree(directory)
     if conversation.closed.is_set() and not conversation.dismissed:
         raise Interrupted("the orchestrator is gone")

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import BinaryIO, Final
 
-from executor.rootfs import tarreader, tarwriter, unpack
+from executor.rootfs import tarreader, tarwriter
 from executor.rootfs.entry import Kind
+from executor.snapshotter import unpack
 from executor.store.removal import remove_tree
 from orchestrator.images import opened
 from orchestrator.outputs import Output

@@ -30,6 +30,7 @@ from ordinary_user import User
 import executor.sandbox.zygote
 import platforms.emulation
 from executor.sandbox import Ended, Isolation, Launcher, Running, Spec, enter, start
+from executor.snapshotter.rootfs import Overlay
 from platforms import syscalls
 from platforms.emulation import Emulation, EmulationMode
 from platforms.errors import KanifoldError
@@ -91,9 +92,9 @@ class House:
     def spec(self, *argv: str, **spec: Any) -> Spec:
         """The step that ``run`` would run; upper and work are filled in later."""
         command = ("/bin/sh", "-c", argv[0]) if len(argv) == 1 and " " in argv[0] else argv
-        return Spec(
-            **{"layers": (self.busybox,), "upper": "", "work": "", "env": ("PATH=/bin",), "argv": command} | spec
-        )
+        given = {"layers": (self.busybox,), "upper": "", "work": ""} | spec
+        rootfs = Overlay(given.pop("layers"), given.pop("upper"), given.pop("work"))
+        return Spec(**{"rootfs": rootfs, "env": ("PATH=/bin",), "argv": command} | given)
 
     def run_all(self, specs: list[Spec]) -> list[Done]:
         """Run them all at once."""
@@ -209,6 +210,10 @@ class Inside:
         path.mkdir(parents=True)
         return path
 
+    def writable(self, rootfs: Overlay) -> Overlay:
+        """``rootfs`` with directories to write to."""
+        return replace(rootfs, upper=str(self.fresh("upper")), work=str(self.fresh("work")))
+
     def plant(self, nodes: Mapping[str, Node]) -> str:
         root = self.fresh("layer")
         for name, node in nodes.items():
@@ -261,9 +266,9 @@ class Inside:
         self._kept.append((running, out))
 
     def _start(self, spec: Spec) -> tuple[Spec, Running, int, int]:
-        if not spec.upper:
-            spec = replace(spec, upper=str(self.fresh("upper")), work=str(self.fresh("work")))
-            os.utime(spec.upper, ns=(10**18, 10**18))
+        if not spec.rootfs.upper:
+            spec = replace(spec, rootfs=self.writable(spec.rootfs))
+            os.utime(spec.rootfs.upper, ns=(10**18, 10**18))
         out, out_write = os.pipe()
         err, err_write = os.pipe()
         try:
@@ -287,8 +292,9 @@ class Inside:
         finally:
             for thread in threads:
                 thread.join()
-        left = tuple(sorted(os.listdir(spec.work)))
-        return Done(ended, texts[0], texts[1], listing(spec.upper), left, os.stat(spec.upper).st_mtime_ns)
+        rootfs = spec.rootfs
+        left = tuple(sorted(os.listdir(rootfs.work)))
+        return Done(ended, texts[0], texts[1], listing(rootfs.upper), left, os.stat(rootfs.upper).st_mtime_ns)
 
 
 def listing(root: str) -> dict[str, str]:

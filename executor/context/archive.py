@@ -15,9 +15,9 @@ import msgspec
 
 from executor.rootfs import tarreader
 from executor.rootfs.compress import Decompressed
-from executor.rootfs.records import Record
-from executor.rootfs.unpack import Limits
-from executor.rootfs.unpack import extract as unpack_archive
+from executor.snapshotter.records import Record
+from executor.snapshotter.unpack import Limits
+from executor.snapshotter.unpack import extract as unpack_archive
 from platforms.errors import ArchiveError, ContextError
 
 

@@ -10,6 +10,7 @@ import stat
 
 from executor.dockerfile import ignore
 from executor.rootfs.tree import Hides, Tree, open_directory
+from executor.snapshotter.records import own
 from executor.store import stat_cache
 from platforms.errors import ContextError
 
@@ -20,8 +21,10 @@ def open_context(path: str, ignore_text: str, *, owners: bool = False) -> Tree:
     With ``owners`` its files belong to whom they belong to.
     """
     try:
-        owner = None if owners else (0, 0)
-        return open_directory(path, hides=hides(path, ignore_text), owner=owner, stamp=stat_cache.stat_signature)
+        hidden = hides(path, ignore_text)
+        if owners:
+            return open_directory(path, hides=hidden, stamp=stat_cache.stat_signature, meaning=own)
+        return open_directory(path, hides=hidden, owner=(0, 0), stamp=stat_cache.stat_signature)
     except OSError as error:
         raise ContextError(f"cannot read the build context {path}", why=error.strerror or str(error)) from error
 

@@ -1,1 +1,1 @@
-"""File-system layers as data: entries, tar archives, overlay directories, and the ways from one to another."""
+"""File systems as data: entries, layer archives, and trees that are read below one descriptor."""

@@ -1,8 +1,7 @@
 """One file-system object of a layer, as data.
 
 A layer (image-spec layer.md) is a set of entries. The modules beside this one turn them into a tar archive
-(``tarwriter``), read them from one (``tarreader``), find them in an overlay upper directory (``overlay``) and write
-them as an overlay lower directory (``unpack``, ``materialise``).
+(``tarwriter``) and read them from one (``tarreader``); ``executor.snapshotter`` keeps them as directories.
 """
 
 from __future__ import annotations
@@ -86,11 +85,6 @@ def hard_link(entry: Entry, path: bytes, target: bytes) -> Entry:
         stamp=b"",
     )
 
-
-PRIVATE_XATTR: Final = b"user.kanifold."
-"""A prefix that earlier versions kept for records of their own. It means nothing any more, and stays out of layers."""
-OVERLAY_XATTR: Final = b"user.overlay."
-"""The prefix of overlayfs's records under the mount option ``userxattr``."""
 
 WHITEOUT_PREFIX: Final = b".wh."
 OPAQUE_NAME: Final = b".wh..wh..opq"

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
-from executor.rootfs.records import Read, Record, Stack, applied, read
-from executor.rootfs.stack import mount_stack
 from platforms import syscalls
 from platforms.errors import BuildError
 from platforms.pathwalk import TooManyLinks, resolve
@@ -27,8 +25,8 @@ _NO_CONTENT: Final = b"/dev/null"
 
 Hides = Callable[[bytes, bool], bool]
 """Whether a path (and whether it is a directory) is to be treated as if it were not there."""
-Recorded = Callable[[bytes], Record | None]
-"""What is recorded of a path that exists."""
+Meaning = Callable[[Entry], Entry]
+"""What an entry that was read from the disk stands for."""
 Stamp = Callable[[os.stat_result], bytes]
 """What of a file's status changes whenever its content does."""
 
@@ -36,7 +34,8 @@ Stamp = Callable[[os.stat_result], bytes]
 class Tree:
     """One file system. Owns ``fd``, an open directory; ``prefix`` is the host path that leads to it.
 
-    ``stamp`` says what is noted of files that may change (``Entry.stamp``), ``recorded`` what the kernel was refusing.
+    ``stamp`` says what is noted of files that may change (``Entry.stamp``), ``meaning`` what entries stand for, where
+    the kernel has refused to set their metadata or they carry marks that are no part of them.
     """
 
     def __init__(
@@ -47,10 +46,10 @@ class Tree:
         hides: Hides | None = None,
         owner: tuple[int, int] | None = None,
         stamp: Stamp | None = None,
-        recorded: Recorded | None = None,
+        meaning: Meaning | None = None,
     ):
         self._fd = fd
-        self._recorded = recorded
+        self._meaning = meaning
         self._stamp = stamp
         self._prefix = prefix
         self._hides = hides
@@ -209,7 +208,7 @@ class Tree:
             (found.st_dev, found.st_ino) if found.st_nlink > 1 and kind is not Kind.DIRECTORY else (0, 0),
             stamp=self._stamp(found) if self._stamp is not None and stat.S_ISREG(mode) else b"",
         )
-        return applied(entry, self._recorded(path) if self._recorded is not None else None)
+        return entry if self._meaning is None else self._meaning(entry)
 
 
 def open_directory(
@@ -218,7 +217,7 @@ def open_directory(
     hides: Hides | None = None,
     owner: tuple[int, int] | None = None,
     stamp: Stamp | None = None,
-    recorded: Recorded | None = None,
+    meaning: Meaning | None = None,
 ) -> Tree:
     """The tree below an existing directory.
 
@@ -227,23 +226,11 @@ def open_directory(
     """
     path = os.fsencode(path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    return Tree(fd, path, hides=hides, owner=owner, stamp=stamp, recorded=recorded)
-
-
-def open_layers(directories: Sequence[str], empty: str, recorded: Read = read) -> Tree:
-    """The merged view of overlay directories, top first, as one detached read-only mount; ``recorded`` reads records.
-
-    ``empty`` is an existing empty directory: overlayfs wants at least two layers when there is nothing to write to.
-    """
-    if not directories:
-        return open_directory(empty)
-    fd = mount_stack(directories, empty)
-    stack = Stack(directories, recorded)
-    return Tree(fd, b"/proc/self/fd/%d" % fd, recorded=stack.of if stack else None)
+    return Tree(fd, path, hides=hides, owner=owner, stamp=stamp, meaning=meaning)
 
 
 def _xattrs(host: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """What a layer records (``user.*`` and capabilities), and what overlayfs and we have noted there."""
+    """Those that a layer records (``user.*`` and capabilities), whatever they mean."""
     try:
         names = os.listxattr(host, follow_symlinks=False)
         if not names:

@@ -7,14 +7,17 @@ be used from any number of threads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
-from executor.sandbox import isolation, network, staging, targets, zygote
+from executor.sandbox import isolation, network, roots, staging, zygote
 from executor.sandbox import spec as wire
+from executor.snapshotter import records
+from executor.snapshotter.records import Read
 from platforms import debug, syscalls, threads
 from platforms.descriptors import keep_only
 from platforms.errors import EnvironmentUnfit
@@ -44,7 +47,7 @@ class Running:
             self._reply.shutdown(socket.SHUT_WR)
 
     def wait(self) -> Ended:
-        """Wait until all processes of the step have ended; its diff is then complete in ``upper``. To be called once.
+        """Wait until all processes of the step have ended; its changes are then complete. To be called once.
 
         Raises EnvironmentUnfit when the host does not allow the step's root file system to be put together.
         """
@@ -58,13 +61,11 @@ class Running:
         if not data and not self._cancelled:
             raise self._launcher._death()
         answer = zygote.Answer.unpack(data) if data else zygote.Answer()
-        _tidy(self._spec, answer)
-        if self._launcher.single and (self._spec.uid or self._spec.gid):
-            from executor.rootfs import records
-            from executor.sandbox.recorded import claimed
-
-            spec = self._spec
-            records.write(spec.upper, tuple(claimed(spec.upper, spec.layers, spec.uid, spec.gid)))
+        rootfs = self._spec.rootfs
+        roots.tidy(rootfs, answer.made, answer.touched)
+        if not answer.unfit:
+            roots.clear(rootfs)
+            self._launcher._record(self._spec)
         if self._cancelled:
             return wire.Ended(128 + signal.SIGKILL, signal.SIGKILL, error="cancelled")
         if answer.unfit:
@@ -86,6 +87,7 @@ class Launcher:
         self._stopped = False
         self.single = isolation.id_limit() == 1
         """Whether steps have one id only, and owners are recorded."""
+        self._recorded: Read = functools.cache(records.read)
 
     def prepare(self, *, isolated: bool) -> None:
         """Say that a step is to come, with an isolated network or another: the zygote then makes itself ready for it
@@ -149,6 +151,16 @@ class Launcher:
     def _forget(self, running: Running) -> None:
         with self._lock:
             self._running.discard(running)
+
+    def _record(self, spec: Spec) -> None:
+        """Record what the kernel knows nothing of, where the step's supervisor has not done so."""
+        written, lower = roots.written(spec.rootfs), spec.rootfs.lower
+        if not self.single:
+            records.write(written, tuple(records.carried(written, records.Stack(lower, self._recorded))))
+        elif spec.uid or spec.gid:
+            from executor.sandbox.recorded import claimed
+
+            records.write(written, tuple(claimed(written, lower, spec.uid, spec.gid)))
 
     def _death(self) -> EnvironmentUnfit:
         """Why the zygote is no more."""
@@ -251,28 +263,3 @@ def _in_memory(data: bytes) -> int:
         file.write(data)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
-
-
-def _tidy(spec: Spec, answer: zygote.Answer) -> None:
-    """Remove what the kernel and we have left in the step's directories."""
-    if answer.made:
-        upper = os.open(spec.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            targets.unmake(upper, answer.made, answer.touched)
-        finally:
-            os.close(upper)
-    if not answer.unfit:
-        for kernels_own in ("work", "index"):
-            _remove(f"{spec.work}/{kernels_own}")
-
-
-def _remove(tree: str) -> None:
-    for directory, directories, files in os.walk(tree, topdown=False):
-        for name in (*files, *directories):
-            path = f"{directory}/{name}"
-            try:
-                os.unlink(path)  # also a link to a directory, which os.walk counts among the directories
-            except IsADirectoryError:
-                os.rmdir(path)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(tree)

@@ -9,7 +9,7 @@ kernel tells what there is to tell, which is most of what anybody asks. Devices,
 files that are told to be devices.
 
 When the step has ended, the supervisor writes down beside the upper directory what it remembers of the files there,
-where whoever reads the layer finds it (``executor.rootfs.records``).
+where whoever reads the layer finds it (``executor.snapshotter.records``).
 
 The supervisor acts with the rights that the step itself has: the same user, in the same user namespace. An argument in
 the caller's memory is read once. Where it lets the kernel go on, the kernel may read something else, if the step has
@@ -31,11 +31,11 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from executor.rootfs import records
-from executor.rootfs.records import Device
 from executor.sandbox import seccomp, status, watched
 from executor.sandbox.recorded import Table
 from executor.sandbox.spec import Bind, BindFd, Secret, Spec
+from executor.snapshotter import records
+from executor.snapshotter.records import Device
 from platforms import syscalls
 
 # linux/seccomp.h: struct seccomp_notif, struct seccomp_notif_resp, and the calls on a listener.
@@ -89,8 +89,9 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
     listener, root, mounts = fds
     own = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     seen_as = os.fstat(root).st_dev
-    table = Table(spec.upper, spec.layers, seen_as)
-    for device, layers in ((seen_as, spec.layers), *stacks):
+    upper, lower = spec.rootfs.upper, spec.rootfs.lower
+    table = Table(upper, lower, seen_as)
+    for device, layers in ((seen_as, lower), *stacks):
         table.add_layers(device, layers)
     syscalls.setns(mounts, syscalls.CLONE_NEWNS)
     view = syscalls.open_tree(root, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH | os.O_CLOEXEC)
@@ -102,7 +103,7 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
     os.fchdir(proc)
     _Supervisor(listener, table).run()
     syscalls.setns(own, syscalls.CLONE_NEWNS)
-    records.write(spec.upper, tuple(table.left(spec.upper, view)))
+    records.write(upper, tuple(table.left(upper, view)))
     os._exit(0)
 
 

@@ -1,9 +1,9 @@
 """What the files of a running step are recorded to be, by inode.
 
 Where a step has a single id, the kernel does not know whose its files are. What is recorded beside the layers that it
-stands on (``executor.rootfs.records``), and what its supervisor has seen it do, is kept here under the device and inode
-number that the step's own stat(2) gives a file. That number outlives renames and hard links, and overlayfs keeps it
-when it copies a file up.
+stands on (``executor.snapshotter.records``), and what its supervisor has seen it do, is kept here under the device and
+inode number that the step's own stat(2) gives a file. That number outlives renames and hard links, and overlayfs keeps
+it when it copies a file up.
 
 An inode's number is given again when the file is gone. Files of layers stay as long as the step; of others the time of
 birth is kept, and what is recorded of an inode that was born at another time is about a file that is no more.
@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.rootfs.records import Device, Record, Stack, copied_up, had_several_names, read, walked
+from executor.snapshotter.records import Device, Record, Stack, copied_up, had_several_names, read, walked
 from platforms import syscalls
 
 _OF_A_LAYER: Final = -1

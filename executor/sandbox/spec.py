@@ -6,6 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from executor.snapshotter import rootfs
+from executor.snapshotter.rootfs import Rootfs
+
 
 class Bind(msgspec.Struct, frozen=True):
     """The directory or file ``source``, an absolute path of this host, shown at ``target``.
@@ -65,12 +68,9 @@ Mount = Bind | BindFd | Tmpfs | Secret
 class Spec(msgspec.Struct, frozen=True):
     """All that a step can observe. Paths of this host are absolute; paths of the step are resolved inside its root."""
 
-    layers: tuple[str, ...]
-    """The overlay's lower directories, TOP FIRST; may be empty. At most 500 (the kernel's limit is about that)."""
-    upper: str
-    """The overlay's upper directory: empty, and with the root directory's owner and mode. It gets the step's diff."""
-    work: str
-    """The overlay's work directory: empty, on the same file system as ``upper``; empty again afterwards."""
+    rootfs: Rootfs
+    """The root file system. When the step has ended it holds what was changed, with the metadata that the kernel
+    refused to set recorded beside it (``executor.snapshotter.records``)."""
     argv: tuple[str, ...]
     env: tuple[str, ...] = ()
     """``NAME=VALUE``, exact and complete. ``argv[0]`` without a slash is looked up on its PATH."""
@@ -127,7 +127,9 @@ def pack(spec: Spec) -> tuple[bytes, list[int]]:
             values[0] = len(fds) - 1
         mounts.append((_KINDS.index(type(mount)), *values))
     fields = {name: getattr(spec, name) for name in spec.__struct_fields__}
-    return marshal.dumps(fields | {"mounts": mounts}), fds
+    root = spec.rootfs
+    values = [getattr(root, name) for name in root.__struct_fields__]
+    return marshal.dumps(fields | {"mounts": mounts, "rootfs": (rootfs.KINDS.index(type(root)), *values)}), fds
 
 
 def unpack(data: bytes, fds: list[int]) -> Spec:
@@ -140,4 +142,5 @@ def unpack(data: bytes, fds: list[int]) -> Spec:
         if _KINDS[kind] is BindFd:
             values[0] = fds[values[0]]
         mounts.append(_KINDS[kind](*values))
-    return Spec(**fields | {"mounts": tuple(mounts)})
+    kind, *values = fields["rootfs"]
+    return Spec(**fields | {"mounts": tuple(mounts), "rootfs": rootfs.KINDS[kind](*values)})

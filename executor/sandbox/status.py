@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from executor.rootfs.records import Device
+from executor.snapshotter.records import Device
 
 _KINDS: Final = {"c": stat.S_IFCHR, "b": stat.S_IFBLK}
 _SECOND: Final = 1_000_000_000

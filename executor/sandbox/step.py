@@ -25,7 +25,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from executor.sandbox import cgroup, network, staging, targets
+from executor.sandbox import cgroup, network, roots, staging, targets
 from executor.sandbox.report import FD, NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, Report, words
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Spec, Tmpfs
 from platforms import syscalls
@@ -172,12 +172,10 @@ def become(
     # 4. The parts moved to their places, resolved inside the root.
     syscalls.sethostname(spec.hostname)
     try:
-        staging.mount_overlay(spec.layers, spec.upper, spec.work, staging.ROOT)
+        root, written = roots.mount(spec.rootfs)
     except OSError as error:
-        raise UnfitError(f"cannot mount an overlay file system on {spec.upper}: {error.strerror}") from error
-    root = os.open(staging.ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    upper = os.open(spec.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    tree = targets.Root(root, upper, prepared.proc)
+        raise UnfitError(f"cannot mount {roots.described(spec.rootfs)}: {error.strerror}") from error
+    tree = targets.Root(root, written, prepared.proc)
     try:
         for target, attach in _placements(spec, own_network):
             attach(tree, target)

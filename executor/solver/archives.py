@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from executor.context import archive
 from executor.rootfs.tree import open_directory
+from executor.snapshotter.records import Applied
 from executor.solver import copying
 from executor.solver.copying import CopyOptions, Plan
 from executor.solver.workshop import Workshop
@@ -16,6 +17,6 @@ def copy_archive(workshop: Workshop, plan: Plan, path: bytes, destination: str, 
     if found is None:
         return False
     recorded = {record.path: record for record in found.records}
-    tree = workshop.trees.keep(open_directory(directory, recorded=recorded.get))
+    tree = workshop.trees.keep(open_directory(directory, meaning=Applied(recorded.get)))
     copying.unpack_into(plan, tree, frozenset(found.implicit), destination, treatment.owner)
     return True

@@ -23,11 +23,10 @@ from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest,
 from executor.protocol import BuildWarning, Transfer
 from executor.registry import reference
 from executor.registry.reference import Reference
-from executor.rootfs import compress, records, unpack
-from executor.rootfs.records import Stack, carried
-from executor.rootfs.stack import mount_stack
+from executor.rootfs import compress
 from executor.rootfs.streams import Readable
-from executor.rootfs.unpack import Unpacked
+from executor.snapshotter import unpack
+from executor.snapshotter.unpack import Unpacked
 from executor.solver.cache import Packed
 from executor.solver.inflight import InFlightBlob, RetryRead, fetch_blob
 from executor.solver.inputs import Input
@@ -35,6 +34,7 @@ from executor.solver.layer import Blob, Layer, kind_of, media_type, opened
 from executor.solver.once import Once, known
 from executor.solver.workshop import Workshop
 from executor.store import blobs, faults, locks, metadata, snapshots
+from executor.store.snapshots import Snapshot
 from platforms import Platform, decoding, satisfies
 from platforms.errors import ArchiveError, KanifoldError, Problem
 
@@ -182,7 +182,7 @@ def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: 
         chain = chain_id(config.diff_ids[: position + 1])
         part = _Part(workshop, descriptor, diff_id, chain, below, content, arrival)
         layer = Layer(
-            directory=Once(_directory(part)),
+            snapshot=Once(_snapshot(part)),
             blob=known(Blob(diff_id, replace(descriptor, annotations=(), platform=None))),
             content=content,
             origin=source.origin,
@@ -298,15 +298,15 @@ def _is_unpacked(part: _Part) -> bool:
     return (snapshots.find(store, part.diff_id) or snapshots.find(store, part.chain)) is not None
 
 
-def _directory(part: _Part) -> Callable[[], str]:
+def _snapshot(part: _Part) -> Callable[[], Snapshot]:
     """Unpack a layer for itself; a layer that relies on those below it is unpacked on top of them, once per chain."""
 
-    def make() -> str:
+    def make() -> Snapshot:
         workshop, descriptor, diff_id, chain = part.workshop, part.descriptor, part.diff_id, part.chain
         store = workshop.store
         found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
         if found is not None:
-            return found.fs
+            return found
         workshop.tell(Transfer("unpack", descriptor.digest, 0, descriptor.size))
         with locks.lock(store, f"directory {chain}", cancel=workshop.cancelled):
             found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
@@ -314,12 +314,12 @@ def _directory(part: _Part) -> Callable[[], str]:
                 workshop.check()
                 found = _unpack(part)
         workshop.tell(Transfer("unpack", descriptor.digest, descriptor.size, descriptor.size))
-        return found.fs
+        return found
 
     return make
 
 
-def _unpack(part: _Part) -> snapshots.Snapshot:
+def _unpack(part: _Part) -> Snapshot:
     workshop, descriptor, diff_id, arrival = part.workshop, part.descriptor, part.diff_id, part.arrival
     store = workshop.store
     draft = snapshots.prepare(store)
@@ -332,33 +332,16 @@ def _unpack(part: _Part) -> snapshots.Snapshot:
             part.content()
             with blobs.open_unverified(store, descriptor.digest) as file:  # the diff id verifies it
                 unpacked = unpack.unpack(opened(_Shown(file, part)), draft.fs, limits=unpack.Limits())
-        key = diff_id
         if unpacked.needs_parents and part.below:
             snapshots.discard(store, draft)
-            draft = snapshots.prepare(store)
-            key = part.chain
-            stack = [each.directory() for each in reversed(part.below)]
-            merged = mount_stack(stack, workshop.empty, upper=draft.fs, work=draft.work)
-            try:
-                with blobs.open_unverified(store, descriptor.digest) as file:
-                    unpacked = unpack.unpack_onto(
-                        opened(_Shown(file, part)), f"/proc/self/fd/{merged}", limits=unpack.Limits()
-                    )
-            finally:
-                os.close(merged)
-            said = {record.path: record for record in carried(draft.fs, Stack(stack))}
-            records.write(draft.fs, (said | {record.path: record for record in unpacked.records}).values())
-        if unpacked.diff_id != diff_id:
-            raise ArchiveError(
-                f"layer {descriptor.digest} is not what its image says",
-                why=f"its diff id is {unpacked.diff_id}, not {diff_id}",
-            )
+            return _apply(part)
+        _check(part, unpacked)
         return snapshots.commit(
             store,
             draft,
-            diff_id=diff_id if key == diff_id else None,
+            diff_id=diff_id,
             size=unpacked.occupied,
-            keys=(key,),
+            keys=(diff_id,),
         )
     except BaseException as error:
         if os.path.isdir(draft.fs):
@@ -366,6 +349,28 @@ def _unpack(part: _Part) -> snapshots.Snapshot:
         if isinstance(error, ArchiveError) and blobs.has(store, descriptor.digest):
             blobs.verify(store, descriptor.digest)  # the image may be well, and our copy damaged
         raise
+
+
+def _apply(part: _Part) -> Snapshot:
+    """The snapshot of a layer that is only right on top of those below it."""
+    workshop = part.workshop
+    active = workshop.snapshotter.prepare(tuple(each.snapshot() for each in part.below))
+    try:
+        with blobs.open_unverified(workshop.store, part.descriptor.digest) as file:
+            _check(part, workshop.snapshotter.apply(active, opened(_Shown(file, part)), unpack.Limits()))
+        return workshop.snapshotter.commit(active, keys=(part.chain,))
+    except BaseException:
+        workshop.snapshotter.remove(active)
+        raise
+
+
+def _check(part: _Part, unpacked: Unpacked) -> None:
+    """Raise ``ArchiveError`` unless ``unpacked`` is the layer that the image names."""
+    if unpacked.diff_id != part.diff_id:
+        raise ArchiveError(
+            f"layer {part.descriptor.digest} is not what its image says",
+            why=f"its diff id is {unpacked.diff_id}, not {part.diff_id}",
+        )
 
 
 class _Shown:

@@ -16,15 +16,17 @@ from executor.image import mediatypes
 from executor.image.manifest import Descriptor
 from executor.registry.reference import Reference
 from executor.registry.reference import parse as parse_reference
-from executor.rootfs import compress, elf, materialise, overlay, unpack
+from executor.rootfs import compress, elf
 from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.streams import Readable
+from executor.snapshotter import materialise, unpack
 from executor.solver import cache, content, remote_cache
 from executor.solver.cache import LayerInfo, Machine, Packed
 from executor.solver.once import Once
 from executor.solver.workshop import Workshop
 from executor.store import blobs, faults, locks, removal, snapshots
+from executor.store.snapshots import Snapshot
 from platforms.errors import Interrupted, KanifoldError, StoreError
 
 _PATHS_KEPT: Final = 2000
@@ -41,8 +43,8 @@ class Blob(msgspec.Struct, frozen=True):
 class Layer(msgspec.Struct, frozen=True, eq=False):
     """One layer. The calls may block: they make what they return when it is not there yet."""
 
-    directory: Once[str]
-    """The files, in overlay's format."""
+    snapshot: Once[Snapshot]
+    """The files."""
     blob: Once[Blob]
     content: Once[str]
     """The blob's path in the store: downloaded when it is a base's."""
@@ -70,7 +72,7 @@ def from_result(
     """
     store = workshop.store
 
-    def directory() -> str:
+    def snapshot() -> Snapshot:
         name = cache.snapshot_key(result)
         found = snapshots.find(store, name)
         if found is None:
@@ -80,7 +82,7 @@ def from_result(
                 if found is None:
                     found = _make_directory(workshop, result, entries)
             workshop.tell(protocol.Transfer("write", result, found.size, found.size))
-        return found.fs
+        return found
 
     def pack() -> Blob:
         known, packed = _packed(workshop, result, entries, below)
@@ -105,7 +107,7 @@ def from_result(
         ),
         None,
     )
-    return Layer(Once(directory), blob, Once(in_store), origin, created, machines)
+    return Layer(Once(snapshot), blob, Once(in_store), origin, created, machines)
 
 
 class LayerLost(StoreError):
@@ -143,33 +145,32 @@ def forgotten(workshop: Workshop, result: str, what: str) -> LayerLost:
     return LayerLost(what, remedy="build again")
 
 
-def _make_directory(workshop: Workshop, result: str, entries: Iterable[Entry] | None) -> snapshots.Snapshot:
+def _make_directory(workshop: Workshop, result: str, entries: Iterable[Entry] | None) -> Snapshot:
     """The directory of ``result``, unpacked from its blob or written from its entries."""
     store = workshop.store
     known = cache.known(store, result)
     diff_id = known.diff_id or None
     packed = next((each for each in known.blobs if known.caches or blobs.has(store, each.digest)), None)
-    if packed is not None:
-        _bring(workshop, result, packed.digest)
+    keys = (cache.snapshot_key(result),)
+    if packed is None:
+        if entries is None:
+            raise forgotten(workshop, result, "a cached layer has vanished")
+        return materialise.write(store, content.unchanged(entries), keys=keys, diff_id=diff_id)
+    _bring(workshop, result, packed.digest)
     draft = snapshots.prepare(store)
     try:
-        if packed is not None:
-            with blobs.open(store, packed.digest) as file:
-                unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
-            if known.diff_id and unpacked.diff_id != known.diff_id:
-                raise forgotten(workshop, result, "a cached layer is not what its record says")
-            if unpacked.needs_parents:
-                diff_id = None  # a base with this layer unpacks it on top of those below it
-        else:
-            if entries is None:
-                raise forgotten(workshop, result, "a cached layer has vanished")
-            materialise.materialise(content.unchanged(entries), draft.fs)
+        with blobs.open(store, packed.digest) as file:
+            unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
+        if known.diff_id and unpacked.diff_id != known.diff_id:
+            raise forgotten(workshop, result, "a cached layer is not what its record says")
+        if unpacked.needs_parents:
+            diff_id = None  # a base with this layer unpacks it on top of those below it
         return snapshots.commit(
             store,
             draft,
             diff_id=diff_id,
             size=removal.disk_usage(draft.fs),
-            keys=(cache.snapshot_key(result),),
+            keys=keys,
         )
     except BaseException:
         snapshots.discard(store, draft)
@@ -248,7 +249,7 @@ def _scanned(workshop: Workshop, result: str, below: Sequence[Layer]) -> Iterato
     found = snapshots.find(workshop.store, cache.snapshot_key(result))
     if found is None:
         raise forgotten(workshop, result, "a cached layer has vanished")
-    return overlay.scan(found.fs, [each.directory() for each in reversed(below)], workshop.trees.recorded)
+    return workshop.snapshotter.diff(found, tuple(each.snapshot() for each in below))
 
 
 def _pack(workshop: Workshop, changes: Iterable[Entry]) -> tuple[compress.Packed, tuple[Machine, ...]]:

@@ -18,10 +18,11 @@ from msgspec.structs import replace
 from executor.dockerfile import Dockerfile, Stage
 from executor.dockerfile.instructions import Heredoc, Run
 from executor.dockerfile.instructions import Mount as Wanted
-from executor.rootfs import materialise, moment
-from executor.rootfs.stack import mount_stack
+from executor.rootfs import moment
 from executor.rootfs.tree import Tree
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Tmpfs
+from executor.snapshotter import materialise
+from executor.snapshotter.snapshotter import Parents
 from executor.solver import content, copying, graph, keys, scope, treename
 from executor.solver.agent import forwarded
 from executor.solver.copying import normal_path
@@ -33,8 +34,8 @@ from executor.solver.sources import Files
 from executor.solver.state import State
 from executor.solver.treename import Name, Observed
 from executor.solver.workshop import Workshop
-from executor.store import cachemounts, locks, removal, snapshots
-from platforms import syscalls
+from executor.store import cachemounts, locks, snapshots
+from executor.store.snapshots import Snapshot
 from platforms.errors import BuildError, DockerfileError
 
 SCRIPTS: Final = "/dev/pipes"
@@ -57,8 +58,8 @@ class Origins(Protocol):
         """The files that ``origin`` names, to copy from."""
         ...
 
-    def layers_of(self, origin: Origin) -> tuple[str, ...]:
-        """The layers of what ``origin`` names, as directories, top first."""
+    def snapshots_of(self, origin: Origin) -> Parents:
+        """The layers of what ``origin`` names."""
         ...
 
 
@@ -184,12 +185,12 @@ def _bind(
 
     def make(stack: ExitStack, _told: tuple[str, ...]) -> Mount:
         if source is not None:
-            directory, inside = _materialised(workshop, source)
-            layers: tuple[str, ...] = (directory,)
+            made, inside = _materialised(workshop, source)
+            parents: Parents = (made,)
         else:
-            layers, inside = origins.layers_of(origin), path
-        fd = _overlay(workshop, stack, layers, inside, wanted)
-        return BindFd(fd, target, readonly=wanted.readonly, layers=layers)
+            parents, inside = origins.snapshots_of(origin), path
+        shown = stack.enter_context(workshop.snapshotter.mounted(parents, inside, readonly=wanted.readonly))
+        return BindFd(shown.fd, target, readonly=wanted.readonly, layers=shown.directories)
 
     def shown() -> Observed:
         tree = found.open(taken)
@@ -202,8 +203,8 @@ def _bind(
     return part, shown if isinstance(origin, FromStage) else None, make
 
 
-def _materialised(workshop: Workshop, source: copying.Source) -> tuple[str, str]:
-    """A directory of the store that looks like the tree of ``source``, and where in it is what ``source`` names."""
+def _materialised(workshop: Workshop, source: copying.Source) -> tuple[Snapshot, str]:
+    """A snapshot that looks like the tree of ``source``, and where in it is what ``source`` names."""
     plan = copying.Plan(None, workshop.directory, moment.nanoseconds(workshop.job.epoch))
     path = copying.matches(source)[0].path.decode("utf-8", "surrogateescape")
     real = replace(source, pattern=f"/{path}", contents=not path)
@@ -216,38 +217,8 @@ def _materialised(workshop: Workshop, source: copying.Source) -> tuple[str, str]
         with locks.lock(workshop.store, key, cancel=workshop.cancelled):
             made = snapshots.find(workshop.store, key)
             if made is None:
-                draft = snapshots.prepare(workshop.store)
-                try:
-                    materialise.materialise(content.unchanged(entries), draft.fs)
-                    size = removal.disk_usage(draft.fs)
-                    made = snapshots.commit(workshop.store, draft, diff_id=None, size=size, keys=(key,))
-                except BaseException:
-                    snapshots.discard(workshop.store, draft)
-                    raise
-    return made.fs, path
-
-
-def _overlay(workshop: Workshop, stack: ExitStack, layers: tuple[str, ...], inside: str, wanted: Wanted) -> int:
-    """A detached mount of ``inside`` in ``layers``; what is written to it goes to a directory that is thrown away."""
-    upper = work = ""
-    if not wanted.readonly:
-        upper, work = workshop.scratch(), workshop.scratch()
-        os.chmod(upper, 0o755)
-    fd = mount_stack(layers, workshop.empty, upper=upper, work=work)
-    stack.callback(os.close, fd)
-    path = inside.strip("/")
-    if not path:
-        return fd
-    try:
-        place = syscalls.openat2(fd, path, os.O_PATH | os.O_CLOEXEC, resolve=syscalls.RESOLVE_IN_ROOT)
-    except OSError as error:
-        raise BuildError(f"mount source {inside} does not exist", why=error.strerror or str(error)) from error
-    stack.callback(os.close, place)
-    clone = syscalls.open_tree(
-        place, "", syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_EMPTY_PATH
-    )
-    stack.callback(os.close, clone)
-    return clone
+                made = materialise.write(workshop.store, content.unchanged(entries), keys=(key,))
+    return made, path
 
 
 def _cache(

@@ -16,6 +16,7 @@ from executor.rootfs.tree import Tree
 from executor.sandbox import cgroup
 from executor.sandbox.network import NO_HELPER
 from executor.sandbox.spec import Ended, Mount, Spec
+from executor.snapshotter.rootfs import Rootfs
 from executor.solver import output, scope, users
 from executor.solver.state import State
 from executor.solver.workshop import Workshop
@@ -70,13 +71,11 @@ def execute(
     running: Running,
     state: State,
     tree: Tree,
-    directories: tuple[str, ...],
-    upper: str,
-    work: str,
+    rootfs: Rootfs,
     mounts: tuple[Mount, ...],
     secrets: tuple[str, ...],
 ) -> None:
-    """Run the step on top of ``directories`` (top first), its changes going to ``upper``; ``secrets`` are not told.
+    """Run the step in ``rootfs``, whose files are ``tree``; ``secrets`` are not told.
 
     Raises ``StepFailed`` with the tail of the output, ``EnvironmentUnfit``, or ``Interrupted``.
     """
@@ -88,9 +87,7 @@ def execute(
         env = (*env, ("HOME", who.home))
     job = workshop.job
     spec = Spec(
-        layers=directories,
-        upper=upper,
-        work=work,
+        rootfs=rootfs,
         argv=running.argv,
         env=tuple(f"{name}={value}" for name, value in env),
         cwd=state.workdir,
@@ -115,7 +112,7 @@ def execute(
         debug.log("step runs", step=step, argv=shown, user=spec.uid, cwd=spec.cwd, network=spec.network)
     bounds = cgroup.group(job.cgroup_parent, limits.files(job.limits))
     with bounds as group, output.told(secrets, output.Limits.of(os.environ), tail, tell) as (stdout, stderr):
-        ended = workshop.launcher().run(replace(spec, cgroup=group), stdout, stderr, workshop.cancelled)
+        ended = workshop.runner().run(replace(spec, cgroup=group), stdout, stderr, workshop.cancelled)
         starved = cgroup.killed(group)
     debug.log("step ended", step=step, code=ended.code, error=output.masked(ended.error, secrets))
     if ended.shared and ended.shared != NO_HELPER:

@@ -27,10 +27,11 @@ from executor.dockerfile import instructions as dockerfile
 from executor.dockerfile.instructions import Instruction, inline_script, shell_text
 from executor.dockerfile.scope import PROXIES
 from executor.image import config as image
-from executor.rootfs import moment, records, unpack
+from executor.rootfs import moment
 from executor.rootfs.entry import Entry
-from executor.rootfs.records import Stack, carried
 from executor.rootfs.tree import Tree
+from executor.snapshotter import unpack
+from executor.snapshotter.snapshotter import Parents
 from executor.solver import base, cache, content, copying, graph, keys, runstep, scope, sources, treename, users
 from executor.solver import state as steps
 from executor.solver.cache import CacheEntry
@@ -46,11 +47,10 @@ from executor.solver.sources import Files
 from executor.solver.state import State
 from executor.solver.treename import Observed
 from executor.solver.workshop import Workshop, together
-from executor.store import faults, locks, removal, snapshots
+from executor.store import faults, locks
 from executor.store.spool import SpooledList
 from platforms import debug
 from platforms.errors import ContextError, DockerfileError, Interrupted, KanifoldError, StoreError
-from platforms.paths import below
 from platforms.platform import Platform
 
 
@@ -388,14 +388,14 @@ class Solver:
         """Run ``instruction``; the name of its result, whose directory is in the store."""
         workshop = self._workshop
         network = runstep.network(workshop.job, instruction)
-        workshop.launcher().prepare(isolated=network == "isolated")  # while base layers are unpacked
-        directories = self._directories(state)
-        tree = workshop.trees.of(directories, workshop.empty)
+        workshop.runner().prepare(isolated=network == "isolated")  # while base layers are unpacked
+        parents = self._snapshots(state)
+        tree = workshop.snapshotter.view(parents)
         result = cache.fresh_result()
         running = replace(running, env=(*running.env, *secret_variables(workshop, instruction)))
-        draft = snapshots.prepare(workshop.store)
-        _make_mount_points(tree, draft.fs, self._made)
+        active = workshop.snapshotter.prepare(parents)
         try:
+            workshop.snapshotter.add_mount_points(active, self._made)
             with self._turn(), mounts.mounted() as mounted:
                 runstep.execute(
                     workshop,
@@ -404,42 +404,30 @@ class Solver:
                     running,
                     state,
                     tree,
-                    directories,
-                    draft.fs,
-                    draft.work,
+                    active.rootfs,
                     mounted,
                     mounts.masked(),
                 )
-            if not workshop.launcher().single:  # where there is one id, the step's supervisor has done so
-                records.write(draft.fs, tuple(carried(draft.fs, Stack(directories, workshop.trees.recorded))))
-            snapshots.commit(
-                workshop.store,
-                draft,
-                diff_id=None,
-                size=removal.disk_usage(draft.fs),
-                keys=(cache.snapshot_key(result),),
-                description=instruction.original,
-            )
+            workshop.snapshotter.commit(active, keys=(cache.snapshot_key(result),), description=instruction.original)
         except BaseException:
-            snapshots.discard(workshop.store, draft)
+            workshop.snapshotter.remove(active)
             raise
         return result
 
-    def _directories(self, state: State) -> tuple[str, ...]:
-        """The layers of ``state`` as directories, top first; missing ones are made at the same time."""
-        missing = [layer for layer in state.layers if not layer.directory.done]
+    def _snapshots(self, state: State) -> Parents:
+        """The layers of ``state`` as snapshots, bottom first; missing ones are made at the same time."""
+        missing = [layer for layer in state.layers if not layer.snapshot.done]
         with nullcontext() if all(layer.unpacked() for layer in missing) else self._waiting("unpack"):
-            together(self._workshop, [layer.directory for layer in missing])
-        # A layer may occur twice (the same COPY twice). overlayfs refuses that, and the upper one says it all.
-        return tuple(dict.fromkeys(layer.directory() for layer in reversed(state.layers)))
+            together(self._workshop, [layer.snapshot for layer in missing])
+        return tuple(layer.snapshot() for layer in state.layers)
 
     def tree_of(self, state: State) -> Tree:
         """The file system of ``state``, mounted for reading."""
-        return self._workshop.trees.of(self._directories(state), self._workshop.empty)
+        return self._workshop.snapshotter.view(self._snapshots(state))
 
-    def layers_of(self, origin: Origin) -> tuple[str, ...]:
-        """The layers of what ``origin`` names, as directories, top first."""
-        return self._directories(self.origin(origin, self._workshop.platform))
+    def snapshots_of(self, origin: Origin) -> Parents:
+        """The layers of what ``origin`` names."""
+        return self._snapshots(self.origin(origin, self._workshop.platform))
 
     def _copy(self, stage: Stage, number: int, state: State, instruction: dockerfile.Copy | dockerfile.Add) -> State:
         plan = self._copy_inputs(stage, instruction)
@@ -636,7 +624,7 @@ class Solver:
         if stage.index in self.graph.chain:
             self._on_layer(layer)
         else:
-            self._workshop.later(layer.directory)  # now, while the files of the context are what they were for the key
+            self._workshop.later(layer.snapshot)  # now, while the files of the context are what they were for the key
         return layer
 
     def _found(
@@ -773,19 +761,6 @@ def _from_base(platform: Platform, found: base.Base) -> State:
         treename.name(found.tree),
         base_history=len(found.config.history),
     )
-
-
-def _make_mount_points(tree: Tree, upper: str, made_ns: int) -> None:
-    """The directories that a step needs and ``tree`` lacks, of the time ``made_ns``.
-
-    As with BuildKit they stay, unlike a mount's own target.
-    """
-    for name in ("dev", "proc", "sys"):
-        if tree.lstat(name.encode()) is None:
-            made = below(upper, name)
-            os.mkdir(made)
-            os.chmod(made, 0o755)
-            os.utime(made, ns=(made_ns, made_ns))
 
 
 def _destination(workdir: str, text: str) -> str:

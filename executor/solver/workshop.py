@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,9 +11,7 @@ import msgspec
 
 from executor import protocol
 from executor.conversation import Conversation
-from executor.rootfs.records import Read, read
-from executor.rootfs.tree import Tree, open_layers
-from executor.sandbox.launcher import Launcher
+from executor.rootfs.tree import Tree
 from executor.solver.fingerprints import Fingerprints
 from executor.solver.inputs import Inputs
 from executor.solver.once import Once
@@ -28,41 +25,31 @@ if TYPE_CHECKING:
     from executor.context.git import Resolved
     from executor.context.gitreference import GitReference
     from executor.registry.client import Client
+    from executor.sandbox.runner import Runner
+    from executor.snapshotter.snapshotter import Snapshotter
 
 T = TypeVar("T")
 
 
 class Trees:
-    """Mounted views of layer stacks, made once each and open until the job ends, and what is recorded of them."""
+    """Trees of contexts, sources and archives, open until the job ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._trees: dict[tuple[str, ...], Tree] = {}
-        self._others: list[Tree] = []
-        self.recorded: Read = functools.cache(read)
-        """Reads, once, what is recorded beside a directory of a stack: complete, and leased as long as the job."""
-
-    def of(self, directories: tuple[str, ...], empty: str) -> Tree:
-        """The merged view of ``directories``, top first."""
-        with self._lock:
-            tree = self._trees.get(directories)
-            if tree is None:
-                tree = self._trees[directories] = open_layers(directories, empty, self.recorded)
-            return tree
+        self._trees: list[Tree] = []
 
     def keep(self, tree: Tree) -> Tree:
         """``tree``, which will be closed with the others."""
         with self._lock:
-            self._others.append(tree)
+            self._trees.append(tree)
         return tree
 
     def close(self) -> None:
-        """Unmount everything."""
+        """Close all of them."""
         with self._lock:
-            for tree in (*self._trees.values(), *self._others):
+            for tree in self._trees:
                 tree.close()
             self._trees.clear()
-            self._others.clear()
 
 
 class Copy(msgspec.Struct, frozen=True):
@@ -86,7 +73,10 @@ class Workshop(msgspec.Struct, frozen=True):
     """What the job's answer rests on."""
     conversation: Conversation
     registry: Once[Client]
-    launcher: Once[Launcher]
+    snapshotter: Snapshotter
+    """Makes the file systems of steps."""
+    runner: Once[Runner]
+    """Runs steps."""
     exchange: Once[RemoteCaches]
     """The caches outside of this machine."""
     background: ThreadPoolExecutor
@@ -97,8 +87,6 @@ class Workshop(msgspec.Struct, frozen=True):
     """Done when the job is to end; waiting calls take it."""
     cancel: Callable[[], None]
     """Ends the job: steps are killed, whatever waits is woken."""
-    empty: str
-    """An empty directory."""
     directory: str
     """For what lives as long as the job."""
     how: str

@@ -20,13 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from executor.rootfs import records, stack
 from executor.rootfs.entry import Entry, Kind
-from executor.rootfs.materialise import materialise
-from executor.rootfs.overlay import scan
-from executor.rootfs.records import Device, Record, Stack
 from executor.rootfs.tarwriter import canonical, write
-from executor.rootfs.unpack import Limits, unpack
+from executor.snapshotter import overlayfs, records
+from executor.snapshotter.diff import scan
+from executor.snapshotter.materialise import materialise
+from executor.snapshotter.records import Device, Record, Stack
+from executor.snapshotter.unpack import Limits, unpack
 from platforms.errors import BuildError, EnvironmentUnfit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, owners and devices")
@@ -49,7 +49,7 @@ class Step:
     def mounted(self) -> Iterator[Path]:
         for name in ("upper", "work", "empty"):
             (self.top / name).mkdir()
-        fd = stack.mount_stack(
+        fd = overlayfs.mount_stack(
             [str(each) for each in self.lowers],
             str(self.top / "empty"),
             upper=str(self.upper),

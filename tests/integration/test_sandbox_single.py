@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from sandbox_house import House, Inside
 
-from executor.rootfs import records
-from executor.rootfs.records import Device, Record
 from executor.sandbox import Spec, Tmpfs, owners
 from executor.sandbox.recorded import Table
+from executor.snapshotter import records
+from executor.snapshotter.records import Device, Record
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ def _run(inside: Inside, spec: Spec) -> Recorded:
     own = inside.fresh("own")
     for name in ("upper", "work"):
         (own / name).mkdir()
-    done = inside.run_all([replace(spec, upper=str(own / "upper"), work=str(own / "work"))])[0]
+    done = inside.run_all(
+        [replace(spec, rootfs=replace(spec.rootfs, upper=str(own / "upper"), work=str(own / "work")))]
+    )[0]
     found = {os.fsdecode(path): record for path, record in sorted(records.read(str(own / "upper")).items())}
     owned = {path: f"{record.uid}:{record.gid}" for path, record in found.items()}
     return Recorded(done.ended.code, done.out, done.err, owned, found, done.diff)

@@ -15,6 +15,7 @@ from sandbox_house import ARM64, BUSYBOX, QEMU, Done, House, Inside, Node, opene
 
 from executor.sandbox import Bind, BindFd, IsolationMode, Secret, Tmpfs, staging
 from executor.sandbox.spec import Ended, Spec
+from executor.snapshotter.rootfs import Overlay
 from platforms import elf, syscalls
 from platforms.errors import EnvironmentUnfit
 
@@ -422,7 +423,9 @@ def _bind_by_descriptor(inside: Inside, part: str) -> Done:
     from executor.sandbox import Spec
 
     spec = Spec(
-        (inside.busybox(),), "", "", ("/bin/cat", "/deep/er/file"), mounts=(BindFd(fd, "/deep/er", True, part),)
+        Overlay((inside.busybox(),), "", ""),
+        ("/bin/cat", "/deep/er/file"),
+        mounts=(BindFd(fd, "/deep/er", True, part),),
     )
     return inside.run_all([spec])[0]
 
@@ -556,8 +559,7 @@ def _begun_too_late(inside: Inside) -> Ended:
     cancelled: Future[None] = Future()
     cancelled.set_result(None)
     inside.launcher.cancel_all()
-    upper, work = inside.fresh("upper"), inside.fresh("work")
-    spec = Spec((inside.busybox(),), str(upper), str(work), ("/bin/sleep", "1000"), env=("PATH=/bin",))
+    spec = Spec(inside.writable(Overlay((inside.busybox(),), "", "")), ("/bin/sleep", "1000"), env=("PATH=/bin",))
     return inside.launcher.run(spec, 2, 2, cancelled)
 
 

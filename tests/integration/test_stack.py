@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.rootfs.stack import mount_stack
+from executor.snapshotter.overlayfs import mount_stack
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")

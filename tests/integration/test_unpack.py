@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 import raw_tar as raw
 
-from executor.rootfs import records, stack
-from executor.rootfs.records import Device, Record
-from executor.rootfs.unpack import Limits, Unpacked, extract, unpack, unpack_onto
+from executor.snapshotter import overlayfs, records
+from executor.snapshotter.records import Device, Record
+from executor.snapshotter.unpack import Limits, Unpacked, extract, unpack, unpack_onto
 from platforms.errors import ArchiveError, StoreError
 
 LIMITS = Limits()
@@ -48,7 +48,7 @@ def merged(tmp_path: Path, *layers: Path, writable: bool = False) -> Iterator[Pa
         upper, work = str(tmp_path / "upper"), str(tmp_path / "work")
         os.mkdir(upper)
         os.mkdir(work)
-    fd = stack.mount_stack([str(each) for each in layers], str(empty), upper=upper, work=work)
+    fd = overlayfs.mount_stack([str(each) for each in layers], str(empty), upper=upper, work=work)
     try:
         yield Path(f"/proc/self/fd/{fd}")
     finally:
@@ -423,7 +423,7 @@ def test_an_archive_cannot_forge_marks(tmp_path: Path) -> None:
 
 SINGLE_ID = """
 import sys
-from executor.rootfs.unpack import Limits, unpack
+from executor.snapshotter.unpack import Limits, unpack
 unpack(open(sys.argv[1], "rb"), sys.argv[2], limits=Limits())
 """
 

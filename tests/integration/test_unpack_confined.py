@@ -11,7 +11,7 @@ import pytest
 import raw_tar as raw
 from hostile_tar import canary, universe
 
-from executor.rootfs.unpack import Limits, Unpacked, extract, unpack, unpack_onto
+from executor.snapshotter.unpack import Limits, Unpacked, extract, unpack, unpack_onto
 from platforms.errors import ArchiveError
 
 LIMITS = Limits()

@@ -435,7 +435,7 @@ def loaded_by(program: str) -> set[str]:
     [
         (ORCHESTRATOR, 259, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
         (SPEAKER, 260, {"asyncio", "anyio", "click", "rich", "yaml", "sqlite3", "orchestrator.cli", "executor.solver"}),
-        (EXECUTOR, 388, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
+        (EXECUTOR, 394, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
     ],
     ids=["orchestrator", "registries", "executor"],
 )

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from executor.rootfs.apply import Lower
 from executor.rootfs.entry import Entry, Kind, hard_link
 from executor.rootfs.tree import open_directory
 from executor.sandbox.targets import Root
+from executor.snapshotter.apply import Lower
 from executor.solver.copying import Plan
 from platforms.descriptors import write_all
 from platforms.errors import BuildError

@@ -124,9 +124,10 @@ def imports_pathlib(node: ast.AST) -> bool:
 EXEMPT = {
     "platforms/paths.py: os.path.join(directory, os.path.expanduser(path))": "what the user has written",
     "executor/solver/copying.py: posixpath.join('/', directory, path)": "a path within an image, for its tree",
-    "executor/rootfs/overlay.py: os.listdir(self._upper + b'/' + path)": "a walk of real directories, from the top",
-    "executor/rootfs/overlay.py: os.lstat(host)": "the same walk",
-    "executor/rootfs/apply.py: os.setxattr(b'/proc/self/fd/%d/%b' % (parent, name), key, value, "
+    "executor/snapshotter/diff.py: os.listdir(self._upper + b'/' + path)": "a walk of real directories, from the top",
+    "executor/snapshotter/diff.py: os.lstat(host)": "the same walk",
+    "executor/snapshotter/layers.py: os.lstat(host)": "the same walk, in the layers below",
+    "executor/snapshotter/apply.py: os.setxattr(b'/proc/self/fd/%d/%b' % (parent, name), key, value, "
     "follow_symlinks=False)": ("a component of a path that was split, below a directory's descriptor"),
 }
 """What is put together by other means all the same, and why that is safe."""

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from executor.rootfs import records
 from executor.rootfs.entry import Entry, Kind
-from executor.rootfs.records import Device, Record, Stack
 from executor.rootfs.walker import remove
-from executor.solver import workshop
+from executor.snapshotter import records
+from executor.snapshotter.overlay import Overlays
+from executor.snapshotter.records import Device, Record, Stack
+from executor.store.store import open_store
 
 NAMES_OF_ALL_KINDS = (b"plain", b"\xff\xfe\n", "é/ü".encode(), b'"quoted"')
 
@@ -83,9 +84,10 @@ def test_a_job_reads_what_is_beside_a_directory_once_however_many_steps_stand_on
         asked.append(directory)
         return {}
 
-    monkeypatch.setattr(workshop, "read", counted)
-    trees = workshop.Trees()
+    monkeypatch.setattr(records, "read", counted)
+    with open_store(str(tmp_path / "store")) as store:
+        snapshotter = Overlays(store, str(tmp_path))
     layers = [str(tmp_path / str(number)) for number in range(30)]
     for height in range(1, len(layers) + 1):
-        records.Stack(layers[:height], trees.recorded)
+        records.Stack(layers[:height], snapshotter.recorded)
     assert asked == layers

@@ -8,6 +8,7 @@ from pathlib import Path
 from executor.sandbox import Bind, BindFd, Secret, Spec, Tmpfs, isolation
 from executor.sandbox.spec import pack, unpack
 from executor.sandbox.targets import Root
+from executor.snapshotter.rootfs import Overlay
 
 
 def test_a_spec_survives_the_way_to_another_process() -> None:
@@ -19,8 +20,8 @@ def test_a_spec_survives_the_way_to_another_process() -> None:
         BindFd(41, "/d", readonly=True, inside="x"),
     )
     spec = Spec(
-        ("/l1", "/l2"), "/upper", "/work", ("a", "\udc80"), ("A=1",), "/w", 2**31, 5, (1, 2), "h", mounts, "none", True,
-        (("n", "1.2.3.4"),), b"\x00in", 7, (("nofile", 1, -1),),
+        Overlay(("/l1", "/l2"), "/upper", "/work"), ("a", "\udc80"), ("A=1",), "/w", 2**31, 5, (1, 2), "h", mounts,
+        "none", True, (("n", "1.2.3.4"),), b"\x00in", 7, (("nofile", 1, -1),),
     )  # fmt: skip
     data, fds = pack(spec)
     assert fds == [40, 41]

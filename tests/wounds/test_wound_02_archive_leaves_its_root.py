@@ -12,7 +12,7 @@ import raw_tar as raw
 from hostile_tar import canary
 
 from executor.context.archive import extract as add
-from executor.rootfs.unpack import Limits, unpack, unpack_onto
+from executor.snapshotter.unpack import Limits, unpack, unpack_onto
 from platforms.errors import ArchiveError
 
 

@@ -10,7 +10,7 @@ import pytest
 import raw_tar as raw
 from hostile_tar import canary
 
-from executor.rootfs.unpack import Limits, extract, unpack, unpack_onto
+from executor.snapshotter.unpack import Limits, extract, unpack, unpack_onto
 from platforms.errors import ArchiveError
 
 

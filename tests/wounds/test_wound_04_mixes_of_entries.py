@@ -10,7 +10,7 @@ import pytest
 import raw_tar as raw
 from hostile_tar import canary, universe
 
-from executor.rootfs.unpack import Limits, extract, unpack
+from executor.snapshotter.unpack import Limits, extract, unpack
 from platforms.errors import ArchiveError
 
 LIMITS = Limits()

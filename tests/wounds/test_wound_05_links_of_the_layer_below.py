@@ -11,7 +11,7 @@ import pytest
 import raw_tar as raw
 from hostile_tar import canary, flipping
 
-from executor.rootfs.unpack import Limits, unpack, unpack_onto
+from executor.snapshotter.unpack import Limits, unpack, unpack_onto
 from platforms import syscalls
 from platforms.errors import ArchiveError
 

@@ -46,6 +46,7 @@ def test_a_parallel_step_that_swaps_the_mount_point(root_house: House, tmp_path:
 
 def _race(inside: Inside, canary: str) -> set[int]:
     from executor.sandbox import Bind, Spec, Tmpfs
+    from executor.snapshotter.rootfs import Overlay
 
     shared = inside.plant({"sub/inner": None})
     root = inside.busybox()
@@ -55,13 +56,11 @@ def _race(inside: Inside, canary: str) -> set[int]:
         " until [ -e stop ]; do mv sub real; mv link sub; mv sub link; mv real sub; done"
     )
     mounts = (Bind(shared, "/shared"),)
-    swapper = inside._start(Spec((root,), "", "", ("/bin/sh", "-c", swap), ("PATH=/bin",), mounts=mounts))
+    swapper = inside._start(Spec(Overlay((root,), "", ""), ("/bin/sh", "-c", swap), ("PATH=/bin",), mounts=mounts))
     ends = set()
     for _ in range(150):
         spec = Spec(
-            (root,),
-            "",
-            "",
+            Overlay((root,), "", ""),
             ("/bin/true",),
             mounts=(*mounts, Tmpfs("/shared/sub/made/here"), Tmpfs("/shared/sub/inner")),
         )

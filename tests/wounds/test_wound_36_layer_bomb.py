@@ -16,7 +16,7 @@ import raw_tar as raw
 import zstandard
 
 from executor.rootfs.compress import Decompressed
-from executor.rootfs.unpack import Limits, unpack
+from executor.snapshotter.unpack import Limits, unpack
 from platforms.errors import ArchiveError
 
 LIMITS = Limits(size=32 << 20, entries=20_000)

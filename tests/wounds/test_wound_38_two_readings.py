@@ -16,7 +16,7 @@ import tar_judges
 
 from executor.rootfs import tarreader
 from executor.rootfs.entry import Kind
-from executor.rootfs.unpack import Limits, extract
+from executor.snapshotter.unpack import Limits, extract
 from platforms.errors import ArchiveError
 
 SMUGGLED = raw.file(b"smuggled", b"evil") + raw.END

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import raw_tar as raw
 
-from executor.rootfs.unpack import Limits, unpack, unpack_onto
+from executor.snapshotter.unpack import Limits, unpack, unpack_onto
 from platforms.errors import ArchiveError
 
 NEGATIVE = b"\xff" * 12

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import raw_tar as raw
 
-from executor.rootfs.unpack import Limits, unpack, unpack_onto
+from executor.snapshotter.unpack import Limits, unpack, unpack_onto
 
 RATIO = 2.3
 """How much longer twice as many entries may take."""

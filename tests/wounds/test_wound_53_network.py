@@ -306,9 +306,7 @@ def test_the_helper_dies_with_the_executor(moment: float | None) -> None:
 
 
 def launch(inside: Inside, step: Spec) -> None:
-    inside.launcher.start(
-        replace(step, upper=str(inside.fresh("upper")), work=str(inside.fresh("work"))), os.dup(2), os.dup(2)
-    )
+    inside.launcher.start(replace(step, rootfs=inside.writable(step.rootfs)), os.dup(2), os.dup(2))
 
 
 def processes_in(network: str) -> list[tuple[str, int]]:

@@ -11,14 +11,19 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from executor.rootfs import records
-from executor.rootfs.apply import Lower
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tarwriter import changed, open_source
+from executor.snapshotter import records
+from executor.snapshotter.apply import Lower
+from executor.store import removal, snapshots
+from executor.store.snapshots import ActiveSnapshot, Snapshot
 from platforms.descriptors import write_all
 from platforms.errors import BuildError, StoreError
+
+if TYPE_CHECKING:
+    from executor.store.store import Store
 
 _SMALL: Final = 64 << 10
 """Bytes up to which reading and writing is cheaper than asking for more."""
@@ -49,6 +54,31 @@ def materialise(entries: Iterable[Entry], directory: str) -> None:
         if lower.incomplete:
             raise BuildError("cannot write a layer's files", why="a hard link leads to a file that is not among them")
         records.write(directory, lower.records)
+
+
+def write(store: Store, entries: Iterable[Entry], *, keys: tuple[str, ...], diff_id: str | None = None) -> Snapshot:
+    """The snapshot of a layer with ``entries``, to be found by ``keys``. Raises as ``materialise`` does."""
+    active = snapshots.prepare(store)
+    try:
+        return finish(store, active, entries, keys=keys, diff_id=diff_id)
+    except BaseException:
+        snapshots.discard(store, active)
+        raise
+
+
+def finish(
+    store: Store,
+    active: ActiveSnapshot,
+    entries: Iterable[Entry],
+    *,
+    keys: tuple[str, ...],
+    diff_id: str | None = None,
+    description: str = "",
+) -> Snapshot:
+    """``write`` to an ``active`` snapshot that is there already, and empty; it stays the caller's when that fails."""
+    materialise(entries, active.fs)
+    size = removal.disk_usage(active.fs)
+    return snapshots.commit(store, active, diff_id=diff_id, size=size, keys=keys, description=description)
 
 
 class _Copier:

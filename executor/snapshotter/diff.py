@@ -22,21 +22,18 @@ from typing import Final
 
 import msgspec
 
-from executor.rootfs import records
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind, hard_link
-from executor.rootfs.records import Read, Record, Records, Stack
+from executor.snapshotter import layers, records
+from executor.snapshotter.layers import OPAQUE, Directories, Found, is_deletion, look
+from executor.snapshotter.records import Read, Records, Stack
 from platforms.errors import EnvironmentUnfit
 
 _BLOCK: Final = 256 << 10
-_OPAQUE: Final = b"user.overlay.opaque"
-_WHITEOUT: Final = b"user.overlay.whiteout"
 _REDIRECTS: Final = (b"user.overlay.redirect", b"user.overlay.metacopy")
 _RECORDED: Final = (b"user.", b"security.capability")
 """Attributes that are read: those to record, and those to look at."""
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
-Below = tuple[bytes, ...]
-"""The directories of the lower layers that together stand below a directory, top first."""
 
 
 def scan(upper: str, lowers: Sequence[str], recorded: Read = records.read) -> Iterator[Entry]:
@@ -58,7 +55,7 @@ class _Scan:
         self._records_below = below
         self._inodes: dict[tuple[int, int], Entry] = {}
 
-    def run(self, lowers: Below) -> Iterator[Entry]:
+    def run(self, lowers: Directories) -> Iterator[Entry]:
         waiting = [_Directory(b"", self._names(b""), lowers, hiding=False)]
         unsaid: list[Entry] = []  # directories on the way that are as before and, so far, hold no change
         while waiting:
@@ -93,9 +90,9 @@ class _Scan:
             status = os.lstat(host)
         except FileNotFoundError:
             status = None  # a name of the layers below, in a directory that hides them
-        xattrs = _xattrs(host, status) if status is not None else ()
-        below = _below(here.below, name)
-        if status is None or _is_deletion(status, xattrs, here.deletions):
+        xattrs = xattrs_of(host, status) if status is not None else ()
+        below = look(here.below, name)
+        if status is None or is_deletion(status, host, by_attribute=here.deletions):
             return Entry(path, Kind.WHITEOUT, mode=0) if below.status is not None else None
         attributes = dict(xattrs)
         for key in _REDIRECTS if attributes else ():
@@ -110,18 +107,19 @@ class _Scan:
             return None
         if entry.kind is not Kind.DIRECTORY:
             return self._linked(entry, status) if below.status is None or not self._same(entry, below) else None
-        opaque = attributes.get(_OPAQUE, b"")
+        opaque = attributes.get(OPAQUE, b"")
         # Below a directory that is new in an opaque one, nothing of the layers below shows through either.
         hiding = here.hiding or opaque == b"y"
         names = self._names(path)
         if hiding and below.directories:
-            names = sorted({*names, *_merged_names(below.directories)}, reverse=True)
+            names = sorted({*names, *layers.names(below.directories)}, reverse=True)
         changed = below.status is None or not self._same(entry, below)
         return _Directory(path, names, below.directories, hiding, entry, changed, deletions=opaque == b"x")
 
     def _entry(self, path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> Entry | None:
         """What is at ``host``, as it is meant; None for a socket."""
-        return _read(path, host, status, xattrs, self._records.get(path))
+        entry = read(path, host, status, xattrs)
+        return None if entry is None else records.applied(entry, self._records.get(path))
 
     def _linked(self, entry: Entry, status: os.stat_result) -> Entry:
         """``entry``, or a hard link to the path under which its inode was recorded before."""
@@ -132,29 +130,40 @@ class _Scan:
             return entry
         return hard_link(first, entry.path, first.path)
 
-    def _same(self, entry: Entry, below: _Below) -> bool:
+    def _same(self, entry: Entry, below: Found) -> bool:
         """Whether ``entry`` is what the layers below have in its place."""
-        assert below.status is not None
-        layer = below.host[: -len(entry.path) - 1]
-        record = self._records_below.in_layer(layer, entry.path) if self._records_below else None
-        old = _read(entry.path, below.host, below.status, _xattrs(below.host, below.status), record)
-        if old is None or old.kind is not entry.kind:
-            return False
-        if (old.mode, old.uid, old.gid, old.device, old.xattrs) != (
-            entry.mode,
-            entry.uid,
-            entry.gid,
-            entry.device,
-            entry.xattrs,
-        ):
-            return False
-        if entry.kind is Kind.DIRECTORY:
-            return True
-        if (old.size, old.link) != (entry.size, entry.link):
-            return False
-        if old.mtime_ns // 1_000_000_000 != entry.mtime_ns // 1_000_000_000:
-            return False
-        return entry.kind is not Kind.FILE or not entry.size or _same_content(old.source, entry.source)
+        old = entry_below(entry.path, below, self._records_below)
+        return old is not None and same(entry, old)
+
+
+def entry_below(path: bytes, found: Found, recorded: Stack) -> Entry | None:
+    """What layers have at ``path``, where a union of them has ``found``; None for nothing, and for a socket."""
+    if found.status is None:
+        return None
+    entry = read(path, found.host, found.status, xattrs_of(found.host, found.status))
+    layer = found.host[: -len(path) - 1]
+    return None if entry is None else records.applied(entry, recorded.in_layer(layer, path) if recorded else None)
+
+
+def same(entry: Entry, old: Entry) -> bool:
+    """Whether ``entry`` is no change to ``old``, which has its path."""
+    if old.kind is not entry.kind:
+        return False
+    if (old.mode, old.uid, old.gid, old.device, old.xattrs) != (
+        entry.mode,
+        entry.uid,
+        entry.gid,
+        entry.device,
+        entry.xattrs,
+    ):
+        return False
+    if entry.kind is Kind.DIRECTORY:
+        return True
+    if (old.size, old.link) != (entry.size, entry.link):
+        return False
+    if old.mtime_ns // 1_000_000_000 != entry.mtime_ns // 1_000_000_000:
+        return False
+    return entry.kind is not Kind.FILE or not entry.size or _same_content(old.source, entry.source)
 
 
 _ROOT: Final = Entry(b"", Kind.DIRECTORY)
@@ -167,7 +176,7 @@ class _Directory(msgspec.Struct):
     path: bytes
     names: list[bytes]
     """Those still to look at, last first."""
-    below: Below
+    below: Directories
     hiding: bool
     """Nothing of the layers below shows through."""
     entry: Entry = _ROOT
@@ -176,57 +185,7 @@ class _Directory(msgspec.Struct):
     """Deletions in it may be files with an extended attribute (Linux 6.7)."""
 
 
-class _Below(msgspec.Struct):
-    """What the layers below have under one name: its status and path, and the directories that make it up."""
-
-    status: os.stat_result | None = None
-    host: bytes = b""
-    directories: Below = ()
-
-
-def _below(parents: Below, name: bytes) -> _Below:
-    """What shows under ``name`` in the union of ``parents``."""
-    found = _Below()
-    for parent in parents:
-        host = parent + b"/" + name
-        try:
-            status = os.lstat(host)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            if found.status is None:
-                found.status, found.host = status, host
-            found.directories += (host,)
-            if _opaque(host) == b"y":
-                break
-            continue
-        if found.status is None and not _is_deletion(status, _xattrs(host, status), _opaque(parent) == b"x"):
-            found.status, found.host = status, host
-        break
-    return found
-
-
-def _merged_names(directories: Below) -> set[bytes]:
-    """The names in the union of ``directories``, deleted ones among them."""
-    return {name for each in directories for name in os.listdir(each)}
-
-
-def _opaque(host: bytes) -> bytes:
-    try:
-        return os.getxattr(host, _OPAQUE, follow_symlinks=False)
-    except OSError:
-        return b""
-
-
-def _is_deletion(status: os.stat_result, xattrs: Xattrs, by_xattr: bool) -> bool:
-    if stat.S_ISCHR(status.st_mode):
-        return status.st_rdev == 0
-    return (
-        by_xattr and stat.S_ISREG(status.st_mode) and not status.st_size and any(key == _WHITEOUT for key, _ in xattrs)
-    )
-
-
-def _xattrs(host: bytes, status: os.stat_result) -> Xattrs:
+def xattrs_of(host: bytes, status: os.stat_result) -> Xattrs:
     """The extended attributes of a file or directory that are worth a look; other things cannot have any."""
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         return ()
@@ -246,7 +205,8 @@ def _xattrs(host: bytes, status: os.stat_result) -> Xattrs:
     return tuple(sorted(found))
 
 
-def _read(path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs, record: Record | None) -> Entry | None:
+def read(path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> Entry | None:
+    """What is at ``host``, as an entry ``path``, whatever is recorded of it; None for a socket."""
     kind = KIND_OF_MODE.get(stat.S_IFMT(status.st_mode))
     if kind is None:
         return None
@@ -254,7 +214,7 @@ def _read(path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs, reco
     device = (0, 0)
     if kind is Kind.CHARACTER or kind is Kind.BLOCK:
         device = os.major(status.st_rdev), os.minor(status.st_rdev)
-    entry = Entry(
+    return Entry(
         path,
         kind,
         stat.S_IMODE(status.st_mode),
@@ -267,7 +227,6 @@ def _read(path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs, reco
         xattrs,
         host if is_file else b"",
     )
-    return records.applied(entry, record)
 
 
 def _same_content(one: bytes, other: bytes) -> bool:

@@ -28,9 +28,9 @@ from typing import Final, Protocol, Self, TypedDict, TypeVar
 from msgspec.structs import replace
 
 from executor.rootfs import moment
-from executor.rootfs.entry import OVERLAY_XATTR, PRIVATE_XATTR, Entry, Kind
-from executor.rootfs.records import CAPABILITY, Device, Record
+from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.walker import DIRECTORY, Walker, remove
+from executor.snapshotter.records import CAPABILITY, OVERLAY_XATTR, PRIVATE_XATTR, Device, Record
 from platforms.errors import ArchiveError
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

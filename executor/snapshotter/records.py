@@ -19,8 +19,13 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.rootfs.entry import OVERLAY_XATTR, PRIVATE_XATTR, Entry, Kind
+from executor.rootfs.entry import Entry, Kind
 from platforms import syscalls
+
+PRIVATE_XATTR: Final = b"user.kanifold."
+"""A prefix that earlier versions kept for records of their own. It means nothing any more, and stays out of layers."""
+OVERLAY_XATTR: Final = b"user.overlay."
+"""The prefix of overlayfs's records under the mount option ``userxattr``."""
 
 RECORDS: Final = "records"
 """The name of the file."""
@@ -95,6 +100,20 @@ def applied(entry: Entry, record: Record | None) -> Entry:
     if device is None or entry.kind is not Kind.FILE or entry.size:
         return entry
     return replace(entry, kind=_KINDS[device.letter], device=(device.major, device.minor), source=b"", stamp=b"")
+
+
+def own(entry: Entry) -> Entry:
+    """``entry`` of a directory beside which nothing is recorded."""
+    return applied(entry, None)
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """Gives entries with what is recorded of their paths (``rootfs.tree.Meaning``)."""
+
+    of: Callable[[bytes], Record | None]
+
+    def __call__(self, entry: Entry) -> Entry:
+        return applied(entry, self.of(entry.path))
 
 
 def _without_private(entry: Entry) -> Entry:

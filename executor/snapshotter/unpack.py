@@ -18,11 +18,12 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.rootfs import records, tarreader
-from executor.rootfs.apply import Applier, Lower, Merged
+from executor.rootfs import tarreader
 from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
-from executor.rootfs.records import CAPABILITY, Record
 from executor.rootfs.streams import Ahead, Digest, Readable
+from executor.snapshotter import records
+from executor.snapshotter.apply import Applier, Lower, Merged
+from executor.snapshotter.records import CAPABILITY, Record
 from platforms.descriptors import write_all
 from platforms.errors import ArchiveError, EnvironmentUnfit, KanifoldError, StoreError
 

@@ -1,0 +1,63 @@
+"""The root file system of a step, out of the value that stands for it (``executor.snapshotter.rootfs``)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from executor.sandbox import staging, targets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from executor.sandbox.targets import Made, Touched
+    from executor.snapshotter.rootfs import Rootfs
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def mount(rootfs: Rootfs) -> tuple[int, int]:
+    """Mount ``rootfs`` in the staging area, for a step's own process: descriptors of its root directory, and of the
+    directory in which what is written to it can be found. Raises OSError."""
+    staging.mount_overlay(rootfs.lower, rootfs.upper, rootfs.work, staging.ROOT)
+    return os.open(staging.ROOT, _DIRECTORY), os.open(written(rootfs), _DIRECTORY)
+
+
+def described(rootfs: Rootfs) -> str:
+    """What ``mount`` mounts, for people."""
+    return f"an overlay file system on {rootfs.upper}"
+
+
+def written(rootfs: Rootfs) -> str:
+    """The directory in which what is written to ``rootfs`` can be found."""
+    return rootfs.upper
+
+
+def tidy(rootfs: Rootfs, made: Sequence[Made], touched: Sequence[Touched]) -> None:
+    """Take back what was ``made`` for mounts; see ``targets.unmake``."""
+    if not made:
+        return
+    directory = os.open(written(rootfs), _DIRECTORY)
+    try:
+        targets.unmake(directory, made, touched)
+    finally:
+        os.close(directory)
+
+
+def clear(rootfs: Rootfs) -> None:
+    """Remove what the kernel has left beside the root after a step that was run."""
+    for kernels_own in ("work", "index"):
+        _remove(f"{rootfs.work}/{kernels_own}")
+
+
+def _remove(tree: str) -> None:
+    for directory, directories, files in os.walk(tree, topdown=False):
+        for name in (*files, *directories):
+            path = f"{directory}/{name}"
+            try:
+                os.unlink(path)  # also a link to a directory, which os.walk counts among the directories
+            except IsADirectoryError:
+                os.rmdir(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(tree)
