@@ -26,7 +26,9 @@ _INCOMING: msgspec.json.Decoder[_Incoming] = msgspec.json.Decoder(_Incoming)
 _SENDER: Final = "the orchestrator"
 
 
-class _Question(msgspec.Struct, frozen=True):
+class _Waiting(msgspec.Struct, frozen=True):
+    """Who waits for an answer."""
+
     sink: Callable[[bytes], object]
     found: Future[bool]
 
@@ -38,13 +40,13 @@ class Conversation:
         self._reader = framing.Reader(incoming, _INCOMING, _SENDER)
         self._writer = framing.Writer(outgoing)
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, _Question] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self.closed = threading.Event()
         self.dismissed = False
         """Whether the orchestrator has said ``Done``, rather than just gone."""
         self.on_close: Callable[[], None] = lambda: None
-        self._asked: Callable[[str], None]  # from ``listen`` on, before which there is nobody to answer
+        self._asked: Callable[[protocol.Question], None]  # from ``listen`` on, before which there is nobody to answer
 
     def receive_job(self) -> protocol.Job:
         """The first message, which has to be a job of our version."""
@@ -57,7 +59,7 @@ class Conversation:
             raise ProtocolError("the first message is not a job")
         return message
 
-    def listen(self, asked: Callable[[str], None]) -> None:
+    def listen(self, asked: Callable[[protocol.Question], None]) -> None:
         """Start to take answers and requests, on a thread of their own.
 
         ``asked`` is called with what is asked for before each question is sent.
@@ -78,22 +80,21 @@ class Conversation:
         """Write nothing more. What is still to come from the other end is read, and ignored."""
         self._writer.close()
 
-    def ask(self, what: str, name: str = "", paths: tuple[str, ...] = ()) -> bytes | None:
+    def ask(self, question: protocol.Question) -> bytes | None:
         """The orchestrator's answer; None when it has no such thing. Raises the error that kept it from having it."""
         parts: list[bytes] = []
-        return b"".join(parts) if self.ask_into(parts.append, what, name, paths) else None
+        return b"".join(parts) if self.ask_into(parts.append, question) else None
 
-    def ask_into(self, sink: Callable[[bytes], object], what: str, name: str = "", paths: tuple[str, ...] = ()) -> bool:
+    def ask_into(self, sink: Callable[[bytes], object], question: protocol.Question) -> bool:
         """Like ``ask``, with the answer given to ``sink`` in blocks as it comes; False when there is no such thing."""
-        self._asked(what)
+        self._asked(question)
         number = next(self._numbers)
-        question = _Question(sink, Future())
-        self._waiting[number] = question
+        waiting = self._waiting[number] = _Waiting(sink, Future())
         if self.closed.is_set():
             raise Interrupted("the orchestrator is gone")
-        debug.log("question", number=number, kind=what, of=name)
-        self.send(protocol.Ask(number, what, name, paths))
-        found = question.found.result()
+        debug.log("question", number=number, kind=question.kind, of=question.name)
+        self.send(protocol.Ask(number, question))
+        found = waiting.found.result()
         debug.log("answer", number=number, found=found)
         return found
 

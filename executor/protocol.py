@@ -11,6 +11,7 @@ A message whose ``size`` is not zero is followed by exactly that many raw bytes.
 
 from __future__ import annotations
 
+import enum
 from typing import Final
 
 import msgspec
@@ -109,11 +110,22 @@ class Log(Message, frozen=True, tag="log"):
     stream: int = 1
 
 
+class Action(enum.StrEnum):
+    """What moves bytes."""
+
+    PULL = "pull"
+    PUSH = "push"
+    UNPACK = "unpack"
+    WRITE = "write"
+    """Of a layer's directory, from entries."""
+    COMPRESS = "compress"
+    CONTEXT = "context"
+
+
 class Transfer(Message, frozen=True, tag="moved"):
     """Progress of bytes: ``done`` of ``total`` (0 when unknown) of the thing named ``name``, so far."""
 
-    action: str
-    """``pull``, ``push``, ``unpack``, ``write`` (a layer's directory), ``compress`` or ``context``."""
+    action: Action
     name: str
     """A digest, a result or a path: the identity of the transfer within its action."""
     done: int
@@ -138,15 +150,49 @@ class BuildWarning(Message, frozen=True, tag="warned"):
     """The build check's name when a check found it."""
 
 
+class _Question(msgspec.Struct, frozen=True, tag_field="what", omit_defaults=True):
+    """What an executor may ask the orchestrator."""
+
+    name: str
+
+    @property
+    def kind(self) -> str:
+        """For people: ``secret``, …."""
+        return str(self.__struct_config__.tag)
+
+
+class AskCredential(_Question, frozen=True, tag="credential"):
+    """The credential for ``repository`` of the registry (host) ``name``: a ``Credential`` as JSON."""
+
+    repository: str
+
+
+class AskSecret(_Question, frozen=True, tag="secret"):
+    """The value of the secret with the id ``name``."""
+
+
+class AskContext(_Question, frozen=True, tag="context"):
+    """The files of the context ``name``, a ``SentContext``, as a tar archive."""
+
+
+class AskAgent(_Question, frozen=True, tag="ssh"):
+    """What the SSH agent ``name`` answers to ``message``; with none, whether there is such an agent."""
+
+    message: bytes = b""
+
+
+class AskManifest(_Question, frozen=True, tag="manifest"):
+    """Whether the registry has the manifest that the reference ``name`` is of."""
+
+
+Question = AskCredential | AskSecret | AskContext | AskAgent | AskManifest
+
+
 class Ask(Message, frozen=True, tag="ask"):
     """The executor needs something that only the orchestrator has; it waits for the ``Answer`` with the same id."""
 
     id: int
-    what: str
-    """``credential`` (name: registry host, paths: the repository), ``secret`` (name: id), ``context`` (name: context,
-    paths: what of it), ``ssh`` (name: agent), ``manifest`` (name: a reference; whether the registry has it)."""
-    name: str = ""
-    paths: tuple[str, ...] = ()
+    question: Question
 
 
 class Finding(msgspec.Struct, frozen=True):

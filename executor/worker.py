@@ -47,6 +47,7 @@ from platforms.parsing import parse
 
 if TYPE_CHECKING:
     from executor.registry.client import Client
+    from executor.registry.transfer import Direction
     from executor.sandbox.runner import Runner
 
 _ROOM_TRIES: Final = 3
@@ -334,14 +335,14 @@ def _findings(layers: Iterable[Layer], architecture: str) -> tuple[protocol.Find
 def _client(workshop: Workshop, stopping: threading.Event) -> Client:
     def keychain(name: str) -> Credential | None:
         registry, _, repository = name.partition("/")
-        answer = workshop.conversation.ask("credential", registry, (repository,))
+        answer = workshop.conversation.ask(protocol.AskCredential(registry, repository))
         try:
             return None if answer is None else decoding.decode(_CREDENTIAL, answer)
         except msgspec.DecodeError as error:
             raise ProtocolError(f"the credential for {registry} is malformed", why=str(error)) from error
 
-    def progress(action: str, name: str, done: int, total: int) -> None:
-        workshop.tell(protocol.Transfer(action, name, done, total))
+    def progress(action: Direction, name: str, done: int, total: int) -> None:
+        workshop.tell(protocol.Transfer(protocol.Action(action), name, done, total))
 
     def tell(notice: Notice) -> None:
         match notice:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from typing import assert_never
 
 import msgspec
 
@@ -31,31 +32,30 @@ def answers(request: Request, job: protocol.Job, keychain: Keychain, registry: R
     registries = _registries(job)
 
     async def answer(ask: protocol.Ask) -> bytes | Stream | None:
-        match ask.what:
-            case "credential":
-                if ask.name not in registries:
+        match ask.question:
+            case protocol.AskCredential(name, repository):
+                if name not in registries:
                     return None  # as if nobody had one: a base's trigger may name any image
-                found = await asyncio.to_thread(keychain, "/".join((ask.name, *ask.paths)))
+                found = await asyncio.to_thread(keychain, f"{name}/{repository}")
                 return None if found is None else msgspec.json.encode(found)
-            case "manifest":
-                wanted = _pushed(job, ask.name)
+            case protocol.AskManifest(name):
+                wanted = _pushed(job, name)
                 return b"" if await asyncio.to_thread(publish.is_there, registry, wanted) else None
-            case "secret":
-                secret = secrets.get(ask.name)
+            case protocol.AskSecret(name):
+                secret = secrets.get(name)
                 return None if secret is None else await asyncio.to_thread(read_secret, secret.file, secret.variable)
-            case "ssh":
+            case protocol.AskAgent(name, message):
                 from orchestrator import agent
 
-                place = request.agents.get(ask.name)
+                place = request.agents.get(name)
                 if place is None:
                     return None
-                message = _decoded(ask.paths[0]) if ask.paths else b""
                 return await asyncio.to_thread(agent.ask, place, message) if message else b""
-            case "context":
-                context = contexts.get(ask.name)
+            case protocol.AskContext(name):
+                context = contexts.get(name)
                 return None if context is None else _files(context)
             case _:
-                raise ProtocolError(f"an executor asked for an unknown thing: {ask.what!r}")
+                assert_never(ask.question)
 
     return answer
 
@@ -81,15 +81,6 @@ def _pushed(job: protocol.Job, name: str) -> Reference:
     if str(wanted.repository_only()) not in job.push:
         raise ProtocolError(f"an executor asked for what is not its own: {name!r}")
     return wanted
-
-
-def _decoded(text: str) -> bytes:
-    import base64
-
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise ProtocolError("an executor's message to an SSH agent is malformed") from error
 
 
 def read_secret(file: str, variable: str) -> bytes | None:

@@ -104,7 +104,7 @@ def chatty(platform: str) -> None:
     say("planned", steps=[])
     for number in range(5000):
         say("log", step=number % 3, text="\x1b[31mline\r\n" + "x" * 50, stream=number)
-        say("moved", action="pull" if number % 2 else "\x1b[1m", name="../" * 3, done=-number, total=1)
+        say("moved", action="pull" if number % 2 else "push", name="../" * 3, done=-number, total=1)
     say("started", step=-5)
     say("finished", step=1, error="\x1b[0m")
     image = Image(platform)
@@ -173,12 +173,12 @@ def killed(_platform: str) -> None:
 def asks_for_anything(_platform: str) -> None:
     """Everything that it was told comes back in its error."""
     wanted = (
-        ("passwd", "", []), ("secret", "never-given", []), ("secret", "../../etc/passwd", []),
-        ("context", "never-given", []), ("context", "../..", []), ("ssh", "default", ["!!"]), ("ssh", "x", []),
+        ("manifest", "bank.example/x:1"), ("secret", "never-given"), ("secret", "../../etc/passwd"),
+        ("context", "never-given"), ("context", "../.."), ("ssh", "default"), ("ssh", "x"),
     )  # fmt: skip
     told = []
-    for number, (what, name, paths) in enumerate(wanted):
-        say("ask", id=number, what=what, name=name, paths=paths)
+    for number, (what, name) in enumerate(wanted):
+        say("ask", id=number, question={"what": what, "name": name})
     for _ in wanted:
         answer = hear()
         told.append((answer["id"], answer.get("missing", False), bool(answer.get("error")), len(answer["payload"])))
@@ -188,7 +188,22 @@ def asks_for_anything(_platform: str) -> None:
 def asks_without_end(_platform: str) -> None:
     """Questions, and nobody to hear the answers."""
     while True:
-        say("ask", id=1, what="secret", name="s")
+        say("ask", id=1, question={"what": "secret", "name": "s"})
+
+
+def asks_something_unknown(_platform: str) -> None:
+    say("ask", id=1, question={"what": "passwd", "name": ""})
+    hear_the_end()
+
+
+def malformed_message_to_an_agent(_platform: str) -> None:
+    say("ask", id=1, question={"what": "ssh", "name": "default", "message": "!!"})
+    hear_the_end()
+
+
+def moves_what_cannot_move(_platform: str) -> None:
+    say("moved", action="\x1b[1m", name="x", done=1)
+    hear_the_end()
 
 
 def other_manifest(platform: str) -> None:

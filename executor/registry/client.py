@@ -32,7 +32,7 @@ from executor.registry.notices import Tell
 from executor.registry.reference import Reference
 from executor.registry.session import Call, Endpoint, RetryPolicy, Session, absolute, origin_endpoint
 from executor.registry.token import merged, scope
-from executor.registry.transfer import Progress, Sink
+from executor.registry.transfer import Direction, Progress, Sink
 from executor.transport import Cancel, Reply
 from platforms.errors import ArchiveError, RegistryError
 
@@ -254,7 +254,7 @@ class Client:
         """Tell of a wait for ``what``, said as an error would be or without its "cannot"."""
         return self._session.watch.over(what.removeprefix("cannot "))
 
-    def _progress(self, action: str, name: str, done: int, total: int) -> None:
+    def _progress(self, action: Direction, name: str, done: int, total: int) -> None:
         self._session.watch.moved()
         if self._told is not None:
             self._told(action, name, done, total)

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from executor.image.manifest import Descriptor
 from executor.registry.failure import unreachable
@@ -23,7 +23,8 @@ PACE_BYTES: Final = 16 << 10
 PACE_SECONDS: Final = 60.0
 _REPORT_SECONDS: Final = 0.1
 
-Progress = Callable[[str, str, int, int], None]
+Direction = Literal["pull", "push"]
+Progress = Callable[[Direction, str, int, int], None]
 """Told of bytes on their way: ``pull`` or ``push``, the digest, bytes done, bytes in all."""
 
 
@@ -50,7 +51,7 @@ class _Wrong(Exception):
 class Meter:
     """Tells ``progress`` how far a transfer is: when it begins, a few times a second, and when it has ended."""
 
-    def __init__(self, progress: Progress | None, action: str, descriptor: Descriptor) -> None:
+    def __init__(self, progress: Progress | None, action: Direction, descriptor: Descriptor) -> None:
         self._progress = progress
         self._action = action
         self._descriptor = descriptor

@@ -7,7 +7,6 @@ nothing can be added, removed or locked from within a step.
 
 from __future__ import annotations
 
-import base64
 import os
 import socket
 import threading
@@ -85,7 +84,7 @@ def _answer(workshop: Workshop, name: str, request: bytes) -> bytes:
     if request[:1] == b"" or request[0] not in ALLOWED:
         return FAILURE
     try:
-        found = workshop.conversation.ask("ssh", name, (base64.b64encode(request).decode(),))
+        found = workshop.conversation.ask(protocol.AskAgent(name, request))
     except KanifoldError as error:
         workshop.tell(protocol.BuildWarning(error.problem))  # the agent's protocol has no words for it
         return FAILURE

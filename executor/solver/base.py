@@ -20,7 +20,7 @@ from executor.image import mediatypes, selection
 from executor.image.config import ImageConfig
 from executor.image.digest import chain_id
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
-from executor.protocol import BuildWarning, Transfer
+from executor.protocol import Action, BuildWarning, Transfer
 from executor.registry import reference
 from executor.registry.reference import Reference
 from executor.rootfs import compress
@@ -212,7 +212,7 @@ def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> L
             packed = look()
             if packed is None:
                 layer.content()
-                workshop.tell(Transfer("compress", descriptor.digest, 0))
+                workshop.tell(Transfer(Action.COMPRESS, descriptor.digest, 0))
                 temporary = store.session.temporary()
                 try:
                     with (
@@ -231,7 +231,7 @@ def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> L
                         os.unlink(temporary)
                 packed = Packed(kind_of(wanted), made.digest, made.size)
                 metadata.put(store, "recompressed", name, msgspec.json.encode(packed))
-                workshop.tell(Transfer("compress", descriptor.digest, made.size, made.size))
+                workshop.tell(Transfer(Action.COMPRESS, descriptor.digest, made.size, made.size))
         return Blob(diff_id, Descriptor(media_type(workshop.job), packed.digest, packed.size))
 
     blob = Once(pack)
@@ -307,13 +307,13 @@ def _snapshot(part: _Part) -> Callable[[], Snapshot]:
         found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
         if found is not None:
             return found
-        workshop.tell(Transfer("unpack", descriptor.digest, 0, descriptor.size))
+        workshop.tell(Transfer(Action.UNPACK, descriptor.digest, 0, descriptor.size))
         with locks.lock(store, f"directory {chain}", cancel=workshop.cancelled):
             found = snapshots.find(store, diff_id) or snapshots.find(store, chain)
             if found is None:
                 workshop.check()
                 found = _unpack(part)
-        workshop.tell(Transfer("unpack", descriptor.digest, descriptor.size, descriptor.size))
+        workshop.tell(Transfer(Action.UNPACK, descriptor.digest, descriptor.size, descriptor.size))
         return found
 
     return make
@@ -391,7 +391,7 @@ class _Shown:
             self._said = now
             whole = self._part.descriptor
             # Never all of it: that is said when the directory is there.
-            self._part.workshop.tell(Transfer("unpack", whole.digest, min(self._done, whole.size - 1), whole.size))
+            self._part.workshop.tell(Transfer(Action.UNPACK, whole.digest, min(self._done, whole.size - 1), whole.size))
         return data
 
 

@@ -169,7 +169,7 @@ def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Mad
     for target in sending.targets:
         name = target.repository_only().with_digest(descriptor.digest)
         # The orchestrator has a connection: one of our own takes longer than this question.
-        if not unheard_of and workshop.conversation.ask("manifest", str(name)) is not None:
+        if not unheard_of and workshop.conversation.ask(protocol.AskManifest(str(name))) is not None:
             continue  # a registry has no manifest without what it names
         client = workshop.registry()
         send = client.send if config_descriptor.size <= _SMALL else client.push
@@ -202,7 +202,7 @@ def _vouched_for(workshop: Workshop, target: Reference, wanted: Sequence[str]) -
     before, digests = decode(_SENT, data)
     known = set(digests).intersection(wanted)
     name = str(target.repository_only().with_digest(before))
-    return known if len(known) > 1 and workshop.conversation.ask("manifest", name) is not None else ()
+    return known if len(known) > 1 and workshop.conversation.ask(protocol.AskManifest(name)) is not None else ()
 
 
 def _note_sent(workshop: Workshop, target: Reference, digest: str, manifest: Manifest) -> None:

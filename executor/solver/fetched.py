@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from executor import protocol
 from executor.context import gitreference, http
 from executor.context.gitreference import GitReference
 from executor.dockerfile.instructions import Add
@@ -95,7 +96,7 @@ class FromUrl(msgspec.Struct, frozen=True):
             return found
 
     def _authorization(self, workshop: Workshop) -> str:
-        return http.authorization(self.url, lambda name: workshop.conversation.ask("secret", name))
+        return http.authorization(self.url, lambda name: workshop.conversation.ask(protocol.AskSecret(name)))
 
 
 class FromGit(msgspec.Struct, frozen=True):
@@ -143,8 +144,8 @@ def _git_access(workshop: Workshop, repository: GitReference) -> Iterator[Access
     from executor.context import git, gitprogram
 
     ask = workshop.conversation.ask
-    authorization = git.authorization(repository, lambda name: ask("secret", name))
-    if ask("ssh", _AGENT) is None:
+    authorization = git.authorization(repository, lambda name: ask(protocol.AskSecret(name)))
+    if ask(protocol.AskAgent(_AGENT)) is None:
         yield gitprogram.Access(authorization)
         return
     with ExitStack() as stack:

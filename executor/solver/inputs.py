@@ -25,8 +25,6 @@ from platforms import debug
 
 _RECORD_LIMIT: Final = 1 << 20
 """Bytes of a message that a dependency record may take."""
-_NO_INPUTS: Final = frozenset({"credential", "manifest"})
-"""What an executor asks the orchestrator for that no image depends on: how to log in, and what need not be pushed."""
 
 
 class Input:
@@ -92,11 +90,14 @@ class Inputs:
             self._inputs.append(made)
         return made
 
-    def asked(self, what: str) -> None:
-        """The orchestrator is asked for ``what`` (``executor.protocol.Ask.what``)."""
-        if what not in _NO_INPUTS:
-            with self._lock:
-                self._questions.add(what)
+    def asked(self, question: protocol.Question) -> None:
+        """The orchestrator is asked ``question``. No image depends on how to log in, or on what need not be pushed."""
+        match question:
+            case protocol.AskCredential() | protocol.AskManifest():
+                pass
+            case _:  # that of which nobody has thought is an input
+                with self._lock:
+                    self._questions.add(question.kind)
 
     def found(self, key: str, outcome: CacheEntry) -> None:
         """A step with ``key`` had ``outcome``, which is recorded under that key unless an outside cache said so."""

@@ -76,12 +76,12 @@ def from_result(
         name = cache.snapshot_key(result)
         found = snapshots.find(store, name)
         if found is None:
-            workshop.tell(protocol.Transfer("write", result, 0))
+            workshop.tell(protocol.Transfer(protocol.Action.WRITE, result, 0))
             with locks.lock(store, f"directory {result}", cancel=workshop.cancelled):
                 found = snapshots.find(store, name)
                 if found is None:
                     found = _make_directory(workshop, result, entries)
-            workshop.tell(protocol.Transfer("write", result, found.size, found.size))
+            workshop.tell(protocol.Transfer(protocol.Action.WRITE, result, found.size, found.size))
         return found
 
     def pack() -> Blob:
@@ -213,11 +213,11 @@ def _packed(
     known, packed = look()
     if packed is not None:
         return known, packed
-    workshop.tell(protocol.Transfer("compress", result, 0))
+    workshop.tell(protocol.Transfer(protocol.Action.COMPRESS, result, 0))
     with locks.lock(store, f"pack {result}", cancel=workshop.cancelled):
         known, packed = look()
         if packed is not None:
-            workshop.tell(protocol.Transfer("compress", result, packed.size, packed.size))
+            workshop.tell(protocol.Transfer(protocol.Action.COMPRESS, result, packed.size, packed.size))
             return known, packed
         workshop.check()
         if entries is None:
@@ -232,7 +232,7 @@ def _packed(
                 if snapshots.find(store, cache.snapshot_key(result)) is None:
                     raise
                 made, machines = _pack(workshop, _scanned(workshop, result, below))
-        workshop.tell(protocol.Transfer("compress", result, made.size, made.size))
+        workshop.tell(protocol.Transfer(protocol.Action.COMPRESS, result, made.size, made.size))
         packed = Packed(wanted, made.digest, made.size)
         known = LayerInfo(
             made.diff_id,

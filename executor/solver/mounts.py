@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from executor.dockerfile import Dockerfile, Stage
 from executor.dockerfile.instructions import Heredoc, Run
 from executor.dockerfile.instructions import Mount as Wanted
+from executor.protocol import AskAgent, AskSecret
 from executor.rootfs import moment
 from executor.rootfs.tree import Tree
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Tmpfs
@@ -304,10 +305,10 @@ def _ssh(workshop: Workshop, wanted: Wanted, target: str, taken: Input) -> tuple
     uid, gid, mode = wanted.uid or 0, wanted.gid or 0, 0o600 if wanted.mode is None else wanted.mode
     if wanted.required:
         taken.nothing()  # that it is there counts for a step that is run, not for one that is found
-    given = None if wanted.required else workshop.conversation.ask("ssh", name) is not None
+    given = None if wanted.required else workshop.conversation.ask(AskAgent(name)) is not None
 
     def make(stack: ExitStack, _told: tuple[str, ...]) -> Mount | None:
-        if workshop.conversation.ask("ssh", name) is None:
+        if workshop.conversation.ask(AskAgent(name)) is None:
             if wanted.required:
                 raise BuildError(
                     f"no SSH agent {name} forwarded from the client",
@@ -323,7 +324,7 @@ def _ssh(workshop: Workshop, wanted: Wanted, target: str, taken: Input) -> tuple
 
 def _secret(workshop: Workshop, wanted: Wanted) -> bytes | None:
     name = wanted.id or os.path.basename(wanted.target)
-    value = workshop.conversation.ask("secret", name)
+    value = workshop.conversation.ask(AskSecret(name))
     if value is None and wanted.required:
         raise BuildError(
             f"secret {name}: not found",

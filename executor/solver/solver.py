@@ -743,7 +743,7 @@ def _received(workshop: Workshop, name: str) -> str:
     path = os.path.join(workshop.scratch(), "context.tar")
     try:
         with open(path, "wb") as file:
-            if not workshop.conversation.ask_into(file.write, "context", name):
+            if not workshop.conversation.ask_into(file.write, protocol.AskContext(name)):
                 raise ContextError(f"the orchestrator does not know the context {name!r}")
     except OSError as error:
         raise StoreError("cannot keep the build context", why=error.strerror or str(error)) from error

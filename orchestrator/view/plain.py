@@ -19,6 +19,7 @@ from typing import Final, Self, TextIO
 from msgspec.structs import replace
 
 from executor import protocol
+from executor.protocol import Action
 from orchestrator.view import amounts, ci, events, problems, terminal, wording
 from orchestrator.view.grouping import Grouping
 from orchestrator.view.sink import Sink
@@ -30,7 +31,7 @@ LOG_LIMIT: Final = 64 << 10
 PROGRESS_SECONDS: Final = 10.0
 """Seconds between two lines about the bytes that one platform moves in one direction."""
 
-_MOVING: Final = {"pull": "pulling", "push": "pushing", "unpack": "unpacking"}
+_MOVING: Final = {Action.PULL: "pulling", Action.PUSH: "pushing", Action.UNPACK: "unpacking"}
 
 
 class Plain:

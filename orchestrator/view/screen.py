@@ -7,13 +7,14 @@ the platforms that matter least are counted instead of shown.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, assert_never
 
 import msgspec
 from rich.cells import cell_len
 from rich.console import Group
 from rich.text import Text
 
+from executor.protocol import Action
 from orchestrator.view import amounts, wording
 from orchestrator.view.state import Flow, PlatformState, State, Status, StepState
 
@@ -26,7 +27,6 @@ _SIGNS: Final = {"waiting": "○", "running": "●", "built": "✓", "failed": "
 _STYLES: Final = {"waiting": "dim", "running": "blue", "built": "green", "failed": "red", "cancelled": "yellow"}
 _URGENCY: Final = {"failed": 0, "running": 1, "cancelled": 2, "waiting": 3, "built": 4}
 """Which platforms are shown first where not all can be."""
-_VERBS: Final = {"pull": "↓", "push": "↑"} | {each: each for each in ("context", "unpack", "write", "compress")}
 _COLUMN_WORTH: Final = (9, 5, 2, 3, 4, 6, 7)
 """By column of the summary: the least worthy one goes first where the terminal is narrow."""
 
@@ -341,13 +341,23 @@ def _log_tail(running: list[StepState], count: int) -> list[str]:
 def _flow_line(flows: tuple[Flow, ...], width: int, now: float) -> Text:
     parts = []
     for flow in flows:
-        verb = _VERBS.get(flow.action, "")
-        if verb:
-            moved = amounts.part(flow.done, flow.total)
-            parts.append(f"{verb} {moved} {amounts.size(flow.rate(now))}/s" if flow.busy else f"{verb} {moved}")
+        verb, moved = _verb(flow.action), amounts.part(flow.done, flow.total)
+        parts.append(f"{verb} {moved} {amounts.size(flow.rate(now))}/s" if flow.busy else f"{verb} {moved}")
     return _plain(width, "  " + "   ".join(parts), "magenta")
 
 
 def _rates(flows: tuple[Flow, ...], now: float) -> str:
-    busy = (flow for flow in flows if flow.busy and flow.action in ("pull", "push"))
-    return " ".join(f"{_VERBS[flow.action]} {amounts.size(flow.rate(now))}/s" for flow in busy)
+    busy = (flow for flow in flows if flow.busy and flow.action in (Action.PULL, Action.PUSH))
+    return " ".join(f"{_verb(flow.action)} {amounts.size(flow.rate(now))}/s" for flow in busy)
+
+
+def _verb(action: Action) -> str:
+    match action:
+        case Action.PULL:
+            return "↓"
+        case Action.PUSH:
+            return "↑"
+        case Action.UNPACK | Action.WRITE | Action.COMPRESS | Action.CONTEXT:
+            return action
+        case _:
+            assert_never(action)

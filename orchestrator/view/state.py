@@ -70,9 +70,9 @@ class StepState(msgspec.Struct, frozen=True):
 
 
 class Flow(msgspec.Struct, frozen=True):
-    """Bytes moved by one kind of action (``pull``, ``push``, …), over all its transfers."""
+    """Bytes moved by one kind of action, over all its transfers."""
 
-    action: str
+    action: protocol.Action
     done: int = 0
     total: int = 0
     """Sum of the totals known; for a transfer of unknown size, what it has moved so far."""

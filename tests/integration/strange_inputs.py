@@ -13,6 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from executor import protocol
+
+
+class AskFortune(msgspec.Struct, frozen=True, tag_field="what", tag="fortune"):
+    """A new question, which is one before whatever reads questions is loaded."""
+
+    name: str = ""
+    kind: str = "fortune"
+
+
+protocol.Question = protocol.Question | AskFortune  # type: ignore[misc]
+
+# ruff: noqa: E402
 from executor.registry import reference
 from executor.rootfs.tree import open_directory
 from executor.sandbox.spec import Secret
@@ -50,7 +65,7 @@ def told(path: str) -> Callable[[Any, Input], str]:
 def asked(_solver: Any, taken: Input) -> str:
     """Ask the orchestrator something new."""
     taken.nothing()
-    return str(_solver._workshop.conversation.ask("fortune").decode())
+    return str(_solver._workshop.conversation.ask(AskFortune()).decode())
 
 
 def nothing(_solver: Any, taken: Input) -> str:
@@ -106,7 +121,7 @@ def strange(kind: str, file: str) -> None:
                 known = answers_of(*given)
 
                 async def answer(ask: Any) -> Any:
-                    return Path(file).read_bytes() if ask.what == "fortune" else await known(ask)
+                    return Path(file).read_bytes() if isinstance(ask.question, AskFortune) else await known(ask)
 
                 return answer
 

@@ -10,6 +10,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from conftest import Kanifold
 from registry_server import MemoryRegistry, Served
@@ -24,6 +25,13 @@ __all__ = ["server", "settled", "world"]  # fixtures
 HERE = Path(__file__).parent
 SIGNED = protocol.StatSignature("", "f", False, (), "0" * 64)
 STEP = "WORKDIR /strange"
+
+
+class AskNew(msgspec.Struct, frozen=True, tag_field="what", tag="new"):
+    """A question of which nobody has thought."""
+
+    name: str = ""
+    kind: str = "new"
 
 
 def strange(world: World, kind: str, file: str | Path) -> World:
@@ -120,12 +128,22 @@ def test_what_has_no_digest_is_not_pinned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "cacheable"),
-    [("credential", True), ("manifest", True), ("secret", False), ("ssh", False), ("context", False), ("new", False)],
+    ("question", "cacheable"),
+    [
+        (protocol.AskCredential("reg.example", "a/b"), True),
+        (protocol.AskManifest("reg.example/a/b:1"), True),
+        (protocol.AskSecret("s"), False),
+        (protocol.AskAgent("default"), False),
+        (protocol.AskContext("c"), False),
+        (AskNew(), False),
+    ],
+    ids=lambda value: getattr(value, "kind", None),
 )
-def test_every_question_is_an_input_but_those_that_no_image_depends_on(what: str, cacheable: bool) -> None:
+def test_every_question_is_an_input_but_those_that_no_image_depends_on(
+    question: protocol.Question, cacheable: bool
+) -> None:
     inputs = Inputs()
-    inputs.asked(what)
+    inputs.asked(question)
     assert (inputs.record() is not None) is cacheable
 
 

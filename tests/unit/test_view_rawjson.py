@@ -123,4 +123,4 @@ def test_github_finds_no_order_in_it() -> None:
 
 
 def test_the_protocols_questions_are_not_shown() -> None:
-    assert objects(FromExecutor("linux/amd64", protocol.Ask(1, "secret", "token"), at=START)) == []
+    assert objects(FromExecutor("linux/amd64", protocol.Ask(1, protocol.AskSecret("token")), at=START)) == []

@@ -183,7 +183,7 @@ def test_an_executor_is_told_the_credentials_of_its_jobs_registries() -> None:
     answer = answers(Request("."), job, keychain, None)  # type: ignore[arg-type]
     theirs = ["context.example", "base.example", "docker.io", "push.example", "cache.example", "mirror.example:5000"]
     for name in (*theirs, "bank.example", "evil.example", "", "push.example/team"):
-        found = asyncio.run(answer(protocol.Ask(1, "credential", name, ("team/app",))))  # type: ignore[arg-type]
+        found = asyncio.run(answer(protocol.Ask(1, protocol.AskCredential(name, "team/app"))))  # type: ignore[arg-type]
         assert (found is not None) == (name in theirs), name
         assert found is None or json.loads(found)["password"] == "password"  # type: ignore[arg-type]
     assert asked == [f"{name}/team/app" for name in theirs]

@@ -16,6 +16,7 @@ from typing import cast
 
 import pytest
 
+from executor.protocol import Question
 from executor.solver import agent
 from executor.solver.workshop import Workshop
 
@@ -32,7 +33,7 @@ class Conversation:
         self.waiting = threading.Semaphore(0)
         self.asked = 0
 
-    def ask(self, what: str, name: str, paths: tuple[str, ...]) -> bytes:
+    def ask(self, question: Question) -> bytes:
         """As ``executor.conversation`` has it."""
         self.asked += 1
         self.waiting.release()
