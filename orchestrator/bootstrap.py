@@ -43,7 +43,7 @@ def run(flags: dict[str, Any], begun: PreforkServer | None) -> int:
     Raises ``KanifoldError`` for what is wrong with the flags.
     """
     gc.disable()
-    with prefork.opened(begun) as brood:  # (1)
+    with prefork.opened(begun) as server:  # (1)
         from orchestrator import flags as parsing
         from orchestrator import plan
 
@@ -59,4 +59,6 @@ def run(flags: dict[str, Any], begun: PreforkServer | None) -> int:
         gc.freeze()
         gc.enable()
         foreseen()
-        return command.build(request, planned, brood, registries.here if brood is None else brood.speaker.enter)
+        return command.build(
+            request, planned, server, registries.direct if server is None else server.registries.connect
+        )

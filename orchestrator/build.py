@@ -267,8 +267,8 @@ def _request_executors(build: _Build) -> None:
     """Have executors started for a build that will need them, before their jobs are known, if that can be."""
     platforms = len(build.placements)
     for each in build.placements:
-        if each.node.forks is not None:
-            each.node.forks.order(min(platforms, build.request.jobs or platforms))
+        if each.node.pool is not None:
+            each.node.pool.start(min(platforms, build.request.jobs or platforms))
 
 
 async def _built(

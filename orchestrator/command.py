@@ -20,7 +20,7 @@ from orchestrator.build import PlatformsFailedError
 from orchestrator.node import Node, local
 from orchestrator.plan import Plan
 from orchestrator.prefork import PreforkServer
-from orchestrator.registries import Enter
+from orchestrator.registries import Connect
 from orchestrator.request import Request
 from orchestrator.results import BuildResult
 from orchestrator.view import events, open_display
@@ -33,25 +33,25 @@ _LAST_MOMENT: Final = 1.9
 _T = TypeVar("_T")
 
 
-def build(request: Request, plan: Plan | None, server: PreforkServer | None, enter: Enter) -> int:
+def build(request: Request, plan: Plan | None, server: PreforkServer | None, connect: Connect) -> int:
     """Build, show it, and return the process's exit status (``platforms.errors`` lists them).
 
     The ``plan`` has been made if everything for it was at hand; executors for this machine come from ``server``.
-    Registries are taken up with ``enter``.
+    Registries are taken up by ``connect``.
     """
     if not request.ssh:
-        return _tidied(request, plan, local(server), enter)
+        return _tidied(request, plan, local(server), connect)
     from orchestrator.agent import agents
 
     with agents(request.ssh) as sockets:
-        return _tidied(replace(request, agents=sockets), plan, local(server), enter)
+        return _tidied(replace(request, agents=sockets), plan, local(server), connect)
 
 
-def _tidied(request: Request, plan: Plan | None, here: Node, enter: Enter) -> int:
+def _tidied(request: Request, plan: Plan | None, here: Node, connect: Connect) -> int:
     """The same, and the store then has the size that it is to have."""
     root = os.path.abspath(request.root or default_root())
     wanted = policy.load(root)
-    status = _shown(request, plan, here, enter)
+    status = _shown(request, plan, here, connect)
     if status != Interrupted.exit_code:
         from orchestrator import tidying
 
@@ -59,10 +59,10 @@ def _tidied(request: Request, plan: Plan | None, here: Node, enter: Enter) -> in
     return status
 
 
-def _shown(request: Request, plan: Plan | None, here: Node, enter: Enter) -> int:
+def _shown(request: Request, plan: Plan | None, here: Node, connect: Connect) -> int:
     with open_display(request.progress) as display, traced(request.trace, display.emit) as emit:
         try:
-            result = asyncio.run(interruptible(run(request, plan, here, enter, emit)))
+            result = asyncio.run(interruptible(run(request, plan, here, connect, emit)))
         except KanifoldError as error:
             outcome: events.Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
             troubles = error.troubles if isinstance(error, PlatformsFailedError) else (events.Trouble(error.problem),)
@@ -73,9 +73,9 @@ def _shown(request: Request, plan: Plan | None, here: Node, enter: Enter) -> int
     return 0
 
 
-async def run(request: Request, plan: Plan | None, here: Node, enter: Enter, emit: Emit) -> BuildResult:
+async def run(request: Request, plan: Plan | None, here: Node, connect: Connect, emit: Emit) -> BuildResult:
     """A session with one build, published."""
-    async with session.opened((here,), request.root, request.registries, enter, emit) as opened:
+    async with session.opened((here,), request.root, request.registries, connect, emit) as opened:
         result = await building.build(opened, request, plan)
         if request.metadata_file or request.iid_file:
             from orchestrator import metadata

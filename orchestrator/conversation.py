@@ -94,7 +94,7 @@ async def run(node: Node, job: protocol.Job, on_message: OnMessage, on_ask: OnAs
     the executor and everything below it.
     """
     try:
-        process = await node.forks.take(framing.LINE_LIMIT) if node.forks is not None else None
+        process = await node.pool.acquire(framing.LINE_LIMIT) if node.pool is not None else None
         if process is None:
             process = await start(node.command, node.environment, framing.LINE_LIMIT)
     except OSError as error:
@@ -122,7 +122,7 @@ async def _greeting(process: Process) -> protocol.Handshake:
     except TimeoutError as error:
         raise ProtocolError(
             "an executor did not introduce itself",
-            why=process.child.complaints or f"it wrote nothing for {GREETING:.0f} seconds",
+            why=process.child.stderr_tail or f"it wrote nothing for {GREETING:.0f} seconds",
             remedy="install the same version of kanifold on every node",
         ) from error
     if line is None:
@@ -141,10 +141,10 @@ async def _end_of(process: Process) -> ProtocolError:
     """The error of an executor that has closed its stdout before it wrote a result, with what is known of the cause."""
     process.stdin.close()
     child = process.child
-    gone: set[asyncio.Future[Any]] = {child.ended, child.silent}
+    gone: set[asyncio.Future[Any]] = {child.ended, child.stderr_closed}
     await asyncio.wait(gone, timeout=GRACE)
     status = f"exit status {child.ended.result()}" if child.ended.done() else "its process goes on without it"
-    return ProtocolError("an executor ended without a result", why=child.complaints or status)
+    return ProtocolError("an executor ended without a result", why=child.stderr_tail or status)
 
 
 async def _listen(process: Process, on_message: OnMessage, on_ask: OnAsk) -> protocol.Result:

@@ -15,7 +15,7 @@ from platforms.errors import EnvironmentUnfit
 from platforms.platform import Platform
 
 if TYPE_CHECKING:
-    from orchestrator.process import Forks
+    from orchestrator.process import WorkerPool
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class Node(msgspec.Struct, frozen=True):
     shares_disk: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     """Added to the orchestrator's own for the command."""
-    forks: Forks | None = None
+    pool: WorkerPool | None = None
     """Executors that are at hand; the command is for when there are none left."""
 
 
@@ -44,7 +44,7 @@ class Placement(msgspec.Struct, frozen=True):
 
 def local(nursery: PreforkServer | None) -> Node:
     """This machine, with the executors that were ordered from ``nursery``."""
-    from orchestrator.process import Forks
+    from orchestrator.process import WorkerPool
 
     # -P: the user's directory is not where modules come from, whatever lies there. The packages' own place is named
     # because kanifold may run from a checkout that is not installed.
@@ -55,7 +55,7 @@ def local(nursery: PreforkServer | None) -> Node:
         (sys.executable, "-P", "-m", "executor"),
         shares_disk=True,
         environment=(("PYTHONPATH", os.pathsep.join(paths)),),
-        forks=None if nursery is None else Forks(nursery),
+        pool=None if nursery is None else WorkerPool(nursery),
     )
 
 

@@ -176,7 +176,7 @@ def _findings(files: Sequence[_File], settings: RegistrySettings) -> list[tuple[
     """What is found for each reference of each file. Every image is asked for once."""
     names = tuple(dict.fromkeys(each.name for file in files for each in file.references if not each.has_variables))
     by_name = {each.name: each for file in reversed(files) for each in reversed(file.references)}
-    registry = registries.here(settings, auth.docker_keychain())
+    registry = registries.direct(settings, auth.docker_keychain())
     try:
         looked = dict(zip(names, asyncio.run(_look_all(registry, [by_name[name] for name in names])), strict=True))
     finally:

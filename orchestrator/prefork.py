@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from orchestrator import forking, registries
-from orchestrator.registries import Speaker
+from orchestrator.registries import RegistryProcess
 from platforms import debug, decoding, syscalls, threads
 from platforms.descriptors import keep_only
 from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
@@ -45,21 +45,21 @@ class Channel(msgspec.Struct, frozen=True):
 
 
 class PreforkServer:
-    """``order`` executors, once; ``hear`` which processes they are; ``close`` it in the end."""
+    """``start`` executors, once; ``pids`` waits for their process ids; ``close`` it in the end."""
 
-    def __init__(self, pid: int, line: socket.socket, speaker: Speaker) -> None:
+    def __init__(self, pid: int, line: socket.socket, registry_process: RegistryProcess) -> None:
         self._pid = pid
         self._line = line
         self._ordered = False
         self._closed = False
         self._pids: tuple[int, ...] = ()
-        self.speaker = speaker
+        self.registries = registry_process
         self.channels: list[Channel] = []
         """Those that nobody has taken yet."""
-        self.complaints: list[int] = []
+        self.stderrs: list[int] = []
         """By process: where its stderr can be read. Whoever takes one leaves -1."""
 
-    def order(self, executors: int) -> None:
+    def start(self, executors: int) -> None:
         """Have as many ``executors``, or as many of them as can be had from here. Raises ``EnvironmentUnfit``.
 
         There are no more processes than processors: a further one would cost its start, and win nothing.
@@ -69,8 +69,8 @@ class PreforkServer:
         theirs: list[list[int]] = []
         try:
             for _ in range(processes):
-                complaint, stderr = os.pipe2(os.O_CLOEXEC)
-                self.complaints.append(complaint)
+                reading, stderr = os.pipe2(os.O_CLOEXEC)
+                self.stderrs.append(reading)
                 theirs.append([stderr])
             for number in range(executors):
                 process = number % processes
@@ -93,10 +93,10 @@ class PreforkServer:
 
     @property
     def answer(self) -> int:
-        """Where it can be read that there is something to ``hear``."""
+        """Where it can be read that there is a list of ``pids``."""
         return self._line.fileno()
 
-    def hear(self) -> tuple[int, ...]:
+    def pids(self) -> tuple[int, ...]:
         """The process ids, by process; waits for them. Raises ``EnvironmentUnfit`` or ``ProtocolError`` without any."""
         if not self._pids:
             said = b""
@@ -109,10 +109,10 @@ class PreforkServer:
                 raise _unfit(answer)
             self._pids = answer
             debug.log("executors started", pids=answer)
-            self._bury()
+            self._reap()
         return self._pids
 
-    def dismiss(self) -> None:
+    def release(self) -> None:
         """Send those away that nobody has taken."""
         for each in self.channels:
             os.close(each.stdin)
@@ -120,31 +120,31 @@ class PreforkServer:
         self.channels.clear()
 
     def close(self) -> None:
-        """``dismiss``, and wait: when this returns, none of the processes is left. May be called twice."""
+        """``release``, and wait: when this returns, none of the processes is left. May be called twice."""
         if self._closed:
             return
         self._closed = True
-        self.dismiss()
+        self.release()
         if not self._ordered:
             os.kill(self._pid, signal.SIGKILL)
-        self.speaker.close()
+        self.registries.close()
         try:
-            ours = (*self.hear(), self.speaker.pid) if self._ordered else (self.speaker.pid,)
+            ours = (*self.pids(), self.registries.pid) if self._ordered else (self.registries.pid,)
         except KanifoldError:
-            ours = (self.speaker.pid,)
-            for fd in self.complaints:  # nobody says which executors there are, but with the last of them these close
+            ours = (self.registries.pid,)
+            for fd in self.stderrs:  # nobody says which executors there are, but with the last of them these close
                 while fd >= 0 and os.read(fd, _LIMIT):
                     pass
-        for fd in self.complaints:
+        for fd in self.stderrs:
             if fd >= 0:
                 os.close(fd)
-        self._bury()
+        self._reap()
         for pid in filter(None, ours):
             with contextlib.suppress(ChildProcessError):  # who has taken an executor has waited for it, too
                 os.waitpid(pid, 0)
         self._line.close()
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         if self._pid:
             os.waitpid(self._pid, 0)
             self._pid = 0
@@ -181,15 +181,15 @@ def begin() -> PreforkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         failed.enter_context(ours)
         with theirs:
-            speaker, pipes = registries.prepared()
-            failed.callback(speaker.close)
+            registry_process, pipes = registries.prepared()
+            failed.callback(registry_process.close)
             try:
                 pid = os.fork() or forking.live("kanifold-forks", partial(_nursery, theirs, pipes))
             finally:
                 for fd in pipes:
                     os.close(fd)
         failed.pop_all()
-    return PreforkServer(pid, ours, speaker)
+    return PreforkServer(pid, ours, registry_process)
 
 
 def _unfit(why: str) -> EnvironmentUnfit:
@@ -206,7 +206,7 @@ def _nursery(line: socket.socket, pipes: tuple[int, int]) -> int:
     gc.freeze()  # else the collector of whoever is forked writes to, and thereby copies, all that they share
     try:
         threads.check_single(_FORKING)
-        _ = os.fork() or forking.live("kanifold-http", partial(registries.speak, *pipes))
+        _ = os.fork() or forking.live("kanifold-http", partial(registries.serve, *pipes))
     except OSError as error:
         registries.refuse(pipes[1], error.strerror or str(error))
     except EnvironmentUnfit as error:

@@ -1,4 +1,4 @@
-"""Executors as the orchestrator holds them: two pipes to speak over, one for complaints, and an end.
+"""Executors as the orchestrator holds them: two pipes to speak over, one for its stderr, and an end.
 
 An executor on another node is a command. Those on this machine come out of a nursery, several in one process where
 there are more of them than processors: what each of them is for ends with its own pipes, and the process with the last.
@@ -41,11 +41,11 @@ class Child:
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().run_in_executor(waiter, _status, pid)
         waiter.shutdown(wait=False)
         self._said = b""
-        self.silent = asyncio.create_task(self._hear(stderr))
+        self.stderr_closed = asyncio.create_task(self._hear(stderr))
         """Done when its stderr is closed."""
 
     @property
-    def complaints(self) -> str:
+    def stderr_tail(self) -> str:
         """The end of what it wrote to stderr until now: nothing, unless something went wrong."""
         return self._said.decode("utf-8", "replace").strip()
 
@@ -59,7 +59,7 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """One executor less; after the last nobody hears complaints."""
+        """One executor less; after the last nobody reads its stderr."""
         self.open -= 1
         if not self.open:
             self._transport.close()
@@ -121,21 +121,21 @@ async def start(command: Sequence[str], environment: Sequence[tuple[str, str]], 
     return await _connect(Child(pid, 1, *await _reader(stderr, _COMPLAINT_LIMIT)), stdin, stdout, limit)
 
 
-class Forks:
+class WorkerPool:
     """The executors of a nursery."""
 
     def __init__(self, nursery: PreforkServer) -> None:
         self._nursery = nursery
         self._born: asyncio.Task[tuple[Child, ...]] | None = None
 
-    def order(self, executors: int) -> None:
+    def start(self, executors: int) -> None:
         """Have as many ``executors``, unless some have been ordered. Ordered early, they are there when jobs are."""
         if self._born is None:
-            self._nursery.order(executors)
+            self._nursery.start(executors)
             shares = Counter(each.process for each in self._nursery.channels)
             self._born = asyncio.create_task(self._hear(shares))
 
-    async def take(self, limit: int) -> Process | None:
+    async def acquire(self, limit: int) -> Process | None:
         """One that nobody has taken yet; None when there is none left. ``limit`` as for ``start``.
 
         Raises ``EnvironmentUnfit`` or ``ProtocolError`` when there should be some and are not.
@@ -152,7 +152,7 @@ class Forks:
 
     async def close(self) -> None:
         """Send those away that nobody has taken, and wait for all processes' ends."""
-        self._nursery.dismiss()
+        self._nursery.release()
         if self._born is None:
             return
         with contextlib.suppress(KanifoldError):
@@ -170,10 +170,10 @@ class Forks:
             await said.wait()
         finally:
             loop.remove_reader(nursery.answer)
-        pids = nursery.hear()
+        pids = nursery.pids()
         found = []
         for process, pid in enumerate(pids):
-            stderr, nursery.complaints[process] = nursery.complaints[process], -1
+            stderr, nursery.stderrs[process] = nursery.stderrs[process], -1
             found.append(Child(pid, shares[process], *await _reader(stderr, _COMPLAINT_LIMIT)))
         return tuple(found)
 

@@ -56,8 +56,8 @@ class Registry(Protocol):
     def close(self) -> None: ...
 
 
-Enter = Callable[[RegistrySettings, Keychain, Tell], Registry]
-"""How a build takes up its registries, once: ``Speaker.enter``, or ``here`` where there is none."""
+Connect = Callable[[RegistrySettings, Keychain, Tell], Registry]
+"""How a build takes up its registries, once: ``RegistryProcess.connect``, or ``direct`` where there is none."""
 
 
 class _Begin(msgspec.Struct, frozen=True, tag=True):
@@ -192,8 +192,8 @@ def _write(fd: int, message: _Message) -> None:
         write_all(fd, len(data).to_bytes(4, "big") + data)
 
 
-class Speaker:
-    """The process, seen from outside: a ``Registry`` from ``enter`` on, for any thread."""
+class RegistryProcess:
+    """The process, seen from outside: a ``Registry`` from ``connect`` on, for any thread."""
 
     def __init__(self, line: _Line) -> None:
         self._line = line
@@ -204,7 +204,7 @@ class Speaker:
         self._tell: Tell | None = None
         self._closed = False
 
-    def enter(self, settings: RegistrySettings, keychain: Keychain, tell: Tell | None = None) -> Speaker:
+    def connect(self, settings: RegistrySettings, keychain: Keychain, tell: Tell | None = None) -> RegistryProcess:
         """Say which registries, and be the user whom ``keychain`` knows; ``tell`` hears of waits and remarks."""
         self._keychain = keychain
         self._tell = tell
@@ -283,14 +283,14 @@ class Speaker:
         return found
 
 
-def prepared() -> tuple[Speaker, tuple[int, int]]:
-    """Registries, and the descriptors that whoever is to ``speak`` has to have."""
+def prepared() -> tuple[RegistryProcess, tuple[int, int]]:
+    """Registries, and the descriptors that whoever is to ``serve`` has to have."""
     incoming, ours = os.pipe2(os.O_CLOEXEC)
     theirs, outgoing = os.pipe2(os.O_CLOEXEC)
-    return Speaker(_Line(theirs, ours)), (incoming, outgoing)
+    return RegistryProcess(_Line(theirs, ours)), (incoming, outgoing)
 
 
-def here(settings: RegistrySettings, keychain: Keychain, tell: Tell | None = None) -> Registry:
+def direct(settings: RegistrySettings, keychain: Keychain, tell: Tell | None = None) -> Registry:
     """Registries, asked by this process."""
     from executor.registry.client import Client
 
@@ -298,12 +298,12 @@ def here(settings: RegistrySettings, keychain: Keychain, tell: Tell | None = Non
 
 
 def refuse(outgoing: int, why: str) -> None:
-    """Say on behalf of who would ``speak`` why nobody does."""
+    """Say on behalf of who would ``serve`` why nobody does."""
     _write(outgoing, _Here(why=why))
 
 
-def speak(incoming: int, outgoing: int) -> int:
-    """Answer what a ``Speaker`` asks, until it closes."""
+def serve(incoming: int, outgoing: int) -> int:
+    """Answer what a ``RegistryProcess`` asks, until it closes."""
     keep_only(incoming, outgoing)
 
     from concurrent.futures import ThreadPoolExecutor

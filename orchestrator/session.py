@@ -20,7 +20,7 @@ from executor.registry.config import RegistrySettings
 from executor.registry.notices import Notice, Remark, Wait
 from executor.store.store import Store, open_store
 from orchestrator.node import Node
-from orchestrator.registries import Enter, Registry
+from orchestrator.registries import Connect, Registry
 from orchestrator.view import events
 from orchestrator.view.events import Emit
 from platforms import debug
@@ -80,9 +80,9 @@ class Session(msgspec.Struct, frozen=True):
 
 @contextlib.asynccontextmanager
 async def opened(
-    nodes: Sequence[Node], root: str, settings: RegistrySettings, enter: Enter, emit: Emit
+    nodes: Sequence[Node], root: str, settings: RegistrySettings, connect: Connect, emit: Emit
 ) -> AsyncIterator[Session]:
-    """A session on ``nodes``, with the store at ``root`` ("": the default one); registries are taken up with ``enter``.
+    """A session on ``nodes``, with the store at ``root`` ("": the default one); registries are taken up by ``connect``.
 
     When it ends, the nodes are closed: no executor of theirs is left.
     """
@@ -90,7 +90,7 @@ async def opened(
     leaving: list[asyncio.Task[Any]] = []
     try:
         keychain = auth.docker_keychain()
-        registry = enter(settings, keychain, partial(_show, emit))
+        registry = connect(settings, keychain, partial(_show, emit))
         try:
             yield Session(tuple(nodes), keychain, registry, store, Pins(registry, emit), emit, leaving)
         finally:
@@ -98,8 +98,8 @@ async def opened(
             registry.close()
     finally:
         for each in nodes:
-            if each.forks is not None:
-                await each.forks.close()
+            if each.pool is not None:
+                await each.pool.close()
         store.close()
 
 

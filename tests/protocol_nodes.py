@@ -73,4 +73,4 @@ def remote(store: Path, mark: Marked, **environment: str) -> Node:
 def build(request: Request, node: Node, seen: list[events.Event] | None = None) -> BuildResult:
     """``request`` built on ``node``. Raises what the command would show."""
     told = seen if seen is not None else []
-    return asyncio.run(command.interruptible(command.run(request, None, node, registries.here, told.append)))
+    return asyncio.run(command.interruptible(command.run(request, None, node, registries.direct, told.append)))

@@ -111,8 +111,8 @@ async def main():
     child = await process.start((sys.executable, "-P", "-m", "executor"), (), 1 << 20)
     child.stdin.close()
     await child.end()
-    await child.child.silent
-    print("kept:", child.child.complaints)
+    await child.child.stderr_closed
+    print("kept:", child.child.stderr_tail)
 
 asyncio.run(main())
 """

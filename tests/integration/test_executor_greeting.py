@@ -52,7 +52,7 @@ PREFORKED = """
 import os, json
 from orchestrator import prefork
 with prefork.opened(None) as server:
-    server.order(3)
+    server.start(3)
     for channel in server.channels:
         with os.fdopen(os.dup(channel.stdout), "rb") as stdout:
             print(stdout.readline().decode(), end="")

@@ -24,31 +24,31 @@ def error_of(call: Callable[[], object], kind: type[KanifoldError]) -> str:
 
 
 def test_who_cannot_be_there_says_why() -> None:
-    speaker, pipes = registries.prepared()
+    process, pipes = registries.prepared()
     registries.refuse(pipes[1], "no more processes")
     for fd in pipes:
         os.close(fd)
-    registry = speaker.enter(RegistrySettings(), anonymous)
+    registry = process.connect(RegistrySettings(), anonymous)
     assert error_of(lambda: registry.resolve(APP), EnvironmentUnfit) == "no more processes"
-    speaker.close()
+    process.close()
 
 
 @pytest.mark.parametrize("said", [b"", b"\0\0", b"\0\0\0\x09torn", b"\0\0\0\x04none"], ids=repr)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that is told on stderr
 def test_who_breaks_off_is_an_error_of_every_question(said: bytes) -> None:
-    speaker, pipes = registries.prepared()
-    registry = speaker.enter(RegistrySettings(), anonymous)
+    process, pipes = registries.prepared()
+    registry = process.connect(RegistrySettings(), anonymous)
     os.write(pipes[1], said)
     for fd in pipes:
         os.close(fd)
     for question in (lambda: registry.resolve(APP), lambda: registry.check_push(APP)):
         assert "has died" in error_of(question, ProtocolError)
-    speaker.close()
+    process.close()
 
 
 def test_closing_wakes_who_waits_for_an_answer() -> None:
-    speaker, pipes = registries.prepared()
-    registry = speaker.enter(RegistrySettings(), anonymous)
+    process, pipes = registries.prepared()
+    registry = process.connect(RegistrySettings(), anonymous)
     errors: list[BaseException] = []
 
     def ask() -> None:
@@ -62,7 +62,7 @@ def test_closing_wakes_who_waits_for_an_answer() -> None:
     asked = b""
     while b"resolve" not in asked:
         asked += os.read(pipes[0], 1 << 16)
-    closing = threading.Thread(target=speaker.close)
+    closing = threading.Thread(target=process.close)
     closing.start()
     asking.join(5)
     assert [type(each) for each in errors] == [Interrupted]
