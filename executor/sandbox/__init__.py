@@ -1,7 +1,7 @@
-"""Runs the steps of a build, each in namespaces and a root file system of its own.
+"""Running the steps of a build, each in namespaces and a root file system of its own.
 
-``enter`` puts this process where steps can be run, ``start`` gives a ``Launcher``, ``Launcher.run`` takes a ``Spec``
-and returns how it ``Ended``. ``probe_modes`` tells which ways of isolation this host allows.
+``enter`` moves this process to where steps can be run, ``start`` returns a ``Launcher``, and ``Launcher.run`` takes a
+``Spec`` and returns an ``Ended``. ``probe_modes`` tells which isolation modes this host allows.
 """
 
 from executor.sandbox.isolation import Isolation, IsolationMode, ModeAvailability, enter, probe_modes

@@ -1,9 +1,9 @@
-"""Control groups of steps: bounds to what one may take of memory, processes and processors (cgroup v2).
+"""Control groups of steps (cgroup v2): limits of memory, processes and CPU.
 
-A step that is bounded, or has a parent group named for it, gets a group of its own, made by the executor before it is
-started and removed when it has ended; its process enters the group before anything of the image is looked at. The
-group is made where this process may make one and the kernel hands the controllers on: in the group it is in itself, or
-the nearest one above. For an ordinary user that is what systemd has delegated. Version 1 has nothing of the kind.
+A step with limits, or with a parent group, gets a control group of its own, which the executor makes before it is
+started and removes when it has ended; the step's process enters it before anything of the image is accessed. The group
+is made in the nearest one, from this process's own upwards, where this process has permission and the kernel delegates
+the controllers. For an ordinary user that is what systemd has delegated. cgroup v1 is not supported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REMEDY: Final = (
 
 @contextlib.contextmanager
 def group(parent: str, wanted: tuple[tuple[str, str], ...]) -> Iterator[str]:
-    """A new group as ``make`` makes it, removed at the end; "" when nothing is asked for. Raises EnvironmentUnfit."""
+    """Make a group with ``make`` for the length of the block; "" when nothing is requested. Raises EnvironmentUnfit."""
     if not parent and not wanted:
         yield ""
         return
@@ -40,7 +40,8 @@ def group(parent: str, wanted: tuple[tuple[str, str], ...]) -> Iterator[str]:
 
 
 def make(parent: str, wanted: tuple[tuple[str, str], ...]) -> str:
-    """The directory of a new group below ``parent`` ("": where one can be had) with the files ``wanted`` written.
+    """Make a group below ``parent`` ("": the nearest where it is possible), write the files ``wanted``, return its
+    path.
 
     Raises EnvironmentUnfit.
     """
@@ -51,18 +52,18 @@ def make(parent: str, wanted: tuple[tuple[str, str], ...]) -> str:
         try:
             if parent:
                 _descend(top, parent, controllers)
-            if reason := _hand_on(place, controllers):
+            if reason := _delegate(place, controllers):
                 reasons.append(reason)
                 continue
-            _sweep(place)
-            return _fill(place, wanted)
+            _remove_stale(place)
+            return _create(place, wanted)
         except OSError as error:
             reasons.append(f"{error.filename or place}: {error.strerror}")
     raise _unfit("; ".join(dict.fromkeys(reasons)))
 
 
 def probe() -> str:
-    """Try whether steps can be bounded in memory and processes here. Returns "", or why not."""
+    """Try whether steps can be limited in memory and processes. Returns "", or why not."""
     try:
         remove(make("", (("memory.max", "max"), ("pids.max", "max"))))
     except EnvironmentUnfit as unfit:
@@ -76,7 +77,7 @@ def enter(group: str) -> None:
 
 
 def killed(group: str) -> bool:
-    """Whether the kernel has killed something in ``group``, if there is one, for want of memory."""
+    """Whether the kernel has killed a process in ``group`` for lack of memory; False if there is no such group."""
     with contextlib.suppress(OSError), open(f"{group}/memory.events", encoding="ascii") as events:
         for line in events:
             name, _, count = line.partition(" ")
@@ -86,7 +87,7 @@ def killed(group: str) -> bool:
 
 
 def remove(group: str) -> None:
-    """Remove ``group``, whose processes have ended."""
+    """Remove ``group``; its processes must have ended."""
     with contextlib.suppress(OSError):
         os.rmdir(group)
 
@@ -95,7 +96,7 @@ def remove(group: str) -> None:
 
 
 def _hierarchy() -> tuple[str, str]:
-    """Where version 2 is mounted, and the path of our own group there, "" or with a slash in front."""
+    """Return the mount point of cgroup v2, and the path of our own group in it: "" or starting with a slash."""
     with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
         for line in mounts:
             fields, _, rest = line.partition(" - ")
@@ -109,29 +110,29 @@ def _hierarchy() -> tuple[str, str]:
         for line in groups:
             if line.startswith("0::"):
                 own = line[3:].rstrip("\n").rstrip("/")
-    if ".." in own.split("/"):  # outside of what our namespace shows
+    if ".." in own.split("/"):  # outside of our cgroup namespace
         own = ""
     return top, own
 
 
 def _upwards(top: str, own: str) -> list[str]:
-    """The directory of our own group and those above it, up to the root."""
+    """Return the directory of our own group and of its parents, up to the root."""
     parts = own.split("/")
     return [top + "/".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
 def _descend(top: str, parent: str, controllers: set[str]) -> None:
-    """Make the group ``parent``, if there is none, with those above it handing on ``controllers``. Raises OSError."""
+    """Make the group ``parent`` if necessary, with its ancestors delegating ``controllers``. Raises OSError."""
     place = top
     for name in parent.split("/"):
-        _hand_on(place, controllers)
+        _delegate(place, controllers)
         place = f"{place}/{name}"
         with contextlib.suppress(FileExistsError):
             os.mkdir(place)
 
 
-def _hand_on(place: str, controllers: set[str]) -> str:
-    """Have groups in ``place`` get ``controllers``. Returns which of them are not there to be had, in words, or "".
+def _delegate(place: str, controllers: set[str]) -> str:
+    """Delegate ``controllers`` to the groups in ``place``. Returns which are not available, as a sentence, or "".
 
     Raises OSError.
     """
@@ -142,7 +143,7 @@ def _hand_on(place: str, controllers: set[str]) -> str:
     return ""
 
 
-def _fill(place: str, wanted: tuple[tuple[str, str], ...]) -> str:
+def _create(place: str, wanted: tuple[tuple[str, str], ...]) -> str:
     for number in range(1 << 16):
         group = f"{place}/{_PREFIX}{os.getpid()}-{number}"
         try:
@@ -159,8 +160,8 @@ def _fill(place: str, wanted: tuple[tuple[str, str], ...]) -> str:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
 
 
-def _sweep(place: str) -> None:
-    """Remove groups that executors have left who were killed. One that has processes cannot be removed."""
+def _remove_stale(place: str) -> None:
+    """Remove groups that killed executors have left. One with processes cannot be removed."""
     for name in os.listdir(place):
         pid = name.removeprefix(_PREFIX).partition("-")[0]
         if name.startswith(_PREFIX) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):

@@ -1,6 +1,6 @@
-"""An interface's move from one network namespace to another, along with its addresses and routes (rtnetlink(7)).
+"""Moving a network interface to another namespace with its addresses and routes (rtnetlink(7)).
 
-The kernel drops both when it moves an interface. They are read before and set again afterwards.
+The kernel drops both when it moves an interface, so they are read before and set again after.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from platforms import syscalls
 # linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence number, sender
 _ATTRIBUTE: Final = struct.Struct("=HH")  # length, type
-_LINK: Final = struct.Struct("=BxHiII")  # family, type, index, flags, those of them that are to change
+_LINK: Final = struct.Struct("=BxHiII")  # family, type, index, flags, mask of the flags to change
 _ADDRESS: Final = struct.Struct("=BBBBI")  # family, length of the prefix, flags, scope, index
 _ROUTE: Final = struct.Struct(
     "=8BI"
@@ -35,18 +35,19 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _NO_DETECTION: Final = 0x02
 _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_VIA = 4, 5, 9, 12, 18
 _LATER: Final = {_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA}
-"""What only those routes have that lead to somebody who has to be reachable already."""
+"""Attributes of routes by a gateway, which must be reachable already when they are set."""
 _MAIN, _BY_KERNEL, _UNICAST, _ON_LINK = 254, 2, 1, 4
 _BUFFER: Final = 1 << 16
 
 _Message = tuple[bytes, dict[int, bytes]]
-"""A fixed head, and attributes by type."""
+"""A fixed header, and attributes by type."""
 
 
 def move(name: str, source: int, target: int) -> None:
-    """Move the interface ``name`` from the namespace ``source`` to ``target``, both descriptors, and switch it on.
+    """Move the interface ``name`` from the network namespace ``source`` to ``target``, both descriptors, and bring it
+    up.
 
-    This process, which has CAP_SYS_ADMIN and CAP_NET_ADMIN over both, is in ``target`` afterwards. Raises OSError.
+    This process, which needs CAP_SYS_ADMIN and CAP_NET_ADMIN in both, is in ``target`` afterwards. Raises OSError.
     """
     syscalls.setns(source, syscalls.CLONE_NEWNET)
     with _connection() as line:
@@ -54,39 +55,39 @@ def move(name: str, source: int, target: int) -> None:
         dumped = list(_dump(line, _GET_ADDRESS, _ADDRESS))
         addresses = [each for each in dumped if _ADDRESS.unpack(each[0])[4] == index]
         dumped = list(_dump(line, _GET_ROUTE, _ROUTE))
-        routes = [each for each in dumped if _leads_through(index, each[1])]
-        _ask(line, _SET_LINK, 0, _LINK.pack(0, 0, index, 0, 0), {_NAMESPACE: _WORD.pack(target)})
+        routes = [each for each in dumped if _uses_interface(index, each[1])]
+        _request(line, _SET_LINK, 0, _LINK.pack(0, 0, index, 0, 0), {_NAMESPACE: _WORD.pack(target)})
     syscalls.setns(target, syscalls.CLONE_NEWNET)
     with _connection() as line:
         index = socket.if_nametoindex(name)
         if any(head[0] == socket.AF_INET6 for head, _ in addresses):
-            # Its link-local address is among those that are set, at once and not after a second's search for others.
+            # The link-local address is among those that are set; generating one would take a second.
             how = _attribute(_BY_FAMILY, _attribute(socket.AF_INET6, _attribute(_HOW_LINK_LOCAL, _NONE)))
-            _ask(line, _SET_LINK, 0, _LINK.pack(0, 0, index, 0, 0) + how, {})
-        _ask(line, _SET_LINK, 0, _LINK.pack(0, 0, index, _UP, _UP), {})
+            _request(line, _SET_LINK, 0, _LINK.pack(0, 0, index, 0, 0) + how, {})
+        _request(line, _SET_LINK, 0, _LINK.pack(0, 0, index, _UP, _UP), {})
         for each in addresses:
-            _ask(line, _NEW_ADDRESS, _REPLACE_OR_CREATE, *_own_address(each, index))
-        chosen = [each for each in map(_own_route, routes) if each is not None]
+            _request(line, _NEW_ADDRESS, _REPLACE_OR_CREATE, *_address_request(each, index))
+        chosen = [each for each in map(_route_request, routes) if each is not None]
         for head, attributes in sorted(chosen, key=lambda each: bool(_LATER & set(each[1]))):
-            _ask(line, _NEW_ROUTE, _REPLACE_OR_CREATE, head, attributes | {_RTA_OIF: _WORD.pack(index)})
+            _request(line, _NEW_ROUTE, _REPLACE_OR_CREATE, head, attributes | {_RTA_OIF: _WORD.pack(index)})
 
 
-def _leads_through(index: int, attributes: dict[int, bytes]) -> bool:
-    """Whether that is a route through the interface ``index``, or through several gateways, which name it again."""
+def _uses_interface(index: int, attributes: dict[int, bytes]) -> bool:
+    """Whether a route is through the interface ``index``, or through several gateways, which name it in turn."""
     return attributes.get(_RTA_OIF) == _WORD.pack(index) or _RTA_MULTIPATH in attributes
 
 
-def _own_address(message: _Message, index: int) -> _Message:
-    """What sets the address again, on the interface ``index``."""
+def _address_request(message: _Message, index: int) -> _Message:
+    """Return the message that sets the address on the interface ``index``."""
     head, attributes = message
     family, prefix, _, scope, _ = _ADDRESS.unpack(head)
     kept = {each: attributes[each] for each in (_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST) if each in attributes}
-    kept[_IFA_FLAGS] = _WORD.pack(_NO_DETECTION)  # and with a route to its neighbours, whoever has made the one before
+    kept[_IFA_FLAGS] = _WORD.pack(_NO_DETECTION)  # and with a prefix route, as the kernel adds one
     return _ADDRESS.pack(family, prefix, _NO_DETECTION, scope, index), kept
 
 
-def _own_route(message: _Message) -> _Message | None:
-    """What sets the route again; None for one that the kernel makes by itself."""
+def _route_request(message: _Message) -> _Message | None:
+    """Return the message that sets the route; None for one that the kernel adds by itself."""
     head, attributes = message
     *parts, flags = _ROUTE.unpack(head)
     if (parts[4], parts[7]) != (_MAIN, _UNICAST) or parts[5] == _BY_KERNEL:
@@ -110,22 +111,22 @@ def _send(line: socket.socket, kind: int, flags: int, body: bytes) -> None:
     line.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | flags, 1, 0) + body)
 
 
-def _ask(line: socket.socket, kind: int, flags: int, head: bytes, attributes: dict[int, bytes]) -> None:
-    """Have something done. Raises OSError."""
+def _request(line: socket.socket, kind: int, flags: int, head: bytes, attributes: dict[int, bytes]) -> None:
+    """Send a request and wait for its acknowledgement. Raises OSError."""
     body = head + b"".join(_attribute(*each) for each in attributes.items())
     _send(line, kind, _ACKNOWLEDGE | flags, body)
-    for _ in _answers(line):
+    for _ in _responses(line):
         pass
 
 
 def _dump(line: socket.socket, kind: int, head: struct.Struct) -> Iterator[_Message]:
     _send(line, kind, _DUMP, bytes(head.size))
-    for body in _answers(line):
+    for body in _responses(line):
         yield body[: head.size], _attributes(body[head.size :])
 
 
-def _answers(line: socket.socket) -> Iterator[bytes]:
-    """The bodies of what is answered, to its end. Raises OSError for an error."""
+def _responses(line: socket.socket) -> Iterator[bytes]:
+    """Yield the bodies of the responses to a request. Raises OSError for an error."""
     while True:
         data = line.recv(_BUFFER)
         place = 0

@@ -1,12 +1,12 @@
-"""Which isolation this host allows, found by trying, and this process put into it.
+"""Isolation modes: determining which one this host allows, and entering it.
 
-A ladder, best mode first:
+In the order in which they are tried:
 
     namespaces   as root: mount, pid, ipc, uts and cgroup namespaces
-    mapped       as an ordinary user: the same inside of a user namespace, with the user's range of subordinate ids
-    single       as an ordinary user without such a range: one id only, changes of owner are recorded, not made
+    mapped       as an ordinary user: the same within a user namespace, with the user's range of subordinate ids
+    single       as an ordinary user without such a range: one id only; changes of ownership are recorded, not made
 
-``enter`` changes this process for good and needs it to have a single thread, so it comes before everything else.
+``enter`` changes this process irreversibly and requires it to have a single thread, so it is called first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from platforms.errors import EnvironmentUnfit
 
 
 class IsolationMode(StrEnum):
-    """The rungs, best first."""
+    """The modes, in the order in which they are tried."""
 
     NAMESPACES = "namespaces"
     MAPPED = "mapped"
@@ -33,7 +33,7 @@ class IsolationMode(StrEnum):
 
 
 class ModeAvailability(msgspec.Struct, frozen=True):
-    """What came of trying a mode. ``why`` it cannot be used, and the ``remedy``; both "" when it can."""
+    """The result of trying a mode. ``why`` it cannot be used, and the ``remedy``; both "" if it can."""
 
     mode: IsolationMode
     usable: bool
@@ -42,13 +42,13 @@ class ModeAvailability(msgspec.Struct, frozen=True):
 
 
 class Isolation(msgspec.Struct, frozen=True):
-    """Where this process stands after ``enter``."""
+    """The isolation of this process after ``enter``."""
 
     mode: IsolationMode
     uid_limit: int
-    """Ids from 0 up to this one, exclusive, exist here; files can belong to them, steps can run as them."""
+    """The ids from 0 up to this one, exclusive, exist: files can belong to them and steps can run as them."""
     why: tuple[str, ...] = ()
-    """For each better mode its name and why it was not taken: ``mapped: …``."""
+    """For each earlier mode, its name and why it was not taken: ``mapped: …``."""
 
 
 _NEEDED: Final = 1 << syscalls.CAP_SYS_ADMIN | 1 << syscalls.CAP_SETUID | 1 << syscalls.CAP_CHOWN
@@ -61,8 +61,8 @@ _NO_MODE: Final = (
 )
 
 
-class _UnusableError(Exception):
-    """A mode cannot be used: why, and the remedy."""
+class _ModeUnavailableError(Exception):
+    """Why a mode cannot be used, and the remedy."""
 
     def __init__(self, why: str, remedy: str = _NO_MODE) -> None:
         super().__init__(why)
@@ -71,22 +71,22 @@ class _UnusableError(Exception):
 
 
 def probe_modes() -> tuple[ModeAvailability, ...]:
-    """Each mode, best first, tried out in a process of its own: entered, and a root file system put together there."""
+    """Try each mode in a process of its own: enter it and set up a root file system."""
     return tuple(_probe_in_child(mode) for mode in _MODES)
 
 
 def enter() -> Isolation:
-    """Move this process to the best mode that works. Mounts that it makes from now on are seen by nobody else.
+    """Move this process to the first mode that works. Mounts that it makes from now on are private.
 
-    On ``mapped`` and ``single`` it acts as root afterwards, within its own user namespace. Raises EnvironmentUnfit
-    when no mode works, or when this process has more than a single thread.
+    In the modes ``mapped`` and ``single`` it is root afterwards, in its own user namespace. Raises EnvironmentUnfit
+    when no mode works, or when this process has several threads.
     """
     threads.check_single("isolate build steps here")
     skipped: list[str] = []
     for mode, climb in _MODES.items():
         try:
             limit = climb()
-        except _UnusableError as unusable:
+        except _ModeUnavailableError as unusable:
             skipped.append(f"{mode}: {unusable.why}")
             remedy = unusable.remedy
         else:
@@ -99,35 +99,35 @@ def enter() -> Isolation:
 
 def _namespaces() -> int:
     if os.geteuid() != 0:
-        raise _UnusableError("this is not root")
+        raise _ModeUnavailableError("this is not root")
     if syscalls.capget()[0] & _NEEDED != _NEEDED:
-        raise _UnusableError("root here lacks capabilities: CAP_SYS_ADMIN, CAP_SETUID and CAP_CHOWN are needed")
-    _own_mounts()
+        raise _ModeUnavailableError("root here lacks capabilities: CAP_SYS_ADMIN, CAP_SETUID and CAP_CHOWN are needed")
+    _enter_mount_namespace()
     return id_limit()
 
 
 def _mapped() -> int:
-    """A user namespace whose ids from 1 on are the user's subordinate ids, written by the set-user-id helpers.
+    """Enter a user namespace whose ids from 1 on are the user's subordinate ids, written by the set-user-id helpers.
 
-    Root of a container that may set ids needs no helper: it maps all ids that it has itself.
+    Root of a container that may set ids needs no helper: it maps all ids that it has.
     """
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
         held = syscalls.capget()[0]
         if not held & 1 << syscalls.CAP_SETUID or not held & 1 << syscalls.CAP_SETGID:
-            raise _UnusableError("root here lacks CAP_SETUID or CAP_SETGID")
+            raise _ModeUnavailableError("root here lacks CAP_SETUID or CAP_SETGID")
         _enter_user_namespace(map_identity)
         return id_limit()
 
     helpers = {kind: find(f"new{kind}map") for kind in ("uid", "gid")}
     for kind, helper in helpers.items():
         if not helper:
-            raise _UnusableError(f"there is no new{kind}map", _HELPERS)
+            raise _ModeUnavailableError(f"there is no new{kind}map", _HELPERS)
     ranges = {kind: _subordinate(f"/etc/sub{kind}", uid) for kind in helpers}
     for kind, found in ranges.items():
         if not found:
             remedy = f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {_name(uid)}"
-            raise _UnusableError(f"this user has no range of ids in /etc/sub{kind}", remedy)
+            raise _ModeUnavailableError(f"this user has no range of ids in /etc/sub{kind}", remedy)
 
     def write(pid: int) -> None:
         for kind, own in (("uid", uid), ("gid", gid)):
@@ -162,21 +162,23 @@ _MODES: Final[dict[IsolationMode, Callable[[], int]]] = {
 
 
 def _enter_user_namespace(write: Callable[[int], None]) -> None:
-    """Enter a user namespace whose id maps ``write`` has filled in, and a mount namespace in it.
+    """Enter a user namespace whose id maps are written by ``write``, and a mount namespace in it.
 
-    The namespace is made by a child and entered when it is complete, so that a map which cannot be written (an
-    unmapped namespace is of no use: every file in it seems to be nobody's, and overlay answers EACCES) leaves this
-    process as it was. Maps of more than one id must be written from outside.
+    The namespace is made by a child and entered when it is complete, so that a map which cannot be written leaves this
+    process as it was (without a map, all files belong to nobody and overlay returns EACCES). Maps of more than one id
+    must be written from outside.
     """
     read, hold = os.pipe()
     try:
         try:
             child = syscalls.fork(syscalls.CLONE_NEWUSER)
         except OSError as error:
-            raise _UnusableError(f"a user namespace: {error.strerror}", _user_namespaces_remedy(error)) from error
+            raise _ModeUnavailableError(
+                f"a user namespace: {error.strerror}", _user_namespaces_remedy(error)
+            ) from error
         if child == 0:
             os.close(hold)
-            os.read(read, 1)  # until the parent is done, or dead
+            os.read(read, 1)  # until the parent is done or has died
             os._exit(0)
         try:
             write(child)
@@ -186,7 +188,7 @@ def _enter_user_namespace(write: Callable[[int], None]) -> None:
             finally:
                 os.close(namespace)
         except OSError as error:
-            raise _UnusableError(f"a user namespace: {error}", _user_namespaces_remedy(error)) from error
+            raise _ModeUnavailableError(f"a user namespace: {error}", _user_namespaces_remedy(error)) from error
         finally:
             os.close(hold)
             hold = -1
@@ -195,26 +197,26 @@ def _enter_user_namespace(write: Callable[[int], None]) -> None:
         os.close(read)
         if hold != -1:
             os.close(hold)
-    _own_mounts()
+    _enter_mount_namespace()
 
 
-def _own_mounts() -> None:
-    """A mount namespace of our own, out of which nothing spreads."""
+def _enter_mount_namespace() -> None:
+    """Enter a new mount namespace with private propagation."""
     try:
         mount_namespace.enter_mount_namespace()
     except OSError as error:
-        raise _UnusableError(f"a mount namespace: {error}", _user_namespaces_remedy(error)) from error
+        raise _ModeUnavailableError(f"a mount namespace: {error}", _user_namespaces_remedy(error)) from error
 
 
 def map_identity(pid: int) -> None:
-    """Give the new user namespace of process ``pid`` all ids that this process has, each as itself. Raises OSError."""
+    """Map all ids that this process has to themselves in the user namespace of process ``pid``. Raises OSError."""
     for kind in ("uid", "gid"):
         lines = (line.split() for line in _read(f"/proc/self/{kind}_map").splitlines())
         write_map(f"/proc/{pid}/{kind}_map", "\n".join(f"{first} {first} {count}" for first, _, count in lines))
 
 
 def write_map(path: str, text: str) -> None:
-    """Write a file of /proc in the one write(2) that the kernel demands (user_namespaces(7))."""
+    """Write a file of /proc with a single write(2), as the kernel requires (user_namespaces(7))."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
@@ -226,7 +228,7 @@ def write_map(path: str, text: str) -> None:
 
 
 def id_limit() -> int:
-    """How many ids from 0 on without a gap this user namespace has, users or groups, whichever are fewer."""
+    """Return how many consecutive ids from 0 this user namespace maps: users or groups, whichever are fewer."""
     limits = []
     for kind in ("uid", "gid"):
         limit = 0
@@ -263,7 +265,7 @@ def _probe_in_child(mode: IsolationMode) -> ModeAvailability:
 
 
 def _try_mode(mode: IsolationMode) -> tuple[str, str]:
-    """Why ``mode`` cannot be used and what helps; both "" when it can. Changes this process."""
+    """Return why ``mode`` cannot be used, and the remedy; both "" if it can. Changes this process."""
     from executor.sandbox import staging
 
     try:
@@ -281,7 +283,7 @@ def _try_mode(mode: IsolationMode) -> tuple[str, str]:
         os.waitpid(child, 0)
         with open(read, encoding="utf-8") as answer:
             return (why := answer.read()), unfit_remedy() if why else ""
-    except _UnusableError as unusable:
+    except _ModeUnavailableError as unusable:
         return unusable.why, unusable.remedy
     except OSError as error:
         return str(error), _NO_MODE
@@ -294,7 +296,7 @@ def _user_namespaces_remedy(error: OSError) -> str:
 
 
 def unfit_remedy() -> str:
-    """What lets a process mount in namespaces of its own here: the setting that is known to forbid it, if one does."""
+    """Return the remedy for a host that forbids mounting in own namespaces: the setting that forbids it, if known."""
     for setting, forbidding, allowing in (
         ("user.max_user_namespaces", "0", "15000"),
         ("kernel.unprivileged_userns_clone", "0", "1"),
@@ -312,7 +314,7 @@ def unfit_remedy() -> str:
 
 
 def _subordinate(path: str, uid: int) -> list[tuple[int, int]]:
-    """The (first id, count) ranges that /etc/subuid or /etc/subgid gives a user (subuid(5)), by name or by number."""
+    """Return the (first id, count) ranges of a user in /etc/subuid or /etc/subgid (subuid(5)), by name or number."""
     try:
         lines = _read(path).splitlines()
     except OSError:
@@ -336,7 +338,7 @@ def _name(uid: int) -> str:
 
 
 def find(program: str) -> str:
-    """The absolute path of ``program`` on PATH, or in the places of system programs; "" when it is nowhere."""
+    """Return the absolute path of ``program`` on PATH or in the directories of system programs; "" if there is none."""
     for directory in (*os.environ.get("PATH", "").split(":"), "/usr/bin", "/usr/sbin", "/bin", "/sbin"):
         path = f"{directory}/{program}"
         if directory.startswith("/") and os.access(path, os.X_OK):
@@ -345,7 +347,7 @@ def find(program: str) -> str:
 
 
 def _run(argv: list[str]) -> None:
-    """Run a helper; OSError with its own words when it fails."""
+    """Run a helper program. Raises OSError with its stderr when it fails."""
     read, write = os.pipe()
     child = os.posix_spawn(argv[0], argv, {}, file_actions=[(os.POSIX_SPAWN_DUP2, write, 2)])
     os.close(write)

@@ -158,9 +158,9 @@ class Launcher:
         if not self.single:
             records.write(written, tuple(records.carried(written, records.Stack(lower, self._recorded))))
         elif spec.uid or spec.gid:
-            from executor.sandbox.recorded import claimed
+            from executor.sandbox.inode_records import records_for_user
 
-            records.write(written, tuple(claimed(written, lower, spec.uid, spec.gid)))
+            records.write(written, tuple(records_for_user(written, lower, spec.uid, spec.gid)))
 
     def _death(self) -> EnvironmentUnfit:
         """Why the zygote is no more."""

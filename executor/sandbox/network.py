@@ -1,18 +1,18 @@
-"""A network of a job's own for its steps, where one can be had without privilege, and what to do where it cannot.
+"""An isolated network for the steps of a job, without privilege, by pasta (passt.top).
 
-The zygote makes one network namespace for all steps of its job, when the first of them is to come, and starts pasta
-(passt.top) to connect it: a process in the host's network that takes packets from the namespace's only interface and
-speaks TCP, UDP and ping for them through ordinary sockets. Each step joins the namespace by setns(2). The helper lives
-in the zygote's process namespace, so it dies with the job, however that ends.
+The zygote makes one network namespace for all steps of its job when the first of them is announced, and starts pasta to
+connect it: a process in the host's network that reads packets from the namespace's only interface and forwards TCP, UDP
+and ping through ordinary sockets. Each step joins the namespace by setns(2). pasta runs in the zygote's pid namespace,
+so it ends with the job.
 
-Services on the host's loopback interface are not reachable. pasta is told not to map them; but it connects to whatever
-address a packet is for, and a step can have packets for 127.0.0.1 leave by the interface (SO_BINDTODEVICE). So what
-pasta gets to read passes a filter, which is attached to its end of the interface before any step may join.
+Services on the host's loopback interface are not reachable. pasta is configured not to map them; but it connects to any
+destination address, and a step can send packets for 127.0.0.1 by the interface (SO_BINDTODEVICE). So a packet filter is
+attached to pasta's end of the interface before a step may join.
 
-The helper acts as a user that owns nothing, in a user namespace of its own, where there is more than one id. It makes
-its interface in a network namespace that belongs to that user namespace; but over this one a step that became the same
-user would have all power. So the interface is moved to a namespace of the steps, over which they have what capabilities
-they keep, and no more.
+Where there is more than one id, pasta runs as a user that owns nothing, in a user namespace of its own. Its interface
+is made in a network namespace that belongs to that user namespace, in which a step that became the same user would have
+all capabilities. So the interface is moved to another namespace, in which steps have only the capabilities that they
+keep.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ REMEDY: Final = (
     "install passt: apt-get install passt (Debian, Ubuntu), dnf install passt (Fedora), apk add passt (Alpine)"
 )
 SCOPES: Final = 6
-"""The version of Landlock that keeps steps from abstract sockets and processes outside of themselves."""
+"""The Landlock ABI version that can keep steps from abstract sockets and processes outside of their domain."""
 INTERFACE: Final = "eth0"
 _DEADLINE: Final = 20.0
-"""Seconds that the helper has to come up."""
+"""Seconds after which a pasta that is not ready is given up."""
 _UP: Final = b"up"
 _PLACE: Final = "/tmp"
-"""Covered, in the helper's own mount namespace, by a file system for its files. AppArmor's profile of pasta, which
-Debian and Ubuntu bring, lets it write there."""
+"""The directory for pasta's files, on which a tmpfs is mounted in its own mount namespace. AppArmor's profile for pasta
+in Debian and Ubuntu allows it to write there."""
 _TUN: Final = "/dev/net/tun"
 _TUN_DEVICE: Final = os.makedev(10, 200)
 _FORWARDED_DNS: Final = "169.254.1.1"
-"""What a step asks for names where the host asks a server on its loopback interface: the helper hands that on."""
+"""The name server of a step where the host's is on its loopback interface: pasta forwards to that."""
 _RESOLV_CONF: Final = "/etc/resolv.conf"
 _BEHIND_RESOLVED: Final = "/run/systemd/resolve/resolv.conf"
-"""Where systemd-resolved, which listens on 127.0.0.53, lists the servers that it asks itself."""
+"""Where systemd-resolved, which listens on 127.0.0.53, lists its upstream servers."""
 _RANDOM_IDS: Final = 4096
 
 
 class Network:
-    """The network of a zygote's steps. ``begin`` may be called more than once, and before there are any steps."""
+    """The network of a zygote's steps. ``begin`` is idempotent and may be called before there are any steps."""
 
     def __init__(self) -> None:
         self._line: socket.socket | None = None
         self._ready = self._verdict = self._namespace = -1
 
     def begin(self) -> None:
-        """Start the helper, unless it has been, and do not wait for it. What goes wrong is what ``join`` answers."""
+        """Start pasta, unless it was started, without waiting for it. ``join`` returns what went wrong."""
         if self._verdict >= 0:
             return
         self._verdict = os.memfd_create("kanifold")
@@ -85,7 +85,7 @@ class Network:
                 os.close(ready)
 
     def descriptors(self) -> tuple[int, ...]:
-        """What a process has to keep open to ``join``; the namespace is made when this returns."""
+        """Return the descriptors that a process needs to ``join``; the namespace exists when this returns."""
         if self._line is not None:
             _, fds, _, _ = socket.recv_fds(self._line, 1, 1, socket.MSG_CMSG_CLOEXEC)
             self._namespace = fds[0] if fds else -1
@@ -94,8 +94,8 @@ class Network:
         return tuple(each for each in (self._ready, self._verdict, self._namespace) if each >= 0)
 
     def join(self) -> str:
-        """Move this process into the network, once that is complete. Returns "", or why it stays where it is."""
-        os.read(self._ready, 1)  # ends when the helper is up, or is known not to come
+        """Move this process into the network, waiting for it. Returns "", or why it was not moved."""
+        os.read(self._ready, 1)  # until pasta is ready or has failed
         said = os.pread(self._verdict, 1 << 10, 0)
         if said != _UP or self._namespace < 0:
             return said.decode("utf-8", "replace") or f"{HELPER} was killed"
@@ -104,7 +104,7 @@ class Network:
 
 
 def remedy(why: str) -> str:
-    """What helps when ``probe`` or ``join`` say ``why``."""
+    """Return the remedy for the reason ``why`` of ``probe`` or ``join``."""
     if why == NO_HELPER:
         return REMEDY
     if not os.access(_TUN, os.R_OK | os.W_OK):
@@ -113,7 +113,7 @@ def remedy(why: str) -> str:
 
 
 def probe() -> str:
-    """Try in a process of its own whether steps here can have a network of their own. Returns "", or why not."""
+    """Try, in a process of its own, whether steps can have an isolated network. Returns "", or why not."""
     if not isolation.find(HELPER):
         return NO_HELPER
     read, write = os.pipe()
@@ -139,31 +139,31 @@ def probe() -> str:
     return why
 
 
-def sniffs() -> bool:
-    """Whether CAP_NET_RAW, as this process has it, counts in the network namespace that it is in."""
+def can_capture_packets() -> bool:
+    """Whether this process's CAP_NET_RAW is effective in its network namespace."""
     for family, kind in ((17, socket.SOCK_RAW), (socket.AF_INET, socket.SOCK_RAW)):  # AF_PACKET
         with contextlib.suppress(OSError), socket.socket(family, kind, socket.IPPROTO_ICMP):
             return True
     return False
 
 
-def switch_on_loopback() -> None:
-    """Switch on ``lo``, the only interface of a new network namespace (netdevice(7))."""
+def bring_up_loopback() -> None:
+    """Bring up ``lo``, the only interface of a new network namespace (netdevice(7))."""
     set_flags, up_and_running = 0x8914, 0x41
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sh22x", b"lo", up_and_running))
 
 
 def resolv_conf(isolated: bool) -> bytes:
-    """The text of a step's /etc/resolv.conf: the host's, with servers that a step's own network can reach."""
-    text = _contents(_RESOLV_CONF)
+    """Return /etc/resolv.conf for a step: the host's, with servers that are reachable from an isolated network."""
+    text = _read(_RESOLV_CONF)
     servers = _servers(text)
     if not isolated or not any(map(_is_loopback, servers)):
         return text
     others = [line for line in text.splitlines() if not _is_loopback(_server(line))]
     if not all(map(_is_loopback, servers)):
         return b"\n".join([*others, b""])
-    if behind := _behind_resolved():
+    if behind := _upstream_resolv_conf():
         return behind
     return b"\n".join([f"nameserver {_FORWARDED_DNS}".encode(), *others, b""])
 
@@ -172,21 +172,21 @@ def resolv_conf(isolated: bool) -> bytes:
 
 
 def _bring_up(program: str, line: socket.socket, ready: int, verdict: int) -> NoReturn:
-    """The life of the process that makes the steps' network: it ends when that is complete, or will not come."""
+    """The main function of the process that makes the network: it ends when that is complete or has failed."""
     said = b""
     try:
         keep_only(line.fileno(), ready, verdict)
-        # Whoever we are going to be may not be able to look into the directory that it is in, a user's own perhaps.
+        # Opened first: the user that pasta runs as may have no access to its directory.
         opened = os.open(program, os.O_PATH | os.O_CLOEXEC)
-        _furnish()
+        _set_up_mounts()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if (helper := syscalls.fork(0)) == 0:
             ours.close()
             line.close()
-            _be_helpers_parent(f"/proc/self/fd/{opened}", theirs)
+            _run_helper_parent(f"/proc/self/fd/{opened}", theirs)
         theirs.close()
         syscalls.unshare(syscalls.CLONE_NEWNET)
-        switch_on_loopback()
+        bring_up_loopback()
         namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         socket.send_fds(line, [b"n"], [namespace])
         line.close()
@@ -202,11 +202,11 @@ def _bring_up(program: str, line: socket.socket, ready: int, verdict: int) -> No
         os._exit(0)
 
 
-def _be_helpers_parent(program: str, line: socket.socket) -> NoReturn:
-    """Start the helper for a namespace in its power, and send that over ``line``, or why it is not there."""
+def _run_helper_parent(program: str, line: socket.socket) -> NoReturn:
+    """Start pasta for a namespace that it controls, and send that namespace, or why there is none, over ``line``."""
     try:
         if isolation.id_limit() > 1:
-            _become_nobody()
+            _drop_privileges()
         namespace = _connect(program)
         if isinstance(namespace, str):
             line.send(namespace.encode())
@@ -218,26 +218,25 @@ def _be_helpers_parent(program: str, line: socket.socket) -> NoReturn:
         os._exit(0)
 
 
-def _furnish() -> None:
-    """A mount namespace with a place for files, and a /dev/net/tun that others than root may open."""
+def _set_up_mounts() -> None:
+    """Enter a mount namespace with a directory for files, and a /dev/net/tun that others than root may open."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount("kanifold", _PLACE, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NOEXEC, "mode=1777")
     with contextlib.suppress(OSError):
         if os.stat(_TUN).st_mode & 0o006 == 0o006:
             return
-    with contextlib.suppress(OSError):  # then the helper will say that it cannot open it
+    with contextlib.suppress(OSError):  # pasta will report that it cannot open it
         node = f"{_PLACE}/tun"
         os.mknod(node, stat.S_IFCHR, _TUN_DEVICE)
         os.chmod(node, 0o666)
         syscalls.mount(node, _TUN, flags=syscalls.MS_BIND)
 
 
-def _become_nobody() -> None:
-    """Act as a user and group that own nothing, and as root of a user namespace that has no other ids.
+def _drop_privileges() -> None:
+    """Become a user and group that own nothing, and root of a user namespace without other ids.
 
-    Whoever owns a user namespace has all power over it, and steps can become any user that there is: nothing of theirs
-    may belong to this one. The user is chosen by chance, so that the helpers of two builds have no power over each
-    other.
+    The owner of a user namespace has all capabilities in it, and steps can become any user that exists, so nothing of
+    theirs may belong to this one. The user is random, so that the helpers of two builds have no power over each other.
     """
     highest = isolation.id_limit() - 1
     own = highest - int.from_bytes(os.urandom(4)) % min(_RANDOM_IDS, highest)
@@ -254,16 +253,16 @@ def _become_nobody() -> None:
 
 
 def _connect(program: str) -> int | str:
-    """A descriptor of a new namespace with the interface of a helper that has been started; or why there is none."""
+    """Return a descriptor of a new namespace with the interface of a pasta that was started; or why there is none."""
     told, tell = os.pipe()
     released, release = os.pipe()
     if syscalls.fork(0) == 0:
         try:
             os.close(release)
             syscalls.unshare(syscalls.CLONE_NEWNET)
-            switch_on_loopback()
-            syscalls.capset(0, 0, 0)  # whoever has fewer capabilities may not look at our namespaces
-            os.write(tell, os.readlink("/proc/self").encode())  # our number in the /proc that everybody here sees
+            bring_up_loopback()
+            syscalls.capset(0, 0, 0)  # pasta may inspect the namespaces only of processes without more capabilities
+            os.write(tell, os.readlink("/proc/self").encode())  # the id in the mounted /proc
             os.close(tell)
             os.read(released, 1)
         except OSError as error:
@@ -286,7 +285,7 @@ def _start(program: str, namespace: str) -> str:
     options = (
         *("--quiet", "--config-net", "--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra"),
         *("-t", "none", "-u", "none", "-T", "none", "-U", "none"),
-        *(("--dns-forward", _FORWARDED_DNS) if _forwards() else ()),
+        *(("--dns-forward", _FORWARDED_DNS) if _needs_dns_forwarding() else ()),
         *("-I", INTERFACE, "-P", pid_file),
         *("--no-netns-quit", "--netns", namespace),
     )
@@ -296,7 +295,7 @@ def _start(program: str, namespace: str) -> str:
         (HELPER, *options),
         {"PATH": "/usr/bin:/bin"},
         file_actions=[(os.POSIX_SPAWN_DUP2, complaints, 2)],
-        setsigdef=(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),  # it refuses to begin with others
+        setsigdef=(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),  # pasta requires the defaults
     )
     pidfd = os.pidfd_open(pid)
     poll = select.poll()
@@ -309,17 +308,17 @@ def _start(program: str, namespace: str) -> str:
         said = os.pread(complaints, 1 << 16, 0).decode("utf-8", "replace").splitlines()
         last = next((each.strip() for each in reversed(said) if each.strip() and "syslog" not in each), "")
         return f"{HELPER}: {last or f'ended with status {os.waitstatus_to_exitcode(status)}'}"
-    helper = os.pidfd_open(int(_contents(pid_file)))
+    helper = os.pidfd_open(int(_read(pid_file)))
     try:
-        _guard(helper)
+        _attach_filter(helper)
     except BaseException:
         signal.pidfd_send_signal(helper, signal.SIGKILL)
         raise
     return ""
 
 
-def _guard(helper: int) -> None:
-    """Have the interface's end that process ``helper`` holds give it no packets for the host's own loopback."""
+def _attach_filter(helper: int) -> None:
+    """Attach the packet filter to the end of the interface that process ``helper`` holds."""
     for number in range(3, 1 << 10):
         try:
             fd = syscalls.pidfd_getfd(helper, number)
@@ -336,14 +335,14 @@ def _guard(helper: int) -> None:
 
 
 def _filter() -> bytes:
-    """A program of the classic packet filter (linux/filter.h) for Ethernet frames: which of them may leave.
+    """Return a classic BPF program (linux/filter.h) for Ethernet frames that accepts what may leave.
 
-    ARP; IPv4 to any address but 0.0.0.0/8 and 127.0.0.0/8; IPv6 to any but ::/64, where the loopback, the unspecified
-    and the IPv4-mapped addresses are. Nothing else, tagged frames included.
+    ARP; IPv4 to any address but 0.0.0.0/8 and 127.0.0.0/8; IPv6 to any but ::/64, which has the loopback, the
+    unspecified and the IPv4-mapped addresses. Nothing else, nor tagged frames.
     """
     load_half, load_word, load_byte, equal, end = 0x28, 0x20, 0x30, 0x15, 0x06
     keep, drop = 11, 12
-    program: tuple[tuple[int, ...], ...] = (  # loads with an offset; comparisons with where to go on, and a number
+    program: tuple[tuple[int, ...], ...] = (  # loads: offset; comparisons: jump targets and a value
         (load_half, 12),  # 0: the protocol
         (equal, keep, 2, 0x0806),
         (equal, 3, 6, 0x0800),
@@ -371,7 +370,7 @@ _FILTER: Final = _filter()
 # -- name servers ----------------------------------------------------------------------------------------------------
 
 
-def _contents(path: str) -> bytes:
+def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -379,21 +378,21 @@ def _contents(path: str) -> bytes:
         return b""
 
 
-def _behind_resolved() -> bytes:
-    """The other resolv.conf that systemd-resolved keeps, if there is one with servers that steps can reach."""
-    text = _contents(_BEHIND_RESOLVED)
+def _upstream_resolv_conf() -> bytes:
+    """Return the resolv.conf with the upstream servers of systemd-resolved, if one of them is reachable from steps."""
+    text = _read(_BEHIND_RESOLVED)
     servers = _servers(text)
     return text if servers and not any(map(_is_loopback, servers)) else b""
 
 
-def _forwards() -> bool:
-    """Whether the helper has to ask a server on the loopback interface for steps.
+def _needs_dns_forwarding() -> bool:
+    """Whether pasta has to forward DNS to a server on the loopback interface.
 
-    Only then may it be told to: it makes all answers of the host's first server appear to come from the address that
-    it forwards, so whoever asks that server itself does not recognise them.
+    It is not told to otherwise: replies of the host's first server would then appear to come from the forwarding
+    address, and a program that queries that server directly would ignore them.
     """
-    servers = _servers(_contents(_RESOLV_CONF))
-    return bool(servers) and all(map(_is_loopback, servers)) and not _behind_resolved()
+    servers = _servers(_read(_RESOLV_CONF))
+    return bool(servers) and all(map(_is_loopback, servers)) and not _upstream_resolv_conf()
 
 
 def _servers(text: bytes) -> list[bytes]:
@@ -401,7 +400,7 @@ def _servers(text: bytes) -> list[bytes]:
 
 
 def _server(line: bytes) -> bytes:
-    """The address in a ``nameserver`` line of resolv.conf(5); b"" for any other line."""
+    """Return the address in a ``nameserver`` line of resolv.conf(5); b"" for any other line."""
     words = line.split()
     return words[1] if len(words) > 1 and words[0] == b"nameserver" else b""
 

@@ -1,19 +1,18 @@
-"""Whose files are where only one id exists: recorded, and told to whoever looks.
+"""A supervisor that records file ownership where only one id exists, and reports it to the step.
 
-With a single mapped id the kernel refuses every chown to another, and no package could be installed; and whatever is
-copied with its metadata would lose its owner, if the step did not see it. So a step's filter hands the calls that
-change or tell owners to a supervisor (seccomp_unotify(2)), a small process in the step's mount namespace but outside of
-its pid namespace. To a file whose owner changes it does what chown does besides (copying it up, clearing set-user-id
-bits), and remembers the owner (``recorded``). Of a file of which something is recorded it tells that; of any other the
-kernel tells what there is to tell, which is most of what anybody asks. Devices, which nobody may make there, are empty
-files that are told to be devices.
+With a single mapped id the kernel refuses every chown to another id, so no package could be installed, and files copied
+with their metadata would lose their owner. So the step's seccomp filter hands the system calls that change or report
+ownership to a supervisor (seccomp_unotify(2)), a small process in the step's mount namespace but outside of its pid
+namespace. For a chown it does the rest of the kernel's work (copying the file up, clearing set-user-id bits) and
+records the owner (``inode_records``). For a stat of a file with a record it returns the recorded values; all others are
+left to the kernel. Devices, which cannot be made there, are empty files that are reported as devices.
 
-When the step has ended, the supervisor writes down beside the upper directory what it remembers of the files there,
-where whoever reads the layer finds it (``executor.snapshotter.records``).
+When the step has ended, the supervisor writes the records beside the upper directory, from where they are read with the
+layer (``executor.snapshotter.records``).
 
-The supervisor acts with the rights that the step itself has: the same user, in the same user namespace. An argument in
-the caller's memory is read once. Where it lets the kernel go on, the kernel may read something else, if the step has
-changed it meanwhile: all that comes of it is that the step sees what the kernel sees.
+The supervisor has the rights of the step: the same user, in the same user namespace. An argument in the caller's memory
+is read once. Where a call is continued by the kernel, the step may have changed its memory meanwhile; the only effect
+is that the step sees what the kernel reports.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from executor.sandbox import seccomp, status, watched
-from executor.sandbox.recorded import Table
+from executor.sandbox import notified_calls, seccomp, status
+from executor.sandbox.inode_records import InodeRecords
 from executor.sandbox.spec import Bind, BindFd, Secret, Spec
 from executor.snapshotter import records
 from executor.snapshotter.records import Device
@@ -53,44 +52,44 @@ _PATH_MAX: Final = 4096
 _PAGE: Final = 4096
 _UNCHANGED: Final = -1
 _SHORT_STRING: Final = 256
-"""Bytes that most paths fit in."""
+"""Bytes that are read first of a path; most fit."""
 _WORD: Final = (1 << 32) - 1
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
 _DESCRIPTOR: Final = re.compile(rb"(?:/proc/self/fd/|/dev/fd/)([0-9]{1,9})|/dev/std(?:in|out|err)")
 _STREAMS: Final = {b"/dev/stdin": b"0", b"/dev/stdout": b"1", b"/dev/stderr": b"2"}
 _STATX_SYNC: Final = 0x6000
-"""The flags of statx(2) that say how fresh its answer is to be."""
+"""The flags of statx(2) about synchronisation with a remote file system."""
 _LOOKING_FLAGS: Final = _STATX_SYNC | syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_NO_AUTOMOUNT | syscalls.AT_EMPTY_PATH
 _AT_FDCWD: Final = syscalls.AT_FDCWD & _WORD
 _SHORT_IDS: Final = ("i386", "arm")
-"""Where ``chown``, ``lchown`` and ``fchown`` take ids of 16 bits, and others end in ``32``."""
+"""Architectures where ``chown``, ``lchown`` and ``fchown`` take 16-bit ids, and variants end in ``32``."""
 
 
 Stacks = tuple[tuple[int, tuple[str, ...]], ...]
-"""The device numbers of mounted unions, each with its layers, top first."""
+"""For each mounted overlay, its device number and its layers, top first."""
 
 
 def mounted_stacks(spec: Spec) -> Stacks:
-    """What the step sees of other layers than its own."""
+    """Return the overlays that are mounted in the step besides its root."""
     return tuple((os.fstat(each.fd).st_dev, each.layers) for each in spec.mounts if isinstance(each, BindFd))
 
 
 def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoReturn:
-    """Answer for the step ``spec`` until its last process has ended; then record what it leaves.
+    """Handle the notifications of the step ``spec`` until its last process has ended; then write the records.
 
-    ``line`` is where the step sends its filter's listener, its root directory and its mount namespace; ``proc`` a
-    descriptor of a /proc that shows the step's processes and this one. The exit status is 0 when the records are
-    complete.
+    ``line``: the socket on which the step sends its filter's listener, its root directory and its mount namespace.
+    ``proc``: a descriptor of a /proc that shows the step's processes and this one. The exit status is 0 when the
+    records are complete.
     """
     _, fds, _, _ = socket.recv_fds(line, 16, 3, socket.MSG_CMSG_CLOEXEC)
     line.close()
-    if not fds:  # it has never come that far
+    if not fds:  # the step did not get that far
         os._exit(0)
     listener, root, mounts = fds
     own = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     seen_as = os.fstat(root).st_dev
     upper, lower = spec.rootfs.upper, spec.rootfs.lower
-    table = Table(upper, lower, seen_as)
+    table = InodeRecords(upper, lower, seen_as)
     for device, layers in ((seen_as, lower), *stacks):
         table.add_layers(device, layers)
     syscalls.setns(mounts, syscalls.CLONE_NEWNS)
@@ -107,7 +106,7 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
     os._exit(0)
 
 
-def _own_mount(table: Table, root: int, mount: Bind | Secret) -> None:
+def _own_mount(table: InodeRecords, root: int, mount: Bind | Secret) -> None:
     owner = (mount.uid, mount.gid) if isinstance(mount, Secret) else mount.owner
     if any(owner):
         resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
@@ -117,7 +116,7 @@ def _own_mount(table: Table, root: int, mount: Bind | Secret) -> None:
 
 
 class _Call(msgspec.Struct, frozen=True):
-    """A call that waits for its answer."""
+    """A notified system call."""
 
     identity: int
     pid: int
@@ -127,26 +126,26 @@ class _Call(msgspec.Struct, frozen=True):
 
 
 class _Supervisor:
-    """One step's. The working directory is the /proc that shows its processes."""
+    """The supervisor of one step. The working directory is a /proc that shows its processes."""
 
-    def __init__(self, listener: int, table: Table) -> None:
+    def __init__(self, listener: int, table: InodeRecords) -> None:
         self.listener = listener
         self.table = table
-        self.calls = seccomp.calls(watched.ALL)
+        self.calls = seccomp.calls(notified_calls.ALL)
         self.handlers = {
             name: handler
             for rows, handler in (
-                (watched.OWNING, self.own),
-                (watched.LOOKING, self.look),
-                (watched.MAKING, self.make),
-                (watched.MOVING, self.move),
-                (watched.ENTERING, self.enter),
+                (notified_calls.OWNING, self.own),
+                (notified_calls.LOOKING, self.look),
+                (notified_calls.MAKING, self.make),
+                (notified_calls.MOVING, self.move),
+                (notified_calls.ENTERING, self.enter),
             )
             for name in (row.split()[0] for row in rows.splitlines())
         }
         self.root = _identity("self/root")
         self.entered = False
-        """Whether a process has changed its root directory, or may have."""
+        """Whether a process has changed its root directory."""
         self.memory = syscalls.ProcessMemory()
 
     def run(self) -> None:
@@ -156,7 +155,7 @@ class _Supervisor:
         poll.register(self.listener, select.POLLIN)
         while True:
             for _, event in poll.poll():
-                if not event & select.POLLIN:  # nobody is left who could call
+                if not event & select.POLLIN:  # no process uses the filter any more
                     return
                 self.serve()
 
@@ -164,7 +163,7 @@ class _Supervisor:
         buffer = bytearray(_NOTIFICATION.size)
         try:
             fcntl.ioctl(self.listener, _RECEIVE, buffer)
-        except OSError:  # killed while it was calling
+        except OSError:  # the caller was killed
             return
         identity, pid, _, number, architecture, _, *arguments = _NOTIFICATION.unpack(buffer)
         call = _Call(identity, pid, *self.calls[architecture, number], arguments)
@@ -179,10 +178,10 @@ class _Supervisor:
         except OSError:
             return
 
-    # -- the calls: True when the kernel is to go on, OSError with the errno that the call is to fail with ------------
+    # -- handlers: return True to continue the call in the kernel, raise OSError for its errno -------------------------
 
     def own(self, call: _Call) -> bool:
-        """chown(2) and its kin."""
+        """Handle chown(2) and its variants."""
         base, path, follow = _AT_FDCWD, b"", True
         name, arguments = call.name, call.arguments
         if name == "fchownat":
@@ -212,14 +211,14 @@ class _Supervisor:
         return False
 
     def look(self, call: _Call) -> bool:
-        """stat(2) and its kin. Whatever fails here, the kernel knows better why."""
+        """Handle stat(2) and its variants. On any error the kernel continues the call and reports it."""
         try:
             return not self.told(call)
         except OSError:
             return True
 
     def told(self, call: _Call) -> bool:
-        """Answer ``call`` if it is about a file of which something is recorded. Raises OSError."""
+        """Answer ``call`` if there is a record of its file. Raises OSError."""
         name, arguments = call.name, call.arguments
         base, flags, path = _AT_FDCWD, 0, b""
         if name in ("statx", "newfstatat", "fstatat64"):
@@ -248,29 +247,29 @@ class _Supervisor:
             os.close(file)
 
     def tell(self, call: _Call, file: int, buffer: int) -> bool:
-        """Write what is recorded of ``file`` to the caller's ``buffer``; False when nothing is."""
+        """Write the recorded status of ``file`` to ``buffer`` in the caller; False if there is no record."""
         found = os.fstat(file)
         known = self.table.seen(file, found)
         if known is None:
             return False
-        told = status.Status(found, known.uid, known.gid, known.device)
+        told = status.FileStatus(found, known.uid, known.gid, known.device)
         if call.name == "statx":
             flags, mask = call.arguments[2] & _STATX_SYNC, call.arguments[3] & _WORD
-            data = status.amended(syscalls.statx(file, b"", flags | syscalls.AT_EMPTY_PATH, mask), told)
+            data = status.patch_statx(syscalls.statx(file, b"", flags | syscalls.AT_EMPTY_PATH, mask), told)
         else:
-            data = status.packed(told, call.architecture, wide=call.name.endswith("64"))
+            data = status.pack(told, call.architecture, wide=call.name.endswith("64"))
         memory = os.open(f"{call.pid}/mem", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            self.still(call)  # so the memory is that of the process that called
+            self.still(call)  # the memory is still that of the caller
             os.pwrite(memory, data, buffer)
-        except (OSError, OverflowError) as error:  # a place that no process has
+        except (OSError, OverflowError) as error:  # an invalid address
             raise OSError(errno.EFAULT, "") from error
         finally:
             os.close(memory)
         return True
 
     def make(self, call: _Call) -> bool:
-        """mknod(2) of a device: an empty file that stands for it."""
+        """Handle mknod(2) of a device: make an empty file and record the device."""
         base, (address, mode, number) = _AT_FDCWD, call.arguments[:3]
         if call.name == "mknodat":
             base, address, mode, number = call.arguments[:4]
@@ -279,10 +278,10 @@ class _Supervisor:
             return True
         number &= _WORD
         major, minor = number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00
-        if letter == "c" and (major, minor) == (0, 0):  # by which overlayfs marks deletions
+        if letter == "c" and (major, minor) == (0, 0):  # a whiteout of overlayfs
             raise OSError(errno.EPERM, "")
         path, slash, name = self.string(call, address).rpartition(b"/")
-        if name in (b"", b".", b".."):  # nothing that could be made: the kernel says why
+        if name in (b"", b".", b".."):  # the kernel reports the error
             return True
         directory = self.open(call, base, path or slash or b".", follow=True)
         try:
@@ -300,7 +299,7 @@ class _Supervisor:
         return False
 
     def move(self, call: _Call) -> bool:
-        """rename(2) and its kin: the group stays that the old directory has handed down, whatever the new one would."""
+        """Handle rename(2) and its variants: record a group that was inherited from the old directory."""
         from_, old, to, new = (_AT_FDCWD, call.arguments[0], _AT_FDCWD, call.arguments[1])
         if call.name != "rename":
             from_, old, to, new = call.arguments[:4]
@@ -317,32 +316,33 @@ class _Supervisor:
                         os.close(directory)
                 finally:
                     os.close(file)
-            except OSError:  # so will the kernel's fail, and say why
+            except OSError:  # the kernel reports the error
                 pass
         return True
 
     def enter(self, call: _Call) -> bool:
-        """chroot(2): from now on it has to be asked where a process has its root."""
+        """Handle chroot(2): from now on the root directory of each caller is looked up."""
         del call
         self.entered = True
         return True
 
-    # -- what the caller means ----------------------------------------------------------------------------------------
+    # -- the caller's paths and memory --------------------------------------------------------------------------------
 
     def still(self, call: _Call) -> None:
-        """Raise OSError if the caller has died: its number, and its descriptors, may be another's by now."""
+        """Raise OSError if the caller has died: its id and descriptors may be another process's by now."""
         fcntl.ioctl(self.listener, _STILL_VALID, _IDENTITY.pack(call.identity))
 
     def where(self, call: _Call, base: int, path: bytes) -> bytes:
-        """A path by which this process finds what ``path`` is to the caller; b"" is ``base`` itself.
+        """Return a path by which this process reaches ``path`` as the caller would; b"" stands for ``base`` itself.
 
-        The root directory is made that of the caller, which may have chrooted: links lead to where they lead it.
+        The root directory is set to the caller's, which may have called chroot, so that absolute links are resolved
+        there.
         """
         if self.entered and (wanted := _identity(f"{call.pid}/root")) != self.root:
-            os.chroot(f"{call.pid}/root")  # the working directory stays where it is
+            os.chroot(f"{call.pid}/root")  # the working directory is unchanged
             self.root = wanted
         if path[:1] == b"/":
-            # By its own /proc, this process cannot find out who "self" is. Only descriptors: nothing may follow.
+            # In the caller's /proc "self" is not this process. Only descriptors, with nothing after them.
             opened = None if self.entered else _DESCRIPTOR.fullmatch(path)
             return b"%d/fd/%b" % (call.pid, _STREAMS.get(path) or opened[1]) if opened else path
         base &= _WORD
@@ -350,14 +350,14 @@ class _Supervisor:
         return place + b"/" + path if path else place
 
     def open(self, call: _Call, base: int, path: bytes, follow: bool) -> int:
-        """An O_PATH descriptor of what the call is about."""
+        """Return an O_PATH descriptor of the file that the call is about."""
         where = self.where(call, base, path)
         if path[:1] != b"/" and not os.path.exists(where[: len(where) - len(path) - 1] if path else where):
             raise OSError(errno.EBADF, "")
         return os.open(where, _PATH if follow or not path else _PATH | os.O_NOFOLLOW)
 
     def string(self, call: _Call, address: int) -> bytes:
-        """The string at ``address`` of the caller's memory, without its NUL."""
+        """Return the NUL-terminated string at ``address`` of the caller's memory."""
         found = b""
         while len(found) < _PATH_MAX:
             wanted = _PAGE if found else _SHORT_STRING
@@ -370,13 +370,13 @@ class _Supervisor:
         raise OSError(errno.ENAMETOOLONG, "")
 
 
-def change(table: Table, file: int, uid: int, gid: int) -> None:
-    """Do chown's work on ``file``, an O_PATH descriptor, but for the owner, which ``table`` gets; -1 leaves an id.
+def change(table: InodeRecords, file: int, uid: int, gid: int) -> None:
+    """Do what chown does to ``file``, an O_PATH descriptor, except for the owner, which is recorded; -1 leaves an id.
 
     The working directory is a /proc that shows this process.
     """
     was = os.fstat(file)
-    os.chown(f"self/fd/{file}", -1, -1)  # the rest of chown's work: copying up, set-user-id bits, EROFS
+    os.chown(f"self/fd/{file}", -1, -1)  # copies up, clears set-user-id bits, fails with EROFS
     table.give(file, was, uid, gid)
 
 

@@ -52,9 +52,9 @@ ALLOWED: Final = {
 462-466
 """,
 }
-"""By architecture the numbers of calls that may be made, as ranges."""
+"""By architecture, the ranges of call numbers that are allowed."""
 
-LOOKED_AT: Final[dict[str, dict[int, tuple[tuple[int, str, int], ...]]]] = {
+CONDITIONAL: Final[dict[str, dict[int, tuple[tuple[int, str, int], ...]]]] = {
     "x86_64": {
         41: ((0, "<", 0x26), (0, "=", 0x27), (0, ">=", 0x29)),
         56: ((0, "none", 0x7E020000),),
@@ -96,8 +96,8 @@ LOOKED_AT: Final[dict[str, dict[int, tuple[tuple[int, str, int], ...]]]] = {
         220: ((0, "none", 0x7E020000),),
     },
 }
-"""Calls that may be made when one of these holds: the number of an argument, ``=``, ``<``, ``>=`` or
-``none`` (no bit of), and a value."""
+"""Calls that are allowed when one of the conditions holds: the index of an argument, ``=``, ``<``, ``>=`` or ``none``
+(no bit of), and a value."""
 
 ABSENT: Final[dict[str, tuple[int, ...]]] = {
     "x86_64": (435,),
@@ -109,7 +109,7 @@ ABSENT: Final[dict[str, tuple[int, ...]]] = {
     "riscv64": (435,),
     "loongarch64": (435,),
 }
-"""Calls that are answered with ENOSYS, so that C libraries make others."""
+"""Calls that fail with ENOSYS, so that C libraries use others."""
 
 LAST: Final = {
     "x86_64": 466,
@@ -121,4 +121,4 @@ LAST: Final = {
     "riscv64": 466,
     "loongarch64": 466,
 }
-"""The highest number that the profile speaks of. Those above it are of its future: ENOSYS."""
+"""The highest number in the profile. Higher ones are newer: ENOSYS."""

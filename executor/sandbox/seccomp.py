@@ -1,13 +1,13 @@
-"""The system call filter of a step, as a classic BPF program (Documentation/userspace-api/seccomp_filter.rst).
+"""The seccomp filter of a step, as a classic BPF program (Documentation/userspace-api/seccomp_filter.rst).
 
-It does three things. Sync calls succeed at once: a step's result is thrown away on a crash anyway, so waiting for the
-disk buys nothing. Of the others those may be made that Docker's default profile allows for the capabilities that a step
-has (``profile``); the rest fails with EPERM, or with ENOSYS where a call is younger than the profile, so that programs
-fall back to older ones. Subvolumes of btrfs cannot be made either. And where a step cannot change owners, the calls
-that would do so, and those that tell them, are handed to a supervisor (``watched``).
+It does three things. Sync calls succeed at once: the result of a step is discarded after a crash, so waiting for the
+disk has no use. Other calls are allowed as in Docker's default profile for the capabilities of a step (``profile``);
+the rest fail with EPERM, or with ENOSYS if they are newer than the profile, so that programs fall back to older ones;
+btrfs subvolumes cannot be made. And where a step cannot change owners, the calls that would do so, and those that
+report them, are sent to a supervisor (``notified_calls``).
 
-The filter sees the machine's own calls: an emulated program's go through it as qemu makes them. x32, which hardly any
-kernel offers, counts as absent.
+The filter sees the host's system calls, also those that qemu makes for an emulated program. x32, which hardly any
+kernel supports, is treated as absent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import stat
 import struct
 import sys
 
-from executor.sandbox import profile, watched
+from executor.sandbox import notified_calls, profile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ _ARCHITECTURES: Final = {
     "s390x": 0x80000016, "riscv64": 0xC00000F3, "loongarch64": 0xC0000102,
 }  # fmt: skip
 _SAME: Final = {"loongarch64": "riscv64"}
-"""Architectures that have no column below, with one whose numbers there are the same."""
+"""Architectures without a column below, and one with the same numbers."""
 
 _SPOKEN: Final = {
-    # os.uname().machine: the interfaces that its kernel offers to programs
+    # os.uname().machine: the system call interfaces of its kernel
     "x86_64": ("x86_64", "i386"), "i686": ("i386",), "aarch64": ("aarch64", "arm"), "armv7l": ("arm",),
     "ppc64le": ("ppc64le",), "s390x": ("s390x",), "riscv64": ("riscv64",),
     "loongarch64": ("loongarch64",),
@@ -52,7 +52,7 @@ syncfs             306  344  267  373  348  338  267
 _MSYNC: Final = """\
 msync               26  144  227  144  144  144  227
 """
-"""Another such, with MS_SYNC."""
+"""Succeeds without doing anything if called with MS_SYNC."""
 
 _BECOMING: Final = """\
 setuid             105   23  146   23   23  213  146
@@ -74,14 +74,14 @@ setfsuid32           -  215    -  215    -    -    -
 setfsgid           123  139  152  139  139  216  152
 setfsgid32           -  216    -  216    -    -    -
 """
-"""Succeed without doing anything there: the only user to become is the one that it is."""
+"""Succeed without doing anything where there is only one user id."""
 
 _IOCTL: Final = """\
 ioctl               16   54   29   54   54   54   29
 """
 _SUBVOLUMES: Final = (0x9401, 0x940E, 0x9417, 0x9418)
-"""Kind and number of requests that make subvolumes of btrfs, and snapshots of them (linux/btrfs.h): in a cache, which
-is a directory of the store as it is. Their owner can make them read-only, and then they cannot be removed."""
+"""ioctl(2) requests that make btrfs subvolumes and snapshots (linux/btrfs.h), possible in a cache directory. Their
+owner can make them read-only, so that they cannot be removed."""
 
 # linux/filter.h, linux/seccomp.h
 _LD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -94,7 +94,7 @@ _RET: Final = 0x06
 _ALLOW: Final = 0x7FFF0000
 _NOTIFY: Final = 0x7FC00000
 _ERRNO: Final = 0x00050000
-_SUCCEED: Final = _ERRNO  # "fails" with errno 0, which the caller sees as the return value 0
+_SUCCEED: Final = _ERRNO  # errno 0: the call returns 0
 _EPERM: Final = _ERRNO | 1
 _ENOSYS: Final = _ERRNO | 38
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
@@ -107,21 +107,21 @@ _REQUEST: Final = 0xFFFF  # kind and number of an ioctl(2), without size and dir
 _REACH: Final = 255  # instructions that a conditional jump can skip
 
 _Line = tuple[int, int, int, int]
-"""An instruction: its code, how many to skip when it holds and when it does not, and a value (struct sock_filter)."""
+"""An instruction (struct sock_filter): code, jump offsets if true and false, value."""
 
 ALLOW: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _ALLOW),)
 DENY: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _EPERM),)
 ABSENT: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _ENOSYS),)
 SUCCEED: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _SUCCEED),)
 NOTIFY: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _NOTIFY),)
-"""What to do with a call: instructions that end with a verdict on every path."""
+"""The instructions for a call that is sent to a supervisor."""
 
 
 def program(*, confined: bool = True, single: bool = False, machine: str = "") -> bytes:
-    """The filter for this machine (or ``machine``), for ``platforms.syscalls.seccomp_filter``; b"" where none is known.
+    """Return the filter for this machine (or ``machine``), for ``platforms.syscalls.seccomp_filter``; b"" if unknown.
 
-    Not ``confined``: without the denials. ``single``: for a user namespace of one id, with the calls that change or
-    tell owners handed over (the filter must then be installed with SECCOMP_FILTER_FLAG_NEW_LISTENER).
+    ``confined``: False to allow all calls. ``single``: for a user namespace of one id, with the calls that change or
+    report owners sent to a supervisor (the filter must be installed with SECCOMP_FILTER_FLAG_NEW_LISTENER).
     """
     spoken = _SPOKEN.get(machine or os.uname().machine, ())
     if not spoken:
@@ -129,34 +129,34 @@ def program(*, confined: bool = True, single: bool = False, machine: str = "") -
     code: list[_Line] = [(_LD, 0, 0, _ARCHITECTURE)]
     for architecture in spoken:
         rules = _rules(architecture, single)
-        block = [(_LD, 0, 0, _NUMBER), *_tree(_verdicts(architecture, rules, confined))]
+        block = [(_LD, 0, 0, _NUMBER), *_tree(_actions(architecture, rules, confined))]
         code += [(_JEQ, 1, 0, _ARCHITECTURES[architecture]), (_JA, 0, 0, len(block)), *block]
     code += DENY
     return b"".join(struct.pack("=HBBI", *each) for each in code)
 
 
 def calls(table: str, machine: str = "") -> dict[tuple[int, int], tuple[str, str]]:
-    """The calls of ``table`` by the numbers that a notification has: architecture and call, as numbers to names."""
+    """Return the calls of ``table`` by the numbers of a notification: (architecture, number) to names."""
     spoken = _SPOKEN.get(machine or os.uname().machine, ())
     found = ((each, name, number) for each in spoken for name, number in _numbers(table, each).items())
     return {(_ARCHITECTURES[each], number): (each, name) for each, name, number in found}
 
 
 def _rules(architecture: str, single: bool) -> dict[int, tuple[_Line, ...]]:
-    """What is done with calls by ourselves, whether or not the profile allows them."""
+    """Return the instructions for the calls that are handled whether or not the profile allows them."""
     rules = dict.fromkeys(_numbers(_SYNC, architecture).values(), SUCCEED)
     for number in _numbers(_MSYNC, architecture).values():
         rules[number] = ((_LD, 0, 0, _argument(2)), (_JSET, 0, 1, _MS_SYNC), *SUCCEED, *ALLOW)
     if single:
-        rules |= _watched(architecture)
+        rules |= _notified(architecture)
         rules |= dict.fromkeys(_numbers(_BECOMING, architecture).values(), SUCCEED)
     return rules
 
 
-def _watched(architecture: str) -> dict[int, tuple[_Line, ...]]:
-    """The calls that are handed to a supervisor; some of them only with certain arguments."""
-    rules = dict.fromkeys(_numbers(watched.ALL, architecture).values(), NOTIFY)
-    for name, number in _numbers(watched.ALL, architecture).items():
+def _notified(architecture: str) -> dict[int, tuple[_Line, ...]]:
+    """Return the instructions for the calls that are sent to a supervisor, some only with certain arguments."""
+    rules = dict.fromkeys(_numbers(notified_calls.ALL, architecture).values(), NOTIFY)
+    for name, number in _numbers(notified_calls.ALL, architecture).items():
         if name == "statx":
             rules[number] = ((_LD, 0, 0, _argument(3)), (_JSET, 0, 1, _STATX_WATCHED), *NOTIFY, *ALLOW)
         elif name.startswith("mknod"):
@@ -166,10 +166,10 @@ def _watched(architecture: str) -> dict[int, tuple[_Line, ...]]:
     return rules
 
 
-def _verdicts(
+def _actions(
     architecture: str, rules: dict[int, tuple[_Line, ...]], confined: bool
 ) -> list[tuple[int, tuple[_Line, ...]]]:
-    """The numbers at which something else is to be done than with the number before, and what; the first is 0."""
+    """Return the call numbers at which the action changes, with the instructions from there on; the first is 0."""
     last = max(profile.LAST[architecture], *rules)
     verdicts = [DENY if confined else ALLOW] * (last + 1)
     private: list[tuple[int, tuple[_Line, ...]]] = []
@@ -177,11 +177,11 @@ def _verdicts(
         for each in profile.ALLOWED[architecture].split():
             first, _, end = each.partition("-")
             start, stop = int(first), int(end or first) + 1
-            if start > last:  # arm has some of its own far above the others
+            if start > last:  # arm has private calls at much higher numbers
                 private += [(start, ALLOW), (stop, ABSENT)]
             else:
                 verdicts[start:stop] = [ALLOW] * (stop - start)
-        for number, conditions in profile.LOOKED_AT[architecture].items():
+        for number, conditions in profile.CONDITIONAL[architecture].items():
             verdicts[number] = _one_of(conditions)
         for number in profile.ABSENT.get(architecture, ()):
             verdicts[number] = ABSENT
@@ -199,8 +199,8 @@ def _verdicts(
 
 
 def _one_of(conditions: tuple[tuple[int, str, int], ...]) -> tuple[_Line, ...]:
-    """Allow the call when one of the profile's conditions holds. Of arguments the lower half counts, as in the kernel,
-    which takes all that are looked at as 32 bits."""
+    """Allow the call when one of the profile's conditions holds. The lower half of arguments is compared, as the kernel
+    takes all of these as 32 bits."""
     lines: list[_Line] = []
     for index, (argument, comparison, value) in enumerate(conditions):
         to_allow = 2 * (len(conditions) - index) - 1
@@ -217,7 +217,8 @@ def _none_of(requests: tuple[int, ...]) -> tuple[_Line, ...]:
 
 
 def _tree(verdicts: list[tuple[int, tuple[_Line, ...]]]) -> list[_Line]:
-    """A binary search. Installing the filter makes the kernel run it for every call number: short and flat is fast."""
+    """Return a binary search. On installation the kernel runs the filter for every call number, so it is short and
+    flat."""
     if len(verdicts) == 1:
         return list(verdicts[0][1])
     middle = len(verdicts) // 2
@@ -229,7 +230,7 @@ def _tree(verdicts: list[tuple[int, tuple[_Line, ...]]]) -> list[_Line]:
 
 
 def _argument(index: int) -> int:
-    """The offset of an argument's lower half."""
+    """Return the offset of the lower half of an argument."""
     return _ARGUMENTS + 8 * index + (4 if sys.byteorder == "big" else 0)
 
 

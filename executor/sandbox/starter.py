@@ -1,13 +1,14 @@
-"""The program that a step's process executes first: it executes the step's own.
+"""The first program that the process of a step executes; it executes the step's program.
 
-While the kernel looks for a program, its ``#!`` interpreter and its ELF interpreter, ``/proc/self/exe`` is the file of
-the process that called execve. Called by kanifold's own process that would be the host's Python: an image could name it
-as its program, run it under an ELF interpreter of its own, and write to it (CVE-2019-5736). So that process executes
-this one, some 200 bytes in a read-only mount, and only then does the kernel look at names that an image has chosen. The
-file, the memory and the descriptors of kanifold are gone by then.
+While the kernel resolves a program, its ``#!`` interpreter and its ELF interpreter, ``/proc/self/exe`` is the
+executable of the process that called execve. For kanifold's own process that is the host's Python: an image could name
+it as its program, run it with an ELF interpreter of its own, and write to it (CVE-2019-5736). So that process executes
+this program, some 200 bytes in a read-only mount, and only then are names resolved that the image controls. The
+executable, the memory and the descriptors of kanifold are gone by then.
 
-Its arguments are the path to execute, then the program's own from argv[0] on. It marks descriptor 3 close-on-exec,
-calls execve, and when that returns writes its result, the negated errno, to the descriptor as a 32-bit number.
+Its arguments are the path to execute, then the arguments of the program from argv[0] on. It marks descriptor 3
+close-on-exec and calls execve; if that returns, it writes the result, the negated errno, to the descriptor as a 32-bit
+number.
 """
 
 from __future__ import annotations
@@ -75,11 +76,11 @@ CODE: Final = {
         0x29800064, 0x02800C04, 0x02C00065, 0x02801006, 0x0281000B, 0x002B0000, 0x0281FC04, 0x0281780B, 0x002B0000,
     ),
 }  # fmt: skip
-"""Instructions, by architecture as platforms name it."""
+"""Instructions, by architecture as in ``platforms``."""
 
 
 def program(architecture: str = "") -> bytes:
-    """The executable file for this host, or for ``architecture``. Raises OSError where none is known."""
+    """Return the executable for this host, or for ``architecture``. Raises OSError if there is none."""
     wanted = architecture or host().architecture
     if wanted not in CODE:
         raise OSError(f"steps cannot be started on this host: its architecture, {wanted}, is unknown")

@@ -1,4 +1,4 @@
-"""A file's status as the kernel writes it into a program's memory, in the structure of the interface that was called.
+"""Encoding the status of a file as the kernel does, in the structure of the system call and architecture.
 
 Sources: ``struct stat`` and ``struct stat64`` of arch/*/include/uapi/asm/stat.h and include/uapi/asm-generic/stat.h;
 ``struct statx`` of include/uapi/linux/stat.h.
@@ -21,11 +21,11 @@ _SECOND: Final = 1_000_000_000
 _WORD: Final = (1 << 32) - 1
 _SHORT: Final = (1 << 16) - 1
 _NO_SHORT_ID: Final = 65534
-"""What an id is to a program that only knows short ones (/proc/sys/kernel/overflowuid)."""
+"""What an id that does not fit 16 bits becomes (/proc/sys/kernel/overflowuid)."""
 
 
-class Status(msgspec.Struct, frozen=True):
-    """What a program is told of a file: what stat(2) says, but for its owner, and the device that it stands for."""
+class FileStatus(msgspec.Struct, frozen=True):
+    """The status of a file from stat(2), with the recorded owner and device."""
 
     found: os.stat_result
     uid: int
@@ -45,17 +45,17 @@ class Status(msgspec.Struct, frozen=True):
 
     @property
     def times(self) -> tuple[int, ...]:
-        """Of access, modification and change, each in seconds and nanoseconds."""
+        """Return access, modification and change time, each in seconds and nanoseconds."""
         found = self.found
         return tuple(
             part for each in (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns) for part in divmod(each, _SECOND)
         )
 
 
-def packed(status: Status, architecture: str, *, wide: bool) -> bytes:
-    """``status`` as a structure of ``architecture`` (as ``seccomp`` names it).
+def pack(status: FileStatus, architecture: str, *, wide: bool) -> bytes:
+    """Return ``status`` as a structure of ``architecture`` (as named in ``seccomp``).
 
-    ``wide`` is for the calls of 32-bit interfaces whose name ends in 64. Raises OSError: EOVERFLOW, where a value does
+    ``wide``: for the calls of 32-bit interfaces whose names end in 64. Raises OSError (EOVERFLOW) where a value does
     not fit.
     """
     try:
@@ -66,8 +66,8 @@ def packed(status: Status, architecture: str, *, wide: bool) -> bytes:
         raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW)) from None
 
 
-def amended(data: bytes, status: Status) -> bytes:
-    """``data``, a ``struct statx`` of the file, with what ``status`` says of it."""
+def patch_statx(data: bytes, status: FileStatus) -> bytes:
+    """Return ``data``, a ``struct statx``, with the fields of ``status``."""
     changed = bytearray(data)
     struct.pack_into("=IIH", changed, 20, status.uid, status.gid, status.mode)
     if status.device is not None:
@@ -75,7 +75,7 @@ def amended(data: bytes, status: Status) -> bytes:
     return bytes(changed)
 
 
-def _x86_64(status: Status) -> bytes:
+def _x86_64(status: FileStatus) -> bytes:
     found = status.found
     return struct.pack(
         "=QQQIIIxxxxQqqqqQqQqQ24x",
@@ -84,7 +84,7 @@ def _x86_64(status: Status) -> bytes:
     )  # fmt: skip
 
 
-def _generic(status: Status) -> bytes:
+def _generic(status: FileStatus) -> bytes:
     found = status.found
     return struct.pack(
         "=QQIIIIQ8xqi4xqqQqQqQ8x",
@@ -93,7 +93,7 @@ def _generic(status: Status) -> bytes:
     )  # fmt: skip
 
 
-def _s390x(status: Status) -> bytes:
+def _s390x(status: FileStatus) -> bytes:
     found = status.found
     return struct.pack(
         "=QQQIIIxxxxQQqQqQqQqq24x",
@@ -102,7 +102,7 @@ def _s390x(status: Status) -> bytes:
     )  # fmt: skip
 
 
-def _i386_64(status: Status) -> bytes:
+def _i386_64(status: FileStatus) -> bytes:
     found = status.found
     return struct.pack(
         "=Q4xIIIIIQ4xqIQIIIIIIQ",
@@ -111,7 +111,7 @@ def _i386_64(status: Status) -> bytes:
     )  # fmt: skip
 
 
-def _arm_64(status: Status) -> bytes:
+def _arm_64(status: FileStatus) -> bytes:
     found = status.found
     return struct.pack(
         "=Q4xIIIIIQ8xqI4xQIIIIIIQ",
@@ -120,8 +120,8 @@ def _arm_64(status: Status) -> bytes:
     )  # fmt: skip
 
 
-def _short(status: Status) -> bytes:
-    """The first ``struct stat`` of i386 and arm."""
+def _short(status: FileStatus) -> bytes:
+    """Pack the first ``struct stat`` of i386 and arm."""
     found = status.found
     ids = (each if each <= _SHORT else _NO_SHORT_ID for each in (status.uid, status.gid))
     return struct.pack(

@@ -26,7 +26,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from executor.sandbox import cgroup, network, roots, staging, targets
-from executor.sandbox.report import FD, NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, Report, words
+from executor.sandbox.report import FD, NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, StartReporter, error_text
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Spec, Tmpfs
 from platforms import syscalls
 from platforms.descriptors import close_others
@@ -123,7 +123,7 @@ def prepare(shape: Shape) -> Prepared:
         signal.signal(each, signal.SIG_DFL)
     os.umask(0o022)
     if shape.network == "none":
-        network.switch_on_loopback()
+        network.bring_up_loopback()
 
     # 2. The parts of its root, in the staging tmpfs, where no image has a say.
     staging.mount_proc()
@@ -147,7 +147,7 @@ def become(
     output: tuple[int, int],
     rules: Rules,
     supervisor: socket.socket | None,
-    report: Report,
+    report: StartReporter,
 ) -> NoReturn:
     """Turn this process, prepared for the shape of ``spec``, into the step.
 
@@ -515,7 +515,7 @@ def _find(argv: tuple[str, ...], env: tuple[str, ...]) -> str:
     try:
         mode = _mode(path)
     except OSError as error:
-        raise RefusedError(NOT_FOUND, f'exec: "{name}": stat {path}: {words(error.errno or 0)}') from error
+        raise RefusedError(NOT_FOUND, f'exec: "{name}": stat {path}: {error_text(error.errno or 0)}') from error
     if stat.S_ISDIR(mode):
         raise RefusedError(NOT_EXECUTABLE, f'exec: "{name}": is a directory')
     if not os.access(path, os.X_OK):
@@ -554,7 +554,7 @@ def _execute(starter: int, program: str, argv: tuple[str, ...], env: tuple[str, 
     try:
         os.execve(starter, (program, *argv), _environment(env))
     except OSError as error:
-        raise RefusedError(NOT_EXECUTABLE, f"exec {program}: {words(error.errno or 0)}") from error
+        raise RefusedError(NOT_EXECUTABLE, f"exec {program}: {error_text(error.errno or 0)}") from error
     except ValueError as error:
         why = f"exec {program}: an argument or a variable cannot be passed to a program: {error}"
         raise RefusedError(NOT_EXECUTABLE, why) from error

@@ -1,8 +1,8 @@
-"""Paths inside a step's root: found without ever leaving it, made when they are missing, and unmade without a trace.
+"""Locating mount targets in a step's root without leaving it, making missing ones, and removing those afterwards.
 
-Images are hostile: ``/etc`` may be a symbolic link to ``/../../etc`` of the host, and a step may put a link where a
-mount point was (CVE-2024-23652, CVE-2026-41579). So paths are walked one component at a time, on descriptors, by the
-rule of ``platforms.pathwalk``.
+Images are untrusted: ``/etc`` may be a symbolic link to ``/../../etc`` of the host, and a step may replace a mount
+point by a link (CVE-2024-23652, CVE-2026-41579). So paths are walked one component at a time on descriptors, with
+symbolic links read as text and resolved relative to the root, which ``..`` never leaves.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
     from typing import Final
 
 State = tuple[int, int, int, tuple[str, ...]]
-"""What a step can change in a directory besides its entries: mode, uid, gid, names of extended attributes."""
+"""The attributes of a directory that a step can change: mode, uid, gid, names of extended attributes."""
 
 Made = tuple[str, int]
-"""A file or directory that was made for a mount: its path below the root, no component a link; its inode in upper."""
+"""A file or directory made for a mount: its path relative to the root, without links; its inode in the upper
+directory."""
 
 Touched = tuple[str, State, int, int, bool]
 """A directory in which one was made: its path; its state; its mtime in ns before and after; whether it is in the upper
-directory only for that."""
+directory only because of that."""
 
 
 class Root:
-    """The root file system of one step while it is being put together.
+    """The root file system of a step during set-up.
 
-    ``fd`` is its root directory, ``upper`` the overlay's upper directory, ``proc`` the device number of its /proc. What
-    had to be made is recorded in ``made`` and ``touched``, for ``unmake`` to take back when the step is over.
+    ``fd``: its root directory. ``upper``: the overlay's upper directory. ``proc``: the device number of its /proc. What
+    is made is recorded in ``made`` and ``touched``, for ``unmake`` to remove after the step.
     """
 
     def __init__(self, fd: int, upper: int, proc: int) -> None:
@@ -46,10 +47,10 @@ class Root:
         self.touched: dict[str, Touched] = {}
 
     def locate(self, target: str, *, directory: bool, record: bool = True, mode: int = 0o755) -> int:
-        """An O_PATH descriptor of ``target``, which is made if it is missing: a directory, or an empty file.
+        """Return an O_PATH descriptor of ``target``; if it is missing, make it: a directory, or an empty file.
 
-        With ``record`` what is made will be unmade. Raises OSError: NotADirectoryError, IsADirectoryError when it is
-        of the other kind, ELOOP, EROFS …
+        With ``record``, what is made will be removed. Raises OSError: NotADirectoryError and IsADirectoryError for the
+        wrong kind, ELOOP, EROFS …
         """
         walk = PathWalk(os.fsencode(target))
         stack = [os.dup(self.fd)]  # of the root, and of each of ``walk.names``
@@ -70,7 +71,7 @@ class Root:
                 status = os.fstat(fd)
                 kind = status.st_mode
                 if stat.S_ISLNK(kind):
-                    if status.st_dev == self.proc:  # its links may say one thing and lead to another
+                    if status.st_dev == self.proc:  # the text of a magic link is not where it leads
                         raise TooManyLinks(walk.path)
                     walk.follow(os.readlink(b"", dir_fd=fd))
                     os.close(stack.pop())
@@ -85,7 +86,7 @@ class Root:
                 os.close(each)
 
     def has_directory(self, path: str) -> bool:
-        """Whether there is a directory at ``path``, seen from inside."""
+        """Whether there is a directory at ``path``, as seen in the step."""
         resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
         try:
             os.close(syscalls.openat2(self.fd, path, os.O_PATH | os.O_DIRECTORY, resolve=resolve))
@@ -94,7 +95,7 @@ class Root:
         return True
 
     def mode_of(self, path: str) -> int | None:
-        """The permissions of what is at ``path``, seen from inside; None when there is nothing."""
+        """Return the permissions of ``path``, as seen in the step; None if it does not exist."""
         resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
         try:
             fd = syscalls.openat2(self.fd, path, os.O_PATH, resolve=resolve)
@@ -119,7 +120,7 @@ class Root:
         if ours:
             where, made = "/".join(names), "/".join(path)
             self.made.append((made, _status(self.upper, made).st_ino))
-            for each in new:  # copied up for the sake of the new one, as they were
+            for each in new:  # directories that were copied up for the new one
                 state, mtime = _state(self.upper, each)
                 self.touched[each] = (each, state, mtime, mtime, True)
             state, after = _state(self.upper, where)
@@ -128,7 +129,8 @@ class Root:
         return fd
 
     def _missing(self, names: list[str]) -> list[str]:
-        """The directories on the way down ``names`` that the upper directory does not have yet, topmost first."""
+        """Return the directories on the way down ``names`` that the upper directory does not have yet, topmost
+        first."""
         paths = ["/".join(names[: depth + 1]) for depth in range(len(names))]
         for index, path in enumerate(paths):
             try:
@@ -139,10 +141,10 @@ class Root:
 
 
 def unmake(upper: int, made: Sequence[Made], touched: Sequence[Touched]) -> None:
-    """Take back what ``Root.locate`` has made, where the step left it alone: still ours, still empty.
+    """Remove what ``Root.locate`` has made, if the step left it unchanged: the same inode, still empty.
 
-    Works on the upper directory itself, after all processes of the step have ended, and follows no link: whatever the
-    step has put in a directory's place is not ours and stays untouched.
+    Works on the upper directory, after all processes of the step have ended, and follows no link: what the step has put
+    in its place is kept.
     """
     restore = []
     for path, state, before, after, copied in touched:
@@ -154,7 +156,7 @@ def unmake(upper: int, made: Sequence[Made], touched: Sequence[Touched]) -> None
             restore.append((path, before, copied and now == state))
     for path, inode in reversed(made):
         _remove(upper, path, inode)
-    # Deepest first, so that a directory has got rid of its own copies when its turn comes.
+    # Deepest first, so that directories are empty when they are removed.
     for path, before, removable in sorted(restore, key=lambda each: -len(each[0].split("/")) * bool(each[0])):
         if removable and _remove(upper, path, 0):
             continue
@@ -182,7 +184,7 @@ def _status(upper: int, path: str) -> os.stat_result:
 
 
 def _state(upper: int, path: str) -> tuple[State, int]:
-    """The state and the mtime of the directory ``path``."""
+    """Return the state and the mtime of the directory ``path``."""
     fd = syscalls.openat2(upper, path or ".", os.O_RDONLY | os.O_DIRECTORY, resolve=_BENEATH)
     try:
         status = os.fstat(fd)
@@ -193,7 +195,7 @@ def _state(upper: int, path: str) -> tuple[State, int]:
 
 
 def _remove(upper: int, path: str, inode: int) -> bool:
-    """Remove ``path`` if it is an empty directory or file and (unless 0) has this inode number."""
+    """Remove ``path`` if it is an empty directory or file and, unless ``inode`` is 0, has that inode number."""
     head, _, name = path.rpartition("/")
     try:
         parent = syscalls.openat2(upper, head or ".", os.O_PATH | os.O_DIRECTORY, resolve=_BENEATH)
@@ -209,7 +211,7 @@ def _remove(upper: int, path: str, inode: int) -> bool:
             os.unlink(name, dir_fd=parent)
         else:
             return False
-    except OSError:  # not empty: the step has put something into it
+    except OSError:  # not empty: the step has added something
         return False
     finally:
         os.close(parent)

@@ -101,7 +101,9 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
         for insecure in (False, True)
         for supervised in {False, single}
     }
-    rules = step.Rules(single, filters, net, network.sniffs(), syscalls.landlock_version() >= network.SCOPES)
+    rules = step.Rules(
+        single, filters, net, network.can_capture_packets(), syscalls.landlock_version() >= network.SCOPES
+    )
     proc = staging.proc_of_all() if single else -1
     if single:
         from executor.sandbox import owners  # noqa: F401
@@ -211,7 +213,7 @@ def _start(wanted: spec.Spec, fds: list[int], rules: step.Rules, proc: int, repl
     try:
         pid = syscalls.fork(_namespaces(step.Shape.of(wanted)))
         if pid == 0:
-            _child(wanted, (fds[2], fds[3]), rules, line[0] if line else None, report.Report(tell))
+            _child(wanted, (fds[2], fds[3]), rules, line[0] if line else None, report.StartReporter(tell))
         supervisor = _supervisor(line, wanted, proc) if line else 0
     except OSError:
         os.close(told)
@@ -229,7 +231,7 @@ def _spare(shape: step.Shape, rules: step.Rules) -> _Spare | None:
     try:
         pid = syscalls.fork(_namespaces(shape))
         if pid == 0:
-            _wait_for_step(shape, rules, theirs, report.Report(tell))
+            _wait_for_step(shape, rules, theirs, report.StartReporter(tell))
         return _Spare(shape, pid, os.pidfd_open(pid), told, ours)
     except OSError:
         os.close(told)
@@ -240,7 +242,7 @@ def _spare(shape: step.Shape, rules: step.Rules) -> _Spare | None:
         theirs.close()
 
 
-def _wait_for_step(shape: step.Shape, rules: step.Rules, line: socket.socket, told: report.Report) -> NoReturn:
+def _wait_for_step(shape: step.Shape, rules: step.Rules, line: socket.socket, told: report.StartReporter) -> NoReturn:
     try:
         keep_only(line.fileno(), told.fd, *rules.network.descriptors())
         prepared = step.prepare(shape)
@@ -276,7 +278,7 @@ def _child(
     output: tuple[int, int],
     rules: step.Rules,
     supervisor: socket.socket | None,
-    told: report.Report,
+    told: report.StartReporter,
 ) -> NoReturn:
     """Become the step, or report why not. Never returns into the server's loop."""
     try:
@@ -293,7 +295,7 @@ def _become(
     output: tuple[int, int],
     rules: step.Rules,
     supervisor: socket.socket | None,
-    told: report.Report,
+    told: report.StartReporter,
 ) -> NoReturn:
     try:
         step.become(wanted, prepared, output, rules, supervisor, told)
@@ -318,7 +320,7 @@ def _end(running: _Running, kills: _Kills) -> None:
     told = report.read(running.report)
     if running.supervisor and os.waitpid(running.supervisor, 0)[1] and not told.unfit:
         unfit = "the process that records the owners of a step's files has died"
-        told = report.Told(unfit=unfit, made=told.made, touched=told.touched)
+        told = report.StartReport(unfit=unfit, made=told.made, touched=told.touched)
     code = os.waitstatus_to_exitcode(status)
     debug.log("step's process ended", pid_inside=running.pid, status=code)
     killed = -code if code < 0 else 0

@@ -11,7 +11,7 @@ import pytest
 from sandbox_house import House, Inside
 
 from executor.sandbox import Spec, Tmpfs, owners
-from executor.sandbox.recorded import Table
+from executor.sandbox.inode_records import InodeRecords
 from executor.snapshotter import records
 from executor.snapshotter.records import Device, Record
 
@@ -255,7 +255,7 @@ def test_an_id_can_be_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file.touch()
     monkeypatch.chdir("/proc")
     fd = os.open(file, os.O_PATH)
-    table = Table(str(tmp_path), (), 0)
+    table = InodeRecords(str(tmp_path), (), 0)
     seen = []
     for uid, gid in ((-1, 5), (7, -1), (-1, -1), (0, -1), (-1, 0)):
         owners.change(table, fd, uid, gid)

@@ -709,7 +709,7 @@ def test_unfit_environments_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
             isolation.map_identity = lambda pid: None
             try:
                 isolation._namespaces()
-            except isolation._UnusableError:
+            except isolation._ModeUnavailableError:
                 code = 0
         finally:
             os._exit(code)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.sandbox import profile, seccomp, step, watched
+from executor.sandbox import notified_calls, profile, seccomp, step
 from platforms import syscalls
 
 ALLOW, NOTIFY, EPERM, ENOSYS, SUCCEED = 0x7FFF0000, 0x7FC00000, 0x50001, 0x50026, 0x50000
@@ -108,7 +108,7 @@ def test_every_call_is_decided_as_the_profile_has_it(machine: str, architecture:
         for first, _, last in (each.partition("-") for each in profile.ALLOWED[architecture].split())
         for number in range(int(first), int(last or first) + 1)
     }
-    looked_at = profile.LOOKED_AT[architecture]
+    looked_at = profile.CONDITIONAL[architecture]
     for number in (*range(profile.LAST[architecture] + 1), *range(0xF0000, 0xF0010)):
         found = decide(program, ARCHITECTURES[architecture], number)
         if number in looked_at or number in profile.ABSENT[architecture]:
@@ -150,7 +150,7 @@ def test_unknown_machines_have_none() -> None:
 
 
 def test_notified_calls_have_names() -> None:
-    calls = seccomp.calls(watched.OWNING, "x86_64")
+    calls = seccomp.calls(notified_calls.OWNING, "x86_64")
     assert calls[ARCHITECTURES["x86_64"], 260] == ("x86_64", "fchownat")
     assert calls[ARCHITECTURES["i386"], 182] == ("i386", "chown")
     assert calls[ARCHITECTURES["i386"], 212] == ("i386", "chown32")
@@ -160,7 +160,9 @@ def test_notified_calls_have_names() -> None:
 def test_a_supervisor_is_asked_about_owners_and_devices_alone(machine: str, architecture: str) -> None:
     program = seccomp.program(single=True, machine=machine)
     audit = ARCHITECTURES[architecture]
-    numbers = {name: number for (at, number), (_, name) in seccomp.calls(watched.ALL, machine).items() if at == audit}
+    numbers = {
+        name: number for (at, number), (_, name) in seccomp.calls(notified_calls.ALL, machine).items() if at == audit
+    }
     assert {name: decide(program, audit, number, 0, 0, 0, 0x1B) for name, number in numbers.items()} == {
         name: ALLOW if name in ("mknod", "mknodat") else NOTIFY for name in numbers
     }

@@ -66,7 +66,7 @@ def test_the_last_word_counts_and_an_errno_makes_it_final() -> None:
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         try:
-            told = report.Report(write)
+            told = report.StartReporter(write)
             root = targets.Root.__new__(targets.Root)
             root.made, root.touched = [("etc/hosts", 5)], {}
             told.mounted(root, "")

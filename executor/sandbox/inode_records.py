@@ -1,12 +1,12 @@
-"""What the files of a running step are recorded to be, by inode.
+"""Records of ownership of the files of a running step, by inode.
 
-Where a step has a single id, the kernel does not know whose its files are. What is recorded beside the layers that it
-stands on (``executor.snapshotter.records``), and what its supervisor has seen it do, is kept here under the device and
-inode number that the step's own stat(2) gives a file. That number outlives renames and hard links, and overlayfs keeps
-it when it copies a file up.
+Where a step has a single id, the kernel has no owners of its files. What is recorded beside its layers
+(``executor.snapshotter.records``), and what its supervisor has seen it do, is kept here by the device and inode number
+that stat(2) reports in the step. That number survives renames and hard links, and overlayfs keeps it when it copies a
+file up.
 
-An inode's number is given again when the file is gone. Files of layers stay as long as the step; of others the time of
-birth is kept, and what is recorded of an inode that was born at another time is about a file that is no more.
+An inode number is reused when the file is gone. Files of layers stay as long as the step. For others the creation time
+is kept: a record with another one is of a file that is gone.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ from platforms import syscalls
 
 _OF_A_LAYER: Final = -1
 _MOST: Final = 4_000_000
-"""Files of which something is recorded, some 300 bytes each: what is more than any image has is an attack."""
+"""Maximum number of records, of some 300 bytes each: more than any real image has."""
 _TICK: Final = 20_000_000
 """Nanoseconds by which the times of files may lag behind the clock."""
 
 
-class Known(msgspec.Struct):
-    """What is recorded of one inode."""
+class InodeRecord(msgspec.Struct):
+    """The recorded owner, device and capability of an inode."""
 
     uid: int
     gid: int
     device: Device | None = None
     capability: bytes = b""
     born: int = _OF_A_LAYER
-    """In nanoseconds since the epoch; 0 where the file system does not know."""
+    """Creation time in nanoseconds since the epoch; 0 where the file system has none."""
 
 
-class Table:
-    """One step's: of what it does in ``upper``, on top of ``layers``, top first, whose union it sees as ``device``."""
+class InodeRecords:
+    """The records of one step with the upper directory ``upper`` on ``layers``, top first, mounted as ``device``."""
 
     def __init__(self, upper: str, layers: Sequence[str], device: int) -> None:
         self._layers = layers
         self._device = device
         self._upper = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._known: dict[tuple[int, int], Known] = {}
+        self._known: dict[tuple[int, int], InodeRecord] = {}
         self._begun = time.time_ns() - _TICK
         self._copied = False
         self.hands_down = False
-        """Whether there may be a directory that hands a group down to what is made in it."""
+        """Whether a set-group-id directory with a recorded group may exist."""
 
     def add_layers(self, device: int, layers: Sequence[str]) -> None:
-        """Take over what is recorded of ``layers``, whose union is mounted as ``device``."""
+        """Load the records of ``layers``, whose overlay is mounted as ``device``."""
         for layer in layers:
             by_directory: dict[bytes, list[Record]] = {}
             for record in read(layer).values():
@@ -80,20 +80,20 @@ class Table:
                     status = os.stat(name, dir_fd=here, follow_symlinks=False)
                 except OSError:
                     continue
-                known = Known(record.uid, record.gid, record.device, record.capability)
+                known = InodeRecord(record.uid, record.gid, record.device, record.capability)
                 self._known[device, status.st_ino] = known
-                self.hands_down = self.hands_down or bool(record.gid and _hands_down(status))
+                self.hands_down = self.hands_down or bool(record.gid and _is_setgid(status))
         finally:
             os.close(here)
 
-    def of(self, file: int, status: os.stat_result) -> Known | None:
-        """What is recorded of ``file``, an O_PATH descriptor, whose status is ``status``."""
+    def of(self, file: int, status: os.stat_result) -> InodeRecord | None:
+        """Return the record of ``file``, an O_PATH descriptor with the status ``status``; None if there is none."""
         known = self._find(file, status.st_dev, status.st_ino)
         if known is None and self._linked(status) and (made := self._made(file)) is not None:
             known = self._find(file, status.st_dev, made.st_ino)
         return known
 
-    def _find(self, file: int, device: int, number: int) -> Known | None:
+    def _find(self, file: int, device: int, number: int) -> InodeRecord | None:
         known = self._known.get((device, number))
         if known is not None and known.born != _OF_A_LAYER and known.born != syscalls.birth(file):
             del self._known[device, number]
@@ -101,37 +101,37 @@ class Table:
         return known
 
     def _linked(self, status: os.stat_result) -> bool:
-        """Whether what has ``status`` may be known under another number."""
+        """Whether a file with ``status`` may be recorded under another inode number."""
         return self._copied and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)
 
     def concerns(self, status: os.stat_result) -> bool:
-        """False when nothing is recorded of what has ``status``. Costs next to nothing."""
+        """Whether there may be a record for ``status``. Cheap."""
         if (status.st_dev, status.st_ino) in self._known or self._linked(status):
             return True
         return self.hands_down and status.st_ctime_ns >= self._begun
 
-    def seen(self, file: int, status: os.stat_result) -> Known | None:
-        """``of``, or else the group that the directory of a new file has handed down to it."""
+    def seen(self, file: int, status: os.stat_result) -> InodeRecord | None:
+        """As ``of``; for a new file without a record, the group inherited from its directory."""
         known = self.of(file, status)
         if known is None and self.hands_down and status.st_ctime_ns >= self._begun:
             gid = self._handed(file, status)
-            return Known(0, gid) if gid else None
+            return InodeRecord(0, gid) if gid else None
         return known
 
     def give(self, file: int, was: os.stat_result, uid: int, gid: int) -> None:
-        """Record the owner of ``file``, an O_PATH descriptor; -1 leaves an id as it is.
+        """Record the owner of ``file``, an O_PATH descriptor; -1 leaves an id unchanged.
 
-        ``was`` is the status of the file before overlayfs has copied it up, if it had to: a file with several names may
-        have got another inode then.
+        ``was``: the status of the file before overlayfs copied it up, which may have changed the inode of a file with
+        several names.
         """
         status = os.fstat(file)
         known = self.of(file, status)
         if known is None:
             known = self._known.get((was.st_dev, was.st_ino)) if was.st_ino != status.st_ino else None
-            old = known or Known(0, 0)
-            known = Known(old.uid, old.gid, old.device, old.capability, syscalls.birth(file))
+            old = known or InodeRecord(0, 0)
+            known = InodeRecord(old.uid, old.gid, old.device, old.capability, syscalls.birth(file))
             self._add_known(status, known)
-            # Through a name that was made since it was copied up, a file has the number that it has in ``upper``.
+            # By a name that was made after the copy-up, a file has the inode number that it has in ``upper``.
             if (made := self._made(file)) is not None and made.st_ino != status.st_ino:
                 self._known[status.st_dev, made.st_ino] = known
                 self._copied = True
@@ -142,36 +142,36 @@ class Table:
         known.capability = b""  # as chown(2) does
         self.hands_down = self.hands_down or bool(known.gid and stat.S_ISDIR(status.st_mode))
 
-    def _add_known(self, status: os.stat_result, known: Known) -> None:
+    def _add_known(self, status: os.stat_result, known: InodeRecord) -> None:
         if len(self._known) >= _MOST:
             raise OSError(errno.ENOMEM, "")
         self._known[status.st_dev, status.st_ino] = known
 
     def own(self, file: int, uid: int, gid: int) -> None:
-        """Record the owner of ``file``, an O_PATH descriptor, as if it had been so before the step."""
-        self._add_known(os.fstat(file), Known(uid, gid, born=syscalls.birth(file)))
+        """Record the owner of ``file``, an O_PATH descriptor, as it was before the step."""
+        self._add_known(os.fstat(file), InodeRecord(uid, gid, born=syscalls.birth(file)))
 
     def make(self, file: int, device: Device) -> None:
         """Record that ``file``, an O_PATH descriptor of a new empty file, stands for ``device``."""
         status = os.fstat(file)
         born = syscalls.birth(file)
-        self._add_known(status, Known(0, self._handed(file, status), device, born=born))
+        self._add_known(status, InodeRecord(0, self._handed(file, status), device, born=born))
 
     def keep(self, file: int, directory: int) -> None:
-        """Before ``file`` is moved into ``directory``: record the group that its own directory has handed down."""
+        """Record the group that ``file`` inherited from its directory, before it is moved to ``directory``."""
         status = os.fstat(file)
         if self.of(file, status) is not None:
             return
         gid = self._handed(file, status)
         above = os.fstat(directory)
-        known = self.seen(directory, above) if _hands_down(above) else None
+        known = self.seen(directory, above) if _is_setgid(above) else None
         if gid != (known.gid if known is not None else 0):
             self.give(file, status, 0, gid)
 
     def _handed(self, file: int, status: os.stat_result) -> int:
-        """The group that a new file has from its directory; 0 for a file that is not new."""
+        """Return the group that a new file inherits from its directory; 0 for a file that is not new."""
         made = self._made(file) if self.hands_down else None
-        if made is None or made.st_ino != status.st_ino:  # copied up, or of another file system
+        if made is None or made.st_ino != status.st_ino:  # copied up, or on another file system
             return 0
         try:
             above = os.path.dirname(os.readlink(f"self/fd/{file}"))
@@ -180,13 +180,14 @@ class Table:
             return 0
         try:
             found = os.fstat(directory)
-            known = self.seen(directory, found) if _hands_down(found) and found.st_dev == status.st_dev else None
+            known = self.seen(directory, found) if _is_setgid(found) and found.st_dev == status.st_dev else None
             return known.gid if known is not None else 0
         finally:
             os.close(directory)
 
     def _made(self, file: int) -> os.stat_result | None:
-        """What stands for ``file`` in the upper directory; None when there is nothing, or the path is another's."""
+        """Return the status of ``file`` in the upper directory; None when it is not there, or the path is another
+        file's."""
         if os.fstat(file).st_dev != self._device:
             return None
         path = os.readlink(f"self/fd/{file}")
@@ -196,18 +197,18 @@ class Table:
             return None
 
     def left(self, upper: str, view: int) -> Iterator[Record]:
-        """The records of the directory ``upper``, which the step has left.
+        """Yield the records for the directory ``upper`` after the step has ended.
 
-        ``view`` is its root directory, with nothing mounted in it: there its files have the numbers that they had.
+        ``view``: a descriptor of the step's root directory without other mounts, where files have their inode numbers.
         """
         below = Stack(self._layers)
-        groups: dict[bytes, int] = {}  # that directories hand down
-        linked: dict[int, Record] = {}  # by the number in ``upper``
+        groups: dict[bytes, int] = {}  # of set-group-id directories
+        linked: dict[int, Record] = {}  # by the inode number in ``upper``
         other_names: list[tuple[bytes, int]] = []
         for path, here, name in walked(upper):
             try:
                 file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=view)
-            except FileNotFoundError:  # what marks a deletion
+            except FileNotFoundError:  # a whiteout
                 continue
             try:
                 status = os.fstat(file)
@@ -217,7 +218,7 @@ class Table:
             if known is not None:
                 record: Record | None = Record(path, known.uid, known.gid, known.device, known.capability)
             elif copied_up(here, name) or had_several_names(here, name):
-                record = below.of(path)  # a file that had several names below is another inode now
+                record = below.of(path)  # the copy-up of a file with several names has a new inode
             else:
                 record = Record(path, 0, groups.get(path.rpartition(b"/")[0], 0))
             if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
@@ -228,7 +229,7 @@ class Table:
                     other_names.append((path, number))
             if record is None or record == Record(path):
                 continue
-            if record.gid and _hands_down(status):
+            if record.gid and _is_setgid(status):
                 groups[path] = record.gid
             yield record
         for path, number in other_names:
@@ -236,23 +237,23 @@ class Table:
                 yield replace(linked[number], path=path)
 
 
-def _hands_down(status: os.stat_result) -> bool:
+def _is_setgid(status: os.stat_result) -> bool:
     return stat.S_ISDIR(status.st_mode) and bool(status.st_mode & stat.S_ISGID)
 
 
 _BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 
 
-def claimed(upper: str, layers: Sequence[str], uid: int, gid: int) -> Iterator[Record]:
-    """The records of what a step has left in ``upper`` that ran as ``uid`` and ``gid``: what it made is that user's.
+def records_for_user(upper: str, layers: Sequence[str], uid: int, gid: int) -> Iterator[Record]:
+    """Yield the records for ``upper`` after a step that ran as ``uid`` and ``gid``: new files belong to that user.
 
-    What was copied up from a layer below, because the step changed it, keeps its owner. Not looked at is whether the
-    step's user would have been allowed to make it.
+    Files that were copied up from a lower layer keep their owner. Whether the user would have had permission to make a
+    file is not checked.
     """
     below = Stack(layers)
     for path, here, name in walked(upper):
         status = os.stat(name, dir_fd=here, follow_symlinks=False)
-        if stat.S_ISCHR(status.st_mode):  # it marks a deletion
+        if stat.S_ISCHR(status.st_mode):  # a whiteout
             continue
         if not copied_up(here, name):
             yield Record(path, uid, gid)

@@ -1,4 +1,4 @@
-"""The calls of a step of one id that its supervisor is asked about (see ``owners``), with their numbers.
+"""The system calls of a step with a single id that are sent to its supervisor (``owners``), with their numbers.
 
 Columns as in ``seccomp``: x86_64, i386, aarch64, arm, ppc64le, s390x, riscv64; "-" where there is no such call.
 """
@@ -18,7 +18,7 @@ chown32              -  212    -  212    -    -    -
 lchown32             -  198    -  198    -    -    -
 fchown32             -  207    -  207    -    -    -
 """
-"""Change owners."""
+"""Calls that change owners."""
 
 LOOKING: Final = """\
 stat                 4  106    -  106  106  106    -
@@ -31,24 +31,24 @@ fstat64              -  197    -  197    -    -    -
 fstatat64            -  300    -  327    -    -    -
 statx              332  383  291  397  383  379  291
 """
-"""Tell owners; statx only where it is asked for one, the kind or the mode (its fourth argument)."""
+"""Calls that report owners; statx only if the owner, the kind or the mode is requested (its fourth argument)."""
 
 MAKING: Final = """\
 mknod              133   14    -   14   14   14    -
 mknodat            259  297   33  324  288  290   33
 """
-"""Make devices, and what else a file system can hold, according to the mode."""
+"""Calls that make devices (and other files), depending on the mode."""
 
 MOVING: Final = """\
 rename              82   38    -   38   38   38    -
 renameat           264  302   38  329  293  295    -
 renameat2          316  353  276  382  357  347  276
 """
-"""Take a file out of a directory that hands its group down."""
+"""Calls that move a file out of a set-group-id directory."""
 
 ENTERING: Final = """\
 chroot             161   61   51   61   61   61   51
 """
-"""Change what a path means."""
+"""Calls that change how paths are resolved."""
 
 ALL: Final = OWNING + LOOKING + MAKING + MOVING + ENTERING
