@@ -12,6 +12,7 @@ A message whose ``size`` is not zero is followed by exactly that many raw bytes.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -28,6 +29,10 @@ VERSION: Final = 10
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
     """The root of all messages; the JSON field ``type`` names the kind."""
+
+
+Tell = Callable[[Message], None]
+"""Sends a message to the other end. Safe for threads."""
 
 
 # -- executor -> orchestrator ---------------------------------------------------------------------------------------

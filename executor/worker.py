@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -29,11 +30,11 @@ from executor.sandbox import isolation, launcher
 from executor.sandbox.isolation import Isolation
 from executor.sandbox.launcher import Launcher
 from executor.snapshotter.overlay import Overlays
-from executor.solver import export, files, remote_cache, solver
+from executor.solver import export
+from executor.solver.graph import JobPlan, job_plan
 from executor.solver.inputs import Inputs
 from executor.solver.layer import Layer, LayerLost
 from executor.solver.once import Once
-from executor.solver.remote_cache import RemoteCaches
 from executor.solver.solver import Solver
 from executor.solver.workshop import Workshop
 from executor.store import blobs, durability, faults, garbage_collection, policy
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from executor.registry.client import Client
     from executor.registry.transfer import Direction
     from executor.sandbox.runner import Runner
+    from executor.solver.remote_cache import RemoteCaches
 
 _ROOM_TRIES: Final = 3
 """How often a job is begun again because the disk was full and something could be removed."""
@@ -68,7 +70,7 @@ class _Task(msgspec.Struct, frozen=True):
 
     conversation: Conversation
     job: protocol.Job
-    course: solver.JobPlan
+    plan: JobPlan
     emulation: Emulation | EnvironmentUnfit | None
     """How programs of the platform run here; None where none can come."""
     steps: Launcher | None
@@ -139,18 +141,18 @@ def _prepare(conversation: Conversation, place: Once[Isolation]) -> _Task:
     job = conversation.receive_job()
     debug.log("job taken", platform=job.platform, target=job.target or "the last stage", build=job.build)
     platform = parse(job.platform)
-    course = solver.job_plan(job, host.default_platform(), platform)
+    plan = job_plan(job, host.default_platform(), platform)
     isolated = place()
     debug.log("isolation", mode=isolated.mode.value)
-    if not course.may_run:
-        return _Task(conversation, job, course, None, None)
+    if not plan.may_run:
+        return _Task(conversation, job, plan, None, None)
     found: Emulation | EnvironmentUnfit
     try:
         found = job.emulation or emulation.emulation(platform)
     except EnvironmentUnfit as unfit:  # of no account as long as nothing of that platform is run
         found = unfit
     steps = launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
-    return _Task(conversation, job, course, found, steps)
+    return _Task(conversation, job, plan, found, steps)
 
 
 def _work(task: _Task, others: Sequence[_Task]) -> None:
@@ -222,7 +224,7 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
             inputs=inputs,
             conversation=conversation,
             registry=Once(lambda: _client(workshop, stopping)),
-            exchange=Once(lambda: _exchange(workshop)),
+            exchange=Once(lambda: _remote_caches(workshop)),
             snapshotter=Overlays(store, directory),
             runner=Once(lambda: _runner(steps)),
             background=background,
@@ -237,12 +239,14 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
         background.submit(durability.sync, store, durability.WRITTEN_BACK)
         background.submit(garbage_collection.measure, store)
         try:
-            result, tree = _whole_image(workshop, task.course, began)
+            result, tree = _whole_image(workshop, task.plan, began)
             conversation.send(result)
             while not isinstance(request := conversation.next_request(), protocol.Done):
                 if isinstance(request, protocol.Fetch):
                     _hand_over(workshop, request.digest)
                 else:
+                    from executor.solver import files  # for outputs other than images
+
                     files.send(workshop, tree(), request.prefix)
         except BaseException:
             cancel()
@@ -255,9 +259,7 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
         raise Interrupted("the orchestrator is gone")
 
 
-def _whole_image(
-    workshop: Workshop, course: solver.JobPlan, began: float
-) -> tuple[protocol.Result, Callable[[], Tree]]:
+def _whole_image(workshop: Workshop, plan: JobPlan, began: float) -> tuple[protocol.Result, Callable[[], Tree]]:
     """``_image``, begun again whenever an outside cache could not keep its promise: what it said is forgotten then.
 
     Also when the disk was full and something could be removed from it. What was done by then is found again.
@@ -265,7 +267,7 @@ def _whole_image(
     tries = _ROOM_TRIES
     while True:
         try:
-            return _image(workshop, course, began)
+            return _image(workshop, plan, began)
         except LayerLost:
             workshop.check()
         except KanifoldError as error:
@@ -288,30 +290,32 @@ def _given_room(workshop: Workshop) -> bool:
     return policy.disk(root).free > before
 
 
-def _image(workshop: Workshop, course: solver.JobPlan, began: float) -> tuple[protocol.Result, Callable[[], Tree]]:
+def _image(workshop: Workshop, plan: JobPlan, began: float) -> tuple[protocol.Result, Callable[[], Tree]]:
     """The image, and its file system for whoever wants to see that."""
     job = workshop.job
-    solver = Solver(workshop, course)
     sending = export.pushes(workshop)
-    state = solver.solve(sending.layer)
-    if job.cache_from and not solver.cached:
+    solver = Solver(workshop, plan, sending)
+    state = solver.solve()
+    if job.cache_from and not solver.progress.cached:
         workshop.exchange().complain()
-    manifest, descriptor = export.export(workshop, state, sending, solver.made)
+    manifest, descriptor = export.export(workshop, state, sending, solver.steps)
     if any(not isinstance(each.to, protocol.CacheInImage) for each in job.cache_to):
-        export.share(workshop, solver.made)
+        from executor.solver import sharing
+
+        sharing.share(workshop, solver.steps)
     result = protocol.Result(
         manifest=descriptor,
         config=manifest.config,
         layers=manifest.layers,
         size=manifest.config.size + sum(each.size for each in manifest.layers),
         findings=_findings(state.layers, workshop.platform.architecture),
-        cached=solver.cached,
-        ran=solver.ran,
+        cached=solver.progress.cached,
+        ran=solver.progress.ran,
         seconds=round(time.monotonic() - began, 3),
-        contexts=tuple(sorted(solver.contexts - {""})),
+        contexts=solver.contexts,
         dependencies=workshop.inputs.record(),
     )
-    return result, lambda: solver.tree_of(state)
+    return result, partial(solver.tree, state)
 
 
 def _findings(layers: Iterable[Layer], architecture: str) -> tuple[protocol.Finding, ...]:
@@ -366,14 +370,12 @@ def _client(workshop: Workshop, stopping: threading.Event) -> Client:
     return client
 
 
-def _exchange(workshop: Workshop) -> RemoteCaches:
+def _remote_caches(workshop: Workshop) -> RemoteCaches:
+    from executor.solver import remote_cache  # which few builds have
+
     job = workshop.job
     sources, targets = remote_cache.places(job, workshop.registry)
-
-    def warn(problem: Problem) -> None:
-        workshop.tell(protocol.BuildWarning(problem, problem.kind))
-
-    return remote_cache.RemoteCaches(sources, targets, warn, job.cache_ttl, workshop.inputs)
+    return remote_cache.RemoteCaches(sources, targets, workshop.tell, job.cache_ttl, workshop.inputs)
 
 
 def _hand_over(workshop: Workshop, digest: str) -> None:

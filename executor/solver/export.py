@@ -20,10 +20,8 @@ from executor.image.digest import sha256
 from executor.image.manifest import Descriptor, Manifest, describe
 from executor.registry import reference
 from executor.registry.reference import Reference
-from executor.solver.cache import Packed
-from executor.solver.layer import Layer, kind_of
-from executor.solver.remote_cache import Entry, with_inline
-from executor.solver.solver import Made
+from executor.solver.caching import CachedStep
+from executor.solver.layer import Layer
 from executor.solver.state import State
 from executor.solver.workshop import Workshop, together
 from executor.store import blobs, locks, metadata
@@ -102,41 +100,9 @@ def pushes(workshop: Workshop) -> Pushes:
     return Pushes(workshop, tuple(reference.parse(each) for each in workshop.job.push), {})
 
 
-def share(workshop: Workshop, made: Sequence[Made]) -> None:
-    """Tell the outside caches what was done; with layers, where they are the image's own or a cache wants them all."""
-    exchange = workshop.exchange()
-    whole = any(each.every_stage for each in workshop.job.cache_to)
-    together(
-        workshop,
-        [partial(exchange.put, entry, workshop.store) for entry in entries_of(workshop, made, whole=whole)],
-    )
-
-
-def entries_of(workshop: Workshop, made: Sequence[Made], *, whole: bool) -> list[Entry]:
-    """The steps ``made`` as entries of an outside cache; the layers of those that come with one are in the store."""
-    found: list[Entry] = []
-    for each in made:
-        if each.promised or not (whole or each.in_image):
-            found.append(Entry(each.key, each.outcome.result, each.outcome.created))
-            continue
-        blob = each.layer.blob()
-        each.layer.content()
-        packed = Packed(kind_of(workshop.job.compression), blob.descriptor.digest, blob.descriptor.size)
-        found.append(
-            Entry(
-                each.key,
-                each.outcome.result,
-                each.outcome.created,
-                blob.diff_id,
-                packed,
-                mediatypes.to_oci(blob.descriptor.media_type),
-                each.layer.machines() if each.layer.machines is not None else (),
-            )
-        )
-    return found
-
-
-def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Made]) -> tuple[Manifest, Descriptor]:
+def export(
+    workshop: Workshop, state: State, sending: Pushes, made: Sequence[CachedStep]
+) -> tuple[Manifest, Descriptor]:
     """Write ``state`` as an image to where the job wants it; its manifest, and the descriptor of that."""
     job, store = workshop.job, workshop.store
     layers = state.layers
@@ -146,7 +112,9 @@ def export(workshop: Workshop, state: State, sending: Pushes, made: Sequence[Mad
     config = finished_config(job, workshop, state, tuple(each.diff_id for each in found))
     config_data = image.encode(config)
     if any(isinstance(each.to, protocol.CacheInImage) for each in job.cache_to):
-        config_data = with_inline(config_data, entries_of(workshop, made, whole=False))
+        from executor.solver import sharing
+
+        config_data = sharing.inline(config_data, workshop, made)
     config_type = mediatypes.OCI_CONFIG if job.oci else mediatypes.DOCKER_CONFIG
     config_descriptor = Descriptor(config_type, sha256(config_data), len(config_data))
     translate = mediatypes.to_oci if job.oci else mediatypes.to_docker

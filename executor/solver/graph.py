@@ -12,10 +12,22 @@ from typing import Final, assert_never
 
 import msgspec
 
-from executor.dockerfile import Dockerfile, Stage, expand, find_base, find_named, find_source, find_stage
+from executor import protocol
+from executor.dockerfile import (
+    Dockerfile,
+    Stage,
+    expand,
+    find_base,
+    find_named,
+    find_source,
+    find_stage,
+    global_scope,
+    parse,
+)
 from executor.dockerfile.expansion import misspelt
 from executor.dockerfile.instructions import Copy, Instruction, Run
 from executor.registry import reference
+from executor.solver import scope as arguments
 from executor.solver.named import NONE, Named
 from platforms.errors import DockerfileError, Location, UsageError
 from platforms.parsing import parse as parse_platform
@@ -245,3 +257,25 @@ def _referred(dockerfile: Dockerfile, name: str, where: Location, named: Named, 
         context = named.find(name)
         return FromContext(context) if context else _image(name, where)
     return found
+
+
+class JobPlan(msgspec.Struct, frozen=True):
+    """The stages of a job, and which of them are needed."""
+
+    dockerfile: Dockerfile
+    scope: Mapping[str, str]
+    """What FROM sees."""
+    named: Named
+    graph: Graph
+    may_run: bool
+    """Whether there may be a RUN to do."""
+
+
+def job_plan(job: protocol.Job, native: Platform, platform: Platform) -> JobPlan:
+    """The plan of ``job`` on a ``native`` node. Raises ``DockerfileError``."""
+    source = parse(job.dockerfile, job.dockerfile_name)
+    stage = job.target or source.stages[-1].name
+    seen = global_scope(source, dict(job.build_args), arguments.platform_arguments(native, platform, stage))
+    named = Named(frozenset(context.name for context in job.contexts if context.name), platform)
+    needed = plan(source, job.target, seen, named)
+    return JobPlan(source, seen, named, needed, may_run(source, needed))

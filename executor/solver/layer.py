@@ -21,7 +21,7 @@ from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.streams import Readable
 from executor.snapshotter import materialise, unpack
-from executor.solver import cache, content, remote_cache
+from executor.solver import cache, content
 from executor.solver.cache import LayerInfo, Machine, Packed
 from executor.solver.once import Once
 from executor.solver.workshop import Workshop
@@ -122,6 +122,8 @@ def _bring(workshop: Workshop, result: str, digest: str) -> None:
     store = workshop.store
     if blobs.has(store, digest):
         return
+    from executor.solver import remote_cache  # which few builds have
+
     with locks.lock(store, f"blob {digest}", cancel=workshop.cancelled):
         known = cache.known(store, result)
         size = next((each.size for each in known.blobs if each.digest == digest), 0)

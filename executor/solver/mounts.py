@@ -8,34 +8,32 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
-from executor.dockerfile import Dockerfile, Stage
-from executor.dockerfile.instructions import Heredoc, Run
+from executor.dockerfile import Stage
 from executor.dockerfile.instructions import Mount as Wanted
+from executor.dockerfile.instructions import Run, inline_script
 from executor.protocol import AskAgent, AskSecret
 from executor.rootfs import moment
-from executor.rootfs.tree import Tree
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Tmpfs
 from executor.snapshotter import materialise
-from executor.snapshotter.snapshotter import Parents
-from executor.solver import content, copying, graph, keys, scope, treename
-from executor.solver.agent import forwarded
-from executor.solver.copying import normal_path
+from executor.solver import content, copying, keys, scope, treename
+from executor.solver.copying import Source, normal_path
 from executor.solver.graph import MAIN_CONTEXT, FromStage, Origin, Scratch
 from executor.solver.inputs import Input
-from executor.solver.named import Named
 from executor.solver.once import Once
+from executor.solver.origins import Origins
 from executor.solver.sources import Files
 from executor.solver.state import State
 from executor.solver.treename import Name, Observed
 from executor.solver.workshop import Workshop
-from executor.store import cachemounts, locks, snapshots
+from executor.store import locks, snapshots
 from executor.store.snapshots import Snapshot
 from platforms.errors import BuildError, DockerfileError
 
@@ -44,164 +42,186 @@ SCRIPTS: Final = "/dev/pipes"
 _SHORTEST_MASKED: Final = 4
 """Characters: a shorter secret would mask half of the log."""
 
-Maker = Callable[[ExitStack, tuple[str, ...]], Mount | None]
-"""Makes one mount for a step whose files rest on what those outside caches say; what has to end with the step goes on
-the stack."""
 
+class StepMount(Protocol):
+    """A mount of a RUN, before it is mounted."""
 
-class Origins(Protocol):
-    """What ``from=`` may name, and the files of it."""
-
-    dockerfile: Dockerfile
-    named: Named
-
-    def source(self, origin: Origin) -> Files:
-        """The files that ``origin`` names, to copy from."""
+    @property
+    def key(self) -> Observed:
+        """What of it counts for the key of the step."""
         ...
 
-    def snapshots_of(self, origin: Origin) -> Parents:
-        """The layers of what ``origin`` names."""
+    def by_content(self) -> Observed:
+        """The key with files of a stage by their content rather than by the run that made them."""
+        ...
+
+    def open(self, stack: ExitStack, places: tuple[str, ...]) -> Mount | None:
+        """The mount for a step whose files rest on what the outside caches ``places`` say; None for no mount.
+
+        What has to end with the step goes on ``stack``.
+        """
         ...
 
 
 class Mounts(msgspec.Struct, frozen=True):
     """The mounts of one RUN: what counts for its key, and how to have them while it runs."""
 
-    key: Observed
-    same: Callable[[], Observed] | None
-    """The key with what is mounted from stages by its content rather than by the run that made it; None when that is no
-    difference."""
-    open: Callable[[ExitStack], tuple[Mount, ...]]
-    masked: Callable[[], tuple[str, ...]]
-    """Texts that never appear in a log, none of them longer than a line; longest first."""
+    mounts: tuple[StepMount, ...]
+    secrets: tuple[SecretValue, ...]
+    agent: str
+    """Where the first SSH agent listens, for SSH_AUTH_SOCK; "" without one."""
+    places: tuple[str, ...]
+    """The outside caches by whose word the files are what they are, those of the stage too."""
+
+    @property
+    def key(self) -> Observed:
+        """What of the mounts counts for the key of the step."""
+        return (*(each.key for each in self.mounts), *self._rests_on)
+
+    def by_content(self) -> Observed | None:
+        """``key`` with files of stages by their content; None when there are none."""
+        if not any(isinstance(each, BindMount) and each.of_stage for each in self.mounts):
+            return None
+        return (*(each.by_content() for each in self.mounts), *self._rests_on)
+
+    @property
+    def _rests_on(self) -> tuple[Name, ...]:
+        """What the directories of cache mounts are those of."""
+        caches = any(isinstance(each, CacheMount) for each in self.mounts)
+        return (treename.by_content("", self.places),) if caches else ()
 
     @contextmanager
     def mounted(self) -> Iterator[tuple[Mount, ...]]:
         """The mounts, while the step runs."""
         with ExitStack() as stack:
-            yield self.open(stack)
+            opened = [each.open(stack, self.places) for each in self.mounts]
+            yield tuple(each for each in opened if each is not None)
+
+    def variables(self) -> tuple[tuple[str, str], ...]:
+        """The secrets that the step wants as environment variables; "" for one that it can do without.
+
+        BuildKit (llbsolver/ops/exec.go, ``loadSecretEnv``) sets the variable in any case, over one of the image's own.
+        """
+        return tuple(
+            (each.wanted.env, (each.value() or b"").decode("utf-8", "surrogateescape"))
+            for each in self.secrets
+            if each.wanted.env is not None
+        )
+
+    def masked(self) -> tuple[str, ...]:
+        """Texts that never appear in a log, none of them longer than a line; longest first."""
+        found: list[str] = []
+        for secret in self.secrets:
+            text = (secret.value() or b"").decode("utf-8", "replace").strip()
+            found += [line for line in set(text.splitlines()) if len(line) >= _SHORTEST_MASKED]
+        return tuple(sorted(found, key=len, reverse=True))
 
 
-def prepare(
-    origins: Origins, workshop: Workshop, stage: Stage, state: State, instruction: Run, script: Heredoc | None
-) -> Mounts:
-    """The mounts of ``instruction``; nothing is opened yet."""
-    parts: list[Observed] = []
-    contents: dict[int, Callable[[], Observed]] = {}
-    makers: list[Maker] = []
-    secrets: list[Callable[[], bytes | None]] = []
+def prepare(workshop: Workshop, origins: Origins, stage: Stage, state: State, instruction: Run) -> Mounts:
+    """The mounts of ``instruction``; nothing is mounted yet."""
+    mounts: list[StepMount] = []
+    secrets: list[SecretValue] = []
+    agents: list[str] = []
     for wanted in instruction.mounts:
         target = normal_path(state.workdir, wanted.target) if wanted.target else ""
         if target == "/":
             raise DockerfileError(f'invalid mount target "{wanted.target}"', where=instruction.location)
-        maker: Maker | None
+        origin = None
+        if wanted.from_:
+            origin = origins.named(wanted.from_, stage, instruction.location, numbers=False)
         taken = workshop.inputs.add(f"{wanted.type} mount")
         match wanted.type:
             case "bind":
-                origin = _origin(origins, stage, instruction, wanted) or MAIN_CONTEXT
-                part, same, maker = _bind(origins, workshop, origin, wanted, target, taken)
-                if same is not None:
-                    contents[len(parts)] = same
+                mounts.append(_bind(workshop, origins, origin or MAIN_CONTEXT, wanted, target, taken))
             case "cache":
-                part, maker = _cache(
-                    origins, workshop, _origin(origins, stage, instruction, wanted), wanted, target, taken
-                )
+                files = None if origin is None or isinstance(origin, Scratch) else origins.files(origin)
+                mounts.append(_cache(workshop, files, wanted, target, taken))
             case "tmpfs":
                 taken.nothing()
-                part, maker = ("tmpfs", target, wanted.size), _always(Tmpfs(target, wanted.size))
+                mounts.append(Fixed(("tmpfs", target, wanted.size), Tmpfs(target, wanted.size)))
             case "secret":
-                value = Once(lambda wanted=wanted: _secret(workshop, wanted))  # type: ignore[misc]
+                value = SecretValue(wanted, Once(partial(_secret, workshop, wanted)))
                 secrets.append(value)
-                part, maker = _secret_mount(wanted, target, value, taken)
+                mounts.append(_secret_mount(value, target, taken))
             case "ssh":
-                position = sum(1 for each in instruction.mounts[: len(parts)] if each.type == "ssh")
-                part, maker = _ssh(workshop, wanted, target or f"/run/buildkit/ssh_agent.{position}", taken)
-        parts.append(part)
-        if maker is not None:
-            makers.append(maker)
+                agents.append(target or f"/run/buildkit/ssh_agent.{len(agents)}")
+                mounts.append(_ssh(workshop, wanted, agents[-1], taken))
+    script = inline_script(instruction)
     if script is not None:
-        content = script.content.encode()
-        name = script.file()
-        parts.append(("script", name, content))
-        makers.append(_always(Secret(f"{SCRIPTS}/{name}", content, mode=0o755)))
-
-    def masked() -> tuple[str, ...]:
-        found: list[str] = []
-        for secret in secrets:
-            text = (secret() or b"").decode("utf-8", "replace").strip()
-            found += [line for line in set(text.splitlines()) if len(line) >= _SHORTEST_MASKED]
-        return tuple(sorted(found, key=len, reverse=True))
-
-    told = treename.places((state.tree, *parts))
-    if any(each.type == "cache" for each in instruction.mounts):
-        parts.append(treename.by_content("", told))  # what the directories are those of
-
-    def opened(stack: ExitStack) -> tuple[Mount, ...]:
-        made = [maker(stack, told) for maker in makers]
-        return tuple(mount for mount in made if mount is not None)
-
-    def by_content() -> Observed:
-        return tuple(contents[number]() if number in contents else part for number, part in enumerate(parts))
-
-    return Mounts(tuple(parts), by_content if contents else None, opened, Once(masked))
+        data, name = script.content.encode(), script.file()
+        mounts.append(Fixed(("script", name, data), Secret(f"{SCRIPTS}/{name}", data, mode=0o755)))
+    places = treename.places((state.tree, *(each.key for each in mounts)))
+    return Mounts(tuple(mounts), tuple(secrets), next(iter(agents), ""), places)
 
 
-def secret_variables(workshop: Workshop, instruction: Run) -> tuple[tuple[str, str], ...]:
-    """The secrets that ``instruction`` wants as environment variables; "" for one that it can do without.
+class Fixed(msgspec.Struct, frozen=True):
+    """A mount that is all in the Dockerfile."""
 
-    BuildKit (llbsolver/ops/exec.go, ``loadSecretEnv``) sets the variable in any case, over one of the image's own.
-    """
-    found: list[tuple[str, str]] = []
-    for wanted in instruction.mounts:
-        if wanted.type == "secret" and wanted.env is not None:
-            value = _secret(workshop, wanted) or b""
-            found.append((wanted.env, value.decode("utf-8", "surrogateescape")))
-    return tuple(found)
+    key: Observed
+    mount: Mount
 
+    def by_content(self) -> Observed:
+        return self.key
 
-def _always(mount: Mount) -> Maker:
-    return lambda _stack, _told: mount
+    def open(self, _stack: ExitStack, _places: tuple[str, ...]) -> Mount:
+        return self.mount
 
 
-def _origin(origins: Origins, stage: Stage, instruction: Run, wanted: Wanted) -> Origin | None:
-    """What ``from=`` of a mount names; None without one."""
-    if not wanted.from_:
-        return None
-    where = instruction.location
-    return graph.named_origin(origins.dockerfile, wanted.from_, stage.index, where, origins.named, numbers=False)
+# -- bind -----------------------------------------------------------------------------------------------------------
 
 
-def _bind(
-    origins: Origins, workshop: Workshop, origin: Origin, wanted: Wanted, target: str, taken: Input
-) -> tuple[Observed, Callable[[], Observed] | None, Maker]:
-    """A bind mount: its key, the same by the content of a stage that it shows, and how it is made."""
-    found = origins.source(origin)
+class BindMount(msgspec.Struct, frozen=True):
+    """Files of a context, a stage or an image."""
+
+    workshop: Workshop
+    files: Files
+    taken: Input
+    wanted: Wanted
+    target: str
+    path: str
+    """Of what is shown, in ``files``."""
+    identity: Name | str
+    """What it is: a file system, or the digest of what is shown of a context."""
+    of_stage: bool
+
+    @property
+    def key(self) -> Observed:
+        return "bind", self.target, self.path, self.identity, self.wanted.readonly
+
+    def by_content(self) -> Observed:
+        if not self.of_stage:
+            return self.key
+        tree = self.files.open(self.taken)
+        there = tree.lstat(tree.resolve(os.fsencode(self.path))) is not None
+        whole = Source(tree, self.path, wildcards=False, contents=False)
+        text = content.select(self.workshop, whole).name() if there else ""
+        name = treename.by_content(text, treename.places(self.identity))
+        return "bind", self.target, self.path, name, self.wanted.readonly
+
+    def open(self, stack: ExitStack, _places: tuple[str, ...]) -> Mount:
+        parents, inside = self.files.snapshots(), self.path
+        if parents is None:
+            snapshot, inside = _materialised(self.workshop, _shown(self.files, self.path, self.taken))
+            parents = (snapshot,)
+        readonly = self.wanted.readonly
+        shown = stack.enter_context(self.workshop.snapshotter.mounted(parents, inside, readonly=readonly))
+        return BindFd(shown.fd, self.target, readonly=readonly, layers=shown.directories)
+
+
+def _bind(workshop: Workshop, origins: Origins, origin: Origin, wanted: Wanted, target: str, taken: Input) -> BindMount:
+    files = origins.files(origin)
     path = normal_path("/", wanted.source or "/")
-    source = copying.Source(found.open(taken), path, wildcards=False, context=True) if found.identity is None else None
-    identity: Observed = found.identity
-    if source is not None:
-        identity = content.select(workshop, source).name()
+    identity: Name | str | None = files.identity
+    if identity is None:
+        identity = content.select(workshop, _shown(files, path, taken)).name()
     else:
         taken.nothing()
+    return BindMount(workshop, files, taken, wanted, target, path, identity, isinstance(origin, FromStage))
 
-    def make(stack: ExitStack, _told: tuple[str, ...]) -> Mount:
-        if source is not None:
-            made, inside = _materialised(workshop, source)
-            parents: Parents = (made,)
-        else:
-            parents, inside = origins.snapshots_of(origin), path
-        shown = stack.enter_context(workshop.snapshotter.mounted(parents, inside, readonly=wanted.readonly))
-        return BindFd(shown.fd, target, readonly=wanted.readonly, layers=shown.directories)
 
-    def shown() -> Observed:
-        tree = found.open(taken)
-        there = tree.lstat(tree.resolve(os.fsencode(path))) is not None
-        whole = copying.Source(tree, path, wildcards=False, contents=False)
-        text = content.select(workshop, whole).name() if there else ""
-        return "bind", target, path, treename.by_content(text, treename.places(identity)), wanted.readonly
-
-    part: Observed = ("bind", target, path, identity, wanted.readonly)
-    return part, shown if isinstance(origin, FromStage) else None, make
+def _shown(files: Files, path: str, taken: Input) -> Source:
+    """What is shown of a context."""
+    return Source(files.open(taken), path, wildcards=False, context=True)
 
 
 def _materialised(workshop: Workshop, source: copying.Source) -> tuple[Snapshot, str]:
@@ -222,31 +242,72 @@ def _materialised(workshop: Workshop, source: copying.Source) -> tuple[Snapshot,
     return made, path
 
 
-def _cache(
-    origins: Origins, workshop: Workshop, origin: Origin | None, wanted: Wanted, target: str, taken: Input
-) -> tuple[Observed, Maker]:
-    """A cache directory: its key, and how it is made.
+# -- cache ----------------------------------------------------------------------------------------------------------
+
+
+class CacheMount(msgspec.Struct, frozen=True):
+    """A directory of the store that steps share.
 
     Steps whose files rest on the word of outside caches have directories of their own: what such a step writes is found
     by those that rest on the same caches, and by no other.
     """
-    name = scope.cache_name(workshop.job.build_args, wanted.id or target)
-    source, seed = None, treename.name("")
-    if origin is not None and not isinstance(origin, Scratch):
-        source = origins.source(origin)
-        seed = _name_of(workshop, source, taken)
-    else:
-        taken.nothing()
 
-    # A cache with other owners or modes, or filled with other files, is another one; else the id alone names it.
-    special = (wanted.uid or 0, wanted.gid or 0, 0o755 if wanted.mode is None else wanted.mode)
-    identity = name if special == (0, 0, 0o755) else "{} ({}:{} {:o})".format(name, *special)
-    filled = f" from {wanted.source or '/'} of " if source is not None else ""
+    workshop: Workshop
+    files: Files | None
+    """What a new directory is filled with."""
+    taken: Input
+    wanted: Wanted
+    target: str
+    seed: Name
+    """What ``files`` are."""
 
-    def populate(directory: str) -> None:
-        if source is not None:
-            _seed(workshop, source.open(taken), wanted.source, directory)
-        uid, gid, mode = special
+    @property
+    def key(self) -> Observed:
+        return "cache", self.target, self._identity, self._filled, self.seed, self.wanted.readonly
+
+    def by_content(self) -> Observed:
+        return self.key
+
+    def open(self, stack: ExitStack, places: tuple[str, ...]) -> Mount:
+        from executor.store import cachemounts  # when such a step runs
+
+        whose = f" told by {', '.join(places)}" if places else ""
+        held = cachemounts.acquire(
+            self.workshop.store,
+            self._identity + self._filled + self.seed.here + whose,
+            self.wanted.sharing or "shared",
+            populate=self._populate,
+            cancel=self.workshop.cancelled,
+        )
+        uid, gid, _ = self._metadata
+        return Bind(stack.enter_context(held), self.target, readonly=self.wanted.readonly, owner=(uid, gid))
+
+    @property
+    def _metadata(self) -> tuple[int, int, int]:
+        """Owner, group and mode of the directory."""
+        wanted = self.wanted
+        return wanted.uid or 0, wanted.gid or 0, 0o755 if wanted.mode is None else wanted.mode
+
+    @property
+    def _identity(self) -> str:
+        """The id alone names a cache, unless it has another owner or mode, or is filled with other files."""
+        name = scope.cache_name(self.workshop.job.build_args, self.wanted.id or self.target)
+        metadata = self._metadata
+        return name if metadata == (0, 0, 0o755) else "{} ({}:{} {:o})".format(name, *metadata)
+
+    @property
+    def _filled(self) -> str:
+        return f" from {self.wanted.source or '/'} of " if self.files is not None else ""
+
+    def _populate(self, directory: str) -> None:
+        """Give the new ``directory`` its files, owner and mode."""
+        if self.files is not None:
+            path = normal_path("/", self.wanted.source or "/")
+            source = Source(self.files.open(self.taken), path, wildcards=False)
+            plan = copying.Plan(None, self.workshop.directory, moment.nanoseconds(self.workshop.job.epoch))
+            copying.copy(plan, source, "/", copying.CopyOptions())
+            materialise.materialise(plan.finish(), directory)
+        uid, gid, mode = self._metadata
         try:
             os.chown(directory, uid, gid)
         except OSError as error:
@@ -255,75 +316,135 @@ def _cache(
                 raise
         os.chmod(directory, mode)
 
-    def make(stack: ExitStack, told: tuple[str, ...]) -> Mount:
-        whose = f" told by {', '.join(told)}" if told else ""
-        directory = stack.enter_context(
-            cachemounts.acquire(
-                workshop.store,
-                identity + filled + seed.here + whose,
-                wanted.sharing or "shared",
-                populate=populate,
-                cancel=workshop.cancelled,
-            )
-        )
-        return Bind(directory, target, readonly=wanted.readonly, owner=special[:2])
 
-    return ("cache", target, identity, filled, seed, wanted.readonly), make
-
-
-def _name_of(workshop: Workshop, found: Files, taken: Input) -> Name:
-    """Names the files ``found``: the result that they are, or a hash of their content."""
-    if found.identity is not None:
+def _cache(workshop: Workshop, files: Files | None, wanted: Wanted, target: str, taken: Input) -> CacheMount:
+    seed = treename.name("")
+    if files is None:
         taken.nothing()
-        return found.identity
-    source = copying.Source(found.open(taken), "/", wildcards=False, context=True)
-    return treename.name(keys.key("files", content.select(workshop, source).name()))
+    elif files.identity is not None:
+        taken.nothing()
+        seed = files.identity
+    else:
+        found = content.select(workshop, _shown(files, "/", taken))
+        seed = treename.name(keys.key("files", found.name()))
+    return CacheMount(workshop, files, taken, wanted, target, seed)
 
 
-def _seed(workshop: Workshop, tree: Tree, path: str, directory: str) -> None:
-    """Fill a new cache directory with the files below ``path`` in ``tree``."""
-    plan = copying.Plan(None, workshop.directory, moment.nanoseconds(workshop.job.epoch))
-    copying.copy(
-        plan,
-        copying.Source(tree, normal_path("/", path or "/"), wildcards=False),
-        "/",
-        copying.CopyOptions(),
-    )
-    materialise.materialise(plan.finish(), directory)
+# -- ssh ------------------------------------------------------------------------------------------------------------
 
 
-def ssh_socket(state: State, instruction: Run) -> str:
-    """Where the first SSH agent of ``instruction`` listens, for SSH_AUTH_SOCK; "" without one."""
-    for wanted in instruction.mounts:
-        if wanted.type == "ssh":
-            return normal_path(state.workdir, wanted.target) if wanted.target else "/run/buildkit/ssh_agent.0"
-    return ""
+class SshMount(msgspec.Struct, frozen=True):
+    """A socket that answers for an SSH agent of the user's."""
 
+    workshop: Workshop
+    wanted: Wanted
+    target: str
+    given: bool | None
+    """Whether there is one, when the step can do without: it then does something else."""
 
-def _ssh(workshop: Workshop, wanted: Wanted, target: str, taken: Input) -> tuple[keys.Part, Maker]:
-    name = wanted.id or "default"
-    uid, gid, mode = wanted.uid or 0, wanted.gid or 0, 0o600 if wanted.mode is None else wanted.mode
-    if wanted.required:
-        taken.nothing()  # that it is there counts for a step that is run, not for one that is found
-    given = None if wanted.required else workshop.conversation.ask(AskAgent(name)) is not None
+    @property
+    def key(self) -> Observed:
+        return "ssh", self._name, self.target, *self._metadata, self.given
 
-    def make(stack: ExitStack, _told: tuple[str, ...]) -> Mount | None:
-        if workshop.conversation.ask(AskAgent(name)) is None:
-            if wanted.required:
+    def by_content(self) -> Observed:
+        return self.key
+
+    def open(self, stack: ExitStack, _places: tuple[str, ...]) -> Mount | None:
+        if self.workshop.conversation.ask(AskAgent(self._name)) is None:
+            if self.wanted.required:
                 raise BuildError(
-                    f"no SSH agent {name} forwarded from the client",
+                    f"no SSH agent {self._name} forwarded from the client",
                     why="the step requires it",
                     remedy="pass --ssh default, or --ssh ID=SOCKET-OR-KEY",
                 )
             return None
-        path = stack.enter_context(forwarded(workshop, name, workshop.scratch(), uid=uid, gid=gid, mode=mode))
-        return Bind(path, target)
+        from executor.solver.agent import forwarded  # which few steps need
 
-    return ("ssh", name, target, uid, gid, mode, given), make
+        uid, gid, mode = self._metadata
+        directory = self.workshop.scratch()
+        socket = forwarded(self.workshop, self._name, directory, uid=uid, gid=gid, mode=mode)
+        return Bind(stack.enter_context(socket), self.target)
+
+    @property
+    def _name(self) -> str:
+        return self.wanted.id or "default"
+
+    @property
+    def _metadata(self) -> tuple[int, int, int]:
+        """Owner, group and mode of the socket."""
+        return self.wanted.uid or 0, self.wanted.gid or 0, 0o600 if self.wanted.mode is None else self.wanted.mode
+
+
+def _ssh(workshop: Workshop, wanted: Wanted, target: str, taken: Input) -> SshMount:
+    given = None
+    if wanted.required:
+        taken.nothing()  # that it is there counts for a step that is run, not for one that is found
+    else:
+        given = workshop.conversation.ask(AskAgent(wanted.id or "default")) is not None
+    return SshMount(workshop, wanted, target, given)
+
+
+# -- secrets --------------------------------------------------------------------------------------------------------
+
+
+class SecretValue(msgspec.Struct, frozen=True):
+    """A secret that a step wants, asked for once."""
+
+    wanted: Wanted
+    value: Once[bytes | None]
+    """None when there is none."""
+
+
+class SecretMount(msgspec.Struct, frozen=True):
+    """A secret as a file, or only as an environment variable."""
+
+    secret: SecretValue
+    target: str
+    """"" for the place that is named for it."""
+    given: bool | None
+    """Whether there is one, when the step can do without: it then does something else. Its value never counts."""
+
+    @property
+    def key(self) -> Observed:
+        return "secret", self._name, self.target, self.secret.wanted.env, *self._metadata, self.given
+
+    def by_content(self) -> Observed:
+        return self.key
+
+    def open(self, _stack: ExitStack, _places: tuple[str, ...]) -> Mount | None:
+        if self.secret.wanted.env is not None and not self.target:
+            return None
+        data = self.secret.value()
+        place = self.target or f"/run/secrets/{os.path.basename(self._name)}"
+        return None if data is None else Secret(place, data, *self._metadata)
+
+    @property
+    def _name(self) -> str:
+        return _secret_name(self.secret.wanted)
+
+    @property
+    def _metadata(self) -> tuple[int, int, int]:
+        """Owner, group and mode of the file."""
+        wanted = self.secret.wanted
+        return wanted.uid or 0, wanted.gid or 0, 0o400 if wanted.mode is None else wanted.mode
+
+
+def _secret_mount(secret: SecretValue, target: str, taken: Input) -> SecretMount:
+    given = None
+    if secret.wanted.required:
+        taken.nothing()  # that it is there counts for a step that is run, not for one that is found
+    else:
+        given = secret.value() is not None
+    return SecretMount(secret, target, given)
+
+
+def _secret_name(wanted: Wanted) -> str:
+    return wanted.id or os.path.basename(wanted.target)
 
 
 def _secret(workshop: Workshop, wanted: Wanted) -> bytes | None:
-    name = wanted.id or os.path.basename(wanted.target)
+    """The value of a secret; None for one that there is not and that the step can do without."""
+    name = _secret_name(wanted)
     value = workshop.conversation.ask(AskSecret(name))
     if value is None and wanted.required:
         raise BuildError(
@@ -332,24 +453,3 @@ def _secret(workshop: Workshop, wanted: Wanted) -> bytes | None:
             remedy=f"pass it with --secret id={name},src=FILE or --secret id={name},env=VARIABLE",
         )
     return value
-
-
-def _secret_mount(
-    wanted: Wanted, target: str, value: Callable[[], bytes | None], taken: Input
-) -> tuple[keys.Part, Maker | None]:
-    name = wanted.id or os.path.basename(wanted.target)
-    uid, gid, mode = wanted.uid or 0, wanted.gid or 0, 0o400 if wanted.mode is None else wanted.mode
-    # Its value never counts, but a step that can do without it does something else without it.
-    if wanted.required:
-        taken.nothing()  # that it is there counts for a step that is run, not for one that is found
-    given = None if wanted.required else value() is not None
-    part: keys.Part = ("secret", name, target, wanted.env, uid, gid, mode, given)
-    if wanted.env is not None and not target:
-        return part, None
-    place = target or f"/run/secrets/{os.path.basename(name)}"
-
-    def make(_stack: ExitStack, _told: tuple[str, ...]) -> Mount | None:
-        data = value()
-        return None if data is None else Secret(place, data, uid, gid, mode)
-
-    return part, make

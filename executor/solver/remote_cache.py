@@ -290,13 +290,13 @@ class RemoteCaches:
         self,
         sources: Sequence[RemoteCache],
         targets: Sequence[RemoteCache],
-        warn: Callable[[Problem], None],
+        tell: protocol.Tell,
         max_age: float | None,
         inputs: Inputs,
     ) -> None:
         self._sources = tuple(sources)
         self._targets = tuple(targets)
-        self._warn = warn
+        self._tell = tell
         self._max_age = max_age
         self._inputs = inputs
         self._unusable: set[RemoteCache] = set()
@@ -362,6 +362,9 @@ class RemoteCaches:
             if (name, so) not in self._warned:  # a reference is asked in two ways, and by many threads
                 self._warned.add((name, so))
                 self._warn(Problem("CacheUnusable", f"the cache {name} cannot be used, {so}", why=str(error)))
+
+    def _warn(self, problem: Problem) -> None:
+        self._tell(protocol.BuildWarning(problem, problem.kind))
 
     def _is_young(self, entry: Entry) -> bool:
         if self._max_age is None:

@@ -14,12 +14,11 @@ from typing import Final, Protocol
 import msgspec
 
 from executor import protocol
-from executor.dockerfile import copy_checks, modes
 from executor.dockerfile.instructions import Add, Copy
 from executor.rootfs.entry import Kind
 from executor.rootfs.tree import Tree, open_directory
-from executor.solver import content, copying, keys, users
-from executor.solver.archives import copy_archive
+from executor.snapshotter.snapshotter import Parents
+from executor.solver import content, copying, keys
 from executor.solver.content import Agreed, Selection
 from executor.solver.copying import CopyOptions, Plan, Source
 from executor.solver.inputs import Input
@@ -33,17 +32,31 @@ _CONTENT: Final = "content"
 """What the file with a here-document's content is called on this machine."""
 
 
-class Files(msgspec.Struct, frozen=True):
+class Files(Protocol):
     """Where one or more source arguments come from: a tree, and how its content is told apart for cache keys."""
 
-    open: Callable[[Input], Tree]
-    """The tree, for whoever reads it as that input: a context's can then only be accounted for by its signature."""
-    identity: Name | None
-    """Names the whole tree when that is known without reading (a stage's file system); None to read what is copied."""
-    context: str | None = None
-    """The context that it is, if it is one, by name."""
-    shared: str = ""
-    """What all jobs of a build that see the same tree call it; "" when others see none or another."""
+    @property
+    def identity(self) -> Name | None:
+        """The name of the whole tree, if that is known without reading (a stage's); None to read what is copied."""
+        ...
+
+    @property
+    def context(self) -> str | None:
+        """The context that it is, if it is one, by name."""
+        ...
+
+    @property
+    def shared(self) -> str:
+        """What all jobs of a build that see the same tree call it; "" when others see none or another."""
+        ...
+
+    def open(self, taken: Input) -> Tree:
+        """The tree, for whoever reads it as that input: a context's can then only be accounted for by its signature."""
+        ...
+
+    def snapshots(self) -> Parents | None:
+        """The snapshots that the tree is made of; None for a context."""
+        ...
 
 
 class Sources(msgspec.Struct, frozen=True):
@@ -109,6 +122,8 @@ class FromTree(msgspec.Struct, frozen=True):
             raise ContextError(f'"{self.pattern}" changed during the build', remedy="build again")
         for match, top, found in selection.matches():
             if self.unpack and top.kind is Kind.FILE:
+                from executor.solver.archives import copy_archive  # which few Dockerfiles need
+
                 for each in found:
                     if copy_archive(workshop, plan, each.entry.source, destination, copy_options):
                         content.check(each.entry)
@@ -144,7 +159,7 @@ class Inline(msgspec.Struct, frozen=True):
         copying.copy_file(plan, tree, _CONTENT, self.name, destination, copy_options)
 
 
-def of(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Files]) -> Sources:
+def of(workshop: Workshop, instruction: Copy | Add, found: Once[Files]) -> Sources:
     """The sources of ``instruction``, whose paths are looked up in what ``found`` gives."""
     parts: list[tuple[Part, Input]] = []
     for text in instruction.sources:
@@ -156,7 +171,7 @@ def of(workshop: Workshop, instruction: Copy | Add, found: Callable[[], Files]) 
     return Sources(workshop, tuple(parts))
 
 
-def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callable[[], Files], taken: Input) -> Part:
+def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Once[Files], taken: Input) -> Part:
     if isinstance(instruction, Add):
         from executor.solver import fetched  # with all that fetches, which few Dockerfiles need
 
@@ -177,17 +192,3 @@ def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Callabl
     agreed = Once(lambda: content.agreed(workshop, what, walked, selected))
     signature = partial(protocol.StatSignature, place.context or "", text, parents, exclude)
     return FromTree(source, place.identity, text, parents, unpack, selected, agreed, signature)
-
-
-def copy_options(stage: Once[Tree] | None, chown: str, chmod: str, exclude: tuple[str, ...]) -> CopyOptions:
-    """What ``--chown``, ``--chmod`` and ``--exclude`` do; names of users are looked up in ``stage``."""
-    owner = None
-    if chown:
-        owner = users.owner(stage() if stage is not None and not copy_checks.numeric(chown) else None, chown)
-    number = modes.octal(chmod) if chmod else None
-    return CopyOptions(
-        owner=owner,
-        mode=modes.parse(chmod) if chmod else None,
-        parents_mode=0o755 if number is None else number & 0o777,
-        exclude=exclude,
-    )

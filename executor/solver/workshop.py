@@ -15,7 +15,6 @@ from executor.rootfs.tree import Tree
 from executor.solver.fingerprints import Fingerprints
 from executor.solver.inputs import Inputs
 from executor.solver.once import Once
-from executor.solver.remote_cache import RemoteCaches
 from executor.store.store import Store
 from platforms.errors import EnvironmentUnfit, Interrupted
 from platforms.platform import Platform
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from executor.registry.client import Client
     from executor.sandbox.runner import Runner
     from executor.snapshotter.snapshotter import Snapshotter
+    from executor.solver.remote_cache import RemoteCaches
 
 T = TypeVar("T")
 

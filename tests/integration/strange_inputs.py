@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -31,52 +31,57 @@ protocol.Question = protocol.Question | AskFortune  # type: ignore[misc]
 from executor.registry import reference
 from executor.rootfs.tree import open_directory
 from executor.sandbox.spec import Secret
-from executor.solver import base, content, copying, mounts, solver, sources
-from executor.solver.graph import MAIN_CONTEXT
+from executor.solver import base, content, copying, mounts, sources, workdir
+from executor.solver.contexts import Contexts
 from executor.solver.inputs import Input
+from executor.solver.step import Made
 from orchestrator import fanout
 
 PATH = "/strange"
 """``WORKDIR /strange`` is the new instruction: it makes a directory named for what it has found."""
 
 
-def instruction(solver: Any, stage: Any, number: int, state: Any, read: Callable[[Any, Input], str]) -> Any:
+class Step(workdir.WorkdirStep, frozen=True):
     """A step with a layer that depends on what ``read`` returns."""
-    workshop = solver._workshop
-    name = ""
 
-    def key(taken: Input) -> Any:
-        nonlocal name
-        name = read(solver, taken).strip()
-        return "strange", state.tree, name
+    read: ClassVar[Callable[[Any, Input], str]]
+    names: ClassVar[dict[int, str]] = {}
 
-    def make() -> Any:
-        entries = copying.make_directory(solver.tree_of(state), f"/{name}", None, 0)
-        return content.name(workshop, entries), entries
+    @property
+    def text(self) -> str:
+        return "STRANGE"
 
-    return solver._layered(stage, number, state, key, make, "STRANGE", again=make)
+    def key(self, taken: Input) -> Any:
+        name = self.names[self.number] = type(self).read(self, taken).strip()
+        return "strange", self.state.tree, name
+
+    def make(self) -> Made:
+        tree = self.filesystems.tree(self.state)
+        entries = copying.make_directory(tree, f"/{self.names[self.number]}", None, 0)
+        return Made(content.name(self.workshop, entries), entries)
 
 
 def told(path: str) -> Callable[[Any, Input], str]:
     """Read the file by itself, and say nothing."""
-    return lambda _solver, _taken: Path(path).read_text()
+    return lambda _step, _taken: Path(path).read_text()
 
 
-def asked(_solver: Any, taken: Input) -> str:
+def asked(step: Any, taken: Input) -> str:
     """Ask the orchestrator something new."""
     taken.nothing()
-    return str(_solver._workshop.conversation.ask(AskFortune()).decode())
+    return str(step.workshop.conversation.ask(AskFortune()).decode())
 
 
-def nothing(_solver: Any, taken: Input) -> str:
+def nothing(_step: Any, taken: Input) -> str:
     """Take nothing from outside, and say so."""
     taken.nothing()
     return "nothing"
 
 
-def opened(_solver: Any, taken: Input) -> str:
+def opened(step: Any, taken: Input) -> str:
     """Read a file of the context, and say that nothing is read."""
-    tree = _solver.source(MAIN_CONTEXT).open(taken)
+    contexts = Contexts(step.workshop)
+    tree = contexts.read("", taken)
     taken.nothing()
     return (tree.read(b"said", 100) or b"").decode()
 
@@ -84,9 +89,9 @@ def opened(_solver: Any, taken: Input) -> str:
 def tag(host: str) -> Callable[[Any, Input], str]:
     """Ask a registry what a tag points to."""
 
-    def read(solver: Any, taken: Input) -> str:
+    def read(step: Any, taken: Input) -> str:
         taken.nothing()
-        found = solver._workshop.registry().resolve(reference.parse(f"{host}/said:1"))
+        found = step.workshop.registry().resolve(reference.parse(f"{host}/said:1"))
         return str(found.digest.partition(":")[2])
 
     return read
@@ -136,10 +141,8 @@ def strange(kind: str, file: str) -> None:
             sources._part = lambda *_: Source(file)  # type: ignore[assignment]
             return
         case "a mount":
-            mounts._cache = lambda *_: (  # type: ignore[assignment]
-                ("strange", Path(file).read_text()),
-                lambda _stack, _told: Secret("/said", Path(file).read_bytes()),
-            )
+            said = mounts.Fixed(("strange", Path(file).read_text()), Secret("/said", Path(file).read_bytes()))
+            mounts._cache = lambda *_: said  # type: ignore[assignment, return-value]
             return
         case "a base":
             known = base.from_registry
@@ -147,8 +150,8 @@ def strange(kind: str, file: str) -> None:
                 workshop, Input("another"), name, platform
             )
             return
-    changed: Any = solver.Solver
-    changed._workdir = lambda solver, stage, number, state, _: instruction(solver, stage, number, state, read)
+    Step.read = staticmethod(read)
+    workdir.WorkdirStep = Step  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_the_import_rule_blames_what_it_should(room: str, source: str, blamed: l
 
 
 DOORS: Mapping[str, frozenset[str]] = {
-    "executor.context.directory": frozenset({"solver", "inputs"}),
+    "executor.context.directory": frozenset({"contexts", "inputs"}),
     "executor.context.git": frozenset({"fetched"}),
     "executor.context.gitprogram": frozenset({"fetched"}),
     "executor.context.http": frozenset({"fetched"}),

@@ -1,0 +1,200 @@
+"""What steps come to: found under their keys, taken over from outside caches, or made, and recorded.
+
+A step that is not found is made under a lock on its key, so that of several builds that want the same step one makes
+it and the others share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from executor import protocol
+from executor.rootfs.entry import Entry
+from executor.solver import cache, keys, treename
+from executor.solver.cache import CacheEntry
+from executor.solver.layer import Layer, from_result
+from executor.solver.once import Once
+from executor.solver.step import Made, Step
+from executor.solver.treename import Observed
+from executor.solver.workshop import Workshop
+from executor.store import locks
+from platforms import debug
+from platforms.errors import ContextError
+
+
+class ImageLayers(Protocol):
+    """Who wants the layers of the image as soon as they are made: to pack them, and to send them."""
+
+    def layer(self, layer: Layer) -> None:
+        """Take ``layer``; returns at once."""
+        ...
+
+
+class StepKey(msgspec.Struct, frozen=True):
+    """The key of a step: in this store, and in outside caches."""
+
+    here: str
+    outside: str
+    places: tuple[str, ...]
+    """The outside caches that had a say in what the step observes."""
+
+
+def step_key(observed: Observed, job: protocol.Job) -> StepKey:
+    """The key of a step of ``job`` that observes that."""
+    places = treename.places(observed)
+    times = (job.epoch, job.latest)
+    key = keys.key("step", treename.here(observed), *times)
+    return StepKey(key, keys.key("step", treename.outside(observed), *times) if places else key, places)
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What a step came to."""
+
+    keys: tuple[StepKey, ...]
+    """Those under which it is to be found, the step's own first."""
+    entry: CacheEntry
+    made: Layer | None = None
+    """The layer, when it was made just now."""
+
+
+class CachedStep(msgspec.Struct, frozen=True):
+    """A step that has a layer: what an outside cache is told."""
+
+    key: str
+    outcome: CacheEntry
+    layer: Layer
+    in_image: bool
+    promised: bool
+    """Whether nobody here has the layer."""
+
+
+class _Again(msgspec.Struct, frozen=True):
+    """The entries of the step that came to ``result``, worked out should somebody go through them."""
+
+    made: Once[Made]
+    result: str
+
+    def __iter__(self) -> Iterator[Entry]:
+        made = self.made()
+        if made.entries is None or made.result != self.result:
+            raise ContextError("what is copied changed during the build", remedy="build again")
+        return iter(made.entries)
+
+
+class StepCache:
+    """The steps of one job in the caches. Safe for threads."""
+
+    def __init__(self, workshop: Workshop, image: ImageLayers) -> None:
+        self._workshop = workshop
+        self._job = workshop.job
+        self._store = workshop.store
+        self._image = image
+        self.steps: list[CachedStep] = []
+        """Every step with a layer, in the order in which they were done."""
+
+    def find_or_make(self, step: Step, *, fresh: bool, in_image: bool) -> Found:
+        """What ``step`` came to: in another job, or now.
+
+        ``fresh`` steps are made whatever caches have, unless another job of this build has made them. The layers of
+        those that are ``in_image`` are packed as soon as they are made.
+        """
+        key = step_key(step.key(self._workshop.inputs.add("step")), self._job)
+        entry = self._look_up(step, key, fresh=fresh)
+        if entry is not None:
+            return Found((key,), entry)
+        with locks.lock(self._store, f"step {key.here}", cancel=self._workshop.cancelled):
+            entry = self._look_up(step, key, fresh=fresh) or self._imported(step, key, fresh=fresh)
+            if entry is not None:
+                return Found((key,), entry)
+            observed = step.other_key()
+            if observed is None:
+                return self._make(step, (key,), in_image=in_image)
+            other = step_key(observed, self._job)
+            entry = self._look_up(step, other, fresh=fresh) or self._imported(step, other, fresh=fresh)
+            if entry is None:
+                return self._make(step, (key, other), in_image=in_image)
+            if not entry.foreign:
+                cache.note_outcome(self._store, key.here, entry, step.text)
+            return Found((key, other), entry)
+
+    def layer(self, step: Step, found: Found, *, in_image: bool) -> Layer:
+        """The layer of what ``step`` came to. From now on outside caches can be told of it."""
+        entry, layer = found.entry, found.made
+        self._workshop.inputs.found(found.keys[0].here, entry)
+        held = layer is not None or cache.is_held(self._store, entry.layer)
+        again = not held and step.by_content and self._is_ours(entry)
+        if layer is None:
+            # Another job of this build may know the result and not have packed it yet, and may never come to it.
+            entries = _Again(Once(step.make), entry.result) if again else None
+            layer = from_result(self._workshop, entry.layer, entry.created, entries, _below(step))
+            if in_image and self._is_ours(entry):
+                self._image.layer(layer)
+        promised = not held and not again
+        self.steps += [CachedStep(each.outside, entry, layer, in_image, promised) for each in found.keys]
+        return layer
+
+    def _look_up(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
+        """What the store has under ``key``, if that can be used: its layer is there, or may be worked out again."""
+        asked = [each.name for each in self._job.cache_from]
+        found = cache.outcome(self._store, key.here) or cache.outcome_from(self._store, key.outside, asked)
+        if found is None:
+            return None
+        ours = self._is_ours(found)
+        if ours and step.by_content:
+            return found
+        return found if (ours or not fresh) and cache.is_there(self._store, found.layer) else None
+
+    def _imported(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
+        """What an outside cache has under ``key``, recorded for builds that ask it."""
+        store = self._store
+        if fresh or not self._job.cache_from:
+            return None
+        found = self._workshop.exchange().find(key.outside)
+        debug.log("outside cache look-up", key=key.outside, found="no" if found is None else found[1].name)
+        if found is None:
+            return None
+        entry, place = found
+        name = entry.name
+        outcome = CacheEntry(entry.result, entry.created, foreign=name, place=place.name)
+        known = cache.known(store, name)
+        if entry.blob is None:
+            cache.note_known(store, name, replace(known, promised=True))
+        else:
+            blobs = (*(each for each in known.blobs if each.kind != entry.blob.kind), entry.blob)
+            caches = tuple(dict.fromkeys((*known.caches, place.location)))
+            cache.note_known(store, name, cache.LayerInfo(entry.diff_id, blobs, entry.machines, caches))
+        cache.note_outcome_from(store, key.outside, place.name, outcome, step.text)
+        return outcome
+
+    def _make(self, step: Step, known: tuple[StepKey, ...], *, in_image: bool) -> Found:
+        """Make ``step``, to be found under the keys ``known``."""
+        made = step.make()
+        entry = CacheEntry(made.result, now(), self._job.build)
+        layer = from_result(self._workshop, made.result, entry.created, made.entries, _below(step))
+        # Before others can find it, so that it is packed by who has the entries in hand.
+        if in_image:
+            self._image.layer(layer)
+        else:
+            self._workshop.later(layer.snapshot)  # now, while the files of the context are what they were for the key
+        for each in known:
+            cache.note_outcome(self._store, each.here, entry, step.text)
+        return Found(known, entry, layer)
+
+    def _is_ours(self, found: CacheEntry) -> bool:
+        """Whether a job of this build has made the step."""
+        return bool(found.build) and found.build == self._job.build
+
+
+def _below(step: Step) -> tuple[Layer, ...]:
+    """The layers that the directory of the step's result is a change to; none when it is the same on any."""
+    return () if step.by_content else step.state.layers
+
+
+def now() -> str:
+    """The time, RFC 3339."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,98 @@
+"""The build contexts of a job: directories of this machine, and those that the orchestrator sends."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import ClassVar, assert_never
+
+import msgspec
+
+from executor import protocol
+from executor.context.directory import open_context
+from executor.rootfs.tree import Tree
+from executor.snapshotter import unpack
+from executor.solver import keys
+from executor.solver.inputs import Input
+from executor.solver.once import Once
+from executor.solver.workshop import Workshop
+from platforms.errors import ContextError, StoreError
+
+
+class Contexts:
+    """Each context by its name, opened when first read. Safe for threads."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._contexts = {context.name: context for context in workshop.job.contexts}
+        self._trees = {
+            name: Once(partial(_open, workshop, each))
+            for name, each in self._contexts.items()
+            if isinstance(each, protocol.FilesContext)
+        }
+        self.used: set[str] = set()
+        """The names of those that something was taken from."""
+
+    def use(self, name: str) -> protocol.Context:
+        """The context ``name``, from which something is taken. Raises ``ContextError`` when there is none."""
+        if name not in self._contexts:
+            raise ContextError(
+                "there is no build context",
+                why="the Dockerfile came from stdin alone",
+                remedy="build with a directory: kanifold build DIRECTORY --file -",
+            )
+        self.used.add(name)
+        return self._contexts[name]
+
+    def files(self, context: protocol.FilesContext) -> ContextFiles:
+        """The files of ``context``, to copy from."""
+        shared = ""
+        if isinstance(context, protocol.DirectoryContext):
+            shared = keys.key("context", context.path, context.ignore, context.owners)
+        return ContextFiles(self, context.name, shared)
+
+    def read(self, name: str, taken: Input) -> Tree:
+        """The files of the context ``name``, to be read as the input ``taken``."""
+        taken.opened()
+        return self._trees[name]()
+
+
+class ContextFiles(msgspec.Struct, frozen=True):
+    """The files of a context (``sources.Files``)."""
+
+    contexts: Contexts
+    context: str
+    shared: str
+    identity: ClassVar[None] = None
+
+    def open(self, taken: Input) -> Tree:
+        return self.contexts.read(self.context, taken)
+
+    def snapshots(self) -> None:
+        return None
+
+
+def _open(workshop: Workshop, context: protocol.FilesContext) -> Tree:
+    match context:
+        case protocol.DirectoryContext():
+            directory = context.path
+        case protocol.SentContext():
+            directory = _received(workshop, context.name)
+        case _:
+            assert_never(context)
+    return workshop.trees.keep(open_context(directory, context.ignore, owners=context.owners))
+
+
+def _received(workshop: Workshop, name: str) -> str:
+    """The directory that the orchestrator sends as the context ``name``."""
+    directory = workshop.scratch()
+    path = os.path.join(workshop.scratch(), "context.tar")
+    try:
+        with open(path, "wb") as file:
+            if not workshop.conversation.ask_into(file.write, protocol.AskContext(name)):
+                raise ContextError(f"the orchestrator does not know the context {name!r}")
+    except OSError as error:
+        raise StoreError("cannot keep the build context", why=error.strerror or str(error)) from error
+    with open(path, "rb") as stream:
+        unpack.extract(stream, directory, limits=unpack.Limits())
+    os.unlink(path)
+    return directory

@@ -1,0 +1,116 @@
+"""COPY and ADD as a step: what counts for the key, and the layer as a plan of entries (``copying``)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from executor.dockerfile import Stage, copy_checks, modes
+from executor.dockerfile.instructions import Add, Copy
+from executor.rootfs import moment
+from executor.solver import content, copying, users
+from executor.solver.copying import CopyOptions, normal_path
+from executor.solver.graph import MAIN_CONTEXT, Origin
+from executor.solver.inputs import Input
+from executor.solver.origins import FileSystems, Origins
+from executor.solver.sources import Files, Sources
+from executor.solver.state import State
+from executor.solver.step import Made
+from executor.solver.treename import Observed
+from executor.solver.workshop import Workshop
+
+
+def copied_from(origins: Origins, stage: Stage, instruction: Copy | Add) -> Files:
+    """The files in which the paths of ``instruction``, a step of ``stage``, are looked up."""
+    origin: Origin = MAIN_CONTEXT
+    if isinstance(instruction, Copy) and instruction.from_:
+        origin = origins.named(instruction.from_, stage, instruction.location, numbers=True)
+    return origins.files(origin)
+
+
+class CopyStep(msgspec.Struct, frozen=True):
+    """A COPY or an ADD, its variables expanded."""
+
+    workshop: Workshop
+    filesystems: FileSystems
+    number: int
+    state: State
+    instruction: Copy | Add
+    sources: Sources
+    by_content: ClassVar[bool] = True
+
+    @property
+    def text(self) -> str:
+        instruction = self.instruction
+        flags = (("chown", instruction.chown), ("chmod", instruction.chmod))
+        words = [
+            "ADD" if isinstance(instruction, Add) else "COPY",
+            *(["--parents"] if self._parents else []),
+            *(f"--{name}={value}" for name, value in flags if value),
+            *instruction.sources,
+            *(f"<<{each.name}" for each in instruction.heredocs),
+            instruction.destination,
+        ]
+        return f"{' '.join(words)} # buildkit"
+
+    def key(self, taken: Input) -> Observed:
+        instruction = self.instruction
+        taken.nothing()  # the sources account for themselves
+        return (
+            "add" if isinstance(instruction, Add) else "copy",
+            "" if self._alone else self.state.tree,
+            self._destination,
+            instruction.chown,
+            instruction.chmod,
+            instruction.exclude,
+            self._alone,
+            self._parents,
+            instruction.unpack if isinstance(instruction, Add) else None,
+            self.sources.key(),
+        )
+
+    def other_key(self) -> None:
+        return None
+
+    def make(self) -> Made:
+        tree = None if self._alone else self.filesystems.tree(self.state)
+        plan = copying.Plan(tree, self.workshop.directory, moment.nanoseconds(self.workshop.job.epoch))
+        self.sources.copy_to(plan, self._destination, self._options())
+        entries = plan.finish()
+        return Made(content.name(self.workshop, entries), entries)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether the layer is the same on any stage (``--link``).
+
+        With a mode, ``--link`` is as good as not there (BuildKit, dockerfile2llb/convert_copy.go).
+        """
+        return self.instruction.link and not self.instruction.chmod
+
+    @property
+    def _parents(self) -> bool:
+        return isinstance(self.instruction, Copy) and self.instruction.parents
+
+    @property
+    def _destination(self) -> str:
+        """Where the files go: absolute, a trailing ``/`` or ``/.`` kept."""
+        text = self.instruction.destination
+        path = normal_path(self.state.workdir, text or ".")
+        if text in ("", ".") or text.endswith(("/", "/.")):
+            return path.rstrip("/") + "/"
+        return path
+
+    def _options(self) -> CopyOptions:
+        """What ``--chown``, ``--chmod`` and ``--exclude`` do; names of users are looked up in the stage."""
+        chown, chmod = self.instruction.chown, self.instruction.chmod
+        owner = None
+        if chown:
+            owner = users.owner(None if copy_checks.numeric(chown) else self.filesystems.tree(self.state), chown)
+        number = modes.octal(chmod) if chmod else None
+        return CopyOptions(
+            owner=owner,
+            mode=modes.parse(chmod) if chmod else None,
+            parents_mode=0o755 if number is None else number & 0o777,
+            exclude=self.instruction.exclude,
+        )

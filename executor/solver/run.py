@@ -1,0 +1,249 @@
+"""RUN as a step: what counts for the key, the sandbox it runs in, its environment, and how it failed."""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar, Final, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from executor import limits
+from executor.dockerfile.instructions import Run, shell_text
+from executor.dockerfile.scope import PROXIES
+from executor.protocol import BuildWarning, Job, Log
+from executor.rootfs import moment
+from executor.sandbox import cgroup
+from executor.sandbox.network import NO_HELPER
+from executor.sandbox.spec import Ended, Mount, Spec
+from executor.snapshotter.snapshotter import ActiveRoot
+from executor.solver import cache, output, scope, users
+from executor.solver import state as states
+from executor.solver.inputs import Input
+from executor.solver.mounts import Mounts
+from executor.solver.origins import FileSystems
+from executor.solver.progress import Progress
+from executor.solver.state import State
+from executor.solver.step import Made
+from executor.solver.treename import Observed
+from executor.solver.workshop import Workshop
+from executor.store import faults
+from platforms import debug
+from platforms.errors import DockerfileError, Interrupted, Problem, StepFailed
+
+_SHARED_REMEDY: Final = "kanifold doctor tells what a network of their own needs"
+
+
+class RunStep(msgspec.Struct, frozen=True):
+    """A RUN, its variables expanded."""
+
+    workshop: Workshop
+    filesystems: FileSystems
+    progress: Progress
+    number: int
+    state: State
+    instruction: Run
+    mounts: Mounts
+    by_content: ClassVar[bool] = False
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """What is executed."""
+        if self.instruction.shell:
+            return states.shell_command(self.state.config, shell_text(self.instruction))
+        return self.instruction.command
+
+    @property
+    def text(self) -> str:
+        return states.run_text(self.state, self.argv)
+
+    @property
+    def network(self) -> Literal["isolated", "host", "none"]:
+        """The network that the step gets."""
+        job = self.workshop.job
+        match _asked_network(job, self.instruction) or job.default_network:
+            case "none":
+                return "none"
+            case "host":
+                return "host"
+            case _:
+                return "isolated"
+
+    def key(self, taken: Input) -> Observed:
+        taken.nothing()  # the mounts account for themselves
+        return self._observed(self.mounts.key)
+
+    def other_key(self) -> Observed | None:
+        mounted = self.mounts.by_content()
+        return None if mounted is None else self._observed(mounted)
+
+    def _observed(self, mounted: Observed) -> Observed:
+        state, job = self.state, self.workshop.job
+        return (
+            "run",
+            state.tree,
+            str(state.platform),
+            self.argv,
+            state.env,
+            state.workdir,
+            state.config.user,
+            self.instruction.network,
+            job.network,
+            self.instruction.security,
+            scope.host_name(job.build_args),
+            job.hosts,
+            job.shm_size,
+            job.ulimits,
+            mounted,
+        )
+
+    def make(self) -> Made:
+        """Run the step on the stage's file system; what it changed becomes a snapshot."""
+        workshop = self.workshop
+        workshop.runner().prepare(isolated=self.network == "isolated")  # while base layers are unpacked
+        parents = self.filesystems.snapshots(self.state)
+        result = cache.fresh_result()
+        active = workshop.snapshotter.prepare(parents)
+        try:
+            workshop.snapshotter.add_mount_points(active, moment.nanoseconds(workshop.job.epoch))
+            with self.progress.turn(workshop.slots):
+                execute(self, active)
+            keys = (cache.snapshot_key(result),)
+            workshop.snapshotter.commit(active, keys=keys, description=self.instruction.original)
+        except BaseException:
+            workshop.snapshotter.remove(active)
+            raise
+        return Made(result)
+
+    def log(self, lines: str, stream: int) -> None:
+        """Tell the orchestrator ``lines`` of the step's output (``protocol.Log``)."""
+        self.workshop.tell(Log(self.number, lines, stream))
+
+
+def check_allowed(job: Job, instruction: Run) -> None:
+    """Raise ``DockerfileError`` where ``instruction`` asks for what nobody has allowed, or what there is not."""
+    if instruction.security == "insecure" and "security.insecure" not in job.allow:
+        raise DockerfileError(
+            "security.insecure is not allowed",
+            why="such a step may do on this machine whatever kanifold may",
+            remedy="if you trust the Dockerfile that far: --allow security.insecure",
+            where=instruction.location,
+        )
+    if _asked_network(job, instruction) == "host" and "network.host" not in job.allow:
+        raise DockerfileError(
+            "network.host is not allowed",
+            why="such a step reaches what listens on this machine only, and sees the traffic of others",
+            remedy="if you trust the Dockerfile that far: --allow network.host",
+            where=instruction.location,
+        )
+    required = next((each.name for each in instruction.devices if each.required), None)
+    if required is not None:
+        raise DockerfileError(
+            f'required device "{required}" is not registered',
+            why="no devices are handed to steps here",
+            remedy="without ,required the step does without",
+            where=instruction.location,
+        )
+
+
+def execute(step: RunStep, active: ActiveRoot) -> None:
+    """Run ``step`` in the root file system ``active``.
+
+    Raises ``StepFailed`` with the tail of the output, ``EnvironmentUnfit``, or ``Interrupted``.
+    """
+    workshop, job = step.workshop, step.workshop.job
+    if workshop.unfit is not None and step.state.platform == workshop.platform:
+        raise workshop.unfit
+    tail = output.Tail()
+    with step.mounts.mounted() as mounts:
+        secrets = step.mounts.masked()
+        spec = _spec(step, active, mounts)
+        if debug.on:
+            shown = tuple(output.masked(each, secrets) for each in spec.argv)
+            debug.log("step runs", step=step.number, argv=shown, user=spec.uid, cwd=spec.cwd, network=spec.network)
+        bounds = cgroup.group(job.cgroup_parent, limits.files(job.limits))
+        with bounds as group, output.told(secrets, output.Limits.of(os.environ), tail, step.log) as (stdout, stderr):
+            ended = workshop.runner().run(replace(spec, cgroup=group), stdout, stderr, workshop.cancelled)
+            starved = cgroup.killed(group)
+    debug.log("step ended", step=step.number, code=ended.code, error=output.masked(ended.error, secrets))
+    if ended.shared and ended.shared != NO_HELPER:
+        problem = Problem("Network", "steps share the network of this machine", ended.shared, _SHARED_REMEDY)
+        workshop.tell(BuildWarning(problem, problem.kind))
+    if workshop.cancelled.done():
+        raise Interrupted("the build was cancelled")
+    if ended.code != 0 or ended.error:
+        raise _failure(step, ended, starved, tail)
+
+
+def _spec(step: RunStep, active: ActiveRoot, mounts: tuple[Mount, ...]) -> Spec:
+    """What the sandbox is told."""
+    job, state = step.workshop.job, step.state
+    who = users.identity(step.workshop.snapshotter.view(active.parents), state.config.user)
+    return Spec(
+        rootfs=active.rootfs,
+        argv=step.argv,
+        env=tuple(f"{name}={value}" for name, value in _environment(step, who.home)),
+        cwd=state.workdir,
+        uid=who.uid,
+        gid=who.gid,
+        groups=who.groups,
+        mounts=mounts,
+        network=step.network,
+        insecure=step.instruction.security == "insecure",
+        hostname=scope.host_name(job.build_args),
+        hosts=job.hosts,
+        shm_size=job.shm_size or 64 << 20,
+        ulimits=job.ulimits,
+    )
+
+
+def _environment(step: RunStep, home: str) -> tuple[tuple[str, str], ...]:
+    """The whole environment of ``step``.
+
+    ENV and ARG; proxy settings that nothing declared; the socket of an SSH agent; secrets, over variables of the same
+    name; HOME. A proxy is set in both spellings, whichever was given (BuildKit, solver/llbsolver/ops/exec.go).
+    """
+    env = step.state.env
+    declared = {name for name, _ in env}
+    proxies = {name: value for name, value in step.workshop.job.build_args if name in PROXIES}
+    upper = {name.upper(): value for name, value in proxies.items()}
+    lower = {name.lower(): value for name, value in proxies.items()}
+    env = (*env, *((name, value) for name, value in (upper | lower | proxies).items() if name not in declared))
+    agent = step.mounts.agent
+    if agent and not any(name == "SSH_AUTH_SOCK" for name, _ in env):
+        env = (*env, ("SSH_AUTH_SOCK", agent))
+    env = (*env, *step.mounts.variables())
+    if not any(name == "HOME" for name, _ in env):
+        env = (*env, ("HOME", home))
+    return env
+
+
+def _failure(step: RunStep, ended: Ended, starved: bool, tail: output.Tail) -> StepFailed:
+    command = " ".join(step.argv)
+    why = ended.error or f"exit code: {ended.code}"
+    if starved:
+        why += " (it needed more memory than --resource allows)"
+    elif ended.oom:
+        why += " (the kernel ran out of memory)"
+    return StepFailed(
+        f'process "{command}" did not complete successfully',
+        why=why,
+        remedy=_remedy(ended) or faults.full_disk_remedy(step.workshop.store.root),
+        where=step.instruction.location,
+        log=tail.lines,
+    )
+
+
+def _remedy(ended: Ended) -> str:
+    if ended.code == 127 and ended.error.startswith("exec /"):  # execve(2) of a file that is there
+        return "the file is there, but not the interpreter that its #! line or its ELF header names (another libc?)"
+    if ended.code == 127:
+        return "the program is not in the stage: install it in an earlier step, or check its name and PATH"
+    if ended.code == 126:
+        return "the file is there but cannot be executed: check its mode, its architecture and its #! line"
+    return ""
+
+
+def _asked_network(job: Job, instruction: Run) -> str:
+    """``host`` or ``none``, if the step or the build asks for it; else ``""``."""
+    return job.network if instruction.network == "default" else instruction.network
