@@ -11,7 +11,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import msgspec
 from msgspec.structs import replace
@@ -25,6 +25,17 @@ from orchestrator import plan as planning
 from orchestrator import publish, result_cache, warnings
 from orchestrator.contexts import FetchOptions
 from orchestrator.node import Placement, place
+from orchestrator.outputs import (
+    CacheOnly,
+    DockerArchive,
+    FilesOutput,
+    ImageStore,
+    LocalArchive,
+    LocalDirectory,
+    OciArchive,
+    OciLayout,
+    Push,
+)
 from orchestrator.plan import Plan
 from orchestrator.publish import Prepared
 from orchestrator.registries import Registry
@@ -136,12 +147,13 @@ async def _may_push(request: Request, registry: Registry, pushing: asyncio.Event
 
 def _loader(request: Request) -> Loader | None:
     """Who takes what is loaded, found out before anything is built; None for a build that is not."""
-    if not any(each.kind == "load" for each in request.outputs):
+    stores = [each for each in request.outputs if isinstance(each, ImageStore)]
+    if not stores:
         return None
     from orchestrator import load
 
     loader = load.find(request.load_to)
-    named = bool(request.tags) or all(each.names for each in request.outputs if each.kind == "load")
+    named = bool(request.tags) or all(each.image.names for each in stores)
     load.check(loader, request.platforms, named=named)
     return loader
 
@@ -212,7 +224,7 @@ def _refuse_unfit(request: Request, plan: Plan, placements: Iterable[Placement])
     for each in placements:
         if each.unfit is not None and each.platform in plan.running:
             raise each.unfit
-        if each.platform.os == "windows" and not all(output.holds_files for output in request.outputs):
+        if each.platform.os == "windows" and not all(isinstance(output, FilesOutput) for output in request.outputs):
             raise EnvironmentUnfit(
                 f"cannot make images for {each.platform}",
                 why="layers of Windows images have a form of their own",
@@ -303,7 +315,7 @@ async def _finish(
             await publish.fetch(each, image, session.store)
         images.append(image)
         _audit(build, plan, each)
-        if all(output.kind == "registry" for output in request.outputs):
+        if all(isinstance(output, Push) for output in request.outputs):
             release(each)
     result = publish.join(request, images)
     if build.pushing.is_set():
@@ -317,15 +329,20 @@ async def _finish(
 
 async def _write_outputs(build: _Build, built: Sequence[PlatformResult], result: BuildResult) -> None:
     for output in build.request.outputs:
-        if output.holds_files:
-            from orchestrator import files
+        match output:
+            case LocalDirectory() | LocalArchive():
+                from orchestrator import files
 
-            await files.write(output, built, result.root.digest, build.emit)
-        elif output.holds_images:
-            from orchestrator import images
+                await files.write(output, built, result.root.digest, build.emit)
+            case OciLayout() | OciArchive() | DockerArchive() | ImageStore():
+                from orchestrator import images
 
-            where = images.Where(build.session.store, build.loader)
-            await images.write(output, result, build.request, where, build.emit)
+                where = images.Where(build.session.store, build.loader)
+                await images.write(output, result, build.request, where, build.emit)
+            case Push() | CacheOnly():
+                pass  # pushed before, all platforms together
+            case _:
+                assert_never(output)
 
 
 def _audit(build: _Build, plan: Plan, built: PlatformResult) -> None:

@@ -18,6 +18,7 @@ from orchestrator import build as building
 from orchestrator import session
 from orchestrator.build import PlatformsFailedError
 from orchestrator.node import Node, local
+from orchestrator.outputs import writes_stdout
 from orchestrator.plan import Plan
 from orchestrator.prefork import PreforkServer
 from orchestrator.registries import Connect
@@ -123,7 +124,7 @@ def traced(path: str, emit: Emit) -> contextlib.AbstractContextManager[Emit]:
 
 def _print_digest(request: Request, result: BuildResult) -> None:
     """Print the digest, and nothing else, on stdout, unless stdout is an output or there is no output."""
-    if request.outputs and not any(each.writes_stdout for each in request.outputs):
+    if request.outputs and not any(map(writes_stdout, request.outputs)):
         try:
             print(result.root.digest, flush=True)
         except BrokenPipeError:

@@ -11,14 +11,14 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, assert_never
 
 from executor.rootfs import tarreader, tarwriter
 from executor.rootfs.entry import Kind
 from executor.snapshotter import unpack
 from executor.store.removal import remove_tree
 from orchestrator.images import opened
-from orchestrator.outputs import Output
+from orchestrator.outputs import FilesOutput, LocalArchive, LocalDirectory, writes_stdout
 from orchestrator.results import PlatformResult
 from orchestrator.view import events
 from orchestrator.view.events import Emit
@@ -28,14 +28,17 @@ from platforms.errors import BuildError, StoreError
 _LIMITS: Final = unpack.Limits()
 
 
-async def write(output: Output, built: Sequence[PlatformResult], digest: str, emit: Emit) -> None:
+async def write(output: FilesOutput, built: Sequence[PlatformResult], digest: str, emit: Emit) -> None:
     """Write the files of all that was ``built`` to ``output``. Raises ``KanifoldError``."""
-    ref = "stdout" if output.dest == "-" else output.dest
+    ref = "stdout" if writes_stdout(output) else output.dest
     emit(events.Publishing(what=ref))
-    if output.kind == "tar":
-        await _archive(output.dest, built)
-    else:
-        await _directory(output, built)
+    match output:
+        case LocalArchive():
+            await _archive(output.dest, built)
+        case LocalDirectory():
+            await _directory(output, built)
+        case _:
+            assert_never(output)
     emit(events.Published(ref=ref, digest=digest))
 
 
@@ -47,7 +50,7 @@ async def _archive(path: str, built: Sequence[PlatformResult]) -> None:
         file.write(tarwriter.END)
 
 
-async def _directory(output: Output, built: Sequence[PlatformResult]) -> None:
+async def _directory(output: LocalDirectory, built: Sequence[PlatformResult]) -> None:
     directory = os.path.abspath(output.dest)
     split = len(built) > 1 if output.split is None else output.split
     if not split:

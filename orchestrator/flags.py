@@ -107,16 +107,20 @@ def _destinations(flags: Mapping[str, Any], tags: Sequence[reference.Reference])
         may_delete=outputs.DELETE in _split(flags["allow"]),
     )
     for each in wanted:
-        for name in each.names:
+        for name in outputs.image_options(each).names:
             reference.parse(name)
-        if each.dangling and (parsed := reference.parse(each.dangling)) != parsed.repository_only():
+        if (
+            isinstance(each, outputs.Push)
+            and each.dangling
+            and (parsed := reference.parse(each.dangling)) != parsed.repository_only()
+        ):
             raise UsageError(f"--output: dangling-name-prefix={each.dangling} is not the name of a repository")
     return wanted
 
 
 def _rewrites_timestamps(wanted: Iterable[outputs.Output]) -> bool:
     """Whether files' times are bounded; the outputs of one build share its layers."""
-    said = {each.rewrite_timestamp for each in wanted if each.rewrite_timestamp is not None}
+    said = {outputs.image_options(each).rewrite_timestamp for each in wanted} - {None}
     if len(said) > 1:
         raise UsageError("--output: one build has one rewrite-timestamp", why="its outputs ask for both")
     return said != {False}
@@ -127,8 +131,8 @@ def _insecure(wanted: Iterable[outputs.Output], tags: Iterable[reference.Referen
     return tuple(
         repository.registry
         for each in wanted
-        if each.insecure
-        for repository in (*tags, *map(reference.parse, filter(None, (*each.names, each.dangling))))
+        if isinstance(each, outputs.Push) and each.insecure
+        for repository in (*tags, *map(reference.parse, filter(None, (*each.image.names, each.dangling))))
     )
 
 
@@ -219,7 +223,7 @@ def _level(text: str, whole: str) -> tuple[str, str]:
 def _output_annotations(wanted: Iterable[outputs.Output]) -> Iterable[Annotation]:
     """``annotation[-LEVEL][[PLATFORM]].KEY=VALUE`` of an output, as BuildKit spells it."""
     for output in wanted:
-        for head, value in output.annotations:
+        for head, value in outputs.image_options(output).annotations:
             match = re.fullmatch(rf"annotation(?:-({'|'.join(_LEVELS)}))?(?:\[([^\]]+)\])?\.(.+)", head)
             if match is None:
                 raise UsageError(
@@ -234,7 +238,7 @@ def _check_annotations(
 ) -> None:
     """Refuse what nothing of the build would bear, as BuildKit does."""
     built = [str(each) for each in platforms]
-    docker = not all(each.oci_media_types for each in wanted)
+    docker = not all(outputs.image_options(each).oci_media_types for each in wanted)
     for each in annotations:
         if each.platform and each.platform not in built:
             raise UsageError(
@@ -250,10 +254,11 @@ def _check_annotations(
 
 def _compression(flags: Mapping[str, Any], wanted: Sequence[outputs.Output]) -> Compression:
     """``--compression``, or what an output asks for; the whole build has one."""
-    kinds = {each.compression for each in wanted if each.compression} | (
+    said = [outputs.image_options(each) for each in wanted]
+    kinds = {each.compression for each in said if each.compression} | (
         {flags["compression"]} if flags["compression"] else set()
     )
-    levels = {each.compression_level for each in wanted if each.compression_level is not None}
+    levels = {each.compression_level for each in said if each.compression_level is not None}
     if flags["compression_level"] is not None:
         levels.add(flags["compression_level"])
     if len(kinds) > 1 or len(levels) > 1:
@@ -265,9 +270,9 @@ def _compression(flags: Mapping[str, Any], wanted: Sequence[outputs.Output]) -> 
         raise UsageError(
             f"--compression-level {level} is not one of {kind}'s", why=f"they go from {lowest} to {highest}"
         )
-    if kind == "zstd" and not all(each.oci_media_types for each in wanted):
+    if kind == "zstd" and not all(each.oci_media_types for each in said):
         raise UsageError("zstd layers need OCI media types", why="Docker's own have no name for them")
-    force = any(each.force_compression for each in wanted)
+    force = any(each.force_compression for each in said)
     return Compression(kind, level if kind != "uncompressed" else None, force)
 
 

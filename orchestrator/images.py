@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import BinaryIO, cast
+from typing import BinaryIO, assert_never, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -21,7 +21,7 @@ from executor.store import stat_cache
 from executor.store.store import Store
 from orchestrator import load
 from orchestrator.load import Loader
-from orchestrator.outputs import Output
+from orchestrator.outputs import DockerArchive, ImagesOutput, ImageStore, OciArchive, OciLayout, writes_stdout
 from orchestrator.request import Request
 from orchestrator.results import BuildResult, Image
 from orchestrator.view import events
@@ -30,16 +30,16 @@ from platforms.errors import Interrupted, StoreError, UsageError
 
 
 class Where(msgspec.Struct, frozen=True):
-    """Where images come from and, for outputs of kind ``load``, go to."""
+    """Where images come from and, for an ``ImageStore``, go to."""
 
     store: Store
     loader: Loader | None
 
 
-async def write(output: Output, product: BuildResult, request: Request, where: Where, emit: Emit) -> None:
-    """Write a local output of images, into the loader if it is of kind ``load``. Cancelling leaves nothing of it."""
+async def write(output: ImagesOutput, product: BuildResult, request: Request, where: Where, emit: Emit) -> None:
+    """Write a local output of images, an ``ImageStore`` by the loader. Cancelling leaves nothing of it."""
     cancelled = threading.Event()
-    place = where.loader.name if output.kind == "load" and where.loader is not None else output.dest or "stdout"
+    place = _shown(output, where)
     emit(events.Publishing(what=place))
     writing = asyncio.create_task(asyncio.to_thread(_write, output, product, request, where, cancelled))
     try:
@@ -51,8 +51,17 @@ async def write(output: Output, product: BuildResult, request: Request, where: W
     emit(events.Published(ref=place, digest=product.root.digest))
 
 
-def _write(output: Output, product: BuildResult, request: Request, where: Where, cancelled: threading.Event) -> None:
-    names = [*output.names, *(str(each) for each in request.tags)]
+def _shown(output: ImagesOutput, where: Where) -> str:
+    if isinstance(output, ImageStore):
+        assert where.loader is not None
+        return where.loader.name
+    return "stdout" if writes_stdout(output) else output.dest
+
+
+def _write(
+    output: ImagesOutput, product: BuildResult, request: Request, where: Where, cancelled: threading.Event
+) -> None:
+    names = [*output.image.names, *(str(each) for each in request.tags)]
     roots = [
         replace(
             product.root,
@@ -61,13 +70,13 @@ def _write(output: Output, product: BuildResult, request: Request, where: Where,
         for name in names
     ] or [product.root]
     sources = _sources(product, cancelled)
-    match output.kind:
-        case "oci" if not output.archive:
-            layout.write_layout(output.dest or "oci-layout", roots, sources, _memory(where.store))
-        case "oci":
+    match output:
+        case OciLayout():
+            layout.write_layout(output.dest, roots, sources, _memory(where.store))
+        case OciArchive():
             with opened(output.dest) as file:
                 archive.write_archive(file, roots, sources)
-        case "load":
+        case ImageStore():
             assert where.loader is not None
 
             def archived(file: BinaryIO) -> None:
@@ -77,7 +86,7 @@ def _write(output: Output, product: BuildResult, request: Request, where: Where,
                     archive.write_archive(file, roots, sources)
 
             load.run(where.loader, archived, cancelled)
-        case _:
+        case DockerArchive():
             if len(product.images) != 1:
                 raise UsageError(
                     "--output type=docker holds one platform",
@@ -86,6 +95,8 @@ def _write(output: Output, product: BuildResult, request: Request, where: Where,
                 )
             with opened(output.dest) as file:
                 archive.write_docker_archive(file, names, product.images[0].manifest, roots, sources)
+        case _:
+            assert_never(output)
 
 
 class _Cancellable(io.RawIOBase):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from executor import protocol
 from orchestrator.node import Placement
+from orchestrator.outputs import ImagesOutput, image_options
 from orchestrator.plan import Plan
 from orchestrator.request import Request
 
 
 def needs_blobs(request: Request) -> bool:
     """Whether all blobs of the images have to be on this machine in the end."""
-    return any(each.holds_images for each in request.outputs)
+    return any(isinstance(each, ImagesOutput) for each in request.outputs)
 
 
 def job(request: Request, plan: Plan, placement: Placement, build: str) -> protocol.Job:
@@ -38,7 +39,7 @@ def job(request: Request, plan: Plan, placement: Placement, build: str) -> proto
         cache_from=request.cache_from,
         cache_to=request.cache_to,
         cache_ttl=request.cache_ttl,
-        oci=all(each.oci_media_types for each in request.outputs),
+        oci=all(image_options(each).oci_media_types for each in request.outputs),
         epoch=plan.epoch,
         rewrite_timestamps=request.rewrite_timestamps,
         hosts=request.hosts,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Final, assert_never
 
 import msgspec
 
@@ -13,6 +13,234 @@ from executor.dockerfile.suggestions import hint
 from platforms.errors import UsageError
 
 _COMPRESSIONS: Final = ("gzip", "zstd", "uncompressed")
+DEFAULT_LAYOUT: Final = "oci-layout"
+"""The directory that a build without a destination writes."""
+DELETE: Final = "buildx.local.delete"
+"""The permission (``--allow``) to delete what is in a directory outside of the current one; named as buildx's."""
+
+
+class ImageOptions(msgspec.Struct, frozen=True):
+    """What every output that holds images may say of them."""
+
+    names: tuple[str, ...] = ()
+    rewrite_timestamp: bool | None = None
+    """Whether SOURCE_DATE_EPOCH bounds the times of files in layers; None, where nobody says, means that it does."""
+    oci_media_types: bool = True
+    compression: str = ""
+    compression_level: int | None = None
+    force_compression: bool = False
+    annotations: tuple[tuple[str, str], ...] = ()
+    """As written: ``annotation.KEY``, ``annotation-index.KEY``, ``annotation-manifest[PLATFORM].KEY``; and a value."""
+
+
+class OciLayout(msgspec.Struct, frozen=True):
+    """An OCI image layout in the directory ``dest``."""
+
+    type: ClassVar = "oci"
+    dest: str
+    image: ImageOptions = ImageOptions()
+
+
+class OciArchive(msgspec.Struct, frozen=True):
+    """An OCI image layout as the tar file ``dest``; ``-`` is stdout."""
+
+    type: ClassVar = "oci"
+    dest: str
+    image: ImageOptions = ImageOptions()
+
+
+class DockerArchive(msgspec.Struct, frozen=True):
+    """The tar file ``dest`` for ``docker load``; ``-`` is stdout."""
+
+    type: ClassVar = "docker"
+    dest: str
+    image: ImageOptions = ImageOptions()
+
+
+class ImageStore(msgspec.Struct, frozen=True):
+    """The image store of another program on this machine."""
+
+    type: ClassVar = "docker"
+    image: ImageOptions = ImageOptions()
+
+
+class Push(msgspec.Struct, frozen=True):
+    """The registries that the tags and ``image.names`` name."""
+
+    type: ClassVar = "registry"
+    image: ImageOptions = ImageOptions()
+    dangling: str = ""
+    """A repository that gets the result by its digest alone; "" for none."""
+    insecure: bool = False
+    """Whether its registries may be spoken to without TLS, or with one that is not verified."""
+    by_digest: bool = False
+    """Whether no tag is moved."""
+
+
+class LocalDirectory(msgspec.Struct, frozen=True):
+    """The files of the images in the directory ``dest``."""
+
+    type: ClassVar = "local"
+    dest: str
+    split: bool | None = None
+    """Whether each platform has a directory of its own; None: where there are several platforms."""
+    delete: bool = False
+    """Whether what was in the directory before is deleted."""
+
+
+class LocalArchive(msgspec.Struct, frozen=True):
+    """The files of the images as the tar file ``dest``; ``-`` is stdout."""
+
+    type: ClassVar = "tar"
+    dest: str
+
+
+class CacheOnly(msgspec.Struct, frozen=True):
+    """Nowhere."""
+
+    type: ClassVar = "cacheonly"
+
+
+ImagesOutput = OciLayout | OciArchive | DockerArchive | ImageStore
+"""A place on this machine for images with all their blobs (``orchestrator.images``)."""
+FilesOutput = LocalDirectory | LocalArchive
+"""A place for the files of images rather than the images (``orchestrator.files``)."""
+Output = ImagesOutput | Push | FilesOutput | CacheOnly
+"""One destination. ``type`` is the word for it in ``--output``."""
+
+
+def image_options(output: Output) -> ImageOptions:
+    """What ``output`` says of images; nothing if it holds none."""
+    match output:
+        case OciLayout() | OciArchive() | DockerArchive() | ImageStore() | Push():
+            return output.image
+        case LocalDirectory() | LocalArchive() | CacheOnly():
+            return ImageOptions()
+        case _:
+            assert_never(output)
+
+
+def writes_stdout(output: Output) -> bool:
+    """Whether it is an archive on stdout."""
+    return isinstance(output, OciArchive | DockerArchive | LocalArchive) and output.dest == "-"
+
+
+class _Given(msgspec.Struct, frozen=True):
+    """What ``--output`` says, by key, besides its ``type``."""
+
+    values: Mapping[str, str]
+    annotations: tuple[tuple[str, str], ...]
+    push: bool
+    """Whether there is ``--push`` too."""
+
+    @property
+    def dest(self) -> str:
+        """A path, ``-`` for stdout, or "" where nothing is said."""
+        return self.values.get("dest", "")
+
+    def truth(self, key: str, default: bool) -> bool:
+        """Whether ``key`` says true; ``default`` when it is not there."""
+        text = self.values.get(key)
+        if text is None:
+            return default
+        if text.lower() in ("true", "1", "t", ""):
+            return True
+        if text.lower() in ("false", "0", "f"):
+            return False
+        raise UsageError(f"--output: {key}={text!r} is neither true nor false")
+
+
+def _image(given: _Given, *, oci: bool = True) -> ImageOptions:
+    """What is said of images; ``oci``: whether their media types are OCI's where nothing is said of that."""
+    oci = given.truth("oci-mediatypes", oci)
+    if given.truth("oci-artifact", False) and not oci:
+        raise UsageError("--output: oci-artifact=true and oci-mediatypes=false contradict each other")
+    for key in ("unpack", "store", "name-canonical", "buildinfo"):
+        given.truth(key, False)  # which is to be one
+    compression, level = given.values.get("compression", ""), given.values.get("compression-level")
+    if compression and compression not in _COMPRESSIONS:
+        raise UsageError(
+            f"--output: unknown compression {compression!r}{hint(compression, _COMPRESSIONS)}",
+            remedy=f"use one of {', '.join(_COMPRESSIONS)}",
+        )
+    if level is not None and not level.lstrip("-").isdigit():
+        raise UsageError(f"--output: compression-level={level!r} is not a number")
+    return ImageOptions(
+        names=tuple(each for each in given.values.get("name", "").split(",") if each),
+        rewrite_timestamp=given.truth("rewrite-timestamp", True) if "rewrite-timestamp" in given.values else None,
+        oci_media_types=oci,
+        compression=compression,
+        compression_level=None if level is None else int(level),
+        force_compression=given.truth("force-compression", False),
+        annotations=given.annotations,
+    )
+
+
+def _oci(given: _Given) -> OciLayout | OciArchive:
+    # With buildx, type=oci is a file unless tar=false says otherwise; here, what its name looks like decides.
+    archive = given.truth("tar", given.dest == "-" or given.dest.endswith(".tar"))
+    image = _image(given)
+    return OciArchive(given.dest or "-", image) if archive else OciLayout(given.dest or DEFAULT_LAYOUT, image)
+
+
+def _docker(given: _Given) -> DockerArchive | ImageStore:
+    return DockerArchive(given.dest, _image(given, oci=False)) if given.dest else ImageStore(_image(given))
+
+
+def _pushed_image(given: _Given) -> Push:
+    if not (given.truth("push", False) or given.push):
+        raise UsageError(
+            "--output type=image without push=true keeps nothing",
+            why="there is no daemon whose image store could hold it",
+            remedy="add push=true or --push, --load it into a program that has such a store, or use type=oci,dest=DIR",
+        )
+    return _push(given)
+
+
+def _registry(given: _Given) -> Push:
+    if not given.truth("push", True):
+        raise UsageError("--output type=registry,push=false is a contradiction", remedy="use type=oci,dest=DIRECTORY")
+    return _push(given)
+
+
+def _push(given: _Given) -> Push:
+    image = _image(given)
+    only_without_name = given.truth("danging-name-empty-only", False)
+    return Push(
+        image,
+        dangling="" if image.names and only_without_name else given.values.get("dangling-name-prefix", ""),
+        insecure=given.truth("registry.insecure", False),
+        by_digest=given.truth("push-by-digest", False),
+    )
+
+
+def _local(given: _Given) -> LocalDirectory:
+    mode = given.values.get("mode", "").strip().lower() or "copy"
+    if mode not in ("copy", "delete"):
+        raise UsageError(f"--output: mode={given.values['mode']!r} is neither copy nor delete")
+    split = given.truth("platform-split", False) if "platform-split" in given.values else None
+    if not given.dest:
+        raise UsageError("--output type=local needs dest=PATH")
+    if given.dest == "-":
+        raise UsageError(
+            "--output type=local,dest=-: a directory cannot be written to stdout", remedy="use type=tar,dest=-"
+        )
+    return LocalDirectory(given.dest, split, mode == "delete")
+
+
+def _tar(given: _Given) -> LocalArchive:
+    if not given.dest:
+        raise UsageError("--output type=tar needs dest=PATH")
+    return LocalArchive(given.dest)
+
+
+class _Type(msgspec.Struct, frozen=True):
+    """A word for ``type=``: the keys that go with it, annotations apart, and what it means."""
+
+    make: Callable[[_Given], Output]
+    keys: tuple[str, ...]
+
+
 _OF_IMAGES: Final = (
     "name", "oci-mediatypes", "compression", "compression-level", "force-compression", "rewrite-timestamp",
     "oci-artifact", "buildinfo", "buildinfo-attrs",
@@ -21,73 +249,21 @@ _OF_REGISTRIES: Final = (
     *_OF_IMAGES, "push", "push-by-digest", "name-canonical", "registry.insecure", "unpack", "store",
     "dangling-name-prefix", "danging-name-empty-only",
 )  # fmt: skip
-_KEYS: Final = {
-    "oci": (*_OF_IMAGES, "dest", "tar"),
-    "docker": (*_OF_IMAGES, "dest"),
-    "registry": _OF_REGISTRIES,
-    "image": _OF_REGISTRIES,
-    "local": ("dest", "platform-split", "mode"),
-    "tar": ("dest",),
-    "cacheonly": (),
+_TYPES: Final = {
+    "oci": _Type(_oci, (*_OF_IMAGES, "dest", "tar")),
+    "docker": _Type(_docker, (*_OF_IMAGES, "dest")),
+    "registry": _Type(_registry, _OF_REGISTRIES),
+    "image": _Type(_pushed_image, _OF_REGISTRIES),
+    "local": _Type(_local, ("dest", "platform-split", "mode")),
+    "tar": _Type(_tar, ("dest",)),
+    "cacheonly": _Type(lambda _: CacheOnly(), ()),
 }
-"""What each type of output takes, besides ``type`` and annotations.
+"""The types of outputs.
 
 Without effect, as there is nothing that they could act upon: ``unpack``, ``store`` and ``name-canonical`` are about a
 daemon's image store (BuildKit passes over them where it has none), ``oci-artifact`` about attestations, ``buildinfo``
 and ``buildinfo-attrs`` about what BuildKit no longer writes.
 """
-DEFAULT_LAYOUT: Final = "oci-layout"
-"""The directory that a build without a destination writes."""
-DELETE: Final = "buildx.local.delete"
-"""The permission (``--allow``) to delete what is in a directory outside of the current one; named as buildx's."""
-
-
-class Output(msgspec.Struct, frozen=True):
-    """One destination.
-
-    ``kind`` is ``oci`` (a layout), ``docker`` (an archive for ``docker load``), ``load`` (the image store of another
-    program on this machine), ``registry``, ``local`` (a plain directory of the root file system), ``tar`` (the same as
-    an archive) or ``cacheonly`` (nowhere).
-    """
-
-    kind: str
-    dest: str = ""
-    """A path; ``-`` is stdout."""
-    archive: bool = False
-    """For ``oci``: one tar file instead of a directory; what ``dest`` looks like, where ``tar=`` does not say."""
-    split: bool | None = None
-    """For ``local``: whether each platform has a directory of its own; None: where there are several platforms."""
-    delete: bool = False
-    """For ``local``: whether what was in the directory before is deleted."""
-    names: tuple[str, ...] = ()
-    dangling: str = ""
-    """For ``registry``: a repository that gets the result by its digest alone; "" for none."""
-    insecure: bool = False
-    """For ``registry``: whether its registries may be spoken to without TLS, or with one that is not verified."""
-    rewrite_timestamp: bool | None = None
-    """Whether SOURCE_DATE_EPOCH bounds the times of files in layers; None, where nobody says, means that it does."""
-    oci_media_types: bool = True
-    compression: str = ""
-    compression_level: int | None = None
-    force_compression: bool = False
-    push_by_digest: bool = False
-    annotations: tuple[tuple[str, str], ...] = ()
-    """As written: ``annotation.KEY``, ``annotation-index.KEY``, ``annotation-manifest[PLATFORM].KEY``; and a value."""
-
-    @property
-    def writes_stdout(self) -> bool:
-        """Whether it is an archive on stdout."""
-        return (self.archive or self.kind == "tar") and self.dest in ("", "-")
-
-    @property
-    def holds_images(self) -> bool:
-        """Whether it is a local place for images, with all their blobs."""
-        return self.kind in ("oci", "docker", "load")
-
-    @property
-    def holds_files(self) -> bool:
-        """Whether it gets the files of the image rather than the image."""
-        return self.kind in ("local", "tar")
 
 
 def parse(text: str, *, push: bool = False) -> Output:
@@ -102,25 +278,24 @@ def parse(text: str, *, push: bool = False) -> Output:
     except (csv.Error, StopIteration) as error:
         raise UsageError(f"--output {text!r} is not a comma-separated list", why=str(error)) from error
     if len(fields) == 1 and "=" not in fields[0]:
-        return Output("tar", "-") if fields[0] == "-" else Output("local", fields[0])
+        return LocalArchive("-") if fields[0] == "-" else LocalDirectory(fields[0])
     values, annotations = _values(fields)
-    kind = values.pop("type", "")
-    if kind not in _KEYS:
+    word = values.pop("type", "")
+    if word not in _TYPES:
         raise UsageError(
-            f"--output: unknown type {kind!r}{hint(kind, _KEYS)}" if kind else "--output: type is missing",
-            remedy=f"use one of {', '.join(_KEYS)}",
+            f"--output: unknown type {word!r}{hint(word, _TYPES)}" if word else "--output: type is missing",
+            remedy=f"use one of {', '.join(_TYPES)}",
         )
+    kind = _TYPES[word]
     for key in values:
-        if key not in _KEYS[kind]:
+        if key not in kind.keys:
             raise UsageError(
-                f"--output: unknown key {key!r} for type={kind}{hint(key, _KEYS[kind])}",
-                remedy=f"type={kind} takes {', '.join(_KEYS[kind]) or 'no other key'}",
+                f"--output: unknown key {key!r} for type={word}{hint(key, kind.keys)}",
+                remedy=f"type={word} takes {', '.join(kind.keys) or 'no other key'}",
             )
-    if annotations and "name" not in _KEYS[kind]:
-        raise UsageError(f"--output: type={kind} holds no image to annotate")
-    output = _output(kind, values, annotations, push=push)
-    _check(output, kind)
-    return output
+    if annotations and "name" not in kind.keys:
+        raise UsageError(f"--output: type={word} holds no image to annotate")
+    return kind.make(_Given(values, annotations, push))
 
 
 def _values(fields: Sequence[str]) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
@@ -141,62 +316,6 @@ def _values(fields: Sequence[str]) -> tuple[dict[str, str], tuple[tuple[str, str
     return values, tuple(annotations)
 
 
-def _output(kind: str, values: dict[str, str], annotations: tuple[tuple[str, str], ...], *, push: bool) -> Output:
-    dest = values.get("dest", "")
-    is_file = dest == "-" or dest.endswith(".tar")  # with buildx, type=oci is a file unless tar=false says otherwise
-    names = tuple(each for each in values.get("name", "").split(",") if each)
-    oci = _flag(values, "oci-mediatypes", kind != "docker" or not dest)
-    if _flag(values, "oci-artifact", False) and not oci:
-        raise UsageError("--output: oci-artifact=true and oci-mediatypes=false contradict each other")
-    for key in ("unpack", "store", "name-canonical", "buildinfo"):
-        _flag(values, key, False)  # which is to be one
-    pushed = _flag(values, "push", kind == "registry") or (push and kind == "image")
-    if kind == "image" and not pushed:
-        raise UsageError(
-            "--output type=image without push=true keeps nothing",
-            why="there is no daemon whose image store could hold it",
-            remedy="add push=true or --push, --load it into a program that has such a store, or use type=oci,dest=DIR",
-        )
-    if kind == "registry" and not pushed:
-        raise UsageError("--output type=registry,push=false is a contradiction", remedy="use type=oci,dest=DIRECTORY")
-    if kind == "image":
-        kind = "registry"
-    elif kind == "docker" and not dest:
-        kind = "load"
-    prefix = values.get("dangling-name-prefix", "")
-    return Output(
-        kind=kind,
-        dest=dest,
-        archive=_flag(values, "tar", is_file) if kind == "oci" else kind == "docker",
-        split=_flag(values, "platform-split", False) if "platform-split" in values else None,
-        delete=_mode(values.get("mode", "")) == "delete",
-        names=names,
-        dangling="" if names and _flag(values, "danging-name-empty-only", False) else prefix,
-        insecure=_flag(values, "registry.insecure", False),
-        rewrite_timestamp=_flag(values, "rewrite-timestamp", True) if "rewrite-timestamp" in values else None,
-        oci_media_types=oci,
-        compression=values.get("compression", ""),
-        compression_level=_number(values, "compression-level"),
-        force_compression=_flag(values, "force-compression", False),
-        push_by_digest=_flag(values, "push-by-digest", False),
-        annotations=annotations,
-    )
-
-
-def _check(output: Output, kind: str) -> None:
-    if output.compression and output.compression not in _COMPRESSIONS:
-        raise UsageError(
-            f"--output: unknown compression {output.compression!r}{hint(output.compression, _COMPRESSIONS)}",
-            remedy=f"use one of {', '.join(_COMPRESSIONS)}",
-        )
-    if output.holds_files and not output.dest:
-        raise UsageError(f"--output type={kind} needs dest=PATH")
-    if kind == "local" and output.dest == "-":
-        raise UsageError(
-            "--output type=local,dest=-: a directory cannot be written to stdout", remedy="use type=tar,dest=-"
-        )
-
-
 def gather(
     texts: Sequence[str], *, push: bool, tags: Sequence[str], load: bool = False, may_delete: bool = False
 ) -> tuple[Output, ...]:
@@ -206,25 +325,57 @@ def gather(
     directory.
     """
     outputs = [parse(text, push=push) for text in texts]
-    if push and not any(each.kind == "registry" for each in outputs):
-        outputs.append(Output("registry"))
-    if load and not any(each.kind == "load" for each in outputs):
-        outputs.append(Output("load", oci_media_types=all(each.oci_media_types for each in outputs)))
+    if push and not any(isinstance(each, Push) for each in outputs):
+        outputs.append(Push())
+    if load and not any(isinstance(each, ImageStore) for each in outputs):
+        oci = all(image_options(each).oci_media_types for each in outputs)
+        outputs.append(ImageStore(ImageOptions(oci_media_types=oci)))
     if not outputs:
-        outputs.append(Output("oci", DEFAULT_LAYOUT))
-    outputs = [each for each in outputs if each.kind != "cacheonly"]
+        outputs.append(OciLayout(DEFAULT_LAYOUT))
+    outputs = [each for each in outputs if not isinstance(each, CacheOnly)]
     for each in outputs:
-        if each.kind == "registry" and not (each.names or tags or each.dangling):
-            raise UsageError("nothing says where to push to", remedy="name the image with --tag REF")
-        _check_place(each)
-        if each.delete and not may_delete:
-            _check_deletion(each)
-    if sum(each.writes_stdout for each in outputs) > 1:
+        _check(each, tags, may_delete=may_delete)
+    if sum(map(writes_stdout, outputs)) > 1:
         raise UsageError("--output: two outputs cannot share stdout")
     return tuple(outputs)
 
 
-def _check_deletion(output: Output) -> None:
+def _check(output: Output, tags: Sequence[str], *, may_delete: bool) -> None:
+    """Refuse a destination that could not be written in the end, before anything is built."""
+    match output:
+        case Push():
+            if not (output.image.names or tags or output.dangling):
+                raise UsageError("nothing says where to push to", remedy="name the image with --tag REF")
+        case LocalDirectory():
+            if os.path.exists(output.dest) and not os.path.isdir(output.dest):
+                raise UsageError(f"--output type=local: {output.dest} is not a directory")
+            _check_writable(output)
+            if output.delete and not may_delete:
+                _check_deletion(output)
+        case OciLayout():
+            _check_writable(output)
+        case OciArchive() | DockerArchive() | LocalArchive():
+            _check_file(output)
+        case ImageStore() | CacheOnly():
+            pass
+        case _:
+            assert_never(output)
+
+
+def _check_file(output: OciArchive | DockerArchive | LocalArchive) -> None:
+    if writes_stdout(output):
+        if sys.stdout is not None and sys.stdout.isatty():
+            raise UsageError(
+                f"--output type={output.type}: refusing to write an archive to a terminal",
+                remedy="name a file with dest=FILE, or redirect stdout",
+            )
+    elif os.path.isdir(output.dest):
+        raise UsageError(f"--output type={output.type}: {output.dest} is a directory", remedy="name a file")
+    else:
+        _check_writable(output)
+
+
+def _check_deletion(output: LocalDirectory) -> None:
     """Refuse to empty a directory that is not below the current one, as buildx does, unless it is permitted."""
     here, there = os.path.realpath("."), os.path.realpath(output.dest)
     if there == here or os.path.commonpath((here, there)) != here:
@@ -235,23 +386,7 @@ def _check_deletion(output: Output) -> None:
         )
 
 
-def _check_place(output: Output) -> None:
-    """Refuse a destination that could not be written in the end, before anything is built."""
-    if output.writes_stdout and sys.stdout is not None and sys.stdout.isatty():
-        raise UsageError(
-            f"--output type={output.kind}: refusing to write an archive to a terminal",
-            remedy="name a file with dest=FILE, or redirect stdout",
-        )
-    is_directory = os.path.isdir(output.dest)
-    if output.kind == "local" and os.path.exists(output.dest) and not is_directory:
-        raise UsageError(f"--output type=local: {output.dest} is not a directory")
-    if (output.kind == "tar" or output.archive) and is_directory:
-        raise UsageError(f"--output type={output.kind}: {output.dest} is a directory", remedy="name a file")
-    if output.kind not in ("registry", "load", "cacheonly") and not output.writes_stdout:
-        _check_writable(output)
-
-
-def _check_writable(output: Output) -> None:
+def _check_writable(output: OciLayout | OciArchive | DockerArchive | FilesOutput) -> None:
     place = os.path.abspath(output.dest)
     while not os.path.exists(place):
         place = os.path.dirname(place)
@@ -259,34 +394,7 @@ def _check_writable(output: Output) -> None:
         place = os.path.dirname(place)  # a file is replaced, not overwritten
     if not os.access(place, os.W_OK):
         raise UsageError(
-            f"--output type={output.kind}: cannot write to {output.dest}",
+            f"--output type={output.type}: cannot write to {output.dest}",
             why=f"{place} is not writable for this user",
             remedy="name another place with dest=",
         )
-
-
-def _mode(text: str) -> str:
-    mode = text.strip().lower() or "copy"
-    if mode not in ("copy", "delete"):
-        raise UsageError(f"--output: mode={text!r} is neither copy nor delete")
-    return mode
-
-
-def _flag(values: Mapping[str, str], key: str, default: bool) -> bool:
-    text = values.get(key)
-    if text is None:
-        return default
-    if text.lower() in ("true", "1", "t", ""):
-        return True
-    if text.lower() in ("false", "0", "f"):
-        return False
-    raise UsageError(f"--output: {key}={text!r} is neither true nor false")
-
-
-def _number(values: Mapping[str, str], key: str) -> int | None:
-    text = values.get(key)
-    if text is None:
-        return None
-    if not text.lstrip("-").isdigit():
-        raise UsageError(f"--output: {key}={text!r} is not a number")
-    return int(text)

@@ -24,6 +24,7 @@ from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec, d
 from executor.registry.reference import Reference, parse
 from executor.store import blobs
 from executor.store.store import Store
+from orchestrator.outputs import Push
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.results import BuildResult, Image, PlatformResult
@@ -133,17 +134,11 @@ def join(request: Request, images: Sequence[Image]) -> BuildResult:
 
 def tags_of(request: Request) -> tuple[Reference, ...]:
     """The tags that a successful build moves."""
-    if not any(each.kind == "registry" for each in request.outputs):
+    pushes = [each for each in request.outputs if isinstance(each, Push)]
+    if not pushes or any(each.by_digest for each in pushes):
         return ()
-    found = {str(each): each for each in request.tags}
-    for output in request.outputs:
-        if output.kind == "registry":
-            if output.push_by_digest:
-                return ()
-            for name in output.names:
-                parsed = parse(name).completed()
-                found[str(parsed)] = parsed
-    return tuple(found.values())
+    named = (parse(name).completed() for each in pushes for name in each.image.names)
+    return tuple({str(each): each for each in (*request.tags, *named)}.values())
 
 
 async def push(

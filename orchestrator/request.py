@@ -11,7 +11,7 @@ from executor.protocol import CacheExport, CacheLocation, Compression
 from executor.registry import reference
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
-from orchestrator.outputs import Output
+from orchestrator.outputs import Output, Push
 from platforms.platform import Platform
 
 
@@ -79,7 +79,7 @@ class Request(msgspec.Struct, frozen=True):
     no_cache_stages: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     load_to: str = ""
-    """The program whose image store an output of kind ``load`` goes to; "" for the one that there is."""
+    """The program whose image store an ``ImageStore`` is; "" for the one that there is."""
     rewrite_timestamps: bool = True
     """Whether SOURCE_DATE_EPOCH bounds the times of files in layers."""
     progress: str = "auto"
@@ -105,9 +105,9 @@ class Request(msgspec.Struct, frozen=True):
         """Where images are pushed to: the repositories of the tags, each once."""
         found: dict[str, Reference] = {}
         for output in self.outputs:
-            if output.kind == "registry":
+            if isinstance(output, Push):
                 dangling = (output.dangling,) if output.dangling else ()
-                for each in (*self.tags, *(reference.parse(name) for name in (*output.names, *dangling))):
+                for each in (*self.tags, *(reference.parse(name) for name in (*output.image.names, *dangling))):
                     repository = each.repository_only()
                     found[str(repository)] = repository
         return tuple(found.values())

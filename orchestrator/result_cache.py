@@ -27,6 +27,7 @@ from executor.store import blobs, metadata
 from executor.store.store import Store
 from orchestrator import publish
 from orchestrator.node import Placement
+from orchestrator.outputs import Push
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.results import NullExecutor, PlatformResult, StepEvent
@@ -59,7 +60,7 @@ def may_come(request: Request, placements: Sequence[Placement]) -> bool:
     outside = request.cache_from or request.cache_to
     forced = request.no_cache or request.no_cache_stages
     here = all(each.node.shares_disk for each in placements)
-    return here and not (outside or forced) and all(each.kind == "registry" for each in request.outputs)
+    return here and not (outside or forced) and all(isinstance(each, Push) for each in request.outputs)
 
 
 def find(jobs: Jobs, store: Store) -> tuple[CachedResult, ...]:

@@ -12,6 +12,7 @@ from executor import protocol
 from executor.dockerfile.suggestions import hint
 from executor.store import metadata
 from executor.store.store import Store
+from orchestrator.outputs import image_options
 from orchestrator.plan import Plan
 from orchestrator.registries import Registry
 from orchestrator.request import Request
@@ -85,7 +86,7 @@ def unused_contexts(plan: Plan, taken: Collection[str]) -> tuple[events.Cautione
 
 def without_epoch(request: Request, plan: Plan) -> tuple[events.Cautioned, ...]:
     """A warning when times are to be rewritten and nothing says to what, as BuildKit has it."""
-    if plan.epoch is not None or not any(each.rewrite_timestamp for each in request.outputs):
+    if plan.epoch is not None or not any(image_options(each).rewrite_timestamp for each in request.outputs):
         return ()
     return (
         events.Cautioned(

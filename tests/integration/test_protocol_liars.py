@@ -14,7 +14,7 @@ from registry_server import MemoryRegistry, served
 
 from executor.registry import reference
 from orchestrator import conversation
-from orchestrator.outputs import Output
+from orchestrator.outputs import OciLayout, Output, Push
 from orchestrator.request import Request
 from orchestrator.view import events, open_display
 from platforms.errors import BuildError, KanifoldError
@@ -42,7 +42,7 @@ def asked(tmp_path: Path, *outputs: Output, tag: str = "", platforms: tuple[str,
     return Request(
         context=str(context),
         platforms=tuple(parse(each) for each in platforms),
-        outputs=outputs or (Output("oci", str(tmp_path / "out")),),
+        outputs=outputs or (OciLayout(str(tmp_path / "out")),),
         tags=(reference.parse(tag),) if tag else (),
     )
 
@@ -116,7 +116,7 @@ def test_a_lie_is_one_clear_error(tmp_path: Path, mark: Marked, lie: str, monkey
 def test_a_lie_is_not_pushed(tmp_path: Path, mark: Marked, lie: str) -> None:
     registry = MemoryRegistry()
     with served(registry) as server:
-        request = asked(tmp_path, Output("registry"), Output("oci", str(tmp_path / "out")), tag=f"{server.host}/app:1")
+        request = asked(tmp_path, Push(), OciLayout(str(tmp_path / "out")), tag=f"{server.host}/app:1")
         with pytest.raises(BuildError):
             build(request, liar(lie, mark))
     assert registry.manifests == {}
@@ -127,7 +127,7 @@ def test_a_push_that_did_not_happen_is_found_out(tmp_path: Path, mark: Marked) -
     """The executor says that it has pushed, and the registry knows nothing of it."""
     registry = MemoryRegistry()
     with served(registry) as server, pytest.raises(BuildError):
-        build(asked(tmp_path, Output("registry"), tag=f"{server.host}/app:1"), liar("honest", mark))
+        build(asked(tmp_path, Push(), tag=f"{server.host}/app:1"), liar("honest", mark))
     assert registry.manifests == {}
 
 

@@ -11,7 +11,7 @@ import pytest
 from oci_layout import read_image
 from protocol_nodes import Marked, build, remote
 
-from orchestrator.outputs import Output
+from orchestrator.outputs import LocalDirectory, OciLayout, Output
 from orchestrator.request import Request
 from platforms.parsing import parse
 
@@ -51,7 +51,7 @@ def test_the_ignore_file_says_what_is_sent(tmp_path: Path, context: Path, mark: 
     (context / "run").chmod(0o755)
     (context / "link").symlink_to("run")
     out = tmp_path / "out"
-    build(asked(context, Output("oci", str(out))), remote(tmp_path / "elsewhere", mark))
+    build(asked(context, OciLayout(str(out))), remote(tmp_path / "elsewhere", mark))
     seen = read_image(out, "linux/amd64")
     assert set(seen.tree) >= {"run", "link", "logs/kept", "Dockerfile"}
     assert not {"secret", "logs/dropped"} & set(seen.tree)
@@ -67,7 +67,7 @@ def test_a_large_context_is_not_held_in_memory(tmp_path: Path, context: Path, ma
     (context / "Dockerfile").write_text("FROM scratch\nCOPY small /\n")
     (context / "small").write_text("small")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    build(asked(context, Output("oci", str(tmp_path / "out"))), remote(tmp_path / "elsewhere", mark))
+    build(asked(context, OciLayout(str(tmp_path / "out"))), remote(tmp_path / "elsewhere", mark))
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < size / 4
     assert [each.name for each in (tmp_path / "elsewhere" / "tmp").iterdir()] == ["partial"]
 
@@ -75,6 +75,6 @@ def test_a_large_context_is_not_held_in_memory(tmp_path: Path, context: Path, ma
 def test_files_come_back_from_elsewhere(tmp_path: Path, context: Path, mark: Marked) -> None:
     (context / "f").write_text("content")
     (context / "f").chmod(0o640)
-    build(asked(context, Output("local", str(tmp_path / "out"))), remote(tmp_path / "elsewhere", mark))
+    build(asked(context, LocalDirectory(str(tmp_path / "out"))), remote(tmp_path / "elsewhere", mark))
     assert (tmp_path / "out" / "f").read_text() == "content"
     assert stat.S_IMODE((tmp_path / "out" / "f").stat().st_mode) == 0o640

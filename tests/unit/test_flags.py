@@ -9,7 +9,7 @@ import pytest
 
 from executor.protocol import CacheExport, CacheInDirectory, CacheInImage, CacheInRegistry, Compression
 from orchestrator import cli, fields, flags
-from orchestrator.outputs import Output
+from orchestrator.outputs import OciLayout
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms import debug
 from platforms.errors import KanifoldError, UsageError
@@ -34,7 +34,7 @@ def test_nothing_but_defaults() -> None:
     assert found.context == "."
     assert len(found.platforms) == 1
     assert found.implicit_platform
-    assert found.outputs == (Output("oci", "oci-layout"),)
+    assert found.outputs == (OciLayout("oci-layout"),)
     assert (found.audit, found.progress, found.compression) == ("warn", "auto", Compression())
 
 

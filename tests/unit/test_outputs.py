@@ -6,48 +6,64 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.outputs import DEFAULT_LAYOUT, Output, gather, parse
+from orchestrator.outputs import (
+    DEFAULT_LAYOUT,
+    CacheOnly,
+    DockerArchive,
+    ImageOptions,
+    ImageStore,
+    LocalArchive,
+    LocalDirectory,
+    OciArchive,
+    OciLayout,
+    Output,
+    Push,
+    gather,
+    parse,
+)
 from platforms.errors import UsageError
 
 
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
-        ("type=oci,dest=out", Output("oci", "out")),
-        ("type=oci,dest=out,tar=true", Output("oci", "out", archive=True)),
-        ("type=oci,dest=out.tar", Output("oci", "out.tar", archive=True)),
-        ("type=oci,dest=out.tar,tar=false", Output("oci", "out.tar")),
-        ("type=oci,dest=-", Output("oci", "-", archive=True)),
-        ("type=docker,dest=out.tar", Output("docker", "out.tar", archive=True, oci_media_types=False)),
-        ("type=docker", Output("load")),
-        ("type=cacheonly", Output("cacheonly")),
-        ("type=registry", Output("registry")),
-        ("type=image,push=true", Output("registry")),
-        ("type=image,push=true,name=a/b:1", Output("registry", names=("a/b:1",))),
-        ('type=registry,"name=a:1,b:2"', Output("registry", names=("a:1", "b:2"))),
-        ("type=registry,push-by-digest=true,name=a", Output("registry", names=("a",), push_by_digest=True)),
-        ("type=oci,dest=o,oci-mediatypes=false", Output("oci", "o", oci_media_types=False)),
+        ("type=oci,dest=out", OciLayout("out")),
+        ("type=oci,dest=out,tar=true", OciArchive("out")),
+        ("type=oci,dest=out.tar", OciArchive("out.tar")),
+        ("type=oci,dest=out.tar,tar=false", OciLayout("out.tar")),
+        ("type=oci,dest=-", OciArchive("-")),
+        ("type=oci", OciLayout(DEFAULT_LAYOUT)),
+        ("type=oci,tar=true", OciArchive("-")),
+        ("type=docker,dest=out.tar", DockerArchive("out.tar", ImageOptions(oci_media_types=False))),
+        ("type=docker", ImageStore()),
+        ("type=cacheonly", CacheOnly()),
+        ("type=registry", Push()),
+        ("type=image,push=true", Push()),
+        ("type=image,push=true,name=a/b:1", Push(ImageOptions(names=("a/b:1",)))),
+        ('type=registry,"name=a:1,b:2"', Push(ImageOptions(names=("a:1", "b:2")))),
+        ("type=registry,push-by-digest=true,name=a", Push(ImageOptions(names=("a",)), by_digest=True)),
+        ("type=oci,dest=o,oci-mediatypes=false", OciLayout("o", ImageOptions(oci_media_types=False))),
         ("type=oci,dest=o,compression=zstd,compression-level=3,force-compression=true",
-         Output("oci", "o", compression="zstd", compression_level=3, force_compression=True)),
+         OciLayout("o", ImageOptions(compression="zstd", compression_level=3, force_compression=True))),
         ("type=oci,dest=o,rewrite-timestamp=true,oci-artifact=true,buildinfo=false,buildinfo-attrs=true",
-         Output("oci", "o", rewrite_timestamp=True)),
-        ("type=oci,dest=o,rewrite-timestamp=false", Output("oci", "o", rewrite_timestamp=False)),
-        ("type=image,push=true,unpack=true,store=false,name-canonical=true", Output("registry")),
-        ("type=registry,registry.insecure=true", Output("registry", insecure=True)),
-        ("type=registry,dangling-name-prefix=a/b", Output("registry", dangling="a/b")),
-        ("type=registry,name=c,dangling-name-prefix=a,danging-name-empty-only=true", Output("registry", names=("c",))),
-        ("type=registry,dangling-name-prefix=a/b,danging-name-empty-only=true", Output("registry", dangling="a/b")),
-        ("type=local,dest=out,mode=copy", Output("local", "out")),
-        ("type=local,dest=out,mode=delete", Output("local", "out", delete=True)),
-        ("type=local,dest=out", Output("local", "out")),
-        ("type=tar,dest=out.tar", Output("tar", "out.tar")),
-        ("out", Output("local", "out")),
-        ("-", Output("tar", "-")),
-        ("TYPE=oci,Dest=Out", Output("oci", "Out")),
-        ('type=oci,"dest=a,b"', Output("oci", "a,b")),
-        ("type=oci,dest=o,annotation.a.b=c", Output("oci", "o", annotations=(("annotation.a.b", "c"),))),
+         OciLayout("o", ImageOptions(rewrite_timestamp=True))),
+        ("type=oci,dest=o,rewrite-timestamp=false", OciLayout("o", ImageOptions(rewrite_timestamp=False))),
+        ("type=image,push=true,unpack=true,store=false,name-canonical=true", Push()),
+        ("type=registry,registry.insecure=true", Push(insecure=True)),
+        ("type=registry,dangling-name-prefix=a/b", Push(dangling="a/b")),
+        ("type=registry,name=c,dangling-name-prefix=a,danging-name-empty-only=true", Push(ImageOptions(names=("c",)))),
+        ("type=registry,dangling-name-prefix=a/b,danging-name-empty-only=true", Push(dangling="a/b")),
+        ("type=local,dest=out,mode=copy", LocalDirectory("out")),
+        ("type=local,dest=out,mode=delete", LocalDirectory("out", delete=True)),
+        ("type=local,dest=out", LocalDirectory("out")),
+        ("type=tar,dest=out.tar", LocalArchive("out.tar")),
+        ("out", LocalDirectory("out")),
+        ("-", LocalArchive("-")),
+        ("TYPE=oci,Dest=Out", OciLayout("Out")),
+        ('type=oci,"dest=a,b"', OciLayout("a,b")),
+        ("type=oci,dest=o,annotation.a.b=c", OciLayout("o", ImageOptions(annotations=(("annotation.a.b", "c"),)))),
         ("type=oci,dest=o,annotation-index[linux/arm64].Org.X=1",
-         Output("oci", "o", annotations=(("annotation-index[linux/arm64].Org.X", "1"),))),
+         OciLayout("o", ImageOptions(annotations=(("annotation-index[linux/arm64].Org.X", "1"),)))),
     ],
 )  # fmt: skip
 def test_spellings(text: str, meant: Output) -> None:
@@ -92,13 +108,13 @@ def test_refusals_name_the_key(text: str, words: str) -> None:
 
 
 def test_without_a_destination_there_is_a_layout() -> None:
-    assert gather([], push=False, tags=["a"]) == (Output("oci", DEFAULT_LAYOUT),)
+    assert gather([], push=False, tags=["a"]) == (OciLayout(DEFAULT_LAYOUT),)
 
 
 def test_push_is_a_registry_once() -> None:
-    assert gather([], push=True, tags=["a"]) == (Output("registry"),)
-    assert gather(["type=registry"], push=True, tags=["a"]) == (Output("registry"),)
-    assert gather(["type=oci,dest=x"], push=True, tags=["a"]) == (Output("oci", "x"), Output("registry"))
+    assert gather([], push=True, tags=["a"]) == (Push(),)
+    assert gather(["type=registry"], push=True, tags=["a"]) == (Push(),)
+    assert gather(["type=oci,dest=x"], push=True, tags=["a"]) == (OciLayout("x"), Push())
 
 
 def test_a_push_needs_a_name() -> None:
@@ -109,23 +125,24 @@ def test_a_push_needs_a_name() -> None:
 
 @pytest.mark.parametrize("text", ["type=image", "type=image,push=false", "type=image,name=b:1"])
 def test_push_pushes_an_image_output(text: str) -> None:
-    (found,) = gather([text], push=True, tags=["a"])
-    assert (found.kind, found.names) == ("registry", ("b:1",) if "name" in text else ())
+    names = ("b:1",) if "name" in text else ()
+    assert gather([text], push=True, tags=["a"]) == (Push(ImageOptions(names=names)),)
 
 
 def test_load_is_there_once_and_beside_others() -> None:
-    assert gather([], push=False, load=True, tags=[]) == (Output("load"),)
-    assert [each.kind for each in gather(["type=docker"], push=False, load=True, tags=[])] == ["load"]
-    assert [each.kind for each in gather(["type=docker,dest=x"], push=True, load=True, tags=["a"])] == [
-        "docker",
-        "registry",
-        "load",
-    ]
+    assert gather([], push=False, load=True, tags=[]) == (ImageStore(),)
+    assert gather(["type=docker"], push=False, load=True, tags=[]) == (ImageStore(),)
+    docker = ImageOptions(oci_media_types=False)
+    assert gather(["type=docker,dest=x"], push=True, load=True, tags=["a"]) == (
+        DockerArchive("x", docker),
+        Push(),
+        ImageStore(docker),
+    )
 
 
 def test_what_goes_nowhere_goes_nowhere() -> None:
     assert gather(["type=cacheonly"], push=False, tags=["a"]) == ()
-    assert gather(["type=cacheonly"], push=True, tags=["a"]) == (Output("registry"),)
+    assert gather(["type=cacheonly"], push=True, tags=["a"]) == (Push(),)
 
 
 def test_deleting_elsewhere_takes_a_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from protocol_nodes import Marked, build, liar
 
-from orchestrator.outputs import Output
+from orchestrator.outputs import LocalDirectory, OciLayout, Output
 from orchestrator.request import Request
 from platforms.errors import KanifoldError
 from platforms.parsing import parse
@@ -47,7 +47,7 @@ def test_files_go_nowhere_else(
 
     node = liar("files_elsewhere", mark, archive)
     try:
-        build(request(Output("local", str(out))), node)
+        build(request(LocalDirectory(str(out))), node)
     except KanifoldError:
         assert out.exists() is existing
     found = {path for path in place.rglob("*") if out not in (path, *path.parents)}
@@ -57,4 +57,4 @@ def test_files_go_nowhere_else(
         assert (folder / "kept").stat().st_mode & 0o777 == 0o600
         assert (folder / "kept").stat().st_nlink == 1
     # The orchestrator lives, and so does the store.
-    build(request(Output("oci", str(tmp_path / "honest"))), liar("honest", mark))
+    build(request(OciLayout(str(tmp_path / "honest"))), liar("honest", mark))
