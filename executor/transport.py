@@ -1,9 +1,9 @@
-"""HTTP as the registry client needs it: one request, its redirects, bounded bodies, and httpx's errors as ours.
+"""HTTP for registries and for URLs of a Dockerfile: one request, its redirects, bounded bodies, httpx's errors as ours.
 
-Everything a registry answers is untrusted. So: no cookies, no decompression (identity is asked for and bytes are read
-raw), redirects followed here and not by httpx, the ``Authorization`` header sent to the registry's own origin and, once
-a redirect has left it, never again; no redirect from HTTPS to HTTP, to link-local addresses (cloud metadata), or from
-elsewhere to this machine.
+Every answer is untrusted. So: no cookies, no decompression (identity is asked for and bytes are read raw), redirects
+followed here and not by httpx, the ``Authorization`` header sent to the origin of the request and, once a redirect has
+left it, never again; no redirect from HTTPS to HTTP, to link-local addresses (cloud metadata), or from elsewhere to
+this machine.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
-from executor.registry.auth import printable
-from executor.registry.config import RegistrySettings
-from executor.registry.reference import is_loopback, registry_of
+from executor.retry import TransientError
 from platforms import debug
-from platforms.errors import Interrupted, RegistryError
+from platforms.errors import Interrupted, RegistryError, printable
+from platforms.hosts import is_loopback
 from platforms.loading import without
 
 if TYPE_CHECKING:
@@ -41,6 +40,9 @@ COMMIT_SECONDS: Final = 600.0
 """How long a registry may think about a finished upload: some verify and copy gigabytes before they answer."""
 SMALL_BODY_SECONDS: Final = 120.0
 """How long a manifest, token or error body may take as a whole, however busily it drips."""
+RATE_BYTES: Final = 16 << 10
+"""Bytes that have to arrive every ``RATE_SECONDS``: less is a peer that keeps us hanging."""
+RATE_SECONDS: Final = 60.0
 CONNECTIONS: Final = 32
 REDIRECTS: Final = 5
 ERROR_LIMIT: Final = 64 << 10
@@ -63,17 +65,41 @@ class Cancel(Protocol):
         ...
 
 
-class TransientError(Exception):
-    """A request failed in a way that may pass: the connection broke, stalled or never came about."""
+class Certificates(Protocol):
+    """TLS material for one host: ``ca`` is PEM text, ``cert`` and ``key`` are files; "" where there is none."""
 
-    def __init__(self, why: str, *, connecting: bool = False, silent: bool = False, delay: float = 0.0) -> None:
-        super().__init__(why)
-        self.silent = silent
-        """The other side was there and said nothing, for as long as is waited."""
-        self.delay = delay
-        """Seconds that the other side asks to be left alone."""
-        self.connecting = connecting
-        """No byte of the request has left: nothing can have happened on the other side."""
+    @property
+    def ca(self) -> str: ...
+
+    @property
+    def cert(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+
+class Trust(Protocol):
+    """Which peers are trusted otherwise than by the system's authorities. ``name`` is ``HOST`` or ``HOST:PORT``."""
+
+    def is_insecure(self, name: str, /) -> bool:
+        """Whether plain HTTP and unverified TLS are allowed for ``name``."""
+        ...
+
+    def certificates_for(self, name: str, /) -> Certificates | None:
+        """The TLS material for ``name``, if any is set."""
+        ...
+
+
+class SystemTrust:
+    """The system's authorities for every host, and no exceptions."""
+
+    def is_insecure(self, _: str, /) -> bool:
+        """Never."""
+        return False
+
+    def certificates_for(self, _: str, /) -> Certificates | None:
+        """None."""
+        return None
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -94,7 +120,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One request to a registry. ``content`` opens the body anew each time it has to be sent; ``length`` in bytes."""
+    """One request. ``content`` opens the body anew each time it has to be sent; ``length`` in bytes."""
 
     method: str
     url: str
@@ -102,12 +128,12 @@ class Request(msgspec.Struct, frozen=True):
     authorization: str = ""
     content: Callable[[], Iterator[bytes]] | None = None
     length: int = 0
-    patience: float = STALL_SECONDS
+    read_timeout: float = STALL_SECONDS
     """Seconds to wait for the answer once the request is sent."""
-    stall: float = STALL_SECONDS
+    stall_timeout: float = STALL_SECONDS
     """Seconds in which a connection has to come about, or the peer has to take some bytes."""
-    parting: bool = False
-    """Sent even when the user has asked to stop: it tidies up."""
+    best_effort: bool = False
+    """Sent even when the user has asked to stop: it cleans up."""
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -121,6 +147,29 @@ class Reply(msgspec.Struct, frozen=True):
     def header(self, name: str) -> str:
         """The header ``name``, "" when it is not there."""
         return self.headers.get(name, "")
+
+    @property
+    def retry_after(self) -> float:
+        """The seconds that ``Retry-After`` asks for (a number, or a date); 0 when it does not, or makes no sense."""
+        text = self.header("retry-after").strip()
+        if not text:
+            return 0.0
+        if text.isascii() and text.isdecimal():
+            return float(text[:9])
+        import email.utils
+
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+        except (ValueError, OverflowError):
+            return 0.0
+
+
+class TransientStatus(TransientError):
+    """The other side answered that it cannot just now: ``reply`` has one of a policy's statuses."""
+
+    def __init__(self, reply: Reply, why: str = "") -> None:
+        super().__init__(why or f"status {reply.status}", delay=reply.retry_after)
+        self.reply = reply
 
 
 def load_httpx() -> None:
@@ -183,8 +232,8 @@ def joined(base: str, location: str) -> str:
 class Transport:
     """The HTTP connections of one client. Safe for use by many threads; ``close`` ends all of them."""
 
-    def __init__(self, settings: RegistrySettings, cancel: Cancel | None = None) -> None:
-        self._settings = settings
+    def __init__(self, trust: Trust, cancel: Cancel | None = None) -> None:
+        self._trust = trust
         self._cancel = cancel
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, str], httpx.Client] = {}
@@ -260,6 +309,10 @@ class Transport:
                 why="plain bytes were asked for, and decompressing what a stranger sends can fill the memory",
                 remedy="if a proxy compresses answers, turn that off for the registry",
             )
+        return self.raw(response)
+
+    def raw(self, response: httpx.Response) -> Iterator[bytes]:
+        """As ``chunks``, but in whatever content coding the body comes."""
         with translated(str(response.url)):
             for chunk in response.iter_raw():
                 self.check()
@@ -276,7 +329,7 @@ class Transport:
                 return response, left
             response.close()
             there = origin_of(target)
-            check_target(there, here, first, self._settings)
+            check_target(there, here, first, self._trust)
             if there != first:
                 left = True
             request = replace(request, url=target, authorization="" if left else request.authorization)
@@ -300,7 +353,7 @@ class Transport:
         return response
 
     def _send(self, request: Request) -> httpx.Response:
-        if not request.parting:
+        if not request.best_effort:
             self.check()
         load_httpx()
         import httpx
@@ -311,8 +364,8 @@ class Transport:
             headers["Authorization"] = request.authorization
         if request.content is not None or request.method in {"POST", "PUT", "PATCH"}:
             headers["Content-Length"] = str(request.length)
-        connect = min(CONNECT_SECONDS, request.stall)
-        timeout = httpx.Timeout(request.stall, connect=connect, read=request.patience, pool=None)
+        connect = min(CONNECT_SECONDS, request.stall_timeout)
+        timeout = httpx.Timeout(request.stall_timeout, connect=connect, read=request.read_timeout, pool=None)
         with translated(request.url):
             built = client.build_request(
                 request.method,
@@ -334,9 +387,9 @@ class Transport:
         """The connection pool for ``target``: one for each way of trusting a peer."""
         key = ("plain", "")
         if target.scheme == "https":
-            names = (registry_of(target.host), target.authority, f"{target.authority}:{target.port}")
-            known = next((name for name in names if self._settings.certificates_for(name) is not None), "")
-            insecure = any(self._settings.is_insecure(name) for name in names)
+            names = (target.host, target.authority, f"{target.authority}:{target.port}")
+            known = next((name for name in names if self._trust.certificates_for(name) is not None), "")
+            insecure = any(self._trust.is_insecure(name) for name in names)
             key = ("unverified", "") if insecure else ("tls", known)
         if is_loopback(target.authority):
             key = (f"{key[0]} local", key[1])
@@ -368,7 +421,7 @@ class Transport:
             return system_trust()
         import ssl
 
-        certificates = self._settings.certificates_for(name)
+        certificates = self._trust.certificates_for(name)
         context = _new_trust()
         try:
             if certificates is not None and certificates.ca:
@@ -433,6 +486,20 @@ def _new_trust() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=certifi.where())
 
 
+def with_minimum_rate(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """A body's chunks. Raises ``TransientError`` when they come too slowly, as when they do not come at all."""
+    due = time.monotonic() + RATE_SECONDS
+    since = 0
+    for chunk in chunks:
+        since += len(chunk)
+        now = time.monotonic()
+        if now > due:
+            if since < RATE_BYTES:
+                raise TransientError(f"only {since} bytes came in {RATE_SECONDS:.0f} s")
+            due, since = now + RATE_SECONDS, 0
+        yield chunk
+
+
 def _redirected(request: Request, response: httpx.Response) -> str | None:
     """Where ``response`` sends ``request``, or None. A request with a body goes on only where its method is kept."""
     status = response.status_code
@@ -443,7 +510,7 @@ def _redirected(request: Request, response: httpx.Response) -> str | None:
     return joined(str(response.url), response.headers["location"])
 
 
-def check_target(there: Origin, here: Origin, registry: Origin, settings: RegistrySettings) -> None:
+def check_target(there: Origin, here: Origin, registry: Origin, trust: Trust) -> None:
     """Raise ``RegistryError`` unless a registry may send us from ``here`` to ``there``.
 
     (1) never from HTTPS to HTTP, except to a host that the user calls insecure;
@@ -452,7 +519,7 @@ def check_target(there: Origin, here: Origin, registry: Origin, settings: Regist
     """
     if there == registry:
         return
-    if here.scheme == "https" and there.scheme == "http" and not settings.is_insecure(there.authority):
+    if here.scheme == "https" and there.scheme == "http" and not trust.is_insecure(there.authority):
         raise RegistryError(
             f"{here.authority} redirected from HTTPS to plain HTTP",
             why=f"the way leads to {there.authority}",

@@ -193,9 +193,8 @@ def _download(url: str, means: FetchOptions) -> tuple[str, int | None]:
     from executor.context import http
 
     means.emit(events.Resolving(ref=http.shown(url)))
-    found = http.download(
-        url, means.directory(), authorization=http.authorization(url, means.secret), cancel=means.cancel
-    )
+    options = http.RequestOptions(http.authorization(url, means.secret), means.cancel)
+    found = http.download(url, means.directory(), options)
     means.emit(events.Resolved(ref=http.shown(url), digest=found.digest))
     path = os.path.join(means.directory(), _FILE)
     os.rename(found.path, path)

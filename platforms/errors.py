@@ -65,6 +65,13 @@ def sayable(problem: Problem) -> Problem:
     )
 
 
+def printable(text: str, limit: int = 300) -> str:
+    """A stranger's ``text`` as it may stand in an error: one line, no control characters, at most ``limit`` long."""
+    line = "".join(character if character.isprintable() else " " for character in text[: limit * 4])
+    line = " ".join(line.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
 def _text(text: str) -> str:
     return text.encode(errors="replace").decode()
 

@@ -28,9 +28,8 @@ import msgspec
 
 from executor.context.gitprogram import Access, Git, GitFailed, Said
 from executor.context.gitreference import GitReference, check_ref, is_commit, located
-from executor.registry.auth import printable
 from executor.rootfs import moment
-from platforms.errors import ContextError, StoreError
+from platforms.errors import ContextError, StoreError, printable
 from platforms.paths import below
 
 _TOKEN_SECRET: Final = "GIT_AUTH_TOKEN"
@@ -249,7 +248,8 @@ class _House:
         from executor.context import http
 
         credential = self._credentials.get(place.remote, "")
-        found, home = http.destination(place.remote + _SERVICE, authorization=credential, cancel=self._cancel)
+        options = http.RequestOptions(credential, self._cancel)
+        found, home = http.destination(place.remote + _SERVICE, options)
         if not found.endswith(_SERVICE):
             raise _cannot(self.reference, f"{place.host} redirects to something that is no git repository")
         moved = located(found.removesuffix(_SERVICE), place.protocols)

@@ -32,9 +32,8 @@ from typing import Final
 
 import msgspec
 
-from executor.registry.auth import printable
 from platforms import debug
-from platforms.errors import ContextError, EnvironmentUnfit, Interrupted
+from platforms.errors import ContextError, EnvironmentUnfit, Interrupted, printable
 
 SILENCE_SECONDS: Final = 600.0
 """How long git may say nothing: a server may have to count and compress before the first byte."""

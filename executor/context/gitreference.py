@@ -22,8 +22,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.registry.auth import printable
-from platforms.errors import ContextError
+from platforms.errors import ContextError, printable
 
 PROTOCOLS: Final = ("git", "http", "https", "ssh")
 """What a repository, and its submodules, may be fetched by: no local paths, no bundles, no helpers."""

@@ -22,15 +22,20 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from executor.registry.auth import printable
-from executor.registry.config import RegistrySettings
-from executor.registry.failure import PASSING, retry_after
-from executor.registry.session import RetryPolicy
-from executor.registry.transfer import paced
+from executor.retry import RETRYABLE_STATUSES, Attempts, RetryPolicy, TransientError
 from executor.rootfs.compress import Decompressed
-from executor.transport import Reply, Request, TransientError, Transport, load_httpx, origin_of, translated
+from executor.transport import (
+    Reply,
+    Request,
+    SystemTrust,
+    TransientStatus,
+    Transport,
+    load_httpx,
+    origin_of,
+    with_minimum_rate,
+)
 from platforms.descriptors import write_all
-from platforms.errors import ArchiveError, ContextError, RegistryError, StoreError
+from platforms.errors import ArchiveError, ContextError, RegistryError, StoreError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,21 +139,35 @@ def _header(text: str, name: str) -> str:
     return text
 
 
+class RequestOptions(msgspec.Struct, frozen=True):
+    """How a server is asked. ``repr`` shows no secret."""
+
+    authorization: str = ""
+    """The Authorization header for the origin of the URL, and no other; "": what a user and password in it say."""
+    cancel: Future[None] | None = None
+    """Ends requests with ``Interrupted`` once it is done."""
+    retry: RetryPolicy = RetryPolicy()
+
+    def __repr__(self) -> str:
+        return "RequestOptions()"
+
+
+_DEFAULT: Final = RequestOptions()
+
+
 def download(
     url: str,
     directory: str,
+    options: RequestOptions = _DEFAULT,
     *,
     checksum: str = "",
-    authorization: str = "",
     progress: Progress | None = None,
-    cancel: Future[None] | None = None,
-    pace: RetryPolicy | None = None,
 ) -> Downloaded:
     """Download ``url`` into a new file in ``directory``, which may have none that a download has made before.
 
-    ``checksum`` (``sha256:`` and 64 hexadecimal digits) is what the content has to be; ``authorization`` is a header
-    for the origin of ``url`` alone. What breaks off is resumed or started over. Nothing is left behind by a failure.
-    Raises ``ContextError``; ``StoreError`` when the file cannot be written; ``Interrupted`` once ``cancel`` is done.
+    ``checksum`` (``sha256:`` and 64 hexadecimal digits) is what the content has to be. What breaks off is resumed or
+    started over. Nothing is left behind by a failure. Raises ``ContextError``; ``StoreError`` when the file cannot be
+    written; ``Interrupted``.
     """
     if checksum and not _CHECKSUM.fullmatch(checksum):
         raise ContextError(
@@ -156,32 +175,25 @@ def download(
             why=f"{printable(checksum)!r} is no checksum",
             remedy="write sha256: and 64 hexadecimal digits, in lower case",
         )
-    target = _target(url, authorization)
+    target = _target(url, options.authorization)
     path = os.path.join(directory, _CONTENT)
-    with _File(path) as file, _speaking(target, cancel) as wire:
-        coming = _Coming(target, wire, file, pace or RetryPolicy(), progress)
-        coming.fetch()
-        digest = f"sha256:{coming.digest.hexdigest()}"
+    with _File(path) as file, _connected(target, options.cancel) as transport:
+        fetch = _Download(target, transport, file, options.retry, progress)
+        fetch.run()
+        digest = f"sha256:{fetch.digest.hexdigest()}"
         if checksum and digest != checksum:
             raise ContextError(
                 target.what,
                 why=f"its digest is {digest}; the checksum asks for {checksum}",
                 remedy="if the file was meant to change, change the checksum with it",
             )
-        headers = coming.headers
+        headers = fetch.headers
         mtime = http_date(headers.get("last-modified", ""))
         file.finish(mtime or 0)
-        return Downloaded(path, file_name(url), mtime, digest, coming.size, _validators(headers))
+        return Downloaded(path, file_name(url), mtime, digest, fetch.size, _validators(headers))
 
 
-def unchanged(
-    url: str,
-    validators: Validators,
-    *,
-    authorization: str = "",
-    cancel: Future[None] | None = None,
-    pace: RetryPolicy | None = None,
-) -> bool:
+def unchanged(url: str, validators: Validators, options: RequestOptions = _DEFAULT) -> bool:
     """Whether ``url`` still leads to the file that ``validators`` came with, by one conditional HEAD request.
 
     False whenever the server does not say clearly that it is. HEAD, and a comparison of our own, because some servers
@@ -189,37 +201,28 @@ def unchanged(
     """
     if not validators:
         return False
-    target = _target(url, authorization)
+    target = _target(url, options.authorization)
     if validators.etag:
         condition = ("If-None-Match", validators.etag)
     else:
         condition = ("If-Modified-Since", validators.last_modified)
-    pace = pace or RetryPolicy()
-    with _speaking(target, cancel) as wire:
-        for attempt in range(pace.tries):
-            try:
-                request = Request("HEAD", target.url, (condition,), target.authorization)
-                reply, _ = wire.call(request, 0, redirects=REDIRECTS)
-            except TransientError as lost:
-                if attempt + 1 >= (pace.connects if lost.connecting else pace.tries):
-                    raise _unreachable(target, str(lost), attempt + 1) from lost
-                wire.pause(pace.delay(attempt))
-                continue
-            return reply.status == 304 or (reply.status == 200 and _same(validators, _validators(reply.headers)))
-    return False
+    request = Request("HEAD", target.url, (condition,), target.authorization)
+    with _connected(target, options.cancel) as transport:
+        attempts = Attempts(options.retry, transport.pause)
+        while True:
+            with attempts:
+                reply, _ = transport.call(request, 0, redirects=REDIRECTS)
+                return reply.status == 304 or (reply.status == 200 and _same(validators, _validators(reply.headers)))
 
 
-def destination(url: str, *, authorization: str = "", cancel: Future[None] | None = None) -> tuple[str, bool]:
-    """Where redirects lead from ``url``, and whether that is the origin that ``authorization`` is for.
+def destination(url: str, options: RequestOptions = _DEFAULT) -> tuple[str, bool]:
+    """Where redirects lead from ``url``, and whether that is the origin that the authorization is for.
 
     The answer itself does not matter. Raises as ``download`` does.
     """
-    target = _target(url, authorization)
-    with _speaking(target, cancel) as wire:
-        try:
-            response, left = wire.open(Request("GET", target.url, (), target.authorization), redirects=REDIRECTS)
-        except TransientError as lost:
-            raise _unreachable(target, str(lost), 1) from lost
+    target = _target(url, options.authorization)
+    with _connected(target, options.cancel) as transport:
+        response, left = transport.open(Request("GET", target.url, (), target.authorization), redirects=REDIRECTS)
         response.close()
         return str(response.url), not left
 
@@ -260,7 +263,7 @@ def _target(url: str, authorization: str) -> _Target:
 
 
 class _Stop:
-    """``cancel`` as the wire wants to ask it."""
+    """``cancel`` as a ``transport.Cancel``."""
 
     def __init__(self, cancel: Future[None]) -> None:
         self._cancel = cancel
@@ -275,13 +278,15 @@ class _Stop:
 
 
 @contextmanager
-def _speaking(target: _Target, cancel: Future[None] | None) -> Iterator[Transport]:
-    """A connection of our own; what it raises, said of ``target`` and not of a registry."""
-    with closing(Transport(RegistrySettings(), None if cancel is None else _Stop(cancel))) as wire:
+def _connected(target: _Target, cancel: Future[None] | None) -> Iterator[Transport]:
+    """Connections for ``target``; what goes wrong with them is a ``ContextError`` about it."""
+    with closing(Transport(SystemTrust(), None if cancel is None else _Stop(cancel))) as transport:
         if cancel is not None:
-            cancel.add_done_callback(lambda _: wire.close())  # wakes who waits for an answer
+            cancel.add_done_callback(lambda _: transport.close())  # wakes who waits for an answer
         try:
-            yield wire
+            yield transport
+        except TransientError as error:
+            raise _unreachable(target, str(error), error.attempts) from error
         except RegistryError as error:
             problem = error.problem
             why = f"{problem.what}: {problem.why}" if problem.why else problem.what
@@ -315,7 +320,7 @@ def _refused(target: _Target, response: httpx.Response) -> ContextError:
         remedy = f"if it takes a credential, give one: --secret id={_TOKEN_SECRET}{name},env=…"
     elif status in (404, 410):
         remedy = "check the URL"
-    elif status in PASSING:
+    elif status in RETRYABLE_STATUSES:
         remedy = "try again later"
     return ContextError(target.what, why=f"{target.host} answered {status} {meaning}".rstrip(), remedy=remedy)
 
@@ -323,16 +328,16 @@ def _refused(target: _Target, response: httpx.Response) -> ContextError:
 # -- the body --------------------------------------------------------------------------------------------------------
 
 
-class _Coming:
+class _Download:
     """A file on its way: how much of it is here, and what would have to be true to go on from there."""
 
     def __init__(
-        self, target: _Target, transport: Transport, file: _File, pace: RetryPolicy, progress: Progress | None
+        self, target: _Target, transport: Transport, file: _File, policy: RetryPolicy, progress: Progress | None
     ) -> None:
         self.target = target
         self.transport = transport
         self.file = file
-        self.pace = pace
+        self.policy = policy
         self.progress = progress
         self.digest = hashlib.sha256()
         self.size = 0
@@ -342,27 +347,20 @@ class _Coming:
         """For ``If-Range``; "" when what is here cannot be continued."""
         self._due = 0.0
 
-    def fetch(self) -> None:
-        """Get all of it, in as many requests as that takes. Raises ``ContextError`` when no progress is made."""
-        failures = furthest = 0
+    def run(self) -> None:
+        """Get all of it, in as many requests as that takes. Raises ``TransientError`` when no progress is made."""
+        attempts = Attempts(self.policy, self.transport.pause)
+        furthest = 0
         while True:
-            tries, delay = self.pace.tries, 0.0
-            try:
-                if self._try():
-                    return
-                why = "it changed while it was being read"
-            except _Passing as passing:
-                why, delay = str(passing), passing.delay
-                if delay > self.pace.retry_after:
-                    raise _unreachable(self.target, f"{why}; it asks to wait {delay:.0f} s", 1) from passing
-            except TransientError as lost:
-                why = str(lost)
-                tries = self.pace.connects if lost.connecting else tries
-            failures = 1 if self.size > furthest else failures + 1
-            furthest = max(furthest, self.size)
-            if failures >= tries:
-                raise _unreachable(self.target, why, failures)
-            self.transport.pause(max(delay, self.pace.delay(failures - 1)))
+            with attempts:
+                try:
+                    if self._try():
+                        return
+                    raise TransientError("it changed while it was being read")
+                finally:
+                    if self.size > furthest:
+                        furthest = self.size
+                        attempts.progressed()
 
     def _try(self) -> bool:
         """One request, from where we stand; False when the server's file is not the one that we hold a part of."""
@@ -380,9 +378,8 @@ class _Coming:
             if headers and response.status_code in (206, 416):
                 self._begin_again()
                 return False
-            if response.status_code in PASSING:
-                reply = Reply(response.status_code, response.headers, b"", "")
-                raise _Passing(f"status {response.status_code}", retry_after(reply))
+            if response.status_code in self.policy.statuses:
+                raise self._not_now(Reply(response.status_code, response.headers, b"", ""))
             if not response.is_success or response.status_code == 206:
                 raise _refused(self.target, response)
             self._begin_again()
@@ -390,6 +387,12 @@ class _Coming:
             self._condition = _range_condition(response.headers)
             self._take(response)
             return True
+
+    def _not_now(self, reply: Reply) -> TransientStatus:
+        """The error for ``reply``, which says that the server cannot just now."""
+        asked = reply.retry_after
+        why = f"; it asks to wait {asked:.0f} s" if asked > self.policy.longest_retry_after else ""
+        return TransientStatus(reply, f"status {reply.status}{why}")
 
     def _begin_again(self) -> None:
         self.file.empty()
@@ -415,26 +418,11 @@ class _Coming:
 
     def _chunks(self, response: httpx.Response) -> Iterator[bytes]:
         """The content. ``Content-Encoding: gzip`` is undone although nobody asked for it, as Go's client does."""
-        chunks = paced(_raw(self.transport, response))
+        chunks = with_minimum_rate(self.transport.raw(response))
         if response.headers.get("content-encoding", "").strip().lower() != "gzip":
             return chunks
         self._condition = ""  # a range would be one of the compressed bytes
         return _inflated(chunks)
-
-
-class _Passing(Exception):
-    """The server answers that it cannot just now; ``delay`` seconds are what it asks to wait."""
-
-    def __init__(self, why: str, delay: float) -> None:
-        super().__init__(why)
-        self.delay = delay
-
-
-def _raw(transport: Transport, response: httpx.Response) -> Iterator[bytes]:
-    with translated(str(response.url)):
-        for chunk in response.iter_raw():
-            transport.check()
-            yield chunk
 
 
 def _inflated(chunks: Iterator[bytes]) -> Iterator[bytes]:

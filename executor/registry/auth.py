@@ -24,7 +24,7 @@ import msgspec
 
 from executor.registry.reference import DOCKER_HUB
 from platforms import debug, decoding
-from platforms.errors import EnvironmentUnfit, RegistryError
+from platforms.errors import EnvironmentUnfit, RegistryError, printable
 
 FILE_LIMIT: Final = 4 << 20
 """Bytes of a credentials file; a larger one is not such a file."""
@@ -275,13 +275,6 @@ def _ask_helper(name: str, server: str, source: str) -> Credential | None:
     if username == TOKEN_USER:
         return Credential(identity_token=secret)
     return Credential(username, secret) if username or secret else None
-
-
-def printable(text: str, limit: int = 300) -> str:
-    """Foreign ``text`` as it may be shown on a terminal: one line, no control characters, at most ``limit`` long."""
-    line = "".join(character if character.isprintable() else " " for character in text[: limit * 4])
-    line = " ".join(line.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def _broken(source: str, why: str) -> RegistryError:

@@ -25,20 +25,21 @@ from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
 from executor.registry import transfer, upload
-from executor.registry.auth import Keychain, anonymous, printable
+from executor.registry.auth import Keychain, anonymous
 from executor.registry.config import RegistrySettings
-from executor.registry.failure import PASSING, codes
+from executor.registry.failure import codes
 from executor.registry.notices import Tell
 from executor.registry.reference import Reference
-from executor.registry.session import Call, Endpoint, RetryPolicy, Session, absolute, origin_endpoint
+from executor.registry.session import Call, Endpoint, Session, TransferOptions, absolute, origin_endpoint
 from executor.registry.token import merged, scope
 from executor.registry.transfer import Direction, Progress, Sink
-from executor.transport import Cancel, Reply
-from platforms.errors import ArchiveError, RegistryError
+from executor.retry import RETRYABLE_STATUSES, Attempts
+from executor.transport import Cancel, Reply, TransientStatus
+from platforms.errors import ArchiveError, RegistryError, printable
 
 SMALL_BLOB: Final = 16 << 20
 """Bytes of a blob that is read into memory: image configurations are kilobytes."""
-_MANIFEST_TRIES: Final = 4
+_MANIFEST_ATTEMPTS: Final = 4
 _ANSWERED: Final = frozenset({200}) | frozenset(range(400, 500)) - {408, 429}
 """Answers to a HEAD that no other try would change."""
 _STORED: Final = frozenset({200, 201, 202})
@@ -66,13 +67,13 @@ class Client:
         progress: Progress | None = None,
         cancel: Cancel | None = None,
         tell: Tell | None = None,
-        pace: RetryPolicy | None = None,
+        options: TransferOptions | None = None,
     ) -> None:
         self.settings = settings or RegistrySettings()
         self._told = progress
         self._forbidden: set[tuple[Endpoint, str]] = set()
         """Where blobs cannot be mounted from, by where to."""
-        self._session = Session(self.settings, keychain, pace=pace, cancel=cancel, tell=tell)
+        self._session = Session(self.settings, keychain, options=options, cancel=cancel, tell=tell)
 
     def close(self) -> None:
         """End all connections; transfers under way in other threads are ``Interrupted`` at once."""
@@ -158,7 +159,7 @@ class Client:
         endpoint = origin_endpoint(reference)
         what = f"cannot push to {reference.registry}/{reference.repository}"
         scopes = merged(scope(endpoint.repository, "pull", "push"))
-        call = Call(what, "POST", "blobs/uploads/", scopes, accept=upload.OPENED | PASSING)
+        call = Call(what, "POST", "blobs/uploads/", scopes, accept=upload.OPENED | RETRYABLE_STATUSES)
         with self._watched(what):
             reply = self._session.call(endpoint, call)
         if reply.status in upload.OPENED:
@@ -265,12 +266,17 @@ class Client:
         Docker's registry may miss one for a moment while somebody else uploads it too: it writes the file by which a
         repository knows a blob anew, in place. Registries that are spread over machines may take a moment as well.
         """
-        for attempt in range(_MANIFEST_TRIES - 1):
-            reply = self._session.call(endpoint, call)
-            if reply.status not in _REFUSED or not _NOT_YET & codes(reply.body):
-                return reply
-            self._session.transport.pause(self._session.pace.delay(attempt))
-        return self._session.call(endpoint, call)
+        policy = replace(self._session.options.retry, attempts=_MANIFEST_ATTEMPTS)
+        attempts = Attempts(policy, self._session.transport.pause)
+        try:
+            while True:
+                with attempts:
+                    reply = self._session.call(endpoint, call)
+                    if reply.status in _REFUSED and _NOT_YET & codes(reply.body):
+                        raise TransientStatus(reply)
+                    return reply
+        except TransientStatus as error:
+            return error.reply
 
     def _standing(self, reference: Reference) -> str | None:
         """The digest that the tag of ``reference`` means now, None when that is not known."""

@@ -29,9 +29,10 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.registry.reference import canonical_registry, is_loopback
+from executor.registry.reference import canonical_registry, registry_of
 from platforms.durations import seconds
 from platforms.errors import UsageError
+from platforms.hosts import is_loopback
 from platforms.paths import below, named_by_user
 
 _CERTS_D: Final = ("/etc/docker/certs.d", "/etc/containers/certs.d", "~/.config/containers/certs.d")
@@ -70,7 +71,7 @@ class RegistrySettings(msgspec.Struct, frozen=True):
 
     def is_insecure(self, registry: str) -> bool:
         """Whether plain HTTP and unverified TLS are allowed for ``registry``."""
-        return registry in self.insecure
+        return registry_of(registry) in self.insecure
 
     def is_plain(self, registry: str) -> bool:
         """Whether ``registry`` is spoken to in plain HTTP without trying TLS."""
@@ -90,7 +91,8 @@ class RegistrySettings(msgspec.Struct, frozen=True):
 
     def certificates_for(self, registry: str) -> Certificates | None:
         """The TLS material for ``registry``, if any is set."""
-        return next((each for each in self.certificates if each.registry == registry), None)
+        name = registry_of(registry)
+        return next((each for each in self.certificates if each.registry == name), None)
 
     def trusts_token_service(self, registry: str, host: str) -> bool:
         """Whether the user has named ``host`` (``HOST`` or ``HOST:PORT``) as a token service of ``registry``."""

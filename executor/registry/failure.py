@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 import msgspec
 
-from executor.registry.auth import printable
 from executor.registry.reference import DOCKER_HUB
 from executor.transport import Reply
 from platforms import decoding
-from platforms.errors import RegistryError
+from platforms.errors import RegistryError, printable
 
-PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses that another try may cure."""
 _DIAGNOSTICS: Final = 3
 """How many of a registry's own messages are passed on."""
 
@@ -58,21 +54,6 @@ def unreachable(what: str, registry: str, why: str, tries: int) -> RegistryError
         why=f"{registry}: {why}{times}",
         remedy="check the registry's name and port, the network, and HTTP_PROXY/NO_PROXY",
     )
-
-
-def retry_after(reply: Reply) -> float:
-    """The seconds that ``Retry-After`` asks for, as a number or a date; 0 when it does not say or makes no sense."""
-    text = reply.header("retry-after").strip()
-    if not text:
-        return 0.0
-    if text.isascii() and text.isdecimal():
-        return float(text[:9])
-    import email.utils
-
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return 0.0
 
 
 def codes(body: bytes) -> frozenset[str]:

@@ -32,9 +32,8 @@ import msgspec
 from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, encode, parse
-from executor.registry.auth import printable
 from platforms import decoding, regular, syscalls
-from platforms.errors import ArchiveError, StoreError
+from platforms.errors import ArchiveError, StoreError, printable
 from platforms.paths import below
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from executor.image.digest import check_digest
 from platforms.errors import ArchiveError, UsageError
+from platforms.hosts import split_port
 
 DOCKER_HUB: Final = "docker.io"
 _HUB_ALIASES: Final = frozenset({DOCKER_HUB, "index.docker.io"})
@@ -135,24 +136,6 @@ def canonical_registry(text: str) -> str:
     host = text.strip().rstrip("/")
     _check_host(host, text)
     return DOCKER_HUB if host in _HUB_ALIASES or host == _HUB_API else host
-
-
-def is_loopback(registry: str) -> bool:
-    """Whether ``registry`` can only be this machine: localhost, 127.0.0.0/8 or ::1, any port."""
-    host = split_port(registry)[0]
-    if host == "localhost" or host.endswith(".localhost") or host in {"::1", "[::1]"}:
-        return True
-    parts = host.split(".")
-    return len(parts) == 4 and parts[0] == "127" and all(part.isdecimal() for part in parts)
-
-
-def split_port(registry: str) -> tuple[str, str]:
-    """``registry`` as host and port, the port "" when there is none. An IPv6 address keeps its brackets."""
-    if registry.startswith("["):
-        host, bracket, rest = registry.partition("]")
-        return host + bracket, rest.removeprefix(":")
-    host, _, port = registry.partition(":")
-    return host, port
 
 
 def _split_registry(name: str) -> tuple[str, str]:

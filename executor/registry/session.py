@@ -1,91 +1,69 @@
-"""Conversations with registries: which host and scheme, who we are there, and how often to try.
+"""Requests to registries: which host and scheme, which credentials, and what is tried again.
 
 Retried are broken and refused connections, silence, and the statuses 408, 429, 500, 502, 503 and 504, with exponential
-backoff and jitter; ``Retry-After`` (RFC 9110, 10.2.3) is waited for when it is bearable and otherwise ends the attempt.
+backoff and jitter (``executor.retry``); ``Retry-After`` (RFC 9110, 10.2.3) is waited for if it asks for at most
+``RetryPolicy.longest_retry_after`` seconds, and otherwise ends the attempts.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from executor.registry.auth import Keychain, printable
+from executor.registry.auth import Keychain
 from executor.registry.config import RegistrySettings
-from executor.registry.failure import PASSING, explained, refused, retry_after, unreachable
+from executor.registry.failure import explained, refused, unreachable
 from executor.registry.notices import Remark, Tell, Watch
 from executor.registry.reference import Reference, api_host, registry_of
 from executor.registry.token import Authenticator, Party
+from executor.retry import Attempts, Notify, RetryPolicy, StallClock, TransientError
 from executor.transport import (
     ERROR_LIMIT,
     STALL_SECONDS,
     Cancel,
     Reply,
     Request,
-    TransientError,
+    TransientStatus,
     Transport,
     check_target,
     joined,
     origin_of,
 )
-from platforms.errors import Interrupted, RegistryError
+from platforms.errors import Interrupted, RegistryError, printable
 
 if TYPE_CHECKING:
     import httpx
 
-MIRROR_TRIES: Final = 2
-"""Tries of a mirror whose connection broke: it may just have closed one that was idle."""
 _WARNING_LIMIT: Final = 20
 
 
-class RetryPolicy(msgspec.Struct, frozen=True):
-    """How often to try, how long to wait between (seconds), and how much of a blob to send at once (bytes)."""
+class TransferOptions(msgspec.Struct, frozen=True):
+    """How a client's transfers go: how often they are tried, and how much of a blob is sent at once (bytes)."""
 
-    tries: int = 6
-    connects: int = 3
-    """Tries for a host that does not even take the connection."""
-    first: float = 0.5
-    ceiling: float = 8.0
-    retry_after: float = 90.0
-    """The longest wait that a registry may ask for: a build is not kept hanging for hours."""
+    retry: RetryPolicy = RetryPolicy()
     whole: int = 512 << 20
     """The size up to which a blob is first sent in one request: every registry takes that, and only a broken connection
     makes it dear."""
     chunk: int = 32 << 20
     """The size of a chunk: above the 5 MiB minimum of object stores, below the 100 MB limit of common proxies."""
 
-    def delay(self, attempt: int) -> float:
-        """Seconds to wait after the failed ``attempt`` (from 0): doubling, with jitter so that many do not march."""
-        return min(self.first * 2.0**attempt, self.ceiling) * random.uniform(0.6, 1.0)
 
+def for_mirror(policy: RetryPolicy) -> RetryPolicy:
+    """What is tried again of a mirror, beside which there is somebody else to ask: a connection that broke, and once.
 
-class ReadTimeout:
-    """How long one thing is tried: as often as a pace says, and no longer than the user's ``limit`` (seconds; 0: any).
-
-    The limit counts from when it last got further.
+    It may just have been an idle one that the mirror closed.
     """
-
-    def __init__(self, pace: RetryPolicy, limit: float) -> None:
-        self.pace = pace
-        self._limit = limit
-        self._since = time.monotonic()
-
-    def further(self) -> None:
-        """Bytes have moved."""
-        self._since = time.monotonic()
-
-    def ends(self, failures: int, tries: int, delay: float) -> bool:
-        """Whether that was the last of ``tries``, where the next would come after ``delay`` seconds."""
-        if failures >= tries or delay > self.pace.retry_after:
-            return True
-        return self._limit > 0 and time.monotonic() - self._since + delay > self._limit
+    return replace(
+        policy, attempts=2, connect_attempts=1, retry_silence=False, longest_retry_after=0.0, statuses=frozenset()
+    )
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -115,11 +93,12 @@ class Call(msgspec.Struct, frozen=True):
     length: int = 0
     limit: int = ERROR_LIMIT
     """Bytes of a successful answer."""
-    patience: float = STALL_SECONDS
+    read_timeout: float = STALL_SECONDS
+    """Seconds to wait for the answer once the request is sent, in proportion less where the user set a timeout."""
     accept: frozenset[int] = frozenset({200})
     """The statuses that the caller deals with; all others are raised."""
-    parting: bool = False
-    """See ``transport.Request``."""
+    best_effort: bool = False
+    """Sent even when the user has asked to stop: it cleans up."""
 
 
 def origin_endpoint(reference: Reference) -> Endpoint:
@@ -146,14 +125,14 @@ class Session:
         settings: RegistrySettings,
         keychain: Keychain,
         *,
-        pace: RetryPolicy | None = None,
+        options: TransferOptions | None = None,
         cancel: Cancel | None = None,
         tell: Tell | None = None,
     ) -> None:
         self.settings = settings
-        self.pace = pace or RetryPolicy()
+        self.options = options or TransferOptions()
         self.transport = Transport(settings, cancel)
-        self._authority = Authenticator(self.transport, settings, keychain)
+        self._authenticator = Authenticator(self.transport, settings, keychain)
         self._tell = tell
         self.watch = Watch(tell)
         self._lock = threading.Lock()
@@ -188,9 +167,26 @@ class Session:
         self.transport.close()
         self.watch.close()
 
-    def patience(self, endpoint: Endpoint) -> ReadTimeout:
-        """For one thing that is asked of ``endpoint``."""
-        return ReadTimeout(self.pace, self.settings.timeout_of(endpoint.registry))
+    def clock(self, endpoint: Endpoint) -> StallClock:
+        """A clock for one thing that is asked of ``endpoint``, with the user's limit (``--registry-timeout``)."""
+        return StallClock(self.settings.timeout_of(endpoint.registry))
+
+    def attempts(
+        self,
+        endpoint: Endpoint,
+        *,
+        clock: StallClock | None = None,
+        on: type[TransientError] = TransientError,
+        notify: Notify | None = None,
+    ) -> Attempts:
+        """The attempts at one thing that is asked of ``endpoint``, by default with a ``clock`` of their own.
+
+        By default ``notify`` remembers why this thread asks again, for whoever is told that it waits.
+        """
+        policy = for_mirror(self.options.retry) if endpoint.mirror else self.options.retry
+        return Attempts(
+            policy, self.transport.pause, notify=notify or self._notify, clock=clock or self.clock(endpoint), on=on
+        )
 
     def url(self, endpoint: Endpoint, path: str) -> str:
         """The absolute URL of ``path`` under the endpoint's repository; an absolute one comes back as it is."""
@@ -200,10 +196,10 @@ class Session:
 
     def call(self, endpoint: Endpoint, call: Call) -> Reply:
         """The whole answer, retried as this module says. Raises ``RegistryError`` unless its status is accepted."""
-        return self._persist(endpoint, call, lambda: self.once(endpoint, call))
+        return self._retried(endpoint, call, partial(self.once, endpoint, call))
 
     def once(self, endpoint: Endpoint, call: Call) -> Reply:
-        """The whole answer to a single try, whatever its status. Raises ``TransientError``."""
+        """The whole answer to a single attempt, whatever its status. Raises ``TransientError``."""
         with self._exchange(endpoint, call) as response:
             body = self.transport.body(response, call.limit)
             reply = Reply(response.status_code, response.headers, body, str(response.url))
@@ -212,68 +208,63 @@ class Session:
 
     def refused(self, endpoint: Endpoint, what: str, reply: Reply) -> RegistryError:
         """``reply``, which is no success, as the error to raise."""
-        known = reply.status in {401, 403, 429} and self._authority.has_credential(self._party(endpoint))
+        known = reply.status in {401, 403, 429} and self._authenticator.has_credential(self._party(endpoint))
         return refused(what, reply, endpoint.registry, known=known)
 
     @contextmanager
     def stream(self, endpoint: Endpoint, call: Call) -> Iterator[httpx.Response]:
         """The answer with its body unread, for ``Transport.chunks``. Only getting this far is retried."""
         held: list[httpx.Response] = []
-
-        def once() -> Reply:
-            with self._exchange(endpoint, call, keep=held) as response:
-                taken = response.status_code in call.accept
-                body = b"" if taken else self.transport.body(response, call.limit)
-                reply = Reply(response.status_code, response.headers, body, str(response.url))
-            self._report_warnings(reply)
-            return reply
-
         try:
-            self._persist(endpoint, call, once)
+            self._retried(endpoint, call, partial(self._open, endpoint, call, held))
             yield held[-1]
         finally:
             for response in held:
                 response.close()
 
+    def _open(self, endpoint: Endpoint, call: Call, held: list[httpx.Response]) -> Reply:
+        """The answer to a single attempt; the response goes to ``held``, its body unread, if it is accepted."""
+        with self._exchange(endpoint, call, keep=held) as response:
+            taken = response.status_code in call.accept
+            body = b"" if taken else self.transport.body(response, call.limit)
+            reply = Reply(response.status_code, response.headers, body, str(response.url))
+        self._report_warnings(reply)
+        return reply
+
     def abandon(self, endpoint: Endpoint, location: str, scopes: frozenset[str]) -> None:
         """Tell the registry that an upload is given up (distribution-spec, "Cancel a blob upload"); once, briefly."""
         with suppress(TransientError, RegistryError, Interrupted):
-            call = Call("cannot cancel an upload", "DELETE", location, scopes, patience=1.0, parting=True)
+            call = Call("cannot cancel an upload", "DELETE", location, scopes, read_timeout=1.0, best_effort=True)
             self.once(endpoint, call)
 
-    def _persist(self, endpoint: Endpoint, call: Call, once: Callable[[], Reply]) -> Reply:
-        attempt = 0
-        patience = self.patience(endpoint)
-        while True:
-            try:
-                reply = once()
-            except RegistryError as error:
-                self.leave(endpoint, why=str(error), repository=True)
-                raise
-            except TransientError as lost:
-                attempt += 1
-                delay, why = max(lost.delay, self.pace.delay(attempt - 1)), str(lost)
-                if patience.ends(attempt, self._tries(endpoint, lost), delay):
-                    self.leave(endpoint, why=why)
-                    raise unreachable(call.what, endpoint.registry, why, attempt) from lost
-            else:
-                if reply.status in call.accept:
-                    return reply
-                attempt += 1
-                asked = retry_after(reply)
-                delay, why = max(asked, self.pace.delay(attempt - 1)), f"status {reply.status}"
-                passing = reply.status in PASSING and not endpoint.mirror
-                if not passing or patience.ends(attempt, self.pace.tries, delay):
-                    self._leave_after(endpoint, reply)
-                    raise self._given_up(endpoint, call, reply, asked)
-            self.watch.trouble(f"{why}, tried again in {delay:.0f} s" if delay >= 1 else why)
-            self.transport.pause(delay)
+    def _retried(self, endpoint: Endpoint, call: Call, once: Callable[[], Reply]) -> Reply:
+        """What ``once`` gives, as soon as it has an accepted status. Raises ``RegistryError``."""
+        attempts = self.attempts(endpoint, notify=self._notify_of_wait)
+        try:
+            while True:
+                with attempts:
+                    reply = once()
+                    if reply.status in call.accept:
+                        return reply
+                    if reply.status in attempts.policy.statuses:
+                        raise TransientStatus(reply)
+                    break
+        except TransientStatus as error:
+            reply = error.reply
+        except TransientError as error:
+            self.leave(endpoint, why=str(error))
+            raise unreachable(call.what, endpoint.registry, str(error), error.attempts) from error
+        except RegistryError as error:
+            self.leave(endpoint, why=str(error), repository=True)
+            raise
+        self._leave_after(endpoint, reply)
+        raise self._given_up(endpoint, call, reply)
 
-    def _tries(self, endpoint: Endpoint, lost: TransientError) -> int:
-        """How often to try what was ``lost``; of a mirror, only a connection that broke is tried again, and once."""
-        if endpoint.mirror:
-            return 1 if lost.connecting or lost.silent or lost.delay else MIRROR_TRIES
-        return self.pace.connects if lost.connecting else self.pace.tries
+    def _notify(self, error: TransientError, _: float) -> None:
+        self.watch.trouble(str(error))
+
+    def _notify_of_wait(self, error: TransientError, delay: float) -> None:
+        self.watch.trouble(f"{error}, tried again in {delay:.0f} s" if delay >= 1 else str(error))
 
     def _leave_after(self, endpoint: Endpoint, reply: Reply) -> None:
         """Draw the conclusions from a mirror's refusal.
@@ -286,13 +277,15 @@ class Session:
         if reply.status >= 500 or reply.status == 408:
             self.leave(endpoint, why=why)
         elif reply.status == 429:
-            self.leave(endpoint, retry_after(reply))
+            self.leave(endpoint, reply.retry_after)
         elif reply.status in {401, 403}:
             self.leave(endpoint, why=why, repository=True)
 
-    def _given_up(self, endpoint: Endpoint, call: Call, reply: Reply, asked: float) -> RegistryError:
+    def _given_up(self, endpoint: Endpoint, call: Call, reply: Reply) -> RegistryError:
+        """The error for ``reply``, which is no success and not tried again."""
         error = self.refused(endpoint, call.what, reply)
-        if reply.status in PASSING and asked > self.pace.retry_after:
+        policy, asked = self.options.retry, reply.retry_after
+        if reply.status in policy.statuses and asked > policy.longest_retry_after:
             problem = error.problem
             return RegistryError(
                 problem.what,
@@ -313,7 +306,7 @@ class Session:
         ours = there == home
         if not ours:
             check_target(there, home, home, self.settings)
-        header = self._authority.header(party, call.scopes) if ours else ""
+        header = self._authenticator.header(party, call.scopes) if ours else ""
         self.watch.asking(endpoint.registry)
         stall = min(STALL_SECONDS, self.settings.timeout_of(endpoint.registry) or STALL_SECONDS)
         request = Request(
@@ -323,9 +316,9 @@ class Session:
             header,
             call.content,
             call.length,
-            patience=call.patience * stall / STALL_SECONDS,
-            stall=stall,
-            parting=call.parting,
+            read_timeout=call.read_timeout * stall / STALL_SECONDS,
+            stall_timeout=stall,
+            best_effort=call.best_effort,
         )
         response, left = self.transport.open(request)
         kept = False
@@ -333,7 +326,7 @@ class Session:
             if response.status_code == 401 and ours and not left:
                 # A 401 at the end of a redirect that has left the registry is an answer to somebody else's question.
                 challenge = ", ".join(response.headers.get_list("www-authenticate"))
-                answer = self._authority.answer(party, call.scopes, challenge, header)
+                answer = self._authenticator.answer(party, call.scopes, challenge, header)
                 if answer:
                     self.transport.body(response, ERROR_LIMIT)  # so that the connection can serve the next request
                     response.close()
@@ -363,7 +356,7 @@ class Session:
         """An insecure registry's scheme: HTTPS when it answers to that, whatever its certificate; else HTTP."""
         try:
             stall = min(STALL_SECONDS, self.settings.timeout_of(registry_of(host)) or STALL_SECONDS)
-            request = Request("GET", f"https://{host}/v2/", patience=stall, stall=stall)
+            request = Request("GET", f"https://{host}/v2/", read_timeout=stall, stall_timeout=stall)
             self.transport.call(request, ERROR_LIMIT, redirects=0)
         except (TransientError, RegistryError):
             return "http"

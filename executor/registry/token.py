@@ -27,9 +27,10 @@ from msgspec.structs import replace
 
 from executor.registry.auth import Credential, Keychain
 from executor.registry.config import RegistrySettings
-from executor.registry.failure import PASSING, diagnostics, refused, retry_after
+from executor.registry.failure import diagnostics, refused
 from executor.registry.sites import hands_out_names
-from executor.transport import STALL_SECONDS, Origin, Request, TransientError, Transport, check_target, origin_of
+from executor.retry import RETRYABLE_STATUSES, TransientError
+from executor.transport import STALL_SECONDS, Origin, Request, Transport, check_target, origin_of
 from platforms import decoding
 from platforms.errors import RegistryError
 
@@ -239,7 +240,7 @@ class Authenticator:
     ) -> tuple[str, float]:
         """A token for ``scopes`` and the seconds it lives (token.md; oauth.md for identity tokens)."""
         realm = challenge.get("realm")
-        patience = min(STALL_SECONDS, self._settings.timeout_of(party.registry) or STALL_SECONDS)
+        timeout = min(STALL_SECONDS, self._settings.timeout_of(party.registry) or STALL_SECONDS)
         self._check_realm(realm, party.registry, party.origin, credential)
         query = [("service", challenge.get("service"))] if challenge.get("service") else []
         if credential is not None and credential.identity_token:
@@ -260,13 +261,13 @@ class Authenticator:
             url = realm + ("&" if "?" in realm else "?") + urlencode(query)
             authorization = _basic(credential) if credential is not None and credential.username else ""
             request = Request("GET", url, authorization=authorization)
-        request = replace(request, patience=patience, stall=patience)
+        request = replace(request, read_timeout=timeout, stall_timeout=timeout)
         reply, _ = self._transport.call(request, TOKEN_LIMIT, redirects=0)
         what = f"cannot get a token for {party.registry}"
-        if reply.status in PASSING:
+        if reply.status in RETRYABLE_STATUSES:
             why = f"its token service answers with status {reply.status}"
             said = diagnostics(reply.body)
-            raise TransientError(f"{why}: {said}" if said else why, delay=retry_after(reply))
+            raise TransientError(f"{why}: {said}" if said else why, delay=reply.retry_after)
         if reply.status != 200:
             raise refused(what, reply, party.registry, known=credential is not None)
         return _token(reply.body, what, realm)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from executor.image.manifest import Descriptor
 from executor.registry.failure import unreachable
-from executor.registry.session import MIRROR_TRIES, Call, Endpoint, Session
+from executor.registry.session import Call, Endpoint, Session
 from executor.registry.token import merged, scope
-from executor.transport import TransientError
+from executor.retry import TransientError
+from executor.transport import with_minimum_rate
 from platforms.errors import RegistryError
 
 if TYPE_CHECKING:
     import httpx
 
-PACE_BYTES: Final = 16 << 10
-"""Bytes that have to arrive every ``PACE_SECONDS``: less is a peer that keeps us hanging."""
-PACE_SECONDS: Final = 60.0
 _REPORT_SECONDS: Final = 0.1
 
 Direction = Literal["pull", "push"]
@@ -144,33 +142,31 @@ def _download(
     """
     algorithm, _, expected = descriptor.digest.partition(":")
     digest = hashlib.new(algorithm, usedforsecurity=False)
-    patience = session.patience(endpoint)
-    offset = failures = 0
+    attempts = session.attempts(endpoint)
+    offset = 0
     stitched = False
-    while True:
-        start = offset
-        why = "the body ended early"
-        try:
-            for chunk, ranged in _body(session, endpoint, descriptor, offset, what, ranges=ranges):
-                stitched = stitched or ranged
-                offset += len(chunk)
-                if offset > descriptor.size:
-                    raise _Wrong(f"more than the {descriptor.size} bytes announced", stitched=stitched)
-                digest.update(chunk)
-                meter.at(offset)
-                patience.further()
-                yield chunk
-        except TransientError as lost:
-            why = str(lost)
-        if offset == descriptor.size:
-            break
-        failures = 1 if offset > start else failures + 1
-        delay = session.pace.delay(failures - 1)
-        if patience.ends(failures, MIRROR_TRIES if endpoint.mirror else session.pace.tries, delay):
-            session.leave(endpoint, why=why)
-            raise unreachable(what, endpoint.registry, why, failures)
-        session.watch.trouble(why)
-        session.transport.pause(delay)
+    try:
+        while True:
+            with attempts:
+                try:
+                    for chunk, ranged in _body(session, endpoint, descriptor, offset, what, ranges=ranges):
+                        stitched = stitched or ranged
+                        offset += len(chunk)
+                        if offset > descriptor.size:
+                            raise _Wrong(f"more than the {descriptor.size} bytes announced", stitched=stitched)
+                        digest.update(chunk)
+                        meter.at(offset)
+                        attempts.progressed()
+                        yield chunk
+                except TransientError as error:
+                    if offset < descriptor.size:
+                        raise TransientError(str(error)) from error  # silence counts no more than any other break here
+                if offset < descriptor.size:
+                    raise TransientError("the body ended early")
+                break
+    except TransientError as error:
+        session.leave(endpoint, why=str(error))
+        raise unreachable(what, endpoint.registry, str(error), error.attempts) from error
     if digest.hexdigest() != expected:
         raise _Wrong(f"its digest is {algorithm}:{digest.hexdigest()}", stitched=stitched)
     meter.at(offset, final=True)
@@ -192,13 +188,13 @@ def _body(
     with session.stream(endpoint, call) as response:
         if _starts_at(response, offset, descriptor.size):
             _check_length(response, descriptor.size - offset)
-            for chunk in paced(session.transport.chunks(response)):
+            for chunk in with_minimum_rate(session.transport.chunks(response)):
                 yield chunk, True
             return
         if response.status_code == 200:
             _check_length(response, descriptor.size)
             skip = offset
-            for chunk in paced(session.transport.chunks(response)):
+            for chunk in with_minimum_rate(session.transport.chunks(response)):
                 rest = chunk[skip:]
                 skip = max(0, skip - len(chunk))
                 if rest:
@@ -221,20 +217,6 @@ def _check_length(response: httpx.Response, expected: int) -> None:
     said = response.headers.get("content-length", str(expected))
     if said != str(expected):
         raise _Wrong(f"{said} bytes were announced, {expected} belong there", stitched=False)
-
-
-def paced(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """A body's chunks; a peer that drips is ``TransientError`` like one that is silent."""
-    due = time.monotonic() + PACE_SECONDS
-    since = 0
-    for chunk in chunks:
-        since += len(chunk)
-        now = time.monotonic()
-        if now > due:
-            if since < PACE_BYTES:
-                raise TransientError(f"only {since} bytes came in {PACE_SECONDS:.0f} s")
-            due, since = now + PACE_SECONDS, 0
-        yield chunk
 
 
 def _mismatch(what: str, endpoint: Endpoint, wrong: _Wrong) -> RegistryError:

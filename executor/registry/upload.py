@@ -20,13 +20,13 @@ from urllib.parse import urlencode
 import msgspec
 
 from executor.image.manifest import Descriptor
-from executor.registry.auth import printable
-from executor.registry.failure import PASSING, explained, remedy_for, retry_after, unreachable
+from executor.registry.failure import explained, remedy_for, unreachable
 from executor.registry.session import Call, Endpoint, Session, absolute
 from executor.registry.token import merged, scope
 from executor.registry.transfer import Meter, Progress
-from executor.transport import CHUNK, COMMIT_SECONDS, Reply, TransientError
-from platforms.errors import RegistryError, StoreError
+from executor.retry import TransientError
+from executor.transport import CHUNK, COMMIT_SECONDS, Reply
+from platforms.errors import RegistryError, StoreError, printable
 
 MOUNT_TRIES: Final = 3
 """Repositories to try to mount from: each failed try opens an upload session."""
@@ -54,13 +54,16 @@ class Mount(msgspec.Struct, frozen=True):
     """Whether the user may not read the source repository, so that further attempts are in vain."""
 
 
-class _Failed(Exception):
-    """An upload session failed; the blob may be sent again in another. ``reply`` is the answer it failed with."""
+class _Failed(TransientError):
+    """An upload session failed; another one may succeed. ``reply`` is the answer that it failed with, if any."""
 
     def __init__(self, why: str, *, reply: Reply | None = None, delay: float = 0.0) -> None:
-        super().__init__(why)
+        super().__init__(why, delay=delay)
         self.reply = reply
-        self.delay = delay
+
+
+class _ChunkFailed(_Failed):
+    """A chunk failed; the same session may take it, or a part of it."""
 
 
 def present(session: Session, endpoint: Endpoint, descriptor: Descriptor) -> bool:
@@ -112,49 +115,33 @@ def upload(
 ) -> None:
     """Send the blob of ``descriptor``; ``location`` is an upload session that is already open, if one is.
 
-    Sizes and tries are those of the session's pace. Raises ``RegistryError`` when no way leads into the registry.
+    Sizes and attempts are those of the session's options. Raises ``RegistryError`` when the registry does not take it.
     """
     open_content().close()  # which may have to be fetched first: no registry waits for bytes as long as that takes
     sending = _Upload(session, endpoint, descriptor, open_content, Meter(progress, "push", descriptor))
-    failures: list[tuple[str, _Failed]] = []
-    while True:
-        opened = location or sending.begin()
-        location = ""
-        chunked = sending.chunked(len(failures))
-        try:
-            if chunked:
-                sending.in_chunks(opened)
-            else:
-                sending.whole(opened)
-        except _Failed as failure:
-            failures.append(("in chunks" if chunked else "whole", failure))
-            if failure.reply is not None:  # else nobody is there to be told
-                session.abandon(endpoint, opened, sending.scopes)
-            delay = max(failure.delay, session.pace.delay(len(failures) - 1))
-            if sending.refused or sending.patience.ends(len(failures), session.pace.tries, delay):
-                raise _given_up(sending, failures) from failure
-            session.watch.trouble(str(failure))
-            session.transport.pause(delay)
-            # The answer may have been lost rather than the bytes.
-            if present(session, endpoint, descriptor):
+    try:
+        while True:
+            with sending.sessions:
+                if not sending.failed:
+                    sending.send(location or sending.begin())
+                # The answer may have been lost rather than the bytes.
+                elif not present(session, endpoint, descriptor):
+                    sending.send(sending.begin())
                 break
-        except BaseException:
-            session.abandon(endpoint, opened, sending.scopes)
-            raise
-        else:
-            break
+    except _Failed as failure:
+        raise _given_up(sending) from failure
     sending.meter.at(descriptor.size, final=True)
 
 
-def _given_up(sending: _Upload, failures: list[tuple[str, _Failed]]) -> RegistryError:
-    """The error for a blob that all ``failures`` kept from being sent, each with how it was sent."""
-    registry = sending.endpoint.registry
+def _given_up(sending: _Upload) -> RegistryError:
+    """The error for a blob whose every session has ``failed``."""
+    registry, failures = sending.endpoint.registry, sending.failed
     reasons = tuple(dict.fromkeys(f"{failure}, sent {way}" for way, failure in failures))
     replies = [failure.reply for _, failure in failures if failure.reply is not None]
     if not replies:
         return unreachable(sending.what, registry, "; ".join(reasons), len(failures))
     times = f" (tried {len(failures)} times)" if len(failures) > 1 else ""
-    if any(reply.status not in PASSING for reply in replies):
+    if any(reply.status not in sending.retryable for reply in replies):
         remedy = (
             f"{registry}, or a proxy before it, takes this blob neither whole nor in chunks: raise its limits on the "
             "size and duration of requests, or split the step so that its layer is smaller"
@@ -180,11 +167,15 @@ class _Upload:
         self.descriptor = descriptor
         self.open_content = open_content
         self.meter = meter
-        self.patience = session.patience(endpoint)
+        self.clock = session.clock(endpoint)
+        self.sessions = session.attempts(endpoint, clock=self.clock, on=_Failed)
+        """The attempts to send the blob, each in an upload session of its own."""
+        self.failed: list[tuple[str, _Failed]] = []
+        """Why sessions have failed, each with how the blob was sent: in chunks or whole."""
         self.scopes = merged(scope(endpoint.repository, "pull", "push"))
         self.what = f"cannot push {descriptor.digest} to {endpoint.registry}/{endpoint.repository}"
-        self._chunk = session.pace.chunk
-        self._least = min(LEAST_CHUNK, self._chunk)
+        self.chunk = session.options.chunk
+        self._least = min(LEAST_CHUNK, self.chunk)
         self._takes_chunks = self._takes_whole = True
 
     @property
@@ -192,13 +183,37 @@ class _Upload:
         """Whether the registry takes the blob in no way at all."""
         return not (self._takes_chunks or self._takes_whole)
 
-    def chunked(self, failed: int) -> bool:
-        """Whether to send in chunks, after so many sessions that failed; the last session sends the blob whole."""
-        pace = self.session.pace
+    @property
+    def retryable(self) -> frozenset[int]:
+        """The statuses after which a session, or a chunk, is tried again."""
+        return self.sessions.policy.statuses
+
+    def send(self, location: str) -> None:
+        """Send the blob in the upload session at ``location``. Raises ``_Failed`` when another one may succeed."""
+        chunked = self._chunked()
+        try:
+            if chunked:
+                _Chunks(self, location).send()
+            else:
+                self.whole(location)
+        except _Failed as failure:
+            self.failed.append(("in chunks" if chunked else "whole", failure))
+            if failure.reply is not None:  # else nobody is there to be told
+                self.session.abandon(self.endpoint, location, self.scopes)
+            if self.refused:
+                raise _given_up(self) from failure
+            raise
+        except BaseException:
+            self.session.abandon(self.endpoint, location, self.scopes)
+            raise
+
+    def _chunked(self) -> bool:
+        """Whether to send in chunks: in every other session, but not in the last one."""
         if not (self._takes_chunks and self._takes_whole):
             return self._takes_chunks
-        chunks_first = self.descriptor.size > pace.whole
-        return failed + 1 < pace.tries and (failed % 2 == 0) == chunks_first
+        failed = len(self.failed)
+        chunks_first = self.descriptor.size > self.session.options.whole
+        return failed + 1 < self.sessions.policy.attempts and (failed % 2 == 0) == chunks_first
 
     def begin(self) -> str:
         """Open an upload session; its location."""
@@ -207,111 +222,39 @@ class _Upload:
         least = reply.header("oci-chunk-min-length")
         if least.isascii() and least.isdecimal():
             self._least = int(least[:12])
-            self._chunk = max(self._chunk, self._least)
+            self.chunk = max(self.chunk, self._least)
         return absolute(reply, self.what, self.endpoint.registry)
 
     def whole(self, location: str) -> None:
         """The whole blob in the request that closes the session."""
-        reply = self._once(self._closing(location, 0))
+        reply = self.once(self.closing(location, 0))
         if reply.status in _NOT_WHOLE:
             self._takes_whole = False
             raise _Failed(explained(reply), reply=reply)
-        if reply.status == 401 and self.descriptor.size > self._chunk:
+        if reply.status == 401 and self.descriptor.size > self.chunk:
             # We were let in for this a moment ago: a token that was good when the blob left was not when a proxy had
             # all of it. Chunks do not take as long.
             raise _Failed(explained(reply), reply=reply)
-        self._check_closed(reply)
+        self.check_closed(reply)
 
-    def in_chunks(self, location: str) -> None:
-        """Chunk by chunk, then the request that closes the session."""
-        size = self.descriptor.size
-        at = failures = 0
-        truthful = True
-        rejected: set[int] = set()
-        while at < size:
-            end = min(at + self._chunk, size)
-            try:
-                reply = self.session.once(self.endpoint, self._patch(location, at, end))
-            except TransientError as lost:
-                failure = _Failed(self._broken(lost))
-            else:
-                if reply.status in _ACCEPTED:
-                    location = self._next(reply, location)
-                    truthful = truthful and _stands_at(reply, end) == end  # (1)
-                    at, failures = end, 0
-                    continue
-                failure = _Failed(explained(reply), reply=reply, delay=retry_after(reply))
-                if reply.status == 416:  # (2)
-                    rejected.add(at)
-                    found = self._elsewhere(reply, location)
-                    if found is None or found[1] in rejected:
-                        self._shrink()  # its size may be what was wrong
-                        raise failure
-                    location, at = found
-                elif reply.status not in PASSING:
-                    self._give_up_chunks(reply, at)
-                    raise failure
-            failures += 1
-            delay = max(failure.delay, self.session.pace.delay(failures - 1))
-            if self.patience.ends(failures, self.session.pace.tries, delay):
-                raise failure
-            self.session.watch.trouble(str(failure))
-            self.session.transport.pause(delay)
-            if failure.reply is None or failure.reply.status != 416:
-                location, at, truthful = self._resumed(location, at, end, failure, truthful=truthful)
-        reply = self._once(self._closing(location, size))
-        if reply.status in {400, 416} and size:
-            raise _Failed(explained(reply), reply=reply)  # its count is not ours
-        self._check_closed(reply)
-
-    def _give_up_chunks(self, reply: Reply, at: int) -> None:
+    def give_up_chunks(self, reply: Reply, at: int) -> None:
         """Learn from a chunk refused at ``at``; raises the refusal when it is not about chunks."""
         if reply.status == 413:
-            if not self._shrink():
+            if not self.shrink():
                 self._takes_chunks = False
         elif at == 0 and reply.status in _NO_CHUNKS:
             self._takes_chunks = False
         elif reply.status not in {400, 404}:
             raise self.session.refused(self.endpoint, self.what, reply)
 
-    def _shrink(self) -> bool:
+    def shrink(self) -> bool:
         """Make chunks smaller from now on; whether they can be."""
-        smaller = max(self._chunk // _SHRINK, self._least)
-        was, self._chunk = self._chunk, smaller
+        smaller = max(self.chunk // _SHRINK, self._least)
+        was, self.chunk = self.chunk, smaller
         return smaller < was
 
-    def _elsewhere(self, reply: Reply, location: str) -> tuple[str, int] | None:
-        """The location and the byte to go on with after the 416 ``reply``; None when the registry does not say."""
-        said = reply if reply.header("range") else self._status(location)
-        if said is None or not 0 <= (stands := _stands_at(said, -1)) <= self.descriptor.size:
-            return None
-        return self._next(said, location), stands
-
-    def _resumed(self, location: str, at: int, end: int, failure: _Failed, *, truthful: bool) -> tuple[str, int, bool]:
-        """Where to go on after the chunk from ``at`` to ``end`` broke, and whether the registry's word still counts."""
-        if not truthful:
-            return location, at, False
-        reply = self._status(location)
-        if reply is None:
-            raise failure
-        stands = _stands_at(reply, -1)
-        if at <= stands <= end:
-            return self._next(reply, location), stands, True
-        return self._next(reply, location), at, False
-
-    def _status(self, location: str) -> Reply | None:
-        """What the registry says of the session (distribution-spec, "get the current status"), None when nothing."""
-        try:
-            reply = self.session.once(self.endpoint, Call(self.what, "GET", location, self.scopes))
-        except TransientError:
-            return None
-        return reply if reply.status in {200, 202, 204} and reply.header("range") else None
-
-    def _next(self, reply: Reply, location: str) -> str:
-        """The location that ``reply`` names for the next request, the present one when it names none."""
-        return absolute(reply, self.what, self.endpoint.registry) if reply.header("location") else location
-
-    def _patch(self, location: str, start: int, end: int) -> Call:
+    def patch(self, location: str, start: int, end: int) -> Call:
+        """The request that sends the bytes from ``start`` to ``end``."""
         return Call(
             self.what,
             "PATCH",
@@ -320,10 +263,10 @@ class _Upload:
             headers=(("Content-Type", "application/octet-stream"), ("Content-Range", f"{start}-{end - 1}")),
             content=lambda: self._slice(start, end),
             length=end - start,
-            patience=COMMIT_SECONDS,
+            read_timeout=COMMIT_SECONDS,
         )
 
-    def _closing(self, location: str, start: int) -> Call:
+    def closing(self, location: str, start: int) -> Call:
         """The PUT that closes the session with the bytes from ``start`` on."""
         mark = "&" if "?" in location else "?"
         size = self.descriptor.size
@@ -335,27 +278,30 @@ class _Upload:
             headers=(("Content-Type", "application/octet-stream"),),
             content=(lambda: self._slice(start, size)) if start < size else None,
             length=size - start,
-            patience=COMMIT_SECONDS,
+            read_timeout=COMMIT_SECONDS,
         )
 
-    def _once(self, call: Call) -> Reply:
+    def once(self, call: Call) -> Reply:
+        """The answer to ``call``. Raises ``_Failed`` when there is none."""
         try:
             return self.session.once(self.endpoint, call)
         except TransientError as lost:
-            raise _Failed(self._broken(lost)) from lost
+            raise _Failed(self.broken(lost)) from lost
 
-    def _broken(self, lost: TransientError) -> str:
+    def broken(self, lost: TransientError) -> str:
         """``lost``, and how far the blob had come."""
         return f"{lost} after {self.meter.done} of {self.descriptor.size} bytes" if self.meter.done else str(lost)
 
-    def _check_closed(self, reply: Reply) -> None:
+    def check_closed(self, reply: Reply) -> None:
+        """Raise unless ``reply``, to the request that closes a session, says that the blob is there."""
         if reply.status in {200, 201, 204}:
             said = reply.header("docker-content-digest")
             if said and said != self.descriptor.digest and said.startswith("sha256:"):
                 raise RegistryError(self.what, why=f"the registry made something else of it: {printable(said, 100)}")
             return
-        asked = retry_after(reply)
-        if (reply.status in PASSING and asked <= self.session.pace.retry_after) or reply.status == 404:
+        asked = reply.retry_after
+        bearable = reply.status in self.retryable and asked <= self.sessions.policy.longest_retry_after
+        if bearable or reply.status == 404:
             raise _Failed(explained(reply), reply=reply, delay=asked)
         raise self.session.refused(self.endpoint, self.what, reply)
 
@@ -376,7 +322,102 @@ class _Upload:
                 yield data
                 at += len(data)
                 self.meter.at(at)
-                self.patience.further()
+                self.clock.progressed()
+
+
+class _Chunks:
+    """One upload session in which a blob is sent in chunks, and how far that has come."""
+
+    def __init__(self, sending: _Upload, location: str) -> None:
+        self._sending = sending
+        self._location = location
+        self._at = 0
+        """The next byte to send."""
+        self._truthful = True
+        """Whether the registry's ``Range`` has always been right."""
+        self._rejected: set[int] = set()
+        """Where chunks began that were refused with 416."""
+        self._broken: tuple[int, _ChunkFailed] | None = None
+        """The end of a chunk of which the registry may have got a part, and how it failed."""
+
+    def send(self) -> None:
+        """Send chunk by chunk, then the request that closes the session. Raises ``_Failed``."""
+        sending, size = self._sending, self._sending.descriptor.size
+        attempts = sending.session.attempts(sending.endpoint, clock=sending.clock, on=_ChunkFailed)
+        while self._at < size:
+            self._resume()
+            with attempts:
+                self._send_chunk(min(self._at + sending.chunk, size))
+                attempts.progressed()
+        reply = sending.once(sending.closing(self._location, size))
+        if reply.status in {400, 416} and size:
+            raise _Failed(explained(reply), reply=reply)  # its count is not ours
+        sending.check_closed(reply)
+
+    def _send_chunk(self, end: int) -> None:
+        """Send the bytes up to ``end``. Raises ``_ChunkFailed`` when this may be tried again, else ``_Failed``."""
+        sending = self._sending
+        try:
+            reply = sending.session.once(sending.endpoint, sending.patch(self._location, self._at, end))
+        except TransientError as error:
+            failure = _ChunkFailed(sending.broken(error))
+            self._broken = end, failure
+            raise failure from error
+        if reply.status in _ACCEPTED:
+            self._location = self._next(reply)
+            self._truthful = self._truthful and _stands_at(reply, end) == end  # (1)
+            self._at = end
+            return
+        failure = _ChunkFailed(explained(reply), reply=reply, delay=reply.retry_after)
+        if reply.status == 416:  # (2)
+            self._go_elsewhere(reply)
+        elif reply.status in sending.retryable:
+            self._broken = end, failure
+        else:
+            sending.give_up_chunks(reply, self._at)
+            raise _Failed(str(failure), reply=reply, delay=failure.delay)
+        raise failure
+
+    def _go_elsewhere(self, refusal: Reply) -> None:
+        """Go on where the registry says after the 416 ``refusal``. Raises ``_Failed`` when it does not say."""
+        self._rejected.add(self._at)
+        said = refusal if refusal.header("range") else self._status()
+        at = _stands_at(said, -1) if said is not None else -1
+        if said is None or not 0 <= at <= self._sending.descriptor.size or at in self._rejected:
+            self._sending.shrink()  # its size may be what was wrong
+            raise _Failed(explained(refusal), reply=refusal, delay=refusal.retry_after)
+        self._location, self._at = self._next(said), at
+
+    def _resume(self) -> None:
+        """Find out what has come of a chunk that broke, if the registry's word still counts."""
+        broken, self._broken = self._broken, None
+        if broken is None or not self._truthful:
+            return
+        end, failure = broken
+        reply = self._status()
+        if reply is None:
+            raise failure
+        stands = _stands_at(reply, -1)
+        self._location = self._next(reply)
+        if self._at <= stands <= end:
+            self._at = stands
+        else:
+            self._truthful = False
+
+    def _status(self) -> Reply | None:
+        """What the registry says of the session (distribution-spec, "get the current status"), None when nothing."""
+        sending = self._sending
+        try:
+            reply = sending.session.once(sending.endpoint, Call(sending.what, "GET", self._location, sending.scopes))
+        except TransientError:
+            return None
+        return reply if reply.status in {200, 202, 204} and reply.header("range") else None
+
+    def _next(self, reply: Reply) -> str:
+        """The location that ``reply`` names for the next request, the present one when it names none."""
+        sending = self._sending
+        named = reply.header("location")
+        return absolute(reply, sending.what, sending.endpoint.registry) if named else self._location
 
 
 def _stands_at(reply: Reply, otherwise: int) -> int:

@@ -73,9 +73,7 @@ class FromUrl(msgspec.Struct, frozen=True):
         data = metadata.get(workshop.store, "url", self.url)
         if data is not None:
             digest, validators = decoding.decode(_REMEMBERED, data)
-            if http.unchanged(
-                self.url, validators, authorization=self._authorization(workshop), cancel=workshop.cancelled
-            ):
+            if http.unchanged(self.url, validators, self._options(workshop)):
                 return digest
         return self._download(workshop).digest
 
@@ -83,20 +81,15 @@ class FromUrl(msgspec.Struct, frozen=True):
         with workshop.downloading:
             found = workshop.downloads.get((self.url, self.checksum))
             if found is None:
-                found = http.download(
-                    self.url,
-                    workshop.scratch(),
-                    checksum=self.checksum,
-                    authorization=self._authorization(workshop),
-                    cancel=workshop.cancelled,
-                )
+                found = http.download(self.url, workshop.scratch(), self._options(workshop), checksum=self.checksum)
                 workshop.downloads[self.url, self.checksum] = found
                 known = (found.digest, found.validators)
                 metadata.put(workshop.store, "url", self.url, msgspec.json.encode(known))
             return found
 
-    def _authorization(self, workshop: Workshop) -> str:
-        return http.authorization(self.url, lambda name: workshop.conversation.ask(protocol.AskSecret(name)))
+    def _options(self, workshop: Workshop) -> http.RequestOptions:
+        authorization = http.authorization(self.url, lambda name: workshop.conversation.ask(protocol.AskSecret(name)))
+        return http.RequestOptions(authorization, workshop.cancelled)
 
 
 class FromGit(msgspec.Struct, frozen=True):

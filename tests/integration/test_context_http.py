@@ -15,10 +15,10 @@ import pytest
 from registry_server import Asked, Said, digest_of, self_signed, served
 
 from executor.context import http
-from executor.registry.session import RetryPolicy
+from executor.retry import RetryPolicy
 from platforms.errors import ContextError, Interrupted, StoreError
 
-QUICK = RetryPolicy(first=0.001, ceiling=0.002)
+QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.002)
 OLD = "Sun, 06 Nov 1994 08:49:37 GMT"
 BODY = bytes(range(256)) * 4096
 
@@ -28,7 +28,8 @@ def gives(body: bytes = BODY, **headers: str) -> Callable[[Asked], Said]:
 
 
 def fetch(url: str, directory: Path, **options: object) -> http.Downloaded:
-    return http.download(url, str(directory), **({"pace": QUICK} | options))  # type: ignore[arg-type]
+    how = {"retry": QUICK} | {name: options.pop(name) for name in ("cancel", "retry") if name in options}
+    return http.download(url, str(directory), http.RequestOptions(**how), **options)  # type: ignore[arg-type]
 
 
 def test_a_file_arrives_with_name_mode_time_and_digest(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_a_wrong_range_starts_over(tmp_path: Path, status: int) -> None:
 def test_a_server_that_always_breaks_is_given_up(tmp_path: Path) -> None:
     with served(lambda _: Said(body=BODY, cut=100_000)) as server, pytest.raises(ContextError, match="tried"):
         fetch(f"{server.url}/x", tmp_path)
-    assert len(server.asked) <= 2 * QUICK.tries
+    assert len(server.asked) <= 2 * QUICK.attempts
     assert list(tmp_path.iterdir()) == []
 
 
@@ -305,7 +306,7 @@ def test_a_server_that_is_gone_is_an_error() -> None:
     with served(gives()) as server:
         url = f"{server.url}/x?signature=abc"
     with pytest.raises(ContextError) as caught:
-        http.unchanged(url, http.Validators('"a"'), pace=QUICK)
+        http.unchanged(url, http.Validators('"a"'), http.RequestOptions(retry=QUICK))
     assert "abc" not in str(caught.value)
 
 
@@ -334,7 +335,7 @@ def test_waiting_stops_when_it_is_told_to(tmp_path: Path) -> None:
     stopper = threading.Thread(target=stop)
     stopper.start()
     with served(answer) as server, pytest.raises(Interrupted):
-        fetch(f"{server.url}/x", tmp_path, cancel=cancel, pace=RetryPolicy(first=600, ceiling=600))
+        fetch(f"{server.url}/x", tmp_path, cancel=cancel, retry=RetryPolicy(first_delay=600, longest_delay=600))
     stopper.join()
 
 

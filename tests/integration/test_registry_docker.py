@@ -37,12 +37,13 @@ from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import Certificates, RegistrySettings
 from executor.registry.reference import Reference, parse
-from executor.registry.session import RetryPolicy
+from executor.registry.session import TransferOptions
+from executor.retry import RetryPolicy
 from platforms.errors import RegistryError
 
 pytestmark = pytest.mark.registry
 
-QUICK = RetryPolicy(first=0.001, ceiling=0.002)
+QUICK = TransferOptions(RetryPolicy(first_delay=0.001, longest_delay=0.002))
 SKOPEO = shutil.which("skopeo")
 needs_skopeo = pytest.mark.skipif(SKOPEO is None, reason="skopeo is not installed (Debian package skopeo)")
 
@@ -86,7 +87,7 @@ def skopeo(*arguments: str) -> bytes:
 
 def test_blobs_and_manifests_go_up_and_come_down(host: str) -> None:
     reference = parse(f"{host}/first/app:1")
-    with Client(pace=QUICK) as client:
+    with Client(options=QUICK) as client:
         descriptor = push_image(client, reference, "amd64", "a", "b")
         assert client.has_manifest(reference) is None
         _, data, _ = client.manifest(reference.with_digest(descriptor.digest))
@@ -102,7 +103,7 @@ def test_a_blob_moves_between_repositories_without_being_sent(host: str) -> None
     data = os.urandom(10_000)
     descriptor = Descriptor(mediatypes.OCI_LAYER, digest_of(data), len(data))
     sent: list[int] = []
-    with Client(pace=QUICK, progress=lambda _a, _d, done, _t: sent.append(done)) as client:
+    with Client(options=QUICK, progress=lambda _a, _d, done, _t: sent.append(done)) as client:
         assert client.push(parse(f"{host}/m/one"), descriptor, lambda: io.BytesIO(data)) == "uploaded"
         sent.clear()
         second = parse(f"{host}/m/two")
@@ -115,7 +116,7 @@ def test_a_real_registry_takes_chunks(host: str) -> None:
     data = os.urandom((3 << 20) + 17)
     descriptor = Descriptor(mediatypes.OCI_LAYER, digest_of(data), len(data))
     reference = parse(f"{host}/chunks/app")
-    with Client(pace=replace(QUICK, whole=0, chunk=1 << 20)) as client:
+    with Client(options=replace(QUICK, whole=0, chunk=1 << 20)) as client:
         assert client.push(reference, descriptor, lambda: io.BytesIO(data)) == "uploaded"
         assert client.read_blob(reference, descriptor) == data
 
@@ -124,7 +125,7 @@ def test_a_real_registry_resumes_a_download(host: str) -> None:
     """A proxy that cuts each answer after a megabyte: what arrives is the blob, and nothing was sent twice."""
     data = os.urandom(5 << 20)
     descriptor = Descriptor(mediatypes.OCI_LAYER, digest_of(data), len(data))
-    with Client(pace=QUICK) as client:
+    with Client(options=QUICK) as client:
         client.push(parse(f"{host}/resumed/app"), descriptor, lambda: io.BytesIO(data))
 
     def proxy(asked: Asked) -> Said:
@@ -134,7 +135,7 @@ def test_a_real_registry_resumes_a_download(host: str) -> None:
         cut = (1 << 20) + 1 if len(answer.content) > 1 << 20 else None
         return Said(answer.status_code, span, answer.content, length=len(answer.content), cut=cut)
 
-    with served(proxy) as near, Client(pace=QUICK) as client:
+    with served(proxy) as near, Client(options=QUICK) as client:
         assert client.read_blob(parse(f"{near.host}/resumed/app"), descriptor) == data
         starts = [int(each.headers.get("range", "bytes=0-")[6:-1]) for each in near.seen("GET")]
     assert starts == sorted(set(starts))
@@ -145,14 +146,14 @@ def test_a_real_registry_resumes_a_download(host: str) -> None:
 def test_a_false_digest_is_refused_by_the_registry(host: str) -> None:
     data = b"not what it says"
     lie = Descriptor(mediatypes.OCI_LAYER, digest_of(b"something else"), len(data))
-    with Client(pace=QUICK) as client, pytest.raises(RegistryError, match="DIGEST_INVALID"):
+    with Client(options=QUICK) as client, pytest.raises(RegistryError, match="DIGEST_INVALID"):
         client.push(parse(f"{host}/lie/app"), lie, lambda: io.BytesIO(data))
 
 
 @needs_skopeo
 def test_skopeo_reads_the_index_that_we_push(host: str, tmp_path: Path) -> None:
     reference = parse(f"{host}/multi/app:1")
-    with Client(pace=QUICK) as client:
+    with Client(options=QUICK) as client:
         images = tuple(push_image(client, reference, each, each) for each in ("amd64", "arm64"))
         descriptor, data = describe(Index(mediatypes.OCI_INDEX, images))
         client.put_manifest(reference, data, descriptor.media_type)
@@ -167,7 +168,7 @@ def test_skopeo_reads_the_index_that_we_push(host: str, tmp_path: Path) -> None:
 @needs_skopeo
 def test_we_read_the_docker_schema_2_image_that_skopeo_pushes(host: str) -> None:
     ours, theirs = parse(f"{host}/from/us:1"), parse(f"{host}/from/skopeo:1")
-    with Client(pace=QUICK) as client:
+    with Client(options=QUICK) as client:
         descriptor = push_image(client, ours, "amd64", "x")
         plain = ours.with_digest(descriptor.digest)
         insecure = ("--src-tls-verify=false", "--dest-tls-verify=false")
@@ -199,14 +200,14 @@ def test_a_password_opens_the_door(guarded: str) -> None:
         asked.append(name)
         return Credential(USER, PASSWORD)
 
-    with Client(keychain=keychain, pace=QUICK) as client:
+    with Client(keychain=keychain, options=QUICK) as client:
         descriptor = push_image(client, reference, "amd64", "x")
         assert client.resolve(reference.with_digest(descriptor.digest)).digest == descriptor.digest
     assert asked == [f"{guarded}/secret/app"]
 
 
 def test_without_a_credential_the_error_says_how_to_sign_in(guarded: str) -> None:
-    with Client(pace=QUICK) as client, pytest.raises(RegistryError) as caught:
+    with Client(options=QUICK) as client, pytest.raises(RegistryError) as caught:
         client.resolve(parse(f"{guarded}/secret/app:1"))
     assert "401" in caught.value.problem.why
     assert f"docker login {guarded}" in caught.value.problem.remedy
@@ -215,7 +216,7 @@ def test_without_a_credential_the_error_says_how_to_sign_in(guarded: str) -> Non
 
 def test_a_wrong_password_is_called_that(guarded: str) -> None:
     with (
-        Client(keychain=lambda _: Credential(USER, "wr0ng"), pace=QUICK) as client,
+        Client(keychain=lambda _: Credential(USER, "wr0ng"), options=QUICK) as client,
         pytest.raises(RegistryError) as caught,
     ):
         client.resolve(parse(f"{guarded}/secret/app:1"))
@@ -277,7 +278,7 @@ def test_tokens_are_asked_for_once_for_each_scope(
     settings = RegistrySettings(token_services=((host, (tokens.host,)),))
     reference = parse(f"{host}/team/app-{len(service.uses)}:1")
     before = len(service.uses)
-    with Client(settings, lambda _: credential, pace=QUICK) as client:
+    with Client(settings, lambda _: credential, options=QUICK) as client:
         descriptor = push_image(client, reference, "amd64", "x")
         assert len(service.uses) == before + 1
         client.resolve(reference.with_digest(descriptor.digest))
@@ -323,7 +324,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
 
 def test_a_private_authority_is_trusted_when_it_is_named(tls: tuple[str, str]) -> None:
     host, pem = tls
-    with Client(RegistrySettings(certificates=(Certificates(host, pem),)), pace=QUICK) as client:
+    with Client(RegistrySettings(certificates=(Certificates(host, pem),)), options=QUICK) as client:
         push_image(client, parse(f"{host}/a/b:1"), "amd64", "x")
 
 
@@ -338,7 +339,7 @@ def test_an_unknown_authority_is_not_trusted(tls: tuple[str, str]) -> None:
 def test_an_insecure_registry_is_spoken_to_without_verifying(tls: tuple[str, str], host: str) -> None:
     secure, _ = tls
     settings = RegistrySettings(insecure=frozenset({secure, host}), tls=frozenset({secure}))
-    with Client(settings, pace=QUICK) as client:
+    with Client(settings, options=QUICK) as client:
         push_image(client, parse(f"{secure}/a/b:1"), "amd64", "x")  # TLS, not verified
         push_image(client, parse(f"{host}/a/b:1"), "amd64", "x")  # no TLS at all
 

@@ -24,15 +24,16 @@ from registry_server import Asked, MemoryRegistry, OddRegistry, Said, Served, di
 from executor import transport
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest, describe, encode
-from executor.registry import notices, transfer, upload
+from executor.registry import notices, upload
 from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference, parse
-from executor.registry.session import RetryPolicy, Session
+from executor.registry.session import Session, TransferOptions
+from executor.retry import RetryPolicy, TransientError
 from platforms.errors import Interrupted, KanifoldError, RegistryError, StoreError
 
-QUICK = RetryPolicy(first=0.001, ceiling=0.002)
+QUICK = TransferOptions(RetryPolicy(first_delay=0.001, longest_delay=0.002))
 BLOB = hashlib.sha256(b"seed").digest() * 40_000  # 1.28 MB
 
 
@@ -60,12 +61,17 @@ def server(registry: MemoryRegistry) -> Iterator[Served]:
 
 @pytest.fixture
 def client() -> Iterator[Client]:
-    with Client(pace=QUICK) as client:
+    with Client(options=QUICK) as client:
         yield client
 
 
 def ref(server: Served, text: str = "team/app:1") -> Reference:
     return parse(f"{server.host}/{text}")
+
+
+def mirrored(server: Served, mirror: Served) -> RegistrySettings:
+    """Settings by which ``mirror`` is asked before ``server``."""
+    return RegistrySettings(mirrors=((server.host, (mirror.host,)),))
 
 
 def layer(data: bytes) -> Descriptor:
@@ -172,7 +178,7 @@ def test_a_name_that_does_not_resolve_is_one_clear_error(client: Client) -> None
 
 def test_https_spoken_to_a_plain_server_says_what_to_do(server: Served) -> None:
     settings = RegistrySettings(tls=frozenset({server.host}))
-    with Client(settings, pace=QUICK) as client, pytest.raises(RegistryError, match="TLS") as caught:
+    with Client(settings, options=QUICK) as client, pytest.raises(RegistryError, match="TLS") as caught:
         client.manifest(ref(server))
     assert f"--insecure-registry {server.host}" in caught.value.problem.remedy
 
@@ -197,8 +203,8 @@ def test_whether_an_insecure_registry_has_tls_is_found_out_once(
 def test_a_silent_server_is_given_up(registry: MemoryRegistry, server: Served, client: Client) -> None:
     heard = threading.Event()
     registry.fault = lambda _: heard.wait(30) and None
-    request = transport.Request("GET", f"{server.url}/v2/", patience=0.05)
-    with pytest.raises(transport.TransientError, match="silent"):
+    request = transport.Request("GET", f"{server.url}/v2/", read_timeout=0.05)
+    with pytest.raises(TransientError, match="silent"):
         client._session.transport.call(request, 10)
     heard.set()
 
@@ -295,7 +301,7 @@ def test_what_is_waited_for_is_told_with_what_went_wrong(
     registry.add_manifest("team/app", "1", descriptor.media_type, data)
     count = itertools.count()
     registry.fault = lambda _: Said(503) if next(count) == 0 else (told.wait(30), ...)[1]
-    with Client(tell=tell, pace=QUICK) as client:
+    with Client(tell=tell, options=QUICK) as client:
         client.resolve(ref(server))
     waits = [each for each in heard if isinstance(each, notices.Wait)]
     assert {(each.registry, each.what) for each in waits} == {(server.host, f"resolve {server.host}/team/app:1")}
@@ -440,7 +446,7 @@ def test_a_body_that_never_gets_further_is_given_up(registry: MemoryRegistry, se
 def test_a_dripping_body_is_given_up(
     registry: MemoryRegistry, server: Served, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "PACE_SECONDS", 0.05)
+    monkeypatch.setattr(transport, "RATE_SECONDS", 0.05)
     gate = threading.Event()
 
     def drip() -> Iterator[bytes]:
@@ -558,7 +564,7 @@ def test_each_repository_of_a_registry_may_have_its_own_account(scheme: str) -> 
         return Credential(users[name.split("/")[1]], "x")
 
     registry.fault = fault
-    with served(registry) as server, Client(keychain=keychain, pace=QUICK) as client:
+    with served(registry) as server, Client(keychain=keychain, options=QUICK) as client:
         for number, repository in enumerate(("org-a/app", "org-b/app", "org-a/app", "org-b/other")):
             data = str(number).encode()
             client.push(ref(server, repository), layer(data), lambda data=data: io.BytesIO(data))  # type: ignore[misc]
@@ -581,7 +587,7 @@ def test_a_scope_in_a_challenge_that_its_own_token_service_refuses_is_left_out()
     descriptor, data = image()
     registry.add_manifest("team/app", "1", descriptor.media_type, data)
     registry.fault = fault
-    with served(registry) as server, Client(pace=QUICK) as client:
+    with served(registry) as server, Client(options=QUICK) as client:
         assert client.manifest(ref(server))[2] == descriptor
 
 
@@ -653,7 +659,7 @@ def test_a_mount_whose_scope_the_token_service_refuses_is_no_failure_and_not_tri
         return ...
 
     registry.fault = fault
-    with served(registry) as server, Client(pace=QUICK) as client:
+    with served(registry) as server, Client(options=QUICK) as client:
         for blob in (BLOB, b"another"):
             assert push(client, server, blob, mount_from=["team/base"]) == "uploaded"
             assert registry.blobs["team/app", digest_of(blob)] == blob
@@ -687,14 +693,14 @@ CHUNK = 300_000
 
 @pytest.fixture
 def small_chunks() -> Iterator[Client]:
-    with Client(pace=replace(QUICK, chunk=CHUNK)) as client:
+    with Client(options=replace(QUICK, chunk=CHUNK)) as client:
         yield client
 
 
 @pytest.fixture
 def chunked() -> Iterator[Client]:
     """A client for which ``BLOB`` is one of the large blobs, which go in chunks."""
-    with Client(pace=replace(QUICK, chunk=CHUNK, whole=1000)) as client:
+    with Client(options=replace(QUICK, chunk=CHUNK, whole=1000)) as client:
         yield client
 
 
@@ -828,7 +834,7 @@ def test_chunks_that_are_too_large_for_a_registry_are_followed_by_the_whole(chun
 def test_chunks_become_smaller_where_the_whole_is_too_large() -> None:
     registry = OddRegistry(largest_chunk=600_000)
     registry.fault = lambda asked: Said(413) if asked.method == "PUT" and len(asked.body) > 700_000 else ...
-    with served(registry) as server, Client(pace=replace(QUICK, chunk=1_000_000, whole=1000)) as client:
+    with served(registry) as server, Client(options=replace(QUICK, chunk=1_000_000, whole=1000)) as client:
         assert push(client, server, BLOB) == "uploaded"
         assert [len(each.body) for each in server.seen("PATCH")][:2] == [1_000_000, upload.LEAST_CHUNK]
     assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
@@ -866,7 +872,7 @@ def test_a_token_that_expires_while_the_blob_is_on_its_way_is_answered_with_chun
         return Said(401, {key: value.format(asked.headers["host"]) for key, value in challenge.items()})
 
     registry.fault = fault
-    with served(registry) as server, Client(pace=replace(QUICK, chunk=CHUNK)) as client:
+    with served(registry) as server, Client(options=replace(QUICK, chunk=CHUNK)) as client:
         assert push(client, server, BLOB) == "uploaded"
     assert registry.blobs["team/app", digest_of(BLOB)] == BLOB
 
@@ -979,7 +985,7 @@ def test_a_stopped_upload_is_given_back(registry: MemoryRegistry, server: Served
             stop.set()
             return super().read(size)
 
-    with Client(cancel=stop, pace=QUICK) as client, pytest.raises(Interrupted):
+    with Client(cancel=stop, options=QUICK) as client, pytest.raises(Interrupted):
         client.push(ref(server), layer(BLOB), lambda: Stopping(BLOB))
     assert len(server.seen("DELETE")) == 1
     assert registry.uploads == {}
@@ -1081,7 +1087,7 @@ def test_a_connection_that_breaks_in_its_handshake_is_tried_again() -> None:
         thread = threading.Thread(target=close, daemon=True)
         thread.start()
         settings = RegistrySettings(tls=frozenset({host}))
-        with Client(settings, pace=QUICK) as client, pytest.raises(RegistryError, match="tried 3 times"):
+        with Client(settings, options=QUICK) as client, pytest.raises(RegistryError, match="tried 3 times"):
             client.resolve(parse(f"{host}/app"))
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(10)
@@ -1222,7 +1228,7 @@ def test_a_mirror_is_asked_first_and_the_registry_for_what_it_lacks(registry: Me
     mirror.add_manifest("hub/team/app", "1", descriptor.media_type, data)
     with served(mirror) as near:
         settings = RegistrySettings(mirrors=((server.host, (f"{near.host}/hub",)),))
-        with Client(settings, pace=QUICK) as client:
+        with Client(settings, options=QUICK) as client:
             assert client.resolve(ref(server)) == descriptor
             assert not server.asked
             assert client.read_blob(ref(server), layer(BLOB)) == BLOB
@@ -1235,7 +1241,10 @@ def test_a_lying_mirror_is_passed_over(registry: MemoryRegistry, server: Served)
     registry.add_blob("team/app", BLOB)
     mirror = MemoryRegistry()
     mirror.blobs["team/app", digest_of(BLOB)] = bytes(len(BLOB))
-    with served(mirror) as near, Client(RegistrySettings(mirrors=((server.host, (near.host,)),)), pace=QUICK) as client:
+    with (
+        served(mirror) as near,
+        Client(mirrored(server, near), options=QUICK) as client,
+    ):
         sink = Buffer()
         client.fetch(ref(server), layer(BLOB), sink)
     assert sink.getvalue() == BLOB
@@ -1260,11 +1269,11 @@ def pull(client: Client, server: Served, base: Descriptor) -> None:
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 408])
 def test_a_mirror_that_fails_is_asked_once_a_build(server: Served, base: Descriptor, status: int) -> None:
     with served(lambda _: error(status, "UNAVAILABLE", "mirror is down")) as near:
-        settings = RegistrySettings(mirrors=((server.host, (near.host,)),))
-        with Client(settings, pace=QUICK) as client:
+        settings = mirrored(server, near)
+        with Client(settings, options=QUICK) as client:
             pull(client, server, base)
             learned = client.learned()
-        with Client(learned, pace=QUICK) as other:  # an executor of the same build
+        with Client(learned, options=QUICK) as other:  # an executor of the same build
             pull(other, server, base)
         assert len(near.asked) == 1
 
@@ -1272,8 +1281,8 @@ def test_a_mirror_that_fails_is_asked_once_a_build(server: Served, base: Descrip
 def test_that_a_mirror_is_left_is_told_once(server: Served, base: Descriptor) -> None:
     heard: list[notices.Notice] = []
     with served(lambda _: error(503, "UNAVAILABLE", "mirror is down")) as near:
-        settings = RegistrySettings(mirrors=((server.host, (near.host,)),))
-        with Client(settings, tell=heard.append, pace=QUICK) as client:
+        settings = mirrored(server, near)
+        with Client(settings, tell=heard.append, options=QUICK) as client:
             pull(client, server, base)
     (remark,) = heard
     assert isinstance(remark, notices.Remark)
@@ -1284,7 +1293,7 @@ def test_that_a_mirror_is_left_is_told_once(server: Served, base: Descriptor) ->
 def test_a_mirror_that_is_not_there_is_asked_once_a_build(server: Served, base: Descriptor) -> None:
     with served(lambda _: Said()) as gone:
         host = gone.host
-    with Client(RegistrySettings(mirrors=((server.host, (host,)),)), pace=QUICK) as client:
+    with Client(RegistrySettings(mirrors=((server.host, (host,)),)), options=QUICK) as client:
         pull(client, server, base)
         assert client.learned().failing == {host}
 
@@ -1292,7 +1301,10 @@ def test_a_mirror_that_is_not_there_is_asked_once_a_build(server: Served, base: 
 def test_a_mirror_whose_blobs_fail_is_left_with_the_first(server: Served, base: Descriptor) -> None:
     mirror = MemoryRegistry()
     mirror.fault = lambda asked: Said(502) if "/blobs/" in asked.path else ...
-    with served(mirror) as near, Client(RegistrySettings(mirrors=((server.host, (near.host,)),)), pace=QUICK) as client:
+    with (
+        served(mirror) as near,
+        Client(mirrored(server, near), options=QUICK) as client,
+    ):
         for _ in range(3):
             assert client.read_blob(ref(server), layer(BLOB)) == BLOB
         assert len(near.asked) == 1
@@ -1302,7 +1314,10 @@ def test_a_mirrors_connection_that_breaks_is_tried_once_more(server: Served, bas
     mirror = MemoryRegistry()
     mirror.blobs["team/app", digest_of(BLOB)] = BLOB
     mirror.fault = failing(1, "blobs", lambda: None)
-    with served(mirror) as near, Client(RegistrySettings(mirrors=((server.host, (near.host,)),)), pace=QUICK) as client:
+    with (
+        served(mirror) as near,
+        Client(mirrored(server, near), options=QUICK) as client,
+    ):
         assert client.read_blob(ref(server), layer(BLOB)) == BLOB
         assert len(near.asked) == 2
         assert not server.asked
@@ -1314,8 +1329,8 @@ def test_a_mirror_that_is_asked_too_often_is_passed_over_without_a_wait(
 ) -> None:
     """For one question, or for as long as it asks; other processes may find it ready again."""
     with served(lambda _: Said(429, headers)) as near:
-        settings = RegistrySettings(mirrors=((server.host, (near.host,)),))
-        with Client(settings, pace=RetryPolicy(first=600)) as client:
+        settings = mirrored(server, near)
+        with Client(settings, options=TransferOptions(RetryPolicy(first_delay=600))) as client:
             pull(client, server, base)
             assert client.learned().failing == frozenset()
         assert len(near.asked) == asked
@@ -1329,7 +1344,10 @@ def test_a_mirror_that_does_not_let_us_in_is_left_for_that_repository(
     mirror = MemoryRegistry()
     mirror.add_manifest("team/other", "1", base.media_type, registry.manifests["team/app", "1"][1])
     mirror.fault = lambda asked: error(status, "DENIED", "no") if "team/app" in asked.path else ...
-    with served(mirror) as near, Client(RegistrySettings(mirrors=((server.host, (near.host,)),)), pace=QUICK) as client:
+    with (
+        served(mirror) as near,
+        Client(mirrored(server, near), options=QUICK) as client,
+    ):
         pull(client, server, base)
         assert len(near.asked) == 2  # HEAD, and GET for the explanation
         assert client.resolve(ref(server, "team/other:1")) == base
@@ -1338,15 +1356,15 @@ def test_a_mirror_that_does_not_let_us_in_is_left_for_that_repository(
 
 def test_a_mirror_that_lacks_an_image_is_asked_for_the_next(server: Served, base: Descriptor) -> None:
     with served(MemoryRegistry()) as near:
-        with Client(RegistrySettings(mirrors=((server.host, (near.host,)),)), pace=QUICK) as client:
+        with Client(mirrored(server, near), options=QUICK) as client:
             pull(client, server, base)
         assert near.seen("GET", "blobs")
 
 
 def test_the_error_tells_of_registry_and_mirror(server: Served) -> None:
     with served(lambda _: Said(503)) as near:
-        settings = RegistrySettings(mirrors=((server.host, (near.host,)),))
-        with Client(settings, pace=QUICK) as client, pytest.raises(RegistryError) as caught:
+        settings = mirrored(server, near)
+        with Client(settings, options=QUICK) as client, pytest.raises(RegistryError) as caught:
             client.resolve(ref(server))
     assert "MANIFEST_UNKNOWN" in caught.value.problem.why
     assert f"mirror {near.host}" in caught.value.problem.why
@@ -1391,7 +1409,7 @@ def test_every_error_of_httpx_is_translated() -> None:
     for kind in (each for root in roots for each in kinds(root)):
         raised = kind.__new__(kind)
         Exception.__init__(raised, "reason")
-        with pytest.raises((transport.TransientError, KanifoldError)), transport.translated("http://r.example/v2/"):
+        with pytest.raises((TransientError, KanifoldError)), transport.translated("http://r.example/v2/"):
             raise raised
 
 
@@ -1401,7 +1419,7 @@ def test_a_push_and_a_pull_leave_no_file_descriptor(registry: MemoryRegistry, se
 
     def round_trip() -> None:
         registry.blobs.clear()
-        with Client(pace=QUICK) as client:
+        with Client(options=QUICK) as client:
             push(client, server, BLOB)
             client.read_blob(ref(server), layer(BLOB))
 

@@ -122,6 +122,20 @@ def test_the_rule_of_doors_blames_what_it_should() -> None:
     assert unaccounted_imports("solver", "if TYPE_CHECKING:\n    from executor.context import http") == []
 
 
+@pytest.mark.parametrize("module", ["executor/transport.py", "executor/retry.py", "executor/context"])
+def test_http_knows_no_registries(module: str) -> None:
+    """URLs of a Dockerfile are asked by the same transport as registries are, and by nothing that knows these."""
+    path = ROOT / module
+    sources = {str(each): each.read_text() for each in (path.rglob("*.py") if path.is_dir() else (path,))}
+    found = [
+        f"{name}:{line}: {imported}"
+        for name, source in sources.items()
+        for line, imported in imports(ast.parse(source))
+        if inside(imported, "executor.registry")
+    ]
+    assert found == []
+
+
 def circles(sources: Mapping[str, str]) -> list[str]:
     """The circles of imports among ``sources``, by dotted name of a module; each as its modules, sorted.
 
@@ -434,8 +448,8 @@ def loaded_by(program: str) -> set[str]:
     ("program", "most", "idle"),
     [
         (ORCHESTRATOR, 259, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
-        (SPEAKER, 260, {"asyncio", "anyio", "click", "rich", "yaml", "sqlite3", "orchestrator.cli", "executor.solver"}),
-        (EXECUTOR, 394, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
+        (SPEAKER, 261, {"asyncio", "anyio", "click", "rich", "yaml", "sqlite3", "orchestrator.cli", "executor.solver"}),
+        (EXECUTOR, 396, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
     ],
     ids=["orchestrator", "registries", "executor"],
 )

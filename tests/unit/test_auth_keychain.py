@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from executor.registry.auth import Credential, docker_keychain, printable
-from platforms.errors import EnvironmentUnfit, RegistryError
+from executor.registry.auth import Credential, docker_keychain
+from platforms.errors import EnvironmentUnfit, RegistryError, printable
 
 HUB = "https://index.docker.io/v1/"
 

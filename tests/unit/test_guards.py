@@ -79,10 +79,17 @@ def units_of_time(tree: ast.Module) -> Iterator[ast.AST]:
             yield node
 
 
+def trying_again(tree: ast.Module) -> Iterator[ast.AST]:
+    """A wait before another attempt: its length, or the wait itself."""
+    yield from calls(ast.walk(tree), ".delay", ".pause", "random.uniform")
+    yield from calls(loops(tree), "time.sleep")
+
+
 RULES: dict[Rule, str] = {
     writing_in_a_loop: "platforms/descriptors.py",
     resolving_paths: "platforms/pathwalk.py",
     making_hard_links: "executor/rootfs/entry.py",
+    trying_again: "executor/retry.py",
     units_of_time: "platforms/durations.py",
 }
 """A guard, and the module that has it."""
@@ -91,6 +98,7 @@ SIBLINGS: dict[Rule, str] = {
     writing_in_a_loop: "while view:\n    view = view[os.write(fd, view):]",
     resolving_paths: "while todo:\n    name = todo.pop()\n    if name == b'..':\n        del done[-1:]",
     making_hard_links: "replace(entry, kind=Kind.HARDLINK, link=first)",
+    trying_again: "while True:\n    transport.pause(policy.delay(failures))",
     units_of_time: "UNITS = {'s': 1, 'm': 60, 'h': 3600}",
 }
 """Of each guard, a copy that its rule has to find."""

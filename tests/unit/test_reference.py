@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.registry.reference import Reference, canonical_registry, is_loopback, parse
+from executor.registry.reference import Reference, canonical_registry, parse
 from platforms.errors import UsageError
+from platforms.hosts import is_loopback
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 

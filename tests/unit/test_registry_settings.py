@@ -12,8 +12,8 @@ import pytest
 
 from executor.registry import config
 from executor.registry.config import Certificates, RegistrySettings, load_settings, with_flags
-from executor.registry.failure import PASSING
-from executor.registry.session import RetryPolicy
+from executor.registry.session import TransferOptions
+from executor.retry import RETRYABLE_STATUSES
 from platforms.errors import UsageError
 
 
@@ -202,10 +202,14 @@ def test_the_settings_shown_in_the_documentation_are_read(tmp_path: Path) -> Non
 
 def test_the_numbers_in_the_documentation_are_the_codes() -> None:
     text = " ".join((Path(__file__).parents[2] / "docs" / "registries.md").read_text().split())
-    pace = RetryPolicy()
-    statuses = f"{', '.join(map(str, sorted(PASSING)[:-1]))} and {max(PASSING)}"
-    assert pace.tries == 6
+    options = TransferOptions()
+    policy = options.retry
+    statuses = f"{', '.join(map(str, sorted(RETRYABLE_STATUSES)[:-1]))} and {max(RETRYABLE_STATUSES)}"
+    assert policy.attempts == 6
     assert f"{statuses} are tried six times" in text
-    assert f"up to {pace.ceiling:.0f} s; `Retry-After` is honoured up to {pace.retry_after:.0f} s" in text
-    assert f"chunks of {pace.chunk >> 20} MiB" in text
-    assert f"blobs above {pace.whole >> 20} MiB" in text
+    assert (
+        f"up to {policy.longest_delay:.0f} s; `Retry-After` is honoured up to {policy.longest_retry_after:.0f} s"
+        in text
+    )
+    assert f"chunks of {options.chunk >> 20} MiB" in text
+    assert f"blobs above {options.whole >> 20} MiB" in text

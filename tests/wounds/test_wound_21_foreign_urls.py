@@ -15,10 +15,11 @@ from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse
-from executor.registry.session import RetryPolicy
+from executor.registry.session import TransferOptions
+from executor.retry import RetryPolicy
 from platforms.errors import RegistryError
 
-QUICK = RetryPolicy(first=0.001, ceiling=0.002)
+QUICK = TransferOptions(RetryPolicy(first_delay=0.001, longest_delay=0.002))
 METADATA = ("169.254.169.254", "fe80::1", "fd00:ec2::254", "100.100.100.200", "0.0.0.0")
 
 _connected: list[str] = []
@@ -51,7 +52,7 @@ def test_a_foreign_layers_urls_are_never_followed(connected: list[str]) -> None:
         config = {"mediaType": mediatypes.DOCKER_CONFIG, "digest": registry.add_blob("a/b", b"{}"), "size": 2}
         document = {"schemaVersion": 2, "mediaType": mediatypes.DOCKER_MANIFEST, "config": config, "layers": [layer]}
         registry.add_manifest("a/b", "1", mediatypes.DOCKER_MANIFEST, json.dumps(document).encode())
-        with served(registry) as server, Client(keychain=lambda _: Credential("u", "p"), pace=QUICK) as client:
+        with served(registry) as server, Client(keychain=lambda _: Credential("u", "p"), options=QUICK) as client:
             reference = parse(f"{server.host}/a/b:1")
             manifest = client.manifest(reference)[0]
             assert isinstance(manifest, Manifest)
@@ -65,7 +66,7 @@ def test_a_foreign_layers_urls_are_never_followed(connected: list[str]) -> None:
 def test_no_redirect_leads_to_a_metadata_service(connected: list[str], address: str) -> None:
     literal = f"[{address}]" if address.count(":") > 1 and not address.startswith("[") else address
     target = {"Location": f"http://{literal}/latest/meta-data/"}
-    with served(lambda _: Said(307, target)) as server, Client(pace=QUICK) as client:
+    with served(lambda _: Said(307, target)) as server, Client(options=QUICK) as client:
         reference = parse(f"{server.host}/a/b:1")
         with pytest.raises(RegistryError, match="link-local"):
             client.manifest(reference)
@@ -77,7 +78,7 @@ def test_no_upload_location_leads_to_a_metadata_service(connected: list[str]) ->
     registry = MemoryRegistry()
     target = {"Location": "http://169.254.169.254/upload"}
     registry.fault = lambda asked: Said(202, target) if asked.method == "POST" else ...
-    with served(registry) as server, Client(pace=QUICK) as client, pytest.raises(RegistryError, match="link-local"):
+    with served(registry) as server, Client(options=QUICK) as client, pytest.raises(RegistryError, match="link-local"):
         _push(client, server.host)
     assert not [each for each in connected if "169.254" in each]
 
@@ -97,7 +98,7 @@ def _push(client: Client, host: str) -> None:
 
 def test_no_realm_leads_to_a_metadata_service(connected: list[str]) -> None:
     challenge = {"WWW-Authenticate": 'Bearer realm="http://169.254.169.254/latest/meta-data/",service="x"'}
-    with served(lambda _: Said(401, challenge)) as server, Client(pace=QUICK) as client, _refusal():
+    with served(lambda _: Said(401, challenge)) as server, Client(options=QUICK) as client, _refusal():
         client.manifest(parse(f"{server.host}/a/b:1"))
     assert not [each for each in connected if "169.254" in each]
 
@@ -106,6 +107,6 @@ def test_a_named_token_service_is_no_way_to_a_metadata_service_either(connected:
     challenge = {"WWW-Authenticate": 'Bearer realm="http://169.254.169.254/",service="x"'}
     with served(lambda _: Said(401, challenge)) as server:
         settings = RegistrySettings(token_services=((server.host, ("169.254.169.254",)),))
-        with Client(settings, pace=QUICK) as client, pytest.raises(RegistryError, match="link-local"):
+        with Client(settings, options=QUICK) as client, pytest.raises(RegistryError, match="link-local"):
             client.manifest(parse(f"{server.host}/a/b:1"))
     assert not [each for each in connected if "169.254" in each]

@@ -13,12 +13,13 @@ from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse
-from executor.registry.session import RetryPolicy
+from executor.registry.session import TransferOptions
 from executor.registry.token import Authenticator, Party
+from executor.retry import RetryPolicy
 from executor.transport import Origin, Transport
 from platforms.errors import RegistryError
 
-QUICK = RetryPolicy(first=0.001, ceiling=0.002)
+QUICK = TransferOptions(RetryPolicy(first_delay=0.001, longest_delay=0.002))
 SECRET = "hunter2-planted"
 CREDENTIALS = (Credential("me", SECRET), Credential(identity_token=SECRET), Credential("me", SECRET, SECRET))
 
@@ -32,7 +33,7 @@ def collector() -> Iterator[Served]:
 
 def _pull(server: Served, credential: Credential | None) -> None:
     """A pull that is refused."""
-    with Client(keychain=lambda _: credential, pace=QUICK) as client, pytest.raises(RegistryError):
+    with Client(keychain=lambda _: credential, options=QUICK) as client, pytest.raises(RegistryError):
         client.manifest(parse(f"{server.host}/a/b:1"))
 
 
@@ -51,7 +52,10 @@ def everything(server: Served) -> str:
 def test_a_realm_elsewhere_gets_no_credential(collector: Served, credential: Credential, realm: str) -> None:
     where = realm.format(host=collector.host, port=collector.port)
     challenge = {"WWW-Authenticate": f'Bearer realm="{where}",service="r",scope="repository:a/b:pull"'}
-    with served(lambda _: Said(401, challenge)) as server, Client(keychain=lambda _: credential, pace=QUICK) as client:
+    with (
+        served(lambda _: Said(401, challenge)) as server,
+        Client(keychain=lambda _: credential, options=QUICK) as client,
+    ):
         with pytest.raises(RegistryError) as caught:
             client.manifest(parse(f"{server.host}/a/b:1"))
         assert "token-services" in caught.value.problem.remedy
@@ -129,7 +133,7 @@ def test_a_realm_of_the_registrys_own_and_one_that_the_user_named_are_answered(c
     for realm in ("", f"{collector.url}/token"):
         with served(registry(realm)) as server:  # type: ignore[arg-type]
             settings = RegistrySettings(token_services=((server.host, (collector.host,)),))
-            with Client(settings, lambda _: Credential("me", SECRET), pace=QUICK) as client:
+            with Client(settings, lambda _: Credential("me", SECRET), options=QUICK) as client:
                 assert client.has_manifest(parse(f"{server.host}/a/b:1")) is None
     assert collector.secrets() == [expected]
 
@@ -142,7 +146,7 @@ def test_one_registrys_credential_is_never_anothers() -> None:
         return Credential("me", SECRET) if name.startswith("trusted.example") else None
 
     basic = Said(401, {"WWW-Authenticate": "Basic realm=x"})
-    with served(lambda _: basic) as server, Client(keychain=keychain, pace=QUICK) as client:
+    with served(lambda _: basic) as server, Client(keychain=keychain, options=QUICK) as client:
         with pytest.raises(RegistryError):
             client.manifest(parse(f"{server.host}/trusted.example/b:1"))
         assert asked == [f"{server.host}/trusted.example/b"]

@@ -15,10 +15,11 @@ from executor.image.manifest import Descriptor
 from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.reference import parse
-from executor.registry.session import RetryPolicy
+from executor.registry.session import TransferOptions
+from executor.retry import RetryPolicy
 from platforms.errors import RegistryError
 
-QUICK = RetryPolicy(first=0.001, ceiling=0.002)
+QUICK = TransferOptions(RetryPolicy(first_delay=0.001, longest_delay=0.002))
 DATA = b"layer" * 1000
 LAYER = Descriptor(mediatypes.OCI_LAYER, digest_of(DATA), len(DATA))
 
@@ -54,7 +55,7 @@ def elsewhere() -> Iterator[Served]:
 
 @pytest.fixture
 def client() -> Iterator[Client]:
-    with Client(keychain=lambda _: Credential("me", "p4ss"), pace=QUICK) as client:
+    with Client(keychain=lambda _: Credential("me", "p4ss"), options=QUICK) as client:
         yield client
 
 
@@ -81,8 +82,8 @@ def test_an_upload_location_elsewhere_gets_the_bytes_without_the_token(
     registry.fault = lambda asked: (
         Said(202, {"Location": f"{elsewhere.url}/v2/a/b/blobs/uploads/x"}) if asked.method == "POST" else ...
     )
-    pace = replace(QUICK, whole=0 if chunked else 1 << 20)
-    with Client(keychain=lambda _: Credential("me", "p4ss"), pace=pace) as client:
+    options = replace(QUICK, whole=0 if chunked else 1 << 20)
+    with Client(keychain=lambda _: Credential("me", "p4ss"), options=options) as client:
         assert client.push(parse(f"{server.host}/a/b"), LAYER, lambda: io.BytesIO(DATA)) == "uploaded"
     assert elsewhere.asked
     assert elsewhere.secrets() == []
@@ -146,7 +147,7 @@ def test_a_cookie_of_one_port_is_not_shown_to_another(server: Served, elsewhere:
     """Cookies know no ports; the client keeps none."""
     server.handler = lambda _: Said(307, {"Location": f"{elsewhere.url}/x", "Set-Cookie": "session=s3cret; Path=/"})
     elsewhere.handler = lambda _: Said(200, {}, DATA)
-    with Client(pace=QUICK) as client:
+    with Client(options=QUICK) as client:
         for _ in range(2):
             client.read_blob(parse(f"{server.host}/a/b"), LAYER)
     assert all("cookie" not in asked.headers for asked in (*server.asked, *elsewhere.asked))

@@ -14,7 +14,7 @@ from registry_server import Asked, Said, Served, served
 from executor.context.git import checkout, resolve
 from executor.context.gitprogram import Access
 from executor.context.gitreference import parse
-from executor.context.http import download
+from executor.context.http import RequestOptions, download
 from platforms.errors import ContextError
 
 SECRET = "Bearer canary-" + "t0ken"
@@ -35,7 +35,7 @@ def test_a_download_keeps_its_credential_at_home(tmp_path: Path, status: int) ->
     with collector() as other:
         hop = Said(status, {"Location": f"{other.url}/x"})
         with served(lambda asked: hop if asked.path == "/x" else Said(body=b"file")) as home:
-            download(f"{home.url}/x", str(tmp_path), authorization=SECRET)
+            download(f"{home.url}/x", str(tmp_path), RequestOptions(SECRET))
             assert home.secrets() == [SECRET]
             assert other.asked
             assert other.secrets() == []
@@ -49,7 +49,7 @@ def test_a_way_back_home_does_not_bring_it_back(tmp_path: Path, secret: str) -> 
     with served(answer) as home:
         with served(lambda _: Said(302, {"Location": f"{home.url}/z"})) as other:
             userinfo = "" if secret else "user:canary@"
-            download(f"http://{userinfo}{home.host}/x", str(tmp_path), authorization=secret)
+            download(f"http://{userinfo}{home.host}/x", str(tmp_path), RequestOptions(secret))
             assert other.secrets() == []
         assert "authorization" in home.seen("GET", "/x")[0].headers
         assert "authorization" not in home.seen("GET", "/z")[0].headers

@@ -11,7 +11,8 @@ from registry_server import MemoryRegistry, Said, digest_of, served
 from executor.image import mediatypes
 from executor.registry.client import Client
 from executor.registry.reference import parse
-from executor.registry.session import RetryPolicy
+from executor.registry.session import TransferOptions
+from executor.retry import RetryPolicy
 from platforms.errors import RegistryError
 
 CONFIG = {"mediaType": mediatypes.OCI_CONFIG, "digest": digest_of(b"{}"), "size": 2}
@@ -49,7 +50,7 @@ def text(document: dict[str, Any]) -> str:
 def test_an_ambiguous_document_is_refused(served_as: str, body: str) -> None:
     registry = MemoryRegistry()
     registry.add_manifest("a/b", "1", served_as, body.encode())
-    with served(registry) as server, Client(pace=RetryPolicy(first=0.001)) as client:
+    with served(registry) as server, Client(options=TransferOptions(RetryPolicy(first_delay=0.001))) as client:
         for _ in range(2):
             with pytest.raises(RegistryError):
                 client.manifest(parse(f"{server.host}/a/b:1"))
@@ -59,5 +60,5 @@ def test_an_ambiguous_document_is_refused(served_as: str, body: str) -> None:
 def test_parameters_of_the_type_are_ignored(parameter: str) -> None:
     body = text(MANIFEST).encode()
     answer = Said(200, {"Content-Type": mediatypes.OCI_MANIFEST + parameter}, body)
-    with served(lambda _: answer) as server, Client(pace=RetryPolicy(first=0.001)) as client:
+    with served(lambda _: answer) as server, Client(options=TransferOptions(RetryPolicy(first_delay=0.001))) as client:
         assert client.manifest(parse(f"{server.host}/a/b:1"))[2].digest == digest_of(body)

@@ -14,8 +14,11 @@ from executor.image.manifest import Descriptor
 from executor.registry.client import Client
 from executor.registry.layout import BlobSource, read_layout, write_layout
 from executor.registry.reference import parse
-from executor.registry.session import RetryPolicy
+from executor.registry.session import TransferOptions
+from executor.retry import RetryPolicy
 from platforms.errors import ArchiveError, RegistryError, UsageError
+
+QUICK = TransferOptions(RetryPolicy(first_delay=0.001))
 
 GOOD = digest_of(b"{}")
 BAD = [
@@ -41,7 +44,7 @@ def test_a_false_digest_in_a_manifest_is_refused_before_any_request_for_it(diges
     document = {"schemaVersion": 2, "mediaType": mediatypes.OCI_MANIFEST, "config": config, "layers": []}
     registry = MemoryRegistry()
     registry.add_manifest("a/b", "1", mediatypes.OCI_MANIFEST, json.dumps(document).encode())
-    with served(registry) as server, Client(pace=RetryPolicy(first=0.001)) as client:
+    with served(registry) as server, Client(options=QUICK) as client:
         with pytest.raises(RegistryError, match="digest"):
             client.manifest(parse(f"{server.host}/a/b:1"))
         assert not server.seen("GET", "blobs")
@@ -49,7 +52,10 @@ def test_a_false_digest_in_a_manifest_is_refused_before_any_request_for_it(diges
 
 @pytest.mark.parametrize("digest", BAD)
 def test_a_false_digest_is_never_asked_for(digest: str) -> None:
-    with served(lambda _: Said(200, {}, b"{}")) as server, Client(pace=RetryPolicy(first=0.001)) as client:
+    with (
+        served(lambda _: Said(200, {}, b"{}")) as server,
+        Client(options=QUICK) as client,
+    ):
         reference = parse(f"{server.host}/a/b")
         descriptor = Descriptor(mediatypes.OCI_LAYER, digest, 2)
         for attempt in (
@@ -79,7 +85,7 @@ def test_a_false_size_is_refused(size: object) -> None:
     document = {"schemaVersion": 2, "mediaType": mediatypes.OCI_MANIFEST, "config": config, "layers": []}
     registry = MemoryRegistry()
     registry.add_manifest("a/b", "1", mediatypes.OCI_MANIFEST, json.dumps(document).encode())
-    with served(registry) as server, Client(pace=RetryPolicy(first=0.001)) as client:
+    with served(registry) as server, Client(options=QUICK) as client:
         with pytest.raises(RegistryError, match="size"):
             client.manifest(parse(f"{server.host}/a/b:1"))
         with pytest.raises(RegistryError, match="size"):

@@ -21,7 +21,8 @@ from executor.image.manifest import Descriptor
 from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.reference import parse
-from executor.registry.session import Pace
+from executor.registry.session import TransferOptions
+from executor.retry import RetryPolicy
 from executor.transport import load_httpx
 from platforms.errors import RegistryError
 
@@ -39,7 +40,8 @@ def peak():
 
 before = peak()
 failed = 0
-with Client(keychain=lambda _: Credential("u", "p"), pace=Pace(tries=2, first=0.001)) as client:
+options = TransferOptions(RetryPolicy(attempts=2, first_delay=0.001))
+with Client(keychain=lambda _: Credential("u", "p"), options=options) as client:
     for attempt in (
         lambda: client.manifest(reference),
         lambda: client.resolve(reference),

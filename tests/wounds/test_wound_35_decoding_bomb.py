@@ -12,8 +12,11 @@ from executor.image.manifest import Descriptor
 from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.reference import parse
-from executor.registry.session import RetryPolicy
+from executor.registry.session import TransferOptions
+from executor.retry import RetryPolicy
 from platforms.errors import RegistryError
+
+QUICK = TransferOptions(RetryPolicy(attempts=2, first_delay=0.001))
 
 BOMB = gzip.compress(bytes(64 << 20), 9)
 CODINGS = ["gzip", "deflate", "br", "zstd", "gzip, gzip", "GZIP"]
@@ -21,7 +24,7 @@ CODINGS = ["gzip", "deflate", "br", "zstd", "gzip, gzip", "GZIP"]
 
 @pytest.fixture
 def client() -> Client:
-    return Client(keychain=lambda _: Credential("u", "p"), pace=RetryPolicy(tries=2, first=0.001))
+    return Client(keychain=lambda _: Credential("u", "p"), options=QUICK)
 
 
 @pytest.mark.parametrize("coding", CODINGS)
@@ -52,7 +55,10 @@ def test_a_coded_error_token_or_redirect_is_not_unpacked(client: Client) -> None
         reference = parse(f"{server.host}/a/b:1")
         with pytest.raises(RegistryError, match="compressed"):
             client.manifest(reference)
-        with Client(pace=RetryPolicy(tries=2, first=0.001)) as stranger, pytest.raises(RegistryError, match="500"):
+        with (
+            Client(options=QUICK) as stranger,
+            pytest.raises(RegistryError, match="500"),
+        ):
             stranger.read_blob(reference, Descriptor("x", digest_of(b"x"), 1))
 
 

@@ -9,11 +9,12 @@ from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse
-from executor.registry.session import RetryPolicy
+from executor.registry.session import TransferOptions
+from executor.retry import RetryPolicy
 from executor.transport import Origin, check_target
 from platforms.errors import RegistryError
 
-QUICK = RetryPolicy(first=0.001, ceiling=0.002)
+QUICK = TransferOptions(RetryPolicy(first_delay=0.001, longest_delay=0.002))
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -27,7 +28,7 @@ def test_no_hop_after_the_first_sees_the_credential(status: int, credential: Cre
                 return Said(401, {"WWW-Authenticate": f'{scheme} realm="http://{first.host}/token"'})
             return Said(status, {"Location": f"{middle.url}/y"})
 
-        with served(registry) as first, Client(keychain=lambda _: credential, pace=QUICK) as client:
+        with served(registry) as first, Client(keychain=lambda _: credential, options=QUICK) as client:
             with pytest.raises(RegistryError, match="404"):
                 client.manifest(parse(f"{first.host}/a/b:1"))
             assert first.secrets()
@@ -37,7 +38,7 @@ def test_no_hop_after_the_first_sees_the_credential(status: int, credential: Cre
 
 def _pull(host: str, reason: str) -> None:
     """A pull that is refused for ``reason``."""
-    with Client(pace=QUICK) as client, pytest.raises(RegistryError, match=reason):
+    with Client(options=QUICK) as client, pytest.raises(RegistryError, match=reason):
         client.manifest(parse(f"{host}/a/b:1"))
 
 

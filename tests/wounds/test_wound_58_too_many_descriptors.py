@@ -11,7 +11,8 @@ from executor.image import mediatypes
 from executor.image.manifest import Descriptor
 from executor.registry.client import Client
 from executor.registry.reference import parse
-from executor.registry.session import RetryPolicy
+from executor.registry.session import TransferOptions
+from executor.retry import RetryPolicy
 from platforms.errors import RegistryError
 
 
@@ -20,7 +21,7 @@ def test_a_million_descriptors_are_refused_quickly() -> None:
     body = f'{{"schemaVersion":2,"mediaType":"{mediatypes.OCI_INDEX}","manifests":[{",".join([entry] * 10**6)}]}}'
     registry = MemoryRegistry()
     registry.add_manifest("a/b", "1", mediatypes.OCI_INDEX, body.encode())
-    with served(registry) as server, Client(pace=RetryPolicy(first=0.001)) as client:
+    with served(registry) as server, Client(options=TransferOptions(RetryPolicy(first_delay=0.001))) as client:
         begun = time.monotonic()
         with pytest.raises(RegistryError, match="too much"):
             client.manifest(parse(f"{server.host}/a/b:1"))
@@ -30,7 +31,7 @@ def test_a_million_descriptors_are_refused_quickly() -> None:
 
 
 def test_a_configuration_of_a_terabyte_is_not_read_into_memory() -> None:
-    with served(MemoryRegistry()) as server, Client(pace=RetryPolicy(first=0.001)) as client:
+    with served(MemoryRegistry()) as server, Client(options=TransferOptions(RetryPolicy(first_delay=0.001))) as client:
         with pytest.raises(RegistryError, match="allowed"):
             client.read_blob(parse(f"{server.host}/a/b"), Descriptor(mediatypes.OCI_CONFIG, digest_of(b"x"), 1 << 40))
         assert server.asked == []

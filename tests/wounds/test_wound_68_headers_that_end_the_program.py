@@ -19,10 +19,12 @@ from executor.context import http
 from executor.image.manifest import Descriptor
 from executor.registry.client import Client
 from executor.registry.reference import parse
-from executor.registry.session import RetryPolicy
+from executor.registry.session import TransferOptions
+from executor.retry import RetryPolicy
 from platforms.errors import KanifoldError
 
-ONCE = RetryPolicy(tries=1, connects=1)
+ONCE = TransferOptions(RetryPolicy(attempts=1, connect_attempts=1))
+ASKED_ONCE = http.RequestOptions(retry=ONCE.retry)
 HOSTS = ("xn--0000000000000000", "a" * 300 + ".example", "..example", "a..b", "xn--a-ecp.example", "-", "%00", "[::1")
 ANSWERS = {
     **{f"to {host[:30]}": f"302 Found\r\nLocation: http://{host}/" for host in HOSTS},
@@ -72,8 +74,8 @@ QUESTIONS: dict[str, Callable[[Client, str, Path], object]] = {
     "check": lambda client, host, _: client.check_push(parse(f"{host}/a/b:1")),
     "push": lambda client, host, _: client.push(parse(f"{host}/a/b:1"), LAYER, lambda: io.BytesIO(b"hello")),
     "put": lambda client, host, _: client.put_manifest(parse(f"{host}/a/b:1"), b"{}", "application/json"),
-    "download": lambda _, host, folder: http.download(f"http://{host}/", str(folder), pace=ONCE),
-    "unchanged": lambda _, host, __: http.unchanged(f"http://{host}/", http.Validators("x"), pace=ONCE),
+    "download": lambda _, host, folder: http.download(f"http://{host}/", str(folder), ASKED_ONCE),
+    "unchanged": lambda _, host, __: http.unchanged(f"http://{host}/", http.Validators("x"), ASKED_ONCE),
     "destination": lambda _, host, __: http.destination(f"http://{host}/"),
 }
 
@@ -82,5 +84,5 @@ QUESTIONS: dict[str, Callable[[Client, str, Path], object]] = {
 def test_no_header_is_more_than_an_error(question: str, tmp_path: Path) -> None:
     for answer in ANSWERS.values():
         # Whatever is no error of ours ends the test, as it would have ended the program.
-        with server(answer) as host, Client(pace=ONCE) as client, contextlib.suppress(KanifoldError):
+        with server(answer) as host, Client(options=ONCE) as client, contextlib.suppress(KanifoldError):
             QUESTIONS[question](client, host, tmp_path)
