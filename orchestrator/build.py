@@ -60,7 +60,7 @@ class PlatformsFailedError(BuildError):
     def __init__(self, failures: Sequence[PlatformFailure]) -> None:
         first = failures[0].error
         super().__init__(first.problem.what, why=first.problem.why)
-        self.troubles = tuple(events.Trouble(each.error.problem, str(each.placement.platform)) for each in failures)
+        self.troubles = tuple(events.Failure(each.error.problem, str(each.placement.platform)) for each in failures)
         self.exit_code = first.exit_code  # type: ignore[misc]
 
 
@@ -121,7 +121,7 @@ async def _prepared(session: Session, request: Request, plan: Plan | None, push:
 def _started(request: Request, placements: Iterable[Placement]) -> events.BuildStarted:
     return events.BuildStarted(
         platforms=tuple(
-            events.Place(str(each.platform), "" if each.node.shares_disk else each.node.name, each.how)
+            events.PlatformPlacement(str(each.platform), "" if each.node.shares_disk else each.node.name, each.how)
             for each in placements
         ),
         name=str(request.tags[0].familiar()) if request.tags else _named(request.context),
@@ -171,7 +171,9 @@ async def _made(build: _Build, plan: Plan | None) -> Prepared:
     jobs = [(each, making.job(request, plan, each, name)) for each in build.placements]
     cached = await asyncio.to_thread(result_cache.find, jobs, session.store) if cacheable else ()
     pins, holding = await _pinned(build, plan, jobs, cached)
-    checked = asyncio.create_task(asyncio.to_thread(warnings.of, request, plan, pins, session.registry, session.store))
+    checked = asyncio.create_task(
+        asyncio.to_thread(warnings.check_warnings, request, plan, pins, session.registry, session.store)
+    )
     if warnings.may_fail(request, plan):
         await checked
     jobs = [(each, replace(job, pins=pins)) for each, job in jobs]
@@ -360,4 +362,4 @@ def _audit(build: _Build, plan: Plan, built: PlatformResult) -> None:
     problem = audit.problem(platform, findings)
     if request.audit == "error":
         raise AuditError.of(problem)
-    build.emit(events.Cautioned(problem=problem, rule="Audit"))
+    build.emit(events.WarningRaised(problem=problem, rule="Audit"))

@@ -22,9 +22,9 @@ from orchestrator.plan import Plan
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.view import wording
+from orchestrator.view.build_state import WarningState
 from orchestrator.view.problems import render_problem, render_warning
-from orchestrator.view.said import say, say_json
-from orchestrator.view.state import Caution
+from orchestrator.view.stdout import print_json, print_line
 from platforms import host
 from platforms.errors import BuildError, DockerfileError, Problem
 
@@ -146,16 +146,16 @@ def _print_checks(request: Request, source: planning.Source, means: FetchOptions
     except DockerfileError as error:
         found = _above(request, source, means, error.problem)
     if as_json:
-        say_json(documents.lint_document(found, source.name, source.data))
+        print_json(documents.lint_document(found, source.name, source.data))
     else:
-        for each in wording.folded(Caution(each.problem, each.rule.name) for each in found.violations):
+        for each in wording.merge_warnings(WarningState(each.problem, each.rule.name) for each in found.violations):
             render_warning(each.problem, sys.stdout, rule=each.rule)
         if found.failure is not None:
             render_problem(found.failure, sys.stdout)
         if not found.violations and found.failure is None:
-            say("Check complete, no warnings found.")
+            print_line("Check complete, no warnings found.")
         elif found.violations:
-            say(f"Check complete, {len(found.violations)} warning(s) found.")
+            print_line(f"Check complete, {len(found.violations)} warning(s) found.")
     return 1 if found.failure is not None or found.violations else 0
 
 
@@ -174,12 +174,12 @@ def _above(request: Request, source: planning.Source, means: FetchOptions, probl
 def _print_targets(plan: Plan, as_json: bool) -> int:
     found = outline.targets(plan.dockerfile)
     if as_json:
-        say_json(documents.targets_document(found, plan.data))
+        print_json(documents.targets_document(found, plan.data))
         return 0
     width = max(len(each.name or "-") for each in found)
     for each in found:
         default = " (default)" if each.default else ""
-        say(f"{each.name or '-':<{width}}  {each.description}{default}".rstrip())
+        print_line(f"{each.name or '-':<{width}}  {each.description}{default}".rstrip())
     return 0
 
 
@@ -189,19 +189,19 @@ def _print_outline(request: Request, plan: Plan, as_json: bool) -> int:
     )
     found = outline.outline(plan.dockerfile, request.target or None, dict(request.build_args), predefined)
     if as_json:
-        say_json(documents.outline_document(found, plan.data))
+        print_json(documents.outline_document(found, plan.data))
         return 0
-    say(f"target  {found.name or 'default'}")
+    print_line(f"target  {found.name or 'default'}")
     if found.description:
-        say(found.description)
+        print_line(found.description)
     for title, rows in (
         ("BUILD ARG", [(each.name, each.value, each.description) for each in found.arguments]),
         ("SECRET", [(each.name, "required" if each.required else "", "") for each in found.secrets]),
         ("SSH", [(each.name, "required" if each.required else "", "") for each in found.ssh]),
     ):
         if rows:
-            say()
-            say(title)
+            print_line()
+            print_line(title)
             for name, value, text in rows:
-                say(f"  {name:<24} {value:<20} {text}".rstrip())
+                print_line(f"  {name:<24} {value:<20} {text}".rstrip())
     return 0

@@ -66,7 +66,7 @@ def _shown(request: Request, plan: Plan | None, here: Node, connect: Connect) ->
             result = asyncio.run(interruptible(run(request, plan, here, connect, emit)))
         except KanifoldError as error:
             outcome: events.Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
-            troubles = error.troubles if isinstance(error, PlatformsFailedError) else (events.Trouble(error.problem),)
+            troubles = error.troubles if isinstance(error, PlatformsFailedError) else (events.Failure(error.problem),)
             emit(events.BuildEnded(outcome=outcome, troubles=troubles))
             return error.exit_code
         emit(events.BuildEnded(outcome="built", digest=result.root.digest))

@@ -6,7 +6,7 @@ import sys
 
 from executor.registry import auth
 from executor.store.store import default_root
-from orchestrator.view.said import say, say_json
+from orchestrator.view.stdout import print_json, print_line
 from platforms import emulation, host
 from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit, KanifoldError
@@ -18,66 +18,66 @@ def show_platforms(as_json: bool) -> None:
     """Print every usual platform and how its programs run here."""
     rows = emulation.overview()
     if as_json:
-        say_json([_as_data(str(platform), found) for platform, found in rows])
+        print_json([_as_data(str(platform), found) for platform, found in rows])
         return
     width = max(len(str(platform)) for platform, _ in rows)
     for platform, found in rows:
-        say(f"{platform!s:<{width}}  {_how(found)}")
+        print_line(f"{platform!s:<{width}}  {_how(found)}")
 
 
 def examine(root: str) -> int:
     """Print the whole examination; the exit status is 0 when builds for this host's own platform can run."""
     from executor.store.store import open_store
 
-    say(f"host        {host.host()}")
+    print_line(f"host        {host.host()}")
     works = _isolation() if sys.platform == "linux" else _elsewhere()
     if works:
         _network()
         _bounds()
-    say()
-    say("emulation")
+    print_line()
+    print_line("emulation")
     for platform, found in emulation.overview():
         mark = MISSING if isinstance(found, EnvironmentUnfit) else OK
-        say(f"  {mark} {platform!s:<16} {_how(found)}")
+        print_line(f"  {mark} {platform!s:<16} {_how(found)}")
         if isinstance(found, Emulation):
             for reason in found.skipped:
                 if not reason.startswith(f"{emulation.EmulationMode.NATIVE}:"):  # the first line says what this host is
-                    say(f"       not {reason}")
+                    print_line(f"       not {reason}")
         else:
-            say(f"       {found.problem.remedy}")
-    say()
-    say("store")
+            print_line(f"       {found.problem.remedy}")
+    print_line()
+    print_line("store")
     place = root or default_root()
     try:
         open_store(place).close()
-        say(f"  {OK} {place}")
+        print_line(f"  {OK} {place}")
     except KanifoldError as error:
-        say(f"  {MISSING} {place}: {error}")
+        print_line(f"  {MISSING} {place}: {error}")
         works = False
-    say()
-    say("credentials")
+    print_line()
+    print_line("credentials")
     try:
         auth.docker_keychain()("docker.io")
-        say(f"  {OK} configuration files can be read")
+        print_line(f"  {OK} configuration files can be read")
     except KanifoldError as error:
-        say(f"  {MISSING} {error}")
+        print_line(f"  {MISSING} {error}")
     return 0 if works else EnvironmentUnfit.exit_code
 
 
 def _isolation() -> bool:
     from executor.sandbox import isolation
 
-    say()
-    say("isolation")
+    print_line()
+    print_line("isolation")
     usable = False
     for checked in isolation.probe_modes():
         if checked.usable:
             chosen = "" if usable else "  <- in use"
             usable = True
-            say(f"  {OK} {checked.mode}{chosen}")
+            print_line(f"  {OK} {checked.mode}{chosen}")
         else:
-            say(f"  {MISSING} {checked.mode}: {checked.why}")
-            say(f"       {checked.remedy}")
+            print_line(f"  {MISSING} {checked.mode}: {checked.why}")
+            print_line(f"       {checked.remedy}")
     return usable
 
 
@@ -85,36 +85,36 @@ def _network() -> None:
     from executor.sandbox import network
     from platforms import syscalls
 
-    say()
-    say("network of steps")
+    print_line()
+    print_line("network of steps")
     why = network.probe()
     if not why:
-        say(f"  {OK} their own, by {network.HELPER}")
+        print_line(f"  {OK} their own, by {network.HELPER}")
         return
-    say(f"  {MISSING} the network of this machine, its loopback interface included: {why}")
-    say(f"       {network.remedy(why)}")
+    print_line(f"  {MISSING} the network of this machine, its loopback interface included: {why}")
+    print_line(f"       {network.remedy(why)}")
     if syscalls.landlock_version() >= network.SCOPES:
-        say(f"  {OK} without its abstract sockets (Landlock)")
+        print_line(f"  {OK} without its abstract sockets (Landlock)")
     else:
-        say(f"  {MISSING} its abstract sockets as well: Landlock has no scopes here (Linux 6.12)")
+        print_line(f"  {MISSING} its abstract sockets as well: Landlock has no scopes here (Linux 6.12)")
 
 
 def _bounds() -> None:
     from executor.sandbox import cgroup
 
-    say()
-    say("bounds of steps (--resource)")
+    print_line()
+    print_line("bounds of steps (--resource)")
     if why := cgroup.probe():
-        say(f"  {MISSING} {why}")
-        say(f"       {cgroup.REMEDY}")
+        print_line(f"  {MISSING} {why}")
+        print_line(f"       {cgroup.REMEDY}")
     else:
-        say(f"  {OK} control groups")
+        print_line(f"  {OK} control groups")
 
 
 def _elsewhere() -> bool:
-    say()
-    say("isolation")
-    say(f"  {MISSING} steps run on Linux only: {sys.platform} can orchestrate, and needs a Linux node")
+    print_line()
+    print_line("isolation")
+    print_line(f"  {MISSING} steps run on Linux only: {sys.platform} can orchestrate, and needs a Linux node")
     return False
 
 

@@ -29,7 +29,7 @@ from executor.registry.reference import Reference
 from orchestrator import registries
 from orchestrator.plan import NAMES
 from orchestrator.registries import Registry
-from orchestrator.view.said import say
+from orchestrator.view.stdout import print_line
 from orchestrator.view.untrusted import clean_line
 from platforms import regular
 from platforms.errors import DockerfileError, KanifoldError, StoreError, UsageError
@@ -100,7 +100,7 @@ def check(found: Sequence[Examined]) -> int:
     """
     for each in found:
         for finding in each.findings:
-            say(_line(each.file.path, finding, finding.state.value))
+            print_line(_line(each.file.path, finding, finding.state.value))
     good = (State.CURRENT, State.VARIABLE)
     return 0 if all(finding.state in good for each in found for finding in each.findings) else 1
 
@@ -121,7 +121,7 @@ def write(found: Sequence[Examined], contents: Sequence[bytes], states: frozense
             _write(each.file.path, data)
         for finding in each.findings:
             done = _DONE[finding.state] if finding.state in states else finding.state.value
-            say(_line(each.file.path, finding, done))
+            print_line(_line(each.file.path, finding, done))
 
 
 def show(found: Sequence[Examined], contents: Sequence[bytes]) -> None:
@@ -129,7 +129,7 @@ def show(found: Sequence[Examined], contents: Sequence[bytes]) -> None:
     for each, data in zip(found, contents, strict=True):
         before, after = (text.decode("utf-8", "replace").splitlines() for text in (each.file.data, data))
         for line in difflib.unified_diff(before, after, each.file.path, each.file.path, lineterm=""):
-            say(line)
+            print_line(line)
 
 
 _DONE: Final = {State.UNPINNED: "pinned to", State.MOVED: "renewed to", State.ONE_PLATFORM: "renewed to"}

@@ -23,7 +23,7 @@ from executor import __version__, protocol
 from executor.registry import reference
 from executor.registry.config import RegistrySettings
 from executor.solver import inputs
-from executor.store import blobs, metadata
+from executor.store import blobs, metadata_cache
 from executor.store.store import Store
 from orchestrator import publish
 from orchestrator.node import Placement
@@ -65,7 +65,7 @@ def may_come(request: Request, placements: Sequence[Placement]) -> bool:
 
 def find(jobs: Jobs, store: Store) -> tuple[CachedResult, ...]:
     """What the ``orders`` (whose pins need not be known) were answered with; none unless that is known of all."""
-    found = [metadata.get(store, "repeat", _key(job)) for _, job in jobs]
+    found = [metadata_cache.get(store, "repeat", _key(job)) for _, job in jobs]
     try:
         return tuple(decoding.decode(_ANSWER, each) for each in found if each is not None) if None not in found else ()
     except msgspec.DecodeError:  # of another version of ours, as may be on a developer's machine
@@ -137,7 +137,7 @@ def note(built: Sequence[PlatformResult], jobs: Jobs, store: Store) -> None:
                 steps = each.result.cached + each.result.ran
                 result = replace(each.result, dependencies=None, cached=steps, ran=0, seconds=0.0)
                 answer = CachedResult(job.pins, dependencies, tuple(_replayed(each.events)), result)
-                metadata.put(store, "repeat", _key(job), msgspec.json.encode(answer))
+                metadata_cache.put(store, "repeat", _key(job), msgspec.json.encode(answer))
 
 
 def _replayed(kept: Sequence[StepEvent]) -> Iterator[StepEvent]:

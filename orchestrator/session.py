@@ -107,6 +107,6 @@ def _show(emit: Emit, notice: Notice) -> None:
     """Show what the registries' client says."""
     match notice:
         case Wait(registry, what, seconds, why, over):
-            emit(events.Waiting(registry=registry, what=what, seconds=seconds, why=why, over=over))
+            emit(events.RegistryWaiting(registry=registry, what=what, seconds=seconds, why=why, over=over))
         case Remark(text):
-            emit(events.Cautioned(problem=Problem("Registry", text), rule="Registry"))
+            emit(events.WarningRaised(problem=Problem("Registry", text), rule="Registry"))

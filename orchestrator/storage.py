@@ -11,8 +11,8 @@ from executor.store import prune as pruning
 from executor.store.prune import UsageInfo
 from executor.store.store import open_store
 from orchestrator import fields
-from orchestrator.view.amounts import size as shown
-from orchestrator.view.said import say
+from orchestrator.view.stdout import print_line
+from orchestrator.view.units import size as shown
 from platforms.errors import UsageError
 
 
@@ -24,11 +24,11 @@ def show(root: str, verbose: bool, filters: Sequence[str]) -> None:
     if verbose:
         for row in sorted(rows, key=lambda each: (each.kind, -each.size)):
             state = "in use" if row.in_use else f"used {_ago(row.last_used)}"
-            say(f"{row.kind:<12} {shown(row.size):>10}  {state:<14} {row.id[:24]:<24} {row.description[:60]}")
-        say()
+            print_line(f"{row.kind:<12} {shown(row.size):>10}  {state:<14} {row.id[:24]:<24} {row.description[:60]}")
+        print_line()
     for kind, count, total in _sums(rows):
-        say(f"{kind:<12} {count:>7}  {shown(total):>10}")
-    say(f"{'total':<12} {len(rows):>7}  {shown(sum(each.size for each in rows)):>10}")
+        print_line(f"{kind:<12} {count:>7}  {shown(total):>10}")
+    print_line(f"{'total':<12} {len(rows):>7}  {shown(sum(each.size for each in rows)):>10}")
 
 
 def prune(root: str, everything: bool, keep_storage: str, filters: Sequence[str]) -> None:
@@ -47,8 +47,8 @@ def prune(root: str, everything: bool, keep_storage: str, filters: Sequence[str]
             all=everything,
         )
     for kind, count, total in _sums(done.removed):
-        say(f"{kind:<12} {count:>7}  {shown(total):>10}")
-    say(f"freed {shown(done.freed)}")
+        print_line(f"{kind:<12} {count:>7}  {shown(total):>10}")
+    print_line(f"freed {shown(done.freed)}")
 
 
 def _check(root: str) -> None:

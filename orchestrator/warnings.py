@@ -10,7 +10,7 @@ import msgspec
 
 from executor import protocol
 from executor.dockerfile.suggestions import hint
-from executor.store import metadata
+from executor.store import metadata_cache
 from executor.store.store import Store
 from orchestrator.outputs import image_options
 from orchestrator.plan import Plan
@@ -20,16 +20,16 @@ from orchestrator.view import events
 from platforms import decoding
 from platforms.errors import BuildError, Problem
 
-Cautions = tuple[tuple[str, Problem], ...]
-_Noted = tuple[Cautions, Problem | None]
+Findings = tuple[tuple[str, Problem], ...]
+_CachedFindings = tuple[Findings, Problem | None]
 _SHOWN: Final = 5
 """Names of images that a warning lists."""
-_NOTED: Final[msgspec.json.Decoder[_Noted]] = msgspec.json.Decoder(_Noted)
+_CACHED_FINDINGS: Final[msgspec.json.Decoder[_CachedFindings]] = msgspec.json.Decoder(_CachedFindings)
 
 
-def of(
+def check_warnings(
     request: Request, plan: Plan, pins: tuple[protocol.Pin, ...], registry: Registry, store: Store
-) -> tuple[events.Cautioned, ...]:
+) -> tuple[events.WarningRaised, ...]:
     """The findings as warnings of a build, remembered for as long as nothing that they depend on changes.
 
     Raises ``BuildError`` when the Dockerfile wants findings to fail the build (``# check=error=true``).
@@ -45,9 +45,9 @@ def of(
         ]
     )
     key = hashlib.sha256(asked).hexdigest()
-    known = metadata.get(store, "checks", key)
+    known = metadata_cache.get(store, "checks", key)
     if known is not None:
-        found, refusal = decoding.decode(_NOTED, known)
+        found, refusal = decoding.decode(_CACHED_FINDINGS, known)
     else:
         from executor.dockerfile import rules
         from orchestrator import checking  # with all rules: most builds find their findings noted
@@ -59,18 +59,18 @@ def of(
             if each.rule is not rules.INVALID_BASE_IMAGE_PLATFORM  # whoever builds on it says so
         )
         refusal = made.refusal
-        metadata.put(store, "checks", key, msgspec.json.encode((found, refusal)))
+        metadata_cache.put(store, "checks", key, msgspec.json.encode((found, refusal)))
     if refusal is not None:
         raise BuildError.of(refusal)
-    return tuple(events.Cautioned(problem=problem, rule=name) for name, problem in found)
+    return tuple(events.WarningRaised(problem=problem, rule=name) for name, problem in found)
 
 
-def unused_contexts(plan: Plan, taken: Collection[str]) -> tuple[events.Cautioned, ...]:
+def unused_contexts(plan: Plan, taken: Collection[str]) -> tuple[events.WarningRaised, ...]:
     """A warning for each named context that nothing was ``taken`` from: it was to stand for something, and did not."""
     names = [image.name for image in plan.images]
     others = f"; it takes {', '.join(names[:_SHOWN])} from outside" if names else ""
     return tuple(
-        events.Cautioned(
+        events.WarningRaised(
             problem=Problem(
                 "UsageError",
                 f"--build-context {each.name}: nothing used it",
@@ -84,12 +84,12 @@ def unused_contexts(plan: Plan, taken: Collection[str]) -> tuple[events.Cautione
     )
 
 
-def without_epoch(request: Request, plan: Plan) -> tuple[events.Cautioned, ...]:
+def without_epoch(request: Request, plan: Plan) -> tuple[events.WarningRaised, ...]:
     """A warning when times are to be rewritten and nothing says to what, as BuildKit has it."""
     if plan.epoch is not None or not any(image_options(each).rewrite_timestamp for each in request.outputs):
         return ()
     return (
-        events.Cautioned(
+        events.WarningRaised(
             problem=Problem(
                 "UsageError",
                 "--output: rewrite-timestamp has no effect",

@@ -10,7 +10,7 @@ from base64 import b64encode
 from typing import Any
 
 from executor.dockerfile.checks import CheckResult
-from executor.dockerfile.outline import Credential, Outline, Target
+from executor.dockerfile.outline import Outline, SecretRequirement, Target
 from platforms.errors import Location
 
 
@@ -73,7 +73,7 @@ def outline_document(outline: Outline, data: bytes) -> dict[str, Any]:
     )
 
 
-def _wanted(wanted: tuple[Credential, ...]) -> list[dict[str, Any]]:
+def _wanted(wanted: tuple[SecretRequirement, ...]) -> list[dict[str, Any]]:
     return [
         {"name": each.name} | _without_empty(required=each.required, location=_location(each.location))
         for each in wanted

@@ -42,7 +42,7 @@ class Argument(msgspec.Struct, frozen=True):
     location: Location
 
 
-class Credential(msgspec.Struct, frozen=True):
+class SecretRequirement(msgspec.Struct, frozen=True):
     """A secret or an SSH agent that a step may use."""
 
     name: str
@@ -50,7 +50,7 @@ class Credential(msgspec.Struct, frozen=True):
     location: Location
 
 
-T = TypeVar("T", Argument, Credential)
+T = TypeVar("T", Argument, SecretRequirement)
 
 
 class Outline(msgspec.Struct, frozen=True):
@@ -59,8 +59,8 @@ class Outline(msgspec.Struct, frozen=True):
     name: str
     description: str
     arguments: tuple[Argument, ...]
-    secrets: tuple[Credential, ...]
-    ssh: tuple[Credential, ...]
+    secrets: tuple[SecretRequirement, ...]
+    ssh: tuple[SecretRequirement, ...]
 
 
 def targets(dockerfile: Dockerfile) -> tuple[Target, ...]:
@@ -117,8 +117,8 @@ class _StageUsage(msgspec.Struct):
     """The variables that FROM uses, in this stage and those that it is based on."""
     used: dict[str, None]
     """These, and the ARGs of the stage."""
-    secrets: dict[str, Credential] = msgspec.field(default_factory=dict)
-    ssh: dict[str, Credential] = msgspec.field(default_factory=dict)
+    secrets: dict[str, SecretRequirement] = msgspec.field(default_factory=dict)
+    ssh: dict[str, SecretRequirement] = msgspec.field(default_factory=dict)
     env: dict[str, str] = msgspec.field(default_factory=dict)
 
     def arguments_used(self) -> dict[str, Argument]:
@@ -227,7 +227,7 @@ class _OutlineReader:
         for mount in run.mounts:
             if mount.type == "secret":
                 name = mount.source or mount.id or posixpath.basename(mount.target)
-                taken.secrets.setdefault(name, Credential(name, mount.required, run.location))
+                taken.secrets.setdefault(name, SecretRequirement(name, mount.required, run.location))
             elif mount.type == "ssh":
                 name = mount.id or "default"
-                taken.ssh.setdefault(name, Credential(name, mount.required, run.location))
+                taken.ssh.setdefault(name, SecretRequirement(name, mount.required, run.location))

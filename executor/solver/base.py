@@ -33,7 +33,7 @@ from executor.solver.inputs import Input
 from executor.solver.layer import Blob, Layer, kind_of, media_type, opened
 from executor.solver.once import Once, known
 from executor.solver.workshop import Workshop
-from executor.store import blobs, faults, locks, metadata, snapshots
+from executor.store import blobs, faults, locks, metadata_cache, snapshots
 from executor.store.snapshots import Snapshot
 from platforms import Platform, decoding, satisfies
 from platforms.errors import ArchiveError, KanifoldError, Problem
@@ -202,7 +202,7 @@ def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> L
     name = f"{descriptor.digest} {kind_of(wanted)}"
 
     def look() -> Packed | None:
-        found = metadata.get(store, "recompressed", name)
+        found = metadata_cache.get(store, "recompressed", name)
         packed = None if found is None else decoding.decode(_PACKED, found)
         return packed if packed is not None and blobs.has(store, packed.digest) else None
 
@@ -230,7 +230,7 @@ def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> L
                     if os.path.exists(temporary):
                         os.unlink(temporary)
                 packed = Packed(kind_of(wanted), made.digest, made.size)
-                metadata.put(store, "recompressed", name, msgspec.json.encode(packed))
+                metadata_cache.put(store, "recompressed", name, msgspec.json.encode(packed))
                 workshop.tell(Transfer(Action.COMPRESS, descriptor.digest, made.size, made.size))
         return Blob(diff_id, Descriptor(media_type(workshop.job), packed.digest, packed.size))
 

@@ -19,7 +19,7 @@ from executor.solver.copying import Match, Source, WalkEntry
 from executor.solver.once import Once
 from executor.solver.statwalk import REACHED, TOGETHER, Chosen, StatWalk, unreadable, walk
 from executor.solver.workshop import Copy, Workshop, together
-from executor.store import faults, locks, metadata, stat_cache
+from executor.store import faults, locks, metadata_cache, stat_cache
 from executor.store.spool import SpooledList
 from platforms import decoding
 from platforms.errors import ContextError
@@ -128,12 +128,12 @@ def agreed(workshop: Workshop, what: str, walked: Once[StatWalk], selection: Onc
         return Agreed(selection().name())
     fact = keys.key("selected", what, build)
     with locks.lock(workshop.store, f"selection {fact}", cancel=workshop.cancelled):
-        known = metadata.get(workshop.store, "selection", fact)
+        known = metadata_cache.get(workshop.store, "selection", fact)
         if known is not None:
             return decoding.decode(_AGREED, known)
         found = _recognised(workshop, walked(), selection)
         if not (selection.done and selection().live):
-            metadata.put(workshop.store, "selection", fact, msgspec.json.encode(found))
+            metadata_cache.put(workshop.store, "selection", fact, msgspec.json.encode(found))
         return found
 
 
@@ -143,13 +143,13 @@ def _recognised(workshop: Workshop, walked: StatWalk, selection: Once[Selection]
     As with a single file, what was changed just before it was looked at may be changed again and look the same.
     """
     fact = keys.key("look", walked.signature)
-    known = metadata.get(workshop.store, "look", fact) if walked.signature else None
+    known = metadata_cache.get(workshop.store, "look", fact) if walked.signature else None
     if known is not None:
         return Agreed(known.decode(), walked.signature)
     found = selection().name()
     stamps = (each.entry.stamp for each in walked.reached if each.entry.stamp)
     if walked.signature and not selection().live and not any(stat_cache.is_racy(stamp, walked.at) for stamp in stamps):
-        metadata.put(workshop.store, "look", fact, found.encode())
+        metadata_cache.put(workshop.store, "look", fact, found.encode())
         return Agreed(found, walked.signature)
     return Agreed(found)
 

@@ -24,7 +24,7 @@ from executor.solver.caching import CachedStep
 from executor.solver.layer import Layer
 from executor.solver.state import State
 from executor.solver.workshop import Workshop, together
-from executor.store import blobs, locks, metadata
+from executor.store import blobs, locks, metadata_cache
 from platforms.decoding import decode
 from platforms.errors import RegistryError
 
@@ -85,10 +85,10 @@ class Pushes(msgspec.Struct, frozen=True):
         store, build = self.workshop.store, self.workshop.job.build
         name = f"{target.registry}/{target.repository} {digest}"
         with locks.lock(store, f"push {name}", cancel=self.workshop.cancelled):
-            needed = not build or metadata.get(store, "pushed", f"{name} {build}") is None
+            needed = not build or metadata_cache.get(store, "pushed", f"{name} {build}") is None
             yield needed
             if needed and build:
-                metadata.put(store, "pushed", f"{name} {build}", b"")
+                metadata_cache.put(store, "pushed", f"{name} {build}", b"")
 
     def _content(self, layer: Layer) -> BinaryIO:
         layer.content()
@@ -164,7 +164,7 @@ def _vouched_for(workshop: Workshop, target: Reference, wanted: Sequence[str]) -
     A registry has no manifest without what it names. So one question, which the orchestrator has a connection for,
     stands for one a layer.
     """
-    data = metadata.get(workshop.store, "sent", _place(workshop, target))
+    data = metadata_cache.get(workshop.store, "sent", _place(workshop, target))
     if data is None:
         return ()
     before, digests = decode(_SENT, data)
@@ -175,7 +175,7 @@ def _vouched_for(workshop: Workshop, target: Reference, wanted: Sequence[str]) -
 
 def _note_sent(workshop: Workshop, target: Reference, digest: str, manifest: Manifest) -> None:
     sent = (digest, tuple(each.digest for each in manifest.layers))
-    metadata.put(workshop.store, "sent", _place(workshop, target), msgspec.json.encode(sent))
+    metadata_cache.put(workshop.store, "sent", _place(workshop, target), msgspec.json.encode(sent))
 
 
 def _place(workshop: Workshop, target: Reference) -> str:

@@ -21,7 +21,7 @@ from executor.solver.archives import copy_archive
 from executor.solver.copying import CopyOptions, Plan, Source
 from executor.solver.inputs import Input
 from executor.solver.workshop import Workshop
-from executor.store import metadata
+from executor.store import metadata_cache
 from platforms import decoding
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class FromUrl(msgspec.Struct, frozen=True):
 
     def _digest(self, workshop: Workshop) -> str:
         """The content's digest: remembered, as long as the server says that the file is the same."""
-        data = metadata.get(workshop.store, "url", self.url)
+        data = metadata_cache.get(workshop.store, "url", self.url)
         if data is not None:
             digest, validators = decoding.decode(_REMEMBERED, data)
             if http.unchanged(self.url, validators, self._options(workshop)):
@@ -84,7 +84,7 @@ class FromUrl(msgspec.Struct, frozen=True):
                 found = http.download(self.url, workshop.scratch(), self._options(workshop), checksum=self.checksum)
                 workshop.downloads[self.url, self.checksum] = found
                 known = (found.digest, found.validators)
-                metadata.put(workshop.store, "url", self.url, msgspec.json.encode(known))
+                metadata_cache.put(workshop.store, "url", self.url, msgspec.json.encode(known))
             return found
 
     def _options(self, workshop: Workshop) -> http.RequestOptions:

@@ -1,7 +1,7 @@
-"""What people see of a build: events in, a display of them out.
+"""Displays of a build on stderr, driven by a stream of events.
 
-``open_display`` picks one of four displays; ``events`` is all that they are told. Both the live screen and the plain
-lines are functions of a ``state`` that the events fold into; ``problems`` shows errors and warnings everywhere.
+``open_display`` selects one of four displays; ``events`` is all that they are given. The live screen and the plain
+lines are functions of a ``BuildState``, into which the events are folded; ``problems`` renders errors and warnings.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What GitHub Actions and GitLab CI read out of a job's output, written by us and kept from everybody else.
+"""Log commands of GitHub Actions and sections of GitLab CI: written by kanifold, and neutralised in any other text.
 
-GitHub's runner obeys lines that begin with ``::command ...::`` after any white space (actions/runner,
-src/Runner.Common/ActionCommand.cs); a step of a build must not give such orders. What is obeyed anywhere in a line is
-in no text that was cleaned (``untrusted``). GitLab folds what stands between two markers made of a control sequence and
-a carriage return (docs.gitlab.com, "Job logs"), which cleaned text cannot contain.
+GitHub's runner executes lines that begin with ``::command ...::`` after any white space (actions/runner,
+src/Runner.Common/ActionCommand.cs); output of a build's steps must not contain such commands. Commands that are
+recognised anywhere in a line are removed by ``untrusted``. GitLab folds text between two markers, made of a control
+sequence and a carriage return (docs.gitlab.com, "Job logs"), which cleaned text cannot contain.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from platforms.errors import Problem
 
 
 def in_actions(environ: Mapping[str, str]) -> bool:
-    """Whether this is a GitHub Actions job (also those of Forgejo and Gitea, which read the same commands)."""
+    """Whether this is a GitHub Actions job (also of Forgejo and Gitea, which support the same commands)."""
     return environ.get("GITHUB_ACTIONS", "") == "true"
 
 
-def harmless(line: str) -> str:
-    """``line``, which is cleaned already, with nothing at its beginning that a GitHub runner obeys."""
+def neutralise(line: str) -> str:
+    """Return ``line``, cleaned already, without a command of GitHub's runner at its beginning."""
     bare = line.lstrip()
     return f"{line[: len(line) - len(bare)]}: :{bare[2:]}" if bare.startswith("::") else line
 
 
 def annotation(level: str, problem: Problem) -> str:
-    """The command that shows ``problem`` on the job's page and, where it has a place, beside the line of the file."""
+    """Return the command that shows ``problem`` on the page of the job and, if it has a location, at the line of the
+    file."""
     where = problem.where
     facts = {"title": problem.what}
     if where:
@@ -46,19 +47,19 @@ def _escaped(value: str) -> str:
 
 
 class Groups(Protocol):
-    """How a CI's log folds a step's lines under a title."""
+    """How the log of a CI system folds the lines of a step under a title."""
 
     def fold(self, name: str, title: str, lines: tuple[str, ...]) -> str:
-        """The group as text to write at once; ``name`` is unique in the job; all text is cleaned already."""
+        """Return the group as text to write at once. ``name`` is unique in the job; all text is cleaned already."""
         ...
 
     def line(self, line: str) -> str:
-        """One line outside of all groups."""
+        """Return a line outside of groups."""
         ...
 
 
 class GitHubGroups:
-    """``::group::`` and ``::endgroup::``; between them commands are off until a token nobody can guess."""
+    """``::group::`` and ``::endgroup::``; commands between them are disabled by a random token."""
 
     def fold(self, name: str, title: str, lines: tuple[str, ...]) -> str:
         """See ``Groups``."""
@@ -71,7 +72,7 @@ class GitHubGroups:
 
     def line(self, line: str) -> str:
         """See ``Groups``."""
-        return f"{harmless(line)}\n"
+        return f"{neutralise(line)}\n"
 
 
 class GitLabGroups:
@@ -93,7 +94,7 @@ class GitLabGroups:
 
 
 def groups_of(environ: Mapping[str, str]) -> Groups | None:
-    """The groups of the CI that this job runs in; None where there is none that folds."""
+    """Return the groups of the CI system that this job runs in; None if it has none."""
     if in_actions(environ):
         return GitHubGroups()
     return GitLabGroups() if environ.get("GITLAB_CI", "") not in ("", "false") else None

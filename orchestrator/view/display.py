@@ -1,4 +1,4 @@
-"""Choosing and opening a display."""
+"""Selecting and opening a display."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from platforms.errors import UsageError
 
 MODES: Final = ("auto", "live", "plain", "rawjson", "quiet")
 VARIABLE: Final = "KANIFOLD_PROGRESS"
-"""The environment variable that stands in for ``auto``."""
+"""The environment variable that replaces ``auto``."""
 
 
 class Display(Protocol):
-    """Shows a build while it happens. Nothing here raises because of the stream: a reader may go away at any time."""
+    """A display of a build. No method raises because of the stream, whose reader may go away at any time."""
 
     def emit(self, event: Event) -> None:
-        """Take the next event; from any thread, and from an event loop."""
+        """Process the next event. Safe for threads, and from an event loop."""
         ...
 
     def close(self) -> None:
-        """Show what stays, and let go of the stream. May be called twice."""
+        """Show the summary and release the stream. Idempotent."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -34,34 +34,34 @@ class Display(Protocol):
 
 
 def open_display(mode: str = "auto", stream: TextIO | None = None, environ: Mapping[str, str] | None = None) -> Display:
-    """The display that ``mode`` (one of ``MODES``) names, on ``stream`` (stderr).
+    """Return the display ``mode`` (one of ``MODES``) on ``stream`` (default: stderr).
 
-    ``auto`` is ``KANIFOLD_PROGRESS`` if that is set; else live on a capable terminal outside of CI, unless lines of
-    ``--debug`` go there, and plain elsewhere. Raises ``UsageError`` for an unknown mode, and for ``live`` where no
-    capable terminal is; only a live display that the variable wishes for gives way to plain.
+    ``auto`` is ``KANIFOLD_PROGRESS`` if set; else live on a capable terminal outside of CI, unless ``--debug`` writes
+    there, and plain elsewhere. Raises ``UsageError`` for an unknown mode, and for ``live`` without a capable terminal,
+    unless the variable asked for it: then the display is plain.
     """
     stream = stream or sys.stderr
     environ = os.environ if environ is None else environ
-    chosen = _chosen(mode, stream, environ)
-    # Imported here: rich costs more than a build that has nothing to do.
+    chosen = _resolve_mode(mode, stream, environ)
+    # Imported late: loading rich takes longer than a cached build.
     if chosen == "live":
-        from orchestrator.view.live import Live
+        from orchestrator.view.live import LiveDisplay
 
-        return Live(stream, environ)
+        return LiveDisplay(stream, environ)
     if chosen == "rawjson":
-        from orchestrator.view.rawjson import RawJson
+        from orchestrator.view.rawjson import RawJsonDisplay
 
-        return RawJson(stream)
+        return RawJsonDisplay(stream)
     if chosen == "quiet":
-        from orchestrator.view.quiet import Quiet
+        from orchestrator.view.quiet import QuietDisplay
 
-        return Quiet(stream, environ)
-    from orchestrator.view.plain import Plain
+        return QuietDisplay(stream, environ)
+    from orchestrator.view.plain import PlainDisplay
 
-    return Plain(stream, environ)
+    return PlainDisplay(stream, environ)
 
 
-def _chosen(mode: str, stream: TextIO, environ: Mapping[str, str]) -> str:
+def _resolve_mode(mode: str, stream: TextIO, environ: Mapping[str, str]) -> str:
     wish = environ.get(VARIABLE, "") or "auto" if mode == "auto" else mode
     if wish not in MODES:
         source = f"{VARIABLE}={wish}" if mode == "auto" else f"--progress {wish}"

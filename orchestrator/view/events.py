@@ -1,11 +1,11 @@
-"""What happens during a build, as data: the one stream that every display is made from.
+"""The events of a build, from which every display is made.
 
-An orchestrator emits these; what an executor says is passed on whole, with the platform it speaks for. ``at`` is in
-seconds of the orchestrator's own monotonic clock, so that a node with another clock cannot bend the times shown.
+They are emitted by the orchestrator; messages of an executor are passed on unchanged, with their platform. ``at`` is in
+seconds of the orchestrator's monotonic clock, so that the clock of a node does not matter.
 
-The order of a build: ``BuildStarted``, any ``Resolving``/``Resolved``; per platform ``PlatformStarted``, any number of
-``FromExecutor``, ``PlatformEnded``; then ``Publishing``/``Published`` and ``BuildEnded``. Displays accept any order and
-events for a platform or step that was never announced.
+The order in a build: ``BuildStarted``, any ``Resolving``/``Resolved``; for each platform ``PlatformStarted``, any
+number of ``FromExecutor``, ``PlatformEnded``; then ``Publishing``/``Published`` and ``BuildEnded``. Displays accept any
+order, and events for a platform or step that was not announced.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ Outcome = Literal["built", "failed", "cancelled"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """The root of all events."""
+    """The base class of events."""
 
     at: float = msgspec.field(default_factory=time.monotonic)
     """Seconds, monotonic."""
 
 
-class Place(msgspec.Struct, frozen=True):
-    """Where a platform is going to be built, and how its steps run there."""
+class PlatformPlacement(msgspec.Struct, frozen=True):
+    """Where a platform is built, and how its steps run there."""
 
     platform: str
     node: str = ""
-    """The node's name; "" when the build is on this machine."""
+    """The name of the node; "" for this machine."""
     how: str = ""
-    """``native``, or the emulator's name (``qemu-aarch64``); "" while unknown."""
+    """``native``, or the emulator (``qemu-aarch64``); "" while unknown."""
 
 
 class BuildStarted(Event, frozen=True):
-    """The plan is made: these platforms will be built, at most ``jobs`` of them at once (0: all)."""
+    """The build of these platforms starts, with at most ``jobs`` at once (0: all)."""
 
-    platforms: tuple[Place, ...]
+    platforms: tuple[PlatformPlacement, ...]
     name: str = ""
-    """What is being built, as the user called it: the first tag, or the context."""
+    """What is built: the first tag, or the context."""
     tags: tuple[str, ...] = ()
-    """The references that a successful build will move."""
+    """The references that a successful build updates."""
     jobs: int = 0
 
 
 class Resolving(Event, frozen=True):
-    """A base image's tag is being looked up."""
+    """The tag of a base image is being resolved."""
 
     ref: str
 
 
 class Resolved(Event, frozen=True):
-    """``ref`` is pinned to ``digest``."""
+    """``ref`` is resolved to ``digest``."""
 
     ref: str
     digest: str
@@ -72,22 +72,22 @@ class PlatformStarted(Event, frozen=True):
 
 
 class FromExecutor(Event, frozen=True):
-    """The executor of ``platform`` said ``message``."""
+    """The executor of ``platform`` sent ``message``."""
 
     platform: str
     message: Message
 
 
 class PlatformEnded(Event, frozen=True):
-    """``platform`` is done for, one way or the other. ``reason`` says in a few words why it was not built."""
+    """The build of ``platform`` has ended. ``reason``: a short text why it was not built."""
 
     platform: str
     outcome: Outcome
     reason: str = ""
 
 
-class Waiting(Event, frozen=True):
-    """The orchestrator has had no answer of a registry for ``seconds``, or (``over``) has one at last."""
+class RegistryWaiting(Event, frozen=True):
+    """The orchestrator has waited ``seconds`` for a registry, or (``over``) has got its response."""
 
     registry: str
     what: str
@@ -96,15 +96,15 @@ class Waiting(Event, frozen=True):
     over: bool = False
 
 
-class Cautioned(Event, frozen=True):
-    """A warning of the orchestrator's own."""
+class WarningRaised(Event, frozen=True):
+    """A warning of the orchestrator."""
 
     problem: Problem
     rule: str = ""
 
 
 class Publishing(Event, frozen=True):
-    """``done`` of ``total`` parts of the result named ``what`` are at their destination."""
+    """``done`` of ``total`` parts of the result ``what`` were published."""
 
     what: str
     done: int = 0
@@ -112,27 +112,27 @@ class Publishing(Event, frozen=True):
 
 
 class Published(Event, frozen=True):
-    """``ref`` (a tag, or a path) now names ``digest``."""
+    """``ref`` (a tag, or a path) now refers to ``digest``."""
 
     ref: str
     digest: str
 
 
-class Trouble(msgspec.Struct, frozen=True):
-    """Why a build failed; ``platform`` is "" when it was not one platform's doing."""
+class Failure(msgspec.Struct, frozen=True):
+    """Why a build failed; ``platform`` is "" if it was not a single platform."""
 
     problem: Problem
     platform: str = ""
 
 
 class BuildEnded(Event, frozen=True):
-    """The last event. A display shows ``troubles`` in its own manner, so a caller that lists them has shown them."""
+    """The last event. Displays show ``troubles``, so the caller need not."""
 
     outcome: Outcome
     digest: str = ""
-    """The index's digest (or the manifest's, for a single image); "" unless built."""
-    troubles: tuple[Trouble, ...] = ()
+    """The digest of the index (of the manifest, for a single image); "" unless built."""
+    troubles: tuple[Failure, ...] = ()
 
 
 Emit = Callable[[Event], None]
-"""Takes what happens: a display, a trace, or both."""
+"""Receives events: a display, a trace, or both."""

@@ -1,11 +1,11 @@
-"""The display for pipes and CI: one line a happening, each with its platform, and no control characters.
+"""The plain display for pipes and CI: one line for each event, with its platform, without control characters.
 
     [linux/arm64 build 3/7] RUN apt-get update
     [linux/arm64 build 3/7] 0.42 Get:1 ...
     [linux/arm64 build 3/7] DONE 1.2s
     [linux/arm64 build 4/7] CACHED COPY . /src
 
-A log line is preceded by the seconds since its step began. In a CI whose log folds, a step's lines go through
+Log lines have the seconds since their step began. In a CI system that folds its log, the lines of a step go through
 ``grouping``.
 """
 
@@ -20,38 +20,38 @@ from msgspec.structs import replace
 
 from executor import protocol
 from executor.protocol import Action
-from orchestrator.view import amounts, ci, events, problems, terminal, wording
-from orchestrator.view.grouping import Grouping
-from orchestrator.view.sink import Sink
-from orchestrator.view.state import PlatformState, State, Status, StepState, fold
+from orchestrator.view import ci, events, problems, terminal, units, wording
+from orchestrator.view.build_state import BuildState, PlatformState, StepState, StepStatus, fold
+from orchestrator.view.grouping import StepGrouping
+from orchestrator.view.output_stream import OutputStream
 from orchestrator.view.untrusted import clean_line, clean_logs
 
 LOG_LIMIT: Final = 64 << 10
-"""Characters of a log line that are printed."""
+"""Maximum length of a log line in characters."""
 PROGRESS_SECONDS: Final = 10.0
-"""Seconds between two lines about the bytes that one platform moves in one direction."""
+"""Minimum seconds between lines about the bytes of one platform in one direction."""
 
 _MOVING: Final = {Action.PULL: "pulling", Action.PUSH: "pushing", Action.UNPACK: "unpacking"}
 
 
-class Plain:
-    """A ``Display`` of lines. ``emit`` writes at once, and waits where the reader is slow."""
+class PlainDisplay:
+    """A ``Display`` of lines. ``emit`` writes at once, and blocks if the reader is slow."""
 
     def __init__(self, stream: TextIO, environ: Mapping[str, str]) -> None:
-        self._sink = Sink(stream)
+        self._sink = OutputStream(stream)
         self._stream = stream
         groups = ci.groups_of(environ)
-        self._grouping = Grouping(groups) if groups else None
+        self._grouping = StepGrouping(groups) if groups else None
         self._annotates = ci.in_actions(environ)
         self._lock = threading.Lock()
-        self._state = State()
+        self._state = BuildState()
         self._told: dict[tuple[str, str], float] = {}
-        """When the bytes of a platform's action were last told of."""
+        """Time of the last line about the bytes of a platform's action."""
 
     def emit(self, event: events.Event) -> None:
-        """Write what ``event`` has to say; from any thread."""
+        """Write the lines of ``event``. Safe for threads."""
         if isinstance(event, events.BuildEnded) and terminal.same(self._stream, sys.stdout):
-            event = replace(event, digest="")  # there it follows: it is what the command prints on stdout
+            event = replace(event, digest="")  # the command prints it on stdout, after this
         with self._lock:
             old, self._state = self._state, fold(self._state, event)
             lines = lines_of(old, self._state, event) or self._progress(event)
@@ -63,7 +63,7 @@ class Plain:
                 self._sink.write("".join(f"{line}\n" for line in annotations_of(old, self._state)))
 
     def close(self) -> None:
-        """Write what was held back."""
+        """Write what was buffered."""
         with self._lock:
             if self._grouping:
                 self._sink.write(self._grouping.rest())
@@ -75,7 +75,7 @@ class Plain:
         self.close()
 
     def _progress(self, event: events.Event) -> tuple[str, ...]:
-        """A line about bytes under way, now and then."""
+        """Return a line about transferred bytes, if one is due."""
         if not (isinstance(event, events.FromExecutor) and isinstance(event.message, protocol.Transfer)):
             return ()
         action = event.message.action
@@ -87,35 +87,35 @@ class Plain:
         flow = next(each for each in platform.flows if each.action == action) if platform else None
         if platform is None or flow is None or not flow.busy:
             return ()
-        moved, rate = amounts.part(flow.done, flow.total), amounts.size(flow.rate(event.at))
+        moved, rate = units.part(flow.done, flow.total), units.size(flow.rate(event.at))
         return (f"[{platform.platform}] {_MOVING[action]} {moved}, {rate}/s",)
 
 
-def lines_of(old: State, new: State, event: events.Event) -> tuple[str, ...]:
-    """The lines that ``event`` is worth, given the states before and after it."""
+def lines_of(old: BuildState, new: BuildState, event: events.Event) -> tuple[str, ...]:
+    """Return the lines for ``event``, given the states before and after it."""
     match event:
         case events.FromExecutor(message=protocol.BuildWarning()):
-            return _cautions(old, new)
+            return _new_warnings(old, new)
         case events.FromExecutor(platform=name, message=protocol.Waiting(over=False)):
             return (f"[{clean_line(name)}] {wording.wait(new.waits[-1], event.at)}",)
-        case events.Waiting(over=False):
+        case events.RegistryWaiting(over=False):
             return (wording.wait(new.waits[-1], event.at),)
         case events.FromExecutor(platform=name, message=message):
             platform = new.platform(clean_line(name))
-            return _heard(platform, message, event.at) if platform else ()
+            return _message_lines(platform, message, event.at) if platform else ()
         case events.BuildStarted():
-            places = ", ".join(f"{each.platform} ({wording.where(each)})" for each in new.platforms)
+            places = ", ".join(f"{each.platform} ({wording.placement_text(each)})" for each in new.platforms)
             return (f"building {new.name} for {places}" if new.name else f"building for {places}",)
         case events.Resolved(ref=ref, digest=digest):
             return (f"resolved {clean_line(ref)} to {clean_line(digest)}",)
         case events.PlatformStarted(platform=name):
             platform = new.platform(clean_line(name))
-            return (f"[{platform.platform}] started: {wording.where(platform)}",) if platform else ()
+            return (f"[{platform.platform}] started: {wording.placement_text(platform)}",) if platform else ()
         case events.PlatformEnded(platform=name):
             platform = new.platform(clean_line(name))
             return (_ended(platform, event.at),) if platform else ()
-        case events.Cautioned():
-            return _cautions(old, new)
+        case events.WarningRaised():
+            return _new_warnings(old, new)
         case events.Publishing() if new.publishing and (old.publishing or ("",))[0] != new.publishing[0]:
             return (f"publishing {new.publishing[0]}",)
         case events.Published(ref=ref, digest=digest):
@@ -125,8 +125,8 @@ def lines_of(old: State, new: State, event: events.Event) -> tuple[str, ...]:
     return ()
 
 
-def annotations_of(old: State, new: State) -> tuple[str, ...]:
-    """GitHub's commands for the warnings and errors that came between two states."""
+def annotations_of(old: BuildState, new: BuildState) -> tuple[str, ...]:
+    """Return GitHub's commands for the warnings and errors between two states."""
     known = {each.problem for each in old.warnings}
     warnings = tuple(ci.annotation("warning", each.problem) for each in new.warnings if each.problem not in known)
     errors = (
@@ -136,11 +136,11 @@ def annotations_of(old: State, new: State) -> tuple[str, ...]:
 
 
 def prefix(platform: PlatformState, step: StepState) -> str:
-    """``[linux/arm64 build 3/7]``; a step outside of stages has its name in place of a number."""
+    """Return ``[linux/arm64 build 3/7]``; a step outside of stages has its name in place of a number."""
     return f"[{platform.platform} {wording.position(step.step) or step.step.name[:60]}]"
 
 
-def _heard(platform: PlatformState, message: protocol.Message, at: float) -> tuple[str, ...]:
+def _message_lines(platform: PlatformState, message: protocol.Message, at: float) -> tuple[str, ...]:
     match message:
         case protocol.Log(step=number, text=text):
             step = platform.steps[platform.places[number]]
@@ -152,48 +152,48 @@ def _heard(platform: PlatformState, message: protocol.Message, at: float) -> tup
             return (f"{prefix(platform, step)} {step.step.name}" if named else prefix(platform, step),)
         case protocol.Held(step=number) if message.what:
             step = platform.steps[platform.places[number]]
-            return (f"{prefix(platform, step)} waiting for {wording.waited_for(step)}",)
+            return (f"{prefix(platform, step)} waiting for {wording.wait_reason(step)}",)
         case protocol.Finished(step=number):
             step = platform.steps[platform.places[number]]
-            return (f"{prefix(platform, step)} {_verdict(step)}",)
+            return (f"{prefix(platform, step)} {_step_result(step)}",)
         case protocol.Handshake():
             facts = (clean_line(message.kanifold), clean_line(message.host), platform.isolation)
             return (f"[{platform.platform}] executor {', '.join(fact for fact in facts if fact)}",)
         case protocol.Result():
-            size = amounts.size(message.size)
+            size = units.size(message.size)
             return (f"[{platform.platform}] image {platform.digest}, {size}, {wording.steps(platform)}",)
     return ()
 
 
-def _verdict(step: StepState) -> str:
-    if step.status is Status.CACHED:
-        # A step that was found rather than begun has not been named yet.
+def _step_result(step: StepState) -> str:
+    if step.status is StepStatus.CACHED:
+        # A cached step was not announced, so it is named here.
         return "CACHED" if step.started or not wording.position(step.step) else f"CACHED {step.step.name}"
-    if step.status is Status.FAILED:
+    if step.status is StepStatus.FAILED:
         return f"ERROR {step.error}"
-    return f"DONE {amounts.duration(step.seconds)}"
+    return f"DONE {units.duration(step.seconds)}"
 
 
 def _ended(platform: PlatformState, at: float) -> str:
-    took = amounts.duration(platform.seconds(at))
+    took = units.duration(platform.seconds(at))
     word = platform.stage.upper()
     if platform.reason and platform.stage != "built":
         return f"[{platform.platform}] {word} {took}: {platform.reason}"
     return f"[{platform.platform}] {word} {took}"
 
 
-def _cautions(old: State, new: State) -> tuple[str, ...]:
-    """The warnings that are new. Reasons and remedies that were given before are not given again."""
+def _new_warnings(old: BuildState, new: BuildState) -> tuple[str, ...]:
+    """Return the lines of new warnings. A reason or remedy that was shown before is not repeated."""
     said = old.warnings
     lines: list[str] = []
     for each in new.warnings[len(old.warnings) :]:
-        lines += problems.caution_lines(wording.unsaid(each, said), each.rule, each.platforms)
+        lines += problems.warning_lines(wording.without_repetition(each, said), each.rule, each.platforms)
         said = (*said, each)
     return tuple(lines)
 
 
-def _summary(state: State, now: float) -> tuple[str, ...]:
-    platforms = wording.summarised(state)
+def _summary(state: BuildState, now: float) -> tuple[str, ...]:
+    platforms = wording.platforms_in_summary(state)
     rows = [wording.SUMMARY_HEADINGS, *(wording.summary_row(each, now) for each in platforms)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(wording.SUMMARY_HEADINGS))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,7 +1,7 @@
-"""The one renderer of errors and warnings: lines for a pipe, a panel for a terminal, annotations for GitHub Actions.
+"""Rendering errors and warnings: lines for a pipe, a panel for a terminal, annotations for GitHub Actions.
 
-In a pipe an error begins with ``ERROR: what: why``, so that one line is enough to search for; then come the place with
-the lines around it, those at fault marked ``>>>``, the end of the step's output, and the remedy.
+In a pipe an error begins with ``ERROR: what: why``, so that one line can be searched for; then come the location with
+the lines around it, the erroneous ones marked ``>>>``, the end of the step's output, and the remedy.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, TextIO
 
 from orchestrator.view import terminal, wording
-from orchestrator.view.ci import annotation, harmless, in_actions
-from orchestrator.view.events import Trouble
-from orchestrator.view.sink import Sink
-from orchestrator.view.state import Caution
+from orchestrator.view.build_state import WarningState
+from orchestrator.view.ci import annotation, in_actions, neutralise
+from orchestrator.view.events import Failure
+from orchestrator.view.output_stream import OutputStream
 from orchestrator.view.untrusted import clean_line, clean_lines, clean_log
 from platforms.errors import KanifoldError, Location, Problem
 
@@ -27,14 +27,14 @@ MARK: Final = ">>>"
 
 
 def exit_code(problem: Problem) -> int:
-    """The process's exit status for ``problem``: 1 build failed, 2 usage, 3 environment unfit, 130 interrupted."""
+    """Return the exit status for ``problem``: 1 build failed, 2 usage, 3 environment unfit, 130 interrupted."""
     return KanifoldError.of(problem).exit_code
 
 
 def render_problem(
     problem: Problem, stream: TextIO | None = None, environ: Mapping[str, str] | None = None, platform: str = ""
 ) -> int:
-    """Show ``problem`` on ``stream`` (stderr), as a panel where it is a terminal and as lines elsewhere.
+    """Print ``problem`` on ``stream`` (default: stderr), as a panel on a terminal and as lines elsewhere.
 
     Returns its exit code, so that a command can end with ``return render_problem(error.problem)``.
     """
@@ -43,7 +43,7 @@ def render_problem(
     if terminal.wants_colour(stream, environ):
         _print(panel(problem, platform), stream, environ)
     else:
-        Sink(stream).write("".join(f"{line}\n" for line in _for_pipe(problem, platform, environ)))
+        OutputStream(stream).write("".join(f"{line}\n" for line in _for_pipe(problem, platform, environ)))
     return exit_code(problem)
 
 
@@ -54,39 +54,39 @@ def render_warning(
     rule: str = "",
     platforms: tuple[str, ...] = (),
 ) -> None:
-    """Show ``problem`` as a warning on ``stream`` (stderr); ``rule`` is the name of the build check that found it."""
+    """Print ``problem`` as a warning on ``stream`` (default: stderr); ``rule`` is the build check that found it."""
     stream = stream or sys.stderr
     environ = os.environ if environ is None else environ
     if terminal.wants_colour(stream, environ):
-        _print(caution_text(problem, rule, platforms), stream, environ)
+        _print(warning_text(problem, rule, platforms), stream, environ)
     else:
-        lines = caution_lines(problem, rule, platforms)
+        lines = warning_lines(problem, rule, platforms)
         if in_actions(environ):
-            lines = (annotation("warning", problem), *map(harmless, lines))
-        Sink(stream).write("".join(f"{line}\n" for line in lines))
+            lines = (annotation("warning", problem), *map(neutralise, lines))
+        OutputStream(stream).write("".join(f"{line}\n" for line in lines))
 
 
 def _for_pipe(problem: Problem, platform: str, environ: Mapping[str, str]) -> tuple[str, ...]:
     lines = problem_lines(problem, platform)
-    return (annotation("error", problem), *map(harmless, lines)) if in_actions(environ) else lines
+    return (annotation("error", problem), *map(neutralise, lines)) if in_actions(environ) else lines
 
 
-def distinct(troubles: tuple[Trouble, ...]) -> tuple[Trouble, ...]:
-    """``troubles`` with those that are the same for several platforms put together: ``linux/amd64, linux/arm64``."""
+def distinct(troubles: tuple[Failure, ...]) -> tuple[Failure, ...]:
+    """Return ``troubles`` with equal ones of several platforms merged: ``linux/amd64, linux/arm64``."""
     platforms: dict[Problem, list[str]] = {}
     for each in troubles:
         platforms.setdefault(each.problem, []).append(each.platform)
-    return tuple(Trouble(problem, ", ".join(filter(None, names))) for problem, names in platforms.items())
+    return tuple(Failure(problem, ", ".join(filter(None, names))) for problem, names in platforms.items())
 
 
 def problem_lines(problem: Problem, platform: str = "") -> tuple[str, ...]:
-    """``problem`` as printable lines without any control character."""
+    """Return ``problem`` as printable lines without control characters."""
     why = clean_lines(problem.why)
     first = f"{clean_line(problem.what)}: {why[0]}" if why else clean_line(problem.what)
     lines = [f"ERROR: {f'[{clean_line(platform)}] ' if platform else ''}{first}"]
     lines += [f"  {line}" for line in why[1:]]
     if problem.where:
-        lines.append(f"  at {place(problem.where)}")
+        lines.append(f"  at {format_location(problem.where)}")
         lines += [f"  {line}" for line in excerpt(problem.where)]
     if problem.log:
         lines.append(f"  {_log_heading(problem)}:")
@@ -96,22 +96,22 @@ def problem_lines(problem: Problem, platform: str = "") -> tuple[str, ...]:
     return tuple(lines)
 
 
-def caution_lines(problem: Problem, rule: str = "", platforms: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """A warning as printable lines: ``WARNING: what: why (rule, file:line)``, and the remedy below."""
+def warning_lines(problem: Problem, rule: str = "", platforms: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return a warning as printable lines: ``WARNING: what: why (rule, file:line)``, and the remedy below."""
     whose = f"[{clean_line(', '.join(platforms))}] " if platforms else ""
-    lines = [f"WARNING: {whose}{wording.caution_line(Caution(problem, rule, platforms))}"]
+    lines = [f"WARNING: {whose}{wording.warning_line(WarningState(problem, rule, platforms))}"]
     lines += [f"  {line}" for line in clean_lines(problem.remedy)]
     return tuple(lines)
 
 
-def place(where: Location) -> str:
-    """``Dockerfile:3`` or ``Dockerfile:3-5``."""
+def format_location(where: Location) -> str:
+    """Return ``Dockerfile:3`` or ``Dockerfile:3-5``."""
     lines = f"{where.line}" if where.end_line <= where.line else f"{where.line}-{where.end_line}"
     return f"{clean_line(where.file)}:{lines}"
 
 
 def excerpt(where: Location) -> tuple[str, ...]:
-    """The lines around the place, numbered, those at fault marked."""
+    """Return the lines around the location, numbered, the erroneous ones marked."""
     last = where.first + len(where.source) - 1
     return tuple(
         f"{number:>{len(str(last))}} | {MARK if where.line <= number <= where.end_line else '   '} {line}".rstrip()
@@ -125,7 +125,7 @@ def _log_heading(problem: Problem) -> str:
 
 
 def panel(problem: Problem, platform: str = "") -> Panel:
-    """``problem`` as a rich panel."""
+    """Return ``problem`` as a rich panel."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
@@ -134,7 +134,7 @@ def panel(problem: Problem, platform: str = "") -> Panel:
     parts += [Text(line) for line in clean_lines(problem.why)]
     if problem.where:
         where = problem.where
-        parts.append(Text(f"\n{place(where)}", "cyan"))
+        parts.append(Text(f"\n{format_location(where)}", "cyan"))
         for number, line in enumerate(excerpt(where), where.first):
             at_fault = where.line <= number <= where.end_line
             parts.append(Text(line, "bold red" if at_fault else "dim", no_wrap=True, overflow="ellipsis"))
@@ -147,11 +147,11 @@ def panel(problem: Problem, platform: str = "") -> Panel:
     return Panel(Group(*parts), title=title, title_align="left", border_style="red", padding=(0, 1))
 
 
-def caution_text(problem: Problem, rule: str = "", platforms: tuple[str, ...] = ()) -> Text:
-    """A warning as rich text."""
+def warning_text(problem: Problem, rule: str = "", platforms: tuple[str, ...] = ()) -> Text:
+    """Return a warning as rich text."""
     from rich.text import Text
 
-    first, *rest = caution_lines(problem, rule, platforms)
+    first, *rest = warning_lines(problem, rule, platforms)
     text = Text("⚠ ", "yellow", overflow="fold")
     text.append(first.removeprefix("WARNING: "), "yellow")
     for line in rest:
@@ -177,4 +177,4 @@ def _print(what: Panel | Text, stream: TextIO, environ: Mapping[str, str]) -> No
     )
     with console.capture() as captured:
         console.print(what)
-    Sink(stream).write(captured.get())
+    OutputStream(stream).write(captured.get())

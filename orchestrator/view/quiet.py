@@ -1,4 +1,4 @@
-"""The display that says nothing but why a build failed."""
+"""The quiet display: errors only."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Self, TextIO
 from orchestrator.view.events import BuildEnded, Event
 
 
-class Quiet:
-    """A ``Display`` of errors only. What a caller prints on stdout is its own."""
+class QuietDisplay:
+    """A ``Display`` of errors only. The caller prints results on stdout."""
 
     def __init__(self, stream: TextIO, environ: Mapping[str, str]) -> None:
         self._stream = stream
         self._environ = environ
 
     def emit(self, event: Event) -> None:
-        """Show the troubles of a build that ended."""
+        """Print the errors of a build that ended."""
         if isinstance(event, BuildEnded) and event.troubles:
             from orchestrator.view import problems
 
@@ -24,7 +24,7 @@ class Quiet:
                 problems.render_problem(trouble.problem, self._stream, self._environ, trouble.platform)
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
     def __enter__(self) -> Self:
         return self

@@ -48,22 +48,22 @@ import msgspec
 from executor import protocol
 from executor.image.manifest import Descriptor
 from orchestrator.view import events
-from orchestrator.view.said import no_order
-from orchestrator.view.sink import Sink
+from orchestrator.view.output_stream import OutputStream
+from orchestrator.view.stdout import escape_commands
 from platforms.errors import Problem
 
 
-class RawJson:
+class RawJsonDisplay:
     """A ``Display`` of JSON lines."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._sink = Sink(stream)
+        self._sink = OutputStream(stream)
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._wall = time.time() - self._began
 
     def emit(self, event: events.Event) -> None:
-        """Write ``event``; from any thread. An executor's questions and answers are not shown."""
+        """Write ``event``. Safe for threads. Questions of an executor and their answers are not written."""
         with self._lock:
             if isinstance(event, events.BuildStarted):
                 self._began = event.at
@@ -77,16 +77,16 @@ class RawJson:
                 "time": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
                 **fields,
             }
-            if line["type"] == "log":  # of which much comes: an object for each line
+            if line["type"] == "log":  # one message has many lines: an object for each
                 lines = line.pop("text").split("\n")
                 head = _dump(line)[:-1]
                 text = "".join(f'{head},"text":{_dump(each)}}}\n' for each in lines)
             else:
                 text = f"{_dump(line)}\n"
-            self._sink.write(no_order(text))
+            self._sink.write(escape_commands(text))
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +99,7 @@ _dump = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def fields_of(event: events.Event) -> dict[str, Any] | None:
-    """``type`` and the fields that the table above lists for ``event``; None for one that is not shown."""
+    """Return ``type`` and the fields of ``event`` as listed above; None for one that is not written."""
     match event:
         case events.FromExecutor(platform=platform, message=message):
             said = _message(message)
@@ -121,11 +121,11 @@ def fields_of(event: events.Event) -> dict[str, Any] | None:
                 "outcome": event.outcome,
                 "reason": event.reason,
             }
-        case events.Waiting():
+        case events.RegistryWaiting():
             fields = _struct(event)
             del fields["at"]
             return {"type": "waiting", "platform": "", **fields}
-        case events.Cautioned():
+        case events.WarningRaised():
             return {"type": "warned", "platform": "", "rule": event.rule, "problem": _problem(event.problem)}
         case events.Publishing():
             return {"type": "publishing", "what": event.what, "done": event.done, "total": event.total}

@@ -1,8 +1,8 @@
-"""The live screen and the summary that stays: pure functions of the state, the terminal's size and the time.
+"""The live screen and the final summary: pure functions of the state, the size of the terminal and the time.
 
-A running platform is a block of lines; all running platforms have blocks of one height, as high as the screen allows,
-so that what moves is text and not layout. Where the screen is low a block is one line, and where not even that fits
-the platforms that matter least are counted instead of shown.
+A running platform is a block of lines. All blocks have the same height, as high as the screen allows, so that text
+moves and the layout does not. On a low screen a block is one line; if not even that fits, the least important platforms
+are counted instead of shown.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from rich.console import Group
 from rich.text import Text
 
 from executor.protocol import Action
-from orchestrator.view import amounts, wording
-from orchestrator.view.state import Flow, PlatformState, State, Status, StepState
+from orchestrator.view import units, wording
+from orchestrator.view.build_state import BuildState, Flow, PlatformState, StepState, StepStatus
 
 BLOCK: Final = 14
-"""Lines that a block has at most."""
+"""Maximum lines of a block."""
 BAR: Final = 14
-"""Cells of a progress bar."""
+"""Width of a progress bar in cells."""
 
 _SIGNS: Final = {"waiting": "○", "running": "●", "built": "✓", "failed": "✗", "cancelled": "■"}
 _STYLES: Final = {"waiting": "dim", "running": "blue", "built": "green", "failed": "red", "cancelled": "yellow"}
 _URGENCY: Final = {"failed": 0, "running": 1, "cancelled": 2, "waiting": 3, "built": 4}
-"""Which platforms are shown first where not all can be."""
+"""Order in which platforms are shown where not all fit."""
 _COLUMN_WORTH: Final = (9, 5, 2, 3, 4, 6, 7)
-"""By column of the summary: the least worthy one goes first where the terminal is narrow."""
+"""For each column of the summary, its importance: the least important is dropped first on a narrow terminal."""
 
 
 class _Grid(msgspec.Struct, frozen=True):
-    """What all head lines share, so that they line up: widths in cells, and which of the cells fit."""
+    """The widths in cells, and which cells fit, that align the head lines of all platforms."""
 
     width: int
     platform: int
@@ -42,15 +42,16 @@ class _Grid(msgspec.Struct, frozen=True):
     cached: int
 
 
-def render(state: State, width: int, height: int, now: float) -> Group:
-    """The screen while the build runs: at most ``height - 1`` lines (the cursor has the last), none over ``width``."""
+def render(state: BuildState, width: int, height: int, now: float) -> Group:
+    """Return the screen of a running build: at most ``height - 1`` lines (the last is the cursor's), none over
+    ``width``."""
     room = max(1, height - 1)
     top = [_headline(state, width, now)]
     resolving = [ref for ref, digest in state.pins if not digest]
     if resolving:
         top.append(_plain(width, "  resolving " + ", ".join(resolving), "dim"))
     bottom = _footer(state, width, now)
-    # Where it is tight, every platform's line goes before the lines around them.
+    # On a low screen, the lines of platforms take precedence over those around them.
     while top and len(top) + len(state.platforms) + len(bottom) > room:
         if bottom:
             bottom.pop(0)
@@ -60,9 +61,9 @@ def render(state: State, width: int, height: int, now: float) -> Group:
     return Group(*top, *_platforms(state, width, rows, now), *bottom)
 
 
-def summary(state: State, width: int, now: float) -> Group:
-    """What stays on the screen when the build has ended: a table of the platforms, the outcome, what was published."""
-    platforms = wording.summarised(state)
+def summary(state: BuildState, width: int, now: float) -> Group:
+    """Return the final summary: a table of the platforms, the outcome, and what was published."""
+    platforms = wording.platforms_in_summary(state)
     rows = [wording.summary_row(each, now) for each in platforms]
     columns, widths = _fitting([wording.SUMMARY_HEADINGS, *rows], width)
     if len(columns) < len(wording.SUMMARY_HEADINGS):
@@ -78,7 +79,7 @@ def summary(state: State, width: int, now: float) -> Group:
         lines.append(line)
     ended = state.outcome or "cancelled"
     lines.append(_plain(width, f"{_SIGNS[ended]} {wording.outcome(state, now)}", f"bold {_STYLES[ended]}"))
-    # These are there to be copied, so they are folded rather than cut.
+    # Wrapped, not cut, so that they can be copied.
     for text in (state.digest, *(ref for ref, _ in state.published)):
         if text:
             lines.append(Text(f"  {text}", overflow="fold"))
@@ -86,7 +87,7 @@ def summary(state: State, width: int, now: float) -> Group:
 
 
 def _fitting(table: list[tuple[str, ...]], width: int) -> tuple[list[int], list[int]]:
-    """Which columns fit, and how wide each column is."""
+    """Return which columns fit, and the width of each column."""
     widths = [max(cell_len(row[column]) for row in table) for column in range(len(table[0]))]
     columns = list(range(len(widths)))
     while len(columns) > 1 and sum(widths[column] + 2 for column in columns) > width:
@@ -106,7 +107,7 @@ def _plain(width: int, text: str, style: str) -> Text:
 
 
 def _spread(width: int, left: Text, right: str, style: str = "") -> Text:
-    """``left`` and, at the line's end, ``right``; it is ``left`` that is cut."""
+    """Return a line with ``left`` and, at its end, ``right``; ``left`` is cut if necessary."""
     if not right:
         left.truncate(width, overflow="ellipsis")
         return left
@@ -124,7 +125,7 @@ def _line() -> Text:
     return Text(no_wrap=True, overflow="ellipsis")
 
 
-def _headline(state: State, width: int, now: float) -> Text:
+def _headline(state: BuildState, width: int, now: float) -> Text:
     left = _line()
     left.append("building", "bold")
     if state.name:
@@ -134,14 +135,14 @@ def _headline(state: State, width: int, now: float) -> Text:
         count = sum(1 for each in state.platforms if each.stage == stage)
         if count:
             left.append(f", {count} {stage}", _STYLES[stage])
-    return _spread(width, left, amounts.elapsed(state.seconds(now)), "bold")
+    return _spread(width, left, units.elapsed(state.seconds(now)), "bold")
 
 
-def _footer(state: State, width: int, now: float) -> list[Text]:
+def _footer(state: BuildState, width: int, now: float) -> list[Text]:
     lines = []
     count = len(state.warnings) + state.more_warnings
     if count:
-        last = wording.caution_line(state.warnings[-1])
+        last = wording.warning_line(state.warnings[-1])
         lines.append(_plain(width, f"⚠ {wording.plural(count, 'warning')}: {last}", "yellow"))
     if state.waits:
         more = f" (and {len(state.waits) - 1} more)" if len(state.waits) > 1 else ""
@@ -153,13 +154,13 @@ def _footer(state: State, width: int, now: float) -> list[Text]:
     return lines
 
 
-def _platforms(state: State, width: int, rows: int, now: float) -> list[Text]:
+def _platforms(state: BuildState, width: int, rows: int, now: float) -> list[Text]:
     grid = _grid(state, width)
     shown = list(state.platforms)
     hidden: list[PlatformState] = []
     if len(shown) > rows:
         by_urgency = sorted(shown, key=lambda each: _URGENCY[each.stage])
-        hidden = by_urgency[max(0, rows - 1) :]  # the last line says what is missing
+        hidden = by_urgency[max(0, rows - 1) :]  # the last line counts them
         shown = [each for each in shown if each not in hidden]
         rows -= 1
     running = sum(1 for each in shown if each.stage == "running")
@@ -174,10 +175,11 @@ def _platforms(state: State, width: int, rows: int, now: float) -> list[Text]:
     return lines
 
 
-def _grid(state: State, width: int) -> _Grid:
-    """Which cells fit beside the platform and the time: where it runs, how many steps, the bar, how many cached."""
+def _grid(state: BuildState, width: int) -> _Grid:
+    """Return the widths of the cells that fit beside platform and time: placement, number of steps, bar, cached
+    steps."""
     platform = max((cell_len(each.platform) for each in state.platforms), default=0)
-    where = max((cell_len(wording.where(each)) for each in state.platforms), default=0)
+    where = max((cell_len(wording.placement_text(each)) for each in state.platforms), default=0)
     most = max((each.counted for each in state.platforms), default=0)
     steps = len(f"{most}/{most}")
     free = width - (2 + platform) - 8
@@ -198,12 +200,12 @@ def _name(platform: PlatformState, grid: _Grid) -> Text:
     line.append(f"{_SIGNS[platform.stage]} ", _STYLES[platform.stage])
     line.append(_padded(platform.platform, grid.platform), "bold" if platform.stage == "running" else "")
     if grid.where:
-        line.append("  " + _padded(wording.where(platform), grid.where), "dim")
+        line.append("  " + _padded(wording.placement_text(platform), grid.where), "dim")
     return line
 
 
 def _single(platform: PlatformState, grid: _Grid, now: float) -> Text:
-    """A platform that is not running, on one line."""
+    """Return the line of a platform that is not running."""
     line = _name(platform, grid)
     if platform.stage == "waiting":
         line.append("  waiting", "dim")
@@ -212,16 +214,16 @@ def _single(platform: PlatformState, grid: _Grid, now: float) -> Text:
         line.append("  built", "green")
         line.append(f"  {wording.steps(platform)}")
         if platform.size:
-            line.append(f"  {amounts.size(platform.size)}")
+            line.append(f"  {units.size(platform.size)}")
     else:
         line.append(f"  {platform.stage}", _STYLES[platform.stage])
         if platform.reason:
             line.append(f": {platform.reason}")
-    return _spread(grid.width, line, amounts.duration(platform.seconds(now)))
+    return _spread(grid.width, line, units.duration(platform.seconds(now)))
 
 
 def _block(platform: PlatformState, grid: _Grid, share: int, now: float) -> list[Text]:
-    """A running platform in exactly ``share`` lines."""
+    """Return a running platform in exactly ``share`` lines."""
     running = [platform.steps[position] for position in platform.running]
     if share == 1:
         return [_one_line(platform, running, grid, now)]
@@ -258,7 +260,7 @@ def _head(platform: PlatformState, grid: _Grid, rates: str, now: float) -> Text:
         line.append("  " + _count(platform).rjust(grid.steps))
     if grid.cached:
         line.append("  " + (f"{platform.cached} cached" if platform.cached else ""), "cyan")
-    right = amounts.elapsed(platform.seconds(now))
+    right = units.elapsed(platform.seconds(now))
     if rates and cell_len(line.plain) + len(rates) + len(right) + 4 <= grid.width:
         right = f"{rates}  {right}"
     return _spread(grid.width, line, right)
@@ -286,14 +288,14 @@ def _one_line(platform: PlatformState, running: list[StepState], grid: _Grid, no
         _append_step(line, running[-1])
     else:
         line.append(_idle_text(platform), "dim")
-    return _spread(grid.width, line, amounts.elapsed(platform.seconds(now)))
+    return _spread(grid.width, line, units.elapsed(platform.seconds(now)))
 
 
 def _append_step(line: Text, step: StepState) -> None:
     place = wording.position(step.step)
     if place:
         line.append(place + " ", "blue")
-    line.append(wording.brief(step.step.name))
+    line.append(wording.abbreviated_step(step.step.name))
 
 
 def _step_line(step: StepState, more: int, width: int, now: float) -> Text:
@@ -302,13 +304,13 @@ def _step_line(step: StepState, more: int, width: int, now: float) -> Text:
     _append_step(line, step)
     beside = f"+{more} beside it  " if more else ""
     if step.waits:
-        return _spread(width, line, f"{beside}waiting for {wording.waited_for(step)}", "dim")
-    return _spread(width, line, beside + amounts.elapsed(step.at_work(now)))
+        return _spread(width, line, f"{beside}waiting for {wording.wait_reason(step)}", "dim")
+    return _spread(width, line, beside + units.elapsed(step.at_work(now)))
 
 
 def _past_steps(platform: PlatformState, count: int) -> list[StepState]:
-    """The last ``count`` steps that are over, in the order of the plan."""
-    over = (Status.DONE, Status.CACHED, Status.FAILED)
+    """Return the last ``count`` finished steps, in the order of the plan."""
+    over = (StepStatus.DONE, StepStatus.CACHED, StepStatus.FAILED)
     found: list[StepState] = []
     for each in reversed(platform.steps):
         if len(found) >= count:
@@ -320,18 +322,18 @@ def _past_steps(platform: PlatformState, count: int) -> list[StepState]:
 
 def _past_line(step: StepState, width: int) -> Text:
     line = _line()
-    failed = step.status is Status.FAILED
+    failed = step.status is StepStatus.FAILED
     line.append("  ✗ " if failed else "  ✓ ", "red" if failed else "green")
     place = wording.position(step.step)
-    name = wording.brief(step.step.name)
+    name = wording.abbreviated_step(step.step.name)
     line.append(f"{place} {name}" if place else name, "dim")
-    if step.status is Status.CACHED:
+    if step.status is StepStatus.CACHED:
         return _spread(width, line, "cached", "cyan")
-    return _spread(width, line, amounts.duration(step.seconds), "dim")
+    return _spread(width, line, units.duration(step.seconds), "dim")
 
 
 def _log_tail(running: list[StepState], count: int) -> list[str]:
-    """The last lines of the running step that spoke last."""
+    """Return the last lines of the running step that wrote last."""
     if not running or count <= 0:
         return []
     tail = max(running, key=lambda each: each.spoke).tail
@@ -341,14 +343,14 @@ def _log_tail(running: list[StepState], count: int) -> list[str]:
 def _flow_line(flows: tuple[Flow, ...], width: int, now: float) -> Text:
     parts = []
     for flow in flows:
-        verb, moved = _verb(flow.action), amounts.part(flow.done, flow.total)
-        parts.append(f"{verb} {moved} {amounts.size(flow.rate(now))}/s" if flow.busy else f"{verb} {moved}")
+        verb, moved = _verb(flow.action), units.part(flow.done, flow.total)
+        parts.append(f"{verb} {moved} {units.size(flow.rate(now))}/s" if flow.busy else f"{verb} {moved}")
     return _plain(width, "  " + "   ".join(parts), "magenta")
 
 
 def _rates(flows: tuple[Flow, ...], now: float) -> str:
     busy = (flow for flow in flows if flow.busy and flow.action in (Action.PULL, Action.PUSH))
-    return " ".join(f"{_verb(flow.action)} {amounts.size(flow.rate(now))}/s" for flow in busy)
+    return " ".join(f"{_verb(flow.action)} {units.size(flow.rate(now))}/s" for flow in busy)
 
 
 def _verb(action: Action) -> str:

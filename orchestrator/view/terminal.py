@@ -1,4 +1,4 @@
-"""What a stream can show, asked of the stream and of the environment."""
+"""The capabilities of an output stream, from the stream and the environment."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Final, TextIO
 
 SIZE_UNKNOWN: Final = (80, 24)
-"""Columns and lines assumed where nothing says."""
+"""Columns and lines that are assumed if unknown."""
 
 
 def is_terminal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether ``stream`` is a terminal that understands escape sequences (``TERM`` is set and not ``dumb``)."""
+    """Whether ``stream`` is a terminal that supports escape sequences (``TERM`` is set and not ``dumb``)."""
     try:
         return stream.isatty() and environ.get("TERM", "") not in ("", "dumb", "unknown")
     except ValueError:
@@ -19,7 +19,7 @@ def is_terminal(stream: TextIO, environ: Mapping[str, str]) -> bool:
 
 
 def same(one: TextIO, other: TextIO) -> bool:
-    """Whether what is written to either comes to the same terminal, pipe or file."""
+    """Whether both streams write to the same terminal, pipe or file."""
     try:
         return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
     except (OSError, AttributeError, ValueError):
@@ -27,17 +27,18 @@ def same(one: TextIO, other: TextIO) -> bool:
 
 
 def wants_colour(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether panels and colours are welcome: on a terminal, or where ``FORCE_COLOR`` says so (force-color.org)."""
+    """Whether to use panels and colours: on a terminal, or with ``FORCE_COLOR`` (force-color.org)."""
     return is_terminal(stream, environ) or environ.get("FORCE_COLOR", "") not in ("", "0", "false")
 
 
 def in_ci(environ: Mapping[str, str]) -> bool:
-    """Whether this is a CI job, where a terminal, if there is one at all, has no one in front of it."""
+    """Whether this is a CI job, where nobody watches a terminal."""
     return any(environ.get(name, "") not in ("", "0", "false") for name in ("CI", "GITHUB_ACTIONS", "GITLAB_CI"))
 
 
 def size(stream: TextIO, environ: Mapping[str, str]) -> tuple[int, int]:
-    """Columns and lines. ``COLUMNS`` and ``LINES`` count where they are smaller than the terminal, or it is silent."""
+    """Return columns and lines. ``COLUMNS`` and ``LINES`` are used if smaller than the terminal's, or if it reports
+    none."""
     try:
         columns, lines = os.get_terminal_size(stream.fileno())
     except (OSError, AttributeError, ValueError):

@@ -1,14 +1,14 @@
-"""Text from steps, images, registries and Dockerfiles, made safe to show.
+"""Making text of steps, images, registries and Dockerfiles safe to display.
 
-Such text can carry terminal escapes (which may retitle a window, write to the clipboard or hide a command), carriage
-returns and backspaces (progress bars), and Unicode that reorders what is read (CVE-2021-42574). What leaves this module
-is one line of printable characters. A step's output is shown as a terminal would have shown it, less the effects;
-anything else is shown with what was hidden in it, so that no Dockerfile can hide half of a command.
+Such text can contain terminal escapes (which may set the window title, write to the clipboard or hide a command),
+carriage returns and backspaces (progress bars), and Unicode that reorders text (CVE-2021-42574). The functions return
+single lines of printable characters. A step's output is shown as a terminal would show it, without the effects; other
+text is shown with its hidden characters, so that a Dockerfile cannot hide a part of a command.
 
-The agents of CI systems obey orders wherever in a line they stand: ``##[command]`` (actions/runner, ActionCommand.cs),
+Agents of CI systems execute commands anywhere in a line: ``##[command]`` (actions/runner, ActionCommand.cs),
 ``##vso[task.…]``, which sets variables of later tasks and uploads files (microsoft/azure-pipelines-agent, Command.cs),
-``##teamcity[…]`` (TeamCity, "Service messages"). Whether one of them reads along cannot be told, so none of
-this ever leaves.
+``##teamcity[…]`` (TeamCity, "Service messages"). Whether such an agent reads the output is unknown, so they are always
+neutralised.
 """
 
 from __future__ import annotations
@@ -20,54 +20,54 @@ from collections.abc import Callable
 from typing import Final
 
 LIMIT: Final = 1000
-"""Characters kept of a line where it is only shown in part."""
+"""Maximum characters of a line where it may be cut."""
 
 _BIDI: Final = frozenset((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
 _ORDER: Final = re.compile(r"##(?=\w*\[)")
 _KNOWN_LIMIT: Final = 4096
-"""Entries of a translation table: real text uses few characters, hostile text would use all."""
+"""Maximum entries of a translation table: real text uses few characters, hostile text would use all."""
 
 
 def clean_line(text: str, limit: int = LIMIT) -> str:
-    r"""``text`` as one printable line of at most ``limit`` characters, the last of which is ``…`` when it was cut.
+    r"""Return ``text`` as one printable line of at most ``limit`` characters, ending with ``…`` if it was cut.
 
     White space becomes spaces; a control character becomes ``\x1b``, an invisible one ``<U+202E>``.
     """
     if not (text.isascii() and text.isprintable()):
         text = text[: limit + 1].translate(_VISIBLE)
-    return _cut(_no_order(text), limit)
+    return _cut(_neutralise_commands(text), limit)
 
 
 def clean_lines(text: str, limit: int = LIMIT) -> tuple[str, ...]:
-    """Each line of ``text``, cleaned; an empty text has no lines."""
+    """Return each line of ``text``, cleaned; an empty text has no lines."""
     return tuple(clean_line(line, limit) for line in text.splitlines())
 
 
 def clean_name(text: str, limit: int = LIMIT) -> str:
-    """An instruction, which may go over several lines, as one: continuations and runs of white space are one space."""
+    """Return an instruction of several lines as one line: continuations and runs of white space become a space."""
     if "\n" in text:
         text = text.replace("\\\n", " ").replace("`\n", " ").replace("\\\r\n", " ")
     return clean_line(" ".join(text.split()), limit)
 
 
 def clean_log(text: str, limit: int = LIMIT) -> str:
-    """A line of a step's output as ``clean_line`` would have it, but as a terminal shows it rather than as it is.
+    """Return a line of a step's output as a terminal shows it, cleaned as by ``clean_line``.
 
-    Escape sequences go; of a line that overwrote itself by carriage returns the last part that shows anything stays; a
-    backspace takes the character before it; other controls go, except those that reorder text.
+    Escape sequences are removed; of a line that overwrites itself by carriage returns the last visible part is kept; a
+    backspace removes the character before it; other controls are removed, except those that reorder text.
     """
     if not (text.isascii() and text.isprintable()):
-        # The part that counts is at the end of a line that overwrote itself, so it is cut only after this.
+        # The visible part is at the end of a line that overwrites itself, so it is cut only after this.
         text = _last_part(text)[: 8 * limit]
         text = _escapes().sub("", text)
         if "\b" in text:
             text = _backspaced(text)
         text = text.expandtabs(8).translate(_SILENT)
-    return _cut(_no_order(text), limit)
+    return _cut(_neutralise_commands(text), limit)
 
 
 def clean_logs(text: str, limit: int = LIMIT) -> list[str]:
-    """Each line of ``text``, as ``clean_log`` has it: cheap for many lines of printable ASCII."""
+    """Return each line of ``text`` as ``clean_log`` does; fast for many lines of printable ASCII."""
     lines = text.split("\n")
     plain = text.isascii() and text.replace("\n", "").isprintable() and "##" not in text
     if plain and len(max(lines, key=len)) <= limit:
@@ -75,8 +75,8 @@ def clean_logs(text: str, limit: int = LIMIT) -> list[str]:
     return [clean_log(line, limit) for line in lines]
 
 
-def _no_order(text: str) -> str:
-    """``text`` with nothing in it that a CI's agent takes for an order."""
+def _neutralise_commands(text: str) -> str:
+    """Return ``text`` without anything that a CI agent would execute."""
     return _ORDER.sub("# #", text) if "##" in text else text
 
 
@@ -85,7 +85,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _last_part(text: str) -> str:
-    """The last of the parts between carriage returns that shows anything."""
+    """Return the last visible part between carriage returns."""
     if "\r" not in text:
         return text
     for part in reversed(text.split("\r")):
@@ -106,7 +106,7 @@ def _backspaced(text: str) -> str:
 
 @functools.cache
 def _escapes() -> re.Pattern[str]:
-    """ECMA-48: control sequences, control strings (OSC, DCS, SOS, PM, APC) and the short escapes; 7- and 8-bit forms.
+    """ECMA-48: control sequences, control strings (OSC, DCS, SOS, PM, APC) and short escapes; 7- and 8-bit forms.
 
     Each alternative is a run of disjoint character classes, so matching is linear.
     """
@@ -118,7 +118,7 @@ def _escapes() -> re.Pattern[str]:
 
 
 class _Table(dict[int, str]):
-    """A ``str.translate`` table that decides on a character when it first meets it."""
+    """A ``str.translate`` table whose entries are computed when first needed."""
 
     def __init__(self, decide: Callable[[int], str]) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _Table(dict[int, str]):
 
 
 def _silent(code: int) -> str:
-    # Joiners and variation selectors change how wide their neighbours are, and terminals disagree about it.
+    # Terminals disagree on how joiners and variation selectors change the width of their neighbours.
     if _invisible(code) and code not in _BIDI:
         return ""
     return _visible(code)

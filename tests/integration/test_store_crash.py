@@ -19,7 +19,17 @@ from pathlib import Path
 import pytest
 import syscall_faults
 
-from executor.store import blobs, cache_records, cachemounts, durability, fsck, locks, metadata, snapshots, stat_cache
+from executor.store import (
+    blobs,
+    cache_records,
+    cachemounts,
+    durability,
+    fsck,
+    locks,
+    metadata_cache,
+    snapshots,
+    stat_cache,
+)
 from executor.store.prune import prune, usage
 from executor.store.store import open_store
 from platforms.errors import StoreError
@@ -79,7 +89,7 @@ def script(root: Path, done: mmap.mmap | bytearray) -> None:
         done[3] = 1
         cache_records.put(store, "record", b"{}", refers=(snapshot, digest(EXPECTED)))
         done[4] = 1
-        metadata.put(store, "manifest", "m", b"fact")
+        metadata_cache.put(store, "manifest", "m", b"fact")
         stat_cache.put(store, [(b"/a/file", STAMP, digest(b"file"))], read_at=1 << 62)
         done[5] = 1
         durability.sync(store)
@@ -111,7 +121,7 @@ def check(root: Path, done: mmap.mmap | bytearray) -> None:
                 assert os.listdir(Path(found.fs).parent) == ["fs"]
         record = cache_records.get(store, "record")
         assert record == b"{}" or (record is None and not done[4])
-        fact, known = metadata.get(store, "manifest", "m"), stat_cache.get(store, [(b"/a/file", STAMP)])
+        fact, known = metadata_cache.get(store, "manifest", "m"), stat_cache.get(store, [(b"/a/file", STAMP)])
         assert (fact, known) == (b"fact", [digest(b"file")]) or not done[5]
         with locks.lock(store, "work"):
             assert locks.try_lock(store, "work") is None

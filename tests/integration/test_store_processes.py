@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from executor.store import blobs, cache_records, fsck, locks, metadata, snapshots
+from executor.store import blobs, cache_records, fsck, locks, metadata_cache, snapshots
 from executor.store.prune import prune, usage
 from executor.store.store import Store, open_store
 
@@ -96,7 +96,7 @@ def test_a_new_store_is_opened_by_many_at_once(tmp_path: Path) -> None:
             start.wait()
             with open_store(str(tmp_path / "root")) as store:
                 for turn in range(20):
-                    metadata.put(store, "kind", f"{number}/{turn}", b"x")
+                    metadata_cache.put(store, "kind", f"{number}/{turn}", b"x")
 
         users = [fork(lambda number=number: use(number)) for number in range(8)]  # type: ignore[misc]
         start.open(8)

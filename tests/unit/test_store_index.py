@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.store import cache_records, fsck, metadata, snapshots, stat_cache
+from executor.store import cache_records, fsck, metadata_cache, snapshots, stat_cache
 from executor.store.index import SCHEMA, checksum
 from executor.store.store import open_store
 from platforms.errors import Problem, StoreError
@@ -27,7 +27,7 @@ def fill(root: Path) -> int:
                 store, snapshots.prepare(store), diff_id=None, size=0, keys=(f"key {number}", f"other {number}")
             )
             cache_records.put(store, f"record {number}", f"value {number}".encode(), refers=(snapshot,))
-            metadata.put(store, "kind", str(number), f"fact {number}".encode())
+            metadata_cache.put(store, "kind", str(number), f"fact {number}".encode())
             stat_cache.put(store, [(b"/file/%d" % number, STAMP, f"sha256:{number:064x}")], read_at=1 << 62)
         return snapshot.number
 
@@ -83,7 +83,7 @@ def test_a_flipped_byte_anywhere_never_gives_a_wrong_answer(tmp_path: Path) -> N
         with open_store(str(tmp_path), warn=lambda _: None) as store, contextlib.suppress(StoreError):
             for number in range(0, 20, 3):
                 assert cache_records.get(store, f"record {number}") in (None, f"value {number}".encode())
-                assert metadata.get(store, "kind", str(number)) in (None, f"fact {number}".encode())
+                assert metadata_cache.get(store, "kind", str(number)) in (None, f"fact {number}".encode())
                 known = stat_cache.get(store, [(b"/file/%d" % number, STAMP)])
                 assert known in ([None], [f"sha256:{number:064x}"])
                 found = snapshots.find(store, f"key {number}")
@@ -166,7 +166,7 @@ def test_a_failed_transaction_leaves_nothing_and_the_next_one_works(tmp_path: Pa
 
         with pytest.raises(LookupError):
             store.index.write(fail)
-        assert metadata.get(store, "k", "k") is None
+        assert metadata_cache.get(store, "k", "k") is None
 
 
 def test_a_child_after_a_fork_has_a_connection_and_leases_of_its_own(tmp_path: Path) -> None:

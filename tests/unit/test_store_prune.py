@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.store import blobs, cache_records, cachemounts, metadata, snapshots, stat_cache
+from executor.store import blobs, cache_records, cachemounts, metadata_cache, snapshots, stat_cache
 from executor.store.prune import UsageInfo, parse_duration, parse_filter, prune, usage
 from executor.store.store import Store, open_store
 from platforms.errors import UsageError
@@ -126,7 +126,7 @@ def test_without_conditions_only_garbage_goes(store: Store) -> None:
 def test_all_leaves_nothing(store: Store) -> None:
     add_blob(store, b"12345")
     snapshot = add_step(store, "step", 700)
-    metadata.put(store, "kind", "key", b"")
+    metadata_cache.put(store, "kind", "key", b"")
     stat_cache.put(store, [(b"/file", stat_cache.stat_signature(os.stat("/")), "sha256:" + "0" * 64)], read_at=1 << 62)
     with other(store) as maker, cachemounts.acquire(maker, "cache"):
         pass
@@ -134,7 +134,7 @@ def test_all_leaves_nothing(store: Store) -> None:
     assert {row.kind for row in pruned.removed} == {"blob", "snapshot", "record", "cache-mount"}
     assert pruned.freed >= 705
     assert usage(store) == ()
-    assert metadata.get(store, "kind", "key") is None
+    assert metadata_cache.get(store, "kind", "key") is None
     assert not os.path.exists(snapshot.fs)
     assert os.listdir(os.path.join(store.root, "blobs/sha256")) == []
     assert os.listdir(os.path.join(store.root, "cache")) == []
@@ -261,12 +261,12 @@ def test_a_partial_download_is_kept_for_a_day(store: Store, clock: Clock) -> Non
 
 
 def test_old_knowledge_is_forgotten_in_the_end(store: Store, clock: Clock) -> None:
-    metadata.put(store, "kind", "old", b"")
+    metadata_cache.put(store, "kind", "old", b"")
     clock.now += 61 * DAY
-    metadata.put(store, "kind", "new", b"")
+    metadata_cache.put(store, "kind", "new", b"")
     prune(store)
-    assert metadata.get(store, "kind", "old") is None
-    assert metadata.get(store, "kind", "new") == b""
+    assert metadata_cache.get(store, "kind", "old") is None
+    assert metadata_cache.get(store, "kind", "new") == b""
 
 
 ROW = UsageInfo("snapshot", "12", 0, 0.0, 1000.0, True, False, "RUN apt-get update")

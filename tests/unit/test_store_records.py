@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.store import blobs, cache_records, metadata, snapshots, stat_cache
+from executor.store import blobs, cache_records, metadata_cache, snapshots, stat_cache
 from executor.store.store import Store, open_store
 
 DIGEST = "sha256:" + "f" * 64
@@ -99,18 +99,18 @@ def test_finding_a_record_counts_as_use_once_in_a_while(store: Store, clock: Clo
 
 
 def test_facts_are_kept_by_kind_and_key(store: Store, clock: Clock) -> None:
-    metadata.put(store, "manifest", "a", b"1")
-    metadata.put(store, "tag", "a", b"2")
-    assert metadata.get(store, "manifest", "a") == b"1"
-    assert metadata.get(store, "tag", "a") == b"2"
-    assert metadata.get(store, "tag", "b") is None
+    metadata_cache.put(store, "manifest", "a", b"1")
+    metadata_cache.put(store, "tag", "a", b"2")
+    assert metadata_cache.get(store, "manifest", "a") == b"1"
+    assert metadata_cache.get(store, "tag", "a") == b"2"
+    assert metadata_cache.get(store, "tag", "b") is None
     clock.now += 10
-    assert metadata.get(store, "tag", "a", max_age=11) == b"2"
-    assert metadata.get(store, "tag", "a", max_age=9) is None
-    metadata.put(store, "tag", "a", b"3")
-    assert metadata.get(store, "tag", "a", max_age=9) == b"3"
-    metadata.forget(store, "tag", "a")
-    assert metadata.get(store, "tag", "a") is None
+    assert metadata_cache.get(store, "tag", "a", max_age=11) == b"2"
+    assert metadata_cache.get(store, "tag", "a", max_age=9) is None
+    metadata_cache.put(store, "tag", "a", b"3")
+    assert metadata_cache.get(store, "tag", "a", max_age=9) == b"3"
+    metadata_cache.forget(store, "tag", "a")
+    assert metadata_cache.get(store, "tag", "a") is None
 
 
 def stamp_of(path: Path) -> bytes:

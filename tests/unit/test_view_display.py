@@ -19,7 +19,7 @@ from view_story import START
 
 from executor.protocol import Log
 from orchestrator.view import MODES, Display, events, open_display, terminal
-from orchestrator.view.sink import Sink
+from orchestrator.view.output_stream import OutputStream
 from platforms.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ def test_a_stream_that_does_not_block_loses_nothing() -> None:
 
     thread = threading.Thread(target=read)
     with open(writer, "w", encoding="utf-8") as stream:
-        sink = Sink(stream)
+        sink = OutputStream(stream)
         thread.start()
         sink.write("x" * 1_000_000)
     thread.join()

@@ -15,8 +15,8 @@ import view_story as story
 from rich.console import Group
 from rich.text import Text
 
-from orchestrator.view.live import Painter
-from orchestrator.view.sink import Sink
+from orchestrator.view.live import FramePainter
+from orchestrator.view.output_stream import OutputStream
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(story.__file__)
@@ -111,7 +111,7 @@ def test_a_resized_terminal_shows_one_whole_frame(tmux: Tmux) -> None:
         assert max(map(len, lines)) <= width
 
 
-class Screen(Sink):
+class Screen(OutputStream):
     """Collects what is painted."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ def frame(*lines: str) -> Group:
 
 def painted(*frames: tuple[Group, tuple[int, int]]) -> list[str]:
     screen = Screen()
-    painter = Painter(screen, {"TERM": "xterm"})
+    painter = FramePainter(screen, {"TERM": "xterm"})
     for each, size in frames:
         painter.paint(each, size)
     return screen.pieces

@@ -22,11 +22,11 @@ from orchestrator.view.events import (
     BuildEnded,
     BuildStarted,
     Event,
+    Failure,
     FromExecutor,
     PlatformEnded,
     PlatformStarted,
-    Trouble,
-    Waiting,
+    RegistryWaiting,
 )
 from platforms.errors import Location, Problem
 
@@ -63,9 +63,9 @@ def test_there_is_no_control_character_in_a_pipe(name: str) -> None:
 
 def test_what_is_waited_for_is_a_line_each_time_it_is_told() -> None:
     told = [
-        Waiting("docker.io", "resolve debian:12", 5.0, at=START + 5),
-        Waiting("docker.io", "resolve debian:12", 20.0, "status 503, tried again in 4 s", at=START + 20),
-        Waiting("docker.io", "resolve debian:12", 24.0, over=True, at=START + 24),
+        RegistryWaiting("docker.io", "resolve debian:12", 5.0, at=START + 5),
+        RegistryWaiting("docker.io", "resolve debian:12", 20.0, "status 503, tried again in 4 s", at=START + 20),
+        RegistryWaiting("docker.io", "resolve debian:12", 24.0, over=True, at=START + 24),
         *one_platform((9, executor.Waiting("r.exam\x1bple", "push sha256:aa to r.example/app", 6.0))),
     ]
     found = [line for line in lines_for(told) if "waiting" in line]
@@ -167,7 +167,7 @@ def test_many_lines_at_once_are_lines_each() -> None:
 def test_a_build_that_failed_before_any_platform_has_no_table() -> None:
     told = [
         BuildStarted((story.AMD64,), "app", at=START),
-        BuildEnded("failed", troubles=(Trouble(story.TRAP),), at=START),
+        BuildEnded("failed", troubles=(Failure(story.TRAP),), at=START),
     ]
     assert lines_for(told)[1:3] == [
         "failed after 0.0s",
@@ -191,7 +191,7 @@ def test_groups_golden(kind: str, environ: dict[str, str], monkeypatch: pytest.M
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
     monkeypatch.setattr(ci.GitLabGroups.__init__, "__defaults__", (lambda: 1_700_000_000.0,))
     lines = lines_for(
-        [*side_by_side(), BuildEnded("failed", troubles=(Trouble(story.FAILURE),), at=START + 1)], environ
+        [*side_by_side(), BuildEnded("failed", troubles=(Failure(story.FAILURE),), at=START + 1)], environ
     )
     check(f"plain-{kind}", "\n".join(lines).replace("\x1b", "<ESC>").replace("\r", "<CR>") + "\n")
 
@@ -275,7 +275,7 @@ def test_nobody_but_us_gives_orders_to_github(evil: str) -> None:
         FromExecutor(evil, Finished(1, error=evil), at=START),
         FromExecutor(evil, BuildWarning(problem, evil), at=START),
         PlatformEnded(evil, "failed", evil, at=START),
-        BuildEnded("failed", evil, (Trouble(problem, evil),), at=START),
+        BuildEnded("failed", evil, (Failure(problem, evil),), at=START),
     ]
     lines = lines_for(told, GITHUB)
     # A platform's name stands at the front of some lines; it is ours, but must not matter either.

@@ -10,7 +10,7 @@ import view_story as story
 from view_golden import check, text_of
 
 from orchestrator.view import problems
-from orchestrator.view.events import Trouble
+from orchestrator.view.events import Failure
 from orchestrator.view.problems import exit_code, render_problem, render_warning
 from platforms.errors import KanifoldError, Location, Problem
 
@@ -47,13 +47,13 @@ def test_golden(name: str, problem: Problem) -> None:
 def test_nothing_in_it_reaches_the_terminal_as_an_order(problem: Problem) -> None:
     assert all(line.isprintable() for line in shown(problem, {}).split("\n"))
     assert all(line.isprintable() for line in text_of(problems.panel(problem), 80).split("\n"))
-    assert all(line.isprintable() for line in text_of(problems.caution_text(problem), 80).split("\n"))
+    assert all(line.isprintable() for line in text_of(problems.warning_text(problem), 80).split("\n"))
 
 
 def test_the_lines_at_fault_are_marked() -> None:
     where = Location("Dockerfile", 9, 10, ("a", "b", "c", "d"), 8)
     assert problems.excerpt(where) == (" 8 |     a", " 9 | >>> b", "10 | >>> c", "11 |     d")
-    assert problems.place(where) == "Dockerfile:9-10"
+    assert problems.format_location(where) == "Dockerfile:9-10"
 
 
 def test_a_terminal_gets_a_panel_of_its_width_and_a_pipe_does_not() -> None:
@@ -114,5 +114,5 @@ def test_every_kind_of_error_can_be_shown() -> None:
 
 def test_what_failed_for_several_platforms_is_said_once() -> None:
     other = Problem("X", "other")
-    troubles = (Trouble(story.FAILURE, "a"), Trouble(other), Trouble(story.FAILURE, "b"))
-    assert problems.distinct(troubles) == (Trouble(story.FAILURE, "a, b"), Trouble(other))
+    troubles = (Failure(story.FAILURE, "a"), Failure(other), Failure(story.FAILURE, "b"))
+    assert problems.distinct(troubles) == (Failure(story.FAILURE, "a, b"), Failure(other))

@@ -30,7 +30,7 @@ EVERY: tuple[Event, ...] = (
     FromExecutor("linux/amd64", protocol.Finished(1, 0.5, True, "no"), at=START),
     FromExecutor("linux/amd64", protocol.Transfer("pull", "sha256:aa", 1, 2), at=START),
     FromExecutor("linux/amd64", protocol.Waiting("r.example", "push app", 6.0, "status 503"), at=START),
-    events.Waiting("docker.io", "resolve debian:12", 12.0, "", True, at=START),
+    events.RegistryWaiting("docker.io", "resolve debian:12", 12.0, "", True, at=START),
     FromExecutor("linux/amd64", protocol.BuildWarning(story.TRAP, "Rule"), at=START),
     FromExecutor(
         "linux/amd64",
@@ -41,10 +41,10 @@ EVERY: tuple[Event, ...] = (
     ),
     FromExecutor("linux/amd64", protocol.Failed(story.FAILURE), at=START),
     events.PlatformEnded("linux/amd64", "failed", "why", at=START),
-    events.Cautioned(story.TRAP, "Rule", at=START),
+    events.WarningRaised(story.TRAP, "Rule", at=START),
     events.Publishing("index", 1, 2, at=START),
     events.Published("app:1", "sha256:aa", at=START),
-    events.BuildEnded("failed", "", (events.Trouble(story.FAILURE, "linux/amd64"),), at=START),
+    events.BuildEnded("failed", "", (events.Failure(story.FAILURE, "linux/amd64"),), at=START),
 )
 
 

@@ -12,8 +12,8 @@ from view_story import START
 
 from executor import protocol
 from orchestrator.view import events, screen
+from orchestrator.view.build_state import BuildState, fold
 from orchestrator.view.events import Event, FromExecutor, PlatformStarted
-from orchestrator.view.state import State, fold
 
 STATES = {
     "good": lambda seconds: state_at(story.good(), seconds),
@@ -57,7 +57,7 @@ def test_summary(name: str, width: int) -> None:
 
 def running(*messages: tuple[float, object], name: str = "RUN make") -> str:
     """The screen, after ten seconds, of a platform whose only step has begun and which says ``messages``."""
-    state = fold(State(), PlatformStarted("linux/arm64", at=START))
+    state = fold(BuildState(), PlatformStarted("linux/arm64", at=START))
     plan = protocol.Planned((protocol.Step(1, "build", name, number=1, of=1),))
     for after, message in ((0, plan), (0, protocol.Started(1)), *messages):
         state = fold(state, FromExecutor("linux/arm64", message, at=START + after))
@@ -136,7 +136,7 @@ def test_blocks_do_not_move_while_text_does() -> None:
 
 def test_what_is_waited_for_is_shown_until_there_is_an_answer() -> None:
     waits = (
-        events.Waiting("docker.io", "resolve debian:12", 5.0, at=START + 5),
+        events.RegistryWaiting("docker.io", "resolve debian:12", 5.0, at=START + 5),
         FromExecutor("linux/amd64", protocol.Waiting("ghcr.io", "pull sha256:aa", 5.0, "status 503"), at=START + 6),
     )
 
@@ -148,7 +148,7 @@ def test_what_is_waited_for_is_shown_until_there_is_an_answer() -> None:
 
     assert "waiting for docker.io (12.0s): resolve debian:12" in frame(*waits)
     assert "(and 1 more)" in frame(*waits)
-    over = events.Waiting("docker.io", "resolve debian:12", 7.0, over=True, at=START + 7)
+    over = events.RegistryWaiting("docker.io", "resolve debian:12", 7.0, over=True, at=START + 7)
     assert "waiting for ghcr.io (11.0s): pull sha256:aa; status 503" in frame(*waits, over)
     ended = events.PlatformEnded("linux/amd64", "failed", at=START + 8)
     assert "waiting for" not in frame(*waits, over, ended)

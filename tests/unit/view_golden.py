@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from view_story import START
 
+from orchestrator.view.build_state import BuildState, fold
 from orchestrator.view.events import Event
-from orchestrator.view.state import State, fold
 
 SCREENS = Path(__file__).with_name("screens")
 
@@ -27,9 +27,9 @@ def check(name: str, text: str) -> None:
     assert text == path.read_text(encoding="utf-8")
 
 
-def state_at(story: Iterable[Event], seconds: float = 1e9) -> State:
+def state_at(story: Iterable[Event], seconds: float = 1e9) -> BuildState:
     """The state when a story has run for so long."""
-    state = State()
+    state = BuildState()
     for event in story:
         if event.at <= START + seconds:
             state = fold(state, event)

@@ -14,22 +14,22 @@ from executor import protocol
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor
 from orchestrator.view import events
-from orchestrator.view.events import Event, FromExecutor, Place
+from orchestrator.view.events import Event, FromExecutor, PlatformPlacement
 from platforms.errors import Location, Problem
 
 START = 1000.0
-AMD64 = Place("linux/amd64", how="native")
-ARM64 = Place("linux/arm64", how="qemu-aarch64")
-ARM64_NODE = Place("linux/arm64", "builder-2", "native")
+AMD64 = PlatformPlacement("linux/amd64", how="native")
+ARM64 = PlatformPlacement("linux/arm64", how="qemu-aarch64")
+ARM64_NODE = PlatformPlacement("linux/arm64", "builder-2", "native")
 EIGHT = (
     AMD64,
     ARM64_NODE,
-    Place("linux/arm/v7", how="qemu-arm"),
-    Place("linux/arm/v6", how="qemu-arm"),
-    Place("linux/386", how="native"),
-    Place("linux/riscv64", how="qemu-riscv64"),
-    Place("linux/ppc64le", how="qemu-ppc64le"),
-    Place("linux/s390x", how="qemu-s390x"),
+    PlatformPlacement("linux/arm/v7", how="qemu-arm"),
+    PlatformPlacement("linux/arm/v6", how="qemu-arm"),
+    PlatformPlacement("linux/386", how="native"),
+    PlatformPlacement("linux/riscv64", how="qemu-riscv64"),
+    PlatformPlacement("linux/ppc64le", how="qemu-ppc64le"),
+    PlatformPlacement("linux/s390x", how="qemu-s390x"),
 )
 DOCKERFILE = (
     "FROM debian:12 AS build",
@@ -89,7 +89,7 @@ def descriptor(name: str, size: int) -> Descriptor:
 class Teller:
     """Says what one platform's executor says, at times that its ``pace`` stretches."""
 
-    def __init__(self, place: Place, offset: float, pace: float) -> None:
+    def __init__(self, place: PlatformPlacement, offset: float, pace: float) -> None:
         self.place = place
         self.at = START + offset
         self.pace = pace
@@ -161,7 +161,7 @@ APT = (
 CC = tuple(f"cc -O2 -Wall -c -o build/module_{number:02}.o src/module_{number:02}.c" for number in range(1, 31))
 
 
-def building(places: tuple[Place, ...]) -> Iterator[Event]:
+def building(places: tuple[PlatformPlacement, ...]) -> Iterator[Event]:
     """The beginning of every story."""
     yield events.BuildStarted(places, PUSH_REF, (PUSH_REF,), 2, at=START)
     yield events.Resolving("debian:12", at=START + 0.01)
@@ -175,7 +175,7 @@ def merged(*streams: Iterator[Event]) -> tuple[Event, ...]:
     return tuple(sorted((event for stream in streams for event in stream), key=lambda event: event.at))
 
 
-def good(places: tuple[Place, ...] = (AMD64, ARM64)) -> tuple[Event, ...]:
+def good(places: tuple[PlatformPlacement, ...] = (AMD64, ARM64)) -> tuple[Event, ...]:
     """All platforms are built; the later ones are slower. The orchestrator publishes."""
     streams = []
     for number, place in enumerate(places):
@@ -208,7 +208,7 @@ def failing() -> tuple[Event, ...]:
         FromExecutor("linux/arm64", protocol.Failed(FAILURE), at=at + 0.6),
         events.PlatformEnded("linux/arm64", "failed", at=at + 0.6),
         events.PlatformEnded("linux/amd64", "cancelled", "linux/arm64 failed", at=at + 0.7),
-        events.BuildEnded("failed", troubles=(events.Trouble(FAILURE, "linux/arm64"),), at=at + 0.8),
+        events.BuildEnded("failed", troubles=(events.Failure(FAILURE, "linux/arm64"),), at=at + 0.8),
     )
 
 
@@ -222,7 +222,7 @@ def cancelled() -> tuple[Event, ...]:
         *told,
         events.PlatformEnded("linux/amd64", "cancelled", at=START + 8),
         events.PlatformEnded("linux/arm64", "cancelled", at=START + 8.1),
-        events.BuildEnded("cancelled", troubles=(events.Trouble(problem),), at=START + 8.2),
+        events.BuildEnded("cancelled", troubles=(events.Failure(problem),), at=START + 8.2),
     )
 
 
@@ -247,7 +247,7 @@ HOSTILE = (
 
 def hostile() -> tuple[Event, ...]:
     """A step, and a Dockerfile, that try to break the display."""
-    place = Place("linux/amd64", how="native")
+    place = PlatformPlacement("linux/amd64", how="native")
     steps = (protocol.Step(1, "build", "RUN printf '\x1b[2J::add-mask::x\u202e' \r\n&& evil", 1, 1, 1),)
     return (
         events.BuildStarted((place,), "x\x1b]0;t\x07y", at=START),

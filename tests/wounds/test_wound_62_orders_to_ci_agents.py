@@ -52,7 +52,9 @@ def test_no_display_passes_orders_on(mode: str, where: str) -> None:
     problem = Problem("build", text, why=text, remedy=text, where=Location(text, 1, 1, WORDS, 1), log=WORDS)
     step = protocol.Step(1, WORDS[1], text, 1)
     with open_display(mode, out, WHERE[where]) as display:
-        display.emit(events.BuildStarted(platforms=(events.Place("linux/amd64", text, text),), name=text, at=0.0))
+        display.emit(
+            events.BuildStarted(platforms=(events.PlatformPlacement("linux/amd64", text, text),), name=text, at=0.0)
+        )
         for message in (
             protocol.Planned((step,)),
             protocol.Started(1),
@@ -60,8 +62,8 @@ def test_no_display_passes_orders_on(mode: str, where: str) -> None:
             protocol.Finished(1, 1.0, error=text),
         ):
             display.emit(events.FromExecutor(platform="linux/amd64", message=message))
-        display.emit(events.Cautioned(problem=problem, rule=text))
-        display.emit(events.BuildEnded(outcome="failed", troubles=(events.Trouble(problem, "linux/amd64"),)))
+        display.emit(events.WarningRaised(problem=problem, rule=text))
+        display.emit(events.BuildEnded(outcome="failed", troubles=(events.Failure(problem, "linux/amd64"),)))
     lines = out.getvalue()
     own = re.compile(r"^::(group|endgroup|stop-commands|[0-9a-f]{32}|warning|error)\b.*$", re.M)
     if where == "github":

@@ -9,8 +9,15 @@ from view_golden import state_at
 from executor import protocol
 from executor.protocol import BuildWarning, Finished, Log, Planned, Started, Step, Transfer
 from orchestrator.view import events
-from orchestrator.view.events import BuildEnded, BuildStarted, FromExecutor, Place, PlatformEnded, PlatformStarted
-from orchestrator.view.state import TAIL, WARNINGS, Flow, PlatformState, State, Status, StepState, fold
+from orchestrator.view.build_state import TAIL, WARNINGS, BuildState, Flow, PlatformState, StepState, StepStatus, fold
+from orchestrator.view.events import (
+    BuildEnded,
+    BuildStarted,
+    FromExecutor,
+    PlatformEnded,
+    PlatformPlacement,
+    PlatformStarted,
+)
 from platforms.errors import Problem
 
 STEPS = (Step(7, "build", "RUN one", number=1, of=2), Step(9, "build", "RUN two", number=2, of=2), Step(3, "", "push"))
@@ -18,7 +25,7 @@ STEPS = (Step(7, "build", "RUN one", number=1, of=2), Step(9, "build", "RUN two"
 
 def told(*messages: protocol.Message | tuple[float, protocol.Message]) -> PlatformState:
     """linux/arm64 after its executor said ``messages``, one a second or at the times given."""
-    state = fold(State(), BuildStarted((Place("linux/arm64", "node", "native"),), at=100.0))
+    state = fold(BuildState(), BuildStarted((PlatformPlacement("linux/arm64", "node", "native"),), at=100.0))
     state = fold(state, PlatformStarted("linux/arm64", at=100.0))
     for number, message in enumerate(messages):
         at, said = message if isinstance(message, tuple) else (101.0 + number, message)
@@ -32,16 +39,16 @@ def step(platform: PlatformState, number: int) -> StepState:
 
 def test_steps_go_from_waiting_over_running_to_an_end() -> None:
     plan = Planned(STEPS, "qemu-aarch64")
-    assert [each.status for each in told(plan).steps] == [Status.WAITING] * 3
+    assert [each.status for each in told(plan).steps] == [StepStatus.WAITING] * 3
     assert told(plan).how == "qemu-aarch64"
     running = told(plan, Started(7))
-    assert step(running, 7).status is Status.RUNNING
+    assert step(running, 7).status is StepStatus.RUNNING
     assert [running.steps[position].step.id for position in running.running] == [7]
     done = told(plan, Started(7), Finished(7, 0.9), Started(9), Finished(9, cached=True), Finished(3))
-    assert [each.status for each in done.steps] == [Status.DONE, Status.CACHED, Status.DONE]
+    assert [each.status for each in done.steps] == [StepStatus.DONE, StepStatus.CACHED, StepStatus.DONE]
     assert done.running == ()
     failed = told(plan, Started(7), Finished(7, error="no"))
-    assert (step(failed, 7).status, step(failed, 7).error) == (Status.FAILED, "no")
+    assert (step(failed, 7).status, step(failed, 7).error) == (StepStatus.FAILED, "no")
 
 
 def test_only_steps_of_stages_are_counted_and_each_once() -> None:
@@ -68,13 +75,13 @@ def test_how_long_a_step_took_is_what_the_executor_says_or_else_what_we_saw() ->
 def test_a_second_plan_adds_steps_and_keeps_what_is_known() -> None:
     more = (*STEPS, Step(11, "build", "RUN onbuild", number=3, of=3))
     platform = told(Planned(STEPS), Started(7), Planned(more))
-    assert [each.status for each in platform.steps] == [Status.RUNNING, *[Status.WAITING] * 3]
+    assert [each.status for each in platform.steps] == [StepStatus.RUNNING, *[StepStatus.WAITING] * 3]
     assert platform.counted == 3
 
 
 def test_steps_and_platforms_nobody_announced_are_shown_all_the_same() -> None:
     assert step(told(Log(42, "hello")), 42).step.name == "step 42"
-    state = fold(State(), FromExecutor("linux/riscv64", Started(1), at=100.0))
+    state = fold(BuildState(), FromExecutor("linux/riscv64", Started(1), at=100.0))
     assert [each.platform for each in state.platforms] == ["linux/riscv64"]
 
 
@@ -132,25 +139,25 @@ def test_the_result_is_authoritative() -> None:
 
 
 def test_pins_are_open_until_they_have_a_digest() -> None:
-    state = fold(State(), events.Resolving("debian:12", at=1.0))
+    state = fold(BuildState(), events.Resolving("debian:12", at=1.0))
     assert state.pins == (("debian:12", ""),)
     state = fold(state, events.Resolved("debian:12", "sha256:aa", at=2.0))
     assert state.pins == (("debian:12", "sha256:aa"),)
 
 
 def test_a_warning_of_several_platforms_is_one() -> None:
-    state = State()
+    state = BuildState()
     for platform in ("linux/amd64", "linux/arm64", "linux/amd64"):
         state = fold(state, FromExecutor(platform, BuildWarning(story.TRAP, "Rule"), at=1.0))
     assert [each.platforms for each in state.warnings] == [("linux/amd64", "linux/arm64")]
-    state = fold(state, events.Cautioned(Problem("X", "another"), at=1.0))
+    state = fold(state, events.WarningRaised(Problem("X", "another"), at=1.0))
     assert len(state.warnings) == 2
 
 
 def test_warnings_without_end_are_counted() -> None:
-    state = State()
+    state = BuildState()
     for number in range(WARNINGS + 5):
-        state = fold(state, events.Cautioned(Problem("X", f"warning {number}"), at=1.0))
+        state = fold(state, events.WarningRaised(Problem("X", f"warning {number}"), at=1.0))
     assert (len(state.warnings), state.more_warnings) == (WARNINGS, 5)
 
 
@@ -184,7 +191,7 @@ def test_a_size_that_is_not_known_is_what_came_so_far() -> None:
 def test_directions_are_apart_and_the_end_closes_them() -> None:
     platform = told(Transfer("pull", "a", 10, 100), Transfer("push", "a", 20, 100))
     assert [(each.action, each.done) for each in platform.flows] == [("pull", 10), ("push", 20)]
-    state = fold(State(platforms=(platform,)), PlatformEnded("linux/arm64", "cancelled", at=200.0))
+    state = fold(BuildState(platforms=(platform,)), PlatformEnded("linux/arm64", "cancelled", at=200.0))
     assert not any(each.busy for each in state.platforms[0].flows)
 
 

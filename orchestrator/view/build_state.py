@@ -1,8 +1,8 @@
-"""The state of a build as it is shown: events fold into it, displays are functions of it.
+"""The state of a build for display: events are folded into it, displays are functions of it.
 
-Everything is frozen and shared between one state and the next; what could grow without end (log lines, transfers,
-warnings) is kept as a bounded tail. Folding one event costs a few microseconds whatever came before. All text that
-came from outside was cleaned by ``untrusted`` when it entered.
+All objects are frozen and shared between one state and the next; what could grow without bound (log lines, transfers,
+warnings) is kept as a bounded tail. Folding an event takes a few microseconds. All untrusted text was cleaned by
+``untrusted`` when it entered.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from orchestrator.view.untrusted import clean_line, clean_log, clean_name
 from platforms.errors import Problem
 
 TAIL: Final = 24
-"""Log lines kept of a running or failed step, and of a platform."""
+"""Number of log lines that are kept of a running or failed step, and of a platform."""
 WARNINGS: Final = 50
-"""Different warnings kept; the others are counted."""
+"""Maximum number of different warnings; further ones are counted."""
 WAITS: Final = 16
-"""Waits for registries that are kept."""
+"""Maximum number of waits for registries."""
 OPEN_TRANSFERS: Final = 64
-"""Transfers told apart at a time, per direction; and finished ones remembered."""
+"""Maximum number of transfers that are tracked for each direction; also of finished ones that are remembered."""
 RATE_SECONDS: Final = 2.0
-"""Time constant of the rates: what was moved this long ago weighs 1/e."""
+"""Time constant of the rates: what was transferred this long ago has the weight 1/e."""
 
 
-class Status(enum.StrEnum):
-    """Where a step stands."""
+class StepStatus(enum.StrEnum):
+    """The status of a step."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -48,45 +48,45 @@ class StepState(msgspec.Struct, frozen=True):
     """One step of one platform."""
 
     step: protocol.Step
-    status: Status = Status.WAITING
+    status: StepStatus = StepStatus.WAITING
     started: float = 0.0
     seconds: float = 0.0
-    """How long it took, once it has ended."""
+    """Duration, once it has ended."""
     error: str = ""
     tail: tuple[str, ...] = ()
-    """The last lines of its output, dropped when it ends well."""
+    """The last lines of its output; dropped when it succeeds."""
     spoke: float = 0.0
-    """When it last wrote a line."""
+    """Time of its last line."""
     waits: str = ""
-    """What it waits for (``job.Held``); "" while it is at work."""
+    """What it waits for (``protocol.Held``); "" while it runs."""
     since: float = 0.0
-    """When it began to wait."""
+    """Time at which it began to wait."""
     waited: float = 0.0
-    """Seconds in which it has waited before."""
+    """Seconds that it has waited before."""
 
     def at_work(self, now: float) -> float:
-        """Seconds for which it has been at work, up to ``now``."""
+        """Return the seconds that it has run, without waits, up to ``now``."""
         return max(0.0, (self.since if self.waits else now) - self.started - self.waited)
 
 
 class Flow(msgspec.Struct, frozen=True):
-    """Bytes moved by one kind of action, over all its transfers."""
+    """Bytes transferred by one kind of action, over all its transfers."""
 
     action: protocol.Action
     done: int = 0
     total: int = 0
-    """Sum of the totals known; for a transfer of unknown size, what it has moved so far."""
+    """Sum of the known totals; for a transfer of unknown size, the bytes transferred so far."""
     first: float = 0.0
     at: float = 0.0
-    """When the first and the latest bytes were reported."""
+    """Time of the first report and of the latest."""
     weight: float = 0.0
     open: Mapping[str, tuple[int, int]] = MappingProxyType({})
-    """Done and total of the transfers under way, by name."""
+    """Bytes done and total of the running transfers, by name."""
     closed: tuple[str, ...] = ()
-    """Names of transfers that ended lately, so that a repeated last report counts once."""
+    """Names of transfers that ended recently, so that a repeated last report is counted once."""
 
     def rate(self, now: float) -> float:
-        """Bytes per second, an exponentially weighted mean over the time since the first report."""
+        """Return bytes per second, an exponentially weighted mean since the first report."""
         age = now - self.first
         if age <= 0:
             return 0.0
@@ -95,55 +95,55 @@ class Flow(msgspec.Struct, frozen=True):
 
     @property
     def busy(self) -> bool:
-        """Whether a transfer is under way."""
+        """Whether a transfer is running."""
         return bool(self.open)
 
 
 class PlatformState(msgspec.Struct, frozen=True):
-    """One platform's build."""
+    """The build of one platform."""
 
     platform: str
     node: str = ""
     how: str = ""
-    """``native``, or the emulator's name."""
+    """``native``, or the name of the emulator."""
     isolation: str = ""
     stage: str = "waiting"
-    """``waiting``, ``running``, or its outcome: ``built``, ``failed``, ``cancelled``."""
+    """``waiting``, ``running``, or the outcome: ``built``, ``failed``, ``cancelled``."""
     reason: str = ""
     started: float = 0.0
     ended: float = 0.0
     steps: tuple[StepState, ...] = ()
     places: Mapping[int, int] = MappingProxyType({})
-    """Position in ``steps`` by step id."""
+    """Index in ``steps`` by step id."""
     running: tuple[int, ...] = ()
-    """Positions of the steps under way, in the order in which they began."""
+    """Indices of the running steps, in the order in which they began."""
     finished: int = 0
-    """Steps of stages that are over: cached, done or failed."""
+    """Number of steps of stages that have ended: cached, done or failed."""
     counted: int = 0
-    """Steps of stages, without the work around them (export, push)."""
+    """Number of steps of stages, without others (export, push)."""
     cached: int = 0
     ran: int = 0
     flows: tuple[Flow, ...] = ()
     tail: tuple[tuple[int, str], ...] = ()
-    """The last lines of all steps, each with its step's position."""
+    """The last lines of all steps, each with the index of its step."""
     problem: Problem | None = None
     digest: str = ""
     size: int = 0
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether it has ended."""
         return self.stage not in ("waiting", "running")
 
     def seconds(self, now: float) -> float:
-        """How long it has been built for, up to ``now`` or its end."""
+        """Return its duration up to ``now`` or its end."""
         if not self.started:
             return 0.0
         return (self.ended or now) - self.started
 
 
-class Caution(msgspec.Struct, frozen=True):
-    """A warning and who gave it; no platform means the orchestrator."""
+class WarningState(msgspec.Struct, frozen=True):
+    """A warning and the platform that raised it; "" for the orchestrator."""
 
     problem: Problem
     rule: str = ""
@@ -151,7 +151,7 @@ class Caution(msgspec.Struct, frozen=True):
 
 
 class WaitState(msgspec.Struct, frozen=True):
-    """A registry that has not answered for a while; no platform means that the orchestrator asks."""
+    """A registry that has not responded for a while; the platform is "" if the orchestrator waits."""
 
     platform: str
     registry: str
@@ -160,46 +160,46 @@ class WaitState(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-class State(msgspec.Struct, frozen=True):
-    """A whole build."""
+class BuildState(msgspec.Struct, frozen=True):
+    """The state of a build."""
 
     name: str = ""
     tags: tuple[str, ...] = ()
     platforms: tuple[PlatformState, ...] = ()
     pins: tuple[tuple[str, str], ...] = ()
-    """Base images looked up, each with its digest or "" while that takes."""
+    """Base images that were looked up, each with its digest, or "" until it is known."""
     waits: tuple[WaitState, ...] = ()
     publishing: tuple[str, int, int] | None = None
-    """What is being published, parts done, parts in all."""
+    """What is being published, parts done, parts in total."""
     published: tuple[tuple[str, str], ...] = ()
-    warnings: tuple[Caution, ...] = ()
+    warnings: tuple[WarningState, ...] = ()
     more_warnings: int = 0
-    """Warnings beyond those kept."""
+    """Number of warnings beyond ``WARNINGS``."""
     started: float = 0.0
     ended: float = 0.0
     outcome: str = ""
     """"" while the build runs."""
     digest: str = ""
-    troubles: tuple[events.Trouble, ...] = ()
+    troubles: tuple[events.Failure, ...] = ()
 
     def seconds(self, now: float) -> float:
-        """How long the build has run, up to ``now`` or its end."""
+        """Return the duration of the build up to ``now`` or its end."""
         return (self.ended or now) - self.started if self.started else 0.0
 
     def platform(self, name: str) -> PlatformState | None:
-        """The platform called ``name``."""
+        """Return the platform ``name``."""
         return next((each for each in self.platforms if each.platform == name), None)
 
 
-def fold(state: State, event: events.Event) -> State:
-    """The state after ``event``."""
+def fold(state: BuildState, event: events.Event) -> BuildState:
+    """Return the state after ``event``."""
     match event:
         case events.FromExecutor(platform=platform, message=message):
             if isinstance(message, protocol.BuildWarning):
-                return _warned(state, message.problem, message.rule, platform)
+                return _with_warning(state, message.problem, message.rule, platform)
             if isinstance(message, protocol.Waiting):
-                return _waited(state, clean_line(platform), message, event.at)
-            return _with_platform(state, platform, lambda old: _heard(old, message, event.at))
+                return _with_wait(state, clean_line(platform), message, event.at)
+            return _with_platform(state, platform, lambda old: _fold_message(old, message, event.at))
         case events.BuildStarted():
             places = tuple(
                 PlatformState(clean_line(each.platform), clean_line(each.node), clean_line(each.how))
@@ -231,10 +231,10 @@ def fold(state: State, event: events.Event) -> State:
         case events.PlatformEnded(platform=platform):
             state = replace(state, waits=tuple(each for each in state.waits if each.platform != clean_line(platform)))
             return _with_platform(state, platform, lambda old: _ended(old, event))
-        case events.Waiting():
-            return _waited(state, "", event, event.at)
-        case events.Cautioned(problem=problem, rule=rule):
-            return _warned(state, problem, rule, "")
+        case events.RegistryWaiting():
+            return _with_wait(state, "", event, event.at)
+        case events.WarningRaised(problem=problem, rule=rule):
+            return _with_warning(state, problem, rule, "")
         case events.Publishing(what=what, done=done, total=total):
             return replace(state, publishing=(clean_line(what), done, total))
         case events.Published(ref=ref, digest=digest):
@@ -244,7 +244,7 @@ def fold(state: State, event: events.Event) -> State:
     return state
 
 
-def _with_platform(state: State, name: str, change: Callable[[PlatformState], PlatformState]) -> State:
+def _with_platform(state: BuildState, name: str, change: Callable[[PlatformState], PlatformState]) -> BuildState:
     name = clean_line(name)
     for position, old in enumerate(state.platforms):
         if old.platform == name:
@@ -262,7 +262,7 @@ def _pinned(pins: tuple[tuple[str, str], ...], ref: str, digest: str) -> tuple[t
     return (*pins, (ref, digest))
 
 
-def _warned(state: State, problem: Problem, rule: str, platform: str) -> State:
+def _with_warning(state: BuildState, problem: Problem, rule: str, platform: str) -> BuildState:
     named = (platform,) if platform else ()
     for position, old in enumerate(state.warnings):
         if old.problem == problem and old.rule == rule:
@@ -272,10 +272,12 @@ def _warned(state: State, problem: Problem, rule: str, platform: str) -> State:
             return replace(state, warnings=(*state.warnings[:position], new, *state.warnings[position + 1 :]))
     if len(state.warnings) >= WARNINGS:
         return replace(state, more_warnings=state.more_warnings + 1)
-    return replace(state, warnings=(*state.warnings, Caution(problem, rule, named)))
+    return replace(state, warnings=(*state.warnings, WarningState(problem, rule, named)))
 
 
-def _waited(state: State, platform: str, wait: protocol.Waiting | events.Waiting, at: float) -> State:
+def _with_wait(
+    state: BuildState, platform: str, wait: protocol.Waiting | events.RegistryWaiting, at: float
+) -> BuildState:
     what = clean_line(wait.what)
     others = tuple(each for each in state.waits if (each.platform, each.what) != (platform, what))
     if wait.over:
@@ -287,23 +289,23 @@ def _waited(state: State, platform: str, wait: protocol.Waiting | events.Waiting
 def _ended(old: PlatformState, event: events.PlatformEnded) -> PlatformState:
     problem = old.problem
     reason = event.reason or (problem.why or problem.what if problem else "")
-    steps = tuple(_skipped(each, event.at) for each in old.steps)
+    steps = tuple(_cancelled_step(each, event.at) for each in old.steps)
     return replace(
         old, stage=event.outcome, reason=clean_line(reason), ended=event.at, steps=steps, running=(), flows=_idle(old)
     )
 
 
-def _skipped(step: StepState, at: float) -> StepState:
-    if step.status is Status.RUNNING:
-        return replace(step, status=Status.SKIPPED, seconds=step.at_work(at), waits="")
-    return replace(step, status=Status.SKIPPED) if step.status is Status.WAITING else step
+def _cancelled_step(step: StepState, at: float) -> StepState:
+    if step.status is StepStatus.RUNNING:
+        return replace(step, status=StepStatus.SKIPPED, seconds=step.at_work(at), waits="")
+    return replace(step, status=StepStatus.SKIPPED) if step.status is StepStatus.WAITING else step
 
 
 def _idle(old: PlatformState) -> tuple[Flow, ...]:
     return tuple(replace(flow, open=MappingProxyType({})) for flow in old.flows)
 
 
-def _build_ended(state: State, event: events.BuildEnded) -> State:
+def _build_ended(state: BuildState, event: events.BuildEnded) -> BuildState:
     platforms = tuple(
         each if each.over else _ended(each, events.PlatformEnded(each.platform, "cancelled", at=event.at))
         for each in state.platforms
@@ -320,7 +322,7 @@ def _build_ended(state: State, event: events.BuildEnded) -> State:
     )
 
 
-def _heard(old: PlatformState, message: protocol.Message, at: float) -> PlatformState:
+def _fold_message(old: PlatformState, message: protocol.Message, at: float) -> PlatformState:
     match message:
         case protocol.Log(step=step, text=text):
             return _logged(old, step, tuple(map(clean_log, text.rsplit("\n", TAIL)[-TAIL:])), at)
@@ -360,7 +362,7 @@ def _with_steps(old: PlatformState, steps: tuple[StepState, ...]) -> PlatformSta
 
 
 def _place(old: PlatformState, step: int) -> tuple[PlatformState, int]:
-    """The position of ``step``, and the platform with the step in it if it was never planned."""
+    """Return the index of ``step``, and the platform with that step added if it was not planned."""
     position = old.places.get(step)
     if position is not None:
         return old, position
@@ -373,7 +375,7 @@ def _put(old: PlatformState, position: int, new: StepState) -> tuple[StepState, 
 
 def _started(old: PlatformState, step: int, at: float) -> PlatformState:
     old, position = _place(old, step)
-    new = StepState(old.steps[position].step, Status.RUNNING, started=at, spoke=old.steps[position].spoke)
+    new = StepState(old.steps[position].step, StepStatus.RUNNING, started=at, spoke=old.steps[position].spoke)
     running = tuple(each for each in old.running if each != position)
     return replace(old, steps=_put(old, position, new), running=(*running, position))
 
@@ -388,19 +390,19 @@ def _waits(old: PlatformState, step: int, what: str, at: float) -> PlatformState
 def _finished(old: PlatformState, message: protocol.Finished, at: float) -> PlatformState:
     old, position = _place(old, message.step)
     step = old.steps[position]
-    well = Status.CACHED if message.cached else Status.DONE
-    status = Status.FAILED if message.error else well
+    well = StepStatus.CACHED if message.cached else StepStatus.DONE
+    status = StepStatus.FAILED if message.error else well
     seconds = message.seconds or (step.at_work(at) if step.started else 0.0)
-    tail = step.tail if status is Status.FAILED else ()
+    tail = step.tail if status is StepStatus.FAILED else ()
     new = replace(step, status=status, seconds=seconds, error=clean_line(message.error), tail=tail, waits="")
-    counts = bool(step.step.number) and step.status in (Status.WAITING, Status.RUNNING)
+    counts = bool(step.step.number) and step.status in (StepStatus.WAITING, StepStatus.RUNNING)
     return replace(
         old,
         steps=_put(old, position, new),
         running=tuple(each for each in old.running if each != position),
         finished=old.finished + counts,
-        cached=old.cached + (counts and status is Status.CACHED),
-        ran=old.ran + (counts and status is Status.DONE),
+        cached=old.cached + (counts and status is StepStatus.CACHED),
+        ran=old.ran + (counts and status is StepStatus.DONE),
     )
 
 

@@ -1,4 +1,4 @@
-"""The way out for what a display writes: whole pieces, to a stream that may be slow, narrow-minded or gone."""
+"""Writing to a stream that may be slow, limited in its encoding, or closed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Final, TextIO
 from platforms.descriptors import write_all
 
 _PLAIN_FORMS: Final = str.maketrans("✓✗■●○↓↑━─│╭╮╰╯…·⚠", "+x#*ov^=-|++++~-!")
-"""What the signs that displays use become where the stream's encoding lacks them; none changes its width."""
+"""Replacements, of the same width, for symbols that the encoding of the stream lacks."""
 
 
-class Sink:
-    """Writes text to a stream's descriptor, past its buffer, or to the stream itself when it has none.
+class OutputStream:
+    """Writes text to the descriptor of a stream, bypassing its buffer, or to the stream itself if it has none.
 
-    A reader that went away (``| head``) must not fail a build: from the first error on, everything is dropped.
+    A closed reader (``| head``) must not fail a build: after the first error, everything is dropped.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -26,7 +26,7 @@ class Sink:
             self._fd = -1
 
     def write(self, text: str) -> None:
-        """Write all of ``text``, waiting for a slow reader."""
+        """Write all of ``text``, blocking on a slow reader."""
         if self._gone or not text:
             return
         try:
@@ -35,7 +35,7 @@ class Sink:
                 self._stream.write(self._encoded(text).decode(self._encoding))
                 self._stream.flush()
             else:
-                write_all(self._fd, self._encoded(text))  # some CI runners hand out a non-blocking stderr
+                write_all(self._fd, self._encoded(text))  # some CI runners provide a non-blocking stderr
         except (OSError, ValueError):
             self._gone = True
 

@@ -1,4 +1,4 @@
-"""Bytes and seconds as people read them."""
+"""Formatting bytes and durations."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def size(count: float) -> str:
-    """Bytes in decimal units, as registries and docker show them: ``812 B``, ``48.2 MB``."""
+    """Format bytes in decimal units, as registries and docker do: ``812 B``, ``48.2 MB``."""
     amount = max(0.0, float(count))
     unit = 0
-    # 999.95 would be printed as 1000.0
+    # 999.95 would be rounded to 1000.0
     while amount >= 999.95 and unit < len(_UNITS) - 1:
         amount /= 1000
         unit += 1
@@ -19,7 +19,7 @@ def size(count: float) -> str:
 
 
 def part(done: int, total: int) -> str:
-    """Bytes done of a total: ``12.0/48.2 MB``; without a total only what is done."""
+    """Format progress: ``12.0/48.2 MB``; without a known total only the bytes done."""
     if total <= 0:
         return size(done)
     whole = size(total)
@@ -29,13 +29,13 @@ def part(done: int, total: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time that has ended: ``0.4s``, ``12.3s``, ``1m04s``, ``1h02m``."""
+    """Format a finished duration: ``0.4s``, ``12.3s``, ``1m04s``, ``1h02m``."""
     seconds = max(0.0, seconds)
     return f"{seconds:.1f}s" if seconds < 59.95 else _long(seconds)
 
 
 def elapsed(seconds: float) -> str:
-    """A time that goes on, in whole seconds, so that it changes once a second: ``12s``, ``1m04s``."""
+    """Format a running duration in whole seconds: ``12s``, ``1m04s``."""
     seconds = max(0.0, seconds)
     return f"{int(seconds)}s" if seconds < 60 else _long(int(seconds))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.view import amounts
+from orchestrator.view import units
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from orchestrator.view import amounts
     ],
 )
 def test_size(count: float, shown: str) -> None:
-    assert amounts.size(count) == shown
+    assert units.size(count) == shown
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_size(count: float, shown: str) -> None:
     ],
 )
 def test_part(done: int, total: int, shown: str) -> None:
-    assert amounts.part(done, total) == shown
+    assert units.part(done, total) == shown
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_part(done: int, total: int, shown: str) -> None:
     ],
 )
 def test_times(seconds: float, ended: str, going: str) -> None:
-    assert (amounts.duration(seconds), amounts.elapsed(seconds)) == (ended, going)
+    assert (units.duration(seconds), units.elapsed(seconds)) == (ended, going)

@@ -1,0 +1,31 @@
+"""Printing lines and JSON on stdout, safe for terminals and CI systems whoever has written the text."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from orchestrator.view.ci import in_actions, neutralise
+from orchestrator.view.untrusted import clean_line
+
+_LIMIT: Final = 65535
+"""Maximum length of a line in characters: the longest of a Dockerfile."""
+
+
+def print_line(text: str = "") -> None:
+    """Print ``text`` as one line without effects on a terminal or a CI agent."""
+    line = clean_line(text, _LIMIT)
+    print(neutralise(line) if in_actions(os.environ) else line)
+
+
+def print_json(document: object) -> None:
+    """Print ``document`` as JSON."""
+    import json
+
+    print(escape_commands(json.dumps(document, indent=2)))
+
+
+def escape_commands(text: str) -> str:
+    """Return JSON that is equal to ``text`` and has no command of a CI agent (``untrusted``): ``##`` is only in
+    strings."""
+    return text.replace("##", "#\\u0023")
