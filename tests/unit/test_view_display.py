@@ -54,17 +54,17 @@ def kind(mode: str, stream: TextIO, environ: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
-        (XTERM, "Live"),
-        ({}, "Plain"),
-        ({"TERM": "dumb"}, "Plain"),
-        (XTERM | {"CI": "true"}, "Plain"),
-        (XTERM | {"CI": "false"}, "Live"),
-        (XTERM | {"GITHUB_ACTIONS": "true"}, "Plain"),
-        (XTERM | {"GITLAB_CI": "true"}, "Plain"),
-        (XTERM | {"NO_COLOR": "1"}, "Live"),
-        (XTERM | {"KANIFOLD_PROGRESS": "quiet"}, "Quiet"),
-        (XTERM | {"KANIFOLD_PROGRESS": ""}, "Live"),
-        ({"KANIFOLD_PROGRESS": "live"}, "Plain"),
+        (XTERM, "LiveDisplay"),
+        ({}, "PlainDisplay"),
+        ({"TERM": "dumb"}, "PlainDisplay"),
+        (XTERM | {"CI": "true"}, "PlainDisplay"),
+        (XTERM | {"CI": "false"}, "LiveDisplay"),
+        (XTERM | {"GITHUB_ACTIONS": "true"}, "PlainDisplay"),
+        (XTERM | {"GITLAB_CI": "true"}, "PlainDisplay"),
+        (XTERM | {"NO_COLOR": "1"}, "LiveDisplay"),
+        (XTERM | {"KANIFOLD_PROGRESS": "quiet"}, "QuietDisplay"),
+        (XTERM | {"KANIFOLD_PROGRESS": ""}, "LiveDisplay"),
+        ({"KANIFOLD_PROGRESS": "live"}, "PlainDisplay"),
     ],
 )
 def test_auto_on_a_terminal(environ: dict[str, str], expected: str) -> None:
@@ -73,11 +73,11 @@ def test_auto_on_a_terminal(environ: dict[str, str], expected: str) -> None:
 
 
 def test_auto_in_a_pipe_is_plain_even_with_colour_forced() -> None:
-    assert kind("auto", io.StringIO(), XTERM | {"FORCE_COLOR": "1"}) == "Plain"
+    assert kind("auto", io.StringIO(), XTERM | {"FORCE_COLOR": "1"}) == "PlainDisplay"
 
 
 def test_a_flag_wins_over_the_variable() -> None:
-    assert kind("rawjson", io.StringIO(), {"KANIFOLD_PROGRESS": "quiet"}) == "RawJson"
+    assert kind("rawjson", io.StringIO(), {"KANIFOLD_PROGRESS": "quiet"}) == "RawJsonDisplay"
 
 
 def test_live_without_a_terminal_is_refused() -> None:
