@@ -180,6 +180,13 @@ class AskContext(_Question, frozen=True, tag="context"):
     """The files of the context ``name``, a ``SentContext``, as a tar archive."""
 
 
+class AskLayout(_Question, frozen=True, tag="layout"):
+    """A file of the OCI layout that is the context ``name``, a ``SentLayoutContext``."""
+
+    file: str
+    """Its path in the layout: ``oci-layout``, ``index.json``, or that of a blob."""
+
+
 class AskAgent(_Question, frozen=True, tag="ssh"):
     """What the SSH agent ``name`` answers to ``message``; with none, whether there is such an agent."""
 
@@ -190,7 +197,7 @@ class AskManifest(_Question, frozen=True, tag="manifest"):
     """Whether the registry has the manifest that the reference ``name`` is of."""
 
 
-Question = AskCredential | AskSecret | AskContext | AskAgent | AskManifest
+Question = AskCredential | AskSecret | AskContext | AskLayout | AskAgent | AskManifest
 
 
 class Ask(Message, frozen=True, tag="ask"):
@@ -323,12 +330,20 @@ class LayoutContext(_Context, frozen=True, tag="layout"):
     path: str
 
 
+class SentLayoutContext(_Context, frozen=True, tag="sent-layout"):
+    """The image in an OCI layout that the orchestrator has: its files are sent when they are asked for
+    (``AskLayout``)."""
+
+    image: str = ""
+    """Its tag or digest; "" for the only one, or ``latest``."""
+
+
 class ScratchContext(_Context, frozen=True, tag="scratch"):
     """No files at all."""
 
 
 FilesContext = DirectoryContext | SentContext
-Context = FilesContext | ImageContext | LayoutContext | ScratchContext
+Context = FilesContext | ImageContext | LayoutContext | SentLayoutContext | ScratchContext
 
 
 class Compression(msgspec.Struct, frozen=True):

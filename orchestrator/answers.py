@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import assert_never
+from collections.abc import Callable
+from typing import Final, assert_never
 
 import msgspec
 
@@ -18,20 +19,23 @@ from executor.registry import reference
 from executor.registry.auth import Keychain
 from executor.registry.reference import Reference
 from orchestrator import publish
-from orchestrator.conversation import OnAsk, Stream
+from orchestrator.conversation import Answer, OnAsk, Stream
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from platforms import regular
 from platforms.errors import BuildError, ContextError, ProtocolError, UsageError
 
+_BLOCK: Final = 1 << 20
+"""Bytes of a file that are read at a time."""
+
 
 def answers(request: Request, job: protocol.Job, keychain: Keychain, registry: Registry) -> OnAsk:
     """What the executor of ``job`` may be told: nothing beyond what this build was given."""
     secrets = {secret.id: secret for secret in request.secrets}
-    contexts = {each.name: each for each in job.contexts if isinstance(each, protocol.DirectoryContext)}
-    registries = _registries(job)
+    contexts = {each.name: each for each in job.contexts}
+    registries = registries_of(job)
 
-    async def answer(ask: protocol.Ask) -> bytes | Stream | None:
+    async def answer(ask: protocol.Ask) -> Answer:
         match ask.question:
             case protocol.AskCredential(name, repository):
                 if name not in registries:
@@ -53,14 +57,19 @@ def answers(request: Request, job: protocol.Job, keychain: Keychain, registry: R
                 return await asyncio.to_thread(agent.ask, place, message) if message else b""
             case protocol.AskContext(name):
                 context = contexts.get(name)
-                return None if context is None else _files(context)
+                return _files(context) if isinstance(context, protocol.DirectoryContext) else None
+            case protocol.AskLayout(name, file):
+                context = contexts.get(name)
+                if not isinstance(context, protocol.LayoutContext):
+                    return None
+                return await asyncio.to_thread(_layout_file, context.path, file)
             case _:
                 assert_never(ask.question)
 
     return answer
 
 
-def _registries(job: protocol.Job) -> frozenset[str]:
+def registries_of(job: protocol.Job) -> frozenset[str]:
     """The registries that a job speaks to: those of its images, caches and destinations, and their mirrors."""
     names = [*job.push, *(pin.name for pin in job.pins)]
     names += [context.image for context in job.contexts if isinstance(context, protocol.ImageContext)]
@@ -113,5 +122,27 @@ def _files(context: protocol.DirectoryContext) -> Stream:
             raise ContextError("cannot read the build context", why=str(error)) from error
         finally:
             tree.close()
+
+    return stream
+
+
+def _layout_file(location: str, name: str) -> Stream | None:
+    """The file ``name`` of the OCI layout ``location``; None when there is none. Raises ``ProtocolError`` for a name
+    that no file of a layout has: whatever else lies beside them is not for others."""
+    from executor.registry import archive, layout
+
+    if not layout.is_file_of(name):
+        raise ProtocolError(f"an executor asked for what is not in a layout: {name!r}")
+    path, _ = layout.split_location(location)
+    opened = archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
+    try:
+        file, _ = opened.open_file(name)
+    except OSError:
+        return None
+
+    def stream(out: Callable[[bytes | memoryview], object]) -> None:
+        with file:
+            while block := file.read(_BLOCK):
+                out(block)
 
     return stream

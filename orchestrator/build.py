@@ -24,7 +24,7 @@ from orchestrator import jobs as making
 from orchestrator import plan as planning
 from orchestrator import publish, result_cache, warnings
 from orchestrator.contexts import FetchOptions
-from orchestrator.node import Placement, place
+from orchestrator.node import ExecutorPool, Placement, place
 from orchestrator.outputs import (
     CacheOnly,
     DockerArchive,
@@ -79,6 +79,7 @@ class _Build(msgspec.Struct, frozen=True):
     """To be set as soon as it is known that something will be pushed that is not there."""
     may_push: asyncio.Task[None]
     """Done when the registries have said that they will take what is built."""
+    executors: ExecutorPool
 
     @property
     def emit(self) -> Emit:
@@ -98,30 +99,38 @@ async def prepare(session: Session, request: Request, plan: Plan | None = None) 
 
 
 async def _prepared(session: Session, request: Request, plan: Plan | None, push: _Push) -> Prepared:
-    runs = plan is None or plan.may_run
-    placements = tuple(place(each, session.nodes, runs=runs) for each in request.platforms)  # (1)
+    placements = await _placed(session, request, plan)  # (1)
     for each in placements:
         debug.log("placed", platform=str(each.platform), node=each.node.name, runs=each.how or "nothing")
     loader = await asyncio.to_thread(_loader, request)
     session.emit(_started(request, placements))
-    scratch = session.store.session.temporary()
+    scratch, executors = session.store.session.temporary(), ExecutorPool()
     try:
         async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
             pushing = asyncio.Event()
             may_push = group.create_task(_may_push(request, session.registry, pushing))
-            begun = _Build(session, request, placements, scratch, loader, push, pushing, may_push)
+            begun = _Build(session, request, placements, scratch, loader, push, pushing, may_push, executors)
             made = group.create_task(_made(begun, plan))
         return made.result()
     except ExceptionGroup as errors:
         raise errors.exceptions[0]  # noqa: B904 - its own cause is the better one
     finally:
+        session.leave(executors.release())
         session.leave(asyncio.to_thread(remove_tree, scratch))
+
+
+async def _placed(session: Session, request: Request, plan: Plan | None) -> tuple[Placement, ...]:
+    """Where each platform is built. Nodes are asked about platforms only if some of their programs may be run."""
+    platforms = request.platforms if plan is None or plan.may_run else ()
+    described = await asyncio.gather(*(each.describe(platforms) for each in session.nodes))
+    nodes = tuple(zip(session.nodes, described, strict=True))
+    return tuple(place(each, nodes) for each in request.platforms)
 
 
 def _started(request: Request, placements: Iterable[Placement]) -> events.BuildStarted:
     return events.BuildStarted(
         platforms=tuple(
-            events.PlatformPlacement(str(each.platform), "" if each.node.shares_disk else each.node.name, each.how)
+            events.PlatformPlacement(str(each.platform), "" if each.shares_disk else each.node.name, each.how)
             for each in placements
         ),
         name=str(request.tags[0].familiar()) if request.tags else _named(request.context),
@@ -224,8 +233,8 @@ async def _plan(build: _Build) -> Plan:
 def _refuse_unfit(request: Request, plan: Plan, placements: Iterable[Placement]) -> None:
     """Raise ``EnvironmentUnfit`` when a platform's programs would have to run that cannot, before anything is done."""
     for each in placements:
-        if each.unfit is not None and each.platform in plan.running:
-            raise each.unfit
+        if each.support.unfit is not None and each.platform in plan.running:
+            raise each.support.unfit
         if each.platform.os == "windows" and not all(isinstance(output, FilesOutput) for output in request.outputs):
             raise EnvironmentUnfit(
                 f"cannot make images for {each.platform}",
@@ -242,7 +251,7 @@ async def _pinned(
 
     def otherwise() -> None:
         build.pushing.set()
-        _request_executors(build)
+        _start_executors(build)
 
     try:
         pins, holding = await asyncio.gather(
@@ -277,12 +286,10 @@ async def _pin(
     return pins
 
 
-def _request_executors(build: _Build) -> None:
-    """Have executors started for a build that will need them, before their jobs are known, if that can be."""
-    platforms = len(build.placements)
-    for each in build.placements:
-        if each.node.pool is not None:
-            each.node.pool.start(min(platforms, build.request.jobs or platforms))
+def _start_executors(build: _Build) -> None:
+    """Have executors started for a build that will need them, before their jobs are known."""
+    at_once = build.request.jobs or len(build.placements)
+    build.executors.start(each.node for each in build.placements[:at_once])
 
 
 async def _built(
@@ -294,13 +301,13 @@ async def _built(
         debug.log("answered from memory: no executor is asked")
         return result_cache.replay(cached, jobs, build.emit), ()
     build.pushing.set()
-    _request_executors(build)
+    _start_executors(build)
     from orchestrator import fanout
 
     if any(job.pins or job.push for _, job in jobs):  # else nobody has been asked anything
         learned = await asyncio.to_thread(session.registry.learned)
         jobs = [(each, replace(job, registries=learned)) for each, job in jobs]
-    return await fanout.build_all(session, build.request, jobs)
+    return await fanout.build_all(session, build.request, build.executors, jobs)
 
 
 async def _finish(
@@ -313,7 +320,7 @@ async def _finish(
     images: list[Image] = []
     for each in built:  # (4)
         image = await publish.verify(each, session.registry, repositories[0] if repositories else None, session.store)
-        if making.needs_blobs(request) and not each.placement.node.shares_disk:
+        if making.needs_blobs(request) and not each.placement.shares_disk:
             await publish.fetch(each, image, session.store)
         images.append(image)
         _audit(build, plan, each)

@@ -17,7 +17,8 @@ from executor.store.store import default_root
 from orchestrator import build as building
 from orchestrator import session
 from orchestrator.build import PlatformsFailedError
-from orchestrator.node import Node, local
+from orchestrator.localnode import LocalNode
+from orchestrator.node import Node
 from orchestrator.outputs import writes_stdout
 from orchestrator.plan import Plan
 from orchestrator.prefork import PreforkServer
@@ -41,11 +42,11 @@ def build(request: Request, plan: Plan | None, server: PreforkServer | None, con
     Registries are taken up by ``connect``.
     """
     if not request.ssh:
-        return _tidied(request, plan, local(server), connect)
+        return _tidied(request, plan, LocalNode(server), connect)
     from orchestrator.agent import agents
 
     with agents(request.ssh) as sockets:
-        return _tidied(replace(request, agents=sockets), plan, local(server), connect)
+        return _tidied(replace(request, agents=sockets), plan, LocalNode(server), connect)
 
 
 def _tidied(request: Request, plan: Plan | None, here: Node, connect: Connect) -> int:

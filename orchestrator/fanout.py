@@ -6,21 +6,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
+import msgspec
 from msgspec.structs import replace
 
 from executor import protocol
 from orchestrator import conversation
 from orchestrator.answers import answers
-from orchestrator.conversation import OnAsk
-from orchestrator.node import Placement
+from orchestrator.conversation import Answer, Executor, OnAsk, OnMessage, Stream
+from orchestrator.node import ExecutorPool, Placement
 from orchestrator.request import Request
 from orchestrator.results import PlatformFailure, PlatformResult, StepEvent
 from orchestrator.session import Session
+from orchestrator.translation import Translation, translate
 from orchestrator.view import events
-from orchestrator.view.events import Emit
 from platforms.errors import KanifoldError
 
 _EVENTS: Final = 10_000
@@ -28,29 +30,20 @@ _EVENTS: Final = 10_000
 
 
 async def build_all(
-    session: Session, request: Request, jobs: Sequence[tuple[Placement, protocol.Job]]
+    session: Session, request: Request, executors: ExecutorPool, jobs: Sequence[tuple[Placement, protocol.Job]]
 ) -> tuple[tuple[PlatformResult, ...], tuple[PlatformFailure, ...]]:
-    """Do all ``jobs``; returns what was built and what was not, each in the order of the platforms.
+    """Do all ``jobs``, each by one of ``executors``: what was built, and what was not, in the order of the platforms.
 
-    Cancelling ends all executors.
+    Cancelling ends all executors. Raises ``UsageError``, before anything is done, for a job that its node cannot do.
     """
     from asyncio_pool import AioPool
 
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    pool = AioPool(size=request.jobs or len(jobs))
-    waiting = [
-        pool.spawn_n(
-            _one(
-                placement,
-                job,
-                answers(request, job, session.keychain, session.registry),
-                request.keep_going,
-                session.emit,
-                stop,
-            )
-        )
-        for placement, job in jobs
+    work = [
+        _Work(session, request, executors, stop, placement, job, translate(job, placement)) for placement, job in jobs
     ]
+    pool = AioPool(size=request.jobs or len(jobs))
+    waiting = [pool.spawn_n(each.do()) for each in work]
     try:
         outcomes = await asyncio.shield(asyncio.gather(*waiting))
     except BaseException:
@@ -59,8 +52,8 @@ async def build_all(
         await asyncio.gather(*(each.executor.abandon() for each in ended if isinstance(each, PlatformResult)))
         raise
     built = tuple(each for each in outcomes if isinstance(each, PlatformResult))
-    lost = tuple(each for each in outcomes if isinstance(each, PlatformFailure))
-    return built, lost
+    failed = tuple(each for each in outcomes if isinstance(each, PlatformFailure))
+    return built, failed
 
 
 def _stop(stop: asyncio.Future[str], why: str) -> None:
@@ -68,48 +61,73 @@ def _stop(stop: asyncio.Future[str], why: str) -> None:
         stop.set_result(why)
 
 
-async def _one(
-    placement: Placement, job: protocol.Job, answers: OnAsk, keep_going: bool, emit: Emit, stop: asyncio.Future[str]
-) -> PlatformResult | PlatformFailure | None:
-    """One platform; None when ``stop``, whose result is the reason, came first."""
-    name = str(placement.platform)
-    if stop.done():
-        emit(events.PlatformEnded(platform=name, outcome="cancelled", reason=stop.result()))
-        return None
-    emit(events.PlatformStarted(platform=name, node=placement.node.name, how=placement.how))
-    kept: list[StepEvent] = []
+class _Work(msgspec.Struct, frozen=True):
+    """One platform of a build."""
 
-    def hear(message: protocol.Message) -> None:
-        emit(events.FromExecutor(platform=name, message=message))
-        if isinstance(message, StepEvent) and len(kept) <= _EVENTS:
-            kept.append(message)
+    session: Session
+    request: Request
+    executors: ExecutorPool
+    stop: asyncio.Future[str]
+    """Done when there is nothing more to do, with the reason."""
+    placement: Placement
+    job: protocol.Job
+    translation: Translation
 
-    told = job if placement.node.shares_disk else _without_our_disk(job)
-    running = asyncio.create_task(conversation.run(placement.node, told, hear, answers))
-    either: set[asyncio.Future[Any]] = {running, stop}
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not running.done():
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        emit(events.PlatformEnded(platform=name, outcome="cancelled", reason=stop.result()))
-        return None
-    try:
-        executor = running.result()
-    except KanifoldError as error:
-        emit(events.PlatformEnded(platform=name, outcome="failed", reason=error.problem.what))
-        if not keep_going:
-            _stop(stop, "another platform failed")
-        return PlatformFailure(placement, error)
-    emit(events.PlatformEnded(platform=name, outcome="built"))
-    return PlatformResult(placement, executor.result, executor, tuple(kept) if len(kept) <= _EVENTS else ())
+    async def do(self) -> PlatformResult | PlatformFailure | None:
+        """Have an executor do the job; None when ``stop`` came first."""
+        if self.stop.done():
+            self._cancelled()
+            return None
+        placement, name = self.placement, str(self.placement.platform)
+        self.session.emit(events.PlatformStarted(platform=name, node=placement.node.name, how=placement.how))
+        heard: list[StepEvent] = []
 
+        def hear(message: protocol.Message) -> None:
+            if isinstance(message, protocol.BuildWarning):
+                message = replace(message, problem=self.translation.received(message.problem))
+            self.session.emit(events.FromExecutor(platform=name, message=message))
+            if isinstance(message, StepEvent) and len(heard) <= _EVENTS:
+                heard.append(message)
 
-def _without_our_disk(job: protocol.Job) -> protocol.Job:
-    """``job`` as an executor is told it that has another disk: directories are sent to it."""
-    contexts = tuple(
-        protocol.SentContext(each.name, each.ignore, each.owners)
-        if isinstance(each, protocol.DirectoryContext)
-        else each
-        for each in job.contexts
-    )
-    return replace(job, contexts=contexts)
+        running = asyncio.create_task(self._run(hear))
+        either: set[asyncio.Future[Any]] = {running, self.stop}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            self._cancelled()
+            return None
+        try:
+            executor = running.result()
+        except KanifoldError as error:
+            self.session.emit(events.PlatformEnded(platform=name, outcome="failed", reason=error.problem.what))
+            if not self.request.keep_going:
+                _stop(self.stop, "another platform failed")
+            return PlatformFailure(placement, error)
+        self.session.emit(events.PlatformEnded(platform=name, outcome="built"))
+        return PlatformResult(placement, executor.result, executor, tuple(heard) if len(heard) <= _EVENTS else ())
+
+    async def _run(self, hear: OnMessage) -> Executor:
+        on_ask = answers(self.request, self.job, self.session.keychain, self.session.registry)
+        connection = await self.executors.acquire(self.placement.node)
+        try:
+            return await conversation.run(connection, self.translation.job, hear, partial(self._answer, on_ask))
+        except KanifoldError as error:
+            raise KanifoldError.of(self.translation.received(error.problem)) from error
+
+    async def _answer(self, on_ask: OnAsk, ask: protocol.Ask) -> Answer:
+        try:
+            answer = await on_ask(ask)
+        except KanifoldError as error:
+            raise KanifoldError.of(self.translation.sent(ask.question, error.problem)) from error
+        return partial(self._stream, ask.question, answer) if callable(answer) else answer
+
+    def _stream(self, question: protocol.Question, stream: Stream, out: Callable[[bytes | memoryview], object]) -> None:
+        try:
+            stream(out)
+        except KanifoldError as error:
+            raise KanifoldError.of(self.translation.sent(question, error.problem)) from error
+
+    def _cancelled(self) -> None:
+        name = str(self.placement.platform)
+        self.session.emit(events.PlatformEnded(platform=name, outcome="cancelled", reason=self.stop.result()))

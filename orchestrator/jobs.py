@@ -20,7 +20,7 @@ def job(request: Request, plan: Plan, placement: Placement, build: str) -> proto
         version=protocol.VERSION,
         build=build,
         platform=str(placement.platform),
-        emulation=placement.emulation,
+        emulation=placement.support.emulation,
         dockerfile=plan.data,
         dockerfile_name=plan.name,
         target=request.target,

@@ -1,75 +1,150 @@
-"""A node: a way to start an executor. Here it is a command; the protocol does the rest, wherever the command leads."""
+"""A node: a place where executors are started. What a build has to know of one, and where each platform is built.
+
+Each kind of node is a module: this machine (``localnode``), whatever a command leads to (``commandnode``).
+"""
 
 from __future__ import annotations
 
-import os
-import sys
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from orchestrator.prefork import PreforkServer
-from platforms import emulation
 from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit
 from platforms.platform import Platform
 
 if TYPE_CHECKING:
-    from orchestrator.process import WorkerPool
+    from orchestrator.connection import Connection
 
 
-class Node(msgspec.Struct, frozen=True):
-    """A place where executors run. ``shares_disk``: paths of this machine mean the same to its executors."""
+class Support(msgspec.Struct, frozen=True):
+    """How a node runs the programs of a platform."""
 
-    name: str
-    command: tuple[str, ...]
+    how: str = ""
+    """``native``, or the emulator's name; "" when that is not known, or when it does not."""
+    emulation: Emulation | None = None
+    """How, as it was found on this machine; None when another has to find out for itself."""
+    unfit: EnvironmentUnfit | None = None
+    """Why it does not: of no account for a build that only copies files."""
+
+
+class Description(msgspec.Struct, frozen=True):
+    """What a node is."""
+
+    platform: Platform
+    """Its own."""
+    support: tuple[tuple[Platform, Support], ...]
+    """How it runs the platforms that it was asked about."""
+    kanifold: str
+    """The version of its executors."""
+    protocol: int
+    """The version of the protocol that they speak."""
+    processors: int = 0
+    """That an executor may use; 0 when unknown."""
+    isolation: str = ""
+    """The mode in which steps run, by name; "" when that is not known before an executor is started, or when none is
+    possible."""
+    emulators: tuple[str, ...] = ()
+    """Architectures that it has an emulator for, none of them tried."""
     shares_disk: bool = False
-    environment: tuple[tuple[str, str], ...] = ()
-    """Added to the orchestrator's own for the command."""
-    pool: WorkerPool | None = None
-    """Executors that are at hand; the command is for when there are none left."""
+    """Whether paths of this machine, its store's included, mean the same there."""
+
+    @property
+    def native(self) -> tuple[Platform, ...]:
+        """Those of the platforms asked about that run without emulation."""
+        return tuple(platform for platform, support in self.support if support.how == "native")
+
+    @property
+    def emulated(self) -> tuple[Platform, ...]:
+        """Those of the platforms asked about that run in an emulator."""
+        return tuple(platform for platform, support in self.support if support.how not in ("", "native"))
+
+    def runs(self, platform: Platform) -> Support:
+        """How programs of ``platform`` run; nothing is known of a platform that was not asked about."""
+        return dict(self.support).get(platform, Support())
+
+
+class Node(Protocol):
+    """A place where executors are started."""
+
+    @property
+    def name(self) -> str:
+        """As users know it."""
+        ...
+
+    async def describe(self, platforms: Sequence[Platform]) -> Description:
+        """What the node is, and how it runs programs of ``platforms``: those of them that have to be run.
+
+        Raises ``KanifoldError`` when there can be no executor.
+        """
+        ...
+
+    async def start(self) -> Connection:
+        """An executor that waits for a job. Raises ``KanifoldError``.
+
+        Several that are wanted at once are started at once: whoever needs more than one does not wait for the first.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End what the node has of its own. No executor of it is left afterwards."""
+        ...
+
+
+class ExecutorPool:
+    """The executors of one build, of which some are started before their jobs are known."""
+
+    def __init__(self) -> None:
+        self._starting: dict[str, list[asyncio.Task[Connection]]] = {}
+        self._begun = False
+
+    def start(self, nodes: Iterable[Node]) -> None:
+        """Begin to start an executor on each of ``nodes``, unless that was done before."""
+        if not self._begun:
+            self._begun = True
+            for each in nodes:
+                self._starting.setdefault(each.name, []).append(asyncio.create_task(each.start()))
+
+    async def acquire(self, node: Node) -> Connection:
+        """An executor on ``node`` that has no job yet. Raises ``KanifoldError``."""
+        starting = self._starting.get(node.name)
+        return await (starting.pop(0) if starting else node.start())
+
+    async def release(self) -> None:
+        """End the executors that nobody has acquired."""
+        waiting = [task for tasks in self._starting.values() for task in tasks]
+        self._starting.clear()
+        for each in waiting:
+            each.cancel()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.gather(*(each.end() for each in ended if not isinstance(each, BaseException)))
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """A platform, the node it is built on, and how its steps run there: ``native``, an emulator's name, or ""."""
+    """A platform, the node it is built on, and how its steps run there."""
 
     platform: Platform
     node: Node
-    how: str
-    emulation: Emulation | None = None
-    """How, as it was found on this machine; None when another has to find out for itself, or nothing runs."""
-    unfit: EnvironmentUnfit | None = None
-    """Why none of its programs runs there: enough for a build that only copies files."""
+    support: Support = Support()
+    shares_disk: bool = False
+
+    @property
+    def how(self) -> str:
+        """``native``, an emulator's name, or "" when that is not known or nothing is run."""
+        return self.support.how
 
 
-def local(nursery: PreforkServer | None) -> Node:
-    """This machine, with the executors that were ordered from ``nursery``."""
-    from orchestrator.process import WorkerPool
-
-    # -P: the user's directory is not where modules come from, whatever lies there. The packages' own place is named
-    # because kanifold may run from a checkout that is not installed.
-    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    paths = [home, *(each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each)]
-    return Node(
-        "local",
-        (sys.executable, "-P", "-m", "executor"),
-        shares_disk=True,
-        environment=(("PYTHONPATH", os.pathsep.join(paths)),),
-        pool=None if nursery is None else WorkerPool(nursery),
-    )
+def place(platform: Platform, nodes: Sequence[tuple[Node, Description]]) -> Placement:
+    """The node for ``platform``: the first that runs it natively, else that emulates it, else that may yet run it."""
+    node, description = min(nodes, key=lambda each: _rank(each[1].runs(platform)))
+    return Placement(platform, node, description.runs(platform), description.shares_disk)
 
 
-def place(wanted: Platform, nodes: tuple[Node, ...], *, runs: bool) -> Placement:
-    """The node for ``wanted``, of which programs may have to be run if ``runs``.
-
-    Raises ``EnvironmentUnfit`` where no executor could be at all.
-    """
-    if not runs and sys.platform == "linux":
-        return Placement(wanted, nodes[0], "")
-    try:
-        found = emulation.emulation(wanted)
-    except EnvironmentUnfit as unfit:
-        if sys.platform != "linux":
-            raise
-        return Placement(wanted, nodes[0], "", unfit=unfit)
-    return Placement(wanted, nodes[0], str(found), found if nodes[0].shares_disk else None)
+def _rank(support: Support) -> int:
+    if support.unfit is not None:
+        return 3
+    if not support.how:
+        return 2
+    return 0 if support.how == "native" else 1

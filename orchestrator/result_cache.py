@@ -59,7 +59,7 @@ def may_come(request: Request, placements: Sequence[Placement]) -> bool:
     """
     outside = request.cache_from or request.cache_to
     forced = request.no_cache or request.no_cache_stages
-    here = all(each.node.shares_disk for each in placements)
+    here = all(each.shares_disk for each in placements)
     return here and not (outside or forced) and all(isinstance(each, Push) for each in request.outputs)
 
 

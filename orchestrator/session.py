@@ -98,8 +98,7 @@ async def opened(
             registry.close()
     finally:
         for each in nodes:
-            if each.pool is not None:
-                await each.pool.close()
+            await each.close()
         store.close()
 
 

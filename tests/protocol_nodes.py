@@ -13,6 +13,7 @@ from pathlib import Path
 
 from executor import protocol
 from orchestrator import command, registries
+from orchestrator.commandnode import CommandNode
 from orchestrator.node import Node
 from orchestrator.request import Request
 from orchestrator.results import BuildResult
@@ -55,19 +56,19 @@ class Marked:
         return left
 
 
-def liar(behaviour: str, mark: Marked, *detail: str) -> Node:
+def liar(behaviour: str, mark: Marked, *detail: str) -> CommandNode:
     """A node whose executor is ``lying_executor.py``."""
     program = str(Path(__file__).with_name("lying_executor.py"))
     given = {**mark.environment, "KANIFOLD_TEST_PROTOCOL": str(protocol.VERSION)}
-    return Node("elsewhere", (sys.executable, program, behaviour, *detail), environment=tuple(given.items()))
+    return CommandNode("elsewhere", (sys.executable, program, behaviour, *detail), tuple(given.items()))
 
 
-def remote(store: Path, mark: Marked, **environment: str) -> Node:
+def remote(store: Path, mark: Marked, **environment: str) -> CommandNode:
     """A node like one on another machine: a real executor with a store of its own that shares no disk with us."""
     given: Mapping[str, str] = {
         "KANIFOLD_ROOT": str(store), "PYTHONPATH": str(ROOT), **mark.environment, **environment,
     }  # fmt: skip
-    return Node("elsewhere", (sys.executable, "-P", "-m", "executor"), environment=tuple(given.items()))
+    return CommandNode("elsewhere", (sys.executable, "-P", "-m", "executor"), tuple(given.items()))
 
 
 def build(request: Request, node: Node, seen: list[events.Event] | None = None) -> BuildResult:

@@ -130,6 +130,17 @@ class Layout(msgspec.Struct, frozen=True):
         return parse(self.read(descriptor), descriptor.media_type)
 
 
+def split_location(location: str) -> tuple[str, str]:
+    """``PATH[:TAG][@DIGEST]`` as the path, and which of its images ("": the only one, or latest)."""
+    path, at, digest = location.partition("@")
+    if at:
+        return path.rpartition(":")[0] if not os.path.exists(path) and ":" in path else path, digest
+    if os.path.exists(path) or ":" not in path:
+        return path, ""
+    head, _, tag = path.rpartition(":")
+    return head, tag
+
+
 def names_of(root: Descriptor) -> tuple[str, ...]:
     """What a root is called: its annotations as they are, and the tags at their ends."""
     found: list[str] = []
@@ -144,6 +155,17 @@ def names_of(root: Descriptor) -> tuple[str, ...]:
 def blob_path(digest: str) -> str:
     """Where a layout keeps the blob ``digest``, relative to its top."""
     return "blobs/" + check_digest(digest).replace(":", "/")
+
+
+def is_file_of(name: str) -> bool:
+    """Whether ``name`` is the path of a file that every layout has, or of a blob, relative to its top."""
+    folder, _, digest = name.partition("/")
+    if folder != "blobs":
+        return name in ("oci-layout", "index.json")
+    try:
+        return blob_path(digest.replace("/", ":", 1)) == name
+    except ArchiveError:
+        return False
 
 
 def read_layout(path: str) -> Layout:

@@ -5,12 +5,13 @@ Manifests and configs are kept in the store by digest, so an image that is pinne
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -20,7 +21,7 @@ from executor.image import mediatypes, selection
 from executor.image.config import ImageConfig
 from executor.image.digest import chain_id
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
-from executor.protocol import Action, BuildWarning, Transfer
+from executor.protocol import Action, AskLayout, BuildWarning, Transfer
 from executor.registry import reference
 from executor.registry.reference import Reference
 from executor.rootfs import compress
@@ -37,6 +38,7 @@ from executor.store import blobs, faults, locks, metadata_cache, snapshots
 from executor.store.snapshots import Snapshot
 from platforms import Platform, decoding, satisfies
 from platforms.errors import ArchiveError, KanifoldError, Problem
+from platforms.paths import below
 
 if TYPE_CHECKING:
     from executor.registry.layout import Layout
@@ -130,21 +132,32 @@ def from_layout(workshop: Workshop, name: str, location: str, platform: Platform
     """The image in the OCI layout ``location`` (``PATH[:TAG|@DIGEST]``) for ``platform``."""
     from executor.registry import archive, layout
 
-    path, wanted = split_layout(location)
+    path, wanted = layout.split_location(location)
     opened = archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
     root = opened.find(wanted)
     return _base(workshop, name, LayoutSource(opened, root), root.digest, platform)
 
 
-def split_layout(location: str) -> tuple[str, str]:
-    """``PATH[:TAG][@DIGEST]`` as the path, and which of its images ("": the only one, or latest)."""
-    path, at, digest = location.partition("@")
-    if at:
-        return path.rpartition(":")[0] if not os.path.exists(path) and ":" in path else path, digest
-    if os.path.exists(path) or ":" not in path:
-        return path, ""
-    head, _, tag = path.rpartition(":")
-    return head, tag
+def from_sent_layout(workshop: Workshop, name: str, wanted: str, platform: Platform) -> Base:
+    """The image ``wanted`` (a tag or digest; "" as for a layout) of the context ``name``, whose layout the orchestrator
+    has: the files of it that are needed are asked for one by one."""
+    from executor.registry import layout
+
+    opened = layout.open_layout(f"the layout of the context {name}", partial(_sent_file, workshop, name))
+    root = opened.find(wanted)
+    return _base(workshop, name, LayoutSource(opened, root), root.digest, platform)
+
+
+def _sent_file(workshop: Workshop, name: str, file: str) -> tuple[BinaryIO, int]:
+    """The ``file`` of the layout that is the context ``name``, and its size. Raises ``OSError`` if there is none."""
+    path = below(workshop.scratch(), "file")
+    with open(path, "w+b") as out:
+        os.unlink(path)
+        if not workshop.conversation.ask_into(out.write, AskLayout(name, file)):
+            raise FileNotFoundError(errno.ENOENT, "the orchestrator does not have it", file)
+        size = out.tell()
+        out.seek(0)
+        return os.fdopen(os.dup(out.fileno()), "rb"), size
 
 
 def _base(workshop: Workshop, name: str, source: Source, digest: str, platform: Platform) -> Base:

@@ -101,6 +101,8 @@ class Origins:
                 return _from_base(platform, base.from_registry(self._workshop, taken, held.image, platform))
             case protocol.LayoutContext():
                 return _from_base(platform, base.from_layout(self._workshop, held.name, held.path, platform))
+            case protocol.SentLayoutContext():
+                return _from_base(platform, base.from_sent_layout(self._workshop, held.name, held.image, platform))
             case protocol.DirectoryContext() | protocol.SentContext():
                 return self._with_files(platform, self.contexts.read(held.name, taken))
             case _:

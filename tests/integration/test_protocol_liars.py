@@ -13,7 +13,7 @@ from protocol_nodes import Marked, build, liar
 from registry_server import MemoryRegistry, served
 
 from executor.registry import reference
-from orchestrator import conversation
+from orchestrator import connection
 from orchestrator.outputs import OciLayout, Output, Push
 from orchestrator.request import Request
 from orchestrator.view import events, open_display
@@ -97,7 +97,7 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_is_one_clear_error(tmp_path: Path, mark: Marked, lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversation, "GREETING", 2.0)
+    monkeypatch.setattr(connection, "GREETING", 2.0)
     began = time.monotonic()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(BuildError) as caught:

@@ -1,0 +1,80 @@
+"""A node whose executors are started by a command, and spoken to over its pipes, wherever the command leads.
+
+Nothing of this machine's disk is there: a job is translated for it (``translation``), and it sends back what it made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from executor import protocol
+from orchestrator import connection
+from orchestrator.connection import Connection
+from orchestrator.node import Description, Support
+from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
+from platforms.host import COMPAT
+from platforms.parsing import parse
+from platforms.platform import Platform, candidates
+
+
+class CommandNode:
+    """A node called ``name``. ``environment`` is added to the orchestrator's own for ``command``."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: Sequence[tuple[str, str]] = ()) -> None:
+        self.name = name
+        self._command = tuple(command)
+        self._environment = tuple(environment)
+        self._spare: Connection | None = None
+        """The executor that has described the node, until a job comes for it."""
+
+    async def describe(self, platforms: Sequence[Platform]) -> Description:
+        """What an executor says of the node in its greeting. It stays, to do the first job.
+
+        Raises ``EnvironmentUnfit`` when the command cannot be started, ``ProtocolError`` when it is no executor.
+        """
+        if self._spare is None:
+            self._spare = await self._start()
+        greeting = self._spare.greeting
+        try:
+            own = parse(greeting.host)
+        except KanifoldError as error:
+            raise ProtocolError(f"an executor on node {self.name} says no platform", why=str(error)) from error
+        return Description(
+            platform=own,
+            support=tuple((each, self._support(each, own, greeting)) for each in platforms),
+            kanifold=greeting.kanifold,
+            protocol=greeting.version,
+            processors=greeting.processors,
+            isolation=greeting.isolation,
+            emulators=greeting.emulators,
+        )
+
+    async def start(self) -> Connection:
+        """An executor: the one that has described the node, or a new one."""
+        spare, self._spare = self._spare, None
+        return spare if spare is not None else await self._start()
+
+    async def close(self) -> None:
+        """End the executor that has had no job."""
+        if self._spare is not None:
+            await self._spare.end()
+
+    async def _start(self) -> Connection:
+        return await connection.started(self.name, self._command, self._environment)
+
+    def _support(self, platform: Platform, own: Platform, greeting: protocol.Handshake) -> Support:
+        """How ``platform`` runs, as far as the ``greeting`` of an executor on a host that is ``own`` tells."""
+        # Of arm64 no processor tells its version, as in platforms.emulation.
+        if platform in candidates(own) or platform.architecture == own.architecture == "arm64":
+            return Support("native")
+        if platform.architecture in greeting.emulators:
+            return Support("emulated")
+        if platform.architecture in COMPAT.get(own.architecture, ()):
+            return Support()  # the kernel there may run it by itself
+        emulators = f"emulators for {', '.join(greeting.emulators)}" if greeting.emulators else "no emulators"
+        unfit = EnvironmentUnfit(
+            f"node {self.name} runs no programs of {platform}",
+            why=f"it is {own}, with {emulators}",
+            remedy=f"give the build a node that is {platform}, or install an emulator there",
+        )
+        return Support(unfit=unfit)

@@ -1,0 +1,88 @@
+"""This machine as a node. Its executors are forked by the prefork server; what that has none left for, is a command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from executor import __version__, protocol
+from orchestrator.node import Description, Support
+from orchestrator.prefork import PreforkServer
+from platforms import emulation, host
+from platforms.errors import EnvironmentUnfit
+from platforms.platform import Platform
+
+if TYPE_CHECKING:
+    from orchestrator.connection import Connection
+    from orchestrator.process import WorkerPool
+
+
+class LocalNode:
+    """This machine, with the executors that ``server`` forks, once: as many as are wanted at the same moment first."""
+
+    name = "local"
+
+    def __init__(self, server: PreforkServer | None) -> None:
+        self._server = server
+        self._pool: WorkerPool | None = None
+        self._wanted = 0
+        """Executors that have been asked for."""
+
+    async def describe(self, platforms: Sequence[Platform]) -> Description:
+        """Find out by trying how ``platforms`` run here, which costs some 20 ms for each that is emulated.
+
+        Raises ``EnvironmentUnfit`` where no executor runs: on anything but Linux.
+        """
+        if sys.platform != "linux":
+            emulation.emulation(host.default_platform())  # says why
+        return Description(
+            platform=host.host(),
+            support=tuple((each, _support(each)) for each in platforms),
+            kanifold=__version__,
+            protocol=protocol.VERSION,
+            processors=len(os.sched_getaffinity(0)),
+            shares_disk=True,
+        )
+
+    async def start(self) -> Connection:
+        """A forked executor, or one that is a command when all forked ones are taken."""
+        from orchestrator import connection, process
+
+        self._wanted += 1
+        if self._server is not None and self._pool is None:
+            await asyncio.sleep(0)  # until all who want one at this moment have said so
+            if self._pool is None:
+                self._pool = process.WorkerPool(self._server)
+                self._pool.start(self._wanted)
+        forked = None if self._pool is None else await self._pool.acquire(connection.LINE_LIMIT)
+        if forked is not None:
+            return await connection.greeted(forked)
+        return await connection.started(self.name, _command(), _environment())
+
+    async def close(self) -> None:
+        """Release the executors that nobody has taken, and wait for the ends of all."""
+        if self._pool is not None:
+            await self._pool.close()
+
+
+def _support(platform: Platform) -> Support:
+    try:
+        found = emulation.emulation(platform)
+    except EnvironmentUnfit as unfit:
+        return Support(unfit=unfit)
+    return Support(str(found), found)
+
+
+def _command() -> tuple[str, ...]:
+    # -P: the user's directory is not where modules come from, whatever lies there.
+    return (sys.executable, "-P", "-m", "executor")
+
+
+def _environment() -> tuple[tuple[str, str], ...]:
+    """What is added for the command: the packages' own place, since kanifold may run from a checkout."""
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = [home, *(each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each)]
+    return (("PYTHONPATH", os.pathsep.join(paths)),)

@@ -1,0 +1,146 @@
+"""What a job means on a node that does not share this machine's disk, and what such a node says of it.
+
+A path of this machine means nothing there, and is nobody's business there: none is in what is sent. Files are sent when
+they are asked for; what is for this machine alone is refused in words. An error of this machine (a secret file that
+cannot be read) is sent without its words, and has them again when the node reports it as the reason of its failure.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final, Protocol, assert_never
+
+from msgspec.structs import replace
+
+from executor import protocol
+from executor.registry.config import RegistrySettings
+from executor.registry.layout import split_location
+from orchestrator.answers import registries_of
+from orchestrator.node import Placement
+from platforms.errors import Problem, UsageError
+
+UNCHANGED: Final = frozenset({
+    "version", "platform", "dockerfile", "target", "build_args", "labels", "annotations", "pins", "build", "push",
+    "local", "no_cache", "no_cache_stages", "allow", "compression", "oci", "epoch", "rewrite_timestamps", "cache_ttl",
+    "hosts", "network", "default_network", "shm_size", "ulimits", "limits", "implicit_platform",
+})  # fmt: skip
+"""The fields of a job that mean the same on every node."""
+TRANSLATED: Final = frozenset({"emulation", "dockerfile_name", "contexts", "registries", "root"})
+REFUSED: Final = frozenset({"cache_from", "cache_to", "cgroup_parent"})
+"""Those that can name something of this machine, which is an error then."""
+
+
+class Translation(Protocol):
+    """A job as a node is sent it, and the way back for what the node says."""
+
+    @property
+    def job(self) -> protocol.Job:
+        """What is sent."""
+        ...
+
+    def sent(self, question: protocol.Question, problem: Problem) -> Problem:
+        """The ``problem`` that kept this machine from answering ``question``, as the node is told it."""
+        ...
+
+    def received(self, problem: Problem) -> Problem:
+        """A ``problem`` that the node reports, as it is shown here."""
+        ...
+
+
+class Unchanged:
+    """For a node that shares this machine's disk: everything means the same there."""
+
+    def __init__(self, job: protocol.Job) -> None:
+        self.job = job
+
+    def sent(self, question: protocol.Question, problem: Problem) -> Problem:
+        return problem
+
+    def received(self, problem: Problem) -> Problem:
+        return problem
+
+
+class Apart:
+    """For a node with another disk, called ``node``. Raises ``UsageError`` for a job that cannot be done there."""
+
+    def __init__(self, job: protocol.Job, node: str) -> None:
+        _refuse(job, node)
+        self._name = job.dockerfile_name
+        self._kept: dict[tuple[str, str], Problem] = {}
+        """Problems of this machine, by the kind and the words with which they were sent."""
+        self.job = replace(
+            job,
+            emulation=None,  # whatever runs programs there
+            root="",  # the store that executors there use by themselves
+            dockerfile_name=_shown(job.dockerfile_name),
+            contexts=tuple(map(_context, job.contexts)),
+            registries=_without_files(job.registries),
+        )
+
+    def sent(self, question: protocol.Question, problem: Problem) -> Problem:
+        told = Problem(problem.kind, f"the orchestrator cannot give the {question.kind} {question.name!r}")
+        self._kept[told.kind, told.what] = problem
+        return told
+
+    def received(self, problem: Problem) -> Problem:
+        where = problem.where
+        if where is not None and where.file == self.job.dockerfile_name:
+            problem = replace(problem, where=replace(where, file=self._name))
+        kept = self._kept.get((problem.kind, problem.what))
+        return problem if kept is None else replace(kept, where=problem.where or kept.where)
+
+
+def translate(job: protocol.Job, placement: Placement) -> Translation:
+    """``job`` for the node that it is placed on. Raises ``UsageError`` when it cannot be done there."""
+    return Unchanged(job) if placement.shares_disk else Apart(job, placement.node.name)
+
+
+def _refuse(job: protocol.Job, node: str) -> None:
+    """Raise ``UsageError`` for what names something of this machine that cannot be sent to ``node``."""
+    caches = [("--cache-from", each) for each in job.cache_from] + [("--cache-to", each.to) for each in job.cache_to]
+    for flag, cache in caches:
+        if isinstance(cache, protocol.CacheInDirectory):
+            raise UsageError(
+                f"{flag}: node {node} cannot use the directory {cache.name}",
+                why="it is on this machine, whose disk the node does not share",
+                remedy="keep the cache in a registry: type=registry,ref=REF",
+            )
+    if job.cgroup_parent:
+        raise UsageError(
+            f"--cgroup-parent: node {node} does not have {job.cgroup_parent}",
+            why="it is a control group of this machine",
+            remedy="leave it out for builds on other nodes",
+        )
+    spoken_to = registries_of(job)
+    for each in job.registries.certificates:
+        if each.registry in spoken_to and (each.cert or each.key):
+            raise UsageError(
+                f"node {node} cannot show the client certificate for {each.registry}",
+                why="certificate and key are files of this machine",
+                remedy="build on this machine, or let the registry take a password or a token",
+            )
+
+
+def _context(context: protocol.Context) -> protocol.Context:
+    match context:
+        case protocol.DirectoryContext(name, _, ignore, owners):
+            return protocol.SentContext(name, ignore, owners)
+        case protocol.LayoutContext(name, path):
+            return protocol.SentLayoutContext(name, split_location(path)[1])
+        case (
+            protocol.SentContext() | protocol.SentLayoutContext() | protocol.ImageContext() | protocol.ScratchContext()
+        ):
+            return context
+        case _:
+            assert_never(context)
+
+
+def _without_files(settings: RegistrySettings) -> RegistrySettings:
+    """``settings`` without client certificates, which are files; authorities are texts, and stay."""
+    kept = tuple(replace(each, cert="", key="") for each in settings.certificates)
+    return replace(settings, certificates=kept)
+
+
+def _shown(path: str) -> str:
+    """What the Dockerfile ``path`` is called in errors: as it is, unless it leads out of where the user is."""
+    return os.path.basename(path) if os.path.isabs(path) or os.pardir in path.split(os.sep) else path
