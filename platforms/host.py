@@ -52,25 +52,6 @@ def default_platform() -> Platform:
     return Platform("linux", own.architecture, own.variant if own.architecture == "arm" else "")
 
 
-@functools.cache
-def natives() -> tuple[Platform, ...]:
-    """Return this host and the 32-bit platforms that its kernel runs, determined by running a program of each.
-
-    Empty on systems other than Linux.
-    """
-    if sys.platform != "linux":
-        return ()
-    from platforms import binfmt, probe
-
-    own = host()
-    found = [own]
-    for architecture in COMPAT.get(own.architecture, ()):
-        handled = binfmt.handler(architecture) is not None
-        if not handled and not probe.executes(architecture):
-            found.append(normalise(Platform("linux", architecture, "v8" if architecture == "arm" else "")))
-    return tuple(found)
-
-
 def amd64_level(flags: str) -> str:
     """Return the x86-64 level, "" or ``v2`` to ``v4``, of a processor with these ``flags`` of /proc/cpuinfo."""
     has = set(flags.split())

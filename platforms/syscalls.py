@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # -- clone, unshare, setns: linux/sched.h ----------------------------------------------------------------------------
 
-CLONE_NEWTIME: Final = 0x00000080
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWCGROUP: Final = 0x02000000
 CLONE_NEWUTS: Final = 0x04000000
@@ -30,23 +29,14 @@ CLONE_NEWNET: Final = 0x40000000
 
 # -- mounts: linux/mount.h, linux/fcntl.h ----------------------------------------------------------------------------
 
-MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
-MS_REMOUNT: Final = 32
-MS_NOSYMFOLLOW: Final = 256
 MS_BIND: Final = 4096
-MS_MOVE: Final = 8192
 MS_REC: Final = 16384
-MS_UNBINDABLE: Final = 1 << 17
 MS_PRIVATE: Final = 1 << 18
-MS_SLAVE: Final = 1 << 19
-MS_SHARED: Final = 1 << 20
 
-MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
-UMOUNT_NOFOLLOW: Final = 8
 
 AT_FDCWD: Final = -100
 AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -62,15 +52,12 @@ FSOPEN_CLOEXEC: Final = 1
 FSMOUNT_CLOEXEC: Final = 1
 FSCONFIG_SET_FLAG: Final = 0
 FSCONFIG_SET_STRING: Final = 1
-FSCONFIG_SET_FD: Final = 5
 FSCONFIG_CMD_CREATE: Final = 6
 
 MOUNT_ATTR_RDONLY: Final = 0x01
 MOUNT_ATTR_NOSUID: Final = 0x02
 MOUNT_ATTR_NODEV: Final = 0x04
 MOUNT_ATTR_NOEXEC: Final = 0x08
-MOUNT_ATTR_IDMAP: Final = 0x100000
-MOUNT_ATTR_NOSYMFOLLOW: Final = 0x200000
 
 # -- openat2: linux/openat2.h ----------------------------------------------------------------------------------------
 
@@ -84,8 +71,6 @@ STATX_BASIC_STATS: Final = 0x07FF
 STATX_BTIME: Final = 0x0800
 STATX_SIZE: Final = 256
 
-RENAME_NOREPLACE: Final = 1
-RENAME_EXCHANGE: Final = 2
 
 CLOSE_RANGE_CLOEXEC: Final = 4
 
@@ -97,20 +82,13 @@ PR_SET_KEEPCAPS: Final = 8
 PR_SET_NAME: Final = 15
 PR_CAPBSET_READ: Final = 23
 PR_CAPBSET_DROP: Final = 24
-PR_SET_SECUREBITS: Final = 28
 PR_SET_CHILD_SUBREAPER: Final = 36
-PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
-PR_CAP_AMBIENT_RAISE: Final = 2
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
-SECBIT_NOROOT: Final = 1 << 0
-SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
-SECBIT_KEEP_CAPS: Final = 1 << 4
 
 CAP_CHOWN: Final = 0
 CAP_DAC_OVERRIDE: Final = 1
-CAP_DAC_READ_SEARCH: Final = 2
 CAP_FOWNER: Final = 3
 CAP_FSETID: Final = 4
 CAP_KILL: Final = 5
@@ -118,12 +96,9 @@ CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
 CAP_SETPCAP: Final = 8
 CAP_NET_BIND_SERVICE: Final = 10
-CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
 CAP_SYS_CHROOT: Final = 18
-CAP_SYS_PTRACE: Final = 19
 CAP_SYS_ADMIN: Final = 21
-CAP_SYS_RESOURCE: Final = 24
 CAP_MKNOD: Final = 27
 CAP_AUDIT_WRITE: Final = 29
 CAP_SETFCAP: Final = 31
@@ -133,12 +108,8 @@ CAP_LAST: Final = 63
 # -- seccomp: linux/seccomp.h ----------------------------------------------------------------------------------------
 
 SECCOMP_SET_MODE_FILTER: Final = 1
-SECCOMP_GET_ACTION_AVAIL: Final = 2
-SECCOMP_FILTER_FLAG_TSYNC: Final = 1 << 0
-SECCOMP_FILTER_FLAG_SPEC_ALLOW: Final = 1 << 2
 SECCOMP_FILTER_FLAG_NEW_LISTENER: Final = 1 << 3
 
-PER_LINUX32: Final = 0x0008
 
 # Calls added since Linux 5.1 have the same number on every architecture; older ones without a wrapper in every C
 # library are listed by machine (os.uname()).
@@ -155,16 +126,16 @@ _NR_MOUNT_SETATTR: Final = 442
 _NR_LANDLOCK_CREATE_RULESET: Final = 444
 _NR_LANDLOCK_RESTRICT_SELF: Final = 446
 
-_GENERIC: Final = {"clone": 220, "renameat2": 276, "seccomp": 277}
+_GENERIC: Final = {"clone": 220, "seccomp": 277}
 _NUMBERS: Final = {
-    "x86_64": {"clone": 56, "renameat2": 316, "seccomp": 317},
+    "x86_64": {"clone": 56, "seccomp": 317},
     "aarch64": _GENERIC,
     "riscv64": _GENERIC,
     "loongarch64": _GENERIC,
-    "ppc64le": {"clone": 120, "renameat2": 357, "seccomp": 358},
-    "s390x": {"clone": 120, "renameat2": 347, "seccomp": 348},
-    "i686": {"clone": 120, "renameat2": 353, "seccomp": 354},
-    "armv7l": {"clone": 120, "renameat2": 382, "seccomp": 383},
+    "ppc64le": {"clone": 120, "seccomp": 358},
+    "s390x": {"clone": 120, "seccomp": 348},
+    "i686": {"clone": 120, "seccomp": 354},
+    "armv7l": {"clone": 120, "seccomp": 383},
 }
 
 _loaded: Any = None
@@ -274,7 +245,7 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, options: s
 
 
 def umount(target: str, flags: int = 0) -> None:
-    """umount2(2), with ``MNT_DETACH``, ``UMOUNT_NOFOLLOW`` …"""
+    """umount2(2), with ``MNT_DETACH`` …"""
     _call("umount2", target, os.fsencode(target), flags)
 
 
@@ -318,14 +289,9 @@ def fsmount(fd: int, attributes: int = 0, flags: int = FSMOUNT_CLOEXEC) -> int:
     return _syscall("fsmount", _NR_FSMOUNT, "", fd, flags, attributes)
 
 
-def mount_setattr(
-    dirfd: int, path: str, flags: int, *, add: int = 0, clear: int = 0, propagation: int = 0, userns: int = 0
-) -> None:
-    """Change the ``MOUNT_ATTR_*`` attributes of a mount, recursively with ``AT_RECURSIVE``. Linux 5.12.
-
-    ``propagation`` is an ``MS_*`` propagation type; ``userns`` the descriptor of a user namespace for MOUNT_ATTR_IDMAP.
-    """
-    attributes = bytearray(struct.pack("=4Q", add, clear, propagation, userns))
+def mount_setattr(dirfd: int, path: str, flags: int, *, add: int) -> None:
+    """Set the ``MOUNT_ATTR_*`` attributes ``add`` of a mount, recursively with ``AT_RECURSIVE``. Linux 5.12."""
+    attributes = bytearray(struct.pack("=4Q", add, 0, 0, 0))
     _syscall("mount_setattr", _NR_MOUNT_SETATTR, path, dirfd, os.fsencode(path), flags, attributes, len(attributes))
 
 
@@ -386,20 +352,6 @@ class ProcessMemory:
         return bytes(self._view[:count])
 
 
-def renameat2(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int = 0) -> None:
-    """renameat2(2), with ``RENAME_NOREPLACE`` or ``RENAME_EXCHANGE``."""
-    _syscall(
-        "renameat2",
-        _number("renameat2"),
-        to_path,
-        from_fd,
-        os.fsencode(from_path),
-        to_fd,
-        os.fsencode(to_path),
-        flags,
-    )
-
-
 def share_content(source: int, target: int) -> bool:
     """Make the empty file ``target`` share the blocks of ``source``; False where that is not supported.
 
@@ -454,11 +406,6 @@ def die_with_parent(signal: int = 9) -> None:
     prctl(PR_SET_PDEATHSIG, signal)
 
 
-def no_new_privileges() -> None:
-    """Set no_new_privs: exec grants no privileges by set-user-id bits and file capabilities."""
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-
-
 def set_dumpable(dumpable: bool) -> None:
     """Set whether other processes of this user may trace this one and read its ``/proc/PID``."""
     prctl(PR_SET_DUMPABLE, int(dumpable))
@@ -467,11 +414,6 @@ def set_dumpable(dumpable: bool) -> None:
 def set_name(name: str) -> None:
     """Set this thread's name as ``ps`` shows it; cut to 15 bytes."""
     prctl(PR_SET_NAME, name.encode()[:15])
-
-
-def set_securebits(bits: int) -> None:
-    """Set the ``SECBIT_*`` flags (capabilities(7))."""
-    prctl(PR_SET_SECUREBITS, bits)
 
 
 def bounded(capability: int) -> bool:
@@ -485,11 +427,6 @@ def bounded(capability: int) -> bool:
 def drop_bounding(capability: int) -> None:
     """Remove ``capability`` from this process's bounding set."""
     prctl(PR_CAPBSET_DROP, capability)
-
-
-def raise_ambient(capability: int) -> None:
-    """Add ``capability``, which must be permitted and inheritable, to the ambient set."""
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
 
 
 def clear_ambient() -> None:
@@ -523,11 +460,6 @@ def sethostname(name: str) -> None:
     _call("sethostname", name, data, len(data))
 
 
-def personality(persona: int) -> None:
-    """Set the execution domain (with ``PER_LINUX32``, uname(2) reports a 32-bit machine)."""
-    _call("personality", "", persona)
-
-
 # -- seccomp ---------------------------------------------------------------------------------------------------------
 
 
@@ -535,22 +467,13 @@ def seccomp_filter(program: bytes, flags: int = 0) -> int:
     """Install a filter: ``program`` is an array of ``struct sock_filter`` (8 bytes each, at most 4,096 of them).
 
     Returns the listener's descriptor with ``SECCOMP_FILTER_FLAG_NEW_LISTENER``, else 0. Requires CAP_SYS_ADMIN or
-    no_new_privileges().
+    no_new_privs (prctl(2)).
     """
     _, ctypes = _libc()
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: an unsigned short and, after padding, a pointer.
     head = bytearray(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
     return _syscall("seccomp", _number("seccomp"), "", SECCOMP_SET_MODE_FILTER, flags, head)
-
-
-def seccomp_action_available(action: int) -> bool:
-    """Whether the kernel supports the seccomp return ``action`` (SECCOMP_RET_*)."""
-    try:
-        _syscall("seccomp", _number("seccomp"), "", SECCOMP_GET_ACTION_AVAIL, 0, bytearray(struct.pack("=I", action)))
-    except OSError:
-        return False
-    return True
 
 
 # -- Landlock: linux/landlock.h --------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kernel_calls import no_new_privileges
+
 from platforms import syscalls
 
 _TRACEME, _SETOPTIONS, _CONT, _POKEUSER, _GET_SYSCALL_INFO = 0, 0x4200, 7, 6, 0x420E
@@ -110,7 +112,7 @@ def _child(program: bytes, function: Callable[[], None], expected: tuple[type[Ex
     try:
         _ptrace(_TRACEME, 0)
         os.kill(os.getpid(), signal.SIGSTOP)
-        syscalls.no_new_privileges()
+        no_new_privileges()
         syscalls.seccomp_filter(program)
         function()
         status = 0

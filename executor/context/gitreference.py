@@ -75,11 +75,6 @@ class GitReference(msgspec.Struct, frozen=True):
         return f"GitReference({self.remote!r}, {self.ref!r}, {self.subdir!r})"
 
     @property
-    def unencrypted(self) -> bool:
-        """Whether anyone on the way can read, and change, what is fetched."""
-        return self.scheme in ("http", "git")
-
-    @property
     def name(self) -> str:
         """The repository's own name: ``bar`` of ``https://example.com/foo/bar.git``."""
         return self.remote.rpartition("/")[2].removesuffix(".git")

@@ -55,11 +55,6 @@ class CheckResult(msgspec.Struct, frozen=True):
     """Whether findings fail the build, as ``# check=error=true`` requests."""
 
     @property
-    def fails(self) -> bool:
-        """Whether the build has to stop."""
-        return self.failure is not None or self.refusal is not None
-
-    @property
     def refusal(self) -> Problem | None:
         """Return the error for findings under ``error=true``."""
         if not self.error or not self.violations:

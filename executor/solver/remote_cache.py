@@ -305,11 +305,6 @@ class RemoteCaches:
         self._asked: set[str] = set()
         self._helped: set[str] = set()
 
-    @property
-    def gives(self) -> bool:
-        """Whether there is anybody to tell of what was made."""
-        return bool(self._targets)
-
     def find(self, key: str) -> tuple[Entry, RemoteCache] | None:
         """The entry for ``key`` in the first place that has it and is well. A place that is not is asked no more."""
         for place in self._sources:

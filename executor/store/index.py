@@ -117,22 +117,6 @@ class Index:
         damage."""
         return self._run(work, "BEGIN IMMEDIATE")
 
-    def damage(self) -> str:
-        """Return what SQLite's integrity check finds; "" if nothing. A damaged index is replaced by an empty one."""
-        before = self._current()
-        found: list[str] = []
-
-        def check(db: sqlite3.Connection) -> None:
-            if not found:
-                found.extend(str(row[0]) for row in db.execute("PRAGMA integrity_check(20)"))
-                if found != ["ok"]:
-                    raise CorruptIndexError("; ".join(found))
-
-        self.read(check)
-        if found != ["ok"]:
-            return "; ".join(found)
-        return "it could not be read" if before not in ("", self._current()) else ""
-
     def close(self) -> None:
         """Close the connection; the next use opens a new one."""
         self._check_fork()

@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import store_check
 from conftest import TEST_TIMEOUT, Base, Kanifold
 from oci_layout import image_manifests
 from protocol_nodes import MARK, Marked
 
-from executor.store import fsck
 from executor.store.store import open_store
 
 ROUNDS = int(os.environ.get("KANIFOLD_KILL_ROUNDS", "3"))
@@ -110,7 +110,7 @@ def test_a_kill_at_any_moment_harms_nothing(kanifold: Kanifold, busybox: Base, r
     _check_blobs(kanifold.root / "blobs")
     _check_blobs(folder / "blobs")
     with open_store(str(kanifold.root)) as store:
-        assert fsck.verify(store) == ()
+        assert store_check.verify(store) == ()
 
 
 def _children(pid: int) -> list[int]:

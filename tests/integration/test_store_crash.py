@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import store_check
 import syscall_faults
 
 from executor.store import (
@@ -24,7 +25,6 @@ from executor.store import (
     cache_records,
     cachemounts,
     durability,
-    fsck,
     locks,
     metadata_cache,
     snapshots,
@@ -109,7 +109,7 @@ def script(root: Path, done: mmap.mmap | bytearray) -> None:
 def check(root: Path, done: mmap.mmap | bytearray) -> None:
     """What was acknowledged is here and right; what was not is whole or absent."""
     with open_store(str(root)) as store:
-        assert fsck.verify(store) == ()
+        assert store_check.verify(store) == ()
         for step, content in enumerate((EXPECTED, COMPUTED)):
             if done[step] or blobs.has(store, digest(content)):
                 assert blobs.read(store, digest(content), len(content)) == content

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import store_check
 
 from executor.image.manifest import Descriptor
 from executor.registry.transfer import Sink
 from executor.solver.inflight import fetch_blob
-from executor.store import blobs, cache_records, durability, fsck, snapshots
+from executor.store import blobs, cache_records, durability, snapshots
 from executor.store.prune import prune, usage
 from executor.store.store import Store, open_store
 from platforms.errors import StoreError
@@ -88,7 +89,7 @@ def test_a_blob_that_does_not_fit_is_one_clear_error_and_gives_its_space_back(
         assert "no space left" in caught.value.problem.why
         assert "prune" in caught.value.problem.remedy
         assert before - free(small) < 1 << 16
-        assert fsck.verify(store) == ()
+        assert store_check.verify(store) == ()
         assert cache_records.get(store, "before") == b"value"
         assert [row for row in usage(store) if row.kind == "partial"] == []
 
@@ -112,7 +113,7 @@ def test_a_disk_filled_by_others_stops_everything_cleanly_and_lets_it_go_on_late
 
     hog.unlink()
     with open_store(str(small)) as store:
-        assert fsck.verify(store) == ()
+        assert store_check.verify(store) == ()
         assert cache_records.get(store, "record") == b"value"
         assert snapshots.find(store, "key") == made
         durability.sync(store)
@@ -153,7 +154,7 @@ def test_a_limit_on_file_sizes_is_one_clear_error(tmp_path: Path) -> None:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     with open_store(str(tmp_path)) as store:
-        assert fsck.verify(store) == ()
+        assert store_check.verify(store) == ()
         assert cache_records.get(store, "before") == b"value"
         prune(store)
         assert [row for row in usage(store) if row.kind == "partial"] == []

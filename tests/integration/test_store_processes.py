@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from executor.store import blobs, cache_records, fsck, locks, metadata_cache, snapshots
+import store_check
+
+from executor.store import blobs, cache_records, locks, metadata_cache, snapshots
 from executor.store.prune import prune, usage
 from executor.store.store import Store, open_store
 
@@ -65,7 +67,7 @@ def finish(*pids: int) -> None:
 
 def check(root: Path) -> None:
     with open_store(str(root)) as store:
-        assert fsck.verify(store) == ()
+        assert store_check.verify(store) == ()
         prune(store)
         assert [row for row in usage(store) if row.kind == "partial"] == []
 
@@ -236,7 +238,7 @@ def test_builds_killed_at_random_leave_nothing_that_matters(tmp_path: Path) -> N
                 taken = locks.try_lock(store, "step")
                 assert taken is not None, "a lock is stuck"
                 taken.release()
-                assert fsck.verify(store) == ()
+                assert store_check.verify(store) == ()
                 assert cache_records.get(store, "step") is not None
     with open_store(str(tmp_path)) as store:
         (rows,) = store.index.read(lambda db: db.execute("SELECT count(*) FROM snapshots").fetchone())

@@ -146,19 +146,19 @@ def test_what_a_query_may_not_say(query: str, complaint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "scheme", "host", "unencrypted", "name"),
+    ("text", "scheme", "host", "name"),
     [
-        (H, "https", "example.com", False, "bar"),
-        ("http://example.com:80/x.git", "http", "example.com:80", True, "x"),
-        ("git://example.com/x", "git", "example.com", True, "x"),
-        ("git@example.com:x/y.git", "ssh", "example.com", False, "y"),
-        ("ssh://git@example.com:22/x/y.git", "ssh", "example.com:22", False, "y"),
+        (H, "https", "example.com", "bar"),
+        ("http://example.com:80/x.git", "http", "example.com:80", "x"),
+        ("git://example.com/x", "git", "example.com", "x"),
+        ("git@example.com:x/y.git", "ssh", "example.com", "y"),
+        ("ssh://git@example.com:22/x/y.git", "ssh", "example.com:22", "y"),
     ],
 )
-def test_what_is_known_of_the_way_there(text: str, scheme: str, host: str, unencrypted: bool, name: str) -> None:
+def test_what_is_known_of_the_way_there(text: str, scheme: str, host: str, name: str) -> None:
     found = parse(text)
     assert found is not None
-    assert (found.scheme, found.host, found.unencrypted, found.name) == (scheme, host, unencrypted, name)
+    assert (found.scheme, found.host, found.name) == (scheme, host, name)
 
 
 def test_a_password_is_kept_out_of_sight() -> None:

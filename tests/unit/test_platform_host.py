@@ -12,7 +12,7 @@ import pytest
 from platforms import candidates
 from platforms.emulation import _choose, emulation
 from platforms.errors import EnvironmentUnfit
-from platforms.host import amd64_level, default_platform, host, natives
+from platforms.host import amd64_level, default_platform, host
 from platforms.platform import ARCHITECTURES
 
 V2 = "fpu sse sse2 cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"
@@ -42,7 +42,6 @@ def test_a_level_is_reached_by_all_flags_of_it_and_of_those_below(flags, level):
 def test_the_host_is_a_linux_platform_with_a_known_architecture():
     assert host().os == "linux"
     assert host().architecture in ARCHITECTURES
-    assert host() in natives()
 
 
 @pytest.fixture
@@ -53,13 +52,11 @@ def told(monkeypatch):
         monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))
         monkeypatch.setattr(sys, "platform", system)
         host.cache_clear()
-        natives.cache_clear()
 
     _choose.cache_clear()
     yield tell
     monkeypatch.undo()
     host.cache_clear()
-    natives.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +83,6 @@ def test_the_kernels_name_becomes_a_platform(machine, shown, told):
 def test_a_mac_builds_for_linux_on_its_processor_and_runs_none_of_it(machine, shown, told):
     told(machine, "darwin")
     assert str(host()) == str(default_platform()) == shown
-    assert natives() == ()
     with pytest.raises(EnvironmentUnfit, match="steps run on Linux") as caught:
         emulation(host())
     assert shown in caught.value.problem.remedy

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import kernel_calls
 import pytest
 
 from executor.sandbox import notified_calls, profile, seccomp, step
@@ -179,7 +180,7 @@ def under_the_filter(what: Callable[[], None]) -> int:
     if pid == 0:
         code = 255
         try:
-            syscalls.no_new_privileges()
+            kernel_calls.no_new_privileges()
             syscalls.seccomp_filter(seccomp.program())
             what()
             code = 0

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import store_check
 
-from executor.store import blobs, cache_records, durability, fsck, snapshots
+from executor.store import blobs, cache_records, durability, snapshots
 from executor.store.prune import prune, usage
 from executor.store.store import Store, open_store
 from platforms import syscalls
@@ -51,7 +52,7 @@ def test_what_was_settled_is_there_after_a_reboot_and_the_rest_is_garbage(tmp_pa
         assert cache_records.get(store, "settled") == b"value"
         assert cache_records.get(store, "unsettled") is None
         assert snapshots.find(store, "unsettled") is None
-        assert fsck.verify(store) == ()
+        assert store_check.verify(store) == ()
     with open_store(str(tmp_path)) as store:
         prune(store)
         assert [row.kind for row in usage(store) if row.kind != "blob"] == ["snapshot", "record"]

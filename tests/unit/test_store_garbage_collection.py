@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import store_check
 
-from executor.store import blobs, cache_records, cachemounts, fsck, garbage_collection, locks, prune, snapshots
+from executor.store import blobs, cache_records, cachemounts, garbage_collection, locks, prune, snapshots
 from executor.store.policy import Disk, Policy
 from executor.store.prune import usage
 from executor.store.store import Store, open_store
@@ -221,7 +222,7 @@ def test_a_store_whose_collection_is_killed_is_whole_and_the_next_one_continues(
         os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
-    assert not fsck.verify(store)
+    assert not store_check.verify(store)
     rows = [row for row in usage(store) if row.kind == "blob"]
     assert all(blobs.read(store, row.id, 1 << 20) for row in rows)
     assert garbage_collection.is_due(store, ROOMY)

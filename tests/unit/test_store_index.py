@@ -9,8 +9,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+import store_check
 
-from executor.store import cache_records, fsck, metadata_cache, snapshots, stat_cache
+from executor.store import cache_records, metadata_cache, snapshots, stat_cache
 from executor.store.index import SCHEMA, checksum
 from executor.store.store import open_store
 from platforms.errors import Problem, StoreError
@@ -97,8 +98,8 @@ def test_damage_that_no_lookup_meets_is_found_by_the_check(tmp_path: Path) -> No
         db.execute("UPDATE sqlite_schema SET rootpage=9999 WHERE name='refs_by_thing'")
         db.commit()
     with open_store(str(tmp_path), warn=lambda _: None) as store:
-        assert [problem.kind for problem in fsck.verify(store)] == ["StoreError"]
-        assert fsck.verify(store) == ()
+        assert [problem.kind for problem in store_check.verify(store)] == ["StoreError"]
+        assert store_check.verify(store) == ()
     assert len(set_aside(tmp_path)) == 1
 
 

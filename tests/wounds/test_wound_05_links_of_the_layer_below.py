@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import raw_tar as raw
 from hostile_tar import canary, flipping
+from kernel_calls import exchange
 
 from executor.snapshotter.unpack import Limits, unpack, unpack_onto
-from platforms import syscalls
 from platforms.errors import ArchiveError
 
 LIMITS = Limits()
@@ -57,7 +57,7 @@ def test_a_directory_that_becomes_a_link_meanwhile_leads_nowhere(tmp_path: Path,
         if not trap.is_symlink():  # the link gave way to a directory, which came here in its stead
             shutil.rmtree(trap, ignore_errors=True)
             trap.symlink_to(outside)
-        syscalls.renameat2(-100, str(trap), -100, str(root / "a"), syscalls.RENAME_EXCHANGE)
+        exchange(str(trap), str(root / "a"))
         swapped += 1
 
     with flipping(swap), contextlib.suppress(ArchiveError):

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 
+import kernel_calls
 import pytest
 
 from executor.sandbox import seccomp
@@ -46,7 +47,7 @@ def answers() -> Iterator[dict[tuple[int, ...], int]]:
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         try:
-            syscalls.no_new_privileges()
+            kernel_calls.no_new_privileges()
             syscalls.seccomp_filter(program)
             for call in calls:
                 ctypes.set_errno(0)

@@ -1,4 +1,4 @@
-"""Consistency check of a store: every blob is hashed, every reference followed. Used by tests."""
+"""Whether a store is consistent: every blob is hashed, every reference followed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from executor.store import blobs, cache_records, snapshots
+from executor.store.index import CorruptIndexError
 from platforms.errors import Problem
 from platforms.paths import below
 
@@ -23,7 +24,7 @@ def verify(store: Store) -> tuple[Problem, ...]:
     Garbage of dead processes is no problem: ``prune`` removes it.
     """
     found: list[Problem] = []
-    if damage := store.index.damage():
+    if damage := _damage(store):
         found.append(Problem("StoreError", "the index was damaged", damage, "it has been replaced by an empty one"))
 
     for identity, digest in store.index.read(lambda db: db.execute("SELECT id, digest FROM blobs").fetchall()):
@@ -42,6 +43,23 @@ def verify(store: Store) -> tuple[Problem, ...]:
     for key in store.index.read(lambda db: cache_records.dangling(db, store.boot)):
         cache_records.forget(store, key)
     return tuple(found)
+
+
+def _damage(store: Store) -> str:
+    """What SQLite's integrity check finds; "" if nothing. A damaged index is replaced by an empty one."""
+    before = store.index._current()
+    found: list[str] = []
+
+    def check(db: sqlite3.Connection) -> None:
+        if not found:
+            found.extend(str(row[0]) for row in db.execute("PRAGMA integrity_check(20)"))
+            if found != ["ok"]:
+                raise CorruptIndexError("; ".join(found))
+
+    store.index.read(check)
+    if found != ["ok"]:
+        return "; ".join(found)
+    return "it could not be read" if before not in ("", store.index._current()) else ""
 
 
 def _has_blob(store: Store, identity: int) -> bool:
