@@ -18,8 +18,8 @@ from typing import Final
 import msgspec
 
 from executor.image.manifest import Descriptor
-from executor.limits import Limits
 from executor.registry.config import RegistrySettings
+from executor.step_options import StepOptions
 from platforms import decoding
 from platforms.emulation import Emulation
 from platforms.errors import Problem, ProtocolError
@@ -383,6 +383,30 @@ class CacheExport(msgspec.Struct, frozen=True):
     """``mode=max``: the steps of all stages, not of the image's own alone."""
 
 
+class BuildOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a user asks for that is the same for all platforms, and goes as it is into each job."""
+
+    target: str = ""
+    """The stage to build; "" for the last."""
+    labels: tuple[tuple[str, str], ...] = ()
+    compression: Compression = Compression()
+    rewrite_timestamps: bool = True
+    """Whether SOURCE_DATE_EPOCH bounds the times of files in layers that are made."""
+    no_cache: bool = False
+    """Do every step; but what another job of the same build has just done is done."""
+    no_cache_stages: tuple[str, ...] = ()
+    cache_from: tuple[CacheLocation, ...] = ()
+    cache_to: tuple[CacheExport, ...] = ()
+    cache_ttl: int | None = None
+    """Seconds after which an entry of a remote cache is too old."""
+    registries: RegistrySettings = RegistrySettings()
+    root: str = ""
+    """The store's directory; "" for the default."""
+    implicit_platform: bool = False
+    """Whether nobody asked for a platform, so that a base image of another one may decide."""
+    steps: StepOptions = StepOptions()
+
+
 class Job(Message, frozen=True, tag="job"):
     """One platform's image, as data: everything an executor has to know."""
 
@@ -392,57 +416,27 @@ class Job(Message, frozen=True, tag="job"):
     emulation: Emulation | None = None
     """How programs of the platform run on the executor's machine; None when it has to find out."""
     dockerfile_name: str = "Dockerfile"
-    target: str = ""
     build_args: tuple[tuple[str, str], ...] = ()
-    labels: tuple[tuple[str, str], ...] = ()
     annotations: tuple[tuple[str, str], ...] = ()
     """Of the manifest."""
     contexts: tuple[Context, ...] = ()
     pins: tuple[Pin, ...] = ()
-    registries: RegistrySettings = RegistrySettings()
-    root: str = ""
-    """The store's directory; "" is the executor's own default."""
     build: str = ""
     """The same for all jobs of one build, and for no other."""
     push: tuple[str, ...] = ()
     """Repositories that blobs and the manifest (by digest) go to."""
     local: bool = False
     """Whether all blobs, the base's too, have to be in the executor's store in the end."""
-    no_cache: bool = False
-    """Do every step; but what another job of the same build has just done is done."""
-    no_cache_stages: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
-    """What a Dockerfile may ask for that it may not by itself: ``security.insecure``, ``network.host``."""
-    compression: Compression = Compression()
     oci: bool = True
     """OCI media types; else Docker's."""
     epoch: int | None = None
     """SOURCE_DATE_EPOCH, seconds."""
-    rewrite_timestamps: bool = True
-    """Whether no file in a layer that is made is later than ``epoch``."""
-    cache_from: tuple[CacheLocation, ...] = ()
-    cache_to: tuple[CacheExport, ...] = ()
-    cache_ttl: int | None = None
-    """Seconds after which an entry of an outside cache is too old."""
-    hosts: tuple[tuple[str, str], ...] = ()
-    network: str = ""
-    """What steps that do not say ask for: ``host``, ``none``, or "" for the default."""
-    default_network: str = "isolated"
-    """The default, ``isolated`` or ``host``. It is no part of what a step asks for, and needs no permission."""
-    shm_size: int = 0
-    ulimits: tuple[tuple[str, int, int], ...] = ()
-    """Limits of steps: (name as Docker has it, soft, hard), -1 for none."""
-    limits: Limits = Limits()
-    """Bounds of each step by control groups."""
-    cgroup_parent: str = ""
-    """The control group that steps' groups are made in, as a path below the root; "" for ours or one above it."""
-    implicit_platform: bool = False
-    """Whether nobody asked for a platform, so that a base image of another one may decide."""
+    options: BuildOptions = BuildOptions()
 
     @property
     def latest(self) -> int | None:
         """The time that no file in a layer that is made may exceed, seconds; None for any."""
-        return self.epoch if self.rewrite_timestamps else None
+        return self.epoch if self.options.rewrite_timestamps else None
 
 
 class Answer(Message, frozen=True, tag="answer"):

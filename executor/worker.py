@@ -139,7 +139,7 @@ def _telling(conversation: Conversation, work: Callable[[], None]) -> int:
 def _prepare(conversation: Conversation, place: Once[Isolation]) -> _Task:
     """Take a job, and do for it what has to be done while this process has a single thread."""
     job = conversation.receive_job()
-    debug.log("job taken", platform=job.platform, target=job.target or "the last stage", build=job.build)
+    debug.log("job taken", platform=job.platform, target=job.options.target or "the last stage", build=job.build)
     platform = parse(job.platform)
     plan = job_plan(job, host.default_platform(), platform)
     isolated = place()
@@ -210,7 +210,7 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
         conversation.send(protocol.BuildWarning(_room_made(done), "StoreNearlyFull"))
 
     with (
-        open_store(job.root or None) as store,
+        open_store(job.options.root or None) as store,
         _watched(store, removed),
         ThreadPoolExecutor(8, "background") as background,
     ):
@@ -296,10 +296,10 @@ def _image(workshop: Workshop, plan: JobPlan, began: float) -> tuple[protocol.Re
     sending = export.pushes(workshop)
     solver = Solver(workshop, plan, sending)
     state = solver.solve()
-    if job.cache_from and not solver.progress.cached:
+    if job.options.cache_from and not solver.progress.cached:
         workshop.exchange().complain()
     manifest, descriptor = export.export(workshop, state, sending, solver.steps)
-    if any(not isinstance(each.to, protocol.CacheInImage) for each in job.cache_to):
+    if any(not isinstance(each.to, protocol.CacheInImage) for each in job.options.cache_to):
         from executor.solver import sharing
 
         sharing.share(workshop, solver.steps)
@@ -358,7 +358,7 @@ def _client(workshop: Workshop, stopping: threading.Event) -> Client:
     from executor.solver.jobclient import JobClient
 
     client = JobClient(
-        workshop.inputs, workshop.job.registries, keychain, progress=progress, cancel=stopping, tell=tell
+        workshop.inputs, workshop.job.options.registries, keychain, progress=progress, cancel=stopping, tell=tell
     )
 
     def hang_up(_: Future[None]) -> None:
@@ -375,7 +375,7 @@ def _remote_caches(workshop: Workshop) -> RemoteCaches:
 
     job = workshop.job
     sources, targets = remote_cache.places(job, workshop.registry)
-    return remote_cache.RemoteCaches(sources, targets, workshop.tell, job.cache_ttl, workshop.inputs)
+    return remote_cache.RemoteCaches(sources, targets, workshop.tell, job.options.cache_ttl, workshop.inputs)
 
 
 def _hand_over(workshop: Workshop, digest: str) -> None:

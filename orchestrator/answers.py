@@ -73,14 +73,14 @@ def registries_of(job: protocol.Job) -> frozenset[str]:
     """The registries that a job speaks to: those of its images, caches and destinations, and their mirrors."""
     names = [*job.push, *(pin.name for pin in job.pins)]
     names += [context.image for context in job.contexts if isinstance(context, protocol.ImageContext)]
-    remote = (*job.cache_from, *(each.to for each in job.cache_to))
+    remote = (*job.options.cache_from, *(each.to for each in job.options.cache_to))
     names += [cache.name for cache in remote if isinstance(cache, protocol.CacheInRegistry)]
     found: set[str] = set()
     for name in filter(None, names):
         with contextlib.suppress(UsageError):
             found.add(reference.parse(name).registry)
     for registry in tuple(found):
-        for mirror in job.registries.mirrors_of(registry):
+        for mirror in job.options.registries.mirrors_of(registry):
             found.add(mirror.removeprefix("http://").partition("/")[0])
     return frozenset(found)
 

@@ -306,7 +306,7 @@ async def _built(
 
     if any(job.pins or job.push for _, job in jobs):  # else nobody has been asked anything
         learned = await asyncio.to_thread(session.registry.learned)
-        jobs = [(each, replace(job, registries=learned)) for each, job in jobs]
+        jobs = [(each, replace(job, options=replace(job.options, registries=learned))) for each, job in jobs]
     return await fanout.build_all(session, build.request, build.executors, jobs)
 
 

@@ -38,14 +38,14 @@ def found(
 
 
 def _predefined(request: Request, plan: Plan) -> dict[str, str]:
-    target = request.target or plan.dockerfile.stages[-1].name
+    target = request.options.target or plan.dockerfile.stages[-1].name
     return scope.platform_arguments(host.default_platform(), request.platforms[0], target)
 
 
 def _needed(request: Request, plan: Plan) -> tuple[int, ...]:
     """The stages that the target needs. Raises ``DockerfileError`` for what no context can make buildable."""
     seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
-    needed = graph.plan(plan.dockerfile, request.target, seen, plan.named(request.platforms[0])).stages
+    needed = graph.plan(plan.dockerfile, request.options.target, seen, plan.named(request.platforms[0])).stages
     for index in needed:
         graph.platform_of(plan.dockerfile, plan.dockerfile.stages[index], seen, request.platforms[0])
     return needed
@@ -90,20 +90,22 @@ def _check_all(request: Request, plan: Plan) -> CheckResult:
     except DockerfileError as error:
         found = _check(request, plan, (), {})
         return replace(found, failure=found.failure or error.problem)
-    with Client(request.registries, auth.docker_keychain()) as registry:
+    with Client(request.options.registries, auth.docker_keychain()) as registry:
         return _check(request, plan, stages, _bases(request, plan, stages, (), registry, None))
 
 
 def _needed_by_any(request: Request, plan: Plan) -> frozenset[int]:
     """The stages that ``--target``, or else any target, needs. Raises as ``_needed`` does."""
-    if not request.target and b"TARGETSTAGE" not in plan.data:  # what FROM sees is the same for all targets
+    if not request.options.target and b"TARGETSTAGE" not in plan.data:  # what FROM sees is the same for all targets
         seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
         graph.plan_all(plan.dockerfile, seen, plan.named(request.platforms[0]))
         for stage in plan.dockerfile.stages:
             graph.platform_of(plan.dockerfile, stage, seen, request.platforms[0])
         return frozenset(range(len(plan.dockerfile.stages)))
-    labels = [request.target] if request.target else [str(stage.index) for stage in plan.dockerfile.stages]
-    return frozenset(index for label in labels for index in _needed(replace(request, target=label), plan))
+    options = request.options
+    targets = [options.target] if options.target else [str(stage.index) for stage in plan.dockerfile.stages]
+    requests = [replace(request, options=replace(options, target=each)) for each in targets]
+    return frozenset(index for each in requests for index in _needed(each, plan))
 
 
 def _refuse(request: Request, plan: Plan) -> None:
@@ -114,7 +116,7 @@ def _refuse(request: Request, plan: Plan) -> None:
     stages = _needed(request, plan)
     report = _check(request, plan, stages, {})
     if report.failure is not None or report.error:
-        with Client(request.registries, auth.docker_keychain()) as registry:
+        with Client(request.options.registries, auth.docker_keychain()) as registry:
             report = _check(request, plan, stages, _bases(request, plan, stages, (), registry, None))
     if report.failure is not None:
         raise DockerfileError.of(report.failure)
@@ -185,9 +187,9 @@ def _print_targets(plan: Plan, as_json: bool) -> int:
 
 def _print_outline(request: Request, plan: Plan, as_json: bool) -> int:
     predefined = scope.platform_arguments(
-        host.default_platform(), request.platforms[0], request.target or plan.dockerfile.stages[-1].name
+        host.default_platform(), request.platforms[0], request.options.target or plan.dockerfile.stages[-1].name
     )
-    found = outline.outline(plan.dockerfile, request.target or None, dict(request.build_args), predefined)
+    found = outline.outline(plan.dockerfile, request.options.target or None, dict(request.build_args), predefined)
     if as_json:
         print_json(documents.outline_document(found, plan.data))
         return 0

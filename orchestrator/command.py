@@ -51,7 +51,7 @@ def build(request: Request, plan: Plan | None, server: PreforkServer | None, con
 
 def _tidied(request: Request, plan: Plan | None, here: Node, connect: Connect) -> int:
     """The same, and the store then has the size that it is to have."""
-    root = os.path.abspath(request.root or default_root())
+    root = os.path.abspath(request.options.root or default_root())
     wanted = policy.load(root)
     status = _shown(request, plan, here, connect)
     if status != Interrupted.exit_code:
@@ -77,7 +77,7 @@ def _shown(request: Request, plan: Plan | None, here: Node, connect: Connect) ->
 
 async def run(request: Request, plan: Plan | None, here: Node, connect: Connect, emit: Emit) -> BuildResult:
     """A session with one build, published."""
-    async with session.opened((here,), request.root, request.registries, connect, emit) as opened:
+    async with session.opened((here,), request.options.root, request.options.registries, connect, emit) as opened:
         result = await building.build(opened, request, plan)
         if request.metadata_file or request.iid_file:
             from orchestrator import metadata

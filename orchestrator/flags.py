@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from executor.dockerfile.suggestions import hint
-from executor.limits import parent_path
-from executor.protocol import Compression
+from executor.protocol import BuildOptions, Compression
 from executor.registry import config, reference
+from executor.step_options import StepOptions, parent_path
 from orchestrator import caches, epoch, fields, outputs, resources
 from orchestrator.contexts import named_canonically
 from orchestrator.request import Allowed, Annotation, Request, Secret
@@ -56,27 +56,10 @@ def request(flags: Mapping[str, Any]) -> Request:
         outputs=wanted,
         build_args=_build_args(flags["build_args"]),
         build_contexts=contexts,
-        target=flags["target"],
-        labels=tuple(_pair(each, "--label") for each in flags["labels"]),
         annotations=annotations,
         secrets=tuple(_secret(each) for each in flags["secrets"]),
         ssh=tuple(each.partition("=")[::2] for each in flags["ssh"]),
-        hosts=tuple(_host(each) for each in flags["hosts"]),
-        network="" if flags["network"] == "default" else flags["network"],
-        default_network=default_network(os.environ.get("KANIFOLD_NETWORK", "")),
-        shm_size=fields.size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
-        ulimits=tuple({each[0]: each for each in map(_ulimit, flags["ulimits"])}.values()),
-        limits=resources.limits(flags["resources"]),
-        cgroup_parent=parent_path(flags["cgroup_parent"]) if flags["cgroup_parent"] else "",
-        cache_from=caches.sources(outside),
-        cache_to=caches.exports(outside),
-        cache_ttl=fields.age(flags["cache_ttl"], "--cache-ttl") if flags["cache_ttl"] else None,
-        compression=compression,
-        no_cache=flags["no_cache"],
-        no_cache_stages=_split(flags["no_cache_filters"]),
-        allow=tuple(each for each in _permissions(flags["allow"]) if each != outputs.DELETE),
         load_to=flags["load_to"] or os.environ.get(_LOAD, ""),
-        rewrite_timestamps=_rewrites_timestamps(wanted),
         progress="quiet" if flags["quiet"] else flags["progress"],
         metadata_file=_writable(flags["metadata_file"], "--metadata-file"),
         iid_file=_writable(flags["iid_file"], "--iidfile"),
@@ -85,9 +68,30 @@ def request(flags: Mapping[str, Any]) -> Request:
         keep_going=flags["keep_going"],
         audit=flags["audit"],
         audit_allow=tuple(_allowed(each) for each in flags["audit_allow"]),
-        registries=config.with_flags(config.load_settings(), insecure, flags["mirrors"], flags["timeouts"]),
-        root=flags["root"],
-        implicit_platform=not flags["platforms"],
+        options=BuildOptions(
+            target=flags["target"],
+            labels=tuple(_pair(each, "--label") for each in flags["labels"]),
+            compression=compression,
+            rewrite_timestamps=_rewrites_timestamps(wanted),
+            no_cache=flags["no_cache"],
+            no_cache_stages=_split(flags["no_cache_filters"]),
+            cache_from=caches.sources(outside),
+            cache_to=caches.exports(outside),
+            cache_ttl=fields.age(flags["cache_ttl"], "--cache-ttl") if flags["cache_ttl"] else None,
+            registries=config.with_flags(config.load_settings(), insecure, flags["mirrors"], flags["timeouts"]),
+            root=flags["root"],
+            implicit_platform=not flags["platforms"],
+            steps=StepOptions(
+                hosts=tuple(_host(each) for each in flags["hosts"]),
+                network="" if flags["network"] == "default" else flags["network"],
+                default_network=default_network(os.environ.get("KANIFOLD_NETWORK", "")),
+                shm_size=fields.size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
+                ulimits=tuple({each[0]: each for each in map(_ulimit, flags["ulimits"])}.values()),
+                limits=resources.limits(flags["resources"]),
+                cgroup_parent=parent_path(flags["cgroup_parent"]) if flags["cgroup_parent"] else "",
+                allow=tuple(each for each in _permissions(flags["allow"]) if each != outputs.DELETE),
+            ),
+        ),
     )
 
 
@@ -312,11 +316,15 @@ def _host(text: str) -> tuple[str, str]:
     return name, address.strip("[]")
 
 
-def default_network(text: str) -> str:
+def default_network(text: str) -> Literal["isolated", "host"]:
     """What ``$KANIFOLD_NETWORK`` makes the network of steps that ask for none."""
-    if text not in ("", "isolated", "host"):
-        raise UsageError(f"KANIFOLD_NETWORK={text!r} is neither isolated nor host")
-    return text or "isolated"
+    match text:
+        case "" | "isolated":
+            return "isolated"
+        case "host":
+            return "host"
+        case _:
+            raise UsageError(f"KANIFOLD_NETWORK={text!r} is neither isolated nor host")
 
 
 def _ulimit(text: str) -> tuple[str, int, int]:

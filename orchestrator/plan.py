@@ -117,7 +117,7 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
     running: set[Platform] = set()
     may_run = not scopes
     for target, seen in zip(targets, scopes, strict=True):
-        needed = graph.plan(dockerfile, request.target, seen, Named(names, target))
+        needed = graph.plan(dockerfile, request.options.target, seen, Named(names, target))
         if target in graph.run_on(dockerfile, needed, seen, target):
             running.add(target)
         may_run = may_run or graph.may_run(dockerfile, needed)
@@ -143,7 +143,7 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
 
 def _scope(request: Request, dockerfile: Dockerfile, platform: Platform) -> dict[str, str]:
     """What FROM sees on ``platform``."""
-    stage = request.target or dockerfile.stages[-1].name
+    stage = request.options.target or dockerfile.stages[-1].name
     predefined = scope.platform_arguments(host.default_platform(), platform, stage)
     return global_scope(dockerfile, dict(request.build_args), predefined)
 

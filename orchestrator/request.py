@@ -6,10 +6,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from executor.limits import Limits
-from executor.protocol import CacheExport, CacheLocation, Compression
+from executor.protocol import BuildOptions
 from executor.registry import reference
-from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
 from orchestrator.outputs import Output, Push
 from platforms.platform import Platform
@@ -56,32 +54,14 @@ class Request(msgspec.Struct, frozen=True):
     build_args: tuple[tuple[str, str], ...] = ()
     build_contexts: tuple[tuple[str, str], ...] = ()
     """By canonical name."""
-    target: str = ""
-    labels: tuple[tuple[str, str], ...] = ()
     annotations: tuple[Annotation, ...] = ()
     secrets: tuple[Secret, ...] = ()
     ssh: tuple[tuple[str, str], ...] = ()
     """Names of SSH agents, and where they are: a socket, keys with commas between them, "" for SSH_AUTH_SOCK."""
     agents: Mapping[str, str] = msgspec.field(default_factory=dict)
     """The sockets of ``ssh``, while the build runs."""
-    hosts: tuple[tuple[str, str], ...] = ()
-    network: str = ""
-    default_network: str = "isolated"
-    shm_size: int = 0
-    ulimits: tuple[tuple[str, int, int], ...] = ()
-    limits: Limits = Limits()
-    cgroup_parent: str = ""
-    cache_from: tuple[CacheLocation, ...] = ()
-    cache_to: tuple[CacheExport, ...] = ()
-    cache_ttl: int | None = None
-    compression: Compression = msgspec.field(default_factory=Compression)
-    no_cache: bool = False
-    no_cache_stages: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
     load_to: str = ""
     """The program whose image store an ``ImageStore`` is; "" for the one that there is."""
-    rewrite_timestamps: bool = True
-    """Whether SOURCE_DATE_EPOCH bounds the times of files in layers."""
     progress: str = "auto"
     metadata_file: str = ""
     iid_file: str = ""
@@ -91,9 +71,7 @@ class Request(msgspec.Struct, frozen=True):
     keep_going: bool = False
     audit: str = "warn"
     audit_allow: tuple[Allowed, ...] = ()
-    registries: RegistrySettings = msgspec.field(default_factory=RegistrySettings)
-    root: str = ""
-    implicit_platform: bool = False
+    options: BuildOptions = BuildOptions()
 
     @property
     def check_options(self) -> str | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from executor.dockerfile.suggestions import hint
-from executor.limits import Limits
+from executor.step_options import Limits
 from orchestrator.fields import size
 from platforms.errors import UsageError
 

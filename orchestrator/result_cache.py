@@ -57,8 +57,8 @@ def may_come(request: Request, placements: Sequence[Placement]) -> bool:
 
     What is made for anything but a registry takes an executor, and so do the caches outside.
     """
-    outside = request.cache_from or request.cache_to
-    forced = request.no_cache or request.no_cache_stages
+    outside = request.options.cache_from or request.options.cache_to
+    forced = request.options.no_cache or request.options.no_cache_stages
     here = all(each.shares_disk for each in placements)
     return here and not (outside or forced) and all(isinstance(each, Push) for each in request.outputs)
 
@@ -155,7 +155,8 @@ def _replayed(kept: Sequence[StepEvent]) -> Iterator[StepEvent]:
 
 def _key(job: protocol.Job) -> str:
     """Names all of ``job`` that its answer depends on, but for the pins, and who would answer."""
-    same = replace(job, build="", root="", push=(), pins=(), emulation=None, registries=RegistrySettings())
+    options = replace(job.options, root="", registries=RegistrySettings())
+    same = replace(job, build="", push=(), pins=(), emulation=None, options=options)
     asked = msgspec.json.encode((__version__, _newest(), str(host.default_platform()), same))
     return hashlib.sha256(asked).hexdigest()
 

@@ -71,10 +71,13 @@ class Apart:
         self.job = replace(
             job,
             emulation=None,  # whatever runs programs there
-            root="",  # the store that executors there use by themselves
             dockerfile_name=_shown(job.dockerfile_name),
             contexts=tuple(map(_context, job.contexts)),
-            registries=_without_files(job.registries),
+            options=replace(
+                job.options,
+                root="",  # the store that executors there use by themselves
+                registries=_without_files(job.options.registries),
+            ),
         )
 
     def sent(self, question: protocol.Question, problem: Problem) -> Problem:
@@ -97,22 +100,24 @@ def translate(job: protocol.Job, placement: Placement) -> Translation:
 
 def _refuse(job: protocol.Job, node: str) -> None:
     """Raise ``UsageError`` for what names something of this machine that cannot be sent to ``node``."""
-    caches = [("--cache-from", each) for each in job.cache_from] + [("--cache-to", each.to) for each in job.cache_to]
-    for flag, cache in caches:
+    options = job.options
+    asked = (("--cache-from", each) for each in options.cache_from)
+    for flag, cache in (*asked, *(("--cache-to", each.to) for each in options.cache_to)):
         if isinstance(cache, protocol.CacheInDirectory):
             raise UsageError(
                 f"{flag}: node {node} cannot use the directory {cache.name}",
                 why="it is on this machine, whose disk the node does not share",
                 remedy="keep the cache in a registry: type=registry,ref=REF",
             )
-    if job.cgroup_parent:
+    group = options.steps.cgroup_parent
+    if group:
         raise UsageError(
-            f"--cgroup-parent: node {node} does not have {job.cgroup_parent}",
+            f"--cgroup-parent: node {node} does not have {group}",
             why="it is a control group of this machine",
             remedy="leave it out for builds on other nodes",
         )
     spoken_to = registries_of(job)
-    for each in job.registries.certificates:
+    for each in options.registries.certificates:
         if each.registry in spoken_to and (each.cert or each.key):
             raise UsageError(
                 f"node {node} cannot show the client certificate for {each.registry}",

@@ -37,7 +37,7 @@ def check_warnings(
     asked = msgspec.json.encode(
         [
             plan.data,
-            request.target,
+            request.options.target,
             request.build_args,
             [str(each) for each in request.platforms],
             [[each.name, each.ignore if isinstance(each, protocol.FilesContext) else ""] for each in plan.contexts],

@@ -31,6 +31,7 @@ import executor.sandbox.zygote
 import platforms.emulation
 from executor.sandbox import Ended, Isolation, Launcher, Running, Spec, enter, start
 from executor.snapshotter.rootfs import Overlay
+from executor.step_options import StepOptions
 from platforms import syscalls
 from platforms.emulation import Emulation, EmulationMode
 from platforms.errors import KanifoldError
@@ -94,7 +95,8 @@ class House:
         command = ("/bin/sh", "-c", argv[0]) if len(argv) == 1 and " " in argv[0] else argv
         given = {"layers": (self.busybox,), "upper": "", "work": ""} | spec
         rootfs = Overlay(given.pop("layers"), given.pop("upper"), given.pop("work"))
-        return Spec(**{"rootfs": rootfs, "env": ("PATH=/bin",), "argv": command} | given)
+        options = StepOptions(**{name: given.pop(name) for name in ("hosts", "shm_size", "ulimits") if name in given})
+        return Spec(**{"rootfs": rootfs, "env": ("PATH=/bin",), "argv": command, "options": options} | given)
 
     def run_all(self, specs: list[Spec]) -> list[Done]:
         """Run them all at once."""

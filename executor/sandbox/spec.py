@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final
 
 import msgspec
 
 from executor.snapshotter import rootfs
 from executor.snapshotter.rootfs import Rootfs
+from executor.step_options import Network, StepOptions
+from platforms import decoding
 
 
 class Bind(msgspec.Struct, frozen=True):
@@ -83,17 +85,13 @@ class Spec(msgspec.Struct, frozen=True):
     hostname: str = "buildkitsandbox"
     mounts: tuple[Mount, ...] = ()
     """Parents are mounted before what lies in them. Of two for one target the last counts."""
-    network: Literal["isolated", "host", "none"] = "host"
+    network: Network = "host"
     """``isolated`` is the host's where no other can be had: ``Ended.shared`` then says why."""
     insecure: bool = False
     """All capabilities that we have ourselves, and nothing masked (``RUN --security=insecure``)."""
-    hosts: tuple[tuple[str, str], ...] = ()
-    """More lines for ``/etc/hosts``: (name, address)."""
     stdin: bytes = b""
-    shm_size: int = 64 << 20
-    """Bytes of ``/dev/shm``."""
-    ulimits: tuple[tuple[str, int, int], ...] = ()
-    """(name as Docker has it: ``nofile``; soft limit; hard limit), -1 for none."""
+    options: StepOptions = StepOptions()
+    """Those of the build; ``network`` is what they, and the step's own, come to."""
     cgroup: str = ""
     """The directory of the control group that the step is in; "" for ours."""
 
@@ -112,6 +110,8 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 _KINDS = (Bind, BindFd, Tmpfs, Secret)
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_OPTIONS: Final[msgspec.msgpack.Decoder[StepOptions]] = msgspec.msgpack.Decoder(StepOptions)
 
 
 def pack(spec: Spec) -> tuple[bytes, list[int]]:
@@ -129,7 +129,12 @@ def pack(spec: Spec) -> tuple[bytes, list[int]]:
     fields = {name: getattr(spec, name) for name in spec.__struct_fields__}
     root = spec.rootfs
     values = [getattr(root, name) for name in root.__struct_fields__]
-    return marshal.dumps(fields | {"mounts": mounts, "rootfs": (rootfs.KINDS.index(type(root)), *values)}), fds
+    packed = {
+        "mounts": mounts,
+        "rootfs": (rootfs.KINDS.index(type(root)), *values),
+        "options": msgspec.msgpack.encode(spec.options),
+    }
+    return marshal.dumps(fields | packed), fds
 
 
 def unpack(data: bytes, fds: list[int]) -> Spec:
@@ -143,4 +148,5 @@ def unpack(data: bytes, fds: list[int]) -> Spec:
             values[0] = fds[values[0]]
         mounts.append(_KINDS[kind](*values))
     kind, *values = fields["rootfs"]
-    return Spec(**fields | {"mounts": tuple(mounts), "rootfs": rootfs.KINDS[kind](*values)})
+    options = decoding.decode(_OPTIONS, fields["options"])
+    return Spec(**fields | {"mounts": tuple(mounts), "rootfs": rootfs.KINDS[kind](*values), "options": options})

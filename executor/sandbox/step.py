@@ -28,6 +28,7 @@ import msgspec
 from executor.sandbox import cgroup, network, roots, staging, targets
 from executor.sandbox.report import FD, NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, StartReporter, error_text
 from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Spec, Tmpfs
+from executor.step_options import DEFAULT_SHM_SIZE
 from platforms import syscalls
 from platforms.descriptors import close_others
 
@@ -98,7 +99,7 @@ class Shape(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, spec: Spec) -> Shape:
-        return cls(spec.network, spec.insecure, spec.shm_size)
+        return cls(spec.network, spec.insecure, spec.options.shm_size or DEFAULT_SHM_SIZE)
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -213,7 +214,7 @@ def become(
             root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             mounts = os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=prepared.own_proc)
             socket.send_fds(supervisor, [b"listener"], [listener, root, mounts])
-    for name, soft, hard in spec.ulimits:
+    for name, soft, hard in spec.options.ulimits:
         _limit(name, soft, hard)
     _drop_capabilities(_capabilities(spec.insecure, sniffing=own_network or not rules.sniffs))
     if not rules.single:
@@ -405,7 +406,7 @@ def _attach(root: targets.Root, tree: int, target: str, *, readonly: bool = Fals
 
 def _hosts(spec: Spec) -> bytes:
     lines = [("127.0.0.1", f"localhost {spec.hostname}"), ("::1", "localhost ip6-localhost ip6-loopback")]
-    lines += [(address, name) for name, address in spec.hosts]
+    lines += [(address, name) for name, address in spec.options.hosts]
     return "".join(f"{address}\t{names}\n" for address, names in lines).encode()
 
 

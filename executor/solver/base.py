@@ -203,7 +203,7 @@ def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: 
             unpacked=partial(_is_unpacked, part),
         )
         wanted = mediatypes.to_oci(media_type(workshop.job))
-        if workshop.job.compression.force and mediatypes.to_oci(descriptor.media_type) != wanted:
+        if workshop.job.options.compression.force and mediatypes.to_oci(descriptor.media_type) != wanted:
             layer = _recompressed(workshop, layer, descriptor)
         layers.append(layer)
     return tuple(layers)
@@ -211,7 +211,7 @@ def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: 
 
 def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> Layer:
     """``layer``, whose blob has ``descriptor``, with the compression of the job: the same files, another blob."""
-    store, wanted = workshop.store, workshop.job.compression
+    store, wanted = workshop.store, workshop.job.options.compression
     name = f"{descriptor.digest} {kind_of(wanted)}"
 
     def look() -> Packed | None:

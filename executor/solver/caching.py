@@ -140,7 +140,7 @@ class StepCache:
 
     def _look_up(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
         """What the store has under ``key``, if that can be used: its layer is there, or may be worked out again."""
-        asked = [each.name for each in self._job.cache_from]
+        asked = [each.name for each in self._job.options.cache_from]
         found = cache.outcome(self._store, key.here) or cache.outcome_from(self._store, key.outside, asked)
         if found is None:
             return None
@@ -152,7 +152,7 @@ class StepCache:
     def _imported(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
         """What an outside cache has under ``key``, recorded for builds that ask it."""
         store = self._store
-        if fresh or not self._job.cache_from:
+        if fresh or not self._job.options.cache_from:
             return None
         found = self._workshop.exchange().find(key.outside)
         debug.log("outside cache look-up", key=key.outside, found="no" if found is None else found[1].name)

@@ -106,12 +106,12 @@ def export(
     """Write ``state`` as an image to where the job wants it; its manifest, and the descriptor of that."""
     job, store = workshop.job, workshop.store
     layers = state.layers
-    if job.compression.force:
+    if job.options.compression.force:
         together(workshop, [layer.blob for layer in layers])
     found = [layer.blob() for layer in layers]
     config = finished_config(job, workshop, state, tuple(each.diff_id for each in found))
     config_data = image.encode(config)
-    if any(isinstance(each.to, protocol.CacheInImage) for each in job.cache_to):
+    if any(isinstance(each.to, protocol.CacheInImage) for each in job.options.cache_to):
         from executor.solver import sharing
 
         config_data = sharing.inline(config_data, workshop, made)
@@ -185,10 +185,10 @@ def _place(workshop: Workshop, target: Reference) -> str:
 def finished_config(job: protocol.Job, workshop: Workshop, state: State, diff_ids: tuple[str, ...]) -> ImageConfig:
     """The image's config: the platform that was asked for, labels of the command line, and times for all history."""
     config = state.config
-    labels = dict(config.labels) | dict(job.labels)
+    labels = dict(config.labels) | dict(job.options.labels)
     history = dated(config.history, state.base_history, job.epoch)
     created = next((each.created for each in reversed(history) if each.created), "")
-    platform = workshop.platform if not job.implicit_platform else state.platform
+    platform = workshop.platform if not job.options.implicit_platform else state.platform
     return replace(
         config,
         platform=platform,

@@ -274,8 +274,8 @@ class JobPlan(msgspec.Struct, frozen=True):
 def job_plan(job: protocol.Job, native: Platform, platform: Platform) -> JobPlan:
     """The plan of ``job`` on a ``native`` node. Raises ``DockerfileError``."""
     source = parse(job.dockerfile, job.dockerfile_name)
-    stage = job.target or source.stages[-1].name
+    stage = job.options.target or source.stages[-1].name
     seen = global_scope(source, dict(job.build_args), arguments.platform_arguments(native, platform, stage))
     named = Named(frozenset(context.name for context in job.contexts if context.name), platform)
-    needed = plan(source, job.target, seen, named)
+    needed = plan(source, job.options.target, seen, named)
     return JobPlan(source, seen, named, needed, may_run(source, needed))

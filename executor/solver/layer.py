@@ -195,7 +195,7 @@ def media_type(job: protocol.Job) -> str:
         "gzip": mediatypes.OCI_LAYER_GZIP,
         "zstd": mediatypes.OCI_LAYER_ZSTD,
         "uncompressed": mediatypes.OCI_LAYER,
-    }[job.compression.kind]
+    }[job.options.compression.kind]
     return oci if job.oci else mediatypes.to_docker(oci)
 
 
@@ -203,7 +203,7 @@ def _packed(
     workshop: Workshop, result: str, entries: Iterable[Entry] | None, below: Sequence[Layer]
 ) -> tuple[LayerInfo, Packed]:
     """``result`` as a blob with this job's compression, made by one process for all that wait for it."""
-    store, wanted = workshop.store, kind_of(workshop.job.compression)
+    store, wanted = workshop.store, kind_of(workshop.job.options.compression)
 
     def look() -> tuple[LayerInfo, Packed | None]:
         known = cache.known(store, result)
@@ -256,7 +256,7 @@ def _scanned(workshop: Workshop, result: str, below: Sequence[Layer]) -> Iterato
 
 def _pack(workshop: Workshop, changes: Iterable[Entry]) -> tuple[compress.Packed, tuple[Machine, ...]]:
     """``changes`` as a blob in the store, and the ELF files among them; they are gone through once."""
-    store, wanted = workshop.store, workshop.job.compression
+    store, wanted = workshop.store, workshop.job.options.compression
     machines: dict[str, _Elves] = {}
     temporary = store.session.temporary()
     try:

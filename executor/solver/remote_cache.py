@@ -385,11 +385,11 @@ def at(location: protocol.CacheLocation, client: Callable[[], Client]) -> Remote
 def places(job: protocol.Job, client: Callable[[], Client]) -> tuple[tuple[RemoteCache, ...], tuple[RemoteCache, ...]]:
     """The caches to ask and those to tell, of ``job``."""
     sources: list[RemoteCache] = []
-    for each in job.cache_from:
+    for each in job.options.cache_from:
         sources.append(at(each, client))
         if isinstance(each, protocol.CacheInRegistry):  # the reference may be that of an image with a cache in it
             sources.append(InlineCache(each.name, job.platform, client))
-    targets = (at(each.to, client) for each in job.cache_to if not isinstance(each.to, protocol.CacheInImage))
+    targets = (at(each.to, client) for each in job.options.cache_to if not isinstance(each.to, protocol.CacheInImage))
     return tuple(sources), tuple(targets)
 
 

@@ -8,10 +8,9 @@ from typing import ClassVar, Final, Literal
 import msgspec
 from msgspec.structs import replace
 
-from executor import limits
 from executor.dockerfile.instructions import Run, shell_text
 from executor.dockerfile.scope import PROXIES
-from executor.protocol import BuildWarning, Job, Log
+from executor.protocol import BuildWarning, Log
 from executor.rootfs import moment
 from executor.sandbox import cgroup
 from executor.sandbox.network import NO_HELPER
@@ -27,6 +26,7 @@ from executor.solver.state import State
 from executor.solver.step import Made
 from executor.solver.treename import Observed
 from executor.solver.workshop import Workshop
+from executor.step_options import Network, StepOptions, control_files
 from executor.store import faults
 from platforms import debug
 from platforms.errors import DockerfileError, Interrupted, Problem, StepFailed
@@ -58,16 +58,10 @@ class RunStep(msgspec.Struct, frozen=True):
         return states.run_text(self.state, self.argv)
 
     @property
-    def network(self) -> Literal["isolated", "host", "none"]:
+    def network(self) -> Network:
         """The network that the step gets."""
-        job = self.workshop.job
-        match _asked_network(job, self.instruction) or job.default_network:
-            case "none":
-                return "none"
-            case "host":
-                return "host"
-            case _:
-                return "isolated"
+        options = self.workshop.job.options.steps
+        return _asked_network(options, self.instruction) or options.default_network
 
     def key(self, taken: Input) -> Observed:
         taken.nothing()  # the mounts account for themselves
@@ -79,6 +73,7 @@ class RunStep(msgspec.Struct, frozen=True):
 
     def _observed(self, mounted: Observed) -> Observed:
         state, job = self.state, self.workshop.job
+        options = job.options.steps
         return (
             "run",
             state.tree,
@@ -88,12 +83,10 @@ class RunStep(msgspec.Struct, frozen=True):
             state.workdir,
             state.config.user,
             self.instruction.network,
-            job.network,
+            options.network,
             self.instruction.security,
             scope.host_name(job.build_args),
-            job.hosts,
-            job.shm_size,
-            job.ulimits,
+            *options.observed,
             mounted,
         )
 
@@ -120,16 +113,16 @@ class RunStep(msgspec.Struct, frozen=True):
         self.workshop.tell(Log(self.number, lines, stream))
 
 
-def check_allowed(job: Job, instruction: Run) -> None:
+def check_allowed(options: StepOptions, instruction: Run) -> None:
     """Raise ``DockerfileError`` where ``instruction`` asks for what nobody has allowed, or what there is not."""
-    if instruction.security == "insecure" and "security.insecure" not in job.allow:
+    if instruction.security == "insecure" and "security.insecure" not in options.allow:
         raise DockerfileError(
             "security.insecure is not allowed",
             why="such a step may do on this machine whatever kanifold may",
             remedy="if you trust the Dockerfile that far: --allow security.insecure",
             where=instruction.location,
         )
-    if _asked_network(job, instruction) == "host" and "network.host" not in job.allow:
+    if _asked_network(options, instruction) == "host" and "network.host" not in options.allow:
         raise DockerfileError(
             "network.host is not allowed",
             why="such a step reaches what listens on this machine only, and sees the traffic of others",
@@ -151,7 +144,7 @@ def execute(step: RunStep, active: ActiveRoot) -> None:
 
     Raises ``StepFailed`` with the tail of the output, ``EnvironmentUnfit``, or ``Interrupted``.
     """
-    workshop, job = step.workshop, step.workshop.job
+    workshop, options = step.workshop, step.workshop.job.options.steps
     if workshop.unfit is not None and step.state.platform == workshop.platform:
         raise workshop.unfit
     tail = output.Tail()
@@ -161,7 +154,7 @@ def execute(step: RunStep, active: ActiveRoot) -> None:
         if debug.on:
             shown = tuple(output.masked(each, secrets) for each in spec.argv)
             debug.log("step runs", step=step.number, argv=shown, user=spec.uid, cwd=spec.cwd, network=spec.network)
-        bounds = cgroup.group(job.cgroup_parent, limits.files(job.limits))
+        bounds = cgroup.group(options.cgroup_parent, control_files(options.limits))
         with bounds as group, output.told(secrets, output.Limits.of(os.environ), tail, step.log) as (stdout, stderr):
             ended = workshop.runner().run(replace(spec, cgroup=group), stdout, stderr, workshop.cancelled)
             starved = cgroup.killed(group)
@@ -191,9 +184,7 @@ def _spec(step: RunStep, active: ActiveRoot, mounts: tuple[Mount, ...]) -> Spec:
         network=step.network,
         insecure=step.instruction.security == "insecure",
         hostname=scope.host_name(job.build_args),
-        hosts=job.hosts,
-        shm_size=job.shm_size or 64 << 20,
-        ulimits=job.ulimits,
+        options=job.options.steps,
     )
 
 
@@ -244,6 +235,6 @@ def _remedy(ended: Ended) -> str:
     return ""
 
 
-def _asked_network(job: Job, instruction: Run) -> str:
+def _asked_network(options: StepOptions, instruction: Run) -> Literal["", "host", "none"]:
     """``host`` or ``none``, if the step or the build asks for it; else ``""``."""
-    return job.network if instruction.network == "default" else instruction.network
+    return options.network if instruction.network == "default" else instruction.network

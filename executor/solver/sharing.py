@@ -21,7 +21,7 @@ def inline(config: bytes, workshop: Workshop, steps: Sequence[CachedStep]) -> by
 def share(workshop: Workshop, made: Sequence[CachedStep]) -> None:
     """Tell the outside caches what was done; with layers, where they are the image's own or a cache wants them all."""
     exchange = workshop.exchange()
-    whole = any(each.every_stage for each in workshop.job.cache_to)
+    whole = any(each.every_stage for each in workshop.job.options.cache_to)
     together(
         workshop,
         [partial(exchange.put, entry, workshop.store) for entry in entries_of(workshop, made, whole=whole)],
@@ -37,7 +37,7 @@ def entries_of(workshop: Workshop, made: Sequence[CachedStep], *, whole: bool) -
             continue
         blob = each.layer.blob()
         each.layer.content()
-        packed = Packed(kind_of(workshop.job.compression), blob.descriptor.digest, blob.descriptor.size)
+        packed = Packed(kind_of(workshop.job.options.compression), blob.descriptor.digest, blob.descriptor.size)
         found.append(
             Entry(
                 each.key,

@@ -42,7 +42,7 @@ class Solver:
         self._workshop = workshop
         self._plan = plan
         self._given: Mapping[str, str] = dict(job.build_args)
-        self._uncached = frozenset(each.casefold() for each in job.no_cache_stages)
+        self._uncached = frozenset(each.casefold() for each in job.options.no_cache_stages)
         self._stages = {stage.index: Once(partial(self._solve, stage)) for stage in plan.dockerfile.stages}
         self._numbers = Numbers(plan.dockerfile, plan.graph)
         self._progress = Progress(workshop.tell)
@@ -192,7 +192,7 @@ class Solver:
         workshop, filesystems = self._workshop, self._filesystems
         match instruction:
             case dockerfile.Run():
-                run.check_allowed(workshop.job, instruction)
+                run.check_allowed(workshop.job.options.steps, instruction)
                 mounted = mounts.prepare(workshop, self._origins, stage, state, instruction)
                 return run.RunStep(workshop, filesystems, self._progress, number, state, instruction, mounted)
             case dockerfile.Copy() | dockerfile.Add():
@@ -206,4 +206,4 @@ class Solver:
 
     def _ignores_cache(self, stage: Stage) -> bool:
         """Whether the steps of ``stage`` are made although a cache has them."""
-        return self._workshop.job.no_cache or (bool(stage.name) and stage.name in self._uncached)
+        return self._workshop.job.options.no_cache or (bool(stage.name) and stage.name in self._uncached)

@@ -33,15 +33,15 @@ def test_nothing_but_defaults() -> None:
     found = ask()
     assert found.context == "."
     assert len(found.platforms) == 1
-    assert found.implicit_platform
+    assert found.options.implicit_platform
     assert found.outputs == (OciLayout("oci-layout"),)
-    assert (found.audit, found.progress, found.compression) == ("warn", "auto", Compression())
+    assert (found.audit, found.progress, found.options.compression) == ("warn", "auto", Compression())
 
 
 def test_platforms_come_as_lists_and_repeats_and_each_once() -> None:
     found = ask("--platform", "linux/amd64,linux/arm64", "--platform", "arm,aarch64")
     assert [str(each) for each in found.platforms] == ["linux/amd64", "linux/arm64", "linux/arm/v7"]
-    assert not found.implicit_platform
+    assert not found.options.implicit_platform
 
 
 def test_tags_are_completed() -> None:
@@ -117,11 +117,11 @@ def test_caches() -> None:
         "--cache-from", "reg.example/c", "--cache-from", "type=local,src=in", "--cache-to", "type=inline",
         "--cache-to", "type=registry,ref=reg.example/c:x,mode=max", "--cache-to", "type=local,dest=out",
     )  # fmt: skip
-    assert found.cache_from == (
+    assert found.options.cache_from == (
         CacheInRegistry("reg.example/c"),
         CacheInDirectory(os.path.abspath("in")),
     )
-    assert found.cache_to == (
+    assert found.options.cache_to == (
         CacheExport(CacheInImage()),
         CacheExport(CacheInRegistry("reg.example/c:x"), every_stage=True),
         CacheExport(CacheInDirectory(os.path.abspath("out"))),
@@ -130,26 +130,26 @@ def test_caches() -> None:
 
 def test_kanikos_cache_repo_is_asked_and_told() -> None:
     found = ask("--cache-repo", "reg.example/c", "--cache-ttl", "1d12h")
-    assert found.cache_from == (CacheInRegistry("reg.example/c"),)
-    assert found.cache_to == (CacheExport(CacheInRegistry("reg.example/c"), every_stage=True),)
-    assert found.cache_ttl == 36 * 3600
+    assert found.options.cache_from == (CacheInRegistry("reg.example/c"),)
+    assert found.options.cache_to == (CacheExport(CacheInRegistry("reg.example/c"), every_stage=True),)
+    assert found.options.cache_ttl == 36 * 3600
 
 
 def test_keys_of_caches_that_say_what_is_so_anyway() -> None:
     text = "type=registry,ref=a,oci-mediatypes=true,image-manifest=true,ignore-error=true,force-compression=true"
     found = ask("--cache-to", text, "--cache-to", "type=local,dest=/d,compression=gzip,force-compression=true")
-    assert found.cache_to == (CacheExport(CacheInRegistry("a")), CacheExport(CacheInDirectory("/d")))
-    assert ask("--compression", "zstd", "--cache-to", "type=registry,ref=a,compression=zstd").cache_to
-    assert ask("--cache-from", "type=registry,ref=a,compression=zstd").cache_from
+    assert found.options.cache_to == (CacheExport(CacheInRegistry("a")), CacheExport(CacheInDirectory("/d")))
+    assert ask("--compression", "zstd", "--cache-to", "type=registry,ref=a,compression=zstd").options.cache_to
+    assert ask("--cache-from", "type=registry,ref=a,compression=zstd").options.cache_from
 
 
 def test_registries_may_be_named_insecure_where_they_are_used() -> None:
     text = "type=registry,registry.insecure=true,name=one.example/a,dangling-name-prefix=two.example/b"
     cache = "type=registry,ref=three.example/c,registry.insecure=true"
-    found = ask("-t", "four.example/d", "-o", text, "--cache-to", cache).registries
+    found = ask("-t", "four.example/d", "-o", text, "--cache-to", cache).options.registries
     for host in ("one.example", "two.example", "three.example", "four.example"):
         assert found.is_insecure(host)
-    assert not ask("-t", "four.example/d", "--push").registries.is_insecure("four.example")
+    assert not ask("-t", "four.example/d", "--push").options.registries.is_insecure("four.example")
 
 
 def test_what_habit_types_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,8 +160,8 @@ def test_what_habit_types_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_permission_of_the_command_s_own_is_no_entitlement() -> None:
-    assert ask("--allow", "buildx.local.delete,security.insecure").allow == ("security.insecure",)
-    assert ask("--allow", "network.host", "--allow", "device=nvidia.com/gpu").allow[0] == "network.host"
+    assert ask("--allow", "buildx.local.delete,security.insecure").options.steps.allow == ("security.insecure",)
+    assert ask("--allow", "network.host", "--allow", "device=nvidia.com/gpu").options.steps.allow[0] == "network.host"
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,12 @@ def test_a_permission_of_the_command_s_own_is_no_entitlement() -> None:
     ],
 )
 def test_a_build_has_one_compression(arguments: tuple[str, ...], meant: Compression) -> None:
-    assert ask(*arguments).compression == meant
+    assert ask(*arguments).options.compression == meant
 
 
 def test_hosts_are_written_either_way() -> None:
     found = ask("--add-host", "a:10.0.0.1", "--add-host", "b=::1", "--add-host", "c:[::1]")
-    assert found.hosts == (("a", "10.0.0.1"), ("b", "::1"), ("c", "::1"))
+    assert found.options.steps.hosts == (("a", "10.0.0.1"), ("b", "::1"), ("c", "::1"))
 
 
 def test_the_audits_exceptions_may_name_a_platform() -> None:
@@ -188,7 +188,7 @@ def test_the_audits_exceptions_may_name_a_platform() -> None:
 
 
 def test_stages_without_cache_come_as_lists_and_repeats() -> None:
-    assert ask("--no-cache-filter", "a,b", "--no-cache-filter", "c").no_cache_stages == ("a", "b", "c")
+    assert ask("--no-cache-filter", "a,b", "--no-cache-filter", "c").options.no_cache_stages == ("a", "b", "c")
 
 
 def test_quiet_is_a_progress() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.protocol import Context, DirectoryContext, ImageContext, LayoutContext, ScratchContext
+from executor.protocol import BuildOptions, Context, DirectoryContext, ImageContext, LayoutContext, ScratchContext
 from orchestrator import plan as planning
 from orchestrator import warnings
 from orchestrator.contexts import FetchOptions, named_canonically
@@ -16,9 +16,10 @@ from platforms.errors import ContextError, DockerfileError, KanifoldError, Usage
 from platforms.parsing import parse
 
 
-def read(folder: Path, *platforms: str, **more: object) -> planning.Plan:
+def read(folder: Path, *platforms: str, target: str = "", **more: object) -> planning.Plan:
     wanted = tuple(parse(each) for each in platforms or ("linux/amd64",))
-    request = Request(context=str(folder), platforms=wanted, **more)  # type: ignore[arg-type]
+    options = BuildOptions(target=target)
+    request = Request(context=str(folder), platforms=wanted, options=options, **more)  # type: ignore[arg-type]
     return planning.read(request, wanted, FetchOptions("nothing is fetched"))
 
 

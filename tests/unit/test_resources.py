@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from executor.limits import Limits, files, parent_path
+from executor.step_options import Limits, control_files, parent_path
 from orchestrator.resources import limits
 from platforms.errors import UsageError
 
@@ -26,8 +26,8 @@ from platforms.errors import UsageError
         (["pids=100", "pids=200"], {"pids.max": "200"}),
     ],
 )
-def test_resources_become_files(texts: list[str], meant: dict[str, str]) -> None:
-    assert dict(files(limits(texts))) == meant
+def test_resources_become_control_files(texts: list[str], meant: dict[str, str]) -> None:
+    assert dict(control_files(limits(texts))) == meant
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_a_parent_leads_nowhere_else(text: str) -> None:
 
 
 def test_nothing_is_asked_of_a_group_by_default() -> None:
-    assert files(Limits()) == ()
+    assert control_files(Limits()) == ()

@@ -9,6 +9,7 @@ from executor.sandbox import Bind, BindFd, Secret, Spec, Tmpfs, isolation
 from executor.sandbox.spec import pack, unpack
 from executor.sandbox.targets import Root
 from executor.snapshotter.rootfs import Overlay
+from executor.step_options import StepOptions
 
 
 def test_a_spec_survives_the_way_to_another_process() -> None:
@@ -21,7 +22,7 @@ def test_a_spec_survives_the_way_to_another_process() -> None:
     )
     spec = Spec(
         Overlay(("/l1", "/l2"), "/upper", "/work"), ("a", "\udc80"), ("A=1",), "/w", 2**31, 5, (1, 2), "h", mounts,
-        "none", True, (("n", "1.2.3.4"),), b"\x00in", 7, (("nofile", 1, -1),),
+        "none", True, b"\x00in", StepOptions((("n", "1.2.3.4"),), "host", shm_size=7, ulimits=(("nofile", 1, -1),)),
     )  # fmt: skip
     data, fds = pack(spec)
     assert fds == [40, 41]

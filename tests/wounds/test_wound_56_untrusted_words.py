@@ -174,11 +174,13 @@ def test_an_executor_is_told_the_credentials_of_its_jobs_registries() -> None:
         contexts=(protocol.ImageContext("c", "context.example/x"), protocol.DirectoryContext("", "/d")),
         pins=(protocol.Pin("base.example/x:1", "sha256:" + "0" * 64), protocol.Pin("debian", "sha256:" + "0" * 64)),
         push=("push.example/team/app",),
-        cache_from=(
-            protocol.CacheInRegistry("cache.example/c"),
-            protocol.CacheInDirectory("/evil.example/c"),
+        options=protocol.BuildOptions(
+            cache_from=(
+                protocol.CacheInRegistry("cache.example/c"),
+                protocol.CacheInDirectory("/evil.example/c"),
+            ),
+            registries=RegistrySettings(mirrors=(("docker.io", ("http://mirror.example:5000/hub",)),)),
         ),
-        registries=RegistrySettings(mirrors=(("docker.io", ("http://mirror.example:5000/hub",)),)),
     )
     answer = answers(Request("."), job, keychain, None)  # type: ignore[arg-type]
     theirs = ["context.example", "base.example", "docker.io", "push.example", "cache.example", "mirror.example:5000"]

@@ -1,10 +1,16 @@
-"""What a step may take of the machine, as data: bounds by the names that buildx gives them (``--resource``)."""
+"""The options of a build that say how its steps are run: from the command line they go as they are to the sandbox."""
 
 from __future__ import annotations
+
+from typing import Final, Literal
 
 import msgspec
 
 from platforms.errors import UsageError
+
+Part = str | int | tuple["Part", ...]
+Network = Literal["isolated", "host", "none"]
+DEFAULT_SHM_SIZE: Final = 64 << 20
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -26,7 +32,33 @@ class Limits(msgspec.Struct, frozen=True):
     """Processes and threads."""
 
 
-def files(limits: Limits) -> tuple[tuple[str, str], ...]:
+class StepOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What every RUN of a build is run with. A RUN's own ``--network`` and ``--security`` are not in it."""
+
+    hosts: tuple[tuple[str, str], ...] = ()
+    """More lines for ``/etc/hosts``: (name, address)."""
+    network: Literal["", "host", "none"] = ""
+    """The network of steps that do not say; "" for ``default_network``."""
+    default_network: Literal["isolated", "host"] = "isolated"
+    """The network where nobody says. It is no part of what a step asks for, and needs no permission."""
+    shm_size: int = 0
+    """Bytes of ``/dev/shm``; 0 for ``DEFAULT_SHM_SIZE``."""
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    """(name as Docker has it: ``nofile``; soft limit; hard limit), -1 for none."""
+    limits: Limits = Limits()
+    """Bounds of each step by control groups."""
+    cgroup_parent: str = ""
+    """The control group that steps' groups are made in, as a path below the root; "" for ours or one above it."""
+    allow: tuple[str, ...] = ()
+    """What a Dockerfile may ask for that it may not by itself: ``security.insecure``, ``network.host``."""
+
+    @property
+    def observed(self) -> tuple[Part, ...]:
+        """What a step can see of the options besides its network, which is what its cache key holds of them."""
+        return self.hosts, self.shm_size, self.ulimits
+
+
+def control_files(limits: Limits) -> tuple[tuple[str, str], ...]:
     """The files of a group, and what is written to them (Documentation/admin-guide/cgroup-v2.rst)."""
     found: list[tuple[str, str]] = []
     if limits.memory:
