@@ -32,12 +32,10 @@ _TICK: Final = 20_000_000
 
 
 class InodeRecord(msgspec.Struct):
-    """The recorded owner, device and capability of an inode."""
+    """What is recorded of an inode. Several inode numbers may share it, so it changes in place."""
 
-    uid: int
-    gid: int
-    device: Device | None = None
-    capability: bytes = b""
+    record: Record
+    """Its path is one that the inode has, or had, or b""."""
     born: int = _OF_A_LAYER
     """Creation time in nanoseconds since the epoch; 0 where the file system has none."""
 
@@ -80,14 +78,17 @@ class InodeRecords:
                     status = os.stat(name, dir_fd=here, follow_symlinks=False)
                 except OSError:
                     continue
-                known = InodeRecord(record.uid, record.gid, record.device, record.capability)
-                self._known[device, status.st_ino] = known
+                self._known[device, status.st_ino] = InodeRecord(record)
                 self.hands_down = self.hands_down or bool(record.gid and _is_setgid(status))
         finally:
             os.close(here)
 
-    def of(self, file: int, status: os.stat_result) -> InodeRecord | None:
+    def of(self, file: int, status: os.stat_result) -> Record | None:
         """Return the record of ``file``, an O_PATH descriptor with the status ``status``; None if there is none."""
+        known = self._of(file, status)
+        return None if known is None else known.record
+
+    def _of(self, file: int, status: os.stat_result) -> InodeRecord | None:
         known = self._find(file, status.st_dev, status.st_ino)
         if known is None and self._linked(status) and (made := self._made(file)) is not None:
             known = self._find(file, status.st_dev, made.st_ino)
@@ -110,13 +111,13 @@ class InodeRecords:
             return True
         return self.hands_down and status.st_ctime_ns >= self._begun
 
-    def seen(self, file: int, status: os.stat_result) -> InodeRecord | None:
+    def seen(self, file: int, status: os.stat_result) -> Record | None:
         """As ``of``; for a new file without a record, the group inherited from its directory."""
-        known = self.of(file, status)
-        if known is None and self.hands_down and status.st_ctime_ns >= self._begun:
+        record = self.of(file, status)
+        if record is None and self.hands_down and status.st_ctime_ns >= self._begun:
             gid = self._handed(file, status)
-            return InodeRecord(0, gid) if gid else None
-        return known
+            return Record(b"", gid=gid) if gid else None
+        return record
 
     def give(self, file: int, was: os.stat_result, uid: int, gid: int) -> None:
         """Record the owner of ``file``, an O_PATH descriptor; -1 leaves an id unchanged.
@@ -125,22 +126,18 @@ class InodeRecords:
         several names.
         """
         status = os.fstat(file)
-        known = self.of(file, status)
+        known = self._of(file, status)
         if known is None:
-            known = self._known.get((was.st_dev, was.st_ino)) if was.st_ino != status.st_ino else None
-            old = known or InodeRecord(0, 0)
-            known = InodeRecord(old.uid, old.gid, old.device, old.capability, syscalls.birth(file))
+            old = self._known.get((was.st_dev, was.st_ino)) if was.st_ino != status.st_ino else None
+            known = InodeRecord(old.record if old is not None else Record(b""), syscalls.birth(file))
             self._add_known(status, known)
             # By a name that was made after the copy-up, a file has the inode number that it has in ``upper``.
             if (made := self._made(file)) is not None and made.st_ino != status.st_ino:
                 self._known[status.st_dev, made.st_ino] = known
                 self._copied = True
-        if uid >= 0:
-            known.uid = uid
-        if gid >= 0:
-            known.gid = gid
-        known.capability = b""  # as chown(2) does
-        self.hands_down = self.hands_down or bool(known.gid and stat.S_ISDIR(status.st_mode))
+        uid, gid = uid if uid >= 0 else known.record.uid, gid if gid >= 0 else known.record.gid
+        known.record = replace(known.record, uid=uid, gid=gid, capability=b"")  # as chown(2) does
+        self.hands_down = self.hands_down or bool(gid and stat.S_ISDIR(status.st_mode))
 
     def _add_known(self, status: os.stat_result, known: InodeRecord) -> None:
         if len(self._known) >= _MOST:
@@ -149,13 +146,13 @@ class InodeRecords:
 
     def own(self, file: int, uid: int, gid: int) -> None:
         """Record the owner of ``file``, an O_PATH descriptor, as it was before the step."""
-        self._add_known(os.fstat(file), InodeRecord(uid, gid, born=syscalls.birth(file)))
+        self._add_known(os.fstat(file), InodeRecord(Record(b"", uid, gid), syscalls.birth(file)))
 
     def make(self, file: int, device: Device) -> None:
         """Record that ``file``, an O_PATH descriptor of a new empty file, stands for ``device``."""
         status = os.fstat(file)
         born = syscalls.birth(file)
-        self._add_known(status, InodeRecord(0, self._handed(file, status), device, born=born))
+        self._add_known(status, InodeRecord(Record(b"", 0, self._handed(file, status), device), born))
 
     def keep(self, file: int, directory: int) -> None:
         """Record the group that ``file`` inherited from its directory, before it is moved to ``directory``."""
@@ -164,8 +161,8 @@ class InodeRecords:
             return
         gid = self._handed(file, status)
         above = os.fstat(directory)
-        known = self.seen(directory, above) if _is_setgid(above) else None
-        if gid != (known.gid if known is not None else 0):
+        record = self.seen(directory, above) if _is_setgid(above) else None
+        if gid != (record.gid if record is not None else 0):
             self.give(file, status, 0, gid)
 
     def _handed(self, file: int, status: os.stat_result) -> int:
@@ -180,8 +177,8 @@ class InodeRecords:
             return 0
         try:
             found = os.fstat(directory)
-            known = self.seen(directory, found) if _is_setgid(found) and found.st_dev == status.st_dev else None
-            return known.gid if known is not None else 0
+            record = self.seen(directory, found) if _is_setgid(found) and found.st_dev == status.st_dev else None
+            return record.gid if record is not None else 0
         finally:
             os.close(directory)
 
@@ -216,7 +213,7 @@ class InodeRecords:
             finally:
                 os.close(file)
             if known is not None:
-                record: Record | None = Record(path, known.uid, known.gid, known.device, known.capability)
+                record: Record | None = replace(known.record, path=path)
             elif copied_up(here, name) or had_several_names(here, name):
                 record = below.of(path)  # the copy-up of a file with several names has a new inode
             else:

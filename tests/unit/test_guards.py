@@ -79,6 +79,16 @@ def units_of_time(tree: ast.Module) -> Iterator[ast.AST]:
             yield node
 
 
+def recording_owners(tree: ast.Module) -> Iterator[ast.AST]:
+    """A struct of what the kernel refuses to an ordinary user: an owner, and a file capability."""
+    for node in ast.walk(tree):
+        fields = node.body if isinstance(node, ast.ClassDef) else ()
+        if {"uid", "gid", "capability"} <= {
+            ast.unparse(each.target) for each in fields if isinstance(each, ast.AnnAssign)
+        }:
+            yield node
+
+
 def trying_again(tree: ast.Module) -> Iterator[ast.AST]:
     """A wait before another attempt: its length, or the wait itself."""
     yield from calls(ast.walk(tree), ".delay", ".pause", "random.uniform")
@@ -89,6 +99,7 @@ RULES: dict[Rule, str] = {
     writing_in_a_loop: "platforms/descriptors.py",
     resolving_paths: "platforms/pathwalk.py",
     making_hard_links: "executor/rootfs/entry.py",
+    recording_owners: "executor/snapshotter/records.py",
     trying_again: "executor/retry.py",
     units_of_time: "platforms/durations.py",
 }
@@ -98,6 +109,7 @@ SIBLINGS: dict[Rule, str] = {
     writing_in_a_loop: "while view:\n    view = view[os.write(fd, view):]",
     resolving_paths: "while todo:\n    name = todo.pop()\n    if name == b'..':\n        del done[-1:]",
     making_hard_links: "replace(entry, kind=Kind.HARDLINK, link=first)",
+    recording_owners: "class Known:\n    uid: int\n    gid: int\n    capability: bytes = b''",
     trying_again: "while True:\n    transport.pause(policy.delay(failures))",
     units_of_time: "UNITS = {'s': 1, 'm': 60, 'h': 3600}",
 }
