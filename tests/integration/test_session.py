@@ -15,6 +15,7 @@ import pytest
 from conftest import Base
 from registry_server import MemoryRegistry, Served, served
 
+from executor.protocol import BuildOptions
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse as reference
 from orchestrator import build, publish, registries, session
@@ -57,7 +58,7 @@ def request(folder: Path, host: str, name: str, step: str, platforms: str = "lin
         platforms=tuple(map(parse, platforms.split(","))),
         tags=(reference(f"{host}/{name}:1"),),
         outputs=(Push(),),
-        root=str(folder / "store"),
+        options=BuildOptions(root=str(folder / "store")),
     )
 
 
