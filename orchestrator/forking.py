@@ -1,4 +1,4 @@
-"""Processes that are forked off this one and go on as something else: they start with what is loaded by then."""
+"""Processes that are forked from this one and do something else. They begin with the modules that it has loaded."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from platforms import debug, syscalls
+from platforms import debug, syscalls, threads
 
 
-def live(name: str, life: Callable[[], int]) -> NoReturn:
-    """Be a forked process of ours, which is no terminal's: do ``life``, and end with the status that it returns.
+def start(name: str, main: Callable[[], int]) -> int:
+    """Fork a process that does ``main`` in a session of its own and ends with the status that this returns.
 
-    ``name`` (15 bytes) is what ``ps`` shows.
+    ``name`` is what ``ps`` shows, 15 bytes at most. Returns the process id. Raises ``EnvironmentUnfit`` when this
+    process has several threads, ``OSError`` when there can be no further process.
     """
+    threads.check_single("fork the processes of a build")
+    return os.fork() or _run(name, main)
+
+
+def _run(name: str, main: Callable[[], int]) -> NoReturn:
     status = 1
     try:
         try:
             os.setsid()
             syscalls.set_name(name)
             debug.enter(name)
-            status = life()
+            status = main()
         except BaseException:
             sys.excepthook(*sys.exc_info())
         sys.stderr.flush()

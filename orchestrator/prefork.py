@@ -1,10 +1,13 @@
-"""Where a build's other processes come from: one that loads what they need, while we load what we need.
+"""The prefork server: a process that loads the modules of a build's other processes and forks them.
 
-The nursery is forked as soon as it is known that there will be a build. It loads what speaks HTTP, which takes longest,
-and forks the process that asks registries for us (``registries``). When it is told that executors are wanted and how
-many, it loads the rest of what they need, forks them, says their process ids, and ends. As this process is their reaper
-(prctl(2), PR_SET_CHILD_SUBREAPER), all of them are then its children, and lighter than if it had forked them itself,
-with all that it holds by then. Executors wait for their jobs like any other executor.
+It is forked as soon as a build is likely, and loads modules while the orchestrator loads its own. (1) It loads httpx,
+which takes longest, and forks the process that asks registries (``orchestrator.registries``). (2) Told how many
+executors are wanted, it loads what else they need, forks them, reports their process ids and ends. All of them are then
+children of the orchestrator, which is their reaper (prctl(2), PR_SET_CHILD_SUBREAPER), and smaller than if it had
+forked them itself, with all that it has loaded by then. Executors wait for their jobs.
+
+The socket between the two takes packets (``platforms.framing``): a ``_Worker`` for each process of executors, with its
+descriptors, and one ``_Forked`` or ``_Failed`` in reply.
 """
 
 from __future__ import annotations
@@ -23,54 +26,74 @@ import msgspec
 
 from orchestrator import forking, registries
 from orchestrator.registries import RegistryProcess
-from platforms import debug, decoding, syscalls, threads
+from platforms import debug, framing, syscalls
 from platforms.descriptors import keep_only
-from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
+from platforms.errors import EnvironmentUnfit, KanifoldError, Problem, ProtocolError
 
-_FORKING: Final = "fork the processes of a build"
-_LIMIT: Final = 1 << 16
 _MOST: Final = 126
-"""Executors in a process: with two descriptors for each, and its stderr, what one message can carry (unix(7))."""
-_ANSWER: Final[msgspec.json.Decoder[tuple[int, ...] | str]] = msgspec.json.Decoder(tuple[int, ...] | str)
-"""The process ids, or why there are none."""
+"""Executors in a process: with two descriptors for each, and its stderr, what one packet can carry (unix(7))."""
+_BLOCK: Final = 1 << 16
+
+
+class _Worker(msgspec.Struct, frozen=True):
+    """A process to be forked. Its descriptors: stderr, and for each executor one to read from and one to write to."""
+
+    processes: int
+    """How many are to be forked in all."""
+
+
+class _Forked(msgspec.Struct, frozen=True, tag=True):
+    """All processes are there; in the order of the packets."""
+
+    pids: tuple[int, ...]
+
+
+class _Failed(msgspec.Struct, frozen=True, tag=True):
+    """A process could not be forked. Those that could end with their pipes."""
+
+    problem: Problem
+
+
+_WORKER: Final[msgspec.json.Decoder[_Worker]] = msgspec.json.Decoder(_Worker)
+_REPLY: Final[msgspec.json.Decoder[_Forked | _Failed]] = msgspec.json.Decoder(_Forked | _Failed)
 
 
 class Channel(msgspec.Struct, frozen=True):
-    """Our ends of the pipes to an executor that waits for a job, or will."""
+    """The orchestrator's ends of the pipes to an executor that waits for a job, or will."""
 
     process: int
-    """Which of the nursery's processes it is in; several executors may share one."""
+    """The number of the executor's process; several executors may be in one."""
     stdin: int
     stdout: int
 
 
 class PreforkServer:
-    """``start`` executors, once; ``pids`` waits for their process ids; ``close`` it in the end."""
+    """The orchestrator's end: ``start`` executors once, wait for their ``pids``, ``close`` it in the end."""
 
-    def __init__(self, pid: int, line: socket.socket, registry_process: RegistryProcess) -> None:
+    def __init__(self, pid: int, packets: socket.socket, registry_process: RegistryProcess) -> None:
         self._pid = pid
-        self._line = line
-        self._ordered = False
+        self._packets = packets
+        self._started = False
         self._closed = False
         self._pids: tuple[int, ...] = ()
         self.registries = registry_process
         self.channels: list[Channel] = []
-        """Those that nobody has taken yet."""
+        """Of executors that nobody has acquired yet."""
         self.stderrs: list[int] = []
-        """By process: where its stderr can be read. Whoever takes one leaves -1."""
+        """By process: a descriptor to read its stderr from. Whoever takes it over leaves -1."""
 
     def start(self, executors: int) -> None:
-        """Have as many ``executors``, or as many of them as can be had from here. Raises ``EnvironmentUnfit``.
+        """Have ``executors`` forked, or as many as descriptors allow. Does not wait. Raises ``EnvironmentUnfit``.
 
-        There are no more processes than processors: a further one would cost its start, and win nothing.
+        There are no more processes than processors: a further one would cost its start and gain nothing.
         """
         processes = min(executors, len(os.sched_getaffinity(0)))
         executors = min(executors, processes * _MOST)
         theirs: list[list[int]] = []
         try:
             for _ in range(processes):
-                reading, stderr = os.pipe2(os.O_CLOEXEC)
-                self.stderrs.append(reading)
+                readable, stderr = os.pipe2(os.O_CLOEXEC)
+                self.stderrs.append(readable)
                 theirs.append([stderr])
             for number in range(executors):
                 process = number % processes
@@ -80,69 +103,70 @@ class PreforkServer:
                 theirs[process].append(outgoing)
                 self.channels.append(Channel(process, stdin, stdout))
             for fds in theirs:
-                socket.send_fds(self._line, [processes.to_bytes(4, "big")], fds)
+                framing.send(self._packets, _Worker(processes), fds)
         except ConnectionError:
-            pass  # who listens for the answer hears that it has died
+            pass  # the server has died, as ``pids`` will find
         except OSError as error:
-            raise _unfit(error.strerror or str(error)) from error
+            raise _unfit(error) from error
         finally:
             for fd in (fd for fds in theirs for fd in fds):
                 os.close(fd)
-        self._ordered = True
+        self._started = True
         debug.log("executors ordered", executors=executors, processes=processes)
 
-    @property
-    def answer(self) -> int:
-        """Where it can be read that there is a list of ``pids``."""
-        return self._line.fileno()
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when ``pids`` does not have to wait."""
+        return self._packets.fileno()
 
     def pids(self) -> tuple[int, ...]:
-        """The process ids, by process; waits for them. Raises ``EnvironmentUnfit`` or ``ProtocolError`` without any."""
+        """The ids of the executors' processes. Waits for them. Raises ``EnvironmentUnfit`` or ``ProtocolError``."""
         if not self._pids:
-            said = b""
-            with contextlib.suppress(ConnectionError):  # it has died before it read the order
-                said = self._line.recv(_LIMIT)
-            if not said:
-                raise ProtocolError("there are no executors", why="the process that was to fork them has died")
-            answer = decoding.decode(_ANSWER, said)
-            if isinstance(answer, str):
-                raise _unfit(answer)
-            self._pids = answer
-            debug.log("executors started", pids=answer)
+            reply: _Forked | _Failed | None = None
+            with contextlib.suppress(ConnectionError):  # it has died with packets unread
+                reply, _ = framing.receive(self._packets, _REPLY, "the process that forks executors")
+            match reply:
+                case None:
+                    raise ProtocolError("there are no executors", why="the process that was to fork them has died")
+                case _Failed(problem):
+                    raise KanifoldError.of(problem)
+                case _Forked(pids):
+                    self._pids = pids
+            debug.log("executors started", pids=self._pids)
             self._reap()
         return self._pids
 
     def release(self) -> None:
-        """Send those away that nobody has taken."""
+        """Close the channels of executors that nobody has acquired, which ends these."""
         for each in self.channels:
             os.close(each.stdin)
             os.close(each.stdout)
         self.channels.clear()
 
     def close(self) -> None:
-        """``release``, and wait: when this returns, none of the processes is left. May be called twice."""
+        """``release``, and wait until none of the processes is left. May be called twice."""
         if self._closed:
             return
         self._closed = True
         self.release()
-        if not self._ordered:
+        if not self._started:
             os.kill(self._pid, signal.SIGKILL)
         self.registries.close()
+        pids: tuple[int, ...] = ()
         try:
-            ours = (*self.pids(), self.registries.pid) if self._ordered else (self.registries.pid,)
+            if self._started:
+                pids = self.pids()
         except KanifoldError:
-            ours = (self.registries.pid,)
-            for fd in self.stderrs:  # nobody says which executors there are, but with the last of them these close
-                while fd >= 0 and os.read(fd, _LIMIT):
+            for fd in self.stderrs:  # which executors there are is not known, but with the last of them these close
+                while fd >= 0 and os.read(fd, _BLOCK):
                     pass
         for fd in self.stderrs:
             if fd >= 0:
                 os.close(fd)
         self._reap()
-        for pid in filter(None, ours):
-            with contextlib.suppress(ChildProcessError):  # who has taken an executor has waited for it, too
+        for pid in filter(None, (*pids, self.registries.pid)):
+            with contextlib.suppress(ChildProcessError):  # whoever has acquired an executor has waited for its process
                 os.waitpid(pid, 0)
-        self._line.close()
+        self._packets.close()
 
     def _reap(self) -> None:
         if self._pid:
@@ -151,31 +175,30 @@ class PreforkServer:
 
 
 @contextlib.contextmanager
-def opened(begun: PreforkServer | None) -> Iterator[PreforkServer | None]:
-    """A nursery, as long as this context lasts: the one that has ``begun``, else a new one. None where executors do not
-    run.
+def opened(started: PreforkServer | None) -> Iterator[PreforkServer | None]:
+    """A prefork server for as long as this context lasts: the one that has been ``started``, else a new one.
 
-    Raises ``EnvironmentUnfit`` when there can be no process, or when this one has more than a single thread.
+    None where executors do not run. Raises ``EnvironmentUnfit`` when there can be no process, or when this one has
+    several threads.
     """
     if sys.platform != "linux":
         yield None
         return
     try:
-        nursery = begun or begin()
+        server = started or begin()
     except OSError as error:
-        raise _unfit(error.strerror or str(error)) from error
+        raise _unfit(error) from error
     try:
-        yield nursery
+        yield server
     finally:
-        nursery.close()
+        server.close()
 
 
 def begin() -> PreforkServer:
-    """A nursery, to be closed. Linux only; see ``opened``.
+    """Fork a prefork server, to be closed. Linux only; see ``opened``.
 
-    Raises ``OSError`` when there can be no process, ``EnvironmentUnfit`` when this one has more than a single thread.
+    Raises ``OSError`` when there can be no process, ``EnvironmentUnfit`` when this one has several threads.
     """
-    threads.check_single(_FORKING)
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     with contextlib.ExitStack() as failed:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -184,7 +207,7 @@ def begin() -> PreforkServer:
             registry_process, pipes = registries.prepared()
             failed.callback(registry_process.close)
             try:
-                pid = os.fork() or forking.live("kanifold-forks", partial(_nursery, theirs, pipes))
+                pid = forking.start("kanifold-forks", partial(_serve, theirs, pipes))
             finally:
                 for fd in pipes:
                     os.close(fd)
@@ -192,60 +215,56 @@ def begin() -> PreforkServer:
     return PreforkServer(pid, ours, registry_process)
 
 
-def _unfit(why: str) -> EnvironmentUnfit:
-    return EnvironmentUnfit("cannot start executors", why=why)
+def _unfit(error: OSError | EnvironmentUnfit, what: str = "cannot start executors") -> EnvironmentUnfit:
+    why = error.problem.why if isinstance(error, EnvironmentUnfit) else error.strerror or str(error)
+    return EnvironmentUnfit(what, why=why)
 
 
-def _nursery(line: socket.socket, pipes: tuple[int, int]) -> int:
-    """The life of the nursery, which holds nothing open that is not its own."""
-    keep_only(line.fileno(), *pipes)
+def _serve(packets: socket.socket, pipes: tuple[int, int]) -> int:
+    """The server's process, which has no descriptors but ``packets`` and those of the process that asks registries."""
+    keep_only(packets.fileno(), *pipes)
 
     from executor import __main__ as executor
 
     executor.preload_registries()
-    gc.freeze()  # else the collector of whoever is forked writes to, and thereby copies, all that they share
+    gc.freeze()  # otherwise garbage collection in a forked process writes to, and so copies, all memory that they share
     try:
-        threads.check_single(_FORKING)
-        _ = os.fork() or forking.live("kanifold-http", partial(registries.serve, *pipes))
-    except OSError as error:
-        registries.refuse(pipes[1], error.strerror or str(error))
-    except EnvironmentUnfit as error:
-        registries.refuse(pipes[1], error.problem.why)
+        forking.start("kanifold-http", partial(registries.serve, *pipes))  # (1)
+    except (OSError, EnvironmentUnfit) as error:
+        registries.refuse(pipes[1], _unfit(error, "cannot speak to registries").problem)
     for fd in pipes:
         os.close(fd)
-    executors: list[list[int]] = []
+
+    workers: list[list[int]] = []
     wanted = 1
-    while len(executors) < wanted:
-        order, descriptors, *_ = socket.recv_fds(line, 4, 1 + 2 * _MOST, socket.MSG_CMSG_CLOEXEC)
-        if not order:
+    while len(workers) < wanted:
+        worker, fds = framing.receive(packets, _WORKER, "the orchestrator", 1 + 2 * _MOST)
+        if worker is None:
             return 0
-        wanted = int.from_bytes(order, "big")
-        executors.append(descriptors)
+        wanted = worker.processes
+        workers.append(fds)
     executor.preload()
     gc.freeze()
-    answer: list[int] | str
+    reply: _Forked | _Failed
     try:
-        threads.check_single(_FORKING)
-        answer = [os.fork() or forking.live("kanifold-exec", partial(_executors, fds)) for fds in executors]
-    except OSError as error:
-        answer = error.strerror or str(error)
-    except EnvironmentUnfit as error:
-        answer = error.problem.why
+        reply = _Forked(tuple(forking.start("kanifold-exec", partial(_work, fds)) for fds in workers))  # (2)
+    except (OSError, EnvironmentUnfit) as error:
+        reply = _Failed(_unfit(error).problem)
     with contextlib.suppress(ConnectionError):  # nobody waits for it any more
-        line.send(msgspec.json.encode(answer))
-    return int(isinstance(answer, str))
+        framing.send(packets, reply)
+    return int(isinstance(reply, _Failed))
 
 
-def _executors(fds: Sequence[int]) -> int:
-    """Do a job for each pair of descriptors after the first, which is stderr.
+def _work(fds: Sequence[int]) -> int:
+    """A process of executors: ``fds`` are its stderr, and two for each executor.
 
-    While debugging, stderr stays the user's. The first descriptor then only tells by its end that this process ends.
+    While debugging, stderr stays the user's. The first descriptor is then kept for its end: the process has ended.
     """
     from executor.worker import serve
 
     if not debug.on:
         os.dup2(fds[0], 2)
     keep_only(*(fds if debug.on else fds[1:]))
-    os.dup2(2, 1)  # what prints by mistake complains
+    os.dup2(2, 1)  # what a library prints must not get into a message
     gc.enable()
     return serve(tuple(zip(fds[1::2], fds[2::2], strict=True)))

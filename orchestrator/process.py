@@ -165,11 +165,11 @@ class WorkerPool:
     async def _hear(self, shares: Counter[int]) -> tuple[Child, ...]:
         nursery, loop = self._nursery, asyncio.get_running_loop()
         said = asyncio.Event()
-        loop.add_reader(nursery.answer, said.set)
+        loop.add_reader(nursery, said.set)
         try:
             await said.wait()
         finally:
-            loop.remove_reader(nursery.answer)
+            loop.remove_reader(nursery)
         pids = nursery.pids()
         found = []
         for process, pid in enumerate(pids):

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+from functools import partial
 
 from executor.store import garbage_collection
 from executor.store.policy import Policy
@@ -29,10 +30,10 @@ def tidy(root: str, policy: Policy) -> None:
                 return
     except (KanifoldError, OSError):
         return
-    parent = os.getpid()
-    child = os.fork()
-    if not child:
-        forking.live("kanifold-tidy", lambda: _work(root, policy, parent))
+    try:
+        child = forking.start("kanifold-tidy", partial(_work, root, policy, os.getpid()))
+    except (KanifoldError, OSError):
+        return
     try:
         os.waitpid(child, 0)
     except KeyboardInterrupt:  # the build is done all the same, and a store whole at any moment

@@ -39,11 +39,19 @@ T = TypeVar("T")
 
 
 def encode(message: object) -> bytes:
-    """The line of ``message``, a ``msgspec.Struct``. What is no text, as in names of files, becomes question marks."""
+    """The line of ``message``, a ``msgspec.Struct``."""
+    return to_json(message) + b"\n"
+
+
+def to_json(value: object) -> bytes:
+    """``value`` as JSON in one line. What is no text, as in names of files, becomes question marks; bytes are base64.
+
+    Such text must not stand beside a ``msgspec.Raw``: that is ``TypeError``.
+    """
     try:
-        return msgspec.json.encode(message) + b"\n"
+        return msgspec.json.encode(value)
     except UnicodeEncodeError:
-        return msgspec.json.encode(_as_text(msgspec.to_builtins(message))) + b"\n"
+        return msgspec.json.encode(_as_text(msgspec.to_builtins(value)))
 
 
 def decode(decoder: decoding.Decoder[T], line: bytes, sender: str) -> T:

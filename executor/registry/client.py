@@ -103,6 +103,10 @@ class Client:
         with self._watched(what):
             return self._first(reference, lambda endpoint: self._manifest(endpoint, reference, what))
 
+    def read_manifest(self, reference: Reference) -> tuple[bytes, Descriptor]:
+        """The bytes of ``manifest``, and their descriptor."""
+        return self.manifest(reference)[1:]
+
     def has_manifest(self, reference: Reference) -> Descriptor | None:
         """What ``reference`` points to in its own registry (no mirror), or None when it does not exist."""
         endpoint = origin_endpoint(reference)

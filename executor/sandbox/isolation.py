@@ -245,6 +245,7 @@ def id_limit() -> int:
 
 
 def _probe_in_child(mode: IsolationMode) -> ModeAvailability:
+    threads.check_single("try out how build steps can be isolated here")
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

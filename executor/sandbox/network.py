@@ -28,7 +28,7 @@ import struct
 from typing import Final, NoReturn
 
 from executor.sandbox import interface, isolation
-from platforms import syscalls
+from platforms import syscalls, threads
 from platforms.descriptors import keep_only
 from platforms.errors import EnvironmentUnfit
 
@@ -116,6 +116,7 @@ def probe() -> str:
     """Try, in a process of its own, whether steps can have an isolated network. Returns "", or why not."""
     if not isolation.find(HELPER):
         return NO_HELPER
+    threads.check_single("try out whether build steps can have a network here")
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

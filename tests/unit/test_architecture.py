@@ -413,11 +413,11 @@ with without("ssl"):
     import asyncio
 import orchestrator.command, orchestrator.tidying, orchestrator.view.quiet
 """
-SPEAKER = """
+CLIENT = """
 import orchestrator.bootstrap, executor.__main__
 executor.__main__.preload_registries()
 """
-EXECUTOR = f"""{SPEAKER}
+EXECUTOR = f"""{CLIENT}
 executor.__main__.preload()
 """
 COUNT = """
@@ -443,13 +443,13 @@ def loaded_by(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux another process speaks to registries")
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux another process asks registries")
 @pytest.mark.parametrize(
     ("program", "most", "idle"),
     [
         (ORCHESTRATOR, 259, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
-        (SPEAKER, 261, {"asyncio", "anyio", "click", "rich", "yaml", "sqlite3", "orchestrator.cli", "executor.solver"}),
-        (EXECUTOR, 396, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
+        (CLIENT, 263, {"asyncio", "anyio", "click", "rich", "yaml", "sqlite3", "orchestrator.cli", "executor.solver"}),
+        (EXECUTOR, 397, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
     ],
     ids=["orchestrator", "registries", "executor"],
 )

@@ -25,7 +25,7 @@ def error_of(call: Callable[[], object], kind: type[KanifoldError]) -> str:
 
 def test_who_cannot_be_there_says_why() -> None:
     process, pipes = registries.prepared()
-    registries.refuse(pipes[1], "no more processes")
+    registries.refuse(pipes[1], EnvironmentUnfit("cannot speak to registries", why="no more processes").problem)
     for fd in pipes:
         os.close(fd)
     registry = process.connect(RegistrySettings(), anonymous)
@@ -33,7 +33,7 @@ def test_who_cannot_be_there_says_why() -> None:
     process.close()
 
 
-@pytest.mark.parametrize("said", [b"", b"\0\0", b"\0\0\0\x09torn", b"\0\0\0\x04none"], ids=repr)
+@pytest.mark.parametrize("said", [b"", b"{", b'{"type": "torn"', b"none\n"], ids=repr)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that is told on stderr
 def test_who_breaks_off_is_an_error_of_every_question(said: bytes) -> None:
     process, pipes = registries.prepared()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,46 @@ def test_one_thread_is_enough() -> None:
 def test_a_thread_that_has_ended_is_none() -> None:
     ended = "import threading; each = threading.Thread(target=int); each.start(); each.join()\n"
     assert run(ended + CHECK).returncode == 0
+
+
+def test_a_thread_that_is_about_to_end_is_waited_for() -> None:
+    ending = (
+        "import threading; gate = threading.Event()\n"
+        "threading.Thread(target=gate.wait).start()\n"
+        "import time; real = time.sleep\n"
+        "def sleep(seconds): gate.set(); real(seconds)\n"
+        "time.sleep = sleep\n"
+    )
+    assert run(ending + CHECK).returncode == 0
+
+
+def unchecked_forks(source: str) -> list[str]:
+    """The functions that call fork(2) by way of ``os.fork`` and do not call ``check_single``."""
+    return [
+        function.name
+        for function in ast.walk(ast.parse(source))
+        if isinstance(function, ast.FunctionDef)
+        and "os.fork"
+        in (called := {ast.unparse(each.func) for each in ast.walk(function) if isinstance(each, ast.Call)})
+        and not called & {"threads.check_single", "check_single"}
+    ]
+
+
+CHECKED_OTHERWISE = {"platforms/probe.py": ["_run"]}
+"""Its child takes no lock: it makes system calls and executes a program."""
+
+
+@pytest.mark.parametrize("room", ["platforms", "executor", "orchestrator"])
+def test_whoever_forks_has_a_single_thread(room: str) -> None:
+    """``syscalls.fork``, which makes namespaces too, looks itself."""
+    found = {str(path.relative_to(ROOT)): unchecked_forks(path.read_text()) for path in (ROOT / room).rglob("*.py")}
+    unchecked = {name: functions for name, functions in found.items() if functions}
+    assert unchecked == {name: found for name, found in CHECKED_OTHERWISE.items() if name.startswith(f"{room}/")}
+
+
+def test_the_rule_of_forks_blames_what_it_should() -> None:
+    assert unchecked_forks("def f():\n    return os.fork() or g()") == ["f"]
+    assert unchecked_forks("def f():\n    threads.check_single('f')\n    return os.fork()") == []
 
 
 @pytest.mark.parametrize(
