@@ -71,6 +71,22 @@ def remote(store: Path, mark: Marked, **environment: str) -> CommandNode:
     return CommandNode("elsewhere", (sys.executable, "-P", "-m", "executor"), tuple(given.items()))
 
 
+def apart(hidden: Path, store: Path, record: Path, mark: Marked) -> CommandNode:
+    """A node that shares nothing: a real executor, with a store of its own, where ``hidden`` is an empty file system.
+
+    ``record`` is a file that gets all bytes that the executor is sent.
+    """
+    unshare = ("unshare", "--mount") if os.geteuid() == 0 else ("unshare", "--map-root-user", "--mount")
+    inside = 'mount -t tmpfs none "$1" && shift && exec "$@"'
+    outside = 'record=$1 && shift && tee -- "$record" | "$@"'
+    executor = (sys.executable, "-P", "-m", "executor")
+    command = (
+        "sh", "-c", outside, "sh", str(record), *unshare, "sh", "-c", inside, "sh", str(hidden), *executor,
+    )  # fmt: skip
+    given = {"KANIFOLD_ROOT": str(store), "HOME": str(store), "PYTHONPATH": str(ROOT), **mark.environment}
+    return CommandNode("elsewhere", command, tuple(given.items()))
+
+
 def build(request: Request, node: Node, seen: list[events.Event] | None = None) -> BuildResult:
     """``request`` built on ``node``. Raises what the command would show."""
     told = seen if seen is not None else []

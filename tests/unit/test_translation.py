@@ -1,0 +1,97 @@
+"""What a job means on a node that has another disk."""
+
+from __future__ import annotations
+
+import pytest
+
+from executor.protocol import (
+    AskSecret,
+    DirectoryContext,
+    ImageContext,
+    Job,
+    LayoutContext,
+    ScratchContext,
+    SentContext,
+    SentLayoutContext,
+)
+from executor.registry.config import Certificates, RegistrySettings
+from orchestrator.commandnode import CommandNode
+from orchestrator.node import Placement
+from orchestrator.translation import REFUSED, TRANSLATED, UNCHANGED, translate
+from platforms.emulation import Emulation, EmulationMode
+from platforms.errors import Location, Problem
+from platforms.parsing import parse
+
+AMD64 = parse("linux/amd64")
+JOB = Job(version=1, platform="linux/amd64", dockerfile=b"FROM scratch\n")
+ELSEWHERE = Placement(AMD64, CommandNode("elsewhere", ("false",)))
+
+
+def sent(job: Job) -> Job:
+    return translate(job, ELSEWHERE).job
+
+
+def test_every_field_of_a_job_is_accounted_for() -> None:
+    """A new field that can name something of this machine must not go elsewhere as it is."""
+    assert set(Job.__struct_fields__) == UNCHANGED | TRANSLATED | REFUSED
+    assert len(Job.__struct_fields__) == len(UNCHANGED) + len(TRANSLATED) + len(REFUSED)
+
+
+def test_a_node_that_shares_the_disk_gets_the_job_as_it_is() -> None:
+    job = Job(1, "linux/amd64", b"", root="/store", cgroup_parent="/group", contexts=(DirectoryContext("", "/here"),))
+    here = Placement(AMD64, CommandNode("local", ("false",)), shares_disk=True)
+    problem = Problem("BuildError", "cannot read /here")
+    assert translate(job, here).job is job
+    assert translate(job, here).sent(AskSecret("s"), problem) is problem
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        (DirectoryContext("", "/here", "ignored", True), SentContext("", "ignored", True)),
+        (LayoutContext("a", "/here/layout"), SentLayoutContext("a")),
+        (LayoutContext("a", "/here/layout:1.0"), SentLayoutContext("a", "1.0")),
+        (ImageContext("a", "debian:12"), ImageContext("a", "debian:12")),
+        (ScratchContext("a"), ScratchContext("a")),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_contexts_are_sent(here: DirectoryContext | LayoutContext, there: SentContext | SentLayoutContext) -> None:
+    assert sent(Job(1, "linux/amd64", b"", contexts=(here,))).contexts == (there,)
+
+
+def test_the_store_and_the_emulator_are_the_nodes_own() -> None:
+    emulation = Emulation(EmulationMode.REGISTERED, "arm64", "/usr/bin/qemu-aarch64-static")
+    job = sent(Job(1, "linux/arm64", b"", emulation=emulation, root="/here/store"))
+    assert (job.emulation, job.root) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Dockerfile", "Dockerfile"), ("docker/App.Dockerfile", "docker/App.Dockerfile"),
+        ("/here/context/Dockerfile", "Dockerfile"), ("../other/App", "App"),
+    ],
+)  # fmt: skip
+def test_the_dockerfile_has_its_own_name_when_it_comes_back(name: str, shown: str) -> None:
+    translation = translate(Job(1, "linux/amd64", b"", dockerfile_name=name), ELSEWHERE)
+    assert translation.job.dockerfile_name == shown
+    reported = Problem("DockerfileError", "wrong", where=Location(shown, 3, 3))
+    assert translation.received(reported) == Problem("DockerfileError", "wrong", where=Location(name, 3, 3))
+
+
+def test_an_authority_goes_along_and_a_client_certificate_does_not() -> None:
+    settings = RegistrySettings(certificates=(Certificates("other.example.com", "PEM", "/here/cert", "/here/key"),))
+    registries = sent(Job(1, "linux/amd64", b"", registries=settings)).registries
+    assert registries.certificates == (Certificates("other.example.com", "PEM"),)
+
+
+def test_an_error_of_this_machine_has_its_words_here_alone() -> None:
+    translation = translate(JOB, ELSEWHERE)
+    problem = Problem("BuildError", "cannot read the secret file /here/secret", "no such file", "keep it")
+    told = translation.sent(AskSecret("word"), problem)
+    assert told == Problem("BuildError", "the orchestrator cannot give the secret 'word'")
+    place = Location("Dockerfile", 2, 2)
+    reported = Problem(told.kind, told.what, where=place)
+    assert translation.received(reported) == Problem(problem.kind, problem.what, problem.why, problem.remedy, place)
+    assert translation.received(Problem("BuildError", "another")) == Problem("BuildError", "another")
