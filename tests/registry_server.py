@@ -259,6 +259,8 @@ class MemoryRegistry:
         self.ranges = True
         self.patches = True
         self.immutable = False
+        self.lists_referrers = False
+        """Whether it has the API of distribution-spec 1.1 for referrers, with two of them on a page."""
         self.lock = threading.Lock()
 
     def add_blob(self, repository: str, data: bytes) -> str:
@@ -291,10 +293,12 @@ class MemoryRegistry:
             return self.serve(asked)
 
     def serve(self, asked: Asked) -> Said:
-        match = re.fullmatch(r"/v2/(.+?)/(blobs/uploads|blobs|manifests)/(.*)", asked.path)
+        match = re.fullmatch(r"/v2/(.+?)/(blobs/uploads|blobs|manifests|referrers)/(.*)", asked.path)
         if match is None:
             return Said(200 if asked.path == "/v2/" else 404)
         repository, kind, name = match.groups()
+        if kind == "referrers":
+            return self.referrers(repository, name, int(asked.query.get("from", ["0"])[0]))
         if kind == "manifests":
             return self.manifest(asked, repository, name)
         if kind == "blobs/uploads":
@@ -311,6 +315,21 @@ class MemoryRegistry:
             return error(404, "MANIFEST_UNKNOWN", "manifest unknown")
         media_type, data = self.manifests[repository, name]
         return Said(200, {"Content-Type": media_type, "Docker-Content-Digest": digest_of(data)}, data)
+
+    def referrers(self, repository: str, digest: str, start: int) -> Said:
+        if not self.lists_referrers:
+            return error(404, "UNSUPPORTED", "no such endpoint")
+        found = []
+        for (place, name), (media_type, data) in self.manifests.items():
+            document = json.loads(data)
+            if place == repository and ":" in name and document.get("subject", {}).get("digest") == digest:
+                described = {"mediaType": media_type, "digest": name, "size": len(data)}
+                found.append(described | {"artifactType": document.get("artifactType", "")})
+        index = "application/vnd.oci.image.index.v1+json"
+        body = {"schemaVersion": 2, "mediaType": index, "manifests": found[start : start + 2]}
+        following = f'</v2/{repository}/referrers/{digest}?from={start + 2}>; rel="next"'
+        more = {"Link": following} if len(found) > start + 2 else {}
+        return Said(200, {"Content-Type": index, **more}, json.dumps(body).encode())
 
     def blob(self, asked: Asked, data: bytes | None) -> Said:
         if data is None:

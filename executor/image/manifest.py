@@ -17,7 +17,9 @@ from platforms.errors import ArchiveError
 
 MANIFEST_LIMIT: Final = 4 << 20
 """Maximum size of a manifest in bytes: the size that registries have to accept (distribution-spec)."""
-_KEYS: Final = frozenset({"schemaVersion", "mediaType", "config", "layers", "manifests", "annotations", "artifactType"})
+_KEYS: Final = frozenset(
+    {"schemaVersion", "mediaType", "config", "layers", "manifests", "annotations", "artifactType", "subject"}
+)
 _FOLDED: Final = frozenset(key.casefold() for key in _KEYS)
 
 

@@ -94,8 +94,23 @@ class _Part(io.BufferedReader):
 
     def __init__(self, path: str, offset: int, size: int) -> None:
         super().__init__(io.FileIO(path))
-        self.seek(offset)
+        self._offset = offset
+        self._size = size
         self._left = size
+        super().seek(offset)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to ``offset``, counted from the part's beginning; no other way of counting is known."""
+        if whence != os.SEEK_SET or offset < 0:
+            raise io.UnsupportedOperation("a part of an archive is sought from its beginning")
+        at = min(offset, self._size)
+        super().seek(self._offset + at)
+        self._left = self._size - at
+        return at
+
+    def fileno(self) -> int:
+        """No descriptor is that of the part alone."""
+        raise io.UnsupportedOperation("fileno")
 
     def read(self, size: int | None = -1, /) -> bytes:
         """At most ``size`` bytes, none once the part is through."""

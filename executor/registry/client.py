@@ -130,6 +130,14 @@ class Client:
         with self._watched(what):
             return self._found(origin_endpoint(reference), reference, what)
 
+    def referrers(self, reference: Reference) -> tuple[Descriptor, ...] | None:
+        """What the registry itself (no mirror) lists as referrers of ``reference``'s digest; None if it cannot."""
+        from executor.registry import referrers
+
+        what = f"cannot list the referrers of {reference.familiar()}"
+        with self._watched(what):
+            return referrers.listed(self._session, origin_endpoint(reference), _digest(reference.digest), what)
+
     def fetch(self, reference: Reference, descriptor: Descriptor, sink: Sink) -> None:
         """Write the blob of ``descriptor`` to ``sink``; size and digest are right when this returns.
 
