@@ -34,8 +34,9 @@ def page() -> str:
 
 def _command(command: click.Command, path: str) -> Iterator[str]:
     context = click.Context(command, info_name=path)
-    if not isinstance(command, click.Group):
+    if command is not cli:
         yield f"## {path}\n"
+    if not isinstance(command, click.Group):
         yield f"    {path} {' '.join(command.collect_usage_pieces(context))}\n"
     yield f"{_prose(command.help or '')}\n"
     rows = [row for row in (_row(each, context) for each in command.params) if row]

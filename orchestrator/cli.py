@@ -34,7 +34,21 @@ def _method(value: str) -> str:
     return value
 
 
-@click.group(context_settings=_CONTEXT_SETTINGS)
+class _Commands(click.Group):
+    """The commands. Those about images that exist are loaded only when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted((*super().list_commands(ctx), "copy", "index"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in ("copy", "index"):
+            return super().get_command(ctx, cmd_name)
+        from orchestrator.index import commands
+
+        return commands.copy if cmd_name == "copy" else commands.index
+
+
+@click.group(cls=_Commands, context_settings=_CONTEXT_SETTINGS)
 @click.version_option(__version__, "--version", prog_name="kanifold")
 @DEBUG
 def cli() -> None:

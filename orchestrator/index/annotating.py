@@ -1,0 +1,72 @@
+"""Annotations of an index, and of the descriptors in it and to it, as ``--annotation`` asks for them.
+
+Those of manifests (``manifest:``) are refused: they are in the manifests, which would get other digests, and what is
+signed or attested is the digests that they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec.structs import replace
+
+from orchestrator.flags import parse_annotations
+from orchestrator.index.entries import Entry
+from orchestrator.request import Annotation
+from platforms.errors import UsageError
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+def parse(texts: Iterable[str], default: str = "index") -> tuple[Annotation, ...]:
+    """``[LEVEL[PLATFORM],…:]KEY=VALUE``; without a level it is for the ``default`` one. Raises ``UsageError``."""
+    found = tuple(parse_annotations(texts, default))
+    for each in found:
+        if each.level == "manifest":
+            raise UsageError(
+                f"--annotation {each.key}: a manifest that exists cannot be annotated",
+                why="it would be another manifest, with another digest, and lose its attestations and signatures",
+                remedy="annotate its descriptor (manifest-descriptor:), or the image when it is built",
+            )
+        if each.platform and each.level != "manifest-descriptor":
+            raise UsageError(f"--annotation {each.key}: an {each.level} is for no platform")
+    return found
+
+
+def of_level(annotations: Iterable[Annotation], level: str) -> Pairs:
+    """The keys and values for ``level``."""
+    return tuple((each.key, each.value) for each in annotations if each.level == level)
+
+
+def together(*annotations: Pairs) -> Pairs:
+    """``annotations`` as one; the last of one key counts."""
+    found: dict[str, str] = {}
+    for each in annotations:
+        found |= dict(each)
+    return tuple(sorted(found.items()))
+
+
+def described(entries: Sequence[Entry], annotations: Iterable[Annotation]) -> tuple[Entry, ...]:
+    """``entries`` with what is meant for their descriptors; attestations stay as they are.
+
+    Raises ``UsageError`` for a platform that no entry is for.
+    """
+    wanted = [each for each in annotations if each.level == "manifest-descriptor"]
+    there = {str(each.platform) for each in entries if each.platform}
+    for each in wanted:
+        if each.platform and each.platform not in there:
+            raise UsageError(
+                f"the annotation {each.key!r} is for {each.platform}, which is not there",
+                why=f"there are {', '.join(sorted(there))}" if there else "no manifest says its platform",
+            )
+    return tuple(entry if entry.subject else _annotated(entry, wanted) for entry in entries)
+
+
+def _annotated(entry: Entry, annotations: Iterable[Annotation]) -> Entry:
+    """``entry`` with those meant for all entries, then those for its platform, which count more."""
+    meant = [
+        tuple((each.key, each.value) for each in annotations if each.platform == platform)
+        for platform in ("", str(entry.platform))
+    ]
+    pairs = together(entry.descriptor.annotations, *meant)
+    return replace(entry, descriptor=replace(entry.descriptor, annotations=pairs)) if any(meant) else entry

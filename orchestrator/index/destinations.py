@@ -1,0 +1,210 @@
+"""Where images are written to: first all that they consist of, which nobody sees yet, then their names.
+
+In a registry everything is pushed by digest, and a tag moves last. A layout is extended in one step, and an archive
+replaced in one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import BinaryIO, Final, cast
+
+import msgspec
+
+from executor.image import mediatypes
+from executor.image.manifest import Descriptor, Index, Manifest, describe
+from executor.registry import archive, layout
+from executor.registry.client import Client
+from executor.registry.layout import REF_NAME, BlobSource
+from executor.registry.reference import Reference
+from executor.registry.referrers import REFERRERS, fallback_tag
+from orchestrator.index.graph import Blob, Contents, Part
+from orchestrator.index.names import LayoutName
+from orchestrator.index.sources import Document, ImageSource, LayoutSource
+from platforms.errors import Interrupted, KanifoldError, RegistryError
+
+UPLOADS: Final = 4
+"""Blobs that are pushed into one repository at once."""
+
+
+class Shipment(msgspec.Struct, frozen=True):
+    """What is to be at the destination in the end."""
+
+    root: Document
+    contents: Contents
+    annotations: tuple[tuple[str, str], ...] = ()
+    """Of the descriptor that points to the root; a layout's ``index.json`` has a place for them."""
+
+
+class Pushed(msgspec.Struct, frozen=True):
+    """How the blobs came to be in a repository: how many were there, mounted and sent, and the bytes sent."""
+
+    present: int = 0
+    mounted: int = 0
+    sent: int = 0
+    size: int = 0
+
+
+# -- registries
+
+
+def push(client: Client, repository: Reference, shipment: Shipment) -> Pushed:
+    """Put everything of ``shipment`` into ``repository``, by digest; no tag moves but those that list referrers.
+
+    What comes from this repository is not sent. Raises ``RegistryError``, and what reading the sources raises.
+    """
+    blobs = [each for each in shipment.contents.blobs if each.source.repository != repository]
+    root = shipment.root.descriptor.digest
+    documents = [
+        each
+        for each in shipment.contents.documents
+        if each.source.repository != repository and each.document.descriptor.digest != root
+    ]
+    referrers = [each for each in shipment.contents.referrers if each.source.repository != repository]
+    with ThreadPoolExecutor(UPLOADS, "push") as pool:
+        outcomes = list(pool.map(partial(_push_blob, client, repository), blobs))
+        manifests = [each.document for each in documents if isinstance(each.document.content, Manifest)]
+        list(pool.map(partial(_put, client, repository), manifests))
+    for part in documents:
+        if isinstance(part.document.content, Index):
+            _put(client, repository, part.document)
+    _put(client, repository, shipment.root)
+    for part in referrers:
+        _put(client, repository, part.document)
+    _list_referrers(client, repository, referrers)
+    sent = [blob.descriptor.size for blob, outcome in zip(blobs, outcomes, strict=True) if outcome == "uploaded"]
+    return Pushed(outcomes.count("present"), outcomes.count("mounted"), len(sent), sum(sent))
+
+
+def _push_blob(client: Client, repository: Reference, blob: Blob) -> str:
+    descriptor = Descriptor(blob.descriptor.media_type, blob.descriptor.digest, blob.descriptor.size)
+    near = blob.source.repository
+    mount_from = (near.repository,) if near is not None and near.registry == repository.registry else ()
+    with blob.source.lent(descriptor) as opener:
+        return client.push(repository, descriptor, opener, mount_from=mount_from)
+
+
+def _put(client: Client, repository: Reference, document: Document) -> None:
+    target = repository.with_digest(document.descriptor.digest)
+    client.put_manifest(target, document.data, document.descriptor.media_type)
+
+
+def _list_referrers(client: Client, repository: Reference, referrers: Sequence[Part]) -> None:
+    """Where the registry does not list referrers itself, add ``referrers`` to the images that do."""
+    by_subject: dict[str, dict[str, Descriptor]] = {}
+    for each in referrers:
+        by_subject.setdefault(each.document.subject, {})[each.document.descriptor.digest] = listing(each.document)
+    for subject, found in by_subject.items():
+        if client.referrers(repository.with_digest(subject)) is not None:
+            return
+        tag = repository.with_tag(fallback_tag(subject))
+        there = client.find(tag)
+        known = {each.digest: each for each in there[0].manifests} if there and isinstance(there[0], Index) else {}
+        if len(known | found) > REFERRERS:
+            raise RegistryError(f"cannot push {tag.familiar()}", why=f"it would list more than {REFERRERS} referrers")
+        if not found.keys() <= known.keys():
+            descriptor, data = describe(Index(mediatypes.OCI_INDEX, tuple((known | found).values())))
+            client.put_manifest(tag, data, descriptor.media_type)
+
+
+def listing(document: Document) -> Descriptor:
+    """``document`` as a list of referrers has it (distribution-spec, "Listing Referrers")."""
+    plain = document.descriptor
+    return Descriptor(
+        plain.media_type,
+        plain.digest,
+        plain.size,
+        annotations=document.content.annotations,
+        artifact_type=document.artifact_type,
+    )
+
+
+def standing(client: Client, tag: Reference) -> str:
+    """The digest that ``tag`` means now in its registry; "" where there is no such tag."""
+    found = client.has_manifest(tag)
+    return found.digest if found is not None else ""
+
+
+def move(client: Client, tag: Reference, root: Document) -> None:
+    """Make ``tag`` mean ``root``, which is in the repository already."""
+    client.put_manifest(tag, root.data, root.descriptor.media_type)
+
+
+# -- layouts and archives
+
+
+def write(name: LayoutName, shipment: Shipment, cancelled: threading.Event) -> None:
+    """Write ``shipment`` to the layout or archive ``name``. Raises ``StoreError``; what was there is then unharmed."""
+    own = shipment.root.descriptor
+    named = ((REF_NAME, name.tag),) if name.tag else ()
+    root = Descriptor(own.media_type, own.digest, own.size, annotations=(*shipment.annotations, *named))
+    roots = [root, *(listing(each.document) for each in shipment.contents.referrers)]
+    sources = _blob_sources(shipment, cancelled)
+    if name.archive:
+        with archive.archive_file(name.path) as file:
+            archive.write_archive(file, roots, sources)
+    else:
+        layout.write_layout(name.path, roots, sources)
+
+
+def standing_in(name: LayoutName) -> str:
+    """The digest of the image called ``name`` in a layout; "" where there is no such layout, or name."""
+    try:
+        found = archive.read_archive(name.path) if name.archive else layout.read_layout(name.path)
+    except KanifoldError:
+        if os.path.lexists(name.path) and (not os.path.isdir(name.path) or os.listdir(name.path)):
+            raise
+        return ""
+    wanted = name.tag
+    roots = [each for each in found.roots if dict(each.annotations).get(REF_NAME, "") == wanted]
+    return roots[0].digest if roots else ""
+
+
+def _blob_sources(shipment: Shipment, cancelled: threading.Event) -> list[BlobSource]:
+    """Every blob and document of ``shipment`` once, the root last."""
+    found: dict[str, BlobSource] = {}
+    check = partial(_check, cancelled)
+    for blob in shipment.contents.blobs:
+        found[blob.descriptor.digest] = BlobSource(
+            blob.descriptor.digest, blob.descriptor.size, partial(_opened, blob, cancelled), check
+        )
+    documents = [each.document for each in (*shipment.contents.documents, *shipment.contents.referrers)]
+    for document in (*documents, shipment.root):
+        found[document.descriptor.digest] = BlobSource(
+            document.descriptor.digest, len(document.data), partial(io.BytesIO, document.data), check
+        )
+    return list(found.values())
+
+
+def _opened(blob: Blob, cancelled: threading.Event) -> BinaryIO:
+    if isinstance(blob.source, LayoutSource):
+        return blob.source.open(blob.descriptor)
+    return cast(BinaryIO, _Streamed(blob.source, blob.descriptor, cancelled))
+
+
+def _check(cancelled: threading.Event) -> None:
+    if cancelled.is_set():
+        raise Interrupted("the copy was cancelled")
+
+
+class _Streamed(io.RawIOBase):
+    """A blob as a file that is fetched while it is read."""
+
+    def __init__(self, source: ImageSource, descriptor: Descriptor, cancelled: threading.Event) -> None:
+        self._chunks = source.stream(descriptor)
+        self._cancelled = cancelled
+        self._rest = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, at most ``size`` of them; b"" at the end, when all of it has been verified."""
+        _check(self._cancelled)
+        if not self._rest:
+            self._rest = next(self._chunks, b"")
+        end = len(self._rest) if size < 0 else size
+        data, self._rest = self._rest[:end], self._rest[end:]
+        return data

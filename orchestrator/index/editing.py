@@ -1,0 +1,307 @@
+"""``kanifold index create``, ``add``, ``remove``, ``annotate`` and ``kanifold copy``: what they make, and of what.
+
+Each comes to a ``Draft``: the root document that is to be, and where all that it lists can be read. ``deliver`` brings
+it to its targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.image import config as image
+from executor.image import manifest as documents
+from executor.image import mediatypes
+from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec
+from orchestrator.index import annotating, entries, graph, inputs, publishing
+from orchestrator.index.annotating import Pairs
+from orchestrator.index.destinations import Shipment
+from orchestrator.index.entries import Duplicate, Entry
+from orchestrator.index.graph import Part
+from orchestrator.index.inputs import Input
+from orchestrator.index.names import ImageName, LayoutName, RegistryName
+from orchestrator.index.publishing import Errand, Target
+from orchestrator.index.sources import Document, ImageSource, LayoutSource, open_source
+from orchestrator.request import Annotation
+from orchestrator.view import events
+from platforms.errors import ArchiveError, PlatformMissing, Problem, UsageError
+from platforms.platform import Platform, normalise, satisfies
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """An image that is to be: its root document, and where what it lists can be read, by digest."""
+
+    root: Part
+    sources: dict[str, ImageSource]
+    annotations: Pairs = ()
+    """Of the descriptor that points to the root."""
+
+
+class Joining(msgspec.Struct, frozen=True):
+    """How sources are made into one index."""
+
+    annotations: tuple[Annotation, ...] = ()
+    platforms: tuple[Platform, ...] = ()
+    """Those to keep; all when there are none."""
+    duplicate: Duplicate = "refuse"
+    media_type: str = ""
+    """Of the index; "" is what its entries make of it."""
+    prefer_index: bool = True
+    """Whether a single manifest becomes an index of one."""
+
+
+class Override(msgspec.Struct, frozen=True):
+    """What takes the place of parts of an entry's platform; "" and () leave them."""
+
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+    os_version: str = ""
+    os_features: tuple[str, ...] = ()
+
+    def apply(self, entry: Entry) -> Entry:
+        """``entry`` with what is set."""
+        own = entry.descriptor.platform or PlatformSpec("", "")
+        spec = PlatformSpec(
+            self.architecture or own.architecture,
+            self.os or own.os,
+            self.variant or own.variant,
+            self.os_version or own.os_version,
+            self.os_features or own.os_features,
+        )
+        return entry if spec == own else replace(entry, descriptor=replace(entry.descriptor, platform=spec))
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A source that has been read, and what it adds to an index."""
+
+    part: Part
+    entries: tuple[Entry, ...]
+    plain: bool = True
+    """Whether the user says nothing of it that it does not say itself."""
+
+
+# -- reading
+
+
+def read_sources(errand: Errand, wanted: Sequence[Input], homes: Sequence[ImageName]) -> list[Source]:
+    """The images of ``wanted``, read and verified."""
+    named = [(each, each.located(homes)) for each in wanted]
+    with ThreadPoolExecutor(graph.AT_ONCE, "sources") as pool:
+        return list(pool.map(partial(_read_source, errand), named))
+
+
+def _read_source(errand: Errand, wanted: tuple[Input, ImageName]) -> Source:
+    given, name = wanted
+    source = open_source(name, errand.client)
+    part = Part(source.root(), source)
+    return Source(part, _entries(part, given), given.descriptor is None)
+
+
+def read_base(errand: Errand, target: Target) -> Source:
+    """The index or manifest that ``target`` was seen to mean, of the registry itself rather than of a mirror."""
+    if not target.standing:
+        raise UsageError(f"{target.name} is not there", remedy="kanifold index create -t REF SOURCE… makes an index")
+    name = inputs.at_digest(target.name, target.standing)
+    source = open_source(name, errand.client)
+    if isinstance(name, RegistryName):
+        found = errand.client.find(name.reference)
+        if found is None:
+            raise ArchiveError(f"{target.name} has gone", why=f"{target.standing} was there a moment ago")
+        part = Part(Document(found[2], found[1], found[0]), source)
+    else:
+        part = Part(source.root(), source)
+    return Source(part, _entries(part, Input(str(target.name))))
+
+
+def _entries(part: Part, given: Input) -> tuple[Entry, ...]:
+    """What the document of ``part`` adds to an index, with what is ``given`` of it."""
+    document = part.document
+    if isinstance(document.content, Index):
+        return entries.entries_of(document.content, document.data, given.text)
+    wanted = given.descriptor
+    descriptor = document.descriptor
+    if wanted is not None:
+        _check_given(wanted, descriptor, given.text)
+        annotations = wanted.annotations
+    else:
+        annotations = ()
+    spec = wanted.platform if wanted is not None else None
+    if spec is None or not (spec.os and spec.architecture):
+        spec = _completed(spec, _stated(document.content, part.source))
+    return (Entry(replace(descriptor, platform=spec, annotations=annotations), source=given.text),)
+
+
+def _check_given(wanted: Descriptor, found: Descriptor, text: str) -> None:
+    """Refuse a descriptor that contradicts what it points to."""
+    if wanted.size not in (0, found.size) or wanted.media_type not in ("", found.media_type):
+        raise UsageError(
+            f"{text} is not what {found.digest} is",
+            why=f"that is a {found.media_type} of {found.size} bytes",
+            remedy="leave mediaType and size out",
+        )
+
+
+def _stated(manifest: Manifest, source: ImageSource) -> PlatformSpec | None:
+    """The platform that an image's config says; None for a manifest of something else."""
+    if manifest.config.media_type not in graph.CONFIGS:
+        return None
+    platform = image.parse(source.read(manifest.config, image.CONFIG_LIMIT)).platform
+    return entries.spec_of(normalise(platform)) if platform.os and platform.architecture else None
+
+
+def _completed(given: PlatformSpec | None, stated: PlatformSpec | None) -> PlatformSpec | None:
+    """``given`` with what it lacks out of ``stated``."""
+    if given is None or stated is None:
+        return given or stated
+    if given.architecture:
+        return replace(given, os=given.os or stated.os)
+    variant = given.variant or stated.variant
+    return replace(given, os=given.os or stated.os, architecture=stated.architecture, variant=variant)
+
+
+# -- making
+
+
+def create(sources: Sequence[Source], joining: Joining) -> Draft:
+    """One index of all ``sources``; of a single one that stays as it is, its own document."""
+    of_root = annotating.of_level(joining.annotations, "index-descriptor")
+    only = sources[0]
+    rewritten = any(each.level != "index-descriptor" for each in joining.annotations) or not only.plain
+    if len(sources) == 1 and not rewritten and joining.media_type in ("", only.part.document.descriptor.media_type):
+        if isinstance(only.part.document.content, Index):
+            return _kept(only, joining.platforms, of_root)
+        if not joining.prefer_index:
+            _check_platform(only, joining.platforms)
+            return Draft(only.part, {}, of_root)
+    kept = only.part.document.content.annotations if len(sources) == 1 else ()
+    return _drafted(sources, [entry for each in sources for entry in each.entries], joining, kept)
+
+
+def adjusted(source: Source, annotations: Sequence[Annotation], override: Override) -> Source:
+    """``source`` with what is meant for the descriptors of its images."""
+    fresh = [each if each.subject else override.apply(each) for each in source.entries]
+    return replace(source, entries=annotating.described(fresh, annotations))
+
+
+def append(base: Source, sources: Sequence[Source], joining: Joining) -> Draft:
+    """The index ``base`` with what ``sources`` add to it; its own annotations and kind stay."""
+    return _drafted(
+        (base, *sources), [entry for each in (base, *sources) for entry in each.entries], joining, *_own(base, joining)
+    )
+
+
+def remove(base: Source, digests: Iterable[str]) -> Draft:
+    """The index ``base`` less the entries of ``digests`` and their attestations."""
+    joining = Joining(duplicate="all")
+    left = entries.without(base.entries, digests)
+    if not any(each.platform or not each.subject for each in left):
+        raise UsageError("nothing would be left of the index", remedy="remove the image where it is kept")
+    return _drafted((base,), left, joining, *_own(base, joining))
+
+
+def annotate(base: Source, digests: Iterable[str], joining: Joining, override: Override) -> Draft:
+    """The index ``base`` annotated: with ``digests``, what is for descriptors is for those alone."""
+    chosen = set(digests)
+    marked = [
+        override.apply(annotating.described([each], joining.annotations)[0])
+        if each.descriptor.digest in chosen
+        else each
+        for each in base.entries
+    ]
+    if chosen:
+        general = tuple(each for each in joining.annotations if each.level != "manifest-descriptor")
+        joining = replace(joining, annotations=general)
+    return _drafted((base,), marked, joining, *_own(base, joining))
+
+
+def _own(base: Source, joining: Joining) -> tuple[Pairs, str]:
+    """The annotations and the media type that an index keeps when it is edited."""
+    content = base.part.document.content
+    if not isinstance(content, Index):
+        return (), joining.media_type
+    return content.annotations, content.media_type if content.media_type == mediatypes.OCI_INDEX else ""
+
+
+def _drafted(
+    sources: Sequence[Source], listed: Sequence[Entry], joining: Joining, own: Pairs = (), media_type: str = ""
+) -> Draft:
+    """The index of ``listed``, filtered and annotated as ``joining`` says; ``own`` annotations count less."""
+    found = entries.filtered(entries.joined(listed, joining.duplicate), joining.platforms)
+    found = annotating.described(found, joining.annotations)
+    pairs = annotating.together(own, annotating.of_level(joining.annotations, "index"))
+    descriptor, data = entries.encoded(found, pairs, joining.media_type or media_type)
+    places = {entry.descriptor.digest: each.part.source for each in reversed(sources) for entry in each.entries}
+    root = Document(descriptor, data, documents.parse(data, descriptor.media_type))
+    return Draft(
+        Part(root, sources[0].part.source),
+        places,
+        annotating.of_level(joining.annotations, "index-descriptor"),
+    )
+
+
+def _kept(source: Source, platforms: Sequence[Platform], of_root: Pairs) -> Draft:
+    """The index ``source`` itself, unless ``platforms`` leave out some of it."""
+    if entries.filtered(source.entries, platforms) == source.entries:
+        return Draft(source.part, {}, of_root)
+    joining = Joining(platforms=tuple(platforms), duplicate="all")
+    content = source.part.document.content
+    made = _drafted((source,), source.entries, joining, content.annotations, content.media_type)
+    return replace(made, annotations=of_root)
+
+
+def _check_platform(source: Source, platforms: Sequence[Platform]) -> None:
+    own = source.entries[0].platform
+    if platforms and (own is None or not any(satisfies(each, own) for each in platforms)):
+        raise PlatformMissing(
+            f"{source.part.source.name} is for {own or 'no platform'}",
+            why=f"{', '.join(map(str, platforms))} was asked for",
+        )
+
+
+# -- delivering
+
+
+class Carried(msgspec.Struct, frozen=True):
+    """What goes along with an image."""
+
+    referrers: bool = True
+    nondistributable: bool = False
+
+
+def deliver(errand: Errand, draft: Draft, wanted: Sequence[Target], carried: Carried) -> None:
+    """Bring ``draft`` to ``wanted``, all or nothing."""
+    for each in wanted:
+        _check_archive(each.name, draft)
+    repositories = publishing.repositories(wanted)
+    near = {str(each.repository) for each in (*draft.sources.values(), draft.root.source)}
+    moves = near != {str(each) for each in repositories} or any(isinstance(each.name, LayoutName) for each in wanted)
+    contents = graph.collect(
+        draft.root,
+        draft.sources,
+        referrers=carried.referrers and moves,
+        nondistributable=carried.nondistributable,
+    )
+    for layer in contents.left_out:
+        why = f"its media type is {layer.media_type}"
+        remedy = "to copy it all the same: --allow-nondistributable-artifacts"
+        problem = Problem("Nondistributable", f"{layer.digest} is not copied: it is not to be pushed", why, remedy)
+        errand.emit(events.WarningRaised(problem=problem, rule="Nondistributable"))
+    publishing.publish(errand, Shipment(draft.root.document, contents, draft.annotations), wanted)
+
+
+def _check_archive(name: ImageName, draft: Draft) -> None:
+    """Refuse to replace an archive that is read here and holds more than what is read of it."""
+    if not isinstance(name, LayoutName) or not name.archive:
+        return
+    for source in (*draft.sources.values(), draft.root.source):
+        if isinstance(source, LayoutSource) and source.is_at(name.path) and source.has_others():
+            raise UsageError(
+                f"cannot edit {name}",
+                why="the archive holds other images, which would be gone: an archive is replaced as a whole",
+                remedy="write to another file with -t, or use a layout in a directory",
+            )

@@ -1,0 +1,198 @@
+"""The rules by which manifests and indexes become one index, as data: nothing here asks a registry.
+
+The entries of indexes are taken out of them, one level deep, so that an index within an index stays what it is. An
+entry that several sources have is there once. Two manifests for one platform are refused unless the user says which
+counts. An attestation goes with the manifest that it is about (BuildKit's attestation-storage.md): it is kept or left
+out with it.
+
+An index of nothing but Docker's manifests, without annotations, is Docker's manifest list; others are OCI indexes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.image import mediatypes
+from executor.image.digest import sha256
+from executor.image.manifest import Descriptor, Index, PlatformSpec, encode
+from executor.image.selection import platform_of
+from platforms import decoding
+from platforms.errors import PlatformMissing, UsageError
+from platforms.platform import Platform, normalise, satisfies
+
+REFERENCE_DIGEST: Final = "vnd.docker.reference.digest"
+REFERENCE_TYPE: Final = "vnd.docker.reference.type"
+ATTESTATION: Final = "attestation-manifest"
+
+_KNOWN: Final = frozenset({"mediaType", "digest", "size", "platform", "annotations", "artifactType"})
+
+Duplicate = Literal["refuse", "first", "last", "all"]
+"""Which of two manifests for one platform counts."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One line of an index: its descriptor, and the fields of it that are nothing to us (``urls``, ``data``)."""
+
+    descriptor: Descriptor
+    rest: Mapping[str, Any] = {}
+    source: str = ""
+    """What the user calls where it comes from."""
+
+    @property
+    def platform(self) -> Platform | None:
+        """The platform of an image; None for an attestation, or anything else that says none."""
+        spec = self.descriptor.platform
+        if spec is None or spec.os == "unknown" or not (spec.os or spec.architecture) or self.subject:
+            return None
+        return normalise(platform_of(spec))
+
+    @property
+    def subject(self) -> str:
+        """The digest of the manifest that this one is an attestation of; "" for anything else."""
+        annotations = dict(self.descriptor.annotations)
+        return annotations.get(REFERENCE_DIGEST, "") if annotations.get(REFERENCE_TYPE) == ATTESTATION else ""
+
+
+def entries_of(index: Index, data: bytes, source: str = "") -> tuple[Entry, ...]:
+    """The entries of ``index``, whose bytes are ``data``."""
+    plain = decoding.from_json(data)["manifests"]
+    return tuple(
+        Entry(descriptor, {key: value for key, value in each.items() if key not in _KNOWN}, source)
+        for descriptor, each in zip(index.manifests, plain, strict=True)
+    )
+
+
+def spec_of(platform: Platform) -> PlatformSpec:
+    """``platform`` as a descriptor has it."""
+    return PlatformSpec(platform.architecture, platform.os, platform.variant, platform.os_version, platform.os_features)
+
+
+def joined(entries: Iterable[Entry], duplicate: Duplicate = "refuse") -> tuple[Entry, ...]:
+    """``entries`` with each digest once and, unless ``duplicate`` is ``all``, each platform once.
+
+    Of one digest the later platform counts, and annotations come together, the later of one key. Raises ``UsageError``
+    that names the two manifests for one platform.
+    """
+    by_digest: dict[str, Entry] = {}
+    for each in entries:
+        known = by_digest.get(each.descriptor.digest)
+        by_digest[each.descriptor.digest] = each if known is None else _merged(known, each)
+    found = tuple(by_digest.values())
+    if duplicate == "all":
+        return found
+    by_platform: dict[Platform, Entry] = {}
+    dropped: set[str] = set()
+    for each in found:
+        platform = each.platform
+        if platform is None:
+            continue
+        other = by_platform.get(platform)
+        if other is None:
+            by_platform[platform] = each
+        elif duplicate == "refuse":
+            raise _doubled(platform, other, each)
+        elif duplicate == "first":
+            dropped.add(each.descriptor.digest)
+        else:
+            dropped.add(other.descriptor.digest)
+            by_platform[platform] = each
+    return without(found, dropped)
+
+
+def without(entries: Sequence[Entry], digests: Iterable[str]) -> tuple[Entry, ...]:
+    """``entries`` less those of ``digests`` and the attestations of these."""
+    gone = set(digests)
+    return tuple(each for each in entries if each.descriptor.digest not in gone and each.subject not in gone)
+
+
+def filtered(entries: Sequence[Entry], platforms: Sequence[Platform]) -> tuple[Entry, ...]:
+    """The entries for ``platforms``, with their attestations, and those that say no platform.
+
+    No ``platforms`` means all entries. Raises ``PlatformMissing`` for a platform that no entry is for.
+    """
+    if not platforms:
+        return tuple(entries)
+    kept: set[str] = set()
+    for wanted in platforms:
+        fitting = {each.descriptor.digest for each in entries if each.platform and satisfies(wanted, each.platform)}
+        if not fitting:
+            there = ", ".join(dict.fromkeys(str(each.platform) for each in entries if each.platform))
+            raise PlatformMissing(
+                f"there is no manifest for {wanted}",
+                why=f"there are {there}" if there else "no manifest says its platform",
+                remedy="choose among those, or leave --platform out",
+            )
+        kept |= fitting
+    return without(entries, {each.descriptor.digest for each in entries if each.platform} - kept)
+
+
+def chosen(entries: Sequence[Entry], words: Iterable[str], parse: Callable[[str], Platform]) -> frozenset[str]:
+    """The digests of the entries that ``words`` name: by digest, or by platform, which ``parse`` reads.
+
+    Raises ``UsageError`` for a word that no entry answers to.
+    """
+    found: set[str] = set()
+    for word in words:
+        if ":" in word:
+            fitting = {each.descriptor.digest for each in entries if each.descriptor.digest == word.rpartition("@")[2]}
+        else:
+            wanted = parse(word)
+            fitting = {each.descriptor.digest for each in entries if each.platform and satisfies(wanted, each.platform)}
+        if not fitting:
+            there = ", ".join(f"{each.platform or 'no platform'} {each.descriptor.digest}" for each in entries[:20])
+            raise UsageError(f"the index has no entry {word!r}", why=f"it has {there}")
+        found |= fitting
+    return frozenset(found)
+
+
+def encoded(
+    entries: Sequence[Entry],
+    annotations: Sequence[tuple[str, str]] = (),
+    media_type: str = "",
+) -> tuple[Descriptor, bytes]:
+    """The index of ``entries``, and its descriptor. ``media_type`` "" is what the entries make of it.
+
+    Raises ``UsageError`` for annotations that Docker's manifest list has no place for, and an index of nothing.
+    """
+    if not entries:
+        raise UsageError("an index has to list something", why="nothing is left of it")
+    annotated = bool(annotations) or any(each.descriptor.annotations for each in entries)
+    docker = all(each.descriptor.media_type in _DOCKER for each in entries) and not annotated
+    kind = media_type or (mediatypes.DOCKER_INDEX if docker else mediatypes.OCI_INDEX)
+    if kind == mediatypes.DOCKER_INDEX and annotations:
+        raise UsageError(
+            "Docker's manifest list has no place for annotations of an index",
+            remedy="leave out what asks for Docker's media types",
+        )
+    data = encode(Index(kind, tuple(each.descriptor for each in entries), tuple(annotations)))
+    if any(each.rest for each in entries):
+        document = decoding.from_json(data)
+        for line, each in zip(document["manifests"], entries, strict=True):
+            line.update(each.rest)
+        data = msgspec.json.encode(document)
+    return Descriptor(kind, sha256(data), len(data)), data
+
+
+_DOCKER: Final = frozenset({mediatypes.DOCKER_INDEX, mediatypes.DOCKER_MANIFEST})
+
+
+def _merged(known: Entry, again: Entry) -> Entry:
+    descriptor = replace(
+        known.descriptor,
+        platform=again.descriptor.platform or known.descriptor.platform,
+        annotations=tuple(sorted((dict(known.descriptor.annotations) | dict(again.descriptor.annotations)).items())),
+    )
+    return replace(known, descriptor=descriptor)
+
+
+def _doubled(platform: Platform, one: Entry, other: Entry) -> UsageError:
+    names = [f"{each.descriptor.digest}{f' of {each.source}' if each.source else ''}" for each in (one, other)]
+    return UsageError(
+        f"there are two manifests for {platform}",
+        why=" and ".join(names),
+        remedy="say which one counts: --duplicate first, last or all; or leave one out",
+    )

@@ -1,0 +1,57 @@
+"""Registries for one command: as this user, ended by a signal, what they say on the display."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import Final
+
+from executor.registry import auth
+from executor.registry.client import Client
+from executor.registry.config import RegistrySettings
+from executor.registry.notices import Notice, Remark, Wait
+from orchestrator.index.publishing import Errand
+from orchestrator.view import events
+from orchestrator.view.display import Display
+from platforms.errors import Problem
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def errand(settings: RegistrySettings, display: Display) -> Iterator[Errand]:
+    """Registries as ``settings`` have them. A signal interrupts what is asked of them at once."""
+    cancelled = threading.Event()
+    before = [signal.signal(each, partial(_stop, cancelled)) for each in _SIGNALS]
+    client = Client(settings, auth.docker_keychain(), cancel=cancelled, tell=partial(_tell, display))
+    # Not in the signal's handler: closing takes locks that the thread which is interrupted may hold.
+    closing = threading.Thread(target=_close, args=(cancelled, client), name="cancel", daemon=True)
+    closing.start()
+    try:
+        yield Errand(client, cancelled, display.emit)
+    finally:
+        for number, handler in zip(_SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+        cancelled.set()
+        closing.join()
+
+
+def _stop(cancelled: threading.Event, _number: int, _frame: FrameType | None) -> None:
+    cancelled.set()
+
+
+def _close(cancelled: threading.Event, client: Client) -> None:
+    cancelled.wait()
+    client.close()
+
+
+def _tell(display: Display, notice: Notice) -> None:
+    match notice:
+        case Wait(registry, what, seconds, why, over):
+            display.emit(events.RegistryWaiting(registry=registry, what=what, seconds=seconds, why=why, over=over))
+        case Remark(text):
+            display.emit(events.WarningRaised(problem=Problem("Registry", text), rule="Registry"))

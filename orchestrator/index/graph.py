@@ -1,0 +1,251 @@
+"""All that an image consists of: its indexes and manifests, their blobs, and what refers to any of them.
+
+Whoever wrote an index decides how much there is to read, so that is bounded: indexes within indexes, documents, their
+bytes, and blobs. A circle cannot be: a document would have to hold its own digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+
+from executor.image import mediatypes
+from executor.image.manifest import Descriptor, Index, Manifest
+from executor.image.selection import DEPTH
+from orchestrator.index.sources import Document, ImageSource
+from platforms.errors import ArchiveError
+
+DOCUMENTS: Final = 4096
+"""Manifests and indexes that one image may have, with what refers to them."""
+DOCUMENT_BYTES: Final = 256 << 20
+BLOBS: Final = 100_000
+AT_ONCE: Final = 8
+"""Questions to registries at once."""
+
+CONFIGS: Final = frozenset({mediatypes.OCI_CONFIG, mediatypes.DOCKER_CONFIG})
+"""Media types of the configs of images; other manifests are of something else."""
+NONDISTRIBUTABLE: Final = (
+    "application/vnd.docker.image.rootfs.foreign.",
+    "application/vnd.oci.image.layer.nondistributable.",
+)
+"""How the media types of layers begin that are not to be pushed (image-spec layer.md, "Non-Distributable Layers")."""
+
+
+class Blob(msgspec.Struct, frozen=True):
+    """A blob, and where it can be read."""
+
+    descriptor: Descriptor
+    source: ImageSource
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A document, and where it was read and its blobs can be."""
+
+    document: Document
+    source: ImageSource
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """What some images consist of."""
+
+    documents: tuple[Part, ...]
+    """Each after all that it lists."""
+    blobs: tuple[Blob, ...]
+    referrers: tuple[Part, ...] = ()
+    """Those of the documents that have a subject among the others, each after its subject; the blobs are above."""
+    left_out: tuple[Descriptor, ...] = ()
+    """Layers that are not to be pushed."""
+
+
+class Limits:
+    """How much has been read so far."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._documents = 0
+        self._bytes = 0
+
+    def take(self, document: Document) -> None:
+        """Count the bytes of ``document``. Raises ``ArchiveError`` when that is too much."""
+        self._bytes += len(document.data)
+        if self._bytes > DOCUMENT_BYTES:
+            raise ArchiveError(f"{self._name} is too large", why=f"its manifests have more than {DOCUMENT_BYTES} bytes")
+
+    def announce(self, count: int) -> None:
+        """Count ``count`` documents that are about to be read. Raises ``ArchiveError`` when that is too much."""
+        self._documents += count
+        if self._documents > DOCUMENTS:
+            raise ArchiveError(f"{self._name} is too large", why=f"it has more than {DOCUMENTS} manifests")
+
+
+def collect(
+    root: Part, sources: Mapping[str, ImageSource], *, referrers: bool, nondistributable: bool = False
+) -> Contents:
+    """All that ``root`` consists of; with ``referrers``, what refers to any of it too, and what refers to that.
+
+    ``sources`` says where entries of the root are read, by digest; others are where the root is. Layers that are not to
+    be pushed are left out unless ``nondistributable``. Raises ``ArchiveError`` and ``RegistryError`` for what is
+    missing, damaged or too much.
+    """
+    with ThreadPoolExecutor(AT_ONCE, "contents") as pool:
+        walk = _Walk(Limits(root.source.name), pool, sources)
+        walk.read([root])
+        found: list[Part] = []
+        asked: set[str] = set()
+        for _ in range(DEPTH if referrers else 0):
+            subjects = [each for digest, each in walk.known.items() if digest not in asked]
+            asked |= walk.known.keys()
+            fresh = walk.referrers(subjects)
+            if not fresh:
+                break
+            walk.read(fresh)
+            found += fresh
+        everything = walk.ordered(_digests([root, *found]))
+    own = set(_digests(found))
+    blobs, left_out = _blobs(everything, nondistributable=nondistributable)
+    return Contents(
+        tuple(each for each in everything if each.document.descriptor.digest not in own),
+        blobs,
+        tuple(walk.known[digest] for digest in _digests(found)),
+        left_out,
+    )
+
+
+def is_nondistributable(descriptor: Descriptor) -> bool:
+    """Whether ``descriptor`` is a layer that is not to be pushed."""
+    return descriptor.media_type.startswith(NONDISTRIBUTABLE)
+
+
+class _Walk:
+    """The documents that have been read, by digest."""
+
+    def __init__(self, limits: Limits, pool: ThreadPoolExecutor, sources: Mapping[str, ImageSource]) -> None:
+        self._limits = limits
+        self._pool = pool
+        self._sources = sources
+        self.known: dict[str, Part] = {}
+
+    def read(self, parts: Sequence[Part]) -> None:
+        """Read all that ``parts`` list, level by level."""
+        level = self._taken(parts)
+        for _ in range(DEPTH):
+            wanted = self._listed(level)
+            if not wanted:
+                return
+            self._limits.announce(len(wanted))
+            level = self._taken(self._pool.map(_read, wanted))
+        if not self._listed(level):
+            return
+        raise ArchiveError(
+            f"{parts[0].source.name} is an index of indexes without end",
+            why=f"more than {DEPTH} of them lie within one another",
+        )
+
+    def referrers(self, subjects: Sequence[Part]) -> list[Part]:
+        """What refers to ``subjects`` and has not been read yet."""
+        listed: dict[str, tuple[Descriptor, ImageSource]] = {}
+        about: dict[str, str] = {}
+        for subject, found in zip(subjects, self._pool.map(_referrers, subjects), strict=True):
+            for each in found:
+                if each.digest not in self.known:
+                    listed.setdefault(each.digest, (each, subject.source))
+                    about.setdefault(each.digest, subject.document.descriptor.digest)
+        self._limits.announce(len(listed))
+        parts = list(self._pool.map(_read, listed.values()))
+        for part in parts:
+            digest = part.document.descriptor.digest
+            if part.document.subject != about[digest]:
+                raise ArchiveError(
+                    f"{digest} of {part.source.name} is listed as a referrer of {about[digest]}",
+                    why=f"its subject is {part.document.subject or 'missing'}",
+                    remedy="whoever wrote the list is wrong; --no-referrers copies the image without them",
+                )
+        return parts
+
+    def ordered(self, digests: Iterable[str]) -> list[Part]:
+        """The documents of ``digests`` and all below them, each once and after all that it lists."""
+        done: dict[str, Part] = {}
+        waiting = [(digest, False) for digest in reversed(tuple(digests))]
+        while waiting:
+            digest, through = waiting.pop()
+            if digest in done:
+                continue
+            part = self.known[digest]
+            if through or not isinstance(part.document.content, Index):
+                done[digest] = part
+                continue
+            waiting.append((digest, True))
+            waiting += [(each.digest, False) for each in reversed(part.document.content.manifests)]
+        return list(done.values())
+
+    def _listed(self, level: Iterable[Part]) -> list[tuple[Descriptor, ImageSource]]:
+        """What the indexes of ``level`` list and has not been read yet, and where it can be."""
+        wanted: dict[str, tuple[Descriptor, ImageSource]] = {}
+        for each in level:
+            if not isinstance(each.document.content, Index):
+                continue
+            for entry in each.document.content.manifests:
+                if entry.digest in self.known:
+                    known = self.known[entry.digest].document.descriptor
+                else:
+                    source = self._sources.get(entry.digest, each.source)
+                    known = wanted.setdefault(entry.digest, (entry, source))[0]
+                _check_same(known, entry, each.source.name)
+        return list(wanted.values())
+
+    def _taken(self, parts: Iterable[Part]) -> list[Part]:
+        """Those of ``parts`` that are new."""
+        level = []
+        for each in parts:
+            if each.document.descriptor.digest not in self.known:
+                self._limits.take(each.document)
+                self.known[each.document.descriptor.digest] = each
+                level.append(each)
+        return level
+
+
+def _digests(parts: Iterable[Part]) -> list[str]:
+    return [each.document.descriptor.digest for each in parts]
+
+
+def _read(wanted: tuple[Descriptor, ImageSource]) -> Part:
+    descriptor, source = wanted
+    plain = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
+    return Part(source.document(plain), source)
+
+
+def _referrers(part: Part) -> tuple[Descriptor, ...]:
+    return part.source.referrers(part.document.descriptor.digest)
+
+
+def _blobs(parts: Iterable[Part], *, nondistributable: bool) -> tuple[tuple[Blob, ...], tuple[Descriptor, ...]]:
+    """The blobs of all manifests among ``parts``, each once, and the layers that are left out."""
+    found: dict[str, Blob] = {}
+    left_out: dict[str, Descriptor] = {}
+    for part in parts:
+        if not isinstance(part.document.content, Manifest):
+            continue
+        for each in (part.document.content.config, *part.document.content.layers):
+            if is_nondistributable(each) and not nondistributable:
+                left_out[each.digest] = each
+                continue
+            known = found.setdefault(each.digest, Blob(each, part.source))
+            if known.descriptor.size != each.size:
+                raise ArchiveError(
+                    f"{part.source.name} says two things of {each.digest}",
+                    why=f"it has {known.descriptor.size} bytes, or {each.size}",
+                )
+            if len(found) > BLOBS:
+                raise ArchiveError(f"{part.source.name} is too large", why=f"it has more than {BLOBS} blobs")
+    return tuple(found.values()), tuple(each for digest, each in left_out.items() if digest not in found)
+
+
+def _check_same(known: Descriptor, again: Descriptor, name: str) -> None:
+    if (known.media_type, known.size) != (again.media_type, again.size):
+        raise ArchiveError(
+            f"{name} says two things of {known.digest}",
+            why=f"{known.media_type} of {known.size} bytes, and {again.media_type} of {again.size}",
+        )

@@ -1,0 +1,182 @@
+"""The sources of ``kanifold index create`` and ``index add``: words of the command line, files, metadata of builds.
+
+A source is the name of an image (``names``), a digest, or a descriptor as JSON, whose platform and annotations take the
+place of those that the image has. A digest or descriptor alone is looked for in the one repository or layout that the
+other sources and the targets name. Files (``-f``) hold one source a line, one descriptor, or what a build wrote with
+``--metadata-file``, kanifold's or buildx's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.image import manifest as documents
+from executor.image import mediatypes
+from executor.image.digest import check_digest
+from executor.image.manifest import Descriptor, Index
+from orchestrator.index import names
+from orchestrator.index.names import ImageName, LayoutName, RegistryName
+from platforms import decoding, regular
+from platforms.errors import ArchiveError, UsageError
+from platforms.paths import below
+
+FILE_LIMIT: Final = 4 << 20
+"""Bytes of a file with sources."""
+FILES: Final = 1000
+"""Files of a directory with metadata."""
+DIGEST: Final = "containerimage.digest"
+DESCRIPTOR: Final = "containerimage.descriptor"
+NAME: Final = "image.name"
+
+
+class Input(msgspec.Struct, frozen=True):
+    """One source, as it was asked for."""
+
+    text: str
+    """What errors call it."""
+    candidates: tuple[ImageName, ...] = ()
+    """Where it is; of several, any. None when only a digest was given."""
+    digest: str = ""
+    descriptor: Descriptor | None = None
+    """What takes the place of what the image says of itself: media type and size may be "" and 0."""
+
+    def located(self, homes: Sequence[ImageName]) -> ImageName:
+        """The image itself, one of ``homes`` for a digest alone. Raises ``UsageError`` when that is not clear."""
+        if self.candidates:
+            near = [each for each in self.candidates if home_of(each) in homes]
+            return (near or list(self.candidates))[0]
+        if len(homes) != 1:
+            raise UsageError(
+                f"nothing says where {self.text[:200]!r} is",
+                why=f"{len(homes)} repositories or layouts are named" if homes else "no repository is named",
+                remedy="write REPOSITORY@DIGEST",
+            )
+        return at_digest(homes[0], self.digest)
+
+
+def home_of(name: ImageName) -> ImageName:
+    """The repository or layout of ``name``."""
+    if isinstance(name, RegistryName):
+        return RegistryName(name.reference.repository_only())
+    return LayoutName(name.path, archive=name.archive)
+
+
+def at_digest(name: ImageName, digest: str) -> ImageName:
+    """The image ``digest`` of the repository or layout of ``name``."""
+    if isinstance(name, RegistryName):
+        return RegistryName(name.reference.repository_only().with_digest(digest))
+    return LayoutName(name.path, digest=digest, archive=name.archive)
+
+
+def homes(inputs: Iterable[Input], targets: Iterable[ImageName]) -> tuple[ImageName, ...]:
+    """The repositories and layouts that ``targets`` and ``inputs`` name, each once."""
+    named = (each for source in inputs for each in source.candidates[:1])
+    return tuple(dict.fromkeys(map(home_of, (*targets, *named))))
+
+
+def parse(text: str) -> Input:
+    """The source that a word means. Raises ``UsageError``."""
+    word = text.strip()
+    if word.startswith("{"):
+        return _of_json(word, word[:80])
+    if word.startswith(("sha256:", "sha512:")) and "@" not in word:
+        return Input(word, digest=_digest(word))
+    return Input(word, (names.parse(word),))
+
+
+def read(path: str) -> tuple[Input, ...]:
+    """The sources in the file ``path``. Raises ``UsageError``, also when there are none."""
+    text = _text(path).strip()
+    if text.startswith("{"):
+        return (_of_json(text, path),)
+    found = tuple(parse(line) for line in text.splitlines() if line.strip())
+    if not found:
+        raise UsageError(f"{path} names no source", why="it is empty")
+    return found
+
+
+def read_metadata(path: str) -> tuple[Input, ...]:
+    """What builds wrote to the file ``path``, or to the files ``*.json`` of the directory ``path``, by name."""
+    if not os.path.isdir(path):
+        return (_of_metadata(_object(_text(path), path), path),)
+    files = sorted(each for each in os.listdir(path) if each.endswith(".json"))
+    if not files or len(files) > FILES:
+        raise UsageError(
+            f"{path} holds no metadata of builds",
+            why=f"it has {len(files)} files *.json" if files else "it has no file *.json",
+            remedy="name a file that --metadata-file wrote, or a directory of such files",
+        )
+    return tuple(_of_metadata(_object(_text(each), each), each) for each in (below(path, name) for name in files))
+
+
+def _of_json(text: str, name: str) -> Input:
+    document = _object(text, name)
+    if DIGEST in document or DESCRIPTOR in document:
+        return _of_metadata(document, name)
+    if "schemaVersion" in document:
+        raise UsageError(
+            f"{name} is a manifest or an index",
+            why="a descriptor was expected, which points to one",
+            remedy="name the image instead",
+        )
+    if "digest" not in document:
+        raise UsageError(f"{name} is neither a descriptor nor a build's metadata", why="it has no digest")
+    descriptor = _descriptor(document, name)
+    return Input(name, digest=descriptor.digest, descriptor=descriptor)
+
+
+def _descriptor(document: dict[str, Any], name: str) -> Descriptor:
+    """The descriptor that ``document`` is; its media type and size are "" and 0 where it does not say."""
+    stated = {"mediaType": mediatypes.OCI_MANIFEST, "size": 0, **document}
+    around = {"schemaVersion": 2, "mediaType": mediatypes.OCI_INDEX, "manifests": [stated]}
+    try:
+        index = documents.parse(msgspec.json.encode(around))
+    except ArchiveError as error:
+        raise UsageError(f"{name} is not a descriptor", why=str(error)) from error
+    assert isinstance(index, Index)
+    return replace(index.manifests[0], media_type=str(document.get("mediaType", "")))
+
+
+def _of_metadata(document: dict[str, Any], name: str) -> Input:
+    stated = document.get(DESCRIPTOR)
+    digest = document.get(DIGEST) or (stated.get("digest") if isinstance(stated, dict) else "")
+    if not digest:
+        raise UsageError(f"{name} is no metadata of a build", why=f"it has neither {DIGEST} nor {DESCRIPTOR}")
+    found = _digest(str(digest))
+    images = document.get(NAME, "")
+    written = [each.strip() for each in images.split(",")] if isinstance(images, str) else []
+    places = tuple(at_digest(names.parse(each), found) for each in written if each)
+    return Input(f"{name} ({found})", places, found)
+
+
+def _digest(text: str) -> str:
+    try:
+        return check_digest(text)
+    except ArchiveError as error:
+        raise UsageError(f"{text[:200]!r} is not a digest", why=error.problem.why) from error
+
+
+def _object(text: str, name: str) -> dict[str, Any]:
+    try:
+        document = decoding.from_json(text)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{name} cannot be read", why=str(error)) from error
+    if not isinstance(document, dict):
+        raise UsageError(f"{name} is not a JSON object")
+    return document
+
+
+def _text(path: str) -> str:
+    try:
+        with regular.open_file(path) as file:
+            data = file.read(FILE_LIMIT + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}", why=error.strerror or str(error)) from error
+    if len(data) > FILE_LIMIT:
+        raise UsageError(f"{path} is too large", why=f"it has more than {FILE_LIMIT} bytes")
+    return data.decode(errors="replace")

@@ -1,0 +1,117 @@
+"""Images at all of their destinations, or at none: what they consist of first, tags last.
+
+What a tag means is looked at before anything is pushed, and again before the first tag moves: one that was moved
+meanwhile is an error, and stays where it is. No registry moves a tag on a condition, so who moves it in the moment
+between that look and the move is not noticed. A registry that fails between two tags cannot be undone either; the error
+names what has moved.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.registry.client import Client
+from executor.registry.reference import Reference
+from orchestrator.index import destinations
+from orchestrator.index.destinations import Shipment
+from orchestrator.index.names import ImageName, LayoutName, RegistryName
+from orchestrator.view import events
+from orchestrator.view.events import Emit
+from orchestrator.view.units import size as shown
+from platforms.errors import KanifoldError, RegistryError, UsageError
+
+NONE: Final = "none"
+"""As ``--expect``: there is no such tag."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A name for the image, and the digest that it meant when this began ("" where it was not there)."""
+
+    name: ImageName
+    standing: str
+
+
+class Errand(msgspec.Struct, frozen=True):
+    """What one command works with."""
+
+    client: Client
+    cancelled: threading.Event
+    emit: Emit
+
+
+def targets(errand: Errand, names: Sequence[ImageName], expect: str = "") -> tuple[Target, ...]:
+    """What ``names`` mean now. Raises ``UsageError`` when that is not what the user expects (a digest, or ``none``)."""
+    found = tuple(Target(name, standing(errand.client, name)) for name in dict.fromkeys(names))
+    for each in found:
+        if expect and each.standing != ("" if expect == NONE else expect):
+            raise _moved(each.name, expect, each.standing, "nothing has been changed")
+    return found
+
+
+def publish(errand: Errand, shipment: Shipment, wanted: Sequence[Target]) -> None:
+    """Bring ``shipment`` to all ``wanted``. Raises ``KanifoldError``, which says what has been done if anything has."""
+    for repository in repositories(wanted):
+        errand.emit(events.Publishing(what=repository.familiar()))
+        pushed = destinations.push(errand.client, repository, shipment)
+        errand.emit(events.Publishing(what=f"{repository.familiar()}: {_described(pushed)}", done=1, total=1))
+    for each in wanted:
+        now = standing(errand.client, each.name)
+        if now != each.standing:
+            raise _moved(each.name, each.standing or NONE, now, "no tag has been moved")
+    done: list[str] = []
+    for each in sorted(wanted, key=lambda target: isinstance(target.name, RegistryName)):
+        try:
+            _give_name(errand, each, shipment)
+        except KanifoldError as error:
+            if done:
+                left = ", ".join(str(target.name) for target in wanted if str(target.name) not in done)
+                why = f"{error.problem.why}; {', '.join(done)} has moved, {left} has not"
+                error.problem = replace(error.problem, why=why.removeprefix("; "))
+            raise
+        done.append(str(each.name))
+        errand.emit(events.Published(ref=str(each.name), digest=shipment.root.descriptor.digest))
+
+
+def repositories(wanted: Sequence[Target]) -> tuple[Reference, ...]:
+    """The repositories of ``wanted``, each once."""
+    found = (each.name.reference.repository_only() for each in wanted if isinstance(each.name, RegistryName))
+    return tuple(dict.fromkeys(found))
+
+
+def _give_name(errand: Errand, target: Target, shipment: Shipment) -> None:
+    if isinstance(target.name, LayoutName):
+        destinations.write(target.name, shipment, errand.cancelled)
+    elif target.standing != shipment.root.descriptor.digest:
+        destinations.move(errand.client, target.name.reference, shipment.root)
+
+
+def standing(client: Client, name: ImageName) -> str:
+    """The digest that ``name`` means now; "" where it is not there."""
+    if isinstance(name, LayoutName):
+        return destinations.standing_in(name)
+    return destinations.standing(client, name.reference)
+
+
+def _moved(name: ImageName, expected: str, now: str, done: str) -> KanifoldError:
+    found = now or "not there"
+    kind = RegistryError if isinstance(name, RegistryName) else UsageError
+    wanted = "it was not to be there" if expected == NONE else f"it was to be {expected}"
+    return kind(
+        f"{name} is not what was expected",
+        why=f"{wanted}, and is {found}; {done}",
+        remedy="look at it, and run this again",
+    )
+
+
+def _described(pushed: destinations.Pushed) -> str:
+    words = [
+        f"{pushed.present} blobs there already" if pushed.present else "",
+        f"{pushed.mounted} mounted" if pushed.mounted else "",
+        f"{pushed.sent} sent ({shown(pushed.size)})" if pushed.sent else "",
+    ]
+    return ", ".join(filter(None, words)) or "nothing to send"

@@ -1,0 +1,79 @@
+"""The matrix by hand: platforms built apart and pushed by digest, joined, read by other people's tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from conftest import Base, Kanifold, Reader
+from registry_server import Asked, MemoryRegistry, served
+from small_images import Images
+
+Context = Callable[[Mapping[str, str | bytes]], Path]
+
+
+def test_platforms_built_apart_are_joined_to_the_index_of_one_build(
+    kanifold: Kanifold, registry: str, busybox: Base, context: Context, read: Reader, tmp_path: Path
+) -> None:
+    where = context({"Dockerfile": f"FROM {busybox.ref}\nCOPY greeting /\n", "greeting": "hello"})
+    name = f"{registry}/e2e/index"
+    platforms = ("linux/arm64", "linux/amd64")
+    environment = {"SOURCE_DATE_EPOCH": "1700000000"}
+    (tmp_path / "built").mkdir()
+    for number, platform in enumerate(platforms):
+        kanifold(
+            "build", where, "--platform", platform, "-o", f"type=image,push=true,push-by-digest=true,name={name}",
+            "-t", f"{name}:apart", "--metadata-file", tmp_path / "built" / f"{number}.json", **environment,
+        )  # fmt: skip
+    joined = kanifold("index", "create", "-t", f"{name}:apart", "--metadata", tmp_path / "built")
+    whole = kanifold("build", where, "--platform", ",".join(platforms), "-t", f"{name}:whole", "--push", **environment)
+    assert joined.out == whole.out, "byte by byte the index of one command"
+    assert read.platforms(f"{name}:apart") == list(platforms)
+    assert read(f"{name}:apart", "linux/arm64").text("greeting") == "hello"
+
+    copied = kanifold("copy", f"{name}:apart", f"oci-archive:{tmp_path / 'a.tar'}")
+    assert copied.out == joined.out
+    raw = ["skopeo", "inspect", "--raw", f"oci-archive:{tmp_path / 'a.tar'}"]
+    document: dict[str, Any] = json.loads(subprocess.run(raw, check=True, capture_output=True).stdout)
+    shown = json.loads(kanifold("index", "inspect", "--format", "json", f"{name}:apart").out)
+    assert [each["digest"] for each in shown["manifests"]] == [each["digest"] for each in document["manifests"]]
+
+
+def test_a_wrong_command_line_is_a_usage_error(kanifold: Kanifold) -> None:
+    for words in (("index", "create", "app"), ("index", "nothing"), ("copy", "app"), ("index", "inspect", "a b")):
+        outcome = kanifold.run(*words)
+        assert outcome.code == 2, outcome.said
+        assert "Traceback" not in outcome.said
+
+
+def test_a_copy_that_is_interrupted_leaves_nothing(kanifold: Kanifold, tmp_path: Path) -> None:
+    """Ctrl-C while a blob hangs: it ends at once, with nothing half-written."""
+    images = Images()
+    root = images.image()
+    memory = MemoryRegistry()
+    images.put(memory, "app", {"1": root})
+    asked, over = os.pipe(), threading.Event()
+
+    def hang(request: Asked) -> object:
+        if "/blobs/" in request.path:
+            os.write(asked[1], b"x")
+            over.wait()
+            return None
+        return ...
+
+    memory.fault = hang
+    with served(memory) as server:
+        for target in (f"oci-archive:{tmp_path / 'out.tar'}", f"oci:{tmp_path / 'out'}"):
+            with kanifold.start("copy", f"{server.host}/app:1", target) as process:
+                os.read(asked[0], 1)
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=20)
+            assert (process.returncode, out) == (130, ""), err
+            assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []
+        over.set()

@@ -1,0 +1,342 @@
+"""``kanifold index`` and ``kanifold copy`` against registries in this process: with referrers, and with lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from registry_server import Asked, MemoryRegistry, Said, Served, digest_of, error, served
+from small_images import CONFIG, INDEX, LAYER, MANIFEST, Images
+
+from orchestrator.cli import cli
+from orchestrator.index import graph
+from platforms.errors import ArchiveError, KanifoldError, RegistryError, UsageError
+
+Run = Callable[..., str]
+Document = dict[str, Any]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line in this process: ``run("copy", …)`` is what it says on stdout."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: str | Path) -> str:
+        capsys.readouterr()
+        cli.main([str(each) for each in words], prog_name="kanifold", standalone_mode=False)
+        return capsys.readouterr().out
+
+    return command
+
+
+class Place:
+    """A registry in this process."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.memory = MemoryRegistry()
+        self.server: Served = stack.enter_context(served(self.memory))
+        self.host = self.server.host
+
+    def digest(self, repository: str, tag: str) -> str:
+        """What a tag means; "" for nothing."""
+        found = self.memory.manifests.get((repository, tag))
+        return digest_of(found[1]) if found else ""
+
+
+@pytest.fixture
+def places() -> Iterator[tuple[Place, Place]]:
+    with ExitStack() as stack:
+        yield Place(stack), Place(stack)
+
+
+def signed(text: str = "") -> tuple[Images, Document]:
+    """An index of one image; each of the two is signed thrice, and a signature is signed."""
+    images = Images()
+    image = images.entry("linux/amd64", text)
+    root = images.index([image])
+    for subject in (root, image):
+        for number in "123":
+            images.signature(images.signature(subject, number))
+    return images, root
+
+
+# -- referrers
+
+
+@pytest.mark.parametrize("has_api", [True, False])
+def test_signatures_go_from_a_registry_that_lists_them_to_one_that_does_or_does_not(
+    run: Run, places: tuple[Place, Place], has_api: bool
+) -> None:
+    here, there = places
+    here.memory.lists_referrers = True
+    there.memory.lists_referrers = has_api
+    images, root = signed()
+    images.put(here.memory, "app", {"1": root})
+    run("copy", f"{here.host}/app:1", f"{there.host}/app:1")
+    assert there.digest("app", "1") == root["digest"]
+    assert {digest for _, digest in there.memory.blobs} | images.types.keys() == set(images.blobs)
+    assert all(("app", digest) in there.memory.manifests for digest in images.types)
+    lists = [tag for _, tag in there.memory.manifests if tag.startswith("sha256-")]
+    assert len(lists) == (0 if has_api else 8)
+    run("copy", f"{there.host}/app:1", "oci:out:1")
+    assert len(list(Path("out/blobs/sha256").iterdir())) == len(images.blobs)
+
+
+def test_a_referrer_of_something_else_is_refused(run: Run, places: tuple[Place, Place]) -> None:
+    here, there = places
+    images, root = signed()
+    stranger = images.signature(images.image("linux/s390x"))
+    images.put(here.memory, "app", {"1": root})
+    lying = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [stranger]}).encode()
+    here.memory.fault = lambda asked: Said(200, {"Content-Type": INDEX}, lying) if "referrers" in asked.path else ...
+    with pytest.raises(ArchiveError, match="is listed as a referrer"):
+        run("copy", f"{here.host}/app:1", f"{there.host}/app:1")
+    assert there.memory.manifests == {}
+    run("copy", f"{here.host}/app:1", f"{there.host}/app:1", "--no-referrers")
+
+
+def test_pages_of_referrers_without_end_are_refused(run: Run, places: tuple[Place, Place]) -> None:
+    here, there = places
+    images, root = signed()
+    images.put(here.memory, "app", {"1": root})
+    body = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).encode()
+
+    def endless(asked: Asked) -> object:
+        if "referrers" in asked.path:
+            return Said(200, {"Content-Type": INDEX, "Link": f'<{asked.path}?n=1>; rel="next"'}, body)
+        return ...
+
+    here.memory.fault = endless
+    with pytest.raises(RegistryError, match="more than 64 pages"):
+        run("copy", f"{here.host}/app:1", f"{there.host}/app:1")
+
+
+@pytest.mark.parametrize("answer", [Said(200, {"Content-Type": "text/html"}, b"<html>"), Said(405), Said(501)])
+def test_registries_that_do_not_know_the_question_have_no_referrers_api(
+    run: Run, places: tuple[Place, Place], answer: Said
+) -> None:
+    here, there = places
+    images, root = signed()
+    images.put(here.memory, "app", {"1": root})
+    here.memory.fault = lambda asked: answer if "/referrers/" in asked.path else ...
+    assert run("copy", f"{here.host}/app:1", f"{there.host}/app:1").strip() == root["digest"]
+
+
+# -- lies
+
+
+def lie_about_the_size(images: Images, image: Document) -> Document:
+    return {**image, "size": image["size"] + 1}
+
+
+def lie_about_the_type(images: Images, image: Document) -> Document:
+    return {**image, "mediaType": INDEX}
+
+
+def lie_about_the_kind(images: Images, image: Document) -> Document:
+    """A layer where a manifest should be."""
+    return images.blob(LAYER, b"a layer")
+
+
+def lie_twice(images: Images, image: Document) -> Document:
+    """One manifest under two sizes."""
+    return images.index([image, {**image, "size": image["size"] + 1}])
+
+
+def lie_about_a_blob(images: Images, image: Document) -> Document:
+    """One layer with two sizes, in two manifests."""
+    layer = images.blob(LAYER, b"layer")
+    config = images.blob(CONFIG, b'{"os":"linux","architecture":"arm64"}')
+    return images.index(
+        [
+            images.document(MANIFEST, {"config": config, "layers": [layer]}),
+            images.document(MANIFEST, {"config": config, "layers": [{**layer, "size": 1}]}),
+        ]
+    )
+
+
+def both_kinds(images: Images, image: Document) -> Document:
+    """A document that is a manifest and an index (CVE-2021-41190)."""
+    config = images.blob(CONFIG, b"{}")
+    return images.document(MANIFEST, {"config": config, "layers": [], "manifests": [image]})
+
+
+def nested_without_end(images: Images, image: Document) -> Document:
+    for _ in range(8):
+        image = images.index([image])
+    return image
+
+
+LIES = [lie_about_the_size, lie_about_the_type, lie_about_the_kind, lie_twice, lie_about_a_blob, both_kinds,
+        nested_without_end]  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_is_not_what_it_is_said_to_be_is_not_copied(
+    run: Run, places: tuple[Place, Place], lie: Callable[[Images, Document], Document], tmp_path: Path
+) -> None:
+    here, there = places
+    images = Images()
+    root = images.index([lie(images, images.image())])
+    images.put(here.memory, "app", {"1": root})
+    images.layout(tmp_path / "in", {"1": root})
+    for source in (f"{here.host}/app:1", "oci:in:1"):
+        for target in (f"{there.host}/app:1", "oci:out:1"):
+            with pytest.raises((ArchiveError, RegistryError)):
+                run("copy", source, target)
+    assert there.memory.manifests == {}
+    assert not (tmp_path / "out").exists()
+
+
+def test_documents_with_another_digest_are_not_taken(run: Run, places: tuple[Place, Place]) -> None:
+    """A registry that serves an index which lists itself: the only way to a circle."""
+    here, there = places
+    images = Images()
+    inner = images.image()
+    root = images.index([inner])
+    images.put(here.memory, "app", {"1": root})
+    circle = images.blobs[root["digest"]]
+    here.memory.fault = lambda asked: (
+        Said(200, {"Content-Type": MANIFEST}, circle) if inner["digest"] in asked.path else ...
+    )
+    with pytest.raises(RegistryError):
+        run("copy", f"{here.host}/app:1", f"{there.host}/app:1")
+    assert there.memory.manifests == {}
+
+
+@pytest.mark.parametrize("body", [b"x" * 40, b"", None], ids=["another", "none", "missing"])
+def test_a_blob_that_is_not_what_its_digest_says_is_not_pushed(
+    run: Run, places: tuple[Place, Place], body: bytes | None, tmp_path: Path
+) -> None:
+    here, there = places
+    images, root = signed()
+    images.put(here.memory, "app", {"1": root})
+    layer = next(digest for digest, data in images.blobs.items() if data.startswith(b"linux/amd64"))
+    answer = error(404, "BLOB_UNKNOWN", "gone") if body is None else Said(200, {}, body)
+    here.memory.fault = lambda asked: answer if f"blobs/{layer}" in asked.path else ...
+    for target in (f"{there.host}/app:1", "oci:out:1", "oci-archive:out.tar"):
+        with pytest.raises(RegistryError, match=layer):
+            run("copy", f"{here.host}/app:1", target)
+    assert there.digest("app", "1") == ""
+    assert ("app", layer) not in there.memory.blobs
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []
+
+
+def test_an_index_of_a_hundred_thousand_entries_is_refused(run: Run, places: tuple[Place, Place]) -> None:
+    here, there = places
+    for count, why in ((100_000, "sent too much"), (20_000, f"more than {graph.DOCUMENTS} manifests")):
+        images = Images()
+        root = images.index([{"mediaType": MANIFEST, "digest": f"sha256:{n:064x}", "size": 1} for n in range(count)])
+        images.put(here.memory, "app", {"1": root})
+        for words in (
+            ("copy", f"{here.host}/app:1", f"{there.host}/app:1"),
+            ("index", "inspect", f"{here.host}/app:1"),
+        ):
+            with pytest.raises(KanifoldError, match=why):
+                run(*words)
+    assert len(here.server.seen("GET", "manifests")) == 4, "none of them was asked for"
+
+
+def test_control_characters_are_shown_and_not_obeyed(run: Run, places: tuple[Place, Place]) -> None:
+    here, _ = places
+    images = Images()
+    hostile = "\x1b]0;owned\x07\n##[command]x\u202e"
+    root = images.index([images.entry(annotations={hostile: hostile})], annotations={"k": hostile})
+    images.put(here.memory, "app", {"1": root})
+    for words in ((), ("--format", "json"), ("--format", "{{json .Manifest}}"), ("--format", "{{.Manifest}}"),
+                  ("--format", "{{.Manifest.Annotations.k}}")):  # fmt: skip
+        said = run("index", "inspect", f"{here.host}/app:1", *words)
+        assert "\x1b" not in said
+        assert "\u202e" not in said
+        assert "##[" not in said
+
+
+# -- all or nothing
+
+
+def test_a_tag_that_moves_meanwhile_is_noticed_and_stays(run: Run, places: tuple[Place, Place]) -> None:
+    here, there = places
+    images, root = signed()
+    images.put(here.memory, "app", {"1": root})
+    images.put(there.memory, "app", {"1": root})
+    other = images.image("linux/s390x")
+    moved: list[str] = []
+
+    def meanwhile(asked: Asked) -> object:
+        """Somebody moves the tag once the new index is there."""
+        if asked.method == "PUT" and "/manifests/sha256:" in asked.path and not moved:
+            moved.append(there.memory.add_manifest("app", "1", MANIFEST, images.blobs[other["digest"]]))
+        return ...
+
+    there.memory.fault = meanwhile
+    with pytest.raises(RegistryError, match="no tag has been moved") as caught:
+        run("index", "annotate", f"{there.host}/app:1", "--annotation", "a=b")
+    assert other["digest"] in caught.value.problem.why
+    assert there.digest("app", "1") == other["digest"]
+
+
+def test_a_registry_that_dies_between_two_tags_leaves_no_doubt(run: Run, places: tuple[Place, Place]) -> None:
+    here, there = places
+    images, root = signed()
+    images.put(here.memory, "app", {"1": root})
+    there.memory.fault = lambda asked: (
+        error(403, "DENIED", "no more") if asked.method == "PUT" and asked.path.endswith("/b") else ...
+    )
+    names = [f"{there.host}/app:{tag}" for tag in "abc"]
+    with pytest.raises(RegistryError) as caught:
+        run("index", "create", *(word for name in names for word in ("-t", name)), f"{here.host}/app:1")
+    assert f"{names[0]} has moved, {names[1]}, {names[2]} has not" in caught.value.problem.why
+    assert [there.digest("app", tag) for tag in "abc"] == [root["digest"], "", ""]
+
+
+def test_tags_move_last(run: Run, places: tuple[Place, Place]) -> None:
+    here, there = places
+    images, root = signed()
+    images.put(here.memory, "app", {"1": root})
+    run("index", "create", "-t", f"{there.host}/a:1", "-t", f"{there.host}/b:1", f"{here.host}/app:1")
+    puts = [each.path for each in there.server.seen("PUT")]
+    assert puts[-2:] == ["/v2/a/manifests/1", "/v2/b/manifests/1"]
+    assert puts.index(f"/v2/b/manifests/{root['digest']}") < len(puts) - 2
+
+
+def test_a_tag_that_means_it_already_is_left_alone(run: Run, places: tuple[Place, Place]) -> None:
+    here, _ = places
+    images, root = signed()
+    images.put(here.memory, "app", {"1": root})
+    here.memory.immutable = True
+    assert run("index", "create", "-t", f"{here.host}/app:1", f"{here.host}/app:1").strip() == root["digest"]
+
+
+def test_what_is_edited_is_the_registrys_own_and_not_a_mirrors(run: Run, places: tuple[Place, Place]) -> None:
+    here, mirror = places
+    images = Images()
+    new, old = images.index([images.entry()]), images.index([images.entry("linux/arm64")])
+    images.put(here.memory, "app", {"1": new})
+    images.put(mirror.memory, "app", {"1": old})
+    run(
+        "index",
+        "annotate",
+        f"{here.host}/app:1",
+        "--annotation",
+        "a=b",
+        "--registry-mirror",
+        f"{here.host}=http://{mirror.host}",
+    )
+    found = json.loads(here.memory.manifests["app", "1"][1])
+    assert [each["platform"]["architecture"] for each in found["manifests"]] == ["amd64"]
+
+
+def test_a_descriptor_that_contradicts_the_image_is_refused(run: Run, places: tuple[Place, Place]) -> None:
+    here, _ = places
+    images = Images()
+    image = images.image()
+    images.put(here.memory, "app", {"1": image})
+    for wrong in ({"size": 1}, {"mediaType": INDEX}):
+        with pytest.raises((UsageError, ArchiveError)):
+            run("index", "create", "-t", f"{here.host}/app:2", json.dumps({**image, **wrong}))
+    assert here.digest("app", "2") == ""

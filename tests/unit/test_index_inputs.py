@@ -1,0 +1,161 @@
+"""Names of images, and the sources of an index: words, files, descriptors, metadata of builds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from executor.registry import reference
+from orchestrator.index import inputs, names
+from orchestrator.index.names import ImageName, LayoutName, RegistryName
+from platforms.errors import UsageError
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def registry(text: str) -> RegistryName:
+    return RegistryName(reference.parse(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("app", registry("docker.io/library/app:latest")),
+        ("r.example.com/app:1", registry("r.example.com/app:1")),
+        (f"r.example.com/app@{DIGEST}", registry(f"r.example.com/app@{DIGEST}")),
+        ("docker://app:1", registry("app:1")),
+        ("docker-image://app:1", registry("app:1")),
+        ("oci-layout://out", LayoutName("out")),
+        ("oci-layout:///abs/out:v1", LayoutName("/abs/out", "v1")),
+        (f"oci-layout://out:v1@{DIGEST}", LayoutName("out", "v1", DIGEST)),
+        ("oci:out:v1", LayoutName("out", "v1")),
+        ("oci-archive:a.tar", LayoutName("a.tar", archive=True)),
+        ("oci-archive:dir/a.tar:v1", LayoutName("dir/a.tar", "v1", archive=True)),
+        ("./out", LayoutName("./out")),
+        ("./out:v1", LayoutName("./out", "v1")),
+        ("/abs/a.tar", LayoutName("/abs/a.tar", archive=True)),
+        ("../a.tar:v1", LayoutName("../a.tar", "v1", archive=True)),
+    ],
+)
+def test_names(text: str, meant: ImageName) -> None:
+    assert names.parse(text) == meant
+
+
+def test_a_path_that_is_there_is_taken_as_it_is(tmp_path: Path) -> None:
+    odd = tmp_path / "a:b"
+    odd.mkdir()
+    assert names.parse(str(odd)) == LayoutName(str(odd))
+    file = tmp_path / "image"
+    file.touch()
+    assert names.parse(str(file)) == LayoutName(str(file), archive=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "case/UPPER:1", "docker-daemon:app", "containers-storage:app", "docker-archive:a.tar", "oci-layout://",
+     "oci-layout://:tag", "oci:out:bad tag", "oci-layout://out@sha256:123", "a\x1bb"],
+)  # fmt: skip
+def test_names_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        names.parse(text)
+
+
+@pytest.mark.parametrize("text", [f"r.example.com/app@{DIGEST}", f"oci-layout://out@{DIGEST}"])
+def test_nothing_is_written_to_a_digest(text: str) -> None:
+    with pytest.raises(UsageError, match="cannot write to"):
+        names.parse_target(text)
+
+
+def located(text: str, *targets: str) -> ImageName:
+    given = inputs.parse(text)
+    return given.located(inputs.homes([given], [names.parse(each) for each in targets]))
+
+
+def test_a_digest_is_looked_for_in_the_only_repository() -> None:
+    assert located(DIGEST, "r.example.com/app:1", "r.example.com/app:2") == registry(f"r.example.com/app@{DIGEST}")
+    assert located(f" {DIGEST}\n", "oci-layout://out:1") == LayoutName("out", digest=DIGEST)
+    for targets in ((), ("r.example.com/a", "r.example.com/b")):
+        with pytest.raises(UsageError, match="nothing says where"):
+            located(DIGEST, *targets)
+
+
+def test_a_descriptor_may_be_given_as_json() -> None:
+    text = json.dumps(
+        {"digest": DIGEST, "platform": {"os": "linux", "architecture": "arm64"}, "annotations": {"k": "v"}}
+    )
+    given = inputs.parse(text)
+    assert given.digest == DIGEST
+    assert given.descriptor is not None
+    assert (given.descriptor.media_type, given.descriptor.size) == ("", 0)
+    assert given.descriptor.annotations == (("k", "v"),)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"schemaVersion": 2, "manifests": []},
+        {"mediaType": "application/vnd.oci.image.manifest.v1+json"},
+        {"digest": "not-a-digest"},
+        {"digest": DIGEST, "size": -1},
+        {"digest": DIGEST, "annotations": {"k": 1}},
+        [],
+    ],
+)
+def test_json_that_is_no_descriptor(document: object) -> None:
+    with pytest.raises(UsageError):
+        inputs.parse(json.dumps(document) if document else "{")
+
+
+def metadata(path: Path, digest: str, images: str = "r.example.com/app:1", **more: object) -> Path:
+    path.write_text(json.dumps({"containerimage.digest": digest, "image.name": images, **more}))
+    return path
+
+
+def test_what_a_build_wrote_names_its_image_by_digest(tmp_path: Path) -> None:
+    file = metadata(tmp_path / "m.json", DIGEST, "r.example.com/app:1,other.example.com/app:1")
+    for found in (*inputs.read(str(file)), *inputs.read_metadata(str(file))):
+        assert found.located(()) == registry(f"r.example.com/app@{DIGEST}")
+        home = RegistryName(reference.parse("other.example.com/app"))
+        assert found.located((home,)) == registry(f"other.example.com/app@{DIGEST}"), "near where it is to be"
+
+
+def test_what_buildx_wrote_is_read_too(tmp_path: Path) -> None:
+    file = tmp_path / "m.json"
+    file.write_text(json.dumps({"containerimage.descriptor": {"digest": DIGEST, "size": 1}, "image.name": "app"}))
+    assert inputs.read(str(file))[0].located(()) == registry(f"docker.io/library/app@{DIGEST}")
+
+
+def test_a_directory_of_metadata_is_read_by_name(tmp_path: Path) -> None:
+    digests = ["sha256:" + letter * 64 for letter in "ba"]
+    metadata(tmp_path / "2.json", digests[0])
+    metadata(tmp_path / "1.json", digests[1])
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert [each.digest for each in inputs.read_metadata(str(tmp_path))] == [digests[1], digests[0]]
+
+
+def test_a_directory_without_metadata_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no metadata"):
+        inputs.read_metadata(str(tmp_path))
+
+
+def test_a_file_has_a_source_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "digests"
+    file.write_text(f"\n{DIGEST}\r\n  r.example.com/app:1 \n")
+    assert [each.text for each in inputs.read(str(file))] == [DIGEST, "r.example.com/app:1"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe", b"{", b'{"a": 1}', b"x" * (inputs.FILE_LIMIT + 1)])
+def test_files_without_sources_are_errors(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "f"
+    file.write_bytes(content)
+    with pytest.raises(UsageError):
+        inputs.read(str(file))
+
+
+def test_a_file_that_would_be_waited_for_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UsageError, match="not a regular file"):
+        inputs.read(str(tmp_path / "fifo"))
