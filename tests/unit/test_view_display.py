@@ -101,7 +101,7 @@ from orchestrator.view.problems import render_problem
 from platforms.errors import Problem
 for mode in ("auto", "plain", "rawjson", "quiet"):
     with open_display(mode, io.StringIO(), {}) as display:
-        display.emit(events.BuildEnded("failed", troubles=(events.Trouble(Problem("X", "what")),)))
+        display.emit(events.BuildEnded("failed", troubles=(events.Failure(Problem("X", "what")),)))
 render_problem(Problem("X", "what"), io.StringIO(), {})
 loaded = {"rich", "httpx", "asyncio"} & set(sys.modules)
 assert not loaded, loaded
