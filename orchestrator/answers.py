@@ -49,12 +49,12 @@ def answers(request: Request, job: protocol.Job, keychain: Keychain, registry: R
                 secret = secrets.get(name)
                 return None if secret is None else await asyncio.to_thread(read_secret, secret.file, secret.variable)
             case protocol.AskAgent(name, message):
-                from orchestrator import agent
+                from orchestrator import ssh_agent
 
                 place = request.agents.get(name)
                 if place is None:
                     return None
-                return await asyncio.to_thread(agent.ask, place, message) if message else b""
+                return await asyncio.to_thread(ssh_agent.query, place, message) if message else b""
             case protocol.AskContext(name):
                 context = contexts.get(name)
                 return _files(context) if isinstance(context, protocol.DirectoryContext) else None

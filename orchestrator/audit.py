@@ -1,7 +1,7 @@
-"""The architecture audit: does an image for one platform hold programs for another?
+"""The architecture audit: does an image contain programs for another architecture?
 
-Executors report every architecture whose ELF files the new layers hold. Here that is held against the platform and
-against what the user has declared to be intended: ``--audit-allow PATTERN`` or a comment in the Dockerfile,
+Executors report the architectures of the ELF files in new layers. Findings that do not fit the platform are errors or
+warnings, unless they are allowed by ``--audit-allow PATTERN`` or a comment in the Dockerfile,
 
     # kanifold audit-allow=/opt/firmware/**
 
@@ -26,7 +26,7 @@ _SHOWN: Final = 5
 
 
 def allowed_by(dockerfile: Dockerfile) -> tuple[Allowed, ...]:
-    """What comments of the Dockerfile declare to be intended, ``# kanifold audit-allow=[platform]pattern``."""
+    """Return the patterns that comments of the Dockerfile allow: ``# kanifold audit-allow=[platform]pattern``."""
     found = (_COMMENT.fullmatch(line.strip()) for line in dockerfile.source)
     return tuple(
         Allowed(match["pattern"], str(parse(match["platform"])) if match["platform"] else "")
@@ -38,7 +38,7 @@ def allowed_by(dockerfile: Dockerfile) -> tuple[Allowed, ...]:
 def audit(
     platform: Platform, findings: Iterable[protocol.Finding], allowed: Iterable[Allowed]
 ) -> tuple[protocol.Finding, ...]:
-    """The findings that are wrong for ``platform`` and that nobody allowed."""
+    """Return the findings that do not fit ``platform`` and are not allowed."""
     findings = tuple(findings)
     if not findings:
         return ()
@@ -58,7 +58,7 @@ def audit(
 
 
 def problem(platform: Platform, findings: tuple[protocol.Finding, ...]) -> Problem:
-    """``findings`` as one warning or error."""
+    """Return ``findings`` as one warning or error."""
     machines = ", ".join(sorted({each.machine for each in findings}))
     listed = [f"/{each.path} is {each.machine} (layer {each.layer[:19]})" for each in findings[:_SHOWN]]
     if len(findings) > _SHOWN:

@@ -170,11 +170,11 @@ def _loader(request: Request) -> Loader | None:
 async def _made(build: _Build, plan: Plan | None) -> Prepared:
     request, session = build.request, build.session
     # What is fetched has no lasting place, so nothing of such a build could be looked at again.
-    cacheable = plan is not None and result_cache.may_come(request, build.placements)
+    cacheable = plan is not None and result_cache.is_cacheable(request, build.placements)
     if plan is None:
         plan = await _plan(build)  # (2)
     _refuse_unfit(request, plan, build.placements)
-    for warning in warnings.without_epoch(request, plan):
+    for warning in warnings.missing_epoch(request, plan):
         build.emit(warning)
     name = os.path.basename(build.scratch)
     jobs = [(each, making.job(request, plan, each, name)) for each in build.placements]
@@ -201,7 +201,7 @@ async def _made(build: _Build, plan: Plan | None) -> Prepared:
             raise PlatformsFailedError(failed)
         prepared = await _finish(build, plan, built, release)
         if cacheable:
-            session.leave(asyncio.to_thread(result_cache.note, built, jobs, session.store))
+            session.leave(asyncio.to_thread(result_cache.store_results, built, jobs, session.store))
         return prepared
     finally:
         for each in tuple(staying):
@@ -256,7 +256,7 @@ async def _pinned(
     try:
         pins, holding = await asyncio.gather(
             _pin(build.session, plan, cached, stop),
-            result_cache.hold(cached, jobs, build.session.store, stop, otherwise),
+            result_cache.are_valid(cached, jobs, build.session.store, stop, otherwise),
         )
     except KanifoldError:  # an image cannot be had, perhaps because a context that was to stand for it does not
         for warning in warnings.unused_contexts(plan, ()):
@@ -297,7 +297,7 @@ async def _built(
 ) -> tuple[tuple[PlatformResult, ...], tuple[PlatformFailure, ...]]:
     """What comes of the ``jobs``: what is ``cached``, or what executors make of them."""
     session = build.session
-    if cached and await result_cache.are_there(cached, jobs, session.registry):
+    if cached and await result_cache.are_published(cached, jobs, session.registry):
         debug.log("answered from memory: no executor is asked")
         return result_cache.replay(cached, jobs, build.emit), ()
     build.pushing.set()
@@ -340,9 +340,9 @@ async def _write_outputs(build: _Build, built: Sequence[PlatformResult], result:
     for output in build.request.outputs:
         match output:
             case LocalDirectory() | LocalArchive():
-                from orchestrator import files
+                from orchestrator import file_output
 
-                await files.write(output, built, result.root.digest, build.emit)
+                await file_output.write(output, built, result.root.digest, build.emit)
             case OciLayout() | OciArchive() | DockerArchive() | ImageStore():
                 from orchestrator import images
 

@@ -1,7 +1,7 @@
-"""``--cache-from``, ``--cache-to`` and ``--cache-repo``: caches beyond this machine, as buildx spells them.
+"""``--cache-from``, ``--cache-to`` and ``--cache-repo``: parsing references to remote caches, in buildx's syntax.
 
-What buildx has keys for and is so anyway here may be said: entries are OCI image manifests, layers have the build's
-compression, and what goes wrong is a warning. Whoever asks for something else is told.
+Keys of buildx that request what kanifold does anyway are accepted: entries are OCI image manifests, layers have the
+build's compression, and failures are warnings. Other values are errors.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Cache(msgspec.Struct, frozen=True):
     to: CacheLocation | CacheInImage
     flag: str
     every_stage: bool = False
-    """``mode=max``."""
+    """Whether ``mode=max`` was given."""
     compression: str = ""
     level: int | None = None
     insecure: str = ""
-    """The registry that may be spoken to without verified TLS; "" for none."""
+    """The registry for which TLS is not verified; "" for none."""
 
 
 def parse(flags: Mapping[str, Any]) -> tuple[Cache, ...]:
-    """The caches that ``flags`` name. Raises ``UsageError``."""
+    """Return the caches in ``flags``. Raises ``UsageError``."""
     whole = _cache_repo(flags["cache_repo"])
     return tuple(
         _cache(text, flag, path_key)
@@ -56,12 +56,12 @@ def parse(flags: Mapping[str, Any]) -> tuple[Cache, ...]:
 
 
 def sources(caches: Iterable[Cache]) -> tuple[CacheLocation, ...]:
-    """Those to ask."""
+    """Return the caches to import from."""
     return tuple(each.to for each in caches if each.flag == "--cache-from" and not isinstance(each.to, CacheInImage))
 
 
 def exports(caches: Iterable[Cache]) -> tuple[CacheExport, ...]:
-    """Those to write."""
+    """Return the caches to export to."""
     return tuple(CacheExport(each.to, each.every_stage) for each in caches if each.flag == "--cache-to")
 
 
@@ -77,7 +77,7 @@ def _cache(text: str, flag: str, path_key: str) -> Cache:
             raise UsageError(
                 f"{flag}: {key}=false cannot be had", why="each entry of a cache is an OCI image manifest of its own"
             )
-    fields.truth(values, "force-compression", flag, default=False)  # as all layers of a cache have the build's
+    fields.truth(values, "force-compression", flag, default=False)  # always so: layers have the build's compression
     if not fields.truth(values, "ignore-error", flag, default=True):
         raise UsageError(f"{flag}: ignore-error=false cannot be had", why="what is wrong with a cache is a warning")
     level = values.get("compression-level", "")
@@ -109,7 +109,7 @@ def _cache(text: str, flag: str, path_key: str) -> Cache:
 
 
 def check(caches: Iterable[Cache], compression: Compression) -> None:
-    """Refuse a cache that wants other layers than the image's: it holds those."""
+    """Raise ``UsageError`` for a cache with another compression than the image, whose layers it contains."""
     for each in caches:
         if each.flag != "--cache-to":
             continue

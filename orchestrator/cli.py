@@ -294,10 +294,10 @@ def build(check: bool, call: str, **flags: Any) -> None:
     """
     exit_with = click.get_current_context().exit
     if check or call not in ("", "build"):
-        from orchestrator import checking
+        from orchestrator import build_checks
         from orchestrator import flags as parsing
 
-        exit_with(checking.call(parsing.request(flags), "check" if check else call))
+        exit_with(build_checks.call(parsing.request(flags), "check" if check else call))
     from orchestrator import bootstrap
 
     exit_with(bootstrap.run(flags, click.get_current_context().obj))
@@ -330,11 +330,11 @@ def pin(
 
     if check and (update or dry_run):
         raise click.UsageError("--check changes nothing: it goes with neither --update nor --dry-run")
-    found = pinning.examined(dockerfiles, config.with_flags(config.load_settings(), insecure, mirrors, timeouts))
+    found = pinning.examine(dockerfiles, config.with_flags(config.load_settings(), insecure, mirrors, timeouts))
     if check:
         click.get_current_context().exit(pinning.check(found))
-    states = pinning.RENEWED if update else pinning.NEW
-    contents = pinning.edited(found, states)
+    states = pinning.UPDATED if update else pinning.NEW
+    contents = pinning.edit(found, states)
     if dry_run:
         pinning.show(found, contents)
     else:
@@ -377,9 +377,9 @@ _FILTER = click.option(
 @_FILTER
 def du(root: str, verbose: bool, filters: tuple[str, ...]) -> None:
     """Show what the store holds and how much."""
-    from orchestrator import storage
+    from orchestrator import store_commands
 
-    storage.show(root, verbose, filters)
+    store_commands.show(root, verbose, filters)
 
 
 @cli.command()
@@ -398,9 +398,9 @@ def du(root: str, verbose: bool, filters: tuple[str, ...]) -> None:
 @_FILTER
 def prune(root: str, everything: bool, keep_storage: str, filters: tuple[str, ...]) -> None:
     """Remove what is not needed from the store. Never what a running build uses."""
-    from orchestrator import storage
+    from orchestrator import store_commands
 
-    storage.prune(root, everything, keep_storage, filters)
+    store_commands.prune(root, everything, keep_storage, filters)
 
 
 @cli.command()

@@ -43,9 +43,9 @@ def build(request: Request, plan: Plan | None, server: PreforkServer | None, con
     """
     if not request.ssh:
         return _tidied(request, plan, LocalNode(server), connect)
-    from orchestrator.agent import agents
+    from orchestrator.ssh_agent import start_agents
 
-    with agents(request.ssh) as sockets:
+    with start_agents(request.ssh) as sockets:
         return _tidied(replace(request, agents=sockets), plan, LocalNode(server), connect)
 
 
@@ -55,9 +55,9 @@ def _tidied(request: Request, plan: Plan | None, here: Node, connect: Connect) -
     wanted = policy.load(root)
     status = _shown(request, plan, here, connect)
     if status != Interrupted.exit_code:
-        from orchestrator import tidying
+        from orchestrator import store_gc
 
-        tidying.tidy(root, wanted)
+        store_gc.collect_after_build(root, wanted)
     return status
 
 
@@ -80,9 +80,9 @@ async def run(request: Request, plan: Plan | None, here: Node, connect: Connect,
     async with session.opened((here,), request.options.root, request.options.registries, connect, emit) as opened:
         result = await building.build(opened, request, plan)
         if request.metadata_file or request.iid_file:
-            from orchestrator import metadata
+            from orchestrator import metadata_file
 
-            metadata.write(request, result)
+            metadata_file.write(request, result)
     return result
 
 

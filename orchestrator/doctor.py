@@ -1,4 +1,4 @@
-"""``kanifold doctor`` and ``kanifold platforms``: what this host can do, why not more, and what to install."""
+"""``kanifold doctor`` and ``kanifold platforms``: the capabilities of this host, and how to extend them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OK, MISSING = "ok", "--"
 
 
 def show_platforms(as_json: bool) -> None:
-    """Print every usual platform and how its programs run here."""
+    """Print the usual platforms and how their programs run here."""
     rows = emulation.overview()
     if as_json:
         print_json([_as_data(str(platform), found) for platform, found in rows])
@@ -26,7 +26,7 @@ def show_platforms(as_json: bool) -> None:
 
 
 def examine(root: str) -> int:
-    """Print the whole examination; the exit status is 0 when builds for this host's own platform can run."""
+    """Print the capabilities of this host; the exit status is 0 if builds for its own platform can run."""
     from executor.store.store import open_store
 
     print_line(f"host        {host.host()}")
@@ -41,7 +41,7 @@ def examine(root: str) -> int:
         print_line(f"  {mark} {platform!s:<16} {_how(found)}")
         if isinstance(found, Emulation):
             for reason in found.skipped:
-                if not reason.startswith(f"{emulation.EmulationMode.NATIVE}:"):  # the first line says what this host is
+                if not reason.startswith(f"{emulation.EmulationMode.NATIVE}:"):  # the first line names the host
                     print_line(f"       not {reason}")
         else:
             print_line(f"       {found.problem.remedy}")

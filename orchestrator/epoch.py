@@ -1,8 +1,8 @@
-"""SOURCE_DATE_EPOCH: the moment that nothing in an image is later than, and where a build takes it from.
+"""Resolving SOURCE_DATE_EPOCH, the upper bound of the timestamps in an image.
 
-It is a number of seconds since 1970 or the name of what was changed last at that moment: ``context``, a named context,
-or a stage that does nothing but ADD one thing from elsewhere. It comes from ``--build-arg``, the environment (both in
-``Request.build_args``) or an ARG before the first FROM. Source: BuildKit, dockerfile2llb/epoch.go.
+It is a number of seconds since 1970, or the name of a source whose time of last change is used: ``context``, a named
+context, or a stage that consists of one ADD from a URL or repository. It comes from ``--build-arg``, the environment
+(both in ``Request.build_args``) or an ARG before the first FROM. Source: BuildKit, dockerfile2llb/epoch.go.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from platforms.errors import DockerfileError, UsageError
 NAME: Final = "SOURCE_DATE_EPOCH"
 _SECONDS: Final = re.compile(r"[+-]?\d+")
 _LATEST: Final = 253402300799
-"""The last second of the year 9999: no later one can be written down (RFC 3339)."""
+"""The last second of the year 9999, the limit of RFC 3339."""
 _REMEDY: Final = "give seconds since 1970, or name the context, a named context, or a stage FROM scratch with one ADD"
 
 
@@ -34,10 +34,10 @@ def resolve(
     named: Mapping[str, str],
     means: FetchOptions,
 ) -> int | None:
-    """Seconds since 1970; None when the build has no such moment, as when it is to be that of a directory.
+    """Return seconds since 1970; None when there is no SOURCE_DATE_EPOCH, or it is that of a directory.
 
-    ``given`` are the build args, ``seen`` the global scope, ``named`` the further contexts. Raises
-    ``UsageError`` for a value that is nothing, ``DockerfileError`` for a stage that will not do, and ``ContextError``.
+    ``given``: the build args. ``seen``: the global scope. ``named``: the named contexts. Raises ``UsageError`` for an
+    invalid value, ``DockerfileError`` for an unsuitable stage, and ``ContextError``.
     """
     value = given.get(NAME) or ("" if NAME in given else seen.get(NAME, ""))
     if not value:
@@ -57,12 +57,12 @@ def resolve(
     raise UsageError(f"invalid {NAME}: {value}", remedy=_REMEDY)
 
 
-def told(given: Mapping[str, str], seen: Mapping[str, str], moment: int | None) -> dict[str, str]:
-    """The build args that tell stages which ask (``ARG SOURCE_DATE_EPOCH``) the number, whatever named it."""
+def with_epoch_argument(given: Mapping[str, str], seen: Mapping[str, str], moment: int | None) -> dict[str, str]:
+    """Return the build args with the resolved number for stages that declare ``ARG SOURCE_DATE_EPOCH``."""
     rest = {name: value for name, value in given.items() if name != NAME}
     if moment is not None and (NAME in given or NAME in seen):
         return rest | {NAME: str(moment)}
-    return rest | {NAME: ""} if NAME in seen else rest  # an empty one, for the Dockerfile's default is void
+    return rest | {NAME: ""} if NAME in seen else rest  # empty: overrides the Dockerfile's default
 
 
 def _of_place(name: str, place: str, means: FetchOptions) -> int | None:

@@ -11,7 +11,7 @@ from executor.dockerfile.suggestions import hint
 from executor.protocol import BuildOptions, Compression
 from executor.registry import config, reference
 from executor.step_options import StepOptions, parent_path
-from orchestrator import caches, epoch, fields, outputs, resources
+from orchestrator import caches, epoch, fields, outputs, resource_limits
 from orchestrator.contexts import named_canonically
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms import host
@@ -87,7 +87,7 @@ def request(flags: Mapping[str, Any]) -> Request:
                 default_network=default_network(os.environ.get("KANIFOLD_NETWORK", "")),
                 shm_size=fields.size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
                 ulimits=tuple({each[0]: each for each in map(_ulimit, flags["ulimits"])}.values()),
-                limits=resources.limits(flags["resources"]),
+                limits=resource_limits.limits(flags["resources"]),
                 cgroup_parent=parent_path(flags["cgroup_parent"]) if flags["cgroup_parent"] else "",
                 allow=tuple(each for each in _permissions(flags["allow"]) if each != outputs.DELETE),
             ),

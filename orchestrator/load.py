@@ -1,7 +1,7 @@
-"""``--load``: a build's image into the image store of another program on this machine, by that program's own command.
+"""``--load``: loading an image into the image store of docker, podman, nerdctl or containerd, by their own commands.
 
-docker, podman, nerdctl and ctr read an archive on stdin. Which of them can be used is found out before anything is
-built; where several can, the user chooses (``--load-to``, ``$KANIFOLD_LOAD``).
+docker, podman, nerdctl and ctr read an archive on stdin. Which of them is usable is determined before the build; where
+several are, the user selects one (``--load-to``, ``$KANIFOLD_LOAD``).
 
 Sources: docker load, podman-load(1), nerdctl load, ctr images import.
 """
@@ -21,32 +21,32 @@ from platforms.errors import BuildError, EnvironmentUnfit, Interrupted, UsageErr
 
 NAMES: Final = ("docker", "podman", "nerdctl", "ctr")
 _SECONDS: Final = 20.0
-"""How long a program may take to say whether it can be used."""
+"""Timeout in seconds for detecting a program."""
 _SHOWN: Final = 20
-"""Lines of what a program said that an error shows."""
+"""Maximum number of output lines in an error."""
 
 
 class Loader(msgspec.Struct, frozen=True):
-    """A program that takes images."""
+    """A program that loads images."""
 
     name: str
     command: tuple[str, ...]
-    """Reads an archive on stdin."""
+    """The command, which reads an archive on stdin."""
     several: bool
-    """Whether an image of several platforms can be stored."""
+    """Whether it can store an image of several platforms."""
     wants_name: bool = False
     """Whether an image without a name is lost."""
 
 
 def find(chosen: str = "") -> Loader:
-    """The program to load into: ``chosen``, or the one that there is.
+    """Return the program to load into: ``chosen``, or the only one that is usable.
 
-    Raises ``EnvironmentUnfit`` when there is none, ``UsageError`` when nothing says which of several.
+    Raises ``EnvironmentUnfit`` when there is none, ``UsageError`` when there are several and none was chosen.
     """
     if chosen:
         if chosen not in NAMES:
             raise UsageError(f"--load-to {chosen}: unknown program", remedy=f"use one of {', '.join(NAMES)}")
-        found, why = _examined(chosen)
+        found, why = _detect(chosen)
         if found is None:
             raise EnvironmentUnfit(f"cannot load the image into {chosen}", why=why, remedy=_REMEDY)
         return found
@@ -54,8 +54,8 @@ def find(chosen: str = "") -> Loader:
     reasons: list[str] = []
     for name in NAMES:
         if name == "ctr" and any(each.name == "nerdctl" for each in usable):
-            continue  # it speaks to the same containerd
-        found, why = _examined(name)
+            continue  # it uses the same containerd
+        found, why = _detect(name)
         if found is not None:
             usable.append(found)
         else:
@@ -75,7 +75,7 @@ _REMEDY: Final = "install podman, or start docker or containerd; or write an arc
 
 
 def check(loader: Loader, platforms: Sequence[object], *, named: bool) -> None:
-    """Raise ``UsageError`` when ``loader`` cannot take an image for all ``platforms``, or one that is not ``named``."""
+    """Raise ``UsageError`` if ``loader`` cannot load an image for all ``platforms``, or one that is not ``named``."""
     if loader.wants_name and not named:
         raise UsageError(f"--load: {loader.name} keeps no image without a name", remedy="name the image with --tag REF")
     if len(platforms) > 1 and not loader.several:
@@ -87,32 +87,32 @@ def check(loader: Loader, platforms: Sequence[object], *, named: bool) -> None:
         )
 
 
-def _examined(name: str) -> tuple[Loader | None, str]:
-    """The program ``name`` as a loader; or None, and why not."""
+def _detect(name: str) -> tuple[Loader | None, str]:
+    """Return the program ``name`` as a loader; or None, and why it is not usable."""
     if shutil.which(name) is None:
         return None, "not installed"
     match name:
         case "docker":
-            # podman-docker installs a command of that name that is podman.
-            if "podman" in _said(["docker", "--version"])[0].lower():
+            # The package podman-docker installs podman as docker.
+            if "podman" in _output_of(["docker", "--version"])[0].lower():
                 return None, "it is podman under another name"
-            said, why = _said(["docker", "info", "--format", "{{json .DriverStatus}}"])
+            said, why = _output_of(["docker", "info", "--format", "{{json .DriverStatus}}"])
             containerd = "io.containerd.snapshotter" in said
             return (Loader(name, ("docker", "load"), containerd), "") if not why else (None, why)
         case "podman":
-            said, why = _said(["podman", "--version"])
+            said, why = _output_of(["podman", "--version"])
             return (Loader(name, ("podman", "load"), False), "") if not why else (None, why)
         case "nerdctl":
-            said, why = _said(["nerdctl", "info", "--format", "{{.ID}}"])
+            said, why = _output_of(["nerdctl", "info", "--format", "{{.ID}}"])
             return (Loader(name, ("nerdctl", "load", "--all-platforms"), True), "") if not why else (None, why)
         case _:
-            said, why = _said(["ctr", "version"])
+            said, why = _output_of(["ctr", "version"])
             command = ("ctr", "images", "import", "--all-platforms", "-")
             return (Loader(name, command, True, True), "") if not why else (None, why)
 
 
-def _said(command: Sequence[str]) -> tuple[str, str]:
-    """What ``command`` says on stdout, and why it fails, "" when it does not."""
+def _output_of(command: Sequence[str]) -> tuple[str, str]:
+    """Return the stdout of ``command``, and why it failed; "" if it did not."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_SECONDS, text=True,
@@ -129,9 +129,9 @@ def _said(command: Sequence[str]) -> tuple[str, str]:
 
 
 def run(loader: Loader, write: Callable[[BinaryIO], None], cancelled: threading.Event) -> None:
-    """Run ``loader`` on what ``write`` writes, until ``cancelled``.
+    """Run ``loader`` with the data that ``write`` writes, until ``cancelled``.
 
-    Raises ``BuildError`` with the program's words when it fails.
+    Raises ``BuildError`` with the program's output when it fails.
     """
     try:
         process = subprocess.Popen(
@@ -145,7 +145,7 @@ def run(loader: Loader, write: Callable[[BinaryIO], None], cancelled: threading.
     hearing = threading.Thread(target=lambda: said.extend(process.stdout or ()), name="load", daemon=True)
     hearing.start()
     try:
-        with contextlib.suppress(BrokenPipeError):  # the program says why
+        with contextlib.suppress(BrokenPipeError):  # the program's output has the cause
             write(cast(BinaryIO, process.stdin))
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()

@@ -104,7 +104,7 @@ class CacheOnly(msgspec.Struct, frozen=True):
 ImagesOutput = OciLayout | OciArchive | DockerArchive | ImageStore
 """A place on this machine for images with all their blobs (``orchestrator.images``)."""
 FilesOutput = LocalDirectory | LocalArchive
-"""A place for the files of images rather than the images (``orchestrator.files``)."""
+"""A place for the files of images rather than the images (``orchestrator.file_output``)."""
 Output = ImagesOutput | Push | FilesOutput | CacheOnly
 """One destination. ``type`` is the word for it in ``--output``."""
 

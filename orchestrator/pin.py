@@ -1,8 +1,8 @@
-"""``kanifold pin``: write the digest that each external image has now into the Dockerfiles that name it.
+"""``kanifold pin``: writing the current digests of external images into Dockerfiles.
 
-The digest is that of the index, so that a Dockerfile stays good for every platform. What is pinned already is held
-against its tag: it may be current, the tag may have moved on, or the digest may be the manifest of a single platform,
-which is what is often copied by hand and what no other platform can be built from.
+The digest is that of the index, so that the Dockerfile builds for every platform. An image that is pinned is compared
+with its tag: it may be current, the tag may have moved, or the digest may be the manifest of a single platform, which
+is what is often copied by hand and which other platforms cannot be built from.
 """
 
 from __future__ import annotations
@@ -38,75 +38,76 @@ from platforms.replacing import replacing
 
 _AT_ONCE: Final = 8
 _TEXT_LIMIT: Final = 16 << 20
-"""Bytes of a Dockerfile that are read: as for a build."""
+"""Maximum size of a Dockerfile in bytes, as for a build."""
 
 
-class State(Enum):
-    """What is to be said of one external image."""
+class PinState(Enum):
+    """The state of an external image."""
 
     CURRENT = "current"
-    """Its digest is what its tag names."""
+    """Its digest is that of its tag."""
     UNPINNED = "not pinned"
     MOVED = "moved on"
-    """Its tag names another digest now."""
+    """Its tag has another digest now."""
     ONE_PLATFORM = "pinned to one platform"
-    """Its digest is a manifest, and its tag names an index."""
+    """Its digest is a manifest, and its tag is an index."""
     VARIABLE = "left alone"
     """Its name depends on build arguments."""
 
 
-class Finding(msgspec.Struct, frozen=True):
+class ImageFinding(msgspec.Struct, frozen=True):
     """An external image and what its registry says about it."""
 
     image: ImageReference
-    state: State
+    state: PinState
     digest: str = ""
-    """What the tag names now; "" for VARIABLE."""
+    """The digest of the tag; "" for VARIABLE."""
     note: str = ""
 
 
-class _File(msgspec.Struct, frozen=True):
+class _ReadDockerfile(msgspec.Struct, frozen=True):
     path: str
     data: bytes
     dockerfile: Dockerfile
     references: tuple[ImageReference, ...]
 
 
-class Examined(msgspec.Struct, frozen=True):
-    """A Dockerfile, and what there is to say of each external image that it names."""
+class ExaminedDockerfile(msgspec.Struct, frozen=True):
+    """A Dockerfile with a finding for each external image."""
 
-    file: _File
-    findings: tuple[Finding, ...]
-
-
-NEW: Final = frozenset({State.UNPINNED})
-RENEWED: Final = frozenset({State.UNPINNED, State.MOVED, State.ONE_PLATFORM})
-"""What ``--update`` writes."""
+    file: _ReadDockerfile
+    findings: tuple[ImageFinding, ...]
 
 
-def examined(paths: Sequence[str], settings: RegistrySettings) -> list[Examined]:
-    """The Dockerfiles ``paths`` (directories stand for theirs), and what registries say of their images.
+NEW: Final = frozenset({PinState.UNPINNED})
+UPDATED: Final = frozenset({PinState.UNPINNED, PinState.MOVED, PinState.ONE_PLATFORM})
+"""The states that ``--update`` rewrites."""
+
+
+def examine(paths: Sequence[str], settings: RegistrySettings) -> list[ExaminedDockerfile]:
+    """Return the findings for the Dockerfiles ``paths``; a directory stands for the Dockerfile in it.
 
     Raises ``KanifoldError`` for a file that cannot be read and an image that cannot be resolved.
     """
     files = _read(paths)
-    return [Examined(file, found) for file, found in zip(files, _findings(files, settings), strict=True)]
+    return [ExaminedDockerfile(file, found) for file, found in zip(files, _findings(files, settings), strict=True)]
 
 
-def check(found: Sequence[Examined]) -> int:
-    """Print a line for each image; 1 unless every one is pinned and current.
+def check(found: Sequence[ExaminedDockerfile]) -> int:
+    """Print a line for each image; returns 1 unless all are pinned and current.
 
-    An image whose name depends on build arguments is printed and does not count.
+    An image whose name depends on build arguments is printed and not counted.
     """
     for each in found:
         for finding in each.findings:
             print_line(_line(each.file.path, finding, finding.state.value))
-    good = (State.CURRENT, State.VARIABLE)
+    good = (PinState.CURRENT, PinState.VARIABLE)
     return 0 if all(finding.state in good for each in found for finding in each.findings) else 1
 
 
-def edited(found: Sequence[Examined], states: frozenset[State]) -> list[bytes]:
-    """Each file with its images in ``states`` pinned to what their tags name. Raises ``DockerfileError``."""
+def edit(found: Sequence[ExaminedDockerfile], states: frozenset[PinState]) -> list[bytes]:
+    """Return each file with its images in ``states`` pinned to the digests of their tags. Raises
+    ``DockerfileError``."""
     contents: list[bytes] = []
     for each in found:
         names = {finding.image: _pinned(finding) for finding in each.findings if finding.state in states}
@@ -114,8 +115,8 @@ def edited(found: Sequence[Examined], states: frozenset[State]) -> list[bytes]:
     return contents
 
 
-def write(found: Sequence[Examined], contents: Sequence[bytes], states: frozenset[State]) -> None:
-    """Put ``contents`` in the place of the files, and print a line for each image. Raises ``StoreError``."""
+def write(found: Sequence[ExaminedDockerfile], contents: Sequence[bytes], states: frozenset[PinState]) -> None:
+    """Replace the files by ``contents``, and print a line for each image. Raises ``StoreError``."""
     for each, data in zip(found, contents, strict=True):
         if data != each.file.data:
             _write(each.file.path, data)
@@ -124,7 +125,7 @@ def write(found: Sequence[Examined], contents: Sequence[bytes], states: frozense
             print_line(_line(each.file.path, finding, done))
 
 
-def show(found: Sequence[Examined], contents: Sequence[bytes]) -> None:
+def show(found: Sequence[ExaminedDockerfile], contents: Sequence[bytes]) -> None:
     """Print what ``write`` would change, as a unified diff."""
     for each, data in zip(found, contents, strict=True):
         before, after = (text.decode("utf-8", "replace").splitlines() for text in (each.file.data, data))
@@ -132,12 +133,12 @@ def show(found: Sequence[Examined], contents: Sequence[bytes]) -> None:
             print_line(line)
 
 
-_DONE: Final = {State.UNPINNED: "pinned to", State.MOVED: "renewed to", State.ONE_PLATFORM: "renewed to"}
+_DONE: Final = {PinState.UNPINNED: "pinned to", PinState.MOVED: "renewed to", PinState.ONE_PLATFORM: "renewed to"}
 """Characters of a line of a diff: a line of a Dockerfile has no more."""
 
 
-def _read(paths: Sequence[str]) -> list[_File]:
-    found: list[_File] = []
+def _read(paths: Sequence[str]) -> list[_ReadDockerfile]:
+    found: list[_ReadDockerfile] = []
     for path, directory in dict(map(_file, paths or (".",))).items():
         try:
             with _opened(path, directory) as stream:
@@ -145,15 +146,15 @@ def _read(paths: Sequence[str]) -> list[_File]:
         except OSError as error:
             raise DockerfileError(f"cannot read the Dockerfile {path}", why=error.strerror or str(error)) from error
         dockerfile = parse(data, path)
-        found.append(_File(path, data, dockerfile, image_references(dockerfile)))
+        found.append(_ReadDockerfile(path, data, dockerfile, image_references(dockerfile)))
     return found
 
 
 def _opened(path: str, directory: str) -> BinaryIO:
-    """The Dockerfile ``path`` for reading; links that a stranger may have put there lead nowhere else.
+    """Open the Dockerfile ``path`` for reading, without following links of others.
 
-    They may lead anywhere in the current directory if ``path`` is in it, else in ``directory``. A file elsewhere that
-    was named itself ("") is its user's choice, with all that it leads to.
+    Links may lead anywhere in the current directory if ``path`` is in it, else in ``directory``. A file elsewhere that
+    was named itself (``directory`` is "") is the user's choice, with all links.
     """
     for top in filter(None, (os.getcwd(), directory)):
         inside = os.path.relpath(path, top)
@@ -163,7 +164,7 @@ def _opened(path: str, directory: str) -> BinaryIO:
 
 
 def _file(path: str) -> tuple[str, str]:
-    """``path``, or the Dockerfile in it when it is a directory; and that directory, else ""."""
+    """Return ``path``, or the Dockerfile in it if it is a directory; and that directory, else ""."""
     if not os.path.isdir(path):
         return path, ""
     for name in NAMES:
@@ -172,18 +173,18 @@ def _file(path: str) -> tuple[str, str]:
     raise UsageError(f"there is no {NAMES[0]} in {path}", remedy="name the files: kanifold pin FILE…")
 
 
-def _findings(files: Sequence[_File], settings: RegistrySettings) -> list[tuple[Finding, ...]]:
-    """What is found for each reference of each file. Every image is asked for once."""
+def _findings(files: Sequence[_ReadDockerfile], settings: RegistrySettings) -> list[tuple[ImageFinding, ...]]:
+    """Return the findings for each reference of each file. Every image is requested once."""
     names = tuple(dict.fromkeys(each.name for file in files for each in file.references if not each.has_variables))
     by_name = {each.name: each for file in reversed(files) for each in reversed(file.references)}
     registry = registries.direct(settings, auth.docker_keychain())
     try:
-        looked = dict(zip(names, asyncio.run(_look_all(registry, [by_name[name] for name in names])), strict=True))
+        looked = dict(zip(names, asyncio.run(_resolve_all(registry, [by_name[name] for name in names])), strict=True))
     finally:
         registry.close()
     return [
         tuple(
-            Finding(each, State.VARIABLE, note="its name depends on build arguments")
+            ImageFinding(each, PinState.VARIABLE, note="its name depends on build arguments")
             if each.has_variables
             else replace(looked[each.name], image=each)
             for each in file.references
@@ -192,36 +193,36 @@ def _findings(files: Sequence[_File], settings: RegistrySettings) -> list[tuple[
     ]
 
 
-async def _look_all(registry: Registry, wanted: Sequence[ImageReference]) -> list[Finding]:
+async def _resolve_all(registry: Registry, wanted: Sequence[ImageReference]) -> list[ImageFinding]:
     from asyncio_pool import AioPool
 
     pool = AioPool(size=_AT_ONCE)
-    return list(await asyncio.gather(*[pool.spawn_n(asyncio.to_thread(_look, registry, each)) for each in wanted]))
+    return list(await asyncio.gather(*[pool.spawn_n(asyncio.to_thread(_resolve, registry, each)) for each in wanted]))
 
 
-def _look(registry: Registry, image: ImageReference) -> Finding:
-    """What is to be said of ``image``. Raises ``KanifoldError`` with its place."""
+def _resolve(registry: Registry, image: ImageReference) -> ImageFinding:
+    """Return the finding for ``image``. Raises ``KanifoldError`` with its location."""
     try:
         parsed = reference.parse(image.name)
         now = registry.resolve(replace(parsed, digest="").completed())
         if not parsed.digest:
-            return Finding(image, State.UNPINNED, now.digest, _only_platform(now))
+            return ImageFinding(image, PinState.UNPINNED, now.digest, _only_platform(now))
         if parsed.digest == now.digest:
-            return Finding(image, State.CURRENT, now.digest, _only_platform(now))
+            return ImageFinding(image, PinState.CURRENT, now.digest, _only_platform(now))
         pinned = registry.manifest(replace(parsed, tag=""))[0]
         if isinstance(pinned, Index) or now.media_type not in INDEXES:
-            return Finding(image, State.MOVED, now.digest)
-        return Finding(image, State.ONE_PLATFORM, now.digest, _explained(registry, parsed, now))
+            return ImageFinding(image, PinState.MOVED, now.digest)
+        return ImageFinding(image, PinState.ONE_PLATFORM, now.digest, _platform_of_pin(registry, parsed, now))
     except KanifoldError as error:
         raise KanifoldError.of(replace(error.problem, where=error.problem.where or image.where)) from error
 
 
 def _only_platform(now: Descriptor) -> str:
-    """What to note of a tag that names ``now``; "" for an index."""
+    """Return a note about a tag that is ``now``, a single manifest; "" for an index."""
     return "" if now.media_type in INDEXES else "its tag names an image for one platform, not an index"
 
 
-def _explained(registry: Registry, pinned: Reference, now: Descriptor) -> str:
+def _platform_of_pin(registry: Registry, pinned: Reference, now: Descriptor) -> str:
     index = registry.manifest(replace(pinned, tag="", digest=now.digest))[0]
     listed = index.manifests if isinstance(index, Index) else ()
     platform = next((each.platform for each in listed if each.digest == pinned.digest), None)
@@ -231,20 +232,20 @@ def _explained(registry: Registry, pinned: Reference, now: Descriptor) -> str:
     return f"the manifest for {name} alone: other platforms cannot be built from it"
 
 
-def _pinned(finding: Finding) -> str:
-    """The image's name as written, with the digest that its tag names now."""
+def _pinned(finding: ImageFinding) -> str:
+    """Return the name as written, with the digest of its tag."""
     return f"{finding.image.name.partition('@')[0]}@{finding.digest}"
 
 
-def _line(path: str, finding: Finding, state: str) -> str:
-    digest = "" if finding.state is State.CURRENT else finding.digest
+def _line(path: str, finding: ImageFinding, state: str) -> str:
+    digest = "" if finding.state is PinState.CURRENT else finding.digest
     note = f"({finding.note})" if finding.note else ""
     words = " ".join(filter(None, (state, digest, note)))
     return clean_line(f"{path}:{finding.image.where.line}: {finding.image.name}: {words}")
 
 
 def _write(path: str, data: bytes) -> None:
-    """Put ``data`` in the place of the file that ``path`` leads to, whole or not at all; its mode stays."""
+    """Replace the file that ``path`` leads to atomically; its mode is kept."""
     target = os.path.realpath(path)
     try:
         mode = stat.S_IMODE(os.stat(target).st_mode)

@@ -112,7 +112,7 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
         places = dict(request.build_contexts)
         used.add(Named(names).find(given.get(epoch.NAME, "") or scopes[0].get(epoch.NAME, "")))
         moment = epoch.resolve(dockerfile, given, scopes[0], source.files, places, means)
-        given = epoch.told(given, scopes[0], moment)
+        given = epoch.with_epoch_argument(given, scopes[0], moment)
     images: dict[str, graph.External] = {}
     running: set[Platform] = set()
     may_run = not scopes

@@ -41,7 +41,7 @@ Jobs = Sequence[tuple[Placement, protocol.Job]]
 
 
 class CachedResult(msgspec.Struct, frozen=True):
-    """What a job was answered with, and for which images."""
+    """The result of a job, with the digests of its images."""
 
     pins: tuple[protocol.Pin, ...]
     dependencies: protocol.DependencyRecord
@@ -52,10 +52,10 @@ class CachedResult(msgspec.Struct, frozen=True):
 _ANSWER: Final[msgspec.json.Decoder[CachedResult]] = msgspec.json.Decoder(CachedResult)
 
 
-def may_come(request: Request, placements: Sequence[Placement]) -> bool:
-    """Whether this is a build of which something could be noted: on this machine, whose files can be looked at.
+def is_cacheable(request: Request, placements: Sequence[Placement]) -> bool:
+    """Whether results of this build can be cached: it is on this machine, whose files can be checked.
 
-    What is made for anything but a registry takes an executor, and so do the caches outside.
+    Other outputs than a registry, and remote caches, need an executor.
     """
     outside = request.options.cache_from or request.options.cache_to
     forced = request.options.no_cache or request.options.no_cache_stages
@@ -64,23 +64,23 @@ def may_come(request: Request, placements: Sequence[Placement]) -> bool:
 
 
 def find(jobs: Jobs, store: Store) -> tuple[CachedResult, ...]:
-    """What the ``orders`` (whose pins need not be known) were answered with; none unless that is known of all."""
+    """Return the cached results of ``jobs`` (whose pins may be unknown); none unless there is one for each."""
     found = [metadata_cache.get(store, "repeat", _key(job)) for _, job in jobs]
     try:
         return tuple(decoding.decode(_ANSWER, each) for each in found if each is not None) if None not in found else ()
-    except msgspec.DecodeError:  # of another version of ours, as may be on a developer's machine
+    except msgspec.DecodeError:  # written by another version
         return ()
 
 
-async def hold(
+async def are_valid(
     answers: Sequence[CachedResult], jobs: Jobs, store: Store, stop: threading.Event, otherwise: Callable[[], None]
 ) -> bool:
-    """Whether there are ``answers``, and what they rest on and came to is there. If not, ``otherwise`` is called.
+    """Whether there are ``answers`` and everything that they depend on is unchanged. If not, ``otherwise`` is called.
 
-    When ``stop`` is set, or this is cancelled, nothing holds.
+    False when ``stop`` is set, or this is cancelled.
     """
     try:
-        holding = await asyncio.to_thread(_hold, answers, jobs, store, stop)
+        holding = await asyncio.to_thread(_check_valid, answers, jobs, store, stop)
     except asyncio.CancelledError:
         stop.set()
         raise
@@ -89,7 +89,7 @@ async def hold(
     return holding
 
 
-def _hold(answers: Sequence[CachedResult], jobs: Jobs, store: Store, stop: threading.Event) -> bool:
+def _check_valid(answers: Sequence[CachedResult], jobs: Jobs, store: Store, stop: threading.Event) -> bool:
     def check() -> None:
         if stop.is_set():
             raise Interrupted("it is of no account any more")
@@ -101,12 +101,12 @@ def _hold(answers: Sequence[CachedResult], jobs: Jobs, store: Store, stop: threa
         for each in (each for answer in answers for each in (answer.result.manifest, answer.result.config)):
             blobs.read(store, each.digest, each.size)
         return inputs.unchanged(rest, store, check)
-    except KanifoldError:  # whatever it is, executors meet it too, and say where
+    except KanifoldError:  # executors will meet it too, and report it
         return False
 
 
-async def are_there(answers: Sequence[CachedResult], jobs: Jobs, registry: Registry) -> bool:
-    """Whether what the ``orders`` would push is there already."""
+async def are_published(answers: Sequence[CachedResult], jobs: Jobs, registry: Registry) -> bool:
+    """Whether the registry has what the ``jobs`` would push."""
     wanted = [
         reference.parse(name).with_digest(answer.result.manifest.digest)
         for answer, (_, job) in zip(answers, jobs, strict=True)
@@ -117,7 +117,7 @@ async def are_there(answers: Sequence[CachedResult], jobs: Jobs, registry: Regis
 
 
 def replay(answers: Sequence[CachedResult], jobs: Jobs, emit: Emit) -> tuple[PlatformResult, ...]:
-    """Say what executors would say, and give what was given."""
+    """Emit the events of the cached results, and return them."""
     built: list[PlatformResult] = []
     for answer, (placement, _) in zip(answers, jobs, strict=True):
         name = str(placement.platform)
@@ -129,19 +129,19 @@ def replay(answers: Sequence[CachedResult], jobs: Jobs, emit: Emit) -> tuple[Pla
     return tuple(built)
 
 
-def note(built: Sequence[PlatformResult], jobs: Jobs, store: Store) -> None:
-    """Remember what the ``jobs`` came to, as far as they would come to it again."""
-    with contextlib.suppress(StoreError):  # the build is done, whatever becomes of the memory of it
+def store_results(built: Sequence[PlatformResult], jobs: Jobs, store: Store) -> None:
+    """Store the results of ``jobs`` that are cacheable."""
+    with contextlib.suppress(StoreError):  # the build has succeeded even if this fails
         for each, (_, job) in zip(built, jobs, strict=True):
             if each.events and (dependencies := each.result.dependencies) is not None:
                 steps = each.result.cached + each.result.ran
                 result = replace(each.result, dependencies=None, cached=steps, ran=0, seconds=0.0)
-                answer = CachedResult(job.pins, dependencies, tuple(_replayed(each.events)), result)
+                answer = CachedResult(job.pins, dependencies, tuple(_replayed_events(each.events)), result)
                 metadata_cache.put(store, "repeat", _key(job), msgspec.json.encode(answer))
 
 
-def _replayed(kept: Sequence[StepEvent]) -> Iterator[StepEvent]:
-    """The events that were ``kept``, as they would be had every step been found."""
+def _replayed_events(kept: Sequence[StepEvent]) -> Iterator[StepEvent]:
+    """Yield the stored events as they would be if every step was cached."""
     bases: set[int] = set()
     for message in kept:
         if isinstance(message, protocol.Planned):
@@ -154,16 +154,18 @@ def _replayed(kept: Sequence[StepEvent]) -> Iterator[StepEvent]:
 
 
 def _key(job: protocol.Job) -> str:
-    """Names all of ``job`` that its answer depends on, but for the pins, and who would answer."""
+    """Return the key of ``job``: everything that its result depends on, except the pins; and the version of
+    kanifold."""
     options = replace(job.options, root="", registries=RegistrySettings())
     same = replace(job, build="", push=(), pins=(), emulation=None, options=options)
-    asked = msgspec.json.encode((__version__, _newest(), str(host.default_platform()), same))
+    asked = msgspec.json.encode((__version__, _newest_mtime(), str(host.default_platform()), same))
     return hashlib.sha256(asked).hexdigest()
 
 
 @functools.cache
-def _newest() -> int:
-    """When a module that answers jobs was changed last (ns): those of a checkout change, and their version does not."""
+def _newest_mtime() -> int:
+    """Return the mtime in ns of the newest module that affects results: in a checkout, modules change without the
+    version."""
     home = os.path.dirname(os.path.dirname(str(inputs.__file__)))
     places = [below(home, name) for name in ("solver", "dockerfile", "image")]
     return max(each.stat().st_mtime_ns for place in places for each in os.scandir(place) if each.is_file())

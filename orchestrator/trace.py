@@ -1,10 +1,10 @@
-"""A build as a trace: what happened when, for the viewers of Chrome (about:tracing) and Perfetto (ui.perfetto.dev).
+"""``--trace``: the events of a build as a trace for Chrome (about:tracing) and Perfetto (ui.perfetto.dev).
 
-``trace`` is a pure function of the events that every display is made from. Times are the orchestrator's own: what
-travels from an executor is stamped when it arrives, so no clock but one is in a trace.
+``trace`` is a pure function of the events. Times are the orchestrator's: events of an executor are stamped when they
+arrive, so that a trace has a single clock.
 
-The form is the "Trace Event Format", its JSON object form: processes are the orchestrator and one for each platform; a
-stage is a thread, whose steps follow each other; a transfer, of which many run at once, is an asynchronous slice.
+The format is the JSON object format of the "Trace Event Format". Processes are the orchestrator and the platforms; a
+stage is a thread with its steps; transfers, which overlap, are asynchronous slices.
 """
 
 from __future__ import annotations
@@ -23,37 +23,35 @@ from platforms.replacing import replacing
 _BUILD: Final = 1
 """The orchestrator's process id in the trace; the platforms' follow."""
 _WHOLE: Final = 0
-"""The thread of a process that shows it from its beginning to its end. Stages follow."""
+"""The thread that shows the whole process. Stages follow."""
 
 Json = dict[str, Any]
 
 
 def trace(happened: Iterable[events.Event]) -> Json:
-    """The trace of a build's events, in their order. What has not ended by the last of them ends with it."""
-    drawing = _Drawing()
+    """Return the trace of ``happened``, in order. What has not ended ends with the last event."""
+    drawing = _TraceBuilder()
     for event in happened:
-        drawing.take(event)
+        drawing.add(event)
     return drawing.finish()
 
 
 @contextlib.contextmanager
 def recorded(path: str, emit: Callable[[events.Event], None]) -> Iterator[Callable[[events.Event], None]]:
-    """``emit``, and the trace of all that passes it in the file ``path`` in the end, however that comes.
+    """Yield a function that passes events to ``emit`` and records them; their trace is written to ``path`` at the end.
 
     Raises ``UsageError`` for a file that cannot be written.
     """
     happened: list[events.Event] = []
 
     def keep(event: events.Event) -> None:
-        if not (
-            isinstance(event, events.FromExecutor) and isinstance(event.message, protocol.Log)
-        ):  # of which much comes
+        if not (isinstance(event, events.FromExecutor) and isinstance(event.message, protocol.Log)):  # frequent
             happened.append(event)
         emit(event)
 
     with contextlib.ExitStack() as stack:
         with _translated(path):
-            file = stack.enter_context(replacing(path))  # before the build, so that a bad name is told then
+            file = stack.enter_context(replacing(path))  # opened before the build, so that an error is reported then
         failed: BaseException | None = None
         try:
             yield keep
@@ -77,7 +75,7 @@ def _translated(path: str) -> Iterator[None]:
 
 
 class _Slice(msgspec.Struct):
-    """Something that has begun."""
+    """Something that has begun and not ended."""
 
     name: str
     process: int
@@ -91,21 +89,21 @@ class _Platform(msgspec.Struct):
     steps: dict[int, protocol.Step] = msgspec.field(default_factory=dict)
 
 
-class _Drawing:
-    """The trace so far. Open slices are kept by what ends them."""
+class _TraceBuilder:
+    """The trace so far. Open slices are kept by the key of the event that ends them."""
 
     def __init__(self) -> None:
         self._out: list[Json] = []
         self._platforms: dict[str, _Platform] = {}
         self._open: dict[tuple[object, ...], _Slice] = {}
         self._transfers: dict[tuple[str, str, str], tuple[_Slice, float]] = {}
-        """By platform, action and name; with the moment of the last progress."""
+        """By platform, action and name; with the time of the last progress."""
         self._threads: dict[tuple[int, str], int] = {}
         self._zero: float | None = None
         self._last = 0.0
         self._process(_BUILD, "kanifold")
 
-    def take(self, event: events.Event) -> None:
+    def add(self, event: events.Event) -> None:
         self._zero = event.at if self._zero is None else self._zero
         self._last = max(self._last, event.at)
         match event:
@@ -195,7 +193,7 @@ class _Drawing:
         self._out.append({"ph": "M", "name": "thread_name", "pid": process, "tid": _WHOLE, "args": {"name": "build"}})
 
     def _thread(self, process: int, name: str) -> int:
-        """The thread of ``process`` with this name, drawn from the first time on that it is asked for."""
+        """Return the thread of ``process`` with this name; added when first used."""
         known = self._threads.get((process, name))
         if known is None:
             known = self._threads[process, name] = 1 + sum(1 for each, _ in self._threads if each == process)
@@ -208,7 +206,7 @@ class _Drawing:
     def _end(self, at: float, kind: str, *which: object, **arguments: object) -> None:
         slice_ = self._open.pop((kind, *which), None)
         if slice_ is None:
-            return  # announced by nobody: there is no moment it could have begun at
+            return  # its start was not announced
         self._out.append(
             {
                 "ph": "X",

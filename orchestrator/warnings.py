@@ -1,4 +1,4 @@
-"""What there is to say of a build while it is built: warnings of build checks and flags, or why not to build it."""
+"""Warnings of a build: findings of build checks, unused named contexts, missing SOURCE_DATE_EPOCH."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from platforms.errors import BuildError, Problem
 
 Findings = tuple[tuple[str, Problem], ...]
 _CachedFindings = tuple[Findings, Problem | None]
-_SHOWN: Final = 5
-"""Names of images that a warning lists."""
+_MAX_NAMES: Final = 5
+"""Maximum number of image names that a warning lists."""
 _CACHED_FINDINGS: Final[msgspec.json.Decoder[_CachedFindings]] = msgspec.json.Decoder(_CachedFindings)
 
 
 def check_warnings(
     request: Request, plan: Plan, pins: tuple[protocol.Pin, ...], registry: Registry, store: Store
 ) -> tuple[events.WarningRaised, ...]:
-    """The findings as warnings of a build, remembered for as long as nothing that they depend on changes.
+    """Return the findings of the build checks as warnings, cached in the store under everything that they depend on.
 
-    Raises ``BuildError`` when the Dockerfile wants findings to fail the build (``# check=error=true``).
+    Raises ``BuildError`` if the Dockerfile requests that findings fail the build (``# check=error=true``).
     """
     asked = msgspec.json.encode(
         [
@@ -50,13 +50,13 @@ def check_warnings(
         found, refusal = decoding.decode(_CACHED_FINDINGS, known)
     else:
         from executor.dockerfile import rules
-        from orchestrator import checking  # with all rules: most builds find their findings noted
+        from orchestrator import build_checks  # late: mostly the findings are cached
 
-        made = checking.found(request, plan, pins, registry, store)
+        made = build_checks.check_needed_stages(request, plan, pins, registry, store)
         found = tuple(
             (each.rule.name, each.problem)
             for each in made.violations
-            if each.rule is not rules.INVALID_BASE_IMAGE_PLATFORM  # whoever builds on it says so
+            if each.rule is not rules.INVALID_BASE_IMAGE_PLATFORM  # reported by the executor
         )
         refusal = made.refusal
         metadata_cache.put(store, "checks", key, msgspec.json.encode((found, refusal)))
@@ -66,9 +66,9 @@ def check_warnings(
 
 
 def unused_contexts(plan: Plan, taken: Collection[str]) -> tuple[events.WarningRaised, ...]:
-    """A warning for each named context that nothing was ``taken`` from: it was to stand for something, and did not."""
+    """Return a warning for each named context that nothing was ``taken`` from."""
     names = [image.name for image in plan.images]
-    others = f"; it takes {', '.join(names[:_SHOWN])} from outside" if names else ""
+    others = f"; it takes {', '.join(names[:_MAX_NAMES])} from outside" if names else ""
     return tuple(
         events.WarningRaised(
             problem=Problem(
@@ -84,8 +84,8 @@ def unused_contexts(plan: Plan, taken: Collection[str]) -> tuple[events.WarningR
     )
 
 
-def without_epoch(request: Request, plan: Plan) -> tuple[events.WarningRaised, ...]:
-    """A warning when times are to be rewritten and nothing says to what, as BuildKit has it."""
+def missing_epoch(request: Request, plan: Plan) -> tuple[events.WarningRaised, ...]:
+    """Return a warning if timestamps are to be rewritten and there is no SOURCE_DATE_EPOCH, as in BuildKit."""
     if plan.epoch is not None or not any(image_options(each).rewrite_timestamp for each in request.outputs):
         return ()
     return (
@@ -101,5 +101,5 @@ def without_epoch(request: Request, plan: Plan) -> tuple[events.WarningRaised, .
 
 
 def may_fail(request: Request, plan: Plan) -> bool:
-    """Whether findings may fail the build, so that nothing may be run before they are known."""
+    """Whether findings may fail the build, so that no step may run before they are known."""
     return bool(plan.dockerfile.check) or request.check_options is not None

@@ -411,7 +411,7 @@ import orchestrator.flags, orchestrator.plan
 from platforms.loading import without
 with without("ssl"):
     import asyncio
-import orchestrator.command, orchestrator.tidying, orchestrator.view.quiet
+import orchestrator.command, orchestrator.store_gc, orchestrator.view.quiet
 """
 CLIENT = """
 import orchestrator.bootstrap, executor.__main__

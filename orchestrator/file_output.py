@@ -1,7 +1,7 @@
-"""``type=local`` and ``type=tar``: the files of the images, for people who want no image.
+"""``type=local`` and ``type=tar``: exporting the files of images.
 
-Each executor sends its image's file system as an archive. Several platforms have a directory each, called like
-``linux_arm64``. Files in a directory belong to whoever runs the build, as they do with buildx; an archive keeps owners.
+Each executor sends the file system of its image as an archive. With several platforms, each gets a directory such as
+``linux_arm64``. Files in a directory belong to the user who runs the build, as with buildx; an archive keeps owners.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LIMITS: Final = unpack.Limits()
 
 
 async def write(output: FilesOutput, built: Sequence[PlatformResult], digest: str, emit: Emit) -> None:
-    """Write the files of all that was ``built`` to ``output``. Raises ``KanifoldError``."""
+    """Write the files of all ``built`` platforms to ``output``. Raises ``KanifoldError``."""
     ref = "stdout" if writes_stdout(output) else output.dest
     emit(events.Publishing(what=ref))
     match output:
@@ -54,7 +54,7 @@ async def _directory(output: LocalDirectory, built: Sequence[PlatformResult]) ->
     directory = os.path.abspath(output.dest)
     split = len(built) > 1 if output.split is None else output.split
     if not split:
-        await _keep_apart(built)
+        await _check_collisions(built)
     new = not os.path.lexists(directory)
     try:
         os.makedirs(directory, exist_ok=True)
@@ -63,7 +63,9 @@ async def _directory(output: LocalDirectory, built: Sequence[PlatformResult]) ->
         raise StoreError(f"cannot make the directory {output.dest}", why=error.strerror or str(error)) from error
     try:
         for each in built:
-            await _hear(each, _name(each) if split else "", partial(unpack.hand_over, directory=place, limits=_LIMITS))
+            await _receive(
+                each, _name(each) if split else "", partial(unpack.hand_over, directory=place, limits=_LIMITS)
+            )
         if output.delete:
             await asyncio.to_thread(_replace_all, directory, place)
     except BaseException:
@@ -73,7 +75,7 @@ async def _directory(output: LocalDirectory, built: Sequence[PlatformResult]) ->
 
 
 def _replace_all(directory: str, place: str) -> None:
-    """Delete all in ``directory`` but ``place``, which is in it and whose content takes its place."""
+    """Replace the content of ``directory`` by that of its subdirectory ``place``."""
     name = os.path.basename(place)
     try:
         with os.scandir(directory) as entries:
@@ -90,8 +92,8 @@ def _replace_all(directory: str, place: str) -> None:
         raise StoreError(f"cannot replace what is in {directory}", why=error.strerror or str(error)) from error
 
 
-async def _keep_apart(built: Sequence[PlatformResult]) -> None:
-    """Refuse files that several of ``built`` have, if there are several: found out before anything is written."""
+async def _check_collisions(built: Sequence[PlatformResult]) -> None:
+    """Raise for paths that several of ``built`` have, before anything is written."""
     owners: dict[bytes, str] = {}
 
     def claim(stream: BinaryIO, platform: str) -> None:
@@ -104,11 +106,11 @@ async def _keep_apart(built: Sequence[PlatformResult]) -> None:
                 )
 
     for each in built if len(built) > 1 else ():
-        await _hear(each, "", partial(claim, platform=str(each.placement.platform)))
+        await _receive(each, "", partial(claim, platform=str(each.placement.platform)))
 
 
-async def _hear(built: PlatformResult, prefix: str, take: Callable[[BinaryIO], object]) -> None:
-    """Give the files of one image, as an archive, to ``take``, which runs on a thread and reads them from a pipe."""
+async def _receive(built: PlatformResult, prefix: str, take: Callable[[BinaryIO], object]) -> None:
+    """Call ``take`` on a thread with the files of one image, as an archive that is read from a pipe."""
     reading, writing = os.pipe()
 
     def receive() -> None:
@@ -122,7 +124,7 @@ async def _hear(built: PlatformResult, prefix: str, take: Callable[[BinaryIO], o
                 await asyncio.to_thread(pipe.write, block)
             await asyncio.to_thread(pipe.write, tarwriter.END)
     except BrokenPipeError:
-        pass  # who reads says why
+        pass  # the reader raises the cause
     finally:
         await asyncio.gather(receiving, return_exceptions=True)
     receiving.result()

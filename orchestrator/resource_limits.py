@@ -1,4 +1,4 @@
-"""``--resource NAME=VALUE``: bounds of steps, with the names that buildx has, and ``pids``."""
+"""``--resource NAME=VALUE``: resource limits of steps, with buildx's names, and ``pids``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAMES = tuple(each.replace("_", "-") for each in Limits.__struct_fields__)
 
 
 def limits(texts: Iterable[str]) -> Limits:
-    """What the flags ask for; of several with one name the last counts. Raises ``UsageError``."""
+    """Return the limits in ``texts``; of several with the same name the last counts. Raises ``UsageError``."""
     found: dict[str, int | str] = {}
     for text in texts:
         name, equals, value = text.partition("=")

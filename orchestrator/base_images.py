@@ -1,7 +1,7 @@
-"""What build checks may know of base images: their variables, their shell, and which platforms they are for.
+"""Reading what build checks need of base images: variables, shell, and platforms.
 
-Only documents are read, never layers: from the store when a build has had them, else from the registry. An image that
-nobody answers for is not known, and the rules that need it stay silent: checks work without a network.
+Only manifests and configs are read, never layers: from the store if a build has fetched them, else from the registry.
+An image that cannot be read is unknown, and the rules that need it are skipped, so that checks work offline.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def read(
     registry: Registry,
     store: Store | None,
 ) -> dict[int, BaseImage]:
-    """What is known of the base images of ``stages``, by stage number. ``pins`` say which digests tags stand for.
+    """Return what is known of the base images of ``stages``, by stage number. ``pins`` map tags to digests.
 
-    To be called in a thread that has no event loop.
+    To be called in a thread without an event loop.
     """
     digests = {pin.name: pin.digest for pin in pins}
     needed: dict[int, tuple[str, Platform]] = {}
@@ -92,7 +92,7 @@ def _root(wanted: Reference, registry: Registry, store: Store | None) -> bytes:
 
 
 def _read(descriptor: Descriptor, image_name: Reference, registry: Registry, store: Store | None) -> bytes:
-    """A manifest, an index or a config of the image."""
+    """Return a manifest, an index or a config of the image."""
     if descriptor.media_type in mediatypes.INDEXES | mediatypes.MANIFESTS:
         return _root(image_name.with_digest(descriptor.digest), registry, store)
     if store is not None and blobs.has(store, descriptor.digest):

@@ -1,7 +1,7 @@
-"""The user's SSH agents, for the steps that ask for one: ``--ssh default``, ``--ssh id=SOCKET``, ``--ssh id=KEY``.
+"""SSH agents for the steps that request one: ``--ssh default``, ``--ssh id=SOCKET``, ``--ssh id=KEY``.
 
-A private key is given to an ``ssh-agent`` of our own, which ends with the build. Which requests pass is decided here
-too, not only in the executor, whose word is not taken.
+A private key is given to an ``ssh-agent`` that is started for the build. Requests are filtered here as well as in the
+executor, which is not trusted.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from platforms.errors import EnvironmentUnfit, KanifoldError, UsageError
 from platforms.paths import below
 
 _SECONDS = 30.0
-"""How long an agent may take: a key on a token may want to be touched."""
+"""Timeout of an agent in seconds: a key on a token may have to be touched."""
 
 
 @contextmanager
-def agents(wanted: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
-    """The sockets of ``wanted`` (name, place) by name, for the length of a build. Raises ``UsageError``."""
+def start_agents(wanted: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
+    """Yield the sockets of ``wanted`` (name, place) by name, for the length of the block. Raises ``UsageError``."""
     if not wanted:
         yield {}
         return
@@ -52,8 +52,8 @@ def agents(wanted: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
                 each.wait()
 
 
-def ask(path: str, request: bytes) -> bytes:
-    """The answer of the agent at ``path`` to one ``request``, both without their length."""
+def query(path: str, request: bytes) -> bytes:
+    """Return the reply of the agent at ``path`` to ``request``, both without their length prefix."""
     if not request or request[0] not in ALLOWED:
         return FAILURE
     try:
@@ -75,7 +75,7 @@ def _is_socket(path: str) -> bool:
 
 
 def _own_agent(path: str, name: str, keys: Sequence[str]) -> tuple[subprocess.Popen[bytes], str]:
-    """An ``ssh-agent`` at ``path`` that holds ``keys``."""
+    """Start an ``ssh-agent`` at ``path`` with ``keys``."""
     try:
         process = subprocess.Popen(
             ["ssh-agent", "-D", "-a", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
@@ -85,7 +85,7 @@ def _own_agent(path: str, name: str, keys: Sequence[str]) -> tuple[subprocess.Po
             f"--ssh {name}: a key needs an agent, and there is no ssh-agent", remedy="apt-get install openssh-client"
         ) from error
     assert process.stdout is not None
-    process.stdout.readline()  # it says where it listens once it does
+    process.stdout.readline()  # printed when it listens
     for key in keys:
         added = subprocess.run(
             ["ssh-add", "-q", "--", os.path.expanduser(key)],

@@ -1,4 +1,4 @@
-"""Build checks and the other questions that a Dockerfile answers without being built: ``--check``, ``--call``."""
+"""``--check`` and ``--call``: build checks, targets and outlines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from executor.registry import auth
 from executor.registry.client import Client
 from executor.solver import graph, scope
 from executor.store.store import Store
-from orchestrator import bases
+from orchestrator import base_images
 from orchestrator import plan as planning
 from orchestrator.contexts import FetchOptions
 from orchestrator.plan import Plan
@@ -29,10 +29,10 @@ from platforms import host
 from platforms.errors import BuildError, DockerfileError, Problem
 
 
-def found(
+def check_needed_stages(
     request: Request, plan: Plan, pins: tuple[protocol.Pin, ...], registry: Registry, store: Store
 ) -> CheckResult:
-    """What checks find in the stages that a build needs."""
+    """Return the findings in the stages that a build needs."""
     stages = _needed(request, plan)
     return _check(request, plan, stages, _bases(request, plan, stages, pins, registry, store))
 
@@ -43,7 +43,7 @@ def _predefined(request: Request, plan: Plan) -> dict[str, str]:
 
 
 def _needed(request: Request, plan: Plan) -> tuple[int, ...]:
-    """The stages that the target needs. Raises ``DockerfileError`` for what no context can make buildable."""
+    """Return the stages that the target needs. Raises ``DockerfileError`` for what no context can make valid."""
     seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
     needed = graph.plan(plan.dockerfile, request.options.target, seen, plan.named(request.platforms[0])).stages
     for index in needed:
@@ -61,7 +61,7 @@ def _bases(
 ) -> dict[int, BaseImage]:
     seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
     wanted = [plan.dockerfile.stages[index] for index in stages]
-    return bases.read(
+    return base_images.read(
         plan.dockerfile, wanted, seen, request.platforms[0], plan.named(request.platforms[0]), pins, registry, store
     )
 
@@ -84,7 +84,7 @@ def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[i
 
 
 def _check_all(request: Request, plan: Plan) -> CheckResult:
-    """The findings in all stages, or in those that ``--target`` needs, and why a build of them would fail."""
+    """Return the findings in all stages, or in those that ``--target`` needs, and why a build would fail."""
     try:
         stages = _needed_by_any(request, plan)
     except DockerfileError as error:
@@ -95,7 +95,7 @@ def _check_all(request: Request, plan: Plan) -> CheckResult:
 
 
 def _needed_by_any(request: Request, plan: Plan) -> frozenset[int]:
-    """The stages that ``--target``, or else any target, needs. Raises as ``_needed`` does."""
+    """Return the stages that ``--target``, or else any target, needs. Raises as ``_needed`` does."""
     if not request.options.target and b"TARGETSTAGE" not in plan.data:  # what FROM sees is the same for all targets
         seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
         graph.plan_all(plan.dockerfile, seen, plan.named(request.platforms[0]))
@@ -109,9 +109,9 @@ def _needed_by_any(request: Request, plan: Plan) -> frozenset[int]:
 
 
 def _refuse(request: Request, plan: Plan) -> None:
-    """Raise the error with which a build of the target would begin, as BuildKit does before it outlines one.
+    """Raise the error with which a build of the target would begin, as BuildKit does before an outline.
 
-    Base images are looked at where it may depend on what they set: where findings are errors, or something is wrong.
+    Base images are read if the result may depend on them: where findings are errors, or something is wrong.
     """
     stages = _needed(request, plan)
     report = _check(request, plan, stages, {})
@@ -125,7 +125,7 @@ def _refuse(request: Request, plan: Plan) -> None:
 
 
 def call(request: Request, method: str) -> int:
-    """Answer ``--call method[,format=json]``; the exit status is 1 when checks find anything."""
+    """Run ``--call method[,format=json]``; returns the exit status, 1 when checks find anything."""
     name, _, options = method.partition(",")
     as_json = options == "format=json"
     with tempfile.TemporaryDirectory(prefix="kanifold.") as scratch:
@@ -146,7 +146,7 @@ def _print_checks(request: Request, source: planning.Source, means: FetchOptions
     try:
         found = _check_all(request, planning.plan(request, (), source, means))
     except DockerfileError as error:
-        found = _above(request, source, means, error.problem)
+        found = _partial_result(request, source, means, error.problem)
     if as_json:
         print_json(documents.lint_document(found, source.name, source.data))
     else:
@@ -161,8 +161,8 @@ def _print_checks(request: Request, source: planning.Source, means: FetchOptions
     return 1 if found.failure is not None or found.violations else 0
 
 
-def _above(request: Request, source: planning.Source, means: FetchOptions, problem: Problem) -> CheckResult:
-    """What is to be said of the lines above the one with ``problem``, which no Dockerfile has, and that itself."""
+def _partial_result(request: Request, source: planning.Source, means: FetchOptions, problem: Problem) -> CheckResult:
+    """Return the findings in the lines above that of ``problem``, a syntax error, and the problem itself."""
     if problem.where is None:
         return CheckResult((), problem)
     lines = source.data.split(b"\n")[: problem.where.line - 1]

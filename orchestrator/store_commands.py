@@ -1,4 +1,4 @@
-"""``kanifold du`` and ``kanifold prune``: what the store holds, and making room in it."""
+"""``kanifold du`` and ``kanifold prune``: listing and pruning the store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from platforms.errors import UsageError
 
 
 def show(root: str, verbose: bool, filters: Sequence[str]) -> None:
-    """Print the sum for each kind of thing that matches ``filters`` and, when ``verbose``, a line for every one."""
+    """Print the total for each kind of resource that matches ``filters`` and, if ``verbose``, a line for each
+    resource."""
     _check(root)
     with open_store(root or None) as store:
         rows = pruning.usage(store, filters)
@@ -32,10 +33,10 @@ def show(root: str, verbose: bool, filters: Sequence[str]) -> None:
 
 
 def prune(root: str, everything: bool, keep_storage: str, filters: Sequence[str]) -> None:
-    """Remove what nobody uses. Without limits: garbage, and what no record needs."""
+    """Remove what is not in use. Without limits: garbage, and what no cache record needs."""
     _check(root)
     if sys.platform == "linux":
-        # Files of steps belong to ids that only exist in a namespace like theirs.
+        # Files of steps belong to ids that exist only in a user namespace with the same mapping.
         from executor.sandbox import isolation
 
         isolation.enter()
@@ -52,7 +53,7 @@ def prune(root: str, everything: bool, keep_storage: str, filters: Sequence[str]
 
 
 def _check(root: str) -> None:
-    """Refuse to make the store that was to be looked at."""
+    """Raise if there is no store at ``root``, instead of making one."""
     if root and not os.path.isdir(root):
         raise UsageError(f"there is no store at {root}", remedy="see kanifold doctor for where it is")
 

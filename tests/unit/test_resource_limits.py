@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from executor.step_options import Limits, control_files, parent_path
-from orchestrator.resources import limits
+from orchestrator.resource_limits import limits
 from platforms.errors import UsageError
 
 

@@ -1,4 +1,4 @@
-"""What other programs are told of a build: ``--metadata-file`` and ``--iidfile``."""
+"""``--metadata-file`` and ``--iidfile``: writing the digests of a build for other programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write(request: Request, result: BuildResult) -> None:
 
 
 def document(request: Request, result: BuildResult) -> dict[str, object]:
-    """The metadata of a build, with buildx's keys, and a key of ours for the digests of each platform."""
+    """Return the metadata of a build, with buildx's keys, and kanifold's key for the digests of each platform."""
     root = result.root
     found: dict[str, object] = {
         "containerimage.digest": root.digest,

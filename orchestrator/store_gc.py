@@ -1,7 +1,7 @@
 """Garbage collection at the end of a build.
 
-What steps have made belongs to ids that only exist in a namespace like theirs. So the work is a forked process's, which
-enters one; this one waits for it, and it does not outlive this one.
+Files of steps belong to ids that exist only in a user namespace with the same mapping. So this runs in a forked process
+that enters one; the caller waits for it, and it is killed with the caller.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from platforms import syscalls
 from platforms.errors import KanifoldError
 
 
-def tidy(root: str, policy: Policy) -> None:
-    """Bring the store at ``root`` to its size. Whatever goes wrong in this is no fault of the build's."""
+def collect_after_build(root: str, policy: Policy) -> None:
+    """Collect garbage in the store at ``root``, if it is due. Errors are ignored: the build is not affected."""
     if sys.platform != "linux" or not policy.enabled:
         return
     try:
@@ -36,7 +36,7 @@ def tidy(root: str, policy: Policy) -> None:
         return
     try:
         os.waitpid(child, 0)
-    except KeyboardInterrupt:  # the build is done all the same, and a store whole at any moment
+    except KeyboardInterrupt:  # the build has succeeded, and the store is crash-only
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -48,7 +48,7 @@ def _work(root: str, policy: Policy, parent: int) -> int:
     syscalls.die_with_parent(signal.SIGKILL)
     with contextlib.suppress(KanifoldError):
         isolation.enter()
-    syscalls.die_with_parent(signal.SIGKILL)  # which a change of ids takes back
+    syscalls.die_with_parent(signal.SIGKILL)  # again: a change of ids clears it
     if os.getppid() != parent:
         return 1
     with contextlib.suppress(KanifoldError, OSError), open_store(root) as store:
