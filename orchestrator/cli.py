@@ -188,6 +188,14 @@ def cli() -> None:
         "cpuset-mems=, pids=512. Needs control groups (cgroup v2) that this user may make."
     ),
 )
+@click.option(
+    "--snapshotter",
+    type=click.Choice(["overlay", "plain"]),
+    help=(
+        "How steps get their files: by an overlay mount (overlay, the default), or in a directory that is a copy of "
+        "the layers (plain), for stores on file systems that take no overlays. Also: $KANIFOLD_SNAPSHOTTER."
+    ),
+)
 @click.option("--cgroup-parent", metavar="PATH", default="", help="The control group that those of steps are made in.")
 @click.option("--no-cache", is_flag=True, help="Run every step, whatever the cache knows.")
 @click.option(
