@@ -81,6 +81,9 @@ _DUPLICATE = click.option(
     default="refuse",
     help="Which of two manifests for one platform counts (default: none, that is an error).",
 )
+_FLATTEN = click.option(
+    "--flatten/--no-flatten", default=True, help="Take the entries out of indexes (default), or list an index as one."
+)
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the index instead of pushing it.")
 _METADATA_FILE = click.option(
     "--metadata-file",
@@ -156,6 +159,7 @@ def index() -> None:
     help="Make an index of a single manifest too (default); false copies it.",
 )
 @_DUPLICATE
+@_FLATTEN
 @click.option(
     "--media-type",
     type=click.Choice(["auto", "oci", "docker"]),
@@ -188,7 +192,7 @@ def create(**flags: Any) -> None:
     with _errand(flags) as opened:
         standing = publishing.targets(opened, targets, _expected(flags["expect"]))
         homes = inputs.homes(wanted, targets)
-        sources = editing.read_sources(opened, wanted, homes)
+        sources = editing.read_sources(opened, wanted, homes, flatten=flags["flatten"])
         if flags["append"]:
             draft = editing.append(editing.read_base(opened, standing[0]), sources, joining)
         else:
@@ -205,6 +209,7 @@ def create(**flags: Any) -> None:
 @_METADATA
 @_ANNOTATIONS
 @_DUPLICATE
+@_FLATTEN
 @click.option("--os", "os_name", metavar="NAME", default="", help="The operating system of the new entries.")
 @click.option("--arch", metavar="NAME", default="", help="The architecture of the new entries.")
 @click.option("--variant", metavar="NAME", default="", help="The variant of the new entries.")
@@ -221,7 +226,7 @@ def add(base: str, sources: tuple[str, ...], manifests: tuple[str, ...], **flags
     annotations = annotating.parse(flags["annotations"], "manifest-descriptor")
     with _edited(base, flags) as (opened, target, standing):
         homes = inputs.homes(wanted, (target.name,))
-        found = editing.read_sources(opened, wanted, homes)
+        found = editing.read_sources(opened, wanted, homes, flatten=flags["flatten"])
         own = editing.read_base(opened, target)
         fresh = [editing.adjusted(each, annotations, override) for each in found]
         general = tuple(each for each in annotations if each.level != "manifest-descriptor")
@@ -400,7 +405,7 @@ def _tagged(name: ImageName, tag: str) -> ImageName:
 
 def _tag_of(given: Input) -> str:
     """What an image that is copied to a layout is called there: its tag, else ``latest``."""
-    for name in given.candidates:
+    for name in map(named_root, given.candidates):
         return (name.tag if isinstance(name, LayoutName) else name.reference.tag) or "latest"
     return "latest"
 

@@ -88,11 +88,14 @@ class Source(msgspec.Struct, frozen=True):
 # -- reading
 
 
-def read_sources(errand: Errand, wanted: Sequence[Input], homes: Sequence[ImageName]) -> list[Source]:
-    """The images of ``wanted``, read and verified."""
+def read_sources(
+    errand: Errand, wanted: Sequence[Input], homes: Sequence[ImageName], *, flatten: bool = True
+) -> list[Source]:
+    """The images of ``wanted``, read and verified. Unless it is to ``flatten``, an index becomes one entry."""
     named = [(each, each.located(homes)) for each in wanted]
     with ThreadPoolExecutor(graph.AT_ONCE, "sources") as pool:
-        return list(pool.map(partial(_read_source, errand), named))
+        found = list(pool.map(partial(_read_source, errand), named))
+    return found if flatten else [_whole(each) for each in found]
 
 
 def _read_source(errand: Errand, wanted: tuple[Input, ImageName]) -> Source:
@@ -100,6 +103,14 @@ def _read_source(errand: Errand, wanted: tuple[Input, ImageName]) -> Source:
     source = open_source(name, errand.client)
     part = Part(source.root(), source)
     return Source(part, _entries(part, given), given.descriptor is None)
+
+
+def _whole(source: Source) -> Source:
+    """``source`` as one entry, which says no platform if it is an index."""
+    document = source.part.document
+    if isinstance(document.content, Manifest):
+        return source
+    return replace(source, entries=(Entry(document.descriptor, source=source.part.source.name),), plain=False)
 
 
 def read_base(errand: Errand, target: Target) -> Source:

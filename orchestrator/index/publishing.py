@@ -23,7 +23,7 @@ from orchestrator.index.names import ImageName, LayoutName, RegistryName
 from orchestrator.view import events
 from orchestrator.view.events import Emit
 from orchestrator.view.units import size as shown
-from platforms.errors import KanifoldError, RegistryError, UsageError
+from platforms.errors import ArchiveError, KanifoldError, RegistryError
 
 NONE: Final = "none"
 """As ``--expect``: there is no such tag."""
@@ -45,7 +45,10 @@ class Errand(msgspec.Struct, frozen=True):
 
 
 def targets(errand: Errand, names: Sequence[ImageName], expect: str = "") -> tuple[Target, ...]:
-    """What ``names`` mean now. Raises ``UsageError`` when that is not what the user expects (a digest, or ``none``)."""
+    """What ``names`` mean now. Raises ``RegistryError`` or ``ArchiveError`` when the user expects something else.
+
+    ``expect`` is a digest, ``none``, or "" for anything.
+    """
     found = tuple(Target(name, standing(errand.client, name)) for name in dict.fromkeys(names))
     for each in found:
         if expect and each.standing != ("" if expect == NONE else expect):
@@ -99,7 +102,7 @@ def standing(client: Client, name: ImageName) -> str:
 
 def _moved(name: ImageName, expected: str, now: str, done: str) -> KanifoldError:
     found = now or "not there"
-    kind = RegistryError if isinstance(name, RegistryName) else UsageError
+    kind = RegistryError if isinstance(name, RegistryName) else ArchiveError
     wanted = "it was not to be there" if expected == NONE else f"it was to be {expected}"
     return kind(
         f"{name} is not what was expected",

@@ -432,3 +432,40 @@ def test_an_index_in_an_index_is_copied_as_it_is(run: Run, repository: str, tmp_
     assert run("copy", "oci:in:1", f"{repository}:1").strip() == root["digest"]
     assert_whole(f"{repository}:1")
     assert "index of 2" in run("index", "inspect", f"{repository}:1")
+
+
+def test_an_index_can_be_listed_as_one_entry(run: Run, repository: str, tmp_path: Path) -> None:
+    images, root = two_platforms(tmp_path / "in")
+    run("index", "create", "-t", f"{repository}:1", "--no-flatten", "oci:in:1")
+    assert document(f"{repository}:1")["manifests"] == [root]
+    images.layout(tmp_path / "more", {"risc": images.image("linux/riscv64")})
+    run("index", "add", f"{repository}:1", "--flatten", "oci:more:risc")
+    assert document(f"{repository}:1")["manifests"][0] == root
+    assert_whole(f"{repository}:1")
+
+
+def test_what_a_layout_holds_is_found_by_digest_by_tag_and_alone(run: Run, tmp_path: Path) -> None:
+    images, root = two_platforms(tmp_path / "in")
+    amd = json.loads(images.blobs[root["digest"]])["manifests"][0]
+    for name, digest in (
+        ("./in", root["digest"]),
+        (f"oci:in@{root['digest']}", root["digest"]),
+        (f"oci-layout://in@{amd['digest']}", amd["digest"]),
+    ):
+        assert run("index", "inspect", "--format", "{{.Manifest.Digest}}", name).strip() == digest
+    for name in ("oci:in:2", f"oci:in@sha256:{'0' * 64}", "oci:nothing", "oci-archive:in", "oci-archive:nothing.tar"):
+        with pytest.raises(ArchiveError):
+            run("index", "inspect", name)
+
+
+def test_an_image_and_what_refers_to_it_are_one_image_in_a_layout(run: Run, tmp_path: Path) -> None:
+    """Referrers are roots without a name: they are not taken for the image."""
+    images = Images()
+    root = images.image()
+    images.layout(tmp_path / "in", {"v1": root}, [images.signature(root)])
+    assert run("copy", "./in", "oci:out").strip() == root["digest"]
+    named = [
+        each.get("annotations", {}) for each in json.loads((tmp_path / "out" / "index.json").read_text())["manifests"]
+    ]
+    assert named[0] == {"org.opencontainers.image.ref.name": "v1"}, "named as its source"
+    assert run("copy", "./out", "oci:again:1").strip() == root["digest"]
