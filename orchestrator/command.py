@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
@@ -27,7 +28,7 @@ from orchestrator.request import Request
 from orchestrator.results import BuildResult
 from orchestrator.view import events, open_display
 from orchestrator.view.events import Emit
-from platforms.errors import BuildError, Interrupted, KanifoldError
+from platforms.errors import BuildError, EnvironmentUnfit, Interrupted, KanifoldError
 
 _LAST_MOMENT: Final = 1.9
 """Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
@@ -64,7 +65,8 @@ def _tidied(request: Request, plan: Plan | None, here: Node, connect: Connect) -
 def _shown(request: Request, plan: Plan | None, here: Node, connect: Connect) -> int:
     with open_display(request.progress) as display, traced(request.trace, display.emit) as emit:
         try:
-            result = asyncio.run(interruptible(run(request, plan, here, connect, emit)))
+            with _descriptors_needed():
+                result = asyncio.run(interruptible(run(request, plan, here, connect, emit)))
         except KanifoldError as error:
             outcome: events.Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
             troubles = error.troubles if isinstance(error, PlatformsFailedError) else (events.Failure(error.problem),)
@@ -73,6 +75,19 @@ def _shown(request: Request, plan: Plan | None, here: Node, connect: Connect) ->
         emit(events.BuildEnded(outcome="built", digest=result.root.digest))
     _print_digest(request, result)
     return 0
+
+
+@contextlib.contextmanager
+def _descriptors_needed() -> Iterator[None]:
+    """Raise ``EnvironmentUnfit`` when there are too few descriptors, whoever needed one: a module being loaded, too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise EnvironmentUnfit(
+            "cannot build", why=error.strerror or str(error), remedy="raise the limit of open files (`ulimit -n`)"
+        ) from error
 
 
 async def run(request: Request, plan: Plan | None, here: Node, connect: Connect, emit: Emit) -> BuildResult:

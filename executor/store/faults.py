@@ -17,6 +17,8 @@ _ELSEWHERE = "choose another place with --root or KANIFOLD_ROOT"
 _MORE_ROOM = f"free some space there (`kanifold prune --all` empties the store), or {_ELSEWHERE}"
 
 _SQLITE_FULL = 13
+_CANNOT_OPEN = 14
+_SQLITE_FILES = 4
 
 _FULL_BYTES = 1 << 16
 """A disk with less free space than this is full, in bytes."""
@@ -77,11 +79,27 @@ def os_fault(root: str, what: str, error: OSError) -> StoreError:
             return StoreError(what, why=where + reason, remedy=f"check {root}, or {_ELSEWHERE}")
 
 
+def _descriptors_left() -> bool:
+    """Whether this process may open as many files as SQLite does: a database, its log, its index and the directory."""
+    found: list[int] = []
+    try:
+        for _ in range(_SQLITE_FILES):
+            found.append(os.dup(2))
+    except OSError:
+        return False
+    finally:
+        for fd in found:
+            os.close(fd)
+    return True
+
+
 def sqlite_fault(root: str, error: sqlite3.Error) -> StoreError:
     """Return the ``StoreError`` for a failed SQLite call; result codes: https://sqlite.org/rescode.html."""
     what = f"cannot use the index of the store {root}"
     code = primary_code(error)
     numbers = {13: errno.ENOSPC, 8: errno.EROFS, 3: errno.EACCES, 10: errno.EIO}  # FULL, READONLY, PERM, IOERR
+    if code == _CANNOT_OPEN and not _descriptors_left():
+        numbers[code] = errno.EMFILE
     if code in numbers:
         return os_fault(root, what, OSError(numbers[code], os.strerror(numbers[code])))
     if code in (5, 6):  # BUSY, LOCKED
