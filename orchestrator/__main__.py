@@ -27,18 +27,18 @@ def main() -> None:
         )
     _open_streams()
     gc.set_threshold(_YOUNG)
-    begun = None
+    started = None
     if sys.argv[1:2] == ["build"]:
-        from orchestrator.bootstrap import foresee
+        from orchestrator.bootstrap import start_early
 
-        begun = foresee(sys.argv[2:])
+        started = start_early(sys.argv[2:])
     try:
         from orchestrator.cli import main as run
 
-        status = run(begun)
+        status = run(started)
     finally:
-        if begun is not None:
-            begun.close()
+        if started is not None:
+            started.close()
     _leave(status)
 
 

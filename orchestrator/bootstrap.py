@@ -1,8 +1,7 @@
-"""The beginning of a build, which is mostly modules being loaded: by several processes at once.
+"""The first moments of a build, most of which are modules being loaded: by several processes at once.
 
-(1) A nursery is forked before anything is loaded that understands the flags. (2) asyncio loads ``ssl``, to speak TLS,
-wherever there is one, and here its loop only knows pipes. (3) Emulators are tried out while this process loads what it
-needs itself.
+(1) The prefork server is forked before what understands the flags is loaded. (2) asyncio is loaded without ``ssl``,
+which it imports wherever it can: its loop only has pipes here. (3) Emulators are tried while modules are loaded.
 """
 
 from __future__ import annotations
@@ -18,32 +17,32 @@ from platforms.errors import EnvironmentUnfit
 from platforms.loading import without
 
 
-def foresee(arguments: Sequence[str]) -> PreforkServer | None:
-    """The nursery of the build that the ``arguments`` of ``kanifold build`` seem to ask for, to be closed, or None.
+def start_early(arguments: Sequence[str]) -> PreforkServer | None:
+    """A prefork server, to be closed, if the ``arguments`` of ``kanifold build`` look like a build; else None.
 
-    Whoever understands the flags takes as long to load as what a nursery loads meanwhile. A guess may be wrong: a
-    nursery that is not needed is closed, and one that is and was not foreseen is begun by ``run``. With ``--debug``
-    none is: that is a flag which all processes have to know.
+    What understands the flags takes as long to load as what the server loads meanwhile. The guess may be wrong: a
+    server that is not needed is closed, and ``run`` starts one that is needed and was not expected. With ``--debug``
+    there is none, because all processes have to know that flag.
     """
     asks = {"-h", "--help", "--check", "--debug"}.intersection(arguments)
     calls = any(each.startswith("--call") for each in arguments)
     debugs = any(each[0] == "-" != each[1:2] and "D" in each for each in arguments if each)
     if asks or calls or debugs or sys.platform != "linux":
         return None
-    gc.disable()  # what is loaded stays: looking for cycles in it, while there is more and more of it, finds nothing
+    gc.disable()  # what is loaded stays, so garbage collection would find nothing, and take longer with each module
     try:
         return prefork.begin()
-    except (OSError, EnvironmentUnfit):  # as it will be again, and said, when the flags are known
+    except (OSError, EnvironmentUnfit):  # ``run`` tries again and reports it, once the flags are known
         return None
 
 
-def run(flags: dict[str, Any], begun: PreforkServer | None) -> int:
-    """Build what ``flags`` say, and return the exit status; a nursery may have ``begun``.
+def run(flags: dict[str, Any], started: PreforkServer | None) -> int:
+    """Build what ``flags`` say and return the exit status. ``started`` is the server of ``start_early``.
 
     Raises ``KanifoldError`` for what is wrong with the flags.
     """
     gc.disable()
-    with prefork.opened(begun) as server:  # (1)
+    with prefork.opened(started) as server:  # (1)
         from orchestrator import flags as parsing
         from orchestrator import plan
 
@@ -53,12 +52,11 @@ def run(flags: dict[str, Any], begun: PreforkServer | None) -> int:
             import asyncio  # noqa: F401
         from platforms import emulation
 
-        foreseen = emulation.prefetch(request.platforms if planned is None or planned.may_run else ())  # (3)
+        tried = emulation.prefetch(request.platforms if planned is None or planned.may_run else ())  # (3)
         from orchestrator import command
 
         gc.freeze()
         gc.enable()
-        foreseen()
-        return command.build(
-            request, planned, server, registries.direct if server is None else server.registries.connect
-        )
+        tried()
+        connect = registries.direct if server is None else server.registries.connect
+        return command.build(request, planned, server, connect)

@@ -188,14 +188,6 @@ def cli() -> None:
         "cpuset-mems=, pids=512. Needs control groups (cgroup v2) that this user may make."
     ),
 )
-@click.option(
-    "--snapshotter",
-    type=click.Choice(["overlay", "plain"]),
-    help=(
-        "How steps get their files: by an overlay mount (overlay, the default), or in a directory that is a copy of "
-        "the layers (plain), for stores on file systems that take no overlays. Also: $KANIFOLD_SNAPSHOTTER."
-    ),
-)
 @click.option("--cgroup-parent", metavar="PATH", default="", help="The control group that those of steps are made in.")
 @click.option("--no-cache", is_flag=True, help="Run every step, whatever the cache knows.")
 @click.option(
@@ -422,11 +414,11 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "kanifold", "_KANIFOLD_COMPLETE").source())
 
 
-def main(begun: PreforkServer | None = None) -> int:
-    """The entry point: errors become messages, never tracebacks. If this is a build, its nursery may have ``begun``."""
+def main(started: PreforkServer | None = None) -> int:
+    """The entry point: errors become messages, never tracebacks. ``started`` is a build's prefork server."""
     debug.enter("kanifold")
     try:
-        status = _run(begun)
+        status = _run(started)
         debug.log("process ends", status=status)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -440,9 +432,9 @@ def main(begun: PreforkServer | None = None) -> int:
     return status
 
 
-def _run(begun: PreforkServer | None) -> int:
+def _run(started: PreforkServer | None) -> int:
     try:
-        return int(cli.main(prog_name="kanifold", standalone_mode=False, obj=begun) or 0)
+        return int(cli.main(prog_name="kanifold", standalone_mode=False, obj=started) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help())
         return UsageError.exit_code

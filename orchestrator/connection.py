@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from executor import protocol
-from orchestrator.process import GRACE, Process, start
+from orchestrator.process import GRACE, Worker, start
 from platforms import framing
 from platforms.errors import BuildError, EnvironmentUnfit, ProtocolError
 
@@ -41,32 +41,32 @@ GREETING: Final = 60.0
 class Connection(msgspec.Struct, frozen=True):
     """An executor that has introduced itself, and waits for a job unless it was given one."""
 
-    process: Process
+    worker: Worker
     greeting: protocol.Handshake
 
     @property
     def closed(self) -> bool:
         """Whether nothing can be sent any more."""
-        return self.process.stdin.is_closing()
+        return self.worker.stdin.is_closing()
 
     async def send(self, message: protocol.Message, payload: bytes = b"") -> None:
         """Write ``message``. If the executor is gone nothing happens: its last words are still to be read."""
-        await framing.write(self.process.stdin, message, payload)
+        await framing.write(self.worker.stdin, message, payload)
 
     async def receive(self) -> protocol.Message:
         """The next message. Raises ``ProtocolError``, also when there is none: with what is known of the cause."""
-        message = await framing.read(self.process.stdout, _INCOMING, _SENDER)
+        message = await framing.read(self.worker.stdout, _INCOMING, _SENDER)
         if message is None:
-            raise await _end_of(self.process)
+            raise await _end_of(self.worker)
         return message
 
     def payload(self, size: int, what: str) -> AsyncIterator[bytes]:
         """The ``size`` bytes that follow the last message, in blocks; errors call them ``what``."""
-        return framing.read_payload(self.process.stdout, size, _SENDER, what)
+        return framing.read_payload(self.worker.stdout, size, _SENDER, what)
 
     async def end(self) -> None:
         """Close the executor's stdin, which cancels its job; kill what does not go. Nothing of it is left then."""
-        await _end(self.process)
+        await _end(self.worker)
 
 
 async def started(node: str, command: Sequence[str], environment: Sequence[tuple[str, str]]) -> Connection:
@@ -75,40 +75,40 @@ async def started(node: str, command: Sequence[str], environment: Sequence[tuple
     Raises ``EnvironmentUnfit`` when there is no such program.
     """
     try:
-        process = await start(command, environment, LINE_LIMIT)
+        worker = await start(command, environment, LINE_LIMIT)
     except OSError as error:
         raise EnvironmentUnfit(
             f"cannot start an executor on node {node}", why=f"{command[0]}: {error.strerror}"
         ) from error
-    return await greeted(process)
+    return await greeted(worker)
 
 
-async def greeted(process: Process) -> Connection:
-    """A connection to the executor ``process`` once it has introduced itself, which it does before it reads its job.
+async def greeted(worker: Worker) -> Connection:
+    """A connection to the executor ``worker`` once it has introduced itself, which it does before it reads its job.
 
     Raises ``ProtocolError``, also when it is silent (an executor of another version may wait for its job first, and
     would do so forever), or the error that the executor reports instead. The process is over then, as it is when this
     is cancelled.
     """
     try:
-        return Connection(process, await _greeting(process))
+        return Connection(worker, await _greeting(worker))
     except BaseException:
-        await asyncio.shield(_end(process))
+        await asyncio.shield(_end(worker))
         raise
 
 
-async def _greeting(process: Process) -> protocol.Handshake:
+async def _greeting(worker: Worker) -> protocol.Handshake:
     try:
         async with asyncio.timeout(GREETING):
-            line = await framing.read_line(process.stdout, _SENDER)
+            line = await framing.read_line(worker.stdout, _SENDER)
     except TimeoutError as error:
         raise ProtocolError(
             "an executor did not introduce itself",
-            why=process.child.stderr_tail or f"it wrote nothing for {GREETING:.0f} seconds",
+            why=worker.process.stderr_tail or f"it wrote nothing for {GREETING:.0f} seconds",
             remedy="install the same version of kanifold on every node",
         ) from error
     if line is None:
-        raise await _end_of(process)
+        raise await _end_of(worker)
     protocol.check_version(line, _SENDER)
     match framing.decode(_INCOMING, line, _SENDER):
         case protocol.Handshake() as greeting:
@@ -119,22 +119,22 @@ async def _greeting(process: Process) -> protocol.Handshake:
             raise ProtocolError("an executor did not introduce itself")
 
 
-async def _end_of(process: Process) -> ProtocolError:
+async def _end_of(worker: Worker) -> ProtocolError:
     """The error of an executor that has closed its stdout before it wrote a result, with what is known of the cause."""
-    process.stdin.close()
-    child = process.child
-    gone: set[asyncio.Future[Any]] = {child.ended, child.stderr_closed}
+    worker.stdin.close()
+    process = worker.process
+    gone: set[asyncio.Future[Any]] = {process.ended, process.stderr_closed}
     await asyncio.wait(gone, timeout=GRACE)
-    status = f"exit status {child.ended.result()}" if child.ended.done() else "its process goes on without it"
-    return ProtocolError("an executor ended without a result", why=child.stderr_tail or status)
+    status = f"exit status {process.ended.result()}" if process.ended.done() else "its process goes on without it"
+    return ProtocolError("an executor ended without a result", why=process.stderr_tail or status)
 
 
-async def _end(process: Process) -> None:
-    process.stdin.close()
+async def _end(worker: Worker) -> None:
+    worker.stdin.close()
     try:
-        await asyncio.wait_for(process.end(), GRACE)
+        await asyncio.wait_for(worker.end(), GRACE)
     except TimeoutError:
-        process.child.kill()
-        await process.child.ended
+        worker.process.kill()
+        await worker.process.ended
     finally:
-        process.release()
+        worker.release()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from executor.dockerfile.suggestions import hint
-from executor.protocol import BuildOptions, Compression, SnapshotterKind
+from executor.protocol import BuildOptions, Compression
 from executor.registry import config, reference
 from executor.step_options import StepOptions, parent_path
 from orchestrator import caches, epoch, fields, outputs, resource_limits
@@ -80,7 +80,6 @@ def request(flags: Mapping[str, Any]) -> Request:
             cache_ttl=fields.age(flags["cache_ttl"], "--cache-ttl") if flags["cache_ttl"] else None,
             registries=config.with_flags(config.load_settings(), insecure, flags["mirrors"], flags["timeouts"]),
             root=flags["root"],
-            snapshotter=_snapshotter(flags["snapshotter"] or os.environ.get("KANIFOLD_SNAPSHOTTER", "")),
             implicit_platform=not flags["platforms"],
             steps=StepOptions(
                 hosts=tuple(_host(each) for each in flags["hosts"]),
@@ -326,16 +325,6 @@ def default_network(text: str) -> Literal["isolated", "host"]:
             return "host"
         case _:
             raise UsageError(f"KANIFOLD_NETWORK={text!r} is neither isolated nor host")
-
-
-def _snapshotter(text: str) -> SnapshotterKind:
-    """What ``--snapshotter``, or else ``$KANIFOLD_SNAPSHOTTER``, names."""
-    match text:
-        case "" | "overlay":
-            return "overlay"
-        case "plain":
-            return "plain"
-    raise UsageError(f"KANIFOLD_SNAPSHOTTER={text!r} is neither overlay nor plain")
 
 
 def _ulimit(text: str) -> tuple[str, int, int]:

@@ -17,7 +17,7 @@ from platforms.platform import Platform
 
 if TYPE_CHECKING:
     from orchestrator.connection import Connection
-    from orchestrator.process import WorkerPool
+    from orchestrator.workerpool import WorkerPool
 
 
 class LocalNode:
@@ -49,13 +49,13 @@ class LocalNode:
 
     async def start(self) -> Connection:
         """A forked executor, or one that is a command when all forked ones are taken."""
-        from orchestrator import connection, process
+        from orchestrator import connection, workerpool
 
         self._wanted += 1
         if self._server is not None and self._pool is None:
             await asyncio.sleep(0)  # until all who want one at this moment have said so
             if self._pool is None:
-                self._pool = process.WorkerPool(self._server)
+                self._pool = workerpool.WorkerPool(self._server)
                 self._pool.start(self._wanted)
         forked = None if self._pool is None else await self._pool.acquire(connection.LINE_LIMIT)
         if forked is not None:

@@ -19,13 +19,6 @@ class Overlay(msgspec.Struct, frozen=True):
     """The work directory: empty, on the same file system as ``upper``; empty again afterwards."""
 
 
-class Directory(msgspec.Struct, frozen=True):
-    """A directory that holds all files, which is written to in place."""
+Rootfs = Overlay
 
-    path: str
-    """Beside it is recorded what the kernel refused to set on any of them (``records``)."""
-
-
-Rootfs = Overlay | Directory
-
-KINDS = (Overlay, Directory)
+KINDS = (Overlay,)

@@ -108,11 +108,11 @@ import asyncio, sys
 from orchestrator import process
 
 async def main():
-    child = await process.start((sys.executable, "-P", "-m", "executor"), (), 1 << 20)
-    child.stdin.close()
-    await child.end()
-    await child.child.stderr_closed
-    print("kept:", child.child.stderr_tail)
+    worker = await process.start((sys.executable, "-P", "-m", "executor"), (), 1 << 20)
+    worker.stdin.close()
+    await worker.end()
+    await worker.process.stderr_closed
+    print("kept:", worker.process.stderr_tail)
 
 asyncio.run(main())
 """

@@ -1,4 +1,4 @@
-"""The process that speaks to registries for the orchestrator: what becomes of a build when something befalls it."""
+"""The process that asks registries for the orchestrator: what becomes of a build when something befalls it."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def silent(asked: threading.Event) -> Iterator[Served]:
         over.set()
 
 
-def speakers(pid: int) -> list[int]:
-    """The processes of the build ``pid`` that speak to registries, whoever has forked them."""
+def registry_processes(pid: int) -> list[int]:
+    """The processes of the build ``pid`` that ask registries, whoever has forked them."""
     found = []
     for path in Path("/proc").glob("[0-9]*/comm"):
         try:
@@ -67,13 +67,13 @@ def waiting(kanifold: Kanifold, context: Context, silent: Served, asked: threadi
     folder = context({"Dockerfile": f"FROM {silent.host}/base\n"})
     with kanifold.start("build", folder, "-t", f"{silent.host}/app", "--push") as process:
         assert asked.wait(30)
-        [speaker] = speakers(process.pid)
-        yield process, speaker
+        [asking] = registry_processes(process.pid)
+        yield process, asking
 
 
 def test_that_it_dies_is_an_error(waiting: Waiting) -> None:
-    process, speaker = waiting
-    os.kill(speaker, signal.SIGKILL)
+    process, asking = waiting
+    os.kill(asking, signal.SIGKILL)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "Traceback" not in err
@@ -81,17 +81,17 @@ def test_that_it_dies_is_an_error(waiting: Waiting) -> None:
 
 
 def test_it_ends_with_the_build_whatever_it_waits_for(waiting: Waiting) -> None:
-    process, speaker = waiting
+    process, asking = waiting
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
     assert time.monotonic() - began < 2
-    assert not Path(f"/proc/{speaker}").exists()
+    assert not Path(f"/proc/{asking}").exists()
 
 
 def test_it_ends_when_the_build_is_killed(waiting: Waiting) -> None:
-    process, speaker = waiting
-    with os.fdopen(os.pidfd_open(speaker)) as ended:
+    process, asking = waiting
+    with os.fdopen(os.pidfd_open(asking)) as ended:
         process.kill()
         assert select.select([ended], [], [], 5)[0], "it goes on without a build"
 

@@ -1,4 +1,4 @@
-"""A build is foreseen by its command line, and what was begun for it ends whatever comes."""
+"""A build is expected by its command line, and what was started for it ends whatever comes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="executors run o
     ids=" ".join,
 )
 def test_what_is_no_build_or_has_more_to_say_first_begins_nothing(arguments: list[str]) -> None:
-    assert bootstrap.foresee(arguments) is None
+    assert bootstrap.start_early(arguments) is None
 
 
 def test_what_was_foreseen_in_vain_leaves_no_process() -> None:
     program = """
 import os
 from orchestrator import bootstrap
-begun = bootstrap.foresee(["."])
-assert begun is not None
-begun.close()
-begun.close()
+started = bootstrap.start_early(["."])
+assert started is not None
+started.close()
+started.close()
 try:
     os.waitpid(-1, 0)
 except ChildProcessError:
