@@ -1,12 +1,12 @@
-"""Trying again what failed in a way that may pass: how often and how long is data, and the loop exists once.
+"""Retries: the loop, and the policy of how often and how long as data.
 
     attempts = Attempts(policy, pause)
     while True:
         with attempts:
-            return ask()
+            return request()
 
-A ``TransientError`` raised inside of ``with`` is waited out, and the loop goes round; once the policy has had enough it
-passes, and its ``attempts`` says how often it was tried. Any other exception passes at once.
+A ``TransientError`` raised in the ``with`` block is followed by a pause, and suppressed. Once the policy allows no
+further attempt it is raised, and its ``attempts`` is the number of failures. Any other exception is raised at once.
 """
 
 from __future__ import annotations
@@ -20,75 +20,76 @@ from typing import Final
 import msgspec
 
 RETRYABLE_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""HTTP statuses that another attempt may cure."""
+"""HTTP statuses of failures that may pass."""
 
 
 class TransientError(Exception):
-    """A failure that may pass: of a request, when the connection broke, stalled or never came about."""
+    """A failure that may pass: the connection could not be made, broke or stalled, or the peer is overloaded."""
 
     def __init__(self, why: str, *, connecting: bool = False, silent: bool = False, delay: float = 0.0) -> None:
         super().__init__(why)
         self.connecting = connecting
-        """No byte of the request has left: nothing can have happened on the other side."""
+        """No byte of the request has been sent: it has had no effect."""
         self.silent = silent
-        """The other side was there and said nothing, for as long as is waited."""
+        """The peer accepted the request and did not answer in time."""
         self.delay = delay
-        """Seconds that the other side asks to be left alone."""
+        """Seconds that the peer asks to wait."""
         self.attempts = 1
-        """How often it was tried, once ``Attempts`` gives up."""
+        """The number of failed attempts, set when there is no further one."""
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
-    """How often to try, and how long to wait in between (seconds)."""
+    """How often to try, and how long to wait in between. Times are in seconds."""
 
     attempts: int = 6
     connect_attempts: int = 3
-    """Attempts at a host that does not even take the connection."""
+    """Attempts to connect to a host that does not accept the connection."""
     retry_silence: bool = True
-    """Whether to ask a host again that has taken a request and not answered in time."""
+    """Whether to try again when the peer accepted the request and did not answer in time."""
     first_delay: float = 0.5
     longest_delay: float = 8.0
     longest_retry_after: float = 90.0
-    """The longest wait that the other side may ask for (``Retry-After``): a build is not kept hanging for hours."""
+    """Maximum wait that the peer may ask for (``Retry-After``). If it asks for more, there is no further attempt."""
     statuses: frozenset[int] = RETRYABLE_STATUSES
-    """The HTTP statuses that are tried again."""
+    """HTTP statuses after which there is another attempt."""
 
     def delay(self, failures: int) -> float:
-        """Seconds to wait after so many ``failures``: doubling, with jitter so that many do not come back at once."""
+        """Return the wait after so many ``failures``: exponential, with jitter so that clients do not come back
+        together."""
         return min(self.first_delay * 2.0 ** (failures - 1), self.longest_delay) * random.uniform(0.6, 1.0)
 
     def attempts_after(self, error: TransientError) -> int:
-        """How many attempts there are when they fail with ``error``."""
+        """Return the maximum number of attempts if they fail with ``error``."""
         if error.connecting:
             return self.connect_attempts
         return 1 if error.silent and not self.retry_silence else self.attempts
 
 
 class StallClock:
-    """The time since something last made progress, of which at most ``limit`` seconds are allowed (0: any)."""
+    """The time since the last progress, which is limited to ``limit`` seconds (0: unlimited)."""
 
     def __init__(self, limit: float = 0.0) -> None:
         self._limit = limit
         self._since = time.monotonic()
 
     def progressed(self) -> None:
-        """It has made progress just now."""
+        """There was progress."""
         self._since = time.monotonic()
 
     def allows(self, seconds: float) -> bool:
-        """Whether so many seconds more are within the limit."""
+        """Whether the limit allows to wait for so many seconds."""
         return self._limit <= 0 or time.monotonic() - self._since + seconds <= self._limit
 
 
 Notify = Callable[[TransientError, float], None]
-"""Is told of a failed attempt, and of the seconds to wait before the next one."""
+"""Receives a failure, and the seconds until the next attempt."""
 
 
 class Attempts:
-    """The attempts at one thing, by ``policy``, as this module says.
+    """The attempts at one thing, as the module's docstring shows.
 
-    ``pause`` waits for so many seconds, ``notify`` is told of each failure but the last. ``clock`` bounds how long
-    there may be no progress, waits included. ``on`` is the kind of error that is waited out.
+    ``pause`` waits for so many seconds; ``notify`` receives each failure that is followed by another attempt. ``clock``
+    limits the time without progress, waits included. ``on``: the kind of error that is retried.
     """
 
     def __init__(
@@ -104,20 +105,20 @@ class Attempts:
         self._on = on
         self.clock = clock or StallClock()
         self.failures = 0
-        """Attempts that have failed since the last progress."""
+        """Failures since the last progress."""
         self._pause = pause
         self._notify = notify
 
     def progressed(self) -> None:
-        """Something has been achieved: failures count from the start again."""
+        """There was progress: start counting failures again."""
         self.failures = 0
         self.clock.progressed()
 
     def __enter__(self) -> None:
-        """An attempt begins."""
+        """Begin an attempt."""
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> bool:
-        """Wait, if the attempt failed and is not the last."""
+        """After a failure that is retried, wait and suppress it."""
         if not isinstance(error, self._on):
             return False
         self.failures += 1

@@ -1,9 +1,9 @@
-"""HTTP for registries and for URLs of a Dockerfile: one request, its redirects, bounded bodies, httpx's errors as ours.
+"""HTTP for registries and for URLs of a Dockerfile: single requests, redirects, bounded bodies, and httpx's errors.
 
-Every answer is untrusted. So: no cookies, no decompression (identity is asked for and bytes are read raw), redirects
-followed here and not by httpx, the ``Authorization`` header sent to the origin of the request and, once a redirect has
-left it, never again; no redirect from HTTPS to HTTP, to link-local addresses (cloud metadata), or from elsewhere to
-this machine.
+Every answer is untrusted: no cookies are kept; nothing is decompressed (identity is requested, and bytes are read raw);
+redirects are followed here and not by httpx. The ``Authorization`` header is sent to the origin of the request only,
+and not again once a redirect has left it. There is no redirect from HTTPS to HTTP, to link-local addresses (cloud
+metadata), or from elsewhere to this machine.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS: Final = 15.0
 STALL_SECONDS: Final = 60.0
-"""How long a peer may send nothing, or take nothing."""
+"""How long a peer may send nothing, or accept nothing."""
 COMMIT_SECONDS: Final = 600.0
-"""How long a registry may think about a finished upload: some verify and copy gigabytes before they answer."""
+"""How long a registry may take to answer a finished upload: some verify and copy gigabytes first."""
 SMALL_BODY_SECONDS: Final = 120.0
-"""How long a manifest, token or error body may take as a whole, however busily it drips."""
+"""How long the whole body of a manifest, token or error may take, however steadily it arrives."""
 RATE_BYTES: Final = 16 << 10
-"""Bytes that have to arrive every ``RATE_SECONDS``: less is a peer that keeps us hanging."""
+"""Minimum number of bytes that have to arrive in ``RATE_SECONDS``."""
 RATE_SECONDS: Final = 60.0
 CONNECTIONS: Final = 32
 REDIRECTS: Final = 5
 ERROR_LIMIT: Final = 64 << 10
-"""Bytes read of a body that only explains an error."""
+"""Maximum number of bytes read of the body of an error."""
 CHUNK: Final = 512 << 10
 
 _METADATA: Final = frozenset({"fd00:ec2::254", "100.100.100.200"})
@@ -54,14 +54,14 @@ _METADATA: Final = frozenset({"fd00:ec2::254", "100.100.100.200"})
 
 
 class Cancel(Protocol):
-    """What tells a transfer to stop; ``threading.Event`` is one."""
+    """Tells transfers to stop; ``threading.Event`` is one."""
 
     def is_set(self) -> bool:
         """Whether to stop."""
         ...
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds for the order to stop; whether it came."""
+        """Wait up to ``timeout`` seconds; return whether to stop."""
         ...
 
 
@@ -79,31 +79,31 @@ class Certificates(Protocol):
 
 
 class Trust(Protocol):
-    """Which peers are trusted otherwise than by the system's authorities. ``name`` is ``HOST`` or ``HOST:PORT``."""
+    """Exceptions from TLS verified by the system's authorities. ``name`` is ``HOST`` or ``HOST:PORT``."""
 
     def is_insecure(self, name: str, /) -> bool:
         """Whether plain HTTP and unverified TLS are allowed for ``name``."""
         ...
 
     def certificates_for(self, name: str, /) -> Certificates | None:
-        """The TLS material for ``name``, if any is set."""
+        """Return the TLS material for ``name``, if any is set."""
         ...
 
 
 class SystemTrust:
-    """The system's authorities for every host, and no exceptions."""
+    """Trust in the system's authorities for every host, without exceptions."""
 
     def is_insecure(self, _: str, /) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
     def certificates_for(self, _: str, /) -> Certificates | None:
-        """None."""
+        """Return None."""
         return None
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Scheme, host and port: what credentials belong to (RFC 6454)."""
+    """Scheme, host and port: the scope of a credential (RFC 6454)."""
 
     scheme: str
     host: str
@@ -111,7 +111,7 @@ class Origin(msgspec.Struct, frozen=True):
 
     @property
     def authority(self) -> str:
-        """``HOST`` or ``HOST:PORT``, the port left out where the scheme implies it."""
+        """``HOST`` or ``HOST:PORT``; without the port if it is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
 
@@ -120,7 +120,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One request. ``content`` opens the body anew each time it has to be sent; ``length`` in bytes."""
+    """An HTTP request. ``content`` opens the body, again each time it is sent; ``length`` is its size in bytes."""
 
     method: str
     url: str
@@ -131,13 +131,13 @@ class Request(msgspec.Struct, frozen=True):
     read_timeout: float = STALL_SECONDS
     """Seconds to wait for the answer once the request is sent."""
     stall_timeout: float = STALL_SECONDS
-    """Seconds in which a connection has to come about, or the peer has to take some bytes."""
+    """Seconds in which the connection has to be made, or the peer has to accept some bytes."""
     best_effort: bool = False
-    """Sent even when the user has asked to stop: it cleans up."""
+    """Whether it is sent even after the user has asked to stop, because it cleans up."""
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A whole answer. ``headers`` ignores case; ``url`` is where it came from in the end."""
+    """A whole answer. Names in ``headers`` ignore case; ``url`` is the one after redirects."""
 
     status: int
     headers: Mapping[str, str]
@@ -145,12 +145,13 @@ class Reply(msgspec.Struct, frozen=True):
     url: str
 
     def header(self, name: str) -> str:
-        """The header ``name``, "" when it is not there."""
+        """Return the header ``name``, "" if there is none."""
         return self.headers.get(name, "")
 
     @property
     def retry_after(self) -> float:
-        """The seconds that ``Retry-After`` asks for (a number, or a date); 0 when it does not, or makes no sense."""
+        """The seconds in ``Retry-After``, which is a number or a date (RFC 9110, 10.2.3); 0 if there is none, or it is
+        invalid."""
         text = self.header("retry-after").strip()
         if not text:
             return 0.0
@@ -165,7 +166,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class TransientStatus(TransientError):
-    """The other side answered that it cannot just now: ``reply`` has one of a policy's statuses."""
+    """The answer is a status that may pass: ``reply`` has one of a policy's ``statuses``."""
 
     def __init__(self, reply: Reply, why: str = "") -> None:
         super().__init__(why or f"status {reply.status}", delay=reply.retry_after)
@@ -173,11 +174,11 @@ class TransientStatus(TransientError):
 
 
 def load_httpx() -> None:
-    """Import httpx, with what its clients import later, without its command line and its asynchronous half's anyio.
+    """Import httpx and what its clients import later, without its command line and anyio.
 
-    ``httpx/__init__`` imports ``httpx._main`` for the sake of its console script, and with it click, rich and pygments
-    when they are installed: half of the import's time. httpx then goes the way it goes for everyone who installed it
-    without the ``cli`` extra, and httpcore that without its ``asyncio`` extra.
+    ``httpx/__init__`` imports ``httpx._main`` for its console script, and with it click, rich and pygments where they
+    are installed, which is half of the import time. httpx then behaves as if it were installed without the extra
+    ``cli``, and httpcore as without ``asyncio``.
     """
     if "httpx" not in sys.modules:
         with without("httpx._main", "anyio"):
@@ -188,7 +189,7 @@ def load_httpx() -> None:
 
 @functools.lru_cache(256)
 def origin_of(url: str) -> Origin:
-    """The origin of an absolute http or https ``url``. Raises ``RegistryError`` for anything else."""
+    """Return the origin of an absolute http or https ``url``. Raises ``RegistryError`` for anything else."""
     parsed = _parsed(url)
     try:
         host = parsed.host.lower()
@@ -201,7 +202,8 @@ def origin_of(url: str) -> Origin:
 
 @functools.lru_cache(256)
 def _parsed(url: str) -> httpx.URL:
-    """``url`` as httpx reads it, which takes as long as all else about a request when the URL is an upload's."""
+    """Return the parsed ``url``. Cached, because parsing the long URL of an upload takes as long as the rest of the
+    request's preparation."""
     load_httpx()
     import httpx
 
@@ -212,9 +214,9 @@ def _parsed(url: str) -> httpx.URL:
 
 
 def joined(base: str, location: str) -> str:
-    """The absolute form of ``location`` as seen from ``base`` (RFC 3986, section 5), without user, password, fragment.
+    """Resolve ``location`` relative to ``base`` (RFC 3986, section 5), without user, password and fragment.
 
-    A name and password in a Location would be turned into credentials by httpx, and they are not the user's.
+    httpx would send a user and password in a Location as credentials, and they are not the user's.
     """
     load_httpx()
     import httpx
@@ -230,7 +232,7 @@ def joined(base: str, location: str) -> str:
 
 
 class Transport:
-    """The HTTP connections of one client. Safe for use by many threads; ``close`` ends all of them."""
+    """The HTTP connections of one client. Thread-safe."""
 
     def __init__(self, trust: Trust, cancel: Cancel | None = None) -> None:
         self._trust = trust
@@ -241,7 +243,7 @@ class Transport:
         self._closed = False
 
     def close(self) -> None:
-        """End all connections, those included that other threads wait on: their requests are ``Interrupted``."""
+        """Close all connections. Requests of other threads raise ``Interrupted``."""
         with self._lock:
             self._closed = True
             clients, self._clients = tuple(self._clients.values()), {}
@@ -259,17 +261,17 @@ class Transport:
             raise Interrupted("the transfer was stopped")
 
     def pause(self, seconds: float) -> None:
-        """Wait, or raise ``Interrupted`` as soon as the user asks to stop."""
+        """Wait for so many seconds. Raises ``Interrupted`` as soon as the user asks to stop."""
         if self._cancel is None:
             time.sleep(seconds)
         elif self._cancel.wait(seconds):
             raise Interrupted("the transfer was stopped")
 
     def call(self, request: Request, limit: int, *, redirects: int = REDIRECTS) -> tuple[Reply, bool]:
-        """The whole answer to ``request``, and whether a redirect has led away from its origin.
+        """Return the whole answer to ``request``, and whether a redirect has left its origin.
 
-        At most ``limit`` bytes of body are taken; a longer one is a ``RegistryError`` when the request succeeded, and
-        is cut short when it did not. Raises ``TransientError`` for what may pass.
+        At most ``limit`` bytes of the body are read: a longer one is a ``RegistryError`` if the request succeeded, and
+        is truncated if it did not. Raises ``TransientError`` for failures that may pass.
         """
         response, left = self.open(request, redirects=redirects)
         try:
@@ -279,7 +281,7 @@ class Transport:
             response.close()
 
     def body(self, response: httpx.Response, limit: int) -> bytes:
-        """The raw body of ``response``, as ``call`` says."""
+        """Return the raw body of ``response``; limits as for ``call``."""
         ok = response.is_success
         if not ok and is_encoded(response):
             return b""
@@ -302,7 +304,8 @@ class Transport:
         return b"".join(parts)
 
     def chunks(self, response: httpx.Response) -> Iterator[bytes]:
-        """The raw body of ``response`` as it arrives. Raises ``TransientError`` when it is cut off, ``Interrupted``."""
+        """Return the raw body of ``response`` as it arrives. Raises ``RegistryError`` if it is encoded. The iterator
+        raises ``TransientError``, ``Interrupted``."""
         if is_encoded(response):
             raise RegistryError(
                 f"{origin_of(str(response.url)).authority} sent a compressed answer",
@@ -312,14 +315,15 @@ class Transport:
         return self.raw(response)
 
     def raw(self, response: httpx.Response) -> Iterator[bytes]:
-        """As ``chunks``, but in whatever content coding the body comes."""
+        """Yield the raw body of ``response``, in whatever content coding."""
         with translated(str(response.url)):
             for chunk in response.iter_raw():
                 self.check()
                 yield chunk
 
     def open(self, request: Request, *, redirects: int = REDIRECTS) -> tuple[httpx.Response, bool]:
-        """The answer to ``request`` after redirects, its body unread; the caller closes it. See ``call``."""
+        """Return the answer to ``request`` after redirects, with its body unread, for the caller to close, and whether
+        they left its origin."""
         first = here = origin_of(request.url)
         left = False
         for _ in range(redirects + 1):
@@ -337,7 +341,7 @@ class Transport:
         raise RegistryError(f"{first.authority} sent us round in circles", why=f"more than {redirects} redirects")
 
     def _told(self, request: Request) -> httpx.Response:
-        """``_send``, and what came of it in the log: of the URL without credentials and query."""
+        """As ``_send``, with a line in the debugging log: the URL without credentials and query."""
         began = time.monotonic()
         where = origin_of(request.url)
         status = "interrupted"
@@ -378,13 +382,13 @@ class Transport:
             return client.send(built, stream=True, follow_redirects=False)
 
     def _remember(self, event: str, info: dict[str, Any]) -> None:
-        """Keep hold of the sockets that are opened, from httpx's trace of a request, so that ``close`` can end them."""
+        """Store the sockets that are opened, from httpx's trace of a request, so that ``close`` can shut them down."""
         if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
             with self._lock:
                 self._sockets.add(info["return_value"].get_extra_info("socket"))
 
     def _client(self, target: Origin) -> httpx.Client:
-        """The connection pool for ``target``: one for each way of trusting a peer."""
+        """Return the connection pool for ``target``: there is one for each way of verifying peers."""
         key = ("plain", "")
         if target.scheme == "https":
             names = (target.host, target.authority, f"{target.authority}:{target.port}")
@@ -443,7 +447,7 @@ class Transport:
 
 
 def _no_cookies() -> CookieJar:
-    """A jar that takes no cookies and has none, whatever httpx asks of it."""
+    """Return a cookie jar that stays empty."""
     import http.cookiejar
 
     class Closed(http.cookiejar.CookieJar):
@@ -457,12 +461,12 @@ def _no_cookies() -> CookieJar:
 
 
 def is_encoded(response: httpx.Response) -> bool:
-    """Whether the body is in a content coding, although none was asked for."""
+    """Whether the body has a content coding, although none was requested."""
     return response.headers.get("content-encoding", "").lower() not in {"", "identity"}
 
 
 def system_trust() -> ssl.SSLContext:
-    """What nearly every registry is trusted by. Making it takes 30 ms, so a process makes it once."""
+    """Return the TLS context of the system's authorities. It takes 30 ms to make, so there is one for each process."""
     import ssl
 
     return _shared_trust(ssl.get_default_verify_paths())
@@ -474,7 +478,8 @@ def _shared_trust(_: ssl.DefaultVerifyPaths) -> ssl.SSLContext:
 
 
 def _new_trust() -> ssl.SSLContext:
-    """Verified TLS with the system's authorities, or certifi's where the system has none (some Pythons on a Mac)."""
+    """Return a new TLS context with the system's authorities, or certifi's if the system has none (some Pythons on
+    macOS)."""
     import os
     import ssl
 
@@ -487,7 +492,8 @@ def _new_trust() -> ssl.SSLContext:
 
 
 def with_minimum_rate(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """A body's chunks. Raises ``TransientError`` when they come too slowly, as when they do not come at all."""
+    """Yield ``chunks``. Raises ``TransientError`` when they arrive more slowly than ``RATE_BYTES`` in
+    ``RATE_SECONDS``."""
     due = time.monotonic() + RATE_SECONDS
     since = 0
     for chunk in chunks:
@@ -501,7 +507,8 @@ def with_minimum_rate(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _redirected(request: Request, response: httpx.Response) -> str | None:
-    """Where ``response`` sends ``request``, or None. A request with a body goes on only where its method is kept."""
+    """Return the URL that ``response`` redirects to, or None. A request with a body follows only 307 and 308, which
+    keep its method."""
     status = response.status_code
     if status not in {301, 302, 303, 307, 308} or "location" not in response.headers:
         return None
@@ -511,11 +518,13 @@ def _redirected(request: Request, response: httpx.Response) -> str | None:
 
 
 def check_target(there: Origin, here: Origin, registry: Origin, trust: Trust) -> None:
-    """Raise ``RegistryError`` unless a registry may send us from ``here`` to ``there``.
+    """Raise ``RegistryError`` unless a redirect from ``here`` to ``there`` is allowed. ``registry``: where the user's
+    request went.
 
-    (1) never from HTTPS to HTTP, except to a host that the user calls insecure;
-    (2) never to a link-local or metadata address, nor from elsewhere to this machine, by number or by name;
-    what lies at the registry's own origin is always allowed: that is where the user sent us.
+    (1) No redirect from HTTPS to HTTP, except to a host that the user calls insecure.
+    (2) No redirect to a link-local or metadata address, nor from elsewhere to this machine, by number or by name.
+
+    The origin ``registry`` itself is always allowed.
     """
     if there == registry:
         return
@@ -538,7 +547,7 @@ def check_target(there: Origin, here: Origin, registry: Origin, trust: Trust) ->
 
 
 def _addresses(target: Origin) -> list[Any]:
-    """The addresses of ``target``; none when it cannot be looked up from here (a proxy may be able to)."""
+    """Return the addresses of ``target``; none if it cannot be resolved here (a proxy may be able to)."""
     import ipaddress
     import socket
 
@@ -552,7 +561,8 @@ def _addresses(target: Origin) -> list[Any]:
 
 @contextmanager
 def translated(url: str) -> Iterator[None]:
-    """httpx's errors as ours, the most specific first: ``TransientError`` for what may pass, else ``RegistryError``."""
+    """Translate httpx's errors, the most specific first: ``TransientError`` for those that may pass, else
+    ``RegistryError``."""
     load_httpx()
     import httpx
 

@@ -72,7 +72,7 @@ def _write(
     sources = _sources(product, cancelled)
     match output:
         case OciLayout():
-            layout.write_layout(output.dest, roots, sources, _memory(where.store))
+            layout.write_layout(output.dest, roots, sources, _digests(where.store))
         case OciArchive():
             with opened(output.dest) as file:
                 archive.write_archive(file, roots, sources)
@@ -119,7 +119,7 @@ class _Cancellable(io.RawIOBase):
         super().close()
 
 
-def _memory(store: Store) -> layout.Memory:
+def _digests(store: Store) -> layout.DigestCache:
     """What ``store`` knows of files in layouts; in this boot only, for a power cut may take what they hold."""
 
     def known_as(found: os.stat_result) -> tuple[bytes, bytes]:
@@ -133,7 +133,7 @@ def _memory(store: Store) -> layout.Memory:
         with contextlib.suppress(StoreError):  # the image is there, whatever is remembered of it
             stat_cache.put_renamed(store, [(*known_as(found), digest) for found, digest in seen])
 
-    return layout.Memory(recall, note)
+    return layout.DigestCache(recall, note)
 
 
 def _opened(image: Image, digest: str, cancelled: threading.Event) -> BinaryIO:

@@ -1,6 +1,6 @@
-"""Image layouts as tar files: OCI archives, and the kind that ``docker load`` takes. Same image, same bytes.
+"""Image layouts as tar files: OCI archives, and archives for ``docker load``. The same image gives the same bytes.
 
-Headers carry no clock, no owner and no order but the content's own. Blobs are verified as they are written.
+Headers have no times and owners; the order depends on the content only. Blobs are verified as they are written.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from platforms.replacing import replacing
 _BLOCK: Final = 512
 _RECORD: Final = 20 * _BLOCK
 _MEMBERS: Final = 100_000
-"""Members an archive may have: an image has a few dozen."""
+"""Maximum number of members: an image has a few dozen."""
 _HEADER_DATA: Final = 64 << 10
-"""Bytes of a member that only describes the next one (pax, GNU long names)."""
+"""Maximum size in bytes of a member that describes the next one (pax, GNU long names)."""
 
 
 def write_archive(out: BinaryIO, roots: Iterable[Descriptor], blobs: Iterable[BlobSource]) -> None:
@@ -43,9 +43,10 @@ def write_archive(out: BinaryIO, roots: Iterable[Descriptor], blobs: Iterable[Bl
 def write_docker_archive(
     out: BinaryIO, names: Iterable[str], manifest: Manifest, roots: Iterable[Descriptor], blobs: Iterable[BlobSource]
 ) -> None:
-    """Write an archive for ``docker load``, which is an OCI archive too, as docker itself writes it since version 25.
+    """Write an archive for ``docker load`` that is an OCI archive as well, as docker has written it since version 25.
 
-    ``names`` are the image's (``app:1``); ``manifest`` is its single platform's; ``roots`` and ``blobs`` as above.
+    ``names``: the image's (``app:1``); ``manifest``: that of its single platform; ``roots`` and ``blobs`` as for
+    ``write_archive``.
     """
     entry = {
         "Config": blob_path(manifest.config.digest),
@@ -58,19 +59,18 @@ def write_docker_archive(
 
 @contextmanager
 def archive_file(path: str) -> Iterator[BinaryIO]:
-    """A file to write an archive to, which takes the name ``path`` when all went well and is gone when not.
+    """Open a file for an archive, which is renamed to ``path`` on success and removed on failure.
 
-    A pipe or a device at ``path`` is written to as it is; a link is replaced. Raises ``StoreError`` for what the
-    disk does not take.
+    A pipe or device at ``path`` is written to directly; a link is replaced. Raises ``StoreError`` if the disk fails.
     """
     with disk_errors(path), replacing(path) as file:
         yield file
 
 
 def read_archive(path: str) -> Layout:
-    """The OCI layout in the uncompressed tar file ``path``; its blobs are read where they lie.
+    """Open the OCI layout in the uncompressed tar file ``path``. Blobs are read from the file in place.
 
-    Raises ``ArchiveError`` for a file that is none or is broken.
+    Raises ``ArchiveError`` for a file that is no layout or is damaged.
     """
     try:
         with open(path, "rb") as file:
@@ -90,7 +90,7 @@ def read_archive(path: str) -> Layout:
 
 
 class _Part(io.BufferedReader):
-    """A file's bytes from ``offset`` on; the reader knows where they end."""
+    """Reads a part of a file, from ``offset`` on."""
 
     def __init__(self, path: str, offset: int, size: int) -> None:
         super().__init__(io.FileIO(path))
@@ -113,7 +113,7 @@ class _Part(io.BufferedReader):
         raise io.UnsupportedOperation("fileno")
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """At most ``size`` bytes, none once the part is through."""
+        """Return at most ``size`` bytes, b"" at the end of the part."""
         wanted = self._left if size is None or size < 0 else min(size, self._left)
         data = super().read(wanted)
         self._left -= len(data)
@@ -155,9 +155,9 @@ def _header(name: str, size: int, *, directory: bool = False) -> bytes:
 
 
 def _members(file: BinaryIO, path: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The regular files of a tar file: name, and the offset and size of the content.
+    """Yield the regular files of a tar file: name, and offset and size of the content.
 
-    Only names and sizes matter here; what a header says about links, owners and times is not looked at.
+    Only names and sizes are evaluated, not links, owners and times.
     """
     end = os.fstat(file.fileno()).st_size
     offset = 0
@@ -197,7 +197,7 @@ def _name(header: bytes) -> str:
 
 
 def _number(field: bytes) -> int:
-    """An octal field, or GNU's base 256; -1 when it is neither."""
+    """Return the value of an octal field, or of GNU's base 256; -1 if it is neither."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     text = field.replace(b"\0", b" ").strip()
@@ -212,7 +212,7 @@ def _checksum(header: bytes) -> int:
 
 
 def _pax(data: bytes) -> tuple[str, int]:
-    """The ``path`` and ``size`` of a pax record ("" and -1 when it does not say)."""
+    """Return ``path`` and ``size`` of a pax record ("" and -1 if it has none)."""
     name, size = "", -1
     while data:
         digits = data.partition(b" ")[0]

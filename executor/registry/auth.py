@@ -1,17 +1,18 @@
-"""Credentials by registry, from the files and helpers that docker, podman and CI systems leave behind.
+"""Credentials by registry, from the configuration files and credential helpers of docker, podman and CI systems.
 
-Looked up in this order, first answer wins:
+Sources, in this order; the first credential found is used:
 
 1. ``DOCKER_AUTH_CONFIG``: the JSON text itself (GitLab CI, and docker since 28);
 2. ``REGISTRY_AUTH_FILE`` (podman, buildah, skopeo);
 3. ``$DOCKER_CONFIG/config.json``, else ``~/.docker/config.json``;
 4. ``$XDG_RUNTIME_DIR/containers/auth.json``, then ``$XDG_CONFIG_HOME/containers/auth.json`` (podman's own).
 
-Within a file the longest key counts that the repository's name begins with (containers-auth.json(5)): of
-``registry.example.com/org/app`` first an entry of that name, then ``registry.example.com/org``, then
-``registry.example.com``. For each, its ``credHelpers`` entry is asked first and then ``auths`` is read; ``credsStore``
-comes between the two for a registry, and for a longer key whose entry in ``auths`` is empty, which is how docker notes
-that the store has it. A file that cannot be understood is an error that names the file and never shows any of it.
+Within a file the longest key that is a prefix of the repository's name is used (containers-auth.json(5)): for
+``registry.example.com/org/app`` the keys are tried in the order ``registry.example.com/org/app``,
+``registry.example.com/org``, ``registry.example.com``. For each key, ``credHelpers`` comes before ``auths``;
+``credsStore`` comes between the two for a registry, and for a longer key with an empty entry in ``auths``, by which
+docker marks what is in the store. A file that cannot be parsed is an error that names the file and shows none of its
+content.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from platforms import debug, decoding
 from platforms.errors import EnvironmentUnfit, RegistryError, printable
 
 FILE_LIMIT: Final = 4 << 20
-"""Bytes of a credentials file; a larger one is not such a file."""
+"""Maximum size of a credentials file in bytes."""
 HELPER_SECONDS: Final = 60
-"""How long a credential helper may take: cloud helpers ask their own services."""
+"""Maximum run time of a credential helper: those of cloud providers make requests of their own."""
 TOKEN_USER: Final = "<token>"
-"""The user name with which docker's helpers say that the secret is an identity token."""
+"""The user name by which docker's helpers mark the secret as an identity token."""
 
 _HUB_KEYS: Final = ("https://index.docker.io/v1/", "index.docker.io", DOCKER_HUB, "registry-1.docker.io")
 _NOT_FOUND: Final = ("credentials not found", "no credentials", "item not found")
 
 
 class Credential(msgspec.Struct, frozen=True):
-    """What one registry knows the user by: name and password, or a token. ``repr`` shows no secret."""
+    """A user's credential for one registry: user name and password, or a token. ``repr`` shows no secret."""
 
     username: str = ""
     password: str = ""
@@ -52,18 +53,20 @@ class Credential(msgspec.Struct, frozen=True):
 
 
 Keychain = Callable[[str], Credential | None]
-"""The credential for a repository (``docker.io/library/debian``) or a registry (``localhost:5000``), or None."""
+"""Return the credential for a repository (``docker.io/library/debian``) or a registry (``localhost:5000``), or None."""
 
 
 def anonymous(_name: str) -> Credential | None:
-    """The keychain that knows nobody."""
+    """A keychain without credentials."""
     return None
 
 
 def docker_keychain() -> Keychain:
-    """The keychain of docker's and podman's files, read when first asked and then kept, as are helpers' answers.
+    """Return the keychain of docker's and podman's files. Files are read on the first call; the answers of helpers are
+    cached.
 
-    Asking raises ``RegistryError`` for a file that is there but broken, ``EnvironmentUnfit`` for a helper that is not.
+    A call raises ``RegistryError`` for a file that cannot be parsed, ``EnvironmentUnfit`` for a helper that is not
+    installed.
     """
     stores: list[_Store] | None = None
     answers: dict[tuple[str, str], Credential | None] = {}
@@ -87,11 +90,12 @@ def docker_keychain() -> Keychain:
 
 
 _Helper = Callable[[str, str, str], Credential | None]
-"""What a helper (named without ``docker-credential-``) knows of a server; the source is who names the helper."""
+"""Call the helper with this name (without ``docker-credential-``) for a server; the third argument is the file that
+names it."""
 
 
 class _Store(msgspec.Struct, frozen=True):
-    """One parsed credentials file. ``source`` is its path, or the variable it came from."""
+    """A parsed credentials file. ``source``: its path, or the environment variable it came from."""
 
     source: str
     auths: dict[str, Any]
@@ -102,7 +106,8 @@ class _Store(msgspec.Struct, frozen=True):
         return f"_Store({self.source!r})"
 
     def credential(self, name: str, ask: _Helper) -> Credential | None:
-        """The credential of the longest key that the repository ``name`` begins with, its registry's at last."""
+        """Return the credential under the longest key that is a prefix of the repository ``name``, or under its
+        registry."""
         registry, _, repository = name.partition("/")
         keys = _HUB_KEYS if registry == DOCKER_HUB else (registry,)
         written = {_plain(key): key for key in self.auths}
@@ -115,7 +120,8 @@ class _Store(msgspec.Struct, frozen=True):
         return self._of_registry(keys, ask)
 
     def _of_path(self, path: str, written: dict[str, str], ask: _Helper) -> Credential | None:
-        """What is said of ``path``, a host with part of a repository's name; ``written`` are the keys of ``auths``."""
+        """Return the credential under ``path``, a host and a part of a repository's name. ``written``: the keys of
+        ``auths`` by their plain form."""
         helper = self.helpers.get(path)
         if isinstance(helper, str) and helper:
             return ask(helper, path, self.source)
@@ -202,13 +208,13 @@ def _parse(data: bytes, source: str) -> _Store:
 
 
 def _host_of(key: str) -> str:
-    """The registry host of a key as old and new tools write it; "" for podman's keys that name a repository."""
+    """Return the registry host of a key in any of the forms that tools write; "" for podman's keys of repositories."""
     host, _, path = key.partition("://")[2].partition("/") if "://" in key else key.partition("/")
     return host if path.strip("/") in {"", "v1", "v2"} else ""
 
 
 def _plain(key: str) -> str:
-    """``key`` without scheme and slash at its end."""
+    """Return ``key`` without scheme and trailing slashes."""
     return (key.partition("://")[2] or key).rstrip("/")
 
 
@@ -228,7 +234,8 @@ def _decode(auth: str, key: str, source: str) -> tuple[str, str]:
 
 
 def _ask_helper(name: str, server: str, source: str) -> Credential | None:
-    """What ``docker-credential-NAME get`` answers for ``server`` (docker/docker-credential-helpers' protocol)."""
+    """Return the answer of ``docker-credential-NAME get`` for ``server`` (docker/docker-credential-helpers'
+    protocol)."""
     import subprocess
 
     program = f"docker-credential-{name}"

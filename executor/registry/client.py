@@ -1,15 +1,15 @@
-"""The OCI distribution client: what a build asks of a registry, in its own words.
+"""The client for the OCI distribution protocol.
 
     client.resolve(ref)                    tag -> descriptor
     client.manifest(ref)                   the document, its bytes and their descriptor
-    client.fetch(ref, descriptor, sink)    a blob, verified, resumed when the connection breaks
-    client.check_push(ref)                 whether we may
+    client.fetch(ref, descriptor, writer)  a blob, verified, resumed when the connection breaks
+    client.check_push(ref)                 whether the user may push
     client.push(ref, descriptor, open)     a blob, unless it is there or can be mounted
     client.put_manifest(ref, data, type)   the document, under a tag or its digest
 
-Reads try the registry's mirrors first; digests make a mirror's content as good as the registry's own, and a tag means
-what the first mirror that knows it says. Writes go to the registry. A ``Client`` may be used by many threads; httpx is
-imported when the first request is made.
+Reads try the registry's mirrors first. By digest a mirror's content is as good as the registry's own; a tag is what the
+first mirror that has it says. Writes go to the registry. A ``Client`` may be used by many threads; httpx is imported on
+the first request.
 """
 
 from __future__ import annotations
@@ -32,32 +32,33 @@ from executor.registry.notices import Tell
 from executor.registry.reference import Reference
 from executor.registry.session import Call, Endpoint, Session, TransferOptions, absolute, origin_endpoint
 from executor.registry.token import merged, scope
-from executor.registry.transfer import Direction, Progress, Sink
+from executor.registry.transfer import BlobWriter, Direction, Progress
 from executor.retry import RETRYABLE_STATUSES, Attempts
 from executor.transport import Cancel, Reply, TransientStatus
 from platforms.errors import ArchiveError, RegistryError, printable
 
 SMALL_BLOB: Final = 16 << 20
-"""Bytes of a blob that is read into memory: image configurations are kilobytes."""
+"""Maximum size in bytes of a blob that is read into memory: image configurations are kilobytes."""
 _MANIFEST_ATTEMPTS: Final = 4
 _ANSWERED: Final = frozenset({200}) | frozenset(range(400, 500)) - {408, 429}
-"""Answers to a HEAD that no other try would change."""
+"""Final answers to HEAD: not tried again."""
 _STORED: Final = frozenset({200, 201, 202})
 _REFUSED: Final = frozenset(range(400, 500)) - {401, 408, 413, 429}
-"""Answers to a manifest that no other try would cure."""
+"""Final answers to the PUT of a manifest: not tried again."""
 _NOT_YET: Final = frozenset({"MANIFEST_BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN"})
-"""Error codes for something that a manifest names and the registry does not have."""
+"""Error codes for content that a manifest refers to and the registry does not have."""
 _UNKNOWN_TYPE: Final = frozenset({400, 404, 405, 406, 409, 415, 422})
-"""What registries say to a media type that they do not know: they agree on no status."""
+"""Statuses by which registries refuse an unknown media type."""
 _KNOWN: Final = mediatypes.INDEXES | mediatypes.MANIFESTS
 
 Outcome = Literal["present", "mounted", "uploaded"]
-"""How a pushed blob came to be in its repository."""
+"""How a pushed blob got into its repository."""
 _T = TypeVar("_T")
 
 
 class Client:
-    """A user's registries. ``progress`` and ``tell`` are called from the threads that do the work."""
+    """A client for registries, with one user's credentials. ``progress`` and ``tell`` are called from the threads that
+    do the work."""
 
     def __init__(
         self,
@@ -72,15 +73,15 @@ class Client:
         self.settings = settings or RegistrySettings()
         self._told = progress
         self._forbidden: set[tuple[Endpoint, str]] = set()
-        """Where blobs cannot be mounted from, by where to."""
+        """Pairs of target and source repository between which the user may not mount blobs."""
         self._session = Session(self.settings, keychain, options=options, cancel=cancel, tell=tell)
 
     def close(self) -> None:
-        """End all connections; transfers under way in other threads are ``Interrupted`` at once."""
+        """Close all connections; transfers in other threads raise ``Interrupted`` at once."""
         self._session.close()
 
     def learned(self) -> RegistrySettings:
-        """The settings, with what has been found out on the way and others need not find out again."""
+        """Return the settings with what this client has found out about registries, for other clients of the build."""
         return self._session.learned()
 
     def __enter__(self) -> Self:
@@ -92,23 +93,24 @@ class Client:
     # -- reading
 
     def resolve(self, reference: Reference) -> Descriptor:
-        """What ``reference`` points to now. Raises ``RegistryError``, also when there is no such thing."""
+        """Return the descriptor that ``reference`` points to. Raises ``RegistryError``, also if there is none."""
         what = f"cannot resolve {reference.familiar()}"
         with self._watched(what):
             return self._first(reference, lambda endpoint: self._resolve(endpoint, reference, what))
 
     def manifest(self, reference: Reference) -> tuple[Manifest | Index, bytes, Descriptor]:
-        """The manifest or index of ``reference``: read strictly, its bytes verified, and their descriptor."""
+        """Return the manifest or index of ``reference``, parsed strictly, its verified bytes, and their descriptor."""
         what = f"cannot pull {reference.familiar()}"
         with self._watched(what):
             return self._first(reference, lambda endpoint: self._manifest(endpoint, reference, what))
 
     def read_manifest(self, reference: Reference) -> tuple[bytes, Descriptor]:
-        """The bytes of ``manifest``, and their descriptor."""
+        """Return the bytes of ``manifest``, and their descriptor."""
         return self.manifest(reference)[1:]
 
     def has_manifest(self, reference: Reference) -> Descriptor | None:
-        """What ``reference`` points to in its own registry (no mirror), or None when it does not exist."""
+        """Return the descriptor that ``reference`` points to in the registry itself (no mirror), or None if there is
+        none."""
         endpoint = origin_endpoint(reference)
         what = f"cannot look for {reference.familiar()}"
         call = _manifest_call(endpoint, reference, what=what, method="HEAD", accept=_ANSWERED)
@@ -122,9 +124,9 @@ class Client:
             return found
 
     def find(self, reference: Reference) -> tuple[Manifest | Index, bytes, Descriptor] | None:
-        """Like ``manifest``, of the registry itself (no mirror), and None when there is no such thing.
+        """As ``manifest``, from the registry itself (no mirror), and None if there is none.
 
-        One request, with a method that every registry knows: some answer 404 to any HEAD.
+        One GET request, because some registries answer 404 to every HEAD.
         """
         what = f"cannot pull {reference.familiar()}"
         with self._watched(what):
@@ -138,20 +140,20 @@ class Client:
         with self._watched(what):
             return referrers.listed(self._session, origin_endpoint(reference), _digest(reference.digest), what)
 
-    def fetch(self, reference: Reference, descriptor: Descriptor, sink: Sink) -> None:
-        """Write the blob of ``descriptor`` to ``sink``; size and digest are right when this returns.
+    def fetch(self, reference: Reference, descriptor: Descriptor, writer: BlobWriter) -> None:
+        """Write the blob of ``descriptor`` to ``writer``; size and digest are verified when this returns.
 
-        ``sink.reset`` is called when what was written turned out to be wrong and another try begins at 0.
+        ``writer.reset`` is called when what was written is wrong and the next attempt starts at byte 0.
         """
         with self._watched(f"pull {descriptor.digest} from {reference.familiar()}"):
-            transfer.fetch(self._session, self._endpoints(reference), _checked(descriptor), sink, self._progress)
+            transfer.fetch(self._session, self._endpoints(reference), _checked(descriptor), writer, self._progress)
 
     def open_stream(self, reference: Reference, descriptor: Descriptor) -> Iterator[bytes]:
-        """The blob of ``descriptor`` in chunks; that they were the right ones is known when the iteration has ended."""
+        """Yield the blob of ``descriptor`` in chunks. They are verified only when the iteration has ended."""
         return transfer.stream(self._session, self._endpoints(reference), _checked(descriptor), self._progress)
 
     def read_blob(self, reference: Reference, descriptor: Descriptor, limit: int = SMALL_BLOB) -> bytes:
-        """The whole blob of ``descriptor``, which may have at most ``limit`` bytes."""
+        """Return the blob of ``descriptor``, which may have at most ``limit`` bytes."""
         if descriptor.size > limit:
             raise RegistryError(
                 f"cannot pull {descriptor.digest} from {reference.familiar()}",
@@ -163,10 +165,10 @@ class Client:
     # -- writing
 
     def check_push(self, reference: Reference) -> None:
-        """Ask whether this user may push into the repository, as a push would begin; nothing is left of it.
+        """Check that this user may push to the repository, by starting an upload and cancelling it.
 
-        Raises ``RegistryError`` when that is refused, or the registry is not there. A registry that only cannot just
-        now is given the benefit of the doubt.
+        Raises ``RegistryError`` when that is refused, or the registry cannot be reached. A temporary failure of the
+        registry (429, 5xx) does not raise.
         """
         endpoint = origin_endpoint(reference)
         what = f"cannot push to {reference.registry}/{reference.repository}"
@@ -185,10 +187,10 @@ class Client:
         *,
         mount_from: Iterable[str] = (),
     ) -> Outcome:
-        """See that the blob of ``descriptor`` is in the repository, with as few bytes sent as can be.
+        """Get the blob of ``descriptor`` into the repository with as few bytes sent as possible.
 
-        (1) It may be there. (2) It may be in one of the repositories ``mount_from`` of the same registry. (3) It is
-        sent: ``open_content`` opens a seekable binary file of it, more than once when a connection breaks.
+        (1) It is there already. (2) It is mounted from one of the repositories ``mount_from`` of the same registry. (3)
+            It is uploaded: ``open_content`` opens a seekable binary file of it, again for each attempt.
         """
         with self._watched(f"push {descriptor.digest} to {reference.registry}/{reference.repository}"):
             return self._push(origin_endpoint(reference), _checked(descriptor), open_content, mount_from)
@@ -221,16 +223,16 @@ class Client:
         return "uploaded"
 
     def send(self, reference: Reference, descriptor: Descriptor, open_content: Callable[[], BinaryIO]) -> None:
-        """Put the blob of ``descriptor`` into the repository without asking whether it is there."""
+        """Upload the blob of ``descriptor`` to the repository without checking whether it is there."""
         endpoint = origin_endpoint(reference)
         with self._watched(f"push {descriptor.digest} to {reference.registry}/{reference.repository}"):
             upload.upload(self._session, endpoint, _checked(descriptor), open_content, progress=self._progress)
 
     def put_manifest(self, reference: Reference, data: bytes, media_type: str) -> Descriptor:
-        """Store ``data`` under the tag of ``reference`` or, when it has none, under its digest; its descriptor.
+        """Store ``data`` under the tag of ``reference`` or, if it has none, under its digest; return its descriptor.
 
-        A name that the registry does not let us write, and that means ``data`` already, is no failure: tags may be
-        immutable, and some stores take nothing twice.
+        It is no error if the registry refuses a name that points to ``data`` already: tags may be immutable, and some
+        registries accept nothing twice.
         """
         endpoint = origin_endpoint(reference)
         algorithm = reference.digest.partition(":")[0] or "sha256"
@@ -264,7 +266,7 @@ class Client:
     # -- inside
 
     def _watched(self, what: str) -> AbstractContextManager[None]:
-        """Tell of a wait for ``what``, said as an error would be or without its "cannot"."""
+        """Report a long wait for ``what``, given as in an error; a leading "cannot" is left out."""
         return self._session.watch.over(what.removeprefix("cannot "))
 
     def _progress(self, action: Direction, name: str, done: int, total: int) -> None:
@@ -273,10 +275,10 @@ class Client:
             self._told(action, name, done, total)
 
     def _until_known(self, endpoint: Endpoint, call: Call) -> Reply:
-        """The answer to a manifest whose blobs, or an index whose manifests, are all there.
+        """Return the answer to the PUT of a manifest whose blobs, or an index whose manifests, have been pushed.
 
-        Docker's registry may miss one for a moment while somebody else uploads it too: it writes the file by which a
-        repository knows a blob anew, in place. Registries that are spread over machines may take a moment as well.
+        Docker's registry may not find a blob for a moment while another client uploads it too, because it rewrites the
+        link file by which the repository has the blob. Distributed registries may need a moment as well.
         """
         policy = replace(self._session.options.retry, attempts=_MANIFEST_ATTEMPTS)
         attempts = Attempts(policy, self._session.transport.pause)
@@ -291,7 +293,7 @@ class Client:
             return error.reply
 
     def _standing(self, reference: Reference) -> str | None:
-        """The digest that the tag of ``reference`` means now, None when that is not known."""
+        """Return the digest that ``reference`` points to, None if that cannot be determined."""
         try:
             found = self.has_manifest(reference)
         except RegistryError:
@@ -301,7 +303,7 @@ class Client:
     def _not_stored(
         self, endpoint: Endpoint, call: Call, reply: Reply, media_type: str, there: str | None
     ) -> RegistryError:
-        """The error for a document that was refused; ``there`` is what its tag means instead, if anything."""
+        """Return the error for a refused document. ``there``: the digest that the tag points to instead, if any."""
         error = self._session.refused(endpoint, call.what, reply)
         if there is not None:
             remedy = f"the tag is {there} already: where tags cannot be moved, choose another one, or remove it first"
@@ -319,7 +321,8 @@ class Client:
         return (*self._session.mirrors(reference), origin_endpoint(reference))
 
     def _first(self, reference: Reference, attempt: Callable[[Endpoint], _T]) -> _T:
-        """``attempt`` at the mirrors, then at the registry. Its error tells of the mirrors' as well."""
+        """Return the result of ``attempt`` for the first mirror that has one, else for the registry. Its error includes
+        those of the mirrors."""
         notes: list[str] = []
         for endpoint in self._session.mirrors(reference):
             try:
@@ -356,7 +359,7 @@ class Client:
     def _read(
         self, endpoint: Endpoint, reference: Reference, what: str, reply: Reply
     ) -> tuple[Manifest | Index, bytes, Descriptor]:
-        """The document in ``reply``, verified, and its descriptor."""
+        """Return the document in ``reply``, verified, and its descriptor."""
         said = reference.digest or reply.header("docker-content-digest")
         try:
             wanted = check_digest(said) if said else ""
@@ -391,7 +394,7 @@ def _manifest_call(endpoint: Endpoint, reference: Reference, *, what: str, metho
 
 
 def _described(reply: Reply, reference: Reference) -> Descriptor | None:
-    """The descriptor in the headers of a HEAD answer; None when they do not hold a usable one."""
+    """Return the descriptor in the headers of the answer to HEAD; None if they hold no valid one."""
     length, media_type = reply.header("content-length"), _media_type(reply)
     try:
         digest = check_digest(reply.header("docker-content-digest"))
@@ -405,7 +408,7 @@ def _described(reply: Reply, reference: Reference) -> Descriptor | None:
 
 
 def _media_type(reply: Reply) -> str:
-    """The ``Content-Type`` without its parameters (distribution-spec: clients ignore them)."""
+    """Return the ``Content-Type`` without parameters, which clients ignore (distribution-spec)."""
     return reply.header("content-type").partition(";")[0].strip().lower()
 
 
@@ -414,7 +417,8 @@ def _digest_of(algorithm: str, data: bytes) -> str:
 
 
 def _digest(text: str) -> str:
-    """``text`` when it is a digest: it becomes part of a URL that may carry credentials."""
+    """Return ``text`` if it is a digest: it becomes part of a URL that may carry credentials. Raises
+    ``RegistryError``."""
     try:
         return check_digest(text)
     except ArchiveError as error:

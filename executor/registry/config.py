@@ -42,7 +42,8 @@ _LONGEST: Final = 3600.0
 
 
 class Certificates(msgspec.Struct, frozen=True):
-    """TLS material for one registry. ``ca`` is PEM text, so that it travels; the client's own pair stays in files."""
+    """TLS material for one registry. ``ca`` is PEM text, so that it can be sent to other nodes; ``cert`` and ``key``
+    are paths."""
 
     registry: str
     ca: str = ""
@@ -51,58 +52,59 @@ class Certificates(msgspec.Struct, frozen=True):
 
 
 class RegistrySettings(msgspec.Struct, frozen=True):
-    """Everything above, as data: it crosses to executors on other nodes."""
+    """The settings of all registries, as data that is sent to executors."""
 
     insecure: frozenset[str] = frozenset()
-    """Registries whose TLS is not verified, and which may have none."""
+    """Registries whose TLS certificates are not verified, and which may speak plain HTTP."""
     mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """A registry, and where to look first: ``[http://]HOST[:PORT][/PREFIX]``, in order."""
+    """The mirrors of a registry, ``[http://]HOST[:PORT][/PREFIX]``, in the order in which they are tried."""
     certificates: tuple[Certificates, ...] = ()
     token_services: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """A registry, and hosts on other sites that may be given its credential (see ``token.py``)."""
+    """Hosts outside a registry's own site to which its credential may be sent (see ``token.py``)."""
     tls: frozenset[str] = frozenset()
     """Registries on this machine that speak TLS."""
     without_tls: frozenset[str] = frozenset()
-    """Insecure registries that have been found to have no TLS."""
+    """Insecure registries that turned out to speak plain HTTP."""
     failing: frozenset[str] = frozenset()
-    """Mirrors that have failed in this build: they are not asked again."""
+    """Mirrors that have failed in this build; they are not tried again."""
     timeouts: tuple[tuple[str, float], ...] = ()
-    """A registry, or "" for all others, and the seconds after which it is given up."""
+    """Seconds without progress after which a registry is given up; the key "" is for all others."""
 
     def is_insecure(self, registry: str) -> bool:
-        """Whether plain HTTP and unverified TLS are allowed for ``registry``."""
+        """Whether plain HTTP and unverified TLS are allowed for ``registry``, or the host of its API."""
         return registry_of(registry) in self.insecure
 
     def is_plain(self, registry: str) -> bool:
-        """Whether ``registry`` is spoken to in plain HTTP without trying TLS."""
+        """Whether plain HTTP is used for ``registry`` without trying TLS."""
         if registry in self.without_tls:
             return True
         told = self.tls | self.insecure
         return is_loopback(registry) and registry not in told and self.certificates_for(registry) is None
 
     def mirrors_of(self, registry: str) -> tuple[str, ...]:
-        """Where to look before ``registry``, in order."""
+        """Return the mirrors of ``registry``, in order."""
         return dict(self.mirrors).get(registry, ())
 
     def timeout_of(self, registry: str) -> float:
-        """The seconds after which ``registry`` is given up if nothing comes of it; 0 when the user did not say."""
+        """Return the seconds without progress after which ``registry`` is given up; 0 if there is no limit."""
         timeouts = dict(self.timeouts)
         return timeouts.get(registry, timeouts.get("", 0.0))
 
     def certificates_for(self, registry: str) -> Certificates | None:
-        """The TLS material for ``registry``, if any is set."""
+        """Return the TLS material for ``registry``, or the host of its API, if any is set."""
         name = registry_of(registry)
         return next((each for each in self.certificates if each.registry == name), None)
 
     def trusts_token_service(self, registry: str, host: str) -> bool:
-        """Whether the user has named ``host`` (``HOST`` or ``HOST:PORT``) as a token service of ``registry``."""
+        """Whether the user lists ``host`` (``HOST`` or ``HOST:PORT``) as a token service of ``registry``."""
         return host in dict(self.token_services).get(registry, ())
 
 
 def load_settings(path: str = "") -> RegistrySettings:
-    """The settings in ``path`` or, when "", in the file that this module's text names; certs.d included.
+    """Return the settings in the file ``path``, by default the one that the module's docstring names, and those in
+    certs.d.
 
-    Raises ``UsageError`` that names the file and the key; a missing default file is no error.
+    Raises ``UsageError``, which names the file and the key. A missing default file is no error.
     """
     explicit = path or os.environ.get("KANIFOLD_REGISTRIES", "")
     config_home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
@@ -127,11 +129,11 @@ def with_flags(
     mirrors: Iterable[str] = (),
     timeouts: Iterable[str] = (),
 ) -> RegistrySettings:
-    """``settings`` with what ``--insecure-registry HOST``, ``--registry-mirror [REGISTRY=]HOST`` and
-    ``--registry-timeout [REGISTRY=]TIME`` add.
+    """Return ``settings`` with the flags ``--insecure-registry HOST``, ``--registry-mirror [REGISTRY=]HOST`` and
+    ``--registry-timeout [REGISTRY=]TIME`` added.
 
-    Mirrors named by flag come before those of the file, timeouts in their place: one for all registries is for those
-    in the file too.
+    Mirrors from flags are tried before those of the file. A timeout replaces that of the file; one without a registry
+    replaces all of them.
     """
     names = {canonical_registry(each) for each in insecure}
     merged = dict(settings.mirrors)
@@ -234,7 +236,7 @@ def _certificates(entry: dict[str, Any], registry: str, file: str) -> Certificat
 
 
 def _mirror(text: str) -> str:
-    """``text`` as it is kept when it is a mirror's address; https is understood and left out."""
+    """Return the address of a mirror in its stored form: without ``https://``."""
     address = text.strip().removeprefix("https://").rstrip("/")
     host = address.removeprefix("http://").partition("/")[0]
     if "://" in address.removeprefix("http://"):
@@ -264,7 +266,8 @@ def _with_certs_d(settings: RegistrySettings) -> RegistrySettings:
 
 
 def _certs_of(directory: str, host: str) -> Certificates | None:
-    """One host's directory, as Docker reads it: ``*.crt`` are authorities, ``*.cert`` with ``*.key`` ours."""
+    """Return the certificates in one host's directory, by Docker's rules: ``*.crt`` are authorities, ``*.cert`` with
+    ``*.key`` the client's."""
     try:
         registry = canonical_registry(host)
         names = sorted(os.listdir(directory))

@@ -1,4 +1,4 @@
-"""What a registry's refusal means for a person: one place turns statuses and diagnostics into ``RegistryError``."""
+"""Errors for refusals of registries: statuses and diagnostics as ``RegistryError``, with a reason and a remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from platforms import decoding
 from platforms.errors import RegistryError, printable
 
 _DIAGNOSTICS: Final = 3
-"""How many of a registry's own messages are passed on."""
+"""Maximum number of a registry's own messages that are shown."""
 
 _MEANINGS: Final = {
     400: "the registry found the request wrong",
@@ -33,13 +33,15 @@ _MEANINGS: Final = {
 
 
 def refused(what: str, reply: Reply, registry: str, *, known: bool) -> RegistryError:
-    """``what`` (``cannot pull debian:12``) failed with ``reply``; ``known``: a credential was at hand."""
+    """Return the error for ``reply``. ``what``: what failed (``cannot pull debian:12``); ``known``: whether a
+    credential was sent."""
     why = explained(reply, f" from {registry}")
     return RegistryError(what, why=why, remedy=remedy_for(reply, registry, known=known))
 
 
 def explained(reply: Reply, source: str = "") -> str:
-    """What the status of ``reply`` means, the status itself (with its ``source``), and the registry's own words."""
+    """Return the meaning of the status of ``reply``, the status (with its ``source``), and the registry's own
+    message."""
     meaning = _MEANINGS.get(reply.status, "an unexpected answer")
     said = diagnostics(reply.body)
     why = f"{meaning} (status {reply.status}{source})"
@@ -47,7 +49,7 @@ def explained(reply: Reply, source: str = "") -> str:
 
 
 def unreachable(what: str, registry: str, why: str, tries: int) -> RegistryError:
-    """``what`` failed because ``registry`` could not be reached, or kept breaking off."""
+    """Return the error for a ``registry`` that could not be reached, or whose connections kept breaking."""
     times = f" (tried {tries} times)" if tries > 1 else ""
     return RegistryError(
         what,
@@ -57,12 +59,13 @@ def unreachable(what: str, registry: str, why: str, tries: int) -> RegistryError
 
 
 def codes(body: bytes) -> frozenset[str]:
-    """The error codes of a registry's answer (distribution-spec, "Error Codes"); none when it holds no such list."""
+    """Return the error codes in the body of an answer (distribution-spec, "Error Codes")."""
     return frozenset(code for each in _errors(_json(body)) if isinstance(code := each.get("code"), str))
 
 
 def diagnostics(body: bytes) -> str:
-    """A registry's own explanation (distribution-spec, "Error Codes"), printable and short; "" when there is none."""
+    """Return the registry's own message (distribution-spec, "Error Codes"), printable and short; "" if there is
+    none."""
     document = _json(body)
     if isinstance(document, dict) and isinstance(document.get("errors"), list):
         found = []
@@ -87,13 +90,13 @@ def _json(body: bytes) -> object:
 
 
 def _errors(document: object) -> list[dict[str, object]]:
-    """The first errors that ``document`` lists."""
+    """Return the first errors in ``document``."""
     errors = document.get("errors") if isinstance(document, dict) else None
     return [each for each in errors[:_DIAGNOSTICS] if isinstance(each, dict)] if isinstance(errors, list) else []
 
 
 def remedy_for(reply: Reply, registry: str, *, known: bool) -> str:
-    """What the user can do about ``reply``; "" when nothing is known. ``known`` as in ``refused``."""
+    """Return what the user can do about ``reply``; "" if nothing is known. ``known`` as in ``refused``."""
     login = "docker login" if registry == DOCKER_HUB else f"docker login {registry}"
     match reply.status:
         case 401 if not known:

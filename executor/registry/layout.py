@@ -1,15 +1,15 @@
-"""OCI image layouts as directories (image-spec image-layout.md): written atomically, read with suspicion.
+"""OCI image layouts as directories (image-spec image-layout.md): written atomically, read as untrusted.
 
-A layout that exists is extended: blobs come first, ``index.json`` last and by rename, under a lock on the directory
-(released by death). So a reader sees the old index or the new one, and either only speaks of blobs that are whole.
-A root whose name (annotation ``org.opencontainers.image.ref.name``) is there already takes the place of the older.
+An existing layout is extended: blobs first, ``index.json`` last and by rename, under a lock on the directory (which is
+released when its process dies). Readers see the old index or the new one, and all blobs of either are complete. A root
+whose name (annotation ``org.opencontainers.image.ref.name``) exists already replaces the older one.
 
-Blobs are not synced to the disk one by one: an output that a power cut may take is built again. A blob that is already
-there stays when its digest is right, which is read unless somebody remembers to have seen this very file, unchanged
-since and in this boot (``Memory``).
+Blobs are not synced one by one: an output that is lost in a power failure is built again. A blob that exists already is
+kept if its digest is right; it is read for that, unless ``DigestCache`` has the digest of this very file, unchanged
+since and in this boot.
 
-What is not there shares its blocks with the store's file where the file system can do that, and is copied by the kernel
-elsewhere. It is never a hard link: whoever edits a layout, which is theirs, would edit the store.
+Other blobs share their blocks with the store's file where the file system supports it, and are copied by the kernel
+elsewhere. They are never hard links: a user who edits a layout, which is theirs, would edit the store.
 """
 
 from __future__ import annotations
@@ -43,43 +43,43 @@ MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _INCOMING: Final = ".incoming-"
 _CHUNK: Final = 1 << 20
 _SHARE: Final = 32 << 20
-"""Bytes that the kernel copies at a time; between two, the build may be cancelled."""
+"""Bytes that the kernel copies at a time; in between, the build may be cancelled."""
 
 
-class Memory(msgspec.Struct, frozen=True):
-    """Of files that were found to have a digest, by what lstat(2) says of them."""
+class DigestCache(msgspec.Struct, frozen=True):
+    """Digests of files, by their status (lstat(2))."""
 
-    recall: Callable[[os.stat_result], str]
-    """The digest of such a file; "" when it is not known."""
-    note: Callable[[Sequence[tuple[os.stat_result, str]]], None]
+    find: Callable[[os.stat_result], str]
+    """Return the digest of the file with this status; "" if it is not known."""
+    record: Callable[[Sequence[tuple[os.stat_result, str]]], None]
 
 
 class BlobSource(msgspec.Struct, frozen=True):
-    """A blob to write: ``open`` gives a binary file of its ``size`` bytes, which have ``digest``."""
+    """A blob to write: ``open`` opens a binary file of its ``size`` bytes, whose digest is ``digest``."""
 
     digest: str
     size: int
     open: Callable[[], BinaryIO]
-    """Its position is at the start; one with a descriptor may be copied by that, with ``check`` asked now and then."""
+    """Opens it at its start. A file with a descriptor may be copied by the kernel; ``check`` is called in between."""
     check: Callable[[], None] = lambda: None
-    """Raises when it is time to end."""
+    """Raises to cancel."""
 
 
 _Opener = Callable[[str], tuple[BinaryIO, int]]
-"""Opens a file by its path within the layout: the file at its start, and its size. Raises ``OSError``."""
+"""Opens a file by its path within the layout; returns it and its size. Raises ``OSError``."""
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """A layout that has been opened for reading: what ``index.json`` names, and a way to the blobs."""
+    """A layout that was opened for reading: the roots in ``index.json``, and access to the blobs."""
 
     path: str
     roots: tuple[Descriptor, ...]
     open_file: _Opener
 
     def find(self, name: str = "") -> Descriptor:
-        """The root called ``name``, a tag or a digest; "" means the only one there is, else ``latest``.
+        """Return the root called ``name``, a tag or a digest; "" is the only root, else ``latest``.
 
-        Raises ``ArchiveError`` that lists the names there are.
+        Raises ``ArchiveError``, which lists the existing names.
         """
         if not name and len(self.roots) == 1:
             return self.roots[0]
@@ -95,7 +95,7 @@ class Layout(msgspec.Struct, frozen=True):
         )
 
     def chunks(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """The blob in chunks; its end without ``ArchiveError`` says that digest and size are right."""
+        """Yield the blob in chunks. Raises ``ArchiveError`` at the end if digest or size are wrong."""
         algorithm, _, expected = check_digest(descriptor.digest).partition(":")
         try:
             file, size = self.open_file(blob_path(descriptor.digest))
@@ -118,7 +118,7 @@ class Layout(msgspec.Struct, frozen=True):
             raise ArchiveError(f"{descriptor.digest} is damaged in {self.path}", why="its content has another digest")
 
     def read(self, descriptor: Descriptor, limit: int = MANIFEST_LIMIT) -> bytes:
-        """The whole blob, verified; it may have at most ``limit`` bytes."""
+        """Return the whole blob, verified. It may have at most ``limit`` bytes."""
         if descriptor.size > limit:
             raise ArchiveError(
                 f"{descriptor.digest} is too large in {self.path}", why=f"{descriptor.size} bytes; {limit} are allowed"
@@ -126,12 +126,12 @@ class Layout(msgspec.Struct, frozen=True):
         return b"".join(self.chunks(descriptor))
 
     def manifest(self, descriptor: Descriptor) -> Manifest | Index:
-        """The manifest or index that ``descriptor`` points to."""
+        """Return the manifest or index that ``descriptor`` points to."""
         return parse(self.read(descriptor), descriptor.media_type)
 
 
 def split_location(location: str) -> tuple[str, str]:
-    """``PATH[:TAG][@DIGEST]`` as the path, and which of its images ("": the only one, or latest)."""
+    """Split ``PATH[:TAG][@DIGEST]`` into the path and the name of an image ("": the only one, or latest)."""
     path, at, digest = location.partition("@")
     if at:
         return path.rpartition(":")[0] if not os.path.exists(path) and ":" in path else path, digest
@@ -142,7 +142,7 @@ def split_location(location: str) -> tuple[str, str]:
 
 
 def names_of(root: Descriptor) -> tuple[str, ...]:
-    """What a root is called: its annotations as they are, and the tags at their ends."""
+    """Return the names of a root: its annotations, and the tags in them."""
     found: list[str] = []
     annotations = dict(root.annotations)
     for key in (REF_NAME, CONTAINERD_NAME):
@@ -153,12 +153,12 @@ def names_of(root: Descriptor) -> tuple[str, ...]:
 
 
 def blob_path(digest: str) -> str:
-    """Where a layout keeps the blob ``digest``, relative to its top."""
+    """Return the path of the blob ``digest`` within a layout."""
     return "blobs/" + check_digest(digest).replace(":", "/")
 
 
 def is_file_of(name: str) -> bool:
-    """Whether ``name`` is the path of a file that every layout has, or of a blob, relative to its top."""
+    """Whether ``name`` is the path of a file that every layout has, or of a blob, within a layout."""
     folder, _, digest = name.partition("/")
     if folder != "blobs":
         return name in ("oci-layout", "index.json")
@@ -169,7 +169,7 @@ def is_file_of(name: str) -> bool:
 
 
 def read_layout(path: str) -> Layout:
-    """The layout in the directory ``path``. Raises ``ArchiveError`` when there is none."""
+    """Open the layout in the directory ``path``. Raises ``ArchiveError`` if there is none."""
 
     def open_file(name: str) -> tuple[BinaryIO, int]:
         # O_NONBLOCK: a FIFO in place of a file must not keep us waiting.
@@ -184,7 +184,7 @@ def read_layout(path: str) -> Layout:
 
 
 def open_layout(path: str, open_file: _Opener) -> Layout:
-    """The layout whose files ``open_file`` opens; ``path`` is what errors call it."""
+    """Open the layout whose files ``open_file`` opens. ``path``: its name in errors."""
 
     def read(name: str) -> bytes:
         try:
@@ -209,14 +209,14 @@ def open_layout(path: str, open_file: _Opener) -> Layout:
 
 
 def write_layout(
-    directory: str, roots: Iterable[Descriptor], blobs: Iterable[BlobSource], memory: Memory | None = None
+    directory: str, roots: Iterable[Descriptor], blobs: Iterable[BlobSource], digests: DigestCache | None = None
 ) -> None:
-    """Add ``blobs``, then ``roots``, to the layout in ``directory``, which is made when it is not there.
+    """Add ``blobs``, then ``roots``, to the layout in ``directory``, which is created if it does not exist.
 
-    With ``memory``, blobs that are remembered to be there are not read.
+    With ``digests``, blobs whose digest it has are not read.
 
-    Raises ``StoreError`` when the disk does not take it or a blob is not what it should be, ``ArchiveError`` when the
-    directory holds an index that cannot be extended. What was made anew is gone then.
+    Raises ``StoreError`` if the disk is full or fails, or a blob is not what its descriptor says; ``ArchiveError`` if
+    the existing index cannot be extended. A directory that was created is removed then.
     """
     with disk_errors(directory):
         new = not os.path.lexists(directory)
@@ -227,10 +227,10 @@ def write_layout(
                 _make_directory(directory, "blobs")
                 _make_directory(os.path.join(directory, "blobs"), "sha256")
                 _sweep(directory)
-                found = [_write_blob(directory, blob, memory) for blob in blobs]
+                found = [_write_blob(directory, blob, digests) for blob in blobs]
                 _replace(directory, "index.json", _extended(directory, tuple(roots)))
-                if memory is not None:
-                    memory.note([each for each in found if each is not None])
+                if digests is not None:
+                    digests.record([each for each in found if each is not None])
             except BaseException:
                 if new:
                     shutil.rmtree(directory, ignore_errors=True)
@@ -238,12 +238,12 @@ def write_layout(
 
 
 def index_json(roots: Iterable[Descriptor]) -> bytes:
-    """The ``index.json`` of a new layout with ``roots``."""
+    """Return the ``index.json`` of a new layout with ``roots``."""
     return encode(Index(mediatypes.OCI_INDEX, tuple(roots)))
 
 
 def verified(blob: BlobSource) -> Iterator[bytes]:
-    """The content of ``blob`` in chunks. Raises ``StoreError`` at the end when it is not what it should be."""
+    """Yield the content of ``blob`` in chunks. Raises ``StoreError`` at the end if digest or size are wrong."""
     algorithm, _, expected = check_digest(blob.digest).partition(":")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     size = 0
@@ -263,7 +263,7 @@ def verified(blob: BlobSource) -> Iterator[bytes]:
 
 
 def _extended(directory: str, roots: tuple[Descriptor, ...]) -> bytes:
-    """The directory's index with ``roots`` added. Entries of others are kept as they are, unknown fields included."""
+    """Return the directory's index with ``roots`` added. Other entries are kept unchanged, with unknown fields."""
     path = os.path.join(directory, "index.json")
     document: dict[str, Any] = decoding.from_json(index_json(roots))
     try:
@@ -284,13 +284,14 @@ def _extended(directory: str, roots: tuple[Descriptor, ...]) -> bytes:
     return json.dumps(old, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _write_blob(directory: str, blob: BlobSource, memory: Memory | None) -> tuple[os.stat_result, str] | None:
-    """See that ``blob`` is in ``directory``. What lstat(2) says of a file that was read for that, and its digest."""
+def _write_blob(directory: str, blob: BlobSource, digests: DigestCache | None) -> tuple[os.stat_result, str] | None:
+    """Write ``blob`` to ``directory`` unless it is there. Returns the status and digest of the file, if it was read or
+    written."""
     path = below(directory, *blob_path(blob.digest).split("/"))
     with contextlib.suppress(OSError):
         there = os.lstat(path)
         if stat.S_ISREG(there.st_mode) and there.st_size == blob.size:
-            if memory is not None and memory.recall(there) == blob.digest:
+            if digests is not None and digests.find(there) == blob.digest:
                 return None
             if _digest_of(path, blob.digest) == blob.digest:
                 return there, blob.digest
@@ -313,7 +314,8 @@ def _write_blob(directory: str, blob: BlobSource, memory: Memory | None) -> tupl
 
 
 def _copied(blob: BlobSource, path: str) -> bool:
-    """Whether the new file ``path`` has become ``blob`` without its bytes passing through here, but to be hashed."""
+    """Copy ``blob`` to the new file ``path`` within the kernel; return whether that succeeded and the digest is
+    right."""
     if sys.platform != "linux":
         return False
     with blob.open() as source, open(path, "xb") as file:
@@ -341,14 +343,14 @@ def _copied(blob: BlobSource, path: str) -> bool:
 
 
 def _digest_of(path: str, like: str) -> str:
-    """The digest of the file ``path``, by the algorithm of ``like``. Links are not followed."""
+    """Return the digest of the file ``path`` by the algorithm of ``like``. Links are not followed."""
     algorithm = like.partition(":")[0]
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb", 0) as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
 def _replace(directory: str, name: str, data: bytes) -> None:
-    """Write the file ``name`` so that it is the old or the new one at any instant, a power cut included."""
+    """Replace the file ``name`` atomically, and durably."""
     incoming = below(directory, f"{_INCOMING}{name}")
     with open(incoming, "wb") as file:
         file.write(data)
@@ -358,7 +360,7 @@ def _replace(directory: str, name: str, data: bytes) -> None:
 
 
 def _make_directory(directory: str, name: str) -> None:
-    """Make ``name`` in ``directory`` if it is missing. A link in its place would lead out: ``OSError``."""
+    """Create ``name`` in ``directory`` if it does not exist. Raises ``OSError`` for a link, which might lead out."""
     path = below(directory, name)
     with contextlib.suppress(FileExistsError):
         os.mkdir(path)
@@ -367,7 +369,7 @@ def _make_directory(directory: str, name: str) -> None:
 
 
 def _sweep(directory: str) -> None:
-    """Remove what a writer that died has left; the lock says that no other is at work."""
+    """Remove temporary files of writers that have died; the lock excludes living ones."""
     for algorithm in os.listdir(os.path.join(directory, "blobs")):
         parent = below(directory, "blobs", algorithm)
         for name in os.listdir(parent) if stat.S_ISDIR(os.lstat(parent).st_mode) else ():
@@ -389,7 +391,7 @@ def _locked(directory: str) -> Iterator[None]:
 
 @contextmanager
 def disk_errors(path: str) -> Iterator[None]:
-    """Raise ``StoreError`` for what the disk does not take of an image that is written to ``path``."""
+    """Translate ``OSError`` of writing an image to ``path`` to ``StoreError``."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What a client of registries says while it works: what it waits for, and what a registry has to say.
+"""Notices of a registry client to its user: requests that wait for an answer, and messages of registries.
 
-A question that has had no answer for ``QUIET_SECONDS`` is told of, again every ``AGAIN_SECONDS``, and once more when it
-is over. A transfer waits only while no bytes move.
+A request without an answer for ``QUIET_SECONDS`` is reported, again every ``AGAIN_SECONDS``, and once more when it is
+over. A transfer counts as waiting only while no bytes move.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ AGAIN_SECONDS: Final = 15.0
 
 
 class Wait(msgspec.Struct, frozen=True, tag=True):
-    """A question without an answer."""
+    """A request that waits for its answer."""
 
     registry: str
-    """Who is asked: a mirror, perhaps."""
+    """The host that was asked, which may be a mirror."""
     what: str
-    """``resolve debian:12``; the same for as long as this is waited for."""
+    """``resolve debian:12``: identifies the wait."""
     seconds: float = 0.0
     why: str = ""
-    """What went wrong so far, if it is being tried again."""
+    """Why the last attempt failed, if it is being tried again."""
     over: bool = False
 
 
 class Remark(msgspec.Struct, frozen=True, tag=True):
-    """Something about a registry that the user should know."""
+    """A message about a registry for the user."""
 
     text: str
 
 
 Notice = Wait | Remark
 Tell = Callable[[Notice], None]
-"""Takes notices, from any thread, one at a time."""
+"""Receives notices, one at a time, from any thread."""
 
 
 class _Question:
-    """One that is being asked."""
+    """A request that is being made."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -58,7 +58,7 @@ class _Question:
 
 
 class Watch:
-    """Tells of the questions of one client that are not answered. Safe for threads; each asks one at a time."""
+    """Reports the requests of one client that wait for an answer. Thread-safe; a thread makes one request at a time."""
 
     def __init__(self, tell: Tell | None) -> None:
         self._tell = tell
@@ -70,7 +70,8 @@ class Watch:
 
     @contextmanager
     def over(self, what: str) -> Iterator[None]:
-        """Watch what is asked within, which is to ``what``; a question within a question is part of it."""
+        """Watch the requests in the ``with`` block, which are made to ``what``. A nested block belongs to the outer
+        one."""
         if self._tell is None or self._question() is not None:
             yield
             return
@@ -86,17 +87,17 @@ class Watch:
                     self._tell(question.notice(over=True))
 
     def asking(self, registry: str) -> None:
-        """It is ``registry`` whose answer this thread waits for now."""
+        """This thread waits for ``registry`` now."""
         if (question := self._question()) is not None:
             question.registry = registry
 
     def trouble(self, why: str) -> None:
-        """What this thread asks went wrong, and is going to be asked again."""
+        """The request of this thread failed with ``why``, and will be tried again."""
         if (question := self._question()) is not None:
             question.why = why
 
     def moved(self) -> None:
-        """Bytes have moved of what this thread transfers."""
+        """Bytes have moved in the transfer of this thread."""
         if self._tell is None or (question := self._question()) is None:
             return
         if question.told:
@@ -108,7 +109,7 @@ class Watch:
         question.why = ""
 
     def close(self) -> None:
-        """Tell of nothing more."""
+        """Stop reporting."""
         with self._changed:
             self._closed = True
             self._changed.notify()

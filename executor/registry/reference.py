@@ -1,8 +1,7 @@
-"""References: what users call images, and what registries call them.
+"""References of images: parsed, normalised and shown.
 
-The grammar is Docker's (distribution/reference): ``[registry/]repository[:tag][@digest]``, where a first component
-without dot, colon or upper case that is not ``localhost`` belongs to the repository, and Docker Hub is what is meant
-when no registry is named.
+The grammar is Docker's (distribution/reference): ``[registry/]repository[:tag][@digest]``. The first component is the
+registry if it has a dot, colon or upper-case letter, or is ``localhost``; otherwise the registry is Docker Hub.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ _HUB_API: Final = "registry-1.docker.io"
 _OFFICIAL: Final = "library/"
 
 REPOSITORY_LIMIT: Final = 255
-"""Characters of a repository's name (distribution/reference, ``RepositoryNameTotalLengthMax``)."""
+"""Maximum length of a repository's name (distribution/reference, ``RepositoryNameTotalLengthMax``)."""
 TAG_LIMIT: Final = 128
-"""Characters of a tag (distribution-spec, "Pulling manifests")."""
+"""Maximum length of a tag (distribution-spec, "Pulling manifests")."""
 
 _LOWER: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _WORD: Final = _LOWER | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ_")
@@ -33,17 +32,17 @@ _SEPARATORS: Final = frozenset({".", "_", "__"})
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """An image or a repository in a registry. ``tag`` and ``digest`` are "" when the text had none."""
+    """An image or a repository in a registry. ``tag`` and ``digest`` are "" if not given."""
 
     registry: str
-    """The host as users name it, with its port if any: ``docker.io``, ``localhost:5000``, ``[::1]:5000``."""
+    """The host as users write it, with the port if any: ``docker.io``, ``localhost:5000``, ``[::1]:5000``."""
     repository: str
     tag: str = ""
     digest: str = ""
 
     @property
     def api_host(self) -> str:
-        """The host that speaks the distribution protocol for this registry: Docker Hub's has another name."""
+        """The host of the registry's API, which for Docker Hub has another name."""
         return api_host(self.registry)
 
     @property
@@ -52,24 +51,24 @@ class Reference(msgspec.Struct, frozen=True):
         return self.digest or self.tag or "latest"
 
     def with_tag(self, tag: str) -> Self:
-        """The same repository at ``tag``, without a digest. Raises ``UsageError`` for a tag that cannot be one."""
+        """Return the same repository with ``tag`` and no digest. Raises ``UsageError`` for an invalid tag."""
         _check_tag(tag, f"{self.registry}/{self.repository}:{tag}")
         return replace(self, tag=tag, digest="")
 
     def with_digest(self, digest: str) -> Self:
-        """The same repository (and tag) pinned to ``digest``."""
+        """Return the same reference pinned to ``digest``."""
         return replace(self, digest=check_digest(digest))
 
     def completed(self) -> Self:
-        """This reference with the tag ``latest`` when it has neither tag nor digest."""
+        """Return this reference, with the tag ``latest`` if it has neither tag nor digest."""
         return self if self.tag or self.digest else replace(self, tag="latest")
 
     def repository_only(self) -> Self:
-        """This reference's repository, without tag and digest."""
+        """Return this reference without tag and digest."""
         return replace(self, tag="", digest="")
 
     def familiar(self) -> str:
-        """The short text that users write: ``debian:bookworm`` for Docker Hub's official image."""
+        """Return the short form that users write: ``debian:bookworm`` for Docker Hub's official image."""
         name = f"{self.registry}/{self.repository}"
         if self.registry == DOCKER_HUB:
             name = self.repository
@@ -88,7 +87,7 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 def parse(text: str) -> Reference:
-    """The reference that ``text`` means. Raises ``UsageError`` with the rule that ``text`` breaks."""
+    """Parse a reference. Raises ``UsageError`` with the rule that ``text`` breaks."""
     if not text:
         raise _invalid(text, "it is empty")
     if any(character.isspace() or not character.isprintable() for character in text):
@@ -122,17 +121,17 @@ def parse(text: str) -> Reference:
 
 
 def api_host(registry: str) -> str:
-    """The host and port to speak to for ``registry``."""
+    """Return the host, with the port if any, of the API of ``registry``."""
     return _HUB_API if registry == DOCKER_HUB else registry
 
 
 def registry_of(host: str) -> str:
-    """The registry that ``host`` speaks for: the opposite of ``api_host``."""
+    """Return the registry whose API is at ``host``: the inverse of ``api_host``."""
     return DOCKER_HUB if host == _HUB_API else host
 
 
 def canonical_registry(text: str) -> str:
-    """The registry that ``text``, a host as people write it, names. Raises ``UsageError`` when it is no host."""
+    """Return the registry that ``text`` names. Raises ``UsageError`` if it is not a host."""
     host = text.strip().rstrip("/")
     _check_host(host, text)
     return DOCKER_HUB if host in _HUB_ALIASES or host == _HUB_API else host
@@ -177,7 +176,7 @@ def _check_repository(repository: str, text: str) -> None:
 
 
 def _check_component(component: str, text: str) -> None:
-    """Letters and digits, joined by one dot, one or two underscores, or any number of dashes."""
+    """Check for letters and digits, joined by one dot, one or two underscores, or any number of dashes."""
     if not component:
         raise _invalid(text, "two slashes meet, or one stands at an end")
     if component[0] not in _LOWER or component[-1] not in _LOWER:

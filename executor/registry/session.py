@@ -46,20 +46,21 @@ _WARNING_LIMIT: Final = 20
 
 
 class TransferOptions(msgspec.Struct, frozen=True):
-    """How a client's transfers go: how often they are tried, and how much of a blob is sent at once (bytes)."""
+    """Options of a client's transfers: retries, and sizes in bytes."""
 
     retry: RetryPolicy = RetryPolicy()
     whole: int = 512 << 20
-    """The size up to which a blob is first sent in one request: every registry takes that, and only a broken connection
-    makes it dear."""
+    """Blobs up to this size are first uploaded in one request, which every registry supports; larger ones in chunks,
+    because of what a broken connection costs."""
     chunk: int = 32 << 20
-    """The size of a chunk: above the 5 MiB minimum of object stores, below the 100 MB limit of common proxies."""
+    """Size of a chunk: above the 5 MiB minimum of object stores, below the 100 MB limit of common proxies."""
 
 
 def for_mirror(policy: RetryPolicy) -> RetryPolicy:
-    """What is tried again of a mirror, beside which there is somebody else to ask: a connection that broke, and once.
+    """Return the policy for a mirror, to which there is an alternative: only a broken connection is tried again, and
+    once.
 
-    It may just have been an idle one that the mirror closed.
+    The mirror may just have closed an idle connection.
     """
     return replace(
         policy, attempts=2, connect_attempts=1, retry_silence=False, longest_retry_after=0.0, statuses=frozenset()
@@ -67,21 +68,21 @@ def for_mirror(policy: RetryPolicy) -> RetryPolicy:
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where a repository's content can be had: its registry, or a mirror of it."""
+    """A place to get a repository's content from: its registry, or a mirror."""
 
     registry: str
-    """The name that credentials and settings know it by."""
+    """Its name in credentials and settings."""
     host: str
-    """The host and port to speak to."""
+    """``HOST[:PORT]`` to connect to."""
     repository: str
     plain: bool = False
-    """Plain HTTP, because a mirror's address says so."""
+    """Whether the mirror's address says ``http://``."""
     mirror: bool = False
-    """Whether somebody else can be asked when this one fails."""
+    """Whether it is a mirror: others are tried when it fails."""
 
 
 class Call(msgspec.Struct, frozen=True):
-    """What a request to an endpoint needs. ``path`` follows ``/v2/NAME/``, or is an absolute URL the registry gave."""
+    """A request to an endpoint. ``path`` is relative to ``/v2/NAME/``, or an absolute URL that the registry gave."""
 
     what: str
     """What fails when it fails: ``cannot pull debian:12``."""
@@ -92,22 +93,23 @@ class Call(msgspec.Struct, frozen=True):
     content: Callable[[], Iterator[bytes]] | None = None
     length: int = 0
     limit: int = ERROR_LIMIT
-    """Bytes of a successful answer."""
+    """Maximum size in bytes of the body of a successful answer."""
     read_timeout: float = STALL_SECONDS
-    """Seconds to wait for the answer once the request is sent, in proportion less where the user set a timeout."""
+    """Seconds to wait for the answer once the request is sent; reduced in proportion where the user has set a
+    timeout."""
     accept: frozenset[int] = frozenset({200})
-    """The statuses that the caller deals with; all others are raised."""
+    """Statuses that the caller handles; all others are errors."""
     best_effort: bool = False
-    """Sent even when the user has asked to stop: it cleans up."""
+    """Whether it is sent even after the user has asked to stop, because it cleans up."""
 
 
 def origin_endpoint(reference: Reference) -> Endpoint:
-    """The registry of ``reference`` itself."""
+    """Return the endpoint of the registry of ``reference``."""
     return Endpoint(reference.registry, reference.api_host, reference.repository)
 
 
 def mirror_endpoints(reference: Reference, settings: RegistrySettings) -> tuple[Endpoint, ...]:
-    """The mirrors to try before the registry, in order."""
+    """Return the mirrors for ``reference``, in the order in which they are tried."""
     found = []
     for mirror in settings.mirrors_of(reference.registry):
         address = mirror.removeprefix("http://")
@@ -118,7 +120,7 @@ def mirror_endpoints(reference: Reference, settings: RegistrySettings) -> tuple[
 
 
 class Session:
-    """Requests to registries as this user. Safe for use by many threads."""
+    """Requests to registries with one user's credentials. Thread-safe."""
 
     def __init__(
         self,
@@ -139,23 +141,24 @@ class Session:
         self._schemes: dict[str, str] = {}
         self._told: set[str] = set()
         self._left: dict[str, float] = dict.fromkeys(settings.failing, math.inf)
-        """Mirrors, or repositories of them, that are not asked until then (monotonic seconds)."""
+        """Mirrors, or repositories on them, that are not to be asked until then (``time.monotonic``)."""
 
     def learned(self) -> RegistrySettings:
-        """The settings, with what has been found out: which insecure registries have no TLS, which mirrors fail."""
+        """Return the settings with what was found out: insecure registries without TLS, and mirrors that fail."""
         found = frozenset(registry for registry, scheme in self._schemes.copy().items() if scheme == "http")
         failing = frozenset(name for name, until in self._left.copy().items() if until == math.inf)
         return replace(self.settings, without_tls=self.settings.without_tls | found, failing=failing)
 
     def mirrors(self, reference: Reference) -> Iterator[Endpoint]:
-        """The mirrors to ask for ``reference`` now, in order: those that have not failed."""
+        """Yield the mirrors to ask for ``reference`` now, in order, without those that have failed."""
         for each in mirror_endpoints(reference, self.settings):
             names = (each.registry, f"{each.registry}/{each.repository}")
             if all(self._left.get(name, 0.0) <= time.monotonic() for name in names):
                 yield each
 
     def leave(self, endpoint: Endpoint, seconds: float = math.inf, *, why: str = "", repository: bool = False) -> None:
-        """Ask ``endpoint``, if it is a mirror, no more for so long, or only nothing more of the repository."""
+        """Do not ask ``endpoint``, if it is a mirror, for so many ``seconds``; with ``repository`` only not for that
+        repository."""
         if endpoint.mirror and seconds > 0:
             name = f"{endpoint.registry}/{endpoint.repository}" if repository else endpoint.registry
             self._left[name] = time.monotonic() + seconds
@@ -163,12 +166,12 @@ class Session:
                 self._remark(f"the mirror {name} is not asked any more in this build" + (f": {why}" if why else ""))
 
     def close(self) -> None:
-        """End all connections, those included that other threads wait on."""
+        """Close all connections, including those that other threads wait for."""
         self.transport.close()
         self.watch.close()
 
     def clock(self, endpoint: Endpoint) -> StallClock:
-        """A clock for one thing that is asked of ``endpoint``, with the user's limit (``--registry-timeout``)."""
+        """Return a clock for one request to ``endpoint``, with the user's limit (``--registry-timeout``)."""
         return StallClock(self.settings.timeout_of(endpoint.registry))
 
     def attempts(
@@ -179,9 +182,9 @@ class Session:
         on: type[TransientError] = TransientError,
         notify: Notify | None = None,
     ) -> Attempts:
-        """The attempts at one thing that is asked of ``endpoint``, by default with a ``clock`` of their own.
+        """Return the attempts at one request to ``endpoint``. By default they have a ``clock`` of their own.
 
-        By default ``notify`` remembers why this thread asks again, for whoever is told that it waits.
+        By default ``notify`` stores the reason of the last failure for notices about the wait.
         """
         policy = for_mirror(self.options.retry) if endpoint.mirror else self.options.retry
         return Attempts(
@@ -189,17 +192,17 @@ class Session:
         )
 
     def url(self, endpoint: Endpoint, path: str) -> str:
-        """The absolute URL of ``path`` under the endpoint's repository; an absolute one comes back as it is."""
+        """Return the absolute URL of ``path`` in the endpoint's repository. An absolute URL is returned unchanged."""
         if "://" in path:
             return path
         return f"{self._scheme(endpoint)}://{endpoint.host}/v2/{endpoint.repository}/{path}"
 
     def call(self, endpoint: Endpoint, call: Call) -> Reply:
-        """The whole answer, retried as this module says. Raises ``RegistryError`` unless its status is accepted."""
+        """Return the whole answer; failures are retried. Raises ``RegistryError`` unless its status is accepted."""
         return self._retried(endpoint, call, partial(self.once, endpoint, call))
 
     def once(self, endpoint: Endpoint, call: Call) -> Reply:
-        """The whole answer to a single attempt, whatever its status. Raises ``TransientError``."""
+        """Return the whole answer to a single attempt, whatever its status. Raises ``TransientError``."""
         with self._exchange(endpoint, call) as response:
             body = self.transport.body(response, call.limit)
             reply = Reply(response.status_code, response.headers, body, str(response.url))
@@ -207,13 +210,13 @@ class Session:
         return reply
 
     def refused(self, endpoint: Endpoint, what: str, reply: Reply) -> RegistryError:
-        """``reply``, which is no success, as the error to raise."""
+        """Return the error for ``reply``, which is no success."""
         known = reply.status in {401, 403, 429} and self._authenticator.has_credential(self._party(endpoint))
         return refused(what, reply, endpoint.registry, known=known)
 
     @contextmanager
     def stream(self, endpoint: Endpoint, call: Call) -> Iterator[httpx.Response]:
-        """The answer with its body unread, for ``Transport.chunks``. Only getting this far is retried."""
+        """Open an accepted answer with its body unread, for ``Transport.chunks``. Failures up to there are retried."""
         held: list[httpx.Response] = []
         try:
             self._retried(endpoint, call, partial(self._open, endpoint, call, held))
@@ -223,7 +226,7 @@ class Session:
                 response.close()
 
     def _open(self, endpoint: Endpoint, call: Call, held: list[httpx.Response]) -> Reply:
-        """The answer to a single attempt; the response goes to ``held``, its body unread, if it is accepted."""
+        """Make a single attempt. An accepted response is appended to ``held``, with its body unread."""
         with self._exchange(endpoint, call, keep=held) as response:
             taken = response.status_code in call.accept
             body = b"" if taken else self.transport.body(response, call.limit)
@@ -232,13 +235,14 @@ class Session:
         return reply
 
     def abandon(self, endpoint: Endpoint, location: str, scopes: frozenset[str]) -> None:
-        """Tell the registry that an upload is given up (distribution-spec, "Cancel a blob upload"); once, briefly."""
+        """Cancel an upload (distribution-spec, "Cancel a blob upload"): one attempt, with a short timeout. Errors are
+        ignored."""
         with suppress(TransientError, RegistryError, Interrupted):
             call = Call("cannot cancel an upload", "DELETE", location, scopes, read_timeout=1.0, best_effort=True)
             self.once(endpoint, call)
 
     def _retried(self, endpoint: Endpoint, call: Call, once: Callable[[], Reply]) -> Reply:
-        """What ``once`` gives, as soon as it has an accepted status. Raises ``RegistryError``."""
+        """Return the first accepted reply of ``once``; failures are retried. Raises ``RegistryError``."""
         attempts = self.attempts(endpoint, notify=self._notify_of_wait)
         try:
             while True:
@@ -267,11 +271,10 @@ class Session:
         self.watch.trouble(f"{error}, tried again in {delay:.0f} s" if delay >= 1 else str(error))
 
     def _leave_after(self, endpoint: Endpoint, reply: Reply) -> None:
-        """Draw the conclusions from a mirror's refusal.
+        """Decide by a mirror's refusal how long not to ask it again.
 
-        One that fails (5xx, 408) is left for the build; one that is asked too often (429) for as long as it asks, since
-        bursts pass; one that does not let the user in (401, 403) for that repository. A missing image (404) says
-        nothing of the next.
+        After 5xx and 408 for the rest of the build; after 429 for as long as the mirror asks, since bursts pass; after
+        401 and 403 for that repository. 404 says nothing about other images.
         """
         why = explained(reply)
         if reply.status >= 500 or reply.status == 408:
@@ -282,7 +285,7 @@ class Session:
             self.leave(endpoint, why=why, repository=True)
 
     def _given_up(self, endpoint: Endpoint, call: Call, reply: Reply) -> RegistryError:
-        """The error for ``reply``, which is no success and not tried again."""
+        """Return the error for ``reply``, which is not retried."""
         error = self.refused(endpoint, call.what, reply)
         policy, asked = self.options.retry, reply.retry_after
         if reply.status in policy.statuses and asked > policy.longest_retry_after:
@@ -298,7 +301,8 @@ class Session:
     def _exchange(
         self, endpoint: Endpoint, call: Call, keep: list[httpx.Response] | None = None
     ) -> Iterator[httpx.Response]:
-        """One request with its challenge answered. ``keep`` takes over the closing of an accepted response."""
+        """Make one request, and again with credentials if it is challenged. An accepted response is appended to
+        ``keep`` and stays open."""
         url = self.url(endpoint, call.path)
         party = self._party(endpoint)
         home = party.origin
@@ -353,7 +357,7 @@ class Session:
             return self._schemes[endpoint.registry]
 
     def _probe(self, host: str) -> str:
-        """An insecure registry's scheme: HTTPS when it answers to that, whatever its certificate; else HTTP."""
+        """Return the scheme of an insecure registry: https if it speaks TLS, with whatever certificate, else http."""
         try:
             stall = min(STALL_SECONDS, self.settings.timeout_of(registry_of(host)) or STALL_SECONDS)
             request = Request("GET", f"https://{host}/v2/", read_timeout=stall, stall_timeout=stall)
@@ -363,7 +367,7 @@ class Session:
         return "https"
 
     def _report_warnings(self, reply: Reply) -> None:
-        """Pass on ``Warning: 299 - "…"`` headers, each text once (distribution-spec, "Warnings")."""
+        """Report ``Warning: 299 - "…"`` headers, each text once (distribution-spec, "Warnings")."""
         header = reply.header("warning")
         if not header:
             return
@@ -371,7 +375,7 @@ class Session:
             self._remark(printable(part.strip().rstrip(",").strip().strip('"')))
 
     def _remark(self, text: str) -> None:
-        """Tell the user ``text``, once, and not too much in all."""
+        """Tell the user ``text`` once; at most ``_WARNING_LIMIT`` texts."""
         if self._tell is None or not text:
             return
         with self._lock:
@@ -382,7 +386,7 @@ class Session:
 
 
 def absolute(reply: Reply, what: str, registry: str) -> str:
-    """The ``Location`` of ``reply``, absolute."""
+    """Return the ``Location`` of ``reply`` as an absolute URL. Raises ``RegistryError`` if there is none."""
     location = reply.header("location")
     if not location:
         raise RegistryError(what, why=f"{registry} answered {reply.status} without saying where to go on")

@@ -1,7 +1,7 @@
-"""Which domains hand out names to strangers: the Public Suffix List's common entries, not all of its thousands.
+"""Domains below which anyone can get a name: the common entries of the Public Suffix List.
 
-Whoever registers ``evil.co.uk``, or is a customer of ``fly.dev``, has a name beside a registry's. A parent domain says
-something of whom a host belongs to only where it is no such place.
+Whoever registers ``evil.co.uk``, or is a customer of ``fly.dev``, has a name beside a registry's. So hosts below such a
+domain have nothing to do with each other.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ name ne net nhs nic nom nt nym oop or org other parliament plc pol police press 
 shop sld store tel tm tur tv us web www
 """
 _SECOND_LEVEL: Final = frozenset(_SECOND_LEVEL_TEXT.split())
-"""Under a country's two letters: registries of names rather than somebody's."""
+"""Second-level domains that are registries of names in many countries."""
 _WILD: Final = frozenset(("bd", "ck", "er", "fj", "fk", "jm", "kh", "kw", "mm", "np", "pg"))
-"""Countries all of whose second level is handed out."""
+"""Countries whose whole second level is a registry of names."""
 _HOSTERS_TEXT: Final = """
 amazonaws.com app.github.dev appdomain.cloud appspot.com awsapprunner.com azure-api.net azurecontainerapps.io azurecr.io
 azurefd.net azurewebsites.net bitbucket.io br.com cleverapps.io cloudapp.azure.com cloudapp.net cloudflare.net
@@ -30,11 +30,11 @@ sa.com scw.cloud se.net serveo.net sslip.io stackblitz.io surge.sh sytes.net ten
 uk.com us.com vercel.app vultrcr.com web.app windows.net workers.dev za.com zapto.org zeabur.app
 """
 _HOSTERS: Final = frozenset(_HOSTERS_TEXT.split())
-"""Domains below which customers or tenants have names of their own."""
+"""Domains below which customers have names of their own."""
 
 
 def hands_out_names(domain: str) -> bool:
-    """Whether strangers may have names below ``domain``."""
+    """Whether anyone can get a name below ``domain``."""
     labels = domain.lower().rstrip(".").split(".")
     if len(labels) < 2:
         return True

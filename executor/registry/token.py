@@ -1,18 +1,17 @@
-"""Who we are to a registry: challenges, credentials and tokens (distribution's token, jwt and oauth2 documents).
+"""Authentication to registries: challenges, credentials and tokens (distribution's token, jwt and oauth2 documents).
 
-A credential belongs to one registry. It goes to that registry's own origin, and to a token service under these rules:
+A credential belongs to one registry. It is sent to that registry's own origin, and to a token service by these rules:
 
 (1) at the registry's own origin (scheme, host, port): yes;
 (2) over verified HTTPS within the registry's own site (``registry.gitlab.com`` → ``gitlab.com``,
     ``registry-1.docker.io`` → ``auth.docker.io``): yes;
-(3) at a host that the user named under ``token-services`` for this registry: yes, plain HTTP only for a registry that
-    is itself insecure or on this machine;
-(4) anywhere else: no. With a credential at hand that is an error which says so; without one an anonymous token is
-    asked for, if the address is one a registry may send us to at all (``wire.check_target``).
+(3) at a host that the user lists under ``token-services`` for this registry: yes, over plain HTTP only for a registry
+    that is itself insecure or on this machine;
+(4) anywhere else: no. If there is a credential, that is an error; if there is none, an anonymous token is requested,
+    provided that a redirect to the address would be allowed (``transport.check_target``).
 
-The protocol itself would hand the credential to any host that the registry names, and that is how clients came to send
-passwords to strangers: a challenge can be forged by whoever can answer for the registry once. Token requests follow no
-redirect.
+By the protocol alone, the credential would be sent to any host that the registry names, and clients have sent passwords
+to strangers: whoever can answer for the registry once can forge a challenge. Token requests follow no redirect.
 """
 
 from __future__ import annotations
@@ -35,26 +34,26 @@ from platforms import decoding
 from platforms.errors import RegistryError
 
 TOKEN_LIMIT: Final = 1 << 20
-"""Bytes of a token service's answer."""
+"""Maximum size in bytes of a token service's answer."""
 LIFETIME: Final = 60
-"""Seconds a token lives when its service does not say (token.md, ``expires_in``)."""
+"""Default lifetime of a token in seconds (token.md, ``expires_in``)."""
 CLIENT_ID: Final = "kanifold"
 _CHALLENGE_LIMIT: Final = 16 << 10
 
 
 class Challenge(msgspec.Struct, frozen=True):
-    """One challenge of a ``WWW-Authenticate`` header (RFC 9110, 11.6.1). ``scheme`` and keys are lower case."""
+    """A challenge of a ``WWW-Authenticate`` header (RFC 9110, 11.6.1). ``scheme`` and keys are in lower case."""
 
     scheme: str
     parameters: tuple[tuple[str, str], ...] = ()
 
     def get(self, name: str) -> str:
-        """The parameter ``name``, "" when absent."""
+        """Return the parameter ``name``, "" if there is none."""
         return dict(self.parameters).get(name, "")
 
 
 def parse_challenges(header: str) -> tuple[Challenge, ...]:
-    """The challenges in ``header``; what cannot be read ends the list, never the program."""
+    """Return the challenges in ``header`` up to the first one that is malformed."""
     text = header[:_CHALLENGE_LIMIT]
     found: list[Challenge] = []
     scheme = ""
@@ -86,7 +85,7 @@ def parse_challenges(header: str) -> tuple[Challenge, ...]:
 
 
 def _value(text: str, at: int) -> tuple[str, int]:
-    """The token or quoted string at ``at``, and where it ends."""
+    """Return the token or quoted string at ``at``, and where it ends."""
     while at < len(text) and text[at] in " \t":
         at += 1
     if at >= len(text) or text[at] != '"':
@@ -105,12 +104,12 @@ def _value(text: str, at: int) -> tuple[str, int]:
 
 
 def scope(repository: str, *actions: str) -> str:
-    """The scope of ``actions`` (``pull``, ``push``) on ``repository`` (token scope documentation)."""
+    """Return the scope of ``actions`` (``pull``, ``push``) on ``repository`` (token scope documentation)."""
     return f"repository:{repository}:{','.join(sorted(actions))}"
 
 
 def merged(*scopes: str) -> frozenset[str]:
-    """``scopes`` with the actions on each resource joined and sorted: registries write them in any order."""
+    """Return ``scopes`` with the actions on each resource joined and sorted: registries write them in any order."""
     actions: dict[str, set[str]] = {}
     for each in scopes:
         resource, _, allowed = each.rpartition(":")
@@ -119,10 +118,10 @@ def merged(*scopes: str) -> frozenset[str]:
 
 
 def same_site(registry: Origin, realm: Origin) -> bool:
-    """Whether ``realm`` lies within the site of ``registry``: its host, its parent domain, or below either.
+    """Whether ``realm`` is within the site of ``registry``: its host, its parent domain, or below either.
 
-    A parent counts unless strangers have names below it, as below ``com``, ``co.uk`` or a hoster's domain (``sites``).
-    Addresses have no site, so that another port of a machine is another party.
+    The parent counts unless anyone can get a name below it, as below ``com``, ``co.uk`` or a hoster's domain
+    (``sites``). IP addresses have no site: another port of a machine may be somebody else's.
     """
     host, other = registry.host, realm.host
     labels = host.split(".")
@@ -135,7 +134,7 @@ def same_site(registry: Origin, realm: Origin) -> bool:
 
 
 class Party(msgspec.Struct, frozen=True):
-    """Whom a request is for: a repository of a registry, which is spoken to at ``origin``."""
+    """The target of a request: a repository of a registry, and the origin that is asked."""
 
     registry: str
     repository: str
@@ -143,17 +142,17 @@ class Party(msgspec.Struct, frozen=True):
 
 
 class _Known(msgspec.Struct):
-    """What one registry has told us about itself. Guarded by its lock."""
+    """What is known of one registry's authentication. Guarded by its lock."""
 
     lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
     challenge: Challenge | None = None
     credentials: dict[str, Credential | None] = msgspec.field(default_factory=dict)
-    """By repository: people may have several accounts at one registry."""
+    """By repository: users may have several accounts at one registry."""
     tokens: dict[tuple[str, frozenset[str]], tuple[str, float]] = msgspec.field(default_factory=dict)
 
 
 class Authenticator:
-    """Answers registries' challenges, and remembers. Safe for use by many threads."""
+    """Answers the challenges of registries, and caches tokens. Thread-safe."""
 
     def __init__(self, transport: Transport, settings: RegistrySettings, keychain: Keychain) -> None:
         self._transport = transport
@@ -163,13 +162,13 @@ class Authenticator:
         self._registries: dict[str, _Known] = {}
 
     def has_credential(self, party: Party) -> bool:
-        """Whether the keychain knows the user at ``party``."""
+        """Whether the keychain has a credential for ``party``."""
         known = self._known(party.registry)
         with known.lock:
             return self._credential(known, party) is not None
 
     def header(self, party: Party, scopes: frozenset[str]) -> str:
-        """The ``Authorization`` for a request that needs ``scopes``, "" while nothing has been asked of us."""
+        """Return the ``Authorization`` for a request that needs ``scopes``, "" before the first challenge."""
         known = self._known(party.registry)
         with known.lock:
             if known.challenge is None:
@@ -177,9 +176,10 @@ class Authenticator:
             return self._answer(known, party, scopes)
 
     def answer(self, party: Party, scopes: frozenset[str], header: str, rejected: str) -> str:
-        """The ``Authorization`` that answers the challenge in ``header`` for a request that needs ``scopes``.
+        """Return the ``Authorization`` that answers the challenge in ``header`` for a request that needs ``scopes``.
 
-        ``rejected`` is what was sent and not accepted: it is forgotten. "" when there is nothing (else) to send.
+        ``rejected``: the one that was sent and refused; it is dropped from the cache. "" if there is no other one to
+        send.
         """
         offered = parse_challenges(header)
         chosen = next((each for each in offered if each.scheme == "bearer"), None)
@@ -238,7 +238,8 @@ class Authenticator:
         scopes: frozenset[str],
         credential: Credential | None,
     ) -> tuple[str, float]:
-        """A token for ``scopes`` and the seconds it lives (token.md; oauth.md for identity tokens)."""
+        """Request a token for ``scopes``; return it and its lifetime in seconds (token.md; oauth.md for identity
+        tokens)."""
         realm = challenge.get("realm")
         timeout = min(STALL_SECONDS, self._settings.timeout_of(party.registry) or STALL_SECONDS)
         self._check_realm(realm, party.registry, party.origin, credential)
@@ -273,7 +274,7 @@ class Authenticator:
         return _token(reply.body, what, realm)
 
     def _check_realm(self, realm: str, registry: str, origin: Origin, credential: Credential | None) -> None:
-        """Raise ``RegistryError`` unless this module's rules let the request go to ``realm``."""
+        """Raise ``RegistryError`` unless this module's rules allow a token request to ``realm``."""
         there = origin_of(realm)
         if there == origin:  # (1)
             return

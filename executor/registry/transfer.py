@@ -1,4 +1,4 @@
-"""Downloads of blobs, resumed and verified: nothing is complete before its size and digest are right."""
+"""Downloads of blobs: resumed, and verified by size and digest."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _REPORT_SECONDS: Final = 0.1
 
 Direction = Literal["pull", "push"]
 Progress = Callable[[Direction, str, int, int], None]
-"""Told of bytes on their way: ``pull`` or ``push``, the digest, bytes done, bytes in all."""
+"""Receives the progress of transfers: the direction, the digest, bytes done, and bytes in all."""
 
 
-class Sink(Protocol):
-    """Where a download goes."""
+class BlobWriter(Protocol):
+    """The destination of a download."""
 
     def write(self, data: bytes, /) -> object:
-        """Take the next bytes."""
+        """Append ``data``."""
         ...
 
     def reset(self) -> object:
-        """All bytes so far are void: what follows starts at 0 again."""
+        """Drop everything written so far: the next bytes start at 0 again."""
         ...
 
 
 class _Wrong(Exception):
-    """The content is not what its descriptor says. ``stitched``: it was put together from ranges."""
+    """The content is not what its descriptor says. ``stitched``: whether it was assembled from ranges."""
 
     def __init__(self, why: str, *, stitched: bool) -> None:
         super().__init__(why)
@@ -47,7 +47,7 @@ class _Wrong(Exception):
 
 
 class Meter:
-    """Tells ``progress`` how far a transfer is: when it begins, a few times a second, and when it has ended."""
+    """Reports the progress of a transfer: at the start, a few times a second, and at the end."""
 
     def __init__(self, progress: Progress | None, action: Direction, descriptor: Descriptor) -> None:
         self._progress = progress
@@ -55,11 +55,11 @@ class Meter:
         self._descriptor = descriptor
         self._due = 0.0
         self.done = 0
-        """Bytes that are through."""
+        """Bytes transferred."""
         self.at(0)
 
     def at(self, done: int, *, final: bool = False) -> None:
-        """``done`` bytes are through."""
+        """``done`` bytes have been transferred."""
         self.done = done
         if self._progress is None:
             return
@@ -73,24 +73,24 @@ def fetch(
     session: Session,
     endpoints: tuple[Endpoint, ...],
     descriptor: Descriptor,
-    sink: Sink,
+    writer: BlobWriter,
     progress: Progress | None = None,
 ) -> None:
-    """Write the blob of ``descriptor`` to ``sink``, from the first endpoint that has it whole and true."""
+    """Write the blob of ``descriptor`` to ``writer``, from the first endpoint whose copy is complete and correct."""
     what = f"cannot pull {descriptor.digest} from {endpoints[-1].registry}/{endpoints[-1].repository}"
     written = False
     for number, endpoint in enumerate(endpoints):
         last = number == len(endpoints) - 1
         for ranges in (True, False):
             if written:
-                sink.reset()
+                writer.reset()
                 written = False
             try:
                 meter = Meter(progress, "pull", descriptor)
                 with closing(_download(session, endpoint, descriptor, what, meter, ranges=ranges)) as chunks:
                     for chunk in chunks:
                         written = True
-                        sink.write(chunk)
+                        writer.write(chunk)
             except _Wrong as wrong:
                 if wrong.stitched and ranges:
                     continue
@@ -108,9 +108,9 @@ def fetch(
 def stream(
     session: Session, endpoints: tuple[Endpoint, ...], descriptor: Descriptor, progress: Progress | None = None
 ) -> Iterator[bytes]:
-    """The blob of ``descriptor`` in chunks. Only the end of the iteration says that they were the right ones.
+    """Yield the blob of ``descriptor`` in chunks. It is verified only when the iteration has ended.
 
-    Endpoints are changed only before the first chunk; from then on a broken connection is resumed where it broke.
+    Another endpoint is tried only before the first chunk. Afterwards a broken connection is resumed where it broke.
     """
     what = f"cannot pull {descriptor.digest} from {endpoints[-1].registry}/{endpoints[-1].repository}"
     for number, endpoint in enumerate(endpoints):
@@ -135,10 +135,10 @@ def stream(
 def _download(
     session: Session, endpoint: Endpoint, descriptor: Descriptor, what: str, meter: Meter, *, ranges: bool
 ) -> Generator[bytes]:
-    """The blob's bytes, verified at the end; a broken body is taken up at the byte where it broke.
+    """Yield the blob's bytes, which are verified at the end. A broken body is resumed at the byte where it broke.
 
-    Where the server does not do ranges (or ``ranges`` says not to ask), the part that is already here is read again
-    and dropped. Raises ``_Wrong``, or ``RegistryError`` after too many breaks without progress.
+    If the server does not support ranges, or ``ranges`` is false, the part that was received is read again and skipped.
+    Raises ``_Wrong``, or ``RegistryError`` after too many failures without progress.
     """
     algorithm, _, expected = descriptor.digest.partition(":")
     digest = hashlib.new(algorithm, usedforsecurity=False)
@@ -175,7 +175,7 @@ def _download(
 def _body(
     session: Session, endpoint: Endpoint, descriptor: Descriptor, offset: int, what: str, *, ranges: bool
 ) -> Iterator[tuple[bytes, bool]]:
-    """The blob from ``offset`` on, in chunks, each with whether it came as the answer to a range request."""
+    """Yield the blob from ``offset`` on in chunks, each with whether it is from the answer to a range request."""
     ask = ranges and offset > 0
     call = Call(
         what,
@@ -205,7 +205,7 @@ def _body(
 
 
 def _starts_at(response: httpx.Response, offset: int, size: int) -> bool:
-    """Whether this is the 206 we asked for (RFC 9110, 14.4: ``bytes 5-9/10``)."""
+    """Whether this is the 206 for the requested range (RFC 9110, 14.4: ``bytes 5-9/10``)."""
     if response.status_code != 206:
         return False
     unit, _, rest = response.headers.get("content-range", "").partition(" ")

@@ -1,14 +1,13 @@
-"""Uploads of blobs: looked for, mounted from another repository, or sent.
+"""Uploads of blobs: looked up, mounted from another repository, or sent.
 
 A blob is sent whole in one request (POST, PUT), or in chunks that can be resumed (POST, PATCH …, PUT;
-distribution-spec, "Pushing blobs"). Registries are particular about chunks: some take at most 4 MiB, some answer a
-``Range`` that stays where it was, counts the last chunk alone, or is one too high. So
+distribution-spec, "Pushing blobs"). Registries differ in chunks: some accept at most 4 MiB; some return a ``Range``
+that does not advance, counts only the last chunk, or is one too high. Therefore:
 
-(1) after a chunk was accepted, what was sent counts, whatever ``Range`` the answer has; a session whose ``Range`` was
-    once wrong is not asked where it stands when a connection broke;
-(2) a 416 is never answered with the same bytes: either the registry says where else to go on, or the session is
-    given up;
-(3) a session that failed is followed by one of the other kind, and the last one sends the blob whole.
+(1) After a chunk was accepted, it counts as received, whatever ``Range`` the answer has. A session whose ``Range`` was
+    wrong once is not asked for its state after a broken connection.
+(2) After 416 the same bytes are never sent again: either the registry says where to continue, or the session fails.
+(3) A failed session is followed by one of the other kind, and the last one sends the blob whole.
 """
 
 from __future__ import annotations
@@ -29,29 +28,29 @@ from executor.transport import CHUNK, COMMIT_SECONDS, Reply
 from platforms.errors import RegistryError, StoreError, printable
 
 MOUNT_TRIES: Final = 3
-"""Repositories to try to mount from: each failed try opens an upload session."""
+"""Maximum number of repositories to try to mount from: each failed attempt opens an upload session."""
 LEAST_CHUNK: Final = 512 << 10
-"""Bytes below which chunks are not made smaller, whatever a proxy's limit."""
+"""Minimum size of a chunk in bytes, whatever a proxy's limit."""
 _SHRINK: Final = 8
-"""The divisor of the chunk size after a chunk was too large: from 32 MiB to 4 MiB, which GitHub's registry takes, and
-to 512 KiB, which passes the default limit of nginx."""
+"""Divisor of the chunk size after a chunk was too large: from 32 MiB to 4 MiB, which GitHub's registry accepts, and to
+512 KiB, which passes the default limit of nginx."""
 OPENED: Final = frozenset({200, 201, 202})
-"""Answers to a request for an upload session that say where it is."""
+"""Statuses of a successful request for an upload session."""
 _ACCEPTED: Final = frozenset({201, 202, 204})
 _NO_CHUNKS: Final = frozenset({400, 404, 405, 411, 415, 501})
-"""Answers to a first chunk that say that the registry takes none."""
+"""Statuses of a first chunk by which registries say that they accept no chunks."""
 _NOT_WHOLE: Final = frozenset({405, 411, 413, 415, 501})
-"""Answers to a whole blob that say that it has to come in another way."""
+"""Statuses of a whole blob by which registries say that it has to be sent in another way."""
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """The outcome of an attempt to mount a blob."""
+    """The result of an attempt to mount a blob."""
 
     done: bool = False
     location: str = ""
-    """The upload session that the registry opened instead, "" when it opened none."""
+    """The upload session that the registry opened instead, "" if none."""
     forbidden: bool = False
-    """Whether the user may not read the source repository, so that further attempts are in vain."""
+    """Whether the user may not read the source repository, so that further attempts would fail too."""
 
 
 class _Failed(TransientError):
@@ -69,8 +68,8 @@ class _ChunkFailed(_Failed):
 def present(session: Session, endpoint: Endpoint, descriptor: Descriptor) -> bool:
     """Whether the blob of ``descriptor`` is known to be in the endpoint's repository.
 
-    Any failure means that it is not: the blob is then sent, and whatever is wrong is reported by that. The size has to
-    be right where it is told, unless the digest is: proxies make up the length of an answer without a body.
+    Any failure means that it is not: the blob is then sent, and a lasting problem is reported by that. The size has to
+    match where it is given, unless the digest does: proxies invent the length of an answer without a body.
     """
     digest = descriptor.digest
     what = f"cannot look for {digest} in {endpoint.registry}/{endpoint.repository}"
@@ -85,10 +84,10 @@ def present(session: Session, endpoint: Endpoint, descriptor: Descriptor) -> boo
 
 
 def mount(session: Session, endpoint: Endpoint, digest: str, source: str) -> Mount:
-    """Ask for the blob to be taken over from the repository ``source`` of the same registry.
+    """Request that the blob be mounted from the repository ``source`` of the same registry.
 
-    No failure of this is an error, neither a status of the registry nor a token service that refuses the second scope:
-    the bytes are sent instead.
+    No failure is an error, neither a status of the registry nor a token service that refuses the second scope: the
+    bytes are sent instead.
     """
     scopes = merged(scope(endpoint.repository, "pull", "push"), scope(source, "pull"))
     what = f"cannot mount {digest} from {source}"
@@ -113,9 +112,9 @@ def upload(
     progress: Progress | None = None,
     location: str = "",
 ) -> None:
-    """Send the blob of ``descriptor``; ``location`` is an upload session that is already open, if one is.
+    """Send the blob of ``descriptor``. ``location``: an upload session that is already open, if any.
 
-    Sizes and attempts are those of the session's options. Raises ``RegistryError`` when the registry does not take it.
+    Sizes and attempts are those of the session's options. Raises ``RegistryError`` if the registry does not accept it.
     """
     open_content().close()  # which may have to be fetched first: no registry waits for bytes as long as that takes
     sending = _Upload(session, endpoint, descriptor, open_content, Meter(progress, "push", descriptor))
@@ -134,7 +133,7 @@ def upload(
 
 
 def _given_up(sending: _Upload) -> RegistryError:
-    """The error for a blob whose every session has ``failed``."""
+    """Return the error for a blob all of whose sessions have ``failed``."""
     registry, failures = sending.endpoint.registry, sending.failed
     reasons = tuple(dict.fromkeys(f"{failure}, sent {way}" for way, failure in failures))
     replies = [failure.reply for _, failure in failures if failure.reply is not None]
@@ -152,7 +151,7 @@ def _given_up(sending: _Upload) -> RegistryError:
 
 
 class _Upload:
-    """One blob on its way up, and what has been learned of how the registry takes it."""
+    """The upload of one blob, and what was learned about how the registry accepts it."""
 
     def __init__(
         self,
@@ -171,7 +170,7 @@ class _Upload:
         self.sessions = session.attempts(endpoint, clock=self.clock, on=_Failed)
         """The attempts to send the blob, each in an upload session of its own."""
         self.failed: list[tuple[str, _Failed]] = []
-        """Why sessions have failed, each with how the blob was sent: in chunks or whole."""
+        """How each failed session sent the blob (in chunks or whole), and its error."""
         self.scopes = merged(scope(endpoint.repository, "pull", "push"))
         self.what = f"cannot push {descriptor.digest} to {endpoint.registry}/{endpoint.repository}"
         self.chunk = session.options.chunk
@@ -180,16 +179,16 @@ class _Upload:
 
     @property
     def refused(self) -> bool:
-        """Whether the registry takes the blob in no way at all."""
+        """Whether the registry accepts the blob neither whole nor in chunks."""
         return not (self._takes_chunks or self._takes_whole)
 
     @property
     def retryable(self) -> frozenset[int]:
-        """The statuses after which a session, or a chunk, is tried again."""
+        """Statuses after which a session or a chunk is tried again."""
         return self.sessions.policy.statuses
 
     def send(self, location: str) -> None:
-        """Send the blob in the upload session at ``location``. Raises ``_Failed`` when another one may succeed."""
+        """Send the blob in the upload session at ``location``. Raises ``_Failed`` if another session may succeed."""
         chunked = self._chunked()
         try:
             if chunked:
@@ -216,7 +215,7 @@ class _Upload:
         return failed + 1 < self.sessions.policy.attempts and (failed % 2 == 0) == chunks_first
 
     def begin(self) -> str:
-        """Open an upload session; its location."""
+        """Open an upload session; return its location."""
         call = Call(self.what, "POST", "blobs/uploads/", self.scopes, accept=OPENED)
         reply = self.session.call(self.endpoint, call)
         least = reply.header("oci-chunk-min-length")
@@ -226,7 +225,7 @@ class _Upload:
         return absolute(reply, self.what, self.endpoint.registry)
 
     def whole(self, location: str) -> None:
-        """The whole blob in the request that closes the session."""
+        """Send the whole blob in the request that closes the session."""
         reply = self.once(self.closing(location, 0))
         if reply.status in _NOT_WHOLE:
             self._takes_whole = False
@@ -238,7 +237,7 @@ class _Upload:
         self.check_closed(reply)
 
     def give_up_chunks(self, reply: Reply, at: int) -> None:
-        """Learn from a chunk refused at ``at``; raises the refusal when it is not about chunks."""
+        """Adapt to the refusal of a chunk at ``at``; raise it if it is not about chunks."""
         if reply.status == 413:
             if not self.shrink():
                 self._takes_chunks = False
@@ -248,13 +247,13 @@ class _Upload:
             raise self.session.refused(self.endpoint, self.what, reply)
 
     def shrink(self) -> bool:
-        """Make chunks smaller from now on; whether they can be."""
+        """Make chunks smaller from now on; return whether they are."""
         smaller = max(self.chunk // _SHRINK, self._least)
         was, self.chunk = self.chunk, smaller
         return smaller < was
 
     def patch(self, location: str, start: int, end: int) -> Call:
-        """The request that sends the bytes from ``start`` to ``end``."""
+        """Return the request that sends the bytes from ``start`` to ``end``."""
         return Call(
             self.what,
             "PATCH",
@@ -267,7 +266,7 @@ class _Upload:
         )
 
     def closing(self, location: str, start: int) -> Call:
-        """The PUT that closes the session with the bytes from ``start`` on."""
+        """Return the PUT that closes the session with the bytes from ``start`` on."""
         mark = "&" if "?" in location else "?"
         size = self.descriptor.size
         return Call(
@@ -282,18 +281,18 @@ class _Upload:
         )
 
     def once(self, call: Call) -> Reply:
-        """The answer to ``call``. Raises ``_Failed`` when there is none."""
+        """Return the answer to ``call``. Raises ``_Failed`` if there is none."""
         try:
             return self.session.once(self.endpoint, call)
-        except TransientError as lost:
-            raise _Failed(self.broken(lost)) from lost
+        except TransientError as error:
+            raise _Failed(self.broken(error)) from error
 
-    def broken(self, lost: TransientError) -> str:
-        """``lost``, and how far the blob had come."""
-        return f"{lost} after {self.meter.done} of {self.descriptor.size} bytes" if self.meter.done else str(lost)
+    def broken(self, error: TransientError) -> str:
+        """Return the reason in ``error``, and how many bytes were sent."""
+        return f"{error} after {self.meter.done} of {self.descriptor.size} bytes" if self.meter.done else str(error)
 
     def check_closed(self, reply: Reply) -> None:
-        """Raise unless ``reply``, to the request that closes a session, says that the blob is there."""
+        """Raise unless ``reply``, to the request that closes a session, says that the blob is stored."""
         if reply.status in {200, 201, 204}:
             said = reply.header("docker-content-digest")
             if said and said != self.descriptor.digest and said.startswith("sha256:"):
@@ -306,7 +305,7 @@ class _Upload:
         raise self.session.refused(self.endpoint, self.what, reply)
 
     def _slice(self, start: int, stop: int) -> Iterator[bytes]:
-        """The blob's bytes from ``start`` to ``stop``."""
+        """Yield the blob's bytes from ``start`` to ``stop``."""
         with self.open_content() as content:
             content.seek(start)
             at = start
@@ -326,7 +325,7 @@ class _Upload:
 
 
 class _Chunks:
-    """One upload session in which a blob is sent in chunks, and how far that has come."""
+    """An upload session in which a blob is sent in chunks, and its position."""
 
     def __init__(self, sending: _Upload, location: str) -> None:
         self._sending = sending
@@ -336,12 +335,12 @@ class _Chunks:
         self._truthful = True
         """Whether the registry's ``Range`` has always been right."""
         self._rejected: set[int] = set()
-        """Where chunks began that were refused with 416."""
+        """Offsets of chunks that were refused with 416."""
         self._broken: tuple[int, _ChunkFailed] | None = None
-        """The end of a chunk of which the registry may have got a part, and how it failed."""
+        """The end of a chunk that the registry may have received in part, and its error."""
 
     def send(self) -> None:
-        """Send chunk by chunk, then the request that closes the session. Raises ``_Failed``."""
+        """Send the blob chunk by chunk, then the request that closes the session. Raises ``_Failed``."""
         sending, size = self._sending, self._sending.descriptor.size
         attempts = sending.session.attempts(sending.endpoint, clock=sending.clock, on=_ChunkFailed)
         while self._at < size:
@@ -355,7 +354,7 @@ class _Chunks:
         sending.check_closed(reply)
 
     def _send_chunk(self, end: int) -> None:
-        """Send the bytes up to ``end``. Raises ``_ChunkFailed`` when this may be tried again, else ``_Failed``."""
+        """Send the bytes up to ``end``. Raises ``_ChunkFailed`` if this may be tried again, else ``_Failed``."""
         sending = self._sending
         try:
             reply = sending.session.once(sending.endpoint, sending.patch(self._location, self._at, end))
@@ -379,7 +378,7 @@ class _Chunks:
         raise failure
 
     def _go_elsewhere(self, refusal: Reply) -> None:
-        """Go on where the registry says after the 416 ``refusal``. Raises ``_Failed`` when it does not say."""
+        """Continue where the registry says after the 416 ``refusal``. Raises ``_Failed`` if it does not say."""
         self._rejected.add(self._at)
         said = refusal if refusal.header("range") else self._status()
         at = _stands_at(said, -1) if said is not None else -1
@@ -389,7 +388,7 @@ class _Chunks:
         self._location, self._at = self._next(said), at
 
     def _resume(self) -> None:
-        """Find out what has come of a chunk that broke, if the registry's word still counts."""
+        """Ask the registry how much of a broken chunk it has received, if its ``Range`` has been right so far."""
         broken, self._broken = self._broken, None
         if broken is None or not self._truthful:
             return
@@ -405,7 +404,8 @@ class _Chunks:
             self._truthful = False
 
     def _status(self) -> Reply | None:
-        """What the registry says of the session (distribution-spec, "get the current status"), None when nothing."""
+        """Return the state of the session (distribution-spec, "get the current status"), None if it has no
+        ``Range``."""
         sending = self._sending
         try:
             reply = sending.session.once(sending.endpoint, Call(sending.what, "GET", self._location, sending.scopes))
@@ -414,16 +414,17 @@ class _Chunks:
         return reply if reply.status in {200, 202, 204} and reply.header("range") else None
 
     def _next(self, reply: Reply) -> str:
-        """The location that ``reply`` names for the next request, the present one when it names none."""
+        """Return the location for the next request: that of ``reply``, else the present one."""
         sending = self._sending
         named = reply.header("location")
         return absolute(reply, sending.what, sending.endpoint.registry) if named else self._location
 
 
 def _stands_at(reply: Reply, otherwise: int) -> int:
-    """The bytes a registry holds of an upload, from ``Range: 0-LAST``; ``otherwise`` when it does not say.
+    """Return the number of bytes that a registry has received, from ``Range: 0-LAST``; ``otherwise`` if it does not
+    say.
 
-    ``0-0`` is what registries say of an empty upload too; it is taken for that.
+    ``0-0``, which registries also send for an empty upload, means empty.
     """
     _, _, last = reply.header("range").removeprefix("bytes=").partition("-")
     if not last.isascii() or not last.isdecimal() or len(last) > 18:

@@ -27,6 +27,7 @@ import msgspec
 from executor.rootfs import tarwriter
 from executor.rootfs.entry import Entry
 from executor.rootfs.streams import Digest, Readable
+from platforms.descriptors import write_all
 from platforms.errors import ArchiveError, UsageError
 
 if TYPE_CHECKING:
@@ -144,9 +145,7 @@ class Packer:
     def _emit(self, data: bytes) -> None:
         self._blob.update(data)
         self._size += len(data)
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+        write_all(self._file.fileno(), data)
 
 
 class _Threads:

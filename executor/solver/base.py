@@ -42,7 +42,7 @@ from platforms.paths import below
 
 if TYPE_CHECKING:
     from executor.registry.layout import Layout
-    from executor.registry.transfer import Sink
+    from executor.registry.transfer import BlobWriter
 
 
 _SAID_SECONDS: Final = 0.2
@@ -77,8 +77,8 @@ class Source(Protocol):
         """A manifest or index of the source; None for the one that the source was opened for."""
         ...
 
-    def fetch(self, descriptor: Descriptor, sink: Sink) -> None:
-        """Write the blob of ``descriptor`` to ``sink``, verified."""
+    def fetch(self, descriptor: Descriptor, writer: BlobWriter) -> None:
+        """Write the blob of ``descriptor`` to ``writer``, verified."""
         ...
 
 
@@ -96,8 +96,8 @@ class RegistrySource(msgspec.Struct, frozen=True):
         name = self.reference if wanted is None else self.reference.with_digest(wanted.digest)
         return self.workshop.registry().manifest(name)[1]
 
-    def fetch(self, descriptor: Descriptor, sink: Sink) -> None:
-        self.workshop.registry().fetch(self.reference, descriptor, sink)
+    def fetch(self, descriptor: Descriptor, writer: BlobWriter) -> None:
+        self.workshop.registry().fetch(self.reference, descriptor, writer)
 
 
 class LayoutSource(msgspec.Struct, frozen=True):
@@ -113,9 +113,9 @@ class LayoutSource(msgspec.Struct, frozen=True):
     def document(self, wanted: Descriptor | None) -> bytes:
         return self.layout.read(wanted or self.root)
 
-    def fetch(self, descriptor: Descriptor, sink: Sink) -> None:
+    def fetch(self, descriptor: Descriptor, writer: BlobWriter) -> None:
         for block in self.layout.chunks(descriptor):
-            sink.write(block)
+            writer.write(block)
 
 
 def from_registry(workshop: Workshop, taken: Input, name: str, platform: Platform) -> Base:

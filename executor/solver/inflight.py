@@ -1,4 +1,4 @@
-"""Blobs on their way into the store, from those who verify what they hand over: a registry's client, a layout."""
+"""Blobs that are being fetched into the store, from sources that verify them: a registry client, a layout."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 from executor.image.manifest import Descriptor
 from executor.store import blobs, faults
 from executor.store.store import Store
+from platforms.descriptors import write_all
 
 if TYPE_CHECKING:
-    from executor.registry.transfer import Sink
+    from executor.registry.transfer import BlobWriter
 
 
 class InFlightBlob:
-    """The coming of one blob, for who wants to read it meanwhile. One thread brings it, another ``follow``s."""
+    """A blob that one thread fetches and others read at the same time."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -27,13 +28,14 @@ class InFlightBlob:
         self._void = False
 
     def follow(self) -> BlobReader | None:
-        """The blob as a stream, from when its first bytes are here; None when nobody downloads it after all."""
+        """Return a reader once there are bytes; None if the blob is not fetched after all."""
         with self._changed:
             self._changed.wait_for(lambda: self._size or self._over)
             return None if self._over else BlobReader(self, os.dup(self._fd))
 
     def wait_for(self, size: int) -> int:
-        """How many bytes are here, once there are ``size`` or no more will come. Raises ``RetryRead``."""
+        """Wait until there are ``size`` bytes, or the end; return the number of bytes there are. Raises
+        ``RetryRead``."""
         with self._changed:
             self._awaited = size
             self._changed.wait_for(lambda: self._size >= size or self._over or self._void)
@@ -43,11 +45,11 @@ class InFlightBlob:
 
     @property
     def void(self) -> bool:
-        """Whether what was here at some time was wrong, and thrown away."""
+        """Whether bytes that were there at some time were wrong and have been dropped."""
         return self._void
 
     def begin(self, fd: int) -> None:
-        """Bytes will be written to the file ``fd``."""
+        """The bytes are written to the file ``fd``."""
         self._fd = os.dup(fd)
 
     def grow(self, size: int) -> None:
@@ -65,7 +67,7 @@ class InFlightBlob:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """No more bytes will come: the blob is whole, or is not to be had."""
+        """There will be no more bytes: the blob is complete, or could not be fetched."""
         with self._changed:
             self._over = True
             if self._fd >= 0:
@@ -75,23 +77,24 @@ class InFlightBlob:
 
 
 class RetryRead(Exception):
-    """What was read of an arriving blob was wrong: begin again when all of it is here."""
+    """Bytes that were read from a blob in flight were wrong: read it again when it is complete."""
 
 
 class BlobReader:
-    """A blob that is being downloaded, as a stream of its bytes so far; the last may come before they are verified.
+    """A stream of a blob in flight. The last bytes may be read before they are verified.
 
     A context manager.
     """
 
-    def __init__(self, arrival: InFlightBlob, fd: int) -> None:
-        self._arrival = arrival
+    def __init__(self, inflight: InFlightBlob, fd: int) -> None:
+        self._inflight = inflight
         self._fd = fd
         self._at = 0
 
     def read(self, size: int, /) -> bytes:
-        """Up to ``size`` bytes; ``b""`` when the download has ended, well or not. Raises ``RetryRead``."""
-        there = self._arrival.wait_for(self._at + size)
+        """Return up to ``size`` bytes; b"" at the end of the fetch, whether it succeeded or not. Raises
+        ``RetryRead``."""
+        there = self._inflight.wait_for(self._at + size)
         data = os.pread(self._fd, min(size, there - self._at), self._at)
         self._at += len(data)
         return data
@@ -104,46 +107,47 @@ class BlobReader:
 
 
 def fetch_blob(
-    store: Store, descriptor: Descriptor, fetch: Callable[[Descriptor, Sink], None], arrival: InFlightBlob | None = None
+    store: Store,
+    descriptor: Descriptor,
+    fetch: Callable[[Descriptor, BlobWriter], None],
+    inflight: InFlightBlob | None = None,
 ) -> None:
-    """Let ``fetch`` write the blob of ``descriptor``, and keep it. ``arrival`` hears of every byte and of the end.
+    """Ingest the blob of ``descriptor``, which ``fetch`` writes, into the store. ``inflight`` follows every byte and
+    the end.
 
-    Its bytes are hashed once, where they come from: there a wrong one is asked for again, or elsewhere. When ``fetch``
-    returns, they were right.
+    The bytes are hashed once, by ``fetch``, which can ask for wrong ones again. They are right when it returns.
     """
-    arrival = arrival or InFlightBlob()
+    inflight = inflight or InFlightBlob()
     path = store.session.temporary()
     try:
         with open(path, "xb+", buffering=0) as file:
             os.fchmod(file.fileno(), 0o600)
-            arrival.begin(file.fileno())
-            fetch(descriptor, _FileSink(store, file, arrival))
+            inflight.begin(file.fileno())
+            fetch(descriptor, _FileWriter(store, file, inflight))
         blobs.adopt(store, path, descriptor.digest, descriptor.size)
     finally:
-        arrival.end()
+        inflight.end()
         if os.path.exists(path):
             os.unlink(path)
 
 
-class _FileSink:
-    """A file of the store as what a download is written to."""
+class _FileWriter:
+    """Writes a download to a file of the store."""
 
-    def __init__(self, store: Store, file: BinaryIO, arrival: InFlightBlob) -> None:
+    def __init__(self, store: Store, file: BinaryIO, inflight: InFlightBlob) -> None:
         self._root = store.root
         self._file = file
-        self._arrival = arrival
+        self._inflight = inflight
 
     def write(self, data: bytes) -> None:
         """Append ``data``."""
-        left = memoryview(data)
         with faults.translated(self._root, "cannot write a blob"):
-            while left:
-                left = left[self._file.write(left) :]
-        self._arrival.grow(len(data))
+            write_all(self._file.fileno(), data)
+        self._inflight.grow(len(data))
 
     def reset(self) -> None:
         """Start again at 0."""
-        self._arrival.reset()
+        self._inflight.reset()
         with faults.translated(self._root, "cannot write a blob"):
             self._file.seek(0)
             self._file.truncate()

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Final, Generic, TypeVar
 import msgspec
 
 from executor.store.faults import translated
+from platforms.descriptors import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -60,9 +61,7 @@ class Batches(Generic[T]):
         with translated(self._directory or tempfile.gettempdir(), "cannot write a temporary file"):
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=0, dir=self._directory)  # noqa: SIM115
-            view = memoryview(data)
-            while view:
-                view = view[self._file.write(view) :]
+            write_all(self._file.fileno(), data)
         self._ends.append(self._ends[-1] + len(data))
         self.items += len(items)
 

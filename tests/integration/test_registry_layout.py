@@ -22,7 +22,7 @@ from registry_server import digest_of
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Manifest, describe
 from executor.registry.archive import archive_file, read_archive, write_archive, write_docker_archive
-from executor.registry.layout import REF_NAME, BlobSource, Memory, read_layout, write_layout
+from executor.registry.layout import REF_NAME, BlobSource, DigestCache, read_layout, write_layout
 from platforms.errors import ArchiveError, Interrupted, StoreError
 
 
@@ -111,8 +111,8 @@ class Remembering:
         self._known: dict[tuple[int, ...], str] = {}
         self.recalled = 0
 
-    def memory(self) -> Memory:
-        return Memory(self._recall, self._note)
+    def memory(self) -> DigestCache:
+        return DigestCache(self._recall, self._note)
 
     def _note(self, seen: Sequence[tuple[os.stat_result, str]]) -> None:
         self._known.update((self._mark(found), digest) for found, digest in seen)

@@ -14,7 +14,7 @@ import pytest
 import store_check
 
 from executor.image.manifest import Descriptor
-from executor.registry.transfer import Sink
+from executor.registry.transfer import BlobWriter
 from executor.solver.inflight import fetch_blob
 from executor.store import blobs, cache_records, durability, snapshots
 from executor.store.prune import prune, usage
@@ -70,7 +70,7 @@ def fill_resumable(store: Store) -> None:
 
 
 def fill_by_download(store: Store) -> None:
-    def fetch(_descriptor: Descriptor, sink: Sink) -> None:
+    def fetch(_descriptor: Descriptor, sink: BlobWriter) -> None:
         for _ in range(SIZE // len(PIECE) + 1):
             sink.write(PIECE)
 

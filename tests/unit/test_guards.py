@@ -52,6 +52,9 @@ def writing_in_a_loop(tree: ast.Module) -> Iterator[ast.AST]:
     """write(2), again and again until all is written: in a loop that looks at how much was."""
     unseen = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     yield from (call for call in calls(loops(tree), "os.write") if id(call) not in unseen)
+    for node in loops(tree):
+        if isinstance(node, ast.Slice) and node.lower is not None:
+            yield from calls(ast.walk(node.lower), ".write")
 
 
 def resolving_paths(tree: ast.Module) -> Iterator[ast.AST]:
@@ -92,7 +95,6 @@ def recording_owners(tree: ast.Module) -> Iterator[ast.AST]:
 def trying_again(tree: ast.Module) -> Iterator[ast.AST]:
     """A wait before another attempt: its length, or the wait itself."""
     yield from calls(ast.walk(tree), ".delay", ".pause", "random.uniform")
-    yield from calls(loops(tree), "time.sleep")
 
 
 RULES: dict[Rule, str] = {

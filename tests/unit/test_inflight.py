@@ -11,7 +11,7 @@ import pytest
 
 from executor.image.digest import sha256
 from executor.image.manifest import Descriptor
-from executor.registry.transfer import Sink
+from executor.registry.transfer import BlobWriter
 from executor.solver.inflight import BlobReader, InFlightBlob, RetryRead, fetch_blob
 from executor.solver.remote_cache import DirectoryCache
 from executor.store import blobs
@@ -32,7 +32,7 @@ def leftovers(store: Store) -> list[str]:
 
 
 def test_what_was_written_before_a_reset_is_forgotten(store: Store) -> None:
-    def fetch(_: Descriptor, sink: Sink) -> None:
+    def fetch(_: Descriptor, sink: BlobWriter) -> None:
         sink.write(b"something else, and longer")
         sink.reset()
         sink.write(b"what was ")
@@ -44,7 +44,7 @@ def test_what_was_written_before_a_reset_is_forgotten(store: Store) -> None:
 
 
 def test_a_download_that_breaks_off_leaves_nothing(store: Store) -> None:
-    def fetch(_: Descriptor, sink: Sink) -> None:
+    def fetch(_: Descriptor, sink: BlobWriter) -> None:
         sink.write(b"what was ")
         raise RegistryError("cannot pull", why="the connection broke")
 
@@ -55,7 +55,7 @@ def test_a_download_that_breaks_off_leaves_nothing(store: Store) -> None:
 
 
 def test_a_download_of_another_size_is_no_blob(store: Store) -> None:
-    def fetch(_: Descriptor, sink: Sink) -> None:
+    def fetch(_: Descriptor, sink: BlobWriter) -> None:
         sink.write(b"what was")
 
     with pytest.raises(StoreError, match="cannot store"):
@@ -81,7 +81,7 @@ def test_a_blob_can_be_read_while_it_comes(store: Store) -> None:
     arrival = InFlightBlob()
     seen = []
 
-    def fetch(_: Descriptor, sink: Sink) -> None:
+    def fetch(_: Descriptor, sink: BlobWriter) -> None:
         sink.write(b"what was ")
         with ThreadPoolExecutor(1) as beside:
             following = beside.submit(arrival.follow).result(10)
@@ -101,7 +101,7 @@ def test_a_blob_can_be_read_while_it_comes(store: Store) -> None:
 def test_who_has_read_wrong_bytes_is_told(store: Store) -> None:
     arrival = InFlightBlob()
 
-    def fetch(_: Descriptor, sink: Sink) -> None:
+    def fetch(_: Descriptor, sink: BlobWriter) -> None:
         sink.write(b"something else")
         with arrival.follow() as following:  # type: ignore[union-attr]
             assert following.read(9) == b"something"
@@ -118,7 +118,7 @@ def test_who_has_read_wrong_bytes_is_told(store: Store) -> None:
 def test_a_download_that_breaks_off_ends_what_follows_it(store: Store) -> None:
     arrival = InFlightBlob()
 
-    def fetch(_: Descriptor, sink: Sink) -> None:
+    def fetch(_: Descriptor, sink: BlobWriter) -> None:
         sink.write(b"what was ")
         following.append(arrival.follow())
         raise RegistryError("cannot pull", why="the connection broke")
