@@ -200,6 +200,7 @@ async def _made(build: _Build, plan: Plan | None) -> Prepared:
         if failed:
             raise PlatformsFailedError(failed)
         prepared = await _finish(build, plan, built, release)
+        prepared = replace(prepared, result=replace(prepared.result, pins=pins))
         if cacheable:
             session.leave(asyncio.to_thread(result_cache.store_results, built, jobs, session.store))
         return prepared

@@ -92,6 +92,11 @@ def cli() -> None:
     help="Push to the registries that the tags name. Tags move only when every platform is built.",
 )
 @click.option(
+    "--push-by-digest",
+    is_flag=True,
+    help="Push to the repositories of the tags and move no tag: kanifold index create names what several jobs built.",
+)
+@click.option(
     "--load",
     is_flag=True,
     help="Hand the image to docker, podman or containerd (nerdctl, ctr), whichever is here: short for -o type=docker.",

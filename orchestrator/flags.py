@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
+from msgspec.structs import replace
+
 from executor.dockerfile.suggestions import hint
 from executor.protocol import BuildOptions, Compression
 from executor.registry import config, reference
@@ -105,11 +107,13 @@ def _tag(text: str) -> reference.Reference:
 def _destinations(flags: Mapping[str, Any], tags: Sequence[reference.Reference]) -> tuple[outputs.Output, ...]:
     wanted = outputs.gather(
         flags["outputs"],
-        push=flags["push"],
+        push=flags["push"] or flags["push_by_digest"],
         tags=[str(each) for each in tags],
         load=flags["load"] or bool(flags["load_to"]),
         may_delete=outputs.DELETE in _split(flags["allow"]),
     )
+    if flags["push_by_digest"]:
+        wanted = tuple(replace(each, by_digest=True) if isinstance(each, outputs.Push) else each for each in wanted)
     for each in wanted:
         for name in outputs.image_options(each).names:
             reference.parse(name)

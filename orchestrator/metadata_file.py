@@ -20,7 +20,8 @@ def write(request: Request, result: BuildResult) -> None:
 
 
 def document(request: Request, result: BuildResult) -> dict[str, object]:
-    """Return the metadata of a build, with buildx's keys, and kanifold's key for the digests of each platform."""
+    """Return the metadata of a build, with buildx's keys, and kanifold's own for the digests of each platform and of
+    the external images."""
     root = result.root
     found: dict[str, object] = {
         "containerimage.digest": root.digest,
@@ -39,6 +40,7 @@ def document(request: Request, result: BuildResult) -> dict[str, object]:
         str(each.platform): {"digest": each.descriptor.digest, "config": each.manifest.config.digest}
         for each in result.images
     }
+    found["kanifold.pins"] = {each.name: each.digest for each in result.pins}
     return found
 
 

@@ -90,3 +90,5 @@ class BuildResult(msgspec.Struct, frozen=True):
     root: Descriptor
     data: bytes
     images: tuple[Image, ...]
+    pins: tuple[protocol.Pin, ...] = ()
+    """The digests of the external images that it was built from."""

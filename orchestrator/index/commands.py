@@ -387,6 +387,7 @@ def _inputs(flags: Mapping[str, Any]) -> list[Input]:
     """The sources: files first, as for buildx, then metadata, then words."""
     found = [each for path in flags["files"] for each in inputs.read(path)]
     found += [each for path in flags["metadata"] for each in inputs.read_metadata(path)]
+    inputs.check_pins(found)
     return found + [inputs.parse(word) for word in flags["sources"]]
 
 

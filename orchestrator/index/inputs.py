@@ -22,7 +22,7 @@ from executor.image.manifest import Descriptor, Index
 from orchestrator.index import names
 from orchestrator.index.names import ImageName, LayoutName, RegistryName
 from platforms import decoding, regular
-from platforms.errors import ArchiveError, UsageError
+from platforms.errors import ArchiveError, BuildError, UsageError
 from platforms.paths import below
 
 FILE_LIMIT: Final = 4 << 20
@@ -32,6 +32,7 @@ FILES: Final = 1000
 DIGEST: Final = "containerimage.digest"
 DESCRIPTOR: Final = "containerimage.descriptor"
 NAME: Final = "image.name"
+PINS: Final = "kanifold.pins"
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -44,6 +45,8 @@ class Input(msgspec.Struct, frozen=True):
     digest: str = ""
     descriptor: Descriptor | None = None
     """What takes the place of what the image says of itself: media type and size may be "" and 0."""
+    pins: tuple[tuple[str, str], ...] = ()
+    """The external images that it was built from, and their digests, as far as its build said."""
 
     def located(self, homes: Sequence[ImageName]) -> ImageName:
         """The image itself, one of ``homes`` for a digest alone. Raises ``UsageError`` when that is not clear."""
@@ -77,6 +80,21 @@ def homes(inputs: Iterable[Input], targets: Iterable[ImageName]) -> tuple[ImageN
     """The repositories and layouts that ``targets`` and ``inputs`` name, each once."""
     named = (each for source in inputs for each in source.candidates[:1])
     return tuple(dict.fromkeys(map(home_of, (*targets, *named))))
+
+
+def check_pins(wanted: Iterable[Input]) -> None:
+    """Refuse images that were built from different ones of the same name. Raises ``BuildError``."""
+    known: dict[str, tuple[str, Input]] = {}
+    for each in wanted:
+        for name, digest in each.pins:
+            other, first = known.setdefault(name, (digest, each))
+            if other != digest:
+                raise BuildError(
+                    f"the images were not built from the same {name}",
+                    why=f"{first.text} from {other}, {each.text} from {digest}",
+                    remedy="its tag moved between the builds: pin it (kanifold pin) and build again; "
+                    "or name the images by digest instead of by their builds' metadata",
+                )
 
 
 def parse(text: str) -> Input:
@@ -143,15 +161,17 @@ def _descriptor(document: dict[str, Any], name: str) -> Descriptor:
 
 
 def _of_metadata(document: dict[str, Any], name: str) -> Input:
-    stated = document.get(DESCRIPTOR)
-    digest = document.get(DIGEST) or (stated.get("digest") if isinstance(stated, dict) else "")
+    descriptor = document.get(DESCRIPTOR)
+    digest = document.get(DIGEST) or (descriptor.get("digest") if isinstance(descriptor, dict) else "")
     if not digest:
         raise UsageError(f"{name} is no metadata of a build", why=f"it has neither {DIGEST} nor {DESCRIPTOR}")
     found = _digest(str(digest))
     images = document.get(NAME, "")
     written = [each.strip() for each in images.split(",")] if isinstance(images, str) else []
     places = tuple(at_digest(names.parse(each), found) for each in written if each)
-    return Input(f"{name} ({found})", places, found)
+    pins = document.get(PINS)
+    stated = pins.items() if isinstance(pins, dict) else ()
+    return Input(f"{name} ({found})", places, found, pins=tuple((key, str(value)) for key, value in stated))
 
 
 def _digest(text: str) -> str:

@@ -28,10 +28,20 @@ def test_platforms_built_apart_are_joined_to_the_index_of_one_build(
     (tmp_path / "built").mkdir()
     for number, platform in enumerate(platforms):
         kanifold(
-            "build", where, "--platform", platform, "-o", f"type=image,push=true,push-by-digest=true,name={name}",
-            "-t", f"{name}:apart", "--metadata-file", tmp_path / "built" / f"{number}.json", **environment,
+            "build", where, "--platform", platform, "-t", f"{name}:apart", "--push-by-digest",
+            "--metadata-file", tmp_path / "built" / f"{number}.json", **environment,
         )  # fmt: skip
-    joined = kanifold("index", "create", "-t", f"{name}:apart", "--metadata", tmp_path / "built")
+        assert kanifold.run("index", "inspect", f"{name}:apart").code == 1, "no tag has moved"
+    pins = [json.loads(each.read_text())["kanifold.pins"] for each in (tmp_path / "built").iterdir()]
+    assert pins == [{busybox.ref: busybox.digest}] * 2
+    lacking = kanifold.run(
+        "index", "create", "-t", f"{name}:apart", "--metadata", tmp_path / "built", "-p", "linux/amd64,linux/s390x"
+    )
+    assert lacking.code == 1
+    assert "no manifest for linux/s390x" in lacking.err
+    joined = kanifold(
+        "index", "create", "-t", f"{name}:apart", "--metadata", tmp_path / "built", "-p", ",".join(platforms)
+    )
     whole = kanifold("build", where, "--platform", ",".join(platforms), "-t", f"{name}:whole", "--push", **environment)
     assert joined.out == whole.out, "byte by byte the index of one command"
     assert read.platforms(f"{name}:apart") == list(platforms)

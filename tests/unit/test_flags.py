@@ -9,7 +9,7 @@ import pytest
 
 from executor.protocol import CacheExport, CacheInDirectory, CacheInImage, CacheInRegistry, Compression
 from orchestrator import cli, fields, flags
-from orchestrator.outputs import OciLayout
+from orchestrator.outputs import OciLayout, Push
 from orchestrator.request import Allowed, Annotation, Request, Secret
 from platforms import debug
 from platforms.errors import KanifoldError, UsageError
@@ -280,3 +280,15 @@ def test_ages(text: str, meant: int) -> None:
 def test_no_ages(text: str) -> None:
     with pytest.raises(KanifoldError):
         fields.age(text, "--x")
+
+
+def test_pushing_by_digest_is_a_push_without_tags() -> None:
+    (output,) = ask("-t", "reg.example/app:1", "--push-by-digest").outputs
+    assert isinstance(output, Push)
+    assert output.by_digest
+    found = ask(
+        "-t", "reg.example/app:1", "--push-by-digest", "-o", "type=image,name=reg.example/b", "-o", "out"
+    ).outputs
+    assert [getattr(each, "by_digest", None) for each in found] == [True, None]
+    with pytest.raises(UsageError, match="nothing says where to push to"):
+        ask("--push-by-digest")

@@ -11,7 +11,7 @@ import pytest
 from executor.registry import reference
 from orchestrator.index import inputs, names
 from orchestrator.index.names import ImageName, LayoutName, RegistryName
-from platforms.errors import UsageError
+from platforms.errors import BuildError, UsageError
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -134,6 +134,19 @@ def test_a_directory_of_metadata_is_read_by_name(tmp_path: Path) -> None:
     metadata(tmp_path / "1.json", digests[1])
     (tmp_path / "notes.txt").write_text("nothing")
     assert [each.digest for each in inputs.read_metadata(str(tmp_path))] == [digests[1], digests[0]]
+
+
+def test_builds_from_other_bases_are_not_joined(tmp_path: Path) -> None:
+    digests = ["sha256:" + letter * 64 for letter in "abc"]
+    metadata(tmp_path / "1.json", digests[0], **{"kanifold.pins": {"debian:12": digests[0], "alpine": digests[1]}})
+    metadata(tmp_path / "2.json", digests[1], **{"kanifold.pins": {"debian:12": digests[0]}})
+    metadata(tmp_path / "3.json", digests[2])
+    inputs.check_pins(inputs.read_metadata(str(tmp_path)))
+    metadata(tmp_path / "2.json", digests[1], **{"kanifold.pins": {"debian:12": digests[2]}})
+    with pytest.raises(BuildError, match="not built from the same debian:12") as caught:
+        inputs.check_pins(inputs.read_metadata(str(tmp_path)))
+    for part in ("1.json", "2.json", digests[0], digests[2]):
+        assert part in caught.value.problem.why
 
 
 def test_a_directory_without_metadata_is_an_error(tmp_path: Path) -> None:
