@@ -9,11 +9,14 @@ this code loaded, the workshop furnished, the filters computed. Packets come ove
     packet        RUN
     descriptors   the reply socket, the packed Spec in memory, stdout, stderr, and those of BindFd mounts
 
-and the answer goes back over the reply socket, as one packet. The requester's end closing its writing half means:
-cancel. A step needs some milliseconds of preparation; so while one runs, a process is prepared to be the next, in the
-hope that it has the same shape. When the executor dies, the kernel kills this process; when this process dies, however
-it does, the kernel kills all that runs in its pid namespace, which is every process of every step; and their mounts go
-with them.
+and the answer goes back over the reply socket, as one packet. Spec and answer have the form of ``marshal``, unlike all
+other messages (``platforms.framing``): names of files and environments need not be UTF-8, which JSON must be, nothing
+has to be loaded or made for it in a process whose start a step waits for, and both ends are the same program.
+
+The requester's end closing its writing half means: cancel. A step needs some milliseconds of preparation; so while one
+runs, a process is prepared to be the next, in the hope that it has the same shape. When the executor dies, the kernel
+kills this process; when this process dies, however it does, the kernel kills all that runs in its pid namespace, which
+is every process of every step; and their mounts go with them.
 """
 
 from __future__ import annotations
