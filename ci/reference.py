@@ -22,8 +22,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 _HEAD = """\
 # The command line
 
-Made from the commands by `ci/reference.py`; change the texts in `orchestrator/cli.py`. Flags that take a list may also
-be given several times.
+Made from the commands by `ci/reference.py`; change the texts in `orchestrator/flags.py` (those of `build`) and
+`orchestrator/cli.py`. Flags that take a list may also be given several times.
 """
 
 

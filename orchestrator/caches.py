@@ -7,8 +7,8 @@ build's compression, and failures are warnings. Other values are errors.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -17,11 +17,6 @@ from executor.protocol import CacheExport, CacheInDirectory, CacheInImage, Cache
 from executor.registry import reference
 from orchestrator import fields
 from platforms.errors import UsageError
-
-
-def _cache_repo(ref: str) -> tuple[str, ...]:
-    return (f"type=registry,ref={ref},mode=max",) if ref else ()
-
 
 _KEYS: Final = (
     "type", "ref", "mode", "compression", "compression-level", "force-compression", "oci-mediatypes", "image-manifest",
@@ -33,7 +28,6 @@ class Cache(msgspec.Struct, frozen=True):
     """One ``--cache-from`` or ``--cache-to``, as it was given."""
 
     to: CacheLocation | CacheInImage
-    flag: str
     every_stage: bool = False
     """Whether ``mode=max`` was given."""
     compression: str = ""
@@ -42,30 +36,35 @@ class Cache(msgspec.Struct, frozen=True):
     """The registry for which TLS is not verified; "" for none."""
 
 
-def parse(flags: Mapping[str, Any]) -> tuple[Cache, ...]:
-    """Return the caches in ``flags``. Raises ``UsageError``."""
-    whole = _cache_repo(flags["cache_repo"])
-    return tuple(
-        _cache(text, flag, path_key)
-        for flag, path_key, texts in (
-            ("--cache-from", "src", (*flags["cache_from"], *whole)),
-            ("--cache-to", "dest", (*flags["cache_to"], *whole)),
-        )
-        for text in texts
-    )
+def source(text: str, flag: str) -> Cache:
+    """``--cache-from``: a cache to ask. Raises ``UsageError``."""
+    return _read(text, flag, "src", inline=False)
 
 
-def sources(caches: Iterable[Cache]) -> tuple[CacheLocation, ...]:
-    """Return the caches to import from."""
-    return tuple(each.to for each in caches if each.flag == "--cache-from" and not isinstance(each.to, CacheInImage))
+def target(text: str, flag: str) -> Cache:
+    """``--cache-to``: a cache to write. Raises ``UsageError``."""
+    return _read(text, flag, "dest", inline=True)
+
+
+def repository(ref: str, _flag: str) -> tuple[Cache, ...]:
+    """``--cache-repo``: a cache that is asked and written, if there is a ``ref``. Raises ``UsageError``."""
+    if not ref:
+        return ()
+    reference.parse(ref)
+    return (Cache(CacheInRegistry(ref), every_stage=True),)
+
+
+def locations(caches: Iterable[Cache]) -> tuple[CacheLocation, ...]:
+    """Where the ``caches`` to ask are."""
+    return tuple(each.to for each in caches if not isinstance(each.to, CacheInImage))
 
 
 def exports(caches: Iterable[Cache]) -> tuple[CacheExport, ...]:
-    """Return the caches to export to."""
-    return tuple(CacheExport(each.to, each.every_stage) for each in caches if each.flag == "--cache-to")
+    """What is written to the ``caches``."""
+    return tuple(CacheExport(each.to, each.every_stage) for each in caches)
 
 
-def _cache(text: str, flag: str, path_key: str) -> Cache:
+def _read(text: str, flag: str, path_key: str, *, inline: bool) -> Cache:
     if "=" not in text:
         text = f"type=registry,ref={text}"
     values = fields.parse(text, flag, (*_KEYS, path_key))
@@ -96,7 +95,7 @@ def _cache(text: str, flag: str, path_key: str) -> Cache:
             if path_key not in values:
                 raise UsageError(f"{flag}: type=local needs {path_key}=")
             to = CacheInDirectory(os.path.abspath(values[path_key]))
-        case "inline" if flag == "--cache-to":
+        case "inline" if inline:
             to = CacheInImage()
         case kind:
             raise UsageError(
@@ -105,18 +104,16 @@ def _cache(text: str, flag: str, path_key: str) -> Cache:
             )
     if isinstance(to, CacheInRegistry):
         reference.parse(to.name)
-    return Cache(to, flag, mode == "max", values.get("compression", ""), int(level) if level else None, registry)
+    return Cache(to, mode == "max", values.get("compression", ""), int(level) if level else None, registry)
 
 
-def check(caches: Iterable[Cache], compression: Compression) -> None:
-    """Raise ``UsageError`` for a cache with another compression than the image, whose layers it contains."""
-    for each in caches:
-        if each.flag != "--cache-to":
-            continue
+def check(targets: Iterable[Cache], compression: Compression) -> None:
+    """Refuse a cache to write that wants other layers than the image's: it holds those."""
+    for each in targets:
         other = each.compression not in ("", compression.kind)
         if other or each.level not in (None, compression.level):
             raise UsageError(
-                f"{each.flag}: a cache has the compression of the image",
+                "--cache-to: a cache has the compression of the image",
                 why=f"that is {compression.kind}, since its layers are the same",
                 remedy="--compression, or compression= of an output, holds for both",
             )

@@ -1,274 +1,400 @@
-"""From the command line's words to a ``Request``: every value is checked here, and every refusal names its flag."""
+"""The flags of ``kanifold build``, each declared once, and the ``Request`` that they make."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from msgspec.structs import replace
-
-from executor.dockerfile.suggestions import hint
-from executor.protocol import BuildOptions, Compression
-from executor.registry import config, reference
-from executor.step_options import StepOptions, parent_path
-from orchestrator import caches, epoch, fields, outputs, resource_limits
-from orchestrator.contexts import named_canonically
-from orchestrator.request import Allowed, Annotation, Request, Secret
-from platforms import host
+from orchestrator import options, values
+from orchestrator.options import argument, choice, each, ignored, number, switch, text, texts
 from platforms.errors import UsageError
-from platforms.parsing import parse as parse_platform
-from platforms.parsing import parse_list
-from platforms.platform import Platform
-from platforms.replacing import is_stream
 
-_ULIMITS: Final = (
-    "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
-    "sigpending", "stack",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from executor.protocol import Compression
+    from executor.registry.config import RegistrySettings
+    from executor.registry.reference import Reference
+    from orchestrator.caches import Cache
+    from orchestrator.outputs import Output
+    from orchestrator.request import Annotation, Request
+    from platforms.platform import Platform
+
 _LOAD: Final = "KANIFOLD_LOAD"
 """The environment's word for which program ``--load`` means."""
 
 
-def request(flags: Mapping[str, Any]) -> Request:
-    """The request that the flags of ``kanifold build`` make. Raises ``UsageError``."""
-    tags = tuple(_tag(each) for each in flags["tags"])
-    wanted = _destinations(flags, tags)
-    contexts = named_canonically(_pair(each, "--build-context", needs_value=True) for each in flags["build_contexts"])
-    if flags["context"] == flags["dockerfile"] == "-":
+class BuildFlags(options.Flags):
+    """The argument and the flags of ``kanifold build``, in the order of its help."""
+
+    context = argument(default=".", complete=options.complete_directories)
+    dockerfile = text(
+        "-f",
+        "--file",
+        metavar="PATH",
+        complete=options.complete_files,
+        help="The Dockerfile (default: CONTEXT/Dockerfile); - is stdin.",
+    )
+    platforms = texts(
+        "--platform",
+        metavar="LIST",
+        read=values.platforms,
+        complete=options.complete_platforms,
+        help="Target platforms: linux/amd64,linux/arm64,… (default: this host's).",
+    )
+    tags = texts(
+        "-t", "--tag", metavar="REF", read=each(values.tag), help="Name for the result; may be given several times."
+    )
+    push = switch(
+        "--push", help="Push to the registries that the tags name. Tags move only when every platform is built."
+    )
+    push_by_digest = switch(
+        "--push-by-digest",
+        help=(
+            "Push to the repositories of the tags and move no tag: kanifold index create names what several jobs built."
+        ),
+    )
+    load = switch(
+        "--load",
+        help=(
+            "Hand the image to docker, podman or containerd (nerdctl, ctr), whichever is here: short for "
+            "-o type=docker."
+        ),
+    )
+    load_to = text(
+        "--load-to",
+        metavar="PROGRAM",
+        help="Load, and into which: docker, podman, nerdctl or ctr (default: $KANIFOLD_LOAD, or the only one here).",
+    )
+    outputs = texts(
+        "-o",
+        "--output",
+        metavar="SPEC",
+        help=(
+            "type=oci,dest=DIR or FILE.tar[,tar=BOOL] · type=docker,dest=FILE · type=registry · type=image,push=true; "
+            "also name=, compression=gzip|zstd|uncompressed, compression-level=, oci-mediatypes=, rewrite-timestamp=. "
+            "The files alone: type=local,dest=DIR[,platform-split=BOOL][,mode=delete] or DIR · type=tar,dest=FILE or "
+            "-. Nothing: type=cacheonly."
+        ),
+    )
+    build_args = texts(
+        "--build-arg",
+        metavar="NAME[=VALUE]",
+        read=values.build_args,
+        help="Set an ARG; without a value, from the environment.",
+    )
+    build_contexts = texts(
+        "--build-context",
+        metavar="NAME=PLACE",
+        read=values.build_contexts,
+        help="A further context: a directory, docker-image://REF, oci-layout://PATH[:TAG], or a URL.",
+    )
+    target = text("--target", metavar="STAGE", help="The stage to build (default: the last).")
+    labels = texts("--label", metavar="KEY=VALUE", read=each(values.pair), help="Add a label to every image.")
+    annotations = texts(
+        "--annotation",
+        metavar="[LEVEL:]KEY=VALUE",
+        read=values.parse_annotations,
+        help=(
+            "Annotate; LEVEL is manifest (default), index, manifest-descriptor or index-descriptor, or several with "
+            "commas; manifest[PLATFORM] is one of many."
+        ),
+    )
+    secrets = texts(
+        "--secret",
+        metavar="id=NAME[,src=FILE|,env=VAR]",
+        read=each(values.secret),
+        help="A secret for RUN --mount=type=secret.",
+    )
+    ssh = texts(
+        "--ssh",
+        metavar="ID[=PLACE]",
+        read=each(values.agent),
+        help="An SSH agent for RUN --mount=type=ssh: default, or ID=SOCKET|KEY.",
+    )
+    hosts = texts(
+        "--add-host", metavar="NAME:ADDRESS", read=each(values.host), help="A line for /etc/hosts of every step."
+    )
+    network = choice(
+        "--network",
+        among=("default", "host", "none"),
+        default="default",
+        read=values.network,
+        help="Network of RUN steps; host needs --allow network.host.",
+    )
+    allow = texts(
+        "--allow",
+        metavar="ENTITLEMENT",
+        read=values.permissions,
+        help=(
+            "Let the Dockerfile have it: security.insecure, network.host; for RUN --security=, --network=. Let an "
+            "output delete what is in a directory outside of this one: buildx.local.delete."
+        ),
+    )
+    shm_size = text("--shm-size", metavar="BYTES", read=values.size, help="Size of /dev/shm in steps: 64m, 1g, …")
+    ulimits = texts(
+        "--ulimit",
+        metavar="NAME=SOFT[:HARD]",
+        read=values.ulimits,
+        help="A limit of every process in steps: nofile=1024:4096, core=0, …; -1 is none.",
+    )
+    resources = texts(
+        "--resource",
+        metavar="NAME=VALUE",
+        read=values.limits,
+        help=(
+            "Bound each step: memory=2g, memory-swap=4g, cpu-shares=, cpu-period=, cpu-quota=, cpuset-cpus=0-3, "
+            "cpuset-mems=, pids=512. Needs control groups (cgroup v2) that this user may make."
+        ),
+    )
+    cgroup_parent = text(
+        "--cgroup-parent",
+        metavar="PATH",
+        read=values.control_group,
+        help="The control group that those of steps are made in.",
+    )
+    no_cache = switch("--no-cache", help="Run every step, whatever the cache knows.")
+    no_cache_stages = texts(
+        "--no-cache-filter", metavar="STAGE", read=values.split, help="Run every step of these stages."
+    )
+    cache_from = texts(
+        "--cache-from",
+        metavar="SPEC",
+        read=each(values.cache_source),
+        help="type=registry,ref=REF · type=local,src=DIR: caches to ask.",
+    )
+    cache_to = texts(
+        "--cache-to",
+        metavar="SPEC",
+        read=each(values.cache_target),
+        help="type=registry,ref=REF[,mode=max] · type=local,dest=DIR[,mode=max] · type=inline: caches to write.",
+    )
+    cache_repo = text(
+        "--cache-repo",
+        metavar="REF",
+        read=values.cache_repository,
+        help="Ask and write this registry cache, mode=max (kaniko).",
+    )
+    cache_ttl = text(
+        "--cache-ttl", metavar="AGE", read=values.age, help="Ignore entries of outside caches older than this: 2w, …"
+    )
+    compression = choice(
+        "--compression", among=("gzip", "zstd", "uncompressed"), help="How new layers are compressed (default: gzip)."
+    )
+    compression_level = number("--compression-level", help="0 to 9 for gzip, 1 to 22 for zstd.")
+    check = switch("--check", help="Only check the Dockerfile: short for --call check.")
+    call = text(
+        "--call",
+        metavar="METHOD",
+        read=values.method,
+        help="Ask instead of build: check, targets or outline, with ,format=json for machines.",
+    )
+    pull = ignored(
+        "--pull", help="Ask the registry for base images (always done for tags; digests are never asked again)."
+    )
+    builder = text("--builder", metavar="NAME", read=values.builder, help="default: there are no other builders.")
+    debug = options.DEBUG
+    progress = choice(
+        "--progress",
+        among=("auto", "live", "plain", "rawjson", "quiet"),
+        default="auto",
+        help="How the build is shown.",
+    )
+    quiet = switch("-q", "--quiet", help="Short for --progress quiet.")
+    metadata_file = text(
+        "--metadata-file",
+        metavar="FILE",
+        read=values.writable,
+        complete=options.complete_files,
+        help="Write digests as JSON.",
+    )
+    iid_file = text(
+        "--iidfile",
+        metavar="FILE",
+        read=values.writable,
+        complete=options.complete_files,
+        help="Write the image's id (the index's digest for several platforms).",
+    )
+    trace = text(
+        "--trace",
+        metavar="FILE",
+        complete=options.complete_files,
+        help="Write what happened when, as JSON for Perfetto (ui.perfetto.dev) and Chrome.",
+    )
+    jobs = number("--jobs", "-j", least=0, help="Platforms built at once (default: all).")
+    keep_going = switch(
+        "--keep-going", help="Let other platforms end when one fails. Nothing is published all the same."
+    )
+    audit = choice(
+        "--audit",
+        among=("error", "warn", "off"),
+        default="warn",
+        help="What to do about programs of another architecture in an image.",
+    )
+    audit_allow = texts(
+        "--audit-allow",
+        metavar="[PLATFORM:]PATTERN",
+        read=each(values.allowed),
+        help="Paths whose foreign programs are intended.",
+    )
+    insecure = options.INSECURE
+    mirrors = options.MIRRORS
+    timeouts = options.TIMEOUT
+    root = text(
+        "--root",
+        metavar="DIR",
+        complete=options.complete_directories,
+        help="The store (default: $KANIFOLD_ROOT or $XDG_DATA_HOME/kanifold).",
+    )
+
+
+def request(given: Mapping[str, Any]) -> Request:
+    """The request that the command line makes of which click has ``given`` this. Raises ``UsageError``."""
+    from executor.protocol import BuildOptions
+    from executor.step_options import StepOptions
+    from orchestrator import caches
+    from orchestrator.outputs import DELETE
+    from orchestrator.request import Request
+    from platforms import host
+
+    flags = BuildFlags(given)
+    tags = flags.tags
+    outputs = _outputs(flags, tags)
+    contexts = flags.build_contexts
+    if flags.context == flags.dockerfile == "-":
         raise UsageError("stdin cannot be both the build context and the Dockerfile")
-    outside, compression = caches.parse(flags), _compression(flags, wanted)
-    insecure = (*flags["insecure"], *_insecure(wanted, tags), *(each.insecure for each in outside if each.insecure))
-    caches.check(outside, compression)
-    if flags["builder"] not in ("", "default"):
-        raise UsageError(
-            f"--builder {flags['builder']}: there are no builders to choose from",
-            why="the command builds by itself, on this machine; names will be those of nodes, once there are any",
-            remedy="leave it out",
-        )
-    platforms = parse_list(flags["platforms"]) or (host.default_platform(),)
-    annotations = (*parse_annotations(flags["annotations"]), *_output_annotations(wanted))
-    _check_annotations(annotations, platforms, wanted)
+    both = flags.cache_repo
+    cache_from, cache_to = (*flags.cache_from, *both), (*flags.cache_to, *both)
+    compression = _compression(flags, outputs)
+    caches.check(cache_to, compression)
+    flags.builder  # noqa: B018 - which refuses all but one
+    platforms = flags.platforms or (host.default_platform(),)
     return Request(
-        context=flags["context"],
-        dockerfile=flags["dockerfile"],
+        context=flags.context,
+        dockerfile=flags.dockerfile,
         platforms=platforms,
         tags=tags,
-        outputs=wanted,
-        build_args=_build_args(flags["build_args"]),
+        outputs=outputs,
+        build_args=flags.build_args,
         build_contexts=contexts,
-        annotations=annotations,
-        secrets=tuple(_secret(each) for each in flags["secrets"]),
-        ssh=tuple(each.partition("=")[::2] for each in flags["ssh"]),
-        load_to=flags["load_to"] or os.environ.get(_LOAD, ""),
-        progress="quiet" if flags["quiet"] else flags["progress"],
-        metadata_file=_writable(flags["metadata_file"], "--metadata-file"),
-        iid_file=_writable(flags["iid_file"], "--iidfile"),
-        trace=flags["trace"],
-        jobs=flags["jobs"],
-        keep_going=flags["keep_going"],
-        audit=flags["audit"],
-        audit_allow=tuple(_allowed(each) for each in flags["audit_allow"]),
+        annotations=_annotations(flags, platforms, outputs),
+        secrets=flags.secrets,
+        ssh=flags.ssh,
+        load_to=flags.load_to or os.environ.get(_LOAD, ""),
+        progress="quiet" if flags.quiet else flags.progress,
+        metadata_file=flags.metadata_file,
+        iid_file=flags.iid_file,
+        trace=flags.trace,
+        jobs=flags.jobs or 0,
+        keep_going=flags.keep_going,
+        audit=flags.audit,
+        audit_allow=flags.audit_allow,
         options=BuildOptions(
-            target=flags["target"],
-            labels=tuple(_pair(each, "--label") for each in flags["labels"]),
+            target=flags.target,
+            labels=flags.labels,
             compression=compression,
-            rewrite_timestamps=_rewrites_timestamps(wanted),
-            no_cache=flags["no_cache"],
-            no_cache_stages=_split(flags["no_cache_filters"]),
-            cache_from=caches.sources(outside),
-            cache_to=caches.exports(outside),
-            cache_ttl=fields.age(flags["cache_ttl"], "--cache-ttl") if flags["cache_ttl"] else None,
-            registries=config.with_flags(config.load_settings(), insecure, flags["mirrors"], flags["timeouts"]),
-            root=flags["root"],
-            implicit_platform=not flags["platforms"],
+            rewrite_timestamps=_rewrites_timestamps(outputs),
+            no_cache=flags.no_cache,
+            no_cache_stages=flags.no_cache_stages,
+            cache_from=caches.locations(cache_from),
+            cache_to=caches.exports(cache_to),
+            cache_ttl=flags.cache_ttl,
+            registries=_registries(flags, tags, outputs, (*cache_from, *cache_to)),
+            root=flags.root,
+            implicit_platform=not flags.platforms,
             steps=StepOptions(
-                hosts=tuple(_host(each) for each in flags["hosts"]),
-                network="" if flags["network"] == "default" else flags["network"],
-                default_network=default_network(os.environ.get("KANIFOLD_NETWORK", "")),
-                shm_size=fields.size(flags["shm_size"], "--shm-size") if flags["shm_size"] else 0,
-                ulimits=tuple({each[0]: each for each in map(_ulimit, flags["ulimits"])}.values()),
-                limits=resource_limits.limits(flags["resources"]),
-                cgroup_parent=parent_path(flags["cgroup_parent"]) if flags["cgroup_parent"] else "",
-                allow=tuple(each for each in _permissions(flags["allow"]) if each != outputs.DELETE),
+                hosts=flags.hosts,
+                network=flags.network,
+                default_network=values.default_network(os.environ.get("KANIFOLD_NETWORK", "")),
+                shm_size=flags.shm_size,
+                ulimits=flags.ulimits,
+                limits=flags.resources,
+                cgroup_parent=flags.cgroup_parent,
+                allow=tuple(each for each in flags.allow if each != DELETE),
             ),
         ),
     )
 
 
-def _tag(text: str) -> reference.Reference:
-    parsed = reference.parse(text)
-    if parsed.digest:
-        raise UsageError(f"--tag {text}: a tag cannot name a digest", why="the digest is what the build comes to")
-    return parsed.completed()
+def _outputs(flags: BuildFlags, tags: Sequence[Reference]) -> tuple[Output, ...]:
+    """The destinations of the build: ``--output``, ``--push`` and ``--load``."""
+    from msgspec.structs import replace
 
+    from executor.registry import reference
+    from orchestrator.outputs import DELETE, Push, gather, image_options
 
-def _destinations(flags: Mapping[str, Any], tags: Sequence[reference.Reference]) -> tuple[outputs.Output, ...]:
-    wanted = outputs.gather(
-        flags["outputs"],
-        push=flags["push"] or flags["push_by_digest"],
+    found = gather(
+        flags.outputs,
+        push=flags.push or flags.push_by_digest,
         tags=[str(each) for each in tags],
-        load=flags["load"] or bool(flags["load_to"]),
-        may_delete=outputs.DELETE in _split(flags["allow"]),
+        load=flags.load or bool(flags.load_to),
+        may_delete=DELETE in flags.allow,
     )
-    if flags["push_by_digest"]:
-        wanted = tuple(replace(each, by_digest=True) if isinstance(each, outputs.Push) else each for each in wanted)
-    for each in wanted:
-        for name in outputs.image_options(each).names:
+    if flags.push_by_digest:
+        found = tuple(replace(each, by_digest=True) if isinstance(each, Push) else each for each in found)
+    for output in found:
+        for name in image_options(output).names:
             reference.parse(name)
-        if (
-            isinstance(each, outputs.Push)
-            and each.dangling
-            and (parsed := reference.parse(each.dangling)) != parsed.repository_only()
-        ):
-            raise UsageError(f"--output: dangling-name-prefix={each.dangling} is not the name of a repository")
-    return wanted
+        dangling = output.dangling if isinstance(output, Push) else ""
+        if dangling and (parsed := reference.parse(dangling)) != parsed.repository_only():
+            raise UsageError(f"--output: dangling-name-prefix={dangling} is not the name of a repository")
+    return found
 
 
-def _rewrites_timestamps(wanted: Iterable[outputs.Output]) -> bool:
+def _rewrites_timestamps(outputs: Sequence[Output]) -> bool:
     """Whether files' times are bounded; the outputs of one build share its layers."""
-    said = {outputs.image_options(each).rewrite_timestamp for each in wanted} - {None}
+    from orchestrator.outputs import image_options
+
+    said = {image_options(each).rewrite_timestamp for each in outputs} - {None}
     if len(said) > 1:
         raise UsageError("--output: one build has one rewrite-timestamp", why="its outputs ask for both")
     return said != {False}
 
 
-def _insecure(wanted: Iterable[outputs.Output], tags: Iterable[reference.Reference]) -> tuple[str, ...]:
-    """The registries that an output wants without verified TLS."""
-    return tuple(
-        repository.registry
-        for each in wanted
-        if isinstance(each, outputs.Push) and each.insecure
-        for repository in (*tags, *map(reference.parse, filter(None, (*each.image.names, each.dangling))))
-    )
+def _registries(
+    flags: BuildFlags, tags: Sequence[Reference], outputs: Sequence[Output], caches: Sequence[Cache]
+) -> RegistrySettings:
+    """The settings, with what flags, outputs and caches say of registries."""
+    from executor.registry import config, reference
+    from orchestrator.outputs import Push
+
+    pushes = [each for each in outputs if isinstance(each, Push) and each.insecure]
+    names = [name for each in pushes for name in (*each.image.names, each.dangling) if name]
+    wanted = [each.registry for each in (*(tags if pushes else ()), *map(reference.parse, names))]
+    insecure = (*flags.insecure, *wanted, *(each.insecure for each in caches if each.insecure))
+    return config.with_flags(config.load_settings(), insecure, flags.mirrors, flags.timeouts)
 
 
-def _writable(path: str, flag: str) -> str:
-    """``path``, unless it is clear already that it could not be written when all is published."""
-    if not path:
-        return path
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder):
-        raise UsageError(
-            f"{flag} {path}: " + ("it is a directory" if os.path.isdir(path) else f"no directory {folder}")
-        )
-    if not os.access(path if is_stream(path) else folder, os.W_OK):  # a file is replaced, not written to
-        raise UsageError(f"{flag} {path}: this user may not write it")
-    return path
+def _annotations(flags: BuildFlags, platforms: Sequence[Platform], outputs: Sequence[Output]) -> tuple[Annotation, ...]:
+    """``--annotation`` and those of outputs. What nothing of the build would bear is refused, as BuildKit does."""
+    from orchestrator.outputs import image_options
 
-
-def _build_args(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    # What reproducible builds agree on is a build arg by itself, as with buildx.
-    found = {epoch.NAME: os.environ[epoch.NAME]} if os.environ.get(epoch.NAME) else {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not name:
-            raise UsageError(f"--build-arg {text!r} has no name")
-        if equals:
-            found[name] = value
-        elif name in os.environ:
-            found[name] = os.environ[name]
-    return tuple(found.items())
-
-
-def _pair(text: str, flag: str, *, needs_value: bool = False) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or (needs_value and not (equals and value)):
-        raise UsageError(f"{flag} {text!r} is not NAME=VALUE")
-    return name, value
-
-
-def _split(texts: Iterable[str]) -> tuple[str, ...]:
-    return tuple(each for text in texts for each in text.split(",") if each)
-
-
-_PERMISSIONS: Final = ("security.insecure", "network.host", outputs.DELETE, "device")
-"""What ``--allow`` takes; no step is given a device, so that to permit one comes to nothing."""
-
-
-def _permissions(texts: Iterable[str]) -> tuple[str, ...]:
-    found = _split(texts)
-    for each in found:
-        name = each.partition("=")[0]
-        if name not in _PERMISSIONS or name not in (each, "device"):
+    said = [image_options(each) for each in outputs]
+    theirs = (values.output_annotation(*each, "--output") for image in said for each in image.annotations)
+    found = (*flags.annotations, *theirs)
+    built = [str(each) for each in platforms]
+    docker = not all(each.oci_media_types for each in said)
+    for annotation in found:
+        if annotation.platform and annotation.platform not in built:
             raise UsageError(
-                f"--allow {each}: unknown{hint(name, _PERMISSIONS)}", remedy=f"use {', '.join(_PERMISSIONS)}"
+                f"the annotation {annotation.key!r} is for {annotation.platform}, which is not built",
+                why=f"this build is for {', '.join(built)}",
+            )
+        if docker and annotation.level != "manifest":
+            raise UsageError(
+                f"the annotation {annotation.key!r} of {annotation.level} needs OCI media types",
+                why="an output asks for Docker's (oci-mediatypes=false), which have no place for it",
             )
     return found
 
 
-_LEVELS: Final = ("manifest", "index", "manifest-descriptor", "index-descriptor")
-
-
-def parse_annotations(texts: Iterable[str], default: str = "manifest") -> Iterable[Annotation]:
-    """Each ``[LEVEL[,LEVEL…]:]KEY=VALUE``; without a level it is for the ``default`` one. Raises ``UsageError``."""
-    for text in texts:
-        head, equals, value = text.partition("=")
-        levels, colon, key = head.partition(":")
-        key = key if colon else levels
-        if not equals or not key:
-            raise UsageError(f"--annotation {text!r} is not [LEVEL:]KEY=VALUE")
-        for level in _levels(levels) if colon else (default,):
-            name, platform = _level(level, text)
-            yield Annotation(name, platform, key, value)
-
-
-def _levels(text: str) -> list[str]:
-    return [each for each in re.split(r",(?![^\[]*\])", text) if each]
-
-
-def _level(text: str, whole: str) -> tuple[str, str]:
-    match = re.fullmatch(r"([a-z\-]+)(?:\[([^\]]+)\])?", text)
-    if match is None or match[1] not in _LEVELS:
-        raise UsageError(
-            f"--annotation {whole!r}: unknown level {text!r}{hint(text.partition('[')[0], _LEVELS)}",
-            remedy=f"use {', '.join(_LEVELS)}, those of manifests also with [PLATFORM]",
-        )
-    return match[1], str(parse_platform(match[2])) if match[2] else ""
-
-
-def _output_annotations(wanted: Iterable[outputs.Output]) -> Iterable[Annotation]:
-    """``annotation[-LEVEL][[PLATFORM]].KEY=VALUE`` of an output, as BuildKit spells it."""
-    for output in wanted:
-        for head, value in outputs.image_options(output).annotations:
-            match = re.fullmatch(rf"annotation(?:-({'|'.join(_LEVELS)}))?(?:\[([^\]]+)\])?\.(.+)", head)
-            if match is None:
-                raise UsageError(
-                    f"--output: {head!r} is not annotation.KEY or annotation-LEVEL.KEY",
-                    remedy=f"levels are {', '.join(_LEVELS)}",
-                )
-            yield Annotation(match[1] or "manifest", str(parse_platform(match[2])) if match[2] else "", match[3], value)
-
-
-def _check_annotations(
-    annotations: Iterable[Annotation], platforms: Sequence[Platform], wanted: Iterable[outputs.Output]
-) -> None:
-    """Refuse what nothing of the build would bear, as BuildKit does."""
-    built = [str(each) for each in platforms]
-    docker = not all(outputs.image_options(each).oci_media_types for each in wanted)
-    for each in annotations:
-        if each.platform and each.platform not in built:
-            raise UsageError(
-                f"the annotation {each.key!r} is for {each.platform}, which is not built",
-                why=f"this build is for {', '.join(built)}",
-            )
-        if docker and each.level != "manifest":
-            raise UsageError(
-                f"the annotation {each.key!r} of {each.level} needs OCI media types",
-                why="an output asks for Docker's (oci-mediatypes=false), which have no place for it",
-            )
-
-
-def _compression(flags: Mapping[str, Any], wanted: Sequence[outputs.Output]) -> Compression:
+def _compression(flags: BuildFlags, outputs: Sequence[Output]) -> Compression:
     """``--compression``, or what an output asks for; the whole build has one."""
-    said = [outputs.image_options(each) for each in wanted]
-    kinds = {each.compression for each in said if each.compression} | (
-        {flags["compression"]} if flags["compression"] else set()
-    )
-    levels = {each.compression_level for each in said if each.compression_level is not None}
-    if flags["compression_level"] is not None:
-        levels.add(flags["compression_level"])
+    from executor.protocol import Compression
+    from orchestrator.outputs import image_options
+
+    said = [image_options(each) for each in outputs]
+    kinds = {flags.compression, *(each.compression for each in said)} - {""}
+    levels = {flags.compression_level, *(each.compression_level for each in said)} - {None}
     if len(kinds) > 1 or len(levels) > 1:
         raise UsageError("one build has one compression", why="its outputs ask for several")
     kind = next(iter(kinds), "gzip")
@@ -282,71 +408,3 @@ def _compression(flags: Mapping[str, Any], wanted: Sequence[outputs.Output]) -> 
         raise UsageError("zstd layers need OCI media types", why="Docker's own have no name for them")
     force = any(each.force_compression for each in said)
     return Compression(kind, level if kind != "uncompressed" else None, force)
-
-
-def _secret(text: str) -> Secret:
-    values = fields.parse(text, "--secret", ("id", "src", "source", "env", "type"))
-    kind, name = values.get("type", ""), values.get("id", "")
-    if kind not in ("", "file", "env"):
-        raise UsageError(f"--secret: type={kind!r} is neither file nor env")
-    file = values.get("src", values.get("source", ""))
-    variable = values.get("env", "")
-    if kind == "env" and not variable:
-        variable, file = file or name, ""
-    if not name:
-        raise UsageError(f"--secret {text!r} has no id")
-    if file and variable:
-        raise UsageError(f"--secret {name}: both a file and a variable are given")
-    if not file and not variable:
-        # As buildx: a variable of the name when there is one, else a file of the name.
-        variable, file = (name, "") if name in os.environ else ("", name)
-    if file and not os.path.isfile(os.path.expanduser(file)):
-        raise UsageError(f"--secret {name}: no file {file}")
-    return Secret(name, os.path.abspath(os.path.expanduser(file)) if file else "", variable)
-
-
-def _host(text: str) -> tuple[str, str]:
-    import ipaddress
-
-    name, equals, address = text.partition("=")
-    if not equals:
-        name, _, address = text.partition(":")
-    try:
-        ipaddress.ip_address(address.strip("[]"))
-    except ValueError as error:
-        raise UsageError(f"--add-host {text!r} is not NAME:ADDRESS", why=f"{address!r} is no IP address") from error
-    if not name:
-        raise UsageError(f"--add-host {text!r} has no name")
-    return name, address.strip("[]")
-
-
-def default_network(text: str) -> Literal["isolated", "host"]:
-    """What ``$KANIFOLD_NETWORK`` makes the network of steps that ask for none."""
-    match text:
-        case "" | "isolated":
-            return "isolated"
-        case "host":
-            return "host"
-        case _:
-            raise UsageError(f"KANIFOLD_NETWORK={text!r} is neither isolated nor host")
-
-
-def _ulimit(text: str) -> tuple[str, int, int]:
-    """``name=soft:hard`` or ``name=both``, as docker has it."""
-    match = re.fullmatch(r"(\w+)=(-1|\d+)(?::(-1|\d+))?", text)
-    if match is None or match[1] not in _ULIMITS:
-        raise UsageError(
-            f"--ulimit {text!r} is not NAME=SOFT[:HARD]",
-            remedy=f"numbers, -1 for none, and one of: {', '.join(_ULIMITS)}",
-        )
-    soft, hard = int(match[2]), int(match[3] or match[2])
-    if hard != -1 and not 0 <= soft <= hard:
-        raise UsageError(f"--ulimit {text!r}: the soft limit is above the hard one")
-    return match[1], soft, hard
-
-
-def _allowed(text: str) -> Allowed:
-    head, colon, pattern = text.partition(":")
-    if colon and "/" in head and not head.startswith("/"):
-        return Allowed(pattern, str(parse_platform(head)))
-    return Allowed(text)

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
-from orchestrator.flags import parse_annotations
 from orchestrator.index.entries import Entry
 from orchestrator.request import Annotation
+from orchestrator.values import parse_annotations
 from platforms.errors import UsageError
 
 Pairs = tuple[tuple[str, str], ...]
@@ -20,7 +20,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 def parse(texts: Iterable[str], default: str = "index") -> tuple[Annotation, ...]:
     """``[LEVEL[PLATFORM],…:]KEY=VALUE``; without a level it is for the ``default`` one. Raises ``UsageError``."""
-    found = tuple(parse_annotations(texts, default))
+    found = parse_annotations(texts, "--annotation", default)
     for each in found:
         if each.level == "manifest":
             raise UsageError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Base, Kanifold, needs
 
-from orchestrator import flags
+from orchestrator import values
 from platforms.errors import UsageError
 
 REFUSED = "network.host is not allowed"
@@ -74,4 +74,4 @@ def test_by_default_the_hosts_loopback_interface_is_out_of_reach(
 
 def test_a_default_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="KANIFOLD_NETWORK='hots'"):
-        flags.default_network("hots")
+        values.default_network("hots")

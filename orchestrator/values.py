@@ -1,0 +1,333 @@
+"""The values of flags, read and checked: each function takes what was written and the flag, with which it refuses it.
+
+Imports stand in the functions, so that the flags can be declared, and told of, without what understands their values.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, Literal
+
+from platforms.errors import UsageError
+
+if TYPE_CHECKING:
+    from executor.registry.reference import Reference
+    from executor.step_options import Limits
+    from orchestrator.caches import Cache
+    from orchestrator.request import Allowed, Annotation, Secret
+    from platforms.platform import Platform
+
+_LEVELS: Final = ("manifest", "index", "manifest-descriptor", "index-descriptor")
+_ULIMITS: Final = (
+    "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
+    "sigpending", "stack",
+)  # fmt: skip
+
+
+# -- of many flags ---------------------------------------------------------------------------------------------------
+
+
+def split(texts: Iterable[str], _flag: str) -> tuple[str, ...]:
+    """Lists with commas, joined."""
+    return tuple(each for text in texts for each in text.split(",") if each)
+
+
+def pair(text: str, flag: str) -> tuple[str, str]:
+    """``NAME=VALUE``, of which VALUE may be missing."""
+    name, _, value = text.partition("=")
+    if not name:
+        raise UsageError(f"{flag} {text!r} is not NAME=VALUE")
+    return name, value
+
+
+def size(text: str, flag: str) -> int:
+    """``10g``, ``512MB`` or plain bytes, as bytes; 0 for ""."""
+    from orchestrator import fields
+
+    return fields.size(text, flag) if text else 0
+
+
+def age(text: str, flag: str) -> int | None:
+    """``24h``, ``90m`` or ``7d``, as seconds; None for ""."""
+    from orchestrator import fields
+
+    return fields.age(text, flag) if text else None
+
+
+def writable(path: str, flag: str) -> str:
+    """``path``, unless it is clear already that it could not be written when all is published."""
+    from platforms.replacing import is_stream
+
+    if not path:
+        return path
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder):
+        raise UsageError(
+            f"{flag} {path}: " + ("it is a directory" if os.path.isdir(path) else f"no directory {folder}")
+        )
+    if not os.access(path if is_stream(path) else folder, os.W_OK):  # a file is replaced, not written to
+        raise UsageError(f"{flag} {path}: this user may not write it")
+    return path
+
+
+# -- of single flags -------------------------------------------------------------------------------------------------
+
+
+def tag(text: str, flag: str) -> Reference:
+    """The name of an image to be, complete with registry and tag."""
+    from executor.registry import reference
+
+    parsed = reference.parse(text)
+    if parsed.digest:
+        raise UsageError(f"{flag} {text}: a tag cannot name a digest", why="the digest is what the build comes to")
+    return parsed.completed()
+
+
+def platforms(texts: Iterable[str], _flag: str) -> tuple[Platform, ...]:
+    """Lists of platforms, each of them once; none where nobody asks for one."""
+    from platforms.parsing import parse_list
+
+    return parse_list(texts)
+
+
+def build_args(texts: Iterable[str], flag: str) -> tuple[tuple[str, str], ...]:
+    """``NAME=VALUE``; what has no value gets the environment's, if there is one."""
+    from orchestrator import epoch
+
+    # What reproducible builds agree on is a build arg by itself, as with buildx.
+    found = {epoch.NAME: os.environ[epoch.NAME]} if os.environ.get(epoch.NAME) else {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise UsageError(f"{flag} {text!r} has no name")
+        if equals:
+            found[name] = value
+        elif name in os.environ:
+            found[name] = os.environ[name]
+    return tuple(found.items())
+
+
+def build_contexts(texts: Iterable[str], flag: str) -> tuple[tuple[str, str], ...]:
+    """``NAME=PLACE``, by canonical name."""
+    from orchestrator.contexts import named_canonically
+
+    found = []
+    for text in texts:
+        name, _, place = text.partition("=")
+        if not name or not place:
+            raise UsageError(f"{flag} {text!r} is not NAME=VALUE")
+        found.append((name, place))
+    return named_canonically(found)
+
+
+def parse_annotations(texts: Iterable[str], flag: str, default: str = "manifest") -> tuple[Annotation, ...]:
+    """Each ``[LEVEL[,LEVEL…]:]KEY=VALUE``; without a level it is for the ``default`` one."""
+    from orchestrator.request import Annotation
+
+    found: list[Annotation] = []
+    for text in texts:
+        head, equals, value = text.partition("=")
+        levels, colon, key = head.partition(":")
+        key = key if colon else levels
+        if not equals or not key:
+            raise UsageError(f"{flag} {text!r} is not [LEVEL:]KEY=VALUE")
+        for level in _levels(levels) if colon else (default,):
+            name, platform = _level(level, text, flag)
+            found.append(Annotation(name, platform, key, value))
+    return tuple(found)
+
+
+def _levels(text: str) -> list[str]:
+    return [each for each in re.split(r",(?![^\[]*\])", text) if each]
+
+
+def _level(text: str, whole: str, flag: str) -> tuple[str, str]:
+    from executor.dockerfile.suggestions import hint
+    from platforms.parsing import parse
+
+    match = re.fullmatch(r"([a-z\-]+)(?:\[([^\]]+)\])?", text)
+    if match is None or match[1] not in _LEVELS:
+        raise UsageError(
+            f"{flag} {whole!r}: unknown level {text!r}{hint(text.partition('[')[0], _LEVELS)}",
+            remedy=f"use {', '.join(_LEVELS)}, those of manifests also with [PLATFORM]",
+        )
+    return match[1], str(parse(match[2])) if match[2] else ""
+
+
+def output_annotation(head: str, value: str, flag: str) -> Annotation:
+    """``annotation[-LEVEL][[PLATFORM]].KEY=VALUE`` of an output, as BuildKit spells it."""
+    from orchestrator.request import Annotation
+    from platforms.parsing import parse
+
+    match = re.fullmatch(rf"annotation(?:-({'|'.join(_LEVELS)}))?(?:\[([^\]]+)\])?\.(.+)", head)
+    if match is None:
+        raise UsageError(
+            f"{flag}: {head!r} is not annotation.KEY or annotation-LEVEL.KEY", remedy=f"levels are {', '.join(_LEVELS)}"
+        )
+    return Annotation(match[1] or "manifest", str(parse(match[2])) if match[2] else "", match[3], value)
+
+
+def cache_source(text: str, flag: str) -> Cache:
+    """``type=registry,ref=REF`` or ``type=local,src=DIR``."""
+    from orchestrator import caches
+
+    return caches.source(text, flag)
+
+
+def cache_target(text: str, flag: str) -> Cache:
+    """``type=registry,ref=REF``, ``type=local,dest=DIR`` or ``type=inline``, with ``mode=max`` or without."""
+    from orchestrator import caches
+
+    return caches.target(text, flag)
+
+
+def cache_repository(text: str, flag: str) -> tuple[Cache, ...]:
+    """A reference, as a cache to ask and to write; none for ""."""
+    from orchestrator import caches
+
+    return caches.repository(text, flag)
+
+
+def secret(text: str, flag: str) -> Secret:
+    """``id=NAME[,src=FILE|,env=VAR]``; without either, a variable of the name when there is one, else a file."""
+    from orchestrator import fields
+    from orchestrator.request import Secret
+
+    values = fields.parse(text, flag, ("id", "src", "source", "env", "type"))
+    kind, name = values.get("type", ""), values.get("id", "")
+    if kind not in ("", "file", "env"):
+        raise UsageError(f"{flag}: type={kind!r} is neither file nor env")
+    file = values.get("src", values.get("source", ""))
+    variable = values.get("env", "")
+    if kind == "env" and not variable:
+        variable, file = file or name, ""
+    if not name:
+        raise UsageError(f"{flag} {text!r} has no id")
+    if file and variable:
+        raise UsageError(f"{flag} {name}: both a file and a variable are given")
+    if not file and not variable:  # as buildx
+        variable, file = (name, "") if name in os.environ else ("", name)
+    if file and not os.path.isfile(os.path.expanduser(file)):
+        raise UsageError(f"{flag} {name}: no file {file}")
+    return Secret(name, os.path.abspath(os.path.expanduser(file)) if file else "", variable)
+
+
+def agent(text: str, _flag: str) -> tuple[str, str]:
+    """``ID[=PLACE]`` of an SSH agent."""
+    name, _, place = text.partition("=")
+    return name, place
+
+
+def host(text: str, flag: str) -> tuple[str, str]:
+    """``NAME:ADDRESS`` or ``NAME=ADDRESS``."""
+    import ipaddress
+
+    name, equals, address = text.partition("=")
+    if not equals:
+        name, _, address = text.partition(":")
+    try:
+        ipaddress.ip_address(address.strip("[]"))
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r} is not NAME:ADDRESS", why=f"{address!r} is no IP address") from error
+    if not name:
+        raise UsageError(f"{flag} {text!r} has no name")
+    return name, address.strip("[]")
+
+
+def network(text: str, _flag: str) -> Literal["", "host", "none"]:
+    """The network of steps that do not say; "" for the default."""
+    match text:
+        case "host" | "none":
+            return text
+        case _:
+            return ""
+
+
+def default_network(text: str) -> Literal["isolated", "host"]:
+    """What ``$KANIFOLD_NETWORK`` makes the network of steps that ask for none."""
+    match text:
+        case "" | "isolated":
+            return "isolated"
+        case "host":
+            return "host"
+        case _:
+            raise UsageError(f"KANIFOLD_NETWORK={text!r} is neither isolated nor host")
+
+
+def permissions(texts: Iterable[str], flag: str) -> tuple[str, ...]:
+    """Lists of permissions, joined. No step is given a device, so that to permit one comes to nothing."""
+    from executor.dockerfile.suggestions import hint
+    from orchestrator.outputs import DELETE
+
+    known = ("security.insecure", "network.host", DELETE, "device")
+    found = split(texts, flag)
+    for each in found:
+        name = each.partition("=")[0]
+        if name not in known or name not in (each, "device"):
+            raise UsageError(f"{flag} {each}: unknown{hint(name, known)}", remedy=f"use {', '.join(known)}")
+    return found
+
+
+def ulimits(texts: Iterable[str], flag: str) -> tuple[tuple[str, int, int], ...]:
+    """``NAME=SOFT:HARD`` or ``NAME=BOTH``, as docker has it; of several with one name the last counts."""
+    found = {}
+    for text in texts:
+        match = re.fullmatch(r"(\w+)=(-1|\d+)(?::(-1|\d+))?", text)
+        if match is None or match[1] not in _ULIMITS:
+            raise UsageError(
+                f"{flag} {text!r} is not NAME=SOFT[:HARD]",
+                remedy=f"numbers, -1 for none, and one of: {', '.join(_ULIMITS)}",
+            )
+        soft, hard = int(match[2]), int(match[3] or match[2])
+        if hard != -1 and not 0 <= soft <= hard:
+            raise UsageError(f"{flag} {text!r}: the soft limit is above the hard one")
+        found[match[1]] = match[1], soft, hard
+    return tuple(found.values())
+
+
+def limits(texts: Iterable[str], _flag: str) -> Limits:
+    """``NAME=VALUE``, bounds of steps by control groups."""
+    from orchestrator import resource_limits
+
+    return resource_limits.limits(texts)
+
+
+def control_group(text: str, _flag: str) -> str:
+    """A control group's path below the root, or a slice's name; "" for ""."""
+    from executor.step_options import parent_path
+
+    return parent_path(text) if text else ""
+
+
+def builder(text: str, flag: str) -> None:
+    """The name of a builder, of which there is one."""
+    if text not in ("", "default"):
+        raise UsageError(
+            f"{flag} {text}: there are no builders to choose from",
+            why="the command builds by itself, on this machine; names will be those of nodes, once there are any",
+            remedy="leave it out",
+        )
+
+
+def allowed(text: str, _flag: str) -> Allowed:
+    """``[PLATFORM:]PATTERN`` of files that the audit lets pass."""
+    from orchestrator.request import Allowed
+    from platforms.parsing import parse
+
+    head, colon, pattern = text.partition(":")
+    if colon and "/" in head and not head.startswith("/"):
+        return Allowed(pattern, str(parse(head)))
+    return Allowed(text)
+
+
+def method(text: str, flag: str) -> str:
+    """What is asked instead of building, ``METHOD[,format=json]``; "" for nothing."""
+    name, comma, how = text.partition(",")
+    if name not in ("", "build", "check", "lint", "targets", "outline") or (comma and how != "format=json"):
+        raise UsageError(
+            f"Invalid value for {flag!r}: {text!r} is not check, targets or outline, with or without ,format=json",
+            remedy="see kanifold build --help",
+        )
+    return text
