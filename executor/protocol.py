@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -383,6 +383,9 @@ class CacheExport(msgspec.Struct, frozen=True):
     """``mode=max``: the steps of all stages, not of the image's own alone."""
 
 
+SnapshotterKind = Literal["overlay", "plain"]
+
+
 class BuildOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a user asks for that is the same for all platforms, and goes as it is into each job."""
 
@@ -402,6 +405,8 @@ class BuildOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     registries: RegistrySettings = RegistrySettings()
     root: str = ""
     """The store's directory; "" for the default."""
+    snapshotter: SnapshotterKind = "overlay"
+    """How the file systems of steps are made. An image does not depend on it."""
     implicit_platform: bool = False
     """Whether nobody asked for a platform, so that a base image of another one may decide."""
     steps: StepOptions = StepOptions()

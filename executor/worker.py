@@ -29,7 +29,7 @@ from executor.rootfs.tree import Tree
 from executor.sandbox import isolation, launcher
 from executor.sandbox.isolation import Isolation
 from executor.sandbox.launcher import Launcher
-from executor.snapshotter.overlay import Overlays
+from executor.snapshotter.kinds import snapshotter
 from executor.solver import export
 from executor.solver.graph import JobPlan, job_plan
 from executor.solver.inputs import Inputs
@@ -225,7 +225,7 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
             conversation=conversation,
             registry=Once(lambda: _client(workshop, stopping)),
             exchange=Once(lambda: _remote_caches(workshop)),
-            snapshotter=Overlays(store, directory),
+            snapshotter=snapshotter(job.options.snapshotter, store, directory),
             runner=Once(lambda: _runner(steps)),
             background=background,
             slots=threading.Semaphore(max(_STEPS, os.cpu_count() or 1)),

@@ -146,6 +146,15 @@ class BuildFlags(options.Flags):
             "cpuset-mems=, pids=512. Needs control groups (cgroup v2) that this user may make."
         ),
     )
+    snapshotter = choice(
+        "--snapshotter",
+        among=("overlay", "plain"),
+        read=values.snapshotter,
+        help=(
+            "How steps get their files: by an overlay mount (overlay, the default), or in a directory that is a copy "
+            "of the layers (plain), for stores on file systems that take no overlays. Also: $KANIFOLD_SNAPSHOTTER."
+        ),
+    )
     cgroup_parent = text(
         "--cgroup-parent",
         metavar="PATH",
@@ -300,6 +309,7 @@ def request(given: Mapping[str, Any]) -> Request:
             cache_ttl=flags.cache_ttl,
             registries=_registries(flags, tags, outputs, (*cache_from, *cache_to)),
             root=flags.root,
+            snapshotter=flags.snapshotter,
             implicit_platform=not flags.platforms,
             steps=StepOptions(
                 hosts=flags.hosts,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from platforms.errors import UsageError
 
 if TYPE_CHECKING:
+    from executor.protocol import SnapshotterKind
     from executor.registry.reference import Reference
     from executor.step_options import Limits
     from orchestrator.caches import Cache
@@ -254,6 +255,17 @@ def default_network(text: str) -> Literal["isolated", "host"]:
             return "host"
         case _:
             raise UsageError(f"KANIFOLD_NETWORK={text!r} is neither isolated nor host")
+
+
+def snapshotter(text: str, _flag: str) -> SnapshotterKind:
+    """How the file systems of steps are made; "" for what ``$KANIFOLD_SNAPSHOTTER`` says, or the default."""
+    match text or os.environ.get("KANIFOLD_SNAPSHOTTER", ""):
+        case "" | "overlay":
+            return "overlay"
+        case "plain":
+            return "plain"
+        case other:
+            raise UsageError(f"KANIFOLD_SNAPSHOTTER={other!r} is neither overlay nor plain")
 
 
 def permissions(texts: Iterable[str], flag: str) -> tuple[str, ...]:

@@ -69,6 +69,7 @@ RESOLVE_IN_ROOT: Final = 0x10
 
 STATX_BASIC_STATS: Final = 0x07FF
 STATX_BTIME: Final = 0x0800
+STATX_MNT_ID: Final = 0x1000
 STATX_SIZE: Final = 256
 
 
@@ -289,9 +290,9 @@ def fsmount(fd: int, attributes: int = 0, flags: int = FSMOUNT_CLOEXEC) -> int:
     return _syscall("fsmount", _NR_FSMOUNT, "", fd, flags, attributes)
 
 
-def mount_setattr(dirfd: int, path: str, flags: int, *, add: int) -> None:
-    """Set the ``MOUNT_ATTR_*`` attributes ``add`` of a mount, recursively with ``AT_RECURSIVE``. Linux 5.12."""
-    attributes = bytearray(struct.pack("=4Q", add, 0, 0, 0))
+def mount_setattr(dirfd: int, path: str, flags: int, *, add: int = 0, clear: int = 0) -> None:
+    """Set and clear ``MOUNT_ATTR_*`` attributes of a mount, recursively with ``AT_RECURSIVE``. Linux 5.12."""
+    attributes = bytearray(struct.pack("=4Q", add, clear, 0, 0))
     _syscall("mount_setattr", _NR_MOUNT_SETATTR, path, dirfd, os.fsencode(path), flags, attributes, len(attributes))
 
 
@@ -326,6 +327,12 @@ def birth(fd: int) -> int:
     found = statx(fd, b"", AT_EMPTY_PATH, STATX_BTIME)
     mask, seconds, nanoseconds = struct.unpack_from("=I76xqI", found)
     return int(seconds) * 1_000_000_000 + int(nanoseconds) if mask & STATX_BTIME else 0
+
+
+def mount_id(fd: int) -> int:
+    """The number of the mount that ``fd`` was opened in, as mountinfo shows it. Linux 5.8."""
+    (number,) = struct.unpack_from("=Q", statx(fd, b"", AT_EMPTY_PATH, STATX_MNT_ID), 144)
+    return int(number)
 
 
 class ProcessMemory:

@@ -21,14 +21,13 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from executor.snapshotter.inplace import TICK
 from executor.snapshotter.records import Device, Record, Stack, copied_up, had_several_names, read, walked
 from platforms import syscalls
 
 _OF_A_LAYER: Final = -1
 _MOST: Final = 4_000_000
 """Maximum number of records, of some 300 bytes each: more than any real image has."""
-_TICK: Final = 20_000_000
-"""Nanoseconds by which the times of files may lag behind the clock."""
 
 
 class InodeRecord(msgspec.Struct):
@@ -48,7 +47,7 @@ class InodeRecords:
         self._device = device
         self._upper = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._known: dict[tuple[int, int], InodeRecord] = {}
-        self._begun = time.time_ns() - _TICK
+        self._begun = time.time_ns() - TICK
         self._copied = False
         self.hands_down = False
         """Whether a set-group-id directory with a recorded group may exist."""
@@ -78,10 +77,14 @@ class InodeRecords:
                     status = os.stat(name, dir_fd=here, follow_symlinks=False)
                 except OSError:
                     continue
-                self._known[device, status.st_ino] = InodeRecord(record)
+                self._known[device, status.st_ino] = InodeRecord(record, self._born(here, name))
                 self.hands_down = self.hands_down or bool(record.gid and _is_setgid(status))
         finally:
             os.close(here)
+
+    def _born(self, directory: int, name: bytes) -> int:
+        """The creation time to store of a recorded file that existed before the step."""
+        return _OF_A_LAYER
 
     def of(self, file: int, status: os.stat_result) -> Record | None:
         """Return the record of ``file``, an O_PATH descriptor with the status ``status``; None if there is none."""
@@ -193,6 +196,10 @@ class InodeRecords:
         except OSError:
             return None
 
+    def _is_new(self, directory: int, name: bytes) -> bool:
+        """Whether the step has made ``name``, which has no record, in the upper directory's ``directory``."""
+        return not copied_up(directory, name) and not had_several_names(directory, name)
+
     def left(self, upper: str, view: int) -> Iterator[Record]:
         """Yield the records for the directory ``upper`` after the step has ended.
 
@@ -214,10 +221,10 @@ class InodeRecords:
                 os.close(file)
             if known is not None:
                 record: Record | None = replace(known.record, path=path)
-            elif copied_up(here, name) or had_several_names(here, name):
-                record = below.of(path)  # the copy-up of a file with several names has a new inode
-            else:
+            elif self._is_new(here, name):
                 record = Record(path, 0, groups.get(path.rpartition(b"/")[0], 0))
+            else:
+                record = below.of(path)  # the copy-up of a file with several names has a new inode
             if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
                 number = os.stat(name, dir_fd=here, follow_symlinks=False).st_ino
                 if known is not None or record is not None:

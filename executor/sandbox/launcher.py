@@ -18,6 +18,7 @@ from executor.sandbox import isolation, network, roots, staging, zygote
 from executor.sandbox import spec as wire
 from executor.snapshotter import records
 from executor.snapshotter.records import Read
+from executor.snapshotter.rootfs import Directory, Overlay
 from platforms import debug, syscalls, threads
 from platforms.descriptors import keep_only
 from platforms.errors import EnvironmentUnfit
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from executor.sandbox.spec import Ended, Spec
+    from executor.snapshotter.inplace import Before
     from platforms.emulation import Emulation
 
 _ANSWER_LIMIT = 1 << 18
@@ -34,10 +36,11 @@ _ANSWER_LIMIT = 1 << 18
 class Running:
     """A step on its way. ``wait`` for its end; ``cancel`` it from any thread."""
 
-    def __init__(self, launcher: Launcher, spec: Spec, reply: socket.socket) -> None:
+    def __init__(self, launcher: Launcher, spec: Spec, reply: socket.socket, before: Before | None) -> None:
         self._launcher = launcher
         self._spec = spec
         self._reply = reply
+        self._before = before
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -65,7 +68,7 @@ class Running:
         roots.tidy(rootfs, answer.made, answer.touched)
         if not answer.unfit:
             roots.clear(rootfs)
-            self._launcher._record(self._spec)
+            self._launcher._record(self._spec, self._before)
         if self._cancelled:
             return wire.Ended(128 + signal.SIGKILL, signal.SIGKILL, error="cancelled")
         if answer.unfit:
@@ -114,7 +117,12 @@ class Launcher:
         """Start a step; the descriptors may be closed when this returns. Raises EnvironmentUnfit."""
         packed, fds = wire.pack(spec)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        running = Running(self, spec, ours)
+        before = None
+        if isinstance(spec.rootfs, Directory) and not self._supervised(spec):
+            from executor.snapshotter.inplace import Before
+
+            before = Before(spec.rootfs.path)
+        running = Running(self, spec, ours, before)
         with self._lock:
             if self._stopped:
                 running.cancel()
@@ -152,15 +160,24 @@ class Launcher:
         with self._lock:
             self._running.discard(running)
 
-    def _record(self, spec: Spec) -> None:
+    def _record(self, spec: Spec, before: Before | None) -> None:
         """Record what the kernel knows nothing of, where the step's supervisor has not done so."""
-        written, lower = roots.written(spec.rootfs), spec.rootfs.lower
-        if not self.single:
-            records.write(written, tuple(records.carried(written, records.Stack(lower, self._recorded))))
-        elif spec.uid or spec.gid:
-            from executor.sandbox.inode_records import records_for_user
+        match spec.rootfs:
+            case Directory(path):
+                if before is not None:
+                    kept = before.claimed(spec.uid, spec.gid) if self.single else before.carried()
+                    records.rewrite(path, tuple(kept))
+            case Overlay(lower, upper):
+                if not self.single:
+                    records.write(upper, tuple(records.carried(upper, records.Stack(lower, self._recorded))))
+                elif not self._supervised(spec):
+                    from executor.sandbox.inode_records import records_for_user
 
-            records.write(written, tuple(records_for_user(written, lower, spec.uid, spec.gid)))
+                    records.write(upper, tuple(records_for_user(upper, lower, spec.uid, spec.gid)))
+
+    def _supervised(self, spec: Spec) -> bool:
+        """Whether a supervisor records the owners of the step's files."""
+        return self.single and not spec.uid and not spec.gid
 
     def _death(self) -> EnvironmentUnfit:
         """Why the zygote is no more."""

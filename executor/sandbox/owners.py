@@ -30,11 +30,13 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from executor.sandbox import notified_calls, seccomp, status
+from executor.sandbox import notified_calls, roots, seccomp, status
 from executor.sandbox.inode_records import InodeRecords
+from executor.sandbox.inplace import InodeRecordsInPlace
 from executor.sandbox.spec import Bind, BindFd, Secret, Spec
 from executor.snapshotter import records
 from executor.snapshotter.records import Device
+from executor.snapshotter.rootfs import Overlay
 from platforms import syscalls
 
 # linux/seccomp.h: struct seccomp_notif, struct seccomp_notif_resp, and the calls on a listener.
@@ -88,9 +90,12 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
     listener, root, mounts = fds
     own = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     seen_as = os.fstat(root).st_dev
-    upper, lower = spec.rootfs.upper, spec.rootfs.lower
-    table = InodeRecords(upper, lower, seen_as)
-    for device, layers in ((seen_as, lower), *stacks):
+    written = roots.written(spec.rootfs)
+    if isinstance(spec.rootfs, Overlay):
+        table, own_layers, keep = InodeRecords(written, spec.rootfs.lower, seen_as), spec.rootfs.lower, records.write
+    else:
+        table, own_layers, keep = InodeRecordsInPlace(written, seen_as), (written,), records.rewrite
+    for device, layers in ((seen_as, own_layers), *stacks):
         table.add_layers(device, layers)
     syscalls.setns(mounts, syscalls.CLONE_NEWNS)
     view = syscalls.open_tree(root, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH | os.O_CLOEXEC)
@@ -102,7 +107,7 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
     os.fchdir(proc)
     _Supervisor(listener, table).run()
     syscalls.setns(own, syscalls.CLONE_NEWNS)
-    records.write(upper, tuple(table.left(upper, view)))
+    keep(written, tuple(table.left(written, view)))
     os._exit(0)
 
 

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from executor.sandbox import staging, targets
+from executor.snapshotter.rootfs import Directory, Overlay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,18 +21,23 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 def mount(rootfs: Rootfs) -> tuple[int, int]:
     """Mount ``rootfs`` in the staging area, for a step's own process: descriptors of its root directory, and of the
     directory in which what is written to it can be found. Raises OSError."""
-    staging.mount_overlay(rootfs.lower, rootfs.upper, rootfs.work, staging.ROOT)
+    if isinstance(rootfs, Overlay):
+        staging.mount_overlay(rootfs.lower, rootfs.upper, rootfs.work, staging.ROOT)
+    else:
+        staging.mount_directory(rootfs.path, staging.ROOT)
     return os.open(staging.ROOT, _DIRECTORY), os.open(written(rootfs), _DIRECTORY)
 
 
 def described(rootfs: Rootfs) -> str:
     """What ``mount`` mounts, for people."""
-    return f"an overlay file system on {rootfs.upper}"
+    if isinstance(rootfs, Overlay):
+        return f"an overlay file system on {rootfs.upper}"
+    return f"the directory {rootfs.path}"
 
 
 def written(rootfs: Rootfs) -> str:
     """The directory in which what is written to ``rootfs`` can be found."""
-    return rootfs.upper
+    return rootfs.upper if isinstance(rootfs, Overlay) else rootfs.path
 
 
 def tidy(rootfs: Rootfs, made: Sequence[Made], touched: Sequence[Touched]) -> None:
@@ -47,6 +53,8 @@ def tidy(rootfs: Rootfs, made: Sequence[Made], touched: Sequence[Touched]) -> No
 
 def clear(rootfs: Rootfs) -> None:
     """Remove what the kernel has left beside the root after a step that was run."""
+    if isinstance(rootfs, Directory):
+        return
     for kernels_own in ("work", "index"):
         _remove(f"{rootfs.work}/{kernels_own}")
 

@@ -125,6 +125,24 @@ def mount_overlay(layers: tuple[str, ...], upper: str, work: str, target: str) -
             os.close(fd)
 
 
+def mount_directory(path: str, target: str) -> None:
+    """Mount the directory ``path`` itself, under the same rules as an overlay: devices in it cannot be opened.
+
+    What the mount that it is on does not allow (programs, set-user-id bits) an overlay would allow; so it is allowed
+    here too, where the kernel lets us.
+    """
+    tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC)
+    try:
+        syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH, add=syscalls.MOUNT_ATTR_NODEV)
+        with contextlib.suppress(PermissionError):  # locked, for it is the mount of another user namespace
+            syscalls.mount_setattr(
+                tree, "", syscalls.AT_EMPTY_PATH, clear=syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
+            )
+        syscalls.move_mount(tree, "", syscalls.AT_FDCWD, target, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
+    finally:
+        os.close(tree)
+
+
 def mount_proc() -> None:
     """A /proc of this process's pid namespace, at PROC."""
     syscalls.mount("proc", PROC, "proc", _QUIET)

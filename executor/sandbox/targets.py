@@ -34,15 +34,16 @@ directory only because of that."""
 class Root:
     """The root file system of a step during set-up.
 
-    ``fd``: its root directory. ``upper``: the overlay's upper directory. ``proc``: the device number of its /proc. What
-    is made is recorded in ``made`` and ``touched``, for ``unmake`` to remove after the step.
+    ``fd`` is its root directory, ``upper`` the directory in which what is written to it can be found (an overlay's
+    upper directory, or the root itself without the mounts in it), ``proc`` the device number of its /proc. What had to
+    be made is recorded in ``made`` and ``touched``, for ``unmake`` to take back when the step is over.
     """
 
     def __init__(self, fd: int, upper: int, proc: int) -> None:
         self.fd = fd
         self.upper = upper
         self.proc = proc
-        self.device = os.fstat(fd).st_dev
+        self.mount = syscalls.mount_id(fd)
         self.made: list[Made] = []
         self.touched: dict[str, Touched] = {}
 
@@ -108,9 +109,8 @@ class Root:
     def _make(self, parent: int, path: list[str], *, directory: bool, record: bool, mode: int) -> int:
         """Make what ``path`` names, in the directory ``parent``; an O_PATH descriptor of it."""
         *names, name = path
-        status = os.fstat(parent)
-        before = status.st_mtime_ns
-        ours = record and status.st_dev == self.device
+        before = os.fstat(parent).st_mtime_ns
+        ours = record and syscalls.mount_id(parent) == self.mount
         new = self._missing(names) if ours else []
         if directory:
             os.mkdir(name, mode, dir_fd=parent)
@@ -152,8 +152,7 @@ def unmake(upper: int, made: Sequence[Made], touched: Sequence[Touched]) -> None
             now, mtime = _state(upper, path)
         except OSError:
             continue
-        if mtime == after:
-            restore.append((path, before, copied and now == state))
+        restore.append((path, before if mtime == after else mtime, copied and mtime == after and now == state))
     for path, inode in reversed(made):
         _remove(upper, path, inode)
     # Deepest first, so that directories are empty when they are removed.

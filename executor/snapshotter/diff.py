@@ -18,7 +18,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -48,42 +48,85 @@ def scan(upper: str, lowers: Sequence[str], recorded: Read = records.read) -> It
     return scan.run(tuple(map(os.fsencode, lowers)))
 
 
+class Place(msgspec.Struct):
+    """A directory on the way of a walk."""
+
+    path: bytes
+    names: list[bytes]
+    """Those still to look at, last first."""
+    entry: Entry = Entry(b"", Kind.DIRECTORY)
+    """Of the root nothing is said."""
+    changed: bool = False
+
+
+D = TypeVar("D", bound=Place)
+
+
+class Walk(Protocol[D]):
+    """Finds out what became of names."""
+
+    def look(self, here: D, name: bytes) -> D | Entry | None:
+        """What became of ``name`` in ``here``: nothing, a change, or a directory to look into."""
+        ...
+
+
+def changes(walk: Walk[D], top: D) -> Iterator[Entry]:
+    """The changes that ``walk`` finds in and below the directory ``top``, in canonical order.
+
+    Directories that hold changes have an entry, those that are as before and hold none have not.
+    """
+    waiting = [top]
+    unsaid: list[Entry] = []  # directories on the way that are as before and, so far, hold no change
+    while waiting:
+        here = waiting[-1]
+        if not here.names:
+            waiting.pop()
+            if unsaid and unsaid[-1].path == here.path:
+                unsaid.pop()
+            continue
+        found = walk.look(here, here.names.pop())
+        if isinstance(found, Place):
+            waiting.append(found)
+            unsaid.append(found.entry)
+            if not found.changed:
+                continue
+        elif found is None:
+            continue
+        else:
+            unsaid.append(found)
+        yield from unsaid
+        unsaid.clear()
+
+
+class HardLinks:
+    """The names of files that have several."""
+
+    def __init__(self) -> None:
+        self._inodes: dict[tuple[int, int], Entry] = {}
+
+    def linked(self, entry: Entry, status: os.stat_result) -> Entry:
+        """``entry``, or a hard link to the path under which its inode was met before."""
+        if status.st_nlink < 2:
+            return entry
+        first = self._inodes.setdefault((status.st_dev, status.st_ino), entry)
+        return entry if first is entry else hard_link(first, entry.path, first.path)
+
+
 class _Scan:
     def __init__(self, upper: bytes, recorded: Records, below: Stack) -> None:
         self._upper = upper
         self._records = recorded
         self._records_below = below
-        self._inodes: dict[tuple[int, int], Entry] = {}
+        self._links = HardLinks()
 
     def run(self, lowers: Directories) -> Iterator[Entry]:
-        waiting = [_Directory(b"", self._names(b""), lowers, hiding=False)]
-        unsaid: list[Entry] = []  # directories on the way that are as before and, so far, hold no change
-        while waiting:
-            here = waiting[-1]
-            if not here.names:
-                waiting.pop()
-                if unsaid and unsaid[-1].path == here.path:
-                    unsaid.pop()
-                continue
-            found = self._look(here, here.names.pop())
-            if isinstance(found, _Directory):
-                waiting.append(found)
-                unsaid.append(found.entry)
-                if not found.changed:
-                    continue
-            elif found is None:
-                continue
-            else:
-                unsaid.append(found)
-            yield from unsaid
-            unsaid.clear()
+        return changes(self, _Directory(b"", self._names(b""), below=lowers))
 
     def _names(self, path: bytes) -> list[bytes]:
         """What is in the directory ``path``, last name first."""
         return sorted(os.listdir(self._upper + b"/" + path), reverse=True)
 
-    def _look(self, here: _Directory, name: bytes) -> _Directory | Entry | None:
-        """What became of ``name``: nothing, a change, or a directory to look into."""
+    def look(self, here: _Directory, name: bytes) -> _Directory | Entry | None:
         path = here.path + b"/" + name if here.path else name
         host = self._upper + b"/" + path
         try:
@@ -106,7 +149,7 @@ class _Scan:
         if entry is None:
             return None
         if entry.kind is not Kind.DIRECTORY:
-            return self._linked(entry, status) if below.status is None or not self._same(entry, below) else None
+            return self._links.linked(entry, status) if below.status is None or not self._same(entry, below) else None
         opaque = attributes.get(OPAQUE, b"")
         # Below a directory that is new in an opaque one, nothing of the layers below shows through either.
         hiding = here.hiding or opaque == b"y"
@@ -114,21 +157,12 @@ class _Scan:
         if hiding and below.directories:
             names = sorted({*names, *layers.names(below.directories)}, reverse=True)
         changed = below.status is None or not self._same(entry, below)
-        return _Directory(path, names, below.directories, hiding, entry, changed, deletions=opaque == b"x")
+        return _Directory(path, names, entry, changed, below.directories, hiding, deletions=opaque == b"x")
 
     def _entry(self, path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> Entry | None:
         """What is at ``host``, as it is meant; None for a socket."""
         entry = read(path, host, status, xattrs)
         return None if entry is None else records.applied(entry, self._records.get(path))
-
-    def _linked(self, entry: Entry, status: os.stat_result) -> Entry:
-        """``entry``, or a hard link to the path under which its inode was recorded before."""
-        if status.st_nlink < 2:
-            return entry
-        first = self._inodes.setdefault((status.st_dev, status.st_ino), entry)
-        if first is entry:
-            return entry
-        return hard_link(first, entry.path, first.path)
 
     def _same(self, entry: Entry, below: Found) -> bool:
         """Whether ``entry`` is what the layers below have in its place."""
@@ -166,21 +200,12 @@ def same(entry: Entry, old: Entry) -> bool:
     return entry.kind is not Kind.FILE or not entry.size or _same_content(old.source, entry.source)
 
 
-_ROOT: Final = Entry(b"", Kind.DIRECTORY)
-"""Stands for the root directory, of which no scan says anything."""
-
-
-class _Directory(msgspec.Struct):
+class _Directory(Place):
     """A directory on the way of the scan."""
 
-    path: bytes
-    names: list[bytes]
-    """Those still to look at, last first."""
-    below: Directories
-    hiding: bool
+    below: Directories = ()
+    hiding: bool = False
     """Nothing of the layers below shows through."""
-    entry: Entry = _ROOT
-    changed: bool = False
     deletions: bool = False
     """Deletions in it may be files with an extended attribute (Linux 6.7)."""
 

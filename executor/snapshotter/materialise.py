@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tarwriter import changed, open_source
 from executor.snapshotter import records
-from executor.snapshotter.apply import Lower
+from executor.snapshotter.apply import Applier, Lower
 from executor.store import removal, snapshots
 from executor.store.snapshots import ActiveSnapshot, Snapshot
 from platforms.descriptors import write_all
@@ -42,18 +42,23 @@ def materialise(entries: Iterable[Entry], directory: str) -> None:
     ``BuildError`` when a source is not what its entry says or a hard link leads to nothing, ``StoreError`` when the
     disk is full or fails. Nothing is synced.
     """
-    copier = _Copier()
     with Lower(directory) as lower:
-        try:
-            for entry in entries:
-                copier.entry = entry
-                lower.apply(entry, copier.fill)
-            lower.finish()
-        except OSError as error:
-            raise _failure(error, copier.entry) from error
+        fill(lower, entries)
         if lower.incomplete:
             raise BuildError("cannot write a layer's files", why="a hard link leads to a file that is not among them")
         records.write(directory, lower.records)
+
+
+def fill(applier: Applier, entries: Iterable[Entry]) -> None:
+    """Apply ``entries``, whose files are copied from their sources. Raises as ``materialise`` does."""
+    copier = _Copier()
+    try:
+        for entry in entries:
+            copier.entry = entry
+            applier.apply(entry, copier.fill)
+        applier.finish()
+    except OSError as error:
+        raise _failure(error, copier.entry) from error
 
 
 def write(store: Store, entries: Iterable[Entry], *, keys: tuple[str, ...], diff_id: str | None = None) -> Snapshot:

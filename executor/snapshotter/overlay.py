@@ -18,7 +18,7 @@ from executor.snapshotter import diff, records
 from executor.snapshotter.overlayfs import mount_stack
 from executor.snapshotter.records import Applied, Read, Stack, own
 from executor.snapshotter.rootfs import Overlay
-from executor.snapshotter.snapshotter import ActiveRoot, Mounted, Parents, make_mount_points
+from executor.snapshotter.snapshotter import ActiveRoot, Mounted, Parents, make_mount_points, stacked
 from executor.snapshotter.unpack import Limits, Unpacked, unpack_onto
 from executor.store import removal, snapshots
 from executor.store.snapshots import Snapshot
@@ -124,11 +124,3 @@ class Overlays:
             for tree in self._trees.values():
                 tree.close()
             self._trees.clear()
-
-
-def stacked(parents: Parents) -> tuple[str, ...]:
-    """The directories of ``parents``, top first.
-
-    A layer may occur twice (the same COPY twice). overlayfs refuses that, and the upper one says it all.
-    """
-    return tuple(dict.fromkeys(each.fs for each in reversed(parents)))

@@ -11,6 +11,7 @@ the topmost directory that has a path decides about it, as it does for overlayfs
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -86,10 +87,28 @@ def write(directory: str, records: Collection[Record]) -> None:
             _mark_several_names(directory, record.path)
 
 
+def rewrite(directory: str, records: Collection[Record]) -> None:
+    """Write down ``records`` beside ``directory``, a step's own root, in place of those that there are."""
+    beside = _beside(directory)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(beside)
+    if records:
+        with open(beside, "xb") as file:
+            file.writelines(_ENCODER.encode(record) + b"\n" for record in records)
+
+
 def applied(entry: Entry, record: Record | None) -> Entry:
     """``entry`` with what is recorded of it. What overlayfs keeps on files, and what looks like ours, is taken off."""
-    if entry.xattrs:
-        entry = _without_private(entry)
+    return _with(_without_private(entry) if entry.xattrs else entry, record)
+
+
+def applied_in_place(entry: Entry, record: Record | None) -> Entry:
+    """The same of a root directory that steps write to in place, which overlayfs keeps nothing on."""
+    kept = tuple(each for each in entry.xattrs if not each[0].startswith((PRIVATE_XATTR, _TRUSTED)))
+    return _with(entry if kept == entry.xattrs else replace(entry, xattrs=kept), record)
+
+
+def _with(entry: Entry, record: Record | None) -> Entry:
     if record is None:
         return entry
     xattrs = entry.xattrs

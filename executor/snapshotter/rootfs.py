@@ -19,6 +19,13 @@ class Overlay(msgspec.Struct, frozen=True):
     """The work directory: empty, on the same file system as ``upper``; empty again afterwards."""
 
 
-Rootfs = Overlay
+class Directory(msgspec.Struct, frozen=True):
+    """A directory that holds all files, which is written to in place."""
 
-KINDS = (Overlay,)
+    path: str
+    """Beside it is recorded what the kernel refused to set on any of them (``records``)."""
+
+
+Rootfs = Overlay | Directory
+
+KINDS = (Overlay, Directory)

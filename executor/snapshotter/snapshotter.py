@@ -99,3 +99,11 @@ def make_mount_points(tree: Tree, directory: str, made_ns: int) -> None:
             os.mkdir(made)
             os.chmod(made, 0o755)
             os.utime(made, ns=(made_ns, made_ns))
+
+
+def stacked(parents: Parents) -> tuple[str, ...]:
+    """The directories of ``parents``, top first.
+
+    A layer may occur twice (the same COPY twice). overlayfs refuses that, and the upper one says it all.
+    """
+    return tuple(dict.fromkeys(each.fs for each in reversed(parents)))

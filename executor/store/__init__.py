@@ -6,8 +6,8 @@ flock(2) locks, which the kernel releases when their holder dies.
 
     ROOT/
         blobs/sha256/<hex>     content by digest, read-only
-        snapshots/<n>/fs       the files that one step or layer changed, as an overlay upper directory
-        snapshots/<n>/work     overlay's work directory, while the snapshot is active
+        snapshots/<n>/fs       what a step or layer changed, in the format of ``executor.snapshotter.layers``
+        snapshots/<n>/work     a directory for its maker, while the snapshot is active
         cache/<name>/fs        directories of RUN --mount=type=cache
         tmp/<token>.<n>        temporary files and directories; the token names the session that made them
         tmp/partial/<digest>   interrupted downloads, which can be resumed

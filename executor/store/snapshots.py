@@ -1,8 +1,8 @@
-"""Snapshots: directories with what one step changed or one layer contains, in overlay's format.
+"""Snapshots: directories with what one step changed or one layer contains (``executor.snapshotter.layers``).
 
 As in containerd, an active snapshot is written by its maker; ``commit`` makes it a ``Snapshot`` that is found by its
 keys: the layer's diff id if it does not depend on its parents, its chain id if it does, or any other text. A commit
-moves nothing, so that an overlay mounted on the snapshot may stay.
+moves nothing, so that what is mounted on the snapshot may stay.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class ActiveSnapshot(msgspec.Struct, frozen=True):
-    """A snapshot that is being written: ``fs`` is its overlay upper directory, ``work`` overlay's work directory."""
+    """A snapshot that is being written: ``fs`` gets its files, ``work`` is for what that takes."""
 
     number: int
     fs: str

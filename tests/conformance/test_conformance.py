@@ -31,14 +31,21 @@ from forking import Forks
 from oci_layout import image_manifests, read_image
 
 if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
     from conftest import Kanifold, Outcome
     from ordinary_user import User
 
 CASES = {case.name: case for case in all_cases()}
-MODES = {"root": ("ids", "root", "devices"), "user": ("ids",), "single": ("devices",)}
-"""Each mode with what it offers (``Case.needs``)."""
+OFFERS = {"root": ("ids", "root", "devices"), "user": ("ids",), "single": ("devices",)}
+"""Each mode of isolation with what it offers (``Case.needs``)."""
 FULL = "root" if os.geteuid() == 0 else "user"
 """The mode in which every case is built; in the others those in which a mode makes a difference are."""
+PLAIN = "plain_"
+"""Begins the names of the same modes with the plain snapshotter. There every case is built once too."""
+MODES = (*OFFERS, *(PLAIN + mode for mode in OFFERS))
+_OFTEN = r"^run-(mount-bind|deep|hard|devices|chown|dir|rem|rename|sticky|touch)|^user-made|copy-(cap|from-dev)"
+USUAL_IN_PLAIN = {"root": rf"{_OFTEN}|^run-(?!mount|net|f)|^copy-from|^workdir", "user": _OFTEN, "single": _OFTEN}
+"""What is built there in an ordinary run of the suite: what could go wrong. The others are slow."""
 AT_ONCE = 2
 """Builds at a time."""
 
@@ -90,6 +97,30 @@ def as_root(here: World, scratch: Path, request: pytest.FixtureRequest) -> Itera
 
 
 @pytest.fixture(scope="session")
+def as_plain_root(here: World, scratch: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
+    if os.geteuid() != 0:
+        pytest.skip("not root")
+    home = scratch / "plain"
+    home.mkdir()
+    command, extra = conftest.installed()
+    yield from _builds("plain_root", conftest.Kanifold(home, ordinary_user.me(), command, extra), here, request)
+
+
+@pytest.fixture(scope="session")
+def as_plain_user(
+    here: World, _user_with_ids: User, _scratch: Path, request: pytest.FixtureRequest
+) -> Iterator[Builds]:
+    yield from _builds("plain_user", conftest.as_user(_user_with_ids, _scratch), here, request)
+
+
+@pytest.fixture(scope="session")
+def as_plain_single(
+    here: World, _user_without_ids: User, _scratch: Path, request: pytest.FixtureRequest
+) -> Iterator[Builds]:
+    yield from _builds("plain_single", conftest.as_user(_user_without_ids, _scratch), here, request)
+
+
+@pytest.fixture(scope="session")
 def as_user(here: World, _user_with_ids: User, _scratch: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
     yield from _builds("user", conftest.as_user(_user_with_ids, _scratch), here, request)
 
@@ -113,7 +144,7 @@ def _builds(mode: str, kanifold: Kanifold, here: World, request: pytest.FixtureR
         for _ in range(AT_ONCE):
             idle.put(stack.enter_context(Forks(python, kanifold.extra, kanifold.user.becoming())))
         fitting = [case for case in cases if _fits(case, mode)]
-        builds = Builds(lambda case: _build(case, kanifold, here, idle), fitting)
+        builds = Builds(lambda case: _build(case, mode, kanifold, here, idle), fitting)
         try:
             yield builds
         finally:
@@ -121,16 +152,16 @@ def _builds(mode: str, kanifold: Kanifold, here: World, request: pytest.FixtureR
 
 
 def _fits(case: Case, mode: str) -> bool:
-    return set(case.needs) <= set(MODES[mode])
+    return set(case.needs) <= set(OFFERS[mode.removeprefix(PLAIN)])
 
 
-def _build(case: Case, kanifold: Kanifold, here: World, idle: queue.SimpleQueue[Forks]) -> Built:
+def _build(case: Case, mode: str, kanifold: Kanifold, here: World, idle: queue.SimpleQueue[Forks]) -> Built:
     work = kanifold.folder(case.name)
     user = kanifold.user
     main = lay_out(case, work, (user.uid, user.gid), here.places(case))
     dest = work / "layout"
     secrets = {f"SECRET_{name}": value for name, value in case.secrets.items()}
-    told = ["build", str(main), *_flags(case, work, here), "-o", f"type=oci,dest={dest}"]
+    told = ["build", str(main), *_flags(case, mode, work, here), "-o", f"type=oci,dest={dest}"]
     log = work / "log"
     forks = idle.get()
     try:
@@ -140,8 +171,9 @@ def _build(case: Case, kanifold: Kanifold, here: World, idle: queue.SimpleQueue[
     return Built(conftest.Outcome(code, "", log.read_text(errors="replace")), dest)
 
 
-def _flags(case: Case, work: Path, here: World) -> Iterator[str]:
+def _flags(case: Case, mode: str, work: Path, here: World) -> Iterator[str]:
     yield from ("--progress", "rawjson", "--platform", case.platform, "--file", str(work / "context" / case.file))
+    yield from ("--snapshotter", "plain" if mode.startswith(PLAIN) else "overlay")
     yield from ("--registry-mirror", f"docker.io={here.registry}", "--insecure-registry", here.registry)
     for flag, value in (("--target", case.target), ("--network", case.network)):
         if value:
@@ -159,11 +191,14 @@ def _flags(case: Case, work: Path, here: World) -> Iterator[str]:
         yield from ("--build-context", f"{name}={content if isinstance(content, str) else work / 'contexts' / name}")
 
 
-def _parameters() -> Iterator[tuple[str, str]]:
+def _parameters() -> Iterator[ParameterSet]:
     for name, case in CASES.items():
         text = (case.folder / "Dockerfile").read_text(errors="replace")
         concerned = re.search(r"RUN|WORKDIR|--ch|archive|OnBuild", f"{name} {text} {case.images}")
-        yield from ((name, mode) for mode in MODES if mode == FULL or concerned)
+        for mode in MODES:
+            if mode.removeprefix(PLAIN) == FULL or concerned:
+                rare = mode.startswith(PLAIN) and not re.search(USUAL_IN_PLAIN[mode.removeprefix(PLAIN)], name)
+                yield pytest.param(name, mode, marks=[pytest.mark.slow] if rare else [])
 
 
 @pytest.mark.parametrize(("name", "mode"), tuple(_parameters()))

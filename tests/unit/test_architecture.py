@@ -215,6 +215,46 @@ def test_the_rule_of_circles_blames_what_it_should(sources: Mapping[str, str], b
     assert circles(sources) == blamed
 
 
+BEHIND_THE_SNAPSHOTTER = re.compile(
+    r"overlay|lowerdir|upperdir|upper director|\bupper=|\.upper\b(?!\()|whiteout xattr|copied up|redirect_dir|metacopy"
+    r"|pivot_root|mount_stack",
+    re.IGNORECASE,
+)
+"""How a step gets its file system: known in ``executor/snapshotter`` and ``executor/sandbox``, and nowhere else."""
+CHOICE = re.compile(
+    r"['\"]overlay['\"]|by an overlay mount \(overlay, the default\)|take no overlays|neither overlay nor plain"
+)
+"""Where people choose, the choice has a name."""
+CHOOSING = {"executor/protocol.py", "orchestrator/flags.py", "orchestrator/request.py", "orchestrator/values.py"}
+
+
+def knows_behind_the_snapshotter(module: str, source: str) -> list[str]:
+    """The words in ``source``, the file ``module``, that are the business of the snapshotter and the sandbox."""
+    if module.startswith(("executor/snapshotter/", "executor/sandbox/", "platforms/")):
+        return []
+    text = CHOICE.sub("", source) if module in CHOOSING else source
+    return [found[0] for found in BEHIND_THE_SNAPSHOTTER.finditer(text)]
+
+
+@EVERY_MODULE
+def test_only_the_snapshotter_and_the_sandbox_know_how_a_step_gets_its_files(module: Path) -> None:
+    assert knows_behind_the_snapshotter(str(module.relative_to(ROOT)), module.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "blamed"),
+    [
+        ("executor/solver/base.py", "mount_stack(layers, upper=made.fs)", ["mount_stack", "upper="]),
+        ("executor/store/snapshots.py", "# an Overlay's upper directory", ["Overlay", "upper director"]),
+        ("orchestrator/flags.py", "Choice(['overlay'])  # an overlay", ["overlay"]),
+        ("executor/solver/run.py", "kind = 'overlay'; name.upper(); upper = 1", ["overlay"]),
+        ("executor/snapshotter/overlay.py", "upper=1", []),
+    ],
+)
+def test_the_rule_of_the_snapshotter_blames_what_it_should(module: str, source: str, blamed: list[str]) -> None:
+    assert knows_behind_the_snapshotter(module, source) == blamed
+
+
 @EVERY_MODULE
 def test_modules_are_named_for_what_is_in_them(module: Path) -> None:
     parts = {part.strip("_") for part in module.relative_to(ROOT).with_suffix("").parts}
@@ -449,7 +489,7 @@ def loaded_by(program: str) -> set[str]:
     [
         (ORCHESTRATOR, 259, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
         (CLIENT, 263, {"asyncio", "anyio", "click", "rich", "yaml", "sqlite3", "orchestrator.cli", "executor.solver"}),
-        (EXECUTOR, 397, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
+        (EXECUTOR, 398, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
     ],
     ids=["orchestrator", "registries", "executor"],
 )

@@ -127,6 +127,7 @@ EXEMPT = {
     "executor/snapshotter/diff.py: os.listdir(self._upper + b'/' + path)": "a walk of real directories, from the top",
     "executor/snapshotter/diff.py: os.lstat(host)": "the same walk",
     "executor/snapshotter/layers.py: os.lstat(host)": "the same walk, in the layers below",
+    "executor/snapshotter/plain.py: os.lstat(host)": "a path that a walk of real directories has come to",
     "executor/snapshotter/apply.py: os.setxattr(b'/proc/self/fd/%d/%b' % (parent, name), key, value, "
     "follow_symlinks=False)": ("a component of a path that was split, below a directory's descriptor"),
 }

@@ -1,0 +1,174 @@
+"""What was changed in a root directory that is written to in place: found by lstat(2) before and after.
+
+Whatever changes a file, its attributes or a directory's names moves its ctime, which nobody can set. So what has the
+inode and the ctime that it had, and the size, mode and owner, is what it was; of anything else it is asked what the
+layers below have there, by the rule by which an upper directory is compared (``diff.same``), its content only in doubt.
+
+The kernel's clock for such times ticks some hundred times a second (Linux 6.13 is finer where somebody has looked):
+see ``settle``.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import stat
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from executor.rootfs.entry import Entry, Kind
+from executor.snapshotter import diff, records
+from executor.snapshotter.diff import HardLinks, Place
+from executor.snapshotter.layers import Union
+from executor.snapshotter.records import Records, Stack
+from platforms import syscalls
+
+_SIGNATURE: Final = struct.Struct("=QqQIII")
+_CLOCK_REALTIME_COARSE: Final = 5
+"""linux/time.h: the clock that files' times are read from."""
+_LONGEST_TICK: Final = 0.1
+"""Seconds; a clock that does not go on for so long was set back."""
+_BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+
+Table = dict[bytes, bytes]
+"""Of each directory, by its path below the root, the names in it with their signatures, packed by marshal."""
+
+
+def settle() -> None:
+    """Wait until what is changed from now on has another ctime than what was changed before."""
+    now, until = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE), time.monotonic() + _LONGEST_TICK
+    while time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) == now and time.monotonic() < until:
+        time.sleep(0.0005)
+
+
+class _Row(Place):
+    """A directory on the way of the comparison."""
+
+    found: dict[bytes, os.stat_result] = msgspec.field(default_factory=dict)
+    before: dict[bytes, bytes] = msgspec.field(default_factory=dict)
+
+
+class Comparison:
+    """The changes in the directory ``root`` to what ``before`` tells of it, when it was what ``below`` shows."""
+
+    def __init__(self, root: str, before: Table, below: Union, recorded: Records, recorded_below: Stack) -> None:
+        self._root = os.fsencode(root)
+        self._before = before
+        self._below = below
+        self._records = recorded
+        self._records_below = recorded_below
+        self._links = HardLinks()
+        self._names: dict[tuple[int, int], bytes] = {}
+        self.table: Table = {}
+        """Of what is there now; complete when all entries have been taken."""
+        self.other_names: dict[bytes, bytes] = {}
+        """Of files with several names all but one, each with that one."""
+
+    def entries(self) -> Iterator[Entry]:
+        """The changes, as ``diff.scan`` would give them of an upper directory. To be gone through once."""
+        return diff.changes(self, self._row(b"", Entry(b"", Kind.DIRECTORY), changed=False))
+
+    def _row(self, path: bytes, entry: Entry, *, changed: bool) -> _Row:
+        packed = self._before.get(path)
+        before: dict[bytes, bytes] = marshal.loads(packed) if packed is not None else {}
+        found = listed(self._root, path)
+        self.table[path] = packed_row(found)
+        return _Row(path, sorted({*before, *found}, reverse=True), entry, changed, found, before)
+
+    def look(self, here: _Row, name: bytes) -> _Row | Entry | None:
+        path = here.path + b"/" + name if here.path else name
+        status = here.found.pop(name, None)
+        if status is None:
+            there = self._below.find(path).status is not None
+            return Entry(path, Kind.WHITEOUT, mode=0) if there else None
+        signature = signature_of(status)
+        is_directory = stat.S_ISDIR(status.st_mode)
+        if not is_directory and status.st_nlink > 1:
+            first = self._names.setdefault((status.st_dev, status.st_ino), path)
+            if first != path:
+                self.other_names[path] = first
+        if here.before.get(name) == signature:
+            return self._row(path, self._entry(path, status), changed=False) if is_directory else None
+        entry = self._entry(path, status)
+        if entry.kind is Kind.DIRECTORY:
+            return self._row(path, entry, changed=self._is_changed(entry))
+        if stat.S_ISSOCK(status.st_mode) or not self._is_changed(entry):
+            return None
+        return self._links.linked(entry, status)
+
+    def _entry(self, path: bytes, status: os.stat_result) -> Entry:
+        host = self._root + b"/" + path
+        entry = diff.read(path, host, status, diff.xattrs_of(host, status))
+        if entry is None:  # a socket
+            return Entry(path, Kind.FILE)
+        return records.applied_in_place(entry, self._records.get(path))
+
+    def _is_changed(self, entry: Entry) -> bool:
+        """Whether the layers below have something else.
+
+        A directory's own time is no change to an image, but whoever copies the directory from this stage sees it.
+        """
+        old = diff.entry_below(entry.path, self._below.find(entry.path), self._records_below)
+        if old is None or not diff.same(entry, old):
+            return True
+        return entry.kind is Kind.DIRECTORY and entry.mtime_ns != old.mtime_ns
+
+
+def survey(root: str) -> tuple[Table, dict[bytes, bytes]]:
+    """The table of the directory ``root``, and ``Comparison.other_names``."""
+    top = os.fsencode(root)
+    table: Table = {}
+    firsts: dict[tuple[int, int], bytes] = {}
+    other_names: dict[bytes, bytes] = {}
+    waiting = [b""]
+    while waiting:
+        path = waiting.pop()
+        above = path + b"/" if path else b""
+        found = listed(top, path)
+        for name, status in sorted(found.items()):
+            if stat.S_ISDIR(status.st_mode):
+                waiting.append(above + name)
+            elif status.st_nlink > 1:
+                first = firsts.setdefault((status.st_dev, status.st_ino), above + name)
+                if first != above + name:
+                    other_names[above + name] = first
+        table[path] = packed_row(found)
+    return table, other_names
+
+
+def renew(table: Table, root: str, paths: Sequence[bytes]) -> None:
+    """Look once more at ``paths`` below ``root``, of which nothing but the inode has become another."""
+    top = os.fsencode(root)
+    directories = {path.rpartition(b"/")[0] for path in paths}
+    for directory in directories | {each.rpartition(b"/")[0] for each in directories if each}:
+        table[directory] = packed_row(listed(top, directory))
+
+
+def listed(root: bytes, path: bytes) -> dict[bytes, os.stat_result]:
+    """What is in the directory ``path`` below ``root``, no component of which is a link."""
+    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        here = syscalls.openat2(top, os.fsdecode(path) or ".", flags, resolve=_BENEATH)
+    finally:
+        os.close(top)
+    try:
+        return {os.fsencode(name): os.stat(name, dir_fd=here, follow_symlinks=False) for name in os.listdir(here)}
+    finally:
+        os.close(here)
+
+
+def packed_row(found: dict[bytes, os.stat_result]) -> bytes:
+    """The row of a table for a directory with what was ``found`` in it."""
+    return marshal.dumps({name: signature_of(status) for name, status in found.items()})
+
+
+def signature_of(status: os.stat_result) -> bytes:
+    """What tells that a file is what it was."""
+    return _SIGNATURE.pack(
+        status.st_ino, status.st_ctime_ns, status.st_size, status.st_mode, status.st_uid, status.st_gid
+    )

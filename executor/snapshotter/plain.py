@@ -1,0 +1,372 @@
+"""The snapshotter of plain directories: the root of a stage is a directory that its steps write to, one after another.
+
+It is made from the layers' directories when the first step wants it, by reflinks where the file system has them and by
+copies elsewhere, and is looked through before and after each step (``changes``). What has changed becomes a snapshot
+like any other, so stores serve both snapshotters, and a layer's bytes do not depend on which one made it. Nothing is
+mounted: a view is the union of the layers' directories, read in Python.
+
+A root that nobody writes to is kept, with the stack of snapshots that it stands for, for whoever wants a stack that
+begins with these: what is missing is applied to it. An earlier state that is wanted again is made anew.
+
+As under an overlay a step that changes a file through one of its names leaves the others as they were: what has several
+names in a layer is a file for each name in a root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from executor.rootfs.entry import Entry, Kind
+from executor.snapshotter import changes, diff, records
+from executor.snapshotter.apply import Merged
+from executor.snapshotter.changes import Comparison, Table
+from executor.snapshotter.inplace import Before
+from executor.snapshotter.layers import Union
+from executor.snapshotter.materialise import fill, finish
+from executor.snapshotter.records import Read, Stack
+from executor.snapshotter.rootfs import Directory
+from executor.snapshotter.snapshotter import ActiveRoot, Mounted, Parents, make_mount_points, stacked
+from executor.snapshotter.unpack import Limits, Unpacked, unpack_onto
+from executor.store import faults, removal, snapshots
+from executor.store.snapshots import Snapshot
+from platforms import syscalls
+from platforms.errors import BuildError, KanifoldError
+from platforms.paths import below
+
+if TYPE_CHECKING:
+    from executor.rootfs.streams import Readable
+    from executor.store.store import Store
+
+_KEPT: Final = 8
+"""Roots that are kept for whoever wants them next."""
+
+
+class _Root(msgspec.Struct):
+    """A root directory. It is in ``directory`` beside what is recorded of its files."""
+
+    directory: str
+    fs: str
+    state: tuple[int, ...] = ()
+    """The numbers of the snapshots that it stands for, bottom first."""
+    table: Table = {}
+
+
+class Plain:
+    """``Snapshotter``."""
+
+    def __init__(self, store: Store, directory: str) -> None:
+        self._store = store
+        self._directory = directory
+        self._numbers = itertools.count()
+        self._empty = self._new().fs
+        self._lock = threading.Lock()
+        self._views: dict[tuple[str, ...], Union] = {}
+        self._free: list[_Root] = []
+        self._used: dict[str, _Root] = {}
+        self._copying = threading.Lock()
+        self._copies: dict[tuple[tuple[str, ...], bytes], str] = {}
+        self.recorded: Read = functools.cache(records.read)
+        """Reads, once, what is recorded beside a snapshot: it is complete, and leased as long as the job."""
+
+    def view(self, parents: Parents) -> Union:
+        directories = stacked(parents)
+        with self._lock:
+            view = self._views.get(directories)
+            if view is None:
+                view = self._views[directories] = Union(directories or (self._empty,), self.recorded)
+            return view
+
+    # -- roots
+
+    def prepare(self, parents: Parents) -> ActiveRoot:
+        root = self._taken(parents)
+        try:
+            _reset(root.fs)
+            changes.settle()
+            active = ActiveRoot(Directory(root.fs), parents, snapshots.prepare(self._store))
+        except BaseException:
+            _remove(root)
+            raise
+        with self._lock:
+            self._used[root.fs] = root
+        return active
+
+    def add_mount_points(self, active: ActiveRoot, made_ns: int) -> None:
+        make_mount_points(self.view(active.parents), written(active), made_ns)
+
+    def apply(self, active: ActiveRoot, stream: Readable, limits: Limits) -> Unpacked:
+        directory = written(active)
+        before = Before(directory)
+        unpacked = unpack_onto(stream, directory, limits=limits)
+        kept = {record.path: record for record in before.carried()}
+        records.rewrite(directory, (kept | {record.path: record for record in unpacked.records}).values())
+        return unpacked
+
+    def commit(self, active: ActiveRoot, *, keys: tuple[str, ...], description: str = "") -> Snapshot:
+        root = self._used[written(active)]
+        comparison = Comparison(
+            root.fs,
+            root.table,
+            self.view(active.parents),
+            records.read(root.fs),
+            Stack(stacked(active.parents), self.recorded),
+        )
+        made = finish(self._store, active.snapshot, comparison.entries(), keys=keys, description=description)
+        del self._used[root.fs]
+        try:
+            root.table = comparison.table
+            self._separate(root, comparison.other_names)
+        except (OSError, KanifoldError):  # the snapshot is there, and its root can be made anew
+            _remove(root)
+            return made
+        root.state = (*root.state, made.number)
+        self._keep(root)
+        return made
+
+    def remove(self, active: ActiveRoot) -> None:
+        root = self._used.pop(written(active), None)
+        if root is not None:
+            _remove(root)
+        snapshots.discard(self._store, active.snapshot)
+
+    def _taken(self, parents: Parents) -> _Root:
+        """A root that stands for ``parents``, made from what there is."""
+        wanted = tuple(each.number for each in parents)
+        with self._lock:
+            fitting = [each for each in self._free if each.state == wanted[: len(each.state)]]
+            root = max(fitting, key=lambda each: len(each.state), default=None)
+            if root is not None:
+                self._free.remove(root)
+        while True:
+            try:
+                root = root or self._made(parents)
+                self._advance(root, parents)
+            except BaseException as error:
+                if root is not None:
+                    _remove(root)
+                if not isinstance(error, Exception) or not faults.is_full(error) or not self._give_room():
+                    raise
+                root = None
+            else:
+                return root
+
+    def _made(self, parents: Parents) -> _Root:
+        """A root for ``parents`` that is made anew."""
+        root = self._new()
+        try:
+            _write(root.fs, whole(self.view(parents)))
+            root.table, _ = changes.survey(root.fs)
+        except BaseException:
+            _remove(root)
+            raise
+        root.state = tuple(each.number for each in parents)
+        return root
+
+    def _advance(self, root: _Root, parents: Parents) -> None:
+        """Apply to ``root`` what ``parents`` have and it has not."""
+        if len(root.state) == len(parents):
+            return
+        for count in range(len(root.state), len(parents)):
+            _apply(root.fs, self.diff(parents[count], parents[:count]))
+        root.state = tuple(each.number for each in parents)
+        root.table, other_names = changes.survey(root.fs)
+        self._separate(root, other_names)
+
+    def _separate(self, root: _Root, other_names: dict[bytes, bytes]) -> None:
+        """Make files of their own of the ``other_names`` of files in ``root``."""
+        if other_names:
+            _apply(root.fs, _copies(root.fs, other_names))
+            changes.renew(root.table, root.fs, tuple(other_names))
+
+    def _keep(self, root: _Root) -> None:
+        """Put ``root`` by; the one that nobody has wanted for longest may have to go."""
+        with self._lock:
+            self._free.append(root)
+            gone = self._free.pop(0) if len(self._free) > _KEPT else None
+        if gone is not None:
+            _remove(gone)
+
+    def _give_room(self) -> bool:
+        """Remove all roots that nobody uses; whether there were any."""
+        with self._lock:
+            roots, self._free = self._free, []
+        for each in roots:
+            _remove(each)
+        return bool(roots)
+
+    def _new(self) -> _Root:
+        directory = below(self._directory, f"plain-{next(self._numbers)}")
+        root = _Root(directory, below(directory, "fs"))
+        os.mkdir(directory, 0o700)
+        os.mkdir(root.fs)
+        os.chmod(root.fs, 0o755)
+        return root
+
+    # -- what is read and shown
+
+    def diff(self, snapshot: Snapshot, parents: Parents) -> Iterator[Entry]:
+        return diff.scan(snapshot.fs, stacked(parents), self.recorded)
+
+    @contextmanager
+    def mounted(self, parents: Parents, inside: str, *, readonly: bool) -> Iterator[Mounted]:
+        view = self.view(parents)
+        path = view.resolve(os.fsencode(inside))
+        if view.lstat(path) is None:
+            raise BuildError(f"mount source {inside} does not exist", why=os.strerror(2))
+        if readonly:
+            with self._copying:
+                key = (stacked(parents), path)
+                directory = self._copies.get(key) or self._copies.setdefault(key, self._copied(view, path).fs)
+            with _clone(directory, path) as fd:
+                yield Mounted(fd, (directory,))
+            return
+        copy = self._copied(view, path)
+        try:
+            with _clone(copy.fs, path) as fd:
+                yield Mounted(fd, (copy.fs,))
+        finally:
+            _remove(copy)
+
+    def _copied(self, view: Union, path: bytes) -> _Root:
+        """A directory with what ``view`` has at ``path``, under this path."""
+        root = self._new()
+        try:
+            _write(root.fs, whole(view, path))
+        except BaseException:
+            _remove(root)
+            raise
+        return root
+
+    def close(self) -> None:
+        self._give_room()
+
+
+def written(active: ActiveRoot) -> str:
+    """The directory that is written to."""
+    assert isinstance(active.rootfs, Directory)
+    return active.rootfs.path
+
+
+def whole(view: Union, path: bytes = b"") -> Iterator[Entry]:
+    """All that is at and below ``path``, and the directories on the way to it."""
+    names = path.split(b"/") if path else []
+    top: Entry | None = None
+    for count in range(1, len(names) + 1):
+        top = view.entry(b"/".join(names[:count]))
+        assert top is not None
+        yield top
+    if top is not None and top.kind is not Kind.DIRECTORY:
+        return
+    waiting = [view.entries(path)]
+    while waiting:
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+            continue
+        yield entry
+        if entry.kind is Kind.DIRECTORY:
+            waiting.append(view.entries(entry.path))
+
+
+def _write(directory: str, entries: Iterator[Entry]) -> None:
+    """Fill ``directory``, which is empty, with ``entries``."""
+    with Merged(directory) as merged:
+        fill(merged, entries)
+        records.rewrite(directory, merged.records)
+
+
+class _Replacing:
+    """``entries``, whose paths are noted, for what was recorded of these holds no longer."""
+
+    def __init__(self, directory: str, entries: Iterator[Entry]) -> None:
+        self._directory = os.fsencode(directory)
+        self._entries = entries
+        self.replaced: set[bytes] = set()
+        self.removed: set[bytes] = set()
+        """Of which nothing below is left."""
+
+    def __iter__(self) -> Iterator[Entry]:
+        for entry in self._entries:
+            self.replaced.add(entry.path)
+            if entry.kind is Kind.DIRECTORY:
+                _strip(self._directory + b"/" + entry.path)
+            else:
+                self.removed.add(entry.path)
+            yield entry
+
+    def holds(self, path: bytes) -> bool:
+        """Whether what is at ``path`` is what it was."""
+        parts = path.split(b"/")
+        above = (b"/".join(parts[:count]) for count in range(1, len(parts)))
+        return path not in self.replaced and not any(each in self.removed for each in above)
+
+
+def _apply(directory: str, entries: Iterator[Entry]) -> None:
+    """Apply the changes ``entries`` to the root ``directory``."""
+    replacing = _Replacing(directory, entries)
+    with Merged(directory) as merged:
+        fill(merged, replacing)
+        kept = [each for path, each in records.read(directory).items() if replacing.holds(path)]
+        records.rewrite(directory, (*kept, *merged.records))
+
+
+def _copies(directory: str, other_names: dict[bytes, bytes]) -> Iterator[Entry]:
+    """Files of their own for ``other_names``, with the content and the metadata of the file that each is."""
+    recorded = records.read(directory)
+    root = os.fsencode(directory)
+    for path, first in other_names.items():
+        host = root + b"/" + first
+        status = os.lstat(host)
+        entry = diff.read(path, host, status, diff.xattrs_of(host, status))
+        if entry is not None:  # a socket has the names that it has
+            yield records.applied_in_place(entry, recorded.get(path))
+
+
+def _strip(host: bytes) -> None:
+    """Take the attributes off a directory that is about to get others."""
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(host, follow_symlinks=False):
+            if name.startswith("user."):
+                os.removexattr(host, name, follow_symlinks=False)
+
+
+def _reset(directory: str) -> None:
+    """Give a root directory the metadata that every step finds: no layer holds it."""
+    _strip(os.fsencode(directory))
+    os.chown(directory, 0, 0)
+    os.chmod(directory, 0o755)
+
+
+@contextmanager
+def _clone(directory: str, path: bytes) -> Iterator[int]:
+    """What is at ``path`` in ``directory``, no component of which is a link, as a mount that is attached nowhere."""
+    flags = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+    top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        place = syscalls.openat2(top, os.fsdecode(path) or ".", os.O_PATH | os.O_CLOEXEC, resolve=flags)
+    finally:
+        os.close(top)
+    try:
+        clone = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_EMPTY_PATH
+        fd = syscalls.open_tree(place, "", clone)
+    finally:
+        os.close(place)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _remove(root: _Root) -> None:
+    """Delete ``root``, as far as that is possible; the rest goes with the job's directory."""
+    with contextlib.suppress(OSError):
+        removal.remove_tree(root.directory)
