@@ -1,7 +1,4 @@
-"""``python -m executor``: take one job on stdin, answer with events and a result on stdout.
-
-Nothing else is ever written to stdout.
-"""
+"""``python -m executor``: do one job, with the protocol's messages on stdin and stdout."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import sys
 
 
 def main() -> int:
-    """Do one job. The exit status says what the last message said."""
+    """Do one job. Returns the exit status: that of the job's error, or 0."""
     from executor.worker import serve
     from platforms import binfmt, debug
 
@@ -21,7 +18,7 @@ def main() -> int:
 
 
 def preload() -> None:
-    """Load what every job needs, so that forks of this process need not."""
+    """Import what every job needs, for processes that are forked from this one."""
     import sqlite3  # noqa: F401 - which the store loads when it is opened
 
     import executor.solver.jobclient
@@ -29,7 +26,7 @@ def preload() -> None:
 
 
 def preload_registries() -> None:
-    """Load what speaks to registries."""
+    """Import what a client of registries needs."""
     import encodings.idna  # noqa: F401 - in which host names are looked up
 
     from executor import transport
@@ -39,7 +36,7 @@ def preload_registries() -> None:
 
 
 def _take_streams() -> tuple[int, int]:
-    """The protocol's descriptors, out of the way of anything that reads stdin or prints."""
+    """The descriptors of the protocol, moved away from stdin and stdout, which libraries may read and print to."""
     import fcntl
 
     incoming = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 10)

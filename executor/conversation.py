@@ -1,7 +1,7 @@
-"""The executor's end of the protocol in ``executor.protocol``: messages over two pipes, questions and their answers.
+"""The executor's end of ``executor.protocol`` for one job: events and questions to the orchestrator, and its answers.
 
-Losing the orchestrator cancels the job: when stdin ends, ``closed`` is set and ``on_close`` runs, on the reading
-thread, so that whatever waits (a step, a download, a question) can be woken.
+The end of the incoming pipe cancels the job: ``closed`` is set and ``on_close`` is called on the reading thread, so
+that whatever waits (a step, a download, a question) can be woken.
 """
 
 from __future__ import annotations
@@ -27,14 +27,19 @@ _SENDER: Final = "the orchestrator"
 
 
 class _Waiting(msgspec.Struct, frozen=True):
-    """Who waits for an answer."""
+    """A question without its answer yet."""
 
     sink: Callable[[bytes], object]
+    """Takes the answer, block by block."""
     found: Future[bool]
+    """Done when the answer is complete: whether there is one."""
 
 
 class Conversation:
-    """Both directions of one job. ``send`` and ``ask`` may be called from any thread."""
+    """Messages from ``incoming`` and to ``outgoing``, two descriptors. ``send`` and ``ask`` are for any thread.
+
+    ``receive_job`` comes first, then ``listen``, then all else.
+    """
 
     def __init__(self, incoming: int, outgoing: int) -> None:
         self._reader = framing.Reader(incoming, _INCOMING, _SENDER)
@@ -44,12 +49,12 @@ class Conversation:
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self.closed = threading.Event()
         self.dismissed = False
-        """Whether the orchestrator has said ``Done``, rather than just gone."""
+        """Whether the orchestrator has sent ``Done``, rather than only closed its end."""
         self.on_close: Callable[[], None] = lambda: None
         self._asked: Callable[[protocol.Question], None]  # from ``listen`` on, before which there is nobody to answer
 
     def receive_job(self) -> protocol.Job:
-        """The first message, which has to be a job of our version."""
+        """The first message. Raises ``Interrupted`` if there is none, ``ProtocolError`` if it is no job."""
         line = self._reader.line()
         if line is None:
             raise Interrupted("no job was sent")
@@ -68,7 +73,7 @@ class Conversation:
         threading.Thread(target=self._listen, name="protocol", daemon=True).start()
 
     def send(self, message: protocol.Message, payload: bytes | memoryview = b"") -> None:
-        """Write one message, and the raw bytes that it announces. Silent once the other end is gone."""
+        """Write one message and the raw bytes that it announces; nothing once the other end is closed."""
         self._writer.write(message, (payload,) if payload else ())
 
     def send_file(self, message: protocol.Message, path: str, size: int) -> None:
@@ -81,12 +86,12 @@ class Conversation:
         self._writer.close()
 
     def ask(self, question: protocol.Question) -> bytes | None:
-        """The orchestrator's answer; None when it has no such thing. Raises the error that kept it from having it."""
+        """The orchestrator's answer; None when it has none. Raises the error that it sends instead."""
         parts: list[bytes] = []
         return b"".join(parts) if self.ask_into(parts.append, question) else None
 
     def ask_into(self, sink: Callable[[bytes], object], question: protocol.Question) -> bool:
-        """Like ``ask``, with the answer given to ``sink`` in blocks as it comes; False when there is no such thing."""
+        """Like ``ask``, with the answer given to ``sink`` in blocks as it comes. Returns whether there is one."""
         self._asked(question)
         number = next(self._numbers)
         waiting = self._waiting[number] = _Waiting(sink, Future())
@@ -99,7 +104,7 @@ class Conversation:
         return found
 
     def next_request(self) -> _Request:
-        """What the orchestrator wants after the result; ``Done`` when it is gone."""
+        """What the orchestrator wants after the result, waiting for it; ``Done`` when its end is closed."""
         return self._requests.get()
 
     def _listen(self) -> None:

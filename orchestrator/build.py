@@ -306,8 +306,8 @@ async def _built(
     from orchestrator import fanout
 
     if any(job.pins or job.push for _, job in jobs):  # else nobody has been asked anything
-        learned = await asyncio.to_thread(session.registry.learned)
-        jobs = [(each, replace(job, options=replace(job.options, registries=learned))) for each, job in jobs]
+        probed = await asyncio.to_thread(session.registry.probed_settings)
+        jobs = [(each, replace(job, options=replace(job.options, registries=probed))) for each, job in jobs]
     return await fanout.build_all(session, build.request, build.executors, jobs)
 
 

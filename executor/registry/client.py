@@ -80,9 +80,9 @@ class Client:
         """Close all connections; transfers in other threads raise ``Interrupted`` at once."""
         self._session.close()
 
-    def learned(self) -> RegistrySettings:
+    def probed_settings(self) -> RegistrySettings:
         """Return the settings with what this client has found out about registries, for other clients of the build."""
-        return self._session.learned()
+        return self._session.probed_settings()
 
     def __enter__(self) -> Self:
         return self

@@ -143,7 +143,7 @@ class Session:
         self._left: dict[str, float] = dict.fromkeys(settings.failing, math.inf)
         """Mirrors, or repositories on them, that are not to be asked until then (``time.monotonic``)."""
 
-    def learned(self) -> RegistrySettings:
+    def probed_settings(self) -> RegistrySettings:
         """Return the settings with what was found out: insecure registries without TLS, and mirrors that fail."""
         found = frozenset(registry for registry, scheme in self._schemes.copy().items() if scheme == "http")
         failing = frozenset(name for name, until in self._left.copy().items() if until == math.inf)

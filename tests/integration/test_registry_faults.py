@@ -187,9 +187,9 @@ def test_whether_an_insecure_registry_has_tls_is_found_out_once(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Client(RegistrySettings(insecure=frozenset({server.host}))) as client:
-        assert client.learned() == client.settings
+        assert client.probed_settings() == client.settings
         client.has_manifest(ref(server))
-        learned = client.learned()
+        learned = client.probed_settings()
     assert learned.without_tls == {server.host}
 
     def probe(*_: object) -> str:
@@ -1272,7 +1272,7 @@ def test_a_mirror_that_fails_is_asked_once_a_build(server: Served, base: Descrip
         settings = mirrored(server, near)
         with Client(settings, options=QUICK) as client:
             pull(client, server, base)
-            learned = client.learned()
+            learned = client.probed_settings()
         with Client(learned, options=QUICK) as other:  # an executor of the same build
             pull(other, server, base)
         assert len(near.asked) == 1
@@ -1295,7 +1295,7 @@ def test_a_mirror_that_is_not_there_is_asked_once_a_build(server: Served, base: 
         host = gone.host
     with Client(RegistrySettings(mirrors=((server.host, (host,)),)), options=QUICK) as client:
         pull(client, server, base)
-        assert client.learned().failing == {host}
+        assert client.probed_settings().failing == {host}
 
 
 def test_a_mirror_whose_blobs_fail_is_left_with_the_first(server: Served, base: Descriptor) -> None:
@@ -1332,7 +1332,7 @@ def test_a_mirror_that_is_asked_too_often_is_passed_over_without_a_wait(
         settings = mirrored(server, near)
         with Client(settings, options=TransferOptions(RetryPolicy(first_delay=600))) as client:
             pull(client, server, base)
-            assert client.learned().failing == frozenset()
+            assert client.probed_settings().failing == frozenset()
         assert len(near.asked) == asked
 
 
