@@ -1,1 +1,1 @@
-"""Build contexts: the files that a build may COPY, wherever they come from, as a ``Tree``."""
+"""Build contexts, as a ``Tree``: directories, git repositories, URLs and archives."""

@@ -1,8 +1,8 @@
-"""Archives that ADD takes apart: told by their content, never by their name.
+"""Archives that ADD extracts, recognised by their content and not by their name.
 
-What counts as one is BuildKit's rule (solver/llbsolver/file/unpack.go): a regular file that is, or decompresses to
-(gzip, bzip2, xz, zstd), something that begins with a tar header. An empty archive has no header, so it is a file like
-any other. What an archive means is Docker's: ``.wh.`` names are names, the root's own entry says nothing.
+What is an archive is BuildKit's rule (solver/llbsolver/file/unpack.go): a regular file that is, or decompresses to
+(gzip, bzip2, xz, zstd), data that begins with a tar header. An empty archive has no header and is an ordinary file. How
+it is extracted is Docker's rule: ``.wh.`` names are ordinary names, and an entry of the root is ignored.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from platforms.errors import ArchiveError, ContextError
 
 
 class Extracted(msgspec.Struct, frozen=True):
-    """What an archive left in its directory, apart from what can be seen there."""
+    """What cannot be seen in the directory to which an archive was extracted."""
 
     implicit: tuple[bytes, ...]
-    """Directories that the archive does not describe: where one exists at the destination, it keeps its metadata."""
+    """Directories without an entry in the archive: if they exist at the destination, they keep their metadata."""
     records: tuple[Record, ...]
-    """What the kernel has refused to set."""
+    """Metadata that the kernel refused to set."""
 
 
 def is_archive(path: str | bytes) -> bool:
-    """Whether ADD would take the file ``path`` apart. False for anything that is no regular file, links included.
+    """Whether ADD extracts the file ``path``. False for anything but a regular file, links included.
 
-    Raises ``ContextError`` when the file cannot be read.
+    Raises ``ContextError`` if the file cannot be read.
     """
     fd = _open(path)
     if fd is None:
@@ -44,10 +44,10 @@ def is_archive(path: str | bytes) -> bool:
 
 
 def extract(path: str | bytes, directory: str) -> Extracted | None:
-    """Take the archive ``path`` apart into ``directory``, which is empty; None when it is no archive.
+    """Extract the archive ``path`` into ``directory``, which is empty; None if it is not an archive.
 
-    Raises ``ArchiveError`` for an archive that is broken or hostile, in which case the directory holds what came before
-    the fault and is to be thrown away: a file that begins as an archive is never taken for something else.
+    Raises ``ArchiveError`` for an archive that is damaged or hostile. The directory then holds the entries before the
+    fault and has to be removed: a file that begins as an archive is never treated as an ordinary file.
     """
     if not is_archive(path):
         return None
@@ -62,7 +62,7 @@ def extract(path: str | bytes, directory: str) -> Extracted | None:
 
 
 def _open(path: str | bytes) -> int | None:
-    """A descriptor of the regular file ``path``; None when it is something else."""
+    """Return a descriptor of the regular file ``path``; None if it is something else."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return None

@@ -1,7 +1,7 @@
-"""A context that is a directory on this machine, seen through its ignore file.
+"""Contexts that are directories of this machine, filtered by an ignore file.
 
-Every file of a context belongs to root (Dockerfile reference, "COPY --chown"), whoever owns it on disk. Only what came
-as an archive has owners of its own.
+Every file of a context is owned by root (Dockerfile reference, "COPY --chown"), whoever owns it on disk. Only contexts
+from archives have owners of their own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from platforms.errors import ContextError
 
 
 def open_context(path: str, ignore_text: str, *, owners: bool = False) -> Tree:
-    """The context in the directory ``path`` without what ``ignore_text`` (.dockerignore) excludes.
+    """Open the context in the directory ``path`` without what ``ignore_text`` (.dockerignore) excludes.
 
-    With ``owners`` its files belong to whom they belong to.
+    With ``owners``, files keep their owners.
     """
     try:
         hidden = hides(path, ignore_text)
@@ -30,9 +30,9 @@ def open_context(path: str, ignore_text: str, *, owners: bool = False) -> Tree:
 
 
 def hides(path: str, ignore_text: str) -> Hides | None:
-    """The rule by which ``ignore_text`` hides paths below ``path``; None when it hides nothing.
+    """Return the filter by which ``ignore_text`` hides paths below ``path``; None if it hides nothing.
 
-    An excluded directory stays visible as long as a later ``!`` rule leaves something visible in it.
+    An excluded directory is not hidden as long as a later ``!`` rule includes something in it.
     """
     patterns = ignore.parse(ignore_text)
     if not patterns:

@@ -1,12 +1,12 @@
-"""Git repositories as build contexts and ADD sources: what a reference points to, and its files.
+"""Git repositories as build contexts and ADD sources: resolved to commits, and checked out.
 
-The meaning is BuildKit's (source/git/source.go): branches before tags, submodules all the way down, files of mode 0644
-or 0755 and directories of 0755 whatever the umask. Where BuildKit notes the time of the checkout, files here are as old
-as the commit, so that the same commit is the same layer; ``mtime=checkout`` keeps to the clock.
+The rules are BuildKit's (source/git/source.go): branches before tags, submodules recursively, files of mode 0644 or
+0755 and directories of 0755 whatever the umask. Where BuildKit sets the time of the checkout, files here have the time
+of the commit, so that the same commit is the same layer; ``mtime=checkout`` keeps the clock's.
 
-One commit is fetched, shallowly, by its hash where the server allows that. Submodules are fetched here and not by ``git
-submodule``, in whose handling of names, paths and addresses most of git's own wounds lie. ``gitprogram`` says what git
-may do at all, and ``gitreference`` what may be asked of it.
+A single commit is fetched, shallowly, by its hash if the server allows that. Submodules are fetched here and not by
+``git submodule``, whose handling of names, paths and addresses has had most of git's vulnerabilities. ``gitprogram``
+restricts what git may do, and ``gitreference`` what may be asked of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from executor.context.gitprogram import Access, Git, GitFailed, Said
+from executor.context.gitprogram import Access, Git, GitFailed, Output
 from executor.context.gitreference import GitReference, check_ref, is_commit, located
 from executor.rootfs import moment
 from platforms.errors import ContextError, StoreError, printable
@@ -36,43 +36,44 @@ _TOKEN_SECRET: Final = "GIT_AUTH_TOKEN"
 _HEADER_SECRET: Final = "GIT_AUTH_HEADER"
 _GITHUB: Final = ("https://github.com/", "https://www.github.com/")
 _ENTRIES: Final = 5_000_000
-"""Files of one commit: a tree of a dozen objects can name more than any disk holds."""
+"""Maximum number of files of one commit: a tree of a dozen objects can name more than any disk holds."""
 _DEPTH: Final = 200
-"""Directories inside of each other."""
+"""Maximum depth of directories."""
 _SUBMODULES: Final = 2_000
 _SUBMODULE_DEPTH: Final = 20
 _LATEST: Final = 1 << 33
-"""Seconds: commits that claim to be of the year 2242 or later are taken to have no date."""
+"""Seconds since 1970: commits of the year 2242 or later count as having no date."""
 _REDIRECTED: Final = re.compile(r"returned error: 30[12378]")
 _SERVICE: Final = "/info/refs?service=git-upload-pack"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """What a reference points to now."""
+    """What a reference points to."""
 
     ref: str
-    """The full name: ``refs/heads/main``; "" when a commit was asked for by its hash."""
+    """The full name: ``refs/heads/main``; "" if a commit was requested by its hash."""
     target: str
-    """The hash of what it names: a commit or an annotated tag."""
+    """The hash of the object that it names: a commit or an annotated tag."""
     commit: str
-    """The commit; the same as ``target`` where only fetching it can tell."""
+    """The commit; the same as ``target`` if only fetching it can tell."""
 
 
 class Checkout(msgspec.Struct, frozen=True):
-    """A commit's files on disk."""
+    """The files of a commit on disk."""
 
     commit: str
     path: str
-    """The directory with the files that were asked for: the repository's own, or its subdirectory."""
+    """The directory with the requested files: the repository's root or its subdirectory."""
     time: int
-    """When the commit was made, seconds since 1970."""
+    """The time of the commit in seconds since 1970."""
 
 
 def authorization(reference: GitReference, secret: Callable[[str], bytes | None]) -> str:
-    """The Authorization header that the build's secrets hold for ``reference``; "" when they hold none.
+    """Return the Authorization header for ``reference`` from the build's secrets; "" if there is none.
 
-    They are, in this order, ``GIT_AUTH_HEADER.host``, ``GIT_AUTH_TOKEN.host``, ``GIT_AUTH_HEADER``, ``GIT_AUTH_TOKEN``.
+    The secrets are, in this order, ``GIT_AUTH_HEADER.host``, ``GIT_AUTH_TOKEN.host``, ``GIT_AUTH_HEADER``,
+    ``GIT_AUTH_TOKEN``.
     """
     if reference.scheme not in ("http", "https"):
         return ""
@@ -89,7 +90,7 @@ def authorization(reference: GitReference, secret: Callable[[str], bytes | None]
 
 
 def identity(reference: GitReference, resolved: Resolved) -> str:
-    """Names the files that a checkout will have: equal texts, equal files. For cache keys."""
+    """Return a text that identifies the files of a checkout: equal texts, equal files. For cache keys."""
     keep = bool(reference.keep_git_dir) and not reference.subdir
     parts = [resolved.target, resolved.ref, reference.remote] if keep else [resolved.commit]
     parts += [reference.subdir, "" if reference.submodules is not False else "no submodules", reference.mtime]
@@ -99,15 +100,15 @@ def identity(reference: GitReference, resolved: Resolved) -> str:
 def resolve(
     reference: GitReference, directory: str, *, access: Access | None = None, cancel: Future[None] | None = None
 ) -> Resolved:
-    """What ``reference`` points to: by one request, or by none when it says so itself.
+    """Resolve ``reference`` by one request, or without any if it names a commit.
 
-    ``directory`` is for git's own use. Raises ``ContextError`` when the repository cannot be reached, or has no such
-    branch or tag, or another than ``reference.checksum`` says; ``EnvironmentUnfit`` without git; ``Interrupted``.
+    ``directory`` is for git's own use. Raises ``ContextError`` if the repository cannot be reached, has no such branch
+    or tag, or has another commit than ``reference.checksum``; ``EnvironmentUnfit`` without git; ``Interrupted``.
     """
     found = _known(reference)
     if found is None:
-        with _explained(reference), tempfile.TemporaryDirectory(dir=os.path.abspath(directory)) as house:
-            found = _House(reference, house, access or Access(), None, cancel).resolve()
+        with _explained(reference), tempfile.TemporaryDirectory(dir=os.path.abspath(directory)) as home:
+            found = _Fetcher(reference, home, access or Access(), None, cancel).resolve()
     _verify(reference, found)
     return found
 
@@ -118,41 +119,41 @@ def checkout(
     directory: str,
     *,
     access: Access | None = None,
-    said: Said | None = None,
+    output: Output | None = None,
     cancel: Future[None] | None = None,
 ) -> Checkout:
-    """The files of ``resolved`` (of ``reference``), below ``directory``, which is empty and belongs to the caller.
+    """Check out ``resolved`` (of ``reference``) below ``directory``, which is empty and belongs to the caller.
 
-    ``said`` takes git's own words. Raises as ``resolve`` does; after an error the directory holds anything.
+    ``output`` receives git's own messages. Raises as ``resolve`` does; after an error the directory is in any state.
     """
     directory = os.path.abspath(directory)
     tree = os.path.join(directory, "tree")
     keep = bool(reference.keep_git_dir) and not reference.subdir
     git_dir = os.path.join(tree, ".git") if keep else os.path.join(directory, "git")
     with _explained(reference):
-        house = _House(reference, directory, access or Access(), said, cancel)
+        fetcher = _Fetcher(reference, directory, access or Access(), output, cancel)
         try:
             # (1) the repository itself; (2) its submodules; (3) what stays of .git; (4) the part that was asked for.
             os.mkdir(tree, 0o755)
-            got = house.fetch(reference, resolved.target, resolved.ref, git_dir, tree)
+            got = fetcher.fetch(reference, resolved.target, resolved.ref, git_dir, tree)
             if resolved.commit not in (got.commit, resolved.target):
                 raise _cannot(reference, f"the tag {resolved.ref} leads to {got.commit}, not to {resolved.commit}")
             if reference.submodules is not False:
-                house.submodules(reference, got, git_dir, tree, keep=keep)
-            made = house.commit_time(got.commit, git_dir)
+                fetcher.submodules(reference, got, git_dir, tree, keep=keep)
+            made = fetcher.commit_time(got.commit, git_dir)
             if keep:
-                house.settle(reference, resolved, got.commit, git_dir)
+                fetcher.make_usable(reference, resolved, got.commit, git_dir)
             else:
                 shutil.rmtree(git_dir)
             path = _below(reference, tree)
-            _dress(tree, None if reference.mtime == "checkout" else made)
+            _set_metadata(tree, None if reference.mtime == "checkout" else made)
         finally:
-            shutil.rmtree(house.git.home, ignore_errors=True)
+            shutil.rmtree(fetcher.git.home, ignore_errors=True)
     return Checkout(got.commit, path, made)
 
 
 def _known(reference: GitReference) -> Resolved | None:
-    """What is clear without asking."""
+    """Return what can be resolved without a request, else None."""
     if is_commit(reference.ref):
         return Resolved("", reference.ref, reference.ref)
     if not reference.fetch_by_commit:
@@ -177,44 +178,44 @@ def _verify(reference: GitReference, found: Resolved) -> None:
 # -- one repository after the other ----------------------------------------------------------------------------------
 
 
-class _Link(msgspec.Struct, frozen=True):
-    """A submodule as the commit has it: where, and which commit of it."""
+class _Gitlink(msgspec.Struct, frozen=True):
+    """A submodule in a commit's tree: its path, and the commit."""
 
     path: str
     commit: str
 
 
-class _Got(msgspec.Struct, frozen=True):
+class _Fetched(msgspec.Struct, frozen=True):
     """A commit that has been fetched and checked out."""
 
     commit: str
-    links: tuple[_Link, ...]
+    links: tuple[_Gitlink, ...]
     has_modules: bool
     """Whether there is a regular file ``.gitmodules``."""
 
 
 class _Module(msgspec.Struct, frozen=True):
-    """A submodule as ``.gitmodules`` describes it."""
+    """A submodule in ``.gitmodules``."""
 
     name: str
     url: str
     skipped: bool
 
 
-class _House:
-    """What fetching one reference needs: git, the repository and the credential for it."""
+class _Fetcher:
+    """Fetches one reference: git, the repository, and the credential for it."""
 
     def __init__(
         self,
         reference: GitReference,
         directory: str,
         access: Access,
-        said: Said | None,
+        output: Output | None,
         cancel: Future[None] | None,
     ) -> None:
         self.reference = reference
         self.directory = directory
-        self.git = Git(directory, reference.protocols, access, said=said, cancel=cancel)
+        self.git = Git(directory, reference.protocols, access, output=output, cancel=cancel)
         self._cancel = cancel
         self._credentials = {reference.remote: access.authorization or _basic(reference)}
         self._moved: dict[str, GitReference] = {}
@@ -223,7 +224,7 @@ class _House:
     # -- reaching servers --------------------------------------------------------------------------------------------
 
     def _ask(self, place: GitReference, *arguments: str, after: tuple[str, ...] = ()) -> str:
-        """Run ``git arguments -- REMOTE after``, at the place that redirects lead to when they do."""
+        """Run ``git arguments -- REMOTE after``, with the target of redirects as the remote, if there are any."""
         place = self._moved.get(place.remote, place)
         self.git.reach(place.scheme)
         try:
@@ -244,7 +245,7 @@ class _House:
         )
 
     def _follow(self, place: GitReference) -> GitReference:
-        """Where ``place`` has moved to. Its credential goes along only as far as its own origin."""
+        """Return the place to which ``place`` redirects. A credential is kept only within its own origin."""
         from executor.context import http
 
         credential = self._credentials.get(place.remote, "")
@@ -260,19 +261,19 @@ class _House:
     # -- what a reference points to ----------------------------------------------------------------------------------
 
     def resolve(self) -> Resolved:
-        """Ask the server."""
+        """Ask the server what the reference points to."""
         reference = self.reference
         if reference.ref in ("", "HEAD"):
             return self._head(self._ask(reference, "ls-remote", "--symref", after=("HEAD",)))
         return self._chosen(_refs(self._ask(reference, "ls-remote", after=(reference.ref, reference.ref + "^{}"))))
 
     def _head(self, listed: str) -> Resolved:
-        """The default branch, or the commit that stands for it where none is named."""
+        """Return the default branch, or the commit of HEAD if it is on no branch."""
         ref = ""
         for line in listed.splitlines():
-            said, _, name = line.partition("\t")
-            if name == "HEAD" and said.startswith("ref: "):
-                ref = said.removeprefix("ref: ")
+            target, _, name = line.partition("\t")
+            if name == "HEAD" and target.startswith("ref: "):
+                ref = target.removeprefix("ref: ")
                 check_ref(self.reference.remote, ref)
         commit = _refs(listed).get("HEAD", "")
         if not is_commit(commit):
@@ -280,7 +281,7 @@ class _House:
         return Resolved(ref, commit, commit)
 
     def _chosen(self, refs: dict[str, str]) -> Resolved:
-        """A full name counts for most, then a branch, then a tag."""
+        """Return the ref that is meant: a full name before a branch, a branch before a tag."""
         ref = self.reference.ref
         names = (
             "refs/" + ref.removeprefix("refs/"),
@@ -298,8 +299,8 @@ class _House:
 
     # -- getting it --------------------------------------------------------------------------------------------------
 
-    def fetch(self, place: GitReference, target: str, ref: str, git_dir: str, tree: str) -> _Got:
-        """Fetch ``target`` (``ref`` points to it, if anything does) to ``git_dir``, and its files to ``tree``."""
+    def fetch(self, place: GitReference, target: str, ref: str, git_dir: str, tree: str) -> _Fetched:
+        """Fetch ``target``, to which ``ref`` points, if any, to ``git_dir``, and check its files out to ``tree``."""
         made = ("--object-format=sha256",) if len(target) == 64 else ()
         self.git.run(f"--git-dir={git_dir}", f"--work-tree={tree}", "init", "--quiet", "--template=", *made)
         self._get(place, target, ref, git_dir)
@@ -314,13 +315,13 @@ class _House:
             f"--work-tree={tree}",
             *("checkout", "--quiet", "--force", "--detach", "--no-recurse-submodules", commit, "--"),
         )
-        return _Got(commit, tuple(listing.links), listing.has_modules)
+        return _Fetched(commit, tuple(listing.links), listing.has_modules)
 
     def _in(self, git_dir: str, *arguments: str) -> str:
         return self.git.text(f"--git-dir={git_dir}", *arguments)
 
     def _get(self, place: GitReference, target: str, ref: str, git_dir: str) -> None:
-        """The objects of ``target``: as few as the server lets us ask for."""
+        """Fetch the objects of ``target``, as few as the server allows."""
         fetch = (f"--git-dir={git_dir}", "fetch", "--progress", "--no-recurse-submodules")
         try:
             self._ask(place, *fetch, "--no-tags", "--depth=1", after=(target,))
@@ -338,14 +339,15 @@ class _House:
         _remove(os.path.join(git_dir, "FETCH_HEAD"))
 
     def commit_time(self, commit: str, git_dir: str) -> int:
-        """When ``commit`` was made (git-commit-tree(1): the committer's date)."""
+        """Return the committer's date of ``commit`` (git-commit-tree(1))."""
         header = self._in(git_dir, "cat-file", "commit", commit).partition("\n\n")[0]
         found = re.search(r"^committer [^\n]*> (\d{1,18}) [+-]\d+$", header, re.MULTILINE)
         seconds = int(found[1]) if found else _LATEST
         return seconds if seconds < _LATEST else moment.SECONDS
 
-    def settle(self, place: GitReference, resolved: Resolved, commit: str, git_dir: str) -> None:
-        """Leave ``git_dir`` as a repository to work with: a remote, the branch or tag, no trace of this machine."""
+    def make_usable(self, place: GitReference, resolved: Resolved, commit: str, git_dir: str) -> None:
+        """Make ``git_dir`` a repository to work with: with a remote, and the branch or tag, without a trace of this
+        machine."""
         if resolved.ref:
             self.git.run(f"--git-dir={git_dir}", "update-ref", "--no-deref", resolved.ref, resolved.target)
         for key, value in (
@@ -360,9 +362,9 @@ class _House:
     # -- submodules --------------------------------------------------------------------------------------------------
 
     def submodules(
-        self, place: GitReference, got: _Got, git_dir: str, tree: str, *, keep: bool, depth: int = 0
+        self, place: GitReference, got: _Fetched, git_dir: str, tree: str, *, keep: bool, depth: int = 0
     ) -> None:
-        """Fetch the submodules of ``got``, which is in ``git_dir`` and ``tree``, and their submodules."""
+        """Fetch the submodules of ``got``, which is in ``git_dir`` and ``tree``, recursively."""
         if depth > _SUBMODULE_DEPTH:
             raise _cannot(self.reference, f"its submodules are nested deeper than {_SUBMODULE_DEPTH}")
         modules = self._modules(got.commit, git_dir) if got.links and got.has_modules else {}
@@ -389,17 +391,18 @@ class _House:
             self.submodules(there, made, own_git_dir, inside, keep=keep, depth=depth + 1)
             if keep:
                 self._join(git_dir, own_git_dir, inside, module, there)
-                self.settle(there, Resolved("", made.commit, made.commit), made.commit, own_git_dir)
+                self.make_usable(there, Resolved("", made.commit, made.commit), made.commit, own_git_dir)
 
     def _own_git_dir(self, git_dir: str, name: str) -> str:
-        """Where the submodule ``name`` has its repository: a directory of ``git_dir/modules`` and none above it."""
+        """Return the repository of the submodule ``name``: a directory of ``git_dir/modules``, and not the one of
+        another submodule."""
         try:
             return below(git_dir, "modules", quote(name, safe=""))
         except OSError as error:
             raise _cannot(self.reference, f"it has a submodule of the name {printable(name)!r}") from error
 
     def _modules(self, commit: str, git_dir: str) -> dict[str, _Module]:
-        """The submodules that ``.gitmodules`` describes, by path (gitmodules(5))."""
+        """Return the submodules in ``.gitmodules`` by path (gitmodules(5))."""
         text = self._in(git_dir, "config", "--null", "--blob", f"{commit}:.gitmodules", "--list")
         settings: dict[str, dict[str, str]] = {}
         for item in text.split("\0"):
@@ -415,8 +418,8 @@ class _House:
         }
 
     def _submodule_place(self, parent: GitReference, module: _Module) -> GitReference:
-        """Where a submodule is. What is named relative to its parent shares the parent's credential, as in git;
-        so does all of GitHub, as in BuildKit."""
+        """Return the address of a submodule. One that is relative to its parent shares the parent's credential, as in
+        git; so do all of GitHub's, as in BuildKit."""
         relative = module.url.startswith(("./", "../"))
         address = _joined(parent.remote, module.url) if relative else module.url
         try:
@@ -433,7 +436,7 @@ class _House:
         return place
 
     def _join(self, git_dir: str, own_git_dir: str, inside: str, module: _Module, place: GitReference) -> None:
-        """Make a submodule with a .git of its own known to its parent (gitsubmodules(7))."""
+        """Register a submodule that has a .git of its own in its parent (gitsubmodules(7))."""
         if re.search(r"[\x00-\x1f\x7f]", module.name):
             raise _cannot(self.reference, f"it has a submodule of the name {printable(module.name)!r}")
         with open(os.path.join(inside, ".git"), "x", encoding="utf-8", errors="surrogateescape") as file:
@@ -447,22 +450,22 @@ class _House:
 
 
 def _basic(place: GitReference) -> str:
-    """The header for the user and password that stood in the URL."""
+    """Return the Authorization header for the user and password in the URL."""
     if place.userinfo is None:
         return ""
     return "basic " + base64.b64encode(":".join(place.userinfo).encode("utf-8", "surrogateescape")).decode()
 
 
 def _refs(listed: str) -> dict[str, str]:
-    """Names and hashes, as ``git ls-remote`` prints them."""
+    """Parse the names and hashes that ``git ls-remote`` prints."""
     return {name: hash_ for hash_, _, name in (line.partition("\t") for line in listed.splitlines())}
 
 
 class _Listing:
-    """Reads ``git ls-tree -r -z`` as it comes, and refuses what nobody could check out."""
+    """Reads ``git ls-tree -r -z`` piece by piece. Refuses trees that cannot be checked out."""
 
     def __init__(self, reference: GitReference, *, above: int) -> None:
-        self.links: list[_Link] = []
+        self.links: list[_Gitlink] = []
         self.has_modules = False
         self._reference = reference
         self._left = b""
@@ -470,7 +473,7 @@ class _Listing:
         self._depth = _DEPTH - above
 
     def add(self, data: bytes) -> None:
-        """The next piece."""
+        """Read the next piece."""
         *records, self._left = (self._left + data).split(b"\0")
         self._count += len(records)
         if self._count > _ENTRIES:
@@ -480,13 +483,14 @@ class _Listing:
             if path.count(b"/") > self._depth:
                 raise _cannot(self._reference, f"its directories are nested deeper than {_DEPTH}")
             if what.startswith(b"160000 "):
-                self.links.append(_Link(os.fsdecode(path), what.split()[2].decode()))
+                self.links.append(_Gitlink(os.fsdecode(path), what.split()[2].decode()))
             elif path == b".gitmodules" and what.startswith(b"100"):
                 self.has_modules = True
 
 
 def _joined(base: str, relative: str) -> str:
-    """``relative`` (``./x``, ``../x``) as seen from the repository ``base``, by the rule of git-submodule(1), "add"."""
+    """Resolve ``relative`` (``./x``, ``../x``) against the repository ``base``, by the rule of git-submodule(1),
+    "add"."""
     base = base.rstrip("/")
     mark = "/"
     while relative.startswith(("./", "../")):
@@ -503,7 +507,7 @@ def _joined(base: str, relative: str) -> str:
 
 
 def _directory_in(tree: str, path: str) -> str | None:
-    """The directory ``path`` of ``tree``; None unless every component is a directory, and no link."""
+    """Return the directory ``path`` of ``tree``; None unless every component is a directory, and no link."""
     here = os.open(tree, _DIRECTORY)
     try:
         for name in path.split("/") if path else ():
@@ -533,8 +537,8 @@ def _below(reference: GitReference, tree: str) -> str:
     return path
 
 
-def _dress(tree: str, seconds: int | None) -> None:
-    """Modes that neither a set-group-id bit nor an access list above ``tree`` has a say in, and times."""
+def _set_metadata(tree: str, seconds: int | None) -> None:
+    """Set modes, whatever set-group-id bits and access lists ``tree`` has inherited, and times."""
     for directory, directories, files, fd in os.fwalk(tree, topdown=False):
         ours = f"{directory}/".find("/.git/", len(tree)) < 0  # git's own files have their own modes
         for name in (*directories, *files):
@@ -560,7 +564,7 @@ def _remove(path: str) -> None:
 
 @contextmanager
 def _explained(reference: GitReference) -> Iterator[None]:
-    """What git and the disk say, said of ``reference``."""
+    """Translate errors of git and of the disk to errors about ``reference``."""
     try:
         yield
     except GitFailed as failed:
@@ -576,7 +580,7 @@ def _cannot(reference: GitReference, why: str, remedy: str = "") -> ContextError
 
 
 def _failure(reference: GitReference, why: str) -> ContextError:
-    """What git said, as an error with a way out where we know one."""
+    """Return the error for git's message, with a remedy if there is a known one."""
     remedy = ""
     if re.search(r"could not read (Username|Password)|Authentication failed|returned error: 40[13]", why):
         remedy = "give a token for it: --secret id=GIT_AUTH_TOKEN,env=…"

@@ -1,18 +1,18 @@
-"""Running git on what strangers offer, outside of any sandbox.
+"""Running git on untrusted repositories, outside of any sandbox.
 
-The one door through which git is started. What protects this machine, each for a reason that happened to somebody:
+This is the only module that starts git. Its protections, most of them against published vulnerabilities:
 
-1. nothing of the system's, the user's or a surrounding repository's configuration is read, and the environment is made
-   from nothing: no hooks, filters, credential helpers, aliases or ``insteadOf`` (CVE-2022-39253);
-2. git may use the protocols it is told, no others: not for submodules, not by redirect (CVE-2017-1000117, ``ext::``);
-3. no hooks, wherever they come from; no template; no file system monitor (CVE-2024-32002, CVE-2025-48384);
-4. it asks nobody anything: no terminal, no helper, standard input is empty;
-5. credentials are in the environment, which only this user may read, never on a command line; and since git sends them
-   on to wherever it is redirected, it follows no redirects (see ``git``);
-6. ssh reads no configuration and offers no key but those of the agent that was asked for;
-7. objects are checked as they arrive (``fsckObjects``), which knows the attacks of the past; complaints about dates,
-   names and orders that old repositories are full of are not heard;
-8. its output is bounded, so is a file it writes, so is its silence.
+1. No configuration of the system, the user or a surrounding repository is read, and the environment is built from
+   scratch: no hooks, filters, credential helpers, aliases or ``insteadOf`` (CVE-2022-39253).
+2. git may use the given protocols only, for submodules and redirects too (CVE-2017-1000117, ``ext::``).
+3. No hooks, wherever they are; no template; no file system monitor (CVE-2024-32002, CVE-2025-48384).
+4. It cannot ask anyone: no terminal, no helper, standard input is empty.
+5. Credentials are in the environment, which only this user can read, and never on a command line. Because git would
+   send them to the target of a redirect, it follows none (see ``git``).
+6. ssh reads no configuration and uses no key but those of the given agent.
+7. Objects are checked on arrival (``fsckObjects``), which detects known attacks. Complaints about dates, names and
+   orders, which old repositories are full of, are ignored.
+8. Its output is bounded, as are the size of files that it writes, and the time without output.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from platforms import debug
 from platforms.errors import ContextError, EnvironmentUnfit, Interrupted, printable
 
 SILENCE_SECONDS: Final = 600.0
-"""How long git may say nothing: a server may have to count and compress before the first byte."""
+"""Maximum time without output: a server may have to count and compress objects before the first byte."""
 OUTPUT_LIMIT: Final = 64 << 20
-"""Bytes of an answer that is kept in memory."""
+"""Maximum size in bytes of output that is kept in memory."""
 _COMPLAINT_LIMIT: Final = 64 << 10
 _FILE_LIMIT: Final = 64 << 30
-"""Bytes of one file that git writes."""
+"""Maximum size in bytes of a file that git writes."""
 _GRACE_SECONDS: Final = 5.0
 _LINES: Final = 3
-"""Lines of git's own complaints that are passed on."""
+"""Maximum number of lines of git's stderr that are shown."""
 
 _IGNORED: Final = "\n".join(
     f"\t{each} = ignore"
@@ -63,7 +63,7 @@ _IGNORED: Final = "\n".join(
         "zeroPaddedFilemode",
     )
 )
-"""Complaints of git-fsck(1) about commits that were made by tools long gone; harmless to whoever only checks out."""
+"""Complaints of git-fsck(1) about commits of old tools, which are harmless for a checkout."""
 
 _CONFIGURATION: Final = f"""\
 [advice]
@@ -109,30 +109,32 @@ _PASSED_ON: Final = (
     "GIT_SSL_CAPATH",
 )
 
-Said = Callable[[str], None]
-"""Takes the lines that git says while it works, printable."""
+Output = Callable[[str], None]
+"""Receives the lines that git prints on stderr, printable."""
 
 
 class Access(msgspec.Struct, frozen=True):
-    """What the user lets a build use to reach repositories. ``repr`` shows no secret."""
+    """The credentials and hosts that a build may use to reach repositories. ``repr`` shows no secret."""
 
     authorization: str = ""
     """The HTTP header ``Authorization``, for the repository's own origin."""
     ssh_socket: str = ""
-    """Path of an ssh agent's socket."""
+    """Path of the socket of an ssh agent."""
     known_hosts: str = ""
-    """A known_hosts file with all hosts that may be spoken to. Else the user's own, and new hosts are believed."""
+    """A known_hosts file with all hosts that are allowed. Without it the user's own is used, and new hosts are
+    accepted."""
 
     def __repr__(self) -> str:
         return "Access()"
 
 
 class GitFailed(Exception):
-    """git ended with an error; the text is what it said."""
+    """git ended with an error; the text is its message."""
 
 
 class Git:
-    """git with a home of its own below ``directory``, which is private to the build. Stops once ``cancel`` is done."""
+    """git with a home directory of its own below ``directory``, which is private to the build. Ends once ``cancel`` is
+    done."""
 
     def __init__(
         self,
@@ -140,13 +142,13 @@ class Git:
         protocols: tuple[str, ...],
         access: Access,
         *,
-        said: Said | None = None,
+        output: Output | None = None,
         cancel: Future[None] | None = None,
     ) -> None:
         self.program = _found("git", "git")
         self.home = os.path.join(directory, "home")
         self._access = access
-        self._said = said
+        self._said = output
         self._cancel = cancel
         os.mkdir(self.home, 0o700)
         with open(os.path.join(self.home, ".gitconfig"), "x", encoding="utf-8") as file:
@@ -193,7 +195,7 @@ class Git:
         return shlex.join(["ssh", "-F", "/dev/null", *(part for each in options for part in ("-o", each))])
 
     def reach(self, scheme: str) -> None:
-        """Raise unless a repository of ``scheme`` can be reached from here at all."""
+        """Raise unless this machine has what a repository of ``scheme`` takes."""
         if scheme != "ssh":
             return
         _found("ssh", "openssh-client (Alpine, Debian) or openssh-clients (Fedora)")
@@ -205,7 +207,8 @@ class Git:
             )
 
     def text(self, *arguments: str, authorization: str = "", remote: str = "") -> str:
-        """What git prints; otherwise as ``run``. Raises ``ContextError`` when that is more than ``OUTPUT_LIMIT``."""
+        """Return what git prints; otherwise as ``run``. Raises ``ContextError`` for more than ``OUTPUT_LIMIT``
+        bytes."""
         pieces: list[bytes] = []
         held = 0
 
@@ -226,7 +229,7 @@ class Git:
         remote: str = "",
         out: Callable[[bytes], None] | None = None,
     ) -> None:
-        """Run ``git arguments``; what it prints goes to ``out``. ``authorization`` is for ``remote`` alone.
+        """Run ``git arguments``; ``out`` receives what it prints. ``authorization`` is sent to ``remote`` only.
 
         Raises ``GitFailed``, or ``Interrupted``; what ``out`` raises ends git too.
         """
@@ -251,10 +254,10 @@ class Git:
             start_new_session=True,
             umask=0o022,
         )
-        with _Watched(process, self._cancel) as watched:
+        with _Process(process, self._cancel) as watched:
             complaints = watched.listen(out, self._said)
         if process.returncode:
-            raise GitFailed(_gist(complaints) or f"git {arguments[0]} ended with {process.returncode}")
+            raise GitFailed(_message(complaints) or f"git {arguments[0]} ended with {process.returncode}")
 
 
 def _found(program: str, package: str) -> str:
@@ -268,15 +271,15 @@ def _found(program: str, package: str) -> str:
     return path
 
 
-def _gist(complaints: bytes) -> str:
-    """The lines in which git says what is wrong; the last lines when none is marked so."""
+def _message(complaints: bytes) -> str:
+    """Return the lines in which git says what is wrong, else the last lines."""
     lines = [line for line in re.split(r"[\r\n]+", complaints.decode(errors="replace")) if line.strip()]
     marked = [line for line in lines if re.match("fatal:|error:|remote: |ssh:|.*(denied|verification failed)", line)]
     return "; ".join(printable(line.removeprefix("fatal: ")) for line in (marked or lines)[-_LINES:])
 
 
-class _Watched:
-    """A running git, whose whole family ends with the ``with`` block."""
+class _Process:
+    """A running git; the ``with`` block ends it and all its children."""
 
     def __init__(self, process: subprocess.Popen[bytes], cancel: Future[None] | None) -> None:
         self._process = process
@@ -284,7 +287,7 @@ class _Watched:
         self._lock = threading.Lock()
         self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def __enter__(self) -> _Watched:
+    def __enter__(self) -> _Process:
         import resource
 
         with suppress(OSError):  # it may have ended already
@@ -312,7 +315,7 @@ class _Watched:
             self._wake = -1
 
     def _end(self) -> None:
-        """End git and what it has started: gently, so that it takes its lock files away, then for good."""
+        """End git and its children: with SIGTERM, so that it removes its lock files, then with SIGKILL."""
         for order in (signal.SIGTERM, signal.SIGKILL):
             # As long as the process is not waited for, its number, and so the group's, is nobody else's.
             with suppress(ProcessLookupError):
@@ -322,7 +325,7 @@ class _Watched:
                     self._wait(_GRACE_SECONDS)
 
     def _wait(self, seconds: float) -> None:
-        """Wait for the end of git without taking its status, which would free its number."""
+        """Wait for the end of git without reaping it, so that its process group is not reused."""
         fd = os.pidfd_open(self._process.pid)
         try:
             with selectors.DefaultSelector() as selector:
@@ -331,12 +334,12 @@ class _Watched:
         finally:
             os.close(fd)
 
-    def listen(self, out: Callable[[bytes], None] | None, said: Said | None) -> bytes:
-        """Pass on what git says until it is done; returns the end of its complaints."""
+    def listen(self, out: Callable[[bytes], None] | None, output: Output | None) -> bytes:
+        """Pass on git's output until it ends; return the end of its stderr."""
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         complaints = b""
-        lines = _Lines(said)
+        lines = _Lines(output)
         with selectors.DefaultSelector() as selector:
             for stream in (self._process.stdout, self._process.stderr):
                 selector.register(stream, selectors.EVENT_READ)
@@ -361,14 +364,14 @@ class _Watched:
 
 
 class _Lines:
-    """Pieces of text put together to lines. A line that overwrites the one before it (progress) is not passed on."""
+    """Joins pieces of text to lines. A line that overwrites the one before it (progress) is dropped."""
 
-    def __init__(self, said: Said | None) -> None:
-        self._said = said
+    def __init__(self, output: Output | None) -> None:
+        self._said = output
         self._left = b""
 
     def add(self, data: bytes) -> None:
-        """The next piece."""
+        """Read the next piece."""
         if self._said is None:
             return
         *lines, self._left = (self._left + data)[-_COMPLAINT_LIMIT:].split(b"\n")

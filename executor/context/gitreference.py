@@ -1,4 +1,4 @@
-"""How git repositories are written in ``ADD``, in named contexts and as build contexts.
+"""Addresses of git repositories in ``ADD``, in named contexts and as build contexts.
 
 The forms are BuildKit's (frontend/dockerfile/dfgitutil, util/gitutil)::
 
@@ -7,10 +7,10 @@ The forms are BuildKit's (frontend/dockerfile/dfgitutil, util/gitutil)::
     …#REF[:SUBDIR]
     …?ref=&branch=&tag=&subdir=&checksum=&commit=&keep-git-dir=&submodules=&mtime=&fetch-by-commit=
 
-An address over HTTP is a repository only when its path ends in ``.git``.
+An HTTP address is a repository only if its path ends in ``.git``.
 
-What is read here ends up on the command lines of git and ssh, so everything that could be taken for an option, a second
-line or a shell's syntax is refused where it is read (CVE-2017-1000117, CVE-2019-13139, CVE-2023-51385).
+Parts of addresses are passed to git and ssh as arguments. So whatever could be taken for an option, a second line or a
+shell's syntax is refused here (CVE-2017-1000117, CVE-2019-13139, CVE-2023-51385).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from platforms.errors import ContextError, printable
 
 PROTOCOLS: Final = ("git", "http", "https", "ssh")
-"""What a repository, and its submodules, may be fetched by: no local paths, no bundles, no helpers."""
+"""Protocols for repositories and their submodules: no local paths, bundles or helpers."""
 
 _SCHEME: Final = re.compile(r"([a-zA-Z0-9]+)://")
 _SCP: Final = re.compile(r"([a-zA-Z0-9_-]+)@([a-zA-Z0-9.-]+):([^\n]*?)(?:\?([^\n]*?))?(?:#([^\n]*))?")
@@ -35,7 +35,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _NO_REF: Final = re.compile(
     r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|^[./-]|^refs/(?:heads|tags)/-|[./]$|\.lock(?:/|$)|^@$"
 )
-"""What no reference has (git-check-ref-format(1)), or only one that means to be an option."""
+"""What no ref contains (git-check-ref-format(1)), or only one that is meant as an option."""
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _CHECKSUM: Final = re.compile(r"[0-9a-fA-F]{1,64}")
 _TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
@@ -43,44 +43,44 @@ _FALSE: Final = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 
 
 class GitReference(msgspec.Struct, frozen=True):
-    """A repository, what of it, and how."""
+    """A repository, and what to take of it."""
 
     remote: str
-    """What git is told: a URL without user and password (ssh keeps its user), or ``user@host:path``."""
+    """The address for git: a URL without user and password (ssh keeps its user), or ``user@host:path``."""
     scheme: str
     """``https``, ``http``, ``ssh`` or ``git``."""
     host: str
-    """With the port, if one was written."""
+    """With the port, if given."""
     ref: str = ""
-    """A branch, a tag, a full name (``refs/pull/1/head``) or a commit; "" is the default branch."""
+    """A branch, a tag, a full name (``refs/pull/1/head``) or a commit; "": the default branch."""
     subdir: str = ""
-    """A clean relative path; "" for all of it."""
+    """A clean relative path; "": the whole repository."""
     checksum: str = ""
-    """The first digits, in lower case, of the commit (or annotated tag) that has to be found."""
+    """The first digits, in lower case, of the expected commit or annotated tag."""
     keep_git_dir: bool | None = None
-    """None, here and for ``submodules``: it was not said."""
+    """None, here and for ``submodules``: not specified."""
     submodules: bool | None = None
     mtime: str = ""
-    """``checkout``, ``commit``, or "" when it was not said."""
+    """``checkout``, ``commit``, or "" if not specified."""
     fetch_by_commit: bool = False
-    """Take ``checksum`` for the commit without asking what ``ref`` points to."""
+    """Use ``checksum`` as the commit, without asking what ``ref`` points to."""
     indistinguishable_from_local: bool = False
-    """Written like a path (``github.com/owner/name``)."""
+    """Whether it is written like a path (``github.com/owner/name``)."""
     protocols: tuple[str, ...] = PROTOCOLS
-    """What git may use, for submodules too."""
+    """The protocols that git may use, for submodules too."""
     userinfo: tuple[str, str] | None = None
-    """User and password that were written into an HTTP URL. Secret."""
+    """User and password of an HTTP URL. Secret."""
 
     def __repr__(self) -> str:
         return f"GitReference({self.remote!r}, {self.ref!r}, {self.subdir!r})"
 
     @property
     def name(self) -> str:
-        """The repository's own name: ``bar`` of ``https://example.com/foo/bar.git``."""
+        """The repository's name: ``bar`` of ``https://example.com/foo/bar.git``."""
         return self.remote.rpartition("/")[2].removesuffix(".git")
 
     def __str__(self) -> str:
-        """As it may be shown, in the fragment form."""
+        """Return the form with a fragment, for display."""
         what = f"#{self.ref}:{self.subdir}" if self.subdir else f"#{self.ref}" if self.ref else ""
         return printable(self.remote + what)
 
@@ -91,9 +91,9 @@ def is_commit(text: str) -> bool:
 
 
 def parse(text: str) -> GitReference | None:
-    """What ``text`` refers to; None when it is no git repository but a path, an image or a file's URL.
+    """Parse an address; None if it is a path, an image or the URL of a file.
 
-    Raises ``ContextError`` when it is one, but wrongly or dangerously written.
+    Raises ``ContextError`` for the address of a repository that is malformed or dangerous.
     """
     if text.startswith(("./", "../")):
         return None
@@ -108,10 +108,11 @@ def parse(text: str) -> GitReference | None:
 
 
 def located(address: str, protocols: tuple[str, ...]) -> GitReference:
-    """The repository at ``address``, as git itself takes addresses: with no fragment or query, and no need of ``.git``.
+    """Return the repository at ``address``, in the forms that git itself accepts: without fragment and query; ``.git``
+    is not needed.
 
-    For what others name: a submodule, the target of a redirect. Raises ``ContextError`` for whatever is not reached by
-    ``protocols`` or could be taken for something else than an address.
+    For addresses from others: submodules, targets of redirects. Raises ``ContextError`` for one that takes another
+    protocol than ``protocols``, or could be taken for something else.
     """
     scheme = _SCHEME.match(address)
     found = None
@@ -125,8 +126,8 @@ def located(address: str, protocols: tuple[str, ...]) -> GitReference:
     return replace(found, protocols=protocols)
 
 
-def settled(reference: GitReference, *, keep_git_dir: bool | None, checksum: str) -> GitReference:
-    """``reference`` with what ``--keep-git-dir`` and ``--checksum`` say, which must not contradict it."""
+def with_flags(reference: GitReference, *, keep_git_dir: bool | None, checksum: str) -> GitReference:
+    """Return ``reference`` with ``--keep-git-dir`` and ``--checksum``, which must not contradict it."""
     keep = reference.keep_git_dir
     if keep_git_dir is not None and keep is not None and keep_git_dir != keep:
         raise _wrong(reference.remote, "inconsistent keep-git-dir configuration")
@@ -180,12 +181,12 @@ def _url(scheme: str, rest: str, *, suffix: str = ".git") -> GitReference | None
 
 
 def _bad_escapes(text: str) -> bool:
-    """Whether a percent sign is followed by anything but two hexadecimal digits: not a URL, says Go's parser."""
+    """Whether a percent sign is not followed by two hexadecimal digits: Go's parser refuses such a URL."""
     return bool(re.search(r"%(?![0-9a-fA-F]{2})", text))
 
 
 def _scp(text: str) -> GitReference | None:
-    """The form of scp(1), which says ssh."""
+    """Parse the form of scp(1), which means ssh."""
     found = _SCP.fullmatch(text)
     if found is None:
         return None
@@ -200,7 +201,7 @@ def _scp(text: str) -> GitReference | None:
 
 
 def _with(made: GitReference, fragment: str, query: str) -> GitReference:
-    """``made`` with what its fragment and its query say."""
+    """Return ``made`` with its fragment and its query."""
     ref, _, subdir = fragment.partition(":")
     options = _options(made, query)
     ref = _agreed(made, "ref", ref, options.pop("ref", ""))
@@ -267,12 +268,12 @@ def _boolean(made: GitReference, options: dict[str, str], key: str) -> bool | No
 
 
 def _clean(subdir: str) -> str:
-    """``subdir`` below the root of the repository, which no ``..`` leads out of."""
+    """Return the normalised ``subdir``, which must not lead out of the repository."""
     return posixpath.normpath("/" + subdir).lstrip("/")
 
 
 def check_ref(remote: str, ref: str) -> None:
-    """Raise ``ContextError`` unless git could have a reference called ``ref``, and nobody takes it for an option."""
+    """Raise ``ContextError`` unless git allows ``ref`` as the name of a ref, and it cannot be taken for an option."""
     if _NO_REF.search(ref):
         raise _wrong(
             remote, f"invalid git ref {printable(ref)!r}", "it is the name of a branch or tag, or a full commit"
@@ -280,7 +281,7 @@ def check_ref(remote: str, ref: str) -> None:
 
 
 def check_checksum(remote: str, checksum: str) -> str:
-    """``checksum`` in lower case; ``ContextError`` unless it could be the beginning of a commit hash."""
+    """Return ``checksum`` in lower case. Raises ``ContextError`` unless it can be the beginning of a commit hash."""
     if checksum and not _CHECKSUM.fullmatch(checksum):
         why = f"invalid checksum {printable(checksum)!r}"
         raise _wrong(remote, why, "for a git repository, it is a commit hash or the beginning of one")

@@ -1,12 +1,12 @@
-"""Files behind URLs: what ``ADD https://…`` and remote build contexts download.
+"""Files at URLs, for ``ADD https://…`` and remote build contexts.
 
-Names, modes and times are BuildKit's (reference.md, "Adding files from a URL"; source/http/source.go): the file is
-called like the last component of the URL's path, has mode 0600, and is as old as ``Last-Modified`` says, or of 1970.
+Names, modes and times are BuildKit's (reference.md, "Adding files from a URL"; source/http/source.go): the name is the
+last component of the URL's path, the mode 0600, the time that of ``Last-Modified``, else 1970.
 
-A URL in a Dockerfile is a stranger's word, and so is every answer. Beyond what ``transport`` sees to (no cookies,
-no redirect from HTTPS to HTTP, to link-local addresses or from elsewhere to this machine, a credential never sent to
-another origin than the one it is for): sizes are bounded, user names and queries of URLs appear in no message, and what
-breaks off is only taken up again when the server says that it is still the same file (RFC 9110, 13.1.5).
+URLs of a Dockerfile and the answers are untrusted. Besides what ``transport`` ensures (no cookies; no redirect from
+HTTPS to HTTP, to link-local addresses or from elsewhere to this machine; no credential to another origin), sizes are
+limited, user names and queries of URLs are shown in no message, and a broken download is resumed only if the server
+says that the file is still the same (RFC 9110, 13.1.5).
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
     import httpx
 
 LIMIT: Final = 64 << 30
-"""Bytes of one file: more is taken for a server that never ends."""
+"""Maximum size of a file in bytes."""
 REDIRECTS: Final = 10
-"""As many as Go's client, and so BuildKit, follows."""
+"""Maximum number of redirects: that of Go's client, and so of BuildKit."""
 UNNAMED: Final = "__unnamed__"
-"""What a file is called whose URL has no path."""
+"""The name of a file whose URL has no path."""
 _SAFE: Final = "download"
+"""The name of a file whose own name is invalid (BuildKit's source/util/pathutil)."""
 _CONTENT: Final = "content"
-"""What a download is called on this machine, whatever its URL calls it."""
-"""What a file is called whose name is none: BuildKit's source/util/pathutil."""
+"""The name of a download on this machine."""
 _TOKEN_SECRET: Final = "HTTP_AUTH_TOKEN_"
 _HEADER_SECRET: Final = "HTTP_AUTH_HEADER_"
 _CHECKSUM: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -59,38 +59,38 @@ _REPORT_SECONDS: Final = 0.1
 _NETWORK: Final = "check the URL, the network, and HTTP_PROXY/NO_PROXY"
 
 Progress = Callable[[int, int], None]
-"""Told of bytes on their way: bytes done, bytes in all (0 when the server does not say)."""
+"""Receives bytes done, and bytes in all (0 if the server does not say)."""
 
 
 class Validators(msgspec.Struct, frozen=True):
-    """By what a server tells one version of a file from another; kept with a cached download (RFC 9110, 8.8)."""
+    """What a server distinguishes versions of a file by; stored with a cached download (RFC 9110, 8.8)."""
 
     etag: str = ""
     last_modified: str = ""
-    """The header's text; "" also when the file was changed in the very second of the answer, which the header cannot
-    tell from a later change in that second (8.8.2.2)."""
+    """The header; "" also if the file was modified in the second of the answer, because a later change in the same
+    second could not be detected (8.8.2.2)."""
     length: str = ""
 
     def __bool__(self) -> bool:
-        """Whether there is anything to ask by."""
+        """Whether there is any."""
         return bool(self.etag or self.last_modified)
 
 
 class Downloaded(msgspec.Struct, frozen=True):
-    """A file as it came: ``path`` is where it lies, ``name`` what it is called."""
+    """A downloaded file: ``path`` is where it is, ``name`` its name from the URL."""
 
     path: str
     name: str
     mtime: int | None
-    """``Last-Modified``, seconds since 1970; None when the server does not say, and then the file is of 1970."""
+    """``Last-Modified`` in seconds since 1970; None if the server does not say, which means 1970."""
     digest: str
     size: int
-    """Bytes."""
+    """In bytes."""
     validators: Validators
 
 
 def file_name(url: str) -> str:
-    """What the file behind ``url`` is called: known without asking the server."""
+    """Return the name of the file at ``url``, without asking the server."""
     from urllib.parse import unquote, urlsplit
 
     try:
@@ -107,7 +107,7 @@ def file_name(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """``url`` as it may be shown: without user, password and the query's values, which may be secrets."""
+    """Return ``url`` for display: without user, password and the query, which may be secret."""
     address, mark, _ = url.partition("#")[0].partition("?")
     scheme, separator, rest = address.partition("://")
     authority, slash, path = rest.partition("/")
@@ -116,7 +116,7 @@ def shown(url: str) -> str:
 
 
 def authorization(url: str, secret: Callable[[str], bytes | None]) -> str:
-    """The Authorization header that the build's secrets hold for the host of ``url``; "" when they hold none.
+    """Return the Authorization header for the host of ``url`` from the build's secrets; "" if there is none.
 
     The secrets are ``HTTP_AUTH_TOKEN_host`` and, after it, ``HTTP_AUTH_HEADER_host`` (reference.md, "Secrets").
     """
@@ -140,12 +140,12 @@ def _header(text: str, name: str) -> str:
 
 
 class RequestOptions(msgspec.Struct, frozen=True):
-    """How a server is asked. ``repr`` shows no secret."""
+    """Options of requests to a server. ``repr`` shows no secret."""
 
     authorization: str = ""
-    """The Authorization header for the origin of the URL, and no other; "": what a user and password in it say."""
+    """The Authorization header, for the origin of the URL only; "": that of the user and password in the URL."""
     cancel: Future[None] | None = None
-    """Ends requests with ``Interrupted`` once it is done."""
+    """Requests raise ``Interrupted`` once it is done."""
     retry: RetryPolicy = RetryPolicy()
 
     def __repr__(self) -> str:
@@ -163,11 +163,11 @@ def download(
     checksum: str = "",
     progress: Progress | None = None,
 ) -> Downloaded:
-    """Download ``url`` into a new file in ``directory``, which may have none that a download has made before.
+    """Download ``url`` to a new file in ``directory``, in which there is no other download.
 
-    ``checksum`` (``sha256:`` and 64 hexadecimal digits) is what the content has to be. What breaks off is resumed or
-    started over. Nothing is left behind by a failure. Raises ``ContextError``; ``StoreError`` when the file cannot be
-    written; ``Interrupted``.
+    ``checksum``: the expected digest, ``sha256:`` and 64 hexadecimal digits. A broken download is resumed or started
+    again. After an error there is no file. Raises ``ContextError``; ``StoreError`` if the file cannot be written;
+    ``Interrupted``.
     """
     if checksum and not _CHECKSUM.fullmatch(checksum):
         raise ContextError(
@@ -194,10 +194,10 @@ def download(
 
 
 def unchanged(url: str, validators: Validators, options: RequestOptions = _DEFAULT) -> bool:
-    """Whether ``url`` still leads to the file that ``validators`` came with, by one conditional HEAD request.
+    """Whether ``url`` still is the file that ``validators`` came with, by one conditional HEAD request.
 
-    False whenever the server does not say clearly that it is. HEAD, and a comparison of our own, because some servers
-    send entity tags and then ignore ``If-None-Match``. Raises ``ContextError`` when the server cannot be reached.
+    False unless the server says so clearly. The answer to HEAD is compared here, because some servers send entity tags
+    and ignore ``If-None-Match``. Raises ``ContextError`` if the server cannot be reached.
     """
     if not validators:
         return False
@@ -216,9 +216,9 @@ def unchanged(url: str, validators: Validators, options: RequestOptions = _DEFAU
 
 
 def destination(url: str, options: RequestOptions = _DEFAULT) -> tuple[str, bool]:
-    """Where redirects lead from ``url``, and whether that is the origin that the authorization is for.
+    """Return the URL that redirects of ``url`` lead to, and whether it is in the origin of the authorization.
 
-    The answer itself does not matter. Raises as ``download`` does.
+    The answer itself is ignored. Raises as ``download`` does.
     """
     target = _target(url, options.authorization)
     with _connected(target, options.cancel) as transport:
@@ -231,7 +231,8 @@ def destination(url: str, options: RequestOptions = _DEFAULT) -> tuple[str, bool
 
 
 class _Target(msgspec.Struct, frozen=True):
-    """Where to ask: ``url`` without user and password, which became ``authorization``; ``repr`` does not show it."""
+    """A request's target: ``url`` without user and password, which are in ``authorization``; ``repr`` does not show
+    it."""
 
     url: str
     host: str
@@ -279,7 +280,7 @@ class _Stop:
 
 @contextmanager
 def _connected(target: _Target, cancel: Future[None] | None) -> Iterator[Transport]:
-    """Connections for ``target``; what goes wrong with them is a ``ContextError`` about it."""
+    """Open a transport for ``target``. Its errors become ``ContextError``."""
     with closing(Transport(SystemTrust(), None if cancel is None else _Stop(cancel))) as transport:
         if cancel is not None:
             cancel.add_done_callback(lambda _: transport.close())  # wakes who waits for an answer
@@ -329,7 +330,7 @@ def _refused(target: _Target, response: httpx.Response) -> ContextError:
 
 
 class _Download:
-    """A file on its way: how much of it is here, and what would have to be true to go on from there."""
+    """A download: the part that has been received, and the conditions for resuming it."""
 
     def __init__(
         self, target: _Target, transport: Transport, file: _File, policy: RetryPolicy, progress: Progress | None
@@ -342,13 +343,13 @@ class _Download:
         self.digest = hashlib.sha256()
         self.size = 0
         self.headers: Mapping[str, str] = {}
-        """Of the answer that the content comes from."""
+        """Those of the answer that the content is from."""
         self._condition = ""
-        """For ``If-Range``; "" when what is here cannot be continued."""
+        """The value for ``If-Range``; "" if the part cannot be continued."""
         self._due = 0.0
 
     def run(self) -> None:
-        """Get all of it, in as many requests as that takes. Raises ``TransientError`` when no progress is made."""
+        """Download the whole file, in as many requests as necessary. Raises ``TransientError`` without progress."""
         attempts = Attempts(self.policy, self.transport.pause)
         furthest = 0
         while True:
@@ -363,7 +364,7 @@ class _Download:
                         attempts.progressed()
 
     def _try(self) -> bool:
-        """One request, from where we stand; False when the server's file is not the one that we hold a part of."""
+        """Make one request, from the present position; return False if the server has another version of the file."""
         headers: tuple[tuple[str, str], ...] = ()
         if self.size and self._condition:
             headers = (("Range", f"bytes={self.size}-"), ("If-Range", self._condition))
@@ -389,7 +390,7 @@ class _Download:
             return True
 
     def _not_now(self, reply: Reply) -> TransientStatus:
-        """The error for ``reply``, which says that the server cannot just now."""
+        """Return the error for ``reply``, a status that may pass."""
         asked = reply.retry_after
         why = f"; it asks to wait {asked:.0f} s" if asked > self.policy.longest_retry_after else ""
         return TransientStatus(reply, f"status {reply.status}{why}")
@@ -417,7 +418,8 @@ class _Download:
             self.progress(self.size, self.size)
 
     def _chunks(self, response: httpx.Response) -> Iterator[bytes]:
-        """The content. ``Content-Encoding: gzip`` is undone although nobody asked for it, as Go's client does."""
+        """Return the content. ``Content-Encoding: gzip`` is decoded although it was not requested, as Go's client
+        does."""
         chunks = with_minimum_rate(self.transport.raw(response))
         if response.headers.get("content-encoding", "").strip().lower() != "gzip":
             return chunks
@@ -434,7 +436,7 @@ def _inflated(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class _Chunks:
-    """Chunks as a stream."""
+    """A stream of chunks."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -451,14 +453,14 @@ class _Chunks:
 
 
 def _starts_at(response: httpx.Response, offset: int) -> bool:
-    """Whether a 206 is the part that was asked for (RFC 9110, 14.4: ``bytes 5-9/10``)."""
+    """Whether a 206 is for the requested range (RFC 9110, 14.4: ``bytes 5-9/10``)."""
     unit, _, rest = response.headers.get("content-range", "").partition(" ")
     start: str = rest.partition("-")[0]
     return bool(unit == "bytes") and start == str(offset)
 
 
 class _File:
-    """The new file ``path``, mode 0600. A context manager, which deletes it unless it was ``finish``ed."""
+    """A new file, mode 0600. A context manager, which deletes it unless ``finish`` was called."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -483,18 +485,18 @@ class _File:
             raise StoreError(f"cannot write {printable(self._path)}", why=error.strerror or str(error)) from error
 
     def write(self, data: bytes) -> None:
-        """The next bytes."""
+        """Append ``data``."""
         with self._storing():
             write_all(self._fd, data)
 
     def empty(self) -> None:
-        """Forget everything."""
+        """Truncate it."""
         with self._storing():
             os.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
 
     def finish(self, mtime: int) -> None:
-        """The content is complete, and ``mtime`` seconds since 1970 its time."""
+        """Keep the file, and set its time to ``mtime`` seconds since 1970."""
         with self._storing():
             os.fchmod(self._fd, 0o600)
             os.utime(self._fd, (mtime, mtime))
@@ -505,7 +507,8 @@ class _File:
 
 
 def http_date(text: str) -> int | None:
-    """Seconds since 1970 of a date in one of HTTP's three forms (RFC 9110, 5.6.7); None for anything else."""
+    """Return the seconds since 1970 of a date in one of HTTP's three forms (RFC 9110, 5.6.7); None for anything
+    else."""
     if not re.fullmatch(
         r"\w{3,9}, \d\d[ -]\w{3}[ -](\d\d|\d{4}) \d\d:\d\d:\d\d GMT|\w{3} \w{3} [\d ]\d .{8} \d{4}", text
     ):
@@ -534,7 +537,7 @@ def _same(known: Validators, now: Validators) -> bool:
 
 
 def _range_condition(headers: Mapping[str, str]) -> str:
-    """What ``If-Range`` may hold: a strong entity tag, or a date that is strong enough (RFC 9110, 13.1.5)."""
+    """Return the value for ``If-Range``: a strong entity tag, or a date that is strong enough (RFC 9110, 13.1.5)."""
     validators = _validators(headers)
     if validators.etag:
         return "" if validators.etag.startswith("W/") else validators.etag

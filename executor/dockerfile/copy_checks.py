@@ -47,7 +47,7 @@ def _check_source(instruction: Copy | Add, source: str) -> None:
             if repository is not None and not repository.indistinguishable_from_local:
                 if isinstance(instruction, Copy):
                     raise ValueError("source can't be a git ref for COPY")
-                gitreference.settled(repository, keep_git_dir=instruction.keep_git_dir, checksum=checksum)
+                gitreference.with_flags(repository, keep_git_dir=instruction.keep_git_dir, checksum=checksum)
                 return
         except ContextError as wrong:
             problem = wrong.problem

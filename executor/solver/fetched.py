@@ -44,7 +44,7 @@ def part(instruction: Add, text: str) -> FromUrl | FromGit | None:
     repository = gitreference.parse(text)
     if repository is not None and not repository.indistinguishable_from_local:
         checksum, keep = instruction.checksum, instruction.keep_git_dir
-        return FromGit(gitreference.settled(repository, keep_git_dir=keep, checksum=checksum))
+        return FromGit(gitreference.with_flags(repository, keep_git_dir=keep, checksum=checksum))
     if text.startswith(("http://", "https://")):
         return FromUrl(text, instruction.checksum, bool(instruction.unpack))
     return None

@@ -18,7 +18,7 @@ from registry_server import Asked, Said, Served
 from executor.context import gitprogram
 from executor.context.git import Checkout, authorization, checkout, identity, resolve
 from executor.context.gitprogram import Access
-from executor.context.gitreference import GitReference, parse, settled
+from executor.context.gitreference import GitReference, parse, with_flags
 from platforms.errors import ContextError, EnvironmentUnfit, Interrupted, StoreError
 
 
@@ -198,18 +198,18 @@ def test_the_right_checksum(repo: Repository, server: Served, tmp_path: Path, re
 def test_the_wrong_checksum(repo: Repository, server: Served, tmp_path: Path, ref: str) -> None:
     ref = ref.format(commit=repo.git("rev-parse", "light"))
     wrong = "f" * 40
-    made = settled(reference(f"{server.url}/repo.git#{ref}"), keep_git_dir=None, checksum=wrong)
+    made = with_flags(reference(f"{server.url}/repo.git#{ref}"), keep_git_dir=None, checksum=wrong)
     with pytest.raises(ContextError, match=f"expected checksum to match {wrong}, got {repo.git('rev-parse', ref)}"):
         get(made, tmp_path / "out")
 
 
 def test_a_flag_must_not_contradict_the_query() -> None:
     made = reference("https://example.com/x.git?keep-git-dir=true&checksum=aa")
-    assert settled(made, keep_git_dir=True, checksum="AA") == made
-    assert settled(made, keep_git_dir=None, checksum="") == made
+    assert with_flags(made, keep_git_dir=True, checksum="AA") == made
+    assert with_flags(made, keep_git_dir=None, checksum="") == made
     for flags in ({"keep_git_dir": False, "checksum": ""}, {"keep_git_dir": None, "checksum": "ab"}):
         with pytest.raises(ContextError, match=r"inconsistent|conflicts"):
-            settled(made, **flags)  # type: ignore[arg-type]
+            with_flags(made, **flags)  # type: ignore[arg-type]
 
 
 def test_fetching_by_commit_asks_for_no_names(repo: Repository, server: Served, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_kept_git_directory_works(
 ) -> None:
     fragment = fragment.format(commit=repo.git("rev-parse", "main"))
     url = f"{server.url}/repo.git".replace("http://", "http://user:secret@")
-    made = settled(reference(url + fragment), keep_git_dir=True, checksum="")
+    made = with_flags(reference(url + fragment), keep_git_dir=True, checksum="")
     got = get(made, tmp_path / "out")
     top = Path(got.path)
     assert git(top, "status", "--porcelain") == ""
@@ -521,7 +521,7 @@ def test_a_password_in_the_url_opens_the_door(repo: Repository, root: Path, tmp_
 
 def test_git_tells_how_far_it_is(repo: Repository, server: Served, tmp_path: Path) -> None:
     said: list[str] = []
-    get(f"{server.url}/repo.git", tmp_path / "out", said=said.append)
+    get(f"{server.url}/repo.git", tmp_path / "out", output=said.append)
     assert any("objects" in line for line in said)
     assert all(line.isprintable() for line in said)
 
