@@ -14,7 +14,6 @@ from msgspec.structs import replace
 
 from executor import protocol
 from executor.registry.config import RegistrySettings
-from executor.registry.layout import split_location
 from orchestrator.answers import registries_of
 from orchestrator.node import Placement
 from platforms.errors import Problem, UsageError
@@ -131,6 +130,8 @@ def _context(context: protocol.Context) -> protocol.Context:
         case protocol.DirectoryContext(name, _, ignore, owners):
             return protocol.SentContext(name, ignore, owners)
         case protocol.LayoutContext(name, path):
+            from executor.registry.layout import split_location
+
             return protocol.SentLayoutContext(name, split_location(path)[1])
         case (
             protocol.SentContext() | protocol.SentLayoutContext() | protocol.ImageContext() | protocol.ScratchContext()
