@@ -16,7 +16,11 @@ from typing import Final
 
 from executor import protocol
 from executor.dockerfile import Dockerfile, ignore
-from orchestrator.request import Allowed
+from orchestrator.plan import Plan
+from orchestrator.request import Allowed, Request
+from orchestrator.results import PlatformResult
+from orchestrator.view import events
+from orchestrator.view.events import Emit
 from platforms.errors import AuditError, Problem
 from platforms.parsing import parse
 from platforms.platform import Platform
@@ -33,6 +37,19 @@ def allowed_by(dockerfile: Dockerfile) -> tuple[Allowed, ...]:
         for match in found
         if match
     )
+
+
+def check(request: Request, plan: Plan, built: PlatformResult, emit: Emit) -> None:
+    """Complain of what was found in an image, as ``--audit`` says: by a warning, or by raising ``AuditError``."""
+    platform = built.placement.platform
+    allowed = (*request.audit_allow, *allowed_by(plan.dockerfile))
+    findings = audit(platform, built.result.findings, allowed)
+    if not findings:
+        return
+    found = problem(platform, findings)
+    if request.audit == "error":
+        raise AuditError.of(found)
+    emit(events.WarningRaised(problem=found, rule="Audit"))
 
 
 def audit(

@@ -11,7 +11,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -21,21 +21,10 @@ from executor.registry.reference import Reference
 from executor.solver.graph import External
 from executor.store.removal import remove_tree
 from orchestrator import jobs as making
-from orchestrator import plan as planning
 from orchestrator import publish, result_cache, warnings
-from orchestrator.contexts import FetchOptions
-from orchestrator.node import ExecutorPool, Placement, place
-from orchestrator.outputs import (
-    CacheOnly,
-    DockerArchive,
-    FilesOutput,
-    ImageStore,
-    LocalArchive,
-    LocalDirectory,
-    OciArchive,
-    OciLayout,
-    Push,
-)
+from orchestrator.node import ExecutorPool
+from orchestrator.outputs import Push
+from orchestrator.placement import Placement, place_all, refuse_unfit
 from orchestrator.plan import Plan
 from orchestrator.publish import Prepared
 from orchestrator.registries import Registry
@@ -45,13 +34,15 @@ from orchestrator.session import Session
 from orchestrator.view import events
 from orchestrator.view.events import Emit
 from platforms import debug
-from platforms.errors import AuditError, BuildError, EnvironmentUnfit, KanifoldError
+from platforms.errors import BuildError, KanifoldError
 
 if TYPE_CHECKING:
-    from orchestrator.load import Loader
+    from orchestrator.local_outputs import LocalOutputs
 
 _Push = Callable[[BuildResult, Sequence[Reference], Sequence[Reference], Registry, Emit], Awaitable[None]]
 """Puts the root document of a build into its repositories, of which tags (the third argument) are to name it."""
+_RESOLVED_AT_ONCE: Final = 8
+"""Images that are asked for together."""
 
 
 class PlatformsFailedError(BuildError):
@@ -72,8 +63,8 @@ class _Build(msgspec.Struct, frozen=True):
     placements: tuple[Placement, ...]
     scratch: str
     """A path for temporary files, where nothing is yet."""
-    loader: Loader | None
-    """Who takes what is loaded."""
+    local: LocalOutputs | None
+    """What the build leaves on this machine; None when that is nothing."""
     push: _Push
     pushing: asyncio.Event
     """To be set as soon as it is known that something will be pushed that is not there."""
@@ -99,17 +90,17 @@ async def prepare(session: Session, request: Request, plan: Plan | None = None) 
 
 
 async def _prepared(session: Session, request: Request, plan: Plan | None, push: _Push) -> Prepared:
-    placements = await _placed(session, request, plan)  # (1)
+    placements = await place_all(request, plan, session.nodes)  # (1)
     for each in placements:
         debug.log("placed", platform=str(each.platform), node=each.node.name, runs=each.how or "nothing")
-    loader = await asyncio.to_thread(_loader, request)
+    local = await _local_outputs(session, request)
     session.emit(_started(request, placements))
     scratch, executors = session.store.session.temporary(), ExecutorPool()
     try:
         async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
             pushing = asyncio.Event()
             may_push = group.create_task(_may_push(request, session.registry, pushing))
-            begun = _Build(session, request, placements, scratch, loader, push, pushing, may_push, executors)
+            begun = _Build(session, request, placements, scratch, local, push, pushing, may_push, executors)
             made = group.create_task(_made(begun, plan))
         return made.result()
     except ExceptionGroup as errors:
@@ -117,14 +108,6 @@ async def _prepared(session: Session, request: Request, plan: Plan | None, push:
     finally:
         session.leave(executors.release())
         session.leave(asyncio.to_thread(remove_tree, scratch))
-
-
-async def _placed(session: Session, request: Request, plan: Plan | None) -> tuple[Placement, ...]:
-    """Where each platform is built. Nodes are asked about platforms only if some of their programs may be run."""
-    platforms = request.platforms if plan is None or plan.may_run else ()
-    described = await asyncio.gather(*(each.describe(platforms) for each in session.nodes))
-    nodes = tuple(zip(session.nodes, described, strict=True))
-    return tuple(place(each, nodes) for each in request.platforms)
 
 
 def _started(request: Request, placements: Iterable[Placement]) -> events.BuildStarted:
@@ -154,17 +137,13 @@ async def _may_push(request: Request, registry: Registry, pushing: asyncio.Event
     await publish.check_push(request.repositories, registry)
 
 
-def _loader(request: Request) -> Loader | None:
-    """Who takes what is loaded, found out before anything is built; None for a build that is not."""
-    stores = [each for each in request.outputs if isinstance(each, ImageStore)]
-    if not stores:
+async def _local_outputs(session: Session, request: Request) -> LocalOutputs | None:
+    """What the build is to leave on this machine. Raises ``KanifoldError`` when what takes it is not there."""
+    if all(isinstance(each, Push) for each in request.outputs):
         return None
-    from orchestrator import load
+    from orchestrator import local_outputs
 
-    loader = load.find(request.load_to)
-    named = bool(request.tags) or all(each.image.names for each in stores)
-    load.check(loader, request.platforms, named=named)
-    return loader
+    return await asyncio.to_thread(local_outputs.find, request, session.store)
 
 
 async def _made(build: _Build, plan: Plan | None) -> Prepared:
@@ -172,8 +151,10 @@ async def _made(build: _Build, plan: Plan | None) -> Prepared:
     # What is fetched has no lasting place, so nothing of such a build could be looked at again.
     cacheable = plan is not None and result_cache.is_cacheable(request, build.placements)
     if plan is None:
-        plan = await _plan(build)  # (2)
-    _refuse_unfit(request, plan, build.placements)
+        from orchestrator import fetching
+
+        plan = await fetching.plan(request, build.scratch, build.emit)  # (2)
+    refuse_unfit(request, plan, build.placements)
     for warning in warnings.missing_epoch(request, plan):
         build.emit(warning)
     name = os.path.basename(build.scratch)
@@ -207,41 +188,6 @@ async def _made(build: _Build, plan: Plan | None) -> Prepared:
     finally:
         for each in tuple(staying):
             release(each)
-
-
-async def _plan(build: _Build) -> Plan:
-    """The plan; what has to be fetched for it goes below the build's ``scratch``."""
-    from orchestrator.answers import read_secret
-
-    request = build.request
-    secrets = {each.id: each for each in request.secrets}
-
-    def secret(name: str) -> bytes | None:
-        found = secrets.get(name)
-        return None if found is None else read_secret(found.file, found.variable)
-
-    os.mkdir(build.scratch, 0o700)
-    options = FetchOptions(build.scratch, secret, request.agents.get("default", ""), emit=build.emit)
-    reading = asyncio.create_task(asyncio.to_thread(planning.read, request, request.platforms, options))
-    try:
-        return await asyncio.shield(reading)
-    except asyncio.CancelledError:
-        options.cancel.set_result(None)
-        await asyncio.gather(reading, return_exceptions=True)
-        raise
-
-
-def _refuse_unfit(request: Request, plan: Plan, placements: Iterable[Placement]) -> None:
-    """Raise ``EnvironmentUnfit`` when a platform's programs would have to run that cannot, before anything is done."""
-    for each in placements:
-        if each.support.unfit is not None and each.platform in plan.running:
-            raise each.support.unfit
-        if each.platform.os == "windows" and not all(isinstance(output, FilesOutput) for output in request.outputs):
-            raise EnvironmentUnfit(
-                f"cannot make images for {each.platform}",
-                why="layers of Windows images have a form of their own",
-                remedy="have the files without the image: -o type=local,dest=DIR",
-            )
 
 
 async def _pinned(
@@ -281,7 +227,14 @@ async def _pin(
                 what = f"cannot resolve the image {image.name}: {what}"  # its registry's name alone says little
             raise KanifoldError.of(replace(error.problem, what=what, where=image.where)) from error
 
-    pins = tuple(await asyncio.gather(*(resolve(each) for each in plan.images)))
+    if len(plan.images) > _RESOLVED_AT_ONCE:
+        from asyncio_pool import AioPool
+
+        pool = AioPool(size=_RESOLVED_AT_ONCE)
+        resolving = [pool.spawn_n(resolve(each)) for each in plan.images]
+    else:
+        resolving = [asyncio.ensure_future(resolve(each)) for each in plan.images]
+    pins = tuple(await asyncio.gather(*resolving))
     if any(each.pins != pins for each in cached):
         stop.set()
     return pins
@@ -324,8 +277,11 @@ async def _finish(
         if making.needs_blobs(request) and not each.placement.shares_disk:
             await publish.fetch(each, image, session.store)
         images.append(image)
-        _audit(build, plan, each)
-        if all(isinstance(output, Push) for output in request.outputs):
+        if request.audit != "off" and (each.result.findings or b"audit-allow" in plan.data):
+            from orchestrator import audit
+
+            audit.check(request, plan, each, build.emit)
+        if build.local is None:
             release(each)
     result = publish.join(request, images)
     if build.pushing.is_set():
@@ -333,41 +289,6 @@ async def _finish(
     else:  # all is there: what a tag may be moved to is found out by moving it
         build.may_push.cancel()
     await build.push(result, repositories, tags, session.registry, build.emit)  # (5)
-    await _write_outputs(build, built, result)
+    if build.local is not None:
+        await build.local.write(built, result, build.emit)
     return Prepared(result, await standing)
-
-
-async def _write_outputs(build: _Build, built: Sequence[PlatformResult], result: BuildResult) -> None:
-    for output in build.request.outputs:
-        match output:
-            case LocalDirectory() | LocalArchive():
-                from orchestrator import file_output
-
-                await file_output.write(output, built, result.root.digest, build.emit)
-            case OciLayout() | OciArchive() | DockerArchive() | ImageStore():
-                from orchestrator import images
-
-                where = images.Where(build.session.store, build.loader)
-                await images.write(output, result, build.request, where, build.emit)
-            case Push() | CacheOnly():
-                pass  # pushed before, all platforms together
-            case _:
-                assert_never(output)
-
-
-def _audit(build: _Build, plan: Plan, built: PlatformResult) -> None:
-    """Complain of programs of another architecture, as ``--audit`` says."""
-    request = build.request
-    if request.audit == "off" or not (built.result.findings or b"audit-allow" in plan.data):
-        return
-    from orchestrator import audit
-
-    platform = built.placement.platform
-    allowed = (*request.audit_allow, *audit.allowed_by(plan.dockerfile))
-    findings = audit.audit(platform, built.result.findings, allowed)
-    if not findings:
-        return
-    problem = audit.problem(platform, findings)
-    if request.audit == "error":
-        raise AuditError.of(problem)
-    build.emit(events.WarningRaised(problem=problem, rule="Audit"))

@@ -17,7 +17,8 @@ from executor import protocol
 from orchestrator import conversation
 from orchestrator.answers import answers
 from orchestrator.conversation import Answer, Executor, OnAsk, OnMessage, Stream
-from orchestrator.node import ExecutorPool, Placement
+from orchestrator.node import ExecutorPool
+from orchestrator.placement import Placement
 from orchestrator.request import Request
 from orchestrator.results import PlatformFailure, PlatformResult, StepEvent
 from orchestrator.session import Session

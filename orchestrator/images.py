@@ -1,4 +1,4 @@
-"""Images as local outputs: OCI layouts, and archives of the kinds that are loaded elsewhere."""
+"""Images as local outputs: OCI layouts, and archives of the kinds that are loaded elsetargets."""
 
 from __future__ import annotations
 
@@ -29,72 +29,72 @@ from orchestrator.view.events import Emit
 from platforms.errors import Interrupted, StoreError, UsageError
 
 
-class Where(msgspec.Struct, frozen=True):
+class Targets(msgspec.Struct, frozen=True):
     """Where images come from and, for an ``ImageStore``, go to."""
 
     store: Store
     loader: Loader | None
 
 
-async def write(output: ImagesOutput, product: BuildResult, request: Request, where: Where, emit: Emit) -> None:
+async def write(output: ImagesOutput, result: BuildResult, request: Request, targets: Targets, emit: Emit) -> None:
     """Write a local output of images, an ``ImageStore`` by the loader. Cancelling leaves nothing of it."""
     cancelled = threading.Event()
-    place = _shown(output, where)
+    place = _shown(output, targets)
     emit(events.Publishing(what=place))
-    writing = asyncio.create_task(asyncio.to_thread(_write, output, product, request, where, cancelled))
+    writing = asyncio.create_task(asyncio.to_thread(_write, output, result, request, targets, cancelled))
     try:
         await asyncio.shield(writing)
     except asyncio.CancelledError:
         cancelled.set()
         await asyncio.gather(writing, return_exceptions=True)
         raise
-    emit(events.Published(ref=place, digest=product.root.digest))
+    emit(events.Published(ref=place, digest=result.root.digest))
 
 
-def _shown(output: ImagesOutput, where: Where) -> str:
+def _shown(output: ImagesOutput, targets: Targets) -> str:
     if isinstance(output, ImageStore):
-        assert where.loader is not None
-        return where.loader.name
+        assert targets.loader is not None
+        return targets.loader.name
     return "stdout" if writes_stdout(output) else output.dest
 
 
 def _write(
-    output: ImagesOutput, product: BuildResult, request: Request, where: Where, cancelled: threading.Event
+    output: ImagesOutput, result: BuildResult, request: Request, targets: Targets, cancelled: threading.Event
 ) -> None:
     names = [*output.image.names, *(str(each) for each in request.tags)]
     roots = [
         replace(
-            product.root,
-            annotations=(*product.root.annotations, (layout.CONTAINERD_NAME, name), (REF_NAME, _tag_of(name))),
+            result.root,
+            annotations=(*result.root.annotations, (layout.CONTAINERD_NAME, name), (REF_NAME, _tag_of(name))),
         )
         for name in names
-    ] or [product.root]
-    sources = _sources(product, cancelled)
+    ] or [result.root]
+    sources = _sources(result, cancelled)
     match output:
         case OciLayout():
-            layout.write_layout(output.dest, roots, sources, _digests(where.store))
+            layout.write_layout(output.dest, roots, sources, _digests(targets.store))
         case OciArchive():
             with opened(output.dest) as file:
                 archive.write_archive(file, roots, sources)
         case ImageStore():
-            assert where.loader is not None
+            assert targets.loader is not None
 
             def archived(file: BinaryIO) -> None:
-                if len(product.images) == 1:
-                    archive.write_docker_archive(file, names, product.images[0].manifest, roots, sources)
+                if len(result.images) == 1:
+                    archive.write_docker_archive(file, names, result.images[0].manifest, roots, sources)
                 else:
                     archive.write_archive(file, roots, sources)
 
-            load.run(where.loader, archived, cancelled)
+            load.run(targets.loader, archived, cancelled)
         case DockerArchive():
-            if len(product.images) != 1:
+            if len(result.images) != 1:
                 raise UsageError(
                     "--output type=docker holds one platform",
-                    why=f"this build has {len(product.images)}",
+                    why=f"this build has {len(result.images)}",
                     remedy="use type=oci, which docker load reads where its image store is containerd's",
                 )
             with opened(output.dest) as file:
-                archive.write_docker_archive(file, names, product.images[0].manifest, roots, sources)
+                archive.write_docker_archive(file, names, result.images[0].manifest, roots, sources)
         case _:
             assert_never(output)
 
@@ -140,15 +140,15 @@ def _opened(image: Image, digest: str, cancelled: threading.Event) -> BinaryIO:
     return cast(BinaryIO, _Cancellable(image.content(digest), cancelled))
 
 
-def _sources(product: BuildResult, cancelled: threading.Event) -> list[BlobSource]:
-    """Every blob of ``product`` once, the root last."""
+def _sources(result: BuildResult, cancelled: threading.Event) -> list[BlobSource]:
+    """Every blob of ``result`` once, the root last."""
     found: dict[str, BlobSource] = {}
 
     def check() -> None:
         if cancelled.is_set():
             raise Interrupted("the build was cancelled")
 
-    for each in product.images:
+    for each in result.images:
         for descriptor in (*each.manifest.layers, each.manifest.config):
             found[descriptor.digest] = BlobSource(
                 descriptor.digest,
@@ -157,7 +157,7 @@ def _sources(product: BuildResult, cancelled: threading.Event) -> list[BlobSourc
                 check,
             )
         found[each.descriptor.digest] = _inline(each.descriptor.digest, each.data)
-    found[product.root.digest] = _inline(product.root.digest, product.data)
+    found[result.root.digest] = _inline(result.root.digest, result.data)
     return list(found.values())
 
 

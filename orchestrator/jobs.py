@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from executor import protocol
-from orchestrator.node import Placement
 from orchestrator.outputs import ImagesOutput, image_options
+from orchestrator.placement import Placement
 from orchestrator.plan import Plan
 from orchestrator.request import Request
 

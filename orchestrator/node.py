@@ -1,4 +1,4 @@
-"""A node: a place where executors are started. What a build has to know of one, and where each platform is built.
+"""A node: a place where executors are started, and what a build has to know of one.
 
 Each kind of node is a module: this machine (``localnode``), whatever a command leads to (``commandnode``).
 """
@@ -120,31 +120,3 @@ class ExecutorPool:
             each.cancel()
         ended = await asyncio.gather(*waiting, return_exceptions=True)
         await asyncio.gather(*(each.end() for each in ended if not isinstance(each, BaseException)))
-
-
-class Placement(msgspec.Struct, frozen=True):
-    """A platform, the node it is built on, and how its steps run there."""
-
-    platform: Platform
-    node: Node
-    support: Support = Support()
-    shares_disk: bool = False
-
-    @property
-    def how(self) -> str:
-        """``native``, an emulator's name, or "" when that is not known or nothing is run."""
-        return self.support.how
-
-
-def place(platform: Platform, nodes: Sequence[tuple[Node, Description]]) -> Placement:
-    """The node for ``platform``: the first that runs it natively, else that emulates it, else that may yet run it."""
-    node, description = min(nodes, key=lambda each: _rank(each[1].runs(platform)))
-    return Placement(platform, node, description.runs(platform), description.shares_disk)
-
-
-def _rank(support: Support) -> int:
-    if support.unfit is not None:
-        return 3
-    if not support.how:
-        return 2
-    return 0 if support.how == "native" else 1

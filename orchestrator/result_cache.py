@@ -26,8 +26,8 @@ from executor.solver import inputs
 from executor.store import blobs, metadata_cache
 from executor.store.store import Store
 from orchestrator import publish
-from orchestrator.node import Placement
 from orchestrator.outputs import Push
+from orchestrator.placement import Placement
 from orchestrator.registries import Registry
 from orchestrator.request import Request
 from orchestrator.results import NullExecutor, PlatformResult, StepEvent

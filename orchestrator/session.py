@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -26,9 +26,6 @@ from orchestrator.view.events import Emit
 from platforms import debug
 from platforms.errors import Problem
 
-_RESOLVED_AT_ONCE: Final = 8
-"""Images that are asked for together."""
-
 
 class Pins:
     """External images by name, and the digest that each of them was found to be, asked once."""
@@ -36,7 +33,6 @@ class Pins:
     def __init__(self, registry: Registry, emit: Emit) -> None:
         self._registry = registry
         self._emit = emit
-        self._some = asyncio.Semaphore(_RESOLVED_AT_ONCE)
         self._asked: dict[str, asyncio.Task[protocol.Pin]] = {}
 
     async def resolve(self, name: str) -> protocol.Pin:
@@ -53,9 +49,8 @@ class Pins:
 
     async def _resolve(self, name: str) -> protocol.Pin:
         parsed = reference.parse(name).completed()
-        async with self._some:
-            self._emit(events.Resolving(ref=name))
-            digest = parsed.digest or (await asyncio.to_thread(self._registry.resolve, parsed)).digest
+        self._emit(events.Resolving(ref=name))
+        digest = parsed.digest or (await asyncio.to_thread(self._registry.resolve, parsed)).digest
         self._emit(events.Resolved(ref=name, digest=digest))
         debug.log("image pinned", name=name, digest=digest)
         return protocol.Pin(name, digest)

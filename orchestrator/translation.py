@@ -15,17 +15,18 @@ from msgspec.structs import replace
 from executor import protocol
 from executor.registry.config import RegistrySettings
 from orchestrator.answers import registries_of
-from orchestrator.node import Placement
+from orchestrator.placement import Placement
 from platforms.errors import Problem, UsageError
 
 UNCHANGED: Final = frozenset({
-    "version", "platform", "dockerfile", "target", "build_args", "labels", "annotations", "pins", "build", "push",
-    "local", "no_cache", "no_cache_stages", "allow", "compression", "oci", "epoch", "rewrite_timestamps", "cache_ttl",
-    "hosts", "network", "default_network", "shm_size", "ulimits", "limits", "implicit_platform",
+    "version", "platform", "dockerfile", "build_args", "annotations", "pins", "build", "push", "local", "oci", "epoch",
+    "target", "labels", "compression", "rewrite_timestamps", "no_cache", "no_cache_stages", "cache_ttl",
+    "implicit_platform", "hosts", "network", "default_network", "shm_size", "ulimits", "limits", "allow", "insecure",
+    "mirrors", "token_services", "tls", "without_tls", "failing", "timeouts",
 })  # fmt: skip
-"""The fields of a job that mean the same on every node."""
-TRANSLATED: Final = frozenset({"emulation", "dockerfile_name", "contexts", "registries", "root"})
-REFUSED: Final = frozenset({"cache_from", "cache_to", "cgroup_parent"})
+"""The fields of a job, and of the options in it, that mean the same on every node."""
+TRANSLATED: Final = frozenset({"emulation", "dockerfile_name", "contexts", "root"})
+REFUSED: Final = frozenset({"cache_from", "cache_to", "cgroup_parent", "certificates"})
 """Those that can name something of this machine, which is an error then."""
 
 

@@ -19,9 +19,10 @@ from msgspec.structs import replace
 from oci_layout import read_image
 from protocol_nodes import Marked, apart, build
 
-from executor.protocol import CacheExport, CacheInDirectory
+from executor.protocol import BuildOptions, CacheExport, CacheInDirectory
 from executor.registry.config import Certificates, RegistrySettings
 from executor.registry.reference import parse as reference
+from executor.step_options import StepOptions
 from orchestrator.outputs import OciLayout, Output, Push
 from orchestrator.request import Request, Secret
 from platforms.errors import BuildError, KanifoldError, StepFailed, UsageError
@@ -59,11 +60,13 @@ class Machine:
                 ("more", str(self.near / "more")),
             ),
             secrets=(Secret("word", str(self.near / "secrets" / "word")),),
-            root=str(self.near / "store"),
-            registries=RegistrySettings(
-                certificates=(
-                    Certificates("registry.example.com", "", str(self.near / "cert"), str(self.near / "key")),
-                )
+            options=BuildOptions(
+                root=str(self.near / "store"),
+                registries=RegistrySettings(
+                    certificates=(
+                        Certificates("registry.example.com", "", str(self.near / "cert"), str(self.near / "key")),
+                    )
+                ),
             ),
         )
 
@@ -164,18 +167,19 @@ def test_what_is_wrong_with_a_file_here_is_said_here_alone(machine: Machine) -> 
 @pytest.mark.parametrize("flag", ["--cache-from", "--cache-to", "--cgroup-parent", "certificate"])
 def test_what_is_for_this_machine_alone_is_refused_before_anything_is_sent(machine: Machine, flag: str) -> None:
     request = machine.request("FROM image\nRUN echo ran > /ran\n", OciLayout(str(machine.near / "out")))
+    options = request.options
     cache = CacheInDirectory(str(machine.near / "cache"))
     match flag:
         case "--cache-from":
-            request = replace(request, cache_from=(cache,))
+            options = replace(options, cache_from=(cache,))
         case "--cache-to":
-            request = replace(request, cache_to=(CacheExport(cache),))
+            options = replace(options, cache_to=(CacheExport(cache),))
         case "--cgroup-parent":
-            request = replace(request, cgroup_parent="/of/this/machine")
+            options = replace(options, steps=StepOptions(cgroup_parent="/of/this/machine"))
         case _:
             request = replace(request, outputs=(Push(),), tags=(reference("registry.example.com/app:1"),))
     with pytest.raises(KanifoldError, match=flag) as caught:
-        machine.build(request)
+        machine.build(replace(request, options=options))
     assert isinstance(caught.value, UsageError)
     assert "elsewhere" in caught.value.problem.what
     assert caught.value.problem.why

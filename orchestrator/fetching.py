@@ -1,0 +1,36 @@
+"""The plan of a build for which something has to be fetched: a git repository, a URL, what comes on stdin."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from functools import partial
+
+from orchestrator import plan as planning
+from orchestrator.answers import read_secret
+from orchestrator.contexts import FetchOptions
+from orchestrator.plan import Plan
+from orchestrator.request import Request
+from orchestrator.view.events import Emit
+
+
+async def plan(request: Request, scratch: str, emit: Emit) -> Plan:
+    """The plan of ``request``. What is fetched goes below ``scratch``, which is made. Raises as ``plan.read`` does.
+
+    Cancelling ends what is being fetched.
+    """
+    os.mkdir(scratch, 0o700)
+    options = FetchOptions(scratch, partial(_secret, request), request.agents.get("default", ""), emit=emit)
+    reading = asyncio.create_task(asyncio.to_thread(planning.read, request, request.platforms, options))
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        options.cancel.set_result(None)
+        await asyncio.gather(reading, return_exceptions=True)
+        raise
+
+
+def _secret(request: Request, name: str) -> bytes | None:
+    """The value of the secret ``name``; None when there is none."""
+    found = next((each for each in request.secrets if each.id == name), None)
+    return None if found is None else read_secret(found.file, found.variable)
