@@ -19,7 +19,7 @@ from executor import protocol
 from platforms import debug, framing
 from platforms.errors import Interrupted, KanifoldError, ProtocolError
 
-_Request = protocol.Fetch | protocol.Files | protocol.Done
+_Request = protocol.Fetch | protocol.FilesRequest | protocol.Done
 _Incoming = protocol.Job | protocol.Answer | _Request
 _INCOMING: msgspec.json.Decoder[_Incoming] = msgspec.json.Decoder(_Incoming)
 
@@ -113,7 +113,7 @@ class Conversation:
                 match message:
                     case protocol.Answer():
                         self._resolve(message)
-                    case protocol.Fetch() | protocol.Files() | protocol.Done():
+                    case protocol.Fetch() | protocol.FilesRequest() | protocol.Done():
                         self.dismissed = isinstance(message, protocol.Done)
                         self._requests.put(message)
                     case _:

@@ -56,7 +56,7 @@ class Handshake(Message, frozen=True, tag="hello"):
     executor that was forked: its orchestrator is on the same machine and tries emulators itself."""
 
 
-class Step(msgspec.Struct, frozen=True):
+class StepInfo(msgspec.Struct, frozen=True):
     """One vertex of the build graph as it is shown to people."""
 
     id: int
@@ -73,7 +73,7 @@ class Step(msgspec.Struct, frozen=True):
 class Planned(Message, frozen=True, tag="planned"):
     """The steps this job will go through; sent once, before the first step starts (more may be added by ONBUILD)."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[StepInfo, ...]
     emulation: str = ""
     """How steps run here: ``native``, or the emulator's name."""
 
@@ -269,7 +269,7 @@ class Failed(Message, frozen=True, tag="failed"):
     problem: Problem
 
 
-class Blob(Message, frozen=True, tag="blob"):
+class BlobContent(Message, frozen=True, tag="blob"):
     """Content sent to the orchestrator on its ``Fetch``: ``size`` raw bytes follow."""
 
     digest: str
@@ -277,7 +277,7 @@ class Blob(Message, frozen=True, tag="blob"):
 
 
 class Piece(Message, frozen=True, tag="piece"):
-    """The next ``size`` bytes, which follow, of the archive that ``Files`` asked for; none, and it is complete."""
+    """The next ``size`` bytes, which follow, of the archive requested by ``FilesRequest``; 0 at its end."""
 
     size: int = 0
 
@@ -462,7 +462,7 @@ class Fetch(Message, frozen=True, tag="fetch"):
     digest: str
 
 
-class Files(Message, frozen=True, tag="files"):
+class FilesRequest(Message, frozen=True, tag="files"):
     """After ``Result``: send the image's file system as a tar archive, in ``Piece``s.
 
     The blocks of zeros that end an archive are left out, so that archives can follow one another.

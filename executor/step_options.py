@@ -13,7 +13,7 @@ Network = Literal["isolated", "host", "none"]
 DEFAULT_SHM_SIZE: Final = 64 << 20
 
 
-class Limits(msgspec.Struct, frozen=True):
+class ResourceLimits(msgspec.Struct, frozen=True):
     """What a step may take; 0 and "" are no bound. The names are buildx's, ``pids`` excepted."""
 
     memory: int = 0
@@ -45,7 +45,7 @@ class StepOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Bytes of ``/dev/shm``; 0 for ``DEFAULT_SHM_SIZE``."""
     ulimits: tuple[tuple[str, int, int], ...] = ()
     """(name as Docker has it: ``nofile``; soft limit; hard limit), -1 for none."""
-    limits: Limits = Limits()
+    limits: ResourceLimits = ResourceLimits()
     """Bounds of each step by control groups."""
     cgroup_parent: str = ""
     """The control group that steps' groups are made in, as a path below the root; "" for ours or one above it."""
@@ -58,7 +58,7 @@ class StepOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.hosts, self.shm_size, self.ulimits
 
 
-def control_files(limits: Limits) -> tuple[tuple[str, str], ...]:
+def control_files(limits: ResourceLimits) -> tuple[tuple[str, str], ...]:
     """The files of a group, and what is written to them (Documentation/admin-guide/cgroup-v2.rst)."""
     found: list[tuple[str, str]] = []
     if limits.memory:

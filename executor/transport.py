@@ -119,7 +119,7 @@ class Origin(msgspec.Struct, frozen=True):
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
-class Request(msgspec.Struct, frozen=True):
+class HTTPRequest(msgspec.Struct, frozen=True):
     """An HTTP request. ``content`` opens the body, again each time it is sent; ``length`` is its size in bytes."""
 
     method: str
@@ -136,7 +136,7 @@ class Request(msgspec.Struct, frozen=True):
     """Whether it is sent even after the user has asked to stop, because it cleans up."""
 
 
-class Reply(msgspec.Struct, frozen=True):
+class HTTPResponse(msgspec.Struct, frozen=True):
     """A whole answer. Names in ``headers`` ignore case; ``url`` is the one after redirects."""
 
     status: int
@@ -168,7 +168,7 @@ class Reply(msgspec.Struct, frozen=True):
 class TransientStatus(TransientError):
     """The answer is a status that may pass: ``reply`` has one of a policy's ``statuses``."""
 
-    def __init__(self, reply: Reply, why: str = "") -> None:
+    def __init__(self, reply: HTTPResponse, why: str = "") -> None:
         super().__init__(why or f"status {reply.status}", delay=reply.retry_after)
         self.reply = reply
 
@@ -267,7 +267,7 @@ class Transport:
         elif self._cancel.wait(seconds):
             raise Interrupted("the transfer was stopped")
 
-    def call(self, request: Request, limit: int, *, redirects: int = REDIRECTS) -> tuple[Reply, bool]:
+    def call(self, request: HTTPRequest, limit: int, *, redirects: int = REDIRECTS) -> tuple[HTTPResponse, bool]:
         """Return the whole answer to ``request``, and whether a redirect has left its origin.
 
         At most ``limit`` bytes of the body are read: a longer one is a ``RegistryError`` if the request succeeded, and
@@ -276,7 +276,7 @@ class Transport:
         response, left = self.open(request, redirects=redirects)
         try:
             body = self.body(response, limit)
-            return Reply(response.status_code, response.headers, body, str(response.url)), left
+            return HTTPResponse(response.status_code, response.headers, body, str(response.url)), left
         finally:
             response.close()
 
@@ -321,7 +321,7 @@ class Transport:
                 self.check()
                 yield chunk
 
-    def open(self, request: Request, *, redirects: int = REDIRECTS) -> tuple[httpx.Response, bool]:
+    def open(self, request: HTTPRequest, *, redirects: int = REDIRECTS) -> tuple[httpx.Response, bool]:
         """Return the answer to ``request`` after redirects, with its body unread, for the caller to close, and whether
         they left its origin."""
         first = here = origin_of(request.url)
@@ -340,7 +340,7 @@ class Transport:
             here = there
         raise RegistryError(f"{first.authority} sent us round in circles", why=f"more than {redirects} redirects")
 
-    def _told(self, request: Request) -> httpx.Response:
+    def _told(self, request: HTTPRequest) -> httpx.Response:
         """As ``_send``, with a line in the debugging log: the URL without credentials and query."""
         began = time.monotonic()
         where = origin_of(request.url)
@@ -356,7 +356,7 @@ class Transport:
             debug.log("request", method=request.method, url=url, status=status, seconds=time.monotonic() - began)
         return response
 
-    def _send(self, request: Request) -> httpx.Response:
+    def _send(self, request: HTTPRequest) -> httpx.Response:
         if not request.best_effort:
             self.check()
         load_httpx()
@@ -506,7 +506,7 @@ def with_minimum_rate(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _redirected(request: Request, response: httpx.Response) -> str | None:
+def _redirected(request: HTTPRequest, response: httpx.Response) -> str | None:
     """Return the URL that ``response`` redirects to, or None. A request with a body follows only 307 and 308, which
     keep its method."""
     status = response.status_code

@@ -381,4 +381,4 @@ def _remote_caches(workshop: Workshop) -> RemoteCaches:
 def _hand_over(workshop: Workshop, digest: str) -> None:
     path = blobs.path(workshop.store, digest)
     size = os.stat(path).st_size
-    workshop.conversation.send_file(protocol.Blob(digest, size), path, size)
+    workshop.conversation.send_file(protocol.BlobContent(digest, size), path, size)

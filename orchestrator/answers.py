@@ -21,7 +21,7 @@ from executor.registry.reference import Reference
 from orchestrator import publish
 from orchestrator.conversation import Answer, OnAsk, Stream
 from orchestrator.registries import Registry
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from platforms import regular
 from platforms.errors import BuildError, ContextError, ProtocolError, UsageError
 
@@ -29,7 +29,7 @@ _BLOCK: Final = 1 << 20
 """Bytes of a file that are read at a time."""
 
 
-def answers(request: Request, job: protocol.Job, keychain: Keychain, registry: Registry) -> OnAsk:
+def answers(request: BuildRequest, job: protocol.Job, keychain: Keychain, registry: Registry) -> OnAsk:
     """What the executor of ``job`` may be told: nothing beyond what this build was given."""
     secrets = {secret.id: secret for secret in request.secrets}
     contexts = {each.name: each for each in job.contexts}

@@ -16,8 +16,8 @@ from typing import Final
 
 from executor import protocol
 from executor.dockerfile import Dockerfile, ignore
-from orchestrator.plan import Plan
-from orchestrator.request import Allowed, Request
+from orchestrator.plan import BuildPlan
+from orchestrator.request import Allowed, BuildRequest
 from orchestrator.results import PlatformResult
 from orchestrator.view import events
 from orchestrator.view.events import Emit
@@ -39,7 +39,7 @@ def allowed_by(dockerfile: Dockerfile) -> tuple[Allowed, ...]:
     )
 
 
-def check(request: Request, plan: Plan, built: PlatformResult, emit: Emit) -> None:
+def check(request: BuildRequest, plan: BuildPlan, built: PlatformResult, emit: Emit) -> None:
     """Complain of what was found in an image, as ``--audit`` says: by a warning, or by raising ``AuditError``."""
     platform = built.placement.platform
     allowed = (*request.audit_allow, *allowed_by(plan.dockerfile))

@@ -25,10 +25,10 @@ from orchestrator import publish, result_cache, warnings
 from orchestrator.node import ExecutorPool
 from orchestrator.outputs import Push
 from orchestrator.placement import Placement, place_all, refuse_unfit
-from orchestrator.plan import Plan
-from orchestrator.publish import Prepared
+from orchestrator.plan import BuildPlan
+from orchestrator.publish import PreparedImage
 from orchestrator.registries import Registry
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult, Image, PlatformFailure, PlatformResult
 from orchestrator.session import Session
 from orchestrator.view import events
@@ -59,7 +59,7 @@ class _Build(msgspec.Struct, frozen=True):
     """A build that has begun."""
 
     session: Session
-    request: Request
+    request: BuildRequest
     placements: tuple[Placement, ...]
     scratch: str
     """A path for temporary files, where nothing is yet."""
@@ -77,19 +77,19 @@ class _Build(msgspec.Struct, frozen=True):
         return self.session.emit
 
 
-async def build(session: Session, request: Request, plan: Plan | None = None) -> BuildResult:
+async def build(session: Session, request: BuildRequest, plan: BuildPlan | None = None) -> BuildResult:
     """Build what is asked for and publish it. The ``plan`` is given if it has been made."""
     prepared = await _prepared(session, request, plan, publish.push_untagged)
     await publish.commit(prepared, session.registry, session.emit)
     return prepared.result
 
 
-async def prepare(session: Session, request: Request, plan: Plan | None = None) -> Prepared:
+async def prepare(session: Session, request: BuildRequest, plan: BuildPlan | None = None) -> PreparedImage:
     """Build what is asked for, and push it by digest; local outputs are written. ``publish.commit`` moves its tags."""
     return await _prepared(session, request, plan, publish.push)
 
 
-async def _prepared(session: Session, request: Request, plan: Plan | None, push: _Push) -> Prepared:
+async def _prepared(session: Session, request: BuildRequest, plan: BuildPlan | None, push: _Push) -> PreparedImage:
     placements = await place_all(request, plan, session.nodes)  # (1)
     for each in placements:
         debug.log("placed", platform=str(each.platform), node=each.node.name, runs=each.how or "nothing")
@@ -110,7 +110,7 @@ async def _prepared(session: Session, request: Request, plan: Plan | None, push:
         session.leave(asyncio.to_thread(remove_tree, scratch))
 
 
-def _started(request: Request, placements: Iterable[Placement]) -> events.BuildStarted:
+def _started(request: BuildRequest, placements: Iterable[Placement]) -> events.BuildStarted:
     return events.BuildStarted(
         platforms=tuple(
             events.PlatformPlacement(str(each.platform), "" if each.shares_disk else each.node.name, each.how)
@@ -131,13 +131,13 @@ def _named(context: str) -> str:
     return shown(context)
 
 
-async def _may_push(request: Request, registry: Registry, pushing: asyncio.Event) -> None:
+async def _may_push(request: BuildRequest, registry: Registry, pushing: asyncio.Event) -> None:
     """Ask registries whether they will take what is built, once it is known that something will be."""
     await pushing.wait()
     await publish.check_push(request.repositories, registry)
 
 
-async def _local_outputs(session: Session, request: Request) -> LocalOutputs | None:
+async def _local_outputs(session: Session, request: BuildRequest) -> LocalOutputs | None:
     """What the build is to leave on this machine. Raises ``KanifoldError`` when what takes it is not there."""
     if all(isinstance(each, Push) for each in request.outputs):
         return None
@@ -146,7 +146,7 @@ async def _local_outputs(session: Session, request: Request) -> LocalOutputs | N
     return await asyncio.to_thread(local_outputs.find, request, session.store)
 
 
-async def _made(build: _Build, plan: Plan | None) -> Prepared:
+async def _made(build: _Build, plan: BuildPlan | None) -> PreparedImage:
     request, session = build.request, build.session
     # What is fetched has no lasting place, so nothing of such a build could be looked at again.
     cacheable = plan is not None and result_cache.is_cacheable(request, build.placements)
@@ -191,7 +191,7 @@ async def _made(build: _Build, plan: Plan | None) -> Prepared:
 
 
 async def _pinned(
-    build: _Build, plan: Plan, jobs: result_cache.Jobs, cached: Sequence[result_cache.CachedResult]
+    build: _Build, plan: BuildPlan, jobs: result_cache.Jobs, cached: Sequence[result_cache.CachedResult]
 ) -> tuple[tuple[protocol.Pin, ...], bool]:
     """The pins of all external images, and whether what is ``cached`` holds for them."""
     stop = threading.Event()
@@ -213,7 +213,7 @@ async def _pinned(
 
 
 async def _pin(
-    session: Session, plan: Plan, cached: Sequence[result_cache.CachedResult], stop: threading.Event
+    session: Session, plan: BuildPlan, cached: Sequence[result_cache.CachedResult], stop: threading.Event
 ) -> tuple[protocol.Pin, ...]:
     """Resolve all external images. Sets ``stop`` when one cannot be had, or when ``cached`` is not for these images."""
 
@@ -265,8 +265,8 @@ async def _built(
 
 
 async def _finish(
-    build: _Build, plan: Plan, built: Sequence[PlatformResult], release: Callable[[PlatformResult], None]
-) -> Prepared:
+    build: _Build, plan: BuildPlan, built: Sequence[PlatformResult], release: Callable[[PlatformResult], None]
+) -> PreparedImage:
     """Check, join and push what was ``built``. An executor that is not needed for that any more is released."""
     request, session = build.request, build.session
     repositories, tags = request.repositories, publish.tags_of(request)
@@ -291,4 +291,4 @@ async def _finish(
     await build.push(result, repositories, tags, session.registry, build.emit)  # (5)
     if build.local is not None:
         await build.local.write(built, result, build.emit)
-    return Prepared(result, await standing)
+    return PreparedImage(result, await standing)

@@ -18,9 +18,9 @@ from executor.store.store import Store
 from orchestrator import base_images
 from orchestrator import plan as planning
 from orchestrator.contexts import FetchOptions
-from orchestrator.plan import Plan
+from orchestrator.plan import BuildPlan
 from orchestrator.registries import Registry
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.view import wording
 from orchestrator.view.build_state import WarningState
 from orchestrator.view.problems import render_problem, render_warning
@@ -30,19 +30,19 @@ from platforms.errors import BuildError, DockerfileError, Problem
 
 
 def check_needed_stages(
-    request: Request, plan: Plan, pins: tuple[protocol.Pin, ...], registry: Registry, store: Store
+    request: BuildRequest, plan: BuildPlan, pins: tuple[protocol.Pin, ...], registry: Registry, store: Store
 ) -> CheckResult:
     """Return the findings in the stages that a build needs."""
     stages = _needed(request, plan)
     return _check(request, plan, stages, _bases(request, plan, stages, pins, registry, store))
 
 
-def _predefined(request: Request, plan: Plan) -> dict[str, str]:
+def _predefined(request: BuildRequest, plan: BuildPlan) -> dict[str, str]:
     target = request.options.target or plan.dockerfile.stages[-1].name
     return scope.platform_arguments(host.default_platform(), request.platforms[0], target)
 
 
-def _needed(request: Request, plan: Plan) -> tuple[int, ...]:
+def _needed(request: BuildRequest, plan: BuildPlan) -> tuple[int, ...]:
     """Return the stages that the target needs. Raises ``DockerfileError`` for what no context can make valid."""
     seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
     needed = graph.plan(plan.dockerfile, request.options.target, seen, plan.named(request.platforms[0])).stages
@@ -52,8 +52,8 @@ def _needed(request: Request, plan: Plan) -> tuple[int, ...]:
 
 
 def _bases(
-    request: Request,
-    plan: Plan,
+    request: BuildRequest,
+    plan: BuildPlan,
     stages: Iterable[int],
     pins: tuple[protocol.Pin, ...],
     registry: Registry,
@@ -66,7 +66,9 @@ def _bases(
     )
 
 
-def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[int, BaseImage]) -> CheckResult:
+def _check(
+    request: BuildRequest, plan: BuildPlan, stages: Iterable[int], known: Mapping[int, BaseImage]
+) -> CheckResult:
     asked = request.check_options
     hidden = next(
         (each.ignore for each in plan.contexts if isinstance(each, protocol.FilesContext) and not each.name), ""
@@ -83,7 +85,7 @@ def _check(request: Request, plan: Plan, stages: Iterable[int], known: Mapping[i
     )
 
 
-def _check_all(request: Request, plan: Plan) -> CheckResult:
+def _check_all(request: BuildRequest, plan: BuildPlan) -> CheckResult:
     """Return the findings in all stages, or in those that ``--target`` needs, and why a build would fail."""
     try:
         stages = _needed_by_any(request, plan)
@@ -94,7 +96,7 @@ def _check_all(request: Request, plan: Plan) -> CheckResult:
         return _check(request, plan, stages, _bases(request, plan, stages, (), registry, None))
 
 
-def _needed_by_any(request: Request, plan: Plan) -> frozenset[int]:
+def _needed_by_any(request: BuildRequest, plan: BuildPlan) -> frozenset[int]:
     """Return the stages that ``--target``, or else any target, needs. Raises as ``_needed`` does."""
     if not request.options.target and b"TARGETSTAGE" not in plan.data:  # what FROM sees is the same for all targets
         seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
@@ -108,7 +110,7 @@ def _needed_by_any(request: Request, plan: Plan) -> frozenset[int]:
     return frozenset(index for each in requests for index in _needed(each, plan))
 
 
-def _refuse(request: Request, plan: Plan) -> None:
+def _refuse(request: BuildRequest, plan: BuildPlan) -> None:
     """Raise the error with which a build of the target would begin, as BuildKit does before an outline.
 
     Base images are read if the result may depend on them: where findings are errors, or something is wrong.
@@ -124,7 +126,7 @@ def _refuse(request: Request, plan: Plan) -> None:
         raise BuildError.of(report.refusal)
 
 
-def call(request: Request, method: str) -> int:
+def call(request: BuildRequest, method: str) -> int:
     """Run ``--call method[,format=json]``; returns the exit status, 1 when checks find anything."""
     name, _, options = method.partition(",")
     as_json = options == "format=json"
@@ -142,7 +144,7 @@ def call(request: Request, method: str) -> int:
                 return _print_checks(request, source, means, as_json)
 
 
-def _print_checks(request: Request, source: planning.Source, means: FetchOptions, as_json: bool) -> int:
+def _print_checks(request: BuildRequest, source: planning.DockerfileSource, means: FetchOptions, as_json: bool) -> int:
     try:
         found = _check_all(request, planning.plan(request, (), source, means))
     except DockerfileError as error:
@@ -161,7 +163,9 @@ def _print_checks(request: Request, source: planning.Source, means: FetchOptions
     return 1 if found.failure is not None or found.violations else 0
 
 
-def _partial_result(request: Request, source: planning.Source, means: FetchOptions, problem: Problem) -> CheckResult:
+def _partial_result(
+    request: BuildRequest, source: planning.DockerfileSource, means: FetchOptions, problem: Problem
+) -> CheckResult:
     """Return the findings in the lines above that of ``problem``, a syntax error, and the problem itself."""
     if problem.where is None:
         return CheckResult((), problem)
@@ -173,7 +177,7 @@ def _partial_result(request: Request, source: planning.Source, means: FetchOptio
         return CheckResult((), problem)
 
 
-def _print_targets(plan: Plan, as_json: bool) -> int:
+def _print_targets(plan: BuildPlan, as_json: bool) -> int:
     found = outline.targets(plan.dockerfile)
     if as_json:
         print_json(documents.targets_document(found, plan.data))
@@ -185,7 +189,7 @@ def _print_targets(plan: Plan, as_json: bool) -> int:
     return 0
 
 
-def _print_outline(request: Request, plan: Plan, as_json: bool) -> int:
+def _print_outline(request: BuildRequest, plan: BuildPlan, as_json: bool) -> int:
     predefined = scope.platform_arguments(
         host.default_platform(), request.platforms[0], request.options.target or plan.dockerfile.stages[-1].name
     )

@@ -21,10 +21,10 @@ from orchestrator.build import PlatformsFailedError
 from orchestrator.localnode import LocalNode
 from orchestrator.node import Node
 from orchestrator.outputs import writes_stdout
-from orchestrator.plan import Plan
+from orchestrator.plan import BuildPlan
 from orchestrator.prefork import PreforkServer
 from orchestrator.registries import Connect
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult
 from orchestrator.view import events, open_display
 from orchestrator.view.events import Emit
@@ -36,7 +36,7 @@ _LAST_MOMENT: Final = 1.9
 _T = TypeVar("_T")
 
 
-def build(request: Request, plan: Plan | None, server: PreforkServer | None, connect: Connect) -> int:
+def build(request: BuildRequest, plan: BuildPlan | None, server: PreforkServer | None, connect: Connect) -> int:
     """Build, show it, and return the process's exit status (``platforms.errors`` lists them).
 
     The ``plan`` has been made if everything for it was at hand; executors for this machine come from ``server``.
@@ -50,7 +50,7 @@ def build(request: Request, plan: Plan | None, server: PreforkServer | None, con
         return _tidied(replace(request, agents=sockets), plan, LocalNode(server), connect)
 
 
-def _tidied(request: Request, plan: Plan | None, here: Node, connect: Connect) -> int:
+def _tidied(request: BuildRequest, plan: BuildPlan | None, here: Node, connect: Connect) -> int:
     """The same, and the store then has the size that it is to have."""
     root = os.path.abspath(request.options.root or default_root())
     wanted = policy.load(root)
@@ -62,7 +62,7 @@ def _tidied(request: Request, plan: Plan | None, here: Node, connect: Connect) -
     return status
 
 
-def _shown(request: Request, plan: Plan | None, here: Node, connect: Connect) -> int:
+def _shown(request: BuildRequest, plan: BuildPlan | None, here: Node, connect: Connect) -> int:
     with open_display(request.progress) as display, traced(request.trace, display.emit) as emit:
         try:
             with _descriptors_needed():
@@ -90,7 +90,7 @@ def _descriptors_needed() -> Iterator[None]:
         ) from error
 
 
-async def run(request: Request, plan: Plan | None, here: Node, connect: Connect, emit: Emit) -> BuildResult:
+async def run(request: BuildRequest, plan: BuildPlan | None, here: Node, connect: Connect, emit: Emit) -> BuildResult:
     """A session with one build, published."""
     async with session.opened((here,), request.options.root, request.options.registries, connect, emit) as opened:
         result = await building.build(opened, request, plan)
@@ -138,7 +138,7 @@ def traced(path: str, emit: Emit) -> contextlib.AbstractContextManager[Emit]:
     return recorded(path, emit)
 
 
-def _print_digest(request: Request, result: BuildResult) -> None:
+def _print_digest(request: BuildRequest, result: BuildResult) -> None:
     """Print the digest, and nothing else, on stdout, unless stdout is an output or there is no output."""
     if request.outputs and not any(map(writes_stdout, request.outputs)):
         try:

@@ -30,7 +30,7 @@ _INCOMING: Final[msgspec.json.Decoder[protocol.Message]] = msgspec.json.Decoder(
     | protocol.Ask
     | protocol.Result
     | protocol.Failed
-    | protocol.Blob
+    | protocol.BlobContent
     | protocol.Piece
 )
 _SENDER: Final = "an executor"

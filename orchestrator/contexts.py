@@ -58,7 +58,7 @@ class FetchOptions(msgspec.Struct, frozen=True):
         return tempfile.mkdtemp(dir=self.scratch)
 
 
-class Files(msgspec.Struct, frozen=True):
+class ContextFiles(msgspec.Struct, frozen=True):
     """A context's files."""
 
     directory: str
@@ -72,7 +72,7 @@ class Files(msgspec.Struct, frozen=True):
     """When the source says that it was changed last (a commit's time, ``Last-Modified``), seconds since 1970."""
 
 
-def main(text: str, means: FetchOptions, *, keep_git_dir: bool = False) -> Files:
+def main(text: str, means: FetchOptions, *, keep_git_dir: bool = False) -> ContextFiles:
     """The files of the CONTEXT ``text``: a directory, ``-`` for stdin, a git repository or a URL.
 
     Raises ``ContextError`` when it is none of these or cannot be had.
@@ -98,14 +98,14 @@ def main(text: str, means: FetchOptions, *, keep_git_dir: bool = False) -> Files
     )
 
 
-def named(name: str, text: str, means: FetchOptions) -> Files:
+def named(name: str, text: str, means: FetchOptions) -> ContextFiles:
     """The files of ``--build-context name=text`` (a directory, a git repository, a URL). Raises ``ContextError``."""
     repository = _repository(text)
     if repository is not None:
         return _git(repository, means)
     if _is_url(text):
         path, modified = _download(text, means)
-        return Files(os.path.dirname(path), fetched=True, modified=modified)
+        return ContextFiles(os.path.dirname(path), fetched=True, modified=modified)
     if not os.path.isdir(text):
         raise ContextError(
             f"build context {name}: no directory {text}",
@@ -114,16 +114,16 @@ def named(name: str, text: str, means: FetchOptions) -> Files:
     return _directory(text)
 
 
-def _directory(path: str) -> Files:
+def _directory(path: str) -> ContextFiles:
     whole = os.path.abspath(path)
     try:
         whole.encode()
     except UnicodeEncodeError as error:
         raise ContextError(f"cannot use the build context {path!r}", why="its path is not UTF-8") from error
-    return Files(whole)
+    return ContextFiles(whole)
 
 
-def changed(found: Files, means: FetchOptions) -> int | None:
+def changed(found: ContextFiles, means: FetchOptions) -> int | None:
     """When the files that were fetched were changed last, in seconds since 1970; None for what lies on this machine.
 
     Where the source does not say, it is the time of an archive's newest file (BuildKit, dockerfile2llb/epoch.go).
@@ -180,12 +180,12 @@ def stdin(path: str, means: FetchOptions) -> None:
                 raise StoreError("cannot keep what came on stdin", why=error.strerror or str(error)) from error
 
 
-def _stdin(means: FetchOptions) -> Files:
+def _stdin(means: FetchOptions) -> ContextFiles:
     path = os.path.join(means.directory(), _FILE)
     stdin(path, means)
     found = _taken_apart(path, means)
     # A Dockerfile alone: with buildx, nothing is there to be copied then.
-    return found if not found.dockerfile else Files(means.directory(), fetched=True, dockerfile=path)
+    return found if not found.dockerfile else ContextFiles(means.directory(), fetched=True, dockerfile=path)
 
 
 def _download(url: str, means: FetchOptions) -> tuple[str, int | None]:
@@ -201,13 +201,13 @@ def _download(url: str, means: FetchOptions) -> tuple[str, int | None]:
     return path, found.mtime
 
 
-def _taken_apart(path: str, means: FetchOptions) -> Files:
+def _taken_apart(path: str, means: FetchOptions) -> ContextFiles:
     """What is in the archive ``path``; when it is none, the file itself is the Dockerfile."""
     directory = _unpacked(path, means)
     if directory is None:
-        return Files(os.path.dirname(path), fetched=True, dockerfile=path)
+        return ContextFiles(os.path.dirname(path), fetched=True, dockerfile=path)
     os.unlink(path)
-    return Files(directory, fetched=True, owners=True)
+    return ContextFiles(directory, fetched=True, owners=True)
 
 
 def _unpacked(path: str, means: FetchOptions) -> str | None:
@@ -218,7 +218,7 @@ def _unpacked(path: str, means: FetchOptions) -> str | None:
     return None if archive.extract(path, directory) is None else directory
 
 
-def _git(repository: GitReference, means: FetchOptions) -> Files:
+def _git(repository: GitReference, means: FetchOptions) -> ContextFiles:
     from executor.context import git, gitprogram
 
     means.emit(events.Resolving(ref=str(repository)))
@@ -226,7 +226,7 @@ def _git(repository: GitReference, means: FetchOptions) -> Files:
     resolved = git.resolve(repository, means.directory(), access=access, cancel=means.cancel)
     means.emit(events.Resolved(ref=str(repository), digest=resolved.commit))
     found = git.checkout(repository, resolved, means.directory(), access=access, cancel=means.cancel)
-    return Files(found.path, fetched=True, modified=found.time)
+    return ContextFiles(found.path, fetched=True, modified=found.time)
 
 
 def named_canonically(contexts: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

@@ -38,14 +38,18 @@ class Executor(msgspec.Struct, frozen=True):
         message = await self._asked_for()
         if isinstance(message, protocol.Failed):
             raise KanifoldError.of(message.problem)
-        if not isinstance(message, protocol.Blob) or (message.digest, message.size) != (digest, size) or size < 0:
+        if (
+            not isinstance(message, protocol.BlobContent)
+            or (message.digest, message.size) != (digest, size)
+            or size < 0
+        ):
             raise ProtocolError("an executor sent something else than the blob it was asked for")
         async for block in self.connection.payload(size, "a blob"):
             sink(block)
 
     async def files(self, prefix: str) -> AsyncIterator[bytes]:
         """The image's file system as blocks of a tar archive without an end, everything in the directory ``prefix``."""
-        await self.connection.send(protocol.Files(prefix))
+        await self.connection.send(protocol.FilesRequest(prefix))
         while True:
             message = await self._asked_for()
             if isinstance(message, protocol.Failed):
@@ -104,7 +108,7 @@ async def _listen(connection: Connection, on_message: OnMessage, on_ask: OnAsk) 
             case protocol.Result():
                 on_message(message)
                 return message
-            case protocol.Blob() | protocol.Piece():
+            case protocol.BlobContent() | protocol.Piece():
                 raise ProtocolError("an executor sent content that nobody asked for")
             case _:
                 on_message(message)

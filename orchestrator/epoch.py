@@ -16,7 +16,7 @@ from executor.dockerfile.instructions import Add, Arg
 from executor.dockerfile.words import ExpansionBudget
 from executor.solver.named import Named
 from orchestrator import contexts
-from orchestrator.contexts import FetchOptions, Files
+from orchestrator.contexts import ContextFiles, FetchOptions
 from platforms.errors import DockerfileError, UsageError
 
 NAME: Final = "SOURCE_DATE_EPOCH"
@@ -30,7 +30,7 @@ def resolve(
     dockerfile: Dockerfile,
     given: Mapping[str, str],
     seen: Mapping[str, str],
-    main: Files,
+    main: ContextFiles,
     named: Mapping[str, str],
     means: FetchOptions,
 ) -> int | None:

@@ -19,7 +19,7 @@ from orchestrator.answers import answers
 from orchestrator.conversation import Answer, Executor, OnAsk, OnMessage, Stream
 from orchestrator.node import ExecutorPool
 from orchestrator.placement import Placement
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.results import PlatformFailure, PlatformResult, StepEvent
 from orchestrator.session import Session
 from orchestrator.translation import Translation, translate
@@ -31,7 +31,7 @@ _EVENTS: Final = 10_000
 
 
 async def build_all(
-    session: Session, request: Request, executors: ExecutorPool, jobs: Sequence[tuple[Placement, protocol.Job]]
+    session: Session, request: BuildRequest, executors: ExecutorPool, jobs: Sequence[tuple[Placement, protocol.Job]]
 ) -> tuple[tuple[PlatformResult, ...], tuple[PlatformFailure, ...]]:
     """Do all ``jobs``, each by one of ``executors``: what was built, and what was not, in the order of the platforms.
 
@@ -66,7 +66,7 @@ class _Work(msgspec.Struct, frozen=True):
     """One platform of a build."""
 
     session: Session
-    request: Request
+    request: BuildRequest
     executors: ExecutorPool
     stop: asyncio.Future[str]
     """Done when there is nothing more to do, with the reason."""

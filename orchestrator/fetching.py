@@ -9,12 +9,12 @@ from functools import partial
 from orchestrator import plan as planning
 from orchestrator.answers import read_secret
 from orchestrator.contexts import FetchOptions
-from orchestrator.plan import Plan
-from orchestrator.request import Request
+from orchestrator.plan import BuildPlan
+from orchestrator.request import BuildRequest
 from orchestrator.view.events import Emit
 
 
-async def plan(request: Request, scratch: str, emit: Emit) -> Plan:
+async def plan(request: BuildRequest, scratch: str, emit: Emit) -> BuildPlan:
     """The plan of ``request``. What is fetched goes below ``scratch``, which is made. Raises as ``plan.read`` does.
 
     Cancelling ends what is being fetched.
@@ -30,7 +30,7 @@ async def plan(request: Request, scratch: str, emit: Emit) -> Plan:
         raise
 
 
-def _secret(request: Request, name: str) -> bytes | None:
+def _secret(request: BuildRequest, name: str) -> bytes | None:
     """The value of the secret ``name``; None when there is none."""
     found = next((each for each in request.secrets if each.id == name), None)
     return None if found is None else read_secret(found.file, found.variable)

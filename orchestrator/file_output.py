@@ -25,7 +25,7 @@ from orchestrator.view.events import Emit
 from platforms import paths
 from platforms.errors import BuildError, StoreError
 
-_LIMITS: Final = unpack.Limits()
+_LIMITS: Final = unpack.UnpackLimits()
 
 
 async def write(output: FilesOutput, built: Sequence[PlatformResult], digest: str, emit: Emit) -> None:

@@ -1,4 +1,4 @@
-"""The flags of ``kanifold build``, each declared once, and the ``Request`` that they make."""
+"""The flags of ``kanifold build``, each declared once, and the ``BuildRequest`` that they make."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from executor.registry.reference import Reference
     from orchestrator.caches import Cache
     from orchestrator.outputs import Output
-    from orchestrator.request import Annotation, Request
+    from orchestrator.request import Annotation, BuildRequest
     from platforms.platform import Platform
 
 _LOAD: Final = "KANIFOLD_LOAD"
@@ -256,13 +256,13 @@ class BuildFlags(options.Flags):
     )
 
 
-def request(given: Mapping[str, Any]) -> Request:
+def request(given: Mapping[str, Any]) -> BuildRequest:
     """The request that the command line makes of which click has ``given`` this. Raises ``UsageError``."""
     from executor.protocol import BuildOptions
     from executor.step_options import StepOptions
     from orchestrator import caches
     from orchestrator.outputs import DELETE
-    from orchestrator.request import Request
+    from orchestrator.request import BuildRequest
     from platforms import host
 
     flags = BuildFlags(given)
@@ -277,7 +277,7 @@ def request(given: Mapping[str, Any]) -> Request:
     caches.check(cache_to, compression)
     flags.builder  # noqa: B018 - which refuses all but one
     platforms = flags.platforms or (host.default_platform(),)
-    return Request(
+    return BuildRequest(
         context=flags.context,
         dockerfile=flags.dockerfile,
         platforms=platforms,

@@ -22,7 +22,7 @@ from executor.store.store import Store
 from orchestrator import load
 from orchestrator.load import Loader
 from orchestrator.outputs import DockerArchive, ImagesOutput, ImageStore, OciArchive, OciLayout, writes_stdout
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult, Image
 from orchestrator.view import events
 from orchestrator.view.events import Emit
@@ -36,7 +36,7 @@ class Targets(msgspec.Struct, frozen=True):
     loader: Loader | None
 
 
-async def write(output: ImagesOutput, result: BuildResult, request: Request, targets: Targets, emit: Emit) -> None:
+async def write(output: ImagesOutput, result: BuildResult, request: BuildRequest, targets: Targets, emit: Emit) -> None:
     """Write a local output of images, an ``ImageStore`` by the loader. Cancelling leaves nothing of it."""
     cancelled = threading.Event()
     place = _shown(output, targets)
@@ -59,7 +59,7 @@ def _shown(output: ImagesOutput, targets: Targets) -> str:
 
 
 def _write(
-    output: ImagesOutput, result: BuildResult, request: Request, targets: Targets, cancelled: threading.Event
+    output: ImagesOutput, result: BuildResult, request: BuildRequest, targets: Targets, cancelled: threading.Event
 ) -> None:
     names = [*output.image.names, *(str(each) for each in request.tags)]
     roots = [

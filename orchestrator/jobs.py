@@ -5,16 +5,16 @@ from __future__ import annotations
 from executor import protocol
 from orchestrator.outputs import ImagesOutput, image_options
 from orchestrator.placement import Placement
-from orchestrator.plan import Plan
-from orchestrator.request import Request
+from orchestrator.plan import BuildPlan
+from orchestrator.request import BuildRequest
 
 
-def needs_blobs(request: Request) -> bool:
+def needs_blobs(request: BuildRequest) -> bool:
     """Whether all blobs of the images have to be on this machine in the end."""
     return any(isinstance(each, ImagesOutput) for each in request.outputs)
 
 
-def job(request: Request, plan: Plan, placement: Placement, build: str) -> protocol.Job:
+def job(request: BuildRequest, plan: BuildPlan, placement: Placement, build: str) -> protocol.Job:
     """The job for one platform of the build with the unique name ``build``, but for what registries have to say."""
     return protocol.Job(
         version=protocol.VERSION,

@@ -18,7 +18,7 @@ from orchestrator.outputs import (
     OciLayout,
     Push,
 )
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult, PlatformResult
 from orchestrator.view.events import Emit
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class LocalOutputs(msgspec.Struct, frozen=True):
     """The outputs of a build that are on this machine, and what they need."""
 
-    request: Request
+    request: BuildRequest
     store: Store
     """Where the blobs of images are."""
     loader: Loader | None
@@ -53,7 +53,7 @@ class LocalOutputs(msgspec.Struct, frozen=True):
                     assert_never(output)
 
 
-def find(request: Request, store: Store) -> LocalOutputs:
+def find(request: BuildRequest, store: Store) -> LocalOutputs:
     """The local outputs of ``request``. Raises ``KanifoldError`` when a program that is to take images cannot."""
     stores = [each for each in request.outputs if isinstance(each, ImageStore)]
     if not stores:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult
 from platforms.errors import BuildError
 from platforms.replacing import replacing
 
 
-def write(request: Request, result: BuildResult) -> None:
+def write(request: BuildRequest, result: BuildResult) -> None:
     """Write the files that ``request`` names. Raises ``BuildError``."""
     if request.metadata_file:
         _write_file(request.metadata_file, json.dumps(document(request, result), indent=2) + "\n")
@@ -19,7 +19,7 @@ def write(request: Request, result: BuildResult) -> None:
         _write_file(request.iid_file, only.manifest.config.digest if only else result.root.digest)
 
 
-def document(request: Request, result: BuildResult) -> dict[str, object]:
+def document(request: BuildRequest, result: BuildResult) -> dict[str, object]:
     """Return the metadata of a build, with buildx's keys, and kanifold's own for the digests of each platform and of
     the external images."""
     root = result.root

@@ -9,8 +9,8 @@ import msgspec
 
 from orchestrator.node import Description, Node, Support
 from orchestrator.outputs import FilesOutput
-from orchestrator.plan import Plan
-from orchestrator.request import Request
+from orchestrator.plan import BuildPlan
+from orchestrator.request import BuildRequest
 from platforms.errors import EnvironmentUnfit
 from platforms.platform import Platform
 
@@ -43,7 +43,7 @@ def _rank(support: Support) -> int:
     return 0 if support.how == "native" else 1
 
 
-async def place_all(request: Request, plan: Plan | None, nodes: Sequence[Node]) -> tuple[Placement, ...]:
+async def place_all(request: BuildRequest, plan: BuildPlan | None, nodes: Sequence[Node]) -> tuple[Placement, ...]:
     """A node of ``nodes`` for each platform. They are asked about platforms only if some of their programs may be run.
 
     Raises ``KanifoldError`` when a node can have no executor.
@@ -54,7 +54,7 @@ async def place_all(request: Request, plan: Plan | None, nodes: Sequence[Node]) 
     return tuple(place(each, choices) for each in request.platforms)
 
 
-def refuse_unfit(request: Request, plan: Plan, placements: Iterable[Placement]) -> None:
+def refuse_unfit(request: BuildRequest, plan: BuildPlan, placements: Iterable[Placement]) -> None:
     """Raise ``EnvironmentUnfit`` when a platform's programs would have to run that cannot, before anything is done."""
     for each in placements:
         if each.support.unfit is not None and each.platform in plan.running:

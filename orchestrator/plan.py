@@ -19,8 +19,8 @@ from executor.registry import reference
 from executor.solver import graph, scope
 from executor.solver.named import Named
 from orchestrator import contexts, epoch
-from orchestrator.contexts import ElsewhereError, FetchOptions, Files
-from orchestrator.request import Request
+from orchestrator.contexts import ContextFiles, ElsewhereError, FetchOptions
+from orchestrator.request import BuildRequest
 from platforms import host, regular
 from platforms.errors import BuildError, ContextError, DockerfileError, KanifoldError, UsageError
 from platforms.paths import below
@@ -35,7 +35,7 @@ NAMES: Final = ("Dockerfile", "dockerfile", "Containerfile")
 _IGNORE: Final = ".dockerignore"
 
 
-class Source(msgspec.Struct, frozen=True):
+class DockerfileSource(msgspec.Struct, frozen=True):
     """A Dockerfile that was read, and the files that go with it."""
 
     data: bytes
@@ -43,10 +43,10 @@ class Source(msgspec.Struct, frozen=True):
     """Its path as it is shown in errors."""
     ignore: str
     """The text of the ignore file."""
-    files: Files
+    files: ContextFiles
 
 
-class Plan(msgspec.Struct, frozen=True):
+class BuildPlan(msgspec.Struct, frozen=True):
     """What all platforms share."""
 
     dockerfile: Dockerfile
@@ -73,7 +73,7 @@ class Plan(msgspec.Struct, frozen=True):
         return Named(frozenset(each.name for each in self.contexts if each.name), platform)
 
 
-def read(request: Request, platforms: Iterable[Platform], means: FetchOptions) -> Plan:
+def read(request: BuildRequest, platforms: Iterable[Platform], means: FetchOptions) -> BuildPlan:
     """Read what the build is made of, and fetch what is not here.
 
     Raises ``DockerfileError``, ``ContextError`` or ``UsageError``.
@@ -81,7 +81,7 @@ def read(request: Request, platforms: Iterable[Platform], means: FetchOptions) -
     return plan(request, platforms, source(request, means), means)
 
 
-def at_hand(request: Request) -> Plan | None:
+def at_hand(request: BuildRequest) -> BuildPlan | None:
     """The plan of a build for which nothing has to be fetched; None when something has, or is wrong with it."""
     try:
         return read(request, request.platforms, FetchOptions(""))
@@ -89,14 +89,16 @@ def at_hand(request: Request) -> Plan | None:
         return None
 
 
-def source(request: Request, means: FetchOptions) -> Source:
+def source(request: BuildRequest, means: FetchOptions) -> DockerfileSource:
     """The Dockerfile and the main context. Raises as ``read`` does, but for what is written in the Dockerfile."""
     main = contexts.main(request.context, means, keep_git_dir=_keeps_git_dir(request))
     data, name, ignore = _dockerfile(request, main, means)
-    return Source(data, name, ignore, main)
+    return DockerfileSource(data, name, ignore, main)
 
 
-def plan(request: Request, platforms: Iterable[Platform], source: Source, means: FetchOptions) -> Plan:
+def plan(
+    request: BuildRequest, platforms: Iterable[Platform], source: DockerfileSource, means: FetchOptions
+) -> BuildPlan:
     """The plan of a Dockerfile that was read; without ``platforms``, no image is looked for."""
     dockerfile = parse(source.data, source.name)
     found: list[protocol.Context] = [
@@ -127,7 +129,7 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
     for context in found:
         if isinstance(context, protocol.ImageContext) and context.name in used:
             images.setdefault(context.image, graph.External(context.image))
-    return Plan(
+    return BuildPlan(
         dockerfile,
         source.data,
         source.name,
@@ -141,14 +143,14 @@ def plan(request: Request, platforms: Iterable[Platform], source: Source, means:
     )
 
 
-def _scope(request: Request, dockerfile: Dockerfile, platform: Platform) -> dict[str, str]:
+def _scope(request: BuildRequest, dockerfile: Dockerfile, platform: Platform) -> dict[str, str]:
     """What FROM sees on ``platform``."""
     stage = request.options.target or dockerfile.stages[-1].name
     predefined = scope.platform_arguments(host.default_platform(), platform, stage)
     return global_scope(dockerfile, dict(request.build_args), predefined)
 
 
-def _keeps_git_dir(request: Request) -> bool:
+def _keeps_git_dir(request: BuildRequest) -> bool:
     return dict(request.build_args).get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in ("1", "t", "true")
 
 
@@ -167,7 +169,7 @@ def named_context(name: str, value: str, means: FetchOptions) -> protocol.Contex
     return protocol.DirectoryContext(name, found.directory, ignore)
 
 
-def _dockerfile(request: Request, main: Files, means: FetchOptions) -> tuple[bytes, str, str]:
+def _dockerfile(request: BuildRequest, main: ContextFiles, means: FetchOptions) -> tuple[bytes, str, str]:
     """The Dockerfile, what it is called in errors, and the text of the ignore file that goes with it."""
     ignore_file = () if main.fetched else ((main.directory, _IGNORE),)
     if request.dockerfile == "-":

@@ -58,7 +58,7 @@ _WORKER: Final[msgspec.json.Decoder[_Worker]] = msgspec.json.Decoder(_Worker)
 _REPLY: Final[msgspec.json.Decoder[_Forked | _Failed]] = msgspec.json.Decoder(_Forked | _Failed)
 
 
-class Channel(msgspec.Struct, frozen=True):
+class ExecutorPipes(msgspec.Struct, frozen=True):
     """The orchestrator's ends of the pipes to an executor that waits for a job, or will."""
 
     process: int
@@ -77,7 +77,7 @@ class PreforkServer:
         self._closed = False
         self._pids: tuple[int, ...] = ()
         self.registries = registry_process
-        self.channels: list[Channel] = []
+        self.channels: list[ExecutorPipes] = []
         """Of executors that nobody has acquired yet."""
         self.stderrs: list[int] = []
         """By process: a descriptor to read its stderr from. Whoever takes it over leaves -1."""
@@ -101,7 +101,7 @@ class PreforkServer:
                 theirs[process].append(incoming)
                 stdout, outgoing = os.pipe2(os.O_CLOEXEC)
                 theirs[process].append(outgoing)
-                self.channels.append(Channel(process, stdin, stdout))
+                self.channels.append(ExecutorPipes(process, stdin, stdout))
             for fds in theirs:
                 framing.send(self._packets, _Worker(processes), fds)
         except ConnectionError:

@@ -2,8 +2,8 @@
 
 (1) ``verify``: every image is read back, and its config must say the platform that was asked for. (2) ``join``: an
 index over all images. (3) ``push``: the index goes to the registries under its digest, beside the manifests, which are
-there already. What is to be tagged then is a ``Prepared``. (4) ``commit``: only now do tags move. Whoever publishes
-several builds prepares all of them before the first is committed.
+there already. What is to be tagged then is a ``PreparedImage``. (4) ``commit``: only now do tags move. To publish
+several builds, prepare all of them before committing the first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from executor.store import blobs
 from executor.store.store import Store
 from orchestrator.outputs import Push
 from orchestrator.registries import Registry
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult, Image, PlatformResult
 from orchestrator.view import events
 from orchestrator.view.events import Emit
@@ -41,7 +41,7 @@ class Tag(msgspec.Struct, frozen=True):
     digest: str
 
 
-class Prepared(msgspec.Struct, frozen=True):
+class PreparedImage(msgspec.Struct, frozen=True):
     """A build that is in its registries by digest, and the tags that are to name it."""
 
     result: BuildResult
@@ -114,7 +114,7 @@ def _from_store(store: Store, digest: str) -> bytes:
     return blobs.read(store, digest, image.CONFIG_LIMIT) if blobs.has(store, digest) else b""
 
 
-def join(request: Request, images: Sequence[Image]) -> BuildResult:
+def join(request: BuildRequest, images: Sequence[Image]) -> BuildResult:
     """The index over ``images``; a single image stands for itself unless it has annotations for an index.
 
     Annotations of a descriptor that no document holds are the root's own: for a layout's ``index.json``.
@@ -132,7 +132,7 @@ def join(request: Request, images: Sequence[Image]) -> BuildResult:
     return BuildResult(replace(root, annotations=of_root), data, tuple(images))
 
 
-def tags_of(request: Request) -> tuple[Reference, ...]:
+def tags_of(request: BuildRequest) -> tuple[Reference, ...]:
     """The tags that a successful build moves."""
     pushes = [each for each in request.outputs if isinstance(each, Push)]
     if not pushes or any(each.by_digest for each in pushes):
@@ -183,7 +183,7 @@ def _tag(reference: Reference, registry: Registry) -> Tag:
     return Tag(reference, "")
 
 
-async def commit(prepared: Prepared, registry: Registry, emit: Emit) -> None:
+async def commit(prepared: PreparedImage, registry: Registry, emit: Emit) -> None:
     """Move the tags of ``prepared``. This is the last thing a build does to a registry.
 
     A tag that stands for the result already is left alone: one that cannot be moved (an immutable one) may be the first

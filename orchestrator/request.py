@@ -13,7 +13,7 @@ from orchestrator.outputs import Output, Push
 from platforms.platform import Platform
 
 
-class Secret(msgspec.Struct, frozen=True):
+class SecretSource(msgspec.Struct, frozen=True):
     """``--secret id=…,src=…|env=…``: read when a step asks for it, never before."""
 
     id: str
@@ -41,7 +41,7 @@ class Allowed(msgspec.Struct, frozen=True):
     platform: str = ""
 
 
-class Request(msgspec.Struct, frozen=True):
+class BuildRequest(msgspec.Struct, frozen=True):
     """One build."""
 
     context: str
@@ -55,7 +55,7 @@ class Request(msgspec.Struct, frozen=True):
     build_contexts: tuple[tuple[str, str], ...] = ()
     """By canonical name."""
     annotations: tuple[Annotation, ...] = ()
-    secrets: tuple[Secret, ...] = ()
+    secrets: tuple[SecretSource, ...] = ()
     ssh: tuple[tuple[str, str], ...] = ()
     """Names of SSH agents, and where they are: a socket, keys with commas between them, "" for SSH_AUTH_SOCK."""
     agents: Mapping[str, str] = msgspec.field(default_factory=dict)

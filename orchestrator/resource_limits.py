@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable
 
 from executor.dockerfile.suggestions import hint
-from executor.step_options import Limits
+from executor.step_options import ResourceLimits
 from orchestrator.fields import size
 from platforms.errors import UsageError
 
-_NAMES = tuple(each.replace("_", "-") for each in Limits.__struct_fields__)
+_NAMES = tuple(each.replace("_", "-") for each in ResourceLimits.__struct_fields__)
 
 
-def limits(texts: Iterable[str]) -> Limits:
+def limits(texts: Iterable[str]) -> ResourceLimits:
     """Return the limits in ``texts``; of several with the same name the last counts. Raises ``UsageError``."""
     found: dict[str, int | str] = {}
     for text in texts:
@@ -24,7 +24,7 @@ def limits(texts: Iterable[str]) -> Limits:
                 remedy=f"known are {', '.join(_NAMES)}",
             )
         found[name.replace("-", "_")] = _value(name, value, text)
-    made = Limits(**found)  # type: ignore[arg-type]
+    made = ResourceLimits(**found)  # type: ignore[arg-type]
     if made.memory_swap and (not made.memory or 0 < made.memory_swap < made.memory):
         raise UsageError("--resource memory-swap= is memory and swap together", remedy="give memory= too, not above it")
     return made

@@ -29,7 +29,7 @@ from orchestrator import publish
 from orchestrator.outputs import Push
 from orchestrator.placement import Placement
 from orchestrator.registries import Registry
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.results import NullExecutor, PlatformResult, StepEvent
 from orchestrator.view import events
 from orchestrator.view.events import Emit
@@ -52,7 +52,7 @@ class CachedResult(msgspec.Struct, frozen=True):
 _ANSWER: Final[msgspec.json.Decoder[CachedResult]] = msgspec.json.Decoder(CachedResult)
 
 
-def is_cacheable(request: Request, placements: Sequence[Placement]) -> bool:
+def is_cacheable(request: BuildRequest, placements: Sequence[Placement]) -> bool:
     """Whether results of this build can be cached: it is on this machine, whose files can be checked.
 
     Other outputs than a registry, and remote caches, need an executor.

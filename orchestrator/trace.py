@@ -86,7 +86,7 @@ class _Slice(msgspec.Struct):
 
 class _Platform(msgspec.Struct):
     process: int
-    steps: dict[int, protocol.Step] = msgspec.field(default_factory=dict)
+    steps: dict[int, protocol.StepInfo] = msgspec.field(default_factory=dict)
 
 
 class _TraceBuilder:
@@ -143,7 +143,7 @@ class _TraceBuilder:
             case protocol.Planned():
                 known.steps.update((step.id, step) for step in message.steps)
             case protocol.Started():
-                step = known.steps.get(message.step) or protocol.Step(message.step, "", f"step {message.step}")
+                step = known.steps.get(message.step) or protocol.StepInfo(message.step, "", f"step {message.step}")
                 thread = self._thread(known.process, f"stage {step.stage}" if step.stage else "steps")
                 slice_ = _Slice(step.name, known.process, thread, at, {"line": step.line} if step.line else {})
                 self._begin("step", slice_, platform, message.step)

@@ -15,9 +15,9 @@ from platforms.errors import UsageError
 if TYPE_CHECKING:
     from executor.protocol import SnapshotterKind
     from executor.registry.reference import Reference
-    from executor.step_options import Limits
+    from executor.step_options import ResourceLimits
     from orchestrator.caches import Cache
-    from orchestrator.request import Allowed, Annotation, Secret
+    from orchestrator.request import Allowed, Annotation, SecretSource
     from platforms.platform import Platform
 
 _LEVELS: Final = ("manifest", "index", "manifest-descriptor", "index-descriptor")
@@ -191,10 +191,10 @@ def cache_repository(text: str, flag: str) -> tuple[Cache, ...]:
     return caches.repository(text, flag)
 
 
-def secret(text: str, flag: str) -> Secret:
+def secret(text: str, flag: str) -> SecretSource:
     """``id=NAME[,src=FILE|,env=VAR]``; without either, a variable of the name when there is one, else a file."""
     from orchestrator import fields
-    from orchestrator.request import Secret
+    from orchestrator.request import SecretSource
 
     values = fields.parse(text, flag, ("id", "src", "source", "env", "type"))
     kind, name = values.get("type", ""), values.get("id", "")
@@ -212,7 +212,7 @@ def secret(text: str, flag: str) -> Secret:
         variable, file = (name, "") if name in os.environ else ("", name)
     if file and not os.path.isfile(os.path.expanduser(file)):
         raise UsageError(f"{flag} {name}: no file {file}")
-    return Secret(name, os.path.abspath(os.path.expanduser(file)) if file else "", variable)
+    return SecretSource(name, os.path.abspath(os.path.expanduser(file)) if file else "", variable)
 
 
 def agent(text: str, _flag: str) -> tuple[str, str]:
@@ -299,7 +299,7 @@ def ulimits(texts: Iterable[str], flag: str) -> tuple[tuple[str, int, int], ...]
     return tuple(found.values())
 
 
-def limits(texts: Iterable[str], _flag: str) -> Limits:
+def limits(texts: Iterable[str], _flag: str) -> ResourceLimits:
     """``NAME=VALUE``, bounds of steps by control groups."""
     from orchestrator import resource_limits
 

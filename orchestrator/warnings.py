@@ -13,9 +13,9 @@ from executor.dockerfile.suggestions import hint
 from executor.store import metadata_cache
 from executor.store.store import Store
 from orchestrator.outputs import image_options
-from orchestrator.plan import Plan
+from orchestrator.plan import BuildPlan
 from orchestrator.registries import Registry
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.view import events
 from platforms import decoding
 from platforms.errors import BuildError, Problem
@@ -28,7 +28,7 @@ _CACHED_FINDINGS: Final[msgspec.json.Decoder[_CachedFindings]] = msgspec.json.De
 
 
 def check_warnings(
-    request: Request, plan: Plan, pins: tuple[protocol.Pin, ...], registry: Registry, store: Store
+    request: BuildRequest, plan: BuildPlan, pins: tuple[protocol.Pin, ...], registry: Registry, store: Store
 ) -> tuple[events.WarningRaised, ...]:
     """Return the findings of the build checks as warnings, cached in the store under everything that they depend on.
 
@@ -65,7 +65,7 @@ def check_warnings(
     return tuple(events.WarningRaised(problem=problem, rule=name) for name, problem in found)
 
 
-def unused_contexts(plan: Plan, taken: Collection[str]) -> tuple[events.WarningRaised, ...]:
+def unused_contexts(plan: BuildPlan, taken: Collection[str]) -> tuple[events.WarningRaised, ...]:
     """Return a warning for each named context that nothing was ``taken`` from."""
     names = [image.name for image in plan.images]
     others = f"; it takes {', '.join(names[:_MAX_NAMES])} from outside" if names else ""
@@ -84,7 +84,7 @@ def unused_contexts(plan: Plan, taken: Collection[str]) -> tuple[events.WarningR
     )
 
 
-def missing_epoch(request: Request, plan: Plan) -> tuple[events.WarningRaised, ...]:
+def missing_epoch(request: BuildRequest, plan: BuildPlan) -> tuple[events.WarningRaised, ...]:
     """Return a warning if timestamps are to be rewritten and there is no SOURCE_DATE_EPOCH, as in BuildKit."""
     if plan.epoch is not None or not any(image_options(each).rewrite_timestamp for each in request.outputs):
         return ()
@@ -100,6 +100,6 @@ def missing_epoch(request: Request, plan: Plan) -> tuple[events.WarningRaised, .
     )
 
 
-def may_fail(request: Request, plan: Plan) -> bool:
+def may_fail(request: BuildRequest, plan: BuildPlan) -> bool:
     """Whether findings may fail the build, so that no step may run before they are known."""
     return bool(plan.dockerfile.check) or request.check_options is not None

@@ -15,7 +15,7 @@ from executor import protocol
 from orchestrator import command, registries
 from orchestrator.commandnode import CommandNode
 from orchestrator.node import Node
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult
 from orchestrator.view import events
 
@@ -87,7 +87,7 @@ def apart(hidden: Path, store: Path, record: Path, mark: Marked) -> CommandNode:
     return CommandNode("elsewhere", command, tuple(given.items()))
 
 
-def build(request: Request, node: Node, seen: list[events.Event] | None = None) -> BuildResult:
+def build(request: BuildRequest, node: Node, seen: list[events.Event] | None = None) -> BuildResult:
     """``request`` built on ``node``. Raises what the command would show."""
     told = seen if seen is not None else []
     return asyncio.run(command.interruptible(command.run(request, None, node, registries.direct, told.append)))

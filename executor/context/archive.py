@@ -16,7 +16,7 @@ import msgspec
 from executor.rootfs import tarreader
 from executor.rootfs.compress import Decompressed
 from executor.snapshotter.records import Record
-from executor.snapshotter.unpack import Limits
+from executor.snapshotter.unpack import UnpackLimits
 from executor.snapshotter.unpack import extract as unpack_archive
 from platforms.errors import ArchiveError, ContextError
 
@@ -39,7 +39,7 @@ def is_archive(path: str | bytes) -> bool:
     if fd is None:
         return False
     with os.fdopen(fd, "rb", buffering=0) as file, suppress(ArchiveError):
-        return tarreader.is_header(_first_block(Decompressed(file, limit=Limits().size)))
+        return tarreader.is_header(_first_block(Decompressed(file, limit=UnpackLimits().size)))
     return False
 
 
@@ -54,7 +54,7 @@ def extract(path: str | bytes, directory: str) -> Extracted | None:
     fd = _open(path)
     if fd is None:
         raise ContextError(f"cannot read {os.fsdecode(path)}", why="it changed while it was being read")
-    limits = Limits()
+    limits = UnpackLimits()
     with os.fdopen(fd, "rb", buffering=0) as file:
         # Twice the content: names, padding and headers take room as well, and an archive may be made of them alone.
         unpacked = unpack_archive(Decompressed(file, limit=2 * limits.size), directory, limits=limits)

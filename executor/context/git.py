@@ -48,7 +48,7 @@ _SERVICE: Final = "/info/refs?service=git-upload-pack"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Resolved(msgspec.Struct, frozen=True):
+class ResolvedRef(msgspec.Struct, frozen=True):
     """What a reference points to."""
 
     ref: str
@@ -89,7 +89,7 @@ def authorization(reference: GitReference, secret: Callable[[str], bytes | None]
     return ""
 
 
-def identity(reference: GitReference, resolved: Resolved) -> str:
+def identity(reference: GitReference, resolved: ResolvedRef) -> str:
     """Return a text that identifies the files of a checkout: equal texts, equal files. For cache keys."""
     keep = bool(reference.keep_git_dir) and not reference.subdir
     parts = [resolved.target, resolved.ref, reference.remote] if keep else [resolved.commit]
@@ -99,7 +99,7 @@ def identity(reference: GitReference, resolved: Resolved) -> str:
 
 def resolve(
     reference: GitReference, directory: str, *, access: Access | None = None, cancel: Future[None] | None = None
-) -> Resolved:
+) -> ResolvedRef:
     """Resolve ``reference`` by one request, or without any if it names a commit.
 
     ``directory`` is for git's own use. Raises ``ContextError`` if the repository cannot be reached, has no such branch
@@ -115,7 +115,7 @@ def resolve(
 
 def checkout(
     reference: GitReference,
-    resolved: Resolved,
+    resolved: ResolvedRef,
     directory: str,
     *,
     access: Access | None = None,
@@ -152,19 +152,19 @@ def checkout(
     return Checkout(got.commit, path, made)
 
 
-def _known(reference: GitReference) -> Resolved | None:
+def _known(reference: GitReference) -> ResolvedRef | None:
     """Return what can be resolved without a request, else None."""
     if is_commit(reference.ref):
-        return Resolved("", reference.ref, reference.ref)
+        return ResolvedRef("", reference.ref, reference.ref)
     if not reference.fetch_by_commit:
         return None
     if not is_commit(reference.checksum):
         raise _cannot(reference, "fetch-by-commit requires the full commit hash as checksum")
     ref = reference.ref
-    return Resolved(ref if not ref or ref.startswith("refs/") else f"refs/heads/{ref}", *2 * (reference.checksum,))
+    return ResolvedRef(ref if not ref or ref.startswith("refs/") else f"refs/heads/{ref}", *2 * (reference.checksum,))
 
 
-def _verify(reference: GitReference, found: Resolved) -> None:
+def _verify(reference: GitReference, found: ResolvedRef) -> None:
     wanted = reference.checksum
     if not found.target.startswith(wanted) and not found.commit.startswith(wanted):
         hashes = dict.fromkeys((found.target, found.commit))
@@ -260,14 +260,14 @@ class _Fetcher:
 
     # -- what a reference points to ----------------------------------------------------------------------------------
 
-    def resolve(self) -> Resolved:
+    def resolve(self) -> ResolvedRef:
         """Ask the server what the reference points to."""
         reference = self.reference
         if reference.ref in ("", "HEAD"):
             return self._head(self._ask(reference, "ls-remote", "--symref", after=("HEAD",)))
         return self._chosen(_refs(self._ask(reference, "ls-remote", after=(reference.ref, reference.ref + "^{}"))))
 
-    def _head(self, listed: str) -> Resolved:
+    def _head(self, listed: str) -> ResolvedRef:
         """Return the default branch, or the commit of HEAD if it is on no branch."""
         ref = ""
         for line in listed.splitlines():
@@ -278,9 +278,9 @@ class _Fetcher:
         commit = _refs(listed).get("HEAD", "")
         if not is_commit(commit):
             raise _cannot(self.reference, "could not find its default branch", "name a branch, a tag or a commit")
-        return Resolved(ref, commit, commit)
+        return ResolvedRef(ref, commit, commit)
 
-    def _chosen(self, refs: dict[str, str]) -> Resolved:
+    def _chosen(self, refs: dict[str, str]) -> ResolvedRef:
         """Return the ref that is meant: a full name before a branch, a branch before a tag."""
         ref = self.reference.ref
         names = (
@@ -294,7 +294,7 @@ class _Fetcher:
                 commit = refs.get(name + "^{}", target)
                 if not is_commit(target) or not is_commit(commit):
                     raise _cannot(self.reference, f"the server says that {name} is {printable(target, 80)}")
-                return Resolved(name, target, commit)
+                return ResolvedRef(name, target, commit)
         raise _cannot(self.reference, f"it has no branch or tag {ref}", "check the name; a commit takes its full hash")
 
     # -- getting it --------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ class _Fetcher:
         seconds = int(found[1]) if found else _LATEST
         return seconds if seconds < _LATEST else moment.SECONDS
 
-    def make_usable(self, place: GitReference, resolved: Resolved, commit: str, git_dir: str) -> None:
+    def make_usable(self, place: GitReference, resolved: ResolvedRef, commit: str, git_dir: str) -> None:
         """Make ``git_dir`` a repository to work with: with a remote, and the branch or tag, without a trace of this
         machine."""
         if resolved.ref:
@@ -391,7 +391,7 @@ class _Fetcher:
             self.submodules(there, made, own_git_dir, inside, keep=keep, depth=depth + 1)
             if keep:
                 self._join(git_dir, own_git_dir, inside, module, there)
-                self.make_usable(there, Resolved("", made.commit, made.commit), made.commit, own_git_dir)
+                self.make_usable(there, ResolvedRef("", made.commit, made.commit), made.commit, own_git_dir)
 
     def _own_git_dir(self, git_dir: str, name: str) -> str:
         """Return the repository of the submodule ``name``: a directory of ``git_dir/modules``, and not the one of

@@ -25,8 +25,8 @@ import msgspec
 from executor.retry import RETRYABLE_STATUSES, Attempts, RetryPolicy, TransientError
 from executor.rootfs.compress import Decompressed
 from executor.transport import (
-    Reply,
-    Request,
+    HTTPRequest,
+    HTTPResponse,
     SystemTrust,
     TransientStatus,
     Transport,
@@ -206,7 +206,7 @@ def unchanged(url: str, validators: Validators, options: RequestOptions = _DEFAU
         condition = ("If-None-Match", validators.etag)
     else:
         condition = ("If-Modified-Since", validators.last_modified)
-    request = Request("HEAD", target.url, (condition,), target.authorization)
+    request = HTTPRequest("HEAD", target.url, (condition,), target.authorization)
     with _connected(target, options.cancel) as transport:
         attempts = Attempts(options.retry, transport.pause)
         while True:
@@ -222,7 +222,7 @@ def destination(url: str, options: RequestOptions = _DEFAULT) -> tuple[str, bool
     """
     target = _target(url, options.authorization)
     with _connected(target, options.cancel) as transport:
-        response, left = transport.open(Request("GET", target.url, (), target.authorization), redirects=REDIRECTS)
+        response, left = transport.open(HTTPRequest("GET", target.url, (), target.authorization), redirects=REDIRECTS)
         response.close()
         return str(response.url), not left
 
@@ -370,7 +370,7 @@ class _Download:
             headers = (("Range", f"bytes={self.size}-"), ("If-Range", self._condition))
         elif self.size:
             self._begin_again()
-        request = Request("GET", self.target.url, headers, self.target.authorization)
+        request = HTTPRequest("GET", self.target.url, headers, self.target.authorization)
         response, _ = self.transport.open(request, redirects=REDIRECTS)
         with closing(response):
             if headers and response.status_code == 206 and _starts_at(response, self.size):
@@ -380,7 +380,7 @@ class _Download:
                 self._begin_again()
                 return False
             if response.status_code in self.policy.statuses:
-                raise self._not_now(Reply(response.status_code, response.headers, b"", ""))
+                raise self._not_now(HTTPResponse(response.status_code, response.headers, b"", ""))
             if not response.is_success or response.status_code == 206:
                 raise _refused(self.target, response)
             self._begin_again()
@@ -389,7 +389,7 @@ class _Download:
             self._take(response)
             return True
 
-    def _not_now(self, reply: Reply) -> TransientStatus:
+    def _not_now(self, reply: HTTPResponse) -> TransientStatus:
         """Return the error for ``reply``, a status that may pass."""
         asked = reply.retry_after
         why = f"; it asks to wait {asked:.0f} s" if asked > self.policy.longest_retry_after else ""

@@ -10,7 +10,7 @@ from base64 import b64encode
 from typing import Any
 
 from executor.dockerfile.checks import CheckResult
-from executor.dockerfile.outline import Outline, SecretRequirement, Target
+from executor.dockerfile.outline import BuildTarget, Outline, SecretRequirement
 from platforms.errors import Location
 
 
@@ -39,7 +39,7 @@ def lint_document(report: CheckResult, name: str, data: bytes) -> dict[str, Any]
     return document
 
 
-def targets_document(targets: tuple[Target, ...], data: bytes) -> dict[str, Any]:
+def targets_document(targets: tuple[BuildTarget, ...], data: bytes) -> dict[str, Any]:
     """Return the stages that can be built."""
     return {
         "targets": [

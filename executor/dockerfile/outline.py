@@ -21,7 +21,7 @@ from executor.dockerfile.words import expand as expand_text
 from platforms.errors import Location
 
 
-class Target(msgspec.Struct, frozen=True):
+class BuildTarget(msgspec.Struct, frozen=True):
     """A stage that can be built."""
 
     name: str
@@ -63,11 +63,11 @@ class Outline(msgspec.Struct, frozen=True):
     ssh: tuple[SecretRequirement, ...]
 
 
-def targets(dockerfile: Dockerfile) -> tuple[Target, ...]:
+def targets(dockerfile: Dockerfile) -> tuple[BuildTarget, ...]:
     """Return all stages, in order."""
     last = len(dockerfile.stages) - 1
     return tuple(
-        Target(
+        BuildTarget(
             stage.name,
             _description(stage.base.comments, stage.name),
             stage.index == last,

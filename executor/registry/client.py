@@ -30,11 +30,18 @@ from executor.registry.config import RegistrySettings
 from executor.registry.failure import codes
 from executor.registry.notices import Tell
 from executor.registry.reference import Reference
-from executor.registry.session import Call, Endpoint, Session, TransferOptions, absolute, origin_endpoint
+from executor.registry.session import (
+    Endpoint,
+    EndpointRequest,
+    RegistrySession,
+    TransferOptions,
+    absolute,
+    origin_endpoint,
+)
 from executor.registry.token import merged, scope
 from executor.registry.transfer import BlobWriter, Direction, Progress
 from executor.retry import RETRYABLE_STATUSES, Attempts
-from executor.transport import Cancel, Reply, TransientStatus
+from executor.transport import Cancel, HTTPResponse, TransientStatus
 from platforms.errors import ArchiveError, RegistryError, printable
 
 SMALL_BLOB: Final = 16 << 20
@@ -74,7 +81,7 @@ class Client:
         self._told = progress
         self._forbidden: set[tuple[Endpoint, str]] = set()
         """Pairs of target and source repository between which the user may not mount blobs."""
-        self._session = Session(self.settings, keychain, options=options, cancel=cancel, tell=tell)
+        self._session = RegistrySession(self.settings, keychain, options=options, cancel=cancel, tell=tell)
 
     def close(self) -> None:
         """Close all connections; transfers in other threads raise ``Interrupted`` at once."""
@@ -173,7 +180,7 @@ class Client:
         endpoint = origin_endpoint(reference)
         what = f"cannot push to {reference.registry}/{reference.repository}"
         scopes = merged(scope(endpoint.repository, "pull", "push"))
-        call = Call(what, "POST", "blobs/uploads/", scopes, accept=upload.OPENED | RETRYABLE_STATUSES)
+        call = EndpointRequest(what, "POST", "blobs/uploads/", scopes, accept=upload.OPENED | RETRYABLE_STATUSES)
         with self._watched(what):
             reply = self._session.call(endpoint, call)
         if reply.status in upload.OPENED:
@@ -240,7 +247,7 @@ class Client:
         what = f"cannot push {reference.familiar()}"
         if reference.digest not in ("", digest):
             raise RegistryError(what, why=f"the document's digest is {digest}")
-        call = Call(
+        call = EndpointRequest(
             what,
             "PUT",
             f"manifests/{reference.tag or digest}",
@@ -274,7 +281,7 @@ class Client:
         if self._told is not None:
             self._told(action, name, done, total)
 
-    def _until_known(self, endpoint: Endpoint, call: Call) -> Reply:
+    def _until_known(self, endpoint: Endpoint, call: EndpointRequest) -> HTTPResponse:
         """Return the answer to the PUT of a manifest whose blobs, or an index whose manifests, have been pushed.
 
         Docker's registry may not find a blob for a moment while another client uploads it too, because it rewrites the
@@ -301,7 +308,7 @@ class Client:
         return None if found is None else found.digest
 
     def _not_stored(
-        self, endpoint: Endpoint, call: Call, reply: Reply, media_type: str, there: str | None
+        self, endpoint: Endpoint, call: EndpointRequest, reply: HTTPResponse, media_type: str, there: str | None
     ) -> RegistryError:
         """Return the error for a refused document. ``there``: the digest that the tag points to instead, if any."""
         error = self._session.refused(endpoint, call.what, reply)
@@ -357,7 +364,7 @@ class Client:
         return None if reply.status == 404 else self._read(endpoint, reference, what, reply)
 
     def _read(
-        self, endpoint: Endpoint, reference: Reference, what: str, reply: Reply
+        self, endpoint: Endpoint, reference: Reference, what: str, reply: HTTPResponse
     ) -> tuple[Manifest | Index, bytes, Descriptor]:
         """Return the document in ``reply``, verified, and its descriptor."""
         said = reference.digest or reply.header("docker-content-digest")
@@ -381,8 +388,10 @@ class Client:
         return document, reply.body, Descriptor(document.media_type, digest, len(reply.body))
 
 
-def _manifest_call(endpoint: Endpoint, reference: Reference, *, what: str, method: str, accept: frozenset[int]) -> Call:
-    return Call(
+def _manifest_call(
+    endpoint: Endpoint, reference: Reference, *, what: str, method: str, accept: frozenset[int]
+) -> EndpointRequest:
+    return EndpointRequest(
         what,
         method,
         f"manifests/{reference.target}",
@@ -393,7 +402,7 @@ def _manifest_call(endpoint: Endpoint, reference: Reference, *, what: str, metho
     )
 
 
-def _described(reply: Reply, reference: Reference) -> Descriptor | None:
+def _described(reply: HTTPResponse, reference: Reference) -> Descriptor | None:
     """Return the descriptor in the headers of the answer to HEAD; None if they hold no valid one."""
     length, media_type = reply.header("content-length"), _media_type(reply)
     try:
@@ -407,7 +416,7 @@ def _described(reply: Reply, reference: Reference) -> Descriptor | None:
     return Descriptor(media_type, digest, int(length[:12]))
 
 
-def _media_type(reply: Reply) -> str:
+def _media_type(reply: HTTPResponse) -> str:
     """Return the ``Content-Type`` without parameters, which clients ignore (distribution-spec)."""
     return reply.header("content-type").partition(";")[0].strip().lower()
 

@@ -41,7 +41,7 @@ _FILE_LIMIT: Final = 1 << 20
 _LONGEST: Final = 3600.0
 
 
-class Certificates(msgspec.Struct, frozen=True):
+class RegistryCertificates(msgspec.Struct, frozen=True):
     """TLS material for one registry. ``ca`` is PEM text, so that it can be sent to other nodes; ``cert`` and ``key``
     are paths."""
 
@@ -58,7 +58,7 @@ class RegistrySettings(msgspec.Struct, frozen=True):
     """Registries whose TLS certificates are not verified, and which may speak plain HTTP."""
     mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """The mirrors of a registry, ``[http://]HOST[:PORT][/PREFIX]``, in the order in which they are tried."""
-    certificates: tuple[Certificates, ...] = ()
+    certificates: tuple[RegistryCertificates, ...] = ()
     token_services: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Hosts outside a registry's own site to which its credential may be sent (see ``token.py``)."""
     tls: frozenset[str] = frozenset()
@@ -90,7 +90,7 @@ class RegistrySettings(msgspec.Struct, frozen=True):
         timeouts = dict(self.timeouts)
         return timeouts.get(registry, timeouts.get("", 0.0))
 
-    def certificates_for(self, registry: str) -> Certificates | None:
+    def certificates_for(self, registry: str) -> RegistryCertificates | None:
         """Return the TLS material for ``registry``, or the host of its API, if any is set."""
         name = registry_of(registry)
         return next((each for each in self.certificates if each.registry == name), None)
@@ -220,7 +220,7 @@ def _texts(entry: dict[str, Any], key: str, registry: str, file: str) -> tuple[s
     return tuple(value)
 
 
-def _certificates(entry: dict[str, Any], registry: str, file: str) -> Certificates | None:
+def _certificates(entry: dict[str, Any], registry: str, file: str) -> RegistryCertificates | None:
     base = os.path.dirname(os.path.abspath(file))
     paths = {}
     for key in ("ca", "cert", "key"):
@@ -232,7 +232,7 @@ def _certificates(entry: dict[str, Any], registry: str, file: str) -> Certificat
         return None
     if paths["key"] and not paths["cert"]:
         raise _invalid(file, f"{registry}: 'key' is set without 'cert'")
-    return Certificates(registry, _pem(paths["ca"]) if paths["ca"] else "", paths["cert"], paths["key"])
+    return RegistryCertificates(registry, _pem(paths["ca"]) if paths["ca"] else "", paths["cert"], paths["key"])
 
 
 def _mirror(text: str) -> str:
@@ -251,7 +251,7 @@ def _mirror(text: str) -> str:
 
 def _with_certs_d(settings: RegistrySettings) -> RegistrySettings:
     known = {each.registry for each in settings.certificates}
-    found: list[Certificates] = []
+    found: list[RegistryCertificates] = []
     for directory in map(os.path.expanduser, _CERTS_D):
         try:
             hosts = sorted(os.listdir(directory))
@@ -265,7 +265,7 @@ def _with_certs_d(settings: RegistrySettings) -> RegistrySettings:
     return replace(settings, certificates=settings.certificates + tuple(found)) if found else settings
 
 
-def _certs_of(directory: str, host: str) -> Certificates | None:
+def _certs_of(directory: str, host: str) -> RegistryCertificates | None:
     """Return the certificates in one host's directory, by Docker's rules: ``*.crt`` are authorities, ``*.cert`` with
     ``*.key`` the client's."""
     try:
@@ -276,7 +276,7 @@ def _certs_of(directory: str, host: str) -> Certificates | None:
     ca = "".join(_pem(below(directory, name)) for name in names if name.endswith(".crt"))
     cert = next((below(directory, name) for name in names if name.endswith(".cert")), "")
     key = cert.removesuffix(".cert") + ".key" if cert else ""
-    return Certificates(registry, ca, cert, key) if ca or cert else None
+    return RegistryCertificates(registry, ca, cert, key) if ca or cert else None
 
 
 def _pem(path: str) -> str:

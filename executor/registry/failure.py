@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from executor.registry.reference import DOCKER_HUB
-from executor.transport import Reply
+from executor.transport import HTTPResponse
 from platforms import decoding
 from platforms.errors import RegistryError, printable
 
@@ -32,14 +32,14 @@ _MEANINGS: Final = {
 }
 
 
-def refused(what: str, reply: Reply, registry: str, *, known: bool) -> RegistryError:
+def refused(what: str, reply: HTTPResponse, registry: str, *, known: bool) -> RegistryError:
     """Return the error for ``reply``. ``what``: what failed (``cannot pull debian:12``); ``known``: whether a
     credential was sent."""
     why = explained(reply, f" from {registry}")
     return RegistryError(what, why=why, remedy=remedy_for(reply, registry, known=known))
 
 
-def explained(reply: Reply, source: str = "") -> str:
+def explained(reply: HTTPResponse, source: str = "") -> str:
     """Return the meaning of the status of ``reply``, the status (with its ``source``), and the registry's own
     message."""
     meaning = _MEANINGS.get(reply.status, "an unexpected answer")
@@ -95,7 +95,7 @@ def _errors(document: object) -> list[dict[str, object]]:
     return [each for each in errors[:_DIAGNOSTICS] if isinstance(each, dict)] if isinstance(errors, list) else []
 
 
-def remedy_for(reply: Reply, registry: str, *, known: bool) -> str:
+def remedy_for(reply: HTTPResponse, registry: str, *, known: bool) -> str:
     """Return what the user can do about ``reply``; "" if nothing is known. ``known`` as in ``refused``."""
     login = "docker login" if registry == DOCKER_HUB else f"docker login {registry}"
     match reply.status:

@@ -12,7 +12,7 @@ from typing import Final
 
 from executor.image import mediatypes
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, parse
-from executor.registry.session import Call, Endpoint, Session
+from executor.registry.session import Endpoint, EndpointRequest, RegistrySession
 from executor.registry.token import merged, scope
 from executor.transport import joined
 from platforms.errors import ArchiveError, RegistryError
@@ -31,7 +31,7 @@ def fallback_tag(digest: str) -> str:
     return f"{algorithm[:32]}-{value[:64]}"
 
 
-def listed(session: Session, endpoint: Endpoint, digest: str, what: str) -> tuple[Descriptor, ...] | None:
+def listed(session: RegistrySession, endpoint: Endpoint, digest: str, what: str) -> tuple[Descriptor, ...] | None:
     """The referrers of ``digest``; None where the registry has no such API. ``what`` fails when that cannot be told.
 
     Raises ``RegistryError``, also for a list that is malformed or without end.
@@ -39,7 +39,7 @@ def listed(session: Session, endpoint: Endpoint, digest: str, what: str) -> tupl
     path = f"referrers/{digest}"
     found: list[Descriptor] = []
     for _ in range(_PAGES):
-        call = Call(
+        call = EndpointRequest(
             what,
             "GET",
             path,

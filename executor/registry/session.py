@@ -29,8 +29,8 @@ from executor.transport import (
     ERROR_LIMIT,
     STALL_SECONDS,
     Cancel,
-    Reply,
-    Request,
+    HTTPRequest,
+    HTTPResponse,
     TransientStatus,
     Transport,
     check_target,
@@ -81,7 +81,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     """Whether it is a mirror: others are tried when it fails."""
 
 
-class Call(msgspec.Struct, frozen=True):
+class EndpointRequest(msgspec.Struct, frozen=True):
     """A request to an endpoint. ``path`` is relative to ``/v2/NAME/``, or an absolute URL that the registry gave."""
 
     what: str
@@ -119,7 +119,7 @@ def mirror_endpoints(reference: Reference, settings: RegistrySettings) -> tuple[
     return tuple(found)
 
 
-class Session:
+class RegistrySession:
     """Requests to registries with one user's credentials. Thread-safe."""
 
     def __init__(
@@ -197,25 +197,25 @@ class Session:
             return path
         return f"{self._scheme(endpoint)}://{endpoint.host}/v2/{endpoint.repository}/{path}"
 
-    def call(self, endpoint: Endpoint, call: Call) -> Reply:
+    def call(self, endpoint: Endpoint, call: EndpointRequest) -> HTTPResponse:
         """Return the whole answer; failures are retried. Raises ``RegistryError`` unless its status is accepted."""
         return self._retried(endpoint, call, partial(self.once, endpoint, call))
 
-    def once(self, endpoint: Endpoint, call: Call) -> Reply:
+    def once(self, endpoint: Endpoint, call: EndpointRequest) -> HTTPResponse:
         """Return the whole answer to a single attempt, whatever its status. Raises ``TransientError``."""
         with self._exchange(endpoint, call) as response:
             body = self.transport.body(response, call.limit)
-            reply = Reply(response.status_code, response.headers, body, str(response.url))
+            reply = HTTPResponse(response.status_code, response.headers, body, str(response.url))
         self._report_warnings(reply)
         return reply
 
-    def refused(self, endpoint: Endpoint, what: str, reply: Reply) -> RegistryError:
+    def refused(self, endpoint: Endpoint, what: str, reply: HTTPResponse) -> RegistryError:
         """Return the error for ``reply``, which is no success."""
         known = reply.status in {401, 403, 429} and self._authenticator.has_credential(self._party(endpoint))
         return refused(what, reply, endpoint.registry, known=known)
 
     @contextmanager
-    def stream(self, endpoint: Endpoint, call: Call) -> Iterator[httpx.Response]:
+    def stream(self, endpoint: Endpoint, call: EndpointRequest) -> Iterator[httpx.Response]:
         """Open an accepted answer with its body unread, for ``Transport.chunks``. Failures up to there are retried."""
         held: list[httpx.Response] = []
         try:
@@ -225,12 +225,12 @@ class Session:
             for response in held:
                 response.close()
 
-    def _open(self, endpoint: Endpoint, call: Call, held: list[httpx.Response]) -> Reply:
+    def _open(self, endpoint: Endpoint, call: EndpointRequest, held: list[httpx.Response]) -> HTTPResponse:
         """Make a single attempt. An accepted response is appended to ``held``, with its body unread."""
         with self._exchange(endpoint, call, keep=held) as response:
             taken = response.status_code in call.accept
             body = b"" if taken else self.transport.body(response, call.limit)
-            reply = Reply(response.status_code, response.headers, body, str(response.url))
+            reply = HTTPResponse(response.status_code, response.headers, body, str(response.url))
         self._report_warnings(reply)
         return reply
 
@@ -238,10 +238,12 @@ class Session:
         """Cancel an upload (distribution-spec, "Cancel a blob upload"): one attempt, with a short timeout. Errors are
         ignored."""
         with suppress(TransientError, RegistryError, Interrupted):
-            call = Call("cannot cancel an upload", "DELETE", location, scopes, read_timeout=1.0, best_effort=True)
+            call = EndpointRequest(
+                "cannot cancel an upload", "DELETE", location, scopes, read_timeout=1.0, best_effort=True
+            )
             self.once(endpoint, call)
 
-    def _retried(self, endpoint: Endpoint, call: Call, once: Callable[[], Reply]) -> Reply:
+    def _retried(self, endpoint: Endpoint, call: EndpointRequest, once: Callable[[], HTTPResponse]) -> HTTPResponse:
         """Return the first accepted reply of ``once``; failures are retried. Raises ``RegistryError``."""
         attempts = self.attempts(endpoint, notify=self._notify_of_wait)
         try:
@@ -270,7 +272,7 @@ class Session:
     def _notify_of_wait(self, error: TransientError, delay: float) -> None:
         self.watch.trouble(f"{error}, tried again in {delay:.0f} s" if delay >= 1 else str(error))
 
-    def _leave_after(self, endpoint: Endpoint, reply: Reply) -> None:
+    def _leave_after(self, endpoint: Endpoint, reply: HTTPResponse) -> None:
         """Decide by a mirror's refusal how long not to ask it again.
 
         After 5xx and 408 for the rest of the build; after 429 for as long as the mirror asks, since bursts pass; after
@@ -284,7 +286,7 @@ class Session:
         elif reply.status in {401, 403}:
             self.leave(endpoint, why=why, repository=True)
 
-    def _given_up(self, endpoint: Endpoint, call: Call, reply: Reply) -> RegistryError:
+    def _given_up(self, endpoint: Endpoint, call: EndpointRequest, reply: HTTPResponse) -> RegistryError:
         """Return the error for ``reply``, which is not retried."""
         error = self.refused(endpoint, call.what, reply)
         policy, asked = self.options.retry, reply.retry_after
@@ -299,7 +301,7 @@ class Session:
 
     @contextmanager
     def _exchange(
-        self, endpoint: Endpoint, call: Call, keep: list[httpx.Response] | None = None
+        self, endpoint: Endpoint, call: EndpointRequest, keep: list[httpx.Response] | None = None
     ) -> Iterator[httpx.Response]:
         """Make one request, and again with credentials if it is challenged. An accepted response is appended to
         ``keep`` and stays open."""
@@ -313,7 +315,7 @@ class Session:
         header = self._authenticator.header(party, call.scopes) if ours else ""
         self.watch.asking(endpoint.registry)
         stall = min(STALL_SECONDS, self.settings.timeout_of(endpoint.registry) or STALL_SECONDS)
-        request = Request(
+        request = HTTPRequest(
             call.method,
             url,
             call.headers,
@@ -360,13 +362,13 @@ class Session:
         """Return the scheme of an insecure registry: https if it speaks TLS, with whatever certificate, else http."""
         try:
             stall = min(STALL_SECONDS, self.settings.timeout_of(registry_of(host)) or STALL_SECONDS)
-            request = Request("GET", f"https://{host}/v2/", read_timeout=stall, stall_timeout=stall)
+            request = HTTPRequest("GET", f"https://{host}/v2/", read_timeout=stall, stall_timeout=stall)
             self.transport.call(request, ERROR_LIMIT, redirects=0)
         except (TransientError, RegistryError):
             return "http"
         return "https"
 
-    def _report_warnings(self, reply: Reply) -> None:
+    def _report_warnings(self, reply: HTTPResponse) -> None:
         """Report ``Warning: 299 - "…"`` headers, each text once (distribution-spec, "Warnings")."""
         header = reply.header("warning")
         if not header:
@@ -385,7 +387,7 @@ class Session:
         self._tell(Remark(text))
 
 
-def absolute(reply: Reply, what: str, registry: str) -> str:
+def absolute(reply: HTTPResponse, what: str, registry: str) -> str:
     """Return the ``Location`` of ``reply`` as an absolute URL. Raises ``RegistryError`` if there is none."""
     location = reply.header("location")
     if not location:

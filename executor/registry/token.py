@@ -29,7 +29,7 @@ from executor.registry.config import RegistrySettings
 from executor.registry.failure import diagnostics, refused
 from executor.registry.sites import hands_out_names
 from executor.retry import RETRYABLE_STATUSES, TransientError
-from executor.transport import STALL_SECONDS, Origin, Request, Transport, check_target, origin_of
+from executor.transport import STALL_SECONDS, HTTPRequest, Origin, Transport, check_target, origin_of
 from platforms import decoding
 from platforms.errors import RegistryError
 
@@ -254,14 +254,14 @@ class Authenticator:
             ]
             body = urlencode(form).encode()
             headers = (("Content-Type", "application/x-www-form-urlencoded"),)
-            request = Request("POST", realm, headers, content=lambda: iter((body,)), length=len(body))
+            request = HTTPRequest("POST", realm, headers, content=lambda: iter((body,)), length=len(body))
         else:
             query += [("scope", each) for each in sorted(scopes)]
             if credential is not None and credential.username:
                 query.append(("account", credential.username))
             url = realm + ("&" if "?" in realm else "?") + urlencode(query)
             authorization = _basic(credential) if credential is not None and credential.username else ""
-            request = Request("GET", url, authorization=authorization)
+            request = HTTPRequest("GET", url, authorization=authorization)
         request = replace(request, read_timeout=timeout, stall_timeout=timeout)
         reply, _ = self._transport.call(request, TOKEN_LIMIT, redirects=0)
         what = f"cannot get a token for {party.registry}"

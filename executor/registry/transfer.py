@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from executor.image.manifest import Descriptor
 from executor.registry.failure import unreachable
-from executor.registry.session import Call, Endpoint, Session
+from executor.registry.session import Endpoint, EndpointRequest, RegistrySession
 from executor.registry.token import merged, scope
 from executor.retry import TransientError
 from executor.transport import with_minimum_rate
@@ -70,7 +70,7 @@ class Meter:
 
 
 def fetch(
-    session: Session,
+    session: RegistrySession,
     endpoints: tuple[Endpoint, ...],
     descriptor: Descriptor,
     writer: BlobWriter,
@@ -106,7 +106,7 @@ def fetch(
 
 
 def stream(
-    session: Session, endpoints: tuple[Endpoint, ...], descriptor: Descriptor, progress: Progress | None = None
+    session: RegistrySession, endpoints: tuple[Endpoint, ...], descriptor: Descriptor, progress: Progress | None = None
 ) -> Iterator[bytes]:
     """Yield the blob of ``descriptor`` in chunks. It is verified only when the iteration has ended.
 
@@ -133,7 +133,7 @@ def stream(
 
 
 def _download(
-    session: Session, endpoint: Endpoint, descriptor: Descriptor, what: str, meter: Meter, *, ranges: bool
+    session: RegistrySession, endpoint: Endpoint, descriptor: Descriptor, what: str, meter: Meter, *, ranges: bool
 ) -> Generator[bytes]:
     """Yield the blob's bytes, which are verified at the end. A broken body is resumed at the byte where it broke.
 
@@ -173,11 +173,11 @@ def _download(
 
 
 def _body(
-    session: Session, endpoint: Endpoint, descriptor: Descriptor, offset: int, what: str, *, ranges: bool
+    session: RegistrySession, endpoint: Endpoint, descriptor: Descriptor, offset: int, what: str, *, ranges: bool
 ) -> Iterator[tuple[bytes, bool]]:
     """Yield the blob from ``offset`` on in chunks, each with whether it is from the answer to a range request."""
     ask = ranges and offset > 0
-    call = Call(
+    call = EndpointRequest(
         what,
         "GET",
         f"blobs/{descriptor.digest}",

@@ -20,11 +20,11 @@ import msgspec
 
 from executor.image.manifest import Descriptor
 from executor.registry.failure import explained, remedy_for, unreachable
-from executor.registry.session import Call, Endpoint, Session, absolute
+from executor.registry.session import Endpoint, EndpointRequest, RegistrySession, absolute
 from executor.registry.token import merged, scope
 from executor.registry.transfer import Meter, Progress
 from executor.retry import TransientError
-from executor.transport import CHUNK, COMMIT_SECONDS, Reply
+from executor.transport import CHUNK, COMMIT_SECONDS, HTTPResponse
 from platforms.errors import RegistryError, StoreError, printable
 
 MOUNT_TRIES: Final = 3
@@ -43,7 +43,7 @@ _NOT_WHOLE: Final = frozenset({405, 411, 413, 415, 501})
 """Statuses of a whole blob by which registries say that it has to be sent in another way."""
 
 
-class Mount(msgspec.Struct, frozen=True):
+class BlobMount(msgspec.Struct, frozen=True):
     """The result of an attempt to mount a blob."""
 
     done: bool = False
@@ -56,7 +56,7 @@ class Mount(msgspec.Struct, frozen=True):
 class _Failed(TransientError):
     """An upload session failed; another one may succeed. ``reply`` is the answer that it failed with, if any."""
 
-    def __init__(self, why: str, *, reply: Reply | None = None, delay: float = 0.0) -> None:
+    def __init__(self, why: str, *, reply: HTTPResponse | None = None, delay: float = 0.0) -> None:
         super().__init__(why, delay=delay)
         self.reply = reply
 
@@ -65,7 +65,7 @@ class _ChunkFailed(_Failed):
     """A chunk failed; the same session may take it, or a part of it."""
 
 
-def present(session: Session, endpoint: Endpoint, descriptor: Descriptor) -> bool:
+def present(session: RegistrySession, endpoint: Endpoint, descriptor: Descriptor) -> bool:
     """Whether the blob of ``descriptor`` is known to be in the endpoint's repository.
 
     Any failure means that it is not: the blob is then sent, and a lasting problem is reported by that. The size has to
@@ -73,7 +73,7 @@ def present(session: Session, endpoint: Endpoint, descriptor: Descriptor) -> boo
     """
     digest = descriptor.digest
     what = f"cannot look for {digest} in {endpoint.registry}/{endpoint.repository}"
-    call = Call(what, "HEAD", f"blobs/{digest}", merged(scope(endpoint.repository, "pull", "push")))
+    call = EndpointRequest(what, "HEAD", f"blobs/{digest}", merged(scope(endpoint.repository, "pull", "push")))
     try:
         reply = session.once(endpoint, call)
     except TransientError:
@@ -83,7 +83,7 @@ def present(session: Session, endpoint: Endpoint, descriptor: Descriptor) -> boo
     return reply.status == 200 and (sized or reply.header("docker-content-digest") == digest)
 
 
-def mount(session: Session, endpoint: Endpoint, digest: str, source: str) -> Mount:
+def mount(session: RegistrySession, endpoint: Endpoint, digest: str, source: str) -> BlobMount:
     """Request that the blob be mounted from the repository ``source`` of the same registry.
 
     No failure is an error, neither a status of the registry nor a token service that refuses the second scope: the
@@ -93,18 +93,18 @@ def mount(session: Session, endpoint: Endpoint, digest: str, source: str) -> Mou
     what = f"cannot mount {digest} from {source}"
     query = urlencode((("mount", digest), ("from", source)))
     try:
-        reply = session.once(endpoint, Call(what, "POST", f"blobs/uploads/?{query}", scopes))
+        reply = session.once(endpoint, EndpointRequest(what, "POST", f"blobs/uploads/?{query}", scopes))
         if reply.status == 202:
-            return Mount(location=absolute(reply, what, endpoint.registry))
+            return BlobMount(location=absolute(reply, what, endpoint.registry))
     except TransientError:
-        return Mount()
+        return BlobMount()
     except RegistryError:
-        return Mount(forbidden=True)
-    return Mount(done=reply.status == 201, forbidden=reply.status in {401, 403})
+        return BlobMount(forbidden=True)
+    return BlobMount(done=reply.status == 201, forbidden=reply.status in {401, 403})
 
 
 def upload(
-    session: Session,
+    session: RegistrySession,
     endpoint: Endpoint,
     descriptor: Descriptor,
     open_content: Callable[[], BinaryIO],
@@ -155,7 +155,7 @@ class _Upload:
 
     def __init__(
         self,
-        session: Session,
+        session: RegistrySession,
         endpoint: Endpoint,
         descriptor: Descriptor,
         open_content: Callable[[], BinaryIO],
@@ -216,7 +216,7 @@ class _Upload:
 
     def begin(self) -> str:
         """Open an upload session; return its location."""
-        call = Call(self.what, "POST", "blobs/uploads/", self.scopes, accept=OPENED)
+        call = EndpointRequest(self.what, "POST", "blobs/uploads/", self.scopes, accept=OPENED)
         reply = self.session.call(self.endpoint, call)
         least = reply.header("oci-chunk-min-length")
         if least.isascii() and least.isdecimal():
@@ -236,7 +236,7 @@ class _Upload:
             raise _Failed(explained(reply), reply=reply)
         self.check_closed(reply)
 
-    def give_up_chunks(self, reply: Reply, at: int) -> None:
+    def give_up_chunks(self, reply: HTTPResponse, at: int) -> None:
         """Adapt to the refusal of a chunk at ``at``; raise it if it is not about chunks."""
         if reply.status == 413:
             if not self.shrink():
@@ -252,9 +252,9 @@ class _Upload:
         was, self.chunk = self.chunk, smaller
         return smaller < was
 
-    def patch(self, location: str, start: int, end: int) -> Call:
+    def patch(self, location: str, start: int, end: int) -> EndpointRequest:
         """Return the request that sends the bytes from ``start`` to ``end``."""
-        return Call(
+        return EndpointRequest(
             self.what,
             "PATCH",
             location,
@@ -265,11 +265,11 @@ class _Upload:
             read_timeout=COMMIT_SECONDS,
         )
 
-    def closing(self, location: str, start: int) -> Call:
+    def closing(self, location: str, start: int) -> EndpointRequest:
         """Return the PUT that closes the session with the bytes from ``start`` on."""
         mark = "&" if "?" in location else "?"
         size = self.descriptor.size
-        return Call(
+        return EndpointRequest(
             self.what,
             "PUT",
             f"{location}{mark}{urlencode({'digest': self.descriptor.digest})}",
@@ -280,7 +280,7 @@ class _Upload:
             read_timeout=COMMIT_SECONDS,
         )
 
-    def once(self, call: Call) -> Reply:
+    def once(self, call: EndpointRequest) -> HTTPResponse:
         """Return the answer to ``call``. Raises ``_Failed`` if there is none."""
         try:
             return self.session.once(self.endpoint, call)
@@ -291,7 +291,7 @@ class _Upload:
         """Return the reason in ``error``, and how many bytes were sent."""
         return f"{error} after {self.meter.done} of {self.descriptor.size} bytes" if self.meter.done else str(error)
 
-    def check_closed(self, reply: Reply) -> None:
+    def check_closed(self, reply: HTTPResponse) -> None:
         """Raise unless ``reply``, to the request that closes a session, says that the blob is stored."""
         if reply.status in {200, 201, 204}:
             said = reply.header("docker-content-digest")
@@ -377,7 +377,7 @@ class _Chunks:
             raise _Failed(str(failure), reply=reply, delay=failure.delay)
         raise failure
 
-    def _go_elsewhere(self, refusal: Reply) -> None:
+    def _go_elsewhere(self, refusal: HTTPResponse) -> None:
         """Continue where the registry says after the 416 ``refusal``. Raises ``_Failed`` if it does not say."""
         self._rejected.add(self._at)
         said = refusal if refusal.header("range") else self._status()
@@ -403,24 +403,26 @@ class _Chunks:
         else:
             self._truthful = False
 
-    def _status(self) -> Reply | None:
+    def _status(self) -> HTTPResponse | None:
         """Return the state of the session (distribution-spec, "get the current status"), None if it has no
         ``Range``."""
         sending = self._sending
         try:
-            reply = sending.session.once(sending.endpoint, Call(sending.what, "GET", self._location, sending.scopes))
+            reply = sending.session.once(
+                sending.endpoint, EndpointRequest(sending.what, "GET", self._location, sending.scopes)
+            )
         except TransientError:
             return None
         return reply if reply.status in {200, 202, 204} and reply.header("range") else None
 
-    def _next(self, reply: Reply) -> str:
+    def _next(self, reply: HTTPResponse) -> str:
         """Return the location for the next request: that of ``reply``, else the present one."""
         sending = self._sending
         named = reply.header("location")
         return absolute(reply, sending.what, sending.endpoint.registry) if named else self._location
 
 
-def _stands_at(reply: Reply, otherwise: int) -> int:
+def _stands_at(reply: HTTPResponse, otherwise: int) -> int:
     """Return the number of bytes that a registry has received, from ``Range: 0-LAST``; ``otherwise`` if it does not
     say.
 

@@ -47,7 +47,7 @@ _LEVELS: Final = {"gzip": range(10), "zstd": range(1, 23), "uncompressed": range
 _DEFAULT: Final = {"gzip": 1, "zstd": 3, "uncompressed": 0}
 
 
-class Packed(msgspec.Struct, frozen=True):
+class CompressedLayer(msgspec.Struct, frozen=True):
     """A layer blob: its digest and ``size`` in bytes as it lies on disk, and the same of the archive inside."""
 
     diff_id: str
@@ -56,7 +56,7 @@ class Packed(msgspec.Struct, frozen=True):
     uncompressed_size: int
 
 
-def pack(entries: Iterable[Entry], path: str, compression: str = "gzip", level: int | None = None) -> Packed:
+def pack(entries: Iterable[Entry], path: str, compression: str = "gzip", level: int | None = None) -> CompressedLayer:
     """Write the layer of ``entries``, in the order given, to the file ``path``.
 
     ``compression`` is ``gzip`` (levels 0 to 9, default 1), ``zstd`` (1 to 22, default 3) or ``uncompressed``. An
@@ -68,7 +68,7 @@ def pack(entries: Iterable[Entry], path: str, compression: str = "gzip", level: 
         return packer.finish()
 
 
-def recompress(stream: Readable, path: str, compression: str = "gzip", level: int | None = None) -> Packed:
+def recompress(stream: Readable, path: str, compression: str = "gzip", level: int | None = None) -> CompressedLayer:
     """Write the archive that ``stream`` gives, byte for byte, to the file ``path``; otherwise as ``pack``."""
     with Packer(path, compression, level) as packer:
         while data := stream.read(_BLOCK):
@@ -129,7 +129,7 @@ class Packer:
         self._threads.add(block, self._before)
         self._before = block[-_WINDOW:]
 
-    def finish(self) -> Packed:
+    def finish(self) -> CompressedLayer:
         """The end of the archive. The file is complete afterwards, but not synced."""
         last = bytes(self._view[: self._filled])
         self._digest.update(last)
@@ -140,7 +140,7 @@ class Packer:
         diff_id = self._digest.finish()
         self._emit(self._codec.trailer(self._digest.size))
         self._file.close()
-        return Packed(diff_id, "sha256:" + self._blob.hexdigest(), self._size, self._digest.size)
+        return CompressedLayer(diff_id, "sha256:" + self._blob.hexdigest(), self._size, self._digest.size)
 
     def _emit(self, data: bytes) -> None:
         self._blob.update(data)

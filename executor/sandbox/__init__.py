@@ -6,7 +6,7 @@
 
 from executor.sandbox.isolation import Isolation, IsolationMode, ModeAvailability, enter, probe_modes
 from executor.sandbox.launcher import Launcher, Running, start
-from executor.sandbox.spec import Bind, BindFd, Ended, Mount, Secret, Spec, Tmpfs
+from executor.sandbox.spec import Bind, BindFd, Ended, Mount, SecretFile, Spec, Tmpfs
 
 __all__ = [
     "Bind",
@@ -18,7 +18,7 @@ __all__ = [
     "ModeAvailability",
     "Mount",
     "Running",
-    "Secret",
+    "SecretFile",
     "Spec",
     "Tmpfs",
     "enter",

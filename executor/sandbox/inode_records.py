@@ -22,7 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.snapshotter.inplace import TICK
-from executor.snapshotter.records import Device, Record, Stack, copied_up, had_several_names, read, walked
+from executor.snapshotter.records import DeviceNumber, Record, Stack, copied_up, had_several_names, read, walked
 from platforms import syscalls
 
 _OF_A_LAYER: Final = -1
@@ -151,7 +151,7 @@ class InodeRecords:
         """Record the owner of ``file``, an O_PATH descriptor, as it was before the step."""
         self._add_known(os.fstat(file), InodeRecord(Record(b"", uid, gid), syscalls.birth(file)))
 
-    def make(self, file: int, device: Device) -> None:
+    def make(self, file: int, device: DeviceNumber) -> None:
         """Record that ``file``, an O_PATH descriptor of a new empty file, stands for ``device``."""
         status = os.fstat(file)
         born = syscalls.birth(file)

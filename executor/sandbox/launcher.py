@@ -63,7 +63,7 @@ class Running:
             self._reply.close()
         if not data and not self._cancelled:
             raise self._launcher._death()
-        answer = zygote.Answer.unpack(data) if data else zygote.Answer()
+        answer = zygote.StepOutcome.unpack(data) if data else zygote.StepOutcome()
         rootfs = self._spec.rootfs
         roots.tidy(rootfs, answer.made, answer.touched)
         if not answer.unfit:

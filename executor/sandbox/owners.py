@@ -33,9 +33,9 @@ import msgspec
 from executor.sandbox import notified_calls, roots, seccomp, status
 from executor.sandbox.inode_records import InodeRecords
 from executor.sandbox.inplace import InodeRecordsInPlace
-from executor.sandbox.spec import Bind, BindFd, Secret, Spec
+from executor.sandbox.spec import Bind, BindFd, SecretFile, Spec
 from executor.snapshotter import records
-from executor.snapshotter.records import Device
+from executor.snapshotter.records import DeviceNumber
 from executor.snapshotter.rootfs import Overlay
 from platforms import syscalls
 
@@ -100,7 +100,7 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
     syscalls.setns(mounts, syscalls.CLONE_NEWNS)
     view = syscalls.open_tree(root, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH | os.O_CLOEXEC)
     for mount in spec.mounts:
-        if isinstance(mount, Bind | Secret):
+        if isinstance(mount, Bind | SecretFile):
             _own_mount(table, root, mount)
     for fd in (mounts, root):
         os.close(fd)
@@ -111,8 +111,8 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
     os._exit(0)
 
 
-def _own_mount(table: InodeRecords, root: int, mount: Bind | Secret) -> None:
-    owner = (mount.uid, mount.gid) if isinstance(mount, Secret) else mount.owner
+def _own_mount(table: InodeRecords, root: int, mount: Bind | SecretFile) -> None:
+    owner = (mount.uid, mount.gid) if isinstance(mount, SecretFile) else mount.owner
     if any(owner):
         resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
         file = syscalls.openat2(root, mount.target, _PATH, resolve=resolve)
@@ -298,7 +298,7 @@ class _Supervisor:
             os.close(directory)
         try:
             os.fchmod(file, stat.S_IMODE(mode & _WORD) & ~umask)
-            self.table.make(file, Device(letter, major, minor))
+            self.table.make(file, DeviceNumber(letter, major, minor))
         finally:
             os.close(file)
         return False

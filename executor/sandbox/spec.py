@@ -54,7 +54,7 @@ class Tmpfs(msgspec.Struct, frozen=True):
     mode: int | None = None
 
 
-class Secret(msgspec.Struct, frozen=True):
+class SecretFile(msgspec.Struct, frozen=True):
     """A read-only file in memory, which only this step sees and which never is on a disk."""
 
     target: str
@@ -64,7 +64,7 @@ class Secret(msgspec.Struct, frozen=True):
     mode: int = 0o400
 
 
-Mount = Bind | BindFd | Tmpfs | Secret
+Mount = Bind | BindFd | Tmpfs | SecretFile
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -109,7 +109,7 @@ class Ended(msgspec.Struct, frozen=True):
     """Why the step had the host's network, though it was to be isolated; "" when it was, or was not to be."""
 
 
-_KINDS = (Bind, BindFd, Tmpfs, Secret)
+_KINDS = (Bind, BindFd, Tmpfs, SecretFile)
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 _OPTIONS: Final[msgspec.msgpack.Decoder[StepOptions]] = msgspec.msgpack.Decoder(StepOptions)
 

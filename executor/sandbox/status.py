@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from executor.snapshotter.records import Device
+from executor.snapshotter.records import DeviceNumber
 
 _KINDS: Final = {"c": stat.S_IFCHR, "b": stat.S_IFBLK}
 _SECOND: Final = 1_000_000_000
@@ -30,7 +30,7 @@ class FileStatus(msgspec.Struct, frozen=True):
     found: os.stat_result
     uid: int
     gid: int
-    device: Device | None
+    device: DeviceNumber | None
 
     @property
     def mode(self) -> int:

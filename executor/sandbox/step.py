@@ -27,7 +27,7 @@ import msgspec
 
 from executor.sandbox import cgroup, network, roots, staging, targets
 from executor.sandbox.report import FD, NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, StartReporter, error_text
-from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Spec, Tmpfs
+from executor.sandbox.spec import Bind, BindFd, Mount, SecretFile, Spec, Tmpfs
 from executor.step_options import DEFAULT_SHM_SIZE
 from platforms import syscalls
 from platforms.descriptors import close_others
@@ -102,7 +102,7 @@ class Shape(msgspec.Struct, frozen=True):
         return cls(spec.network, spec.insecure, spec.options.shm_size or DEFAULT_SHM_SIZE)
 
 
-class Prepared(msgspec.Struct, frozen=True):
+class PreparedStep(msgspec.Struct, frozen=True):
     """A process that can become a step."""
 
     proc: int
@@ -115,7 +115,7 @@ class Prepared(msgspec.Struct, frozen=True):
     """A descriptor of the program that executes the step's own; not FD, which the report will be."""
 
 
-def prepare(shape: Shape) -> Prepared:
+def prepare(shape: Shape) -> PreparedStep:
     """What a new process can do before it knows its step. Raises OSError."""
     # 1. The process: ours to kill, with everything as a fresh process has it.
     syscalls.die_with_parent()
@@ -139,12 +139,12 @@ def prepare(shape: Shape) -> Prepared:
     with_any_number = os.open(staging.STARTER, os.O_PATH | os.O_CLOEXEC)
     starter = fcntl.fcntl(with_any_number, fcntl.F_DUPFD_CLOEXEC, FD + 1)
     os.close(with_any_number)
-    return Prepared(proc, own_proc, null, starter)
+    return PreparedStep(proc, own_proc, null, starter)
 
 
 def become(
     spec: Spec,
-    prepared: Prepared,
+    prepared: PreparedStep,
     output: tuple[int, int],
     rules: Rules,
     supervisor: socket.socket | None,
@@ -270,7 +270,7 @@ def _attaching(mount: Mount) -> _Attach:
                     _bind_fd(root, mount)
                 case Tmpfs():
                     _tmpfs(root, mount)
-                case Secret():
+                case SecretFile():
                     _secret(root, mount)
         except OSError as error:
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -376,7 +376,7 @@ def _tmpfs(root: targets.Root, mount: Tmpfs) -> None:
     os.close(tree)
 
 
-def _secret(root: targets.Root, mount: Secret) -> None:
+def _secret(root: targets.Root, mount: SecretFile) -> None:
     tree = _file_in_memory(mount.data, mount.mode, mount.uid, mount.gid)
     _attach(root, tree, mount.target, readonly=True)
     os.close(tree)

@@ -47,7 +47,7 @@ FDS: Final = 250
 """Descriptors in one packet: the kernel's SCM_MAX_FD is 253."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class StepOutcome(msgspec.Struct, frozen=True):
     """What goes back over the reply socket. ``unfit`` is why the host does not allow it; "" when it does."""
 
     code: int = 0
@@ -63,7 +63,7 @@ class Answer(msgspec.Struct, frozen=True):
         return marshal.dumps(tuple(getattr(self, name) for name in self.__struct_fields__))
 
     @classmethod
-    def unpack(cls, data: bytes) -> Answer:
+    def unpack(cls, data: bytes) -> StepOutcome:
         return cls(*marshal.loads(data))
 
 
@@ -180,7 +180,7 @@ def _begin(fds: list[int], rules: step.Rules, proc: int, spare: _Spare | None) -
                 spare.discard()
         return running or _start(wanted, fds, rules, proc, reply), _spare(shape, rules)
     except OSError as error:
-        _answer(reply, Answer(unfit=f"cannot start a process in namespaces of its own: {error}"))
+        _answer(reply, StepOutcome(unfit=f"cannot start a process in namespaces of its own: {error}"))
         return None, None
     finally:
         for fd in fds[1:]:
@@ -294,7 +294,7 @@ def _child(
 
 def _become(
     wanted: spec.Spec,
-    prepared: step.Prepared,
+    prepared: step.PreparedStep,
     output: tuple[int, int],
     rules: step.Rules,
     supervisor: socket.socket | None,
@@ -331,10 +331,10 @@ def _end(running: _Running, kills: _Kills) -> None:
     if told.error or told.unfit:
         code, killed = told.code, 0
     oom = code == 128 + signal.SIGKILL and kills.more()
-    _answer(running.reply, Answer(code, killed, oom, told.error, told.unfit, told.made, told.touched, told.shared))
+    _answer(running.reply, StepOutcome(code, killed, oom, told.error, told.unfit, told.made, told.touched, told.shared))
 
 
-def _answer(reply: socket.socket, answer: Answer) -> None:
+def _answer(reply: socket.socket, answer: StepOutcome) -> None:
     with reply, contextlib.suppress(OSError):  # nobody may be waiting any more
         reply.send(answer.pack())
 

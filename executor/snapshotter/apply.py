@@ -30,7 +30,7 @@ from msgspec.structs import replace
 from executor.rootfs import moment
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.walker import DIRECTORY, Walker, remove
-from executor.snapshotter.records import CAPABILITY, OVERLAY_XATTR, PRIVATE_XATTR, Device, Record
+from executor.snapshotter.records import CAPABILITY, OVERLAY_XATTR, PRIVATE_XATTR, DeviceNumber, Record
 from platforms.errors import ArchiveError
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -50,7 +50,7 @@ class _Refused(TypedDict, total=False):
     """What the kernel has refused: the owner, a device, a file capability."""
 
     owner: bool
-    device: Device
+    device: DeviceNumber
     capability: bytes
 
 
@@ -280,7 +280,7 @@ class _Target:
             refused = self._set_metadata(fd, entry)
         finally:
             os.close(fd)
-        self._note(self._real(name), entry, refused | {"device": Device(letter, *entry.device)})
+        self._note(self._real(name), entry, refused | {"device": DeviceNumber(letter, *entry.device)})
 
     # -- metadata ----------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ import msgspec
 
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind, hard_link
 from executor.snapshotter import layers, records
-from executor.snapshotter.layers import OPAQUE, Directories, Found, is_deletion, look
+from executor.snapshotter.layers import OPAQUE, Directories, UnionEntry, is_deletion, look
 from executor.snapshotter.records import Read, Records, Stack
 from platforms.errors import EnvironmentUnfit
 
@@ -164,13 +164,13 @@ class _Scan:
         entry = read(path, host, status, xattrs)
         return None if entry is None else records.applied(entry, self._records.get(path))
 
-    def _same(self, entry: Entry, below: Found) -> bool:
+    def _same(self, entry: Entry, below: UnionEntry) -> bool:
         """Whether ``entry`` is what the layers below have in its place."""
         old = entry_below(entry.path, below, self._records_below)
         return old is not None and same(entry, old)
 
 
-def entry_below(path: bytes, found: Found, recorded: Stack) -> Entry | None:
+def entry_below(path: bytes, found: UnionEntry, recorded: Stack) -> Entry | None:
     """What layers have at ``path``, where a union of them has ``found``; None for nothing, and for a socket."""
     if found.status is None:
         return None

@@ -27,7 +27,7 @@ Directories = tuple[bytes, ...]
 """The directories of layers that together are one directory of their union, top first."""
 
 
-class Found(msgspec.Struct):
+class UnionEntry(msgspec.Struct):
     """What a union has under one name: its status and path on this host, and the directories that make it up."""
 
     status: os.stat_result | None = None
@@ -35,9 +35,9 @@ class Found(msgspec.Struct):
     directories: Directories = ()
 
 
-def look(parents: Directories, name: bytes) -> Found:
+def look(parents: Directories, name: bytes) -> UnionEntry:
     """What shows under ``name`` in the union of ``parents``."""
-    found = Found()
+    found = UnionEntry()
     for parent in parents:
         host = parent + b"/" + name
         try:
@@ -86,11 +86,11 @@ class Union(Tree):
         stack = Stack(directories, recorded)
         super().__init__(-1, b"", meaning=Applied(stack.of))
         top = tuple(map(os.fsencode, directories))
-        self._root = Found(os.lstat(top[0]), top[0], top)
+        self._root = UnionEntry(os.lstat(top[0]), top[0], top)
         self._known: dict[bytes, Directories] = {b"": top}
         self._last = (b"", self._root)
 
-    def find(self, path: bytes) -> Found:
+    def find(self, path: bytes) -> UnionEntry:
         """What is at ``path``, whose parents must not be links."""
         last, found = self._last
         if path == last:

@@ -35,7 +35,7 @@ from executor.snapshotter.materialise import fill, finish
 from executor.snapshotter.records import Read, Stack
 from executor.snapshotter.rootfs import Directory
 from executor.snapshotter.snapshotter import ActiveRoot, Mounted, Parents, make_mount_points, stacked
-from executor.snapshotter.unpack import Limits, Unpacked, unpack_onto
+from executor.snapshotter.unpack import Unpacked, UnpackLimits, unpack_onto
 from executor.store import faults, removal, snapshots
 from executor.store.snapshots import Snapshot
 from platforms import syscalls
@@ -103,7 +103,7 @@ class Plain:
     def add_mount_points(self, active: ActiveRoot, made_ns: int) -> None:
         make_mount_points(self.view(active.parents), written(active), made_ns)
 
-    def apply(self, active: ActiveRoot, stream: Readable, limits: Limits) -> Unpacked:
+    def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits) -> Unpacked:
         directory = written(active)
         before = Before(directory)
         unpacked = unpack_onto(stream, directory, limits=limits)

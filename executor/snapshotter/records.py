@@ -42,7 +42,7 @@ CAPABILITY: Final = b"security.capability"
 _BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 
 
-class Device(msgspec.Struct, frozen=True, array_like=True):
+class DeviceNumber(msgspec.Struct, frozen=True, array_like=True):
     """A device that an empty file stands for: ``c`` or ``b``, its major and its minor number."""
 
     letter: str
@@ -56,7 +56,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     path: bytes
     uid: int = 0
     gid: int = 0
-    device: Device | None = None
+    device: DeviceNumber | None = None
     capability: bytes = b""
     """The value of ``security.capability``; b"" when the kernel has it, or there is none."""
 

@@ -22,7 +22,7 @@ from platforms.paths import below
 if TYPE_CHECKING:
     from executor.rootfs.entry import Entry
     from executor.rootfs.streams import Readable
-    from executor.snapshotter.unpack import Limits, Unpacked
+    from executor.snapshotter.unpack import Unpacked, UnpackLimits
 
 Parents = tuple[Snapshot, ...]
 """The snapshots that a file system is made of, bottom first, as an image names its layers; () for an empty one."""
@@ -63,7 +63,7 @@ class Snapshotter(Protocol):
         """Make the directories that every step needs and ``active`` lacks; they stay, of the time ``made_ns``."""
         ...
 
-    def apply(self, active: ActiveRoot, stream: Readable, limits: Limits) -> Unpacked:
+    def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits) -> Unpacked:
         """Apply a layer's archive to ``active``. Raises as ``unpack.unpack_onto`` does."""
         ...
 

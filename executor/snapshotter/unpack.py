@@ -33,7 +33,7 @@ _DISK_BLOCK: Final = 4096
 _HOST_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE})
 
 
-class Limits(msgspec.Struct, frozen=True):
+class UnpackLimits(msgspec.Struct, frozen=True):
     """What a layer may cost before it counts as an attack."""
 
     size: int = 64 << 30
@@ -60,7 +60,7 @@ class Unpacked(msgspec.Struct, frozen=True):
     """What the kernel has refused to set."""
 
 
-def unpack(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
+def unpack(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacked:
     """Unpack the layer archive that ``stream`` gives into ``directory``, which is empty.
 
     The directory can then be a lower directory of an overlay mounted with ``userxattr``; what the kernel has refused is
@@ -76,7 +76,7 @@ def unpack(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
         return Unpacked(*counts, implicit, needs_parents, lower.records)
 
 
-def unpack_onto(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
+def unpack_onto(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacked:
     """Apply the layer archive that ``stream`` gives to the tree in ``directory``; otherwise as ``unpack``.
 
     The tree is an overlay mount of the layers below (see ``stack``), or a plain directory that they were applied to.
@@ -87,7 +87,7 @@ def unpack_onto(stream: Readable, directory: str, *, limits: Limits) -> Unpacked
         return Unpacked(*counts, merged.implicit, records=merged.records)
 
 
-def extract(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
+def extract(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacked:
     """Unpack an archive that is no layer into ``directory``, which is empty; otherwise as ``unpack``.
 
     What the kernel has refused is only in the result.
@@ -99,7 +99,7 @@ def extract(stream: Readable, directory: str, *, limits: Limits) -> Unpacked:
         return Unpacked(*counts, lower.implicit, records=lower.records)
 
 
-def hand_over(stream: Readable, directory: str, *, limits: Limits) -> None:
+def hand_over(stream: Readable, directory: str, *, limits: UnpackLimits) -> None:
     """Unpack the archive of a whole file system into ``directory``, as files of the user whose process this is.
 
     What is there already stays, unless it is in the way. Owners are not kept, and so nothing is that gives an owner's
@@ -122,7 +122,7 @@ def hand_over(stream: Readable, directory: str, *, limits: Limits) -> None:
 
 
 def _apply_all(
-    stream: Readable, applier: Applier, limits: Limits, meant: Callable[[Entry], Entry | None]
+    stream: Readable, applier: Applier, limits: UnpackLimits, meant: Callable[[Entry], Entry | None]
 ) -> tuple[str, int, int, int]:
     """Apply all entries, as ``meant`` takes them; returns the first four fields of ``Unpacked``."""
     digest = Digest()

@@ -6,11 +6,11 @@ from executor.context import archive
 from executor.rootfs.tree import open_directory
 from executor.snapshotter.records import Applied
 from executor.solver import copying
-from executor.solver.copying import CopyOptions, Plan
+from executor.solver.copying import CopyOptions, CopyPlan
 from executor.solver.workshop import Workshop
 
 
-def copy_archive(workshop: Workshop, plan: Plan, path: bytes, destination: str, treatment: CopyOptions) -> bool:
+def copy_archive(workshop: Workshop, plan: CopyPlan, path: bytes, destination: str, treatment: CopyOptions) -> bool:
     """Add what is in the archive ``path``; False when it is none."""
     directory = workshop.scratch()
     found = archive.extract(path, directory)

@@ -28,10 +28,10 @@ from executor.rootfs import compress
 from executor.rootfs.streams import Readable
 from executor.snapshotter import unpack
 from executor.snapshotter.unpack import Unpacked
-from executor.solver.cache import Packed
+from executor.solver.cache import LayerRecord
 from executor.solver.inflight import InFlightBlob, RetryRead, fetch_blob
 from executor.solver.inputs import Input
-from executor.solver.layer import Blob, Layer, kind_of, media_type, opened
+from executor.solver.layer import Layer, LayerBlob, kind_of, media_type, opened
 from executor.solver.once import Once, known
 from executor.solver.workshop import Workshop
 from executor.store import blobs, faults, locks, metadata_cache, snapshots
@@ -49,7 +49,7 @@ _SAID_SECONDS: Final = 0.2
 """Between two words on how far an unpacking is."""
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
-_PACKED: Final[msgspec.json.Decoder[Packed]] = msgspec.json.Decoder(Packed)
+_PACKED: Final[msgspec.json.Decoder[LayerRecord]] = msgspec.json.Decoder(LayerRecord)
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ class Base(msgspec.Struct, frozen=True):
         return chain_id(self.config.diff_ids) or "scratch"
 
 
-class Source(Protocol):
+class BaseSource(Protocol):
     """Where an image's documents and blobs are read from."""
 
     @property
@@ -82,7 +82,7 @@ class Source(Protocol):
         ...
 
 
-class RegistrySource(msgspec.Struct, frozen=True):
+class RegistryBaseSource(msgspec.Struct, frozen=True):
     """An image in a registry."""
 
     workshop: Workshop
@@ -100,7 +100,7 @@ class RegistrySource(msgspec.Struct, frozen=True):
         self.workshop.registry().fetch(self.reference, descriptor, writer)
 
 
-class LayoutSource(msgspec.Struct, frozen=True):
+class LayoutBaseSource(msgspec.Struct, frozen=True):
     """An image in an OCI layout on this machine."""
 
     layout: Layout
@@ -125,7 +125,7 @@ def from_registry(workshop: Workshop, taken: Input, name: str, platform: Platfor
     if pinned:
         wanted = wanted.with_digest(pinned)
     taken.pinned(wanted.digest)
-    return _base(workshop, name, RegistrySource(workshop, wanted), wanted.digest, platform)
+    return _base(workshop, name, RegistryBaseSource(workshop, wanted), wanted.digest, platform)
 
 
 def from_layout(workshop: Workshop, name: str, location: str, platform: Platform) -> Base:
@@ -135,7 +135,7 @@ def from_layout(workshop: Workshop, name: str, location: str, platform: Platform
     path, wanted = layout.split_location(location)
     opened = archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
     root = opened.find(wanted)
-    return _base(workshop, name, LayoutSource(opened, root), root.digest, platform)
+    return _base(workshop, name, LayoutBaseSource(opened, root), root.digest, platform)
 
 
 def from_sent_layout(workshop: Workshop, name: str, wanted: str, platform: Platform) -> Base:
@@ -145,7 +145,7 @@ def from_sent_layout(workshop: Workshop, name: str, wanted: str, platform: Platf
 
     opened = layout.open_layout(f"the layout of the context {name}", partial(_sent_file, workshop, name))
     root = opened.find(wanted)
-    return _base(workshop, name, LayoutSource(opened, root), root.digest, platform)
+    return _base(workshop, name, LayoutBaseSource(opened, root), root.digest, platform)
 
 
 def _sent_file(workshop: Workshop, name: str, file: str) -> tuple[BinaryIO, int]:
@@ -160,7 +160,7 @@ def _sent_file(workshop: Workshop, name: str, file: str) -> tuple[BinaryIO, int]
         return os.fdopen(os.dup(out.fileno()), "rb"), size
 
 
-def _base(workshop: Workshop, name: str, source: Source, digest: str, platform: Platform) -> Base:
+def _base(workshop: Workshop, name: str, source: BaseSource, digest: str, platform: Platform) -> Base:
     document = parse(_document(workshop, source, digest, None))
     if isinstance(document, Index):
         _, document = selection.find(name, document, platform, partial(_read, workshop, source))
@@ -184,7 +184,7 @@ def _base(workshop: Workshop, name: str, source: Source, digest: str, platform: 
     return Base(name, replace(config, platform=platform), base_layers(workshop, source, document, config))
 
 
-def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
+def base_layers(workshop: Workshop, source: BaseSource, manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
     """The layers of ``manifest``, bottom first; nothing is downloaded yet."""
     layers: list[Layer] = []
     created = [each.created for each in config.history if not each.empty_layer]
@@ -196,7 +196,7 @@ def base_layers(workshop: Workshop, source: Source, manifest: Manifest, config: 
         part = _Part(workshop, descriptor, diff_id, chain, below, content, arrival)
         layer = Layer(
             snapshot=Once(_snapshot(part)),
-            blob=known(Blob(diff_id, replace(descriptor, annotations=(), platform=None))),
+            blob=known(LayerBlob(diff_id, replace(descriptor, annotations=(), platform=None))),
             content=content,
             origin=source.origin,
             created=created[position] if position < len(created) else "",
@@ -214,12 +214,12 @@ def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> L
     store, wanted = workshop.store, workshop.job.options.compression
     name = f"{descriptor.digest} {kind_of(wanted)}"
 
-    def look() -> Packed | None:
+    def look() -> LayerRecord | None:
         found = metadata_cache.get(store, "recompressed", name)
         packed = None if found is None else decoding.decode(_PACKED, found)
         return packed if packed is not None and blobs.has(store, packed.digest) else None
 
-    def pack() -> Blob:
+    def pack() -> LayerBlob:
         diff_id = layer.blob().diff_id
         with locks.lock(store, f"recompress {name}", cancel=workshop.cancelled):
             packed = look()
@@ -242,16 +242,16 @@ def _recompressed(workshop: Workshop, layer: Layer, descriptor: Descriptor) -> L
                 finally:
                     if os.path.exists(temporary):
                         os.unlink(temporary)
-                packed = Packed(kind_of(wanted), made.digest, made.size)
+                packed = LayerRecord(kind_of(wanted), made.digest, made.size)
                 metadata_cache.put(store, "recompressed", name, msgspec.json.encode(packed))
                 workshop.tell(Transfer(Action.COMPRESS, descriptor.digest, made.size, made.size))
-        return Blob(diff_id, Descriptor(media_type(workshop.job), packed.digest, packed.size))
+        return LayerBlob(diff_id, Descriptor(media_type(workshop.job), packed.digest, packed.size))
 
     blob = Once(pack)
     return replace(layer, blob=blob, content=Once(lambda: blobs.path(store, blob().descriptor.digest)), origin=None)
 
 
-def _document(workshop: Workshop, source: Source, digest: str, wanted: Descriptor | None) -> bytes:
+def _document(workshop: Workshop, source: BaseSource, digest: str, wanted: Descriptor | None) -> bytes:
     if digest and blobs.has(workshop.store, digest):
         return blobs.read(workshop.store, digest, limit=MANIFEST_LIMIT)
     data = source.document(wanted)
@@ -261,21 +261,23 @@ def _document(workshop: Workshop, source: Source, digest: str, wanted: Descripto
     return data
 
 
-def _read(workshop: Workshop, source: Source, descriptor: Descriptor) -> bytes:
+def _read(workshop: Workshop, source: BaseSource, descriptor: Descriptor) -> bytes:
     """A document or a config of ``source``."""
     if descriptor.media_type in mediatypes.INDEXES | mediatypes.MANIFESTS:
         return _document(workshop, source, descriptor.digest, descriptor)
     return _small_blob(workshop, source, descriptor)
 
 
-def _small_blob(workshop: Workshop, source: Source, descriptor: Descriptor) -> bytes:
+def _small_blob(workshop: Workshop, source: BaseSource, descriptor: Descriptor) -> bytes:
     if descriptor.size > image.CONFIG_LIMIT:
         raise ArchiveError("image config too large", why=f"{descriptor.size} bytes")
     _content(workshop, source, descriptor, InFlightBlob())()
     return blobs.read(workshop.store, descriptor.digest, limit=image.CONFIG_LIMIT)
 
 
-def _content(workshop: Workshop, source: Source, descriptor: Descriptor, arrival: InFlightBlob) -> Callable[[], str]:
+def _content(
+    workshop: Workshop, source: BaseSource, descriptor: Descriptor, arrival: InFlightBlob
+) -> Callable[[], str]:
     def download() -> str:
         store, digest = workshop.store, descriptor.digest
         try:
@@ -344,7 +346,7 @@ def _unpack(part: _Part) -> Snapshot:
             draft = snapshots.prepare(store)
             part.content()
             with blobs.open_unverified(store, descriptor.digest) as file:  # the diff id verifies it
-                unpacked = unpack.unpack(opened(_Shown(file, part)), draft.fs, limits=unpack.Limits())
+                unpacked = unpack.unpack(opened(_Shown(file, part)), draft.fs, limits=unpack.UnpackLimits())
         if unpacked.needs_parents and part.below:
             snapshots.discard(store, draft)
             return _apply(part)
@@ -370,7 +372,7 @@ def _apply(part: _Part) -> Snapshot:
     active = workshop.snapshotter.prepare(tuple(each.snapshot() for each in part.below))
     try:
         with blobs.open_unverified(workshop.store, part.descriptor.digest) as file:
-            _check(part, workshop.snapshotter.apply(active, opened(_Shown(file, part)), unpack.Limits()))
+            _check(part, workshop.snapshotter.apply(active, opened(_Shown(file, part)), unpack.UnpackLimits()))
         return workshop.snapshotter.commit(active, keys=(part.chain,))
     except BaseException:
         workshop.snapshotter.remove(active)
@@ -423,7 +425,7 @@ def _unpack_arriving(part: _Part, directory: str) -> Unpacked | None:
             return None
         with following:
             try:
-                unpacked = unpack.unpack(opened(_Shown(following, part)), directory, limits=unpack.Limits())
+                unpacked = unpack.unpack(opened(_Shown(following, part)), directory, limits=unpack.UnpackLimits())
             except (KanifoldError, RetryRead):
                 coming.result()
                 if arrival.void:

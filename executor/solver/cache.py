@@ -23,7 +23,7 @@ from executor.store.store import Store
 from platforms import debug, decoding
 
 
-class Machine(msgspec.Struct, frozen=True):
+class ElfFiles(msgspec.Struct, frozen=True):
     """ELF files of one architecture in a layer: how many, and the first few of their paths."""
 
     name: str
@@ -31,7 +31,7 @@ class Machine(msgspec.Struct, frozen=True):
     paths: tuple[str, ...]
 
 
-class Packed(msgspec.Struct, frozen=True):
+class LayerRecord(msgspec.Struct, frozen=True):
     """A layer as a blob. ``kind`` is the compression, with its level: ``gzip``, ``zstd-9``."""
 
     kind: str
@@ -61,8 +61,8 @@ class LayerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """``result:NAME``: what is known of a result so far."""
 
     diff_id: str = ""
-    blobs: tuple[Packed, ...] = ()
-    machines: tuple[Machine, ...] = ()
+    blobs: tuple[LayerRecord, ...] = ()
+    machines: tuple[ElfFiles, ...] = ()
     caches: tuple[CacheLocation, ...] = ()
     """Remote caches that have the blob."""
     promised: bool = False

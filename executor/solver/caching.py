@@ -52,7 +52,7 @@ def step_key(observed: Observed, job: protocol.Job) -> StepKey:
     return StepKey(key, keys.key("step", treename.outside(observed), *times) if places else key, places)
 
 
-class Found(msgspec.Struct, frozen=True):
+class SolvedStep(msgspec.Struct, frozen=True):
     """What a step came to."""
 
     keys: tuple[StepKey, ...]
@@ -97,7 +97,7 @@ class StepCache:
         self.steps: list[CachedStep] = []
         """Every step with a layer, in the order in which they were done."""
 
-    def find_or_make(self, step: Step, *, fresh: bool, in_image: bool) -> Found:
+    def find_or_make(self, step: Step, *, fresh: bool, in_image: bool) -> SolvedStep:
         """What ``step`` came to: in another job, or now.
 
         ``fresh`` steps are made whatever caches have, unless another job of this build has made them. The layers of
@@ -106,11 +106,11 @@ class StepCache:
         key = step_key(step.key(self._workshop.inputs.add("step")), self._job)
         entry = self._look_up(step, key, fresh=fresh)
         if entry is not None:
-            return Found((key,), entry)
+            return SolvedStep((key,), entry)
         with locks.lock(self._store, f"step {key.here}", cancel=self._workshop.cancelled):
             entry = self._look_up(step, key, fresh=fresh) or self._imported(step, key, fresh=fresh)
             if entry is not None:
-                return Found((key,), entry)
+                return SolvedStep((key,), entry)
             observed = step.other_key()
             if observed is None:
                 return self._make(step, (key,), in_image=in_image)
@@ -120,9 +120,9 @@ class StepCache:
                 return self._make(step, (key, other), in_image=in_image)
             if not entry.foreign:
                 cache.note_outcome(self._store, key.here, entry, step.text)
-            return Found((key, other), entry)
+            return SolvedStep((key, other), entry)
 
-    def layer(self, step: Step, found: Found, *, in_image: bool) -> Layer:
+    def layer(self, step: Step, found: SolvedStep, *, in_image: bool) -> Layer:
         """The layer of what ``step`` came to. From now on outside caches can be told of it."""
         entry, layer = found.entry, found.made
         self._workshop.inputs.found(found.keys[0].here, entry)
@@ -171,7 +171,7 @@ class StepCache:
         cache.note_outcome_from(store, key.outside, place.name, outcome, step.text)
         return outcome
 
-    def _make(self, step: Step, known: tuple[StepKey, ...], *, in_image: bool) -> Found:
+    def _make(self, step: Step, known: tuple[StepKey, ...], *, in_image: bool) -> SolvedStep:
         """Make ``step``, to be found under the keys ``known``."""
         made = step.make()
         entry = CacheEntry(made.result, now(), self._job.build)
@@ -183,7 +183,7 @@ class StepCache:
             self._workshop.later(layer.snapshot)  # now, while the files of the context are what they were for the key
         for each in known:
             cache.note_outcome(self._store, each.here, entry, step.text)
-        return Found(known, entry, layer)
+        return SolvedStep(known, entry, layer)
 
     def _is_ours(self, found: CacheEntry) -> bool:
         """Whether a job of this build has made the step."""

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 
 from executor.rootfs.entry import Entry, Kind
 from executor.solver import keys
-from executor.solver.copying import Match, Source, WalkEntry
+from executor.solver.copying import CopySource, Match, WalkEntry
 from executor.solver.once import Once
 from executor.solver.statwalk import REACHED, TOGETHER, Chosen, StatWalk, unreadable, walk
-from executor.solver.workshop import Copy, Workshop, together
+from executor.solver.workshop import FileCopy, Workshop, together
 from executor.store import faults, locks, metadata_cache, stat_cache
 from executor.store.spool import SpooledList
 from platforms import decoding
@@ -75,7 +75,7 @@ def _content(reached: Iterable[WalkEntry]) -> Iterator[keys.Part]:
         )
 
 
-def select(workshop: Workshop, source: Source, exclude: tuple[str, ...] = ()) -> Selection:
+def select(workshop: Workshop, source: CopySource, exclude: tuple[str, ...] = ()) -> Selection:
     """What ``source`` names, but for what ``exclude`` leaves out. Every file is read, unless it is known already.
 
     Raises ``ContextError`` for a file whose content is another than earlier in this job.
@@ -218,7 +218,7 @@ def read(workshop: Workshop, entries: list[Entry]) -> list[Entry]:
     return out
 
 
-def _settled(entry: Entry, copy: Copy) -> Entry:
+def _settled(entry: Entry, copy: FileCopy) -> Entry:
     return replace(entry, source=copy.path, size=copy.size, digest=copy.digest, stamp=b"")
 
 
@@ -279,7 +279,7 @@ def _is_live(workshop: Workshop, entry: Entry) -> bool:
     return not entry.source.startswith(_ours(workshop)) and os.lstat(entry.source).st_nlink == 1
 
 
-def _copy(workshop: Workshop, source: bytes) -> Copy:
+def _copy(workshop: Workshop, source: bytes) -> FileCopy:
     import tempfile
 
     digest = hashlib.sha256()
@@ -294,7 +294,7 @@ def _copy(workshop: Workshop, source: bytes) -> Copy:
                     size += file.write(block)
     finally:
         os.close(content)
-    return Copy(path, size, digest.hexdigest())
+    return FileCopy(path, size, digest.hexdigest())
 
 
 def unchanged(entries: Iterable[Entry]) -> Iterator[Entry]:

@@ -43,12 +43,12 @@ class Contexts:
         self.used.add(name)
         return self._contexts[name]
 
-    def files(self, context: protocol.FilesContext) -> ContextFiles:
+    def files(self, context: protocol.FilesContext) -> JobContextFiles:
         """The files of ``context``, to copy from."""
         shared = ""
         if isinstance(context, protocol.DirectoryContext):
             shared = keys.key("context", context.path, context.ignore, context.owners)
-        return ContextFiles(self, context.name, shared)
+        return JobContextFiles(self, context.name, shared)
 
     def read(self, name: str, taken: Input) -> Tree:
         """The files of the context ``name``, to be read as the input ``taken``."""
@@ -56,8 +56,8 @@ class Contexts:
         return self._trees[name]()
 
 
-class ContextFiles(msgspec.Struct, frozen=True):
-    """The files of a context (``sources.Files``)."""
+class JobContextFiles(msgspec.Struct, frozen=True):
+    """The files of a context (``sources.FileSource``)."""
 
     contexts: Contexts
     context: str
@@ -93,6 +93,6 @@ def _received(workshop: Workshop, name: str) -> str:
     except OSError as error:
         raise StoreError("cannot keep the build context", why=error.strerror or str(error)) from error
     with open(path, "rb") as stream:
-        unpack.extract(stream, directory, limits=unpack.Limits())
+        unpack.extract(stream, directory, limits=unpack.UnpackLimits())
     os.unlink(path)
     return directory

@@ -14,14 +14,14 @@ from executor.solver.copying import CopyOptions, normal_path
 from executor.solver.graph import MAIN_CONTEXT, Origin
 from executor.solver.inputs import Input
 from executor.solver.origins import FileSystems, Origins
-from executor.solver.sources import Files, Sources
+from executor.solver.sources import FileSource, Sources
 from executor.solver.state import State
 from executor.solver.step import Made
 from executor.solver.treename import Observed
 from executor.solver.workshop import Workshop
 
 
-def copied_from(origins: Origins, stage: Stage, instruction: Copy | Add) -> Files:
+def copied_from(origins: Origins, stage: Stage, instruction: Copy | Add) -> FileSource:
     """The files in which the paths of ``instruction``, a step of ``stage``, are looked up."""
     origin: Origin = MAIN_CONTEXT
     if isinstance(instruction, Copy) and instruction.from_:
@@ -75,7 +75,7 @@ class CopyStep(msgspec.Struct, frozen=True):
 
     def make(self) -> Made:
         tree = None if self._alone else self.filesystems.tree(self.state)
-        plan = copying.Plan(tree, self.workshop.directory, moment.nanoseconds(self.workshop.job.epoch))
+        plan = copying.CopyPlan(tree, self.workshop.directory, moment.nanoseconds(self.workshop.job.epoch))
         self.sources.copy_to(plan, self._destination, self._options())
         entries = plan.finish()
         return Made(content.name(self.workshop, entries), entries)

@@ -43,7 +43,7 @@ class CopyOptions(msgspec.Struct, frozen=True):
     exclude: tuple[str, ...] = ()
 
 
-class Source(msgspec.Struct, frozen=True):
+class CopySource(msgspec.Struct, frozen=True):
     """One source argument. ``pattern`` is absolute and may hold wildcards where ``wildcards`` says so."""
 
     tree: Tree
@@ -72,7 +72,7 @@ def normal_path(directory: str, path: str) -> str:
     return "/" + cleaned.lstrip("/")
 
 
-def matches(source: Source) -> tuple[Match, ...]:
+def matches(source: CopySource) -> tuple[Match, ...]:
     """What ``source`` names. Nothing for a wildcard that matches nothing; ``ContextError`` for a missing path.
 
     What comes before the first wildcard has to be there.
@@ -93,7 +93,7 @@ def matches(source: Source) -> tuple[Match, ...]:
     return tuple(found)
 
 
-def _missing(source: Source, path: str) -> ContextError:
+def _missing(source: CopySource, path: str) -> ContextError:
     """``path`` is not in ``source``."""
     remedy = "what lies outside of the build context, or is left out by its .dockerignore, cannot be copied"
     return ContextError(f'"{path}": not found', remedy=remedy if source.context else "")
@@ -147,7 +147,7 @@ def _glob(tree: Tree, base: bytes, pattern: str) -> Iterator[bytes]:
     return descend(base, 0)
 
 
-class Plan:
+class CopyPlan:
     """A layer being worked out on top of ``stage`` (None: an empty one, as for ``--link``).
 
     Every entry comes with the directories above it as the stage has them. What does not fit in memory goes to a file in
@@ -290,12 +290,12 @@ def make_directory(
     stage: Tree | None, path: str, owner: tuple[int, int] | None, made: int = moment.NANOSECONDS
 ) -> SpooledList[Entry]:
     """What ``WORKDIR path`` adds: the directories that are missing, mode 0755, of ``owner``, dated ``made``."""
-    plan = Plan(stage, made=made)
+    plan = CopyPlan(stage, made=made)
     plan.make_directories(plan.resolve(path.encode("utf-8", "surrogateescape")), 0o755, owner)
     return plan.finish()
 
 
-def copy(plan: Plan, source: Source, destination: str, treatment: CopyOptions) -> int:
+def copy(plan: CopyPlan, source: CopySource, destination: str, treatment: CopyOptions) -> int:
     """Add what ``source`` names to ``plan``; returns how many paths matched.
 
     ``destination`` is absolute; a trailing slash (or ``/.``) says that it is a directory.
@@ -308,15 +308,15 @@ def copy(plan: Plan, source: Source, destination: str, treatment: CopyOptions) -
     return len(found)
 
 
-def copy_file(plan: Plan, tree: Tree, own: str, name: str, destination: str, treatment: CopyOptions) -> None:
+def copy_file(plan: CopyPlan, tree: Tree, own: str, name: str, destination: str, treatment: CopyOptions) -> None:
     """Add the file ``own`` of ``tree``, a name that was given here, as what the Dockerfile calls ``name``."""
-    source = Source(tree, f"/{own}", wildcards=False, contents=False)
+    source = CopySource(tree, f"/{own}", wildcards=False, contents=False)
     match = Match(own.encode(), name.encode("utf-8", "surrogateescape"))
     top = top_of(source, match)
     copy_match(plan, source, match, top, walk_entries(source, top, ()), destination, treatment)
 
 
-def top_of(source: Source, match: Match) -> Entry:
+def top_of(source: CopySource, match: Match) -> Entry:
     """What is at the path of ``match``. Raises ``ContextError`` when there is nothing: a link led there."""
     top = source.tree.entry(match.path)
     if top is None:
@@ -324,7 +324,7 @@ def top_of(source: Source, match: Match) -> Entry:
     return top
 
 
-def require(source: Source, exclude: tuple[str, ...]) -> None:
+def require(source: CopySource, exclude: tuple[str, ...]) -> None:
     """Raise ``ContextError`` when the path that has to be copied is not there, or left out by ``exclude``.
 
     Links are not followed to it.
@@ -342,7 +342,7 @@ def require(source: Source, exclude: tuple[str, ...]) -> None:
 
 
 def unpack_into(
-    plan: Plan,
+    plan: CopyPlan,
     tree: Tree,
     implicit: frozenset[bytes],
     destination: str,
@@ -383,8 +383,8 @@ def unpack_into(
 
 
 def copy_match(
-    plan: Plan,
-    source: Source,
+    plan: CopyPlan,
+    source: CopySource,
     match: Match,
     top: Entry,
     found: Iterable[WalkEntry],
@@ -430,7 +430,7 @@ class WalkEntry(msgspec.Struct, frozen=True, array_like=True):
     """Whether it is a directory that was not asked for, on the way to something that was."""
 
 
-def walk_entries(source: Source, top: Entry, exclude: tuple[str, ...]) -> Iterator[WalkEntry]:
+def walk_entries(source: CopySource, top: Entry, exclude: tuple[str, ...]) -> Iterator[WalkEntry]:
     """``top``, an entry of ``source``, and what is copied of what is below it, parents first.
 
     Directories that only lead to included paths come when the first such path does.
@@ -490,7 +490,7 @@ def walk_entries(source: Source, top: Entry, exclude: tuple[str, ...]) -> Iterat
 class _Copier:
     """Where one match of a source goes."""
 
-    def __init__(self, plan: Plan, source: Source, treatment: CopyOptions, times: bool) -> None:
+    def __init__(self, plan: CopyPlan, source: CopySource, treatment: CopyOptions, times: bool) -> None:
         self._plan = plan
         self._times = times
         self._source = source

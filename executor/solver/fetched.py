@@ -18,14 +18,14 @@ from executor.rootfs.tree import open_directory
 from executor.solver import copying, keys
 from executor.solver.agent import forwarded
 from executor.solver.archives import copy_archive
-from executor.solver.copying import CopyOptions, Plan, Source
+from executor.solver.copying import CopyOptions, CopyPlan, CopySource
 from executor.solver.inputs import Input
 from executor.solver.workshop import Workshop
 from executor.store import metadata_cache
 from platforms import decoding
 
 if TYPE_CHECKING:
-    from executor.context.git import Resolved
+    from executor.context.git import ResolvedRef
     from executor.context.gitprogram import Access
 
 _AGENT: Final = "default"
@@ -61,7 +61,7 @@ class FromUrl(msgspec.Struct, frozen=True):
         taken.pinned(self.checksum)
         return ("url", http.file_name(self.url), self.checksum or self._digest(workshop), self.unpack)
 
-    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: CopyOptions) -> None:
+    def copy_to(self, workshop: Workshop, plan: CopyPlan, destination: str, treatment: CopyOptions) -> None:
         found = self._download(workshop)
         if self.unpack and copy_archive(workshop, plan, os.fsencode(found.path), destination, treatment):
             return
@@ -102,13 +102,13 @@ class FromGit(msgspec.Struct, frozen=True):
 
         return git.identity(self.repository, _resolved(workshop, self.repository))
 
-    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, treatment: CopyOptions) -> None:
+    def copy_to(self, workshop: Workshop, plan: CopyPlan, destination: str, treatment: CopyOptions) -> None:
         tree = workshop.trees.keep(open_directory(_git_files(workshop, self.repository), owner=(0, 0)))
-        source = Source(tree, "/", wildcards=False, contents=True, context=True)
+        source = CopySource(tree, "/", wildcards=False, contents=True, context=True)
         copying.copy(plan, source, destination, treatment)
 
 
-def _resolved(workshop: Workshop, repository: GitReference) -> Resolved:
+def _resolved(workshop: Workshop, repository: GitReference) -> ResolvedRef:
     """What ``repository`` points to, asked once a job."""
     from executor.context import git
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def send(workshop: Workshop, tree: Tree, prefix: str) -> None:
-    """Send ``tree``, in the directory ``prefix`` unless that is "", to the orchestrator (``protocol.Files``)."""
+    """Send ``tree``, in the directory ``prefix`` unless that is "", to the orchestrator (``protocol.FilesRequest``)."""
 
     def out(block: bytes | memoryview) -> None:
         workshop.check()

@@ -22,7 +22,7 @@ from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.streams import Readable
 from executor.snapshotter import materialise, unpack
 from executor.solver import cache, content
-from executor.solver.cache import LayerInfo, Machine, Packed
+from executor.solver.cache import ElfFiles, LayerInfo, LayerRecord
 from executor.solver.once import Once
 from executor.solver.workshop import Workshop
 from executor.store import blobs, faults, locks, removal, snapshots
@@ -33,7 +33,7 @@ _PATHS_KEPT: Final = 2000
 """Paths of foreign binaries that are remembered for a layer and architecture."""
 
 
-class Blob(msgspec.Struct, frozen=True):
+class LayerBlob(msgspec.Struct, frozen=True):
     """A layer as an image names it."""
 
     diff_id: str
@@ -45,14 +45,14 @@ class Layer(msgspec.Struct, frozen=True, eq=False):
 
     snapshot: Once[Snapshot]
     """The files."""
-    blob: Once[Blob]
+    blob: Once[LayerBlob]
     content: Once[str]
     """The blob's path in the store: downloaded when it is a base's."""
     origin: Reference | None = None
     """The repository that has the blob, when it came from one."""
     created: str = ""
     """RFC 3339."""
-    machines: Callable[[], tuple[Machine, ...]] | None = None
+    machines: Callable[[], tuple[ElfFiles, ...]] | None = None
     """The ELF files in it, by architecture; None for a base's layer, which is not ours to judge."""
     unpacked: Callable[[], bool] = lambda: True
     """Whether the store has the directory of a base's layer, so that nobody has to wait for it."""
@@ -84,11 +84,11 @@ def from_result(
             workshop.tell(protocol.Transfer(protocol.Action.WRITE, result, found.size, found.size))
         return found
 
-    def pack() -> Blob:
+    def pack() -> LayerBlob:
         known, packed = _packed(workshop, result, entries, below)
-        return Blob(known.diff_id, Descriptor(media_type(workshop.job), packed.digest, packed.size))
+        return LayerBlob(known.diff_id, Descriptor(media_type(workshop.job), packed.digest, packed.size))
 
-    def machines() -> tuple[Machine, ...]:
+    def machines() -> tuple[ElfFiles, ...]:
         blob()
         return cache.known(store, result).machines
 
@@ -162,7 +162,7 @@ def _make_directory(workshop: Workshop, result: str, entries: Iterable[Entry] | 
     draft = snapshots.prepare(store)
     try:
         with blobs.open(store, packed.digest) as file:
-            unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.Limits())
+            unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.UnpackLimits())
         if known.diff_id and unpacked.diff_id != known.diff_id:
             raise forgotten(workshop, result, "a cached layer is not what its record says")
         if unpacked.needs_parents:
@@ -181,7 +181,7 @@ def _make_directory(workshop: Workshop, result: str, entries: Iterable[Entry] | 
 
 def opened(file: Readable) -> Decompressed:
     """The archive in a layer's blob, whatever its compression."""
-    return Decompressed(file, limit=unpack.Limits().size + (4 << 30))
+    return Decompressed(file, limit=unpack.UnpackLimits().size + (4 << 30))
 
 
 def kind_of(compression: protocol.Compression) -> str:
@@ -201,11 +201,11 @@ def media_type(job: protocol.Job) -> str:
 
 def _packed(
     workshop: Workshop, result: str, entries: Iterable[Entry] | None, below: Sequence[Layer]
-) -> tuple[LayerInfo, Packed]:
+) -> tuple[LayerInfo, LayerRecord]:
     """``result`` as a blob with this job's compression, made by one process for all that wait for it."""
     store, wanted = workshop.store, kind_of(workshop.job.options.compression)
 
-    def look() -> tuple[LayerInfo, Packed | None]:
+    def look() -> tuple[LayerInfo, LayerRecord | None]:
         known = cache.known(store, result)
         return known, next(
             (each for each in known.blobs if each.kind == wanted and (known.caches or blobs.has(store, each.digest))),
@@ -235,7 +235,7 @@ def _packed(
                     raise
                 made, machines = _pack(workshop, _scanned(workshop, result, below))
         workshop.tell(protocol.Transfer(protocol.Action.COMPRESS, result, made.size, made.size))
-        packed = Packed(wanted, made.digest, made.size)
+        packed = LayerRecord(wanted, made.digest, made.size)
         known = LayerInfo(
             made.diff_id,
             (*(each for each in known.blobs if each.kind != wanted), packed),
@@ -254,7 +254,7 @@ def _scanned(workshop: Workshop, result: str, below: Sequence[Layer]) -> Iterato
     return workshop.snapshotter.diff(found, tuple(each.snapshot() for each in below))
 
 
-def _pack(workshop: Workshop, changes: Iterable[Entry]) -> tuple[compress.Packed, tuple[Machine, ...]]:
+def _pack(workshop: Workshop, changes: Iterable[Entry]) -> tuple[compress.CompressedLayer, tuple[ElfFiles, ...]]:
     """``changes`` as a blob in the store, and the ELF files among them; they are gone through once."""
     store, wanted = workshop.store, workshop.job.options.compression
     machines: dict[str, _Elves] = {}
@@ -264,7 +264,7 @@ def _pack(workshop: Workshop, changes: Iterable[Entry]) -> tuple[compress.Packed
             entries = _clamped(content.unchanged(_audited(changes, machines)), workshop.job.latest)
             made = compress.pack(entries, temporary, wanted.kind, wanted.level)
             blobs.adopt(store, temporary, made.digest, made.size)
-            return made, tuple(Machine(name, each.count, tuple(each.paths)) for name, each in sorted(machines.items()))
+            return made, tuple(ElfFiles(name, each.count, tuple(each.paths)) for name, each in sorted(machines.items()))
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)

@@ -21,15 +21,15 @@ from executor.dockerfile.instructions import Mount as Wanted
 from executor.dockerfile.instructions import Run, inline_script
 from executor.protocol import AskAgent, AskSecret
 from executor.rootfs import moment
-from executor.sandbox.spec import Bind, BindFd, Mount, Secret, Tmpfs
+from executor.sandbox.spec import Bind, BindFd, Mount, SecretFile, Tmpfs
 from executor.snapshotter import materialise
 from executor.solver import content, copying, keys, scope, treename
-from executor.solver.copying import Source, normal_path
+from executor.solver.copying import CopySource, normal_path
 from executor.solver.graph import MAIN_CONTEXT, FromStage, Origin, Scratch
 from executor.solver.inputs import Input
 from executor.solver.once import Once
 from executor.solver.origins import Origins
-from executor.solver.sources import Files
+from executor.solver.sources import FileSource
 from executor.solver.state import State
 from executor.solver.treename import Name, Observed
 from executor.solver.workshop import Workshop
@@ -149,7 +149,7 @@ def prepare(workshop: Workshop, origins: Origins, stage: Stage, state: State, in
     script = inline_script(instruction)
     if script is not None:
         data, name = script.content.encode(), script.file()
-        mounts.append(Fixed(("script", name, data), Secret(f"{SCRIPTS}/{name}", data, mode=0o755)))
+        mounts.append(Fixed(("script", name, data), SecretFile(f"{SCRIPTS}/{name}", data, mode=0o755)))
     places = treename.places((state.tree, *(each.key for each in mounts)))
     return Mounts(tuple(mounts), tuple(secrets), next(iter(agents), ""), places)
 
@@ -174,7 +174,7 @@ class BindMount(msgspec.Struct, frozen=True):
     """Files of a context, a stage or an image."""
 
     workshop: Workshop
-    files: Files
+    files: FileSource
     taken: Input
     wanted: Wanted
     target: str
@@ -193,7 +193,7 @@ class BindMount(msgspec.Struct, frozen=True):
             return self.key
         tree = self.files.open(self.taken)
         there = tree.lstat(tree.resolve(os.fsencode(self.path))) is not None
-        whole = Source(tree, self.path, wildcards=False, contents=False)
+        whole = CopySource(tree, self.path, wildcards=False, contents=False)
         text = content.select(self.workshop, whole).name() if there else ""
         name = treename.by_content(text, treename.places(self.identity))
         return "bind", self.target, self.path, name, self.wanted.readonly
@@ -219,14 +219,14 @@ def _bind(workshop: Workshop, origins: Origins, origin: Origin, wanted: Wanted, 
     return BindMount(workshop, files, taken, wanted, target, path, identity, isinstance(origin, FromStage))
 
 
-def _shown(files: Files, path: str, taken: Input) -> Source:
+def _shown(files: FileSource, path: str, taken: Input) -> CopySource:
     """What is shown of a context."""
-    return Source(files.open(taken), path, wildcards=False, context=True)
+    return CopySource(files.open(taken), path, wildcards=False, context=True)
 
 
-def _materialised(workshop: Workshop, source: copying.Source) -> tuple[Snapshot, str]:
+def _materialised(workshop: Workshop, source: copying.CopySource) -> tuple[Snapshot, str]:
     """A snapshot that looks like the tree of ``source``, and where in it is what ``source`` names."""
-    plan = copying.Plan(None, workshop.directory, moment.nanoseconds(workshop.job.epoch))
+    plan = copying.CopyPlan(None, workshop.directory, moment.nanoseconds(workshop.job.epoch))
     path = copying.matches(source)[0].path.decode("utf-8", "surrogateescape")
     real = replace(source, pattern=f"/{path}", contents=not path)
     for match, top, found in content.select(workshop, real).matches():
@@ -253,7 +253,7 @@ class CacheMount(msgspec.Struct, frozen=True):
     """
 
     workshop: Workshop
-    files: Files | None
+    files: FileSource | None
     """What a new directory is filled with."""
     taken: Input
     wanted: Wanted
@@ -303,8 +303,8 @@ class CacheMount(msgspec.Struct, frozen=True):
         """Give the new ``directory`` its files, owner and mode."""
         if self.files is not None:
             path = normal_path("/", self.wanted.source or "/")
-            source = Source(self.files.open(self.taken), path, wildcards=False)
-            plan = copying.Plan(None, self.workshop.directory, moment.nanoseconds(self.workshop.job.epoch))
+            source = CopySource(self.files.open(self.taken), path, wildcards=False)
+            plan = copying.CopyPlan(None, self.workshop.directory, moment.nanoseconds(self.workshop.job.epoch))
             copying.copy(plan, source, "/", copying.CopyOptions())
             materialise.materialise(plan.finish(), directory)
         uid, gid, mode = self._metadata
@@ -317,7 +317,7 @@ class CacheMount(msgspec.Struct, frozen=True):
         os.chmod(directory, mode)
 
 
-def _cache(workshop: Workshop, files: Files | None, wanted: Wanted, target: str, taken: Input) -> CacheMount:
+def _cache(workshop: Workshop, files: FileSource | None, wanted: Wanted, target: str, taken: Input) -> CacheMount:
     seed = treename.name("")
     if files is None:
         taken.nothing()
@@ -416,7 +416,7 @@ class SecretMount(msgspec.Struct, frozen=True):
             return None
         data = self.secret.value()
         place = self.target or f"/run/secrets/{os.path.basename(self._name)}"
-        return None if data is None else Secret(place, data, *self._metadata)
+        return None if data is None else SecretFile(place, data, *self._metadata)
 
     @property
     def _name(self) -> str:

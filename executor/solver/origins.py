@@ -22,7 +22,7 @@ from executor.solver.inputs import Input
 from executor.solver.layer import from_result
 from executor.solver.once import Once
 from executor.solver.progress import Progress
-from executor.solver.sources import Files
+from executor.solver.sources import FileSource
 from executor.solver.state import State
 from executor.solver.treename import Name
 from executor.solver.workshop import Workshop, together
@@ -50,7 +50,7 @@ class FileSystems:
 
 
 class StageFiles(msgspec.Struct, frozen=True):
-    """The files of a stage or an image (``sources.Files``)."""
+    """The files of a stage or an image (``sources.FileSource``)."""
 
     state: State
     filesystems: FileSystems
@@ -108,7 +108,7 @@ class Origins:
             case _:
                 assert_never(held)
 
-    def files(self, origin: Origin) -> Files:
+    def files(self, origin: Origin) -> FileSource:
         """The files that ``origin`` names, to copy from."""
         if isinstance(origin, FromContext):
             context = self.contexts.use(origin.name)
@@ -120,8 +120,8 @@ class Origins:
         """A state with one layer: all files of the context ``tree``."""
         empty = State(platform, image.empty(platform))
         workshop = self._workshop
-        source = copying.Source(tree, "/", wildcards=False, context=True)
-        plan = copying.Plan(None, workshop.directory, moment.nanoseconds(workshop.job.epoch))
+        source = copying.CopySource(tree, "/", wildcards=False, context=True)
+        plan = copying.CopyPlan(None, workshop.directory, moment.nanoseconds(workshop.job.epoch))
         for match, top, found in content.select(workshop, source).matches():
             copying.copy_match(plan, source, match, top, found, "/", copying.CopyOptions())
         entries = plan.finish()

@@ -33,7 +33,7 @@ Tell = Callable[[str, int], None]
 """Takes some lines, with newlines between them, and the number of their stream: 1 is stdout, 2 stderr."""
 
 
-class Limits(msgspec.Struct, frozen=True):
+class LogLimits(msgspec.Struct, frozen=True):
     """How much of a stream is told; -1 is all."""
 
     size: int = 2 << 20
@@ -42,7 +42,7 @@ class Limits(msgspec.Struct, frozen=True):
     """Bytes a second, on average since the step began."""
 
     @classmethod
-    def of(cls, environ: Mapping[str, str]) -> Limits:
+    def of(cls, environ: Mapping[str, str]) -> LogLimits:
         """Those of the environment; what is no number there is passed over, as BuildKit does."""
         found = {}
         for field, name in (("size", "BUILDKIT_STEP_LOG_MAX_SIZE"), ("speed", "BUILDKIT_STEP_LOG_MAX_SPEED")):
@@ -54,7 +54,7 @@ class Limits(msgspec.Struct, frozen=True):
 class Clip:
     """Counts a stream's bytes against ``limits``."""
 
-    def __init__(self, limits: Limits, began: float) -> None:
+    def __init__(self, limits: LogLimits, began: float) -> None:
         self._limits = limits
         self._began = began
         self._size = 0
@@ -136,7 +136,7 @@ class Tail:
 
 
 @contextmanager
-def told(secrets: tuple[str, ...], limits: Limits, tail: Tail, tell: Tell) -> Iterator[tuple[int, int]]:
+def told(secrets: tuple[str, ...], limits: LogLimits, tail: Tail, tell: Tell) -> Iterator[tuple[int, int]]:
     """Two descriptors to write to, a step's stdout and stderr. At the end, all that came has been told."""
     pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
     for read, _ in pipes:
@@ -154,7 +154,7 @@ def told(secrets: tuple[str, ...], limits: Limits, tail: Tail, tell: Tell) -> It
         reader.join()
 
 
-def _pump(fds: tuple[int, int], secrets: tuple[str, ...], limits: Limits, tail: Tail, tell: Tell) -> None:
+def _pump(fds: tuple[int, int], secrets: tuple[str, ...], limits: LogLimits, tail: Tail, tell: Tell) -> None:
     """Turn two pipes into lines until both end. Of a line that is written over and over, some states are lines too."""
     began = time.monotonic()
     numbers = dict(zip(fds, (1, 2), strict=True))

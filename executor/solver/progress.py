@@ -129,7 +129,7 @@ class Numbers:
         self._next = 1
         self._bases: dict[int, int] = {}
         self._steps: dict[int, tuple[int, ...]] = {}
-        found: list[protocol.Step] = []
+        found: list[protocol.StepInfo] = []
         for index in needed.stages:
             found += self.add_stage(dockerfile.stages[index], has_base=not isinstance(needed.bases[index], FromStage))
         self.steps = tuple(found)
@@ -143,10 +143,10 @@ class Numbers:
         """The numbers of the instructions of ``stage``, in order; 0 for those that are no steps."""
         return self._steps[stage.index]
 
-    def add_stage(self, stage: Stage, *, has_base: bool) -> tuple[protocol.Step, ...]:
+    def add_stage(self, stage: Stage, *, has_base: bool) -> tuple[protocol.StepInfo, ...]:
         """Number the steps of ``stage``, its FROM among them if it ``has_base`` to be fetched."""
         with self._lock:
-            base: tuple[protocol.Step, ...] = ()
+            base: tuple[protocol.StepInfo, ...] = ()
             total = has_base + _count(stage.instructions)
             if has_base:
                 self._bases[stage.index] = self._next
@@ -157,16 +157,16 @@ class Numbers:
 
     def triggers(
         self, stage: Stage, instructions: Sequence[Instruction]
-    ) -> tuple[tuple[int, ...], tuple[protocol.Step, ...]]:
+    ) -> tuple[tuple[int, ...], tuple[protocol.StepInfo, ...]]:
         """The numbers of the ``instructions`` that the base of ``stage`` adds (ONBUILD), and those as steps."""
         with self._lock:
             return self._number(stage, instructions, 0, _count(instructions))
 
     def _number(
         self, stage: Stage, instructions: Sequence[Instruction], before: int, total: int
-    ) -> tuple[tuple[int, ...], tuple[protocol.Step, ...]]:
+    ) -> tuple[tuple[int, ...], tuple[protocol.StepInfo, ...]]:
         numbers: list[int] = []
-        steps: list[protocol.Step] = []
+        steps: list[protocol.StepInfo] = []
         for each in instructions:
             if isinstance(each, LAYERED):
                 numbers.append(self._next)
@@ -175,9 +175,9 @@ class Numbers:
                 numbers.append(0)
         return tuple(numbers), tuple(steps)
 
-    def _step(self, stage: Stage, instruction: Instruction, position: int, total: int) -> protocol.Step:
+    def _step(self, stage: Stage, instruction: Instruction, position: int, total: int) -> protocol.StepInfo:
         label = stage.label if self._several else ""
-        step = protocol.Step(self._next, label, instruction.original, instruction.location.line, position, total)
+        step = protocol.StepInfo(self._next, label, instruction.original, instruction.location.line, position, total)
         self._next += 1
         return step
 

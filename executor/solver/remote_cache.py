@@ -31,7 +31,7 @@ from executor.image.manifest import Descriptor, Index, Manifest, describe
 from executor.registry import reference
 from executor.registry.reference import Reference
 from executor.solver import keys
-from executor.solver.cache import Machine, Packed
+from executor.solver.cache import ElfFiles, LayerRecord
 from executor.solver.inflight import fetch_blob
 from executor.solver.inputs import Inputs
 from executor.store import blobs
@@ -52,7 +52,7 @@ _CONFIG_LIMIT: Final = 8 << 20
 _UNREAD: Final = "the build goes on without it"
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+class RemoteCacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a step came to, for others: its key, its result, and the layer.
 
     A step outside of the image (of a stage that is only copied from) may come without its layer. Its result is what the
@@ -63,9 +63,9 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     result: str
     created: str
     diff_id: str = ""
-    blob: Packed | None = None
+    blob: LayerRecord | None = None
     media_type: str = ""
-    machines: tuple[Machine, ...] = ()
+    machines: tuple[ElfFiles, ...] = ()
 
     @property
     def name(self) -> str:
@@ -93,11 +93,11 @@ class RemoteCache(Protocol):
         """Where layers of its entries can be had from."""
         ...
 
-    def find(self, key: str) -> Entry | None:
+    def find(self, key: str) -> RemoteCacheEntry | None:
         """The entry for ``key``, if the place has it."""
         ...
 
-    def put(self, entry: Entry, store: Store) -> None:
+    def put(self, entry: RemoteCacheEntry, store: Store) -> None:
         """Add ``entry``, whose layer is in ``store``; one without a layer takes nobody's place."""
         ...
 
@@ -129,7 +129,7 @@ class RegistryCache:
     def repository(self) -> Reference:
         return self._repository
 
-    def find(self, key: str) -> Entry | None:
+    def find(self, key: str) -> RemoteCacheEntry | None:
         target = self._target(key)
         found = self._client().find(target)
         if found is None:
@@ -143,7 +143,7 @@ class RegistryCache:
             raise ArchiveError(f"{target.familiar()} contradicts itself", why="its record names another layer")
         return entry
 
-    def put(self, entry: Entry, store: Store) -> None:
+    def put(self, entry: RemoteCacheEntry, store: Store) -> None:
         client, data, layer = self._client(), msgspec.json.encode(entry), entry.descriptor
         config = Descriptor(ENTRY, sha256(data), len(data))
         if layer is not None:
@@ -177,7 +177,7 @@ class DirectoryCache:
     def repository(self) -> None:
         return None
 
-    def find(self, key: str) -> Entry | None:
+    def find(self, key: str) -> RemoteCacheEntry | None:
         try:
             with regular.open_below(self._path, f"steps/{component(key)}") as file:
                 data = file.read(_RECORD_LIMIT)
@@ -187,7 +187,7 @@ class DirectoryCache:
             return None
         return decode(data, key)
 
-    def put(self, entry: Entry, store: Store) -> None:
+    def put(self, entry: RemoteCacheEntry, store: Store) -> None:
         record = below(self._path, "steps", entry.key)
         if entry.blob is None:
             if os.path.exists(record):
@@ -241,7 +241,7 @@ class InlineCache:
         self._reference = reference.parse(ref).completed()
         self._platform = platform
         self._client = client
-        self._entries: dict[str, Entry] | None = None
+        self._entries: dict[str, RemoteCacheEntry] | None = None
 
     @property
     def location(self) -> protocol.CacheInRegistry:
@@ -251,12 +251,12 @@ class InlineCache:
     def repository(self) -> Reference:
         return self._reference.repository_only()
 
-    def find(self, key: str) -> Entry | None:
+    def find(self, key: str) -> RemoteCacheEntry | None:
         if self._entries is None:
             self._entries = self._read()
         return self._entries.get(key)
 
-    def put(self, entry: Entry, store: Store) -> None:
+    def put(self, entry: RemoteCacheEntry, store: Store) -> None:
         raise ArchiveError(
             f"{self.name} is an image", why="its cache is written together with it: --cache-to type=inline"
         )
@@ -264,7 +264,7 @@ class InlineCache:
     def fetch_blob(self, entry: Descriptor, store: Store) -> None:
         fetch_blob(store, entry, partial(self._client().fetch, self._reference))
 
-    def _read(self) -> dict[str, Entry]:
+    def _read(self) -> dict[str, RemoteCacheEntry]:
         found = self._client().find(self._reference)
         if found is None:
             return {}
@@ -305,7 +305,7 @@ class RemoteCaches:
         self._asked: set[str] = set()
         self._helped: set[str] = set()
 
-    def find(self, key: str) -> tuple[Entry, RemoteCache] | None:
+    def find(self, key: str) -> tuple[RemoteCacheEntry, RemoteCache] | None:
         """The entry for ``key`` in the first place that has it and is well. A place that is not is asked no more."""
         for place in self._sources:
             if place in self._unusable:
@@ -333,7 +333,7 @@ class RemoteCaches:
         for name in sorted(self._asked - self._helped - silent):
             self._warn(Problem("CacheMissed", f"the cache {name} has nothing for this build"))
 
-    def put(self, entry: Entry, store: Store) -> None:
+    def put(self, entry: RemoteCacheEntry, store: Store) -> None:
         """Add ``entry`` everywhere."""
         for place in self._targets:
             if place in self._unusable:
@@ -361,7 +361,7 @@ class RemoteCaches:
     def _warn(self, problem: Problem) -> None:
         self._tell(protocol.BuildWarning(problem, problem.kind))
 
-    def _is_young(self, entry: Entry) -> bool:
+    def _is_young(self, entry: RemoteCacheEntry) -> bool:
         if self._max_age is None:
             return True
         try:
@@ -394,12 +394,12 @@ def places(job: protocol.Job, client: Callable[[], Client]) -> tuple[tuple[Remot
 
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
-_ENTRY: Final[msgspec.json.Decoder[Entry]] = msgspec.json.Decoder(Entry)
-_ENTRIES: Final[msgspec.json.Decoder[tuple[Entry, ...]]] = msgspec.json.Decoder(tuple[Entry, ...])
+_ENTRY: Final[msgspec.json.Decoder[RemoteCacheEntry]] = msgspec.json.Decoder(RemoteCacheEntry)
+_ENTRIES: Final[msgspec.json.Decoder[tuple[RemoteCacheEntry, ...]]] = msgspec.json.Decoder(tuple[RemoteCacheEntry, ...])
 _FIELDS: Final[msgspec.json.Decoder[dict[str, msgspec.Raw]]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def decode(data: bytes, key: str) -> Entry:
+def decode(data: bytes, key: str) -> RemoteCacheEntry:
     """The record in ``data``, which has to be for ``key``. Raises ``ArchiveError``."""
     try:
         entry = decoding.decode(_ENTRY, data)
@@ -413,7 +413,7 @@ def decode(data: bytes, key: str) -> Entry:
     return entry
 
 
-def read_inline(config: bytes) -> dict[str, Entry]:
+def read_inline(config: bytes) -> dict[str, RemoteCacheEntry]:
     """The steps that an image's config remembers, by key; empty for an image without."""
     try:
         raw = decoding.decode(_FIELDS, config).get(INLINE)
@@ -423,7 +423,7 @@ def read_inline(config: bytes) -> dict[str, Entry]:
     return {each.key: decode(msgspec.json.encode(each), each.key) for each in entries}
 
 
-def with_inline(config: bytes, entries: Sequence[Entry]) -> bytes:
+def with_inline(config: bytes, entries: Sequence[RemoteCacheEntry]) -> bytes:
     """``config`` with ``entries`` in it, in an order that does not depend on which stage was done first."""
     document = decoding.decode(_FIELDS, config)
     document[INLINE] = msgspec.Raw(msgspec.json.encode(sorted(entries, key=lambda each: each.key)))

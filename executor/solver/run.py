@@ -155,7 +155,7 @@ def execute(step: RunStep, active: ActiveRoot) -> None:
             shown = tuple(output.masked(each, secrets) for each in spec.argv)
             debug.log("step runs", step=step.number, argv=shown, user=spec.uid, cwd=spec.cwd, network=spec.network)
         bounds = cgroup.group(options.cgroup_parent, control_files(options.limits))
-        with bounds as group, output.told(secrets, output.Limits.of(os.environ), tail, step.log) as (stdout, stderr):
+        with bounds as group, output.told(secrets, output.LogLimits.of(os.environ), tail, step.log) as (stdout, stderr):
             ended = workshop.runner().run(replace(spec, cgroup=group), stdout, stderr, workshop.cancelled)
             starved = cgroup.killed(group)
     debug.log("step ended", step=step.number, code=ended.code, error=output.masked(ended.error, secrets))

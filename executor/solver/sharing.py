@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from executor.image import mediatypes
-from executor.solver.cache import Packed
+from executor.solver.cache import LayerRecord
 from executor.solver.caching import CachedStep
 from executor.solver.layer import kind_of
-from executor.solver.remote_cache import Entry, with_inline
+from executor.solver.remote_cache import RemoteCacheEntry, with_inline
 from executor.solver.workshop import Workshop, together
 
 
@@ -28,18 +28,18 @@ def share(workshop: Workshop, made: Sequence[CachedStep]) -> None:
     )
 
 
-def entries_of(workshop: Workshop, made: Sequence[CachedStep], *, whole: bool) -> list[Entry]:
+def entries_of(workshop: Workshop, made: Sequence[CachedStep], *, whole: bool) -> list[RemoteCacheEntry]:
     """The steps ``made`` as entries of an outside cache; the layers of those that come with one are in the store."""
-    found: list[Entry] = []
+    found: list[RemoteCacheEntry] = []
     for each in made:
         if each.promised or not (whole or each.in_image):
-            found.append(Entry(each.key, each.outcome.result, each.outcome.created))
+            found.append(RemoteCacheEntry(each.key, each.outcome.result, each.outcome.created))
             continue
         blob = each.layer.blob()
         each.layer.content()
-        packed = Packed(kind_of(workshop.job.options.compression), blob.descriptor.digest, blob.descriptor.size)
+        packed = LayerRecord(kind_of(workshop.job.options.compression), blob.descriptor.digest, blob.descriptor.size)
         found.append(
-            Entry(
+            RemoteCacheEntry(
                 each.key,
                 each.outcome.result,
                 each.outcome.created,

@@ -111,7 +111,7 @@ class Solver:
         if shown:
             self._announce(shown)
         numbers = (*added, *self._numbers.of(stage))
-        draft: states.Draft | None = None
+        draft: states.StateBuilder | None = None
         for instruction, number in zip((*triggers, *stage.instructions), numbers, strict=True):
             self._workshop.check()
             try:
@@ -119,7 +119,7 @@ class Solver:
                     state, draft = draft.state() if draft is not None else state, None
                     state = self._layered(stage, number, state, instruction)
                 else:
-                    draft = draft or states.Draft(state)
+                    draft = draft or states.StateBuilder(state)
                     draft.apply(instruction, self._given, plan.scope, plan.dockerfile.escape)
             except KanifoldError as error:
                 if error.problem.where is None:
@@ -155,7 +155,7 @@ class Solver:
         self._progress.end(clock)
         return states.enter(state)
 
-    def _announce(self, steps: tuple[protocol.Step, ...]) -> None:
+    def _announce(self, steps: tuple[protocol.StepInfo, ...]) -> None:
         """Tell of ``steps`` that are to come."""
         self._workshop.tell(protocol.Planned(steps, self._workshop.how))
 

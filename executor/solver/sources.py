@@ -20,7 +20,7 @@ from executor.rootfs.tree import Tree, open_directory
 from executor.snapshotter.snapshotter import Parents
 from executor.solver import content, copying, keys
 from executor.solver.content import Agreed, Selection
-from executor.solver.copying import CopyOptions, Plan, Source
+from executor.solver.copying import CopyOptions, CopyPlan, CopySource
 from executor.solver.inputs import Input
 from executor.solver.once import Once
 from executor.solver.statwalk import source_of, walk
@@ -32,7 +32,7 @@ _CONTENT: Final = "content"
 """What the file with a here-document's content is called on this machine."""
 
 
-class Files(Protocol):
+class FileSource(Protocol):
     """Where one or more source arguments come from: a tree, and how its content is told apart for cache keys."""
 
     @property
@@ -63,26 +63,26 @@ class Sources(msgspec.Struct, frozen=True):
     """All sources of one COPY or ADD, in order, each with what it is as an input."""
 
     workshop: Workshop
-    parts: tuple[tuple[Part, Input], ...]
+    parts: tuple[tuple[SourceArgument, Input], ...]
 
     def key(self) -> tuple[Observed, ...]:
         """What the sources are, for the cache key of the step."""
         return tuple(part.key(self.workshop, taken) for part, taken in self.parts)
 
-    def copy_to(self, plan: Plan, destination: str, copy_options: CopyOptions) -> None:
+    def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
         """Add everything to ``plan``."""
         for part, _ in self.parts:
             part.copy_to(self.workshop, plan, destination, copy_options)
 
 
-class Part(Protocol):
+class SourceArgument(Protocol):
     """One source argument."""
 
     def key(self, workshop: Workshop, taken: Input) -> Observed:
         """What it is, for the cache key. It accounts for ``taken``; else the job's answer is not cacheable."""
         ...
 
-    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, copy_options: CopyOptions) -> None:
+    def copy_to(self, workshop: Workshop, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
         """Copy it."""
         ...
 
@@ -90,7 +90,7 @@ class Part(Protocol):
 class FromTree(msgspec.Struct, frozen=True):
     """Paths of a context, a stage or an image."""
 
-    source: Callable[[], Source]
+    source: Callable[[], CopySource]
     identity: Name | None
     """Of the whole tree; None when the key has to be taken over what is copied."""
     pattern: str
@@ -111,7 +111,7 @@ class FromTree(msgspec.Struct, frozen=True):
         taken.files(self.signature(found.signature))
         return ("files", self.pattern, self.parents, self.unpack, found.name)
 
-    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, copy_options: CopyOptions) -> None:
+    def copy_to(self, workshop: Workshop, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
         source = self.source()
         if self.identity is not None:
             copying.copy(plan, source, destination, copy_options)
@@ -148,7 +148,7 @@ class Inline(msgspec.Struct, frozen=True):
         taken.nothing()
         return ("inline", self.name, self.content)
 
-    def copy_to(self, workshop: Workshop, plan: Plan, destination: str, copy_options: CopyOptions) -> None:
+    def copy_to(self, workshop: Workshop, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
         directory = workshop.scratch()
         path = os.path.join(directory, _CONTENT)
         with open(path, "xb") as file:
@@ -159,9 +159,9 @@ class Inline(msgspec.Struct, frozen=True):
         copying.copy_file(plan, tree, _CONTENT, self.name, destination, copy_options)
 
 
-def of(workshop: Workshop, instruction: Copy | Add, found: Once[Files]) -> Sources:
+def of(workshop: Workshop, instruction: Copy | Add, found: Once[FileSource]) -> Sources:
     """The sources of ``instruction``, whose paths are looked up in what ``found`` gives."""
-    parts: list[tuple[Part, Input]] = []
+    parts: list[tuple[SourceArgument, Input]] = []
     for text in instruction.sources:
         taken = workshop.inputs.add("source")
         parts.append((_part(workshop, instruction, text, found, taken), taken))
@@ -171,7 +171,9 @@ def of(workshop: Workshop, instruction: Copy | Add, found: Once[Files]) -> Sourc
     return Sources(workshop, tuple(parts))
 
 
-def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Once[Files], taken: Input) -> Part:
+def _part(
+    workshop: Workshop, instruction: Copy | Add, text: str, found: Once[FileSource], taken: Input
+) -> SourceArgument:
     if isinstance(instruction, Add):
         from executor.solver import fetched  # with all that fetches, which few Dockerfiles need
 
@@ -183,7 +185,7 @@ def _part(workshop: Workshop, instruction: Copy | Add, text: str, found: Once[Fi
     place = found()
     exclude = instruction.exclude
 
-    def source() -> Source:
+    def source() -> CopySource:
         return source_of(place.open(taken), text, parents=parents, context=place.context is not None)
 
     walked = Once(lambda: walk(workshop.directory, source(), exclude, workshop.check))

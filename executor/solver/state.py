@@ -1,6 +1,6 @@
 """A stage as it stands between two instructions, and the instructions that change nothing but its configuration.
 
-``Draft`` takes one instruction after the other. Meaning and history texts are those of BuildKit's
+``StateBuilder`` takes one instruction after the other. Meaning and history texts are those of BuildKit's
 dockerfile2llb (dispatchEnv, dispatchLabel, …), so that configs can be compared field by field.
 """
 
@@ -88,7 +88,7 @@ def _written(before: int, text: str) -> int:
     return before + len(text)
 
 
-class Draft:
+class StateBuilder:
     """A state while instructions change only its configuration: each costs what it changes, not all that there is.
 
     ``state`` is the state when a step with a layer comes, or the end.

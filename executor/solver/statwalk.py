@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
 from executor.solver import copying
-from executor.solver.copying import Match, Source, WalkEntry, normal_path
+from executor.solver.copying import CopySource, Match, WalkEntry, normal_path
 from executor.store import stat_cache
 from executor.store.spool import SpooledList
 from platforms.errors import ContextError
@@ -23,16 +23,16 @@ TOGETHER: Final = 2000
 """Files that are looked at, asked about, read and remembered together."""
 
 
-def source_of(tree: Tree, text: str, *, parents: bool, context: bool) -> Source:
+def source_of(tree: Tree, text: str, *, parents: bool, context: bool) -> CopySource:
     """What the source argument ``text`` means in ``tree``, which may be a build ``context``."""
     if not parents:
-        return Source(tree, normal_path("/", text), context=context)
+        return CopySource(tree, normal_path("/", text), context=context)
     pivot, dot, below = text.partition("/./")
     if not dot:
         pivot, below = "/", text
     pattern = normal_path("/", below)
     required = not copying.has_wildcards(pivot) and not copying.has_wildcards(pattern)
-    return Source(tree, normal_path("/", pivot), include=(pattern.lstrip("/"),), required=required, context=context)
+    return CopySource(tree, normal_path("/", pivot), include=(pattern.lstrip("/"),), required=required, context=context)
 
 
 class Chosen(msgspec.Struct, frozen=True, array_like=True):
@@ -59,7 +59,7 @@ _CHOSEN: Final[msgspec.msgpack.Decoder[list[Chosen]]] = msgspec.msgpack.Decoder(
 REACHED: Final[msgspec.msgpack.Decoder[list[WalkEntry]]] = msgspec.msgpack.Decoder(list[WalkEntry])
 
 
-def walk(directory: str, source: Source, exclude: tuple[str, ...], check: Callable[[], None]) -> StatWalk:
+def walk(directory: str, source: CopySource, exclude: tuple[str, ...], check: Callable[[], None]) -> StatWalk:
     """What ``source`` names, but for what ``exclude`` leaves out. Raises ``ContextError`` for what cannot be seen.
 
     What memory does not hold goes to a file in ``directory``. ``check`` raises when it is time to end.

@@ -21,7 +21,7 @@ from platforms.platform import Platform
 
 if TYPE_CHECKING:
     from executor.context import http
-    from executor.context.git import Resolved
+    from executor.context.git import ResolvedRef
     from executor.context.gitreference import GitReference
     from executor.registry.client import Client
     from executor.sandbox.runner import Runner
@@ -52,7 +52,7 @@ class Trees:
             self._trees.clear()
 
 
-class Copy(msgspec.Struct, frozen=True):
+class FileCopy(msgspec.Struct, frozen=True):
     """A file of our own with what another held at one moment."""
 
     path: bytes
@@ -97,11 +97,11 @@ class Workshop(msgspec.Struct, frozen=True):
     downloading: threading.Lock = msgspec.field(default_factory=threading.Lock)
     downloads: dict[tuple[str, str], http.Downloaded] = msgspec.field(default_factory=dict)
     """What ADD has fetched, by URL and the checksum that it was held against."""
-    commits: dict[GitReference, Resolved] = msgspec.field(default_factory=dict)
+    commits: dict[GitReference, ResolvedRef] = msgspec.field(default_factory=dict)
     """What git references point to, as long as this job lasts."""
     contents: Fingerprints = msgspec.field(default_factory=Fingerprints)
     """The digest under which this job knows each file of people's that it has read, by path."""
-    copies: dict[bytes, Copy] = msgspec.field(default_factory=dict)
+    copies: dict[bytes, FileCopy] = msgspec.field(default_factory=dict)
     """Of files that were being written when they were read."""
 
     def tell(self, message: protocol.Message) -> None:

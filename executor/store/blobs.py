@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _CHUNK: Final = 1 << 20
 
 
-class Blob(msgspec.Struct, frozen=True):
+class StoredBlob(msgspec.Struct, frozen=True):
     """A blob of the store. ``size`` in bytes."""
 
     digest: str
@@ -46,7 +46,7 @@ def path(store: Store, digest: str) -> str:
     return below(store.root, "blobs", algorithm, encoded)
 
 
-def find(store: Store, digest: str) -> Blob | None:
+def find(store: Store, digest: str) -> StoredBlob | None:
     """Return the blob ``digest`` if the store has it; it is then leased and marked as used.
 
     A blob from an earlier boot that was never synced is hashed first.
@@ -71,7 +71,7 @@ def find(store: Store, digest: str) -> Blob | None:
         remove_damaged(store, digest, identity)
         return None
     store.touch("blobs", digest, used)
-    return Blob(digest, size)
+    return StoredBlob(digest, size)
 
 
 def has(store: Store, digest: str) -> bool:
@@ -143,7 +143,7 @@ def resume(store: Store, digest: str) -> Ingest:
         return Ingest(store, check_digest(digest))
 
 
-def adopt(store: Store, temporary: str, digest: str, size: int) -> Blob:
+def adopt(store: Store, temporary: str, digest: str, size: int) -> StoredBlob:
     """Make the file ``temporary`` (of ``store.session.temporary()``) the blob ``digest``.
 
     ``digest`` was computed by the caller while writing; only ``size`` is checked.
@@ -208,7 +208,7 @@ class Ingest:
         self._hash = hashlib.new(self._algorithm)
         self._hashed = self.size = self.resume_offset = 0
 
-    def commit(self) -> Blob:
+    def commit(self) -> StoredBlob:
         """Verify the blob and add it to the store.
 
         Raises ``ArchiveError``, and keeps nothing, when the content does not match the digest. (If ``resume_offset``
@@ -360,12 +360,12 @@ def remove_damaged(store: Store, digest: str, identity: int) -> None:
                 os.unlink(path(store, digest))
 
 
-def _add(store: Store, temporary: str, digest: str, size: int) -> Blob:
+def _add(store: Store, temporary: str, digest: str, size: int) -> StoredBlob:
     """Rename ``temporary`` to the blob ``digest`` and insert its row; an existing blob is kept."""
     place = path(store, digest)
     if find(store, digest) is not None:
         os.unlink(temporary)
-        return Blob(digest, size)
+        return StoredBlob(digest, size)
     store.session.lease_until_closed(f"b{digest}")
     now = store.clock()
 
@@ -383,7 +383,7 @@ def _add(store: Store, temporary: str, digest: str, size: int) -> Blob:
             os.rename(temporary, place)
         os.chmod(place, 0o400)  # after the rename: a download that is interrupted before can be resumed
         store.index.write(write)
-    return Blob(digest, size)
+    return StoredBlob(digest, size)
 
 
 _Row: TypeAlias = "tuple[int, int, str | None, float]"
@@ -397,7 +397,7 @@ def _get_row(store: Store, digest: str) -> _Row | None:
     return store.index.read(look)
 
 
-def _require(store: Store, digest: str) -> Blob:
+def _require(store: Store, digest: str) -> StoredBlob:
     found = find(store, digest)
     if found is None:
         raise StoreError(f"the store has no blob {digest}", remedy="build again: what is missing will be made anew")

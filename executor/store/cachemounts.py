@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from executor.store.store import Store
 
 
-class CacheMount(msgspec.Struct, frozen=True):
+class CacheDirectory(msgspec.Struct, frozen=True):
     """A cache directory; times in seconds since the epoch."""
 
     id: str
@@ -77,7 +77,7 @@ def acquire(
         yield os.path.join(place, "fs")
 
 
-def list_all(store: Store) -> tuple[CacheMount, ...]:
+def list_all(store: Store) -> tuple[CacheDirectory, ...]:
     """Return all cache directories."""
     found = []
     folder = os.path.join(store.root, "cache")
@@ -89,13 +89,13 @@ def list_all(store: Store) -> tuple[CacheMount, ...]:
         ):
             said = decoding.from_loose_json(file.read())
             used = os.fstat(file.fileno()).st_mtime
-            mount = CacheMount(str(said["id"]), path, float(said["created"]), used, *_measured(path))
+            mount = CacheDirectory(str(said["id"]), path, float(said["created"]), used, *_measured(path))
             if mount.path == directory_of(store, mount.id):
                 found.append(mount)
     return tuple(found)
 
 
-def measure(store: Store, mount: CacheMount) -> int:
+def measure(store: Store, mount: CacheDirectory) -> int:
     """Return the disk usage of ``mount`` in bytes, and record it for ``list_all``."""
     size, now = disk_usage(mount.path), store.clock()
     with suppress(OSError):  # removed meanwhile, or the disk is full

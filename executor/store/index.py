@@ -93,7 +93,7 @@ def number(value: object) -> float:
     raise CorruptIndexError("a number was expected")
 
 
-class Index:
+class StoreIndex:
     """The database connection of one process, opened by its first use. Safe for threads and across forks."""
 
     def __init__(self, root: str, warn: Callable[[Problem], None]) -> None:

@@ -61,7 +61,7 @@ def lease_lock(root: str) -> str:
     return os.path.join(root, "locks/gate")
 
 
-class Session:
+class LeaseSession:
     """The leases of this process. Safe for threads; a forked child starts a session of its own."""
 
     def __init__(self, root: str) -> None:

@@ -13,8 +13,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from executor.store.faults import translated
-from executor.store.index import Index
-from executor.store.leases import Session
+from executor.store.index import StoreIndex
+from executor.store.leases import LeaseSession
 from executor.store.ownership import claim
 from platforms.errors import StoreError
 
@@ -46,8 +46,8 @@ class Store:
 
     def __init__(self, root: str, warn: Callable[[Problem], None], clock: Callable[[], float]) -> None:
         self.root: Final = root
-        self.index: Final = Index(root, warn)
-        self.session: Final = Session(root)
+        self.index: Final = StoreIndex(root, warn)
+        self.session: Final = LeaseSession(root)
         self.clock: Final = clock
         """Seconds since the epoch."""
         self.boot: Final = _boot_id()

@@ -60,7 +60,7 @@ class Contents(msgspec.Struct, frozen=True):
     """Layers that are not to be pushed."""
 
 
-class Limits:
+class GraphLimits:
     """How much has been read so far."""
 
     def __init__(self, name: str) -> None:
@@ -91,7 +91,7 @@ def collect(
     missing, damaged or too much.
     """
     with ThreadPoolExecutor(AT_ONCE, "contents") as pool:
-        walk = _Walk(Limits(root.source.name), pool, sources)
+        walk = _Walk(GraphLimits(root.source.name), pool, sources)
         walk.read([root])
         found: list[Part] = []
         asked: set[str] = set()
@@ -122,7 +122,7 @@ def is_nondistributable(descriptor: Descriptor) -> bool:
 class _Walk:
     """The documents that have been read, by digest."""
 
-    def __init__(self, limits: Limits, pool: ThreadPoolExecutor, sources: Mapping[str, ImageSource]) -> None:
+    def __init__(self, limits: GraphLimits, pool: ThreadPoolExecutor, sources: Mapping[str, ImageSource]) -> None:
         self._limits = limits
         self._pool = pool
         self._sources = sources

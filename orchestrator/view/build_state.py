@@ -47,7 +47,7 @@ class StepStatus(enum.StrEnum):
 class StepState(msgspec.Struct, frozen=True):
     """One step of one platform."""
 
-    step: protocol.Step
+    step: protocol.StepInfo
     status: StepStatus = StepStatus.WAITING
     started: float = 0.0
     seconds: float = 0.0
@@ -347,7 +347,7 @@ def _fold_message(old: PlatformState, message: protocol.Message, at: float) -> P
     return old
 
 
-def _planned(old: PlatformState, steps: tuple[protocol.Step, ...], emulation: str) -> PlatformState:
+def _planned(old: PlatformState, steps: tuple[protocol.StepInfo, ...], emulation: str) -> PlatformState:
     known = {each.step.id: each for each in old.steps}
     for step in steps:
         shown = replace(step, stage=clean_line(step.stage), name=clean_name(step.name))
@@ -366,7 +366,7 @@ def _place(old: PlatformState, step: int) -> tuple[PlatformState, int]:
     position = old.places.get(step)
     if position is not None:
         return old, position
-    return _with_steps(old, (*old.steps, StepState(protocol.Step(step, "", f"step {step}")))), len(old.steps)
+    return _with_steps(old, (*old.steps, StepState(protocol.StepInfo(step, "", f"step {step}")))), len(old.steps)
 
 
 def _put(old: PlatformState, position: int, new: StepState) -> tuple[StepState, ...]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from executor.protocol import Step
+from executor.protocol import StepInfo
 from orchestrator.view import units
 from orchestrator.view.build_state import BuildState, PlatformState, StepState, WaitState, WarningState
 from orchestrator.view.untrusted import clean_line
@@ -22,7 +22,7 @@ def placement_text(platform: PlatformState) -> str:
     return f"{how}, {platform.node}" if platform.node not in ("", "local") else how
 
 
-def position(step: Step) -> str:
+def position(step: StepInfo) -> str:
     """Return the stage and number of a step, ``build 3/7``; an unnamed stage is ``stage-0``."""
     stage = f"stage-{step.stage}" if step.stage.isdecimal() else step.stage
     number = f"{step.number}/{step.of}" if step.of else f"{step.number or ''}"

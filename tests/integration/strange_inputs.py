@@ -30,7 +30,7 @@ protocol.Question = protocol.Question | AskFortune  # type: ignore[misc]
 # ruff: noqa: E402
 from executor.registry import reference
 from executor.rootfs.tree import open_directory
-from executor.sandbox.spec import Secret
+from executor.sandbox.spec import SecretFile
 from executor.solver import base, content, copying, mounts, sources, workdir
 from executor.solver.contexts import Contexts
 from executor.solver.inputs import Input
@@ -141,7 +141,7 @@ def strange(kind: str, file: str) -> None:
             sources._part = lambda *_: Source(file)  # type: ignore[assignment]
             return
         case "a mount":
-            said = mounts.Fixed(("strange", Path(file).read_text()), Secret("/said", Path(file).read_bytes()))
+            said = mounts.Fixed(("strange", Path(file).read_text()), SecretFile("/said", Path(file).read_bytes()))
             mounts._cache = lambda *_: said  # type: ignore[assignment, return-value]
             return
         case "a base":

@@ -14,7 +14,7 @@ from registry_server import Asked, Said, served
 
 from orchestrator import plan as planning
 from orchestrator.contexts import FetchOptions
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from platforms.errors import DockerfileError, UsageError
 from platforms.parsing import parse
 
@@ -48,13 +48,15 @@ def web() -> Iterator[str]:
         yield server.url
 
 
-def plan(folder: Path, dockerfile: str, value: str | None = None, *, main: str = "", **contexts: str) -> planning.Plan:
+def plan(
+    folder: Path, dockerfile: str, value: str | None = None, *, main: str = "", **contexts: str
+) -> planning.BuildPlan:
     (folder / "Dockerfile").write_text(dockerfile)
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     wanted = (parse("linux/amd64"), parse("linux/arm64"))
     given = () if value is None else (("SOURCE_DATE_EPOCH", value),)
-    request = Request(
+    request = BuildRequest(
         context=main or str(folder), platforms=wanted, build_args=given, build_contexts=tuple(contexts.items())
     )
     return planning.read(request, wanted, FetchOptions(str(scratch)))

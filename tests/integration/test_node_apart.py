@@ -20,11 +20,11 @@ from oci_layout import read_image
 from protocol_nodes import Marked, apart, build
 
 from executor.protocol import BuildOptions, CacheExport, CacheInDirectory
-from executor.registry.config import Certificates, RegistrySettings
+from executor.registry.config import RegistryCertificates, RegistrySettings
 from executor.registry.reference import parse as reference
 from executor.step_options import StepOptions
 from orchestrator.outputs import OciLayout, Output, Push
-from orchestrator.request import Request, Secret
+from orchestrator.request import BuildRequest, SecretSource
 from platforms.errors import BuildError, KanifoldError, StepFailed, UsageError
 from platforms.parsing import parse
 
@@ -43,14 +43,14 @@ class Machine:
     def record(self) -> Path:
         return self.far / "sent"
 
-    def build(self, request: Request) -> None:
+    def build(self, request: BuildRequest) -> None:
         build(request, apart(self.near, self.far / "store", self.record, self.mark))
 
-    def request(self, dockerfile: str, *outputs: Output) -> Request:
+    def request(self, dockerfile: str, *outputs: Output) -> BuildRequest:
         """A build of ``dockerfile``, whose every part is a path in ``near``."""
         place = self.near / "dockerfiles" / "App"
         place.write_text(dockerfile)
-        return Request(
+        return BuildRequest(
             context=str(self.near / "context"),
             dockerfile=str(place),
             platforms=(parse("linux/amd64"),),
@@ -59,12 +59,14 @@ class Machine:
                 ("image", f"oci-layout://{self.near / 'layout'}"),
                 ("more", str(self.near / "more")),
             ),
-            secrets=(Secret("word", str(self.near / "secrets" / "word")),),
+            secrets=(SecretSource("word", str(self.near / "secrets" / "word")),),
             options=BuildOptions(
                 root=str(self.near / "store"),
                 registries=RegistrySettings(
                     certificates=(
-                        Certificates("registry.example.com", "", str(self.near / "cert"), str(self.near / "key")),
+                        RegistryCertificates(
+                            "registry.example.com", "", str(self.near / "cert"), str(self.near / "key")
+                        ),
                     )
                 ),
             ),

@@ -25,8 +25,8 @@ from executor.rootfs.tarwriter import canonical, write
 from executor.snapshotter import overlayfs, records
 from executor.snapshotter.diff import scan
 from executor.snapshotter.materialise import materialise
-from executor.snapshotter.records import Device, Record, Stack
-from executor.snapshotter.unpack import Limits, unpack
+from executor.snapshotter.records import DeviceNumber, Record, Stack
+from executor.snapshotter.unpack import UnpackLimits, unpack
 from platforms.errors import BuildError, EnvironmentUnfit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, owners and devices")
@@ -245,7 +245,7 @@ def test_recorded_owners_and_devices_are_taken_for_real_ones(step: Step) -> None
         (root / "odd").write_text("x")
         (root / "d").mkdir()
         (root / "l").symlink_to("f")
-    disk = Device("b", 8, 1)
+    disk = DeviceNumber("b", 8, 1)
     records.write(
         str(step.upper),
         [
@@ -397,7 +397,7 @@ def test_packing_unpacking_scanning_and_packing_keeps_the_digest(
     entries = plan(changes, here / "content")
     everything(entries, here / "lower")
     first = archive(entries)
-    unpack(io.BytesIO(first), str(here / "one/fs"), limits=Limits())
+    unpack(io.BytesIO(first), str(here / "one/fs"), limits=UnpackLimits())
     materialise(entries, str(here / "two/fs"))
     for way in ("one", "two"):
         found = tuple(scan(str(here / way / "fs"), [str(here / "lower")]))
@@ -469,7 +469,7 @@ def test_unpacked_layers_and_scanned_ones_agree(step: Step) -> None:
         os.chown(root / "etc/group", 9, 9)
         before = raw.fingerprint(root)
     (step.top / "elsewhere").mkdir()
-    unpack(io.BytesIO(archive(step.changes())), str(step.top / "elsewhere"), limits=Limits())
+    unpack(io.BytesIO(archive(step.changes())), str(step.top / "elsewhere"), limits=UnpackLimits())
     assert scan(str(step.top / "elsewhere"), [str(each) for each in step.lowers]) != ()
     again = Step(step.top / "again", [step.top / "elsewhere", *step.lowers])
     again.top.mkdir()

@@ -15,7 +15,7 @@ from registry_server import MemoryRegistry, served
 from executor.registry import reference
 from orchestrator import connection
 from orchestrator.outputs import OciLayout, Output, Push
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from orchestrator.view import events, open_display
 from platforms.errors import BuildError, KanifoldError
 from platforms.parsing import parse
@@ -35,11 +35,13 @@ def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
 
-def asked(tmp_path: Path, *outputs: Output, tag: str = "", platforms: tuple[str, ...] = ("linux/amd64",)) -> Request:
+def asked(
+    tmp_path: Path, *outputs: Output, tag: str = "", platforms: tuple[str, ...] = ("linux/amd64",)
+) -> BuildRequest:
     context = tmp_path / "context"
     context.mkdir(exist_ok=True)
     (context / "Dockerfile").write_text("FROM scratch\n")
-    return Request(
+    return BuildRequest(
         context=str(context),
         platforms=tuple(parse(each) for each in platforms),
         outputs=outputs or (OciLayout(str(tmp_path / "out")),),

@@ -35,7 +35,7 @@ from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec, describe
 from executor.registry.auth import Credential
 from executor.registry.client import Client
-from executor.registry.config import Certificates, RegistrySettings
+from executor.registry.config import RegistryCertificates, RegistrySettings
 from executor.registry.reference import Reference, parse
 from executor.registry.session import TransferOptions
 from executor.retry import RetryPolicy
@@ -324,7 +324,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
 
 def test_a_private_authority_is_trusted_when_it_is_named(tls: tuple[str, str]) -> None:
     host, pem = tls
-    with Client(RegistrySettings(certificates=(Certificates(host, pem),)), options=QUICK) as client:
+    with Client(RegistrySettings(certificates=(RegistryCertificates(host, pem),)), options=QUICK) as client:
         push_image(client, parse(f"{host}/a/b:1"), "amd64", "x")
 
 
@@ -353,6 +353,6 @@ def test_plain_http_to_a_tls_registry_says_what_to_do(tls: tuple[str, str]) -> N
 
 def test_a_broken_certificate_is_named(tls: tuple[str, str]) -> None:
     host, _ = tls
-    settings = RegistrySettings(certificates=(Certificates(host, "-----BEGIN nonsense"),))
+    settings = RegistrySettings(certificates=(RegistryCertificates(host, "-----BEGIN nonsense"),))
     with Client(settings) as client, pytest.raises(RegistryError, match="certificates"):
         client.resolve(parse(f"{host}/a/b:1"))

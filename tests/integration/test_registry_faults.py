@@ -29,7 +29,7 @@ from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference, parse
-from executor.registry.session import Session, TransferOptions
+from executor.registry.session import RegistrySession, TransferOptions
 from executor.retry import RetryPolicy, TransientError
 from platforms.errors import Interrupted, KanifoldError, RegistryError, StoreError
 
@@ -195,7 +195,7 @@ def test_whether_an_insecure_registry_has_tls_is_found_out_once(
     def probe(*_: object) -> str:
         raise AssertionError("tried TLS again")
 
-    monkeypatch.setattr(Session, "_probe", probe)
+    monkeypatch.setattr(RegistrySession, "_probe", probe)
     with Client(learned) as other:
         assert other.has_manifest(ref(server)) is None
 
@@ -203,7 +203,7 @@ def test_whether_an_insecure_registry_has_tls_is_found_out_once(
 def test_a_silent_server_is_given_up(registry: MemoryRegistry, server: Served, client: Client) -> None:
     heard = threading.Event()
     registry.fault = lambda _: heard.wait(30) and None
-    request = transport.Request("GET", f"{server.url}/v2/", read_timeout=0.05)
+    request = transport.HTTPRequest("GET", f"{server.url}/v2/", read_timeout=0.05)
     with pytest.raises(TransientError, match="silent"):
         client._session.transport.call(request, 10)
     heard.set()

@@ -12,7 +12,7 @@ from oci_layout import read_image
 from protocol_nodes import Marked, build, remote
 
 from orchestrator.outputs import LocalDirectory, OciLayout, Output
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from platforms.parsing import parse
 
 
@@ -37,8 +37,8 @@ def context(tmp_path: Path) -> Path:
     return folder
 
 
-def asked(context: Path, *outputs: Output) -> Request:
-    return Request(context=str(context), platforms=(parse("linux/amd64"),), outputs=outputs)
+def asked(context: Path, *outputs: Output) -> BuildRequest:
+    return BuildRequest(context=str(context), platforms=(parse("linux/amd64"),), outputs=outputs)
 
 
 def test_the_ignore_file_says_what_is_sent(tmp_path: Path, context: Path, mark: Marked) -> None:

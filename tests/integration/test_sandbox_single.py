@@ -13,7 +13,7 @@ from sandbox_house import House, Inside
 from executor.sandbox import Spec, Tmpfs, owners
 from executor.sandbox.inode_records import InodeRecords
 from executor.snapshotter import records
-from executor.snapshotter.records import Device, Record
+from executor.snapshotter.records import DeviceNumber, Record
 
 
 @dataclass(frozen=True)
@@ -188,16 +188,16 @@ def test_devices_are_seen_and_copied(single_house: House) -> None:
     ]  # fmt: skip
     assert [each in done.err for each in ("File exists", "No such file", "not permitted")] == [True] * 3
     found = {path: (record.device, record.uid, record.gid) for path, record in done.records.items()}
-    disk, null = (Device("b", 8, 1), 0, 6), (Device("c", 1, 3), 5, 6)
+    disk, null = (DeviceNumber("b", 8, 1), 0, 6), (DeviceNumber("c", 1, 3), 5, 6)
     assert found == {
-        "copy": disk, "null": null, "tmp/copy": disk, "tmp/null": null, "closed": (Device("b", 300, 70000), 0, 0)
+        "copy": disk, "null": null, "tmp/copy": disk, "tmp/null": null, "closed": (DeviceNumber("b", 300, 70000), 0, 0)
     }  # fmt: skip
     assert (done.diff["null"], done.diff["closed"], done.diff["pipe"]) == ("f 600", "f 600", "p 644")
 
 
 def _device(_: Inside, layer: str) -> None:
     os.chmod(f"{layer}/disk", 0o660)
-    records.write(layer, [Record(b"disk", 0, 6, Device("b", 8, 1))])
+    records.write(layer, [Record(b"disk", 0, 6, DeviceNumber("b", 8, 1))])
 
 
 def test_a_directory_hands_its_group_down(single_house: House) -> None:

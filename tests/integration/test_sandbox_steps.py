@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sandbox_house import ARM64, BUSYBOX, QEMU, Done, House, Inside, Node, opened
 
-from executor.sandbox import Bind, BindFd, IsolationMode, Secret, Tmpfs, staging
+from executor.sandbox import Bind, BindFd, IsolationMode, SecretFile, Tmpfs, staging
 from executor.sandbox.spec import Ended, Spec
 from executor.snapshotter.rootfs import Overlay
 from platforms import elf, syscalls
@@ -441,7 +441,7 @@ def test_tmpfs(house: House) -> None:
 
 
 def test_secret(house: House) -> None:
-    mount = Secret("/run/secrets/key", b"hidden", uid=1000, gid=1000)
+    mount = SecretFile("/run/secrets/key", b"hidden", uid=1000, gid=1000)
     done = house.run(
         "cat /run/secrets/key; ls -ln /run/secrets/key; echo x > /run/secrets/key", mounts=(mount,), uid=1000
     )
@@ -485,11 +485,11 @@ def test_the_last_mount_on_a_target_counts_and_parents_come_first(house: House) 
     [
         (Tmpfs("/"), "cannot mount over the root directory"),
         (Tmpfs("/bin/busybox"), "cannot mount on /bin/busybox: /bin/busybox: Not a directory"),
-        (Secret("/bin", b""), "cannot mount on /bin: /bin: Is a directory"),
+        (SecretFile("/bin", b""), "cannot mount on /bin: /bin: Is a directory"),
         (Bind("/no/such", "/x"), "cannot mount on /x: /no/such: open_tree: No such file or directory"),
     ],
 )
-def test_mounts_that_cannot_be_made(house: House, mount: Tmpfs | Secret | Bind, error: str) -> None:
+def test_mounts_that_cannot_be_made(house: House, mount: Tmpfs | SecretFile | Bind, error: str) -> None:
     done = house.run("true", mounts=(Tmpfs("/made/before"), mount))
     assert (done.ended.code, done.ended.error) == (125, error)
     assert done.diff == {}

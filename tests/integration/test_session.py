@@ -21,8 +21,8 @@ from executor.registry.reference import parse as reference
 from orchestrator import build, publish, registries, session
 from orchestrator.localnode import LocalNode
 from orchestrator.outputs import Push
-from orchestrator.publish import Prepared
-from orchestrator.request import Request
+from orchestrator.publish import PreparedImage
+from orchestrator.request import BuildRequest
 from orchestrator.session import Session
 from orchestrator.view import events
 from platforms.errors import BuildError
@@ -48,12 +48,12 @@ async def opened(store: Path, seen: list[events.Event] | None = None) -> AsyncIt
         yield found
 
 
-def request(folder: Path, host: str, name: str, step: str, platforms: str = "linux/amd64") -> Request:
+def request(folder: Path, host: str, name: str, step: str, platforms: str = "linux/amd64") -> BuildRequest:
     """A build of the Dockerfile with ``step`` on busybox, pushed as ``name:1``."""
     context = folder / name
     context.mkdir()
     (context / "Dockerfile").write_text(f"FROM {host}/busybox\n{step}\n")
-    return Request(
+    return BuildRequest(
         context=str(context),
         platforms=tuple(map(parse, platforms.split(","))),
         tags=(reference(f"{host}/{name}:1"),),
@@ -99,7 +99,7 @@ def test_what_is_prepared_is_there_by_digest_and_has_no_tag(
 ) -> None:
     registry, found = server
 
-    async def prepared() -> tuple[Prepared, set[tuple[str, str]]]:
+    async def prepared() -> tuple[PreparedImage, set[tuple[str, str]]]:
         async with opened(tmp_path / "store") as one:
             wanted = request(tmp_path, found.host, "app", "RUN echo 1 > /1", "linux/amd64,linux/arm64")
             ready = await build.prepare(one, wanted)

@@ -81,7 +81,7 @@ def test_one_blob_from_many_writers_is_one_blob(tmp_path: Path) -> None:
                 ingest.restart()
                 for at in range(0, len(CONTENT), 1 << 16):
                     ingest.write(CONTENT[at : at + (1 << 16)])
-                assert ingest.commit() == blobs.Blob(DIGEST, len(CONTENT))
+                assert ingest.commit() == blobs.StoredBlob(DIGEST, len(CONTENT))
                 assert blobs.read(store, DIGEST, len(CONTENT)) == CONTENT
 
         writers = [fork(lambda number=number: write(DIGEST if number % 2 else None)) for number in range(8)]  # type: ignore[misc]

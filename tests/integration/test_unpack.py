@@ -20,11 +20,11 @@ import pytest
 import raw_tar as raw
 
 from executor.snapshotter import overlayfs, records
-from executor.snapshotter.records import Device, Record
-from executor.snapshotter.unpack import Limits, Unpacked, extract, unpack, unpack_onto
+from executor.snapshotter.records import DeviceNumber, Record
+from executor.snapshotter.unpack import Unpacked, UnpackLimits, extract, unpack, unpack_onto
 from platforms.errors import ArchiveError, StoreError
 
-LIMITS = Limits()
+LIMITS = UnpackLimits()
 SECOND = 1_000_000_000
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: owners and devices")
 
@@ -240,8 +240,8 @@ def test_what_cannot_be_unpacked_is_an_error_that_says_where(tmp_path: Path, par
 def test_limits(tmp_path: Path) -> None:
     parts = (raw.file(b"a", bytes(600)), raw.file(b"b", bytes(400)))
     (tmp_path / "ok").mkdir()
-    unpack(raw.stream(*parts), str(tmp_path / "ok"), limits=Limits(size=1000, entries=2))
-    for number, limits in enumerate((Limits(size=999, entries=2), Limits(size=1000, entries=1))):
+    unpack(raw.stream(*parts), str(tmp_path / "ok"), limits=UnpackLimits(size=1000, entries=2))
+    for number, limits in enumerate((UnpackLimits(size=999, entries=2), UnpackLimits(size=1000, entries=1))):
         (tmp_path / str(number)).mkdir()
         with pytest.raises(ArchiveError, match="too large"):
             unpack(raw.stream(*parts), str(tmp_path / str(number)), limits=limits)
@@ -412,7 +412,7 @@ def test_an_archive_cannot_forge_marks(tmp_path: Path) -> None:
     )
     stored = {name for name in os.listxattr(tmp_path / "layer/hide") if name.startswith(("user.", "trusted."))}
     assert stored == {f"user.overlay.overlay.{name}" for name in ("opaque", "redirect", "whiteout")}
-    assert records.read(str(tmp_path / "layer"))[b"gone"].device == Device("c", 0, 0)
+    assert records.read(str(tmp_path / "layer"))[b"gone"].device == DeviceNumber("c", 0, 0)
     with merged(tmp_path, tmp_path / "layer", lower(tmp_path)) as seen:
         assert (seen / "hide/old").read_bytes() == b"old", "not opaque"
         assert (seen / "gone").is_file(), "not deleted"
@@ -423,8 +423,8 @@ def test_an_archive_cannot_forge_marks(tmp_path: Path) -> None:
 
 SINGLE_ID = """
 import sys
-from executor.snapshotter.unpack import Limits, unpack
-unpack(open(sys.argv[1], "rb"), sys.argv[2], limits=Limits())
+from executor.snapshotter.unpack import UnpackLimits, unpack
+unpack(open(sys.argv[1], "rb"), sys.argv[2], limits=UnpackLimits())
 """
 
 
@@ -458,8 +458,8 @@ def test_what_a_single_mapped_id_cannot_have_is_recorded(tmp_path: Path) -> None
         Record(b"d", 5, 6),
         Record(b"d/f", 1000, 1001),
         Record(b"l", 7, 8),
-        Record(b"null", 0, 5, Device("c", 1, 3)),
-        Record(b"disk", 0, 0, Device("b", 8, 1)),
+        Record(b"null", 0, 5, DeviceNumber("c", 1, 3)),
+        Record(b"disk", 0, 0, DeviceNumber("b", 8, 1)),
         Record(b"twin", 1000, 1001),
     }
     assert stat.S_IMODE((top / "d/f").stat().st_mode) == 0o4755

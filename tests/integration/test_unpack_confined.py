@@ -11,10 +11,10 @@ import pytest
 import raw_tar as raw
 from hostile_tar import canary, universe
 
-from executor.snapshotter.unpack import Limits, Unpacked, extract, unpack, unpack_onto
+from executor.snapshotter.unpack import Unpacked, UnpackLimits, extract, unpack, unpack_onto
 from platforms.errors import ArchiveError
 
-LIMITS = Limits()
+LIMITS = UnpackLimits()
 Apply = Callable[..., Unpacked]
 
 

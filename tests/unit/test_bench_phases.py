@@ -36,7 +36,7 @@ def said(message: protocol.Message, at: float, platform: str = ONE) -> Event:
     return FromExecutor(platform, message, at=START + at)
 
 
-STEPS = (protocol.Step(1, "", "FROM base", 1), protocol.Step(2, "", "RUN make", 2))
+STEPS = (protocol.StepInfo(1, "", "FROM base", 1), protocol.StepInfo(2, "", "RUN make", 2))
 BUILD: tuple[Event, ...] = (
     events.BuildStarted((story.AMD64,), "app", at=START),
     events.Resolving("base", at=START + 1),

@@ -9,11 +9,11 @@ import pytest
 
 from executor.protocol import CacheInDirectory, CacheInRegistry
 from executor.solver import cache
-from executor.solver.cache import LayerInfo, Machine, Packed
+from executor.solver.cache import ElfFiles, LayerInfo, LayerRecord
 from executor.store import cache_records
 from executor.store.store import Store, open_store
 
-BLOB = Packed("gzip", "sha256:" + "a" * 64, 7)
+BLOB = LayerRecord("gzip", "sha256:" + "a" * 64, 7)
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_what_is_known_of_a_layer_is_read_as_it_was_written(store: Store) -> None:
     caches = (CacheInRegistry("reg.example/cache:x"), CacheInDirectory("/mnt/a cache"))
-    known = LayerInfo("sha256:" + "b" * 64, (BLOB,), (Machine("amd64", 1, ("/bin/x",)),), caches, promised=True)
+    known = LayerInfo("sha256:" + "b" * 64, (BLOB,), (ElfFiles("amd64", 1, ("/bin/x",)),), caches, promised=True)
     cache.note_known(store, "r", known)
     assert cache.known(store, "r") == known
     assert cache.known(store, "other") == LayerInfo()

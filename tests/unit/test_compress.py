@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from executor.rootfs.compress import COMPRESSIONS, Decompressed, Packed, Packer, pack, recompress, sniff
+from executor.rootfs.compress import COMPRESSIONS, CompressedLayer, Decompressed, Packer, pack, recompress, sniff
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.streams import BLOCK, Ahead, Digest
 from platforms.errors import ArchiveError, UsageError
@@ -43,7 +43,9 @@ def inflated(data: bytes, compression: str) -> bytes:
     return data
 
 
-def packed(path: Path, data: bytes, compression: str = "gzip", level: int | None = None) -> tuple[Packed, bytes]:
+def packed(
+    path: Path, data: bytes, compression: str = "gzip", level: int | None = None
+) -> tuple[CompressedLayer, bytes]:
     found = recompress(io.BytesIO(data), str(path), compression, level)
     return found, path.read_bytes()
 
@@ -65,7 +67,7 @@ def read_all(stream: Decompressed, size: int = 70_000) -> bytes:
 def test_both_digests_and_sizes_are_right(tmp_path: Path, compression: str, size: int) -> None:
     data = sample(size)
     found, blob = packed(tmp_path / "blob", data, compression)
-    assert found == Packed(digest(data), digest(blob), len(blob), size)
+    assert found == CompressedLayer(digest(data), digest(blob), len(blob), size)
     assert inflated(blob, compression) == data
     assert read_all(Decompressed(io.BytesIO(blob), limit=BIG)) == data
 

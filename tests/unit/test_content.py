@@ -20,7 +20,7 @@ from executor.rootfs.entry import Entry, Kind
 from executor.solver import statwalk
 from executor.solver.content import Agreed, Selection, agreed, unchanged
 from executor.solver.content import selected as selected_of
-from executor.solver.copying import CopyOptions, Source
+from executor.solver.copying import CopyOptions, CopySource
 from executor.solver.fingerprints import Fingerprints
 from executor.solver.once import Once, known
 from executor.solver.sources import FromTree
@@ -164,7 +164,7 @@ class Job:
         background = ThreadPoolExecutor(1)
         self.workshop.later = background.submit  # type: ignore[method-assign]
         tree = open_context(str(folder), "")
-        source = Source(tree, "/", wildcards=False, context=True)
+        source = CopySource(tree, "/", wildcards=False, context=True)
         looked = Once(lambda: statwalk.walk(directory, source, (), lambda: None))
 
         def reading() -> Selection:

@@ -19,7 +19,7 @@ from executor.rootfs import moment
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree, open_directory
 from executor.solver import copying
-from executor.solver.copying import CopyOptions, Plan, Source
+from executor.solver.copying import CopyOptions, CopyPlan, CopySource
 from platforms.errors import BuildError, ContextError
 
 Files = Mapping[str, str | None]
@@ -77,10 +77,10 @@ def copied(
     treatment: CopyOptions | None = None,
 ) -> tuple[Entry, ...]:
     """The layer of ``COPY sources destination``."""
-    plan = Plan(make(tmp_path, trees, "stage", stage or {}, owner=(0, 0)))
+    plan = CopyPlan(make(tmp_path, trees, "stage", stage or {}, owner=(0, 0)))
     tree = make(tmp_path, trees, "context", context, owner=(0, 0))
     for each in sources.split():
-        source = Source(tree, "/" + each.lstrip("/"), context=True)
+        source = CopySource(tree, "/" + each.lstrip("/"), context=True)
         copying.copy(plan, source, destination, treatment or CopyOptions())
     return tuple(plan.finish())
 
@@ -274,8 +274,8 @@ def test_files_keep_their_mode_and_time(tmp_path: Path, trees: ExitStack) -> Non
     os.utime(folder / "d", ns=(6, 6))
     tree = open_directory(folder)
     trees.callback(tree.close)
-    plan = Plan(make(tmp_path, trees, "stage", {"x": None}))
-    copying.copy(plan, Source(tree, "/"), "/x", CopyOptions())
+    plan = CopyPlan(make(tmp_path, trees, "stage", {"x": None}))
+    copying.copy(plan, CopySource(tree, "/"), "/x", CopyOptions())
     found = {each.path.decode(): each for each in plan.finish()}
     assert (found["x/d/f"].mode, found["x/d/f"].mtime_ns) == (0o4751, 5_000_000_001)
     assert (found["x/d"].mode, found["x/d"].mtime_ns) == (0o1777, 6)
@@ -286,8 +286,8 @@ def test_a_directory_that_is_there_keeps_its_mode_and_owner(tmp_path: Path, tree
     (tmp_path / "stage" / "x").chmod(0o700)
     tree = make(tmp_path, trees, "context", {"d/f": "1"}, owner=(0, 0))
     (tmp_path / "context" / "d").chmod(0o777)
-    plan = Plan(stage)
-    copying.copy(plan, Source(tree, "/d"), "/x", CopyOptions())
+    plan = CopyPlan(stage)
+    copying.copy(plan, CopySource(tree, "/d"), "/x", CopyOptions())
     found = {each.path: each for each in plan.finish()}
     assert found[b"x"].mode == 0o700
 
@@ -296,8 +296,8 @@ def test_hard_links_stay_linked(tmp_path: Path, trees: ExitStack) -> None:
     tree = make(tmp_path, trees, "context", {"d/a": "1", "other": "2"})
     os.link(tmp_path / "context" / "d" / "a", tmp_path / "context" / "d" / "b")
     os.link(tmp_path / "context" / "other", tmp_path / "context" / "d" / "lone")
-    plan = Plan(make(tmp_path, trees, "stage", {}))
-    copying.copy(plan, Source(tree, "/d"), "/x", CopyOptions())
+    plan = CopyPlan(make(tmp_path, trees, "stage", {}))
+    copying.copy(plan, CopySource(tree, "/d"), "/x", CopyOptions())
     assert shown(plan.finish()) == {"x": "dir", "x/a": "1", "x/b": "= x/a", "x/lone": "2"}
 
 
@@ -306,8 +306,8 @@ def test_fifos_are_copied_and_sockets_become_empty_files(tmp_path: Path, trees: 
     os.mkfifo(tmp_path / "context" / "d" / "p")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "context" / "d" / "s"))  # an address has room for some 100 bytes
-    plan = Plan(make(tmp_path, trees, "stage", {}))
-    copying.copy(plan, Source(tree, "/d"), "/x", CopyOptions())
+    plan = CopyPlan(make(tmp_path, trees, "stage", {}))
+    copying.copy(plan, CopySource(tree, "/d"), "/x", CopyOptions())
     assert shown(plan.finish()) == {"x": "dir", "x/f": "1", "x/p": "fifo", "x/s": ""}
 
 
@@ -337,21 +337,21 @@ def test_exclude(tmp_path: Path, trees: ExitStack, exclude: tuple[str, ...], lef
 )
 def test_parents_keep_the_way(tmp_path: Path, trees: ExitStack, include: str, layer: Mapping[str, str]) -> None:
     tree = make(tmp_path, trees, "context", {"a/b/f": "1", "g": "2", "z/q": "3"})
-    plan = Plan(make(tmp_path, trees, "stage", {}))
-    copying.copy(plan, Source(tree, "/", include=(include,)), "/x/", CopyOptions())
+    plan = CopyPlan(make(tmp_path, trees, "stage", {}))
+    copying.copy(plan, CopySource(tree, "/", include=(include,)), "/x/", CopyOptions())
     assert shown(plan.finish()) == layer
 
 
 def test_a_link_layer_knows_nothing_of_the_stage(tmp_path: Path, trees: ExitStack) -> None:
     tree = make(tmp_path, trees, "context", {"f": "1"})
-    plan = Plan(None)
-    copying.copy(plan, Source(tree, "/f"), "/l/x/", CopyOptions())
+    plan = CopyPlan(None)
+    copying.copy(plan, CopySource(tree, "/f"), "/l/x/", CopyOptions())
     assert shown(plan.finish()) == {"l": "dir", "l/x": "dir", "l/x/f": "1"}
 
 
 def test_a_linked_file_that_gives_way_lives_on_under_its_other_names() -> None:
     for new in (Entry(b"a", Kind.FILE, size=1, digest="1"), Entry(b"a", Kind.DIRECTORY)):
-        plan = Plan(None)
+        plan = CopyPlan(None)
         plan.put(Entry(b"a", Kind.FILE, mode=0o644, size=7, digest="7"))
         for name in (b"b", b"c"):
             plan.put(Entry(name, Kind.HARDLINK, mode=0o644, link=b"a"))
@@ -391,7 +391,7 @@ def test_a_directory_of_many_files(tmp_path: Path, trees: ExitStack) -> None:
 
 def test_what_takes_a_directorys_place_in_a_plan(tmp_path: Path, trees: ExitStack) -> None:
     """An archive's file over a directory, and a later one's directory over that file."""
-    plan = Plan(make(tmp_path, trees, "stage", {"d/old": "0"}))
+    plan = CopyPlan(make(tmp_path, trees, "stage", {"d/old": "0"}))
     for number, files in enumerate(({"d/new": "1"}, {"d": "2"}, {"d/newest": "3"})):
         tree = make(tmp_path, trees, f"archive-{number}", files)
         copying.unpack_into(plan, tree, frozenset(), "/", None)
@@ -404,7 +404,7 @@ def test_a_wide_pattern_is_not_a_walk_of_everything(tmp_path: Path, trees: ExitS
     tree = make(tmp_path, trees, "context", {"closed/x": "1", "open/y": "2"})
     (tmp_path / "context" / "closed").chmod(0)
     try:
-        found = copying.matches(Source(tree, "/open/*"))
+        found = copying.matches(CopySource(tree, "/open/*"))
         assert [each.path for each in found] == [b"open/y"]
     finally:
         (tmp_path / "context" / "closed").chmod(0o755)

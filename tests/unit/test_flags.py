@@ -1,4 +1,4 @@
-"""From flags to a ``Request``: what each spelling means, and that every refusal names its flag."""
+"""From flags to a ``BuildRequest``: what each spelling means, and that every refusal names its flag."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from executor.protocol import CacheExport, CacheInDirectory, CacheInImage, CacheInRegistry, Compression
 from orchestrator import cli, fields, flags
 from orchestrator.outputs import OciLayout, Push
-from orchestrator.request import Allowed, Annotation, Request, Secret
+from orchestrator.request import Allowed, Annotation, BuildRequest, SecretSource
 from platforms import debug
 from platforms.errors import KanifoldError, UsageError
 
@@ -23,7 +23,7 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("KANIFOLD_REGISTRIES", raising=False)
 
 
-def ask(*arguments: str) -> Request:
+def ask(*arguments: str) -> BuildRequest:
     """The request that ``kanifold build ARGUMENTS`` makes, by the command line's own parser."""
     with cli.build.make_context("build", list(arguments)) as context:
         return flags.request(context.params)
@@ -104,11 +104,11 @@ def test_secrets_are_files_or_variables(tmp_path: Path, monkeypatch: pytest.Monk
         "--secret", "type=env,id=c,src=TOKEN",
     )  # fmt: skip
     assert found.secrets == (
-        Secret("a", str(file)),
-        Secret("b", variable="TOKEN"),
-        Secret("TOKEN", variable="TOKEN"),
-        Secret("token", str(file)),
-        Secret("c", variable="TOKEN"),
+        SecretSource("a", str(file)),
+        SecretSource("b", variable="TOKEN"),
+        SecretSource("TOKEN", variable="TOKEN"),
+        SecretSource("token", str(file)),
+        SecretSource("c", variable="TOKEN"),
     )
 
 

@@ -16,7 +16,7 @@ from executor.rootfs.entry import Entry, Kind, hard_link
 from executor.rootfs.tree import open_directory
 from executor.sandbox.targets import Root
 from executor.snapshotter.apply import Lower
-from executor.solver.copying import Plan
+from executor.solver.copying import CopyPlan
 from platforms.descriptors import write_all
 from platforms.errors import BuildError
 from platforms.pathwalk import LINKS, STEPS, TooManyLinks, resolve
@@ -196,7 +196,7 @@ def test_a_deep_path_without_links_is_no_expense() -> None:
 def test_all_who_walk_follow_as_many_links(tmp_path: Path) -> None:
     """Unpacking, COPY's sources, COPY's destinations and mount targets: what one can reach, the others can."""
     links = [Entry(name, Kind.SYMLINK, 0o777, link=text) for name, text in chain(LINKS).items()]
-    plan = Plan(None)
+    plan = CopyPlan(None)
     with Lower(str(tmp_path)) as lower:
         for link in links:
             lower.apply(link, lambda _: None)

@@ -61,7 +61,7 @@ def read(data: bytes) -> None:
     outline.targets(found)
     state = steps.enter(State(AMD64, image.empty(AMD64)))
     for stage in found.stages:
-        draft = steps.Draft(state)
+        draft = steps.StateBuilder(state)
         for instruction in stage.instructions:
             if instruction.keyword.upper() != "COPY":
                 draft.apply(instruction, {}, seen, found.escape)
@@ -100,7 +100,7 @@ def test_a_base_with_many_variables_costs_no_more_than_reading_them() -> None:
         pairs = tuple((f"K{number}", "v") for number in range(count))
         state = State(AMD64, replace(image.empty(AMD64), env=pairs))
         began = time.process_time()
-        draft = steps.Draft(steps.enter(state))
+        draft = steps.StateBuilder(steps.enter(state))
         for instruction in parse(b"FROM x\nENV A=b K7=c\nLABEL a=b\n").stages[0].instructions:
             draft.apply(instruction, {}, {}, "\\")
         assert dict(draft.state().env)["K7"] == "c"

@@ -8,10 +8,10 @@ import os
 import pytest
 
 from executor.solver import output
-from executor.solver.output import Clip, Limits, Stream, Tail, told
+from executor.solver.output import Clip, LogLimits, Stream, Tail, told
 
 SECRET = "hunter2-correct-horse"
-FREE = Limits(-1, -1)
+FREE = LogLimits(-1, -1)
 
 
 def run(*pieces: bytes, secrets: tuple[str, ...] = ()) -> str:
@@ -57,7 +57,7 @@ def test_a_progress_bar_is_not_told_each_time() -> None:
 
 
 def test_the_size_is_limited_and_it_is_said_once() -> None:
-    clip = Clip(Limits(100, -1), 0.0)
+    clip = Clip(LogLimits(100, -1), 0.0)
     lines = "\n".join(["123456789"] * 20)
     first = clip.cut(lines, 0.0)
     assert first == "\n".join([*["123456789"] * 10, "[output clipped, log limit 100B reached]"])
@@ -65,7 +65,7 @@ def test_the_size_is_limited_and_it_is_said_once() -> None:
 
 
 def test_the_speed_is_limited_on_average() -> None:
-    clip = Clip(Limits(-1, 2048), 0.0)
+    clip = Clip(LogLimits(-1, 2048), 0.0)
     lines = "\n".join(["1234567"] * 512)  # 4 KiB
     first = clip.cut(lines, 0.5)
     assert first is not None
@@ -77,7 +77,7 @@ def test_the_speed_is_limited_on_average() -> None:
 
 def test_the_last_lines_are_kept_whatever_was_told() -> None:
     tail, said = Tail(), list[str]()
-    with told((SECRET,), Limits(10, -1), tail, lambda lines, _: said.append(lines)) as (out, err):
+    with told((SECRET,), LogLimits(10, -1), tail, lambda lines, _: said.append(lines)) as (out, err):
         os.write(out, "".join(f"line {number}\n" for number in range(100)).encode())
         os.write(out, f"{SECRET}\nlast\n".encode())
         os.close(os.dup(err))
@@ -89,13 +89,13 @@ def test_the_last_lines_are_kept_whatever_was_told() -> None:
 @pytest.mark.parametrize(
     ("environ", "limits"),
     [
-        ({}, Limits(2 << 20, 200 << 10)),
-        ({"BUILDKIT_STEP_LOG_MAX_SIZE": "-1", "BUILDKIT_STEP_LOG_MAX_SPEED": "1000"}, Limits(-1, 1000)),
-        ({"BUILDKIT_STEP_LOG_MAX_SIZE": "much"}, Limits()),
+        ({}, LogLimits(2 << 20, 200 << 10)),
+        ({"BUILDKIT_STEP_LOG_MAX_SIZE": "-1", "BUILDKIT_STEP_LOG_MAX_SPEED": "1000"}, LogLimits(-1, 1000)),
+        ({"BUILDKIT_STEP_LOG_MAX_SIZE": "much"}, LogLimits()),
     ],
 )
-def test_the_environment_sets_the_limits(environ: dict[str, str], limits: Limits) -> None:
-    assert Limits.of(environ) == limits
+def test_the_environment_sets_the_limits(environ: dict[str, str], limits: LogLimits) -> None:
+    assert LogLimits.of(environ) == limits
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ from executor.protocol import BuildOptions, Context, DirectoryContext, ImageCont
 from orchestrator import plan as planning
 from orchestrator import warnings
 from orchestrator.contexts import FetchOptions, named_canonically
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from platforms.errors import ContextError, DockerfileError, KanifoldError, UsageError
 from platforms.parsing import parse
 
 
-def read(folder: Path, *platforms: str, target: str = "", **more: object) -> planning.Plan:
+def read(folder: Path, *platforms: str, target: str = "", **more: object) -> planning.BuildPlan:
     wanted = tuple(parse(each) for each in platforms or ("linux/amd64",))
     options = BuildOptions(target=target)
-    request = Request(context=str(folder), platforms=wanted, options=options, **more)  # type: ignore[arg-type]
+    request = BuildRequest(context=str(folder), platforms=wanted, options=options, **more)  # type: ignore[arg-type]
     return planning.read(request, wanted, FetchOptions("nothing is fetched"))
 
 
@@ -29,7 +29,7 @@ def write(folder: Path, **files: str) -> Path:
     return folder
 
 
-def images(found: planning.Plan) -> tuple[str, ...]:
+def images(found: planning.BuildPlan) -> tuple[str, ...]:
     return tuple(each.name for each in found.images)
 
 

@@ -12,7 +12,7 @@ from executor.image import mediatypes
 from executor.image.digest import sha256
 from executor.image.manifest import Descriptor, Manifest, PlatformSpec, describe
 from orchestrator.publish import join
-from orchestrator.request import Annotation, Request
+from orchestrator.request import Annotation, BuildRequest
 from orchestrator.results import Image
 from platforms.parsing import parse
 
@@ -33,7 +33,7 @@ def image(platform: str, media_type: str = mediatypes.OCI_MANIFEST) -> Image:
 
 
 def joined(*images: Image, annotations: tuple[Annotation, ...] = ()) -> tuple[Descriptor, dict[str, Any]]:
-    product = join(Request(context=".", annotations=annotations), images)
+    product = join(BuildRequest(context=".", annotations=annotations), images)
     assert product.root.digest == sha256(product.data)
     assert product.root.size == len(product.data)
     return product.root, json.loads(product.data)

@@ -11,14 +11,14 @@ from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.walker import remove
 from executor.snapshotter import records
 from executor.snapshotter.overlay import Overlays
-from executor.snapshotter.records import Device, Record, Stack
+from executor.snapshotter.records import DeviceNumber, Record, Stack
 from executor.store.store import open_store
 
 NAMES_OF_ALL_KINDS = (b"plain", b"\xff\xfe\n", "é/ü".encode(), b'"quoted"')
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    said = [Record(name, 33, 42, Device("b", 8, 1), b"\0\1") for name in NAMES_OF_ALL_KINDS]
+    said = [Record(name, 33, 42, DeviceNumber("b", 8, 1), b"\0\1") for name in NAMES_OF_ALL_KINDS]
     (tmp_path / "fs").mkdir()
     records.write(str(tmp_path / "fs"), said)
     assert list(records.read(str(tmp_path / "fs")).values()) == said

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from executor.registry import config
-from executor.registry.config import Certificates, RegistrySettings, load_settings, with_flags
+from executor.registry.config import RegistryCertificates, RegistrySettings, load_settings, with_flags
 from executor.registry.session import TransferOptions
 from executor.retry import RETRYABLE_STATUSES
 from platforms.errors import UsageError
@@ -57,7 +57,7 @@ def test_the_file_says_it_all(tmp_path: Path) -> None:
     assert settings == RegistrySettings(
         insecure=frozenset({"plain.example"}),
         mirrors=(("docker.io", ("one.example", "http://two.example:5000/hub")),),
-        certificates=(Certificates("r.example:5000", "PEM", f"{base}/client.pem", f"{base}/client.key"),),
+        certificates=(RegistryCertificates("r.example:5000", "PEM", f"{base}/client.pem", f"{base}/client.key"),),
         token_services=(("r.example:5000", ("login.example.net",)),),
         tls=frozenset({"localhost:5001"}),
     )
@@ -105,7 +105,9 @@ def test_dockers_certificate_directories_are_read(tmp_path: Path) -> None:
         written(directory / name, text)
     written(tmp_path / "certs.d/not a host/a.crt", "X")
     (found,) = load_settings().certificates
-    assert found == Certificates("r.example:5000", "A\nB\n", f"{directory}/client.cert", f"{directory}/client.key")
+    assert found == RegistryCertificates(
+        "r.example:5000", "A\nB\n", f"{directory}/client.cert", f"{directory}/client.key"
+    )
 
 
 def test_flags_come_first() -> None:
@@ -140,7 +142,9 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_this_machine_is_plain_unless_told_otherwise() -> None:
-    settings = RegistrySettings(tls=frozenset({"localhost:1"}), certificates=(Certificates("localhost:2", "PEM"),))
+    settings = RegistrySettings(
+        tls=frozenset({"localhost:1"}), certificates=(RegistryCertificates("localhost:2", "PEM"),)
+    )
     assert settings.is_plain("localhost:5000")
     assert settings.is_plain("127.0.0.1:5000")
     assert not settings.is_plain("localhost:1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from executor.step_options import Limits, control_files, parent_path
+from executor.step_options import ResourceLimits, control_files, parent_path
 from orchestrator.resource_limits import limits
 from platforms.errors import UsageError
 
@@ -62,4 +62,4 @@ def test_a_parent_leads_nowhere_else(text: str) -> None:
 
 
 def test_nothing_is_asked_of_a_group_by_default() -> None:
-    assert control_files(Limits()) == ()
+    assert control_files(ResourceLimits()) == ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from executor.sandbox import Bind, BindFd, Secret, Spec, Tmpfs, isolation
+from executor.sandbox import Bind, BindFd, SecretFile, Spec, Tmpfs, isolation
 from executor.sandbox.spec import pack, unpack
 from executor.sandbox.targets import Root
 from executor.snapshotter.rootfs import Overlay
@@ -17,7 +17,7 @@ def test_a_spec_survives_the_way_to_another_process() -> None:
         Bind("/a\udcff", "/b", readonly=True),
         BindFd(40, "/c"),
         Tmpfs("/t", 1 << 40, 0o700),
-        Secret("/s", b"\x00\xff", 1, 2, 0o444),
+        SecretFile("/s", b"\x00\xff", 1, 2, 0o444),
         BindFd(41, "/d", readonly=True, inside="x"),
     )
     spec = Spec(

@@ -23,7 +23,7 @@ def scratch(**config: object) -> State:
 
 def after(text: str, state: State | None = None, given: dict[str, str] | None = None) -> State:
     """The state after the lines of ``text``, which follow a FROM."""
-    draft = steps.Draft(state or scratch())
+    draft = steps.StateBuilder(state or scratch())
     for step in parse(b"FROM scratch\n" + text.encode()).stages[0].instructions:
         draft.apply(step, given or {}, {}, "\\")
     return draft.state()

@@ -55,7 +55,7 @@ def test_what_was_committed_can_be_read(store: Store, data: bytes, algorithm: st
     with blobs.ingest(store, name) as ingest:
         ingest.write(data)
         assert not blobs.has(store, name)
-        assert ingest.commit() == blobs.Blob(name, len(data))
+        assert ingest.commit() == blobs.StoredBlob(name, len(data))
     assert blobs.has(store, name)
     assert blobs.size(store, name) == len(data)
     assert blobs.read(store, name, len(data)) == data
@@ -72,7 +72,7 @@ def test_what_is_written_past_the_ingest_is_hashed_too(store: Store) -> None:
     with blobs.ingest(store) as ingest:
         ingest.write(b"head ")
         os.write(ingest.fileno(), b"and tail")
-        assert ingest.commit() == blobs.Blob(digest(b"head and tail"), 13)
+        assert ingest.commit() == blobs.StoredBlob(digest(b"head and tail"), 13)
 
 
 def test_without_commit_nothing_appears(store: Store) -> None:
@@ -168,7 +168,7 @@ def test_a_blob_that_is_here_stays_as_it_is(store: Store) -> None:
 def test_a_file_made_elsewhere_is_adopted(store: Store) -> None:
     temporary = store.session.temporary()
     Path(temporary).write_bytes(DATA)
-    assert blobs.adopt(store, temporary, digest(DATA), len(DATA)) == blobs.Blob(digest(DATA), len(DATA))
+    assert blobs.adopt(store, temporary, digest(DATA), len(DATA)) == blobs.StoredBlob(digest(DATA), len(DATA))
     assert not os.path.exists(temporary)
     assert blobs.read(store, digest(DATA), len(DATA)) == DATA
 

@@ -27,9 +27,9 @@ def said(message: protocol.Message, at: float, platform: str = AMD64) -> Event:
 
 
 STEPS = (
-    protocol.Step(1, "", "FROM debian", 1),
-    protocol.Step(2, "build", "RUN make", 3),
-    protocol.Step(3, "test", "RUN test", 5),
+    protocol.StepInfo(1, "", "FROM debian", 1),
+    protocol.StepInfo(2, "build", "RUN make", 3),
+    protocol.StepInfo(3, "test", "RUN test", 5),
 )
 BUILD: tuple[Event, ...] = (
     events.BuildStarted((story.AMD64,), "app", at=START),

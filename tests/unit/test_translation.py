@@ -19,7 +19,7 @@ from executor.protocol import (
     SentContext,
     SentLayoutContext,
 )
-from executor.registry.config import Certificates, RegistrySettings
+from executor.registry.config import RegistryCertificates, RegistrySettings
 from executor.step_options import StepOptions
 from orchestrator.commandnode import CommandNode
 from orchestrator.placement import Placement
@@ -103,9 +103,11 @@ def test_the_dockerfile_has_its_own_name_when_it_comes_back(name: str, shown: st
 
 
 def test_an_authority_goes_along_and_a_client_certificate_does_not() -> None:
-    settings = RegistrySettings(certificates=(Certificates("other.example.com", "PEM", "/here/cert", "/here/key"),))
+    settings = RegistrySettings(
+        certificates=(RegistryCertificates("other.example.com", "PEM", "/here/cert", "/here/key"),)
+    )
     registries = sent(Job(1, "linux/amd64", b"", options=BuildOptions(registries=settings))).options.registries
-    assert registries.certificates == (Certificates("other.example.com", "PEM"),)
+    assert registries.certificates == (RegistryCertificates("other.example.com", "PEM"),)
 
 
 def test_an_error_of_this_machine_has_its_words_here_alone() -> None:

@@ -7,7 +7,7 @@ import view_story as story
 from view_golden import state_at
 
 from executor import protocol
-from executor.protocol import BuildWarning, Finished, Log, Planned, Started, Step, Transfer
+from executor.protocol import BuildWarning, Finished, Log, Planned, Started, StepInfo, Transfer
 from orchestrator.view import events
 from orchestrator.view.build_state import TAIL, WARNINGS, BuildState, Flow, PlatformState, StepState, StepStatus, fold
 from orchestrator.view.events import (
@@ -20,7 +20,11 @@ from orchestrator.view.events import (
 )
 from platforms.errors import Problem
 
-STEPS = (Step(7, "build", "RUN one", number=1, of=2), Step(9, "build", "RUN two", number=2, of=2), Step(3, "", "push"))
+STEPS = (
+    StepInfo(7, "build", "RUN one", number=1, of=2),
+    StepInfo(9, "build", "RUN two", number=2, of=2),
+    StepInfo(3, "", "push"),
+)
 
 
 def told(*messages: protocol.Message | tuple[float, protocol.Message]) -> PlatformState:
@@ -57,7 +61,11 @@ def test_only_steps_of_stages_are_counted_and_each_once() -> None:
 
 
 def test_steps_of_a_stage_that_is_the_only_one_are_counted_though_it_is_not_named() -> None:
-    steps = (Step(1, "", "RUN one", number=1, of=2), Step(2, "", "RUN two", number=2, of=2), Step(3, "", "push"))
+    steps = (
+        StepInfo(1, "", "RUN one", number=1, of=2),
+        StepInfo(2, "", "RUN two", number=2, of=2),
+        StepInfo(3, "", "push"),
+    )
     platform = told(Planned(steps), Finished(1), Finished(2, cached=True), Finished(3))
     assert (platform.counted, platform.finished, platform.ran, platform.cached) == (2, 2, 1, 1)
 
@@ -73,7 +81,7 @@ def test_how_long_a_step_took_is_what_the_executor_says_or_else_what_we_saw() ->
 
 
 def test_a_second_plan_adds_steps_and_keeps_what_is_known() -> None:
-    more = (*STEPS, Step(11, "build", "RUN onbuild", number=3, of=3))
+    more = (*STEPS, StepInfo(11, "build", "RUN onbuild", number=3, of=3))
     platform = told(Planned(STEPS), Started(7), Planned(more))
     assert [each.status for each in platform.steps] == [StepStatus.RUNNING, *[StepStatus.WAITING] * 3]
     assert platform.counted == 3
@@ -97,7 +105,7 @@ def test_the_log_is_a_bounded_tail_that_a_good_end_drops() -> None:
 
 
 def test_text_is_cleaned_when_it_comes_in() -> None:
-    platform = told(Planned((Step(1, "b\x1b[m", "RUN \x1b[2J"),), "qemu\x07"), Log(1, "\x1b[31mred"))
+    platform = told(Planned((StepInfo(1, "b\x1b[m", "RUN \x1b[2J"),), "qemu\x07"), Log(1, "\x1b[31mred"))
     shown = step(platform, 1)
     assert (shown.step.stage, shown.step.name, shown.tail, platform.how) == (
         "b\\x1b[m",

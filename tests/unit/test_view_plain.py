@@ -16,7 +16,7 @@ from view_golden import check
 from view_story import START
 
 from executor import protocol as executor
-from executor.protocol import BuildWarning, Finished, Held, Log, Planned, Started, Step, Transfer
+from executor.protocol import BuildWarning, Finished, Held, Log, Planned, Started, StepInfo, Transfer
 from orchestrator.view import ci, grouping, open_display
 from orchestrator.view.events import (
     BuildEnded,
@@ -32,7 +32,7 @@ from platforms.errors import Location, Problem
 
 GITHUB = {"GITHUB_ACTIONS": "true"}
 GITLAB = {"GITLAB_CI": "true"}
-PLAN = (Step(1, "build", "RUN one", number=1, of=2), Step(2, "build", "RUN two", number=2, of=2))
+PLAN = (StepInfo(1, "build", "RUN one", number=1, of=2), StepInfo(2, "build", "RUN two", number=2, of=2))
 
 
 def lines_for(told: Iterable[Event], environ: dict[str, str] | None = None) -> list[str]:
@@ -136,7 +136,7 @@ def test_a_terminal_shows_the_digest_once(monkeypatch: pytest.MonkeyPatch, one_t
 
 
 def test_the_only_stage_goes_by_no_name() -> None:
-    plan = Planned((Step(1, "", "RUN one", number=1, of=2),))
+    plan = Planned((StepInfo(1, "", "RUN one", number=1, of=2),))
     told = [PlatformStarted("linux/arm64", at=START), FromExecutor("linux/arm64", plan, at=START)]
     assert lines_for([*told, FromExecutor("linux/arm64", Started(1), at=START)])[1:] == ["[linux/arm64 1/2] RUN one"]
 
@@ -266,7 +266,7 @@ EVIL = (
 @pytest.mark.parametrize("evil", EVIL)
 def test_nobody_but_us_gives_orders_to_github(evil: str) -> None:
     problem = Problem("X", evil, why=f"why\n{evil}", remedy=evil, where=Location(evil, 1, 1, (evil,), 1), log=(evil,))
-    steps = (Step(1, evil, evil, number=1, of=1),)
+    steps = (StepInfo(1, evil, evil, number=1, of=1),)
     told: list[Event] = [
         PlatformStarted(evil, evil, evil, at=START),
         FromExecutor(evil, Planned(steps), at=START),

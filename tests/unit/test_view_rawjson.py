@@ -23,7 +23,9 @@ EVERY: tuple[Event, ...] = (
     events.Resolved("debian", "sha256:aa", at=START),
     events.PlatformStarted("linux/amd64", "node", "native", at=START),
     FromExecutor("linux/amd64", protocol.Handshake(1, "0.1.0", "linux/amd64", "userns"), at=START),
-    FromExecutor("linux/amd64", protocol.Planned((protocol.Step(1, "build", "RUN x", 3, 1, 1),), "native"), at=START),
+    FromExecutor(
+        "linux/amd64", protocol.Planned((protocol.StepInfo(1, "build", "RUN x", 3, 1, 1),), "native"), at=START
+    ),
     FromExecutor("linux/amd64", protocol.Started(1), at=START),
     FromExecutor("linux/amd64", protocol.Log(1, "text", 2), at=START + 1.5),
     FromExecutor("linux/amd64", protocol.Held(1, "unpack"), at=START),

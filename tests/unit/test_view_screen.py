@@ -58,7 +58,7 @@ def test_summary(name: str, width: int) -> None:
 def running(*messages: tuple[float, object], name: str = "RUN make") -> str:
     """The screen, after ten seconds, of a platform whose only step has begun and which says ``messages``."""
     state = fold(BuildState(), PlatformStarted("linux/arm64", at=START))
-    plan = protocol.Planned((protocol.Step(1, "build", name, number=1, of=1),))
+    plan = protocol.Planned((protocol.StepInfo(1, "build", name, number=1, of=1),))
     for after, message in ((0, plan), (0, protocol.Started(1)), *messages):
         state = fold(state, FromExecutor("linux/arm64", message, at=START + after))
     return text_of(screen.render(state, 80, 24, START + 10), 80)

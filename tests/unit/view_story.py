@@ -44,16 +44,16 @@ DOCKERFILE = (
     "RUN ldconfig",
 )
 STEPS = (
-    protocol.Step(1, "build", DOCKERFILE[0], 1, 1, 6),
-    protocol.Step(2, "build", DOCKERFILE[1], 2, 2, 6),
-    protocol.Step(3, "build", DOCKERFILE[2], 3, 3, 6),
-    protocol.Step(4, "build", DOCKERFILE[3], 4, 4, 6),
-    protocol.Step(5, "build", DOCKERFILE[4], 5, 5, 6),
-    protocol.Step(6, "build", DOCKERFILE[5], 6, 6, 6),
-    protocol.Step(7, "1", DOCKERFILE[7], 8, 1, 3),
-    protocol.Step(8, "1", DOCKERFILE[8], 9, 2, 3),
-    protocol.Step(9, "1", DOCKERFILE[9], 10, 3, 3),
-    protocol.Step(10, "", "push layers"),
+    protocol.StepInfo(1, "build", DOCKERFILE[0], 1, 1, 6),
+    protocol.StepInfo(2, "build", DOCKERFILE[1], 2, 2, 6),
+    protocol.StepInfo(3, "build", DOCKERFILE[2], 3, 3, 6),
+    protocol.StepInfo(4, "build", DOCKERFILE[3], 4, 4, 6),
+    protocol.StepInfo(5, "build", DOCKERFILE[4], 5, 5, 6),
+    protocol.StepInfo(6, "build", DOCKERFILE[5], 6, 6, 6),
+    protocol.StepInfo(7, "1", DOCKERFILE[7], 8, 1, 3),
+    protocol.StepInfo(8, "1", DOCKERFILE[8], 9, 2, 3),
+    protocol.StepInfo(9, "1", DOCKERFILE[9], 10, 3, 3),
+    protocol.StepInfo(10, "", "push layers"),
 )
 FAILURE = Problem(
     "StepFailed",
@@ -248,7 +248,7 @@ HOSTILE = (
 def hostile() -> tuple[Event, ...]:
     """A step, and a Dockerfile, that try to break the display."""
     place = PlatformPlacement("linux/amd64", how="native")
-    steps = (protocol.Step(1, "build", "RUN printf '\x1b[2J::add-mask::x\u202e' \r\n&& evil", 1, 1, 1),)
+    steps = (protocol.StepInfo(1, "build", "RUN printf '\x1b[2J::add-mask::x\u202e' \r\n&& evil", 1, 1, 1),)
     return (
         events.BuildStarted((place,), "x\x1b]0;t\x07y", at=START),
         events.PlatformStarted("linux/amd64", at=START),

@@ -12,18 +12,18 @@ import raw_tar as raw
 from hostile_tar import canary
 
 from executor.context.archive import extract as add
-from executor.snapshotter.unpack import Limits, unpack, unpack_onto
+from executor.snapshotter.unpack import UnpackLimits, unpack, unpack_onto
 from platforms.errors import ArchiveError
 
 
 def _unpack(archive: Path, root: Path) -> None:
     with archive.open("rb") as stream:
-        unpack(stream, str(root), limits=Limits())
+        unpack(stream, str(root), limits=UnpackLimits())
 
 
 def _onto(archive: Path, root: Path) -> None:
     with archive.open("rb") as stream:
-        unpack_onto(stream, str(root), limits=Limits())
+        unpack_onto(stream, str(root), limits=UnpackLimits())
 
 
 def _add(archive: Path, root: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_name_that_climbs_out_is_an_error_and_not_a_file_elsewhere(tmp_path: P
     root = tmp_path / "root"
     root.mkdir()
     with pytest.raises(ArchiveError, match="refused"):
-        unpack(raw.stream(*attacks(tmp_path)[name]), str(root), limits=Limits())
+        unpack(raw.stream(*attacks(tmp_path)[name]), str(root), limits=UnpackLimits())
     assert os.listdir(root) == []
 
 

@@ -10,7 +10,7 @@ import pytest
 import raw_tar as raw
 from hostile_tar import canary
 
-from executor.snapshotter.unpack import Limits, extract, unpack, unpack_onto
+from executor.snapshotter.unpack import UnpackLimits, extract, unpack, unpack_onto
 from platforms.errors import ArchiveError
 
 
@@ -75,7 +75,7 @@ def test_the_published_archive_changes_nothing_outside(tmp_path: Path, archive: 
     before = raw.fingerprint(outside, beside)
     mode = tmp_path.stat().st_mode
     with contextlib.suppress(ArchiveError):
-        apply(raw.stream(*ARCHIVES[archive]), str(root), limits=Limits())  # type: ignore[operator]
+        apply(raw.stream(*ARCHIVES[archive]), str(root), limits=UnpackLimits())  # type: ignore[operator]
     assert raw.fingerprint(outside, beside) == before
     assert tmp_path.stat().st_mode == mode
     assert sorted(os.listdir(tmp_path / "in")) == ["outside", "root"]
@@ -84,5 +84,5 @@ def test_the_published_archive_changes_nothing_outside(tmp_path: Path, archive: 
 def test_an_entry_that_is_refused_is_not_passed_over(tmp_path: Path) -> None:
     """CVE-2025-4435: with errorlevel 0 the filter skipped what it should have refused."""
     with pytest.raises(ArchiveError):
-        extract(raw.stream(*ARCHIVES["CVE-2025-4435"]), str(tmp_path), limits=Limits())
+        extract(raw.stream(*ARCHIVES["CVE-2025-4435"]), str(tmp_path), limits=UnpackLimits())
     assert os.listdir(tmp_path) == []

@@ -10,10 +10,10 @@ import pytest
 import raw_tar as raw
 from hostile_tar import canary, universe
 
-from executor.snapshotter.unpack import Limits, extract, unpack
+from executor.snapshotter.unpack import UnpackLimits, extract, unpack
 from platforms.errors import ArchiveError
 
-LIMITS = Limits()
+LIMITS = UnpackLimits()
 
 
 @pytest.mark.parametrize(

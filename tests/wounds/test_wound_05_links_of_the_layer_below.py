@@ -12,10 +12,10 @@ import raw_tar as raw
 from hostile_tar import canary, flipping
 from kernel_calls import exchange
 
-from executor.snapshotter.unpack import Limits, unpack, unpack_onto
+from executor.snapshotter.unpack import UnpackLimits, unpack, unpack_onto
 from platforms.errors import ArchiveError
 
-LIMITS = Limits()
+LIMITS = UnpackLimits()
 
 
 @pytest.mark.parametrize("target", ["../outside", "/../../outside", "absolute"])

@@ -10,7 +10,7 @@ import pytest
 import raw_tar as raw
 from hostile_tar import canary
 
-from executor.snapshotter.unpack import Limits, extract, unpack, unpack_onto
+from executor.snapshotter.unpack import UnpackLimits, extract, unpack, unpack_onto
 from platforms.errors import ArchiveError
 
 NAMES = [b".", b"/", b"./", b"", b"././", b"a/..", b"//./"]
@@ -35,7 +35,7 @@ def test_nothing_takes_the_roots_place(tmp_path: Path, kind: str, apply: object)
             apply(  # type: ignore[operator]
                 raw.stream(raw.header(name, KINDS[kind], link=b"../outside"), raw.file(b"file", b"evil")),
                 str(root),
-                limits=Limits(),
+                limits=UnpackLimits(),
             )
         assert stat.S_ISDIR(root.lstat().st_mode)
         assert os.listdir(root) == []
@@ -47,7 +47,11 @@ def test_the_roots_own_entry_says_nothing(tmp_path: Path, name: bytes) -> None:
     """As for Docker and containerd: the mode of ``/`` is the builder's, or every step of a mode 0700 image fails."""
     root = tmp_path / "root"
     root.mkdir()
-    unpack(raw.stream(raw.header(name, raw.DIRECTORY, mode=0, uid=7), raw.file(b"f", b"x")), str(root), limits=Limits())
+    unpack(
+        raw.stream(raw.header(name, raw.DIRECTORY, mode=0, uid=7), raw.file(b"f", b"x")),
+        str(root),
+        limits=UnpackLimits(),
+    )
     assert (stat.S_IMODE(root.stat().st_mode), root.stat().st_uid) == (0o755, os.getuid())
     assert (root / "f").read_bytes() == b"x"
 
@@ -64,6 +68,6 @@ def test_a_mode_never_reaches_a_links_target(tmp_path: Path) -> None:
         raw.header(b"p", raw.FIFO, mode=0o777),
     ]
     for apply in (unpack, unpack_onto):
-        apply(raw.stream(*parts), str(root), limits=Limits())
+        apply(raw.stream(*parts), str(root), limits=UnpackLimits())
     assert os.readlink(root / "h") == os.fsdecode(target)
     assert raw.fingerprint(outside) == before

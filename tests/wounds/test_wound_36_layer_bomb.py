@@ -16,10 +16,10 @@ import raw_tar as raw
 import zstandard
 
 from executor.rootfs.compress import Decompressed
-from executor.snapshotter.unpack import Limits, unpack
+from executor.snapshotter.unpack import UnpackLimits, unpack
 from platforms.errors import ArchiveError
 
-LIMITS = Limits(size=32 << 20, entries=20_000)
+LIMITS = UnpackLimits(size=32 << 20, entries=20_000)
 _ZEROS = 16 << 20
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zstd": zstandard.compress}
 

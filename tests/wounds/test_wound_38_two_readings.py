@@ -16,7 +16,7 @@ import tar_judges
 
 from executor.rootfs import tarreader
 from executor.rootfs.entry import Kind
-from executor.snapshotter.unpack import Limits, extract
+from executor.snapshotter.unpack import UnpackLimits, extract
 from platforms.errors import ArchiveError
 
 SMUGGLED = raw.file(b"smuggled", b"evil") + raw.END
@@ -130,7 +130,7 @@ def compare(folder: Path, judge: Path | None, archives: dict[str, bytes]) -> tup
         mine = folder / f"{name}.ours"
         mine.mkdir()
         try:
-            extract(raw.stream(archives[name], end=b""), str(mine), limits=Limits())
+            extract(raw.stream(archives[name], end=b""), str(mine), limits=UnpackLimits())
         except ArchiveError:
             continue
         if extracted is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import raw_tar as raw
 
-from executor.snapshotter.unpack import Limits, unpack, unpack_onto
+from executor.snapshotter.unpack import UnpackLimits, unpack, unpack_onto
 from platforms.errors import ArchiveError
 
 NEGATIVE = b"\xff" * 12
@@ -49,7 +49,7 @@ CASES = {
 def test_it_ends_in_an_error_within_a_second(tmp_path: Path, case: str, apply: object) -> None:
     begun = time.monotonic()
     with pytest.raises(ArchiveError):
-        apply(io.BytesIO(CASES[case]), str(tmp_path), limits=Limits())  # type: ignore[operator]
+        apply(io.BytesIO(CASES[case]), str(tmp_path), limits=UnpackLimits())  # type: ignore[operator]
     assert time.monotonic() - begun < 1
 
 
@@ -64,7 +64,7 @@ def test_a_stream_that_fails_ends_the_unpacking(tmp_path: Path) -> None:
             return raw.header(b"f", size=1 << 30)
 
     with pytest.raises(EOFError, match="gone"):
-        unpack(Broken(), str(tmp_path), limits=Limits())
+        unpack(Broken(), str(tmp_path), limits=UnpackLimits())
 
 
 def test_links_that_double_their_length_are_not_walked_for_ever(tmp_path: Path) -> None:
@@ -75,5 +75,5 @@ def test_links_that_double_their_length_are_not_walked_for_ever(tmp_path: Path) 
         parts.append(raw.header(b"l%d" % number, raw.SYMLINK, link=before + b"/../" + before))
     begun = time.monotonic()
     with pytest.raises(ArchiveError, match="symbolic links"):
-        unpack(raw.stream(*parts, raw.file(b"l39/f", b"x")), str(tmp_path), limits=Limits())
+        unpack(raw.stream(*parts, raw.file(b"l39/f", b"x")), str(tmp_path), limits=UnpackLimits())
     assert time.monotonic() - begun < 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import raw_tar as raw
 
-from executor.snapshotter.unpack import Limits, unpack, unpack_onto
+from executor.snapshotter.unpack import UnpackLimits, unpack, unpack_onto
 
 RATIO = 2.3
 """How much longer twice as many entries may take."""
@@ -121,7 +121,7 @@ def test_twice_the_entries_take_twice_the_time(memory: Path, shape: str, apply: 
             root = memory / f"{number}-{factor}"
             root.mkdir()
             begun = time.process_time()
-            apply(raw.stream(data), str(root), limits=Limits())  # type: ignore[operator]
+            apply(raw.stream(data), str(root), limits=UnpackLimits())  # type: ignore[operator]
             best[factor] = min(best[factor], time.process_time() - begun)
             shutil.rmtree(root)
         if number >= 2 and within(best):

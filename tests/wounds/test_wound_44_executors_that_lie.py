@@ -13,7 +13,7 @@ import pytest
 from protocol_nodes import Marked, build, liar
 
 from orchestrator.outputs import LocalDirectory, OciLayout, Output
-from orchestrator.request import Request
+from orchestrator.request import BuildRequest
 from platforms.errors import KanifoldError
 from platforms.parsing import parse
 
@@ -42,8 +42,8 @@ def test_files_go_nowhere_else(
     context.mkdir()
     (context / "Dockerfile").write_text("FROM scratch\n")
 
-    def request(output: Output) -> Request:
-        return Request(context=str(context), platforms=(parse("linux/amd64"),), outputs=(output,))
+    def request(output: Output) -> BuildRequest:
+        return BuildRequest(context=str(context), platforms=(parse("linux/amd64"),), outputs=(output,))
 
     node = liar("files_elsewhere", mark, archive)
     try:

@@ -50,7 +50,7 @@ def test_no_display_passes_orders_on(mode: str, where: str) -> None:
     out = io.StringIO()
     text = "\n".join(WORDS)
     problem = Problem("build", text, why=text, remedy=text, where=Location(text, 1, 1, WORDS, 1), log=WORDS)
-    step = protocol.Step(1, WORDS[1], text, 1)
+    step = protocol.StepInfo(1, WORDS[1], text, 1)
     with open_display(mode, out, WHERE[where]) as display:
         display.emit(
             events.BuildStarted(platforms=(events.PlatformPlacement("linux/amd64", text, text),), name=text, at=0.0)
