@@ -27,18 +27,21 @@ if TYPE_CHECKING:
 _CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
+_LATER = ("copy", "index", "matrix")
+
+
 class _Commands(click.Group):
     """The commands. Those about images that exist are loaded only when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted((*super().list_commands(ctx), "copy", "index"))
+        return sorted((*super().list_commands(ctx), *_LATER))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in ("copy", "index"):
+        if cmd_name not in _LATER:
             return super().get_command(ctx, cmd_name)
         from orchestrator.index import commands
 
-        return commands.copy if cmd_name == "copy" else commands.index
+        return {"copy": commands.copy, "index": commands.index, "matrix": commands.matrix}[cmd_name]
 
 
 @click.group(cls=_Commands, context_settings=_CONTEXT_SETTINGS)

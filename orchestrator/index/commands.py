@@ -1,10 +1,11 @@
-"""The commands ``kanifold index …`` and ``kanifold copy``.
+"""The commands ``kanifold index …``, ``kanifold copy`` and ``kanifold matrix``.
 
 Options are named as buildx, crane, podman and skopeo name theirs; docs/indexes.md has the tables.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -17,6 +18,7 @@ from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.registry import config
 from orchestrator.index import annotating, editing, entries, inputs, inspection, names, publishing, templates
+from orchestrator.index import matrix as matrices
 from orchestrator.index.editing import Carried, Draft, Joining, Override
 from orchestrator.index.errands import errand
 from orchestrator.index.inputs import Input
@@ -173,7 +175,8 @@ def create(**flags: Any) -> None:
     """Make one index of all SOURCEs and name it with --tag.
 
     A SOURCE is an IMAGE; a digest in the only repository that is named; or a descriptor as JSON. Indexes are taken
-    apart, and their attestations stay with their images. Of a single index a copy is made.
+    apart, and their attestations stay with their images. Of a single index a copy is made. With --metadata the index
+    has the order of --platform.
     """
     _check_builder(flags["builder"])
     wanted = _inputs(flags)
@@ -185,6 +188,7 @@ def create(**flags: Any) -> None:
     joining = Joining(
         annotating.parse(flags["annotations"]),
         parsing.parse_list(flags["platforms"]),
+        bool(flags["metadata"]),
         flags["duplicate"],
         {"auto": "", "oci": mediatypes.OCI_INDEX, "docker": mediatypes.DOCKER_INDEX}[flags["media_type"]],
         flags["prefer_index"],
@@ -343,6 +347,55 @@ def copy(source: str, target: str, no_clobber: bool, quiet: bool, **flags: Any) 
         standing = publishing.targets(opened, (wanted,), expected)
         draft = editing.create(editing.read_sources(opened, (given,), inputs.homes((given,), (wanted,))), joining)
         _deliver(opened, draft, standing, flags)
+
+
+@click.command(short_help="Print the jobs that build each platform where it is native.")
+@click.argument("context", default=".")
+@click.option(
+    "--platform",
+    "platforms",
+    metavar="LIST",
+    multiple=True,
+    required=True,
+    shell_complete=complete_platforms,
+    help="The platforms of the image, in the order of its index.",
+)
+@_TAGS
+@click.option(
+    "--runner",
+    "runners",
+    metavar="PLATFORM=LABEL",
+    multiple=True,
+    help=f"The runner for a platform (also in ${matrices.VARIABLE}, with commas).",
+)
+@click.option("--emulate-on", metavar="LABEL", default="", help="The runner for all others (default: linux/amd64's).")
+@click.option(
+    "--option", "options", metavar="WORD", multiple=True, help="A further word for each build: --option=--target=app."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["json", "github", "gitlab"]),
+    default="json",
+    help="github: for strategy.matrix; gitlab: jobs of a child pipeline.",
+)
+def matrix(context: str, platforms: tuple[str, ...], tags: tuple[str, ...], form: str, **flags: Any) -> None:
+    """Print the jobs of a CI system that build CONTEXT for all platforms, and how they are joined.
+
+    A platform for which there is a runner has a job of its own; all others are built in one job, emulated.
+    """
+    wanted = parsing.parse_list(platforms)
+    known = matrices.runners(flags["runners"], os.environ.get(matrices.VARIABLE, ""))
+    for each in tags:
+        names.parse_target(each)
+    found = matrices.Matrix(
+        matrices.jobs(wanted, known, flags["emulate_on"]), wanted, context, tags, tuple(flags["options"])
+    )
+    if form == "json":
+        print_json(matrices.document(found))
+        return
+    for line in (matrices.github(found) if form == "github" else matrices.gitlab(found)).split("\n"):
+        print_line(line)
 
 
 # -- what several have in common

@@ -47,6 +47,8 @@ class Joining(msgspec.Struct, frozen=True):
     annotations: tuple[Annotation, ...] = ()
     platforms: tuple[Platform, ...] = ()
     """Those to keep; all when there are none."""
+    in_order: bool = False
+    """Whether the index has the order of ``platforms`` rather than that of its sources."""
     duplicate: Duplicate = "refuse"
     media_type: str = ""
     """Of the index; "" is what its entries make of it."""
@@ -243,6 +245,7 @@ def _drafted(
 ) -> Draft:
     """The index of ``listed``, filtered and annotated as ``joining`` says; ``own`` annotations count less."""
     found = entries.filtered(entries.joined(listed, joining.duplicate), joining.platforms)
+    found = entries.ordered(found, joining.platforms) if joining.in_order and joining.platforms else found
     found = annotating.described(found, joining.annotations)
     pairs = annotating.together(own, annotating.of_level(joining.annotations, "index"))
     descriptor, data = entries.encoded(found, pairs, joining.media_type or media_type)

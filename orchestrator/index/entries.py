@@ -130,6 +130,23 @@ def filtered(entries: Sequence[Entry], platforms: Sequence[Platform]) -> tuple[E
     return without(entries, {each.descriptor.digest for each in entries if each.platform} - kept)
 
 
+def ordered(entries: Sequence[Entry], platforms: Sequence[Platform]) -> tuple[Entry, ...]:
+    """``entries`` in the order of ``platforms``, as a build for these has them: images, then their attestations."""
+    last = len(platforms)
+    places = {
+        each.descriptor.digest: next(
+            (at for at, wanted in enumerate(platforms) if satisfies(wanted, each.platform)), last
+        )
+        for each in entries
+        if each.platform is not None
+    }
+    return tuple(sorted(entries, key=lambda each: (bool(each.subject), _place(each, places, last))))
+
+
+def _place(entry: Entry, places: Mapping[str, int], last: int) -> int:
+    return places.get(entry.subject or entry.descriptor.digest, last)
+
+
 def chosen(entries: Sequence[Entry], words: Iterable[str], parse: Callable[[str], Platform]) -> frozenset[str]:
     """The digests of the entries that ``words`` name: by digest, or by platform, which ``parse`` reads.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from conftest import Base, Kanifold, Reader
 from registry_server import Asked, MemoryRegistry, served
 from small_images import Images
@@ -53,6 +55,36 @@ def test_platforms_built_apart_are_joined_to_the_index_of_one_build(
     document: dict[str, Any] = json.loads(subprocess.run(raw, check=True, capture_output=True).stdout)
     shown = json.loads(kanifold("index", "inspect", "--format", "json", f"{name}:apart").out)
     assert [each["digest"] for each in shown["manifests"]] == [each["digest"] for each in document["manifests"]]
+
+
+def test_the_jobs_of_a_matrix_run_as_printed_make_the_index_of_one_build(
+    kanifold: Kanifold, registry: str, busybox: Base, context: Context, tmp_path: Path
+) -> None:
+    """Each job in a store of its own, as on runners that share nothing but the registry and artefacts."""
+    where = context({"Dockerfile": f"FROM {busybox.ref}\nCOPY greeting /\n", "greeting": "hello"})
+    name, platforms = f"{registry}/e2e/matrix", "linux/s390x,linux/arm64,linux/riscv64,linux/amd64"
+    runners = ("--runner", "linux/amd64=amd", "--runner", "linux/arm64=arm")
+    printed = kanifold("matrix", where, "--platform", platforms, "-t", f"{name}:1", *runners, "--format", "gitlab").out
+    pipeline = yaml.safe_load(printed)
+    jobs = [pipeline[each] for stage in pipeline["stages"] for each in pipeline if _stage(pipeline[each]) == stage]
+    assert [job.get("tags") for job in jobs] == [["arm"], ["amd"], ["amd"], None]
+    for number, job in enumerate(jobs):
+        script = "\n".join(job["script"]).replace("kanifold ", f"{shlex.join(kanifold.command)} ")
+        environment = kanifold.environment(
+            KANIFOLD_ROOT=str(tmp_path / f"store-{number}"), SOURCE_DATE_EPOCH="1700000000"
+        )
+        done = subprocess.run(
+            ["sh", "-euc", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    whole = kanifold(
+        "build", where, "--platform", platforms, "-t", f"{name}:2", "--push", SOURCE_DATE_EPOCH="1700000000"
+    )
+    assert done.stdout == whole.out, "byte by byte"
+
+
+def _stage(job: object) -> str:
+    return str(job.get("stage", "")) if isinstance(job, dict) else ""
 
 
 def test_a_wrong_command_line_is_a_usage_error(kanifold: Kanifold) -> None:

@@ -113,6 +113,13 @@ def test_a_platform_that_is_not_there_is_an_error_that_lists_what_is() -> None:
     assert caught.value.problem.why == "there are linux/amd64, linux/arm64"
 
 
+def test_entries_can_have_the_order_of_the_platforms() -> None:
+    last = entry("", "artefact")
+    every = (AMD, attestation(AMD), last, ARM, attestation(ARM))
+    wanted = [parsing.parse("linux/arm64"), parsing.parse("linux/amd64")]
+    assert entries.ordered(every, wanted) == (ARM, AMD, last, every[4], every[1])
+
+
 def test_entries_are_chosen_by_digest_or_platform() -> None:
     every = (AMD, ARM)
     assert entries.chosen(every, ["linux/arm64/v8"], parsing.parse) == {ARM.descriptor.digest}

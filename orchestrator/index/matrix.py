@@ -1,0 +1,169 @@
+"""``kanifold matrix``: the jobs of a CI system that build the platforms of one image, each where it runs natively.
+
+A platform for which there is a runner has a job of its own there; 32-bit x86 runs on x86-64. All others are built in
+one job, emulated. Each job pushes by digest and leaves its metadata in a file; the join has the platforms in the order
+that was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from platforms import parsing
+from platforms.errors import UsageError
+from platforms.platform import Platform
+
+SCHEMA: Final = 1
+"""Version of the document that ``--format json`` prints: raised when a key goes or means something else."""
+VARIABLE: Final = "KANIFOLD_RUNNERS"
+"""The environment variable with the runners: ``linux/amd64=LABEL,linux/arm64=LABEL``."""
+FOLDER: Final = "kanifold-metadata"
+"""The directory in which jobs leave their metadata."""
+TEMPLATE: Final = ".kanifold"
+"""The hidden GitLab job that the printed ones extend: an image with kanifold in it, credentials, and so on."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A job that builds some platforms on one runner."""
+
+    name: str
+    runner: str
+    platforms: tuple[Platform, ...]
+    emulated: bool
+    metadata: str
+    """The file, below ``FOLDER``, that its metadata is written to."""
+
+
+class Matrix(msgspec.Struct, frozen=True):
+    """The jobs of one image."""
+
+    jobs: tuple[Job, ...]
+    platforms: tuple[Platform, ...]
+    context: str
+    tags: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    """Further words for ``kanifold build``."""
+
+    def build(self, job: Job) -> list[str]:
+        """The command of ``job``."""
+        names = [word for tag in self.tags for word in ("-t", tag)]
+        return [
+            "kanifold", "build", self.context, "--platform", _list(job.platforms), *names, "--push-by-digest",
+            "--metadata-file", f"{FOLDER}/{job.metadata}", *self.options,
+        ]  # fmt: skip
+
+    def join(self) -> list[str]:
+        """The command that joins what the jobs have built."""
+        names = [word for tag in self.tags for word in ("-t", tag)]
+        return ["kanifold", "index", "create", *names, "--metadata", FOLDER, "--platform", _list(self.platforms)]
+
+
+def runners(flags: Sequence[str], variable: str) -> dict[Platform, str]:
+    """The label of the runner for each platform: ``PLATFORM=LABEL``, of the flags before the variable's."""
+    found: dict[Platform, str] = {}
+    for source, text in (
+        *((f"--runner {each}", each) for each in flags),
+        *((VARIABLE, each) for each in _words(variable)),
+    ):
+        name, equals, label = text.partition("=")
+        if not equals or not label.strip():
+            raise UsageError(f"{source}: {text!r} is not PLATFORM=LABEL", remedy="such as linux/arm64=ubuntu-24.04-arm")
+        found.setdefault(parsing.parse(name.strip()), label.strip())
+    return found
+
+
+def jobs(platforms: Sequence[Platform], known: Mapping[Platform, str], emulating: str = "") -> tuple[Job, ...]:
+    """The jobs for ``platforms``, given the ``known`` runners; ``emulating`` is the one for all that have none.
+
+    Raises ``UsageError`` when there is none to emulate on.
+    """
+    native = {platform: label for platform in platforms if (label := _runner(platform, known))}
+    others = tuple(platform for platform in platforms if platform not in native)
+    groups: list[tuple[tuple[Platform, ...], str, bool]]
+    groups = [((platform,), label, False) for platform, label in native.items()]
+    if others:
+        label = emulating or known.get(Platform("linux", "amd64")) or next(iter(known.values()), "")
+        if not label:
+            raise UsageError(
+                f"there is no runner for {_list(others)}",
+                why="nothing says which runners there are",
+                remedy=f"give --runner PLATFORM=LABEL or set {VARIABLE}, or name one to emulate on: --emulate-on LABEL",
+            )
+        groups.append((others, label, True))
+    return tuple(
+        Job(name := _name(each, emulated), label, each, emulated, f"{name}.json") for each, label, emulated in groups
+    )
+
+
+def github(matrix: Matrix) -> str:
+    """One line of JSON for ``strategy.matrix`` (``fromJSON``)."""
+    include = [
+        {"name": each.name, "runner": each.runner, "platform": _list(each.platforms), "metadata": each.metadata}
+        for each in matrix.jobs
+    ]
+    return json.dumps({"include": include}, separators=(",", ":"))
+
+
+def gitlab(matrix: Matrix) -> str:
+    """The jobs of a child pipeline, as YAML. Raises ``UsageError`` without tags: they are part of the commands."""
+    import yaml
+
+    if not matrix.tags:
+        raise UsageError("--format gitlab prints commands, which push", remedy="name the image with --tag REF")
+    pipeline: dict[str, Any] = {"stages": ["build", "index"]}
+    for each in matrix.jobs:
+        pipeline[f"build {each.name}"] = {
+            "extends": TEMPLATE,
+            "stage": "build",
+            "tags": [each.runner],
+            "script": [f"mkdir -p {FOLDER}", shlex.join(matrix.build(each))],
+            "artifacts": {"paths": [f"{FOLDER}/"]},
+        }
+    pipeline["create index"] = {"extends": TEMPLATE, "stage": "index", "script": [shlex.join(matrix.join())]}
+    return str(yaml.safe_dump(pipeline, sort_keys=False, allow_unicode=True, width=10_000)).rstrip("\n")
+
+
+def document(matrix: Matrix) -> dict[str, Any]:
+    """The jobs as ``--format json`` prints them, with their commands."""
+    return {
+        "schemaVersion": SCHEMA,
+        "platforms": [str(each) for each in matrix.platforms],
+        "jobs": [
+            {
+                "name": each.name,
+                "runner": each.runner,
+                "platforms": [str(platform) for platform in each.platforms],
+                "emulated": each.emulated,
+                "metadata": f"{FOLDER}/{each.metadata}",
+                "command": matrix.build(each),
+            }
+            for each in matrix.jobs
+        ],
+        "join": matrix.join(),
+    }
+
+
+def _runner(platform: Platform, known: Mapping[Platform, str]) -> str:
+    """The runner on which ``platform`` needs no emulator; "" for none."""
+    if platform in known:
+        return known[platform]
+    if platform.architecture in ("386", "amd64"):  # levels of amd64 are its processor's, as is 32-bit x86
+        return known.get(Platform(platform.os, "amd64"), "")
+    return ""
+
+
+def _name(platforms: Sequence[Platform], emulated: bool) -> str:
+    return "emulated" if emulated and len(platforms) > 1 else str(platforms[0]).replace("/", "-")
+
+
+def _list(platforms: Sequence[Platform]) -> str:
+    return ",".join(map(str, platforms))
+
+
+def _words(text: str) -> list[str]:
+    return [each for each in text.replace("\n", ",").split(",") if each.strip()]
