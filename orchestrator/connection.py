@@ -69,8 +69,8 @@ class Connection(msgspec.Struct, frozen=True):
         await _end(self.worker)
 
 
-async def started(node: str, command: Sequence[str], environment: Sequence[tuple[str, str]]) -> Connection:
-    """Run ``command``, which is an executor on the node called ``node``. Raises what ``greeted`` raises.
+async def launch(node: str, command: Sequence[str], environment: Sequence[tuple[str, str]]) -> Connection:
+    """Run ``command``, which is an executor on the node called ``node``. Raises what ``connect`` raises.
 
     Raises ``EnvironmentUnfit`` when there is no such program.
     """
@@ -80,10 +80,10 @@ async def started(node: str, command: Sequence[str], environment: Sequence[tuple
         raise EnvironmentUnfit(
             f"cannot start an executor on node {node}", why=f"{command[0]}: {error.strerror}"
         ) from error
-    return await greeted(worker)
+    return await connect(worker)
 
 
-async def greeted(worker: Worker) -> Connection:
+async def connect(worker: Worker) -> Connection:
     """A connection to the executor ``worker`` once it has introduced itself, which it does before it reads its job.
 
     Raises ``ProtocolError``, also when it is silent (an executor of another version may wait for its job first, and

@@ -1,6 +1,6 @@
 """A node: a place where executors are started, and what a build has to know of one.
 
-Each kind of node is a module: this machine (``localnode``), whatever a command leads to (``commandnode``).
+Each kind of node is a module: this machine (``local_node``), whatever a command leads to (``command_node``).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from executor import protocol
 from orchestrator import command, registries
-from orchestrator.commandnode import CommandNode
+from orchestrator.command_node import CommandNode
 from orchestrator.node import Node
 from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult

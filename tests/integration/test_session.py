@@ -19,7 +19,7 @@ from executor.protocol import BuildOptions
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse as reference
 from orchestrator import build, publish, registries, session
-from orchestrator.localnode import LocalNode
+from orchestrator.local_node import LocalNode
 from orchestrator.outputs import Push
 from orchestrator.publish import PreparedImage
 from orchestrator.request import BuildRequest

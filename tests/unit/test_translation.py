@@ -21,7 +21,7 @@ from executor.protocol import (
 )
 from executor.registry.config import RegistryCertificates, RegistrySettings
 from executor.step_options import StepOptions
-from orchestrator.commandnode import CommandNode
+from orchestrator.command_node import CommandNode
 from orchestrator.placement import Placement
 from orchestrator.translation import REFUSED, TRANSLATED, UNCHANGED, translate
 from platforms.emulation import Emulation, EmulationMode

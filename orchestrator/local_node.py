@@ -59,8 +59,8 @@ class LocalNode:
                 self._pool.start(self._wanted)
         forked = None if self._pool is None else await self._pool.acquire(connection.LINE_LIMIT)
         if forked is not None:
-            return await connection.greeted(forked)
-        return await connection.started(self.name, _command(), _environment())
+            return await connection.connect(forked)
+        return await connection.launch(self.name, _command(), _environment())
 
     async def close(self) -> None:
         """Release the executors that nobody has taken, and wait for the ends of all."""

@@ -35,10 +35,7 @@ class CommandNode:
         if self._spare is None:
             self._spare = await self._start()
         greeting = self._spare.greeting
-        try:
-            own = parse(greeting.host)
-        except KanifoldError as error:
-            raise ProtocolError(f"an executor on node {self.name} says no platform", why=str(error)) from error
+        own = self._platform(greeting)
         return Description(
             platform=own,
             support=tuple((each, self._support(each, own, greeting)) for each in platforms),
@@ -60,17 +57,31 @@ class CommandNode:
             await self._spare.end()
 
     async def _start(self) -> Connection:
-        return await connection.started(self.name, self._command, self._environment)
+        return await connection.launch(self.name, self._command, self._environment)
+
+    def _platform(self, greeting: protocol.Handshake) -> Platform:
+        try:
+            found = parse(greeting.host)
+        except KanifoldError as error:
+            raise ProtocolError(f"an executor on node {self.name} says no platform", why=str(error)) from error
+        if str(found) != greeting.host:  # what it left out would be this machine's
+            raise ProtocolError(f"an executor on node {self.name} says no platform", why=f"it is {greeting.host!r}")
+        return found
 
     def _support(self, platform: Platform, own: Platform, greeting: protocol.Handshake) -> Support:
         """How ``platform`` runs, as far as the ``greeting`` of an executor on a host that is ``own`` tells."""
-        # Of arm64 no processor tells its version, as in platforms.emulation.
-        if platform in candidates(own) or platform.architecture == own.architecture == "arm64":
-            return Support("native")
+        if platform.architecture == own.architecture:
+            # Of arm64 no processor tells its version, as in platforms.emulation.
+            if platform in candidates(own) or own.architecture == "arm64":
+                return Support("native")
+            return self._unfit(platform, own, greeting)
         if platform.architecture in greeting.emulators:
             return Support("emulated")
         if platform.architecture in COMPAT.get(own.architecture, ()):
             return Support()  # the kernel there may run it by itself
+        return self._unfit(platform, own, greeting)
+
+    def _unfit(self, platform: Platform, own: Platform, greeting: protocol.Handshake) -> Support:
         emulators = f"emulators for {', '.join(greeting.emulators)}" if greeting.emulators else "no emulators"
         unfit = EnvironmentUnfit(
             f"node {self.name} runs no programs of {platform}",
