@@ -22,8 +22,6 @@ import msgspec
 
 from executor import __version__, protocol
 from executor.conversation import Conversation
-from executor.registry.auth import Credential
-from executor.registry.notices import Notice, Remark, Wait
 from executor.rootfs.elf import foreign
 from executor.rootfs.tree import Tree
 from executor.sandbox import isolation, launcher
@@ -31,26 +29,27 @@ from executor.sandbox.isolation import Isolation
 from executor.sandbox.launcher import Launcher
 from executor.snapshotter.kinds import snapshotter
 from executor.solver import export
+from executor.solver.content import Contents
 from executor.solver.graph import JobPlan, job_plan
 from executor.solver.inputs import Inputs
-from executor.solver.layer import Layer, LayerLost
+from executor.solver.layer import Layer, LayerLost, Layers
+from executor.solver.lifetime import Cancellation, Scratch
 from executor.solver.once import Once
+from executor.solver.services import Memory, Services
 from executor.solver.solver import Solver
-from executor.solver.workshop import Workshop
 from executor.store import blobs, durability, faults, garbage_collection, policy
-from executor.store.prune import Pruned
 from executor.store.removal import remove_tree
 from executor.store.store import Store, open_store
-from platforms import debug, decoding, emulation, host
+from platforms import debug, emulation, host
 from platforms.emulation import Emulation
-from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem, ProtocolError
+from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, Problem
 from platforms.parsing import parse
 
 if TYPE_CHECKING:
     from executor.registry.client import Client
-    from executor.registry.transfer import Direction
     from executor.sandbox.runner import Runner
     from executor.solver.remote_cache import RemoteCaches
+    from executor.store.prune import Pruned
 
 _ROOM_TRIES: Final = 3
 """How often a job is begun again because the disk was full and something could be removed."""
@@ -58,11 +57,6 @@ _LAST_MOMENT = 1.2
 """Seconds after the last orchestrator has gone until this process ends itself, whatever it was doing."""
 _STEPS = 8
 """Steps of a job that may run at once however few processors there are: many wait for a network or a disk."""
-_PARTING = 0.4
-"""Seconds after a cancellation in which registries are told of uploads given up, until all connections are cut."""
-
-# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
-_CREDENTIAL: Final[msgspec.json.Decoder[Credential]] = msgspec.json.Decoder(Credential)
 
 
 class _Task(msgspec.Struct, frozen=True):
@@ -167,7 +161,7 @@ def _watched(store: Store, removed: Callable[[Pruned], None]) -> contextlib.Abst
     """Keep the disk of ``store`` from becoming full, unless the user wants to see to that."""
     if not policy.load(store.root).enabled:
         return contextlib.nullcontext()
-    return contextlib.closing(garbage_collection.DiskMonitor(lambda: open_store(store.root), store.root, removed))
+    return contextlib.closing(garbage_collection.DiskMonitor(partial(open_store, store.root), store.root, removed))
 
 
 def _room_made(done: Pruned) -> Problem:
@@ -185,137 +179,151 @@ def _runner(steps: Launcher | None) -> Runner:
 
 
 def _build(task: _Task, others: Sequence[_Task]) -> None:
-    conversation, job, steps = task.conversation, task.job, task.steps
-    cancelled: Future[None] = Future()
-    stopping = threading.Event()
-
-    def cancel() -> None:
-        stopping.set()
-        if not cancelled.done():
-            cancelled.set_result(None)
-        if steps is not None:
-            steps.cancel_all()
-
-    def on_close() -> None:
-        cancel()
-        if all(each.conversation.closed.is_set() for each in others):
-            threading.Timer(_LAST_MOMENT, os._exit, (130,)).start()
-
-    conversation.on_close = on_close
-    inputs = Inputs()
+    conversation, job = task.conversation, task.job
+    cancellation, inputs = Cancellation(), Inputs()
+    if task.steps is not None:
+        cancellation.future.add_done_callback(partial(_kill, task.steps))
+    conversation.on_close = partial(_orchestrator_gone, cancellation, others)
     conversation.listen(inputs.asked)
     began = time.monotonic()
-
-    def removed(done: Pruned) -> None:
-        conversation.send(protocol.BuildWarning(_room_made(done), "StoreNearlyFull"))
-
     with (
         open_store(job.options.root or None) as store,
-        _watched(store, removed),
+        _watched(store, partial(_tell_of_room, conversation)),
         ThreadPoolExecutor(8, "background") as background,
     ):
         directory = store.session.temporary()
         os.mkdir(directory, 0o700)
-        workshop = Workshop(
-            job=job,
-            platform=parse(job.platform),
-            native=host.default_platform(),
-            store=store,
-            inputs=inputs,
-            conversation=conversation,
-            registry=Once(lambda: _client(workshop, stopping)),
-            exchange=Once(lambda: _remote_caches(workshop)),
-            snapshotter=snapshotter(job.options.snapshotter, store, directory),
-            runner=Once(lambda: _runner(steps)),
-            background=background,
-            slots=threading.Semaphore(max(_STEPS, os.cpu_count() or 1)),
-            cancelled=cancelled,
-            cancel=cancel,
-            directory=directory,
-            how=str(task.emulation) if isinstance(task.emulation, Emulation) else "",
-            unfit=task.emulation if isinstance(task.emulation, EnvironmentUnfit) else None,
+        memory = Memory(
+            inputs, Scratch(directory), Contents(store, directory, background, cancellation, job.build, job.latest)
         )
+        services = _services(task, store, background, cancellation, memory)
         # What earlier builds have left is on the disk by now; waiting for our own would cost seconds.
         background.submit(durability.sync, store, durability.WRITTEN_BACK)
         background.submit(garbage_collection.measure, store)
         try:
-            result, tree = _whole_image(workshop, task.plan, began)
+            result, tree = _Build(job, task.plan, services, memory, began).run()
             conversation.send(result)
             while not isinstance(request := conversation.next_request(), protocol.Done):
                 if isinstance(request, protocol.Fetch):
-                    _hand_over(workshop, request.digest)
+                    _hand_over(store, conversation, request.digest)
                 else:
                     from executor.solver import files  # for outputs other than images
 
-                    files.send(workshop, tree(), request.prefix)
+                    files.Sender(conversation, cancellation, job.epoch).send(tree(), request.prefix)
         except BaseException:
-            cancel()
+            cancellation.cancel()
             raise
         finally:
-            workshop.trees.close()
-            workshop.snapshotter.close()
+            memory.scratch.close()
+            services.snapshotter.close()
             remove_tree(directory)
     if conversation.closed.is_set() and not conversation.dismissed:
         raise Interrupted("the orchestrator is gone")
 
 
-def _whole_image(workshop: Workshop, plan: JobPlan, began: float) -> tuple[protocol.Result, Callable[[], Tree]]:
-    """``_image``, begun again whenever an outside cache could not keep its promise: what it said is forgotten then.
-
-    Also when the disk was full and something could be removed from it. What was done by then is found again.
-    """
-    tries = _ROOM_TRIES
-    while True:
-        try:
-            return _image(workshop, plan, began)
-        except LayerLost:
-            workshop.check()
-        except KanifoldError as error:
-            if not faults.is_full(error) or not tries or not _given_room(workshop):
-                raise
-            workshop.check()
-            tries -= 1
+def _kill(steps: Launcher, _: Future[None]) -> None:
+    steps.cancel_all()
 
 
-def _given_room(workshop: Workshop) -> bool:
-    """Whether more of the disk is free now, by as much again as there was, than when it was too little."""
-    root = workshop.store.root
-    if not policy.load(root).enabled:
-        return False
-    before = policy.disk(root).free
-    with open_store(root) as store:
-        done = garbage_collection.make_room(store, 2 * before, workshop.cancelled)
-    if done.removed:
-        workshop.tell(protocol.BuildWarning(_room_made(done), "StoreNearlyFull"))
-    return policy.disk(root).free > before
+def _orchestrator_gone(cancellation: Cancellation, others: Sequence[_Task]) -> None:
+    """End this job, and this process soon if there is no other orchestrator."""
+    cancellation.cancel()
+    if all(each.conversation.closed.is_set() for each in others):
+        threading.Timer(_LAST_MOMENT, os._exit, (130,)).start()
 
 
-def _image(workshop: Workshop, plan: JobPlan, began: float) -> tuple[protocol.Result, Callable[[], Tree]]:
-    """The image, and its file system for whoever wants to see that."""
-    job = workshop.job
-    sending = export.pushes(workshop)
-    solver = Solver(workshop, plan, sending)
-    state = solver.solve()
-    if job.options.cache_from and not solver.progress.cached:
-        workshop.exchange().complain()
-    manifest, descriptor = export.export(workshop, state, sending, solver.steps)
-    if any(not isinstance(each.to, protocol.CacheInImage) for each in job.options.cache_to):
-        from executor.solver import sharing
+def _tell_of_room(conversation: Conversation, done: Pruned) -> None:
+    conversation.send(protocol.BuildWarning(_room_made(done), "StoreNearlyFull"))
 
-        sharing.share(workshop, solver.steps)
-    result = protocol.Result(
-        manifest=descriptor,
-        config=manifest.config,
-        layers=manifest.layers,
-        size=manifest.config.size + sum(each.size for each in manifest.layers),
-        findings=_findings(state.layers, workshop.platform.architecture),
-        cached=solver.progress.cached,
-        ran=solver.progress.ran,
-        seconds=round(time.monotonic() - began, 3),
-        contexts=solver.contexts,
-        dependencies=workshop.inputs.record(),
+
+def _services(
+    task: _Task, store: Store, background: ThreadPoolExecutor, cancellation: Cancellation, memory: Memory
+) -> Services:
+    job, conversation, inputs = task.job, task.conversation, memory.inputs
+    made = snapshotter(job.options.snapshotter, store, memory.scratch.directory)
+    registry = Once(partial(_client, job, conversation, inputs, cancellation))
+    caches = Once(partial(_remote_caches, job, conversation, inputs, registry))
+    return Services(
+        store=store,
+        conversation=conversation,
+        registry=registry,
+        remote_caches=caches,
+        snapshotter=made,
+        runner=Once(partial(_runner, task.steps)),
+        layers=Layers(job, store, conversation.send, cancellation, made, registry, caches),
+        slots=threading.Semaphore(max(_STEPS, os.cpu_count() or 1)),
+        background=background,
+        cancellation=cancellation,
+        platform=parse(job.platform),
+        emulation=task.emulation,
     )
-    return result, partial(solver.tree, state)
+
+
+class _Build(msgspec.Struct, frozen=True):
+    """One job at work."""
+
+    job: protocol.Job
+    plan: JobPlan
+    services: Services
+    memory: Memory
+    began: float
+
+    def run(self) -> tuple[protocol.Result, Callable[[], Tree]]:
+        """The image, and its file system for whoever wants to see that.
+
+        Begun again whenever an outside cache could not keep its promise: what it said is forgotten then. Also when the
+        disk was full and something could be removed from it. What was done by then is found again.
+        """
+        tries = _ROOM_TRIES
+        while True:
+            try:
+                return self._image()
+            except LayerLost:
+                self.services.cancellation.check()
+            except KanifoldError as error:
+                if not faults.is_full(error) or not tries or not self._given_room():
+                    raise
+                self.services.cancellation.check()
+                tries -= 1
+
+    def _given_room(self) -> bool:
+        """Whether more of the disk is free now, by as much again as there was, than when it was too little."""
+        root = self.services.store.root
+        if not policy.load(root).enabled:
+            return False
+        before = policy.disk(root).free
+        with open_store(root) as store:
+            done = garbage_collection.make_room(store, 2 * before, self.services.cancellation.future)
+        if done.removed:
+            _tell_of_room(self.services.conversation, done)
+        return policy.disk(root).free > before
+
+    def _image(self) -> tuple[protocol.Result, Callable[[], Tree]]:
+        job, services = self.job, self.services
+        pushes = export.pushes(job, services)
+        solver = Solver(job, self.plan, services, self.memory, pushes)
+        state = solver.solve()
+        if job.options.cache_from and not solver.progress.cached:
+            services.remote_caches().complain()
+        exporter = export.Exporter(job, services.platform, services, pushes)
+        manifest, descriptor = exporter.export(state, solver.steps)
+        if any(not isinstance(each.to, protocol.CacheInImage) for each in job.options.cache_to):
+            from executor.solver import sharing
+
+            sharing.share(job, services, solver.steps)
+        result = protocol.Result(
+            manifest=descriptor,
+            config=manifest.config,
+            layers=manifest.layers,
+            size=manifest.config.size + sum(each.size for each in manifest.layers),
+            findings=_findings(state.layers, services.platform.architecture),
+            cached=solver.progress.cached,
+            ran=solver.progress.ran,
+            seconds=round(time.monotonic() - self.began, 3),
+            contexts=solver.contexts,
+            dependencies=self.memory.inputs.record(),
+        )
+        return result, partial(solver.tree, state)
 
 
 def _findings(layers: Iterable[Layer], architecture: str) -> tuple[protocol.Finding, ...]:
@@ -336,49 +344,22 @@ def _findings(layers: Iterable[Layer], architecture: str) -> tuple[protocol.Find
     return tuple(each for each in strange if each.path not in meant)
 
 
-def _client(workshop: Workshop, stopping: threading.Event) -> Client:
-    def keychain(name: str) -> Credential | None:
-        registry, _, repository = name.partition("/")
-        answer = workshop.conversation.ask(protocol.AskCredential(registry, repository))
-        try:
-            return None if answer is None else decoding.decode(_CREDENTIAL, answer)
-        except msgspec.DecodeError as error:
-            raise ProtocolError(f"the credential for {registry} is malformed", why=str(error)) from error
-
-    def progress(action: Direction, name: str, done: int, total: int) -> None:
-        workshop.tell(protocol.Transfer(protocol.Action(action), name, done, total))
-
-    def tell(notice: Notice) -> None:
-        match notice:
-            case Wait(registry, what, seconds, why, over):
-                workshop.tell(protocol.Waiting(registry, what, seconds, why, over))
-            case Remark(text):
-                workshop.tell(protocol.BuildWarning(Problem("Registry", text), "Registry"))
-
+def _client(job: protocol.Job, conversation: Conversation, inputs: Inputs, cancellation: Cancellation) -> Client:
     from executor.solver.jobclient import JobClient
 
-    client = JobClient(
-        workshop.inputs, workshop.job.options.registries, keychain, progress=progress, cancel=stopping, tell=tell
-    )
-
-    def hang_up(_: Future[None]) -> None:
-        timer = threading.Timer(_PARTING, client.close)
-        timer.daemon = True
-        timer.start()
-
-    workshop.cancelled.add_done_callback(hang_up)
-    return client
+    return JobClient(job.options.registries, conversation, inputs, cancellation)
 
 
-def _remote_caches(workshop: Workshop) -> RemoteCaches:
+def _remote_caches(
+    job: protocol.Job, conversation: Conversation, inputs: Inputs, registry: Once[Client]
+) -> RemoteCaches:
     from executor.solver import remote_cache  # which few builds have
 
-    job = workshop.job
-    sources, targets = remote_cache.places(job, workshop.registry)
-    return remote_cache.RemoteCaches(sources, targets, workshop.tell, job.options.cache_ttl, workshop.inputs)
+    sources, targets = remote_cache.places(job, registry)
+    return remote_cache.RemoteCaches(sources, targets, conversation.send, job.options.cache_ttl, inputs)
 
 
-def _hand_over(workshop: Workshop, digest: str) -> None:
-    path = blobs.path(workshop.store, digest)
+def _hand_over(store: Store, conversation: Conversation, digest: str) -> None:
+    path = blobs.path(store, digest)
     size = os.stat(path).st_size
-    workshop.conversation.send_file(protocol.BlobContent(digest, size), path, size)
+    conversation.send_file(protocol.BlobContent(digest, size), path, size)

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from executor import protocol
 from executor.dockerfile import checks, documents, global_scope, ignore, outline, rules
-from executor.dockerfile.checks import BaseImage, CheckResult
+from executor.dockerfile.checks import BaseImage, CheckedBuild, CheckResult
 from executor.registry import auth
 from executor.registry.client import Client
 from executor.solver import graph, scope
@@ -73,16 +73,15 @@ def _check(
     hidden = next(
         (each.ignore for each in plan.contexts if isinstance(each, protocol.FilesContext) and not each.name), ""
     )
-    return checks.check(
-        plan.dockerfile,
+    build = CheckedBuild(
         build_args=dict(request.build_args),
         predefined=_predefined(request, plan),
-        targets=[str(each) for each in request.platforms],
-        stages=stages,
+        targets=tuple(str(each) for each in request.platforms),
+        stages=frozenset(stages),
         bases=known,
         ignore=ignore.parse(hidden) if hidden else ignore.NOTHING,
-        options=None if asked is None else rules.options(asked),
     )
+    return checks.check(plan.dockerfile, build, None if asked is None else rules.options(asked))
 
 
 def _check_all(request: BuildRequest, plan: BuildPlan) -> CheckResult:

@@ -139,7 +139,7 @@ def checkout(
             if resolved.commit not in (got.commit, resolved.target):
                 raise _cannot(reference, f"the tag {resolved.ref} leads to {got.commit}, not to {resolved.commit}")
             if reference.submodules is not False:
-                fetcher.submodules(reference, got, git_dir, tree, keep=keep)
+                fetcher.submodules(reference, got, keep=keep)
             made = fetcher.commit_time(got.commit, git_dir)
             if keep:
                 fetcher.make_usable(reference, resolved, got.commit, git_dir)
@@ -189,6 +189,9 @@ class _Fetched(msgspec.Struct, frozen=True):
     """A commit that has been fetched and checked out."""
 
     commit: str
+    git_dir: str
+    tree: str
+    """The directory with its files."""
     links: tuple[_Gitlink, ...]
     has_modules: bool
     """Whether there is a regular file ``.gitmodules``."""
@@ -315,7 +318,7 @@ class _Fetcher:
             f"--work-tree={tree}",
             *("checkout", "--quiet", "--force", "--detach", "--no-recurse-submodules", commit, "--"),
         )
-        return _Fetched(commit, tuple(listing.links), listing.has_modules)
+        return _Fetched(commit, git_dir, tree, tuple(listing.links), listing.has_modules)
 
     def _in(self, git_dir: str, *arguments: str) -> str:
         return self.git.text(f"--git-dir={git_dir}", *arguments)
@@ -361,13 +364,11 @@ class _Fetcher:
 
     # -- submodules --------------------------------------------------------------------------------------------------
 
-    def submodules(
-        self, place: GitReference, got: _Fetched, git_dir: str, tree: str, *, keep: bool, depth: int = 0
-    ) -> None:
-        """Fetch the submodules of ``got``, which is in ``git_dir`` and ``tree``, recursively."""
+    def submodules(self, place: GitReference, got: _Fetched, *, keep: bool, depth: int = 0) -> None:
+        """Fetch the submodules of ``got``, recursively."""
         if depth > _SUBMODULE_DEPTH:
             raise _cannot(self.reference, f"its submodules are nested deeper than {_SUBMODULE_DEPTH}")
-        modules = self._modules(got.commit, git_dir) if got.links and got.has_modules else {}
+        modules = self._modules(got.commit, got.git_dir) if got.links and got.has_modules else {}
         for number, link in enumerate(got.links):
             module = modules.get(link.path)
             if module is None:
@@ -382,15 +383,15 @@ class _Fetcher:
             if self._fetched > _SUBMODULES:
                 raise _cannot(self.reference, f"it has more than {_SUBMODULES} submodules")
             there = self._submodule_place(place, module)
-            inside = _directory_in(tree, link.path)
+            inside = _directory_in(got.tree, link.path)
             if inside is None:
                 raise _cannot(self.reference, f"submodule path {printable(link.path)!r} is no directory of its own")
-            own_git_dir = self._own_git_dir(git_dir, module.name if keep else str(number))
+            own_git_dir = self._own_git_dir(got.git_dir, module.name if keep else str(number))
             os.makedirs(os.path.dirname(own_git_dir), 0o755, exist_ok=True)
             made = self.fetch(there, link.commit, "", own_git_dir, inside)
-            self.submodules(there, made, own_git_dir, inside, keep=keep, depth=depth + 1)
+            self.submodules(there, made, keep=keep, depth=depth + 1)
             if keep:
-                self._join(git_dir, own_git_dir, inside, module, there)
+                self._join(got.git_dir, own_git_dir, inside, module, there)
                 self.make_usable(there, ResolvedRef("", made.commit, made.commit), made.commit, own_git_dir)
 
     def _own_git_dir(self, git_dir: str, name: str) -> str:

@@ -34,7 +34,7 @@ from executor.registry import reference
 from platforms import parsing
 from platforms.errors import DockerfileError, Location, Problem, UsageError
 
-__all__ = ["BaseImage", "CheckResult", "check"]
+__all__ = ["BaseImage", "CheckResult", "CheckedBuild", "check"]
 
 _SECRET: Final = re.compile(
     "(?:_|^)(?:apikey|auth|credentials?|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE
@@ -69,37 +69,40 @@ class CheckResult(msgspec.Struct, frozen=True):
         )
 
 
-def check(
-    dockerfile: Dockerfile,
-    *,
-    build_args: Mapping[str, str],
-    predefined: Mapping[str, str],
-    targets: Iterable[str] = (),
-    stages: Iterable[int] | None = None,
-    bases: Mapping[int, BaseImage] | None = None,
-    ignore: Patterns = NOTHING,
-    options: Options | None = None,
-) -> CheckResult:
+class CheckedBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """The build that a Dockerfile is checked for."""
+
+    build_args: Mapping[str, str]
+    predefined: Mapping[str, str]
+    """The platform ARGs."""
+    targets: tuple[str, ...] = ()
+    """The platforms to build for."""
+    stages: frozenset[int] | None = None
+    """The numbers of the stages that the build needs; None for all."""
+    bases: Mapping[int, BaseImage] = msgspec.field(default_factory=dict)
+    """What is known of the base images, by stage."""
+    ignore: Patterns = NOTHING
+    """The context's ignore file."""
+
+
+def check(dockerfile: Dockerfile, build: CheckedBuild, options: Options | None = None) -> CheckResult:
     """Return the findings of all rules that are enabled.
 
-    ``predefined``: the platform ARGs. ``targets``: the platforms to build for. ``stages``: the numbers of the stages
-    that the build needs, None for all. ``bases``: what is known of the base images, by stage. ``ignore``: the context's
-    ignore file. ``options``: in place of the file's ``check`` directive. Raises DockerfileError for an invalid
-    directive.
+    ``options`` stand in place of the file's ``check`` directive. Raises DockerfileError for an invalid directive.
     """
     walk = _Checker(
         dockerfile,
-        dict(build_args),
-        dict(predefined),
-        tuple(targets),
-        ignore,
+        dict(build.build_args),
+        dict(build.predefined),
+        build.targets,
+        build.ignore,
         rules.options(dockerfile.check) if options is None else options,
     )
-    walk.wanted = frozenset(range(len(dockerfile.stages)) if stages is None else stages)
+    walk.wanted = frozenset(range(len(dockerfile.stages))) if build.stages is None else build.stages
     failure: Problem | None = None
     try:
         walk.file()
-        walk.bases(bases or {})
+        walk.bases(build.bases)
         for stage in dockerfile.stages:
             if stage.index in walk.wanted:
                 walk.stage(stage)
@@ -143,7 +146,7 @@ class _Checker(msgspec.Struct):
     expanded: dict[int, kinds.From] = msgspec.field(default_factory=dict)
     wanted: frozenset[int] = frozenset()
     """The numbers of the stages that are checked."""
-    answers: frozenset[int] | None = None
+    answers: frozenset[Location] | None = None
     """The cached result of ``machine_answers``."""
 
     def note(self, rule: Rule, location: Location, *facts: str, comments: tuple[str, ...] = ()) -> None:
@@ -345,15 +348,15 @@ class _Checker(msgspec.Struct):
 
     def traps(self, scene: _StageState, stage: Stage, instruction: kinds.Instruction) -> Iterator[Violation]:
         if scene.fixed == "build":
-            if multiplatform.asks_machine(instruction) and id(instruction) in self.machine_answers():
+            if multiplatform.asks_machine(instruction) and instruction.location in self.machine_answers():
                 yield from multiplatform.build_machine(instruction)
         elif not scene.fixed:
             yield from multiplatform.single_platform_urls(instruction, stage.name, self.targets)
         if isinstance(instruction, kinds.Arg):
             yield from multiplatform.platform_defaults(instruction, scene.declared)
 
-    def machine_answers(self) -> frozenset[int]:
-        """Return the ``id`` of each RUN that queries the build machine and whose output reaches the target."""
+    def machine_answers(self) -> frozenset[Location]:
+        """Return the location of each RUN that queries the build machine and whose output reaches the target."""
         if self.answers is None:
             build = self.predefined.get("BUILDPLATFORM", "")
             others = [

@@ -24,7 +24,7 @@ from executor.dockerfile.rules import (
 from executor.dockerfile.stages import Dockerfile, Stage
 from executor.dockerfile.taint import Query
 from platforms import parsing
-from platforms.errors import UsageError
+from platforms.errors import Location, UsageError
 
 _ASKS_MACHINE: Final = re.compile(
     r"uname\s+-[snrvo]*[mpia][asnrvmpio]*\b|uname\s+--(?:machine|processor|hardware-platform|all)\b"
@@ -102,8 +102,8 @@ def build_machine(instruction: Instruction) -> Iterator[Violation]:
 
 def machine_answers(
     dockerfile: Dockerfile, stages: Collection[int], parents: Mapping[int, int], on_builder: Collection[int]
-) -> frozenset[int]:
-    """Return the ``id`` of each RUN that queries the build machine and whose output reaches the target."""
+) -> frozenset[Location]:
+    """Return the location of each RUN that queries the build machine and whose output reaches the target."""
     how = Query(lambda text: bool(_ASKS_MACHINE.search(text)), lambda text: bool(_KNOWS_TARGET.search(text)))
     return taint.queries_that_reach_target(dockerfile, stages, parents, on_builder, how)
 

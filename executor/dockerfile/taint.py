@@ -18,7 +18,7 @@ import msgspec
 
 from executor.dockerfile import instructions as kinds
 from executor.dockerfile.stages import Dockerfile, Stage, find_source
-from platforms.errors import DockerfileError
+from platforms.errors import DockerfileError, Location
 
 _KEPT: Final = 64
 """Maximum number of paths that are tracked for a stage."""
@@ -135,8 +135,8 @@ def queries_that_reach_target(
     parents: Mapping[int, int],
     on_builder: Collection[int],
     how: Query,
-) -> frozenset[int]:
-    """Return the ``id`` of each RUN in a stage of ``on_builder`` that makes a query whose output reaches the target.
+) -> frozenset[Location]:
+    """Return the location of each RUN in a stage of ``on_builder`` that makes a query whose output reaches the target.
 
     ``stages`` are the numbers of the stages to analyse; those of them that no other stage uses are the target's.
     ``parents`` maps a stage to the stage that it is based on.
@@ -161,7 +161,7 @@ def queries_that_reach_target(
     for index, places in walk.places.items():
         if index not in used:
             walk.reached |= places.asking
-    return frozenset(id(walk.runs[each]) for each in walk.reached)
+    return frozenset(walk.runs[each].location for each in walk.reached)
 
 
 def _sources(dockerfile: Dockerfile, instruction: kinds.Instruction) -> Iterator[tuple[Stage, tuple[str, ...]]]:

@@ -39,7 +39,7 @@ from executor.registry.session import (
     origin_endpoint,
 )
 from executor.registry.token import merged, scope
-from executor.registry.transfer import BlobWriter, Direction, Progress
+from executor.registry.transfer import BlobWriter, Direction
 from executor.retry import RETRYABLE_STATUSES, Attempts
 from executor.transport import Cancel, HTTPResponse, TransientStatus
 from platforms.errors import ArchiveError, RegistryError, printable
@@ -72,13 +72,11 @@ class Client:
         settings: RegistrySettings | None = None,
         keychain: Keychain = anonymous,
         *,
-        progress: Progress | None = None,
         cancel: Cancel | None = None,
         tell: Tell | None = None,
         options: TransferOptions | None = None,
     ) -> None:
         self.settings = settings or RegistrySettings()
-        self._told = progress
         self._forbidden: set[tuple[Endpoint, str]] = set()
         """Pairs of target and source repository between which the user may not mount blobs."""
         self._session = RegistrySession(self.settings, keychain, options=options, cancel=cancel, tell=tell)
@@ -278,8 +276,10 @@ class Client:
 
     def _progress(self, action: Direction, name: str, done: int, total: int) -> None:
         self._session.watch.moved()
-        if self._told is not None:
-            self._told(action, name, done, total)
+        self.progress(action, name, done, total)
+
+    def progress(self, action: Direction, name: str, done: int, total: int) -> None:
+        """Called as bytes of the blob ``name`` are moved (``transfer.Progress``). Does nothing; for subclasses."""
 
     def _until_known(self, endpoint: Endpoint, call: EndpointRequest) -> HTTPResponse:
         """Return the answer to the PUT of a manifest whose blobs, or an index whose manifests, have been pushed.

@@ -12,6 +12,8 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+import msgspec
+
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
 from platforms import syscalls
 from platforms.errors import BuildError
@@ -31,29 +33,29 @@ Stamp = Callable[[os.stat_result], bytes]
 """What of a file's status changes whenever its content does."""
 
 
+class TreeOptions(msgspec.Struct, frozen=True):
+    """How the files of a tree are shown."""
+
+    hides: Hides | None = None
+    owner: tuple[int, int] | None = None
+    """Whose all files are, (uid, gid); None for what is on the disk."""
+    stamp: Stamp | None = None
+    """What is noted of files that may change (``Entry.stamp``)."""
+    meaning: Meaning | None = None
+    """What entries stand for, where the kernel has refused to set their metadata or they carry marks that are no part
+    of them."""
+
+
 class Tree:
-    """One file system. Owns ``fd``, an open directory; ``prefix`` is the host path that leads to it.
+    """One file system. Owns ``fd``, an open directory; ``prefix`` is the host path that leads to it."""
 
-    ``stamp`` says what is noted of files that may change (``Entry.stamp``), ``meaning`` what entries stand for, where
-    the kernel has refused to set their metadata or they carry marks that are no part of them.
-    """
-
-    def __init__(
-        self,
-        fd: int,
-        prefix: bytes,
-        *,
-        hides: Hides | None = None,
-        owner: tuple[int, int] | None = None,
-        stamp: Stamp | None = None,
-        meaning: Meaning | None = None,
-    ):
+    def __init__(self, fd: int, prefix: bytes, options: TreeOptions) -> None:
         self._fd = fd
-        self._meaning = meaning
-        self._stamp = stamp
         self._prefix = prefix
-        self._hides = hides
-        self._owner = owner
+        self._hides = options.hides
+        self._owner = options.owner
+        self._stamp = options.stamp
+        self._meaning = options.meaning
 
     def close(self) -> None:
         """Give the descriptor (and with it a detached mount) back."""
@@ -226,7 +228,7 @@ def open_directory(
     """
     path = os.fsencode(path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    return Tree(fd, path, hides=hides, owner=owner, stamp=stamp, meaning=meaning)
+    return Tree(fd, path, TreeOptions(hides, owner, stamp, meaning))
 
 
 def _xattrs(host: bytes) -> tuple[tuple[bytes, bytes], ...]:

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from executor.rootfs.entry import Entry
-from executor.rootfs.tree import Tree
+from executor.rootfs.tree import Tree, TreeOptions
 from executor.snapshotter.records import Applied, Read, Stack
 
 OPAQUE: Final = b"user.overlay.opaque"
@@ -84,7 +84,7 @@ class Union(Tree):
 
     def __init__(self, directories: Sequence[str], recorded: Read) -> None:
         stack = Stack(directories, recorded)
-        super().__init__(-1, b"", meaning=Applied(stack.of))
+        super().__init__(-1, b"", TreeOptions(meaning=Applied(stack.of)))
         top = tuple(map(os.fsencode, directories))
         self._root = UnionEntry(os.lstat(top[0]), top[0], top)
         self._known: dict[bytes, Directories] = {b"": top}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from executor.rootfs.tree import Tree, open_directory
+from executor.rootfs.tree import Tree, TreeOptions, open_directory
 from executor.snapshotter import diff, records
 from executor.snapshotter.overlayfs import mount_stack
 from executor.snapshotter.records import Applied, Read, Stack, own
@@ -65,7 +65,8 @@ class Overlays:
             return open_directory(self._empty)
         fd = mount_stack(directories, self._empty)
         stack = Stack(directories, self.recorded)
-        return Tree(fd, b"/proc/self/fd/%d" % fd, meaning=Applied(stack.of) if stack else own)
+        meaning = Applied(stack.of) if stack else own
+        return Tree(fd, b"/proc/self/fd/%d" % fd, TreeOptions(meaning=meaning))
 
     def prepare(self, parents: Parents) -> ActiveRoot:
         draft = snapshots.prepare(self._store)

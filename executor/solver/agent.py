@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from executor import protocol
-from executor.solver.workshop import Workshop
+from executor.conversation import Conversation
 from platforms.errors import KanifoldError
 
 ALLOWED: Final = frozenset({11, 13})
@@ -29,7 +29,7 @@ AT_ONCE: Final = 32
 
 
 @contextmanager
-def forwarded(workshop: Workshop, name: str, directory: str, *, uid: int, gid: int, mode: int) -> Iterator[str]:
+def forwarded(conversation: Conversation, name: str, directory: str, *, uid: int, gid: int, mode: int) -> Iterator[str]:
     """The path of a socket in ``directory`` that answers for the agent ``name``, for the length of the block."""
     path = os.path.join(directory, "agent")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -42,7 +42,7 @@ def forwarded(workshop: Workshop, name: str, directory: str, *, uid: int, gid: i
         os.chown(path, uid, gid)
         os.chmod(path, mode)
         listener.listen()
-        threading.Thread(target=_accept, args=(workshop, name, listener), name="ssh", daemon=True).start()
+        threading.Thread(target=_accept, args=(conversation, name, listener), name="ssh", daemon=True).start()
         try:
             yield path
         finally:
@@ -50,42 +50,43 @@ def forwarded(workshop: Workshop, name: str, directory: str, *, uid: int, gid: i
                 listener.shutdown(socket.SHUT_RDWR)
 
 
-def _accept(workshop: Workshop, name: str, listener: socket.socket) -> None:
+def _accept(conversation: Conversation, name: str, listener: socket.socket) -> None:
     room = threading.Semaphore(AT_ONCE)
-
-    def serve(connection: socket.socket) -> None:
-        try:
-            _serve(workshop, name, connection)
-        finally:
-            room.release()
-
     while True:
         room.acquire()
         try:
             connection, _ = listener.accept()
         except OSError:
             return
-        threading.Thread(target=serve, args=(connection,), name="ssh", daemon=True).start()
+        threading.Thread(target=_serve, args=(conversation, name, connection, room), name="ssh", daemon=True).start()
 
 
-def _serve(workshop: Workshop, name: str, connection: socket.socket) -> None:
+def _serve(conversation: Conversation, name: str, connection: socket.socket, room: threading.Semaphore) -> None:
+    """Answer what comes by ``connection`` until it ends, and then give its place in the ``room`` back."""
+    try:
+        _answer_all(conversation, name, connection)
+    finally:
+        room.release()
+
+
+def _answer_all(conversation: Conversation, name: str, connection: socket.socket) -> None:
     with suppress(OSError), connection, connection.makefile("rwb") as stream:
         while len(head := stream.read(4)) == 4:
             size = int.from_bytes(head, "big")
             if not 0 < size <= _LIMIT:
                 return
             request = stream.read(size)
-            answer = _answer(workshop, name, request)
+            answer = _answer(conversation, name, request)
             stream.write(len(answer).to_bytes(4, "big") + answer)
             stream.flush()
 
 
-def _answer(workshop: Workshop, name: str, request: bytes) -> bytes:
+def _answer(conversation: Conversation, name: str, request: bytes) -> bytes:
     if request[:1] == b"" or request[0] not in ALLOWED:
         return FAILURE
     try:
-        found = workshop.conversation.ask(protocol.AskAgent(name, request))
+        found = conversation.ask(protocol.AskAgent(name, request))
     except KanifoldError as error:
-        workshop.tell(protocol.BuildWarning(error.problem))  # the agent's protocol has no words for it
+        conversation.send(protocol.BuildWarning(error.problem))  # the agent's protocol has no words for it
         return FAILURE
     return found or FAILURE

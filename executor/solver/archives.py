@@ -7,16 +7,16 @@ from executor.rootfs.tree import open_directory
 from executor.snapshotter.records import Applied
 from executor.solver import copying
 from executor.solver.copying import CopyOptions, CopyPlan
-from executor.solver.workshop import Workshop
+from executor.solver.lifetime import Scratch
 
 
-def copy_archive(workshop: Workshop, plan: CopyPlan, path: bytes, destination: str, treatment: CopyOptions) -> bool:
+def copy_archive(scratch: Scratch, plan: CopyPlan, path: bytes, destination: str, treatment: CopyOptions) -> bool:
     """Add what is in the archive ``path``; False when it is none."""
-    directory = workshop.scratch()
+    directory = scratch.new()
     found = archive.extract(path, directory)
     if found is None:
         return False
     recorded = {record.path: record for record in found.records}
-    tree = workshop.trees.keep(open_directory(directory, meaning=Applied(recorded.get)))
+    tree = scratch.keep(open_directory(directory, meaning=Applied(recorded.get)))
     copying.unpack_into(plan, tree, frozenset(found.implicit), destination, treatment.owner)
     return True

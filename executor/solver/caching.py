@@ -17,11 +17,11 @@ from executor import protocol
 from executor.rootfs.entry import Entry
 from executor.solver import cache, keys, treename
 from executor.solver.cache import CacheEntry
-from executor.solver.layer import Layer, from_result
+from executor.solver.layer import Layer
 from executor.solver.once import Once
+from executor.solver.services import Memory, Services
 from executor.solver.step import Made, Step
 from executor.solver.treename import Observed
-from executor.solver.workshop import Workshop
 from executor.store import locks
 from platforms import debug
 from platforms.errors import ContextError
@@ -89,10 +89,11 @@ class _Again(msgspec.Struct, frozen=True):
 class StepCache:
     """The steps of one job in the caches. Safe for threads."""
 
-    def __init__(self, workshop: Workshop, image: ImageLayers) -> None:
-        self._workshop = workshop
-        self._job = workshop.job
-        self._store = workshop.store
+    def __init__(self, job: protocol.Job, services: Services, memory: Memory, image: ImageLayers) -> None:
+        self._job = job
+        self._services = services
+        self._inputs = memory.inputs
+        self._store = services.store
         self._image = image
         self.steps: list[CachedStep] = []
         """Every step with a layer, in the order in which they were done."""
@@ -103,11 +104,11 @@ class StepCache:
         ``fresh`` steps are made whatever caches have, unless another job of this build has made them. The layers of
         those that are ``in_image`` are packed as soon as they are made.
         """
-        key = step_key(step.key(self._workshop.inputs.add("step")), self._job)
+        key = step_key(step.key(self._inputs.add("step")), self._job)
         entry = self._look_up(step, key, fresh=fresh)
         if entry is not None:
             return SolvedStep((key,), entry)
-        with locks.lock(self._store, f"step {key.here}", cancel=self._workshop.cancelled):
+        with locks.lock(self._store, f"step {key.here}", cancel=self._services.cancellation.future):
             entry = self._look_up(step, key, fresh=fresh) or self._imported(step, key, fresh=fresh)
             if entry is not None:
                 return SolvedStep((key,), entry)
@@ -125,13 +126,13 @@ class StepCache:
     def layer(self, step: Step, found: SolvedStep, *, in_image: bool) -> Layer:
         """The layer of what ``step`` came to. From now on outside caches can be told of it."""
         entry, layer = found.entry, found.made
-        self._workshop.inputs.found(found.keys[0].here, entry)
+        self._inputs.found(found.keys[0].here, entry)
         held = layer is not None or cache.is_held(self._store, entry.layer)
         again = not held and step.by_content and self._is_ours(entry)
         if layer is None:
             # Another job of this build may know the result and not have packed it yet, and may never come to it.
             entries = _Again(Once(step.make), entry.result) if again else None
-            layer = from_result(self._workshop, entry.layer, entry.created, entries, _below(step))
+            layer = self._services.layers.from_result(entry.layer, entry.created, entries, _below(step))
             if in_image and self._is_ours(entry):
                 self._image.layer(layer)
         promised = not held and not again
@@ -154,7 +155,7 @@ class StepCache:
         store = self._store
         if fresh or not self._job.options.cache_from:
             return None
-        found = self._workshop.exchange().find(key.outside)
+        found = self._services.remote_caches().find(key.outside)
         debug.log("outside cache look-up", key=key.outside, found="no" if found is None else found[1].name)
         if found is None:
             return None
@@ -175,12 +176,13 @@ class StepCache:
         """Make ``step``, to be found under the keys ``known``."""
         made = step.make()
         entry = CacheEntry(made.result, now(), self._job.build)
-        layer = from_result(self._workshop, made.result, entry.created, made.entries, _below(step))
+        layer = self._services.layers.from_result(made.result, entry.created, made.entries, _below(step))
         # Before others can find it, so that it is packed by who has the entries in hand.
         if in_image:
             self._image.layer(layer)
         else:
-            self._workshop.later(layer.snapshot)  # now, while the files of the context are what they were for the key
+            # Now, while the files of the context are what they were for the key.
+            self._services.background.submit(layer.snapshot)
         for each in known:
             cache.note_outcome(self._store, each.here, entry, step.text)
         return SolvedStep(known, entry, layer)

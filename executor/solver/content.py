@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import Final, cast
@@ -15,12 +16,14 @@ from msgspec.structs import replace
 
 from executor.rootfs.entry import Entry, Kind
 from executor.solver import keys
-from executor.solver.copying import CopySource, Match, WalkEntry
+from executor.solver.copying import CopySource, Matched, WalkEntry
+from executor.solver.fingerprints import Fingerprints
+from executor.solver.lifetime import Cancellation, together
 from executor.solver.once import Once
 from executor.solver.statwalk import REACHED, TOGETHER, Chosen, StatWalk, unreadable, walk
-from executor.solver.workshop import FileCopy, Workshop, together
 from executor.store import faults, locks, metadata_cache, stat_cache
 from executor.store.spool import SpooledList
+from executor.store.store import Store
 from platforms import decoding
 from platforms.errors import ContextError
 
@@ -45,12 +48,12 @@ class Selection(msgspec.Struct, frozen=True):
     live: bool
     """Whether somebody seems to be writing to files of it."""
 
-    def matches(self) -> Iterator[tuple[Match, Entry, Iterator[WalkEntry]]]:
-        """Each match, what is at its path, and what is copied for it; to be gone through in this order."""
+    def matches(self) -> Iterator[Matched]:
+        """Each match with what is copied for it; to be gone through in this order."""
         reached = iter(self.reached)
         for each in self.chosen:
             found = islice(reached, each.count)
-            yield each.match, each.top, found
+            yield Matched(each.match, each.top, found)
             deque(found, maxlen=0)
 
 
@@ -75,39 +78,6 @@ def _content(reached: Iterable[WalkEntry]) -> Iterator[keys.Part]:
         )
 
 
-def select(workshop: Workshop, source: CopySource, exclude: tuple[str, ...] = ()) -> Selection:
-    """What ``source`` names, but for what ``exclude`` leaves out. Every file is read, unless it is known already.
-
-    Raises ``ContextError`` for a file whose content is another than earlier in this job.
-    """
-    return selected(workshop, walk(workshop.directory, source, exclude, workshop.check))
-
-
-def selected(workshop: Workshop, walked: StatWalk) -> Selection:
-    """``select`` for what has been ``walked``."""
-    reached = SpooledList(REACHED, workshop.directory)
-    live = False
-    entries = iter(walked.reached)
-    try:
-        while some := list(islice(entries, TOGETHER)):
-            for each, entry in zip(some, read(workshop, [each.entry for each in some]), strict=True):
-                reached.append(WalkEntry(entry, each.name, each.leads))
-                live = live or (entry.kind is Kind.FILE and not entry.stamp)
-    except OSError as error:
-        raise unreadable(os.fsdecode(error.filename or b"what is copied"), error) from error
-    return Selection(walked.chosen, reached, Once(lambda: _name(walked.chosen, reached)), live)
-
-
-def _name(chosen: SpooledList[Chosen], reached: SpooledList[WalkEntry]) -> str:
-    def encoded() -> Iterator[bytes]:
-        entries = iter(reached)
-        for each in chosen:
-            yield keys.tuple_of(2) + keys.encoded(each.match.name) + keys.tuple_of(each.count)
-            yield from keys.encodings(_content(islice(entries, each.count)))
-
-    return keys.key("selection", keys.Rows(len(chosen), encoded))
-
-
 class Agreed(msgspec.Struct, frozen=True):
     """The ``name`` of a selection, and its stat signature as long as it is that; "" where that does not tell."""
 
@@ -118,104 +88,231 @@ class Agreed(msgspec.Struct, frozen=True):
 _AGREED: Final[msgspec.json.Decoder[Agreed]] = msgspec.json.Decoder(Agreed)
 
 
-def agreed(workshop: Workshop, what: str, walked: Once[StatWalk], selection: Once[Selection]) -> Agreed:
-    """What ``selection`` is, found out by one job of the build for all that call the same thing ``what``.
+class FileCopy(msgspec.Struct, frozen=True):
+    """A file of our own with what another held at one moment."""
 
-    Files that somebody is writing to are something else for each job, and ``what`` is "" where jobs share nothing.
-    """
-    build = workshop.job.build
-    if not (what and build):
-        return Agreed(selection().name())
-    fact = keys.key("selected", what, build)
-    with locks.lock(workshop.store, f"selection {fact}", cancel=workshop.cancelled):
-        known = metadata_cache.get(workshop.store, "selection", fact)
+    path: bytes
+    size: int
+    digest: str
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """What files hold, as one job knows them. Safe for threads."""
+
+    store: Store
+    directory: str
+    """For what lives as long as the job."""
+    background: ThreadPoolExecutor
+    cancellation: Cancellation
+    build: str
+    """``protocol.Job.build``."""
+    latest: int | None
+    """``protocol.Job.latest``."""
+    seen: Fingerprints = msgspec.field(default_factory=Fingerprints)
+    """The digest under which this job knows each file of people's that it has read, by path."""
+    copies: dict[bytes, FileCopy] = msgspec.field(default_factory=dict)
+    """Of files that were being written when they were read."""
+
+    def select(self, source: CopySource, exclude: tuple[str, ...] = ()) -> Selection:
+        """What ``source`` names, but for what ``exclude`` leaves out. Every file is read, unless it is known already.
+
+        Raises ``ContextError`` for a file whose content is another than earlier in this job.
+        """
+        return self.selected(walk(self.directory, source, exclude, self.cancellation.check))
+
+    def selected(self, walked: StatWalk) -> Selection:
+        """``select`` for what has been ``walked``."""
+        reached = SpooledList(REACHED, self.directory)
+        live = False
+        entries = iter(walked.reached)
+        try:
+            while some := list(islice(entries, TOGETHER)):
+                for each, entry in zip(some, self.read([each.entry for each in some]), strict=True):
+                    reached.append(WalkEntry(entry, each.name, each.leads))
+                    live = live or (entry.kind is Kind.FILE and not entry.stamp)
+        except OSError as error:
+            raise unreadable(os.fsdecode(error.filename or b"what is copied"), error) from error
+        return Selection(walked.chosen, reached, Once(partial(_name, walked.chosen, reached)), live)
+
+    def agreed(self, what: str, walked: Once[StatWalk], selection: Once[Selection]) -> Agreed:
+        """What ``selection`` is, found out by one job of the build for all that call the same thing ``what``.
+
+        Files that somebody is writing to are something else for each job, and ``what`` is "" where jobs share nothing.
+        """
+        if not (what and self.build):
+            return Agreed(selection().name())
+        fact = keys.key("selected", what, self.build)
+        with locks.lock(self.store, f"selection {fact}", cancel=self.cancellation.future):
+            known = metadata_cache.get(self.store, "selection", fact)
+            if known is not None:
+                return decoding.decode(_AGREED, known)
+            found = self._recognised(walked(), selection)
+            if not (selection.done and selection().live):
+                metadata_cache.put(self.store, "selection", fact, msgspec.json.encode(found))
+            return found
+
+    def _recognised(self, walked: StatWalk, selection: Once[Selection]) -> Agreed:
+        """What ``selection`` is, of which nothing has to be asked or read when it looks as it did once before.
+
+        As with a single file, what was changed just before it was looked at may be changed again and look the same.
+        """
+        fact = keys.key("look", walked.signature)
+        known = metadata_cache.get(self.store, "look", fact) if walked.signature else None
         if known is not None:
-            return decoding.decode(_AGREED, known)
-        found = _recognised(workshop, walked(), selection)
-        if not (selection.done and selection().live):
-            metadata_cache.put(workshop.store, "selection", fact, msgspec.json.encode(found))
-        return found
-
-
-def _recognised(workshop: Workshop, walked: StatWalk, selection: Once[Selection]) -> Agreed:
-    """What ``selection`` is, of which nothing has to be asked or read when it looks as it did once before.
-
-    As with a single file, what was changed just before it was looked at may be changed again and look the same.
-    """
-    fact = keys.key("look", walked.signature)
-    known = metadata_cache.get(workshop.store, "look", fact) if walked.signature else None
-    if known is not None:
-        return Agreed(known.decode(), walked.signature)
-    found = selection().name()
-    stamps = (each.entry.stamp for each in walked.reached if each.entry.stamp)
-    if walked.signature and not selection().live and not any(stat_cache.is_racy(stamp, walked.at) for stamp in stamps):
-        metadata_cache.put(workshop.store, "look", fact, found.encode())
+            return Agreed(known.decode(), walked.signature)
+        found = selection().name()
+        if not walked.signature or selection().live or _is_racy(walked):
+            return Agreed(found)
+        metadata_cache.put(self.store, "look", fact, found.encode())
         return Agreed(found, walked.signature)
-    return Agreed(found)
 
+    def name(self, entries: SpooledList[Entry]) -> str:
+        """The name of the layer that ``entries`` make: equal names, equal bytes of the archive."""
+        return keys.key("layer", keys.Rows(len(entries), partial(self._rows, entries)), self.latest)
 
-def name(workshop: Workshop, entries: SpooledList[Entry]) -> str:
-    """The name of the layer that ``entries`` make: equal names, equal bytes of the archive."""
-
-    def rows() -> Iterator[keys.Part]:
+    def _rows(self, entries: Iterable[Entry]) -> Iterator[bytes]:
+        """The encodings of what ``entries`` are."""
         every = iter(entries)
         while some := list(islice(every, TOGETHER)):
-            for entry in read(workshop, some):
-                yield (
-                    entry.path,
-                    entry.kind.value,
-                    entry.mode,
-                    entry.uid,
-                    entry.gid,
-                    entry.mtime_ns // 1_000_000_000,
-                    entry.size,
-                    entry.link,
-                    entry.device,
-                    entry.xattrs,
-                    entry.digest,
-                )
+            yield from keys.encodings(map(_row, self.read(some)))
 
-    return keys.key("layer", keys.Rows(len(entries), lambda: keys.encodings(rows())), workshop.job.latest)
+    def read(self, entries: list[Entry]) -> list[Entry]:
+        """``entries``, whose files have digests: they were read just now, unless they are known.
 
-
-def read(workshop: Workshop, entries: list[Entry]) -> list[Entry]:
-    """``entries``, whose files have digests: they were read just now, unless they are known.
-
-    Files of people's that were changed in the last two seconds, a log of this build for one, are copies of ours: such a
-    file is for all of the job what it was when it was first read. Raises ``ContextError`` for a file whose content is
-    another than earlier in this job.
-    """
-    out = list(entries)
-    asked: list[tuple[bytes, bytes]] = []
-    places: list[int] = []
-    for place, entry in enumerate(entries):
-        if entry.kind is not Kind.FILE or entry.digest:
-            continue
-        copy = workshop.copies.get(entry.source)
-        if copy is not None:
-            out[place] = _settled(entry, copy)
-            continue
-        asked.append(stat_cache.cache_key(entry.stamp or stat_cache.stat_signature(os.lstat(entry.source))))
-        places.append(place)
-    if not asked:
+        Files of people's that were changed in the last two seconds, a log of this build for one, are copies of ours:
+        such a file is for all of the job what it was when it was first read. Raises ``ContextError`` for a file whose
+        content is another than earlier in this job.
+        """
+        out = list(entries)
+        asked: list[tuple[bytes, bytes]] = []
+        places: list[int] = []
+        for place, entry in enumerate(entries):
+            if entry.kind is not Kind.FILE or entry.digest:
+                continue
+            copy = self.copies.get(entry.source)
+            if copy is not None:
+                out[place] = _settled(entry, copy)
+                continue
+            asked.append(stat_cache.cache_key(entry.stamp or stat_cache.stat_signature(os.lstat(entry.source))))
+            places.append(place)
+        if not asked:
+            return out
+        digests = self._known([entries[place] for place in places], asked)
+        theirs: list[tuple[bytes, str]] = []
+        ours = self._ours()
+        for place, (_, stamp), digest in zip(places, asked, digests, strict=True):
+            entry = entries[place]
+            copy = self.copies.get(entry.source)
+            if copy is not None:
+                out[place] = _settled(entry, copy)
+            elif entry.source.startswith(ours):
+                out[place] = replace(entry, digest=digest, stamp=b"")
+            else:
+                out[place] = replace(entry, digest=digest, stamp=stamp)
+                theirs.append((entry.source, digest))
+        edited = self.seen.first_different(theirs)
+        if edited is not None:
+            raise _edited(edited)
         return out
-    digests = _known(workshop, [entries[place] for place in places], asked)
-    theirs: list[tuple[bytes, str]] = []
-    ours = _ours(workshop)
-    for place, (_, stamp), digest in zip(places, asked, digests, strict=True):
-        entry = entries[place]
-        copy = workshop.copies.get(entry.source)
-        if copy is not None:
-            out[place] = _settled(entry, copy)
-        elif entry.source.startswith(ours):
-            out[place] = replace(entry, digest=digest, stamp=b"")
-        else:
-            out[place] = replace(entry, digest=digest, stamp=stamp)
-            theirs.append((entry.source, digest))
-    edited = workshop.contents.first_different(theirs)
-    if edited is not None:
-        raise _edited(edited)
-    return out
+
+    def _known(self, entries: list[Entry], asked: list[tuple[bytes, bytes]]) -> list[str]:
+        """The digests of the files ``entries``. Jobs that ask for the same at the same moment read it once."""
+        known = stat_cache.get(self.store, asked)
+        missing = [number for number, digest in enumerate(known) if digest is None]
+        if missing:
+            lock = keys.key("files", tuple(asked[number] for number in missing))
+            with locks.lock(self.store, f"digests {lock}", cancel=self.cancellation.future):
+                again = stat_cache.get(self.store, [asked[number] for number in missing])
+                for number, digest in zip(missing, again, strict=True):
+                    known[number] = digest
+                self._read(entries, asked, known)
+        return cast("list[str]", known)
+
+    def _read(self, entries: list[Entry], asked: list[tuple[bytes, bytes]], known: list[str | None]) -> None:
+        """Fill the gaps in ``known``, and remember them."""
+        read_at = stat_cache.now()
+        settled: list[int] = []
+        for number, (_, stamp) in enumerate(asked):
+            if known[number] is None:
+                source = entries[number].source
+                if stat_cache.is_racy(stamp, read_at) and self._is_live(entries[number]):
+                    self.cancellation.check()
+                    copy = self.copies[source] = self._copy(source)
+                    known[number] = copy.digest
+                else:
+                    settled.append(number)
+        if settled:
+            shares = min(len(settled), _READERS)
+            parts = [settled[share::shares] for share in range(shares)]
+            together(self.background, [partial(self._read_some, entries, part, known) for part in parts])
+            rows = [(*asked[number], cast("str", known[number])) for number in settled]
+            stat_cache.put(self.store, rows, read_at=read_at)
+
+    def _read_some(self, entries: list[Entry], numbers: list[int], known: list[str | None]) -> None:
+        for number in numbers:
+            self.cancellation.check()
+            known[number] = _digest_of(entries[number].source)
+
+    def _ours(self) -> tuple[bytes, ...]:
+        """What the paths of files begin with that nobody changes: they are in a layer, or in the store."""
+        return b"/proc/self/fd/", os.fsencode(self.store.root) + b"/"
+
+    def _is_live(self, entry: Entry) -> bool:
+        """Whether people and their programs may be at work on the file ``entry``: it is in a directory of theirs.
+
+        Not of hard links, which would not be recognised in copies.
+        """
+        return not entry.source.startswith(self._ours()) and os.lstat(entry.source).st_nlink == 1
+
+    def _copy(self, source: bytes) -> FileCopy:
+        import tempfile
+
+        digest = hashlib.sha256()
+        size = 0
+        content = _open(source)
+        try:
+            with faults.translated(self.store.root, "cannot copy a file that is being written"):
+                fd, path = tempfile.mkstemp(dir=os.fsencode(self.directory))
+                with open(fd, "wb") as file:
+                    while block := _block(content, source, _LARGE):
+                        digest.update(block)
+                        size += file.write(block)
+        finally:
+            os.close(content)
+        return FileCopy(path, size, digest.hexdigest())
+
+
+def _row(entry: Entry) -> keys.Part:
+    return (
+        entry.path,
+        entry.kind.value,
+        entry.mode,
+        entry.uid,
+        entry.gid,
+        entry.mtime_ns // 1_000_000_000,
+        entry.size,
+        entry.link,
+        entry.device,
+        entry.xattrs,
+        entry.digest,
+    )
+
+
+def _is_racy(walked: StatWalk) -> bool:
+    """Whether something was changed so shortly before that it may be changed again and look the same."""
+    stamps = (each.entry.stamp for each in walked.reached if each.entry.stamp)
+    return any(stat_cache.is_racy(stamp, walked.at) for stamp in stamps)
+
+
+def _name(chosen: SpooledList[Chosen], reached: SpooledList[WalkEntry]) -> str:
+    return keys.key("selection", keys.Rows(len(chosen), partial(_encoded, chosen, reached)))
+
+
+def _encoded(chosen: Iterable[Chosen], reached: Iterable[WalkEntry]) -> Iterator[bytes]:
+    entries = iter(reached)
+    for each in chosen:
+        yield keys.tuple_of(2) + keys.encoded(each.match.name) + keys.tuple_of(each.count)
+        yield from keys.encodings(_content(islice(entries, each.count)))
 
 
 def _settled(entry: Entry, copy: FileCopy) -> Entry:
@@ -224,77 +321,6 @@ def _settled(entry: Entry, copy: FileCopy) -> Entry:
 
 def _edited(source: bytes) -> ContextError:
     return ContextError(f"{os.fsdecode(source)} changed during the build", remedy="build again")
-
-
-def _known(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, bytes]]) -> list[str]:
-    """The digests of the files ``entries``. Jobs that ask for the same at the same moment read it once."""
-    known = stat_cache.get(workshop.store, asked)
-    missing = [number for number, digest in enumerate(known) if digest is None]
-    if missing:
-        lock = keys.key("files", tuple(asked[number] for number in missing))
-        with locks.lock(workshop.store, f"digests {lock}", cancel=workshop.cancelled):
-            again = stat_cache.get(workshop.store, [asked[number] for number in missing])
-            for number, digest in zip(missing, again, strict=True):
-                known[number] = digest
-            _read(workshop, entries, asked, known)
-    return cast("list[str]", known)
-
-
-def _read(workshop: Workshop, entries: list[Entry], asked: list[tuple[bytes, bytes]], known: list[str | None]) -> None:
-    """Fill the gaps in ``known``, and remember them."""
-    read_at = stat_cache.now()
-    settled: list[int] = []
-    for number, (_, stamp) in enumerate(asked):
-        if known[number] is None:
-            source = entries[number].source
-            if stat_cache.is_racy(stamp, read_at) and _is_live(workshop, entries[number]):
-                workshop.check()
-                copy = workshop.copies[source] = _copy(workshop, source)
-                known[number] = copy.digest
-            else:
-                settled.append(number)
-
-    def some(numbers: list[int]) -> None:
-        for number in numbers:
-            workshop.check()
-            known[number] = _digest_of(entries[number].source)
-
-    if settled:
-        shares = min(len(settled), _READERS)
-        together(workshop, [partial(some, settled[share::shares]) for share in range(shares)])
-        rows = [(*asked[number], cast("str", known[number])) for number in settled]
-        stat_cache.put(workshop.store, rows, read_at=read_at)
-
-
-def _ours(workshop: Workshop) -> tuple[bytes, ...]:
-    """What the paths of files begin with that nobody changes: they are in a layer, or in the store."""
-    return b"/proc/self/fd/", os.fsencode(workshop.store.root) + b"/"
-
-
-def _is_live(workshop: Workshop, entry: Entry) -> bool:
-    """Whether people and their programs may be at work on the file ``entry``: it is in a directory of theirs.
-
-    Not of hard links, which would not be recognised in copies.
-    """
-    return not entry.source.startswith(_ours(workshop)) and os.lstat(entry.source).st_nlink == 1
-
-
-def _copy(workshop: Workshop, source: bytes) -> FileCopy:
-    import tempfile
-
-    digest = hashlib.sha256()
-    size = 0
-    content = _open(source)
-    try:
-        with faults.translated(workshop.store.root, "cannot copy a file that is being written"):
-            fd, path = tempfile.mkstemp(dir=os.fsencode(workshop.directory))
-            with open(fd, "wb") as file:
-                while block := _block(content, source, _LARGE):
-                    digest.update(block)
-                    size += file.write(block)
-    finally:
-        os.close(content)
-    return FileCopy(path, size, digest.hexdigest())
 
 
 def unchanged(entries: Iterable[Entry]) -> Iterator[Entry]:

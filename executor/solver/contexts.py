@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar, assert_never
 
@@ -10,22 +11,23 @@ import msgspec
 
 from executor import protocol
 from executor.context.directory import open_context
+from executor.conversation import Conversation
 from executor.rootfs.tree import Tree
 from executor.snapshotter import unpack
 from executor.solver import keys
 from executor.solver.inputs import Input
+from executor.solver.lifetime import Scratch
 from executor.solver.once import Once
-from executor.solver.workshop import Workshop
 from platforms.errors import ContextError, StoreError
 
 
 class Contexts:
     """Each context by its name, opened when first read. Safe for threads."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self._contexts = {context.name: context for context in workshop.job.contexts}
+    def __init__(self, contexts: Iterable[protocol.Context], conversation: Conversation, scratch: Scratch) -> None:
+        self._contexts = {context.name: context for context in contexts}
         self._trees = {
-            name: Once(partial(_open, workshop, each))
+            name: Once(partial(_open, each, conversation, scratch))
             for name, each in self._contexts.items()
             if isinstance(each, protocol.FilesContext)
         }
@@ -71,24 +73,24 @@ class JobContextFiles(msgspec.Struct, frozen=True):
         return None
 
 
-def _open(workshop: Workshop, context: protocol.FilesContext) -> Tree:
+def _open(context: protocol.FilesContext, conversation: Conversation, scratch: Scratch) -> Tree:
     match context:
         case protocol.DirectoryContext():
             directory = context.path
         case protocol.SentContext():
-            directory = _received(workshop, context.name)
+            directory = _received(context.name, conversation, scratch)
         case _:
             assert_never(context)
-    return workshop.trees.keep(open_context(directory, context.ignore, owners=context.owners))
+    return scratch.keep(open_context(directory, context.ignore, owners=context.owners))
 
 
-def _received(workshop: Workshop, name: str) -> str:
+def _received(name: str, conversation: Conversation, scratch: Scratch) -> str:
     """The directory that the orchestrator sends as the context ``name``."""
-    directory = workshop.scratch()
-    path = os.path.join(workshop.scratch(), "context.tar")
+    directory = scratch.new()
+    path = os.path.join(scratch.new(), "context.tar")
     try:
         with open(path, "wb") as file:
-            if not workshop.conversation.ask_into(file.write, protocol.AskContext(name)):
+            if not conversation.ask_into(file.write, protocol.AskContext(name)):
                 raise ContextError(f"the orchestrator does not know the context {name!r}")
     except OSError as error:
         raise StoreError("cannot keep the build context", why=error.strerror or str(error)) from error

@@ -8,17 +8,17 @@ import msgspec
 
 from executor.dockerfile import Stage, copy_checks, modes
 from executor.dockerfile.instructions import Add, Copy
-from executor.rootfs import moment
-from executor.solver import content, copying, users
+from executor.solver import copying, users
+from executor.solver.content import Contents
 from executor.solver.copying import CopyOptions, normal_path
 from executor.solver.graph import MAIN_CONTEXT, Origin
 from executor.solver.inputs import Input
-from executor.solver.origins import FileSystems, Origins
+from executor.solver.origins import Origins
+from executor.solver.services import FileSystems
 from executor.solver.sources import FileSource, Sources
 from executor.solver.state import State
 from executor.solver.step import Made
 from executor.solver.treename import Observed
-from executor.solver.workshop import Workshop
 
 
 def copied_from(origins: Origins, stage: Stage, instruction: Copy | Add) -> FileSource:
@@ -32,8 +32,10 @@ def copied_from(origins: Origins, stage: Stage, instruction: Copy | Add) -> File
 class CopyStep(msgspec.Struct, frozen=True):
     """A COPY or an ADD, its variables expanded."""
 
-    workshop: Workshop
+    contents: Contents
     filesystems: FileSystems
+    made_ns: int
+    """The time of directories that are made, nanoseconds."""
     number: int
     state: State
     instruction: Copy | Add
@@ -74,11 +76,11 @@ class CopyStep(msgspec.Struct, frozen=True):
         return None
 
     def make(self) -> Made:
-        tree = None if self._alone else self.filesystems.tree(self.state)
-        plan = copying.CopyPlan(tree, self.workshop.directory, moment.nanoseconds(self.workshop.job.epoch))
+        tree = None if self._alone else self.filesystems.tree(self.state.layers)
+        plan = copying.CopyPlan(tree, self.contents.directory, self.made_ns)
         self.sources.copy_to(plan, self._destination, self._options())
         entries = plan.finish()
-        return Made(content.name(self.workshop, entries), entries)
+        return Made(self.contents.name(entries), entries)
 
     @property
     def _alone(self) -> bool:
@@ -106,7 +108,7 @@ class CopyStep(msgspec.Struct, frozen=True):
         chown, chmod = self.instruction.chown, self.instruction.chmod
         owner = None
         if chown:
-            owner = users.owner(None if copy_checks.numeric(chown) else self.filesystems.tree(self.state), chown)
+            owner = users.owner(None if copy_checks.numeric(chown) else self.filesystems.tree(self.state.layers), chown)
         number = modes.octal(chmod) if chmod else None
         return CopyOptions(
             owner=owner,

@@ -304,7 +304,8 @@ def copy(plan: CopyPlan, source: CopySource, destination: str, treatment: CopyOp
     require(source, treatment.exclude)
     for match in found:
         top = top_of(source, match)
-        copy_match(plan, source, match, top, walk_entries(source, top, treatment.exclude), destination, treatment)
+        matched = Matched(match, top, walk_entries(source, top, treatment.exclude))
+        copy_match(plan, source, matched, destination, treatment)
     return len(found)
 
 
@@ -313,7 +314,7 @@ def copy_file(plan: CopyPlan, tree: Tree, own: str, name: str, destination: str,
     source = CopySource(tree, f"/{own}", wildcards=False, contents=False)
     match = Match(own.encode(), name.encode("utf-8", "surrogateescape"))
     top = top_of(source, match)
-    copy_match(plan, source, match, top, walk_entries(source, top, ()), destination, treatment)
+    copy_match(plan, source, Matched(match, top, walk_entries(source, top, ())), destination, treatment)
 
 
 def top_of(source: CopySource, match: Match) -> Entry:
@@ -382,16 +383,19 @@ def unpack_into(
             open_directories.append((tree.entries(below), place))
 
 
-def copy_match(
-    plan: CopyPlan,
-    source: CopySource,
-    match: Match,
-    top: Entry,
-    found: Iterable[WalkEntry],
-    destination: str,
-    treatment: CopyOptions,
-) -> None:
-    """Add a path that ``source`` named: ``top`` is what is there, ``found`` what is copied (see ``walk_entries``)."""
+class Matched(msgspec.Struct, frozen=True):
+    """A path that a source named, with what is copied of it."""
+
+    match: Match
+    top: Entry
+    """What is at the path."""
+    entries: Iterable[WalkEntry]
+    """See ``walk_entries``."""
+
+
+def copy_match(plan: CopyPlan, source: CopySource, matched: Matched, destination: str, treatment: CopyOptions) -> None:
+    """Add what is copied of a path that ``source`` named."""
+    match, top = matched.match, matched.top
     where = destination.encode("utf-8", "surrogateescape")
     head, _, tail = where.rpartition(b"/")
     ensure = where if tail in (b"", b".") else head
@@ -408,7 +412,7 @@ def copy_match(
     else:
         plan.make_directories(target.rpartition(b"/")[0], treatment.parents_mode, treatment.owner)
     times = not source.context or match.path != b""
-    _Copier(plan, source, treatment, times).copy(found, target)
+    _Copier(plan, source, treatment, times).copy(matched.entries, target)
 
 
 def _linked(entry: Entry, links: dict[tuple[int, int], bytes]) -> Entry:

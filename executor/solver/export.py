@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -22,11 +22,18 @@ from executor.registry import reference
 from executor.registry.reference import Reference
 from executor.solver.caching import CachedStep
 from executor.solver.layer import Layer
+from executor.solver.lifetime import Cancellation, together
+from executor.solver.once import Once
+from executor.solver.services import Services
 from executor.solver.state import State
-from executor.solver.workshop import Workshop, together
 from executor.store import blobs, locks, metadata_cache
+from executor.store.store import Store
 from platforms.decoding import decode
 from platforms.errors import RegistryError
+from platforms.platform import Platform
+
+if TYPE_CHECKING:
+    from executor.registry.client import Client
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 _SENT: Final[msgspec.json.Decoder[tuple[str, tuple[str, ...]]]] = msgspec.json.Decoder(tuple[str, tuple[str, ...]])
@@ -38,42 +45,47 @@ _SMALL: Final = 16 << 10
 class Pushes(msgspec.Struct, frozen=True):
     """What is on its way to the job's repositories."""
 
-    workshop: Workshop
+    store: Store
+    registry: Once[Client]
+    background: ThreadPoolExecutor
+    cancellation: Cancellation
+    build: str
+    """``protocol.Job.build``."""
     targets: tuple[Reference, ...]
-    waiting: dict[tuple[str, int], Future[None]]
+    waiting: dict[tuple[Reference, Layer], Future[None]] = msgspec.field(default_factory=dict)
 
     def layer(self, layer: Layer) -> None:
         """Pack ``layer``, and send it, in the background."""
-        self.workshop.later(layer.blob)
+        self.background.submit(layer.blob)
         for target in self.targets:
-            self.waiting[str(target), id(layer)] = self.workshop.later(partial(self._send_new, target, layer))
+            self.waiting[target, layer] = self.background.submit(self._send_new, target, layer)
 
     def finish(self, target: Reference, layers: Sequence[Layer], there: Collection[str]) -> None:
         """Return when all ``layers`` are in the repository ``target``, where those with digests ``there`` are."""
         for layer in layers:
-            if (str(target), id(layer)) not in self.waiting and layer.blob().descriptor.digest not in there:
-                self.waiting[str(target), id(layer)] = self.workshop.later(partial(self._send, target, layer))
+            if (target, layer) not in self.waiting and layer.blob().descriptor.digest not in there:
+                self.waiting[target, layer] = self.background.submit(self._send, target, layer)
         for each in list(self.waiting.values()):
             each.result()
 
     def _send_new(self, target: Reference, layer: Layer) -> None:
-        self.workshop.check()
+        self.cancellation.check()
         descriptor = layer.blob().descriptor
         if descriptor.size > _SMALL:
             self._send(target, layer)
             return
         with self._once(target, descriptor.digest) as needed:
             if needed:
-                self.workshop.registry().send(target, descriptor, partial(self._content, layer))
+                self.registry().send(target, descriptor, partial(self._content, layer))
 
     def _send(self, target: Reference, layer: Layer) -> None:
-        self.workshop.check()
+        self.cancellation.check()
         origin = layer.origin
         sources = (origin.repository,) if origin is not None and origin.registry == target.registry else ()
         descriptor = layer.blob().descriptor
         with self._once(target, descriptor.digest) as needed:
             if needed:
-                self.workshop.registry().push(target, descriptor, partial(self._content, layer), mount_from=sources)
+                self.registry().push(target, descriptor, partial(self._content, layer), mount_from=sources)
 
     @contextmanager
     def _once(self, target: Reference, digest: str) -> Iterator[bool]:
@@ -82,9 +94,9 @@ class Pushes(msgspec.Struct, frozen=True):
         To send it again would not only be in vain: Docker's registry writes the file by which a repository knows a blob
         anew, in place, and may be reading it at that moment for the manifest of the first.
         """
-        store, build = self.workshop.store, self.workshop.job.build
+        store, build = self.store, self.build
         name = f"{target.registry}/{target.repository} {digest}"
-        with locks.lock(store, f"push {name}", cancel=self.workshop.cancelled):
+        with locks.lock(store, f"push {name}", cancel=self.cancellation.future):
             needed = not build or metadata_cache.get(store, "pushed", f"{name} {build}") is None
             yield needed
             if needed and build:
@@ -92,106 +104,117 @@ class Pushes(msgspec.Struct, frozen=True):
 
     def _content(self, layer: Layer) -> BinaryIO:
         layer.content()
-        return blobs.open(self.workshop.store, layer.blob().descriptor.digest)
+        return blobs.open(self.store, layer.blob().descriptor.digest)
 
 
-def pushes(workshop: Workshop) -> Pushes:
-    """The pushes of a job, none of them begun."""
-    return Pushes(workshop, tuple(reference.parse(each) for each in workshop.job.push), {})
+def pushes(job: protocol.Job, services: Services) -> Pushes:
+    """The pushes of ``job``, none of them begun."""
+    targets = tuple(reference.parse(each) for each in job.push)
+    return Pushes(services.store, services.registry, services.background, services.cancellation, job.build, targets)
 
 
-def export(
-    workshop: Workshop, state: State, sending: Pushes, made: Sequence[CachedStep]
-) -> tuple[Manifest, Descriptor]:
-    """Write ``state`` as an image to where the job wants it; its manifest, and the descriptor of that."""
-    job, store = workshop.job, workshop.store
-    layers = state.layers
-    if job.options.compression.force:
-        together(workshop, [layer.blob for layer in layers])
-    found = [layer.blob() for layer in layers]
-    config = finished_config(job, workshop, state, tuple(each.diff_id for each in found))
-    config_data = image.encode(config)
-    if any(isinstance(each.to, protocol.CacheInImage) for each in job.options.cache_to):
-        from executor.solver import sharing
+class Exporter(msgspec.Struct, frozen=True):
+    """Writes the image of one job to where that wants it."""
 
-        config_data = sharing.inline(config_data, workshop, made)
-    config_type = mediatypes.OCI_CONFIG if job.oci else mediatypes.DOCKER_CONFIG
-    config_descriptor = Descriptor(config_type, sha256(config_data), len(config_data))
-    translate = mediatypes.to_oci if job.oci else mediatypes.to_docker
-    manifest = Manifest(
-        mediatypes.OCI_MANIFEST if job.oci else mediatypes.DOCKER_MANIFEST,
-        config_descriptor,
-        tuple(replace(each.descriptor, media_type=translate(each.descriptor.media_type)) for each in found),
-        job.annotations,
-    )
-    descriptor, manifest_data = describe(manifest)
-    for data, digest in ((config_data, config_descriptor.digest), (manifest_data, descriptor.digest)):
-        if not blobs.has(store, digest):
-            with blobs.ingest(store, digest) as ingest:
-                ingest.write(data)
-                ingest.commit()
-    if job.local:
-        for layer in layers:
-            layer.content()
-    unheard_of = bool(sending.waiting)  # with a new layer
-    for target in sending.targets:
-        name = target.repository_only().with_digest(descriptor.digest)
-        # The orchestrator has a connection: one of our own takes longer than this question.
-        if not unheard_of and workshop.conversation.ask(protocol.AskManifest(str(name))) is not None:
-            continue  # a registry has no manifest without what it names
-        client = workshop.registry()
-        send = client.send if config_descriptor.size <= _SMALL else client.push
-        sent = workshop.later(
-            partial(send, target, config_descriptor, partial(blobs.open, store, config_descriptor.digest))
+    job: protocol.Job
+    platform: Platform
+    """The target."""
+    services: Services
+    pushes: Pushes
+
+    def export(self, state: State, made: Sequence[CachedStep]) -> tuple[Manifest, Descriptor]:
+        """Write ``state`` as an image; its manifest, and the descriptor of that."""
+        job, store = self.job, self.services.store
+        layers = state.layers
+        if job.options.compression.force:
+            together(self.services.background, [layer.blob for layer in layers])
+        found = [layer.blob() for layer in layers]
+        config = image.encode(finished_config(job, self.platform, state, tuple(each.diff_id for each in found)))
+        if any(isinstance(each.to, protocol.CacheInImage) for each in job.options.cache_to):
+            from executor.solver import sharing
+
+            config = sharing.inline(config, job, made)
+        config_type = mediatypes.OCI_CONFIG if job.oci else mediatypes.DOCKER_CONFIG
+        translate = mediatypes.to_oci if job.oci else mediatypes.to_docker
+        manifest = Manifest(
+            mediatypes.OCI_MANIFEST if job.oci else mediatypes.DOCKER_MANIFEST,
+            Descriptor(config_type, sha256(config), len(config)),
+            tuple(replace(each.descriptor, media_type=translate(each.descriptor.media_type)) for each in found),
+            job.annotations,
         )
-        there = _vouched_for(workshop, target, [each.descriptor.digest for each in found])
-        sending.finish(target, layers, there)
+        descriptor, data = describe(manifest)
+        _keep(store, config, manifest.config.digest)
+        _keep(store, data, descriptor.digest)
+        if job.local:
+            for layer in layers:
+                layer.content()
+        new = bool(self.pushes.waiting)  # a layer that no repository can have
+        for target in self.pushes.targets:
+            name = target.repository_only().with_digest(descriptor.digest)
+            # The orchestrator has a connection: one of our own takes longer than this question.
+            if not new and self.services.conversation.ask(protocol.AskManifest(str(name))) is not None:
+                continue  # a registry has no manifest without what it names
+            self._push(target, layers, manifest, data)
+            self._note_sent(target, descriptor.digest, manifest)
+        return manifest, descriptor
+
+    def _push(self, target: Reference, layers: Sequence[Layer], manifest: Manifest, data: bytes) -> None:
+        """Send ``manifest``, encoded as ``data``, and what it names to ``target``."""
+        client, config = self.services.registry(), manifest.config
+        send = client.send if config.size <= _SMALL else client.push
+        content = partial(blobs.open, self.services.store, config.digest)
+        sent = self.services.background.submit(send, target, config, content)
+        there = self._there(target, [each.blob().descriptor.digest for each in layers])
+        self.pushes.finish(target, layers, there)
         sent.result()
+        name = target.repository_only().with_digest(sha256(data))
         try:
-            client.put_manifest(name, manifest_data, manifest.media_type)
+            client.put_manifest(name, data, manifest.media_type)
         except RegistryError:
             if not there:
                 raise
-            sending.finish(target, layers, ())
-            client.put_manifest(name, manifest_data, manifest.media_type)
-        _note_sent(workshop, target, descriptor.digest, manifest)
-    return manifest, descriptor
+            self.pushes.finish(target, layers, ())
+            client.put_manifest(name, data, manifest.media_type)
+
+    def _there(self, target: Reference, wanted: Sequence[str]) -> Collection[str]:
+        """Which of the blobs ``wanted`` are in ``target`` because the manifest is that we sent there the last time.
+
+        A registry has no manifest without what it names. So one question, which the orchestrator has a connection for,
+        stands for one a layer.
+        """
+        data = metadata_cache.get(self.services.store, "sent", self._fact(target))
+        if data is None:
+            return ()
+        before, digests = decode(_SENT, data)
+        known = set(digests).intersection(wanted)
+        question = protocol.AskManifest(str(target.repository_only().with_digest(before)))
+        return known if len(known) > 1 and self.services.conversation.ask(question) is not None else ()
+
+    def _note_sent(self, target: Reference, digest: str, manifest: Manifest) -> None:
+        sent = (digest, tuple(each.digest for each in manifest.layers))
+        metadata_cache.put(self.services.store, "sent", self._fact(target), msgspec.json.encode(sent))
+
+    def _fact(self, target: Reference) -> str:
+        return f"{self.platform} {target.registry}/{target.repository}"
 
 
-def _vouched_for(workshop: Workshop, target: Reference, wanted: Sequence[str]) -> Collection[str]:
-    """Which of the blobs ``wanted`` are in the repository because the manifest is that we sent there the last time.
-
-    A registry has no manifest without what it names. So one question, which the orchestrator has a connection for,
-    stands for one a layer.
-    """
-    data = metadata_cache.get(workshop.store, "sent", _place(workshop, target))
-    if data is None:
-        return ()
-    before, digests = decode(_SENT, data)
-    known = set(digests).intersection(wanted)
-    name = str(target.repository_only().with_digest(before))
-    return known if len(known) > 1 and workshop.conversation.ask(protocol.AskManifest(name)) is not None else ()
+def _keep(store: Store, data: bytes, digest: str) -> None:
+    """See that ``data`` is in the store."""
+    if not blobs.has(store, digest):
+        with blobs.ingest(store, digest) as ingest:
+            ingest.write(data)
+            ingest.commit()
 
 
-def _note_sent(workshop: Workshop, target: Reference, digest: str, manifest: Manifest) -> None:
-    sent = (digest, tuple(each.digest for each in manifest.layers))
-    metadata_cache.put(workshop.store, "sent", _place(workshop, target), msgspec.json.encode(sent))
-
-
-def _place(workshop: Workshop, target: Reference) -> str:
-    return f"{workshop.platform} {target.registry}/{target.repository}"
-
-
-def finished_config(job: protocol.Job, workshop: Workshop, state: State, diff_ids: tuple[str, ...]) -> ImageConfig:
+def finished_config(job: protocol.Job, target: Platform, state: State, diff_ids: tuple[str, ...]) -> ImageConfig:
     """The image's config: the platform that was asked for, labels of the command line, and times for all history."""
     config = state.config
     labels = dict(config.labels) | dict(job.options.labels)
     history = dated(config.history, state.base_history, job.epoch)
     created = next((each.created for each in reversed(history) if each.created), "")
-    platform = workshop.platform if not job.options.implicit_platform else state.platform
     return replace(
         config,
-        platform=platform,
+        platform=target if not job.options.implicit_platform else state.platform,
         labels=tuple(sorted(labels.items())),
         history=history,
         created=created or _stamp(job.epoch) or _stamp(0),

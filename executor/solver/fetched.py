@@ -13,6 +13,7 @@ import msgspec
 from executor import protocol
 from executor.context import gitreference, http
 from executor.context.gitreference import GitReference
+from executor.conversation import Conversation
 from executor.dockerfile.instructions import Add
 from executor.rootfs.tree import open_directory
 from executor.solver import copying, keys
@@ -20,8 +21,10 @@ from executor.solver.agent import forwarded
 from executor.solver.archives import copy_archive
 from executor.solver.copying import CopyOptions, CopyPlan, CopySource
 from executor.solver.inputs import Input
-from executor.solver.workshop import Workshop
+from executor.solver.lifetime import Cancellation, Scratch
+from executor.solver.services import Downloads
 from executor.store import metadata_cache
+from executor.store.store import Store
 from platforms import decoding
 
 if TYPE_CHECKING:
@@ -39,111 +42,125 @@ _REMEMBERED: Final[msgspec.json.Decoder[tuple[str, http.Validators]]] = msgspec.
 )
 
 
-def part(instruction: Add, text: str) -> FromUrl | FromGit | None:
+class Fetcher(msgspec.Struct, frozen=True):
+    """Fetches what ADD names for one job, each thing once."""
+
+    store: Store
+    conversation: Conversation
+    cancellation: Cancellation
+    scratch: Scratch
+    downloads: Downloads
+
+    def secret(self, name: str) -> bytes | None:
+        """The secret ``name`` of the user's, by which a server is shown who asks."""
+        return self.conversation.ask(protocol.AskSecret(name))
+
+    def request_options(self, url: str) -> http.RequestOptions:
+        """How a server is asked for ``url``."""
+        return http.RequestOptions(http.authorization(url, self.secret), self.cancellation.future)
+
+    def download(self, url: str, checksum: str) -> http.Downloaded:
+        """The file at ``url``, held against ``checksum``."""
+        with self.downloads.lock:
+            found = self.downloads.files.get((url, checksum))
+            if found is None:
+                found = http.download(url, self.scratch.new(), self.request_options(url), checksum=checksum)
+                self.downloads.files[url, checksum] = found
+                known = (found.digest, found.validators)
+                metadata_cache.put(self.store, "url", url, msgspec.json.encode(known))
+            return found
+
+    def resolve(self, repository: GitReference) -> ResolvedRef:
+        """What ``repository`` points to."""
+        from executor.context import git
+
+        with self.downloads.lock:
+            found = self.downloads.commits.get(repository)
+            if found is None:
+                with self._access(repository) as access:
+                    found = self.downloads.commits[repository] = git.resolve(
+                        repository, self.scratch.new(), access=access, cancel=self.cancellation.future
+                    )
+            return found
+
+    def check_out(self, repository: GitReference) -> str:
+        """A directory with the files of ``repository``."""
+        from executor.context import git
+
+        resolved, cancel = self.resolve(repository), self.cancellation.future
+        with self._access(repository) as access:
+            return git.checkout(repository, resolved, self.scratch.new(), access=access, cancel=cancel).path
+
+    @contextmanager
+    def _access(self, repository: GitReference) -> Iterator[Access]:
+        """What git may use to reach ``repository``: secrets, and the agent that ``--ssh default`` names."""
+        from executor.context import git, gitprogram
+
+        authorization = git.authorization(repository, self.secret)
+        if self.conversation.ask(protocol.AskAgent(_AGENT)) is None:
+            yield gitprogram.Access(authorization)
+            return
+        with ExitStack() as stack:
+            directory = self.scratch.new()
+            if len(os.fsencode(directory)) > _SOCKET_DIRECTORY:
+                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="kanifold-ssh-"))
+            socket = forwarded(self.conversation, _AGENT, directory, uid=os.geteuid(), gid=os.getegid(), mode=0o600)
+            yield gitprogram.Access(authorization, stack.enter_context(socket))
+
+
+def part(fetcher: Fetcher, instruction: Add, text: str) -> FromUrl | FromGit | None:
     """The source argument ``text`` if it is one of ours. Raises ``ContextError`` for no repository."""
     repository = gitreference.parse(text)
     if repository is not None and not repository.indistinguishable_from_local:
         checksum, keep = instruction.checksum, instruction.keep_git_dir
-        return FromGit(gitreference.with_flags(repository, keep_git_dir=keep, checksum=checksum))
+        return FromGit(fetcher, gitreference.with_flags(repository, keep_git_dir=keep, checksum=checksum))
     if text.startswith(("http://", "https://")):
-        return FromUrl(text, instruction.checksum, bool(instruction.unpack))
+        return FromUrl(fetcher, text, instruction.checksum, bool(instruction.unpack))
     return None
 
 
 class FromUrl(msgspec.Struct, frozen=True):
     """A file behind a URL."""
 
+    fetcher: Fetcher
     url: str
     checksum: str
     unpack: bool
 
-    def key(self, workshop: Workshop, taken: Input) -> keys.Part:
+    def key(self, taken: Input) -> keys.Part:
         taken.pinned(self.checksum)
-        return ("url", http.file_name(self.url), self.checksum or self._digest(workshop), self.unpack)
+        return ("url", http.file_name(self.url), self.checksum or self._digest(), self.unpack)
 
-    def copy_to(self, workshop: Workshop, plan: CopyPlan, destination: str, treatment: CopyOptions) -> None:
-        found = self._download(workshop)
-        if self.unpack and copy_archive(workshop, plan, os.fsencode(found.path), destination, treatment):
+    def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
+        scratch = self.fetcher.scratch
+        found = self.fetcher.download(self.url, self.checksum)
+        if self.unpack and copy_archive(scratch, plan, os.fsencode(found.path), destination, copy_options):
             return
-        tree = workshop.trees.keep(open_directory(os.path.dirname(found.path), owner=(0, 0)))
-        copying.copy_file(plan, tree, os.path.basename(found.path), found.name, destination, treatment)
+        tree = scratch.keep(open_directory(os.path.dirname(found.path), owner=(0, 0)))
+        copying.copy_file(plan, tree, os.path.basename(found.path), found.name, destination, copy_options)
 
-    def _digest(self, workshop: Workshop) -> str:
+    def _digest(self) -> str:
         """The content's digest: remembered, as long as the server says that the file is the same."""
-        data = metadata_cache.get(workshop.store, "url", self.url)
+        data = metadata_cache.get(self.fetcher.store, "url", self.url)
         if data is not None:
             digest, validators = decoding.decode(_REMEMBERED, data)
-            if http.unchanged(self.url, validators, self._options(workshop)):
+            if http.unchanged(self.url, validators, self.fetcher.request_options(self.url)):
                 return digest
-        return self._download(workshop).digest
-
-    def _download(self, workshop: Workshop) -> http.Downloaded:
-        with workshop.downloading:
-            found = workshop.downloads.get((self.url, self.checksum))
-            if found is None:
-                found = http.download(self.url, workshop.scratch(), self._options(workshop), checksum=self.checksum)
-                workshop.downloads[self.url, self.checksum] = found
-                known = (found.digest, found.validators)
-                metadata_cache.put(workshop.store, "url", self.url, msgspec.json.encode(known))
-            return found
-
-    def _options(self, workshop: Workshop) -> http.RequestOptions:
-        authorization = http.authorization(self.url, lambda name: workshop.conversation.ask(protocol.AskSecret(name)))
-        return http.RequestOptions(authorization, workshop.cancelled)
+        return self.fetcher.download(self.url, self.checksum).digest
 
 
 class FromGit(msgspec.Struct, frozen=True):
     """A git repository, or a directory of it."""
 
+    fetcher: Fetcher
     repository: GitReference
 
-    def key(self, workshop: Workshop, taken: Input) -> keys.Part:
+    def key(self, taken: Input) -> keys.Part:
         from executor.context import git  # the repository is asked what it points to: ``taken`` is not accounted for
 
-        return git.identity(self.repository, _resolved(workshop, self.repository))
+        return git.identity(self.repository, self.fetcher.resolve(self.repository))
 
-    def copy_to(self, workshop: Workshop, plan: CopyPlan, destination: str, treatment: CopyOptions) -> None:
-        tree = workshop.trees.keep(open_directory(_git_files(workshop, self.repository), owner=(0, 0)))
+    def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
+        tree = self.fetcher.scratch.keep(open_directory(self.fetcher.check_out(self.repository), owner=(0, 0)))
         source = CopySource(tree, "/", wildcards=False, contents=True, context=True)
-        copying.copy(plan, source, destination, treatment)
-
-
-def _resolved(workshop: Workshop, repository: GitReference) -> ResolvedRef:
-    """What ``repository`` points to, asked once a job."""
-    from executor.context import git
-
-    with workshop.downloading:
-        found = workshop.commits.get(repository)
-        if found is None:
-            with _git_access(workshop, repository) as access:
-                found = workshop.commits[repository] = git.resolve(
-                    repository, workshop.scratch(), access=access, cancel=workshop.cancelled
-                )
-        return found
-
-
-def _git_files(workshop: Workshop, repository: GitReference) -> str:
-    """The directory with the files of ``repository``."""
-    from executor.context import git
-
-    resolved = _resolved(workshop, repository)
-    with _git_access(workshop, repository) as access:
-        return git.checkout(repository, resolved, workshop.scratch(), access=access, cancel=workshop.cancelled).path
-
-
-@contextmanager
-def _git_access(workshop: Workshop, repository: GitReference) -> Iterator[Access]:
-    """What the build may use to reach ``repository``: its secrets, and the agent that ``--ssh default`` names."""
-    from executor.context import git, gitprogram
-
-    ask = workshop.conversation.ask
-    authorization = git.authorization(repository, lambda name: ask(protocol.AskSecret(name)))
-    if ask(protocol.AskAgent(_AGENT)) is None:
-        yield gitprogram.Access(authorization)
-        return
-    with ExitStack() as stack:
-        directory = workshop.scratch()
-        if len(os.fsencode(directory)) > _SOCKET_DIRECTORY:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="kanifold-ssh-"))
-        socket = forwarded(workshop, _AGENT, directory, uid=os.geteuid(), gid=os.getegid(), mode=0o600)
-        yield gitprogram.Access(authorization, stack.enter_context(socket))
+        copying.copy(plan, source, destination, copy_options)

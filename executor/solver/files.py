@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from executor import protocol
+from executor.conversation import Conversation
 from executor.rootfs import moment, tarwriter
 from executor.rootfs.entry import Entry, Kind, hard_link
 from executor.rootfs.tree import Tree
+from executor.solver.lifetime import Cancellation
 from platforms.errors import BuildError
 
-if TYPE_CHECKING:
-    from executor.solver.workshop import Workshop
 
+class Sender(msgspec.Struct, frozen=True):
+    """Sends file systems to the orchestrator, until the job is cancelled."""
 
-def send(workshop: Workshop, tree: Tree, prefix: str) -> None:
-    """Send ``tree``, in the directory ``prefix`` unless that is "", to the orchestrator (``protocol.FilesRequest``)."""
+    conversation: Conversation
+    cancellation: Cancellation
+    epoch: int | None
+    """SOURCE_DATE_EPOCH, seconds."""
 
-    def out(block: bytes | memoryview) -> None:
-        workshop.check()
-        workshop.conversation.send(protocol.Piece(len(block)), block)
+    def send(self, tree: Tree, prefix: str) -> None:
+        """Send ``tree``, in the directory ``prefix`` unless that is "" (``protocol.FilesRequest``)."""
+        try:
+            tarwriter.write_open(entries(tree, os.fsencode(prefix), self.epoch), self._piece)
+        except OSError as error:
+            raise BuildError("cannot read the image's files", why=error.strerror or str(error)) from error
+        self.conversation.send(protocol.Piece())
 
-    try:
-        tarwriter.write_open(entries(tree, os.fsencode(prefix), workshop.job.epoch), out)
-    except OSError as error:
-        raise BuildError("cannot read the image's files", why=error.strerror or str(error)) from error
-    workshop.conversation.send(protocol.Piece())
+    def _piece(self, block: bytes | memoryview) -> None:
+        self.cancellation.check()
+        self.conversation.send(protocol.Piece(len(block)), block)
 
 
 def entries(tree: Tree, prefix: bytes = b"", epoch: int | None = None) -> Iterator[Entry]:

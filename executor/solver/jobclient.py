@@ -2,32 +2,69 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future
+from typing import Final
+
+import msgspec
+
+from executor import protocol
+from executor.conversation import Conversation
 from executor.image.manifest import Descriptor, Index, Manifest
-from executor.registry.auth import Keychain
+from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
-from executor.registry.notices import Tell
+from executor.registry.notices import Notice, Remark, Wait
 from executor.registry.reference import Reference
-from executor.registry.transfer import Progress
+from executor.registry.transfer import Direction
 from executor.solver.inputs import Inputs
-from executor.transport import Cancel
+from executor.solver.lifetime import Cancellation
+from platforms import decoding
+from platforms.errors import Problem, ProtocolError
+
+_CLOSING: Final = 0.4
+"""Seconds after a cancellation in which registries are told of uploads given up, until all connections are cut."""
+
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_CREDENTIAL: Final[msgspec.json.Decoder[Credential]] = msgspec.json.Decoder(Credential)
 
 
 class JobClient(Client):
-    """A client that adds every question for a tag to ``inputs``; a digest says itself what is behind it."""
+    """A client that adds every question for a tag to ``inputs``; a digest says itself what is behind it.
+
+    It asks the orchestrator for credentials and tells it of progress. When the job is cancelled it is closed.
+    """
 
     def __init__(
-        self,
-        inputs: Inputs,
-        settings: RegistrySettings,
-        keychain: Keychain,
-        *,
-        progress: Progress,
-        cancel: Cancel,
-        tell: Tell,
+        self, settings: RegistrySettings, conversation: Conversation, inputs: Inputs, cancellation: Cancellation
     ) -> None:
-        super().__init__(settings, keychain, progress=progress, cancel=cancel, tell=tell)
+        super().__init__(settings, self._credential, cancel=cancellation.event, tell=self._notice)
+        self._conversation = conversation
         self._inputs = inputs
+        cancellation.future.add_done_callback(self._close_soon)
+
+    def _credential(self, name: str) -> Credential | None:
+        registry, _, repository = name.partition("/")
+        answer = self._conversation.ask(protocol.AskCredential(registry, repository))
+        try:
+            return None if answer is None else decoding.decode(_CREDENTIAL, answer)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"the credential for {registry} is malformed", why=str(error)) from error
+
+    def progress(self, action: Direction, name: str, done: int, total: int) -> None:
+        self._conversation.send(protocol.Transfer(protocol.Action(action), name, done, total))
+
+    def _notice(self, notice: Notice) -> None:
+        match notice:
+            case Wait(registry, what, seconds, why, over):
+                self._conversation.send(protocol.Waiting(registry, what, seconds, why, over))
+            case Remark(text):
+                self._conversation.send(protocol.BuildWarning(Problem("Registry", text), "Registry"))
+
+    def _close_soon(self, _: Future[None]) -> None:
+        timer = threading.Timer(_CLOSING, self.close)
+        timer.daemon = True
+        timer.start()
 
     def resolve(self, reference: Reference) -> Descriptor:
         self._note(reference)

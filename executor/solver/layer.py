@@ -6,8 +6,9 @@ A stage that is only copied from never compresses its layers; an image that is o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -23,11 +24,17 @@ from executor.rootfs.streams import Readable
 from executor.snapshotter import materialise, unpack
 from executor.solver import cache, content
 from executor.solver.cache import ElfFiles, LayerInfo, LayerRecord
+from executor.solver.lifetime import Cancellation
 from executor.solver.once import Once
-from executor.solver.workshop import Workshop
 from executor.store import blobs, faults, locks, removal, snapshots
 from executor.store.snapshots import Snapshot
+from executor.store.store import Store
 from platforms.errors import Interrupted, KanifoldError, StoreError
+
+if TYPE_CHECKING:
+    from executor.registry.client import Client
+    from executor.snapshotter.snapshotter import Snapshotter
+    from executor.solver.remote_cache import RemoteCaches
 
 _PATHS_KEPT: Final = 2000
 """Paths of foreign binaries that are remembered for a layer and architecture."""
@@ -52,131 +59,203 @@ class Layer(msgspec.Struct, frozen=True, eq=False):
     """The repository that has the blob, when it came from one."""
     created: str = ""
     """RFC 3339."""
-    machines: Callable[[], tuple[ElfFiles, ...]] | None = None
+    machines: Once[tuple[ElfFiles, ...]] | None = None
     """The ELF files in it, by architecture; None for a base's layer, which is not ours to judge."""
     unpacked: Callable[[], bool] = lambda: True
     """Whether the store has the directory of a base's layer, so that nobody has to wait for it."""
-
-
-def from_result(
-    workshop: Workshop,
-    result: str,
-    created: str,
-    entries: Iterable[Entry] | None,
-    below: Sequence[Layer],
-) -> Layer:
-    """The layer of a step's ``result``: from ``entries`` (the change as data), or from what the store has of it.
-
-    ``entries`` can be gone through more than once, by several threads at the same time. A directory of the store is
-    compared with the layers ``below``: none when the result is named by its content, which is then the same on any.
-    """
-    store = workshop.store
-
-    def snapshot() -> Snapshot:
-        name = cache.snapshot_key(result)
-        found = snapshots.find(store, name)
-        if found is None:
-            workshop.tell(protocol.Transfer(protocol.Action.WRITE, result, 0))
-            with locks.lock(store, f"directory {result}", cancel=workshop.cancelled):
-                found = snapshots.find(store, name)
-                if found is None:
-                    found = _make_directory(workshop, result, entries)
-            workshop.tell(protocol.Transfer(protocol.Action.WRITE, result, found.size, found.size))
-        return found
-
-    def pack() -> LayerBlob:
-        known, packed = _packed(workshop, result, entries, below)
-        return LayerBlob(known.diff_id, Descriptor(media_type(workshop.job), packed.digest, packed.size))
-
-    def machines() -> tuple[ElfFiles, ...]:
-        blob()
-        return cache.known(store, result).machines
-
-    blob = Once(pack)
-
-    def in_store() -> str:
-        digest = blob().descriptor.digest
-        _bring(workshop, result, digest)
-        return blobs.path(store, digest)
-
-    origin = next(
-        (
-            parse_reference(each.name).repository_only()
-            for each in cache.known(store, result).caches
-            if isinstance(each, protocol.CacheInRegistry)
-        ),
-        None,
-    )
-    return Layer(Once(snapshot), blob, Once(in_store), origin, created, machines)
 
 
 class LayerLost(StoreError):
     """A layer that the cache had promised is not to be had: its step has to be done again."""
 
 
-def _bring(workshop: Workshop, result: str, digest: str) -> None:
-    """See that the blob ``digest`` of ``result`` is in the store: from an outside cache, when it is not.
+class Layers(msgspec.Struct, frozen=True):
+    """Makes the layers of one job's steps. Safe for threads."""
 
-    Raises ``LayerLost`` when no cache can give it.
-    """
-    store = workshop.store
-    if blobs.has(store, digest):
-        return
-    from executor.solver import remote_cache  # which few builds have
+    job: protocol.Job
+    store: Store
+    tell: protocol.Tell
+    cancellation: Cancellation
+    snapshotter: Snapshotter
+    registry: Once[Client]
+    remote_caches: Once[RemoteCaches]
 
-    with locks.lock(store, f"blob {digest}", cancel=workshop.cancelled):
-        known = cache.known(store, result)
-        size = next((each.size for each in known.blobs if each.digest == digest), 0)
-        for location in known.caches:
-            if blobs.has(store, digest):
-                return
+    def from_result(
+        self, result: str, created: str, entries: Iterable[Entry] | None, below: tuple[Layer, ...]
+    ) -> Layer:
+        """The layer of a step's ``result``: from ``entries`` (the change as data), or from what the store has of it.
+
+        ``entries`` can be gone through more than once, by several threads at the same time. A directory of the store is
+        compared with the layers ``below``: none when the result is named by its content, which is then the same on any.
+        """
+        made = _ResultLayer(self, result, entries, below)
+        blob = Once(made.blob)
+        origin = next(
+            (
+                parse_reference(each.name).repository_only()
+                for each in cache.known(self.store, result).caches
+                if isinstance(each, protocol.CacheInRegistry)
+            ),
+            None,
+        )
+        content, machines = Once(partial(made.content, blob)), Once(partial(made.machines, blob))
+        return Layer(Once(made.snapshot), blob, content, origin, created, machines)
+
+
+class _ResultLayer(msgspec.Struct, frozen=True):
+    """The layer of a ``result``, and how its parts are made."""
+
+    layers: Layers
+    result: str
+    entries: Iterable[Entry] | None
+    below: tuple[Layer, ...]
+
+    def snapshot(self) -> Snapshot:
+        """The files: unpacked from the blob, or written from the entries."""
+        layers, result = self.layers, self.result
+        found = snapshots.find(layers.store, cache.snapshot_key(result))
+        if found is None:
+            layers.tell(protocol.Transfer(protocol.Action.WRITE, result, 0))
+            with locks.lock(layers.store, f"directory {result}", cancel=layers.cancellation.future):
+                found = snapshots.find(layers.store, cache.snapshot_key(result)) or self._write()
+            layers.tell(protocol.Transfer(protocol.Action.WRITE, result, found.size, found.size))
+        return found
+
+    def blob(self) -> LayerBlob:
+        """The blob with this job's compression, made by one process for all that wait for it."""
+        known, packed = self._packed()
+        return LayerBlob(known.diff_id, Descriptor(media_type(self.layers.job), packed.digest, packed.size))
+
+    def content(self, blob: Once[LayerBlob]) -> str:
+        """The path of ``blob`` in the store."""
+        digest = blob().descriptor.digest
+        self._fetch(digest)
+        return blobs.path(self.layers.store, digest)
+
+    def machines(self, blob: Once[LayerBlob]) -> tuple[ElfFiles, ...]:
+        """The ELF files in it, which are known when there is a ``blob``."""
+        blob()
+        return cache.known(self.layers.store, self.result).machines
+
+    def _write(self) -> Snapshot:
+        store = self.layers.store
+        known = cache.known(store, self.result)
+        diff_id = known.diff_id or None
+        packed = next((each for each in known.blobs if known.caches or blobs.has(store, each.digest)), None)
+        keys = (cache.snapshot_key(self.result),)
+        if packed is None:
+            if self.entries is None:
+                raise self._lost("a cached layer has vanished")
+            return materialise.write(store, content.unchanged(self.entries), keys=keys, diff_id=diff_id)
+        self._fetch(packed.digest)
+        draft = snapshots.prepare(store)
+        try:
+            with blobs.open(store, packed.digest) as file:
+                unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.UnpackLimits())
+            if known.diff_id and unpacked.diff_id != known.diff_id:
+                raise self._lost("a cached layer is not what its record says")
+            if unpacked.needs_parents:
+                diff_id = None  # a base with this layer unpacks it on top of those below it
+            return snapshots.commit(store, draft, diff_id=diff_id, size=removal.disk_usage(draft.fs), keys=keys)
+        except BaseException:
+            snapshots.discard(store, draft)
+            raise
+
+    def _fetch(self, digest: str) -> None:
+        """See that the blob ``digest`` is in the store: from an outside cache, when it is not.
+
+        Raises ``LayerLost`` when no cache can give it.
+        """
+        layers, store = self.layers, self.layers.store
+        if blobs.has(store, digest):
+            return
+        from executor.solver import remote_cache  # which few builds have
+
+        with locks.lock(store, f"blob {digest}", cancel=layers.cancellation.future):
+            known = cache.known(store, self.result)
+            size = next((each.size for each in known.blobs if each.digest == digest), 0)
+            for location in known.caches:
+                if blobs.has(store, digest):
+                    return
+                try:
+                    remote_cache.at(location, layers.registry).fetch_blob(Descriptor("", digest, size), store)
+                except Interrupted:
+                    raise
+                except (KanifoldError, OSError) as error:
+                    layers.remote_caches().lost(location.name, error)
+            if not blobs.has(store, digest):
+                raise self._lost("a cached layer has vanished")
+
+    def _lost(self, what: str) -> LayerLost:
+        """The error to raise when the layer is not to be had. From now on nobody expects it."""
+        self.layers.remote_caches().forget(self.result)
+        cache.note_known(self.layers.store, self.result, LayerInfo())
+        return LayerLost(what, remedy="build again")
+
+    def _packed(self) -> tuple[LayerInfo, LayerRecord]:
+        layers, result = self.layers, self.result
+        known, packed = self._find_packed()
+        if packed is not None:
+            return known, packed
+        layers.tell(protocol.Transfer(protocol.Action.COMPRESS, result, 0))
+        with locks.lock(layers.store, f"pack {result}", cancel=layers.cancellation.future):
+            known, packed = self._find_packed()
+            if packed is None:
+                layers.cancellation.check()
+                known, packed = self._pack(known)
+            layers.tell(protocol.Transfer(protocol.Action.COMPRESS, result, packed.size, packed.size))
+        return known, packed
+
+    def _find_packed(self) -> tuple[LayerInfo, LayerRecord | None]:
+        """What is known of the layer, and its blob with this job's compression, if it has that."""
+        store, wanted = self.layers.store, kind_of(self.layers.job.options.compression)
+        known = cache.known(store, self.result)
+        packed = next((each for each in known.blobs if each.kind == wanted), None)
+        if packed is not None and not known.caches and not blobs.has(store, packed.digest):
+            packed = None
+        return known, packed
+
+    def _pack(self, known: LayerInfo) -> tuple[LayerInfo, LayerRecord]:
+        """Pack the layer and record that, beside what is ``known``."""
+        if self.entries is None:
+            made, machines = self._compress(self._diff())
+        else:
             try:
-                remote_cache.at(location, workshop.registry).fetch_blob(Descriptor("", digest, size), store)
+                made, machines = self._compress(self.entries)
             except Interrupted:
                 raise
-            except (KanifoldError, OSError) as error:
-                workshop.exchange().lost(location.name, error)
-        if not blobs.has(store, digest):
-            raise forgotten(workshop, result, "a cached layer has vanished")
+            except KanifoldError:
+                # The files may have been edited since; what steps have seen of them has not.
+                if snapshots.find(self.layers.store, cache.snapshot_key(self.result)) is None:
+                    raise
+                made, machines = self._compress(self._diff())
+        packed = LayerRecord(kind_of(self.layers.job.options.compression), made.digest, made.size)
+        others = (each for each in known.blobs if each.kind != packed.kind)
+        known = LayerInfo(made.diff_id, (*others, packed), known.machines or machines, known.caches)
+        cache.note_known(self.layers.store, self.result, known)
+        return known, packed
 
+    def _diff(self) -> Iterator[Entry]:
+        """The change, read back from its snapshot."""
+        found = snapshots.find(self.layers.store, cache.snapshot_key(self.result))
+        if found is None:
+            raise self._lost("a cached layer has vanished")
+        return self.layers.snapshotter.diff(found, tuple(each.snapshot() for each in self.below))
 
-def forgotten(workshop: Workshop, result: str, what: str) -> LayerLost:
-    """The error to raise when the layer of ``result`` is not to be had. From now on nobody expects it."""
-    workshop.exchange().forget(result)
-    cache.note_known(workshop.store, result, LayerInfo())
-    return LayerLost(what, remedy="build again")
-
-
-def _make_directory(workshop: Workshop, result: str, entries: Iterable[Entry] | None) -> Snapshot:
-    """The directory of ``result``, unpacked from its blob or written from its entries."""
-    store = workshop.store
-    known = cache.known(store, result)
-    diff_id = known.diff_id or None
-    packed = next((each for each in known.blobs if known.caches or blobs.has(store, each.digest)), None)
-    keys = (cache.snapshot_key(result),)
-    if packed is None:
-        if entries is None:
-            raise forgotten(workshop, result, "a cached layer has vanished")
-        return materialise.write(store, content.unchanged(entries), keys=keys, diff_id=diff_id)
-    _bring(workshop, result, packed.digest)
-    draft = snapshots.prepare(store)
-    try:
-        with blobs.open(store, packed.digest) as file:
-            unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.UnpackLimits())
-        if known.diff_id and unpacked.diff_id != known.diff_id:
-            raise forgotten(workshop, result, "a cached layer is not what its record says")
-        if unpacked.needs_parents:
-            diff_id = None  # a base with this layer unpacks it on top of those below it
-        return snapshots.commit(
-            store,
-            draft,
-            diff_id=diff_id,
-            size=removal.disk_usage(draft.fs),
-            keys=keys,
-        )
-    except BaseException:
-        snapshots.discard(store, draft)
-        raise
+    def _compress(self, changes: Iterable[Entry]) -> tuple[compress.CompressedLayer, tuple[ElfFiles, ...]]:
+        """``changes`` as a blob in the store, and the ELF files among them; they are gone through once."""
+        store, wanted = self.layers.store, self.layers.job.options.compression
+        machines: dict[str, _Elves] = {}
+        temporary = store.session.temporary()
+        try:
+            with faults.translated(store.root, "cannot pack a layer"):
+                entries = _clamped(content.unchanged(_audited(changes, machines)), self.layers.job.latest)
+                made = compress.pack(entries, temporary, wanted.kind, wanted.level)
+                blobs.adopt(store, temporary, made.digest, made.size)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+        return made, tuple(ElfFiles(name, each.count, tuple(each.paths)) for name, each in sorted(machines.items()))
 
 
 def opened(file: Readable) -> Decompressed:
@@ -197,77 +276,6 @@ def media_type(job: protocol.Job) -> str:
         "uncompressed": mediatypes.OCI_LAYER,
     }[job.options.compression.kind]
     return oci if job.oci else mediatypes.to_docker(oci)
-
-
-def _packed(
-    workshop: Workshop, result: str, entries: Iterable[Entry] | None, below: Sequence[Layer]
-) -> tuple[LayerInfo, LayerRecord]:
-    """``result`` as a blob with this job's compression, made by one process for all that wait for it."""
-    store, wanted = workshop.store, kind_of(workshop.job.options.compression)
-
-    def look() -> tuple[LayerInfo, LayerRecord | None]:
-        known = cache.known(store, result)
-        return known, next(
-            (each for each in known.blobs if each.kind == wanted and (known.caches or blobs.has(store, each.digest))),
-            None,
-        )
-
-    known, packed = look()
-    if packed is not None:
-        return known, packed
-    workshop.tell(protocol.Transfer(protocol.Action.COMPRESS, result, 0))
-    with locks.lock(store, f"pack {result}", cancel=workshop.cancelled):
-        known, packed = look()
-        if packed is not None:
-            workshop.tell(protocol.Transfer(protocol.Action.COMPRESS, result, packed.size, packed.size))
-            return known, packed
-        workshop.check()
-        if entries is None:
-            made, machines = _pack(workshop, _scanned(workshop, result, below))
-        else:
-            try:
-                made, machines = _pack(workshop, entries)
-            except Interrupted:
-                raise
-            except KanifoldError:
-                # The files may have been edited since; what steps have seen of them has not.
-                if snapshots.find(store, cache.snapshot_key(result)) is None:
-                    raise
-                made, machines = _pack(workshop, _scanned(workshop, result, below))
-        workshop.tell(protocol.Transfer(protocol.Action.COMPRESS, result, made.size, made.size))
-        packed = LayerRecord(wanted, made.digest, made.size)
-        known = LayerInfo(
-            made.diff_id,
-            (*(each for each in known.blobs if each.kind != wanted), packed),
-            known.machines or machines,
-            known.caches,
-        )
-        cache.note_known(store, result, known)
-        return known, packed
-
-
-def _scanned(workshop: Workshop, result: str, below: Sequence[Layer]) -> Iterator[Entry]:
-    """The change of ``result``, read back from its directory."""
-    found = snapshots.find(workshop.store, cache.snapshot_key(result))
-    if found is None:
-        raise forgotten(workshop, result, "a cached layer has vanished")
-    return workshop.snapshotter.diff(found, tuple(each.snapshot() for each in below))
-
-
-def _pack(workshop: Workshop, changes: Iterable[Entry]) -> tuple[compress.CompressedLayer, tuple[ElfFiles, ...]]:
-    """``changes`` as a blob in the store, and the ELF files among them; they are gone through once."""
-    store, wanted = workshop.store, workshop.job.options.compression
-    machines: dict[str, _Elves] = {}
-    temporary = store.session.temporary()
-    try:
-        with faults.translated(store.root, "cannot pack a layer"):
-            entries = _clamped(content.unchanged(_audited(changes, machines)), workshop.job.latest)
-            made = compress.pack(entries, temporary, wanted.kind, wanted.level)
-            blobs.adopt(store, temporary, made.digest, made.size)
-            return made, tuple(ElfFiles(name, each.count, tuple(each.paths)) for name, each in sorted(machines.items()))
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def _clamped(entries: Iterable[Entry], latest: int | None) -> Iterable[Entry]:

@@ -16,23 +16,26 @@ from typing import Final, Protocol
 import msgspec
 from msgspec.structs import replace
 
+from executor import protocol
+from executor.conversation import Conversation
 from executor.dockerfile import Stage
 from executor.dockerfile.instructions import Mount as Wanted
 from executor.dockerfile.instructions import Run, inline_script
 from executor.protocol import AskAgent, AskSecret
-from executor.rootfs import moment
 from executor.sandbox.spec import Bind, BindFd, Mount, SecretFile, Tmpfs
 from executor.snapshotter import materialise
-from executor.solver import content, copying, keys, scope, treename
+from executor.snapshotter.snapshotter import Snapshotter
+from executor.solver import content, copying, keys, lifetime, scope, treename
+from executor.solver.content import Contents
 from executor.solver.copying import CopySource, normal_path
 from executor.solver.graph import MAIN_CONTEXT, FromStage, Origin, Scratch
 from executor.solver.inputs import Input
 from executor.solver.once import Once
 from executor.solver.origins import Origins
+from executor.solver.services import Memory, Services
 from executor.solver.sources import FileSource
 from executor.solver.state import State
 from executor.solver.treename import Name, Observed
-from executor.solver.workshop import Workshop
 from executor.store import locks, snapshots
 from executor.store.snapshots import Snapshot
 from platforms.errors import BuildError, DockerfileError
@@ -117,41 +120,104 @@ class Mounts(msgspec.Struct, frozen=True):
         return tuple(sorted(found, key=len, reverse=True))
 
 
-def prepare(workshop: Workshop, origins: Origins, stage: Stage, state: State, instruction: Run) -> Mounts:
-    """The mounts of ``instruction``; nothing is mounted yet."""
-    mounts: list[StepMount] = []
-    secrets: list[SecretValue] = []
-    agents: list[str] = []
-    for wanted in instruction.mounts:
-        target = normal_path(state.workdir, wanted.target) if wanted.target else ""
-        if target == "/":
-            raise DockerfileError(f'invalid mount target "{wanted.target}"', where=instruction.location)
-        origin = None
-        if wanted.from_:
-            origin = origins.named(wanted.from_, stage, instruction.location, numbers=False)
-        taken = workshop.inputs.add(f"{wanted.type} mount")
-        match wanted.type:
-            case "bind":
-                mounts.append(_bind(workshop, origins, origin or MAIN_CONTEXT, wanted, target, taken))
-            case "cache":
-                files = None if origin is None or isinstance(origin, Scratch) else origins.files(origin)
-                mounts.append(_cache(workshop, files, wanted, target, taken))
-            case "tmpfs":
-                taken.nothing()
-                mounts.append(Fixed(("tmpfs", target, wanted.size), Tmpfs(target, wanted.size)))
-            case "secret":
-                value = SecretValue(wanted, Once(partial(_secret, workshop, wanted)))
-                secrets.append(value)
-                mounts.append(_secret_mount(value, target, taken))
-            case "ssh":
-                agents.append(target or f"/run/buildkit/ssh_agent.{len(agents)}")
-                mounts.append(_ssh(workshop, wanted, agents[-1], taken))
-    script = inline_script(instruction)
-    if script is not None:
-        data, name = script.content.encode(), script.file()
-        mounts.append(Fixed(("script", name, data), SecretFile(f"{SCRIPTS}/{name}", data, mode=0o755)))
-    places = treename.places((state.tree, *(each.key for each in mounts)))
-    return Mounts(tuple(mounts), tuple(secrets), next(iter(agents), ""), places)
+class MountPlanner(msgspec.Struct, frozen=True):
+    """Works out the mounts of one job's steps."""
+
+    job: protocol.Job
+    services: Services
+    memory: Memory
+    origins: Origins
+    made_ns: int
+    """The time of directories that no context has, nanoseconds."""
+
+    def plan(self, stage: Stage, state: State, instruction: Run) -> Mounts:
+        """The mounts of ``instruction``; nothing is mounted yet."""
+        mounts: list[StepMount] = []
+        secrets: list[SecretValue] = []
+        agents: list[str] = []
+        for wanted in instruction.mounts:
+            target = normal_path(state.workdir, wanted.target) if wanted.target else ""
+            if target == "/":
+                raise DockerfileError(f'invalid mount target "{wanted.target}"', where=instruction.location)
+            origin = None
+            if wanted.from_:
+                origin = self.origins.named(wanted.from_, stage, instruction.location, numbers=False)
+            taken = self.memory.inputs.add(f"{wanted.type} mount")
+            match wanted.type:
+                case "bind":
+                    mounts.append(self._bind(origin or MAIN_CONTEXT, wanted, target, taken))
+                case "cache":
+                    mounts.append(self._cache(origin or Scratch(), wanted, target, taken))
+                case "tmpfs":
+                    taken.nothing()
+                    mounts.append(Fixed(("tmpfs", target, wanted.size), Tmpfs(target, wanted.size)))
+                case "secret":
+                    secrets.append(SecretValue(wanted, Once(partial(self._value, wanted))))
+                    mounts.append(_secret_mount(secrets[-1], target, taken))
+                case "ssh":
+                    agents.append(target or f"/run/buildkit/ssh_agent.{len(agents)}")
+                    mounts.append(self._ssh(wanted, agents[-1], taken))
+        script = inline_script(instruction)
+        if script is not None:
+            data, name = script.content.encode(), script.file()
+            mounts.append(Fixed(("script", name, data), SecretFile(f"{SCRIPTS}/{name}", data, mode=0o755)))
+        places = treename.places((state.tree, *(each.key for each in mounts)))
+        return Mounts(tuple(mounts), tuple(secrets), next(iter(agents), ""), places)
+
+    def _bind(self, origin: Origin, wanted: Wanted, target: str, taken: Input) -> BindMount:
+        files, contents = self.origins.files(origin), self.memory.contents
+        path = normal_path("/", wanted.source or "/")
+        identity: Name | str | None = files.identity
+        if identity is None:
+            identity = contents.select(_shown(files, path, taken)).name()
+        else:
+            taken.nothing()
+        return BindMount(
+            contents=contents,
+            snapshotter=self.services.snapshotter,
+            made_ns=self.made_ns,
+            files=files,
+            taken=taken,
+            target=target,
+            path=path,
+            readonly=wanted.readonly,
+            identity=identity,
+            of_stage=isinstance(origin, FromStage),
+        )
+
+    def _cache(self, origin: Origin, wanted: Wanted, target: str, taken: Input) -> StepMount:
+        files = None if isinstance(origin, Scratch) else self.origins.files(origin)
+        seed = treename.name("")
+        if files is None:
+            taken.nothing()
+        elif files.identity is not None:
+            taken.nothing()
+            seed = files.identity
+        else:
+            found = self.memory.contents.select(_shown(files, "/", taken))
+            seed = treename.name(keys.key("files", found.name()))
+        name = scope.cache_name(self.job.build_args, wanted.id or target)
+        return CacheMount(self.memory.contents, self.made_ns, name, files, taken, wanted, target, seed)
+
+    def _ssh(self, wanted: Wanted, target: str, taken: Input) -> SshMount:
+        conversation, given = self.services.conversation, None
+        if wanted.required:
+            taken.nothing()  # that it is there counts for a step that is run, not for one that is found
+        else:
+            given = conversation.ask(AskAgent(wanted.id or "default")) is not None
+        return SshMount(conversation, self.memory.scratch, wanted, target, given)
+
+    def _value(self, wanted: Wanted) -> bytes | None:
+        """The value of a secret; None for one that there is not and that the step can do without."""
+        name = _secret_name(wanted)
+        value = self.services.conversation.ask(AskSecret(name))
+        if value is None and wanted.required:
+            raise BuildError(
+                f"secret {name}: not found",
+                why="the step requires it",
+                remedy=f"pass it with --secret id={name},src=FILE or --secret id={name},env=VARIABLE",
+            )
+        return value
 
 
 class Fixed(msgspec.Struct, frozen=True):
@@ -173,20 +239,22 @@ class Fixed(msgspec.Struct, frozen=True):
 class BindMount(msgspec.Struct, frozen=True):
     """Files of a context, a stage or an image."""
 
-    workshop: Workshop
+    contents: Contents
+    snapshotter: Snapshotter
+    made_ns: int
     files: FileSource
     taken: Input
-    wanted: Wanted
     target: str
     path: str
     """Of what is shown, in ``files``."""
+    readonly: bool
     identity: Name | str
     """What it is: a file system, or the digest of what is shown of a context."""
     of_stage: bool
 
     @property
     def key(self) -> Observed:
-        return "bind", self.target, self.path, self.identity, self.wanted.readonly
+        return "bind", self.target, self.path, self.identity, self.readonly
 
     def by_content(self) -> Observed:
         if not self.of_stage:
@@ -194,29 +262,17 @@ class BindMount(msgspec.Struct, frozen=True):
         tree = self.files.open(self.taken)
         there = tree.lstat(tree.resolve(os.fsencode(self.path))) is not None
         whole = CopySource(tree, self.path, wildcards=False, contents=False)
-        text = content.select(self.workshop, whole).name() if there else ""
+        text = self.contents.select(whole).name() if there else ""
         name = treename.by_content(text, treename.places(self.identity))
-        return "bind", self.target, self.path, name, self.wanted.readonly
+        return "bind", self.target, self.path, name, self.readonly
 
     def open(self, stack: ExitStack, _places: tuple[str, ...]) -> Mount:
         parents, inside = self.files.snapshots(), self.path
         if parents is None:
-            snapshot, inside = _materialised(self.workshop, _shown(self.files, self.path, self.taken))
+            snapshot, inside = _materialised(self.contents, _shown(self.files, self.path, self.taken), self.made_ns)
             parents = (snapshot,)
-        readonly = self.wanted.readonly
-        shown = stack.enter_context(self.workshop.snapshotter.mounted(parents, inside, readonly=readonly))
-        return BindFd(shown.fd, self.target, readonly=readonly, layers=shown.directories)
-
-
-def _bind(workshop: Workshop, origins: Origins, origin: Origin, wanted: Wanted, target: str, taken: Input) -> BindMount:
-    files = origins.files(origin)
-    path = normal_path("/", wanted.source or "/")
-    identity: Name | str | None = files.identity
-    if identity is None:
-        identity = content.select(workshop, _shown(files, path, taken)).name()
-    else:
-        taken.nothing()
-    return BindMount(workshop, files, taken, wanted, target, path, identity, isinstance(origin, FromStage))
+        shown = stack.enter_context(self.snapshotter.mounted(parents, inside, readonly=self.readonly))
+        return BindFd(shown.fd, self.target, readonly=self.readonly, layers=shown.directories)
 
 
 def _shown(files: FileSource, path: str, taken: Input) -> CopySource:
@@ -224,21 +280,22 @@ def _shown(files: FileSource, path: str, taken: Input) -> CopySource:
     return CopySource(files.open(taken), path, wildcards=False, context=True)
 
 
-def _materialised(workshop: Workshop, source: copying.CopySource) -> tuple[Snapshot, str]:
+def _materialised(contents: Contents, source: CopySource, made_ns: int) -> tuple[Snapshot, str]:
     """A snapshot that looks like the tree of ``source``, and where in it is what ``source`` names."""
-    plan = copying.CopyPlan(None, workshop.directory, moment.nanoseconds(workshop.job.epoch))
+    store = contents.store
+    plan = copying.CopyPlan(None, contents.directory, made_ns)
     path = copying.matches(source)[0].path.decode("utf-8", "surrogateescape")
     real = replace(source, pattern=f"/{path}", contents=not path)
-    for match, top, found in content.select(workshop, real).matches():
-        copying.copy_match(plan, real, match, top, found, f"/{path.rpartition('/')[0]}/", copying.CopyOptions())
+    for matched in contents.select(real).matches():
+        copying.copy_match(plan, real, matched, f"/{path.rpartition('/')[0]}/", copying.CopyOptions())
     entries = plan.finish()
-    key = f"context:{content.name(workshop, entries)}"
-    made = snapshots.find(workshop.store, key)
+    key = f"context:{contents.name(entries)}"
+    made = snapshots.find(store, key)
     if made is None:
-        with locks.lock(workshop.store, key, cancel=workshop.cancelled):
-            made = snapshots.find(workshop.store, key)
+        with locks.lock(store, key, cancel=contents.cancellation.future):
+            made = snapshots.find(store, key)
             if made is None:
-                made = materialise.write(workshop.store, content.unchanged(entries), keys=(key,))
+                made = materialise.write(store, content.unchanged(entries), keys=(key,))
     return made, path
 
 
@@ -252,7 +309,10 @@ class CacheMount(msgspec.Struct, frozen=True):
     by those that rest on the same caches, and by no other.
     """
 
-    workshop: Workshop
+    contents: Contents
+    made_ns: int
+    name: str
+    """Its id, in the name space that the build asks for."""
     files: FileSource | None
     """What a new directory is filled with."""
     taken: Input
@@ -273,11 +333,11 @@ class CacheMount(msgspec.Struct, frozen=True):
 
         whose = f" told by {', '.join(places)}" if places else ""
         held = cachemounts.acquire(
-            self.workshop.store,
+            self.contents.store,
             self._identity + self._filled + self.seed.here + whose,
             self.wanted.sharing or "shared",
             populate=self._populate,
-            cancel=self.workshop.cancelled,
+            cancel=self.contents.cancellation.future,
         )
         uid, gid, _ = self._metadata
         return Bind(stack.enter_context(held), self.target, readonly=self.wanted.readonly, owner=(uid, gid))
@@ -291,9 +351,8 @@ class CacheMount(msgspec.Struct, frozen=True):
     @property
     def _identity(self) -> str:
         """The id alone names a cache, unless it has another owner or mode, or is filled with other files."""
-        name = scope.cache_name(self.workshop.job.build_args, self.wanted.id or self.target)
         metadata = self._metadata
-        return name if metadata == (0, 0, 0o755) else "{} ({}:{} {:o})".format(name, *metadata)
+        return self.name if metadata == (0, 0, 0o755) else "{} ({}:{} {:o})".format(self.name, *metadata)
 
     @property
     def _filled(self) -> str:
@@ -304,7 +363,7 @@ class CacheMount(msgspec.Struct, frozen=True):
         if self.files is not None:
             path = normal_path("/", self.wanted.source or "/")
             source = CopySource(self.files.open(self.taken), path, wildcards=False)
-            plan = copying.CopyPlan(None, self.workshop.directory, moment.nanoseconds(self.workshop.job.epoch))
+            plan = copying.CopyPlan(None, self.contents.directory, self.made_ns)
             copying.copy(plan, source, "/", copying.CopyOptions())
             materialise.materialise(plan.finish(), directory)
         uid, gid, mode = self._metadata
@@ -317,26 +376,14 @@ class CacheMount(msgspec.Struct, frozen=True):
         os.chmod(directory, mode)
 
 
-def _cache(workshop: Workshop, files: FileSource | None, wanted: Wanted, target: str, taken: Input) -> CacheMount:
-    seed = treename.name("")
-    if files is None:
-        taken.nothing()
-    elif files.identity is not None:
-        taken.nothing()
-        seed = files.identity
-    else:
-        found = content.select(workshop, _shown(files, "/", taken))
-        seed = treename.name(keys.key("files", found.name()))
-    return CacheMount(workshop, files, taken, wanted, target, seed)
-
-
 # -- ssh ------------------------------------------------------------------------------------------------------------
 
 
 class SshMount(msgspec.Struct, frozen=True):
     """A socket that answers for an SSH agent of the user's."""
 
-    workshop: Workshop
+    conversation: Conversation
+    scratch: lifetime.Scratch
     wanted: Wanted
     target: str
     given: bool | None
@@ -350,7 +397,7 @@ class SshMount(msgspec.Struct, frozen=True):
         return self.key
 
     def open(self, stack: ExitStack, _places: tuple[str, ...]) -> Mount | None:
-        if self.workshop.conversation.ask(AskAgent(self._name)) is None:
+        if self.conversation.ask(AskAgent(self._name)) is None:
             if self.wanted.required:
                 raise BuildError(
                     f"no SSH agent {self._name} forwarded from the client",
@@ -361,8 +408,8 @@ class SshMount(msgspec.Struct, frozen=True):
         from executor.solver.agent import forwarded  # which few steps need
 
         uid, gid, mode = self._metadata
-        directory = self.workshop.scratch()
-        socket = forwarded(self.workshop, self._name, directory, uid=uid, gid=gid, mode=mode)
+        directory = self.scratch.new()
+        socket = forwarded(self.conversation, self._name, directory, uid=uid, gid=gid, mode=mode)
         return Bind(stack.enter_context(socket), self.target)
 
     @property
@@ -373,15 +420,6 @@ class SshMount(msgspec.Struct, frozen=True):
     def _metadata(self) -> tuple[int, int, int]:
         """Owner, group and mode of the socket."""
         return self.wanted.uid or 0, self.wanted.gid or 0, 0o600 if self.wanted.mode is None else self.wanted.mode
-
-
-def _ssh(workshop: Workshop, wanted: Wanted, target: str, taken: Input) -> SshMount:
-    given = None
-    if wanted.required:
-        taken.nothing()  # that it is there counts for a step that is run, not for one that is found
-    else:
-        given = workshop.conversation.ask(AskAgent(wanted.id or "default")) is not None
-    return SshMount(workshop, wanted, target, given)
 
 
 # -- secrets --------------------------------------------------------------------------------------------------------
@@ -440,16 +478,3 @@ def _secret_mount(secret: SecretValue, target: str, taken: Input) -> SecretMount
 
 def _secret_name(wanted: Wanted) -> str:
     return wanted.id or os.path.basename(wanted.target)
-
-
-def _secret(workshop: Workshop, wanted: Wanted) -> bytes | None:
-    """The value of a secret; None for one that there is not and that the step can do without."""
-    name = _secret_name(wanted)
-    value = workshop.conversation.ask(AskSecret(name))
-    if value is None and wanted.required:
-        raise BuildError(
-            f"secret {name}: not found",
-            why="the step requires it",
-            remedy=f"pass it with --secret id={name},src=FILE or --secret id={name},env=VARIABLE",
-        )
-    return value

@@ -1,9 +1,8 @@
-"""What FROM, ``--from`` and ``from=`` name: states to build on, their file systems, and files to take."""
+"""What FROM, ``--from`` and ``from=`` name: states to build on, and files to take."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import ClassVar, assert_never
 
 import msgspec
@@ -12,41 +11,20 @@ from msgspec.structs import replace
 from executor import protocol
 from executor.dockerfile import Stage
 from executor.image import config as image
-from executor.rootfs import moment
 from executor.rootfs.tree import Tree
 from executor.snapshotter.snapshotter import Parents
-from executor.solver import base, caching, content, copying, graph, keys, treename
+from executor.solver import caching, copying, graph, keys, treename
+from executor.solver.base import Base, Bases
 from executor.solver.contexts import Contexts
 from executor.solver.graph import FromContext, FromImage, FromStage, JobPlan, Origin, Scratch
 from executor.solver.inputs import Input
-from executor.solver.layer import from_result
 from executor.solver.once import Once
-from executor.solver.progress import Progress
+from executor.solver.services import FileSystems, Memory, Services
 from executor.solver.sources import FileSource
 from executor.solver.state import State
 from executor.solver.treename import Name
-from executor.solver.workshop import Workshop, together
 from platforms.errors import Location
 from platforms.platform import Platform
-
-
-class FileSystems:
-    """The file systems of one job's stages. Safe for threads."""
-
-    def __init__(self, workshop: Workshop, progress: Progress) -> None:
-        self._workshop = workshop
-        self._progress = progress
-
-    def snapshots(self, state: State) -> Parents:
-        """The layers of ``state`` as snapshots, bottom first; missing ones are made at the same time."""
-        missing = [layer for layer in state.layers if not layer.snapshot.done]
-        with nullcontext() if all(layer.unpacked() for layer in missing) else self._progress.waiting("unpack"):
-            together(self._workshop, [layer.snapshot for layer in missing])
-        return tuple(layer.snapshot() for layer in state.layers)
-
-    def tree(self, state: State) -> Tree:
-        """The file system of ``state``, mounted for reading until the job ends."""
-        return self._workshop.snapshotter.view(self.snapshots(state))
 
 
 class StageFiles(msgspec.Struct, frozen=True):
@@ -62,47 +40,48 @@ class StageFiles(msgspec.Struct, frozen=True):
         return self.state.tree
 
     def open(self, _taken: Input) -> Tree:
-        return self.filesystems.tree(self.state)
+        return self.filesystems.tree(self.state.layers)
 
     def snapshots(self) -> Parents:
-        return self.filesystems.snapshots(self.state)
+        return self.filesystems.snapshots(self.state.layers)
 
 
-class Origins:
+class Origins(msgspec.Struct, frozen=True):
     """What the names in one job's Dockerfile stand for. Safe for threads."""
 
-    def __init__(
-        self, workshop: Workshop, plan: JobPlan, stages: Mapping[int, Once[State]], filesystems: FileSystems
-    ) -> None:
-        self._workshop = workshop
-        self._plan = plan
-        self._stages = stages
-        self._filesystems = filesystems
-        self.contexts = Contexts(workshop)
+    plan: JobPlan
+    services: Services
+    memory: Memory
+    stages: Mapping[int, Once[State]]
+    filesystems: FileSystems
+    contexts: Contexts
+    bases: Bases
+    made_ns: int
+    """The time of directories that no context has, nanoseconds."""
 
     def named(self, name: str, stage: Stage, where: Location, *, numbers: bool) -> Origin:
         """What ``name`` (``numbers``: or a stage's number) means to a step of ``stage`` that stands at ``where``."""
-        plan = self._plan
+        plan = self.plan
         return graph.named_origin(plan.dockerfile, name, stage.index, where, plan.named, numbers=numbers)
 
     def state(self, origin: Origin, platform: Platform) -> State:
         """The state of what ``origin`` names, for ``platform`` unless it is a stage."""
         if isinstance(origin, FromStage):
-            return self._stages[origin.index]()
-        taken = self._workshop.inputs.add("base")
+            return self.stages[origin.index]()
+        taken = self.memory.inputs.add("base")
         held = self.contexts.use(origin.name) if isinstance(origin, FromContext) else origin
         match held:
             case Scratch() | protocol.ScratchContext():
                 taken.nothing()
                 return State(platform, image.empty(platform))
             case FromImage():
-                return _from_base(platform, base.from_registry(self._workshop, taken, held.name, platform))
+                return _from_base(platform, self.bases.from_registry(taken, held.name, platform))
             case protocol.ImageContext():
-                return _from_base(platform, base.from_registry(self._workshop, taken, held.image, platform))
+                return _from_base(platform, self.bases.from_registry(taken, held.image, platform))
             case protocol.LayoutContext():
-                return _from_base(platform, base.from_layout(self._workshop, held.name, held.path, platform))
+                return _from_base(platform, self.bases.from_layout(held.name, held.path, platform))
             case protocol.SentLayoutContext():
-                return _from_base(platform, base.from_sent_layout(self._workshop, held.name, held.image, platform))
+                return _from_base(platform, self.bases.from_sent_layout(held.name, held.image, platform))
             case protocol.DirectoryContext() | protocol.SentContext():
                 return self._with_files(platform, self.contexts.read(held.name, taken))
             case _:
@@ -114,23 +93,23 @@ class Origins:
             context = self.contexts.use(origin.name)
             if isinstance(context, protocol.FilesContext):
                 return self.contexts.files(context)
-        return StageFiles(self.state(origin, self._workshop.platform), self._filesystems)
+        return StageFiles(self.state(origin, self.services.platform), self.filesystems)
 
     def _with_files(self, platform: Platform, tree: Tree) -> State:
         """A state with one layer: all files of the context ``tree``."""
+        contents = self.memory.contents
         empty = State(platform, image.empty(platform))
-        workshop = self._workshop
         source = copying.CopySource(tree, "/", wildcards=False, context=True)
-        plan = copying.CopyPlan(None, workshop.directory, moment.nanoseconds(workshop.job.epoch))
-        for match, top, found in content.select(workshop, source).matches():
-            copying.copy_match(plan, source, match, top, found, "/", copying.CopyOptions())
+        plan = copying.CopyPlan(None, contents.directory, self.made_ns)
+        for matched in contents.select(source).matches():
+            copying.copy_match(plan, source, matched, "/", copying.CopyOptions())
         entries = plan.finish()
-        result = content.name(workshop, entries)
-        layer = from_result(workshop, result, caching.now(), entries, ())
+        result = contents.name(entries)
+        layer = self.services.layers.from_result(result, caching.now(), entries, ())
         return replace(empty, layers=(layer,), tree=treename.name(keys.key("tree", empty.tree.here, result)))
 
 
-def _from_base(platform: Platform, found: base.Base) -> State:
+def _from_base(platform: Platform, found: Base) -> State:
     return State(
         platform, found.config, found.layers, treename.name(found.tree), base_history=len(found.config.history)
     )

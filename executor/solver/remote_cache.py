@@ -34,6 +34,7 @@ from executor.solver import keys
 from executor.solver.cache import ElfFiles, LayerRecord
 from executor.solver.inflight import fetch_blob
 from executor.solver.inputs import Inputs
+from executor.solver.once import Once
 from executor.store import blobs
 from executor.store.store import Store
 from platforms import decoding, regular
@@ -114,7 +115,7 @@ class RemoteCache(Protocol):
 class RegistryCache:
     """A repository. Its tag is a name space: several caches may live in one repository."""
 
-    def __init__(self, ref: str, client: Callable[[], Client]) -> None:
+    def __init__(self, ref: str, client: Once[Client]) -> None:
         parsed = reference.parse(ref)
         self.name = ref
         self._repository = parsed.repository_only()
@@ -147,10 +148,10 @@ class RegistryCache:
         client, data, layer = self._client(), msgspec.json.encode(entry), entry.descriptor
         config = Descriptor(ENTRY, sha256(data), len(data))
         if layer is not None:
-            client.push(self._repository, layer, lambda: blobs.open(store, layer.digest))
+            client.push(self._repository, layer, partial(blobs.open, store, layer.digest))
         elif client.has_manifest(self._target(entry.key)) is not None:
             return
-        client.push(self._repository, config, lambda: io.BytesIO(data))
+        client.push(self._repository, config, partial(io.BytesIO, data))
         # A manifest has at least one layer (OCI image specification): where there is none, the record is it.
         manifest = Manifest(mediatypes.OCI_MANIFEST, config, (layer or config,))
         client.put_manifest(self._target(entry.key), describe(manifest)[1], manifest.media_type)
@@ -236,7 +237,7 @@ class DirectoryCache:
 class InlineCache:
     """The steps that an image remembers of its own making; nothing can be added to it."""
 
-    def __init__(self, ref: str, platform: str, client: Callable[[], Client]) -> None:
+    def __init__(self, ref: str, platform: str, client: Once[Client]) -> None:
         self.name = ref
         self._reference = reference.parse(ref).completed()
         self._platform = platform
@@ -371,7 +372,7 @@ class RemoteCaches:
             return False
 
 
-def at(location: protocol.CacheLocation, client: Callable[[], Client]) -> RemoteCache:
+def at(location: protocol.CacheLocation, client: Once[Client]) -> RemoteCache:
     """The cache at ``location``."""
     match location:
         case protocol.CacheInRegistry():
@@ -382,7 +383,7 @@ def at(location: protocol.CacheLocation, client: Callable[[], Client]) -> Remote
             assert_never(location)
 
 
-def places(job: protocol.Job, client: Callable[[], Client]) -> tuple[tuple[RemoteCache, ...], tuple[RemoteCache, ...]]:
+def places(job: protocol.Job, client: Once[Client]) -> tuple[tuple[RemoteCache, ...], tuple[RemoteCache, ...]]:
     """The caches to ask and those to tell, of ``job``."""
     sources: list[RemoteCache] = []
     for each in job.options.cache_from:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from executor.dockerfile.instructions import Run, shell_text
 from executor.dockerfile.scope import PROXIES
-from executor.protocol import BuildWarning, Log
+from executor.protocol import BuildWarning, Job, Log
 from executor.rootfs import moment
 from executor.sandbox import cgroup
 from executor.sandbox.network import NO_HELPER
@@ -20,16 +20,15 @@ from executor.solver import cache, output, scope, users
 from executor.solver import state as states
 from executor.solver.inputs import Input
 from executor.solver.mounts import Mounts
-from executor.solver.origins import FileSystems
 from executor.solver.progress import Progress
+from executor.solver.services import FileSystems, Services
 from executor.solver.state import State
 from executor.solver.step import Made
 from executor.solver.treename import Observed
-from executor.solver.workshop import Workshop
 from executor.step_options import Network, StepOptions, control_files
 from executor.store import faults
 from platforms import debug
-from platforms.errors import DockerfileError, Interrupted, Problem, StepFailed
+from platforms.errors import DockerfileError, Problem, StepFailed
 
 _SHARED_REMEDY: Final = "kanifold doctor tells what a network of their own needs"
 
@@ -37,7 +36,8 @@ _SHARED_REMEDY: Final = "kanifold doctor tells what a network of their own needs
 class RunStep(msgspec.Struct, frozen=True):
     """A RUN, its variables expanded."""
 
-    workshop: Workshop
+    job: Job
+    services: Services
     filesystems: FileSystems
     progress: Progress
     number: int
@@ -60,7 +60,7 @@ class RunStep(msgspec.Struct, frozen=True):
     @property
     def network(self) -> Network:
         """The network that the step gets."""
-        options = self.workshop.job.options.steps
+        options = self.job.options.steps
         return _asked_network(options, self.instruction) or options.default_network
 
     def key(self, taken: Input) -> Observed:
@@ -72,7 +72,7 @@ class RunStep(msgspec.Struct, frozen=True):
         return None if mounted is None else self._observed(mounted)
 
     def _observed(self, mounted: Observed) -> Observed:
-        state, job = self.state, self.workshop.job
+        state, job = self.state, self.job
         options = job.options.steps
         return (
             "run",
@@ -92,25 +92,25 @@ class RunStep(msgspec.Struct, frozen=True):
 
     def make(self) -> Made:
         """Run the step on the stage's file system; what it changed becomes a snapshot."""
-        workshop = self.workshop
-        workshop.runner().prepare(isolated=self.network == "isolated")  # while base layers are unpacked
-        parents = self.filesystems.snapshots(self.state)
+        services = self.services
+        services.runner().prepare(isolated=self.network == "isolated")  # while base layers are unpacked
+        parents = self.filesystems.snapshots(self.state.layers)
         result = cache.fresh_result()
-        active = workshop.snapshotter.prepare(parents)
+        active = services.snapshotter.prepare(parents)
         try:
-            workshop.snapshotter.add_mount_points(active, moment.nanoseconds(workshop.job.epoch))
-            with self.progress.turn(workshop.slots):
+            services.snapshotter.add_mount_points(active, moment.nanoseconds(self.job.epoch))
+            with self.progress.turn(services.slots):
                 execute(self, active)
             keys = (cache.snapshot_key(result),)
-            workshop.snapshotter.commit(active, keys=keys, description=self.instruction.original)
+            services.snapshotter.commit(active, keys=keys, description=self.instruction.original)
         except BaseException:
-            workshop.snapshotter.remove(active)
+            services.snapshotter.remove(active)
             raise
         return Made(result)
 
     def log(self, lines: str, stream: int) -> None:
         """Tell the orchestrator ``lines`` of the step's output (``protocol.Log``)."""
-        self.workshop.tell(Log(self.number, lines, stream))
+        self.services.tell(Log(self.number, lines, stream))
 
 
 def check_allowed(options: StepOptions, instruction: Run) -> None:
@@ -144,9 +144,8 @@ def execute(step: RunStep, active: ActiveRoot) -> None:
 
     Raises ``StepFailed`` with the tail of the output, ``EnvironmentUnfit``, or ``Interrupted``.
     """
-    workshop, options = step.workshop, step.workshop.job.options.steps
-    if workshop.unfit is not None and step.state.platform == workshop.platform:
-        raise workshop.unfit
+    options, services = step.job.options.steps, step.services
+    services.check_runs(step.state.platform)
     tail = output.Tail()
     with step.mounts.mounted() as mounts:
         secrets = step.mounts.masked()
@@ -156,22 +155,21 @@ def execute(step: RunStep, active: ActiveRoot) -> None:
             debug.log("step runs", step=step.number, argv=shown, user=spec.uid, cwd=spec.cwd, network=spec.network)
         bounds = cgroup.group(options.cgroup_parent, control_files(options.limits))
         with bounds as group, output.told(secrets, output.LogLimits.of(os.environ), tail, step.log) as (stdout, stderr):
-            ended = workshop.runner().run(replace(spec, cgroup=group), stdout, stderr, workshop.cancelled)
+            ended = services.runner().run(replace(spec, cgroup=group), stdout, stderr, services.cancellation.future)
             starved = cgroup.killed(group)
     debug.log("step ended", step=step.number, code=ended.code, error=output.masked(ended.error, secrets))
     if ended.shared and ended.shared != NO_HELPER:
         problem = Problem("Network", "steps share the network of this machine", ended.shared, _SHARED_REMEDY)
-        workshop.tell(BuildWarning(problem, problem.kind))
-    if workshop.cancelled.done():
-        raise Interrupted("the build was cancelled")
+        services.tell(BuildWarning(problem, problem.kind))
+    services.cancellation.check()
     if ended.code != 0 or ended.error:
         raise _failure(step, ended, starved, tail)
 
 
 def _spec(step: RunStep, active: ActiveRoot, mounts: tuple[Mount, ...]) -> Spec:
     """What the sandbox is told."""
-    job, state = step.workshop.job, step.state
-    who = users.identity(step.workshop.snapshotter.view(active.parents), state.config.user)
+    job, state = step.job, step.state
+    who = users.identity(step.services.snapshotter.view(active.parents), state.config.user)
     return Spec(
         rootfs=active.rootfs,
         argv=step.argv,
@@ -196,7 +194,7 @@ def _environment(step: RunStep, home: str) -> tuple[tuple[str, str], ...]:
     """
     env = step.state.env
     declared = {name for name, _ in env}
-    proxies = {name: value for name, value in step.workshop.job.build_args if name in PROXIES}
+    proxies = {name: value for name, value in step.job.build_args if name in PROXIES}
     upper = {name.upper(): value for name, value in proxies.items()}
     lower = {name.lower(): value for name, value in proxies.items()}
     env = (*env, *((name, value) for name, value in (upper | lower | proxies).items() if name not in declared))
@@ -219,7 +217,7 @@ def _failure(step: RunStep, ended: Ended, starved: bool, tail: output.Tail) -> S
     return StepFailed(
         f'process "{command}" did not complete successfully',
         why=why,
-        remedy=_remedy(ended) or faults.full_disk_remedy(step.workshop.store.root),
+        remedy=_remedy(ended) or faults.full_disk_remedy(step.services.store.root),
         where=step.instruction.location,
         log=tail.lines,
     )

@@ -5,48 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from msgspec.structs import replace
+
+from executor import protocol
 from executor.image import mediatypes
 from executor.solver.cache import LayerRecord
 from executor.solver.caching import CachedStep
 from executor.solver.layer import kind_of
+from executor.solver.lifetime import together
 from executor.solver.remote_cache import RemoteCacheEntry, with_inline
-from executor.solver.workshop import Workshop, together
+from executor.solver.services import Services
 
 
-def inline(config: bytes, workshop: Workshop, steps: Sequence[CachedStep]) -> bytes:
+def inline(config: bytes, job: protocol.Job, steps: Sequence[CachedStep]) -> bytes:
     """``config``, of an image, with those of ``steps`` in it whose layers are the image's."""
-    return with_inline(config, entries_of(workshop, steps, whole=False))
+    return with_inline(config, entries_of(job, steps, whole=False))
 
 
-def share(workshop: Workshop, made: Sequence[CachedStep]) -> None:
+def share(job: protocol.Job, services: Services, steps: Sequence[CachedStep]) -> None:
     """Tell the outside caches what was done; with layers, where they are the image's own or a cache wants them all."""
-    exchange = workshop.exchange()
-    whole = any(each.every_stage for each in workshop.job.options.cache_to)
-    together(
-        workshop,
-        [partial(exchange.put, entry, workshop.store) for entry in entries_of(workshop, made, whole=whole)],
+    caches = services.remote_caches()
+    whole = any(each.every_stage for each in job.options.cache_to)
+    entries = entries_of(job, steps, whole=whole)
+    together(services.background, [partial(caches.put, each, services.store) for each in entries])
+
+
+def entries_of(job: protocol.Job, steps: Sequence[CachedStep], *, whole: bool) -> list[RemoteCacheEntry]:
+    """``steps`` as entries of an outside cache; the layers of those that come with one are in the store."""
+    return [_entry(job, each, with_layer=not each.promised and (whole or each.in_image)) for each in steps]
+
+
+def _entry(job: protocol.Job, step: CachedStep, *, with_layer: bool) -> RemoteCacheEntry:
+    entry = RemoteCacheEntry(step.key, step.outcome.result, step.outcome.created)
+    if not with_layer:
+        return entry
+    blob = step.layer.blob()
+    step.layer.content()
+    return replace(
+        entry,
+        diff_id=blob.diff_id,
+        blob=LayerRecord(kind_of(job.options.compression), blob.descriptor.digest, blob.descriptor.size),
+        media_type=mediatypes.to_oci(blob.descriptor.media_type),
+        machines=step.layer.machines() if step.layer.machines is not None else (),
     )
-
-
-def entries_of(workshop: Workshop, made: Sequence[CachedStep], *, whole: bool) -> list[RemoteCacheEntry]:
-    """The steps ``made`` as entries of an outside cache; the layers of those that come with one are in the store."""
-    found: list[RemoteCacheEntry] = []
-    for each in made:
-        if each.promised or not (whole or each.in_image):
-            found.append(RemoteCacheEntry(each.key, each.outcome.result, each.outcome.created))
-            continue
-        blob = each.layer.blob()
-        each.layer.content()
-        packed = LayerRecord(kind_of(workshop.job.options.compression), blob.descriptor.digest, blob.descriptor.size)
-        found.append(
-            RemoteCacheEntry(
-                each.key,
-                each.outcome.result,
-                each.outcome.created,
-                blob.diff_id,
-                packed,
-                mediatypes.to_oci(blob.descriptor.media_type),
-                each.layer.machines() if each.layer.machines is not None else (),
-            )
-        )
-    return found

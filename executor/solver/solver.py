@@ -18,18 +18,22 @@ from executor import protocol
 from executor.dockerfile import Stage, expand, trigger
 from executor.dockerfile import instructions as dockerfile
 from executor.dockerfile.instructions import Instruction
+from executor.rootfs import moment
 from executor.rootfs.tree import Tree
-from executor.solver import copy, graph, mounts, run, sources, treename, workdir
+from executor.solver import copy, graph, run, sources, treename, workdir
 from executor.solver import state as states
+from executor.solver.base import Bases
 from executor.solver.caching import CachedStep, ImageLayers, StepCache
+from executor.solver.contexts import Contexts
 from executor.solver.graph import FromStage, JobPlan, Origin
 from executor.solver.layer import LayerLost
+from executor.solver.mounts import MountPlanner
 from executor.solver.once import Once
-from executor.solver.origins import FileSystems, Origins
+from executor.solver.origins import Origins
 from executor.solver.progress import Numbers, Progress
+from executor.solver.services import FileSystems, Memory, Services
 from executor.solver.state import State
 from executor.solver.step import Step
-from executor.solver.workshop import Workshop
 from executor.store import faults
 from platforms.errors import DockerfileError, KanifoldError
 
@@ -37,18 +41,41 @@ from platforms.errors import DockerfileError, KanifoldError
 class Solver:
     """One job's stages, each solved at most once. Layers of the image go to ``image`` as soon as they are made."""
 
-    def __init__(self, workshop: Workshop, plan: JobPlan, image: ImageLayers) -> None:
-        job = workshop.job
-        self._workshop = workshop
+    def __init__(
+        self, job: protocol.Job, plan: JobPlan, services: Services, memory: Memory, image: ImageLayers
+    ) -> None:
+        self._job = job
         self._plan = plan
+        self._services = services
+        self._memory = memory
         self._given: Mapping[str, str] = dict(job.build_args)
         self._uncached = frozenset(each.casefold() for each in job.options.no_cache_stages)
+        self._made_ns = moment.nanoseconds(job.epoch)
+        """The time of what the Dockerfile itself makes."""
         self._stages = {stage.index: Once(partial(self._solve, stage)) for stage in plan.dockerfile.stages}
         self._numbers = Numbers(plan.dockerfile, plan.graph)
-        self._progress = Progress(workshop.tell)
-        self._filesystems = FileSystems(workshop, self._progress)
-        self._origins = Origins(workshop, plan, self._stages, self._filesystems)
-        self._cache = StepCache(workshop, image)
+        self._progress = Progress(services.tell)
+        self._filesystems = FileSystems(services.snapshotter, services.background, self._progress)
+        self._origins = Origins(
+            plan=plan,
+            services=services,
+            memory=memory,
+            stages=self._stages,
+            filesystems=self._filesystems,
+            contexts=Contexts(job.contexts, services.conversation, memory.scratch),
+            bases=Bases(
+                job,
+                services.store,
+                services.conversation,
+                services.cancellation,
+                memory.scratch,
+                services.snapshotter,
+                services.registry,
+            ),
+            made_ns=self._made_ns,
+        )
+        self._mounts = MountPlanner(job, services, memory, self._origins, self._made_ns)
+        self._cache = StepCache(job, services, memory, image)
         self._lock = threading.Lock()
         self._first_error: BaseException | None = None
 
@@ -86,7 +113,7 @@ class Solver:
 
     def tree(self, state: State) -> Tree:
         """The file system of ``state``, mounted for reading."""
-        return self._filesystems.tree(state)
+        return self._filesystems.tree(state.layers)
 
     def _quietly(self, index: int) -> None:
         try:
@@ -96,7 +123,7 @@ class Solver:
                 if self._first_error is None:
                     self._first_error = error
             if not isinstance(error, LayerLost) and not faults.is_full(error):
-                self._workshop.cancel()
+                self._services.cancellation.cancel()
 
     # -- stages
 
@@ -113,7 +140,7 @@ class Solver:
         numbers = (*added, *self._numbers.of(stage))
         draft: states.StateBuilder | None = None
         for instruction, number in zip((*triggers, *stage.instructions), numbers, strict=True):
-            self._workshop.check()
+            self._services.cancellation.check()
             try:
                 if number:
                     state, draft = draft.state() if draft is not None else state, None
@@ -141,7 +168,7 @@ class Solver:
     def _begin(self, stage: Stage, origin: Origin) -> State:
         """The state that ``stage`` begins with."""
         plan = self._plan
-        platform = graph.platform_of(plan.dockerfile, stage, plan.scope, self._workshop.platform)
+        platform = graph.platform_of(plan.dockerfile, stage, plan.scope, self._services.platform)
         if isinstance(origin, FromStage):
             return replace(self._origins.state(origin, platform), command_set=False)
         clock = self._progress.start(self._numbers.base(stage))
@@ -157,7 +184,7 @@ class Solver:
 
     def _announce(self, steps: tuple[protocol.StepInfo, ...]) -> None:
         """Tell of ``steps`` that are to come."""
-        self._workshop.tell(protocol.Planned(steps, self._workshop.how))
+        self._services.tell(protocol.Planned(steps, self._services.how))
 
     # -- steps
 
@@ -189,21 +216,21 @@ class Solver:
 
     def _step(self, stage: Stage, number: int, state: State, instruction: Instruction) -> Step:
         """``instruction`` as a step of ``stage`` on ``state``."""
-        workshop, filesystems = self._workshop, self._filesystems
+        services, memory, filesystems = self._services, self._memory, self._filesystems
         match instruction:
             case dockerfile.Run():
-                run.check_allowed(workshop.job.options.steps, instruction)
-                mounted = mounts.prepare(workshop, self._origins, stage, state, instruction)
-                return run.RunStep(workshop, filesystems, self._progress, number, state, instruction, mounted)
+                run.check_allowed(self._job.options.steps, instruction)
+                mounts = self._mounts.plan(stage, state, instruction)
+                return run.RunStep(self._job, services, filesystems, self._progress, number, state, instruction, mounts)
             case dockerfile.Copy() | dockerfile.Add():
                 files = Once(partial(copy.copied_from, self._origins, stage, instruction))
-                taken = sources.of(workshop, instruction, files)
-                return copy.CopyStep(workshop, filesystems, number, state, instruction, taken)
+                taken = sources.of(services, memory, instruction, files)
+                return copy.CopyStep(memory.contents, filesystems, self._made_ns, number, state, instruction, taken)
             case dockerfile.Workdir():
-                return workdir.WorkdirStep(workshop, filesystems, number, state)
+                return workdir.WorkdirStep(memory.contents, filesystems, self._made_ns, number, state)
             case _:
                 raise DockerfileError(f"{instruction.keyword} cannot be built", where=instruction.location)
 
     def _ignores_cache(self, stage: Stage) -> bool:
         """Whether the steps of ``stage`` are made although a cache has them."""
-        return self._workshop.job.options.no_cache or (bool(stage.name) and stage.name in self._uncached)
+        return self._job.options.no_cache or (bool(stage.name) and stage.name in self._uncached)

@@ -7,8 +7,6 @@ downloaded for a key when that can be known without.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -19,13 +17,14 @@ from executor.rootfs.entry import Kind
 from executor.rootfs.tree import Tree, open_directory
 from executor.snapshotter.snapshotter import Parents
 from executor.solver import content, copying, keys
-from executor.solver.content import Agreed, Selection
-from executor.solver.copying import CopyOptions, CopyPlan, CopySource
+from executor.solver.content import Agreed, Contents, Selection
+from executor.solver.copying import CopyOptions, CopyPlan, CopySource, Matched
 from executor.solver.inputs import Input
+from executor.solver.lifetime import Scratch
 from executor.solver.once import Once
-from executor.solver.statwalk import source_of, walk
+from executor.solver.services import Memory, Services
+from executor.solver.statwalk import StatWalk, source_of, walk
 from executor.solver.treename import Name, Observed
-from executor.solver.workshop import Workshop
 from platforms.errors import ContextError
 
 _CONTENT: Final = "content"
@@ -62,75 +61,131 @@ class FileSource(Protocol):
 class Sources(msgspec.Struct, frozen=True):
     """All sources of one COPY or ADD, in order, each with what it is as an input."""
 
-    workshop: Workshop
     parts: tuple[tuple[SourceArgument, Input], ...]
 
     def key(self) -> tuple[Observed, ...]:
         """What the sources are, for the cache key of the step."""
-        return tuple(part.key(self.workshop, taken) for part, taken in self.parts)
+        return tuple(part.key(taken) for part, taken in self.parts)
 
     def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
         """Add everything to ``plan``."""
         for part, _ in self.parts:
-            part.copy_to(self.workshop, plan, destination, copy_options)
+            part.copy_to(plan, destination, copy_options)
 
 
 class SourceArgument(Protocol):
     """One source argument."""
 
-    def key(self, workshop: Workshop, taken: Input) -> Observed:
+    def key(self, taken: Input) -> Observed:
         """What it is, for the cache key. It accounts for ``taken``; else the job's answer is not cacheable."""
         ...
 
-    def copy_to(self, workshop: Workshop, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
+    def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
         """Copy it."""
         ...
 
 
-class FromTree(msgspec.Struct, frozen=True):
-    """Paths of a context, a stage or an image."""
+class Paths(msgspec.Struct, frozen=True):
+    """What a source argument names in ``files``."""
 
-    source: Callable[[], CopySource]
-    identity: Name | None
-    """Of the whole tree; None when the key has to be taken over what is copied."""
+    files: FileSource
+    taken: Input
     pattern: str
     parents: bool
+    exclude: tuple[str, ...]
+
+    def source(self) -> CopySource:
+        """The argument in the tree that it is about."""
+        context = self.files.context is not None
+        return source_of(self.files.open(self.taken), self.pattern, parents=self.parents, context=context)
+
+    @property
+    def shared(self) -> str:
+        """What all jobs of a build that see the same files call it; "" when others see none or others."""
+        if not self.files.shared:
+            return ""
+        return keys.key("source", self.files.shared, self.pattern, self.parents, self.exclude)
+
+    def signature(self, digest: str) -> protocol.StatSignature:
+        """How files of a context are looked at again, given the digest of what lstat(2) says of them."""
+        return protocol.StatSignature(self.files.context or "", self.pattern, self.parents, self.exclude, digest)
+
+
+class Reading:
+    """The files that ``paths`` name, as they are when they are first looked at: nothing is looked at twice."""
+
+    def __init__(self, contents: Contents, paths: Paths) -> None:
+        self._contents = contents
+        self._paths = paths
+        self._walked = Once(self._walk)
+        self.selected = Once(self._select)
+        """What is copied, as it was when its key was taken: what is looked at once cannot have two forms."""
+        self.agreed = Once(self._agree)
+        """What ``selected`` is, for keys; it may be known from another job while this one has looked at nothing."""
+
+    def _walk(self) -> StatWalk:
+        contents = self._contents
+        return walk(contents.directory, self._paths.source(), self._paths.exclude, contents.cancellation.check)
+
+    def _select(self) -> Selection:
+        return self._contents.selected(self._walked())
+
+    def _agree(self) -> Agreed:
+        return self._contents.agreed(self._paths.shared, self._walked, self.selected)
+
+
+class StagePaths(msgspec.Struct, frozen=True):
+    """Paths of a stage or an image, whose file system has a name."""
+
+    paths: Paths
+    identity: Name
     unpack: bool
-    selected: Once[Selection]
-    """What is copied, as it was when its key was taken: what is looked at once cannot have two forms."""
-    agreed: Once[Agreed]
-    """What ``selected`` is, for keys; it may be known from another job while this one has looked at nothing."""
-    signature: Callable[[str], protocol.StatSignature]
-    """How files of a context are looked at again, given the digest of what lstat(2) says of them."""
 
-    def key(self, workshop: Workshop, taken: Input) -> Observed:
-        if self.identity is not None:
-            taken.nothing()
-            return ("tree", self.identity, self.pattern, self.parents, self.unpack)
-        found = self.agreed()
-        taken.files(self.signature(found.signature))
-        return ("files", self.pattern, self.parents, self.unpack, found.name)
+    def key(self, taken: Input) -> Observed:
+        taken.nothing()
+        return ("tree", self.identity, self.paths.pattern, self.paths.parents, self.unpack)
 
-    def copy_to(self, workshop: Workshop, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
-        source = self.source()
-        if self.identity is not None:
-            copying.copy(plan, source, destination, copy_options)
-            return
+    def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
+        copying.copy(plan, self.paths.source(), destination, copy_options)
+
+
+class ContextPaths(msgspec.Struct, frozen=True):
+    """Paths of a context, whose key has to be taken over what is copied."""
+
+    paths: Paths
+    reading: Reading
+    unpack: bool
+    scratch: Scratch
+
+    def key(self, taken: Input) -> Observed:
+        found = self.reading.agreed()
+        taken.files(self.paths.signature(found.signature))
+        return ("files", self.paths.pattern, self.paths.parents, self.unpack, found.name)
+
+    def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
+        source = self.paths.source()
         copying.require(source, copy_options.exclude)
-        selection = self.selected()
-        if selection.name() != self.agreed().name:
-            raise ContextError(f'"{self.pattern}" changed during the build', remedy="build again")
-        for match, top, found in selection.matches():
-            if self.unpack and top.kind is Kind.FILE:
-                from executor.solver.archives import copy_archive  # which few Dockerfiles need
-
-                for each in found:
-                    if copy_archive(workshop, plan, each.entry.source, destination, copy_options):
-                        content.check(each.entry)
-                    else:
-                        copying.copy_match(plan, source, match, top, (each,), destination, copy_options)
+        selection = self.reading.selected()
+        if selection.name() != self.reading.agreed().name:
+            raise ContextError(f'"{self.paths.pattern}" changed during the build', remedy="build again")
+        for matched in selection.matches():
+            if self.unpack and matched.top.kind is Kind.FILE:
+                self._unpack(plan, source, matched, destination, copy_options)
             else:
-                copying.copy_match(plan, source, match, top, found, destination, copy_options)
+                copying.copy_match(plan, source, matched, destination, copy_options)
+
+    def _unpack(
+        self, plan: CopyPlan, source: CopySource, matched: Matched, destination: str, copy_options: CopyOptions
+    ) -> None:
+        """Copy what is in the file ``matched`` if that is an archive, else the file."""
+        from executor.solver.archives import copy_archive  # which few Dockerfiles need
+
+        for each in matched.entries:
+            if copy_archive(self.scratch, plan, each.entry.source, destination, copy_options):
+                content.check(each.entry)
+            else:
+                one = Matched(matched.match, matched.top, (each,))
+                copying.copy_match(plan, source, one, destination, copy_options)
 
 
 class Inline(msgspec.Struct, frozen=True):
@@ -143,54 +198,54 @@ class Inline(msgspec.Struct, frozen=True):
     name: str
     """One component (``Heredoc.file``)."""
     content: bytes
+    scratch: Scratch
 
-    def key(self, workshop: Workshop, taken: Input) -> keys.Part:
+    def key(self, taken: Input) -> keys.Part:
         taken.nothing()
         return ("inline", self.name, self.content)
 
-    def copy_to(self, workshop: Workshop, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
-        directory = workshop.scratch()
+    def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
+        directory = self.scratch.new()
         path = os.path.join(directory, _CONTENT)
         with open(path, "xb") as file:
             file.write(self.content)
         os.chmod(path, 0o644)
         os.utime(path, ns=(plan.made, plan.made))
-        tree = workshop.trees.keep(open_directory(directory, owner=(0, 0)))
+        tree = self.scratch.keep(open_directory(directory, owner=(0, 0)))
         copying.copy_file(plan, tree, _CONTENT, self.name, destination, copy_options)
 
 
-def of(workshop: Workshop, instruction: Copy | Add, found: Once[FileSource]) -> Sources:
-    """The sources of ``instruction``, whose paths are looked up in what ``found`` gives."""
+def of(services: Services, memory: Memory, instruction: Copy | Add, files: Once[FileSource]) -> Sources:
+    """The sources of ``instruction``, whose paths are looked up in ``files``."""
     parts: list[tuple[SourceArgument, Input]] = []
     for text in instruction.sources:
-        taken = workshop.inputs.add("source")
-        parts.append((_part(workshop, instruction, text, found, taken), taken))
+        taken = memory.inputs.add("source")
+        part = _fetched(services, memory, instruction, text) or _paths(memory, instruction, text, files, taken)
+        parts.append((part, taken))
     for each in instruction.heredocs:
         content = each.content.encode("utf-8", "surrogateescape")
-        parts.append((Inline(each.file(), content), workshop.inputs.add("here-document")))
-    return Sources(workshop, tuple(parts))
+        parts.append((Inline(each.file(), content, memory.scratch), memory.inputs.add("here-document")))
+    return Sources(tuple(parts))
 
 
-def _part(
-    workshop: Workshop, instruction: Copy | Add, text: str, found: Once[FileSource], taken: Input
-) -> SourceArgument:
-    if isinstance(instruction, Add):
-        from executor.solver import fetched  # with all that fetches, which few Dockerfiles need
+def _fetched(services: Services, memory: Memory, instruction: Copy | Add, text: str) -> SourceArgument | None:
+    """The source ``text`` when it is a URL or a git repository."""
+    if not isinstance(instruction, Add):
+        return None
+    from executor.solver import fetched  # with all that fetches, which few Dockerfiles need
 
-        elsewhere = fetched.part(instruction, text)
-        if elsewhere is not None:
-            return elsewhere
+    fetcher = fetched.Fetcher(
+        services.store, services.conversation, services.cancellation, memory.scratch, memory.downloads
+    )
+    return fetched.part(fetcher, instruction, text)
+
+
+def _paths(memory: Memory, instruction: Copy | Add, text: str, found: Once[FileSource], taken: Input) -> SourceArgument:
+    """The source ``text`` when it is a path, or a pattern of paths."""
     parents = isinstance(instruction, Copy) and instruction.parents
     unpack = isinstance(instruction, Add) and instruction.unpack is not False
-    place = found()
-    exclude = instruction.exclude
-
-    def source() -> CopySource:
-        return source_of(place.open(taken), text, parents=parents, context=place.context is not None)
-
-    walked = Once(lambda: walk(workshop.directory, source(), exclude, workshop.check))
-    selected = Once(lambda: content.selected(workshop, walked()))
-    what = keys.key("source", place.shared, text, parents, exclude) if place.shared else ""
-    agreed = Once(lambda: content.agreed(workshop, what, walked, selected))
-    signature = partial(protocol.StatSignature, place.context or "", text, parents, exclude)
-    return FromTree(source, place.identity, text, parents, unpack, selected, agreed, signature)
+    files = found()
+    paths = Paths(files, taken, text, parents, instruction.exclude)
+    if files.identity is not None:
+        return StagePaths(paths, files.identity, unpack)
+    return ContextPaths(paths, Reading(memory.contents, paths), unpack, memory.scratch)

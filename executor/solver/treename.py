@@ -8,8 +8,6 @@ Where nothing was imported both are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
 from executor.solver import keys
@@ -55,12 +53,16 @@ def by_content(text: str, places: tuple[str, ...]) -> Name:
 
 def here(observed: Observed) -> Part:
     """``observed`` for a key of this store."""
-    return _spelled(observed, lambda each: each.here)
+    if isinstance(observed, Name):
+        return observed.here
+    return tuple(map(here, observed)) if isinstance(observed, tuple) else observed
 
 
 def outside(observed: Observed) -> Part:
     """``observed`` for a key that outside caches know."""
-    return _spelled(observed, lambda each: each.outside)
+    if isinstance(observed, Name):
+        return observed.outside
+    return tuple(map(outside, observed)) if isinstance(observed, tuple) else observed
 
 
 def places(observed: Observed) -> tuple[str, ...]:
@@ -73,9 +75,3 @@ def places(observed: Observed) -> tuple[str, ...]:
 def united(*every: tuple[str, ...]) -> tuple[str, ...]:
     """All places among ``every``, sorted."""
     return tuple(sorted({place for each in every for place in each}))
-
-
-def _spelled(observed: Observed, spell: Callable[[Name], str]) -> Part:
-    if isinstance(observed, Name):
-        return spell(observed)
-    return tuple(_spelled(each, spell) for each in observed) if isinstance(observed, tuple) else observed

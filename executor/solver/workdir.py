@@ -8,22 +8,23 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.dockerfile.instructions import Workdir
-from executor.rootfs import moment
-from executor.solver import content, copying, users
+from executor.solver import copying, users
 from executor.solver import state as states
+from executor.solver.content import Contents
 from executor.solver.inputs import Input
-from executor.solver.origins import FileSystems
+from executor.solver.services import FileSystems
 from executor.solver.state import State
 from executor.solver.step import Made
 from executor.solver.treename import Observed
-from executor.solver.workshop import Workshop
 
 
 class WorkdirStep(msgspec.Struct, frozen=True):
     """A WORKDIR. ``state`` has the directory as its working directory already."""
 
-    workshop: Workshop
+    contents: Contents
     filesystems: FileSystems
+    made_ns: int
+    """The time of directories that are made, nanoseconds."""
     number: int
     state: State
     by_content: ClassVar[bool] = True
@@ -40,11 +41,10 @@ class WorkdirStep(msgspec.Struct, frozen=True):
         return None
 
     def make(self) -> Made:
-        tree, user = self.filesystems.tree(self.state), self.state.config.user
+        tree, user = self.filesystems.tree(self.state.layers), self.state.config.user
         owner = users.owner(tree, user) if user else None
-        made = moment.nanoseconds(self.workshop.job.epoch)
-        entries = copying.make_directory(tree, self.state.workdir, owner, made)
-        return Made(content.name(self.workshop, entries), entries)
+        entries = copying.make_directory(tree, self.state.workdir, owner, self.made_ns)
+        return Made(self.contents.name(entries), entries)
 
 
 def entered(state: State, instruction: Workdir) -> State:

@@ -14,10 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from executor.store import cachemounts, leases, locks, prune
+from executor.store import cachemounts, leases, locks
 from executor.store.index import number
 from executor.store.policy import Disk, Policy, disk
-from executor.store.prune import Pruned, UsageInfo
 from platforms.errors import StoreError
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Any
 
+    from executor.store.prune import Pruned, UsageInfo
     from executor.store.store import Store
 
 _MOUNT_SECONDS: Final = 48 * 3600.0
@@ -70,9 +70,11 @@ def is_due(store: Store, policy: Policy) -> bool:
 
 def collect(store: Store, policy: Policy) -> Pruned:
     """Remove what exceeds ``policy``; nothing when another process is doing that. Raises ``StoreError``."""
+    from executor.store import prune  # when there may be something to remove
+
     held = locks.try_lock(store, "keeping")
     if held is None:
-        return Pruned(0, ())
+        return prune.Pruned(0, ())
     with held:
         free, now = disk(store.root).free, store.clock()
 
@@ -125,6 +127,8 @@ def make_room(store: Store, wanted: int = 0, cancel: Future[Any] | None = None) 
     For builds that would fail otherwise: ``reserved`` is ignored. Waits for another process that is removing. Raises
     ``StoreError``, and ``Interrupted`` when ``cancel`` is done.
     """
+    from executor.store import prune  # when a build needs room
+
     with locks.lock(store, "keeping", cancel=cancel):
         found = disk(store.root)
         missing = max(wanted, 2 * _scarcity_threshold(found)) - found.free

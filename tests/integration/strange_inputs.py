@@ -6,12 +6,13 @@ nothing, or that nothing comes from outside. ``test_inputs`` sees that such a bu
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
@@ -28,11 +29,11 @@ class AskFortune(msgspec.Struct, frozen=True, tag_field="what", tag="fortune"):
 protocol.Question = protocol.Question | AskFortune  # type: ignore[misc]
 
 # ruff: noqa: E402
+from executor.dockerfile.instructions import Workdir
 from executor.registry import reference
 from executor.rootfs.tree import open_directory
 from executor.sandbox.spec import SecretFile
-from executor.solver import base, content, copying, mounts, sources, workdir
-from executor.solver.contexts import Contexts
+from executor.solver import base, copying, mounts, solver, sources
 from executor.solver.inputs import Input
 from executor.solver.step import Made
 from orchestrator import fanout
@@ -41,47 +42,48 @@ PATH = "/strange"
 """``WORKDIR /strange`` is the new instruction: it makes a directory named for what it has found."""
 
 
-class Step(workdir.WorkdirStep, frozen=True):
+class Step:
     """A step with a layer that depends on what ``read`` returns."""
 
-    read: ClassVar[Callable[[Any, Input], str]]
-    names: ClassVar[dict[int, str]] = {}
+    text = "STRANGE"
+    by_content = True
 
-    @property
-    def text(self) -> str:
-        return "STRANGE"
+    def __init__(self, solver: Any, number: int, state: Any, read: Callable[[Any, Input], str]) -> None:
+        self.solver, self.number, self.state, self._read = solver, number, state, read
+        self._name = ""
 
     def key(self, taken: Input) -> Any:
-        name = self.names[self.number] = type(self).read(self, taken).strip()
-        return "strange", self.state.tree, name
+        self._name = self._read(self.solver, taken).strip()
+        return "strange", self.state.tree, self._name
+
+    def other_key(self) -> None:
+        return None
 
     def make(self) -> Made:
-        tree = self.filesystems.tree(self.state)
-        entries = copying.make_directory(tree, f"/{self.names[self.number]}", None, 0)
-        return Made(content.name(self.workshop, entries), entries)
+        entries = copying.make_directory(self.solver.tree(self.state), f"/{self._name}", None, 0)
+        return Made(self.solver._memory.contents.name(entries), entries)
 
 
 def told(path: str) -> Callable[[Any, Input], str]:
     """Read the file by itself, and say nothing."""
-    return lambda _step, _taken: Path(path).read_text()
+    return lambda _solver, _taken: Path(path).read_text()
 
 
-def asked(step: Any, taken: Input) -> str:
+def asked(solver: Any, taken: Input) -> str:
     """Ask the orchestrator something new."""
     taken.nothing()
-    return str(step.workshop.conversation.ask(AskFortune()).decode())
+    return str(solver._services.conversation.ask(AskFortune()).decode())
 
 
-def nothing(_step: Any, taken: Input) -> str:
+def nothing(_solver: Any, taken: Input) -> str:
     """Take nothing from outside, and say so."""
     taken.nothing()
     return "nothing"
 
 
-def opened(step: Any, taken: Input) -> str:
+def opened(solver: Any, taken: Input) -> str:
     """Read a file of the context, and say that nothing is read."""
-    contexts = Contexts(step.workshop)
-    tree = contexts.read("", taken)
+    tree = solver._origins.contexts.read("", taken)
     taken.nothing()
     return (tree.read(b"said", 100) or b"").decode()
 
@@ -89,9 +91,9 @@ def opened(step: Any, taken: Input) -> str:
 def tag(host: str) -> Callable[[Any, Input], str]:
     """Ask a registry what a tag points to."""
 
-    def read(step: Any, taken: Input) -> str:
+    def read(solver: Any, taken: Input) -> str:
         taken.nothing()
-        found = step.workshop.registry().resolve(reference.parse(f"{host}/said:1"))
+        found = solver._services.registry().resolve(reference.parse(f"{host}/said:1"))
         return str(found.digest.partition(":")[2])
 
     return read
@@ -103,13 +105,13 @@ class Source:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def key(self, _workshop: Any, _taken: Input) -> Any:
+    def key(self, _taken: Input) -> Any:
         return "strange", Path(self._path).read_text()
 
-    def copy_to(self, workshop: Any, plan: Any, destination: str, treatment: Any) -> None:
+    def copy_to(self, plan: Any, destination: str, copy_options: Any) -> None:
         directory, name = os.path.split(self._path)
-        tree = workshop.trees.keep(open_directory(directory, owner=(0, 0)))
-        copying.copy_file(plan, tree, name, "said", destination, treatment)
+        with contextlib.closing(open_directory(directory, owner=(0, 0))) as tree:
+            copying.copy_file(plan, tree, name, "said", destination, copy_options)
 
 
 def strange(kind: str, file: str) -> None:
@@ -138,20 +140,26 @@ def strange(kind: str, file: str) -> None:
         case "an instruction of the Dockerfile alone":
             read = nothing
         case "a source":
-            sources._part = lambda *_: Source(file)  # type: ignore[assignment]
+            sources._paths = lambda *_: Source(file)  # type: ignore[assignment]
             return
         case "a mount":
             said = mounts.Fixed(("strange", Path(file).read_text()), SecretFile("/said", Path(file).read_bytes()))
-            mounts._cache = lambda *_: said  # type: ignore[assignment, return-value]
+            mounts.MountPlanner._cache = lambda *_: said  # type: ignore[method-assign]
             return
         case "a base":
-            known = base.from_registry
-            base.from_registry = lambda workshop, _taken, name, platform: known(  # type: ignore[assignment]
-                workshop, Input("another"), name, platform
+            known = base.Bases.from_registry
+            base.Bases.from_registry = lambda bases, _taken, name, platform: known(  # type: ignore[method-assign]
+                bases, Input("another"), name, platform
             )
             return
-    Step.read = staticmethod(read)
-    workdir.WorkdirStep = Step  # type: ignore[misc]
+    own: Any = solver.Solver._step
+
+    def step(at: Any, stage: Any, number: int, state: Any, instruction: Any) -> Any:
+        if isinstance(instruction, Workdir):
+            return Step(at, number, state, read)
+        return own(at, stage, number, state, instruction)
+
+    solver.Solver._step = step  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

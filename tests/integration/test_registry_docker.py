@@ -38,6 +38,7 @@ from executor.registry.client import Client
 from executor.registry.config import RegistryCertificates, RegistrySettings
 from executor.registry.reference import Reference, parse
 from executor.registry.session import TransferOptions
+from executor.registry.transfer import Direction
 from executor.retry import RetryPolicy
 from platforms.errors import RegistryError
 
@@ -103,7 +104,12 @@ def test_a_blob_moves_between_repositories_without_being_sent(host: str) -> None
     data = os.urandom(10_000)
     descriptor = Descriptor(mediatypes.OCI_LAYER, digest_of(data), len(data))
     sent: list[int] = []
-    with Client(options=QUICK, progress=lambda _a, _d, done, _t: sent.append(done)) as client:
+
+    class Counting(Client):
+        def progress(self, action: Direction, name: str, done: int, total: int) -> None:
+            sent.append(done)
+
+    with Counting(options=QUICK) as client:
         assert client.push(parse(f"{host}/m/one"), descriptor, lambda: io.BytesIO(data)) == "uploaded"
         sent.clear()
         second = parse(f"{host}/m/two")

@@ -30,6 +30,7 @@ from executor.registry.client import Client
 from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference, parse
 from executor.registry.session import RegistrySession, TransferOptions
+from executor.registry.transfer import Direction
 from executor.retry import RetryPolicy, TransientError
 from platforms.errors import Interrupted, KanifoldError, RegistryError, StoreError
 
@@ -315,7 +316,12 @@ def test_what_is_waited_for_is_told_with_what_went_wrong(
 def test_a_blob_arrives_whole(registry: MemoryRegistry, server: Served) -> None:
     registry.add_blob("team/app", BLOB)
     told: list[tuple[str, str, int, int]] = []
-    with Client(progress=lambda *each: told.append(each)) as client:
+
+    class Telling(Client):
+        def progress(self, action: Direction, name: str, done: int, total: int) -> None:
+            told.append((action, name, done, total))
+
+    with Telling() as client:
         sink = Buffer()
         client.fetch(ref(server), layer(BLOB), sink)
     assert sink.getvalue() == BLOB

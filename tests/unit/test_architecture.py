@@ -255,6 +255,66 @@ def test_the_rule_of_the_snapshotter_blames_what_it_should(module: str, source: 
     assert knows_behind_the_snapshotter(module, source) == blamed
 
 
+MOST_PARAMETERS = 6
+
+
+def long_parameter_lists(source: str) -> list[str]:
+    """The functions in ``source`` with too many parameters, ``self`` and keywords among them.
+
+    What belongs together is a struct: those have no constructor that is written down, so their fields do not count.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            every = node.args
+            count = len((*every.posonlyargs, *every.args, *every.kwonlyargs))
+            count += (every.vararg is not None) + (every.kwarg is not None)
+            if count > MOST_PARAMETERS:
+                found.append(f"line {node.lineno}: {getattr(node, 'name', 'lambda')} has {count}")
+    return found
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "executor").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_function_of_the_executor_has_many_parameters(module: Path) -> None:
+    assert long_parameter_lists(module.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "blamed"),
+    [
+        ("def f(a, b, /, c, *, d, e, f): ...", []),
+        ("def f(a, b, /, c, *d, e, f, g): ...", ["line 1: f has 7"]),
+        ("class A:\n    async def f(self, b, c, d, e, f, **g): ...", ["line 2: f has 7"]),
+        ("f = lambda a, b, c, d, e, f, g: a", ["line 1: lambda has 7"]),
+        ("class A(msgspec.Struct):" + "".join(f"\n    {name}: int" for name in "abcdefg"), []),
+    ],
+)
+def test_the_rule_of_parameters_blames_what_it_should(source: str, blamed: list[str]) -> None:
+    assert long_parameter_lists(source) == blamed
+
+
+def identities(source: str) -> list[str]:
+    """The calls of ``id`` in ``source``: what two things have in common is a value, and an object's address is none.
+
+    An address is another object's when the first is gone, and a copy has another.
+    """
+    return [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "id"
+    ]
+
+
+@EVERY_MODULE
+def test_nothing_is_known_by_its_address(module: Path) -> None:
+    assert identities(module.read_text()) == []
+
+
+def test_the_rule_of_addresses_blames_what_it_should() -> None:
+    assert identities("known = {id(each): each for each in found}") == ["line 1: id(each)"]
+    assert identities("os.getuid(), each.id, self.id(1), valid(each)") == []
+
+
 @EVERY_MODULE
 def test_modules_are_named_for_what_is_in_them(module: Path) -> None:
     parts = {part.strip("_") for part in module.relative_to(ROOT).with_suffix("").parts}

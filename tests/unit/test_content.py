@@ -7,24 +7,21 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from executor import protocol
 from executor.context.directory import open_context
 from executor.rootfs.entry import Entry, Kind
 from executor.solver import statwalk
-from executor.solver.content import Agreed, Selection, agreed, unchanged
-from executor.solver.content import selected as selected_of
+from executor.solver.content import Agreed, Contents, Selection, unchanged
 from executor.solver.copying import CopyOptions, CopySource
-from executor.solver.fingerprints import Fingerprints
+from executor.solver.lifetime import Cancellation
 from executor.solver.once import Once, known
-from executor.solver.sources import FromTree
-from executor.solver.workshop import Workshop
+from executor.solver.sources import ContextPaths
 from executor.store import stat_cache
 from executor.store.store import Store, open_store
 from platforms.errors import ContextError
@@ -76,9 +73,8 @@ def test_files_of_ours_are_not_looked_at_again(file: Path) -> None:
 # -- what one job of a build finds out for all --
 
 
-def a_job_of(build: str, store: Store) -> Workshop:
-    job = protocol.Job(version=protocol.VERSION, platform="linux/amd64", dockerfile=b"", build=build)
-    return cast("Workshop", SimpleNamespace(job=job, store=store, cancelled=Future()))
+def a_job_of(build: str, store: Store) -> Contents:
+    return Contents(store, store.root, cast("Any", None), Cancellation(), build, None)
 
 
 def selected(name: str, *, live: bool = False) -> Once[Selection]:
@@ -97,8 +93,8 @@ def never() -> Any:
 
 def test_a_context_is_looked_through_by_one_job_of_a_build(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
-        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("found")).name == "found"
-        assert agreed(a_job_of("b", store), "COPY . /", Once(never), Once(never)).name == "found"
+        assert a_job_of("b", store).agreed("COPY . /", looked(), selected("found")).name == "found"
+        assert a_job_of("b", store).agreed("COPY . /", Once(never), Once(never)).name == "found"
 
 
 @pytest.mark.parametrize(
@@ -108,22 +104,23 @@ def test_a_context_is_looked_through_by_one_job_of_a_build(tmp_path: Path) -> No
 )
 def test_what_others_have_found_out_about_something_else_does_not_count(tmp_path: Path, build: str, what: str) -> None:
     with open_store(str(tmp_path)) as store:
-        agreed(a_job_of("b", store), "COPY . /", looked(), selected("found"))
-        assert agreed(a_job_of(build, store), what, looked(), selected("own")).name == "own"
+        a_job_of("b", store).agreed("COPY . /", looked(), selected("found"))
+        assert a_job_of(build, store).agreed(what, looked(), selected("own")).name == "own"
 
 
 def test_files_that_are_being_written_are_something_else_for_each_job(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
-        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("at first", live=True)).name == "at first"
-        assert agreed(a_job_of("b", store), "COPY . /", looked(), selected("then")).name == "then"
+        assert a_job_of("b", store).agreed("COPY . /", looked(), selected("at first", live=True)).name == "at first"
+        assert a_job_of("b", store).agreed("COPY . /", looked(), selected("then")).name == "then"
 
 
 def test_a_job_that_finds_something_else_than_was_agreed_on_says_so() -> None:
-    source = cast("Any", SimpleNamespace(include=(), required=False))
-    before = known(Agreed("before"))
-    part = FromTree(lambda: source, None, "f", False, False, selected("now"), before, cast("Any", None))
+    source = SimpleNamespace(include=(), required=False)
+    paths = cast("Any", SimpleNamespace(source=lambda: source, pattern="f"))
+    reading = cast("Any", SimpleNamespace(selected=selected("now"), agreed=known(Agreed("before"))))
+    part = ContextPaths(paths, reading, False, cast("Any", None))
     with pytest.raises(ContextError, match='"f" changed during the build'):
-        part.copy_to(*cast("Any", (None, None, "/", CopyOptions())))
+        part.copy_to(cast("Any", None), "/", CopyOptions())
 
 
 # -- what looks as it did once before --
@@ -152,26 +149,18 @@ class Job:
         moment = time.time_ns() + int(later * 1e9)
         monkeypatch.setattr(stat_cache, "now", lambda: moment)
         directory = tempfile.mkdtemp(dir=store.root)
-        self.workshop = cast(
-            "Workshop",
-            SimpleNamespace(
-                job=protocol.Job(version=protocol.VERSION, platform="linux/amd64", dockerfile=b"", build=directory),
-                store=store, directory=directory, cancelled=Future(), copies={}, contents=Fingerprints(),
-                check=lambda: None,
-            ),
-        )  # fmt: skip
         self.read = False
         background = ThreadPoolExecutor(1)
-        self.workshop.later = background.submit  # type: ignore[method-assign]
+        contents = Contents(store, directory, background, Cancellation(), directory, None)
         tree = open_context(str(folder), "")
         source = CopySource(tree, "/", wildcards=False, context=True)
         looked = Once(lambda: statwalk.walk(directory, source, (), lambda: None))
 
         def reading() -> Selection:
             self.read = True
-            return selected_of(self.workshop, looked())
+            return contents.selected(looked())
 
-        self.agreed = agreed(self.workshop, "COPY . /", looked, Once(reading))
+        self.agreed = contents.agreed("COPY . /", looked, Once(reading))
         self.name = self.agreed.name
         tree.close()
         background.shutdown()

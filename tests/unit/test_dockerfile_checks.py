@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from executor.dockerfile import parse
-from executor.dockerfile.checks import BaseImage, CheckResult, check
+from executor.dockerfile.checks import BaseImage, CheckedBuild, CheckResult, check
 from executor.dockerfile.documents import lint_document
 from executor.dockerfile.ignore import NOTHING, Patterns
 from executor.dockerfile.ignore import parse as parse_ignore
@@ -33,15 +33,15 @@ def report(
     ignore: Patterns = NOTHING,
     stages: tuple[int, ...] | None = None,
 ) -> CheckResult:
-    return check(
-        parse(source.encode()),
+    build = CheckedBuild(
         build_args=build_args or {},
         predefined=PREDEFINED,
         targets=targets,
-        bases=bases,
+        bases=bases or {},
         ignore=ignore,
-        stages=stages,
+        stages=None if stages is None else frozenset(stages),
     )
+    return check(parse(source.encode()), build)
 
 
 def found(source: str, **known: object) -> list[tuple[int, str]]:
@@ -257,7 +257,7 @@ def test_options_that_make_no_sense(text: str) -> None:
 
 def test_options_replace_the_directive() -> None:
     dockerfile = parse(b"# check=skip=all\nFROM a as b")
-    seen = check(dockerfile, build_args={}, predefined=PREDEFINED, options=Options())
+    seen = check(dockerfile, CheckedBuild(build_args={}, predefined=PREDEFINED), Options())
     assert [each.rule.name for each in seen.violations] == ["FromAsCasing"]
 
 
@@ -530,9 +530,8 @@ def test_what_dockerfile_parse_reads_otherwise_is_said(source: str, line: int) -
 
 def test_the_json_form_is_that_of_buildx() -> None:
     source = b"FROM a as b\nRUN c \\\n d\nEXPOSE x"
-    document = lint_document(
-        check(parse(source, "sub/Dockerfile"), build_args={}, predefined=PREDEFINED), "sub/Dockerfile", source
-    )
+    found = check(parse(source, "sub/Dockerfile"), CheckedBuild(build_args={}, predefined=PREDEFINED))
+    document = lint_document(found, "sub/Dockerfile", source)
     (warning,) = document["warnings"]
     assert warning["ruleName"] == "FromAsCasing"
     assert warning["location"] == {"ranges": [{"start": {"line": 1}, "end": {"line": 1}}]}

@@ -5,12 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from executor.solver.workshop import Workshop, together
+from executor.solver.lifetime import together
 
 
 @pytest.fixture
@@ -19,20 +17,16 @@ def background() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def a_workshop(background: ThreadPoolExecutor) -> Workshop:
-    return cast("Workshop", SimpleNamespace(later=background.submit))
-
-
 def test_works_are_done_at_the_same_time(background: ThreadPoolExecutor) -> None:
     meeting = threading.Barrier(2, timeout=10)
-    together(a_workshop(background), [meeting.wait, meeting.wait])
+    together(background, [meeting.wait, meeting.wait])
 
 
 def test_a_background_that_waits_for_us_is_not_waited_for(background: ThreadPoolExecutor) -> None:
     done = threading.Event()
     background.submit(done.wait, 10)
     seen: list[str] = []
-    together(a_workshop(background), [lambda: seen.append("first"), lambda: seen.append("second"), done.set])
+    together(background, [lambda: seen.append("first"), lambda: seen.append("second"), done.set])
     assert seen == ["first", "second"]
     assert done.is_set()
 
@@ -44,9 +38,9 @@ def test_the_first_error_is_raised_when_all_have_ended(background: ThreadPoolExe
         raise ValueError(why)
 
     with pytest.raises(ValueError, match="one"):
-        together(a_workshop(background), [lambda: fail("one"), lambda: fail("two"), lambda: seen.append("three")])
+        together(background, [lambda: fail("one"), lambda: fail("two"), lambda: seen.append("three")])
     assert seen == ["three"]
 
 
 def test_nothing_is_done_at_once(background: ThreadPoolExecutor) -> None:
-    together(a_workshop(background), [])
+    together(background, [])

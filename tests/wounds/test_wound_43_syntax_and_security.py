@@ -18,7 +18,7 @@ from platforms.errors import DockerfileError
 PROGRAM = """
 import sys
 from executor.dockerfile import expand, global_scope, parse
-from executor.dockerfile.checks import check
+from executor.dockerfile.checks import CheckedBuild, check
 
 reached = []
 watched = ("socket.", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.system", "urllib.")
@@ -29,7 +29,7 @@ def note(event, arguments):
 
 sys.addaudithook(note)
 dockerfile = parse(b"# syntax=evil.example/front:end\\nFROM scratch\\nCOPY a /b\\n")
-check(dockerfile, build_args={}, predefined={})
+check(dockerfile, CheckedBuild(build_args={}, predefined={}))
 for instruction in dockerfile.stages[0].instructions:
     expand(instruction, global_scope(dockerfile, {}, {}))
 print(dockerfile.syntax, reached)

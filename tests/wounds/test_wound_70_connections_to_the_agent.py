@@ -12,13 +12,12 @@ import resource
 import socket
 import threading
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from executor.protocol import Question
 from executor.solver import agent
-from executor.solver.workshop import Workshop
 
 MANY = 400
 LIST = (1).to_bytes(4, "big") + b"\x0b"
@@ -41,13 +40,6 @@ class Conversation:
         return b"\x0c\0\0\0\0"
 
 
-class Place:
-    """As much of a workshop as an agent's socket needs."""
-
-    def __init__(self) -> None:
-        self.conversation = Conversation()
-
-
 @pytest.fixture
 def descriptors() -> None:
     """Room for all connections, of which this process has both ends."""
@@ -58,11 +50,10 @@ def descriptors() -> None:
 
 @pytest.mark.usefixtures("descriptors")
 def test_a_step_has_so_many_connections_and_all_are_answered_in_the_end(tmp_path: Path) -> None:
-    place = Place()
-    talk = place.conversation
+    talk = Conversation()
     before = threading.active_count()
     with (
-        agent.forwarded(cast(Workshop, place), "default", str(tmp_path), uid=os.getuid(), gid=os.getgid(), mode=0o600)
+        agent.forwarded(cast(Any, talk), "default", str(tmp_path), uid=os.getuid(), gid=os.getgid(), mode=0o600)
         as path, contextlib.ExitStack() as opened,
     ):  # fmt: skip
         connections = []
