@@ -194,7 +194,8 @@ def create(**flags: Any) -> None:
         flags["prefer_index"],
     )
     with _errand(flags) as opened:
-        standing = publishing.targets(opened, targets, _expected(flags["expect"]))
+        base = targets[0] if flags["append"] else None
+        standing = publishing.targets(opened, targets, _expected(flags["expect"]), base)
         homes = inputs.homes(wanted, targets)
         sources = editing.read_sources(opened, wanted, homes, flatten=flags["flatten"])
         if flags["append"]:
@@ -419,7 +420,8 @@ def _edited(base: str, flags: Mapping[str, Any]) -> Iterator[tuple[Errand, Targe
             f"{base[:200]} cannot be changed", why="a digest names what it is", remedy="name the result with -t"
         )
     with _errand(flags) as opened:
-        standing = publishing.targets(opened, targets or (() if by_digest else (name,)), _expected(flags["expect"]))
+        wanted = targets or (() if by_digest else (name,))
+        standing = publishing.targets(opened, wanted, _expected(flags["expect"]), name)
         own = next((each for each in standing if each.name == name), None)
         yield opened, own or Target(name, by_digest or publishing.standing(opened.client, name)), standing
 

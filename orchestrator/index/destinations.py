@@ -10,7 +10,6 @@ import io
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import BinaryIO, Final, cast
 
@@ -26,6 +25,7 @@ from executor.registry.referrers import REFERRERS, fallback_tag
 from orchestrator.index.graph import Blob, Contents, Part
 from orchestrator.index.names import LayoutName
 from orchestrator.index.sources import Document, ImageSource, LayoutSource
+from orchestrator.index.together import run_all
 from platforms.errors import Interrupted, KanifoldError, RegistryError
 
 UPLOADS: Final = 4
@@ -53,11 +53,23 @@ class Pushed(msgspec.Struct, frozen=True):
 # -- registries
 
 
-def push(client: Client, repository: Reference, shipment: Shipment) -> Pushed:
-    """Put everything of ``shipment`` into ``repository``, by digest; no tag moves but those that list referrers.
+class Road(msgspec.Struct, frozen=True):
+    """A way to put things into one repository."""
+
+    client: Client
+    repository: Reference
+    stop: threading.Event
+    """Set when it is all in vain."""
+    near: tuple[str, ...] = ()
+    """Repositories of the same registry that have everything already."""
+
+
+def push(road: Road, shipment: Shipment) -> Pushed:
+    """Put everything of ``shipment`` into the repository, by digest; no tag moves but those that list referrers.
 
     What comes from this repository is not sent. Raises ``RegistryError``, and what reading the sources raises.
     """
+    client, repository = road.client, road.repository
     blobs = [each for each in shipment.contents.blobs if each.source.repository != repository]
     root = shipment.root.descriptor.digest
     documents = [
@@ -66,10 +78,9 @@ def push(client: Client, repository: Reference, shipment: Shipment) -> Pushed:
         if each.source.repository != repository and each.document.descriptor.digest != root
     ]
     referrers = [each for each in shipment.contents.referrers if each.source.repository != repository]
-    with ThreadPoolExecutor(UPLOADS, "push") as pool:
-        outcomes = list(pool.map(partial(_push_blob, client, repository), blobs))
-        manifests = [each.document for each in documents if isinstance(each.document.content, Manifest)]
-        list(pool.map(partial(_put, client, repository), manifests))
+    manifests = [each.document for each in documents if isinstance(each.document.content, Manifest)]
+    outcomes = run_all(partial(_push_blob, road), blobs, UPLOADS, road.stop)
+    run_all(partial(_put, client, repository), manifests, UPLOADS, road.stop)
     for part in documents:
         if isinstance(part.document.content, Index):
             _put(client, repository, part.document)
@@ -81,12 +92,12 @@ def push(client: Client, repository: Reference, shipment: Shipment) -> Pushed:
     return Pushed(outcomes.count("present"), outcomes.count("mounted"), len(sent), sum(sent))
 
 
-def _push_blob(client: Client, repository: Reference, blob: Blob) -> str:
+def _push_blob(road: Road, blob: Blob) -> str:
     descriptor = Descriptor(blob.descriptor.media_type, blob.descriptor.digest, blob.descriptor.size)
-    near = blob.source.repository
-    mount_from = (near.repository,) if near is not None and near.registry == repository.registry else ()
+    source = blob.source.repository
+    own = (source.repository,) if source is not None and source.registry == road.repository.registry else ()
     with blob.source.lent(descriptor) as opener:
-        return client.push(repository, descriptor, opener, mount_from=mount_from)
+        return road.client.push(road.repository, descriptor, opener, mount_from=(*own, *road.near))
 
 
 def _put(client: Client, repository: Reference, document: Document) -> None:

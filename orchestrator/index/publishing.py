@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from executor.registry.client import Client
 from executor.registry.reference import Reference
 from orchestrator.index import destinations
-from orchestrator.index.destinations import Shipment
+from orchestrator.index.destinations import Road, Shipment
 from orchestrator.index.names import ImageName, LayoutName, RegistryName
 from orchestrator.view import events
 from orchestrator.view.events import Emit
@@ -44,12 +44,19 @@ class Errand(msgspec.Struct, frozen=True):
     emit: Emit
 
 
-def targets(errand: Errand, names: Sequence[ImageName], expect: str = "") -> tuple[Target, ...]:
+def targets(
+    errand: Errand, names: Sequence[ImageName], expect: str = "", base: ImageName | None = None
+) -> tuple[Target, ...]:
     """What ``names`` mean now. Raises ``RegistryError`` or ``ArchiveError`` when the user expects something else.
 
-    ``expect`` is a digest, ``none``, or "" for anything.
+    ``expect`` is a digest, ``none``, or "" for anything. A registry that does not say counts as one where the tag is
+    not there, unless something is expected or it is that of the ``base``, which is edited: some refuse to look for
+    what a first push will make.
     """
-    found = tuple(Target(name, standing(errand.client, name)) for name in dict.fromkeys(names))
+    found = tuple(
+        Target(name, standing(errand.client, name) if expect or name == base else _standing_if_said(errand, name))
+        for name in dict.fromkeys(names)
+    )
     for each in found:
         if expect and each.standing != ("" if expect == NONE else expect):
             raise _moved(each.name, expect, each.standing, "nothing has been changed")
@@ -58,13 +65,16 @@ def targets(errand: Errand, names: Sequence[ImageName], expect: str = "") -> tup
 
 def publish(errand: Errand, shipment: Shipment, wanted: Sequence[Target]) -> None:
     """Bring ``shipment`` to all ``wanted``. Raises ``KanifoldError``, which says what has been done if anything has."""
+    whole: list[Reference] = []
     for repository in repositories(wanted):
         errand.emit(events.Publishing(what=repository.familiar()))
-        pushed = destinations.push(errand.client, repository, shipment)
+        near = tuple(each.repository for each in whole if each.registry == repository.registry)
+        pushed = destinations.push(Road(errand.client, repository, errand.cancelled, near), shipment)
+        whole.append(repository)
         errand.emit(events.Publishing(what=f"{repository.familiar()}: {_described(pushed)}", done=1, total=1))
     for each in wanted:
-        now = standing(errand.client, each.name)
-        if now != each.standing:
+        now = standing(errand.client, each.name) if each.standing else _standing_if_said(errand, each.name)
+        if now not in (each.standing, shipment.root.descriptor.digest):
             raise _moved(each.name, each.standing or NONE, now, "no tag has been moved")
     done: list[str] = []
     for each in sorted(wanted, key=lambda target: isinstance(target.name, RegistryName)):
@@ -98,6 +108,13 @@ def standing(client: Client, name: ImageName) -> str:
     if isinstance(name, LayoutName):
         return destinations.standing_in(name)
     return destinations.standing(client, name.reference)
+
+
+def _standing_if_said(errand: Errand, name: ImageName) -> str:
+    try:
+        return standing(errand.client, name)
+    except RegistryError:
+        return ""
 
 
 def _moved(name: ImageName, expected: str, now: str, done: str) -> KanifoldError:

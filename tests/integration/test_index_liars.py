@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -340,3 +341,67 @@ def test_a_descriptor_that_contradicts_the_image_is_refused(run: Run, places: tu
         with pytest.raises((UsageError, ArchiveError)):
             run("index", "create", "-t", f"{here.host}/app:2", json.dumps({**image, **wrong}))
     assert here.digest("app", "2") == ""
+
+
+def test_repositories_of_one_registry_are_sent_each_blob_once(run: Run, places: tuple[Place, Place]) -> None:
+    here, there = places
+    images, root = signed()
+    images.put(here.memory, "app", {"1": root})
+    run("index", "create", "-t", f"{there.host}/a:1", "-t", f"{there.host}/b:1", f"{here.host}/app:1")
+    sent = [each for each in there.server.seen("PUT") if "/blobs/uploads/" in each.path]
+    assert all(each.path.startswith("/v2/a/") for each in sent)
+    in_a, in_b = ({digest for place, digest in there.memory.blobs if place == name} for name in "ab")
+    assert in_a == in_b != set()
+
+
+def test_a_registry_that_refuses_to_look_for_what_a_first_push_makes_is_pushed_to(
+    run: Run, places: tuple[Place, Place]
+) -> None:
+    here, there = places
+    images, root = signed()
+    images.put(here.memory, "app", {"1": root})
+
+    def unmade(asked: Asked) -> object:
+        made = any(repository == "new" for repository, _ in there.memory.manifests)
+        return error(403, "DENIED", "no such repository") if asked.path.endswith("manifests/1") and not made else ...
+
+    there.memory.fault = unmade
+    for expected in (("--expect", "none"), ("--no-clobber",)):
+        with pytest.raises(RegistryError, match="does not allow"):
+            run("copy", f"{here.host}/app:1", f"{there.host}/new:1", *expected)
+    assert run("copy", f"{here.host}/app:1", f"{there.host}/new:1").strip() == root["digest"]
+
+
+def test_an_edit_of_what_may_not_be_read_is_refused(run: Run, places: tuple[Place, Place]) -> None:
+    here, _ = places
+    here.memory.fault = lambda asked: error(403, "DENIED", "not yours")
+    for words in (("index", "annotate"), ("index", "create", "--append", "-t")):
+        with pytest.raises(RegistryError, match="does not allow"):
+            run(*words, f"{here.host}/app:1", "--annotation", "a=b")
+
+
+def test_other_transfers_are_not_waited_for_when_one_fails(run: Run, places: tuple[Place, Place]) -> None:
+    here, there = places
+    images = Images()
+    config = images.blob(CONFIG, b'{"os":"linux","architecture":"amd64"}')
+    slow, broken = images.blob(LAYER, b"slow"), images.blob(LAYER, b"broken")
+    root = images.document(MANIFEST, {"config": config, "layers": [slow, broken]})
+    images.put(here.memory, "app", {"1": root})
+    waiting, over = threading.Event(), threading.Event()
+
+    def fault(asked: Asked) -> object:
+        if f"blobs/{slow['digest']}" in asked.path:
+            waiting.set()
+            over.wait()
+        if f"blobs/{broken['digest']}" in asked.path:
+            waiting.wait()
+            return error(404, "BLOB_UNKNOWN", "gone")
+        return ...
+
+    here.memory.fault = fault
+    try:
+        with pytest.raises(RegistryError, match=broken["digest"]):
+            run("copy", f"{here.host}/app:1", f"{there.host}/app:1")
+        assert not over.is_set()
+    finally:
+        over.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_server import digest_of, docker_registry
+from registry_server import HTPASSWD, PASSWORD, USER, digest_of, docker_registry
 from small_images import DOCKER_INDEX, INDEX, LAYER, MANIFEST, Images
 
 from orchestrator.cli import cli
@@ -469,3 +470,24 @@ def test_an_image_and_what_refers_to_it_are_one_image_in_a_layout(run: Run, tmp_
     ]
     assert named[0] == {"org.opencontainers.image.ref.name": "v1"}, "named as its source"
     assert run("copy", "./out", "oci:again:1").strip() == root["digest"]
+
+
+def test_each_registry_is_asked_as_the_user_that_it_knows(
+    run: Run, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    htpasswd = tmp_path / "htpasswd"
+    htpasswd.write_text(HTPASSWD + "\n")
+    auth = f"{{htpasswd: {{realm: test, path: {json.dumps(str(htpasswd))}}}}}"
+    _, root = two_platforms(tmp_path / "in")
+    run("copy", "oci:in:1", f"{other}/open:1")
+    with docker_registry(tmp_path / "closed", auth=auth) as closed:
+        for password, refused in (("wrong", True), (PASSWORD, False)):
+            secret = base64.b64encode(f"{USER}:{password}".encode()).decode()
+            monkeypatch.setenv("DOCKER_AUTH_CONFIG", json.dumps({"auths": {closed: {"auth": secret}}}))
+            if refused:
+                with pytest.raises(RegistryError, match="wants to know who asks") as caught:
+                    run("copy", f"{other}/open:1", f"{closed}/app:1")
+                assert password not in str(caught.value.problem)
+            else:
+                assert run("copy", f"{other}/open:1", f"{closed}/app:1").strip() == root["digest"]
+                assert run("copy", f"{closed}/app:1", f"{closed}/mounted:1").strip() == root["digest"]
