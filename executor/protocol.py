@@ -18,7 +18,7 @@ from typing import Final, Literal
 import msgspec
 
 from executor.image.manifest import Descriptor
-from executor.registry.config import RegistrySettings
+from executor.registry.registry_settings import RegistrySettings
 from executor.step_options import StepOptions
 from platforms import decoding
 from platforms.emulation import Emulation

@@ -22,7 +22,7 @@ import msgspec
 
 from executor import __version__, protocol
 from executor.conversation import Conversation
-from executor.rootfs.elf import foreign
+from executor.rootfs.elf_audit import foreign
 from executor.rootfs.tree import Tree
 from executor.sandbox import isolation, launcher
 from executor.sandbox.isolation import Isolation

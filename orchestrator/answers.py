@@ -19,7 +19,7 @@ from executor.registry import reference
 from executor.registry.auth import Keychain
 from executor.registry.reference import Reference
 from orchestrator import publish
-from orchestrator.conversation import Answer, OnAsk, Stream
+from orchestrator.job_session import Answer, OnAsk, Stream
 from orchestrator.registries import Registry
 from orchestrator.request import BuildRequest
 from platforms import regular
@@ -129,12 +129,12 @@ def _files(context: protocol.DirectoryContext) -> Stream:
 def _layout_file(location: str, name: str) -> Stream | None:
     """The file ``name`` of the OCI layout ``location``; None when there is none. Raises ``ProtocolError`` for a name
     that no file of a layout has: whatever else lies beside them is not for others."""
-    from executor.registry import archive, layout
+    from executor.registry import layout, oci_archive
 
     if not layout.is_file_of(name):
         raise ProtocolError(f"an executor asked for what is not in a layout: {name!r}")
     path, _ = layout.split_location(location)
-    opened = archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
+    opened = oci_archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
     try:
         file, _ = opened.open_file(name)
     except OSError:

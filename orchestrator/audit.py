@@ -59,7 +59,7 @@ def audit(
     findings = tuple(findings)
     if not findings:
         return ()
-    from executor.rootfs.elf import foreign
+    from executor.rootfs.elf_audit import foreign
 
     intended = [
         ignore.parse(each.pattern.lstrip("/"))

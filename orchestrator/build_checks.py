@@ -13,7 +13,7 @@ from executor.dockerfile import checks, documents, global_scope, ignore, outline
 from executor.dockerfile.checks import BaseImage, CheckedBuild, CheckResult
 from executor.registry import auth
 from executor.registry.client import Client
-from executor.solver import graph, scope
+from executor.solver import builtin_args, graph
 from executor.store.store import Store
 from orchestrator import base_images
 from orchestrator import plan as planning
@@ -39,7 +39,7 @@ def check_needed_stages(
 
 def _predefined(request: BuildRequest, plan: BuildPlan) -> dict[str, str]:
     target = request.options.target or plan.dockerfile.stages[-1].name
-    return scope.platform_arguments(host.default_platform(), request.platforms[0], target)
+    return builtin_args.platform_arguments(host.default_platform(), request.platforms[0], target)
 
 
 def _needed(request: BuildRequest, plan: BuildPlan) -> tuple[int, ...]:
@@ -189,7 +189,7 @@ def _print_targets(plan: BuildPlan, as_json: bool) -> int:
 
 
 def _print_outline(request: BuildRequest, plan: BuildPlan, as_json: bool) -> int:
-    predefined = scope.platform_arguments(
+    predefined = builtin_args.platform_arguments(
         host.default_platform(), request.platforms[0], request.options.target or plan.dockerfile.stages[-1].name
     )
     found = outline.outline(plan.dockerfile, request.options.target or None, dict(request.build_args), predefined)

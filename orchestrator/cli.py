@@ -105,12 +105,14 @@ def pin(
     A DOCKERFILE is a file, or a directory that has one (default: the current one). Comments and layout stay. What is
     pinned already is left as it is, and said to have moved on where it has: --update renews it.
     """
-    from executor.registry import config
+    from executor.registry import registry_settings
     from orchestrator import pin as pinning
 
     if check and (update or dry_run):
         raise click.UsageError("--check changes nothing: it goes with neither --update nor --dry-run")
-    found = pinning.examine(dockerfiles, config.with_flags(config.load_settings(), insecure, mirrors, timeouts))
+    found = pinning.examine(
+        dockerfiles, registry_settings.with_flags(registry_settings.load_settings(), insecure, mirrors, timeouts)
+    )
     if check:
         click.get_current_context().exit(pinning.check(found))
     states = pinning.UPDATED if update else pinning.NEW

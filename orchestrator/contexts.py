@@ -212,10 +212,10 @@ def _taken_apart(path: str, means: FetchOptions) -> ContextFiles:
 
 def _unpacked(path: str, means: FetchOptions) -> str | None:
     """A new directory with what is in the archive ``path``; None when it is none."""
-    from executor.context import archive
+    from executor.context import add_archive
 
     directory = means.directory()
-    return None if archive.extract(path, directory) is None else directory
+    return None if add_archive.extract(path, directory) is None else directory
 
 
 def _git(repository: GitReference, means: FetchOptions) -> ContextFiles:

@@ -14,9 +14,9 @@ import msgspec
 from msgspec.structs import replace
 
 from executor import protocol
-from orchestrator import conversation
+from orchestrator import job_session
 from orchestrator.answers import answers
-from orchestrator.conversation import Answer, Executor, OnAsk, OnMessage, Stream
+from orchestrator.job_session import Answer, Executor, OnAsk, OnMessage, Stream
 from orchestrator.node import ExecutorPool
 from orchestrator.placement import Placement
 from orchestrator.request import BuildRequest
@@ -112,7 +112,7 @@ class _Work(msgspec.Struct, frozen=True):
         on_ask = answers(self.request, self.job, self.session.keychain, self.session.registry)
         connection = await self.executors.acquire(self.placement.node)
         try:
-            return await conversation.run(connection, self.translation.job, hear, partial(self._answer, on_ask))
+            return await job_session.run(connection, self.translation.job, hear, partial(self._answer, on_ask))
         except KanifoldError as error:
             raise KanifoldError.of(self.translation.received(error.problem)) from error
 

@@ -12,8 +12,8 @@ from platforms.errors import UsageError
 
 if TYPE_CHECKING:
     from executor.protocol import Compression
-    from executor.registry.config import RegistrySettings
     from executor.registry.reference import Reference
+    from executor.registry.registry_settings import RegistrySettings
     from orchestrator.caches import Cache
     from orchestrator.outputs import Output
     from orchestrator.request import Annotation, BuildRequest
@@ -364,14 +364,14 @@ def _registries(
     flags: BuildFlags, tags: Sequence[Reference], outputs: Sequence[Output], caches: Sequence[Cache]
 ) -> RegistrySettings:
     """The settings, with what flags, outputs and caches say of registries."""
-    from executor.registry import config, reference
+    from executor.registry import reference, registry_settings
     from orchestrator.outputs import Push
 
     pushes = [each for each in outputs if isinstance(each, Push) and each.insecure]
     names = [name for each in pushes for name in (*each.image.names, each.dangling) if name]
     wanted = [each.registry for each in (*(tags if pushes else ()), *map(reference.parse, names))]
     insecure = (*flags.insecure, *wanted, *(each.insecure for each in caches if each.insecure))
-    return config.with_flags(config.load_settings(), insecure, flags.mirrors, flags.timeouts)
+    return registry_settings.with_flags(registry_settings.load_settings(), insecure, flags.mirrors, flags.timeouts)
 
 
 def _annotations(flags: BuildFlags, platforms: Sequence[Platform], outputs: Sequence[Output]) -> tuple[Annotation, ...]:

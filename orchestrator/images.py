@@ -15,7 +15,7 @@ from typing import BinaryIO, assert_never, cast
 import msgspec
 from msgspec.structs import replace
 
-from executor.registry import archive, layout
+from executor.registry import layout, oci_archive
 from executor.registry.layout import REF_NAME, BlobSource
 from executor.store import stat_cache
 from executor.store.store import Store
@@ -75,15 +75,15 @@ def _write(
             layout.write_layout(output.dest, roots, sources, _digests(targets.store))
         case OciArchive():
             with opened(output.dest) as file:
-                archive.write_archive(file, roots, sources)
+                oci_archive.write_archive(file, roots, sources)
         case ImageStore():
             assert targets.loader is not None
 
             def archived(file: BinaryIO) -> None:
                 if len(result.images) == 1:
-                    archive.write_docker_archive(file, names, result.images[0].manifest, roots, sources)
+                    oci_archive.write_docker_archive(file, names, result.images[0].manifest, roots, sources)
                 else:
-                    archive.write_archive(file, roots, sources)
+                    oci_archive.write_archive(file, roots, sources)
 
             load.run(targets.loader, archived, cancelled)
         case DockerArchive():
@@ -94,7 +94,7 @@ def _write(
                     remedy="use type=oci, which docker load reads where its image store is containerd's",
                 )
             with opened(output.dest) as file:
-                archive.write_docker_archive(file, names, result.images[0].manifest, roots, sources)
+                oci_archive.write_docker_archive(file, names, result.images[0].manifest, roots, sources)
         case _:
             assert_never(output)
 
@@ -176,5 +176,5 @@ def opened(path: str) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    with archive.archive_file(path) as file:
+    with oci_archive.archive_file(path) as file:
         yield file

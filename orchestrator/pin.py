@@ -24,8 +24,8 @@ from executor.dockerfile.stages import Dockerfile
 from executor.image.manifest import Descriptor, Index
 from executor.image.mediatypes import INDEXES
 from executor.registry import auth, reference
-from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
+from executor.registry.registry_settings import RegistrySettings
 from orchestrator import registries
 from orchestrator.plan import NAMES
 from orchestrator.registries import Registry

@@ -16,7 +16,7 @@ import msgspec
 from executor import protocol
 from executor.dockerfile import Dockerfile, global_scope, parse
 from executor.registry import reference
-from executor.solver import graph, scope
+from executor.solver import builtin_args, graph
 from executor.solver.named import Named
 from orchestrator import contexts, epoch
 from orchestrator.contexts import ContextFiles, ElsewhereError, FetchOptions
@@ -146,7 +146,7 @@ def plan(
 def _scope(request: BuildRequest, dockerfile: Dockerfile, platform: Platform) -> dict[str, str]:
     """What FROM sees on ``platform``."""
     stage = request.options.target or dockerfile.stages[-1].name
-    predefined = scope.platform_arguments(host.default_platform(), platform, stage)
+    predefined = builtin_args.platform_arguments(host.default_platform(), platform, stage)
     return global_scope(dockerfile, dict(request.build_args), predefined)
 
 

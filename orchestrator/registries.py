@@ -18,9 +18,9 @@ import msgspec
 
 from executor.image.manifest import Descriptor, Index, Manifest, parse
 from executor.registry.auth import Credential, Keychain, anonymous
-from executor.registry.config import RegistrySettings
 from executor.registry.notices import Notice, Tell
 from executor.registry.reference import Reference
+from executor.registry.registry_settings import RegistrySettings
 from orchestrator import rpc
 from platforms import framing
 from platforms.descriptors import keep_only, write_all
@@ -65,7 +65,7 @@ class _Started(msgspec.Struct, frozen=True, tag=True):
     pid: int
 
 
-class _Failed(msgspec.Struct, frozen=True, tag=True):
+class _RequestFailed(msgspec.Struct, frozen=True, tag=True):
     """Instead of the first message: why there is no process."""
 
     problem: Problem
@@ -83,7 +83,7 @@ class _Notice(msgspec.Struct, frozen=True, tag=True):
     notice: Notice
 
 
-_Message = _Started | _Failed | _Begin | _Notice | rpc.Call | rpc.Reply
+_Message = _Started | _RequestFailed | _Begin | _Notice | rpc.Call | rpc.Reply
 _MESSAGE: Final[msgspec.json.Decoder[_Message]] = msgspec.json.Decoder(_Message)
 _CALLS, _CREDENTIALS = (
     {
@@ -139,7 +139,7 @@ class RegistryProcess:
             match message:
                 case _Started(pid):
                     self.pid = pid
-                case _Failed(problem):
+                case _RequestFailed(problem):
                     error = KanifoldError.of(problem)
                 case _Notice(notice):
                     if self._tell is not None:
@@ -185,7 +185,7 @@ def direct(settings: RegistrySettings, keychain: Keychain, tell: Tell | None = N
 def refuse(outgoing: int, problem: Problem) -> None:
     """Report to the orchestrator that the process could not be started."""
     with contextlib.suppress(BrokenPipeError):
-        write_all(outgoing, framing.encode(_Failed(problem)))
+        write_all(outgoing, framing.encode(_RequestFailed(problem)))
 
 
 def serve(incoming: int, outgoing: int) -> int:

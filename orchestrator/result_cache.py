@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from executor import __version__, protocol
 from executor.registry import reference
-from executor.registry.config import RegistrySettings
+from executor.registry.registry_settings import RegistrySettings
 from executor.solver import inputs
 from executor.store import blobs, metadata_cache
 from executor.store.store import Store

@@ -17,7 +17,7 @@ StepEvent = protocol.Planned | protocol.Started | protocol.Finished | protocol.B
 """What an executor says of its steps, output and progress left out."""
 
 
-class ImageSource(Protocol):
+class ImageContent(Protocol):
     """Who made an image and hands over what is in it, until it is released."""
 
     async def blob(self, digest: str, size: int, sink: Callable[[bytes], object]) -> None:
@@ -61,7 +61,7 @@ class PlatformResult(msgspec.Struct, frozen=True):
 
     placement: Placement
     result: protocol.Result
-    executor: ImageSource
+    executor: ImageContent
     events: tuple[StepEvent, ...] = ()
     """What the executor said of its steps; none if that was too much to keep."""
 

@@ -16,8 +16,8 @@ import msgspec
 
 from executor import protocol
 from executor.registry import auth, reference
-from executor.registry.config import RegistrySettings
 from executor.registry.notices import Notice, Remark, Wait
+from executor.registry.registry_settings import RegistrySettings
 from executor.store.store import Store, open_store
 from orchestrator.node import Node
 from orchestrator.registries import Connect, Registry

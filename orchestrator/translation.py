@@ -13,7 +13,7 @@ from typing import Final, Protocol, assert_never
 from msgspec.structs import replace
 
 from executor import protocol
-from executor.registry.config import RegistrySettings
+from executor.registry.registry_settings import RegistrySettings
 from orchestrator.answers import registries_of
 from orchestrator.placement import Placement
 from platforms.errors import Problem, UsageError

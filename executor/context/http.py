@@ -428,14 +428,14 @@ class _Download:
 
 
 def _inflated(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    stream = Decompressed(_Chunks(chunks), limit=LIMIT)
+    stream = Decompressed(_ChunkStream(chunks), limit=LIMIT)
     if stream.compression not in ("gzip", ""):
         raise ArchiveError("it is not gzip")
     while piece := stream.read(256 << 10):
         yield piece
 
 
-class _Chunks:
+class _ChunkStream:
     """A stream of chunks."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:

@@ -26,11 +26,10 @@ from executor.image.digest import check_digest
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
 from executor.registry import transfer, upload
 from executor.registry.auth import Keychain, anonymous
-from executor.registry.config import RegistrySettings
 from executor.registry.failure import codes
 from executor.registry.notices import Tell
 from executor.registry.reference import Reference
-from executor.registry.session import (
+from executor.registry.registry_session import (
     Endpoint,
     EndpointRequest,
     RegistrySession,
@@ -38,6 +37,7 @@ from executor.registry.session import (
     absolute,
     origin_endpoint,
 )
+from executor.registry.registry_settings import RegistrySettings
 from executor.registry.token import merged, scope
 from executor.registry.transfer import BlobWriter, Direction
 from executor.retry import RETRYABLE_STATUSES, Attempts

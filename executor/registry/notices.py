@@ -42,7 +42,7 @@ Tell = Callable[[Notice], None]
 """Receives notices, one at a time, from any thread."""
 
 
-class _Question:
+class _SlowRequest:
     """A request that is being made."""
 
     def __init__(self, what: str) -> None:
@@ -63,7 +63,7 @@ class Watch:
     def __init__(self, tell: Tell | None) -> None:
         self._tell = tell
         self._changed = threading.Condition()
-        self._open: set[_Question] = set()
+        self._open: set[_SlowRequest] = set()
         self._here = threading.local()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -75,7 +75,7 @@ class Watch:
         if self._tell is None or self._question() is not None:
             yield
             return
-        question = self._here.question = _Question(what)
+        question = self._here.question = _SlowRequest(what)
         self._begin(question)
         try:
             yield
@@ -114,10 +114,10 @@ class Watch:
             self._closed = True
             self._changed.notify()
 
-    def _question(self) -> _Question | None:
+    def _question(self) -> _SlowRequest | None:
         return getattr(self._here, "question", None)
 
-    def _begin(self, question: _Question) -> None:
+    def _begin(self, question: _SlowRequest) -> None:
         with self._changed:
             idle = not self._open
             self._open.add(question)

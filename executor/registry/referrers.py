@@ -12,7 +12,7 @@ from typing import Final
 
 from executor.image import mediatypes
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, parse
-from executor.registry.session import Endpoint, EndpointRequest, RegistrySession
+from executor.registry.registry_session import Endpoint, EndpointRequest, RegistrySession
 from executor.registry.token import merged, scope
 from executor.transport import joined
 from platforms.errors import ArchiveError, RegistryError

@@ -25,8 +25,8 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.registry.auth import Credential, Keychain
-from executor.registry.config import RegistrySettings
 from executor.registry.failure import diagnostics, refused
+from executor.registry.registry_settings import RegistrySettings
 from executor.registry.sites import hands_out_names
 from executor.retry import RETRYABLE_STATUSES, TransientError
 from executor.transport import STALL_SECONDS, HTTPRequest, Origin, Transport, check_target, origin_of

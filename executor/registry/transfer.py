@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from executor.image.manifest import Descriptor
 from executor.registry.failure import unreachable
-from executor.registry.session import Endpoint, EndpointRequest, RegistrySession
+from executor.registry.registry_session import Endpoint, EndpointRequest, RegistrySession
 from executor.registry.token import merged, scope
 from executor.retry import TransientError
 from executor.transport import with_minimum_rate

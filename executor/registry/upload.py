@@ -20,7 +20,7 @@ import msgspec
 
 from executor.image.manifest import Descriptor
 from executor.registry.failure import explained, remedy_for, unreachable
-from executor.registry.session import Endpoint, EndpointRequest, RegistrySession, absolute
+from executor.registry.registry_session import Endpoint, EndpointRequest, RegistrySession, absolute
 from executor.registry.token import merged, scope
 from executor.registry.transfer import Meter, Progress
 from executor.retry import TransientError
@@ -53,7 +53,7 @@ class BlobMount(msgspec.Struct, frozen=True):
     """Whether the user may not read the source repository, so that further attempts would fail too."""
 
 
-class _Failed(TransientError):
+class _UploadFailed(TransientError):
     """An upload session failed; another one may succeed. ``reply`` is the answer that it failed with, if any."""
 
     def __init__(self, why: str, *, reply: HTTPResponse | None = None, delay: float = 0.0) -> None:
@@ -61,7 +61,7 @@ class _Failed(TransientError):
         self.reply = reply
 
 
-class _ChunkFailed(_Failed):
+class _ChunkFailed(_UploadFailed):
     """A chunk failed; the same session may take it, or a part of it."""
 
 
@@ -127,7 +127,7 @@ def upload(
                 elif not present(session, endpoint, descriptor):
                     sending.send(sending.begin())
                 break
-    except _Failed as failure:
+    except _UploadFailed as failure:
         raise _given_up(sending) from failure
     sending.meter.at(descriptor.size, final=True)
 
@@ -167,9 +167,9 @@ class _Upload:
         self.open_content = open_content
         self.meter = meter
         self.clock = session.clock(endpoint)
-        self.sessions = session.attempts(endpoint, clock=self.clock, on=_Failed)
+        self.sessions = session.attempts(endpoint, clock=self.clock, on=_UploadFailed)
         """The attempts to send the blob, each in an upload session of its own."""
-        self.failed: list[tuple[str, _Failed]] = []
+        self.failed: list[tuple[str, _UploadFailed]] = []
         """How each failed session sent the blob (in chunks or whole), and its error."""
         self.scopes = merged(scope(endpoint.repository, "pull", "push"))
         self.what = f"cannot push {descriptor.digest} to {endpoint.registry}/{endpoint.repository}"
@@ -188,14 +188,14 @@ class _Upload:
         return self.sessions.policy.statuses
 
     def send(self, location: str) -> None:
-        """Send the blob in the upload session at ``location``. Raises ``_Failed`` if another session may succeed."""
+        """Send the blob in the upload session at ``location``. Raises ``_UploadFailed`` if another may succeed."""
         chunked = self._chunked()
         try:
             if chunked:
-                _Chunks(self, location).send()
+                _ChunkedUpload(self, location).send()
             else:
                 self.whole(location)
-        except _Failed as failure:
+        except _UploadFailed as failure:
             self.failed.append(("in chunks" if chunked else "whole", failure))
             if failure.reply is not None:  # else nobody is there to be told
                 self.session.abandon(self.endpoint, location, self.scopes)
@@ -229,11 +229,11 @@ class _Upload:
         reply = self.once(self.closing(location, 0))
         if reply.status in _NOT_WHOLE:
             self._takes_whole = False
-            raise _Failed(explained(reply), reply=reply)
+            raise _UploadFailed(explained(reply), reply=reply)
         if reply.status == 401 and self.descriptor.size > self.chunk:
             # We were let in for this a moment ago: a token that was good when the blob left was not when a proxy had
             # all of it. Chunks do not take as long.
-            raise _Failed(explained(reply), reply=reply)
+            raise _UploadFailed(explained(reply), reply=reply)
         self.check_closed(reply)
 
     def give_up_chunks(self, reply: HTTPResponse, at: int) -> None:
@@ -281,11 +281,11 @@ class _Upload:
         )
 
     def once(self, call: EndpointRequest) -> HTTPResponse:
-        """Return the answer to ``call``. Raises ``_Failed`` if there is none."""
+        """Return the answer to ``call``. Raises ``_UploadFailed`` if there is none."""
         try:
             return self.session.once(self.endpoint, call)
         except TransientError as error:
-            raise _Failed(self.broken(error)) from error
+            raise _UploadFailed(self.broken(error)) from error
 
     def broken(self, error: TransientError) -> str:
         """Return the reason in ``error``, and how many bytes were sent."""
@@ -301,7 +301,7 @@ class _Upload:
         asked = reply.retry_after
         bearable = reply.status in self.retryable and asked <= self.sessions.policy.longest_retry_after
         if bearable or reply.status == 404:
-            raise _Failed(explained(reply), reply=reply, delay=asked)
+            raise _UploadFailed(explained(reply), reply=reply, delay=asked)
         raise self.session.refused(self.endpoint, self.what, reply)
 
     def _slice(self, start: int, stop: int) -> Iterator[bytes]:
@@ -324,7 +324,7 @@ class _Upload:
                 self.clock.progressed()
 
 
-class _Chunks:
+class _ChunkedUpload:
     """An upload session in which a blob is sent in chunks, and its position."""
 
     def __init__(self, sending: _Upload, location: str) -> None:
@@ -340,7 +340,7 @@ class _Chunks:
         """The end of a chunk that the registry may have received in part, and its error."""
 
     def send(self) -> None:
-        """Send the blob chunk by chunk, then the request that closes the session. Raises ``_Failed``."""
+        """Send the blob chunk by chunk, then the request that closes the session. Raises ``_UploadFailed``."""
         sending, size = self._sending, self._sending.descriptor.size
         attempts = sending.session.attempts(sending.endpoint, clock=sending.clock, on=_ChunkFailed)
         while self._at < size:
@@ -350,11 +350,11 @@ class _Chunks:
                 attempts.progressed()
         reply = sending.once(sending.closing(self._location, size))
         if reply.status in {400, 416} and size:
-            raise _Failed(explained(reply), reply=reply)  # its count is not ours
+            raise _UploadFailed(explained(reply), reply=reply)  # its count is not ours
         sending.check_closed(reply)
 
     def _send_chunk(self, end: int) -> None:
-        """Send the bytes up to ``end``. Raises ``_ChunkFailed`` if this may be tried again, else ``_Failed``."""
+        """Send the bytes up to ``end``. Raises ``_ChunkFailed`` if this may be tried again, else ``_UploadFailed``."""
         sending = self._sending
         try:
             reply = sending.session.once(sending.endpoint, sending.patch(self._location, self._at, end))
@@ -374,17 +374,17 @@ class _Chunks:
             self._broken = end, failure
         else:
             sending.give_up_chunks(reply, self._at)
-            raise _Failed(str(failure), reply=reply, delay=failure.delay)
+            raise _UploadFailed(str(failure), reply=reply, delay=failure.delay)
         raise failure
 
     def _go_elsewhere(self, refusal: HTTPResponse) -> None:
-        """Continue where the registry says after the 416 ``refusal``. Raises ``_Failed`` if it does not say."""
+        """Continue where the registry says after the 416 ``refusal``. Raises ``_UploadFailed`` if it does not say."""
         self._rejected.add(self._at)
         said = refusal if refusal.header("range") else self._status()
         at = _stands_at(said, -1) if said is not None else -1
         if said is None or not 0 <= at <= self._sending.descriptor.size or at in self._rejected:
             self._sending.shrink()  # its size may be what was wrong
-            raise _Failed(explained(refusal), reply=refusal, delay=refusal.retry_after)
+            raise _UploadFailed(explained(refusal), reply=refusal, delay=refusal.retry_after)
         self._location, self._at = self._next(said), at
 
     def _resume(self) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from executor.rootfs.elf import foreign
+from executor.rootfs.elf_audit import foreign
 
 _NAMES: Final = {
     "amd64": "amd64", "x86_64": "amd64", "x86-64": "amd64", "x64": "amd64",

@@ -32,7 +32,7 @@ import msgspec
 
 from executor.sandbox import notified_calls, roots, seccomp, status
 from executor.sandbox.inode_records import InodeRecords
-from executor.sandbox.inplace import InodeRecordsInPlace
+from executor.sandbox.inplace_records import InodeRecordsInPlace
 from executor.sandbox.spec import Bind, BindFd, SecretFile, Spec
 from executor.snapshotter import records
 from executor.snapshotter.records import DeviceNumber

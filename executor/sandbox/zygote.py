@@ -33,7 +33,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from executor.sandbox import isolation, network, report, seccomp, spec, staging, step, targets
+from executor.sandbox import isolation, network, report, seccomp, spec, staging, step_process, targets
 from platforms import debug, syscalls
 from platforms.descriptors import keep_only
 
@@ -80,7 +80,7 @@ class _Running(msgspec.Struct, frozen=True):
 class _Spare(msgspec.Struct, frozen=True):
     """A process that is prepared, or is about to be, for any step of ``shape``."""
 
-    shape: step.Shape
+    shape: step_process.Shape
     pid: int
     pidfd: int
     report: int
@@ -104,7 +104,7 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
         for insecure in (False, True)
         for supervised in {False, single}
     }
-    rules = step.Rules(
+    rules = step_process.Rules(
         single, filters, net, network.can_capture_packets(), syscalls.landlock_version() >= network.SCOPES
     )
     proc = staging.proc_of_all() if single else -1
@@ -158,7 +158,9 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
                     _end(running, kills)
 
 
-def _begin(fds: list[int], rules: step.Rules, proc: int, spare: _Spare | None) -> tuple[_Running | None, _Spare | None]:
+def _begin(
+    fds: list[int], rules: step_process.Rules, proc: int, spare: _Spare | None
+) -> tuple[_Running | None, _Spare | None]:
     """Start a step, in the spare process or a new one; None when that failed and the answer is given.
 
     Returns the next spare process as well.
@@ -166,7 +168,7 @@ def _begin(fds: list[int], rules: step.Rules, proc: int, spare: _Spare | None) -
     reply = socket.socket(fileno=fds[0])
     try:
         wanted = _read(fds[1], fds[4:])
-        shape = step.Shape.of(wanted)
+        shape = step_process.Shape.of(wanted)
         if wanted.network == "isolated":
             rules.network.begin()
             rules.network.descriptors()
@@ -193,7 +195,7 @@ def _read(packed: int, mounts: list[int]) -> spec.Spec:
         return spec.unpack(file.read(), mounts)
 
 
-def _namespaces(shape: step.Shape) -> int:
+def _namespaces(shape: step_process.Shape) -> int:
     namespaces = _STEP | (syscalls.CLONE_NEWCGROUP if os.path.exists("/proc/self/ns/cgroup") else 0)
     return namespaces | (syscalls.CLONE_NEWNET if shape.network == "none" else 0)
 
@@ -209,12 +211,12 @@ def _use(spare: _Spare, fds: list[int], reply: socket.socket) -> _Running | None
     return _Running(spare.pid, spare.pidfd, reply, spare.report)
 
 
-def _start(wanted: spec.Spec, fds: list[int], rules: step.Rules, proc: int, reply: socket.socket) -> _Running:
+def _start(wanted: spec.Spec, fds: list[int], rules: step_process.Rules, proc: int, reply: socket.socket) -> _Running:
     """Fork a step, and its supervisor if it needs one."""
     told, tell = os.pipe()
     line = socket.socketpair() if rules.supervised(wanted) else None
     try:
-        pid = syscalls.fork(_namespaces(step.Shape.of(wanted)))
+        pid = syscalls.fork(_namespaces(step_process.Shape.of(wanted)))
         if pid == 0:
             _child(wanted, (fds[2], fds[3]), rules, line[0] if line else None, report.StartReporter(tell))
         supervisor = _supervisor(line, wanted, proc) if line else 0
@@ -227,7 +229,7 @@ def _start(wanted: spec.Spec, fds: list[int], rules: step.Rules, proc: int, repl
     return _Running(pid, os.pidfd_open(pid), reply, told, supervisor)
 
 
-def _spare(shape: step.Shape, rules: step.Rules) -> _Spare | None:
+def _spare(shape: step_process.Shape, rules: step_process.Rules) -> _Spare | None:
     """Fork a process for the next step of ``shape``; None when that cannot be, which the next step will say."""
     told, tell = os.pipe()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -245,10 +247,12 @@ def _spare(shape: step.Shape, rules: step.Rules) -> _Spare | None:
         theirs.close()
 
 
-def _wait_for_step(shape: step.Shape, rules: step.Rules, line: socket.socket, told: report.StartReporter) -> NoReturn:
+def _wait_for_step(
+    shape: step_process.Shape, rules: step_process.Rules, line: socket.socket, told: report.StartReporter
+) -> NoReturn:
     try:
         keep_only(line.fileno(), told.fd, *rules.network.descriptors())
-        prepared = step.prepare(shape)
+        prepared = step_process.prepare(shape)
         packet, fds, _, _ = socket.recv_fds(line, _PACKET, FDS, socket.MSG_CMSG_CLOEXEC)
         if packet:
             _become(_read(fds[0], fds[3:]), prepared, (fds[1], fds[2]), rules, None, told)
@@ -279,13 +283,13 @@ def _supervisor(line: tuple[socket.socket, socket.socket], wanted: spec.Spec, pr
 def _child(
     wanted: spec.Spec,
     output: tuple[int, int],
-    rules: step.Rules,
+    rules: step_process.Rules,
     supervisor: socket.socket | None,
     told: report.StartReporter,
 ) -> NoReturn:
     """Become the step, or report why not. Never returns into the server's loop."""
     try:
-        prepared = step.prepare(step.Shape.of(wanted))
+        prepared = step_process.prepare(step_process.Shape.of(wanted))
     except BaseException as error:
         told.unfit(_cannot_prepare(error))
         os._exit(report.NOT_SET_UP)
@@ -294,17 +298,17 @@ def _child(
 
 def _become(
     wanted: spec.Spec,
-    prepared: step.PreparedStep,
+    prepared: step_process.PreparedStep,
     output: tuple[int, int],
-    rules: step.Rules,
+    rules: step_process.Rules,
     supervisor: socket.socket | None,
     told: report.StartReporter,
 ) -> NoReturn:
     try:
-        step.become(wanted, prepared, output, rules, supervisor, told)
-    except step.RefusedError as refused:
+        step_process.become(wanted, prepared, output, rules, supervisor, told)
+    except step_process.RefusedError as refused:
         told.refused(refused.code, str(refused))
-    except step.UnfitError as unfit:
+    except step_process.UnfitError as unfit:
         told.unfit(str(unfit))
     except BaseException as error:
         told.unfit(_cannot_prepare(error))

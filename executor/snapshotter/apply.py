@@ -69,7 +69,7 @@ class Applier(Protocol):
         ...
 
 
-class _Target:
+class _Destination:
     """What both ways have in common."""
 
     def __init__(self, directory: str) -> None:
@@ -372,7 +372,7 @@ class _Target:
             self._note(real, entry, self._set_metadata(fd, entry))
 
 
-class Lower(_Target):
+class Lower(_Destination):
     """A new, empty directory that becomes a lower directory of overlayfs."""
 
     def __init__(self, directory: str) -> None:
@@ -437,7 +437,7 @@ class Lower(_Target):
         return OVERLAY_XATTR + b"overlay." + key[len(OVERLAY_XATTR) :] if key.startswith(OVERLAY_XATTR) else key
 
 
-class Merged(_Target):
+class Merged(_Destination):
     """An existing tree, to which a layer is applied: deletions delete what the layer has not put there itself."""
 
     def __init__(self, directory: str) -> None:

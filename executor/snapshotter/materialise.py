@@ -51,7 +51,7 @@ def materialise(entries: Iterable[Entry], directory: str) -> None:
 
 def fill(applier: Applier, entries: Iterable[Entry]) -> None:
     """Apply ``entries``, whose files are copied from their sources. Raises as ``materialise`` does."""
-    copier = _Copier()
+    copier = _TreeCopier()
     try:
         for entry in entries:
             copier.entry = entry
@@ -86,7 +86,7 @@ def finish(
     return snapshots.commit(store, active, diff_id=diff_id, size=size, keys=keys, description=description)
 
 
-class _Copier:
+class _TreeCopier:
     """Fills files from their sources, remembering what the file systems cannot do."""
 
     entry = Entry(b"", Kind.DIRECTORY)

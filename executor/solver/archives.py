@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor.context import archive
+from executor.context import add_archive
 from executor.rootfs.tree import open_directory
 from executor.snapshotter.records import Applied
 from executor.solver import copying
@@ -13,7 +13,7 @@ from executor.solver.lifetime import Scratch
 def copy_archive(scratch: Scratch, plan: CopyPlan, path: bytes, destination: str, treatment: CopyOptions) -> bool:
     """Add what is in the archive ``path``; False when it is none."""
     directory = scratch.new()
-    found = archive.extract(path, directory)
+    found = add_archive.extract(path, directory)
     if found is None:
         return False
     recorded = {record.path: record for record in found.records}

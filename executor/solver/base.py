@@ -144,10 +144,10 @@ class Bases(msgspec.Struct, frozen=True):
 
     def from_layout(self, name: str, location: str, platform: Platform) -> Base:
         """The image in the OCI layout ``location`` (``PATH[:TAG|@DIGEST]``) for ``platform``."""
-        from executor.registry import archive, layout
+        from executor.registry import layout, oci_archive
 
         path, wanted = layout.split_location(location)
-        opened = archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
+        opened = oci_archive.read_archive(path) if os.path.isfile(path) else layout.read_layout(path)
         root = opened.find(wanted)
         return self._base(name, LayoutBaseSource(opened, root), root.digest, platform)
 

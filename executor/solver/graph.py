@@ -27,7 +27,7 @@ from executor.dockerfile import (
 from executor.dockerfile.expansion import misspelt
 from executor.dockerfile.instructions import Copy, Instruction, Run
 from executor.registry import reference
-from executor.solver import scope as arguments
+from executor.solver import builtin_args as arguments
 from executor.solver.named import NONE, Named
 from platforms.errors import DockerfileError, Location, UsageError
 from platforms.parsing import parse as parse_platform

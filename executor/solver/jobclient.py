@@ -13,9 +13,9 @@ from executor.conversation import Conversation
 from executor.image.manifest import Descriptor, Index, Manifest
 from executor.registry.auth import Credential
 from executor.registry.client import Client
-from executor.registry.config import RegistrySettings
 from executor.registry.notices import Notice, Remark, Wait
 from executor.registry.reference import Reference
+from executor.registry.registry_settings import RegistrySettings
 from executor.registry.transfer import Direction
 from executor.solver.inputs import Inputs
 from executor.solver.lifetime import Cancellation

@@ -17,7 +17,7 @@ from executor.image import mediatypes
 from executor.image.manifest import Descriptor
 from executor.registry.reference import Reference
 from executor.registry.reference import parse as parse_reference
-from executor.rootfs import compress, elf
+from executor.rootfs import compress, elf_audit
 from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.streams import Readable
@@ -299,8 +299,8 @@ class _Elves(msgspec.Struct):
 def _audited(entries: Iterable[Entry], found: dict[str, _Elves]) -> Iterator[Entry]:
     """``entries``, whose ELF files are noted in ``found``, by architecture."""
     for entry in entries:
-        if entry.kind is Kind.FILE and entry.size >= elf.SMALLEST and not elf.firmware(entry.path):
-            name = elf.machine_of_file(entry.source)
+        if entry.kind is Kind.FILE and entry.size >= elf_audit.SMALLEST and not elf_audit.firmware(entry.path):
+            name = elf_audit.machine_of_file(entry.source)
             if name is not None:
                 elves = found.setdefault(name, _Elves())
                 elves.count += 1

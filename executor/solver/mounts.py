@@ -25,7 +25,7 @@ from executor.protocol import AskAgent, AskSecret
 from executor.sandbox.spec import Bind, BindFd, Mount, SecretFile, Tmpfs
 from executor.snapshotter import materialise
 from executor.snapshotter.snapshotter import Snapshotter
-from executor.solver import content, copying, keys, lifetime, scope, treename
+from executor.solver import builtin_args, content, copying, keys, lifetime, treename
 from executor.solver.content import Contents
 from executor.solver.copying import CopySource, normal_path
 from executor.solver.graph import MAIN_CONTEXT, FromStage, Origin, Scratch
@@ -196,7 +196,7 @@ class MountPlanner(msgspec.Struct, frozen=True):
         else:
             found = self.memory.contents.select(_shown(files, "/", taken))
             seed = treename.name(keys.key("files", found.name()))
-        name = scope.cache_name(self.job.build_args, wanted.id or target)
+        name = builtin_args.cache_name(self.job.build_args, wanted.id or target)
         return CacheMount(self.memory.contents, self.made_ns, name, files, taken, wanted, target, seed)
 
     def _ssh(self, wanted: Wanted, target: str, taken: Input) -> SshMount:

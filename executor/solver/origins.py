@@ -15,9 +15,9 @@ from executor.rootfs.tree import Tree
 from executor.snapshotter.snapshotter import Parents
 from executor.solver import caching, copying, graph, keys, treename
 from executor.solver.base import Base, Bases
-from executor.solver.contexts import Contexts
 from executor.solver.graph import FromContext, FromImage, FromStage, JobPlan, Origin, Scratch
 from executor.solver.inputs import Input
+from executor.solver.job_contexts import Contexts
 from executor.solver.once import Once
 from executor.solver.services import FileSystems, Memory, Services
 from executor.solver.sources import FileSource

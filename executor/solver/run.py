@@ -16,7 +16,7 @@ from executor.sandbox import cgroup
 from executor.sandbox.network import NO_HELPER
 from executor.sandbox.spec import Ended, Mount, Spec
 from executor.snapshotter.snapshotter import ActiveRoot
-from executor.solver import cache, output, scope, users
+from executor.solver import builtin_args, cache, output, users
 from executor.solver import state as states
 from executor.solver.inputs import Input
 from executor.solver.mounts import Mounts
@@ -85,7 +85,7 @@ class RunStep(msgspec.Struct, frozen=True):
             self.instruction.network,
             options.network,
             self.instruction.security,
-            scope.host_name(job.build_args),
+            builtin_args.host_name(job.build_args),
             *options.observed,
             mounted,
         )
@@ -181,7 +181,7 @@ def _spec(step: RunStep, active: ActiveRoot, mounts: tuple[Mount, ...]) -> Spec:
         mounts=mounts,
         network=step.network,
         insecure=step.instruction.security == "insecure",
-        hostname=scope.host_name(job.build_args),
+        hostname=builtin_args.host_name(job.build_args),
         options=job.options.steps,
     )
 

@@ -24,8 +24,8 @@ from executor.solver import copy, graph, run, sources, treename, workdir
 from executor.solver import state as states
 from executor.solver.base import Bases
 from executor.solver.caching import CachedStep, ImageLayers, StepCache
-from executor.solver.contexts import Contexts
 from executor.solver.graph import FromStage, JobPlan, Origin
+from executor.solver.job_contexts import Contexts
 from executor.solver.layer import LayerLost
 from executor.solver.mounts import MountPlanner
 from executor.solver.once import Once

@@ -17,9 +17,9 @@ from executor.dockerfile import instructions as dockerfile
 from executor.dockerfile.instructions import Instruction
 from executor.image import config as image
 from executor.image.config import HealthConfig, History, ImageConfig
+from executor.solver.builtin_args import SILENT_ARGUMENTS
 from executor.solver.copying import normal_path
 from executor.solver.layer import Layer
-from executor.solver.scope import SILENT_ARGUMENTS
 from executor.solver.treename import Name
 from platforms.errors import DockerfileError
 from platforms.platform import Platform

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
-from orchestrator.index.entries import Entry
+from orchestrator.index.entries import IndexEntry
 from orchestrator.request import Annotation
 from orchestrator.values import parse_annotations
 from platforms.errors import UsageError
@@ -46,7 +46,7 @@ def together(*annotations: Pairs) -> Pairs:
     return tuple(sorted(found.items()))
 
 
-def described(entries: Sequence[Entry], annotations: Iterable[Annotation]) -> tuple[Entry, ...]:
+def described(entries: Sequence[IndexEntry], annotations: Iterable[Annotation]) -> tuple[IndexEntry, ...]:
     """``entries`` with what is meant for their descriptors; attestations stay as they are.
 
     Raises ``UsageError`` for a platform that no entry is for.
@@ -62,7 +62,7 @@ def described(entries: Sequence[Entry], annotations: Iterable[Annotation]) -> tu
     return tuple(entry if entry.subject else _annotated(entry, wanted) for entry in entries)
 
 
-def _annotated(entry: Entry, annotations: Iterable[Annotation]) -> Entry:
+def _annotated(entry: IndexEntry, annotations: Iterable[Annotation]) -> IndexEntry:
     """``entry`` with those meant for all entries, then those for its platform, which count more."""
     meant = [
         tuple((each.key, each.value) for each in annotations if each.platform == platform)

@@ -16,16 +16,16 @@ from msgspec.structs import replace
 from executor.dockerfile.suggestions import hint
 from executor.image import mediatypes
 from executor.image.digest import check_digest
-from executor.registry import config
-from orchestrator.index import annotating, editing, entries, inputs, inspection, names, publishing, templates
+from executor.registry import registry_settings
+from orchestrator.index import annotating, editing, entries, inspection, names, publishing, source_arguments, templates
 from orchestrator.index import matrix as matrices
 from orchestrator.index.editing import Carried, Draft, Joining, Override
 from orchestrator.index.errands import errand
-from orchestrator.index.inputs import Input
+from orchestrator.index.image_sources import named_root, open_source
 from orchestrator.index.metadata import write_metadata
 from orchestrator.index.names import ImageName, LayoutName
 from orchestrator.index.publishing import Errand, Target
-from orchestrator.index.sources import named_root, open_source
+from orchestrator.index.source_arguments import RequestedSource
 from orchestrator.options import DEBUG, INSECURE, MIRRORS, TIMEOUT, complete_files, complete_platforms
 from orchestrator.view.display import open_display
 from orchestrator.view.stdout import print_document, print_json, print_line
@@ -196,7 +196,7 @@ def create(**flags: Any) -> None:
     with _errand(flags) as opened:
         base = targets[0] if flags["append"] else None
         standing = publishing.targets(opened, targets, _expected(flags["expect"]), base)
-        homes = inputs.homes(wanted, targets)
+        homes = source_arguments.homes(wanted, targets)
         sources = editing.read_sources(opened, wanted, homes, flatten=flags["flatten"])
         if flags["append"]:
             draft = editing.append(editing.read_base(opened, standing[0]), sources, joining)
@@ -230,7 +230,7 @@ def add(base: str, sources: tuple[str, ...], manifests: tuple[str, ...], **flags
     override = _override(flags)
     annotations = annotating.parse(flags["annotations"], "manifest-descriptor")
     with _edited(base, flags) as (opened, target, standing):
-        homes = inputs.homes(wanted, (target.name,))
+        homes = source_arguments.homes(wanted, (target.name,))
         found = editing.read_sources(opened, wanted, homes, flatten=flags["flatten"])
         own = editing.read_base(opened, target)
         fresh = [editing.adjusted(each, annotations, override) for each in found]
@@ -342,11 +342,13 @@ def copy(source: str, target: str, no_clobber: bool, quiet: bool, **flags: Any) 
     expected = _expected(publishing.NONE if no_clobber else flags["expect"])
     joining = Joining(platforms=parsing.parse_list(flags["platforms"]), prefer_index=False)
     flags |= {"dry_run": False, "progress": "quiet" if quiet else flags["progress"]}
-    given = inputs.parse(source)
+    given = source_arguments.parse(source)
     with _errand(flags) as opened:
         wanted = _tagged(names.parse_target(target), _tag_of(given))
         standing = publishing.targets(opened, (wanted,), expected)
-        draft = editing.create(editing.read_sources(opened, (given,), inputs.homes((given,), (wanted,))), joining)
+        draft = editing.create(
+            editing.read_sources(opened, (given,), source_arguments.homes((given,), (wanted,))), joining
+        )
         _deliver(opened, draft, standing, flags)
 
 
@@ -404,7 +406,9 @@ def matrix(context: str, platforms: tuple[str, ...], tags: tuple[str, ...], form
 
 @contextmanager
 def _errand(flags: Mapping[str, Any]) -> Iterator[Errand]:
-    settings = config.with_flags(config.load_settings(), flags["insecure"], flags["mirrors"], flags["timeouts"])
+    settings = registry_settings.with_flags(
+        registry_settings.load_settings(), flags["insecure"], flags["mirrors"], flags["timeouts"]
+    )
     with open_display(_MODES[flags["progress"]]) as display, errand(settings, display) as opened:
         yield opened
 
@@ -438,12 +442,12 @@ def _deliver(opened: Errand, draft: Draft, standing: Sequence[Target], flags: Ma
     print_line(root.descriptor.digest)
 
 
-def _inputs(flags: Mapping[str, Any]) -> list[Input]:
+def _inputs(flags: Mapping[str, Any]) -> list[RequestedSource]:
     """The sources: files first, as for buildx, then metadata, then words."""
-    found = [each for path in flags["files"] for each in inputs.read(path)]
-    found += [each for path in flags["metadata"] for each in inputs.read_metadata(path)]
-    inputs.check_pins(found)
-    return found + [inputs.parse(word) for word in flags["sources"]]
+    found = [each for path in flags["files"] for each in source_arguments.read(path)]
+    found += [each for path in flags["metadata"] for each in source_arguments.read_metadata(path)]
+    source_arguments.check_pins(found)
+    return found + [source_arguments.parse(word) for word in flags["sources"]]
 
 
 def _targets(texts: Sequence[str], *, required: bool) -> tuple[ImageName, ...]:
@@ -459,7 +463,7 @@ def _tagged(name: ImageName, tag: str) -> ImageName:
     return replace(name, tag=tag) if isinstance(name, LayoutName) and not name.tag else name
 
 
-def _tag_of(given: Input) -> str:
+def _tag_of(given: RequestedSource) -> str:
     """What an image that is copied to a layout is called there: its tag, else ``latest``."""
     for name in map(named_root, given.candidates):
         return (name.tag if isinstance(name, LayoutName) else name.reference.tag) or "latest"

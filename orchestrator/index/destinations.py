@@ -17,14 +17,14 @@ import msgspec
 
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest, describe
-from executor.registry import archive, layout
+from executor.registry import layout, oci_archive
 from executor.registry.client import Client
 from executor.registry.layout import REF_NAME, BlobSource
 from executor.registry.reference import Reference
 from executor.registry.referrers import REFERRERS, fallback_tag
-from orchestrator.index.graph import Blob, Contents, Part
+from orchestrator.index.image_sources import Document, ImageSource, LayoutSource
+from orchestrator.index.manifest_graph import Blob, Contents, Part
 from orchestrator.index.names import LayoutName
-from orchestrator.index.sources import Document, ImageSource, LayoutSource
 from orchestrator.index.together import run_all
 from platforms.errors import Interrupted, KanifoldError, RegistryError
 
@@ -157,8 +157,8 @@ def write(name: LayoutName, shipment: Shipment, cancelled: threading.Event) -> N
     roots = [root, *(listing(each.document) for each in shipment.contents.referrers)]
     sources = _blob_sources(shipment, cancelled)
     if name.archive:
-        with archive.archive_file(name.path) as file:
-            archive.write_archive(file, roots, sources)
+        with oci_archive.archive_file(name.path) as file:
+            oci_archive.write_archive(file, roots, sources)
     else:
         layout.write_layout(name.path, roots, sources)
 
@@ -166,7 +166,7 @@ def write(name: LayoutName, shipment: Shipment, cancelled: threading.Event) -> N
 def standing_in(name: LayoutName) -> str:
     """The digest of the image called ``name`` in a layout; "" where there is no such layout, or name."""
     try:
-        found = archive.read_archive(name.path) if name.archive else layout.read_layout(name.path)
+        found = oci_archive.read_archive(name.path) if name.archive else layout.read_layout(name.path)
     except KanifoldError:
         if os.path.lexists(name.path) and (not os.path.isdir(name.path) or os.listdir(name.path)):
             raise

@@ -17,15 +17,15 @@ from executor.image import config as image
 from executor.image import manifest as documents
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec
-from orchestrator.index import annotating, entries, graph, inputs, publishing
+from orchestrator.index import annotating, entries, manifest_graph, publishing, source_arguments
 from orchestrator.index.annotating import Pairs
 from orchestrator.index.destinations import Shipment
-from orchestrator.index.entries import Duplicate, Entry
-from orchestrator.index.graph import Part
-from orchestrator.index.inputs import Input
+from orchestrator.index.entries import Duplicate, IndexEntry
+from orchestrator.index.image_sources import Document, ImageSource, LayoutSource, open_source
+from orchestrator.index.manifest_graph import Part
 from orchestrator.index.names import ImageName, LayoutName, RegistryName
 from orchestrator.index.publishing import Errand, Target
-from orchestrator.index.sources import Document, ImageSource, LayoutSource, open_source
+from orchestrator.index.source_arguments import RequestedSource
 from orchestrator.request import Annotation
 from orchestrator.view import events
 from platforms.errors import ArchiveError, PlatformMissing, Problem, UsageError
@@ -65,7 +65,7 @@ class Override(msgspec.Struct, frozen=True):
     os_version: str = ""
     os_features: tuple[str, ...] = ()
 
-    def apply(self, entry: Entry) -> Entry:
+    def apply(self, entry: IndexEntry) -> IndexEntry:
         """``entry`` with what is set."""
         own = entry.descriptor.platform or PlatformSpec("", "")
         spec = PlatformSpec(
@@ -82,7 +82,7 @@ class Source(msgspec.Struct, frozen=True):
     """A source that has been read, and what it adds to an index."""
 
     part: Part
-    entries: tuple[Entry, ...]
+    entries: tuple[IndexEntry, ...]
     plain: bool = True
     """Whether the user says nothing of it that it does not say itself."""
 
@@ -91,16 +91,16 @@ class Source(msgspec.Struct, frozen=True):
 
 
 def read_sources(
-    errand: Errand, wanted: Sequence[Input], homes: Sequence[ImageName], *, flatten: bool = True
+    errand: Errand, wanted: Sequence[RequestedSource], homes: Sequence[ImageName], *, flatten: bool = True
 ) -> list[Source]:
     """The images of ``wanted``, read and verified. Unless it is to ``flatten``, an index becomes one entry."""
     named = [(each, each.located(homes)) for each in wanted]
-    with ThreadPoolExecutor(graph.AT_ONCE, "sources") as pool:
+    with ThreadPoolExecutor(manifest_graph.AT_ONCE, "sources") as pool:
         found = list(pool.map(partial(_read_source, errand), named))
     return found if flatten else [_whole(each) for each in found]
 
 
-def _read_source(errand: Errand, wanted: tuple[Input, ImageName]) -> Source:
+def _read_source(errand: Errand, wanted: tuple[RequestedSource, ImageName]) -> Source:
     given, name = wanted
     source = open_source(name, errand.client)
     part = Part(source.root(), source)
@@ -112,14 +112,14 @@ def _whole(source: Source) -> Source:
     document = source.part.document
     if isinstance(document.content, Manifest):
         return source
-    return replace(source, entries=(Entry(document.descriptor, source=source.part.source.name),), plain=False)
+    return replace(source, entries=(IndexEntry(document.descriptor, source=source.part.source.name),), plain=False)
 
 
 def read_base(errand: Errand, target: Target) -> Source:
     """The index or manifest that ``target`` was seen to mean, of the registry itself rather than of a mirror."""
     if not target.standing:
         raise UsageError(f"{target.name} is not there", remedy="kanifold index create -t REF SOURCE… makes an index")
-    name = inputs.at_digest(target.name, target.standing)
+    name = source_arguments.at_digest(target.name, target.standing)
     source = open_source(name, errand.client)
     if isinstance(name, RegistryName):
         found = errand.client.find(name.reference)
@@ -128,10 +128,10 @@ def read_base(errand: Errand, target: Target) -> Source:
         part = Part(Document(found[2], found[1], found[0]), source)
     else:
         part = Part(source.root(), source)
-    return Source(part, _entries(part, Input(str(target.name))))
+    return Source(part, _entries(part, RequestedSource(str(target.name))))
 
 
-def _entries(part: Part, given: Input) -> tuple[Entry, ...]:
+def _entries(part: Part, given: RequestedSource) -> tuple[IndexEntry, ...]:
     """What the document of ``part`` adds to an index, with what is ``given`` of it."""
     document = part.document
     if isinstance(document.content, Index):
@@ -146,7 +146,7 @@ def _entries(part: Part, given: Input) -> tuple[Entry, ...]:
     spec = wanted.platform if wanted is not None else None
     if spec is None or not (spec.os and spec.architecture):
         spec = _completed(spec, _stated(document.content, part.source))
-    return (Entry(replace(descriptor, platform=spec, annotations=annotations), source=given.text),)
+    return (IndexEntry(replace(descriptor, platform=spec, annotations=annotations), source=given.text),)
 
 
 def _check_given(wanted: Descriptor, found: Descriptor, text: str) -> None:
@@ -161,7 +161,7 @@ def _check_given(wanted: Descriptor, found: Descriptor, text: str) -> None:
 
 def _stated(manifest: Manifest, source: ImageSource) -> PlatformSpec | None:
     """The platform that an image's config says; None for a manifest of something else."""
-    if manifest.config.media_type not in graph.CONFIGS:
+    if manifest.config.media_type not in manifest_graph.CONFIGS:
         return None
     platform = image.parse(source.read(manifest.config, image.CONFIG_LIMIT)).platform
     return entries.spec_of(normalise(platform)) if platform.os and platform.architecture else None
@@ -241,7 +241,7 @@ def _own(base: Source, joining: Joining) -> tuple[Pairs, str]:
 
 
 def _drafted(
-    sources: Sequence[Source], listed: Sequence[Entry], joining: Joining, own: Pairs = (), media_type: str = ""
+    sources: Sequence[Source], listed: Sequence[IndexEntry], joining: Joining, own: Pairs = (), media_type: str = ""
 ) -> Draft:
     """The index of ``listed``, filtered and annotated as ``joining`` says; ``own`` annotations count less."""
     found = entries.filtered(entries.joined(listed, joining.duplicate), joining.platforms)
@@ -294,7 +294,7 @@ def deliver(errand: Errand, draft: Draft, wanted: Sequence[Target], carried: Car
     repositories = publishing.repositories(wanted)
     near = {str(each.repository) for each in (*draft.sources.values(), draft.root.source)}
     moves = near != {str(each) for each in repositories} or any(isinstance(each.name, LayoutName) for each in wanted)
-    contents = graph.collect(
+    contents = manifest_graph.collect(
         draft.root,
         draft.sources,
         referrers=carried.referrers and moves,

@@ -34,7 +34,7 @@ Duplicate = Literal["refuse", "first", "last", "all"]
 """Which of two manifests for one platform counts."""
 
 
-class Entry(msgspec.Struct, frozen=True):
+class IndexEntry(msgspec.Struct, frozen=True):
     """One line of an index: its descriptor, and the fields of it that are nothing to us (``urls``, ``data``)."""
 
     descriptor: Descriptor
@@ -57,11 +57,11 @@ class Entry(msgspec.Struct, frozen=True):
         return annotations.get(REFERENCE_DIGEST, "") if annotations.get(REFERENCE_TYPE) == ATTESTATION else ""
 
 
-def entries_of(index: Index, data: bytes, source: str = "") -> tuple[Entry, ...]:
+def entries_of(index: Index, data: bytes, source: str = "") -> tuple[IndexEntry, ...]:
     """The entries of ``index``, whose bytes are ``data``."""
     plain = decoding.from_json(data)["manifests"]
     return tuple(
-        Entry(descriptor, {key: value for key, value in each.items() if key not in _KNOWN}, source)
+        IndexEntry(descriptor, {key: value for key, value in each.items() if key not in _KNOWN}, source)
         for descriptor, each in zip(index.manifests, plain, strict=True)
     )
 
@@ -71,20 +71,20 @@ def spec_of(platform: Platform) -> PlatformSpec:
     return PlatformSpec(platform.architecture, platform.os, platform.variant, platform.os_version, platform.os_features)
 
 
-def joined(entries: Iterable[Entry], duplicate: Duplicate = "refuse") -> tuple[Entry, ...]:
+def joined(entries: Iterable[IndexEntry], duplicate: Duplicate = "refuse") -> tuple[IndexEntry, ...]:
     """``entries`` with each digest once and, unless ``duplicate`` is ``all``, each platform once.
 
     Of one digest the later platform counts, and annotations come together, the later of one key. Raises ``UsageError``
     that names the two manifests for one platform.
     """
-    by_digest: dict[str, Entry] = {}
+    by_digest: dict[str, IndexEntry] = {}
     for each in entries:
         known = by_digest.get(each.descriptor.digest)
         by_digest[each.descriptor.digest] = each if known is None else _merged(known, each)
     found = tuple(by_digest.values())
     if duplicate == "all":
         return found
-    by_platform: dict[Platform, Entry] = {}
+    by_platform: dict[Platform, IndexEntry] = {}
     dropped: set[str] = set()
     for each in found:
         platform = each.platform
@@ -103,13 +103,13 @@ def joined(entries: Iterable[Entry], duplicate: Duplicate = "refuse") -> tuple[E
     return without(found, dropped)
 
 
-def without(entries: Sequence[Entry], digests: Iterable[str]) -> tuple[Entry, ...]:
+def without(entries: Sequence[IndexEntry], digests: Iterable[str]) -> tuple[IndexEntry, ...]:
     """``entries`` less those of ``digests`` and the attestations of these."""
     gone = set(digests)
     return tuple(each for each in entries if each.descriptor.digest not in gone and each.subject not in gone)
 
 
-def filtered(entries: Sequence[Entry], platforms: Sequence[Platform]) -> tuple[Entry, ...]:
+def filtered(entries: Sequence[IndexEntry], platforms: Sequence[Platform]) -> tuple[IndexEntry, ...]:
     """The entries for ``platforms``, with their attestations, and those that say no platform.
 
     No ``platforms`` means all entries. Raises ``PlatformMissing`` for a platform that no entry is for.
@@ -130,7 +130,7 @@ def filtered(entries: Sequence[Entry], platforms: Sequence[Platform]) -> tuple[E
     return without(entries, {each.descriptor.digest for each in entries if each.platform} - kept)
 
 
-def ordered(entries: Sequence[Entry], platforms: Sequence[Platform]) -> tuple[Entry, ...]:
+def ordered(entries: Sequence[IndexEntry], platforms: Sequence[Platform]) -> tuple[IndexEntry, ...]:
     """``entries`` in the order of ``platforms``, as a build for these has them: images, then their attestations."""
     last = len(platforms)
     places = {
@@ -143,11 +143,11 @@ def ordered(entries: Sequence[Entry], platforms: Sequence[Platform]) -> tuple[En
     return tuple(sorted(entries, key=lambda each: (bool(each.subject), _place(each, places, last))))
 
 
-def _place(entry: Entry, places: Mapping[str, int], last: int) -> int:
+def _place(entry: IndexEntry, places: Mapping[str, int], last: int) -> int:
     return places.get(entry.subject or entry.descriptor.digest, last)
 
 
-def chosen(entries: Sequence[Entry], words: Iterable[str], parse: Callable[[str], Platform]) -> frozenset[str]:
+def chosen(entries: Sequence[IndexEntry], words: Iterable[str], parse: Callable[[str], Platform]) -> frozenset[str]:
     """The digests of the entries that ``words`` name: by digest, or by platform, which ``parse`` reads.
 
     Raises ``UsageError`` for a word that no entry answers to.
@@ -167,7 +167,7 @@ def chosen(entries: Sequence[Entry], words: Iterable[str], parse: Callable[[str]
 
 
 def encoded(
-    entries: Sequence[Entry],
+    entries: Sequence[IndexEntry],
     annotations: Sequence[tuple[str, str]] = (),
     media_type: str = "",
 ) -> tuple[Descriptor, bytes]:
@@ -197,7 +197,7 @@ def encoded(
 _DOCKER: Final = frozenset({mediatypes.DOCKER_INDEX, mediatypes.DOCKER_MANIFEST})
 
 
-def _merged(known: Entry, again: Entry) -> Entry:
+def _merged(known: IndexEntry, again: IndexEntry) -> IndexEntry:
     descriptor = replace(
         known.descriptor,
         platform=again.descriptor.platform or known.descriptor.platform,
@@ -206,7 +206,7 @@ def _merged(known: Entry, again: Entry) -> Entry:
     return replace(known, descriptor=descriptor)
 
 
-def _doubled(platform: Platform, one: Entry, other: Entry) -> UsageError:
+def _doubled(platform: Platform, one: IndexEntry, other: IndexEntry) -> UsageError:
     names = [f"{each.descriptor.digest}{f' of {each.source}' if each.source else ''}" for each in (one, other)]
     return UsageError(
         f"there are two manifests for {platform}",

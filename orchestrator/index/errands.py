@@ -12,8 +12,8 @@ from typing import Final
 
 from executor.registry import auth
 from executor.registry.client import Client
-from executor.registry.config import RegistrySettings
 from executor.registry.notices import Notice, Remark, Wait
+from executor.registry.registry_settings import RegistrySettings
 from orchestrator.index.publishing import Errand
 from orchestrator.view import events
 from orchestrator.view.display import Display

@@ -10,10 +10,10 @@ import msgspec
 from executor.image import config as image
 from executor.image.manifest import Descriptor, Index, Manifest
 from executor.image.selection import platform_of
-from orchestrator.index import entries, graph
-from orchestrator.index.entries import Entry
-from orchestrator.index.graph import Contents, Part
-from orchestrator.index.sources import Document, ImageSource
+from orchestrator.index import entries, manifest_graph
+from orchestrator.index.entries import IndexEntry
+from orchestrator.index.image_sources import Document, ImageSource
+from orchestrator.index.manifest_graph import Contents, Part
 from orchestrator.view.units import size as shown
 from platforms import decoding
 from platforms.errors import ArchiveError
@@ -113,7 +113,7 @@ class Inspection(msgspec.Struct, frozen=True):
 def inspect(name: str, source: ImageSource, *, referrers: bool = True) -> Inspection:
     """What the image of ``source`` consists of: all manifests are read, no layer is."""
     root = Part(source.root(), source)
-    contents = graph.collect(root, {}, referrers=referrers, nondistributable=True)
+    contents = manifest_graph.collect(root, {}, referrers=referrers, nondistributable=True)
     return Inspection(name, root.document, source, tuple(_listed(root.document, contents, source)), contents.referrers)
 
 
@@ -135,13 +135,13 @@ def _listed(root: Document, contents: Contents, source: ImageSource) -> Iterator
 
 
 def _stated(manifest: Manifest, source: ImageSource) -> Platform | None:
-    if manifest.config.media_type not in graph.CONFIGS:
+    if manifest.config.media_type not in manifest_graph.CONFIGS:
         return None
     return image.parse(source.read(manifest.config, image.CONFIG_LIMIT)).platform
 
 
 def _attached(
-    digest: str, own: Iterable[Entry], referrers: Iterable[Part], known: Mapping[str, Document]
+    digest: str, own: Iterable[IndexEntry], referrers: Iterable[Part], known: Mapping[str, Document]
 ) -> tuple[Attestation, ...]:
     """The attestations of ``digest``: in the index beside it, as BuildKit has them, or among what refers to it."""
     found = [each.descriptor.digest for each in own if each.subject == digest]

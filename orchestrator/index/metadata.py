@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from executor.image.manifest import Index
 from orchestrator.index import entries
 from orchestrator.index.editing import Draft
-from orchestrator.index.inputs import DESCRIPTOR, DIGEST, NAME
 from orchestrator.index.names import ImageName, RegistryName
+from orchestrator.index.source_arguments import DESCRIPTOR, DIGEST, NAME
 from platforms.errors import StoreError
 from platforms.replacing import replacing
 

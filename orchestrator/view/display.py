@@ -56,7 +56,7 @@ def open_display(mode: str = "auto", stream: TextIO | None = None, environ: Mapp
         from orchestrator.view.quiet import QuietDisplay
 
         return QuietDisplay(stream, environ)
-    from orchestrator.view.plain import PlainDisplay
+    from orchestrator.view.plain_lines import PlainDisplay
 
     return PlainDisplay(stream, environ)
 

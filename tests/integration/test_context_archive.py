@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from executor.context.archive import extract, is_archive
+from executor.context.add_archive import extract, is_archive
 from platforms.errors import ArchiveError, ContextError
 
 

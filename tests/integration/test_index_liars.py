@@ -14,7 +14,7 @@ from registry_server import Asked, MemoryRegistry, Said, Served, digest_of, erro
 from small_images import CONFIG, INDEX, LAYER, MANIFEST, Images
 
 from orchestrator.cli import cli
-from orchestrator.index import graph
+from orchestrator.index import manifest_graph
 from platforms.errors import ArchiveError, KanifoldError, RegistryError, UsageError
 
 Run = Callable[..., str]
@@ -230,7 +230,7 @@ def test_a_blob_that_is_not_what_its_digest_says_is_not_pushed(
 
 def test_an_index_of_a_hundred_thousand_entries_is_refused(run: Run, places: tuple[Place, Place]) -> None:
     here, there = places
-    for count, why in ((100_000, "sent too much"), (20_000, f"more than {graph.DOCUMENTS} manifests")):
+    for count, why in ((100_000, "sent too much"), (20_000, f"more than {manifest_graph.DOCUMENTS} manifests")):
         images = Images()
         root = images.index([{"mediaType": MANIFEST, "digest": f"sha256:{n:064x}", "size": 1} for n in range(count)])
         images.put(here.memory, "app", {"1": root})

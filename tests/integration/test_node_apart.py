@@ -20,8 +20,8 @@ from oci_layout import read_image
 from protocol_nodes import Marked, apart, build
 
 from executor.protocol import BuildOptions, CacheExport, CacheInDirectory
-from executor.registry.config import RegistryCertificates, RegistrySettings
 from executor.registry.reference import parse as reference
+from executor.registry.registry_settings import RegistryCertificates, RegistrySettings
 from executor.step_options import StepOptions
 from orchestrator.outputs import OciLayout, Output, Push
 from orchestrator.request import BuildRequest, SecretSource

@@ -35,9 +35,9 @@ from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec, describe
 from executor.registry.auth import Credential
 from executor.registry.client import Client
-from executor.registry.config import RegistryCertificates, RegistrySettings
 from executor.registry.reference import Reference, parse
-from executor.registry.session import TransferOptions
+from executor.registry.registry_session import TransferOptions
+from executor.registry.registry_settings import RegistryCertificates, RegistrySettings
 from executor.registry.transfer import Direction
 from executor.retry import RetryPolicy
 from platforms.errors import RegistryError

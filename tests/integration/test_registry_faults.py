@@ -27,9 +27,9 @@ from executor.image.manifest import Descriptor, Index, Manifest, describe, encod
 from executor.registry import notices, upload
 from executor.registry.auth import Credential
 from executor.registry.client import Client
-from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference, parse
-from executor.registry.session import RegistrySession, TransferOptions
+from executor.registry.registry_session import RegistrySession, TransferOptions
+from executor.registry.registry_settings import RegistrySettings
 from executor.registry.transfer import Direction
 from executor.retry import RetryPolicy, TransientError
 from platforms.errors import Interrupted, KanifoldError, RegistryError, StoreError

@@ -21,8 +21,8 @@ from registry_server import digest_of
 
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Manifest, describe
-from executor.registry.archive import archive_file, read_archive, write_archive, write_docker_archive
 from executor.registry.layout import REF_NAME, BlobSource, DigestCache, read_layout, write_layout
+from executor.registry.oci_archive import archive_file, read_archive, write_archive, write_docker_archive
 from platforms.errors import ArchiveError, Interrupted, StoreError
 
 

@@ -16,8 +16,8 @@ from conftest import Base
 from registry_server import MemoryRegistry, Served, served
 
 from executor.protocol import BuildOptions
-from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse as reference
+from executor.registry.registry_settings import RegistrySettings
 from orchestrator import build, publish, registries, session
 from orchestrator.local_node import LocalNode
 from orchestrator.outputs import Push

@@ -64,14 +64,14 @@ def test_the_import_rule_blames_what_it_should(room: str, source: str, blamed: l
 
 
 DOORS: Mapping[str, frozenset[str]] = {
-    "executor.context.directory": frozenset({"contexts", "inputs"}),
+    "executor.context.directory": frozenset({"inputs", "job_contexts"}),
     "executor.context.git": frozenset({"fetched"}),
     "executor.context.gitprogram": frozenset({"fetched"}),
     "executor.context.http": frozenset({"fetched"}),
-    "executor.registry.archive": frozenset({"base"}),
+    "executor.registry.oci_archive": frozenset({"base"}),
     "executor.registry.client": frozenset({"jobclient"}),
     "executor.registry.layout": frozenset({"base"}),
-    "executor.registry.session": frozenset(),
+    "executor.registry.registry_session": frozenset(),
     "executor.transport": frozenset({"jobclient"}),
     "socket": frozenset({"agent"}),
     "subprocess": frozenset(),

@@ -11,7 +11,7 @@ from executor.image import mediatypes
 from executor.image.digest import sha256
 from executor.image.manifest import Descriptor, Index, PlatformSpec, encode, parse
 from orchestrator.index import annotating, entries
-from orchestrator.index.entries import Entry
+from orchestrator.index.entries import IndexEntry
 from platforms import parsing
 from platforms.errors import PlatformMissing, UsageError
 
@@ -23,15 +23,15 @@ def entry(
     kind: str = mediatypes.OCI_MANIFEST,
     annotations: tuple[tuple[str, str], ...] = (),
     rest: dict[str, Any] | None = None,
-) -> Entry:
+) -> IndexEntry:
     """An entry for ``platform`` ("" for none), whose digest ``text`` makes another."""
     system, architecture, variant = (*platform.split("/"), "", "")[:3] if platform else ("", "", "")
     spec = PlatformSpec(architecture, system, variant) if platform else None
     digest = sha256(f"{platform} {text}".encode())
-    return Entry(Descriptor(kind, digest, 10, spec, annotations), rest or {}, text)
+    return IndexEntry(Descriptor(kind, digest, 10, spec, annotations), rest or {}, text)
 
 
-def attestation(subject: Entry) -> Entry:
+def attestation(subject: IndexEntry) -> IndexEntry:
     annotations = (
         (entries.REFERENCE_DIGEST, subject.descriptor.digest),
         (entries.REFERENCE_TYPE, entries.ATTESTATION),
@@ -39,7 +39,7 @@ def attestation(subject: Entry) -> Entry:
     return entry("unknown/unknown", f"of {subject.descriptor.digest}", annotations=annotations)
 
 
-def platforms(found: tuple[Entry, ...]) -> list[str]:
+def platforms(found: tuple[IndexEntry, ...]) -> list[str]:
     return [str(each.platform) for each in found]
 
 
@@ -83,9 +83,9 @@ def test_other_platforms_are_other_platforms(one: str, other: str) -> None:
 
 
 def test_builds_of_windows_are_platforms_of_their_own() -> None:
-    def windows(version: str) -> Entry:
+    def windows(version: str) -> IndexEntry:
         spec = PlatformSpec("amd64", "windows", os_version=version)
-        return Entry(Descriptor(mediatypes.OCI_MANIFEST, sha256(version.encode()), 1, spec))
+        return IndexEntry(Descriptor(mediatypes.OCI_MANIFEST, sha256(version.encode()), 1, spec))
 
     assert len(entries.joined([windows("10.0.17763.1"), windows("10.0.20348.2")])) == 2
 
@@ -142,7 +142,7 @@ DOCKER = entry("linux/amd64", "d", kind=mediatypes.DOCKER_MANIFEST)
     ],
 )
 def test_the_kind_of_the_index_is_what_its_entries_and_annotations_make_of_it(
-    every: list[Entry], annotations: tuple[tuple[str, str], ...], kind: str
+    every: list[IndexEntry], annotations: tuple[tuple[str, str], ...], kind: str
 ) -> None:
     descriptor, data = entries.encoded(every, annotations)
     assert descriptor.media_type == json.loads(data)["mediaType"] == kind

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from executor.registry import reference
-from orchestrator.index import inputs, names
+from orchestrator.index import names, source_arguments
 from orchestrator.index.names import ImageName, LayoutName, RegistryName
 from platforms.errors import BuildError, UsageError
 
@@ -70,8 +70,8 @@ def test_nothing_is_written_to_a_digest(text: str) -> None:
 
 
 def located(text: str, *targets: str) -> ImageName:
-    given = inputs.parse(text)
-    return given.located(inputs.homes([given], [names.parse(each) for each in targets]))
+    given = source_arguments.parse(text)
+    return given.located(source_arguments.homes([given], [names.parse(each) for each in targets]))
 
 
 def test_a_digest_is_looked_for_in_the_only_repository() -> None:
@@ -86,7 +86,7 @@ def test_a_descriptor_may_be_given_as_json() -> None:
     text = json.dumps(
         {"digest": DIGEST, "platform": {"os": "linux", "architecture": "arm64"}, "annotations": {"k": "v"}}
     )
-    given = inputs.parse(text)
+    given = source_arguments.parse(text)
     assert given.digest == DIGEST
     assert given.descriptor is not None
     assert (given.descriptor.media_type, given.descriptor.size) == ("", 0)
@@ -106,7 +106,7 @@ def test_a_descriptor_may_be_given_as_json() -> None:
 )
 def test_json_that_is_no_descriptor(document: object) -> None:
     with pytest.raises(UsageError):
-        inputs.parse(json.dumps(document) if document else "{")
+        source_arguments.parse(json.dumps(document) if document else "{")
 
 
 def metadata(path: Path, digest: str, images: str = "r.example.com/app:1", **more: object) -> Path:
@@ -116,7 +116,7 @@ def metadata(path: Path, digest: str, images: str = "r.example.com/app:1", **mor
 
 def test_what_a_build_wrote_names_its_image_by_digest(tmp_path: Path) -> None:
     file = metadata(tmp_path / "m.json", DIGEST, "r.example.com/app:1,other.example.com/app:1")
-    for found in (*inputs.read(str(file)), *inputs.read_metadata(str(file))):
+    for found in (*source_arguments.read(str(file)), *source_arguments.read_metadata(str(file))):
         assert found.located(()) == registry(f"r.example.com/app@{DIGEST}")
         home = RegistryName(reference.parse("other.example.com/app"))
         assert found.located((home,)) == registry(f"other.example.com/app@{DIGEST}"), "near where it is to be"
@@ -125,7 +125,7 @@ def test_what_a_build_wrote_names_its_image_by_digest(tmp_path: Path) -> None:
 def test_what_buildx_wrote_is_read_too(tmp_path: Path) -> None:
     file = tmp_path / "m.json"
     file.write_text(json.dumps({"containerimage.descriptor": {"digest": DIGEST, "size": 1}, "image.name": "app"}))
-    assert inputs.read(str(file))[0].located(()) == registry(f"docker.io/library/app@{DIGEST}")
+    assert source_arguments.read(str(file))[0].located(()) == registry(f"docker.io/library/app@{DIGEST}")
 
 
 def test_a_directory_of_metadata_is_read_by_name(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_directory_of_metadata_is_read_by_name(tmp_path: Path) -> None:
     metadata(tmp_path / "2.json", digests[0])
     metadata(tmp_path / "1.json", digests[1])
     (tmp_path / "notes.txt").write_text("nothing")
-    assert [each.digest for each in inputs.read_metadata(str(tmp_path))] == [digests[1], digests[0]]
+    assert [each.digest for each in source_arguments.read_metadata(str(tmp_path))] == [digests[1], digests[0]]
 
 
 def test_builds_from_other_bases_are_not_joined(tmp_path: Path) -> None:
@@ -141,34 +141,36 @@ def test_builds_from_other_bases_are_not_joined(tmp_path: Path) -> None:
     metadata(tmp_path / "1.json", digests[0], **{"kanifold.pins": {"debian:12": digests[0], "alpine": digests[1]}})
     metadata(tmp_path / "2.json", digests[1], **{"kanifold.pins": {"debian:12": digests[0]}})
     metadata(tmp_path / "3.json", digests[2])
-    inputs.check_pins(inputs.read_metadata(str(tmp_path)))
+    source_arguments.check_pins(source_arguments.read_metadata(str(tmp_path)))
     metadata(tmp_path / "2.json", digests[1], **{"kanifold.pins": {"debian:12": digests[2]}})
     with pytest.raises(BuildError, match="not built from the same debian:12") as caught:
-        inputs.check_pins(inputs.read_metadata(str(tmp_path)))
+        source_arguments.check_pins(source_arguments.read_metadata(str(tmp_path)))
     for part in ("1.json", "2.json", digests[0], digests[2]):
         assert part in caught.value.problem.why
 
 
 def test_a_directory_without_metadata_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no metadata"):
-        inputs.read_metadata(str(tmp_path))
+        source_arguments.read_metadata(str(tmp_path))
 
 
 def test_a_file_has_a_source_a_line(tmp_path: Path) -> None:
     file = tmp_path / "digests"
     file.write_text(f"\n{DIGEST}\r\n  r.example.com/app:1 \n")
-    assert [each.text for each in inputs.read(str(file))] == [DIGEST, "r.example.com/app:1"]
+    assert [each.text for each in source_arguments.read(str(file))] == [DIGEST, "r.example.com/app:1"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe", b"{", b'{"a": 1}', b"x" * (inputs.FILE_LIMIT + 1)])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n \n", b"\xff\xfe", b"{", b'{"a": 1}', b"x" * (source_arguments.FILE_LIMIT + 1)]
+)
 def test_files_without_sources_are_errors(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "f"
     file.write_bytes(content)
     with pytest.raises(UsageError):
-        inputs.read(str(file))
+        source_arguments.read(str(file))
 
 
 def test_a_file_that_would_be_waited_for_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UsageError, match="not a regular file"):
-        inputs.read(str(tmp_path / "fifo"))
+        source_arguments.read(str(tmp_path / "fifo"))

@@ -13,8 +13,8 @@ from small_images import Images
 from executor.image.manifest import Descriptor, parse
 from executor.registry.reference import Reference
 from orchestrator.index import inspection, templates
+from orchestrator.index.image_sources import Document, Opener
 from orchestrator.index.inspection import Inspection
-from orchestrator.index.sources import Document, Opener
 from platforms.errors import ArchiveError, UsageError
 
 

@@ -15,13 +15,13 @@ from msgspec.structs import replace
 from executor.dockerfile import checks, outline, parse
 from executor.dockerfile.scope import global_scope
 from executor.image import config as image
-from executor.solver import graph, scope
+from executor.solver import builtin_args, graph
 from executor.solver import state as steps
 from executor.solver.state import State
 from platforms.parsing import parse as parse_platform
 
 AMD64 = parse_platform("linux/amd64")
-PREDEFINED = scope.platform_arguments(AMD64, AMD64, "")
+PREDEFINED = builtin_args.platform_arguments(AMD64, AMD64, "")
 FEW = 1000
 TIMES = 4
 MOST = 9.0

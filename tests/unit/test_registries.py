@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from executor.registry.auth import anonymous
-from executor.registry.config import RegistrySettings
 from executor.registry.reference import Reference
+from executor.registry.registry_settings import RegistrySettings
 from orchestrator import registries
 from platforms.errors import EnvironmentUnfit, Interrupted, KanifoldError, ProtocolError
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from executor.registry import config
-from executor.registry.config import RegistryCertificates, RegistrySettings, load_settings, with_flags
-from executor.registry.session import TransferOptions
+from executor.registry import registry_settings
+from executor.registry.registry_session import TransferOptions
+from executor.registry.registry_settings import RegistryCertificates, RegistrySettings, load_settings, with_flags
 from executor.retry import RETRYABLE_STATUSES
 from platforms.errors import UsageError
 
@@ -21,7 +21,7 @@ from platforms.errors import UsageError
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("KANIFOLD_REGISTRIES", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(config, "_CERTS_D", (str(tmp_path / "certs.d"),))
+    monkeypatch.setattr(registry_settings, "_CERTS_D", (str(tmp_path / "certs.d"),))
     return tmp_path
 
 

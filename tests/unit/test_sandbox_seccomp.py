@@ -12,7 +12,7 @@ from pathlib import Path
 import kernel_calls
 import pytest
 
-from executor.sandbox import notified_calls, profile, seccomp, step
+from executor.sandbox import notified_calls, profile, seccomp, step_process
 from platforms import syscalls
 
 ALLOW, NOTIFY, EPERM, ENOSYS, SUCCEED = 0x7FFF0000, 0x7FC00000, 0x50001, 0x50026, 0x50000
@@ -130,7 +130,7 @@ def test_the_profile_is_for_the_capabilities_of_a_step() -> None:
     """ci/seccomp, which made it, has them by name."""
     script = (Path(__file__).parents[2] / "ci/seccomp").read_text()
     named = set(re.findall(r"CAP_[A-Z_]+", script.partition("CAPABILITIES = ")[2].partition(")\n")[0]))
-    assert {getattr(syscalls, name) for name in named} == set(step.CAPABILITIES)
+    assert {getattr(syscalls, name) for name in named} == set(step_process.CAPABILITIES)
 
 
 @pytest.mark.parametrize("confined", [True, False])

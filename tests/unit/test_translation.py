@@ -19,7 +19,7 @@ from executor.protocol import (
     SentContext,
     SentLayoutContext,
 )
-from executor.registry.config import RegistryCertificates, RegistrySettings
+from executor.registry.registry_settings import RegistryCertificates, RegistrySettings
 from executor.step_options import StepOptions
 from orchestrator.command_node import CommandNode
 from orchestrator.placement import Placement

@@ -11,7 +11,7 @@ import pytest
 import raw_tar as raw
 from hostile_tar import canary
 
-from executor.context.archive import extract as add
+from executor.context.add_archive import extract as add
 from executor.snapshotter.unpack import UnpackLimits, unpack, unpack_onto
 from platforms.errors import ArchiveError
 

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 from registry_server import Said, served
 
-from executor.context.archive import extract, is_archive
+from executor.context.add_archive import extract, is_archive
 from executor.context.http import download
 from platforms.errors import ArchiveError, StoreError
 

@@ -13,9 +13,9 @@ from executor.image import mediatypes
 from executor.image.manifest import Manifest
 from executor.registry.auth import Credential
 from executor.registry.client import Client
-from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse
-from executor.registry.session import TransferOptions
+from executor.registry.registry_session import TransferOptions
+from executor.registry.registry_settings import RegistrySettings
 from executor.retry import RetryPolicy
 from platforms.errors import RegistryError
 

@@ -11,9 +11,9 @@ from registry_server import Asked, Said, Served, served
 
 from executor.registry.auth import Credential
 from executor.registry.client import Client
-from executor.registry.config import RegistrySettings
 from executor.registry.reference import parse
-from executor.registry.session import TransferOptions
+from executor.registry.registry_session import TransferOptions
+from executor.registry.registry_settings import RegistrySettings
 from executor.registry.token import Authenticator, Party
 from executor.retry import RetryPolicy
 from executor.transport import Origin, Transport

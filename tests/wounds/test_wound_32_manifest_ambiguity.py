@@ -11,7 +11,7 @@ from registry_server import MemoryRegistry, Said, digest_of, served
 from executor.image import mediatypes
 from executor.registry.client import Client
 from executor.registry.reference import parse
-from executor.registry.session import TransferOptions
+from executor.registry.registry_session import TransferOptions
 from executor.retry import RetryPolicy
 from platforms.errors import RegistryError
 

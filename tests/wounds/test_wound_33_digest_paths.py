@@ -14,7 +14,7 @@ from executor.image.manifest import Descriptor
 from executor.registry.client import Client
 from executor.registry.layout import BlobSource, read_layout, write_layout
 from executor.registry.reference import parse
-from executor.registry.session import TransferOptions
+from executor.registry.registry_session import TransferOptions
 from executor.retry import RetryPolicy
 from platforms.errors import ArchiveError, RegistryError, UsageError
 

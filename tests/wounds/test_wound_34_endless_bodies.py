@@ -21,7 +21,7 @@ from executor.image.manifest import Descriptor
 from executor.registry.auth import Credential
 from executor.registry.client import Client
 from executor.registry.reference import parse
-from executor.registry.session import TransferOptions
+from executor.registry.registry_session import TransferOptions
 from executor.retry import RetryPolicy
 from executor.transport import load_httpx
 from platforms.errors import RegistryError

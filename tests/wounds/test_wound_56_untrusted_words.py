@@ -18,7 +18,7 @@ from conftest import Kanifold
 
 from executor import protocol
 from executor.registry.auth import Credential
-from executor.registry.config import RegistrySettings
+from executor.registry.registry_settings import RegistrySettings
 from orchestrator.answers import answers
 from orchestrator.request import BuildRequest
 

@@ -19,7 +19,7 @@ from executor.context import http
 from executor.image.manifest import Descriptor
 from executor.registry.client import Client
 from executor.registry.reference import parse
-from executor.registry.session import TransferOptions
+from executor.registry.registry_session import TransferOptions
 from executor.retry import RetryPolicy
 from platforms.errors import KanifoldError
 

@@ -84,12 +84,12 @@ def read_archive(path: str) -> Layout:
         if name not in places:
             raise FileNotFoundError(f"{name} is not in the archive")
         offset, size = places[name]
-        return _Part(path, offset, size), size
+        return _FileRange(path, offset, size), size
 
     return open_layout(path, open_file)
 
 
-class _Part(io.BufferedReader):
+class _FileRange(io.BufferedReader):
     """Reads a part of a file, from ``offset`` on."""
 
     def __init__(self, path: str, offset: int, size: int) -> None:

@@ -35,7 +35,7 @@ NAME: Final = "image.name"
 PINS: Final = "kanifold.pins"
 
 
-class Input(msgspec.Struct, frozen=True):
+class RequestedSource(msgspec.Struct, frozen=True):
     """One source, as it was asked for."""
 
     text: str
@@ -76,15 +76,15 @@ def at_digest(name: ImageName, digest: str) -> ImageName:
     return LayoutName(name.path, digest=digest, archive=name.archive)
 
 
-def homes(inputs: Iterable[Input], targets: Iterable[ImageName]) -> tuple[ImageName, ...]:
+def homes(inputs: Iterable[RequestedSource], targets: Iterable[ImageName]) -> tuple[ImageName, ...]:
     """The repositories and layouts that ``targets`` and ``inputs`` name, each once."""
     named = (each for source in inputs for each in source.candidates[:1])
     return tuple(dict.fromkeys(map(home_of, (*targets, *named))))
 
 
-def check_pins(wanted: Iterable[Input]) -> None:
+def check_pins(wanted: Iterable[RequestedSource]) -> None:
     """Refuse images that were built from different ones of the same name. Raises ``BuildError``."""
-    known: dict[str, tuple[str, Input]] = {}
+    known: dict[str, tuple[str, RequestedSource]] = {}
     for each in wanted:
         for name, digest in each.pins:
             other, first = known.setdefault(name, (digest, each))
@@ -97,17 +97,17 @@ def check_pins(wanted: Iterable[Input]) -> None:
                 )
 
 
-def parse(text: str) -> Input:
+def parse(text: str) -> RequestedSource:
     """The source that a word means. Raises ``UsageError``."""
     word = text.strip()
     if word.startswith("{"):
         return _of_json(word, word[:80])
     if word.startswith(("sha256:", "sha512:")) and "@" not in word:
-        return Input(word, digest=_digest(word))
-    return Input(word, (names.parse(word),))
+        return RequestedSource(word, digest=_digest(word))
+    return RequestedSource(word, (names.parse(word),))
 
 
-def read(path: str) -> tuple[Input, ...]:
+def read(path: str) -> tuple[RequestedSource, ...]:
     """The sources in the file ``path``. Raises ``UsageError``, also when there are none."""
     text = _text(path).strip()
     if text.startswith("{"):
@@ -118,7 +118,7 @@ def read(path: str) -> tuple[Input, ...]:
     return found
 
 
-def read_metadata(path: str) -> tuple[Input, ...]:
+def read_metadata(path: str) -> tuple[RequestedSource, ...]:
     """What builds wrote to the file ``path``, or to the files ``*.json`` of the directory ``path``, by name."""
     if not os.path.isdir(path):
         return (_of_metadata(_object(_text(path), path), path),)
@@ -132,7 +132,7 @@ def read_metadata(path: str) -> tuple[Input, ...]:
     return tuple(_of_metadata(_object(_text(each), each), each) for each in (below(path, name) for name in files))
 
 
-def _of_json(text: str, name: str) -> Input:
+def _of_json(text: str, name: str) -> RequestedSource:
     document = _object(text, name)
     if DIGEST in document or DESCRIPTOR in document:
         return _of_metadata(document, name)
@@ -145,7 +145,7 @@ def _of_json(text: str, name: str) -> Input:
     if "digest" not in document:
         raise UsageError(f"{name} is neither a descriptor nor a build's metadata", why="it has no digest")
     descriptor = _descriptor(document, name)
-    return Input(name, digest=descriptor.digest, descriptor=descriptor)
+    return RequestedSource(name, digest=descriptor.digest, descriptor=descriptor)
 
 
 def _descriptor(document: dict[str, Any], name: str) -> Descriptor:
@@ -160,7 +160,7 @@ def _descriptor(document: dict[str, Any], name: str) -> Descriptor:
     return replace(index.manifests[0], media_type=str(document.get("mediaType", "")))
 
 
-def _of_metadata(document: dict[str, Any], name: str) -> Input:
+def _of_metadata(document: dict[str, Any], name: str) -> RequestedSource:
     descriptor = document.get(DESCRIPTOR)
     digest = document.get(DIGEST) or (descriptor.get("digest") if isinstance(descriptor, dict) else "")
     if not digest:
@@ -171,7 +171,7 @@ def _of_metadata(document: dict[str, Any], name: str) -> Input:
     places = tuple(at_digest(names.parse(each), found) for each in written if each)
     pins = document.get(PINS)
     stated = pins.items() if isinstance(pins, dict) else ()
-    return Input(f"{name} ({found})", places, found, pins=tuple((key, str(value)) for key, value in stated))
+    return RequestedSource(f"{name} ({found})", places, found, pins=tuple((key, str(value)) for key, value in stated))
 
 
 def _digest(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.rootfs import elf
+from executor.rootfs import elf_audit
 from executor.rootfs.entry import Entry, Kind
 
 
@@ -25,7 +25,7 @@ def head(machine: int, *, wide: bool = True, little: bool = True, kind: int = 2,
 
 
 def found(machine: int, **fields: object) -> str | None:
-    return elf.machine(head(machine, **fields))  # type: ignore[arg-type]
+    return elf_audit.machine(head(machine, **fields))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_what_nothing_executes_has_no_machine() -> None:
      b"\x7fELF\x02\x00" + head(62)[6:], b"!<arch>\n" + bytes(60)],
 )  # fmt: skip
 def test_other_files_have_no_machine(data: bytes) -> None:
-    assert elf.machine(data) is None
+    assert elf_audit.machine(data) is None
 
 
 def test_this_python_is_for_this_machine() -> None:
     names = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64", "ppc64le": "ppc64le", "s390x": "s390x"}
-    found = elf.machine_of_file(os.fsencode(Path(sys.executable).resolve()))
+    found = elf_audit.machine_of_file(os.fsencode(Path(sys.executable).resolve()))
     assert found == names.get(os.uname().machine, found)
     assert found is not None
 
@@ -87,7 +87,7 @@ def test_what_is_no_regular_file_has_no_machine(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to(sys.executable)
     for name in ("fifo", "link", "missing", "."):
-        assert elf.machine_of_file(os.fsencode(tmp_path / name)) is None
+        assert elf_audit.machine_of_file(os.fsencode(tmp_path / name)) is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_what_is_no_regular_file_has_no_machine(tmp_path: Path) -> None:
     ],
 )
 def test_foreign(machine: str, architecture: str, expected: bool) -> None:
-    assert elf.foreign(machine, architecture) is expected
+    assert elf_audit.foreign(machine, architecture) is expected
 
 
 def test_an_audit_names_path_and_machine(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_an_audit_names_path_and_machine(tmp_path: Path) -> None:
         source.write_bytes(content)
         entries.append(Entry(path, Kind.FILE, size=len(content), source=os.fsencode(source)))
     everything = ((b"usr/bin/bad", "amd64"), (b"opt/tool/bin/helper", "386"), (b"opt/tool/lib.so", "amd64"))
-    assert elf.audit(entries, "arm64") == everything
-    assert elf.audit(entries, "arm64", ["/opt/tool"]) == everything[:1]
-    assert elf.audit(entries, "arm64", ["opt/*.so", "usr/bin/ba?"]) == everything[1:2]
-    assert elf.audit(entries, "arm64", ["opt/too"]) == everything
-    assert elf.audit(entries, "amd64") == ((b"usr/bin/good", "arm64"),)
+    assert elf_audit.audit(entries, "arm64") == everything
+    assert elf_audit.audit(entries, "arm64", ["/opt/tool"]) == everything[:1]
+    assert elf_audit.audit(entries, "arm64", ["opt/*.so", "usr/bin/ba?"]) == everything[1:2]
+    assert elf_audit.audit(entries, "arm64", ["opt/too"]) == everything
+    assert elf_audit.audit(entries, "amd64") == ((b"usr/bin/good", "arm64"),)

@@ -19,10 +19,10 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.registry.auth import Keychain
-from executor.registry.config import RegistrySettings
 from executor.registry.failure import explained, refused, unreachable
 from executor.registry.notices import Remark, Tell, Watch
 from executor.registry.reference import Reference, api_host, registry_of
+from executor.registry.registry_settings import RegistrySettings
 from executor.registry.token import Authenticator, Party
 from executor.retry import Attempts, Notify, RetryPolicy, StallClock, TransientError
 from executor.transport import (

@@ -15,7 +15,7 @@ import msgspec
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest
 from executor.image.selection import DEPTH
-from orchestrator.index.sources import Document, ImageSource
+from orchestrator.index.image_sources import Document, ImageSource
 from platforms.errors import ArchiveError
 
 DOCUMENTS: Final = 4096

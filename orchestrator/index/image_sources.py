@@ -19,9 +19,9 @@ from msgspec.structs import replace
 from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest
-from executor.registry.archive import read_archive
 from executor.registry.client import Client
 from executor.registry.layout import REF_NAME, Layout, blob_path, read_layout
+from executor.registry.oci_archive import read_archive
 from executor.registry.reference import Reference
 from executor.registry.referrers import fallback_tag
 from orchestrator.index.names import ImageName, LayoutName, RegistryName
