@@ -84,6 +84,9 @@ class Started(Message, frozen=True, tag="started"):
     step: int
 
 
+Awaited = Literal["unpack", "turn"]
+
+
 class Held(Message, frozen=True, tag="held"):
     """A step that has begun waits for ``what``: ``unpack`` (of base layers) or ``turn`` (other steps run); "": goes on.
 
@@ -91,7 +94,7 @@ class Held(Message, frozen=True, tag="held"):
     """
 
     step: int
-    what: str = ""
+    what: Awaited | Literal[""] = ""
 
 
 class Finished(Message, frozen=True, tag="finished"):
@@ -346,10 +349,18 @@ FilesContext = DirectoryContext | SentContext
 Context = FilesContext | ImageContext | LayoutContext | SentLayoutContext | ScratchContext
 
 
+class CompressionKind(enum.StrEnum):
+    """The compressions of layers."""
+
+    GZIP = "gzip"
+    ZSTD = "zstd"
+    UNCOMPRESSED = "uncompressed"
+
+
 class Compression(msgspec.Struct, frozen=True):
     """How new layers are compressed; ``level`` None is the kind's own default."""
 
-    kind: str = "gzip"
+    kind: CompressionKind = CompressionKind.GZIP
     level: int | None = None
     force: bool = False
     """Whether a base's layers of another kind are compressed anew."""

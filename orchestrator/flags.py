@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from orchestrator import options, values
 from orchestrator.options import argument, choice, each, ignored, number, switch, text, texts
@@ -187,7 +187,10 @@ class BuildFlags(options.Flags):
         "--cache-ttl", metavar="AGE", read=values.age, help="Ignore entries of outside caches older than this: 2w, …"
     )
     compression = choice(
-        "--compression", among=("gzip", "zstd", "uncompressed"), help="How new layers are compressed (default: gzip)."
+        "--compression",
+        among=("gzip", "zstd", "uncompressed"),
+        read=values.compression,
+        help="How new layers are compressed (default: gzip).",
     )
     compression_level = number("--compression-level", help="0 to 9 for gzip, 1 to 22 for zstd.")
     check = switch("--check", help="Only check the Dockerfile: short for --call check.")
@@ -399,22 +402,30 @@ def _annotations(flags: BuildFlags, platforms: Sequence[Platform], outputs: Sequ
 
 def _compression(flags: BuildFlags, outputs: Sequence[Output]) -> Compression:
     """``--compression``, or what an output asks for; the whole build has one."""
-    from executor.protocol import Compression
+    from executor.protocol import Compression, CompressionKind
     from orchestrator.outputs import image_options
 
     said = [image_options(each) for each in outputs]
-    kinds = {flags.compression, *(each.compression for each in said)} - {""}
+    kinds = {flags.compression, *(each.compression for each in said)} - {None}
     levels = {flags.compression_level, *(each.compression_level for each in said)} - {None}
     if len(kinds) > 1 or len(levels) > 1:
         raise UsageError("one build has one compression", why="its outputs ask for several")
-    kind = next(iter(kinds), "gzip")
+    kind = next(iter(kinds), None) or CompressionKind.GZIP
     level = next(iter(levels), None)
-    lowest, highest = {"gzip": (0, 9), "zstd": (1, 22), "uncompressed": (0, 0)}[kind]
+    match kind:
+        case CompressionKind.GZIP:
+            lowest, highest = 0, 9
+        case CompressionKind.ZSTD:
+            lowest, highest = 1, 22
+        case CompressionKind.UNCOMPRESSED:
+            lowest = highest = 0
+        case _:
+            assert_never(kind)
     if level is not None and not lowest <= level <= highest:
         raise UsageError(
             f"--compression-level {level} is not one of {kind}'s", why=f"they go from {lowest} to {highest}"
         )
-    if kind == "zstd" and not all(each.oci_media_types for each in said):
+    if kind is CompressionKind.ZSTD and not all(each.oci_media_types for each in said):
         raise UsageError("zstd layers need OCI media types", why="Docker's own have no name for them")
     force = any(each.force_compression for each in said)
-    return Compression(kind, level if kind != "uncompressed" else None, force)
+    return Compression(kind, level if kind is not CompressionKind.UNCOMPRESSED else None, force)

@@ -10,9 +10,9 @@ from typing import ClassVar, Final, assert_never
 import msgspec
 
 from executor.dockerfile.suggestions import hint
+from executor.protocol import CompressionKind
 from platforms.errors import UsageError
 
-_COMPRESSIONS: Final = ("gzip", "zstd", "uncompressed")
 DEFAULT_LAYOUT: Final = "oci-layout"
 """The directory that a build without a destination writes."""
 DELETE: Final = "buildx.local.delete"
@@ -26,7 +26,7 @@ class ImageOptions(msgspec.Struct, frozen=True):
     rewrite_timestamp: bool | None = None
     """Whether SOURCE_DATE_EPOCH bounds the times of files in layers; None, where nobody says, means that it does."""
     oci_media_types: bool = True
-    compression: str = ""
+    compression: CompressionKind | None = None
     compression_level: int | None = None
     force_compression: bool = False
     annotations: tuple[tuple[str, str], ...] = ()
@@ -158,10 +158,11 @@ def _image(given: _Given, *, oci: bool = True) -> ImageOptions:
     for key in ("unpack", "store", "name-canonical", "buildinfo"):
         given.truth(key, False)  # which is to be one
     compression, level = given.values.get("compression", ""), given.values.get("compression-level")
-    if compression and compression not in _COMPRESSIONS:
+    known = tuple(CompressionKind)
+    if compression and compression not in known:
         raise UsageError(
-            f"--output: unknown compression {compression!r}{hint(compression, _COMPRESSIONS)}",
-            remedy=f"use one of {', '.join(_COMPRESSIONS)}",
+            f"--output: unknown compression {compression!r}{hint(compression, known)}",
+            remedy=f"use one of {', '.join(known)}",
         )
     if level is not None and not level.lstrip("-").isdigit():
         raise UsageError(f"--output: compression-level={level!r} is not a number")
@@ -169,7 +170,7 @@ def _image(given: _Given, *, oci: bool = True) -> ImageOptions:
         names=tuple(each for each in given.values.get("name", "").split(",") if each),
         rewrite_timestamp=given.truth("rewrite-timestamp", True) if "rewrite-timestamp" in given.values else None,
         oci_media_types=oci,
-        compression=compression,
+        compression=CompressionKind(compression) if compression else None,
         compression_level=None if level is None else int(level),
         force_compression=given.truth("force-compression", False),
         annotations=given.annotations,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from platforms.errors import UsageError
 
 if TYPE_CHECKING:
-    from executor.protocol import SnapshotterKind
+    from executor.protocol import CompressionKind, SnapshotterKind
     from executor.registry.reference import Reference
     from executor.step_options import ResourceLimits
     from orchestrator.caches import Cache
@@ -255,6 +255,13 @@ def default_network(text: str) -> Literal["isolated", "host"]:
             return "host"
         case _:
             raise UsageError(f"KANIFOLD_NETWORK={text!r} is neither isolated nor host")
+
+
+def compression(text: str, _flag: str) -> CompressionKind | None:
+    """A kind of compression; None for ""."""
+    from executor.protocol import CompressionKind
+
+    return CompressionKind(text) if text else None
 
 
 def snapshotter(text: str, _flag: str) -> SnapshotterKind:

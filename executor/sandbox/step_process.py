@@ -21,7 +21,7 @@ import signal
 import socket
 import stat
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import Final, NoReturn, assert_never
 
 import msgspec
 
@@ -272,6 +272,8 @@ def _attaching(mount: Mount) -> _Attach:
                     _tmpfs(root, mount)
                 case SecretFile():
                     _secret(root, mount)
+                case _:
+                    assert_never(mount)
         except OSError as error:
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise RefusedError(NOT_SET_UP, f"cannot mount on {mount.target}: {what}") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 import msgspec
 
@@ -270,11 +270,16 @@ def kind_of(compression: protocol.Compression) -> str:
 
 def media_type(job: protocol.Job) -> str:
     """What layers with this job's compression are."""
-    oci = {
-        "gzip": mediatypes.OCI_LAYER_GZIP,
-        "zstd": mediatypes.OCI_LAYER_ZSTD,
-        "uncompressed": mediatypes.OCI_LAYER,
-    }[job.options.compression.kind]
+    kind = job.options.compression.kind
+    match kind:
+        case protocol.CompressionKind.GZIP:
+            oci = mediatypes.OCI_LAYER_GZIP
+        case protocol.CompressionKind.ZSTD:
+            oci = mediatypes.OCI_LAYER_ZSTD
+        case protocol.CompressionKind.UNCOMPRESSED:
+            oci = mediatypes.OCI_LAYER
+        case _:
+            assert_never(kind)
     return oci if job.oci else mediatypes.to_docker(oci)
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, Protocol, assert_never
 
 import msgspec
 from msgspec.structs import replace
@@ -157,6 +157,8 @@ class MountPlanner(msgspec.Struct, frozen=True):
                 case "ssh":
                     agents.append(target or f"/run/buildkit/ssh_agent.{len(agents)}")
                     mounts.append(self._ssh(wanted, agents[-1], taken))
+                case _:
+                    assert_never(wanted.type)
         script = inline_script(instruction)
         if script is not None:
             data, name = script.content.encode(), script.file()

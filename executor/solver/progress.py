@@ -78,7 +78,7 @@ class Progress:
             self._tell(protocol.Finished(clock.number, seconds, error=str(error)))
 
     @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
+    def waiting(self, what: protocol.Awaited) -> Iterator[None]:
         """While the step of this thread, if any, waits for ``what`` (``protocol.Held``).
 
         That is none of its own time.
