@@ -1,10 +1,10 @@
-"""The jobs of one executor process: each taken from a pipe of its own, done, and answered on another.
+"""A process of executors: greets on each of its channels, takes a job from each, and does them side by side.
 
-Nothing survives this process: steps live in process namespaces that die with their launcher, a launcher dies with us,
-and a job ends when its orchestrator's pipe does.
+Nothing outlives the process: steps are in process namespaces that end with the process that they are forked from, that
+process ends with this one, and a job ends when the orchestrator closes its pipe.
 
-Several jobs in one process spare the start of a process, which is most of what a small job costs. They share nothing
-but the isolation that the whole process is put into; and a build that loses one platform has lost them all.
+Several jobs in one process save the start of a process, which is most of what a small job costs. They share only the
+isolation that the process is in; a build that loses one platform has failed anyway.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -66,50 +66,30 @@ class _Task(msgspec.Struct, frozen=True):
     job: protocol.Job
     plan: JobPlan
     emulation: Emulation | EnvironmentUnfit | None
-    """How programs of the platform run here; None where none can come."""
+    """How programs of the platform run here, or why they do not; None when nothing is run."""
     steps: Launcher | None
-    """None where no step can come."""
+    """None when nothing is run."""
 
 
 def serve(channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = ()) -> int:
-    """Do a job for each of ``channels``: descriptors to read from and to write to. To be called before any thread is.
+    """Do a job for each of ``channels``: descriptors to read from and to write to. Needs a process with one thread.
 
-    ``emulators`` are the architectures that the greeting names as emulated. The exit status is 1 or another of
-    ``platforms.errors`` if a job failed, else 0.
+    ``emulators`` are the architectures that the greeting names as emulated. Returns the exit status: the highest of
+    those of the jobs' errors (``platforms.errors``), or 0.
     """
-    tasks: list[_Task] = []
-    statuses: list[int] = []
-    place = Once(isolation.enter)
-
-    def prepare(conversation: Conversation) -> None:
-        statuses.append(_telling(conversation, lambda: tasks.append(_prepare(conversation, place))))
-        if statuses[-1]:
-            conversation.close()
-
-    def work(task: _Task) -> None:
-        try:
-            status = _telling(task.conversation, lambda: _work(task, tasks))
-            debug.log("job ends", platform=task.job.platform, status=status)
-            statuses.append(status)
-        finally:
-            task.conversation.close()
-
-    isolated = ""
-    with contextlib.suppress(EnvironmentUnfit):
-        isolated = place().mode.value  # while there is nothing else to do: jobs are still being thought out
-    greeting = protocol.Handshake(
-        protocol.VERSION, __version__, str(host.host()), isolated, len(os.sched_getaffinity(0)), emulators
-    )
+    isolated = Once(isolation.enter)
+    greeting = _greeting(isolated, emulators)  # enters while there is no job yet
     conversations = [Conversation(*each) for each in channels]
-    for conversation in conversations:
-        conversation.send(greeting)
-    for conversation in conversations:
-        prepare(conversation)
-
+    for each in conversations:
+        each.send(greeting)
+    statuses: list[int] = []
+    tasks = [task for each in conversations if (task := _prepared(each, isolated, statuses)) is not None]
     if len(tasks) == 1:
-        work(tasks[0])
+        _work(tasks[0], tasks, statuses)
     else:
-        threads = [threading.Thread(target=work, args=(task,), name=task.job.platform) for task in tasks]
+        threads = [
+            threading.Thread(target=_work, args=(task, tasks, statuses), name=task.job.platform) for task in tasks
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -117,44 +97,70 @@ def serve(channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = ()) 
     return max(statuses)
 
 
-def _telling(conversation: Conversation, work: Callable[[], None]) -> int:
-    """Do ``work``, and say what went wrong. Returns the exit status."""
-    try:
-        work()
-    except KanifoldError as error:
-        conversation.send(protocol.Failed(error.problem))
-        return error.exit_code
-    except MemoryError:
-        conversation.send(protocol.Failed(Problem("BuildError", "the executor ran out of memory")))
-        return 1
-    return 0
+def _greeting(isolated: Once[Isolation], emulators: tuple[str, ...]) -> protocol.Handshake:
+    """What the process is. Where it cannot be isolated each job will be told why."""
+    mode = ""
+    with contextlib.suppress(EnvironmentUnfit):
+        mode = isolated().mode.value
+    processors = len(os.sched_getaffinity(0))
+    return protocol.Handshake(protocol.VERSION, __version__, str(host.host()), mode, processors, emulators)
 
 
-def _prepare(conversation: Conversation, place: Once[Isolation]) -> _Task:
-    """Take a job, and do for it what has to be done while this process has a single thread."""
+def _prepared(conversation: Conversation, isolated: Once[Isolation], statuses: list[int]) -> _Task | None:
+    """The job of ``conversation``, as ``_prepare`` leaves it; None when that failed."""
+    with _reported(conversation, statuses):
+        return _prepare(conversation, isolated)
+    conversation.close()
+    return None
+
+
+def _prepare(conversation: Conversation, isolated: Once[Isolation]) -> _Task:
+    """Take a job, and do for it what needs a process with one thread: fork the process of its steps."""
     job = conversation.receive_job()
     debug.log("job taken", platform=job.platform, target=job.options.target or "the last stage", build=job.build)
     platform = parse(job.platform)
     plan = job_plan(job, host.default_platform(), platform)
-    isolated = place()
-    debug.log("isolation", mode=isolated.mode.value)
+    debug.log("isolation", mode=isolated().mode.value)
     if not plan.may_run:
         return _Task(conversation, job, plan, None, None)
     found: Emulation | EnvironmentUnfit
     try:
         found = job.emulation or emulation.emulation(platform)
-    except EnvironmentUnfit as unfit:  # of no account as long as nothing of that platform is run
+    except EnvironmentUnfit as unfit:  # an error only when a program of the platform is to be run
         found = unfit
     steps = launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
     return _Task(conversation, job, plan, found, steps)
 
 
-def _work(task: _Task, others: Sequence[_Task]) -> None:
+def _work(task: _Task, tasks: Sequence[_Task], statuses: list[int]) -> None:
+    """Do ``task``, one of ``tasks``."""
+    own: list[int] = []
     try:
-        _build(task, others)
+        with _reported(task.conversation, own):
+            try:
+                _build(task, tasks)
+            finally:
+                if task.steps is not None:
+                    task.steps.stop()
+        debug.log("job ends", platform=task.job.platform, status=own[0])
+        statuses += own
     finally:
-        if task.steps is not None:
-            task.steps.stop()
+        task.conversation.close()
+
+
+@contextlib.contextmanager
+def _reported(conversation: Conversation, statuses: list[int]) -> Iterator[None]:
+    """Send the block's error to the orchestrator rather than raise it; add its exit status, or 0, to ``statuses``."""
+    try:
+        yield
+    except KanifoldError as error:
+        conversation.send(protocol.Failed(error.problem))
+        statuses.append(error.exit_code)
+    except MemoryError:
+        conversation.send(protocol.Failed(Problem("BuildError", "the executor ran out of memory")))
+        statuses.append(1)
+    else:
+        statuses.append(0)
 
 
 def _watched(store: Store, removed: Callable[[Pruned], None]) -> contextlib.AbstractContextManager[object]:
