@@ -105,7 +105,7 @@ class Comparison:
         entry = diff.read(path, host, status, diff.xattrs_of(host, status))
         if entry is None:  # a socket
             return Entry(path, Kind.FILE)
-        return records.applied_in_place(entry, self._records.get(path))
+        return records.applied_as_seen(entry, self._records.get(path))
 
     def _is_changed(self, entry: Entry) -> bool:
         """Whether the layers below have something else.

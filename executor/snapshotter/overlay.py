@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from executor.rootfs.tree import Tree, TreeOptions, open_directory
 from executor.snapshotter import diff, records
 from executor.snapshotter.overlayfs import mount_stack
-from executor.snapshotter.records import Applied, Read, Stack, own
+from executor.snapshotter.records import Applied, Read, Stack, applied_as_seen
 from executor.snapshotter.rootfs import Overlay
 from executor.snapshotter.snapshotter import ActiveRoot, Mounted, Parents, make_mount_points, stacked
 from executor.snapshotter.unpack import Unpacked, UnpackLimits, unpack_onto
@@ -65,8 +65,7 @@ class Overlays:
             return open_directory(self._empty)
         fd = mount_stack(directories, self._empty)
         stack = Stack(directories, self.recorded)
-        meaning = Applied(stack.of) if stack else own
-        return Tree(fd, b"/proc/self/fd/%d" % fd, TreeOptions(meaning=meaning))
+        return Tree(fd, b"/proc/self/fd/%d" % fd, TreeOptions(meaning=Applied(stack.of, applied_as_seen)))
 
     def prepare(self, parents: Parents) -> ActiveRoot:
         draft = snapshots.prepare(self._store)

@@ -328,7 +328,7 @@ def _copies(directory: str, other_names: dict[bytes, bytes]) -> Iterator[Entry]:
         status = os.lstat(host)
         entry = diff.read(path, host, status, diff.xattrs_of(host, status))
         if entry is not None:  # a socket has the names that it has
-            yield records.applied_in_place(entry, recorded.get(path))
+            yield records.applied_as_seen(entry, recorded.get(path))
 
 
 def _strip(host: bytes) -> None:

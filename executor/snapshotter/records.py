@@ -102,8 +102,8 @@ def applied(entry: Entry, record: Record | None) -> Entry:
     return _with(_without_private(entry) if entry.xattrs else entry, record)
 
 
-def applied_in_place(entry: Entry, record: Record | None) -> Entry:
-    """The same of a root directory that steps write to in place, which overlayfs keeps nothing on."""
+def applied_as_seen(entry: Entry, record: Record | None) -> Entry:
+    """The same of what a step sees, in an overlay mount or a plain directory: attributes have the names they say."""
     kept = tuple(each for each in entry.xattrs if not each[0].startswith((PRIVATE_XATTR, _TRUSTED)))
     return _with(entry if kept == entry.xattrs else replace(entry, xattrs=kept), record)
 
@@ -130,9 +130,10 @@ class Applied(msgspec.Struct, frozen=True):
     """Gives entries with what is recorded of their paths (``rootfs.tree.Meaning``)."""
 
     of: Callable[[bytes], Record | None]
+    how: Callable[[Entry, Record | None], Entry] = applied
 
     def __call__(self, entry: Entry) -> Entry:
-        return applied(entry, self.of(entry.path))
+        return self.how(entry, self.of(entry.path))
 
 
 def _without_private(entry: Entry) -> Entry:

@@ -1,0 +1,446 @@
+"""Both snapshotters give the same snapshots and the same views for the same changes, whichever way a root was made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.tree import Tree
+from executor.snapshotter import materialise, records
+from executor.snapshotter.kinds import snapshotter
+from executor.snapshotter.overlayfs import mount_stack
+from executor.snapshotter.records import Device, Record
+from executor.snapshotter.rootfs import Overlay
+from executor.snapshotter.snapshotter import ActiveRoot, Parents, Snapshotter
+from executor.store import faults, snapshots
+from executor.store.snapshots import Snapshot
+from executor.store.store import Store, open_store
+from platforms.errors import BuildError, StoreError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, owners and devices")
+
+SECOND = 1_000_000_000
+KINDS = ("overlay", "plain")
+
+
+@dataclass
+class House:
+    """A store, with a snapshotter of each kind."""
+
+    store: Store
+    place: Path
+
+    def new(self, kind: Any) -> Snapshotter:
+        return snapshotter(kind, self.store, tempfile.mkdtemp(dir=self.place))
+
+    def layer(self, name: str, *entries: Entry) -> Snapshot:
+        return materialise.write(self.store, entries, keys=(name,))
+
+    def file(self, path: str, text: str, **more: Any) -> Entry:
+        source = Path(tempfile.mkstemp(dir=self.place)[1])
+        source.write_text(text)
+        meta = {"mode": 0o644, "mtime_ns": SECOND, **more}
+        return Entry(path.encode(), Kind.FILE, size=len(text), source=os.fsencode(source), **meta)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with opened(tmp_path) as found:
+        yield found
+
+
+@contextmanager
+def opened(place: Path) -> Iterator[House]:
+    with open_store(str(place / "store")) as store:
+        yield House(store, place)
+
+
+def directory(path: str, mode: int = 0o755) -> Entry:
+    return Entry(path.encode(), Kind.DIRECTORY, mode, mtime_ns=SECOND)
+
+
+def base(house: House) -> tuple[Snapshot, ...]:
+    """Two layers with all kinds of things, of which the second deletes some of the first."""
+    first = house.layer(
+        "first",
+        directory("a"), house.file("a/b", "one"), house.file("a/c", "two", uid=5, gid=6),
+        directory("a/d", 0o2770), house.file("a/d/b", "deep"), directory("b"), house.file("b/a", "linked"),
+        Entry(b"b/b", Kind.HARDLINK, link=b"b/a"), Entry(b"c", Kind.SYMLINK, 0o777, link=b"a/b", mtime_ns=SECOND),
+        directory("d"), house.file("d/a", "gone"), directory("d/b"), house.file("d/b/c", "gone too"),
+    )  # fmt: skip
+    second = house.layer(
+        "second",
+        directory("a"), Entry(b"a/d", Kind.WHITEOUT, mode=0), directory("d"), Entry(b"d/b", Kind.WHITEOUT, mode=0),
+        house.file("d/d", "new", xattrs=((b"user.x", b"1"),)), Entry(b"d/p", Kind.FIFO, 0o600, mtime_ns=SECOND),
+        Entry(b"d/n", Kind.CHARACTER, 0o600, device=(1, 3), mtime_ns=SECOND),
+    )  # fmt: skip
+    return first, second
+
+
+@contextmanager
+def writing(active: ActiveRoot, empty: Path) -> Iterator[Path]:
+    """Where a step would write."""
+    rootfs = active.rootfs
+    if not isinstance(rootfs, Overlay):
+        yield Path(rootfs.path)
+        return
+    fd = mount_stack(rootfs.lower, str(empty), upper=rootfs.upper, work=rootfs.work)
+    try:
+        yield Path(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def step(house: House, made: Snapshotter, parents: Parents, name: str, *changes: Callable[[Path], object]) -> Snapshot:
+    """The snapshot of ``changes``, each of which is done in the root of a step on ``parents``."""
+    active = made.prepare(parents)
+    (house.place / "empty").mkdir(exist_ok=True)
+    with writing(active, house.place / "empty") as root:
+        for each in changes:
+            each(root)
+    return made.commit(active, keys=(name,))
+
+
+def told(entries: Iterator[Entry]) -> list[Entry]:
+    """``entries`` with their content in place of the file that has it."""
+    return [
+        replace(each, source=Path(os.fsdecode(each.source)).read_bytes() if each.source else b"") for each in entries
+    ]
+
+
+def seen(tree: Tree) -> list[Entry]:
+    """All that is in ``tree``, but for which names are of one file: an overlay forgets that where one was touched."""
+    found: list[Entry] = []
+    waiting = [b""]
+    while waiting:
+        for each in tree.entries(waiting.pop()):
+            if each.kind is Kind.DIRECTORY:
+                waiting.append(each.path)
+            found.append(replace(each, inode=(0, 0)))
+    return told(iter(sorted(found, key=lambda each: each.path)))
+
+
+# -- the same changes ------------------------------------------------------------------------------------------------
+
+
+NAMES = st.lists(st.sampled_from("abcd"), min_size=1, max_size=3).map("/".join)
+CHANGES = st.tuples(
+    st.sampled_from(
+        [
+            "write",
+            "rewrite",
+            "remove",
+            "mkdir",
+            "again",
+            "symlink",
+            "chmod",
+            "chown",
+            "touch",
+            "link",
+            "mark",
+            "hide",
+            "node",
+        ]
+    ),
+    NAMES,
+    NAMES,
+    st.integers(0, 3),
+)
+
+
+def change(root: Path, kind: str, one: str, other: str, number: int) -> None:
+    """Do something to the path ``one``, if it can be done; times come out the same each time."""
+    path = root / one
+    if any(each.is_symlink() or not each.is_dir() for each in path.parents if root in each.parents):
+        return
+    before = path.lstat() if os.path.lexists(path) else None
+    above = path.parent.lstat().st_mtime_ns
+    with contextlib.suppress(OSError):
+        _change(path, kind, root / other, number, before)
+    when = before.st_mtime_ns if before is not None and kind == "rewrite" else (number + 2) * SECOND
+    if os.path.lexists(path):
+        os.utime(path, ns=(when, when), follow_symlinks=False)
+    os.utime(path.parent, ns=(above, above))
+
+
+def _change(path: Path, kind: str, other: Path, number: int, before: os.stat_result | None) -> None:
+    is_file = before is not None and stat.S_ISREG(before.st_mode)
+    match kind:
+        case "write" if is_file or before is None:
+            path.write_text(f"text {number}")
+        case "rewrite" if before is not None and is_file:
+            text = path.read_bytes()
+            path.unlink()
+            path.write_bytes(text)
+            os.chown(path, before.st_uid, before.st_gid)
+            path.chmod(stat.S_IMODE(before.st_mode))
+        case "remove":
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        case "mkdir":
+            path.mkdir()
+        case "again":
+            shutil.rmtree(path)
+            path.mkdir()
+        case "symlink":
+            path.symlink_to("a/b")
+        case "chmod" if not path.is_symlink():
+            path.chmod(0o700 + number)
+        case "chown":
+            os.chown(path, number, 7, follow_symlinks=False)
+        case "link" if not other.is_dir():
+            os.link(other, path, follow_symlinks=False)
+        case "mark":
+            os.setxattr(path, "user.overlay.mine", b"%d" % number, follow_symlinks=False)
+        case "hide":
+            os.setxattr(path, "user.kanifold.x", b"", follow_symlinks=False)
+        case "node":
+            os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, number + 3))
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    phases=[Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(st.lists(CHANGES, max_size=6), min_size=1, max_size=3))
+def test_the_same_changes_are_the_same_snapshots(tmp_path: Path, steps: list[list[tuple[str, str, str, int]]]) -> None:
+    place = Path(tempfile.mkdtemp(dir=tmp_path))
+    with opened(place) as house:
+        bottom = base(house)
+        results = []
+        for kind in KINDS:
+            made, parents, found = house.new(kind), bottom, []
+            for number, changes in enumerate(steps):
+                doings = [lambda root, each=each: change(root, *each) for each in changes]
+                snapshot = step(house, made, parents, f"{kind} {number}", *doings)
+                found.append((told(made.diff(snapshot, parents)), seen(made.view((*parents, snapshot)))))
+                parents = (*parents, snapshot)
+            results.append(found)
+            # What was written to in place is what would be made anew, and each reads what the other has written.
+            other = house.new("plain")
+            assert seen(other.view(parents)) == found[-1][1]
+            if kind == "plain":
+                again = other.prepare(parents).rootfs
+                here = made.prepare(parents).rootfs
+                assert listing(Path(again.path)) == listing(Path(here.path))  # type: ignore[union-attr]
+            made.close()
+        overlay, plain = results
+        for number, (one, other) in enumerate(zip(*results, strict=True)):
+            assert [each for each in other[0] if each not in one[0]] == [], f"the changes of step {number}"
+            assert [each for each in other[1] if each not in one[1]] == [], f"what is seen after step {number}"
+        assert plain == overlay
+    shutil.rmtree(place)
+
+
+def listing(root: Path) -> list[tuple[Any, ...]]:
+    """All that is in the directory ``root``."""
+    found: list[tuple[Any, ...]] = []
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else os.readlink(path) if path.is_symlink() else b""
+        times = None if stat.S_ISDIR(status.st_mode) else status.st_mtime
+        name = path.relative_to(root)
+        found.append(
+            (
+                name,
+                status.st_mode,
+                status.st_uid,
+                status.st_gid,
+                status.st_rdev,
+                times,
+                content,
+                status.st_nlink if not stat.S_ISDIR(status.st_mode) else 0,
+            )
+        )
+    return found
+
+
+# -- the plain one ---------------------------------------------------------------------------------------------------
+
+
+def root_of(active: ActiveRoot) -> Path:
+    return Path(active.rootfs.path)  # type: ignore[union-attr]
+
+
+def test_a_root_is_written_to_by_one_step_after_the_other(house: House) -> None:
+    plain = house.new("plain")
+    parents = base(house)
+    first = plain.prepare(parents)
+    (root_of(first) / "mine").touch()
+    made = plain.commit(first, keys=("made",))
+    copied = house.layer("copied", house.file("copy", "of a COPY"), Entry(b"b", Kind.WHITEOUT, mode=0))
+    second = plain.prepare((*parents, made, copied))
+    assert root_of(second) == root_of(first)
+    assert sorted(each.name for each in root_of(second).iterdir()) == ["a", "c", "copy", "d", "mine"]
+
+
+def test_roots_that_are_in_use_or_further_on_are_nobody_elses(house: House) -> None:
+    plain = house.new("plain")
+    parents = base(house)
+    one, other = plain.prepare(parents), plain.prepare(parents)
+    assert root_of(one) != root_of(other)
+    (root_of(one) / "mine").touch()
+    plain.commit(one, keys=("one",))
+    earlier = plain.prepare(parents)
+    assert root_of(earlier) != root_of(one)
+    assert not (root_of(earlier) / "mine").exists()
+
+
+def test_stages_with_the_same_parent_run_side_by_side(house: House) -> None:
+    plain = house.new("plain")
+    parents = base(house)
+    errors: list[BaseException] = []
+
+    def stage(name: str) -> None:
+        try:
+            below = parents
+            for number in range(5):
+                active = plain.prepare(below)
+                (root_of(active) / f"{name}{number}").write_text(name)
+                made = plain.commit(active, keys=(f"{name}{number}",))
+                changed = [each.path.decode() for each in plain.diff(made, below)]
+                assert changed == [f"{name}{number}"]
+                below = (*below, made)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=stage, args=(name,)) for name in ("x", "y", "z")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_a_change_at_once_of_the_same_length_and_time_is_found(house: House) -> None:
+    """However fast: with the same inode, size and mtime, only the ctime tells, and its clock ticks slowly."""
+    plain = house.new("plain")
+    below = base(house)
+    for number in range(20):
+        active = plain.prepare(below)
+        path = root_of(active) / "a" / "b"
+        with path.open("r+b") as file:
+            file.write(b"%03d" % number)
+        os.utime(path, ns=(SECOND, SECOND))
+        made = plain.commit(active, keys=(f"step {number}",))
+        assert [each.path for each in plain.diff(made, below)] == [b"a", b"a/b"]
+        below = (*below, made)
+
+
+def test_what_is_given_up_leaves_nothing(house: House) -> None:
+    plain = house.new("plain")
+    active = plain.prepare(base(house))
+    place = root_of(active).parent
+    (root_of(active) / "mine").touch()
+    plain.remove(active)
+    assert not place.exists()
+    assert not Path(active.snapshot.fs).exists()
+
+
+def test_the_root_directory_is_as_every_step_finds_it(house: House) -> None:
+    plain = house.new("plain")
+    parents = base(house)
+    active = plain.prepare(parents)
+    root_of(active).chmod(0o700)
+    os.chown(root_of(active), 5, 5)
+    os.setxattr(root_of(active), "user.x", b"1")
+    made = plain.commit(active, keys=("made",))
+    assert list(plain.diff(made, parents)) == []
+    again = root_of(plain.prepare((*parents, made)))
+    assert (again.stat().st_mode & 0o7777, again.stat().st_uid, os.listxattr(again)) == (0o755, 0, [])
+
+
+def test_an_owner_that_is_recorded_goes_with_its_file(house: House) -> None:
+    """As where no owner can be set: the layer's directory says root, and the records beside it say whose it is."""
+    layer = house.layer("recorded", directory("v"), house.file("v/f", "text"), house.file("v/d", ""))
+    kept = (Record(b"v/f", 5, 6), Record(b"v/d", device=Device("c", 1, 3)))
+    records.write(layer.fs, kept)
+    plain = house.new("plain")
+    entry = plain.view((layer,)).entry(b"v/f")
+    assert entry is not None
+    assert (entry.uid, entry.gid) == (5, 6)
+    active = plain.prepare((layer,))
+    assert stat.S_ISCHR((root_of(active) / "v" / "d").lstat().st_mode)  # root can make it
+    assert (root_of(active) / "v" / "f").stat().st_uid == 5
+
+
+def test_a_full_disk_is_told_and_roots_that_nobody_uses_go_first(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=18m", "none", place], check=True)
+    try:
+        with opened(place) as house:
+            plain = house.new("plain")
+            big = house.file("big", "")
+            with open(big.source, "wb") as file:
+                file.write(os.urandom(4 << 20))
+            layer = house.layer("big", replace(big, size=4 << 20))
+            free = plain.prepare((layer,))
+            plain.commit(free, keys=("nothing",))
+            held = [plain.prepare((layer,)), plain.prepare((layer,))]  # with the free one there is no room for a third
+            assert root_of(held[0]).exists()
+            with pytest.raises(StoreError) as caught:
+                plain.prepare((layer,))
+            assert faults.is_full(caught.value)
+            for each in held:
+                plain.remove(each)
+            active = plain.prepare((layer,))
+            with pytest.raises(OSError, match="No space"), (root_of(active) / "more").open("wb") as file:
+                while True:
+                    file.write(bytes(1 << 20))
+            with pytest.raises(StoreError) as caught:
+                plain.commit(active, keys=("more",))
+            assert faults.is_full(caught.value)
+            plain.remove(active)
+            assert snapshots.find(house.store, "more") is None
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+# -- mounts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_mounted_is_what_is_there(house: House, kind: str) -> None:
+    made = house.new(kind)
+    parents = base(house)
+    with made.mounted(parents, "/", readonly=True) as shown:
+        assert sorted(os.listdir(f"/proc/self/fd/{shown.fd}")) == ["a", "b", "c", "d"]
+        assert sorted(os.listdir(f"/proc/self/fd/{shown.fd}/d")) == ["a", "d", "n", "p"]
+    with made.mounted(parents, "/c", readonly=True) as shown:  # a link to a file
+        assert Path(f"/proc/self/fd/{shown.fd}").read_text() == "one"
+    with made.mounted(parents, "b", readonly=False) as shown:
+        Path(f"/proc/self/fd/{shown.fd}/mine").touch()
+    with made.mounted(parents, "b", readonly=False) as shown:
+        assert sorted(os.listdir(f"/proc/self/fd/{shown.fd}")) == ["a", "b"]
+    with (
+        pytest.raises(BuildError, match="mount source /a/d does not exist"),
+        made.mounted(parents, "/a/d", readonly=True),
+    ):
+        pass
+
+
+def test_a_socket_is_left_out(house: House) -> None:
+    plain = house.new("plain")
+    parents = base(house)
+    made = step(house, plain, parents, "socket", lambda root: os.mknod(root / "s", stat.S_IFSOCK | 0o600))
+    assert list(plain.diff(made, parents)) == []
+    gone = step(house, plain, (*parents, made), "gone", lambda root: (root / "s").unlink())
+    assert list(plain.diff(gone, (*parents, made))) == []
