@@ -1,7 +1,8 @@
 """kill -9 at random moments under parallel builds: no corrupt store, no wrong image, no stuck lock, nothing left.
 
-Several builds share one store, and two of them export a cache; one of them, or an executor of it, is killed. The others
-must end well, and so must the next build, with the image that a build without accidents makes.
+Several builds share one store, with one snapshotter or the other, and two of them export a cache; one of them, or an
+executor of it, is killed. The others must end well, and so must the next build, with the image that a build without
+accidents makes.
 
 KANIFOLD_KILL_ROUNDS (3) says how often, KANIFOLD_KILL_SEED (1) when and whom: ``KANIFOLD_KILL_ROUNDS=100`` is the long
 form, for whoever changes the store, the locks or how processes end.
@@ -66,6 +67,7 @@ def test_a_kill_at_any_moment_harms_nothing(kanifold: Kanifold, busybox: Base, r
     def start(mark: Marked, out: Path, *arguments: str) -> subprocess.Popen[str]:
         return kanifold.start(
             "build", context, "-o", f"type=oci,tar=false,dest={out}", "--build-arg", f"{MARK}={mark.value}", *arguments,
+            "--snapshotter", chance.choice(("overlay", "plain")),
             SOURCE_DATE_EPOCH="1", **mark.environment,
         )  # fmt: skip
 
@@ -74,11 +76,11 @@ def test_a_kill_at_any_moment_harms_nothing(kanifold: Kanifold, busybox: Base, r
         assert process.returncode == 0, said
         return str(image_manifests(out)["linux/amd64"]["digest"])
 
+    chance = random.Random(SEED)
     began = time.monotonic()
     right = built(start(Marked(), tmp_path / "right", "--root", str(tmp_path / "other-store")), tmp_path / "right")
     usual = time.monotonic() - began
 
-    chance = random.Random(SEED)
     killed = []
     for turn in range(ROUNDS):
         signal.alarm(TEST_TIMEOUT)  # a round is what may not hang
