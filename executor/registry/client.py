@@ -154,7 +154,7 @@ class Client:
             transfer.fetch(self._session, self._endpoints(reference), _checked(descriptor), writer, self._progress)
 
     def open_stream(self, reference: Reference, descriptor: Descriptor) -> Iterator[bytes]:
-        """Yield the blob of ``descriptor`` in chunks. They are verified only when the iteration has ended."""
+        """Return the blob of ``descriptor`` in chunks. They are verified only when the iteration has ended."""
         return transfer.stream(self._session, self._endpoints(reference), _checked(descriptor), self._progress)
 
     def read_blob(self, reference: Reference, descriptor: Descriptor, limit: int = SMALL_BLOB) -> bytes:

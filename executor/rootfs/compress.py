@@ -1,16 +1,16 @@
-"""Tar archives to layer blobs and back: gzip, zstd or uncompressed, hashed on both sides while they pass.
+"""Compression of tar archives to layer blobs, and decompression, with digests of both sides.
 
-**Compressing.** The archive is cut into blocks of fixed size. A gzip blob is one member whose blocks are compressed on
-their own, each primed with the 32 KiB before it, and end on a byte boundary; so they can be made in parallel, and the
-result depends on the archive, the level and the compressor's version, never on the number of cores. Levels 1 to 3 are
-ISA-L's (level 1: 500 MB/s a core, where zlib's level 6 does 25 for a tenth fewer bytes), 0 and 4 to 9 zlib's. zstd
-compresses with its own worker threads, whose output does not depend on their number either.
+**Compressing.** The archive is cut into blocks of fixed size. A gzip blob is one member. Its blocks are compressed
+independently, each with the 32 KiB before it as the dictionary, and end on a byte boundary; so they can be made in
+parallel, and the result depends on the archive, the level and the compressor's version, not on the number of cores.
+Levels 1 to 3 are ISA-L's (level 1: 500 MB/s per core, where zlib's level 6 has 25 for a tenth fewer bytes), 0 and 4 to
+9 zlib's. zstd compresses in its own worker threads; their number does not affect its output either.
 
-ISA-L's code differs between processor families, and so may its output: the *blob's* digest is the same on every machine
-of a kind, the *diff id* on every machine.
+ISA-L's code, and so possibly its output, differs between processor families: the *blob's* digest is the same on all
+machines of a kind, the *diff id* on all machines.
 
-**Decompressing.** gzip (several members), zstd (several frames), bzip2, xz and plain data are told apart by their first
-bytes. Whoever asks says how many bytes they are prepared to get.
+**Decompressing.** gzip (several members), zstd (several frames), bzip2, xz and plain data are recognised by their first
+bytes. The caller sets the maximum size of the result.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 _BLOCK: Final = 512 << 10
-"""Bytes of the archive that are compressed together. Part of the format: changing it changes every blob's digest."""
+"""Bytes of the archive that are compressed together. Part of the format: a change changes the digest of every blob."""
 _WINDOW: Final = 32 << 10
-"""How far back deflate can refer."""
+"""Maximum distance of a reference in deflate."""
 _WAITING: Final = 6
-"""Blocks in flight: what the threads hold in memory at most."""
+"""Maximum number of blocks in the threads."""
 _GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 """RFC 1952: deflate, no name, no time, unknown system."""
 
@@ -48,7 +48,7 @@ _DEFAULT: Final = {"gzip": 1, "zstd": 3, "uncompressed": 0}
 
 
 class CompressedLayer(msgspec.Struct, frozen=True):
-    """A layer blob: its digest and ``size`` in bytes as it lies on disk, and the same of the archive inside."""
+    """A layer blob: digest and ``size`` in bytes of the file, and of the archive in it."""
 
     diff_id: str
     digest: str
@@ -60,8 +60,8 @@ def pack(entries: Iterable[Entry], path: str, compression: str = "gzip", level: 
     """Write the layer of ``entries``, in the order given, to the file ``path``.
 
     ``compression`` is ``gzip`` (levels 0 to 9, default 1), ``zstd`` (1 to 22, default 3) or ``uncompressed``. An
-    existing file is overwritten, a link at ``path`` refused. Nothing is synced, and after an error the file's content
-    is undefined: both are the caller's to deal with. Raises what ``tarwriter.write`` raises, and ``UsageError``.
+    existing file is overwritten; a link at ``path`` is refused. Nothing is synced. After an error the content of the
+    file is undefined. Raises what ``tarwriter.write`` raises, and ``UsageError``.
     """
     with Packer(path, compression, level) as packer:
         tarwriter.write(entries, packer.write)
@@ -69,7 +69,7 @@ def pack(entries: Iterable[Entry], path: str, compression: str = "gzip", level: 
 
 
 def recompress(stream: Readable, path: str, compression: str = "gzip", level: int | None = None) -> CompressedLayer:
-    """Write the archive that ``stream`` gives, byte for byte, to the file ``path``; otherwise as ``pack``."""
+    """Write the archive that ``stream`` reads, byte for byte, to the file ``path``; otherwise as ``pack``."""
     with Packer(path, compression, level) as packer:
         while data := stream.read(_BLOCK):
             packer.write(data)
@@ -77,10 +77,10 @@ def recompress(stream: Readable, path: str, compression: str = "gzip", level: in
 
 
 class Packer:
-    """A blob being written. ``write`` takes the archive piece by piece, ``finish`` says what it became.
+    """Writes a blob. ``write`` takes the archive piece by piece, ``finish`` returns the digests.
 
-    A context manager, whose end gives threads and file back also when ``finish`` was never reached. A layer of one
-    block is made without any thread.
+    A context manager, which releases threads and file even if ``finish`` was not reached. A layer of one block is made
+    without any thread.
     """
 
     def __init__(self, path: str, compression: str = "gzip", level: int | None = None) -> None:
@@ -107,7 +107,7 @@ class Packer:
         self._file.close()
 
     def write(self, data: bytes | memoryview) -> None:
-        """The archive's next bytes; ``data`` may be reused afterwards."""
+        """Append the next bytes of the archive; ``data`` may be reused afterwards."""
         at, size = 0, len(data)
         view = memoryview(data)
         while at < size:
@@ -119,7 +119,7 @@ class Packer:
             at += step
 
     def _flush(self) -> None:
-        """Pass on a full block that is not the last one."""
+        """Compress a full block that is not the last one."""
         block = bytes(self._block)
         self._filled = 0
         self._digest.update(block)
@@ -130,7 +130,7 @@ class Packer:
         self._before = block[-_WINDOW:]
 
     def finish(self) -> CompressedLayer:
-        """The end of the archive. The file is complete afterwards, but not synced."""
+        """End the archive. The file is complete afterwards, but not synced."""
         last = bytes(self._view[: self._filled])
         self._digest.update(last)
         self._codec.see(last)
@@ -149,7 +149,7 @@ class Packer:
 
 
 class _Threads:
-    """Blocks on their way through the codec, and their results, in order, to ``emit``."""
+    """Compresses blocks in threads, and passes the results to ``emit`` in order."""
 
     def __init__(self, codec: _Codec, emit: Callable[[bytes], None]) -> None:
         # Imported here: a layer of one block, which is what most steps make, never needs it.
@@ -179,18 +179,18 @@ class _Threads:
 
 class _Codec(Protocol):
     parallel: bool
-    """Whether blocks may be compressed at the same time; else they come one by one, in order."""
+    """Whether blocks may be compressed at the same time; otherwise one after the other."""
     header: bytes
 
     def see(self, block: bytes) -> None:
-        """Every block in order, before it is compressed; quick, for this is the writing thread."""
+        """Receives every block in order, in the writing thread, before it is compressed."""
 
     def compress(self, block: bytes, before: bytes, last: bool) -> bytes:
-        """What stands for ``block`` in the blob; ``before`` is the end of the block before it."""
+        """Return the compressed ``block``; ``before`` is the end of the block before it."""
         ...
 
     def trailer(self, size: int) -> bytes:
-        """The blob's end, after ``size`` bytes of archive."""
+        """Return the end of the blob, after ``size`` bytes of archive."""
         ...
 
 
@@ -210,7 +210,7 @@ def _codec(compression: str, level: int | None) -> _Codec:
 
 
 class _Gzip:
-    """One gzip member (RFC 1952) out of deflate blocks that each end with an empty stored block (a "sync flush")."""
+    """A gzip member (RFC 1952) of deflate blocks, each of which ends with an empty stored block (a "sync flush")."""
 
     parallel = True
     header = _GZIP_HEADER
@@ -237,7 +237,7 @@ class _Gzip:
 
 
 class _Zstd:
-    """One zstd frame (RFC 8878). At least one worker: with none the library's output is another."""
+    """A zstd frame (RFC 8878). At least one worker, because without any the library's output differs."""
 
     parallel = False
     header = b""
@@ -282,17 +282,18 @@ _MAGIC: Final = (
     (b"\xfd7zXZ\0", "xz"),
 )
 _PIECE: Final = 128 << 10
-"""Compressed bytes read at a time."""
+"""Compressed bytes that are read at a time."""
 _ZSTD_PIECE: Final = 2 << 10
-"""Compressed bytes given to zstd at a time: it cannot be told how much to return, and 4 bytes may become 128 KiB."""
+"""Compressed bytes that are passed to zstd at a time: its output cannot be limited, and 4 bytes may become 128 KiB."""
 _ZSTD_WINDOW: Final = 128 << 20
-"""The window that RFC 8878 asks decoders to be prepared for is 8 MiB; the command line tool refuses above this."""
+"""Maximum window. RFC 8878 asks decoders to support 8 MiB; the command line tool refuses more than this."""
 _XZ_MEMORY: Final = 256 << 20
-"""``xz -9`` asks for 65 MiB."""
+"""Maximum memory of the decoder; ``xz -9`` needs 65 MiB."""
 
 
 def sniff(head: bytes) -> str:
-    """How data that begins with ``head`` (6 bytes tell all) is compressed: gzip, zstd, bzip2, xz; "" for none known."""
+    """Return the compression of data that begins with ``head`` (6 bytes suffice): gzip, zstd, bzip2, xz; "" if
+    unknown."""
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
@@ -301,10 +302,10 @@ def sniff(head: bytes) -> str:
 
 
 class Decompressed:
-    """What ``stream`` decompresses to, as a stream: ``read(size)`` gives up to ``size`` bytes, ``b""`` at the end.
+    """A stream of what ``stream`` decompresses to: ``read(size)`` returns up to ``size`` bytes, ``b""`` at the end.
 
-    ``limit`` is the number of decompressed bytes after which the stream counts as a bomb. Raises ``ArchiveError`` for
-    that, for damaged or truncated data, and for garbage behind it (padding with zeros is let pass, as gzip does).
+    ``limit``: the maximum number of decompressed bytes. Raises ``ArchiveError`` for more, for damaged or truncated
+    data, and for data after the end (padding with zeros is accepted, as by gzip).
     """
 
     def __init__(self, stream: Readable, *, limit: int) -> None:
@@ -320,7 +321,7 @@ class Decompressed:
         self._left = b""
 
     def read(self, size: int, /) -> bytes:
-        """The next bytes, at most ``size``; ``b""`` only at the end."""
+        """Return the next bytes, at most ``size``; ``b""`` only at the end."""
         data = self._left
         if not data:
             data = self._plain(size) if self._start is None else self._next(size)
@@ -360,7 +361,7 @@ class Decompressed:
         return b""
 
     def _begin(self) -> None:
-        """What follows a finished member or frame: another one, padding, or the end."""
+        """After a member or frame: begin the next one, skip padding, or end."""
         self._machine = None
         if not self._input:
             self._input = self._stream.read(_PIECE)
@@ -380,7 +381,7 @@ class Decompressed:
 
 
 def _fill(stream: Readable, size: int) -> bytes:
-    """``size`` bytes, or what there is of them."""
+    """Read ``size`` bytes, or less at the end of the stream."""
     data = stream.read(size)
     while data and len(data) < size and (more := stream.read(size - len(data))):
         data += more
@@ -388,7 +389,7 @@ def _fill(stream: Readable, size: int) -> bytes:
 
 
 class _Machine(Protocol):
-    """A decompressor of one member or frame."""
+    """A decompressor for one member or frame."""
 
     @property
     def eof(self) -> bool: ...
@@ -403,7 +404,7 @@ class _Machine(Protocol):
 
 
 def _machines(compression: str) -> Callable[[], _Machine]:
-    """A maker of machines for ``compression``."""
+    """Return a factory of decompressors for ``compression``."""
     if compression == "zstd":
         return _zstd_machines()
     make: Callable[[], Any]
@@ -427,7 +428,7 @@ def _machines(compression: str) -> Callable[[], _Machine]:
 
 
 class _Bounded:
-    """A decompressor that can be told how much to return (the interface of bz2, lzma and isal)."""
+    """A decompressor whose output can be limited (the interface of bz2, lzma and isal)."""
 
     def __init__(self, machine: Any) -> None:
         self._machine = machine
@@ -454,7 +455,8 @@ def _zstd_machines() -> Callable[[], _Machine]:
 
 
 class _ZstdFrame:
-    """One that cannot be told: it is given little at a time, and no more once there is enough."""
+    """A decompressor whose output cannot be limited: it is fed little at a time, and nothing more once there is
+    enough."""
 
     def __init__(self, machine: Any) -> None:
         self._machine = machine

@@ -1,12 +1,12 @@
-"""Which architecture an ELF file is for, and whether an image of another one should hold it.
+"""The architecture of ELF files, and whether they belong into an image of another one.
 
-Binaries of the wrong architecture are the most common mistake in multi-platform images: a URL with ``amd64`` in it, a
-cross-build that was none. What is looked at are executables and shared objects. What is not:
+Binaries of a wrong architecture are the most common mistake in multi-platform images: a URL with ``amd64`` in it, a
+cross-build that did not cross. Executables and shared objects are checked. Not checked are:
 
-- relocatable objects (``.o``, kernel modules) and core files: nothing in a container executes them, and cross
-  compilers bring foreign ones on purpose;
+- relocatable objects (``.o``, kernel modules) and core files: nothing in a container executes them, and cross compilers
+  have foreign ones;
 - eBPF programs: they run on every kernel;
-- firmware (``lib/firmware``), and machines that no container platform has (microcontrollers): meant for a chip;
+- firmware (``lib/firmware``), and machines that no container platform has (microcontrollers): they are for devices;
 - 386 and x32 binaries in amd64 images, which amd64 kernels run. 32-bit arm in arm64 images *is* a finding: many 64-bit
   cores do not run it.
 
@@ -24,16 +24,16 @@ from typing import Final, Literal
 from executor.rootfs.entry import Entry, Kind
 
 SMALLEST: Final = 52
-"""Bytes of the smallest ELF header: no shorter file needs a look."""
+"""Size in bytes of the smallest ELF header."""
 HEAD: Final = 64
-"""Bytes of a file that ``machine`` wants to see."""
+"""Number of bytes of a file that ``machine`` needs."""
 
 _EXECUTABLE: Final = 2  # e_type
 _SHARED: Final = 3
 _MIPS: Final = 8
 _BPF: Final = 247
 _MIPS_ABI2: Final = 0x20
-"""e_flags of the n32 interface: 32-bit files that want a 64-bit processor."""
+"""e_flags of the n32 ABI: 32-bit files for a 64-bit processor."""
 
 # e_machine, 64-bit, little endian
 _NAMES: Final = {
@@ -65,16 +65,16 @@ _NAMES: Final = {
     (258, True, True): "loong64",
     (0x9026, True, True): "alpha",
 }
-"""Architectures as Go, and so Docker, names them; ``amd64p32`` is x32."""
+"""Architectures by Go's, and so Docker's, names; ``amd64p32`` is x32."""
 _COMPATIBLE: Final = {"amd64": ("386", "amd64p32"), "mips64": ("mips64p32",), "mips64le": ("mips64p32le",)}
 _FIRMWARE: Final = (b"lib/firmware/", b"usr/lib/firmware/")
 
 
 def machine(head: bytes) -> str | None:
-    """The architecture that the executable or shared object beginning with ``head`` is for.
+    """Return the architecture of the executable or shared object that begins with ``head``.
 
-    ``EM_n`` when there is no name for machine ``n``; None for anything else: other files, relocatable objects, core
-    files, eBPF programs, broken headers.
+    ``EM_n`` if machine ``n`` has no name; None for anything else: other files, relocatable objects, core files, eBPF
+    programs, invalid headers.
     """
     if len(head) < SMALLEST or not head.startswith(b"\x7fELF") or head[4] not in (1, 2) or head[5] not in (1, 2):
         return None
@@ -90,7 +90,7 @@ def machine(head: bytes) -> str | None:
 
 
 def machine_of_file(source: bytes) -> str | None:
-    """``machine`` of the file at the path ``source``; None also when there is no regular file to be read."""
+    """Return ``machine`` of the file at the path ``source``; None also if it is not a regular file that can be read."""
     try:
         fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -111,15 +111,15 @@ def foreign(found: str, architecture: str) -> bool:
 
 
 def firmware(path: bytes) -> bool:
-    """Whether ``path``, relative to the root, is where Linux distributions keep what runs on devices."""
+    """Whether ``path``, relative to the root, is where Linux distributions keep firmware."""
     return path.startswith(_FIRMWARE)
 
 
 def audit(entries: Iterable[Entry], architecture: str, allow: Sequence[str] = ()) -> tuple[tuple[bytes, str], ...]:
-    """The paths of ``entries`` that are for another machine than ``architecture``, each with its machine.
+    """Yield the paths of ``entries`` that are for another machine than ``architecture``, with their machines.
 
-    ``allow`` lists paths to pass over, as shell patterns in which ``*`` also stands for slashes; a directory stands
-    for all below it. A leading slash makes no difference.
+    ``allow``: paths to skip, as shell patterns in which ``*`` matches slashes too; a directory includes everything
+    below it. A leading slash makes no difference.
     """
     patterns = tuple(each.strip("/") for each in allow)
     found = []

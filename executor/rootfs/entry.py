@@ -1,7 +1,7 @@
-"""One file-system object of a layer, as data.
+"""An object of a layer's file system, as data.
 
-A layer (image-spec layer.md) is a set of entries. The modules beside this one turn them into a tar archive
-(``tarwriter``) and read them from one (``tarreader``); ``executor.snapshotter`` keeps them as directories.
+A layer (image-spec layer.md) is a set of entries. ``tarwriter`` writes them to a tar archive and ``tarreader`` reads
+them from one; ``executor.snapshotter`` keeps them as directories.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 
 class Kind(enum.Enum):
-    """What an entry is."""
+    """The kind of an entry."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -25,20 +25,20 @@ class Kind(enum.Enum):
     BLOCK = "block device"
     FIFO = "fifo"
     WHITEOUT = "whiteout"
-    """The path of the lower layers is deleted; ``.wh.NAME`` in a tar archive."""
+    """The path is deleted from the lower layers; ``.wh.NAME`` in a tar archive."""
     OPAQUE = "opaque"
-    """What the lower layers have in the directory ``path`` is hidden; ``.wh..wh..opq`` in a tar archive. The directory
-    has an entry of its own."""
+    """The content that the lower layers have in the directory ``path`` is hidden; ``.wh..wh..opq`` in a tar archive.
+    The directory has an entry of its own."""
 
     # Members are singletons, so identity is all the hash they need; Enum's own hashes the name, in Python.
     __hash__ = object.__hash__
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One path of a layer.
+    """A path of a layer.
 
-    ``path`` is relative to the root without a leading slash or dot components; ``b""`` is the root itself. Names are
-    bytes because file systems hold bytes.
+    ``path`` is relative to the root, without a leading slash and dot components; ``b""`` is the root itself. Names are
+    bytes, as in file systems.
     """
 
     path: bytes
@@ -50,28 +50,28 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     mtime_ns: int = 0
     """Nanoseconds since the epoch; an archive keeps whole seconds, rounded down."""
     size: int = 0
-    """Content bytes of a FILE."""
+    """Size in bytes of a FILE."""
     link: bytes = b""
-    """A symbolic link's text, or a hard link's target: a path relative to the root."""
+    """The text of a symbolic link, or the target of a hard link: a path relative to the root."""
     device: tuple[int, int] = (0, 0)
     """Major and minor number of a CHARACTER or BLOCK device."""
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     """Extended attributes by full name (``security.capability``), sorted."""
     source: bytes = b""
-    """Where the content of a FILE is: an absolute path on this host. Opened without following a link."""
+    """The path on this host of the content of a FILE. It is opened without following a link."""
     inode: tuple[int, int] = (0, 0)
-    """Device and inode number of what was found under several names, and is no directory."""
+    """Device and inode number of a file with several names; not of directories."""
     digest: str = ""
-    """SHA-256 of a FILE's content, in hexadecimal digits, where it has been read."""
+    """SHA-256 of the content of a FILE in hexadecimal digits, once it has been read."""
     stamp: bytes = b""
     """The stat signature of ``source`` before it was read (``executor.store.stat_cache``), if that may change."""
 
 
 def hard_link(entry: Entry, path: bytes, target: bytes) -> Entry:
-    """``path`` as a hard link to ``target``, which is (or stands for) the file ``entry``.
+    """Return ``path`` as a hard link to ``target``, where ``entry`` is that file, or another link to it.
 
-    A link has the file's owner, mode and times. Content and extended attributes are those of the target's own entry,
-    which comes before it.
+    A link has the file's owner, mode and times. Content and extended attributes are in the target's own entry, which
+    comes before it.
     """
     return replace(
         entry,
@@ -97,4 +97,4 @@ KIND_OF_MODE: Final = {
     stat.S_IFBLK: Kind.BLOCK,
     stat.S_IFIFO: Kind.FIFO,
 }
-"""An entry's kind by ``S_IFMT(st_mode)``; sockets have none."""
+"""The kind by ``S_IFMT(st_mode)``; there is none for sockets."""

@@ -1,8 +1,8 @@
-"""The date of what has none of its own: here-documents, directories that COPY and WORKDIR make, mount points.
+"""The time of files without one of their own: here-documents, directories that COPY and WORKDIR create, mount points.
 
-The clock's time would give equal inputs different layers. 1970 would do that no harm, but archives of the ZIP format
-cannot hold years before 1980, and programs that read times take 1970 for "unknown". So it is 2000-01-01T00:00:00Z,
-which is later than 1980 in every time zone, or SOURCE_DATE_EPOCH where a build has one.
+With the present time, equal inputs would give different layers. 1970 would not, but ZIP archives cannot store years
+before 1980, and programs interpret 1970 as "unknown". So it is 2000-01-01T00:00:00Z, which is after 1980 in every time
+zone, or SOURCE_DATE_EPOCH if the build has it.
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ NANOSECONDS: Final = SECONDS * 1_000_000_000
 
 
 def nanoseconds(epoch: int | None) -> int:
-    """The moment in a build whose SOURCE_DATE_EPOCH is ``epoch`` (seconds)."""
+    """Return the time in nanoseconds for a build whose SOURCE_DATE_EPOCH is ``epoch`` (seconds)."""
     return NANOSECONDS if epoch is None else epoch * 1_000_000_000

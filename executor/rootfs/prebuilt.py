@@ -1,9 +1,9 @@
-"""Programs for several platforms side by side, by design: ``prebuilds/linux-x64/x.node`` beside ``linux-arm64/x.node``.
+"""Sets of programs for several platforms: ``prebuilds/linux-x64/x.node`` beside ``linux-arm64/x.node``.
 
-Some packages (node's native add-ons, Python wheels with several libraries, plugins) bring a file for each platform and
-choose one when they are run. Such a set is told by names and content together: files in one directory, or below sibling
-directories, whose names differ by the architecture, whose ELF headers say the architecture that their names say, and
-among which one is for the image's own platform. A lone foreign file is no set, whatever it is called.
+Some packages (node's native add-ons, Python wheels with several libraries, plugins) have a file for each platform and
+choose one at run time. Such a set is recognised by names and content together: files in one directory, or below sibling
+directories, whose names differ in the architecture, whose ELF headers match the architecture in the name, and one of
+which is for the image's own platform. A single foreign file is not a set, whatever its name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAMES: Final = {
     "riscv64": "riscv64", "loong64": "loong64", "loongarch64": "loong64",
     "mips": "mips", "mipsel": "mipsle", "mipsle": "mipsle", "mips64el": "mips64le", "mips64le": "mips64le",
 }  # fmt: skip
-"""How packages call architectures, and Go's names for them."""
+"""Names of architectures in packages, and Go's names for them."""
 _NAMED: Final = re.compile(
     "(?<![A-Za-z0-9])(" + "|".join(sorted(_NAMES, key=len, reverse=True)) + ")(?![A-Za-z0-9])", re.IGNORECASE
 )
@@ -33,13 +33,14 @@ _WORDS: Final = re.compile(
     "|[-_.]+",
     re.IGNORECASE,
 )
-"""What else such names are made of, and what stands between."""
+"""Other parts of such names, and separators."""
 _MULTIARCH: Final = re.compile(r"(?:usr/)?(?:local/)?(?:lib|libexec|lib32|lib64|libx32|include)/[^/]+-linux-[^/]+/")
-"""Where Debian has the libraries of an architecture: those that are there were installed or copied, not shipped so."""
+"""Debian's directories of an architecture's libraries: their files were installed or copied, and are not part of a
+set."""
 
 
 def by_design(found: Iterable[tuple[str, str]], architecture: str) -> frozenset[str]:
-    """The paths of ``found`` (a path relative to the root, and its machine) that are of a set for several platforms."""
+    """Return the paths of ``found`` (paths relative to the root, with their machines) that belong to such a set."""
     families: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for path, machine in found:
         family = _family(path, machine)
@@ -54,7 +55,7 @@ def by_design(found: Iterable[tuple[str, str]], architecture: str) -> frozenset[
 
 
 def _family(path: str, machine: str) -> tuple[str, str] | None:
-    """What a set that ``path`` may be of has in common: a directory, and a name without what tells platforms apart."""
+    """Return what the members of a set have in common: a directory, and the name without the platform."""
     if _MULTIARCH.match(path):
         return None
     above = ""

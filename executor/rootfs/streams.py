@@ -1,6 +1,6 @@
-"""Byte streams that work ahead: reading and hashing in threads, beside the thread that uses the bytes.
+"""Byte streams with threads: reading ahead, and hashing beside the thread that uses the bytes.
 
-Hashing, inflating and reading let go of the interpreter lock, so a second core does them for free.
+Hashing, decompressing and reading release the interpreter lock, so they run on a second core.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import threading
 from typing import Final, Protocol, Self
 
 BLOCK: Final = 512 << 10
-"""Bytes that travel between threads at a time."""
+"""Size in bytes of the blocks that are passed between threads."""
 _DEPTH: Final = 4
-"""Blocks that may wait in a queue."""
+"""Maximum number of blocks in a queue."""
 
 
 class Readable(Protocol):
-    """What a stream has to offer: a file, a socket's response, a decompressor."""
+    """A stream to read: a file, a response, a decompressor."""
 
     def read(self, size: int, /) -> bytes:
-        """Up to ``size`` bytes; ``b""`` only at the end."""
+        """Return up to ``size`` bytes; ``b""`` only at the end."""
         ...
 
 
 class Ahead:
-    """``stream``, read ahead in a thread of its own. A context manager: leaving it ends the thread.
+    """Reads ``stream`` ahead in a thread. A context manager, which ends the thread.
 
-    The stream itself is not closed, and must not be used by anyone else in the meantime.
+    The stream is not closed, and must not be used otherwise in the meantime.
     """
 
     def __init__(self, stream: Readable) -> None:
@@ -58,7 +58,7 @@ class Ahead:
                 return
 
     def read(self, size: int, /) -> bytes:
-        """The next bytes, at most ``size``; ``b""`` at the end. Raises what the stream raised."""
+        """Return the next bytes, at most ``size``; ``b""`` at the end. Raises what the stream raised."""
         if self._at < len(self._left):
             piece = self._left[self._at : self._at + size]
             self._at += len(piece)
@@ -77,7 +77,7 @@ class Ahead:
         return item[:size]
 
     def close(self) -> None:
-        """End the thread. A read that is under way is waited for."""
+        """End the thread, after a read in progress."""
         self._stop = True
         self._ended = True
         while self._thread.is_alive():
@@ -89,7 +89,7 @@ class Ahead:
 
 
 class Digest:
-    """SHA-256 in a thread of its own, which starts with the second block. The blocks must not change afterwards."""
+    """SHA-256 in a thread, which starts with the second block. Blocks must not change after ``update``."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -97,10 +97,10 @@ class Digest:
         self._first: bytes | memoryview | None = None
         self._thread: threading.Thread | None = None
         self.size = 0
-        """Bytes given so far."""
+        """Number of bytes so far."""
 
     def update(self, data: bytes | memoryview) -> None:
-        """The next bytes; waits while too many are waiting."""
+        """Append the next bytes; waits while the queue is full."""
         self.size += len(data)
         if self._queue is not None:
             self._queue.put(data)
@@ -119,7 +119,7 @@ class Digest:
             self._hash.update(block)
 
     def finish(self) -> str:
-        """The digest of everything, ``sha256:`` and hex. Also how the thread is ended."""
+        """Return the digest of everything, ``sha256:`` and hexadecimal digits. Ends the thread."""
         if self._queue is not None and self._thread is not None:
             self._queue.put(None)
             self._thread.join()

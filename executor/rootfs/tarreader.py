@@ -1,23 +1,23 @@
-"""Tar archives to entries, in one pass over a stream that nobody trusts.
+"""Entries of tar archives, read in one pass over an untrusted stream.
 
-ustar, GNU (long names, base-256 numbers, sparse files), PAX (with sparse files 0.0, 0.1 and 1.0), star and V7
-archives are read. What an archive means is what Go's ``archive/tar`` *and* GNU tar take it to mean; where the two
-differ, so that one archive could hold two different trees, it is refused (CVE-2025-62518 is what happens otherwise):
+The formats are ustar, GNU (long names, base-256 numbers, sparse files), PAX (with sparse files 0.0, 0.1 and 1.0), star
+and V7. An archive has to mean the same to Go's ``archive/tar`` *and* to GNU tar. Where the two differ, so that one
+archive would hold two different trees, it is refused (as in CVE-2025-62518):
 
-- a PAX ``size`` counts for the data's length as much as for the file's;
-- data behind a directory, a symbolic link, a device or a fifo is refused (GNU tar skips it, Go reads headers there);
-- a global header that sets names or sizes is refused (GNU tar applies it, Go does not), other global records are
-  ignored, as Docker does;
-- a long name given in both the GNU and the PAX way, or twice, is refused;
+- a PAX ``size`` is the length of the data as well as of the file;
+- data after a directory, a symbolic link, a device or a fifo is refused (GNU tar skips it, Go reads headers there);
+- a global header that sets names or sizes is refused (GNU tar applies it, Go does not); other global records are
+  ignored, as by Docker;
+- a long name in both the GNU and the PAX form, or twice, is refused;
 - a regular file whose name ends in a slash is refused (GNU tar: a directory; Go: a file), except in V7 archives, where
-  that is how directories are written;
-- unknown kinds of entries, volumes and directory dumps are refused, as containerd does.
+  it is a directory;
+- unknown kinds of entries, volumes and directory dumps are refused, as by containerd.
 
-Everything that an archive makes us remember is bounded: an extended header or long name by 1 MiB (as in Go), a sparse
-map by 1 MiB or 65,536 regions, a path by 4,095 bytes. Time is linear in the archive's length.
+What is kept in memory is limited: an extended header or long name to 1 MiB (as in Go), a sparse map to 1 MiB or 65,536
+regions, a path to 4,095 bytes. Time is linear in the length of the archive.
 
-**Names.** Leading slashes, ``.`` and doubled or trailing slashes are dropped; ``a/../b`` is ``b``, as for containerd;
-a name that climbs above the root is refused, as by Docker, and so is anything but a directory in the root's own place
+**Names.** Leading slashes, ``.`` and doubled or trailing slashes are dropped; ``a/../b`` is ``b``, as for containerd. A
+name that leads above the root is refused, as by Docker, and so is anything but a directory in place of the root
 (umoci's CVE-2021-29136).
 """
 
@@ -35,18 +35,18 @@ from executor.rootfs.streams import BLOCK, Readable
 from platforms.errors import ArchiveError
 
 PATH_LIMIT: Final = 4095
-"""Bytes: what Linux takes for a path (PATH_MAX without its NUL)."""
+"""Maximum length of a path in Linux (PATH_MAX without its NUL)."""
 _SPECIAL_LIMIT: Final = 1 << 20
-"""Bytes of an extended header, a long name, or a sparse map (Go's maxSpecialFileSize)."""
+"""Maximum size in bytes of an extended header, a long name, or a sparse map (Go's maxSpecialFileSize)."""
 _REGIONS_LIMIT: Final = 1 << 16
-"""Regions of an old GNU sparse map."""
+"""Maximum number of regions of an old GNU sparse map."""
 _XATTR_LIMIT: Final = 64 << 10
-"""Bytes of an extended attribute's value (XATTR_SIZE_MAX)."""
+"""Maximum size in bytes of the value of an extended attribute (XATTR_SIZE_MAX)."""
 _SIZE_LIMIT: Final = (1 << 63) - 1
 _ID_LIMIT: Final = (1 << 32) - 2
-"""The largest user or group id: the next number means "leave it alone" to chown(2)."""
+"""Maximum user or group id: to chown(2) the next number means "unchanged"."""
 _LATEST: Final = (1 << 63) // 1_000_000_000 - 1
-"""Seconds: times beyond it count as none, like those before 1970 (containerd's boundTime)."""
+"""Seconds: later times, and those before 1970, count as none (containerd's boundTime)."""
 
 _FIELDS: Final = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12s")
 _ZERO: Final = bytes(512)
@@ -66,32 +66,32 @@ _XATTR: Final = b"SCHILY.xattr."
 _SPARSE: Final = b"GNU.sparse."
 
 Copy = Callable[[memoryview], object]
-"""Takes the next bytes of a file; the view is valid only during the call."""
+"""Receives the next bytes of a file; the view is valid only during the call."""
 Regions = tuple[tuple[int, int], ...]
-"""Where a sparse file has data: offset and length, ascending, not overlapping."""
+"""Offset and length of the data of a sparse file, ascending, not overlapping."""
 _Extended = dict[bytes, bytes]
 
 
 class Member:
-    """An entry as it was met in an archive. Its content can be had once, until the next member is asked for."""
+    """An entry of the archive. Its content can be read once, until the next member is requested."""
 
     __slots__ = ("_source", "entry", "regions", "stored")
 
     def __init__(self, entry: Entry, source: _Source, stored: int, regions: Regions | None) -> None:
         self.entry = entry
-        """What it is; ``size`` counts a sparse file's holes too."""
+        """Its ``size`` includes the holes of a sparse file."""
         self.stored = stored
-        """Bytes of content that are in the archive."""
+        """Size in bytes of its content in the archive."""
         self.regions = regions
-        """Where the stored bytes go; None when the file is not sparse."""
+        """Where the stored bytes belong; None if the file is not sparse."""
         self._source = source
 
     def copy_stored(self, size: int, out: Copy) -> None:
-        """Hand the next ``size`` stored bytes to ``out``: all of a plain file, or the next region of a sparse one."""
+        """Pass the next ``size`` stored bytes to ``out``: all of a plain file, or the next region of a sparse one."""
         self._source.copy(size, out)
 
     def copy(self, out: Copy) -> None:
-        """Hand the content to ``out``, piece by piece, holes as zeros."""
+        """Pass the content to ``out`` piece by piece, holes as zeros."""
         if self.regions is None:
             self._source.copy(self.stored, out)
             return
@@ -106,7 +106,7 @@ class Member:
             at += length
 
     def read(self, limit: int) -> bytes:
-        """The content, of which there may be ``limit`` bytes at most; else ``ArchiveError``."""
+        """Return the content. Raises ``ArchiveError`` for more than ``limit`` bytes."""
         if self.entry.size > limit:
             raise _broken(self.entry.path, f"{self.entry.size} bytes, where {limit} at most are expected")
         pieces: list[bytes] = []
@@ -115,14 +115,14 @@ class Member:
 
 
 def is_header(block: bytes) -> bool:
-    """Whether the 512 bytes of ``block`` are a tar header: how an archive is told from another file."""
+    """Whether the 512 bytes of ``block`` are a tar header, by which archives are recognised."""
     return len(block) == 512 and block != _ZERO and _checksum_fits(block)
 
 
 def read(stream: Readable) -> Iterator[Member]:
-    """The members of the archive that ``stream`` gives, which is read to its end.
+    """Yield the members of the archive in ``stream``, which is read to its end.
 
-    Raises ``ArchiveError`` when the archive is broken, truncated, ambiguous or hostile, with the member's name.
+    Raises ``ArchiveError``, with the name of the member, if the archive is damaged, truncated, ambiguous or hostile.
     """
     source = _Source(stream)
     announced = _Announced()
@@ -149,7 +149,7 @@ def read(stream: Readable) -> Iterator[Member]:
 
 
 class _Announced(msgspec.Struct):
-    """What special headers say of the member that follows them."""
+    """What special headers say about the next member."""
 
     extended: _Extended | None = None
     regions: list[tuple[int, int]] = msgspec.field(default_factory=list)
@@ -184,7 +184,7 @@ def _special(kind: bytes, block: bytes, source: _Source, announced: _Announced) 
 
 
 class _Source:
-    """The archive's bytes, counted."""
+    """Reads the archive and counts its bytes."""
 
     __slots__ = ("_at", "_buffer", "_left", "_read")
 
@@ -193,10 +193,10 @@ class _Source:
         self._buffer = b""
         self._at = 0
         self._left = 0
-        """Content bytes of the member in hand that nobody has taken yet."""
+        """Bytes of the present member's content that have not been read."""
 
     def block(self) -> bytes | None:
-        """The next header block; None when the archive ends before it."""
+        """Return the next header block; None if the archive ends before it."""
         at = self._at
         block = self._buffer[at : at + 512]
         if len(block) == 512:
@@ -210,7 +210,7 @@ class _Source:
         return block
 
     def take(self, size: int) -> bytes:
-        """The data of a special header, and the padding behind it."""
+        """Return the data of a special header, and skip its padding."""
         data = self._take(size + -size % 512)
         if len(data) < size + -size % 512:
             raise ArchiveError("truncated archive", why="it ends inside of a header")
@@ -234,7 +234,7 @@ class _Source:
         return bool(self._buffer)
 
     def begin(self, size: int) -> int:
-        """Content of ``size`` bytes begins here; what to tell ``finish``."""
+        """Begin the content of a member, of ``size`` bytes; return the argument for ``finish``."""
         self._left = size
         return -size % 512
 
@@ -255,7 +255,7 @@ class _Source:
             out(memoryview(self._buffer)[at : at + step])
 
     def finish(self, padding: int) -> None:
-        """Pass over what is left of the content, and the padding."""
+        """Skip the rest of the content, and the padding."""
         size = self._left + padding
         self._left = 0
         while size:
@@ -269,7 +269,7 @@ class _Source:
             size -= step
 
     def drain(self) -> None:
-        """Read on to the end: what follows the end mark belongs to the stream's digest."""
+        """Read to the end of the stream: what follows the end mark is part of its digest."""
         while self._refill():
             pass
 
@@ -373,7 +373,7 @@ def _member(block: bytes, source: _Source, announced: _Announced) -> Member:
 
 
 def _kind(kind: Kind, flag: bytes, name: bytes, modern: bool) -> Kind:
-    """``kind``, but for V7's way to write a directory: as a file whose name ends in a slash."""
+    """Return ``kind``, or a directory for V7's form of it: a file whose name ends in a slash."""
     if kind is Kind.FILE and name.endswith(b"/"):
         if flag == b"\0" and not modern:
             return Kind.DIRECTORY
@@ -382,9 +382,9 @@ def _kind(kind: Kind, flag: bytes, name: bytes, modern: bool) -> Kind:
 
 
 def clean(name: bytes) -> bytes:
-    """``name`` relative to the root, without dots and superfluous slashes; ``b""`` for the root itself.
+    """Return ``name`` relative to the root, without dots and superfluous slashes; ``b""`` for the root itself.
 
-    Raises ``ArchiveError`` for a name that leads above the root, is too long or holds a NUL.
+    Raises ``ArchiveError`` for a name that leads above the root, is too long or has a NUL.
     """
     if len(name) > PATH_LIMIT:
         raise _broken(name, f"a name of {len(name)} bytes; Linux takes {PATH_LIMIT}")
@@ -423,7 +423,7 @@ def _checksum_fits(block: bytes) -> bool:
 
 
 def _number(text: bytes, name: bytes) -> int:
-    """A header's number: octal digits, or GNU's base 256. Never negative."""
+    """Return the number in a header: octal digits, or GNU's base 256. Never negative."""
     if text[0] & 0x80:
         if text[0] & 0x40:
             raise _broken(name, "a negative number")
@@ -443,7 +443,7 @@ def _number(text: bytes, name: bytes) -> int:
 
 
 def _time(text: bytes, name: bytes) -> int:
-    """Seconds since 1970; 0 for times that containerd would not set either."""
+    """Return seconds since 1970; 0 for times that containerd does not set either."""
     if text[0] & 0xC0 == 0xC0:
         return 0
     seconds = _number(text, name)
@@ -460,7 +460,7 @@ def _decimal(extended: _Extended, key: bytes, otherwise: int) -> int:
 
 
 def _nanoseconds(value: bytes) -> int:
-    """A PAX time, decimal seconds with a fraction."""
+    """Parse a PAX time: decimal seconds with a fraction."""
     whole, dot, fraction = value.partition(b".")
     negative = whole.startswith(b"-")
     if negative:
@@ -477,7 +477,8 @@ def _nanoseconds(value: bytes) -> int:
 
 
 def _records(data: bytes, sparse: list[tuple[int, int]]) -> _Extended:
-    """The records of a PAX extended header; those of sparse format 0.0, which repeat, go to ``sparse``."""
+    """Return the records of a PAX extended header; those of sparse format 0.0, which repeat, are appended to
+    ``sparse``."""
     records: _Extended = {}
     offset: int | None = None
     at, end = 0, len(data)
@@ -532,13 +533,13 @@ def _xattrs(extended: _Extended) -> tuple[tuple[bytes, bytes], ...]:
 # -- sparse files (GNU tar's manual, "Storing Sparse Files") ---------------------------------------------------------
 
 _MAP_IN_DATA: Final[Regions] = ((-1, -1),)
-"""Stands for the map of format 1.0 until it is read."""
+"""Stands for the map of format 1.0 until it has been read."""
 
 
 def _pax_sparse(
     extended: _Extended, listed: list[tuple[int, int]], name: bytes
 ) -> tuple[bytes, int | None, Regions | None]:
-    """The file's real name, size and regions."""
+    """Return the real name, the size and the regions of a sparse file."""
     name = extended.get(b"GNU.sparse.name") or name
     version = extended.get(b"GNU.sparse.major", b""), extended.get(b"GNU.sparse.minor", b"")
     if version == (b"1", b"0"):
@@ -583,7 +584,8 @@ def _old_sparse(block: bytes, source: _Source, name: bytes) -> tuple[int, Region
 
 
 def _map_in_data(source: _Source, stored: int, name: bytes) -> tuple[Regions, int]:
-    """Format 1.0: decimal numbers on lines of their own before the data, their count first, padded to a block."""
+    """Read the map of format 1.0: decimal numbers, one per line, before the data; first their count; padded to a
+    block."""
     text = b""
     wanted: int | None = None
     lines = 0

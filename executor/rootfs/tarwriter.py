@@ -1,12 +1,12 @@
-"""Entries to a canonical tar archive.
+"""Canonical tar archives of entries.
 
-The form is fixed, so that the same entries always give the same bytes: POSIX ustar headers where they can hold an
-entry, with a PAX extended header before them where they cannot (long or non-ASCII names, sizes from 8 GiB, owners from
-2,097,152, extended attributes as ``SCHILY.xattr.NAME``); whole seconds, no user or group names, no other times.
-Names are as Docker and containerd write them: ``etc/passwd``, directories ``etc/``, deletions ``etc/.wh.NAME``.
+The same entries always give the same bytes: POSIX ustar headers, preceded by a PAX extended header for what they cannot
+hold (long or non-ASCII names, sizes from 8 GiB, owners from 2,097,152, extended attributes as ``SCHILY.xattr.NAME``);
+whole seconds; no user or group names, and no other times. Names are written as by Docker and containerd:
+``etc/passwd``, directories ``etc/``, deletions ``etc/.wh.NAME``.
 
-A file that is itself called ``.wh.NAME`` goes into the archive under that name, as BuildKit does it, and so reads
-back as a deletion: a layer has no way to say anything else.
+A file whose own name is ``.wh.NAME`` is written under that name, as by BuildKit, and so becomes a deletion: the format
+of layers has no other way.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind, har
 from platforms.errors import BuildError
 
 _BUFFER: Final = 256 << 10
-"""Bytes that are gathered before ``out`` is called, and the size of reads from big files."""
+"""Bytes that are collected before ``out`` is called, and the size of reads of large files."""
 
 END: Final = bytes(1024)
-"""What ends an archive: two empty blocks."""
+"""The end of an archive: two empty blocks."""
 
 Out = Callable[[bytes | memoryview], object]
-"""Takes the next bytes; a view is valid only during the call."""
+"""Receives the next bytes; a view is valid only during the call."""
 
 _TYPE: Final = {
     Kind.FILE: b"0",
@@ -46,14 +46,14 @@ _NO_DEVICE: Final = b"0000000\x000000000\x00"
 _PADDING: Final = tuple(bytes(-size % 512) for size in range(512))
 _MAX_ID: Final = 0o7777777
 _MAX_NUMBER: Final = 0o77777777777
-"""What the size and mtime fields of a ustar header can hold."""
+"""Maximum of the fields size and mtime of a ustar header."""
 
 
 def canonical(entries: Iterable[Entry]) -> list[Entry]:
-    """``entries`` in the order of a canonical layer: bytewise by path component, parents before what they hold.
+    """Return ``entries`` in the order of a canonical layer: bytewise by path component, parents before their content.
 
-    An opaque mark follows its directory. Of a group of hard links the first path becomes the object itself and the
-    others link to it, so that a target always comes before its links.
+    An opaque mark follows its directory. Of a group of hard links the first path becomes the file and the others link
+    to it, so that a target always precedes its links.
     """
     found = sorted(entries, key=_order)
     links = [at for at, each in enumerate(found) if each.kind is Kind.HARDLINK]
@@ -81,7 +81,7 @@ def _order(entry: Entry) -> bytes:
 
 
 def _target(found: list[Entry], places: dict[bytes, int], at: int) -> int | None:
-    """The place of the object that the hard link at ``at`` ends at; None when it is not among the entries."""
+    """Return the index of the file to which the hard link at ``at`` leads; None if it is not among the entries."""
     for _ in range(len(places)):
         place = places.get(found[at].link)
         if place is None or found[place].kind is not Kind.HARDLINK:
@@ -91,16 +91,16 @@ def _target(found: list[Entry], places: dict[bytes, int], at: int) -> int | None
 
 
 def write(entries: Iterable[Entry], out: Out) -> None:
-    """Hand the tar archive of ``entries`` to ``out``; otherwise as ``write_open``."""
+    """Pass the tar archive of ``entries`` to ``out``; otherwise as ``write_open``."""
     write_open(entries, out)
     out(END)
 
 
 def write_open(entries: Iterable[Entry], out: Out) -> None:
-    """Hand the tar archive of ``entries``, in the order given and without its ``END``, to ``out`` piece by piece.
+    """Pass the tar archive of ``entries``, in the order given and without its ``END``, to ``out`` piece by piece.
 
-    Memory stays constant. Raises ``BuildError`` when a file's size is not what its entry says (it changed since) or
-    when it is not a regular file; ``OSError`` when it cannot be read.
+    In constant memory. Raises ``BuildError`` if a file does not have the size in its entry (it was changed since) or is
+    not a regular file; ``OSError`` if it cannot be read.
     """
     pending: list[bytes] = []
     size = 0
@@ -184,11 +184,12 @@ def _header(entry: Entry) -> bytes:
         device,
         prefix.ljust(155, b"\0"),
     )
-    return _extended(records) + _seal(head) if records else _seal(head)
+    return _extended(records) + _with_checksum(head) if records else _with_checksum(head)
 
 
 def _marker(entry: Entry) -> bytes:
-    """A deletion or an opaque mark: an empty file without owner, mode or time, as containerd writes it."""
+    """Return the header of a deletion or an opaque mark: an empty file without owner, mode or time, as by
+    containerd."""
     parent, slash, name = entry.path.rpartition(b"/")
     if entry.kind is Kind.WHITEOUT:
         path = parent + slash + WHITEOUT_PREFIX + name
@@ -197,22 +198,22 @@ def _marker(entry: Entry) -> bytes:
     return _header(Entry(path, Kind.FILE, mode=0))
 
 
-def _seal(head: bytes) -> bytes:
-    """``head`` with its checksum in place of the blanks."""
+def _with_checksum(head: bytes) -> bytes:
+    """Return ``head`` with its checksum in place of the blanks."""
     # The sum of all bytes: Adler-32's lower half is that sum plus one, modulo 65,521, which 512 ASCII bytes stay below.
     return b"%b%06o\0 %b" % (head[:148], (adler32(head) & 0xFFFF) - 1, head[156:])
 
 
 def _extended(records: list[tuple[bytes, bytes]]) -> bytes:
-    """A PAX extended header (POSIX.1-2017, pax, "pax Extended Header")."""
+    """Return a PAX extended header (POSIX.1-2017, pax, "pax Extended Header")."""
     data = b"".join(_record(key, value) for key, value in sorted(records))
     name = b"PaxHeader".ljust(100, b"\0")
     head = _HEADER % (name, 0o644, 0, 0, len(data), 0, b"x", bytes(100), _NO_DEVICE, bytes(155))
-    return _seal(head) + data + _PADDING[len(data) & 511]
+    return _with_checksum(head) + data + _PADDING[len(data) & 511]
 
 
 def _record(key: bytes, value: bytes) -> bytes:
-    """``LENGTH KEY=VALUE\\n``, where the decimal LENGTH counts itself."""
+    r"""Return ``LENGTH KEY=VALUE\n``, where the decimal LENGTH includes itself."""
     rest = len(key) + len(value) + 3
     length = rest + len(str(rest))
     length = rest + len(str(length))
@@ -220,12 +221,12 @@ def _record(key: bytes, value: bytes) -> bytes:
 
 
 def _ascii(name: bytes) -> bytes:
-    """What stands in the header of a name that only the extended header has in full."""
+    """Return the form in the ustar header of a name that the extended header has in full."""
     return bytes(byte for byte in name if byte < 128)[:100].rstrip(b"/")
 
 
 def open_source(entry: Entry) -> int:
-    """A descriptor of what should be the content of ``entry``."""
+    """Return a descriptor of the content of ``entry``."""
     # O_NONBLOCK: a fifo that took the file's place must not hang the build.
     return os.open(entry.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -245,7 +246,7 @@ def _small(entry: Entry) -> bytes:
 
 
 def _rest(fd: int, data: bytes, size: int) -> bytes:
-    """``data`` and what follows it in ``fd``: some file systems give less than was asked for before the end."""
+    """Return ``data`` and what follows it in ``fd``: some file systems return less than requested before the end."""
     while len(data) <= size and (more := os.read(fd, size + 1 - len(data))):
         data += more
     return data
@@ -272,7 +273,7 @@ def _copy(entry: Entry, out: Out) -> None:
 
 
 def changed(entry: Entry) -> BuildError:
-    """The error that the source of ``entry`` is not what it was."""
+    """Return the error for a source of ``entry`` that was changed."""
     return BuildError(
         f"{os.fsdecode(entry.path)} changed while it was read",
         why=f"{os.fsdecode(entry.source)} is no longer a regular file of {entry.size} bytes",

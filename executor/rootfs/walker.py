@@ -1,9 +1,9 @@
-"""The path walk of archives: directories of a tree, reached by descriptors, without ever leaving the tree.
+"""Walks over the directories of a tree by descriptors, for unpacking archives.
 
 Every component of a path is opened on its own, relative to the directory before it, and never through a symbolic link:
-the kernel is not asked to resolve anything. Links are read and resolved by the rule of ``platforms.pathwalk``. So a
-path cannot lead out, whatever it is made of, and neither can another process that changes it meanwhile (CVE-2025-47290
-is the race that a check before use loses).
+the kernel resolves nothing. Links are read and resolved by the rule of ``platforms.pathwalk``. So no path can lead out
+of the tree, and no other process that changes it meanwhile can make one do so (the race in CVE-2025-47290, which a
+check before use loses).
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from platforms.pathwalk import PathWalk, TooManyLinks
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEPT: Final = 48
-"""Directories on the current path whose descriptors are kept; deeper ones are opened anew when they are needed."""
+"""Number of directories on the present path whose descriptors are kept open; deeper ones are opened again when
+needed."""
 
 
 class Obstacles(Protocol):
-    """What a ``Walker`` does where a path does not simply lead on.
+    """What a ``Walker`` does where a component is not a directory.
 
-    ``fd`` is the directory that was reached, ``name`` the component that follows, and ``real`` their path, seen from
-    the root and without links.
+    ``fd`` is the directory that was reached, ``name`` the next component, and ``real`` their path from the root without
+    links.
     """
 
     def missing(self, fd: int, name: bytes, real: bytes) -> int:
-        """There is no ``name``: make a directory and return its descriptor, or raise."""
+        """``name`` does not exist: create a directory and return its descriptor, or raise."""
         ...
 
     def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
-        """``name`` is no directory: return the text of the link to follow, or None when there is a directory now."""
+        """``name`` is not a directory: return the text of the link to follow, or None if there is a directory now."""
         ...
 
     def entered(self, fd: int, real: bytes) -> None:
-        """``fd`` is a directory on the way, whose path is ``real``."""
+        """The walk enters the directory ``fd``, whose path is ``real``."""
         ...
 
 
 class Walker:
-    """A directory of the tree whose root is the descriptor ``root``, moved by ``enter``.
+    """A position in the tree whose root is the descriptor ``root``, moved by ``enter``.
 
-    Owns its descriptors, except for the root's. Moving to a directory near the last one costs little: what the two
-    paths have in common stays open.
+    Owns its descriptors, except for the root's. A move to a nearby directory is cheap: the common part of the two paths
+    stays open.
     """
 
     def __init__(self, root: int, obstacles: Obstacles) -> None:
@@ -54,21 +55,21 @@ class Walker:
         self._text: bytes | None = b""
         self._names: list[bytes] = []
         self._steps: list[tuple[int, bytes]] = []
-        """For each of ``_names``: its descriptor, -1 when that was closed, and its path without links."""
+        """For each of ``_names``: its descriptor, or -1 if it was closed, and its path without links."""
         self.fd = root
-        """The current directory; valid until the next move."""
+        """The present directory; valid until the next move."""
         self.real = b""
-        """The current directory's path without links, relative to the root."""
+        """The path of the present directory, without links, relative to the root."""
 
     def close(self) -> None:
-        """Close all descriptors, and go back to the root."""
+        """Close all descriptors, and return to the root."""
         self._back(0)
         self._text = b""
 
     def enter(self, path: bytes) -> int:
-        """Move to the directory ``path`` (relative to the root, without dots); returns its descriptor.
+        """Move to the directory ``path`` (relative to the root, without dots); return its descriptor.
 
-        Raises ``ArchiveError`` for a path that leads through too many links, and what the obstacles raise.
+        Raises ``ArchiveError`` for a path through too many links, and what ``obstacles`` raises.
         """
         if path == self._text:
             return self.fd
@@ -86,7 +87,7 @@ class Walker:
         return self.fd
 
     def _back(self, count: int) -> None:
-        """Go back to the directory that the first ``count`` names lead to."""
+        """Return to the directory of the first ``count`` names."""
         if count == len(self._names):
             return
         for fd, _ in self._steps[count:]:
@@ -114,7 +115,7 @@ class Walker:
         self.fd, self.real = fd, real
 
     def _open(self, fd: int, name: bytes, real: bytes) -> int | bytes:
-        """A descriptor of the directory ``name`` in ``fd``, or the text of the link that is to be followed instead."""
+        """Return a descriptor of the directory ``name`` in ``fd``, or the text of the link to follow instead."""
         try:
             return os.open(name, DIRECTORY, dir_fd=fd)
         except FileNotFoundError:
@@ -126,7 +127,8 @@ class Walker:
         return os.open(name, DIRECTORY, dir_fd=fd) if link is None else link
 
     def _through(self, text: bytes) -> tuple[int, bytes]:
-        """The directory that a link with ``text`` in the current directory leads to, and its path without links."""
+        """Return the directory to which a link with ``text`` in the present directory leads, and its path without
+        links."""
         walk = PathWalk(b"", self.real.split(b"/") if self.real else ())
         walk.follow(text)
         fd, depth = -1, -1
@@ -161,7 +163,7 @@ class Walker:
             raise
 
     def _reopen(self, real: bytes) -> int:
-        """A descriptor of the directory ``real``, which was reached before."""
+        """Return a descriptor of the directory ``real``, which was reached before."""
         fd = os.open(b".", DIRECTORY, dir_fd=self._root)
         for name in real.split(b"/") if real else ():
             try:
@@ -173,7 +175,7 @@ class Walker:
 
 
 def remove(parent: int, name: bytes) -> None:
-    """Delete ``name`` in the directory ``parent`` with everything below it; nothing there is fine.
+    """Delete ``name`` in the directory ``parent`` with everything below it, if it exists.
 
     Follows no link, and needs neither recursion nor a descriptor per level, however deep the tree is.
     """
@@ -183,7 +185,7 @@ def remove(parent: int, name: bytes) -> None:
 
 
 def _delete(parent: int, name: bytes) -> bool:
-    """Delete a file or an empty directory; False when it is a directory that is not empty."""
+    """Delete a file or an empty directory; return False for a directory that is not empty."""
     try:
         os.unlink(name, dir_fd=parent)
     except FileNotFoundError:
@@ -199,7 +201,7 @@ def _delete(parent: int, name: bytes) -> bool:
 
 
 def _opened(parent: int, name: bytes) -> int:
-    """The directory ``name``, opened, and unlocked where its owner is not root and has locked it."""
+    """Open the directory ``name``, after making it accessible if its owner is not root and it is not."""
     try:
         return os.open(name, DIRECTORY, dir_fd=parent)
     except PermissionError:
@@ -212,7 +214,7 @@ def _opened(parent: int, name: bytes) -> int:
 
 
 def _sweep(fd: int) -> list[bytes]:
-    """Delete what can be deleted at once in the directory ``fd``; returns the directories that are not empty."""
+    """Delete all files and empty directories in the directory ``fd``; return the other directories."""
     full = []
     for each in os.listdir(fd):
         name = os.fsencode(each)
@@ -227,9 +229,9 @@ def _sweep(fd: int) -> list[bytes]:
 
 
 def _empty(here: int) -> None:
-    """Delete what is in the directory ``here``, depth first; closes it.
+    """Delete the content of the directory ``here``, depth first, and close it.
 
-    The way up is ``..``, and it is checked that it leads where we came from.
+    The way up is ``..``, which is checked to be the directory that the walk came from.
     """
     path: list[tuple[bytes, tuple[int, int], list[bytes]]] = []
     try:

@@ -1,20 +1,19 @@
-"""Entries applied to a directory: the part that ``unpack`` and ``materialise`` share.
+"""Entries applied to a directory, for ``unpack`` and ``materialise``.
 
-Two ways, of one interface. ``Lower`` fills a new directory so that overlayfs can use it as a lower directory under the
-mount option ``userxattr``: deletions become character devices 0/0, hidden directories carry ``user.overlay.opaque``.
+There are two ways with one interface. ``Lower`` fills a new directory that becomes a lower directory of an overlayfs
+mount with ``userxattr``: deletions are character devices 0/0, hidden directories have ``user.overlay.opaque``.
 ``Merged`` changes an existing tree (an overlay mount of the layers below, or a plain directory): deletions delete.
 
-What an entry may not do:
+An entry cannot
 
-- leave the tree: see ``walker``;
-- pass for overlayfs's own marks: ``user.overlay.X`` is stored as ``user.overlay.overlay.X``, which overlayfs shows
-  under its real name (Linux 6.7) or hides (before); ``trusted.*`` is dropped, as containerd does it; a character
-  device 0/0 becomes a placeholder;
-- bring in what looks like our own: ``user.kanifold.*`` is dropped.
+- leave the tree (see ``walker``);
+- imitate overlayfs's own marks: ``user.overlay.X`` is stored as ``user.overlay.overlay.X``, which overlayfs shows under
+  its real name (Linux 6.7) or hides (before); ``trusted.*`` is dropped, as by containerd; a character device 0/0
+  becomes a placeholder;
+- imitate kanifold's own marks: ``user.kanifold.*`` is dropped.
 
-What the kernel refuses to an unprivileged user namespace is recorded instead (see ``records``): an owner that is not
-mapped, a device, for which an empty file stands, a file capability. Whoever fills the directory writes these records
-beside it.
+What the kernel refuses to an unprivileged user namespace is recorded (see ``records``): an owner that is not mapped; a
+device, for which there is an empty file; a file capability. The caller writes these records beside the directory.
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLO
 _OPAQUE: Final = "user.overlay.opaque"
 _ORIGIN: Final = "user.overlay.origin"
 _UNSUPPORTED: Final = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL})
-"""A file system, or a user namespace, that does not take an extended attribute."""
+"""Errors of a file system, or a user namespace, that does not support an extended attribute."""
 _REFUSED: Final = frozenset({errno.EPERM, errno.EINVAL})
-"""An owner that is not mapped into this user namespace."""
+"""Errors for an owner that is not mapped into this user namespace."""
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 Fill = Callable[[int], object]
-"""Writes a file's content to the descriptor it is given."""
+"""Writes the content of a file to a descriptor."""
 
 
 class _Refused(TypedDict, total=False):
-    """What the kernel has refused: the owner, a device, a file capability."""
+    """What the kernel refused: the owner, a device, a file capability."""
 
     owner: bool
     device: DeviceNumber
@@ -58,14 +57,14 @@ _T = TypeVar("_T")
 
 
 class Applier(Protocol):
-    """A directory that takes entries."""
+    """Applies entries to a directory."""
 
     def apply(self, entry: Entry, fill: Fill) -> None:
-        """Make ``entry``, replacing what has its path; ``fill`` is called for a FILE."""
+        """Create ``entry``, replacing what exists at its path; ``fill`` is called for a FILE."""
         ...
 
     def finish(self) -> None:
-        """Set what can only be set last: the metadata of directories."""
+        """Set the metadata of directories, which has to come last."""
         ...
 
 
@@ -382,7 +381,7 @@ class Lower(_Destination):
         os.fchmod(self._root, 0o755)
 
     def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
-        """As for any tree, but a deletion gives way: what is below it here replaces what was deleted."""
+        """As the base class, but a deletion is replaced: what is created below it replaces what it deletes."""
         if not self._is_deletion(os.stat(name, dir_fd=fd, follow_symlinks=False)):
             return super().blocked(fd, name, real)
         os.unlink(name, dir_fd=fd)
@@ -403,9 +402,10 @@ class Lower(_Destination):
             self.incomplete = True
 
     def _delete(self, parent: int, name: bytes, real: bytes) -> None:
-        """Mark ``name`` as deleted below. What this layer itself put there stays (image-spec layer.md, Whiteouts).
+        """Mark ``name`` as deleted from the lower layers. What this layer itself has there stays (image-spec layer.md,
+        Whiteouts).
 
-        In a directory that no layer below has, overlayfs would show the mark itself, unless it thinks the directory
+        In a directory that no lower layer has, overlayfs would show the mark itself, unless the directory counts as
         copied up (fs/overlayfs/inode.c, OVL_WHITEOUTS).
         """
         if self._parents.real not in self._deleted_in:
@@ -438,7 +438,7 @@ class Lower(_Destination):
 
 
 class Merged(_Destination):
-    """An existing tree, to which a layer is applied: deletions delete what the layer has not put there itself."""
+    """An existing tree to which a layer is applied: deletions delete what is not of this layer."""
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
@@ -449,13 +449,13 @@ class Merged(_Destination):
         self.entered(self._root, b"")
 
     def entered(self, fd: int, real: bytes) -> None:
-        """Remember the time of a directory that only gets new content: in a union of layers it would not change."""
+        """Store the time of a directory that only gets new content: in a union of layers it would not change."""
         self._of_layer.add(real)
         if real not in self._times:
             self._times[real] = os.fstat(fd).st_mtime_ns
 
     def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
-        """Follow the layer's own links. What lower layers have gives way to a directory, as it would in a union."""
+        """Follow links of this layer. Anything of lower layers is replaced by a directory, as in a union."""
         if real in self._of_layer:
             return super().blocked(fd, name, real)
         self._clear(fd, name)
@@ -482,7 +482,7 @@ class Merged(_Destination):
                     waiting.append(path)
 
     def _hidden_above(self, real: bytes) -> bool:
-        """Whether nothing of the layers below is left in ``real``, because this was done there or further up."""
+        """Whether ``real`` has nothing of the layers below, because it or a parent was hidden before."""
         if real in self._hidden or b"" in self._hidden:
             return True
         at = real.find(b"/")
@@ -503,7 +503,7 @@ class Merged(_Destination):
             self._hide(parent, real)
 
     def finish(self) -> None:
-        """Set the metadata of the layer's directories, and give the others their times back."""
+        """Set the metadata of the layer's directories, and restore the times of others."""
         super().finish()
         for real in sorted(self._times.keys() - self._directories.keys()):
             try:
@@ -514,7 +514,7 @@ class Merged(_Destination):
 
 
 class _Existing:
-    """Paths of what exists: through links inside of the tree where there are some, and nothing is made."""
+    """Walks through what exists, links included, and creates nothing."""
 
     def missing(self, fd: int, name: bytes, real: bytes) -> int:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsdecode(real))
@@ -532,7 +532,7 @@ class _Existing:
 
 
 class _NoLinks(_Existing):
-    """Paths of directories without any link."""
+    """Walks through directories only, not through links."""
 
     def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fsdecode(real))

@@ -1,12 +1,12 @@
-"""What the kernel refused to set on the files of a directory, written down beside it.
+"""Records of metadata that the kernel refused to set on the files of a directory.
 
-An ordinary user's processes can give files no owner that is not mapped into their user namespace, make no devices, and
-on some hosts set no file capabilities. Such metadata is kept in the file ``records`` beside the directory: one line of
-JSON for each path (``Record``; paths and attributes in base64). It is beside the files and not on them so that nothing
-that an image brings, and nothing that a step does to its files, can be read as a record.
+The processes of an ordinary user cannot give files an owner that is not mapped into their user namespace, create
+devices, or, on some hosts, set file capabilities. Such metadata is stored in the file ``records`` beside the directory:
+a line of JSON for each path (``Record``; paths and attributes in base64). It is beside the files and not on them, so
+that nothing in an image, and nothing that a step does to its files, can be taken for a record.
 
-A directory's records say everything about it: a path without one is what the kernel says it is. In a stack of layers
-the topmost directory that has a path decides about it, as it does for overlayfs.
+The records of a directory are complete: a path without one is as the kernel reports it. In a stack of layers the
+topmost directory that has a path decides, as in overlayfs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from executor.rootfs.entry import Entry, Kind
 from platforms import syscalls
 
 PRIVATE_XATTR: Final = b"user.kanifold."
-"""A prefix that earlier versions kept for records of their own. It means nothing any more, and stays out of layers."""
+"""The prefix of marks of kanifold, of earlier versions too. They are not part of layers."""
 OVERLAY_XATTR: Final = b"user.overlay."
 """The prefix of overlayfs's records under the mount option ``userxattr``."""
 
@@ -33,17 +33,17 @@ RECORDS: Final = "records"
 _ESCAPED: Final = OVERLAY_XATTR + b"overlay."
 _TRUSTED: Final = b"trusted."
 _ORIGIN: Final = "user.overlay.origin"
-"""Set by overlayfs on what it has copied up. Nothing that goes through an overlay mount can set it."""
+"""Set by overlayfs on copied-up files. It cannot be set through an overlay mount."""
 _SEVERAL_NAMES: Final = os.fsdecode(PRIVATE_XATTR) + "several-names"
-"""Set on files with a record and more than one name: when overlayfs copies such a file up it breaks the link, sets no
-origin, and leaves no other trace than the attributes that it copies too."""
+"""Set on files with a record and several names: when overlayfs copies such a file up, it breaks the link and sets no
+origin, and its only trace is in the attributes, which it copies."""
 _KINDS: Final = {"c": Kind.CHARACTER, "b": Kind.BLOCK}
 CAPABILITY: Final = b"security.capability"
 _BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 
 
 class DeviceNumber(msgspec.Struct, frozen=True, array_like=True):
-    """A device that an empty file stands for: ``c`` or ``b``, its major and its minor number."""
+    """A device in whose place there is an empty file: ``c`` or ``b``, major and minor number."""
 
     letter: str
     major: int
@@ -51,26 +51,26 @@ class DeviceNumber(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The metadata of one path, relative to the directory."""
+    """The metadata of a path, relative to the directory."""
 
     path: bytes
     uid: int = 0
     gid: int = 0
     device: DeviceNumber | None = None
     capability: bytes = b""
-    """The value of ``security.capability``; b"" when the kernel has it, or there is none."""
+    """The value of ``security.capability``; b"" if the kernel has it, or there is none."""
 
 
 Records = dict[bytes, Record]
 Read = Callable[[str], Records]
-"""Gives what is recorded beside a directory: ``read``, or what remembers what that gave."""
+"""Returns the records of a directory: ``read``, or a cache of it."""
 
 _DECODER: Final[msgspec.json.Decoder[Record]] = msgspec.json.Decoder(Record)
 _ENCODER: Final = msgspec.json.Encoder()
 
 
 def read(directory: str) -> Records:
-    """What is recorded beside ``directory``, by path; empty without a file."""
+    """Return the records of ``directory`` by path; empty without a file."""
     try:
         with open(_beside(directory), "rb") as file:
             return {record.path: record for record in map(_DECODER.decode, file)}
@@ -79,7 +79,7 @@ def read(directory: str) -> Records:
 
 
 def write(directory: str, records: Collection[Record]) -> None:
-    """Write down ``records`` beside ``directory``, which has none yet and is complete."""
+    """Write the records of ``directory``, which has none yet and is complete."""
     if records:
         with open(_beside(directory), "xb") as file:
             file.writelines(_ENCODER.encode(record) + b"\n" for record in records)
@@ -98,7 +98,7 @@ def rewrite(directory: str, records: Collection[Record]) -> None:
 
 
 def applied(entry: Entry, record: Record | None) -> Entry:
-    """``entry`` with what is recorded of it. What overlayfs keeps on files, and what looks like ours, is taken off."""
+    """Return ``entry`` with its record applied, without the marks of overlayfs and kanifold."""
     return _with(_without_private(entry) if entry.xattrs else entry, record)
 
 
@@ -163,25 +163,25 @@ class Stack:
         return bool(self._paths)
 
     def of(self, path: bytes) -> Record | None:
-        """The record of ``path``, which exists in the union of the directories, and no parent of which is a link."""
+        """Return the record of ``path``, which exists in the union of the directories; no parent of it is a link."""
         if path not in self._paths:
             return None
         return next((each.get(path) for directory, each in self._layers if _status(directory, path) is not None), None)
 
     def status(self, path: bytes) -> os.stat_result | None:
-        """What the kernel says of ``path`` in the topmost of the directories with records that has it."""
+        """Return the status of ``path`` in the topmost directory with records that has it."""
         return next((found for directory, _ in self._layers if (found := _status(directory, path)) is not None), None)
 
     def in_layer(self, directory: bytes, path: bytes) -> Record | None:
-        """The record that ``directory`` has of ``path``."""
+        """Return the record of ``path`` in ``directory``."""
         return self._records.get(directory, {}).get(path)
 
 
 def carried(upper: str, below: Stack) -> Iterator[Record]:
-    """The records of what overlayfs has copied up from ``below`` into ``upper`` and left under its path.
+    """Yield the records of files that overlayfs copied up from ``below`` into ``upper`` and that kept their paths.
 
-    For an upper directory whose changes nobody has recorded. A step that has changed a file's owner has set one that
-    the kernel keeps.
+    For an upper directory without records of its changes. A step that changed a file's owner has set one that the
+    kernel keeps.
     """
     if not below:
         return
@@ -195,9 +195,10 @@ def carried(upper: str, below: Stack) -> Iterator[Record]:
 
 
 def walked(directory: str) -> Iterator[tuple[bytes, int, bytes]]:
-    """Everything below ``directory``, which nobody else changes, what is in a directory after it, however deep it is.
+    """Yield everything below ``directory``, parents before their content, however deep it is.
 
-    Of each its path, and a descriptor of the directory that it is in, for as long as it is at hand, and its name there.
+    Each with its path, a descriptor of its directory, which is valid until the next item, and its name. No other
+    process may change the directory.
     """
     top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     waiting = [b""]
@@ -221,14 +222,14 @@ def walked(directory: str) -> Iterator[tuple[bytes, int, bytes]]:
 
 
 def copied_up(directory: int, name: bytes) -> bool:
-    """Whether overlayfs has copied ``name`` in the upper directory's ``directory`` up. Links and pipes do not tell."""
+    """Whether overlayfs copied up ``name``, in a directory of the upper directory. False for links and pipes."""
     return _has(directory, name, _ORIGIN)
 
 
 def had_several_names(directory: int, name: bytes) -> bool:
-    """Whether overlayfs has copied up ``name``, a recorded file that had more than one name in the layers below.
+    """Whether overlayfs copied up ``name``, a file with a record and several names in the layers below.
 
-    A step can pretend that: to be asked where a step may give files any owner, or has none to give.
+    A step can forge that; so it is used only where a step may give files any owner, or can give none.
     """
     return _has(directory, name, _SEVERAL_NAMES)
 
@@ -260,7 +261,7 @@ def _mark_several_names(directory: str, path: bytes) -> None:
 
 
 def _status(directory: str, path: bytes) -> os.stat_result | None:
-    """The status of ``path`` below ``directory``; None when there is no such thing, or a parent is a link."""
+    """Return the status of ``path`` below ``directory``; None if it does not exist, or a parent is a link."""
     parent, _, name = path.rpartition(b"/")
     try:
         top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -28,36 +28,36 @@ from platforms.descriptors import write_all
 from platforms.errors import ArchiveError, EnvironmentUnfit, KanifoldError, StoreError
 
 _AUFS: Final = b".wh..wh."
-"""How the names of AUFS's own files begin, which Docker leaves out."""
+"""The prefix of AUFS's own files, which Docker ignores."""
 _DISK_BLOCK: Final = 4096
 _HOST_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE})
 
 
 class UnpackLimits(msgspec.Struct, frozen=True):
-    """What a layer may cost before it counts as an attack."""
+    """Maximum size of a layer."""
 
     size: int = 64 << 30
-    """Bytes of file content, holes of sparse files included."""
+    """Maximum number of bytes of file content, holes of sparse files included."""
     entries: int = 5_000_000
 
 
 class Unpacked(msgspec.Struct, frozen=True):
-    """What came of an archive."""
+    """The result of unpacking an archive."""
 
     diff_id: str
-    """The digest of the whole stream, ``sha256:`` and hex; the caller compares it with what it expects."""
+    """The digest of the whole stream, ``sha256:`` and hexadecimal digits. The caller compares it."""
     size: int
-    """Bytes of file content."""
+    """Number of bytes of file content."""
     occupied: int
-    """Bytes of disk: each file's content, and each directory, in blocks of 4 KiB."""
+    """Number of bytes on disk: content of files, and directories, in blocks of 4 KiB."""
     entries: int
     implicit: tuple[bytes, ...] = ()
-    """Directories that had to be made although the archive does not describe them (root's, mode 0755, time 0)."""
+    """Directories without an entry in the archive, which were created (root's, mode 0755, time 0)."""
     needs_parents: bool = False
-    """The result is only right on top of the layers below: there are implicit directories, whose metadata those layers
-    may know; hard links to their files, which were left out; or a mark that hides all of them."""
+    """Whether the result is only right on top of the layers below: it has implicit directories, whose metadata is
+    theirs; hard links to their files, which were left out; or a mark that hides all of them."""
     records: tuple[Record, ...] = ()
-    """What the kernel has refused to set."""
+    """What the kernel refused to set."""
 
 
 def unpack(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacked:
@@ -100,11 +100,11 @@ def extract(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpack
 
 
 def hand_over(stream: Readable, directory: str, *, limits: UnpackLimits) -> None:
-    """Unpack the archive of a whole file system into ``directory``, as files of the user whose process this is.
+    """Unpack the archive of a whole file system into ``directory``, as files of this process's user.
 
-    What is there already stays, unless it is in the way. Owners are not kept, and so nothing is that gives an owner's
-    rights to others: no set-user-id and set-group-id bits, file capabilities or devices. They would be this user's,
-    perhaps root's, on this machine, where everybody may run or open them. Raises as ``unpack`` does.
+    Existing files stay, unless an entry replaces them. Owners are dropped, and with them whatever grants the owner's
+    rights: set-user-id and set-group-id bits, file capabilities, and devices. They would be those of this user, perhaps
+    root, on this machine, where anyone may execute or open them. Raises as ``unpack`` does.
     """
     uid, gid = os.geteuid(), os.getegid()
     devices: set[bytes] = set()
@@ -124,7 +124,7 @@ def hand_over(stream: Readable, directory: str, *, limits: UnpackLimits) -> None
 def _apply_all(
     stream: Readable, applier: Applier, limits: UnpackLimits, meant: Callable[[Entry], Entry | None]
 ) -> tuple[str, int, int, int]:
-    """Apply all entries, as ``meant`` takes them; returns the first four fields of ``Unpacked``."""
+    """Apply all entries, as ``meant`` translates them; return the first four fields of ``Unpacked``."""
     digest = Digest()
     content = _Content()
     size = blocks = count = 0
@@ -156,7 +156,7 @@ def _apply_all(
 
 
 def _layer_entry(entry: Entry) -> Entry | None:
-    """What ``entry`` means in a layer (image-spec layer.md, Whiteouts); None for what AUFS left behind."""
+    """Return the meaning of ``entry`` in a layer (image-spec layer.md, Whiteouts); None for AUFS's own files."""
     path = entry.path
     at = path.rfind(WHITEOUT_PREFIX)
     if at < 0:
@@ -175,7 +175,7 @@ def _layer_entry(entry: Entry) -> Entry | None:
 
 
 class _Tapped:
-    """A stream whose bytes also go into a digest."""
+    """A stream whose bytes are also hashed."""
 
     def __init__(self, stream: Readable, digest: Digest) -> None:
         self._read = stream.read
@@ -189,7 +189,7 @@ class _Tapped:
 
 
 class _Content:
-    """The content of the member in hand, as a file wants it."""
+    """The content of the present member, for a file."""
 
     member: tarreader.Member
 
@@ -197,7 +197,7 @@ class _Content:
         self._fd = -1
 
     def write(self, fd: int) -> None:
-        """Write all of it to the new file ``fd``, leaving a sparse file's holes."""
+        """Write the content to the new file ``fd``, leaving holes of a sparse file."""
         self._fd = fd
         member = self.member
         if member.regions is None:
