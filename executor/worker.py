@@ -33,8 +33,8 @@ from executor.solver.content import Contents
 from executor.solver.graph import JobPlan, job_plan
 from executor.solver.inputs import Inputs
 from executor.solver.layer import Layer, LayerLost, Layers
+from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Cancellation, Scratch
-from executor.solver.once import Once
 from executor.solver.services import Memory, Services
 from executor.solver.solver import Solver
 from executor.store import blobs, durability, faults, garbage_collection, policy
@@ -77,7 +77,7 @@ def serve(channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = ()) 
     ``emulators`` are the architectures that the greeting names as emulated. Returns the exit status: the highest of
     those of the jobs' errors (``platforms.errors``), or 0.
     """
-    isolated = Once(isolation.enter)
+    isolated = Lazy(isolation.enter)
     greeting = _greeting(isolated, emulators)  # enters while there is no job yet
     conversations = [Conversation(*each) for each in channels]
     for each in conversations:
@@ -97,7 +97,7 @@ def serve(channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = ()) 
     return max(statuses)
 
 
-def _greeting(isolated: Once[Isolation], emulators: tuple[str, ...]) -> protocol.Handshake:
+def _greeting(isolated: Lazy[Isolation], emulators: tuple[str, ...]) -> protocol.Handshake:
     """What the process is. Where it cannot be isolated each job will be told why."""
     mode = ""
     with contextlib.suppress(EnvironmentUnfit):
@@ -106,7 +106,7 @@ def _greeting(isolated: Once[Isolation], emulators: tuple[str, ...]) -> protocol
     return protocol.Handshake(protocol.VERSION, __version__, str(host.host()), mode, processors, emulators)
 
 
-def _prepared(conversation: Conversation, isolated: Once[Isolation], statuses: list[int]) -> _Task | None:
+def _prepared(conversation: Conversation, isolated: Lazy[Isolation], statuses: list[int]) -> _Task | None:
     """The job of ``conversation``, as ``_prepare`` leaves it; None when that failed."""
     with _reported(conversation, statuses):
         return _prepare(conversation, isolated)
@@ -114,7 +114,7 @@ def _prepared(conversation: Conversation, isolated: Once[Isolation], statuses: l
     return None
 
 
-def _prepare(conversation: Conversation, isolated: Once[Isolation]) -> _Task:
+def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> _Task:
     """Take a job, and do for it what needs a process with one thread: fork the process of its steps."""
     job = conversation.receive_job()
     debug.log("job taken", platform=job.platform, target=job.options.target or "the last stage", build=job.build)
@@ -194,7 +194,7 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
     began = time.monotonic()
     with (
         open_store(job.options.root or None) as store,
-        _watched(store, partial(_tell_of_room, conversation)),
+        _watched(store, partial(_send_room_warning, conversation)),
         ThreadPoolExecutor(8, "background") as background,
     ):
         directory = store.session.temporary()
@@ -238,7 +238,7 @@ def _orchestrator_gone(cancellation: Cancellation, others: Sequence[_Task]) -> N
         threading.Timer(_LAST_MOMENT, os._exit, (130,)).start()
 
 
-def _tell_of_room(conversation: Conversation, done: Pruned) -> None:
+def _send_room_warning(conversation: Conversation, done: Pruned) -> None:
     conversation.send(protocol.BuildWarning(_room_made(done), "StoreNearlyFull"))
 
 
@@ -247,15 +247,15 @@ def _services(
 ) -> Services:
     job, conversation, inputs = task.job, task.conversation, memory.inputs
     made = snapshotter(job.options.snapshotter, store, memory.scratch.directory)
-    registry = Once(partial(_client, job, conversation, inputs, cancellation))
-    caches = Once(partial(_remote_caches, job, conversation, inputs, registry))
+    registry = Lazy(partial(_client, job, conversation, inputs, cancellation))
+    caches = Lazy(partial(_remote_caches, job, conversation, inputs, registry))
     return Services(
         store=store,
         conversation=conversation,
         registry=registry,
         remote_caches=caches,
         snapshotter=made,
-        runner=Once(partial(_runner, task.steps)),
+        runner=Lazy(partial(_runner, task.steps)),
         layers=Layers(job, store, conversation.send, cancellation, made, registry, caches),
         slots=threading.Semaphore(max(_STEPS, os.cpu_count() or 1)),
         background=background,
@@ -301,7 +301,7 @@ class _Build(msgspec.Struct, frozen=True):
         with open_store(root) as store:
             done = garbage_collection.make_room(store, 2 * before, self.services.cancellation.future)
         if done.removed:
-            _tell_of_room(self.services.conversation, done)
+            _send_room_warning(self.services.conversation, done)
         return policy.disk(root).free > before
 
     def _image(self) -> tuple[protocol.Result, Callable[[], Tree]]:
@@ -357,7 +357,7 @@ def _client(job: protocol.Job, conversation: Conversation, inputs: Inputs, cance
 
 
 def _remote_caches(
-    job: protocol.Job, conversation: Conversation, inputs: Inputs, registry: Once[Client]
+    job: protocol.Job, conversation: Conversation, inputs: Inputs, registry: Lazy[Client]
 ) -> RemoteCaches:
     from executor.solver import remote_cache  # which few builds have
 

@@ -120,7 +120,7 @@ class _TraceBuilder:
             case events.PlatformEnded():
                 self._end(event.at, "platform", event.platform, outcome=event.outcome, reason=event.reason)
             case events.FromExecutor():
-                self._hear(event.platform, event.message, event.at)
+                self._add_message(event.platform, event.message, event.at)
             case events.Publishing() if event.total and event.done >= event.total:
                 self._end(event.at, "publish", event.what)
             case events.Publishing() if ("publish", event.what) not in self._open:
@@ -134,7 +134,7 @@ class _TraceBuilder:
                 self._end_all(event.at, "publish")
                 self._end(event.at, "build", outcome=event.outcome, digest=event.digest)
 
-    def _hear(self, platform: str, message: protocol.Message, at: float) -> None:
+    def _add_message(self, platform: str, message: protocol.Message, at: float) -> None:
         known = self._of(platform)
         match message:
             case protocol.Handshake():

@@ -278,7 +278,7 @@ class _Checker(msgspec.Struct):
         scene = self.enter(stage)
         self.scenes[stage.index] = scene
         for instruction in stage.instructions:
-            self.take(self.traps(scene, stage, instruction), instruction.comments)
+            self.take(self.multiplatform_findings(scene, stage, instruction), instruction.comments)
             if isinstance(instruction, kinds.Arg):
                 self.arg(scene, instruction)
                 continue
@@ -346,7 +346,9 @@ class _Checker(msgspec.Struct):
         if not fixed:
             self.take(multiplatform.single_platform_digest(stage, base.image, known, self.targets), stage.base.comments)
 
-    def traps(self, scene: _StageState, stage: Stage, instruction: kinds.Instruction) -> Iterator[Violation]:
+    def multiplatform_findings(
+        self, scene: _StageState, stage: Stage, instruction: kinds.Instruction
+    ) -> Iterator[Violation]:
         if scene.fixed == "build":
             if multiplatform.asks_machine(instruction) and instruction.location in self.machine_answers():
                 yield from multiplatform.build_machine(instruction)

@@ -95,7 +95,7 @@ class ExpansionBudget:
         location."""
         return _BudgetedMapping(env, self)
 
-    def spend(self, size: int) -> None:
+    def consume(self, size: int) -> None:
         """Count ``size`` characters."""
         self._spent += size
         if self._spent > TOTAL_LIMIT:
@@ -114,7 +114,7 @@ class _BudgetedMapping(Mapping[str, str]):
 
     def __getitem__(self, name: str) -> str:
         value = self._env[name]
-        self._meter.spend(len(value))
+        self._meter.consume(len(value))
         return value
 
     def __contains__(self, name: object) -> bool:

@@ -275,7 +275,7 @@ class Client:
         return self._session.watch.over(what.removeprefix("cannot "))
 
     def _progress(self, action: Direction, name: str, done: int, total: int) -> None:
-        self._session.watch.moved()
+        self._session.watch.progress()
         self.progress(action, name, done, total)
 
     def progress(self, action: Direction, name: str, done: int, total: int) -> None:

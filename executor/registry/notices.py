@@ -57,7 +57,7 @@ class _SlowRequest:
         return Wait(self.registry, self.what, time.monotonic() - self.since, self.why, over)
 
 
-class Watch:
+class WaitMonitor:
     """Reports the requests of one client that wait for an answer. Thread-safe; a thread makes one request at a time."""
 
     def __init__(self, tell: Tell | None) -> None:
@@ -86,17 +86,17 @@ class Watch:
                 if question.told:
                     self._tell(question.notice(over=True))
 
-    def asking(self, registry: str) -> None:
+    def waiting_for(self, registry: str) -> None:
         """This thread waits for ``registry`` now."""
         if (question := self._question()) is not None:
             question.registry = registry
 
-    def trouble(self, why: str) -> None:
+    def retrying(self, why: str) -> None:
         """The request of this thread failed with ``why``, and will be tried again."""
         if (question := self._question()) is not None:
             question.why = why
 
-    def moved(self) -> None:
+    def progress(self) -> None:
         """Bytes have moved in the transfer of this thread."""
         if self._tell is None or (question := self._question()) is None:
             return

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from executor.registry.auth import Keychain
 from executor.registry.failure import explained, refused, unreachable
-from executor.registry.notices import Remark, Tell, Watch
+from executor.registry.notices import Remark, Tell, WaitMonitor
 from executor.registry.reference import Reference, api_host, registry_of
 from executor.registry.registry_settings import RegistrySettings
 from executor.registry.token import Authenticator, Party
@@ -136,7 +136,7 @@ class RegistrySession:
         self.transport = Transport(settings, cancel)
         self._authenticator = Authenticator(self.transport, settings, keychain)
         self._tell = tell
-        self.watch = Watch(tell)
+        self.watch = WaitMonitor(tell)
         self._lock = threading.Lock()
         self._schemes: dict[str, str] = {}
         self._told: set[str] = set()
@@ -267,10 +267,10 @@ class RegistrySession:
         raise self._given_up(endpoint, call, reply)
 
     def _notify(self, error: TransientError, _: float) -> None:
-        self.watch.trouble(str(error))
+        self.watch.retrying(str(error))
 
     def _notify_of_wait(self, error: TransientError, delay: float) -> None:
-        self.watch.trouble(f"{error}, tried again in {delay:.0f} s" if delay >= 1 else str(error))
+        self.watch.retrying(f"{error}, tried again in {delay:.0f} s" if delay >= 1 else str(error))
 
     def _leave_after(self, endpoint: Endpoint, reply: HTTPResponse) -> None:
         """Decide by a mirror's refusal how long not to ask it again.
@@ -313,7 +313,7 @@ class RegistrySession:
         if not ours:
             check_target(there, home, home, self.settings)
         header = self._authenticator.header(party, call.scopes) if ours else ""
-        self.watch.asking(endpoint.registry)
+        self.watch.waiting_for(endpoint.registry)
         stall = min(STALL_SECONDS, self.settings.timeout_of(endpoint.registry) or STALL_SECONDS)
         request = HTTPRequest(
             call.method,

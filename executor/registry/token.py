@@ -141,7 +141,7 @@ class Party(msgspec.Struct, frozen=True):
     origin: Origin
 
 
-class _Known(msgspec.Struct):
+class _CachedToken(msgspec.Struct):
     """What is known of one registry's authentication. Guarded by its lock."""
 
     lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
@@ -159,7 +159,7 @@ class Authenticator:
         self._settings = settings
         self._keychain = keychain
         self._lock = threading.Lock()
-        self._registries: dict[str, _Known] = {}
+        self._registries: dict[str, _CachedToken] = {}
 
     def has_credential(self, party: Party) -> bool:
         """Whether the keychain has a credential for ``party``."""
@@ -206,16 +206,16 @@ class Authenticator:
                 known.tokens[party.repository, scopes] = known.tokens[party.repository, wanted]
             return "" if found == rejected else found
 
-    def _known(self, registry: str) -> _Known:
+    def _known(self, registry: str) -> _CachedToken:
         with self._lock:
-            return self._registries.setdefault(registry, _Known())
+            return self._registries.setdefault(registry, _CachedToken())
 
-    def _credential(self, known: _Known, party: Party) -> Credential | None:
+    def _credential(self, known: _CachedToken, party: Party) -> Credential | None:
         if party.repository not in known.credentials:
             known.credentials[party.repository] = self._keychain(f"{party.registry}/{party.repository}")
         return known.credentials[party.repository]
 
-    def _answer(self, known: _Known, party: Party, scopes: frozenset[str]) -> str:
+    def _answer(self, known: _CachedToken, party: Party, scopes: frozenset[str]) -> str:
         challenge = known.challenge
         assert challenge is not None
         credential = self._credential(known, party)

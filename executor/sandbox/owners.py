@@ -218,11 +218,11 @@ class _Supervisor:
     def look(self, call: _Call) -> bool:
         """Handle stat(2) and its variants. On any error the kernel continues the call and reports it."""
         try:
-            return not self.told(call)
+            return not self.answer_recorded(call)
         except OSError:
             return True
 
-    def told(self, call: _Call) -> bool:
+    def answer_recorded(self, call: _Call) -> bool:
         """Answer ``call`` if there is a record of its file. Raises OSError."""
         name, arguments = call.name, call.arguments
         base, flags, path = _AT_FDCWD, 0, b""
@@ -247,11 +247,11 @@ class _Supervisor:
             return False
         file = os.open(where, _PATH if follow else _PATH | os.O_NOFOLLOW)
         try:
-            return self.tell(call, file, buffer)
+            return self.write_status(call, file, buffer)
         finally:
             os.close(file)
 
-    def tell(self, call: _Call, file: int, buffer: int) -> bool:
+    def write_status(self, call: _Call, file: int, buffer: int) -> bool:
         """Write the recorded status of ``file`` to ``buffer`` in the caller; False if there is no record."""
         found = os.fstat(file)
         known = self.table.seen(file, found)

@@ -66,22 +66,22 @@ class StartReporter:
 
     def refused(self, code: int, why: str) -> None:
         """Report that the step cannot be started because of the step or its image."""
-        self._tell(StartReport(code, why[:_WHY], "", self._made, self._touched, shared=self._shared))
+        self._send(StartReport(code, why[:_WHY], "", self._made, self._touched, shared=self._shared))
 
     def unfit(self, why: str) -> None:
         """Report that the step cannot be started because the host does not allow it."""
-        self._tell(StartReport(0, "", why[:_WHY], self._made, self._touched, shared=self._shared))
+        self._send(StartReport(0, "", why[:_WHY], self._made, self._touched, shared=self._shared))
 
     def executing(self, program: str) -> None:
         """Report that the starter is about to execute ``program``. Afterwards the pipe is FD and survives an execve."""
-        self._tell(StartReport(made=self._made, touched=self._touched, program=program, shared=self._shared))
+        self._send(StartReport(made=self._made, touched=self._touched, program=program, shared=self._shared))
         if self.fd != FD:
             os.dup2(self.fd, FD)
             os.close(self.fd)
             self.fd = FD
         os.set_inheritable(FD, True)
 
-    def _tell(self, told: StartReport) -> None:
+    def _send(self, told: StartReport) -> None:
         data = marshal.dumps(tuple(getattr(told, name) for name in told.__struct_fields__))
         if len(data) > _ROOM:
             fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, _MORE)

@@ -5,7 +5,7 @@ inode and the ctime that it had, and the size, mode and owner, is what it was; o
 layers below have there, by the rule by which an upper directory is compared (``diff.same``), its content only in doubt.
 
 The kernel's clock for such times ticks some hundred times a second (Linux 6.13 is finer where somebody has looked):
-see ``settle``.
+see ``wait_for_clock_tick``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Table = dict[bytes, bytes]
 """Of each directory, by its path below the root, the names in it with their signatures, packed by marshal."""
 
 
-def settle() -> None:
+def wait_for_clock_tick() -> None:
     """Wait until what is changed from now on has another ctime than what was changed before."""
     now, until = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE), time.monotonic() + _LONGEST_TICK
     while time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) == now and time.monotonic() < until:
@@ -118,7 +118,7 @@ class Comparison:
         return entry.kind is Kind.DIRECTORY and entry.mtime_ns != old.mtime_ns
 
 
-def survey(root: str) -> tuple[Table, dict[bytes, bytes]]:
+def scan(root: str) -> tuple[Table, dict[bytes, bytes]]:
     """The table of the directory ``root``, and ``Comparison.other_names``."""
     top = os.fsencode(root)
     table: Table = {}

@@ -91,7 +91,7 @@ class Plain:
         root = self._taken(parents)
         try:
             _reset(root.fs)
-            changes.settle()
+            changes.wait_for_clock_tick()
             active = ActiveRoot(Directory(root.fs), parents, snapshots.prepare(self._store))
         except BaseException:
             _remove(root)
@@ -164,7 +164,7 @@ class Plain:
         root = self._new()
         try:
             _write(root.fs, whole(self.view(parents)))
-            root.table, _ = changes.survey(root.fs)
+            root.table, _ = changes.scan(root.fs)
         except BaseException:
             _remove(root)
             raise
@@ -178,7 +178,7 @@ class Plain:
         for count in range(len(root.state), len(parents)):
             _apply(root.fs, self.diff(parents[count], parents[:count]))
         root.state = tuple(each.number for each in parents)
-        root.table, other_names = changes.survey(root.fs)
+        root.table, other_names = changes.scan(root.fs)
         self._separate(root, other_names)
 
     def _separate(self, root: _Root, other_names: dict[bytes, bytes]) -> None:

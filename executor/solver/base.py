@@ -33,8 +33,8 @@ from executor.solver.cache import LayerRecord
 from executor.solver.inflight import InFlightBlob, RetryRead, fetch_blob
 from executor.solver.inputs import Input
 from executor.solver.layer import Layer, LayerBlob, kind_of, media_type, opened
+from executor.solver.lazy import Lazy, ready
 from executor.solver.lifetime import Cancellation, Scratch
-from executor.solver.once import Once, known
 from executor.store import blobs, faults, locks, metadata_cache, snapshots
 from executor.store.snapshots import Snapshot
 from executor.store.store import Store
@@ -89,7 +89,7 @@ class BaseSource(Protocol):
 class RegistryBaseSource(msgspec.Struct, frozen=True):
     """An image in a registry."""
 
-    registry: Once[Client]
+    registry: Lazy[Client]
     reference: Reference
 
     @property
@@ -131,7 +131,7 @@ class Bases(msgspec.Struct, frozen=True):
     cancellation: Cancellation
     scratch: Scratch
     snapshotter: Snapshotter
-    registry: Once[Client]
+    registry: Lazy[Client]
 
     def from_registry(self, taken: Input, name: str, platform: Platform) -> Base:
         """The image ``name`` for ``platform`` at the digest that the orchestrator pinned it to: the input ``taken``."""
@@ -197,12 +197,12 @@ class Bases(msgspec.Struct, frozen=True):
         wanted = mediatypes.to_oci(media_type(self.job))
         for position, (descriptor, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True)):
             download = _Download(self, source, descriptor, InFlightBlob())
-            content = Once(download.path)
+            content = Lazy(download.path)
             chain = chain_id(config.diff_ids[: position + 1])
             part = _BaseLayer(self, descriptor, diff_id, chain, tuple(layers), content, download.arrival)
             layer = Layer(
-                snapshot=Once(part.snapshot),
-                blob=known(LayerBlob(diff_id, replace(descriptor, annotations=(), platform=None))),
+                snapshot=Lazy(part.snapshot),
+                blob=ready(LayerBlob(diff_id, replace(descriptor, annotations=(), platform=None))),
                 content=content,
                 origin=source.origin,
                 created=created[position] if position < len(created) else "",
@@ -210,8 +210,8 @@ class Bases(msgspec.Struct, frozen=True):
             )
             if self.job.options.compression.force and mediatypes.to_oci(descriptor.media_type) != wanted:
                 made = _Recompressed(self, layer, descriptor)
-                blob = Once(made.blob)
-                layer = replace(layer, blob=blob, content=Once(partial(made.path, blob)), origin=None)
+                blob = Lazy(made.blob)
+                layer = replace(layer, blob=blob, content=Lazy(partial(made.path, blob)), origin=None)
             layers.append(layer)
         return tuple(layers)
 
@@ -273,7 +273,7 @@ class _Recompressed(msgspec.Struct, frozen=True):
             packed = self._find() or self._make(diff_id)
         return LayerBlob(diff_id, Descriptor(media_type(self.bases.job), packed.digest, packed.size))
 
-    def path(self, blob: Once[LayerBlob]) -> str:
+    def path(self, blob: Lazy[LayerBlob]) -> str:
         """Where ``blob`` is in the store."""
         return blobs.path(self.bases.store, blob().descriptor.digest)
 
@@ -315,7 +315,7 @@ class _BaseLayer(msgspec.Struct, frozen=True):
     chain: str
     """The chain id of the layers from the bottom up to this one."""
     below: tuple[Layer, ...]
-    content: Once[str]
+    content: Lazy[str]
     arrival: InFlightBlob
     """Of what ``content`` downloads."""
 

@@ -76,39 +76,39 @@ class _Recorded(LayerInfo, frozen=True, omit_defaults=True):
 
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
-_OUTCOME: Final[msgspec.json.Decoder[CacheEntry]] = msgspec.json.Decoder(CacheEntry)
+_ENTRY: Final[msgspec.json.Decoder[CacheEntry]] = msgspec.json.Decoder(CacheEntry)
 _RECORDED: Final[msgspec.json.Decoder[_Recorded]] = msgspec.json.Decoder(_Recorded)
 
 
-def outcome(store: Store, key: str) -> CacheEntry | None:
+def get_entry(store: Store, key: str) -> CacheEntry | None:
     """What the step with ``key`` came to, when that is known."""
     data = cache_records.get(store, f"step:{key}")
-    found = None if data is None else decoding.decode(_OUTCOME, data)
+    found = None if data is None else decoding.decode(_ENTRY, data)
     debug.log("cache look-up", key=key, found="no" if found is None else found.result)
     return found
 
 
-def outcome_from(store: Store, key: str, places: Iterable[str]) -> CacheEntry | None:
+def get_imported_entry(store: Store, key: str, places: Iterable[str]) -> CacheEntry | None:
     """What the first of the outside caches ``places`` once said of the step with ``key``."""
-    return next((found for place in places if (found := outcome(store, _said_by(place, key))) is not None), None)
+    return next((found for place in places if (found := get_entry(store, _imported_key(place, key))) is not None), None)
 
 
-def note_outcome_from(store: Store, key: str, place: str, found: CacheEntry, description: str) -> None:
+def put_imported_entry(store: Store, key: str, place: str, found: CacheEntry, description: str) -> None:
     """Let builds that ask the outside cache ``place``, and only those, find the step with ``key``."""
-    note_outcome(store, _said_by(place, key), found, description)
+    put_entry(store, _imported_key(place, key), found, description)
 
 
-def _said_by(place: str, key: str) -> str:
+def _imported_key(place: str, key: str) -> str:
     return f"{key} from {place}"
 
 
-def note_outcome(store: Store, key: str, found: CacheEntry, description: str) -> None:
+def put_entry(store: Store, key: str, found: CacheEntry, description: str) -> None:
     """Let the step with ``key`` be found; ``description`` is for people."""
     cache_records.put(store, f"step:{key}", msgspec.json.encode(found), description=description)
     debug.log("cache record", key=key, result=found.result)
 
 
-def known(store: Store, result: str) -> LayerInfo:
+def get_layer_info(store: Store, result: str) -> LayerInfo:
     """What is known of ``result``."""
     data = cache_records.get(store, f"result:{result}")
     if data is None:
@@ -123,21 +123,21 @@ def _location(text: str) -> CacheLocation:
     return CacheInRegistry(name) if kind == "registry" else CacheInDirectory(name)
 
 
-def note_known(store: Store, result: str, found: LayerInfo) -> None:
+def put_layer_info(store: Store, result: str, found: LayerInfo) -> None:
     """Replace what is known of ``result``."""
     cache_records.put(store, f"result:{result}", msgspec.json.encode(found))
 
 
-def is_there(store: Store, result: str) -> bool:
+def is_usable(store: Store, result: str) -> bool:
     """Whether a step may be taken to have come to ``result``: its layer can be had, or is promised."""
-    return is_held(store, result) or known(store, result).promised
+    return is_available(store, result) or get_layer_info(store, result).promised
 
 
-def is_held(store: Store, result: str) -> bool:
+def is_available(store: Store, result: str) -> bool:
     """Whether the layer of ``result`` can still be had: as a directory, or as a blob."""
     if snapshots.find(store, snapshot_key(result)) is not None:
         return True
-    found = known(store, result)
+    found = get_layer_info(store, result)
     return bool(found.caches and found.blobs) or any(blobs.has(store, each.digest) for each in found.blobs)
 
 
@@ -146,6 +146,6 @@ def snapshot_key(result: str) -> str:
     return f"result:{result}"
 
 
-def fresh_result() -> str:
+def new_result() -> str:
     """A name for the result of a step that was just run."""
     return os.urandom(16).hex()

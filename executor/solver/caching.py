@@ -18,7 +18,7 @@ from executor.rootfs.entry import Entry
 from executor.solver import cache, keys, treename
 from executor.solver.cache import CacheEntry
 from executor.solver.layer import Layer
-from executor.solver.once import Once
+from executor.solver.lazy import Lazy
 from executor.solver.services import Memory, Services
 from executor.solver.step import Made, Step
 from executor.solver.treename import Observed
@@ -73,10 +73,10 @@ class CachedStep(msgspec.Struct, frozen=True):
     """Whether nobody here has the layer."""
 
 
-class _Again(msgspec.Struct, frozen=True):
+class _RecomputedEntries(msgspec.Struct, frozen=True):
     """The entries of the step that came to ``result``, worked out should somebody go through them."""
 
-    made: Once[Made]
+    made: Lazy[Made]
     result: str
 
     def __iter__(self) -> Iterator[Entry]:
@@ -120,18 +120,18 @@ class StepCache:
             if entry is None:
                 return self._make(step, (key, other), in_image=in_image)
             if not entry.foreign:
-                cache.note_outcome(self._store, key.here, entry, step.text)
+                cache.put_entry(self._store, key.here, entry, step.text)
             return SolvedStep((key, other), entry)
 
     def layer(self, step: Step, found: SolvedStep, *, in_image: bool) -> Layer:
         """The layer of what ``step`` came to. From now on outside caches can be told of it."""
         entry, layer = found.entry, found.made
         self._inputs.found(found.keys[0].here, entry)
-        held = layer is not None or cache.is_held(self._store, entry.layer)
+        held = layer is not None or cache.is_available(self._store, entry.layer)
         again = not held and step.by_content and self._is_ours(entry)
         if layer is None:
             # Another job of this build may know the result and not have packed it yet, and may never come to it.
-            entries = _Again(Once(step.make), entry.result) if again else None
+            entries = _RecomputedEntries(Lazy(step.make), entry.result) if again else None
             layer = self._services.layers.from_result(entry.layer, entry.created, entries, _below(step))
             if in_image and self._is_ours(entry):
                 self._image.layer(layer)
@@ -142,13 +142,13 @@ class StepCache:
     def _look_up(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
         """What the store has under ``key``, if that can be used: its layer is there, or may be worked out again."""
         asked = [each.name for each in self._job.options.cache_from]
-        found = cache.outcome(self._store, key.here) or cache.outcome_from(self._store, key.outside, asked)
+        found = cache.get_entry(self._store, key.here) or cache.get_imported_entry(self._store, key.outside, asked)
         if found is None:
             return None
         ours = self._is_ours(found)
         if ours and step.by_content:
             return found
-        return found if (ours or not fresh) and cache.is_there(self._store, found.layer) else None
+        return found if (ours or not fresh) and cache.is_usable(self._store, found.layer) else None
 
     def _imported(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
         """What an outside cache has under ``key``, recorded for builds that ask it."""
@@ -162,14 +162,14 @@ class StepCache:
         entry, place = found
         name = entry.name
         outcome = CacheEntry(entry.result, entry.created, foreign=name, place=place.name)
-        known = cache.known(store, name)
+        known = cache.get_layer_info(store, name)
         if entry.blob is None:
-            cache.note_known(store, name, replace(known, promised=True))
+            cache.put_layer_info(store, name, replace(known, promised=True))
         else:
             blobs = (*(each for each in known.blobs if each.kind != entry.blob.kind), entry.blob)
             caches = tuple(dict.fromkeys((*known.caches, place.location)))
-            cache.note_known(store, name, cache.LayerInfo(entry.diff_id, blobs, entry.machines, caches))
-        cache.note_outcome_from(store, key.outside, place.name, outcome, step.text)
+            cache.put_layer_info(store, name, cache.LayerInfo(entry.diff_id, blobs, entry.machines, caches))
+        cache.put_imported_entry(store, key.outside, place.name, outcome, step.text)
         return outcome
 
     def _make(self, step: Step, known: tuple[StepKey, ...], *, in_image: bool) -> SolvedStep:
@@ -184,7 +184,7 @@ class StepCache:
             # Now, while the files of the context are what they were for the key.
             self._services.background.submit(layer.snapshot)
         for each in known:
-            cache.note_outcome(self._store, each.here, entry, step.text)
+            cache.put_entry(self._store, each.here, entry, step.text)
         return SolvedStep(known, entry, layer)
 
     def _is_ours(self, found: CacheEntry) -> bool:

@@ -18,9 +18,9 @@ from executor.rootfs.entry import Entry, Kind
 from executor.solver import keys
 from executor.solver.copying import CopySource, Matched, WalkEntry
 from executor.solver.fingerprints import Fingerprints
+from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Cancellation, together
-from executor.solver.once import Once
-from executor.solver.statwalk import REACHED, TOGETHER, Chosen, StatWalk, unreadable, walk
+from executor.solver.statwalk import REACHED, TOGETHER, MatchedPath, StatWalk, unreadable, walk
 from executor.store import faults, locks, metadata_cache, stat_cache
 from executor.store.spool import SpooledList
 from executor.store.store import Store
@@ -34,13 +34,13 @@ _READERS: Final = 2
 """Files that are read at once: one is hashed while Python is at the other, and a third would only be in the way."""
 
 
-class Selection(msgspec.Struct, frozen=True):
+class MatchedSource(msgspec.Struct, frozen=True):
     """What a source names, as it was when it was looked through. Files that are being written are copies of our own."""
 
-    chosen: SpooledList[Chosen]
+    chosen: SpooledList[MatchedPath]
     reached: SpooledList[WalkEntry]
     """What is copied for the first of ``chosen``, then for the second, and so on."""
-    name: Once[str]
+    name: Lazy[str]
     """What it is and what its matches are called, content included and times left out: touching is not changing.
 
     A wildcard may match a link, whose target is then copied under the link's name.
@@ -78,14 +78,14 @@ def _content(reached: Iterable[WalkEntry]) -> Iterator[keys.Part]:
         )
 
 
-class Agreed(msgspec.Struct, frozen=True):
+class SelectionDigest(msgspec.Struct, frozen=True):
     """The ``name`` of a selection, and its stat signature as long as it is that; "" where that does not tell."""
 
     name: str
     signature: str = ""
 
 
-_AGREED: Final[msgspec.json.Decoder[Agreed]] = msgspec.json.Decoder(Agreed)
+_SELECTION_DIGEST: Final[msgspec.json.Decoder[SelectionDigest]] = msgspec.json.Decoder(SelectionDigest)
 
 
 class FileCopy(msgspec.Struct, frozen=True):
@@ -113,14 +113,14 @@ class Contents(msgspec.Struct, frozen=True):
     copies: dict[bytes, FileCopy] = msgspec.field(default_factory=dict)
     """Of files that were being written when they were read."""
 
-    def select(self, source: CopySource, exclude: tuple[str, ...] = ()) -> Selection:
+    def select(self, source: CopySource, exclude: tuple[str, ...] = ()) -> MatchedSource:
         """What ``source`` names, but for what ``exclude`` leaves out. Every file is read, unless it is known already.
 
         Raises ``ContextError`` for a file whose content is another than earlier in this job.
         """
         return self.selected(walk(self.directory, source, exclude, self.cancellation.check))
 
-    def selected(self, walked: StatWalk) -> Selection:
+    def selected(self, walked: StatWalk) -> MatchedSource:
         """``select`` for what has been ``walked``."""
         reached = SpooledList(REACHED, self.directory)
         live = False
@@ -132,26 +132,26 @@ class Contents(msgspec.Struct, frozen=True):
                     live = live or (entry.kind is Kind.FILE and not entry.stamp)
         except OSError as error:
             raise unreadable(os.fsdecode(error.filename or b"what is copied"), error) from error
-        return Selection(walked.chosen, reached, Once(partial(_name, walked.chosen, reached)), live)
+        return MatchedSource(walked.chosen, reached, Lazy(partial(_name, walked.chosen, reached)), live)
 
-    def agreed(self, what: str, walked: Once[StatWalk], selection: Once[Selection]) -> Agreed:
+    def shared_digest(self, what: str, walked: Lazy[StatWalk], selection: Lazy[MatchedSource]) -> SelectionDigest:
         """What ``selection`` is, found out by one job of the build for all that call the same thing ``what``.
 
         Files that somebody is writing to are something else for each job, and ``what`` is "" where jobs share nothing.
         """
         if not (what and self.build):
-            return Agreed(selection().name())
+            return SelectionDigest(selection().name())
         fact = keys.key("selected", what, self.build)
         with locks.lock(self.store, f"selection {fact}", cancel=self.cancellation.future):
             known = metadata_cache.get(self.store, "selection", fact)
             if known is not None:
-                return decoding.decode(_AGREED, known)
+                return decoding.decode(_SELECTION_DIGEST, known)
             found = self._recognised(walked(), selection)
             if not (selection.done and selection().live):
                 metadata_cache.put(self.store, "selection", fact, msgspec.json.encode(found))
             return found
 
-    def _recognised(self, walked: StatWalk, selection: Once[Selection]) -> Agreed:
+    def _recognised(self, walked: StatWalk, selection: Lazy[MatchedSource]) -> SelectionDigest:
         """What ``selection`` is, of which nothing has to be asked or read when it looks as it did once before.
 
         As with a single file, what was changed just before it was looked at may be changed again and look the same.
@@ -159,12 +159,12 @@ class Contents(msgspec.Struct, frozen=True):
         fact = keys.key("look", walked.signature)
         known = metadata_cache.get(self.store, "look", fact) if walked.signature else None
         if known is not None:
-            return Agreed(known.decode(), walked.signature)
+            return SelectionDigest(known.decode(), walked.signature)
         found = selection().name()
         if not walked.signature or selection().live or _is_racy(walked):
-            return Agreed(found)
+            return SelectionDigest(found)
         metadata_cache.put(self.store, "look", fact, found.encode())
-        return Agreed(found, walked.signature)
+        return SelectionDigest(found, walked.signature)
 
     def name(self, entries: SpooledList[Entry]) -> str:
         """The name of the layer that ``entries`` make: equal names, equal bytes of the archive."""
@@ -304,11 +304,11 @@ def _is_racy(walked: StatWalk) -> bool:
     return any(stat_cache.is_racy(stamp, walked.at) for stamp in stamps)
 
 
-def _name(chosen: SpooledList[Chosen], reached: SpooledList[WalkEntry]) -> str:
+def _name(chosen: SpooledList[MatchedPath], reached: SpooledList[WalkEntry]) -> str:
     return keys.key("selection", keys.Rows(len(chosen), partial(_encoded, chosen, reached)))
 
 
-def _encoded(chosen: Iterable[Chosen], reached: Iterable[WalkEntry]) -> Iterator[bytes]:
+def _encoded(chosen: Iterable[MatchedPath], reached: Iterable[WalkEntry]) -> Iterator[bytes]:
     entries = iter(reached)
     for each in chosen:
         yield keys.tuple_of(2) + keys.encoded(each.match.name) + keys.tuple_of(each.count)

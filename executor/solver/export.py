@@ -22,8 +22,8 @@ from executor.registry import reference
 from executor.registry.reference import Reference
 from executor.solver.caching import CachedStep
 from executor.solver.layer import Layer
+from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Cancellation, together
-from executor.solver.once import Once
 from executor.solver.services import Services
 from executor.solver.state import State
 from executor.store import blobs, locks, metadata_cache
@@ -46,7 +46,7 @@ class Pushes(msgspec.Struct, frozen=True):
     """What is on its way to the job's repositories."""
 
     store: Store
-    registry: Once[Client]
+    registry: Lazy[Client]
     background: ThreadPoolExecutor
     cancellation: Cancellation
     build: str
@@ -217,7 +217,7 @@ def finished_config(job: protocol.Job, target: Platform, state: State, diff_ids:
         platform=target if not job.options.implicit_platform else state.platform,
         labels=tuple(sorted(labels.items())),
         history=history,
-        created=created or _stamp(job.epoch) or _stamp(0),
+        created=created or _rfc3339(job.epoch) or _rfc3339(0),
         diff_ids=diff_ids,
     )
 
@@ -228,7 +228,7 @@ def dated(history: tuple[History, ...], base: int, epoch: int | None) -> tuple[H
     A step without a layer gets the time of the first new layer, and after that of the layer before it (BuildKit,
     exporter/containerimage/writer.go): its own time would make the image of a cached build a new one.
     """
-    limit = _stamp(epoch)
+    limit = _rfc3339(epoch)
     created = ""
     missing = False
     for entry in history:
@@ -253,5 +253,5 @@ def dated(history: tuple[History, ...], base: int, epoch: int | None) -> tuple[H
     return tuple(out)
 
 
-def _stamp(epoch: int | None) -> str:
+def _rfc3339(epoch: int | None) -> str:
     return "" if epoch is None else datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

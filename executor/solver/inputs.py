@@ -139,11 +139,11 @@ def unchanged(
 
 
 def _is_found(step: protocol.FoundStep, store: Store) -> bool:
-    found = cache.outcome(store, step.key)
+    found = cache.get_entry(store, step.key)
     return (
         found is not None
         and (found.result, found.created, found.foreign) == (step.result, step.created, "")
-        and cache.is_there(store, found.layer)
+        and cache.is_usable(store, found.layer)
     )
 
 

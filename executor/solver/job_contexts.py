@@ -16,8 +16,8 @@ from executor.rootfs.tree import Tree
 from executor.snapshotter import unpack
 from executor.solver import keys
 from executor.solver.inputs import Input
+from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Scratch
-from executor.solver.once import Once
 from platforms.errors import ContextError, StoreError
 
 
@@ -27,7 +27,7 @@ class Contexts:
     def __init__(self, contexts: Iterable[protocol.Context], conversation: Conversation, scratch: Scratch) -> None:
         self._contexts = {context.name: context for context in contexts}
         self._trees = {
-            name: Once(partial(_open, each, conversation, scratch))
+            name: Lazy(partial(_open, each, conversation, scratch))
             for name, each in self._contexts.items()
             if isinstance(each, protocol.FilesContext)
         }

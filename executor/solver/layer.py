@@ -24,8 +24,8 @@ from executor.rootfs.streams import Readable
 from executor.snapshotter import materialise, unpack
 from executor.solver import cache, content
 from executor.solver.cache import ElfFiles, LayerInfo, LayerRecord
+from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Cancellation
-from executor.solver.once import Once
 from executor.store import blobs, faults, locks, removal, snapshots
 from executor.store.snapshots import Snapshot
 from executor.store.store import Store
@@ -50,16 +50,16 @@ class LayerBlob(msgspec.Struct, frozen=True):
 class Layer(msgspec.Struct, frozen=True, eq=False):
     """One layer. The calls may block: they make what they return when it is not there yet."""
 
-    snapshot: Once[Snapshot]
+    snapshot: Lazy[Snapshot]
     """The files."""
-    blob: Once[LayerBlob]
-    content: Once[str]
+    blob: Lazy[LayerBlob]
+    content: Lazy[str]
     """The blob's path in the store: downloaded when it is a base's."""
     origin: Reference | None = None
     """The repository that has the blob, when it came from one."""
     created: str = ""
     """RFC 3339."""
-    machines: Once[tuple[ElfFiles, ...]] | None = None
+    machines: Lazy[tuple[ElfFiles, ...]] | None = None
     """The ELF files in it, by architecture; None for a base's layer, which is not ours to judge."""
     unpacked: Callable[[], bool] = lambda: True
     """Whether the store has the directory of a base's layer, so that nobody has to wait for it."""
@@ -77,8 +77,8 @@ class Layers(msgspec.Struct, frozen=True):
     tell: protocol.Tell
     cancellation: Cancellation
     snapshotter: Snapshotter
-    registry: Once[Client]
-    remote_caches: Once[RemoteCaches]
+    registry: Lazy[Client]
+    remote_caches: Lazy[RemoteCaches]
 
     def from_result(
         self, result: str, created: str, entries: Iterable[Entry] | None, below: tuple[Layer, ...]
@@ -89,17 +89,17 @@ class Layers(msgspec.Struct, frozen=True):
         compared with the layers ``below``: none when the result is named by its content, which is then the same on any.
         """
         made = _ResultLayer(self, result, entries, below)
-        blob = Once(made.blob)
+        blob = Lazy(made.blob)
         origin = next(
             (
                 parse_reference(each.name).repository_only()
-                for each in cache.known(self.store, result).caches
+                for each in cache.get_layer_info(self.store, result).caches
                 if isinstance(each, protocol.CacheInRegistry)
             ),
             None,
         )
-        content, machines = Once(partial(made.content, blob)), Once(partial(made.machines, blob))
-        return Layer(Once(made.snapshot), blob, content, origin, created, machines)
+        content, machines = Lazy(partial(made.content, blob)), Lazy(partial(made.machines, blob))
+        return Layer(Lazy(made.snapshot), blob, content, origin, created, machines)
 
 
 class _ResultLayer(msgspec.Struct, frozen=True):
@@ -126,20 +126,20 @@ class _ResultLayer(msgspec.Struct, frozen=True):
         known, packed = self._packed()
         return LayerBlob(known.diff_id, Descriptor(media_type(self.layers.job), packed.digest, packed.size))
 
-    def content(self, blob: Once[LayerBlob]) -> str:
+    def content(self, blob: Lazy[LayerBlob]) -> str:
         """The path of ``blob`` in the store."""
         digest = blob().descriptor.digest
         self._fetch(digest)
         return blobs.path(self.layers.store, digest)
 
-    def machines(self, blob: Once[LayerBlob]) -> tuple[ElfFiles, ...]:
+    def machines(self, blob: Lazy[LayerBlob]) -> tuple[ElfFiles, ...]:
         """The ELF files in it, which are known when there is a ``blob``."""
         blob()
-        return cache.known(self.layers.store, self.result).machines
+        return cache.get_layer_info(self.layers.store, self.result).machines
 
     def _write(self) -> Snapshot:
         store = self.layers.store
-        known = cache.known(store, self.result)
+        known = cache.get_layer_info(store, self.result)
         diff_id = known.diff_id or None
         packed = next((each for each in known.blobs if known.caches or blobs.has(store, each.digest)), None)
         keys = (cache.snapshot_key(self.result),)
@@ -172,7 +172,7 @@ class _ResultLayer(msgspec.Struct, frozen=True):
         from executor.solver import remote_cache  # which few builds have
 
         with locks.lock(store, f"blob {digest}", cancel=layers.cancellation.future):
-            known = cache.known(store, self.result)
+            known = cache.get_layer_info(store, self.result)
             size = next((each.size for each in known.blobs if each.digest == digest), 0)
             for location in known.caches:
                 if blobs.has(store, digest):
@@ -189,7 +189,7 @@ class _ResultLayer(msgspec.Struct, frozen=True):
     def _lost(self, what: str) -> LayerLost:
         """The error to raise when the layer is not to be had. From now on nobody expects it."""
         self.layers.remote_caches().forget(self.result)
-        cache.note_known(self.layers.store, self.result, LayerInfo())
+        cache.put_layer_info(self.layers.store, self.result, LayerInfo())
         return LayerLost(what, remedy="build again")
 
     def _packed(self) -> tuple[LayerInfo, LayerRecord]:
@@ -209,7 +209,7 @@ class _ResultLayer(msgspec.Struct, frozen=True):
     def _find_packed(self) -> tuple[LayerInfo, LayerRecord | None]:
         """What is known of the layer, and its blob with this job's compression, if it has that."""
         store, wanted = self.layers.store, kind_of(self.layers.job.options.compression)
-        known = cache.known(store, self.result)
+        known = cache.get_layer_info(store, self.result)
         packed = next((each for each in known.blobs if each.kind == wanted), None)
         if packed is not None and not known.caches and not blobs.has(store, packed.digest):
             packed = None
@@ -232,7 +232,7 @@ class _ResultLayer(msgspec.Struct, frozen=True):
         packed = LayerRecord(kind_of(self.layers.job.options.compression), made.digest, made.size)
         others = (each for each in known.blobs if each.kind != packed.kind)
         known = LayerInfo(made.diff_id, (*others, packed), known.machines or machines, known.caches)
-        cache.note_known(self.layers.store, self.result, known)
+        cache.put_layer_info(self.layers.store, self.result, known)
         return known, packed
 
     def _diff(self) -> Iterator[Entry]:

@@ -30,7 +30,7 @@ from executor.solver.content import Contents
 from executor.solver.copying import CopySource, normal_path
 from executor.solver.graph import MAIN_CONTEXT, FromStage, Origin, Scratch
 from executor.solver.inputs import Input
-from executor.solver.once import Once
+from executor.solver.lazy import Lazy
 from executor.solver.origins import Origins
 from executor.solver.services import Memory, Services
 from executor.solver.sources import FileSource
@@ -152,7 +152,7 @@ class MountPlanner(msgspec.Struct, frozen=True):
                     taken.nothing()
                     mounts.append(Fixed(("tmpfs", target, wanted.size), Tmpfs(target, wanted.size)))
                 case "secret":
-                    secrets.append(SecretValue(wanted, Once(partial(self._value, wanted))))
+                    secrets.append(SecretValue(wanted, Lazy(partial(self._value, wanted))))
                     mounts.append(_secret_mount(secrets[-1], target, taken))
                 case "ssh":
                     agents.append(target or f"/run/buildkit/ssh_agent.{len(agents)}")
@@ -431,7 +431,7 @@ class SecretValue(msgspec.Struct, frozen=True):
     """A secret that a step wants, asked for once."""
 
     wanted: Wanted
-    value: Once[bytes | None]
+    value: Lazy[bytes | None]
     """None when there is none."""
 
 

@@ -18,7 +18,7 @@ from executor.solver.base import Base, Bases
 from executor.solver.graph import FromContext, FromImage, FromStage, JobPlan, Origin, Scratch
 from executor.solver.inputs import Input
 from executor.solver.job_contexts import Contexts
-from executor.solver.once import Once
+from executor.solver.lazy import Lazy
 from executor.solver.services import FileSystems, Memory, Services
 from executor.solver.sources import FileSource
 from executor.solver.state import State
@@ -52,7 +52,7 @@ class Origins(msgspec.Struct, frozen=True):
     plan: JobPlan
     services: Services
     memory: Memory
-    stages: Mapping[int, Once[State]]
+    stages: Mapping[int, Lazy[State]]
     filesystems: FileSystems
     contexts: Contexts
     bases: Bases

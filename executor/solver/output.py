@@ -136,7 +136,7 @@ class Tail:
 
 
 @contextmanager
-def told(secrets: tuple[str, ...], limits: LogLimits, tail: Tail, tell: Tell) -> Iterator[tuple[int, int]]:
+def captured(secrets: tuple[str, ...], limits: LogLimits, tail: Tail, tell: Tell) -> Iterator[tuple[int, int]]:
     """Two descriptors to write to, a step's stdout and stderr. At the end, all that came has been told."""
     pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
     for read, _ in pipes:

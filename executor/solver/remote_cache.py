@@ -34,7 +34,7 @@ from executor.solver import keys
 from executor.solver.cache import ElfFiles, LayerRecord
 from executor.solver.inflight import fetch_blob
 from executor.solver.inputs import Inputs
-from executor.solver.once import Once
+from executor.solver.lazy import Lazy
 from executor.store import blobs
 from executor.store.store import Store
 from platforms import decoding, regular
@@ -115,7 +115,7 @@ class RemoteCache(Protocol):
 class RegistryCache:
     """A repository. Its tag is a name space: several caches may live in one repository."""
 
-    def __init__(self, ref: str, client: Once[Client]) -> None:
+    def __init__(self, ref: str, client: Lazy[Client]) -> None:
         parsed = reference.parse(ref)
         self.name = ref
         self._repository = parsed.repository_only()
@@ -237,7 +237,7 @@ class DirectoryCache:
 class InlineCache:
     """The steps that an image remembers of its own making; nothing can be added to it."""
 
-    def __init__(self, ref: str, platform: str, client: Once[Client]) -> None:
+    def __init__(self, ref: str, platform: str, client: Lazy[Client]) -> None:
         self.name = ref
         self._reference = reference.parse(ref).completed()
         self._platform = platform
@@ -372,7 +372,7 @@ class RemoteCaches:
             return False
 
 
-def at(location: protocol.CacheLocation, client: Once[Client]) -> RemoteCache:
+def at(location: protocol.CacheLocation, client: Lazy[Client]) -> RemoteCache:
     """The cache at ``location``."""
     match location:
         case protocol.CacheInRegistry():
@@ -383,7 +383,7 @@ def at(location: protocol.CacheLocation, client: Once[Client]) -> RemoteCache:
             assert_never(location)
 
 
-def places(job: protocol.Job, client: Once[Client]) -> tuple[tuple[RemoteCache, ...], tuple[RemoteCache, ...]]:
+def places(job: protocol.Job, client: Lazy[Client]) -> tuple[tuple[RemoteCache, ...], tuple[RemoteCache, ...]]:
     """The caches to ask and those to tell, of ``job``."""
     sources: list[RemoteCache] = []
     for each in job.options.cache_from:

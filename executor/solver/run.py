@@ -95,7 +95,7 @@ class RunStep(msgspec.Struct, frozen=True):
         services = self.services
         services.runner().prepare(isolated=self.network == "isolated")  # while base layers are unpacked
         parents = self.filesystems.snapshots(self.state.layers)
-        result = cache.fresh_result()
+        result = cache.new_result()
         active = services.snapshotter.prepare(parents)
         try:
             services.snapshotter.add_mount_points(active, moment.nanoseconds(self.job.epoch))
@@ -154,7 +154,10 @@ def execute(step: RunStep, active: ActiveRoot) -> None:
             shown = tuple(output.masked(each, secrets) for each in spec.argv)
             debug.log("step runs", step=step.number, argv=shown, user=spec.uid, cwd=spec.cwd, network=spec.network)
         bounds = cgroup.group(options.cgroup_parent, control_files(options.limits))
-        with bounds as group, output.told(secrets, output.LogLimits.of(os.environ), tail, step.log) as (stdout, stderr):
+        with (
+            bounds as group,
+            output.captured(secrets, output.LogLimits.of(os.environ), tail, step.log) as (stdout, stderr),
+        ):
             ended = services.runner().run(replace(spec, cgroup=group), stdout, stderr, services.cancellation.future)
             starved = cgroup.killed(group)
     debug.log("step ended", step=step.number, code=ended.code, error=output.masked(ended.error, secrets))

@@ -18,8 +18,8 @@ from executor.rootfs.tree import Tree
 from executor.solver.content import Contents
 from executor.solver.inputs import Inputs
 from executor.solver.layer import Layer, Layers
+from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Cancellation, Scratch, together
-from executor.solver.once import Once
 from executor.solver.progress import Progress
 from executor.store.store import Store
 from platforms.emulation import Emulation
@@ -41,12 +41,12 @@ class Services(msgspec.Struct, frozen=True):
 
     store: Store
     conversation: Conversation
-    registry: Once[Client]
-    remote_caches: Once[RemoteCaches]
+    registry: Lazy[Client]
+    remote_caches: Lazy[RemoteCaches]
     """The caches outside of this machine."""
     snapshotter: Snapshotter
     """Makes the file systems of steps."""
-    runner: Once[Runner]
+    runner: Lazy[Runner]
     """Runs steps."""
     layers: Layers
     """Makes the layers of steps."""

@@ -27,8 +27,8 @@ from executor.solver.caching import CachedStep, ImageLayers, StepCache
 from executor.solver.graph import FromStage, JobPlan, Origin
 from executor.solver.job_contexts import Contexts
 from executor.solver.layer import LayerLost
+from executor.solver.lazy import Lazy
 from executor.solver.mounts import MountPlanner
-from executor.solver.once import Once
 from executor.solver.origins import Origins
 from executor.solver.progress import Numbers, Progress
 from executor.solver.services import FileSystems, Memory, Services
@@ -52,7 +52,7 @@ class Solver:
         self._uncached = frozenset(each.casefold() for each in job.options.no_cache_stages)
         self._made_ns = moment.nanoseconds(job.epoch)
         """The time of what the Dockerfile itself makes."""
-        self._stages = {stage.index: Once(partial(self._solve, stage)) for stage in plan.dockerfile.stages}
+        self._stages = {stage.index: Lazy(partial(self._solve, stage)) for stage in plan.dockerfile.stages}
         self._numbers = Numbers(plan.dockerfile, plan.graph)
         self._progress = Progress(services.tell)
         self._filesystems = FileSystems(services.snapshotter, services.background, self._progress)
@@ -223,7 +223,7 @@ class Solver:
                 mounts = self._mounts.plan(stage, state, instruction)
                 return run.RunStep(self._job, services, filesystems, self._progress, number, state, instruction, mounts)
             case dockerfile.Copy() | dockerfile.Add():
-                files = Once(partial(copy.copied_from, self._origins, stage, instruction))
+                files = Lazy(partial(copy.copied_from, self._origins, stage, instruction))
                 taken = sources.of(services, memory, instruction, files)
                 return copy.CopyStep(memory.contents, filesystems, self._made_ns, number, state, instruction, taken)
             case dockerfile.Workdir():

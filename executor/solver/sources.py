@@ -17,11 +17,11 @@ from executor.rootfs.entry import Kind
 from executor.rootfs.tree import Tree, open_directory
 from executor.snapshotter.snapshotter import Parents
 from executor.solver import content, copying, keys
-from executor.solver.content import Agreed, Contents, Selection
+from executor.solver.content import Contents, MatchedSource, SelectionDigest
 from executor.solver.copying import CopyOptions, CopyPlan, CopySource, Matched
 from executor.solver.inputs import Input
+from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Scratch
-from executor.solver.once import Once
 from executor.solver.services import Memory, Services
 from executor.solver.statwalk import StatWalk, source_of, walk
 from executor.solver.treename import Name, Observed
@@ -117,21 +117,21 @@ class Reading:
     def __init__(self, contents: Contents, paths: Paths) -> None:
         self._contents = contents
         self._paths = paths
-        self._walked = Once(self._walk)
-        self.selected = Once(self._select)
+        self._walked = Lazy(self._walk)
+        self.selected = Lazy(self._select)
         """What is copied, as it was when its key was taken: what is looked at once cannot have two forms."""
-        self.agreed = Once(self._agree)
+        self.agreed = Lazy(self._agree)
         """What ``selected`` is, for keys; it may be known from another job while this one has looked at nothing."""
 
     def _walk(self) -> StatWalk:
         contents = self._contents
         return walk(contents.directory, self._paths.source(), self._paths.exclude, contents.cancellation.check)
 
-    def _select(self) -> Selection:
+    def _select(self) -> MatchedSource:
         return self._contents.selected(self._walked())
 
-    def _agree(self) -> Agreed:
-        return self._contents.agreed(self._paths.shared, self._walked, self.selected)
+    def _agree(self) -> SelectionDigest:
+        return self._contents.shared_digest(self._paths.shared, self._walked, self.selected)
 
 
 class StagePaths(msgspec.Struct, frozen=True):
@@ -215,7 +215,7 @@ class Inline(msgspec.Struct, frozen=True):
         copying.copy_file(plan, tree, _CONTENT, self.name, destination, copy_options)
 
 
-def of(services: Services, memory: Memory, instruction: Copy | Add, files: Once[FileSource]) -> Sources:
+def of(services: Services, memory: Memory, instruction: Copy | Add, files: Lazy[FileSource]) -> Sources:
     """The sources of ``instruction``, whose paths are looked up in ``files``."""
     parts: list[tuple[SourceArgument, Input]] = []
     for text in instruction.sources:
@@ -240,7 +240,7 @@ def _fetched(services: Services, memory: Memory, instruction: Copy | Add, text: 
     return fetched.part(fetcher, instruction, text)
 
 
-def _paths(memory: Memory, instruction: Copy | Add, text: str, found: Once[FileSource], taken: Input) -> SourceArgument:
+def _paths(memory: Memory, instruction: Copy | Add, text: str, found: Lazy[FileSource], taken: Input) -> SourceArgument:
     """The source ``text`` when it is a path, or a pattern of paths."""
     parents = isinstance(instruction, Copy) and instruction.parents
     unpack = isinstance(instruction, Add) and instruction.unpack is not False

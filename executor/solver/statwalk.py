@@ -35,7 +35,7 @@ def source_of(tree: Tree, text: str, *, parents: bool, context: bool) -> CopySou
     return CopySource(tree, normal_path("/", pivot), include=(pattern.lstrip("/"),), required=required, context=context)
 
 
-class Chosen(msgspec.Struct, frozen=True, array_like=True):
+class MatchedPath(msgspec.Struct, frozen=True, array_like=True):
     """A match of a source, with what is at its path, and the number of entries that are copied for it."""
 
     match: Match
@@ -46,7 +46,7 @@ class Chosen(msgspec.Struct, frozen=True, array_like=True):
 class StatWalk(msgspec.Struct, frozen=True):
     """What a source names, as far as lstat(2) says: no file has been read."""
 
-    chosen: SpooledList[Chosen]
+    chosen: SpooledList[MatchedPath]
     reached: SpooledList[WalkEntry]
     signature: str
     """The SHA-256 (hex) of every status; "" where a status says nothing about the content."""
@@ -55,7 +55,7 @@ class StatWalk(msgspec.Struct, frozen=True):
 
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
-_CHOSEN: Final[msgspec.msgpack.Decoder[list[Chosen]]] = msgspec.msgpack.Decoder(list[Chosen])
+_CHOSEN: Final[msgspec.msgpack.Decoder[list[MatchedPath]]] = msgspec.msgpack.Decoder(list[MatchedPath])
 REACHED: Final[msgspec.msgpack.Decoder[list[WalkEntry]]] = msgspec.msgpack.Decoder(list[WalkEntry])
 
 
@@ -81,7 +81,7 @@ def walk(directory: str, source: CopySource, exclude: tuple[str, ...], check: Ca
                 telling = telling and all(each.entry.stamp or each.entry.kind is not Kind.FILE for each in some)
                 for each in some:
                     found.append(each)
-            row = Chosen(match, top, len(found) - count)
+            row = MatchedPath(match, top, len(found) - count)
             digest.update(msgspec.msgpack.encode(row))
             chosen.append(row)
     except OSError as error:

@@ -25,9 +25,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def test_what_is_known_of_a_layer_is_read_as_it_was_written(store: Store) -> None:
     caches = (CacheInRegistry("reg.example/cache:x"), CacheInDirectory("/mnt/a cache"))
     known = LayerInfo("sha256:" + "b" * 64, (BLOB,), (ElfFiles("amd64", 1, ("/bin/x",)),), caches, promised=True)
-    cache.note_known(store, "r", known)
-    assert cache.known(store, "r") == known
-    assert cache.known(store, "other") == LayerInfo()
+    cache.put_layer_info(store, "r", known)
+    assert cache.get_layer_info(store, "r") == known
+    assert cache.get_layer_info(store, "other") == LayerInfo()
 
 
 def test_caches_that_an_earlier_version_wrote_as_text_are_read(store: Store) -> None:
@@ -35,9 +35,9 @@ def test_caches_that_an_earlier_version_wrote_as_text_are_read(store: Store) -> 
     blob = b'{"kind":"gzip","digest":"sha256:%s","size":7}' % (b"a" * 64)
     places = b'["registry reg.example/cache:x","directory /mnt/a cache"]'
     cache_records.put(store, "result:r", b'{"diff_id":"sha256:b","blobs":[%s],"places":%s}' % (blob, places))
-    found = cache.known(store, "r")
+    found = cache.get_layer_info(store, "r")
     assert found.blobs == (BLOB,)
     assert found.caches == (CacheInRegistry("reg.example/cache:x"), CacheInDirectory("/mnt/a cache"))
-    assert cache.is_held(store, "r")
-    cache.note_known(store, "r", found)
-    assert cache.known(store, "r") == found
+    assert cache.is_available(store, "r")
+    cache.put_layer_info(store, "r", found)
+    assert cache.get_layer_info(store, "r") == found

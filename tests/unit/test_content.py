@@ -17,10 +17,10 @@ import pytest
 from executor.context.directory import open_context
 from executor.rootfs.entry import Entry, Kind
 from executor.solver import statwalk
-from executor.solver.content import Agreed, Contents, Selection, unchanged
+from executor.solver.content import Contents, MatchedSource, SelectionDigest, unchanged
 from executor.solver.copying import CopyOptions, CopySource
+from executor.solver.lazy import Lazy, ready
 from executor.solver.lifetime import Cancellation
-from executor.solver.once import Once, known
 from executor.solver.sources import ContextPaths
 from executor.store import stat_cache
 from executor.store.store import Store, open_store
@@ -77,14 +77,14 @@ def a_job_of(build: str, store: Store) -> Contents:
     return Contents(store, store.root, cast("Any", None), Cancellation(), build, None)
 
 
-def selected(name: str, *, live: bool = False) -> Once[Selection]:
+def selected(name: str, *, live: bool = False) -> Lazy[MatchedSource]:
     nothing = cast("Any", ())
-    return known(Selection(nothing, nothing, known(name), live))
+    return ready(MatchedSource(nothing, nothing, ready(name), live))
 
 
-def looked(name: str = "") -> Once[statwalk.StatWalk]:
+def looked(name: str = "") -> Lazy[statwalk.StatWalk]:
     nothing = cast("Any", ())
-    return known(statwalk.StatWalk(nothing, nothing, name, stat_cache.now()))
+    return ready(statwalk.StatWalk(nothing, nothing, name, stat_cache.now()))
 
 
 def never() -> Any:
@@ -94,7 +94,7 @@ def never() -> Any:
 def test_a_context_is_looked_through_by_one_job_of_a_build(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
         assert a_job_of("b", store).agreed("COPY . /", looked(), selected("found")).name == "found"
-        assert a_job_of("b", store).agreed("COPY . /", Once(never), Once(never)).name == "found"
+        assert a_job_of("b", store).agreed("COPY . /", Lazy(never), Lazy(never)).name == "found"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_files_that_are_being_written_are_something_else_for_each_job(tmp_path: 
 def test_a_job_that_finds_something_else_than_was_agreed_on_says_so() -> None:
     source = SimpleNamespace(include=(), required=False)
     paths = cast("Any", SimpleNamespace(source=lambda: source, pattern="f"))
-    reading = cast("Any", SimpleNamespace(selected=selected("now"), agreed=known(Agreed("before"))))
+    reading = cast("Any", SimpleNamespace(selected=selected("now"), agreed=ready(SelectionDigest("before"))))
     part = ContextPaths(paths, reading, False, cast("Any", None))
     with pytest.raises(ContextError, match='"f" changed during the build'):
         part.copy_to(cast("Any", None), "/", CopyOptions())
@@ -154,13 +154,13 @@ class Job:
         contents = Contents(store, directory, background, Cancellation(), directory, None)
         tree = open_context(str(folder), "")
         source = CopySource(tree, "/", wildcards=False, context=True)
-        looked = Once(lambda: statwalk.walk(directory, source, (), lambda: None))
+        looked = Lazy(lambda: statwalk.walk(directory, source, (), lambda: None))
 
-        def reading() -> Selection:
+        def reading() -> MatchedSource:
             self.read = True
             return contents.selected(looked())
 
-        self.agreed = contents.agreed("COPY . /", looked, Once(reading))
+        self.agreed = contents.shared_digest("COPY . /", looked, Lazy(reading))
         self.name = self.agreed.name
         tree.close()
         background.shutdown()

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from executor.registry import notices
-from executor.registry.notices import Notice, Wait, Watch
+from executor.registry.notices import Notice, Wait, WaitMonitor
 
 
 class Heard:
@@ -36,11 +36,11 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
 
 
 def test_a_question_without_an_answer_is_told_of_again_and_again_and_when_it_is_over(heard: Heard) -> None:
-    watch = Watch(heard)
+    watch = WaitMonitor(heard)
     with watch.over("resolve debian:12"):
-        watch.asking("docker.io")
+        watch.waiting_for("docker.io")
         heard.until(2)
-        watch.trouble("status 503")
+        watch.retrying("status 503")
         heard.until(4)
     watch.close()
     assert {(each.registry, each.what) for each in heard.waits} == {("docker.io", "resolve debian:12")}
@@ -51,7 +51,7 @@ def test_a_question_without_an_answer_is_told_of_again_and_again_and_when_it_is_
 
 def test_what_is_answered_at_once_is_not_told_of() -> None:
     heard = Heard()
-    watch = Watch(heard)
+    watch = WaitMonitor(heard)
     for _ in range(10):
         with watch.over("resolve debian:12"):
             pass
@@ -60,10 +60,10 @@ def test_what_is_answered_at_once_is_not_told_of() -> None:
 
 
 def test_a_transfer_waits_while_nothing_moves(heard: Heard) -> None:
-    watch = Watch(heard)
+    watch = WaitMonitor(heard)
     with watch.over("pull sha256:…"):
         heard.until(1)
-        watch.moved()
+        watch.progress()
         assert heard.waits[-1].over
         count = len(heard.waits)
         heard.until(count + 1)
@@ -72,7 +72,7 @@ def test_a_transfer_waits_while_nothing_moves(heard: Heard) -> None:
 
 
 def test_a_question_within_a_question_is_part_of_it(heard: Heard) -> None:
-    watch = Watch(heard)
+    watch = WaitMonitor(heard)
     with watch.over("push sha256:…"):
         with watch.over("look for sha256:…"):
             heard.until(1)
@@ -82,12 +82,12 @@ def test_a_question_within_a_question_is_part_of_it(heard: Heard) -> None:
 
 
 def test_each_thread_has_its_own_question(heard: Heard) -> None:
-    watch = Watch(heard)
+    watch = WaitMonitor(heard)
     both = threading.Barrier(2)
 
     def ask(what: str) -> None:
         with watch.over(what):
-            watch.asking(f"{what}.example")
+            watch.waiting_for(f"{what}.example")
             both.wait(20)
             heard.until(6)
 
@@ -102,5 +102,5 @@ def test_each_thread_has_its_own_question(heard: Heard) -> None:
 
 def test_where_nobody_listens_there_is_no_thread() -> None:
     before = threading.active_count()
-    with Watch(None).over("resolve debian:12"):
+    with WaitMonitor(None).over("resolve debian:12"):
         assert threading.active_count() == before

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from executor.solver import output
-from executor.solver.output import Clip, LogLimits, Stream, Tail, told
+from executor.solver.output import Clip, LogLimits, Stream, Tail, captured
 
 SECRET = "hunter2-correct-horse"
 FREE = LogLimits(-1, -1)
@@ -45,7 +45,7 @@ def test_characters_are_whole_wherever_the_pieces_end() -> None:
 
 def test_empty_lines_are_lines() -> None:
     said: list[str] = []
-    with told((), FREE, Tail(), lambda lines, _: said.extend(lines.split("\n"))) as (out, _):
+    with captured((), FREE, Tail(), lambda lines, _: said.extend(lines.split("\n"))) as (out, _):
         os.write(out, b"\n\na\n\nend")
     assert said == ["", "", "a", "", "end"]
 
@@ -77,7 +77,7 @@ def test_the_speed_is_limited_on_average() -> None:
 
 def test_the_last_lines_are_kept_whatever_was_told() -> None:
     tail, said = Tail(), list[str]()
-    with told((SECRET,), LogLimits(10, -1), tail, lambda lines, _: said.append(lines)) as (out, err):
+    with captured((SECRET,), LogLimits(10, -1), tail, lambda lines, _: said.append(lines)) as (out, err):
         os.write(out, "".join(f"line {number}\n" for number in range(100)).encode())
         os.write(out, f"{SECRET}\nlast\n".encode())
         os.close(os.dup(err))

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Once(Generic[T]):
+class Lazy(Generic[T]):
     """A value made on the first call, on the caller's thread. An error is kept as well and raised to every caller."""
 
     __slots__ = ("_error", "_lock", "_make", "_value")
@@ -38,8 +38,8 @@ class Once(Generic[T]):
         return self._make is None
 
 
-def known(value: T) -> Once[T]:
-    """A ``Once`` that needs no making."""
-    once = Once(lambda: value)
+def ready(value: T) -> Lazy[T]:
+    """A ``Lazy`` that needs no making."""
+    once = Lazy(lambda: value)
     once()
     return once
