@@ -72,21 +72,21 @@ class ContextFiles(msgspec.Struct, frozen=True):
     """When the source says that it was changed last (a commit's time, ``Last-Modified``), seconds since 1970."""
 
 
-def main(text: str, means: FetchOptions, *, keep_git_dir: bool = False) -> ContextFiles:
+def main(text: str, options: FetchOptions, *, keep_git_dir: bool = False) -> ContextFiles:
     """The files of the CONTEXT ``text``: a directory, ``-`` for stdin, a git repository or a URL.
 
     Raises ``ContextError`` when it is none of these or cannot be had.
     """
     if text == "-":
-        return _stdin(means)
+        return _stdin(options)
     if os.path.isdir(text):
         return _directory(text)
     repository = _repository(text)
     if repository is not None:
-        return _git(replace(repository, keep_git_dir=True) if keep_git_dir else repository, means)
+        return _git(replace(repository, keep_git_dir=True) if keep_git_dir else repository, options)
     if _is_url(text):
-        path, modified = _download(text, means)
-        return replace(_taken_apart(path, means), modified=modified)
+        path, modified = _download(text, options)
+        return replace(_taken_apart(path, options), modified=modified)
     if os.path.lexists(text):
         raise ContextError(
             f"the build context {text} is not a directory", remedy=f"if it is an archive: kanifold build - < {text}"
@@ -98,13 +98,13 @@ def main(text: str, means: FetchOptions, *, keep_git_dir: bool = False) -> Conte
     )
 
 
-def named(name: str, text: str, means: FetchOptions) -> ContextFiles:
+def named(name: str, text: str, options: FetchOptions) -> ContextFiles:
     """The files of ``--build-context name=text`` (a directory, a git repository, a URL). Raises ``ContextError``."""
     repository = _repository(text)
     if repository is not None:
-        return _git(repository, means)
+        return _git(repository, options)
     if _is_url(text):
-        path, modified = _download(text, means)
+        path, modified = _download(text, options)
         return ContextFiles(os.path.dirname(path), fetched=True, modified=modified)
     if not os.path.isdir(text):
         raise ContextError(
@@ -123,7 +123,7 @@ def _directory(path: str) -> ContextFiles:
     return ContextFiles(whole)
 
 
-def changed(found: ContextFiles, means: FetchOptions) -> int | None:
+def changed(found: ContextFiles, options: FetchOptions) -> int | None:
     """When the files that were fetched were changed last, in seconds since 1970; None for what lies on this machine.
 
     Where the source does not say, it is the time of an archive's newest file (BuildKit, dockerfile2llb/epoch.go).
@@ -133,7 +133,7 @@ def changed(found: ContextFiles, means: FetchOptions) -> int | None:
     if found.owners:
         return _newest(found.directory)
     path = os.path.join(found.directory, _FILE)
-    return _newest(directory) if (directory := _unpacked(path, means)) else None
+    return _newest(directory) if (directory := _unpacked(path, options)) else None
 
 
 def _newest(directory: str) -> int | None:
@@ -161,7 +161,7 @@ def _is_url(text: str) -> bool:
     return text.startswith(("https://", "http://"))
 
 
-def stdin(path: str, means: FetchOptions) -> None:
+def stdin(path: str, options: FetchOptions) -> None:
     """Write what comes on stdin to the new file ``path``. Raises ``ContextError``, ``StoreError``, ``Interrupted``."""
     with open(path, "xb") as file:
         while True:
@@ -170,7 +170,7 @@ def stdin(path: str, means: FetchOptions) -> None:
                 block = os.read(0, 1 << 20) if ready else None
             except OSError as error:
                 raise ContextError("cannot read stdin", why=error.strerror or str(error)) from error
-            if means.cancel.done():
+            if options.cancel.done():
                 raise Interrupted("the build was interrupted")
             if block == b"":
                 return
@@ -180,52 +180,52 @@ def stdin(path: str, means: FetchOptions) -> None:
                 raise StoreError("cannot keep what came on stdin", why=error.strerror or str(error)) from error
 
 
-def _stdin(means: FetchOptions) -> ContextFiles:
-    path = os.path.join(means.directory(), _FILE)
-    stdin(path, means)
-    found = _taken_apart(path, means)
+def _stdin(options: FetchOptions) -> ContextFiles:
+    path = os.path.join(options.directory(), _FILE)
+    stdin(path, options)
+    found = _taken_apart(path, options)
     # A Dockerfile alone: with buildx, nothing is there to be copied then.
-    return found if not found.dockerfile else ContextFiles(means.directory(), fetched=True, dockerfile=path)
+    return found if not found.dockerfile else ContextFiles(options.directory(), fetched=True, dockerfile=path)
 
 
-def _download(url: str, means: FetchOptions) -> tuple[str, int | None]:
+def _download(url: str, options: FetchOptions) -> tuple[str, int | None]:
     """The file behind ``url``, called ``context``, in a directory of its own; and its ``Last-Modified``."""
     from executor.context import http
 
-    means.emit(events.Resolving(ref=http.shown(url)))
-    options = http.RequestOptions(http.authorization(url, means.secret), means.cancel)
-    found = http.download(url, means.directory(), options)
-    means.emit(events.Resolved(ref=http.shown(url), digest=found.digest))
-    path = os.path.join(means.directory(), _FILE)
+    options.emit(events.Resolving(ref=http.shown(url)))
+    access = http.RequestOptions(http.authorization(url, options.secret), options.cancel)
+    found = http.download(url, options.directory(), access)
+    options.emit(events.Resolved(ref=http.shown(url), digest=found.digest))
+    path = os.path.join(options.directory(), _FILE)
     os.rename(found.path, path)
     return path, found.mtime
 
 
-def _taken_apart(path: str, means: FetchOptions) -> ContextFiles:
+def _taken_apart(path: str, options: FetchOptions) -> ContextFiles:
     """What is in the archive ``path``; when it is none, the file itself is the Dockerfile."""
-    directory = _unpacked(path, means)
+    directory = _unpacked(path, options)
     if directory is None:
         return ContextFiles(os.path.dirname(path), fetched=True, dockerfile=path)
     os.unlink(path)
     return ContextFiles(directory, fetched=True, owners=True)
 
 
-def _unpacked(path: str, means: FetchOptions) -> str | None:
+def _unpacked(path: str, options: FetchOptions) -> str | None:
     """A new directory with what is in the archive ``path``; None when it is none."""
     from executor.context import add_archive
 
-    directory = means.directory()
+    directory = options.directory()
     return None if add_archive.extract(path, directory) is None else directory
 
 
-def _git(repository: GitReference, means: FetchOptions) -> ContextFiles:
+def _git(repository: GitReference, options: FetchOptions) -> ContextFiles:
     from executor.context import git, gitprogram
 
-    means.emit(events.Resolving(ref=str(repository)))
-    access = gitprogram.Access(git.authorization(repository, means.secret), means.ssh_socket)
-    resolved = git.resolve(repository, means.directory(), access=access, cancel=means.cancel)
-    means.emit(events.Resolved(ref=str(repository), digest=resolved.commit))
-    found = git.checkout(repository, resolved, means.directory(), access=access, cancel=means.cancel)
+    options.emit(events.Resolving(ref=str(repository)))
+    access = gitprogram.Access(git.authorization(repository, options.secret), options.ssh_socket)
+    resolved = git.resolve(repository, options.directory(), access=access, cancel=options.cancel)
+    options.emit(events.Resolved(ref=str(repository), digest=resolved.commit))
+    found = git.checkout(repository, resolved, options.directory(), access=access, cancel=options.cancel)
     return ContextFiles(found.path, fetched=True, modified=found.time)
 
 

@@ -32,7 +32,7 @@ def resolve(
     seen: Mapping[str, str],
     main: ContextFiles,
     named: Mapping[str, str],
-    means: FetchOptions,
+    options: FetchOptions,
 ) -> int | None:
     """Return seconds since 1970; None when there is no SOURCE_DATE_EPOCH, or it is that of a directory.
 
@@ -48,12 +48,12 @@ def resolve(
             raise UsageError(f"invalid {NAME}: {value[:20]}", why="it is beyond the year 9999", remedy=_REMEDY)
         return seconds
     if value == "context":
-        return contexts.changed(main, means)
+        return contexts.changed(main, options)
     if context := Named(frozenset(named)).find(value):
-        return _of_place(context, named[context], means)
+        return _of_place(context, named[context], options)
     for stage in dockerfile.stages:
         if stage.name.casefold() == value.casefold():
-            return _of_stage(dockerfile, stage, given, seen, means)
+            return _of_stage(dockerfile, stage, given, seen, options)
     raise UsageError(f"invalid {NAME}: {value}", remedy=_REMEDY)
 
 
@@ -65,14 +65,14 @@ def with_epoch_argument(given: Mapping[str, str], seen: Mapping[str, str], momen
     return rest | {NAME: ""} if NAME in seen else rest  # empty: overrides the Dockerfile's default
 
 
-def _of_place(name: str, place: str, means: FetchOptions) -> int | None:
+def _of_place(name: str, place: str, options: FetchOptions) -> int | None:
     if place.startswith(("docker-image://", "oci-layout://")):
         return None
-    return contexts.changed(contexts.named(name, place, means), means)
+    return contexts.changed(contexts.named(name, place, options), options)
 
 
 def _of_stage(
-    dockerfile: Dockerfile, stage: Stage, given: Mapping[str, str], seen: Mapping[str, str], means: FetchOptions
+    dockerfile: Dockerfile, stage: Stage, given: Mapping[str, str], seen: Mapping[str, str], options: FetchOptions
 ) -> int | None:
     def unfit(why: str) -> DockerfileError:
         return DockerfileError(
@@ -94,4 +94,4 @@ def _of_stage(
             raise unfit("it must hold nothing but ARG and one ADD")
     if len(sources) != 1 or not contexts.is_remote(sources[0]):
         raise unfit("it must ADD exactly one URL or git repository")
-    return contexts.changed(contexts.named(stage.name, sources[0], means), means)
+    return contexts.changed(contexts.named(stage.name, sources[0], options), options)

@@ -73,12 +73,12 @@ class BuildPlan(msgspec.Struct, frozen=True):
         return Named(frozenset(each.name for each in self.contexts if each.name), platform)
 
 
-def read(request: BuildRequest, platforms: Iterable[Platform], means: FetchOptions) -> BuildPlan:
+def read(request: BuildRequest, platforms: Iterable[Platform], options: FetchOptions) -> BuildPlan:
     """Read what the build is made of, and fetch what is not here.
 
     Raises ``DockerfileError``, ``ContextError`` or ``UsageError``.
     """
-    return plan(request, platforms, source(request, means), means)
+    return plan(request, platforms, source(request, options), options)
 
 
 def at_hand(request: BuildRequest) -> BuildPlan | None:
@@ -89,22 +89,22 @@ def at_hand(request: BuildRequest) -> BuildPlan | None:
         return None
 
 
-def source(request: BuildRequest, means: FetchOptions) -> DockerfileSource:
+def source(request: BuildRequest, options: FetchOptions) -> DockerfileSource:
     """The Dockerfile and the main context. Raises as ``read`` does, but for what is written in the Dockerfile."""
-    main = contexts.main(request.context, means, keep_git_dir=_keeps_git_dir(request))
-    data, name, ignore = _dockerfile(request, main, means)
+    main = contexts.main(request.context, options, keep_git_dir=_keeps_git_dir(request))
+    data, name, ignore = _dockerfile(request, main, options)
     return DockerfileSource(data, name, ignore, main)
 
 
 def plan(
-    request: BuildRequest, platforms: Iterable[Platform], source: DockerfileSource, means: FetchOptions
+    request: BuildRequest, platforms: Iterable[Platform], source: DockerfileSource, options: FetchOptions
 ) -> BuildPlan:
     """The plan of a Dockerfile that was read; without ``platforms``, no image is looked for."""
     dockerfile = parse(source.data, source.name)
     found: list[protocol.Context] = [
         protocol.DirectoryContext("", source.files.directory, source.ignore, source.files.owners)
     ]
-    found += [named_context(key, value, means) for key, value in request.build_contexts]
+    found += [named_context(key, value, options) for key, value in request.build_contexts]
     names = frozenset(each.name for each in found if each.name)
     targets = tuple(platforms)
     scopes = [_scope(request, dockerfile, each) for each in targets]
@@ -113,7 +113,7 @@ def plan(
     if scopes:
         places = dict(request.build_contexts)
         used.add(Named(names).find(given.get(epoch.NAME, "") or scopes[0].get(epoch.NAME, "")))
-        moment = epoch.resolve(dockerfile, given, scopes[0], source.files, places, means)
+        moment = epoch.resolve(dockerfile, given, scopes[0], source.files, places, options)
         given = epoch.with_epoch_argument(given, scopes[0], moment)
     images: dict[str, graph.External] = {}
     running: set[Platform] = set()
@@ -154,7 +154,7 @@ def _keeps_git_dir(request: BuildRequest) -> bool:
     return dict(request.build_args).get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in ("1", "t", "true")
 
 
-def named_context(name: str, value: str, means: FetchOptions) -> protocol.Context:
+def named_context(name: str, value: str, options: FetchOptions) -> protocol.Context:
     """``--build-context name=value``, with the prefixes that buildx knows."""
     if value.startswith("docker-image://"):
         location = value.removeprefix("docker-image://")
@@ -164,17 +164,17 @@ def named_context(name: str, value: str, means: FetchOptions) -> protocol.Contex
         return protocol.ImageContext(name, location)
     if value.startswith("oci-layout://"):
         return protocol.LayoutContext(name, os.path.abspath(value.removeprefix("oci-layout://")))
-    found = contexts.named(name, value, means)
+    found = contexts.named(name, value, options)
     ignore = "" if found.fetched else _ignore_text((found.directory, _IGNORE))
     return protocol.DirectoryContext(name, found.directory, ignore)
 
 
-def _dockerfile(request: BuildRequest, main: ContextFiles, means: FetchOptions) -> tuple[bytes, str, str]:
+def _dockerfile(request: BuildRequest, main: ContextFiles, options: FetchOptions) -> tuple[bytes, str, str]:
     """The Dockerfile, what it is called in errors, and the text of the ignore file that goes with it."""
     ignore_file = () if main.fetched else ((main.directory, _IGNORE),)
     if request.dockerfile == "-":
-        path = os.path.join(means.directory(), "Dockerfile")
-        contexts.stdin(path, means)
+        path = os.path.join(options.directory(), "Dockerfile")
+        contexts.stdin(path, options)
         return _read("", path, "Dockerfile"), "Dockerfile", _ignore_text(*ignore_file)
     if main.dockerfile:
         if request.context == "-" and request.dockerfile:

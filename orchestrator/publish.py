@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import BinaryIO
+from functools import partial
 
 import msgspec
 from msgspec.structs import replace
@@ -62,27 +62,13 @@ async def fetch(built: PlatformResult, image: Image, store: Store) -> None:
                 ingest.commit()
 
 
-async def verify(
-    built: PlatformResult, registry: Registry | None, repository: Reference | None, store: Store | None
-) -> Image:
+async def verify(built: PlatformResult, registry: Registry, repository: Reference | None, store: Store) -> Image:
     """Read back what an executor says it made: digests must be true, and the config must say the platform.
 
     Raises ``ProtocolError`` for an executor that lied.
     """
     platform, result = built.placement.platform, built.result
-
-    async def read(descriptor: Descriptor) -> bytes:
-        if store is not None and (here := await asyncio.to_thread(_from_store, store, descriptor.digest)):
-            return here
-        if registry is not None and repository is not None and descriptor.media_type in mediatypes.MANIFESTS:
-            return (await asyncio.to_thread(registry.manifest, repository.with_digest(descriptor.digest)))[1]
-        if descriptor.size > image.CONFIG_LIMIT:
-            raise ProtocolError(f"the executor for {platform} announces {descriptor.size} bytes of metadata")
-        parts: list[bytes] = []
-        await built.executor.blob(descriptor.digest, descriptor.size, parts.append)
-        return b"".join(parts)
-
-    data = await read(result.manifest)
+    data = await _read(built, result.manifest, registry, repository, store)
     if sha256(data) != result.manifest.digest:
         raise ProtocolError(f"the executor for {platform} sent another manifest than it announced")
     document = documents.parse(data, result.manifest.media_type)
@@ -90,7 +76,7 @@ async def verify(
         raise ProtocolError(f"the executor for {platform} made an index instead of an image")
     if (document.config, document.layers) != (result.config, result.layers):
         raise ProtocolError(f"the executor for {platform} announced another config or other layers than it made")
-    config_data = await read(document.config)
+    config_data = await _read(built, document.config, registry, None, store)
     if sha256(config_data) != document.config.digest:
         raise ProtocolError(f"the executor for {platform} sent another config than it announced")
     config = image.parse(config_data)
@@ -101,12 +87,24 @@ async def verify(
         )
     spec = PlatformSpec(platform.architecture, platform.os, platform.variant, platform.os_version, platform.os_features)
     descriptor = Descriptor(document.media_type, result.manifest.digest, len(data), spec)
+    return Image(platform, document, descriptor, data, partial(blobs.open, store))
 
-    def content(digest: str) -> BinaryIO:
-        assert store is not None
-        return blobs.open(store, digest)
 
-    return Image(platform, document, descriptor, data, content)
+async def _read(
+    built: PlatformResult, descriptor: Descriptor, registry: Registry, repository: Reference | None, store: Store
+) -> bytes:
+    """A document of an image: from ``store``, or from ``repository`` if it was pushed there, or from its executor."""
+    if here := await asyncio.to_thread(_from_store, store, descriptor.digest):
+        return here
+    if repository is not None and descriptor.media_type in mediatypes.MANIFESTS:
+        return (await asyncio.to_thread(registry.manifest, repository.with_digest(descriptor.digest)))[1]
+    if descriptor.size > image.CONFIG_LIMIT:
+        raise ProtocolError(
+            f"the executor for {built.placement.platform} announces {descriptor.size} bytes of metadata"
+        )
+    parts: list[bytes] = []
+    await built.executor.blob(descriptor.digest, descriptor.size, parts.append)
+    return b"".join(parts)
 
 
 def _from_store(store: Store, digest: str) -> bytes:
