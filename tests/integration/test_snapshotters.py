@@ -25,7 +25,7 @@ from executor.rootfs.tree import Tree
 from executor.snapshotter import materialise, records
 from executor.snapshotter.kinds import snapshotter
 from executor.snapshotter.overlayfs import mount_stack
-from executor.snapshotter.records import Device, Record
+from executor.snapshotter.records import DeviceNumber, Record
 from executor.snapshotter.rootfs import Overlay
 from executor.snapshotter.snapshotter import ActiveRoot, Parents, Snapshotter
 from executor.store import faults, snapshots
@@ -370,7 +370,7 @@ def test_the_root_directory_is_as_every_step_finds_it(house: House) -> None:
 def test_an_owner_that_is_recorded_goes_with_its_file(house: House) -> None:
     """As where no owner can be set: the layer's directory says root, and the records beside it say whose it is."""
     layer = house.layer("recorded", directory("v"), house.file("v/f", "text"), house.file("v/d", ""))
-    kept = (Record(b"v/f", 5, 6), Record(b"v/d", device=Device("c", 1, 3)))
+    kept = (Record(b"v/f", 5, 6), Record(b"v/d", device=DeviceNumber("c", 1, 3)))
     records.write(layer.fs, kept)
     plain = house.new("plain")
     entry = plain.view((layer,)).entry(b"v/f")
