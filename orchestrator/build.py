@@ -48,11 +48,16 @@ _RESOLVED_AT_ONCE: Final = 8
 class PlatformsFailedError(BuildError):
     """Platforms were not built. Carries every reason; the exit status is that of the first."""
 
-    def __init__(self, failures: Sequence[PlatformFailure]) -> None:
+    troubles: tuple[events.Failure, ...] = ()
+
+    @classmethod
+    def because_of(cls, failures: Sequence[PlatformFailure]) -> PlatformsFailedError:
+        """The error of a build with these ``failures``, of which there is at least one."""
         first = failures[0].error
-        super().__init__(first.problem.what, why=first.problem.why)
-        self.troubles = tuple(events.Failure(each.error.problem, str(each.placement.platform)) for each in failures)
-        self.exit_code = first.exit_code  # type: ignore[misc]
+        made = cls(first.problem.what, why=first.problem.why)
+        made.troubles = tuple(events.Failure(each.error.problem, str(each.placement.platform)) for each in failures)
+        made.exit_code = first.exit_code  # type: ignore[misc]
+        return made
 
 
 class _Build(msgspec.Struct, frozen=True):
@@ -179,7 +184,7 @@ async def _made(build: _Build, plan: BuildPlan | None) -> PreparedImage:
         for warning in (*await checked, *warnings.unused_contexts(plan, taken)):
             build.emit(warning)
         if failed:
-            raise PlatformsFailedError(failed)
+            raise PlatformsFailedError.because_of(failed)
         prepared = await _finish(build, plan, built, release)
         prepared = replace(prepared, result=replace(prepared.result, pins=pins))
         if cacheable:
