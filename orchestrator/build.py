@@ -207,7 +207,7 @@ async def _pinned(
 
     try:
         pins, holding = await asyncio.gather(
-            _pin(build.session, plan, cached, stop),
+            _pin(build, plan, cached, stop),
             result_cache.are_valid(cached, jobs, build.session.store, stop, otherwise),
         )
     except KanifoldError:  # an image cannot be had, perhaps because a context that was to stand for it does not
@@ -218,13 +218,16 @@ async def _pinned(
 
 
 async def _pin(
-    session: Session, plan: BuildPlan, cached: Sequence[result_cache.CachedResult], stop: threading.Event
+    build: _Build, plan: BuildPlan, cached: Sequence[result_cache.CachedResult], stop: threading.Event
 ) -> tuple[protocol.Pin, ...]:
     """Resolve all external images. Sets ``stop`` when one cannot be had, or when ``cached`` is not for these images."""
+    known = {each.name: each for each in build.request.pins if "@" not in each.name}
 
     async def resolve(image: External) -> protocol.Pin:
+        if image.name in known:
+            return known[image.name]
         try:
-            return await session.pins.resolve(image.name)
+            return await build.session.pins.resolve(image.name)
         except KanifoldError as error:
             stop.set()
             what = error.problem.what

@@ -88,6 +88,13 @@ def build(**given: Any) -> None:
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 unless all are pinned and current.")
 @click.option("--update", is_flag=True, help="Renew digests whose tag has moved on, or that are one platform's alone.")
 @click.option("--dry-run", is_flag=True, help="Print what would change as a diff.")
+@click.option(
+    "--lock",
+    metavar="FILE",
+    default="",
+    shell_complete=complete_files,
+    help="Change no Dockerfile: write the digests to this file, for kanifold build --pins.",
+)
 @INSECURE
 @MIRRORS
 @TIMEOUT
@@ -96,6 +103,7 @@ def pin(
     check: bool,
     update: bool,
     dry_run: bool,
+    lock: str,
     insecure: tuple[str, ...],
     mirrors: tuple[str, ...],
     timeouts: tuple[str, ...],
@@ -110,11 +118,16 @@ def pin(
 
     if check and (update or dry_run):
         raise click.UsageError("--check changes nothing: it goes with neither --update nor --dry-run")
+    if lock and (check or update or dry_run):
+        raise click.UsageError("--lock leaves the Dockerfiles alone: it goes with none of --check, --update, --dry-run")
     found = pinning.examine(
         dockerfiles, registry_settings.with_flags(registry_settings.load_settings(), insecure, mirrors, timeouts)
     )
     if check:
         click.get_current_context().exit(pinning.check(found))
+    if lock:
+        pinning.lock(lock, found)
+        return
     states = pinning.UPDATED if update else pinning.NEW
     contents = pinning.edit(found, states)
     if dry_run:

@@ -212,6 +212,16 @@ class BuildFlags(options.Flags):
         help="How the build is shown.",
     )
     quiet = switch("-q", "--quiet", help="Short for --progress quiet.")
+    pins = text(
+        "--pins",
+        metavar="FILE",
+        read=values.pins,
+        complete=options.complete_files,
+        help=(
+            "The digests of external images, as kanifold pin --lock or --metadata-file of another build wrote them; "
+            "what is not there is asked for."
+        ),
+    )
     metadata_file = text(
         "--metadata-file",
         metavar="FILE",
@@ -293,6 +303,7 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
         ssh=flags.ssh,
         load_to=flags.load_to or os.environ.get(_LOAD, ""),
         progress="quiet" if flags.quiet else flags.progress,
+        pins=flags.pins,
         metadata_file=flags.metadata_file,
         iid_file=flags.iid_file,
         trace=flags.trace,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from orchestrator.pin_lock import KEY
 from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult
 from platforms.errors import BuildError
@@ -40,7 +41,7 @@ def document(request: BuildRequest, result: BuildResult) -> dict[str, object]:
         str(each.platform): {"digest": each.descriptor.digest, "config": each.manifest.config.digest}
         for each in result.images
     }
-    found["kanifold.pins"] = {each.name: each.digest for each in result.pins}
+    found[KEY] = {each.name: each.digest for each in result.pins}
     return found
 
 

@@ -23,10 +23,11 @@ from executor.dockerfile.pinning import ImageReference, image_references, rewrit
 from executor.dockerfile.stages import Dockerfile
 from executor.image.manifest import Descriptor, Index
 from executor.image.mediatypes import INDEXES
+from executor.protocol import Pin
 from executor.registry import auth, reference
 from executor.registry.reference import Reference
 from executor.registry.registry_settings import RegistrySettings
-from orchestrator import registries
+from orchestrator import pin_lock, registries
 from orchestrator.plan import NAMES
 from orchestrator.registries import Registry
 from orchestrator.view.stdout import print_line
@@ -123,6 +124,18 @@ def write(found: Sequence[ExaminedDockerfile], contents: Sequence[bytes], states
         for finding in each.findings:
             done = _DONE[finding.state] if finding.state in states else finding.state.value
             print_line(_line(each.file.path, finding, done))
+
+
+def lock(path: str, found: Sequence[ExaminedDockerfile]) -> None:
+    """Write the digests of images that are not pinned to the file ``path``; print a line for each image.
+
+    Raises ``StoreError``.
+    """
+    pinned = [each for file in found for each in file.findings if each.state in NEW]
+    pin_lock.write(path, (Pin(each.image.name, each.digest) for each in pinned))
+    for file in found:
+        for each in file.findings:
+            print_line(_line(file.file.path, each, "locked to" if each.state in NEW else each.state.value))
 
 
 def show(found: Sequence[ExaminedDockerfile], contents: Sequence[bytes]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from executor.protocol import BuildOptions
+from executor.protocol import BuildOptions, Pin
 from executor.registry import reference
 from executor.registry.reference import Reference
 from orchestrator.outputs import Output, Push
@@ -60,6 +60,8 @@ class BuildRequest(msgspec.Struct, frozen=True):
     """Names of SSH agents, and where they are: a socket, keys with commas between them, "" for SSH_AUTH_SOCK."""
     agents: Mapping[str, str] = msgspec.field(default_factory=dict)
     """The sockets of ``ssh``, while the build runs."""
+    pins: tuple[Pin, ...] = ()
+    """The digests of external images that are known already."""
     load_to: str = ""
     """The program whose image store an ``ImageStore`` is; "" for the one that there is."""
     progress: str = "auto"

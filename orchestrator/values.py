@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from platforms.errors import UsageError
 
 if TYPE_CHECKING:
-    from executor.protocol import CompressionKind, SnapshotterKind
+    from executor.protocol import CompressionKind, Pin, SnapshotterKind
     from executor.registry.reference import Reference
     from executor.step_options import ResourceLimits
     from orchestrator.caches import Cache
@@ -71,6 +71,15 @@ def writable(path: str, flag: str) -> str:
     if not os.access(path if is_stream(path) else folder, os.W_OK):  # a file is replaced, not written to
         raise UsageError(f"{flag} {path}: this user may not write it")
     return path
+
+
+def pins(path: str, _flag: str) -> tuple[Pin, ...]:
+    """The pins in the file ``path``."""
+    if not path:
+        return ()
+    from orchestrator import pin_lock
+
+    return pin_lock.read(path)
 
 
 # -- of single flags -------------------------------------------------------------------------------------------------

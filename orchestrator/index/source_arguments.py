@@ -19,6 +19,7 @@ from executor.image import manifest as documents
 from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.image.manifest import Descriptor, Index
+from orchestrator import pin_lock
 from orchestrator.index import names
 from orchestrator.index.names import ImageName, LayoutName, RegistryName
 from platforms import decoding, regular
@@ -32,7 +33,6 @@ FILES: Final = 1000
 DIGEST: Final = "containerimage.digest"
 DESCRIPTOR: Final = "containerimage.descriptor"
 NAME: Final = "image.name"
-PINS: Final = "kanifold.pins"
 
 
 class RequestedSource(msgspec.Struct, frozen=True):
@@ -169,7 +169,7 @@ def _of_metadata(document: dict[str, Any], name: str) -> RequestedSource:
     images = document.get(NAME, "")
     written = [each.strip() for each in images.split(",")] if isinstance(images, str) else []
     places = tuple(at_digest(names.parse(each), found) for each in written if each)
-    pins = document.get(PINS)
+    pins = document.get(pin_lock.KEY)
     stated = pins.items() if isinstance(pins, dict) else ()
     return RequestedSource(f"{name} ({found})", places, found, pins=tuple((key, str(value)) for key, value in stated))
 

@@ -123,3 +123,30 @@ def test_what_is_no_dockerfile(kanifold: Kanifold, tmp_path: Path, text: str, wh
 
 def test_flags_that_contradict_each_other(kanifold: Kanifold) -> None:
     assert kanifold.run("pin", "--check", "--update").code == 2
+
+
+def test_a_lock_keeps_builds_on_the_images_of_its_day(
+    kanifold: Kanifold, moving: str, busybox: Base, debian: Base, tmp_path: Path
+) -> None:
+    file = tmp_path / "Dockerfile"
+    file.write_text(f"ARG OTHER=scratch\nFROM $OTHER AS other\nFROM {moving}\nLABEL a=b\n")
+    locked = kanifold("pin", "--lock", tmp_path / "lock.json", file)
+    assert f"{moving}: locked to {busybox.digest}" in locked.out
+    assert "left alone" in locked.out
+    assert file.read_text().count("@") == 0
+    _copy(f"docker://{debian.ref}", moving, "--all")
+
+    def built(*words: str | Path) -> dict[str, str]:
+        metadata = tmp_path / "metadata.json"
+        out = f"type=oci,dest={tmp_path / 'out'}"
+        kanifold("build", tmp_path, "--platform", "linux/amd64", "-o", out, "--metadata-file", metadata, *words)
+        found: dict[str, str] = json.loads(metadata.read_text())["kanifold.pins"]
+        return found
+
+    assert built() == {moving: debian.digest}
+    assert built("--pins", tmp_path / "lock.json") == {moving: busybox.digest}
+    (tmp_path / "metadata.json").rename(tmp_path / "first.json")
+    assert built("--pins", tmp_path / "first.json") == {moving: busybox.digest}, "the first job's are as good"
+    for wrong in (("--lock", "x", "--check"), ("--lock", "x", "--update")):
+        assert kanifold.run("pin", *wrong, file).code == 2
+    assert kanifold.run("build", tmp_path, "--pins", tmp_path / "nothing").code == 2
