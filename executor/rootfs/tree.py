@@ -1,8 +1,8 @@
-"""A file system seen from above: a stage's layers, an image, or a build context, read through one directory descriptor.
+"""File systems that are read below one directory descriptor: a stage's layers, an image, or a build context.
 
 Paths are ``bytes`` relative to the root. ``resolve`` follows symbolic links as if the tree were the root directory, so
-a link can never lead out; after that the kernel is asked to follow none (``RESOLVE_NO_SYMLINKS``), so a path that
-changes in between cannot either.
+a link cannot lead out. Afterwards the kernel is told to follow none (``RESOLVE_NO_SYMLINKS``), so a path that changes
+in between cannot either.
 """
 
 from __future__ import annotations
@@ -20,34 +20,33 @@ from platforms.errors import BuildError
 from platforms.pathwalk import TooManyLinks, resolve
 
 _SOME: Final = 512
-"""Entries of a directory that are looked at together."""
+"""Number of entries of a directory that are read together."""
 
 _NO_CONTENT: Final = b"/dev/null"
-"""The source of an empty file that stands for a socket."""
+"""The source of the empty file in place of a socket."""
 
 Hides = Callable[[bytes, bool], bool]
-"""Whether a path (and whether it is a directory) is to be treated as if it were not there."""
+"""Whether a path (and whether it is a directory) is hidden."""
 Meaning = Callable[[Entry], Entry]
-"""What an entry that was read from the disk stands for."""
+"""Returns what an entry that was read from the disk stands for."""
 Stamp = Callable[[os.stat_result], bytes]
-"""What of a file's status changes whenever its content does."""
+"""Returns the stat signature of a file, which changes whenever its content does."""
 
 
 class TreeOptions(msgspec.Struct, frozen=True):
-    """How the files of a tree are shown."""
+    """How a tree shows its files."""
 
     hides: Hides | None = None
     owner: tuple[int, int] | None = None
-    """Whose all files are, (uid, gid); None for what is on the disk."""
+    """The (uid, gid) of all files; None: those on disk."""
     stamp: Stamp | None = None
-    """What is noted of files that may change (``Entry.stamp``)."""
+    """Called for files that may change (``Entry.stamp``)."""
     meaning: Meaning | None = None
-    """What entries stand for, where the kernel has refused to set their metadata or they carry marks that are no part
-    of them."""
+    """Translates entries if the kernel refused to set their metadata, or they have marks that are not part of them."""
 
 
 class Tree:
-    """One file system. Owns ``fd``, an open directory; ``prefix`` is the host path that leads to it."""
+    """A file system. Owns ``fd``, an open directory, whose host path is ``prefix``."""
 
     def __init__(self, fd: int, prefix: bytes, options: TreeOptions) -> None:
         self._fd = fd
@@ -58,17 +57,17 @@ class Tree:
         self._meaning = options.meaning
 
     def close(self) -> None:
-        """Give the descriptor (and with it a detached mount) back."""
+        """Close the descriptor, and with it a detached mount."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def host_path(self, path: bytes) -> bytes:
-        """Where this process finds ``path`` as long as the tree is open."""
+        """Return the host path of ``path``, valid as long as the tree is open."""
         return self._prefix + b"/" + path if path else self._prefix
 
     def lstat(self, path: bytes) -> os.stat_result | None:
-        """The status of ``path`` itself, whose parents must not be links; None when there is no such thing."""
+        """Return the status of ``path`` itself, whose parents must not be links; None if it does not exist."""
         found = self._lstat(path)
         if found is None or (self._hides is not None and path and self._hides(path, stat.S_ISDIR(found.st_mode))):
             return None
@@ -94,7 +93,7 @@ class Tree:
             os.close(fd)
 
     def resolve(self, path: bytes, *, follow_last: bool = True) -> bytes:
-        """``path`` without links, dots and doubled slashes; what does not exist is kept as it is written."""
+        """Return ``path`` without links, dots and doubled slashes; components that do not exist are kept."""
         try:
             return resolve(path, self._link_at, follow_last=follow_last)
         except TooManyLinks as error:
@@ -105,11 +104,11 @@ class Tree:
         return self.readlink(path) if found is not None and stat.S_ISLNK(found.st_mode) else None
 
     def readlink(self, path: bytes) -> bytes:
-        """The text of the symbolic link ``path``."""
+        """Return the text of the symbolic link ``path``."""
         return os.readlink(path, dir_fd=self._fd)
 
     def names(self, path: bytes) -> list[bytes]:
-        """The names in the directory ``path``, sorted bytewise."""
+        """Return the names in the directory ``path``, sorted bytewise."""
         fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             names = sorted(os.fsencode(name) for name in os.listdir(fd))
@@ -121,7 +120,7 @@ class Tree:
         return [name for name in names if self.lstat(prefix + name) is not None]
 
     def open(self, path: bytes, flags: int = os.O_RDONLY) -> int:
-        """A descriptor of ``path``, which must not be a link."""
+        """Return a descriptor of ``path``, which must not be a link."""
         return syscalls.openat2(
             self._fd,
             os.fsdecode(path) or ".",
@@ -130,9 +129,10 @@ class Tree:
         )
 
     def read(self, path: bytes, limit: int) -> bytes | None:
-        """The content of the regular file at ``path`` (links followed inside); None when there is none.
+        """Return the content of the regular file at ``path`` (links are followed within the tree); None if there is
+        none.
 
-        Raises ``BuildError`` when it is larger than ``limit`` bytes or not a regular file.
+        Raises ``BuildError`` if it is larger than ``limit`` bytes or not a regular file.
         """
         real = self.resolve(path)
         found = self.lstat(real)
@@ -148,17 +148,17 @@ class Tree:
         return data
 
     def entry(self, path: bytes) -> Entry | None:
-        """What is at ``path``, with its metadata; None when there is nothing.
+        """Return the entry of ``path``; None if it does not exist.
 
-        A socket, which no layer holds, is an empty file, as it is to BuildKit.
+        A socket, which layers cannot hold, is an empty file, as for BuildKit.
         """
         found = self.lstat(path)
         return None if found is None else self._entry(path, found)
 
     def entries(self, path: bytes) -> Iterator[Entry]:
-        """What is in the directory ``path``, sorted bytewise by name.
+        """Yield the entries of the directory ``path``, sorted bytewise by name.
 
-        Looked at a few hundred at a time: memory holds the names, and no descriptor stays open in between.
+        They are read a few hundred at a time: memory holds the names, and no descriptor is open in between.
         """
         above = path + b"/" if path else b""
         fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -177,7 +177,7 @@ class Tree:
             yield from found
 
     def _some(self, fd: int, above: bytes, names: Sequence[bytes]) -> list[Entry]:
-        """What ``names`` are in the directory ``fd``, whose path with a slash is ``above``."""
+        """Return the entries ``names`` of the directory ``fd``, whose path with a trailing slash is ``above``."""
         found: list[Entry] = []
         for name in names:
             below = above + name
@@ -221,10 +221,10 @@ def open_directory(
     stamp: Stamp | None = None,
     meaning: Meaning | None = None,
 ) -> Tree:
-    """The tree below an existing directory.
+    """Open the tree below an existing directory.
 
-    With ``owner``, a (uid, gid), the files of somebody's working directory are seen as others would have them: all is
-    the owner's, and attributes are left behind.
+    With ``owner``, a (uid, gid), all files belong to that owner and have no extended attributes, as in a user's working
+    directory.
     """
     path = os.fsencode(path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -232,7 +232,7 @@ def open_directory(
 
 
 def _xattrs(host: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Those that a layer records (``user.*`` and capabilities), whatever they mean."""
+    """Return the attributes that layers hold (``user.*`` and capabilities)."""
     try:
         names = os.listxattr(host, follow_symlinks=False)
         if not names:

@@ -69,7 +69,7 @@ class Applier(Protocol):
 
 
 class _Destination:
-    """What both ways have in common."""
+    """The common part of both ways."""
 
     def __init__(self, directory: str) -> None:
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -81,8 +81,8 @@ class _Destination:
         self._directories: dict[bytes, Entry] = {}
         self._implicit: set[bytes] = set()
         self.incomplete = False
-        """Something of the layer only makes sense on top of the layers below: a hard link to one of their files, which
-        was left out, or a root directory that hides theirs, which overlayfs cannot express."""
+        """Whether a part of the layer needs the layers below: a hard link to one of their files, which was left out, or
+        a root directory that hides their content, for which overlayfs has no mark."""
         self._records: dict[bytes, Record] = {}
 
     def __enter__(self) -> Self:
@@ -92,7 +92,7 @@ class _Destination:
         self.close()
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close the descriptors."""
         if self._root >= 0:
             self._forget()
             os.close(self._root)
@@ -100,16 +100,16 @@ class _Destination:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """What the kernel has refused, complete when ``finish`` has been called."""
+        """What the kernel refused. Complete after ``finish``."""
         return tuple(self._records.values())
 
     @property
     def implicit(self) -> tuple[bytes, ...]:
-        """Directories that no entry described (yet): made because something had to go into them."""
+        """Directories without an entry (so far), created for what is in them."""
         return tuple(sorted(self._implicit))
 
     def _forget(self) -> None:
-        """Close what the walkers hold: some of it may have been replaced."""
+        """Close the walkers' descriptors, because directories may have been replaced."""
         self._stale = False
         for walker in (self._parents, self._targets, self._walks):
             walker.close()
@@ -117,14 +117,14 @@ class _Destination:
     # -- what the walker asks ----------------------------------------------------------------------------------------
 
     def missing(self, fd: int, name: bytes, real: bytes) -> int:
-        """Make a parent directory that has no entry (yet), as Docker and containerd do it: root's, mode 0755."""
+        """Create a parent directory without an entry (so far) as Docker and containerd do: root's, mode 0755."""
         os.mkdir(name, 0o700, dir_fd=fd)
         self._directories[real] = Entry(real, Kind.DIRECTORY, 0o755, mtime_ns=moment.NANOSECONDS)
         self._implicit.add(real)
         return os.open(name, DIRECTORY, dir_fd=fd)
 
     def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
-        """Follow links; anything else cannot have something below it."""
+        """Follow links; anything else cannot have content."""
         try:
             return os.readlink(name, dir_fd=fd)
         except OSError as error:
@@ -140,7 +140,7 @@ class _Destination:
     # -- entries -----------------------------------------------------------------------------------------------------
 
     def apply(self, entry: Entry, fill: Fill) -> None:
-        """Make ``entry``, replacing what has its path; ``fill`` is called for a FILE."""
+        """Create ``entry``, replacing what exists at its path; ``fill`` is called for a FILE."""
         if self._stale:
             self._forget()
         kind = entry.kind
@@ -183,7 +183,7 @@ class _Destination:
         raise NotImplementedError
 
     def _make(self, parent: int, name: bytes, make: Callable[[], _T]) -> _T:
-        """Make something new at ``name``, out of whose way everything goes."""
+        """Create something at ``name``, deleting what is there."""
         try:
             return make()
         except FileExistsError:
@@ -191,7 +191,7 @@ class _Destination:
             return make()
 
     def _clear(self, parent: int, name: bytes) -> None:
-        """Delete what stands at ``name``."""
+        """Delete what is at ``name``."""
         mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
         self._stale = self._stale or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
         remove(parent, name)
@@ -219,7 +219,7 @@ class _Destination:
         self._implicit.discard(real)
 
     def _make_directory_of(self, parent: int, name: bytes) -> None:
-        """Make a directory where something stands; an existing one is kept with what it holds."""
+        """Create a directory where something exists; an existing directory keeps its content."""
         if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             self._clear(parent, name)
             os.mkdir(name, 0o700, dir_fd=parent)
@@ -284,22 +284,22 @@ class _Destination:
     # -- metadata ----------------------------------------------------------------------------------------------------
 
     def _note(self, real: bytes, entry: Entry, refused: _Refused) -> None:
-        """Record what of ``entry``, which is at ``real`` now, the kernel has ``refused``, if anything."""
+        """Record what the kernel ``refused`` of ``entry``, which is at ``real``, if anything."""
         self._records.pop(real, None)
         if refused:
             device, capability = refused.get("device"), refused.get("capability", b"")
             self._records[real] = Record(real, entry.uid, entry.gid, device, capability)
 
     def _share(self, real: bytes, other: bytes) -> None:
-        """Record of ``real``, a new name of the file ``other``, what is recorded of that one."""
+        """Copy the record of the file ``other`` for ``real``, its new name."""
         self._records.pop(real, None)
         if other in self._records:
             self._records[real] = replace(self._records[other], path=real)
 
     def _set_metadata(self, fd: int, entry: Entry) -> _Refused:
-        """Owner, extended attributes, mode and time, in this order: chown clears set-user-id bits and capabilities.
+        """Set owner, extended attributes, mode and time, in this order: chown clears set-user-id bits and capabilities.
 
-        Returns what the kernel has refused.
+        Returns what the kernel refused.
         """
         refused: _Refused = {}
         if entry.uid != self._uid or entry.gid != self._gid:
@@ -316,7 +316,7 @@ class _Destination:
         return refused
 
     def _set_metadata_of_name(self, parent: int, name: bytes, entry: Entry) -> _Refused:
-        """The same for what is not opened: links, fifos and devices."""
+        """As ``_set_metadata``, for links, fifos and devices, which are not opened."""
         refused: _Refused = {}
         if entry.uid != self._uid or entry.gid != self._gid:
             try:
@@ -342,7 +342,7 @@ class _Destination:
         return refused
 
     def _set_xattrs(self, fd: int, xattrs: Xattrs) -> bytes:
-        """Set ``xattrs``; returns the file capability when the kernel has refused it."""
+        """Set ``xattrs``; return the file capability if the kernel refused it."""
         refused = b""
         for key, value in xattrs:
             if key.startswith((b"trusted.", PRIVATE_XATTR)):
@@ -360,7 +360,7 @@ class _Destination:
         return key
 
     def finish(self) -> None:
-        """Set the metadata of directories, which making things in them would have changed again."""
+        """Set the metadata of directories, which creating their content would have changed."""
         self._forget()
         for real in sorted(self._directories):
             try:

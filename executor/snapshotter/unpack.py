@@ -1,10 +1,10 @@
-"""Layer archives, uncompressed (see ``compress.Decompressed``), to directories.
+"""Layer archives, uncompressed (see ``compress.Decompressed``), unpacked to directories.
 
-``unpack`` makes a directory that overlayfs can use as a lower directory; ``unpack_onto`` applies a layer to a tree that
-holds the layers below; ``extract`` unpacks an archive that is no layer (ADD's), to which ``.wh.`` means nothing. What
-none of them lets an archive do is said in ``apply``, ``walker`` and ``tarreader``.
+``unpack`` fills a directory that overlayfs can use as a lower directory; ``unpack_onto`` applies a layer to a tree of
+the layers below; ``extract`` unpacks an archive that is not a layer (ADD's), in which ``.wh.`` has no meaning.
+``apply``, ``walker`` and ``tarreader`` say what no archive can do.
 
-The archive is read, and so inflated, in one thread, hashed in a second and written in the caller's.
+One thread reads the archive, and so decompresses it; a second one hashes it; the caller's thread writes.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class Unpacked(msgspec.Struct, frozen=True):
 
 
 def unpack(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacked:
-    """Unpack the layer archive that ``stream`` gives into ``directory``, which is empty.
+    """Unpack the layer archive ``stream`` to ``directory``, which is empty.
 
-    The directory can then be a lower directory of an overlay mounted with ``userxattr``; what the kernel has refused is
-    recorded beside it (see ``records``). Nothing is synced; after an error the directory holds
-    what was unpacked until then. Raises ``ArchiveError`` for a broken or hostile archive and for one beyond ``limits``,
-    ``StoreError`` when the disk is full or fails.
+    The directory can become a lower directory of an overlay mount with ``userxattr``. What the kernel refused is
+    recorded beside it (see ``records``). Nothing is synced; after an error the directory holds what was unpacked so
+    far. Raises ``ArchiveError`` for an archive that is damaged, hostile or larger than ``limits``, ``StoreError`` if
+    the disk is full or fails.
     """
     with Lower(directory) as lower:
         counts = _apply_all(stream, lower, limits, _layer_entry)
@@ -88,9 +88,9 @@ def unpack_onto(stream: Readable, directory: str, *, limits: UnpackLimits) -> Un
 
 
 def extract(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacked:
-    """Unpack an archive that is no layer into ``directory``, which is empty; otherwise as ``unpack``.
+    """Unpack an archive that is not a layer to ``directory``, which is empty; otherwise as ``unpack``.
 
-    What the kernel has refused is only in the result.
+    What the kernel refused is only in the result.
     """
     with Lower(directory) as lower:
         counts = _apply_all(stream, lower, limits, lambda entry: entry)
