@@ -34,7 +34,7 @@ from executor.solver.graph import JobPlan, job_plan
 from executor.solver.inputs import Inputs
 from executor.solver.layer import Layer, LayerLost, Layers
 from executor.solver.lazy import Lazy
-from executor.solver.lifetime import Cancellation, Scratch
+from executor.solver.lifetime import Cancellation, ScratchSpace
 from executor.solver.services import Memory, Services
 from executor.solver.solver import Solver
 from executor.store import blobs, durability, faults, garbage_collection, policy
@@ -200,14 +200,14 @@ def _build(task: _Task, others: Sequence[_Task]) -> None:
         directory = store.session.temporary()
         os.mkdir(directory, 0o700)
         memory = Memory(
-            inputs, Scratch(directory), Contents(store, directory, background, cancellation, job.build, job.latest)
+            inputs, ScratchSpace(directory), Contents(store, directory, background, cancellation, job.build, job.latest)
         )
         services = _services(task, store, background, cancellation, memory)
         # What earlier builds have left is on the disk by now; waiting for our own would cost seconds.
         background.submit(durability.sync, store, durability.WRITTEN_BACK)
         background.submit(garbage_collection.measure, store)
         try:
-            result, tree = _Build(job, task.plan, services, memory, began).run()
+            result, tree = _JobBuild(job, task.plan, services, memory, began).run()
             conversation.send(result)
             while not isinstance(request := conversation.next_request(), protocol.Done):
                 if isinstance(request, protocol.Fetch):
@@ -265,7 +265,7 @@ def _services(
     )
 
 
-class _Build(msgspec.Struct, frozen=True):
+class _JobBuild(msgspec.Struct, frozen=True):
     """One job at work."""
 
     job: protocol.Job

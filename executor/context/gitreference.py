@@ -135,7 +135,7 @@ def with_flags(reference: GitReference, *, keep_git_dir: bool | None, checksum: 
     return replace(
         reference,
         keep_git_dir=keep if keep_git_dir is None else keep_git_dir,
-        checksum=_agreed(reference, "checksum", checksum, reference.checksum),
+        checksum=_single_value(reference, "checksum", checksum, reference.checksum),
     )
 
 
@@ -204,14 +204,14 @@ def _with(made: GitReference, fragment: str, query: str) -> GitReference:
     """Return ``made`` with its fragment and its query."""
     ref, _, subdir = fragment.partition(":")
     options = _options(made, query)
-    ref = _agreed(made, "ref", ref, options.pop("ref", ""))
-    subdir = _agreed(made, "subdir", _clean(subdir), options.pop("subdir", ""))
+    ref = _single_value(made, "ref", ref, options.pop("ref", ""))
+    subdir = _single_value(made, "subdir", _clean(subdir), options.pop("subdir", ""))
     tag, branch = options.pop("tag", ""), options.pop("branch", "")
     if tag and branch:
         raise _wrong(made.remote, "it asks for a branch and for a tag")
     for given, prefix in ((tag, "refs/tags/"), (branch, "refs/heads/")):
         if given:
-            ref = _agreed(made, "ref", ref, given if given.startswith(prefix) else prefix + given)
+            ref = _single_value(made, "ref", ref, given if given.startswith(prefix) else prefix + given)
     if ref:
         check_ref(made.remote, ref)
     if _CONTROL.search(subdir):
@@ -229,7 +229,7 @@ def _with(made: GitReference, fragment: str, query: str) -> GitReference:
         made,
         ref=ref,
         subdir=_clean(subdir),
-        checksum=check_checksum(made.remote, _agreed(made, "checksum", checksum, commit)),
+        checksum=check_checksum(made.remote, _single_value(made, "checksum", checksum, commit)),
         keep_git_dir=keep_git_dir,
         submodules=submodules,
         mtime=mtime,
@@ -250,7 +250,7 @@ def _options(made: GitReference, query: str) -> dict[str, str]:
     return options
 
 
-def _agreed(made: GitReference, what: str, one: str, other: str) -> str:
+def _single_value(made: GitReference, what: str, one: str, other: str) -> str:
     if one and other and one != other:
         raise _wrong(made.remote, f"{what} conflicts: {printable(one)!r} vs {printable(other)!r}")
     return one or other

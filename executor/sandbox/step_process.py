@@ -89,7 +89,7 @@ class Rules(msgspec.Struct, frozen=True):
         return self.single and not spec.uid and not spec.gid
 
 
-class Shape(msgspec.Struct, frozen=True):
+class Profile(msgspec.Struct, frozen=True):
     """What must be known of a step to prepare a process for it."""
 
     network: str
@@ -98,7 +98,7 @@ class Shape(msgspec.Struct, frozen=True):
     shm_size: int
 
     @classmethod
-    def of(cls, spec: Spec) -> Shape:
+    def of(cls, spec: Spec) -> Profile:
         return cls(spec.network, spec.insecure, spec.options.shm_size or DEFAULT_SHM_SIZE)
 
 
@@ -115,7 +115,7 @@ class PreparedStep(msgspec.Struct, frozen=True):
     """A descriptor of the program that executes the step's own; not FD, which the report will be."""
 
 
-def prepare(shape: Shape) -> PreparedStep:
+def prepare(shape: Profile) -> PreparedStep:
     """What a new process can do before it knows its step. Raises OSError."""
     # 1. The process: ours to kill, with everything as a fresh process has it.
     syscalls.die_with_parent()

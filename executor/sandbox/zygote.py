@@ -77,10 +77,10 @@ class _Running(msgspec.Struct, frozen=True):
     """The process id of the supervisor, if there is one. It ends by itself after the step, when all is recorded."""
 
 
-class _Spare(msgspec.Struct, frozen=True):
+class _Prewarmed(msgspec.Struct, frozen=True):
     """A process that is prepared, or is about to be, for any step of ``shape``."""
 
-    shape: step_process.Shape
+    shape: step_process.Profile
     pid: int
     pidfd: int
     report: int
@@ -116,7 +116,7 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
     by_pidfd: dict[int, _Running] = {}
     by_reply: dict[int, _Running] = {}
     by_supervisor: dict[int, _Running] = {}
-    spare: _Spare | None = None
+    spare: _Prewarmed | None = None
     # From a step's new root, Python would import what the image has there. Whatever is needed is loaded by now.
     sys.meta_path.clear()
     gc.freeze()  # so that the collector does not write to, and thereby copy, what children share with us
@@ -159,8 +159,8 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
 
 
 def _begin(
-    fds: list[int], rules: step_process.Rules, proc: int, spare: _Spare | None
-) -> tuple[_Running | None, _Spare | None]:
+    fds: list[int], rules: step_process.Rules, proc: int, spare: _Prewarmed | None
+) -> tuple[_Running | None, _Prewarmed | None]:
     """Start a step, in the spare process or a new one; None when that failed and the answer is given.
 
     Returns the next spare process as well.
@@ -168,7 +168,7 @@ def _begin(
     reply = socket.socket(fileno=fds[0])
     try:
         wanted = _read(fds[1], fds[4:])
-        shape = step_process.Shape.of(wanted)
+        shape = step_process.Profile.of(wanted)
         if wanted.network == "isolated":
             rules.network.begin()
             rules.network.descriptors()
@@ -180,7 +180,7 @@ def _begin(
                 running = _use(spare, fds, reply)
             if running is None:
                 spare.discard()
-        return running or _start(wanted, fds, rules, proc, reply), _spare(shape, rules)
+        return running or _start(wanted, fds, rules, proc, reply), _prewarm(shape, rules)
     except OSError as error:
         _answer(reply, StepOutcome(unfit=f"cannot start a process in namespaces of its own: {error}"))
         return None, None
@@ -195,12 +195,12 @@ def _read(packed: int, mounts: list[int]) -> spec.Spec:
         return spec.unpack(file.read(), mounts)
 
 
-def _namespaces(shape: step_process.Shape) -> int:
+def _namespaces(shape: step_process.Profile) -> int:
     namespaces = _STEP | (syscalls.CLONE_NEWCGROUP if os.path.exists("/proc/self/ns/cgroup") else 0)
     return namespaces | (syscalls.CLONE_NEWNET if shape.network == "none" else 0)
 
 
-def _use(spare: _Spare, fds: list[int], reply: socket.socket) -> _Running | None:
+def _use(spare: _Prewarmed, fds: list[int], reply: socket.socket) -> _Running | None:
     """Give the step to ``spare``; None when that has ended, because it could not be prepared or somebody killed it."""
     try:
         socket.send_fds(spare.line, [RUN], fds[1:])
@@ -216,7 +216,7 @@ def _start(wanted: spec.Spec, fds: list[int], rules: step_process.Rules, proc: i
     told, tell = os.pipe()
     line = socket.socketpair() if rules.supervised(wanted) else None
     try:
-        pid = syscalls.fork(_namespaces(step_process.Shape.of(wanted)))
+        pid = syscalls.fork(_namespaces(step_process.Profile.of(wanted)))
         if pid == 0:
             _child(wanted, (fds[2], fds[3]), rules, line[0] if line else None, report.StartReporter(tell))
         supervisor = _supervisor(line, wanted, proc) if line else 0
@@ -229,7 +229,7 @@ def _start(wanted: spec.Spec, fds: list[int], rules: step_process.Rules, proc: i
     return _Running(pid, os.pidfd_open(pid), reply, told, supervisor)
 
 
-def _spare(shape: step_process.Shape, rules: step_process.Rules) -> _Spare | None:
+def _prewarm(shape: step_process.Profile, rules: step_process.Rules) -> _Prewarmed | None:
     """Fork a process for the next step of ``shape``; None when that cannot be, which the next step will say."""
     told, tell = os.pipe()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -237,7 +237,7 @@ def _spare(shape: step_process.Shape, rules: step_process.Rules) -> _Spare | Non
         pid = syscalls.fork(_namespaces(shape))
         if pid == 0:
             _wait_for_step(shape, rules, theirs, report.StartReporter(tell))
-        return _Spare(shape, pid, os.pidfd_open(pid), told, ours)
+        return _Prewarmed(shape, pid, os.pidfd_open(pid), told, ours)
     except OSError:
         os.close(told)
         ours.close()
@@ -248,7 +248,7 @@ def _spare(shape: step_process.Shape, rules: step_process.Rules) -> _Spare | Non
 
 
 def _wait_for_step(
-    shape: step_process.Shape, rules: step_process.Rules, line: socket.socket, told: report.StartReporter
+    shape: step_process.Profile, rules: step_process.Rules, line: socket.socket, told: report.StartReporter
 ) -> NoReturn:
     try:
         keep_only(line.fileno(), told.fd, *rules.network.descriptors())
@@ -289,7 +289,7 @@ def _child(
 ) -> NoReturn:
     """Become the step, or report why not. Never returns into the server's loop."""
     try:
-        prepared = step_process.prepare(step_process.Shape.of(wanted))
+        prepared = step_process.prepare(step_process.Profile.of(wanted))
     except BaseException as error:
         told.unfit(_cannot_prepare(error))
         os._exit(report.NOT_SET_UP)

@@ -7,10 +7,10 @@ from executor.rootfs.tree import open_directory
 from executor.snapshotter.records import Applied
 from executor.solver import copying
 from executor.solver.copying import CopyOptions, CopyPlan
-from executor.solver.lifetime import Scratch
+from executor.solver.lifetime import ScratchSpace
 
 
-def copy_archive(scratch: Scratch, plan: CopyPlan, path: bytes, destination: str, treatment: CopyOptions) -> bool:
+def copy_archive(scratch: ScratchSpace, plan: CopyPlan, path: bytes, destination: str, treatment: CopyOptions) -> bool:
     """Add what is in the archive ``path``; False when it is none."""
     directory = scratch.new()
     found = add_archive.extract(path, directory)

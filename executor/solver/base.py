@@ -34,7 +34,7 @@ from executor.solver.inflight import InFlightBlob, RetryRead, fetch_blob
 from executor.solver.inputs import Input
 from executor.solver.layer import Layer, LayerBlob, kind_of, media_type, opened
 from executor.solver.lazy import Lazy, ready
-from executor.solver.lifetime import Cancellation, Scratch
+from executor.solver.lifetime import Cancellation, ScratchSpace
 from executor.store import blobs, faults, locks, metadata_cache, snapshots
 from executor.store.snapshots import Snapshot
 from executor.store.store import Store
@@ -129,7 +129,7 @@ class Bases(msgspec.Struct, frozen=True):
     store: Store
     conversation: Conversation
     cancellation: Cancellation
-    scratch: Scratch
+    scratch: ScratchSpace
     snapshotter: Snapshotter
     registry: Lazy[Client]
 
@@ -196,7 +196,7 @@ class Bases(msgspec.Struct, frozen=True):
         created = [each.created for each in config.history if not each.empty_layer]
         wanted = mediatypes.to_oci(media_type(self.job))
         for position, (descriptor, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True)):
-            download = _Download(self, source, descriptor, InFlightBlob())
+            download = _LayerDownload(self, source, descriptor, InFlightBlob())
             content = Lazy(download.path)
             chain = chain_id(config.diff_ids[: position + 1])
             part = _BaseLayer(self, descriptor, diff_id, chain, tuple(layers), content, download.arrival)
@@ -233,11 +233,11 @@ class Bases(msgspec.Struct, frozen=True):
     def _small_blob(self, source: BaseSource, descriptor: Descriptor) -> bytes:
         if descriptor.size > image.CONFIG_LIMIT:
             raise ArchiveError("image config too large", why=f"{descriptor.size} bytes")
-        _Download(self, source, descriptor, InFlightBlob()).path()
+        _LayerDownload(self, source, descriptor, InFlightBlob()).path()
         return blobs.read(self.store, descriptor.digest, limit=image.CONFIG_LIMIT)
 
 
-class _Download(msgspec.Struct, frozen=True):
+class _LayerDownload(msgspec.Struct, frozen=True):
     """A blob of ``source``, brought into the store by one process for all that want it."""
 
     bases: Bases

@@ -191,7 +191,7 @@ class Contents(msgspec.Struct, frozen=True):
                 continue
             copy = self.copies.get(entry.source)
             if copy is not None:
-                out[place] = _settled(entry, copy)
+                out[place] = _copied(entry, copy)
                 continue
             asked.append(stat_cache.cache_key(entry.stamp or stat_cache.stat_signature(os.lstat(entry.source))))
             places.append(place)
@@ -204,7 +204,7 @@ class Contents(msgspec.Struct, frozen=True):
             entry = entries[place]
             copy = self.copies.get(entry.source)
             if copy is not None:
-                out[place] = _settled(entry, copy)
+                out[place] = _copied(entry, copy)
             elif entry.source.startswith(ours):
                 out[place] = replace(entry, digest=digest, stamp=b"")
             else:
@@ -315,7 +315,7 @@ def _encoded(chosen: Iterable[MatchedPath], reached: Iterable[WalkEntry]) -> Ite
         yield from keys.encodings(_content(islice(entries, each.count)))
 
 
-def _settled(entry: Entry, copy: FileCopy) -> Entry:
+def _copied(entry: Entry, copy: FileCopy) -> Entry:
     return replace(entry, source=copy.path, size=copy.size, digest=copy.digest, stamp=b"")
 
 
@@ -337,11 +337,11 @@ def unchanged(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 def check(entry: Entry) -> None:
     """Raise ``ContextError`` when the file ``entry`` has another content than it had when it was read."""
-    if entry.stamp and _stamp_of(entry) != entry.stamp and _digest_of(entry.source) != entry.digest:
+    if entry.stamp and _signature_of(entry) != entry.stamp and _digest_of(entry.source) != entry.digest:
         raise _edited(entry.source)
 
 
-def _stamp_of(entry: Entry) -> bytes:
+def _signature_of(entry: Entry) -> bytes:
     try:
         return stat_cache.stat_signature(os.lstat(entry.source))
     except OSError as error:

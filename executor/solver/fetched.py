@@ -21,7 +21,7 @@ from executor.solver.agent import forwarded
 from executor.solver.archives import copy_archive
 from executor.solver.copying import CopyOptions, CopyPlan, CopySource
 from executor.solver.inputs import Input
-from executor.solver.lifetime import Cancellation, Scratch
+from executor.solver.lifetime import Cancellation, ScratchSpace
 from executor.solver.services import Downloads
 from executor.store import metadata_cache
 from executor.store.store import Store
@@ -48,7 +48,7 @@ class Fetcher(msgspec.Struct, frozen=True):
     store: Store
     conversation: Conversation
     cancellation: Cancellation
-    scratch: Scratch
+    scratch: ScratchSpace
     downloads: Downloads
 
     def secret(self, name: str) -> bytes | None:

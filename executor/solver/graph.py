@@ -34,7 +34,7 @@ from platforms.parsing import parse as parse_platform
 from platforms.platform import Platform
 
 
-class Scratch(msgspec.Struct, frozen=True):
+class FromScratch(msgspec.Struct, frozen=True):
     """No files: ``FROM scratch``."""
 
 
@@ -58,9 +58,9 @@ class FromContext(msgspec.Struct, frozen=True):
     """Its canonical name; the main context's is ""."""
 
 
-Origin = Scratch | FromStage | FromImage | FromContext
+Origin = FromScratch | FromStage | FromImage | FromContext
 """Where the files come from that a stage is built on, that COPY copies or that a mount shows."""
-SCRATCH: Final = Scratch()
+SCRATCH: Final = FromScratch()
 MAIN_CONTEXT: Final = FromContext("")
 
 
@@ -132,7 +132,7 @@ def _reached(dockerfile: Dockerfile, goal: int, scope: Mapping[str, str], named:
                     images.setdefault(origin.name, External(origin.name, where))
                 case FromContext():
                     taken[origin.name] = None
-                case Scratch():
+                case FromScratch():
                     pass
                 case _:
                     assert_never(origin)

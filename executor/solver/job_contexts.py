@@ -17,14 +17,14 @@ from executor.snapshotter import unpack
 from executor.solver import keys
 from executor.solver.inputs import Input
 from executor.solver.lazy import Lazy
-from executor.solver.lifetime import Scratch
+from executor.solver.lifetime import ScratchSpace
 from platforms.errors import ContextError, StoreError
 
 
 class Contexts:
     """Each context by its name, opened when first read. Safe for threads."""
 
-    def __init__(self, contexts: Iterable[protocol.Context], conversation: Conversation, scratch: Scratch) -> None:
+    def __init__(self, contexts: Iterable[protocol.Context], conversation: Conversation, scratch: ScratchSpace) -> None:
         self._contexts = {context.name: context for context in contexts}
         self._trees = {
             name: Lazy(partial(_open, each, conversation, scratch))
@@ -73,7 +73,7 @@ class JobContextFiles(msgspec.Struct, frozen=True):
         return None
 
 
-def _open(context: protocol.FilesContext, conversation: Conversation, scratch: Scratch) -> Tree:
+def _open(context: protocol.FilesContext, conversation: Conversation, scratch: ScratchSpace) -> Tree:
     match context:
         case protocol.DirectoryContext():
             directory = context.path
@@ -84,7 +84,7 @@ def _open(context: protocol.FilesContext, conversation: Conversation, scratch: S
     return scratch.keep(open_context(directory, context.ignore, owners=context.owners))
 
 
-def _received(name: str, conversation: Conversation, scratch: Scratch) -> str:
+def _received(name: str, conversation: Conversation, scratch: ScratchSpace) -> str:
     """The directory that the orchestrator sends as the context ``name``."""
     directory = scratch.new()
     path = os.path.join(scratch.new(), "context.tar")

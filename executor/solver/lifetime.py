@@ -37,7 +37,7 @@ class Cancellation:
             raise Interrupted("the build was cancelled")
 
 
-class Scratch:
+class ScratchSpace:
     """Temporary directories of a job, and trees that stay open until it ends. Safe for threads."""
 
     def __init__(self, directory: str) -> None:

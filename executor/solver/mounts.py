@@ -28,7 +28,7 @@ from executor.snapshotter.snapshotter import Snapshotter
 from executor.solver import builtin_args, content, copying, keys, lifetime, treename
 from executor.solver.content import Contents
 from executor.solver.copying import CopySource, normal_path
-from executor.solver.graph import MAIN_CONTEXT, FromStage, Origin, Scratch
+from executor.solver.graph import MAIN_CONTEXT, FromScratch, FromStage, Origin
 from executor.solver.inputs import Input
 from executor.solver.lazy import Lazy
 from executor.solver.origins import Origins
@@ -147,7 +147,7 @@ class MountPlanner(msgspec.Struct, frozen=True):
                 case "bind":
                     mounts.append(self._bind(origin or MAIN_CONTEXT, wanted, target, taken))
                 case "cache":
-                    mounts.append(self._cache(origin or Scratch(), wanted, target, taken))
+                    mounts.append(self._cache(origin or FromScratch(), wanted, target, taken))
                 case "tmpfs":
                     taken.nothing()
                     mounts.append(Fixed(("tmpfs", target, wanted.size), Tmpfs(target, wanted.size)))
@@ -188,7 +188,7 @@ class MountPlanner(msgspec.Struct, frozen=True):
         )
 
     def _cache(self, origin: Origin, wanted: Wanted, target: str, taken: Input) -> StepMount:
-        files = None if isinstance(origin, Scratch) else self.origins.files(origin)
+        files = None if isinstance(origin, FromScratch) else self.origins.files(origin)
         seed = treename.name("")
         if files is None:
             taken.nothing()
@@ -385,7 +385,7 @@ class SshMount(msgspec.Struct, frozen=True):
     """A socket that answers for an SSH agent of the user's."""
 
     conversation: Conversation
-    scratch: lifetime.Scratch
+    scratch: lifetime.ScratchSpace
     wanted: Wanted
     target: str
     given: bool | None

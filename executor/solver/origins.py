@@ -15,7 +15,7 @@ from executor.rootfs.tree import Tree
 from executor.snapshotter.snapshotter import Parents
 from executor.solver import caching, copying, graph, keys, treename
 from executor.solver.base import Base, Bases
-from executor.solver.graph import FromContext, FromImage, FromStage, JobPlan, Origin, Scratch
+from executor.solver.graph import FromContext, FromImage, FromScratch, FromStage, JobPlan, Origin
 from executor.solver.inputs import Input
 from executor.solver.job_contexts import Contexts
 from executor.solver.lazy import Lazy
@@ -71,7 +71,7 @@ class Origins(msgspec.Struct, frozen=True):
         taken = self.memory.inputs.add("base")
         held = self.contexts.use(origin.name) if isinstance(origin, FromContext) else origin
         match held:
-            case Scratch() | protocol.ScratchContext():
+            case FromScratch() | protocol.ScratchContext():
                 taken.nothing()
                 return State(platform, image.empty(platform))
             case FromImage():

@@ -19,7 +19,7 @@ from executor.solver.content import Contents
 from executor.solver.inputs import Inputs
 from executor.solver.layer import Layer, Layers
 from executor.solver.lazy import Lazy
-from executor.solver.lifetime import Cancellation, Scratch, together
+from executor.solver.lifetime import Cancellation, ScratchSpace, together
 from executor.solver.progress import Progress
 from executor.store.store import Store
 from platforms.emulation import Emulation
@@ -91,7 +91,7 @@ class Memory(msgspec.Struct, frozen=True):
 
     inputs: Inputs
     """What the job's answer rests on."""
-    scratch: Scratch
+    scratch: ScratchSpace
     contents: Contents
     """What files hold."""
     downloads: Downloads = msgspec.field(default_factory=Downloads)

@@ -21,7 +21,7 @@ from executor.solver.content import Contents, MatchedSource, SelectionDigest
 from executor.solver.copying import CopyOptions, CopyPlan, CopySource, Matched
 from executor.solver.inputs import Input
 from executor.solver.lazy import Lazy
-from executor.solver.lifetime import Scratch
+from executor.solver.lifetime import ScratchSpace
 from executor.solver.services import Memory, Services
 from executor.solver.statwalk import StatWalk, source_of, walk
 from executor.solver.treename import Name, Observed
@@ -155,7 +155,7 @@ class ContextPaths(msgspec.Struct, frozen=True):
     paths: Paths
     reading: Reading
     unpack: bool
-    scratch: Scratch
+    scratch: ScratchSpace
 
     def key(self, taken: Input) -> Observed:
         found = self.reading.agreed()
@@ -198,7 +198,7 @@ class Inline(msgspec.Struct, frozen=True):
     name: str
     """One component (``Heredoc.file``)."""
     content: bytes
-    scratch: Scratch
+    scratch: ScratchSpace
 
     def key(self, taken: Input) -> keys.Part:
         taken.nothing()

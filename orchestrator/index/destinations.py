@@ -23,7 +23,7 @@ from executor.registry.layout import REF_NAME, BlobSource
 from executor.registry.reference import Reference
 from executor.registry.referrers import REFERRERS, fallback_tag
 from orchestrator.index.image_sources import Document, ImageSource, LayoutSource
-from orchestrator.index.manifest_graph import Blob, Contents, Part
+from orchestrator.index.manifest_graph import Blob, ImageContents, Part
 from orchestrator.index.names import LayoutName
 from orchestrator.index.together import run_all
 from platforms.errors import Interrupted, KanifoldError, RegistryError
@@ -36,7 +36,7 @@ class Shipment(msgspec.Struct, frozen=True):
     """What is to be at the destination in the end."""
 
     root: Document
-    contents: Contents
+    contents: ImageContents
     annotations: tuple[tuple[str, str], ...] = ()
     """Of the descriptor that points to the root; a layout's ``index.json`` has a place for them."""
 

@@ -13,7 +13,7 @@ from executor.image.selection import platform_of
 from orchestrator.index import entries, manifest_graph
 from orchestrator.index.entries import IndexEntry
 from orchestrator.index.image_sources import Document, ImageSource
-from orchestrator.index.manifest_graph import Contents, Part
+from orchestrator.index.manifest_graph import ImageContents, Part
 from orchestrator.view.units import size as shown
 from platforms import decoding
 from platforms.errors import ArchiveError
@@ -117,7 +117,7 @@ def inspect(name: str, source: ImageSource, *, referrers: bool = True) -> Inspec
     return Inspection(name, root.document, source, tuple(_listed(root.document, contents, source)), contents.referrers)
 
 
-def _listed(root: Document, contents: Contents, source: ImageSource) -> Iterator[Listed]:
+def _listed(root: Document, contents: ImageContents, source: ImageSource) -> Iterator[Listed]:
     known = {each.document.descriptor.digest: each.document for each in (*contents.documents, *contents.referrers)}
     if isinstance(root.content, Manifest):
         platform = _stated(root.content, source)

@@ -48,7 +48,7 @@ class Part(msgspec.Struct, frozen=True):
     source: ImageSource
 
 
-class Contents(msgspec.Struct, frozen=True):
+class ImageContents(msgspec.Struct, frozen=True):
     """What some images consist of."""
 
     documents: tuple[Part, ...]
@@ -83,7 +83,7 @@ class GraphLimits:
 
 def collect(
     root: Part, sources: Mapping[str, ImageSource], *, referrers: bool, nondistributable: bool = False
-) -> Contents:
+) -> ImageContents:
     """All that ``root`` consists of; with ``referrers``, what refers to any of it too, and what refers to that.
 
     ``sources`` says where entries of the root are read, by digest; others are where the root is. Layers that are not to
@@ -106,7 +106,7 @@ def collect(
         everything = walk.ordered(_digests([root, *found]))
     own = set(_digests(found))
     blobs, left_out = _blobs(everything, nondistributable=nondistributable)
-    return Contents(
+    return ImageContents(
         tuple(each for each in everything if each.document.descriptor.digest not in own),
         blobs,
         tuple(walk.known[digest] for digest in _digests(found)),

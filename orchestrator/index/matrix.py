@@ -28,7 +28,7 @@ TEMPLATE: Final = ".kanifold"
 """The hidden GitLab job that the printed ones extend: an image with kanifold in it, credentials, and so on."""
 
 
-class Job(msgspec.Struct, frozen=True):
+class RunnerJob(msgspec.Struct, frozen=True):
     """A job that builds some platforms on one runner."""
 
     name: str
@@ -42,14 +42,14 @@ class Job(msgspec.Struct, frozen=True):
 class Matrix(msgspec.Struct, frozen=True):
     """The jobs of one image."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[RunnerJob, ...]
     platforms: tuple[Platform, ...]
     context: str
     tags: tuple[str, ...]
     options: tuple[str, ...] = ()
     """Further words for ``kanifold build``."""
 
-    def build(self, job: Job) -> list[str]:
+    def build(self, job: RunnerJob) -> list[str]:
         """The command of ``job``."""
         names = [word for tag in self.tags for word in ("-t", tag)]
         return [
@@ -77,7 +77,7 @@ def runners(flags: Sequence[str], variable: str) -> dict[Platform, str]:
     return found
 
 
-def jobs(platforms: Sequence[Platform], known: Mapping[Platform, str], emulating: str = "") -> tuple[Job, ...]:
+def jobs(platforms: Sequence[Platform], known: Mapping[Platform, str], emulating: str = "") -> tuple[RunnerJob, ...]:
     """The jobs for ``platforms``, given the ``known`` runners; ``emulating`` is the one for all that have none.
 
     Raises ``UsageError`` when there is none to emulate on.
@@ -96,7 +96,8 @@ def jobs(platforms: Sequence[Platform], known: Mapping[Platform, str], emulating
             )
         groups.append((others, label, True))
     return tuple(
-        Job(name := _name(each, emulated), label, each, emulated, f"{name}.json") for each, label, emulated in groups
+        RunnerJob(name := _name(each, emulated), label, each, emulated, f"{name}.json")
+        for each, label, emulated in groups
     )
 
 

@@ -93,8 +93,8 @@ def never() -> Any:
 
 def test_a_context_is_looked_through_by_one_job_of_a_build(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
-        assert a_job_of("b", store).agreed("COPY . /", looked(), selected("found")).name == "found"
-        assert a_job_of("b", store).agreed("COPY . /", Lazy(never), Lazy(never)).name == "found"
+        assert a_job_of("b", store).shared_digest("COPY . /", looked(), selected("found")).name == "found"
+        assert a_job_of("b", store).shared_digest("COPY . /", Lazy(never), Lazy(never)).name == "found"
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,16 @@ def test_a_context_is_looked_through_by_one_job_of_a_build(tmp_path: Path) -> No
 )
 def test_what_others_have_found_out_about_something_else_does_not_count(tmp_path: Path, build: str, what: str) -> None:
     with open_store(str(tmp_path)) as store:
-        a_job_of("b", store).agreed("COPY . /", looked(), selected("found"))
-        assert a_job_of(build, store).agreed(what, looked(), selected("own")).name == "own"
+        a_job_of("b", store).shared_digest("COPY . /", looked(), selected("found"))
+        assert a_job_of(build, store).shared_digest(what, looked(), selected("own")).name == "own"
 
 
 def test_files_that_are_being_written_are_something_else_for_each_job(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
-        assert a_job_of("b", store).agreed("COPY . /", looked(), selected("at first", live=True)).name == "at first"
-        assert a_job_of("b", store).agreed("COPY . /", looked(), selected("then")).name == "then"
+        assert (
+            a_job_of("b", store).shared_digest("COPY . /", looked(), selected("at first", live=True)).name == "at first"
+        )
+        assert a_job_of("b", store).shared_digest("COPY . /", looked(), selected("then")).name == "then"
 
 
 def test_a_job_that_finds_something_else_than_was_agreed_on_says_so() -> None:
