@@ -30,6 +30,8 @@ class LocalNode:
         self._pool: WorkerPool | None = None
         self._wanted = 0
         """Executors that have been asked for."""
+        self._isolation = ""
+        """The mode in use, by name, once an executor has said it."""
 
     async def describe(self, platforms: Sequence[Platform]) -> Description:
         """Find out by trying how ``platforms`` run here, which costs some 20 ms for each that is emulated.
@@ -44,6 +46,7 @@ class LocalNode:
             kanifold=__version__,
             protocol=protocol.VERSION,
             processors=len(os.sched_getaffinity(0)),
+            isolation=self._isolation,
             shares_disk=True,
         )
 
@@ -58,9 +61,12 @@ class LocalNode:
                 self._pool = workerpool.WorkerPool(self._server)
                 self._pool.start(self._wanted)
         forked = None if self._pool is None else await self._pool.acquire(connection.LINE_LIMIT)
-        if forked is not None:
-            return await connection.connect(forked)
-        return await connection.launch(self.name, _command(), _environment())
+        if forked is None:
+            started = await connection.launch(self.name, _command(), _environment())
+        else:
+            started = await connection.connect(forked)
+        self._isolation = started.greeting.isolation
+        return started
 
     async def close(self) -> None:
         """Release the executors that nobody has taken, and wait for the ends of all."""

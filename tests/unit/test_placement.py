@@ -179,6 +179,22 @@ def test_this_machine_tries_what_it_is_asked_about() -> None:
     assert found.processors > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="executors run on Linux")
+def test_this_machine_knows_its_isolation_once_an_executor_has_said_it() -> None:
+    async def describe() -> tuple[str, str, str]:
+        node = LocalNode(None)
+        before = (await node.describe(())).isolation
+        executor = await node.start()
+        after = (await node.describe(())).isolation
+        await executor.end()
+        await node.close()
+        return before, after, executor.greeting.isolation
+
+    before, after, said = asyncio.run(describe())
+    assert before == ""
+    assert after == said
+
+
 def test_nothing_is_known_of_a_platform_that_was_not_asked_about() -> None:
     node = Told("one")
     placement = place(RISCV64, ((node, asyncio.run(node.describe(()))),))
