@@ -85,16 +85,16 @@ def test_one_that_fails_leaves_the_others_alone_when_told_to_keep_going(
 
 
 BUG = """
-from executor import worker
+from executor import jobrun
 
-build = worker._build
+run = jobrun.run
 
-def broken(task, others):
+def broken(task, cancellation):
     if task.job.platform == "linux/arm64":
         raise RuntimeError("a bug")
-    build(task, others)
+    run(task, cancellation)
 
-worker._build = broken
+jobrun.run = broken
 """
 
 

@@ -549,7 +549,7 @@ def loaded_by(program: str) -> set[str]:
     [
         (ORCHESTRATOR, 259, {"ssl", "httpx", "rich", "csv", "sqlite3", "tempfile", "shutil", "secrets", "yaml"}),
         (CLIENT, 263, {"asyncio", "anyio", "click", "rich", "yaml", "sqlite3", "orchestrator.cli", "executor.solver"}),
-        (EXECUTOR, 398, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
+        (EXECUTOR, 399, {"asyncio", "anyio", "click", "rich", "yaml", "tarfile", "orchestrator.cli"}),
     ],
     ids=["orchestrator", "registries", "executor"],
 )
