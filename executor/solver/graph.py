@@ -197,7 +197,7 @@ def run_on(dockerfile: Dockerfile, needed: Graph, scope: Mapping[str, str], targ
 def may_run(dockerfile: Dockerfile, needed: Graph) -> bool:
     """Whether a RUN of the ``needed`` stages may have to be done, be it one that a base image brings (ONBUILD)."""
     return any(
-        isinstance(needed.bases[index], FromImage | FromContext)
+        not isinstance(needed.bases[index], FromScratch | FromStage)
         or any(isinstance(each, Run) for each in dockerfile.stages[index].instructions)
         for index in needed.stages
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from executor.protocol import CacheExport, CacheInDirectory, CacheInImage, CacheInRegistry, Compression
 from orchestrator import cli, fields, flags
+from orchestrator.options import Flag
 from orchestrator.outputs import OciLayout, Push
 from orchestrator.request import Allowed, Annotation, BuildRequest, SecretSource
 from platforms import debug
@@ -189,6 +191,28 @@ def test_the_audits_exceptions_may_name_a_platform() -> None:
 
 def test_stages_without_cache_come_as_lists_and_repeats() -> None:
     assert ask("--no-cache-filter", "a,b", "--no-cache-filter", "c").options.no_cache_stages == ("a", "b", "c")
+
+
+class Noted(dict[str, object]):
+    """What click gives, and which of it is looked at."""
+
+    def __init__(self, given: Mapping[str, object]) -> None:
+        super().__init__(given)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> object:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def test_no_flag_is_forgotten() -> None:
+    """Each has a say in the request, but for those that are another command."""
+    with cli.build.make_context("build", []) as context:
+        given = Noted(context.params)
+        flags.request(given)
+    assert set(given) - given.read == {"check", "call"}
+    declared = {name for name, flag in vars(flags.BuildFlags).items() if isinstance(flag, Flag)}
+    assert declared - set(given) == {"pull", "debug"}, "these have no value"
 
 
 def test_quiet_is_a_progress() -> None:
