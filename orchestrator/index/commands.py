@@ -19,12 +19,12 @@ from executor.image.digest import check_digest
 from executor.registry import registry_settings
 from orchestrator.index import annotating, editing, entries, inspection, names, publishing, source_arguments, templates
 from orchestrator.index import matrix as matrices
-from orchestrator.index.editing import Carried, Draft, Joining, Override
-from orchestrator.index.errands import errand
+from orchestrator.index.command_context import open_context
+from orchestrator.index.editing import CopyOptions, JoinOptions, PlannedImage, PlatformOverride
 from orchestrator.index.image_sources import named_root, open_source
 from orchestrator.index.metadata import write_metadata
 from orchestrator.index.names import ImageName, LayoutName
-from orchestrator.index.publishing import Errand, Target
+from orchestrator.index.publishing import CommandContext, Target
 from orchestrator.index.source_arguments import RequestedSource
 from orchestrator.options import DEBUG, INSECURE, MIRRORS, TIMEOUT, complete_files, complete_platforms
 from orchestrator.view.display import open_display
@@ -185,7 +185,7 @@ def create(**flags: Any) -> None:
         raise UsageError("no sources", remedy="name images, or files with --file or --metadata")
     if flags["append"] and not targets:
         raise UsageError("--append needs --tag", why="it is the first tag's index that is appended to")
-    joining = Joining(
+    options = JoinOptions(
         annotating.parse(flags["annotations"]),
         parsing.parse_list(flags["platforms"]),
         bool(flags["metadata"]),
@@ -193,16 +193,16 @@ def create(**flags: Any) -> None:
         {"auto": "", "oci": mediatypes.OCI_INDEX, "docker": mediatypes.DOCKER_INDEX}[flags["media_type"]],
         flags["prefer_index"],
     )
-    with _errand(flags) as opened:
+    with _opened(flags) as context:
         base = targets[0] if flags["append"] else None
-        standing = publishing.targets(opened, targets, _expected(flags["expect"]), base)
+        standing = publishing.targets(context, targets, _expected(flags["expect"]), base)
         homes = source_arguments.homes(wanted, targets)
-        sources = editing.read_sources(opened, wanted, homes, flatten=flags["flatten"])
+        sources = editing.read_sources(context, wanted, homes, flatten=flags["flatten"])
         if flags["append"]:
-            draft = editing.append(editing.read_base(opened, standing[0]), sources, joining)
+            planned = editing.append(editing.read_base(context, standing[0]), sources, options)
         else:
-            draft = editing.create(sources, joining)
-        _deliver(opened, draft, standing, flags)
+            planned = editing.create(sources, options)
+        _deliver(context, planned, standing, flags)
 
 
 @index.command(short_help="Add images to an index.")
@@ -229,14 +229,14 @@ def add(base: str, sources: tuple[str, ...], manifests: tuple[str, ...], **flags
         raise UsageError("no sources", remedy="kanifold index add INDEX SOURCE…")
     override = _override(flags)
     annotations = annotating.parse(flags["annotations"], "manifest-descriptor")
-    with _edited(base, flags) as (opened, target, standing):
+    with _edited(base, flags) as (context, target, standing):
         homes = source_arguments.homes(wanted, (target.name,))
-        found = editing.read_sources(opened, wanted, homes, flatten=flags["flatten"])
-        own = editing.read_base(opened, target)
+        found = editing.read_sources(context, wanted, homes, flatten=flags["flatten"])
+        own = editing.read_base(context, target)
         fresh = [editing.adjusted(each, annotations, override) for each in found]
         general = tuple(each for each in annotations if each.level != "manifest-descriptor")
-        draft = editing.append(own, fresh, Joining(general, duplicate=flags["duplicate"]))
-        _deliver(opened, draft, standing, flags)
+        planned = editing.append(own, fresh, JoinOptions(general, duplicate=flags["duplicate"]))
+        _deliver(context, planned, standing, flags)
 
 
 @index.command(short_help="Take images out of an index.")
@@ -247,10 +247,10 @@ def add(base: str, sources: tuple[str, ...], manifests: tuple[str, ...], **flags
 @_written
 def remove(base: str, entry: tuple[str, ...], **flags: Any) -> None:
     """Take entries out of INDEX, by digest or platform, with their attestations; in its place or under --tag."""
-    with _edited(base, flags) as (opened, target, standing):
-        own = editing.read_base(opened, target)
+    with _edited(base, flags) as (context, target, standing):
+        own = editing.read_base(context, target)
         digests = entries.chosen(own.entries, entry, parsing.parse)
-        _deliver(opened, editing.remove(own, digests), standing, flags)
+        _deliver(context, editing.remove(own, digests), standing, flags)
 
 
 @index.command(short_help="Annotate an index, or entries of it.")
@@ -270,15 +270,15 @@ def annotate(base: str, entry: tuple[str, ...], **flags: Any) -> None:
     theirs, and so are the other options."""
     override = _override(flags)
     annotations = annotating.parse(flags["annotations"], "manifest-descriptor" if entry else "index")
-    if not annotations and override == Override():
+    if not annotations and override == PlatformOverride():
         raise UsageError("nothing to annotate with", remedy="give --annotation KEY=VALUE")
-    if override != Override() and not entry:
+    if override != PlatformOverride() and not entry:
         raise UsageError("--os, --arch and the like are for entries", remedy="name them, by digest or platform")
-    with _edited(base, flags) as (opened, target, standing):
-        own = editing.read_base(opened, target)
+    with _edited(base, flags) as (context, target, standing):
+        own = editing.read_base(context, target)
         digests = entries.chosen(own.entries, entry, parsing.parse)
-        draft = editing.annotate(own, digests, Joining(annotations, duplicate="all"), override)
-        _deliver(opened, draft, standing, flags)
+        planned = editing.annotate(own, digests, JoinOptions(annotations, duplicate="all"), override)
+        _deliver(context, planned, standing, flags)
 
 
 @index.command(short_help="Show what an image consists of.")
@@ -302,8 +302,8 @@ def inspect(image: str, raw: bool, template: str, verbose: bool, **flags: Any) -
         raise UsageError("--raw and --format are two ways to print one thing", remedy="give one of them")
     wanted = templates.parse(template) if template not in ("", "json") else ()
     name = names.parse(image)
-    with _errand({**flags, "progress": "auto"}) as opened:
-        source = open_source(name, opened.client)
+    with _opened({**flags, "progress": "auto"}) as context:
+        source = open_source(name, context.client)
         if raw:
             print_document(source.root().data)
             return
@@ -340,16 +340,16 @@ def copy(source: str, target: str, no_clobber: bool, quiet: bool, **flags: Any) 
     if no_clobber and flags["expect"] not in ("", publishing.NONE):
         raise UsageError("--no-clobber and --expect contradict each other")
     expected = _expected(publishing.NONE if no_clobber else flags["expect"])
-    joining = Joining(platforms=parsing.parse_list(flags["platforms"]), prefer_index=False)
+    options = JoinOptions(platforms=parsing.parse_list(flags["platforms"]), prefer_index=False)
     flags |= {"dry_run": False, "progress": "quiet" if quiet else flags["progress"]}
     given = source_arguments.parse(source)
-    with _errand(flags) as opened:
+    with _opened(flags) as context:
         wanted = _tagged(names.parse_target(target), _tag_of(given))
-        standing = publishing.targets(opened, (wanted,), expected)
-        draft = editing.create(
-            editing.read_sources(opened, (given,), source_arguments.homes((given,), (wanted,))), joining
+        standing = publishing.targets(context, (wanted,), expected)
+        planned = editing.create(
+            editing.read_sources(context, (given,), source_arguments.homes((given,), (wanted,))), options
         )
-        _deliver(opened, draft, standing, flags)
+        _deliver(context, planned, standing, flags)
 
 
 @click.command(short_help="Print the jobs that build each platform where it is native.")
@@ -405,16 +405,16 @@ def matrix(context: str, platforms: tuple[str, ...], tags: tuple[str, ...], form
 
 
 @contextmanager
-def _errand(flags: Mapping[str, Any]) -> Iterator[Errand]:
+def _opened(flags: Mapping[str, Any]) -> Iterator[CommandContext]:
     settings = registry_settings.with_flags(
         registry_settings.load_settings(), flags["insecure"], flags["mirrors"], flags["timeouts"]
     )
-    with open_display(_MODES[flags["progress"]]) as display, errand(settings, display) as opened:
-        yield opened
+    with open_display(_MODES[flags["progress"]]) as display, open_context(settings, display) as context:
+        yield context
 
 
 @contextmanager
-def _edited(base: str, flags: Mapping[str, Any]) -> Iterator[tuple[Errand, Target, tuple[Target, ...]]]:
+def _edited(base: str, flags: Mapping[str, Any]) -> Iterator[tuple[CommandContext, Target, tuple[Target, ...]]]:
     """Registries, the index ``base`` as it is, and the targets of what becomes of it: itself unless there are tags."""
     name = named_root(names.parse(base))
     targets = _targets(flags["tags"], required=False)
@@ -423,22 +423,24 @@ def _edited(base: str, flags: Mapping[str, Any]) -> Iterator[tuple[Errand, Targe
         raise UsageError(
             f"{base[:200]} cannot be changed", why="a digest names what it is", remedy="name the result with -t"
         )
-    with _errand(flags) as opened:
+    with _opened(flags) as context:
         wanted = targets or (() if by_digest else (name,))
-        standing = publishing.targets(opened, wanted, _expected(flags["expect"]), name)
+        standing = publishing.targets(context, wanted, _expected(flags["expect"]), name)
         own = next((each for each in standing if each.name == name), None)
-        yield opened, own or Target(name, by_digest or publishing.standing(opened.client, name)), standing
+        yield context, own or Target(name, by_digest or publishing.standing(context.client, name)), standing
 
 
-def _deliver(opened: Errand, draft: Draft, standing: Sequence[Target], flags: Mapping[str, Any]) -> None:
-    """Bring ``draft`` to its targets, and print its digest; or print it itself."""
-    root = draft.root.document
+def _deliver(
+    context: CommandContext, planned: PlannedImage, standing: Sequence[Target], flags: Mapping[str, Any]
+) -> None:
+    """Bring ``planned`` to its targets, and print its digest; or print it itself."""
+    root = planned.root.document
     if flags["dry_run"]:
         print_document(root.data + b"\n")
         return
-    editing.deliver(opened, draft, standing, Carried(flags["referrers"], flags["nondistributable"]))
+    editing.deliver(context, planned, standing, CopyOptions(flags["referrers"], flags["nondistributable"]))
     if flags["metadata_file"]:
-        write_metadata(flags["metadata_file"], draft, [each.name for each in standing])
+        write_metadata(flags["metadata_file"], planned, [each.name for each in standing])
     print_line(root.descriptor.digest)
 
 
@@ -479,7 +481,7 @@ def _expected(text: str) -> str:
         raise UsageError(f"--expect {text[:200]}", why=str(error), remedy="give a digest, or none") from error
 
 
-def _override(flags: Mapping[str, Any]) -> Override:
+def _override(flags: Mapping[str, Any]) -> PlatformOverride:
     """What ``--os``, ``--arch`` and the like say. Raises ``UsageError`` for names that nobody knows."""
     system = system_name(flags["os_name"])
     architecture, variant = architecture_name(flags["arch"], flags["variant"])
@@ -490,7 +492,9 @@ def _override(flags: Mapping[str, Any]) -> Override:
             f"--arch {architecture[:200]}: there is no such architecture{hint(architecture, ARCHITECTURES)}"
         )
     features = tuple(each for text in flags["os_features"] for each in text.split(",") if each)
-    return Override(system, architecture, variant if flags["arch"] else flags["variant"], flags["os_version"], features)
+    return PlatformOverride(
+        system, architecture, variant if flags["arch"] else flags["variant"], flags["os_version"], features
+    )
 
 
 def _check_builder(name: str) -> None:

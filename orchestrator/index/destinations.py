@@ -23,16 +23,16 @@ from executor.registry.layout import REF_NAME, BlobSource
 from executor.registry.reference import Reference
 from executor.registry.referrers import REFERRERS, fallback_tag
 from orchestrator.index.image_sources import Document, ImageSource, LayoutSource
-from orchestrator.index.manifest_graph import Blob, ImageContents, Part
+from orchestrator.index.manifest_graph import Blob, ImageContents, SourcedDocument
 from orchestrator.index.names import LayoutName
-from orchestrator.index.together import run_all
+from orchestrator.index.parallel import run_all
 from platforms.errors import Interrupted, KanifoldError, RegistryError
 
 UPLOADS: Final = 4
 """Blobs that are pushed into one repository at once."""
 
 
-class Shipment(msgspec.Struct, frozen=True):
+class CompleteImage(msgspec.Struct, frozen=True):
     """What is to be at the destination in the end."""
 
     root: Document
@@ -53,7 +53,7 @@ class Pushed(msgspec.Struct, frozen=True):
 # -- registries
 
 
-class Road(msgspec.Struct, frozen=True):
+class PushDestination(msgspec.Struct, frozen=True):
     """A way to put things into one repository."""
 
     client: Client
@@ -64,27 +64,27 @@ class Road(msgspec.Struct, frozen=True):
     """Repositories of the same registry that have everything already."""
 
 
-def push(road: Road, shipment: Shipment) -> Pushed:
-    """Put everything of ``shipment`` into the repository, by digest; no tag moves but those that list referrers.
+def push(destination: PushDestination, complete: CompleteImage) -> Pushed:
+    """Put everything of ``complete`` into the repository, by digest; no tag moves but those that list referrers.
 
     What comes from this repository is not sent. Raises ``RegistryError``, and what reading the sources raises.
     """
-    client, repository = road.client, road.repository
-    blobs = [each for each in shipment.contents.blobs if each.source.repository != repository]
-    root = shipment.root.descriptor.digest
+    client, repository = destination.client, destination.repository
+    blobs = [each for each in complete.contents.blobs if each.source.repository != repository]
+    root = complete.root.descriptor.digest
     documents = [
         each
-        for each in shipment.contents.documents
+        for each in complete.contents.documents
         if each.source.repository != repository and each.document.descriptor.digest != root
     ]
-    referrers = [each for each in shipment.contents.referrers if each.source.repository != repository]
+    referrers = [each for each in complete.contents.referrers if each.source.repository != repository]
     manifests = [each.document for each in documents if isinstance(each.document.content, Manifest)]
-    outcomes = run_all(partial(_push_blob, road), blobs, UPLOADS, road.stop)
-    run_all(partial(_put, client, repository), manifests, UPLOADS, road.stop)
+    outcomes = run_all(partial(_push_blob, destination), blobs, UPLOADS, destination.stop)
+    run_all(partial(_put, client, repository), manifests, UPLOADS, destination.stop)
     for part in documents:
         if isinstance(part.document.content, Index):
             _put(client, repository, part.document)
-    _put(client, repository, shipment.root)
+    _put(client, repository, complete.root)
     for part in referrers:
         _put(client, repository, part.document)
     _list_referrers(client, repository, referrers)
@@ -92,12 +92,12 @@ def push(road: Road, shipment: Shipment) -> Pushed:
     return Pushed(outcomes.count("present"), outcomes.count("mounted"), len(sent), sum(sent))
 
 
-def _push_blob(road: Road, blob: Blob) -> str:
+def _push_blob(destination: PushDestination, blob: Blob) -> str:
     descriptor = Descriptor(blob.descriptor.media_type, blob.descriptor.digest, blob.descriptor.size)
     source = blob.source.repository
-    own = (source.repository,) if source is not None and source.registry == road.repository.registry else ()
-    with blob.source.lent(descriptor) as opener:
-        return road.client.push(road.repository, descriptor, opener, mount_from=(*own, *road.near))
+    own = (source.repository,) if source is not None and source.registry == destination.repository.registry else ()
+    with blob.source.blob_opener(descriptor) as opener:
+        return destination.client.push(destination.repository, descriptor, opener, mount_from=(*own, *destination.near))
 
 
 def _put(client: Client, repository: Reference, document: Document) -> None:
@@ -105,7 +105,7 @@ def _put(client: Client, repository: Reference, document: Document) -> None:
     client.put_manifest(target, document.data, document.descriptor.media_type)
 
 
-def _list_referrers(client: Client, repository: Reference, referrers: Sequence[Part]) -> None:
+def _list_referrers(client: Client, repository: Reference, referrers: Sequence[SourcedDocument]) -> None:
     """Where the registry does not list referrers itself, add ``referrers`` to the images that do."""
     by_subject: dict[str, dict[str, Descriptor]] = {}
     for each in referrers:
@@ -149,13 +149,13 @@ def move(client: Client, tag: Reference, root: Document) -> None:
 # -- layouts and archives
 
 
-def write(name: LayoutName, shipment: Shipment, cancelled: threading.Event) -> None:
-    """Write ``shipment`` to the layout or archive ``name``. Raises ``StoreError``; what was there is then unharmed."""
-    own = shipment.root.descriptor
+def write(name: LayoutName, complete: CompleteImage, cancelled: threading.Event) -> None:
+    """Write ``complete`` to the layout or archive ``name``. Raises ``StoreError``; what was there is then unharmed."""
+    own = complete.root.descriptor
     named = ((REF_NAME, name.tag),) if name.tag else ()
-    root = Descriptor(own.media_type, own.digest, own.size, annotations=(*shipment.annotations, *named))
-    roots = [root, *(listing(each.document) for each in shipment.contents.referrers)]
-    sources = _blob_sources(shipment, cancelled)
+    root = Descriptor(own.media_type, own.digest, own.size, annotations=(*complete.annotations, *named))
+    roots = [root, *(listing(each.document) for each in complete.contents.referrers)]
+    sources = _blob_sources(complete, cancelled)
     if name.archive:
         with oci_archive.archive_file(name.path) as file:
             oci_archive.write_archive(file, roots, sources)
@@ -176,16 +176,16 @@ def standing_in(name: LayoutName) -> str:
     return roots[0].digest if roots else ""
 
 
-def _blob_sources(shipment: Shipment, cancelled: threading.Event) -> list[BlobSource]:
-    """Every blob and document of ``shipment`` once, the root last."""
+def _blob_sources(complete: CompleteImage, cancelled: threading.Event) -> list[BlobSource]:
+    """Every blob and document of ``complete`` once, the root last."""
     found: dict[str, BlobSource] = {}
     check = partial(_check, cancelled)
-    for blob in shipment.contents.blobs:
+    for blob in complete.contents.blobs:
         found[blob.descriptor.digest] = BlobSource(
             blob.descriptor.digest, blob.descriptor.size, partial(_opened, blob, cancelled), check
         )
-    documents = [each.document for each in (*shipment.contents.documents, *shipment.contents.referrers)]
-    for document in (*documents, shipment.root):
+    documents = [each.document for each in (*complete.contents.documents, *complete.contents.referrers)]
+    for document in (*documents, complete.root):
         found[document.descriptor.digest] = BlobSource(
             document.descriptor.digest, len(document.data), partial(io.BytesIO, document.data), check
         )

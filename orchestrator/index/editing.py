@@ -1,7 +1,7 @@
 """``kanifold index create``, ``add``, ``remove``, ``annotate`` and ``kanifold copy``: what they make, and of what.
 
-Each comes to a ``Draft``: the root document that is to be, and where all that it lists can be read. ``deliver`` brings
-it to its targets.
+Each comes to a ``PlannedImage``: the root document that is to be written, and where all that it lists can be read.
+``deliver`` writes it to its targets.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec
 from orchestrator.index import annotating, entries, manifest_graph, publishing, source_arguments
 from orchestrator.index.annotating import Pairs
-from orchestrator.index.destinations import Shipment
+from orchestrator.index.destinations import CompleteImage
 from orchestrator.index.entries import Duplicate, IndexEntry
 from orchestrator.index.image_sources import Document, ImageSource, LayoutSource, open_source
-from orchestrator.index.manifest_graph import Part
+from orchestrator.index.manifest_graph import SourcedDocument
 from orchestrator.index.names import ImageName, LayoutName, RegistryName
-from orchestrator.index.publishing import Errand, Target
+from orchestrator.index.publishing import CommandContext, Target
 from orchestrator.index.source_arguments import RequestedSource
 from orchestrator.request import Annotation
 from orchestrator.view import events
@@ -32,16 +32,16 @@ from platforms.errors import ArchiveError, PlatformMissing, Problem, UsageError
 from platforms.platform import Platform, normalise, satisfies
 
 
-class Draft(msgspec.Struct, frozen=True):
+class PlannedImage(msgspec.Struct, frozen=True):
     """An image that is to be: its root document, and where what it lists can be read, by digest."""
 
-    root: Part
+    root: SourcedDocument
     sources: dict[str, ImageSource]
     annotations: Pairs = ()
     """Of the descriptor that points to the root."""
 
 
-class Joining(msgspec.Struct, frozen=True):
+class JoinOptions(msgspec.Struct, frozen=True):
     """How sources are made into one index."""
 
     annotations: tuple[Annotation, ...] = ()
@@ -56,7 +56,7 @@ class Joining(msgspec.Struct, frozen=True):
     """Whether a single manifest becomes an index of one."""
 
 
-class Override(msgspec.Struct, frozen=True):
+class PlatformOverride(msgspec.Struct, frozen=True):
     """What takes the place of parts of an entry's platform; "" and () leave them."""
 
     os: str = ""
@@ -81,7 +81,7 @@ class Override(msgspec.Struct, frozen=True):
 class Source(msgspec.Struct, frozen=True):
     """A source that has been read, and what it adds to an index."""
 
-    part: Part
+    part: SourcedDocument
     entries: tuple[IndexEntry, ...]
     plain: bool = True
     """Whether the user says nothing of it that it does not say itself."""
@@ -91,19 +91,19 @@ class Source(msgspec.Struct, frozen=True):
 
 
 def read_sources(
-    errand: Errand, wanted: Sequence[RequestedSource], homes: Sequence[ImageName], *, flatten: bool = True
+    context: CommandContext, wanted: Sequence[RequestedSource], homes: Sequence[ImageName], *, flatten: bool = True
 ) -> list[Source]:
     """The images of ``wanted``, read and verified. Unless it is to ``flatten``, an index becomes one entry."""
     named = [(each, each.located(homes)) for each in wanted]
     with ThreadPoolExecutor(manifest_graph.AT_ONCE, "sources") as pool:
-        found = list(pool.map(partial(_read_source, errand), named))
+        found = list(pool.map(partial(_read_source, context), named))
     return found if flatten else [_whole(each) for each in found]
 
 
-def _read_source(errand: Errand, wanted: tuple[RequestedSource, ImageName]) -> Source:
+def _read_source(context: CommandContext, wanted: tuple[RequestedSource, ImageName]) -> Source:
     given, name = wanted
-    source = open_source(name, errand.client)
-    part = Part(source.root(), source)
+    source = open_source(name, context.client)
+    part = SourcedDocument(source.root(), source)
     return Source(part, _entries(part, given), given.descriptor is None)
 
 
@@ -115,23 +115,23 @@ def _whole(source: Source) -> Source:
     return replace(source, entries=(IndexEntry(document.descriptor, source=source.part.source.name),), plain=False)
 
 
-def read_base(errand: Errand, target: Target) -> Source:
+def read_base(context: CommandContext, target: Target) -> Source:
     """The index or manifest that ``target`` was seen to mean, of the registry itself rather than of a mirror."""
     if not target.standing:
         raise UsageError(f"{target.name} is not there", remedy="kanifold index create -t REF SOURCE… makes an index")
     name = source_arguments.at_digest(target.name, target.standing)
-    source = open_source(name, errand.client)
+    source = open_source(name, context.client)
     if isinstance(name, RegistryName):
-        found = errand.client.find(name.reference)
+        found = context.client.find(name.reference)
         if found is None:
             raise ArchiveError(f"{target.name} has gone", why=f"{target.standing} was there a moment ago")
-        part = Part(Document(found[2], found[1], found[0]), source)
+        part = SourcedDocument(Document(found[2], found[1], found[0]), source)
     else:
-        part = Part(source.root(), source)
+        part = SourcedDocument(source.root(), source)
     return Source(part, _entries(part, RequestedSource(str(target.name))))
 
 
-def _entries(part: Part, given: RequestedSource) -> tuple[IndexEntry, ...]:
+def _entries(part: SourcedDocument, given: RequestedSource) -> tuple[IndexEntry, ...]:
     """What the document of ``part`` adds to an index, with what is ``given`` of it."""
     document = part.document
     if isinstance(document.content, Index):
@@ -180,91 +180,91 @@ def _completed(given: PlatformSpec | None, stated: PlatformSpec | None) -> Platf
 # -- making
 
 
-def create(sources: Sequence[Source], joining: Joining) -> Draft:
+def create(sources: Sequence[Source], options: JoinOptions) -> PlannedImage:
     """One index of all ``sources``; of a single one that stays as it is, its own document."""
-    of_root = annotating.of_level(joining.annotations, "index-descriptor")
+    of_root = annotating.of_level(options.annotations, "index-descriptor")
     only = sources[0]
-    rewritten = any(each.level != "index-descriptor" for each in joining.annotations) or not only.plain
-    if len(sources) == 1 and not rewritten and joining.media_type in ("", only.part.document.descriptor.media_type):
+    rewritten = any(each.level != "index-descriptor" for each in options.annotations) or not only.plain
+    if len(sources) == 1 and not rewritten and options.media_type in ("", only.part.document.descriptor.media_type):
         if isinstance(only.part.document.content, Index):
-            return _kept(only, joining.platforms, of_root)
-        if not joining.prefer_index:
-            _check_platform(only, joining.platforms)
-            return Draft(only.part, {}, of_root)
+            return _kept(only, options.platforms, of_root)
+        if not options.prefer_index:
+            _check_platform(only, options.platforms)
+            return PlannedImage(only.part, {}, of_root)
     kept = only.part.document.content.annotations if len(sources) == 1 else ()
-    return _drafted(sources, [entry for each in sources for entry in each.entries], joining, kept)
+    return _drafted(sources, [entry for each in sources for entry in each.entries], options, kept)
 
 
-def adjusted(source: Source, annotations: Sequence[Annotation], override: Override) -> Source:
+def adjusted(source: Source, annotations: Sequence[Annotation], override: PlatformOverride) -> Source:
     """``source`` with what is meant for the descriptors of its images."""
     fresh = [each if each.subject else override.apply(each) for each in source.entries]
     return replace(source, entries=annotating.described(fresh, annotations))
 
 
-def append(base: Source, sources: Sequence[Source], joining: Joining) -> Draft:
+def append(base: Source, sources: Sequence[Source], options: JoinOptions) -> PlannedImage:
     """The index ``base`` with what ``sources`` add to it; its own annotations and kind stay."""
     return _drafted(
-        (base, *sources), [entry for each in (base, *sources) for entry in each.entries], joining, *_own(base, joining)
+        (base, *sources), [entry for each in (base, *sources) for entry in each.entries], options, *_own(base, options)
     )
 
 
-def remove(base: Source, digests: Iterable[str]) -> Draft:
+def remove(base: Source, digests: Iterable[str]) -> PlannedImage:
     """The index ``base`` less the entries of ``digests`` and their attestations."""
-    joining = Joining(duplicate="all")
+    options = JoinOptions(duplicate="all")
     left = entries.without(base.entries, digests)
     if not any(each.platform or not each.subject for each in left):
         raise UsageError("nothing would be left of the index", remedy="remove the image where it is kept")
-    return _drafted((base,), left, joining, *_own(base, joining))
+    return _drafted((base,), left, options, *_own(base, options))
 
 
-def annotate(base: Source, digests: Iterable[str], joining: Joining, override: Override) -> Draft:
+def annotate(base: Source, digests: Iterable[str], options: JoinOptions, override: PlatformOverride) -> PlannedImage:
     """The index ``base`` annotated: with ``digests``, what is for descriptors is for those alone."""
     chosen = set(digests)
     marked = [
-        override.apply(annotating.described([each], joining.annotations)[0])
+        override.apply(annotating.described([each], options.annotations)[0])
         if each.descriptor.digest in chosen
         else each
         for each in base.entries
     ]
     if chosen:
-        general = tuple(each for each in joining.annotations if each.level != "manifest-descriptor")
-        joining = replace(joining, annotations=general)
-    return _drafted((base,), marked, joining, *_own(base, joining))
+        general = tuple(each for each in options.annotations if each.level != "manifest-descriptor")
+        options = replace(options, annotations=general)
+    return _drafted((base,), marked, options, *_own(base, options))
 
 
-def _own(base: Source, joining: Joining) -> tuple[Pairs, str]:
+def _own(base: Source, options: JoinOptions) -> tuple[Pairs, str]:
     """The annotations and the media type that an index keeps when it is edited."""
     content = base.part.document.content
     if not isinstance(content, Index):
-        return (), joining.media_type
+        return (), options.media_type
     return content.annotations, content.media_type if content.media_type == mediatypes.OCI_INDEX else ""
 
 
 def _drafted(
-    sources: Sequence[Source], listed: Sequence[IndexEntry], joining: Joining, own: Pairs = (), media_type: str = ""
-) -> Draft:
-    """The index of ``listed``, filtered and annotated as ``joining`` says; ``own`` annotations count less."""
-    found = entries.filtered(entries.joined(listed, joining.duplicate), joining.platforms)
-    found = entries.ordered(found, joining.platforms) if joining.in_order and joining.platforms else found
-    found = annotating.described(found, joining.annotations)
-    pairs = annotating.together(own, annotating.of_level(joining.annotations, "index"))
-    descriptor, data = entries.encoded(found, pairs, joining.media_type or media_type)
+    sources: Sequence[Source], listed: Sequence[IndexEntry], options: JoinOptions, own: Pairs = (), media_type: str = ""
+) -> PlannedImage:
+    """The index of ``listed``, filtered and annotated as ``options`` says; ``own`` annotations count less."""
+    found = entries.filtered(entries.joined(listed, options.duplicate), options.platforms)
+    found = entries.ordered(found, options.platforms) if options.in_order and options.platforms else found
+    found = annotating.described(found, options.annotations)
+    pairs = annotating.together(own, annotating.of_level(options.annotations, "index"))
+    descriptor, data = entries.encoded(found, pairs, options.media_type or media_type)
     places = {entry.descriptor.digest: each.part.source for each in reversed(sources) for entry in each.entries}
     root = Document(descriptor, data, documents.parse(data, descriptor.media_type))
-    return Draft(
-        Part(root, sources[0].part.source),
+    return PlannedImage(
+        SourcedDocument(root, sources[0].part.source),
         places,
-        annotating.of_level(joining.annotations, "index-descriptor"),
+        annotating.of_level(options.annotations, "index-descriptor"),
     )
 
 
-def _kept(source: Source, platforms: Sequence[Platform], of_root: Pairs) -> Draft:
+def _kept(source: Source, platforms: Sequence[Platform], of_root: Pairs) -> PlannedImage:
     """The index ``source`` itself, unless ``platforms`` leave out some of it."""
     if entries.filtered(source.entries, platforms) == source.entries:
-        return Draft(source.part, {}, of_root)
-    joining = Joining(platforms=tuple(platforms), duplicate="all")
+        return PlannedImage(source.part, {}, of_root)
+    options = JoinOptions(platforms=tuple(platforms), duplicate="all")
     content = source.part.document.content
-    made = _drafted((source,), source.entries, joining, content.annotations, content.media_type)
+    made = _drafted((source,), source.entries, options, content.annotations, content.media_type)
     return replace(made, annotations=of_root)
 
 
@@ -280,39 +280,39 @@ def _check_platform(source: Source, platforms: Sequence[Platform]) -> None:
 # -- delivering
 
 
-class Carried(msgspec.Struct, frozen=True):
+class CopyOptions(msgspec.Struct, frozen=True):
     """What goes along with an image."""
 
     referrers: bool = True
     nondistributable: bool = False
 
 
-def deliver(errand: Errand, draft: Draft, wanted: Sequence[Target], carried: Carried) -> None:
-    """Bring ``draft`` to ``wanted``, all or nothing."""
+def deliver(context: CommandContext, planned: PlannedImage, wanted: Sequence[Target], options: CopyOptions) -> None:
+    """Bring ``planned`` to ``wanted``, all or nothing."""
     for each in wanted:
-        _check_archive(each.name, draft)
+        _check_archive(each.name, planned)
     repositories = publishing.repositories(wanted)
-    near = {str(each.repository) for each in (*draft.sources.values(), draft.root.source)}
+    near = {str(each.repository) for each in (*planned.sources.values(), planned.root.source)}
     moves = near != {str(each) for each in repositories} or any(isinstance(each.name, LayoutName) for each in wanted)
     contents = manifest_graph.collect(
-        draft.root,
-        draft.sources,
-        referrers=carried.referrers and moves,
-        nondistributable=carried.nondistributable,
+        planned.root,
+        planned.sources,
+        referrers=options.referrers and moves,
+        nondistributable=options.nondistributable,
     )
     for layer in contents.left_out:
         why = f"its media type is {layer.media_type}"
         remedy = "to copy it all the same: --allow-nondistributable-artifacts"
         problem = Problem("Nondistributable", f"{layer.digest} is not copied: it is not to be pushed", why, remedy)
-        errand.emit(events.WarningRaised(problem=problem, rule="Nondistributable"))
-    publishing.publish(errand, Shipment(draft.root.document, contents, draft.annotations), wanted)
+        context.emit(events.WarningRaised(problem=problem, rule="Nondistributable"))
+    publishing.publish(context, CompleteImage(planned.root.document, contents, planned.annotations), wanted)
 
 
-def _check_archive(name: ImageName, draft: Draft) -> None:
+def _check_archive(name: ImageName, planned: PlannedImage) -> None:
     """Refuse to replace an archive that is read here and holds more than what is read of it."""
     if not isinstance(name, LayoutName) or not name.archive:
         return
-    for source in (*draft.sources.values(), draft.root.source):
+    for source in (*planned.sources.values(), planned.root.source):
         if isinstance(source, LayoutSource) and source.is_at(name.path) and source.has_others():
             raise UsageError(
                 f"cannot edit {name}",

@@ -85,7 +85,7 @@ class ImageSource(Protocol):
         """The blob of ``descriptor`` in chunks; that they were right is known at the end."""
         ...
 
-    def lent(self, descriptor: Descriptor) -> AbstractContextManager[Opener]:
+    def blob_opener(self, descriptor: Descriptor) -> AbstractContextManager[Opener]:
         """The blob of ``descriptor``, read and verified when first opened, and there for as long as this lasts."""
         ...
 
@@ -158,7 +158,7 @@ class RegistrySource:
         return self._client.open_stream(self._reference, descriptor)
 
     @contextmanager
-    def lent(self, descriptor: Descriptor) -> Iterator[Opener]:
+    def blob_opener(self, descriptor: Descriptor) -> Iterator[Opener]:
         spooled = _Spooled(self._client, self._reference, descriptor)
         try:
             yield spooled.open
@@ -275,7 +275,7 @@ class LayoutSource:
             ) from error
 
     @contextmanager
-    def lent(self, descriptor: Descriptor) -> Iterator[Opener]:
+    def blob_opener(self, descriptor: Descriptor) -> Iterator[Opener]:
         verified = False
 
         def opened() -> BinaryIO:

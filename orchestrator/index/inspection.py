@@ -13,7 +13,7 @@ from executor.image.selection import platform_of
 from orchestrator.index import entries, manifest_graph
 from orchestrator.index.entries import IndexEntry
 from orchestrator.index.image_sources import Document, ImageSource
-from orchestrator.index.manifest_graph import ImageContents, Part
+from orchestrator.index.manifest_graph import ImageContents, SourcedDocument
 from orchestrator.view.units import size as shown
 from platforms import decoding
 from platforms.errors import ArchiveError
@@ -75,7 +75,7 @@ class Inspection(msgspec.Struct, frozen=True):
     source: ImageSource
     listed: tuple[Listed, ...]
     """In the order of the index; attestations are with what they are about."""
-    referrers: tuple[Part, ...]
+    referrers: tuple[SourcedDocument, ...]
 
     def configs(self) -> dict[str, Any]:
         """The configs of the images by platform, as the registry has them."""
@@ -112,7 +112,7 @@ class Inspection(msgspec.Struct, frozen=True):
 
 def inspect(name: str, source: ImageSource, *, referrers: bool = True) -> Inspection:
     """What the image of ``source`` consists of: all manifests are read, no layer is."""
-    root = Part(source.root(), source)
+    root = SourcedDocument(source.root(), source)
     contents = manifest_graph.collect(root, {}, referrers=referrers, nondistributable=True)
     return Inspection(name, root.document, source, tuple(_listed(root.document, contents, source)), contents.referrers)
 
@@ -141,7 +141,7 @@ def _stated(manifest: Manifest, source: ImageSource) -> Platform | None:
 
 
 def _attached(
-    digest: str, own: Iterable[IndexEntry], referrers: Iterable[Part], known: Mapping[str, Document]
+    digest: str, own: Iterable[IndexEntry], referrers: Iterable[SourcedDocument], known: Mapping[str, Document]
 ) -> tuple[Attestation, ...]:
     """The attestations of ``digest``: in the index beside it, as BuildKit has them, or among what refers to it."""
     found = [each.descriptor.digest for each in own if each.subject == digest]

@@ -41,7 +41,7 @@ class Blob(msgspec.Struct, frozen=True):
     source: ImageSource
 
 
-class Part(msgspec.Struct, frozen=True):
+class SourcedDocument(msgspec.Struct, frozen=True):
     """A document, and where it was read and its blobs can be."""
 
     document: Document
@@ -51,10 +51,10 @@ class Part(msgspec.Struct, frozen=True):
 class ImageContents(msgspec.Struct, frozen=True):
     """What some images consist of."""
 
-    documents: tuple[Part, ...]
+    documents: tuple[SourcedDocument, ...]
     """Each after all that it lists."""
     blobs: tuple[Blob, ...]
-    referrers: tuple[Part, ...] = ()
+    referrers: tuple[SourcedDocument, ...] = ()
     """Those of the documents that have a subject among the others, each after its subject; the blobs are above."""
     left_out: tuple[Descriptor, ...] = ()
     """Layers that are not to be pushed."""
@@ -82,7 +82,7 @@ class GraphLimits:
 
 
 def collect(
-    root: Part, sources: Mapping[str, ImageSource], *, referrers: bool, nondistributable: bool = False
+    root: SourcedDocument, sources: Mapping[str, ImageSource], *, referrers: bool, nondistributable: bool = False
 ) -> ImageContents:
     """All that ``root`` consists of; with ``referrers``, what refers to any of it too, and what refers to that.
 
@@ -91,25 +91,25 @@ def collect(
     missing, damaged or too much.
     """
     with ThreadPoolExecutor(AT_ONCE, "contents") as pool:
-        walk = _Walk(GraphLimits(root.source.name), pool, sources)
-        walk.read([root])
-        found: list[Part] = []
+        reader = _GraphReader(GraphLimits(root.source.name), pool, sources)
+        reader.read([root])
+        found: list[SourcedDocument] = []
         asked: set[str] = set()
         for _ in range(DEPTH if referrers else 0):
-            subjects = [each for digest, each in walk.known.items() if digest not in asked]
-            asked |= walk.known.keys()
-            fresh = walk.referrers(subjects)
+            subjects = [each for digest, each in reader.known.items() if digest not in asked]
+            asked |= reader.known.keys()
+            fresh = reader.referrers(subjects)
             if not fresh:
                 break
-            walk.read(fresh)
+            reader.read(fresh)
             found += fresh
-        everything = walk.ordered(_digests([root, *found]))
+        everything = reader.ordered(_digests([root, *found]))
     own = set(_digests(found))
     blobs, left_out = _blobs(everything, nondistributable=nondistributable)
     return ImageContents(
         tuple(each for each in everything if each.document.descriptor.digest not in own),
         blobs,
-        tuple(walk.known[digest] for digest in _digests(found)),
+        tuple(reader.known[digest] for digest in _digests(found)),
         left_out,
     )
 
@@ -119,16 +119,16 @@ def is_nondistributable(descriptor: Descriptor) -> bool:
     return descriptor.media_type.startswith(NONDISTRIBUTABLE)
 
 
-class _Walk:
+class _GraphReader:
     """The documents that have been read, by digest."""
 
     def __init__(self, limits: GraphLimits, pool: ThreadPoolExecutor, sources: Mapping[str, ImageSource]) -> None:
         self._limits = limits
         self._pool = pool
         self._sources = sources
-        self.known: dict[str, Part] = {}
+        self.known: dict[str, SourcedDocument] = {}
 
-    def read(self, parts: Sequence[Part]) -> None:
+    def read(self, parts: Sequence[SourcedDocument]) -> None:
         """Read all that ``parts`` list, level by level."""
         level = self._taken(parts)
         for _ in range(DEPTH):
@@ -144,7 +144,7 @@ class _Walk:
             why=f"more than {DEPTH} of them lie within one another",
         )
 
-    def referrers(self, subjects: Sequence[Part]) -> list[Part]:
+    def referrers(self, subjects: Sequence[SourcedDocument]) -> list[SourcedDocument]:
         """What refers to ``subjects`` and has not been read yet."""
         listed: dict[str, tuple[Descriptor, ImageSource]] = {}
         about: dict[str, str] = {}
@@ -165,9 +165,9 @@ class _Walk:
                 )
         return parts
 
-    def ordered(self, digests: Iterable[str]) -> list[Part]:
+    def ordered(self, digests: Iterable[str]) -> list[SourcedDocument]:
         """The documents of ``digests`` and all below them, each once and after all that it lists."""
-        done: dict[str, Part] = {}
+        done: dict[str, SourcedDocument] = {}
         waiting = [(digest, False) for digest in reversed(tuple(digests))]
         while waiting:
             digest, through = waiting.pop()
@@ -181,7 +181,7 @@ class _Walk:
             waiting += [(each.digest, False) for each in reversed(part.document.content.manifests)]
         return list(done.values())
 
-    def _listed(self, level: Iterable[Part]) -> list[tuple[Descriptor, ImageSource]]:
+    def _listed(self, level: Iterable[SourcedDocument]) -> list[tuple[Descriptor, ImageSource]]:
         """What the indexes of ``level`` list and has not been read yet, and where it can be."""
         wanted: dict[str, tuple[Descriptor, ImageSource]] = {}
         for each in level:
@@ -196,7 +196,7 @@ class _Walk:
                 _check_same(known, entry, each.source.name)
         return list(wanted.values())
 
-    def _taken(self, parts: Iterable[Part]) -> list[Part]:
+    def _taken(self, parts: Iterable[SourcedDocument]) -> list[SourcedDocument]:
         """Those of ``parts`` that are new."""
         level = []
         for each in parts:
@@ -207,21 +207,23 @@ class _Walk:
         return level
 
 
-def _digests(parts: Iterable[Part]) -> list[str]:
+def _digests(parts: Iterable[SourcedDocument]) -> list[str]:
     return [each.document.descriptor.digest for each in parts]
 
 
-def _read(wanted: tuple[Descriptor, ImageSource]) -> Part:
+def _read(wanted: tuple[Descriptor, ImageSource]) -> SourcedDocument:
     descriptor, source = wanted
     plain = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
-    return Part(source.document(plain), source)
+    return SourcedDocument(source.document(plain), source)
 
 
-def _referrers(part: Part) -> tuple[Descriptor, ...]:
+def _referrers(part: SourcedDocument) -> tuple[Descriptor, ...]:
     return part.source.referrers(part.document.descriptor.digest)
 
 
-def _blobs(parts: Iterable[Part], *, nondistributable: bool) -> tuple[tuple[Blob, ...], tuple[Descriptor, ...]]:
+def _blobs(
+    parts: Iterable[SourcedDocument], *, nondistributable: bool
+) -> tuple[tuple[Blob, ...], tuple[Descriptor, ...]]:
     """The blobs of all manifests among ``parts``, each once, and the layers that are left out."""
     found: dict[str, Blob] = {}
     left_out: dict[str, Descriptor] = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from executor.image.manifest import Index
 from orchestrator.index import entries
-from orchestrator.index.editing import Draft
+from orchestrator.index.editing import PlannedImage
 from orchestrator.index.names import ImageName, RegistryName
 from orchestrator.index.source_arguments import DESCRIPTOR, DIGEST, NAME
 from platforms.errors import StoreError
@@ -16,14 +16,14 @@ from platforms.replacing import replacing
 PLATFORMS = "kanifold.platforms"
 
 
-def write_metadata(path: str, draft: Draft, names: Sequence[ImageName]) -> None:
-    """Write the digest and the descriptor of ``draft``, its names and its platforms. Raises ``StoreError``."""
-    root = draft.root.document
+def write_metadata(path: str, planned: PlannedImage, names: Sequence[ImageName]) -> None:
+    """Write the digest and the descriptor of ``planned``, its names and its platforms. Raises ``StoreError``."""
+    root = planned.root.document
     descriptor = {
         "mediaType": root.descriptor.media_type,
         "digest": root.descriptor.digest,
         "size": root.descriptor.size,
-        **({"annotations": dict(draft.annotations)} if draft.annotations else {}),
+        **({"annotations": dict(planned.annotations)} if planned.annotations else {}),
     }
     found = entries.entries_of(root.content, root.data) if isinstance(root.content, Index) else ()
     document = {

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from executor.registry.client import Client
 from executor.registry.reference import Reference
 from orchestrator.index import destinations
-from orchestrator.index.destinations import Road, Shipment
+from orchestrator.index.destinations import CompleteImage, PushDestination
 from orchestrator.index.names import ImageName, LayoutName, RegistryName
 from orchestrator.view import events
 from orchestrator.view.events import Emit
@@ -36,7 +36,7 @@ class Target(msgspec.Struct, frozen=True):
     standing: str
 
 
-class Errand(msgspec.Struct, frozen=True):
+class CommandContext(msgspec.Struct, frozen=True):
     """What one command works with."""
 
     client: Client
@@ -45,7 +45,7 @@ class Errand(msgspec.Struct, frozen=True):
 
 
 def targets(
-    errand: Errand, names: Sequence[ImageName], expect: str = "", base: ImageName | None = None
+    context: CommandContext, names: Sequence[ImageName], expect: str = "", base: ImageName | None = None
 ) -> tuple[Target, ...]:
     """What ``names`` mean now. Raises ``RegistryError`` or ``ArchiveError`` when the user expects something else.
 
@@ -54,7 +54,7 @@ def targets(
     what a first push will make.
     """
     found = tuple(
-        Target(name, standing(errand.client, name) if expect or name == base else _standing_if_said(errand, name))
+        Target(name, standing(context.client, name) if expect or name == base else _standing_if_said(context, name))
         for name in dict.fromkeys(names)
     )
     for each in found:
@@ -63,23 +63,23 @@ def targets(
     return found
 
 
-def publish(errand: Errand, shipment: Shipment, wanted: Sequence[Target]) -> None:
-    """Bring ``shipment`` to all ``wanted``. Raises ``KanifoldError``, which says what has been done if anything has."""
+def publish(context: CommandContext, complete: CompleteImage, wanted: Sequence[Target]) -> None:
+    """Bring ``complete`` to all ``wanted``. Raises ``KanifoldError``, which says what has been done if anything has."""
     whole: list[Reference] = []
     for repository in repositories(wanted):
-        errand.emit(events.Publishing(what=repository.familiar()))
+        context.emit(events.Publishing(what=repository.familiar()))
         near = tuple(each.repository for each in whole if each.registry == repository.registry)
-        pushed = destinations.push(Road(errand.client, repository, errand.cancelled, near), shipment)
+        pushed = destinations.push(PushDestination(context.client, repository, context.cancelled, near), complete)
         whole.append(repository)
-        errand.emit(events.Publishing(what=f"{repository.familiar()}: {_described(pushed)}", done=1, total=1))
+        context.emit(events.Publishing(what=f"{repository.familiar()}: {_described(pushed)}", done=1, total=1))
     for each in wanted:
-        now = standing(errand.client, each.name) if each.standing else _standing_if_said(errand, each.name)
-        if now not in (each.standing, shipment.root.descriptor.digest):
+        now = standing(context.client, each.name) if each.standing else _standing_if_said(context, each.name)
+        if now not in (each.standing, complete.root.descriptor.digest):
             raise _moved(each.name, each.standing or NONE, now, "no tag has been moved")
     done: list[str] = []
     for each in sorted(wanted, key=lambda target: isinstance(target.name, RegistryName)):
         try:
-            _give_name(errand, each, shipment)
+            _give_name(context, each, complete)
         except KanifoldError as error:
             if done:
                 left = ", ".join(str(target.name) for target in wanted if str(target.name) not in done)
@@ -87,7 +87,7 @@ def publish(errand: Errand, shipment: Shipment, wanted: Sequence[Target]) -> Non
                 error.problem = replace(error.problem, why=why.removeprefix("; "))
             raise
         done.append(str(each.name))
-        errand.emit(events.Published(ref=str(each.name), digest=shipment.root.descriptor.digest))
+        context.emit(events.Published(ref=str(each.name), digest=complete.root.descriptor.digest))
 
 
 def repositories(wanted: Sequence[Target]) -> tuple[Reference, ...]:
@@ -96,11 +96,11 @@ def repositories(wanted: Sequence[Target]) -> tuple[Reference, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _give_name(errand: Errand, target: Target, shipment: Shipment) -> None:
+def _give_name(context: CommandContext, target: Target, complete: CompleteImage) -> None:
     if isinstance(target.name, LayoutName):
-        destinations.write(target.name, shipment, errand.cancelled)
-    elif target.standing != shipment.root.descriptor.digest:
-        destinations.move(errand.client, target.name.reference, shipment.root)
+        destinations.write(target.name, complete, context.cancelled)
+    elif target.standing != complete.root.descriptor.digest:
+        destinations.move(context.client, target.name.reference, complete.root)
 
 
 def standing(client: Client, name: ImageName) -> str:
@@ -110,9 +110,9 @@ def standing(client: Client, name: ImageName) -> str:
     return destinations.standing(client, name.reference)
 
 
-def _standing_if_said(errand: Errand, name: ImageName) -> str:
+def _standing_if_said(context: CommandContext, name: ImageName) -> str:
     try:
-        return standing(errand.client, name)
+        return standing(context.client, name)
     except RegistryError:
         return ""
 

@@ -47,7 +47,7 @@ class Held:
     def stream(self, descriptor: Descriptor) -> Iterator[bytes]:
         yield self._images.blobs[descriptor.digest]
 
-    def lent(self, descriptor: Descriptor) -> AbstractContextManager[Opener]:
+    def blob_opener(self, descriptor: Descriptor) -> AbstractContextManager[Opener]:
         raise NotImplementedError
 
     def referrers(self, digest: str) -> tuple[Descriptor, ...]:

@@ -14,7 +14,7 @@ from executor.registry import auth
 from executor.registry.client import Client
 from executor.registry.notices import Notice, Remark, Wait
 from executor.registry.registry_settings import RegistrySettings
-from orchestrator.index.publishing import Errand
+from orchestrator.index.publishing import CommandContext
 from orchestrator.view import events
 from orchestrator.view.display import Display
 from platforms.errors import Problem
@@ -23,7 +23,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def errand(settings: RegistrySettings, display: Display) -> Iterator[Errand]:
+def open_context(settings: RegistrySettings, display: Display) -> Iterator[CommandContext]:
     """Registries as ``settings`` have them. A signal interrupts what is asked of them at once."""
     cancelled = threading.Event()
     before = [signal.signal(each, partial(_stop, cancelled)) for each in _SIGNALS]
@@ -32,7 +32,7 @@ def errand(settings: RegistrySettings, display: Display) -> Iterator[Errand]:
     closing = threading.Thread(target=_close, args=(cancelled, client), name="cancel", daemon=True)
     closing.start()
     try:
-        yield Errand(client, cancelled, display.emit)
+        yield CommandContext(client, cancelled, display.emit)
     finally:
         for number, handler in zip(_SIGNALS, before, strict=True):
             signal.signal(number, handler)
