@@ -59,7 +59,7 @@ def _place_below(top: int, path: str) -> int:
         if not stat.S_ISLNK(os.fstat(fd).st_mode):
             return fd
         os.close(fd)
-    resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
+    resolve = syscalls.BENEATH
     return syscalls.openat2(top, path, os.O_PATH | os.O_CLOEXEC, resolve=resolve)
 
 

@@ -66,6 +66,12 @@ RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
+BENEATH: Final = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
+"""Paths may go through links, but not out of the directory: EXDEV."""
+CONFINED: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
+"""Paths may not go out of the directory, and not through links: ELOOP."""
+IN_ROOT: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+"""Paths are resolved as if the directory were the root, through links too, but not through those of /proc."""
 
 STATX_BASIC_STATS: Final = 0x07FF
 STATX_BTIME: Final = 0x0800

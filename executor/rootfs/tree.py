@@ -83,7 +83,7 @@ class Tree:
                 self._fd,
                 os.fsdecode(path),
                 os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC,
-                resolve=syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS,
+                resolve=syscalls.BENEATH,
             )
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -125,7 +125,7 @@ class Tree:
             self._fd,
             os.fsdecode(path) or ".",
             flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK,
-            resolve=syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS,
+            resolve=syscalls.CONFINED,
         )
 
     def read(self, path: bytes, limit: int) -> bytes | None:

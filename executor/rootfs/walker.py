@@ -177,7 +177,8 @@ class Walker:
 def remove(parent: int, name: bytes) -> None:
     """Delete ``name`` in the directory ``parent`` with everything below it, if it exists.
 
-    Follows no link, and needs neither recursion nor a descriptor per level, however deep the tree is.
+    Follows no link, and needs neither recursion nor a descriptor per level, however deep the tree is. Nothing is
+    renamed, unlike by ``executor.store.removal``: a union of layers refuses that for some directories (EXDEV).
     """
     if not _delete(parent, name):
         _empty(_opened(parent, name))

@@ -67,7 +67,9 @@ class InodeRecords:
 
     def _add(self, device: int, top: int, directory: bytes, found: list[Record]) -> None:
         try:
-            here = syscalls.openat2(top, os.fsdecode(directory) or ".", os.O_PATH | os.O_CLOEXEC, resolve=_BENEATH)
+            here = syscalls.openat2(
+                top, os.fsdecode(directory) or ".", os.O_PATH | os.O_CLOEXEC, resolve=syscalls.CONFINED
+            )
         except OSError:
             return
         try:
@@ -243,9 +245,6 @@ class InodeRecords:
 
 def _is_setgid(status: os.stat_result) -> bool:
     return stat.S_ISDIR(status.st_mode) and bool(status.st_mode & stat.S_ISGID)
-
-
-_BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 
 
 def records_for_user(upper: str, layers: Sequence[str], uid: int, gid: int) -> Iterator[Record]:

@@ -114,7 +114,7 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
 def _own_mount(table: InodeRecords, root: int, mount: Bind | SecretFile) -> None:
     owner = (mount.uid, mount.gid) if isinstance(mount, SecretFile) else mount.owner
     if any(owner):
-        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+        resolve = syscalls.IN_ROOT
         file = syscalls.openat2(root, mount.target, _PATH, resolve=resolve)
         table.own(file, *owner)
         os.close(file)

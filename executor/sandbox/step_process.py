@@ -356,7 +356,7 @@ def _bind_fd(root: targets.Root, mount: BindFd) -> None:
     shelf = f"{staging.FILES}/{len(os.listdir(staging.FILES))}"
     os.mkdir(shelf)
     syscalls.move_mount(mount.fd, "", syscalls.AT_FDCWD, shelf, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
-    resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+    resolve = syscalls.IN_ROOT
     part = syscalls.openat2(mount.fd, mount.inside, os.O_PATH, resolve=resolve)
     tree = syscalls.open_tree(part, "", _CLONE | syscalls.AT_RECURSIVE | syscalls.AT_EMPTY_PATH)
     _attach(root, tree, mount.target, readonly=mount.readonly)
@@ -425,7 +425,7 @@ def _volunteer() -> None:
 def _enter(cwd: str, proc: int) -> None:
     """Change to ``cwd``, made if it is missing. The links of /proc that lead anywhere are refused (CVE-2024-21626)."""
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+    resolve = syscalls.IN_ROOT
     try:
         try:
             fd = syscalls.openat2(root, cwd, os.O_PATH | os.O_DIRECTORY, resolve=resolve)

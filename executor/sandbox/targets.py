@@ -88,7 +88,7 @@ class Root:
 
     def has_directory(self, path: str) -> bool:
         """Whether there is a directory at ``path``, as seen in the step."""
-        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+        resolve = syscalls.IN_ROOT
         try:
             os.close(syscalls.openat2(self.fd, path, os.O_PATH | os.O_DIRECTORY, resolve=resolve))
         except OSError:
@@ -97,7 +97,7 @@ class Root:
 
     def mode_of(self, path: str) -> int | None:
         """Return the permissions of ``path``, as seen in the step; None if it does not exist."""
-        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+        resolve = syscalls.IN_ROOT
         try:
             fd = syscalls.openat2(self.fd, path, os.O_PATH, resolve=resolve)
         except OSError:
@@ -169,7 +169,7 @@ def unmake(upper: int, made: Sequence[Made], touched: Sequence[Touched]) -> None
             os.close(fd)
 
 
-_BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
+_BENEATH: Final = syscalls.CONFINED | syscalls.RESOLVE_NO_XDEV
 
 
 def _status(upper: int, path: str) -> os.stat_result:

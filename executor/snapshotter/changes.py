@@ -32,7 +32,6 @@ _CLOCK_REALTIME_COARSE: Final = 5
 """linux/time.h: the clock that files' times are read from."""
 _LONGEST_TICK: Final = 0.1
 """Seconds; a clock that does not go on for so long was set back."""
-_BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 
 Table = dict[bytes, bytes]
 """Of each directory, by its path below the root, the names in it with their signatures, packed by marshal."""
@@ -153,7 +152,7 @@ def listed(root: bytes, path: bytes) -> dict[bytes, os.stat_result]:
     top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        here = syscalls.openat2(top, os.fsdecode(path) or ".", flags, resolve=_BENEATH)
+        here = syscalls.openat2(top, os.fsdecode(path) or ".", flags, resolve=syscalls.CONFINED)
     finally:
         os.close(top)
     try:

@@ -349,7 +349,7 @@ def _reset(directory: str) -> None:
 @contextmanager
 def _clone(directory: str, path: bytes) -> Iterator[int]:
     """What is at ``path`` in ``directory``, no component of which is a link, as a mount that is attached nowhere."""
-    flags = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+    flags = syscalls.CONFINED
     top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         place = syscalls.openat2(top, os.fsdecode(path) or ".", os.O_PATH | os.O_CLOEXEC, resolve=flags)

@@ -39,7 +39,6 @@ _SEVERAL_NAMES: Final = os.fsdecode(PRIVATE_XATTR) + "several-names"
 origin, and its only trace is in the attributes, which it copies."""
 _KINDS: Final = {"c": Kind.CHARACTER, "b": Kind.BLOCK}
 CAPABILITY: Final = b"security.capability"
-_BENEATH: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 
 
 class DeviceNumber(msgspec.Struct, frozen=True, array_like=True):
@@ -206,7 +205,7 @@ def walked(directory: str) -> Iterator[tuple[bytes, int, bytes]]:
         while waiting:
             above = waiting.pop()
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            here = syscalls.openat2(top, os.fsdecode(above) or ".", flags, resolve=_BENEATH)
+            here = syscalls.openat2(top, os.fsdecode(above) or ".", flags, resolve=syscalls.CONFINED)
             try:
                 with os.scandir(here) as entries:
                     found = [(os.fsencode(each.name), each.is_dir(follow_symlinks=False)) for each in entries]
@@ -251,7 +250,7 @@ def _mark_several_names(directory: str, path: bytes) -> None:
         return
     top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        file = syscalls.openat2(top, os.fsdecode(path), os.O_PATH | os.O_CLOEXEC, resolve=_BENEATH)
+        file = syscalls.openat2(top, os.fsdecode(path), os.O_PATH | os.O_CLOEXEC, resolve=syscalls.CONFINED)
     finally:
         os.close(top)
     try:
@@ -266,7 +265,9 @@ def _status(directory: str, path: bytes) -> os.stat_result | None:
     try:
         top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            here = syscalls.openat2(top, os.fsdecode(parent) or ".", os.O_PATH | os.O_CLOEXEC, resolve=_BENEATH)
+            here = syscalls.openat2(
+                top, os.fsdecode(parent) or ".", os.O_PATH | os.O_CLOEXEC, resolve=syscalls.CONFINED
+            )
         finally:
             os.close(top)
         try:

@@ -136,7 +136,7 @@ def disk_usage(path: str) -> int:
     """
     from platforms import syscalls  # late: rarely needed
 
-    resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+    resolve = syscalls.CONFINED
     seen: set[tuple[int, int]] = set()
     try:
         top = _OpenDirectory(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))

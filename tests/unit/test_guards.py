@@ -65,6 +65,13 @@ def resolving_paths(tree: ast.Module) -> Iterator[ast.AST]:
                 yield node
 
 
+def confining_by_flags(tree: ast.Module) -> Iterator[ast.AST]:
+    """How far openat2(2) may go, put together from its flags."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr) and ast.unparse(node).count("RESOLVE_") > 1:
+            yield node
+
+
 def making_hard_links(tree: ast.Module) -> Iterator[ast.AST]:
     """An entry that becomes a hard link."""
     for node in ast.walk(tree):
@@ -100,6 +107,7 @@ def trying_again(tree: ast.Module) -> Iterator[ast.AST]:
 RULES: dict[Rule, str] = {
     writing_in_a_loop: "platforms/descriptors.py",
     resolving_paths: "platforms/pathwalk.py",
+    confining_by_flags: "platforms/syscalls.py",
     making_hard_links: "executor/rootfs/entry.py",
     recording_owners: "executor/snapshotter/records.py",
     trying_again: "executor/retry.py",
@@ -110,6 +118,7 @@ RULES: dict[Rule, str] = {
 SIBLINGS: dict[Rule, str] = {
     writing_in_a_loop: "while view:\n    view = view[os.write(fd, view):]",
     resolving_paths: "while todo:\n    name = todo.pop()\n    if name == b'..':\n        del done[-1:]",
+    confining_by_flags: "resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS",
     making_hard_links: "replace(entry, kind=Kind.HARDLINK, link=first)",
     recording_owners: "class Known:\n    uid: int\n    gid: int\n    capability: bytes = b''",
     trying_again: "while True:\n    transport.pause(policy.delay(failures))",
