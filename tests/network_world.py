@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from sandbox_house import Done, House
+from sandbox_process import Done, SandboxProcess
 
 from executor.sandbox import Bind
 from platforms import syscalls
@@ -76,7 +76,9 @@ def world(*, resolver: str = OUTSIDE, helper: bool = True) -> None:
         syscalls.mount("/mnt/none", "/usr/bin/pasta", flags=syscalls.MS_BIND)
 
 
-def run(house: House, code: str, **spec: Any) -> Done:
+def run(sandbox: SandboxProcess, code: str, **spec: Any) -> Done:
     """A step that is this Python program, with the machine's own Python."""
-    root = house.plant({name: ("->", f"usr/{name}") for name in ("bin", "lib", "lib64")})
-    return house.run(str(PYTHON), "-c", CONNECTING + code, layers=(root,), mounts=(Bind("/usr", "/usr", True),), **spec)
+    root = sandbox.plant({name: ("->", f"usr/{name}") for name in ("bin", "lib", "lib64")})
+    return sandbox.run(
+        str(PYTHON), "-c", CONNECTING + code, layers=(root,), mounts=(Bind("/usr", "/usr", True),), **spec
+    )

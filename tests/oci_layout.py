@@ -1,7 +1,7 @@
 """OCI image layouts written and read with the standard library alone.
 
 The tests' own eyes and hands: nothing here comes from kanifold, so that a mistake in the product cannot hide behind the
-same mistake in its judge. Sources: OCI image-spec 1.1 (image-layout.md, manifest.md, config.md, layer.md).
+same mistake in its oracle. Sources: OCI image-spec 1.1 (image-layout.md, manifest.md, config.md, layer.md).
 """
 
 from __future__ import annotations

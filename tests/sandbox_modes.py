@@ -1,4 +1,4 @@
-"""Fixtures: a house (see ``sandbox_house``) for each isolation mode, and ``house``, all of them in turn."""
+"""Fixtures: a sandbox process (``sandbox_process``) for each isolation mode, and ``sandbox``, each in turn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from ordinary_user import User
-from sandbox_house import ARM64, BUSYBOX, QEMU, House, opened
+from sandbox_process import ARM64, BUSYBOX, QEMU, SandboxProcess, opened
 
 from executor.sandbox import IsolationMode
 
@@ -19,48 +19,48 @@ def _busybox() -> None:
 
 
 @pytest.fixture(scope="session")
-def root_house(_busybox: None) -> Iterator[House]:
+def root_sandbox(_busybox: None) -> Iterator[SandboxProcess]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    with opened(None) as house:
-        assert house.isolation.mode is IsolationMode.NAMESPACES
-        yield house
+    with opened(None) as sandbox:
+        assert sandbox.isolation.mode is IsolationMode.NAMESPACES
+        yield sandbox
 
 
 @pytest.fixture(scope="session")
-def private_house(_busybox: None) -> Iterator[House]:
+def private_sandbox(_busybox: None) -> Iterator[SandboxProcess]:
     """Root's, in a user namespace: that is what a private emulator needs."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     if not QEMU.exists():
         pytest.skip(f"no {QEMU}")
-    with opened(None, ARM64) as house:
-        yield house
+    with opened(None, ARM64) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture(scope="session")
-def mapped_house(_busybox: None, _user_with_ids: User) -> Iterator[House]:
-    with opened(_user_with_ids) as house:
-        assert house.isolation.mode is IsolationMode.MAPPED, house.isolation.why
-        yield house
+def mapped_sandbox(_busybox: None, _user_with_ids: User) -> Iterator[SandboxProcess]:
+    with opened(_user_with_ids) as sandbox:
+        assert sandbox.isolation.mode is IsolationMode.MAPPED, sandbox.isolation.why
+        yield sandbox
 
 
 @pytest.fixture(scope="session")
-def single_house(_busybox: None, _user_without_ids: User) -> Iterator[House]:
-    with opened(_user_without_ids) as house:
-        assert house.isolation.mode is IsolationMode.SINGLE, house.isolation.why
-        yield house
+def single_sandbox(_busybox: None, _user_without_ids: User) -> Iterator[SandboxProcess]:
+    with opened(_user_without_ids) as sandbox:
+        assert sandbox.isolation.mode is IsolationMode.SINGLE, sandbox.isolation.why
+        yield sandbox
 
 
 @pytest.fixture(scope="session", params=["root", "private", "mapped", "single"])
-def house(request: pytest.FixtureRequest) -> House:
+def sandbox(request: pytest.FixtureRequest) -> SandboxProcess:
     """The same test on every mode."""
-    found: House = request.getfixturevalue(f"{request.param}_house")
+    found: SandboxProcess = request.getfixturevalue(f"{request.param}_sandbox")
     return found
 
 
 @pytest.fixture(scope="session", params=["root", "mapped", "single"])
-def either_house(request: pytest.FixtureRequest) -> House:
+def either_sandbox(request: pytest.FixtureRequest) -> SandboxProcess:
     """The same test as root and as an ordinary user, where the user namespace of root adds nothing."""
-    found: House = request.getfixturevalue(f"{request.param}_house")
+    found: SandboxProcess = request.getfixturevalue(f"{request.param}_sandbox")
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox_house import House, Inside, listing
+from sandbox_process import Inside, SandboxProcess, listing
 
 from executor.sandbox import Bind, Spec, Tmpfs
 from executor.snapshotter import records
@@ -27,9 +27,9 @@ class Left:
     times: dict[str, int]
 
 
-def run(house: House, command: str, root: str, **spec: Any) -> Left:
+def run(sandbox: SandboxProcess, command: str, root: str, **spec: Any) -> Left:
     made = Spec(Directory(root), ("/bin/sh", "-c", command), ("PATH=/bin",), **spec)
-    left: Left = house.call(_run, made)
+    left: Left = sandbox.call(_run, made)
     return left
 
 
@@ -47,22 +47,22 @@ def _run(inside: Inside, spec: Spec) -> Left:
     return Left(ended.code, said or ended.error, files, owners, times)
 
 
-def test_nothing_is_left_of_what_mounts_needed(house: House) -> None:
+def test_nothing_is_left_of_what_mounts_needed(sandbox: SandboxProcess) -> None:
     """An image may lack /etc, /proc and the rest, and the targets of mounts: the step has them, its root has not."""
-    root = house.call(Inside.busybox)
-    first = run(house, "ls -d /etc/resolv.conf /proc/1 /dev/null /sys/kernel /a/b && touch /new", root)
+    root = sandbox.call(Inside.busybox)
+    first = run(sandbox, "ls -d /etc/resolv.conf /proc/1 /dev/null /sys/kernel /a/b && touch /new", root)
     assert first.code != 0  # there is no /a
-    done = run(house, "ls -d /etc/resolv.conf /proc/1 /dev/null /sys/kernel /a/b", root, mounts=(Tmpfs("/a/b"),))
+    done = run(sandbox, "ls -d /etc/resolv.conf /proc/1 /dev/null /sys/kernel /a/b", root, mounts=(Tmpfs("/a/b"),))
     assert (done.code, done.files) == (0, {"tmp": "d 1777"})
 
 
-def test_directories_keep_their_times_and_what_the_step_has_made(house: House) -> None:
-    root = house.call(Inside.busybox)
-    house.call(_dated, root)
-    done = run(house, "true", root, mounts=(Tmpfs("/etc/own/place"), Tmpfs("/srv/x")))
+def test_directories_keep_their_times_and_what_the_step_has_made(sandbox: SandboxProcess) -> None:
+    root = sandbox.call(Inside.busybox)
+    sandbox.call(_dated, root)
+    done = run(sandbox, "true", root, mounts=(Tmpfs("/etc/own/place"), Tmpfs("/srv/x")))
     assert done.files == {"tmp": "d 1777", "etc": "d 755", "etc/own": "d 755", "srv": "d 755"}
     assert {done.times[path] for path in ("etc", "etc/own", "srv")} == {10**18}
-    done = run(house, "touch /etc/mine; touch -d @5 /etc /srv", root, mounts=(Tmpfs("/srv/x"),))
+    done = run(sandbox, "touch /etc/mine; touch -d @5 /etc /srv", root, mounts=(Tmpfs("/srv/x"),))
     assert set(done.files) == {"tmp", "etc", "etc/own", "etc/mine", "srv"}
     assert (done.times["etc"], done.times["srv"]) == (5 * 10**9, 5 * 10**9)
 
@@ -74,23 +74,23 @@ def _dated(_: Inside, root: str) -> None:
         os.utime(Path(root, name), ns=(10**18, 10**18))
 
 
-def test_a_mount_in_a_mount_of_the_same_disk_is_not_taken_for_the_root(house: House) -> None:
+def test_a_mount_in_a_mount_of_the_same_disk_is_not_taken_for_the_root(sandbox: SandboxProcess) -> None:
     """A cache directory is on the file system that the root is on: what is made in it for a mount is not the root's."""
-    root, cache = house.call(Inside.busybox), house.plant({"file": "text"})
-    done = run(house, "cat /c/file; ls -d /c/x/y", root, mounts=(Bind(cache, "/c"), Tmpfs("/c/x/y")))
+    root, cache = sandbox.call(Inside.busybox), sandbox.plant({"file": "text"})
+    done = run(sandbox, "cat /c/file; ls -d /c/x/y", root, mounts=(Bind(cache, "/c"), Tmpfs("/c/x/y")))
     assert (done.code, done.out, done.files) == (0, "text/c/x/y\n", {"tmp": "d 1777"})
 
 
-def test_devices_in_the_root_cannot_be_opened(root_house: House) -> None:
-    root = root_house.call(Inside.busybox)
-    done = run(root_house, "mknod /z c 1 5 && head -c 1 /z; cat /proc/mounts | head -n 1", root)
+def test_devices_in_the_root_cannot_be_opened(root_sandbox: SandboxProcess) -> None:
+    root = root_sandbox.call(Inside.busybox)
+    done = run(root_sandbox, "mknod /z c 1 5 && head -c 1 /z; cat /proc/mounts | head -n 1", root)
     assert "Permission denied" in done.out
     assert "nodev" in done.out
 
 
-def test_a_step_cannot_leave_its_root(house: House) -> None:
-    root = house.call(Inside.busybox)
-    done = run(house, "cd ../../../../..; pwd -P; ls -d /proc/1/root/tmp; ls ..", root)
+def test_a_step_cannot_leave_its_root(sandbox: SandboxProcess) -> None:
+    root = sandbox.call(Inside.busybox)
+    done = run(sandbox, "cd ../../../../..; pwd -P; ls -d /proc/1/root/tmp; ls ..", root)
     assert done.out.splitlines()[:2] == ["/", "/proc/1/root/tmp"]
     assert set(done.out.splitlines()[2:]) == {"bin", "dev", "etc", "proc", "sys", "tmp"}
 
@@ -98,37 +98,37 @@ def test_a_step_cannot_leave_its_root(house: House) -> None:
 # -- owners where there is one id ------------------------------------------------------------------------------------
 
 
-def test_owners_are_recorded_from_step_to_step(single_house: House) -> None:
-    root = single_house.call(Inside.busybox)
-    done = run(single_house, "touch /a /b /c; chown 3:4 /a; chown 5 /b; mkdir /d; chown 7:8 /d; chmod 2755 /d", root)
+def test_owners_are_recorded_from_step_to_step(single_sandbox: SandboxProcess) -> None:
+    root = single_sandbox.call(Inside.busybox)
+    done = run(single_sandbox, "touch /a /b /c; chown 3:4 /a; chown 5 /b; mkdir /d; chown 7:8 /d; chmod 2755 /d", root)
     assert done.owners == {"a": "3:4", "b": "5:0", "d": "7:8"}
-    done = run(single_house, "stat -c %u:%g /a /b /d; mv /a /e; chown 0 /b; touch /d/f; stat -c %u:%g /d/f /e", root)
+    done = run(single_sandbox, "stat -c %u:%g /a /b /d; mv /a /e; chown 0 /b; touch /d/f; stat -c %u:%g /d/f /e", root)
     assert done.out.split() == ["3:4", "5:0", "7:8", "0:8", "3:4"]
     assert done.owners == {"e": "3:4", "d": "7:8", "d/f": "0:8"}
-    done = run(single_house, "stat -c %u:%g /b /e /d/f", root)
+    done = run(single_sandbox, "stat -c %u:%g /b /e /d/f", root)
     assert (done.out.split(), done.owners) == (["0:0", "3:4", "0:8"], {"e": "3:4", "d": "7:8", "d/f": "0:8"})
 
 
-def test_the_owner_of_a_file_that_is_gone_is_nobodys(single_house: House) -> None:
+def test_the_owner_of_a_file_that_is_gone_is_nobodys(single_sandbox: SandboxProcess) -> None:
     """In a layer it stays as long as the step; in place, the file system gives its inode to the next file."""
-    root = single_house.call(Inside.busybox)
-    run(single_house, "for n in 1 2 3 4 5 6 7 8; do touch /f$n; done; chown 9 /f*", root)
-    done = run(single_house, "rm /f*; for n in 1 2 3 4 5 6 7 8; do touch /new$n; done; stat -c %u /new*", root)
+    root = single_sandbox.call(Inside.busybox)
+    run(single_sandbox, "for n in 1 2 3 4 5 6 7 8; do touch /f$n; done; chown 9 /f*", root)
+    done = run(single_sandbox, "rm /f*; for n in 1 2 3 4 5 6 7 8; do touch /new$n; done; stat -c %u /new*", root)
     assert (set(done.out.split()), done.owners) == ({"0"}, {})
 
 
-def test_what_another_user_makes_is_that_users(single_house: House) -> None:
-    root = single_house.call(Inside.busybox)
-    run(single_house, "touch /tmp/a /tmp/old; chown 3:4 /tmp/a; chmod 666 /tmp/a", root)
-    done = run(single_house, "echo more >> /tmp/a; touch /tmp/mine; echo >> /tmp/old", root, uid=1000, gid=100)
+def test_what_another_user_makes_is_that_users(single_sandbox: SandboxProcess) -> None:
+    root = single_sandbox.call(Inside.busybox)
+    run(single_sandbox, "touch /tmp/a /tmp/old; chown 3:4 /tmp/a; chmod 666 /tmp/a", root)
+    done = run(single_sandbox, "echo more >> /tmp/a; touch /tmp/mine; echo >> /tmp/old", root, uid=1000, gid=100)
     assert done.owners == {"tmp/a": "3:4", "tmp/mine": "1000:100"}
 
 
-def test_an_owner_under_a_mount_is_not_the_mounts(single_house: House) -> None:
+def test_an_owner_under_a_mount_is_not_the_mounts(single_sandbox: SandboxProcess) -> None:
     """Both are on one disk: a file of the mount has the path of one of the root that it covers."""
-    root, cache = single_house.call(Inside.busybox), single_house.plant({"f": "cached"})
-    single_house.call(_covered, root)
-    done = run(single_house, "chown 9:9 /c/f; stat -c %u /c/f", root, mounts=(Bind(cache, "/c"),))
+    root, cache = single_sandbox.call(Inside.busybox), single_sandbox.plant({"f": "cached"})
+    single_sandbox.call(_covered, root)
+    done = run(single_sandbox, "chown 9:9 /c/f; stat -c %u /c/f", root, mounts=(Bind(cache, "/c"),))
     assert (done.out.split(), done.owners) == (["9"], {"c/f": "1:2"})
 
 
@@ -138,10 +138,10 @@ def _covered(_: Inside, root: str) -> None:
     records.write(root, [Record(b"c/f", 1, 2)])
 
 
-def test_what_is_recorded_is_carried_where_owners_can_be_set(mapped_house: House) -> None:
-    root = mapped_house.call(Inside.busybox)
-    mapped_house.call(_recorded, root)
-    done = run(mapped_house, "echo more >> /a; rm /b; touch /b; chown 7:7 /c; mv /d /e", root)
+def test_what_is_recorded_is_carried_where_owners_can_be_set(mapped_sandbox: SandboxProcess) -> None:
+    root = mapped_sandbox.call(Inside.busybox)
+    mapped_sandbox.call(_recorded, root)
+    done = run(mapped_sandbox, "echo more >> /a; rm /b; touch /b; chown 7:7 /c; mv /d /e", root)
     assert done.owners == {"a": "1:2", "c": "7:7"}
 
 

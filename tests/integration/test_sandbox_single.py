@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sandbox_house import House, Inside
+from sandbox_process import Inside, SandboxProcess
 
 from executor.sandbox import Spec, Tmpfs, owners
 from executor.sandbox.inode_records import InodeRecords
@@ -28,9 +28,9 @@ class Recorded:
     diff: dict[str, str]
 
 
-def run(house: House, command: str, *layers: str, **spec: Any) -> Recorded:
-    made = house.spec("/bin/sh", "-c", command, layers=(*layers, house.busybox), **spec)
-    return house.call(_run, made)
+def run(sandbox: SandboxProcess, command: str, *layers: str, **spec: Any) -> Recorded:
+    made = sandbox.spec("/bin/sh", "-c", command, layers=(*layers, sandbox.busybox), **spec)
+    return sandbox.call(_run, made)
 
 
 def _run(inside: Inside, spec: Spec) -> Recorded:
@@ -47,9 +47,9 @@ def _run(inside: Inside, spec: Spec) -> Recorded:
     return Recorded(done.ended.code, done.out, done.err, owned, found, done.diff)
 
 
-def test_owners_are_recorded(single_house: House) -> None:
+def test_owners_are_recorded(single_sandbox: SandboxProcess) -> None:
     done = run(
-        single_house,
+        single_sandbox,
         "mkdir -p /d/e; touch /d/f /g /h /i; cd /d; chown 33:44 f ../g .; chown 5 /h; chown 1:1 /i; chown 0:0 /i;"
         "chown -R 7:8 e; chown 99999:4294967294 /d/e; echo $?",
     )
@@ -57,10 +57,10 @@ def test_owners_are_recorded(single_house: House) -> None:
     assert done.owners == {"d": "33:44", "d/e": "99999:4294967294", "d/f": "33:44", "g": "33:44", "h": "5:0"}
 
 
-def test_files_of_lower_layers_are_copied_up_and_keep_what_was_recorded(single_house: House) -> None:
-    layer = single_house.plant({"a": "1", "b": "2", "c": "3"})
-    single_house.call(_mark, layer)
-    done = run(single_house, "chown 9:8 /a; chown 0:0 /b; chmod 600 /c", layer)
+def test_files_of_lower_layers_are_copied_up_and_keep_what_was_recorded(single_sandbox: SandboxProcess) -> None:
+    layer = single_sandbox.plant({"a": "1", "b": "2", "c": "3"})
+    single_sandbox.call(_mark, layer)
+    done = run(single_sandbox, "chown 9:8 /a; chown 0:0 /b; chmod 600 /c", layer)
     assert done.diff == {"a": "f 644", "b": "f 644", "c": "f 600"}
     assert done.owners == {"a": "9:8", "c": "1:2"}
 
@@ -69,41 +69,41 @@ def _mark(_: Inside, layer: str) -> None:
     records.write(layer, [Record(name, 1, 2) for name in (b"a", b"b", b"c")])
 
 
-def test_links_and_pipes_have_owners_too(single_house: House) -> None:
+def test_links_and_pipes_have_owners_too(single_sandbox: SandboxProcess) -> None:
     done = run(
-        single_house, "mkdir /d; touch /t; ln -s /t /d/link; mknod /pipe p; chown -h 3:4 /d/link; chown 5:6 /pipe"
+        single_sandbox, "mkdir /d; touch /t; ln -s /t /d/link; mknod /pipe p; chown -h 3:4 /d/link; chown 5:6 /pipe"
     )
     assert done.owners == {"d/link": "3:4", "pipe": "5:6"}
-    done = run(single_house, "ln -s t /a; ln -s t /b; chown -h 3:4 /a; chown -h 0:0 /a /b")
+    done = run(single_sandbox, "ln -s t /a; ln -s t /b; chown -h 3:4 /a; chown -h 0:0 /a /b")
     assert done.owners == {}
-    done = run(single_house, "touch /t; ln -s t /link; chown 3:4 /link; chown 5:5 /link/; echo $?")
+    done = run(single_sandbox, "touch /t; ln -s t /link; chown 3:4 /link; chown 5:5 /link/; echo $?")
     assert done.owners == {"t": "3:4"}
     assert "Not a directory" in done.err
 
 
-def test_owners_go_with_their_files(single_house: House) -> None:
+def test_owners_go_with_their_files(single_sandbox: SandboxProcess) -> None:
     done = run(
-        single_house,
+        single_sandbox,
         "touch /a /b; chown 3:4 /a; mv /a /c; ln /c /d; mkdir /e; chown 5:6 /b; mv /b /e/; rm -r /e; touch /b",
     )
     assert done.owners == {"c": "3:4", "d": "3:4"}
 
 
-def test_the_owner_of_a_file_that_is_gone_is_nobodys(single_house: House) -> None:
+def test_the_owner_of_a_file_that_is_gone_is_nobodys(single_sandbox: SandboxProcess) -> None:
     """The file system gives its inode to the next file that is made."""
-    done = run(single_house, "for n in 1 2 3 4 5 6 7 8; do touch /f; chown 9 /f; rm /f; touch /new$n; done")
+    done = run(single_sandbox, "for n in 1 2 3 4 5 6 7 8; do touch /f; chown 9 /f; rm /f; touch /new$n; done")
     assert (done.owners, len(done.diff)) == ({}, 8)
 
 
 SEEN = "stat -c '%n %F %u:%g %a' "
 
 
-def test_a_step_sees_the_owners_that_are_recorded(single_house: House) -> None:
+def test_a_step_sees_the_owners_that_are_recorded(single_sandbox: SandboxProcess) -> None:
     """Those of the layers below and those it has set itself, by whichever path and call it looks."""
-    layer = single_house.plant({"d/a": "1", "d/b": "2", "plain": "3"})
-    single_house.call(_own, layer)
+    layer = single_sandbox.plant({"d/a": "1", "d/b": "2", "plain": "3"})
+    single_sandbox.call(_own, layer)
     done = run(
-        single_house,
+        single_sandbox,
         f"cd /d; {SEEN} a ./a ../d/a /d/a /d /plain; ls -ln /d/b | awk '{{ print $3, $4 }}'; "
         f"ln -s d/a /l; {SEEN} /l; stat -L -c '%u:%g' /l; chown -h 9:9 /l; {SEEN} /l; find / -user 5 -group 6; "
         "chown 77 a; stat -c %u:%g a; echo more >> b; stat -c %u:%g b; mv b /c; stat -c %u:%g /c; cp /c /new; "
@@ -144,10 +144,10 @@ def _own(_: Inside, layer: str) -> None:
         "cpio -o -H newc < /list | (cd /t && cpio -i) && mv /t/a /b",
     ],
 )
-def test_what_is_made_of_a_file_inherits_its_owner(single_house: House, copy: str) -> None:
+def test_what_is_made_of_a_file_inherits_its_owner(single_sandbox: SandboxProcess, copy: str) -> None:
     """As GNU's tools and busybox's do it; /m is another file system."""
     done = run(
-        single_house,
+        single_sandbox,
         f"mkdir /t; echo a > /list; echo hi > /a; chmod 640 /a; chown 33:42 /a; cd /; {copy}; echo $?",
         mounts=(Tmpfs("/m"),),
     )
@@ -155,12 +155,12 @@ def test_what_is_made_of_a_file_inherits_its_owner(single_house: House, copy: st
     assert (done.owners["b"], done.diff["b"]) == ("33:42", "f 640")
 
 
-def test_all_names_of_a_file_have_its_owner(single_house: House) -> None:
+def test_all_names_of_a_file_have_its_owner(single_sandbox: SandboxProcess) -> None:
     """To overlayfs, a name that is made after a file was copied up leads to another inode than the first."""
-    layer = single_house.plant({"a": "1", "b": "2", "c": "3", "d": "4"})
-    single_house.call(_own_two, layer)
+    layer = single_sandbox.plant({"a": "1", "b": "2", "c": "3", "d": "4"})
+    single_sandbox.call(_own_two, layer)
     done = run(
-        single_house,
+        single_sandbox,
         "chown 9:9 /a; ln /a /a2; stat -c %u /a2; ln /a2 /a3; rm /a; ln /b /b2; chown 7:7 /b2; stat -c %u /b; "
         "ln /c /c2; chmod 600 /d; ln /d /d2; chown 0:0 /d",
         layer,
@@ -173,11 +173,11 @@ def _own_two(_: Inside, layer: str) -> None:
     records.write(layer, [Record(b"c", 5, 5), Record(b"d", 6, 6)])
 
 
-def test_devices_are_seen_and_copied(single_house: House) -> None:
-    layer = single_house.plant({"disk": ""})
-    single_house.call(_device, layer)
+def test_devices_are_seen_and_copied(single_sandbox: SandboxProcess) -> None:
+    layer = single_sandbox.plant({"disk": ""})
+    single_sandbox.call(_device, layer)
     done = run(
-        single_house,
+        single_sandbox,
         f"{SEEN} /disk; stat -c %t:%T /disk; cp -a /disk /copy; mknod -m 600 /null c 1 3; chown 5:6 /null; {SEEN} /null"
         ";tar c null copy | tar x -C /tmp; mknod /zero c 0 0; echo $?; mknod /null c 1 3; mknod /no/where b 1 2; "
         "mknod /pipe p; umask 077; mknod /closed b 300 70000",
@@ -200,9 +200,9 @@ def _device(_: Inside, layer: str) -> None:
     records.write(layer, [Record(b"disk", 0, 6, DeviceNumber("b", 8, 1))])
 
 
-def test_a_directory_hands_its_group_down(single_house: House) -> None:
+def test_a_directory_hands_its_group_down(single_sandbox: SandboxProcess) -> None:
     done = run(
-        single_house,
+        single_sandbox,
         "mkdir /d; chown 0:50 /d; chmod 2775 /d; cd /d; touch f; mkdir e; touch e/g; touch /x; mv /x x; mv f /f;"
         "touch z; chown 0:0 z; ln -s f l; mkdir /plain; mv e/g /plain/; touch e/h; stat -c '%n %g' e e/h z x /f",
     )
@@ -212,8 +212,8 @@ def test_a_directory_hands_its_group_down(single_house: House) -> None:
     }  # fmt: skip
 
 
-def test_the_rest_of_chown_happens(single_house: House) -> None:
-    done = run(single_house, "touch /f; chmod 6755 /f; chown 3 /f; mkdir /d; chmod 2755 /d; chown 3 /d")
+def test_the_rest_of_chown_happens(single_sandbox: SandboxProcess) -> None:
+    done = run(single_sandbox, "touch /f; chmod 6755 /f; chown 3 /f; mkdir /d; chmod 2755 /d; chown 3 /d")
     assert done.diff == {"f": "f 755", "d": "d 2755"}
 
 
@@ -227,23 +227,23 @@ def test_the_rest_of_chown_happens(single_house: House) -> None:
         ("ln -s loop /loop; chown 3 /loop", "Too many levels of symbolic links|Symbolic link loop"),
     ],
 )
-def test_errors_are_those_of_chown(single_house: House, command: str, error: str) -> None:
-    done = run(single_house, command)
+def test_errors_are_those_of_chown(single_sandbox: SandboxProcess, command: str, error: str) -> None:
+    done = run(single_sandbox, command)
     assert any(each in done.err for each in error.split("|")), done.err
 
 
-def test_links_stay_inside(single_house: House, tmp_path: Path) -> None:
+def test_links_stay_inside(single_sandbox: SandboxProcess, tmp_path: Path) -> None:
     done = run(
-        single_house, f"ln -s /../../../..{tmp_path} /out; chown 3 /out; chown 3 /../../etc; chown 3 /proc/self/root"
+        single_sandbox, f"ln -s /../../../..{tmp_path} /out; chown 3 /out; chown 3 /../../etc; chown 3 /proc/self/root"
     )
     assert "No such file" in done.err
     assert os.listxattr(tmp_path) == []
     assert done.owners == {"etc": "3:0"}
 
 
-def test_a_chrooted_process_is_seen_as_it_sees_itself(single_house: House) -> None:
+def test_a_chrooted_process_is_seen_as_it_sees_itself(single_sandbox: SandboxProcess) -> None:
     done = run(
-        single_house,
+        single_sandbox,
         "mkdir -p /r/bin; cp /bin/busybox /r/bin; /bin/busybox chroot /r /bin/busybox sh -c "
         "'/bin/busybox touch /x; /bin/busybox chown 3:4 /x'; touch /x; chown 5:6 /x",
     )
@@ -266,34 +266,34 @@ def test_an_id_can_be_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert seen == [(0, 5), (7, 5), (7, 5), (0, 5), (0, 0)]
 
 
-def test_root_only_has_to_try(single_house: House) -> None:
+def test_root_only_has_to_try(single_sandbox: SandboxProcess) -> None:
     """su, apt and the like change to users that do not exist here; they are told that it has worked."""
     accounts = "root::0:0::/:/bin/sh\nwww::33:33::/:/bin/sh\n"
-    layer = single_house.plant({"etc/passwd": accounts, "etc/group": "root:x:0:\nwww:x:33:\n"})
-    done = run(single_house, "su www -c 'id -u; touch /f'; echo $?", layer)
+    layer = single_sandbox.plant({"etc/passwd": accounts, "etc/group": "root:x:0:\nwww:x:33:\n"})
+    done = run(single_sandbox, "su www -c 'id -u; touch /f'; echo $?", layer)
     assert done.out == "0\n0\n"
     assert done.diff["f"] == "f 644"
 
 
-def test_another_user_has_its_number_and_owns_what_it_makes(single_house: House) -> None:
-    layer = single_house.plant({"home/old": "x", "home/other": "y"})
+def test_another_user_has_its_number_and_owns_what_it_makes(single_sandbox: SandboxProcess) -> None:
+    layer = single_sandbox.plant({"home/old": "x", "home/other": "y"})
     done = run(
-        single_house,
+        single_sandbox,
         "id -u; id -g; cd /home; echo more >> old; touch new; mkdir dir; ln -s new link; rm other; stat -c %u:%g new",
         layer, uid=1000, gid=100,
     )  # fmt: skip
     assert done.out == "1000\n100\n1000:100\n"
     assert done.owners == {"home/new": "1000:100", "home/dir": "1000:100", "home/link": "1000:100"}
     assert done.diff["home/other"] == "c 0:0"
-    assert run(single_house, "grep Cap /proc/self/status", uid=1000).out.count("0" * 16) == 4
+    assert run(single_sandbox, "grep Cap /proc/self/status", uid=1000).out.count("0" * 16) == 4
 
 
-def test_thirty_changing_owners_at_once(single_house: House) -> None:
-    specs = [single_house.spec("/bin/sh", "-c", f"touch /f; chown {n} /f; echo $?") for n in range(1, 31)]
-    assert [done.out for done in single_house.run_all(specs)] == ["0\n"] * 30
+def test_thirty_changing_owners_at_once(single_sandbox: SandboxProcess) -> None:
+    specs = [single_sandbox.spec("/bin/sh", "-c", f"touch /f; chown {n} /f; echo $?") for n in range(1, 31)]
+    assert [done.out for done in single_sandbox.run_all(specs)] == ["0\n"] * 30
 
 
-def test_a_killed_step_takes_its_supervisor_along(single_house: House) -> None:
-    spec = single_house.spec("touch /f; while :; do chown 3 /f; echo ready; done")
-    assert single_house.run_until(spec, "ready", "cancel").ended.error == "cancelled"
-    assert run(single_house, "touch /f; chown 3 /f").owners == {"f": "3:0"}
+def test_a_killed_step_takes_its_supervisor_along(single_sandbox: SandboxProcess) -> None:
+    spec = single_sandbox.spec("touch /f; while :; do chown 3 /f; echo ready; done")
+    assert single_sandbox.run_until(spec, "ready", "cancel").ended.error == "cancelled"
+    assert run(single_sandbox, "touch /f; chown 3 /f").owners == {"f": "3:0"}

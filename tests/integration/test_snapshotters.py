@@ -40,7 +40,7 @@ KINDS = ("overlay", "plain")
 
 
 @dataclass
-class House:
+class SandboxProcess:
     """A store, with a snapshotter of each kind."""
 
     store: Store
@@ -60,34 +60,34 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def sandbox(tmp_path: Path) -> Iterator[SandboxProcess]:
     with opened(tmp_path) as found:
         yield found
 
 
 @contextmanager
-def opened(place: Path) -> Iterator[House]:
+def opened(place: Path) -> Iterator[SandboxProcess]:
     with open_store(str(place / "store")) as store:
-        yield House(store, place)
+        yield SandboxProcess(store, place)
 
 
 def directory(path: str, mode: int = 0o755) -> Entry:
     return Entry(path.encode(), Kind.DIRECTORY, mode, mtime_ns=SECOND)
 
 
-def base(house: House) -> tuple[Snapshot, ...]:
+def base(sandbox: SandboxProcess) -> tuple[Snapshot, ...]:
     """Two layers with all kinds of things, of which the second deletes some of the first."""
-    first = house.layer(
+    first = sandbox.layer(
         "first",
-        directory("a"), house.file("a/b", "one"), house.file("a/c", "two", uid=5, gid=6),
-        directory("a/d", 0o2770), house.file("a/d/b", "deep"), directory("b"), house.file("b/a", "linked"),
+        directory("a"), sandbox.file("a/b", "one"), sandbox.file("a/c", "two", uid=5, gid=6),
+        directory("a/d", 0o2770), sandbox.file("a/d/b", "deep"), directory("b"), sandbox.file("b/a", "linked"),
         Entry(b"b/b", Kind.HARDLINK, link=b"b/a"), Entry(b"c", Kind.SYMLINK, 0o777, link=b"a/b", mtime_ns=SECOND),
-        directory("d"), house.file("d/a", "gone"), directory("d/b"), house.file("d/b/c", "gone too"),
+        directory("d"), sandbox.file("d/a", "gone"), directory("d/b"), sandbox.file("d/b/c", "gone too"),
     )  # fmt: skip
-    second = house.layer(
+    second = sandbox.layer(
         "second",
         directory("a"), Entry(b"a/d", Kind.WHITEOUT, mode=0), directory("d"), Entry(b"d/b", Kind.WHITEOUT, mode=0),
-        house.file("d/d", "new", xattrs=((b"user.x", b"1"),)), Entry(b"d/p", Kind.FIFO, 0o600, mtime_ns=SECOND),
+        sandbox.file("d/d", "new", xattrs=((b"user.x", b"1"),)), Entry(b"d/p", Kind.FIFO, 0o600, mtime_ns=SECOND),
         Entry(b"d/n", Kind.CHARACTER, 0o600, device=(1, 3), mtime_ns=SECOND),
     )  # fmt: skip
     return first, second
@@ -107,11 +107,13 @@ def writing(active: ActiveRoot, empty: Path) -> Iterator[Path]:
         os.close(fd)
 
 
-def step(house: House, made: Snapshotter, parents: Parents, name: str, *changes: Callable[[Path], object]) -> Snapshot:
+def step(
+    sandbox: SandboxProcess, made: Snapshotter, parents: Parents, name: str, *changes: Callable[[Path], object]
+) -> Snapshot:
     """The snapshot of ``changes``, each of which is done in the root of a step on ``parents``."""
     active = made.prepare(parents)
-    (house.place / "empty").mkdir(exist_ok=True)
-    with writing(active, house.place / "empty") as root:
+    (sandbox.place / "empty").mkdir(exist_ok=True)
+    with writing(active, sandbox.place / "empty") as root:
         for each in changes:
             each(root)
     return made.commit(active, keys=(name,))
@@ -222,19 +224,19 @@ def _change(path: Path, kind: str, other: Path, number: int, before: os.stat_res
 @given(st.lists(st.lists(CHANGES, max_size=6), min_size=1, max_size=3))
 def test_the_same_changes_are_the_same_snapshots(tmp_path: Path, steps: list[list[tuple[str, str, str, int]]]) -> None:
     place = Path(tempfile.mkdtemp(dir=tmp_path))
-    with opened(place) as house:
-        bottom = base(house)
+    with opened(place) as sandbox:
+        bottom = base(sandbox)
         results = []
         for kind in KINDS:
-            made, parents, found = house.new(kind), bottom, []
+            made, parents, found = sandbox.new(kind), bottom, []
             for number, changes in enumerate(steps):
                 doings = [lambda root, each=each: change(root, *each) for each in changes]
-                snapshot = step(house, made, parents, f"{kind} {number}", *doings)
+                snapshot = step(sandbox, made, parents, f"{kind} {number}", *doings)
                 found.append((told(made.diff(snapshot, parents)), seen(made.view((*parents, snapshot)))))
                 parents = (*parents, snapshot)
             results.append(found)
             # What was written to in place is what would be made anew, and each reads what the other has written.
-            other = house.new("plain")
+            other = sandbox.new("plain")
             assert seen(other.view(parents)) == found[-1][1]
             if kind == "plain":
                 again = other.prepare(parents).rootfs
@@ -279,21 +281,21 @@ def root_of(active: ActiveRoot) -> Path:
     return Path(active.rootfs.path)  # type: ignore[union-attr]
 
 
-def test_a_root_is_written_to_by_one_step_after_the_other(house: House) -> None:
-    plain = house.new("plain")
-    parents = base(house)
+def test_a_root_is_written_to_by_one_step_after_the_other(sandbox: SandboxProcess) -> None:
+    plain = sandbox.new("plain")
+    parents = base(sandbox)
     first = plain.prepare(parents)
     (root_of(first) / "mine").touch()
     made = plain.commit(first, keys=("made",))
-    copied = house.layer("copied", house.file("copy", "of a COPY"), Entry(b"b", Kind.WHITEOUT, mode=0))
+    copied = sandbox.layer("copied", sandbox.file("copy", "of a COPY"), Entry(b"b", Kind.WHITEOUT, mode=0))
     second = plain.prepare((*parents, made, copied))
     assert root_of(second) == root_of(first)
     assert sorted(each.name for each in root_of(second).iterdir()) == ["a", "c", "copy", "d", "mine"]
 
 
-def test_roots_that_are_in_use_or_further_on_are_nobody_elses(house: House) -> None:
-    plain = house.new("plain")
-    parents = base(house)
+def test_roots_that_are_in_use_or_further_on_are_nobody_elses(sandbox: SandboxProcess) -> None:
+    plain = sandbox.new("plain")
+    parents = base(sandbox)
     one, other = plain.prepare(parents), plain.prepare(parents)
     assert root_of(one) != root_of(other)
     (root_of(one) / "mine").touch()
@@ -303,9 +305,9 @@ def test_roots_that_are_in_use_or_further_on_are_nobody_elses(house: House) -> N
     assert not (root_of(earlier) / "mine").exists()
 
 
-def test_stages_with_the_same_parent_run_side_by_side(house: House) -> None:
-    plain = house.new("plain")
-    parents = base(house)
+def test_stages_with_the_same_parent_run_side_by_side(sandbox: SandboxProcess) -> None:
+    plain = sandbox.new("plain")
+    parents = base(sandbox)
     errors: list[BaseException] = []
 
     def stage(name: str) -> None:
@@ -329,10 +331,10 @@ def test_stages_with_the_same_parent_run_side_by_side(house: House) -> None:
     assert errors == []
 
 
-def test_a_change_at_once_of_the_same_length_and_time_is_found(house: House) -> None:
+def test_a_change_at_once_of_the_same_length_and_time_is_found(sandbox: SandboxProcess) -> None:
     """However fast: with the same inode, size and mtime, only the ctime tells, and its clock ticks slowly."""
-    plain = house.new("plain")
-    below = base(house)
+    plain = sandbox.new("plain")
+    below = base(sandbox)
     for number in range(20):
         active = plain.prepare(below)
         path = root_of(active) / "a" / "b"
@@ -344,9 +346,9 @@ def test_a_change_at_once_of_the_same_length_and_time_is_found(house: House) -> 
         below = (*below, made)
 
 
-def test_what_is_given_up_leaves_nothing(house: House) -> None:
-    plain = house.new("plain")
-    active = plain.prepare(base(house))
+def test_what_is_given_up_leaves_nothing(sandbox: SandboxProcess) -> None:
+    plain = sandbox.new("plain")
+    active = plain.prepare(base(sandbox))
     place = root_of(active).parent
     (root_of(active) / "mine").touch()
     plain.remove(active)
@@ -354,9 +356,9 @@ def test_what_is_given_up_leaves_nothing(house: House) -> None:
     assert not Path(active.snapshot.fs).exists()
 
 
-def test_the_root_directory_is_as_every_step_finds_it(house: House) -> None:
-    plain = house.new("plain")
-    parents = base(house)
+def test_the_root_directory_is_as_every_step_finds_it(sandbox: SandboxProcess) -> None:
+    plain = sandbox.new("plain")
+    parents = base(sandbox)
     active = plain.prepare(parents)
     root_of(active).chmod(0o700)
     os.chown(root_of(active), 5, 5)
@@ -367,12 +369,12 @@ def test_the_root_directory_is_as_every_step_finds_it(house: House) -> None:
     assert (again.stat().st_mode & 0o7777, again.stat().st_uid, os.listxattr(again)) == (0o755, 0, [])
 
 
-def test_an_owner_that_is_recorded_goes_with_its_file(house: House) -> None:
+def test_an_owner_that_is_recorded_goes_with_its_file(sandbox: SandboxProcess) -> None:
     """As where no owner can be set: the layer's directory says root, and the records beside it say whose it is."""
-    layer = house.layer("recorded", directory("v"), house.file("v/f", "text"), house.file("v/d", ""))
+    layer = sandbox.layer("recorded", directory("v"), sandbox.file("v/f", "text"), sandbox.file("v/d", ""))
     kept = (Record(b"v/f", 5, 6), Record(b"v/d", device=DeviceNumber("c", 1, 3)))
     records.write(layer.fs, kept)
-    plain = house.new("plain")
+    plain = sandbox.new("plain")
     entry = plain.view((layer,)).entry(b"v/f")
     assert entry is not None
     assert (entry.uid, entry.gid) == (5, 6)
@@ -386,12 +388,12 @@ def test_a_full_disk_is_told_and_roots_that_nobody_uses_go_first(tmp_path: Path)
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=18m", "none", place], check=True)
     try:
-        with opened(place) as house:
-            plain = house.new("plain")
-            big = house.file("big", "")
+        with opened(place) as sandbox:
+            plain = sandbox.new("plain")
+            big = sandbox.file("big", "")
             with open(big.source, "wb") as file:
                 file.write(os.urandom(4 << 20))
-            layer = house.layer("big", replace(big, size=4 << 20))
+            layer = sandbox.layer("big", replace(big, size=4 << 20))
             free = plain.prepare((layer,))
             plain.commit(free, keys=("nothing",))
             held = [plain.prepare((layer,)), plain.prepare((layer,))]  # with the free one there is no room for a third
@@ -409,7 +411,7 @@ def test_a_full_disk_is_told_and_roots_that_nobody_uses_go_first(tmp_path: Path)
                 plain.commit(active, keys=("more",))
             assert faults.is_full(caught.value)
             plain.remove(active)
-            assert snapshots.find(house.store, "more") is None
+            assert snapshots.find(sandbox.store, "more") is None
     finally:
         subprocess.run(["umount", "-l", place], check=True)
 
@@ -418,9 +420,9 @@ def test_a_full_disk_is_told_and_roots_that_nobody_uses_go_first(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_mounted_is_what_is_there(house: House, kind: str) -> None:
-    made = house.new(kind)
-    parents = base(house)
+def test_what_is_mounted_is_what_is_there(sandbox: SandboxProcess, kind: str) -> None:
+    made = sandbox.new(kind)
+    parents = base(sandbox)
     with made.mounted(parents, "/", readonly=True) as shown:
         assert sorted(os.listdir(f"/proc/self/fd/{shown.fd}")) == ["a", "b", "c", "d"]
         assert sorted(os.listdir(f"/proc/self/fd/{shown.fd}/d")) == ["a", "d", "n", "p"]
@@ -437,10 +439,10 @@ def test_what_is_mounted_is_what_is_there(house: House, kind: str) -> None:
         pass
 
 
-def test_a_socket_is_left_out(house: House) -> None:
-    plain = house.new("plain")
-    parents = base(house)
-    made = step(house, plain, parents, "socket", lambda root: os.mknod(root / "s", stat.S_IFSOCK | 0o600))
+def test_a_socket_is_left_out(sandbox: SandboxProcess) -> None:
+    plain = sandbox.new("plain")
+    parents = base(sandbox)
+    made = step(sandbox, plain, parents, "socket", lambda root: os.mknod(root / "s", stat.S_IFSOCK | 0o600))
     assert list(plain.diff(made, parents)) == []
-    gone = step(house, plain, (*parents, made), "gone", lambda root: (root / "s").unlink())
+    gone = step(sandbox, plain, (*parents, made), "gone", lambda root: (root / "s").unlink())
     assert list(plain.diff(gone, (*parents, made))) == []

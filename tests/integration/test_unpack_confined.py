@@ -28,7 +28,7 @@ def outside(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_no_mix_of_entries_reaches_the_canary(tmp_path: Path, outside: Path, apply: Apply, length: int) -> None:
     parts = universe(outside)
-    # Every seventh of the longest mixes (seven and twenty have no common divisor): wound 4's test takes all.
+    # Every seventh of the longest mixes (seven and twenty have no common divisor): attack 4's test takes all.
     chosen = itertools.islice(itertools.product(parts, repeat=length), 0, None, 7 if length == 3 else 1)
     before = raw.fingerprint(outside)
     roots = tmp_path / "roots"

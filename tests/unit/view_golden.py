@@ -1,4 +1,4 @@
-"""Golden screens: what a display shows, kept as text files that a person can read and judge.
+"""Golden screens: what a display shows, kept as text files that a person can read and oracle.
 
 ``UPDATE_SCREENS=1 pytest tests/unit/test_view_*.py`` writes them anew; look at the difference before keeping it.
 """
