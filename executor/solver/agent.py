@@ -1,4 +1,4 @@
-"""``RUN --mount=type=ssh``: a socket that speaks for the user's SSH agent, wherever that is.
+"""``RUN --mount=type=ssh``: a socket that forwards to the user's SSH agent, wherever that runs.
 
 A step's requests go over the protocol to the orchestrator, one at a time, so an executor on another node serves them as
 well as a local one. Only the two requests that *use* keys pass (draft-ietf-sshm-ssh-agent: list identities, sign);
@@ -30,7 +30,7 @@ AT_ONCE: Final = 32
 
 @contextmanager
 def forwarded(conversation: Conversation, name: str, directory: str, *, uid: int, gid: int, mode: int) -> Iterator[str]:
-    """The path of a socket in ``directory`` that answers for the agent ``name``, for the length of the block."""
+    """Serve the agent ``name`` on a socket in ``directory`` while the block runs; yields the path of the socket."""
     path = os.path.join(directory, "agent")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         # A unix socket's path is at most 107 bytes; a store's may be longer.
@@ -62,7 +62,7 @@ def _accept(conversation: Conversation, name: str, listener: socket.socket) -> N
 
 
 def _serve(conversation: Conversation, name: str, connection: socket.socket, room: threading.Semaphore) -> None:
-    """Answer what comes by ``connection`` until it ends, and then give its place in the ``room`` back."""
+    """Answer the requests of one ``connection`` until it is closed, then release its slot in ``room``."""
     try:
         _answer_all(conversation, name, connection)
     finally:

@@ -1,4 +1,4 @@
-"""Archives that ADD takes apart, on their way into a plan."""
+"""Archives that ADD extracts: their files as entries of a plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from executor.solver.lifetime import ScratchSpace
 
 
 def copy_archive(scratch: ScratchSpace, plan: CopyPlan, path: bytes, destination: str, treatment: CopyOptions) -> bool:
-    """Add what is in the archive ``path``; False when it is none."""
+    """Add the files of the archive ``path`` to ``plan``. Returns False when the file is not an archive."""
     directory = scratch.new()
     found = add_archive.extract(path, directory)
     if found is None:

@@ -1,4 +1,4 @@
-"""FROM: an image by reference or from an OCI layout, chosen for a platform, its layers unpacked when somebody looks.
+"""FROM: base images, from a registry or an OCI layout, selected for a platform. Layers are unpacked on first use.
 
 Manifests and configs are kept in the store by digest, so an image that is pinned and known costs no request.
 """
@@ -50,14 +50,14 @@ if TYPE_CHECKING:
 
 
 _SAID_SECONDS: Final = 0.2
-"""Between two words on how far an unpacking is."""
+"""Between two progress messages of one layer."""
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 _PACKED: Final[msgspec.json.Decoder[LayerRecord]] = msgspec.json.Decoder(LayerRecord)
 
 
 class Base(msgspec.Struct, frozen=True):
-    """An image to build on."""
+    """A base image."""
 
     name: str
     config: ImageConfig
@@ -70,15 +70,15 @@ class Base(msgspec.Struct, frozen=True):
 
 
 class BaseSource(Protocol):
-    """Where an image's documents and blobs are read from."""
+    """Reads the documents and blobs of one image."""
 
     @property
     def origin(self) -> Reference | None:
-        """The repository, when it is one."""
+        """The repository that has the blobs, or None."""
         ...
 
     def document(self, wanted: Descriptor | None) -> bytes:
-        """A manifest or index of the source; None for the one that the source was opened for."""
+        """Return the manifest or index ``wanted``; None stands for the one that the source was opened for."""
         ...
 
     def fetch(self, descriptor: Descriptor, writer: BlobWriter) -> None:
@@ -123,7 +123,7 @@ class LayoutBaseSource(msgspec.Struct, frozen=True):
 
 
 class Bases(msgspec.Struct, frozen=True):
-    """The images that stages of one job are built on. Safe for threads."""
+    """Resolves the base images of one job. Thread-safe."""
 
     job: Job
     store: Store
@@ -134,7 +134,7 @@ class Bases(msgspec.Struct, frozen=True):
     registry: Lazy[Client]
 
     def from_registry(self, taken: Input, name: str, platform: Platform) -> Base:
-        """The image ``name`` for ``platform`` at the digest that the orchestrator pinned it to: the input ``taken``."""
+        """Return the image ``name`` for ``platform``, at its pinned digest, which accounts for ``taken``."""
         wanted = reference.parse(name).completed()
         pinned = next((pin.digest for pin in self.job.pins if pin.name == name), "")
         if pinned:
@@ -143,7 +143,7 @@ class Bases(msgspec.Struct, frozen=True):
         return self._base(name, RegistryBaseSource(self.registry, wanted), wanted.digest, platform)
 
     def from_layout(self, name: str, location: str, platform: Platform) -> Base:
-        """The image in the OCI layout ``location`` (``PATH[:TAG|@DIGEST]``) for ``platform``."""
+        """Return the image in the OCI layout ``location`` (``PATH[:TAG|@DIGEST]``) for ``platform``."""
         from executor.registry import layout, oci_archive
 
         path, wanted = layout.split_location(location)
@@ -152,8 +152,8 @@ class Bases(msgspec.Struct, frozen=True):
         return self._base(name, LayoutBaseSource(opened, root), root.digest, platform)
 
     def from_sent_layout(self, name: str, wanted: str, platform: Platform) -> Base:
-        """The image ``wanted`` (a tag or digest; "" as for a layout) of the context ``name``, whose layout the
-        orchestrator has: the files of it that are needed are asked for one by one."""
+        """Return the image ``wanted`` (a tag or digest; "" as for a layout) of the context ``name``, whose layout is on
+        the orchestrator's disk. The files that are needed are requested one by one."""
         from executor.registry import layout
 
         opened = layout.open_layout(f"the layout of the context {name}", partial(self._sent_file, name))
@@ -161,7 +161,8 @@ class Bases(msgspec.Struct, frozen=True):
         return self._base(name, LayoutBaseSource(opened, root), root.digest, platform)
 
     def _sent_file(self, name: str, file: str) -> tuple[BinaryIO, int]:
-        """The ``file`` of the layout that is the context ``name``, and its size. Raises ``OSError`` for no file."""
+        """Return ``file`` of the layout that is the context ``name``, and its size. Raises ``OSError`` if there is
+        none."""
         path = below(self.scratch.new(), "file")
         with open(path, "w+b") as out:
             os.unlink(path)
@@ -191,7 +192,7 @@ class Bases(msgspec.Struct, frozen=True):
         return Base(name, replace(config, platform=platform), self._layers(source, document, config))
 
     def _layers(self, source: BaseSource, manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
-        """The layers of ``manifest``, bottom first; nothing is downloaded yet."""
+        """Return the layers of ``manifest``, bottom first. Downloads nothing."""
         layers: list[Layer] = []
         created = [each.created for each in config.history if not each.empty_layer]
         wanted = mediatypes.to_oci(media_type(self.job))
@@ -225,7 +226,7 @@ class Bases(msgspec.Struct, frozen=True):
         return data
 
     def _read(self, source: BaseSource, descriptor: Descriptor) -> bytes:
-        """A document or a config of ``source``."""
+        """Return a manifest, an index or a config of ``source``."""
         if descriptor.media_type in mediatypes.INDEXES | mediatypes.MANIFESTS:
             return self._document(source, descriptor.digest, descriptor)
         return self._small_blob(source, descriptor)
@@ -238,7 +239,7 @@ class Bases(msgspec.Struct, frozen=True):
 
 
 class _LayerDownload(msgspec.Struct, frozen=True):
-    """A blob of ``source``, brought into the store by one process for all that want it."""
+    """Downloads one blob of ``source`` into the store, once for all processes that need it."""
 
     bases: Bases
     source: BaseSource
@@ -246,7 +247,7 @@ class _LayerDownload(msgspec.Struct, frozen=True):
     arrival: InFlightBlob
 
     def path(self) -> str:
-        """Where the blob is in the store, once it is there."""
+        """Download the blob unless the store has it, and return its path."""
         store, digest = self.bases.store, self.descriptor.digest
         try:
             if not blobs.has(store, digest):
@@ -260,21 +261,21 @@ class _LayerDownload(msgspec.Struct, frozen=True):
 
 
 class _Recompressed(msgspec.Struct, frozen=True):
-    """``layer``, whose blob has ``descriptor``, with the compression of the job: the same files, another blob."""
+    """``layer``, whose blob has ``descriptor``, compressed anew with the compression of the job."""
 
     bases: Bases
     layer: Layer
     descriptor: Descriptor
 
     def blob(self) -> LayerBlob:
-        """The blob, made by one process for all that want it."""
+        """Return the new blob, which is made once for all processes that need it."""
         store, diff_id = self.bases.store, self.layer.blob().diff_id
         with locks.lock(store, f"recompress {self._name}", cancel=self.bases.cancellation.future):
             packed = self._find() or self._make(diff_id)
         return LayerBlob(diff_id, Descriptor(media_type(self.bases.job), packed.digest, packed.size))
 
     def path(self, blob: Lazy[LayerBlob]) -> str:
-        """Where ``blob`` is in the store."""
+        """Return the path of ``blob`` in the store."""
         return blobs.path(self.bases.store, blob().descriptor.digest)
 
     @property
@@ -307,7 +308,7 @@ class _Recompressed(msgspec.Struct, frozen=True):
 
 
 class _BaseLayer(msgspec.Struct, frozen=True):
-    """A layer of a base that is to become a snapshot."""
+    """Unpacks one layer of a base image into a snapshot."""
 
     bases: Bases
     descriptor: Descriptor
@@ -317,14 +318,15 @@ class _BaseLayer(msgspec.Struct, frozen=True):
     below: tuple[Layer, ...]
     content: Lazy[str]
     arrival: InFlightBlob
-    """Of what ``content`` downloads."""
+    """The download of ``content``."""
 
     def is_unpacked(self) -> bool:
         """Whether the store has the snapshot."""
         return self._find() is not None
 
     def snapshot(self) -> Snapshot:
-        """The layer by itself; one that relies on those below it is unpacked on top of them, once per chain."""
+        """Return the snapshot of the layer. A layer that needs its parents is unpacked on top of them, once per
+        chain."""
         bases, descriptor = self.bases, self.descriptor
         found = self._find()
         if found is not None:
@@ -367,7 +369,7 @@ class _BaseLayer(msgspec.Struct, frozen=True):
             raise
 
     def _apply(self) -> Snapshot:
-        """The snapshot of a layer that is only right on top of those below it."""
+        """Return the snapshot of a layer that has to be unpacked on top of its parents."""
         snapshotter = self.bases.snapshotter
         active = snapshotter.prepare(tuple(each.snapshot() for each in self.below))
         try:
@@ -384,14 +386,14 @@ class _BaseLayer(msgspec.Struct, frozen=True):
             raise _wrong_diff_id(self.descriptor.digest, unpacked.diff_id, self.diff_id)
 
     def _read(self, stream: Readable) -> Decompressed:
-        """The archive in ``stream``; that it is read is told of."""
+        """Return the decompressed archive in ``stream``, with progress messages while it is read."""
         return opened(_Shown(stream, self.descriptor, self.bases.conversation.send))
 
     def _unpack_arriving(self, directory: str) -> Unpacked | None:
-        """Unpack the layer while its content is downloaded: what came of bytes that were verified only afterwards.
+        """Unpack the layer while it is being downloaded. The bytes are verified when the download ends.
 
-        None when it was not downloaded by this job, or came wrong at first; it is then in the store. Raises what
-        the download does, whose error is the cause of any other.
+        Returns None when another process has downloaded the layer, or when bytes had to be downloaded again; it is then
+        in the store. Raises the errors of the download before those of the unpacking, which they cause.
         """
         content, arrival = self.content, self.arrival
         with ThreadPoolExecutor(1, "download") as beside:
@@ -417,7 +419,7 @@ def _wrong_diff_id(digest: str, found: str, wanted: str) -> ArchiveError:
 
 
 class _Shown:
-    """A layer's blob that says, now and then, how much of it was read."""
+    """A stream that sends progress messages while it is read."""
 
     def __init__(self, stream: Readable, whole: Descriptor, tell: Tell) -> None:
         self._stream = stream
@@ -427,7 +429,7 @@ class _Shown:
         self._said = time.monotonic()
 
     def read(self, size: int, /) -> bytes:
-        """The next bytes of the blob."""
+        """Return the next bytes."""
         data = self._stream.read(size)
         self._done += len(data)
         now = time.monotonic()

@@ -1,11 +1,11 @@
-"""The build cache: what a step did, found again under the key of what it could observe.
+"""The records of the build cache: the results of steps, by cache key.
 
 Two kinds of records, both small JSON objects of their own. ``step:KEY`` says which *result* a step had; ``result:NAME``
 says what is known of that result: its layer's diff id and blobs. A RUN's result is named by chance when it is made, and
 the keys of later steps contain that name: a step that was run anew gives its successors new keys, so an old successor
 can never be put on top of it. A COPY's result is named by its content, so equal copies share one layer.
 
-What an outside cache says is kept apart: whoever may write there could claim any layer to be any step's. It counts for
+What a remote cache says is kept apart: whoever may write there could claim any layer to be any step's. It counts for
 builds that ask that cache, and its layers have names that no step of our own comes to.
 """
 
@@ -49,7 +49,7 @@ class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     foreign: str = ""
     """The name under which the store knows the layer, when others made it: their word says that it is ``result``."""
     place: str = ""
-    """The outside cache whose word it is."""
+    """The remote cache whose word it is."""
 
     @property
     def layer(self) -> str:
@@ -66,7 +66,7 @@ class LayerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     caches: tuple[CacheLocation, ...] = ()
     """Remote caches that have the blob."""
     promised: bool = False
-    """Whether an outside cache told of the result without having its layer: whoever needs that does the step again."""
+    """Whether a remote cache told of the result without having its layer: whoever needs that does the step again."""
 
 
 class _Recorded(LayerInfo, frozen=True, omit_defaults=True):
@@ -81,7 +81,7 @@ _RECORDED: Final[msgspec.json.Decoder[_Recorded]] = msgspec.json.Decoder(_Record
 
 
 def get_entry(store: Store, key: str) -> CacheEntry | None:
-    """What the step with ``key`` came to, when that is known."""
+    """Return the entry recorded under ``key``, or None."""
     data = cache_records.get(store, f"step:{key}")
     found = None if data is None else decoding.decode(_ENTRY, data)
     debug.log("cache look-up", key=key, found="no" if found is None else found.result)
@@ -89,12 +89,12 @@ def get_entry(store: Store, key: str) -> CacheEntry | None:
 
 
 def get_imported_entry(store: Store, key: str, places: Iterable[str]) -> CacheEntry | None:
-    """What the first of the outside caches ``places`` once said of the step with ``key``."""
+    """Return the entry for ``key`` that was imported from the first of the remote caches ``places``, or None."""
     return next((found for place in places if (found := get_entry(store, _imported_key(place, key))) is not None), None)
 
 
 def put_imported_entry(store: Store, key: str, place: str, found: CacheEntry, description: str) -> None:
-    """Let builds that ask the outside cache ``place``, and only those, find the step with ``key``."""
+    """Record an entry that was imported from ``place``, for builds that use this remote cache and no others."""
     put_entry(store, _imported_key(place, key), found, description)
 
 
@@ -103,13 +103,13 @@ def _imported_key(place: str, key: str) -> str:
 
 
 def put_entry(store: Store, key: str, found: CacheEntry, description: str) -> None:
-    """Let the step with ``key`` be found; ``description`` is for people."""
+    """Record ``found`` under ``key``. ``description`` is shown to users."""
     cache_records.put(store, f"step:{key}", msgspec.json.encode(found), description=description)
     debug.log("cache record", key=key, result=found.result)
 
 
 def get_layer_info(store: Store, result: str) -> LayerInfo:
-    """What is known of ``result``."""
+    """Return what is recorded of the layer of ``result``."""
     data = cache_records.get(store, f"result:{result}")
     if data is None:
         return LayerInfo()
@@ -124,17 +124,17 @@ def _location(text: str) -> CacheLocation:
 
 
 def put_layer_info(store: Store, result: str, found: LayerInfo) -> None:
-    """Replace what is known of ``result``."""
+    """Record ``found`` for the layer of ``result``, in place of what was recorded."""
     cache_records.put(store, f"result:{result}", msgspec.json.encode(found))
 
 
 def is_usable(store: Store, result: str) -> bool:
-    """Whether a step may be taken to have come to ``result``: its layer can be had, or is promised."""
+    """Whether an entry with ``result`` can be used: its layer is available or promised."""
     return is_available(store, result) or get_layer_info(store, result).promised
 
 
 def is_available(store: Store, result: str) -> bool:
-    """Whether the layer of ``result`` can still be had: as a directory, or as a blob."""
+    """Whether the layer of ``result`` is still available, as a snapshot or as a blob."""
     if snapshots.find(store, snapshot_key(result)) is not None:
         return True
     found = get_layer_info(store, result)
@@ -142,10 +142,10 @@ def is_available(store: Store, result: str) -> bool:
 
 
 def snapshot_key(result: str) -> str:
-    """The name under which the store keeps the directory of ``result``."""
+    """Return the key of the snapshot of ``result``."""
     return f"result:{result}"
 
 
 def new_result() -> str:
-    """A name for the result of a step that was just run."""
+    """Return a new random name for the result of a RUN."""
     return os.urandom(16).hex()

@@ -1,7 +1,7 @@
-"""What steps come to: found under their keys, taken over from outside caches, or made, and recorded.
+"""Looks steps up in the build cache, imports them from remote caches, or makes and records them.
 
-A step that is not found is made under a lock on its key, so that of several builds that want the same step one makes
-it and the others share.
+A step that is not found is made under a lock on its key: of several builds that need the same step, one makes it and
+the others use its result.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from platforms.errors import ContextError
 
 
 class ImageLayers(Protocol):
-    """Who wants the layers of the image as soon as they are made: to pack them, and to send them."""
+    """Receives new layers of the image, to pack and push them in the background."""
 
     def layer(self, layer: Layer) -> None:
-        """Take ``layer``; returns at once."""
+        """Start packing ``layer``. Does not block."""
         ...
 
 
 class StepKey(msgspec.Struct, frozen=True):
-    """The key of a step: in this store, and in outside caches."""
+    """The cache key of a step."""
 
     here: str
     outside: str
     places: tuple[str, ...]
-    """The outside caches that had a say in what the step observes."""
+    """The remote caches on whose entries the step's inputs rest."""
 
 
 def step_key(observed: Observed, job: protocol.Job) -> StepKey:
-    """The key of a step of ``job`` that observes that."""
+    """Return the key of a step of ``job`` with these inputs."""
     places = treename.places(observed)
     times = (job.epoch, job.latest)
     key = keys.key("step", treename.here(observed), *times)
@@ -53,24 +53,24 @@ def step_key(observed: Observed, job: protocol.Job) -> StepKey:
 
 
 class SolvedStep(msgspec.Struct, frozen=True):
-    """What a step came to."""
+    """A step with its result."""
 
     keys: tuple[StepKey, ...]
-    """Those under which it is to be found, the step's own first."""
+    """The keys under which it is recorded, the step's own first."""
     entry: CacheEntry
     made: Layer | None = None
-    """The layer, when it was made just now."""
+    """The layer if the step was made now; None if it was found."""
 
 
 class CachedStep(msgspec.Struct, frozen=True):
-    """A step that has a layer: what an outside cache is told."""
+    """A step with its layer, as it is exported to remote caches."""
 
     key: str
     outcome: CacheEntry
     layer: Layer
     in_image: bool
     promised: bool
-    """Whether nobody here has the layer."""
+    """Whether the layer is not on this machine."""
 
 
 class _RecomputedEntries(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ class _RecomputedEntries(msgspec.Struct, frozen=True):
 
 
 class StepCache:
-    """The steps of one job in the caches. Safe for threads."""
+    """The build cache as the steps of one job use it. Thread-safe."""
 
     def __init__(self, job: protocol.Job, services: Services, memory: Memory, image: ImageLayers) -> None:
         self._job = job
@@ -96,13 +96,13 @@ class StepCache:
         self._store = services.store
         self._image = image
         self.steps: list[CachedStep] = []
-        """Every step with a layer, in the order in which they were done."""
+        """All steps with a layer, in the order of their completion."""
 
     def find_or_make(self, step: Step, *, fresh: bool, in_image: bool) -> SolvedStep:
-        """What ``step`` came to: in another job, or now.
+        """Return ``step`` with its result, from a cache or made now.
 
-        ``fresh`` steps are made whatever caches have, unless another job of this build has made them. The layers of
-        those that are ``in_image`` are packed as soon as they are made.
+        A ``fresh`` step is not taken from a cache, unless another job of this build has made it. The layer of a step
+        that is ``in_image`` is packed as soon as it is made.
         """
         key = step_key(step.key(self._inputs.add("step")), self._job)
         entry = self._look_up(step, key, fresh=fresh)
@@ -124,13 +124,13 @@ class StepCache:
             return SolvedStep((key, other), entry)
 
     def layer(self, step: Step, found: SolvedStep, *, in_image: bool) -> Layer:
-        """The layer of what ``step`` came to. From now on outside caches can be told of it."""
+        """Return the layer of ``found`` and add it to ``steps``."""
         entry, layer = found.entry, found.made
         self._inputs.found(found.keys[0].here, entry)
         held = layer is not None or cache.is_available(self._store, entry.layer)
         again = not held and step.by_content and self._is_ours(entry)
         if layer is None:
-            # Another job of this build may know the result and not have packed it yet, and may never come to it.
+            # Another job of this build has the result, but may not have packed it yet, and may fail before it does.
             entries = _RecomputedEntries(Lazy(step.make), entry.result) if again else None
             layer = self._services.layers.from_result(entry.layer, entry.created, entries, _below(step))
             if in_image and self._is_ours(entry):
@@ -140,7 +140,7 @@ class StepCache:
         return layer
 
     def _look_up(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
-        """What the store has under ``key``, if that can be used: its layer is there, or may be worked out again."""
+        """Return the store's entry for ``key`` if it is usable: its layer is available or can be computed again."""
         asked = [each.name for each in self._job.options.cache_from]
         found = cache.get_entry(self._store, key.here) or cache.get_imported_entry(self._store, key.outside, asked)
         if found is None:
@@ -151,7 +151,7 @@ class StepCache:
         return found if (ours or not fresh) and cache.is_usable(self._store, found.layer) else None
 
     def _imported(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
-        """What an outside cache has under ``key``, recorded for builds that ask it."""
+        """Look ``key`` up in the remote caches, and record the entry for builds that use the same cache."""
         store = self._store
         if fresh or not self._job.options.cache_from:
             return None
@@ -173,15 +173,15 @@ class StepCache:
         return outcome
 
     def _make(self, step: Step, known: tuple[StepKey, ...], *, in_image: bool) -> SolvedStep:
-        """Make ``step``, to be found under the keys ``known``."""
+        """Make ``step`` and record it under the keys ``known``."""
         made = step.make()
         entry = CacheEntry(made.result, now(), self._job.build)
         layer = self._services.layers.from_result(made.result, entry.created, made.entries, _below(step))
-        # Before others can find it, so that it is packed by who has the entries in hand.
+        # Before the step is recorded, so that this job, which has the entries, packs the layer.
         if in_image:
             self._image.layer(layer)
         else:
-            # Now, while the files of the context are what they were for the key.
+            # Now, while the files of the context are those of the key.
             self._services.background.submit(layer.snapshot)
         for each in known:
             cache.put_entry(self._store, each.here, entry, step.text)
@@ -193,10 +193,10 @@ class StepCache:
 
 
 def _below(step: Step) -> tuple[Layer, ...]:
-    """The layers that the directory of the step's result is a change to; none when it is the same on any."""
+    """Return the layers that the result is a diff against; none if it is the same on all."""
     return () if step.by_content else step.state.layers
 
 
 def now() -> str:
-    """The time, RFC 3339."""
+    """Return the current time (RFC 3339)."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,4 +1,4 @@
-"""What files are, for cache keys and for the names of layers: their content by digest, read once for each version."""
+"""Digests of files, for cache keys and names of layers. Each version of a file is read once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SMALL: Final = 16 << 10
 _LARGE: Final = 256 << 10
 """Bytes of a file that are read at a time."""
 _READERS: Final = 2
-"""Files that are read at once: one is hashed while Python is at the other, and a third would only be in the way."""
+"""Files that are read in parallel: hashing releases the interpreter lock, reading does not; a third gains nothing."""
 
 
 class MatchedSource(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class MatchedSource(msgspec.Struct, frozen=True):
     """Whether somebody seems to be writing to files of it."""
 
     def matches(self) -> Iterator[Matched]:
-        """Each match with what is copied for it; to be gone through in this order."""
+        """Yield each match with its entries, which are to be consumed in this order."""
         reached = iter(self.reached)
         for each in self.chosen:
             found = islice(reached, each.count)
@@ -89,7 +89,7 @@ _SELECTION_DIGEST: Final[msgspec.json.Decoder[SelectionDigest]] = msgspec.json.D
 
 
 class FileCopy(msgspec.Struct, frozen=True):
-    """A file of our own with what another held at one moment."""
+    """A copy of a file, made at one moment."""
 
     path: bytes
     size: int
@@ -97,11 +97,11 @@ class FileCopy(msgspec.Struct, frozen=True):
 
 
 class Contents(msgspec.Struct, frozen=True):
-    """What files hold, as one job knows them. Safe for threads."""
+    """Computes the digests of files for one job. Thread-safe."""
 
     store: Store
     directory: str
-    """For what lives as long as the job."""
+    """The job's temporary directory."""
     background: ThreadPoolExecutor
     cancellation: Cancellation
     build: str
@@ -109,19 +109,20 @@ class Contents(msgspec.Struct, frozen=True):
     latest: int | None
     """``protocol.Job.latest``."""
     seen: Fingerprints = msgspec.field(default_factory=Fingerprints)
-    """The digest under which this job knows each file of people's that it has read, by path."""
+    """The digest of each of the user's files that this job has read, by path."""
     copies: dict[bytes, FileCopy] = msgspec.field(default_factory=dict)
-    """Of files that were being written when they were read."""
+    """Copies of files that were being written when they were read, by path."""
 
     def select(self, source: CopySource, exclude: tuple[str, ...] = ()) -> MatchedSource:
-        """What ``source`` names, but for what ``exclude`` leaves out. Every file is read, unless it is known already.
+        """Return the files that ``source`` matches, without those that match ``exclude``. Files without a known digest
+        are read.
 
-        Raises ``ContextError`` for a file whose content is another than earlier in this job.
+        Raises ``ContextError`` if the content of a file has changed since this job first read it.
         """
         return self.selected(walk(self.directory, source, exclude, self.cancellation.check))
 
     def selected(self, walked: StatWalk) -> MatchedSource:
-        """``select`` for what has been ``walked``."""
+        """As ``select``, for files that have been ``walked``."""
         reached = SpooledList(REACHED, self.directory)
         live = False
         entries = iter(walked.reached)
@@ -135,9 +136,9 @@ class Contents(msgspec.Struct, frozen=True):
         return MatchedSource(walked.chosen, reached, Lazy(partial(_name, walked.chosen, reached)), live)
 
     def shared_digest(self, what: str, walked: Lazy[StatWalk], selection: Lazy[MatchedSource]) -> SelectionDigest:
-        """What ``selection`` is, found out by one job of the build for all that call the same thing ``what``.
+        """Return the digest of ``selection``, computed by one job of the build for all that use the same name ``what``.
 
-        Files that somebody is writing to are something else for each job, and ``what`` is "" where jobs share nothing.
+        ``what`` is "" where jobs share nothing. Files that are being written to have a digest for each job.
         """
         if not (what and self.build):
             return SelectionDigest(selection().name())
@@ -152,9 +153,11 @@ class Contents(msgspec.Struct, frozen=True):
             return found
 
     def _recognised(self, walked: StatWalk, selection: Lazy[MatchedSource]) -> SelectionDigest:
-        """What ``selection`` is, of which nothing has to be asked or read when it looks as it did once before.
+        """Return the digest of ``selection``, recorded by stat signature: unchanged files are neither looked up nor
+        read.
 
-        As with a single file, what was changed just before it was looked at may be changed again and look the same.
+        Nothing is recorded for files that were modified just before the walk: they may change again without a new
+        signature.
         """
         fact = keys.key("look", walked.signature)
         known = metadata_cache.get(self.store, "look", fact) if walked.signature else None
@@ -167,21 +170,21 @@ class Contents(msgspec.Struct, frozen=True):
         return SelectionDigest(found, walked.signature)
 
     def name(self, entries: SpooledList[Entry]) -> str:
-        """The name of the layer that ``entries`` make: equal names, equal bytes of the archive."""
+        """Return the name of the layer with ``entries``. Layers of equal names are equal, byte by byte."""
         return keys.key("layer", keys.Rows(len(entries), partial(self._rows, entries)), self.latest)
 
     def _rows(self, entries: Iterable[Entry]) -> Iterator[bytes]:
-        """The encodings of what ``entries`` are."""
+        """Yield the encoded ``entries``, for a key."""
         every = iter(entries)
         while some := list(islice(every, TOGETHER)):
             yield from keys.encodings(map(_row, self.read(some)))
 
     def read(self, entries: list[Entry]) -> list[Entry]:
-        """``entries``, whose files have digests: they were read just now, unless they are known.
+        """Return ``entries`` with digests. Files without a known digest are read.
 
-        Files of people's that were changed in the last two seconds, a log of this build for one, are copies of ours:
-        such a file is for all of the job what it was when it was first read. Raises ``ContextError`` for a file whose
-        content is another than earlier in this job.
+        The user's files that were modified in the last two seconds, for example a log of this build, are copied: the
+        job uses their content as of the first read. Raises ``ContextError`` if the content of a file has changed since
+        this job first read it.
         """
         out = list(entries)
         asked: list[tuple[bytes, bytes]] = []
@@ -216,7 +219,7 @@ class Contents(msgspec.Struct, frozen=True):
         return out
 
     def _known(self, entries: list[Entry], asked: list[tuple[bytes, bytes]]) -> list[str]:
-        """The digests of the files ``entries``. Jobs that ask for the same at the same moment read it once."""
+        """Return the digests of ``entries``. Files that several jobs need at the same time are read once."""
         known = stat_cache.get(self.store, asked)
         missing = [number for number, digest in enumerate(known) if digest is None]
         if missing:
@@ -229,7 +232,7 @@ class Contents(msgspec.Struct, frozen=True):
         return cast("list[str]", known)
 
     def _read(self, entries: list[Entry], asked: list[tuple[bytes, bytes]], known: list[str | None]) -> None:
-        """Fill the gaps in ``known``, and remember them."""
+        """Read the files whose digests are None in ``known``, and record the digests."""
         read_at = stat_cache.now()
         settled: list[int] = []
         for number, (_, stamp) in enumerate(asked):
@@ -254,13 +257,13 @@ class Contents(msgspec.Struct, frozen=True):
             known[number] = _digest_of(entries[number].source)
 
     def _ours(self) -> tuple[bytes, ...]:
-        """What the paths of files begin with that nobody changes: they are in a layer, or in the store."""
+        """Return the prefixes of paths that nobody writes to: in mounted layers and in the store."""
         return b"/proc/self/fd/", os.fsencode(self.store.root) + b"/"
 
     def _is_live(self, entry: Entry) -> bool:
-        """Whether people and their programs may be at work on the file ``entry``: it is in a directory of theirs.
+        """Whether the file ``entry`` may be being written to: it is the user's, and has a single link.
 
-        Not of hard links, which would not be recognised in copies.
+        A copy of a file with several links would not be recognised as one of them.
         """
         return not entry.source.startswith(self._ours()) and os.lstat(entry.source).st_nlink == 1
 
@@ -299,7 +302,7 @@ def _row(entry: Entry) -> keys.Part:
 
 
 def _is_racy(walked: StatWalk) -> bool:
-    """Whether something was changed so shortly before that it may be changed again and look the same."""
+    """Whether a file was modified so shortly before the walk that it can change again without a new stat signature."""
     stamps = (each.entry.stamp for each in walked.reached if each.entry.stamp)
     return any(stat_cache.is_racy(stamp, walked.at) for stamp in stamps)
 
@@ -324,10 +327,11 @@ def _edited(source: bytes) -> ContextError:
 
 
 def unchanged(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """``entries``, of which each must have been read for good when the next one is asked for.
+    """Yield ``entries``, and check each file for changes when the next one is requested.
 
-    Raises ``ContextError`` when a file is then no longer what this job's keys and names say that it is: else a file
-    that is edited while it is built, and put back later, would be found in the cache with the edit.
+    By then the consumer must have read the file. Raises ``ContextError`` if the file is not what cache keys and names
+    of this job say: a file that is edited during a build and restored later must not be found in the cache with the
+    edit.
     """
     for entry in entries:
         yield entry
@@ -336,7 +340,7 @@ def unchanged(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def check(entry: Entry) -> None:
-    """Raise ``ContextError`` when the file ``entry`` has another content than it had when it was read."""
+    """Raise ``ContextError`` if the content of the file ``entry`` has changed since it was read."""
     if entry.stamp and _signature_of(entry) != entry.stamp and _digest_of(entry.source) != entry.digest:
         raise _edited(entry.source)
 

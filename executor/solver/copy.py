@@ -1,4 +1,4 @@
-"""COPY and ADD as a step: what counts for the key, and the layer as a plan of entries (``copying``)."""
+"""The steps COPY and ADD: their cache key, and the layer as a plan of entries (``copying``)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from executor.solver.treename import Observed
 
 
 def copied_from(origins: Origins, stage: Stage, instruction: Copy | Add) -> FileSource:
-    """The files in which the paths of ``instruction``, a step of ``stage``, are looked up."""
+    """Return the files that the paths of ``instruction``, a step of ``stage``, refer to."""
     origin: Origin = MAIN_CONTEXT
     if isinstance(instruction, Copy) and instruction.from_:
         origin = origins.named(instruction.from_, stage, instruction.location, numbers=True)
@@ -30,12 +30,12 @@ def copied_from(origins: Origins, stage: Stage, instruction: Copy | Add) -> File
 
 
 class CopyStep(msgspec.Struct, frozen=True):
-    """A COPY or an ADD, its variables expanded."""
+    """A COPY or ADD with its variables expanded."""
 
     contents: Contents
     filesystems: FileSystems
     made_ns: int
-    """The time of directories that are made, nanoseconds."""
+    """The modification time of directories that are created, nanoseconds."""
     number: int
     state: State
     instruction: Copy | Add
@@ -58,7 +58,7 @@ class CopyStep(msgspec.Struct, frozen=True):
 
     def key(self, taken: Input) -> Observed:
         instruction = self.instruction
-        taken.nothing()  # the sources account for themselves
+        taken.nothing()  # the sources have inputs of their own
         return (
             "add" if isinstance(instruction, Add) else "copy",
             "" if self._alone else self.state.tree,
@@ -84,9 +84,9 @@ class CopyStep(msgspec.Struct, frozen=True):
 
     @property
     def _alone(self) -> bool:
-        """Whether the layer is the same on any stage (``--link``).
+        """Whether the layer does not depend on the stage (``--link``).
 
-        With a mode, ``--link`` is as good as not there (BuildKit, dockerfile2llb/convert_copy.go).
+        ``--link`` has no effect together with ``--chmod`` (BuildKit, dockerfile2llb/convert_copy.go).
         """
         return self.instruction.link and not self.instruction.chmod
 
@@ -96,7 +96,7 @@ class CopyStep(msgspec.Struct, frozen=True):
 
     @property
     def _destination(self) -> str:
-        """Where the files go: absolute, a trailing ``/`` or ``/.`` kept."""
+        """The destination: absolute; a trailing ``/`` or ``/.`` is kept."""
         text = self.instruction.destination
         path = normal_path(self.state.workdir, text or ".")
         if text in ("", ".") or text.endswith(("/", "/.")):
@@ -104,7 +104,7 @@ class CopyStep(msgspec.Struct, frozen=True):
         return path
 
     def _options(self) -> CopyOptions:
-        """What ``--chown``, ``--chmod`` and ``--exclude`` do; names of users are looked up in the stage."""
+        """Evaluate ``--chown``, ``--chmod`` and ``--exclude``. Names of users are looked up in the stage."""
         chown, chmod = self.instruction.chown, self.instruction.chmod
         owner = None
         if chown:

@@ -1,4 +1,4 @@
-"""The end of a job: config and manifest are written, blobs pushed, and the result told."""
+"""Exports the image of a job: writes config and manifest, and pushes blobs and the manifest."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 _SENT: Final[msgspec.json.Decoder[tuple[str, tuple[str, ...]]]] = msgspec.json.Decoder(tuple[str, tuple[str, ...]])
-"""A manifest that was sent to a repository, and its layers."""
+"""The digest of the manifest that was pushed to a repository, and those of its layers."""
 _SMALL: Final = 16 << 10
-"""Bytes of a new layer or config that are sent sooner than the registry is asked whether it happens to have them."""
+"""Bytes up to which a new layer or config is sent without asking whether the registry has it."""
 
 
 class Pushes(msgspec.Struct, frozen=True):
-    """What is on its way to the job's repositories."""
+    """The pushes of blobs to the job's repositories, in the background."""
 
     store: Store
     registry: Lazy[Client]
@@ -55,13 +55,13 @@ class Pushes(msgspec.Struct, frozen=True):
     waiting: dict[tuple[Reference, Layer], Future[None]] = msgspec.field(default_factory=dict)
 
     def layer(self, layer: Layer) -> None:
-        """Pack ``layer``, and send it, in the background."""
+        """Start packing and pushing ``layer``."""
         self.background.submit(layer.blob)
         for target in self.targets:
             self.waiting[target, layer] = self.background.submit(self._send_new, target, layer)
 
     def finish(self, target: Reference, layers: Sequence[Layer], there: Collection[str]) -> None:
-        """Return when all ``layers`` are in the repository ``target``, where those with digests ``there`` are."""
+        """Wait until all ``layers`` are in the repository ``target``, which has those with the digests ``there``."""
         for layer in layers:
             if (target, layer) not in self.waiting and layer.blob().descriptor.digest not in there:
                 self.waiting[target, layer] = self.background.submit(self._send, target, layer)
@@ -89,10 +89,10 @@ class Pushes(msgspec.Struct, frozen=True):
 
     @contextmanager
     def _once(self, target: Reference, digest: str) -> Iterator[bool]:
-        """Whether the blob is still to be sent: no other job of this build has done so, or is about to.
+        """Yield whether the blob has to be pushed: False if another job of this build has pushed it.
 
-        To send it again would not only be in vain: Docker's registry writes the file by which a repository knows a blob
-        anew, in place, and may be reading it at that moment for the manifest of the first.
+        A second push can do harm: Docker's registry rewrites the link file of the blob in place, and may read it at the
+        same time for the manifest of the first.
         """
         store, build = self.store, self.build
         name = f"{target.registry}/{target.repository} {digest}"
@@ -108,22 +108,22 @@ class Pushes(msgspec.Struct, frozen=True):
 
 
 def pushes(job: protocol.Job, services: Services) -> Pushes:
-    """The pushes of ``job``, none of them begun."""
+    """Return the pushes of ``job``. Starts none."""
     targets = tuple(reference.parse(each) for each in job.push)
     return Pushes(services.store, services.registry, services.background, services.cancellation, job.build, targets)
 
 
 class Exporter(msgspec.Struct, frozen=True):
-    """Writes the image of one job to where that wants it."""
+    """Exports the image of one job."""
 
     job: protocol.Job
     platform: Platform
-    """The target."""
+    """The target platform."""
     services: Services
     pushes: Pushes
 
     def export(self, state: State, made: Sequence[CachedStep]) -> tuple[Manifest, Descriptor]:
-        """Write ``state`` as an image; its manifest, and the descriptor of that."""
+        """Write ``state`` as an image; returns its manifest, and the manifest's descriptor."""
         job, store = self.job, self.services.store
         layers = state.layers
         if job.options.compression.force:
@@ -148,18 +148,18 @@ class Exporter(msgspec.Struct, frozen=True):
         if job.local:
             for layer in layers:
                 layer.content()
-        new = bool(self.pushes.waiting)  # a layer that no repository can have
+        new = bool(self.pushes.waiting)  # a new layer: no repository has the image
         for target in self.pushes.targets:
             name = target.repository_only().with_digest(descriptor.digest)
-            # The orchestrator has a connection: one of our own takes longer than this question.
+            # The orchestrator has a connection already; to open one here takes longer than to ask.
             if not new and self.services.conversation.ask(protocol.AskManifest(str(name))) is not None:
-                continue  # a registry has no manifest without what it names
+                continue  # a registry that has a manifest has its blobs
             self._push(target, layers, manifest, data)
             self._note_sent(target, descriptor.digest, manifest)
         return manifest, descriptor
 
     def _push(self, target: Reference, layers: Sequence[Layer], manifest: Manifest, data: bytes) -> None:
-        """Send ``manifest``, encoded as ``data``, and what it names to ``target``."""
+        """Push ``manifest``, encoded as ``data``, and its blobs to ``target``."""
         client, config = self.services.registry(), manifest.config
         send = client.send if config.size <= _SMALL else client.push
         content = partial(blobs.open, self.services.store, config.digest)
@@ -177,10 +177,10 @@ class Exporter(msgspec.Struct, frozen=True):
             client.put_manifest(name, data, manifest.media_type)
 
     def _there(self, target: Reference, wanted: Sequence[str]) -> Collection[str]:
-        """Which of the blobs ``wanted`` are in ``target`` because the manifest is that we sent there the last time.
+        """Return which of the blobs ``wanted`` are in ``target`` because the manifest of the previous push is.
 
-        A registry has no manifest without what it names. So one question, which the orchestrator has a connection for,
-        stands for one a layer.
+        A registry that has a manifest has its blobs, so one request by the orchestrator, which has a connection,
+        replaces one for each layer.
         """
         data = metadata_cache.get(self.services.store, "sent", self._fact(target))
         if data is None:
@@ -199,7 +199,7 @@ class Exporter(msgspec.Struct, frozen=True):
 
 
 def _keep(store: Store, data: bytes, digest: str) -> None:
-    """See that ``data`` is in the store."""
+    """Add ``data`` to the store unless it is there."""
     if not blobs.has(store, digest):
         with blobs.ingest(store, digest) as ingest:
             ingest.write(data)
@@ -207,7 +207,7 @@ def _keep(store: Store, data: bytes, digest: str) -> None:
 
 
 def finished_config(job: protocol.Job, target: Platform, state: State, diff_ids: tuple[str, ...]) -> ImageConfig:
-    """The image's config: the platform that was asked for, labels of the command line, and times for all history."""
+    """Return the image's config, with the requested platform, the labels of the command line, and dated history."""
     config = state.config
     labels = dict(config.labels) | dict(job.options.labels)
     history = dated(config.history, state.base_history, job.epoch)
@@ -223,7 +223,7 @@ def finished_config(job: protocol.Job, target: Platform, state: State, diff_ids:
 
 
 def dated(history: tuple[History, ...], base: int, epoch: int | None) -> tuple[History, ...]:
-    """``history`` with a time for every entry, and none of the new ones after ``epoch`` (seconds).
+    """Return ``history`` with a time for each entry; times of new entries are at most ``epoch`` (seconds).
 
     A step without a layer gets the time of the first new layer, and after that of the layer before it (BuildKit,
     exporter/containerimage/writer.go): its own time would make the image of a cached build a new one.

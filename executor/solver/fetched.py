@@ -1,4 +1,4 @@
-"""The sources of ADD that are fetched: URLs and git repositories. As in ``sources``, not for a key if that can be."""
+"""The sources of ADD that are fetched: URLs and git repositories. As in ``sources``, avoided for a key if possible."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _AGENT: Final = "default"
 """The SSH agent that git may use (BuildKit, llb.MountSSHSock)."""
 _SOCKET_DIRECTORY: Final = 100
-"""Bytes of a directory's path below which a socket can be told to a program: unix(7) allows 107 with its name."""
+"""Bytes that the path of a socket's directory may have: unix(7) allows 107 for the whole path."""
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 _REMEMBERED: Final[msgspec.json.Decoder[tuple[str, http.Validators]]] = msgspec.json.Decoder(
@@ -43,7 +43,7 @@ _REMEMBERED: Final[msgspec.json.Decoder[tuple[str, http.Validators]]] = msgspec.
 
 
 class Fetcher(msgspec.Struct, frozen=True):
-    """Fetches what ADD names for one job, each thing once."""
+    """Fetches URLs and repositories for one job, each of them once."""
 
     store: Store
     conversation: Conversation
@@ -52,15 +52,15 @@ class Fetcher(msgspec.Struct, frozen=True):
     downloads: Downloads
 
     def secret(self, name: str) -> bytes | None:
-        """The secret ``name`` of the user's, by which a server is shown who asks."""
+        """Return the user's secret ``name``, a credential for a server; None if there is none."""
         return self.conversation.ask(protocol.AskSecret(name))
 
     def request_options(self, url: str) -> http.RequestOptions:
-        """How a server is asked for ``url``."""
+        """Return the credential and the cancellation for requests to ``url``."""
         return http.RequestOptions(http.authorization(url, self.secret), self.cancellation.future)
 
     def download(self, url: str, checksum: str) -> http.Downloaded:
-        """The file at ``url``, held against ``checksum``."""
+        """Download ``url`` and verify it by ``checksum``."""
         with self.downloads.lock:
             found = self.downloads.files.get((url, checksum))
             if found is None:
@@ -71,7 +71,7 @@ class Fetcher(msgspec.Struct, frozen=True):
             return found
 
     def resolve(self, repository: GitReference) -> ResolvedRef:
-        """What ``repository`` points to."""
+        """Resolve the reference ``repository`` to a commit."""
         from executor.context import git
 
         with self.downloads.lock:
@@ -84,7 +84,7 @@ class Fetcher(msgspec.Struct, frozen=True):
             return found
 
     def check_out(self, repository: GitReference) -> str:
-        """A directory with the files of ``repository``."""
+        """Check out ``repository``; returns the directory with the files."""
         from executor.context import git
 
         resolved, cancel = self.resolve(repository), self.cancellation.future
@@ -93,7 +93,7 @@ class Fetcher(msgspec.Struct, frozen=True):
 
     @contextmanager
     def _access(self, repository: GitReference) -> Iterator[Access]:
-        """What git may use to reach ``repository``: secrets, and the agent that ``--ssh default`` names."""
+        """Yield the credentials for ``repository``: secrets, and the SSH agent of ``--ssh default``."""
         from executor.context import git, gitprogram
 
         authorization = git.authorization(repository, self.secret)
@@ -109,7 +109,8 @@ class Fetcher(msgspec.Struct, frozen=True):
 
 
 def part(fetcher: Fetcher, instruction: Add, text: str) -> FromUrl | FromGit | None:
-    """The source argument ``text`` if it is one of ours. Raises ``ContextError`` for no repository."""
+    """Return the source ``text`` if it is a URL or a repository, else None. Raises ``ContextError`` if it is
+    invalid."""
     repository = gitreference.parse(text)
     if repository is not None and not repository.indistinguishable_from_local:
         checksum, keep = instruction.checksum, instruction.keep_git_dir
@@ -120,7 +121,7 @@ def part(fetcher: Fetcher, instruction: Add, text: str) -> FromUrl | FromGit | N
 
 
 class FromUrl(msgspec.Struct, frozen=True):
-    """A file behind a URL."""
+    """The file at a URL."""
 
     fetcher: Fetcher
     url: str
@@ -140,7 +141,7 @@ class FromUrl(msgspec.Struct, frozen=True):
         copying.copy_file(plan, tree, os.path.basename(found.path), found.name, destination, copy_options)
 
     def _digest(self) -> str:
-        """The content's digest: remembered, as long as the server says that the file is the same."""
+        """Return the digest of the content: the recorded one if the server says that the file is unchanged."""
         data = metadata_cache.get(self.fetcher.store, "url", self.url)
         if data is not None:
             digest, validators = decoding.decode(_REMEMBERED, data)

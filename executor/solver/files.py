@@ -1,4 +1,4 @@
-"""An image's file system as an archive: what ``type=local`` and ``type=tar`` give to people."""
+"""Sends an image's file system as an archive, for the outputs ``type=local`` and ``type=tar``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from platforms.errors import BuildError
 
 
 class Sender(msgspec.Struct, frozen=True):
-    """Sends file systems to the orchestrator, until the job is cancelled."""
+    """Sends file systems to the orchestrator."""
 
     conversation: Conversation
     cancellation: Cancellation

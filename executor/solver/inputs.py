@@ -1,10 +1,10 @@
-"""The inputs of a job: what its answer rests on, and how each of them can be looked at again when the same job comes.
+"""The inputs of a job: what its result depends on, and how each can be checked when the same job is requested again.
 
-Whatever takes part in a cache key (a base, a source of COPY or ADD, a mount, a step) is given an ``Input``, and so is
-every question that leaves the job: to the orchestrator, for a tag of a registry, to an outside cache. An input counts
-as one that cannot be looked at again until its holder says otherwise. A single one that stays so, and the job has no
-dependency record: its answer is not cacheable, and the next build asks an executor again. A new kind of input that
-says nothing therefore costs time and never gives a stale image.
+Everything that takes part in a cache key (a base, a source of COPY or ADD, a mount, a step) gets an ``Input``, and so
+does every request that leaves the job: to the orchestrator, for a tag of a registry, to a remote cache. An input cannot
+be checked again until its user accounts for it. With a single input unaccounted for, the job has no dependency record:
+its result is not cacheable, and the next build runs an executor. A new kind of input that nobody accounts for costs
+time, but never gives a stale image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RECORD_LIMIT: Final = 1 << 20
 
 
 class Input:
-    """One thing that a job may have taken from outside. Made by ``Inputs.add``, accounted for by whoever uses it."""
+    """One input of a job. Created by ``Inputs.add``, accounted for by its user."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -38,43 +38,44 @@ class Input:
         self._signature: protocol.StatSignature | None = None
 
     def nothing(self) -> None:
-        """Nothing is taken from outside: all of it is in the Dockerfile, in the job, or the result of earlier steps.
+        """Account for an input that is all in the Dockerfile, in the job, or the result of earlier steps.
 
-        Without effect on an input for which something outside has been opened.
+        No effect on an input that has been ``opened``.
         """
         self._accounted = not self._opened
 
     def pinned(self, digest: str) -> None:
-        """It is content named by ``digest``: by a pin, which the orchestrator compares, or in the Dockerfile.
+        """Account for an input whose content has ``digest``: by a pin, which the orchestrator checks, or in the
+        Dockerfile.
 
-        Without effect when ``digest`` is "".
+        No effect if ``digest`` is "".
         """
         self._accounted = bool(digest) and not self._opened
 
     def files(self, signature: protocol.StatSignature) -> None:
-        """It is files of a context, all of which ``signature`` tells apart; without effect when that tells nothing."""
+        """Account for files of a context by their ``signature``. No effect if its digest is ""."""
         if signature.digest:
             self._signature = signature
             self._accounted = True
 
     def opened(self) -> None:
-        """Something outside has been opened to be read, so that only ``files`` can account for it."""
+        """Note that files of a context are read: from now on only ``files`` accounts for the input."""
         self._opened = True
         self._accounted = self._signature is not None
 
     @property
     def accounted(self) -> bool:
-        """Whether it can be looked at again."""
+        """Whether the input can be checked again."""
         return self._accounted
 
     @property
     def signature(self) -> protocol.StatSignature | None:
-        """How to look at it again, when it is files of a context."""
+        """The stat signature, of an input that is files of a context."""
         return self._signature
 
 
 class Inputs:
-    """All inputs of one job. Safe for threads."""
+    """All inputs of one job. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -84,7 +85,7 @@ class Inputs:
         self._steps: dict[str, protocol.FoundStep] = {}
 
     def add(self, kind: str) -> Input:
-        """A new input of that ``kind``, which is not accounted for yet."""
+        """Create an input of ``kind``, which is not accounted for."""
         made = Input(kind)
         with self._lock:
             self._inputs.append(made)
@@ -100,14 +101,16 @@ class Inputs:
                     self._questions.add(question.kind)
 
     def found(self, key: str, outcome: CacheEntry) -> None:
-        """A step with ``key`` had ``outcome``, which is recorded under that key unless an outside cache said so."""
+        """Note that the step with ``key`` had ``outcome``. One from a remote cache is an input that cannot be
+        checked."""
         with self._lock:
             self._steps[key] = protocol.FoundStep(key, outcome.result, outcome.created)
         if outcome.foreign:
             self.add("step from an outside cache")
 
     def record(self) -> protocol.DependencyRecord | None:
-        """What the answer rests on; None when it is not cacheable, or that is too much to be looked at cheaply."""
+        """Return the dependency record of the result; None if the result is not cacheable, or the record is too
+        large."""
         with self._lock:
             unaccounted = {each.kind for each in self._inputs if not each.accounted} | self._questions
             if unaccounted:
@@ -121,9 +124,9 @@ class Inputs:
 def unchanged(
     records: Iterable[tuple[protocol.DependencyRecord, protocol.Job]], store: Store, check: Callable[[], None]
 ) -> bool:
-    """Whether these jobs would find again all that their dependency records hold.
+    """Whether everything in the dependency records of these jobs is unchanged.
 
-    ``check`` raises when it is time to end. Raises ``KanifoldError`` for what cannot be looked at.
+    ``check`` raises an exception on cancellation. Raises ``KanifoldError`` for inputs that cannot be read.
     """
     steps: set[protocol.FoundStep] = set()
     signatures: dict[protocol.DirectoryContext, set[protocol.StatSignature]] = {}

@@ -1,4 +1,4 @@
-"""The build contexts of a job: directories of this machine, and those that the orchestrator sends."""
+"""The build contexts of a job: directories on this machine, or sent by the orchestrator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from platforms.errors import ContextError, StoreError
 
 
 class Contexts:
-    """Each context by its name, opened when first read. Safe for threads."""
+    """The contexts by name. Each is opened when it is first read. Thread-safe."""
 
     def __init__(self, contexts: Iterable[protocol.Context], conversation: Conversation, scratch: ScratchSpace) -> None:
         self._contexts = {context.name: context for context in contexts}
@@ -32,10 +32,10 @@ class Contexts:
             if isinstance(each, protocol.FilesContext)
         }
         self.used: set[str] = set()
-        """The names of those that something was taken from."""
+        """The names of the contexts that were used."""
 
     def use(self, name: str) -> protocol.Context:
-        """The context ``name``, from which something is taken. Raises ``ContextError`` when there is none."""
+        """Return the context ``name`` and mark it as used. Raises ``ContextError`` if there is none."""
         if name not in self._contexts:
             raise ContextError(
                 "there is no build context",
@@ -46,14 +46,14 @@ class Contexts:
         return self._contexts[name]
 
     def files(self, context: protocol.FilesContext) -> JobContextFiles:
-        """The files of ``context``, to copy from."""
+        """Return the files of ``context`` as a source of COPY and of mounts."""
         shared = ""
         if isinstance(context, protocol.DirectoryContext):
             shared = keys.key("context", context.path, context.ignore, context.owners)
         return JobContextFiles(self, context.name, shared)
 
     def read(self, name: str, taken: Input) -> Tree:
-        """The files of the context ``name``, to be read as the input ``taken``."""
+        """Open the context ``name`` as the input ``taken``."""
         taken.opened()
         return self._trees[name]()
 
@@ -85,7 +85,7 @@ def _open(context: protocol.FilesContext, conversation: Conversation, scratch: S
 
 
 def _received(name: str, conversation: Conversation, scratch: ScratchSpace) -> str:
-    """The directory that the orchestrator sends as the context ``name``."""
+    """Receive the context ``name`` from the orchestrator; returns the directory."""
     directory = scratch.new()
     path = os.path.join(scratch.new(), "context.tar")
     try:

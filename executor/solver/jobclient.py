@@ -1,4 +1,4 @@
-"""The registry client of a job: a tag may point to something else the next time, so asking for one is an input."""
+"""The registry client of a job. A request by tag is an input, because the tag can move."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from platforms import decoding
 from platforms.errors import Problem, ProtocolError
 
 _CLOSING: Final = 0.4
-"""Seconds after a cancellation in which registries are told of uploads given up, until all connections are cut."""
+"""Seconds from the cancellation of a job until all connections are closed. Uploads are cancelled meanwhile."""
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 _CREDENTIAL: Final[msgspec.json.Decoder[Credential]] = msgspec.json.Decoder(Credential)
 
 
 class JobClient(Client):
-    """A client that adds every question for a tag to ``inputs``; a digest says itself what is behind it.
+    """A client that adds an input for each request by tag.
 
-    It asks the orchestrator for credentials and tells it of progress. When the job is cancelled it is closed.
+    It gets credentials from the orchestrator and sends it progress messages. It is closed soon after the job is
+    cancelled.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A layer of an image in the making: its directory, its blob and its digest, each made when somebody first needs it.
+"""A layer of an image: its snapshot, its blob and its digest, each of which is made on first use.
 
 A stage that is only copied from never compresses its layers; an image that is only copied into never unpacks its base.
 """
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from executor.solver.remote_cache import RemoteCaches
 
 _PATHS_KEPT: Final = 2000
-"""Paths of foreign binaries that are remembered for a layer and architecture."""
+"""Paths of ELF files that are recorded for a layer and architecture."""
 
 
 class LayerBlob(msgspec.Struct, frozen=True):
@@ -48,29 +48,29 @@ class LayerBlob(msgspec.Struct, frozen=True):
 
 
 class Layer(msgspec.Struct, frozen=True, eq=False):
-    """One layer. The calls may block: they make what they return when it is not there yet."""
+    """One layer. Its parts are made on the first call, which may block."""
 
     snapshot: Lazy[Snapshot]
     """The files."""
     blob: Lazy[LayerBlob]
     content: Lazy[str]
-    """The blob's path in the store: downloaded when it is a base's."""
+    """The path of the blob in the store. The blob of a base image is downloaded on the first call."""
     origin: Reference | None = None
     """The repository that has the blob, when it came from one."""
     created: str = ""
     """RFC 3339."""
     machines: Lazy[tuple[ElfFiles, ...]] | None = None
-    """The ELF files in it, by architecture; None for a base's layer, which is not ours to judge."""
+    """The ELF files in it, by architecture; None for a layer of a base image, which is not audited."""
     unpacked: Callable[[], bool] = lambda: True
-    """Whether the store has the directory of a base's layer, so that nobody has to wait for it."""
+    """Whether the store has the snapshot of a base image's layer, so that no step has to wait for it."""
 
 
 class LayerLost(StoreError):
-    """A layer that the cache had promised is not to be had: its step has to be done again."""
+    """A layer that is recorded in the cache is not available: its step has to be made again."""
 
 
 class Layers(msgspec.Struct, frozen=True):
-    """Makes the layers of one job's steps. Safe for threads."""
+    """Creates the layers of one job's steps. Thread-safe."""
 
     job: protocol.Job
     store: Store
@@ -83,10 +83,10 @@ class Layers(msgspec.Struct, frozen=True):
     def from_result(
         self, result: str, created: str, entries: Iterable[Entry] | None, below: tuple[Layer, ...]
     ) -> Layer:
-        """The layer of a step's ``result``: from ``entries`` (the change as data), or from what the store has of it.
+        """Return the layer of a step's ``result``: of its ``entries``, or if these are None, of what the store has.
 
-        ``entries`` can be gone through more than once, by several threads at the same time. A directory of the store is
-        compared with the layers ``below``: none when the result is named by its content, which is then the same on any.
+        ``entries`` may be iterated several times, also by several threads. A snapshot is a diff against the layers
+        ``below``, of which there are none for a result that is named by its content.
         """
         made = _ResultLayer(self, result, entries, below)
         blob = Lazy(made.blob)
@@ -103,7 +103,7 @@ class Layers(msgspec.Struct, frozen=True):
 
 
 class _ResultLayer(msgspec.Struct, frozen=True):
-    """The layer of a ``result``, and how its parts are made."""
+    """Makes the parts of the layer of a ``result``."""
 
     layers: Layers
     result: str
@@ -111,7 +111,7 @@ class _ResultLayer(msgspec.Struct, frozen=True):
     below: tuple[Layer, ...]
 
     def snapshot(self) -> Snapshot:
-        """The files: unpacked from the blob, or written from the entries."""
+        """Return the snapshot: found, unpacked from the blob, or written from the entries."""
         layers, result = self.layers, self.result
         found = snapshots.find(layers.store, cache.snapshot_key(result))
         if found is None:
@@ -122,18 +122,18 @@ class _ResultLayer(msgspec.Struct, frozen=True):
         return found
 
     def blob(self) -> LayerBlob:
-        """The blob with this job's compression, made by one process for all that wait for it."""
+        """Return the blob with this job's compression, which is made once for all processes that need it."""
         known, packed = self._packed()
         return LayerBlob(known.diff_id, Descriptor(media_type(self.layers.job), packed.digest, packed.size))
 
     def content(self, blob: Lazy[LayerBlob]) -> str:
-        """The path of ``blob`` in the store."""
+        """Return the path of ``blob`` in the store."""
         digest = blob().descriptor.digest
         self._fetch(digest)
         return blobs.path(self.layers.store, digest)
 
     def machines(self, blob: Lazy[LayerBlob]) -> tuple[ElfFiles, ...]:
-        """The ELF files in it, which are known when there is a ``blob``."""
+        """Return the ELF files in the layer, which are recorded when its ``blob`` is made."""
         blob()
         return cache.get_layer_info(self.layers.store, self.result).machines
 
@@ -162,10 +162,8 @@ class _ResultLayer(msgspec.Struct, frozen=True):
             raise
 
     def _fetch(self, digest: str) -> None:
-        """See that the blob ``digest`` is in the store: from an outside cache, when it is not.
-
-        Raises ``LayerLost`` when no cache can give it.
-        """
+        """Fetch the blob ``digest`` from a remote cache unless the store has it. Raises ``LayerLost`` if none has
+        it."""
         layers, store = self.layers, self.layers.store
         if blobs.has(store, digest):
             return
@@ -187,7 +185,7 @@ class _ResultLayer(msgspec.Struct, frozen=True):
                 raise self._lost("a cached layer has vanished")
 
     def _lost(self, what: str) -> LayerLost:
-        """The error to raise when the layer is not to be had. From now on nobody expects it."""
+        """Forget the records of the layer, which is not available, and return the error to raise."""
         self.layers.remote_caches().forget(self.result)
         cache.put_layer_info(self.layers.store, self.result, LayerInfo())
         return LayerLost(what, remedy="build again")
@@ -207,7 +205,7 @@ class _ResultLayer(msgspec.Struct, frozen=True):
         return known, packed
 
     def _find_packed(self) -> tuple[LayerInfo, LayerRecord | None]:
-        """What is known of the layer, and its blob with this job's compression, if it has that."""
+        """Return the records of the layer, and of its blob with this job's compression if that is available."""
         store, wanted = self.layers.store, kind_of(self.layers.job.options.compression)
         known = cache.get_layer_info(store, self.result)
         packed = next((each for each in known.blobs if each.kind == wanted), None)
@@ -216,7 +214,7 @@ class _ResultLayer(msgspec.Struct, frozen=True):
         return known, packed
 
     def _pack(self, known: LayerInfo) -> tuple[LayerInfo, LayerRecord]:
-        """Pack the layer and record that, beside what is ``known``."""
+        """Pack the layer and add the blob to its records ``known``."""
         if self.entries is None:
             made, machines = self._compress(self._diff())
         else:
@@ -236,14 +234,14 @@ class _ResultLayer(msgspec.Struct, frozen=True):
         return known, packed
 
     def _diff(self) -> Iterator[Entry]:
-        """The change, read back from its snapshot."""
+        """Yield the entries of the layer, compared from its snapshot."""
         found = snapshots.find(self.layers.store, cache.snapshot_key(self.result))
         if found is None:
             raise self._lost("a cached layer has vanished")
         return self.layers.snapshotter.diff(found, tuple(each.snapshot() for each in self.below))
 
     def _compress(self, changes: Iterable[Entry]) -> tuple[compress.CompressedLayer, tuple[ElfFiles, ...]]:
-        """``changes`` as a blob in the store, and the ELF files among them; they are gone through once."""
+        """Write ``changes``, which are iterated once, to a blob; returns that and the ELF files among them."""
         store, wanted = self.layers.store, self.layers.job.options.compression
         machines: dict[str, _Elves] = {}
         temporary = store.session.temporary()
@@ -259,17 +257,17 @@ class _ResultLayer(msgspec.Struct, frozen=True):
 
 
 def opened(file: Readable) -> Decompressed:
-    """The archive in a layer's blob, whatever its compression."""
+    """Return the decompressed archive in a layer's blob."""
     return Decompressed(file, limit=unpack.UnpackLimits().size + (4 << 30))
 
 
 def kind_of(compression: protocol.Compression) -> str:
-    """The name under which a blob of this compression is remembered."""
+    """Return the name of ``compression`` in cache records."""
     return compression.kind if compression.level is None else f"{compression.kind}-{compression.level}"
 
 
 def media_type(job: protocol.Job) -> str:
-    """What layers with this job's compression are."""
+    """Return the media type of layers with this job's compression."""
     kind = job.options.compression.kind
     match kind:
         case protocol.CompressionKind.GZIP:
@@ -284,7 +282,7 @@ def media_type(job: protocol.Job) -> str:
 
 
 def _clamped(entries: Iterable[Entry], latest: int | None) -> Iterable[Entry]:
-    """``entries`` with no time after ``latest`` (seconds)."""
+    """Return ``entries`` with times of at most ``latest`` (seconds)."""
     if latest is None:
         return entries
     from msgspec.structs import replace
@@ -298,11 +296,11 @@ class _Elves(msgspec.Struct):
 
     count: int = 0
     paths: list[str] = msgspec.field(default_factory=list)
-    """The first of them."""
+    """The first ``_PATHS_KEPT`` of them."""
 
 
 def _audited(entries: Iterable[Entry], found: dict[str, _Elves]) -> Iterator[Entry]:
-    """``entries``, whose ELF files are noted in ``found``, by architecture."""
+    """Yield ``entries``, and collect their ELF files in ``found``, by architecture."""
     for entry in entries:
         if entry.kind is Kind.FILE and entry.size >= elf_audit.SMALLEST and not elf_audit.firmware(entry.path):
             name = elf_audit.machine_of_file(entry.source)

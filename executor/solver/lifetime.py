@@ -1,4 +1,4 @@
-"""What lasts as long as a job: whether it is to end, work in its background, and its temporary directories."""
+"""Resources with the lifetime of a job: its cancellation, parallel work, and temporary directories."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from platforms.errors import Interrupted
 
 
 class Cancellation:
-    """Whether a job is to end. Safe for threads."""
+    """The cancellation of a job. Thread-safe."""
 
     def __init__(self) -> None:
         self.future: Future[None] = Future()
-        """Done when the job is to end; waiting calls take it."""
+        """Done when the job is cancelled, for calls that wait on a future."""
         self.event = threading.Event()
-        """Set when the job is to end, for what waits for an event."""
+        """Set when the job is cancelled, for calls that wait on an event."""
 
     def cancel(self) -> None:
-        """End the job: steps are killed, whatever waits is woken."""
+        """Cancel the job: steps are killed and waiting calls are woken."""
         self.event.set()
         with suppress(InvalidStateError):  # it was cancelled before
             self.future.set_result(None)
 
     @property
     def cancelled(self) -> bool:
-        """Whether the job is to end."""
+        """Whether the job is cancelled."""
         return self.future.done()
 
     def check(self) -> None:
-        """Raise ``Interrupted`` when the job is to end."""
+        """Raise ``Interrupted`` if the job is cancelled."""
         if self.cancelled:
             raise Interrupted("the build was cancelled")
 
 
 class ScratchSpace:
-    """Temporary directories of a job, and trees that stay open until it ends. Safe for threads."""
+    """Temporary directories of a job, and trees that stay open until it ends. Thread-safe."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        """For what lives as long as the job."""
+        """The directory that holds them."""
         self._lock = threading.Lock()
         self._trees: list[Tree] = []
 
     def new(self) -> str:
-        """A new directory."""
+        """Create a directory."""
         import tempfile
 
         return tempfile.mkdtemp(dir=self.directory)
 
     def keep(self, tree: Tree) -> Tree:
-        """``tree``, which will be closed with the others."""
+        """Return ``tree``, which ``close`` will close."""
         with self._lock:
             self._trees.append(tree)
         return tree
@@ -67,9 +67,9 @@ class ScratchSpace:
 
 
 def together(background: ThreadPoolExecutor, works: Sequence[Callable[[], object]]) -> None:
-    """Do all of ``works`` at once; the first error of any is raised when all have ended.
+    """Run all of ``works`` in parallel. When all have ended, the first error of any is raised.
 
-    What the ``background`` has no thread for is done by the caller, for whom all of its threads may be waiting.
+    The caller runs what has not been started in the ``background``: all of its threads may be waiting for the caller.
     """
     begun = [background.submit(work) for work in works[1:]]
     error: BaseException | None = None

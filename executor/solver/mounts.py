@@ -1,4 +1,4 @@
-"""What ``RUN --mount`` shows to a step: contexts, stages and images, caches, empty file systems, secrets.
+"""The mounts of ``RUN --mount``: contexts, stages and images, caches, empty file systems, secrets, SSH agents.
 
 A bind mount shows files as COPY would see them: without what the ignore file hides, and owned by root when they come
 from a context. What a step writes to a writable one is thrown away with it.
@@ -51,57 +51,58 @@ class StepMount(Protocol):
 
     @property
     def key(self) -> Observed:
-        """What of it counts for the key of the step."""
+        """The mount's part of the step's cache key."""
         ...
 
     def by_content(self) -> Observed:
-        """The key with files of a stage by their content rather than by the run that made them."""
+        """Return ``key`` with a digest of the files of a stage in place of the name of the result that they are
+        from."""
         ...
 
     def open(self, stack: ExitStack, places: tuple[str, ...]) -> Mount | None:
-        """The mount for a step whose files rest on what the outside caches ``places`` say; None for no mount.
+        """Return the mount for the sandbox; None for none. What has to be closed after the step is added to ``stack``.
 
-        What has to end with the step goes on ``stack``.
+        ``places`` are the remote caches that the files of the step rest on.
         """
         ...
 
 
 class Mounts(msgspec.Struct, frozen=True):
-    """The mounts of one RUN: what counts for its key, and how to have them while it runs."""
+    """The mounts of one RUN: their part of its cache key, and how they are mounted while it runs."""
 
     mounts: tuple[StepMount, ...]
     secrets: tuple[SecretValue, ...]
     agent: str
-    """Where the first SSH agent listens, for SSH_AUTH_SOCK; "" without one."""
+    """The path of the first SSH agent's socket, for SSH_AUTH_SOCK; "" without one."""
     places: tuple[str, ...]
-    """The outside caches by whose word the files are what they are, those of the stage too."""
+    """The remote caches that the files of the stage and of the mounts rest on."""
 
     @property
     def key(self) -> Observed:
-        """What of the mounts counts for the key of the step."""
+        """The mounts' part of the step's cache key."""
         return (*(each.key for each in self.mounts), *self._rests_on)
 
     def by_content(self) -> Observed | None:
-        """``key`` with files of stages by their content; None when there are none."""
+        """Return ``key`` with digests for files of stages; None if no mount has any."""
         if not any(isinstance(each, BindMount) and each.of_stage for each in self.mounts):
             return None
         return (*(each.by_content() for each in self.mounts), *self._rests_on)
 
     @property
     def _rests_on(self) -> tuple[Name, ...]:
-        """What the directories of cache mounts are those of."""
+        """The remote caches whose directories the cache mounts are."""
         caches = any(isinstance(each, CacheMount) for each in self.mounts)
         return (treename.by_content("", self.places),) if caches else ()
 
     @contextmanager
     def mounted(self) -> Iterator[tuple[Mount, ...]]:
-        """The mounts, while the step runs."""
+        """Open the mounts while the block runs."""
         with ExitStack() as stack:
             opened = [each.open(stack, self.places) for each in self.mounts]
             yield tuple(each for each in opened if each is not None)
 
     def variables(self) -> tuple[tuple[str, str], ...]:
-        """The secrets that the step wants as environment variables; "" for one that it can do without.
+        """Return the secrets that are environment variables; "" for an optional one that does not exist.
 
         BuildKit (llbsolver/ops/exec.go, ``loadSecretEnv``) sets the variable in any case, over one of the image's own.
         """
@@ -112,7 +113,7 @@ class Mounts(msgspec.Struct, frozen=True):
         )
 
     def masked(self) -> tuple[str, ...]:
-        """Texts that never appear in a log, none of them longer than a line; longest first."""
+        """Return the lines of secrets that logs must not contain, longest first."""
         found: list[str] = []
         for secret in self.secrets:
             text = (secret.value() or b"").decode("utf-8", "replace").strip()
@@ -121,17 +122,17 @@ class Mounts(msgspec.Struct, frozen=True):
 
 
 class MountPlanner(msgspec.Struct, frozen=True):
-    """Works out the mounts of one job's steps."""
+    """Plans the mounts of one job's steps."""
 
     job: protocol.Job
     services: Services
     memory: Memory
     origins: Origins
     made_ns: int
-    """The time of directories that no context has, nanoseconds."""
+    """The modification time of directories that are created, nanoseconds."""
 
     def plan(self, stage: Stage, state: State, instruction: Run) -> Mounts:
-        """The mounts of ``instruction``; nothing is mounted yet."""
+        """Return the mounts of ``instruction``. Mounts nothing."""
         mounts: list[StepMount] = []
         secrets: list[SecretValue] = []
         agents: list[str] = []
@@ -204,13 +205,13 @@ class MountPlanner(msgspec.Struct, frozen=True):
     def _ssh(self, wanted: Wanted, target: str, taken: Input) -> SshMount:
         conversation, given = self.services.conversation, None
         if wanted.required:
-            taken.nothing()  # that it is there counts for a step that is run, not for one that is found
+            taken.nothing()  # its existence matters to a step that is run, not to one that is found
         else:
             given = conversation.ask(AskAgent(wanted.id or "default")) is not None
         return SshMount(conversation, self.memory.scratch, wanted, target, given)
 
     def _value(self, wanted: Wanted) -> bytes | None:
-        """The value of a secret; None for one that there is not and that the step can do without."""
+        """Return the value of a secret; None for an optional one that does not exist."""
         name = _secret_name(wanted)
         value = self.services.conversation.ask(AskSecret(name))
         if value is None and wanted.required:
@@ -223,7 +224,7 @@ class MountPlanner(msgspec.Struct, frozen=True):
 
 
 class Fixed(msgspec.Struct, frozen=True):
-    """A mount that is all in the Dockerfile."""
+    """A mount that is defined by the Dockerfile alone."""
 
     key: Observed
     mount: Mount
@@ -248,10 +249,10 @@ class BindMount(msgspec.Struct, frozen=True):
     taken: Input
     target: str
     path: str
-    """Of what is shown, in ``files``."""
+    """The path in ``files`` that is mounted."""
     readonly: bool
     identity: Name | str
-    """What it is: a file system, or the digest of what is shown of a context."""
+    """The name of the file system, or the digest of what is mounted of a context."""
     of_stage: bool
 
     @property
@@ -278,12 +279,12 @@ class BindMount(msgspec.Struct, frozen=True):
 
 
 def _shown(files: FileSource, path: str, taken: Input) -> CopySource:
-    """What is shown of a context."""
+    """Return the files of a context that are mounted."""
     return CopySource(files.open(taken), path, wildcards=False, context=True)
 
 
 def _materialised(contents: Contents, source: CopySource, made_ns: int) -> tuple[Snapshot, str]:
-    """A snapshot that looks like the tree of ``source``, and where in it is what ``source`` names."""
+    """Return a snapshot with the files of ``source``, and the path of ``source`` in it."""
     store = contents.store
     plan = copying.CopyPlan(None, contents.directory, made_ns)
     path = copying.matches(source)[0].path.decode("utf-8", "surrogateescape")
@@ -305,23 +306,23 @@ def _materialised(contents: Contents, source: CopySource, made_ns: int) -> tuple
 
 
 class CacheMount(msgspec.Struct, frozen=True):
-    """A directory of the store that steps share.
+    """A cache directory in the store.
 
-    Steps whose files rest on the word of outside caches have directories of their own: what such a step writes is found
-    by those that rest on the same caches, and by no other.
+    Steps whose files rest on remote caches have cache directories of their own: what they write is seen only by steps
+    that rest on the same remote caches.
     """
 
     contents: Contents
     made_ns: int
     name: str
-    """Its id, in the name space that the build asks for."""
+    """The id, with the namespace of the build."""
     files: FileSource | None
-    """What a new directory is filled with."""
+    """The initial content of a new directory."""
     taken: Input
     wanted: Wanted
     target: str
     seed: Name
-    """What ``files`` are."""
+    """The name of ``files``, for keys."""
 
     @property
     def key(self) -> Observed:
@@ -352,7 +353,7 @@ class CacheMount(msgspec.Struct, frozen=True):
 
     @property
     def _identity(self) -> str:
-        """The id alone names a cache, unless it has another owner or mode, or is filled with other files."""
+        """The name of the directory: the id, and the owner and mode if these are not the defaults."""
         metadata = self._metadata
         return self.name if metadata == (0, 0, 0o755) else "{} ({}:{} {:o})".format(self.name, *metadata)
 
@@ -361,7 +362,7 @@ class CacheMount(msgspec.Struct, frozen=True):
         return f" from {self.wanted.source or '/'} of " if self.files is not None else ""
 
     def _populate(self, directory: str) -> None:
-        """Give the new ``directory`` its files, owner and mode."""
+        """Write the initial content, owner and mode of a new ``directory``."""
         if self.files is not None:
             path = normal_path("/", self.wanted.source or "/")
             source = CopySource(self.files.open(self.taken), path, wildcards=False)
@@ -382,14 +383,14 @@ class CacheMount(msgspec.Struct, frozen=True):
 
 
 class SshMount(msgspec.Struct, frozen=True):
-    """A socket that answers for an SSH agent of the user's."""
+    """A socket that forwards to an SSH agent of the user."""
 
     conversation: Conversation
     scratch: lifetime.ScratchSpace
     wanted: Wanted
     target: str
     given: bool | None
-    """Whether there is one, when the step can do without: it then does something else."""
+    """Whether the agent exists, of an optional one: the step may behave differently without. None if it is required."""
 
     @property
     def key(self) -> Observed:
@@ -428,21 +429,21 @@ class SshMount(msgspec.Struct, frozen=True):
 
 
 class SecretValue(msgspec.Struct, frozen=True):
-    """A secret that a step wants, asked for once."""
+    """A secret of a step, requested once."""
 
     wanted: Wanted
     value: Lazy[bytes | None]
-    """None when there is none."""
+    """None if it does not exist."""
 
 
 class SecretMount(msgspec.Struct, frozen=True):
-    """A secret as a file, or only as an environment variable."""
+    """A secret that is a file, an environment variable, or both."""
 
     secret: SecretValue
     target: str
-    """"" for the place that is named for it."""
+    """The path; "" for the default."""
     given: bool | None
-    """Whether there is one, when the step can do without: it then does something else. Its value never counts."""
+    """Whether the secret exists, of an optional one; None if it is required. Its value is no part of the key."""
 
     @property
     def key(self) -> Observed:
@@ -472,7 +473,7 @@ class SecretMount(msgspec.Struct, frozen=True):
 def _secret_mount(secret: SecretValue, target: str, taken: Input) -> SecretMount:
     given = None
     if secret.wanted.required:
-        taken.nothing()  # that it is there counts for a step that is run, not for one that is found
+        taken.nothing()  # its existence matters to a step that is run, not to one that is found
     else:
         given = secret.value() is not None
     return SecretMount(secret, target, given)

@@ -1,4 +1,4 @@
-"""What FROM, ``--from`` and ``from=`` name: states to build on, and files to take."""
+"""Resolves the names in FROM, ``--from`` and ``from=``: to states to build on, and to files to copy or mount."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class StageFiles(msgspec.Struct, frozen=True):
 
 
 class Origins(msgspec.Struct, frozen=True):
-    """What the names in one job's Dockerfile stand for. Safe for threads."""
+    """Resolves origins for one job. Thread-safe."""
 
     plan: JobPlan
     services: Services
@@ -57,15 +57,16 @@ class Origins(msgspec.Struct, frozen=True):
     contexts: Contexts
     bases: Bases
     made_ns: int
-    """The time of directories that no context has, nanoseconds."""
+    """The modification time of directories that are created, nanoseconds."""
 
     def named(self, name: str, stage: Stage, where: Location, *, numbers: bool) -> Origin:
-        """What ``name`` (``numbers``: or a stage's number) means to a step of ``stage`` that stands at ``where``."""
+        """Return the origin ``name``, as a step of ``stage`` at ``where`` sees it. ``numbers``: it may be a stage's
+        number."""
         plan = self.plan
         return graph.named_origin(plan.dockerfile, name, stage.index, where, plan.named, numbers=numbers)
 
     def state(self, origin: Origin, platform: Platform) -> State:
-        """The state of what ``origin`` names, for ``platform`` unless it is a stage."""
+        """Return the state of ``origin``, for ``platform`` unless it is a stage."""
         if isinstance(origin, FromStage):
             return self.stages[origin.index]()
         taken = self.memory.inputs.add("base")
@@ -88,7 +89,7 @@ class Origins(msgspec.Struct, frozen=True):
                 assert_never(held)
 
     def files(self, origin: Origin) -> FileSource:
-        """The files that ``origin`` names, to copy from."""
+        """Return the files of ``origin``."""
         if isinstance(origin, FromContext):
             context = self.contexts.use(origin.name)
             if isinstance(context, protocol.FilesContext):
@@ -96,7 +97,7 @@ class Origins(msgspec.Struct, frozen=True):
         return StageFiles(self.state(origin, self.services.platform), self.filesystems)
 
     def _with_files(self, platform: Platform, tree: Tree) -> State:
-        """A state with one layer: all files of the context ``tree``."""
+        """Return a state with a single layer, which has all files of the context ``tree``."""
         contents = self.memory.contents
         empty = State(platform, image.empty(platform))
         source = copying.CopySource(tree, "/", wildcards=False, context=True)

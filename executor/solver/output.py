@@ -1,4 +1,4 @@
-"""What a step writes, as lines for people: in large pieces, without secrets, and not more than anybody reads.
+"""The output of a step as lines: decoded, with secrets masked, limited, and sent in large pieces.
 
 A step may write a million lines in a second. So output is read, decoded, masked and told in pieces of many lines, and
 of each stream at most so many bytes are told, altogether and on average a second, as BuildKit has it: the environment's

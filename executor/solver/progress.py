@@ -1,8 +1,8 @@
-"""The steps of a job as they are shown to people: their numbers, and how they come along.
+"""The progress of a job's steps as users see it: their numbers, and the messages as they start and end.
 
-Steps are numbered from 1 over all stages, each with its place in its stage. An instruction is told apart by its place,
-never by its line or identity: the triggers of a base image all stand in the line of the FROM that meets them, and an
-instruction is another object once its variables are expanded.
+Steps are numbered from 1 over all stages, and have a position in their stage. An instruction is identified by its
+position: all triggers of a base image have the line of the FROM, and an instruction becomes another object when its
+variables are expanded.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from platforms.errors import Interrupted, KanifoldError
 
 
 class Clock(msgspec.Struct):
-    """A step that has begun."""
+    """A step that has started."""
 
     number: int
     started: float
     waited: float = 0.0
-    """Seconds in which it waited for others."""
+    """Seconds that it has waited for other steps."""
 
 
 class Progress:
-    """The steps that are under way, each on a thread of its own, and how many are done. Safe for threads."""
+    """Sends the progress of steps, each of which runs on a thread of its own, and counts them. Thread-safe."""
 
     def __init__(self, tell: protocol.Tell) -> None:
         self._tell: Final = tell
         self._lock = threading.Lock()
         self._clocks = threading.local()
-        """``step``: the clock of the step that this thread does."""
+        """``step``: the clock of the step that runs on this thread."""
         self._failures: list[BaseException] = []
-        """Errors that were told as some step's."""
+        """Errors that were reported for a step."""
         self.cached = 0
-        """Steps that were found in the cache."""
+        """The number of steps that were found in a cache."""
         self.ran = 0
-        """Steps that were done."""
+        """The number of steps that were made."""
 
     def start(self, number: int) -> Clock:
-        """The step ``number`` begins on this thread."""
+        """Start the step ``number`` on this thread."""
         self._tell(protocol.Started(number))
         clock = self._clocks.step = Clock(number, time.monotonic())
         return clock
 
     def end(self, clock: Clock) -> None:
-        """A step that is neither found nor done (a base image) has ended well."""
+        """End a step that does not count as found or made (a base image)."""
         self._tell(protocol.Finished(clock.number, self._stop(clock)))
 
     def finish(self, clock: Clock, *, cached: bool) -> None:
-        """A step has ended well: it was found, or it was done."""
+        """End a step that was found in a cache (``cached``) or made."""
         self._tell(protocol.Finished(clock.number, self._stop(clock), cached))
         with self._lock:
             if cached:
@@ -66,9 +66,9 @@ class Progress:
                 self.ran += 1
 
     def fail(self, clock: Clock, error: KanifoldError) -> None:
-        """A step has failed.
+        """End a step with ``error``.
 
-        Told of the one whose ``error`` it is; of none that waited for it or was stopped with it.
+        The error is reported for the first step that has it, not for those that waited for this one or were cancelled.
         """
         with self._lock:
             told = isinstance(error, Interrupted) or any(each is error for each in self._failures)
@@ -79,9 +79,9 @@ class Progress:
 
     @contextmanager
     def waiting(self, what: protocol.Awaited) -> Iterator[None]:
-        """While the step of this thread, if any, waits for ``what`` (``protocol.Held``).
+        """Mark the step of this thread, if any, as waiting for ``what`` (``protocol.Held``) while the block runs.
 
-        That is none of its own time.
+        The time is not counted as the step's.
         """
         clock: Clock | None = getattr(self._clocks, "step", None)
         if clock is None:
@@ -89,7 +89,7 @@ class Progress:
             return
         self._tell(protocol.Held(clock.number, what))
         began = time.monotonic()
-        self._clocks.step = None  # what others do on this thread is not part of the step
+        self._clocks.step = None  # other steps may run on this thread meanwhile
         try:
             yield
         finally:
@@ -99,7 +99,7 @@ class Progress:
 
     @contextmanager
     def turn(self, slots: threading.Semaphore) -> Iterator[None]:
-        """One of the ``slots`` for steps that run, for the length of the block."""
+        """Hold one of the ``slots`` for running steps while the block runs."""
         if not slots.acquire(blocking=False):
             with self.waiting("turn"):
                 slots.acquire()
@@ -109,7 +109,7 @@ class Progress:
             slots.release()
 
     def _stop(self, clock: Clock) -> float:
-        """How many seconds the step took."""
+        """Return the seconds that the step took, without those that it waited."""
         self._clocks.step = None
         return round(time.monotonic() - clock.started - clock.waited, 3)
 
@@ -117,11 +117,11 @@ class Progress:
 # -- numbers --------------------------------------------------------------------------------------------------------
 
 LAYERED: Final = (Run, Copy, Add, Workdir)
-"""Instructions that may make a layer, and are therefore steps."""
+"""Instructions that can have a layer: these are steps."""
 
 
 class Numbers:
-    """The numbers of all steps. Safe for threads: stages find out at the same time what their bases add."""
+    """The numbers of all steps. Thread-safe: stages add the triggers of their base images in parallel."""
 
     def __init__(self, dockerfile: Dockerfile, needed: Graph) -> None:
         self._several = len(dockerfile.stages) > 1
@@ -133,18 +133,18 @@ class Numbers:
         for index in needed.stages:
             found += self.add_stage(dockerfile.stages[index], has_base=not isinstance(needed.bases[index], FromStage))
         self.steps = tuple(found)
-        """Those that the Dockerfile alone tells of."""
+        """The steps that are known from the Dockerfile alone."""
 
     def base(self, stage: Stage) -> int:
-        """The number of the FROM of ``stage``; 0 when it is built on another stage."""
+        """Return the number of the FROM of ``stage``; 0 if it is built on another stage."""
         return self._bases.get(stage.index, 0)
 
     def of(self, stage: Stage) -> tuple[int, ...]:
-        """The numbers of the instructions of ``stage``, in order; 0 for those that are no steps."""
+        """Return the numbers of the instructions of ``stage``, in order; 0 for those that are not steps."""
         return self._steps[stage.index]
 
     def add_stage(self, stage: Stage, *, has_base: bool) -> tuple[protocol.StepInfo, ...]:
-        """Number the steps of ``stage``, its FROM among them if it ``has_base`` to be fetched."""
+        """Number the steps of ``stage``, including its FROM if it ``has_base``, an image to fetch."""
         with self._lock:
             base: tuple[protocol.StepInfo, ...] = ()
             total = has_base + _count(stage.instructions)
@@ -158,7 +158,8 @@ class Numbers:
     def triggers(
         self, stage: Stage, instructions: Sequence[Instruction]
     ) -> tuple[tuple[int, ...], tuple[protocol.StepInfo, ...]]:
-        """The numbers of the ``instructions`` that the base of ``stage`` adds (ONBUILD), and those as steps."""
+        """Number the ``instructions`` that the base image of ``stage`` adds (ONBUILD); returns the numbers and the
+        steps."""
         with self._lock:
             return self._number(stage, instructions, 0, _count(instructions))
 

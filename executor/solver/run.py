@@ -1,4 +1,4 @@
-"""RUN as a step: what counts for the key, the sandbox it runs in, its environment, and how it failed."""
+"""The step RUN: its cache key, its environment, its run in the sandbox, and its errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SHARED_REMEDY: Final = "kanifold doctor tells what a network of their own needs
 
 
 class RunStep(msgspec.Struct, frozen=True):
-    """A RUN, its variables expanded."""
+    """A RUN with its variables expanded."""
 
     job: Job
     services: Services
@@ -48,7 +48,7 @@ class RunStep(msgspec.Struct, frozen=True):
 
     @property
     def argv(self) -> tuple[str, ...]:
-        """What is executed."""
+        """The command."""
         if self.instruction.shell:
             return states.shell_command(self.state.config, shell_text(self.instruction))
         return self.instruction.command
@@ -59,12 +59,12 @@ class RunStep(msgspec.Struct, frozen=True):
 
     @property
     def network(self) -> Network:
-        """The network that the step gets."""
+        """The network of the step."""
         options = self.job.options.steps
         return _asked_network(options, self.instruction) or options.default_network
 
     def key(self, taken: Input) -> Observed:
-        taken.nothing()  # the mounts account for themselves
+        taken.nothing()  # the mounts have inputs of their own
         return self._observed(self.mounts.key)
 
     def other_key(self) -> Observed | None:
@@ -91,7 +91,7 @@ class RunStep(msgspec.Struct, frozen=True):
         )
 
     def make(self) -> Made:
-        """Run the step on the stage's file system; what it changed becomes a snapshot."""
+        """Run the step in a root file system on top of the stage, and commit the changes as a snapshot."""
         services = self.services
         services.runner().prepare(isolated=self.network == "isolated")  # while base layers are unpacked
         parents = self.filesystems.snapshots(self.state.layers)
@@ -109,12 +109,12 @@ class RunStep(msgspec.Struct, frozen=True):
         return Made(result)
 
     def log(self, lines: str, stream: int) -> None:
-        """Tell the orchestrator ``lines`` of the step's output (``protocol.Log``)."""
+        """Send ``lines`` of the step's output to the orchestrator (``protocol.Log``)."""
         self.services.tell(Log(self.number, lines, stream))
 
 
 def check_allowed(options: StepOptions, instruction: Run) -> None:
-    """Raise ``DockerfileError`` where ``instruction`` asks for what nobody has allowed, or what there is not."""
+    """Raise ``DockerfileError`` if ``instruction`` requires a permission that is not given, or a device."""
     if instruction.security == "insecure" and "security.insecure" not in options.allow:
         raise DockerfileError(
             "security.insecure is not allowed",
@@ -170,7 +170,7 @@ def execute(step: RunStep, active: ActiveRoot) -> None:
 
 
 def _spec(step: RunStep, active: ActiveRoot, mounts: tuple[Mount, ...]) -> Spec:
-    """What the sandbox is told."""
+    """Return the specification for the sandbox."""
     job, state = step.job, step.state
     who = users.identity(step.services.snapshotter.view(active.parents), state.config.user)
     return Spec(
@@ -190,10 +190,10 @@ def _spec(step: RunStep, active: ActiveRoot, mounts: tuple[Mount, ...]) -> Spec:
 
 
 def _environment(step: RunStep, home: str) -> tuple[tuple[str, str], ...]:
-    """The whole environment of ``step``.
+    """Return the complete environment of ``step``.
 
-    ENV and ARG; proxy settings that nothing declared; the socket of an SSH agent; secrets, over variables of the same
-    name; HOME. A proxy is set in both spellings, whichever was given (BuildKit, solver/llbsolver/ops/exec.go).
+    In this order: ENV and ARG; proxies that are not declared; SSH_AUTH_SOCK; secrets, which override variables of the
+    same name; HOME. Proxies are set in upper and lower case (BuildKit, solver/llbsolver/ops/exec.go).
     """
     env = step.state.env
     declared = {name for name, _ in env}
@@ -237,5 +237,5 @@ def _remedy(ended: Ended) -> str:
 
 
 def _asked_network(options: StepOptions, instruction: Run) -> Literal["", "host", "none"]:
-    """``host`` or ``none``, if the step or the build asks for it; else ``""``."""
+    """Return the network that the step or the build requests explicitly, else ""."""
     return options.network if instruction.network == "default" else instruction.network

@@ -1,6 +1,6 @@
-"""What the steps of one job work with, and what the job remembers of what they have looked at.
+"""The services of one job, and its memory.
 
-Steps, and what schedules them, are given these as a whole. What they call takes what it uses.
+The solver and steps have them as a whole; the functions that they call take only what they use.
 """
 
 from __future__ import annotations
@@ -37,68 +37,68 @@ if TYPE_CHECKING:
 
 
 class Services(msgspec.Struct, frozen=True):
-    """Who does the work. Everything in it may be used from any thread."""
+    """The services that the steps of a job use. All are thread-safe."""
 
     store: Store
     conversation: Conversation
     registry: Lazy[Client]
     remote_caches: Lazy[RemoteCaches]
-    """The caches outside of this machine."""
+    """The remote caches."""
     snapshotter: Snapshotter
     """Makes the file systems of steps."""
     runner: Lazy[Runner]
     """Runs steps."""
     layers: Layers
-    """Makes the layers of steps."""
+    """Creates the layers of steps."""
     slots: threading.Semaphore
-    """Bounds the steps that run at once."""
+    """Limits the steps that run in parallel."""
     background: ThreadPoolExecutor
-    """For work that overlaps the steps: packing, pushing, unpacking."""
+    """Runs what overlaps with steps: packing, pushing, unpacking."""
     cancellation: Cancellation
     platform: Platform
-    """The target."""
+    """The target platform."""
     emulation: Emulation | EnvironmentUnfit | None
-    """How programs of the target run here, or why they do not; None where none can come."""
+    """How programs of the target run here, or why they do not; None if the job has no RUN."""
 
     def tell(self, message: protocol.Message) -> None:
-        """Say something to the orchestrator."""
+        """Send a message to the orchestrator."""
         self.conversation.send(message)
 
     @property
     def how(self) -> str:
-        """How steps run here: ``native`` or the emulator's name; "" when they cannot."""
+        """How steps run: ``native`` or the name of the emulator; "" if they cannot."""
         return str(self.emulation) if isinstance(self.emulation, Emulation) else ""
 
     def check_runs(self, platform: Platform) -> None:
-        """Raise ``EnvironmentUnfit`` when programs of ``platform`` do not run here."""
+        """Raise ``EnvironmentUnfit`` if programs of ``platform`` do not run here."""
         if isinstance(self.emulation, EnvironmentUnfit) and platform == self.platform:
             raise self.emulation
 
 
 class Downloads(msgspec.Struct, frozen=True):
-    """What ADD has fetched."""
+    """What ADD has fetched for a job."""
 
     lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
-    """Held while something is fetched."""
+    """Held during a download."""
     files: dict[tuple[str, str], http.Downloaded] = msgspec.field(default_factory=dict)
-    """By URL and the checksum that it was held against."""
+    """By URL and checksum."""
     commits: dict[GitReference, ResolvedRef] = msgspec.field(default_factory=dict)
-    """What git references point to."""
+    """The commits of git references."""
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """What a job remembers as long as it lasts. Everything in it may be used from any thread."""
+    """What a job keeps from step to step. All of it is thread-safe."""
 
     inputs: Inputs
-    """What the job's answer rests on."""
+    """What the result of the job depends on."""
     scratch: ScratchSpace
     contents: Contents
-    """What files hold."""
+    """The digests of files."""
     downloads: Downloads = msgspec.field(default_factory=Downloads)
 
 
 class FileSystems:
-    """The file systems of one job's stages. Safe for threads."""
+    """The file systems of one job's stages. Thread-safe."""
 
     def __init__(self, snapshotter: Snapshotter, background: ThreadPoolExecutor, progress: Progress) -> None:
         self._snapshotter = snapshotter
@@ -106,12 +106,12 @@ class FileSystems:
         self._progress = progress
 
     def snapshots(self, layers: tuple[Layer, ...]) -> Parents:
-        """``layers`` as snapshots, bottom first; missing ones are made at the same time."""
+        """Return the snapshots of ``layers``, bottom first. Missing ones are made in parallel."""
         missing = [layer for layer in layers if not layer.snapshot.done]
         with nullcontext() if all(layer.unpacked() for layer in missing) else self._progress.waiting("unpack"):
             together(self._background, [layer.snapshot for layer in missing])
         return tuple(layer.snapshot() for layer in layers)
 
     def tree(self, layers: tuple[Layer, ...]) -> Tree:
-        """The file system of ``layers``, mounted for reading until the job ends."""
+        """Return the file system of ``layers``, which can be read until the job ends."""
         return self._snapshotter.view(self.snapshots(layers))

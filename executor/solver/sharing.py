@@ -1,4 +1,4 @@
-"""What outside caches are told of a job's steps. Loaded by builds with ``--cache-to`` alone."""
+"""Exports the steps of a job to remote caches. Loaded only by builds with ``--cache-to``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from executor.solver.services import Services
 
 
 def inline(config: bytes, job: protocol.Job, steps: Sequence[CachedStep]) -> bytes:
-    """``config``, of an image, with those of ``steps`` in it whose layers are the image's."""
+    """Return the image's ``config`` with the ``steps`` whose layers are in the image."""
     return with_inline(config, entries_of(job, steps, whole=False))
 
 
 def share(job: protocol.Job, services: Services, steps: Sequence[CachedStep]) -> None:
-    """Tell the outside caches what was done; with layers, where they are the image's own or a cache wants them all."""
+    """Export ``steps`` to the remote caches; with layers if these are in the image, or if a cache takes all."""
     caches = services.remote_caches()
     whole = any(each.every_stage for each in job.options.cache_to)
     entries = entries_of(job, steps, whole=whole)
@@ -31,7 +31,7 @@ def share(job: protocol.Job, services: Services, steps: Sequence[CachedStep]) ->
 
 
 def entries_of(job: protocol.Job, steps: Sequence[CachedStep], *, whole: bool) -> list[RemoteCacheEntry]:
-    """``steps`` as entries of an outside cache; the layers of those that come with one are in the store."""
+    """Return ``steps`` as entries of a remote cache. The layers of entries that have one are in the store."""
     return [_entry(job, each, with_layer=not each.promised and (whole or each.in_image)) for each in steps]
 
 

@@ -1,9 +1,8 @@
-"""A job's way from its Dockerfile to the final state of its target: stages in parallel, steps in order.
+"""Solves a job: from its Dockerfile to the final state of its target. Stages run in parallel, steps in order.
 
-(1) The graph says which stages are needed. (2) Each needed stage runs on a thread of its own and waits for those it
-builds on. (3) An instruction that may have a layer becomes a step (``run``, ``copy``, ``workdir``); ``caching`` finds
-what it came to, or has it made. (4) Layers of the target's own chain are packed (and pushed) in the background while
-the next step runs.
+(1) The graph has the stages that are needed. (2) Each of them runs on a thread of its own and waits for the stages that
+it uses. (3) An instruction that can have a layer becomes a step (``run``, ``copy``, ``workdir``), which ``caching``
+finds or makes. (4) Layers of the image are packed and pushed in the background while the next step runs.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from platforms.errors import DockerfileError, KanifoldError
 
 
 class Solver:
-    """One job's stages, each solved at most once. Layers of the image go to ``image`` as soon as they are made."""
+    """The stages of one job, each solved at most once. ``image`` receives new layers of the image."""
 
     def __init__(
         self, job: protocol.Job, plan: JobPlan, services: Services, memory: Memory, image: ImageLayers
@@ -51,7 +50,7 @@ class Solver:
         self._given: Mapping[str, str] = dict(job.build_args)
         self._uncached = frozenset(each.casefold() for each in job.options.no_cache_stages)
         self._made_ns = moment.nanoseconds(job.epoch)
-        """The time of what the Dockerfile itself makes."""
+        """The modification time of directories that steps create, nanoseconds."""
         self._stages = {stage.index: Lazy(partial(self._solve, stage)) for stage in plan.dockerfile.stages}
         self._numbers = Numbers(plan.dockerfile, plan.graph)
         self._progress = Progress(services.tell)
@@ -80,7 +79,7 @@ class Solver:
         self._first_error: BaseException | None = None
 
     def solve(self) -> State:
-        """The target's last state."""
+        """Return the final state of the target."""
         self._announce(self._numbers.steps)
         threads = [
             threading.Thread(target=self._quietly, args=(index,), name=f"stage-{index}", daemon=True)
@@ -91,34 +90,34 @@ class Solver:
         try:
             return self._stages[self._plan.graph.target]()
         except BaseException:
-            # The first error is the reason; what other stages say after it is that they were cancelled.
+            # The first error is the cause; the other stages were cancelled because of it.
             if self._first_error is not None:
                 raise self._first_error from None
             raise
 
     @property
     def progress(self) -> Progress:
-        """How many steps were found, and how many were done."""
+        """The numbers of steps that were found and made."""
         return self._progress
 
     @property
     def steps(self) -> list[CachedStep]:
-        """Every step with a layer, in the order in which they were done."""
+        """All steps with a layer, in the order of their completion."""
         return self._cache.steps
 
     @property
     def contexts(self) -> tuple[str, ...]:
-        """The named contexts that something was taken from, sorted."""
+        """The named contexts that were used, sorted."""
         return tuple(sorted(self._origins.contexts.used - {""}))
 
     def tree(self, state: State) -> Tree:
-        """The file system of ``state``, mounted for reading."""
+        """Return the file system of ``state``, for reading."""
         return self._filesystems.tree(state.layers)
 
     def _quietly(self, index: int) -> None:
         try:
             self._stages[index]()
-        except BaseException as error:  # whoever needs the stage gets the error again
+        except BaseException as error:  # the stages that use this one raise it again
             with self._lock:
                 if self._first_error is None:
                     self._first_error = error
@@ -158,7 +157,7 @@ class Solver:
         plan = self._plan
         if stage.index in plan.graph.stages:
             return plan.graph.bases[stage.index]
-        # Only a base image's trigger knew that this stage is needed.
+        # Only a trigger of a base image uses this stage.
         origin = graph.base_of(plan.dockerfile, stage, plan.scope, plan.named)
         shown = self._numbers.add_stage(stage, has_base=not isinstance(origin, FromStage))
         if shown:
@@ -166,7 +165,7 @@ class Solver:
         return origin
 
     def _begin(self, stage: Stage, origin: Origin) -> State:
-        """The state that ``stage`` begins with."""
+        """Return the state after the FROM of ``stage``."""
         plan = self._plan
         platform = graph.platform_of(plan.dockerfile, stage, plan.scope, self._services.platform)
         if isinstance(origin, FromStage):
@@ -183,13 +182,13 @@ class Solver:
         return states.enter(state)
 
     def _announce(self, steps: tuple[protocol.StepInfo, ...]) -> None:
-        """Tell of ``steps`` that are to come."""
+        """Announce ``steps`` to the orchestrator."""
         self._services.tell(protocol.Planned(steps, self._services.how))
 
     # -- steps
 
     def _layered(self, stage: Stage, number: int, state: State, instruction: Instruction) -> State:
-        """``state`` after an instruction that may have a layer."""
+        """Return ``state`` after an instruction that can have a layer."""
         instruction = expand(instruction, dict(state.env), self._plan.dockerfile.escape)
         if isinstance(instruction, dockerfile.Workdir):
             state = workdir.entered(state, instruction)
@@ -201,9 +200,9 @@ class Solver:
         try:
             found = self._cache.find_or_make(step, fresh=self._ignores_cache(stage), in_image=in_image)
         except LayerLost:
-            raise  # the step will be started again
+            raise  # the job will be started again
         except KanifoldError as error:
-            if not faults.is_full(error):  # else it may be started again, too, with more room
+            if not faults.is_full(error):  # else the job may be started again with more room
                 self._progress.fail(clock, error)
             raise
         self._progress.finish(clock, cached=found.made is None)
@@ -215,7 +214,7 @@ class Solver:
         )
 
     def _step(self, stage: Stage, number: int, state: State, instruction: Instruction) -> Step:
-        """``instruction`` as a step of ``stage`` on ``state``."""
+        """Return ``instruction`` as a step of ``stage`` on ``state``."""
         services, memory, filesystems = self._services, self._memory, self._filesystems
         match instruction:
             case dockerfile.Run():
@@ -232,5 +231,5 @@ class Solver:
                 raise DockerfileError(f"{instruction.keyword} cannot be built", where=instruction.location)
 
     def _ignores_cache(self, stage: Stage) -> bool:
-        """Whether the steps of ``stage`` are made although a cache has them."""
+        """Whether ``--no-cache`` or ``--no-cache-filter`` applies to ``stage``."""
         return self._job.options.no_cache or (bool(stage.name) and stage.name in self._uncached)

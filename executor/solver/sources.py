@@ -28,47 +28,47 @@ from executor.solver.treename import Name, Observed
 from platforms.errors import ContextError
 
 _CONTENT: Final = "content"
-"""What the file with a here-document's content is called on this machine."""
+"""The name of the temporary file of a here-document."""
 
 
 class FileSource(Protocol):
-    """Where one or more source arguments come from: a tree, and how its content is told apart for cache keys."""
+    """The files that source arguments refer to: a tree, and how it is identified in cache keys."""
 
     @property
     def identity(self) -> Name | None:
-        """The name of the whole tree, if that is known without reading (a stage's); None to read what is copied."""
+        """The name of the tree, if it has one (a stage has); None if the files have to be read for a key."""
         ...
 
     @property
     def context(self) -> str | None:
-        """The context that it is, if it is one, by name."""
+        """The name of the context, if it is one."""
         ...
 
     @property
     def shared(self) -> str:
-        """What all jobs of a build that see the same tree call it; "" when others see none or another."""
+        """A name that all jobs of a build use for the same tree; "" if they do not share it."""
         ...
 
     def open(self, taken: Input) -> Tree:
-        """The tree, for whoever reads it as that input: a context's can then only be accounted for by its signature."""
+        """Open the tree as the input ``taken``. A context is then accounted for only by its stat signature."""
         ...
 
     def snapshots(self) -> Parents | None:
-        """The snapshots that the tree is made of; None for a context."""
+        """Return the snapshots of the tree; None for a context."""
         ...
 
 
 class Sources(msgspec.Struct, frozen=True):
-    """All sources of one COPY or ADD, in order, each with what it is as an input."""
+    """All sources of one COPY or ADD, in order, each with its input."""
 
     parts: tuple[tuple[SourceArgument, Input], ...]
 
     def key(self) -> tuple[Observed, ...]:
-        """What the sources are, for the cache key of the step."""
+        """Return the sources' part of the step's cache key."""
         return tuple(part.key(taken) for part, taken in self.parts)
 
     def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
-        """Add everything to ``plan``."""
+        """Add the files of all sources to ``plan``."""
         for part, _ in self.parts:
             part.copy_to(plan, destination, copy_options)
 
@@ -77,16 +77,16 @@ class SourceArgument(Protocol):
     """One source argument."""
 
     def key(self, taken: Input) -> Observed:
-        """What it is, for the cache key. It accounts for ``taken``; else the job's answer is not cacheable."""
+        """Return the source's part of the cache key. Has to account for ``taken``, else the result is not cacheable."""
         ...
 
     def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
-        """Copy it."""
+        """Add the files to ``plan``."""
         ...
 
 
 class Paths(msgspec.Struct, frozen=True):
-    """What a source argument names in ``files``."""
+    """A source argument that is a path, or a pattern of paths, in ``files``."""
 
     files: FileSource
     taken: Input
@@ -95,31 +95,32 @@ class Paths(msgspec.Struct, frozen=True):
     exclude: tuple[str, ...]
 
     def source(self) -> CopySource:
-        """The argument in the tree that it is about."""
+        """Return the argument with the opened tree."""
         context = self.files.context is not None
         return source_of(self.files.open(self.taken), self.pattern, parents=self.parents, context=context)
 
     @property
     def shared(self) -> str:
-        """What all jobs of a build that see the same files call it; "" when others see none or others."""
+        """A name that all jobs of a build use for the same argument and files; "" if they do not share the files."""
         if not self.files.shared:
             return ""
         return keys.key("source", self.files.shared, self.pattern, self.parents, self.exclude)
 
     def signature(self, digest: str) -> protocol.StatSignature:
-        """How files of a context are looked at again, given the digest of what lstat(2) says of them."""
+        """Return the stat signature by which files of a context are checked again. ``digest``: of their lstat(2)
+        results."""
         return protocol.StatSignature(self.files.context or "", self.pattern, self.parents, self.exclude, digest)
 
 
 class Reading:
-    """The files that ``paths`` name, as they are when they are first looked at: nothing is looked at twice."""
+    """Reads the files that ``paths`` match. They are walked and read once, so key and layer have the same content."""
 
     def __init__(self, contents: Contents, paths: Paths) -> None:
         self._contents = contents
         self._paths = paths
         self._walked = Lazy(self._walk)
         self.selected = Lazy(self._select)
-        """What is copied, as it was when its key was taken: what is looked at once cannot have two forms."""
+        """The files that are copied."""
         self.agreed = Lazy(self._agree)
         """What ``selected`` is, for keys; it may be known from another job while this one has looked at nothing."""
 
@@ -135,7 +136,7 @@ class Reading:
 
 
 class StagePaths(msgspec.Struct, frozen=True):
-    """Paths of a stage or an image, whose file system has a name."""
+    """Paths of a stage or an image, which are identified by the name of the file system."""
 
     paths: Paths
     identity: Name
@@ -150,7 +151,7 @@ class StagePaths(msgspec.Struct, frozen=True):
 
 
 class ContextPaths(msgspec.Struct, frozen=True):
-    """Paths of a context, whose key has to be taken over what is copied."""
+    """Paths of a context, which are identified by a digest of the files."""
 
     paths: Paths
     reading: Reading
@@ -177,7 +178,7 @@ class ContextPaths(msgspec.Struct, frozen=True):
     def _unpack(
         self, plan: CopyPlan, source: CopySource, matched: Matched, destination: str, copy_options: CopyOptions
     ) -> None:
-        """Copy what is in the file ``matched`` if that is an archive, else the file."""
+        """Copy the content of ``matched`` if it is an archive, else the file itself."""
         from executor.solver.archives import copy_archive  # which few Dockerfiles need
 
         for each in matched.entries:
@@ -191,8 +192,7 @@ class ContextPaths(msgspec.Struct, frozen=True):
 class Inline(msgspec.Struct, frozen=True):
     """A here-document: a file whose content is in the Dockerfile.
 
-    On this machine the content lies in a file that is named here; the Dockerfile's name is only what the entry of the
-    layer is called.
+    Its temporary file has a constant name. The name in the Dockerfile is used for the entry in the layer only.
     """
 
     name: str
@@ -216,7 +216,7 @@ class Inline(msgspec.Struct, frozen=True):
 
 
 def of(services: Services, memory: Memory, instruction: Copy | Add, files: Lazy[FileSource]) -> Sources:
-    """The sources of ``instruction``, whose paths are looked up in ``files``."""
+    """Return the sources of ``instruction``, whose paths refer to ``files``."""
     parts: list[tuple[SourceArgument, Input]] = []
     for text in instruction.sources:
         taken = memory.inputs.add("source")
@@ -229,7 +229,7 @@ def of(services: Services, memory: Memory, instruction: Copy | Add, files: Lazy[
 
 
 def _fetched(services: Services, memory: Memory, instruction: Copy | Add, text: str) -> SourceArgument | None:
-    """The source ``text`` when it is a URL or a git repository."""
+    """Return the source ``text`` if it is a URL or a git repository, else None."""
     if not isinstance(instruction, Add):
         return None
     from executor.solver import fetched  # with all that fetches, which few Dockerfiles need
@@ -241,7 +241,7 @@ def _fetched(services: Services, memory: Memory, instruction: Copy | Add, text: 
 
 
 def _paths(memory: Memory, instruction: Copy | Add, text: str, found: Lazy[FileSource], taken: Input) -> SourceArgument:
-    """The source ``text`` when it is a path, or a pattern of paths."""
+    """Return the source ``text``, a path or a pattern of paths."""
     parents = isinstance(instruction, Copy) and instruction.parents
     unpack = isinstance(instruction, Add) and instruction.unpack is not False
     files = found()

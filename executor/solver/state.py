@@ -1,4 +1,4 @@
-"""A stage as it stands between two instructions, and the instructions that change nothing but its configuration.
+"""The state of a stage between two instructions, and the instructions that change its configuration only.
 
 ``StateBuilder`` takes one instruction after the other. Meaning and history texts are those of BuildKit's
 dockerfile2llb (dispatchEnv, dispatchLabel, …), so that configs can be compared field by field.
@@ -36,9 +36,9 @@ class State(msgspec.Struct, frozen=True):
     layers: tuple[Layer, ...] = ()
     """Bottom first."""
     tree: Name = Name("scratch", "scratch")
-    """What the file system is, for cache keys."""
+    """The name of the file system, for cache keys."""
     env: tuple[tuple[str, str], ...] = ()
-    """What the next instruction is expanded with and a step sees: ENV and ARG, the later of two winning."""
+    """The variables of the next instruction: ENV and ARG; the later of two with the same name counts."""
     arguments: tuple[tuple[str, str | None], ...] = ()
     """ARGs declared in this stage and those it is built on, in order, for the history text of RUN."""
     command_set: bool = False
@@ -55,7 +55,7 @@ class State(msgspec.Struct, frozen=True):
 
 
 def enter(state: State) -> State:
-    """``state`` as a FROM leaves it: PATH is always set, and the image's ENV is what lines are expanded with."""
+    """Return ``state`` after a FROM: with PATH set, and with the image's ENV as variables."""
     config = state.config
     if not any(key == "PATH" for key, _ in config.env):
         config = replace(config, env=(*config.env, ("PATH", image.DEFAULT_PATH)))
@@ -66,19 +66,22 @@ def enter(state: State) -> State:
 
 
 def directory(current: str, path: str) -> str:
-    """What ``WORKDIR path`` makes of ``current``: an absolute path stays as it is written (NormalizeWorkdir)."""
+    """Return the working directory after ``WORKDIR path`` in ``current``. An absolute path is not cleaned
+    (NormalizeWorkdir)."""
     return path if path.startswith("/") else normal_path(current, path)
 
 
 def noted(state: State, text: str, *, layer: bool = False, created: str = "") -> State:
-    """``state`` with one more history entry. Raises ``DockerfileError``, without a place, where that is too much."""
+    """Return ``state`` with one more history entry. Raises ``DockerfileError`` (without location) if it is too
+    large."""
     entry = History(created=created, created_by=text, comment=COMMENT, empty_layer=not layer)
     config = replace(state.config, history=(*state.config.history, entry))
     return replace(state, config=config, written=_written(state.written, text))
 
 
 def _written(before: int, text: str) -> int:
-    """How long the history is with ``text``. No image may have more of a config, and variables multiply quickly."""
+    """Return the length of the history with ``text`` added. Limited, because expanded variables can grow
+    exponentially."""
     if before + len(text) > image.CONFIG_LIMIT:
         raise DockerfileError(
             "the configuration of the image is too large",
@@ -89,9 +92,9 @@ def _written(before: int, text: str) -> int:
 
 
 class StateBuilder:
-    """A state while instructions change only its configuration: each costs what it changes, not all that there is.
+    """Applies instructions that change the configuration only, without copying the state for each.
 
-    ``state`` is the state when a step with a layer comes, or the end.
+    ``state`` is called before a step with a layer, and at the end of the stage.
     """
 
     def __init__(self, state: State) -> None:
@@ -113,7 +116,7 @@ class StateBuilder:
         self._written = state.written
 
     def state(self) -> State:
-        """What has come of it."""
+        """Return the state after all instructions so far."""
         config = replace(
             self._config,
             env=tuple(self._image_env),
@@ -133,7 +136,8 @@ class StateBuilder:
         )
 
     def apply(self, step: Instruction, given: Mapping[str, str], outer: Mapping[str, str], escape: str) -> None:
-        """One instruction that makes no layer. Of an ARG, the value is ``given``, its default, or ``outer``'s."""
+        """Apply one instruction without a layer. The value of an ARG is that of ``given``, its default, or that of
+        ``outer``."""
         if isinstance(step, dockerfile.Arg):
             self._arg(step, given, outer, escape)
             return

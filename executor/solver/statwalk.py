@@ -1,4 +1,4 @@
-"""What the source arguments of COPY and ADD name, as far as lstat(2) says: looked at before anything is read."""
+"""Walks the files that source arguments of COPY and ADD match, with lstat(2). No file is read."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from executor.store.spool import SpooledList
 from platforms.errors import ContextError
 
 TOGETHER: Final = 2000
-"""Files that are looked at, asked about, read and remembered together."""
+"""Files that are walked, looked up, read and recorded in one batch."""
 
 
 def source_of(tree: Tree, text: str, *, parents: bool, context: bool) -> CopySource:
-    """What the source argument ``text`` means in ``tree``, which may be a build ``context``."""
+    """Return the source argument ``text`` for ``tree``. ``context``: whether that is a build context."""
     if not parents:
         return CopySource(tree, normal_path("/", text), context=context)
     pivot, dot, below = text.partition("/./")
@@ -44,7 +44,7 @@ class MatchedPath(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StatWalk(msgspec.Struct, frozen=True):
-    """What a source names, as far as lstat(2) says: no file has been read."""
+    """The files that a source matches, with their lstat(2) results."""
 
     chosen: SpooledList[MatchedPath]
     reached: SpooledList[WalkEntry]
@@ -60,9 +60,10 @@ REACHED: Final[msgspec.msgpack.Decoder[list[WalkEntry]]] = msgspec.msgpack.Decod
 
 
 def walk(directory: str, source: CopySource, exclude: tuple[str, ...], check: Callable[[], None]) -> StatWalk:
-    """What ``source`` names, but for what ``exclude`` leaves out. Raises ``ContextError`` for what cannot be seen.
+    """Walk the files that ``source`` matches, without those that match ``exclude``.
 
-    What memory does not hold goes to a file in ``directory``. ``check`` raises when it is time to end.
+    Large results are kept in a file in ``directory``. ``check`` raises an exception on cancellation. Raises
+    ``ContextError`` for files that cannot be read.
     """
     chosen, found = SpooledList(_CHOSEN, directory), SpooledList(REACHED, directory)
     digest = hashlib.sha256()
@@ -90,11 +91,11 @@ def walk(directory: str, source: CopySource, exclude: tuple[str, ...], check: Ca
 
 
 def _bare(found: WalkEntry) -> WalkEntry:
-    """``found`` without extended attributes: those of a context count for nothing."""
+    """Return ``found`` without extended attributes, which are ignored in a context."""
     return replace(found, entry=replace(found.entry, xattrs=()))
 
 
 def unreadable(path: str, error: OSError) -> ContextError:
-    """``error``, met at ``path``, for people."""
+    """Return the ``ContextError`` for ``error`` at ``path``."""
     why = os.strerror(error.errno) if error.errno else str(error)
     return ContextError(f"cannot read {path}", why=why, remedy="make it readable, or leave it out with .dockerignore")

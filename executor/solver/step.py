@@ -1,6 +1,6 @@
-"""A step that may have a layer, as a value: what it can observe, how it is made, and how it is shown.
+"""Step: an instruction that can have a layer, as a value with its cache keys, its history text and a way to make it.
 
-``run``, ``copy`` and ``workdir`` have the kinds of steps. ``caching`` finds what a step came to, or has it made.
+The kinds are in ``run``, ``copy`` and ``workdir``. ``caching`` finds or makes steps.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from executor.store.spool import SpooledList
 
 
 class Made(msgspec.Struct, frozen=True):
-    """What came of making a step."""
+    """The result of a step that was made."""
 
     result: str
-    """The name of the result, for cache keys."""
+    """The name of the result, which later cache keys contain."""
     entries: SpooledList[Entry] | None = None
-    """The layer; None when a directory in the store holds it, under the name of the result."""
+    """The layer; None if it is the snapshot of ``result`` (``cache.snapshot_key``)."""
 
 
 class Step(Protocol):
@@ -30,36 +30,37 @@ class Step(Protocol):
 
     @property
     def number(self) -> int:
-        """Under which the orchestrator knows the step."""
+        """The number of the step in messages to the orchestrator."""
         ...
 
     @property
     def state(self) -> State:
-        """The stage that the step's layer goes on. Its configuration is as the step leaves it."""
+        """The state that the layer is added to, with the configuration that it has after the step."""
         ...
 
     @property
     def text(self) -> str:
-        """The step in the history of the image."""
+        """The text of the step in the history of the image."""
         ...
 
     @property
     def by_content(self) -> bool:
-        """Whether the result is named by its content.
+        """Whether the name of the result is a digest of its content.
 
-        Such a result is the same layer on any other layers, and may be worked out again at any time by ``make``. One
-        that is named by chance is the change to the layers of ``state``, and is made once.
+        Such a layer is valid on any layers, and ``make`` can compute it again. Else the name is random, and the layer
+        is a diff against the layers of ``state``.
         """
         ...
 
     def key(self, taken: Input) -> Observed:
-        """What the step can observe. Accounts for ``taken``; else the job's answer is not cacheable."""
+        """Return everything that the step can observe. Has to account for ``taken``, else the result is not
+        cacheable."""
         ...
 
     def other_key(self) -> Observed | None:
-        """A key that takes longer to work out and holds for more; None when there is no other."""
+        """Return a second key, which takes longer to compute and matches more; None if there is none."""
         ...
 
     def make(self) -> Made:
-        """Do the step."""
+        """Make the step."""
         ...

@@ -1,9 +1,8 @@
-"""Names of file systems in cache keys: what they are called in this store, and what outside caches call them.
+"""Names of file systems in cache keys: one for keys of this store, one for keys of remote caches.
 
-An outside cache knows a layer by the result that its step is said to have had, and so keys that such a cache is asked
-for hold that result. Its word for it counts for builds that ask the cache and for no other: a key of this store holds,
-in place of such a result, the name under which the imported layer is known here, which no step of our own comes to.
-Where nothing was imported both are the same.
+A remote cache identifies a layer by the result that its entry states, and keys for that cache contain this result. The
+statement is trusted only by builds that use the cache: keys of this store contain the name under which the imported
+layer is stored, which no step on this machine can have. Without imports both names are the same.
 """
 
 from __future__ import annotations
@@ -20,22 +19,23 @@ class Name(msgspec.Struct, frozen=True):
 
     here: str
     outside: str
-    """As far as outside caches are to be believed."""
+    """In keys of remote caches."""
     places: tuple[str, ...] = ()
-    """The outside caches by whose word it is what it is, sorted."""
+    """The remote caches that the name rests on, sorted."""
 
 
 Observed = Part | Name | tuple["Observed", ...]
-"""What a step can observe: a part of a key in which file systems are not spelled out yet."""
+"""What a step can observe: a part of a key, with ``Name``s for file systems."""
 
 
 def name(text: str) -> Name:
-    """The name of a file system that is the same everywhere."""
+    """Return a name that is the same in this store and in remote caches."""
     return Name(text, text)
 
 
 def above(below: Name, outcome: CacheEntry, places: tuple[str, ...]) -> Name:
-    """The name of ``below`` with the layer of ``outcome`` on it, which rests on what ``places`` say, and its own."""
+    """Return the name of ``below`` with the layer of ``outcome`` added, whose key rests on the remote caches
+    ``places``."""
     return Name(
         keys.key("tree", below.here, outcome.layer),
         keys.key("tree", below.outside, outcome.result),
@@ -44,34 +44,34 @@ def above(below: Name, outcome: CacheEntry, places: tuple[str, ...]) -> Name:
 
 
 def by_content(text: str, places: tuple[str, ...]) -> Name:
-    """The name of files that are known by their content alone, although ``places`` had a say in what they are.
+    """Return the name of files that are identified by their content ``text`` but rest on the remote caches ``places``.
 
-    Their content is no cache's word. But what else there is about them, a time for one, may be a cache's making.
+    The content was read here. Other metadata, such as times, may come from a remote cache.
     """
     return Name(keys.key("content", text, places) if places else text, text, places)
 
 
 def here(observed: Observed) -> Part:
-    """``observed`` for a key of this store."""
+    """Return ``observed`` for a key of this store."""
     if isinstance(observed, Name):
         return observed.here
     return tuple(map(here, observed)) if isinstance(observed, tuple) else observed
 
 
 def outside(observed: Observed) -> Part:
-    """``observed`` for a key that outside caches know."""
+    """Return ``observed`` for a key of remote caches."""
     if isinstance(observed, Name):
         return observed.outside
     return tuple(map(outside, observed)) if isinstance(observed, tuple) else observed
 
 
 def places(observed: Observed) -> tuple[str, ...]:
-    """The outside caches that had a say in what is ``observed``."""
+    """Return the remote caches that ``observed`` rests on."""
     if isinstance(observed, Name):
         return observed.places
     return united(*map(places, observed)) if isinstance(observed, tuple) else ()
 
 
 def united(*every: tuple[str, ...]) -> tuple[str, ...]:
-    """All places among ``every``, sorted."""
+    """Return the union of ``every``, sorted."""
     return tuple(sorted({place for each in every for place in each}))

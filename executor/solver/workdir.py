@@ -1,4 +1,4 @@
-"""WORKDIR as a step: the directory is made where it is missing, by the stage's user."""
+"""The step WORKDIR: creates the directory if it is missing, owned by the stage's user."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from executor.solver.treename import Observed
 
 
 class WorkdirStep(msgspec.Struct, frozen=True):
-    """A WORKDIR. ``state`` has the directory as its working directory already."""
+    """A WORKDIR. The working directory of ``state`` is set."""
 
     contents: Contents
     filesystems: FileSystems
     made_ns: int
-    """The time of directories that are made, nanoseconds."""
+    """The modification time of directories that are created, nanoseconds."""
     number: int
     state: State
     by_content: ClassVar[bool] = True
@@ -48,6 +48,6 @@ class WorkdirStep(msgspec.Struct, frozen=True):
 
 
 def entered(state: State, instruction: Workdir) -> State:
-    """``state`` with the working directory of ``instruction``."""
+    """Return ``state`` with the working directory of ``instruction``."""
     path = states.directory(state.workdir, instruction.path)
     return replace(state, config=replace(state.config, working_dir=path))
