@@ -6,8 +6,6 @@ from typing import Final, Literal
 
 import msgspec
 
-from platforms.errors import UsageError
-
 Part = str | int | tuple["Part", ...]
 Network = Literal["isolated", "host", "none"]
 DEFAULT_SHM_SIZE: Final = 64 << 20
@@ -78,19 +76,3 @@ def control_files(limits: ResourceLimits) -> tuple[tuple[str, str], ...]:
     if limits.pids:
         found.append(("pids.max", str(limits.pids)))
     return tuple(found)
-
-
-def parent_path(text: str) -> str:
-    """``--cgroup-parent`` as a path below the root of the hierarchy, without slashes at its ends.
-
-    A path, or the name of a slice, which systemd nests by its dashes: ``a-b.slice`` is in ``a.slice``.
-    """
-    path = text.strip("/")
-    if not path or any(part in ("", ".", "..") for part in path.split("/")):
-        raise UsageError(f"--cgroup-parent {text!r} is no path of a control group")
-    if "/" in path or not path.endswith(".slice"):
-        return path
-    parts = path.removesuffix(".slice").split("-")
-    if "" in parts:
-        raise UsageError(f"--cgroup-parent {text!r} is no name of a slice")
-    return "/".join("-".join(parts[:count]) + ".slice" for count in range(1, len(parts) + 1))

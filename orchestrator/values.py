@@ -322,11 +322,22 @@ def limits(texts: Iterable[str], _flag: str) -> ResourceLimits:
     return resource_limits.limits(texts)
 
 
-def control_group(text: str, _flag: str) -> str:
-    """A control group's path below the root, or a slice's name; "" for ""."""
-    from executor.step_options import parent_path
+def control_group(text: str, flag: str) -> str:
+    """The path of a control group below the root of the hierarchy, without slashes at its ends; "" for "".
 
-    return parent_path(text) if text else ""
+    Written as a path, or as the name of a slice, which systemd nests by its dashes: ``a-b.slice`` is in ``a.slice``.
+    """
+    if not text:
+        return ""
+    path = text.strip("/")
+    if not path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise UsageError(f"{flag} {text!r} is no path of a control group")
+    if "/" in path or not path.endswith(".slice"):
+        return path
+    parts = path.removesuffix(".slice").split("-")
+    if "" in parts:
+        raise UsageError(f"{flag} {text!r} is no name of a slice")
+    return "/".join("-".join(parts[:count]) + ".slice" for count in range(1, len(parts) + 1))
 
 
 def builder(text: str, flag: str) -> None:

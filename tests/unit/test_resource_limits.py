@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from executor.step_options import ResourceLimits, control_files, parent_path
+from executor.step_options import ResourceLimits, control_files
+from orchestrator import values
 from orchestrator.resource_limits import limits
 from platforms.errors import UsageError
 
@@ -52,13 +53,13 @@ def test_what_is_no_resource_is_refused(text: str, words: str) -> None:
     [("/a/b/", "a/b"), ("build.slice", "build.slice"), ("a-b-c.slice", "a.slice/a-b.slice/a-b-c.slice"), ("x", "x")],
 )
 def test_a_parent_is_a_path_or_a_slice(text: str, path: str) -> None:
-    assert parent_path(text) == path
+    assert values.control_group(text, "--cgroup-parent") == path
 
 
 @pytest.mark.parametrize("text", ["/", "../x", "a//b", "a/./b", "a--b.slice"])
 def test_a_parent_leads_nowhere_else(text: str) -> None:
     with pytest.raises(UsageError):
-        parent_path(text)
+        values.control_group(text, "--cgroup-parent")
 
 
 def test_nothing_is_asked_of_a_group_by_default() -> None:
