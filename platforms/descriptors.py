@@ -1,8 +1,10 @@
-"""Closing inherited file descriptors in a forked process."""
+"""File descriptors: closing inherited ones, receiving some from another process, and writing all of some data."""
 
 from __future__ import annotations
 
+import array
 import os
+import socket
 
 from platforms import syscalls
 
@@ -23,6 +25,21 @@ def keep_only(*fds: int) -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     close_others(*fds)
+
+
+def receive_fds(packets: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """Receive a packet of at most ``size`` bytes with at most ``most`` descriptors, which are the caller's to close.
+
+    Programs that this process executes do not inherit them. ``socket.recv_fds`` of Python 3.11 takes the flag for that
+    and ignores it. No bytes: the other end is closed. Raises ``OSError``.
+    """
+    space = socket.CMSG_SPACE(most * array.array("i").itemsize) if most else 0
+    data, control, *_ = packets.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
+    found = array.array("i")
+    for level, kind, part in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(part[: len(part) - len(part) % found.itemsize])
+    return data, found.tolist()
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:

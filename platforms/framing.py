@@ -11,7 +11,6 @@ The other end is not trusted: a line has a limit and is decoded strictly. What i
 
 from __future__ import annotations
 
-import array
 import contextlib
 import os
 import socket
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import msgspec
 
 from platforms import decoding
-from platforms.descriptors import write_all
+from platforms.descriptors import receive_fds, write_all
 from platforms.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -174,14 +173,8 @@ def receive(
 
     None when the other end is closed. Raises ``ProtocolError`` and ``OSError``.
     """
-    # socket.recv_fds would do, but Python 3.11's ignores its flags: programs would inherit the descriptors.
-    space = socket.CMSG_SPACE(fds * array.array("i").itemsize) if fds else 0
-    line, control, *_ = packets.recvmsg(_PACKET, space, socket.MSG_CMSG_CLOEXEC)
-    found = array.array("i")
-    for level, kind, data in control:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return (decode(decoder, line, sender) if line else None), found.tolist()
+    line, found = receive_fds(packets, _PACKET, fds)
+    return (decode(decoder, line, sender) if line else None), found
 
 
 def _too_long(sender: str) -> ProtocolError:

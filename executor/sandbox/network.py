@@ -29,7 +29,7 @@ from typing import Final, NoReturn
 
 from executor.sandbox import interface, isolation
 from platforms import syscalls, threads
-from platforms.descriptors import keep_only
+from platforms.descriptors import keep_only, receive_fds
 from platforms.errors import EnvironmentUnfit
 
 HELPER: Final = "pasta"
@@ -87,7 +87,7 @@ class Network:
     def descriptors(self) -> tuple[int, ...]:
         """Return the descriptors that a process needs to ``join``; the namespace exists when this returns."""
         if self._line is not None:
-            _, fds, _, _ = socket.recv_fds(self._line, 1, 1, socket.MSG_CMSG_CLOEXEC)
+            _, fds = receive_fds(self._line, 1, 1)
             self._namespace = fds[0] if fds else -1
             self._line.close()
             self._line = None
@@ -191,7 +191,7 @@ def _bring_up(program: str, line: socket.socket, ready: int, verdict: int) -> No
         namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         socket.send_fds(line, [b"n"], [namespace])
         line.close()
-        said, fds, _, _ = socket.recv_fds(ours, 1 << 10, 1, socket.MSG_CMSG_CLOEXEC)
+        said, fds = receive_fds(ours, 1 << 10, 1)
         if fds:
             interface.move(INTERFACE, fds[0], namespace)
             said = _UP

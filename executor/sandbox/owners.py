@@ -38,6 +38,7 @@ from executor.snapshotter import records
 from executor.snapshotter.records import DeviceNumber
 from executor.snapshotter.rootfs import Overlay
 from platforms import syscalls
+from platforms.descriptors import receive_fds
 
 # linux/seccomp.h: struct seccomp_notif, struct seccomp_notif_resp, and the calls on a listener.
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")  # id, pid, flags, number, architecture, instruction, arguments
@@ -83,7 +84,7 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
     ``proc``: a descriptor of a /proc that shows the step's processes and this one. The exit status is 0 when the
     records are complete.
     """
-    _, fds, _, _ = socket.recv_fds(line, 16, 3, socket.MSG_CMSG_CLOEXEC)
+    _, fds = receive_fds(line, 16, 3)
     line.close()
     if not fds:  # the step did not get that far
         os._exit(0)

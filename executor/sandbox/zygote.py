@@ -35,7 +35,7 @@ import msgspec
 
 from executor.sandbox import isolation, network, report, seccomp, spec, staging, step_process, targets
 from platforms import debug, syscalls
-from platforms.descriptors import keep_only
+from platforms.descriptors import keep_only, receive_fds
 
 NAMESPACES: Final = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID
 _STEP: Final = NAMESPACES | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
@@ -124,7 +124,7 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
     while True:
         for fd, _ in poll.poll():
             if fd == control.fileno():
-                packet, fds, _, _ = socket.recv_fds(control, _PACKET, FDS, socket.MSG_CMSG_CLOEXEC)
+                packet, fds = receive_fds(control, _PACKET, FDS)
                 if not packet:
                     debug.log("process ends")
                     os._exit(0)
@@ -253,7 +253,7 @@ def _wait_for_step(
     try:
         keep_only(line.fileno(), told.fd, *rules.network.descriptors())
         prepared = step_process.prepare(shape)
-        packet, fds, _, _ = socket.recv_fds(line, _PACKET, FDS, socket.MSG_CMSG_CLOEXEC)
+        packet, fds = receive_fds(line, _PACKET, FDS)
         if packet:
             _become(_read(fds[0], fds[3:]), prepared, (fds[1], fds[2]), rules, None, told)
     finally:

@@ -104,7 +104,13 @@ def trying_again(tree: ast.Module) -> Iterator[ast.AST]:
     yield from calls(ast.walk(tree), ".delay", ".pause", "random.uniform")
 
 
+def receiving_descriptors(tree: ast.Module) -> Iterator[ast.AST]:
+    """A packet's descriptors: what receives them has to see that programs do not inherit them."""
+    yield from calls(ast.walk(tree), ".recvmsg", "socket.recv_fds")
+
+
 RULES: dict[Rule, str] = {
+    receiving_descriptors: "platforms/descriptors.py",
     writing_in_a_loop: "platforms/descriptors.py",
     resolving_paths: "platforms/pathwalk.py",
     confining_by_flags: "platforms/syscalls.py",
@@ -116,6 +122,7 @@ RULES: dict[Rule, str] = {
 """A guard, and the module that has it."""
 
 SIBLINGS: dict[Rule, str] = {
+    receiving_descriptors: "data, fds, _, _ = socket.recv_fds(line, 1, 1)",
     writing_in_a_loop: "while view:\n    view = view[os.write(fd, view):]",
     resolving_paths: "while todo:\n    name = todo.pop()\n    if name == b'..':\n        del done[-1:]",
     confining_by_flags: "resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS",
