@@ -52,14 +52,16 @@ class LocalNode:
 
     async def start(self) -> Connection:
         """A forked executor, or one that is a command when all forked ones are taken."""
-        from orchestrator import connection, workerpool
-
         self._wanted += 1
         if self._server is not None and self._pool is None:
             await asyncio.sleep(0)  # until all who want one at this moment have said so
             if self._pool is None:
-                self._pool = workerpool.WorkerPool(self._server)
+                from orchestrator.workerpool import WorkerPool
+
+                self._pool = WorkerPool(self._server)
                 self._pool.start(self._wanted)
+        from orchestrator import connection  # while executors are being forked
+
         forked = None if self._pool is None else await self._pool.acquire(connection.LINE_LIMIT)
         if forked is None:
             started = await connection.launch(self.name, _command(), _environment())
