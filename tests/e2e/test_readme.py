@@ -83,18 +83,19 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_flags_exist(page: Path, kanifold: Kanifold) -> None:
-    helps: dict[str, str] = {}
+    helps: dict[tuple[str, ...], str] = {}
     written = [*code(page.read_text()), *re.findall(r"`(kanifold [^`]+)`", page.read_text())]
     for line in written:
         if not line.startswith("kanifold "):
             continue
-        words = shlex.split(line)
-        if not re.fullmatch(r"[a-z-]+", words[1]):
+        words = shlex.split(line)[1:]
+        command = tuple(words[:2] if words[0] == "index" else words[:1])
+        if not all(re.fullmatch(r"[a-z-]+", word) for word in command):
             continue
-        if words[1] not in helps:
-            helps[words[1]] = kanifold(words[1], "--help").out
-        flags = [word.partition("=")[0] for word in words[2:] if re.match(r"-\w|--\w", word)]
-        unknown = [flag for flag in flags if not re.search(rf"(^|[\s,/]){re.escape(flag)}\b", helps[words[1]])]
+        if command not in helps:
+            helps[command] = kanifold(*command, "--help").out
+        flags = [word.partition("=")[0] for word in words if re.match(r"-\w|--\w", word)]
+        unknown = [flag for flag in flags if not re.search(rf"(^|[\s,/]){re.escape(flag)}\b", helps[command])]
         assert unknown == [], line
 
 
