@@ -130,24 +130,24 @@ def call(request: BuildRequest, method: str) -> int:
     name, _, options = method.partition(",")
     as_json = options == "format=json"
     with tempfile.TemporaryDirectory(prefix="kanifold.") as scratch:
-        means = FetchOptions(scratch)
-        source = planning.source(request, means)
+        fetch = FetchOptions(scratch)
+        source = planning.source(request, fetch)
         match name:
             case "targets":
-                return _print_targets(planning.plan(request, (), source, means), as_json)
+                return _print_targets(planning.plan(request, (), source, fetch), as_json)
             case "outline":
-                plan = planning.plan(request, (), source, means)
+                plan = planning.plan(request, (), source, fetch)
                 _refuse(request, plan)
                 return _print_outline(request, plan, as_json)
             case _:
-                return _print_checks(request, source, means, as_json)
+                return _print_checks(request, source, fetch, as_json)
 
 
-def _print_checks(request: BuildRequest, source: planning.DockerfileSource, means: FetchOptions, as_json: bool) -> int:
+def _print_checks(request: BuildRequest, source: planning.DockerfileSource, fetch: FetchOptions, as_json: bool) -> int:
     try:
-        found = _check_all(request, planning.plan(request, (), source, means))
+        found = _check_all(request, planning.plan(request, (), source, fetch))
     except DockerfileError as error:
-        found = _partial_result(request, source, means, error.problem)
+        found = _partial_result(request, source, fetch, error.problem)
     if as_json:
         print_json(documents.lint_document(found, source.name, source.data))
     else:
@@ -163,14 +163,14 @@ def _print_checks(request: BuildRequest, source: planning.DockerfileSource, mean
 
 
 def _partial_result(
-    request: BuildRequest, source: planning.DockerfileSource, means: FetchOptions, problem: Problem
+    request: BuildRequest, source: planning.DockerfileSource, fetch: FetchOptions, problem: Problem
 ) -> CheckResult:
     """Return the findings in the lines above that of ``problem``, a syntax error, and the problem itself."""
     if problem.where is None:
         return CheckResult((), problem)
     lines = source.data.split(b"\n")[: problem.where.line - 1]
     try:
-        plan = planning.plan(request, (), replace(source, data=b"\n".join(lines)), means)
+        plan = planning.plan(request, (), replace(source, data=b"\n".join(lines)), fetch)
         return replace(_check(request, plan, (), {}), failure=problem)
     except DockerfileError:
         return CheckResult((), problem)
