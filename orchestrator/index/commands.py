@@ -27,6 +27,7 @@ from orchestrator.index.names import ImageName, LayoutName
 from orchestrator.index.publishing import CommandContext, Target
 from orchestrator.index.source_arguments import RequestedSource
 from orchestrator.options import DEBUG, INSECURE, MIRRORS, TIMEOUT, complete_files, complete_platforms
+from orchestrator.values import writable
 from orchestrator.view.display import open_display
 from orchestrator.view.stdout import print_document, print_json, print_line
 from platforms import parsing
@@ -406,6 +407,7 @@ def matrix(context: str, platforms: tuple[str, ...], tags: tuple[str, ...], form
 
 @contextmanager
 def _opened(flags: Mapping[str, Any]) -> Iterator[CommandContext]:
+    writable(flags.get("metadata_file", ""), "--metadata-file")
     settings = registry_settings.with_flags(
         registry_settings.load_settings(), flags["insecure"], flags["mirrors"], flags["timeouts"]
     )

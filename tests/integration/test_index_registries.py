@@ -491,3 +491,31 @@ def test_each_registry_is_asked_as_the_user_that_it_knows(
             else:
                 assert run("copy", f"{other}/open:1", f"{closed}/app:1").strip() == root["digest"]
                 assert run("copy", f"{closed}/app:1", f"{closed}/mounted:1").strip() == root["digest"]
+
+
+def test_a_metadata_file_that_cannot_be_written_is_known_before_anything_is_pushed(
+    run: Run, repository: str, tmp_path: Path
+) -> None:
+    two_platforms(tmp_path / "in")
+    with pytest.raises(UsageError, match="--metadata-file"):
+        run("copy", "oci:in:1", f"{repository}:1", "--metadata-file", tmp_path / "nothing" / "m.json")
+    assert not exists(f"{repository}:1")
+
+
+@pytest.mark.parametrize(("progress", "lines"), [("plain", True), ("tty", True), ("none", False), ("quiet", False)])
+def test_what_is_told_meanwhile_is_asked_for(
+    run: Run, repository: str, tmp_path: Path, progress: str, lines: bool, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    two_platforms(tmp_path / "in")
+    cli.main(["copy", "oci:in:1", f"{repository}:1", "--progress", progress], standalone_mode=False)
+    assert (b"published" in capsysbinary.readouterr().err) is lines
+
+
+def test_progress_for_programs_is_json(
+    run: Run, repository: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    _, root = two_platforms(tmp_path / "in")
+    cli.main(["copy", "oci:in:1", f"{repository}:1", "--progress", "rawjson"], standalone_mode=False)
+    told = [json.loads(line) for line in capsysbinary.readouterr().err.splitlines()]
+    assert told[-1]["type"] == "published"
+    assert told[-1]["digest"] == root["digest"]
