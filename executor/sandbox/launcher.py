@@ -72,7 +72,8 @@ class Running:
         if self._cancelled:
             return wire.Ended(128 + signal.SIGKILL, signal.SIGKILL, error="cancelled")
         if answer.unfit:
-            raise EnvironmentUnfit("cannot run build steps here", why=answer.unfit, remedy=isolation.unfit_remedy())
+            remedy = roots.remedy(rootfs, answer.unfit) or isolation.unfit_remedy()
+            raise EnvironmentUnfit("cannot run build steps here", why=answer.unfit, remedy=remedy)
         return wire.Ended(answer.code, answer.signal, answer.oom, answer.error, answer.shared)
 
 

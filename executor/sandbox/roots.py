@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,13 @@ def described(rootfs: Rootfs) -> str:
     if isinstance(rootfs, Overlay):
         return f"an overlay file system on {rootfs.upper}"
     return f"the directory {rootfs.path}"
+
+
+def remedy(rootfs: Rootfs, why: str) -> str:
+    """What to do if ``why`` says that the file system of ``rootfs`` does not do for it; else ""."""
+    if isinstance(rootfs, Overlay) and described(rootfs) in why and why.endswith(os.strerror(errno.EINVAL)):
+        return "put the store on another file system (--root, KANIFOLD_ROOT), or build with --snapshotter plain"
+    return ""
 
 
 def written(rootfs: Rootfs) -> str:

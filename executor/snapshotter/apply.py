@@ -1,7 +1,8 @@
 """Entries applied to a directory, for ``unpack`` and ``materialise``.
 
 There are two ways with one interface. ``Lower`` fills a new directory that becomes a lower directory of an overlayfs
-mount with ``userxattr``: deletions are character devices 0/0, hidden directories have ``user.overlay.opaque``.
+mount with ``userxattr``: deletions are character devices 0/0, hidden directories have ``user.overlay.opaque``. Where
+the file system takes no such device (an overlay), deletions are empty files with ``user.overlay.whiteout`` (Linux 6.8).
 ``Merged`` changes an existing tree (an overlay mount of the layers below, or a plain directory): deletions delete.
 
 An entry cannot
@@ -34,6 +35,7 @@ from platforms.errors import ArchiveError
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE: Final = "user.overlay.opaque"
+_WHITEOUT: Final = "user.overlay.whiteout"
 _ORIGIN: Final = "user.overlay.origin"
 _UNSUPPORTED: Final = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL})
 """Errors of a file system, or a user namespace, that does not support an extended attribute."""
@@ -233,7 +235,8 @@ class _Destination:
             status = os.stat(target, dir_fd=source, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             status = None
-        if status is None or self._is_deletion(status):
+        real = self._targets.real + b"/" + target if self._targets.real else target
+        if status is None or self._is_deletion(real, status):
             self._lacks(parent, name, entry)
             return
         if stat.S_ISDIR(status.st_mode):
@@ -252,9 +255,9 @@ class _Destination:
             except FileNotFoundError:  # the target went with what stood in the link's place
                 self._lacks(parent, name, entry)
                 return
-        self._share(self._real(name), self._targets.real + b"/" + target if self._targets.real else target)
+        self._share(self._real(name), real)
 
-    def _is_deletion(self, status: os.stat_result) -> bool:
+    def _is_deletion(self, real: bytes, status: os.stat_result) -> bool:
         return False
 
     def _lacks(self, parent: int, name: bytes, entry: Entry) -> None:
@@ -377,14 +380,17 @@ class Lower(_Destination):
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
         self._deleted_in: set[bytes] = set()
+        self._marks: dict[bytes, set[bytes]] = {}
+        """Names of files that mark deletions, by the directory that they are in."""
         # What overlayfs shows of the topmost layer's root. Also takes off a set-group-id bit, which would be inherited.
         os.fchmod(self._root, 0o755)
 
     def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
         """As the base class, but a deletion is replaced: what is created below it replaces what it deletes."""
-        if not self._is_deletion(os.stat(name, dir_fd=fd, follow_symlinks=False)):
+        if not self._is_deletion(real, os.stat(name, dir_fd=fd, follow_symlinks=False)):
             return super().blocked(fd, name, real)
         os.unlink(name, dir_fd=fd)
+        self._applied(real)
         new = self.missing(fd, name, real)
         try:
             os.setxattr(new, _OPAQUE, b"y")
@@ -392,12 +398,20 @@ class Lower(_Destination):
             os.close(new)
         return None
 
-    def _is_deletion(self, status: os.stat_result) -> bool:
-        return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+    def _is_deletion(self, real: bytes, status: os.stat_result) -> bool:
+        if stat.S_ISCHR(status.st_mode):
+            return status.st_rdev == 0
+        directory, _, name = real.rpartition(b"/")
+        return name in self._marks.get(directory, ())
+
+    def _applied(self, real: bytes) -> None:
+        if self._marks:
+            directory, _, name = real.rpartition(b"/")
+            self._marks.get(directory, set()).discard(name)
 
     def _hide(self, fd: int, real: bytes) -> None:
         if real:
-            os.setxattr(fd, _OPAQUE, b"y")
+            self._make_opaque(fd, real)
         else:
             self.incomplete = True
 
@@ -412,13 +426,35 @@ class Lower(_Destination):
             os.setxattr(parent, _ORIGIN, b"")
             self._deleted_in.add(self._parents.real)
         try:
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+            try:
+                os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+            except PermissionError:
+                self._delete_by_attribute(parent, name, real)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 self._mark_opaque(parent, name)
 
+    def _delete_by_attribute(self, parent: int, name: bytes, real: bytes) -> None:
+        """``_delete`` by an empty file, in directories that are marked to have such (overlayfs.rst, Whiteouts)."""
+        if self._is_opaque(parent):
+            return  # nothing of the lower layers is left in it
+        fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
+        try:
+            os.setxattr(fd, _WHITEOUT, b"")
+        finally:
+            os.close(fd)
+        for directory in (parent, self._root):
+            os.setxattr(directory, _OPAQUE, b"x")
+        self._marks.setdefault(real.rpartition(b"/")[0], set()).add(name)
+
+    def _is_opaque(self, directory: int) -> bool:
+        try:
+            return os.getxattr(directory, _OPAQUE) == b"y"
+        except OSError:
+            return False
+
     def _make_directory_of(self, parent: int, name: bytes) -> None:
-        deleted = self._is_deletion(os.stat(name, dir_fd=parent, follow_symlinks=False))
+        deleted = self._is_deletion(self._real(name), os.stat(name, dir_fd=parent, follow_symlinks=False))
         super()._make_directory_of(parent, name)
         if deleted:
             self._mark_opaque(parent, name)
@@ -426,9 +462,15 @@ class Lower(_Destination):
     def _mark_opaque(self, parent: int, name: bytes) -> None:
         fd = os.open(name, DIRECTORY, dir_fd=parent)
         try:
-            os.setxattr(fd, _OPAQUE, b"y")
+            self._make_opaque(fd, self._real(name))
         finally:
             os.close(fd)
+
+    def _make_opaque(self, fd: int, real: bytes) -> None:
+        """Hide what the lower layers have in a directory. Files in it that mark deletions would be shown now."""
+        os.setxattr(fd, _OPAQUE, b"y")
+        for name in self._marks.pop(real, ()):
+            os.unlink(name, dir_fd=fd)
 
     def _lacks(self, parent: int, name: bytes, entry: Entry) -> None:
         self.incomplete = True

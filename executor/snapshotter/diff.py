@@ -120,7 +120,8 @@ class _Scan:
         self._links = HardLinks()
 
     def run(self, lowers: Directories) -> Iterator[Entry]:
-        return changes(self, _Directory(b"", self._names(b""), below=lowers))
+        deletions = layers.mark(self._upper, OPAQUE) == b"x"
+        return changes(self, _Directory(b"", self._names(b""), below=lowers, deletions=deletions))
 
     def _names(self, path: bytes) -> list[bytes]:
         """What is in the directory ``path``, last name first."""

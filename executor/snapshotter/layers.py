@@ -71,7 +71,7 @@ def mark(host: bytes, attribute: bytes) -> bytes | None:
 
 
 def is_deletion(status: os.stat_result, host: bytes, *, by_attribute: bool) -> bool:
-    """Whether what is at ``host`` marks a deletion; ``by_attribute`` where an empty file may do so (Linux 6.7)."""
+    """Whether what is at ``host`` marks a deletion; ``by_attribute`` where an empty file may do so (Linux 6.8)."""
     if stat.S_ISCHR(status.st_mode):
         return status.st_rdev == 0
     if not by_attribute or not stat.S_ISREG(status.st_mode) or status.st_size:

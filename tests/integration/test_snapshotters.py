@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Base, Kanifold, Outcome
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from oci_layout import image_manifests
 
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
@@ -40,7 +43,7 @@ KINDS = ("overlay", "plain")
 
 
 @dataclass
-class SandboxProcess:
+class Bench:
     """A store, with a snapshotter of each kind."""
 
     store: Store
@@ -60,22 +63,22 @@ class SandboxProcess:
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[SandboxProcess]:
+def sandbox(tmp_path: Path) -> Iterator[Bench]:
     with opened(tmp_path) as found:
         yield found
 
 
 @contextmanager
-def opened(place: Path) -> Iterator[SandboxProcess]:
+def opened(place: Path) -> Iterator[Bench]:
     with open_store(str(place / "store")) as store:
-        yield SandboxProcess(store, place)
+        yield Bench(store, place)
 
 
 def directory(path: str, mode: int = 0o755) -> Entry:
     return Entry(path.encode(), Kind.DIRECTORY, mode, mtime_ns=SECOND)
 
 
-def base(sandbox: SandboxProcess) -> tuple[Snapshot, ...]:
+def base(sandbox: Bench) -> tuple[Snapshot, ...]:
     """Two layers with all kinds of things, of which the second deletes some of the first."""
     first = sandbox.layer(
         "first",
@@ -108,7 +111,7 @@ def writing(active: ActiveRoot, empty: Path) -> Iterator[Path]:
 
 
 def step(
-    sandbox: SandboxProcess, made: Snapshotter, parents: Parents, name: str, *changes: Callable[[Path], object]
+    sandbox: Bench, made: Snapshotter, parents: Parents, name: str, *changes: Callable[[Path], object]
 ) -> Snapshot:
     """The snapshot of ``changes``, each of which is done in the root of a step on ``parents``."""
     active = made.prepare(parents)
@@ -281,7 +284,7 @@ def root_of(active: ActiveRoot) -> Path:
     return Path(active.rootfs.path)  # type: ignore[union-attr]
 
 
-def test_a_root_is_written_to_by_one_step_after_the_other(sandbox: SandboxProcess) -> None:
+def test_a_root_is_written_to_by_one_step_after_the_other(sandbox: Bench) -> None:
     plain = sandbox.new("plain")
     parents = base(sandbox)
     first = plain.prepare(parents)
@@ -293,7 +296,7 @@ def test_a_root_is_written_to_by_one_step_after_the_other(sandbox: SandboxProces
     assert sorted(each.name for each in root_of(second).iterdir()) == ["a", "c", "copy", "d", "mine"]
 
 
-def test_roots_that_are_in_use_or_further_on_are_nobody_elses(sandbox: SandboxProcess) -> None:
+def test_roots_that_are_in_use_or_further_on_are_nobody_elses(sandbox: Bench) -> None:
     plain = sandbox.new("plain")
     parents = base(sandbox)
     one, other = plain.prepare(parents), plain.prepare(parents)
@@ -305,7 +308,7 @@ def test_roots_that_are_in_use_or_further_on_are_nobody_elses(sandbox: SandboxPr
     assert not (root_of(earlier) / "mine").exists()
 
 
-def test_stages_with_the_same_parent_run_side_by_side(sandbox: SandboxProcess) -> None:
+def test_stages_with_the_same_parent_run_side_by_side(sandbox: Bench) -> None:
     plain = sandbox.new("plain")
     parents = base(sandbox)
     errors: list[BaseException] = []
@@ -331,7 +334,7 @@ def test_stages_with_the_same_parent_run_side_by_side(sandbox: SandboxProcess) -
     assert errors == []
 
 
-def test_a_change_at_once_of_the_same_length_and_time_is_found(sandbox: SandboxProcess) -> None:
+def test_a_change_at_once_of_the_same_length_and_time_is_found(sandbox: Bench) -> None:
     """However fast: with the same inode, size and mtime, only the ctime tells, and its clock ticks slowly."""
     plain = sandbox.new("plain")
     below = base(sandbox)
@@ -346,7 +349,7 @@ def test_a_change_at_once_of_the_same_length_and_time_is_found(sandbox: SandboxP
         below = (*below, made)
 
 
-def test_what_is_given_up_leaves_nothing(sandbox: SandboxProcess) -> None:
+def test_what_is_given_up_leaves_nothing(sandbox: Bench) -> None:
     plain = sandbox.new("plain")
     active = plain.prepare(base(sandbox))
     place = root_of(active).parent
@@ -356,7 +359,7 @@ def test_what_is_given_up_leaves_nothing(sandbox: SandboxProcess) -> None:
     assert not Path(active.snapshot.fs).exists()
 
 
-def test_the_root_directory_is_as_every_step_finds_it(sandbox: SandboxProcess) -> None:
+def test_the_root_directory_is_as_every_step_finds_it(sandbox: Bench) -> None:
     plain = sandbox.new("plain")
     parents = base(sandbox)
     active = plain.prepare(parents)
@@ -369,7 +372,7 @@ def test_the_root_directory_is_as_every_step_finds_it(sandbox: SandboxProcess) -
     assert (again.stat().st_mode & 0o7777, again.stat().st_uid, os.listxattr(again)) == (0o755, 0, [])
 
 
-def test_an_owner_that_is_recorded_goes_with_its_file(sandbox: SandboxProcess) -> None:
+def test_an_owner_that_is_recorded_goes_with_its_file(sandbox: Bench) -> None:
     """As where no owner can be set: the layer's directory says root, and the records beside it say whose it is."""
     layer = sandbox.layer("recorded", directory("v"), sandbox.file("v/f", "text"), sandbox.file("v/d", ""))
     kept = (Record(b"v/f", 5, 6), Record(b"v/d", device=DeviceNumber("c", 1, 3)))
@@ -416,11 +419,95 @@ def test_a_full_disk_is_told_and_roots_that_nobody_uses_go_first(tmp_path: Path)
         subprocess.run(["umount", "-l", place], check=True)
 
 
+# -- file systems that take no overlays ------------------------------------------------------------------------------
+
+
+def test_a_store_on_an_overlay_gives_the_same_snapshots(tmp_path: Path) -> None:
+    """There no overlay can be mounted to write to, and no device 0/0 made that would mark a deletion."""
+    for name in ("lower", "upper", "work", "merged", "other"):
+        (tmp_path / name).mkdir()
+    options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "none", tmp_path / "merged"], check=True)
+    changes = [
+        ("remove", "a/b", "", 0), ("again", "d", "", 0), ("write", "d/a", "", 1), ("remove", "b", "", 0),
+        ("write", "b", "", 1), ("chmod", "a/c", "", 2),
+    ]  # fmt: skip
+    doings = [lambda root, each=each: change(root, *each) for each in changes]
+    try:
+        with opened(tmp_path / "merged") as there, opened(tmp_path / "other") as here:
+            with pytest.raises(OSError, match="Operation not permitted"):
+                os.mknod(there.place / "mark", stat.S_IFCHR, 0)
+            found = []
+            for house in (there, here):
+                made, bottom = house.new("plain"), base(house)
+                snapshot = step(house, made, bottom, "changed", *doings)
+                found.append(
+                    (seen(made.view(bottom)), told(made.diff(snapshot, bottom)), seen(made.view((*bottom, snapshot))))
+                )
+            assert found[0] == found[1]
+            assert [each.kind for each in found[0][1] if each.path == b"a/b"] == [Kind.WHITEOUT]
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "merged"], check=True)
+
+
+def test_a_build_in_such_a_store(kanifold: Kanifold, busybox: Base, tmp_path: Path) -> None:
+    for name in ("context", "lower", "upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "context" / "Dockerfile").write_text(
+        f"FROM {busybox.ref} AS one\nRUN rm /bin/awk && echo 1 > /one\n"
+        "RUN --mount=type=cache,target=/c touch /c/x /two\n"
+        f"FROM {busybox.ref}\nRUN --mount=from=one,target=/m cat /m/one > /three; rm /bin/sh\nCOPY --from=one /two /\n"
+    )
+    options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "none", tmp_path / "merged"], check=True)
+    try:
+        store = ("--root", tmp_path / "merged" / "store")
+
+        def build(out: str, *arguments: str | Path, **environment: str) -> Outcome:
+            dest = f"type=oci,tar=false,dest={tmp_path / out}"
+            told = ("build", tmp_path / "context", "--platform", "linux/amd64", "-o", dest, *arguments)
+            return kanifold.run(*told, SOURCE_DATE_EPOCH="1", **environment)
+
+        refused = build("refused", *store)
+        assert refused.code == 3
+        assert "--snapshotter plain" in refused.said
+        assert build("plain", *store, KANIFOLD_SNAPSHOTTER="plain").code == 0
+        assert build("overlay", "--snapshotter", "overlay", KANIFOLD_SNAPSHOTTER="plain").code == 0
+        there, here = (image_manifests(tmp_path / out)["linux/amd64"]["digest"] for out in ("plain", "overlay"))
+        assert there == here
+        assert build("none", KANIFOLD_SNAPSHOTTER="plane").code == 2
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "merged"], check=True)
+
+
+def test_deletions_by_attribute_are_deletions_to_overlayfs(house: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a store can be moved to a file system that takes overlays."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "")
+
+    first = base(house)[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mknod", refused)
+        second = house.layer(
+            "deleting",
+            directory("a"), Entry(b"a/b", Kind.WHITEOUT, mode=0), Entry(b"a/d", Kind.WHITEOUT, mode=0),
+            directory("b"), Entry(b"b/a", Kind.WHITEOUT, mode=0), Entry(b"b", Kind.OPAQUE), house.file("b/new", "n"),
+            Entry(b"c", Kind.WHITEOUT, mode=0), directory("d"), Entry(b"d/a", Kind.WHITEOUT, mode=0),
+            house.file("d/a", "back"), Entry(b"d/b", Kind.WHITEOUT, mode=0), directory("d/b"), house.file("d/b/x", "x"),
+        )  # fmt: skip
+    there = [b"a", b"a/c", b"b", b"b/new", b"d", b"d/a", b"d/b", b"d/b/x"]
+    for kind in KINDS:
+        assert [each.path for each in seen(house.new(kind).view((first, second)))] == there
+    told_of = [(each.path, each.kind) for each in house.new("plain").diff(second, (first,))]
+    assert [path for path, kind in told_of if kind is Kind.WHITEOUT] == [b"a/b", b"a/d", b"b/a", b"b/b", b"c", b"d/b/c"]
+
+
 # -- mounts ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_mounted_is_what_is_there(sandbox: SandboxProcess, kind: str) -> None:
+def test_what_is_mounted_is_what_is_there(sandbox: Bench, kind: str) -> None:
     made = sandbox.new(kind)
     parents = base(sandbox)
     with made.mounted(parents, "/", readonly=True) as shown:
@@ -439,7 +526,7 @@ def test_what_is_mounted_is_what_is_there(sandbox: SandboxProcess, kind: str) ->
         pass
 
 
-def test_a_socket_is_left_out(sandbox: SandboxProcess) -> None:
+def test_a_socket_is_left_out(sandbox: Bench) -> None:
     plain = sandbox.new("plain")
     parents = base(sandbox)
     made = step(sandbox, plain, parents, "socket", lambda root: os.mknod(root / "s", stat.S_IFSOCK | 0o600))
