@@ -1,4 +1,4 @@
-"""The rules of the house as failing tests: which way imports go, how modules are named, what each dependency is for."""
+"""Rules of the sources as tests: direction of imports, names of modules, reasons for dependencies."""
 
 from __future__ import annotations
 
