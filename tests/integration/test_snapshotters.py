@@ -63,7 +63,7 @@ class Bench:
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path) -> Iterator[Bench]:
     with opened(tmp_path) as found:
         yield found
 
@@ -78,19 +78,19 @@ def directory(path: str, mode: int = 0o755) -> Entry:
     return Entry(path.encode(), Kind.DIRECTORY, mode, mtime_ns=SECOND)
 
 
-def base(sandbox: Bench) -> tuple[Snapshot, ...]:
+def base(bench: Bench) -> tuple[Snapshot, ...]:
     """Two layers with all kinds of things, of which the second deletes some of the first."""
-    first = sandbox.layer(
+    first = bench.layer(
         "first",
-        directory("a"), sandbox.file("a/b", "one"), sandbox.file("a/c", "two", uid=5, gid=6),
-        directory("a/d", 0o2770), sandbox.file("a/d/b", "deep"), directory("b"), sandbox.file("b/a", "linked"),
+        directory("a"), bench.file("a/b", "one"), bench.file("a/c", "two", uid=5, gid=6),
+        directory("a/d", 0o2770), bench.file("a/d/b", "deep"), directory("b"), bench.file("b/a", "linked"),
         Entry(b"b/b", Kind.HARDLINK, link=b"b/a"), Entry(b"c", Kind.SYMLINK, 0o777, link=b"a/b", mtime_ns=SECOND),
-        directory("d"), sandbox.file("d/a", "gone"), directory("d/b"), sandbox.file("d/b/c", "gone too"),
+        directory("d"), bench.file("d/a", "gone"), directory("d/b"), bench.file("d/b/c", "gone too"),
     )  # fmt: skip
-    second = sandbox.layer(
+    second = bench.layer(
         "second",
         directory("a"), Entry(b"a/d", Kind.WHITEOUT, mode=0), directory("d"), Entry(b"d/b", Kind.WHITEOUT, mode=0),
-        sandbox.file("d/d", "new", xattrs=((b"user.x", b"1"),)), Entry(b"d/p", Kind.FIFO, 0o600, mtime_ns=SECOND),
+        bench.file("d/d", "new", xattrs=((b"user.x", b"1"),)), Entry(b"d/p", Kind.FIFO, 0o600, mtime_ns=SECOND),
         Entry(b"d/n", Kind.CHARACTER, 0o600, device=(1, 3), mtime_ns=SECOND),
     )  # fmt: skip
     return first, second
@@ -110,13 +110,11 @@ def writing(active: ActiveRoot, empty: Path) -> Iterator[Path]:
         os.close(fd)
 
 
-def step(
-    sandbox: Bench, made: Snapshotter, parents: Parents, name: str, *changes: Callable[[Path], object]
-) -> Snapshot:
+def step(bench: Bench, made: Snapshotter, parents: Parents, name: str, *changes: Callable[[Path], object]) -> Snapshot:
     """The snapshot of ``changes``, each of which is done in the root of a step on ``parents``."""
     active = made.prepare(parents)
-    (sandbox.place / "empty").mkdir(exist_ok=True)
-    with writing(active, sandbox.place / "empty") as root:
+    (bench.place / "empty").mkdir(exist_ok=True)
+    with writing(active, bench.place / "empty") as root:
         for each in changes:
             each(root)
     return made.commit(active, keys=(name,))
@@ -227,19 +225,19 @@ def _change(path: Path, kind: str, other: Path, number: int, before: os.stat_res
 @given(st.lists(st.lists(CHANGES, max_size=6), min_size=1, max_size=3))
 def test_the_same_changes_are_the_same_snapshots(tmp_path: Path, steps: list[list[tuple[str, str, str, int]]]) -> None:
     place = Path(tempfile.mkdtemp(dir=tmp_path))
-    with opened(place) as sandbox:
-        bottom = base(sandbox)
+    with opened(place) as bench:
+        bottom = base(bench)
         results = []
         for kind in KINDS:
-            made, parents, found = sandbox.new(kind), bottom, []
+            made, parents, found = bench.new(kind), bottom, []
             for number, changes in enumerate(steps):
                 doings = [lambda root, each=each: change(root, *each) for each in changes]
-                snapshot = step(sandbox, made, parents, f"{kind} {number}", *doings)
+                snapshot = step(bench, made, parents, f"{kind} {number}", *doings)
                 found.append((told(made.diff(snapshot, parents)), seen(made.view((*parents, snapshot)))))
                 parents = (*parents, snapshot)
             results.append(found)
             # What was written to in place is what would be made anew, and each reads what the other has written.
-            other = sandbox.new("plain")
+            other = bench.new("plain")
             assert seen(other.view(parents)) == found[-1][1]
             if kind == "plain":
                 again = other.prepare(parents).rootfs
@@ -284,21 +282,21 @@ def root_of(active: ActiveRoot) -> Path:
     return Path(active.rootfs.path)  # type: ignore[union-attr]
 
 
-def test_a_root_is_written_to_by_one_step_after_the_other(sandbox: Bench) -> None:
-    plain = sandbox.new("plain")
-    parents = base(sandbox)
+def test_a_root_is_written_to_by_one_step_after_the_other(bench: Bench) -> None:
+    plain = bench.new("plain")
+    parents = base(bench)
     first = plain.prepare(parents)
     (root_of(first) / "mine").touch()
     made = plain.commit(first, keys=("made",))
-    copied = sandbox.layer("copied", sandbox.file("copy", "of a COPY"), Entry(b"b", Kind.WHITEOUT, mode=0))
+    copied = bench.layer("copied", bench.file("copy", "of a COPY"), Entry(b"b", Kind.WHITEOUT, mode=0))
     second = plain.prepare((*parents, made, copied))
     assert root_of(second) == root_of(first)
     assert sorted(each.name for each in root_of(second).iterdir()) == ["a", "c", "copy", "d", "mine"]
 
 
-def test_roots_that_are_in_use_or_further_on_are_nobody_elses(sandbox: Bench) -> None:
-    plain = sandbox.new("plain")
-    parents = base(sandbox)
+def test_roots_that_are_in_use_or_further_on_are_nobody_elses(bench: Bench) -> None:
+    plain = bench.new("plain")
+    parents = base(bench)
     one, other = plain.prepare(parents), plain.prepare(parents)
     assert root_of(one) != root_of(other)
     (root_of(one) / "mine").touch()
@@ -308,9 +306,9 @@ def test_roots_that_are_in_use_or_further_on_are_nobody_elses(sandbox: Bench) ->
     assert not (root_of(earlier) / "mine").exists()
 
 
-def test_stages_with_the_same_parent_run_side_by_side(sandbox: Bench) -> None:
-    plain = sandbox.new("plain")
-    parents = base(sandbox)
+def test_stages_with_the_same_parent_run_side_by_side(bench: Bench) -> None:
+    plain = bench.new("plain")
+    parents = base(bench)
     errors: list[BaseException] = []
 
     def stage(name: str) -> None:
@@ -334,10 +332,10 @@ def test_stages_with_the_same_parent_run_side_by_side(sandbox: Bench) -> None:
     assert errors == []
 
 
-def test_a_change_at_once_of_the_same_length_and_time_is_found(sandbox: Bench) -> None:
+def test_a_change_at_once_of_the_same_length_and_time_is_found(bench: Bench) -> None:
     """However fast: with the same inode, size and mtime, only the ctime tells, and its clock ticks slowly."""
-    plain = sandbox.new("plain")
-    below = base(sandbox)
+    plain = bench.new("plain")
+    below = base(bench)
     for number in range(20):
         active = plain.prepare(below)
         path = root_of(active) / "a" / "b"
@@ -349,9 +347,9 @@ def test_a_change_at_once_of_the_same_length_and_time_is_found(sandbox: Bench) -
         below = (*below, made)
 
 
-def test_what_is_given_up_leaves_nothing(sandbox: Bench) -> None:
-    plain = sandbox.new("plain")
-    active = plain.prepare(base(sandbox))
+def test_what_is_given_up_leaves_nothing(bench: Bench) -> None:
+    plain = bench.new("plain")
+    active = plain.prepare(base(bench))
     place = root_of(active).parent
     (root_of(active) / "mine").touch()
     plain.remove(active)
@@ -359,9 +357,9 @@ def test_what_is_given_up_leaves_nothing(sandbox: Bench) -> None:
     assert not Path(active.snapshot.fs).exists()
 
 
-def test_the_root_directory_is_as_every_step_finds_it(sandbox: Bench) -> None:
-    plain = sandbox.new("plain")
-    parents = base(sandbox)
+def test_the_root_directory_is_as_every_step_finds_it(bench: Bench) -> None:
+    plain = bench.new("plain")
+    parents = base(bench)
     active = plain.prepare(parents)
     root_of(active).chmod(0o700)
     os.chown(root_of(active), 5, 5)
@@ -372,12 +370,12 @@ def test_the_root_directory_is_as_every_step_finds_it(sandbox: Bench) -> None:
     assert (again.stat().st_mode & 0o7777, again.stat().st_uid, os.listxattr(again)) == (0o755, 0, [])
 
 
-def test_an_owner_that_is_recorded_goes_with_its_file(sandbox: Bench) -> None:
+def test_an_owner_that_is_recorded_goes_with_its_file(bench: Bench) -> None:
     """As where no owner can be set: the layer's directory says root, and the records beside it say whose it is."""
-    layer = sandbox.layer("recorded", directory("v"), sandbox.file("v/f", "text"), sandbox.file("v/d", ""))
+    layer = bench.layer("recorded", directory("v"), bench.file("v/f", "text"), bench.file("v/d", ""))
     kept = (Record(b"v/f", 5, 6), Record(b"v/d", device=DeviceNumber("c", 1, 3)))
     records.write(layer.fs, kept)
-    plain = sandbox.new("plain")
+    plain = bench.new("plain")
     entry = plain.view((layer,)).entry(b"v/f")
     assert entry is not None
     assert (entry.uid, entry.gid) == (5, 6)
@@ -391,12 +389,12 @@ def test_a_full_disk_is_told_and_roots_that_nobody_uses_go_first(tmp_path: Path)
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=18m", "none", place], check=True)
     try:
-        with opened(place) as sandbox:
-            plain = sandbox.new("plain")
-            big = sandbox.file("big", "")
+        with opened(place) as bench:
+            plain = bench.new("plain")
+            big = bench.file("big", "")
             with open(big.source, "wb") as file:
                 file.write(os.urandom(4 << 20))
-            layer = sandbox.layer("big", replace(big, size=4 << 20))
+            layer = bench.layer("big", replace(big, size=4 << 20))
             free = plain.prepare((layer,))
             plain.commit(free, keys=("nothing",))
             held = [plain.prepare((layer,)), plain.prepare((layer,))]  # with the free one there is no room for a third
@@ -414,7 +412,7 @@ def test_a_full_disk_is_told_and_roots_that_nobody_uses_go_first(tmp_path: Path)
                 plain.commit(active, keys=("more",))
             assert faults.is_full(caught.value)
             plain.remove(active)
-            assert snapshots.find(sandbox.store, "more") is None
+            assert snapshots.find(bench.store, "more") is None
     finally:
         subprocess.run(["umount", "-l", place], check=True)
 
@@ -438,9 +436,9 @@ def test_a_store_on_an_overlay_gives_the_same_snapshots(tmp_path: Path) -> None:
             with pytest.raises(OSError, match="Operation not permitted"):
                 os.mknod(there.place / "mark", stat.S_IFCHR, 0)
             found = []
-            for house in (there, here):
-                made, bottom = house.new("plain"), base(house)
-                snapshot = step(house, made, bottom, "changed", *doings)
+            for bench in (there, here):
+                made, bottom = bench.new("plain"), base(bench)
+                snapshot = step(bench, made, bottom, "changed", *doings)
                 found.append(
                     (seen(made.view(bottom)), told(made.diff(snapshot, bottom)), seen(made.view((*bottom, snapshot))))
                 )
@@ -480,26 +478,26 @@ def test_a_build_in_such_a_store(kanifold: Kanifold, busybox: Base, tmp_path: Pa
         subprocess.run(["umount", "-l", tmp_path / "merged"], check=True)
 
 
-def test_deletions_by_attribute_are_deletions_to_overlayfs(house: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deletions_by_attribute_are_deletions_to_overlayfs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a store can be moved to a file system that takes overlays."""
 
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "")
 
-    first = base(house)[0]
+    first = base(bench)[0]
     with monkeypatch.context() as patched:
         patched.setattr(os, "mknod", refused)
-        second = house.layer(
+        second = bench.layer(
             "deleting",
             directory("a"), Entry(b"a/b", Kind.WHITEOUT, mode=0), Entry(b"a/d", Kind.WHITEOUT, mode=0),
-            directory("b"), Entry(b"b/a", Kind.WHITEOUT, mode=0), Entry(b"b", Kind.OPAQUE), house.file("b/new", "n"),
+            directory("b"), Entry(b"b/a", Kind.WHITEOUT, mode=0), Entry(b"b", Kind.OPAQUE), bench.file("b/new", "n"),
             Entry(b"c", Kind.WHITEOUT, mode=0), directory("d"), Entry(b"d/a", Kind.WHITEOUT, mode=0),
-            house.file("d/a", "back"), Entry(b"d/b", Kind.WHITEOUT, mode=0), directory("d/b"), house.file("d/b/x", "x"),
+            bench.file("d/a", "back"), Entry(b"d/b", Kind.WHITEOUT, mode=0), directory("d/b"), bench.file("d/b/x", "x"),
         )  # fmt: skip
     there = [b"a", b"a/c", b"b", b"b/new", b"d", b"d/a", b"d/b", b"d/b/x"]
     for kind in KINDS:
-        assert [each.path for each in seen(house.new(kind).view((first, second)))] == there
-    told_of = [(each.path, each.kind) for each in house.new("plain").diff(second, (first,))]
+        assert [each.path for each in seen(bench.new(kind).view((first, second)))] == there
+    told_of = [(each.path, each.kind) for each in bench.new("plain").diff(second, (first,))]
     assert [path for path, kind in told_of if kind is Kind.WHITEOUT] == [b"a/b", b"a/d", b"b/a", b"b/b", b"c", b"d/b/c"]
 
 
@@ -507,9 +505,9 @@ def test_deletions_by_attribute_are_deletions_to_overlayfs(house: Bench, monkeyp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_mounted_is_what_is_there(sandbox: Bench, kind: str) -> None:
-    made = sandbox.new(kind)
-    parents = base(sandbox)
+def test_what_is_mounted_is_what_is_there(bench: Bench, kind: str) -> None:
+    made = bench.new(kind)
+    parents = base(bench)
     with made.mounted(parents, "/", readonly=True) as shown:
         assert sorted(os.listdir(f"/proc/self/fd/{shown.fd}")) == ["a", "b", "c", "d"]
         assert sorted(os.listdir(f"/proc/self/fd/{shown.fd}/d")) == ["a", "d", "n", "p"]
@@ -526,10 +524,10 @@ def test_what_is_mounted_is_what_is_there(sandbox: Bench, kind: str) -> None:
         pass
 
 
-def test_a_socket_is_left_out(sandbox: Bench) -> None:
-    plain = sandbox.new("plain")
-    parents = base(sandbox)
-    made = step(sandbox, plain, parents, "socket", lambda root: os.mknod(root / "s", stat.S_IFSOCK | 0o600))
+def test_a_socket_is_left_out(bench: Bench) -> None:
+    plain = bench.new("plain")
+    parents = base(bench)
+    made = step(bench, plain, parents, "socket", lambda root: os.mknod(root / "s", stat.S_IFSOCK | 0o600))
     assert list(plain.diff(made, parents)) == []
-    gone = step(sandbox, plain, (*parents, made), "gone", lambda root: (root / "s").unlink())
+    gone = step(bench, plain, (*parents, made), "gone", lambda root: (root / "s").unlink())
     assert list(plain.diff(gone, (*parents, made))) == []
