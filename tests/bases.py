@@ -1,13 +1,13 @@
-"""Base images made out of Debian's packages, for the tests and for the demo; nothing is pulled from a registry.
+"""Base images made of Debian's packages, for the tests and for the demo; nothing is pulled from a registry.
 
-``busybox``: one static binary, its applets, a root file system of a few dozen entries, for seven platforms.
-``debian``: mmdebstrap's ``apt`` variant, in which ``RUN apt-get install`` works, for amd64, arm64 and arm/v7.
+``busybox``: one static binary with its applets, for seven platforms. ``debian``: mmdebstrap's ``apt`` variant, in which
+``RUN apt-get install`` works, for amd64, arm64 and arm/v7.
 
-Making a Debian for a foreign platform takes a minute under emulation, so finished layers are kept in
-``$KANIFOLD_TEST_CACHE`` (or ``~/.cache/kanifold-tests``); a lock per layer makes a second process wait and then share.
+Making a Debian for a foreign platform takes a minute under emulation, so finished layers are cached in
+``$KANIFOLD_TEST_CACHE`` (or ``~/.cache/kanifold-tests``), with a lock for each layer.
 
-Run as a program (see ``ci/bases``): ``bases.py busybox DIR [PLATFORM,...]`` writes an OCI layout.
-Standard library only: the demo runs it before there is a virtual environment.
+As a program (see ``ci/bases``), ``bases.py busybox DIR [PLATFORM,...]`` writes an OCI layout. Standard library only:
+the demo runs it before there is a virtual environment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from oci_layout import Image, Layer, pack, write_layout
 
 @dataclass(frozen=True)
 class Platform:
-    """A platform under its two names: OCI's and Debian's."""
+    """A platform with its OCI and Debian names."""
 
     oci: dict[str, str]
     debian: str
@@ -61,10 +61,10 @@ PLATFORMS = dict(
 DEBIAN_PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7")
 
 MAKING_TIMEOUT = 900.0
-"""Seconds a Debian may take to be made."""
+"""Timeout in seconds for making a Debian."""
 
 RECIPE = "1"
-"""Part of every cached layer's name: raise it when a layer's recipe changes."""
+"""Part of the name of every cached layer: increment it when a recipe changes."""
 
 MTIME = 1_700_000_000
 """Every file's modification time, in seconds since 1970."""
@@ -73,14 +73,14 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class UnavailableError(Exception):
-    """This machine cannot make that base; the text says what is missing."""
+    """The base cannot be made on this machine; the message says what is missing."""
 
 
 # -- the cache ------------------------------------------------------------------------------------------------------
 
 
 def cache_directory() -> Path:
-    """Where finished layers live between runs."""
+    """Return the directory of cached layers."""
     named = os.environ.get("KANIFOLD_TEST_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "kanifold-tests"
 
@@ -94,7 +94,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _kept(name: str, make: Callable[[Path], Layer]) -> Layer:
-    """The layer ``name`` from the cache, made by ``make`` (into a directory it is given) when it is not there yet."""
+    """Return the layer ``name`` from the cache; if missing, it is made by ``make`` in a given directory."""
     home = cache_directory() / name
     with _locked(home.with_name(home.name + ".lock")):
         facts = home / "layer.json"
@@ -115,16 +115,17 @@ def _kept(name: str, make: Callable[[Path], Layer]) -> Layer:
 
 @dataclass(frozen=True)
 class Source:
-    """Where this machine's apt gets Debian's main archive from."""
+    """The source of Debian's main archive in this machine's apt configuration."""
 
     uri: str
     suite: str
 
 
 def machine_source() -> Source:
-    """The machine's apt source of its own Debian release, read from the files (sources.list(5), both forms).
+    """Return the apt source of the machine's own Debian release, from sources.list(5) files, in both formats.
 
-    Not from ``apt-get indextargets``: it knows nothing before the first ``apt-get update`` and takes seconds after it.
+    ``apt-get indextargets`` is not used: it returns nothing before the first ``apt-get update``, and takes seconds
+    after it.
     """
     if shutil.which("apt-get") is None:
         raise UnavailableError("apt-get is not on this machine: base images are made out of Debian's packages")
@@ -159,9 +160,9 @@ def _keyring() -> str:
 
 
 def download(package: str, arch: str, into: Path) -> Path:
-    """Fetch ``package`` for Debian architecture ``arch`` with an apt of its own: no root, no trace on the machine.
+    """Download ``package`` for the Debian architecture ``arch`` with a private apt, without root.
 
-    A port that the machine's release lacks (riscv64 in Debian 12) comes from a later one.
+    A port that the machine's release lacks (riscv64 in Debian 12) is taken from a later one.
     """
     source = machine_source()
     said = ""
@@ -317,9 +318,10 @@ def _lines(*lines: str) -> bytes:
 
 
 def settings_layer(platform: str) -> Layer:
-    """What a container needs on this machine to reach package indexes: apt's sources, certificates, pip's settings.
+    """Return a layer with what a container needs to reach package indexes from here: apt's sources, certificates, pip's
+    settings.
 
-    Read when asked, never kept: a machine's settings change and are nobody else's.
+    Made when requested and not cached, as it depends on the machine.
     """
     del platform  # the same for all
     files: dict[str, bytes] = {}
@@ -358,7 +360,7 @@ RECIPES: dict[str, tuple[Callable[[str], Layer], ...]] = {
 
 
 def make_layout(base: str, dest: Path, platforms: Sequence[str]) -> str:
-    """Write base image ``base`` for ``platforms`` as an OCI layout at ``dest``; the index's digest comes back."""
+    """Write the base image ``base`` for ``platforms`` as an OCI layout at ``dest``; returns the digest of the index."""
     recipe = RECIPES[base]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         layers = list(pool.map(lambda name: tuple(step(name) for step in recipe), platforms))

@@ -1,4 +1,4 @@
-"""What the tests share: a registry, base images, the installed command, users, and a reader of what came out."""
+"""Fixtures: a registry, base images, the installed command, users, and a reader of images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ordinary_user import User
 pytest_plugins = ("sandbox_modes",)
 
 BUILD_TIMEOUT = 300.0
-"""Seconds after which a build that a test waits for is taken to hang."""
+"""Timeout of a build in seconds."""
 
 
 TEST_TIMEOUT = 600
-"""Seconds after which any test is taken to hang, and fails with the line it hangs at."""
+"""Timeout of a test in seconds; it fails with the line at which it hangs."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def _no_test_hangs() -> Iterator[None]:
 
 
 def needs(*programs: str) -> None:
-    """Skip the test, saying why, unless all ``programs`` are on PATH."""
+    """Skip the test unless all ``programs`` are on PATH."""
     for program in programs:
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed (ci/packages installs it on Debian, as root)")
@@ -55,7 +55,7 @@ def needs(*programs: str) -> None:
 
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """``127.0.0.1:PORT`` of a registry that lives as long as the session. Use a repository name of your own."""
+    """``127.0.0.1:PORT`` of a registry for the session. Use a repository name of your own."""
     if debian_registry.program() is None:
         pytest.skip("docker-registry is not installed (ci/packages installs it on Debian, as root)")
     with debian_registry.serve(tmp_path_factory.mktemp("registry")) as host:
@@ -64,7 +64,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Base:
-    """A base image, both as an OCI layout on disk and as a reference in the session's registry."""
+    """A base image, as an OCI layout on disk and as a reference in the session's registry."""
 
     layout: Path
     ref: str
@@ -87,7 +87,7 @@ def _base(name: str, registry: str, folder: Path, platforms: tuple[str, ...]) ->
 
 
 def _open_to_all(folder: Path) -> None:
-    """Let other users read below ``folder``: pytest keeps its temporary directories to their owner."""
+    """Let other users read below ``folder``: pytest's temporary directories are private."""
     for step in (folder, *folder.parents):
         if step.stat().st_uid != os.getuid() or step == Path(tempfile.gettempdir()):
             break
@@ -96,7 +96,7 @@ def _open_to_all(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def busybox(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Base:
-    """A base of busybox alone, for seven platforms: starts fast even under emulation."""
+    """A base of busybox alone, for seven platforms: starts quickly even under emulation."""
     return _base("busybox", registry, tmp_path_factory.mktemp("bases"), tuple(bases.PLATFORMS))
 
 
@@ -111,7 +111,7 @@ def debian(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """The exit status and output of a command."""
 
     code: int
     out: str
@@ -119,7 +119,7 @@ class Outcome:
 
     @property
     def said(self) -> str:
-        """Both outputs, for messages and for searching."""
+        """Stdout and stderr."""
         return f"{self.out}\n{self.err}"
 
 
@@ -138,13 +138,13 @@ class Kanifold:
         return self.home / "store"
 
     def environment(self, **more: str) -> dict[str, str]:
-        """A user's environment and nothing of the test run's own."""
+        """Return the environment of a user, without that of the test run."""
         kept = {key: os.environ[key] for key in ("PATH", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR") if key in os.environ}
         own = {"HOME": str(self.home), "KANIFOLD_ROOT": str(self.root), "TERM": "dumb", "USER": self.user.name}
         return {**kept, **own, **self.extra, **more}
 
     def start(self, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
-        """Start it and return at once; the caller ends it."""
+        """Start the command and return; the caller ends it."""
         return subprocess.Popen(
             [*self.command, *map(str, arguments)],
             cwd=cwd or self.home, env=self.environment(**environment), stdin=subprocess.DEVNULL,
@@ -152,7 +152,7 @@ class Kanifold:
         )  # fmt: skip
 
     def run(self, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> Outcome:
-        """Run it to its end, whatever that is."""
+        """Run the command to its end, whatever its status."""
         with self.start(*arguments, cwd=cwd, **environment) as process:
             try:
                 out, err = process.communicate(timeout=BUILD_TIMEOUT)
@@ -163,13 +163,13 @@ class Kanifold:
         return Outcome(process.returncode, out, err)
 
     def __call__(self, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> Outcome:
-        """Run it; the test fails with everything it said unless it ends with 0."""
+        """Run the command; the test fails with its output unless it exits with 0."""
         outcome = self.run(*arguments, cwd=cwd, **environment)
         assert outcome.code == 0, f"kanifold {' '.join(map(str, arguments))}\nended with {outcome.code}\n{outcome.said}"
         return outcome
 
     def folder(self, name: str) -> Path:
-        """A new directory that this user owns."""
+        """Make a directory that this user owns."""
         made = self.home / name
         made.mkdir(parents=True)
         if os.geteuid() != self.user.uid:
@@ -178,7 +178,7 @@ class Kanifold:
 
 
 def installed() -> tuple[tuple[str, ...], dict[str, str]]:
-    """The command and what its environment needs, for whoever runs the tests."""
+    """Return the command and its environment for the user who runs the tests."""
     own = Path(sys.executable).with_name("kanifold")
     if own.exists():
         return (str(own),), {}
@@ -188,7 +188,7 @@ def installed() -> tuple[tuple[str, ...], dict[str, str]]:
 
 @pytest.fixture
 def kanifold(tmp_path: Path) -> Kanifold:
-    """The command as whoever runs the tests, with an empty home and an empty store."""
+    """The command as the user who runs the tests, with an empty home and an empty store."""
     home = tmp_path / "home"
     home.mkdir()
     command, extra = installed()
@@ -219,7 +219,8 @@ def _user(label: str, *, subordinate_ids: bool) -> Iterator[User]:
 
 
 def as_user(user: User, scratch: Path) -> Kanifold:
-    """The command as ``user``, with a home of their own; ``scratch`` is for a copy of the installation if need be."""
+    """Return the command as ``user``, with a home of its own; ``scratch`` is for a copy of the installation if
+    necessary."""
     found = ordinary_user.reachable(user, scratch)
     if found is None:
         pytest.skip(f"no Python that an ordinary user may run (this one is {sys.executable})")
@@ -232,7 +233,7 @@ def as_user(user: User, scratch: Path) -> Kanifold:
 
 @pytest.fixture(scope="session")
 def _scratch() -> Iterator[Path]:
-    """A directory that every user may enter, unlike pytest's own."""
+    """A directory that every user may enter."""
     with tempfile.TemporaryDirectory(prefix="kanifold-tests.") as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -240,13 +241,13 @@ def _scratch() -> Iterator[Path]:
 
 @pytest.fixture
 def kanifold_as_user(_user_with_ids: User, _scratch: Path) -> Kanifold:
-    """The command as an ordinary user who has ranges in /etc/subuid and /etc/subgid."""
+    """The command as an ordinary user with ranges in /etc/subuid and /etc/subgid."""
     return as_user(_user_with_ids, _scratch)
 
 
 @pytest.fixture
 def kanifold_as_bare_user(_user_without_ids: User, _scratch: Path) -> Kanifold:
-    """The command as an ordinary user whom nobody has granted any further ids."""
+    """The command as an ordinary user without subordinate ids."""
     return as_user(_user_without_ids, _scratch)
 
 
@@ -255,12 +256,12 @@ def kanifold_as_bare_user(_user_without_ids: User, _scratch: Path) -> Kanifold:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads images, from a layout directory or a registry reference, with eyes that are not kanifold's."""
+    """Reads images from a layout directory or a registry, without kanifold's code."""
 
     scratch: Path
 
     def layout(self, where: Path | str) -> Path:
-        """``where`` as a layout: itself, or a copy of what the registry has under that reference (by skopeo)."""
+        """Return ``where`` as a layout: itself, or a copy of the reference's image (by skopeo)."""
         if isinstance(where, Path):
             return where
         needs("skopeo")
@@ -270,11 +271,11 @@ class Reader:
         return dest
 
     def platforms(self, where: Path | str) -> list[str]:
-        """The platforms that the image has, in the index's order."""
+        """Return the platforms of the image, in the index's order."""
         return list(image_manifests(self.layout(where)))
 
     def __call__(self, where: Path | str, platform: str = "linux/amd64") -> Seen:
-        """The image's documents and merged tree for one platform."""
+        """Return the documents and the merged tree of the image for one platform."""
         return read_image(self.layout(where), platform)
 
 
@@ -286,7 +287,7 @@ def read(tmp_path: Path) -> Reader:
 
 @pytest.fixture
 def inspect_raw() -> Callable[[str], dict[str, object]]:
-    """The document a registry serves under a reference, as skopeo sees it."""
+    """Returns the document of a reference in a registry, by skopeo."""
 
     def raw(reference: str) -> dict[str, object]:
         needs("skopeo")

@@ -1,4 +1,4 @@
-"""Debian's docker-registry on a free loopback port: a real registry, other people's code, ended by its pid."""
+"""Debian's docker-registry on a free loopback port."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DEADLINE = 20.0
-"""Seconds in which a registry that starts at all has started."""
+"""Timeout of its start in seconds."""
 
 _CONFIGURATION = """\
 version: 0.1
@@ -25,13 +25,13 @@ http: {{addr: "127.0.0.1:{port}"}}
 
 
 def program() -> str | None:
-    """The registry's path on this machine, if it is installed."""
+    """Return the path of the registry program, if it is installed."""
     return shutil.which("docker-registry") or shutil.which("registry")
 
 
 @contextlib.contextmanager
 def serve(storage: Path) -> Iterator[str]:
-    """Run a registry that keeps its blobs below ``storage``; yields ``127.0.0.1:PORT`` once it answers."""
+    """Run a registry with its blobs in ``storage``; yields ``127.0.0.1:PORT`` once it responds."""
     found = program()
     assert found is not None, "docker-registry is not installed"
     port = _free_port()

@@ -1,7 +1,7 @@
 """A private binfmt_misc for making foreign base images, so that nothing is registered on the machine.
 
-Since Linux 6.7 a user namespace may mount a binfmt_misc of its own (kernel: fs/binfmt_misc.c); ``run_mapped`` runs
-a program in such a namespace. Independent of kanifold's own code.
+Since Linux 6.7 a user namespace may mount its own binfmt_misc (kernel: fs/binfmt_misc.c); ``run_mapped`` runs a program
+in such a namespace. Independent of kanifold's code.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ exec "$@"
 
 
 def emulator(arch: str) -> str | None:
-    """The path of the static qemu that runs Debian architecture ``arch``, if this machine has one."""
+    """Return the path of the static qemu for the Debian architecture ``arch``, if installed."""
     return shutil.which(f"qemu-{QEMU[arch]}-static")
 
 
 def registration(arch: str, interpreter: str) -> str:
-    """The line for binfmt_misc's ``register`` (Documentation/admin-guide/binfmt-misc.rst).
+    """Return the line for binfmt_misc's ``register`` (Documentation/admin-guide/binfmt-misc.rst).
 
-    F: the emulator is opened at once, and so found from any root. P: programs keep their argv[0]. Without P a busybox
-    shell's ``cat FILE`` runs FILE as a script, which may well call itself, and again.
+    F: the emulator is opened at registration, and so available in any root. P: programs keep their argv[0]; without it
+    ``cat FILE`` in a busybox shell would run FILE as a script.
     """
     width, order, machine = _ELF[arch]
     little = order == 1
@@ -110,7 +110,7 @@ def _run_with_maps(spaces: Sequence[str], command: Sequence[str], timeout: float
 
 
 def map_ids(pid: int) -> None:
-    """Write the id maps of the new user namespace that process ``pid`` made."""
+    """Write the id maps of the new user namespace of process ``pid``."""
     if os.geteuid() == 0:
         for name in ("uid_map", "gid_map"):
             with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as ids:
@@ -126,7 +126,7 @@ def map_ids(pid: int) -> None:
 
 
 def subordinate(table: str, user: str) -> tuple[int, int]:
-    """The first range that /etc/subuid or /etc/subgid grants ``user`` (subuid(5)); RuntimeError when none."""
+    """Return the first range of ``user`` in /etc/subuid or /etc/subgid (subuid(5)); RuntimeError if there is none."""
     with open(table, encoding="utf-8") as lines:
         for text in lines:
             name, _, rest = text.strip().partition(":")

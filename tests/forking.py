@@ -1,6 +1,7 @@
-"""The command many times over without an interpreter's start each time: a process that has all imported forks for each.
+"""Running the command many times without the start of an interpreter each time: a process with all modules forks.
 
-Run as a program, this is that process: for each line, a JSON object that says what to run, one line with its status.
+As a program, this is that process: for each line, a JSON object that says what to run, it prints a line with the
+status.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ MODULES = (
 
 
 class Forks:
-    """Runs ``kanifold`` by its own entry point, one after the other, each as a process of its own.
+    """Runs ``kanifold`` by its own entry point, one run after the other, each in a forked process.
 
-    ``python`` and its ``environment`` can import the packages; ``becoming`` says as whom (``ordinary_user``).
+    ``python`` with ``environment`` can import the packages; ``becoming`` selects the user (``ordinary_user``).
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Forks:
         self._process.communicate(timeout=30)
 
     def __call__(self, arguments: Sequence[str], environment: Mapping[str, str], said: Path) -> int:
-        """Run it with both outputs going to the file ``said``; its exit status, negative for a signal."""
+        """Run the command with both outputs going to the file ``said``; returns the exit status, negative for a
+        signal."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         order = {"arguments": list(arguments), "environment": dict(environment), "said": str(said)}
@@ -84,7 +86,7 @@ def _run(arguments: list[str], environment: dict[str, str], said: str) -> int:
 
 
 def main() -> None:
-    """Fork for each line of stdin, and say how it ended."""
+    """Fork for each line of stdin, and print the status."""
     sys.path[:] = [each for each in sys.path if each]
     for name in MODULES:
         importlib.import_module(name)

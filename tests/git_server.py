@@ -1,7 +1,7 @@
-"""Git repositories to test against: made by git itself, and served by git's own program behind an HTTP server.
+"""Git repositories for tests: made by git, and served by git-http-backend behind an HTTP server.
 
-``Repository`` makes commits, honest ones and such as only an attacker makes. ``serving`` answers for all repositories
-of a directory; a function may look at each request first, to lie, to ask for a password or to redirect.
+``Repository`` makes commits, also hostile ones. ``serving`` serves all repositories of a directory; a function may
+handle each request first, to lie, to request a password or to redirect.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 from registry_server import Asked, Said, Served, served
 
 COMMITTED = 1_500_000_000
-"""When every commit is made, seconds since 1970."""
+"""The time of every commit, in seconds since 1970."""
 _DATE = f"{COMMITTED} +0000"
 _ENVIRONMENT = {
     "GIT_AUTHOR_DATE": _DATE,
@@ -34,7 +34,7 @@ _ENVIRONMENT = {
 
 
 def git(directory: Path, *arguments: str | Path, stdin: bytes = b"", **environment: str) -> str:
-    """Run git with a name, a date and no configuration; what it prints, stripped."""
+    """Run git with a name, a date and no configuration; returns its output, stripped."""
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
     done = subprocess.run(
@@ -57,7 +57,7 @@ class Repository:
 
     @classmethod
     def make(cls, path: Path, *, hash_: str = "sha1") -> Repository:
-        """A new, empty one that lets anything be fetched by its hash, as hosting services do."""
+        """Make an empty repository from which any object can be fetched by its hash, as from hosting services."""
         path.mkdir(parents=True)
         git(path, "init", "--quiet", "--initial-branch=main", f"--object-format={hash_}")
         git(path, "config", "uploadpack.allowAnySHA1InWant", "true")
@@ -68,7 +68,7 @@ class Repository:
         return git(self.path, *arguments, stdin=stdin)
 
     def commit(self, files: dict[str, str | bytes], *, executable: tuple[str, ...] = ()) -> str:
-        """Write ``files`` (a target as ``"-> target"`` makes a symbolic link) and commit everything; the hash."""
+        """Write ``files`` (``"-> target"`` is a symbolic link) and commit everything; returns the hash."""
         for name, content in files.items():
             path = self.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,16 +81,16 @@ class Repository:
         return self.seal()
 
     def seal(self) -> str:
-        """Commit what is in the index; the hash."""
+        """Commit the index; returns the hash."""
         self.git("commit", "--quiet", "--allow-empty", "--message=a commit")
         return self.git("rev-parse", "HEAD")
 
     def link(self, path: str, commit: str) -> None:
-        """Put ``commit`` at ``path`` of the index as a submodule; a path that git refuses is put there all the same."""
+        """Add ``commit`` to the index at ``path`` as a submodule, also at a path that git refuses."""
         self.git("update-index", "--add", "--cacheinfo", f"160000,{commit},{path}")
 
     def describe(self, *modules: tuple[str, str, str], more: str = "") -> None:
-        """Write ``.gitmodules``: name, path and URL of each; ``more`` goes into every section."""
+        """Write ``.gitmodules``: name, path and URL of each; ``more`` is added to every section."""
         text = "".join(f'[submodule "{name}"]\n\tpath = {path}\n\turl = {url}\n{more}' for name, path, url in modules)
         (self.path / ".gitmodules").write_text(text)
         self.git("add", ".gitmodules")
@@ -101,7 +101,8 @@ Look = Callable[[Asked], Said | None]
 
 @contextmanager
 def serving(root: Path, look: Look | None = None) -> Iterator[Served]:
-    """The repositories below ``root`` over HTTP. What ``look`` answers is the answer; None leaves it to git."""
+    """Serve the repositories in ``root`` over HTTP. A response of ``look`` is sent instead of git's; None leaves it to
+    git."""
 
     def answer(asked: Asked) -> Said:
         said = look(asked) if look is not None else None
@@ -112,7 +113,7 @@ def serving(root: Path, look: Look | None = None) -> Iterator[Served]:
 
 
 def _backend(root: Path, asked: Asked) -> Said:
-    """What git-http-backend(1) answers (RFC 3875)."""
+    """Return the response of git-http-backend(1) (RFC 3875)."""
     environment = {
         "CONTENT_LENGTH": str(len(asked.body)),
         "CONTENT_TYPE": asked.headers.get("content-type", ""),

@@ -1,4 +1,4 @@
-"""Entries that, combined, have broken every unpacker of the field, and the canary that tells."""
+"""Tar entries that, combined, have escaped from unpackers, and a canary that detects it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import raw_tar as raw
 
 
 def canary(path: Path) -> Path:
-    """A directory that nothing may reach; ``raw_tar.fingerprint`` tells whether something did."""
+    """Make a directory outside of the root; ``raw_tar.fingerprint`` tells whether it was changed."""
     (path / "dir").mkdir(parents=True)
     (path / "file").write_text("precious")
     (path / "dir" / "file").write_text("precious too")
@@ -22,7 +22,7 @@ def canary(path: Path) -> Path:
 
 
 def universe(outside: Path) -> list[bytes]:
-    """Entries aimed at the canary ``outside``, which lies beside the directory that holds the root."""
+    """Return entries that aim at the canary ``outside``, which is beside the directory with the root."""
     absolute = os.fsencode(outside)
     mine = {"uid": os.getuid(), "gid": os.getgid()}
     return [
@@ -51,7 +51,7 @@ def universe(outside: Path) -> list[bytes]:
 
 @contextlib.contextmanager
 def flipping(*swaps: Callable[[], None]) -> Iterator[None]:
-    """Call ``swaps`` in turn in another thread for as long as the context lasts."""
+    """Call ``swaps`` in turn on another thread for the length of the block."""
     stop = threading.Event()
 
     def run() -> None:

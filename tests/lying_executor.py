@@ -1,7 +1,7 @@
-"""An executor that lies: it speaks ``executor.protocol`` with the standard library alone, and breaks it.
+"""An executor that violates ``executor.protocol``, written with the standard library alone.
 
 ``python lying_executor.py BEHAVIOUR [DETAIL]``: each behaviour is a function below. ``honest`` makes an empty image and
-hands it over as it should, so that a test can tell a refused lie from a harness that refuses everything.
+serves it correctly, so that a test can tell a rejected lie from a harness that rejects everything.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Image:
         say("result", **{**result, **changed})
 
     def serve(self, change: Callable[[str, bytes], tuple[dict[str, Any], bytes]] | None = None) -> None:
-        """Answer every fetch; ``change`` says what is sent in place of the truth."""
+        """Answer every fetch; ``change`` returns what is sent instead."""
         held = {self.manifest["digest"]: self.manifest_data, self.config["digest"]: self.config_data}
         while (message := hear())["type"] == "fetch":
             data = held.get(message["digest"], b"")
@@ -98,7 +98,7 @@ def honest(platform: str) -> None:
 
 
 def chatty(platform: str) -> None:
-    """Honest, but what it says of steps makes no sense."""
+    """Correct, but with meaningless step events."""
     say("finished", step=7, seconds=-1e300)
     say("planned", steps=[{"id": 1, "stage": "\x1b]0;x\x07", "name": "\x1b[2J" * 100, "number": 9, "of": -1}])
     say("planned", steps=[])
@@ -171,7 +171,7 @@ def killed(_platform: str) -> None:
 
 
 def asks_for_anything(_platform: str) -> None:
-    """Everything that it was told comes back in its error."""
+    """Its error contains everything that it was told."""
     wanted = (
         ("manifest", "bank.example/x:1"), ("secret", "never-given"), ("secret", "../../etc/passwd"),
         ("context", "never-given"), ("context", "../.."), ("ssh", "default"), ("ssh", "x"),
@@ -186,7 +186,7 @@ def asks_for_anything(_platform: str) -> None:
 
 
 def asks_without_end(_platform: str) -> None:
-    """Questions, and nobody to hear the answers."""
+    """Requests without reading the answers."""
     while True:
         say("ask", id=1, question={"what": "secret", "name": "s"})
 
@@ -241,7 +241,7 @@ def two_kinds_at_once(platform: str) -> None:
 
 
 def untold_layer(platform: str) -> None:
-    """The manifest names a layer that the result does not."""
+    """The manifest has a layer that the result does not have."""
     image = Image(platform, layers=[{"mediaType": LAYER, "digest": STRANGE, "size": 10}])
     image.announce()
     image.serve()
@@ -260,7 +260,7 @@ def path_as_layer(platform: str) -> None:
 
 
 def endless_layer(platform: str) -> None:
-    """A layer that goes on after its end."""
+    """A layer that continues after its end."""
     image = Image(platform, layers=[{"mediaType": LAYER, "digest": STRANGE, "size": 4}])
     image.announce(layers=[{"media_type": LAYER, "digest": STRANGE, "size": 4}])
     while (message := hear())["type"] == "fetch" and message["digest"] != STRANGE:
@@ -279,7 +279,7 @@ def path_in_the_manifest(platform: str) -> None:
 
 
 def files_elsewhere(platform: str) -> None:
-    """Asked for the image's files, an archive whose entries climb out: by name, by link, through a link."""
+    """The image's files as an archive whose entries leave the root: by name, by link, through a link."""
     image = Image(platform)
     image.announce()
     held = {image.manifest["digest"]: image.manifest_data, image.config["digest"]: image.config_data}
@@ -361,7 +361,7 @@ def failed_without_reason(_platform: str) -> None:
 
 
 def deaf(_platform: str) -> None:
-    """Does not read its job, does not go when it is asked to."""
+    """Does not read its job, and does not end when requested."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hello()
     write(b"junk\n")
@@ -370,7 +370,7 @@ def deaf(_platform: str) -> None:
 
 
 def screams(_platform: str) -> None:
-    """Stderr without end."""
+    """Writes to stderr without end."""
     for _ in range(200):
         sys.stderr.write("aargh " * 10000)
     sys.stderr.write("the last words")
@@ -384,7 +384,7 @@ def waits_for_its_job(_platform: str) -> None:
 
 
 FIRST = (junk_first, wrong_version, result_first, dies_at_once, failed_without_reason, deaf, waits_for_its_job)
-"""What an executor does instead of introducing itself and reading its job."""
+"""Behaviours in place of a greeting and reading the job."""
 
 
 def hear_the_end() -> None:

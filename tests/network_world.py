@@ -1,6 +1,6 @@
-"""A machine of the tests' own: a network namespace with an outward interface that leads nowhere, and steps in Python.
+"""A simulated machine: a network namespace with an outward interface that leads nowhere.
 
-An address of its own on the loopback interface stands for the world outside.
+An address on the loopback interface stands for the world outside. Steps are Python programs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def reach(address, port, device="", data=b""):
 
 
 def world(*, resolver: str = OUTSIDE, helper: bool = True) -> None:
-    """A machine of the test's own, for the process that calls this."""
+    """Set up the simulated machine for the calling process."""
     syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS)
     syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
     for command in (
@@ -77,7 +77,7 @@ def world(*, resolver: str = OUTSIDE, helper: bool = True) -> None:
 
 
 def run(sandbox: SandboxProcess, code: str, **spec: Any) -> Done:
-    """A step that is this Python program, with the machine's own Python."""
+    """Run a Python program as a step, with the machine's Python."""
     root = sandbox.plant({name: ("->", f"usr/{name}") for name in ("bin", "lib", "lib64")})
     return sandbox.run(
         str(PYTHON), "-c", CONNECTING + code, layers=(root,), mounts=(Bind("/usr", "/usr", True),), **spec

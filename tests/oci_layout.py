@@ -1,7 +1,7 @@
-"""OCI image layouts written and read with the standard library alone.
+"""Writing and reading OCI image layouts with the standard library alone.
 
-The tests' own eyes and hands: nothing here comes from kanifold, so that a mistake in the product cannot hide behind the
-same mistake in its oracle. Sources: OCI image-spec 1.1 (image-layout.md, manifest.md, config.md, layer.md).
+Independent of kanifold's code, so that a mistake in the product cannot be hidden by the same mistake in the test.
+Sources: OCI image-spec 1.1 (image-layout.md, manifest.md, config.md, layer.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 REF_NAME = "org.opencontainers.image.ref.name"
 SMALL = 64 << 10
-"""Bytes up to which a file's content is kept by ``read_tree``; of larger ones only the digest is."""
+"""Maximum size in bytes of a file whose content ``read_tree`` keeps; of larger ones only the digest is kept."""
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ SMALL = 64 << 10
 
 @dataclass(frozen=True)
 class Layer:
-    """A gzipped tar on disk, with the two digests by which an image names it."""
+    """A gzipped tar on disk, with its two digests."""
 
     path: Path
     digest: str
@@ -47,7 +47,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Image:
-    """One platform's image: its platform as the index writes it, its layers, and the config's ``config`` object."""
+    """The image of one platform: the platform as in the index, the layers, and the ``config`` object of the config."""
 
     platform: Mapping[str, str]
     layers: tuple[Layer, ...]
@@ -55,7 +55,7 @@ class Image:
 
 
 def pack(tar: IO[bytes], path: Path) -> Layer:
-    """Gzip an open tar stream into ``path`` and say what came out."""
+    """Compress a tar stream to ``path``."""
     whole, packed = hashlib.sha256(), hashlib.sha256()
     with path.open("wb") as out, gzip.GzipFile(filename="", fileobj=out, mode="wb", compresslevel=1, mtime=0) as pipe:
         while piece := tar.read(1 << 20):
@@ -68,7 +68,7 @@ def pack(tar: IO[bytes], path: Path) -> Layer:
 
 
 def write_layout(dest: Path, name: str, images: Sequence[Image]) -> str:
-    """Write ``images`` as one index named ``name`` into a new layout at ``dest``; the index's digest comes back."""
+    """Write ``images`` as an index named ``name`` into a new layout at ``dest``; returns the digest of the index."""
     (dest / "blobs" / "sha256").mkdir(parents=True)
     (dest / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     manifests = [_write_image(dest, image) for image in images]
@@ -135,7 +135,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Seen:
-    """An image as a reader sees it: its manifest and config documents, and every path of its merged tree."""
+    """An image as read: its manifest and config, and every path of its merged tree."""
 
     manifest: Mapping[str, Any]
     config: Mapping[str, Any]
@@ -144,23 +144,23 @@ class Seen:
     digest: str
 
     def text(self, path: str) -> str:
-        """A small file's content as text; KeyError when the image has no such path."""
+        """Return the content of a small file as text; KeyError if there is no such path."""
         content = self.tree[path.lstrip("/")].content
         assert content is not None, f"{path} is not a small regular file"
         return content.decode()
 
 
 def read_json(layout: Path, digest: str) -> Any:
-    """The document ``digest`` of a layout, after checking that its bytes are what the digest says."""
+    """Return the document ``digest`` of a layout, verified."""
     raw = _blob(layout, digest).read_bytes()
     assert f"sha256:{hashlib.sha256(raw).hexdigest()}" == digest, f"blob {digest} holds something else"
     return json.loads(raw)
 
 
 def read_index(layout: Path) -> dict[str, Any]:
-    """The one image index (or manifest) descriptor that a layout's ``index.json`` names, followed to the images.
+    """Return the image index that ``index.json`` refers to.
 
-    An ``index.json`` that lists the platforms' manifests itself is an index as well.
+    An ``index.json`` that lists the manifests of the platforms is an index itself.
     """
     top: dict[str, Any] = json.loads((layout / "index.json").read_text())
     first = top["manifests"][0]
@@ -172,7 +172,7 @@ def read_index(layout: Path) -> dict[str, Any]:
 
 
 def image_manifests(layout: Path) -> dict[str, dict[str, Any]]:
-    """Each image's descriptor by its platform, written ``os/arch[/variant]``; attestations are left out."""
+    """Return the descriptor of each image by its platform, ``os/arch[/variant]``; without attestations."""
     found = {}
     for descriptor in read_index(layout)["manifests"]:
         platform = descriptor.get("platform")
@@ -191,7 +191,7 @@ def platform_name(platform: Mapping[str, str]) -> str:
 
 
 def read_image(layout: Path, platform: str) -> Seen:
-    """The image for ``platform`` of a layout, its layers merged in order."""
+    """Return the image for ``platform`` of a layout, its layers merged in order."""
     descriptor = image_manifests(layout)[platform]
     manifest = read_json(layout, descriptor["digest"])
     config = read_json(layout, manifest["config"]["digest"])
@@ -217,7 +217,7 @@ def _plain(blob: Path) -> bytes:
 
 
 def merge(tree: dict[str, Entry], layer: bytes) -> None:
-    """Apply one layer to ``tree``: whiteouts first, as layer.md says they act on lower layers only."""
+    """Apply a layer to ``tree``: whiteouts first, as they apply to lower layers only (layer.md)."""
     with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
         members = [(_clean(member.name), member) for member in archive]
         for path, _ in members:

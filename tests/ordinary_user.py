@@ -1,7 +1,7 @@
-"""Users that exist for the length of a test session: what kanifold does without root is tested without root.
+"""User accounts for the length of a test session, to test kanifold without root.
 
-``made`` adds a user to the machine (root only) and removes it again. ``reachable`` answers with the command by which
-that user can start the installed kanifold, copying the installation when it lies where the user may not look.
+``made`` adds a user to the machine (root only) and removes it again. ``reachable`` returns the command by which that
+user can start the installed kanifold; the installation is copied if the user has no access to it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OF_THE_CHECKS = ("mypy*", "_mypy*", "ruff*", "pip", "pip-*", "_pytest", "pytest
 
 @dataclass(frozen=True)
 class User:
-    """An account: its name, ids, and a directory of its own for HOME and scratch files."""
+    """An account: name, ids, and a directory for HOME and scratch files."""
 
     name: str
     uid: int
@@ -32,21 +32,21 @@ class User:
     home: Path
 
     def becoming(self) -> dict[str, Any]:
-        """Arguments for ``subprocess`` that start a child as this user; nothing when we are that user already."""
+        """Return arguments for ``subprocess`` that start a child as this user; none if it is the current user."""
         if os.geteuid() == self.uid:
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
 
 def me() -> User:
-    """The user that the tests run as."""
+    """Return the user who runs the tests."""
     entry = pwd.getpwuid(os.getuid())
     return User(entry.pw_name, entry.pw_uid, entry.pw_gid, Path(entry.pw_dir))
 
 
 @contextlib.contextmanager
 def made(label: str, *, subordinate_ids: bool) -> Iterator[User]:
-    """A new account, with or without ranges in /etc/subuid and /etc/subgid; gone afterwards. Root only."""
+    """Make an account, with or without ranges in /etc/subuid and /etc/subgid; removed at the end. Root only."""
     name = f"kani-{label}-{os.getpid()}"
     home = Path(tempfile.mkdtemp(prefix=f"{name}."))
     ranges = "65536" if subordinate_ids else "0"
@@ -66,7 +66,7 @@ def made(label: str, *, subordinate_ids: bool) -> Iterator[User]:
 
 
 def can_run(user: User, command: list[str], environment: Mapping[str, str]) -> bool:
-    """Whether ``command`` ends well when ``user`` starts it."""
+    """Whether ``command`` succeeds as ``user``."""
     try:
         done = subprocess.run(
             command, env=environment, cwd="/", capture_output=True, check=False, timeout=30, **user.becoming()
@@ -77,10 +77,10 @@ def can_run(user: User, command: list[str], environment: Mapping[str, str]) -> b
 
 
 def reachable(user: User, scratch: Path) -> tuple[list[str], dict[str, str]] | None:
-    """A command and its environment by which ``user`` starts kanifold; None when no Python is to be had for them.
+    """Return a command and environment by which ``user`` can start kanifold; None if there is no Python for them.
 
-    The environment as it stands is tried first. A checkout or a Python below root's home is out of the user's reach:
-    then the installed packages are copied below ``scratch`` and run by the system's Python of the same version.
+    The current environment is tried first. If the user has no access to it (a checkout or a Python below root's home),
+    the installed packages are copied to ``scratch`` and run by the system's Python of the same version.
     """
     plain = {"PATH": os.environ["PATH"]}
     own = Path(sys.executable).with_name("kanifold")

@@ -1,4 +1,4 @@
-"""Programs of a test's own: shell scripts in a folder that is put on PATH."""
+"""Programs for tests: shell scripts in a directory on PATH."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds on nodes of a test's own: an executor is whatever command the test says."""
+"""Builds on nodes whose executor is any command."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from orchestrator.view import events
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "KANIFOLD_TEST_MARK"
-"""An environment variable by whose value a test finds the processes that it has caused."""
+"""An environment variable by which a test finds the processes that it started."""
 
 
 @dataclass(frozen=True)
 class Marked:
-    """A value of ``MARK``, and the processes that carry it."""
+    """A value of ``MARK``, and the processes that have it."""
 
     value: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -35,7 +35,7 @@ class Marked:
         return {MARK: self.value}
 
     def processes(self) -> list[int]:
-        """The pids of all processes, zombies left out, that were started with the mark."""
+        """Return the ids of all processes with the mark, except zombies."""
         wanted = f"{MARK}={self.value}".encode()
         found = []
         for name in os.listdir("/proc"):
@@ -49,7 +49,7 @@ class Marked:
         return found
 
     def wait_until_gone(self, seconds: float) -> list[int]:
-        """The processes that are still there after ``seconds``; returns as soon as there are none."""
+        """Wait up to ``seconds`` for the processes to end; returns those that have not."""
         end = time.monotonic() + seconds
         while (left := self.processes()) and time.monotonic() < end:
             time.sleep(0.01)  # /proc announces nothing
@@ -57,14 +57,14 @@ class Marked:
 
 
 def liar(behaviour: str, mark: Marked, *detail: str) -> CommandNode:
-    """A node whose executor is ``lying_executor.py``."""
+    """Return a node whose executor is ``lying_executor.py``."""
     program = str(Path(__file__).with_name("lying_executor.py"))
     given = {**mark.environment, "KANIFOLD_TEST_PROTOCOL": str(protocol.VERSION)}
     return CommandNode("elsewhere", (sys.executable, program, behaviour, *detail), tuple(given.items()))
 
 
 def remote(store: Path, mark: Marked, **environment: str) -> CommandNode:
-    """A node like one on another machine: a real executor with a store of its own that shares no disk with us."""
+    """Return a node like one on another machine: a real executor with its own store and no shared disk."""
     given: Mapping[str, str] = {
         "KANIFOLD_ROOT": str(store), "PYTHONPATH": str(ROOT), **mark.environment, **environment,
     }  # fmt: skip
@@ -88,6 +88,6 @@ def apart(hidden: Path, store: Path, record: Path, mark: Marked) -> CommandNode:
 
 
 def build(request: BuildRequest, node: Node, seen: list[events.Event] | None = None) -> BuildResult:
-    """``request`` built on ``node``. Raises what the command would show."""
+    """Build ``request`` on ``node``. Raises the errors that the command would show."""
     told = seen if seen is not None else []
     return asyncio.run(command.interruptible(command.run(request, None, node, registries.direct, told.append)))

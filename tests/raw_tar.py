@@ -1,4 +1,4 @@
-"""Tar archives made by hand, block by block: what no well-meaning tool would write."""
+"""Writing tar archives block by block, also invalid ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def header(
     device: tuple[int, int] = (0, 0),
     prefix: bytes = b"",
 ) -> bytes:
-    """One header block with a correct checksum; a field given as bytes is written as it is."""
+    """Return a header block with a correct checksum; a field given as bytes is written unchanged."""
 
     def number(value: int | bytes, width: int) -> bytes:
         return value.ljust(width, b"\0") if isinstance(value, bytes) else b"%0*o\0" % (width - 1, value)
@@ -52,23 +52,23 @@ def header(
 
 
 def sealed(block: bytes) -> bytes:
-    """``block`` with the checksum that it should have."""
+    """Return ``block`` with its correct checksum."""
     blank = block[:148] + b" " * 8 + block[156:]
     return block[:148] + b"%06o\0 " % sum(blank) + block[156:]
 
 
 def padded(data: bytes) -> bytes:
-    """``data`` filled up to whole blocks."""
+    """Return ``data`` padded to whole blocks."""
     return data + bytes(-len(data) % 512)
 
 
 def file(name: bytes, data: bytes = b"", **fields: object) -> bytes:
-    """A regular file's header and content."""
+    """Return header and content of a regular file."""
     return header(name, FILE, size=len(data), **fields) + padded(data)  # type: ignore[arg-type]
 
 
 def record(key: bytes, value: bytes) -> bytes:
-    """One record of a PAX extended header."""
+    """Return a record of a PAX extended header."""
     length = len(key) + len(value) + 3
     while len(str(length)) + len(key) + len(value) + 3 != length:
         length = len(str(length)) + len(key) + len(value) + 3
@@ -76,28 +76,27 @@ def record(key: bytes, value: bytes) -> bytes:
 
 
 def pax(*records: tuple[bytes, bytes], kind: bytes = b"x") -> bytes:
-    """A PAX extended header (``kind`` g: a global one)."""
+    """Return a PAX extended header (``kind`` g: a global one)."""
     return raw_pax(b"".join(record(*each) for each in records), kind=kind)
 
 
 def raw_pax(data: bytes, kind: bytes = b"x") -> bytes:
-    """An extended header of any bytes."""
+    """Return an extended header with arbitrary content."""
     return header(b"PaxHeader", kind, size=len(data)) + padded(data)
 
 
 def long_name(name: bytes, kind: bytes = b"L") -> bytes:
-    """GNU tar's way to write a long name (L) or link (K)."""
+    """Return GNU tar's long name (L) or link (K)."""
     return header(b"././@LongLink", kind, size=len(name) + 1, magic=b"ustar  \0") + padded(name + b"\0")
 
 
 def stream(*parts: bytes, end: bytes = END) -> io.BytesIO:
-    """The parts as a stream, with the end mark."""
+    """Return the parts as a stream, with the end marker."""
     return io.BytesIO(b"".join(parts) + end)
 
 
 def fingerprint(*roots: Path) -> dict[str, tuple[object, ...]]:
-    """Everything about every file below ``roots`` that an intruder could change; the change time betrays even a touch
-    that changed nothing."""
+    """Return everything about the files below ``roots`` that an attacker could change; the ctime shows even a touch."""
     found: dict[str, tuple[object, ...]] = {}
     for path in _all(roots):
         status = path.lstat()

@@ -1,7 +1,7 @@
-"""Registries to test against: Debian's docker-registry on a free port, and one in this process that can be made to lie.
+"""Registries for tests: Debian's docker-registry on a free port, and one in this process with faults.
 
-``docker_registry`` starts the real program. ``served`` runs a plain function as an HTTP server on a loopback port and
-keeps what it was asked. ``MemoryRegistry`` is such a function: a small, honest registry with a hook for faults.
+``docker_registry`` starts the real program. ``served`` runs a function as an HTTP server on a loopback port and records
+the requests. ``MemoryRegistry`` is such a function: a small, correct registry with a hook for faults.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ HTPASSWD = "crab:$2b$05$RecHdKOyl6f6xP9mJWIIFeFfABVoKHuBcvy8TrXbhVQc6y7TMVCPy"
 
 @contextmanager
 def docker_registry(directory: Path, *, auth: str = "", tls: str = "") -> Iterator[str]:
-    """A real registry that keeps its content in ``directory``; its ``127.0.0.1:PORT``.
+    """Run a real registry with its content in ``directory``; yields ``127.0.0.1:PORT``.
 
-    ``auth`` is the YAML body of the configuration's ``auth`` section, ``tls`` that of ``http.tls``.
+    ``auth``: YAML of the configuration's ``auth`` section. ``tls``: that of ``http.tls``.
     """
     if PROGRAM is None:
         import pytest
@@ -65,7 +65,7 @@ def docker_registry(directory: Path, *, auth: str = "", tls: str = "") -> Iterat
 
 
 def _address_from(process: subprocess.Popen[bytes]) -> str:
-    """The address that the registry says it listens on; what it says afterwards is drained, so that it never blocks."""
+    """Return the address at which the registry listens; its further output is drained."""
     assert process.stderr is not None
     seen = []
     for line in process.stderr:
@@ -86,7 +86,7 @@ def _drain(stream: object) -> None:
 
 
 def self_signed(directory: Path) -> tuple[Path, Path]:
-    """A fresh key and a certificate for 127.0.0.1 that vouches for itself, as PEM files."""
+    """Make a key and a self-signed certificate for 127.0.0.1, as PEM files."""
     key, certificate = directory / "key.pem", directory / "cert.pem"
     program = shutil.which("openssl")
     if program is None:
@@ -104,7 +104,7 @@ def self_signed(directory: Path) -> tuple[Path, Path]:
 
 @dataclass
 class Asked:
-    """One request as the server saw it. ``headers`` are lower case."""
+    """A request as received. ``headers`` in lower case."""
 
     method: str
     path: str
@@ -120,7 +120,7 @@ class Asked:
 
 @dataclass
 class Said:
-    """An answer: ``body``, then ``stream`` piece by piece. After ``cut`` bytes of the body the connection resets."""
+    """A response: ``body``, then ``stream`` piece by piece. After ``cut`` bytes of the body the connection is reset."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -128,15 +128,15 @@ class Said:
     stream: Iterator[bytes] | None = None
     cut: int | None = None
     length: int | None = None
-    """What Content-Length says, when that is not the truth."""
+    """The value of Content-Length if it is to be wrong."""
 
 
 Handler = Callable[[Asked], Said | None]
-"""Answers a request; None breaks the connection without an answer."""
+"""Returns the response to a request; None closes the connection without one."""
 
 
 class Served:
-    """A running server: where it is, and what it has been asked so far."""
+    """A running server: its address and the requests so far."""
 
     def __init__(self, handler: Handler, server: ThreadingHTTPServer) -> None:
         self.handler = handler
@@ -150,19 +150,19 @@ class Served:
         return f"http://{self.host}"
 
     def seen(self, method: str, part: str = "") -> list[Asked]:
-        """The requests of ``method`` whose path holds ``part``, in order."""
+        """Return the requests of ``method`` whose path contains ``part``, in order."""
         with self.lock:
             return [each for each in self.asked if each.method == method and part in each.path]
 
     def secrets(self) -> list[str]:
-        """Every Authorization header that has arrived."""
+        """Return every Authorization header that was received."""
         with self.lock:
             return [each.headers["authorization"] for each in self.asked if "authorization" in each.headers]
 
 
 @contextmanager
 def served(handler: Handler) -> Iterator[Served]:
-    """``handler`` as an HTTP/1.1 server on a loopback port of its own."""
+    """Run ``handler`` as an HTTP/1.1 server on a loopback port."""
     served: Served
 
     class Request(BaseHTTPRequestHandler):
@@ -238,17 +238,15 @@ def served(handler: Handler) -> Iterator[Served]:
 
 
 def digest_of(data: bytes) -> str:
-    """The sha256 digest of ``data``, worked out here rather than by what is tested."""
+    """Return the sha256 digest of ``data``, independent of kanifold's code."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 class MemoryRegistry:
-    """An honest registry as a handler: blobs with ranges, uploads whole and in chunks, mounts, manifests.
+    """A correct registry as a handler: blobs with ranges, uploads whole and in chunks, mounts, manifests.
 
-    Where it is ``immutable``, a tag that is there cannot be put again, whatever it is to mean.
-
-    ``fault`` sees each request first; what it returns is the answer, unless that is ``Ellipsis``: then the request is
-    served as it should be.
+    With ``immutable``, an existing tag cannot be pushed again. ``fault`` is called with each request first; what it
+    returns is the response, unless it is ``Ellipsis``: then the request is served normally.
     """
 
     def __init__(self, fault: Callable[[Asked], object] | None = None) -> None:
@@ -381,11 +379,11 @@ class MemoryRegistry:
 
 
 class OddRegistry(MemoryRegistry):
-    """A registry whose uploads are as particular as those of some real ones.
+    """A registry whose uploads deviate as those of some real registries do.
 
-    ``counting`` is what ``Range`` says after a chunk: ``stuck`` where the first one ended, ``last`` only the latest
-    chunk's bytes, ``over`` one too many; "" is honest. ``largest_chunk`` are the bytes of a PATCH above which the
-    answer is 416.
+    ``counting``: what ``Range`` contains after a chunk: ``stuck`` the end of the first chunk, ``last`` only the bytes
+    of the latest, ``over`` one too many; "" is correct. ``largest_chunk``: bytes of a PATCH above which the response is
+    416.
     """
 
     def __init__(self, counting: str = "", largest_chunk: int | None = None) -> None:
@@ -415,6 +413,6 @@ class OddRegistry(MemoryRegistry):
 
 
 def error(status: int, code: str, message: str) -> Said:
-    """An answer in the distribution specification's error form."""
+    """Return a response in the error format of the distribution specification."""
     body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()
     return Said(status, {"Content-Type": "application/json"}, body)

@@ -1,6 +1,6 @@
-"""Runs an image with other people's tools: skopeo picks its platform, umoci unpacks, runc (for root) or a chroot runs.
+"""Running images with other tools: skopeo selects the platform, umoci unpacks, runc (as root) or a chroot runs.
 
-Nothing of kanifold is involved, so a broken layer, config or index shows here as it would on a user's machine.
+Independent of kanifold's code, so a broken layer, config or index is detected as on a user's machine.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import bases
 import emulators
 
 TIMEOUT = 60.0
-"""Seconds an image's command may take."""
+"""Timeout of an image's command in seconds."""
 
 _NATIVE = {"x86_64": ("amd64", "i386"), "aarch64": ("arm64",)}
 
 
 def run_image(layout: Path, platform: str, *arguments: str, scratch: Path) -> str:
-    """The output of the image's own command (or of ``arguments`` in its place) on ``platform``.
+    """Return the output of the image's command (or of ``arguments`` instead) on ``platform``.
 
-    AssertionError with everything that was said when any of the tools refuses the image or the command fails.
+    AssertionError with the output when one of the tools rejects the image or the command fails.
     """
     work = Path(tempfile.mkdtemp(dir=scratch))
     bundle = _unpack(layout, platform, work)

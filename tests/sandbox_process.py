@@ -1,6 +1,6 @@
-"""A process that has entered an isolation mode and runs steps for the tests, as whichever user it was started for.
+"""A process that has entered an isolation mode and runs steps for the tests, as a given user.
 
-The test process itself stays where it is: entering a mode cannot be undone. Requests and answers go over a socket.
+The test process itself stays where it is, as entering a mode cannot be undone. They communicate over a socket.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ APPLETS = """
 """
 
 Node = str | bytes | tuple[str, ...] | None
-"""What ``plant`` makes: text a file, bytes a program, ``None`` a directory; the others see there."""
+"""What ``plant`` makes: text is a file, bytes a program, ``None`` a directory; for the others see there."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a step ended and what it left."""
+    """The result of a step."""
 
     ended: Ended
     out: str
@@ -65,7 +65,7 @@ class Done:
 
 
 class SandboxProcess:
-    """Runs steps on one mode. ``pid`` is the process that holds the launcher, as an executor does."""
+    """Runs steps in one mode. ``pid`` is the process that holds the launcher, as an executor does."""
 
     def __init__(self, pid: int, line: socket.socket) -> None:
         self.pid = pid
@@ -81,7 +81,7 @@ class SandboxProcess:
         return answer
 
     def plant(self, nodes: Mapping[str, Node]) -> str:
-        """A new directory with these files, made by the sandbox process (so: owned by root as steps see it)."""
+        """Make a directory with these files (owned by root as seen by steps)."""
         path: str = self._ask("plant", dict(nodes))
         return path
 
@@ -99,7 +99,7 @@ class SandboxProcess:
         return Spec(**{"rootfs": rootfs, "env": ("PATH=/bin",), "argv": command, "options": options} | given)
 
     def run_all(self, specs: list[Spec]) -> list[Done]:
-        """Run them all at once."""
+        """Run all at once."""
         done: list[Done] = self._ask("run_all", specs)
         return done
 
@@ -126,7 +126,7 @@ class SandboxProcess:
 def opened(
     user: User | None, emulation: Emulation | None = None, world: Callable[[], None] = lambda: None
 ) -> Iterator[SandboxProcess]:
-    """A sandbox process that belongs to ``user`` (None: whoever runs the tests); its process does ``world`` first."""
+    """Start a sandbox process as ``user`` (None: who runs the tests); the process calls ``world`` first."""
     base = Path(tempfile.mkdtemp(prefix="kanifold-tests."))
     ours, theirs = socket.socketpair()
     if user is not None:
@@ -180,7 +180,7 @@ def _live(line: socket.socket, base: Path, emulation: Emulation | None) -> None:
 
 
 class Inside:
-    """The sandbox process's own side."""
+    """The part in the sandbox process."""
 
     def __init__(self, base: Path, emulation: Emulation | None) -> None:
         self.base = base
@@ -300,7 +300,7 @@ class Inside:
 
 
 def listing(root: str) -> dict[str, str]:
-    """Every path below ``root`` with its kind and mode."""
+    """Return every path below ``root`` with its kind and mode."""
     found = {}
     for directory, directories, files in os.walk(root):
         for name in (*directories, *files):

@@ -1,7 +1,7 @@
-"""Run a function in a child process and let it die, or a system call of it fail, at the n-th call that writes.
+"""Running a function in a child process that dies, or in which a system call fails, at the n-th call that writes.
 
-A seccomp filter in the child stops it at such calls for its tracer, the parent (ptrace(2)). So the points are those of
-the kernel's own interface, SQLite's calls included. A child that dies at a call has not made it.
+A seccomp filter stops the child at such calls for its tracer, the parent (ptrace(2)), so all system calls count, those
+of SQLite included. A child that dies at a call has not made it.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ _NUMBERS = {
 _X86_ORIG_RAX, _X86_RAX = 15 * 8, 10 * 8
 
 FAILED = 7
-"""Exit status of a child whose function raised an error that it may raise."""
+"""Exit status of a child whose function raised an expected error."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the child ended: at the fault (``reached``), or of itself with ``status``."""
+    """How the child ended: at the fault (``reached``), or by itself with ``status``."""
 
     reached: bool
     status: int
     call: str
-    """The system call at which the fault was."""
+    """The system call of the fault."""
 
 
 def unavailable() -> str:
-    """Why this cannot work here; "" when it can."""
+    """Return why this is not possible here; "" if it is."""
     if sys.platform != "linux" or os.uname().machine not in _NUMBERS:
         return "system call numbers are known for Linux on x86_64 and aarch64 only"
     try:

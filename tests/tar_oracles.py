@@ -1,4 +1,4 @@
-"""Other people's tar readers, asked what an archive holds: GNU tar and Go's archive/tar."""
+"""Listing archives with other tar readers: GNU tar and Go's archive/tar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 Listing = list[tuple[str, bytes, str]]
-"""Kind (``file``, ``dir``, ``sym``, ``hard``, ``other``), path as written, and a file's digest or a link's target."""
+"""Kind (``file``, ``dir``, ``sym``, ``hard``, ``other``), path as written, and the digest of a file or target of a
+link."""
 
 _GO = """
 package main
@@ -79,7 +80,7 @@ func main() {
 
 
 def build_go(folder: Path) -> Path | None:
-    """A program that lists archives with Go's archive/tar; None where there is no Go."""
+    """Build a program that lists archives with Go's archive/tar; None without Go."""
     if shutil.which("go") is None:
         return None
     (folder / "main.go").write_text(_GO)
@@ -109,7 +110,7 @@ def go(oracle: Path, archives: Sequence[Path]) -> list[Listing | None]:
 
 
 def gnu(archive: Path, into: Path) -> dict[bytes, str] | None:
-    """The tree that GNU tar extracts, as ``tree`` shows it; None when it complains."""
+    """Return the tree that GNU tar extracts, as from ``tree``; None when it reports an error."""
     into.mkdir()
     command = ["tar", "--extract", "--file", archive, "--directory", into, "--no-same-owner", "--numeric-owner"]
     ran = subprocess.run(command, check=False, capture_output=True, env={**os.environ, "LC_ALL": "C"})
@@ -117,7 +118,7 @@ def gnu(archive: Path, into: Path) -> dict[bytes, str] | None:
 
 
 def tree(top: Path) -> dict[bytes, str]:
-    """What is below ``top``: path to a file's digest, a link's text, or the kind of anything else."""
+    """Return what is below ``top``: path to the digest of a file, the text of a link, or another kind."""
     found: dict[bytes, str] = {}
     for path in top.rglob("*"):
         name = os.fsencode(path.relative_to(top))

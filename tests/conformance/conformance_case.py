@@ -30,19 +30,19 @@ import yaml
 
 CASES = Path(__file__).with_name("cases")
 MTIME = 1_614_834_367
-"""What every file's modification time is unless the case says otherwise: 2021-03-04T05:06:07Z, and ``FRACTION``."""
+"""The modification time of every file unless the case sets another: 2021-03-04T05:06:07Z, and ``FRACTION``."""
 FRACTION = 987_654_321
-"""Nanoseconds that every time has beyond its second, which an image does not show."""
+"""Nanoseconds beyond the second of every time, which an image does not show."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One Dockerfile with all that belongs to it. Fields after ``folder`` are case.yaml's keys."""
+    """A Dockerfile with its files. Fields after ``folder`` are keys of case.yaml."""
 
     name: str
     folder: Path
     about: str = ""
-    """What the case is for, when its name does not say it."""
+    """The purpose of the case, if its name does not tell."""
     platform: str = "linux/amd64"
     args: Mapping[str, str] = field(default_factory=dict)
     target: str = ""
@@ -54,19 +54,20 @@ class Case:
     network: str = ""
     files: tuple[Mapping[str, Any], ...] = ()
     contexts: Mapping[str, str | list[Mapping[str, Any]]] = field(default_factory=dict)
-    """Further named contexts: a list of files, or a text such as ``docker-image://NAME``."""
+    """Named contexts: a list of files, or a text such as ``docker-image://NAME``."""
     images: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Bases of the case's own: busybox (nothing: ``scratch``), a layer of ``files``, and ``config``."""
+    """Base images of the case: busybox (or ``scratch``), a layer of ``files``, and ``config``."""
     http: tuple[Mapping[str, Any], ...] = ()
     """Files on a web server: as ``files``, with ``headers``."""
     git: tuple[Mapping[str, Any], ...] = ()
     """Commits of a git repository: ``files``, ``tag``, ``branch``."""
     needs: tuple[str, ...] = ()
-    """What a mode must offer: ``ids`` (more than one user id), ``root`` (privileges outside of any namespace)."""
+    """Requirements on the isolation mode: ``ids`` (more than one user id), ``root`` (privileges outside of any
+    namespace)."""
     says: str = ""
-    """Of a case that fails: what kanifold's message has to contain."""
+    """For a case that fails: what kanifold's message has to contain."""
     differs: str = ""
-    """Why kanifold is meant to make something else of it; such a case must then indeed differ."""
+    """Why kanifold's result is intended to differ; such a case must differ."""
 
     @property
     def golden(self) -> Path:
@@ -86,7 +87,7 @@ def read_case(folder: Path) -> Case:
 
 
 def lay_out(case: Case, dest: Path, owner: tuple[int, int], places: Mapping[str, str]) -> Path:
-    """Write the case's main context below ``dest`` as ``owner`` (uid, gid) would have; its directory comes back.
+    """Write the main context of the case below ``dest``, owned by ``owner`` (uid, gid); returns its directory.
 
     ``places`` replaces ``{{NAME}}`` in the Dockerfile.
     """
@@ -109,7 +110,7 @@ def lay_out(case: Case, dest: Path, owner: tuple[int, int], places: Mapping[str,
 
 
 def write_files(root: Path, files: Iterable[Mapping[str, Any]], owner: tuple[int, int]) -> None:
-    """Make ``files`` below ``root``; all of them, and the directories on their way, get their times at the end."""
+    """Make ``files`` below ``root``; they and their parent directories get their times at the end."""
     times: list[tuple[bytes, int]] = []
     _directory(os.fsencode(root), owner)
     for each in files:

@@ -1,7 +1,7 @@
-"""What an image comes to, as plain JSON: the form in which BuildKit's result is recorded and kanifold's is compared.
+"""An image as plain JSON: the format in which BuildKit's result is recorded and kanifold's is compared.
 
-The base's own files are left out of a recording (``golden.json`` holds what the build changed), so that recordings
-outlive the base. Times are kept where they come from the build's sources; what was made "just now" has none.
+Files of the base are not recorded (``golden.json`` has what the build changed), so that recordings are valid for newer
+bases. Times are kept where they come from the build's sources; those of the build itself are not.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ Picture = dict[str, Any]
 """``config``, ``history``, ``layers`` (how many), ``base``, ``tree`` and ``removed``; or the ``error``."""
 
 SHORT = 120
-"""Bytes up to which a file's content stands in the recording itself, if it is text."""
+"""Maximum size in bytes of a text file whose content is recorded."""
 
 
 def picture(seen: Seen, base: Seen | None, since: float) -> Picture:
-    """``seen`` without what it has from ``base``. What was modified after ``since`` was modified by the build."""
+    """Return ``seen`` without what it has from ``base``. What was modified after ``since`` was modified by the
+    build."""
     tree, below = entries(seen, since), entries(base, since) if base else {}
     return {
         "config": _config(seen),
@@ -50,7 +51,7 @@ def _history(each: Mapping[str, Any]) -> Picture:
 
 
 def entries(seen: Seen, since: float) -> dict[str, Picture]:
-    r"""Every path of the tree, written with ``\xNN`` where it is not UTF-8, with what it is."""
+    r"""Return every path of the tree, with ``\xNN`` where it is not UTF-8, and its attributes."""
     firsts: dict[int, str] = {}
     found = {}
     for path in sorted(seen.tree):
@@ -99,9 +100,9 @@ def _text(name: str) -> str:
 def differences(
     golden: Picture, seen: Seen, base: Seen | None, since: float, neutral: Callable[[str], str]
 ) -> list[str]:
-    """What ``seen`` has otherwise than ``golden`` says, one line each; empty when it is the same image.
+    """Return how ``seen`` differs from ``golden``, one line each; empty for the same image.
 
-    ``neutral`` takes out of a text what is different each time, as it was taken out of the recording.
+    ``neutral`` replaces in a text what is different each time, as in the recording.
     """
     actual = json.loads(neutral(json.dumps(picture(seen, base, since))))
     lines = []

@@ -1,6 +1,6 @@
-"""Golden screens: what a display shows, kept as text files that a person can read and oracle.
+"""Golden files of displays: text files in ``screens/``.
 
-``UPDATE_SCREENS=1 pytest tests/unit/test_view_*.py`` writes them anew; look at the difference before keeping it.
+``UPDATE_SCREENS=1 pytest tests/unit/test_view_*.py`` rewrites them; check the differences.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCREENS = Path(__file__).with_name("screens")
 
 
 def check(name: str, text: str) -> None:
-    """``text`` is what ``screens/NAME.txt`` holds."""
+    """Compare ``text`` with ``screens/NAME.txt``."""
     path = SCREENS / f"{name}.txt"
     if os.environ.get("UPDATE_SCREENS"):
         path.write_text(text, encoding="utf-8")
@@ -28,7 +28,7 @@ def check(name: str, text: str) -> None:
 
 
 def state_at(story: Iterable[Event], seconds: float = 1e9) -> BuildState:
-    """The state when a story has run for so long."""
+    """Return the state of a story after ``seconds``."""
     state = BuildState()
     for event in story:
         if event.at <= START + seconds:
@@ -37,7 +37,7 @@ def state_at(story: Iterable[Event], seconds: float = 1e9) -> BuildState:
 
 
 def text_of(what: RenderableType, width: int, environ: dict[str, str] | None = None) -> str:
-    """``what`` as the terminal would get it; without ``environ`` as text alone."""
+    """Return ``what`` as the terminal would get it; without ``environ``, as plain text."""
     console = Console(
         file=io.StringIO(),
         width=width,

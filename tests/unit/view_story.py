@@ -1,6 +1,6 @@
-"""Made-up builds as streams of events, for the tests of the displays.
+"""Invented builds as streams of events, for the tests of the displays.
 
-Run as a script it plays one on the real terminal, at its own pace or faster:
+As a script it plays one on the terminal:
 
     python tests/unit/view_story.py [STORY] [--speed 4] [--mode live]
 """
@@ -77,7 +77,7 @@ PUSH_REF = "registry.example/team/app:1.4"
 
 
 def digest(name: str) -> str:
-    """A digest that looks real and is the same on every run."""
+    """Return a digest that is the same on every run."""
     return "sha256:" + random.Random(name).randbytes(32).hex()
 
 
@@ -87,7 +87,7 @@ def descriptor(name: str, size: int) -> Descriptor:
 
 
 class Teller:
-    """Says what one platform's executor says, at times that its ``pace`` stretches."""
+    """Makes the events of one platform's executor, at times that are scaled by ``pace``."""
 
     def __init__(self, place: PlatformPlacement, offset: float, pace: float) -> None:
         self.place = place
@@ -162,7 +162,7 @@ CC = tuple(f"cc -O2 -Wall -c -o build/module_{number:02}.o src/module_{number:02
 
 
 def building(places: tuple[PlatformPlacement, ...]) -> Iterator[Event]:
-    """The beginning of every story."""
+    """Return the first events of every story."""
     yield events.BuildStarted(places, PUSH_REF, (PUSH_REF,), 2, at=START)
     yield events.Resolving("debian:12", at=START + 0.01)
     yield events.Resolving("debian:12-slim", at=START + 0.01)
@@ -171,12 +171,12 @@ def building(places: tuple[PlatformPlacement, ...]) -> Iterator[Event]:
 
 
 def merged(*streams: Iterator[Event]) -> tuple[Event, ...]:
-    """All streams' events in the order of their times."""
+    """Return the events of all streams in the order of their times."""
     return tuple(sorted((event for stream in streams for event in stream), key=lambda event: event.at))
 
 
 def good(places: tuple[PlatformPlacement, ...] = (AMD64, ARM64)) -> tuple[Event, ...]:
-    """All platforms are built; the later ones are slower. The orchestrator publishes."""
+    """All platforms are built, the later ones slower, and published."""
     streams = []
     for number, place in enumerate(places):
         teller = Teller(place, 0.5 + number * 0.2, 1.0 if place.how == "native" else 1.5 + number / 10)
@@ -196,7 +196,7 @@ def good(places: tuple[PlatformPlacement, ...] = (AMD64, ARM64)) -> tuple[Event,
 
 
 def failing() -> tuple[Event, ...]:
-    """arm64 fails in the long step, amd64 is cancelled for it."""
+    """arm64 fails in the long step, and amd64 is cancelled."""
     amd64, arm64 = Teller(AMD64, 0.5, 1.0), Teller(ARM64, 0.5, 1.2)
     told = merged(building((AMD64, ARM64)), amd64.to_make(), arm64.to_make())
     at = told[-1].at
@@ -246,7 +246,7 @@ HOSTILE = (
 
 
 def hostile() -> tuple[Event, ...]:
-    """A step, and a Dockerfile, that try to break the display."""
+    """A step and a Dockerfile with hostile text."""
     place = PlatformPlacement("linux/amd64", how="native")
     steps = (protocol.StepInfo(1, "build", "RUN printf '\x1b[2J::add-mask::x\u202e' \r\n&& evil", 1, 1, 1),)
     return (
