@@ -72,22 +72,23 @@ class Flags:
 # -- kinds of flags --------------------------------------------------------------------------------------------------
 
 
-def _as_it_is(value: Value, _flag: str) -> Value:
+def as_given(value: Value, _flag: str) -> Value:
+    """Reads a value that click gives as it is wanted."""
     return value
 
 
-def switch(*names: str, help: str) -> Flag[bool]:  # noqa: A002
-    """A flag without a value: true when it is there."""
-    return Flag[bool](names, _as_it_is, is_flag=True, help=help)
+def switch(*names: str, help: str, default: bool = False) -> Flag[bool]:  # noqa: A002
+    """A flag without a value: true when it is there. ``--x/--no-x`` are two, of which the last counts."""
+    return Flag[bool](names, as_given, is_flag=True, default=default, help=help)
 
 
 def ignored(*names: str, help: str) -> Flag[None]:  # noqa: A002
     """A flag without a value, and without effect."""
-    return Flag[None](names, _as_it_is, is_flag=True, expose_value=False, help=help)
+    return Flag[None](names, as_given, is_flag=True, expose_value=False, help=help)
 
 
 @overload
-def text(*names: str, metavar: str, help: str, complete: Complete | None = None) -> Flag[str]: ...
+def text(*names: str, metavar: str, help: str, field: str = "", complete: Complete | None = None) -> Flag[str]: ...
 @overload
 def text(
     *names: str, metavar: str, help: str, read: Callable[[str, str], T], complete: Complete | None = None
@@ -96,11 +97,12 @@ def text(
     *names: str,
     metavar: str,
     help: str,  # noqa: A002
-    read: Callable[[str, str], Any] = _as_it_is,
+    read: Callable[[str, str], Any] = as_given,
+    field: str = "",
     complete: Complete | None = None,
 ) -> Flag[Any]:
     """A flag with a value; it is read as "" when it is not there."""
-    return Flag(names, read, metavar=metavar, default="", shell_complete=complete, help=help)
+    return Flag(names, read, field, metavar=metavar, default="", shell_complete=complete, help=help)
 
 
 @overload
@@ -115,7 +117,7 @@ def texts(
     *names: str,
     metavar: str,
     help: str,  # noqa: A002
-    read: Callable[[tuple[str, ...], str], Any] = _as_it_is,
+    read: Callable[[tuple[str, ...], str], Any] = as_given,
     field: str = "",
     complete: Complete | None = None,
 ) -> Flag[Any]:
@@ -138,7 +140,7 @@ def choice(
     *names: str,
     among: Sequence[str],
     help: str,  # noqa: A002
-    read: Callable[[str, str], Any] = _as_it_is,
+    read: Callable[[str, str], Any] = as_given,
     default: str | None = None,
 ) -> Flag[Any]:
     """A flag whose value is one of a few; it is read as its ``default``, or "", when it is not there."""
@@ -148,12 +150,12 @@ def choice(
 
 def number(*names: str, help: str, least: int | None = None) -> Flag[int | None]:  # noqa: A002
     """A flag with a number, not below ``least``; None when it is not there."""
-    return Flag[int | None](names, _as_it_is, type=click.INT if least is None else click.IntRange(min=least), help=help)
+    return Flag[int | None](names, as_given, type=click.INT if least is None else click.IntRange(min=least), help=help)
 
 
 def argument(*, default: str, complete: Complete) -> Flag[str]:
     """The command's argument."""
-    return Flag[str]((), _as_it_is, default=default, shell_complete=complete)
+    return Flag[str]((), as_given, default=default, shell_complete=complete)
 
 
 # -- completion ------------------------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ def _debug(_context: click.Context, _option: click.Parameter, wanted: bool) -> N
 
 DEBUG = Flag[None](
     ("-D", "--debug"),
-    _as_it_is,
+    as_given,
     "debug",
     is_flag=True,
     expose_value=False,

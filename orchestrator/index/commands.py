@@ -6,7 +6,7 @@ Options are named as buildx, crane, podman and skopeo name theirs; docs/indexes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -17,17 +17,18 @@ from executor.dockerfile.suggestions import hint
 from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.registry import registry_settings
+from orchestrator import options, values
 from orchestrator.index import annotating, editing, entries, inspection, names, publishing, source_arguments, templates
 from orchestrator.index import matrix as matrices
 from orchestrator.index.command_context import open_context
 from orchestrator.index.editing import CopyOptions, JoinOptions, PlannedImage, PlatformOverride
+from orchestrator.index.entries import Duplicate
 from orchestrator.index.image_sources import named_root, open_source
 from orchestrator.index.metadata import write_metadata
 from orchestrator.index.names import ImageName, LayoutName
 from orchestrator.index.publishing import CommandContext, Target
 from orchestrator.index.source_arguments import RequestedSource
-from orchestrator.options import DEBUG, INSECURE, MIRRORS, TIMEOUT, complete_files, complete_platforms
-from orchestrator.values import writable
+from orchestrator.options import choice, switch, text, texts
 from orchestrator.view.display import open_display
 from orchestrator.view.stdout import print_document, print_json, print_line
 from platforms import parsing
@@ -43,89 +44,133 @@ _MODES: Final = {
     "quiet": "quiet",
 }
 
-_TAGS = click.option(
-    "-t", "--tag", "tags", metavar="IMAGE", multiple=True, help="Name for the result; may be given several times."
-)
-_ANNOTATIONS = click.option(
-    "--annotation",
-    "annotations",
-    metavar="[LEVEL:]KEY=VALUE",
-    multiple=True,
-    help="Annotate; LEVEL is index, manifest-descriptor, manifest-descriptor[PLATFORM] or index-descriptor.",
-)
-_PLATFORMS = click.option(
-    "-p",
-    "--platform",
-    "platforms",
-    metavar="LIST",
-    multiple=True,
-    shell_complete=complete_platforms,
-    help="Keep these platforms alone, with their attestations.",
-)
-_FILES = click.option(
-    "-f",
-    "--file",
-    "files",
-    metavar="FILE",
-    multiple=True,
-    shell_complete=complete_files,
-    help="A file with sources, one a line; or with a descriptor; or with what --metadata-file wrote.",
-)
-_METADATA = click.option(
-    "--metadata",
-    metavar="PATH",
-    multiple=True,
-    shell_complete=complete_files,
-    help="What --metadata-file of builds wrote: a file, or a directory of files *.json.",
-)
-_DUPLICATE = click.option(
-    "--duplicate",
-    type=click.Choice(["refuse", "first", "last", "all"]),
-    default="refuse",
-    help="Which of two manifests for one platform counts (default: none, that is an error).",
-)
-_FLATTEN = click.option(
-    "--flatten/--no-flatten", default=True, help="Take the entries out of indexes (default), or list an index as one."
-)
-_DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the index instead of pushing it.")
-_METADATA_FILE = click.option(
-    "--metadata-file",
-    metavar="FILE",
-    default="",
-    shell_complete=complete_files,
-    help="Write the result's digest, descriptor and names as JSON.",
-)
-_EXPECT = click.option(
-    "--expect",
-    metavar="DIGEST",
-    default="",
-    help="What the tags mean before; none, if they are not to be there. Else nothing is changed.",
-)
-_REFERRERS = click.option(
-    "--referrers/--no-referrers", default=True, help="Copy signatures and whatever else refers to the image (default)."
-)
-_NONDISTRIBUTABLE = click.option(
-    "--allow-nondistributable-artifacts",
-    "nondistributable",
-    is_flag=True,
-    help="Copy foreign layers too, if the source has them.",
-)
-_PROGRESS = click.option(
-    "--progress", type=click.Choice(list(_MODES)), default="auto", help="What is told on stderr meanwhile."
-)
-_BUILDER = click.option("--builder", metavar="NAME", default="", help="default: there are no other builders.")
+
+def _expected(text: str, flag: str) -> str:
+    if text in ("", publishing.NONE):
+        return text
+    try:
+        return check_digest(text)
+    except ArchiveError as error:
+        raise UsageError(f"{flag} {text[:200]}", why=str(error), remedy="give a digest, or none") from error
+
+
+def _builder(name: str, flag: str) -> None:
+    if name not in ("", "default"):
+        raise UsageError(f"{flag} {name[:200]}: there are no builders to choose from", remedy="leave it out")
+
+
+def _duplicate(text: str, _flag: str) -> Duplicate:
+    match text:
+        case "first" | "last" | "all":
+            return text
+        case _:
+            return "refuse"
+
+
+class IndexFlags(options.Flags):
+    """The flags of the commands here; a command that has one is decorated with it."""
+
+    tags = texts("-t", "--tag", metavar="IMAGE", help="Name for the result; may be given several times.")
+    annotations = texts(
+        "--annotation",
+        metavar="[LEVEL:]KEY=VALUE",
+        help="Annotate; LEVEL is index, manifest-descriptor, manifest-descriptor[PLATFORM] or index-descriptor.",
+    )
+    platforms = texts(
+        "-p",
+        "--platform",
+        metavar="LIST",
+        read=values.platforms,
+        complete=options.complete_platforms,
+        help="Keep these platforms alone, with their attestations.",
+    )
+    files = texts(
+        "-f",
+        "--file",
+        metavar="FILE",
+        complete=options.complete_files,
+        help="A file with sources, one a line; or with a descriptor; or with what --metadata-file wrote.",
+    )
+    metadata = texts(
+        "--metadata",
+        metavar="PATH",
+        complete=options.complete_files,
+        help="What --metadata-file of builds wrote: a file, or a directory of files *.json.",
+    )
+    append = switch("--append", help="The first tag's index is the first source.")
+    prefer_index = options.Flag[bool](
+        ("--prefer-index",),
+        options.as_given,
+        type=click.BOOL,
+        metavar="BOOL",
+        is_flag=False,
+        flag_value="true",
+        default=True,
+        help="Make an index of a single manifest too (default); false copies it.",
+    )
+    duplicate = choice(
+        "--duplicate",
+        among=("refuse", "first", "last", "all"),
+        default="refuse",
+        read=_duplicate,
+        help="Which of two manifests for one platform counts (default: none, that is an error).",
+    )
+    flatten = switch(
+        "--flatten/--no-flatten",
+        default=True,
+        help="Take the entries out of indexes (default), or list an index as one.",
+    )
+    media_type = choice(
+        "--media-type",
+        among=("auto", "oci", "docker"),
+        default="auto",
+        help="Of the index; auto is Docker's where all manifests are Docker's and nothing is annotated.",
+    )
+    dry_run = switch("--dry-run", help="Print the index instead of pushing it.")
+    metadata_file = text(
+        "--metadata-file",
+        metavar="FILE",
+        read=values.writable,
+        complete=options.complete_files,
+        help="Write the result's digest, descriptor and names as JSON.",
+    )
+    expect = text(
+        "--expect",
+        metavar="DIGEST",
+        read=_expected,
+        help="What the tags mean before; none, if they are not to be there. Else nothing is changed.",
+    )
+    referrers = switch(
+        "--referrers/--no-referrers",
+        default=True,
+        help="Copy signatures and whatever else refers to the image (default).",
+    )
+    nondistributable = switch(
+        "--allow-nondistributable-artifacts", help="Copy foreign layers too, if the source has them."
+    )
+    progress = choice("--progress", among=tuple(_MODES), default="auto", help="What is told on stderr meanwhile.")
+    builder = text("--builder", metavar="NAME", read=_builder, help="default: there are no other builders.")
+    insecure = options.INSECURE
+    mirrors = options.MIRRORS
+    timeouts = options.TIMEOUT
 
 
 def _settings(command: Any) -> Any:
     """``command`` with the options about registries, and --debug."""
-    for option in (TIMEOUT, MIRRORS, INSECURE, DEBUG):
+    for option in (options.TIMEOUT, options.MIRRORS, options.INSECURE, options.DEBUG):
         command = option(command)
     return command
 
 
 def _written(command: Any) -> Any:
     """``command`` with the options of all that write an image."""
-    for option in (_PROGRESS, _NONDISTRIBUTABLE, _REFERRERS, _METADATA_FILE, _EXPECT):
+    for option in (
+        IndexFlags.progress,
+        IndexFlags.nondistributable,
+        IndexFlags.referrers,
+        IndexFlags.metadata_file,
+        IndexFlags.expect,
+    ):
         command = option(command)
     return _settings(command)
 
@@ -146,63 +191,51 @@ def index() -> None:
 
 @index.command(short_help="Make one index of images.")
 @click.argument("sources", metavar="[SOURCE]...", nargs=-1)
-@_TAGS
-@_FILES
-@_METADATA
-@click.option("--append", is_flag=True, help="The first tag's index is the first source.")
-@_ANNOTATIONS
-@_PLATFORMS
-@click.option(
-    "--prefer-index",
-    type=click.BOOL,
-    metavar="BOOL",
-    is_flag=False,
-    flag_value="true",
-    default=True,
-    help="Make an index of a single manifest too (default); false copies it.",
-)
-@_DUPLICATE
-@_FLATTEN
-@click.option(
-    "--media-type",
-    type=click.Choice(["auto", "oci", "docker"]),
-    default="auto",
-    help="Of the index; auto is Docker's where all manifests are Docker's and nothing is annotated.",
-)
-@_DRY_RUN
-@_BUILDER
+@IndexFlags.tags
+@IndexFlags.files
+@IndexFlags.metadata
+@IndexFlags.append
+@IndexFlags.annotations
+@IndexFlags.platforms
+@IndexFlags.prefer_index
+@IndexFlags.duplicate
+@IndexFlags.flatten
+@IndexFlags.media_type
+@IndexFlags.dry_run
+@IndexFlags.builder
 @_written
-def create(**flags: Any) -> None:
+def create(sources: tuple[str, ...], **given: Any) -> None:
     """Make one index of all SOURCEs and name it with --tag.
 
     A SOURCE is an IMAGE; a digest in the only repository that is named; or a descriptor as JSON. Indexes are taken
     apart, and their attestations stay with their images. Of a single index a copy is made. With --metadata the index
     has the order of --platform.
     """
-    _check_builder(flags["builder"])
-    wanted = _inputs(flags)
-    targets = _targets(flags["tags"], required=not flags["dry_run"])
-    if not wanted and not (flags["append"] and targets):
+    flags = IndexFlags(given)
+    flags.builder  # noqa: B018 - which refuses all but one
+    wanted = _inputs(flags, sources)
+    targets = _targets(flags.tags, required=not flags.dry_run)
+    if not wanted and not (flags.append and targets):
         raise UsageError("no sources", remedy="name images, or files with --file or --metadata")
-    if flags["append"] and not targets:
+    if flags.append and not targets:
         raise UsageError("--append needs --tag", why="it is the first tag's index that is appended to")
-    options = JoinOptions(
-        annotating.parse(flags["annotations"]),
-        parsing.parse_list(flags["platforms"]),
-        bool(flags["metadata"]),
-        flags["duplicate"],
-        {"auto": "", "oci": mediatypes.OCI_INDEX, "docker": mediatypes.DOCKER_INDEX}[flags["media_type"]],
-        flags["prefer_index"],
+    join = JoinOptions(
+        annotating.parse(flags.annotations),
+        flags.platforms,
+        bool(flags.metadata),
+        flags.duplicate,
+        {"auto": "", "oci": mediatypes.OCI_INDEX, "docker": mediatypes.DOCKER_INDEX}[flags.media_type],
+        flags.prefer_index,
     )
-    with _opened(flags) as context:
-        base = targets[0] if flags["append"] else None
-        standing = publishing.targets(context, targets, _expected(flags["expect"]), base)
+    with _opened_to_write(flags, flags.progress) as context:
+        base = targets[0] if flags.append else None
+        standing = publishing.targets(context, targets, flags.expect, base)
         homes = source_arguments.homes(wanted, targets)
-        sources = editing.read_sources(context, wanted, homes, flatten=flags["flatten"])
-        if flags["append"]:
-            planned = editing.append(editing.read_base(context, standing[0]), sources, options)
+        found = editing.read_sources(context, wanted, homes, flatten=flags.flatten)
+        if flags.append:
+            planned = editing.append(editing.read_base(context, standing[0]), found, join)
         else:
-            planned = editing.create(sources, options)
+            planned = editing.create(found, join)
         _deliver(context, planned, standing, flags)
 
 
@@ -210,44 +243,56 @@ def create(**flags: Any) -> None:
 @click.argument("base", metavar="INDEX")
 @click.argument("sources", metavar="[SOURCE]...", nargs=-1)
 @click.option("-m", "--manifest", "manifests", metavar="SOURCE", multiple=True, help="A SOURCE (crane).")
-@_TAGS
-@_FILES
-@_METADATA
-@_ANNOTATIONS
-@_DUPLICATE
-@_FLATTEN
+@IndexFlags.tags
+@IndexFlags.files
+@IndexFlags.metadata
+@IndexFlags.annotations
+@IndexFlags.duplicate
+@IndexFlags.flatten
 @click.option("--os", "os_name", metavar="NAME", default="", help="The operating system of the new entries.")
 @click.option("--arch", metavar="NAME", default="", help="The architecture of the new entries.")
 @click.option("--variant", metavar="NAME", default="", help="The variant of the new entries.")
 @click.option("--os-version", metavar="VERSION", default="", help="The system's version of the new entries.")
 @click.option("--os-features", metavar="LIST", multiple=True, help="The system's features of the new entries.")
-@_DRY_RUN
+@IndexFlags.dry_run
 @_written
-def add(base: str, sources: tuple[str, ...], manifests: tuple[str, ...], **flags: Any) -> None:
+def add(
+    base: str,
+    sources: tuple[str, ...],
+    manifests: tuple[str, ...],
+    os_name: str,
+    arch: str,
+    variant: str,
+    os_version: str,
+    os_features: tuple[str, ...],
+    **given: Any,
+) -> None:
     """Add the SOURCEs to INDEX, in its place or under --tag. Without LEVEL an annotation is for the new entries."""
-    wanted = _inputs({**flags, "sources": (*sources, *manifests)})
+    flags = IndexFlags(given)
+    wanted = _inputs(flags, (*sources, *manifests))
     if not wanted:
         raise UsageError("no sources", remedy="kanifold index add INDEX SOURCE…")
-    override = _override(flags)
-    annotations = annotating.parse(flags["annotations"], "manifest-descriptor")
+    override = _override(os_name, arch, variant, os_version, os_features)
+    annotations = annotating.parse(flags.annotations, "manifest-descriptor")
     with _edited(base, flags) as (context, target, standing):
         homes = source_arguments.homes(wanted, (target.name,))
-        found = editing.read_sources(context, wanted, homes, flatten=flags["flatten"])
+        found = editing.read_sources(context, wanted, homes, flatten=flags.flatten)
         own = editing.read_base(context, target)
         fresh = [editing.adjusted(each, annotations, override) for each in found]
         general = tuple(each for each in annotations if each.level != "manifest-descriptor")
-        planned = editing.append(own, fresh, JoinOptions(general, duplicate=flags["duplicate"]))
+        planned = editing.append(own, fresh, JoinOptions(general, duplicate=flags.duplicate))
         _deliver(context, planned, standing, flags)
 
 
 @index.command(short_help="Take images out of an index.")
 @click.argument("base", metavar="INDEX")
 @click.argument("entry", metavar="DIGEST|PLATFORM...", nargs=-1, required=True)
-@_TAGS
-@_DRY_RUN
+@IndexFlags.tags
+@IndexFlags.dry_run
 @_written
-def remove(base: str, entry: tuple[str, ...], **flags: Any) -> None:
+def remove(base: str, entry: tuple[str, ...], **given: Any) -> None:
     """Take entries out of INDEX, by digest or platform, with their attestations; in its place or under --tag."""
+    flags = IndexFlags(given)
     with _edited(base, flags) as (context, target, standing):
         own = editing.read_base(context, target)
         digests = entries.chosen(own.entries, entry, parsing.parse)
@@ -257,20 +302,29 @@ def remove(base: str, entry: tuple[str, ...], **flags: Any) -> None:
 @index.command(short_help="Annotate an index, or entries of it.")
 @click.argument("base", metavar="INDEX")
 @click.argument("entry", metavar="[DIGEST|PLATFORM]...", nargs=-1)
-@_TAGS
-@_ANNOTATIONS
+@IndexFlags.tags
+@IndexFlags.annotations
 @click.option("--os", "os_name", metavar="NAME", default="", help="The operating system of the entries.")
 @click.option("--arch", metavar="NAME", default="", help="The architecture of the entries.")
 @click.option("--variant", metavar="NAME", default="", help="The variant of the entries.")
 @click.option("--os-version", metavar="VERSION", default="", help="The system's version of the entries.")
 @click.option("--os-features", metavar="LIST", multiple=True, help="The system's features of the entries.")
-@_DRY_RUN
+@IndexFlags.dry_run
 @_written
-def annotate(base: str, entry: tuple[str, ...], **flags: Any) -> None:
+def annotate(
+    base: str,
+    entry: tuple[str, ...],
+    os_name: str,
+    arch: str,
+    variant: str,
+    os_version: str,
+    os_features: tuple[str, ...],
+    **given: Any,
+) -> None:
     """Annotate INDEX, in its place or under --tag. With entries, by digest or platform, an annotation without LEVEL is
     theirs, and so are the other options."""
-    override = _override(flags)
-    annotations = annotating.parse(flags["annotations"], "manifest-descriptor" if entry else "index")
+    flags, override = IndexFlags(given), _override(os_name, arch, variant, os_version, os_features)
+    annotations = annotating.parse(flags.annotations, "manifest-descriptor" if entry else "index")
     if not annotations and override == PlatformOverride():
         raise UsageError("nothing to annotate with", remedy="give --annotation KEY=VALUE")
     if override != PlatformOverride() and not entry:
@@ -293,22 +347,23 @@ def annotate(base: str, entry: tuple[str, ...], **flags: Any) -> None:
     help="json, or a template as for buildx: {{json .Manifest}}, {{json .Image}}, {{.Manifest.Digest}}, …",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show each layer.")
-@_REFERRERS
-@_BUILDER
+@IndexFlags.referrers
+@IndexFlags.builder
 @_settings
-def inspect(image: str, raw: bool, template: str, verbose: bool, **flags: Any) -> None:
+def inspect(image: str, raw: bool, template: str, verbose: bool, **given: Any) -> None:
     """Show the platforms of IMAGE with their sizes, layers, annotations and attestations."""
-    _check_builder(flags["builder"])
+    flags = IndexFlags(given)
+    flags.builder  # noqa: B018 - which refuses all but one
     if raw and template:
         raise UsageError("--raw and --format are two ways to print one thing", remedy="give one of them")
     wanted = templates.parse(template) if template not in ("", "json") else ()
     name = names.parse(image)
-    with _opened({**flags, "progress": "auto"}) as context:
+    with _opened(flags, "auto") as context:
         source = open_source(name, context.client)
         if raw:
             print_document(source.root().data)
             return
-        found = inspection.inspect(str(name), source, referrers=flags["referrers"] and not wanted)
+        found = inspection.inspect(str(name), source, referrers=flags.referrers and not wanted)
         if template == "json":
             print_json(inspection.document(found))
         elif wanted:
@@ -322,12 +377,12 @@ def inspect(image: str, raw: bool, template: str, verbose: bool, **flags: Any) -
 @click.command(short_help="Copy an image between registries, layouts and archives.")
 @click.argument("source", metavar="SOURCE")
 @click.argument("target", metavar="TARGET")
-@_PLATFORMS
+@IndexFlags.platforms
 @click.option("-n", "--no-clobber", is_flag=True, help="Short for --expect none: TARGET is not to be there.")
 @click.option("--all", is_flag=True, expose_value=False, help="Accepted from habit: all platforms are copied.")
 @click.option("-q", "--quiet", is_flag=True, help="Short for --progress quiet.")
 @_written
-def copy(source: str, target: str, no_clobber: bool, quiet: bool, **flags: Any) -> None:
+def copy(source: str, target: str, no_clobber: bool, quiet: bool, **given: Any) -> None:
     """Copy SOURCE to TARGET, byte by byte: all platforms, attestations, and what refers to them.
 
     Both are
@@ -338,19 +393,17 @@ def copy(source: str, target: str, no_clobber: bool, quiet: bool, **flags: Any) 
         oci-archive:FILE[:TAG]          in a tar file of one
         ./PATH, /PATH                   a layout or an archive, by what is there
     """
-    if no_clobber and flags["expect"] not in ("", publishing.NONE):
+    flags = IndexFlags(given)
+    if no_clobber and flags.expect not in ("", publishing.NONE):
         raise UsageError("--no-clobber and --expect contradict each other")
-    expected = _expected(publishing.NONE if no_clobber else flags["expect"])
-    options = JoinOptions(platforms=parsing.parse_list(flags["platforms"]), prefer_index=False)
-    flags |= {"dry_run": False, "progress": "quiet" if quiet else flags["progress"]}
-    given = source_arguments.parse(source)
-    with _opened(flags) as context:
-        wanted = _tagged(names.parse_target(target), _tag_of(given))
-        standing = publishing.targets(context, (wanted,), expected)
-        planned = editing.create(
-            editing.read_sources(context, (given,), source_arguments.homes((given,), (wanted,))), options
-        )
-        _deliver(context, planned, standing, flags)
+    join = JoinOptions(platforms=flags.platforms, prefer_index=False)
+    wanted = source_arguments.parse(source)
+    with _opened_to_write(flags, "quiet" if quiet else flags.progress) as context:
+        name = _tagged(names.parse_target(target), _tag_of(wanted))
+        standing = publishing.targets(context, (name,), publishing.NONE if no_clobber else flags.expect)
+        homes = source_arguments.homes((wanted,), (name,))
+        planned = editing.create(editing.read_sources(context, (wanted,), homes), join)
+        _write(context, planned, standing, flags)
 
 
 @click.command(short_help="Print the jobs that build each platform where it is native.")
@@ -361,10 +414,10 @@ def copy(source: str, target: str, no_clobber: bool, quiet: bool, **flags: Any) 
     metavar="LIST",
     multiple=True,
     required=True,
-    shell_complete=complete_platforms,
+    shell_complete=options.complete_platforms,
     help="The platforms of the image, in the order of its index.",
 )
-@_TAGS
+@IndexFlags.tags
 @click.option(
     "--runner",
     "runners",
@@ -383,18 +436,24 @@ def copy(source: str, target: str, no_clobber: bool, quiet: bool, **flags: Any) 
     default="json",
     help="github: for strategy.matrix; gitlab: jobs of a child pipeline.",
 )
-def matrix(context: str, platforms: tuple[str, ...], tags: tuple[str, ...], form: str, **flags: Any) -> None:
+def matrix(
+    context: str,
+    platforms: tuple[str, ...],
+    tags: tuple[str, ...],
+    runners: tuple[str, ...],
+    emulate_on: str,
+    options: tuple[str, ...],
+    form: str,
+) -> None:
     """Print the jobs of a CI system that build CONTEXT for all platforms, and how they are joined.
 
     A platform for which there is a runner has a job of its own; all others are built in one job, emulated.
     """
     wanted = parsing.parse_list(platforms)
-    known = matrices.runners(flags["runners"], os.environ.get(matrices.VARIABLE, ""))
+    known = matrices.runners(runners, os.environ.get(matrices.VARIABLE, ""))
     for each in tags:
         names.parse_target(each)
-    found = matrices.Matrix(
-        matrices.jobs(wanted, known, flags["emulate_on"]), wanted, context, tags, tuple(flags["options"])
-    )
+    found = matrices.Matrix(matrices.jobs(wanted, known, emulate_on), wanted, context, tags, options)
     if form == "json":
         print_json(matrices.document(found))
         return
@@ -406,52 +465,60 @@ def matrix(context: str, platforms: tuple[str, ...], tags: tuple[str, ...], form
 
 
 @contextmanager
-def _opened(flags: Mapping[str, Any]) -> Iterator[CommandContext]:
-    writable(flags.get("metadata_file", ""), "--metadata-file")
+def _opened(flags: IndexFlags, progress: str) -> Iterator[CommandContext]:
     settings = registry_settings.with_flags(
-        registry_settings.load_settings(), flags["insecure"], flags["mirrors"], flags["timeouts"]
+        registry_settings.load_settings(), flags.insecure, flags.mirrors, flags.timeouts
     )
-    with open_display(_MODES[flags["progress"]]) as display, open_context(settings, display) as context:
+    with open_display(_MODES[progress]) as display, open_context(settings, display) as context:
         yield context
 
 
 @contextmanager
-def _edited(base: str, flags: Mapping[str, Any]) -> Iterator[tuple[CommandContext, Target, tuple[Target, ...]]]:
+def _opened_to_write(flags: IndexFlags, progress: str) -> Iterator[CommandContext]:
+    flags.metadata_file  # noqa: B018 - which refuses a file that could not be written
+    with _opened(flags, progress) as context:
+        yield context
+
+
+@contextmanager
+def _edited(base: str, flags: IndexFlags) -> Iterator[tuple[CommandContext, Target, tuple[Target, ...]]]:
     """Registries, the index ``base`` as it is, and the targets of what becomes of it: itself unless there are tags."""
     name = named_root(names.parse(base))
-    targets = _targets(flags["tags"], required=False)
+    targets = _targets(flags.tags, required=False)
     by_digest = name.digest if isinstance(name, LayoutName) else name.reference.digest
-    if by_digest and not (targets or flags["dry_run"]):
+    if by_digest and not (targets or flags.dry_run):
         raise UsageError(
             f"{base[:200]} cannot be changed", why="a digest names what it is", remedy="name the result with -t"
         )
-    with _opened(flags) as context:
+    with _opened_to_write(flags, flags.progress) as context:
         wanted = targets or (() if by_digest else (name,))
-        standing = publishing.targets(context, wanted, _expected(flags["expect"]), name)
+        standing = publishing.targets(context, wanted, flags.expect, name)
         own = next((each for each in standing if each.name == name), None)
         yield context, own or Target(name, by_digest or publishing.standing(context.client, name)), standing
 
 
-def _deliver(
-    context: CommandContext, planned: PlannedImage, standing: Sequence[Target], flags: Mapping[str, Any]
-) -> None:
+def _deliver(context: CommandContext, planned: PlannedImage, standing: Sequence[Target], flags: IndexFlags) -> None:
     """Bring ``planned`` to its targets, and print its digest; or print it itself."""
-    root = planned.root.document
-    if flags["dry_run"]:
-        print_document(root.data + b"\n")
-        return
-    editing.deliver(context, planned, standing, CopyOptions(flags["referrers"], flags["nondistributable"]))
-    if flags["metadata_file"]:
-        write_metadata(flags["metadata_file"], planned, [each.name for each in standing])
-    print_line(root.descriptor.digest)
+    if flags.dry_run:
+        print_document(planned.root.document.data + b"\n")
+    else:
+        _write(context, planned, standing, flags)
 
 
-def _inputs(flags: Mapping[str, Any]) -> list[RequestedSource]:
-    """The sources: files first, as for buildx, then metadata, then words."""
-    found = [each for path in flags["files"] for each in source_arguments.read(path)]
-    found += [each for path in flags["metadata"] for each in source_arguments.read_metadata(path)]
+def _write(context: CommandContext, planned: PlannedImage, standing: Sequence[Target], flags: IndexFlags) -> None:
+    """Bring ``planned`` to its targets, and print its digest."""
+    editing.deliver(context, planned, standing, CopyOptions(flags.referrers, flags.nondistributable))
+    if flags.metadata_file:
+        write_metadata(flags.metadata_file, planned, [each.name for each in standing])
+    print_line(planned.root.document.descriptor.digest)
+
+
+def _inputs(flags: IndexFlags, words: Sequence[str]) -> list[RequestedSource]:
+    """The sources: files first, as for buildx, then metadata, then ``words``."""
+    found = [each for path in flags.files for each in source_arguments.read(path)]
+    found += [each for path in flags.metadata for each in source_arguments.read_metadata(path)]
     source_arguments.check_pins(found)
-    return found + [source_arguments.parse(word) for word in flags["sources"]]
+    return found + [source_arguments.parse(word) for word in words]
 
 
 def _targets(texts: Sequence[str], *, required: bool) -> tuple[ImageName, ...]:
@@ -474,31 +541,15 @@ def _tag_of(given: RequestedSource) -> str:
     return "latest"
 
 
-def _expected(text: str) -> str:
-    if text in ("", publishing.NONE):
-        return text
-    try:
-        return check_digest(text)
-    except ArchiveError as error:
-        raise UsageError(f"--expect {text[:200]}", why=str(error), remedy="give a digest, or none") from error
-
-
-def _override(flags: Mapping[str, Any]) -> PlatformOverride:
+def _override(os_name: str, arch: str, variant: str, os_version: str, os_features: Sequence[str]) -> PlatformOverride:
     """What ``--os``, ``--arch`` and the like say. Raises ``UsageError`` for names that nobody knows."""
-    system = system_name(flags["os_name"])
-    architecture, variant = architecture_name(flags["arch"], flags["variant"])
+    system = system_name(os_name)
+    architecture, usual = architecture_name(arch, variant)
     if system and system not in SYSTEMS:
         raise UsageError(f"--os {system[:200]}: there is no such system{hint(system, SYSTEMS)}")
     if architecture and architecture not in ARCHITECTURES:
         raise UsageError(
             f"--arch {architecture[:200]}: there is no such architecture{hint(architecture, ARCHITECTURES)}"
         )
-    features = tuple(each for text in flags["os_features"] for each in text.split(",") if each)
-    return PlatformOverride(
-        system, architecture, variant if flags["arch"] else flags["variant"], flags["os_version"], features
-    )
-
-
-def _check_builder(name: str) -> None:
-    if name not in ("", "default"):
-        raise UsageError(f"--builder {name[:200]}: there are no builders to choose from", remedy="leave it out")
+    features = values.split(os_features, "--os-features")
+    return PlatformOverride(system, architecture, usual if arch else variant, os_version, features)
