@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import posixpath
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -129,22 +129,22 @@ def _glob(tree: Tree, base: bytes, pattern: str) -> Iterator[bytes]:
 
     A wildcard never matches a slash, so a component at a time is enough: no walk of what cannot match.
     """
-    parts = pattern.split("/")
+    return _descend(tree, base, pattern.split("/"))
 
-    def descend(directory: bytes, depth: int) -> Iterator[bytes]:
-        found = tree.lstat(directory)
-        if found is None or not stat.S_ISDIR(found.st_mode):
-            return
-        for name in tree.names(directory):
-            if not ignore.match(parts[depth], name.decode("utf-8", "surrogateescape")):
-                continue
-            path = directory + b"/" + name if directory else name
-            if depth == len(parts) - 1:
-                yield path
-            else:
-                yield from descend(path, depth + 1)
 
-    return descend(base, 0)
+def _descend(tree: Tree, directory: bytes, parts: Sequence[str]) -> Iterator[bytes]:
+    """Yield the paths below ``directory`` whose components match ``parts``."""
+    found = tree.lstat(directory)
+    if found is None or not stat.S_ISDIR(found.st_mode):
+        return
+    for name in tree.names(directory):
+        if not ignore.match(parts[0], name.decode("utf-8", "surrogateescape")):
+            continue
+        path = directory + b"/" + name if directory else name
+        if len(parts) == 1:
+            yield path
+        else:
+            yield from _descend(tree, path, parts[1:])
 
 
 class CopyPlan:
@@ -435,60 +435,68 @@ class WalkEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 def walk_entries(source: CopySource, top: Entry, exclude: tuple[str, ...]) -> Iterator[WalkEntry]:
-    """``top``, an entry of ``source``, and what is copied of what is below it, parents first.
+    """Yield ``top``, an entry of ``source``, and what is copied of what is below it, parents first.
 
     Directories that only lead to included paths come when the first such path does.
     """
-    only = ignore.compile_patterns(source.include) if source.include else None
-    without = ignore.compile_patterns(exclude) if exclude else None
-    everything = only is None and without is None
-    waiting: list[WalkEntry] = []
+    return _Walk(source, exclude).entries(top)
 
-    def come_to(entry: Entry, name: bytes) -> tuple[list[WalkEntry], bool]:
-        """What is reached when the walk comes to ``entry``, and whether it goes on below."""
-        directory = entry.kind is Kind.DIRECTORY
-        included = True
-        if name and not everything:
-            text = name.decode("utf-8", "surrogateescape")
-            if only is not None and not only.excludes(text, directory):
-                included = False
-            if without is not None and without.excludes(text, directory):
-                if not directory or not without.may_contain_included(text):
-                    return [], False
-                included = False
-        if included:
-            found = [*waiting, WalkEntry(entry, name)]
-            waiting.clear()
-            return found, directory
-        if directory:
-            waiting.append(WalkEntry(entry, name, leads=True))
-        return [], directory
 
-    def walk() -> Iterator[WalkEntry]:
-        found, deeper = come_to(top, b"")
+class _Walk:
+    """A walk through ``source``, without what ``exclude`` matches."""
+
+    def __init__(self, source: CopySource, exclude: tuple[str, ...]) -> None:
+        self._tree = source.tree
+        self._include = ignore.compile_patterns(source.include) if source.include else None
+        self._exclude = ignore.compile_patterns(exclude) if exclude else None
+        self._everything = self._include is None and self._exclude is None
+        self._leading: list[WalkEntry] = []
+        """Directories above the current one that are yielded only if something in them is."""
+
+    def entries(self, top: Entry) -> Iterator[WalkEntry]:
+        """Yield ``top`` and what is copied of what is below it."""
+        found, deeper = self._visit(top, b"")
         yield from found
         # A stack of our own: a tree may be deeper than Python's.
-        open_directories = [(b"", source.tree.entries(top.path))] if deeper else []
+        open_directories = [(b"", self._tree.entries(top.path))] if deeper else []
         while open_directories:
             above, entries = open_directories[-1]
             entry = next(entries, None)
             if entry is None:
                 open_directories.pop()
-                if waiting and waiting[-1].name == above:
-                    waiting.pop()
+                if self._leading and self._leading[-1].name == above:
+                    self._leading.pop()
                 continue
             name = entry.path.rpartition(b"/")[2]
             if above:
                 name = above + b"/" + name
-            if everything and entry.kind is not Kind.DIRECTORY:
+            if self._everything and entry.kind is not Kind.DIRECTORY:
                 yield WalkEntry(entry, name)
                 continue
-            found, deeper = come_to(entry, name)
+            found, deeper = self._visit(entry, name)
             yield from found
             if deeper:
-                open_directories.append((name, source.tree.entries(entry.path)))
+                open_directories.append((name, self._tree.entries(entry.path)))
 
-    return walk()
+    def _visit(self, entry: Entry, name: bytes) -> tuple[list[WalkEntry], bool]:
+        """Return the entries that are yielded at ``entry``, and whether the walk descends into it."""
+        directory = entry.kind is Kind.DIRECTORY
+        included = True
+        if name and not self._everything:
+            text = name.decode("utf-8", "surrogateescape")
+            if self._include is not None and not self._include.excludes(text, directory):
+                included = False
+            if self._exclude is not None and self._exclude.excludes(text, directory):
+                if not directory or not self._exclude.may_contain_included(text):
+                    return [], False
+                included = False
+        if included:
+            found = [*self._leading, WalkEntry(entry, name)]
+            self._leading.clear()
+            return found, directory
+        if directory:
+            self._leading.append(WalkEntry(entry, name, leads=True))
+        return [], directory
 
 
 class _Copier:

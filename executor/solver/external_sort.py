@@ -125,14 +125,16 @@ class ExternalSort:
     def _merged(self, tail: list[Entry]) -> Iterator[Entry]:
         import heapq  # seldom needed
 
-        def numbered(entries: Iterable[Entry], number: int) -> Iterator[tuple[bytes, int, Entry]]:
-            return ((order(each.path), -number, each) for each in entries)
-
-        found = [numbered(each, number) for number, each in enumerate(self._runs)]
-        newest_first = heapq.merge(*found, numbered(tail, len(self._runs)))
+        found = [_numbered(each, number) for number, each in enumerate(self._runs)]
+        newest_first = heapq.merge(*found, _numbered(tail, len(self._runs)))
         last: bytes | None = None
         for key, number, entry in newest_first:
             if key != last:
                 last = key
                 if not self._is_removed(entry.path, -number):
                     yield entry
+
+
+def _numbered(entries: Iterable[Entry], number: int) -> Iterator[tuple[bytes, int, Entry]]:
+    """Return the entries of run ``number`` for a merge by path, in which those of later runs come first."""
+    return ((order(each.path), -number, each) for each in entries)

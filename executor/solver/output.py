@@ -161,11 +161,6 @@ def _pump(fds: tuple[int, int], secrets: tuple[str, ...], limits: LogLimits, tai
     streams = {fd: Stream(secrets) for fd in fds}
     clips = {fd: Clip(limits, began) for fd in fds}
 
-    def say(fd: int, lines: str, now: float) -> None:
-        tail.add(lines)
-        if (shown := clips[fd].cut(lines, now)) is not None:
-            tell(shown, numbers[fd])
-
     with selectors.DefaultSelector() as selector:
         for fd in fds:
             selector.register(fd, selectors.EVENT_READ)
@@ -175,7 +170,10 @@ def _pump(fds: tuple[int, int], secrets: tuple[str, ...], limits: LogLimits, tai
                 now = time.monotonic()
                 lines = streams[ready.fd].feed(data, now) if data else streams[ready.fd].end()
                 if lines:
-                    say(ready.fd, lines.removesuffix("\n") if data else lines, now)
+                    lines = lines.removesuffix("\n") if data else lines
+                    tail.add(lines)
+                    if (shown := clips[ready.fd].cut(lines, now)) is not None:
+                        tell(shown, numbers[ready.fd])
                 if not data:
                     selector.unregister(ready.fd)
                     os.close(ready.fd)
