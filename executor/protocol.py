@@ -1,10 +1,9 @@
 """The messages between an orchestrator and an executor: lines of JSON (``platforms.framing``), versioned.
 
-The executor writes a ``Handshake`` as soon as it runs. The orchestrator reads that before it writes a ``Job``, and
-then, while the build runs, an ``Answer`` (followed by its raw bytes) to every ``Ask``. The executor writes any number
-of events and exactly one ``Result`` or ``Failed``, which may take the place of the ``Handshake``. A line that is not
-one of these messages, or a version that is not ours, ends the conversation with ``ProtocolError``. Closing the
-executor's stdin cancels the job.
+The executor writes a ``Handshake`` when it starts. The orchestrator reads it, writes a ``Job``, and, while the build
+runs, an ``Answer`` (followed by its raw bytes) to every ``Ask``. The executor writes any number of events and exactly
+one ``Result`` or ``Failed``, which may replace the ``Handshake``. A line that is none of these messages, or another
+version, is a ``ProtocolError``. Closing the executor's stdin cancels the job.
 
 A message whose ``size`` is not zero is followed by exactly that many raw bytes.
 """
@@ -28,7 +27,7 @@ VERSION: Final = 10
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
-    """The root of all messages; the JSON field ``type`` names the kind."""
+    """The base class of messages; the JSON field ``type`` is the tag."""
 
 
 Tell = Callable[[Message], None]
@@ -39,47 +38,47 @@ Tell = Callable[[Message], None]
 
 
 class Handshake(Message, frozen=True, tag="hello"):
-    """First line: what the executor is, as far as that is known without running anything. Written before the job is
-    read, so that the orchestrator can decide by it which job the executor gets."""
+    """The first line: a description of the executor, as far as it is known without running anything. Written before the
+    job is read, so that the orchestrator can select the job by it."""
 
     version: int
     kanifold: str
-    """The version of kanifold, for people."""
+    """The version of kanifold, for display."""
     host: str = ""
-    """The node's own platform, formatted."""
+    """The platform of the node, formatted."""
     isolation: str = ""
-    """The isolation mode in use, by name; "" when this host allows none, as the answer to the job will say."""
+    """The name of the isolation mode; "" when the host allows none, which is then the response to the job."""
     processors: int = 0
-    """How many the executor may use; 0 when unknown."""
+    """Number of processors that the executor may use; 0 if unknown."""
     emulators: tuple[str, ...] = ()
-    """Architectures that the node has an emulator for. Whether it works is found out by trying it. Empty from an
-    executor that was forked: its orchestrator is on the same machine and tries emulators itself."""
+    """Architectures for which the node has an emulator, not verified. Empty from a forked executor, whose orchestrator
+    is on the same machine and verifies emulators itself."""
 
 
 class StepInfo(msgspec.Struct, frozen=True):
-    """One vertex of the build graph as it is shown to people."""
+    """A vertex of the build graph, for display."""
 
     id: int
     stage: str
-    """The stage's name, or its number as text when it has none; "" for the only one, and for work outside of stages."""
+    """The name of the stage, or its number if it has none; "" for the only stage, and for work outside of stages."""
     name: str
-    """The instruction as written, heads of here-documents only: ``RUN apt-get update``."""
+    """The instruction as written, without the bodies of here-documents: ``RUN apt-get update``."""
     line: int = 0
     number: int = 0
-    """Position among the stage's steps, from 1; 0 when not counted."""
+    """Position among the stage's steps, from 1; 0 if not counted."""
     of: int = 0
 
 
 class Planned(Message, frozen=True, tag="planned"):
-    """The steps this job will go through; sent once, before the first step starts (more may be added by ONBUILD)."""
+    """The steps of this job; sent once, before the first step starts (ONBUILD may add more)."""
 
     steps: tuple[StepInfo, ...]
     emulation: str = ""
-    """How steps run here: ``native``, or the emulator's name."""
+    """How steps run: ``native``, or the name of the emulator."""
 
 
 class Started(Message, frozen=True, tag="started"):
-    """A step has begun."""
+    """A step has started."""
 
     step: int
 
@@ -88,9 +87,10 @@ Awaited = Literal["unpack", "turn"]
 
 
 class Held(Message, frozen=True, tag="held"):
-    """A step that has begun waits for ``what``: ``unpack`` (of base layers) or ``turn`` (other steps run); "": goes on.
+    """A started step waits for ``what``: ``unpack`` (of base layers) or ``turn`` (other steps are running); "": it
+    continues.
 
-    For the stages that it takes files from a step waits before it begins.
+    The wait for stages that a step copies from comes before its start.
     """
 
     step: int
@@ -98,20 +98,20 @@ class Held(Message, frozen=True, tag="held"):
 
 
 class Finished(Message, frozen=True, tag="finished"):
-    """A step is done, in ``seconds`` without what it waited; ``cached`` when it was found rather than made.
+    """A step has ended, after ``seconds`` without waits; ``cached`` if its result was found in a cache.
 
-    What is given up because another step failed never finishes.
+    Not sent for a step that was cancelled because another one failed.
     """
 
     step: int
     seconds: float = 0.0
     cached: bool = False
     error: str = ""
-    """Why it failed; "" when it did not."""
+    """Why it failed; "" if it succeeded."""
 
 
 class Log(Message, frozen=True, tag="log"):
-    """Lines of a step's output, with newlines between them. ``stream`` 1 is stdout, 2 stderr."""
+    """Lines of a step's output, separated by newlines. ``stream`` 1 is stdout, 2 stderr."""
 
     step: int
     text: str
@@ -119,29 +119,29 @@ class Log(Message, frozen=True, tag="log"):
 
 
 class Action(enum.StrEnum):
-    """What moves bytes."""
+    """Kinds of transfers."""
 
     PULL = "pull"
     PUSH = "push"
     UNPACK = "unpack"
     WRITE = "write"
-    """Of a layer's directory, from entries."""
+    """Writing the directory of a layer."""
     COMPRESS = "compress"
     CONTEXT = "context"
 
 
 class Transfer(Message, frozen=True, tag="moved"):
-    """Progress of bytes: ``done`` of ``total`` (0 when unknown) of the thing named ``name``, so far."""
+    """Progress of a transfer: ``done`` of ``total`` bytes (0 if unknown) of ``name``."""
 
     action: Action
     name: str
-    """A digest, a result or a path: the identity of the transfer within its action."""
+    """A digest, a result or a path: identifies the transfer within its action."""
     done: int
     total: int = 0
 
 
 class Waiting(Message, frozen=True, tag="waiting"):
-    """A registry has not answered for ``seconds``, or (``over``) has at last. See ``executor.registry.notices``."""
+    """A registry has not responded for ``seconds``, or (``over``) has now. See ``executor.registry.notices``."""
 
     registry: str
     what: str
@@ -151,21 +151,21 @@ class Waiting(Message, frozen=True, tag="waiting"):
 
 
 class BuildWarning(Message, frozen=True, tag="warned"):
-    """Something the user should know; the build goes on."""
+    """A warning; the build continues."""
 
     problem: Problem
     rule: str = ""
-    """The build check's name when a check found it."""
+    """The name of the build check that raised it, if any."""
 
 
 class _Question(msgspec.Struct, frozen=True, tag_field="what", omit_defaults=True):
-    """What an executor may ask the orchestrator."""
+    """What an executor may request from the orchestrator."""
 
     name: str
 
     @property
     def kind(self) -> str:
-        """For people: ``secret``, …."""
+        """The kind, for display: ``secret``, …."""
         return str(self.__struct_config__.tag)
 
 
@@ -191,37 +191,37 @@ class AskLayout(_Question, frozen=True, tag="layout"):
 
 
 class AskAgent(_Question, frozen=True, tag="ssh"):
-    """What the SSH agent ``name`` answers to ``message``; with none, whether there is such an agent."""
+    """The reply of the SSH agent ``name`` to ``message``; without a message, whether there is such an agent."""
 
     message: bytes = b""
 
 
 class AskManifest(_Question, frozen=True, tag="manifest"):
-    """Whether the registry has the manifest that the reference ``name`` is of."""
+    """Whether the registry has the manifest of the reference ``name``."""
 
 
 Question = AskCredential | AskSecret | AskContext | AskLayout | AskAgent | AskManifest
 
 
 class Ask(Message, frozen=True, tag="ask"):
-    """The executor needs something that only the orchestrator has; it waits for the ``Answer`` with the same id."""
+    """A request that only the orchestrator can answer; the executor waits for the ``Answer`` with the same id."""
 
     id: int
     question: Question
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """An ELF file whose machine is not the platform's."""
+    """An ELF file for another machine than the platform's."""
 
     layer: str
-    """The layer's digest."""
+    """The digest of the layer."""
     path: str
     machine: str
-    """The file's own architecture, as ``kanifold`` names platforms where it can: ``amd64``, ``EM_AVR (83)``."""
+    """The architecture of the file, as in platforms where possible: ``amd64``, ``EM_AVR (83)``."""
 
 
 class FoundStep(msgspec.Struct, frozen=True, array_like=True):
-    """What the cache said of a step: the ``result`` that was recorded under its ``key``, and when that was made."""
+    """A cache hit: the ``result`` that was recorded under ``key``, and its creation time."""
 
     key: str
     result: str
@@ -229,9 +229,9 @@ class FoundStep(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StatSignature(msgspec.Struct, frozen=True, array_like=True):
-    """What a source argument named in a context: ``digest`` is the SHA-256 (hex) of what lstat(2) said of all of it.
+    """The stat signature of a source in a context: ``digest`` is the SHA-256 (hex) of the signatures of its files.
 
-    It is "" where that does not tell whether the files are the same.
+    "" where signatures do not tell whether the files are unchanged.
     """
 
     context: str
@@ -242,14 +242,14 @@ class StatSignature(msgspec.Struct, frozen=True, array_like=True):
 
 
 class DependencyRecord(msgspec.Struct, frozen=True):
-    """All that a result rests on besides the job and its pins: while it holds, the same job has the same result."""
+    """Everything that a result depends on besides the job and its pins: while it is unchanged, the result is."""
 
     steps: tuple[FoundStep, ...] = ()
     signatures: tuple[StatSignature, ...] = ()
 
 
 class Result(Message, frozen=True, tag="result"):
-    """The image is made and stands where the job wanted it (pushed by digest, or in the executor's store)."""
+    """The image was built and is where the job requested it (pushed by digest, or in the executor's store)."""
 
     manifest: Descriptor
     config: Descriptor
@@ -261,9 +261,9 @@ class Result(Message, frozen=True, tag="result"):
     ran: int = 0
     seconds: float = 0.0
     contexts: tuple[str, ...] = ()
-    """Named contexts that something was taken from."""
+    """Named contexts that were used."""
     dependencies: DependencyRecord | None = None
-    """None when the result is not cacheable: it rests on something that can only be asked for again."""
+    """None if the result is not cacheable."""
 
 
 class Failed(Message, frozen=True, tag="failed"):
@@ -273,7 +273,7 @@ class Failed(Message, frozen=True, tag="failed"):
 
 
 class BlobContent(Message, frozen=True, tag="blob"):
-    """Content sent to the orchestrator on its ``Fetch``: ``size`` raw bytes follow."""
+    """The response to ``Fetch``: ``size`` raw bytes follow."""
 
     digest: str
     size: int
@@ -289,32 +289,32 @@ class Piece(Message, frozen=True, tag="piece"):
 
 
 class Pin(msgspec.Struct, frozen=True):
-    """An external image as the Dockerfile names it, and the digest that the whole build agreed on."""
+    """An external image as named in the Dockerfile, and the digest that all platforms use."""
 
     name: str
-    """The reference as it is written (after expansion): ``debian:12``."""
+    """The reference as written, after expansion: ``debian:12``."""
     digest: str
-    """Of the index or manifest that the tag pointed to."""
+    """The digest of the index or manifest."""
 
 
 class _Context(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True):
-    """A build context by its canonical name (``executor.solver.named``); the main one's name is ""."""
+    """A build context by its canonical name (``executor.solver.named``); that of the main context is ""."""
 
     name: str
 
 
 class DirectoryContext(_Context, frozen=True, tag="directory"):
-    """The files of the directory ``path`` on the executor's own disk."""
+    """The directory ``path`` on the executor's disk."""
 
     path: str
     ignore: str = ""
-    """The text of the ignore file that applies."""
+    """The text of the ignore file."""
     owners: bool = False
-    """Whether files keep their owners; else all of them are root's."""
+    """Whether files keep their owners; otherwise all belong to root."""
 
 
 class SentContext(_Context, frozen=True, tag="sent"):
-    """Files that the orchestrator sends as an archive when it is asked (``AskContext``)."""
+    """Files that the orchestrator sends as an archive on request (``AskContext``)."""
 
     ignore: str = ""
     owners: bool = False
@@ -322,7 +322,7 @@ class SentContext(_Context, frozen=True, tag="sent"):
 
 
 class ImageContext(_Context, frozen=True, tag="image"):
-    """The image with the reference ``image``, in place of what the Dockerfile calls by the context's name."""
+    """The image ``image``, which replaces what the Dockerfile refers to by the name of the context."""
 
     image: str
 
@@ -334,15 +334,14 @@ class LayoutContext(_Context, frozen=True, tag="layout"):
 
 
 class SentLayoutContext(_Context, frozen=True, tag="sent-layout"):
-    """The image in an OCI layout that the orchestrator has: its files are sent when they are asked for
-    (``AskLayout``)."""
+    """The image in an OCI layout of the orchestrator, whose files are sent on request (``AskLayout``)."""
 
     image: str = ""
     """Its tag or digest; "" for the only one, or ``latest``."""
 
 
 class ScratchContext(_Context, frozen=True, tag="scratch"):
-    """No files at all."""
+    """No files."""
 
 
 FilesContext = DirectoryContext | SentContext
@@ -350,7 +349,7 @@ Context = FilesContext | ImageContext | LayoutContext | SentLayoutContext | Scra
 
 
 class CompressionKind(enum.StrEnum):
-    """The compressions of layers."""
+    """Compressions of layers."""
 
     GZIP = "gzip"
     ZSTD = "zstd"
@@ -358,16 +357,16 @@ class CompressionKind(enum.StrEnum):
 
 
 class Compression(msgspec.Struct, frozen=True):
-    """How new layers are compressed; ``level`` None is the kind's own default."""
+    """How new layers are compressed; ``level`` None is the default of the kind."""
 
     kind: CompressionKind = CompressionKind.GZIP
     level: int | None = None
     force: bool = False
-    """Whether a base's layers of another kind are compressed anew."""
+    """Whether layers of a base with another compression are compressed again."""
 
 
 class CacheInRegistry(msgspec.Struct, frozen=True, tag_field="kind", tag="registry"):
-    """A remote cache in the repository of the reference ``name``, whose tag is the cache's name space."""
+    """A remote cache in the repository of the reference ``name``; its tag is the cache's namespace."""
 
     name: str
 
@@ -379,92 +378,92 @@ class CacheInDirectory(msgspec.Struct, frozen=True, tag_field="kind", tag="direc
 
 
 class CacheInImage(msgspec.Struct, frozen=True, tag_field="kind", tag="inline"):
-    """A cache that the image itself carries."""
+    """A cache in the image itself."""
 
 
 CacheLocation = CacheInRegistry | CacheInDirectory
-"""Where a remote cache is. By its ``name`` users are told of it, and records of this store know whose word they are."""
+"""A remote cache. ``name`` identifies it in messages and in the store's records."""
 
 
 class CacheExport(msgspec.Struct, frozen=True):
-    """``--cache-to``: a cache that is told what was built."""
+    """``--cache-to``: a cache to export to."""
 
     to: CacheLocation | CacheInImage
     every_stage: bool = False
-    """``mode=max``: the steps of all stages, not of the image's own alone."""
+    """``mode=max``: the steps of all stages, not only of the image."""
 
 
 SnapshotterKind = Literal["overlay", "plain"]
 
 
 class BuildOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a user asks for that is the same for all platforms, and goes as it is into each job."""
+    """Options that are the same for all platforms and are part of each job."""
 
     target: str = ""
     """The stage to build; "" for the last."""
     labels: tuple[tuple[str, str], ...] = ()
     compression: Compression = Compression()
     rewrite_timestamps: bool = True
-    """Whether SOURCE_DATE_EPOCH bounds the times of files in layers that are made."""
+    """Whether SOURCE_DATE_EPOCH is the upper bound of timestamps in new layers."""
     no_cache: bool = False
-    """Do every step; but what another job of the same build has just done is done."""
+    """Run every step; only results of other jobs of the same build are used."""
     no_cache_stages: tuple[str, ...] = ()
     cache_from: tuple[CacheLocation, ...] = ()
     cache_to: tuple[CacheExport, ...] = ()
     cache_ttl: int | None = None
-    """Seconds after which an entry of a remote cache is too old."""
+    """Maximum age in seconds of entries of a remote cache."""
     registries: RegistrySettings = RegistrySettings()
     root: str = ""
     """The store's directory; "" for the default."""
     snapshotter: SnapshotterKind = "overlay"
-    """How the file systems of steps are made. An image does not depend on it."""
+    """The snapshotter. Images do not depend on it."""
     implicit_platform: bool = False
-    """Whether nobody asked for a platform, so that a base image of another one may decide."""
+    """Whether no platform was requested, so that a base image may determine it."""
     steps: StepOptions = StepOptions()
 
 
 class Job(Message, frozen=True, tag="job"):
-    """One platform's image, as data: everything an executor has to know."""
+    """The build of one platform: everything that an executor needs to know."""
 
     version: int
     platform: str
     dockerfile: bytes
     emulation: Emulation | None = None
-    """How programs of the platform run on the executor's machine; None when it has to find out."""
+    """How programs of the platform run on the executor's machine; None to determine it there."""
     dockerfile_name: str = "Dockerfile"
     build_args: tuple[tuple[str, str], ...] = ()
     annotations: tuple[tuple[str, str], ...] = ()
-    """Of the manifest."""
+    """Annotations of the manifest."""
     contexts: tuple[Context, ...] = ()
     pins: tuple[Pin, ...] = ()
     build: str = ""
-    """The same for all jobs of one build, and for no other."""
+    """An id that all jobs of one build share."""
     push: tuple[str, ...] = ()
-    """Repositories that blobs and the manifest (by digest) go to."""
+    """Repositories to which blobs and the manifest (by digest) are pushed."""
     local: bool = False
-    """Whether all blobs, the base's too, have to be in the executor's store in the end."""
+    """Whether all blobs, also those of the base, must be in the executor's store at the end."""
     oci: bool = True
-    """OCI media types; else Docker's."""
+    """OCI media types; otherwise Docker's."""
     epoch: int | None = None
     """SOURCE_DATE_EPOCH, seconds."""
     options: BuildOptions = BuildOptions()
 
     @property
     def latest(self) -> int | None:
-        """The time that no file in a layer that is made may exceed, seconds; None for any."""
+        """The upper bound of timestamps in new layers, in seconds; None for none."""
         return self.epoch if self.options.rewrite_timestamps else None
 
 
 class Answer(Message, frozen=True, tag="answer"):
-    """The reply to ``Ask`` ``id``: ``size`` raw bytes follow, unless ``error`` says why there is nothing."""
+    """The response to ``Ask`` ``id``: ``size`` raw bytes follow, unless ``error`` is set."""
 
     id: int
     size: int = 0
     error: Problem | None = None
     more: bool = False
-    """Whether the answer goes on in a further message."""
+    """Whether the response continues in another message."""
     missing: bool = False
-    """True when the thing asked for does not exist (as opposed to: could not be had)."""
+    """True if what was requested does not exist (as opposed to an error)."""
 
 
 class Fetch(Message, frozen=True, tag="fetch"):
@@ -476,15 +475,15 @@ class Fetch(Message, frozen=True, tag="fetch"):
 class FilesRequest(Message, frozen=True, tag="files"):
     """After ``Result``: send the image's file system as a tar archive, in ``Piece``s.
 
-    The blocks of zeros that end an archive are left out, so that archives can follow one another.
+    The zero blocks at the end of the archive are omitted, so that archives can be concatenated.
     """
 
     prefix: str = ""
-    """The directory in the archive that everything goes into."""
+    """The directory in the archive for all files."""
 
 
 class Done(Message, frozen=True, tag="done"):
-    """After ``Result``: nothing more is wanted; the executor may release what it holds and exit."""
+    """After ``Result``: the executor may release its resources and exit."""
 
 
 class _Versioned(msgspec.Struct, frozen=True):
@@ -495,10 +494,10 @@ _VERSIONED: Final[msgspec.json.Decoder[_Versioned]] = msgspec.json.Decoder(_Vers
 
 
 def check_version(line: bytes, who: str) -> None:
-    """Raise ``ProtocolError`` if ``line``, the first that ``who`` has sent, is of another version of the protocol.
+    """Raise ``ProtocolError`` if ``line``, the first from ``who``, is of another version of the protocol.
 
-    Only the field ``version`` is read, because in another version the others may have another form. A line without it
-    passes: it is no ``Handshake`` and no ``Job``, as decoding it will tell.
+    Only the field ``version`` is read, as other fields may have another format. A line without it passes: decoding it
+    as ``Handshake`` or ``Job`` will fail.
     """
     try:
         version = decoding.decode(_VERSIONED, line).version

@@ -1,7 +1,6 @@
-"""Starts steps and waits for them: the executor's side of the zygote.
+"""Starting steps and waiting for them: the executor's side of the zygote.
 
-``start`` forks the zygote and must come before the executor has a second thread; the ``Launcher`` it returns may then
-be used from any number of threads.
+``start`` forks the zygote, before the executor has a second thread; the ``Launcher`` that it returns is thread-safe.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _ANSWER_LIMIT = 1 << 18
 
 
 class Running:
-    """A step on its way. ``wait`` for its end; ``cancel`` it from any thread."""
+    """A running step. ``wait`` for its end; ``cancel`` it from any thread."""
 
     def __init__(self, launcher: Launcher, spec: Spec, reply: socket.socket, before: Before | None) -> None:
         self._launcher = launcher
@@ -44,15 +43,15 @@ class Running:
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Kill every process of the step at once. ``wait`` then returns with ``error`` set to ``cancelled``."""
+        """Kill every process of the step. ``wait`` then returns with ``error`` set to ``cancelled``."""
         self._cancelled = True
-        with contextlib.suppress(OSError):  # it may have ended in the meantime
+        with contextlib.suppress(OSError):  # it may have ended
             self._reply.shutdown(socket.SHUT_WR)
 
     def wait(self) -> Ended:
         """Wait until all processes of the step have ended; its changes are then complete. To be called once.
 
-        Raises EnvironmentUnfit when the host does not allow the step's root file system to be put together.
+        Raises EnvironmentUnfit when the host does not allow the step's root file system.
         """
         try:
             data = self._reply.recv(_ANSWER_LIMIT)
@@ -78,7 +77,7 @@ class Running:
 
 
 class Launcher:
-    """Runs steps, several at once if asked to. Safe to use from several threads."""
+    """Runs steps, also several at once. Thread-safe."""
 
     def __init__(self, zygote_pid: int, control: socket.socket, complaint: int) -> None:
         self._zygote = zygote_pid
@@ -90,32 +89,31 @@ class Launcher:
         self._prepared: set[bytes] = set()
         self._stopped = False
         self.single = isolation.id_limit() == 1
-        """Whether steps have one id only, and owners are recorded."""
+        """Whether steps have a single id, and owners are recorded."""
         self._recorded: Read = functools.cache(records.read)
 
     def prepare(self, *, isolated: bool) -> None:
-        """Say that a step is to come, with an isolated network or another: the zygote then makes itself ready for it
-        while we do something else."""
+        """Announce a step, with an isolated network or not, so that the zygote prepares for it."""
         packet = zygote.CONNECT if isolated else zygote.PREPARE
         with self._lock:
             prepared = packet in self._prepared
             self._prepared |= {packet, zygote.PREPARE}
         if not prepared:
-            with contextlib.suppress(OSError):  # it is gone, as the step will say
+            with contextlib.suppress(OSError):  # it is gone, which the step will report
                 self._control.send(packet)
 
     def run(self, spec: Spec, stdout: int, stderr: int, cancelled: Future[None]) -> Ended:
-        """Run a step to its end. ``stdout`` and ``stderr`` are descriptors that stay the caller's to close.
+        """Run a step to its end. ``stdout`` and ``stderr`` are descriptors that the caller closes.
 
-        ``cancelled`` is what says that ``cancel_all`` is called next, or has been.
+        ``cancelled`` is done before ``cancel_all`` is called.
         """
         running = self.start(spec, stdout, stderr)
-        if cancelled.done():  # it may have begun too late to be among those that were found
+        if cancelled.done():  # it may have started too late for ``cancel_all``
             running.cancel()
         return running.wait()
 
     def start(self, spec: Spec, stdout: int, stderr: int) -> Running:
-        """Start a step; the descriptors may be closed when this returns. Raises EnvironmentUnfit."""
+        """Start a step; the descriptors may be closed afterwards. Raises EnvironmentUnfit."""
         packed, fds = wire.pack(spec)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         before = None
@@ -131,7 +129,7 @@ class Launcher:
         request = _in_memory(packed)
         try:
             socket.send_fds(self._control, [zygote.RUN], [theirs.fileno(), request, stdout, stderr, *fds])
-        except OSError:  # the zygote is gone: wait() finds the reply socket closed and says so
+        except OSError:  # the zygote is gone: wait() reports the closed reply socket
             pass
         finally:
             theirs.close()
@@ -139,14 +137,14 @@ class Launcher:
         return running
 
     def cancel_all(self) -> None:
-        """Kill all steps that are running; those started later are not touched."""
+        """Kill all running steps; those started later are not affected."""
         with self._lock:
             running = tuple(self._running)
         for each in running:
             each.cancel()
 
     def stop(self) -> None:
-        """Kill all steps and end the zygote. When this returns, no process is left, and no mount."""
+        """Kill all steps and end the zygote. Afterwards no process and no mount is left."""
         with self._lock:
             self._stopped = True
         self.cancel_all()
@@ -162,7 +160,7 @@ class Launcher:
             self._running.discard(running)
 
     def _record(self, spec: Spec, before: Before | None) -> None:
-        """Record what the kernel knows nothing of, where the step's supervisor has not done so."""
+        """Record the ownership that the kernel does not have, unless the step's supervisor has."""
         match spec.rootfs:
             case Directory(path):
                 if before is not None:
@@ -181,7 +179,7 @@ class Launcher:
         return self.single and not spec.uid and not spec.gid
 
     def _death(self) -> EnvironmentUnfit:
-        """Why the zygote is no more."""
+        """Return why the zygote has died."""
         with self._lock:
             self._unfit = self._unfit or self._complaint.read()
         if self._unfit:
@@ -196,9 +194,9 @@ class Launcher:
 def start(emulation: Emulation | None = None) -> Launcher:
     """Fork the zygote. To be called after ``isolation.enter``, while this process has a single thread.
 
-    With an ``emulation`` whose mode is ``private``, the zygote and all steps live in a user namespace of their own,
-    with the emulator registered there. The zygote dies with the thread that calls this. Raises EnvironmentUnfit when
-    this host does not allow such processes; what else a step needs is tried out when the first one is to run.
+    With an ``emulation`` whose mode is ``private``, the zygote and all steps run in a user namespace with the emulator
+    registered. The zygote dies with the calling thread. Raises EnvironmentUnfit when the host does not allow such
+    processes; other requirements are checked when the first step runs.
     """
     threads.check_single("start the process that build steps are forked from")
     private = emulation is not None and emulation.mode == "private"
@@ -233,19 +231,19 @@ def start(emulation: Emulation | None = None) -> Launcher:
 def _be_zygote(
     control: socket.socket, mapped_read: int, mapped_write: int, complaint: int, emulation: Emulation | None
 ) -> NoReturn:
-    """The life of the zygote, from its first breath. Why the host does not allow steps goes to ``complaint``."""
+    """The main function of the zygote. Why the host does not allow steps is written to ``complaint``."""
     try:
         syscalls.die_with_parent()
         syscalls.set_name("kanifold-steps")
         os.setsid()
         debug.enter("kanifold-steps")
         os.close(mapped_write)
-        if not os.read(mapped_read, 1):  # the parent could not map our ids, or is dead
+        if not os.read(mapped_read, 1):  # the parent could not map ids, or has died
             os._exit(1)
         keep_only(control.fileno(), complaint)
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, signal.SIG_IGN)
-        # Furnishing takes as long as a step, and a build whose steps are all cached has none.
+        # Setting up takes as long as a step, and a cached build runs none.
         packet = control.recv(16, socket.MSG_PEEK)
         if not packet:
             os._exit(0)
@@ -253,7 +251,7 @@ def _be_zygote(
         try:
             syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
             if packet == zygote.CONNECT:
-                net.begin()  # it takes longer than the rest
+                net.begin()  # first: it takes longest
             staging.set_up()
             staging.preflight()
             if emulation is not None:
@@ -275,7 +273,7 @@ def _be_zygote(
 
 
 def _in_memory(data: bytes) -> int:
-    """A descriptor of a nameless file with ``data``, to be read from its beginning."""
+    """Return a descriptor of an unnamed file with ``data``, positioned at its start."""
     fd = os.memfd_create("kanifold")
     with open(fd, "wb", closefd=False) as file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""One step as data: the root file system it sees, what it runs as whom, and how it ended."""
+"""A step as data: its root file system, its program and user, and its result."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from platforms import decoding
 
 
 class Bind(msgspec.Struct, frozen=True):
-    """The directory or file ``source``, an absolute path of this host, shown at ``target``.
+    """The directory or file ``source``, an absolute path of the host, mounted at ``target``.
 
-    The path is opened in the namespace that the launcher had when it was started: what was mounted later is not seen.
-    Its last component is not followed when it is a symbolic link. For a source that strangers can change, or one on a
-    later mount, resolve it yourself and pass a ``BindFd``.
+    The path is opened in the namespace that the launcher had when it was started: later mounts are not seen. Its last
+    component is not followed if it is a symbolic link. For a source that others can change, or on a later mount,
+    resolve it first and use ``BindFd``.
     """
 
     source: str
     target: str
     readonly: bool = False
     owner: tuple[int, int] = (0, 0)
-    """Whose it is to the step, where it has one id and nobody else could own it."""
+    """Its owner as seen by a step with a single id."""
 
 
 class BindFd(msgspec.Struct, frozen=True):
-    """A mount that is attached nowhere, made by ``open_tree(…, OPEN_TREE_CLONE)`` or ``fsmount``, moved to ``target``.
+    """A detached mount, made by ``open_tree(…, OPEN_TREE_CLONE)`` or ``fsmount``, moved to ``target``.
 
-    ``fd`` stays the caller's to close; the mount itself is used up by the step. With ``inside``, only that file or
-    directory of it is shown: symbolic links lead nowhere outside of the mount. (Before Linux 6.15 nobody can take a
-    part of a mount that is attached nowhere; the step can, because it attaches it first.) ``layers`` are the
-    directories, top first, whose union it is, if it is one: what is recorded of them is told to a step of one id.
+    ``fd`` is closed by the caller; the mount is consumed by the step. With ``inside``, only that file or directory of
+    it is mounted; symbolic links do not lead out of the mount. (Before Linux 6.15 a part of a detached mount cannot be
+    cloned; the step attaches it first.) ``layers``: if it is an overlay, its directories, top first, whose ownership
+    records a step with a single id sees.
     """
 
     fd: int
@@ -44,9 +44,9 @@ class BindFd(msgspec.Struct, frozen=True):
 
 
 class Tmpfs(msgspec.Struct, frozen=True):
-    """An empty file system in memory; ``size`` in bytes, 0 for the kernel's default (half of the memory).
+    """A tmpfs; ``size`` in bytes, 0 for the kernel's default (half of the memory).
 
-    ``mode`` is None for that of the directory it covers, or 1777 where there is none (as runc does it).
+    ``mode`` None: that of the directory it covers, or 1777 where there is none (as in runc).
     """
 
     target: str
@@ -55,7 +55,7 @@ class Tmpfs(msgspec.Struct, frozen=True):
 
 
 class SecretFile(msgspec.Struct, frozen=True):
-    """A read-only file in memory, which only this step sees and which never is on a disk."""
+    """A read-only file in memory that only this step sees and that is never written to a disk."""
 
     target: str
     data: bytes
@@ -68,54 +68,55 @@ Mount = Bind | BindFd | Tmpfs | SecretFile
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """All that a step can observe. Paths of this host are absolute; paths of the step are resolved inside its root."""
+    """Everything that a step can observe. Paths of the host are absolute; paths of the step are resolved in its
+    root."""
 
     rootfs: Rootfs
-    """The root file system. When the step has ended it holds what was changed, with the metadata that the kernel
-    refused to set recorded beside it (``executor.snapshotter.records``)."""
+    """The root file system. After the step it contains the changes, with metadata that the kernel refused to set
+    recorded beside it (``executor.snapshotter.records``)."""
     argv: tuple[str, ...]
     env: tuple[str, ...] = ()
-    """``NAME=VALUE``, exact and complete. ``argv[0]`` without a slash is looked up on its PATH."""
+    """``NAME=VALUE``, the complete environment. ``argv[0]`` without a slash is looked up on its PATH."""
     cwd: str = "/"
-    """Made when it is missing, as runc does."""
+    """Made if missing, as in runc."""
     uid: int = 0
     gid: int = 0
     groups: tuple[int, ...] = ()
-    """The supplementary groups, exactly."""
+    """All supplementary groups."""
     hostname: str = "buildkitsandbox"
     mounts: tuple[Mount, ...] = ()
-    """Parents are mounted before what lies in them. Of two for one target the last counts."""
+    """Parents are mounted first. Of two for the same target the last is used."""
     network: Network = "host"
-    """``isolated`` is the host's where no other can be had: ``Ended.shared`` then says why."""
+    """``isolated`` falls back to the host's where it is not available; ``Ended.shared`` is then the reason."""
     insecure: bool = False
-    """All capabilities that we have ourselves, and nothing masked (``RUN --security=insecure``)."""
+    """All capabilities of the executor, and nothing masked (``RUN --security=insecure``)."""
     stdin: bytes = b""
     options: StepOptions = StepOptions()
-    """Those of the build; ``network`` is what they, and the step's own, come to."""
+    """The options of the build; ``network`` results from them and the step's own."""
     cgroup: str = ""
-    """The directory of the control group that the step is in; "" for ours."""
+    """The directory of the step's control group; "" for the executor's."""
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """How a step ended. ``code`` is 0 to 255; 128 and more for a ``signal``, as shells count."""
+    """The result of a step. ``code`` is 0 to 255; 128 and more for a ``signal``, as in shells."""
 
     code: int
     signal: int = 0
     oom: bool = False
-    """Killed, while the kernel killed something for want of memory."""
+    """Killed while the kernel's OOM killer was active."""
     error: str = ""
-    """Why the step could not be started (code 126 or 127), or that it was cancelled; "" when it ran to its end."""
+    """Why the step could not be started (code 126 or 127), or that it was cancelled; "" if it ran to its end."""
     shared: str = ""
-    """Why the step had the host's network, though it was to be isolated; "" when it was, or was not to be."""
+    """Why the step had the host's network although isolation was requested; "" otherwise."""
 
 
 _KINDS = (Bind, BindFd, Tmpfs, SecretFile)
-# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+# Created at import: two threads that create a decoder of the same type at once crash msgspec.
 _OPTIONS: Final[msgspec.msgpack.Decoder[StepOptions]] = msgspec.msgpack.Decoder(StepOptions)
 
 
 def pack(spec: Spec) -> tuple[bytes, list[int]]:
-    """``spec`` for another process: bytes, and the descriptors to send along. Costs no import: it is marshal's form."""
+    """Return ``spec`` as bytes (marshal's format, which needs no import), and the descriptors to send with them."""
     import marshal
 
     fds: list[int] = []
@@ -138,7 +139,7 @@ def pack(spec: Spec) -> tuple[bytes, list[int]]:
 
 
 def unpack(data: bytes, fds: list[int]) -> Spec:
-    """What ``pack`` has packed, with the descriptors as they arrived."""
+    """Return the spec of ``pack``, with the received descriptors."""
     import marshal
 
     fields = marshal.loads(data)

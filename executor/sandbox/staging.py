@@ -1,8 +1,8 @@
-"""Where steps' root file systems are put together: a small file system in memory that only the launcher can see.
+"""The staging area: a tmpfs that only the launcher can see, in which the root file systems of steps are set up.
 
-It holds what all steps have in common, made once: the stubs of mount points, device files, the read-only /sys, things
-to mask with. Each step gets a mount namespace of its own, copied from the launcher's, and moves the parts that it needs
-into its root; whatever it leaves behind goes away with the rest of the host's tree.
+It contains what all steps have in common, made once: mount points, device files, the read-only /sys, files for masking.
+Each step gets a copy of the launcher's mount namespace and moves the parts that it needs to its root; the rest is
+unmounted with the host's tree.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from executor.sandbox import starter
 from platforms import syscalls
 
 PLACE: Final = "/proc/fs"
-"""Covered by the workshop. Every Linux has this directory, and neither we nor a source of a mount is ever in it."""
+"""The mount point of the staging area. Every Linux has this directory, and neither kanifold nor the source of a mount
+uses it."""
 
 LOWER: Final = f"{PLACE}/lower"
-"""The bottom layer of every root: the mount points that an image may lack, so that none has to be made in the upper
-directory, where it would be part of the step's diff."""
+"""The bottom layer of every root: mount points that an image may lack, so that they are not made in the upper
+directory, where they would be part of the step's changes."""
 ROOT: Final = f"{PLACE}/root"
 DEV: Final = f"{PLACE}/dev"
 PROC: Final = f"{PLACE}/proc"
@@ -30,21 +31,21 @@ EMPTY: Final = f"{PLACE}/empty"
 DEVICES: Final = f"{PLACE}/devices"
 NULL: Final = f"{DEVICES}/null"
 STARTER: Final = f"{PLACE}/starter"
-"""What the processes of steps execute first (see ``starter``)."""
+"""The first program of the processes of steps (see ``starter``)."""
 
 DEVICE_NAMES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 MASKED: Final = (
     *("acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug"),
     "scsi",
 )
-"""Of /proc, as Docker and containerd mask them."""
+"""Masked paths of /proc, as in Docker and containerd."""
 MASKED_SYS: Final = ("firmware", "devices/virtual/powercap")
 CGROUP: Final = "fs/cgroup"
 _OF_SYS: Final = ("sysfs", "cgroup", "cgroup2", "tmpfs", "fuse.lxcfs")
-"""File systems that stay visible below /sys. Others tell about, and some of them steer, all of the host: debugfs,
-tracefs, securityfs, pstore …; a new /sys, as other builders make one, has none of them. LXC corrects numbers there."""
+"""File systems that stay visible below /sys. Others report on, and partly control, the whole host: debugfs, tracefs,
+securityfs, pstore …; a new /sys, as other builders mount it, has none of them. LXC corrects values by lxcfs."""
 READONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")
-"""Of /proc."""
+"""Read-only paths of /proc."""
 
 _FIXED: Final = (
     syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
@@ -53,7 +54,7 @@ _QUIET: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 
 
 def set_up() -> None:
-    """Make the workshop in this process's mount namespace, out of which nothing must spread. Raises OSError."""
+    """Make the staging area in this process's mount namespace, whose propagation must be private. Raises OSError."""
     syscalls.mount("kanifold", PLACE, "tmpfs", syscalls.MS_NOSUID, "mode=755")
     for directory in (LOWER, ROOT, DEV, PROC, SYS, FILES, EMPTY, DEVICES):
         os.mkdir(directory, 0o755)
@@ -64,12 +65,12 @@ def set_up() -> None:
     for stub in ("etc/resolv.conf", "etc/hosts", "proc", "sys", "dev", "etc"):
         os.utime(
             f"{LOWER}/{stub}", (moment.SECONDS, moment.SECONDS)
-        )  # so that one which is copied up is the same in every build
+        )  # so that a copied-up one is the same in every build
 
     for name in DEVICE_NAMES:
         _touch(f"{DEVICES}/{name}")
         syscalls.mount(f"/dev/{name}", f"{DEVICES}/{name}", flags=syscalls.MS_BIND)
-        # These are the host's own files. Read-only, a device can still be written to, but not be chmodded or chowned.
+        # These are files of the host. A device on a read-only mount can be written to, but its mode and owner not set.
         syscalls.mount_setattr(syscalls.AT_FDCWD, f"{DEVICES}/{name}", 0, add=syscalls.MOUNT_ATTR_RDONLY)
     syscalls.mount(EMPTY, EMPTY, flags=syscalls.MS_BIND)
     syscalls.mount_setattr(syscalls.AT_FDCWD, EMPTY, 0, add=_FIXED)
@@ -86,9 +87,9 @@ def set_up() -> None:
 
 
 def preflight() -> None:
-    """Try out what a step will need and ``set_up`` does not: an overlay, and a /proc. Raises OSError.
+    """Try what steps need and ``set_up`` does not: an overlay, and a /proc. Raises OSError.
 
-    To be called by a process in a new pid namespace.
+    To be called in a new pid namespace.
     """
     for name in ("upper", "work"):
         os.mkdir(f"{PLACE}/{name}")
@@ -99,16 +100,15 @@ def preflight() -> None:
 
 
 def mount_overlay(layers: tuple[str, ...], upper: str, work: str, target: str) -> None:
-    """Mount an overlay of ``layers``, top first, and LOWER below them, with its changes going to ``upper``.
+    """Mount an overlay of ``layers``, top first, on LOWER, with the upper directory ``upper``.
 
-    ``userxattr`` always, for root too, so that stores are the same whoever made them; ``volatile`` because a step's
-    result is thrown away on a crash; ``xino`` so that files of layers on other file systems look like the rest. Device
-    nodes in images are files to copy, not devices to open: ``nodev``.
+    Always with ``userxattr``, also for root, so that stores are alike; ``volatile``, as the result of a step is
+    discarded after a crash; ``xino``, so that files of layers on other file systems have unique inodes; ``nodev``, as
+    device nodes in images are only copied.
 
-    mount(2) takes a page of options and would read colons and commas in paths; so it gets the directories by the
-    numbers of open descriptors, with /proc/self/fd as the working directory. That is room for all the 500 layers that
-    the kernel can stack, and a step that reads /proc/mounts learns nothing of the host's paths. The working directory
-    of this process is lost.
+    mount(2) accepts a page of options and would parse colons and commas in paths; so directories are passed as numbers
+    of open descriptors, with /proc/self/fd as the working directory. This suffices for the kernel's maximum of 500
+    layers, and /proc/mounts shows no path of the host to a step. The working directory of this process is lost.
     """
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     fds: list[int] = []
@@ -126,15 +126,15 @@ def mount_overlay(layers: tuple[str, ...], upper: str, work: str, target: str) -
 
 
 def mount_directory(path: str, target: str) -> None:
-    """Mount the directory ``path`` itself, under the same rules as an overlay: devices in it cannot be opened.
+    """Mount the directory ``path``, with the same options as an overlay: devices in it cannot be opened.
 
-    What the mount that it is on does not allow (programs, set-user-id bits) an overlay would allow; so it is allowed
-    here too, where the kernel lets us.
+    What its own mount does not allow (programs, set-user-id bits) is allowed, as on an overlay, where the kernel
+    permits.
     """
     tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC)
     try:
         syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH, add=syscalls.MOUNT_ATTR_NODEV)
-        with contextlib.suppress(PermissionError):  # locked, for it is the mount of another user namespace
+        with contextlib.suppress(PermissionError):  # locked: a mount of another user namespace
             syscalls.mount_setattr(
                 tree, "", syscalls.AT_EMPTY_PATH, clear=syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
             )
@@ -144,12 +144,12 @@ def mount_directory(path: str, target: str) -> None:
 
 
 def mount_proc() -> None:
-    """A /proc of this process's pid namespace, at PROC."""
+    """Mount a /proc of this process's pid namespace at PROC."""
     syscalls.mount("proc", PROC, "proc", _QUIET)
 
 
 def proc_of_all() -> int:
-    """A descriptor of a /proc, mounted nowhere, that shows this process's pid namespace and those below it."""
+    """Return a descriptor of a detached /proc of this process's pid namespace and those below it."""
     context = syscalls.fsopen("proc")
     try:
         syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
@@ -159,7 +159,7 @@ def proc_of_all() -> int:
 
 
 def mask_proc() -> None:
-    """Hide what tells about the host, and protect what changes it."""
+    """Mask the paths of /proc that reveal or change the host."""
     for name in MASKED:
         path = f"{PROC}/{name}"
         if os.path.exists(path):
@@ -174,13 +174,13 @@ def mask_proc() -> None:
 
 
 def mask_sys(path: str) -> None:
-    """The same for the /sys at ``path``."""
+    """As ``mask_proc``, for the /sys at ``path``."""
     for name in MASKED_SYS:
         cover(EMPTY, f"{path}/{name}")
 
 
 def _mask_mounts(path: str) -> None:
-    """Hide what else the host has mounted in the /sys at ``path``."""
+    """Cover what else the host has mounted in the /sys at ``path``."""
     with open("/proc/self/mountinfo", "rb") as file:
         lines = [line.split() for line in file]
     for words in lines:  # proc_pid_mountinfo(5)
@@ -191,9 +191,9 @@ def _mask_mounts(path: str) -> None:
 
 
 def complete_sys(path: str) -> None:
-    """Make a new /sys, which is at ``path``, like the one that all steps have but for the network that it shows.
+    """Make a new /sys at ``path`` like the one of other steps, except for the network.
 
-    What programs read of their control group is how much memory and how many processors they may use.
+    Programs read the memory and processors of their control group there.
     """
     mask_sys(path)
     with contextlib.suppress(FileNotFoundError):
@@ -201,9 +201,9 @@ def complete_sys(path: str) -> None:
 
 
 def mount_dev(shm_size: int) -> None:
-    """A minimal /dev at DEV, as the OCI runtime specification lists it (config-linux.md, default devices).
+    """Mount a minimal /dev at DEV, as in the OCI runtime specification (config-linux.md, default devices).
 
-    The devices are mounts of their own, so that ``nodev`` holds for what the step itself makes here: root may mknod.
+    The devices are separate mounts, so that ``nodev`` applies to devices that the step makes: root may call mknod.
     """
     syscalls.mount("tmpfs", DEV, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755,size=65536k")
     for name in DEVICE_NAMES:
@@ -224,19 +224,19 @@ def mount_dev(shm_size: int) -> None:
     quiet = syscalls.MS_NOSUID | syscalls.MS_NOEXEC
     try:
         syscalls.mount("devpts", f"{DEV}/pts", "devpts", quiet, f"{terminals},gid=5")
-    except OSError:  # the group tty does not exist in this user namespace
+    except OSError:  # the group tty is not mapped in this user namespace
         syscalls.mount("devpts", f"{DEV}/pts", "devpts", quiet, terminals)
     syscalls.mount("shm", f"{DEV}/shm", "tmpfs", _QUIET, f"mode=1777,size={shm_size}")
     syscalls.mount("mqueue", f"{DEV}/mqueue", "mqueue", _QUIET)
 
 
 def mount_files() -> None:
-    """A file system in memory for single files of one step, at FILES."""
+    """Mount a tmpfs at FILES, for single files of a step."""
     syscalls.mount("tmpfs", FILES, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=700")
 
 
 def cover(source: str, target: str) -> None:
-    """Bind ``source`` over ``target``, if there is one."""
+    """Bind ``source`` over ``target``, if that exists."""
     with contextlib.suppress(FileNotFoundError):
         syscalls.mount(source, target, flags=syscalls.MS_BIND)
 

@@ -1,13 +1,13 @@
-"""The way from a forked process to a running step: its root file system, its rights, its program.
+"""Turning a forked process into a step: root file system, privileges, program.
 
-Everything here happens in the step's own process, which is process 1 of a new pid namespace. It either ends in execve
-or tells over the report pipe why it could not; see ``prepare``, which can be done in advance, and ``become``.
+Everything here happens in the step's own process, process 1 of a new pid namespace. It ends in execve or reports why it
+could not; see ``prepare``, which is done in advance, and ``become``.
 
-From the moment on at which names that the image has chosen are looked up (the working directory, the program, what the
-program names as its interpreter), nothing that this process holds leads to the host: no descriptor, no working
-directory, and, when the kernel looks, no program either (``starter``). The links of /proc would else lead there.
+Before names are resolved that the image controls (the working directory, the program, its interpreter), this process
+holds nothing that leads to the host: no descriptor, no working directory, and, while the kernel resolves, no executable
+(``starter``). The links of /proc would lead there otherwise.
 
-Nothing is imported on the way, for that might come out of the image: all modules are loaded with this one.
+Nothing is imported meanwhile, as that could come from the image: all modules are loaded with this one.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ CAPABILITIES: Final = (
     syscalls.CAP_AUDIT_WRITE,
     syscalls.CAP_SETFCAP,
 )
-"""What Docker leaves to root of a container."""
+"""The capabilities of root in a container of Docker."""
 
 _WORSE: Final = 500
 _WORST: Final = 1000
-"""Of oom_score_adj: how much higher a step's is than ours, and the highest there is. 1000 is all memory's worth."""
+"""The increment of oom_score_adj of a step over ours, and its maximum (1000 corresponds to all memory)."""
 
 _NO_ID: Final = (1 << 32) - 1
 
 
 class RefusedError(Exception):
-    """The step cannot be started, through its own fault or its image's: the exit code and the reason."""
+    """The step cannot be started because of the step or its image: the exit code and the reason."""
 
     def __init__(self, code: int, why: str) -> None:
         super().__init__(why)
@@ -70,20 +70,20 @@ class UnfitError(Exception):
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """What holds for all steps of a zygote."""
+    """What all steps of a zygote have in common."""
 
     single: bool
-    """Our user namespace has one id only. Root's changes of owner go to a supervisor, and a step that is not to run as
-    root gets a user namespace of its own, where the one id has the number that was asked for."""
+    """The user namespace has a single id. Changes of owner by root are handled by a supervisor, and a step that runs as
+    another user gets a user namespace in which the single id has the requested number."""
     filters: dict[tuple[bool, bool], bytes]
-    """The system call filters, by whether they are of an insecure step, and of one with a supervisor."""
+    """The seccomp filters, by whether the step is insecure, and whether it has a supervisor."""
 
     network: network.Network
-    """What an isolated step joins."""
+    """The network that an isolated step joins."""
     sniffs: bool
-    """Whether CAP_NET_RAW counts in the host's network."""
+    """Whether CAP_NET_RAW is effective in the host's network."""
     scoped: bool
-    """Whether Landlock can keep steps from abstract sockets and processes outside of themselves."""
+    """Whether Landlock can keep steps from abstract sockets and processes outside of their domain."""
 
     def supervised(self, spec: Spec) -> bool:
         return self.single and not spec.uid and not spec.gid
@@ -93,7 +93,8 @@ class Profile(msgspec.Struct, frozen=True):
     """What must be known of a step to prepare a process for it."""
 
     network: str
-    """As in ``Spec``: for ``none`` it is in a namespace of its own, and for ``isolated`` it holds what it joins."""
+    """As in ``Spec``: for ``none`` the process is in a namespace of its own, for ``isolated`` it holds what it
+    joins."""
     insecure: bool
     shm_size: int
 
@@ -108,16 +109,16 @@ class PreparedStep(msgspec.Struct, frozen=True):
     proc: int
     """The device number of its /proc."""
     own_proc: int
-    """A descriptor of its own directory there."""
+    """A descriptor of its own directory in /proc."""
     null: int
     """A descriptor of its own /dev/null, open for reading."""
     starter: int
-    """A descriptor of the program that executes the step's own; not FD, which the report will be."""
+    """A descriptor of the starter; not FD, which the report will be."""
 
 
 def prepare(shape: Profile) -> PreparedStep:
-    """What a new process can do before it knows its step. Raises OSError."""
-    # 1. The process: ours to kill, with everything as a fresh process has it.
+    """Do what a new process can do before it knows its step. Raises OSError."""
+    # 1. The process: killed with its parent, and with default attributes.
     syscalls.die_with_parent()
     os.setsid()
     for each in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -126,7 +127,7 @@ def prepare(shape: Profile) -> PreparedStep:
     if shape.network == "none":
         network.bring_up_loopback()
 
-    # 2. The parts of its root, in the staging tmpfs, where no image has a say.
+    # 2. The parts of its root, in the staging tmpfs, independent of any image.
     staging.mount_proc()
     _volunteer()
     proc = os.stat(staging.PROC).st_dev
@@ -150,13 +151,12 @@ def become(
     supervisor: socket.socket | None,
     report: StartReporter,
 ) -> NoReturn:
-    """Turn this process, prepared for the shape of ``spec``, into the step.
+    """Turn this process, prepared for the profile of ``spec``, into the step.
 
-    ``output`` is stdout and stderr. ``supervisor`` gets the listener of the filter, the root directory and the mount
-    namespace. Raises RefusedError, UnfitError, or
-    OSError for anything unforeseen.
+    ``output``: stdout and stderr. ``supervisor``: a socket for the listener of the filter, the root directory and the
+    mount namespace. Raises RefusedError, UnfitError, and OSError for anything else.
     """
-    # 3. Ids that mean something else to the kernel: -1 is "leave as it is", which is root (CVE-2024-40635).
+    # 3. Ids with a special meaning: -1 means "unchanged", which is root (CVE-2024-40635).
     for each in (spec.uid, spec.gid, *spec.groups):
         if not 0 <= each < _NO_ID:
             raise RefusedError(NOT_SET_UP, f"{each} is no user or group id")
@@ -164,13 +164,13 @@ def become(
     if spec.cgroup:
         try:
             cgroup.enter(spec.cgroup)
-            syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # so that it is the root of what the step sees
+            syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # the group is the root as the step sees it
         except OSError as error:
             raise UnfitError(f"cannot enter the control group {spec.cgroup}: {error.strerror}") from error
     shared = rules.network.join() if spec.network == "isolated" else ""
     own_network = spec.network == "none" or (spec.network == "isolated" and not shared)
 
-    # 4. The parts moved to their places, resolved inside the root.
+    # 4. The parts are moved to their targets, resolved within the root.
     syscalls.sethostname(spec.hostname)
     try:
         root, written = roots.mount(spec.rootfs)
@@ -185,13 +185,13 @@ def become(
     finally:
         report.mounted(tree, shared)
 
-    # 5. The new root; the host's tree goes.
+    # 5. The new root; the host's tree is unmounted.
     os.fchdir(root)
     syscalls.pivot_root(".", ".")
     syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
 
-    # 6. Standard streams, and no other descriptor that leads out of here.
+    # 6. Standard streams, and no other descriptor that leads outside.
     stdin = _in_memory(spec.stdin) if spec.stdin else prepared.null
     for number, fd in enumerate((stdin, *output)):
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
@@ -201,7 +201,7 @@ def become(
     close_others(*kept, prepared.own_proc, *([supervisor.fileno()] if supervisor else []))
     _enter(spec.cwd, prepared.proc)
 
-    # 7. Rights: the filter while we may install one, limits, then capabilities and ids, which may not be undone.
+    # 7. Privileges: the filter while it may be installed, limits, then capabilities and ids, irreversibly.
     if rules.single and not supervisor:
         _renumber(prepared.own_proc, spec.uid, spec.gid)
     if rules.scoped and not spec.insecure:
@@ -219,7 +219,7 @@ def become(
     _drop_capabilities(_capabilities(spec.insecure, sniffing=own_network or not rules.sniffs))
     if not rules.single:
         _change_user(spec)
-    syscalls.die_with_parent()  # the change of ids has cleared it
+    syscalls.die_with_parent()  # again: cleared by the change of ids
 
     # 8. The program.
     close_others(*kept)
@@ -231,14 +231,14 @@ def become(
 # -- mounts ----------------------------------------------------------------------------------------------------------
 
 _APT_SETTINGS: Final = "/etc/apt/apt.conf.d"
-"""apt makes sure that it has become the user _apt for its downloads. Where no such user exists, it is told not to try:
-as the setting of a file that only the step sees."""
+"""apt verifies that it has become the user _apt for downloads. Where no other user exists, that is disabled by a
+settings file that only the step sees."""
 
 _Attach = Callable[[targets.Root, str], None]
 
 
 def _placements(spec: Spec, own_network: bool) -> list[tuple[str, _Attach]]:
-    """All mounts of the step, parents before what lies in them, of several for one target the last."""
+    """Return all mounts of the step, parents first; of several for one target, the last."""
     system: dict[str, _Attach] = {
         "/proc": _moving(staging.PROC),
         "/sys": _sys_writable if spec.insecure else _sys_of_own_network if own_network else _SYS,
@@ -282,7 +282,7 @@ def _attaching(mount: Mount) -> _Attach:
 
 
 def _moving(path: str) -> _Attach:
-    """Move what stands at ``path`` in the staging tmpfs to the target."""
+    """Move what is at ``path`` in the staging tmpfs to the target."""
 
     def attach(root: targets.Root, target: str) -> None:
         try:
@@ -305,13 +305,13 @@ _SYS: Final = _moving(staging.SYS)
 
 
 def _sys_of_own_network(root: targets.Root, target: str) -> None:
-    """A /sys of the step's own network, so that /sys/class/net tells nothing of the host's."""
+    """Mount a /sys of the step's own network, in which /sys/class/net does not show the host's."""
     context = syscalls.fsopen("sysfs")
     try:
         syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
         quiet = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
         tree = syscalls.fsmount(context, quiet)
-    except PermissionError:  # a container that hides parts of /sys from us: no new one, which would show them
+    except PermissionError:  # in a container that hides parts of /sys, which a new one would show
         _SYS(root, target)
         return
     finally:
@@ -326,7 +326,7 @@ def _sys_of_own_network(root: targets.Root, target: str) -> None:
 
 
 def _file(data: bytes) -> _Attach:
-    """Bind a file in memory: writing to it harms nobody."""
+    """Bind a file in memory, to which the step may write."""
 
     def attach(root: targets.Root, target: str) -> None:
         mount = _file_in_memory(data, 0o644)
@@ -385,19 +385,19 @@ def _secret(root: targets.Root, mount: SecretFile) -> None:
 
 
 def _file_in_memory(data: bytes, mode: int, uid: int = 0, gid: int = 0) -> int:
-    """A detached mount of one file that only this step can see."""
+    """Return a detached mount of one file that only this step can see."""
     path = f"{staging.FILES}/{len(os.listdir(staging.FILES))}"
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(data)
-        with contextlib.suppress(OSError):  # ids that are not mapped: then the step cannot have them either
+        with contextlib.suppress(OSError):  # ids that are not mapped, which the step cannot have either
             os.fchown(fd, uid, gid)
         os.fchmod(fd, mode)
     return syscalls.open_tree(syscalls.AT_FDCWD, path, _CLONE)
 
 
 def _attach(root: targets.Root, tree: int, target: str, *, readonly: bool = False) -> None:
-    """Attach the detached mount ``tree`` at ``target`` inside the root."""
+    """Attach the detached mount ``tree`` at ``target`` in the root."""
     add = syscalls.MOUNT_ATTR_NODEV | (syscalls.MOUNT_ATTR_RDONLY if readonly else 0)
     syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE, add=add)
     place = root.locate(target, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
@@ -416,14 +416,14 @@ def _hosts(spec: Spec) -> bytes:
 
 
 def _volunteer() -> None:
-    """Be the first that the kernel kills for want of memory, before whoever builds (proc_pid_oom_score_adj(5))."""
+    """Make this process the first that the OOM killer selects (proc_pid_oom_score_adj(5))."""
     fd = os.open(f"{staging.PROC}/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
     os.pwrite(fd, b"%d" % min(_WORST, int(os.pread(fd, 16, 0)) + _WORSE), 0)
     os.close(fd)
 
 
 def _enter(cwd: str, proc: int) -> None:
-    """Change to ``cwd``, made if it is missing. The links of /proc that lead anywhere are refused (CVE-2024-21626)."""
+    """Change to ``cwd``; it is made if missing. Magic links of /proc are rejected (CVE-2024-21626)."""
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     resolve = syscalls.IN_ROOT
     try:
@@ -440,7 +440,7 @@ def _enter(cwd: str, proc: int) -> None:
 
 
 def _in_memory(data: bytes) -> int:
-    """A descriptor of a nameless file with ``data``, to be read from its beginning."""
+    """Return a descriptor of an unnamed file with ``data``, positioned at its start."""
     fd = os.memfd_create("stdin")
     with open(fd, "wb", closefd=False) as file:
         file.write(data)
@@ -465,14 +465,15 @@ def _limit(name: str, soft: int, hard: int) -> None:
 
 
 def _capabilities(insecure: bool, sniffing: bool) -> frozenset[int]:
-    """What a step keeps. CAP_NET_RAW in the host's network is the power to read and forge the traffic of others."""
+    """Return the capabilities of a step. CAP_NET_RAW in the host's network would allow to read and forge its
+    traffic."""
     if insecure:
         return frozenset(range(syscalls.CAP_LAST))
     return frozenset(CAPABILITIES) - (frozenset() if sniffing else {syscalls.CAP_NET_RAW})
 
 
 def _drop_capabilities(kept: frozenset[int]) -> None:
-    """Leave those ``kept``, now and as what exec can give; nothing inheritable or ambient."""
+    """Keep only ``kept`` in the permitted, effective and bounding sets; clear the inheritable and ambient sets."""
     mask = sum(1 << each for each in kept)
     effective, permitted, _ = syscalls.capget()
     syscalls.clear_ambient()
@@ -481,14 +482,14 @@ def _drop_capabilities(kept: frozenset[int]) -> None:
             try:
                 syscalls.drop_bounding(capability)
             except OSError as error:
-                if error.errno == errno.EINVAL:  # the kernel knows no such capability, nor any after it
+                if error.errno == errno.EINVAL:  # beyond the last capability of this kernel
                     break
                 raise
     syscalls.capset(effective & mask, permitted & mask, 0)
 
 
 def _renumber(proc: int, uid: int, gid: int) -> None:
-    """Call our one user ``uid`` and our one group ``gid``, in a user namespace of our own."""
+    """Enter a user namespace in which our single user is ``uid`` and our single group ``gid``."""
     syscalls.unshare(syscalls.CLONE_NEWUSER)
     for name, number in (("uid_map", uid), ("gid_map", gid)):
         fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
@@ -510,7 +511,7 @@ def _change_user(spec: Spec) -> None:
 
 
 def _find(argv: tuple[str, ...], env: tuple[str, ...]) -> str:
-    """The path to execute. RefusedError, with the words that people know from Docker, when there is none."""
+    """Return the path to execute. Raises RefusedError, with Docker's message, if there is none."""
     if not argv or not argv[0]:
         raise RefusedError(NOT_FOUND, "no command given")
     name = argv[0]
@@ -544,7 +545,7 @@ def _look_up(name: str, path: str) -> str:
 
 
 def _mode(path: str) -> int:
-    """The mode of the file at ``path``, to which none of /proc's links to open files and the like leads: ELOOP."""
+    """Return the mode of the file at ``path``; magic links of /proc are rejected with ELOOP."""
     fd = syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH, resolve=syscalls.RESOLVE_NO_MAGICLINKS)
     try:
         return os.fstat(fd).st_mode
@@ -553,7 +554,7 @@ def _mode(path: str) -> int:
 
 
 def _execute(starter: int, program: str, argv: tuple[str, ...], env: tuple[str, ...]) -> NoReturn:
-    """execve ``program``, by the starter. What goes wrong there it reports; RefusedError when it cannot be started."""
+    """execve ``program`` by the starter, which reports its failure. Raises RefusedError if it cannot be started."""
     try:
         os.execve(starter, (program, *argv), _environment(env))
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The process that steps are forked from: small, single-threaded, and process 1 of a pid namespace of its own.
+"""The process that steps are forked from: small, single-threaded, and process 1 of a pid namespace.
 
-It is forked from the executor before that has any thread, and from the first packet on keeps what a step needs ready:
-this code loaded, the workshop furnished, the filters computed. Packets come over a socket:
+It is forked from the executor before that has any thread. After the first packet it holds what steps need: loaded
+modules, the staging area, the seccomp filters. Packets come over a socket:
 
     packet        PREPARE: a step is to come; CONNECT: one that needs the job's network
     descriptors   none; there is no answer
@@ -9,14 +9,14 @@ this code loaded, the workshop furnished, the filters computed. Packets come ove
     packet        RUN
     descriptors   the reply socket, the packed Spec in memory, stdout, stderr, and those of BindFd mounts
 
-and the answer goes back over the reply socket, as one packet. Spec and answer have the form of ``marshal``, unlike all
-other messages (``platforms.framing``): names of files and environments need not be UTF-8, which JSON must be, nothing
-has to be loaded or made for it in a process whose start a step waits for, and both ends are the same program.
+The response is one packet on the reply socket. Spec and response are in the format of ``marshal``, unlike all other
+messages (``platforms.framing``): file names and environments need not be UTF-8, as JSON requires; nothing has to be
+loaded in a process whose start a step waits for; and both ends are the same program.
 
-The requester's end closing its writing half means: cancel. A step needs some milliseconds of preparation; so while one
-runs, a process is prepared to be the next, in the hope that it has the same shape. When the executor dies, the kernel
-kills this process; when this process dies, however it does, the kernel kills all that runs in its pid namespace, which
-is every process of every step; and their mounts go with them.
+Shutting down the writing half of the requester's end cancels the step. As a step needs some milliseconds of
+preparation, a process for the next one, with the same profile, is prepared while one runs. The kernel kills this
+process when the executor dies; and when this process dies, the kernel kills all processes in its pid namespace, that is
+all processes of steps, whose mounts go with them.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ PREPARE: Final = b"prepare"
 CONNECT: Final = b"connect"
 _PACKET: Final = 1 << 17
 FDS: Final = 250
-"""Descriptors in one packet: the kernel's SCM_MAX_FD is 253."""
+"""Maximum number of descriptors in a packet: the kernel's SCM_MAX_FD is 253."""
 
 
 class StepOutcome(msgspec.Struct, frozen=True):
-    """What goes back over the reply socket. ``unfit`` is why the host does not allow it; "" when it does."""
+    """The response on the reply socket. ``unfit``: why the host does not allow the step; "" if it does."""
 
     code: int = 0
     signal: int = 0
@@ -72,20 +72,20 @@ class _Running(msgspec.Struct, frozen=True):
     pidfd: int
     reply: socket.socket
     report: int
-    """The reading end of the pipe over which the step's process tells what it made, or why it failed."""
+    """The reading end of the pipe on which the step's process reports what it made, or why it failed."""
     supervisor: int = 0
-    """The process id of the supervisor, if there is one. It ends by itself after the step, when all is recorded."""
+    """The process id of the supervisor, if there is one. It ends after the step, when everything is recorded."""
 
 
 class _Prewarmed(msgspec.Struct, frozen=True):
-    """A process that is prepared, or is about to be, for any step of ``shape``."""
+    """A process that is prepared for any step of ``shape``."""
 
     shape: step_process.Profile
     pid: int
     pidfd: int
     report: int
     line: socket.socket
-    """Takes what the zygote got, but for the reply socket."""
+    """The socket on which it receives what the zygote received, except for the reply socket."""
 
     def discard(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -97,7 +97,7 @@ class _Prewarmed(msgspec.Struct, frozen=True):
 
 
 def serve(control: socket.socket, net: network.Network) -> NoReturn:
-    """Answer requests until the other end of ``control`` is closed; then end, and everything below with it."""
+    """Serve requests until the other end of ``control`` is closed; then exit, and with this process all steps."""
     single = isolation.id_limit() == 1
     filters = {
         (insecure, supervised): seccomp.program(confined=not insecure, single=supervised)
@@ -117,9 +117,9 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
     by_reply: dict[int, _Running] = {}
     by_supervisor: dict[int, _Running] = {}
     spare: _Prewarmed | None = None
-    # From a step's new root, Python would import what the image has there. Whatever is needed is loaded by now.
+    # In a step's root, Python would import modules of the image. Everything needed is loaded.
     sys.meta_path.clear()
-    gc.freeze()  # so that the collector does not write to, and thereby copy, what children share with us
+    gc.freeze()  # so that the collector does not write to, and thereby copy, memory shared with children
     gc.disable()
     while True:
         for fd, _ in poll.poll():
@@ -161,9 +161,9 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
 def _begin(
     fds: list[int], rules: step_process.Rules, proc: int, spare: _Prewarmed | None
 ) -> tuple[_Running | None, _Prewarmed | None]:
-    """Start a step, in the spare process or a new one; None when that failed and the answer is given.
+    """Start a step, in the pre-warmed process or a new one; None if that failed, which was reported.
 
-    Returns the next spare process as well.
+    Returns the next pre-warmed process as well.
     """
     reply = socket.socket(fileno=fds[0])
     try:
@@ -201,7 +201,7 @@ def _namespaces(shape: step_process.Profile) -> int:
 
 
 def _use(spare: _Prewarmed, fds: list[int], reply: socket.socket) -> _Running | None:
-    """Give the step to ``spare``; None when that has ended, because it could not be prepared or somebody killed it."""
+    """Run the step in ``spare``; None if that process has ended, because preparation failed or it was killed."""
     try:
         socket.send_fds(spare.line, [RUN], fds[1:])
     except OSError:
@@ -212,7 +212,7 @@ def _use(spare: _Prewarmed, fds: list[int], reply: socket.socket) -> _Running | 
 
 
 def _start(wanted: spec.Spec, fds: list[int], rules: step_process.Rules, proc: int, reply: socket.socket) -> _Running:
-    """Fork a step, and its supervisor if it needs one."""
+    """Fork a step, and a supervisor if required."""
     told, tell = os.pipe()
     line = socket.socketpair() if rules.supervised(wanted) else None
     try:
@@ -230,7 +230,7 @@ def _start(wanted: spec.Spec, fds: list[int], rules: step_process.Rules, proc: i
 
 
 def _prewarm(shape: step_process.Profile, rules: step_process.Rules) -> _Prewarmed | None:
-    """Fork a process for the next step of ``shape``; None when that cannot be, which the next step will say."""
+    """Fork a process for the next step of ``shape``; None if that fails, which the next step will report."""
     told, tell = os.pipe()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -287,7 +287,7 @@ def _child(
     supervisor: socket.socket | None,
     told: report.StartReporter,
 ) -> NoReturn:
-    """Become the step, or report why not. Never returns into the server's loop."""
+    """Become the step, or report why not. Never returns."""
     try:
         prepared = step_process.prepare(step_process.Profile.of(wanted))
     except BaseException as error:
@@ -321,7 +321,7 @@ def _cannot_prepare(error: BaseException) -> str:
 
 
 def _end(running: _Running, kills: _Kills) -> None:
-    """Answer for a step whose process has ended, and with it all others of its pid namespace."""
+    """Respond for a step whose process has ended, and with it all others of its pid namespace."""
     _, status = os.waitpid(running.pid, 0)
     os.close(running.pidfd)
     told = report.read(running.report)
@@ -339,18 +339,18 @@ def _end(running: _Running, kills: _Kills) -> None:
 
 
 def _answer(reply: socket.socket, answer: StepOutcome) -> None:
-    with reply, contextlib.suppress(OSError):  # nobody may be waiting any more
+    with reply, contextlib.suppress(OSError):  # the requester may be gone
         reply.send(answer.pack())
 
 
 class _Kills:
-    """The kernel's count of processes killed for want of memory, in our control group or, without one, on the host."""
+    """The kernel's count of OOM kills, in our control group or, without one, on the host."""
 
     def __init__(self) -> None:
         self.last = self.count()
 
     def more(self) -> bool:
-        """Whether there have been kills since the last time."""
+        """Whether there were kills since the last call."""
         last, self.last = self.last, self.count()
         return self.last > last
 

@@ -1,12 +1,12 @@
-"""The records of the build cache: the results of steps, by cache key.
+"""Cache records: results of steps by cache key, and information on results.
 
-Two kinds of records, both small JSON objects of their own. ``step:KEY`` says which *result* a step had; ``result:NAME``
-says what is known of that result: its layer's diff id and blobs. A RUN's result is named by chance when it is made, and
-the keys of later steps contain that name: a step that was run anew gives its successors new keys, so an old successor
-can never be put on top of it. A COPY's result is named by its content, so equal copies share one layer.
+Two kinds of records, small JSON objects. ``step:KEY`` has the *result* of a step; ``result:NAME`` has what is known of
+that result: the diff id and blobs of its layer. The result of a RUN has a random name, which the keys of later steps
+contain: a step that is run again gives its successors new keys, so an old successor is never used on top of it. The
+result of a COPY is named by its content, so equal copies share a layer.
 
-What a remote cache says is kept apart: whoever may write there could claim any layer to be any step's. It counts for
-builds that ask that cache, and its layers have names that no step of our own comes to.
+Entries of remote caches are kept apart, as whoever can write there could claim any layer to be the result of any step.
+They are used by builds that import from that cache, and their layers have names that no local step has.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     build: str = ""
     """The build that made it (``executor.protocol.Job.build``)."""
     foreign: str = ""
-    """The name under which the store knows the layer, when others made it: their word says that it is ``result``."""
+    """The name under which the store has the layer if it was imported: it is ``result`` only according to the cache."""
     place: str = ""
-    """The remote cache whose word it is."""
+    """The remote cache from which the entry was imported."""
 
     @property
     def layer(self) -> str:
-        """The name under which the store knows the layer."""
+        """The name under which the store has the layer."""
         return self.foreign or self.result
 
 
 class LayerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """``result:NAME``: what is known of a result so far."""
+    """``result:NAME``: what is known of a result."""
 
     diff_id: str = ""
     blobs: tuple[LayerRecord, ...] = ()
@@ -66,16 +66,16 @@ class LayerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     caches: tuple[CacheLocation, ...] = ()
     """Remote caches that have the blob."""
     promised: bool = False
-    """Whether a remote cache told of the result without having its layer: whoever needs that does the step again."""
+    """Whether a remote cache has the result without its layer: a step is run again if that is needed."""
 
 
 class _Recorded(LayerInfo, frozen=True, omit_defaults=True):
-    """``LayerInfo`` as a store may still hold it: with its caches as ``registry REF`` and ``directory PATH``."""
+    """``LayerInfo`` in the format of earlier versions: caches as ``registry REF`` and ``directory PATH``."""
 
     places: tuple[str, ...] = ()
 
 
-# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+# Created at import: two threads that create a decoder of the same type at once crash msgspec.
 _ENTRY: Final[msgspec.json.Decoder[CacheEntry]] = msgspec.json.Decoder(CacheEntry)
 _RECORDED: Final[msgspec.json.Decoder[_Recorded]] = msgspec.json.Decoder(_Recorded)
 

@@ -35,18 +35,18 @@ _READERS: Final = 2
 
 
 class MatchedSource(msgspec.Struct, frozen=True):
-    """What a source names, as it was when it was looked through. Files that are being written are copies of our own."""
+    """The files that a source matched, as of the walk. Files that are being written to are copies."""
 
     chosen: SpooledList[MatchedPath]
     reached: SpooledList[WalkEntry]
     """What is copied for the first of ``chosen``, then for the second, and so on."""
     name: Lazy[str]
-    """What it is and what its matches are called, content included and times left out: touching is not changing.
+    """The digest of the files and the names of the matches, without timestamps: touching a file is no change.
 
-    A wildcard may match a link, whose target is then copied under the link's name.
+    A wildcard may match a link, whose target is then copied under the name of the link.
     """
     live: bool
-    """Whether somebody seems to be writing to files of it."""
+    """Whether a file seems to be being written to."""
 
     def matches(self) -> Iterator[Matched]:
         """Yield each match with its entries, which are to be consumed in this order."""
@@ -58,7 +58,7 @@ class MatchedSource(msgspec.Struct, frozen=True):
 
 
 def _content(reached: Iterable[WalkEntry]) -> Iterator[keys.Part]:
-    """What the entries that were ``reached`` are, for a key."""
+    """Yield the entries in ``reached``, for a key."""
     first: dict[tuple[int, int], bytes] = {}
     for entry in (each.entry for each in reached):
         link = entry.link
@@ -79,7 +79,7 @@ def _content(reached: Iterable[WalkEntry]) -> Iterator[keys.Part]:
 
 
 class SelectionDigest(msgspec.Struct, frozen=True):
-    """The ``name`` of a selection, and its stat signature as long as it is that; "" where that does not tell."""
+    """The ``name`` of a selection, and its stat signature; "" where signatures do not tell."""
 
     name: str
     signature: str = ""
