@@ -21,7 +21,7 @@ from orchestrator import options, values
 from orchestrator.index import annotating, editing, entries, inspection, names, publishing, source_arguments, templates
 from orchestrator.index import matrix as matrices
 from orchestrator.index.command_context import open_context
-from orchestrator.index.editing import CopyOptions, JoinOptions, PlannedImage, PlatformOverride
+from orchestrator.index.editing import ImageCopyOptions, JoinOptions, PlannedImage, PlatformOverride
 from orchestrator.index.entries import Duplicate
 from orchestrator.index.image_sources import named_root, open_source
 from orchestrator.index.metadata import write_metadata
@@ -507,7 +507,7 @@ def _deliver(context: CommandContext, planned: PlannedImage, standing: Sequence[
 
 def _write(context: CommandContext, planned: PlannedImage, standing: Sequence[Target], flags: IndexFlags) -> None:
     """Bring ``planned`` to its targets, and print its digest."""
-    editing.deliver(context, planned, standing, CopyOptions(flags.referrers, flags.nondistributable))
+    editing.deliver(context, planned, standing, ImageCopyOptions(flags.referrers, flags.nondistributable))
     if flags.metadata_file:
         write_metadata(flags.metadata_file, planned, [each.name for each in standing])
     print_line(planned.root.document.descriptor.digest)

@@ -280,14 +280,16 @@ def _check_platform(source: Source, platforms: Sequence[Platform]) -> None:
 # -- delivering
 
 
-class CopyOptions(msgspec.Struct, frozen=True):
+class ImageCopyOptions(msgspec.Struct, frozen=True):
     """What goes along with an image."""
 
     referrers: bool = True
     nondistributable: bool = False
 
 
-def deliver(context: CommandContext, planned: PlannedImage, wanted: Sequence[Target], options: CopyOptions) -> None:
+def deliver(
+    context: CommandContext, planned: PlannedImage, wanted: Sequence[Target], options: ImageCopyOptions
+) -> None:
     """Bring ``planned`` to ``wanted``, all or nothing."""
     for each in wanted:
         _check_archive(each.name, planned)
