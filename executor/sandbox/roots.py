@@ -1,4 +1,4 @@
-"""The root file system of a step, out of the value that stands for it (``executor.snapshotter.rootfs``)."""
+"""Mounting and clearing the root file system that a value stands for (``executor.snapshotter.rootfs``)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def mount(rootfs: Rootfs) -> tuple[int, int]:
-    """Mount ``rootfs`` in the staging area, for a step's own process: descriptors of its root directory, and of the
-    directory in which what is written to it can be found. Raises OSError."""
+    """Mount ``rootfs`` in the staging area of a step's process. Return O_PATH descriptors of its root directory and of
+    the directory that receives the changes. Raises OSError."""
     if isinstance(rootfs, Overlay):
         staging.mount_overlay(rootfs.lower, rootfs.upper, rootfs.work, staging.ROOT)
     else:
@@ -30,26 +30,26 @@ def mount(rootfs: Rootfs) -> tuple[int, int]:
 
 
 def described(rootfs: Rootfs) -> str:
-    """What ``mount`` mounts, for people."""
+    """Return what ``mount`` mounts, for error messages."""
     if isinstance(rootfs, Overlay):
         return f"an overlay file system on {rootfs.upper}"
     return f"the directory {rootfs.path}"
 
 
 def remedy(rootfs: Rootfs, why: str) -> str:
-    """What to do if ``why`` says that the file system of ``rootfs`` does not do for it; else ""."""
+    """Return the remedy if ``why`` is that the file system of ``rootfs`` does not support the mount; else ""."""
     if isinstance(rootfs, Overlay) and described(rootfs) in why and why.endswith(os.strerror(errno.EINVAL)):
         return "put the store on another file system (--root, KANIFOLD_ROOT), or build with --snapshotter plain"
     return ""
 
 
 def written(rootfs: Rootfs) -> str:
-    """The directory in which what is written to ``rootfs`` can be found."""
+    """Return the directory that receives the changes to ``rootfs``."""
     return rootfs.upper if isinstance(rootfs, Overlay) else rootfs.path
 
 
 def tidy(rootfs: Rootfs, made: Sequence[Made], touched: Sequence[Touched]) -> None:
-    """Take back what was ``made`` for mounts; see ``targets.unmake``."""
+    """Remove what was ``made`` for mounts; see ``targets.unmake``."""
     if not made:
         return
     directory = os.open(written(rootfs), _DIRECTORY)
@@ -60,7 +60,7 @@ def tidy(rootfs: Rootfs, made: Sequence[Made], touched: Sequence[Touched]) -> No
 
 
 def clear(rootfs: Rootfs) -> None:
-    """Remove what the kernel has left beside the root after a step that was run."""
+    """Remove what the kernel leaves in the work directory after a step."""
     if isinstance(rootfs, Directory):
         return
     for kernels_own in ("work", "index"):

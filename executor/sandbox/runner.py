@@ -1,4 +1,4 @@
-"""The boundary behind which a step is run. ``launcher`` is what stands behind it: namespaces, made by the zygote."""
+"""The interface of what runs steps. ``launcher`` implements it with namespaces."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ if TYPE_CHECKING:
 
 
 class Runner(Protocol):
-    """Runs the steps of one job, several at once if asked to. To be used from any thread."""
+    """Runs the steps of one job, several at a time. Thread-safe."""
 
     def prepare(self, *, isolated: bool) -> None:
-        """Say that a step is to come, with an isolated network or another, while there is something else to do."""
+        """Announce a step, with an isolated network or another, so that preparations can begin."""
         ...
 
     def run(self, spec: Spec, stdout: int, stderr: int, cancelled: Future[None]) -> Ended:
-        """Run a step to its end. ``stdout`` and ``stderr`` are descriptors that stay the caller's to close.
+        """Run a step to its end. The descriptors ``stdout`` and ``stderr`` are closed by the caller.
 
-        When it returns, no process of the step is left, and ``spec.rootfs`` holds what it has changed. ``cancelled``
-        is what says that ``cancel_all`` is called next, or has been. Raises ``EnvironmentUnfit`` when this host does
-        not allow the step.
+        Afterwards no process of the step exists, and ``spec.rootfs`` has its changes. ``cancelled`` is done before
+        ``cancel_all`` is called. Raises ``EnvironmentUnfit`` if this host does not allow the step.
         """
         ...
 
     def cancel_all(self) -> None:
-        """Kill all steps that are running; those started later are not touched."""
+        """Kill all running steps; later ones are not affected."""
         ...
 
     def stop(self) -> None:
-        """Kill all steps. When this returns, nothing of them is left, nor of what runs them."""
+        """Kill all steps and end the processes that run them."""
         ...

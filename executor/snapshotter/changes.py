@@ -1,11 +1,10 @@
-"""What was changed in a root directory that is written to in place: found by lstat(2) before and after.
+"""The changes to a root directory that is written in place, found by lstat(2) before and after.
 
-Whatever changes a file, its attributes or a directory's names moves its ctime, which nobody can set. So what has the
-inode and the ctime that it had, and the size, mode and owner, is what it was; of anything else it is asked what the
-layers below have there, by the rule by which an upper directory is compared (``diff.same``), its content only in doubt.
+Every change to a file, its attributes or the names in a directory changes the ctime, which cannot be set. So a file is
+unchanged if it has the same inode, ctime, size, mode and owner as before. Anything else is compared with the layers
+below by the rule for upper directories (``diff.same``); content is read only if everything else is equal.
 
-The kernel's clock for such times ticks some hundred times a second (Linux 6.13 is finer where somebody has looked):
-see ``wait_for_clock_tick``.
+Times of files have the resolution of a kernel tick, some milliseconds (before Linux 6.13): see ``wait_for_clock_tick``.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from platforms import syscalls
 
 _SIGNATURE: Final = struct.Struct("=QqQIII")
 _CLOCK_REALTIME_COARSE: Final = 5
-"""linux/time.h: the clock that files' times are read from."""
+"""linux/time.h. The kernel takes the times of files from this clock."""
 _LONGEST_TICK: Final = 0.1
-"""Seconds; a clock that does not go on for so long was set back."""
+"""Maximum wait for a tick, in seconds; a clock that stands still for longer was set back."""
 
 Table = dict[bytes, bytes]
-"""Of each directory, by its path below the root, the names in it with their signatures, packed by marshal."""
+"""By the path of a directory below the root: the names in it with their signatures, packed by marshal."""
 
 
 def wait_for_clock_tick() -> None:
-    """Wait until what is changed from now on has another ctime than what was changed before."""
+    """Wait until later changes get a ctime that no earlier change has."""
     now, until = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE), time.monotonic() + _LONGEST_TICK
     while time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) == now and time.monotonic() < until:
         time.sleep(0.0005)
@@ -52,7 +51,7 @@ class _Row(Place):
 
 
 class Comparison:
-    """The changes in the directory ``root`` to what ``before`` tells of it, when it was what ``below`` shows."""
+    """Compares the directory ``root`` with ``before``, its table from a time at which it was equal to ``below``."""
 
     def __init__(self, root: str, before: Table, below: Union, recorded: Records, recorded_below: Stack) -> None:
         self._root = os.fsencode(root)
@@ -63,12 +62,12 @@ class Comparison:
         self._links = HardLinks()
         self._names: dict[tuple[int, int], bytes] = {}
         self.table: Table = {}
-        """Of what is there now; complete when all entries have been taken."""
+        """The table of the present state; complete after ``entries``."""
         self.other_names: dict[bytes, bytes] = {}
-        """Of files with several names all but one, each with that one."""
+        """The names of files with several, except the first; each with the first."""
 
     def entries(self) -> Iterator[Entry]:
-        """The changes, as ``diff.scan`` would give them of an upper directory. To be gone through once."""
+        """Yield the changes as ``diff.scan`` does for an upper directory. To be called once."""
         return diff.changes(self, self._row(b"", Entry(b"", Kind.DIRECTORY), changed=False))
 
     def _row(self, path: bytes, entry: Entry, *, changed: bool) -> _Row:
@@ -109,7 +108,7 @@ class Comparison:
     def _is_changed(self, entry: Entry) -> bool:
         """Whether the layers below have something else.
 
-        A directory's own time is no change to an image, but whoever copies the directory from this stage sees it.
+        The time of a directory is not part of a layer, but a COPY from this stage takes it over.
         """
         old = diff.entry_below(entry.path, self._below.find(entry.path), self._records_below)
         if old is None or not diff.same(entry, old):
@@ -118,7 +117,7 @@ class Comparison:
 
 
 def scan(root: str) -> tuple[Table, dict[bytes, bytes]]:
-    """The table of the directory ``root``, and ``Comparison.other_names``."""
+    """Return the table of the directory ``root``, and its ``Comparison.other_names``."""
     top = os.fsencode(root)
     table: Table = {}
     firsts: dict[tuple[int, int], bytes] = {}
@@ -140,7 +139,7 @@ def scan(root: str) -> tuple[Table, dict[bytes, bytes]]:
 
 
 def renew(table: Table, root: str, paths: Sequence[bytes]) -> None:
-    """Look once more at ``paths`` below ``root``, of which nothing but the inode has become another."""
+    """Update ``table`` for ``paths`` below ``root``, which were replaced by copies."""
     top = os.fsencode(root)
     directories = {path.rpartition(b"/")[0] for path in paths}
     for directory in directories | {each.rpartition(b"/")[0] for each in directories if each}:
@@ -148,7 +147,7 @@ def renew(table: Table, root: str, paths: Sequence[bytes]) -> None:
 
 
 def listed(root: bytes, path: bytes) -> dict[bytes, os.stat_result]:
-    """What is in the directory ``path`` below ``root``, no component of which is a link."""
+    """Return what is in the directory ``path`` below ``root``, no component of which may be a link."""
     top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -162,12 +161,12 @@ def listed(root: bytes, path: bytes) -> dict[bytes, os.stat_result]:
 
 
 def packed_row(found: dict[bytes, os.stat_result]) -> bytes:
-    """The row of a table for a directory with what was ``found`` in it."""
+    """Return the row of a table for a directory with the contents ``found``."""
     return marshal.dumps({name: signature_of(status) for name, status in found.items()})
 
 
 def signature_of(status: os.stat_result) -> bytes:
-    """What tells that a file is what it was."""
+    """Return what is equal for unchanged files and directories."""
     return _SIGNATURE.pack(
         status.st_ino, status.st_ctime_ns, status.st_size, status.st_mode, status.st_uid, status.st_gid
     )

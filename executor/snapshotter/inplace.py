@@ -1,7 +1,7 @@
-"""What is recorded of the files of a root directory that is written to in place (``rootfs.Directory``).
+"""The records of a root directory that is written in place (``rootfs.Directory``).
 
-Nothing tells such a directory's old files from new ones but their inodes: a file that has the number and the time of
-birth that it had before is the one that was there; one that was born since is new.
+In such a directory, a file is the same as before if it has the same inode number and creation time, and new if it was
+created since.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Before:
-    """What was recorded of ``directory`` before somebody wrote to it who does not record owners."""
+    """The records of ``directory`` before it is written by something that does not update them."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -38,7 +38,7 @@ class Before:
                 self._records[path] = record, status, birth(here, name)
 
     def carried(self) -> Iterator[Record]:
-        """The records of what is still there, where the kernel knows the owners of what is made."""
+        """Yield the records of files that still exist, for steps whose owners the kernel can set."""
         for path, here, name in walked(self._directory) if self._records else ():
             if (found := self._still(path, here, name)) is None:
                 continue
@@ -49,7 +49,7 @@ class Before:
             yield record
 
     def claimed(self, uid: int, gid: int) -> Iterator[Record]:
-        """The same where there is one id: what a step has made that ran as ``uid`` and ``gid`` is that user's."""
+        """Yield the same, and records of new files as those of ``uid`` and ``gid``, for a step with a single id."""
         for path, here, name in walked(self._directory):
             if (found := self._still(path, here, name)) is not None:
                 yield found[0]
@@ -57,7 +57,7 @@ class Before:
                 yield Record(path, uid, gid)
 
     def _still(self, path: bytes, directory: int, name: bytes) -> tuple[Record, os.stat_result] | None:
-        """The record of ``path`` and the status that it had, if it is the file that it was."""
+        """Return the record of ``path`` and its former status, if it is still the same file."""
         if path not in self._records:
             return None
         record, was, born = self._records[path]
@@ -67,7 +67,7 @@ class Before:
 
 
 def birth(directory: int, name: bytes) -> int:
-    """When ``name`` in ``directory`` was made, in nanoseconds since the epoch; 0 where nobody knows."""
+    """Return the creation time of ``name`` in nanoseconds since the epoch; 0 if the file system has none."""
     file = os.open(name, _PATH, dir_fd=directory)
     try:
         return syscalls.birth(file)

@@ -1,4 +1,4 @@
-"""Which snapshotter a job has."""
+"""The snapshotters by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def snapshotter(kind: SnapshotterKind, store: Store, directory: str) -> Snapshotter:
-    """The snapshotter of one job: ``directory``, on the store's file system, is for what lives as long as the job."""
+    """Return the snapshotter of one job. ``directory``: for temporary files, on the store's file system."""
     if kind == "plain":
         from executor.snapshotter.plain import Plain
 

@@ -1,8 +1,9 @@
-"""The union of layers' directories, worked out in Python: what an overlay mount of them would show, without a mount.
+"""The union of the directories of layers, computed without a mount: what an overlay of them would show.
 
-A layer's directory is in the format that overlayfs takes as a lower directory under the mount option ``userxattr``:
-a character device 0/0 marks a deletion, ``user.overlay.opaque`` a directory that hides those below it
-(Documentation/filesystems/overlayfs.rst). Directories of layers are complete and nobody changes them.
+The directory of a layer is a lower directory of overlayfs with the mount option ``userxattr``: a character device 0/0
+(or, in a directory with ``user.overlay.opaque=x``, an empty file with ``user.overlay.whiteout``) is a deletion,
+``user.overlay.opaque=y`` a directory that hides those below it (Linux, Documentation/filesystems/overlayfs.rst).
+Directories of layers are never changed.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from executor.snapshotter.records import Applied, Read, Stack
 OPAQUE: Final = b"user.overlay.opaque"
 WHITEOUT: Final = b"user.overlay.whiteout"
 _MOST: Final = 20_000
-"""Directories of a union that are remembered."""
+"""Maximum number of cached directories of a union."""
 
 Directories = tuple[bytes, ...]
 """The directories of layers that together are one directory of their union, top first."""
 
 
 class UnionEntry(msgspec.Struct):
-    """What a union has under one name: its status and path on this host, and the directories that make it up."""
+    """An entry of a union: its status, its path on this host, and the directories that it is the union of."""
 
     status: os.stat_result | None = None
     host: bytes = b""
@@ -36,7 +37,7 @@ class UnionEntry(msgspec.Struct):
 
 
 def look(parents: Directories, name: bytes) -> UnionEntry:
-    """What shows under ``name`` in the union of ``parents``."""
+    """Return the entry ``name`` of the union of ``parents``; its status is None if there is none."""
     found = UnionEntry()
     for parent in parents:
         host = parent + b"/" + name
@@ -51,19 +52,24 @@ def look(parents: Directories, name: bytes) -> UnionEntry:
             if mark(host, OPAQUE) == b"y":
                 break
             continue
-        if found.status is None and not is_deletion(status, host, by_attribute=mark(parent, OPAQUE) == b"x"):
+        if found.status is None and not is_deletion(status, host, by_attribute=_has_marks(parent, status)):
             found.status, found.host = status, host
         break
     return found
 
 
+def _has_marks(directory: bytes, status: os.stat_result) -> bool:
+    """Whether an empty file in ``directory`` may be a deletion, if ``status`` is that of one."""
+    return not status.st_size and mark(directory, OPAQUE) == b"x"
+
+
 def names(directories: Directories) -> set[bytes]:
-    """The names in the union of ``directories``, deleted ones among them."""
+    """Return the names in the union of ``directories``, including deleted ones."""
     return {name for each in directories for name in os.listdir(each)}
 
 
 def mark(host: bytes, attribute: bytes) -> bytes | None:
-    """The value of an extended attribute; None without it."""
+    """Return the value of an extended attribute; None if there is none."""
     try:
         return os.getxattr(host, attribute, follow_symlinks=False)
     except OSError:
@@ -80,7 +86,7 @@ def is_deletion(status: os.stat_result, host: bytes, *, by_attribute: bool) -> b
 
 
 class Union(Tree):
-    """The file system of a stack of layers' ``directories``, top first, of which there is at least one."""
+    """The file system of a stack of one or more ``directories`` of layers, top first."""
 
     def __init__(self, directories: Sequence[str], recorded: Read) -> None:
         stack = Stack(directories, recorded)
@@ -91,7 +97,7 @@ class Union(Tree):
         self._last = (b"", self._root)
 
     def find(self, path: bytes) -> UnionEntry:
-        """What is at ``path``, whose parents must not be links."""
+        """Return the entry at ``path``, whose parents must not be links."""
         last, found = self._last
         if path == last:
             return found
@@ -101,7 +107,7 @@ class Union(Tree):
         return found
 
     def _directories(self, path: bytes) -> Directories:
-        """The directories that make up ``path``; none when it is something else."""
+        """Return the directories that ``path`` is the union of; none if it is no directory."""
         known = self._known.get(path)
         if known is not None:
             return known
@@ -128,7 +134,7 @@ class Union(Tree):
         return os.readlink(self.host_path(path))
 
     def open(self, path: bytes, flags: int = os.O_RDONLY) -> int:
-        """A descriptor of the file at ``path``. (Of a directory it is the topmost layer's.)"""
+        """Return a descriptor of the file at ``path``; for a directory, of the topmost layer's."""
         host = self.host_path(path)
         if not host:
             raise FileNotFoundError(path)

@@ -1,6 +1,6 @@
-"""The snapshotter of overlay mounts: a step's changes are an upper directory, which becomes the snapshot as it is.
+"""The snapshotter of overlay mounts: the upper directory of a step becomes the snapshot of its changes.
 
-What a snapshot costs is what was changed. A view is a mount that is attached nowhere.
+A snapshot costs what was changed. A view is a detached mount.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The snapshotter of plain directories: the root of a stage is a directory that its steps write to, one after another.
+"""The snapshotter of plain directories: the steps of a stage write to one directory, one after another.
 
-It is made from the layers' directories when the first step wants it, by reflinks where the file system has them and by
-copies elsewhere, and is looked through before and after each step (``changes``). What has changed becomes a snapshot
-like any other, so stores serve both snapshotters, and a layer's bytes do not depend on which one made it. Nothing is
-mounted: a view is the union of the layers' directories, read in Python.
+The directory is made of copies (reflinks, if the file system has them) of the files of the layers when the first step
+needs it, and compared before and after each step (``changes``). The changes become a snapshot in the usual format, so
+that a store serves both snapshotters and the bytes of a layer do not depend on the snapshotter. Nothing is mounted: a
+view is a ``layers.Union``.
 
-A root that nobody writes to is kept, with the stack of snapshots that it stands for, for whoever wants a stack that
-begins with these: what is missing is applied to it. An earlier state that is wanted again is made anew.
+Unused roots are kept with the stack of snapshots that they are equal to. A later request for a stack that begins with
+these gets the root, after the missing snapshots were applied. An earlier state that is needed again is made anew.
 
-As under an overlay a step that changes a file through one of its names leaves the others as they were: what has several
-names in a layer is a file for each name in a root.
+In an overlay, a change to a file through one of its names does not affect the others. To give the same result, a file
+with several names in a layer becomes one file for each name in a root.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ if TYPE_CHECKING:
     from executor.store.store import Store
 
 _KEPT: Final = 8
-"""Roots that are kept for whoever wants them next."""
+"""Maximum number of unused roots."""
 
 
 class _Root(msgspec.Struct):
-    """A root directory. It is in ``directory`` beside what is recorded of its files."""
+    """A root directory ``fs``. It is in ``directory``, with its records."""
 
     directory: str
     fs: str
     state: tuple[int, ...] = ()
-    """The numbers of the snapshots that it stands for, bottom first."""
+    """The numbers of the snapshots that it is equal to, bottom first."""
     table: Table = {}
 
 
@@ -88,14 +88,15 @@ class Plain:
     # -- roots
 
     def prepare(self, parents: Parents) -> ActiveRoot:
-        root = self._taken(parents)
-        try:
-            _reset(root.fs)
-            changes.wait_for_clock_tick()
-            active = ActiveRoot(Directory(root.fs), parents, snapshots.prepare(self._store))
-        except BaseException:
-            _remove(root)
-            raise
+        with faults.translated(self._store.root, "cannot prepare the files of a step"):
+            root = self._taken(parents)
+            try:
+                _reset(root.fs)
+                changes.wait_for_clock_tick()
+                active = ActiveRoot(Directory(root.fs), parents, snapshots.prepare(self._store))
+            except BaseException:
+                _remove(root)
+                raise
         with self._lock:
             self._used[root.fs] = root
         return active
@@ -137,9 +138,10 @@ class Plain:
         if root is not None:
             _remove(root)
         snapshots.discard(self._store, active.snapshot)
+        self._give_room()  # what the step lacked may have been that
 
     def _taken(self, parents: Parents) -> _Root:
-        """A root that stands for ``parents``, made from what there is."""
+        """Return a root that is equal to ``parents``: an unused one, or a new one."""
         wanted = tuple(each.number for each in parents)
         with self._lock:
             fitting = [each for each in self._free if each.state == wanted[: len(each.state)]]
@@ -160,7 +162,7 @@ class Plain:
                 return root
 
     def _made(self, parents: Parents) -> _Root:
-        """A root for ``parents`` that is made anew."""
+        """Return a new root that is equal to ``parents``."""
         root = self._new()
         try:
             _write(root.fs, whole(self.view(parents)))
@@ -172,7 +174,7 @@ class Plain:
         return root
 
     def _advance(self, root: _Root, parents: Parents) -> None:
-        """Apply to ``root`` what ``parents`` have and it has not."""
+        """Apply those of ``parents`` to ``root`` that it lacks."""
         if len(root.state) == len(parents):
             return
         for count in range(len(root.state), len(parents)):
@@ -182,13 +184,13 @@ class Plain:
         self._separate(root, other_names)
 
     def _separate(self, root: _Root, other_names: dict[bytes, bytes]) -> None:
-        """Make files of their own of the ``other_names`` of files in ``root``."""
+        """Replace the ``other_names`` of files in ``root`` by copies."""
         if other_names:
             _apply(root.fs, _copies(root.fs, other_names))
             changes.renew(root.table, root.fs, tuple(other_names))
 
     def _keep(self, root: _Root) -> None:
-        """Put ``root`` by; the one that nobody has wanted for longest may have to go."""
+        """Keep ``root`` as unused. If there are too many, remove the oldest."""
         with self._lock:
             self._free.append(root)
             gone = self._free.pop(0) if len(self._free) > _KEPT else None
@@ -196,7 +198,7 @@ class Plain:
             _remove(gone)
 
     def _give_room(self) -> bool:
-        """Remove all roots that nobody uses; whether there were any."""
+        """Remove all unused roots; return whether there were any."""
         with self._lock:
             roots, self._free = self._free, []
         for each in roots:
@@ -237,13 +239,14 @@ class Plain:
             _remove(copy)
 
     def _copied(self, view: Union, path: bytes) -> _Root:
-        """A directory with what ``view`` has at ``path``, under this path."""
-        root = self._new()
-        try:
-            _write(root.fs, whole(view, path))
-        except BaseException:
-            _remove(root)
-            raise
+        """Return a directory with a copy of what ``view`` has at ``path``, under the same path."""
+        with faults.translated(self._store.root, "cannot copy the files of a mount"):
+            root = self._new()
+            try:
+                _write(root.fs, whole(view, path))
+            except BaseException:
+                _remove(root)
+                raise
         return root
 
     def close(self) -> None:
@@ -251,13 +254,13 @@ class Plain:
 
 
 def written(active: ActiveRoot) -> str:
-    """The directory that is written to."""
+    """Return the directory that is written."""
     assert isinstance(active.rootfs, Directory)
     return active.rootfs.path
 
 
 def whole(view: Union, path: bytes = b"") -> Iterator[Entry]:
-    """All that is at and below ``path``, and the directories on the way to it."""
+    """Yield what is at and below ``path``, after the directories that it is in."""
     names = path.split(b"/") if path else []
     top: Entry | None = None
     for count in range(1, len(names) + 1):
@@ -285,14 +288,14 @@ def _write(directory: str, entries: Iterator[Entry]) -> None:
 
 
 class _Replacing:
-    """``entries``, whose paths are noted, for what was recorded of these holds no longer."""
+    """Passes ``entries`` on and notes their paths, whose records are no longer valid."""
 
     def __init__(self, directory: str, entries: Iterator[Entry]) -> None:
         self._directory = os.fsencode(directory)
         self._entries = entries
         self.replaced: set[bytes] = set()
         self.removed: set[bytes] = set()
-        """Of which nothing below is left."""
+        """Those below which nothing is left."""
 
     def __iter__(self) -> Iterator[Entry]:
         for entry in self._entries:
@@ -304,7 +307,7 @@ class _Replacing:
             yield entry
 
     def holds(self, path: bytes) -> bool:
-        """Whether what is at ``path`` is what it was."""
+        """Whether a record of ``path`` is still valid."""
         parts = path.split(b"/")
         above = (b"/".join(parts[:count]) for count in range(1, len(parts)))
         return path not in self.replaced and not any(each in self.removed for each in above)
@@ -320,7 +323,7 @@ def _apply(directory: str, entries: Iterator[Entry]) -> None:
 
 
 def _copies(directory: str, other_names: dict[bytes, bytes]) -> Iterator[Entry]:
-    """Files of their own for ``other_names``, with the content and the metadata of the file that each is."""
+    """Yield the entries that replace ``other_names`` by copies."""
     recorded = records.read(directory)
     root = os.fsencode(directory)
     for path, first in other_names.items():
@@ -332,7 +335,7 @@ def _copies(directory: str, other_names: dict[bytes, bytes]) -> Iterator[Entry]:
 
 
 def _strip(host: bytes) -> None:
-    """Take the attributes off a directory that is about to get others."""
+    """Remove the extended attributes ``user.*`` of a directory."""
     with contextlib.suppress(OSError):
         for name in os.listxattr(host, follow_symlinks=False):
             if name.startswith("user."):
@@ -340,7 +343,7 @@ def _strip(host: bytes) -> None:
 
 
 def _reset(directory: str) -> None:
-    """Give a root directory the metadata that every step finds: no layer holds it."""
+    """Set the metadata of a root directory, which are not part of any layer, to their defaults."""
     _strip(os.fsencode(directory))
     os.chown(directory, 0, 0)
     os.chmod(directory, 0o755)
@@ -348,7 +351,7 @@ def _reset(directory: str) -> None:
 
 @contextmanager
 def _clone(directory: str, path: bytes) -> Iterator[int]:
-    """What is at ``path`` in ``directory``, no component of which is a link, as a mount that is attached nowhere."""
+    """Return a detached mount of what is at ``path`` in ``directory``; no component may be a link."""
     flags = syscalls.CONFINED
     top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -367,6 +370,6 @@ def _clone(directory: str, path: bytes) -> Iterator[int]:
 
 
 def _remove(root: _Root) -> None:
-    """Delete ``root``, as far as that is possible; the rest goes with the job's directory."""
+    """Delete ``root`` as far as possible. The rest is deleted with the job's directory."""
     with contextlib.suppress(OSError):
         removal.remove_tree(root.directory)

@@ -1,8 +1,8 @@
-"""The boundary behind which file systems of steps are made: containerd's words, prepare, view, commit, remove, diff.
+"""The interface of snapshotters, which make the file systems of steps (containerd's prepare, view, commit, diff).
 
-Whoever is on this side of it knows snapshots (one layer's files, finished), stacks of them (``Parents``), and root
-file systems that can be written to until they are committed (``ActiveRoot``). How files are laid out, mounted and
-compared is known behind it.
+Callers know snapshots (the files of one layer, immutable), stacks of them (``Parents``), and root file systems that can
+be written to until they are committed (``ActiveRoot``). How files are stored, mounted and compared is known to the
+implementations only.
 """
 
 from __future__ import annotations
@@ -31,58 +31,58 @@ MOUNT_POINTS = ("dev", "proc", "sys")
 
 
 class ActiveRoot(msgspec.Struct, frozen=True):
-    """A root file system that can be written to: its maker's until it is committed or removed."""
+    """A writable root file system. It belongs to the caller of ``prepare`` until it is committed or removed."""
 
     rootfs: Rootfs
     parents: Parents
     snapshot: ActiveSnapshot
-    """What becomes the snapshot of the changes."""
+    """Becomes the snapshot of the changes."""
 
 
 class Mounted(msgspec.Struct, frozen=True):
-    """Files of a stack as a mount that is attached nowhere, for ``executor.sandbox.spec.BindFd``."""
+    """A detached mount of files of a stack, for ``executor.sandbox.spec.BindFd``."""
 
     fd: int
-    """Of its root, a directory or a file."""
+    """A descriptor of its root, a directory or a file."""
     directories: tuple[str, ...]
-    """Beside which it is recorded what the kernel refused to set, top first."""
+    """The directories whose records apply to it (``records``), top first."""
 
 
 class Snapshotter(Protocol):
-    """Makes, shows and compares the file systems of one job's steps. To be used from any thread."""
+    """Makes, shows and compares the file systems of the steps of one job. Thread-safe."""
 
     def view(self, parents: Parents) -> Tree:
-        """The file system of ``parents``, to be read until the snapshotter is closed. Made once for equal parents."""
+        """Return the file system of ``parents`` for reading, valid until ``close``; the same for equal parents."""
         ...
 
     def prepare(self, parents: Parents) -> ActiveRoot:
-        """A root file system on top of ``parents``, which is nobody else's."""
+        """Return a new writable root file system on top of ``parents``."""
         ...
 
     def add_mount_points(self, active: ActiveRoot, made_ns: int) -> None:
-        """Make the directories that every step needs and ``active`` lacks; they stay, of the time ``made_ns``."""
+        """Make those of MOUNT_POINTS that ``active`` lacks, dated ``made_ns``. They become part of the snapshot."""
         ...
 
     def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits) -> Unpacked:
-        """Apply a layer's archive to ``active``. Raises as ``unpack.unpack_onto`` does."""
+        """Apply the archive of a layer to ``active``. Raises as ``unpack.unpack_onto`` does."""
         ...
 
     def commit(self, active: ActiveRoot, *, keys: tuple[str, ...], description: str = "") -> Snapshot:
-        """The changes of ``active`` to its parents, to be found by ``keys``. Nobody may write to it any more."""
+        """Return the snapshot of the changes to the parents, found by ``keys`` from now on. ``active`` is used up."""
         ...
 
     def remove(self, active: ActiveRoot) -> None:
-        """Give ``active`` up, with what was changed."""
+        """Discard ``active`` and its changes."""
         ...
 
     def diff(self, snapshot: Snapshot, parents: Parents) -> Iterator[Entry]:
-        """What ``snapshot`` changes of ``parents``, as a comparison of the two trees would tell it (``diff.scan``)."""
+        """Yield the changes of ``snapshot`` to ``parents``: the result of comparing both trees (``diff.scan``)."""
         ...
 
     def mounted(self, parents: Parents, inside: str, *, readonly: bool) -> AbstractContextManager[Mounted]:
-        """What is at ``inside``, a path in the file system of ``parents``, links followed inside, as a mount.
+        """Return a mount of what is at the path ``inside`` in the file system of ``parents``, links followed inside.
 
-        What is written to it is thrown away at the end. Raises ``BuildError`` when there is no such thing.
+        Changes to it are discarded at the end. Raises ``BuildError`` if the path does not exist.
         """
         ...
 
@@ -92,7 +92,7 @@ class Snapshotter(Protocol):
 
 
 def make_mount_points(tree: Tree, directory: str, made_ns: int) -> None:
-    """``Snapshotter.add_mount_points`` for what is seen as ``tree`` and written in ``directory``."""
+    """``Snapshotter.add_mount_points`` for a root that is read as ``tree`` and written in ``directory``."""
     for name in MOUNT_POINTS:
         if tree.lstat(name.encode()) is None:
             made = below(directory, name)
@@ -102,8 +102,8 @@ def make_mount_points(tree: Tree, directory: str, made_ns: int) -> None:
 
 
 def stacked(parents: Parents) -> tuple[str, ...]:
-    """The directories of ``parents``, top first.
+    """Return the directories of ``parents``, top first, each once.
 
-    A layer may occur twice (the same COPY twice). overlayfs refuses that, and the upper one says it all.
+    A layer may occur twice (the same COPY twice). overlayfs refuses that, and the upper one is enough.
     """
     return tuple(dict.fromkeys(each.fs for each in reversed(parents)))
