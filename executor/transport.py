@@ -382,10 +382,16 @@ class Transport:
             return client.send(built, stream=True, follow_redirects=False)
 
     def _remember(self, event: str, info: dict[str, Any]) -> None:
-        """Store the sockets that are opened, from httpx's trace of a request, so that ``close`` can shut them down."""
+        """Store the sockets that are opened, from httpx's trace of a request, so that ``close`` can shut them down.
+
+        One that was being connected meanwhile is not in its pool any more, so it is closed here.
+        """
         if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
             with self._lock:
                 self._sockets.add(info["return_value"].get_extra_info("socket"))
+                closed = self._closed
+            if closed:
+                info["return_value"].close()
 
     def _client(self, target: Origin) -> httpx.Client:
         """Return the connection pool for ``target``: there is one for each way of verifying peers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from typing import BinaryIO, Final, cast
 
@@ -219,3 +219,9 @@ class _Streamed(io.RawIOBase):
         end = len(self._rest) if size < 0 else size
         data, self._rest = self._rest[:end], self._rest[end:]
         return data
+
+    def close(self) -> None:
+        """Give the connection back, if there is one."""
+        if isinstance(self._chunks, Generator):
+            self._chunks.close()
+        super().close()

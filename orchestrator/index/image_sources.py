@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from executor.image import mediatypes
 from executor.image.digest import check_digest
-from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest
+from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
 from executor.registry.client import Client
 from executor.registry.layout import REF_NAME, Layout, blob_path, read_layout
 from executor.registry.oci_archive import read_archive
@@ -255,7 +255,7 @@ class LayoutSource:
         if descriptor.media_type not in _DOCUMENTS:
             raise _no_document(descriptor, self.name)
         data = self._layout.read(descriptor)
-        content = self._layout.manifest(descriptor)
+        content = parse(data, descriptor.media_type)
         found = Descriptor(content.media_type, descriptor.digest, len(data))
         return checked(Document(found, data, content), descriptor, self.name)
 
@@ -276,17 +276,7 @@ class LayoutSource:
 
     @contextmanager
     def blob_opener(self, descriptor: Descriptor) -> Iterator[Opener]:
-        verified = False
-
-        def opened() -> BinaryIO:
-            nonlocal verified
-            if not verified:
-                for _ in self._layout.chunks(descriptor):
-                    pass
-                verified = True
-            return self.open(descriptor)
-
-        yield opened
+        yield _VerifiedFile(self, descriptor).open
 
     def referrers(self, digest: str) -> tuple[Descriptor, ...]:
         """As registries have them, and as ORAS keeps them in a layout: roots without a name that have a subject."""
@@ -337,6 +327,22 @@ class LayoutSource:
             raise ArchiveError(f"{digest} of {self.name} is no image", why=f"it has {size} bytes")
         kinds = decoding.from_json(self._layout.read(Descriptor("", check_digest(digest), size))).get("mediaType")
         return self.document(Descriptor(kinds if isinstance(kinds, str) else mediatypes.OCI_MANIFEST, digest, size))
+
+
+class _VerifiedFile:
+    """A blob of a layout, read as a whole before it is first opened."""
+
+    def __init__(self, source: LayoutSource, descriptor: Descriptor) -> None:
+        self._source = source
+        self._descriptor = descriptor
+        self._verified = False
+
+    def open(self) -> BinaryIO:
+        if not self._verified:
+            for _ in self._source.stream(self._descriptor):
+                pass
+            self._verified = True
+        return self._source.open(self._descriptor)
 
 
 def _bare(descriptor: Descriptor) -> Descriptor:

@@ -74,7 +74,8 @@ def exists(reference: str) -> bool:
     try:
         served(reference)
     except urllib.error.HTTPError as error:
-        assert error.code == 404
+        with error:
+            assert error.code == 404
         return False
     return True
 
