@@ -17,6 +17,7 @@ from executor.solver import builtin_args, graph
 from executor.store.store import Store
 from orchestrator import base_images
 from orchestrator import plan as planning
+from orchestrator.base_images import BaseImages
 from orchestrator.contexts import FetchOptions
 from orchestrator.plan import BuildPlan
 from orchestrator.registries import Registry
@@ -61,9 +62,9 @@ def _bases(
 ) -> dict[int, BaseImage]:
     seen = global_scope(plan.dockerfile, dict(request.build_args), _predefined(request, plan))
     wanted = [plan.dockerfile.stages[index] for index in stages]
-    return base_images.read(
-        plan.dockerfile, wanted, seen, request.platforms[0], plan.named(request.platforms[0]), pins, registry, store
-    )
+    target = request.platforms[0]
+    needed = base_images.needed(plan.dockerfile, wanted, seen, target, plan.named(target))
+    return BaseImages(pins, registry, store).read(needed)
 
 
 def _check(
