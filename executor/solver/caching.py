@@ -74,7 +74,7 @@ class CachedStep(msgspec.Struct, frozen=True):
 
 
 class _RecomputedEntries(msgspec.Struct, frozen=True):
-    """The entries of the step that came to ``result``, worked out should somebody go through them."""
+    """The entries of the step with ``result``, computed again when they are iterated."""
 
     made: Lazy[Made]
     result: str

@@ -1,10 +1,10 @@
-"""What COPY and ADD do to a file system, worked out as a sequence of entries before anything is written.
+"""COPY and ADD as plans: the entries that they add to a file system, before anything is written.
 
 The rules are those of BuildKit's file operations (solver/llbsolver/file and fsutil's copier), applied to two ``Tree``s:
-what is copied, and the stage it goes to. The outcome is the layer, as data: it can be packed without ever being
-unpacked, and two platforms whose plans are equal share one layer.
+the source, and the stage. The plan is the layer as data: it can be packed without being written to a directory, and two
+platforms with equal plans share one layer.
 
-Where BuildKit would note the time of the build (a created parent directory), a plan has one that is always the same
+Where BuildKit uses the time of the build (for created parent directories), a plan has a constant one
 (``rootfs.moment``).
 """
 
@@ -30,52 +30,54 @@ from platforms.pathwalk import TooManyLinks, resolve
 
 _PATH_LIMIT: Final = 4095
 _NAME_LIMIT: Final = 255
-"""Bytes of a path and of a component (linux/limits.h)."""
+"""Maximum length of a component, after that of a path, in bytes (linux/limits.h)."""
 
 
 class CopyOptions(msgspec.Struct, frozen=True):
-    """What is done to every copied file: a new owner, a new mode, names left out."""
+    """Options for every copied file: owner, mode, excluded names."""
 
     owner: tuple[int, int] | None = None
     mode: Change | None = None
     parents_mode: int = 0o755
-    """Mode of directories made on the way to the destination: an octal ``--chmod`` counts for them too."""
+    """Mode of created parent directories of the destination: that of an octal ``--chmod``."""
     exclude: tuple[str, ...] = ()
 
 
 class CopySource(msgspec.Struct, frozen=True):
-    """One source argument. ``pattern`` is absolute and may hold wildcards where ``wildcards`` says so."""
+    """A source argument. ``pattern`` is absolute and may contain wildcards if ``wildcards``."""
 
     tree: Tree
     pattern: str
     wildcards: bool = True
     contents: bool = True
-    """Copy what is in a directory rather than the directory."""
+    """Copy the content of a directory rather than the directory."""
     include: tuple[str, ...] = ()
-    """With ``--parents``: only paths that match, together with the directories above them."""
+    """With ``--parents``: only paths that match, with their parent directories."""
     required: bool = False
-    """With ``--parents``: the included path has to exist."""
+    """With ``--parents``: the included path must exist."""
     context: bool = False
-    """Whether the tree is a build context: its root's time (the checkout's) says nothing, and it has no attributes."""
+    """Whether the tree is a build context, whose root has no meaningful timestamp (that of the checkout) and no
+    attributes."""
 
 
 class Match(msgspec.Struct, frozen=True):
-    """A path of a source tree that an argument named: ``path`` is real, ``name`` what it is called at the target."""
+    """A path that an argument matched: ``path`` in the source tree, ``name`` at the target."""
 
     path: bytes
     name: bytes
 
 
 def normal_path(directory: str, path: str) -> str:
-    """``path`` made absolute from ``directory`` and cleaned, as Go's ``path.Join`` does it."""
+    """Return ``path``, relative to ``directory``, as a clean absolute path, as Go's ``path.Join`` does."""
     cleaned = posixpath.normpath(posixpath.join("/", directory, path))
     return "/" + cleaned.lstrip("/")
 
 
 def matches(source: CopySource) -> tuple[Match, ...]:
-    """What ``source`` names. Nothing for a wildcard that matches nothing; ``ContextError`` for a missing path.
+    """Return the paths that ``source`` matches. Empty for a wildcard without a match; ``ContextError`` for a missing
+    path.
 
-    What comes before the first wildcard has to be there.
+    The part before the first wildcard must exist.
     """
     literal, pattern = _split_wildcards(source.pattern) if source.wildcards else (source.pattern, "")
     base = source.tree.resolve(literal.encode("utf-8", "surrogateescape"))
@@ -94,7 +96,7 @@ def matches(source: CopySource) -> tuple[Match, ...]:
 
 
 def _missing(source: CopySource, path: str) -> ContextError:
-    """``path`` is not in ``source``."""
+    """Return the error for a ``path`` that is not in ``source``."""
     remedy = "what lies outside of the build context, or is left out by its .dockerignore, cannot be copied"
     return ContextError(f'"{path}": not found', remedy=remedy if source.context else "")
 
@@ -125,9 +127,9 @@ def has_wildcards(name: str) -> bool:
 
 
 def _glob(tree: Tree, base: bytes, pattern: str) -> Iterator[bytes]:
-    """The paths below ``base`` that match, in the order of a walk; what is below a match is not looked at.
+    """Yield the paths below ``base`` that match, in the order of a walk; not those below a match.
 
-    A wildcard never matches a slash, so a component at a time is enough: no walk of what cannot match.
+    A wildcard never matches a slash, so the tree is matched a component at a time, without walking what cannot match.
     """
     return _descend(tree, base, pattern.split("/"))
 
@@ -148,10 +150,11 @@ def _descend(tree: Tree, directory: bytes, parts: Sequence[str]) -> Iterator[byt
 
 
 class CopyPlan:
-    """A layer being worked out on top of ``stage`` (None: an empty one, as for ``--link``).
+    """A layer that is being planned on ``stage`` (None: empty, as for ``--link``).
 
-    Every entry comes with the directories above it as the stage has them. What does not fit in memory goes to a file in
-    ``directory``, by default the system's for temporary files. Directories that the plan makes are dated ``made``.
+    Every entry comes with its parent directories as the stage has them. What does not fit in memory is written to a
+    file in ``directory`` (default: the system's for temporary files). Directories that the plan creates have the time
+    ``made``.
     """
 
     def __init__(self, stage: Tree | None, directory: str | None = None, made: int = moment.NANOSECONDS) -> None:
@@ -159,19 +162,19 @@ class CopyPlan:
         self.made = made
         self._entries = ExternalSort(directory)
         self._placed: bytes | None = None
-        """The directory that something was last put in: it is planned as far as it can be."""
+        """The directory of the last entry: it is planned already."""
         self._parent: bytes | None = None
         self._fresh = False
-        """Whether the directory ``_parent``, the one that was last asked about, holds only what the plan puts there."""
+        """Whether the directory ``_parent``, the last that was looked up, contains only planned entries."""
         self._linked: dict[bytes, list[bytes]] = {}
         """The hard links to each file that has some."""
 
     def planned(self, path: bytes) -> Entry | None:
-        """What the plan itself has at ``path``."""
+        """Return the planned entry at ``path``."""
         return self._entries.get(path)
 
     def lookup(self, path: bytes) -> Entry | None:
-        """What is at ``path`` so far."""
+        """Return the entry at ``path``, planned or of the stage."""
         planned = self._entries.get(path)
         if planned is not None:
             return planned
@@ -185,7 +188,7 @@ class CopyPlan:
         return None if self._fresh else self.stage.entry(path)
 
     def _is_fresh(self, parent: bytes) -> bool:
-        """Whether the stage has nothing in ``parent``, or something that is no directory took a place above."""
+        """Whether the stage has nothing in ``parent``, or a parent directory was replaced by something else."""
         assert self.stage is not None
         below = parent
         while below:
@@ -199,7 +202,7 @@ class CopyPlan:
         return found is None or not stat.S_ISDIR(found.st_mode)
 
     def resolve(self, path: bytes) -> bytes:
-        """``path`` with the links of the stage and of the plan followed. Raises ``BuildError`` where nothing can be."""
+        """Return ``path`` with the links of the stage and of the plan resolved. Raises ``BuildError``."""
         if len(path) > _PATH_LIMIT or any(len(part) > _NAME_LIMIT for part in path.split(b"/")):
             raise BuildError(f"/{path[:64].decode('utf-8', 'replace').lstrip('/')}…: file name too long")
         try:
@@ -212,7 +215,7 @@ class CopyPlan:
         return found.link if found is not None and found.kind is Kind.SYMLINK else None
 
     def make_directories(self, path: bytes, mode: int, owner: tuple[int, int] | None) -> None:
-        """Make ``path`` (resolved) and what is missing above it."""
+        """Make ``path`` (resolved) and its missing parents."""
         missing: list[bytes] = []
         while path:
             found = self.lookup(path)
@@ -228,13 +231,13 @@ class CopyPlan:
     def _make_directory(self, path: bytes, mode: int, owner: tuple[int, int] | None) -> None:
         uid, gid = owner or (0, 0)
         parent = self.lookup(path.rpartition(b"/")[0])
-        if parent is not None and parent.mode & stat.S_ISGID:  # as mkdir(2) does it
+        if parent is not None and parent.mode & stat.S_ISGID:  # as mkdir(2)
             mode |= stat.S_ISGID
             gid = gid if owner else parent.gid
         self.set(Entry(path, Kind.DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=self.made))
 
     def set(self, entry: Entry) -> None:
-        """Let ``entry`` be what is at its path, of the same nature as what is there so far, if anything is."""
+        """Plan ``entry`` at its path, where there is nothing or an entry of the same kind."""
         path = entry.path
         parent = path.rpartition(b"/")[0]
         if parent != self._placed:
@@ -249,7 +252,7 @@ class CopyPlan:
         self._entries.put(entry)
 
     def _bequeath(self, path: bytes) -> None:
-        """Let the file at ``path``, which something else takes the place of, live on under the names linked to it."""
+        """Keep the file at ``path``, which is replaced, under the names that are hard links to it."""
         file = self._entries.get(path)
         links = [each for each in self._linked.pop(path) if self._is_link(each, path)]
         if file is None or not links:
@@ -265,7 +268,7 @@ class CopyPlan:
         return entry is not None and entry.kind is Kind.HARDLINK and entry.link == target
 
     def _above(self, path: bytes) -> None:
-        """Add the directory ``path``, and those above it, as the stage has them, where they are not planned."""
+        """Plan the directory ``path`` and its parents, as the stage has them, if they are not planned."""
         while path and self._entries.get(path) is None:
             found = self.lookup(path)
             if found is None or found.kind is not Kind.DIRECTORY:
@@ -274,7 +277,7 @@ class CopyPlan:
             path = path.rpartition(b"/")[0]
 
     def put(self, entry: Entry) -> None:
-        """Place ``entry``; what is in the way, unless both are directories, goes."""
+        """Plan ``entry``; what is at its path is replaced, unless both are directories."""
         existing = self.lookup(entry.path)
         if existing is not None and existing.kind is Kind.DIRECTORY and entry.kind is not Kind.DIRECTORY:
             self._entries.remove_below(entry.path)
@@ -282,23 +285,23 @@ class CopyPlan:
         self.set(entry)
 
     def finish(self) -> SpooledList[Entry]:
-        """The entries, parents first. To be called last."""
+        """Return the entries, parents first. To be called last."""
         return self._entries.finish()
 
 
 def make_directory(
     stage: Tree | None, path: str, owner: tuple[int, int] | None, made: int = moment.NANOSECONDS
 ) -> SpooledList[Entry]:
-    """What ``WORKDIR path`` adds: the directories that are missing, mode 0755, of ``owner``, dated ``made``."""
+    """Return the entries of ``WORKDIR path``: missing directories, with mode 0755, ``owner``, and the time ``made``."""
     plan = CopyPlan(stage, made=made)
     plan.make_directories(plan.resolve(path.encode("utf-8", "surrogateescape")), 0o755, owner)
     return plan.finish()
 
 
 def copy(plan: CopyPlan, source: CopySource, destination: str, treatment: CopyOptions) -> int:
-    """Add what ``source`` names to ``plan``; returns how many paths matched.
+    """Add the files that ``source`` matches to ``plan``; returns the number of matches.
 
-    ``destination`` is absolute; a trailing slash (or ``/.``) says that it is a directory.
+    ``destination`` is absolute; with a trailing slash (or ``/.``) it is a directory.
     """
     found = matches(source)
     require(source, treatment.exclude)
@@ -310,7 +313,7 @@ def copy(plan: CopyPlan, source: CopySource, destination: str, treatment: CopyOp
 
 
 def copy_file(plan: CopyPlan, tree: Tree, own: str, name: str, destination: str, treatment: CopyOptions) -> None:
-    """Add the file ``own`` of ``tree``, a name that was given here, as what the Dockerfile calls ``name``."""
+    """Add the file ``own`` of ``tree``, an internal name, as ``name``, its name in the Dockerfile."""
     source = CopySource(tree, f"/{own}", wildcards=False, contents=False)
     match = Match(own.encode(), name.encode("utf-8", "surrogateescape"))
     top = top_of(source, match)
@@ -318,7 +321,7 @@ def copy_file(plan: CopyPlan, tree: Tree, own: str, name: str, destination: str,
 
 
 def top_of(source: CopySource, match: Match) -> Entry:
-    """What is at the path of ``match``. Raises ``ContextError`` when there is nothing: a link led there."""
+    """Return the entry at the path of ``match``. Raises ``ContextError`` if it does not exist (a dangling link)."""
     top = source.tree.entry(match.path)
     if top is None:
         raise _missing(source, source.pattern)
@@ -326,9 +329,9 @@ def top_of(source: CopySource, match: Match) -> Entry:
 
 
 def require(source: CopySource, exclude: tuple[str, ...]) -> None:
-    """Raise ``ContextError`` when the path that has to be copied is not there, or left out by ``exclude``.
+    """Raise ``ContextError`` if the path to copy does not exist, or is excluded by ``exclude``.
 
-    Links are not followed to it.
+    Links are not followed.
     """
     if not source.required:
         return
@@ -349,11 +352,11 @@ def unpack_into(
     destination: str,
     owner: tuple[int, int] | None,
 ) -> None:
-    """Add an archive's content, unpacked in ``tree``, as docker's untar does it: what is in the way is replaced.
+    """Add the content of an archive, unpacked in ``tree``, as Docker's untar does: existing files are replaced.
 
-    Only a directory stays where the archive has a directory too, and takes on its metadata; one that the archive does
-    not describe (``implicit``) keeps its own, or is root's, and a link in its place is followed. With ``owner``
-    everything that it describes is that user's.
+    A directory is kept where the archive has a directory, and gets its metadata; one without an entry in the archive
+    (``implicit``) keeps its own, or belongs to root, and a link in its place is followed. ``owner``: the owner of
+    everything with an entry in the archive.
     """
     top = plan.resolve(destination.encode("utf-8", "surrogateescape"))
     plan.make_directories(top, 0o755, owner)
@@ -384,17 +387,17 @@ def unpack_into(
 
 
 class Matched(msgspec.Struct, frozen=True):
-    """A path that a source named, with what is copied of it."""
+    """A path that a source matched, with the entries to copy."""
 
     match: Match
     top: Entry
-    """What is at the path."""
+    """The entry at the path."""
     entries: Iterable[WalkEntry]
     """See ``walk_entries``."""
 
 
 def copy_match(plan: CopyPlan, source: CopySource, matched: Matched, destination: str, treatment: CopyOptions) -> None:
-    """Add what is copied of a path that ``source`` named."""
+    """Add the entries of a match."""
     match, top = matched.match, matched.top
     where = destination.encode("utf-8", "surrogateescape")
     head, _, tail = where.rpartition(b"/")
@@ -416,7 +419,7 @@ def copy_match(plan: CopyPlan, source: CopySource, matched: Matched, destination
 
 
 def _linked(entry: Entry, links: dict[tuple[int, int], bytes]) -> Entry:
-    """``entry``, or a hard link when its file has been placed before, as ``links`` says."""
+    """Return ``entry``, or a hard link if its file was copied before, as recorded in ``links``."""
     if entry.kind is not Kind.FILE or entry.inode == (0, 0):
         return entry
     first = links.setdefault(entry.inode, entry.path)
@@ -426,12 +429,12 @@ def _linked(entry: Entry, links: dict[tuple[int, int], bytes]) -> Entry:
 
 
 class WalkEntry(msgspec.Struct, frozen=True, array_like=True):
-    """An entry that a walk comes to: ``name`` is its path below the top, "" for the top itself."""
+    """An entry of a walk: ``name`` is its path below the top, "" for the top."""
 
     entry: Entry
     name: bytes
     leads: bool = False
-    """Whether it is a directory that was not asked for, on the way to something that was."""
+    """Whether it is a directory that was not matched itself, a parent of a match."""
 
 
 def walk_entries(source: CopySource, top: Entry, exclude: tuple[str, ...]) -> Iterator[WalkEntry]:
@@ -457,7 +460,7 @@ class _Walk:
         """Yield ``top`` and what is copied of what is below it."""
         found, deeper = self._visit(top, b"")
         yield from found
-        # A stack of our own: a tree may be deeper than Python's.
+        # An explicit stack: a tree may be deeper than Python's recursion limit.
         open_directories = [(b"", self._tree.entries(top.path))] if deeper else []
         while open_directories:
             above, entries = open_directories[-1]
@@ -500,7 +503,7 @@ class _Walk:
 
 
 class _Copier:
-    """Where one match of a source goes."""
+    """Copies one match of a source."""
 
     def __init__(self, plan: CopyPlan, source: CopySource, treatment: CopyOptions, times: bool) -> None:
         self._plan = plan
@@ -510,7 +513,7 @@ class _Copier:
         self._links: dict[tuple[int, int], bytes] = {}
 
     def copy(self, found: Iterable[WalkEntry], target: bytes) -> None:
-        """Copy what was ``found`` to ``target``."""
+        """Copy the entries ``found`` to ``target``."""
         for each in found:
             place = target + b"/" + each.name if target and each.name else target or each.name
             if each.leads:

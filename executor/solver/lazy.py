@@ -1,4 +1,4 @@
-"""Work that is done at most once, by whoever asks first; everyone else waits for the same answer."""
+"""Lazy values: computed at most once, by the first caller; other threads wait for the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ T = TypeVar("T")
 
 
 class Lazy(Generic[T]):
-    """A value made on the first call, on the caller's thread. An error is kept as well and raised to every caller."""
+    """A value that is computed by the first call, on the caller's thread. An error is kept and raised to every
+    caller."""
 
     __slots__ = ("_error", "_lock", "_make", "_value")
 
@@ -34,12 +35,12 @@ class Lazy(Generic[T]):
 
     @property
     def done(self) -> bool:
-        """Whether the value (or error) is there already, so that a call costs nothing."""
+        """Whether the value (or error) is available without computing."""
         return self._make is None
 
 
 def ready(value: T) -> Lazy[T]:
-    """A ``Lazy`` that needs no making."""
+    """Return a ``Lazy`` with the given value."""
     once = Lazy(lambda: value)
     once()
     return once

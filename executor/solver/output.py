@@ -1,9 +1,9 @@
 """The output of a step as lines: decoded, with secrets masked, limited, and sent in large pieces.
 
-A step may write a million lines in a second. So output is read, decoded, masked and told in pieces of many lines, and
-of each stream at most so many bytes are told, altogether and on average a second, as BuildKit has it: the environment's
-``BUILDKIT_STEP_LOG_MAX_SIZE`` (bytes, 2 MiB) and ``BUILDKIT_STEP_LOG_MAX_SPEED`` (bytes a second, 200 KiB) set that, -1
-is no limit. What is cut is said in the place of it. The last lines of all are kept for the error of a step that fails.
+A step may write a million lines a second, so output is read, decoded, masked and sent in pieces of many lines. Each
+stream is limited in total and in its average rate, as in BuildKit: the environment variables
+``BUILDKIT_STEP_LOG_MAX_SIZE`` (bytes, 2 MiB) and ``BUILDKIT_STEP_LOG_MAX_SPEED`` (bytes per second, 200 KiB) set the
+limits, -1 is none. A line tells where output was cut. The last lines are kept for the error of a failed step.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from typing import Final
 import msgspec
 
 TAIL: Final = 20
-"""Lines of a failed step's output that its error shows."""
+"""Number of lines of output in the error of a failed step."""
 _LINE_LIMIT: Final = 64 << 10
-"""Characters of output without a newline that are shown as a line of their own."""
+"""Maximum characters without a newline; then they are sent as a line."""
 _OVERWRITTEN_SECONDS: Final = 1.0
-"""Seconds between two states of a progress bar that are shown."""
+"""Minimum seconds between two states of a progress bar that are sent."""
 _PIECE: Final = 1 << 18
-"""Bytes that are read at once."""
+"""Number of bytes that are read at once."""
 
 Tell = Callable[[str, int], None]
-"""Takes some lines, with newlines between them, and the number of their stream: 1 is stdout, 2 stderr."""
+"""Receives lines, separated by newlines, and the number of their stream: 1 is stdout, 2 stderr."""
 
 
 class LogLimits(msgspec.Struct, frozen=True):
-    """How much of a stream is told; -1 is all."""
+    """Limits of a stream; -1 is none."""
 
     size: int = 2 << 20
     """Bytes."""
     speed: int = 200 << 10
-    """Bytes a second, on average since the step began."""
+    """Bytes per second, on average since the step began."""
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> LogLimits:
-        """Those of the environment; what is no number there is passed over, as BuildKit does."""
+        """Return the limits of the environment; an invalid number is ignored, as in BuildKit."""
         found = {}
         for field, name in (("size", "BUILDKIT_STEP_LOG_MAX_SIZE"), ("speed", "BUILDKIT_STEP_LOG_MAX_SPEED")):
             with suppress(ValueError):
@@ -52,7 +52,7 @@ class LogLimits(msgspec.Struct, frozen=True):
 
 
 class Clip:
-    """Counts a stream's bytes against ``limits``."""
+    """Applies ``limits`` to a stream."""
 
     def __init__(self, limits: LogLimits, began: float) -> None:
         self._limits = limits
@@ -61,9 +61,9 @@ class Clip:
         self._clipping = False
 
     def cut(self, lines: str, now: float) -> str | None:
-        """``lines``, or as many of them as may be told, and a line that says so where it begins to be fewer.
+        """Return ``lines``, or as many as are within the limits, with a line that tells where output was cut.
 
-        None when that is none.
+        None if there are none.
         """
         size = len(lines) if lines.isascii() else len(lines.encode("utf-8", "replace"))
         before, self._size = self._size, self._size + size + 1
@@ -84,7 +84,7 @@ class Clip:
 
 
 class Stream:
-    """One stream of a step: bytes go in, whole lines come out, with ``secrets`` masked."""
+    """One stream of a step: takes bytes and returns whole lines, with ``secrets`` masked."""
 
     def __init__(self, secrets: tuple[str, ...]) -> None:
         self._secrets = secrets
@@ -93,17 +93,17 @@ class Stream:
         self._due = 0.0
 
     def feed(self, data: bytes, now: float) -> str:
-        """The lines that ``data`` completes, with newlines between them and after the last; "" if there are none."""
+        """Return the lines that ``data`` completes, each with its newline; "" if none."""
         text = self._rest + self._decode(data)
         end = text.rfind("\n") + 1
         lines, rest = masked(text[:end], self._secrets), text[end:]
         if len(rest) > _LINE_LIMIT:
-            # A secret may have begun that is not all here.
+            # The rest may contain the beginning of a secret.
             rest = masked(rest, self._secrets)
             kept = _begun(rest, self._secrets)
             lines += f"{rest[: len(rest) - kept]}\n"
             rest = rest[len(rest) - kept :]
-        returned = rest.rfind("\r", 0, -1)  # a last one may be half of a line's end
+        returned = rest.rfind("\r", 0, -1)  # the last may be the first half of a line end
         if returned >= 0 and now >= self._due:
             self._due = now + _OVERWRITTEN_SECONDS
             if state := rest[:returned].rpartition("\r")[2]:
@@ -113,34 +113,34 @@ class Stream:
         return lines
 
     def end(self) -> str:
-        """What is left: one line, without a newline, or ""."""
+        """Return the rest: a line without a newline, or ""."""
         return masked(self._rest + self._decode(b"", True), self._secrets)
 
 
 def masked(text: str, secrets: tuple[str, ...]) -> str:
-    """``text`` without secrets."""
+    """Return ``text`` with secrets masked."""
     for secret in secrets:
         text = text.replace(secret, "***")
     return text
 
 
 class Tail:
-    """The last lines of a step, whichever of its streams they came by."""
+    """The last lines of a step, of both streams."""
 
     def __init__(self) -> None:
         self.lines: tuple[str, ...] = ()
 
     def add(self, lines: str) -> None:
-        """Take some lines in, with newlines between them."""
+        """Add lines, separated by newlines."""
         self.lines = (*self.lines, *lines.rsplit("\n", TAIL)[-TAIL:])[-TAIL:]
 
 
 @contextmanager
 def captured(secrets: tuple[str, ...], limits: LogLimits, tail: Tail, tell: Tell) -> Iterator[tuple[int, int]]:
-    """Two descriptors to write to, a step's stdout and stderr. At the end, all that came has been told."""
+    """Yield two descriptors to write to, for stdout and stderr of a step. At the end, all output has been sent."""
     pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
     for read, _ in pipes:
-        with suppress(OSError):  # there may be a bound to what pipes of one user hold
+        with suppress(OSError):  # the capacity of a user's pipes may be limited
             fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, _PIECE)
     reader = threading.Thread(
         target=_pump, args=(tuple(read for read, _ in pipes), secrets, limits, tail, tell), name="output", daemon=True
@@ -155,7 +155,8 @@ def captured(secrets: tuple[str, ...], limits: LogLimits, tail: Tail, tell: Tell
 
 
 def _pump(fds: tuple[int, int], secrets: tuple[str, ...], limits: LogLimits, tail: Tail, tell: Tell) -> None:
-    """Turn two pipes into lines until both end. Of a line that is written over and over, some states are lines too."""
+    """Turn two pipes into lines until both end. Of a line that is overwritten repeatedly, some states are sent as
+    lines."""
     began = time.monotonic()
     numbers = dict(zip(fds, (1, 2), strict=True))
     streams = {fd: Stream(secrets) for fd in fds}
@@ -180,7 +181,7 @@ def _pump(fds: tuple[int, int], secrets: tuple[str, ...], limits: LogLimits, tai
 
 
 def _begun(text: str, secrets: tuple[str, ...]) -> int:
-    """How many characters at the end of ``text`` may be the beginning of a secret."""
+    """Return how many characters at the end of ``text`` may be the beginning of a secret."""
     longest = 0
     for secret in secrets:
         for size in range(min(len(secret) - 1, len(text)), longest, -1):
@@ -191,7 +192,7 @@ def _begun(text: str, secrets: tuple[str, ...]) -> int:
 
 
 def _amount(size: int) -> str:
-    """``size`` in the largest unit that it fills, as BuildKit writes it: ``2MiB``, ``200KiB``."""
+    """Return ``size`` in the largest unit that it fills, as in BuildKit: ``2MiB``, ``200KiB``."""
     value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value /= 1024

@@ -1,12 +1,12 @@
-"""The build cache beyond this machine: in a registry, in a directory, or inside of an image.
+"""Remote caches: in a registry, in a directory, or within an image.
 
-The cache is a set: every entry is an object of its own under its key, so that platforms, nodes and CI runners write
-side by side and never overwrite each other's work. In a registry an entry is an OCI manifest, tagged ``NAMESPACE.KEY``,
-whose config is the record and whose only layer is the step's; in a directory it is the file ``steps/KEY`` beside
-``blobs/sha256``; inside of an image it is a field of the image's config.
+Every entry is a separate object under its key, so that platforms, nodes and CI runners write concurrently and do not
+overwrite each other's entries. In a registry an entry is an OCI manifest, tagged ``NAMESPACE.KEY``, whose config is the
+record and whose only layer is the step's; in a directory it is the file ``steps/KEY``, with blobs in ``blobs/sha256``;
+within an image it is in a field of the image's config.
 
-Whatever comes from outside is checked before it is used: the record says for which key it is, the layer is verified by
-digest and by diff id. A cache that is missing, broken or out of reach costs a warning, never a build.
+Everything is verified before it is used: the record names its key, the layer has a digest and a diff id. A cache that
+is missing, broken or unreachable costs a warning, never a build.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ _UNREAD: Final = "the build goes on without it"
 
 
 class RemoteCacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a step came to, for others: its key, its result, and the layer.
+    """The result of a step for other machines: its key, its result, and the layer.
 
-    A step outside of the image (of a stage that is only copied from) may come without its layer. Its result is what the
-    keys of the steps that copied from it hold, so these are found although nobody does the step again.
+    A step of a stage that is only copied from may come without its layer. Its result is contained in the keys of the
+    steps that copied from it, so these are found without running it again.
     """
 
     key: str
@@ -70,9 +70,10 @@ class RemoteCacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def name(self) -> str:
-        """What a store calls the layer: not ``result``, which a step of its own may come to.
+        """Return the name of the layer in the store: not ``result``, which a local step may have.
 
-        It holds all that the store then knows of the layer by this entry's word, which so adds to no other's.
+        It is derived from everything that the store records of the layer according to this entry, so entries do not
+        affect each other.
         """
         blob = None if self.blob is None else (self.blob.kind, self.blob.digest, self.blob.size)
         machines = tuple((each.name, each.count, each.paths) for each in self.machines)
@@ -80,40 +81,40 @@ class RemoteCacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def descriptor(self) -> Descriptor | None:
-        """The layer's, if there is one."""
+        """The descriptor of the layer, if there is one."""
         return None if self.blob is None else Descriptor(self.media_type, self.blob.digest, self.blob.size)
 
 
 class RemoteCache(Protocol):
-    """One cache outside of this machine."""
+    """A remote cache."""
 
     name: str
 
     @property
     def location(self) -> protocol.CacheLocation:
-        """Where layers of its entries can be had from."""
+        """The location from which layers of its entries can be fetched."""
         ...
 
     def find(self, key: str) -> RemoteCacheEntry | None:
-        """The entry for ``key``, if the place has it."""
+        """Return the entry for ``key``, if there is one."""
         ...
 
     def put(self, entry: RemoteCacheEntry, store: Store) -> None:
-        """Add ``entry``, whose layer is in ``store``; one without a layer takes nobody's place."""
+        """Add ``entry``, whose layer is in ``store``; one without a layer replaces no other."""
         ...
 
     def fetch_blob(self, entry: Descriptor, store: Store) -> None:
-        """Get the layer of an entry into ``store``, verified."""
+        """Fetch the layer of an entry into ``store``, verified."""
         ...
 
     @property
     def repository(self) -> Reference | None:
-        """Where a registry can take an entry's layer over from, when the place is one."""
+        """The repository from which layers can be mounted, if the cache is in a registry."""
         ...
 
 
 class RegistryCache:
-    """A repository. Its tag is a name space: several caches may live in one repository."""
+    """A cache in a repository. The tag is a namespace: several caches can share a repository."""
 
     def __init__(self, ref: str, client: Lazy[Client]) -> None:
         parsed = reference.parse(ref)
@@ -152,7 +153,7 @@ class RegistryCache:
         elif client.has_manifest(self._target(entry.key)) is not None:
             return
         client.push(self._repository, config, partial(io.BytesIO, data))
-        # A manifest has at least one layer (OCI image specification): where there is none, the record is it.
+        # A manifest has at least one layer (OCI image specification): without one, the record is used.
         manifest = Manifest(mediatypes.OCI_MANIFEST, config, (layer or config,))
         client.put_manifest(self._target(entry.key), describe(manifest)[1], manifest.media_type)
 
@@ -164,7 +165,7 @@ class RegistryCache:
 
 
 class DirectoryCache:
-    """A directory, on a shared disk or carried by a CI's own cache."""
+    """A cache in a directory, on a shared disk or in the cache of a CI system."""
 
     def __init__(self, path: str) -> None:
         self.name = path
@@ -210,7 +211,7 @@ class DirectoryCache:
         return below(self._path, "blobs", *check_digest(digest).split(":"))
 
     def _make_directories(self, path: str) -> None:
-        """Make ``path``, below the cache's own directory, where a link in place of one would lead out."""
+        """Make ``path`` below the cache's directory, without following links out of it."""
         os.makedirs(self._path, exist_ok=True)
         here = self._path
         for name in os.path.relpath(path, self._path).split("/"):
@@ -235,7 +236,7 @@ class DirectoryCache:
 
 
 class InlineCache:
-    """The steps that an image remembers of its own making; nothing can be added to it."""
+    """The steps in the config of an image; read-only."""
 
     def __init__(self, ref: str, platform: str, client: Lazy[Client]) -> None:
         self.name = ref
@@ -285,7 +286,7 @@ class InlineCache:
 
 
 class RemoteCaches:
-    """All caches of a job that lie outside: asked in order, and told of what was made. Safe for threads."""
+    """All remote caches of a job: looked up in order, and exported to. Thread-safe."""
 
     def __init__(
         self,
@@ -307,7 +308,7 @@ class RemoteCaches:
         self._helped: set[str] = set()
 
     def find(self, key: str) -> tuple[RemoteCacheEntry, RemoteCache] | None:
-        """The entry for ``key`` in the first place that has it and is well. A place that is not is asked no more."""
+        """Return the entry for ``key`` in the first cache that has it. A cache that fails is not used any more."""
         for place in self._sources:
             if place in self._unusable:
                 continue
@@ -326,16 +327,16 @@ class RemoteCaches:
         return None
 
     def complain(self) -> None:
-        """Warn of caches that had no entry for any step: the reference may be a wrong one.
+        """Warn of caches that had no entry for any step, whose reference may be wrong.
 
-        Not of those that are unusable, which has been said, nor of those that this build is to fill.
+        Not of those that have failed, which was reported, nor of those that this build exports to.
         """
         silent = {each.name for each in (*self._unusable, *self._targets)}
         for name in sorted(self._asked - self._helped - silent):
             self._warn(Problem("CacheMissed", f"the cache {name} has nothing for this build"))
 
     def put(self, entry: RemoteCacheEntry, store: Store) -> None:
-        """Add ``entry`` everywhere."""
+        """Add ``entry`` to all caches to export to."""
         for place in self._targets:
             if place in self._unusable:
                 continue
@@ -345,17 +346,18 @@ class RemoteCaches:
                 self._give_up((place,), error, "its cache is not written")
 
     def lost(self, name: str, error: Exception) -> None:
-        """The cache ``name`` could not give a layer that it has an entry for: it is asked no more."""
+        """Record that the cache ``name`` could not provide the layer of an entry: it is not used any more."""
         self._give_up([each for each in self._sources if each.name == name], error, _UNREAD)
 
     def forget(self, result: str) -> None:
-        """The layer of ``result`` (or of that name) is needed, and is not to be had: take no entry's word for it."""
+        """Record that the layer of ``result`` (or of that name) is needed and not available: entries with it are not
+        used."""
         self._forgotten.add(result)
 
     def _give_up(self, places: Sequence[RemoteCache], error: Exception, so: str) -> None:
         self._unusable.update(places)
         for name in {each.name for each in places}:
-            if (name, so) not in self._warned:  # a reference is asked in two ways, and by many threads
+            if (name, so) not in self._warned:  # a reference is used in two ways, and by many threads
                 self._warned.add((name, so))
                 self._warn(Problem("CacheUnusable", f"the cache {name} cannot be used, {so}", why=str(error)))
 
@@ -368,12 +370,12 @@ class RemoteCaches:
         try:
             made = datetime.fromisoformat(entry.created.replace("Z", "+00:00"))
             return (datetime.now(UTC) - made).total_seconds() <= self._max_age
-        except (ValueError, TypeError, OverflowError):  # no moment, or one without a time zone
+        except (ValueError, TypeError, OverflowError):  # no valid time, or one without a time zone
             return False
 
 
 def at(location: protocol.CacheLocation, client: Lazy[Client]) -> RemoteCache:
-    """The cache at ``location``."""
+    """Return the cache at ``location``."""
     match location:
         case protocol.CacheInRegistry():
             return RegistryCache(location.name, client)
@@ -384,11 +386,11 @@ def at(location: protocol.CacheLocation, client: Lazy[Client]) -> RemoteCache:
 
 
 def places(job: protocol.Job, client: Lazy[Client]) -> tuple[tuple[RemoteCache, ...], tuple[RemoteCache, ...]]:
-    """The caches to ask and those to tell, of ``job``."""
+    """Return the caches of ``job`` to import from, and those to export to."""
     sources: list[RemoteCache] = []
     for each in job.options.cache_from:
         sources.append(at(each, client))
-        if isinstance(each, protocol.CacheInRegistry):  # the reference may be that of an image with a cache in it
+        if isinstance(each, protocol.CacheInRegistry):  # the reference may be an image with an inline cache
             sources.append(InlineCache(each.name, job.platform, client))
     targets = (at(each.to, client) for each in job.options.cache_to if not isinstance(each.to, protocol.CacheInImage))
     return tuple(sources), tuple(targets)
@@ -401,7 +403,7 @@ _FIELDS: Final[msgspec.json.Decoder[dict[str, msgspec.Raw]]] = msgspec.json.Deco
 
 
 def decode(data: bytes, key: str) -> RemoteCacheEntry:
-    """The record in ``data``, which has to be for ``key``. Raises ``ArchiveError``."""
+    """Return the record in ``data``, which has to be for ``key``. Raises ``ArchiveError``."""
     try:
         entry = decoding.decode(_ENTRY, data)
     except msgspec.DecodeError as error:
@@ -415,7 +417,7 @@ def decode(data: bytes, key: str) -> RemoteCacheEntry:
 
 
 def read_inline(config: bytes) -> dict[str, RemoteCacheEntry]:
-    """The steps that an image's config remembers, by key; empty for an image without."""
+    """Return the entries in the config of an image, by key; empty if it has none."""
     try:
         raw = decoding.decode(_FIELDS, config).get(INLINE)
         entries = decoding.decode(_ENTRIES, raw) if raw is not None else ()
@@ -425,7 +427,7 @@ def read_inline(config: bytes) -> dict[str, RemoteCacheEntry]:
 
 
 def with_inline(config: bytes, entries: Sequence[RemoteCacheEntry]) -> bytes:
-    """``config`` with ``entries`` in it, in an order that does not depend on which stage was done first."""
+    """Return ``config`` with ``entries``, in an order that does not depend on the order of execution."""
     document = decoding.decode(_FIELDS, config)
     document[INLINE] = msgspec.Raw(msgspec.json.encode(sorted(entries, key=lambda each: each.key)))
     return msgspec.json.encode(document)

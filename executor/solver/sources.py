@@ -1,7 +1,7 @@
 """The sources of COPY and ADD: paths of a tree and here-documents; ``fetched`` has URLs and git repositories.
 
-Each knows two things: what it is, for the cache key of the step, and how it is copied into a plan. Nothing is read or
-downloaded for a key when that can be known without.
+Each has a part of the step's cache key, and can be copied into a plan. Nothing is read or downloaded for a key if the
+key can be computed without.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Reading:
         self.selected = Lazy(self._select)
         """The files that are copied."""
         self.agreed = Lazy(self._agree)
-        """What ``selected`` is, for keys; it may be known from another job while this one has looked at nothing."""
+        """The digest of ``selected``, for keys; it may come from another job, without a walk."""
 
     def _walk(self) -> StatWalk:
         contents = self._contents
