@@ -66,7 +66,10 @@ class Cancel(Protocol):
 
 
 class Certificates(Protocol):
-    """TLS material for one host: ``ca`` is PEM text, ``cert`` and ``key`` are files; "" where there is none."""
+    """TLS material for ``registry``: ``ca`` is PEM text, ``cert`` and ``key`` are paths; "" if there is none."""
+
+    @property
+    def registry(self) -> str: ...
 
     @property
     def ca(self) -> str: ...
@@ -433,10 +436,12 @@ class Transport:
 
         certificates = self._trust.certificates_for(name)
         context = _new_trust()
+        if certificates is None:
+            return context
         try:
-            if certificates is not None and certificates.ca:
+            if certificates.ca:
                 context.load_verify_locations(cadata=certificates.ca)
-            if certificates is not None and certificates.cert:
+            if certificates.cert:
                 context.load_cert_chain(certificates.cert, certificates.key or None)
         except (OSError, ValueError) as error:
             why = (
@@ -447,7 +452,9 @@ class Transport:
                 else ""
             )
             raise RegistryError(
-                f"cannot use the certificates set for {name}", why=why or str(error), remedy="check the PEM files"
+                f"cannot use the certificates set for {certificates.registry}",
+                why=why or str(error),
+                remedy="check the PEM files",
             ) from error
         return context
 

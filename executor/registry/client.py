@@ -138,7 +138,8 @@ class Client:
             return self._found(origin_endpoint(reference), reference, what)
 
     def referrers(self, reference: Reference) -> tuple[Descriptor, ...] | None:
-        """What the registry itself (no mirror) lists as referrers of ``reference``'s digest; None if it cannot."""
+        """Return what the registry itself (no mirror) lists as referrers of the digest of ``reference``; None if it
+        does not have the API."""
         from executor.registry import referrers
 
         what = f"cannot list the referrers of {reference.familiar()}"

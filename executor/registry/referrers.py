@@ -1,8 +1,8 @@
-"""Referrers: the manifests of a repository that name another one as their subject, such as signatures.
+"""Referrers: manifests in a repository that name another one as their subject, such as signatures.
 
-distribution-spec 1.1, "Listing Referrers": a registry that has the API answers with an index, in pages if it is long.
-Where it has none, the index is an image of the repository, under a tag made of the subject's digest ("Referrers Tag
-Schema"), and kept by those who push referrers.
+distribution-spec 1.1, "Listing Referrers": a registry with the API returns an index, in pages if it is long. Without
+the API, the index is an image in the repository, under a tag made from the subject's digest ("Referrers Tag Schema"),
+and is maintained by the clients that push referrers.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from executor.transport import joined
 from platforms.errors import ArchiveError, RegistryError
 
 REFERRERS: Final = 4096
-"""Referrers that one manifest may have: more are refused."""
+"""Maximum number of referrers of a manifest."""
 _PAGES: Final = 64
 _NO_API: Final = frozenset({400, 404, 405, 406, 415, 501})
-"""What registries say to a request that they do not know; they agree on no status."""
+"""Statuses by which registries refuse a request that they do not know."""
 _NEXT: Final = re.compile(r'<([^<>]{1,4000})>\s*;\s*rel="?next"?', re.IGNORECASE)
 
 
 def fallback_tag(digest: str) -> str:
-    """The tag under which the referrers of ``digest`` are listed where there is no API: ``sha256-…``."""
+    """Return the tag under which the referrers of ``digest`` are listed without the API: ``sha256-…``."""
     algorithm, _, value = digest.partition(":")
     return f"{algorithm[:32]}-{value[:64]}"
 
 
 def listed(session: RegistrySession, endpoint: Endpoint, digest: str, what: str) -> tuple[Descriptor, ...] | None:
-    """The referrers of ``digest``; None where the registry has no such API. ``what`` fails when that cannot be told.
+    """Return the referrers of ``digest``; None if the registry does not have the API. ``what``: what fails in an error.
 
-    Raises ``RegistryError``, also for a list that is malformed or without end.
+    Raises ``RegistryError``, also for a list that is malformed or too long.
     """
     path = f"referrers/{digest}"
     found: list[Descriptor] = []
