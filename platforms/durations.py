@@ -1,4 +1,4 @@
-"""Parsing durations."""
+"""Parsing of durations: as users write them in flags and settings, and as Go writes them in Dockerfiles."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ _NANOSECONDS: Final = {
 }
 _SECOND: Final = _NANOSECONDS["s"]
 _PLAIN: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])", re.ASCII)
-"""A part of what people write."""
+"""A part of a user's duration."""
 _GO: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
-"""A part of what Go's time.ParseDuration reads."""
+"""A part of a duration for Go's time.ParseDuration."""
 _LONGEST: Final = 40
-"""Characters of what people write; what is longer is no duration."""
+"""Maximum length of a user's duration."""
 _DIGITS: Final = 20
-"""Digits before a point of which a number makes sense, and after it that count."""
+"""Maximum number of digits before a point, and of those after it that count."""
 _MOST: Final = (1 << 63) - 1
-"""Nanoseconds that Go's time.Duration holds."""
+"""Maximum of Go's time.Duration in nanoseconds."""
 
 
 def seconds(text: str) -> float | None:
-    """Return the seconds of ``20s``, ``1m30s``, ``1.5h``, ``500ms`` or plain ``20``; None for anything else."""
+    """Return the seconds in ``20s``, ``1m30s``, ``1.5h``, ``500ms`` or plain ``20``; None for anything else.
+
+    Units are ms, s, m, h, d and w, in either case.
+    """
     plain = text.strip().lower()
     if len(plain) > _LONGEST:
         return None
@@ -42,12 +45,12 @@ def seconds(text: str) -> float | None:
 
 
 def age(text: str) -> float | None:
-    """The seconds of ``90m``, ``24h`` or ``7d``: as ``seconds``, but a number without a unit is None."""
+    """Return the seconds in ``90m``, ``24h`` or ``7d``: as ``seconds``, but a number without a unit is None."""
     return seconds(text) if text.strip()[-1:].isalpha() else None
 
 
 def nanoseconds(text: str) -> int | None:
-    """The nanoseconds of ``1h30m`` or ``-1.5s`` as Go's time.ParseDuration reads it; None for what it refuses."""
+    """Return the nanoseconds in ``1h30m`` or ``-1.5s`` as Go's time.ParseDuration does; None for what it refuses."""
     rest = text[1:] if text[:1] in ("-", "+") else text
     total = 0 if rest == "0" else _total(rest, _GO)
     if total is None or total > _MOST:
@@ -56,7 +59,7 @@ def nanoseconds(text: str) -> int | None:
 
 
 def _total(text: str, part: re.Pattern[str]) -> int | None:
-    """The nanoseconds of ``text``, which is nothing but one ``part`` after the other; None when it is not."""
+    """Return the nanoseconds in ``text``, a sequence of ``part``; None if it is anything else."""
     total = at = 0
     while found := part.match(text, at):
         whole, _, fraction = found[1].partition(".")

@@ -1,4 +1,4 @@
-"""Hosts as they stand in addresses: ``HOST`` or ``HOST:PORT``."""
+"""Host names in addresses: ``HOST`` or ``HOST:PORT``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def is_loopback(authority: str) -> bool:
 
 
 def split_port(authority: str) -> tuple[str, str]:
-    """``authority`` as host and port, the port "" when there is none. An IPv6 address keeps its brackets."""
+    """Split ``authority`` into host and port, "" if there is none. An IPv6 address keeps its brackets."""
     if authority.startswith("["):
         host, bracket, rest = authority.partition("]")
         return host + bracket, rest.removeprefix(":")

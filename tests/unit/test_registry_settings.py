@@ -194,6 +194,16 @@ def test_httpx_comes_without_its_command_line() -> None:
     assert done.stdout.split() == ["Client", "False", "False"]
 
 
+def test_what_is_said_of_docker_hub_is_said_of_its_api() -> None:
+    """Which has another name: it is what a connection is made to."""
+    hub = RegistryCertificates("docker.io", ca="PEM")
+    settings = RegistrySettings(insecure=frozenset({"docker.io"}), certificates=(hub,))
+    assert settings.certificates_for("registry-1.docker.io") == settings.certificates_for("docker.io") == hub
+    assert settings.is_insecure("registry-1.docker.io")
+    assert settings.certificates_for("auth.docker.io") is None
+    assert not settings.is_insecure("auth.docker.io")
+
+
 def test_the_settings_shown_in_the_documentation_are_read(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "registries.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
