@@ -1,7 +1,7 @@
-"""What an executor may ask the orchestrator for while it does a job: nothing beyond what the build was given.
+"""Answering the requests of executors, limited to what their build was given.
 
-Credentials of the registries that the job speaks to, whether one of them has a manifest, secrets, the words of an SSH
-agent, and the files of contexts for who does not share this machine's disk.
+Credentials for the registries of the job, whether one of these has a manifest, secrets, replies of an SSH agent, and
+the files of contexts for nodes that do not share this machine's disk.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BLOCK: Final = 1 << 20
 
 
 def answers(request: BuildRequest, job: protocol.Job, keychain: Keychain, registry: Registry) -> OnAsk:
-    """What the executor of ``job`` may be told: nothing beyond what this build was given."""
+    """Return the function that answers requests of the executor of ``job``."""
     secrets = {secret.id: secret for secret in request.secrets}
     contexts = {each.name: each for each in job.contexts}
     registries = registries_of(job)
@@ -39,7 +39,7 @@ def answers(request: BuildRequest, job: protocol.Job, keychain: Keychain, regist
         match ask.question:
             case protocol.AskCredential(name, repository):
                 if name not in registries:
-                    return None  # as if nobody had one: a base's trigger may name any image
+                    return None  # no credential: a trigger of a base may name any image
                 found = await asyncio.to_thread(keychain, f"{name}/{repository}")
                 return None if found is None else msgspec.json.encode(found)
             case protocol.AskManifest(name):
@@ -70,7 +70,7 @@ def answers(request: BuildRequest, job: protocol.Job, keychain: Keychain, regist
 
 
 def registries_of(job: protocol.Job) -> frozenset[str]:
-    """The registries that a job speaks to: those of its images, caches and destinations, and their mirrors."""
+    """Return the registries of a job: those of its images, caches and destinations, and their mirrors."""
     names = [*job.push, *(pin.name for pin in job.pins)]
     names += [context.image for context in job.contexts if isinstance(context, protocol.ImageContext)]
     remote = (*job.options.cache_from, *(each.to for each in job.options.cache_to))
@@ -93,7 +93,8 @@ def _pushed(job: protocol.Job, name: str) -> Reference:
 
 
 def read_secret(file: str, variable: str) -> bytes | None:
-    """A secret's value; None for a variable that is not set. Raises ``KanifoldError`` for a file that is not there."""
+    """Return the value of a secret; None for a variable that is not set. Raises ``KanifoldError`` for a missing
+    file."""
     if variable:
         value = os.environ.get(variable)
         return None if value is None else value.encode("utf-8", "surrogateescape")
@@ -109,7 +110,7 @@ def read_secret(file: str, variable: str) -> bytes | None:
 
 
 def _files(context: protocol.DirectoryContext) -> Stream:
-    """The files of ``context`` that its ignore file lets through, as an archive for who does not share our disk."""
+    """Return the files of ``context`` that its ignore file includes, as an archive."""
     from executor.context.directory import open_context
     from executor.rootfs import tarwriter
     from executor.solver import files
@@ -127,8 +128,8 @@ def _files(context: protocol.DirectoryContext) -> Stream:
 
 
 def _layout_file(location: str, name: str) -> Stream | None:
-    """The file ``name`` of the OCI layout ``location``; None when there is none. Raises ``ProtocolError`` for a name
-    that no file of a layout has: whatever else lies beside them is not for others."""
+    """Return the file ``name`` of the OCI layout ``location``; None if it does not exist. Raises ``ProtocolError`` for
+    a name that is not part of a layout."""
     from executor.registry import layout, oci_archive
 
     if not layout.is_file_of(name):

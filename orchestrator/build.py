@@ -1,8 +1,8 @@
-"""One build: in a session, a request becomes images that are checked and published.
+"""One build in a session: from a request to published images.
 
-(1) Place: a node for every platform. (2) Plan: read the Dockerfile, pin external images. (3) Build: what is remembered,
-or what executors make. (4) Verify and audit. (5) Write local outputs, and push by digest. Then tags may move
-(``publish.commit``). An error or Ctrl-C at any point before (5) leaves no trace.
+(1) Placement: a node for every platform. (2) Plan: read the Dockerfile, resolve external images. (3) Build: cached
+results, or executors. (4) Verify and audit. (5) Write local outputs, and push by digest. Then tags can be set
+(``publish.commit``). An error or Ctrl-C before (5) leaves nothing.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
     from orchestrator.local_outputs import LocalOutputs
 
 _Push = Callable[[BuildResult, Sequence[Reference], Sequence[Reference], Registry, Emit], Awaitable[None]]
-"""Puts the root document of a build into its repositories, of which tags (the third argument) are to name it."""
+"""Pushes the root document of a build to its repositories; the third argument are the tags that will be set."""
 _RESOLVED_AT_ONCE: Final = 8
-"""Images that are asked for together."""
+"""Number of images that are resolved concurrently."""
 
 
 class PlatformsFailedError(BuildError):
-    """Platforms were not built. Carries every reason; the exit status is that of the first."""
+    """Platforms were not built. Has all errors; the exit status is that of the first."""
 
     troubles: tuple[events.Failure, ...] = ()
 
     @classmethod
     def because_of(cls, failures: Sequence[PlatformFailure]) -> PlatformsFailedError:
-        """The error of a build with these ``failures``, of which there is at least one."""
+        """Return the error for ``failures``, at least one."""
         first = failures[0].error
         made = cls(first.problem.what, why=first.problem.why)
         made.troubles = tuple(events.Failure(each.error.problem, str(each.placement.platform)) for each in failures)
@@ -61,20 +61,20 @@ class PlatformsFailedError(BuildError):
 
 
 class _Build(msgspec.Struct, frozen=True):
-    """A build that has begun."""
+    """The state of a build."""
 
     session: Session
     request: BuildRequest
     placements: tuple[Placement, ...]
     scratch: str
-    """A path for temporary files, where nothing is yet."""
+    """A path for temporary files, not made yet."""
     local: LocalOutputs | None
-    """What the build leaves on this machine; None when that is nothing."""
+    """The local outputs of the build; None if there are none."""
     push: _Push
     pushing: asyncio.Event
-    """To be set as soon as it is known that something will be pushed that is not there."""
+    """Set as soon as it is known that something will be pushed."""
     may_push: asyncio.Task[None]
-    """Done when the registries have said that they will take what is built."""
+    """Done when the registries have accepted the push."""
     executors: ExecutorPool
 
     @property
@@ -83,14 +83,14 @@ class _Build(msgspec.Struct, frozen=True):
 
 
 async def build(session: Session, request: BuildRequest, plan: BuildPlan | None = None) -> BuildResult:
-    """Build what is asked for and publish it. The ``plan`` is given if it has been made."""
+    """Build the request and publish the result. ``plan`` is given if it was made already."""
     prepared = await _prepared(session, request, plan, publish.push_untagged)
     await publish.commit(prepared, session.registry, session.emit)
     return prepared.result
 
 
 async def prepare(session: Session, request: BuildRequest, plan: BuildPlan | None = None) -> PreparedImage:
-    """Build what is asked for, and push it by digest; local outputs are written. ``publish.commit`` moves its tags."""
+    """Build the request, write local outputs, and push by digest. ``publish.commit`` sets the tags."""
     return await _prepared(session, request, plan, publish.push)
 
 
@@ -102,7 +102,7 @@ async def _prepared(session: Session, request: BuildRequest, plan: BuildPlan | N
     session.emit(_started(request, placements))
     scratch, executors = session.store.session.temporary(), ExecutorPool()
     try:
-        async with asyncio.TaskGroup() as group:  # whichever fails first ends the other
+        async with asyncio.TaskGroup() as group:  # a failure cancels the other task
             pushing = asyncio.Event()
             may_push = group.create_task(_may_push(request, session.registry, pushing))
             begun = _Build(session, request, placements, scratch, local, push, pushing, may_push, executors)
@@ -128,7 +128,7 @@ def _started(request: BuildRequest, placements: Iterable[Placement]) -> events.B
 
 
 def _named(context: str) -> str:
-    """``context`` as it may be shown: a URL may hold a password."""
+    """Return ``context`` for display: a password in a URL is masked."""
     if "://" not in context:
         return context
     from executor.context.http import shown
@@ -137,13 +137,13 @@ def _named(context: str) -> str:
 
 
 async def _may_push(request: BuildRequest, registry: Registry, pushing: asyncio.Event) -> None:
-    """Ask registries whether they will take what is built, once it is known that something will be."""
+    """Check that registries accept pushes, once it is known that something will be pushed."""
     await pushing.wait()
     await publish.check_push(request.repositories, registry)
 
 
 async def _local_outputs(session: Session, request: BuildRequest) -> LocalOutputs | None:
-    """What the build is to leave on this machine. Raises ``KanifoldError`` when what takes it is not there."""
+    """Return the local outputs of the build. Raises ``KanifoldError`` if a program for one is missing."""
     if all(isinstance(each, Push) for each in request.outputs):
         return None
     from orchestrator import local_outputs
@@ -153,7 +153,7 @@ async def _local_outputs(session: Session, request: BuildRequest) -> LocalOutput
 
 async def _made(build: _Build, plan: BuildPlan | None) -> PreparedImage:
     request, session = build.request, build.session
-    # What is fetched has no lasting place, so nothing of such a build could be looked at again.
+    # Fetched files are temporary, so they could not be checked again.
     cacheable = plan is not None and result_cache.is_cacheable(request, build.placements)
     if plan is None:
         from orchestrator import fetching
@@ -198,7 +198,7 @@ async def _made(build: _Build, plan: BuildPlan | None) -> PreparedImage:
 async def _pinned(
     build: _Build, plan: BuildPlan, jobs: result_cache.Jobs, cached: Sequence[result_cache.CachedResult]
 ) -> tuple[tuple[protocol.Pin, ...], bool]:
-    """The pins of all external images, and whether what is ``cached`` holds for them."""
+    """Return the pins of all external images, and whether the ``cached`` results are valid for them."""
     stop = threading.Event()
 
     def otherwise() -> None:
@@ -210,7 +210,7 @@ async def _pinned(
             _pin(build, plan, cached, stop),
             result_cache.are_valid(cached, jobs, build.session.store, stop, otherwise),
         )
-    except KanifoldError:  # an image cannot be had, perhaps because a context that was to stand for it does not
+    except KanifoldError:  # an image cannot be resolved, perhaps because a named context has a wrong name
         for warning in warnings.unused_contexts(plan, ()):
             build.emit(warning)
         raise
@@ -220,7 +220,7 @@ async def _pinned(
 async def _pin(
     build: _Build, plan: BuildPlan, cached: Sequence[result_cache.CachedResult], stop: threading.Event
 ) -> tuple[protocol.Pin, ...]:
-    """Resolve all external images. Sets ``stop`` when one cannot be had, or when ``cached`` is not for these images."""
+    """Resolve all external images. Sets ``stop`` if one fails, or if ``cached`` results are for other images."""
     known = {each.name: each for each in build.request.pins if "@" not in each.name}
 
     async def resolve(image: External) -> protocol.Pin:
@@ -232,7 +232,7 @@ async def _pin(
             stop.set()
             what = error.problem.what
             if image.name not in what:
-                what = f"cannot resolve the image {image.name}: {what}"  # its registry's name alone says little
+                what = f"cannot resolve the image {image.name}: {what}"  # the registry alone is not enough
             raise KanifoldError.of(replace(error.problem, what=what, where=image.where)) from error
 
     if len(plan.images) > _RESOLVED_AT_ONCE:
@@ -249,7 +249,7 @@ async def _pin(
 
 
 def _start_executors(build: _Build) -> None:
-    """Have executors started for a build that will need them, before their jobs are known."""
+    """Start executors for a build that will need them, before their jobs are known."""
     at_once = build.request.jobs or len(build.placements)
     build.executors.start(each.node for each in build.placements[:at_once])
 
@@ -257,7 +257,7 @@ def _start_executors(build: _Build) -> None:
 async def _built(
     build: _Build, jobs: result_cache.Jobs, cached: Sequence[result_cache.CachedResult]
 ) -> tuple[tuple[PlatformResult, ...], tuple[PlatformFailure, ...]]:
-    """What comes of the ``jobs``: what is ``cached``, or what executors make of them."""
+    """Return the results of ``jobs``: ``cached`` ones, or those of executors."""
     session = build.session
     if cached and await result_cache.are_published(cached, jobs, session.registry):
         debug.log("answered from memory: no executor is asked")
@@ -266,7 +266,7 @@ async def _built(
     _start_executors(build)
     from orchestrator import fanout
 
-    if any(job.pins or job.push for _, job in jobs):  # else nobody has been asked anything
+    if any(job.pins or job.push for _, job in jobs):  # else no registry was contacted
         probed = await asyncio.to_thread(session.registry.probed_settings)
         jobs = [(each, replace(job, options=replace(job.options, registries=probed))) for each, job in jobs]
     return await fanout.build_all(session, build.request, build.executors, jobs)
@@ -275,7 +275,7 @@ async def _built(
 async def _finish(
     build: _Build, plan: BuildPlan, built: Sequence[PlatformResult], release: Callable[[PlatformResult], None]
 ) -> PreparedImage:
-    """Check, join and push what was ``built``. An executor that is not needed for that any more is released."""
+    """Verify, join and push what was ``built``. Executors are released when they are no longer needed."""
     request, session = build.request, build.session
     repositories, tags = request.repositories, publish.tags_of(request)
     standing = asyncio.create_task(publish.look_up(tags, session.registry))
@@ -294,7 +294,7 @@ async def _finish(
     result = publish.join(request, images)
     if build.pushing.is_set():
         await build.may_push
-    else:  # all is there: what a tag may be moved to is found out by moving it
+    else:  # everything was pushed: whether a tag may be set is found out by setting it
         build.may_push.cancel()
     await build.push(result, repositories, tags, session.registry, build.emit)  # (5)
     if build.local is not None:

@@ -1,6 +1,6 @@
-"""A node whose executors are started by a command, and spoken to over its pipes, wherever the command leads.
+"""Nodes whose executors are started by a command and connected by its pipes.
 
-Nothing of this machine's disk is there: a job is translated for it (``translation``), and it sends back what it made.
+They do not share this machine's disk: a job is converted (``translation``), and results are sent back.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from platforms.platform import Platform, candidates
 
 
 class CommandNode:
-    """A node called ``name``. ``environment`` is added to the orchestrator's own for ``command``."""
+    """A node called ``name``. ``environment`` is added to the orchestrator's for ``command``."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Sequence[tuple[str, str]] = ()) -> None:
         self.name = name
         self._command = tuple(command)
         self._environment = tuple(environment)
         self._spare: Connection | None = None
-        """The executor that has described the node, until a job comes for it."""
+        """The executor that described the node, until it gets a job."""
 
     async def describe(self, platforms: Sequence[Platform]) -> Description:
-        """What an executor says of the node in its greeting. It stays, to do the first job.
+        """Return the description in an executor's greeting. The executor is kept for the first job.
 
         Raises ``EnvironmentUnfit`` when the command cannot be started, ``ProtocolError`` when it is no executor.
         """
@@ -47,12 +47,12 @@ class CommandNode:
         )
 
     async def start(self) -> Connection:
-        """An executor: the one that has described the node, or a new one."""
+        """Return an executor: the one that described the node, or a new one."""
         spare, self._spare = self._spare, None
         return spare if spare is not None else await self._start()
 
     async def close(self) -> None:
-        """End the executor that has had no job."""
+        """End an executor that had no job."""
         if self._spare is not None:
             await self._spare.end()
 
@@ -69,16 +69,16 @@ class CommandNode:
         return found
 
     def _support(self, platform: Platform, own: Platform, greeting: protocol.Handshake) -> Support:
-        """How ``platform`` runs, as far as the ``greeting`` of an executor on a host that is ``own`` tells."""
+        """Return how ``platform`` runs on a host of the platform ``own``, according to the ``greeting``."""
         if platform.architecture == own.architecture:
-            # Of arm64 no processor tells its version, as in platforms.emulation.
+            # arm64 processors do not tell their version, see platforms.emulation.
             if platform in candidates(own) or own.architecture == "arm64":
                 return Support("native")
             return self._unfit(platform, own, greeting)
         if platform.architecture in greeting.emulators:
             return Support("emulated")
         if platform.architecture in COMPAT.get(own.architecture, ()):
-            return Support()  # the kernel there may run it by itself
+            return Support()  # the kernel there may run it
         return self._unfit(platform, own, greeting)
 
     def _unfit(self, platform: Platform, own: Platform, greeting: protocol.Handshake) -> Support:

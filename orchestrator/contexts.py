@@ -1,9 +1,9 @@
-"""Build contexts, the main one and those with names: what each is, and its files on this machine.
+"""Build contexts, main and named: their kinds, and their files on this machine.
 
-A git repository, a URL and what comes on stdin are fetched here and once, so that all platforms build the same thing,
-and an executor needs neither network nor credentials for it. What may stand for a context is buildx's choice, what
-becomes of it BuildKit's (frontend/dockerui/context.go, namedcontext.go): the main context may be an archive and is then
-taken apart; a file that is none is the Dockerfile; the ignore file counts in directories alone.
+Git repositories, URLs and stdin are fetched here, once, so that all platforms build the same, and executors need
+neither network nor credentials for it. The kinds of contexts are buildx's, and their treatment BuildKit's
+(frontend/dockerui/context.go, namedcontext.go): a main context that is an archive is unpacked; one that is another file
+is the Dockerfile; the ignore file applies to directories only.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from executor.context.gitreference import GitReference
 
 _WATCH: Final = 0.1
-"""Seconds after which a cancelled build stops waiting for stdin."""
+"""Interval in seconds at which waiting for stdin checks for cancellation."""
 _FILE: Final = "context"
-"""What a file is called that is a context by itself."""
+"""The name of a fetched file."""
 
 
 class ElsewhereError(Exception):
@@ -37,20 +37,20 @@ class ElsewhereError(Exception):
 
 
 class FetchOptions(msgspec.Struct, frozen=True):
-    """What fetching takes."""
+    """Options and state for fetching."""
 
     scratch: str
-    """An existing directory that outlives the executors; "" where nothing is to be fetched (``ElsewhereError``)."""
+    """An existing directory that is kept until executors have ended; "" to fetch nothing (``ElsewhereError``)."""
     secret: Callable[[str], bytes | None] = lambda _: None
     """The build's secrets by id."""
     ssh_socket: str = ""
-    """Of the SSH agent that the build may use; "" for none."""
+    """The socket of the SSH agent of the build; "" for none."""
     cancel: Future[None] = msgspec.field(default_factory=Future)
-    """Done when the build is to end."""
+    """Done when the build is cancelled."""
     emit: Callable[[events.Event], None] = lambda _: None
 
     def directory(self) -> str:
-        """A new directory."""
+        """Make a new directory."""
         if not self.scratch:
             raise ElsewhereError
         import tempfile
@@ -59,23 +59,23 @@ class FetchOptions(msgspec.Struct, frozen=True):
 
 
 class ContextFiles(msgspec.Struct, frozen=True):
-    """A context's files."""
+    """The files of a context."""
 
     directory: str
     fetched: bool = False
-    """Whether it was brought here, so that no path of this machine but those in it mean anything to its user."""
+    """Whether it was fetched, so that its paths on this machine mean nothing to the user."""
     owners: bool = False
-    """Whether its files have owners of their own, as an archive's do; else they are root's."""
+    """Whether its files keep their owners, as those of an archive do; else they belong to root."""
     dockerfile: str = ""
-    """The file that is the Dockerfile because there is no other; "" when one has to be looked up."""
+    """The file that is the Dockerfile if there is no other; "" to look for one."""
     modified: int | None = None
-    """When the source says that it was changed last (a commit's time, ``Last-Modified``), seconds since 1970."""
+    """The time of the source's last change (of a commit, ``Last-Modified``) in seconds since 1970."""
 
 
 def main(text: str, options: FetchOptions, *, keep_git_dir: bool = False) -> ContextFiles:
-    """The files of the CONTEXT ``text``: a directory, ``-`` for stdin, a git repository or a URL.
+    """Return the files of the CONTEXT ``text``: a directory, ``-`` for stdin, a git repository or a URL.
 
-    Raises ``ContextError`` when it is none of these or cannot be had.
+    Raises ``ContextError``.
     """
     if text == "-":
         return _stdin(options)
@@ -99,7 +99,8 @@ def main(text: str, options: FetchOptions, *, keep_git_dir: bool = False) -> Con
 
 
 def named(name: str, text: str, options: FetchOptions) -> ContextFiles:
-    """The files of ``--build-context name=text`` (a directory, a git repository, a URL). Raises ``ContextError``."""
+    """Return the files of ``--build-context name=text`` (a directory, a git repository, a URL). Raises
+    ``ContextError``."""
     repository = _repository(text)
     if repository is not None:
         return _git(repository, options)
@@ -124,9 +125,9 @@ def _directory(path: str) -> ContextFiles:
 
 
 def changed(found: ContextFiles, options: FetchOptions) -> int | None:
-    """When the files that were fetched were changed last, in seconds since 1970; None for what lies on this machine.
+    """Return the time of the last change of fetched files in seconds since 1970; None for files of this machine.
 
-    Where the source does not say, it is the time of an archive's newest file (BuildKit, dockerfile2llb/epoch.go).
+    Without a time from the source, it is that of the newest file in an archive (BuildKit, dockerfile2llb/epoch.go).
     """
     if not found.fetched or found.modified is not None:
         return found.modified
@@ -147,7 +148,7 @@ def _newest(directory: str) -> int | None:
 
 
 def is_remote(text: str) -> bool:
-    """Whether ``text`` names something that is fetched: a git repository or a URL."""
+    """Whether ``text`` is a git repository or a URL."""
     return _repository(text) is not None or _is_url(text)
 
 
@@ -162,7 +163,7 @@ def _is_url(text: str) -> bool:
 
 
 def stdin(path: str, options: FetchOptions) -> None:
-    """Write what comes on stdin to the new file ``path``. Raises ``ContextError``, ``StoreError``, ``Interrupted``."""
+    """Write stdin to the new file ``path``. Raises ``ContextError``, ``StoreError``, ``Interrupted``."""
     with open(path, "xb") as file:
         while True:
             try:
@@ -184,12 +185,12 @@ def _stdin(options: FetchOptions) -> ContextFiles:
     path = os.path.join(options.directory(), _FILE)
     stdin(path, options)
     found = _taken_apart(path, options)
-    # A Dockerfile alone: with buildx, nothing is there to be copied then.
+    # A Dockerfile alone: as in buildx, the context is empty.
     return found if not found.dockerfile else ContextFiles(options.directory(), fetched=True, dockerfile=path)
 
 
 def _download(url: str, options: FetchOptions) -> tuple[str, int | None]:
-    """The file behind ``url``, called ``context``, in a directory of its own; and its ``Last-Modified``."""
+    """Return the file of ``url``, named ``context`` in a new directory; and its ``Last-Modified``."""
     from executor.context import http
 
     options.emit(events.Resolving(ref=http.shown(url)))
@@ -202,7 +203,7 @@ def _download(url: str, options: FetchOptions) -> tuple[str, int | None]:
 
 
 def _taken_apart(path: str, options: FetchOptions) -> ContextFiles:
-    """What is in the archive ``path``; when it is none, the file itself is the Dockerfile."""
+    """Return the content of the archive ``path``; if it is none, the file is the Dockerfile."""
     directory = _unpacked(path, options)
     if directory is None:
         return ContextFiles(os.path.dirname(path), fetched=True, dockerfile=path)
@@ -211,7 +212,7 @@ def _taken_apart(path: str, options: FetchOptions) -> ContextFiles:
 
 
 def _unpacked(path: str, options: FetchOptions) -> str | None:
-    """A new directory with what is in the archive ``path``; None when it is none."""
+    """Return a new directory with the content of the archive ``path``; None if it is none."""
     from executor.context import add_archive
 
     directory = options.directory()
@@ -230,9 +231,9 @@ def _git(repository: GitReference, options: FetchOptions) -> ContextFiles:
 
 
 def named_canonically(contexts: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """``contexts`` (name, place) under the names by which FROM and ``--from`` find them.
+    """Return ``contexts`` (name, value) by the canonical names of FROM and ``--from``.
 
-    Raises ``UsageError`` for a name that is none, and for two spellings of one name.
+    Raises ``UsageError`` for an invalid name, and for two spellings of the same name.
     """
     found: dict[str, tuple[str, str]] = {}
     for name, place in contexts:

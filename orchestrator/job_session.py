@@ -1,6 +1,6 @@
-"""What is said with an executor about one job: its events, its questions, its result, and what it hands over then.
+"""One job on an executor: its events, requests and result, and fetching blobs afterwards.
 
-An executor's word is not taken: what it claims to have built is checked by the caller against the content itself.
+Executors are not trusted: the caller verifies the result.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from orchestrator.connection import Connection
 from platforms.errors import Interrupted, KanifoldError, ProtocolError
 
 _QUESTIONS: Final = 1000
-"""Questions without an answer that an executor may have: far more than it has threads."""
+"""Maximum number of unanswered requests of an executor: far more than it has threads."""
 
 OnMessage = Callable[[protocol.Message], None]
 Stream = Callable[[Callable[[bytes | memoryview], object]], None]
-"""Gives an answer, too large to be held, to its argument block by block; runs on a thread."""
+"""Passes a large answer block by block to its argument; runs on a thread."""
 Answer = bytes | Stream | None
-"""None: there is no such thing."""
+"""None: what was requested does not exist."""
 OnAsk = Callable[[protocol.Ask], Awaitable[Answer]]
 
 
 class Executor(msgspec.Struct, frozen=True):
-    """A running executor whose job is done, still there to hand over blobs."""
+    """A running executor that has done its job and can send blobs."""
 
     connection: Connection
     result: protocol.Result
 
     async def blob(self, digest: str, size: int, sink: Callable[[bytes], object]) -> None:
-        """Give the content of ``digest``, which has ``size`` bytes, to ``sink``, in blocks."""
+        """Pass the content of ``digest``, of ``size`` bytes, to ``sink`` in blocks."""
         await self.connection.send(protocol.Fetch(digest))
         message = await self._asked_for()
         if isinstance(message, protocol.Failed):
@@ -48,7 +48,7 @@ class Executor(msgspec.Struct, frozen=True):
             sink(block)
 
     async def files(self, prefix: str) -> AsyncIterator[bytes]:
-        """The image's file system as blocks of a tar archive without an end, everything in the directory ``prefix``."""
+        """Return the image's file system as blocks of a tar archive without its end, in the directory ``prefix``."""
         await self.connection.send(protocol.FilesRequest(prefix))
         while True:
             message = await self._asked_for()
@@ -62,7 +62,7 @@ class Executor(msgspec.Struct, frozen=True):
                 yield block
 
     async def abandon(self) -> None:
-        """End the executor: nobody wants what it made."""
+        """End the executor: its result is not needed."""
         await self.connection.end()
 
     async def close(self) -> None:
@@ -71,17 +71,17 @@ class Executor(msgspec.Struct, frozen=True):
         await self.connection.end()
 
     async def _asked_for(self) -> protocol.Message:
-        """The next message that is no word of progress: what is asked for now may have to be made first."""
+        """Return the next message that is not about progress: what was requested may have to be made first."""
         while isinstance(message := await self.connection.receive(), protocol.Transfer):
             pass
         return message
 
 
 async def run(connection: Connection, job: protocol.Job, on_message: OnMessage, on_ask: OnAsk) -> Executor:
-    """Give ``job`` to an executor, and hear it to the end; ``on_message`` is told its greeting first.
+    """Send ``job`` to an executor and wait for its result; ``on_message`` receives its greeting first, then events.
 
-    Raises the error that the executor reports, or ``ProtocolError`` when it breaks off. Cancelling this coroutine ends
-    the executor and everything below it, and so does an error.
+    Raises the error that the executor reports, or ``ProtocolError`` if the connection ends. An error, or cancelling
+    this coroutine, ends the executor and all of its processes.
     """
     try:
         on_message(connection.greeting)
@@ -130,7 +130,7 @@ async def _answer(connection: Connection, ask: protocol.Ask, on_ask: OnAsk) -> N
 
 
 async def _stream(connection: Connection, number: int, stream: Stream) -> None:
-    """Answer question ``number`` with what ``stream`` gives, no faster than the executor takes it."""
+    """Answer request ``number`` with the blocks of ``stream``, at the rate at which the executor reads."""
     loop = asyncio.get_running_loop()
 
     def out(block: bytes | memoryview) -> None:

@@ -1,4 +1,4 @@
-"""The jobs of a build: what is asked for, and what the plan says, as each platform's executor is told."""
+"""The jobs of a build, from the request and the plan."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from orchestrator.request import BuildRequest
 
 
 def needs_blobs(request: BuildRequest) -> bool:
-    """Whether all blobs of the images have to be on this machine in the end."""
+    """Whether all blobs of the images must be on this machine at the end."""
     return any(isinstance(each, ImagesOutput) for each in request.outputs)
 
 
 def job(request: BuildRequest, plan: BuildPlan, placement: Placement, build: str) -> protocol.Job:
-    """The job for one platform of the build with the unique name ``build``, but for what registries have to say."""
+    """Return the job for one platform of the build ``build``, without the pins."""
     return protocol.Job(
         version=protocol.VERSION,
         build=build,

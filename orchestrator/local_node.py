@@ -1,4 +1,5 @@
-"""This machine as a node. Its executors are forked by the prefork server; what that has none left for, is a command."""
+"""This machine as a node. Its executors are forked by the prefork server; when none of these is left, started as
+commands."""
 
 from __future__ import annotations
 
@@ -29,17 +30,17 @@ class LocalNode:
         self._server = server
         self._pool: WorkerPool | None = None
         self._wanted = 0
-        """Executors that have been asked for."""
+        """Number of requested executors."""
         self._isolation = ""
-        """The mode in use, by name, once an executor has said it."""
+        """The name of the isolation mode, once an executor has reported it."""
 
     async def describe(self, platforms: Sequence[Platform]) -> Description:
-        """Find out by trying how ``platforms`` run here, which costs some 20 ms for each that is emulated.
+        """Determine how ``platforms`` run here, which takes some 20 ms for each that is emulated.
 
-        Raises ``EnvironmentUnfit`` where no executor runs: on anything but Linux.
+        Raises ``EnvironmentUnfit`` where executors do not run: on anything but Linux.
         """
         if sys.platform != "linux":
-            emulation.emulation(host.default_platform())  # says why
+            emulation.emulation(host.default_platform())  # raises the reason
         return Description(
             platform=host.host(),
             support=tuple((each, _support(each)) for each in platforms),
@@ -51,10 +52,10 @@ class LocalNode:
         )
 
     async def start(self) -> Connection:
-        """A forked executor, or one that is a command when all forked ones are taken."""
+        """Return a forked executor, or one that is started as a command when all forked ones are in use."""
         self._wanted += 1
         if self._server is not None and self._pool is None:
-            await asyncio.sleep(0)  # until all who want one at this moment have said so
+            await asyncio.sleep(0)  # lets concurrent calls be counted
             if self._pool is None:
                 from orchestrator.workerpool import WorkerPool
 
@@ -71,7 +72,7 @@ class LocalNode:
         return started
 
     async def close(self) -> None:
-        """Release the executors that nobody has taken, and wait for the ends of all."""
+        """End the executors that were not acquired, and wait for all."""
         if self._pool is not None:
             await self._pool.close()
 
@@ -85,12 +86,12 @@ def _support(platform: Platform) -> Support:
 
 
 def _command() -> tuple[str, ...]:
-    # -P: the user's directory is not where modules come from, whatever lies there.
+    # -P: modules are not loaded from the current directory.
     return (sys.executable, "-P", "-m", "executor")
 
 
 def _environment() -> tuple[tuple[str, str], ...]:
-    """What is added for the command: the packages' own place, since kanifold may run from a checkout."""
+    """Return what is added to the environment: the location of the packages, as kanifold may run from a checkout."""
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     paths = [home, *(each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each)]
     return (("PYTHONPATH", os.pathsep.join(paths)),)

@@ -1,6 +1,6 @@
-"""A node: a place where executors are started, and what a build has to know of one.
+"""Nodes: places where executors are started, and their descriptions.
 
-Each kind of node is a module: this machine (``local_node``), whatever a command leads to (``command_node``).
+Each kind of node is a module: this machine (``local_node``), or what a command leads to (``command_node``).
 """
 
 from __future__ import annotations
@@ -23,46 +23,45 @@ class Support(msgspec.Struct, frozen=True):
     """How a node runs the programs of a platform."""
 
     how: str = ""
-    """``native``, or the emulator's name; "" when that is not known, or when it does not."""
+    """``native``, or the name of the emulator; "" if unknown or not supported."""
     emulation: Emulation | None = None
-    """How, as it was found on this machine; None when another has to find out for itself."""
+    """How, as determined on this machine; None if the executor has to determine it."""
     unfit: EnvironmentUnfit | None = None
-    """Why it does not: of no account for a build that only copies files."""
+    """Why it is not supported. Irrelevant for a build that only copies files."""
 
 
 class Description(msgspec.Struct, frozen=True):
-    """What a node is."""
+    """The description of a node."""
 
     platform: Platform
-    """Its own."""
+    """Its own platform."""
     support: tuple[tuple[Platform, Support], ...]
-    """How it runs the platforms that it was asked about."""
+    """How it runs the platforms in the request."""
     kanifold: str
     """The version of its executors."""
     protocol: int
-    """The version of the protocol that they speak."""
+    """The version of their protocol."""
     processors: int = 0
-    """That an executor may use; 0 when unknown."""
+    """Number that an executor may use; 0 if unknown."""
     isolation: str = ""
-    """The mode in which steps run, by name; "" when that is not known before an executor is started, or when none is
-    possible."""
+    """The name of the isolation mode; "" if it is unknown before an executor is started, or if none is possible."""
     emulators: tuple[str, ...] = ()
-    """Architectures that it has an emulator for, none of them tried."""
+    """Architectures with an emulator, not verified."""
     shares_disk: bool = False
-    """Whether paths of this machine, its store's included, mean the same there."""
+    """Whether paths of this machine, also that of its store, are valid there."""
 
     @property
     def native(self) -> tuple[Platform, ...]:
-        """Those of the platforms asked about that run without emulation."""
+        """Return the requested platforms that run without emulation."""
         return tuple(platform for platform, support in self.support if support.how == "native")
 
     @property
     def emulated(self) -> tuple[Platform, ...]:
-        """Those of the platforms asked about that run in an emulator."""
+        """Return the requested platforms that run in an emulator."""
         return tuple(platform for platform, support in self.support if support.how not in ("", "native"))
 
     def runs(self, platform: Platform) -> Support:
-        """How programs of ``platform`` run; nothing is known of a platform that was not asked about."""
+        """Return how programs of ``platform`` run; unknown for a platform that was not requested."""
         return dict(self.support).get(platform, Support())
 
 
@@ -71,25 +70,25 @@ class Node(Protocol):
 
     @property
     def name(self) -> str:
-        """As users know it."""
+        """Its name for users."""
         ...
 
     async def describe(self, platforms: Sequence[Platform]) -> Description:
-        """What the node is, and how it runs programs of ``platforms``: those of them that have to be run.
+        """Return a description of the node and of how it runs programs of ``platforms``.
 
-        Raises ``KanifoldError`` when there can be no executor.
+        Raises ``KanifoldError`` when no executor can be started.
         """
         ...
 
     async def start(self) -> Connection:
-        """An executor that waits for a job. Raises ``KanifoldError``.
+        """Start an executor and return its connection. Raises ``KanifoldError``.
 
-        Several that are wanted at once are started at once: whoever needs more than one does not wait for the first.
+        Concurrent calls start executors concurrently.
         """
         ...
 
     async def close(self) -> None:
-        """End what the node has of its own. No executor of it is left afterwards."""
+        """Release the node's resources. Afterwards no executor of it is left."""
         ...
 
 
@@ -101,19 +100,19 @@ class ExecutorPool:
         self._begun = False
 
     def start(self, nodes: Iterable[Node]) -> None:
-        """Begin to start an executor on each of ``nodes``, unless that was done before."""
+        """Start an executor on each of ``nodes``, unless that was done. Does not wait."""
         if not self._begun:
             self._begun = True
             for each in nodes:
                 self._starting.setdefault(each.name, []).append(asyncio.create_task(each.start()))
 
     async def acquire(self, node: Node) -> Connection:
-        """An executor on ``node`` that has no job yet. Raises ``KanifoldError``."""
+        """Return an executor on ``node`` without a job. Raises ``KanifoldError``."""
         starting = self._starting.get(node.name)
         return await (starting.pop(0) if starting else node.start())
 
     async def release(self) -> None:
-        """End the executors that nobody has acquired."""
+        """End the executors that were not acquired."""
         waiting = [task for tasks in self._starting.values() for task in tasks]
         self._starting.clear()
         for each in waiting:

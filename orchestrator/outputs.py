@@ -1,4 +1,4 @@
-"""Where a build's result goes: ``--output``, ``--push`` and ``--tag``, as ``docker buildx build`` spells them."""
+"""Destinations of a build: ``--output``, ``--push`` and ``--tag``, in the syntax of ``docker buildx build``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from executor.protocol import CompressionKind
 from platforms.errors import UsageError
 
 DEFAULT_LAYOUT: Final = "oci-layout"
-"""The directory that a build without a destination writes."""
+"""The directory of a build without a destination."""
 DELETE: Final = "buildx.local.delete"
-"""The permission (``--allow``) to delete what is in a directory outside of the current one; named as buildx's."""
+"""The permission (``--allow``) to delete the content of a directory outside of the current one; buildx's name."""
 
 
 class ImageOptions(msgspec.Struct, frozen=True):
-    """What every output that holds images may say of them."""
+    """Options of outputs with images."""
 
     names: tuple[str, ...] = ()
     rewrite_timestamp: bool | None = None
-    """Whether SOURCE_DATE_EPOCH bounds the times of files in layers; None, where nobody says, means that it does."""
+    """Whether SOURCE_DATE_EPOCH is the upper bound of timestamps in layers; None for the default, true."""
     oci_media_types: bool = True
     compression: CompressionKind | None = None
     compression_level: int | None = None
@@ -65,16 +65,16 @@ class ImageStore(msgspec.Struct, frozen=True):
 
 
 class Push(msgspec.Struct, frozen=True):
-    """The registries that the tags and ``image.names`` name."""
+    """The registries of the tags and of ``image.names``."""
 
     type: ClassVar = "registry"
     image: ImageOptions = ImageOptions()
     dangling: str = ""
-    """A repository that gets the result by its digest alone; "" for none."""
+    """A repository to which the result is pushed by digest only; "" for none."""
     insecure: bool = False
-    """Whether its registries may be spoken to without TLS, or with one that is not verified."""
+    """Whether TLS may be missing or not verified."""
     by_digest: bool = False
-    """Whether no tag is moved."""
+    """Whether no tag is set."""
 
 
 class LocalDirectory(msgspec.Struct, frozen=True):
@@ -83,9 +83,9 @@ class LocalDirectory(msgspec.Struct, frozen=True):
     type: ClassVar = "local"
     dest: str
     split: bool | None = None
-    """Whether each platform has a directory of its own; None: where there are several platforms."""
+    """Whether each platform has its own directory; None: if there are several platforms."""
     delete: bool = False
-    """Whether what was in the directory before is deleted."""
+    """Whether the previous content of the directory is deleted."""
 
 
 class LocalArchive(msgspec.Struct, frozen=True):
@@ -96,21 +96,21 @@ class LocalArchive(msgspec.Struct, frozen=True):
 
 
 class CacheOnly(msgspec.Struct, frozen=True):
-    """Nowhere."""
+    """No destination."""
 
     type: ClassVar = "cacheonly"
 
 
 ImagesOutput = OciLayout | OciArchive | DockerArchive | ImageStore
-"""A place on this machine for images with all their blobs (``orchestrator.images``)."""
+"""Destinations on this machine for images with all blobs (``orchestrator.images``)."""
 FilesOutput = LocalDirectory | LocalArchive
-"""A place for the files of images rather than the images (``orchestrator.file_output``)."""
+"""Destinations for the files of images (``orchestrator.file_output``)."""
 Output = ImagesOutput | Push | FilesOutput | CacheOnly
 """One destination. ``type`` is the word for it in ``--output``."""
 
 
 def image_options(output: Output) -> ImageOptions:
-    """What ``output`` says of images; nothing if it holds none."""
+    """Return the image options of ``output``; the defaults if it has none."""
     match output:
         case OciLayout() | OciArchive() | DockerArchive() | ImageStore() | Push():
             return output.image
@@ -121,25 +121,25 @@ def image_options(output: Output) -> ImageOptions:
 
 
 def writes_stdout(output: Output) -> bool:
-    """Whether it is an archive on stdout."""
+    """Whether it writes an archive to stdout."""
     return isinstance(output, OciArchive | DockerArchive | LocalArchive) and output.dest == "-"
 
 
 class _Given(msgspec.Struct, frozen=True):
-    """What ``--output`` says, by key, besides its ``type``."""
+    """The keys of ``--output`` besides ``type``."""
 
     values: Mapping[str, str]
     annotations: tuple[tuple[str, str], ...]
     push: bool
-    """Whether there is ``--push`` too."""
+    """Whether ``--push`` was given too."""
 
     @property
     def dest(self) -> str:
-        """A path, ``-`` for stdout, or "" where nothing is said."""
+        """A path, ``-`` for stdout, or "" if there is none."""
         return self.values.get("dest", "")
 
     def truth(self, key: str, default: bool) -> bool:
-        """Whether ``key`` says true; ``default`` when it is not there."""
+        """Return the boolean value of ``key``, or ``default``."""
         text = self.values.get(key)
         if text is None:
             return default
@@ -151,12 +151,12 @@ class _Given(msgspec.Struct, frozen=True):
 
 
 def _image(given: _Given, *, oci: bool = True) -> ImageOptions:
-    """What is said of images; ``oci``: whether their media types are OCI's where nothing is said of that."""
+    """Return the image options; ``oci`` is the default for OCI media types."""
     oci = given.truth("oci-mediatypes", oci)
     if given.truth("oci-artifact", False) and not oci:
         raise UsageError("--output: oci-artifact=true and oci-mediatypes=false contradict each other")
     for key in ("unpack", "store", "name-canonical", "buildinfo"):
-        given.truth(key, False)  # which is to be one
+        given.truth(key, False)  # validated only
     compression, level = given.values.get("compression", ""), given.values.get("compression-level")
     known = tuple(CompressionKind)
     if compression and compression not in known:
@@ -178,7 +178,7 @@ def _image(given: _Given, *, oci: bool = True) -> ImageOptions:
 
 
 def _oci(given: _Given) -> OciLayout | OciArchive:
-    # With buildx, type=oci is a file unless tar=false says otherwise; here, what its name looks like decides.
+    # In buildx, type=oci is a file unless tar=false; here the name decides.
     archive = given.truth("tar", given.dest == "-" or given.dest.endswith(".tar"))
     image = _image(given)
     return OciArchive(given.dest or "-", image) if archive else OciLayout(given.dest or DEFAULT_LAYOUT, image)
@@ -236,7 +236,7 @@ def _tar(given: _Given) -> LocalArchive:
 
 
 class _Type(msgspec.Struct, frozen=True):
-    """A word for ``type=``: the keys that go with it, annotations apart, and what it means."""
+    """A value of ``type=``: its keys, apart from annotations, and what it makes."""
 
     make: Callable[[_Given], Output]
     keys: tuple[str, ...]
@@ -268,9 +268,9 @@ and ``buildinfo-attrs`` about what BuildKit no longer writes.
 
 
 def parse(text: str, *, push: bool = False) -> Output:
-    """``type=oci,dest=out,…`` (CSV, as buildx reads it), or a bare path: a directory, or ``-`` for a tar stream.
+    """Parse ``type=oci,dest=out,…`` (CSV, as in buildx), or a bare path: a directory, or ``-`` for a tar stream.
 
-    With ``push`` every ``type=image`` is pushed, as buildx's ``--push`` has it.
+    With ``push`` every ``type=image`` is pushed, as with buildx's ``--push``.
     """
     import csv
 
@@ -300,7 +300,7 @@ def parse(text: str, *, push: bool = False) -> Output:
 
 
 def _values(fields: Sequence[str]) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
-    """The keys and values of ``fields``, and the annotations among them as they are written."""
+    """Return the keys and values of ``fields``, and the annotations as written."""
     values: dict[str, str] = {}
     annotations: list[tuple[str, str]] = []
     for each in fields:
@@ -320,10 +320,10 @@ def _values(fields: Sequence[str]) -> tuple[dict[str, str], tuple[tuple[str, str
 def gather(
     texts: Sequence[str], *, push: bool, tags: Sequence[str], load: bool = False, may_delete: bool = False
 ) -> tuple[Output, ...]:
-    """All destinations of a build: those named, ``--push``'s registry, ``--load``'s program, or the default layout.
+    """Return all destinations of a build: those given, the registry of ``--push``, the program of ``--load``, or the
+    default layout.
 
-    None for ``type=cacheonly``. ``may_delete`` is the permission that ``mode=delete`` needs outside of the current
-    directory.
+    None for ``type=cacheonly``. ``may_delete`` is the permission for ``mode=delete`` outside of the current directory.
     """
     outputs = [parse(text, push=push) for text in texts]
     if push and not any(isinstance(each, Push) for each in outputs):
@@ -342,7 +342,7 @@ def gather(
 
 
 def _check(output: Output, tags: Sequence[str], *, may_delete: bool) -> None:
-    """Refuse a destination that could not be written in the end, before anything is built."""
+    """Raise for a destination that could not be written, before anything is built."""
     match output:
         case Push():
             if not (output.image.names or tags or output.dangling):
@@ -377,7 +377,7 @@ def _check_file(output: OciArchive | DockerArchive | LocalArchive) -> None:
 
 
 def _check_deletion(output: LocalDirectory) -> None:
-    """Refuse to empty a directory that is not below the current one, as buildx does, unless it is permitted."""
+    """Raise for deleting in a directory that is not below the current one, as buildx does, unless it is permitted."""
     here, there = os.path.realpath("."), os.path.realpath(output.dest)
     if there == here or os.path.commonpath((here, there)) != here:
         raise UsageError(

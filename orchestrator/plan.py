@@ -1,7 +1,6 @@
-"""The plan of a build, made once: the Dockerfile's text, its ignore file, and every external image pinned to a digest.
+"""The plan of a build: the Dockerfile, its ignore file and contexts, and the external images that it needs.
 
-Pinning here, before any executor starts, is what makes the platforms of one build agree: a tag that moves while the
-build runs cannot give amd64 another base than arm64.
+It is made once for all platforms, before any executor starts, so that they build from the same sources.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from platforms.paths import below
 from platforms.platform import Platform
 
 _TEXT_LIMIT: Final = 16 << 20
-"""Bytes of a Dockerfile or an ignore file that we read: far beyond any real one."""
+"""Maximum size of a Dockerfile or ignore file in bytes."""
 
 
 NAMES: Final = ("Dockerfile", "dockerfile", "Containerfile")
-"""What a context's Dockerfile is called, the first that there is."""
+"""Default names of the Dockerfile in a context; the first that exists is used."""
 _IGNORE: Final = ".dockerignore"
 
 
 class DockerfileSource(msgspec.Struct, frozen=True):
-    """A Dockerfile that was read, and the files that go with it."""
+    """A Dockerfile with its ignore file and context."""
 
     data: bytes
     name: str
-    """Its path as it is shown in errors."""
+    """Its path for error messages."""
     ignore: str
     """The text of the ignore file."""
     files: ContextFiles
@@ -51,30 +50,30 @@ class BuildPlan(msgspec.Struct, frozen=True):
 
     dockerfile: Dockerfile
     data: bytes
-    """The Dockerfile as it was read."""
+    """The bytes of the Dockerfile."""
     name: str
-    """The Dockerfile's path as it is shown in errors."""
+    """The path of the Dockerfile for error messages."""
     contexts: tuple[protocol.Context, ...]
     images: tuple[graph.External, ...]
-    """Those that some platform needs."""
+    """External images that a platform needs."""
     used: frozenset[str] = frozenset()
-    """The named contexts that some platform takes from, as far as the Dockerfile's text says."""
+    """The named contexts that a platform uses, according to the Dockerfile."""
     build_args: tuple[tuple[str, str], ...] = ()
-    """As executors are to see them."""
+    """The build args for executors."""
     running: frozenset[Platform] = frozenset()
-    """Those whose own programs the Dockerfile runs."""
+    """The platforms whose own programs the Dockerfile runs."""
     may_run: bool = True
-    """Whether there may be a RUN to do at all."""
+    """Whether there may be a RUN."""
     epoch: int | None = None
     """SOURCE_DATE_EPOCH, seconds since 1970."""
 
     def named(self, platform: Platform) -> Named:
-        """The named contexts, as a build of ``platform`` sees them."""
+        """Return the named contexts for a build of ``platform``."""
         return Named(frozenset(each.name for each in self.contexts if each.name), platform)
 
 
 def read(request: BuildRequest, platforms: Iterable[Platform], options: FetchOptions) -> BuildPlan:
-    """Read what the build is made of, and fetch what is not here.
+    """Read the Dockerfile and contexts; what is remote is fetched.
 
     Raises ``DockerfileError``, ``ContextError`` or ``UsageError``.
     """
@@ -82,7 +81,7 @@ def read(request: BuildRequest, platforms: Iterable[Platform], options: FetchOpt
 
 
 def at_hand(request: BuildRequest) -> BuildPlan | None:
-    """The plan of a build for which nothing has to be fetched; None when something has, or is wrong with it."""
+    """Return the plan of a build without remote sources; None if there are some, or on an error."""
     try:
         return read(request, request.platforms, FetchOptions(""))
     except (ElsewhereError, KanifoldError):
@@ -90,7 +89,7 @@ def at_hand(request: BuildRequest) -> BuildPlan | None:
 
 
 def source(request: BuildRequest, options: FetchOptions) -> DockerfileSource:
-    """The Dockerfile and the main context. Raises as ``read`` does, but for what is written in the Dockerfile."""
+    """Return the Dockerfile and the main context. Raises as ``read`` does, except for the content of the Dockerfile."""
     main = contexts.main(request.context, options, keep_git_dir=_keeps_git_dir(request))
     data, name, ignore = _dockerfile(request, main, options)
     return DockerfileSource(data, name, ignore, main)
@@ -99,7 +98,7 @@ def source(request: BuildRequest, options: FetchOptions) -> DockerfileSource:
 def plan(
     request: BuildRequest, platforms: Iterable[Platform], source: DockerfileSource, options: FetchOptions
 ) -> BuildPlan:
-    """The plan of a Dockerfile that was read; without ``platforms``, no image is looked for."""
+    """Return the plan for a Dockerfile; without ``platforms``, external images are not determined."""
     dockerfile = parse(source.data, source.name)
     found: list[protocol.Context] = [
         protocol.DirectoryContext("", source.files.directory, source.ignore, source.files.owners)
@@ -144,7 +143,7 @@ def plan(
 
 
 def _scope(request: BuildRequest, dockerfile: Dockerfile, platform: Platform) -> dict[str, str]:
-    """What FROM sees on ``platform``."""
+    """Return the variables that FROM sees on ``platform``."""
     stage = request.options.target or dockerfile.stages[-1].name
     predefined = builtin_args.platform_arguments(host.default_platform(), platform, stage)
     return global_scope(dockerfile, dict(request.build_args), predefined)
@@ -155,7 +154,7 @@ def _keeps_git_dir(request: BuildRequest) -> bool:
 
 
 def named_context(name: str, value: str, options: FetchOptions) -> protocol.Context:
-    """``--build-context name=value``, with the prefixes that buildx knows."""
+    """Return the context of ``--build-context name=value``, with buildx's prefixes."""
     if value.startswith("docker-image://"):
         location = value.removeprefix("docker-image://")
         if location == "scratch":
@@ -170,7 +169,7 @@ def named_context(name: str, value: str, options: FetchOptions) -> protocol.Cont
 
 
 def _dockerfile(request: BuildRequest, main: ContextFiles, options: FetchOptions) -> tuple[bytes, str, str]:
-    """The Dockerfile, what it is called in errors, and the text of the ignore file that goes with it."""
+    """Return the Dockerfile, its name for error messages, and the text of its ignore file."""
     ignore_file = () if main.fetched else ((main.directory, _IGNORE),)
     if request.dockerfile == "-":
         path = os.path.join(options.directory(), "Dockerfile")
@@ -195,9 +194,9 @@ def _dockerfile(request: BuildRequest, main: ContextFiles, options: FetchOptions
 
 
 def _in_context(context: str, path: str) -> tuple[str, str]:
-    """``context`` and the path in it, when ``path`` lies in it by whatever name; else "" twice: its user chose it.
+    """Return ``context`` and the path in it, if ``path`` is in it by any name; else "" twice: the user chose it.
 
-    What a link in the context leads to is no choice of the user's, and is not looked at.
+    Links in the context are not resolved, as the user did not choose their targets.
     """
     whole = os.path.abspath(path)
     top = os.stat(context)
@@ -215,7 +214,7 @@ def _in_context(context: str, path: str) -> tuple[str, str]:
 
 
 def _dockerfile_in(directory: str, path: str) -> tuple[bytes, str]:
-    """The Dockerfile in a context that was fetched, and its name: ``path``, or a usual one."""
+    """Return the Dockerfile in a fetched context, and its name: ``path``, or a default name."""
     from executor.rootfs.tree import open_directory
 
     tree = open_directory(directory)
@@ -235,7 +234,7 @@ def _dockerfile_in(directory: str, path: str) -> tuple[bytes, str]:
 
 
 def _read(directory: str, path: str, name: str) -> bytes:
-    """The Dockerfile ``path`` in ``directory``, or, where that is "", wherever it is; errors call it ``name``."""
+    """Return the Dockerfile ``path`` in ``directory``, or anywhere if that is ""; ``name`` is for error messages."""
     try:
         with regular.open_below(directory, path) if directory else regular.open_file(path) as file:
             return _bounded(file.read(_TEXT_LIMIT + 1), name)
@@ -254,7 +253,7 @@ def _bounded(data: bytes, name: str) -> bytes:
 
 
 def _ignore_text(*places: tuple[str, str]) -> str:
-    """The first ignore file that there is, by directory and path: the Dockerfile's own comes before the context's."""
+    """Return the first existing ignore file, by directory and path: that of the Dockerfile precedes the context's."""
     for directory, path in places:
         try:
             with regular.open_below(directory, path) as file:

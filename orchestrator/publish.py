@@ -1,9 +1,9 @@
-"""The end of a build: what executors made is verified and joined, then published in two halves.
+"""Verifying and joining the results of executors, and publishing them in two phases.
 
-(1) ``verify``: every image is read back, and its config must say the platform that was asked for. (2) ``join``: an
-index over all images. (3) ``push``: the index goes to the registries under its digest, beside the manifests, which are
-there already. What is to be tagged then is a ``PreparedImage``. (4) ``commit``: only now do tags move. To publish
-several builds, prepare all of them before committing the first.
+(1) ``verify``: every manifest and config is read, and the config must have the requested platform. (2) ``join``: an
+index of all images. (3) ``push``: the index is pushed by digest to the registries, which have the manifests already.
+What is to be tagged then is a ``PreparedImage``. (4) ``commit``: the tags are set. To publish several builds, prepare
+all of them before committing the first.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from platforms.errors import KanifoldError, ProtocolError
 
 
 class Tag(msgspec.Struct, frozen=True):
-    """A tag that is to be moved, and the digest that it stands for before that; "" where it is new, or nobody says."""
+    """A tag to set, and its present digest; "" if it is new or unknown."""
 
     reference: Reference
     digest: str
 
 
 class PreparedImage(msgspec.Struct, frozen=True):
-    """A build that is in its registries by digest, and the tags that are to name it."""
+    """A build that is in its registries by digest, and the tags to set."""
 
     result: BuildResult
     tags: tuple[Tag, ...]
 
 
 async def check_push(repositories: Sequence[Reference], registry: Registry) -> None:
-    """Raise ``RegistryError`` when one of ``repositories`` will not take what is built; to be asked at once."""
+    """Raise ``RegistryError`` if one of ``repositories`` rejects pushes."""
     await asyncio.gather(*(asyncio.to_thread(registry.check_push, each) for each in repositories))
 
 
 async def fetch(built: PlatformResult, image: Image, store: Store) -> None:
-    """Bring the blobs of ``image``, made on a node that does not share our disk, into ``store``."""
+    """Fetch the blobs of ``image``, built on a node with another disk, into ``store``."""
     for descriptor in (*image.manifest.layers, image.manifest.config):
         if not blobs.has(store, descriptor.digest):
             with blobs.ingest(store, descriptor.digest) as ingest:
@@ -63,9 +63,9 @@ async def fetch(built: PlatformResult, image: Image, store: Store) -> None:
 
 
 async def verify(built: PlatformResult, registry: Registry, repository: Reference | None, store: Store) -> Image:
-    """Read back what an executor says it made: digests must be true, and the config must say the platform.
+    """Read the documents of an executor's result: digests must match, and the config must have the platform.
 
-    Raises ``ProtocolError`` for an executor that lied.
+    Raises ``ProtocolError`` if they do not.
     """
     platform, result = built.placement.platform, built.result
     data = await _read(built, result.manifest, registry, repository, store)
@@ -93,7 +93,8 @@ async def verify(built: PlatformResult, registry: Registry, repository: Referenc
 async def _read(
     built: PlatformResult, descriptor: Descriptor, registry: Registry, repository: Reference | None, store: Store
 ) -> bytes:
-    """A document of an image: from ``store``, or from ``repository`` if it was pushed there, or from its executor."""
+    """Return a document of an image: from ``store``, from ``repository`` if it was pushed there, or from its
+    executor."""
     if here := await asyncio.to_thread(_from_store, store, descriptor.digest):
         return here
     if repository is not None and descriptor.media_type in mediatypes.MANIFESTS:
@@ -108,14 +109,14 @@ async def _read(
 
 
 def _from_store(store: Store, digest: str) -> bytes:
-    """The document ``digest``; b"" when the store does not have it."""
+    """Return the document ``digest``; b"" if the store does not have it."""
     return blobs.read(store, digest, image.CONFIG_LIMIT) if blobs.has(store, digest) else b""
 
 
 def join(request: BuildRequest, images: Sequence[Image]) -> BuildResult:
-    """The index over ``images``; a single image stands for itself unless it has annotations for an index.
+    """Return the index of ``images``; a single image is the result itself unless there are annotations for an index.
 
-    Annotations of a descriptor that no document holds are the root's own: for a layout's ``index.json``.
+    Annotations of a descriptor that is in no document are the root's: for ``index.json`` of a layout.
     """
     oci = all(each.manifest.media_type == mediatypes.OCI_MANIFEST for each in images)
     described = [
@@ -131,7 +132,7 @@ def join(request: BuildRequest, images: Sequence[Image]) -> BuildResult:
 
 
 def tags_of(request: BuildRequest) -> tuple[Reference, ...]:
-    """The tags that a successful build moves."""
+    """Return the tags that a successful build sets."""
     pushes = [each for each in request.outputs if isinstance(each, Push)]
     if not pushes or any(each.by_digest for each in pushes):
         return ()
@@ -142,7 +143,7 @@ def tags_of(request: BuildRequest) -> tuple[Reference, ...]:
 async def push(
     result: BuildResult, repositories: Sequence[Reference], tags: Sequence[Reference], registry: Registry, emit: Emit
 ) -> None:
-    """Put the root document under its digest into every repository, whatever ``tags`` will name it.
+    """Push the root document by digest to every repository.
 
     The images are there already.
     """
@@ -157,20 +158,21 @@ async def push(
 async def push_untagged(
     result: BuildResult, repositories: Sequence[Reference], tags: Sequence[Reference], registry: Registry, emit: Emit
 ) -> None:
-    """``push``, for a build whose tags move at once: a single tag brings its document along, and spares a request."""
+    """As ``push``, for a build whose tags are set immediately: a single tag is pushed with its document, which saves a
+    request."""
     if len(tags) != 1 or len(repositories) > 1:
         await push(result, repositories, tags, registry, emit)
 
 
 def is_there(registry: Registry, wanted: Reference) -> bool:
-    """Whether ``registry`` has the manifest ``wanted``. An error means no: whoever needs it meets it again."""
+    """Whether ``registry`` has the manifest ``wanted``. False on an error, which a later request will report."""
     with contextlib.suppress(KanifoldError):
         return registry.has_manifest(wanted) is not None
     return False
 
 
 async def look_up(tags: Sequence[Reference], registry: Registry) -> tuple[Tag, ...]:
-    """``tags``, with what they stand for now."""
+    """Return ``tags`` with their present digests."""
     return tuple(await asyncio.gather(*(asyncio.to_thread(_tag, each, registry) for each in tags)))
 
 
@@ -182,10 +184,10 @@ def _tag(reference: Reference, registry: Registry) -> Tag:
 
 
 async def commit(prepared: PreparedImage, registry: Registry, emit: Emit) -> None:
-    """Move the tags of ``prepared``. This is the last thing a build does to a registry.
+    """Set the tags of ``prepared``. This is the last change of a build to a registry.
 
-    A tag that stands for the result already is left alone: one that cannot be moved (an immutable one) may be the first
-    of several, of which a build before could not put the others.
+    A tag that has the digest already is not pushed: it may be immutable, and set by an interrupted build that did not
+    set the others.
     """
     root = prepared.result.root
     for done, tag in enumerate(prepared.tags):

@@ -1,8 +1,8 @@
-"""Registries, as an orchestrator asks them: on Linux through a process of its own, ``kanifold-http``.
+"""The registry client of an orchestrator: on Linux in a separate process, ``kanifold-http``.
 
-To load httpx takes as long as a cached build has to do besides, so another process does that meanwhile. It is forked by
-the prefork server, asks registries in the orchestrator's name, asks the orchestrator in turn for credentials, as
-executors do, and ends when its pipe is closed.
+Loading httpx takes as long as the rest of a cached build, so another process does it concurrently. It is forked by the
+prefork server, sends requests for the orchestrator, requests credentials from it, as executors do, and ends when its
+pipe is closed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from platforms.descriptors import keep_only, write_all
 from platforms.errors import Interrupted, KanifoldError, Problem, ProtocolError
 
 _CONCURRENT: Final = 32
-"""Calls that are answered at once; further ones wait."""
+"""Maximum number of concurrent calls; further ones wait."""
 
 
 class RegistryCalls(Protocol):
-    """What an orchestrator asks of registries; ``executor.registry.client.Client`` says what each method does."""
+    """The methods of ``executor.registry.client.Client`` that an orchestrator uses."""
 
     def resolve(self, reference: Reference) -> Descriptor: ...
     def has_manifest(self, reference: Reference) -> Descriptor | None: ...
@@ -43,18 +43,18 @@ class RegistryCalls(Protocol):
 
 
 class Registry(RegistryCalls, Protocol):
-    """A client of registries, to be closed."""
+    """A registry client, to be closed."""
 
     def manifest(self, reference: Reference) -> tuple[Manifest | Index, bytes, Descriptor]: ...
     def close(self) -> None: ...
 
 
 Connect = Callable[[RegistrySettings, Keychain, Tell], Registry]
-"""How a build gets its client of registries, once: ``RegistryProcess.connect``, or ``direct``."""
+"""Makes the registry client of a session: ``RegistryProcess.connect``, or ``direct``."""
 
 
 class _Credentials(Protocol):
-    """What the process asks the orchestrator."""
+    """The calls from the process to the orchestrator."""
 
     def credential(self, name: str) -> Credential | None: ...
 
@@ -66,7 +66,7 @@ class _Started(msgspec.Struct, frozen=True, tag=True):
 
 
 class _RequestFailed(msgspec.Struct, frozen=True, tag=True):
-    """Instead of the first message: why there is no process."""
+    """In place of the first message: why the process could not be started."""
 
     problem: Problem
 
@@ -78,7 +78,7 @@ class _Begin(msgspec.Struct, frozen=True, tag=True):
 
 
 class _Notice(msgspec.Struct, frozen=True, tag=True):
-    """What the client of registries tells while it works."""
+    """A notice of the registry client."""
 
     notice: Notice
 
@@ -105,16 +105,16 @@ class RegistryProcess:
     def __init__(self, incoming: int, outgoing: int) -> None:
         self._channel = rpc.Channel(incoming, outgoing, _MESSAGE, "the process that asks registries")
         self.pid = 0
-        """Of the process, once it has said so."""
+        """The process id, once it was received."""
         self._reading = threading.Thread(target=self._read, name="registries", daemon=True)
         self._keychain: Keychain = anonymous
         self._tell: Tell | None = None
         self._closed = False
 
     def connect(self, settings: RegistrySettings, keychain: Keychain, tell: Tell | None = None) -> Registry:
-        """A client with these ``settings``, for the user that ``keychain`` has credentials of.
+        """Return a client with these ``settings`` and the credentials of ``keychain``.
 
-        ``tell`` is called with waits and remarks, on a thread of this object.
+        ``tell`` is called with notices, on a thread of this object.
         """
         self._keychain = keychain
         self._tell = tell
@@ -124,12 +124,12 @@ class RegistryProcess:
         return registry
 
     def manifest(self, reference: Reference) -> tuple[Manifest | Index, bytes, Descriptor]:
-        """The manifest or index of ``reference``. Only its bytes cross the pipe."""
+        """Return the manifest or index of ``reference``. Only its bytes are sent over the pipe."""
         data, descriptor = self._channel.call(_CALLS["read_manifest"], reference)
         return parse(data, descriptor.media_type), data, descriptor
 
     def credential(self, name: str) -> Credential | None:
-        """The credential for ``name``: what the process calls."""
+        """Return the credential for ``name``; called by the process."""
         return self._keychain(name)
 
     def _read(self) -> None:
@@ -145,7 +145,7 @@ class RegistryProcess:
                     if self._tell is not None:
                         self._tell(notice)
                 case rpc.Call():
-                    # In a thread of its own: a credential helper takes its time, and may ask the user.
+                    # On another thread: a credential helper may take long, or ask the user.
                     arguments = (_CREDENTIALS, self, message)
                     lookups.append(threading.Thread(target=self._channel.answer, args=arguments))
                     lookups[-1].start()
@@ -156,7 +156,7 @@ class RegistryProcess:
             thread.join()
 
     def close(self) -> None:
-        """End the process; calls that wait are ``Interrupted``. Waits for credential helpers, which have a minute."""
+        """End the process; waiting calls raise ``Interrupted``. Waits for credential helpers, which have a minute."""
         if self._closed:
             return
         self._closed = True
@@ -169,14 +169,14 @@ class RegistryProcess:
 
 
 def prepared() -> tuple[RegistryProcess, tuple[int, int]]:
-    """The orchestrator's end, and the descriptors of the other: to read from and to write to."""
+    """Return the orchestrator's end, and the descriptors of the other: for reading and for writing."""
     incoming, ours = os.pipe2(os.O_CLOEXEC)
     theirs, outgoing = os.pipe2(os.O_CLOEXEC)
     return RegistryProcess(theirs, ours), (incoming, outgoing)
 
 
 def direct(settings: RegistrySettings, keychain: Keychain, tell: Tell | None = None) -> Registry:
-    """A client in this process, where there can be no other."""
+    """Return a client in this process, where there can be no other."""
     from executor.registry.client import Client
 
     return Client(settings, keychain, tell=tell)
@@ -189,14 +189,14 @@ def refuse(outgoing: int, problem: Problem) -> None:
 
 
 def serve(incoming: int, outgoing: int) -> int:
-    """The process: answer calls until the orchestrator closes its end. Returns the exit status."""
+    """The main function of the process: serve calls until the orchestrator closes its end. Returns the exit status."""
     keep_only(incoming, outgoing)
 
     from concurrent.futures import ThreadPoolExecutor
 
     from executor.registry.client import Client
 
-    gc.enable()  # which it is not while modules are loaded
+    gc.enable()  # disabled while modules are loaded
     channel = rpc.Channel(incoming, outgoing, _MESSAGE, "the orchestrator")
     channel.send(_Started(os.getpid()))
     credentials: _Credentials = rpc.stub(_CREDENTIALS, channel.call)

@@ -1,4 +1,4 @@
-"""What a build comes to: of each platform, and of all platforms together."""
+"""Results of a build: of each platform, and of all platforms together."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from platforms.errors import KanifoldError, ProtocolError
 from platforms.platform import Platform
 
 StepEvent = protocol.Planned | protocol.Started | protocol.Finished | protocol.BuildWarning
-"""What an executor says of its steps, output and progress left out."""
+"""Events of steps, without output and progress."""
 
 
 class ImageContent(Protocol):
-    """Who made an image and hands over what is in it, until it is released."""
+    """Provides the content of an image that was built, until it is released."""
 
     async def blob(self, digest: str, size: int, sink: Callable[[bytes], object]) -> None:
-        """Give the content of ``digest``, which has ``size`` bytes, to ``sink``, in blocks."""
+        """Pass the content of ``digest``, of ``size`` bytes, to ``sink`` in blocks."""
         ...
 
     def files(self, prefix: str) -> AsyncIterator[bytes]:
-        """The image's file system as blocks of a tar archive without an end, everything in the directory ``prefix``."""
+        """Return the image's file system as blocks of a tar archive without its end, in the directory ``prefix``."""
         ...
 
     async def abandon(self) -> None:
-        """End it at once: what it made is not wanted."""
+        """End it immediately: the result is not needed."""
         ...
 
     async def close(self) -> None:
@@ -38,32 +38,32 @@ class ImageContent(Protocol):
 
 
 class NullExecutor:
-    """The source of an image that is in the registry already, for which no executor was started: it gives nothing."""
+    """The content of an image that is in the registry already, for which no executor was started: none."""
 
     async def blob(self, digest: str, size: int, sink: Callable[[bytes], object]) -> None:
-        """Raises ``ProtocolError``, always: a blob that was there is not there any more."""
+        """Raise ``ProtocolError``: a blob that was in the registry is gone."""
         raise ProtocolError(f"{digest} has vanished", remedy="build again")
 
     async def files(self, prefix: str) -> AsyncIterator[bytes]:
-        """Raises ``ProtocolError``, always."""
+        """Raise ``ProtocolError``."""
         raise ProtocolError("nobody has the image's files")
         yield b""
 
     async def abandon(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class PlatformResult(msgspec.Struct, frozen=True):
-    """A platform whose image is made, and who made it."""
+    """A platform that was built, and the executor that built it."""
 
     placement: Placement
     result: protocol.Result
     executor: ImageContent
     events: tuple[StepEvent, ...] = ()
-    """What the executor said of its steps; none if that was too much to keep."""
+    """Events of its steps; none if there were too many to keep."""
 
 
 class PlatformFailure(msgspec.Struct, frozen=True):
@@ -74,21 +74,21 @@ class PlatformFailure(msgspec.Struct, frozen=True):
 
 
 class Image(msgspec.Struct, frozen=True):
-    """One platform's image, verified, and where its blobs can be read."""
+    """The verified image of one platform, and where its blobs can be read."""
 
     platform: Platform
     manifest: Manifest
     descriptor: Descriptor
-    """With the platform, as the index will hold it."""
+    """With the platform, as in the index."""
     data: bytes
     content: Callable[[str], BinaryIO]
 
 
 class BuildResult(msgspec.Struct, frozen=True):
-    """The root document of a build (an index, or the manifest of a single image), and the images below it."""
+    """The root document of a build (an index, or the manifest of a single image), and its images."""
 
     root: Descriptor
     data: bytes
     images: tuple[Image, ...]
     pins: tuple[protocol.Pin, ...] = ()
-    """The digests of the external images that it was built from."""
+    """The digests of its external images."""

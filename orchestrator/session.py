@@ -1,7 +1,7 @@
-"""What the builds of one command share: nodes, the store, a client of registries, images that are pinned, the display.
+"""A session: what the builds of one command share. Nodes, store, registry client, pins and display.
 
-One session may have several builds, one after the other or at once. A base image is resolved once for all of them, so
-they agree on what a tag means, and registries are asked by one process, which learns of each only once.
+A session can have several builds, one after the other or concurrently. A base image is resolved once for all of them,
+so they agree on its digest, and there is one registry process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from platforms.errors import Problem
 
 
 class Pins:
-    """External images by name, and the digest that each of them was found to be, asked once."""
+    """The digests of external images by name, each resolved once."""
 
     def __init__(self, registry: Registry, emit: Emit) -> None:
         self._registry = registry
@@ -36,12 +36,12 @@ class Pins:
         self._asked: dict[str, asyncio.Task[protocol.Pin]] = {}
 
     async def resolve(self, name: str) -> protocol.Pin:
-        """The pin of the image ``name``. Raises ``KanifoldError``; the next build that wants it asks once more then."""
+        """Return the pin of the image ``name``. Raises ``KanifoldError``; the next call then tries again."""
         asked = self._asked.get(name)
         if asked is None:
             asked = self._asked[name] = asyncio.create_task(self._resolve(name))
         try:
-            return await asyncio.shield(asked)  # whichever build began it, the others want it too
+            return await asyncio.shield(asked)  # shared: other builds may wait for it
         except BaseException:
             if asked.done():
                 self._asked.pop(name, None)
@@ -57,7 +57,7 @@ class Pins:
 
 
 class Session(msgspec.Struct, frozen=True):
-    """See the module's text; ``opened`` makes one."""
+    """The resources of a session; made by ``opened``."""
 
     nodes: tuple[Node, ...]
     keychain: auth.Keychain
@@ -66,10 +66,10 @@ class Session(msgspec.Struct, frozen=True):
     pins: Pins
     emit: Emit
     leaving: list[asyncio.Task[Any]]
-    """Work that nobody waits for before the session ends."""
+    """Tasks that are awaited only when the session ends."""
 
     def leave(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Do ``work`` while the session goes on: the release of an executor, say. Its errors are of no account."""
+        """Run ``work`` in the background, for example the release of an executor. Its errors are ignored."""
         self.leaving.append(asyncio.create_task(work))
 
 
@@ -77,9 +77,10 @@ class Session(msgspec.Struct, frozen=True):
 async def opened(
     nodes: Sequence[Node], root: str, settings: RegistrySettings, connect: Connect, emit: Emit
 ) -> AsyncIterator[Session]:
-    """A session on ``nodes``, with the store at ``root`` ("": the default one); registries are taken up by ``connect``.
+    """Open a session on ``nodes``, with the store at ``root`` ("": the default one); ``connect`` makes the registry
+    client.
 
-    When it ends, the nodes are closed: no executor of theirs is left.
+    At the end the nodes are closed: no executor is left.
     """
     store = open_store(root or None)
     leaving: list[asyncio.Task[Any]] = []
@@ -98,7 +99,7 @@ async def opened(
 
 
 def _show(emit: Emit, notice: Notice) -> None:
-    """Show what the registries' client says."""
+    """Show a notice of the registry client."""
     match notice:
         case Wait(registry, what, seconds, why, over):
             emit(events.RegistryWaiting(registry=registry, what=what, seconds=seconds, why=why, over=over))

@@ -1,8 +1,8 @@
-"""What a job means on a node that does not share this machine's disk, and what such a node says of it.
+"""Converting a job for a node that does not share this machine's disk, and the errors of such a node.
 
-A path of this machine means nothing there, and is nobody's business there: none is in what is sent. Files are sent when
-they are asked for; what is for this machine alone is refused in words. An error of this machine (a secret file that
-cannot be read) is sent without its words, and has them again when the node reports it as the reason of its failure.
+Nothing that is sent contains a path of this machine. Files are sent on request; what is valid on this machine only is
+rejected with an error. An error of this machine (a secret file that cannot be read) is sent without its texts, and has
+them again when the node reports it as the cause of its failure.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ UNCHANGED: Final = frozenset({
     "implicit_platform", "snapshotter", "hosts", "network", "default_network", "shm_size", "ulimits", "limits", "allow",
     "insecure", "mirrors", "token_services", "tls", "without_tls", "failing", "timeouts",
 })  # fmt: skip
-"""The fields of a job, and of the options in it, that mean the same on every node."""
+"""The fields of a job, and of its options, that mean the same on every node."""
 TRANSLATED: Final = frozenset({"emulation", "dockerfile_name", "contexts", "root"})
 REFUSED: Final = frozenset({"cache_from", "cache_to", "cgroup_parent", "certificates"})
-"""Those that can name something of this machine, which is an error then."""
+"""Fields that may refer to something of this machine, which is an error."""
 
 
 class Translation(Protocol):
-    """A job as a node is sent it, and the way back for what the node says."""
+    """A job as it is sent to a node, and the conversion of errors."""
 
     @property
     def job(self) -> protocol.Job:
-        """What is sent."""
+        """The job to send."""
         ...
 
     def sent(self, question: protocol.Question, problem: Problem) -> Problem:
-        """The ``problem`` that kept this machine from answering ``question``, as the node is told it."""
+        """Return the ``problem`` of answering ``question``, as it is sent to the node."""
         ...
 
     def received(self, problem: Problem) -> Problem:
-        """A ``problem`` that the node reports, as it is shown here."""
+        """Return a ``problem`` that the node reports, as it is shown here."""
         ...
 
 
 class Unchanged:
-    """For a node that shares this machine's disk: everything means the same there."""
+    """For a node that shares this machine's disk: nothing is converted."""
 
     def __init__(self, job: protocol.Job) -> None:
         self.job = job
@@ -61,21 +61,21 @@ class Unchanged:
 
 
 class Apart:
-    """For a node with another disk, called ``node``. Raises ``UsageError`` for a job that cannot be done there."""
+    """For a node ``node`` with another disk. Raises ``UsageError`` for a job that is not possible there."""
 
     def __init__(self, job: protocol.Job, node: str) -> None:
         _refuse(job, node)
         self._name = job.dockerfile_name
         self._kept: dict[tuple[str, str], Problem] = {}
-        """Problems of this machine, by the kind and the words with which they were sent."""
+        """Problems of this machine, by the kind and the texts with which they were sent."""
         self.job = replace(
             job,
-            emulation=None,  # whatever runs programs there
+            emulation=None,  # determined there
             dockerfile_name=_shown(job.dockerfile_name),
             contexts=tuple(map(_context, job.contexts)),
             options=replace(
                 job.options,
-                root="",  # the store that executors there use by themselves
+                root="",  # the default store of executors there
                 registries=_without_files(job.options.registries),
             ),
         )
@@ -94,12 +94,12 @@ class Apart:
 
 
 def translate(job: protocol.Job, placement: Placement) -> Translation:
-    """``job`` for the node that it is placed on. Raises ``UsageError`` when it cannot be done there."""
+    """Return ``job`` for the node of ``placement``. Raises ``UsageError`` if it is not possible there."""
     return Unchanged(job) if placement.shares_disk else Apart(job, placement.node.name)
 
 
 def _refuse(job: protocol.Job, node: str) -> None:
-    """Raise ``UsageError`` for what names something of this machine that cannot be sent to ``node``."""
+    """Raise ``UsageError`` for what refers to this machine and cannot be sent to ``node``."""
     options = job.options
     asked = (("--cache-from", each) for each in options.cache_from)
     for flag, cache in (*asked, *(("--cache-to", each.to) for each in options.cache_to)):
@@ -143,11 +143,11 @@ def _context(context: protocol.Context) -> protocol.Context:
 
 
 def _without_files(settings: RegistrySettings) -> RegistrySettings:
-    """``settings`` without client certificates, which are files; authorities are texts, and stay."""
+    """Return ``settings`` without client certificates, which are files; authorities are text and are kept."""
     kept = tuple(replace(each, cert="", key="") for each in settings.certificates)
     return replace(settings, certificates=kept)
 
 
 def _shown(path: str) -> str:
-    """What the Dockerfile ``path`` is called in errors: as it is, unless it leads out of where the user is."""
+    """Return the path of the Dockerfile for error messages: unchanged, unless it leads out of the current directory."""
     return os.path.basename(path) if os.path.isabs(path) or os.pardir in path.split(os.sep) else path
