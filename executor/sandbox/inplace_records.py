@@ -12,8 +12,9 @@ from platforms import syscalls
 class InodeRecordsInPlace(InodeRecords):
     """``InodeRecords`` of a step that writes to ``directory``, which it sees as ``device``."""
 
-    def __init__(self, directory: str, device: int) -> None:
+    def __init__(self, directory: str, device: int, begun: int) -> None:
         super().__init__(directory, (), device)
+        self._begun = begun
 
     def _born(self, directory: int, name: bytes) -> int:
         return birth(directory, name)

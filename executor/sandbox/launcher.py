@@ -13,6 +13,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
+from msgspec.structs import replace
+
 from executor.sandbox import isolation, network, roots, staging, zygote
 from executor.sandbox import spec as wire
 from executor.snapshotter import records
@@ -114,13 +116,15 @@ class Launcher:
 
     def start(self, spec: Spec, stdout: int, stderr: int) -> Running:
         """Start a step; the descriptors may be closed afterwards. Raises EnvironmentUnfit."""
+        before = None
+        if isinstance(rootfs := spec.rootfs, Directory):
+            from executor.snapshotter.inplace import Before, wait_for_clock_tick
+
+            spec = replace(spec, begun=wait_for_clock_tick())
+            if not self._supervised(spec):
+                before = Before(rootfs.path, spec.begun)
         packed, fds = wire.pack(spec)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        before = None
-        if isinstance(spec.rootfs, Directory) and not self._supervised(spec):
-            from executor.snapshotter.inplace import Before
-
-            before = Before(spec.rootfs.path)
         running = Running(self, spec, ours, before)
         with self._lock:
             if self._stopped:

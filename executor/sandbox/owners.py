@@ -95,7 +95,7 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
     if isinstance(spec.rootfs, Overlay):
         table, own_layers, keep = InodeRecords(written, spec.rootfs.lower, seen_as), spec.rootfs.lower, records.write
     else:
-        table, own_layers, keep = InodeRecordsInPlace(written, seen_as), (written,), records.rewrite
+        table, own_layers, keep = InodeRecordsInPlace(written, seen_as, spec.begun), (written,), records.rewrite
     for device, layers in ((seen_as, own_layers), *stacks):
         table.add_layers(device, layers)
     syscalls.setns(mounts, syscalls.CLONE_NEWNS)

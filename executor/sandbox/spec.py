@@ -95,6 +95,8 @@ class Spec(msgspec.Struct, frozen=True):
     """The options of the build; ``network`` results from them and the step's own."""
     cgroup: str = ""
     """The directory of the step's control group; "" for the executor's."""
+    begun: int = 0
+    """Files of a ``rootfs.Directory`` that were created later are the step's own; nanoseconds since the epoch."""
 
 
 class Ended(msgspec.Struct, frozen=True):

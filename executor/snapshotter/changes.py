@@ -4,7 +4,8 @@ Every change to a file, its attributes or the names in a directory changes the c
 unchanged if it has the same inode, ctime, size, mode and owner as before. Anything else is compared with the layers
 below by the rule for upper directories (``diff.same``); content is read only if everything else is equal.
 
-Times of files have the resolution of a kernel tick, some milliseconds (before Linux 6.13): see ``wait_for_clock_tick``.
+Times of files have the resolution of a kernel tick, some milliseconds (before Linux 6.13): see
+``inplace.wait_for_clock_tick``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import marshal
 import os
 import stat
 import struct
-import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -27,20 +27,9 @@ from executor.snapshotter.records import Records, Stack
 from platforms import syscalls
 
 _SIGNATURE: Final = struct.Struct("=QqQIII")
-_CLOCK_REALTIME_COARSE: Final = 5
-"""linux/time.h. The kernel takes the times of files from this clock."""
-_LONGEST_TICK: Final = 0.1
-"""Maximum wait for a tick, in seconds; a clock that stands still for longer was set back."""
 
 Table = dict[bytes, bytes]
 """By the path of a directory below the root: the names in it with their signatures, packed by marshal."""
-
-
-def wait_for_clock_tick() -> None:
-    """Wait until later changes get a ctime that no earlier change has."""
-    now, until = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE), time.monotonic() + _LONGEST_TICK
-    while time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) == now and time.monotonic() < until:
-        time.sleep(0.0005)
 
 
 class _Row(Place):

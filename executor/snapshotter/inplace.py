@@ -19,15 +19,33 @@ from platforms import syscalls
 
 TICK: Final = 20_000_000
 """Nanoseconds by which the times of files may lag behind the clock."""
+_CLOCK_REALTIME_COARSE: Final = 5
+"""linux/time.h. Its time is that of the last tick."""
+_LONGEST_TICK: Final = 1.0
+"""Maximum wait for a tick, in seconds; a clock that stands still for longer was set back."""
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Before:
-    """The records of ``directory`` before it is written by something that does not update them."""
+def wait_for_clock_tick() -> int:
+    """Wait until later changes get times that no earlier change has. Return the first such time, in nanoseconds.
 
-    def __init__(self, directory: str) -> None:
+    Times of files are between the coarse clock, which lags, and the exact one (multigrain timestamps of Linux 6.13).
+    """
+    now, until = time.time_ns(), time.monotonic() + _LONGEST_TICK
+    while (later := time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)) <= now and time.monotonic() < until:
+        time.sleep(0.0005)
+    return later
+
+
+class Before:
+    """The records of ``directory`` before it is written by something that does not update them.
+
+    ``begun`` is what ``wait_for_clock_tick`` has returned: later files are new.
+    """
+
+    def __init__(self, directory: str, begun: int) -> None:
         self._directory = directory
-        self._begun = time.time_ns() - TICK
+        self._begun = begun
         self._records: dict[bytes, tuple[Record, os.stat_result, int]] = {}
         recorded = records.read(directory)
         if not recorded:

@@ -29,7 +29,7 @@ from executor.rootfs.entry import Entry, Kind
 from executor.snapshotter import changes, diff, records
 from executor.snapshotter.apply import Merged
 from executor.snapshotter.changes import Comparison, Table
-from executor.snapshotter.inplace import Before
+from executor.snapshotter.inplace import Before, wait_for_clock_tick
 from executor.snapshotter.layers import Union
 from executor.snapshotter.materialise import fill, finish
 from executor.snapshotter.records import Read, Stack
@@ -92,7 +92,7 @@ class Plain:
             root = self._taken(parents)
             try:
                 _reset(root.fs)
-                changes.wait_for_clock_tick()
+                wait_for_clock_tick()
                 active = ActiveRoot(Directory(root.fs), parents, snapshots.prepare(self._store))
             except BaseException:
                 _remove(root)
@@ -106,7 +106,7 @@ class Plain:
 
     def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits) -> Unpacked:
         directory = written(active)
-        before = Before(directory)
+        before = Before(directory, wait_for_clock_tick())
         unpacked = unpack_onto(stream, directory, limits=limits)
         kept = {record.path: record for record in before.carried()}
         records.rewrite(directory, (kept | {record.path: record for record in unpacked.records}).values())

@@ -124,6 +124,30 @@ def test_what_another_user_makes_is_that_users(single_sandbox: SandboxProcess) -
     assert done.owners == {"tmp/a": "3:4", "tmp/mine": "1000:100"}
 
 
+def test_what_was_made_just_before_is_not_the_steps(single_sandbox: SandboxProcess) -> None:
+    """A root is made right before its first step, in less time than the clock of files takes from tick to tick."""
+    for _ in range(5):
+        done = run_at_once(single_sandbox, "touch /d/mine", uid=1000, gid=100)
+        assert done.owners == {"d": "0:7", "d/mine": "1000:100"}
+        done = run_at_once(single_sandbox, "touch /d/mine; chmod 600 /d/old; stat -c %g /d/old /d/mine")
+        assert (done.out.split(), done.owners) == (["0", "7"], {"d": "0:7", "d/mine": "0:7"})
+
+
+def run_at_once(sandbox: SandboxProcess, command: str, **spec: Any) -> Left:
+    left: Left = sandbox.call(_run_at_once, command, spec)
+    return left
+
+
+def _run_at_once(inside: Inside, command: str, spec: dict[str, Any]) -> Left:
+    """Run a step in a root whose directory ``d`` hands its group down, and which has just been made."""
+    root = inside.busybox()
+    Path(root, "d").mkdir()
+    records.write(root, [Record(b"d", 0, 7)])
+    Path(root, "d").chmod(0o2777)
+    Path(root, "d", "old").touch()
+    return _run(inside, Spec(Directory(root), ("/bin/sh", "-c", command), ("PATH=/bin",), **spec))
+
+
 def test_an_owner_under_a_mount_is_not_the_mounts(single_sandbox: SandboxProcess) -> None:
     """Both are on one disk: a file of the mount has the path of one of the root that it covers."""
     root, cache = single_sandbox.call(Inside.busybox), single_sandbox.plant({"f": "cached"})
