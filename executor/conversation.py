@@ -1,7 +1,7 @@
-"""The executor's end of ``executor.protocol`` for one job: events and questions to the orchestrator, and its answers.
+"""The executor's end of ``executor.protocol`` for one job: sends events and requests, receives answers.
 
-The end of the incoming pipe cancels the job: ``closed`` is set and ``on_close`` is called on the reading thread, so
-that whatever waits (a step, a download, a question) can be woken.
+The end of the incoming pipe cancels the job: ``closed`` is set, and ``on_close`` is called on the reading thread to
+wake waiting threads.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _SENDER: Final = "the orchestrator"
 
 
 class _Waiting(msgspec.Struct, frozen=True):
-    """A question without its answer yet."""
+    """A request without an answer yet."""
 
     sink: Callable[[bytes], object]
-    """Takes the answer, block by block."""
+    """Receives the answer in blocks."""
     found: Future[bool]
     """Done when the answer is complete: whether there is one."""
 
 
 class Conversation:
-    """Messages from ``incoming`` and to ``outgoing``, two descriptors. ``send`` and ``ask`` are for any thread.
+    """Sends and receives messages on two descriptors. ``send`` and ``ask`` are thread-safe.
 
-    ``receive_job`` comes first, then ``listen``, then all else.
+    ``receive_job`` is called first, then ``listen``, then the other methods.
     """
 
     def __init__(self, incoming: int, outgoing: int) -> None:
@@ -51,10 +51,10 @@ class Conversation:
         self.dismissed = False
         """Whether the orchestrator has sent ``Done``, rather than only closed its end."""
         self.on_close: Callable[[], None] = lambda: None
-        self._asked: Callable[[protocol.Question], None]  # from ``listen`` on, before which there is nobody to answer
+        self._asked: Callable[[protocol.Question], None]  # set by ``listen``
 
     def receive_job(self) -> protocol.Job:
-        """The first message. Raises ``Interrupted`` if there is none, ``ProtocolError`` if it is no job."""
+        """Return the first message. Raises ``Interrupted`` if there is none, ``ProtocolError`` if it is no job."""
         line = self._reader.line()
         if line is None:
             raise Interrupted("no job was sent")
@@ -65,33 +65,33 @@ class Conversation:
         return message
 
     def listen(self, asked: Callable[[protocol.Question], None]) -> None:
-        """Start to take answers and requests, on a thread of their own.
+        """Start to receive answers and requests, on another thread.
 
-        ``asked`` is called with what is asked for before each question is sent.
+        ``asked`` is called with each request before it is sent.
         """
         self._asked = asked
         threading.Thread(target=self._listen, name="protocol", daemon=True).start()
 
     def send(self, message: protocol.Message, payload: bytes | memoryview = b"") -> None:
-        """Write one message and the raw bytes that it announces; nothing once the other end is closed."""
+        """Send a message and its raw bytes; does nothing after the other end is closed."""
         self._writer.write(message, (payload,) if payload else ())
 
     def send_file(self, message: protocol.Message, path: str, size: int) -> None:
-        """Write ``message`` and the ``size`` bytes of the file at ``path`` that it announces."""
+        """Send ``message`` and the ``size`` bytes of the file at ``path``."""
         with open(path, "rb") as file:
             self._writer.write(message, _blocks(file, size))
 
     def close(self) -> None:
-        """Write nothing more. What is still to come from the other end is read, and ignored."""
+        """Stop sending. Further messages from the other end are ignored."""
         self._writer.close()
 
     def ask(self, question: protocol.Question) -> bytes | None:
-        """The orchestrator's answer; None when it has none. Raises the error that it sends instead."""
+        """Return the orchestrator's answer; None when it has none. Raises an error that it sends."""
         parts: list[bytes] = []
         return b"".join(parts) if self.ask_into(parts.append, question) else None
 
     def ask_into(self, sink: Callable[[bytes], object], question: protocol.Question) -> bool:
-        """Like ``ask``, with the answer given to ``sink`` in blocks as it comes. Returns whether there is one."""
+        """As ``ask``, with the answer passed to ``sink`` in blocks. Returns whether there is one."""
         self._asked(question)
         number = next(self._numbers)
         waiting = self._waiting[number] = _Waiting(sink, Future())
@@ -104,7 +104,7 @@ class Conversation:
         return found
 
     def next_request(self) -> _Request:
-        """What the orchestrator wants after the result, waiting for it; ``Done`` when its end is closed."""
+        """Wait for a request after the result and return it; ``Done`` when the other end is closed."""
         return self._requests.get()
 
     def _listen(self) -> None:
@@ -139,7 +139,7 @@ class Conversation:
             if not question.found.done():
                 try:
                     question.sink(block)
-                except OSError as error:  # a full disk: the asker's to tell, while the rest goes by
+                except OSError as error:  # a full disk: raised to the caller, while the rest is skipped
                     question.found.set_exception(error)
         if answer.more:
             return

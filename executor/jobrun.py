@@ -1,4 +1,4 @@
-"""One job at work: its services, its image, and what the orchestrator asks for afterwards."""
+"""Running one job: its services, its image, and the orchestrator's requests afterwards."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ if TYPE_CHECKING:
     from executor.store.prune import Pruned
 
 _ROOM_TRIES: Final = 3
-"""How often a job is begun again because the disk was full and something could be removed."""
+"""How often a job is started again after a full disk, if something could be removed."""
 _STEPS: Final = 8
-"""Steps of a job that may run at once however few processors there are: many wait for a network or a disk."""
+"""Minimum number of concurrent steps of a job, whatever the number of processors: many wait for network or disk."""
 _BACKGROUND: Final = 8
-"""Threads of a job for work that overlaps its steps."""
+"""Number of background threads of a job."""
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A job that can begin."""
+    """A job that is ready to run."""
 
     conversation: Conversation
     job: protocol.Job
     plan: JobPlan
     emulation: Emulation | EnvironmentUnfit | None
-    """How programs of the platform run here, or why they do not; None when nothing is run."""
+    """How programs of the platform run here, or why they do not; None if nothing is run."""
     steps: Launcher | None
-    """None when nothing is run."""
+    """None if nothing is run."""
 
 
 def run(task: Task, cancellation: Cancellation) -> None:
-    """Do the job of ``task``, send its result, and hand over what the orchestrator asks for until it has all.
+    """Run the job of ``task``, send its result, and serve requests until the orchestrator is done.
 
     Raises ``KanifoldError``. ``cancellation`` ends it.
     """
@@ -81,7 +81,7 @@ def run(task: Task, cancellation: Cancellation) -> None:
             inputs, ScratchSpace(directory), Contents(store, directory, background, cancellation, job.build, job.latest)
         )
         services = _services(task, store, background, cancellation, memory)
-        # What earlier builds have left is on the disk by now; waiting for our own would cost seconds.
+        # Data of earlier builds is mostly written back; waiting for this build's would cost seconds.
         background.submit(durability.sync, store, durability.WRITTEN_BACK)
         background.submit(garbage_collection.measure, store)
         try:
@@ -106,7 +106,7 @@ def run(task: Task, cancellation: Cancellation) -> None:
 
 
 def _watched(store: Store, removed: Callable[[Pruned], None]) -> contextlib.AbstractContextManager[object]:
-    """Keep the disk of ``store`` from becoming full, unless the user wants to see to that."""
+    """Monitor the disk of ``store`` during the block, unless garbage collection is disabled."""
     if not policy.load(store.root).enabled:
         return contextlib.nullcontext()
     return contextlib.closing(garbage_collection.DiskMonitor(partial(open_store, store.root), store.root, removed))
@@ -158,7 +158,7 @@ def _services(
 
 
 class _JobRun(msgspec.Struct, frozen=True):
-    """One job at work, since ``began`` (``time.monotonic``)."""
+    """A running job, started at ``began`` (``time.monotonic``)."""
 
     job: protocol.Job
     plan: JobPlan
@@ -167,10 +167,10 @@ class _JobRun(msgspec.Struct, frozen=True):
     began: float
 
     def image(self) -> tuple[protocol.Result, Callable[[], Tree]]:
-        """Make the image, which is in the result, and return what opens its file system.
+        """Build the image; returns the result and a function that opens its file system.
 
-        Begins again when a layer that a remote cache named cannot be had, which is not used any more then, and when the
-        disk was full and something could be removed from it. Steps that are done are found in the cache then.
+        Starts again without a remote cache whose layer is not available, and after a full disk if something could be
+        removed. Finished steps are found in the cache.
         """
         tries = _ROOM_TRIES
         while True:
@@ -185,7 +185,7 @@ class _JobRun(msgspec.Struct, frozen=True):
                 tries -= 1
 
     def _given_room(self) -> bool:
-        """Remove what was used longest ago until twice as much of the disk is free. Returns whether more is now."""
+        """Remove the least recently used until twice as much of the disk is free. Returns whether more is free now."""
         root = self.services.store.root
         if not policy.load(root).enabled:
             return False
@@ -233,7 +233,7 @@ def _client(job: protocol.Job, conversation: Conversation, inputs: Inputs, cance
 def _remote_caches(
     job: protocol.Job, conversation: Conversation, inputs: Inputs, registry: Lazy[Client]
 ) -> RemoteCaches:
-    from executor.solver import remote_cache  # which few builds have
+    from executor.solver import remote_cache  # rarely needed
 
     sources, targets = remote_cache.places(job, registry)
     return remote_cache.RemoteCaches(sources, targets, conversation.send, job.options.cache_ttl, inputs)

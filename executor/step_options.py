@@ -1,4 +1,4 @@
-"""The options of a build that say how its steps are run: from the command line they go as they are to the sandbox."""
+"""Options of a build for running its steps, passed unchanged from the command line to the sandbox."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ DEFAULT_SHM_SIZE: Final = 64 << 20
 
 
 class ResourceLimits(msgspec.Struct, frozen=True):
-    """What a step may take; 0 and "" are no bound. The names are buildx's, ``pids`` excepted."""
+    """Resource limits of a step; 0 and "" for none. Names are buildx's, except ``pids``."""
 
     memory: int = 0
     """Bytes."""
     memory_swap: int = 0
-    """Bytes of memory and swap together; -1 for as much swap as there is."""
+    """Bytes of memory and swap; -1 for unlimited swap."""
     cpu_shares: int = 0
-    """The share of processors beside others, 2 to 262144; 1024 is the usual one."""
+    """Relative weight, 2 to 262144; the default is 1024."""
     cpu_period: int = 0
     cpu_quota: int = 0
-    """Microseconds of processors that may be used in each period of so many."""
+    """Microseconds of CPU time in each period."""
     cpuset_cpus: str = ""
     cpuset_mems: str = ""
     """Processors and memory nodes: ``0-3,7``."""
     pids: int = 0
-    """Processes and threads."""
+    """Number of processes and threads."""
 
 
 class StepOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What every RUN of a build is run with. A RUN's own ``--network`` and ``--security`` are not in it."""
+    """Options of every RUN of a build. ``--network`` and ``--security`` of a RUN are not part of them."""
 
     hosts: tuple[tuple[str, str], ...] = ()
-    """More lines for ``/etc/hosts``: (name, address)."""
+    """Additional lines of ``/etc/hosts``: (name, address)."""
     network: Literal["", "host", "none"] = ""
-    """The network of steps that do not say; "" for ``default_network``."""
+    """The network of steps without ``--network``; "" for ``default_network``."""
     default_network: Literal["isolated", "host"] = "isolated"
-    """The network where nobody says. It is no part of what a step asks for, and needs no permission."""
+    """The default network. It is not part of cache keys and needs no permission."""
     shm_size: int = 0
     """Bytes of ``/dev/shm``; 0 for ``DEFAULT_SHM_SIZE``."""
     ulimits: tuple[tuple[str, int, int], ...] = ()
-    """(name as Docker has it: ``nofile``; soft limit; hard limit), -1 for none."""
+    """(Docker's name, such as ``nofile``; soft limit; hard limit), -1 for unlimited."""
     limits: ResourceLimits = ResourceLimits()
-    """Bounds of each step by control groups."""
+    """Limits of each step by control groups."""
     cgroup_parent: str = ""
-    """The control group that steps' groups are made in, as a path below the root; "" for ours or one above it."""
+    """The parent of the steps' control groups, as a path from the root; "" for our own or one above it."""
     allow: tuple[str, ...] = ()
-    """What a Dockerfile may ask for that it may not by itself: ``security.insecure``, ``network.host``."""
+    """Permissions (``--allow``): ``security.insecure``, ``network.host``."""
 
     @property
     def observed(self) -> tuple[Part, ...]:
-        """What a step can see of the options besides its network, which is what its cache key holds of them."""
+        """Return the part of the cache key for what a step can observe of the options besides its network."""
         return self.hosts, self.shm_size, self.ulimits
 
 
 def control_files(limits: ResourceLimits) -> tuple[tuple[str, str], ...]:
-    """The files of a group, and what is written to them (Documentation/admin-guide/cgroup-v2.rst)."""
+    """Return the files of a control group and their content (Documentation/admin-guide/cgroup-v2.rst)."""
     found: list[tuple[str, str]] = []
     if limits.memory:
         found.append(("memory.max", str(limits.memory)))
@@ -65,7 +65,7 @@ def control_files(limits: ResourceLimits) -> tuple[tuple[str, str], ...]:
         swap = "max" if limits.memory_swap < 0 else str(max(0, limits.memory_swap - limits.memory))
         found.append(("memory.swap.max", swap))
     if limits.cpu_shares:
-        # As runc and crun convert it: 2 to 262144 becomes 1 to 10000.
+        # Converted as in runc and crun: 2 to 262144 becomes 1 to 10000.
         shares = min(max(limits.cpu_shares, 2), 262144)
         found.append(("cpu.weight", str(1 + (shares - 2) * 9999 // 262142)))
     if limits.cpu_quota or limits.cpu_period:

@@ -1,10 +1,10 @@
-"""A process of executors: greets on each of its channels, takes a job from each, and does them side by side.
+"""An executor process: sends a greeting on each of its channels, receives a job from each, and runs them concurrently.
 
-Nothing outlives the process: steps are in process namespaces that end with the process that they are forked from, that
-process ends with this one, and a job ends when the orchestrator closes its pipe.
+Nothing outlives the process: steps are in pid namespaces that end with their zygote, the zygote ends with this process,
+and a job ends when the orchestrator closes its pipe.
 
-Several jobs in one process save the start of a process, which is most of what a small job costs. They share only the
-isolation that the process is in; a build that loses one platform has failed anyway.
+Several jobs in a process save the start of processes, which is most of the time of a small job. They share only the
+isolation of the process; if it dies, all of its jobs fail, and a build that fails for one platform fails anyway.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from platforms.errors import EnvironmentUnfit, KanifoldError, Problem
 from platforms.parsing import parse
 
 _LAST_MOMENT: Final = 1.2
-"""Seconds after the last orchestrator has gone until this process ends itself, whatever it was doing."""
+"""Seconds after the last orchestrator has gone until this process exits unconditionally."""
 
 
 def serve(channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = ()) -> int:
-    """Do a job for each of ``channels``: descriptors to read from and to write to. Needs a process with one thread.
+    """Run a job for each of ``channels``: descriptors for reading and writing. Requires a process with a single thread.
 
-    ``emulators`` are the architectures that the greeting names as emulated. Returns the exit status: the highest of
-    those of the jobs' errors (``platforms.errors``), or 0.
+    ``emulators``: the architectures for the greeting. Returns the exit status: the highest of the jobs' errors
+    (``platforms.errors``), or 0.
     """
     isolated = Lazy(isolation.enter)
     greeting = _greeting(isolated, emulators)  # enters while there is no job yet
@@ -60,7 +60,7 @@ def serve(channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = ()) 
 
 
 def _greeting(isolated: Lazy[Isolation], emulators: tuple[str, ...]) -> protocol.Handshake:
-    """What the process is. Where it cannot be isolated each job will be told why."""
+    """Return the greeting. If isolation is impossible, each job will report why."""
     mode = ""
     with contextlib.suppress(EnvironmentUnfit):
         mode = isolated().mode.value
@@ -69,7 +69,7 @@ def _greeting(isolated: Lazy[Isolation], emulators: tuple[str, ...]) -> protocol
 
 
 def _prepared(conversation: Conversation, isolated: Lazy[Isolation], statuses: list[int]) -> Task | None:
-    """The job of ``conversation``, as ``_prepare`` leaves it; None when that failed."""
+    """Return the job of ``conversation`` from ``_prepare``; None when that failed."""
     with _reported(conversation, statuses):
         return _prepare(conversation, isolated)
     conversation.close()
@@ -77,7 +77,7 @@ def _prepared(conversation: Conversation, isolated: Lazy[Isolation], statuses: l
 
 
 def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
-    """Take a job, and do for it what needs a process with one thread: fork the process of its steps."""
+    """Receive a job, and do what requires a process with a single thread: fork the zygote."""
     job = conversation.receive_job()
     debug.log("job taken", platform=job.platform, target=job.options.target or "the last stage", build=job.build)
     platform = parse(job.platform)
@@ -88,14 +88,14 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
     found: Emulation | EnvironmentUnfit
     try:
         found = job.emulation or emulation.emulation(platform)
-    except EnvironmentUnfit as unfit:  # an error only when a program of the platform is to be run
+    except EnvironmentUnfit as unfit:  # an error only if a program of the platform has to run
         found = unfit
     steps = launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
     return Task(conversation, job, plan, found, steps)
 
 
 def _work(task: Task, tasks: Sequence[Task], statuses: list[int]) -> None:
-    """Do ``task``, one of ``tasks``."""
+    """Run ``task``, one of ``tasks``."""
     cancellation = Cancellation()
     task.conversation.on_close = partial(_orchestrator_gone, cancellation, tasks)
     own: list[int] = []
@@ -114,7 +114,8 @@ def _work(task: Task, tasks: Sequence[Task], statuses: list[int]) -> None:
 
 @contextlib.contextmanager
 def _reported(conversation: Conversation, statuses: list[int]) -> Iterator[None]:
-    """Send the block's error to the orchestrator rather than raise it; add its exit status, or 0, to ``statuses``."""
+    """Send an error of the block to the orchestrator instead of raising it; add its exit status, or 0, to
+    ``statuses``."""
     try:
         yield
     except KanifoldError as error:
@@ -128,7 +129,7 @@ def _reported(conversation: Conversation, statuses: list[int]) -> Iterator[None]
 
 
 def _orchestrator_gone(cancellation: Cancellation, others: Sequence[Task]) -> None:
-    """End this job, and this process soon if there is no other orchestrator."""
+    """End this job, and soon the process if there is no other orchestrator."""
     cancellation.cancel()
     if all(each.conversation.closed.is_set() for each in others):
         threading.Timer(_LAST_MOMENT, os._exit, (130,)).start()

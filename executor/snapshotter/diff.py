@@ -37,12 +37,12 @@ Xattrs = tuple[tuple[bytes, bytes], ...]
 
 
 def scan(upper: str, lowers: Sequence[str], recorded: Read = records.read) -> Iterator[Entry]:
-    """The changes in the directory ``upper`` over ``lowers``, top first, in canonical order, as they are come upon.
+    """Yield the changes in the directory ``upper`` over ``lowers``, top first, in canonical order.
 
-    Memory holds the names in the directories on the way to where the scan is, and the hard links. ``source`` of a FILE
-    is its path below ``upper``, which must stay as it is. What is recorded beside these directories (see ``records``)
-    is taken over, that of ``lowers`` as ``recorded`` reads it. Raises ``EnvironmentUnfit`` when the overlay was mounted
-    with ``redirect_dir`` or ``metacopy``, whose directories only make sense under that mount.
+    Memory holds the names in the directories on the current path, and the hard links. ``source`` of a FILE is its path
+    below ``upper``, which must not change. The records of these directories (see ``records``) are applied, those of
+    ``lowers`` as ``recorded`` reads them. Raises ``EnvironmentUnfit`` when the overlay was mounted with
+    ``redirect_dir`` or ``metacopy``, whose directories are only valid under that mount.
     """
     scan = _Scan(os.fsencode(os.path.abspath(upper)), records.read(upper), Stack(lowers, recorded))
     return scan.run(tuple(map(os.fsencode, lowers)))

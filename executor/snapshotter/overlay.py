@@ -43,7 +43,7 @@ class Overlays:
         self._lock = threading.Lock()
         self._trees: dict[tuple[str, ...], Tree] = {}
         self.recorded: Read = functools.cache(records.read)
-        """Reads, once, what is recorded beside a snapshot: it is complete, and leased as long as the job."""
+        """Cached reading of a snapshot's records, which do not change while the job leases it."""
 
     def _new(self) -> str:
         """An empty directory."""

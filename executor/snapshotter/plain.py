@@ -75,7 +75,7 @@ class Plain:
         self._copying = threading.Lock()
         self._copies: dict[tuple[tuple[str, ...], bytes], str] = {}
         self.recorded: Read = functools.cache(records.read)
-        """Reads, once, what is recorded beside a snapshot: it is complete, and leased as long as the job."""
+        """Cached reading of a snapshot's records, which do not change while the job leases it."""
 
     def view(self, parents: Parents) -> Union:
         directories = stacked(parents)

@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 
 _SAID_SECONDS: Final = 0.2
-"""Between two progress messages of one layer."""
+"""Minimum seconds between progress messages of a layer."""
 
-# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+# Created at import: two threads that create a decoder of the same type at once crash msgspec.
 _PACKED: Final[msgspec.json.Decoder[LayerRecord]] = msgspec.json.Decoder(LayerRecord)
 
 
@@ -256,12 +256,12 @@ class _LayerDownload(msgspec.Struct, frozen=True):
                         self.bases.cancellation.check()
                         fetch_blob(store, self.descriptor, self.source.fetch, self.arrival)
         finally:
-            self.arrival.end()  # also when somebody else has brought it
+            self.arrival.end()  # also if another process has downloaded it
         return blobs.path(store, digest)
 
 
 class _Recompressed(msgspec.Struct, frozen=True):
-    """``layer``, whose blob has ``descriptor``, compressed anew with the compression of the job."""
+    """``layer``, whose blob has ``descriptor``, recompressed with the compression of the job."""
 
     bases: Bases
     layer: Layer
@@ -436,6 +436,6 @@ class _Shown:
         if now - self._said >= _SAID_SECONDS:
             self._said = now
             whole = self._whole
-            # Never all of it: that is said when the directory is there.
+            # Never the total: that is sent when the directory is complete.
             self._tell(Transfer(Action.UNPACK, whole.digest, min(self._done, whole.size - 1), whole.size))
         return data

@@ -1,4 +1,4 @@
-"""The arguments that every build has without being told, and those that tell the builder something.
+"""Predefined build arguments: platform ARGs, and arguments that configure the builder.
 
 Source: Dockerfile reference, "Automatic platform ARGs in the global scope" and "BuildKit built-in build args";
 BuildKit's dockerfile2llb/platform.go.
@@ -12,11 +12,11 @@ from typing import Final
 from platforms.platform import Platform
 
 SILENT_ARGUMENTS: Final = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})
-"""Arguments that steer a builder and are never part of a step's environment."""
+"""Arguments that configure a builder and are never part of a step's environment."""
 
 
 def platform_arguments(build: Platform, target: Platform, stage: str) -> dict[str, str]:
-    """The automatic platform ARGs; ``stage`` is the target stage's name ("" for a nameless last one)."""
+    """Return the automatic platform ARGs; ``stage`` is the name of the target stage ("" for an unnamed last one)."""
     return {
         "BUILDPLATFORM": str(build),
         "BUILDOS": build.os,
@@ -33,11 +33,11 @@ def platform_arguments(build: Platform, target: Platform, stage: str) -> dict[st
 
 
 def host_name(build_args: Iterable[tuple[str, str]]) -> str:
-    """What steps hear when they ask for this machine's name."""
+    """Return the host name of steps."""
     return dict(build_args).get("BUILDKIT_SANDBOX_HOSTNAME") or "buildkitsandbox"
 
 
 def cache_name(build_args: Iterable[tuple[str, str]], name: str) -> str:
-    """The name of a cache mount within the namespace that the build asks for, if it does."""
+    """Return the name of a cache mount in the namespace of the build, if there is one."""
     namespace = dict(build_args).get("BUILDKIT_CACHE_MOUNT_NS", "")
     return f"{namespace}/{name}" if namespace else name

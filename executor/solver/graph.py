@@ -1,8 +1,8 @@
-"""Which stages a target needs, and what comes from outside: worked out from the text alone, before anything is pulled.
+"""The stage graph: which stages a target needs, and what comes from outside, from the text of the Dockerfile alone.
 
-The orchestrator asks this for every platform to pin the external images once; the executor asks it to know what to do.
-Name rules are BuildKit's (dockerfile2llb, addState and toCommand): a FROM sees the stages above it, ``--from`` sees any
-stage by name or number, names do not mind case. A named build context comes before the stage or image of its name.
+The orchestrator uses it to resolve external images, the executor to build. Names are resolved as in BuildKit
+(dockerfile2llb, addState and toCommand): a FROM sees earlier stages, ``--from`` sees any stage by name or number, case
+is ignored. A named build context takes precedence over the stage or image of its name.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ class FromImage(msgspec.Struct, frozen=True):
     """The files of an external image."""
 
     name: str
-    """Its reference as written, after expansion."""
+    """The reference as written, after expansion."""
 
 
 class FromContext(msgspec.Struct, frozen=True):
-    """What a build context holds: files, or an image (``executor.protocol.Context``)."""
+    """A build context: files, or an image (``executor.protocol.Context``)."""
 
     name: str
-    """Its canonical name; the main context's is ""."""
+    """Its canonical name; "" for the main context."""
 
 
 Origin = FromScratch | FromStage | FromImage | FromContext
-"""Where the files come from that a stage is built on, that COPY copies or that a mount shows."""
+"""The source of the files that a stage is based on, that COPY copies, or that a mount contains."""
 SCRATCH: Final = FromScratch()
 MAIN_CONTEXT: Final = FromContext("")
 
 
 class External(msgspec.Struct, frozen=True):
-    """An image from outside: its reference as written after expansion, and the lines that first ask for it."""
+    """An external image: its reference as written, after expansion, and the location that first names it."""
 
     name: str
     where: Location | None = None
@@ -73,23 +73,24 @@ class External(msgspec.Struct, frozen=True):
 
 
 class Graph(msgspec.Struct, frozen=True):
-    """What a target needs. ``stages`` are indexes in file order; ``images`` and ``contexts`` in order of appearance."""
+    """What a target needs. ``stages`` are numbers in file order; ``images`` and ``contexts`` in order of appearance."""
 
     target: int
     stages: tuple[int, ...]
     images: tuple[External, ...]
     contexts: tuple[str, ...]
-    """Named contexts that something is taken from, by their canonical names."""
+    """The canonical names of the named contexts that are used."""
     bases: tuple[Origin, ...]
-    """By stage index: what each needed stage is built on (``scratch`` for the others)."""
+    """By stage number: the base of each needed stage (``scratch`` for others)."""
     chain: tuple[int, ...]
-    """The target and the stages below it: those whose layers are in the image."""
+    """The target and the stages that it is based on: those whose layers are in the image."""
 
 
 def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], named: Named = NONE) -> Graph:
-    """The graph of ``target`` (name or number; "" is the last stage), with FROM expanded in the global ``scope``.
+    """Return the graph of ``target`` (name or number; "" for the last stage), with FROM expanded in the global
+    ``scope``.
 
-    Raises DockerfileError for a name or a platform that cannot be, in stages that are not needed too.
+    Raises DockerfileError for an invalid name or platform, also in stages that are not needed.
     """
     for stage in dockerfile.stages:
         base_of(dockerfile, stage, scope, named)
@@ -102,7 +103,7 @@ def plan(dockerfile: Dockerfile, target: str, scope: Mapping[str, str], named: N
 
 
 def plan_all(dockerfile: Dockerfile, scope: Mapping[str, str], named: Named = NONE) -> Graph:
-    """The graph of the last stage when every stage is needed, as if each were a target. Raises as ``plan`` does."""
+    """Return the graph of the last stage with every stage needed. Raises as ``plan`` does."""
     goal = plan(dockerfile, "", scope, named).target
     return _reached(dockerfile, goal, scope, named, [*reversed(range(len(dockerfile.stages)))])
 
@@ -143,7 +144,7 @@ def _reached(dockerfile: Dockerfile, goal: int, scope: Mapping[str, str], named:
 
 
 def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Named) -> Origin:
-    """What ``stage`` is built on."""
+    """Return the base of ``stage``."""
     platform = _own_platform(dockerfile, stage, scope)
     if context := named.find_stage(stage.name, platform):
         return FromContext(context)
@@ -159,7 +160,7 @@ def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], name
 
 
 def replaced(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Named) -> bool:
-    """Whether a named context stands in place of ``stage``, so that none of its instructions is done."""
+    """Whether a named context replaces ``stage``, so that its instructions are not run."""
     return bool(named.names and named.find_stage(stage.name, _own_platform(dockerfile, stage, scope)))
 
 
@@ -173,9 +174,10 @@ def _image(name: str, where: Location) -> FromImage:
 
 
 def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], target: Platform) -> Platform:
-    """The platform that ``stage`` is for if it is built on no other: ``FROM --platform``'s, or the build's target.
+    """Return the platform of ``stage`` if it is based on no other stage: that of ``FROM --platform``, or the build's
+    target.
 
-    The target's for one FROM scratch, whatever is said, as in BuildKit (dockerfile2llb, ``resolveReachableStages``).
+    FROM scratch has the target's in any case, as in BuildKit (dockerfile2llb, ``resolveReachableStages``).
     """
     if expand(stage.base, scope, dockerfile.escape).image == "scratch":
         return target
@@ -183,7 +185,7 @@ def platform_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], 
 
 
 def run_on(dockerfile: Dockerfile, needed: Graph, scope: Mapping[str, str], target: Platform) -> set[Platform]:
-    """The platforms whose programs the RUNs of the ``needed`` stages are. Triggers of base images are not known."""
+    """Return the platforms whose programs are run by the ``needed`` stages. Triggers of base images are unknown."""
     found = set()
     for index in needed.stages:
         if any(isinstance(each, Run) for each in dockerfile.stages[index].instructions):
@@ -195,7 +197,7 @@ def run_on(dockerfile: Dockerfile, needed: Graph, scope: Mapping[str, str], targ
 
 
 def may_run(dockerfile: Dockerfile, needed: Graph) -> bool:
-    """Whether a RUN of the ``needed`` stages may have to be done, be it one that a base image brings (ONBUILD)."""
+    """Whether the ``needed`` stages may run a RUN, also one of a base image (ONBUILD)."""
     return any(
         not isinstance(needed.bases[index], FromScratch | FromStage)
         or any(isinstance(each, Run) for each in dockerfile.stages[index].instructions)
@@ -217,13 +219,13 @@ def _own_platform(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str]
 
 
 def origins_of(dockerfile: Dockerfile, step: Instruction, index: int, named: Named) -> Iterator[Origin]:
-    """Where ``step`` of stage ``index`` takes files from, apart from the main context."""
+    """Yield the origins that ``step`` of stage ``index`` takes files from, except for the main context."""
     for name, numbers in _sources(step):
         yield named_origin(dockerfile, name, index, step.location, named, numbers=numbers)
 
 
 def _sources(step: Instruction) -> Iterator[tuple[str, bool]]:
-    """The names that ``step`` takes files from, each with whether it may be a stage's number."""
+    """Yield the names that ``step`` takes files from, each with whether it may be a stage number."""
     if isinstance(step, Copy) and step.from_:
         yield step.from_, True
     elif isinstance(step, Run):
@@ -233,7 +235,7 @@ def _sources(step: Instruction) -> Iterator[tuple[str, bool]]:
 def named_origin(
     dockerfile: Dockerfile, name: str, index: int, where: Location, named: Named, *, numbers: bool
 ) -> Origin:
-    """What ``--from=name`` (``numbers``: or a stage's number) means to a step of stage ``index``."""
+    """Return the origin of ``--from=name`` (with ``numbers``, also a stage number) for a step of stage ``index``."""
     found = _referred(dockerfile, name, where, named, numbers=numbers)
     if not isinstance(found, Stage):
         return found
@@ -264,15 +266,15 @@ class JobPlan(msgspec.Struct, frozen=True):
 
     dockerfile: Dockerfile
     scope: Mapping[str, str]
-    """What FROM sees."""
+    """The variables that FROM sees."""
     named: Named
     graph: Graph
     may_run: bool
-    """Whether there may be a RUN to do."""
+    """Whether there may be a RUN."""
 
 
 def job_plan(job: protocol.Job, native: Platform, platform: Platform) -> JobPlan:
-    """The plan of ``job`` on a ``native`` node. Raises ``DockerfileError``."""
+    """Return the plan of ``job`` on a ``native`` node. Raises ``DockerfileError``."""
     source = parse(job.dockerfile, job.dockerfile_name)
     stage = job.options.target or source.stages[-1].name
     seen = global_scope(source, dict(job.build_args), arguments.platform_arguments(native, platform, stage))

@@ -24,7 +24,7 @@ from executor.store.store import Store
 from platforms import debug
 
 _RECORD_LIMIT: Final = 1 << 20
-"""Bytes of a message that a dependency record may take."""
+"""Maximum size of a dependency record in bytes."""
 
 
 class Input:
@@ -32,7 +32,7 @@ class Input:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        """For people: ``base``, ``source``, ``mount``, …. No name, which may be a URL with a password in it."""
+        """For messages: ``base``, ``source``, ``mount``, …. Not a name, which may be a URL with a password."""
         self._opened = False
         self._accounted = False
         self._signature: protocol.StatSignature | None = None
@@ -81,7 +81,7 @@ class Inputs:
         self._lock = threading.Lock()
         self._inputs: list[Input] = []
         self._questions: set[str] = set()
-        """Their kinds: a step's SSH agent may be asked thousands of times."""
+        """Their kinds: a step may send thousands of requests to an SSH agent."""
         self._steps: dict[str, protocol.FoundStep] = {}
 
     def add(self, kind: str) -> Input:
@@ -92,11 +92,12 @@ class Inputs:
         return made
 
     def asked(self, question: protocol.Question) -> None:
-        """The orchestrator is asked ``question``. No image depends on how to log in, or on what need not be pushed."""
+        """Add an input for a request to the orchestrator, unless images cannot depend on it: credentials, and whether a
+        push is needed."""
         match question:
             case protocol.AskCredential() | protocol.AskManifest():
                 pass
-            case _:  # that of which nobody has thought is an input
+            case _:  # any other kind is an input
                 with self._lock:
                     self._questions.add(question.kind)
 
@@ -136,7 +137,7 @@ def unchanged(
         for each in record.signatures:
             context = contexts.get(each.context)
             if not isinstance(context, protocol.DirectoryContext):
-                return False  # its files are not here to be looked at
+                return False  # its files are not on this machine
             signatures.setdefault(context, set()).add(each)
     return all(_is_found(each, store) for each in steps) and _same_signatures(signatures, store, check)
 

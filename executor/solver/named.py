@@ -1,8 +1,8 @@
-"""Names of build contexts, and which one a FROM, ``--from`` or stage means: names match as references do.
+"""Names of build contexts: which context a FROM, ``--from`` or stage refers to; names are compared like references.
 
 ``debian``, ``debian:latest``, ``library/debian`` and ``index.docker.io/library/debian`` are one name, as in BuildKit
-(dockerui, ``NamedContext``): the familiar form of the reference, without a ``:latest`` at its end. A digest is part of
-the name. ``NAME::PLATFORM`` is a context for one platform alone and comes before the plain name.
+(dockerui, ``NamedContext``): the familiar form of the reference without ``:latest``. A digest is part of the name.
+``NAME::PLATFORM`` is a context for one platform and takes precedence over the plain name.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ _FOR_PLATFORM: Final = re.compile(r"(.*?)::([A-Za-z0-9][^\]]*)")
 
 
 class Named(msgspec.Struct, frozen=True):
-    """The names of a build's contexts in canonical form, for a build of ``platform``."""
+    """The canonical names of a build's contexts, for a build of ``platform``."""
 
     names: frozenset[str] = frozenset()
     platform: Platform | None = None
 
     def find(self, name: str, platform: Platform | None = None) -> str:
-        """The context that ``name`` means for ``platform`` (None: the build's), by its canonical name; "" for none."""
+        """Return the canonical name of the context ``name`` for ``platform`` (None: the build's); "" if there is
+        none."""
         if not self.names:
             return ""
         try:
@@ -39,7 +40,7 @@ class Named(msgspec.Struct, frozen=True):
         return next((each for each in (special, plain) if each in self.names), "")
 
     def find_stage(self, name: str, platform: Platform | None = None) -> str:
-        """The context that stands in place of the stage ``name``; "" for none."""
+        """Return the context that replaces the stage ``name``; "" if there is none."""
         return "" if name.casefold() in ("", "scratch", "context") else self.find(name, platform)
 
 
@@ -47,9 +48,9 @@ NONE: Final = Named()
 
 
 def canonical(text: str) -> str:
-    """``text``, the name of a context, in the one form that stands for all its spellings. Raises ``UsageError``.
+    """Return the canonical form of the name of a context. Raises ``UsageError``.
 
-    A name without a slash may have capitals, as the name of a stage may.
+    A name without a slash may have capitals, as names of stages may.
     """
     match = _FOR_PLATFORM.fullmatch(text)
     if match is not None:

@@ -1,8 +1,8 @@
-"""Users and groups by name, from a stage's own /etc/passwd and /etc/group, never from the host's.
+"""Resolving users and groups by a stage's own /etc/passwd and /etc/group, never the host's.
 
-The rules are BuildKit's: ``--chown`` follows solver/llbsolver/ops/user_linux.go, ``USER`` follows executor/oci/user.go
-and moby/sys/user. The files are the image's word: only regular files of at most 10 MiB are read (CVE-2024-9676), and
-a number that does not fit an id is an error, never zero (CVE-2024-40635).
+The rules are BuildKit's: ``--chown`` as in solver/llbsolver/ops/user_linux.go, ``USER`` as in executor/oci/user.go and
+moby/sys/user. The files are untrusted: only regular files of at most 10 MiB are read (CVE-2024-9676), and a number that
+does not fit an id is an error, never zero (CVE-2024-40635).
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from platforms.errors import BuildError
 
 _FILE_LIMIT: Final = 10 << 20
 _ID_LIMIT: Final = (1 << 31) - 1
-"""The largest user or group id (runc and moby/sys/user refuse more)."""
+"""The largest user or group id (runc and moby/sys/user reject larger ones)."""
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who a step runs as."""
+    """The user and groups of a step."""
 
     uid: int = 0
     gid: int = 0
     groups: tuple[int, ...] = (0,)
-    """Supplementary ones, ``gid`` among them (BuildKit, executor/oci/user.go)."""
+    """Supplementary groups, including ``gid`` (BuildKit, executor/oci/user.go)."""
     home: str = "/"
 
 
 def owner(tree: Tree | None, text: str) -> tuple[int, int]:
-    """The (uid, gid) that ``--chown=text`` names: ``user``, ``user:group``, each a name or a number.
+    """Return the (uid, gid) of ``--chown=text``: ``user``, ``user:group``, each a name or a number.
 
-    A user that the stage does not know is root, a group the user's own, and ``root`` is 0 whatever the stage says, as
-    in BuildKit. ``tree`` is None for a stage without files.
+    An unknown user is root, an unknown group the user's own, and ``root`` is always 0, as in BuildKit. ``tree`` is None
+    for a stage without files.
     """
     user, colon, group = ("0" if part == "root" else part for part in text.partition(":"))
     uid = gid = 0
@@ -56,7 +56,7 @@ def owner(tree: Tree | None, text: str) -> tuple[int, int]:
 
 
 def identity(tree: Tree | None, text: str) -> Identity:
-    """Who ``USER text`` is when a step starts; ``BuildError`` for a name that the stage does not know."""
+    """Return the identity of ``USER text`` when a step starts. Raises ``BuildError`` for an unknown name."""
     if not text:
         text = "0"
     user, colon, group = text.partition(":")
