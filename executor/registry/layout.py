@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from executor.image import mediatypes
 from executor.image.digest import check_digest
@@ -150,6 +151,17 @@ def names_of(root: Descriptor) -> tuple[str, ...]:
         if name:
             found += [name, name.rpartition("/")[2].rpartition(":")[2]]
     return tuple(dict.fromkeys(found))
+
+
+def nameless(root: Descriptor) -> Descriptor:
+    """Return ``root`` without the annotations that are names (``names_of``)."""
+    kept = tuple(each for each in root.annotations if each[0] not in (REF_NAME, CONTAINERD_NAME))
+    return replace(root, annotations=kept)
+
+
+def is_unfinished(directory: str) -> bool:
+    """Whether ``directory`` is what a writer leaves that died before the first ``index.json``; also if it is empty."""
+    return all(name in ("oci-layout", "blobs") or name.startswith(_INCOMING) for name in os.listdir(directory))
 
 
 def blob_path(digest: str) -> str:
@@ -352,7 +364,9 @@ def _digest_of(path: str, like: str) -> str:
 def _replace(directory: str, name: str, data: bytes) -> None:
     """Replace the file ``name`` atomically, and durably."""
     incoming = below(directory, f"{_INCOMING}{name}")
-    with open(incoming, "wb") as file:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(incoming)  # what a writer that died has left, or a link that somebody has put there
+    with open(incoming, "xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
+from executor.registry.layout import REF_NAME
 from orchestrator.index.entries import IndexEntry
 from orchestrator.request import Annotation
 from orchestrator.values import parse_annotations
@@ -27,6 +28,10 @@ def parse(texts: Iterable[str], default: str = "index") -> tuple[Annotation, ...
                 f"--annotation {each.key}: a manifest that exists cannot be annotated",
                 why="it would be another manifest, with another digest, and lose its attestations and signatures",
                 remedy="annotate its descriptor (manifest-descriptor:), or the image when it is built",
+            )
+        if each.level == "index-descriptor" and each.key == REF_NAME:
+            raise UsageError(
+                f"--annotation {each.key} is the name of an image in a layout", remedy="give it with the image: DIR:TAG"
             )
         if each.platform and each.level != "manifest-descriptor":
             raise UsageError(f"--annotation {each.key}: an {each.level} is for no platform")

@@ -154,7 +154,8 @@ def write(name: LayoutName, complete: CompleteImage, cancelled: threading.Event)
     own = complete.root.descriptor
     named = ((REF_NAME, name.tag),) if name.tag else ()
     root = Descriptor(own.media_type, own.digest, own.size, annotations=(*complete.annotations, *named))
-    roots = [root, *(listing(each.document) for each in complete.contents.referrers)]
+    # A name that a referrer's own annotations have would take the place of the image of that name.
+    roots = [root, *(layout.nameless(listing(each.document)) for each in complete.contents.referrers)]
     sources = _blob_sources(complete, cancelled)
     if name.archive:
         with oci_archive.archive_file(name.path) as file:
@@ -168,7 +169,7 @@ def standing_in(name: LayoutName) -> str:
     try:
         found = oci_archive.read_archive(name.path) if name.archive else layout.read_layout(name.path)
     except KanifoldError:
-        if os.path.lexists(name.path) and (not os.path.isdir(name.path) or os.listdir(name.path)):
+        if os.path.lexists(name.path) and not (os.path.isdir(name.path) and layout.is_unfinished(name.path)):
             raise
         return ""
     wanted = name.tag

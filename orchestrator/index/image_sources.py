@@ -325,8 +325,12 @@ class LayoutSource:
         file.close()
         if size > MANIFEST_LIMIT:
             raise ArchiveError(f"{digest} of {self.name} is no image", why=f"it has {size} bytes")
-        kinds = decoding.from_json(self._layout.read(Descriptor("", check_digest(digest), size))).get("mediaType")
-        return self.document(Descriptor(kinds if isinstance(kinds, str) else mediatypes.OCI_MANIFEST, digest, size))
+        data = self._layout.read(Descriptor("", check_digest(digest), size))
+        try:
+            content = parse(data)
+        except ArchiveError as error:
+            raise ArchiveError(f"{digest} of {self.name} is no image", why=str(error)) from error
+        return Document(Descriptor(content.media_type, digest, size), data, content)
 
 
 class _VerifiedFile:

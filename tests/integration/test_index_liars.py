@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from registry_server import Asked, MemoryRegistry, Said, Served, digest_of, error, served
-from small_images import CONFIG, INDEX, LAYER, MANIFEST, Images
+from small_images import CONFIG, EMPTY, INDEX, LAYER, MANIFEST, REF_NAME, Images
 
 from orchestrator.cli import cli
 from orchestrator.index import manifest_graph
@@ -405,3 +405,71 @@ def test_other_transfers_are_not_waited_for_when_one_fails(run: Run, places: tup
         assert not over.is_set()
     finally:
         over.set()
+
+
+# -- layouts that others have written
+
+
+def test_no_referrer_takes_the_name_of_another_image_in_a_layout(run: Run, places: tuple[Place, Place]) -> None:
+    here, _ = places
+    images = Images()
+    image, other = images.image(), images.image(text="other")
+    config = images.blob(EMPTY, b"{}")
+    names = {REF_NAME: "db", "io.containerd.image.name": "example.com/db:1"}
+    referrer = {"config": config, "layers": [], "subject": image, "annotations": names | {"signed": "yes"}}
+    here.memory.lists_referrers = True
+    signature = images.document(MANIFEST, referrer)
+    images.put(here.memory, "app", {"1": image})
+    images.put(here.memory, "db", {"1": other})
+    run("copy", f"{here.host}/db:1", "oci:layout:db", "--no-referrers")
+    run("copy", f"{here.host}/app:1", "oci:layout:app")
+    listed = json.loads(Path("layout/index.json").read_text())["manifests"]
+    assert {each["annotations"].get(REF_NAME, ""): each["digest"] for each in listed} == {
+        "db": other["digest"],
+        "app": image["digest"],
+        "": signature["digest"],
+    }
+    assert [each["annotations"] for each in listed if each["digest"] == signature["digest"]] == [{"signed": "yes"}]
+
+
+@pytest.mark.parametrize("name", ["index.json", "oci-layout"])
+def test_no_link_in_a_layout_leads_what_is_written_elsewhere(run: Run, places: tuple[Place, Place], name: str) -> None:
+    here, _ = places
+    images = Images()
+    images.put(here.memory, "app", {"1": images.image()})
+    run("copy", f"{here.host}/app:1", "oci:layout:app")
+    Path("precious").write_text("precious")
+    Path(f"layout/.incoming-{name}").symlink_to("../precious")
+    run("copy", f"{here.host}/app:1", "oci:layout:again")
+    assert Path("precious").read_text() == "precious"
+    assert not Path(f"layout/{name}").is_symlink()
+
+
+def test_a_layout_whose_first_writer_was_killed_is_written_to(run: Run, places: tuple[Place, Place]) -> None:
+    here, _ = places
+    images = Images()
+    image = images.image()
+    images.put(here.memory, "app", {"1": image})
+    Path("layout/blobs/sha256").mkdir(parents=True)
+    Path("layout/.incoming-oci-layout").write_text("{")
+    assert run("copy", f"{here.host}/app:1", "oci:layout:app").strip() == image["digest"]
+    Path("other").mkdir()
+    Path("other/file").write_text("of somebody")
+    with pytest.raises(ArchiveError, match="not an OCI image layout"):
+        run("copy", f"{here.host}/app:1", "oci:other:app")
+
+
+@pytest.mark.parametrize("data", [b"layer", b"[]", b"{}", b"\xff", b'{"schemaVersion":2,"mediaType":[]}'])
+def test_a_digest_in_a_layout_that_is_no_image_is_refused(run: Run, tmp_path: Path, data: bytes) -> None:
+    images = Images()
+    blob = images.blob(LAYER, data)
+    images.layout(tmp_path / "layout", {"app": images.image()})
+    with pytest.raises(ArchiveError, match="is no image"):
+        run("index", "inspect", f"oci-layout://layout@{blob['digest']}")
+
+
+def test_an_annotation_is_not_another_name(run: Run, tmp_path: Path) -> None:
+    images = Images()
+    images.layout(tmp_path / "layout", {"app": images.entry()})
+    with pytest.raises(UsageError, match="the name of an image in a layout"):
+        run("index", "create", "-t", "oci:to:1", "oci:layout:app", "--annotation", f"index-descriptor:{REF_NAME}=other")
