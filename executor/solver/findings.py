@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from executor import protocol
 from executor.rootfs.elf_audit import foreign
-from executor.rootfs.prebuilt import by_design
 from executor.solver.layer import Layer
 
 
@@ -22,5 +21,7 @@ def foreign_programs(layers: Iterable[Layer], architecture: str) -> tuple[protoc
     strange = tuple(each for each in found if foreign(each.machine, architecture))
     if not strange:
         return ()
+    from executor.rootfs.prebuilt import by_design  # which few builds need
+
     meant = by_design(((each.path, each.machine) for each in found), architecture)
     return tuple(each for each in strange if each.path not in meant)
