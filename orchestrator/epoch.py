@@ -20,7 +20,7 @@ from orchestrator.contexts import ContextFiles, FetchOptions
 from platforms.errors import DockerfileError, UsageError
 
 NAME: Final = "SOURCE_DATE_EPOCH"
-_SECONDS: Final = re.compile(r"[+-]?\d+")
+_SECONDS: Final = r"[+-]?\d+"
 _LATEST: Final = 253402300799
 """The last second of the year 9999, the limit of RFC 3339."""
 _REMEDY: Final = "give seconds since 1970, or name the context, a named context, or a stage FROM scratch with one ADD"
@@ -42,7 +42,7 @@ def resolve(
     value = given.get(NAME) or ("" if NAME in given else seen.get(NAME, ""))
     if not value:
         return None
-    if _SECONDS.fullmatch(value):
+    if re.fullmatch(_SECONDS, value):
         seconds = int(value[:20])
         if abs(seconds) > _LATEST:
             raise UsageError(f"invalid {NAME}: {value[:20]}", why="it is beyond the year 9999", remedy=_REMEDY)

@@ -18,9 +18,10 @@ _NANOSECONDS: Final = {
     "w": 7 * 86400 * 10**9,
 }
 _SECOND: Final = _NANOSECONDS["s"]
-_PLAIN: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])", re.ASCII)
+# Compiled when used, which few builds do:
+_PLAIN: Final = r"([0-9]+(?:\.[0-9]+)?)(ms|[smhdw])"
 """A part of a user's duration."""
-_GO: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_GO: Final = r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)"
 """A part of a duration for Go's time.ParseDuration."""
 _LONGEST: Final = 40
 """Maximum length of a user's duration."""
@@ -58,10 +59,11 @@ def nanoseconds(text: str) -> int | None:
     return -total if text.startswith("-") else total
 
 
-def _total(text: str, part: re.Pattern[str]) -> int | None:
-    """Return the nanoseconds in ``text``, a sequence of ``part``; None if it is anything else."""
+def _total(text: str, part: str) -> int | None:
+    """Return the nanoseconds in ``text``, a sequence of what ``part`` matches; None if it is anything else."""
     total = at = 0
-    while found := part.match(text, at):
+    pattern = re.compile(part)
+    while found := pattern.match(text, at):
         whole, _, fraction = found[1].partition(".")
         if len(whole) > _DIGITS:
             return None

@@ -20,8 +20,8 @@ from platforms.errors import DockerfileError
 
 I = TypeVar("I", bound=kinds.Instruction)  # noqa: E741 -- the instruction
 
-_STAGE_NAME: Final = re.compile(r"[a-z][a-z0-9\-_.]*")
-_ONBUILD: Final = re.compile(r"\s*ONBUILD\s*", re.IGNORECASE | re.ASCII)
+_STAGE_NAME: Final = r"[a-z][a-z0-9\-_.]*"  # compiled when used, as the next one: few builds have either
+_ONBUILD: Final = r"(?ai:\s*ONBUILD\s*)"
 _SHORTEST: Final = 10**6
 _RETRIES_LIMIT: Final = (1 << 31) - 1
 
@@ -174,7 +174,7 @@ def _from(form: _StatementParser) -> kinds.From:
     words = form.words()
     if len(words) == 3 and words[1].lower() == "as":
         name, alias = words[2].lower(), (words[1], words[2])
-        if _STAGE_NAME.fullmatch(name) is None:
+        if re.fullmatch(_STAGE_NAME, name) is None:
             raise InvalidStatementError(
                 f'invalid name for build stage: "{words[2]}", name can\'t start with a number or contain symbols'
             )
@@ -338,7 +338,7 @@ def _onbuild(form: _StatementParser) -> kinds.Onbuild:
         raise InvalidStatementError(f"{trigger} isn't allowed as an ONBUILD trigger")
     _check_trigger(trigger, arguments, form.escape)
     bodies = "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in form.statement.heredocs)
-    return form.made(kinds.Onbuild, expression=_ONBUILD.sub("", form.statement.text, count=1) + bodies)
+    return form.made(kinds.Onbuild, expression=re.sub(_ONBUILD, "", form.statement.text, count=1) + bodies)
 
 
 def _check_trigger(keyword: str, arguments: str, escape: str) -> None:

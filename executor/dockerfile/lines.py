@@ -40,8 +40,8 @@ _DIRECTIVE: Final = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)[\t\f\r ]*=(.*)", re.
 _DIRECTIVES: Final = ("syntax", "escape", "check")
 _HEREDOC: Final = re.compile(r"([0-9]*)<<(-?)[\t\n\f\r ]*+([^<]*)")
 _HEREDOC_KEYWORDS: Final = ("run", "copy", "add")
-_STRAY: Final = re.compile("[\udc80-\udcff]")
-_LEADING_TABS: Final = re.compile(r"^\t+", re.MULTILINE)
+_STRAY: Final = "[\udc80-\udcff]"  # compiled when used, as the next one: few builds have either
+_LEADING_TABS: Final = r"(?m:^\t+)"
 _MARKS: Final = Style(keep_quotes=True, keep_escapes=True, keep_unset=True)
 _QUOTED_NAME: Final = Style(keep_quotes=True, keep_unset=True)
 _BARE_NAME: Final = Style(keep_unset=True)
@@ -59,7 +59,7 @@ class Heredoc(msgspec.Struct, frozen=True):
 
     def chomped(self) -> str:
         """Return the content, without leading tabs if it was written ``<<-``."""
-        return _LEADING_TABS.sub("", self.content) if self.chomp else self.content
+        return re.sub(_LEADING_TABS, "", self.content) if self.chomp else self.content
 
     def file(self) -> str:
         """Return the name of the file that it stands for: a single path component.
@@ -158,7 +158,7 @@ def may_hold_heredocs(keyword: str, rest: str, escape: str) -> bool:
 
 def _displayable(text: str) -> str:
     """Return ``text`` with U+FFFD for each byte that is not UTF-8, as a config or a log needs it."""
-    return text if text.isascii() else _STRAY.sub("\ufffd", text)
+    return text if text.isascii() else re.sub(_STRAY, "\ufffd", text)
 
 
 class _LineScanner:

@@ -13,8 +13,9 @@ Change = Callable[[int, bool], int]
 """A function from a mode (permission and set-id bits) and whether it is a directory's, to the new mode."""
 
 _WHO: Final = {"u": 0o4700, "g": 0o2070, "o": 0o1007}
-_CLAUSE: Final = re.compile(r"([ugoa]*)((?:[-+=](?:[rwxXst]*|[ugo]))+)")
-_ACTION: Final = re.compile(r"([-+=])([rwxXst]+|[ugo])?")
+# Compiled when used, which few builds do:
+_CLAUSE: Final = r"([ugoa]*)((?:[-+=](?:[rwxXst]*|[ugo]))+)"
+_ACTION: Final = r"([-+=])([rwxXst]+|[ugo])?"
 
 
 def octal(text: str) -> int | None:
@@ -34,7 +35,7 @@ def parse(text: str) -> Change:
     clauses = text.split(",")
     parsed: list[tuple[int, list[tuple[str, str]]]] = []
     for clause in clauses:
-        match = _CLAUSE.fullmatch(clause)
+        match = re.fullmatch(_CLAUSE, clause)
         if match is None:
             raise ValueError(f"invalid chmod parameter: '{text}': '{clause}' is not a mode")
         who, actions = match.groups()
@@ -42,7 +43,7 @@ def parse(text: str) -> Change:
         mask = 0
         for letter in letters:
             mask |= _WHO[letter]
-        parsed.append((mask, _ACTION.findall(actions)))
+        parsed.append((mask, re.findall(_ACTION, actions)))
 
     def change(mode: int, directory: bool) -> int:
         for mask, actions in parsed:

@@ -38,7 +38,7 @@ KEYS: Final = (
 _BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
     ("0", "f", "F", "FALSE", "false", "False"), False
 )
-_NUMBER: Final = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+_NUMBER: Final = r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"  # compiled when used
 _UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _ID_LIMIT: Final = 1 << 32
 
@@ -171,7 +171,7 @@ def _size(key: str, value: str) -> int:
     wrong = ValueError(f"invalid value for {key}: {value}")
     at = max((value.rfind(letter) for letter in "0123456789. "), default=-1)
     number, unit = (value[:at] if value[at : at + 1] == " " else value[: at + 1]), value[at + 1 :].lower()
-    if at < 0 or len(unit) > 3 or _NUMBER.fullmatch(number) is None:
+    if at < 0 or len(unit) > 3 or re.fullmatch(_NUMBER, number) is None:
         raise wrong
     if unit == "b":
         unit = ""

@@ -18,8 +18,9 @@ from typing import Final
 
 _ANY: Final = "?"
 _RUN: Final = "*"
-_ESCAPED_OR_NOT: Final = re.compile(r"\\.|.", re.DOTALL)
-_NAME: Final = re.compile(r"\$(?:\$|(\w+)|\{(\w+)\})")
+# Compiled when used, which few builds do:
+_ESCAPED_OR_NOT: Final = r"(?s:\\.|.)"
+_NAME: Final = r"\$(?:\$|(\w+)|\{(\w+)\})"
 
 
 class BadPatternError(ValueError):
@@ -38,7 +39,7 @@ def without_prefix(pattern: str, value: str, *, longest: bool) -> str:
 def without_suffix(pattern: str, value: str, *, longest: bool) -> str:
     """Return ``value`` without the suffix that matches ``pattern``; unchanged if none does."""
     backwards = value[::-1]
-    turned = "".join(reversed(_ESCAPED_OR_NOT.findall(pattern)))  # reversed, a backslash follows what it escapes
+    turned = "".join(reversed(re.findall(_ESCAPED_OR_NOT, pattern)))  # reversed, a backslash follows what it escapes
     return backwards[_anchored(_tokens(turned), backwards, longest) :][::-1]
 
 
@@ -74,7 +75,7 @@ def _filled(template: str, match: str) -> str:
             return "$"
         return match if name.strip("0") == "" else ""
 
-    return _NAME.sub(fill, template) if "$" in template else template
+    return re.sub(_NAME, fill, template) if "$" in template else template
 
 
 def _tokens(pattern: str) -> list[Token]:

@@ -33,8 +33,9 @@ TOTAL_LIMIT: Final = 64 << 20
 DEPTH_LIMIT: Final = 100
 """Maximum nesting of substitutions."""
 
-_ORDINARY: Final = {escape: re.compile(rf"[^$<'\"}}/{re.escape(escape)}{SPACE}]+") for escape in "\\`"}
-_BLANK: Final = re.compile(f"[{SPACE}]")
+# Compiled when used; a build has a single escape character.
+_ORDINARY: Final = {escape: rf"[^$<'\"}}/{re.escape(escape)}{SPACE}]+" for escape in "\\`"}
+_BLANK: Final = f"[{SPACE}]"
 _SPECIAL_NAMES: Final = "@*#?-$!0"
 
 
@@ -177,7 +178,7 @@ class _Words:
 
     def value(self, part: str) -> None:
         """Append the value of a variable, which is split at white space."""
-        *before, last = _BLANK.split(part)
+        *before, last = re.split(_BLANK, part)
         for piece in before:
             self.word.append(piece)
             self.end()
@@ -202,7 +203,7 @@ class _Reader:
         self.style = style
         self.keep_escapes = style.keep_escapes
         self.doubling = False
-        self.ordinary = _ORDINARY[style.escape]
+        self.ordinary = re.compile(_ORDINARY[style.escape])
         self.at = 0
         self.depth = 0
         self.spent = 0
