@@ -110,6 +110,11 @@ class _Destination:
         """Directories without an entry (so far), created for what is in them."""
         return tuple(sorted(self._implicit))
 
+    @property
+    def given(self) -> frozenset[bytes]:
+        """Directories that were made or had an entry (so far): their metadata is what the entries say."""
+        return frozenset(self._directories)
+
     def _forget(self) -> None:
         """Close the walkers' descriptors, because directories may have been replaced."""
         self._stale = False
@@ -488,6 +493,8 @@ class Merged(_Destination):
         self._of_layer: set[bytes] = set()
         self._hidden: set[bytes] = set()
         self._times: dict[bytes, int] = {}
+        self.links: dict[bytes, bytes] = {}
+        """Hard links to what is not of this layer, each with the path of the file: it has the metadata of that."""
         self.entered(self._root, b"")
 
     def entered(self, fd: int, real: bytes) -> None:
@@ -503,6 +510,18 @@ class Merged(_Destination):
         self._clear(fd, name)
         os.close(self.missing(fd, name, real))
         return None
+
+    def _note(self, real: bytes, entry: Entry, refused: _Refused) -> None:
+        self.links.pop(real, None)
+        super()._note(real, entry, refused)
+
+    def _share(self, real: bytes, other: bytes) -> None:
+        super()._share(real, other)
+        self.links.pop(real, None)
+        if other in self.links:
+            self.links[real] = self.links[other]
+        elif other not in self._of_layer:
+            self.links[real] = other
 
     def _applied(self, real: bytes) -> None:
         self._of_layer.add(real)

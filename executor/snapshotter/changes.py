@@ -6,11 +6,15 @@ below by the rule for upper directories (``diff.same``); content is read only if
 
 Times of files have the resolution of a kernel tick, some milliseconds (before Linux 6.13): see
 ``inplace.wait_for_clock_tick``.
+
+On tmpfs a write through a shared mapping does not change the ctime once the page was read (``sees_mapped_writes``).
+There the content of every file is compared.
 """
 
 from __future__ import annotations
 
 import marshal
+import mmap
 import os
 import stat
 import struct
@@ -22,14 +26,45 @@ import msgspec
 from executor.rootfs.entry import Entry, Kind
 from executor.snapshotter import diff, records
 from executor.snapshotter.diff import HardLinks, Place
+from executor.snapshotter.inplace import wait_for_clock_tick
 from executor.snapshotter.layers import Union
 from executor.snapshotter.records import Records, Stack
 from platforms import syscalls
+from platforms.paths import below
 
 _SIGNATURE: Final = struct.Struct("=QqQIII")
 
 Table = dict[bytes, bytes]
 """By the path of a directory below the root: the names in it with their signatures, packed by marshal."""
+
+
+def sees_mapped_writes(directory: str) -> bool:
+    """Return whether a write through a shared mapping of a file in the empty ``directory`` changes its ctime."""
+    path = below(directory, "mapped")
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(file, b"1")
+        with mmap.mmap(file, 1) as mapped:
+            read = mapped[0]  # so that the page is there when it is written to
+            before = os.fstat(file).st_ctime_ns
+            wait_for_clock_tick()
+            mapped[0] = read + 1
+        return os.fstat(file).st_ctime_ns != before
+    finally:
+        os.close(file)
+        os.unlink(path)
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """A root directory before it was written to."""
+
+    table: Table
+    below: Union
+    """The layers that it was equal to."""
+    recorded: Stack
+    """The records of these layers."""
+    by_ctime: bool
+    """Whether every change to a file changes its ctime (``sees_mapped_writes``)."""
 
 
 class _Row(Place):
@@ -40,14 +75,15 @@ class _Row(Place):
 
 
 class Comparison:
-    """Compares the directory ``root`` with ``before``, its table from a time at which it was equal to ``below``."""
+    """Compares the directory ``root``, whose records are ``recorded``, with what it was ``before``."""
 
-    def __init__(self, root: str, before: Table, below: Union, recorded: Records, recorded_below: Stack) -> None:
+    def __init__(self, root: str, before: Baseline, recorded: Records) -> None:
         self._root = os.fsencode(root)
-        self._before = before
-        self._below = below
+        self._before = before.table
+        self._below = before.below
+        self._by_ctime = before.by_ctime
         self._records = recorded
-        self._records_below = recorded_below
+        self._records_below = before.recorded
         self._links = HardLinks()
         self._names: dict[tuple[int, int], bytes] = {}
         self.table: Table = {}
@@ -78,7 +114,7 @@ class Comparison:
             first = self._names.setdefault((status.st_dev, status.st_ino), path)
             if first != path:
                 self.other_names[path] = first
-        if here.before.get(name) == signature:
+        if here.before.get(name) == signature and (self._by_ctime or not stat.S_ISREG(status.st_mode)):
             return self._row(path, self._entry(path, status), changed=False) if is_directory else None
         entry = self._entry(path, status)
         if entry.kind is Kind.DIRECTORY:

@@ -81,8 +81,8 @@ class Overlays:
             unpacked = unpack_onto(stream, f"/proc/self/fd/{merged}", limits=limits)
         finally:
             os.close(merged)
-        copied = {record.path: record for record in records.carried(draft.fs, Stack(directories, self.recorded))}
-        records.write(draft.fs, (copied | {record.path: record for record in unpacked.records}).values())
+        below = Stack(directories, self.recorded)
+        records.write(draft.fs, unpacked.recorded_onto(records.carried(draft.fs, below), below.of))
         return unpacked
 
     def commit(self, active: ActiveRoot, *, keys: tuple[str, ...], description: str = "") -> Snapshot:

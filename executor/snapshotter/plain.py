@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 _KEPT: Final = 8
 """Maximum number of unused roots."""
 
+_ATTRIBUTES: Final = ("user.", "system.posix_acl_")
+"""Prefixes of the extended attributes of directories that a step can set (xattr(7))."""
+
 
 class _Root(msgspec.Struct):
     """A root directory ``fs``. It is in ``directory``, with its records."""
@@ -108,19 +111,15 @@ class Plain:
         directory = written(active)
         before = Before(directory, wait_for_clock_tick())
         unpacked = unpack_onto(stream, directory, limits=limits)
-        kept = {record.path: record for record in before.carried()}
-        records.rewrite(directory, (kept | {record.path: record for record in unpacked.records}).values())
+        records.rewrite(directory, unpacked.recorded_onto(before.carried(), records.read(directory).get))
         return unpacked
 
     def commit(self, active: ActiveRoot, *, keys: tuple[str, ...], description: str = "") -> Snapshot:
         root = self._used[written(active)]
-        comparison = Comparison(
-            root.fs,
-            root.table,
-            self.view(active.parents),
-            records.read(root.fs),
-            Stack(stacked(active.parents), self.recorded),
+        before = changes.Baseline(
+            root.table, self.view(active.parents), Stack(stacked(active.parents), self.recorded), self._by_ctime
         )
+        comparison = Comparison(root.fs, before, records.read(root.fs))
         made = finish(self._store, active.snapshot, comparison.entries(), keys=keys, description=description)
         del self._used[root.fs]
         try:
@@ -139,6 +138,14 @@ class Plain:
             _remove(root)
         snapshots.discard(self._store, active.snapshot)
         self._give_room()  # what the step lacked may have been that
+
+    @functools.cached_property
+    def _by_ctime(self) -> bool:
+        root = self._new()
+        try:
+            return changes.sees_mapped_writes(root.directory)
+        finally:
+            _remove(root)
 
     def _taken(self, parents: Parents) -> _Root:
         """Return a root that is equal to ``parents``: an unused one, or a new one."""
@@ -335,10 +342,10 @@ def _copies(directory: str, other_names: dict[bytes, bytes]) -> Iterator[Entry]:
 
 
 def _strip(host: bytes) -> None:
-    """Remove the extended attributes ``user.*`` of a directory."""
+    """Remove what a step can set on a directory beside owner, mode and times: ``user.*`` and access control lists."""
     with contextlib.suppress(OSError):
         for name in os.listxattr(host, follow_symlinks=False):
-            if name.startswith("user."):
+            if name.startswith(_ATTRIBUTES):
                 os.removexattr(host, name, follow_symlinks=False)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -58,6 +58,21 @@ class Unpacked(msgspec.Struct, frozen=True):
     theirs; hard links to their files, which were left out; or a mark that hides all of them."""
     records: tuple[Record, ...] = ()
     """What the kernel refused to set."""
+    given: frozenset[bytes] = frozenset()
+    """Directories whose metadata the archive gives, of which nothing holds that was recorded before."""
+    links: tuple[tuple[bytes, bytes], ...] = ()
+    """Hard links to files of the layers below, each with the path of the file."""
+
+    def recorded_onto(self, carried: Iterable[Record], of: Callable[[bytes], Record | None]) -> tuple[Record, ...]:
+        """The records of the tree that the archive was applied to: of those ``carried`` what holds, and the new ones.
+
+        ``of`` returns what was recorded of a path before.
+        """
+        found = {each.path: each for each in carried if each.path not in self.given}
+        for path, target in self.links:
+            if (record := of(target)) is not None:
+                found[path] = replace(record, path=path)
+        return tuple((found | {each.path: each for each in self.records}).values())
 
 
 def unpack(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacked:
@@ -84,7 +99,9 @@ def unpack_onto(stream: Readable, directory: str, *, limits: UnpackLimits) -> Un
     """
     with Merged(directory) as merged:
         counts = _apply_all(stream, merged, limits, _layer_entry)
-        return Unpacked(*counts, merged.implicit, records=merged.records)
+        return Unpacked(
+            *counts, merged.implicit, records=merged.records, given=merged.given, links=tuple(merged.links.items())
+        )
 
 
 def extract(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacked:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import shutil
 import stat
+import struct
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -368,6 +371,76 @@ def test_the_root_directory_is_as_every_step_finds_it(bench: Bench) -> None:
     assert list(plain.diff(made, parents)) == []
     again = root_of(plain.prepare((*parents, made)))
     assert (again.stat().st_mode & 0o7777, again.stat().st_uid, os.listxattr(again)) == (0o755, 0, [])
+
+
+def test_an_access_control_list_of_the_root_directory_is_not_inherited_by_the_next_step(bench: Bench) -> None:
+    entries = ((1, 7), (4, 0), (32, 0))  # user::rwx, group::---, other::--- (linux/posix_acl_xattr.h)
+    default = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, mode, 0xFFFFFFFF) for tag, mode in entries)
+    plain = bench.new("plain")
+    parents = base(bench)
+    try:
+        made = step(bench, plain, parents, "one", lambda root: os.setxattr(root, "system.posix_acl_default", default))
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error.strerror}")
+    parents = (*parents, made)
+    (new,) = plain.diff(step(bench, plain, parents, "two", lambda root: (root / "new").touch()), parents)
+    assert new.mode == 0o644
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_write_through_a_mapping_is_a_change(tmp_path_factory: pytest.TempPathFactory, kind: str) -> None:
+    """tmpfs does not move a file's times for it when the page was read before."""
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("no /dev/shm")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place, opened(Path(place)) as bench:
+        made = bench.new(kind)
+        below = base(bench)
+        try:
+            (_, changed) = made.diff(step(bench, made, below, "mapped", _write_mapped), below)
+        finally:
+            made.close()
+        assert (changed.path, Path(os.fsdecode(changed.source)).read_text()) == (b"a/b", "One")
+
+
+def _write_mapped(root: Path) -> None:
+    with (root / "a" / "b").open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        assert mapped[:1] == b"o"
+        mapped[:1] = b"O"
+
+
+SINGLE_ID = """
+import io, sys
+from pathlib import Path
+import raw_tar as raw
+import test_snapshotters as tests
+from executor.rootfs.entry import Entry, Kind
+from executor.snapshotter.unpack import UnpackLimits
+with tests.opened(Path(sys.argv[1])) as bench:
+    made = bench.new(sys.argv[2])
+    theirs = {"mtime_ns": tests.SECOND, "uid": 1000, "gid": 1000}
+    below = bench.layer(
+        "below",
+        *(Entry(name, Kind.DIRECTORY, 0o755, **theirs) for name in (b"d", b"e")),
+        *(bench.file(name, "text", uid=1000, gid=1000) for name in ("d/f", "d/g", "d/h")),
+    )
+    active = made.prepare((below,))
+    parts = raw.header(b"d", raw.DIRECTORY), raw.file(b"d/f", b"new"), raw.header(b"l", raw.HARDLINK, link=b"d/g")
+    made.apply(active, raw.stream(*parts), UnpackLimits())
+    after = (below, made.commit(active, keys=("applied",)))
+    print(*(f"{each.path.decode()}={each.uid}" for each in tests.seen(made.view(after))))
+    made.close()
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_owners_that_a_layer_gives_hold_where_there_is_one_id(tmp_path: Path, kind: str) -> None:
+    """What is recorded of the layers below goes for what this one leaves alone, and for its links to their files."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", SINGLE_ID, str(tmp_path), kind]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if "unshare" in ran.stderr:
+        pytest.skip(f"no user namespaces here: {ran.stderr.strip()}")
+    assert ran.stdout.split() == ["d=0", "d/f=0", "d/g=1000", "d/h=1000", "e=1000", "l=1000"], ran.stderr
 
 
 def test_an_owner_that_is_recorded_goes_with_its_file(bench: Bench) -> None:
