@@ -20,7 +20,10 @@ MANIFEST_LIMIT: Final = 4 << 20
 _KEYS: Final = frozenset(
     {"schemaVersion", "mediaType", "config", "layers", "manifests", "annotations", "artifactType", "subject"}
 )
-_FOLDED: Final = frozenset(key.casefold() for key in _KEYS)
+_DESCRIPTOR_KEYS: Final = frozenset(
+    {"mediaType", "digest", "size", "platform", "annotations", "artifactType", "urls", "data"}
+)
+_PLATFORM_KEYS: Final = frozenset({"architecture", "os", "variant", "os.version", "os.features"})
 
 
 class PlatformSpec(msgspec.Struct, frozen=True):
@@ -124,11 +127,18 @@ def _strict_object(data: bytes) -> dict[str, Any]:
         raise ArchiveError("malformed manifest", why=str(error)) from error
     if not isinstance(document, dict):
         raise ArchiveError("malformed manifest", why="not a JSON object")
-    for key in document:
-        if key not in _KEYS and key.casefold() in _FOLDED:
-            # Go's decoder ignores case: a key that is unknown here would be known there.
-            raise ArchiveError("ambiguous manifest", why=f"the key {key[:100]!r} is a known one in other letters")
+    _check_keys(document, _KEYS)
     return document
+
+
+def _check_keys(document: dict[str, Any], known: frozenset[str]) -> None:
+    """Reject a key that is one of ``known`` in other letters: Go's decoder, which ignores case, would know it."""
+    if document.keys() <= known:
+        return
+    folded = {each.casefold() for each in known}
+    for key in document:
+        if key not in known and key.casefold() in folded:
+            raise ArchiveError("ambiguous manifest", why=f"the key {key[:100]!r} is a known one in other letters")
 
 
 def _descriptors(value: Any) -> tuple[Descriptor, ...]:
@@ -140,6 +150,7 @@ def _descriptors(value: Any) -> tuple[Descriptor, ...]:
 def _descriptor(value: Any) -> Descriptor:
     if not isinstance(value, dict):
         raise ArchiveError("malformed manifest", why="a descriptor is missing")
+    _check_keys(value, _DESCRIPTOR_KEYS)
     media_type, size = value.get("mediaType"), value.get("size")
     if not isinstance(media_type, str) or not media_type:
         raise ArchiveError("malformed manifest", why="a descriptor has no mediaType")
@@ -159,6 +170,7 @@ def _descriptor(value: Any) -> Descriptor:
 def _platform(value: Any) -> PlatformSpec | None:
     if not isinstance(value, dict):
         return None
+    _check_keys(value, _PLATFORM_KEYS)
 
     def text(key: str) -> str:
         found = value.get(key, "")

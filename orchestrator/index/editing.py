@@ -135,6 +135,7 @@ def _entries(part: SourcedDocument, given: RequestedSource) -> tuple[IndexEntry,
     """What the document of ``part`` adds to an index, with what is ``given`` of it."""
     document = part.document
     if isinstance(document.content, Index):
+        manifest_graph.GraphLimits(given.text).announce(len(document.content.manifests))
         return entries.entries_of(document.content, document.data, given.text)
     wanted = given.descriptor
     descriptor = document.descriptor

@@ -10,7 +10,7 @@ An index of nothing but Docker's manifests, without annotations, is Docker's man
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Final, Literal
 
 import msgspec
@@ -46,13 +46,19 @@ class IndexEntry(msgspec.Struct, frozen=True):
     def platform(self) -> Platform | None:
         """The platform of an image; None for an attestation, or anything else that says none."""
         spec = self.descriptor.platform
-        if spec is None or spec.os == "unknown" or not (spec.os or spec.architecture) or self.subject:
+        if spec is None or spec.os == "unknown" or not (spec.os or spec.architecture):
             return None
         return normalise(platform_of(spec))
 
     @property
     def subject(self) -> str:
-        """The digest of the manifest that this one is an attestation of; "" for anything else."""
+        """The digest of the manifest that this one is an attestation of; "" for anything else.
+
+        Attestations have no platform, or ``unknown/unknown``. What has one is an image, whatever its annotations say.
+        """
+        spec = self.descriptor.platform
+        if spec is not None and spec.os != "unknown" and (spec.os or spec.architecture):
+            return ""
         annotations = dict(self.descriptor.annotations)
         return annotations.get(REFERENCE_DIGEST, "") if annotations.get(REFERENCE_TYPE) == ATTESTATION else ""
 
@@ -74,33 +80,40 @@ def spec_of(platform: Platform) -> PlatformSpec:
 def joined(entries: Iterable[IndexEntry], duplicate: Duplicate = "refuse") -> tuple[IndexEntry, ...]:
     """``entries`` with each digest once and, unless ``duplicate`` is ``all``, each platform once.
 
-    Of one digest the later platform counts, and annotations come together, the later of one key. Raises ``UsageError``
-    that names the two manifests for one platform.
+    Of one digest the later platform counts, and annotations come together, the later of one key; but an index that
+    lists one manifest for several platforms means that, and keeps all of these entries. Raises ``UsageError`` that
+    names the two manifests for one platform.
     """
-    by_digest: dict[str, IndexEntry] = {}
+    by_digest: dict[str, dict[Platform | None, IndexEntry]] = {}
     for each in entries:
-        known = by_digest.get(each.descriptor.digest)
-        by_digest[each.descriptor.digest] = each if known is None else _merged(known, each)
-    found = tuple(by_digest.values())
+        digest, platform = each.descriptor.digest, each.platform
+        lines = by_digest.setdefault(digest, {})
+        first = next(iter(lines), None)
+        if platform in lines:
+            lines[platform] = _merged(lines[platform], each)
+        elif lines and lines[first].source != each.source:
+            merged = _merged(lines.pop(first), each)
+            by_digest[digest] = {merged.platform: merged} | lines
+        else:
+            lines[platform] = each
+    found = tuple(each for lines in by_digest.values() for each in lines.values())
     if duplicate == "all":
         return found
-    by_platform: dict[Platform, IndexEntry] = {}
-    dropped: set[str] = set()
-    for each in found:
+    by_platform: dict[Platform, int] = {}
+    dropped: set[int] = set()
+    for at, each in enumerate(found):
         platform = each.platform
         if platform is None:
             continue
-        other = by_platform.get(platform)
-        if other is None:
-            by_platform[platform] = each
-        elif duplicate == "refuse":
-            raise _doubled(platform, other, each)
-        elif duplicate == "first":
-            dropped.add(each.descriptor.digest)
-        else:
-            dropped.add(other.descriptor.digest)
-            by_platform[platform] = each
-    return without(found, dropped)
+        other = by_platform.setdefault(platform, at)
+        if other == at:
+            continue
+        if duplicate == "refuse":
+            raise _doubled(platform, found[other], each)
+        dropped.add(at if duplicate == "first" else other)
+        if duplicate == "last":
+            by_platform[platform] = at
+    return _less(found, dropped)
 
 
 def without(entries: Sequence[IndexEntry], digests: Iterable[str]) -> tuple[IndexEntry, ...]:
@@ -116,9 +129,9 @@ def filtered(entries: Sequence[IndexEntry], platforms: Sequence[Platform]) -> tu
     """
     if not platforms:
         return tuple(entries)
-    kept: set[str] = set()
+    kept: set[int] = set()
     for wanted in platforms:
-        fitting = {each.descriptor.digest for each in entries if each.platform and satisfies(wanted, each.platform)}
+        fitting = for_platform(entries, wanted)
         if not fitting:
             there = ", ".join(dict.fromkeys(str(each.platform) for each in entries if each.platform))
             raise PlatformMissing(
@@ -126,20 +139,35 @@ def filtered(entries: Sequence[IndexEntry], platforms: Sequence[Platform]) -> tu
                 why=f"there are {there}" if there else "no manifest says its platform",
                 remedy="choose among those, or leave --platform out",
             )
-        kept |= fitting
-    return without(entries, {each.descriptor.digest for each in entries if each.platform} - kept)
+        kept.update(fitting)
+    return _less(entries, {at for at, each in enumerate(entries) if each.platform} - kept)
+
+
+def for_platform(entries: Sequence[IndexEntry], wanted: Platform) -> list[int]:
+    """The places of the entries that may stand for ``wanted``.
+
+    One without a variant does so only where no entry has that variant.
+    """
+    fitting = {at: each.platform for at, each in enumerate(entries) if each.platform}
+    fitting = {at: platform for at, platform in fitting.items() if satisfies(wanted, platform)}
+    variant = normalise(wanted).variant
+    return [at for at, platform in fitting.items() if platform.variant == variant] or list(fitting)
+
+
+def _less(entries: Sequence[IndexEntry], gone: Set[int]) -> tuple[IndexEntry, ...]:
+    """``entries`` less those at the places ``gone``, and the attestations of manifests that have no entry left."""
+    left = [each for at, each in enumerate(entries) if at not in gone]
+    digests = {entries[at].descriptor.digest for at in gone} - {each.descriptor.digest for each in left}
+    return tuple(each for each in left if each.subject not in digests)
 
 
 def ordered(entries: Sequence[IndexEntry], platforms: Sequence[Platform]) -> tuple[IndexEntry, ...]:
     """``entries`` in the order of ``platforms``, as a build for these has them: images, then their attestations."""
     last = len(platforms)
-    places = {
-        each.descriptor.digest: next(
-            (at for at, wanted in enumerate(platforms) if satisfies(wanted, each.platform)), last
-        )
-        for each in entries
-        if each.platform is not None
-    }
+    places: dict[str, int] = {}
+    for at, wanted in enumerate(platforms):
+        for fitting in for_platform(entries, wanted):
+            places.setdefault(entries[fitting].descriptor.digest, at)
     return tuple(sorted(entries, key=lambda each: (bool(each.subject), _place(each, places, last))))
 
 
@@ -157,8 +185,7 @@ def chosen(entries: Sequence[IndexEntry], words: Iterable[str], parse: Callable[
         if ":" in word:
             fitting = {each.descriptor.digest for each in entries if each.descriptor.digest == word.rpartition("@")[2]}
         else:
-            wanted = parse(word)
-            fitting = {each.descriptor.digest for each in entries if each.platform and satisfies(wanted, each.platform)}
+            fitting = {entries[at].descriptor.digest for at in for_platform(entries, parse(word))}
         if not fitting:
             there = ", ".join(f"{each.platform or 'no platform'} {each.descriptor.digest}" for each in entries[:20])
             raise UsageError(f"the index has no entry {word!r}", why=f"it has {there}")

@@ -125,11 +125,11 @@ def _listed(root: Document, contents: ImageContents, source: ImageSource) -> Ite
         yield Listed(root.descriptor, platform, root, attestations)
         return
     own = entries.entries_of(root.content, root.data)
-    there = {each.descriptor.digest for each in own}
+    images = {each.descriptor.digest for each in own if not each.subject}
     for each in own:
-        if each.subject in there:
-            continue
         digest = each.descriptor.digest
+        if each.subject in images and _statements(known[digest]):
+            continue
         attestations = _attached(digest, own, contents.referrers, known)
         yield Listed(each.descriptor, each.platform, known[digest], attestations)
 
@@ -148,12 +148,16 @@ def _attached(
     found += [each.document.descriptor.digest for each in referrers if each.document.subject == digest]
     attestations = []
     for each in dict.fromkeys(found):
-        content = known[each].content
-        statements = content.layers if isinstance(content, Manifest) else ()
-        statements = tuple(layer for layer in statements if layer.media_type.startswith("application/vnd.in-toto"))
+        statements = _statements(known[each])
         if statements:
             attestations.append(Attestation(each, statements))
     return tuple(attestations)
+
+
+def _statements(document: Document) -> tuple[Descriptor, ...]:
+    """The statements in an attestation manifest; none in anything else."""
+    layers = document.content.layers if isinstance(document.content, Manifest) else ()
+    return tuple(layer for layer in layers if layer.media_type.startswith("application/vnd.in-toto"))
 
 
 def _kind(predicate: str) -> str:

@@ -473,3 +473,51 @@ def test_an_annotation_is_not_another_name(run: Run, tmp_path: Path) -> None:
     images.layout(tmp_path / "layout", {"app": images.entry()})
     with pytest.raises(UsageError, match="the name of an image in a layout"):
         run("index", "create", "-t", "oci:to:1", "oci:layout:app", "--annotation", f"index-descriptor:{REF_NAME}=other")
+
+
+# -- what an index hides
+
+
+@pytest.mark.parametrize("about", ["itself", "another"])
+def test_no_annotation_hides_an_image_from_inspection(run: Run, places: tuple[Place, Place], about: str) -> None:
+    here, _ = places
+    images = Images()
+    image, hidden = images.entry(), images.entry(text="hidden")
+    subject = {"itself": hidden, "another": image}[about]
+    hidden["annotations"] = {
+        "vnd.docker.reference.type": "attestation-manifest",
+        "vnd.docker.reference.digest": subject["digest"],
+    }
+    images.put(here.memory, "app", {"1": images.index([hidden, image])})
+    lines = run("index", "inspect", f"{here.host}/app:1").splitlines()
+    assert [line for line in lines if line.startswith("linux/amd64") and line.endswith(hidden["digest"])]
+    listed = json.loads(run("index", "inspect", f"{here.host}/app:1", "--format", "json"))["manifests"]
+    assert [each["digest"] for each in listed] == [hidden["digest"], image["digest"]]
+    with pytest.raises(UsageError, match="two manifests for linux/amd64"):
+        run("index", "create", "--dry-run", f"{here.host}/app:1", "--annotation", "a=b")
+
+
+def test_attestations_that_hold_no_statement_or_are_of_one_another_are_shown(
+    run: Run, places: tuple[Place, Place]
+) -> None:
+    here, _ = places
+    images = Images()
+    image = images.entry()
+    entries = [images.image(text=text) for text in "abc"]
+    about = [image, entries[2], entries[1]]
+    for each, subject in zip(entries, about, strict=True):
+        each["platform"] = {"os": "unknown", "architecture": "unknown"}
+        each["annotations"] = images.attestation(subject)["annotations"]
+    images.put(here.memory, "app", {"1": images.index([image, *entries])})
+    listed = json.loads(run("index", "inspect", f"{here.host}/app:1", "--format", "json"))["manifests"]
+    assert [each["digest"] for each in listed] == [each["digest"] for each in (image, *entries)]
+
+
+def test_an_index_of_one_manifest_thousands_of_times_is_refused(run: Run, places: tuple[Place, Place]) -> None:
+    here, _ = places
+    images = Images()
+    image = images.image()
+    entries = [{**image, "platform": {"os": "linux", "architecture": f"a{number}"}} for number in range(5000)]
+    images.put(here.memory, "app", {"1": images.index(entries)})
+    with pytest.raises(ArchiveError, match="too large"):
+        run("index", "create", "--dry-run", f"{here.host}/app:1", "--annotation", "a=b")

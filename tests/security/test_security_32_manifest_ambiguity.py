@@ -17,6 +17,8 @@ from platforms.errors import RegistryError
 
 CONFIG = {"mediaType": mediatypes.OCI_CONFIG, "digest": digest_of(b"{}"), "size": 2}
 MANIFEST = {"schemaVersion": 2, "mediaType": mediatypes.OCI_MANIFEST, "config": CONFIG, "layers": []}
+ENTRY = {"mediaType": mediatypes.OCI_MANIFEST, "digest": digest_of(b"{}"), "size": 2}
+PLATFORM = {"os": "linux", "architecture": "amd64"}
 INDEX = {"schemaVersion": 2, "mediaType": mediatypes.OCI_INDEX, "manifests": []}
 
 
@@ -37,6 +39,9 @@ def text(document: dict[str, Any]) -> str:
         (mediatypes.OCI_MANIFEST, text({**MANIFEST, "Layers": []})),
         (mediatypes.OCI_MANIFEST, text({**MANIFEST, "MANIFESTS": []})),
         (mediatypes.OCI_MANIFEST, text({**MANIFEST, "Manifests": []})),
+        (mediatypes.OCI_MANIFEST, text({**MANIFEST, "config": {**CONFIG, "Digest": CONFIG["digest"]}})),
+        (mediatypes.OCI_INDEX, text({**INDEX, "manifests": [{**ENTRY, "Platform": PLATFORM}]})),
+        (mediatypes.OCI_INDEX, text({**INDEX, "manifests": [{**ENTRY, "platform": {**PLATFORM, "Variant": "v3"}}]})),
         (mediatypes.OCI_MANIFEST, text({**MANIFEST, "mediaType": ["x"]})),
         (mediatypes.OCI_MANIFEST, text({**MANIFEST, "schemaVersion": 1})),
         ("application/vnd.docker.distribution.manifest.v1+prettyjws", text({"schemaVersion": 1, "fsLayers": []})),

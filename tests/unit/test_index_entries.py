@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from executor.image import mediatypes
 from executor.image.digest import sha256
@@ -88,6 +89,34 @@ def test_builds_of_windows_are_platforms_of_their_own() -> None:
         return IndexEntry(Descriptor(mediatypes.OCI_MANIFEST, sha256(version.encode()), 1, spec))
 
     assert len(entries.joined([windows("10.0.17763.1"), windows("10.0.20348.2")])) == 2
+
+
+def test_a_manifest_that_an_index_lists_for_several_platforms_keeps_all_of_them() -> None:
+    newer = entry("linux/arm/v7", "a")
+    spec = PlatformSpec("arm", "linux", "v6")
+    older = IndexEntry(replace(newer.descriptor, platform=spec), source=newer.source)
+    assert entries.joined([newer, older, AMD]) == (newer, older, AMD)
+    assert entries.joined([newer, older, AMD], "all") == (newer, older, AMD)
+    assert entries.filtered([newer, older, AMD], [parsing.parse("linux/arm/v6")]) == (older,)
+    (found,) = entries.joined([newer, replace(older, source="another")])
+    assert found.descriptor.platform == spec
+
+
+def test_an_entry_without_a_variant_stands_for_one_only_where_none_has_it() -> None:
+    newer = entry("linux/amd64/v3", "a")
+    wanted = parsing.parse("linux/amd64/v3")
+    for every in ((AMD, newer), (newer, AMD)):
+        assert entries.filtered(every, [wanted]) == (newer,)
+        assert entries.chosen(every, ["linux/amd64/v3"], parsing.parse) == {newer.descriptor.digest}
+        assert entries.ordered(every, [wanted, parsing.parse("linux/amd64")]) == (newer, AMD)
+        assert entries.ordered(every, [parsing.parse("linux/amd64"), wanted]) == (AMD, newer)
+    assert entries.filtered([AMD, ARM], [wanted]) == (AMD,)
+
+
+def test_what_has_a_platform_is_an_image_whatever_its_annotations_say() -> None:
+    annotations = attestation(ARM).descriptor.annotations
+    said = IndexEntry(replace(AMD.descriptor, annotations=annotations))
+    assert (said.subject, str(said.platform)) == ("", "linux/amd64")
 
 
 @pytest.mark.parametrize(("duplicate", "kept"), [("first", [0, 1]), ("last", [2, 3]), ("all", [0, 1, 2, 3])])
