@@ -6,6 +6,7 @@ Executors are not trusted: the caller verifies the result.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
@@ -13,7 +14,7 @@ import msgspec
 
 from executor import protocol
 from orchestrator.connection import Connection
-from platforms.errors import Interrupted, KanifoldError, ProtocolError
+from platforms.errors import BuildError, Interrupted, KanifoldError, Problem, ProtocolError
 
 _QUESTIONS: Final = 1000
 """Maximum number of unanswered requests of an executor: far more than it has threads."""
@@ -117,8 +118,8 @@ async def _listen(connection: Connection, on_message: OnMessage, on_ask: OnAsk) 
 async def _answer(connection: Connection, ask: protocol.Ask, on_ask: OnAsk) -> None:
     try:
         payload = await on_ask(ask)
-    except KanifoldError as error:
-        await connection.send(protocol.Answer(ask.id, error=error.problem))
+    except Exception as error:  # whatever it is: the executor waits
+        await connection.send(protocol.Answer(ask.id, error=_problem(ask.question, error)))
         return
     match payload:
         case None:
@@ -126,22 +127,36 @@ async def _answer(connection: Connection, ask: protocol.Ask, on_ask: OnAsk) -> N
         case bytes():
             await connection.send(protocol.Answer(ask.id, size=len(payload)), payload)
         case _:
-            await _stream(connection, ask.id, payload)
+            await _stream(connection, ask, payload)
 
 
-async def _stream(connection: Connection, number: int, stream: Stream) -> None:
-    """Answer request ``number`` with the blocks of ``stream``, at the rate at which the executor reads."""
+def _problem(question: protocol.Question, error: Exception) -> Problem:
+    """Return the reason why ``question`` cannot be answered, for the executor.
+
+    Of an error that is not ours the text is left out, which may have paths of this machine.
+    """
+    if isinstance(error, KanifoldError):
+        return error.problem
+    if not isinstance(error, OSError):
+        sys.excepthook(type(error), error, error.__traceback__)
+    why = error.strerror if isinstance(error, OSError) else None
+    what = f"the orchestrator cannot give the {question.kind} {question.name!r}"
+    return Problem(BuildError.__name__, what, why or type(error).__name__)
+
+
+async def _stream(connection: Connection, ask: protocol.Ask, stream: Stream) -> None:
+    """Answer ``ask`` with the blocks of ``stream``, at the rate at which the executor reads."""
     loop = asyncio.get_running_loop()
 
     def out(block: bytes | memoryview) -> None:
         if connection.closed:
             raise Interrupted("the executor is gone")
-        sending = connection.send(protocol.Answer(number, len(block), more=True), bytes(block))
+        sending = connection.send(protocol.Answer(ask.id, len(block), more=True), bytes(block))
         asyncio.run_coroutine_threadsafe(sending, loop).result()
 
     try:
         await asyncio.to_thread(stream, out)
-    except KanifoldError as error:
-        await connection.send(protocol.Answer(number, error=error.problem))
+    except Exception as error:
+        await connection.send(protocol.Answer(ask.id, error=_problem(ask.question, error)))
     else:
-        await connection.send(protocol.Answer(number))
+        await connection.send(protocol.Answer(ask.id))
