@@ -35,6 +35,7 @@ from executor.registry.registry_session import (
     RegistrySession,
     TransferOptions,
     absolute,
+    mirror_endpoints,
     origin_endpoint,
 )
 from executor.registry.registry_settings import RegistrySettings
@@ -145,6 +146,10 @@ class Client:
         what = f"cannot list the referrers of {reference.familiar()}"
         with self._watched(what):
             return referrers.listed(self._session, origin_endpoint(reference), _digest(reference.digest), what)
+
+    def has_mirrors(self, reference: Reference) -> bool:
+        """Whether what is read of ``reference`` may come from a mirror: the registry itself need not have it."""
+        return bool(mirror_endpoints(reference, self.settings))
 
     def fetch(self, reference: Reference, descriptor: Descriptor, writer: BlobWriter) -> None:
         """Write the blob of ``descriptor`` to ``writer``; size and digest are verified when this returns.

@@ -9,14 +9,14 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import BinaryIO, Final, cast
 
 import msgspec
 
 from executor.image import mediatypes
-from executor.image.manifest import Descriptor, Index, Manifest, describe
+from executor.image.manifest import Descriptor, Index, Manifest, encode
 from executor.registry import layout, oci_archive
 from executor.registry.client import Client
 from executor.registry.layout import REF_NAME, BlobSource
@@ -26,8 +26,12 @@ from orchestrator.index.image_sources import Document, ImageSource, LayoutSource
 from orchestrator.index.manifest_graph import Blob, ImageContents, SourcedDocument
 from orchestrator.index.names import LayoutName
 from orchestrator.index.parallel import run_all
+from platforms import decoding
 from platforms.errors import Interrupted, KanifoldError, RegistryError
 
+LIST_TRIES: Final = 8
+"""How often a list of referrers is written before those who write it too are given the right of way."""
+_EMPTY_LIST: Final = encode(Index(mediatypes.OCI_INDEX, ()))
 UPLOADS: Final = 4
 """Blobs that are pushed into one repository at once."""
 
@@ -67,17 +71,19 @@ class PushDestination(msgspec.Struct, frozen=True):
 def push(destination: PushDestination, complete: CompleteImage) -> Pushed:
     """Put everything of ``complete`` into the repository, by digest; no tag moves but those that list referrers.
 
-    What comes from this repository is not sent. Raises ``RegistryError``, and what reading the sources raises.
+    What comes from this repository, and from none of its mirrors, is not sent. Raises ``RegistryError``, and what
+    reading the sources raises.
     """
     client, repository = destination.client, destination.repository
-    blobs = [each for each in complete.contents.blobs if each.source.repository != repository]
+    own = None if client.has_mirrors(repository) else repository
+    blobs = [each for each in complete.contents.blobs if own is None or each.source.repository != own]
     root = complete.root.descriptor.digest
     documents = [
         each
         for each in complete.contents.documents
-        if each.source.repository != repository and each.document.descriptor.digest != root
+        if (own is None or each.source.repository != own) and each.document.descriptor.digest != root
     ]
-    referrers = [each for each in complete.contents.referrers if each.source.repository != repository]
+    referrers = [each for each in complete.contents.referrers if own is None or each.source.repository != own]
     manifests = [each.document for each in documents if isinstance(each.document.content, Manifest)]
     outcomes = run_all(partial(_push_blob, destination), blobs, UPLOADS, destination.stop)
     run_all(partial(_put, client, repository), manifests, UPLOADS, destination.stop)
@@ -113,14 +119,35 @@ def _list_referrers(client: Client, repository: Reference, referrers: Sequence[S
     for subject, found in by_subject.items():
         if client.referrers(repository.with_digest(subject)) is not None:
             return
-        tag = repository.with_tag(fallback_tag(subject))
+        _add_to_list(client, repository.with_tag(fallback_tag(subject)), found)
+
+
+def _add_to_list(client: Client, tag: Reference, found: Mapping[str, Descriptor]) -> None:
+    """Have the index ``tag`` list ``found`` (distribution-spec, "Referrers Tag Schema").
+
+    Others who add to it at the same time may replace what is written here, as no registry writes on a condition. It is
+    read again until it lists all; where it is what it was before, the registry shows what is written only later.
+    """
+    before: bytes | None = None
+    for _ in range(LIST_TRIES):
         there = client.find(tag)
-        known = {each.digest: each for each in there[0].manifests} if there and isinstance(there[0], Index) else {}
-        if len(known | found) > REFERRERS:
+        if there is not None and not isinstance(there[0], Index):
+            raise RegistryError(f"cannot push {tag.familiar()}", why="there is an image where referrers are listed")
+        data = there[1] if there is not None else _EMPTY_LIST
+        known = {each.digest for each in there[0].manifests} if there and isinstance(there[0], Index) else set()
+        if found.keys() <= known or data == before:
+            return
+        if len(found.keys() | known) > REFERRERS:
             raise RegistryError(f"cannot push {tag.familiar()}", why=f"it would list more than {REFERRERS} referrers")
-        if not found.keys() <= known.keys():
-            descriptor, data = describe(Index(mediatypes.OCI_INDEX, tuple((known | found).values())))
-            client.put_manifest(tag, data, descriptor.media_type)
+        document = decoding.from_json(data)
+        fresh = Index(mediatypes.OCI_INDEX, tuple(each for digest, each in found.items() if digest not in known))
+        document["manifests"] += decoding.from_json(encode(fresh))["manifests"]
+        media_type = there[2].media_type if there is not None else mediatypes.OCI_INDEX
+        client.put_manifest(tag, msgspec.json.encode(document), media_type)
+        before = data
+    raise RegistryError(
+        f"cannot push {tag.familiar()}", why="others change it all the time", remedy="run this again a moment later"
+    )
 
 
 def listing(document: Document) -> Descriptor:

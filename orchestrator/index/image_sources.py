@@ -6,12 +6,12 @@ digest. Everything else about it is left to whoever asked for it.
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -179,19 +179,19 @@ class RegistrySource:
 
 
 class _Spooled:
-    """A blob of a registry in a file of its own, from when it is first opened."""
+    """A blob of a registry in a file without a name, from when it is first opened: no end of this process leaves it."""
 
     def __init__(self, client: Client, reference: Reference, descriptor: Descriptor) -> None:
         self._client = client
         self._reference = reference
         self._descriptor = descriptor
-        self._path = ""
+        self._file: BinaryIO | None = None
 
     def open(self) -> BinaryIO:
         try:
-            if not self._path:
-                self._fetch()
-            return open(self._path, "rb")
+            if self._file is None:
+                self._file = self._fetched()
+            return io.BufferedReader(_Reading(self._file.fileno()))
         except OSError as error:
             raise StoreError(
                 f"cannot keep {self._descriptor.digest} while it is copied",
@@ -199,16 +199,47 @@ class _Spooled:
                 remedy=f"it needs {self._descriptor.size} bytes in {tempfile.gettempdir()}; TMPDIR names another place",
             ) from error
 
-    def _fetch(self) -> None:
-        fd, path = tempfile.mkstemp(prefix="kanifold-blob-")
-        self._path = path
-        with os.fdopen(fd, "wb") as file:
+    def _fetched(self) -> BinaryIO:
+        file: BinaryIO = tempfile.TemporaryFile(prefix="kanifold-blob-")  # noqa: SIM115 - closed by remove
+        try:
             self._client.fetch(self._reference, self._descriptor, _Rewritten(file))
+            file.flush()
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def remove(self) -> None:
-        if self._path:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+        if self._file is not None:
+            self._file.close()
+
+
+class _Reading(io.RawIOBase):
+    """A file that others read too, with a place of its own in it. Closing it leaves the file open."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to ``offset``, counted from the beginning, the place or the end."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self._fd).st_size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill ``buffer`` from the place on; 0 at the end."""
+        view = memoryview(buffer)
+        data = os.pread(self._fd, len(view), self._at)
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 class _Rewritten:

@@ -6,7 +6,7 @@ bytes, and blobs. A circle cannot be: a document would have to hold its own dige
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -92,6 +92,7 @@ def collect(
     """
     with ThreadPoolExecutor(AT_ONCE, "contents") as pool:
         reader = _GraphReader(GraphLimits(root.source.name), pool, sources)
+        reader.limits.take(root.document)
         reader.read([root])
         found: list[SourcedDocument] = []
         asked: set[str] = set()
@@ -123,7 +124,7 @@ class _GraphReader:
     """The documents that have been read, by digest."""
 
     def __init__(self, limits: GraphLimits, pool: ThreadPoolExecutor, sources: Mapping[str, ImageSource]) -> None:
-        self._limits = limits
+        self.limits = limits
         self._pool = pool
         self._sources = sources
         self.known: dict[str, SourcedDocument] = {}
@@ -135,8 +136,8 @@ class _GraphReader:
             wanted = self._listed(level)
             if not wanted:
                 return
-            self._limits.announce(len(wanted))
-            level = self._taken(self._pool.map(_read, wanted))
+            self.limits.announce(len(wanted))
+            level = self._taken(self._fetched(wanted))
         if not self._listed(level):
             return
         raise ArchiveError(
@@ -150,11 +151,11 @@ class _GraphReader:
         about: dict[str, str] = {}
         for subject, found in zip(subjects, self._pool.map(_referrers, subjects), strict=True):
             for each in found:
-                if each.digest not in self.known:
-                    listed.setdefault(each.digest, (each, subject.source))
-                    about.setdefault(each.digest, subject.document.descriptor.digest)
-        self._limits.announce(len(listed))
-        parts = list(self._pool.map(_read, listed.values()))
+                if each.digest not in self.known and each.digest not in listed:
+                    self.limits.announce(1)
+                    listed[each.digest] = (each, subject.source)
+                    about[each.digest] = subject.document.descriptor.digest
+        parts = list(self._fetched(listed.values()))
         for part in parts:
             digest = part.document.descriptor.digest
             if part.document.subject != about[digest]:
@@ -196,12 +197,17 @@ class _GraphReader:
                 _check_same(known, entry, each.source.name)
         return list(wanted.values())
 
+    def _fetched(self, wanted: Iterable[tuple[Descriptor, ImageSource]]) -> Iterator[SourcedDocument]:
+        """Read ``wanted``, at once and in order, counting what comes while more is on its way."""
+        for part in self._pool.map(_read, wanted):
+            self.limits.take(part.document)
+            yield part
+
     def _taken(self, parts: Iterable[SourcedDocument]) -> list[SourcedDocument]:
         """Those of ``parts`` that are new."""
         level = []
         for each in parts:
             if each.document.descriptor.digest not in self.known:
-                self._limits.take(each.document)
                 self.known[each.document.descriptor.digest] = each
                 level.append(each)
         return level

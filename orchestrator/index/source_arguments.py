@@ -122,7 +122,10 @@ def read_metadata(path: str) -> tuple[RequestedSource, ...]:
     """What builds wrote to the file ``path``, or to the files ``*.json`` of the directory ``path``, by name."""
     if not os.path.isdir(path):
         return (_of_metadata(_object(_text(path), path), path),)
-    files = sorted(each for each in os.listdir(path) if each.endswith(".json"))
+    try:
+        files = sorted(each for each in os.listdir(path) if each.endswith(".json"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}", why=error.strerror or str(error)) from error
     if not files or len(files) > FILES:
         raise UsageError(
             f"{path} holds no metadata of builds",
@@ -162,7 +165,13 @@ def _descriptor(document: dict[str, Any], name: str) -> Descriptor:
 
 def _of_metadata(document: dict[str, Any], name: str) -> RequestedSource:
     descriptor = document.get(DESCRIPTOR)
-    digest = document.get(DIGEST) or (descriptor.get("digest") if isinstance(descriptor, dict) else "")
+    described = descriptor.get("digest", "") if isinstance(descriptor, dict) else ""
+    digest = document.get(DIGEST) or described
+    if described and described != digest:
+        raise UsageError(
+            f"{name} names two images",
+            why=f"{DIGEST} is {str(digest)[:200]}, and {DESCRIPTOR} is of {str(described)[:200]}",
+        )
     if not digest:
         raise UsageError(f"{name} is no metadata of a build", why=f"it has neither {DIGEST} nor {DESCRIPTOR}")
     found = _digest(str(digest))

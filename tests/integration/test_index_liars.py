@@ -521,3 +521,155 @@ def test_an_index_of_one_manifest_thousands_of_times_is_refused(run: Run, places
     images.put(here.memory, "app", {"1": images.index(entries)})
     with pytest.raises(ArchiveError, match="too large"):
         run("index", "create", "--dry-run", f"{here.host}/app:1", "--annotation", "a=b")
+
+
+# -- mirrors, lists of referrers and what is kept meanwhile
+
+
+def test_what_a_mirror_alone_has_is_pushed_before_a_tag_means_it(run: Run, places: tuple[Place, Place]) -> None:
+    here, mirror = places
+    images = Images()
+    root = images.index([images.entry()])
+    images.put(mirror.memory, "app", {"1": root})
+    run(
+        *("index", "create", "-t", f"{here.host}/app:2", f"{here.host}/app:1"),
+        *("--registry-mirror", f"{here.host}=http://{mirror.host}"),
+    )
+    there = {name for place, name in (*here.memory.manifests, *here.memory.blobs) if place == "app"}
+    assert there == {*images.blobs, "2"}
+
+
+def test_a_list_of_referrers_that_others_write_meanwhile_keeps_all_of_them(
+    run: Run, places: tuple[Place, Place]
+) -> None:
+    here, there = places
+    images = Images()
+    image = images.entry()
+    ours, theirs = images.signature(image, "ours"), images.signature(image, "theirs")
+    images.put(here.memory, "app", {"1": image})
+    here.memory.lists_referrers = True
+    tag = image["digest"].replace(":", "-")
+    written = []
+
+    def meanwhile(asked: Asked) -> object:
+        if asked.method == "PUT" and asked.path.endswith(tag):
+            written.append(asked.path)
+            if len(written) < 3:  # theirs comes right after ours, each time
+                other = {
+                    "schemaVersion": 2,
+                    "mediaType": INDEX,
+                    "manifests": [theirs],
+                    "annotations": {"n": str(len(written))},
+                }
+                there.memory.add_manifest("app", tag, INDEX, json.dumps(other).encode())
+                return Said(201, {"Docker-Content-Digest": digest_of(asked.body)})
+        return ...
+
+    here.memory.manifests.pop(("app", theirs["digest"]))
+    there.memory.fault = meanwhile
+    run("copy", f"{here.host}/app:1", f"{there.host}/app:1")
+    document = json.loads(there.memory.manifests["app", tag][1])
+    assert {each["digest"] for each in document["manifests"]} == {ours["digest"], theirs["digest"]}
+    assert document["annotations"] == {"n": "2"}
+
+
+def test_a_registry_that_shows_a_list_of_referrers_late_is_believed(run: Run, places: tuple[Place, Place]) -> None:
+    here, there = places
+    images = Images()
+    image = images.entry()
+    images.signature(image)
+    images.put(here.memory, "app", {"1": image})
+    here.memory.lists_referrers = True
+    tag = image["digest"].replace(":", "-")
+    there.memory.fault = lambda asked: (
+        error(404, "MANIFEST_UNKNOWN", "not yet") if asked.method == "GET" and asked.path.endswith(tag) else ...
+    )
+    assert run("copy", f"{here.host}/app:1", f"{there.host}/app:1").strip() == image["digest"]
+    assert ("app", tag) in there.memory.manifests
+
+
+def test_an_image_where_referrers_are_listed_is_not_replaced(run: Run, places: tuple[Place, Place]) -> None:
+    here, there = places
+    images, root = signed()
+    images.put(here.memory, "app", {"1": root})
+    here.memory.lists_referrers = True
+    tag = root["digest"].replace(":", "-")
+    images.put(there.memory, "app", {tag: images.image()})
+    before = there.digest("app", tag)
+    with pytest.raises(RegistryError, match="there is an image where referrers are listed"):
+        run("copy", f"{here.host}/app:1", f"{there.host}/app:1")
+    assert there.digest("app", tag) == before
+
+
+def test_referrers_are_not_read_beyond_what_is_allowed(
+    run: Run, places: tuple[Place, Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = places
+    images = Images()
+    image = images.image()
+    for number in range(200):
+        images.signature(image, str(number))
+    images.put(here.memory, "app", {"1": image})
+    listed = [{**each, "mediaType": MANIFEST} for each in referrers_of(images, image)]
+    page = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}).encode()
+    here.memory.fault = lambda asked: Said(200, {"Content-Type": INDEX}, page) if "/referrers/" in asked.path else ...
+    monkeypatch.setattr(manifest_graph, "DOCUMENT_BYTES", 5000)
+    with pytest.raises(ArchiveError, match="more than 5000 bytes"):
+        run("index", "inspect", f"{here.host}/app:1")
+    assert len(here.server.seen("GET", "/manifests/")) < 100
+
+
+def referrers_of(images: Images, image: Document) -> list[Document]:
+    return [
+        {"mediaType": MANIFEST, "digest": digest, "size": len(images.blobs[digest])}
+        for digest in images.types
+        if json.loads(images.blobs[digest]).get("subject", {}).get("digest") == image["digest"]
+    ]
+
+
+def test_no_blob_is_left_behind_by_a_copy_that_is_killed(
+    run: Run, places: tuple[Place, Place], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = places
+    images = Images()
+    root = images.image()
+    images.put(here.memory, "app", {"1": root})
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(spool))
+    seen: list[list[Path]] = []
+
+    def uploading(asked: Asked) -> object:
+        if asked.method in ("PATCH", "PUT") and "/blobs/uploads/" in asked.path:
+            seen.append(list(spool.iterdir()))
+            if len(seen) == 1:
+                return None  # so that it is sent again
+        return ...
+
+    there.memory.fault = uploading
+    assert run("copy", f"{here.host}/app:1", f"{there.host}/app:1").strip() == root["digest"]
+    assert len(seen) > 1
+    assert not any(seen)
+
+
+# -- metadata
+
+
+def test_metadata_that_names_two_images_is_refused(run: Run) -> None:
+    images = Images()
+    one, other = images.image(), images.image(text="other")
+    Path("m.json").write_text(
+        json.dumps({"containerimage.digest": one["digest"], "containerimage.descriptor": other, "image.name": "x/y"})
+    )
+    with pytest.raises(UsageError, match="names two images"):
+        run("index", "create", "--dry-run", "--metadata", "m.json")
+
+
+def test_a_directory_of_metadata_that_cannot_be_read_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> list[str]:
+        raise PermissionError(13, "Permission denied", path)
+
+    Path("metadata").mkdir()
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(UsageError, match="cannot read metadata"):
+        run("index", "create", "--dry-run", "--metadata", "metadata")
