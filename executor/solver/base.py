@@ -133,13 +133,13 @@ class Bases(msgspec.Struct, frozen=True):
     snapshotter: Snapshotter
     registry: Lazy[Client]
 
-    def from_registry(self, taken: Input, name: str, platform: Platform) -> Base:
-        """Return the image ``name`` for ``platform``, at its pinned digest, which accounts for ``taken``."""
+    def from_registry(self, input_: Input, name: str, platform: Platform) -> Base:
+        """Return the image ``name`` for ``platform``, at its pinned digest, which accounts for ``input_``."""
         wanted = reference.parse(name).completed()
         pinned = next((pin.digest for pin in self.job.pins if pin.name == name), "")
         if pinned:
             wanted = wanted.with_digest(pinned)
-        taken.pinned(wanted.digest)
+        input_.mark_pinned(wanted.digest)
         return self._base(name, RegistryBaseSource(self.registry, wanted), wanted.digest, platform)
 
     def from_layout(self, name: str, location: str, platform: Platform) -> Base:

@@ -112,7 +112,7 @@ class StepCache:
             entry = self._look_up(step, key, fresh=fresh) or self._imported(step, key, fresh=fresh)
             if entry is not None:
                 return SolvedStep((key,), entry)
-            observed = step.other_key()
+            observed = step.content_key()
             if observed is None:
                 return self._make(step, (key,), in_image=in_image)
             other = step_key(observed, self._job)

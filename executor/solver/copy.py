@@ -56,9 +56,9 @@ class CopyStep(msgspec.Struct, frozen=True):
         ]
         return f"{' '.join(words)} # buildkit"
 
-    def key(self, taken: Input) -> Observed:
+    def key(self, input_: Input) -> Observed:
         instruction = self.instruction
-        taken.nothing()  # the sources have inputs of their own
+        input_.mark_static()  # the sources have inputs of their own
         return (
             "add" if isinstance(instruction, Add) else "copy",
             "" if self._alone else self.state.tree,
@@ -72,7 +72,7 @@ class CopyStep(msgspec.Struct, frozen=True):
             self.sources.key(),
         )
 
-    def other_key(self) -> None:
+    def content_key(self) -> None:
         return None
 
     def make(self) -> Made:

@@ -128,8 +128,8 @@ class FromUrl(msgspec.Struct, frozen=True):
     checksum: str
     unpack: bool
 
-    def key(self, taken: Input) -> keys.Part:
-        taken.pinned(self.checksum)
+    def key(self, input_: Input) -> keys.Part:
+        input_.mark_pinned(self.checksum)
         return ("url", http.file_name(self.url), self.checksum or self._digest(), self.unpack)
 
     def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
@@ -156,8 +156,8 @@ class FromGit(msgspec.Struct, frozen=True):
     fetcher: Fetcher
     repository: GitReference
 
-    def key(self, taken: Input) -> keys.Part:
-        from executor.context import git  # the repository is asked what it points to: ``taken`` is not accounted for
+    def key(self, input_: Input) -> keys.Part:
+        from executor.context import git  # the repository is asked what it points to: ``input_`` is not accounted for
 
         return git.identity(self.repository, self.fetcher.resolve(self.repository))
 

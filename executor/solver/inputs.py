@@ -37,14 +37,14 @@ class Input:
         self._accounted = False
         self._signature: protocol.StatSignature | None = None
 
-    def nothing(self) -> None:
+    def mark_static(self) -> None:
         """Account for an input that is all in the Dockerfile, in the job, or the result of earlier steps.
 
-        No effect on an input that has been ``opened``.
+        No effect on an input that ``mark_opened`` was called on.
         """
         self._accounted = not self._opened
 
-    def pinned(self, digest: str) -> None:
+    def mark_pinned(self, digest: str) -> None:
         """Account for an input whose content has ``digest``: by a pin, which the orchestrator checks, or in the
         Dockerfile.
 
@@ -52,14 +52,14 @@ class Input:
         """
         self._accounted = bool(digest) and not self._opened
 
-    def files(self, signature: protocol.StatSignature) -> None:
+    def mark_signed(self, signature: protocol.StatSignature) -> None:
         """Account for files of a context by their ``signature``. No effect if its digest is ""."""
         if signature.digest:
             self._signature = signature
             self._accounted = True
 
-    def opened(self) -> None:
-        """Note that files of a context are read: from now on only ``files`` accounts for the input."""
+    def mark_opened(self) -> None:
+        """Note that files of a context are read: from now on only ``mark_signed`` accounts for the input."""
         self._opened = True
         self._accounted = self._signature is not None
 

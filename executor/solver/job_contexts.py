@@ -52,9 +52,9 @@ class Contexts:
             shared = keys.key("context", context.path, context.ignore, context.owners)
         return JobContextFiles(self, context.name, shared)
 
-    def read(self, name: str, taken: Input) -> Tree:
-        """Open the context ``name`` as the input ``taken``."""
-        taken.opened()
+    def read(self, name: str, input_: Input) -> Tree:
+        """Open the context ``name`` as the input ``input_``."""
+        input_.mark_opened()
         return self._trees[name]()
 
 
@@ -66,8 +66,8 @@ class JobContextFiles(msgspec.Struct, frozen=True):
     shared: str
     identity: ClassVar[None] = None
 
-    def open(self, taken: Input) -> Tree:
-        return self.contexts.read(self.context, taken)
+    def open(self, input_: Input) -> Tree:
+        return self.contexts.read(self.context, input_)
 
     def snapshots(self) -> None:
         return None

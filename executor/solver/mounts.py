@@ -143,21 +143,21 @@ class MountPlanner(msgspec.Struct, frozen=True):
             origin = None
             if wanted.from_:
                 origin = self.origins.named(wanted.from_, stage, instruction.location, numbers=False)
-            taken = self.memory.inputs.add(f"{wanted.type} mount")
+            input_ = self.memory.inputs.add(f"{wanted.type} mount")
             match wanted.type:
                 case "bind":
-                    mounts.append(self._bind(origin or MAIN_CONTEXT, wanted, target, taken))
+                    mounts.append(self._bind(origin or MAIN_CONTEXT, wanted, target, input_))
                 case "cache":
-                    mounts.append(self._cache(origin or FromScratch(), wanted, target, taken))
+                    mounts.append(self._cache(origin or FromScratch(), wanted, target, input_))
                 case "tmpfs":
-                    taken.nothing()
+                    input_.mark_static()
                     mounts.append(Fixed(("tmpfs", target, wanted.size), Tmpfs(target, wanted.size)))
                 case "secret":
                     secrets.append(SecretValue(wanted, Lazy(partial(self._value, wanted))))
-                    mounts.append(_secret_mount(secrets[-1], target, taken))
+                    mounts.append(_secret_mount(secrets[-1], target, input_))
                 case "ssh":
                     agents.append(target or f"/run/buildkit/ssh_agent.{len(agents)}")
-                    mounts.append(self._ssh(wanted, agents[-1], taken))
+                    mounts.append(self._ssh(wanted, agents[-1], input_))
                 case _:
                     assert_never(wanted.type)
         script = inline_script(instruction)
@@ -167,20 +167,20 @@ class MountPlanner(msgspec.Struct, frozen=True):
         places = treename.places((state.tree, *(each.key for each in mounts)))
         return Mounts(tuple(mounts), tuple(secrets), next(iter(agents), ""), places)
 
-    def _bind(self, origin: Origin, wanted: Wanted, target: str, taken: Input) -> BindMount:
+    def _bind(self, origin: Origin, wanted: Wanted, target: str, input_: Input) -> BindMount:
         files, contents = self.origins.files(origin), self.memory.contents
         path = normal_path("/", wanted.source or "/")
         identity: Name | str | None = files.identity
         if identity is None:
-            identity = contents.select(_shown(files, path, taken)).name()
+            identity = contents.select(_shown(files, path, input_)).name()
         else:
-            taken.nothing()
+            input_.mark_static()
         return BindMount(
             contents=contents,
             snapshotter=self.services.snapshotter,
             made_ns=self.made_ns,
             files=files,
-            taken=taken,
+            input_=input_,
             target=target,
             path=path,
             readonly=wanted.readonly,
@@ -188,24 +188,24 @@ class MountPlanner(msgspec.Struct, frozen=True):
             of_stage=isinstance(origin, FromStage),
         )
 
-    def _cache(self, origin: Origin, wanted: Wanted, target: str, taken: Input) -> StepMount:
+    def _cache(self, origin: Origin, wanted: Wanted, target: str, input_: Input) -> StepMount:
         files = None if isinstance(origin, FromScratch) else self.origins.files(origin)
         seed = treename.name("")
         if files is None:
-            taken.nothing()
+            input_.mark_static()
         elif files.identity is not None:
-            taken.nothing()
+            input_.mark_static()
             seed = files.identity
         else:
-            found = self.memory.contents.select(_shown(files, "/", taken))
+            found = self.memory.contents.select(_shown(files, "/", input_))
             seed = treename.name(keys.key("files", found.name()))
         name = builtin_args.cache_name(self.job.build_args, wanted.id or target)
-        return CacheMount(self.memory.contents, self.made_ns, name, files, taken, wanted, target, seed)
+        return CacheMount(self.memory.contents, self.made_ns, name, files, input_, wanted, target, seed)
 
-    def _ssh(self, wanted: Wanted, target: str, taken: Input) -> SshMount:
+    def _ssh(self, wanted: Wanted, target: str, input_: Input) -> SshMount:
         conversation, given = self.services.conversation, None
         if wanted.required:
-            taken.nothing()  # its existence matters to a step that is run, not to one that is found
+            input_.mark_static()  # its existence matters to a step that is run, not to one that is found
         else:
             given = conversation.ask(AskAgent(wanted.id or "default")) is not None
         return SshMount(conversation, self.memory.scratch, wanted, target, given)
@@ -246,7 +246,7 @@ class BindMount(msgspec.Struct, frozen=True):
     snapshotter: Snapshotter
     made_ns: int
     files: FileSource
-    taken: Input
+    input_: Input
     target: str
     path: str
     """The path in ``files`` that is mounted."""
@@ -262,7 +262,7 @@ class BindMount(msgspec.Struct, frozen=True):
     def by_content(self) -> Observed:
         if not self.of_stage:
             return self.key
-        tree = self.files.open(self.taken)
+        tree = self.files.open(self.input_)
         there = tree.lstat(tree.resolve(os.fsencode(self.path))) is not None
         whole = CopySource(tree, self.path, wildcards=False, contents=False)
         text = self.contents.select(whole).name() if there else ""
@@ -272,15 +272,15 @@ class BindMount(msgspec.Struct, frozen=True):
     def open(self, stack: ExitStack, _places: tuple[str, ...]) -> Mount:
         parents, inside = self.files.snapshots(), self.path
         if parents is None:
-            snapshot, inside = _materialised(self.contents, _shown(self.files, self.path, self.taken), self.made_ns)
+            snapshot, inside = _materialised(self.contents, _shown(self.files, self.path, self.input_), self.made_ns)
             parents = (snapshot,)
         shown = stack.enter_context(self.snapshotter.mounted(parents, inside, readonly=self.readonly))
         return BindFd(shown.fd, self.target, readonly=self.readonly, layers=shown.directories)
 
 
-def _shown(files: FileSource, path: str, taken: Input) -> CopySource:
+def _shown(files: FileSource, path: str, input_: Input) -> CopySource:
     """Return the files of a context that are mounted."""
-    return CopySource(files.open(taken), path, wildcards=False, context=True)
+    return CopySource(files.open(input_), path, wildcards=False, context=True)
 
 
 def _materialised(contents: Contents, source: CopySource, made_ns: int) -> tuple[Snapshot, str]:
@@ -318,7 +318,7 @@ class CacheMount(msgspec.Struct, frozen=True):
     """The id, with the namespace of the build."""
     files: FileSource | None
     """The initial content of a new directory."""
-    taken: Input
+    input_: Input
     wanted: Wanted
     target: str
     seed: Name
@@ -365,7 +365,7 @@ class CacheMount(msgspec.Struct, frozen=True):
         """Write the initial content, owner and mode of a new ``directory``."""
         if self.files is not None:
             path = normal_path("/", self.wanted.source or "/")
-            source = CopySource(self.files.open(self.taken), path, wildcards=False)
+            source = CopySource(self.files.open(self.input_), path, wildcards=False)
             plan = copying.CopyPlan(None, self.contents.directory, self.made_ns)
             copying.copy(plan, source, "/", copying.CopyOptions())
             materialise.materialise(plan.finish(), directory)
@@ -470,10 +470,10 @@ class SecretMount(msgspec.Struct, frozen=True):
         return wanted.uid or 0, wanted.gid or 0, 0o400 if wanted.mode is None else wanted.mode
 
 
-def _secret_mount(secret: SecretValue, target: str, taken: Input) -> SecretMount:
+def _secret_mount(secret: SecretValue, target: str, input_: Input) -> SecretMount:
     given = None
     if secret.wanted.required:
-        taken.nothing()  # its existence matters to a step that is run, not to one that is found
+        input_.mark_static()  # its existence matters to a step that is run, not to one that is found
     else:
         given = secret.value() is not None
     return SecretMount(secret, target, given)

@@ -39,7 +39,7 @@ class StageFiles(msgspec.Struct, frozen=True):
     def identity(self) -> Name:
         return self.state.tree
 
-    def open(self, _taken: Input) -> Tree:
+    def open(self, _input: Input) -> Tree:
         return self.filesystems.tree(self.state.layers)
 
     def snapshots(self) -> Parents:
@@ -69,22 +69,22 @@ class Origins(msgspec.Struct, frozen=True):
         """Return the state of ``origin``, for ``platform`` unless it is a stage."""
         if isinstance(origin, FromStage):
             return self.stages[origin.index]()
-        taken = self.memory.inputs.add("base")
+        input_ = self.memory.inputs.add("base")
         held = self.contexts.use(origin.name) if isinstance(origin, FromContext) else origin
         match held:
             case FromScratch() | protocol.ScratchContext():
-                taken.nothing()
+                input_.mark_static()
                 return State(platform, image.empty(platform))
             case FromImage():
-                return _from_base(platform, self.bases.from_registry(taken, held.name, platform))
+                return _from_base(platform, self.bases.from_registry(input_, held.name, platform))
             case protocol.ImageContext():
-                return _from_base(platform, self.bases.from_registry(taken, held.image, platform))
+                return _from_base(platform, self.bases.from_registry(input_, held.image, platform))
             case protocol.LayoutContext():
                 return _from_base(platform, self.bases.from_layout(held.name, held.path, platform))
             case protocol.SentLayoutContext():
                 return _from_base(platform, self.bases.from_sent_layout(held.name, held.image, platform))
             case protocol.DirectoryContext() | protocol.SentContext():
-                return self._with_files(platform, self.contexts.read(held.name, taken))
+                return self._with_files(platform, self.contexts.read(held.name, input_))
             case _:
                 assert_never(held)
 

@@ -63,11 +63,11 @@ class RunStep(msgspec.Struct, frozen=True):
         options = self.job.options.steps
         return _asked_network(options, self.instruction) or options.default_network
 
-    def key(self, taken: Input) -> Observed:
-        taken.nothing()  # the mounts have inputs of their own
+    def key(self, input_: Input) -> Observed:
+        input_.mark_static()  # the mounts have inputs of their own
         return self._observed(self.mounts.key)
 
-    def other_key(self) -> Observed | None:
+    def content_key(self) -> Observed | None:
         mounted = self.mounts.by_content()
         return None if mounted is None else self._observed(mounted)
 

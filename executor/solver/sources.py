@@ -49,8 +49,8 @@ class FileSource(Protocol):
         """A name that all jobs of a build use for the same tree; "" if they do not share it."""
         ...
 
-    def open(self, taken: Input) -> Tree:
-        """Open the tree as the input ``taken``. A context is then accounted for only by its stat signature."""
+    def open(self, input_: Input) -> Tree:
+        """Open the tree as the input ``input_``. A context is then accounted for only by its stat signature."""
         ...
 
     def snapshots(self) -> Parents | None:
@@ -65,7 +65,7 @@ class Sources(msgspec.Struct, frozen=True):
 
     def key(self) -> tuple[Observed, ...]:
         """Return the sources' part of the step's cache key."""
-        return tuple(part.key(taken) for part, taken in self.parts)
+        return tuple(part.key(input_) for part, input_ in self.parts)
 
     def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
         """Add the files of all sources to ``plan``."""
@@ -76,8 +76,9 @@ class Sources(msgspec.Struct, frozen=True):
 class SourceArgument(Protocol):
     """One source argument."""
 
-    def key(self, taken: Input) -> Observed:
-        """Return the source's part of the cache key. Has to account for ``taken``, else the result is not cacheable."""
+    def key(self, input_: Input) -> Observed:
+        """Return the source's part of the cache key. Has to account for ``input_``, else the result is not
+        cacheable."""
         ...
 
     def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
@@ -89,7 +90,7 @@ class Paths(msgspec.Struct, frozen=True):
     """A source argument that is a path, or a pattern of paths, in ``files``."""
 
     files: FileSource
-    taken: Input
+    input_: Input
     pattern: str
     parents: bool
     exclude: tuple[str, ...]
@@ -97,7 +98,7 @@ class Paths(msgspec.Struct, frozen=True):
     def source(self) -> CopySource:
         """Return the argument with the opened tree."""
         context = self.files.context is not None
-        return source_of(self.files.open(self.taken), self.pattern, parents=self.parents, context=context)
+        return source_of(self.files.open(self.input_), self.pattern, parents=self.parents, context=context)
 
     @property
     def shared(self) -> str:
@@ -142,8 +143,8 @@ class StagePaths(msgspec.Struct, frozen=True):
     identity: Name
     unpack: bool
 
-    def key(self, taken: Input) -> Observed:
-        taken.nothing()
+    def key(self, input_: Input) -> Observed:
+        input_.mark_static()
         return ("tree", self.identity, self.paths.pattern, self.paths.parents, self.unpack)
 
     def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
@@ -158,9 +159,9 @@ class ContextPaths(msgspec.Struct, frozen=True):
     unpack: bool
     scratch: ScratchSpace
 
-    def key(self, taken: Input) -> Observed:
+    def key(self, input_: Input) -> Observed:
         found = self.reading.agreed()
-        taken.files(self.paths.signature(found.signature))
+        input_.mark_signed(self.paths.signature(found.signature))
         return ("files", self.paths.pattern, self.paths.parents, self.unpack, found.name)
 
     def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
@@ -200,8 +201,8 @@ class Inline(msgspec.Struct, frozen=True):
     content: bytes
     scratch: ScratchSpace
 
-    def key(self, taken: Input) -> keys.Part:
-        taken.nothing()
+    def key(self, input_: Input) -> keys.Part:
+        input_.mark_static()
         return ("inline", self.name, self.content)
 
     def copy_to(self, plan: CopyPlan, destination: str, copy_options: CopyOptions) -> None:
@@ -219,9 +220,9 @@ def of(services: Services, memory: Memory, instruction: Copy | Add, files: Lazy[
     """Return the sources of ``instruction``, whose paths refer to ``files``."""
     parts: list[tuple[SourceArgument, Input]] = []
     for text in instruction.sources:
-        taken = memory.inputs.add("source")
-        part = _fetched(services, memory, instruction, text) or _paths(memory, instruction, text, files, taken)
-        parts.append((part, taken))
+        input_ = memory.inputs.add("source")
+        part = _fetched(services, memory, instruction, text) or _paths(memory, instruction, text, files, input_)
+        parts.append((part, input_))
     for each in instruction.heredocs:
         content = each.content.encode("utf-8", "surrogateescape")
         parts.append((Inline(each.file(), content, memory.scratch), memory.inputs.add("here-document")))
@@ -240,12 +241,14 @@ def _fetched(services: Services, memory: Memory, instruction: Copy | Add, text: 
     return fetched.part(fetcher, instruction, text)
 
 
-def _paths(memory: Memory, instruction: Copy | Add, text: str, found: Lazy[FileSource], taken: Input) -> SourceArgument:
+def _paths(
+    memory: Memory, instruction: Copy | Add, text: str, found: Lazy[FileSource], input_: Input
+) -> SourceArgument:
     """Return the source ``text``, a path or a pattern of paths."""
     parents = isinstance(instruction, Copy) and instruction.parents
     unpack = isinstance(instruction, Add) and instruction.unpack is not False
     files = found()
-    paths = Paths(files, taken, text, parents, instruction.exclude)
+    paths = Paths(files, input_, text, parents, instruction.exclude)
     if files.identity is not None:
         return StagePaths(paths, files.identity, unpack)
     return ContextPaths(paths, Reading(memory.contents, paths), unpack, memory.scratch)

@@ -52,13 +52,18 @@ class Step(Protocol):
         """
         ...
 
-    def key(self, taken: Input) -> Observed:
-        """Return everything that the step can observe. Has to account for ``taken``, else the result is not
+    def key(self, input_: Input) -> Observed:
+        """Return everything that the step can observe. Has to account for ``input_``, else the result is not
         cacheable."""
         ...
 
-    def other_key(self) -> Observed | None:
-        """Return a second key, which takes longer to compute and matches more; None if there is none."""
+    def content_key(self) -> Observed | None:
+        """Return the key by content: ``key`` with digests of the files that the step mounts of stages, in place of the
+        names of the results that they are from; None if it mounts none.
+
+        It takes longer to compute, as the files are read, and still matches after a stage was run again with the same
+        result.
+        """
         ...
 
     def make(self) -> Made:

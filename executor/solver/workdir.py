@@ -33,11 +33,11 @@ class WorkdirStep(msgspec.Struct, frozen=True):
     def text(self) -> str:
         return f"WORKDIR {self.state.workdir}"
 
-    def key(self, taken: Input) -> Observed:
-        taken.nothing()
+    def key(self, input_: Input) -> Observed:
+        input_.mark_static()
         return "workdir", self.state.tree, self.state.workdir, self.state.config.user
 
-    def other_key(self) -> None:
+    def content_key(self) -> None:
         return None
 
     def make(self) -> Made:

@@ -52,11 +52,11 @@ class Step:
         self.solver, self.number, self.state, self._read = solver, number, state, read
         self._name = ""
 
-    def key(self, taken: Input) -> Any:
-        self._name = self._read(self.solver, taken).strip()
+    def key(self, input_: Input) -> Any:
+        self._name = self._read(self.solver, input_).strip()
         return "strange", self.state.tree, self._name
 
-    def other_key(self) -> None:
+    def content_key(self) -> None:
         return None
 
     def make(self) -> Made:
@@ -66,33 +66,33 @@ class Step:
 
 def told(path: str) -> Callable[[Any, Input], str]:
     """Read the file by itself, and say nothing."""
-    return lambda _solver, _taken: Path(path).read_text()
+    return lambda _solver, _input: Path(path).read_text()
 
 
-def asked(solver: Any, taken: Input) -> str:
+def asked(solver: Any, input_: Input) -> str:
     """Ask the orchestrator something new."""
-    taken.nothing()
+    input_.mark_static()
     return str(solver._services.conversation.ask(AskFortune()).decode())
 
 
-def nothing(_solver: Any, taken: Input) -> str:
+def nothing(_solver: Any, input_: Input) -> str:
     """Take nothing from outside, and say so."""
-    taken.nothing()
+    input_.mark_static()
     return "nothing"
 
 
-def opened(solver: Any, taken: Input) -> str:
+def opened(solver: Any, input_: Input) -> str:
     """Read a file of the context, and say that nothing is read."""
-    tree = solver._origins.contexts.read("", taken)
-    taken.nothing()
+    tree = solver._origins.contexts.read("", input_)
+    input_.mark_static()
     return (tree.read(b"said", 100) or b"").decode()
 
 
 def tag(host: str) -> Callable[[Any, Input], str]:
     """Ask a registry what a tag points to."""
 
-    def read(solver: Any, taken: Input) -> str:
-        taken.nothing()
+    def read(solver: Any, input_: Input) -> str:
+        input_.mark_static()
         found = solver._services.registry().resolve(reference.parse(f"{host}/said:1"))
         return str(found.digest.partition(":")[2])
 
@@ -105,7 +105,7 @@ class Source:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def key(self, _taken: Input) -> Any:
+    def key(self, _input: Input) -> Any:
         return "strange", Path(self._path).read_text()
 
     def copy_to(self, plan: Any, destination: str, copy_options: Any) -> None:
@@ -148,7 +148,7 @@ def strange(kind: str, file: str) -> None:
             return
         case "a base":
             known = base.Bases.from_registry
-            base.Bases.from_registry = lambda bases, _taken, name, platform: known(  # type: ignore[method-assign]
+            base.Bases.from_registry = lambda bases, _input, name, platform: known(  # type: ignore[method-assign]
                 bases, Input("another"), name, platform
             )
             return

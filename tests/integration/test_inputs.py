@@ -95,35 +95,35 @@ def test_a_new_instruction_that_takes_nothing_from_outside_is_answered_from_memo
 def test_an_input_is_not_accounted_for_until_somebody_says_how_it_is_looked_at_again() -> None:
     inputs = Inputs()
     assert inputs.record() == protocol.DependencyRecord()
-    taken = inputs.add("something new")
+    input_ = inputs.add("something new")
     assert inputs.record() is None
-    taken.nothing()
+    input_.mark_static()
     assert inputs.record() == protocol.DependencyRecord()
 
 
 def test_what_was_opened_is_accounted_for_by_its_signature_alone() -> None:
     inputs = Inputs()
-    taken = inputs.add("source f")
-    taken.opened()
-    taken.nothing()
-    taken.pinned("sha256:" + "0" * 64)
-    taken.files(protocol.StatSignature("", "f", False, (), ""))
+    input_ = inputs.add("source f")
+    input_.mark_opened()
+    input_.mark_static()
+    input_.mark_pinned("sha256:" + "0" * 64)
+    input_.mark_signed(protocol.StatSignature("", "f", False, (), ""))
     assert inputs.record() is None
-    taken.files(SIGNED)
+    input_.mark_signed(SIGNED)
     assert inputs.record() == protocol.DependencyRecord((), (SIGNED,))
 
 
 def test_opening_what_was_said_to_be_nothing_takes_that_back() -> None:
     inputs = Inputs()
-    taken = inputs.add("source f")
-    taken.nothing()
-    taken.opened()
+    input_ = inputs.add("source f")
+    input_.mark_static()
+    input_.mark_opened()
     assert inputs.record() is None
 
 
 def test_what_has_no_digest_is_not_pinned() -> None:
     inputs = Inputs()
-    inputs.add("base debian").pinned("")
+    inputs.add("base debian").mark_pinned("")
     assert inputs.record() is None
 
 
