@@ -31,7 +31,7 @@ from orchestrator.view.events import Emit
 from platforms.errors import BuildError, EnvironmentUnfit, Interrupted, KanifoldError
 
 _LAST_MOMENT: Final = 1.9
-"""Seconds after an interruption in which the process ends itself, whatever it waits for: a clean stop takes less."""
+"""Seconds from an interruption to the forced end of the process; a clean stop takes less."""
 
 _T = TypeVar("_T")
 
@@ -42,19 +42,20 @@ def build(request: BuildRequest, plan: BuildPlan | None, server: PreforkServer |
     The ``plan`` has been made if everything for it was at hand; executors for this machine come from ``server``.
     Registries are taken up by ``connect``.
     """
+    nodes = (LocalNode(server),)
     if not request.ssh:
-        return _tidied(request, plan, LocalNode(server), connect)
+        return _build_and_collect(request, plan, nodes, connect)
     from orchestrator.ssh_agent import start_agents
 
     with start_agents(request.ssh) as sockets:
-        return _tidied(replace(request, agents=sockets), plan, LocalNode(server), connect)
+        return _build_and_collect(replace(request, agents=sockets), plan, nodes, connect)
 
 
-def _tidied(request: BuildRequest, plan: BuildPlan | None, here: Node, connect: Connect) -> int:
-    """The same, and the store then has the size that it is to have."""
+def _build_and_collect(request: BuildRequest, plan: BuildPlan | None, nodes: tuple[Node, ...], connect: Connect) -> int:
+    """Build on ``nodes`` and return the exit status; then collect garbage in the store, unless it was interrupted."""
     root = os.path.abspath(request.options.root or default_root())
     wanted = policy.load(root)
-    status = _shown(request, plan, here, connect)
+    status = _build_displayed(request, plan, nodes, connect)
     if status != Interrupted.exit_code:
         from orchestrator import store_gc
 
@@ -62,11 +63,12 @@ def _tidied(request: BuildRequest, plan: BuildPlan | None, here: Node, connect: 
     return status
 
 
-def _shown(request: BuildRequest, plan: BuildPlan | None, here: Node, connect: Connect) -> int:
+def _build_displayed(request: BuildRequest, plan: BuildPlan | None, nodes: tuple[Node, ...], connect: Connect) -> int:
+    """Build on ``nodes`` with a display and a trace, print the digest, and return the exit status."""
     with open_display(request.progress) as display, traced(request.trace, display.emit) as emit:
         try:
             with _descriptors_needed():
-                result = asyncio.run(interruptible(run(request, plan, here, connect, emit)))
+                result = asyncio.run(interruptible(run(request, plan, nodes, connect, emit)))
         except KanifoldError as error:
             outcome: events.Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
             troubles = error.troubles if isinstance(error, PlatformsFailedError) else (events.Failure(error.problem),)
@@ -79,7 +81,7 @@ def _shown(request: BuildRequest, plan: BuildPlan | None, here: Node, connect: C
 
 @contextlib.contextmanager
 def _descriptors_needed() -> Iterator[None]:
-    """Raise ``EnvironmentUnfit`` when there are too few descriptors, whoever needed one: a module being loaded, too."""
+    """Raise ``EnvironmentUnfit`` in place of EMFILE and ENFILE, also when a module could not be loaded."""
     try:
         yield
     except OSError as error:
@@ -90,9 +92,11 @@ def _descriptors_needed() -> Iterator[None]:
         ) from error
 
 
-async def run(request: BuildRequest, plan: BuildPlan | None, here: Node, connect: Connect, emit: Emit) -> BuildResult:
-    """A session with one build, published."""
-    async with session.opened((here,), request.options.root, request.options.registries, connect, emit) as opened:
+async def run(
+    request: BuildRequest, plan: BuildPlan | None, nodes: tuple[Node, ...], connect: Connect, emit: Emit
+) -> BuildResult:
+    """Build and publish ``request`` in a session of its own on ``nodes``, and write the files of its result."""
+    async with session.opened(nodes, request.options.root, request.options.registries, connect, emit) as opened:
         result = await building.build(opened, request, plan)
         if request.metadata_file or request.iid_file:
             from orchestrator import metadata_file
@@ -102,9 +106,9 @@ async def run(request: BuildRequest, plan: BuildPlan | None, here: Node, connect
 
 
 async def interruptible(work: Coroutine[Any, Any, _T]) -> _T:
-    """``work``, ended cleanly by the first Ctrl-C, SIGTERM or hang-up, and soon: more of them change nothing.
+    """Return the result of ``work``. The first SIGINT, SIGTERM or SIGHUP cancels it; later ones are ignored.
 
-    Raises ``Interrupted`` then.
+    Raises ``Interrupted`` when it was cancelled. After ``_LAST_MOMENT`` the process ends in any case.
     """
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
@@ -130,7 +134,7 @@ async def interruptible(work: Coroutine[Any, Any, _T]) -> _T:
 
 
 def traced(path: str, emit: Emit) -> contextlib.AbstractContextManager[Emit]:
-    """``emit``, with a trace of what passes it in the file ``path``; "" is no file."""
+    """Return ``emit`` that also writes a trace to the file ``path``; "" for no trace."""
     if not path:
         return contextlib.nullcontext(emit)
     from orchestrator.trace import recorded

@@ -1,6 +1,6 @@
 """A connection to one executor: the orchestrator's ends of its pipes, from its greeting to its end.
 
-An executor may run on another machine and its word is not taken: every line is decoded strictly and bounded.
+An executor may run on another machine and is not trusted: every line is decoded strictly and limited in size.
 """
 
 from __future__ import annotations
@@ -50,29 +50,29 @@ class Connection(msgspec.Struct, frozen=True):
         return self.worker.stdin.is_closing()
 
     async def send(self, message: protocol.Message, payload: bytes = b"") -> None:
-        """Write ``message``. If the executor is gone nothing happens: its last words are still to be read."""
+        """Write ``message``. No error if the executor has ended: what it wrote before can still be received."""
         await framing.write(self.worker.stdin, message, payload)
 
     async def receive(self) -> protocol.Message:
-        """The next message. Raises ``ProtocolError``, also when there is none: with what is known of the cause."""
+        """Return the next message. Raises ``ProtocolError``, also at the end of the stream, with its cause."""
         message = await framing.read(self.worker.stdout, _INCOMING, _SENDER)
         if message is None:
             raise await _end_of(self.worker)
         return message
 
     def payload(self, size: int, what: str) -> AsyncIterator[bytes]:
-        """The ``size`` bytes that follow the last message, in blocks; errors call them ``what``."""
+        """Yield the ``size`` bytes after the last message, in blocks; ``what`` is their name in errors."""
         return framing.read_payload(self.worker.stdout, size, _SENDER, what)
 
     async def end(self) -> None:
-        """Close the executor's stdin, which cancels its job; kill what does not go. Nothing of it is left then."""
+        """Close the executor's stdin, which cancels its job, and wait for its end; kill it after ``GRACE`` seconds."""
         await _end(self.worker)
 
 
 async def launch(node: str, command: Sequence[str], environment: Sequence[tuple[str, str]]) -> Connection:
-    """Run ``command``, which is an executor on the node called ``node``. Raises what ``connect`` raises.
+    """Start an executor on the node called ``node`` by ``command``, and return its connection.
 
-    Raises ``EnvironmentUnfit`` when there is no such program.
+    Raises what ``connect`` raises, and ``EnvironmentUnfit`` when the command cannot be started.
     """
     try:
         worker = await start(command, environment, LINE_LIMIT)
@@ -84,11 +84,11 @@ async def launch(node: str, command: Sequence[str], environment: Sequence[tuple[
 
 
 async def connect(worker: Worker) -> Connection:
-    """A connection to the executor ``worker`` once it has introduced itself, which it does before it reads its job.
+    """Return a connection to the executor ``worker`` after its greeting, which it sends before it reads its job.
 
-    Raises ``ProtocolError``, also when it is silent (an executor of another version may wait for its job first, and
-    would do so forever), or the error that the executor reports instead. The process is over then, as it is when this
-    is cancelled.
+    Raises ``ProtocolError``, also after ``GREETING`` seconds without one (an executor of another version may wait for
+    its job first), or ``BuildError`` with the problem that the executor reports in place of a greeting. These errors
+    do not name the node. After an error, or when this is cancelled, the process is ended.
     """
     try:
         return Connection(worker, await _greeting(worker))
@@ -120,7 +120,7 @@ async def _greeting(worker: Worker) -> protocol.Handshake:
 
 
 async def _end_of(worker: Worker) -> ProtocolError:
-    """The error of an executor that has closed its stdout before it wrote a result, with what is known of the cause."""
+    """Return the error for an executor that closed its stdout before a result, with its stderr or exit status."""
     worker.stdin.close()
     process = worker.process
     gone: set[asyncio.Future[Any]] = {process.ended, process.stderr_closed}

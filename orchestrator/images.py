@@ -1,4 +1,4 @@
-"""Images as local outputs: OCI layouts, and archives of the kinds that are loaded elsetargets."""
+"""Images as local outputs: OCI layouts, and archives for ``docker load``."""
 
 from __future__ import annotations
 

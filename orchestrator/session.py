@@ -24,7 +24,7 @@ from orchestrator.registries import Connect, Registry
 from orchestrator.view import events
 from orchestrator.view.events import Emit
 from platforms import debug
-from platforms.errors import Problem
+from platforms.errors import Problem, UsageError
 
 
 class Pins:
@@ -80,8 +80,9 @@ async def opened(
     """Open a session on ``nodes``, with the store at ``root`` ("": the default one); ``connect`` makes the registry
     client.
 
-    At the end the nodes are closed: no executor is left.
+    At the end the nodes are closed: no executor is left. Raises ``UsageError`` when two nodes have the same name.
     """
+    _check_names(nodes)
     store = open_store(root or None)
     leaving: list[asyncio.Task[Any]] = []
     try:
@@ -96,6 +97,15 @@ async def opened(
         for each in nodes:
             await each.close()
         store.close()
+
+
+def _check_names(nodes: Sequence[Node]) -> None:
+    """Raise ``UsageError`` when two nodes have the same name: executors are kept by it (``node.ExecutorPool``)."""
+    known: set[str] = set()
+    for each in nodes:
+        if each.name in known:
+            raise UsageError(f"two nodes are called {each.name}", remedy="give every node a name of its own")
+        known.add(each.name)
 
 
 def _show(emit: Emit, notice: Notice) -> None:

@@ -90,4 +90,4 @@ def apart(hidden: Path, store: Path, record: Path, mark: Marked) -> CommandNode:
 def build(request: BuildRequest, node: Node, seen: list[events.Event] | None = None) -> BuildResult:
     """Build ``request`` on ``node``. Raises the errors that the command would show."""
     told = seen if seen is not None else []
-    return asyncio.run(command.interruptible(command.run(request, None, node, registries.direct, told.append)))
+    return asyncio.run(command.interruptible(command.run(request, None, (node,), registries.direct, told.append)))

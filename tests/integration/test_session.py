@@ -19,13 +19,14 @@ from executor.protocol import BuildOptions
 from executor.registry.reference import parse as reference
 from executor.registry.registry_settings import RegistrySettings
 from orchestrator import build, publish, registries, session
+from orchestrator.command_node import CommandNode
 from orchestrator.local_node import LocalNode
 from orchestrator.outputs import Push
 from orchestrator.publish import PreparedImage
 from orchestrator.request import BuildRequest
 from orchestrator.session import Session
 from orchestrator.view import events
-from platforms.errors import BuildError
+from platforms.errors import BuildError, UsageError
 from platforms.parsing import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +132,16 @@ def test_no_tag_moves_when_one_of_two_builds_fails(tmp_path: Path, server: tuple
     tags = {tag for name, tag in registry.manifests if name in ("good", "bad")}
     assert tags
     assert all(re.fullmatch("sha256:[0-9a-f]{64}", each) for each in tags)
+
+
+def test_nodes_of_a_session_have_names_of_their_own(tmp_path: Path) -> None:
+    async def twice() -> None:
+        nodes = (CommandNode("arm", ("false",)), CommandNode("arm", ("true",)))
+        async with session.opened(nodes, str(tmp_path), RegistrySettings(), registries.direct, lambda _: None):
+            pytest.fail("executors of one node would be taken for those of the other")
+
+    with pytest.raises(UsageError, match="two nodes are called arm"):
+        asyncio.run(twice())
 
 
 PROGRAM = """
