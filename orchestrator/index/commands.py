@@ -295,8 +295,8 @@ def remove(base: str, entry: tuple[str, ...], **given: Any) -> None:
     flags = IndexFlags(given)
     with _edited(base, flags) as (context, target, standing):
         own = editing.read_base(context, target)
-        digests = entries.chosen(own.entries, entry, parsing.parse)
-        _deliver(context, editing.remove(own, digests), standing, flags)
+        places = entries.chosen(own.entries, entry, parsing.parse)
+        _deliver(context, editing.remove(own, places), standing, flags)
 
 
 @index.command(short_help="Annotate an index, or entries of it.")
@@ -331,8 +331,8 @@ def annotate(
         raise UsageError("--os, --arch and the like are for entries", remedy="name them, by digest or platform")
     with _edited(base, flags) as (context, target, standing):
         own = editing.read_base(context, target)
-        digests = entries.chosen(own.entries, entry, parsing.parse)
-        planned = editing.annotate(own, digests, JoinOptions(annotations, duplicate="all"), override)
+        places = entries.chosen(own.entries, entry, parsing.parse)
+        planned = editing.annotate(own, places, JoinOptions(annotations, duplicate="all"), override)
         _deliver(context, planned, standing, flags)
 
 

@@ -6,7 +6,7 @@ Each comes to a ``PlannedImage``: the root document that is to be written, and w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -209,25 +209,22 @@ def append(base: Source, sources: Sequence[Source], options: JoinOptions) -> Pla
     )
 
 
-def remove(base: Source, digests: Iterable[str]) -> PlannedImage:
-    """The index ``base`` less the entries of ``digests`` and their attestations."""
+def remove(base: Source, places: Set[int]) -> PlannedImage:
+    """The index ``base`` less its entries at ``places`` and their attestations."""
     options = JoinOptions(duplicate="all")
-    left = entries.without(base.entries, digests)
+    left = entries.without(base.entries, places)
     if not any(each.platform or not each.subject for each in left):
         raise UsageError("nothing would be left of the index", remedy="remove the image where it is kept")
     return _drafted((base,), left, options, *_own(base, options))
 
 
-def annotate(base: Source, digests: Iterable[str], options: JoinOptions, override: PlatformOverride) -> PlannedImage:
-    """The index ``base`` annotated: with ``digests``, what is for descriptors is for those alone."""
-    chosen = set(digests)
+def annotate(base: Source, places: Set[int], options: JoinOptions, override: PlatformOverride) -> PlannedImage:
+    """The index ``base`` annotated: with ``places``, what is for descriptors is for the entries there alone."""
     marked = [
-        override.apply(annotating.described([each], options.annotations)[0])
-        if each.descriptor.digest in chosen
-        else each
-        for each in base.entries
+        override.apply(annotating.described([each], options.annotations)[0]) if at in places else each
+        for at, each in enumerate(base.entries)
     ]
-    if chosen:
+    if places:
         general = tuple(each for each in options.annotations if each.level != "manifest-descriptor")
         options = replace(options, annotations=general)
     return _drafted((base,), marked, options, *_own(base, options))

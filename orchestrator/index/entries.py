@@ -84,21 +84,23 @@ def joined(entries: Iterable[IndexEntry], duplicate: Duplicate = "refuse") -> tu
     lists one manifest for several platforms means that, and keeps all of these entries. Raises ``UsageError`` that
     names the two manifests for one platform.
     """
-    by_digest: dict[str, dict[Platform | None, IndexEntry]] = {}
+    found: list[IndexEntry] = []
+    places: dict[tuple[str, Platform | None], int] = {}
+    first: dict[str, int] = {}
     for each in entries:
-        digest, platform = each.descriptor.digest, each.platform
-        lines = by_digest.setdefault(digest, {})
-        first = next(iter(lines), None)
-        if platform in lines:
-            lines[platform] = _merged(lines[platform], each)
-        elif lines and lines[first].source != each.source:
-            merged = _merged(lines.pop(first), each)
-            by_digest[digest] = {merged.platform: merged} | lines
+        digest = each.descriptor.digest
+        at = places.get((digest, each.platform))
+        if at is None and digest in first and found[first[digest]].source != each.source:
+            at = first[digest]
+        if at is None:
+            at = len(found)
+            found.append(each)
+            first.setdefault(digest, at)
         else:
-            lines[platform] = each
-    found = tuple(each for lines in by_digest.values() for each in lines.values())
+            found[at] = _merged(found[at], each)
+        places[digest, found[at].platform] = at
     if duplicate == "all":
-        return found
+        return tuple(found)
     by_platform: dict[Platform, int] = {}
     dropped: set[int] = set()
     for at, each in enumerate(found):
@@ -113,13 +115,7 @@ def joined(entries: Iterable[IndexEntry], duplicate: Duplicate = "refuse") -> tu
         dropped.add(at if duplicate == "first" else other)
         if duplicate == "last":
             by_platform[platform] = at
-    return _less(found, dropped)
-
-
-def without(entries: Sequence[IndexEntry], digests: Iterable[str]) -> tuple[IndexEntry, ...]:
-    """``entries`` less those of ``digests`` and the attestations of these."""
-    gone = set(digests)
-    return tuple(each for each in entries if each.descriptor.digest not in gone and each.subject not in gone)
+    return without(found, dropped)
 
 
 def filtered(entries: Sequence[IndexEntry], platforms: Sequence[Platform]) -> tuple[IndexEntry, ...]:
@@ -140,7 +136,7 @@ def filtered(entries: Sequence[IndexEntry], platforms: Sequence[Platform]) -> tu
                 remedy="choose among those, or leave --platform out",
             )
         kept.update(fitting)
-    return _less(entries, {at for at, each in enumerate(entries) if each.platform} - kept)
+    return without(entries, {at for at, each in enumerate(entries) if each.platform} - kept)
 
 
 def for_platform(entries: Sequence[IndexEntry], wanted: Platform) -> list[int]:
@@ -154,7 +150,7 @@ def for_platform(entries: Sequence[IndexEntry], wanted: Platform) -> list[int]:
     return [at for at, platform in fitting.items() if platform.variant == variant] or list(fitting)
 
 
-def _less(entries: Sequence[IndexEntry], gone: Set[int]) -> tuple[IndexEntry, ...]:
+def without(entries: Sequence[IndexEntry], gone: Set[int]) -> tuple[IndexEntry, ...]:
     """``entries`` less those at the places ``gone``, and the attestations of manifests that have no entry left."""
     left = [each for at, each in enumerate(entries) if at not in gone]
     digests = {entries[at].descriptor.digest for at in gone} - {each.descriptor.digest for each in left}
@@ -175,21 +171,22 @@ def _place(entry: IndexEntry, places: Mapping[str, int], last: int) -> int:
     return places.get(entry.subject or entry.descriptor.digest, last)
 
 
-def chosen(entries: Sequence[IndexEntry], words: Iterable[str], parse: Callable[[str], Platform]) -> frozenset[str]:
-    """The digests of the entries that ``words`` name: by digest, or by platform, which ``parse`` reads.
+def chosen(entries: Sequence[IndexEntry], words: Iterable[str], parse: Callable[[str], Platform]) -> frozenset[int]:
+    """The places of the entries that ``words`` name: by digest, or by platform, which ``parse`` reads.
 
     Raises ``UsageError`` for a word that no entry answers to.
     """
-    found: set[str] = set()
+    found: set[int] = set()
     for word in words:
         if ":" in word:
-            fitting = {each.descriptor.digest for each in entries if each.descriptor.digest == word.rpartition("@")[2]}
+            digest = word.rpartition("@")[2]
+            fitting = [at for at, each in enumerate(entries) if each.descriptor.digest == digest]
         else:
-            fitting = {entries[at].descriptor.digest for at in for_platform(entries, parse(word))}
+            fitting = for_platform(entries, parse(word))
         if not fitting:
             there = ", ".join(f"{each.platform or 'no platform'} {each.descriptor.digest}" for each in entries[:20])
             raise UsageError(f"the index has no entry {word!r}", why=f"it has {there}")
-        found |= fitting
+        found.update(fitting)
     return frozenset(found)
 
 

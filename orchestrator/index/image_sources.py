@@ -28,7 +28,8 @@ from orchestrator.index.names import ImageName, LayoutName, RegistryName
 from platforms import decoding
 from platforms.errors import ArchiveError, StoreError
 
-_DOCUMENTS: Final = mediatypes.INDEXES | mediatypes.MANIFESTS
+DOCUMENT_TYPES: Final = mediatypes.INDEXES | mediatypes.MANIFESTS
+"""Media types of what can be read as a document."""
 
 Opener = Callable[[], BinaryIO]
 """Opens a blob for reading, which can be sought in; more than once when a connection breaks."""
@@ -145,7 +146,7 @@ class RegistrySource:
         return Document(descriptor, data, content)
 
     def document(self, descriptor: Descriptor) -> Document:
-        if descriptor.media_type not in _DOCUMENTS:
+        if descriptor.media_type not in DOCUMENT_TYPES:
             raise _no_document(descriptor, self.name)
         reference = self._reference.repository_only().with_digest(descriptor.digest)
         content, data, found = self._client.manifest(reference)
@@ -283,7 +284,7 @@ class LayoutSource:
         return self.document(next(iter(roots.values())) if len(roots) == 1 else self._layout.find())
 
     def document(self, descriptor: Descriptor) -> Document:
-        if descriptor.media_type not in _DOCUMENTS:
+        if descriptor.media_type not in DOCUMENT_TYPES:
             raise _no_document(descriptor, self.name)
         data = self._layout.read(descriptor)
         content = parse(data, descriptor.media_type)
@@ -314,7 +315,7 @@ class LayoutSource:
         tag = fallback_tag(digest)
         found: dict[str, Descriptor] = {}
         for root in self._layout.roots:
-            if root.media_type not in _DOCUMENTS:
+            if root.media_type not in DOCUMENT_TYPES:
                 continue
             if dict(root.annotations).get(REF_NAME) == tag:
                 content = self.document(_bare(root)).content
@@ -340,7 +341,7 @@ class LayoutSource:
 
     def _refers(self, root: Descriptor) -> str:
         """The subject of ``root``; "" for anything that has none or cannot be read."""
-        if root.media_type not in _DOCUMENTS or dict(root.annotations).get(REF_NAME):
+        if root.media_type not in DOCUMENT_TYPES or dict(root.annotations).get(REF_NAME):
             return ""
         return self.document(_bare(root)).subject
 

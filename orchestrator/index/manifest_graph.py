@@ -15,7 +15,7 @@ import msgspec
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest
 from executor.image.selection import DEPTH
-from orchestrator.index.image_sources import Document, ImageSource
+from orchestrator.index.image_sources import DOCUMENT_TYPES, Document, ImageSource
 from platforms.errors import ArchiveError
 
 DOCUMENTS: Final = 4096
@@ -153,6 +153,13 @@ class _GraphReader:
             for each in found:
                 if each.digest not in self.known and each.digest not in listed:
                     self.limits.announce(1)
+                    if each.media_type not in DOCUMENT_TYPES:
+                        raise ArchiveError(
+                            f"{each.digest}, which refers to {subject.document.descriptor.digest} of "
+                            f"{subject.source.name}, is neither a manifest nor an index",
+                            why=f"its media type is {each.media_type}",
+                            remedy="--no-referrers leaves out whatever refers to the image",
+                        )
                     listed[each.digest] = (each, subject.source)
                     about[each.digest] = subject.document.descriptor.digest
         parts = list(self._fetched(listed.values()))

@@ -79,7 +79,7 @@ def _split(path: str) -> tuple[str, ...]:
 
 def _value(action: _Action, found: Inspection) -> str:
     if action.path == ("Manifest",) and not action.as_json and action.key is None:
-        return "\n".join(table(found))
+        return "\n".join(" ".join(line.splitlines()) for line in table(found))
     value = _field(_root(action.path, found), action.path[1:], action)
     if action.key is not None:
         value = _field(_item(value, action.key), action.below, action)

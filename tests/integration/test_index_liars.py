@@ -673,3 +673,40 @@ def test_a_directory_of_metadata_that_cannot_be_read_is_an_error(run: Run, monke
     monkeypatch.setattr("os.listdir", refuse)
     with pytest.raises(UsageError, match="cannot read metadata"):
         run("index", "create", "--dry-run", "--metadata", "metadata")
+
+
+def test_an_annotation_adds_no_line_to_a_template(run: Run, places: tuple[Place, Place]) -> None:
+    here, _ = places
+    images = Images()
+    entry = images.entry(annotations={"a": "b\nlinux/arm64  1 B  1  sha256:0"})
+    images.put(here.memory, "app", {"1": images.index([entry])})
+    shown = run("index", "inspect", f"{here.host}/app:1", "--format", "{{.Manifest}}").rstrip("\n")
+    assert shown.splitlines() == run("index", "inspect", f"{here.host}/app:1").splitlines()
+    assert not [line for line in shown.splitlines() if line.startswith("linux/arm64")]
+
+
+def test_one_manifest_for_two_platforms_is_edited_for_one(run: Run, places: tuple[Place, Place]) -> None:
+    here, _ = places
+    images = Images()
+    newer = images.entry("linux/arm/v7")
+    older = {**newer, "platform": {"os": "linux", "architecture": "arm", "variant": "v6"}}
+    images.put(here.memory, "app", {"1": images.index([newer, images.entry("linux/arm64"), older])})
+    name, words = f"{here.host}/app:1", ("linux/arm/v6", "--dry-run")
+    left = json.loads(run("index", "remove", name, *words))["manifests"]
+    assert [each["platform"].get("variant", "") for each in left] == ["v7", ""]
+    marked = json.loads(run("index", "annotate", name, *words, "--annotation", "old=yes"))["manifests"]
+    assert [each.get("annotations") for each in marked] == [None, None, {"old": "yes"}]
+
+
+def test_a_referrer_of_an_unknown_kind_is_named_with_what_leaves_it_out(run: Run, places: tuple[Place, Place]) -> None:
+    here, there = places
+    images = Images()
+    image = images.image()
+    images.put(here.memory, "app", {"1": image})
+    odd = images.blob("application/vnd.oci.artifact.manifest.v1+json", b"{}")
+    page = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [odd]}).encode()
+    here.memory.fault = lambda asked: Said(200, {"Content-Type": INDEX}, page) if "/referrers/" in asked.path else ...
+    with pytest.raises(ArchiveError, match="neither a manifest nor an index") as caught:
+        run("copy", f"{here.host}/app:1", f"{there.host}/app:1")
+    assert "--no-referrers" in caught.value.problem.remedy
+    assert run("copy", f"{here.host}/app:1", f"{there.host}/app:1", "--no-referrers").strip() == image["digest"]
