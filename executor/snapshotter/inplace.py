@@ -1,7 +1,8 @@
 """The records of a root directory that is written in place (``rootfs.Directory``).
 
 In such a directory, a file is the same as before if it has the same inode number and creation time, and new if it was
-created since.
+created since. On a file system without creation times (NFS, FUSE, ext4 with small inodes) it is new if no file had its
+inode number.
 """
 
 from __future__ import annotations
@@ -47,12 +48,21 @@ class Before:
         self._directory = directory
         self._begun = begun
         self._records: dict[bytes, tuple[Record, os.stat_result, int]] = {}
-        recorded = records.read(directory)
-        if not recorded:
+        self._inodes: set[int] = set()
+        """All inode numbers where there are no creation times, else none."""
+        recorded, dated = records.read(directory), _has_creation_times(directory)
+        if not dated:
+            self._inodes.add(os.stat(directory).st_ino)
+        elif not recorded:
             return
         for path, here, name in walked(directory):
-            if (record := recorded.get(path)) is not None:
-                status = os.stat(name, dir_fd=here, follow_symlinks=False)
+            record = recorded.get(path)
+            if dated and record is None:
+                continue
+            status = os.stat(name, dir_fd=here, follow_symlinks=False)
+            if not dated:
+                self._inodes.add(status.st_ino)
+            if record is not None:
                 self._records[path] = record, status, birth(here, name)
 
     def carried(self) -> Iterator[Record]:
@@ -71,8 +81,13 @@ class Before:
         for path, here, name in walked(self._directory):
             if (found := self._still(path, here, name)) is not None:
                 yield found[0]
-            elif birth(here, name) >= self._begun:
+            elif self._is_new(here, name):
                 yield Record(path, uid, gid)
+
+    def _is_new(self, directory: int, name: bytes) -> bool:
+        if self._inodes:
+            return os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino not in self._inodes
+        return birth(directory, name) >= self._begun
 
     def _still(self, path: bytes, directory: int, name: bytes) -> tuple[Record, os.stat_result] | None:
         """Return the record of ``path`` and its former status, if it is still the same file."""
@@ -82,6 +97,14 @@ class Before:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         same = status.st_ino == was.st_ino and birth(directory, name) == born
         return (record, was) if same else None
+
+
+def _has_creation_times(directory: str) -> bool:
+    file = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return bool(syscalls.birth(file))
+    finally:
+        os.close(file)
 
 
 def birth(directory: int, name: bytes) -> int:

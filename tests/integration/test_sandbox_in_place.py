@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sandbox_process import Inside, SandboxProcess, listing
 
 from executor.sandbox import Bind, Spec, Tmpfs
 from executor.snapshotter import records
+from executor.snapshotter.inplace import Before, wait_for_clock_tick
 from executor.snapshotter.records import Record
 from executor.snapshotter.rootfs import Directory
+from platforms import syscalls
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,23 @@ def _run_at_once(inside: Inside, command: str, spec: dict[str, Any]) -> Left:
     Path(root, "d").chmod(0o2777)
     Path(root, "d", "old").touch()
     return _run(inside, Spec(Directory(root), ("/bin/sh", "-c", command), ("PATH=/bin",), **spec))
+
+
+def test_new_files_are_known_where_nothing_says_when_they_were_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system without creation times (statx(2), ``STATX_BTIME``)."""
+    monkeypatch.setattr(syscalls, "birth", lambda _: 0)
+    root = tmp_path / "root" / "fs"
+    (root / "old").mkdir(parents=True)
+    (root / "theirs").touch()
+    records.write(str(root), (Record(b"theirs", 3, 4),))
+    before = Before(str(root), wait_for_clock_tick())
+    (root / "old" / "new").mkdir()
+    (root / "theirs").rename(root / "old" / "moved")
+    (root / "theirs").touch()
+    (root / "old").chmod(0o700)
+    assert {each.path: each.uid for each in before.claimed(1000, 100)} == {b"old/new": 1000, b"theirs": 1000}
 
 
 def test_an_owner_under_a_mount_is_not_the_mounts(single_sandbox: SandboxProcess) -> None:
