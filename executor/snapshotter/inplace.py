@@ -47,7 +47,8 @@ class Before:
     def __init__(self, directory: str, begun: int) -> None:
         self._directory = directory
         self._begun = begun
-        self._records: dict[bytes, tuple[Record, os.stat_result, int]] = {}
+        self._records: dict[int, tuple[Record, os.stat_result, int]] = {}
+        """With the status and the creation time, by inode number: a step may rename files, and link them."""
         self._inodes: set[int] = set()
         """All inode numbers where there are no creation times, else none."""
         recorded, dated = records.read(directory), _has_creation_times(directory)
@@ -63,12 +64,12 @@ class Before:
             if not dated:
                 self._inodes.add(status.st_ino)
             if record is not None:
-                self._records[path] = record, status, birth(here, name)
+                self._records[status.st_ino] = record, status, birth(here, name)
 
     def carried(self) -> Iterator[Record]:
-        """Yield the records of files that still exist, for steps whose owners the kernel can set."""
+        """Yield the records of files that still exist under their paths, for steps whose owners the kernel can set."""
         for path, here, name in walked(self._directory) if self._records else ():
-            if (found := self._still(path, here, name)) is None:
+            if (found := self._former(here, name)) is None or found[0].path != path:
                 continue
             record, was = found
             status = os.stat(name, dir_fd=here, follow_symlinks=False)
@@ -77,10 +78,13 @@ class Before:
             yield record
 
     def claimed(self, uid: int, gid: int) -> Iterator[Record]:
-        """Yield the same, and records of new files as those of ``uid`` and ``gid``, for a step with a single id."""
+        """Yield those of all former files, renamed or not, and of new files, which are owned by ``uid`` and ``gid``.
+
+        For a step with a single id.
+        """
         for path, here, name in walked(self._directory):
-            if (found := self._still(path, here, name)) is not None:
-                yield found[0]
+            if (found := self._former(here, name)) is not None:
+                yield replace(found[0], path=path)
             elif self._is_new(here, name):
                 yield Record(path, uid, gid)
 
@@ -89,14 +93,12 @@ class Before:
             return os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino not in self._inodes
         return birth(directory, name) >= self._begun
 
-    def _still(self, path: bytes, directory: int, name: bytes) -> tuple[Record, os.stat_result] | None:
-        """Return the record of ``path`` and its former status, if it is still the same file."""
-        if path not in self._records:
+    def _former(self, directory: int, name: bytes) -> tuple[Record, os.stat_result] | None:
+        """Return the record and the status that the file ``name`` had before; None if it is new or had no record."""
+        found = self._records.get(os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino)
+        if found is None or birth(directory, name) != found[2]:
             return None
-        record, was, born = self._records[path]
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        same = status.st_ino == was.st_ino and birth(directory, name) == born
-        return (record, was) if same else None
+        return found[:2]
 
 
 def _has_creation_times(directory: str) -> bool:

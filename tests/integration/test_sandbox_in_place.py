@@ -151,6 +151,15 @@ def _run_at_once(inside: Inside, command: str, spec: dict[str, Any]) -> Left:
     return _run(inside, Spec(Directory(root), ("/bin/sh", "-c", command), ("PATH=/bin",), **spec))
 
 
+def test_a_user_who_renames_a_file_leaves_it_to_its_owner(single_sandbox: SandboxProcess) -> None:
+    root = single_sandbox.call(Inside.busybox)
+    run(single_sandbox, "mkdir -m 777 /d /d/e; cd /d; touch a b e/f; chown 3:4 a b e e/f", root)
+    done = run(single_sandbox, "cd /d; mv a x; ln b y; mv e z; touch new", root, uid=1000, gid=100)
+    assert (done.code, done.out) == (0, "")
+    kept = {f"d/{name}": "3:4" for name in ("x", "b", "y", "z", "z/f")}
+    assert done.owners == kept | {"d/new": "1000:100"}
+
+
 def test_new_files_are_known_where_nothing_says_when_they_were_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +174,8 @@ def test_new_files_are_known_where_nothing_says_when_they_were_made(
     (root / "theirs").rename(root / "old" / "moved")
     (root / "theirs").touch()
     (root / "old").chmod(0o700)
-    assert {each.path: each.uid for each in before.claimed(1000, 100)} == {b"old/new": 1000, b"theirs": 1000}
+    owners = {each.path: each.uid for each in before.claimed(1000, 100)}
+    assert owners == {b"old/new": 1000, b"theirs": 1000, b"old/moved": 3}
 
 
 def test_an_owner_under_a_mount_is_not_the_mounts(single_sandbox: SandboxProcess) -> None:
