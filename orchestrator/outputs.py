@@ -122,7 +122,13 @@ def image_options(output: Output) -> ImageOptions:
 
 def writes_stdout(output: Output) -> bool:
     """Whether it writes an archive to stdout."""
-    return isinstance(output, OciArchive | DockerArchive | LocalArchive) and output.dest == "-"
+    match output:
+        case OciArchive() | DockerArchive() | LocalArchive():
+            return output.dest == "-"
+        case OciLayout() | ImageStore() | Push() | LocalDirectory() | CacheOnly():
+            return False
+        case _:
+            assert_never(output)
 
 
 class _Given(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+import executor
 from executor import __version__, protocol
 from executor.registry import reference
 from executor.registry.registry_settings import RegistrySettings
@@ -35,7 +36,6 @@ from orchestrator.view import events
 from orchestrator.view.events import Emit
 from platforms import decoding, host
 from platforms.errors import Interrupted, KanifoldError, StoreError
-from platforms.paths import below
 
 Jobs = Sequence[tuple[Placement, protocol.Job]]
 
@@ -49,6 +49,8 @@ class CachedResult(msgspec.Struct, frozen=True):
     result: protocol.Result
 
 
+PACKAGES: Final = (os.path.dirname(str(executor.__file__)), os.path.dirname(str(host.__file__)))
+"""The packages that determine the result of a job. In a checkout, their modules change without the version."""
 _ANSWER: Final[msgspec.json.Decoder[CachedResult]] = msgspec.json.Decoder(CachedResult)
 
 
@@ -90,9 +92,11 @@ async def are_valid(
 
 
 def _check_valid(answers: Sequence[CachedResult], jobs: Jobs, store: Store, stop: threading.Event) -> bool:
+    """As ``are_valid``, in a thread; ``stop`` ends the check."""
+
     def check() -> None:
         if stop.is_set():
-            raise Interrupted("it is of no account any more")
+            raise Interrupted("the check was cancelled")
 
     if not answers:
         return False
@@ -154,18 +158,25 @@ def _replayed_events(kept: Sequence[StepEvent]) -> Iterator[StepEvent]:
 
 
 def _key(job: protocol.Job) -> str:
-    """Return the key of ``job``: everything that its result depends on, except the pins; and the version of
-    kanifold."""
+    """Return the key of ``job``: everything that its result depends on, except the pins; and the version of kanifold.
+
+    The settings of registries are not part of it: content from registries is verified by the digests of the pins.
+    """
     options = replace(job.options, root="", registries=RegistrySettings())
     same = replace(job, build="", push=(), pins=(), emulation=None, options=options)
-    asked = msgspec.json.encode((__version__, _newest_mtime(), str(host.default_platform()), same))
+    asked = msgspec.json.encode((__version__, newest_mtime(PACKAGES), str(host.default_platform()), same))
     return hashlib.sha256(asked).hexdigest()
 
 
 @functools.cache
-def _newest_mtime() -> int:
-    """Return the mtime in ns of the newest module that affects results: in a checkout, modules change without the
-    version."""
-    home = os.path.dirname(os.path.dirname(str(inputs.__file__)))
-    places = [below(home, name) for name in ("solver", "dockerfile", "image")]
-    return max(each.stat().st_mtime_ns for place in places for each in os.scandir(place) if each.is_file())
+def newest_mtime(packages: tuple[str, ...]) -> int:
+    """Return the mtime in ns of the newest module in the directories ``packages`` and below."""
+    newest, places = 0, list(packages)
+    while places:
+        with os.scandir(places.pop()) as entries:
+            for each in entries:
+                if each.name.endswith(".py"):
+                    newest = max(newest, each.stat().st_mtime_ns)
+                elif "." not in each.name and each.name != "__pycache__":
+                    places.append(each.path)
+    return newest
