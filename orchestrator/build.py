@@ -1,8 +1,14 @@
 """One build in a session: from a request to published images.
 
-(1) Placement: a node for every platform. (2) Plan: read the Dockerfile, resolve external images. (3) Build: cached
-results, or executors. (4) Verify and audit. (5) Write local outputs, and push by digest. Then tags can be set
-(``publish.commit``). An error or Ctrl-C before (5) leaves nothing.
+The phases, which comments below name by their numbers:
+
+(1) placement: a node for every platform;
+(2) plan: read the Dockerfile, resolve external images;
+(3) build: cached results, or executors;
+(4) verification and audit of the results;
+(5) push by digest, and local outputs.
+
+Then tags can be set (``publish.commit``). An error or Ctrl-C before (5) leaves nothing.
 """
 
 from __future__ import annotations

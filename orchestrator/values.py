@@ -1,6 +1,6 @@
-"""The values of flags, read and checked: each function takes what was written and the flag, with which it refuses it.
+"""Parsers of the values of flags: each function takes the text and the flag, whose name begins its ``UsageError``.
 
-Imports stand in the functions, so that the flags can be declared, and told of, without what understands their values.
+Imports are in the functions, so that flags can be declared, and their help printed, without loading the parsers.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _ULIMITS: Final = (
 
 
 def split(texts: Iterable[str], _flag: str) -> tuple[str, ...]:
-    """Lists with commas, joined."""
+    """Return the items of comma-separated lists, joined."""
     return tuple(each for text in texts for each in text.split(",") if each)
 
 
 def pair(text: str, flag: str) -> tuple[str, str]:
-    """``NAME=VALUE``, of which VALUE may be missing."""
+    """Parse ``NAME[=VALUE]``."""
     name, _, value = text.partition("=")
     if not name:
         raise UsageError(f"{flag} {text!r} is not NAME=VALUE")
@@ -44,21 +44,21 @@ def pair(text: str, flag: str) -> tuple[str, str]:
 
 
 def size(text: str, flag: str) -> int:
-    """``10g``, ``512MB`` or plain bytes, as bytes; 0 for ""."""
+    """Return the bytes of ``10g``, ``512MB`` or a plain number; 0 for ""."""
     from orchestrator import fields
 
     return fields.size(text, flag) if text else 0
 
 
 def age(text: str, flag: str) -> int | None:
-    """``24h``, ``90m`` or ``7d``, as seconds; None for ""."""
+    """Return the seconds of ``24h``, ``90m`` or ``7d``; None for ""."""
     from orchestrator import fields
 
     return fields.age(text, flag) if text else None
 
 
 def writable(path: str, flag: str) -> str:
-    """``path``, unless it is clear already that it could not be written when all is published."""
+    """Return ``path``. Raises ``UsageError`` if it cannot be written: that would fail only after publishing."""
     from platforms.replacing import is_stream
 
     if not path:
@@ -74,7 +74,7 @@ def writable(path: str, flag: str) -> str:
 
 
 def pins(path: str, _flag: str) -> tuple[Pin, ...]:
-    """The pins in the file ``path``."""
+    """Return the pins in the file ``path``."""
     if not path:
         return ()
     from orchestrator import pin_lock
@@ -86,7 +86,7 @@ def pins(path: str, _flag: str) -> tuple[Pin, ...]:
 
 
 def tag(text: str, flag: str) -> Reference:
-    """The name of an image to be, complete with registry and tag."""
+    """Parse the name of an image to be built, with the default registry and tag."""
     from executor.registry import reference
 
     parsed = reference.parse(text)
@@ -96,14 +96,14 @@ def tag(text: str, flag: str) -> Reference:
 
 
 def platforms(texts: Iterable[str], _flag: str) -> tuple[Platform, ...]:
-    """Lists of platforms, each of them once; none where nobody asks for one."""
+    """Return the platforms of comma-separated lists, each once; () without a list."""
     from platforms.parsing import parse_list
 
     return parse_list(texts)
 
 
 def build_args(texts: Iterable[str], flag: str) -> tuple[tuple[str, str], ...]:
-    """``NAME=VALUE``; what has no value gets the environment's, if there is one."""
+    """Parse ``NAME[=VALUE]``; without a value, the environment variable's, if it is set."""
     from orchestrator import epoch
 
     # What reproducible builds agree on is a build arg by itself, as with buildx.
@@ -120,7 +120,7 @@ def build_args(texts: Iterable[str], flag: str) -> tuple[tuple[str, str], ...]:
 
 
 def build_contexts(texts: Iterable[str], flag: str) -> tuple[tuple[str, str], ...]:
-    """``NAME=PLACE``, by canonical name."""
+    """Parse ``NAME=PLACE``; NAME becomes canonical."""
     from orchestrator.contexts import named_canonically
 
     found = []
@@ -133,7 +133,7 @@ def build_contexts(texts: Iterable[str], flag: str) -> tuple[tuple[str, str], ..
 
 
 def parse_annotations(texts: Iterable[str], flag: str, default: str = "manifest") -> tuple[Annotation, ...]:
-    """Each ``[LEVEL[,LEVEL…]:]KEY=VALUE``; without a level it is for the ``default`` one."""
+    """Parse ``[LEVEL[,LEVEL…]:]KEY=VALUE``; without a level, ``default`` is used."""
     from orchestrator.request import Annotation
 
     found: list[Annotation] = []
@@ -167,7 +167,7 @@ def _level(text: str, whole: str, flag: str) -> tuple[str, str]:
 
 
 def output_annotation(head: str, value: str, flag: str) -> Annotation:
-    """``annotation[-LEVEL][[PLATFORM]].KEY=VALUE`` of an output, as BuildKit spells it."""
+    """Parse ``annotation[-LEVEL][[PLATFORM]].KEY=VALUE`` of an output, BuildKit's syntax."""
     from orchestrator.request import Annotation
     from platforms.parsing import parse
 
@@ -180,28 +180,28 @@ def output_annotation(head: str, value: str, flag: str) -> Annotation:
 
 
 def cache_source(text: str, flag: str) -> Cache:
-    """``type=registry,ref=REF`` or ``type=local,src=DIR``."""
+    """Parse ``type=registry,ref=REF`` or ``type=local,src=DIR``."""
     from orchestrator import caches
 
     return caches.source(text, flag)
 
 
 def cache_target(text: str, flag: str) -> Cache:
-    """``type=registry,ref=REF``, ``type=local,dest=DIR`` or ``type=inline``, with ``mode=max`` or without."""
+    """Parse ``type=registry,ref=REF``, ``type=local,dest=DIR`` or ``type=inline``, with optional ``mode=max``."""
     from orchestrator import caches
 
     return caches.target(text, flag)
 
 
 def cache_repository(text: str, flag: str) -> tuple[Cache, ...]:
-    """A reference, as a cache to ask and to write; none for ""."""
+    """Return the registry cache at a reference, for import and export; none for ""."""
     from orchestrator import caches
 
     return caches.repository(text, flag)
 
 
 def secret(text: str, flag: str) -> SecretSource:
-    """``id=NAME[,src=FILE|,env=VAR]``; without either, a variable of the name when there is one, else a file."""
+    """Parse ``id=NAME[,src=FILE|,env=VAR]``; without either, the variable NAME if it is set, else the file NAME."""
     from orchestrator import fields
     from orchestrator.request import SecretSource
 
@@ -225,13 +225,13 @@ def secret(text: str, flag: str) -> SecretSource:
 
 
 def agent(text: str, _flag: str) -> tuple[str, str]:
-    """``ID[=PLACE]`` of an SSH agent."""
+    """Parse ``ID[=PLACE]`` of an SSH agent."""
     name, _, place = text.partition("=")
     return name, place
 
 
 def host(text: str, flag: str) -> tuple[str, str]:
-    """``NAME:ADDRESS`` or ``NAME=ADDRESS``."""
+    """Parse ``NAME:ADDRESS`` or ``NAME=ADDRESS``."""
     import ipaddress
 
     name, equals, address = text.partition("=")
@@ -247,7 +247,7 @@ def host(text: str, flag: str) -> tuple[str, str]:
 
 
 def network(text: str, _flag: str) -> Literal["", "host", "none"]:
-    """The network of steps that do not say; "" for the default."""
+    """Return the network of steps without ``--network``; "" for the default."""
     match text:
         case "host" | "none":
             return text
@@ -256,7 +256,7 @@ def network(text: str, _flag: str) -> Literal["", "host", "none"]:
 
 
 def default_network(text: str) -> Literal["isolated", "host"]:
-    """What ``$KANIFOLD_NETWORK`` makes the network of steps that ask for none."""
+    """Return the default network of steps, from ``$KANIFOLD_NETWORK``."""
     match text:
         case "" | "isolated":
             return "isolated"
@@ -267,14 +267,14 @@ def default_network(text: str) -> Literal["isolated", "host"]:
 
 
 def compression(text: str, _flag: str) -> CompressionKind | None:
-    """A kind of compression; None for ""."""
+    """Return the kind of compression; None for ""."""
     from executor.protocol import CompressionKind
 
     return CompressionKind(text) if text else None
 
 
 def snapshotter(text: str, _flag: str) -> SnapshotterKind:
-    """How the file systems of steps are made; "" for what ``$KANIFOLD_SNAPSHOTTER`` says, or the default."""
+    """Return the kind of snapshotter; for "", that of ``$KANIFOLD_SNAPSHOTTER``, or the default."""
     match text or os.environ.get("KANIFOLD_SNAPSHOTTER", ""):
         case "" | "overlay":
             return "overlay"
@@ -285,7 +285,7 @@ def snapshotter(text: str, _flag: str) -> SnapshotterKind:
 
 
 def permissions(texts: Iterable[str], flag: str) -> tuple[str, ...]:
-    """Lists of permissions, joined. No step is given a device, so that to permit one comes to nothing."""
+    """Return the permissions of comma-separated lists. Those for devices have no effect: steps get none."""
     from executor.dockerfile.suggestions import hint
     from orchestrator.outputs import DELETE
 
@@ -299,7 +299,7 @@ def permissions(texts: Iterable[str], flag: str) -> tuple[str, ...]:
 
 
 def ulimits(texts: Iterable[str], flag: str) -> tuple[tuple[str, int, int], ...]:
-    """``NAME=SOFT:HARD`` or ``NAME=BOTH``, as docker has it; of several with one name the last counts."""
+    """Parse ``NAME=SOFT:HARD`` or ``NAME=BOTH``, Docker's syntax; the last of one name is used."""
     found = {}
     for text in texts:
         match = re.fullmatch(r"(\w+)=(-1|\d+)(?::(-1|\d+))?", text)
@@ -316,14 +316,14 @@ def ulimits(texts: Iterable[str], flag: str) -> tuple[tuple[str, int, int], ...]
 
 
 def limits(texts: Iterable[str], _flag: str) -> ResourceLimits:
-    """``NAME=VALUE``, bounds of steps by control groups."""
+    """Parse resource limits of steps, ``NAME=VALUE``."""
     from orchestrator import resource_limits
 
     return resource_limits.limits(texts)
 
 
 def control_group(text: str, flag: str) -> str:
-    """The path of a control group below the root of the hierarchy, without slashes at its ends; "" for "".
+    """Return the path of a control group from the root of the hierarchy, without slashes at its ends; "" for "".
 
     Written as a path, or as the name of a slice, which systemd nests by its dashes: ``a-b.slice`` is in ``a.slice``.
     """
@@ -341,7 +341,7 @@ def control_group(text: str, flag: str) -> str:
 
 
 def builder(text: str, flag: str) -> None:
-    """The name of a builder, of which there is one."""
+    """Raise ``UsageError`` for a builder other than ``default``, the only one."""
     if text not in ("", "default"):
         raise UsageError(
             f"{flag} {text}: there are no builders to choose from",
@@ -351,7 +351,7 @@ def builder(text: str, flag: str) -> None:
 
 
 def allowed(text: str, _flag: str) -> Allowed:
-    """``[PLATFORM:]PATTERN`` of files that the audit lets pass."""
+    """Parse ``[PLATFORM:]PATTERN`` of files that the audit ignores."""
     from orchestrator.request import Allowed
     from platforms.parsing import parse
 
@@ -362,7 +362,7 @@ def allowed(text: str, _flag: str) -> Allowed:
 
 
 def method(text: str, flag: str) -> str:
-    """What is asked instead of building, ``METHOD[,format=json]``; "" for nothing."""
+    """Parse ``METHOD[,format=json]``, a request in place of a build; "" for a build."""
     name, comma, how = text.partition(",")
     if name not in ("", "build", "check", "lint", "targets", "outline") or (comma and how != "format=json"):
         raise UsageError(

@@ -1,12 +1,13 @@
-"""The change that an overlay upper directory stands for, as entries.
+"""The changes in an overlay upper directory, as entries.
 
 The result is what a comparison of the two trees would give, not what overlayfs happened to store, so that a step's
 layer is the same however its file system was mounted, and the same as BuildKit's (util/overlay and containerd's change
-writer): an opaque directory becomes deletions of what it hides; what was copied up, or made anew, but is as before, is
-left out; a directory's own time is no change, but a directory that holds changes has an entry; sockets are left out.
+writer): an opaque directory becomes deletions of what it hides; a file that was copied up or created again, but is
+unchanged, is left out; a directory's own time is no change, but a directory that holds changes has an entry; sockets
+are left out.
 
-What is as before? Kind, mode, owner, device numbers, extended attributes; and for anything but directories the size,
-the time in whole seconds (all that an archive keeps), and the content.
+An entry is unchanged if kind, mode, owner, device numbers and extended attributes are the same; for anything but
+directories, also the size, the time in whole seconds (all that an archive keeps), and the content.
 
 Extended attributes are recorded when they mean something in another machine's container: ``security.capability`` and
 ``user.*``. Access control lists and labels belong to the host.
@@ -49,13 +50,13 @@ def scan(upper: str, lowers: Sequence[str], recorded: Read = records.read) -> It
 
 
 class Place(msgspec.Struct):
-    """A directory on the way of a walk."""
+    """A directory on the current path of a walk."""
 
     path: bytes
     names: list[bytes]
-    """Those still to look at, last first."""
+    """Names that were not visited yet, last first."""
     entry: Entry = Entry(b"", Kind.DIRECTORY)
-    """Of the root nothing is said."""
+    """The directory's entry; the default for the root, which has none."""
     changed: bool = False
 
 
@@ -63,20 +64,20 @@ D = TypeVar("D", bound=Place)
 
 
 class Walk(Protocol[D]):
-    """Finds out what became of names."""
+    """Compares names in a directory with what they were before."""
 
     def look(self, here: D, name: bytes) -> D | Entry | None:
-        """What became of ``name`` in ``here``: nothing, a change, or a directory to look into."""
+        """Return None if ``name`` in ``here`` is unchanged, an entry for a change, or a directory to descend into."""
         ...
 
 
 def changes(walk: Walk[D], top: D) -> Iterator[Entry]:
-    """The changes that ``walk`` finds in and below the directory ``top``, in canonical order.
+    """Yield the changes that ``walk`` finds in and below the directory ``top``, in canonical order.
 
-    Directories that hold changes have an entry, those that are as before and hold none have not.
+    A directory has an entry if it has changed or holds changes.
     """
     waiting = [top]
-    unsaid: list[Entry] = []  # directories on the way that are as before and, so far, hold no change
+    unsaid: list[Entry] = []  # unchanged directories on the path, in which no change was found yet
     while waiting:
         here = waiting[-1]
         if not here.names:
@@ -99,13 +100,13 @@ def changes(walk: Walk[D], top: D) -> Iterator[Entry]:
 
 
 class HardLinks:
-    """The names of files that have several."""
+    """Paths of files with several names, by inode."""
 
     def __init__(self) -> None:
         self._inodes: dict[tuple[int, int], Entry] = {}
 
     def linked(self, entry: Entry, status: os.stat_result) -> Entry:
-        """``entry``, or a hard link to the path under which its inode was met before."""
+        """Return ``entry``, or a hard link to the first path of its inode."""
         if status.st_nlink < 2:
             return entry
         first = self._inodes.setdefault((status.st_dev, status.st_ino), entry)

@@ -57,14 +57,14 @@ class Unpacked(msgspec.Struct, frozen=True):
     """Whether the result is only right on top of the layers below: it has implicit directories, whose metadata is
     theirs; hard links to their files, which were left out; or a mark that hides all of them."""
     records: tuple[Record, ...] = ()
-    """What the kernel refused to set."""
+    """Metadata that the kernel refused to set."""
     given: frozenset[bytes] = frozenset()
-    """Directories whose metadata the archive gives, of which nothing holds that was recorded before."""
+    """Directories with an entry in the archive: earlier records of their metadata are no longer valid."""
     links: tuple[tuple[bytes, bytes], ...] = ()
     """Hard links to files of the layers below, each with the path of the file."""
 
     def recorded_onto(self, carried: Iterable[Record], of: Callable[[bytes], Record | None]) -> tuple[Record, ...]:
-        """The records of the tree that the archive was applied to: of those ``carried`` what holds, and the new ones.
+        """Return the records of the tree after the archive was applied: those of ``carried`` still valid, and new ones.
 
         ``of`` returns what was recorded of a path before.
         """

@@ -373,7 +373,7 @@ class CacheMount(msgspec.Struct, frozen=True):
         try:
             os.chown(directory, uid, gid)
         except OSError as error:
-            # Where a step has one id only, the directory is that one's already, and there is no other to give it to.
+            # With a single mapped id the directory has that owner already, and chown(2) to another fails.
             if error.errno not in (errno.EINVAL, errno.EPERM):
                 raise
         os.chmod(directory, mode)

@@ -1,9 +1,9 @@
-"""What a step's cache key holds: change what the step can observe and it is done anew; change anything else and not.
+"""A step's cache key changes with everything that the step can observe, and with nothing else.
 
-Each row is built twice, changed and built again in one store. Whatever the last build took from the cache, its image
-has to be, to the byte, that of a build without a cache in an empty store: a needless miss costs time, a wrong hit is a
-lie. The second build found everything, so that its answer is remembered as a whole (``result_cache``): what
-makes a step miss must make that miss too. Times are out of it: all are cut off at the SOURCE_DATE_EPOCH, second 1.
+Each row is built twice, changed, and built again in one store. The image of the last build must be identical to that
+of a build without a cache in an empty store. The second build finds everything in the cache and stores its result
+(``result_cache``), so each change of a step's key must change the key of the result too. All times are limited to
+SOURCE_DATE_EPOCH, second 1.
 """
 
 from __future__ import annotations
