@@ -41,14 +41,14 @@ class Handshake(Message, frozen=True, tag="hello"):
     """The first line: a description of the executor, as far as it is known without running anything. Written before the
     job is read, so that the orchestrator can select the job by it."""
 
-    version: int
+    version: decoding.Int64
     kanifold: str
     """The version of kanifold, for display."""
     host: str = ""
     """The platform of the node, formatted."""
     isolation: str = ""
     """The name of the isolation mode; "" when the host allows none, which is then the response to the job."""
-    processors: int = 0
+    processors: decoding.Int64 = 0
     """Number of processors that the executor may use; 0 if unknown."""
     emulators: tuple[str, ...] = ()
     """Architectures for which the node has an emulator, not verified. Empty from a forked executor, whose orchestrator
@@ -58,15 +58,15 @@ class Handshake(Message, frozen=True, tag="hello"):
 class StepInfo(msgspec.Struct, frozen=True):
     """A vertex of the build graph, for display."""
 
-    id: int
+    id: decoding.Int64
     stage: str
     """The name of the stage, or its number if it has none; "" for the only stage, and for work outside of stages."""
     name: str
     """The instruction as written, without the bodies of here-documents: ``RUN apt-get update``."""
-    line: int = 0
-    number: int = 0
+    line: decoding.Int64 = 0
+    number: decoding.Int64 = 0
     """Position among the stage's steps, from 1; 0 if not counted."""
-    of: int = 0
+    of: decoding.Int64 = 0
 
 
 class Planned(Message, frozen=True, tag="planned"):
@@ -80,7 +80,7 @@ class Planned(Message, frozen=True, tag="planned"):
 class Started(Message, frozen=True, tag="started"):
     """A step has started."""
 
-    step: int
+    step: decoding.Int64
 
 
 Awaited = Literal["unpack", "turn"]
@@ -93,7 +93,7 @@ class Held(Message, frozen=True, tag="held"):
     The wait for stages that a step copies from comes before its start.
     """
 
-    step: int
+    step: decoding.Int64
     what: Awaited | Literal[""] = ""
 
 
@@ -103,7 +103,7 @@ class Finished(Message, frozen=True, tag="finished"):
     Not sent for a step that was cancelled because another one failed.
     """
 
-    step: int
+    step: decoding.Int64
     seconds: float = 0.0
     cached: bool = False
     error: str = ""
@@ -113,9 +113,9 @@ class Finished(Message, frozen=True, tag="finished"):
 class Log(Message, frozen=True, tag="log"):
     """Lines of a step's output, separated by newlines. ``stream`` 1 is stdout, 2 stderr."""
 
-    step: int
+    step: decoding.Int64
     text: str
-    stream: int = 1
+    stream: decoding.Int64 = 1
 
 
 class Action(enum.StrEnum):
@@ -136,8 +136,8 @@ class Transfer(Message, frozen=True, tag="moved"):
     action: Action
     name: str
     """A digest, a result or a path: identifies the transfer within its action."""
-    done: int
-    total: int = 0
+    done: decoding.Int64
+    total: decoding.Int64 = 0
 
 
 class Waiting(Message, frozen=True, tag="waiting"):
@@ -206,7 +206,7 @@ Question = AskCredential | AskSecret | AskContext | AskLayout | AskAgent | AskMa
 class Ask(Message, frozen=True, tag="ask"):
     """A request that only the orchestrator can answer; the executor waits for the ``Answer`` with the same id."""
 
-    id: int
+    id: decoding.Int64
     question: Question
 
 
@@ -254,11 +254,11 @@ class Result(Message, frozen=True, tag="result"):
     manifest: Descriptor
     config: Descriptor
     layers: tuple[Descriptor, ...]
-    size: int
+    size: decoding.Int64
     """Compressed bytes of all layers and the config."""
     findings: tuple[Finding, ...] = ()
-    cached: int = 0
-    ran: int = 0
+    cached: decoding.Int64 = 0
+    ran: decoding.Int64 = 0
     seconds: float = 0.0
     contexts: tuple[str, ...] = ()
     """Named contexts that were used."""
@@ -276,13 +276,13 @@ class BlobContent(Message, frozen=True, tag="blob"):
     """The response to ``Fetch``: ``size`` raw bytes follow."""
 
     digest: str
-    size: int
+    size: decoding.Int64
 
 
 class Piece(Message, frozen=True, tag="piece"):
     """The next ``size`` bytes, which follow, of the archive requested by ``FilesRequest``; 0 at its end."""
 
-    size: int = 0
+    size: decoding.Int64 = 0
 
 
 # -- orchestrator -> executor ---------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ class Compression(msgspec.Struct, frozen=True):
     """How new layers are compressed; ``level`` None is the default of the kind."""
 
     kind: CompressionKind = CompressionKind.GZIP
-    level: int | None = None
+    level: decoding.Int64 | None = None
     force: bool = False
     """Whether layers of a base with another compression are compressed again."""
 
@@ -410,7 +410,7 @@ class BuildOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     no_cache_stages: tuple[str, ...] = ()
     cache_from: tuple[CacheLocation, ...] = ()
     cache_to: tuple[CacheExport, ...] = ()
-    cache_ttl: int | None = None
+    cache_ttl: decoding.Int64 | None = None
     """Maximum age in seconds of entries of a remote cache."""
     registries: RegistrySettings = RegistrySettings()
     root: str = ""
@@ -425,7 +425,7 @@ class BuildOptions(msgspec.Struct, frozen=True, omit_defaults=True):
 class Job(Message, frozen=True, tag="job"):
     """The build of one platform: everything that an executor needs to know."""
 
-    version: int
+    version: decoding.Int64
     platform: str
     dockerfile: bytes
     emulation: Emulation | None = None
@@ -444,7 +444,7 @@ class Job(Message, frozen=True, tag="job"):
     """Whether all blobs, also those of the base, must be in the executor's store at the end."""
     oci: bool = True
     """OCI media types; otherwise Docker's."""
-    epoch: int | None = None
+    epoch: decoding.Int64 | None = None
     """SOURCE_DATE_EPOCH, seconds."""
     options: BuildOptions = BuildOptions()
 
@@ -457,8 +457,8 @@ class Job(Message, frozen=True, tag="job"):
 class Answer(Message, frozen=True, tag="answer"):
     """The response to ``Ask`` ``id``: ``size`` raw bytes follow, unless ``error`` is set."""
 
-    id: int
-    size: int = 0
+    id: decoding.Int64
+    size: decoding.Int64 = 0
     error: Problem | None = None
     more: bool = False
     """Whether the response continues in another message."""
@@ -487,7 +487,7 @@ class Done(Message, frozen=True, tag="done"):
 
 
 class _Versioned(msgspec.Struct, frozen=True):
-    version: int | None = None
+    version: decoding.Int64 | None = None
 
 
 _VERSIONED: Final[msgspec.json.Decoder[_Versioned]] = msgspec.json.Decoder(_Versioned)

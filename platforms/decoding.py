@@ -7,11 +7,14 @@ Decoders have other failures besides their own: invalid UTF-8, lone surrogates, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
 T_co = TypeVar("T_co", covariant=True)
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""An integer of what is decoded. One of hundreds of digits is not: it cannot even become a float."""
 
 
 class Decoder(Protocol[T_co]):

@@ -26,16 +26,18 @@ from typing import ClassVar, Self
 
 import msgspec
 
+from platforms.decoding import Int64
+
 
 class Location(msgspec.Struct, frozen=True):
     """The lines of a file that an error is about. ``line`` and ``end_line`` count from 1, inclusive."""
 
     file: str
-    line: int
-    end_line: int
+    line: Int64
+    end_line: Int64
     source: tuple[str, ...] = ()
     """The lines around them; the first is line ``first``."""
-    first: int = 1
+    first: Int64 = 1
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -41,7 +41,7 @@ class Descriptor(msgspec.Struct, frozen=True):
 
     media_type: str
     digest: str
-    size: int
+    size: decoding.Int64
     platform: PlatformSpec | None = None
     annotations: tuple[tuple[str, str], ...] = ()
     artifact_type: str = ""
