@@ -1,7 +1,7 @@
-"""Annotations of an index, and of the descriptors in it and to it, as ``--annotation`` asks for them.
+"""Annotations (``--annotation``) of an index, of the descriptors in it, and of the descriptor that points to it.
 
-Those of manifests (``manifest:``) are refused: they are in the manifests, which would get other digests, and what is
-signed or attested is the digests that they have.
+Annotations of manifests (``manifest:``) are refused: they would change the digests of the manifests, to which
+signatures and attestations refer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 def parse(texts: Iterable[str], default: str = "index") -> tuple[Annotation, ...]:
-    """``[LEVEL[PLATFORM],…:]KEY=VALUE``; without a level it is for the ``default`` one. Raises ``UsageError``."""
+    """Parse ``[LEVEL[PLATFORM],…:]KEY=VALUE``; without a level, ``default`` is used. Raises ``UsageError``."""
     found = parse_annotations(texts, "--annotation", default)
     for each in found:
         if each.level == "manifest":
@@ -39,12 +39,12 @@ def parse(texts: Iterable[str], default: str = "index") -> tuple[Annotation, ...
 
 
 def of_level(annotations: Iterable[Annotation], level: str) -> Pairs:
-    """The keys and values for ``level``."""
+    """Return the keys and values for ``level``."""
     return tuple((each.key, each.value) for each in annotations if each.level == level)
 
 
 def together(*annotations: Pairs) -> Pairs:
-    """``annotations`` as one; the last of one key counts."""
+    """Return ``annotations`` merged; the last of one key is used."""
     found: dict[str, str] = {}
     for each in annotations:
         found |= dict(each)
@@ -52,7 +52,7 @@ def together(*annotations: Pairs) -> Pairs:
 
 
 def described(entries: Sequence[IndexEntry], annotations: Iterable[Annotation]) -> tuple[IndexEntry, ...]:
-    """``entries`` with what is meant for their descriptors; attestations stay as they are.
+    """Return ``entries`` with the annotations for their descriptors; attestations are unchanged.
 
     Raises ``UsageError`` for a platform that no entry is for.
     """
@@ -68,7 +68,7 @@ def described(entries: Sequence[IndexEntry], annotations: Iterable[Annotation]) 
 
 
 def _annotated(entry: IndexEntry, annotations: Iterable[Annotation]) -> IndexEntry:
-    """``entry`` with those meant for all entries, then those for its platform, which count more."""
+    """Return ``entry`` with the annotations for all entries, overridden by those for its platform."""
     meant = [
         tuple((each.key, each.value) for each in annotations if each.platform == platform)
         for platform in ("", str(entry.platform))

@@ -1,4 +1,4 @@
-"""Registries for one command: as this user, ended by a signal, what they say on the display."""
+"""The context of a command: registry clients with the user's credentials, signals, and the display."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def open_context(settings: RegistrySettings, display: Display) -> Iterator[CommandContext]:
-    """Registries as ``settings`` have them. A signal interrupts what is asked of them at once."""
+    """Open registry clients with ``settings``. A signal interrupts their requests at once."""
     cancelled = threading.Event()
     before = [signal.signal(each, partial(_stop, cancelled)) for each in _SIGNALS]
     client = Client(settings, auth.docker_keychain(), cancel=cancelled, tell=partial(_tell, display))

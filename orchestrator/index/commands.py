@@ -68,7 +68,7 @@ def _duplicate(text: str, _flag: str) -> Duplicate:
 
 
 class IndexFlags(options.Flags):
-    """The flags of the commands here; a command that has one is decorated with it."""
+    """The flags of these commands; each is a decorator."""
 
     tags = texts("-t", "--tag", metavar="IMAGE", help="Name for the result; may be given several times.")
     annotations = texts(
@@ -156,14 +156,14 @@ class IndexFlags(options.Flags):
 
 
 def _settings(command: Any) -> Any:
-    """``command`` with the options about registries, and --debug."""
+    """Return ``command`` with the options about registries, and --debug."""
     for option in (options.TIMEOUT, options.MIRRORS, options.INSECURE, options.DEBUG):
         command = option(command)
     return command
 
 
 def _written(command: Any) -> Any:
-    """``command`` with the options of all that write an image."""
+    """Return ``command`` with the options of all commands that write an image."""
     for option in (
         IndexFlags.progress,
         IndexFlags.nondistributable,
@@ -482,7 +482,7 @@ def _opened_to_write(flags: IndexFlags, progress: str) -> Iterator[CommandContex
 
 @contextmanager
 def _edited(base: str, flags: IndexFlags) -> Iterator[tuple[CommandContext, Target, tuple[Target, ...]]]:
-    """Registries, the index ``base`` as it is, and the targets of what becomes of it: itself unless there are tags."""
+    """Open registries; yield the index ``base`` and the targets of the edited index: itself unless there are tags."""
     name = named_root(names.parse(base))
     targets = _targets(flags.tags, required=False)
     by_digest = name.digest if isinstance(name, LayoutName) else name.reference.digest
@@ -498,7 +498,7 @@ def _edited(base: str, flags: IndexFlags) -> Iterator[tuple[CommandContext, Targ
 
 
 def _deliver(context: CommandContext, planned: PlannedImage, standing: Sequence[Target], flags: IndexFlags) -> None:
-    """Bring ``planned`` to its targets, and print its digest; or print it itself."""
+    """Write ``planned`` to its targets and print its digest, or, for a dry run, print the document."""
     if flags.dry_run:
         print_document(planned.root.document.data + b"\n")
     else:
@@ -506,7 +506,7 @@ def _deliver(context: CommandContext, planned: PlannedImage, standing: Sequence[
 
 
 def _write(context: CommandContext, planned: PlannedImage, standing: Sequence[Target], flags: IndexFlags) -> None:
-    """Bring ``planned`` to its targets, and print its digest."""
+    """Write ``planned`` to its targets and print its digest."""
     editing.deliver(context, planned, standing, ImageCopyOptions(flags.referrers, flags.nondistributable))
     if flags.metadata_file:
         write_metadata(flags.metadata_file, planned, [each.name for each in standing])
@@ -514,7 +514,7 @@ def _write(context: CommandContext, planned: PlannedImage, standing: Sequence[Ta
 
 
 def _inputs(flags: IndexFlags, words: Sequence[str]) -> list[RequestedSource]:
-    """The sources: files first, as for buildx, then metadata, then ``words``."""
+    """Return the sources: of files first, as in buildx, then of metadata, then of ``words``."""
     found = [each for path in flags.files for each in source_arguments.read(path)]
     found += [each for path in flags.metadata for each in source_arguments.read_metadata(path)]
     source_arguments.check_pins(found)
@@ -530,19 +530,19 @@ def _targets(texts: Sequence[str], *, required: bool) -> tuple[ImageName, ...]:
 
 
 def _tagged(name: ImageName, tag: str) -> ImageName:
-    """``name`` with ``tag`` if it is that of a layout without one."""
+    """Return ``name``; with ``tag`` if it is a layout without one."""
     return replace(name, tag=tag) if isinstance(name, LayoutName) and not name.tag else name
 
 
 def _tag_of(given: RequestedSource) -> str:
-    """What an image that is copied to a layout is called there: its tag, else ``latest``."""
+    """Return the name of a copied image in a layout: its tag, else ``latest``."""
     for name in map(named_root, given.candidates):
         return (name.tag if isinstance(name, LayoutName) else name.reference.tag) or "latest"
     return "latest"
 
 
 def _override(os_name: str, arch: str, variant: str, os_version: str, os_features: Sequence[str]) -> PlatformOverride:
-    """What ``--os``, ``--arch`` and the like say. Raises ``UsageError`` for names that nobody knows."""
+    """Return the platform override of ``--os``, ``--arch`` etc. Raises ``UsageError`` for unknown names."""
     system = system_name(os_name)
     architecture, usual = architecture_name(arch, variant)
     if system and system not in SYSTEMS:

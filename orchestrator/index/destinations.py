@@ -1,7 +1,7 @@
-"""Where images are written to: first all that they consist of, which nobody sees yet, then their names.
+"""Destinations of images: content is written first, without a name, then the names.
 
-In a registry everything is pushed by digest, and a tag moves last. A layout is extended in one step, and an archive
-replaced in one.
+In a registry everything is pushed by digest, and tags are set last. A layout is extended, and an archive replaced,
+atomically.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from platforms import decoding
 from platforms.errors import Interrupted, KanifoldError, RegistryError
 
 LIST_TRIES: Final = 8
-"""How often a list of referrers is written before those who write it too are given the right of way."""
+"""Maximum number of attempts to write a list of referrers that others write too."""
 _EMPTY_LIST: Final = encode(Index(mediatypes.OCI_INDEX, ()))
 UPLOADS: Final = 4
-"""Blobs that are pushed into one repository at once."""
+"""Number of blobs that are pushed to one repository concurrently."""
 
 
 class CompleteImage(msgspec.Struct, frozen=True):
-    """What is to be at the destination in the end."""
+    """The complete content of an image."""
 
     root: Document
     contents: ImageContents
     annotations: tuple[tuple[str, str], ...] = ()
-    """Of the descriptor that points to the root; a layout's ``index.json`` has a place for them."""
+    """Annotations of the descriptor that points to the root, in a layout's ``index.json``."""
 
 
 class Pushed(msgspec.Struct, frozen=True):
-    """How the blobs came to be in a repository: how many were there, mounted and sent, and the bytes sent."""
+    """The numbers of blobs that were present, mounted and sent, and the bytes sent."""
 
     present: int = 0
     mounted: int = 0
@@ -58,21 +58,21 @@ class Pushed(msgspec.Struct, frozen=True):
 
 
 class PushDestination(msgspec.Struct, frozen=True):
-    """A way to put things into one repository."""
+    """Pushes content to one repository."""
 
     client: Client
     repository: Reference
     stop: threading.Event
-    """Set when it is all in vain."""
+    """Set to end transfers: another part of the command has failed."""
     near: tuple[str, ...] = ()
-    """Repositories of the same registry that have everything already."""
+    """Repositories of the same registry that already have all content, from which blobs can be mounted."""
 
 
 def push(destination: PushDestination, complete: CompleteImage) -> Pushed:
-    """Put everything of ``complete`` into the repository, by digest; no tag moves but those that list referrers.
+    """Push all content of ``complete`` by digest; the only tags that are set are those that list referrers.
 
-    What comes from this repository, and from none of its mirrors, is not sent. Raises ``RegistryError``, and what
-    reading the sources raises.
+    Content whose source is this repository, not a mirror, is not sent. Raises ``RegistryError``, and the errors of
+    reading the sources.
     """
     client, repository = destination.client, destination.repository
     own = None if client.has_mirrors(repository) else repository
@@ -112,7 +112,7 @@ def _put(client: Client, repository: Reference, document: Document) -> None:
 
 
 def _list_referrers(client: Client, repository: Reference, referrers: Sequence[SourcedDocument]) -> None:
-    """Where the registry does not list referrers itself, add ``referrers`` to the images that do."""
+    """If the registry has no API for referrers, add ``referrers`` to the indexes that list them."""
     by_subject: dict[str, dict[str, Descriptor]] = {}
     for each in referrers:
         by_subject.setdefault(each.document.subject, {})[each.document.descriptor.digest] = listing(each.document)
@@ -123,7 +123,7 @@ def _list_referrers(client: Client, repository: Reference, referrers: Sequence[S
 
 
 def _add_to_list(client: Client, tag: Reference, found: Mapping[str, Descriptor]) -> None:
-    """Have the index ``tag`` list ``found`` (distribution-spec, "Referrers Tag Schema").
+    """Add ``found`` to the index ``tag`` (distribution-spec, "Referrers Tag Schema").
 
     Others who add to it at the same time may replace what is written here, as no registry writes on a condition. It is
     read again until it lists all; where it is what it was before, the registry shows what is written only later.
@@ -151,7 +151,7 @@ def _add_to_list(client: Client, tag: Reference, found: Mapping[str, Descriptor]
 
 
 def listing(document: Document) -> Descriptor:
-    """``document`` as a list of referrers has it (distribution-spec, "Listing Referrers")."""
+    """Return the descriptor of ``document`` for a list of referrers (distribution-spec, "Listing Referrers")."""
     plain = document.descriptor
     return Descriptor(
         plain.media_type,
@@ -163,13 +163,13 @@ def listing(document: Document) -> Descriptor:
 
 
 def standing(client: Client, tag: Reference) -> str:
-    """The digest that ``tag`` means now in its registry; "" where there is no such tag."""
+    """Return the current digest of ``tag`` in its registry; "" if there is no such tag."""
     found = client.has_manifest(tag)
     return found.digest if found is not None else ""
 
 
 def move(client: Client, tag: Reference, root: Document) -> None:
-    """Make ``tag`` mean ``root``, which is in the repository already."""
+    """Set ``tag`` to ``root``, which is in the repository already."""
     client.put_manifest(tag, root.data, root.descriptor.media_type)
 
 
@@ -177,7 +177,7 @@ def move(client: Client, tag: Reference, root: Document) -> None:
 
 
 def write(name: LayoutName, complete: CompleteImage, cancelled: threading.Event) -> None:
-    """Write ``complete`` to the layout or archive ``name``. Raises ``StoreError``; what was there is then unharmed."""
+    """Write ``complete`` to the layout or archive ``name``. Raises ``StoreError``; earlier content is then intact."""
     own = complete.root.descriptor
     named = ((REF_NAME, name.tag),) if name.tag else ()
     root = Descriptor(own.media_type, own.digest, own.size, annotations=(*complete.annotations, *named))
@@ -192,7 +192,7 @@ def write(name: LayoutName, complete: CompleteImage, cancelled: threading.Event)
 
 
 def standing_in(name: LayoutName) -> str:
-    """The digest of the image called ``name`` in a layout; "" where there is no such layout, or name."""
+    """Return the digest of the image ``name`` in a layout; "" if there is no such layout or name."""
     try:
         found = oci_archive.read_archive(name.path) if name.archive else layout.read_layout(name.path)
     except KanifoldError:
@@ -205,7 +205,7 @@ def standing_in(name: LayoutName) -> str:
 
 
 def _blob_sources(complete: CompleteImage, cancelled: threading.Event) -> list[BlobSource]:
-    """Every blob and document of ``complete`` once, the root last."""
+    """Yield every blob and document of ``complete`` once, the root last."""
     found: dict[str, BlobSource] = {}
     check = partial(_check, cancelled)
     for blob in complete.contents.blobs:
@@ -232,7 +232,7 @@ def _check(cancelled: threading.Event) -> None:
 
 
 class _Streamed(io.RawIOBase):
-    """A blob as a file that is fetched while it is read."""
+    """A file object for a blob that is downloaded while it is read."""
 
     def __init__(self, source: ImageSource, descriptor: Descriptor, cancelled: threading.Event) -> None:
         self._chunks = source.stream(descriptor)
@@ -240,7 +240,7 @@ class _Streamed(io.RawIOBase):
         self._rest = b""
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most ``size`` of them; b"" at the end, when all of it has been verified."""
+        """Return the next bytes, at most ``size``; b"" at the end, after the digest was verified."""
         _check(self._cancelled)
         if not self._rest:
             self._rest = next(self._chunks, b"")
@@ -249,7 +249,7 @@ class _Streamed(io.RawIOBase):
         return data
 
     def close(self) -> None:
-        """Give the connection back, if there is one."""
+        """Release the connection, if there is one."""
         if isinstance(self._chunks, Generator):
             self._chunks.close()
         super().close()

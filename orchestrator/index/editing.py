@@ -1,6 +1,6 @@
-"""``kanifold index create``, ``add``, ``remove``, ``annotate`` and ``kanifold copy``: what they make, and of what.
+"""``kanifold index create``, ``add``, ``remove``, ``annotate`` and ``kanifold copy``.
 
-Each comes to a ``PlannedImage``: the root document that is to be written, and where all that it lists can be read.
+Each makes a ``PlannedImage``: the root document to be written, and the sources of all content that it lists.
 ``deliver`` writes it to its targets.
 """
 
@@ -33,31 +33,31 @@ from platforms.platform import Platform, normalise, satisfies
 
 
 class PlannedImage(msgspec.Struct, frozen=True):
-    """An image that is to be: its root document, and where what it lists can be read, by digest."""
+    """An image to be written: its root document, and the source of each document that it lists, by digest."""
 
     root: SourcedDocument
     sources: dict[str, ImageSource]
     annotations: Pairs = ()
-    """Of the descriptor that points to the root."""
+    """Annotations of the descriptor that points to the root."""
 
 
 class JoinOptions(msgspec.Struct, frozen=True):
-    """How sources are made into one index."""
+    """Options for joining sources into one index."""
 
     annotations: tuple[Annotation, ...] = ()
     platforms: tuple[Platform, ...] = ()
-    """Those to keep; all when there are none."""
+    """Platforms to keep; () for all."""
     in_order: bool = False
     """Whether the index has the order of ``platforms`` rather than that of its sources."""
     duplicate: Duplicate = "refuse"
     media_type: str = ""
-    """Of the index; "" is what its entries make of it."""
+    """Media type of the index; "" to derive it from the entries (``entries.encoded``)."""
     prefer_index: bool = True
     """Whether a single manifest becomes an index of one."""
 
 
 class PlatformOverride(msgspec.Struct, frozen=True):
-    """What takes the place of parts of an entry's platform; "" and () leave them."""
+    """Replacements for fields of an entry's platform; "" and () leave them unchanged."""
 
     os: str = ""
     architecture: str = ""
@@ -66,7 +66,7 @@ class PlatformOverride(msgspec.Struct, frozen=True):
     os_features: tuple[str, ...] = ()
 
     def apply(self, entry: IndexEntry) -> IndexEntry:
-        """``entry`` with what is set."""
+        """Return ``entry`` with the fields that are set."""
         own = entry.descriptor.platform or PlatformSpec("", "")
         spec = PlatformSpec(
             self.architecture or own.architecture,
@@ -84,7 +84,7 @@ class Source(msgspec.Struct, frozen=True):
     part: SourcedDocument
     entries: tuple[IndexEntry, ...]
     plain: bool = True
-    """Whether the user says nothing of it that it does not say itself."""
+    """Whether the user overrides nothing of it."""
 
 
 # -- reading
@@ -93,7 +93,7 @@ class Source(msgspec.Struct, frozen=True):
 def read_sources(
     context: CommandContext, wanted: Sequence[RequestedSource], homes: Sequence[ImageName], *, flatten: bool = True
 ) -> list[Source]:
-    """The images of ``wanted``, read and verified. Unless it is to ``flatten``, an index becomes one entry."""
+    """Read and verify the images of ``wanted``. Without ``flatten``, an index becomes one entry."""
     named = [(each, each.located(homes)) for each in wanted]
     with ThreadPoolExecutor(manifest_graph.AT_ONCE, "sources") as pool:
         found = list(pool.map(partial(_read_source, context), named))
@@ -108,7 +108,7 @@ def _read_source(context: CommandContext, wanted: tuple[RequestedSource, ImageNa
 
 
 def _whole(source: Source) -> Source:
-    """``source`` as one entry, which says no platform if it is an index."""
+    """Return ``source`` as one entry, without a platform if it is an index."""
     document = source.part.document
     if isinstance(document.content, Manifest):
         return source
@@ -116,7 +116,7 @@ def _whole(source: Source) -> Source:
 
 
 def read_base(context: CommandContext, target: Target) -> Source:
-    """The index or manifest that ``target`` was seen to mean, of the registry itself rather than of a mirror."""
+    """Read the index or manifest at the digest found for ``target``, from the registry itself, not a mirror."""
     if not target.standing:
         raise UsageError(f"{target.name} is not there", remedy="kanifold index create -t REF SOURCE… makes an index")
     name = source_arguments.at_digest(target.name, target.standing)
@@ -132,7 +132,7 @@ def read_base(context: CommandContext, target: Target) -> Source:
 
 
 def _entries(part: SourcedDocument, given: RequestedSource) -> tuple[IndexEntry, ...]:
-    """What the document of ``part`` adds to an index, with what is ``given`` of it."""
+    """Return the entries that the document of ``part`` adds to an index, with the descriptor fields ``given``."""
     document = part.document
     if isinstance(document.content, Index):
         manifest_graph.GraphLimits(given.text).announce(len(document.content.manifests))
@@ -151,7 +151,7 @@ def _entries(part: SourcedDocument, given: RequestedSource) -> tuple[IndexEntry,
 
 
 def _check_given(wanted: Descriptor, found: Descriptor, text: str) -> None:
-    """Refuse a descriptor that contradicts what it points to."""
+    """Raise for a descriptor that contradicts the document that it points to."""
     if wanted.size not in (0, found.size) or wanted.media_type not in ("", found.media_type):
         raise UsageError(
             f"{text} is not what {found.digest} is",
@@ -161,7 +161,7 @@ def _check_given(wanted: Descriptor, found: Descriptor, text: str) -> None:
 
 
 def _stated(manifest: Manifest, source: ImageSource) -> PlatformSpec | None:
-    """The platform that an image's config says; None for a manifest of something else."""
+    """Return the platform in an image's config; None for a manifest that is no image."""
     if manifest.config.media_type not in manifest_graph.CONFIGS:
         return None
     platform = image.parse(source.read(manifest.config, image.CONFIG_LIMIT)).platform
@@ -169,7 +169,7 @@ def _stated(manifest: Manifest, source: ImageSource) -> PlatformSpec | None:
 
 
 def _completed(given: PlatformSpec | None, stated: PlatformSpec | None) -> PlatformSpec | None:
-    """``given`` with what it lacks out of ``stated``."""
+    """Return ``given`` with missing fields from ``stated``."""
     if given is None or stated is None:
         return given or stated
     if given.architecture:
@@ -182,7 +182,7 @@ def _completed(given: PlatformSpec | None, stated: PlatformSpec | None) -> Platf
 
 
 def create(sources: Sequence[Source], options: JoinOptions) -> PlannedImage:
-    """One index of all ``sources``; of a single one that stays as it is, its own document."""
+    """Return one index of all ``sources``; for a single unchanged source, its own document."""
     of_root = annotating.of_level(options.annotations, "index-descriptor")
     only = sources[0]
     rewritten = any(each.level != "index-descriptor" for each in options.annotations) or not only.plain
@@ -197,20 +197,20 @@ def create(sources: Sequence[Source], options: JoinOptions) -> PlannedImage:
 
 
 def adjusted(source: Source, annotations: Sequence[Annotation], override: PlatformOverride) -> Source:
-    """``source`` with what is meant for the descriptors of its images."""
+    """Return ``source`` with the annotations for the descriptors of its images."""
     fresh = [each if each.subject else override.apply(each) for each in source.entries]
     return replace(source, entries=annotating.described(fresh, annotations))
 
 
 def append(base: Source, sources: Sequence[Source], options: JoinOptions) -> PlannedImage:
-    """The index ``base`` with what ``sources`` add to it; its own annotations and kind stay."""
+    """Return the index ``base`` with the entries of ``sources``; its annotations and media type are kept."""
     return _drafted(
         (base, *sources), [entry for each in (base, *sources) for entry in each.entries], options, *_own(base, options)
     )
 
 
 def remove(base: Source, places: Set[int]) -> PlannedImage:
-    """The index ``base`` less its entries at ``places`` and their attestations."""
+    """Return the index ``base`` without its entries at ``places`` and their attestations."""
     options = JoinOptions(duplicate="all")
     left = entries.without(base.entries, places)
     if not any(each.platform or not each.subject for each in left):
@@ -219,7 +219,7 @@ def remove(base: Source, places: Set[int]) -> PlannedImage:
 
 
 def annotate(base: Source, places: Set[int], options: JoinOptions, override: PlatformOverride) -> PlannedImage:
-    """The index ``base`` annotated: with ``places``, what is for descriptors is for the entries there alone."""
+    """Return the index ``base`` annotated; with ``places``, only the descriptors of these entries are."""
     marked = [
         override.apply(annotating.described([each], options.annotations)[0]) if at in places else each
         for at, each in enumerate(base.entries)
@@ -231,7 +231,7 @@ def annotate(base: Source, places: Set[int], options: JoinOptions, override: Pla
 
 
 def _own(base: Source, options: JoinOptions) -> tuple[Pairs, str]:
-    """The annotations and the media type that an index keeps when it is edited."""
+    """Return the annotations and the media type that an index keeps when it is edited."""
     content = base.part.document.content
     if not isinstance(content, Index):
         return (), options.media_type
@@ -241,7 +241,7 @@ def _own(base: Source, options: JoinOptions) -> tuple[Pairs, str]:
 def _drafted(
     sources: Sequence[Source], listed: Sequence[IndexEntry], options: JoinOptions, own: Pairs = (), media_type: str = ""
 ) -> PlannedImage:
-    """The index of ``listed``, filtered and annotated as ``options`` says; ``own`` annotations count less."""
+    """Return the index of ``listed``, filtered and annotated by ``options``, which override ``own`` annotations."""
     found = entries.filtered(entries.joined(listed, options.duplicate), options.platforms)
     found = entries.ordered(found, options.platforms) if options.in_order and options.platforms else found
     found = annotating.described(found, options.annotations)
@@ -257,7 +257,7 @@ def _drafted(
 
 
 def _kept(source: Source, platforms: Sequence[Platform], of_root: Pairs) -> PlannedImage:
-    """The index ``source`` itself, unless ``platforms`` leave out some of it."""
+    """Return the index ``source`` unchanged, unless ``platforms`` exclude entries."""
     if entries.filtered(source.entries, platforms) == source.entries:
         return PlannedImage(source.part, {}, of_root)
     options = JoinOptions(platforms=tuple(platforms), duplicate="all")
@@ -279,7 +279,7 @@ def _check_platform(source: Source, platforms: Sequence[Platform]) -> None:
 
 
 class ImageCopyOptions(msgspec.Struct, frozen=True):
-    """What goes along with an image."""
+    """What is copied with an image."""
 
     referrers: bool = True
     nondistributable: bool = False
@@ -288,7 +288,7 @@ class ImageCopyOptions(msgspec.Struct, frozen=True):
 def deliver(
     context: CommandContext, planned: PlannedImage, wanted: Sequence[Target], options: ImageCopyOptions
 ) -> None:
-    """Bring ``planned`` to ``wanted``, all or nothing."""
+    """Write ``planned`` to all of ``wanted``, or to none."""
     for each in wanted:
         _check_archive(each.name, planned)
     repositories = publishing.repositories(wanted)
@@ -309,7 +309,7 @@ def deliver(
 
 
 def _check_archive(name: ImageName, planned: PlannedImage) -> None:
-    """Refuse to replace an archive that is read here and holds more than what is read of it."""
+    """Raise for replacing an archive that is a source and has other images too."""
     if not isinstance(name, LayoutName) or not name.archive:
         return
     for source in (*planned.sources.values(), planned.root.source):

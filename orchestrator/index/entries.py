@@ -1,11 +1,10 @@
-"""The rules by which manifests and indexes become one index, as data: nothing here asks a registry.
+"""Joins manifests and indexes into one index. Works on data only, without requests to registries.
 
-The entries of indexes are taken out of them, one level deep, so that an index within an index stays what it is. An
-entry that several sources have is there once. Two manifests for one platform are refused unless the user says which
-counts. An attestation goes with the manifest that it is about (BuildKit's attestation-storage.md): it is kept or left
-out with it.
+Indexes are flattened by one level; an index within an index remains one entry. An entry of several sources is listed
+once. Two manifests for one platform are refused unless an option selects one. An attestation is kept or removed with
+the manifest that it refers to (BuildKit's attestation-storage.md).
 
-An index of nothing but Docker's manifests, without annotations, is Docker's manifest list; others are OCI indexes.
+An index with only Docker manifests and no annotations is a Docker manifest list; others are OCI indexes.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ ATTESTATION: Final = "attestation-manifest"
 _KNOWN: Final = frozenset({"mediaType", "digest", "size", "platform", "annotations", "artifactType"})
 
 Duplicate = Literal["refuse", "first", "last", "all"]
-"""Which of two manifests for one platform counts."""
+"""Which of two manifests for one platform is kept."""
 
 
 class IndexEntry(msgspec.Struct, frozen=True):
-    """One line of an index: its descriptor, and the fields of it that are nothing to us (``urls``, ``data``)."""
+    """An entry of an index: its descriptor, and the fields that are passed on unread (``urls``, ``data``)."""
 
     descriptor: Descriptor
     rest: Mapping[str, Any] = {}
     source: str = ""
-    """What the user calls where it comes from."""
+    """The name of its source as the user wrote it."""
 
     @property
     def platform(self) -> Platform | None:
-        """The platform of an image; None for an attestation, or anything else that says none."""
+        """The platform of an image; None for an attestation, or any other entry without one."""
         spec = self.descriptor.platform
         if spec is None or spec.os == "unknown" or not (spec.os or spec.architecture):
             return None
@@ -52,7 +51,7 @@ class IndexEntry(msgspec.Struct, frozen=True):
 
     @property
     def subject(self) -> str:
-        """The digest of the manifest that this one is an attestation of; "" for anything else.
+        """The digest of the manifest that this attestation refers to; "" if it is no attestation.
 
         Attestations have no platform, or ``unknown/unknown``. What has one is an image, whatever its annotations say.
         """
@@ -64,7 +63,7 @@ class IndexEntry(msgspec.Struct, frozen=True):
 
 
 def entries_of(index: Index, data: bytes, source: str = "") -> tuple[IndexEntry, ...]:
-    """The entries of ``index``, whose bytes are ``data``."""
+    """Return the entries of ``index``, whose bytes are ``data``."""
     plain = decoding.from_json(data)["manifests"]
     return tuple(
         IndexEntry(descriptor, {key: value for key, value in each.items() if key not in _KNOWN}, source)
@@ -73,16 +72,16 @@ def entries_of(index: Index, data: bytes, source: str = "") -> tuple[IndexEntry,
 
 
 def spec_of(platform: Platform) -> PlatformSpec:
-    """``platform`` as a descriptor has it."""
+    """Return ``platform`` as in a descriptor."""
     return PlatformSpec(platform.architecture, platform.os, platform.variant, platform.os_version, platform.os_features)
 
 
 def joined(entries: Iterable[IndexEntry], duplicate: Duplicate = "refuse") -> tuple[IndexEntry, ...]:
-    """``entries`` with each digest once and, unless ``duplicate`` is ``all``, each platform once.
+    """Return ``entries`` with each digest once and, unless ``duplicate`` is ``all``, each platform once.
 
-    Of one digest the later platform counts, and annotations come together, the later of one key; but an index that
-    lists one manifest for several platforms means that, and keeps all of these entries. Raises ``UsageError`` that
-    names the two manifests for one platform.
+    For one digest, the later platform is used, and annotations are merged, the later value of a key last. Entries of
+    one index that list a manifest for several platforms are all kept. Raises ``UsageError``, which names the two
+    manifests, for one platform.
     """
     found: list[IndexEntry] = []
     places: dict[tuple[str, Platform | None], int] = {}
@@ -119,9 +118,9 @@ def joined(entries: Iterable[IndexEntry], duplicate: Duplicate = "refuse") -> tu
 
 
 def filtered(entries: Sequence[IndexEntry], platforms: Sequence[Platform]) -> tuple[IndexEntry, ...]:
-    """The entries for ``platforms``, with their attestations, and those that say no platform.
+    """Return the entries for ``platforms`` with their attestations, and the entries without a platform.
 
-    No ``platforms`` means all entries. Raises ``PlatformMissing`` for a platform that no entry is for.
+    Without ``platforms``, all entries. Raises ``PlatformMissing`` for a platform without an entry.
     """
     if not platforms:
         return tuple(entries)
@@ -140,9 +139,9 @@ def filtered(entries: Sequence[IndexEntry], platforms: Sequence[Platform]) -> tu
 
 
 def for_platform(entries: Sequence[IndexEntry], wanted: Platform) -> list[int]:
-    """The places of the entries that may stand for ``wanted``.
+    """Return the indices of the entries that match ``wanted``.
 
-    One without a variant does so only where no entry has that variant.
+    An entry without a variant matches only if no entry has that variant.
     """
     fitting = {at: each.platform for at, each in enumerate(entries) if each.platform}
     fitting = {at: platform for at, platform in fitting.items() if satisfies(wanted, platform)}
@@ -151,14 +150,14 @@ def for_platform(entries: Sequence[IndexEntry], wanted: Platform) -> list[int]:
 
 
 def without(entries: Sequence[IndexEntry], gone: Set[int]) -> tuple[IndexEntry, ...]:
-    """``entries`` less those at the places ``gone``, and the attestations of manifests that have no entry left."""
+    """Return ``entries`` without the indices ``gone``, and without attestations whose manifest has no entry left."""
     left = [each for at, each in enumerate(entries) if at not in gone]
     digests = {entries[at].descriptor.digest for at in gone} - {each.descriptor.digest for each in left}
     return tuple(each for each in left if each.subject not in digests)
 
 
 def ordered(entries: Sequence[IndexEntry], platforms: Sequence[Platform]) -> tuple[IndexEntry, ...]:
-    """``entries`` in the order of ``platforms``, as a build for these has them: images, then their attestations."""
+    """Return ``entries`` in the order of ``platforms``, as in a build: images, then their attestations."""
     last = len(platforms)
     places: dict[str, int] = {}
     for at, wanted in enumerate(platforms):
@@ -195,9 +194,9 @@ def encoded(
     annotations: Sequence[tuple[str, str]] = (),
     media_type: str = "",
 ) -> tuple[Descriptor, bytes]:
-    """The index of ``entries``, and its descriptor. ``media_type`` "" is what the entries make of it.
+    """Return the descriptor and the bytes of the index of ``entries``; ``media_type`` "" is derived from them.
 
-    Raises ``UsageError`` for annotations that Docker's manifest list has no place for, and an index of nothing.
+    Raises ``UsageError`` for annotations in a Docker manifest list, which has no field for them, and for no entries.
     """
     if not entries:
         raise UsageError("an index has to list something", why="nothing is left of it")

@@ -1,7 +1,7 @@
-"""Where images are read from: registries and OCI layouts, behind one face. What they say is checked before it is used.
+"""Sources of images: registries and OCI layouts, with one interface. Content is verified before it is used.
 
-A document has the size, the digest and the media type that the descriptor says which led to it; a blob its size and its
-digest. Everything else about it is left to whoever asked for it.
+A document is checked against the size, digest and media type of its descriptor, a blob against size and digest. Its
+meaning is checked by the caller.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ DOCUMENT_TYPES: Final = mediatypes.INDEXES | mediatypes.MANIFESTS
 """Media types of what can be read as a document."""
 
 Opener = Callable[[], BinaryIO]
-"""Opens a blob for reading, which can be sought in; more than once when a connection breaks."""
+"""Opens a blob as a seekable file; called again when a connection breaks."""
 
 
 class Document(msgspec.Struct, frozen=True):
-    """A manifest or an index, verified. ``descriptor`` says nothing but its type, digest and size."""
+    """A manifest or an index, verified. ``descriptor`` has only media type, digest and size."""
 
     descriptor: Descriptor
     data: bytes
@@ -50,7 +50,7 @@ class Document(msgspec.Struct, frozen=True):
 
     @property
     def artifact_type(self) -> str:
-        """What a list of referrers says of this one: its ``artifactType``, else the media type of its config."""
+        """The artifact type in a list of referrers: its ``artifactType``, else the media type of its config."""
         stated = decoding.from_json(self.data).get("artifactType")
         if isinstance(stated, str) and stated:
             return stated
@@ -58,52 +58,52 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class ImageSource(Protocol):
-    """A repository, or a layout. Safe for use by many threads."""
+    """A repository, or a layout. Thread-safe."""
 
     @property
     def name(self) -> str:
-        """What the user calls it."""
+        """Its name as the user wrote it."""
         ...
 
     @property
     def repository(self) -> Reference | None:
-        """The repository that it is; None for a layout."""
+        """The repository; None for a layout."""
         ...
 
     def root(self) -> Document:
-        """The image that was named."""
+        """Return the image that was named."""
         ...
 
     def document(self, descriptor: Descriptor) -> Document:
-        """The manifest or index of ``descriptor``."""
+        """Return the manifest or index of ``descriptor``."""
         ...
 
     def read(self, descriptor: Descriptor, limit: int) -> bytes:
-        """The whole blob of ``descriptor``, which may have ``limit`` bytes."""
+        """Return the whole blob of ``descriptor``, at most ``limit`` bytes."""
         ...
 
     def stream(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """The blob of ``descriptor`` in chunks; that they were right is known at the end."""
+        """Yield the blob of ``descriptor`` in chunks; the digest is verified after the last."""
         ...
 
     def blob_opener(self, descriptor: Descriptor) -> AbstractContextManager[Opener]:
-        """The blob of ``descriptor``, read and verified when first opened, and there for as long as this lasts."""
+        """Yield an opener for the blob of ``descriptor``, which is read and verified when first opened."""
         ...
 
     def referrers(self, digest: str) -> tuple[Descriptor, ...]:
-        """The manifests that name ``digest`` as their subject, as they are listed: not yet looked at."""
+        """Return the descriptors of manifests whose subject is ``digest``, as listed: not verified."""
         ...
 
 
 def open_source(name: ImageName, client: Client) -> ImageSource:
-    """The image ``name`` for reading. Raises ``ArchiveError`` for a layout that is none."""
+    """Open the image ``name`` for reading. Raises ``ArchiveError`` for an invalid layout."""
     if isinstance(name, RegistryName):
         return RegistrySource(client, name.reference)
     return LayoutSource(read_archive(name.path) if name.archive else read_layout(name.path), name)
 
 
 def named_root(name: ImageName) -> ImageName:
-    """``name``; one of a layout without tag and digest with the tag of the only image that is there."""
+    """Return ``name``; for a layout without tag and digest, with the tag of its only image."""
     if not isinstance(name, LayoutName) or name.tag or name.digest or not os.path.lexists(name.path):
         return name
     source = LayoutSource(read_archive(name.path) if name.archive else read_layout(name.path), name)
@@ -111,7 +111,7 @@ def named_root(name: ImageName) -> ImageName:
 
 
 def checked(document: Document, descriptor: Descriptor, source: str) -> Document:
-    """``document``, which ``descriptor`` led to. Raises ``ArchiveError`` unless it is what that says."""
+    """Return ``document``. Raises ``ArchiveError`` if it contradicts ``descriptor``."""
     found = document.descriptor
     if found.media_type != descriptor.media_type:
         why = f"it is said to be {descriptor.media_type}, and is {found.media_type}"
@@ -125,13 +125,13 @@ def checked(document: Document, descriptor: Descriptor, source: str) -> Document
 
 
 class RegistrySource:
-    """A repository of a registry. Documents and blobs may come from its mirrors, lists of referrers do not."""
+    """A repository of a registry. Documents and blobs may be read from mirrors, lists of referrers are not."""
 
     def __init__(self, client: Client, reference: Reference) -> None:
         self._client = client
         self._reference = reference
         self._has_api: bool | None = None
-        """Whether the registry can list referrers, once it is known."""
+        """Whether the registry has the referrers API; None until it is known."""
 
     @property
     def name(self) -> str:
@@ -180,7 +180,7 @@ class RegistrySource:
 
 
 class _Spooled:
-    """A blob of a registry in a file without a name, from when it is first opened: no end of this process leaves it."""
+    """A blob of a registry, downloaded when first opened to an unnamed file, which ends with the process."""
 
     def __init__(self, client: Client, reference: Reference, descriptor: Descriptor) -> None:
         self._client = client
@@ -216,7 +216,7 @@ class _Spooled:
 
 
 class _Reading(io.RawIOBase):
-    """A file that others read too, with a place of its own in it. Closing it leaves the file open."""
+    """A view of a shared file with a position of its own. Closing it leaves the file open."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -229,13 +229,13 @@ class _Reading(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Go to ``offset``, counted from the beginning, the place or the end."""
+        """Set the position to ``offset`` from the start, the position or the end."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self._fd).st_size}[whence]
         self._at = max(0, base + offset)
         return self._at
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill ``buffer`` from the place on; 0 at the end."""
+        """Read into ``buffer`` from the position; return the number of bytes, 0 at the end."""
         view = memoryview(buffer)
         data = os.pread(self._fd, len(view), self._at)
         view[: len(data)] = data
@@ -244,7 +244,7 @@ class _Reading(io.RawIOBase):
 
 
 class _Rewritten:
-    """A file that a download is written to, from its beginning again if need be."""
+    """The target file of a download, which can be restarted."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -298,7 +298,7 @@ class LayoutSource:
         return self._layout.chunks(descriptor)
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
-        """The file of the blob of ``descriptor``, not verified."""
+        """Open the file of the blob of ``descriptor``, not verified."""
         try:
             return self._layout.open_file(blob_path(descriptor.digest))[0]
         except OSError as error:
@@ -311,7 +311,7 @@ class LayoutSource:
         yield _VerifiedFile(self, descriptor).open
 
     def referrers(self, digest: str) -> tuple[Descriptor, ...]:
-        """As registries have them, and as ORAS keeps them in a layout: roots without a name that have a subject."""
+        """Return referrers by the tag schema, and, as ORAS stores them, unnamed roots with a subject."""
         tag = fallback_tag(digest)
         found: dict[str, Descriptor] = {}
         for root in self._layout.roots:
@@ -325,7 +325,7 @@ class LayoutSource:
         return tuple(found.values())
 
     def tag(self) -> str:
-        """The name that ``index.json`` has for the image that was named; "" for none."""
+        """Return the name in ``index.json`` of the image that was named; "" for none."""
         digest = self.root().descriptor.digest
         named = (dict(each.annotations).get(REF_NAME, "") for each in self._layout.roots if each.digest == digest)
         return next(named, "")
@@ -335,12 +335,12 @@ class LayoutSource:
         return os.path.realpath(path) == os.path.realpath(self._name.path)
 
     def has_others(self) -> bool:
-        """Whether there are images in this layout that are not the one that was named, and do not refer to one."""
+        """Whether the layout has images besides the one that was named and referrers."""
         own = self.root().descriptor.digest
         return any(each.digest != own and not self._refers(each) for each in self._layout.roots)
 
     def _refers(self, root: Descriptor) -> str:
-        """The subject of ``root``; "" for anything that has none or cannot be read."""
+        """Return the subject of ``root``; "" if it has none or cannot be read."""
         if root.media_type not in DOCUMENT_TYPES or dict(root.annotations).get(REF_NAME):
             return ""
         return self.document(_bare(root)).subject

@@ -1,4 +1,4 @@
-"""``kanifold index inspect``: what an image consists of, as a table for people and as a document for programs."""
+"""``kanifold index inspect``: the content of an image as a table, or as a JSON document."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from platforms.errors import ArchiveError
 from platforms.platform import Platform
 
 SCHEMA: Final = 1
-"""Version of the document that ``--format json`` prints: raised when a key goes or means something else."""
+"""Version of the JSON document: raised when a key is removed or changes its meaning."""
 STATEMENT_LIMIT: Final = 64 << 20
-"""Bytes of an attestation's statement: an SBOM may be long."""
+"""Maximum size of an attestation's statement in bytes: an SBOM may be long."""
 PREDICATE_TYPE: Final = "in-toto.io/predicate-type"
 _IN_TOTO: Final = "application/vnd.in-toto+json"
 _KINDS: Final = (
@@ -46,7 +46,7 @@ class Attestation(msgspec.Struct, frozen=True):
 
 
 class Listed(msgspec.Struct, frozen=True):
-    """An entry of an index, or the only manifest, with what is known of it."""
+    """An entry of an index, or the only manifest, with its content."""
 
     descriptor: Descriptor
     platform: Platform | None
@@ -61,28 +61,28 @@ class Listed(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        """Bytes of all that has to be fetched for it, as they are in the registry."""
+        """Compressed size in bytes of all content of it."""
         content = self.document.content
         config = content.config.size if isinstance(content, Manifest) else 0
         return self.descriptor.size + config + sum({each.digest: each.size for each in self.layers}.values())
 
 
 class Inspection(msgspec.Struct, frozen=True):
-    """An image as it was found."""
+    """An inspected image."""
 
     name: str
     root: Document
     source: ImageSource
     listed: tuple[Listed, ...]
-    """In the order of the index; attestations are with what they are about."""
+    """In the order of the index; attestations are with their manifests."""
     referrers: tuple[SourcedDocument, ...]
 
     def configs(self) -> dict[str, Any]:
-        """The configs of the images by platform, as the registry has them."""
+        """Return the configs of the images by platform, as in the registry."""
         return {str(each.platform): self._config(each) for each in self.listed if each.platform is not None}
 
     def statements(self, kind: str) -> dict[str, list[Any]]:
-        """The predicates of the attestations of a ``kind`` (``provenance`` or ``sbom``) by platform."""
+        """Return the predicates of the attestations of a ``kind`` (``provenance`` or ``sbom``) by platform."""
         found: dict[str, list[Any]] = {}
         for each in self.listed:
             wanted = [
@@ -111,7 +111,7 @@ class Inspection(msgspec.Struct, frozen=True):
 
 
 def inspect(name: str, source: ImageSource, *, referrers: bool = True) -> Inspection:
-    """What the image of ``source`` consists of: all manifests are read, no layer is."""
+    """Inspect the image of ``source``. All manifests are read, no layers."""
     root = SourcedDocument(source.root(), source)
     contents = manifest_graph.collect(root, {}, referrers=referrers, nondistributable=True)
     return Inspection(name, root.document, source, tuple(_listed(root.document, contents, source)), contents.referrers)
@@ -143,7 +143,7 @@ def _stated(manifest: Manifest, source: ImageSource) -> Platform | None:
 def _attached(
     digest: str, own: Iterable[IndexEntry], referrers: Iterable[SourcedDocument], known: Mapping[str, Document]
 ) -> tuple[Attestation, ...]:
-    """The attestations of ``digest``: in the index beside it, as BuildKit has them, or among what refers to it."""
+    """Return the attestations of ``digest``: entries of the index, as BuildKit stores them, or referrers."""
     found = [each.descriptor.digest for each in own if each.subject == digest]
     found += [each.document.descriptor.digest for each in referrers if each.document.subject == digest]
     attestations = []
@@ -155,7 +155,7 @@ def _attached(
 
 
 def _statements(document: Document) -> tuple[Descriptor, ...]:
-    """The statements in an attestation manifest; none in anything else."""
+    """Return the statements in an attestation manifest; () for any other."""
     layers = document.content.layers if isinstance(document.content, Manifest) else ()
     return tuple(layer for layer in layers if layer.media_type.startswith("application/vnd.in-toto"))
 
@@ -175,9 +175,9 @@ def _json(data: bytes, digest: str) -> Any:
 
 
 def table(found: Inspection, *, layers: bool = False) -> list[str]:
-    """Lines about the image: its name, and a line for each platform with its size, layers and digest.
+    """Return the table of the image: its name, and a line for each platform with size, layers and digest.
 
-    With ``layers`` there is a line for each of these too.
+    With ``layers``, also a line for each layer.
     """
     descriptor = found.root.descriptor
     lines = [f"Name:       {found.name}", f"MediaType:  {descriptor.media_type}", f"Digest:     {descriptor.digest}"]
@@ -221,7 +221,7 @@ def _said(predicate: str) -> str:
 
 
 def document(found: Inspection) -> dict[str, Any]:
-    """The image as ``--format json`` prints it; docs/indexes.md describes its keys."""
+    """Return the document of ``--format json`` (docs/indexes.md)."""
     return {
         "schemaVersion": SCHEMA,
         "name": found.name,
@@ -241,7 +241,7 @@ def document(found: Inspection) -> dict[str, Any]:
 
 
 def plain(descriptor: Descriptor) -> dict[str, Any]:
-    """The three fields that every descriptor has."""
+    """Return the three fields that every descriptor has."""
     return {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
 
 

@@ -1,7 +1,7 @@
-"""All that an image consists of: its indexes and manifests, their blobs, and what refers to any of them.
+"""The content of an image: its indexes and manifests, their blobs, and their referrers.
 
-Whoever wrote an index decides how much there is to read, so that is bounded: indexes within indexes, documents, their
-bytes, and blobs. A circle cannot be: a document would have to hold its own digest.
+Indexes are untrusted, so there are limits to nesting, to the number and size of documents, and to blobs. Cycles are
+impossible: a document would have to contain its own digest.
 """
 
 from __future__ import annotations
@@ -19,49 +19,49 @@ from orchestrator.index.image_sources import DOCUMENT_TYPES, Document, ImageSour
 from platforms.errors import ArchiveError
 
 DOCUMENTS: Final = 4096
-"""Manifests and indexes that one image may have, with what refers to them."""
+"""Maximum number of manifests and indexes of an image, referrers included."""
 DOCUMENT_BYTES: Final = 256 << 20
 BLOBS: Final = 100_000
 AT_ONCE: Final = 8
-"""Questions to registries at once."""
+"""Number of concurrent requests to registries."""
 
 CONFIGS: Final = frozenset({mediatypes.OCI_CONFIG, mediatypes.DOCKER_CONFIG})
-"""Media types of the configs of images; other manifests are of something else."""
+"""Media types of image configs; manifests with others are no images."""
 NONDISTRIBUTABLE: Final = (
     "application/vnd.docker.image.rootfs.foreign.",
     "application/vnd.oci.image.layer.nondistributable.",
 )
-"""How the media types of layers begin that are not to be pushed (image-spec layer.md, "Non-Distributable Layers")."""
+"""Prefixes of media types of layers that are not pushed (image-spec layer.md, "Non-Distributable Layers")."""
 
 
 class Blob(msgspec.Struct, frozen=True):
-    """A blob, and where it can be read."""
+    """A blob and its source."""
 
     descriptor: Descriptor
     source: ImageSource
 
 
 class SourcedDocument(msgspec.Struct, frozen=True):
-    """A document, and where it was read and its blobs can be."""
+    """A document and the source of it and of its blobs."""
 
     document: Document
     source: ImageSource
 
 
 class ImageContents(msgspec.Struct, frozen=True):
-    """What some images consist of."""
+    """The content of images."""
 
     documents: tuple[SourcedDocument, ...]
-    """Each after all that it lists."""
+    """Documents, each after all that it lists."""
     blobs: tuple[Blob, ...]
     referrers: tuple[SourcedDocument, ...] = ()
-    """Those of the documents that have a subject among the others, each after its subject; the blobs are above."""
+    """Documents with a subject among the others, each after its subject; their blobs are in ``blobs``."""
     left_out: tuple[Descriptor, ...] = ()
-    """Layers that are not to be pushed."""
+    """Layers that are not pushed."""
 
 
 class GraphLimits:
-    """How much has been read so far."""
+    """Counts what was read, for the limits."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -84,11 +84,11 @@ class GraphLimits:
 def collect(
     root: SourcedDocument, sources: Mapping[str, ImageSource], *, referrers: bool, nondistributable: bool = False
 ) -> ImageContents:
-    """All that ``root`` consists of; with ``referrers``, what refers to any of it too, and what refers to that.
+    """Return the content of ``root``; with ``referrers``, also all that refers to it, recursively.
 
-    ``sources`` says where entries of the root are read, by digest; others are where the root is. Layers that are not to
-    be pushed are left out unless ``nondistributable``. Raises ``ArchiveError`` and ``RegistryError`` for what is
-    missing, damaged or too much.
+    ``sources`` has the sources of entries of the root by digest; the default is the root's. Nondistributable layers are
+    left out unless ``nondistributable``. Raises ``ArchiveError`` and ``RegistryError`` for content that is missing,
+    damaged, or above a limit.
     """
     with ThreadPoolExecutor(AT_ONCE, "contents") as pool:
         reader = _GraphReader(GraphLimits(root.source.name), pool, sources)
@@ -116,7 +116,7 @@ def collect(
 
 
 def is_nondistributable(descriptor: Descriptor) -> bool:
-    """Whether ``descriptor`` is a layer that is not to be pushed."""
+    """Whether ``descriptor`` is a layer that is not pushed."""
     return descriptor.media_type.startswith(NONDISTRIBUTABLE)
 
 
@@ -146,7 +146,7 @@ class _GraphReader:
         )
 
     def referrers(self, subjects: Sequence[SourcedDocument]) -> list[SourcedDocument]:
-        """What refers to ``subjects`` and has not been read yet."""
+        """Return referrers of ``subjects`` that were not read yet."""
         listed: dict[str, tuple[Descriptor, ImageSource]] = {}
         about: dict[str, str] = {}
         for subject, found in zip(subjects, self._pool.map(_referrers, subjects), strict=True):
@@ -174,7 +174,7 @@ class _GraphReader:
         return parts
 
     def ordered(self, digests: Iterable[str]) -> list[SourcedDocument]:
-        """The documents of ``digests`` and all below them, each once and after all that it lists."""
+        """Return the documents of ``digests`` and all below them, each once, after all that it lists."""
         done: dict[str, SourcedDocument] = {}
         waiting = [(digest, False) for digest in reversed(tuple(digests))]
         while waiting:
@@ -190,7 +190,7 @@ class _GraphReader:
         return list(done.values())
 
     def _listed(self, level: Iterable[SourcedDocument]) -> list[tuple[Descriptor, ImageSource]]:
-        """What the indexes of ``level`` list and has not been read yet, and where it can be."""
+        """Return the entries of the indexes of ``level`` that were not read yet, with their sources."""
         wanted: dict[str, tuple[Descriptor, ImageSource]] = {}
         for each in level:
             if not isinstance(each.document.content, Index):
@@ -205,13 +205,13 @@ class _GraphReader:
         return list(wanted.values())
 
     def _fetched(self, wanted: Iterable[tuple[Descriptor, ImageSource]]) -> Iterator[SourcedDocument]:
-        """Read ``wanted``, at once and in order, counting what comes while more is on its way."""
+        """Read ``wanted`` concurrently; return them in order. Each is counted when it arrives."""
         for part in self._pool.map(_read, wanted):
             self.limits.take(part.document)
             yield part
 
     def _taken(self, parts: Iterable[SourcedDocument]) -> list[SourcedDocument]:
-        """Those of ``parts`` that are new."""
+        """Return those of ``parts`` that are new."""
         level = []
         for each in parts:
             if each.document.descriptor.digest not in self.known:
@@ -237,7 +237,7 @@ def _referrers(part: SourcedDocument) -> tuple[Descriptor, ...]:
 def _blobs(
     parts: Iterable[SourcedDocument], *, nondistributable: bool
 ) -> tuple[tuple[Blob, ...], tuple[Descriptor, ...]]:
-    """The blobs of all manifests among ``parts``, each once, and the layers that are left out."""
+    """Return the blobs of all manifests among ``parts``, each once, and the layers that are left out."""
     found: dict[str, Blob] = {}
     left_out: dict[str, Descriptor] = {}
     for part in parts:

@@ -19,7 +19,7 @@ from platforms.errors import UsageError
 from platforms.platform import Platform
 
 SCHEMA: Final = 1
-"""Version of the document that ``--format json`` prints: raised when a key goes or means something else."""
+"""Version of the JSON document: raised when a key is removed or changes its meaning."""
 VARIABLE: Final = "KANIFOLD_RUNNERS"
 """The environment variable with the runners: ``linux/amd64=LABEL,linux/arm64=LABEL``."""
 FOLDER: Final = "kanifold-metadata"
@@ -47,10 +47,10 @@ class Matrix(msgspec.Struct, frozen=True):
     context: str
     tags: tuple[str, ...]
     options: tuple[str, ...] = ()
-    """Further words for ``kanifold build``."""
+    """Additional arguments of ``kanifold build``."""
 
     def build(self, job: RunnerJob) -> list[str]:
-        """The command of ``job``."""
+        """Return the command of ``job``."""
         names = [word for tag in self.tags for word in ("-t", tag)]
         return [
             "kanifold", "build", self.context, "--platform", _list(job.platforms), *names, "--push-by-digest",
@@ -58,13 +58,13 @@ class Matrix(msgspec.Struct, frozen=True):
         ]  # fmt: skip
 
     def join(self) -> list[str]:
-        """The command that joins what the jobs have built."""
+        """Return the command that joins the images of the jobs."""
         names = [word for tag in self.tags for word in ("-t", tag)]
         return ["kanifold", "index", "create", *names, "--metadata", FOLDER, "--platform", _list(self.platforms)]
 
 
 def runners(flags: Sequence[str], variable: str) -> dict[Platform, str]:
-    """The label of the runner for each platform: ``PLATFORM=LABEL``, of the flags before the variable's."""
+    """Return the label of the runner for each platform (``PLATFORM=LABEL``); flags override the variable."""
     found: dict[Platform, str] = {}
     for source, text in (
         *((f"--runner {each}", each) for each in flags),
@@ -78,9 +78,9 @@ def runners(flags: Sequence[str], variable: str) -> dict[Platform, str]:
 
 
 def jobs(platforms: Sequence[Platform], known: Mapping[Platform, str], emulating: str = "") -> tuple[RunnerJob, ...]:
-    """The jobs for ``platforms``, given the ``known`` runners; ``emulating`` is the one for all that have none.
+    """Return the jobs for ``platforms`` on ``known`` runners; platforms without one are emulated on ``emulating``.
 
-    Raises ``UsageError`` when there is none to emulate on.
+    Raises ``UsageError`` when there is no runner to emulate on.
     """
     native = {platform: label for platform in platforms if (label := _runner(platform, known))}
     others = tuple(platform for platform in platforms if platform not in native)
@@ -102,7 +102,7 @@ def jobs(platforms: Sequence[Platform], known: Mapping[Platform, str], emulating
 
 
 def github(matrix: Matrix) -> str:
-    """One line of JSON for ``strategy.matrix`` (``fromJSON``)."""
+    """Return one line of JSON for ``strategy.matrix`` (``fromJSON``)."""
     include = [
         {"name": each.name, "runner": each.runner, "platform": _list(each.platforms), "metadata": each.metadata}
         for each in matrix.jobs
@@ -111,7 +111,7 @@ def github(matrix: Matrix) -> str:
 
 
 def gitlab(matrix: Matrix) -> str:
-    """The jobs of a child pipeline, as YAML. Raises ``UsageError`` without tags: they are part of the commands."""
+    """Return the child pipeline as YAML. Raises ``UsageError`` without tags: they are part of the commands."""
     import yaml
 
     if not matrix.tags:
@@ -130,7 +130,7 @@ def gitlab(matrix: Matrix) -> str:
 
 
 def document(matrix: Matrix) -> dict[str, Any]:
-    """The jobs as ``--format json`` prints them, with their commands."""
+    """Return the document of ``--format json``: the jobs with their commands."""
     return {
         "schemaVersion": SCHEMA,
         "platforms": [str(each) for each in matrix.platforms],
@@ -150,7 +150,7 @@ def document(matrix: Matrix) -> dict[str, Any]:
 
 
 def _runner(platform: Platform, known: Mapping[Platform, str]) -> str:
-    """The runner on which ``platform`` needs no emulator; "" for none."""
+    """Return the runner on which ``platform`` needs no emulator; "" for none."""
     if platform in known:
         return known[platform]
     if platform.architecture in ("386", "amd64"):  # levels of amd64 are its processor's, as is 32-bit x86

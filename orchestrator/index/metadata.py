@@ -1,4 +1,4 @@
-"""``--metadata-file`` of ``kanifold index`` and ``kanifold copy``: what was made, with the keys of builds' metadata."""
+"""``--metadata-file`` of ``kanifold index`` and ``kanifold copy``, with the keys of a build's metadata."""
 
 from __future__ import annotations
 

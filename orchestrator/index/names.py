@@ -53,7 +53,7 @@ ImageName = RegistryName | LayoutName
 
 
 def parse(text: str) -> ImageName:
-    """The image that ``text`` names. Raises ``UsageError``."""
+    """Parse the name of an image to be read. Raises ``UsageError``."""
     for transport in _ELSEWHERE:
         if text.startswith(transport):
             raise UsageError(
@@ -74,7 +74,7 @@ def parse(text: str) -> ImageName:
 
 
 def parse_target(text: str) -> ImageName:
-    """The image that ``text`` names, to be written. Raises ``UsageError`` for one by digest."""
+    """Parse the name of an image to be written. Raises ``UsageError``, also for one with a digest."""
     name = parse(text)
     if name.reference.digest if isinstance(name, RegistryName) else name.digest:
         raise UsageError(
@@ -84,7 +84,7 @@ def parse_target(text: str) -> ImageName:
 
 
 def _layout(text: str, *, archive: bool) -> LayoutName:
-    """``PATH[:TAG][@DIGEST]``; a path that is there as it is written has neither."""
+    """Split ``PATH[:TAG][@DIGEST]``; a path that exists as written has neither."""
     if not text:
         raise UsageError("an image layout has no path", remedy="write oci-layout://DIR[:TAG]")
     if os.path.lexists(text):

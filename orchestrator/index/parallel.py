@@ -1,4 +1,4 @@
-"""Doing many things at once that are in vain when one of them fails."""
+"""Concurrent calls that end when one of them fails."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _R = TypeVar("_R")
 
 
 def run_all(function: Callable[[_T], _R], items: Iterable[_T], threads: int, stop: threading.Event) -> list[_R]:
-    """What ``function`` returns for each of ``items``, in ``threads``. Raises what the first that fails raises.
+    """Return the results of ``function`` for ``items``, called in ``threads``. Raises the first error.
 
-    Then ``stop`` is set, which is to end those under way: a transfer of gigabytes is not waited for.
+    ``stop`` is then set, which ends the calls in progress, such as long transfers.
     """
     with ThreadPoolExecutor(threads, "together") as pool:
         futures = [pool.submit(function, each) for each in items]

@@ -1,9 +1,8 @@
-"""Images at all of their destinations, or at none: what they consist of first, tags last.
+"""Publishes images to all of their destinations, or to none: content first, tags last.
 
-What a tag means is looked at before anything is pushed, and again before the first tag moves: one that was moved
-meanwhile is an error, and stays where it is. No registry moves a tag on a condition, so who moves it in the moment
-between that look and the move is not noticed. A registry that fails between two tags cannot be undone either; the error
-names what has moved.
+Tags are resolved before anything is pushed, and again before the first is set. If one was moved in between, that is an
+error, and no tag is set. Registries have no conditional update of tags, so a move after the second look is not noticed.
+A failure between two tags is not undone; the error names the tags that were set.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from orchestrator.view.units import size as shown
 from platforms.errors import ArchiveError, KanifoldError, RegistryError
 
 NONE: Final = "none"
-"""As ``--expect``: there is no such tag."""
+"""The value of ``--expect`` for a tag that does not exist."""
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A name for the image, and the digest that it meant when this began ("" where it was not there)."""
+    """A name for the image, and its digest at the start ("" if it did not exist)."""
 
     name: ImageName
     standing: str
 
 
 class CommandContext(msgspec.Struct, frozen=True):
-    """What one command works with."""
+    """The registry clients and options of one command."""
 
     client: Client
     cancelled: threading.Event
@@ -47,11 +46,11 @@ class CommandContext(msgspec.Struct, frozen=True):
 def targets(
     context: CommandContext, names: Sequence[ImageName], expect: str = "", base: ImageName | None = None
 ) -> tuple[Target, ...]:
-    """What ``names`` mean now. Raises ``RegistryError`` or ``ArchiveError`` when the user expects something else.
+    """Return ``names`` with their current digests. Raises ``RegistryError`` or ``ArchiveError`` if not as expected.
 
-    ``expect`` is a digest, ``none``, or "" for anything. A registry that does not say counts as one where the tag is
-    not there, unless something is expected or it is that of the ``base``, which is edited: some refuse to look for
-    what a first push will make.
+    ``expect`` is a digest, ``none``, or "" for any. If a registry refuses the request, the tag counts as missing,
+    unless ``expect`` is set or it is the tag of ``base``, which is edited: some registries refuse requests for a
+    repository before the first push to it.
     """
     found = tuple(
         Target(name, standing(context.client, name) if expect or name == base else _standing_if_said(context, name))
@@ -64,7 +63,7 @@ def targets(
 
 
 def publish(context: CommandContext, complete: CompleteImage, wanted: Sequence[Target]) -> None:
-    """Bring ``complete`` to all ``wanted``. Raises ``KanifoldError``, which says what has been done if anything has."""
+    """Write ``complete`` to all of ``wanted``. Raises ``KanifoldError``, which says what was done if anything was."""
     whole: list[Reference] = []
     for repository in repositories(wanted):
         context.emit(events.Publishing(what=repository.familiar()))
@@ -91,7 +90,7 @@ def publish(context: CommandContext, complete: CompleteImage, wanted: Sequence[T
 
 
 def repositories(wanted: Sequence[Target]) -> tuple[Reference, ...]:
-    """The repositories of ``wanted``, each once."""
+    """Return the repositories of ``wanted``, each once."""
     found = (each.name.reference.repository_only() for each in wanted if isinstance(each.name, RegistryName))
     return tuple(dict.fromkeys(found))
 
@@ -104,7 +103,7 @@ def _give_name(context: CommandContext, target: Target, complete: CompleteImage)
 
 
 def standing(client: Client, name: ImageName) -> str:
-    """The digest that ``name`` means now; "" where it is not there."""
+    """Return the current digest of ``name``; "" if it does not exist."""
     if isinstance(name, LayoutName):
         return destinations.standing_in(name)
     return destinations.standing(client, name.reference)

@@ -1,8 +1,8 @@
-"""The sources of ``kanifold index create`` and ``index add``: words of the command line, files, metadata of builds.
+"""The sources of ``kanifold index create`` and ``index add``: arguments, files, metadata of builds.
 
-A source is the name of an image (``names``), a digest, or a descriptor as JSON, whose platform and annotations take the
-place of those that the image has. A digest or descriptor alone is looked for in the one repository or layout that the
-other sources and the targets name. Files (``-f``) hold one source a line, one descriptor, or what a build wrote with
+A source is the name of an image (``names``), a digest, or a descriptor as JSON, whose platform and annotations override
+those of the image. A digest or descriptor alone is read from the only repository or layout that the other sources and
+the targets name. Files (``-f``) hold one source a line, one descriptor, or what a build wrote with
 ``--metadata-file``, kanifold's or buildx's.
 """
 
@@ -27,29 +27,29 @@ from platforms.errors import ArchiveError, BuildError, UsageError
 from platforms.paths import below
 
 FILE_LIMIT: Final = 4 << 20
-"""Bytes of a file with sources."""
+"""Maximum size of a file with sources in bytes."""
 FILES: Final = 1000
-"""Files of a directory with metadata."""
+"""Maximum number of files in a directory with metadata."""
 DIGEST: Final = "containerimage.digest"
 DESCRIPTOR: Final = "containerimage.descriptor"
 NAME: Final = "image.name"
 
 
 class RequestedSource(msgspec.Struct, frozen=True):
-    """One source, as it was asked for."""
+    """One requested source."""
 
     text: str
-    """What errors call it."""
+    """Its name in errors."""
     candidates: tuple[ImageName, ...] = ()
-    """Where it is; of several, any. None when only a digest was given."""
+    """Possible locations, all equal; () if only a digest was given."""
     digest: str = ""
     descriptor: Descriptor | None = None
-    """What takes the place of what the image says of itself: media type and size may be "" and 0."""
+    """Overrides of the image's own descriptor; media type and size may be "" and 0."""
     pins: tuple[tuple[str, str], ...] = ()
-    """The external images that it was built from, and their digests, as far as its build said."""
+    """The external images that it was built from, with digests, according to its build's metadata."""
 
     def located(self, homes: Sequence[ImageName]) -> ImageName:
-        """The image itself, one of ``homes`` for a digest alone. Raises ``UsageError`` when that is not clear."""
+        """Return the image; for a digest alone, in the only one of ``homes``. Raises ``UsageError`` if ambiguous."""
         if self.candidates:
             near = [each for each in self.candidates if home_of(each) in homes]
             return (near or list(self.candidates))[0]
@@ -63,27 +63,27 @@ class RequestedSource(msgspec.Struct, frozen=True):
 
 
 def home_of(name: ImageName) -> ImageName:
-    """The repository or layout of ``name``."""
+    """Return the repository or layout of ``name``."""
     if isinstance(name, RegistryName):
         return RegistryName(name.reference.repository_only())
     return LayoutName(name.path, archive=name.archive)
 
 
 def at_digest(name: ImageName, digest: str) -> ImageName:
-    """The image ``digest`` of the repository or layout of ``name``."""
+    """Return the image ``digest`` of the repository or layout of ``name``."""
     if isinstance(name, RegistryName):
         return RegistryName(name.reference.repository_only().with_digest(digest))
     return LayoutName(name.path, digest=digest, archive=name.archive)
 
 
 def homes(inputs: Iterable[RequestedSource], targets: Iterable[ImageName]) -> tuple[ImageName, ...]:
-    """The repositories and layouts that ``targets`` and ``inputs`` name, each once."""
+    """Return the repositories and layouts of ``targets`` and ``inputs``, each once."""
     named = (each for source in inputs for each in source.candidates[:1])
     return tuple(dict.fromkeys(map(home_of, (*targets, *named))))
 
 
 def check_pins(wanted: Iterable[RequestedSource]) -> None:
-    """Refuse images that were built from different ones of the same name. Raises ``BuildError``."""
+    """Raise ``BuildError`` for images whose builds resolved one name to different images."""
     known: dict[str, tuple[str, RequestedSource]] = {}
     for each in wanted:
         for name, digest in each.pins:
@@ -98,7 +98,7 @@ def check_pins(wanted: Iterable[RequestedSource]) -> None:
 
 
 def parse(text: str) -> RequestedSource:
-    """The source that a word means. Raises ``UsageError``."""
+    """Parse an argument. Raises ``UsageError``."""
     word = text.strip()
     if word.startswith("{"):
         return _of_json(word, word[:80])
@@ -108,7 +108,7 @@ def parse(text: str) -> RequestedSource:
 
 
 def read(path: str) -> tuple[RequestedSource, ...]:
-    """The sources in the file ``path``. Raises ``UsageError``, also when there are none."""
+    """Return the sources in the file ``path``. Raises ``UsageError``, also when there are none."""
     text = _text(path).strip()
     if text.startswith("{"):
         return (_of_json(text, path),)
@@ -119,7 +119,7 @@ def read(path: str) -> tuple[RequestedSource, ...]:
 
 
 def read_metadata(path: str) -> tuple[RequestedSource, ...]:
-    """What builds wrote to the file ``path``, or to the files ``*.json`` of the directory ``path``, by name."""
+    """Return the sources in the metadata file ``path``, or in ``*.json`` of the directory ``path``, by name."""
     if not os.path.isdir(path):
         return (_of_metadata(_object(_text(path), path), path),)
     try:
@@ -152,7 +152,7 @@ def _of_json(text: str, name: str) -> RequestedSource:
 
 
 def _descriptor(document: dict[str, Any], name: str) -> Descriptor:
-    """The descriptor that ``document`` is; its media type and size are "" and 0 where it does not say."""
+    """Return the descriptor ``document``; media type and size are "" and 0 if they are missing."""
     stated = {"mediaType": mediatypes.OCI_MANIFEST, "size": 0, **document}
     around = {"schemaVersion": 2, "mediaType": mediatypes.OCI_INDEX, "manifests": [stated]}
     try:

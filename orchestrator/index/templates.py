@@ -1,4 +1,4 @@
-"""``--format`` of ``kanifold index inspect``: ``json``, or the templates that are written for buildx's.
+"""``--format`` of ``kanifold index inspect``: ``json``, or templates as for buildx.
 
 A template is text with ``{{.FIELD…}}``, ``{{json .FIELD…}}`` and ``{{json (index .FIELD "KEY")}}`` in it. Fields are
 those of buildx (``.Name``, ``.Manifest``, ``.Image``, ``.Provenance``, ``.SBOM``), and below them the keys of the
@@ -27,7 +27,7 @@ _REMEDY: Final = "use json, {{json .Manifest}}, {{json .Image}}, {{.Name}}, {{.M
 
 
 class _Action(msgspec.Struct, frozen=True):
-    """One ``{{…}}``: a field by its path, an item of it, and a path below that."""
+    """An action ``{{…}}``: a field by its path, an item of it, and a path below that."""
 
     path: tuple[str, ...]
     as_json: bool = False
@@ -36,11 +36,11 @@ class _Action(msgspec.Struct, frozen=True):
 
 
 Template = tuple[str | _Action, ...]
-"""Text, and what stands in between."""
+"""Text and actions."""
 
 
 def parse(text: str) -> Template:
-    """The template that ``text`` is. Raises ``UsageError`` for what is not understood."""
+    """Parse a template. Raises ``UsageError`` for unsupported syntax."""
     found: list[str | _Action] = []
     end, trimmed = 0, False
     for match in _ACTION.finditer(text):
@@ -57,7 +57,7 @@ def parse(text: str) -> Template:
 
 
 def render(template: Template, found: Inspection) -> str:
-    """``template`` with what it asks for. Raises ``UsageError`` for fields that are not there."""
+    """Return the text of ``template``. Raises ``UsageError`` for missing fields."""
     return "".join(each if isinstance(each, str) else _value(each, found) for each in template)
 
 
@@ -126,7 +126,7 @@ def _image(found: Inspection) -> Any:
 
 
 def _of_platforms(by_platform: dict[str, Any], found: Inspection) -> Any:
-    """By platform where there are several, as buildx has it; else the only one there is."""
+    """Return a mapping by platform if there are several, as buildx does; else the only value."""
     images = sum(each.platform is not None for each in found.listed)
     return by_platform if images > 1 else next(iter(by_platform.values()), {})
 
@@ -157,7 +157,7 @@ def _item(value: Any, key: str | int) -> Any:
 
 
 def _folded(name: str) -> str:
-    """``RootFS`` and ``rootfs``, ``DiffIDs`` and ``diff_ids``, ``OSVersion`` and ``os.version`` are the same field."""
+    """Return a normalised field name, equal for ``DiffIDs`` and ``diff_ids``, ``OSVersion`` and ``os.version``."""
     return name.replace("_", "").replace(".", "").casefold()
 
 
