@@ -266,7 +266,7 @@ async def _built(
     """Return the results of ``jobs``: ``cached`` ones, or those of executors."""
     session = build.session
     if cached and await result_cache.are_published(cached, jobs, session.registry):
-        debug.log("answered from memory: no executor is asked")
+        debug.log("cached results: no executor is started")
         return result_cache.replay(cached, jobs, build.emit), ()
     build.pushing.set()
     _start_executors(build)

@@ -36,7 +36,7 @@ class ImageOptions(msgspec.Struct, frozen=True):
 class OciLayout(msgspec.Struct, frozen=True):
     """An OCI image layout in the directory ``dest``."""
 
-    type: ClassVar = "oci"
+    title: ClassVar = "OCI layout"
     dest: str
     image: ImageOptions = ImageOptions()
 
@@ -44,7 +44,7 @@ class OciLayout(msgspec.Struct, frozen=True):
 class OciArchive(msgspec.Struct, frozen=True):
     """An OCI image layout as the tar file ``dest``; ``-`` is stdout."""
 
-    type: ClassVar = "oci"
+    title: ClassVar = "OCI archive"
     dest: str
     image: ImageOptions = ImageOptions()
 
@@ -52,7 +52,7 @@ class OciArchive(msgspec.Struct, frozen=True):
 class DockerArchive(msgspec.Struct, frozen=True):
     """The tar file ``dest`` for ``docker load``; ``-`` is stdout."""
 
-    type: ClassVar = "docker"
+    title: ClassVar = "Docker archive"
     dest: str
     image: ImageOptions = ImageOptions()
 
@@ -60,14 +60,12 @@ class DockerArchive(msgspec.Struct, frozen=True):
 class ImageStore(msgspec.Struct, frozen=True):
     """The image store of another program on this machine."""
 
-    type: ClassVar = "docker"
     image: ImageOptions = ImageOptions()
 
 
 class Push(msgspec.Struct, frozen=True):
     """The registries of the tags and of ``image.names``."""
 
-    type: ClassVar = "registry"
     image: ImageOptions = ImageOptions()
     dangling: str = ""
     """A repository to which the result is pushed by digest only; "" for none."""
@@ -80,7 +78,7 @@ class Push(msgspec.Struct, frozen=True):
 class LocalDirectory(msgspec.Struct, frozen=True):
     """The files of the images in the directory ``dest``."""
 
-    type: ClassVar = "local"
+    title: ClassVar = "directory"
     dest: str
     split: bool | None = None
     """Whether each platform has its own directory; None: if there are several platforms."""
@@ -91,14 +89,12 @@ class LocalDirectory(msgspec.Struct, frozen=True):
 class LocalArchive(msgspec.Struct, frozen=True):
     """The files of the images as the tar file ``dest``; ``-`` is stdout."""
 
-    type: ClassVar = "tar"
+    title: ClassVar = "tar archive"
     dest: str
 
 
 class CacheOnly(msgspec.Struct, frozen=True):
     """No destination."""
-
-    type: ClassVar = "cacheonly"
 
 
 ImagesOutput = OciLayout | OciArchive | DockerArchive | ImageStore
@@ -106,7 +102,7 @@ ImagesOutput = OciLayout | OciArchive | DockerArchive | ImageStore
 FilesOutput = LocalDirectory | LocalArchive
 """Destinations for the files of images (``orchestrator.file_output``)."""
 Output = ImagesOutput | Push | FilesOutput | CacheOnly
-"""One destination. ``type`` is the word for it in ``--output``."""
+"""One destination. ``title`` is the name of its format in messages."""
 
 
 def image_options(output: Output) -> ImageOptions:
@@ -373,11 +369,11 @@ def _check_file(output: OciArchive | DockerArchive | LocalArchive) -> None:
     if writes_stdout(output):
         if sys.stdout is not None and sys.stdout.isatty():
             raise UsageError(
-                f"--output type={output.type}: refusing to write an archive to a terminal",
+                f"--output: refusing to write the {output.title} to a terminal",
                 remedy="name a file with dest=FILE, or redirect stdout",
             )
     elif os.path.isdir(output.dest):
-        raise UsageError(f"--output type={output.type}: {output.dest} is a directory", remedy="name a file")
+        raise UsageError(f"--output: the {output.title} {output.dest} is a directory", remedy="name a file")
     else:
         _check_writable(output)
 
@@ -394,14 +390,14 @@ def _check_deletion(output: LocalDirectory) -> None:
 
 
 def _check_writable(output: OciLayout | OciArchive | DockerArchive | FilesOutput) -> None:
-    place = os.path.abspath(output.dest)
-    while not os.path.exists(place):
-        place = os.path.dirname(place)
-    if os.path.isfile(place):
-        place = os.path.dirname(place)  # a file is replaced, not overwritten
-    if not os.access(place, os.W_OK):
+    folder = os.path.abspath(output.dest)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if os.path.isfile(folder):
+        folder = os.path.dirname(folder)  # a file is replaced, not overwritten
+    if not os.access(folder, os.W_OK):
         raise UsageError(
-            f"--output type={output.type}: cannot write to {output.dest}",
-            why=f"{place} is not writable for this user",
+            f"--output: cannot write to the {output.title} {output.dest}",
+            why=f"{folder} is not writable for this user",
             remedy="name another place with dest=",
         )

@@ -1,4 +1,4 @@
-"""The result cache: builds of which nothing has changed, answered without an executor.
+"""The result cache: builds of which nothing has changed get their cached results, without an executor.
 
 A result is stored with what it rests on (``executor.protocol.DependencyRecord``). It is returned for the same job if
 the images are pinned to the same digests, everything in its dependency record is unchanged, and the registry still has
@@ -51,7 +51,7 @@ class CachedResult(msgspec.Struct, frozen=True):
 
 PACKAGES: Final = (os.path.dirname(str(executor.__file__)), os.path.dirname(str(host.__file__)))
 """The packages that determine the result of a job. In a checkout, their modules change without the version."""
-_ANSWER: Final[msgspec.json.Decoder[CachedResult]] = msgspec.json.Decoder(CachedResult)
+_CACHED_RESULT: Final[msgspec.json.Decoder[CachedResult]] = msgspec.json.Decoder(CachedResult)
 
 
 def is_cacheable(request: BuildRequest, placements: Sequence[Placement]) -> bool:
@@ -59,30 +59,32 @@ def is_cacheable(request: BuildRequest, placements: Sequence[Placement]) -> bool
 
     Other outputs than a registry, and remote caches, need an executor.
     """
-    outside = request.options.cache_from or request.options.cache_to
+    remote = request.options.cache_from or request.options.cache_to
     forced = request.options.no_cache or request.options.no_cache_stages
     here = all(each.shares_disk for each in placements)
-    return here and not (outside or forced) and all(isinstance(each, Push) for each in request.outputs)
+    return here and not (remote or forced) and all(isinstance(each, Push) for each in request.outputs)
 
 
 def find(jobs: Jobs, store: Store) -> tuple[CachedResult, ...]:
     """Return the cached results of ``jobs`` (whose pins may be unknown); none unless there is one for each."""
-    found = [metadata_cache.get(store, "repeat", _key(job)) for _, job in jobs]
+    found = [metadata_cache.get(store, "cached result", _key(job)) for _, job in jobs]
+    if None in found:
+        return ()
     try:
-        return tuple(decoding.decode(_ANSWER, each) for each in found if each is not None) if None not in found else ()
+        return tuple(decoding.decode(_CACHED_RESULT, each) for each in found if each is not None)
     except msgspec.DecodeError:  # written by another version
         return ()
 
 
 async def are_valid(
-    answers: Sequence[CachedResult], jobs: Jobs, store: Store, stop: threading.Event, otherwise: Callable[[], None]
+    cached: Sequence[CachedResult], jobs: Jobs, store: Store, stop: threading.Event, otherwise: Callable[[], None]
 ) -> bool:
-    """Whether there are ``answers`` and everything that they depend on is unchanged. If not, ``otherwise`` is called.
+    """Whether there are ``cached`` results and all their dependencies are unchanged. If not, ``otherwise`` is called.
 
     False when ``stop`` is set, or this is cancelled.
     """
     try:
-        holding = await asyncio.to_thread(_check_valid, answers, jobs, store, stop)
+        holding = await asyncio.to_thread(_check_valid, cached, jobs, store, stop)
     except asyncio.CancelledError:
         stop.set()
         raise
@@ -91,45 +93,45 @@ async def are_valid(
     return holding
 
 
-def _check_valid(answers: Sequence[CachedResult], jobs: Jobs, store: Store, stop: threading.Event) -> bool:
+def _check_valid(cached: Sequence[CachedResult], jobs: Jobs, store: Store, stop: threading.Event) -> bool:
     """As ``are_valid``, in a thread; ``stop`` ends the check."""
 
     def check() -> None:
         if stop.is_set():
             raise Interrupted("the check was cancelled")
 
-    if not answers:
+    if not cached:
         return False
-    rest = [(answer.dependencies, job) for answer, (_, job) in zip(answers, jobs, strict=True)]
+    rest = [(one.dependencies, job) for one, (_, job) in zip(cached, jobs, strict=True)]
     try:
-        for each in (each for answer in answers for each in (answer.result.manifest, answer.result.config)):
+        for each in (each for one in cached for each in (one.result.manifest, one.result.config)):
             blobs.read(store, each.digest, each.size)
         return inputs.unchanged(rest, store, check)
     except KanifoldError:  # executors will meet it too, and report it
         return False
 
 
-async def are_published(answers: Sequence[CachedResult], jobs: Jobs, registry: Registry) -> bool:
+async def are_published(cached: Sequence[CachedResult], jobs: Jobs, registry: Registry) -> bool:
     """Whether the registry has what the ``jobs`` would push."""
     wanted = [
-        reference.parse(name).with_digest(answer.result.manifest.digest)
-        for answer, (_, job) in zip(answers, jobs, strict=True)
+        reference.parse(name).with_digest(one.result.manifest.digest)
+        for one, (_, job) in zip(cached, jobs, strict=True)
         for name in job.push
     ]
     found = await asyncio.gather(*(asyncio.to_thread(publish.is_there, registry, each) for each in wanted))
     return all(found)
 
 
-def replay(answers: Sequence[CachedResult], jobs: Jobs, emit: Emit) -> tuple[PlatformResult, ...]:
+def replay(cached: Sequence[CachedResult], jobs: Jobs, emit: Emit) -> tuple[PlatformResult, ...]:
     """Emit the events of the cached results, and return them."""
     built: list[PlatformResult] = []
-    for answer, (placement, _) in zip(answers, jobs, strict=True):
+    for one, (placement, _) in zip(cached, jobs, strict=True):
         name = str(placement.platform)
         emit(events.PlatformStarted(platform=name, node=placement.node.name, how=placement.how))
-        for message in (*answer.events, answer.result):
+        for message in (*one.events, one.result):
             emit(events.FromExecutor(platform=name, message=message))
         emit(events.PlatformEnded(platform=name, outcome="built"))
-        built.append(PlatformResult(placement, answer.result, NullExecutor()))
+        built.append(PlatformResult(placement, one.result, NullExecutor()))
     return tuple(built)
 
 
@@ -140,8 +142,8 @@ def store_results(built: Sequence[PlatformResult], jobs: Jobs, store: Store) -> 
             if each.events and (dependencies := each.result.dependencies) is not None:
                 steps = each.result.cached + each.result.ran
                 result = replace(each.result, dependencies=None, cached=steps, ran=0, seconds=0.0)
-                answer = CachedResult(job.pins, dependencies, tuple(_replayed_events(each.events)), result)
-                metadata_cache.put(store, "repeat", _key(job), msgspec.json.encode(answer))
+                one = CachedResult(job.pins, dependencies, tuple(_replayed_events(each.events)), result)
+                metadata_cache.put(store, "cached result", _key(job), msgspec.json.encode(one))
 
 
 def _replayed_events(kept: Sequence[StepEvent]) -> Iterator[StepEvent]:

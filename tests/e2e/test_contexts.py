@@ -234,7 +234,7 @@ def test_a_context_that_nothing_used_is_a_warning(kanifold: Kanifold, registry: 
     kanifold("build", folder, "-t", f"{registry}/contexts/trigger", "--push")
     (folder / "Dockerfile").write_text(f"FROM {registry}/contexts/trigger\n")
     arguments = ("--build-context", f"extras={folder}", "--build-context", f"other={folder}")
-    for _ in range(2):  # the second build is answered from memory
+    for _ in range(2):  # the second build has a cached result
         done = kanifold("build", folder, *arguments, "-t", f"{registry}/contexts/built", "--push")
         assert "--build-context other: nothing used it" in done.err
         assert "extras: nothing" not in done.err

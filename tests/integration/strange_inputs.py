@@ -1,7 +1,7 @@
 """The command with one further kind of input, of which nobody has thought: ``strange_inputs.py KIND FILE ARGUMENT…``.
 
 Each kind takes what FILE (or a registry) says at the moment into a cache key, and accounts for it badly: it says
-nothing, or that nothing comes from outside. ``test_inputs`` sees that such a build is never answered from memory.
+nothing, or that nothing comes from outside. ``test_inputs`` sees that such a build never gets a cached result.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def test_neither_other_platforms_nor_answers_from_memory_are_reached(
     else:
         assert pushed("--cache-from", f"type=local,src={cache}") == {EVIL.decode()}, "the poison is none"
     assert pushed() == {GOOD.decode()}
-    assert pushed() == {GOOD.decode()}, "answered from memory"
+    assert pushed() == {GOOD.decode()}, "a cached result"
 
 
 def test_nothing_that_rests_on_a_poisoned_image_is_found_by_a_build_without_it(
