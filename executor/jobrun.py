@@ -235,7 +235,7 @@ def _remote_caches(
 ) -> RemoteCaches:
     from executor.solver import remote_cache  # rarely needed
 
-    sources, targets = remote_cache.places(job, registry)
+    sources, targets = remote_cache.sources_and_targets(job, registry)
     return remote_cache.RemoteCaches(sources, targets, conversation.send, job.options.cache_ttl, inputs)
 
 

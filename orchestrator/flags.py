@@ -184,7 +184,7 @@ class BuildFlags(options.Flags):
         help="Ask and write this registry cache, mode=max (kaniko).",
     )
     cache_ttl = text(
-        "--cache-ttl", metavar="AGE", read=values.age, help="Ignore entries of outside caches older than this: 2w, …"
+        "--cache-ttl", metavar="AGE", read=values.age, help="Ignore entries of remote caches older than this: 2w, …"
     )
     compression = choice(
         "--compression",

@@ -7,6 +7,9 @@ result of a COPY is named by its content, so equal copies share a layer.
 
 Entries of remote caches are kept apart, as whoever can write there could claim any layer to be the result of any step.
 They are used by builds that import from that cache, and their layers have names that no local step has.
+
+Records in stores of today call a field ``foreign`` that is ``imported`` here, ``place`` one that is ``source``, and
+``promised`` one that is ``deferred``.
 """
 
 from __future__ import annotations
@@ -46,15 +49,15 @@ class CacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     created: str
     build: str = ""
     """The build that made it (``executor.protocol.Job.build``)."""
-    foreign: str = ""
+    imported: str = msgspec.field(default="", name="foreign")
     """The name under which the store has the layer if it was imported: it is ``result`` only according to the cache."""
-    place: str = ""
+    source: str = msgspec.field(default="", name="place")
     """The remote cache from which the entry was imported."""
 
     @property
     def layer(self) -> str:
         """The name under which the store has the layer."""
-        return self.foreign or self.result
+        return self.imported or self.result
 
 
 class LayerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -65,14 +68,14 @@ class LayerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     machines: tuple[ElfFiles, ...] = ()
     caches: tuple[CacheLocation, ...] = ()
     """Remote caches that have the blob."""
-    promised: bool = False
+    deferred: bool = msgspec.field(default=False, name="promised")
     """Whether a remote cache has the result without its layer: a step is run again if that is needed."""
 
 
 class _Recorded(LayerInfo, frozen=True, omit_defaults=True):
     """``LayerInfo`` in the format of earlier versions: caches as ``registry REF`` and ``directory PATH``."""
 
-    places: tuple[str, ...] = ()
+    sources: tuple[str, ...] = msgspec.field(default=(), name="places")
 
 
 # Created at import: two threads that create a decoder of the same type at once crash msgspec.
@@ -88,18 +91,20 @@ def get_entry(store: Store, key: str) -> CacheEntry | None:
     return found
 
 
-def get_imported_entry(store: Store, key: str, places: Iterable[str]) -> CacheEntry | None:
-    """Return the entry for ``key`` that was imported from the first of the remote caches ``places``, or None."""
-    return next((found for place in places if (found := get_entry(store, _imported_key(place, key))) is not None), None)
+def get_imported_entry(store: Store, key: str, sources: Iterable[str]) -> CacheEntry | None:
+    """Return the entry for ``key`` that was imported from the first of the remote caches ``sources``, or None."""
+    return next(
+        (found for source in sources if (found := get_entry(store, _imported_key(source, key))) is not None), None
+    )
 
 
-def put_imported_entry(store: Store, key: str, place: str, found: CacheEntry, description: str) -> None:
-    """Record an entry that was imported from ``place``, for builds that use this remote cache and no others."""
-    put_entry(store, _imported_key(place, key), found, description)
+def put_imported_entry(store: Store, key: str, source: str, found: CacheEntry, description: str) -> None:
+    """Record an entry that was imported from ``source``, for builds that use this remote cache and no others."""
+    put_entry(store, _imported_key(source, key), found, description)
 
 
-def _imported_key(place: str, key: str) -> str:
-    return f"{key} from {place}"
+def _imported_key(source: str, key: str) -> str:
+    return f"{key} from {source}"
 
 
 def put_entry(store: Store, key: str, found: CacheEntry, description: str) -> None:
@@ -114,8 +119,8 @@ def get_layer_info(store: Store, result: str) -> LayerInfo:
     if data is None:
         return LayerInfo()
     found = decoding.decode(_RECORDED, data)
-    caches = (*found.caches, *map(_location, found.places))
-    return LayerInfo(found.diff_id, found.blobs, found.machines, caches, found.promised)
+    caches = (*found.caches, *map(_location, found.sources))
+    return LayerInfo(found.diff_id, found.blobs, found.machines, caches, found.deferred)
 
 
 def _location(text: str) -> CacheLocation:
@@ -129,8 +134,8 @@ def put_layer_info(store: Store, result: str, found: LayerInfo) -> None:
 
 
 def is_usable(store: Store, result: str) -> bool:
-    """Whether an entry with ``result`` can be used: its layer is available or promised."""
-    return is_available(store, result) or get_layer_info(store, result).promised
+    """Whether an entry with ``result`` can be used: its layer is available or deferred."""
+    return is_available(store, result) or get_layer_info(store, result).deferred
 
 
 def is_available(store: Store, result: str) -> bool:

@@ -38,18 +38,18 @@ class ImageLayers(Protocol):
 class StepKey(msgspec.Struct, frozen=True):
     """The cache key of a step."""
 
-    here: str
-    outside: str
-    places: tuple[str, ...]
+    local: str
+    remote: str
+    sources: tuple[str, ...]
     """The remote caches on whose entries the step's inputs rest."""
 
 
 def step_key(observed: Observed, job: protocol.Job) -> StepKey:
     """Return the key of a step of ``job`` with these inputs."""
-    places = treename.places(observed)
+    sources = treename.sources(observed)
     times = (job.epoch, job.latest)
-    key = keys.key("step", treename.here(observed), *times)
-    return StepKey(key, keys.key("step", treename.outside(observed), *times) if places else key, places)
+    key = keys.key("step", treename.local(observed), *times)
+    return StepKey(key, keys.key("step", treename.remote(observed), *times) if sources else key, sources)
 
 
 class SolvedStep(msgspec.Struct, frozen=True):
@@ -69,7 +69,7 @@ class CachedStep(msgspec.Struct, frozen=True):
     outcome: CacheEntry
     layer: Layer
     in_image: bool
-    promised: bool
+    deferred: bool
     """Whether the layer is not on this machine."""
 
 
@@ -105,28 +105,35 @@ class StepCache:
         that is ``in_image`` is packed as soon as it is made.
         """
         key = step_key(step.key(self._inputs.add("step")), self._job)
+        # 1. The key, in the store.
         entry = self._look_up(step, key, fresh=fresh)
         if entry is not None:
             return SolvedStep((key,), entry)
-        with locks.lock(self._store, f"step {key.here}", cancel=self._services.cancellation.future):
-            entry = self._look_up(step, key, fresh=fresh) or self._imported(step, key, fresh=fresh)
+        with locks.lock(self._store, f"step {key.local}", cancel=self._services.cancellation.future):
+            # 2. Once more, as another build may have made the step meanwhile; then in the remote caches.
+            entry = self._look_up(step, key, fresh=fresh)
+            if entry is None:
+                entry = self._import(step, key, fresh=fresh)
             if entry is not None:
                 return SolvedStep((key,), entry)
+            # 3. The key by content, which reads files, in the store and in the remote caches.
             observed = step.content_key()
             if observed is None:
                 return self._make(step, (key,), in_image=in_image)
-            other = step_key(observed, self._job)
-            entry = self._look_up(step, other, fresh=fresh) or self._imported(step, other, fresh=fresh)
+            content_key = step_key(observed, self._job)
+            entry = self._look_up(step, content_key, fresh=fresh)
             if entry is None:
-                return self._make(step, (key, other), in_image=in_image)
-            if not entry.foreign:
-                cache.put_entry(self._store, key.here, entry, step.text)
-            return SolvedStep((key, other), entry)
+                entry = self._import(step, content_key, fresh=fresh)
+            if entry is None:
+                return self._make(step, (key, content_key), in_image=in_image)
+            if not entry.imported:
+                cache.put_entry(self._store, key.local, entry, step.text)
+            return SolvedStep((key, content_key), entry)
 
     def layer(self, step: Step, found: SolvedStep, *, in_image: bool) -> Layer:
         """Return the layer of ``found`` and add it to ``steps``."""
         entry, layer = found.entry, found.made
-        self._inputs.found(found.keys[0].here, entry)
+        self._inputs.found(found.keys[0].local, entry)
         held = layer is not None or cache.is_available(self._store, entry.layer)
         again = not held and step.by_content and self._is_ours(entry)
         if layer is None:
@@ -135,14 +142,14 @@ class StepCache:
             layer = self._services.layers.from_result(entry.layer, entry.created, entries, _below(step))
             if in_image and self._is_ours(entry):
                 self._image.layer(layer)
-        promised = not held and not again
-        self.steps += [CachedStep(each.outside, entry, layer, in_image, promised) for each in found.keys]
+        deferred = not held and not again
+        self.steps += [CachedStep(each.remote, entry, layer, in_image, deferred) for each in found.keys]
         return layer
 
     def _look_up(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
         """Return the store's entry for ``key`` if it is usable: its layer is available or can be computed again."""
         asked = [each.name for each in self._job.options.cache_from]
-        found = cache.get_entry(self._store, key.here) or cache.get_imported_entry(self._store, key.outside, asked)
+        found = cache.get_entry(self._store, key.local) or cache.get_imported_entry(self._store, key.remote, asked)
         if found is None:
             return None
         ours = self._is_ours(found)
@@ -150,26 +157,26 @@ class StepCache:
             return found
         return found if (ours or not fresh) and cache.is_usable(self._store, found.layer) else None
 
-    def _imported(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
+    def _import(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
         """Look ``key`` up in the remote caches, and record the entry for builds that use the same cache."""
         store = self._store
         if fresh or not self._job.options.cache_from:
             return None
-        found = self._services.remote_caches().find(key.outside)
-        debug.log("outside cache look-up", key=key.outside, found="no" if found is None else found[1].name)
+        found = self._services.remote_caches().find(key.remote)
+        debug.log("remote cache look-up", key=key.remote, found="no" if found is None else found[1].name)
         if found is None:
             return None
-        entry, place = found
+        entry, source = found
         name = entry.name
-        outcome = CacheEntry(entry.result, entry.created, foreign=name, place=place.name)
+        outcome = CacheEntry(entry.result, entry.created, imported=name, source=source.name)
         known = cache.get_layer_info(store, name)
         if entry.blob is None:
-            cache.put_layer_info(store, name, replace(known, promised=True))
+            cache.put_layer_info(store, name, replace(known, deferred=True))
         else:
             blobs = (*(each for each in known.blobs if each.kind != entry.blob.kind), entry.blob)
-            caches = tuple(dict.fromkeys((*known.caches, place.location)))
+            caches = tuple(dict.fromkeys((*known.caches, source.location)))
             cache.put_layer_info(store, name, cache.LayerInfo(entry.diff_id, blobs, entry.machines, caches))
-        cache.put_imported_entry(store, key.outside, place.name, outcome, step.text)
+        cache.put_imported_entry(store, key.remote, source.name, outcome, step.text)
         return outcome
 
     def _make(self, step: Step, known: tuple[StepKey, ...], *, in_image: bool) -> SolvedStep:
@@ -184,7 +191,7 @@ class StepCache:
             # Now, while the files of the context are those of the key.
             self._services.background.submit(layer.snapshot)
         for each in known:
-            cache.put_entry(self._store, each.here, entry, step.text)
+            cache.put_entry(self._store, each.local, entry, step.text)
         return SolvedStep(known, entry, layer)
 
     def _is_ours(self, found: CacheEntry) -> bool:

@@ -106,8 +106,8 @@ class Inputs:
         checked."""
         with self._lock:
             self._steps[key] = protocol.FoundStep(key, outcome.result, outcome.created)
-        if outcome.foreign:
-            self.add("step from an outside cache")
+        if outcome.imported:
+            self.add("step from a remote cache")
 
     def record(self) -> protocol.DependencyRecord | None:
         """Return the dependency record of the result; None if the result is not cacheable, or the record is too
@@ -146,7 +146,7 @@ def _is_found(step: protocol.FoundStep, store: Store) -> bool:
     found = cache.get_entry(store, step.key)
     return (
         found is not None
-        and (found.result, found.created, found.foreign) == (step.result, step.created, "")
+        and (found.result, found.created, found.imported) == (step.result, step.created, "")
         and cache.is_usable(store, found.layer)
     )
 

@@ -59,10 +59,10 @@ class StepMount(Protocol):
         from."""
         ...
 
-    def open(self, stack: ExitStack, places: tuple[str, ...]) -> Mount | None:
+    def open(self, stack: ExitStack, sources: tuple[str, ...]) -> Mount | None:
         """Return the mount for the sandbox; None for none. What has to be closed after the step is added to ``stack``.
 
-        ``places`` are the remote caches that the files of the step rest on.
+        ``sources`` are the remote caches that the files of the step rest on.
         """
         ...
 
@@ -74,7 +74,7 @@ class Mounts(msgspec.Struct, frozen=True):
     secrets: tuple[SecretValue, ...]
     agent: str
     """The path of the first SSH agent's socket, for SSH_AUTH_SOCK; "" without one."""
-    places: tuple[str, ...]
+    sources: tuple[str, ...]
     """The remote caches that the files of the stage and of the mounts rest on."""
 
     @property
@@ -92,13 +92,13 @@ class Mounts(msgspec.Struct, frozen=True):
     def _rests_on(self) -> tuple[Name, ...]:
         """The remote caches whose directories the cache mounts are."""
         caches = any(isinstance(each, CacheMount) for each in self.mounts)
-        return (treename.by_content("", self.places),) if caches else ()
+        return (treename.by_content("", self.sources),) if caches else ()
 
     @contextmanager
     def mounted(self) -> Iterator[tuple[Mount, ...]]:
         """Open the mounts while the block runs."""
         with ExitStack() as stack:
-            opened = [each.open(stack, self.places) for each in self.mounts]
+            opened = [each.open(stack, self.sources) for each in self.mounts]
             yield tuple(each for each in opened if each is not None)
 
     def variables(self) -> tuple[tuple[str, str], ...]:
@@ -164,8 +164,8 @@ class MountPlanner(msgspec.Struct, frozen=True):
         if script is not None:
             data, name = script.content.encode(), script.file()
             mounts.append(Fixed(("script", name, data), SecretFile(f"{SCRIPTS}/{name}", data, mode=0o755)))
-        places = treename.places((state.tree, *(each.key for each in mounts)))
-        return Mounts(tuple(mounts), tuple(secrets), next(iter(agents), ""), places)
+        sources = treename.sources((state.tree, *(each.key for each in mounts)))
+        return Mounts(tuple(mounts), tuple(secrets), next(iter(agents), ""), sources)
 
     def _bind(self, origin: Origin, wanted: Wanted, target: str, input_: Input) -> BindMount:
         files, contents = self.origins.files(origin), self.memory.contents
@@ -232,7 +232,7 @@ class Fixed(msgspec.Struct, frozen=True):
     def by_content(self) -> Observed:
         return self.key
 
-    def open(self, _stack: ExitStack, _places: tuple[str, ...]) -> Mount:
+    def open(self, _stack: ExitStack, _sources: tuple[str, ...]) -> Mount:
         return self.mount
 
 
@@ -266,10 +266,10 @@ class BindMount(msgspec.Struct, frozen=True):
         there = tree.lstat(tree.resolve(os.fsencode(self.path))) is not None
         whole = CopySource(tree, self.path, wildcards=False, contents=False)
         text = self.contents.select(whole).name() if there else ""
-        name = treename.by_content(text, treename.places(self.identity))
+        name = treename.by_content(text, treename.sources(self.identity))
         return "bind", self.target, self.path, name, self.readonly
 
-    def open(self, stack: ExitStack, _places: tuple[str, ...]) -> Mount:
+    def open(self, stack: ExitStack, _sources: tuple[str, ...]) -> Mount:
         parents, inside = self.files.snapshots(), self.path
         if parents is None:
             snapshot, inside = _materialised(self.contents, _shown(self.files, self.path, self.input_), self.made_ns)
@@ -331,13 +331,13 @@ class CacheMount(msgspec.Struct, frozen=True):
     def by_content(self) -> Observed:
         return self.key
 
-    def open(self, stack: ExitStack, places: tuple[str, ...]) -> Mount:
+    def open(self, stack: ExitStack, sources: tuple[str, ...]) -> Mount:
         from executor.store import cachemounts  # when such a step runs
 
-        whose = f" told by {', '.join(places)}" if places else ""
+        whose = f" told by {', '.join(sources)}" if sources else ""
         held = cachemounts.acquire(
             self.contents.store,
-            self._identity + self._filled + self.seed.here + whose,
+            self._identity + self._filled + self.seed.local + whose,
             self.wanted.sharing or "shared",
             populate=self._populate,
             cancel=self.contents.cancellation.future,
@@ -399,7 +399,7 @@ class SshMount(msgspec.Struct, frozen=True):
     def by_content(self) -> Observed:
         return self.key
 
-    def open(self, stack: ExitStack, _places: tuple[str, ...]) -> Mount | None:
+    def open(self, stack: ExitStack, _sources: tuple[str, ...]) -> Mount | None:
         if self.conversation.ask(AskAgent(self._name)) is None:
             if self.wanted.required:
                 raise BuildError(
@@ -452,12 +452,12 @@ class SecretMount(msgspec.Struct, frozen=True):
     def by_content(self) -> Observed:
         return self.key
 
-    def open(self, _stack: ExitStack, _places: tuple[str, ...]) -> Mount | None:
+    def open(self, _stack: ExitStack, _sources: tuple[str, ...]) -> Mount | None:
         if self.secret.wanted.env is not None and not self.target:
             return None
         data = self.secret.value()
-        place = self.target or f"/run/secrets/{os.path.basename(self._name)}"
-        return None if data is None else SecretFile(place, data, *self._metadata)
+        path = self.target or f"/run/secrets/{os.path.basename(self._name)}"
+        return None if data is None else SecretFile(path, data, *self._metadata)
 
     @property
     def _name(self) -> str:

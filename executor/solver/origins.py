@@ -107,7 +107,7 @@ class Origins(msgspec.Struct, frozen=True):
         entries = plan.finish()
         result = contents.name(entries)
         layer = self.services.layers.from_result(result, caching.now(), entries, ())
-        return replace(empty, layers=(layer,), tree=treename.name(keys.key("tree", empty.tree.here, result)))
+        return replace(empty, layers=(layer,), tree=treename.name(keys.key("tree", empty.tree.local, result)))
 
 
 def _from_base(platform: Platform, found: Base) -> State:

@@ -200,8 +200,8 @@ class DirectoryCache:
         self._write(record, io.BytesIO(msgspec.json.encode(entry)).read)
 
     def fetch_blob(self, entry: Descriptor, store: Store) -> None:
-        place = "/".join(("blobs", *map(component, check_digest(entry.digest).split(":"))))
-        with regular.open_below(self._path, place) as file, blobs.resume(store, entry.digest) as ingest:
+        path = "/".join(("blobs", *map(component, check_digest(entry.digest).split(":"))))
+        with regular.open_below(self._path, path) as file, blobs.resume(store, entry.digest) as ingest:
             file.seek(ingest.resume_offset)
             while block := file.read(1 << 20):
                 ingest.write(block)
@@ -309,21 +309,21 @@ class RemoteCaches:
 
     def find(self, key: str) -> tuple[RemoteCacheEntry, RemoteCache] | None:
         """Return the entry for ``key`` in the first cache that has it. A cache that fails is not used any more."""
-        for place in self._sources:
-            if place in self._unusable:
+        for source in self._sources:
+            if source in self._unusable:
                 continue
-            if place.name not in self._asked:
-                self._asked.add(place.name)
-                self._inputs.add("outside cache")
+            if source.name not in self._asked:
+                self._asked.add(source.name)
+                self._inputs.add("remote cache")
             try:
-                entry = place.find(key)
+                entry = source.find(key)
             except (KanifoldError, OSError) as error:
-                self._give_up((place,), error, _UNREAD)
+                self._give_up((source,), error, _UNREAD)
                 continue
             if entry is not None:
-                self._helped.add(place.name)
+                self._helped.add(source.name)
             if entry is not None and self._forgotten.isdisjoint((entry.result, entry.name)) and self._is_young(entry):
-                return entry, place
+                return entry, source
         return None
 
     def complain(self) -> None:
@@ -337,13 +337,13 @@ class RemoteCaches:
 
     def put(self, entry: RemoteCacheEntry, store: Store) -> None:
         """Add ``entry`` to all caches to export to."""
-        for place in self._targets:
-            if place in self._unusable:
+        for target in self._targets:
+            if target in self._unusable:
                 continue
             try:
-                place.put(entry, store)
+                target.put(entry, store)
             except (KanifoldError, OSError) as error:
-                self._give_up((place,), error, "its cache is not written")
+                self._give_up((target,), error, "its cache is not written")
 
     def lost(self, name: str, error: Exception) -> None:
         """Record that the cache ``name`` could not provide the layer of an entry: it is not used any more."""
@@ -354,9 +354,9 @@ class RemoteCaches:
         used."""
         self._forgotten.add(result)
 
-    def _give_up(self, places: Sequence[RemoteCache], error: Exception, so: str) -> None:
-        self._unusable.update(places)
-        for name in {each.name for each in places}:
+    def _give_up(self, caches: Sequence[RemoteCache], error: Exception, so: str) -> None:
+        self._unusable.update(caches)
+        for name in {each.name for each in caches}:
             if (name, so) not in self._warned:  # a reference is used in two ways, and by many threads
                 self._warned.add((name, so))
                 self._warn(Problem("CacheUnusable", f"the cache {name} cannot be used, {so}", why=str(error)))
@@ -385,7 +385,9 @@ def at(location: protocol.CacheLocation, client: Lazy[Client]) -> RemoteCache:
             assert_never(location)
 
 
-def places(job: protocol.Job, client: Lazy[Client]) -> tuple[tuple[RemoteCache, ...], tuple[RemoteCache, ...]]:
+def sources_and_targets(
+    job: protocol.Job, client: Lazy[Client]
+) -> tuple[tuple[RemoteCache, ...], tuple[RemoteCache, ...]]:
     """Return the caches of ``job`` to import from, and those to export to."""
     sources: list[RemoteCache] = []
     for each in job.options.cache_from:

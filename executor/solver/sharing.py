@@ -32,7 +32,7 @@ def share(job: protocol.Job, services: Services, steps: Sequence[CachedStep]) ->
 
 def entries_of(job: protocol.Job, steps: Sequence[CachedStep], *, whole: bool) -> list[RemoteCacheEntry]:
     """Return ``steps`` as entries of a remote cache. The layers of entries that have one are in the store."""
-    return [_entry(job, each, with_layer=not each.promised and (whole or each.in_image)) for each in steps]
+    return [_entry(job, each, with_layer=not each.deferred and (whole or each.in_image)) for each in steps]
 
 
 def _entry(job: protocol.Job, step: CachedStep, *, with_layer: bool) -> RemoteCacheEntry:

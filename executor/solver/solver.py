@@ -210,7 +210,7 @@ class Solver:
         return replace(
             states.noted(step.state, step.text, layer=True, created=found.entry.created),
             layers=(*state.layers, layer),
-            tree=treename.above(state.tree, found.entry, found.keys[0].places),
+            tree=treename.above(state.tree, found.entry, found.keys[0].sources),
         )
 
     def _step(self, stage: Stage, number: int, state: State, instruction: Instruction) -> Step:

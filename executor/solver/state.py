@@ -103,9 +103,9 @@ class StateBuilder:
         self.env = dict(state.env)
         """What the next instruction is expanded with."""
         self._image_env = list(state.config.env)
-        self._places: dict[str, list[int]] = {}
-        for place, (name, _) in enumerate(self._image_env):
-            self._places.setdefault(name, []).append(place)
+        self._positions: dict[str, list[int]] = {}
+        for position, (name, _) in enumerate(self._image_env):
+            self._positions.setdefault(name, []).append(position)
         self._labels = dict(state.config.labels)
         self._ports = set(state.config.exposed_ports)
         self._volumes = set(state.config.volumes)
@@ -183,11 +183,11 @@ class StateBuilder:
     def _env(self, step: dockerfile.Env) -> None:
         for key, value in step.pairs:
             self.env[key] = value
-            if key not in self._places:
-                self._places[key] = [len(self._image_env)]
+            if key not in self._positions:
+                self._positions[key] = [len(self._image_env)]
                 self._image_env.append((key, value))
-            for place in self._places[key]:
-                self._image_env[place] = (key, value)
+            for position in self._positions[key]:
+                self._image_env[position] = (key, value)
         self._noted("ENV " + " ".join(f"{key}={value}" for key, value in step.pairs))
 
     def _arg(self, step: dockerfile.Arg, given: Mapping[str, str], outer: Mapping[str, str], escape: str) -> None:

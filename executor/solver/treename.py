@@ -17,10 +17,10 @@ from executor.solver.keys import Part
 class Name(msgspec.Struct, frozen=True):
     """A file system, for keys: equal names, equal files."""
 
-    here: str
-    outside: str
+    local: str
+    remote: str
     """In keys of remote caches."""
-    places: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     """The remote caches that the name rests on, sorted."""
 
 
@@ -33,45 +33,45 @@ def name(text: str) -> Name:
     return Name(text, text)
 
 
-def above(below: Name, outcome: CacheEntry, places: tuple[str, ...]) -> Name:
+def above(below: Name, outcome: CacheEntry, sources: tuple[str, ...]) -> Name:
     """Return the name of ``below`` with the layer of ``outcome`` added, whose key rests on the remote caches
-    ``places``."""
+    ``sources``."""
     return Name(
-        keys.key("tree", below.here, outcome.layer),
-        keys.key("tree", below.outside, outcome.result),
-        united(below.places, places, (outcome.place,) if outcome.place else ()),
+        keys.key("tree", below.local, outcome.layer),
+        keys.key("tree", below.remote, outcome.result),
+        united(below.sources, sources, (outcome.source,) if outcome.source else ()),
     )
 
 
-def by_content(text: str, places: tuple[str, ...]) -> Name:
-    """Return the name of files that are identified by their content ``text`` but rest on the remote caches ``places``.
+def by_content(text: str, sources: tuple[str, ...]) -> Name:
+    """Return the name of files that are identified by their content ``text`` but rest on the remote caches ``sources``.
 
     The content was read here. Other metadata, such as times, may come from a remote cache.
     """
-    return Name(keys.key("content", text, places) if places else text, text, places)
+    return Name(keys.key("content", text, sources) if sources else text, text, sources)
 
 
-def here(observed: Observed) -> Part:
+def local(observed: Observed) -> Part:
     """Return ``observed`` for a key of this store."""
     if isinstance(observed, Name):
-        return observed.here
-    return tuple(map(here, observed)) if isinstance(observed, tuple) else observed
+        return observed.local
+    return tuple(map(local, observed)) if isinstance(observed, tuple) else observed
 
 
-def outside(observed: Observed) -> Part:
+def remote(observed: Observed) -> Part:
     """Return ``observed`` for a key of remote caches."""
     if isinstance(observed, Name):
-        return observed.outside
-    return tuple(map(outside, observed)) if isinstance(observed, tuple) else observed
+        return observed.remote
+    return tuple(map(remote, observed)) if isinstance(observed, tuple) else observed
 
 
-def places(observed: Observed) -> tuple[str, ...]:
+def sources(observed: Observed) -> tuple[str, ...]:
     """Return the remote caches that ``observed`` rests on."""
     if isinstance(observed, Name):
-        return observed.places
-    return united(*map(places, observed)) if isinstance(observed, tuple) else ()
+        return observed.sources
+    return united(*map(sources, observed)) if isinstance(observed, tuple) else ()
 
 
 def united(*every: tuple[str, ...]) -> tuple[str, ...]:
     """Return the union of ``every``, sorted."""
-    return tuple(sorted({place for each in every for place in each}))
+    return tuple(sorted({source for each in every for source in each}))

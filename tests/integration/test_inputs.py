@@ -151,5 +151,5 @@ def test_a_step_by_the_word_of_an_outside_cache_is_not_cacheable() -> None:
     inputs = Inputs()
     inputs.found("1" * 64, CacheEntry("r", "2000-01-01T00:00:00Z"))
     assert inputs.record() is not None
-    inputs.found("2" * 64, CacheEntry("s", "2000-01-01T00:00:00Z", foreign="f", place="cache"))
+    inputs.found("2" * 64, CacheEntry("s", "2000-01-01T00:00:00Z", imported="f", source="cache"))
     assert inputs.record() is None
