@@ -1,4 +1,4 @@
-"""What the user says about registries: which are insecure, mirrored, certified by a private authority.
+"""The user's settings of registries: insecure ones, mirrors, certificates, token services, timeouts.
 
 The file is YAML, ``$KANIFOLD_REGISTRIES``, else ``$XDG_CONFIG_HOME/kanifold/registries.yaml``; its keys are registries:
 
@@ -15,7 +15,7 @@ The file is YAML, ``$KANIFOLD_REGISTRIES``, else ``$XDG_CONFIG_HOME/kanifold/reg
 
 Docker's ``certs.d`` directories (``/etc/docker``, ``/etc/containers``, ``~/.config/containers``) are read as well.
 
-Registries on this machine (localhost, 127.0.0.0/8, ::1) are spoken to in plain HTTP unless ``tls``, ``insecure`` or a
+Registries on this machine (localhost, 127.0.0.0/8, ::1) are accessed by plain HTTP unless ``tls``, ``insecure`` or a
 certificate is set for them: Docker tries HTTPS first and falls back, which spends a failed handshake on what is nearly
 always a registry without TLS. An insecure one, here or elsewhere, is tried with TLS first.
 """

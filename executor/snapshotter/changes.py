@@ -68,7 +68,7 @@ class Baseline(msgspec.Struct, frozen=True):
 
 
 class _Row(Place):
-    """A directory on the way of the comparison."""
+    """A directory on the current path of the comparison."""
 
     found: dict[bytes, os.stat_result] = msgspec.field(default_factory=dict)
     before: dict[bytes, bytes] = msgspec.field(default_factory=dict)

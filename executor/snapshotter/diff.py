@@ -203,7 +203,7 @@ def same(entry: Entry, old: Entry) -> bool:
 
 
 class _Directory(Place):
-    """A directory on the way of the scan."""
+    """A directory on the current path of the scan."""
 
     below: Directories = ()
     hiding: bool = False
@@ -233,7 +233,7 @@ def xattrs_of(host: bytes, status: os.stat_result) -> Xattrs:
 
 
 def read(path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> Entry | None:
-    """What is at ``host``, as an entry ``path``, whatever is recorded of it; None for a socket."""
+    """Return the file at ``host`` as an entry ``path``, without its record; None for a socket."""
     kind = KIND_OF_MODE.get(stat.S_IFMT(status.st_mode))
     if kind is None:
         return None

@@ -1,4 +1,4 @@
-"""Entries to a directory that overlayfs can use as a lower directory: what a COPY becomes when a step looks at it.
+"""Writes entries to a directory that overlayfs can use as a lower directory, such as those of a COPY for a later RUN.
 
 File contents are shared with their sources where the file system can (reflinks), else copied inside the kernel; holes
 stay holes.
@@ -87,7 +87,7 @@ def finish(
 
 
 class _TreeCopier:
-    """Fills files from their sources, remembering what the file systems cannot do."""
+    """Fills files from their sources; remembers which ways of copying the file systems do not support."""
 
     entry = Entry(b"", Kind.DIRECTORY)
 

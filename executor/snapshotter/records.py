@@ -87,7 +87,7 @@ def write(directory: str, records: Collection[Record]) -> None:
 
 
 def rewrite(directory: str, records: Collection[Record]) -> None:
-    """Write down ``records`` beside ``directory``, a step's own root, in place of those that there are."""
+    """Replace the records of ``directory``, a step's own root, by ``records``."""
     beside = _beside(directory)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(beside)
@@ -102,7 +102,7 @@ def applied(entry: Entry, record: Record | None) -> Entry:
 
 
 def applied_as_seen(entry: Entry, record: Record | None) -> Entry:
-    """The same of what a step sees, in an overlay mount or a plain directory: attributes have the names they say."""
+    """As ``applied``, for what a step sees (an overlay mount or plain directory): attributes have their names."""
     kept = tuple(each for each in entry.xattrs if not each[0].startswith((PRIVATE_XATTR, _TRUSTED)))
     return _with(entry if kept == entry.xattrs else replace(entry, xattrs=kept), record)
 
@@ -126,7 +126,7 @@ def own(entry: Entry) -> Entry:
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """Gives entries with what is recorded of their paths (``rootfs.tree.Meaning``)."""
+    """Applies the records of their paths to entries (``rootfs.tree.Meaning``)."""
 
     of: Callable[[bytes], Record | None]
     how: Callable[[Entry, Record | None], Entry] = applied
