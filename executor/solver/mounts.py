@@ -200,7 +200,9 @@ class MountPlanner(msgspec.Struct, frozen=True):
             found = self.memory.contents.select(_shown(files, "/", input_))
             seed = treename.name(keys.key("files", found.name()))
         name = builtin_args.cache_name(self.job.build_args, wanted.id or target)
-        return CacheMount(self.memory.contents, self.made_ns, name, files, input_, wanted, target, seed)
+        metadata = wanted.uid or 0, wanted.gid or 0, 0o755 if wanted.mode is None else wanted.mode
+        identity = CacheIdentity(name, metadata, None if files is None else wanted.source or "/", seed)
+        return CacheMount(self.memory.contents, self.made_ns, identity, files, input_, wanted, target)
 
     def _ssh(self, wanted: Wanted, target: str, input_: Input) -> SshMount:
         conversation, given = self.services.conversation, None
@@ -305,28 +307,59 @@ def _materialised(contents: Contents, source: CopySource, made_ns: int) -> tuple
 # -- cache ----------------------------------------------------------------------------------------------------------
 
 
-class CacheMount(msgspec.Struct, frozen=True):
-    """A cache directory in the store.
+class CacheIdentity(msgspec.Struct, frozen=True):
+    """What a cache directory is known by: mounts with equal ones share a directory."""
 
-    Steps whose files rest on remote caches have cache directories of their own: what they write is seen only by steps
-    that rest on the same remote caches.
-    """
+    name: str
+    """The id, with the namespace of the build."""
+    metadata: tuple[int, int, int]
+    """Owner, group and mode of the directory."""
+    path: str | None
+    """The path in the mount's source that the initial content is copied from; None if a new directory is empty."""
+    seed: Name
+    """The name of the source's files."""
+
+    @property
+    def key(self) -> tuple[str, str, Name]:
+        """The identity's part of the step's cache key."""
+        named = self.name if self.metadata == (0, 0, 0o755) else "{} ({}:{} {:o})".format(self.name, *self.metadata)
+        return named, f" from {self.path} of " if self.path is not None else "", self.seed
+
+    def directory_id(self, sources: tuple[str, ...]) -> str:
+        """Return the id under which the store has the directory (``cachemounts.acquire``), for a step whose files rest
+        on the remote caches ``sources``.
+
+        The directory is shared by all steps that get this id, and no digest covers what they write there. So it has to
+        contain all that a step must agree on with the others:
+
+        - the name, which has the namespace of the build;
+        - owner, group and mode, which only the first step sets;
+        - where the initial content is from, by its name in this store: a remote cache may state a false result, which
+          must not fill the directory of steps that do not import from it;
+        - the remote caches: who can write to one can choose the programs of steps above its layers. What these leave in
+          the directory is seen only by steps that rest on the same remote caches, as their ids end with these.
+
+        The format is that of existing stores. With other ids they would lose their directories.
+        """
+        named, filled, seed = self.key
+        return named + filled + seed.local + (f" told by {', '.join(sources)}" if sources else "")
+
+
+class CacheMount(msgspec.Struct, frozen=True):
+    """A cache directory in the store."""
 
     contents: Contents
     made_ns: int
-    name: str
-    """The id, with the namespace of the build."""
+    identity: CacheIdentity
     files: FileSource | None
     """The initial content of a new directory."""
     input_: Input
     wanted: Wanted
     target: str
-    seed: Name
-    """The name of ``files``, for keys."""
 
     @property
     def key(self) -> Observed:
-        return "cache", self.target, self._identity, self._filled, self.seed, self.wanted.readonly
+        return "cache", self.target, *self.identity.key, self.wanted.readonly
 
     def by_content(self) -> Observed:
         return self.key
@@ -334,32 +367,15 @@ class CacheMount(msgspec.Struct, frozen=True):
     def open(self, stack: ExitStack, sources: tuple[str, ...]) -> Mount:
         from executor.store import cachemounts  # when such a step runs
 
-        whose = f" told by {', '.join(sources)}" if sources else ""
         held = cachemounts.acquire(
             self.contents.store,
-            self._identity + self._filled + self.seed.local + whose,
+            self.identity.directory_id(sources),
             self.wanted.sharing or "shared",
             populate=self._populate,
             cancel=self.contents.cancellation.future,
         )
-        uid, gid, _ = self._metadata
+        uid, gid, _ = self.identity.metadata
         return Bind(stack.enter_context(held), self.target, readonly=self.wanted.readonly, owner=(uid, gid))
-
-    @property
-    def _metadata(self) -> tuple[int, int, int]:
-        """Owner, group and mode of the directory."""
-        wanted = self.wanted
-        return wanted.uid or 0, wanted.gid or 0, 0o755 if wanted.mode is None else wanted.mode
-
-    @property
-    def _identity(self) -> str:
-        """The name of the directory: the id, and the owner and mode if these are not the defaults."""
-        metadata = self._metadata
-        return self.name if metadata == (0, 0, 0o755) else "{} ({}:{} {:o})".format(self.name, *metadata)
-
-    @property
-    def _filled(self) -> str:
-        return f" from {self.wanted.source or '/'} of " if self.files is not None else ""
 
     def _populate(self, directory: str) -> None:
         """Write the initial content, owner and mode of a new ``directory``."""
@@ -369,7 +385,7 @@ class CacheMount(msgspec.Struct, frozen=True):
             plan = copying.CopyPlan(None, self.contents.directory, self.made_ns)
             copying.copy(plan, source, "/", copying.CopyOptions())
             materialise.materialise(plan.finish(), directory)
-        uid, gid, mode = self._metadata
+        uid, gid, mode = self.identity.metadata
         try:
             os.chown(directory, uid, gid)
         except OSError as error:

@@ -73,7 +73,7 @@ class RemoteCacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
         """Return the name of the layer in the store: not ``result``, which a local step may have.
 
         It is derived from everything that the store records of the layer according to this entry, so entries do not
-        affect each other.
+        affect each other. The word in the key is that of existing stores.
         """
         blob = None if self.blob is None else (self.blob.kind, self.blob.digest, self.blob.size)
         machines = tuple((each.name, each.count, each.paths) for each in self.machines)

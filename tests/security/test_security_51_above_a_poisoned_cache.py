@@ -138,7 +138,7 @@ def test_a_build_that_asks_the_same_cache_again_finds_its_own_steps(
 
 
 @pytest.mark.parametrize("first", ["the honest build", "the poisoned build"])
-def test_neither_other_platforms_nor_answers_from_memory_are_reached(
+def test_neither_other_platforms_nor_cached_results_are_reached(
     kanifold: Kanifold, context: Context, busybox: Base, registry: str, read: Reader, tmp_path: Path, first: str
 ) -> None:
     """Platforms share what COPY makes; a build that is pushed again is answered without an executor."""
