@@ -164,7 +164,7 @@ class PreforkServer:
                 os.close(fd)
         self._reap()
         for pid in filter(None, (*pids, self.registries.pid)):
-            with contextlib.suppress(ChildProcessError):  # whoever has acquired an executor has waited for its process
+            with contextlib.suppress(ChildProcessError):  # those of acquired executors were waited for
                 os.waitpid(pid, 0)
         self._packets.close()
 

@@ -147,7 +147,7 @@ class Channel(Generic[M]):
             if not isinstance(message, Reply):
                 yield message
             elif (found := self._waiting.pop(message.number, None)) is None:
-                continue  # whoever called has been told that this is the end
+                continue  # the callers were told of the end
             elif message.problem is None:
                 found.set_result(message.value)
             else:

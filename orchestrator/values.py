@@ -106,7 +106,7 @@ def build_args(texts: Iterable[str], flag: str) -> tuple[tuple[str, str], ...]:
     """Parse ``NAME[=VALUE]``; without a value, the environment variable's, if it is set."""
     from orchestrator import epoch
 
-    # What reproducible builds agree on is a build arg by itself, as with buildx.
+    # SOURCE_DATE_EPOCH of the environment is a build argument, as in buildx.
     found = {epoch.NAME: os.environ[epoch.NAME]} if os.environ.get(epoch.NAME) else {}
     for text in texts:
         name, equals, value = text.partition("=")

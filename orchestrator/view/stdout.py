@@ -1,4 +1,4 @@
-"""Printing lines and JSON on stdout, safe for terminals and CI systems whoever has written the text."""
+"""Prints lines and JSON to stdout; untrusted text is made safe for terminals and CI systems."""
 
 from __future__ import annotations
 
