@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from queue import SimpleQueue
 from types import FrameType
 from typing import Final
 
@@ -26,26 +27,29 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 def open_context(settings: RegistrySettings, display: Display) -> Iterator[CommandContext]:
     """Open registry clients with ``settings``. A signal interrupts their requests at once."""
     cancelled = threading.Event()
-    before = [signal.signal(each, partial(_stop, cancelled)) for each in _SIGNALS]
+    ending: SimpleQueue[None] = SimpleQueue()
+    before = [signal.signal(each, partial(_stop, ending)) for each in _SIGNALS]
     client = Client(settings, auth.docker_keychain(), cancel=cancelled, tell=partial(_tell, display))
-    # Not in the signal's handler: closing takes locks that the thread which is interrupted may hold.
-    closing = threading.Thread(target=_close, args=(cancelled, client), name="cancel", daemon=True)
+    # Not in the signal's handler: events and connections have locks that the thread which is interrupted may hold, a
+    # handler that a second signal interrupts among them. Only the queue's put is reentrant (queue, "SimpleQueue").
+    closing = threading.Thread(target=_close, args=(ending, cancelled, client), name="cancel", daemon=True)
     closing.start()
     try:
         yield CommandContext(client, cancelled, display.emit)
     finally:
         for number, handler in zip(_SIGNALS, before, strict=True):
             signal.signal(number, handler)
-        cancelled.set()
+        ending.put(None)
         closing.join()
 
 
-def _stop(cancelled: threading.Event, _number: int, _frame: FrameType | None) -> None:
+def _stop(ending: SimpleQueue[None], _number: int, _frame: FrameType | None) -> None:
+    ending.put(None)
+
+
+def _close(ending: SimpleQueue[None], cancelled: threading.Event, client: Client) -> None:
+    ending.get()
     cancelled.set()
-
-
-def _close(cancelled: threading.Event, client: Client) -> None:
-    cancelled.wait()
     client.close()
 
 

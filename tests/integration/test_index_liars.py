@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,8 +14,11 @@ import pytest
 from registry_server import Asked, MemoryRegistry, Said, Served, digest_of, error, served
 from small_images import CONFIG, EMPTY, INDEX, LAYER, MANIFEST, REF_NAME, Images
 
+from executor.registry.registry_settings import RegistrySettings
 from orchestrator.cli import cli
 from orchestrator.index import manifest_graph
+from orchestrator.index.command_context import open_context
+from orchestrator.view.display import open_display
 from platforms.errors import ArchiveError, KanifoldError, RegistryError, UsageError
 
 Run = Callable[..., str]
@@ -710,3 +714,15 @@ def test_a_referrer_of_an_unknown_kind_is_named_with_what_leaves_it_out(run: Run
         run("copy", f"{here.host}/app:1", f"{there.host}/app:1")
     assert "--no-referrers" in caught.value.problem.remedy
     assert run("copy", f"{here.host}/app:1", f"{there.host}/app:1", "--no-referrers").strip() == image["digest"]
+
+
+def test_a_second_signal_does_not_wait_for_what_the_first_is_about() -> None:
+    with open_display("quiet") as display, open_context(RegistrySettings(), display) as context:
+        handler = signal.getsignal(signal.SIGTERM)
+        assert callable(handler)
+        with context.cancelled._cond:  # type: ignore[attr-defined]  # which is held for a moment while the event is set
+            second = threading.Thread(target=handler, args=(signal.SIGTERM, None), daemon=True)
+            second.start()
+            second.join(5)
+            assert not second.is_alive()
+        assert context.cancelled.wait(5)
