@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, Final
@@ -24,6 +23,7 @@ from executor.registry.layout import (
     open_layout,
     verified,
 )
+from platforms import regular
 from platforms.errors import ArchiveError
 from platforms.replacing import replacing
 
@@ -73,9 +73,7 @@ def read_archive(path: str) -> Layout:
     Raises ``ArchiveError`` for a file that is no layout or is damaged.
     """
     try:
-        with open(path, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ArchiveError(f"cannot read the image archive {path}", why="it is not a regular file")
+        with regular.open_file(path) as file:  # which does not wait for whoever would write to a FIFO
             places = dict(_members(file, path))
     except OSError as error:
         raise ArchiveError(f"cannot read the image archive {path}", why=error.strerror or str(error)) from error

@@ -19,6 +19,7 @@ from conftest import Base, Kanifold
 from oci_layout import read_image
 
 from executor.image import config
+from executor.registry import oci_archive
 from executor.solver import remote_cache
 from platforms import regular
 from platforms.errors import ArchiveError
@@ -233,3 +234,10 @@ def test_a_moment_of_a_cache_without_a_time_zone_is_no_moment(
     more = ("--cache-from", f"type=local,src={cache}", "--cache-ttl", "1h", "--root", str(tmp_path / "clean"))
     code, said = build(kanifold, folder, *more)
     assert code == 0, said
+
+
+@pytest.mark.parametrize("make", [fifo, device, directory])
+def test_an_image_archive_that_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "image.tar")
+    with pytest.raises(ArchiveError, match="cannot read the image archive"):
+        oci_archive.read_archive(str(tmp_path / "image.tar"))
