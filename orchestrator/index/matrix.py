@@ -53,14 +53,19 @@ class Matrix(msgspec.Struct, frozen=True):
         """Return the command of ``job``."""
         names = [word for tag in self.tags for word in ("-t", tag)]
         return [
-            "kanifold", "build", self.context, "--platform", _list(job.platforms), *names, "--push-by-digest",
-            "--metadata-file", f"{FOLDER}/{job.metadata}", *self.options,
+            "kanifold", "build", _argument(self.context), "--platform", _list(job.platforms), *names,
+            "--push-by-digest", "--metadata-file", f"{FOLDER}/{job.metadata}", *self.options,
         ]  # fmt: skip
 
     def join(self) -> list[str]:
         """Return the command that joins the images of the jobs."""
         names = [word for tag in self.tags for word in ("-t", tag)]
         return ["kanifold", "index", "create", *names, "--metadata", FOLDER, "--platform", _list(self.platforms)]
+
+
+def _argument(context: str) -> str:
+    """Return ``context`` as the argument of a command that does not take it for an option."""
+    return f"./{context}" if context.startswith("-") and context != "-" else context
 
 
 def runners(flags: Sequence[str], variable: str) -> dict[Platform, str]:

@@ -89,6 +89,14 @@ def test_github_gets_one_line_for_strategy_matrix() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("context", "said"), [("--push", "./--push"), ("-o", "./-o"), ("-", "-"), (".", "."), ("https://git.example/a", "")]
+)
+def test_a_context_is_never_an_option_of_the_printed_command(context: str, said: str) -> None:
+    found = Matrix(matrix.jobs(platforms("linux/amd64"), RUNNERS), platforms("linux/amd64"), context, ())
+    assert found.build(found.jobs[0])[2] == (said or context)
+
+
 def test_gitlab_gets_jobs_whose_words_are_quoted() -> None:
     found = yaml.safe_load(matrix.gitlab(made("reg.example/app:1")))
     job = found["build linux-s390x"]
