@@ -126,6 +126,11 @@ class IndexFlags(options.Flags):
         default="auto",
         help="Of the index; auto is Docker's where all manifests are Docker's and nothing is annotated.",
     )
+    os_name = text("--os", metavar="NAME", help="The operating system of the entries that are added or annotated.")
+    arch = text("--arch", metavar="NAME", help="Their architecture.")
+    variant = text("--variant", metavar="NAME", help="Their variant.")
+    os_version = text("--os-version", metavar="VERSION", help="Their system's version.")
+    os_features = texts("--os-features", metavar="LIST", read=values.split, help="Their system's features.")
     dry_run = switch("--dry-run", help="Print the index instead of pushing it.")
     metadata_file = text(
         "--metadata-file",
@@ -249,22 +254,17 @@ def create(sources: tuple[str, ...], **given: Any) -> None:
 @IndexFlags.annotations
 @IndexFlags.duplicate
 @IndexFlags.flatten
-@click.option("--os", "os_name", metavar="NAME", default="", help="The operating system of the new entries.")
-@click.option("--arch", metavar="NAME", default="", help="The architecture of the new entries.")
-@click.option("--variant", metavar="NAME", default="", help="The variant of the new entries.")
-@click.option("--os-version", metavar="VERSION", default="", help="The system's version of the new entries.")
-@click.option("--os-features", metavar="LIST", multiple=True, help="The system's features of the new entries.")
+@IndexFlags.os_name
+@IndexFlags.arch
+@IndexFlags.variant
+@IndexFlags.os_version
+@IndexFlags.os_features
 @IndexFlags.dry_run
 @_written
 def add(
     base: str,
     sources: tuple[str, ...],
     manifests: tuple[str, ...],
-    os_name: str,
-    arch: str,
-    variant: str,
-    os_version: str,
-    os_features: tuple[str, ...],
     **given: Any,
 ) -> None:
     """Add the SOURCEs to INDEX, in its place or under --tag. Without LEVEL an annotation is for the new entries."""
@@ -272,7 +272,7 @@ def add(
     wanted = _inputs(flags, (*sources, *manifests))
     if not wanted:
         raise UsageError("no sources", remedy="kanifold index add INDEX SOURCE…")
-    override = _override(os_name, arch, variant, os_version, os_features)
+    override = _override(flags)
     annotations = annotating.parse(flags.annotations, "manifest-descriptor")
     with _edited(base, flags) as (context, target, standing):
         homes = source_arguments.homes(wanted, (target.name,))
@@ -304,26 +304,22 @@ def remove(base: str, entry: tuple[str, ...], **given: Any) -> None:
 @click.argument("entry", metavar="[DIGEST|PLATFORM]...", nargs=-1)
 @IndexFlags.tags
 @IndexFlags.annotations
-@click.option("--os", "os_name", metavar="NAME", default="", help="The operating system of the entries.")
-@click.option("--arch", metavar="NAME", default="", help="The architecture of the entries.")
-@click.option("--variant", metavar="NAME", default="", help="The variant of the entries.")
-@click.option("--os-version", metavar="VERSION", default="", help="The system's version of the entries.")
-@click.option("--os-features", metavar="LIST", multiple=True, help="The system's features of the entries.")
+@IndexFlags.os_name
+@IndexFlags.arch
+@IndexFlags.variant
+@IndexFlags.os_version
+@IndexFlags.os_features
 @IndexFlags.dry_run
 @_written
 def annotate(
     base: str,
     entry: tuple[str, ...],
-    os_name: str,
-    arch: str,
-    variant: str,
-    os_version: str,
-    os_features: tuple[str, ...],
     **given: Any,
 ) -> None:
     """Annotate INDEX, in its place or under --tag. With entries, by digest or platform, an annotation without LEVEL is
     theirs, and so are the other options."""
-    flags, override = IndexFlags(given), _override(os_name, arch, variant, os_version, os_features)
+    flags = IndexFlags(given)
+    override = _override(flags)
     annotations = annotating.parse(flags.annotations, "manifest-descriptor" if entry else "index")
     if not annotations and override == PlatformOverride():
         raise UsageError("nothing to annotate with", remedy="give --annotation KEY=VALUE")
@@ -541,15 +537,15 @@ def _tag_of(given: RequestedSource) -> str:
     return "latest"
 
 
-def _override(os_name: str, arch: str, variant: str, os_version: str, os_features: Sequence[str]) -> PlatformOverride:
+def _override(flags: IndexFlags) -> PlatformOverride:
     """Return the platform override of ``--os``, ``--arch`` etc. Raises ``UsageError`` for unknown names."""
-    system = system_name(os_name)
-    architecture, usual = architecture_name(arch, variant)
+    system = system_name(flags.os_name)
+    architecture, usual = architecture_name(flags.arch, flags.variant)
     if system and system not in SYSTEMS:
         raise UsageError(f"--os {system[:200]}: there is no such system{hint(system, SYSTEMS)}")
     if architecture and architecture not in ARCHITECTURES:
         raise UsageError(
             f"--arch {architecture[:200]}: there is no such architecture{hint(architecture, ARCHITECTURES)}"
         )
-    features = values.split(os_features, "--os-features")
-    return PlatformOverride(system, architecture, usual if arch else variant, os_version, features)
+    variant = usual if flags.arch else flags.variant
+    return PlatformOverride(system, architecture, variant, flags.os_version, flags.os_features)
