@@ -19,6 +19,7 @@ import ordinary_user
 import pytest
 from oci_layout import Seen, image_manifests, read_image
 from ordinary_user import User
+from registry_server import MemoryRegistry, Served, served
 
 pytest_plugins = ("sandbox_modes",)
 
@@ -104,6 +105,34 @@ def busybox(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Base:
 def debian(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Base:
     """A Debian with a working apt-get, for amd64, arm64 and arm/v7."""
     return _base("debian", registry, tmp_path_factory.mktemp("bases"), bases.DEBIAN_PLATFORMS)
+
+
+@pytest.fixture
+def server(busybox: Base) -> Iterator[tuple[MemoryRegistry, Served]]:
+    """A registry in memory that has the image ``busybox``, and where it is served."""
+    registry = MemoryRegistry()
+    registry.add_layout("busybox", busybox.layout)
+    with served(registry) as found:
+        yield registry, found
+
+
+# -- the store ------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds since the epoch, as the test wants them."""
+
+    def __init__(self) -> None:
+        self.now = 2_000_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock for ``open_store``."""
+    return Clock()
 
 
 # -- the command ----------------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ import msgspec
 import pytest
 from conftest import Kanifold
 from registry_server import MemoryRegistry, Served
-from test_result_cache import World, server, settled, world
+from test_result_cache import World, settled, world
 
 from executor import protocol
 from executor.solver.cache import CacheEntry
 from executor.solver.inputs import Inputs
 
-__all__ = ["server", "settled", "world"]  # fixtures
+__all__ = ["settled", "world"]  # fixtures
 
 HERE = Path(__file__).parent
 SIGNED = protocol.StatSignature("", "f", False, (), "0" * 64)

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from conftest import Base, Kanifold
-from registry_server import Asked, MemoryRegistry, Said, Served, served
-
-
-@pytest.fixture
-def server(busybox: Base) -> Iterator[tuple[MemoryRegistry, Served]]:
-    registry = MemoryRegistry()
-    registry.add_layout("busybox", busybox.layout)
-    with served(registry) as found:
-        yield registry, found
+from conftest import Kanifold
+from registry_server import Asked, MemoryRegistry, Said, Served
 
 
 class World:

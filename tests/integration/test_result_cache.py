@@ -11,14 +11,14 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from conftest import Base, Kanifold
 from git_server import Repository, serving
-from registry_server import MemoryRegistry, Served, served
+from registry_server import MemoryRegistry, Served
 
 
 @dataclass
@@ -43,14 +43,6 @@ class World:
 
     def dockerfile(self, text: str) -> None:
         (self.context / "Dockerfile").write_text(text)
-
-
-@pytest.fixture
-def server(busybox: Base) -> Iterator[tuple[MemoryRegistry, Served]]:
-    registry = MemoryRegistry()
-    registry.add_layout("busybox", busybox.layout)
-    with served(registry) as found:
-        yield registry, found
 
 
 @pytest.fixture

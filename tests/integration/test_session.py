@@ -7,13 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Base
-from registry_server import MemoryRegistry, Served, served
+from registry_server import MemoryRegistry, Served
 
 from executor.protocol import BuildOptions
 from executor.registry.reference import parse as reference
@@ -30,14 +29,6 @@ from platforms.errors import BuildError, UsageError
 from platforms.parsing import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def server(busybox: Base) -> Iterator[tuple[MemoryRegistry, Served]]:
-    registry = MemoryRegistry()
-    registry.add_layout("busybox", busybox.layout)
-    with served(registry) as found:
-        yield registry, found
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import store_check
+from conftest import Clock
 
 from executor.store import blobs, cache_records, cachemounts, garbage_collection, locks, prune, snapshots
 from executor.store.policy import Disk, Policy
@@ -19,21 +20,6 @@ from executor.store.store import Store, open_store
 KIB = 1 << 10
 DAY = 86400.0
 ROOMY = Policy(reserved=0, max_used=1 << 40, min_free=0, keep=60 * DAY)
-
-
-class Clock:
-    """Seconds since the epoch, as the test wants them."""
-
-    def __init__(self) -> None:
-        self.now = 2_000_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

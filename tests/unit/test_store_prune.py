@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Clock
 
 from executor.store import blobs, cache_records, cachemounts, metadata_cache, snapshots, stat_cache
 from executor.store.prune import UsageInfo, parse_duration, parse_filter, prune, usage
@@ -15,21 +16,6 @@ from platforms.errors import UsageError
 
 HOUR = 3600.0
 DAY = 24 * HOUR
-
-
-class Clock:
-    """Seconds since the epoch, as the test wants them."""
-
-    def __init__(self) -> None:
-        self.now = 2_000_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

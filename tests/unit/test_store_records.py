@@ -9,27 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Clock
 
 from executor.store import blobs, cache_records, metadata_cache, snapshots, stat_cache
 from executor.store.store import Store, open_store
 
 DIGEST = "sha256:" + "f" * 64
 LONG_AGO = 1 << 62
-
-
-class Clock:
-    """Seconds since the epoch, as the test wants them."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
