@@ -28,9 +28,9 @@ from executor.solver.graph import External
 from executor.store.removal import remove_tree
 from orchestrator import jobs as making
 from orchestrator import publish, result_cache, warnings
-from orchestrator.node import ExecutorPool
+from orchestrator.nodes.node import ExecutorPool
+from orchestrator.nodes.placement import Placement, place_all, refuse_unfit
 from orchestrator.outputs import Push
-from orchestrator.placement import Placement, place_all, refuse_unfit
 from orchestrator.plan import BuildPlan
 from orchestrator.publish import PreparedImage
 from orchestrator.registries import Registry

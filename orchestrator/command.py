@@ -18,8 +18,8 @@ from executor.store.store import default_root
 from orchestrator import build as building
 from orchestrator import session
 from orchestrator.build import PlatformsFailedError
-from orchestrator.local_node import LocalNode
-from orchestrator.node import Node
+from orchestrator.nodes.local_node import LocalNode
+from orchestrator.nodes.node import Node
 from orchestrator.outputs import writes_stdout
 from orchestrator.plan import BuildPlan
 from orchestrator.prefork import PreforkServer

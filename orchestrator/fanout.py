@@ -17,8 +17,8 @@ from executor import protocol
 from orchestrator import job_session
 from orchestrator.answers import answers
 from orchestrator.job_session import Answer, Executor, OnAsk, OnMessage, Stream
-from orchestrator.node import ExecutorPool
-from orchestrator.placement import Placement
+from orchestrator.nodes.node import ExecutorPool
+from orchestrator.nodes.placement import Placement
 from orchestrator.request import BuildRequest
 from orchestrator.results import PlatformFailure, PlatformResult, StepEvent
 from orchestrator.session import Session

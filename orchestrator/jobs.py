@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from executor import protocol
+from orchestrator.nodes.placement import Placement
 from orchestrator.outputs import ImagesOutput, image_options
-from orchestrator.placement import Placement
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
 

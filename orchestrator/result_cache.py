@@ -27,8 +27,8 @@ from executor.solver import inputs
 from executor.store import blobs, metadata_cache
 from executor.store.store import Store
 from orchestrator import publish
+from orchestrator.nodes.placement import Placement
 from orchestrator.outputs import Push
-from orchestrator.placement import Placement
 from orchestrator.registries import Registry
 from orchestrator.request import BuildRequest
 from orchestrator.results import NullExecutor, PlatformResult, StepEvent

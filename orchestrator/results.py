@@ -9,7 +9,7 @@ import msgspec
 
 from executor import protocol
 from executor.image.manifest import Descriptor, Manifest
-from orchestrator.placement import Placement
+from orchestrator.nodes.placement import Placement
 from platforms.errors import KanifoldError, ProtocolError
 from platforms.platform import Platform
 

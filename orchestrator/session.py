@@ -19,7 +19,7 @@ from executor.registry import auth, reference
 from executor.registry.notices import Notice, Remark, Wait
 from executor.registry.registry_settings import RegistrySettings
 from executor.store.store import Store, open_store
-from orchestrator.node import Node
+from orchestrator.nodes.node import Node
 from orchestrator.registries import Connect, Registry
 from orchestrator.view import events
 from orchestrator.view.events import Emit

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from executor import protocol
 from executor.registry.registry_settings import RegistrySettings
 from orchestrator.answers import registries_of
-from orchestrator.placement import Placement
+from orchestrator.nodes.placement import Placement
 from platforms.errors import Problem, UsageError
 
 UNCHANGED: Final = frozenset({

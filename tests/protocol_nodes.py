@@ -13,8 +13,8 @@ from pathlib import Path
 
 from executor import protocol
 from orchestrator import command, registries
-from orchestrator.command_node import CommandNode
-from orchestrator.node import Node
+from orchestrator.nodes.command_node import CommandNode
+from orchestrator.nodes.node import Node
 from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult
 from orchestrator.view import events

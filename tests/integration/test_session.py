@@ -18,8 +18,8 @@ from executor.protocol import BuildOptions
 from executor.registry.reference import parse as reference
 from executor.registry.registry_settings import RegistrySettings
 from orchestrator import build, publish, registries, session
-from orchestrator.command_node import CommandNode
-from orchestrator.local_node import LocalNode
+from orchestrator.nodes.command_node import CommandNode
+from orchestrator.nodes.local_node import LocalNode
 from orchestrator.outputs import Push
 from orchestrator.publish import PreparedImage
 from orchestrator.request import BuildRequest

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from executor import __version__, protocol
-from orchestrator.command_node import CommandNode
 from orchestrator.connection import Connection
-from orchestrator.local_node import LocalNode
-from orchestrator.node import Description, ExecutorPool, Support
-from orchestrator.placement import place, place_all
+from orchestrator.nodes.command_node import CommandNode
+from orchestrator.nodes.local_node import LocalNode
+from orchestrator.nodes.node import Description, ExecutorPool, Support
+from orchestrator.nodes.placement import place, place_all
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
 from platforms.errors import EnvironmentUnfit, ProtocolError

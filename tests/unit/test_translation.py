@@ -21,8 +21,8 @@ from executor.protocol import (
 )
 from executor.registry.registry_settings import RegistryCertificates, RegistrySettings
 from executor.step_options import StepOptions
-from orchestrator.command_node import CommandNode
-from orchestrator.placement import Placement
+from orchestrator.nodes.command_node import CommandNode
+from orchestrator.nodes.placement import Placement
 from orchestrator.translation import REFUSED, TRANSLATED, UNCHANGED, translate
 from platforms.emulation import Emulation, EmulationMode
 from platforms.errors import Location, Problem

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from executor import protocol
 from orchestrator import connection
 from orchestrator.connection import Connection
-from orchestrator.node import Description, Support
+from orchestrator.nodes.node import Description, Support
 from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
 from platforms.host import COMPAT
 from platforms.parsing import parse

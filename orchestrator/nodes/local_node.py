@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from executor import __version__, protocol
-from orchestrator.node import Description, Support
+from orchestrator.nodes.node import Description, Support
 from orchestrator.prefork import PreforkServer
 from platforms import emulation, host
 from platforms.errors import EnvironmentUnfit
@@ -92,6 +92,6 @@ def _command() -> tuple[str, ...]:
 
 def _environment() -> tuple[tuple[str, str], ...]:
     """Return what is added to the environment: the location of the packages, as kanifold may run from a checkout."""
-    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     paths = [home, *(each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each)]
     return (("PYTHONPATH", os.pathsep.join(paths)),)

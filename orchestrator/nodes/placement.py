@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from orchestrator.node import Description, Node, Support
+from orchestrator.nodes.node import Description, Node, Support
 from orchestrator.outputs import FilesOutput
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
