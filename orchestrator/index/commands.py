@@ -17,7 +17,7 @@ from executor.dockerfile.suggestions import hint
 from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.registry import registry_settings
-from orchestrator import options, values
+from orchestrator import options, project_file, values
 from orchestrator.index import annotating, editing, entries, inspection, names, publishing, source_arguments, templates
 from orchestrator.index import matrix as matrices
 from orchestrator.index.command_context import open_context
@@ -214,7 +214,7 @@ def create(sources: tuple[str, ...], **given: Any) -> None:
 
     A SOURCE is an IMAGE; a digest in the only repository that is named; or a descriptor as JSON. Indexes are taken
     apart, and their attestations stay with their images. Of a single index a copy is made. With --metadata the index
-    has the order of --platform.
+    has the order of --platform (default: the platforms in kanifold.yaml), and all of these have to be there.
     """
     flags = IndexFlags(given)
     flags.builder  # noqa: B018 - which refuses all but one
@@ -224,9 +224,10 @@ def create(sources: tuple[str, ...], **given: Any) -> None:
         raise UsageError("no sources", remedy="name images, or files with --file or --metadata")
     if flags.append and not targets:
         raise UsageError("--append needs --tag", why="it is the first tag's index that is appended to")
+    planned_platforms = flags.platforms or (project_file.load().platforms if flags.metadata else ())
     join = JoinOptions(
         annotating.parse(flags.annotations),
-        flags.platforms,
+        planned_platforms,
         bool(flags.metadata),
         flags.duplicate,
         {"auto": "", "oci": mediatypes.OCI_INDEX, "docker": mediatypes.DOCKER_INDEX}[flags.media_type],
@@ -409,9 +410,8 @@ def copy(source: str, target: str, no_clobber: bool, quiet: bool, **given: Any) 
     "platforms",
     metavar="LIST",
     multiple=True,
-    required=True,
     shell_complete=options.complete_platforms,
-    help="The platforms of the image, in the order of its index.",
+    help="The platforms of the image, in the order of its index (default: those in kanifold.yaml).",
 )
 @IndexFlags.tags
 @click.option(
@@ -419,9 +419,14 @@ def copy(source: str, target: str, no_clobber: bool, quiet: bool, **given: Any) 
     "runners",
     metavar="PLATFORM=LABEL",
     multiple=True,
-    help=f"The runner for a platform (also in ${matrices.VARIABLE}, with commas).",
+    help=f"The runner for a platform (also in ${matrices.VARIABLE}, with commas, and in kanifold.yaml).",
 )
-@click.option("--emulate-on", metavar="LABEL", default="", help="The runner for all others (default: linux/amd64's).")
+@click.option(
+    "--emulate-on",
+    metavar="LABEL",
+    default="",
+    help="The runner for all others (default: that in kanifold.yaml, else linux/amd64's).",
+)
 @click.option(
     "--option", "options", metavar="WORD", multiple=True, help="A further word for each build: --option=--target=app."
 )
@@ -445,11 +450,18 @@ def matrix(
 
     A platform for which there is a runner has a job of its own; all others are built in one job, emulated.
     """
-    wanted = parsing.parse_list(platforms)
-    known = matrices.runners(runners, os.environ.get(matrices.VARIABLE, ""))
+    project = project_file.load()
+    wanted = parsing.parse_list(platforms) or project.platforms
+    if not wanted:
+        raise UsageError(
+            "nothing says which platforms to build",
+            remedy=f"give --platform LIST, or write `platforms` into {project_file.NAME}",
+        )
+    known = matrices.runners(runners, os.environ.get(matrices.VARIABLE, ""), project.runners)
     for each in tags:
         names.parse_target(each)
-    found = matrices.Matrix(matrices.jobs(wanted, known, emulate_on), wanted, context, tags, options)
+    emulating = (emulate_on,) if emulate_on else project.emulate_on
+    found = matrices.Matrix(matrices.jobs(wanted, known, emulating), wanted, context, tags, options)
     if form == "json":
         print_json(matrices.document(found))
         return

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from orchestrator.project_file import NAME
 from platforms import parsing
 from platforms.errors import UsageError
 from platforms.platform import Platform
@@ -28,11 +29,15 @@ TEMPLATE: Final = ".kanifold"
 """The hidden GitLab job that the printed ones extend: an image with kanifold in it, credentials, and so on."""
 
 
+Labels = tuple[str, ...]
+"""The labels of a runner; a job runs on one that has all of them."""
+
+
 class RunnerJob(msgspec.Struct, frozen=True):
     """A job that builds some platforms on one runner."""
 
     name: str
-    runner: str
+    runner: Labels
     platforms: tuple[Platform, ...]
     emulated: bool
     metadata: str
@@ -68,9 +73,14 @@ def _argument(context: str) -> str:
     return f"./{context}" if context.startswith("-") and context != "-" else context
 
 
-def runners(flags: Sequence[str], variable: str) -> dict[Platform, str]:
-    """Return the label of the runner for each platform (``PLATFORM=LABEL``); flags override the variable."""
-    found: dict[Platform, str] = {}
+def runners(
+    flags: Sequence[str], variable: str, project: Iterable[tuple[Platform, Labels]] = ()
+) -> dict[Platform, Labels]:
+    """Return the labels of the runner for each platform.
+
+    Flags and the variable have ``PLATFORM=LABEL``; flags override the variable, and that overrides ``project``.
+    """
+    found: dict[Platform, Labels] = {}
     for source, text in (
         *((f"--runner {each}", each) for each in flags),
         *((VARIABLE, each) for each in _words(variable)),
@@ -78,38 +88,47 @@ def runners(flags: Sequence[str], variable: str) -> dict[Platform, str]:
         name, equals, label = text.partition("=")
         if not equals or not label.strip():
             raise UsageError(f"{source}: {text!r} is not PLATFORM=LABEL", remedy="such as linux/arm64=ubuntu-24.04-arm")
-        found.setdefault(parsing.parse(name.strip()), label.strip())
+        found.setdefault(parsing.parse(name.strip()), (label.strip(),))
+    for platform, labels in project:
+        found.setdefault(platform, labels)
     return found
 
 
-def jobs(platforms: Sequence[Platform], known: Mapping[Platform, str], emulating: str = "") -> tuple[RunnerJob, ...]:
+def jobs(
+    platforms: Sequence[Platform], known: Mapping[Platform, Labels], emulating: Labels = ()
+) -> tuple[RunnerJob, ...]:
     """Return the jobs for ``platforms`` on ``known`` runners; platforms without one are emulated on ``emulating``.
 
     Raises ``UsageError`` when there is no runner to emulate on.
     """
-    native = {platform: label for platform in platforms if (label := _runner(platform, known))}
+    native = {platform: labels for platform in platforms if (labels := _runner(platform, known))}
     others = tuple(platform for platform in platforms if platform not in native)
-    groups: list[tuple[tuple[Platform, ...], str, bool]]
-    groups = [((platform,), label, False) for platform, label in native.items()]
+    groups: list[tuple[tuple[Platform, ...], Labels, bool]]
+    groups = [((platform,), labels, False) for platform, labels in native.items()]
     if others:
-        label = emulating or known.get(Platform("linux", "amd64")) or next(iter(known.values()), "")
-        if not label:
+        labels = emulating or known.get(Platform("linux", "amd64")) or next(iter(known.values()), ())
+        if not labels:
             raise UsageError(
                 f"there is no runner for {_list(others)}",
                 why="nothing says which runners there are",
-                remedy=f"give --runner PLATFORM=LABEL or set {VARIABLE}, or name one to emulate on: --emulate-on LABEL",
+                remedy=f"give --runner PLATFORM=LABEL, set {VARIABLE}, or write `runners` or `emulate-on` into {NAME}",
             )
-        groups.append((others, label, True))
+        groups.append((others, labels, True))
     return tuple(
-        RunnerJob(name := _name(each, emulated), label, each, emulated, f"{name}.json")
-        for each, label, emulated in groups
+        RunnerJob(name := _name(each, emulated), labels, each, emulated, f"{name}.json")
+        for each, labels, emulated in groups
     )
 
 
 def github(matrix: Matrix) -> str:
     """Return one line of JSON for ``strategy.matrix`` (``fromJSON``)."""
     include = [
-        {"name": each.name, "runner": each.runner, "platform": _list(each.platforms), "metadata": each.metadata}
+        {
+            "name": each.name,
+            "runner": _written(each.runner),
+            "platform": _list(each.platforms),
+            "metadata": each.metadata,
+        }
         for each in matrix.jobs
     ]
     return json.dumps({"include": include}, separators=(",", ":"))
@@ -126,7 +145,7 @@ def gitlab(matrix: Matrix) -> str:
         pipeline[f"build {each.name}"] = {
             "extends": TEMPLATE,
             "stage": "build",
-            "tags": [each.runner],
+            "tags": list(each.runner),
             "script": [f"mkdir -p {FOLDER}", shlex.join(matrix.build(each))],
             "artifacts": {"paths": [f"{FOLDER}/"]},
         }
@@ -142,7 +161,7 @@ def document(matrix: Matrix) -> dict[str, Any]:
         "jobs": [
             {
                 "name": each.name,
-                "runner": each.runner,
+                "runner": _written(each.runner),
                 "platforms": [str(platform) for platform in each.platforms],
                 "emulated": each.emulated,
                 "metadata": f"{FOLDER}/{each.metadata}",
@@ -154,13 +173,18 @@ def document(matrix: Matrix) -> dict[str, Any]:
     }
 
 
-def _runner(platform: Platform, known: Mapping[Platform, str]) -> str:
-    """Return the runner on which ``platform`` needs no emulator; "" for none."""
+def _written(labels: Labels) -> str | list[str]:
+    """Return ``labels`` as ``runs-on`` takes them: a single one as a text."""
+    return labels[0] if len(labels) == 1 else list(labels)
+
+
+def _runner(platform: Platform, known: Mapping[Platform, Labels]) -> Labels:
+    """Return the labels of the runner on which ``platform`` needs no emulator; () for none."""
     if platform in known:
         return known[platform]
     if platform.architecture in ("386", "amd64"):  # levels of amd64 are its processor's, as is 32-bit x86
-        return known.get(Platform(platform.os, "amd64"), "")
-    return ""
+        return known.get(Platform(platform.os, "amd64"), ())
+    return ()
 
 
 def _name(platforms: Sequence[Platform], emulated: bool) -> str:

@@ -41,9 +41,12 @@ def test_platforms_built_apart_are_joined_to_the_index_of_one_build(
     )
     assert lacking.code == 1
     assert "no manifest for linux/s390x" in lacking.err
-    joined = kanifold(
-        "index", "create", "-t", f"{name}:apart", "--metadata", tmp_path / "built", "-p", ",".join(platforms)
-    )
+    (tmp_path / "kanifold.yaml").write_text("platforms: [linux/arm64, linux/amd64, linux/riscv64]\n")
+    lacking = kanifold.run("index", "create", "-t", f"{name}:apart", "--metadata", tmp_path / "built", cwd=tmp_path)
+    assert lacking.code == 1, "the plan is that of the project"
+    assert "no manifest for linux/riscv64" in lacking.err
+    (tmp_path / "kanifold.yaml").write_text("platforms: [linux/arm64, linux/amd64]\n")
+    joined = kanifold("index", "create", "-t", f"{name}:apart", "--metadata", tmp_path / "built", cwd=tmp_path)
     whole = kanifold("build", where, "--platform", ",".join(platforms), "-t", f"{name}:whole", "--push", **environment)
     assert joined.out == whole.out, "byte by byte the index of one command"
     assert read.platforms(f"{name}:apart") == list(platforms)

@@ -44,21 +44,22 @@ def test_platforms_are_native_where_a_runner_is_and_else_one_emulated_job(
     wanted: str, meant: list[tuple[str, str, str, bool]]
 ) -> None:
     found = matrix.jobs(platforms(wanted), RUNNERS)
-    assert [(each.name, each.runner, ",".join(map(str, each.platforms)), each.emulated) for each in found] == meant
+    shown = [(each.name, *each.runner, ",".join(map(str, each.platforms)), each.emulated) for each in found]
+    assert shown == meant
     assert len({each.metadata for each in found}) == len(found)
 
 
 def test_a_runner_to_emulate_on_can_be_named() -> None:
-    assert matrix.jobs(platforms("linux/s390x"), RUNNERS, "big")[0].runner == "big"
-    assert matrix.jobs(platforms("linux/s390x"), {}, "big")[0].runner == "big"
-    assert matrix.jobs(platforms("linux/s390x"), matrix.runners(["linux/arm64=arm"], ""))[0].runner == "arm"
+    assert matrix.jobs(platforms("linux/s390x"), RUNNERS, ("big",))[0].runner == ("big",)
+    assert matrix.jobs(platforms("linux/s390x"), {}, ("big",))[0].runner == ("big",)
+    assert matrix.jobs(platforms("linux/s390x"), matrix.runners(["linux/arm64=arm"], ""))[0].runner == ("arm",)
     with pytest.raises(UsageError, match="no runner for linux/s390x"):
         matrix.jobs(platforms("linux/s390x"), {})
 
 
 def test_runners_come_from_flags_before_the_variable() -> None:
     found = matrix.runners(["linux/amd64=mine"], "linux/amd64=theirs, linux/aarch64=arm\nlinux/s390x=z\n")
-    assert {str(each): label for each, label in found.items()} == {
+    assert {str(each): label for each, (label,) in found.items()} == {
         "linux/amd64": "mine",
         "linux/arm64": "arm",
         "linux/s390x": "z",
@@ -109,6 +110,15 @@ def test_gitlab_gets_jobs_whose_words_are_quoted() -> None:
     assert "--platform linux/arm64,linux/s390x,linux/amd64" in join
     with pytest.raises(UsageError, match="which push"):
         matrix.gitlab(made())
+
+
+def test_runners_of_the_project_are_used_where_nothing_else_names_one() -> None:
+    arm, amd = platforms("linux/arm64,linux/amd64")
+    found = matrix.runners(["linux/amd64=mine"], "", ((amd, ("theirs",)), (arm, ("self-hosted", "arm64"))))
+    assert found == {amd: ("mine",), arm: ("self-hosted", "arm64")}
+    made = Matrix(matrix.jobs((arm, amd), found), (arm, amd), ".", ("reg.example/app:1",))
+    assert [each["runner"] for each in json.loads(matrix.github(made))["include"]] == [["self-hosted", "arm64"], "mine"]
+    assert yaml.safe_load(matrix.gitlab(made))["build linux-arm64"]["tags"] == ["self-hosted", "arm64"]
 
 
 def test_programs_get_the_commands() -> None:
