@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -27,7 +28,7 @@ from orchestrator.view.build_state import WarningState
 from orchestrator.view.problems import render_problem, render_warning
 from orchestrator.view.stdout import print_json, print_line
 from platforms import host
-from platforms.errors import BuildError, DockerfileError, Problem
+from platforms.errors import BuildError, DockerfileError, Problem, UsageError
 
 
 def check_needed_stages(
@@ -149,6 +150,7 @@ def _print_checks(request: BuildRequest, source: planning.DockerfileSource, fetc
         found = _check_all(request, planning.plan(request, (), source, fetch))
     except DockerfileError as error:
         found = _partial_result(request, source, fetch, error.problem)
+    _report(request, found)
     if as_json:
         print_json(documents.lint_document(found, source.name, source.data))
     else:
@@ -161,6 +163,23 @@ def _print_checks(request: BuildRequest, source: planning.DockerfileSource, fetc
         elif found.violations:
             print_line(f"Check complete, {len(found.violations)} warning(s) found.")
     return 1 if found.failure is not None or found.violations else 0
+
+
+def _report(request: BuildRequest, found: CheckResult) -> None:
+    """Write the reports of findings that are asked for. Raises ``UsageError`` for reports that only builds have."""
+    wanted = tuple(each for each in request.reports if each.kind != "step-summary")
+    if not wanted:
+        return
+    if any(each.kind != "codequality" for each in wanted):
+        raise UsageError("--check has no other --report than codequality", why="the others are about steps and results")
+    from orchestrator.reports import code_quality, recording
+
+    findings = [code_quality.QualityIssue("minor", each.rule.name, each.problem) for each in found.violations]
+    if found.failure is not None:
+        findings.append(code_quality.QualityIssue("blocker", found.failure.kind, found.failure))
+    text = code_quality.render_findings(findings, os.environ)
+    for each in wanted:
+        recording.write(each, text)
 
 
 def _partial_result(

@@ -8,7 +8,7 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
@@ -24,7 +24,7 @@ from orchestrator.outputs import writes_stdout
 from orchestrator.plan import BuildPlan
 from orchestrator.prefork import PreforkServer
 from orchestrator.registries import Connect
-from orchestrator.request import BuildRequest
+from orchestrator.request import BuildRequest, Report
 from orchestrator.results import BuildResult
 from orchestrator.view import events, open_display
 from orchestrator.view.events import Emit
@@ -65,7 +65,11 @@ def _build_and_collect(request: BuildRequest, plan: BuildPlan | None, nodes: tup
 
 def _build_displayed(request: BuildRequest, plan: BuildPlan | None, nodes: tuple[Node, ...], connect: Connect) -> int:
     """Build on ``nodes`` with a display and a trace, print the digest, and return the exit status."""
-    with open_display(request.progress) as display, traced(request.trace, display.emit) as emit:
+    with (
+        open_display(request.progress) as display,
+        traced(request.trace, display.emit) as traced_emit,
+        reported(request.reports, traced_emit) as emit,
+    ):
         try:
             with _descriptors_needed():
                 result = asyncio.run(interruptible(run(request, plan, nodes, connect, emit)))
@@ -140,6 +144,15 @@ def traced(path: str, emit: Emit) -> contextlib.AbstractContextManager[Emit]:
     from orchestrator.trace import recorded
 
     return recorded(path, emit)
+
+
+def reported(reports: Sequence[Report], emit: Emit) -> contextlib.AbstractContextManager[Emit]:
+    """Return ``emit`` that also writes ``reports`` when the build ends."""
+    if not reports:
+        return contextlib.nullcontext(emit)
+    from orchestrator.reports import recording
+
+    return recording.reported(reports, emit)
 
 
 def _print_digest(request: BuildRequest, result: BuildResult) -> None:

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from executor.registry.registry_settings import RegistrySettings
     from orchestrator.caches import Cache
     from orchestrator.outputs import Output
-    from orchestrator.request import Annotation, BuildRequest
+    from orchestrator.request import Annotation, BuildRequest, Report
     from platforms.platform import Platform
 
 _LOAD: Final = "KANIFOLD_LOAD"
 """The environment's word for which program ``--load`` means."""
+_SUMMARY: Final = "GITHUB_STEP_SUMMARY"
+"""The environment's word for the file of a step's summary: GitHub's, Gitea's and Forgejo's."""
 
 
 class BuildFlags(options.Flags):
@@ -242,6 +244,15 @@ class BuildFlags(options.Flags):
         complete=options.complete_files,
         help="Write what happened when, as JSON for Perfetto (ui.perfetto.dev) and Chrome.",
     )
+    reports = texts(
+        "--report",
+        metavar="TYPE=FILE",
+        read=each(values.report),
+        help=(
+            "Write a report, also when the build fails: junit (steps as test cases), dotenv (the digest for later "
+            "jobs), codequality (warnings by line, for GitLab) or markdown."
+        ),
+    )
     jobs = number("--jobs", "-j", least=0, help="Platforms built at once (default: all).")
     keep_going = switch(
         "--keep-going", help="Let other platforms end when one fails. Nothing is published all the same."
@@ -307,6 +318,7 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
         metadata_file=flags.metadata_file,
         iid_file=flags.iid_file,
         trace=flags.trace,
+        reports=_reports(flags),
         jobs=flags.jobs or 0,
         keep_going=flags.keep_going,
         audit=flags.audit,
@@ -362,6 +374,16 @@ def _outputs(flags: BuildFlags, tags: Sequence[Reference]) -> tuple[Output, ...]
         if dangling and (parsed := reference.parse(dangling)) != parsed.repository_only():
             raise UsageError(f"--output: dangling-name-prefix={dangling} is not the name of a repository")
     return found
+
+
+def _reports(flags: BuildFlags) -> tuple[Report, ...]:
+    """``--report``, and the step summary of a CI system."""
+    summary = os.environ.get(_SUMMARY, "")
+    if not summary:
+        return flags.reports
+    from orchestrator.request import Report
+
+    return (*flags.reports, Report("step-summary", summary))
 
 
 def _rewrites_timestamps(outputs: Sequence[Output]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -41,6 +42,17 @@ class Allowed(msgspec.Struct, frozen=True):
     platform: str = ""
 
 
+ReportKind = Literal["junit", "dotenv", "codequality", "markdown", "step-summary"]
+"""The format of a report; a step summary is Markdown that is appended to the file of a CI system."""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """``--report KIND=FILE``: written when the build ends."""
+
+    kind: ReportKind
+    path: str
+
+
 class BuildRequest(msgspec.Struct, frozen=True):
     """One build."""
 
@@ -69,6 +81,7 @@ class BuildRequest(msgspec.Struct, frozen=True):
     iid_file: str = ""
     trace: str = ""
     """The file for a trace of the build; "" for none."""
+    reports: tuple[Report, ...] = ()
     jobs: int = 0
     keep_going: bool = False
     audit: str = "warn"

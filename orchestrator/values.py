@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from executor.registry.reference import Reference
     from executor.step_options import ResourceLimits
     from orchestrator.caches import Cache
-    from orchestrator.request import Allowed, Annotation, SecretSource
+    from orchestrator.request import Allowed, Annotation, Report, SecretSource
     from platforms.platform import Platform
 
 _LEVELS: Final = ("manifest", "index", "manifest-descriptor", "index-descriptor")
@@ -348,6 +348,24 @@ def builder(text: str, flag: str) -> None:
             why="the command builds by itself, on this machine; names will be those of nodes, once there are any",
             remedy="leave it out",
         )
+
+
+def report(text: str, flag: str) -> Report:
+    """Parse ``TYPE=FILE``."""
+    from executor.dockerfile.suggestions import hint
+    from orchestrator.request import Report
+
+    kind, _, path = text.partition("=")
+    known = ("junit", "dotenv", "codequality", "markdown")
+    if not path:
+        raise UsageError(f"{flag} {text!r} is not TYPE=FILE", remedy=f"types are {', '.join(known)}")
+    match kind:
+        case "junit" | "dotenv" | "codequality" | "markdown":
+            return Report(kind, writable(path, flag))
+        case _:
+            raise UsageError(
+                f"{flag} {text!r}: unknown type {kind!r}{hint(kind, known)}", remedy=f"types are {', '.join(known)}"
+            )
 
 
 def allowed(text: str, _flag: str) -> Allowed:

@@ -8,6 +8,7 @@ sequence and a carriage return (docs.gitlab.com, "Job logs"), which cleaned text
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -28,13 +29,30 @@ def neutralise(line: str) -> str:
     return f"{line[: len(line) - len(bare)]}: :{bare[2:]}" if bare.startswith("::") else line
 
 
-def annotation(level: str, problem: Problem) -> str:
+def repository_path(file: str, environ: Mapping[str, str]) -> str:
+    """Return ``file`` relative to the checked-out repository, as CI systems name files; unchanged if it is not in it.
+
+    The repository is ``GITHUB_WORKSPACE`` or ``CI_PROJECT_DIR``; links are resolved, except at ``file`` itself.
+    """
+    root = environ.get("GITHUB_WORKSPACE", "") or environ.get("CI_PROJECT_DIR", "")
+    if not root or "\0" in file:
+        return file
+    top, (head, name) = os.path.realpath(root), os.path.split(os.path.abspath(file))
+    inside = os.path.relpath(f"{os.path.realpath(head)}/{name}", top)  # for display: nothing is opened
+    return file if inside.split(os.sep, 1)[0] == os.pardir else inside
+
+
+def annotation(level: str, problem: Problem, environ: Mapping[str, str]) -> str:
     """Return the command that shows ``problem`` on the page of the job and, if it has a location, at the line of the
     file."""
     where = problem.where
     facts = {"title": problem.what}
     if where:
-        facts |= {"file": where.file, "line": str(where.line), "endLine": str(max(where.line, where.end_line))}
+        facts |= {
+            "file": repository_path(where.file, environ),
+            "line": str(where.line),
+            "endLine": str(max(where.line, where.end_line)),
+        }
     shown = ",".join(
         f"{name}={_escaped(value).replace(':', '%3A').replace(',', '%2C')}" for name, value in facts.items()
     )

@@ -43,6 +43,7 @@ class PlainDisplay:
         groups = ci.groups_of(environ)
         self._grouping = StepGrouping(groups) if groups else None
         self._annotates = ci.in_actions(environ)
+        self._environ = environ
         self._lock = threading.Lock()
         self._state = BuildState()
         self._told: dict[tuple[str, str], float] = {}
@@ -60,7 +61,7 @@ class PlainDisplay:
             else:
                 self._sink.write("".join(f"{line}\n" for line in lines))
             if self._annotates:
-                self._sink.write("".join(f"{line}\n" for line in annotations_of(old, self._state)))
+                self._sink.write("".join(f"{line}\n" for line in annotations_of(old, self._state, self._environ)))
 
     def close(self) -> None:
         """Write what was buffered."""
@@ -125,14 +126,15 @@ def lines_of(old: BuildState, new: BuildState, event: events.Event) -> tuple[str
     return ()
 
 
-def annotations_of(old: BuildState, new: BuildState) -> tuple[str, ...]:
+def annotations_of(old: BuildState, new: BuildState, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return GitHub's commands for the warnings and errors between two states."""
     known = {each.problem for each in old.warnings}
-    warnings = tuple(ci.annotation("warning", each.problem) for each in new.warnings if each.problem not in known)
-    errors = (
-        () if old.troubles else tuple(ci.annotation("error", each.problem) for each in problems.distinct(new.troubles))
+    warnings = tuple(each.problem for each in new.warnings if each.problem not in known)
+    errors = () if old.troubles else tuple(each.problem for each in problems.distinct(new.troubles))
+    return (
+        *(ci.annotation("warning", each, environ) for each in dict.fromkeys(warnings)),
+        *(ci.annotation("error", each, environ) for each in errors),
     )
-    return warnings + errors
 
 
 def prefix(platform: PlatformState, step: StepState) -> str:

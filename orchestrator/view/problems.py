@@ -62,13 +62,13 @@ def render_warning(
     else:
         lines = warning_lines(problem, rule, platforms)
         if in_actions(environ):
-            lines = (annotation("warning", problem), *map(neutralise, lines))
+            lines = (annotation("warning", problem, environ), *map(neutralise, lines))
         OutputStream(stream).write("".join(f"{line}\n" for line in lines))
 
 
 def _for_pipe(problem: Problem, platform: str, environ: Mapping[str, str]) -> tuple[str, ...]:
     lines = problem_lines(problem, platform)
-    return (annotation("error", problem), *map(neutralise, lines)) if in_actions(environ) else lines
+    return (annotation("error", problem, environ), *map(neutralise, lines)) if in_actions(environ) else lines
 
 
 def distinct(troubles: tuple[Failure, ...]) -> tuple[Failure, ...]:
