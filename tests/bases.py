@@ -6,8 +6,9 @@
 Making a Debian for a foreign platform takes a minute under emulation, so finished layers are cached in
 ``$KANIFOLD_TEST_CACHE`` (or ``~/.cache/kanifold-tests``), with a lock for each layer.
 
-As a program (see ``ci/bases``), ``bases.py busybox DIR [PLATFORM,...]`` writes an OCI layout. Standard library only:
-the demo runs it before there is a virtual environment.
+As a program (see ``ci/bases``), ``bases.py busybox DIR [PLATFORM,...]`` writes an OCI layout, and ``bases.py machine
+PLATFORM`` makes the root of a test's host. Standard library only: the demo runs it before there is a virtual
+environment.
 """
 
 from __future__ import annotations
@@ -282,7 +283,28 @@ def _fill(archive: tarfile.TarFile, binary: bytes) -> None:
 
 def debian_layer(platform: str) -> Layer:
     """Debian's essential packages and apt, as mmdebstrap makes them."""
-    arch = PLATFORMS[platform].debian
+    return _bootstrapped(f"debian-{machine_source().suite}", PLATFORMS[platform].debian, ("--variant=apt",))
+
+
+def machine_root(platform: str) -> Path:
+    """Return the root directory of a machine with nothing but Python and an SSH server; not to be written to."""
+    packages = "--include=python3,openssh-server"
+    name = f"machine-{machine_source().suite}"
+    layer = _bootstrapped(name, PLATFORMS[platform].debian, ("--variant=essential", packages))
+    root = layer.path.parent / "root"
+    with _locked(root.with_name("root.lock")):
+        if not root.exists():
+            with tempfile.TemporaryDirectory(prefix="root.", dir=root.parent) as work:
+                unpack = ["tar", "--numeric-owner", "--xattrs", "-xpf", str(layer.path), "-C", work]
+                subprocess.run(unpack, check=True)
+                os.chmod(work, 0o755)
+                os.rename(work, root)
+                os.mkdir(work)  # which is removed
+    return root
+
+
+def _bootstrapped(name: str, arch: str, options: Sequence[str]) -> Layer:
+    """Return what mmdebstrap makes with ``options``, from the cache of layers if it is there."""
     source = machine_source()
 
     def make(work: Path) -> Layer:
@@ -290,7 +312,7 @@ def debian_layer(platform: str) -> Layer:
             raise UnavailableError("mmdebstrap is not installed")
         tar = work / "layer.tar"
         command = [
-            "mmdebstrap", "--mode=root", "--variant=apt", f"--architectures={arch}", "--skip=check/qemu",
+            "mmdebstrap", "--mode=root", *options, f"--architectures={arch}", "--skip=check/qemu",
             "--dpkgopt=force-unsafe-io", *(f"--aptopt={line}" for line in machine_apt_settings()),
             source.suite, str(tar), f"deb {_keyring()}{source.uri} {source.suite} main",
         ]  # fmt: skip
@@ -303,7 +325,7 @@ def debian_layer(platform: str) -> Layer:
         with tar.open("rb") as stream:
             return pack(stream, work / "layer.tar.gz")
 
-    return _kept(f"debian-{source.suite}-{arch}-{RECIPE}", make)
+    return _kept(f"{name}-{arch}-{RECIPE}", make)
 
 
 def machine_apt_settings() -> tuple[str, ...]:
@@ -370,18 +392,24 @@ def make_layout(base: str, dest: Path, platforms: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``bases.py busybox|debian DIR [PLATFORM,...]``."""
-    if len(arguments) not in (2, 3) or arguments[0] not in RECIPES:
-        print(f"usage: bases.py {'|'.join(RECIPES)} DIR [PLATFORM,...]", file=sys.stderr)
+    """``bases.py busybox|debian DIR [PLATFORM,...]``, or ``bases.py machine PLATFORM``."""
+    if len(arguments) not in (2, 3) or arguments[0] not in (*RECIPES, "machine"):
+        print(f"usage: bases.py {'|'.join(RECIPES)} DIR [PLATFORM,...] | machine PLATFORM", file=sys.stderr)
         return 2
+    if arguments[0] == "machine":
+        return _printed(lambda: str(machine_root(arguments[1])))
     base, dest = arguments[0], Path(arguments[1])
     default = DEBIAN_PLATFORMS if base == "debian" else tuple(PLATFORMS)
     platforms = tuple(arguments[2].split(",")) if len(arguments) == 3 else default
     if unknown := [name for name in platforms if name not in PLATFORMS]:
         print(f"bases.py: unknown platform {unknown[0]}; known: {', '.join(PLATFORMS)}", file=sys.stderr)
         return 2
+    return _printed(lambda: make_layout(base, dest, platforms))
+
+
+def _printed(make: Callable[[], str]) -> int:
     try:
-        print(make_layout(base, dest, platforms))
+        print(make())
     except UnavailableError as problem:
         print(f"bases.py: {problem}", file=sys.stderr)
         return 3
