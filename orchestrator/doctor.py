@@ -65,12 +65,12 @@ def examine(root: str) -> int:
 
 
 def _isolation() -> bool:
-    from executor.sandbox import isolation
+    from executor.sandbox import trial
 
     print_line()
     print_line("isolation")
     usable = False
-    for checked in isolation.probe_modes():
+    for checked in trial.probe_modes():
         if checked.usable:
             chosen = "" if usable else "  <- in use"
             usable = True

@@ -1,10 +1,10 @@
 """Running the steps of a build, each in namespaces and a root file system of its own.
 
 ``enter`` moves this process to where steps can be run, ``start`` returns a ``Launcher``, and ``Launcher.run`` takes a
-``Spec`` and returns an ``Ended``. ``probe_modes`` tells which isolation modes this host allows.
+``Spec`` and returns an ``Ended``. ``trial`` tells which isolation modes this host allows.
 """
 
-from executor.sandbox.isolation import Isolation, IsolationMode, ModeAvailability, enter, probe_modes
+from executor.sandbox.isolation import Isolation, IsolationMode, enter
 from executor.sandbox.launcher import Launcher, Running, start
 from executor.sandbox.spec import Bind, BindFd, Ended, Mount, SecretFile, Spec, Tmpfs
 
@@ -15,13 +15,11 @@ __all__ = [
     "Isolation",
     "IsolationMode",
     "Launcher",
-    "ModeAvailability",
     "Mount",
     "Running",
     "SecretFile",
     "Spec",
     "Tmpfs",
     "enter",
-    "probe_modes",
     "start",
 ]

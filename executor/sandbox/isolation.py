@@ -32,15 +32,6 @@ class IsolationMode(StrEnum):
     SINGLE = "single"
 
 
-class ModeAvailability(msgspec.Struct, frozen=True):
-    """The result of trying a mode. ``why`` it cannot be used, and the ``remedy``; both "" if it can."""
-
-    mode: IsolationMode
-    usable: bool
-    why: str = ""
-    remedy: str = ""
-
-
 class Isolation(msgspec.Struct, frozen=True):
     """The isolation of this process after ``enter``."""
 
@@ -52,27 +43,28 @@ class Isolation(msgspec.Struct, frozen=True):
 
 
 _NEEDED: Final = 1 << syscalls.CAP_SYS_ADMIN | 1 << syscalls.CAP_SETUID | 1 << syscalls.CAP_CHOWN
+_FILE_CAPABILITIES: Final = (
+    "in a container: setcap cap_setuid=ep {uid} && setcap cap_setgid=ep {gid} && chmod u-s {uid} {gid}, and let "
+    "programs gain privileges (Kubernetes: allowPrivilegeEscalation)"
+)
 _HELPERS: Final = (
     "apt-get install uidmap (Debian, Ubuntu), dnf install shadow-utils (Fedora), apk add shadow-subids (Alpine)"
 )
-_NO_MODE: Final = (
-    "run as root, or as an ordinary user where user namespaces are allowed; in a container, as root with CAP_SYS_ADMIN "
-    "and an unmasked /proc"
+NO_MODE: Final = "run as root, or as an ordinary user where user namespaces are allowed"
+_FILTERED: Final = (
+    "let the container have a seccomp profile that allows user namespaces and mounts, as Podman's does; or none, which "
+    "is no privilege: securityContext.seccompProfile.type: Unconfined (Kubernetes), --security-opt seccomp=unconfined "
+    "(Docker); or as root CAP_SYS_ADMIN"
 )
 
 
-class _ModeUnavailableError(Exception):
+class ModeUnavailableError(Exception):
     """Why a mode cannot be used, and the remedy."""
 
-    def __init__(self, why: str, remedy: str = _NO_MODE) -> None:
+    def __init__(self, why: str, remedy: str = NO_MODE) -> None:
         super().__init__(why)
         self.why = why
         self.remedy = remedy
-
-
-def probe_modes() -> tuple[ModeAvailability, ...]:
-    """Try each mode in a process of its own: enter it and set up a root file system."""
-    return tuple(_probe_in_child(mode) for mode in _MODES)
 
 
 def enter() -> Isolation:
@@ -83,10 +75,10 @@ def enter() -> Isolation:
     """
     threads.check_single("isolate build steps here")
     skipped: list[str] = []
-    for mode, climb in _MODES.items():
+    for mode in IsolationMode:
         try:
-            limit = climb()
-        except _ModeUnavailableError as unusable:
+            limit = climb(mode)
+        except ModeUnavailableError as unusable:
             skipped.append(f"{mode}: {unusable.why}")
             remedy = unusable.remedy
         else:
@@ -97,11 +89,16 @@ def enter() -> Isolation:
 # -- climbing --------------------------------------------------------------------------------------------------------
 
 
+def climb(mode: IsolationMode) -> int:
+    """Move this process to ``mode``; return how many ids there are. Raises ModeUnavailableError."""
+    return _MODES[mode]()
+
+
 def _namespaces() -> int:
     if os.geteuid() != 0:
-        raise _ModeUnavailableError("this is not root")
+        raise ModeUnavailableError("this is not root")
     if syscalls.capget()[0] & _NEEDED != _NEEDED:
-        raise _ModeUnavailableError("root here lacks capabilities: CAP_SYS_ADMIN, CAP_SETUID and CAP_CHOWN are needed")
+        raise ModeUnavailableError("root here lacks capabilities: CAP_SYS_ADMIN, CAP_SETUID and CAP_CHOWN are needed")
     _enter_mount_namespace()
     return id_limit()
 
@@ -115,19 +112,19 @@ def _mapped() -> int:
     if uid == 0:
         held = syscalls.capget()[0]
         if not held & 1 << syscalls.CAP_SETUID or not held & 1 << syscalls.CAP_SETGID:
-            raise _ModeUnavailableError("root here lacks CAP_SETUID or CAP_SETGID")
+            raise ModeUnavailableError("root here lacks CAP_SETUID or CAP_SETGID")
         _enter_user_namespace(map_identity)
         return id_limit()
 
     helpers = {kind: find(f"new{kind}map") for kind in ("uid", "gid")}
     for kind, helper in helpers.items():
         if not helper:
-            raise _ModeUnavailableError(f"there is no new{kind}map", _HELPERS)
+            raise ModeUnavailableError(f"there is no new{kind}map", _HELPERS)
     ranges = {kind: _subordinate(f"/etc/sub{kind}", uid) for kind in helpers}
     for kind, found in ranges.items():
         if not found:
             remedy = f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {_name(uid)}"
-            raise _ModeUnavailableError(f"this user has no range of ids in /etc/sub{kind}", remedy)
+            raise ModeUnavailableError(f"this user has no range of ids in /etc/sub{kind}", remedy)
 
     def write(pid: int) -> None:
         for kind, own in (("uid", uid), ("gid", gid)):
@@ -136,7 +133,11 @@ def _mapped() -> int:
             for start, count in ranges[kind]:
                 line += [first, start, count]
                 first += count
-            _run([helpers[kind], str(pid), *map(str, line)])
+            try:
+                _run([helpers[kind], str(pid), *map(str, line)])
+            except OSError as error:
+                remedy = _FILE_CAPABILITIES.format(**helpers)
+                raise ModeUnavailableError(f"a user namespace: {error}", remedy) from error
 
     _enter_user_namespace(write)
     return id_limit()
@@ -173,9 +174,7 @@ def _enter_user_namespace(write: Callable[[int], None]) -> None:
         try:
             child = syscalls.fork(syscalls.CLONE_NEWUSER)
         except OSError as error:
-            raise _ModeUnavailableError(
-                f"a user namespace: {error.strerror}", _user_namespaces_remedy(error)
-            ) from error
+            raise ModeUnavailableError(f"a user namespace: {error.strerror}", _user_namespaces_remedy(error)) from error
         if child == 0:
             os.close(hold)
             os.read(read, 1)  # until the parent is done or has died
@@ -188,7 +187,7 @@ def _enter_user_namespace(write: Callable[[int], None]) -> None:
             finally:
                 os.close(namespace)
         except OSError as error:
-            raise _ModeUnavailableError(f"a user namespace: {error}", _user_namespaces_remedy(error)) from error
+            raise ModeUnavailableError(f"a user namespace: {error}", _user_namespaces_remedy(error)) from error
         finally:
             os.close(hold)
             hold = -1
@@ -205,7 +204,7 @@ def _enter_mount_namespace() -> None:
     try:
         mount_namespace.enter_mount_namespace()
     except OSError as error:
-        raise _ModeUnavailableError(f"a mount namespace: {error}", _user_namespaces_remedy(error)) from error
+        raise ModeUnavailableError(f"a mount namespace: {error}", _user_namespaces_remedy(error)) from error
 
 
 def map_identity(pid: int) -> None:
@@ -241,53 +240,7 @@ def id_limit() -> int:
     return min(limits)
 
 
-# -- trying ----------------------------------------------------------------------------------------------------------
-
-
-def _probe_in_child(mode: IsolationMode) -> ModeAvailability:
-    threads.check_single("try out how build steps can be isolated here")
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(read)
-            os.write(write, "\0".join(_try_mode(mode)).encode())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(write)
-    with open(read, encoding="utf-8") as answer:
-        why, _, remedy = answer.read().partition("\0")
-    _, status = os.waitpid(child, 0)
-    if status:
-        why, remedy = f"the trial ended with status {status}", _NO_MODE
-    return ModeAvailability(mode, not why, why, remedy)
-
-
-def _try_mode(mode: IsolationMode) -> tuple[str, str]:
-    """Return why ``mode`` cannot be used, and the remedy; both "" if it can. Changes this process."""
-    from executor.sandbox import staging
-
-    try:
-        _MODES[mode]()
-        read, write = os.pipe()
-        if (child := syscalls.fork(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)) == 0:
-            try:
-                staging.set_up()
-                staging.preflight()
-            except OSError as error:
-                os.write(write, str(error).encode())
-            finally:
-                os._exit(0)
-        os.close(write)
-        os.waitpid(child, 0)
-        with open(read, encoding="utf-8") as answer:
-            return (why := answer.read()), unfit_remedy() if why else ""
-    except _ModeUnavailableError as unusable:
-        return unusable.why, unusable.remedy
-    except OSError as error:
-        return str(error), _NO_MODE
+# -- remedies ----------------------------------------------------------------------------------------------------------
 
 
 def _user_namespaces_remedy(error: OSError) -> str:
@@ -308,7 +261,15 @@ def unfit_remedy() -> str:
                 return f"as root: sysctl {setting}={allowing} (it is {forbidding} now)"
         except OSError:
             continue
-    return _NO_MODE
+    return _FILTERED if _is_filtered() else NO_MODE
+
+
+def _is_filtered() -> bool:
+    """Whether a seccomp filter applies to this process, as in most containers (proc_pid_status(5))."""
+    try:
+        return "\nSeccomp:\t2\n" in _read("/proc/self/status")
+    except OSError:
+        return False
 
 
 # -- helpers of the ordinary user ------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ _WORD: Final = (1 << 32) - 1
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
 _DESCRIPTOR: Final = re.compile(rb"(?:/proc/self/fd/|/dev/fd/)([0-9]{1,9})|/dev/std(?:in|out|err)")
 _STREAMS: Final = {b"/dev/stdin": b"0", b"/dev/stdout": b"1", b"/dev/stderr": b"2"}
+_PIDFD_THREAD: Final = os.O_EXCL
 _STATX_SYNC: Final = 0x6000
 """The flags of statx(2) about synchronisation with a remote file system."""
 _LOOKING_FLAGS: Final = _STATX_SYNC | syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_NO_AUTOMOUNT | syscalls.AT_EMPTY_PATH
@@ -126,6 +127,8 @@ class _Call(msgspec.Struct, frozen=True):
 
     identity: int
     pid: int
+    process: int
+    """The caller's directory in the working directory, a /proc."""
     architecture: str
     name: str
     arguments: list[int]
@@ -149,6 +152,8 @@ class _Supervisor:
             )
             for name in (row.split()[0] for row in rows.splitlines())
         }
+        self.foreign = os.readlink("self") != str(os.getpid())
+        """Whether the working directory has other numbers for processes than notifications have."""
         self.root = _identity("self/root")
         self.entered = False
         """Whether a process has changed its root directory."""
@@ -172,9 +177,10 @@ class _Supervisor:
         except OSError:  # the caller was killed
             return
         identity, pid, _, number, architecture, _, *arguments = _NOTIFICATION.unpack(buffer)
-        call = _Call(identity, pid, *self.calls[architecture, number], arguments)
         error = flags = 0
         try:
+            process = _number_here(pid) if self.foreign else pid
+            call = _Call(identity, pid, process, *self.calls[architecture, number], arguments)
             if self.handlers[call.name](call):
                 flags = _CONTINUE
         except OSError as failed:
@@ -264,7 +270,7 @@ class _Supervisor:
             data = status.patch_statx(syscalls.statx(file, b"", flags | syscalls.AT_EMPTY_PATH, mask), told)
         else:
             data = status.pack(told, call.architecture, wide=call.name.endswith("64"))
-        memory = os.open(f"{call.pid}/mem", os.O_WRONLY | os.O_CLOEXEC)
+        memory = os.open(f"{call.process}/mem", os.O_WRONLY | os.O_CLOEXEC)
         try:
             self.still(call)  # the memory is still that of the caller
             os.pwrite(memory, data, buffer)
@@ -291,7 +297,7 @@ class _Supervisor:
             return True
         directory = self.open(call, base, path or slash or b".", follow=True)
         try:
-            umask = _umask(call.pid)
+            umask = _umask(call.process)
             self.still(call)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             file = os.open(name, flags, 0o600, dir_fd=directory)
@@ -344,15 +350,15 @@ class _Supervisor:
         The root directory is set to the caller's, which may have called chroot, so that absolute links are resolved
         there.
         """
-        if self.entered and (wanted := _identity(f"{call.pid}/root")) != self.root:
-            os.chroot(f"{call.pid}/root")  # the working directory is unchanged
+        if self.entered and (wanted := _identity(f"{call.process}/root")) != self.root:
+            os.chroot(f"{call.process}/root")  # the working directory is unchanged
             self.root = wanted
         if path[:1] == b"/":
             # In the caller's /proc "self" is not this process. Only descriptors, with nothing after them.
             opened = None if self.entered else _DESCRIPTOR.fullmatch(path)
-            return b"%d/fd/%b" % (call.pid, _STREAMS.get(path) or opened[1]) if opened else path
+            return b"%d/fd/%b" % (call.process, _STREAMS.get(path) or opened[1]) if opened else path
         base &= _WORD
-        place = b"%d/cwd" % call.pid if base == _AT_FDCWD else b"%d/fd/%d" % (call.pid, base)
+        place = b"%d/cwd" % call.process if base == _AT_FDCWD else b"%d/fd/%d" % (call.process, base)
         return place + b"/" + path if path else place
 
     def open(self, call: _Call, base: int, path: bytes, follow: bool) -> int:
@@ -386,6 +392,24 @@ def change(table: InodeRecords, file: int, uid: int, gid: int) -> None:
     table.give(file, was, uid, gid)
 
 
+def _number_here(pid: int) -> int:
+    """Return the number that thread ``pid`` of our pid namespace has in the working directory, another's /proc.
+
+    For threads that are not the first of their process Linux 6.9 is needed. Raises OSError.
+    """
+    try:
+        pidfd = os.pidfd_open(pid, _PIDFD_THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        pidfd = os.pidfd_open(pid)
+    try:
+        with open(f"self/fdinfo/{pidfd}", "rb") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(b"Pid:"))
+    finally:
+        os.close(pidfd)
+
+
 def _identity(path: str) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
@@ -396,6 +420,6 @@ def _id(value: int, bits: int) -> int:
     return _UNCHANGED if value == (1 << bits) - 1 else value
 
 
-def _umask(pid: int) -> int:
-    with open(f"{pid}/status", "rb") as file:
+def _umask(process: int) -> int:
+    with open(f"{process}/status", "rb") as file:
         return next((int(line.split()[1], 8) for line in file if line.startswith(b"Umask:")), 0)

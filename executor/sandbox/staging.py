@@ -8,6 +8,7 @@ unmounted with the host's tree.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Final
 
@@ -25,6 +26,8 @@ directory, where they would be part of the step's changes."""
 ROOT: Final = f"{PLACE}/root"
 DEV: Final = f"{PLACE}/dev"
 PROC: Final = f"{PLACE}/proc"
+OUTER_PROC: Final = f"{PLACE}/outer-proc"
+"""The /proc of the container that kanifold runs in, if a new one cannot be mounted; otherwise it does not exist."""
 SYS: Final = f"{PLACE}/sys"
 FILES: Final = f"{PLACE}/files"
 EMPTY: Final = f"{PLACE}/empty"
@@ -51,6 +54,8 @@ _FIXED: Final = (
     syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 )
 _QUIET: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+_TRACING: Final = 2
+"""The Landlock ABI version that ``syscalls.landlock_domain`` needs."""
 
 
 def set_up() -> None:
@@ -95,7 +100,11 @@ def preflight() -> None:
         os.mkdir(f"{PLACE}/{name}")
     mount_overlay((), f"{PLACE}/upper", f"{PLACE}/work", ROOT)
     syscalls.umount(ROOT, syscalls.MNT_DETACH)
-    mount_proc()
+    try:
+        mount_proc()
+    except PermissionError:
+        _keep_outer_proc()
+        mount_proc()
     syscalls.umount(PROC, syscalls.MNT_DETACH)
 
 
@@ -144,16 +153,48 @@ def mount_directory(path: str, target: str) -> None:
 
 
 def mount_proc() -> None:
-    """Mount a /proc of this process's pid namespace at PROC."""
-    syscalls.mount("proc", PROC, "proc", _QUIET)
+    """Mount a /proc of this process's pid namespace at PROC, or OUTER_PROC if there is one.
+
+    The kernel refuses a new one in a user namespace, with EPERM, where parts of the existing one are hidden by mounts,
+    as in containers. In OUTER_PROC, which shows all processes of the container, /proc/self is still the right one.
+    """
+    try:
+        syscalls.mount("proc", PROC, "proc", _QUIET)
+    except PermissionError:
+        if not shows_outer_processes():
+            raise
+        syscalls.mount(OUTER_PROC, PROC, flags=syscalls.MS_BIND | syscalls.MS_REC)
+
+
+def shows_outer_processes() -> bool:
+    """Whether steps have OUTER_PROC."""
+    return os.path.isdir(OUTER_PROC)
+
+
+def _keep_outer_proc() -> None:
+    """Bind /proc, as it is without the staging area, to OUTER_PROC. Raises OSError.
+
+    What may be read of a process only by those that may trace it (memory, environment, descriptors) is protected by
+    Landlock: a step could trace other steps otherwise.
+    """
+    if syscalls.landlock_version() < _TRACING:
+        raise OSError(errno.EPERM, "a new /proc is refused, and without Landlock that of the container is not safe")
+    os.mkdir(OUTER_PROC, 0o755)
+    syscalls.mount("/proc", OUTER_PROC, flags=syscalls.MS_BIND | syscalls.MS_REC)
+    syscalls.umount(f"{OUTER_PROC}/fs", syscalls.MNT_DETACH)
 
 
 def proc_of_all() -> int:
-    """Return a descriptor of a detached /proc of this process's pid namespace and those below it."""
+    """Return a descriptor of a detached /proc of this process's pid namespace and those below it, or of OUTER_PROC."""
     context = syscalls.fsopen("proc")
     try:
         syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
         return syscalls.fsmount(context, _FIXED & ~syscalls.MOUNT_ATTR_RDONLY)
+    except PermissionError:
+        if not shows_outer_processes():
+            raise
+        clone = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_RECURSIVE
+        return syscalls.open_tree(syscalls.AT_FDCWD, OUTER_PROC, clone)
     finally:
         os.close(context)
 

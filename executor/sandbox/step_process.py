@@ -84,6 +84,8 @@ class Rules(msgspec.Struct, frozen=True):
     """Whether CAP_NET_RAW is effective in the host's network."""
     scoped: bool
     """Whether Landlock can keep steps from abstract sockets and processes outside of their domain."""
+    sees_others: bool
+    """Whether the /proc of steps shows processes that are not theirs."""
 
     def supervised(self, spec: Spec) -> bool:
         return self.single and not spec.uid and not spec.gid
@@ -171,7 +173,8 @@ def become(
     own_network = spec.network == "none" or (spec.network == "isolated" and not shared)
 
     # 4. The parts are moved to their targets, resolved within the root.
-    syscalls.sethostname(spec.hostname)
+    with contextlib.suppress(PermissionError):  # Podman's seccomp profile: it is the container's then
+        syscalls.sethostname(spec.hostname)
     try:
         root, written = roots.mount(spec.rootfs)
     except OSError as error:
@@ -187,8 +190,7 @@ def become(
 
     # 5. The new root; the host's tree is unmounted.
     os.fchdir(root)
-    syscalls.pivot_root(".", ".")
-    syscalls.umount(".", syscalls.MNT_DETACH)
+    _change_root()
     os.chdir("/")
 
     # 6. Standard streams, and no other descriptor that leads outside.
@@ -206,6 +208,8 @@ def become(
         _renumber(prepared.own_proc, spec.uid, spec.gid)
     if rules.scoped and not spec.insecure:
         syscalls.landlock_scope(syscalls.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | syscalls.LANDLOCK_SCOPE_SIGNAL)
+    elif rules.sees_others and not spec.insecure:
+        syscalls.landlock_domain()
     if code := rules.filters[spec.insecure, supervisor is not None]:
         if supervisor is None:
             syscalls.seccomp_filter(code)
@@ -420,6 +424,21 @@ def _volunteer() -> None:
     fd = os.open(f"{staging.PROC}/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
     os.pwrite(fd, b"%d" % min(_WORST, int(os.pread(fd, 16, 0)) + _WORSE), 0)
     os.close(fd)
+
+
+def _change_root() -> None:
+    """Make the working directory, a mount, the root directory, above which there is nothing.
+
+    Docker's seccomp profile has no pivot_root(2), whatever the capabilities. A root that was moved onto the old one
+    hides it, as with an initramfs: no path leads below it, and to unmount it takes CAP_SYS_ADMIN.
+    """
+    try:
+        syscalls.pivot_root(".", ".")
+    except PermissionError:
+        syscalls.mount(".", "/", flags=syscalls.MS_MOVE)
+        os.chroot(".")
+    else:
+        syscalls.umount(".", syscalls.MNT_DETACH)
 
 
 def _enter(cwd: str, proc: int) -> None:

@@ -105,7 +105,12 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
         for supervised in {False, single}
     }
     rules = step_process.Rules(
-        single, filters, net, network.can_capture_packets(), syscalls.landlock_version() >= network.SCOPES
+        single=single,
+        filters=filters,
+        network=net,
+        sniffs=network.can_capture_packets(),
+        scoped=syscalls.landlock_version() >= network.SCOPES,
+        sees_others=staging.shows_outer_processes(),
     )
     proc = staging.proc_of_all() if single else -1
     if single:
