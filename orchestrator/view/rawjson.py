@@ -1,12 +1,16 @@
-r"""The display for programs: one JSON object a line, in ASCII, for every event.
+r"""The display for programs: one JSON object a line, in ASCII, for every event; the first names the version.
+
+``rawjson.schema.json`` has the same as a JSON Schema (2020-12).
 
 Every object has ``type``, ``at`` (seconds since the build started, or since the display opened before that) and
 ``time`` (RFC 3339, UTC, microseconds). An executor's messages have ``platform``. Fields are only ever added; a field
-that is listed here is always there. Text is passed on as it came, control characters included, as ``\u`` escapes.
+that is listed here is always there; ``version`` is raised when one is removed or changes its meaning. Text is passed
+on as it came, control characters included, as ``\u`` escapes.
 
 =================  ===================================================================================================
 type               fields
 =================  ===================================================================================================
+schema             version, kanifold (the version of the program)
 build_started      name, tags [], jobs, platforms [{platform, node, how}]
 resolving          ref
 resolved           ref, digest
@@ -41,16 +45,19 @@ import datetime
 import json
 import threading
 import time
-from typing import Any, Self, TextIO
+from typing import Any, Final, Self, TextIO
 
 import msgspec
 
-from executor import protocol
+from executor import __version__, protocol
 from executor.image.manifest import Descriptor
 from orchestrator.view import events
 from orchestrator.view.output_stream import OutputStream
 from orchestrator.view.stdout import escape_commands
 from platforms.errors import Problem
+
+VERSION: Final = 1
+"""Version of the lines: raised when a field is removed or changes its meaning."""
 
 
 class RawJsonDisplay:
@@ -61,6 +68,7 @@ class RawJsonDisplay:
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._wall = time.time() - self._began
+        self._write({"type": "schema", "version": VERSION, "kanifold": __version__}, self._began)
 
     def emit(self, event: events.Event) -> None:
         """Write ``event``. Safe for threads. Questions of an executor and their answers are not written."""
@@ -70,20 +78,24 @@ class RawJsonDisplay:
             fields = fields_of(event)
             if fields is None:
                 return
-            moment = datetime.datetime.fromtimestamp(self._wall + event.at, datetime.UTC)
-            line = {
-                "type": fields.pop("type"),
-                "at": round(event.at - self._began, 6),
-                "time": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-                **fields,
-            }
-            if line["type"] == "log":  # one message has many lines: an object for each
-                lines = line.pop("text").split("\n")
-                head = _dump(line)[:-1]
-                text = "".join(f'{head},"text":{_dump(each)}}}\n' for each in lines)
-            else:
-                text = f"{_dump(line)}\n"
-            self._sink.write(escape_commands(text))
+            self._write(fields, event.at)
+
+    def _write(self, fields: dict[str, Any], at: float) -> None:
+        """Write an object of ``fields``, among them ``type``; for a log of several lines an object for each."""
+        moment = datetime.datetime.fromtimestamp(self._wall + at, datetime.UTC)
+        line = {
+            "type": fields.pop("type"),
+            "at": round(at - self._began, 6),
+            "time": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            **fields,
+        }
+        if line["type"] == "log":
+            lines = line.pop("text").split("\n")
+            head = _dump(line)[:-1]
+            text = "".join(f'{head},"text":{_dump(each)}}}\n' for each in lines)
+        else:
+            text = f"{_dump(line)}\n"
+        self._sink.write(escape_commands(text))
 
     def close(self) -> None:
         """Do nothing: nothing is buffered."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import view_story as story
+from conftest import Kanifold
+from jsonschema import Draft202012Validator
 from view_story import START
 
-from executor import protocol
+from executor import __version__, protocol
 from executor.image.manifest import Descriptor
 from orchestrator.view import events, open_display, rawjson
 from orchestrator.view.events import Event, FromExecutor
@@ -56,12 +59,14 @@ def objects(*told: Event) -> list[dict[str, Any]]:
         for event in told:
             display.emit(event)
     assert out.getvalue().isascii()
-    return [json.loads(line) for line in out.getvalue().splitlines()]
+    first, *rest = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert (first["type"], first["version"], first["kanifold"]) == ("schema", rawjson.VERSION, __version__)
+    return rest
 
 
 def documented() -> dict[str, set[str]]:
     """Field names by type, as the module's table lists them."""
-    table = (rawjson.__doc__ or "").split("\n\n")[2].split("\n")[3:-1]
+    table = (rawjson.__doc__ or "").split("\n\n")[3].split("\n")[3:-1]
     rows: dict[str, str] = {}
     name = ""
     for line in table:
@@ -81,9 +86,49 @@ def _outermost(fields: str) -> str:
 def test_every_event_has_the_fields_that_the_documentation_lists() -> None:
     table = documented()
     told = objects(*EVERY)
-    assert {each["type"] for each in told} == set(table)
+    assert {each["type"] for each in told} == set(table) - {"schema"}
     for each in told:
         assert set(each) - {"type", "at", "time"} == table[each["type"]], each["type"]
+
+
+SCHEMA = json.loads((Path(rawjson.__file__).parent / "rawjson.schema.json").read_text())
+
+
+def valid(schema: dict[str, Any], line: dict[str, Any]) -> bool:
+    return bool(Draft202012Validator(schema).is_valid(line))
+
+
+def test_the_schema_has_every_type_with_its_fields() -> None:
+    table = documented()
+    named = {each["if"]["properties"]["type"]["const"]: each["then"]["$ref"] for each in SCHEMA["allOf"]}
+    assert named == {name: f"#/$defs/{name}" for name in table}
+    for name, fields in table.items():
+        assert set(SCHEMA["$defs"][name]["required"]) == set(SCHEMA["$defs"][name]["properties"]) == fields, name
+    assert SCHEMA["$defs"]["schema"]["properties"]["version"]["const"] == rawjson.VERSION
+    assert set(SCHEMA["$defs"]["moved"]["properties"]["action"]["enum"]) == set(protocol.Action)
+
+
+@pytest.mark.parametrize("told", EVERY, ids=lambda event: type(getattr(event, "message", event)).__name__)
+def test_every_line_is_valid_by_the_schema(told: Event) -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+    (line,) = objects(told)
+    assert valid(SCHEMA, line)
+    assert valid(SCHEMA, {**line, "more": 1}), "fields may be added"
+    for field in line:
+        less = {key: value for key, value in line.items() if key != field}
+        assert not valid(SCHEMA, less), f"{field} is always there"
+        assert not valid(SCHEMA, {**line, field: {"another": "type"}}) or field == "type"
+
+
+def test_a_build_writes_what_the_schema_says(kanifold: Kanifold, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch as only\nCOPY Dockerfile /\n")
+    words = ("build", tmp_path, "-o", f"type=oci,dest={tmp_path / 'out'}", "--progress", "rawjson")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "Dockerfile").write_text("FROM scratch\nCOPY none /\n")
+    for outcome in (kanifold(*words), kanifold(*words), kanifold.run("build", tmp_path / "none", *words[2:])):
+        lines = [json.loads(each) for each in outcome.err.splitlines()]
+        assert [each["type"] for each in lines][0 :: len(lines) - 1] == ["schema", "build_ended"]
+        assert [each for each in lines if not valid(SCHEMA, each)] == []
 
 
 def test_golden_of_one_step() -> None:
