@@ -8,11 +8,12 @@ import sys
 
 def main() -> int:
     """Do one job. Returns the exit status: that of the job's error, or 0."""
+    from executor import resources
     from executor.worker import serve
     from platforms import binfmt, debug
 
     debug.enter("executor")
-    status = serve((_take_streams(),), binfmt.emulated())
+    status = serve((_take_streams(),), binfmt.emulated(), resources.measure())
     debug.log("process ends", status=status)
     return status
 

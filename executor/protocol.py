@@ -23,7 +23,7 @@ from platforms import decoding
 from platforms.emulation import Emulation
 from platforms.errors import Problem, ProtocolError
 
-VERSION: Final = 10
+VERSION: Final = 11
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -35,6 +35,17 @@ Tell = Callable[[Message], None]
 
 
 # -- executor -> orchestrator ---------------------------------------------------------------------------------------
+
+
+class Resources(msgspec.Struct, frozen=True):
+    """What the machine of an executor has to spare. Numbers are 0 where they are unknown."""
+
+    load: float = 0.0
+    """The average number of runnable processes during the last minute."""
+    memory: decoding.Int64 = 0
+    """Bytes of memory that new processes can have without swapping."""
+    disk: decoding.Int64 = 0
+    """Free bytes of the file system of the store."""
 
 
 class Handshake(Message, frozen=True, tag="hello"):
@@ -53,6 +64,8 @@ class Handshake(Message, frozen=True, tag="hello"):
     emulators: tuple[str, ...] = ()
     """Architectures for which the node has an emulator, not verified. Empty from a forked executor, whose orchestrator
     is on the same machine and verifies emulators itself."""
+    resources: Resources | None = None
+    """None from a forked executor."""
 
 
 class StepInfo(msgspec.Struct, frozen=True):

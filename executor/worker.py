@@ -33,14 +33,16 @@ _LAST_MOMENT: Final = 1.2
 """Seconds after the last orchestrator has gone until this process exits unconditionally."""
 
 
-def serve(channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = ()) -> int:
+def serve(
+    channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = (), resources: protocol.Resources | None = None
+) -> int:
     """Run a job for each of ``channels``: descriptors for reading and writing. Requires a process with a single thread.
 
-    ``emulators``: the architectures for the greeting. Returns the exit status: the highest of the jobs' errors
+    ``emulators`` and ``resources`` are for the greeting. Returns the exit status: the highest of the jobs' errors
     (``platforms.errors``), or 0.
     """
     isolated = Lazy(isolation.enter)
-    greeting = _greeting(isolated, emulators)  # enters while there is no job yet
+    greeting = _greeting(isolated, emulators, resources)  # enters while there is no job yet
     conversations = [Conversation(*each) for each in channels]
     for each in conversations:
         each.send(greeting)
@@ -59,13 +61,15 @@ def serve(channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = ()) 
     return max(statuses)
 
 
-def _greeting(isolated: Lazy[Isolation], emulators: tuple[str, ...]) -> protocol.Handshake:
+def _greeting(
+    isolated: Lazy[Isolation], emulators: tuple[str, ...], resources: protocol.Resources | None
+) -> protocol.Handshake:
     """Return the greeting. If isolation is impossible, each job will report why."""
     mode = ""
     with contextlib.suppress(EnvironmentUnfit):
         mode = isolated().mode.value
     processors = len(os.sched_getaffinity(0))
-    return protocol.Handshake(protocol.VERSION, __version__, str(host.host()), mode, processors, emulators)
+    return protocol.Handshake(protocol.VERSION, __version__, str(host.host()), mode, processors, emulators, resources)
 
 
 def _prepared(conversation: Conversation, isolated: Lazy[Isolation], statuses: list[int]) -> Task | None:

@@ -100,8 +100,21 @@ async def prepare(session: Session, request: BuildRequest, plan: BuildPlan | Non
     return await _prepared(session, request, plan, publish.push)
 
 
+async def _placed(session: Session, request: BuildRequest, plan: BuildPlan | None) -> tuple[Placement, ...]:
+    """Return a node for every platform, and warn of nodes that could not be asked."""
+    found = await place_all(request, plan, session.nodes)
+    for each in found.skipped:
+        session.emit(events.WarningRaised(problem=each.warning))
+    if request.nodes is not None and request.nodes.unknown:
+        from orchestrator.nodes import node_selection
+
+        for problem in node_selection.unknown_nodes(request.nodes):
+            session.emit(events.WarningRaised(problem=problem))
+    return found.each
+
+
 async def _prepared(session: Session, request: BuildRequest, plan: BuildPlan | None, push: _Push) -> PreparedImage:
-    placements = await place_all(request, plan, session.nodes)  # (1)
+    placements = await _placed(session, request, plan)  # (1)
     for each in placements:
         debug.log("placed", platform=str(each.platform), node=each.node.name, runs=each.how or "nothing")
     local = await _local_outputs(session, request)
@@ -124,7 +137,7 @@ async def _prepared(session: Session, request: BuildRequest, plan: BuildPlan | N
 def _started(request: BuildRequest, placements: Iterable[Placement]) -> events.BuildStarted:
     return events.BuildStarted(
         platforms=tuple(
-            events.PlatformPlacement(str(each.platform), "" if each.shares_disk else each.node.name, each.how)
+            events.PlatformPlacement(str(each.platform), "" if each.shares_disk else each.node.name, each.how, each.why)
             for each in placements
         ),
         name=str(request.tags[0].familiar()) if request.tags else _named(request.context),
@@ -257,7 +270,13 @@ async def _pin(
 def _start_executors(build: _Build) -> None:
     """Start executors for a build that will need them, before their jobs are known."""
     at_once = build.request.jobs or len(build.placements)
-    build.executors.start(each.node for each in build.placements[:at_once])
+    started: list[str] = []
+    nodes = []
+    for each in build.placements[:at_once]:
+        if not each.most or started.count(each.node.name) < each.most:
+            started.append(each.node.name)
+            nodes.append(each.node)
+    build.executors.start(nodes)
 
 
 async def _built(

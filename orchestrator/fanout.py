@@ -1,12 +1,14 @@
 """One build becomes many jobs: an executor per platform, at most so many at once, and all of them or none.
 
-``asyncio-pool`` bounds the fan-out. A platform that fails cancels the others, unless the user wants to see them end.
+``asyncio-pool`` bounds the fan-out; a node has a queue for the jobs that it has no place for yet. A platform that fails
+cancels the others, unless the user wants to see them end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -40,8 +42,10 @@ async def build_all(
     from asyncio_pool import AioPool
 
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    queues = {each.node.name: asyncio.Semaphore(each.most) for each, _ in jobs if each.most}
     work = [
-        _Work(session, request, executors, stop, placement, job, translate(job, placement)) for placement, job in jobs
+        _Work(session, request, executors, queues, stop, placement, job, translate(job, placement))
+        for placement, job in jobs
     ]
     pool = AioPool(size=request.jobs or len(jobs))
     waiting = [pool.spawn_n(each.do()) for each in work]
@@ -68,6 +72,8 @@ class _Work(msgspec.Struct, frozen=True):
     session: Session
     request: BuildRequest
     executors: ExecutorPool
+    queues: Mapping[str, asyncio.Semaphore]
+    """By the name of a node that does not run any number of jobs at a time."""
     stop: asyncio.Future[str]
     """Done when there is nothing more to do, with the reason."""
     placement: Placement
@@ -80,7 +86,6 @@ class _Work(msgspec.Struct, frozen=True):
             self._cancelled()
             return None
         placement, name = self.placement, str(self.placement.platform)
-        self.session.emit(events.PlatformStarted(platform=name, node=placement.node.name, how=placement.how))
         heard: list[StepEvent] = []
 
         def hear(message: protocol.Message) -> None:
@@ -109,12 +114,18 @@ class _Work(msgspec.Struct, frozen=True):
         return PlatformResult(placement, executor.result, executor, tuple(heard) if len(heard) <= _EVENTS else ())
 
     async def _run(self, hear: OnMessage) -> Executor:
+        placement = self.placement
         on_ask = answers(self.request, self.job, self.session.keychain, self.session.registry)
-        connection = await self.executors.acquire(self.placement.node)
-        try:
-            return await job_session.run(connection, self.translation.job, hear, partial(self._answer, on_ask))
-        except KanifoldError as error:
-            raise KanifoldError.of(self.translation.received(error.problem)) from error
+        async with self.queues.get(placement.node.name, contextlib.nullcontext()):
+            started = events.PlatformStarted(
+                platform=str(placement.platform), node=placement.node.name, how=placement.how
+            )
+            self.session.emit(started)
+            connection = await self.executors.acquire(placement.node)
+            try:
+                return await job_session.run(connection, self.translation.job, hear, partial(self._answer, on_ask))
+            except KanifoldError as error:
+                raise KanifoldError.of(self.translation.received(error.problem)) from error
 
     async def _answer(self, on_ask: OnAsk, ask: protocol.Ask) -> Answer:
         try:

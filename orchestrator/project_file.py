@@ -5,9 +5,11 @@
       linux/amd64: ubuntu-24.04
       linux/arm64: [self-hosted, arm64]
     emulate-on: ubuntu-24.04
+    nodes: [arm, riscv]
 
-``kanifold matrix`` and ``kanifold index create --metadata`` read it (docs/ci.md). A build context that is elsewhere is
-not searched for it, so whoever only provides files to build from decides nothing here.
+``kanifold matrix`` and ``kanifold index create --metadata`` read it (docs/ci.md), and builds read ``nodes``
+(docs/nodes.md). A build context that is elsewhere is not searched for it, so whoever only provides files to build from
+decides nothing here.
 """
 
 from __future__ import annotations
@@ -17,15 +19,25 @@ from typing import Final
 
 import msgspec
 
+from orchestrator.nodes import inventory
 from orchestrator.yaml_settings import Setting, read
-from platforms import parsing
 from platforms.errors import UsageError
 from platforms.paths import below
 from platforms.platform import Platform
 
 NAME: Final = "kanifold.yaml"
-KEYS: Final = ("platforms", "runners", "emulate-on")
+KEYS: Final = ("platforms", "runners", "emulate-on", "nodes")
 """The keys that it may have."""
+_NODE_KEYS: Final = ("url", "platforms", "max-jobs")
+
+
+class ProposedNode(msgspec.Struct, frozen=True):
+    """A node that a project names. Only ``kanifold node add`` uses more of it than its name."""
+
+    name: str
+    url: str = ""
+    platforms: tuple[Platform, ...] = ()
+    max_jobs: int = 0
 
 
 class ProjectFile(msgspec.Struct, frozen=True):
@@ -38,6 +50,8 @@ class ProjectFile(msgspec.Struct, frozen=True):
     """The labels of the runner for each platform."""
     emulate_on: tuple[str, ...] = ()
     """The labels of the runner for platforms that have none."""
+    nodes: tuple[ProposedNode, ...] | None = None
+    """The nodes to use beside this machine; None if it does not say."""
 
 
 def load(directory: str = os.curdir) -> ProjectFile:
@@ -51,23 +65,17 @@ def load(directory: str = os.curdir) -> ProjectFile:
     return ProjectFile(
         path,
         _platforms(entries["platforms"]) if "platforms" in entries else (),
-        tuple((_platform(each, name), _labels(each)) for name, each in runners.items()),
+        tuple((inventory.platform(each, name), _labels(each)) for name, each in runners.items()),
         _labels(entries["emulate-on"]) if "emulate-on" in entries else (),
+        _nodes(entries["nodes"]) if "nodes" in entries else None,
     )
 
 
 def _platforms(setting: Setting) -> tuple[Platform, ...]:
-    found = dict.fromkeys(_platform(setting, word) for text in setting.texts() for word in text.split(","))
+    found = inventory.platforms(setting)
     if not found:
         raise setting.refusal("no platform is named")
-    return tuple(found)
-
-
-def _platform(setting: Setting, text: str) -> Platform:
-    try:
-        return parsing.parse(text.strip())
-    except UsageError as error:
-        raise setting.refusal(str(error), remedy=error.problem.remedy) from error
+    return found
 
 
 def _labels(setting: Setting) -> tuple[str, ...]:
@@ -75,3 +83,33 @@ def _labels(setting: Setting) -> tuple[str, ...]:
     if not found:
         raise setting.refusal("a label is expected, or a list of labels")
     return found
+
+
+def _nodes(setting: Setting) -> tuple[ProposedNode, ...]:
+    """Return the nodes in a list of names, or in a mapping of names to what is proposed."""
+    if not isinstance(setting.value, dict):
+        return tuple(ProposedNode(_node_name(setting, name)) for name in setting.texts())
+    return tuple(_proposed(_node_name(each, name), each) for name, each in setting.value.items())
+
+
+def _node_name(setting: Setting, name: str) -> str:
+    try:
+        return inventory.check_name(name)
+    except UsageError as error:
+        raise inventory.refused(setting, error) from error
+
+
+def _proposed(name: str, setting: Setting) -> ProposedNode:
+    values = setting.mapping(*_NODE_KEYS)
+    url = values["url"].text() if "url" in values else ""
+    try:
+        if url:
+            inventory.declared(name, url)
+    except UsageError as error:
+        raise inventory.refused(values["url"], error) from error
+    return ProposedNode(
+        name,
+        url,
+        inventory.platforms(values["platforms"]) if "platforms" in values else (),
+        values["max-jobs"].number() if "max-jobs" in values else 0,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -12,6 +12,9 @@ from executor.registry import reference
 from executor.registry.reference import Reference
 from orchestrator.outputs import Output, Push
 from platforms.platform import Platform
+
+if TYPE_CHECKING:
+    from orchestrator.nodes.node_selection import NodeSelection
 
 
 class SecretSource(msgspec.Struct, frozen=True):
@@ -86,6 +89,8 @@ class BuildRequest(msgspec.Struct, frozen=True):
     keep_going: bool = False
     audit: str = "warn"
     audit_allow: tuple[Allowed, ...] = ()
+    nodes: NodeSelection | None = None
+    """The nodes that may be used; None for this machine alone."""
     options: BuildOptions = BuildOptions()
 
     @property

@@ -33,3 +33,9 @@ def below(directory: str, *words: str) -> str:
 def named_by_user(directory: str, path: str) -> str:
     """Return ``path``, as given by the user, relative to ``directory``; ``~`` is expanded."""
     return os.path.join(directory, os.path.expanduser(path))
+
+
+def settings_file(name: str) -> str:
+    """Return the path of the user's settings file ``name``: ``$XDG_CONFIG_HOME/kanifold/NAME``."""
+    config_home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return below(config_home, "kanifold", name)

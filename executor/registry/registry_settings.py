@@ -33,7 +33,7 @@ from executor.registry.reference import canonical_registry, registry_of
 from platforms.durations import seconds
 from platforms.errors import UsageError
 from platforms.hosts import is_loopback
-from platforms.paths import below, named_by_user
+from platforms.paths import below, named_by_user, settings_file
 
 _CERTS_D: Final = ("/etc/docker/certs.d", "/etc/containers/certs.d", "~/.config/containers/certs.d")
 _KEYS: Final = ("ca", "cert", "insecure", "key", "mirrors", "timeout", "tls", "token-services")
@@ -107,8 +107,7 @@ def load_settings(path: str = "") -> RegistrySettings:
     Raises ``UsageError``, which names the file and the key. A missing default file is no error.
     """
     explicit = path or os.environ.get("KANIFOLD_REGISTRIES", "")
-    config_home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    file = explicit or os.path.join(config_home, "kanifold", "registries.yaml")
+    file = explicit or settings_file("registries.yaml")
     settings = RegistrySettings()
     try:
         with open(file, "rb") as stream:

@@ -36,6 +36,7 @@ class CommandNode:
             self._spare = await self._start()
         greeting = self._spare.greeting
         own = self._platform(greeting)
+        resources = greeting.resources or protocol.Resources()
         return Description(
             platform=own,
             support=tuple((each, self._support(each, own, greeting)) for each in platforms),
@@ -44,6 +45,9 @@ class CommandNode:
             processors=greeting.processors,
             isolation=greeting.isolation,
             emulators=greeting.emulators,
+            load=max(0.0, resources.load),
+            memory=max(0, resources.memory),
+            disk=max(0, resources.disk),
         )
 
     async def start(self) -> Connection:

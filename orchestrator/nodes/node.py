@@ -47,6 +47,12 @@ class Description(msgspec.Struct, frozen=True):
     """The name of the isolation mode; "" if it is unknown before an executor is started, or if none is possible."""
     emulators: tuple[str, ...] = ()
     """Architectures with an emulator, not verified."""
+    load: float = 0.0
+    """The average number of runnable processes during the last minute; 0 if unknown."""
+    memory: int = 0
+    """Bytes of memory that processes may have; 0 if unknown."""
+    disk: int = 0
+    """Free bytes of the disk of its store; 0 if unknown."""
     shares_disk: bool = False
     """Whether paths of this machine, also that of its store, are valid there."""
 

@@ -1,18 +1,52 @@
-"""Where each platform of a build is built: natively if that can be, else emulated, on the first node that will do."""
+"""Where each platform of a build is built: natively if that can be, else emulated, on the least loaded node.
+
+This machine builds what it runs natively, as long as it has the processors; then nobody else is asked. Other nodes are
+asked all at once; one that does not answer is left out, with a warning, unless the user wants a platform built there.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from orchestrator.nodes.node import Description, Node, Support
 from orchestrator.outputs import FilesOutput
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
-from platforms.errors import EnvironmentUnfit
+from platforms.errors import EnvironmentUnfit, KanifoldError, Problem
 from platforms.platform import Platform
+
+if TYPE_CHECKING:
+    from orchestrator.nodes.inventory import NodeEntry
+
+LOCAL: Final = "local"
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A node that has described itself, and what the user has declared of it."""
+
+    node: Node
+    description: Description
+    entry: NodeEntry | None = None
+    load: float = 0.0
+    """The average number of runnable processes, without jobs of this build."""
+
+    @property
+    def places(self) -> int:
+        """How many jobs it has processors for; at least 1."""
+        declared = 0 if self.entry is None else self.entry.max_jobs
+        return max(1, declared or self.description.processors)
+
+    @property
+    def most(self) -> int:
+        """How many jobs run on it at a time; 0 for any number: on this machine, if the user has not said."""
+        declared = 0 if self.entry is None else self.entry.max_jobs
+        return declared if self.description.shares_disk else declared or self.places
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -22,6 +56,12 @@ class Placement(msgspec.Struct, frozen=True):
     node: Node
     support: Support = Support()
     shares_disk: bool = False
+    most: int = 0
+    """How many jobs run on the node at a time; 0 for any number."""
+    why: str = ""
+    """Why it is built there, for display."""
+    others: tuple[Placement, ...] = ()
+    """Where else it can be built, the best first."""
 
     @property
     def how(self) -> str:
@@ -29,10 +69,169 @@ class Placement(msgspec.Struct, frozen=True):
         return self.support.how
 
 
+class Skipped(msgspec.Struct, frozen=True):
+    """A node that is not used because it could not be asked."""
+
+    name: str
+    problem: Problem
+
+    @property
+    def warning(self) -> Problem:
+        """The warning about it."""
+        return replace(self.problem, what=f"node {self.name} is not used: {self.problem.what}")
+
+
+class Placements(msgspec.Struct, frozen=True):
+    """The nodes of a build."""
+
+    each: tuple[Placement, ...]
+    """In the order of the platforms."""
+    skipped: tuple[Skipped, ...] = ()
+    asked: tuple[Candidate, ...] = ()
+    """The nodes that have described themselves."""
+
+
+async def place_all(request: BuildRequest, plan: BuildPlan | None, nodes: Sequence[Node]) -> Placements:
+    """Return a node of ``nodes`` for each platform.
+
+    They are asked about platforms only if some of their programs may be run. Raises ``KanifoldError`` when no node can
+    have an executor, or one that the user wants cannot.
+    """
+    return await _Placing(request, request.platforms if plan is None or plan.may_run else (), nodes).place_all()
+
+
+class _Placing(msgspec.Struct, frozen=True):
+    """The placement of a build. ``running`` are the platforms whose programs may be run."""
+
+    request: BuildRequest
+    running: tuple[Platform, ...]
+    nodes: Sequence[Node]
+
+    async def place_all(self) -> Placements:
+        if len(self.nodes) == 1:
+            (only,) = self.nodes
+            candidate = Candidate(only, await only.describe(self.running), self._entry(only))
+            return self._placed([candidate], [])
+        here = [each for each in self.nodes if each.name == LOCAL and self._may_matter(each, self.request.platforms)]
+        candidates, skipped = await self._ask(here)
+        rest = self._unsettled(candidates)
+        if rest or not candidates:
+            others = [each for each in self.nodes if each.name != LOCAL and self._may_matter(each, rest)]
+            answered, silent = await self._ask(others)
+            candidates += answered
+            skipped += silent
+        if not candidates:
+            raise _nobody(skipped)
+        return self._placed(candidates, skipped)
+
+    def _entry(self, node: Node) -> NodeEntry | None:
+        return None if self.request.nodes is None else self.request.nodes.entry(node.name)
+
+    def _forced(self, platform: Platform) -> str:
+        return "" if self.request.nodes is None else dict(self.request.nodes.forced).get(platform, "")
+
+    def _is_forced(self, node: Node) -> bool:
+        return any(self._forced(each) == node.name for each in self.request.platforms)
+
+    def _may_matter(self, node: Node, platforms: Sequence[Platform]) -> bool:
+        """Whether one of ``platforms`` may be built on ``node``."""
+        return any(self._may_build(node, each) for each in platforms)
+
+    def _may_build(self, node: Node, platform: Platform) -> bool:
+        """Whether ``platform`` may be built on ``node``, by what the user has declared."""
+        forced, entry = self._forced(platform), self._entry(node)
+        return forced == node.name if forced else entry is None or entry.takes(platform)
+
+    def _unsettled(self, here: Sequence[Candidate]) -> tuple[Platform, ...]:
+        """Return the platforms that another node than this machine may be better for."""
+        if not here:
+            return self.request.platforms
+        local = here[0]
+        forced = [each for each in self.request.platforms if self._forced(each) == LOCAL]
+        settled = [
+            each
+            for each in self.request.platforms
+            if self._may_build(local.node, each)
+            and (each not in self.running or local.description.runs(each).how == "native")
+        ]
+        if self.running:  # copying files does not take a processor long
+            settled = settled[: local.places]
+        return tuple(each for each in self.request.platforms if each not in (*settled, *forced))
+
+    async def _ask(self, nodes: Sequence[Node]) -> tuple[list[Candidate], list[Skipped]]:
+        """Return the nodes that have described themselves, and those that have not.
+
+        Raises the error of a node that the user wants a platform to be built on.
+        """
+        described = await asyncio.gather(*(each.describe(self.running) for each in nodes), return_exceptions=True)
+        candidates, skipped = [], []
+        for node, found in zip(nodes, described, strict=True):
+            if isinstance(found, Description):
+                load = os.getloadavg()[0] if found.shares_disk else found.load
+                candidates.append(Candidate(node, found, self._entry(node), load))
+            elif isinstance(found, KanifoldError) and not self._is_forced(node):
+                skipped.append(Skipped(node.name, found.problem))
+            else:
+                raise found
+        return candidates, skipped
+
+    def _placed(self, candidates: Sequence[Candidate], skipped: Sequence[Skipped]) -> Placements:
+        given: dict[str, int] = {}
+        found = []
+        for platform in self.request.platforms:
+            placement = self._place(platform, candidates, given, skipped)
+            given[placement.node.name] = given.get(placement.node.name, 0) + 1
+            found.append(placement)
+        return Placements(tuple(found), tuple(skipped), tuple(candidates))
+
+    def _place(
+        self, platform: Platform, candidates: Sequence[Candidate], given: dict[str, int], skipped: Sequence[Skipped]
+    ) -> Placement:
+        """Return the node for ``platform`` while others of the build are ``given`` to nodes, by name and number."""
+        usable = [each for each in candidates if self._may_build(each.node, platform)]
+        if not usable:
+            raise _no_node(platform, candidates, skipped)
+        ranked = sorted(usable, key=lambda each: _order(each, platform, given.get(each.node.name, 0)))
+        best, *others = (_placement(each, platform) for each in ranked)
+        if best.support.unfit is not None and len(candidates) + len(skipped) > 1:
+            best = replace(best, support=Support(unfit=_no_node(platform, candidates, skipped)))
+        kept = tuple(each for each in others if each.support.unfit is None)
+        return replace(best, others=kept, why=self._why(best, kept, skipped))
+
+    def _why(self, best: Placement, others: Sequence[Placement], skipped: Sequence[Skipped]) -> str:
+        if self._forced(best.platform):
+            return "as --platform says"
+        if len(self.nodes) == 1:
+            return "the only node"
+        if best.platform not in self.running:
+            return "no program is run"
+        if best.how == "native":
+            rivals = [each for each in others if each.how == "native"]
+            return "runs it natively" + (f", before {len(rivals)} more" if rivals else "")
+        silent = f" ({', '.join(each.name for each in skipped)}: no answer)" if skipped else ""
+        return f"no node runs it natively{silent}"
+
+
 def place(platform: Platform, nodes: Sequence[tuple[Node, Description]]) -> Placement:
     """The node for ``platform``: the first that runs it natively, else that emulates it, else that may yet run it."""
-    node, description = min(nodes, key=lambda each: _rank(each[1].runs(platform)))
-    return Placement(platform, node, description.runs(platform), description.shares_disk)
+    return min((_placement(Candidate(*each), platform) for each in nodes), key=lambda each: _rank(each.support))
+
+
+def _placement(candidate: Candidate, platform: Platform) -> Placement:
+    description = candidate.description
+    return Placement(platform, candidate.node, description.runs(platform), description.shares_disk, candidate.most)
+
+
+def _order(candidate: Candidate, platform: Platform, given: int) -> tuple[int, bool, bool, bool, float]:
+    """Return what candidates for a platform are sorted by: the smallest is the best. ``given``: its jobs so far."""
+    busy = candidate.load + given
+    return (
+        _rank(candidate.description.runs(platform)),
+        given >= candidate.places,
+        busy >= candidate.places,
+        not candidate.description.shares_disk,  # contexts and results need not be sent
+        busy / candidate.places,
+    )
 
 
 def _rank(support: Support) -> int:
@@ -43,15 +242,39 @@ def _rank(support: Support) -> int:
     return 0 if support.how == "native" else 1
 
 
-async def place_all(request: BuildRequest, plan: BuildPlan | None, nodes: Sequence[Node]) -> tuple[Placement, ...]:
-    """A node of ``nodes`` for each platform. They are asked about platforms only if some of their programs may be run.
+def _nobody(skipped: Sequence[Skipped]) -> KanifoldError:
+    """Return the error that no node has answered."""
+    if len(skipped) == 1:
+        return KanifoldError.of(skipped[0].problem)
+    return EnvironmentUnfit(
+        "no node can be used",
+        why="; ".join(f"{each.name}: {each.problem.what}" for each in skipped),
+        remedy="kanifold node check says what is wrong with each",
+    )
 
-    Raises ``KanifoldError`` when a node can have no executor.
-    """
-    platforms = request.platforms if plan is None or plan.may_run else ()
-    described = await asyncio.gather(*(each.describe(platforms) for each in nodes))
-    choices = tuple(zip(nodes, described, strict=True))
-    return tuple(place(each, choices) for each in request.platforms)
+
+def _no_node(platform: Platform, candidates: Sequence[Candidate], skipped: Sequence[Skipped]) -> EnvironmentUnfit:
+    """Return the error that no node runs ``platform``."""
+    reasons = [f"{each.node.name} is {_shown(each)}" for each in candidates]
+    reasons += [f"{each.name} does not answer" for each in skipped]
+    return EnvironmentUnfit(
+        f"no node runs programs of {platform}",
+        why="; ".join(reasons),
+        remedy="; ".join((f"add a node that is {platform} (kanifold node add)", *_remedies(platform, candidates))),
+    )
+
+
+def _remedies(platform: Platform, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Yield how this machine could run ``platform``."""
+    for each in candidates:
+        unfit = each.description.runs(platform).unfit
+        if each.description.shares_disk and unfit is not None:
+            yield f"or here: {unfit.problem.remedy}"
+
+
+def _shown(candidate: Candidate) -> str:
+    emulators = candidate.description.emulators
+    return str(candidate.description.platform) + (f" with emulators for {', '.join(emulators)}" if emulators else "")
 
 
 def refuse_unfit(request: BuildRequest, plan: BuildPlan, placements: Iterable[Placement]) -> None:

@@ -37,6 +37,8 @@ class PlatformPlacement(msgspec.Struct, frozen=True):
     """The name of the node; "" for this machine."""
     how: str = ""
     """``native``, or the emulator (``qemu-aarch64``); "" while unknown."""
+    why: str = ""
+    """Why it is built there: ``runs it natively``; "" if there was no choice."""
 
 
 class BuildStarted(Event, frozen=True):

@@ -11,7 +11,7 @@ on as it came, control characters included, as ``\u`` escapes.
 type               fields
 =================  ===================================================================================================
 schema             version, kanifold (the version of the program)
-build_started      name, tags [], jobs, platforms [{platform, node, how}]
+build_started      name, tags [], jobs, platforms [{platform, node, how, why}]
 resolving          ref
 resolved           ref, digest
 platform_started   platform, node, how

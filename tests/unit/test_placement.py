@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from executor import __version__, protocol
 from orchestrator.connection import Connection
 from orchestrator.nodes.command_node import CommandNode
+from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.local_node import LocalNode
 from orchestrator.nodes.node import Description, ExecutorPool, Support
-from orchestrator.nodes.placement import place, place_all
+from orchestrator.nodes.node_selection import NodeSelection
+from orchestrator.nodes.placement import Placements, place, place_all
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
 from platforms.errors import EnvironmentUnfit, ProtocolError
@@ -22,17 +26,21 @@ from platforms.host import host
 from platforms.parsing import parse
 from platforms.platform import Platform
 
-AMD64, ARM64, RISCV64 = map(parse, ("linux/amd64", "linux/arm64", "linux/riscv64"))
+AMD64, ARM64, RISCV64, I386 = map(parse, ("linux/amd64", "linux/arm64", "linux/riscv64", "linux/386"))
 UNFIT = Support(unfit=EnvironmentUnfit("cannot run it"))
 
 
 class Told:
-    """A node that is what a test says, and remembers what it was asked about."""
+    """A node that is what a test says, and remembers what it was asked about. ``says`` are fields of its description.
 
-    def __init__(self, name: str, **support: str) -> None:
+    One called ``down`` does not answer.
+    """
+
+    def __init__(self, name: str, says: Mapping[str, Any] | None = None, **support: str) -> None:
         self.name = name
         self.asked: list[Sequence[Platform]] = []
-        known = {"amd64": AMD64, "arm64": ARM64, "riscv64": RISCV64}
+        known = {"amd64": AMD64, "arm64": ARM64, "riscv64": RISCV64, "i386": I386}
+        self._says = says or {}
         self._support = {
             known[platform]: UNFIT if how == "no" else Support("" if how == "perhaps" else how)
             for platform, how in support.items()
@@ -40,14 +48,20 @@ class Told:
 
     async def describe(self, platforms: Sequence[Platform]) -> Description:
         self.asked.append(platforms)
+        if self.name == "down":
+            raise EnvironmentUnfit("node down cannot be reached", why="no route to host", remedy="start it")
         found = tuple((each, self._support[each]) for each in platforms)
-        return Description(AMD64, found, __version__, protocol.VERSION)
+        return Description(AMD64, found, __version__, protocol.VERSION, shares_disk=self.name == "local", **self._says)
 
     async def start(self) -> Connection:
         raise NotImplementedError
 
     async def close(self) -> None:
         raise NotImplementedError
+
+
+def placed(request: BuildRequest, nodes: Sequence[Told], plan: BuildPlan | None = None) -> Placements:
+    return asyncio.run(place_all(request, plan, nodes))
 
 
 @pytest.mark.parametrize(
@@ -63,14 +77,15 @@ class Told:
 )
 def test_native_comes_before_emulated_and_that_before_unknown(first: str, second: str, chosen: str) -> None:
     nodes = (Told("first", arm64=first), Told("second", arm64=second))
-    (placement,) = asyncio.run(place_all(BuildRequest(context=".", platforms=(ARM64,)), None, nodes))
+    (placement,) = placed(BuildRequest(context=".", platforms=(ARM64,)), nodes).each
     assert placement.node.name == chosen
-    assert placement.support == dict(nodes[chosen == "second"]._support)[ARM64]
+    assert placement.how == nodes[chosen == "second"]._support[ARM64].how
+    assert (placement.support.unfit is None) == (second != "no")
 
 
 def test_each_platform_has_the_node_that_is_best_for_it() -> None:
     nodes = (Told("amd", amd64="native", arm64="qemu-aarch64"), Told("arm", amd64="qemu-x86_64", arm64="native"))
-    placements = asyncio.run(place_all(BuildRequest(context=".", platforms=(ARM64, AMD64)), None, nodes))
+    placements = placed(BuildRequest(context=".", platforms=(ARM64, AMD64)), nodes).each
     assert [(each.platform, each.node.name, each.how) for each in placements] == [
         (ARM64, "arm", "native"),
         (AMD64, "amd", "native"),
@@ -84,9 +99,143 @@ def test_nodes_are_not_asked_about_programs_that_nothing_runs(tmp_path: Path) ->
     request = BuildRequest(context=str(tmp_path), platforms=(RISCV64,))
     plan: BuildPlan | None = planning.at_hand(request)
     node = Told("only")
-    (placement,) = asyncio.run(place_all(request, plan, (node,)))
+    (placement,) = placed(request, (node,), plan).each
     assert node.asked == [()]
     assert (placement.how, placement.support.unfit) == ("", None)
+
+
+# -- this machine and others ----------------------------------------------------------------------------------------
+
+
+def requested(
+    *platforms: Platform, entries: Sequence[NodeEntry] = (), forced: Mapping[Platform, str] | None = None
+) -> BuildRequest:
+    selected = NodeSelection(tuple(entries), tuple((forced or {}).items()))
+    return BuildRequest(context=".", platforms=platforms, nodes=selected)
+
+
+def names(found: Placements) -> list[str]:
+    return [each.node.name for each in found.each]
+
+
+HERE = {"processors": 4}
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine has nothing to do."""
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
+def local(**support: str) -> Told:
+    return Told("local", HERE, **({"amd64": "native", "arm64": "qemu-aarch64"} | support))
+
+
+def test_what_this_machine_runs_natively_is_built_here_and_nobody_is_asked() -> None:
+    other = Told("other", amd64="native")
+    assert names(placed(requested(AMD64), (local(), other))) == ["local"]
+    assert other.asked == []
+
+
+def test_nobody_is_asked_when_no_program_is_run(tmp_path: Path) -> None:
+    from orchestrator import plan as planning
+
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    request = replace(requested(ARM64, RISCV64), context=str(tmp_path))
+    other = Told("other", arm64="native")
+    assert names(placed(request, (local(), other), planning.at_hand(request))) == ["local", "local"]
+    assert other.asked == []
+
+
+def test_a_node_is_asked_when_it_may_be_better_than_an_emulator() -> None:
+    arm, foreign = Told("arm", arm64="native", amd64="no"), Told("foreign", arm64="no", amd64="no")
+    known = (NodeEntry("foreign", "ssh://foreign", (RISCV64,)),)
+    found = placed(requested(AMD64, ARM64, entries=known), (local(), foreign, arm))
+    assert names(found) == ["local", "arm"]
+    assert foreign.asked == [], "the user has said that it builds something else"
+    assert [each.why for each in found.each] == ["runs it natively", "runs it natively"]
+
+
+def test_more_than_this_machine_has_processors_for_goes_to_others() -> None:
+    here = Told("local", {"processors": 1}, amd64="native", i386="native")
+    other = Told("other", amd64="native", i386="native")
+    assert names(placed(requested(AMD64, I386), (here, other))) == ["local", "other"]
+
+
+def test_the_least_loaded_comes_first() -> None:
+    busy = Told("busy", {"processors": 4, "load": 3.0}, arm64="native")
+    idle = Told("idle", {"processors": 4}, arm64="native")
+    (found,) = placed(requested(ARM64), (busy, idle)).each
+    assert (found.node.name, found.why) == ("idle", "runs it natively, before 1 more")
+    assert [each.node.name for each in found.others] == ["busy"]
+
+
+def test_jobs_of_the_build_are_load_too() -> None:
+    nodes = [Told(name, {"processors": 4}, amd64="native", i386="native") for name in ("one", "two")]
+    assert names(placed(requested(AMD64, I386), nodes)) == ["one", "two"]
+
+
+def test_a_node_has_places_for_as_many_jobs_as_the_user_says() -> None:
+    nodes = [
+        Told("one", {"processors": 16}, amd64="native", i386="native"),
+        Told("two", {"processors": 2, "load": 1.9}, amd64="native", i386="native"),
+    ]
+    entries = (NodeEntry("one", "ssh://one", max_jobs=1),)
+    found = placed(requested(AMD64, I386, entries=entries), nodes)
+    assert names(found) == ["one", "two"]
+    assert [each.most for each in found.each] == [1, 2]
+
+
+def test_native_with_a_queue_comes_before_emulated() -> None:
+    arm = Told("arm", {"processors": 1}, arm64="native", riscv64="native", amd64="no")
+    entries = (NodeEntry("arm", "ssh://arm", max_jobs=1),)
+    found = placed(requested(ARM64, RISCV64, entries=entries), (local(riscv64="qemu-riscv64"), arm))
+    assert names(found) == ["arm", "arm"]
+
+
+def test_a_node_that_is_down_is_left_out_with_a_warning() -> None:
+    found = placed(requested(ARM64), (local(), Told("down")))
+    assert names(found) == ["local"]
+    assert found.each[0].why == "no node runs it natively (down: no answer)"
+    (skipped,) = found.skipped
+    assert skipped.warning.what == "node down is not used: node down cannot be reached"
+    assert (skipped.warning.why, skipped.warning.remedy) == ("no route to host", "start it")
+
+
+def test_a_node_that_is_down_is_an_error_if_the_user_wants_it() -> None:
+    with pytest.raises(EnvironmentUnfit, match="cannot be reached"):
+        placed(requested(ARM64, forced={ARM64: "down"}), (local(), Told("down")))
+
+
+def test_a_platform_is_built_where_the_user_wants_it() -> None:
+    other = Told("other", amd64="qemu-x86_64", arm64="native")
+    found = placed(requested(AMD64, ARM64, forced={AMD64: "other", ARM64: "local"}), (local(), other))
+    assert names(found) == ["other", "local"]
+    assert {each.why for each in found.each} == {"as --platform says"}
+    assert [each.others for each in found.each] == [(), ()], "it goes nowhere else"
+
+
+def test_a_platform_that_no_node_has_is_one_error() -> None:
+    here = Told("local", HERE, riscv64="no")
+    other = Told("other", {"emulators": ("arm64",)}, riscv64="no")
+    (found,) = placed(requested(RISCV64), (here, other, Told("down"))).each
+    assert found.support.unfit is not None
+    problem = found.support.unfit.problem
+    assert problem.what == "no node runs programs of linux/riscv64"
+    assert problem.why == "local is linux/amd64; other is linux/amd64 with emulators for arm64; down does not answer"
+    assert "kanifold node add" in problem.remedy
+
+
+def test_a_platform_that_no_node_may_build_is_one_error() -> None:
+    entries = (NodeEntry("one", "ssh://one", (AMD64,)), NodeEntry("two", "ssh://two", (AMD64,)))
+    nodes = (Told("one", amd64="native", arm64="native"), Told("two", amd64="native", arm64="native"))
+    with pytest.raises(EnvironmentUnfit, match="no node runs programs of linux/arm64"):
+        placed(requested(AMD64, ARM64, entries=entries), nodes)
+
+
+def test_without_any_answer_there_is_no_build() -> None:
+    with pytest.raises(EnvironmentUnfit, match="cannot be reached"):
+        placed(requested(ARM64), (Told("down"),))
 
 
 # -- what nodes say -------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ import pytest
 
 from orchestrator import project_file, yaml_settings
 from orchestrator.cli import cli
-from orchestrator.project_file import ProjectFile
+from orchestrator.project_file import ProjectFile, ProposedNode
 from platforms.errors import UsageError
+from platforms.parsing import parse
 
 GOOD = """\
 platforms: [linux/amd64, linux/aarch64]
@@ -100,3 +101,30 @@ def test_the_matrix_has_platforms_and_runners_from_it(
     (tmp_path / project_file.NAME).unlink()
     with pytest.raises(UsageError, match="which platforms"):
         cli.main(["matrix", "app"], standalone_mode=False)
+
+
+def test_it_names_nodes(tmp_path: Path) -> None:
+    found = load(tmp_path, "nodes: [arm, big]").nodes
+    assert found == (ProposedNode("arm"), ProposedNode("big"))
+    text = "nodes:\n  arm:\n    url: ssh://a\n    platforms: linux/arm64\n    max-jobs: 2\n  big:\n"
+    assert load(tmp_path, text).nodes == (
+        ProposedNode("arm", "ssh://a", (parse("linux/arm64"),), 2),
+        ProposedNode("big"),
+    )
+    assert load(tmp_path, "platforms: linux/amd64").nodes is None
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "why"),
+    [
+        ("nodes: [Arm]", "1:1: nodes", "cannot be called"),
+        ("nodes:\n  arm:\n    url: ssh://-oProxyCommand=x", "3:5: nodes.arm.url", "no name of a host"),
+        ("nodes:\n  arm:\n    python: /tmp/x", "3:5: nodes.arm.python", "unknown key"),
+        ("nodes:\n  arm:\n    bootstrap: true", "3:5: nodes.arm.bootstrap", "unknown key"),
+    ],
+)
+def test_an_error_about_a_node_has_its_place(tmp_path: Path, text: str, place: str, why: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, text)
+    assert f":{place}" in caught.value.problem.what
+    assert why in caught.value.problem.why

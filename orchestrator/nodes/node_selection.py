@@ -1,0 +1,101 @@
+"""Which nodes a build may use: those of ``--node``, else of ``KANIFOLD_NODES``, else this machine and the inventory.
+
+A project's ``kanifold.yaml`` comes with a checkout and is not trusted: it only selects nodes of the user's inventory,
+by name. What it says beyond that is a proposal, which ``kanifold node add NAME`` shows and takes up.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrator import project_file
+from orchestrator.nodes import inventory
+from orchestrator.nodes.inventory import LOCAL, NodeEntry
+from platforms.errors import KanifoldError, Problem, UsageError
+from platforms.platform import Platform
+
+VARIABLE: Final = "KANIFOLD_NODES"
+
+
+class NodeSelection(msgspec.Struct, frozen=True):
+    """The nodes that a build may use."""
+
+    entries: tuple[NodeEntry, ...]
+    """In the order in which equally good ones are preferred."""
+    forced: tuple[tuple[Platform, str], ...] = ()
+    """Platforms, each with the name of the node that the user wants it to be built on."""
+    unknown: tuple[str, ...] = ()
+    """Names that the project's file has and the inventory has not."""
+
+    def entry(self, name: str) -> NodeEntry | None:
+        """Return the node ``name``."""
+        return next((each for each in self.entries if each.name == name), None)
+
+
+def select(
+    words: Sequence[str], forced: tuple[tuple[Platform, str], ...], bootstrap: bool = True
+) -> NodeSelection | None:
+    """Return the nodes that a build may use; None if that is this machine as it is.
+
+    ``words`` are those of ``--node``: ``NAME`` or ``NAME=URL``. Raises ``UsageError`` for an unknown node, and for what
+    is wrong with a file.
+    """
+    flag, asked = ("--node", words) if words else (VARIABLE, re.split(r"[\s,]+", os.environ.get(VARIABLE, "")))
+    asked = tuple(filter(None, asked))
+    known = inventory.load(inventory.user_file())
+    project = project_file.load().nodes
+    proposed = () if project is None else tuple(each.name for each in project)
+    unknown: tuple[str, ...] = ()
+    if asked:
+        found = [_asked(word, flag, known, proposed) for word in asked]
+    else:
+        names = [each.name for each in known]
+        found = [each for each in known if project is None or each.name in (*proposed, LOCAL)]
+        unknown = tuple(name for name in proposed if name not in (*names, LOCAL))
+        if LOCAL not in names and (sys.platform == "linux" or not found):
+            found.insert(0, NodeEntry(LOCAL, LOCAL))
+    found += [inventory.find(name, known, proposed) for name in dict(forced).values() if name not in _names(found)]
+    found = [each if bootstrap else replace(each, bootstrap=False) for each in found]
+    _check_names(found)
+    if [NodeEntry(LOCAL, LOCAL, bootstrap=bootstrap)] == found and not unknown:
+        return None
+    return NodeSelection(tuple(found), forced, unknown)
+
+
+def _names(entries: Iterable[NodeEntry]) -> list[str]:
+    return [each.name for each in entries]
+
+
+def _asked(word: str, flag: str, known: Sequence[NodeEntry], proposed: Sequence[str]) -> NodeEntry:
+    name, equals, url = word.partition("=")
+    try:
+        return inventory.declared(name, url) if equals else inventory.find(name, known, proposed)
+    except UsageError as error:
+        raise KanifoldError.of(replace(error.problem, what=f"{flag}: {error.problem.what}")) from error
+
+
+def _check_names(entries: Sequence[NodeEntry]) -> None:
+    names = _names(entries)
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two nodes are called {name}", remedy="give every node a name of its own, once")
+
+
+def unknown_nodes(selection: NodeSelection) -> tuple[Problem, ...]:
+    """Return a warning for each node that the project's file names and the inventory does not have."""
+    return tuple(
+        Problem(
+            "UsageError",
+            f"{project_file.NAME} names the node {name}, which is not used",
+            why="your inventory has none of this name",
+            remedy=f"kanifold node add {name}",
+        )
+        for name in selection.unknown
+    )
