@@ -221,7 +221,7 @@ class BuildFlags(options.Flags):
         complete=options.complete_files,
         help=(
             "The digests of external images, as kanifold pin --lock or --metadata-file of another build wrote them; "
-            "an image that is not there is an error."
+            "what is not there is asked for."
         ),
     )
     metadata_file = text(

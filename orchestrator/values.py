@@ -73,10 +73,10 @@ def writable(path: str, flag: str) -> str:
     return path
 
 
-def pins(path: str, _flag: str) -> tuple[Pin, ...] | None:
-    """Return the pins in the file ``path``; None for ""."""
+def pins(path: str, _flag: str) -> tuple[Pin, ...]:
+    """Return the pins in the file ``path``."""
     if not path:
-        return None
+        return ()
     from orchestrator import pin_lock
 
     return pin_lock.read(path)

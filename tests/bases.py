@@ -1,7 +1,8 @@
 """Base images made of Debian's packages, for the tests and for the demo; nothing is pulled from a registry.
 
 ``busybox``: one static binary with its applets, for seven platforms. ``debian``: mmdebstrap's ``apt`` variant, in which
-``RUN apt-get install`` works, for amd64, arm64 and arm/v7.
+``RUN apt-get install`` works, for amd64, arm64 and arm/v7; of the machine's own release, or as ``debian:SUITE`` of
+another.
 
 Making a Debian for a foreign platform takes a minute under emulation, so finished layers are cached in
 ``$KANIFOLD_TEST_CACHE`` (or ``~/.cache/kanifold-tests``), with a lock for each layer.
@@ -28,6 +29,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import emulators
@@ -135,6 +137,12 @@ def machine_source() -> Source:
         if codename in suites:
             return Source(uri, codename)
     raise UnavailableError("apt on this machine has no source for its own Debian release")
+
+
+def debian_source(suite: str) -> Source:
+    """Return the apt source of the release ``suite`` in the machine's archive; "" is the machine's own release."""
+    own = machine_source()
+    return Source(own.uri, suite) if suite else own
 
 
 def _machine_sources() -> Iterator[tuple[str, list[str]]]:
@@ -281,16 +289,18 @@ def _fill(archive: tarfile.TarFile, binary: bytes) -> None:
 # -- debian ---------------------------------------------------------------------------------------------------------
 
 
-def debian_layer(platform: str) -> Layer:
-    """Debian's essential packages and apt, as mmdebstrap makes them."""
-    return _bootstrapped(f"debian-{machine_source().suite}", PLATFORMS[platform].debian, ("--variant=apt",))
+def debian_layer(platform: str, suite: str = "") -> Layer:
+    """Debian's essential packages and apt, as mmdebstrap makes them; of the release ``suite``, else the machine's."""
+    source = debian_source(suite)
+    return _bootstrapped(f"debian-{source.suite}", source, PLATFORMS[platform].debian, ("--variant=apt",))
 
 
 def machine_root(platform: str) -> Path:
     """Return the root directory of a machine with nothing but Python and an SSH server; not to be written to."""
     packages = "--include=python3,openssh-server"
-    name = f"machine-{machine_source().suite}"
-    layer = _bootstrapped(name, PLATFORMS[platform].debian, ("--variant=essential", packages))
+    source = machine_source()
+    name = f"machine-{source.suite}"
+    layer = _bootstrapped(name, source, PLATFORMS[platform].debian, ("--variant=essential", packages))
     root = layer.path.parent / "root"
     with _locked(root.with_name("root.lock")):
         if not root.exists():
@@ -303,9 +313,8 @@ def machine_root(platform: str) -> Path:
     return root
 
 
-def _bootstrapped(name: str, arch: str, options: Sequence[str]) -> Layer:
-    """Return what mmdebstrap makes with ``options``, from the cache of layers if it is there."""
-    source = machine_source()
+def _bootstrapped(name: str, source: Source, arch: str, options: Sequence[str]) -> Layer:
+    """Return what mmdebstrap makes of ``source`` with ``options``, from the cache of layers if it is there."""
 
     def make(work: Path) -> Layer:
         if shutil.which("mmdebstrap") is None:
@@ -339,7 +348,7 @@ def _lines(*lines: str) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def settings_layer(platform: str) -> Layer:
+def settings_layer(platform: str, suite: str = "") -> Layer:
     """Return a layer with what a container needs to reach package indexes from here: apt's sources, certificates, pip's
     settings.
 
@@ -353,7 +362,7 @@ def settings_layer(platform: str) -> Layer:
     local = Path("/usr/local/share/ca-certificates")
     for certificate in sorted(local.rglob("*.crt")) if local.is_dir() else ():
         files[str(certificate).lstrip("/")] = certificate.read_bytes()
-    source = machine_source()
+    source = debian_source(suite)
     files["etc/apt/sources.list"] = _lines(f"deb {_keyring()}{source.uri} {source.suite} main")
     files["etc/apt/apt.conf.d/90machine"] = _lines(*machine_apt_settings(), 'Acquire::Languages "none";')
     tar = io.BytesIO()
@@ -375,7 +384,7 @@ def settings_layer(platform: str) -> Layer:
 
 # -- layouts --------------------------------------------------------------------------------------------------------
 
-RECIPES: dict[str, tuple[Callable[[str], Layer], ...]] = {
+RECIPES: dict[str, tuple[Callable[..., Layer], ...]] = {
     "busybox": (busybox_layer,),
     "debian": (debian_layer, settings_layer),
 }
@@ -383,7 +392,8 @@ RECIPES: dict[str, tuple[Callable[[str], Layer], ...]] = {
 
 def make_layout(base: str, dest: Path, platforms: Sequence[str]) -> str:
     """Write the base image ``base`` for ``platforms`` as an OCI layout at ``dest``; returns the digest of the index."""
-    recipe = RECIPES[base]
+    name, _, suite = base.partition(":")
+    recipe = [partial(each, suite=suite) if suite else each for each in RECIPES[name]]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         layers = list(pool.map(lambda name: tuple(step(name) for step in recipe), platforms))
     config = {"Env": [f"PATH={PATH}"], "Cmd": ["/bin/sh"]}
@@ -392,14 +402,14 @@ def make_layout(base: str, dest: Path, platforms: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``bases.py busybox|debian DIR [PLATFORM,...]``, or ``bases.py machine PLATFORM``."""
-    if len(arguments) not in (2, 3) or arguments[0] not in (*RECIPES, "machine"):
-        print(f"usage: bases.py {'|'.join(RECIPES)} DIR [PLATFORM,...] | machine PLATFORM", file=sys.stderr)
+    """``bases.py busybox|debian[:SUITE] DIR [PLATFORM,...]``, or ``bases.py machine PLATFORM``."""
+    if len(arguments) not in (2, 3) or not re.fullmatch(r"busybox|debian(:[a-z]+)?|machine", arguments[0]):
+        print("usage: bases.py busybox|debian[:SUITE] DIR [PLATFORM,...] | machine PLATFORM", file=sys.stderr)
         return 2
     if arguments[0] == "machine":
         return _printed(lambda: str(machine_root(arguments[1])))
     base, dest = arguments[0], Path(arguments[1])
-    default = DEBIAN_PLATFORMS if base == "debian" else tuple(PLATFORMS)
+    default = tuple(PLATFORMS) if base == "busybox" else DEBIAN_PLATFORMS
     platforms = tuple(arguments[2].split(",")) if len(arguments) == 3 else default
     if unknown := [name for name in platforms if name not in PLATFORMS]:
         print(f"bases.py: unknown platform {unknown[0]}; known: {', '.join(PLATFORMS)}", file=sys.stderr)

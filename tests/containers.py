@@ -1,9 +1,9 @@
 """Containers as CI jobs run in, made by runc on this machine, to try kanifold in.
 
-A container's root is an overlay on this machine's own root file system, so it has the same programs; what is written to
-it is thrown away. It has Docker's masked and read-only paths, capabilities and devices, its seccomp profile
-(``executor.sandbox.profile``) or Podman's (from its Debian package), and this machine's network. ``/box`` is a
-directory of this machine, as a volume is.
+A container's root is an overlay on this machine's own root file system, so it has the same programs, or on that of an
+image; what is written to it is thrown away. It has Docker's masked and read-only paths, capabilities and devices, its
+seccomp profile (``executor.sandbox.profile``) or Podman's (from its Debian package), and this machine's network.
+``/box`` is a directory of this machine, as a volume is.
 
     ci/containers                      lists the environments
     ci/containers NAME COMMAND...      runs a command in one; as root
@@ -91,6 +91,14 @@ ENVIRONMENTS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Root:
+    """What a container's root is an overlay on, and where it has its volume."""
+
+    path: Path = Path("/")
+    volume: str = BOX
+
+
 class UnavailableError(Exception):
     """Why no container can be made here."""
 
@@ -100,6 +108,7 @@ def run(
     command: Sequence[str],
     box: Path,
     *,
+    root: Root = Root(),
     variables: Mapping[str, str] = {},
     seen: Sequence[Path] = (),
     timeout: float | None = None,
@@ -121,18 +130,20 @@ def run(
         place.chmod(0o755)
         for directory in ("upper", "work", "root", "bundle", "state"):
             (place / directory).mkdir()
-        _prepare(place / "upper", environment)
-        config = _config(environment, command, place / "root", box, variables, seen)
+        (place / "upper").chmod(0o755)
+        if root == Root():
+            _prepare(place / "upper", environment)
+        config = _config(environment, command, place / "root", _bind(box, root.volume, "rw"), variables, seen)
         (place / "bundle/config.json").write_text(json.dumps(config))
         identity = place.name
         # Nothing stays mounted: the overlay is in a mount namespace that ends with runc.
         script = (
-            'mount -t overlay overlay -o "lowerdir=/,upperdir=$0/upper,workdir=$0/work" "$0/root" && '
+            'mount -t overlay overlay -o "lowerdir=$2,upperdir=$0/upper,workdir=$0/work" "$0/root" && '
             'exec runc --root "$0/state" run --bundle "$0/bundle" "$1"'
         )
         try:
             return subprocess.run(
-                ["unshare", "-m", "--propagation", "private", "sh", "-c", script, str(place), identity],
+                ["unshare", "-m", "--propagation", "private", "sh", "-c", script, str(place), identity, str(root.path)],
                 check=False, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=timeout, **how,
             )  # fmt: skip
         finally:
@@ -145,7 +156,6 @@ def run(
 
 def _prepare(upper: Path, environment: Environment) -> None:
     """Write what a container has in its own root: a user with subordinate ids, and helpers that may map them."""
-    upper.chmod(0o755)
     (upper / "etc").mkdir()
     (upper / "usr/bin").mkdir(parents=True)
     (upper / "tmp").mkdir(mode=0o1777)
@@ -168,7 +178,7 @@ def _config(
     environment: Environment,
     command: Sequence[str],
     root: Path,
-    box: Path,
+    volume: dict[str, Any],
     variables: Mapping[str, str],
     seen: Sequence[Path],
 ) -> dict[str, Any]:
@@ -176,8 +186,8 @@ def _config(
     held = list(environment.capabilities)
     effective = held if environment.user == 0 else []
     variables = {
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": BOX, "LC_ALL": "C.UTF-8",
-        **variables,
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": volume["destination"],
+        "LC_ALL": "C.UTF-8", **variables,
     }  # fmt: skip
     quiet = ["nosuid", "noexec", "nodev"]
     mounts = [
@@ -189,7 +199,7 @@ def _config(
         # A user namespace cannot mount the sysfs of this machine's network.
         _bind(Path("/sys"), "/sys", *quiet, "ro") if environment.own_ids else _mount("/sys", "sysfs", *quiet, "ro"),
         _bind(Path("/etc/resolv.conf"), "/etc/resolv.conf", "ro"),
-        _bind(box, BOX, "rw"),
+        volume,
         *(_bind(each, str(each), "ro") for each in seen),
     ]
     if not environment.own_ids:
@@ -210,7 +220,7 @@ def _config(
     return {
         "ociVersion": "1.0.2",
         "process": {
-            "cwd": BOX,
+            "cwd": volume["destination"],
             "args": list(command),
             "env": [f"{name}={value}" for name, value in variables.items()],
             "user": {"uid": environment.user, "gid": environment.user},

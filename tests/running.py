@@ -25,8 +25,7 @@ def run_image(layout: Path, platform: str, *arguments: str, scratch: Path) -> st
 
     AssertionError with the output when one of the tools rejects the image or the command fails.
     """
-    work = Path(tempfile.mkdtemp(dir=scratch))
-    bundle = _unpack(layout, platform, work)
+    bundle = unpack(layout, platform, scratch)
     spec = json.loads((bundle / "config.json").read_text())
     process = spec["process"]
     command = list(arguments) or process["args"]
@@ -42,7 +41,9 @@ def run_image(layout: Path, platform: str, *arguments: str, scratch: Path) -> st
     return done.stdout
 
 
-def _unpack(layout: Path, platform: str, work: Path) -> Path:
+def unpack(layout: Path, platform: str, scratch: Path) -> Path:
+    """Return an OCI bundle of the image, in a new directory below ``scratch``: its files are in ``rootfs``."""
+    work = Path(tempfile.mkdtemp(dir=scratch))
     parts = platform.split("/")
     chosen = [f"--override-os={parts[0]}", f"--override-arch={parts[1]}"]
     if len(parts) > 2:

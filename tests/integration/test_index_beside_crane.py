@@ -1,18 +1,18 @@
 """``crane index`` and ``crane copy`` beside what docs/indexes.md says they are called here.
 
-crane is a Go module (github.com/google/go-containerregistry/cmd/crane); the tests skip without it.
+crane is a Go module (github.com/google/go-containerregistry/cmd/crane); the tests skip unless it is on PATH.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import judges
 import pytest
 from registry_server import docker_registry
 from small_images import Images
@@ -21,7 +21,7 @@ from orchestrator.cli import cli
 
 pytestmark = [
     pytest.mark.registry,
-    judges.needs("crane"),
+    pytest.mark.skipif(shutil.which("crane") is None, reason="crane is not on PATH"),
 ]
 
 
@@ -55,10 +55,7 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
 def crane(*words: str) -> bytes:
     done = subprocess.run(
-        [judges.find("crane"), *words],
-        env={"PATH": os.environ["PATH"], "HOME": "/nowhere"},
-        capture_output=True,
-        check=False,
+        ["crane", *words], env={"PATH": os.environ["PATH"], "HOME": "/nowhere"}, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout

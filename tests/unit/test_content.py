@@ -16,7 +16,6 @@ import pytest
 
 from executor.context.directory import open_context
 from executor.rootfs.entry import Entry, Kind
-from executor.rootfs.tree import Tree, TreeOptions
 from executor.solver import statwalk
 from executor.solver.content import Contents, MatchedSource, SelectionDigest, unchanged
 from executor.solver.copying import CopyOptions, CopySource
@@ -80,12 +79,12 @@ def a_job_of(build: str, store: Store) -> Contents:
 
 def selected(name: str, *, live: bool = False) -> Lazy[MatchedSource]:
     nothing = cast("Any", ())
-    return ready(MatchedSource(nothing, nothing, ready(name), live, Tree(-1, b"", TreeOptions())))
+    return ready(MatchedSource(nothing, nothing, ready(name), live))
 
 
 def looked(name: str = "") -> Lazy[statwalk.StatWalk]:
     nothing = cast("Any", ())
-    return ready(statwalk.StatWalk(nothing, nothing, name, stat_cache.now(), Tree(-1, b"", TreeOptions())))
+    return ready(statwalk.StatWalk(nothing, nothing, name, stat_cache.now()))
 
 
 def never() -> Any:
