@@ -24,6 +24,8 @@ from platforms.errors import KanifoldError, StoreError, UsageError
 if TYPE_CHECKING:
     from orchestrator.prefork import PreforkServer
 
+_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What click raises for a command without arguments; before 8.2 it printed the help by itself."""
 _CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -230,7 +232,7 @@ def main(started: PreforkServer | None = None) -> int:
 def _run(started: PreforkServer | None) -> int:
     try:
         return int(cli.main(prog_name="kanifold", standalone_mode=False, obj=started) or 0)
-    except click.exceptions.NoArgsIsHelpError as error:
+    except _NO_ARGUMENTS as error:
         click.echo(error.ctx.get_help())
         return UsageError.exit_code
     except click.exceptions.Exit as error:
