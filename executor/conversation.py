@@ -139,7 +139,7 @@ class Conversation:
             if not question.found.done():
                 try:
                     question.sink(block)
-                except OSError as error:  # a full disk: raised to the caller, while the rest is skipped
+                except Exception as error:  # a full disk, say: raised to the caller, while the rest is skipped
                     question.found.set_exception(error)
         if answer.more:
             return

@@ -192,8 +192,47 @@ class AskSecret(_Question, frozen=True, tag="secret"):
     """The value of the secret with the id ``name``."""
 
 
+class ContextPattern(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Paths of a context that a step looks up (``executor.solver.copying.CopySource``). Names are bytes."""
+
+    path: bytes
+    """Absolute; it may contain wildcards if ``wildcards``."""
+    wildcards: bool = True
+    include: tuple[bytes, ...] = ()
+    """With ``COPY --parents``: only paths below that match."""
+    exclude: tuple[bytes, ...] = ()
+    """``COPY --exclude``."""
+
+
 class AskContext(_Question, frozen=True, tag="context"):
-    """The files of the context ``name``, a ``SentContext``, as a tar archive."""
+    """The listing of all that ``patterns`` match in the context ``name``, a ``SentContext``.
+
+    The answer has the SHA-256 of each of its parts (``executor.context.listing``), 32 bytes each. The hexadecimal
+    SHA-256 of the answer names the listing in further requests.
+    """
+
+    patterns: tuple[ContextPattern, ...]
+
+
+class AskContextParts(_Question, frozen=True, tag="context-parts"):
+    """Parts of the listing ``listing`` of the context ``name``, as a bundle (``executor.context.bundle``)."""
+
+    listing: str
+    parts: tuple[decoding.Int64, ...]
+
+
+class PickedFiles(msgspec.Struct, frozen=True, array_like=True):
+    """Files of a part of a listing: bit ``i % 8`` of byte ``i // 8`` of ``which`` stands for its entry ``i``."""
+
+    part: decoding.Int64
+    which: bytes
+
+
+class AskContextFiles(_Question, frozen=True, tag="context-files"):
+    """The content of files of the listing ``listing`` of the context ``name``, in order, as a bundle."""
+
+    listing: str
+    picked: tuple[PickedFiles, ...]
 
 
 class AskLayout(_Question, frozen=True, tag="layout"):
@@ -213,7 +252,9 @@ class AskManifest(_Question, frozen=True, tag="manifest"):
     """Whether the registry has the manifest of the reference ``name``."""
 
 
-Question = AskCredential | AskSecret | AskContext | AskLayout | AskAgent | AskManifest
+Question = (
+    AskCredential | AskSecret | AskContext | AskContextParts | AskContextFiles | AskLayout | AskAgent | AskManifest
+)
 
 
 class Ask(Message, frozen=True, tag="ask"):
@@ -327,11 +368,7 @@ class DirectoryContext(_Context, frozen=True, tag="directory"):
 
 
 class SentContext(_Context, frozen=True, tag="sent"):
-    """Files that the orchestrator sends as an archive on request (``AskContext``)."""
-
-    ignore: str = ""
-    owners: bool = False
-    """Both as in ``DirectoryContext``."""
+    """Files that the orchestrator sends on request (``AskContext``), without those that the ignore file excludes."""
 
 
 class ImageContext(_Context, frozen=True, tag="image"):

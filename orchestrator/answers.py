@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Final, assert_never
+from functools import partial
+from typing import TYPE_CHECKING, Final, assert_never
 
 import msgspec
 
 from executor import protocol
+from executor.protocol import DirectoryContext
 from executor.registry import reference
 from executor.registry.auth import Keychain
 from executor.registry.reference import Reference
@@ -23,14 +25,21 @@ from orchestrator.job_session import Answer, OnAsk, Stream
 from orchestrator.registries import Registry
 from orchestrator.request import BuildRequest
 from platforms import regular
-from platforms.errors import BuildError, ContextError, ProtocolError, UsageError
+from platforms.errors import BuildError, ProtocolError, UsageError
 
+if TYPE_CHECKING:
+    from executor.solver.lazy import Lazy
+    from orchestrator.sent_contexts import SentContexts
+
+ContextQuestion = protocol.AskContext | protocol.AskContextParts | protocol.AskContextFiles
 _BLOCK: Final = 1 << 20
 """Bytes of a file that are read at a time."""
 
 
-def answers(request: BuildRequest, job: protocol.Job, keychain: Keychain, registry: Registry) -> OnAsk:
-    """Return the function that answers requests of the executor of ``job``."""
+def answers(
+    request: BuildRequest, job: protocol.Job, keychain: Keychain, registry: Registry, sent: Lazy[SentContexts]
+) -> OnAsk:
+    """Return the function that answers requests of the executor of ``job``; ``sent`` are the contexts of its build."""
     secrets = {secret.id: secret for secret in request.secrets}
     contexts = {each.name: each for each in job.contexts}
     registries = registries_of(job)
@@ -55,9 +64,9 @@ def answers(request: BuildRequest, job: protocol.Job, keychain: Keychain, regist
                 if place is None:
                     return None
                 return await asyncio.to_thread(ssh_agent.query, place, message) if message else b""
-            case protocol.AskContext(name):
-                context = contexts.get(name)
-                return _files(context) if isinstance(context, protocol.DirectoryContext) else None
+            case protocol.AskContext() | protocol.AskContextParts() | protocol.AskContextFiles():
+                context = contexts.get(ask.question.name)
+                return await _of_context(sent, context, ask.question) if isinstance(context, DirectoryContext) else None
             case protocol.AskLayout(name, file):
                 context = contexts.get(name)
                 if not isinstance(context, protocol.LayoutContext):
@@ -109,22 +118,18 @@ def read_secret(file: str, variable: str) -> bytes | None:
         ) from error
 
 
-def _files(context: protocol.DirectoryContext) -> Stream:
-    """Return the files of ``context`` that its ignore file includes, as an archive."""
-    from executor.context.directory import open_context
-    from executor.rootfs import tarwriter
-    from executor.solver import files
-
-    def stream(out: tarwriter.Out) -> None:
-        tree = open_context(context.path, context.ignore, owners=context.owners)
-        try:
-            tarwriter.write(files.entries(tree), out)
-        except OSError as error:
-            raise ContextError("cannot read the build context", why=str(error)) from error
-        finally:
-            tree.close()
-
-    return stream
+async def _of_context(shared: Lazy[SentContexts], context: DirectoryContext, question: ContextQuestion) -> Answer:
+    """Return the answer to a ``question`` about the files of ``context``; None for a listing that was not made."""
+    sent = await asyncio.to_thread(shared)
+    match question:
+        case protocol.AskContext(_, patterns):
+            return await asyncio.to_thread(sent.listing, context, patterns)
+        case protocol.AskContextParts(_, listing, parts):
+            return partial(sent.parts, context, listing, parts) if sent.has(context, listing) else None
+        case protocol.AskContextFiles(_, listing, picked):
+            return partial(sent.files, context, listing, picked) if sent.has(context, listing) else None
+        case _:
+            assert_never(question)
 
 
 def _layout_file(location: str, name: str) -> Stream | None:

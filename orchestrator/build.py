@@ -40,7 +40,7 @@ from orchestrator.session import Session
 from orchestrator.view import events
 from orchestrator.view.events import Emit
 from platforms import debug
-from platforms.errors import BuildError, KanifoldError
+from platforms.errors import BuildError, KanifoldError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.local_outputs import LocalOutputs
@@ -239,12 +239,20 @@ async def _pinned(
 async def _pin(
     build: _Build, plan: BuildPlan, cached: Sequence[result_cache.CachedResult], stop: threading.Event
 ) -> tuple[protocol.Pin, ...]:
-    """Resolve all external images. Sets ``stop`` if one fails, or if ``cached`` results are for other images."""
-    known = {each.name: each for each in build.request.pins if "@" not in each.name}
+    """Resolve all external images. Sets ``stop`` if one fails, or if ``cached`` results are for other images.
+
+    With a lock file (``--pins``) an image that it lacks is an error, as in pip with --require-hashes or cargo with
+    --locked: a build that asked for locked images would have others tomorrow. One that is named by digest needs none.
+    """
+    locked = build.request.pins
+    known = {each.name: each for each in locked or () if "@" not in each.name}
 
     async def resolve(image: External) -> protocol.Pin:
         if image.name in known:
             return known[image.name]
+        if locked is not None and "@" not in image.name:
+            stop.set()
+            raise _not_locked(image)
         try:
             return await build.session.pins.resolve(image.name)
         except KanifoldError as error:
@@ -265,6 +273,16 @@ async def _pin(
     if any(each.pins != pins for each in cached):
         stop.set()
     return pins
+
+
+def _not_locked(image: External) -> UsageError:
+    return UsageError(
+        f"--pins: the file has no digest of {image.name}",
+        why="with a file of digests, no tag is asked for",
+        remedy="write the file again (kanifold pin --lock), take the --metadata-file of a build with the same "
+        "arguments, or name the image by its digest",
+        where=image.where,
+    )
 
 
 def _start_executors(build: _Build) -> None:

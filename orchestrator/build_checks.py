@@ -73,7 +73,7 @@ def _check(
 ) -> CheckResult:
     asked = request.check_options
     hidden = next(
-        (each.ignore for each in plan.contexts if isinstance(each, protocol.FilesContext) and not each.name), ""
+        (each.ignore for each in plan.contexts if isinstance(each, protocol.DirectoryContext) and not each.name), ""
     )
     build = CheckedBuild(
         build_args=dict(request.build_args),

@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from executor import protocol
+from executor.solver.lazy import Lazy
+from executor.store.store import Store
 from orchestrator import job_session
 from orchestrator.answers import answers
 from orchestrator.job_session import Answer, Executor, OnAsk, OnMessage, Stream
@@ -27,6 +29,9 @@ from orchestrator.session import Session
 from orchestrator.translation import Translation, translate
 from orchestrator.view import events
 from platforms.errors import KanifoldError
+
+if TYPE_CHECKING:
+    from orchestrator.sent_contexts import SentContexts
 
 _EVENTS: Final = 10_000
 """Messages of an executor about its steps that are kept; of one that says more, none is."""
@@ -43,8 +48,9 @@ async def build_all(
 
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     queues = {each.node.name: asyncio.Semaphore(each.most) for each, _ in jobs if each.most}
+    sent = Lazy(partial(_contexts, session.store))
     work = [
-        _Work(session, request, executors, queues, stop, placement, job, translate(job, placement))
+        _Work(session, request, executors, queues, stop, sent, placement, job, translate(job, placement))
         for placement, job in jobs
     ]
     pool = AioPool(size=request.jobs or len(jobs))
@@ -56,9 +62,18 @@ async def build_all(
         ended = await asyncio.gather(*waiting, return_exceptions=True)
         await asyncio.gather(*(each.executor.abandon() for each in ended if isinstance(each, PlatformResult)))
         raise
+    finally:
+        if sent.done:
+            session.leave(asyncio.to_thread(sent().close))
     built = tuple(each for each in outcomes if isinstance(each, PlatformResult))
     failed = tuple(each for each in outcomes if isinstance(each, PlatformFailure))
     return built, failed
+
+
+def _contexts(store: Store) -> SentContexts:
+    from orchestrator.sent_contexts import SentContexts  # which only nodes with another disk ask for
+
+    return SentContexts(store)
 
 
 def _stop(stop: asyncio.Future[str], why: str) -> None:
@@ -76,6 +91,7 @@ class _Work(msgspec.Struct, frozen=True):
     """By the name of a node that does not run any number of jobs at a time."""
     stop: asyncio.Future[str]
     """Done when there is nothing more to do, with the reason."""
+    sent: Lazy[SentContexts]
     placement: Placement
     job: protocol.Job
     translation: Translation
@@ -115,7 +131,7 @@ class _Work(msgspec.Struct, frozen=True):
 
     async def _run(self, hear: OnMessage) -> Executor:
         placement = self.placement
-        on_ask = answers(self.request, self.job, self.session.keychain, self.session.registry)
+        on_ask = answers(self.request, self.job, self.session.keychain, self.session.registry, self.sent)
         async with self.queues.get(placement.node.name, contextlib.nullcontext()):
             started = events.PlatformStarted(
                 platform=str(placement.platform), node=placement.node.name, how=placement.how

@@ -221,7 +221,7 @@ class BuildFlags(options.Flags):
         complete=options.complete_files,
         help=(
             "The digests of external images, as kanifold pin --lock or --metadata-file of another build wrote them; "
-            "what is not there is asked for."
+            "an image that is not there is an error."
         ),
     )
     metadata_file = text(

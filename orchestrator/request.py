@@ -75,8 +75,8 @@ class BuildRequest(msgspec.Struct, frozen=True):
     """Names of SSH agents, and where they are: a socket, keys with commas between them, "" for SSH_AUTH_SOCK."""
     agents: Mapping[str, str] = msgspec.field(default_factory=dict)
     """The sockets of ``ssh``, while the build runs."""
-    pins: tuple[Pin, ...] = ()
-    """The digests of external images that are known already."""
+    pins: tuple[Pin, ...] | None = None
+    """The digests of all external images that are not named by digest; None to ask for them."""
     load_to: str = ""
     """The program whose image store an ``ImageStore`` is; "" for the one that there is."""
     progress: str = "auto"

@@ -128,8 +128,8 @@ def _refuse(job: protocol.Job, node: str) -> None:
 
 def _context(context: protocol.Context) -> protocol.Context:
     match context:
-        case protocol.DirectoryContext(name, _, ignore, owners):
-            return protocol.SentContext(name, ignore, owners)
+        case protocol.DirectoryContext(name):
+            return protocol.SentContext(name)
         case protocol.LayoutContext(name, path):
             from executor.registry.layout import split_location
 

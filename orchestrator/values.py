@@ -73,10 +73,10 @@ def writable(path: str, flag: str) -> str:
     return path
 
 
-def pins(path: str, _flag: str) -> tuple[Pin, ...]:
-    """Return the pins in the file ``path``."""
+def pins(path: str, _flag: str) -> tuple[Pin, ...] | None:
+    """Return the pins in the file ``path``; None for ""."""
     if not path:
-        return ()
+        return None
     from orchestrator import pin_lock
 
     return pin_lock.read(path)

@@ -40,7 +40,7 @@ def check_warnings(
             request.options.target,
             request.build_args,
             [str(each) for each in request.platforms],
-            [[each.name, each.ignore if isinstance(each, protocol.FilesContext) else ""] for each in plan.contexts],
+            [[each.name, each.ignore if isinstance(each, protocol.DirectoryContext) else ""] for each in plan.contexts],
             [[pin.name, pin.digest] for pin in pins],
         ]
     )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -18,6 +18,9 @@ from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
 from platforms import syscalls
 from platforms.errors import BuildError
 from platforms.pathwalk import TooManyLinks, resolve
+
+if TYPE_CHECKING:
+    from executor.protocol import ContextPattern
 
 _SOME: Final = 512
 """Number of entries of a directory that are read together."""
@@ -61,6 +64,12 @@ class Tree:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def expect(self, pattern: ContextPattern) -> None:
+        """Called before paths that match ``pattern`` are looked up. Nothing is to be done for files of this machine."""
+
+    def fetch(self, entries: Iterable[Entry]) -> None:
+        """Called before the content of ``entries`` is read, which are of this tree and have digests."""
 
     def host_path(self, path: bytes) -> bytes:
         """Return the host path of ``path``, valid as long as the tree is open."""

@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.tree import Tree
 from executor.solver import keys
 from executor.solver.copying import CopySource, Matched, WalkEntry
 from executor.solver.fingerprints import Fingerprints
@@ -47,9 +48,11 @@ class MatchedSource(msgspec.Struct, frozen=True):
     """
     live: bool
     """Whether a file seems to be being written to."""
+    tree: Tree
 
     def matches(self) -> Iterator[Matched]:
-        """Yield each match with its entries, which are to be consumed in this order."""
+        """Yield each match with its entries, which are to be consumed in this order. Their content can be read."""
+        self.tree.fetch(each.entry for each in self.reached)
         reached = iter(self.reached)
         for each in self.chosen:
             found = islice(reached, each.count)
@@ -133,7 +136,7 @@ class Contents(msgspec.Struct, frozen=True):
                     live = live or (entry.kind is Kind.FILE and not entry.stamp)
         except OSError as error:
             raise unreadable(os.fsdecode(error.filename or b"what is copied"), error) from error
-        return MatchedSource(walked.chosen, reached, Lazy(partial(_name, walked.chosen, reached)), live)
+        return MatchedSource(walked.chosen, reached, Lazy(partial(_name, walked.chosen, reached)), live, walked.tree)
 
     def shared_digest(self, what: str, walked: Lazy[StatWalk], selection: Lazy[MatchedSource]) -> SelectionDigest:
         """Return the digest of ``selection``, computed by one job of the build for all that use the same name ``what``.
@@ -213,9 +216,9 @@ class Contents(msgspec.Struct, frozen=True):
             else:
                 out[place] = replace(entry, digest=digest, stamp=stamp)
                 theirs.append((entry.source, digest))
-        edited = self.seen.first_different(theirs)
-        if edited is not None:
-            raise _edited(edited)
+        changed = self.seen.first_different(theirs)
+        if changed is not None:
+            raise edited(changed)
         return out
 
     def _known(self, entries: list[Entry], asked: list[tuple[bytes, bytes]]) -> list[str]:
@@ -322,7 +325,8 @@ def _copied(entry: Entry, copy: FileCopy) -> Entry:
     return replace(entry, source=copy.path, size=copy.size, digest=copy.digest, stamp=b"")
 
 
-def _edited(source: bytes) -> ContextError:
+def edited(source: bytes) -> ContextError:
+    """Return the error for the file ``source``, whose content has changed since it was first read."""
     return ContextError(f"{os.fsdecode(source)} changed during the build", remedy="build again")
 
 
@@ -342,14 +346,14 @@ def unchanged(entries: Iterable[Entry]) -> Iterator[Entry]:
 def check(entry: Entry) -> None:
     """Raise ``ContextError`` if the content of the file ``entry`` has changed since it was read."""
     if entry.stamp and _signature_of(entry) != entry.stamp and _digest_of(entry.source) != entry.digest:
-        raise _edited(entry.source)
+        raise edited(entry.source)
 
 
 def _signature_of(entry: Entry) -> bytes:
     try:
         return stat_cache.stat_signature(os.lstat(entry.source))
     except OSError as error:
-        raise _edited(entry.source) from error
+        raise edited(entry.source) from error
 
 
 def _digest_of(path: bytes) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar, assert_never
 
@@ -11,23 +9,23 @@ import msgspec
 
 from executor import protocol
 from executor.context.directory import open_context
-from executor.conversation import Conversation
 from executor.rootfs.tree import Tree
-from executor.snapshotter import unpack
 from executor.solver import keys
+from executor.solver.graph import JobPlan
 from executor.solver.inputs import Input
 from executor.solver.lazy import Lazy
 from executor.solver.lifetime import ScratchSpace
-from platforms.errors import ContextError, StoreError
+from executor.solver.services import Services
+from platforms.errors import ContextError
 
 
 class Contexts:
     """The contexts by name. Each is opened when it is first read. Thread-safe."""
 
-    def __init__(self, contexts: Iterable[protocol.Context], conversation: Conversation, scratch: ScratchSpace) -> None:
-        self._contexts = {context.name: context for context in contexts}
+    def __init__(self, job: protocol.Job, plan: JobPlan, services: Services, scratch: ScratchSpace) -> None:
+        self._contexts = {context.name: context for context in job.contexts}
         self._trees = {
-            name: Lazy(partial(_open, each, conversation, scratch))
+            name: Lazy(partial(_open, each, _Opening(job.build, plan, services, scratch)))
             for name, each in self._contexts.items()
             if isinstance(each, protocol.FilesContext)
         }
@@ -73,28 +71,30 @@ class JobContextFiles(msgspec.Struct, frozen=True):
         return None
 
 
-def _open(context: protocol.FilesContext, conversation: Conversation, scratch: ScratchSpace) -> Tree:
+class _Opening(msgspec.Struct, frozen=True):
+    """What is needed to open a context."""
+
+    build: str
+    plan: JobPlan
+    services: Services
+    scratch: ScratchSpace
+
+
+def _open(context: protocol.FilesContext, opening: _Opening) -> Tree:
     match context:
         case protocol.DirectoryContext():
-            directory = context.path
+            return opening.scratch.keep(open_context(context.path, context.ignore, owners=context.owners))
         case protocol.SentContext():
-            directory = _received(context.name, conversation, scratch)
+            return _sent(context.name, opening)
         case _:
             assert_never(context)
-    return scratch.keep(open_context(directory, context.ignore, owners=context.owners))
 
 
-def _received(name: str, conversation: Conversation, scratch: ScratchSpace) -> str:
-    """Receive the context ``name`` from the orchestrator; returns the directory."""
-    directory = scratch.new()
-    path = os.path.join(scratch.new(), "context.tar")
-    try:
-        with open(path, "wb") as file:
-            if not conversation.ask_into(file.write, protocol.AskContext(name)):
-                raise ContextError(f"the orchestrator does not know the context {name!r}")
-    except OSError as error:
-        raise StoreError("cannot keep the build context", why=error.strerror or str(error)) from error
-    with open(path, "rb") as stream:
-        unpack.extract(stream, directory, limits=unpack.UnpackLimits())
-    os.unlink(path)
-    return directory
+def _sent(name: str, opening: _Opening) -> Tree:
+    """Return the files of a context that the orchestrator sends."""
+    from executor.solver.sent_context import ContextSender, SentTree  # which builds on this machine have not
+    from executor.solver.usual_patterns import usual_patterns
+
+    services = opening.services
+    source = ContextSender(name, opening.build, services.conversation, services.store, services.cancellation)
+    return SentTree(source, partial(usual_patterns, opening.plan, name))

@@ -382,6 +382,8 @@ class CacheMount(msgspec.Struct, frozen=True):
         if self.files is not None:
             path = normal_path("/", self.wanted.source or "/")
             source = CopySource(self.files.open(self.input_), path, wildcards=False)
+            if self.files.identity is None:
+                source.tree.fetch(each.entry for each in self.contents.select(source).reached)
             plan = copying.CopyPlan(None, self.contents.directory, self.made_ns)
             copying.copy(plan, source, "/", copying.CopyOptions())
             materialise.materialise(plan.finish(), directory)

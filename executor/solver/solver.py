@@ -61,7 +61,7 @@ class Solver:
             memory=memory,
             stages=self._stages,
             filesystems=self._filesystems,
-            contexts=Contexts(job.contexts, services.conversation, memory.scratch),
+            contexts=Contexts(job, plan, services, memory.scratch),
             bases=Bases(
                 job,
                 services.store,

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from executor.protocol import ContextPattern
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
 from executor.solver import copying
@@ -52,6 +53,7 @@ class StatWalk(msgspec.Struct, frozen=True):
     """The SHA-256 (hex) of every status; "" where a status says nothing about the content."""
     at: int
     """When it began, ``files.now()``."""
+    tree: Tree
 
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
@@ -69,6 +71,7 @@ def walk(directory: str, source: CopySource, exclude: tuple[str, ...], check: Ca
     digest = hashlib.sha256()
     telling = True
     at = stat_cache.now()
+    source.tree.expect(pattern_of(source, exclude))
     try:
         for match in copying.matches(source):
             top = copying.top_of(source, match)
@@ -87,7 +90,17 @@ def walk(directory: str, source: CopySource, exclude: tuple[str, ...], check: Ca
             chosen.append(row)
     except OSError as error:
         raise unreadable(os.fsdecode(error.filename or source.pattern), error) from error
-    return StatWalk(chosen, found, digest.hexdigest() if telling else "", at)
+    return StatWalk(chosen, found, digest.hexdigest() if telling else "", at, source.tree)
+
+
+def pattern_of(source: CopySource, exclude: tuple[str, ...]) -> ContextPattern:
+    """Return what is looked up in the tree of ``source``."""
+    include, excluded = tuple(map(_bytes, source.include)), tuple(map(_bytes, exclude))
+    return ContextPattern(_bytes(source.pattern), source.wildcards, include, excluded)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _bare(found: WalkEntry) -> WalkEntry:

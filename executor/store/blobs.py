@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import io
 import os
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias, cast
 
 import msgspec
@@ -25,12 +26,15 @@ from platforms.paths import below
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
     from executor.store.store import Store
 
 _CHUNK: Final = 1 << 20
+_TOGETHER: Final = 500
+"""Number of blobs that are looked up or added in one transaction."""
 
 
 class StoredBlob(msgspec.Struct, frozen=True):
@@ -72,6 +76,25 @@ def find(store: Store, digest: str) -> StoredBlob | None:
         return None
     store.touch("blobs", digest, used)
     return StoredBlob(digest, size)
+
+
+def find_all(store: Store, digests: Sequence[str]) -> set[str]:
+    """Return those of ``digests`` that the store has. They are leased and marked as used, as by ``find``."""
+    found: set[str] = set()
+    for start in range(0, len(digests), _TOGETHER):
+        some = [each for each in dict.fromkeys(digests[start : start + _TOGETHER]) if each not in found]
+        there = [*_get_rows(store, some)]
+        store.session.lease(*(f"b{each}" for each in there))
+        for digest, (_, size, boot, used) in _get_rows(store, there).items():  # from now on they cannot be pruned
+            try:
+                plain = boot in (None, store.boot) and os.stat(path(store, digest)).st_size == size
+            except OSError:
+                plain = False
+            if plain:
+                store.touch("blobs", digest, used)
+            if plain or find(store, digest) is not None:
+                found.add(digest)
+    return found
 
 
 def has(store: Store, digest: str) -> bool:
@@ -153,6 +176,25 @@ def adopt(store: Store, temporary: str, digest: str, size: int) -> StoredBlob:
         if length != size:
             raise StoreError(f"cannot store the blob {digest}", why=f"its file has {length} bytes instead of {size}")
         return _add(store, temporary, digest, size)
+
+
+def adopt_all(store: Store, made: Sequence[tuple[str, StoredBlob]]) -> None:
+    """As ``adopt``, for many small blobs: each with its file, whose size and digest the caller has determined."""
+    now = store.clock()
+    with translated(store.root, "cannot store blobs"):
+        for start in range(0, len(made), _TOGETHER):
+            some = made[start : start + _TOGETHER]
+            store.session.lease(*(f"b{blob.digest}" for _, blob in some))
+            rows = [(blob.digest, blob.size, store.boot, now, now) for _, blob in some]
+            with flocked(lease_lock(store.root), exclusive=False):
+                for temporary, blob in some:
+                    os.rename(temporary, path(store, blob.digest))
+                    os.chmod(path(store, blob.digest), 0o400)
+                store.index.write(partial(_insert, rows))
+
+
+def _insert(rows: Sequence[tuple[str, int, str, float, float]], db: sqlite3.Connection) -> None:
+    db.executemany("INSERT OR REPLACE INTO blobs(digest, size, boot, created, used) VALUES(?, ?, ?, ?, ?)", rows)
 
 
 class Ingest:
@@ -393,6 +435,17 @@ def _get_row(store: Store, digest: str) -> _Row | None:
     def look(db: sqlite3.Connection) -> _Row | None:
         row = db.execute("SELECT id, size, boot, used FROM blobs WHERE digest=?", (digest,)).fetchone()
         return None if row is None else (row[0], row[1], row[2], number(row[3]))
+
+    return store.index.read(look)
+
+
+def _get_rows(store: Store, digests: Sequence[str]) -> dict[str, _Row]:
+    """Return the rows of ``digests``, at most ``_TOGETHER``, that there are."""
+    wanted = ",".join("?" * len(digests))
+
+    def look(db: sqlite3.Connection) -> dict[str, _Row]:
+        rows = db.execute(f"SELECT digest, id, size, boot, used FROM blobs WHERE digest IN ({wanted})", digests)
+        return {row[0]: (row[1], row[2], row[3], number(row[4])) for row in rows}
 
     return store.index.read(look)
 

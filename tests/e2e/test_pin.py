@@ -147,6 +147,15 @@ def test_a_lock_keeps_builds_on_the_images_of_its_day(
     assert built("--pins", tmp_path / "lock.json") == {moving: busybox.digest}
     (tmp_path / "metadata.json").rename(tmp_path / "first.json")
     assert built("--pins", tmp_path / "first.json") == {moving: busybox.digest}, "the first job's are as good"
+    for lacking in ("{}", json.dumps({f"{moving}-too": busybox.digest})):
+        (tmp_path / "lacking.json").write_text(f'{{"kanifold.pins": {lacking}}}')
+        refused = kanifold.run("build", tmp_path, "-o", "type=cacheonly", "--pins", tmp_path / "lacking.json")
+        assert refused.code == 2
+        assert f"the file has no digest of {moving}" in refused.err
+        assert "Dockerfile:3" in refused.err
+    (tmp_path / "by-digest").write_text(f"FROM {moving}@{busybox.digest}\n")
+    words = ("-f", tmp_path / "by-digest", "-o", "type=cacheonly", "--pins", tmp_path / "lacking.json")
+    assert kanifold.run("build", tmp_path, *words).code == 0, "what is named by digest needs no lock"
     for wrong in (("--lock", "x", "--check"), ("--lock", "x", "--update")):
         assert kanifold.run("pin", *wrong, file).code == 2
     assert kanifold.run("build", tmp_path, "--pins", tmp_path / "nothing").code == 2

@@ -1,18 +1,18 @@
 """Every option of ``docker buildx imagetools``, beside what buildx makes of it.
 
-buildx is a Go module (github.com/docker/buildx/cmd/buildx); the tests skip unless it is on PATH, as ``buildx``.
+buildx is a Go module (github.com/docker/buildx/cmd/buildx); the tests skip without it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import judges
 import pytest
 from registry_server import docker_registry
 from small_images import Images
@@ -21,7 +21,7 @@ from orchestrator.cli import cli
 
 pytestmark = [
     pytest.mark.registry,
-    pytest.mark.skipif(shutil.which("buildx") is None, reason="buildx is not on PATH"),
+    judges.needs("buildx"),
 ]
 
 Run = Callable[..., str]
@@ -65,7 +65,7 @@ def theirs(tmp_path: Path) -> Run:
     def run(*words: str) -> str:
         environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
         done = subprocess.run(
-            ["buildx", "imagetools", *words], env=environment, capture_output=True, text=True, check=False
+            [judges.find("buildx"), "imagetools", *words], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -1,18 +1,18 @@
 """``crane index`` and ``crane copy`` beside what docs/indexes.md says they are called here.
 
-crane is a Go module (github.com/google/go-containerregistry/cmd/crane); the tests skip unless it is on PATH.
+crane is a Go module (github.com/google/go-containerregistry/cmd/crane); the tests skip without it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import judges
 import pytest
 from registry_server import docker_registry
 from small_images import Images
@@ -21,7 +21,7 @@ from orchestrator.cli import cli
 
 pytestmark = [
     pytest.mark.registry,
-    pytest.mark.skipif(shutil.which("crane") is None, reason="crane is not on PATH"),
+    judges.needs("crane"),
 ]
 
 
@@ -55,7 +55,10 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
 def crane(*words: str) -> bytes:
     done = subprocess.run(
-        ["crane", *words], env={"PATH": os.environ["PATH"], "HOME": "/nowhere"}, capture_output=True, check=False
+        [judges.find("crane"), *words],
+        env={"PATH": os.environ["PATH"], "HOME": "/nowhere"},
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout

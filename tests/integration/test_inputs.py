@@ -134,7 +134,7 @@ def test_what_has_no_digest_is_not_pinned() -> None:
         (protocol.AskManifest("reg.example/a/b:1"), True),
         (protocol.AskSecret("s"), False),
         (protocol.AskAgent("default"), False),
-        (protocol.AskContext("c"), False),
+        (protocol.AskContext("c", ()), False),
         (AskNew(), False),
     ],
     ids=lambda value: getattr(value, "kind", None),

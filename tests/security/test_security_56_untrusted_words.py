@@ -182,7 +182,7 @@ def test_an_executor_is_told_the_credentials_of_its_jobs_registries() -> None:
             registries=RegistrySettings(mirrors=(("docker.io", ("http://mirror.example:5000/hub",)),)),
         ),
     )
-    answer = answers(BuildRequest("."), job, keychain, None)  # type: ignore[arg-type]
+    answer = answers(BuildRequest("."), job, keychain, None, None)  # type: ignore[arg-type]
     theirs = ["context.example", "base.example", "docker.io", "push.example", "cache.example", "mirror.example:5000"]
     for name in (*theirs, "bank.example", "evil.example", "", "push.example/team"):
         found = asyncio.run(answer(protocol.Ask(1, protocol.AskCredential(name, "team/app"))))  # type: ignore[arg-type]

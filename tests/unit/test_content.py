@@ -16,6 +16,7 @@ import pytest
 
 from executor.context.directory import open_context
 from executor.rootfs.entry import Entry, Kind
+from executor.rootfs.tree import Tree, TreeOptions
 from executor.solver import statwalk
 from executor.solver.content import Contents, MatchedSource, SelectionDigest, unchanged
 from executor.solver.copying import CopyOptions, CopySource
@@ -79,12 +80,12 @@ def a_job_of(build: str, store: Store) -> Contents:
 
 def selected(name: str, *, live: bool = False) -> Lazy[MatchedSource]:
     nothing = cast("Any", ())
-    return ready(MatchedSource(nothing, nothing, ready(name), live))
+    return ready(MatchedSource(nothing, nothing, ready(name), live, Tree(-1, b"", TreeOptions())))
 
 
 def looked(name: str = "") -> Lazy[statwalk.StatWalk]:
     nothing = cast("Any", ())
-    return ready(statwalk.StatWalk(nothing, nothing, name, stat_cache.now()))
+    return ready(statwalk.StatWalk(nothing, nothing, name, stat_cache.now(), Tree(-1, b"", TreeOptions())))
 
 
 def never() -> Any:

@@ -70,7 +70,7 @@ def test_a_node_that_shares_the_disk_gets_the_job_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("here", "there"),
     [
-        (DirectoryContext("", "/here", "ignored", True), SentContext("", "ignored", True)),
+        (DirectoryContext("", "/here", "ignored", True), SentContext("")),
         (LayoutContext("a", "/here/layout"), SentLayoutContext("a")),
         (LayoutContext("a", "/here/layout:1.0"), SentLayoutContext("a", "1.0")),
         (ImageContext("a", "debian:12"), ImageContext("a", "debian:12")),
