@@ -478,6 +478,8 @@ class Job(Message, frozen=True, tag="job"):
     version: decoding.Int64
     platform: str
     dockerfile: bytes
+    build_platform: str = ""
+    """BUILDPLATFORM, the same for all jobs of a build; "" for that of the executor's machine."""
     emulation: Emulation | None = None
     """How programs of the platform run on the executor's machine; None to determine it there."""
     dockerfile_name: str = "Dockerfile"

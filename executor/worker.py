@@ -85,7 +85,7 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
     job = conversation.receive_job()
     debug.log("job taken", platform=job.platform, target=job.options.target or "the last stage", build=job.build)
     platform = parse(job.platform)
-    plan = job_plan(job, host.default_platform(), platform)
+    plan = job_plan(job, parse(job.build_platform) if job.build_platform else host.default_platform(), platform)
     debug.log("isolation", mode=isolated().mode.value)
     if not plan.may_run:
         return Task(conversation, job, plan, None, None)

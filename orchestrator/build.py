@@ -29,7 +29,7 @@ from executor.store.removal import remove_tree
 from orchestrator import jobs as making
 from orchestrator import publish, result_cache, warnings
 from orchestrator.nodes.node import ExecutorPool
-from orchestrator.nodes.placement import Placement, place_all, refuse_unfit
+from orchestrator.nodes.placement import Placement, Placements, build_platform, place_all, refuse_unfit
 from orchestrator.outputs import Push
 from orchestrator.plan import BuildPlan
 from orchestrator.publish import PreparedImage
@@ -41,6 +41,7 @@ from orchestrator.view import events
 from orchestrator.view.events import Emit
 from platforms import debug
 from platforms.errors import BuildError, KanifoldError, UsageError
+from platforms.platform import Platform
 
 if TYPE_CHECKING:
     from orchestrator.local_outputs import LocalOutputs
@@ -100,7 +101,7 @@ async def prepare(session: Session, request: BuildRequest, plan: BuildPlan | Non
     return await _prepared(session, request, plan, publish.push)
 
 
-async def _placed(session: Session, request: BuildRequest, plan: BuildPlan | None) -> tuple[Placement, ...]:
+async def _placed(session: Session, request: BuildRequest, plan: BuildPlan | None) -> Placements:
     """Return a node for every platform, and warn of nodes that could not be asked."""
     found = await place_all(request, plan, session.nodes)
     for each in found.skipped:
@@ -110,11 +111,25 @@ async def _placed(session: Session, request: BuildRequest, plan: BuildPlan | Non
 
         for problem in node_selection.unknown_nodes(request.nodes):
             session.emit(events.WarningRaised(problem=problem))
-    return found.each
+    return found
+
+
+def _for_builder(
+    request: BuildRequest, plan: BuildPlan | None, builder: Platform
+) -> tuple[BuildRequest, BuildPlan | None]:
+    """Return ``request`` with BUILDPLATFORM ``builder``, and its plan."""
+    if builder == request.build_platform:
+        return request, plan
+    from orchestrator import plan as planning
+
+    request = replace(request, builder=builder)
+    return request, None if plan is None else planning.at_hand(request)
 
 
 async def _prepared(session: Session, request: BuildRequest, plan: BuildPlan | None, push: _Push) -> PreparedImage:
-    placements = await _placed(session, request, plan)  # (1)
+    found = await _placed(session, request, plan)  # (1)
+    placements = found.each
+    request, plan = _for_builder(request, plan, build_platform(found, session.nodes))
     for each in placements:
         debug.log("placed", platform=str(each.platform), node=each.node.name, runs=each.how or "nothing")
     local = await _local_outputs(session, request)

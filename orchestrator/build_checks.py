@@ -27,7 +27,6 @@ from orchestrator.view import wording
 from orchestrator.view.build_state import WarningState
 from orchestrator.view.problems import render_problem, render_warning
 from orchestrator.view.stdout import print_json, print_line
-from platforms import host
 from platforms.errors import BuildError, DockerfileError, Problem, UsageError
 
 
@@ -41,7 +40,7 @@ def check_needed_stages(
 
 def _predefined(request: BuildRequest, plan: BuildPlan) -> dict[str, str]:
     target = request.options.target or plan.dockerfile.stages[-1].name
-    return builtin_args.platform_arguments(host.default_platform(), request.platforms[0], target)
+    return builtin_args.platform_arguments(request.build_platform, request.platforms[0], target)
 
 
 def _needed(request: BuildRequest, plan: BuildPlan) -> tuple[int, ...]:
@@ -210,7 +209,7 @@ def _print_targets(plan: BuildPlan, as_json: bool) -> int:
 
 def _print_outline(request: BuildRequest, plan: BuildPlan, as_json: bool) -> int:
     predefined = builtin_args.platform_arguments(
-        host.default_platform(), request.platforms[0], request.options.target or plan.dockerfile.stages[-1].name
+        request.build_platform, request.platforms[0], request.options.target or plan.dockerfile.stages[-1].name
     )
     found = outline.outline(plan.dockerfile, request.options.target or None, dict(request.build_args), predefined)
     if as_json:

@@ -20,6 +20,7 @@ def job(request: BuildRequest, plan: BuildPlan, placement: Placement, build: str
         version=protocol.VERSION,
         build=build,
         platform=str(placement.platform),
+        build_platform=str(request.build_platform),
         emulation=placement.support.emulation,
         dockerfile=plan.data,
         dockerfile_name=plan.name,

@@ -20,7 +20,7 @@ from executor.solver.named import Named
 from orchestrator import contexts, epoch
 from orchestrator.contexts import ContextFiles, ElsewhereError, FetchOptions
 from orchestrator.request import BuildRequest
-from platforms import host, regular
+from platforms import regular
 from platforms.errors import BuildError, ContextError, DockerfileError, KanifoldError, UsageError
 from platforms.paths import below
 from platforms.platform import Platform
@@ -145,7 +145,7 @@ def plan(
 def _scope(request: BuildRequest, dockerfile: Dockerfile, platform: Platform) -> dict[str, str]:
     """Return the variables that FROM sees on ``platform``."""
     stage = request.options.target or dockerfile.stages[-1].name
-    predefined = builtin_args.platform_arguments(host.default_platform(), platform, stage)
+    predefined = builtin_args.platform_arguments(request.build_platform, platform, stage)
     return global_scope(dockerfile, dict(request.build_args), predefined)
 
 

@@ -11,6 +11,7 @@ from executor.protocol import BuildOptions, Pin
 from executor.registry import reference
 from executor.registry.reference import Reference
 from orchestrator.outputs import Output, Push
+from platforms import host
 from platforms.platform import Platform
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class BuildRequest(msgspec.Struct, frozen=True):
     dockerfile: str = ""
     """A path, ``-`` for stdin, "" for the context's own."""
     platforms: tuple[Platform, ...] = ()
+    builder: Platform | None = None
+    """BUILDPLATFORM; None for the platform of this machine."""
     tags: tuple[Reference, ...] = ()
     outputs: tuple[Output, ...] = ()
     build_args: tuple[tuple[str, str], ...] = ()
@@ -92,6 +95,11 @@ class BuildRequest(msgspec.Struct, frozen=True):
     nodes: NodeSelection | None = None
     """The nodes that may be used; None for this machine alone."""
     options: BuildOptions = BuildOptions()
+
+    @property
+    def build_platform(self) -> Platform:
+        """BUILDPLATFORM: ``builder``, or the platform of this machine."""
+        return self.builder or host.default_platform()
 
     @property
     def check_options(self) -> str | None:

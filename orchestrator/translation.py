@@ -19,7 +19,8 @@ from orchestrator.nodes.placement import Placement
 from platforms.errors import Problem, UsageError
 
 UNCHANGED: Final = frozenset({
-    "version", "platform", "dockerfile", "build_args", "annotations", "pins", "build", "push", "local", "oci", "epoch",
+    "version", "platform", "build_platform",
+    "dockerfile", "build_args", "annotations", "pins", "build", "push", "local", "oci", "epoch",
     "target", "labels", "compression", "rewrite_timestamps", "no_cache", "no_cache_stages", "cache_ttl",
     "implicit_platform", "snapshotter", "hosts", "network", "default_network", "shm_size", "ulimits", "limits", "allow",
     "insecure", "mirrors", "token_services", "tls", "without_tls", "failing", "timeouts",

@@ -48,7 +48,11 @@ def host() -> Platform:
 
 def default_platform() -> Platform:
     """Return the platform of a build without ``--platform``: linux on this architecture, amd64 without a level."""
-    own = host()
+    return without_level(host())
+
+
+def without_level(own: Platform) -> Platform:
+    """Return the platform of a build on the host ``own`` without ``--platform``."""
     return Platform("linux", own.architecture, own.variant if own.architecture == "arm" else "")
 
 

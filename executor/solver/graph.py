@@ -274,7 +274,7 @@ class JobPlan(msgspec.Struct, frozen=True):
 
 
 def job_plan(job: protocol.Job, native: Platform, platform: Platform) -> JobPlan:
-    """Return the plan of ``job`` on a ``native`` node. Raises ``DockerfileError``."""
+    """Return the plan of ``job``, with ``native`` as BUILDPLATFORM. Raises ``DockerfileError``."""
     source = parse(job.dockerfile, job.dockerfile_name)
     stage = job.options.target or source.stages[-1].name
     seen = global_scope(source, dict(job.build_args), arguments.platform_arguments(native, platform, stage))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ from orchestrator.nodes.node import Description, Node, Support
 from orchestrator.outputs import FilesOutput
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
+from platforms import host
 from platforms.errors import EnvironmentUnfit, KanifoldError, Problem
 from platforms.platform import Platform
 
@@ -210,6 +212,17 @@ class _Placing(msgspec.Struct, frozen=True):
             return "runs it natively" + (f", before {len(rivals)} more" if rivals else "")
         silent = f" ({', '.join(each.name for each in skipped)}: no answer)" if skipped else ""
         return f"no node runs it natively{silent}"
+
+
+def build_platform(placements: Placements, nodes: Iterable[Node]) -> Platform:
+    """Return BUILDPLATFORM of a build on ``nodes``: this machine's platform if one of them runs its programs natively,
+    as in a build without other nodes; else that of the first platform's node."""
+    own = host.default_platform()
+    hosts = {each.node.name: each.description.platform for each in placements.asked}
+    here = sys.platform == "linux" and any(each.name == LOCAL for each in nodes)
+    if here or any(each.architecture == own.architecture for each in hosts.values()):
+        return own
+    return host.without_level(hosts[placements.each[0].node.name])
 
 
 def place(platform: Platform, nodes: Sequence[tuple[Node, Description]]) -> Placement:

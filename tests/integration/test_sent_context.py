@@ -27,6 +27,7 @@ from orchestrator.outputs import CacheOnly
 from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult
 from orchestrator.view import events
+from platforms import host
 from platforms.errors import BuildError, KanifoldError
 from platforms.parsing import parse
 
@@ -239,3 +240,11 @@ def test_a_file_that_cannot_be_read_is_named_here_alone(pair: Pair) -> None:
         pair.build(pair.request())
     assert caught.value.troubles[0].problem.where.line == 3  # type: ignore[attr-defined]
     assert str(pair.here).encode() not in pair.record()
+
+
+def test_the_build_platform_is_the_jobs(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Mac with an arm64 processor, say: what a Dockerfile calls the build platform is that of the node."""
+    pair.write("FROM image\nARG BUILDPLATFORM\nARG TARGETPLATFORM\nRUN test $BUILDPLATFORM = $TARGETPLATFORM\n")
+    own = host.default_platform()
+    monkeypatch.setattr("platforms.host.default_platform", lambda: parse("linux/riscv64"))
+    pair.build(pair.request(str(own)))

@@ -18,7 +18,7 @@ from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.local_node import LocalNode
 from orchestrator.nodes.node import Description, ExecutorPool, Support
 from orchestrator.nodes.node_selection import NodeSelection
-from orchestrator.nodes.placement import Placements, place, place_all
+from orchestrator.nodes.placement import Placements, build_platform, place, place_all
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
 from platforms.errors import EnvironmentUnfit, ProtocolError
@@ -348,3 +348,22 @@ def test_nothing_is_known_of_a_platform_that_was_not_asked_about() -> None:
     node = Told("one")
     placement = place(RISCV64, ((node, asyncio.run(node.describe(()))),))
     assert placement.support == Support()
+
+
+@pytest.mark.parametrize(
+    ("own", "nodes", "found"),
+    [
+        (ARM64, [Told("one", amd64="native")], AMD64),
+        (AMD64, [Told("one", amd64="native")], AMD64),
+        (ARM64, [Told("local", amd64="native")], ARM64),
+        (RISCV64, [Told("one", {}, amd64="native"), Told("two", amd64="emulated")], AMD64),
+    ],
+    ids=["the node's", "this machine's", "that of this machine, which builds", "that of the first node"],
+)
+def test_the_build_platform_is_this_machines_where_a_node_runs_it(
+    own: Platform, nodes: list[Told], found: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platforms.host.default_platform", lambda: own)
+    monkeypatch.setattr("sys.platform", "linux")
+    placements = placed(BuildRequest(".", platforms=(AMD64,)), nodes)
+    assert build_platform(placements, nodes) == found
