@@ -8,12 +8,14 @@ import sys
 
 def main() -> int:
     """Do one job. Returns the exit status: that of the job's error, or 0."""
-    from executor import resources
+    from executor import protocol, resources
+    from executor.conversation import Conversation
     from executor.worker import serve
     from platforms import binfmt, debug
 
     debug.enter("executor")
-    status = serve((_take_streams(),), binfmt.emulated(), resources.measure())
+    conversation = Conversation(*_take_streams(), protocol.PATIENCE)
+    status = serve((conversation,), binfmt.emulated(), resources.measure())
     debug.log("process ends", status=status)
     return status
 

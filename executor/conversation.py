@@ -1,7 +1,7 @@
 """The executor's end of ``executor.protocol`` for one job: sends events and requests, receives answers.
 
 The end of the incoming pipe cancels the job: ``closed`` is set, and ``on_close`` is called on the reading thread to
-wake waiting threads.
+wake waiting threads. So does an orchestrator elsewhere that is silent: it sends a ``Ping`` every few seconds.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import BinaryIO, Final
@@ -20,10 +21,12 @@ from platforms import debug, framing
 from platforms.errors import Interrupted, KanifoldError, ProtocolError
 
 _Request = protocol.Fetch | protocol.FilesRequest | protocol.Done
-_Incoming = protocol.Job | protocol.Answer | _Request
+_Incoming = protocol.Job | protocol.Answer | protocol.Ping | _Request
 _INCOMING: msgspec.json.Decoder[_Incoming] = msgspec.json.Decoder(_Incoming)
 
 _SENDER: Final = "the orchestrator"
+_SIGNS: Final = 16
+"""Signs of life that are shown at most in the time in which the orchestrator must not be silent."""
 
 
 class _Waiting(msgspec.Struct, frozen=True):
@@ -38,12 +41,18 @@ class _Waiting(msgspec.Struct, frozen=True):
 class Conversation:
     """Sends and receives messages on two descriptors. ``send`` and ``ask`` are thread-safe.
 
-    ``receive_job`` is called first, then ``listen``, then the other methods.
+    ``receive_job`` is called first, then ``listen``, then the other methods. ``patience`` is the number of seconds that
+    the orchestrator may be silent before it says another one; 0 where its end is noticed in any case.
     """
 
-    def __init__(self, incoming: int, outgoing: int) -> None:
-        self._reader = framing.Reader(incoming, _INCOMING, _SENDER)
+    def __init__(self, incoming: int, outgoing: int, patience: float = 0.0) -> None:
+        self._reader = framing.Reader(incoming, _INCOMING, _SENDER, patience)
+        self._reader.pipe.heard = self._show_life
         self._writer = framing.Writer(outgoing)
+        self._ping: protocol.Ping | None = None
+        """The last ping; None while there was none."""
+        self._shown = 0.0
+        """When this end showed last that it is alive (``time.monotonic``)."""
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
@@ -54,15 +63,18 @@ class Conversation:
         self._asked: Callable[[protocol.Question], None]  # set by ``listen``
 
     def receive_job(self) -> protocol.Job:
-        """Return the first message. Raises ``Interrupted`` if there is none, ``ProtocolError`` if it is no job."""
-        line = self._reader.line()
-        if line is None:
-            raise Interrupted("no job was sent")
-        protocol.check_version(line, _SENDER)
-        message = framing.decode(_INCOMING, line, _SENDER)
-        if not isinstance(message, protocol.Job):
-            raise ProtocolError("the first message is not a job")
-        return message
+        """Return the first message but for pings. Raises ``Interrupted`` if there is none, ``ProtocolError`` if it is
+        no job or does not come."""
+        while (line := self._reader.line()) is not None:
+            protocol.check_version(line, _SENDER)
+            match framing.decode(_INCOMING, line, _SENDER):
+                case protocol.Job() as job:
+                    return job
+                case protocol.Ping() as ping:
+                    self._pinged(ping)
+                case _:
+                    raise ProtocolError("the first message is not a job")
+        raise Interrupted("no job was sent")
 
     def listen(self, asked: Callable[[protocol.Question], None]) -> None:
         """Start to receive answers and requests, on another thread.
@@ -113,6 +125,8 @@ class Conversation:
                 match message:
                     case protocol.Answer():
                         self._resolve(message)
+                    case protocol.Ping():
+                        self._pinged(message)
                     case protocol.Fetch() | protocol.FilesRequest() | protocol.Done():
                         self.dismissed = isinstance(message, protocol.Done)
                         self._requests.put(message)
@@ -122,6 +136,18 @@ class Conversation:
             self._end(error)
         else:
             self._end(Interrupted("the orchestrator is gone"))
+
+    def _pinged(self, ping: protocol.Ping) -> None:
+        self._ping = ping
+        self._reader.pipe.patience = ping.patience
+        self._show_life()
+
+    def _show_life(self) -> None:
+        """Return the last ping, now and then: also in the middle of a message that takes long to arrive."""
+        now = time.monotonic()
+        if self._ping is not None and now - self._shown >= self._ping.patience / _SIGNS:
+            self._shown = now
+            self._writer.write_if_idle(self._ping)
 
     def _end(self, error: Exception) -> None:
         self.closed.set()

@@ -5,6 +5,10 @@ runs, an ``Answer`` (followed by its raw bytes) to every ``Ask``. The executor w
 one ``Result`` or ``Failed``, which may replace the ``Handshake``. A line that is none of these messages, or another
 version, is a ``ProtocolError``. Closing the executor's stdin cancels the job.
 
+The orchestrator of an executor that was started as a command sends a ``Ping`` every few seconds from the greeting on.
+The executor returns it, also while a message takes long to arrive. Each end gives the other up that it has not heard
+for a while, as a connection that is cut need not end. Any bytes are a sign of life.
+
 A message whose ``size`` is not zero is followed by exactly that many raw bytes.
 """
 
@@ -24,6 +28,8 @@ from platforms.emulation import Emulation
 from platforms.errors import Problem, ProtocolError
 
 VERSION: Final = 11
+PATIENCE: Final = 60.0
+"""Seconds that the orchestrator of an executor elsewhere may be silent until it says another number (``Ping``)."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -32,6 +38,17 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True)
 
 Tell = Callable[[Message], None]
 """Sends a message to the other end. Safe for threads."""
+
+
+# -- both ways ------------------------------------------------------------------------------------------------------
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Shows that the orchestrator is there, and asks whether the executor is, which returns it unless it is sending
+    something else."""
+
+    patience: float = PATIENCE
+    """Seconds of silence of the orchestrator after which the executor ends."""
 
 
 # -- executor -> orchestrator ---------------------------------------------------------------------------------------
@@ -46,6 +63,8 @@ class Resources(msgspec.Struct, frozen=True):
     """Bytes of memory that new processes can have without swapping."""
     disk: decoding.Int64 = 0
     """Free bytes of the file system of the store."""
+    clock: float = 0.0
+    """The time there, in seconds since 1970."""
 
 
 class Handshake(Message, frozen=True, tag="hello"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 from executor.protocol import Resources
 from executor.store import policy
@@ -11,8 +12,8 @@ from executor.store.store import default_root
 
 
 def measure() -> Resources:
-    """Return the load, the free memory, and the free space for the default store, which may not exist yet."""
-    return Resources(os.getloadavg()[0], _memory(), policy.disk(default_root()).free)
+    """Return the load, the free memory, the free space for the default store, which may not exist yet, and the time."""
+    return Resources(os.getloadavg()[0], _memory(), policy.disk(default_root()).free, time.time())
 
 
 def _memory() -> int:

@@ -34,16 +34,17 @@ _LAST_MOMENT: Final = 1.2
 
 
 def serve(
-    channels: Sequence[tuple[int, int]], emulators: tuple[str, ...] = (), resources: protocol.Resources | None = None
+    conversations: Sequence[Conversation],
+    emulators: tuple[str, ...] = (),
+    resources: protocol.Resources | None = None,
 ) -> int:
-    """Run a job for each of ``channels``: descriptors for reading and writing. Requires a process with a single thread.
+    """Run a job for each of ``conversations``. Requires a process with a single thread.
 
     ``emulators`` and ``resources`` are for the greeting. Returns the exit status: the highest of the jobs' errors
     (``platforms.errors``), or 0.
     """
     isolated = Lazy(isolation.enter)
     greeting = _greeting(isolated, emulators, resources)  # enters while there is no job yet
-    conversations = [Conversation(*each) for each in channels]
     for each in conversations:
         each.send(greeting)
     statuses: list[int] = []

@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from executor import protocol
+from orchestrator import heartbeat
 from orchestrator.process import GRACE, Worker, start
 from platforms import framing
-from platforms.errors import BuildError, EnvironmentUnfit, ProtocolError
+from platforms.errors import BuildError, ConnectionLost, EnvironmentUnfit, ProtocolError
 
 LINE_LIMIT: Final = framing.LINE_LIMIT
 _INCOMING: Final[msgspec.json.Decoder[protocol.Message]] = msgspec.json.Decoder(
@@ -32,8 +34,8 @@ _INCOMING: Final[msgspec.json.Decoder[protocol.Message]] = msgspec.json.Decoder(
     | protocol.Failed
     | protocol.BlobContent
     | protocol.Piece
+    | protocol.Ping
 )
-_SENDER: Final = "an executor"
 GREETING: Final = 60.0
 """Seconds in which an executor that was started has to introduce itself."""
 
@@ -43,6 +45,10 @@ class Connection(msgspec.Struct, frozen=True):
 
     worker: Worker
     greeting: protocol.Handshake
+    node: str
+    """The name of its node."""
+    heartbeat: asyncio.Task[None] | None = None
+    """Gives the executor up when it is silent; None for one that was forked."""
 
     @property
     def closed(self) -> bool:
@@ -55,22 +61,26 @@ class Connection(msgspec.Struct, frozen=True):
 
     async def receive(self) -> protocol.Message:
         """Return the next message. Raises ``ProtocolError``, also at the end of the stream, with its cause."""
-        message = await framing.read(self.worker.stdout, _INCOMING, _SENDER)
+        message: protocol.Message | None = protocol.Ping()
+        while isinstance(message, protocol.Ping):
+            message = await framing.read(self.worker.stdout, _INCOMING, _sender(self.node))
         if message is None:
-            raise await _end_of(self.worker)
+            raise await _end_of(self.worker, _sender(self.node))
         return message
 
     def payload(self, size: int, what: str) -> AsyncIterator[bytes]:
         """Yield the ``size`` bytes after the last message, in blocks; ``what`` is their name in errors."""
-        return framing.read_payload(self.worker.stdout, size, _SENDER, what)
+        return framing.read_payload(self.worker.stdout, size, _sender(self.node), what)
 
     async def end(self) -> None:
         """Close the executor's stdin, which cancels its job, and wait for its end; kill it after ``GRACE`` seconds."""
+        if self.heartbeat is not None:
+            self.heartbeat.cancel()
         await _end(self.worker)
 
 
 async def launch(node: str, command: Sequence[str], environment: Sequence[tuple[str, str]]) -> Connection:
-    """Start an executor on the node called ``node`` by ``command``, and return its connection.
+    """Start an executor on the node called ``node`` by ``command``, and return its connection with a heartbeat.
 
     Raises what ``connect`` raises, and ``EnvironmentUnfit`` when the command cannot be started.
     """
@@ -80,53 +90,60 @@ async def launch(node: str, command: Sequence[str], environment: Sequence[tuple[
         raise EnvironmentUnfit(
             f"cannot start an executor on node {node}", why=f"{command[0]}: {error.strerror}"
         ) from error
-    return await connect(worker)
+    connected = await connect(worker, node)
+    return replace(connected, heartbeat=heartbeat.start(worker, node))
 
 
-async def connect(worker: Worker) -> Connection:
-    """Return a connection to the executor ``worker`` after its greeting, which it sends before it reads its job.
+async def connect(worker: Worker, node: str) -> Connection:
+    """Return a connection to the executor ``worker`` on the node called ``node``, after its greeting, which it sends
+    before it reads its job.
 
     Raises ``ProtocolError``, also after ``GREETING`` seconds without one (an executor of another version may wait for
-    its job first), or ``BuildError`` with the problem that the executor reports in place of a greeting. These errors
-    do not name the node. After an error, or when this is cancelled, the process is ended.
+    its job first), or ``BuildError`` with the problem that the executor reports in place of a greeting. After an error,
+    or when this is cancelled, the process is ended.
     """
     try:
-        return Connection(worker, await _greeting(worker))
+        return Connection(worker, await _greeting(worker, _sender(node)), node)
     except BaseException:
         await asyncio.shield(_end(worker))
         raise
 
 
-async def _greeting(worker: Worker) -> protocol.Handshake:
+def _sender(node: str) -> str:
+    """Return what errors call an executor on ``node``."""
+    return "an executor" if node == "local" else f"an executor on node {node}"
+
+
+async def _greeting(worker: Worker, sender: str) -> protocol.Handshake:
     try:
         async with asyncio.timeout(GREETING):
-            line = await framing.read_line(worker.stdout, _SENDER)
+            line = await framing.read_line(worker.stdout, sender)
     except TimeoutError as error:
         raise ProtocolError(
-            "an executor did not introduce itself",
+            f"{sender} did not introduce itself",
             why=worker.process.stderr_tail or f"it wrote nothing for {GREETING:.0f} seconds",
             remedy="install the same version of kanifold on every node",
         ) from error
     if line is None:
-        raise await _end_of(worker)
-    protocol.check_version(line, _SENDER)
-    match framing.decode(_INCOMING, line, _SENDER):
+        raise await _end_of(worker, sender)
+    protocol.check_version(line, sender)
+    match framing.decode(_INCOMING, line, sender):
         case protocol.Handshake() as greeting:
             return greeting
         case protocol.Failed(problem):
             raise BuildError.of(problem)  # as a kind that is not known here
         case _:
-            raise ProtocolError("an executor did not introduce itself")
+            raise ProtocolError(f"{sender} did not introduce itself")
 
 
-async def _end_of(worker: Worker) -> ProtocolError:
+async def _end_of(worker: Worker, sender: str) -> ConnectionLost:
     """Return the error for an executor that closed its stdout before a result, with its stderr or exit status."""
     worker.stdin.close()
     process = worker.process
     gone: set[asyncio.Future[Any]] = {process.ended, process.stderr_closed}
     await asyncio.wait(gone, timeout=GRACE)
     status = f"exit status {process.ended.result()}" if process.ended.done() else "its process goes on without it"
-    return ProtocolError("an executor ended without a result", why=process.stderr_tail or status)
+    return ConnectionLost(f"{sender} ended without a result", why=process.stderr_tail or status)
 
 
 async def _end(worker: Worker) -> None:

@@ -260,6 +260,7 @@ def _work(fds: Sequence[int]) -> int:
 
     While debugging, stderr stays the user's. The first descriptor is then kept for its end: the process has ended.
     """
+    from executor.conversation import Conversation
     from executor.worker import serve
 
     if not debug.on:
@@ -267,4 +268,4 @@ def _work(fds: Sequence[int]) -> int:
     keep_only(*(fds if debug.on else fds[1:]))
     os.dup2(2, 1)  # what a library prints must not get into a message
     gc.enable()
-    return serve(tuple(zip(fds[1::2], fds[2::2], strict=True)))
+    return serve([Conversation(*each) for each in zip(fds[1::2], fds[2::2], strict=True)])

@@ -7,20 +7,55 @@ one where there are more than processors: each is over when its own pipes are cl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 import msgspec
 
 from platforms import debug
+from platforms.errors import ConnectionLost
 
 GRACE: Final = 1.5
 """Seconds that a cancelled executor has to clean up before it is killed: Ctrl-C promises a clean stop in under two."""
 STDERR_LIMIT: Final = 16 << 10
 """Bytes of a process's stderr that are kept."""
+
+
+class CountedReader(asyncio.StreamReader):
+    """A stream that counts the blocks that have come, and tells whether its transport is to wait.
+
+    It stands between itself and the transport, as not all transports of Python 3.11 tell whether they are paused.
+    """
+
+    blocks = 0
+    behind = False
+    """Whether so much has not been read yet that nothing is taken from the transport."""
+    _source: asyncio.ReadTransport
+
+    def set_transport(self, transport: asyncio.BaseTransport) -> None:
+        """Take blocks from ``transport``."""
+        assert isinstance(transport, asyncio.ReadTransport)
+        self._source = transport
+        super().set_transport(self)  # type: ignore[arg-type]
+
+    def pause_reading(self) -> None:
+        """Have the transport wait."""
+        self.behind = True
+        self._source.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Have the transport go on."""
+        self.behind = False
+        self._source.resume_reading()
+
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        """Take a block from the transport."""
+        self.blocks += 1
+        super().feed_data(data)
 
 
 class WorkerProcess:
@@ -68,7 +103,7 @@ class Worker(msgspec.Struct, frozen=True):
 
     process: WorkerProcess
     stdin: asyncio.StreamWriter
-    stdout: asyncio.StreamReader
+    stdout: CountedReader
     transport: asyncio.BaseTransport
     """Of ``stdout``."""
 
@@ -130,9 +165,9 @@ async def connect(process: WorkerProcess, stdin: int, stdout: int, limit: int) -
     return Worker(process, asyncio.StreamWriter(transport, protocol, None, loop), *await reader(stdout, limit))
 
 
-async def reader(fd: int, limit: int) -> tuple[asyncio.StreamReader, asyncio.BaseTransport]:
+async def reader(fd: int, limit: int) -> tuple[CountedReader, asyncio.BaseTransport]:
     """A stream over the descriptor ``fd``, which it closes, and its transport."""
-    stream = asyncio.StreamReader(limit=limit)
+    stream = CountedReader(limit=limit)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", 0)
     )
@@ -140,8 +175,9 @@ async def reader(fd: int, limit: int) -> tuple[asyncio.StreamReader, asyncio.Bas
 
 
 async def _drain(stream: asyncio.StreamReader) -> None:
-    while await stream.read(1 << 20):
-        pass
+    with contextlib.suppress(ConnectionLost):
+        while await stream.read(1 << 20):
+            pass
 
 
 def _status(pid: int) -> int:

@@ -18,6 +18,7 @@ on a terminal. ``KanifoldError`` carries it; the subclass determines the exit co
         ├── AuditError           an image contains binaries of another architecture
         ├── StoreError           the local store cannot be read or written (a full disk, say)
         └── ProtocolError        the other end violated the executor protocol
+            └── ConnectionLost   the other end ended, or fell silent, in the middle
 """
 
 from __future__ import annotations
@@ -175,3 +176,7 @@ class StoreError(BuildError):
 
 class ProtocolError(BuildError):
     """The other end violated the executor protocol."""
+
+
+class ConnectionLost(ProtocolError):
+    """The other end of a protocol stream ended before its time, or fell silent."""

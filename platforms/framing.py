@@ -12,17 +12,19 @@ The other end is not trusted: a line has a limit and is decoded strictly. What i
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import select
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
 from platforms import decoding
 from platforms.descriptors import receive_fds, write_all
-from platforms.errors import ProtocolError
+from platforms.errors import ConnectionLost, ProtocolError
 
 if TYPE_CHECKING:
     import asyncio
@@ -31,6 +33,8 @@ LINE_LIMIT: Final = 16 << 20
 """Bytes that a message's line may have: a peer that sends more is broken or hostile."""
 BLOCK: Final = 1 << 20
 """Bytes of a payload that are read at once."""
+_WAITS: Final = 8
+"""Waits of which the one of a ``Pipe`` is made."""
 _PACKET: Final = 1 << 16
 """Bytes of the longest packet, below the least that a socket's buffer has on Linux (socket(7), ``wmem_default``)."""
 
@@ -56,18 +60,51 @@ def to_json(value: object) -> bytes:
 def decode(decoder: decoding.Decoder[T], line: bytes, sender: str) -> T:
     """The message in ``line``. Raises ``ProtocolError``, which names the ``sender``: ``an executor``, say."""
     if not line.endswith(b"\n"):
-        raise ProtocolError(f"a message of {sender} is malformed", why="it is cut short")
+        raise ConnectionLost(f"a message of {sender} is malformed", why="it is cut short")
     try:
         return decoding.decode(decoder, line)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"a message of {sender} is malformed", why=str(error)) from error
 
 
-class Reader(Generic[T]):
-    """The messages that ``sender`` writes to the pipe ``fd``. For one thread; payloads are read before what follows."""
+class Pipe(io.FileIO):
+    """The end ``fd`` of a pipe to read from, whose other end may fall silent.
 
-    def __init__(self, fd: int, decoder: decoding.Decoder[T], sender: str) -> None:
-        self._file = os.fdopen(fd, "rb", buffering=1 << 16)
+    ``heard`` is called after every read. A read raises ``ConnectionLost`` when nothing has come for ``patience``
+    seconds; 0: it waits for ever. Time in which this process or its machine was stopped counts little, as the wait is
+    made of ``_WAITS`` short ones.
+    """
+
+    def __init__(self, fd: int, sender: str, patience: float) -> None:
+        super().__init__(fd, "rb")
+        self.patience = patience
+        self.heard: Callable[[], object] = _nothing
+        self._sender = sender
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self.patience and not self._readable():
+            raise ConnectionLost(
+                f"{self._sender} is silent", why=f"nothing has come from it for {self.patience:.0f} seconds"
+            )
+        count = super().readinto(buffer)
+        self.heard()
+        return count
+
+    def _readable(self) -> bool:
+        poll = select.poll()
+        poll.register(self, select.POLLIN)
+        return any(poll.poll(self.patience * 1000 / _WAITS) for _ in range(_WAITS))
+
+
+class Reader(Generic[T]):
+    """The messages that ``sender`` writes to the pipe ``fd``. For one thread; payloads are read before what follows.
+
+    ``patience`` as for ``Pipe``: all methods may raise ``ConnectionLost``.
+    """
+
+    def __init__(self, fd: int, decoder: decoding.Decoder[T], sender: str, patience: float = 0.0) -> None:
+        self.pipe = Pipe(fd, sender, patience)
+        self._file = io.BufferedReader(self.pipe, 1 << 16)
         self._decoder = decoder
         self._sender = sender
 
@@ -115,6 +152,21 @@ class Writer:
                 write_all(self._fd, line)
                 for block in payload:
                     write_all(self._fd, block)
+
+    def write_if_idle(self, message: object) -> None:
+        """Write ``message``, of less than 4096 bytes, unless that has to wait: for another thread that writes, or for
+        the other end to read."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            poll = select.poll()
+            if self._fd >= 0:
+                poll.register(self._fd, select.POLLOUT)
+            if poll.poll(0):  # there is room for PIPE_BUF bytes, or the other end is gone (pipe(7))
+                with contextlib.suppress(BrokenPipeError):
+                    write_all(self._fd, encode(message))
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Write nothing more."""
@@ -177,12 +229,16 @@ def receive(
     return (decode(decoder, line, sender) if line else None), found
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 def _too_long(sender: str) -> ProtocolError:
     return ProtocolError(f"a message of {sender} is too long")
 
 
-def _cut_short(sender: str, what: str) -> ProtocolError:
-    return ProtocolError(f"{sender} stopped in the middle of {what}")
+def _cut_short(sender: str, what: str) -> ConnectionLost:
+    return ConnectionLost(f"{sender} stopped in the middle of {what}")
 
 
 def _as_text(value: Any) -> Any:

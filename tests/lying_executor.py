@@ -33,10 +33,12 @@ def say(type_: str, **fields: Any) -> None:
 
 
 def hear() -> dict[str, Any]:
-    line = sys.stdin.buffer.readline()
-    if not line:
-        sys.exit(0)
-    message: dict[str, Any] = json.loads(line)
+    message: dict[str, Any] = {"type": "ping"}
+    while message["type"] == "ping":
+        line = sys.stdin.buffer.readline()
+        if not line:
+            sys.exit(0)
+        message = json.loads(line)
     message["payload"] = sys.stdin.buffer.read(message.get("size", 0))
     return message
 

@@ -67,7 +67,7 @@ class LocalNode:
         if forked is None:
             started = await connection.launch(self.name, _command(), _environment())
         else:
-            started = await connection.connect(forked)
+            started = await connection.connect(forked, self.name)
         self._isolation = started.greeting.isolation
         return started
 

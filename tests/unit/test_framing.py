@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
 
 from platforms import framing
-from platforms.errors import ProtocolError
+from platforms.errors import ConnectionLost, ProtocolError
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -151,3 +152,35 @@ def test_a_packet_brings_descriptors() -> None:
         os.close(incoming)
         ours.close()
         assert framing.receive(theirs, NOTE, WHO) == (None, [])
+
+
+def test_silence_counts_only_while_it_is_waited_for() -> None:
+    incoming, outgoing = os.pipe()
+    reader = framing.Reader(incoming, NOTE, WHO, 0.4)
+    os.write(outgoing, framing.encode(Note("early")))
+    time.sleep(0.6)  # this end was busy, or stopped
+    assert reader.message() == Note("early")
+    began = time.monotonic()
+    with pytest.raises(ConnectionLost, match="a neighbour is silent"):
+        reader.message()
+    assert time.monotonic() - began >= 0.4
+    os.close(outgoing)
+    assert reader.message() is None
+    reader.close()
+
+
+def test_a_sign_of_life_waits_for_nobody() -> None:
+    incoming, outgoing = os.pipe()
+    writer = framing.Writer(outgoing)
+    writer.write_if_idle(Note("heard"))
+    assert os.read(incoming, 100) == framing.encode(Note("heard"))
+    os.set_blocking(outgoing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(outgoing, b"x" * 4096)
+    os.set_blocking(outgoing, True)
+    writer.write_if_idle(Note("the pipe is full"))
+    os.close(incoming)
+    writer.write_if_idle(Note("nobody is there"))
+    writer.close()
+    writer.write_if_idle(Note("too late"))
