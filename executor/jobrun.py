@@ -16,7 +16,6 @@ import msgspec
 from executor import protocol
 from executor.conversation import Conversation
 from executor.rootfs.tree import Tree
-from executor.sandbox.launcher import Launcher
 from executor.snapshotter.kinds import snapshotter
 from executor.solver import export
 from executor.solver.content import Contents
@@ -56,8 +55,10 @@ class Task(msgspec.Struct, frozen=True):
     plan: JobPlan
     emulation: Emulation | EnvironmentUnfit | None
     """How programs of the platform run here, or why they do not; None if nothing is run."""
-    steps: Launcher | None
+    steps: Runner | None
     """None if nothing is run."""
+    mounts: bool
+    """Whether this process can mount file systems."""
 
 
 def run(task: Task, cancellation: Cancellation) -> None:
@@ -121,12 +122,12 @@ def _room_made(done: Pruned) -> Problem:
     )
 
 
-def _runner(steps: Launcher | None) -> Runner:
+def _runner(steps: Runner | None) -> Runner:
     assert steps is not None, "a step where none could come"
     return steps
 
 
-def _kill(steps: Launcher, _: Future[None]) -> None:
+def _kill(steps: Runner, _: Future[None]) -> None:
     steps.cancel_all()
 
 
@@ -138,7 +139,7 @@ def _services(
     task: Task, store: Store, background: ThreadPoolExecutor, cancellation: Cancellation, memory: Memory
 ) -> Services:
     job, conversation, inputs = task.job, task.conversation, memory.inputs
-    made = snapshotter(job.options.snapshotter, store, memory.scratch.directory)
+    made = snapshotter(job.options.snapshotter, store, memory.scratch.directory, mounts=task.mounts)
     registry = Lazy(partial(_client, job, conversation, inputs, cancellation))
     caches = Lazy(partial(_remote_caches, job, conversation, inputs, registry))
     return Services(

@@ -27,7 +27,7 @@ from platforms import decoding
 from platforms.emulation import Emulation
 from platforms.errors import Problem, ProtocolError
 
-VERSION: Final = 11
+VERSION: Final = 12
 PATIENCE: Final = 60.0
 """Seconds that the orchestrator of an executor elsewhere may be silent until it says another number (``Ping``)."""
 
@@ -462,7 +462,7 @@ class CacheExport(msgspec.Struct, frozen=True):
     """``mode=max``: the steps of all stages, not only of the image."""
 
 
-SnapshotterKind = Literal["overlay", "plain"]
+SnapshotterKind = Literal["auto", "overlay", "plain"]
 
 
 class BuildOptions(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -484,8 +484,8 @@ class BuildOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     registries: RegistrySettings = RegistrySettings()
     root: str = ""
     """The store's directory; "" for the default."""
-    snapshotter: SnapshotterKind = "overlay"
-    """The snapshotter. Images do not depend on it."""
+    snapshotter: SnapshotterKind = "auto"
+    """The snapshotter; ``auto``: as the file system of the store allows. Images do not depend on it."""
     implicit_platform: bool = False
     """Whether no platform was requested, so that a base image may determine it."""
     steps: StepOptions = StepOptions()

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from executor import __version__, jobrun, protocol
 from executor.conversation import Conversation
@@ -28,6 +28,9 @@ from platforms import debug, emulation, host
 from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit, KanifoldError, Problem
 from platforms.parsing import parse
+
+if TYPE_CHECKING:
+    from executor.sandbox.runner import Runner
 
 _LAST_MOMENT: Final = 1.2
 """Seconds after the last orchestrator has gone until this process exits unconditionally."""
@@ -65,7 +68,8 @@ def serve(
 def _greeting(
     isolated: Lazy[Isolation], emulators: tuple[str, ...], resources: protocol.Resources | None
 ) -> protocol.Handshake:
-    """Return the greeting. If isolation is impossible, each job will report why."""
+    """Return the greeting. If isolation is impossible, each job that has to run a step will
+    report why."""
     mode = ""
     with contextlib.suppress(EnvironmentUnfit):
         mode = isolated().mode.value
@@ -87,16 +91,23 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
     debug.log("job taken", platform=job.platform, target=job.options.target or "the last stage", build=job.build)
     platform = parse(job.platform)
     plan = job_plan(job, parse(job.build_platform) if job.build_platform else host.default_platform(), platform)
-    debug.log("isolation", mode=isolated().mode.value)
+    unavailable: Runner | None = None
+    try:
+        debug.log("isolation", mode=isolated().mode.value)
+    except EnvironmentUnfit as impossible:  # an error only if a step has to run
+        from executor.sandbox.runner import Unavailable
+
+        debug.log("isolation", why=impossible.problem.why)
+        unavailable = Unavailable(impossible)
     if not plan.may_run:
-        return Task(conversation, job, plan, None, None)
+        return Task(conversation, job, plan, None, None, mounts=unavailable is None)
     found: Emulation | EnvironmentUnfit
     try:
         found = job.emulation or emulation.emulation(platform)
     except EnvironmentUnfit as unfit:  # an error only if a program of the platform has to run
         found = unfit
-    steps = launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
-    return Task(conversation, job, plan, found, steps)
+    steps = unavailable or launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
+    return Task(conversation, job, plan, found, steps, mounts=unavailable is None)
 
 
 def _work(task: Task, tasks: Sequence[Task], statuses: list[int]) -> None:

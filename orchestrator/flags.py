@@ -150,11 +150,12 @@ class BuildFlags(options.Flags):
     )
     snapshotter = choice(
         "--snapshotter",
-        among=("overlay", "plain"),
+        among=("auto", "overlay", "plain"),
         read=values.snapshotter,
         help=(
-            "How steps get their files: by an overlay mount (overlay, the default), or in a directory that is a copy "
-            "of the layers (plain), for stores on file systems that take no overlays. Also: $KANIFOLD_SNAPSHOTTER."
+            "How steps get their files: by an overlay mount (overlay), or in a directory that is a copy of the layers "
+            "(plain); auto, the default, is plain where the store's file system takes no overlays. Also: "
+            "$KANIFOLD_SNAPSHOTTER."
         ),
     )
     cgroup_parent = text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from executor.store.store import open_store
 from orchestrator import fields
 from orchestrator.view.stdout import print_line
 from orchestrator.view.units import size as shown
-from platforms.errors import UsageError
+from platforms.errors import EnvironmentUnfit, UsageError
 
 
 def show(root: str, verbose: bool, filters: Sequence[str]) -> None:
@@ -39,7 +40,8 @@ def prune(root: str, everything: bool, keep_storage: str, filters: Sequence[str]
         # Files of steps belong to ids that exist only in a user namespace with the same mapping.
         from executor.sandbox import isolation
 
-        isolation.enter()
+        with contextlib.suppress(EnvironmentUnfit):  # where no step can run, all files are this user's
+            isolation.enter()
     with open_store(root or None) as store:
         done = pruning.prune(
             store,

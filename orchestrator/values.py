@@ -276,12 +276,14 @@ def compression(text: str, _flag: str) -> CompressionKind | None:
 def snapshotter(text: str, _flag: str) -> SnapshotterKind:
     """Return the kind of snapshotter; for "", that of ``$KANIFOLD_SNAPSHOTTER``, or the default."""
     match text or os.environ.get("KANIFOLD_SNAPSHOTTER", ""):
-        case "" | "overlay":
+        case "" | "auto":
+            return "auto"
+        case "overlay":
             return "overlay"
         case "plain":
             return "plain"
         case other:
-            raise UsageError(f"KANIFOLD_SNAPSHOTTER={other!r} is neither overlay nor plain")
+            raise UsageError(f"KANIFOLD_SNAPSHOTTER={other!r} is neither auto, overlay nor plain")
 
 
 def permissions(texts: Iterable[str], flag: str) -> tuple[str, ...]:

@@ -381,6 +381,13 @@ def share_content(source: int, target: int) -> bool:
     return True
 
 
+def file_system_type(path: str) -> int:
+    """Return the magic number of the file system of ``path`` (statfs(2), linux/magic.h)."""
+    buffer = bytearray(256)
+    _call("statfs", path, os.fsencode(path), buffer)
+    return int(struct.unpack_from("=I", buffer)[0])  # the lower half on 64-bit architectures, which are little-endian
+
+
 def syncfs(fd: int) -> None:
     """Write the file system of ``fd`` to its disk; raises on a write error (Linux 5.8)."""
     _, ctypes = _libc()

@@ -16,7 +16,7 @@ import msgspec
 
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
 from platforms import syscalls
-from platforms.errors import BuildError
+from platforms.errors import BuildError, EnvironmentUnfit
 from platforms.pathwalk import TooManyLinks, resolve
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Tree:
         kind = KIND_OF_MODE.get(stat.S_IFMT(mode), Kind.FILE)
         host = _NO_CONTENT if stat.S_ISSOCK(mode) else self.host_path(path)
         device = kind is Kind.CHARACTER or kind is Kind.BLOCK
-        uid, gid = self._owner or (found.st_uid, found.st_gid)
+        uid, gid = self._owner or owner(found)
         entry = Entry(
             path,
             kind,
@@ -238,6 +238,24 @@ def open_directory(
     path = os.fsencode(path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     return Tree(fd, path, TreeOptions(hides, owner, stamp, meaning))
+
+
+def owner(status: os.stat_result) -> tuple[int, int]:
+    """Return the (uid, gid) that a file of the store has in an image: that of ``status``.
+
+    Outside of a user namespace the files of an ordinary user are root's, as they are seen in one. Raises
+    ``EnvironmentUnfit`` for those of other ids, which mean something in a user namespace only.
+    """
+    own = os.geteuid()
+    if not own:
+        return status.st_uid, status.st_gid
+    if status.st_uid != own:
+        raise EnvironmentUnfit(
+            "cannot tell whose files these are",
+            why=f"files in the store belong to user {status.st_uid}, from builds in a user namespace",
+            remedy="build with another store (--root, KANIFOLD_ROOT)",
+        )
+    return 0, 0
 
 
 def _xattrs(host: bytes) -> tuple[tuple[bytes, bytes], ...]:

@@ -1,20 +1,24 @@
-"""The interface of what runs steps. ``launcher`` implements it with namespaces."""
+"""The interface of what runs steps. ``launcher`` implements it with namespaces, ``Unavailable`` without."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from executor.sandbox.spec import Ended, Spec
+    from platforms.errors import EnvironmentUnfit
 
 
 class Runner(Protocol):
     """Runs the steps of one job, several at a time. Thread-safe."""
 
     def prepare(self, *, isolated: bool) -> None:
-        """Announce a step, with an isolated network or another, so that preparations can begin."""
+        """Announce a step, with an isolated network or another, so that preparations can begin.
+
+        Raises ``EnvironmentUnfit`` if it is known that this host allows no step.
+        """
         ...
 
     def run(self, spec: Spec, stdout: int, stderr: int, cancelled: Future[None]) -> Ended:
@@ -32,3 +36,24 @@ class Runner(Protocol):
     def stop(self) -> None:
         """Kill all steps and end the processes that run them."""
         ...
+
+
+class Unavailable:
+    """``Runner`` where no step can run, for the reason ``unfit``."""
+
+    def __init__(self, unfit: EnvironmentUnfit) -> None:
+        self._unfit = unfit
+
+    def prepare(self, *, isolated: bool) -> NoReturn:
+        del isolated
+        raise self._unfit
+
+    def run(self, spec: Spec, stdout: int, stderr: int, cancelled: Future[None]) -> NoReturn:
+        del spec, stdout, stderr, cancelled
+        raise self._unfit
+
+    def cancel_all(self) -> None:
+        """Nothing runs."""
+
+    def stop(self) -> None:
+        """Nothing runs."""

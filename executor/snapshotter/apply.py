@@ -14,7 +14,8 @@ An entry cannot
 - imitate kanifold's own marks: ``user.kanifold.*`` is dropped.
 
 What the kernel refuses to an unprivileged user namespace is recorded (see ``records``): an owner that is not mapped; a
-device, for which there is an empty file; a file capability. The caller writes these records beside the directory.
+device, for which there is an empty file; a file capability. For an ordinary user outside of one, whose id stands for
+root's, permissions are too that would lock the user out. The caller writes these records beside the directory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol, Self, TypedDict, TypeVar
 
 from msgspec.structs import replace
@@ -30,7 +32,7 @@ from msgspec.structs import replace
 from executor.rootfs import moment
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.walker import DIRECTORY, Walker, remove
-from executor.snapshotter.records import CAPABILITY, OVERLAY_XATTR, PRIVATE_XATTR, DeviceNumber, Record
+from executor.snapshotter.records import CAPABILITY, OVERLAY_XATTR, PRIVATE_XATTR, DeviceNumber, Record, access
 from platforms.errors import ArchiveError
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -48,11 +50,12 @@ Fill = Callable[[int], object]
 
 
 class _Refused(TypedDict, total=False):
-    """What the kernel refused: the owner, a device, a file capability."""
+    """What the kernel refused: the owner, a device, a file capability; permissions that are not those of the file."""
 
     owner: bool
     device: DeviceNumber
     capability: bytes
+    mode: int
 
 
 _T = TypeVar("_T")
@@ -77,7 +80,7 @@ class _Destination:
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._parents = Walker(self._root, self)
         self._targets = Walker(self._root, _Existing())
-        self._uid, self._gid = os.geteuid(), os.getegid()
+        self._own = self._uid, self._gid = os.geteuid(), os.getegid()
         self._walks = Walker(self._root, _NoLinks())
         self._stale = False
         self._directories: dict[bytes, Entry] = {}
@@ -295,8 +298,8 @@ class _Destination:
         """Record what the kernel ``refused`` of ``entry``, which is at ``real``, if anything."""
         self._records.pop(real, None)
         if refused:
-            device, capability = refused.get("device"), refused.get("capability", b"")
-            self._records[real] = Record(real, entry.uid, entry.gid, device, capability)
+            device, capability, mode = refused.get("device"), refused.get("capability", b""), refused.get("mode")
+            self._records[real] = Record(real, entry.uid, entry.gid, device, capability, mode)
 
     def _share(self, real: bytes, other: bytes) -> None:
         """Copy the record of the file ``other`` for ``real``, its new name."""
@@ -304,35 +307,41 @@ class _Destination:
         if other in self._records:
             self._records[real] = replace(self._records[other], path=real)
 
+    def _set_owner(self, entry: Entry, chown: Callable[[int, int], None]) -> _Refused:
+        """Set the owner by ``chown``; return whether that was refused."""
+        refused: _Refused = {}
+        uid, gid = entry.uid, entry.gid
+        if self._own[0]:  # not root: its own ids stand for root's
+            if uid or gid:
+                refused["owner"] = True
+            uid, gid = self._own
+        if uid != self._uid or gid != self._gid:
+            try:
+                chown(uid, gid)
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise
+                refused["owner"] = True
+        return refused
+
     def _set_metadata(self, fd: int, entry: Entry) -> _Refused:
         """Set owner, extended attributes, mode and time, in this order: chown clears set-user-id bits and capabilities.
 
         Returns what the kernel refused.
         """
-        refused: _Refused = {}
-        if entry.uid != self._uid or entry.gid != self._gid:
-            try:
-                os.chown(fd, entry.uid, entry.gid)
-            except OSError as error:
-                if error.errno not in _REFUSED:
-                    raise
-                refused["owner"] = True
+        refused = self._set_owner(entry, partial(os.chown, fd))
         if entry.xattrs and (capability := self._set_xattrs(fd, entry.xattrs)):
             refused["capability"] = capability
-        os.fchmod(fd, entry.mode)
+        mode = entry.mode
+        if self._own[0] and mode & (needed := access(entry.kind)) != needed:
+            refused["mode"], mode = mode, mode | needed
+        os.fchmod(fd, mode)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         return refused
 
     def _set_metadata_of_name(self, parent: int, name: bytes, entry: Entry) -> _Refused:
         """As ``_set_metadata``, for links, fifos and devices, which are not opened."""
-        refused: _Refused = {}
-        if entry.uid != self._uid or entry.gid != self._gid:
-            try:
-                os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
-            except OSError as error:
-                if error.errno not in _REFUSED:
-                    raise
-                refused["owner"] = True
+        refused = self._set_owner(entry, partial(os.chown, name, dir_fd=parent, follow_symlinks=False))
         for key, value in entry.xattrs:
             if not key.startswith((b"user.", b"trusted.")):
                 try:

@@ -119,7 +119,11 @@ class Comparison:
         entry = self._entry(path, status)
         if entry.kind is Kind.DIRECTORY:
             return self._row(path, entry, changed=self._is_changed(entry))
-        if stat.S_ISSOCK(status.st_mode) or not self._is_changed(entry):
+        if stat.S_ISSOCK(status.st_mode):
+            return None
+        # A file that was only given another name is in the snapshot under both, as in an upper directory: then a COPY
+        # of both is of one file. Comparing the snapshot with the layers below leaves it out again.
+        if status.st_nlink < 2 and not self._is_changed(entry):
             return None
         return self._links.linked(entry, status)
 

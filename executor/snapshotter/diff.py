@@ -24,6 +24,7 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind, hard_link
+from executor.rootfs.tree import owner
 from executor.snapshotter import layers, records
 from executor.snapshotter.layers import OPAQUE, Directories, UnionEntry, is_deletion, look
 from executor.snapshotter.records import Read, Records, Stack
@@ -245,8 +246,7 @@ def read(path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> En
         path,
         kind,
         stat.S_IMODE(status.st_mode),
-        status.st_uid,
-        status.st_gid,
+        *owner(status),
         status.st_mtime_ns,
         status.st_size if is_file else 0,
         os.readlink(host) if kind is Kind.SYMLINK else b"",

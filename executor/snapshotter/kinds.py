@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Final
 
 from executor.snapshotter.overlay import Overlays
+from platforms import syscalls
+from platforms.errors import EnvironmentUnfit
+from platforms.paths import below
 
 if TYPE_CHECKING:
     from executor.protocol import SnapshotterKind
     from executor.snapshotter.snapshotter import Snapshotter
     from executor.store.store import Store
 
+_WITH_OVERLAYS: Final = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0xCA451A4E})
+"""File systems that take overlays, by their magic numbers (linux/magic.h): ext4, XFS, btrfs, tmpfs, F2FS, bcachefs."""
+_OVERLAY: Final = 0x794C7630
 
-def snapshotter(kind: SnapshotterKind, store: Store, directory: str) -> Snapshotter:
-    """Return the snapshotter of one job. ``directory``: for temporary files, on the store's file system."""
-    if kind == "plain":
+
+def snapshotter(kind: SnapshotterKind, store: Store, directory: str, *, mounts: bool = True) -> Snapshotter:
+    """Return the snapshotter of one job. ``directory``: for temporary files, on the store's file system.
+
+    ``mounts``: whether this process can mount anything; the ``overlay`` snapshotter cannot do without.
+    """
+    if kind == "plain" or not mounts or (kind == "auto" and not takes_overlays(directory)):
         from executor.snapshotter.plain import Plain
 
         return Plain(store, directory)
     return Overlays(store, directory)
+
+
+def takes_overlays(directory: str) -> bool:
+    """Whether the file system of ``directory`` takes overlays. One that is not known to, or not to, is tried."""
+    kind = syscalls.file_system_type(directory)
+    if kind in _WITH_OVERLAYS:
+        return True
+    if kind == _OVERLAY:
+        return False
+    from executor.snapshotter.overlayfs import mount_stack
+
+    upper, work, empty = (below(directory, name) for name in ("upper", "work", "empty"))
+    for each in (upper, work, empty):
+        os.mkdir(each)
+    try:
+        os.close(mount_stack((), empty, upper=upper, work=work))
+    except EnvironmentUnfit:
+        return False
+    return True

@@ -352,7 +352,7 @@ def _strip(host: bytes) -> None:
 def _reset(directory: str) -> None:
     """Set the metadata of a root directory, which are not part of any layer, to their defaults."""
     _strip(os.fsencode(directory))
-    os.chown(directory, 0, 0)
+    os.chown(directory, os.geteuid(), os.getegid())  # which stand for root's, where they are not
     os.chmod(directory, 0o755)
 
 

@@ -1,7 +1,8 @@
 """Records of metadata that the kernel refused to set on the files of a directory.
 
 The processes of an ordinary user cannot give files an owner that is not mapped into their user namespace, create
-devices, or, on some hosts, set file capabilities. Such metadata is stored in the file ``records`` beside the directory:
+devices, or, on some hosts, set file capabilities. Outside of a user namespace they cannot use files without permissions
+for their owner either. Such metadata is stored in the file ``records`` beside the directory:
 a line of JSON for each path (``Record``; paths and attributes in base64). It is beside the files and not on them, so
 that nothing in an image, and nothing that a step does to its files, can be taken for a record.
 
@@ -58,6 +59,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     device: DeviceNumber | None = None
     capability: bytes = b""
     """The value of ``security.capability``; b"" if the kernel has it, or there is none."""
+    mode: int | None = None
+    """The permissions, if the file has more: those that kanifold needs where it is not root (``access``)."""
 
 
 Records = dict[bytes, Record]
@@ -113,11 +116,19 @@ def _with(entry: Entry, record: Record | None) -> Entry:
     xattrs = entry.xattrs
     if record.capability:
         xattrs = tuple(sorted((dict(xattrs) | {CAPABILITY: record.capability}).items()))
-    entry = replace(entry, uid=record.uid, gid=record.gid, xattrs=xattrs)
+    mode = entry.mode
+    if record.mode is not None and mode == record.mode | access(entry.kind):  # otherwise a step has changed it
+        mode = record.mode
+    entry = replace(entry, mode=mode, uid=record.uid, gid=record.gid, xattrs=xattrs)
     device = record.device
     if device is None or entry.kind is not Kind.FILE or entry.size:
         return entry
     return replace(entry, kind=_KINDS[device.letter], device=(device.major, device.minor), source=b"", stamp=b"")
+
+
+def access(kind: Kind) -> int:
+    """Return the permissions that an ordinary user needs for a file of ``kind``, to do what root can without."""
+    return stat.S_IRWXU if kind is Kind.DIRECTORY else stat.S_IRUSR | stat.S_IWUSR
 
 
 def own(entry: Entry) -> Entry:

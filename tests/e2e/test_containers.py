@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
+import struct
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import containers
 import ordinary_user
 import pytest
-from conftest import Base, Kanifold
+from conftest import Base, Kanifold, installed
 from containers import ENVIRONMENTS
 from ordinary_user import User
+from registry_server import MemoryRegistry, digest_of, served
+from small_images import CONFIG, LAYER, MANIFEST, Images
 
 STEPS = """\
 FROM {base} AS made
@@ -35,6 +41,7 @@ ISOLATED = {
     "k8s-userns-sys-admin": "namespaces", "docker-sys-admin": "namespaces",
 }  # fmt: skip
 """The environments in which steps run, and the mode."""
+UNISOLATED = [each for each in ENVIRONMENTS if each not in ISOLATED]
 
 
 @dataclass(frozen=True)
@@ -65,20 +72,64 @@ class Place:
         except containers.UnavailableError as error:
             pytest.skip(str(error))
 
+    def files(self, dockerfile: str) -> None:
+        """Write the context."""
+        write_context(self.box / "context", dockerfile)
+
     def build(self, dockerfile: str, *arguments: str, platforms: str = "linux/amd64", **variables: str) -> str:
-        """Build an image with one file in the context; return its digest."""
-        folder = self.box / "context"
-        folder.mkdir(exist_ok=True)
-        (folder / "Dockerfile").write_text(dockerfile)
-        (folder / "file").write_text("content")
-        (folder / "word").write_text("secret word")
-        for each in (folder, *folder.iterdir()):
-            each.chmod(0o755 if each.is_dir() else 0o644)
+        """Build an image; return its digest."""
+        self.files(dockerfile)
         out = ["-o", "type=oci,dest=/box/out,tar=false", "--progress", "plain"]
         words = ["build", "/box/context", "--platform", platforms, "--secret", "id=word,src=/box/context/word", *out]
         done = self.run(*words, *arguments, SOURCE_DATE_EPOCH="1000000000", **variables)
         assert done.returncode == 0, done.stdout
         return digest(self.box / "out")
+
+
+def write_context(folder: Path, dockerfile: str) -> None:
+    """Write a context, readable for all."""
+    folder.mkdir(exist_ok=True)
+    (folder / "Dockerfile").write_text(dockerfile)
+    (folder / "file").write_text("content")
+    (folder / "word").write_text("secret word")
+    (folder / "archive.tar").write_bytes(archive())
+    for each in (folder, *folder.iterdir()):
+        each.chmod(0o755 if each.is_dir() else 0o644)
+
+
+def archive() -> bytes:
+    """Return an archive whose files have owners, devices, capabilities, and no permissions for their owners."""
+    return tar_of(
+        ("locked/", 0o000, 0), ("locked/file", 0o000, 3), ("bound", 0o4711, 1000), ("null", CHARACTER, 0),
+        ("pipe", FIFO, 7), ("locked/link", SYMLINK, 8), ("set/", 0o2500, 9),
+    )  # fmt: skip
+
+
+CHARACTER, FIFO, SYMLINK = 0o20666, 0o10000, 0o120777
+CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0).decode()
+
+
+def tar_of(*members: tuple[str, int | str, int]) -> bytes:
+    """Return an archive of ``members``: name, mode or target of a hard link, owner. Set-user-id files have
+    attributes."""
+    kinds = {CHARACTER: tarfile.CHRTYPE, FIFO: tarfile.FIFOTYPE, SYMLINK: tarfile.SYMTYPE}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, mode, owner in members:
+            member = tarfile.TarInfo(name.rstrip("/"))
+            member.uid = member.gid = owner
+            member.mtime, member.linkname, member.devmajor, member.devminor = 1, "file", 1, 3
+            if isinstance(mode, str):
+                member.type, member.linkname = tarfile.LNKTYPE, mode
+            else:
+                member.mode = mode & 0o7777
+                member.type = tarfile.DIRTYPE if name.endswith("/") else kinds.get(mode, tarfile.REGTYPE)
+                if mode & 0o4000 and mode < 0o10000:
+                    member.pax_headers = {
+                        "SCHILY.xattr.security.capability": CAPABILITY, "SCHILY.xattr.user.own": "mark",
+                    }  # fmt: skip
+            tar.addfile(member)
+    return buffer.getvalue()
 
 
 def digest(layout: Path) -> str:
@@ -103,32 +154,105 @@ def place(tmp_path: Path) -> Callable[[str], Place]:
 
 
 @pytest.fixture(scope="module")
-def expected(busybox: Base, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of STEPS, built on this machine."""
-    from conftest import installed
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], str]:
+    """``expected(dockerfile, platforms)`` is the digest of the image, built on this machine."""
 
-    home = tmp_path_factory.mktemp("home")
-    command, extra = installed()
-    folder = home / "context"
-    folder.mkdir()
-    (folder / "Dockerfile").write_text(STEPS.format(base=busybox.ref))
-    (folder / "file").write_text("content")
-    (folder / "file").chmod(0o644)
-    (folder / "word").write_text("secret word")
-    kanifold = Kanifold(home, command=command, extra=extra)
-    kanifold(
-        "build", folder, "--platform", "linux/amd64,linux/arm64", "--secret", f"id=word,src={folder}/word",
-        "-o", f"type=oci,dest={home}/out,tar=false", SOURCE_DATE_EPOCH="1000000000",
-    )  # fmt: skip
-    return digest(home / "out")
+    @functools.cache
+    def build(dockerfile: str, platforms: str) -> str:
+        home = tmp_path_factory.mktemp("home")
+        command, extra = installed()
+        kanifold = Kanifold(home, command=command, extra=extra)
+        write_context(home / "context", dockerfile)
+        kanifold(
+            "build", home / "context", "--platform", platforms, "--secret", f"id=word,src={home}/context/word",
+            "-o", f"type=oci,dest={home}/out,tar=false", SOURCE_DATE_EPOCH="1000000000",
+        )  # fmt: skip
+        return digest(home / "out")
+
+    return build
 
 
 @pytest.mark.parametrize("name", ISOLATED)
 def test_steps_run_for_two_platforms_and_make_the_same_image(
-    place: Callable[[str], Place], busybox: Base, expected: str, name: str
+    place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str], name: str
 ) -> None:
-    here = place(name)
-    assert here.build(STEPS.format(base=busybox.ref), platforms="linux/amd64,linux/arm64") == expected
+    dockerfile, platforms = STEPS.format(base=busybox.ref), "linux/amd64,linux/arm64"
+    assert place(name).build(dockerfile, platforms=platforms) == expected(dockerfile, platforms)
+
+
+@pytest.mark.parametrize("name", UNISOLATED)
+def test_what_runs_no_step_is_built_anywhere_for_any_platform(
+    place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str], name: str
+) -> None:
+    dockerfile, platforms = COPIES.format(base=busybox.ref), "linux/amd64,linux/arm64,linux/s390x"
+    assert place(name).build(dockerfile, platforms=platforms) == expected(dockerfile, platforms)
+
+
+COPIES = """\
+FROM {base} AS files
+WORKDIR /made
+COPY --chown=5:6 --chmod=0 file here/
+ADD archive.tar /unpacked
+FROM {base}
+COPY --from=files /made /unpacked /again/
+COPY --from=files --chown=1000:1000 /bin/sh /etc/
+ENV A=b
+USER 9:10
+"""
+"""Of the instructions that need no isolation."""
+
+
+@pytest.mark.parametrize(("filled", "name"), [("podman-root", "docker-root"), ("k8s-user", "k8s-restricted")])
+def test_steps_that_are_cached_need_no_isolation_and_others_are_told_why_they_cannot_run(
+    place: Callable[[str], Place], busybox: Base, filled: str, name: str
+) -> None:
+    dockerfile = f"FROM {busybox.ref}\nRUN touch /made\nUSER 5\nRUN touch /tmp/made\n"
+    there = place(filled)
+    made = there.build(dockerfile)
+    here = replace(there, name=name)
+    assert here.build(dockerfile) == made
+    here.files(dockerfile + "RUN true\n")
+    refused = here.run("build", "/box/context", "--progress", "plain", SOURCE_DATE_EPOCH="1000000000")
+    assert refused.returncode == 3
+    assert "cannot isolate build steps here: namespaces: " in refused.stdout
+    assert "mapped: a user namespace: clone: Operation not permitted; single: " in refused.stdout
+    assert "seccompProfile.type: Unconfined" in refused.stdout
+    assert ">>> RUN true" in refused.stdout
+
+
+LAYERS = (
+    tar_of(
+        ("tight/", 0o555, 3), ("tight/file", 0o000, 4), ("tight/gone", 0o644, 0), ("tight/deep/", 0o311, 5),
+        ("tight/deep/set", 0o4711, 0), ("usr/", 0o755, 0), ("usr/kept", 0o644, 1000), ("usr/gone/", 0o500, 0),
+        ("usr/gone/file", 0o644, 0),
+    ),
+    # Directories without entries, a hard link to a file below, and deletions.
+    tar_of(
+        ("tight/.wh.gone", 0, 0), ("tight/other", "tight/file", 0), ("tight/deep/more", 0o644, 6),
+        ("usr/.wh.gone", 0, 0), ("implicit/new", 0o604, 1000),
+    ),
+)  # fmt: skip
+"""Layers that are unpacked onto what is below them."""
+
+
+@pytest.mark.parametrize("name", ["docker-root", "docker-user"])
+def test_layers_that_need_those_below_are_unpacked_without_mounts(
+    place: Callable[[str], Place], expected: Callable[[str, str], str], name: str
+) -> None:
+    images = Images()
+    config = {
+        "os": "linux", "architecture": "amd64", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(each) for each in LAYERS]},
+    }  # fmt: skip
+    layers = [images.blob(LAYER, each) for each in LAYERS]
+    base = images.document(MANIFEST, {"config": images.blob(CONFIG, json.dumps(config).encode()), "layers": layers})
+    registry = MemoryRegistry()
+    images.put(registry, "base", {"latest": base})
+    with served(registry) as found:
+        dockerfile = (
+            f"FROM {found.host}/base AS base\nCOPY file /tight/deep/\nFROM scratch\nCOPY --from=base / /copy/\n"
+        )
+        assert place(name).build(dockerfile) == expected(dockerfile, "linux/amd64")
 
 
 SPY = """\

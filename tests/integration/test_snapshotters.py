@@ -28,7 +28,7 @@ from oci_layout import image_manifests
 
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree
-from executor.snapshotter import materialise, records
+from executor.snapshotter import kinds, materialise, records
 from executor.snapshotter.kinds import snapshotter
 from executor.snapshotter.overlayfs import mount_stack
 from executor.snapshotter.records import DeviceNumber, Record
@@ -526,8 +526,9 @@ def test_a_build_in_such_a_store(kanifold: Kanifold, busybox: Base, tmp_path: Pa
         (tmp_path / name).mkdir()
     (tmp_path / "context" / "Dockerfile").write_text(
         f"FROM {busybox.ref} AS one\nRUN rm /bin/awk && echo 1 > /one\n"
-        "RUN --mount=type=cache,target=/c touch /c/x /two\n"
-        f"FROM {busybox.ref}\nRUN --mount=from=one,target=/m cat /m/one > /three; rm /bin/sh\nCOPY --from=one /two /\n"
+        "RUN --mount=type=cache,target=/c touch /c/x /two && ln /two /name\n"
+        f"FROM {busybox.ref}\nRUN --mount=from=one,target=/m cat /m/one > /three; rm /bin/sh\n"
+        "COPY --from=one /two /name /\n"
     )
     options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
     subprocess.run(["mount", "-t", "overlay", "-o", options, "none", tmp_path / "merged"], check=True)
@@ -539,13 +540,14 @@ def test_a_build_in_such_a_store(kanifold: Kanifold, busybox: Base, tmp_path: Pa
             told = ("build", tmp_path / "context", "--platform", "linux/amd64", "-o", dest, *arguments)
             return kanifold.run(*told, SOURCE_DATE_EPOCH="1", **environment)
 
-        refused = build("refused", *store)
+        refused = build("refused", *store, "--snapshotter", "overlay")
         assert refused.code == 3
         assert "--snapshotter plain" in refused.said
-        assert build("plain", *store, KANIFOLD_SNAPSHOTTER="plain").code == 0
-        assert build("overlay", "--snapshotter", "overlay", KANIFOLD_SNAPSHOTTER="plain").code == 0
-        there, here = (image_manifests(tmp_path / out)["linux/amd64"]["digest"] for out in ("plain", "overlay"))
-        assert there == here
+        assert build("auto", *store).code == 0
+        assert build("plain", KANIFOLD_SNAPSHOTTER="plain").code == 0
+        assert build("overlay", "--snapshotter", "overlay", "--no-cache", KANIFOLD_SNAPSHOTTER="plain").code == 0
+        outs = ("auto", "plain", "overlay")
+        assert len({image_manifests(tmp_path / out)["linux/amd64"]["digest"] for out in outs}) == 1
         assert build("none", KANIFOLD_SNAPSHOTTER="plane").code == 2
     finally:
         subprocess.run(["umount", "-l", tmp_path / "merged"], check=True)
@@ -572,6 +574,19 @@ def test_deletions_by_attribute_are_deletions_to_overlayfs(bench: Bench, monkeyp
         assert [each.path for each in seen(bench.new(kind).view((first, second)))] == there
     told_of = [(each.path, each.kind) for each in bench.new("plain").diff(second, (first,))]
     assert [path for path, kind in told_of if kind is Kind.WHITEOUT] == [b"a/b", b"a/d", b"b/a", b"b/b", b"c", b"d/b/c"]
+
+
+def test_a_file_system_that_is_not_known_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lower", "upper", "work", "merged", "plain"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(kinds.syscalls, "file_system_type", lambda _: 1)
+    assert kinds.takes_overlays(str(tmp_path / "plain"))
+    options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "none", tmp_path / "merged"], check=True)
+    try:
+        assert not kinds.takes_overlays(str(tmp_path / "merged"))
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "merged"], check=True)
 
 
 # -- mounts ----------------------------------------------------------------------------------------------------------

@@ -222,7 +222,7 @@ BEHIND_THE_SNAPSHOTTER = re.compile(
 )
 """How a step gets its file system: known in ``executor/snapshotter`` and ``executor/sandbox``, and nowhere else."""
 CHOICE = re.compile(
-    r"['\"]overlay['\"]|by an overlay mount \(overlay, the default\)|take no overlays|neither overlay nor plain"
+    r"['\"]overlay['\"]|by an overlay mount \(overlay\)|takes? no overlays|neither auto, overlay nor plain"
 )
 """Where people choose, the choice has a name."""
 CHOOSING = {"executor/protocol.py", "orchestrator/flags.py", "orchestrator/request.py", "orchestrator/values.py"}
