@@ -228,7 +228,7 @@ class _JobRun(msgspec.Struct, frozen=True):
 def _client(job: protocol.Job, conversation: Conversation, inputs: Inputs, cancellation: Cancellation) -> Client:
     from executor.solver.jobclient import JobClient
 
-    return JobClient(job.options.registries, conversation, inputs, cancellation)
+    return JobClient(job, conversation, inputs, cancellation)
 
 
 def _remote_caches(

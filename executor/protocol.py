@@ -207,6 +207,16 @@ class AskCredential(_Question, frozen=True, tag="credential"):
     repository: str
 
 
+class AskToken(_Question, frozen=True, tag="token"):
+    """A ``Loan`` (``executor.registry.auth``), as JSON, for ``repository`` of the registry (host) ``name``. Answered
+    if the job says that the orchestrator lends."""
+
+    repository: str
+    scopes: tuple[str, ...]
+    fresh: bool = False
+    """Whether the token that was lent before was refused."""
+
+
 class AskSecret(_Question, frozen=True, tag="secret"):
     """The value of the secret with the id ``name``."""
 
@@ -272,7 +282,15 @@ class AskManifest(_Question, frozen=True, tag="manifest"):
 
 
 Question = (
-    AskCredential | AskSecret | AskContext | AskContextParts | AskContextFiles | AskLayout | AskAgent | AskManifest
+    AskCredential
+    | AskToken
+    | AskSecret
+    | AskContext
+    | AskContextParts
+    | AskContextFiles
+    | AskLayout
+    | AskAgent
+    | AskManifest
 )
 
 
@@ -513,6 +531,8 @@ class Job(Message, frozen=True, tag="job"):
     """An id that all jobs of one build share."""
     push: tuple[str, ...] = ()
     """Repositories to which blobs and the manifest (by digest) are pushed."""
+    lends: bool = False
+    """Whether the orchestrator lends tokens (``AskToken``) rather than give credentials (``AskCredential``)."""
     local: bool = False
     """Whether all blobs, also those of the base, must be in the executor's store at the end."""
     oci: bool = True

@@ -22,6 +22,7 @@ from executor.registry.auth import Keychain
 from executor.registry.reference import Reference
 from orchestrator import publish
 from orchestrator.job_session import Answer, OnAsk, Stream
+from orchestrator.loans import check_loan
 from orchestrator.registries import Registry
 from orchestrator.request import BuildRequest
 from platforms import regular
@@ -46,8 +47,13 @@ def answers(
 
     async def answer(ask: protocol.Ask) -> Answer:
         match ask.question:
+            case protocol.AskToken(name, repository, scopes, fresh):
+                if not job.lends or not check_loan(job, name, repository, scopes):
+                    return None
+                loan = await asyncio.to_thread(registry.lend, name, repository, scopes, fresh)
+                return None if loan is None else msgspec.json.encode(loan)
             case protocol.AskCredential(name, repository):
-                if name not in registries:
+                if job.lends or name not in registries:
                     return None  # no credential: a trigger of a base may name any image
                 found = await asyncio.to_thread(keychain, f"{name}/{repository}")
                 return None if found is None else msgspec.json.encode(found)

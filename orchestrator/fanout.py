@@ -26,7 +26,7 @@ from orchestrator.nodes.placement import Placement
 from orchestrator.request import BuildRequest
 from orchestrator.results import PlatformFailure, PlatformResult, StepEvent
 from orchestrator.session import Session
-from orchestrator.translation import Translation, translate
+from orchestrator.translation import Translation, loopback_registries, translate
 from orchestrator.view import events
 from platforms.errors import KanifoldError
 
@@ -53,6 +53,9 @@ async def build_all(
         _Work(session, request, executors, queues, stop, sent, placement, job, translate(job, placement))
         for placement, job in jobs
     ]
+    for problem in dict.fromkeys(loopback_registries(job, placement) for placement, job in jobs):
+        if problem is not None:
+            session.emit(events.WarningRaised(problem=problem, rule=problem.kind))
     pool = AioPool(size=request.jobs or len(jobs))
     waiting = [pool.spawn_n(each.do()) for each in work]
     try:
@@ -131,7 +134,8 @@ class _Work(msgspec.Struct, frozen=True):
 
     async def _run(self, hear: OnMessage) -> Executor:
         placement = self.placement
-        on_ask = answers(self.request, self.job, self.session.keychain, self.session.registry, self.sent)
+        job = replace(self.job, lends=self.translation.job.lends)
+        on_ask = answers(self.request, job, self.session.keychain, self.session.registry, self.sent)
         async with self.queues.get(placement.node.name, contextlib.nullcontext()):
             started = events.PlatformStarted(
                 platform=str(placement.platform), node=placement.node.name, how=placement.how

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import msgspec
 
 from executor.image.manifest import Descriptor, Index, Manifest, parse
-from executor.registry.auth import Credential, Keychain, anonymous
+from executor.registry.auth import Credential, Keychain, Loan, anonymous
 from executor.registry.notices import Notice, Tell
 from executor.registry.reference import Reference
 from executor.registry.registry_settings import RegistrySettings
@@ -40,6 +40,7 @@ class RegistryCalls(Protocol):
     def check_push(self, reference: Reference) -> None: ...
     def put_manifest(self, reference: Reference, data: bytes, media_type: str) -> Descriptor: ...
     def probed_settings(self) -> RegistrySettings: ...
+    def lend(self, registry: str, repository: str, scopes: tuple[str, ...], fresh: bool) -> Loan | None: ...
 
 
 class Registry(RegistryCalls, Protocol):

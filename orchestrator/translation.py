@@ -17,6 +17,7 @@ from executor.registry.registry_settings import RegistrySettings
 from orchestrator.answers import registries_of
 from orchestrator.nodes.placement import Placement
 from platforms.errors import Problem, UsageError
+from platforms.hosts import is_loopback
 
 UNCHANGED: Final = frozenset({
     "version", "platform", "build_platform",
@@ -26,7 +27,7 @@ UNCHANGED: Final = frozenset({
     "limits", "allow", "insecure", "mirrors", "token_services", "tls", "without_tls", "failing", "timeouts",
 })  # fmt: skip
 """The fields of a job, and of its options, that mean the same on every node."""
-TRANSLATED: Final = frozenset({"emulation", "dockerfile_name", "contexts", "root"})
+TRANSLATED: Final = frozenset({"emulation", "lends", "dockerfile_name", "contexts", "root"})
 REFUSED: Final = frozenset({"cache_from", "cache_to", "cgroup_parent", "certificates"})
 """Fields that may refer to something of this machine, which is an error."""
 
@@ -72,6 +73,7 @@ class Apart:
         self.job = replace(
             job,
             emulation=None,  # determined there
+            lends=True,  # a password stays here
             dockerfile_name=_shown(job.dockerfile_name),
             contexts=tuple(map(_context, job.contexts)),
             options=replace(
@@ -97,6 +99,19 @@ class Apart:
 def translate(job: protocol.Job, placement: Placement) -> Translation:
     """Return ``job`` for the node of ``placement``. Raises ``UsageError`` if it is not possible there."""
     return Unchanged(job) if placement.shares_disk else Apart(job, placement.node.name)
+
+
+def loopback_registries(job: protocol.Job, placement: Placement) -> Problem | None:
+    """Return a warning if ``job`` names registries that on its node are others: those on a loopback interface."""
+    names = sorted(filter(is_loopback, registries_of(job))) if not placement.shares_disk else []
+    if not names:
+        return None
+    return Problem(
+        "LoopbackRegistry",
+        f"node {placement.node.name} has to reach {', '.join(names)}",
+        why="such a name leads to the machine that uses it: if the node is another one, to another registry, or none",
+        remedy="name the registry so that both machines reach it",
+    )
 
 
 def _refuse(job: protocol.Job, node: str) -> None:

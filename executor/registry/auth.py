@@ -52,6 +52,24 @@ class Credential(msgspec.Struct, frozen=True):
         return f"Credential({self.username!r})"
 
 
+class Loan(msgspec.Struct, frozen=True):
+    """What a client on another machine is lent in place of a credential: a token, or, for a registry without a token
+    service, user name and password. ``repr`` shows no secret."""
+
+    token: str = ""
+    """A bearer token for the scopes that were asked for."""
+    seconds: float = 0.0
+    """How long the token is valid."""
+    username: str = ""
+    password: str = ""
+
+    def __repr__(self) -> str:
+        return f"Loan({self.seconds!r}, {self.username!r})"
+
+
+Lend = Callable[[str, str, frozenset[str], bool], Loan | None]
+"""Return a loan for a registry, a repository of it, and scopes (``token.scope``), or None if there is no credential.
+With the last argument, not a token that was returned before: it was refused."""
 Keychain = Callable[[str], Credential | None]
 """Return the credential for a repository (``docker.io/library/debian``) or a registry (``localhost:5000``), or None."""
 

@@ -25,10 +25,10 @@ from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
 from executor.registry import transfer, upload
-from executor.registry.auth import Keychain, anonymous
+from executor.registry.auth import Keychain, Lend, Loan, anonymous
 from executor.registry.failure import codes
 from executor.registry.notices import Tell
-from executor.registry.reference import Reference
+from executor.registry.reference import Reference, api_host
 from executor.registry.registry_session import (
     Endpoint,
     EndpointRequest,
@@ -81,6 +81,10 @@ class Client:
         self._forbidden: set[tuple[Endpoint, str]] = set()
         """Pairs of target and source repository between which the user may not mount blobs."""
         self._session = RegistrySession(self.settings, keychain, options=options, cancel=cancel, tell=tell)
+
+    def borrow(self, lend: Lend) -> None:
+        """Use loans in place of credentials. To be called before the first request."""
+        self._session.borrow(lend)
 
     def close(self) -> None:
         """Close all connections; transfers in other threads raise ``Interrupted`` at once."""
@@ -174,6 +178,17 @@ class Client:
             return b"".join(self.open_stream(reference, descriptor))
 
     # -- writing
+
+    def lend(self, registry: str, repository: str, scopes: tuple[str, ...], fresh: bool) -> Loan | None:
+        """Return what a client on another machine needs for ``scopes`` on ``repository`` of ``registry``, which may be
+        a mirror; None without a credential. With ``fresh``, it is a new token."""
+        plain = any(each.startswith(f"http://{registry}/") or each == f"http://{registry}" for each in self._mirrors())
+        endpoint = Endpoint(registry, api_host(registry), repository, plain=plain)
+        return self._session.lend(endpoint, merged(*scopes), fresh=fresh)
+
+    def _mirrors(self) -> Iterator[str]:
+        for _, mirrors in self.settings.mirrors:
+            yield from mirrors
 
     def check_push(self, reference: Reference) -> None:
         """Check that this user may push to the repository, by starting an upload and cancelling it.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.registry.auth import Keychain
+from executor.registry.auth import Keychain, Lend, Loan, anonymous
 from executor.registry.failure import explained, refused, unreachable
 from executor.registry.notices import Remark, Tell, WaitMonitor
 from executor.registry.reference import Reference, api_host, registry_of
@@ -233,6 +233,33 @@ class RegistrySession:
             reply = HTTPResponse(response.status_code, response.headers, body, str(response.url))
         self._report_warnings(reply)
         return reply
+
+    def borrow(self, lend: Lend) -> None:
+        """Use loans in place of credentials. To be called before the first request."""
+        self._authenticator = Authenticator(self.transport, self.settings, anonymous, lend)
+
+    def lend(self, endpoint: Endpoint, scopes: frozenset[str], *, fresh: bool) -> Loan | None:
+        """Return what a client on another machine needs for ``scopes`` (``Authenticator.lend``)."""
+        what = f"cannot get a token for {endpoint.registry}"
+        attempts = self.attempts(endpoint)
+        try:
+            while True:
+                with attempts:
+                    challenge = partial(self._challenge, endpoint)
+                    return self._authenticator.lend(self._party(endpoint), scopes, challenge, fresh=fresh)
+        except TransientError as error:
+            raise unreachable(what, endpoint.registry, str(error), error.attempts) from error
+
+    def _challenge(self, endpoint: Endpoint) -> str:
+        """Return the registry's ``WWW-Authenticate``; "" if it wants no credential (distribution-spec, "Determining
+        Support")."""
+        stall = min(STALL_SECONDS, self.settings.timeout_of(endpoint.registry) or STALL_SECONDS)
+        url = f"{self._scheme(endpoint)}://{endpoint.host}/v2/"
+        request = HTTPRequest("GET", url, read_timeout=stall, stall_timeout=stall)
+        reply, _ = self.transport.call(request, ERROR_LIMIT, redirects=0)
+        if reply.status in self.options.retry.statuses:
+            raise TransientStatus(reply)
+        return reply.header("www-authenticate") if reply.status == 401 else ""
 
     def abandon(self, endpoint: Endpoint, location: str, scopes: frozenset[str]) -> None:
         """Cancel an upload (distribution-spec, "Cancel a blob upload"): one attempt, with a short timeout. Errors are

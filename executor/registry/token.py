@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlencode
 
 import msgspec
 from msgspec.structs import replace
 
-from executor.registry.auth import Credential, Keychain
+from executor.registry.auth import Credential, Keychain, Lend, Loan
 from executor.registry.failure import diagnostics, refused
 from executor.registry.registry_settings import RegistrySettings
 from executor.registry.sites import hands_out_names
@@ -152,12 +153,18 @@ class _CachedToken(msgspec.Struct):
 
 
 class Authenticator:
-    """Answers the challenges of registries, and caches tokens. Thread-safe."""
+    """Answers the challenges of registries, and caches tokens. Thread-safe.
 
-    def __init__(self, transport: Transport, settings: RegistrySettings, keychain: Keychain) -> None:
+    With ``lend``, loans take the place of credentials.
+    """
+
+    def __init__(
+        self, transport: Transport, settings: RegistrySettings, keychain: Keychain, lend: Lend | None = None
+    ) -> None:
         self._transport = transport
         self._settings = settings
         self._keychain = keychain
+        self._lend = lend
         self._lock = threading.Lock()
         self._registries: dict[str, _CachedToken] = {}
 
@@ -165,7 +172,32 @@ class Authenticator:
         """Whether the keychain has a credential for ``party``."""
         known = self._known(party.registry)
         with known.lock:
-            return self._credential(known, party) is not None
+            return bool(known.tokens) if self._lend is not None else self._credential(known, party) is not None
+
+    def lend(self, party: Party, scopes: frozenset[str], challenge: Callable[[], str], *, fresh: bool) -> Loan | None:
+        """Return what a client on another machine needs for ``scopes``; None without a credential.
+
+        ``challenge`` requests one from the registry (``WWW-Authenticate``). With ``fresh``, a new token is requested.
+        The password is lent only if the registry wants it. Raises ``RegistryError`` and ``TransientError``.
+        """
+        known = self._known(party.registry)
+        with known.lock:
+            credential = self._credential(known, party)
+            if credential is None:
+                return None
+            if credential.registry_token:
+                return Loan(credential.registry_token, LIFETIME)
+            if known.challenge is None:
+                known.challenge = _chosen(challenge())
+            if known.challenge is None:
+                return None
+            if known.challenge.scheme == "basic":
+                return Loan(username=credential.username, password=credential.password)
+            if fresh:
+                known.tokens.pop((party.repository, scopes), None)
+            self._answer(known, party, scopes)
+            token, until = known.tokens[party.repository, scopes]
+            return Loan(token, max(until - time.monotonic(), 1.0))
 
     def header(self, party: Party, scopes: frozenset[str]) -> str:
         """Return the ``Authorization`` for a request that needs ``scopes``, "" before the first challenge."""
@@ -181,10 +213,7 @@ class Authenticator:
         ``rejected``: the one that was sent and refused; it is dropped from the cache. "" if there is no other one to
         send.
         """
-        offered = parse_challenges(header)
-        chosen = next((each for each in offered if each.scheme == "bearer"), None)
-        if chosen is None:
-            chosen = next((each for each in offered if each.scheme == "basic"), None)
+        chosen = _chosen(header)
         if chosen is None:
             return ""
         wanted = merged(*scopes, *chosen.get("scope").split(" "))
@@ -195,13 +224,13 @@ class Authenticator:
                 if rejected == f"Bearer {token}":
                     del known.tokens[held]
             try:
-                found = self._answer(known, party, wanted)
+                found = self._answer(known, party, wanted, fresh=bool(rejected))
             except RegistryError:
                 if wanted == scopes:
                     raise
                 # Some registries name a scope that stands for none, and that their own token service refuses.
                 wanted = scopes
-                found = self._answer(known, party, scopes)
+                found = self._answer(known, party, scopes, fresh=bool(rejected))
             if (party.repository, wanted) in known.tokens:
                 known.tokens[party.repository, scopes] = known.tokens[party.repository, wanted]
             return "" if found == rejected else found
@@ -215,9 +244,11 @@ class Authenticator:
             known.credentials[party.repository] = self._keychain(f"{party.registry}/{party.repository}")
         return known.credentials[party.repository]
 
-    def _answer(self, known: _CachedToken, party: Party, scopes: frozenset[str]) -> str:
+    def _answer(self, known: _CachedToken, party: Party, scopes: frozenset[str], *, fresh: bool = False) -> str:
         challenge = known.challenge
         assert challenge is not None
+        if self._lend is not None:
+            return self._borrowed(known, party, scopes, fresh=fresh)
         credential = self._credential(known, party)
         if credential is not None and credential.registry_token:
             return f"Bearer {credential.registry_token}"
@@ -226,10 +257,39 @@ class Authenticator:
         held = known.tokens.get((party.repository, scopes))
         if held is not None and held[1] > time.monotonic():
             return f"Bearer {held[0]}"
+        return self._requested(known, challenge, party, scopes, credential)
+
+    def _requested(
+        self,
+        known: _CachedToken,
+        challenge: Challenge,
+        party: Party,
+        scopes: frozenset[str],
+        credential: Credential | None,
+    ) -> str:
+        """Return the header with a new token."""
         token, seconds = self._request(challenge, party, scopes, credential)
         # Renewed early: a token has to outlive the request that it is sent with.
         known.tokens[party.repository, scopes] = (token, time.monotonic() + max(seconds * 0.8 - 5, seconds * 0.5))
         return f"Bearer {token}"
+
+    def _borrowed(self, known: _CachedToken, party: Party, scopes: frozenset[str], *, fresh: bool) -> str:
+        """As ``_answer``, with a loan."""
+        assert self._lend is not None and known.challenge is not None
+        basic = known.challenge.scheme == "basic"
+        held = known.tokens.get((party.repository, scopes))
+        if held is not None and held[1] > time.monotonic() and not basic:
+            return f"Bearer {held[0]}"
+        if basic and known.credentials.get(party.repository) is not None and not fresh:
+            return _basic(known.credentials[party.repository] or Credential())
+        loan = self._lend(party.registry, party.repository, scopes, fresh)
+        if loan is None:
+            return "" if basic else self._requested(known, known.challenge, party, scopes, None)
+        if loan.token:
+            known.tokens[party.repository, scopes] = (loan.token, time.monotonic() + loan.seconds)
+            return f"Bearer {loan.token}"
+        known.credentials[party.repository] = found = Credential(loan.username, loan.password)
+        return _basic(found) if basic else ""  # not to a token service that the orchestrator has not seen
 
     def _request(
         self,
@@ -291,6 +351,16 @@ class Authenticator:
             why="that is another site, and nothing says that it belongs to the registry",
             remedy=f"if it does, list it for {registry} in registries.yaml: token-services: [{there.authority}]",
         )
+
+
+def _chosen(header: str) -> Challenge | None:
+    """Return the challenge in ``header`` that is answered; None if there is none that can be."""
+    offered = parse_challenges(header)
+    for scheme in ("bearer", "basic"):
+        found = next((each for each in offered if each.scheme == scheme), None)
+        if found is not None:
+            return found
+    return None
 
 
 def _basic(credential: Credential) -> str:

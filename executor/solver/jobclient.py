@@ -11,11 +11,10 @@ import msgspec
 from executor import protocol
 from executor.conversation import Conversation
 from executor.image.manifest import Descriptor, Index, Manifest
-from executor.registry.auth import Credential
+from executor.registry.auth import Credential, Loan
 from executor.registry.client import Client
 from executor.registry.notices import Notice, Remark, Wait
 from executor.registry.reference import Reference
-from executor.registry.registry_settings import RegistrySettings
 from executor.registry.transfer import Direction
 from executor.solver.inputs import Inputs
 from executor.solver.lifetime import Cancellation
@@ -27,6 +26,7 @@ _CLOSING: Final = 0.4
 
 # Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
 _CREDENTIAL: Final[msgspec.json.Decoder[Credential]] = msgspec.json.Decoder(Credential)
+_LOAN: Final[msgspec.json.Decoder[Loan]] = msgspec.json.Decoder(Loan)
 
 
 class JobClient(Client):
@@ -37,9 +37,11 @@ class JobClient(Client):
     """
 
     def __init__(
-        self, settings: RegistrySettings, conversation: Conversation, inputs: Inputs, cancellation: Cancellation
+        self, job: protocol.Job, conversation: Conversation, inputs: Inputs, cancellation: Cancellation
     ) -> None:
-        super().__init__(settings, self._credential, cancel=cancellation.event, tell=self._notice)
+        super().__init__(job.options.registries, self._credential, cancel=cancellation.event, tell=self._notice)
+        if job.lends:
+            self.borrow(self._loan)
         self._conversation = conversation
         self._inputs = inputs
         cancellation.future.add_done_callback(self._close_soon)
@@ -51,6 +53,13 @@ class JobClient(Client):
             return None if answer is None else decoding.decode(_CREDENTIAL, answer)
         except msgspec.DecodeError as error:
             raise ProtocolError(f"the credential for {registry} is malformed", why=str(error)) from error
+
+    def _loan(self, registry: str, repository: str, scopes: frozenset[str], fresh: bool) -> Loan | None:
+        answer = self._conversation.ask(protocol.AskToken(registry, repository, tuple(sorted(scopes)), fresh))
+        try:
+            return None if answer is None else decoding.decode(_LOAN, answer)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"what is lent for {registry} is malformed", why=str(error)) from error
 
     def progress(self, action: Direction, name: str, done: int, total: int) -> None:
         self._conversation.send(protocol.Transfer(protocol.Action(action), name, done, total))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import io
 import json
@@ -10,8 +9,6 @@ import os
 import shutil
 import subprocess
 import tarfile
-import time
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +27,7 @@ from registry_server import (
     self_signed,
     served,
 )
+from token_service import TokenService, token_registry
 
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec, describe
@@ -230,50 +228,11 @@ def test_a_wrong_password_is_called_that(guarded: str) -> None:
     assert "wr0ng" not in str(caught.value.problem)
 
 
-class TokenService:
-    """A token service whose tokens docker-registry believes: JSON web tokens signed by a key made with openssl."""
-
-    def __init__(self, directory: Path) -> None:
-        self.key, self.certificate = self_signed(directory)
-        self.uses: list[Asked] = []
-
-    def __call__(self, asked: Asked) -> Said:
-        self.uses.append(asked)
-        form = dict(each.split("=", 1) for each in asked.body.decode().split("&")) if asked.body else {}
-        expected = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        if asked.headers.get("authorization") != expected and form.get("refresh_token") != "refresh-me":
-            return Said(401, {}, b'{"details": "who are you?"}')
-        scopes = asked.query.get("scope") or urllib.parse.unquote_plus(form["scope"]).split(" ")
-        access = []
-        for scope in scopes:
-            kind, name, actions = scope.split(":")
-            access.append({"type": kind, "name": name, "actions": actions.split(",")})
-        now = int(time.time())
-        claims = {"iss": "tokens", "sub": USER, "aud": "crabs", "exp": now + 300, "nbf": now - 5, "iat": now}
-        der = self.certificate.read_text().split("-----")[2].replace("\n", "")
-        signed = ".".join(
-            _url64(json.dumps(part).encode())
-            for part in ({"typ": "JWT", "alg": "RS256", "x5c": [der]}, {**claims, "jti": "1", "access": access})
-        )
-        signature = subprocess.run(
-            ["openssl", "dgst", "-sha256", "-sign", self.key], input=signed.encode(), check=True, capture_output=True
-        ).stdout
-        return Said(200, {}, json.dumps({"token": f"{signed}.{_url64(signature)}", "expires_in": 300}).encode())
-
-
-def _url64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
 @pytest.fixture(scope="module")
 def tokened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Served, TokenService]]:
     """A docker-registry that wants tokens, and the service that makes them, on another port."""
-    directory = tmp_path_factory.mktemp("tokened")
-    service = TokenService(directory)
-    with served(service) as tokens:
-        body = f"realm: '{tokens.url}/token', service: crabs, issuer: tokens, rootcertbundle: {service.certificate}"
-        with docker_registry(directory, auth=f"{{token: {{{body}}}}}") as host:
-            yield host, tokens, service
+    with token_registry(tmp_path_factory.mktemp("tokened")) as found:
+        yield found
 
 
 @pytest.mark.parametrize("credential", [Credential(USER, PASSWORD), Credential(identity_token="refresh-me")])

@@ -23,7 +23,7 @@ from executor.registry.registry_settings import RegistryCertificates, RegistrySe
 from executor.step_options import StepOptions
 from orchestrator.nodes.command_node import CommandNode
 from orchestrator.nodes.placement import Placement
-from orchestrator.translation import REFUSED, TRANSLATED, UNCHANGED, translate
+from orchestrator.translation import REFUSED, TRANSLATED, UNCHANGED, loopback_registries, translate
 from platforms.emulation import Emulation, EmulationMode
 from platforms.errors import Location, Problem
 from platforms.parsing import parse
@@ -119,3 +119,19 @@ def test_an_error_of_this_machine_has_its_words_here_alone() -> None:
     reported = Problem(told.kind, told.what, where=place)
     assert translation.received(reported) == Problem(problem.kind, problem.what, problem.why, problem.remedy, place)
     assert translation.received(Problem("BuildError", "another")) == Problem("BuildError", "another")
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "warned"),
+    [
+        ("localhost:5000/app", False, True), ("127.0.0.1:5000/app", False, True), ("[::1]:5000/app", False, True),
+        ("localhost:5000/app", True, False), ("registry.example.com/localhost", False, False),
+    ],
+)  # fmt: skip
+def test_a_registry_of_a_loopback_interface_is_another_one_there(name: str, shared: bool, warned: bool) -> None:
+    placement = Placement(AMD64, CommandNode("elsewhere", ("false",)), shares_disk=shared)
+    problem = loopback_registries(Job(1, "linux/amd64", b"", push=(name,)), placement)
+    assert (problem is not None) == warned
+    if problem is not None:
+        assert "node elsewhere" in problem.what
+        assert problem.remedy
