@@ -34,7 +34,7 @@ def serve(storage: Path) -> Iterator[str]:
     """Run a registry with its blobs in ``storage``; yields ``127.0.0.1:PORT`` once it responds."""
     found = program()
     assert found is not None, "docker-registry is not installed"
-    port = _free_port()
+    port = free_port()
     storage.mkdir(parents=True, exist_ok=True)
     configuration = storage / "config.yml"
     configuration.write_text(_CONFIGURATION.format(storage=storage / "data", port=port))
@@ -52,7 +52,7 @@ def serve(storage: Path) -> Iterator[str]:
             process.wait(timeout=DEADLINE)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
