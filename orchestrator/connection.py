@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -76,7 +76,7 @@ class Connection(msgspec.Struct, frozen=True):
         """Close the executor's stdin, which cancels its job, and wait for its end; kill it after ``GRACE`` seconds."""
         if self.heartbeat is not None:
             self.heartbeat.cancel()
-        await _end(self.worker)
+        await end(self.worker)
 
 
 async def launch(node: str, command: Sequence[str], environment: Sequence[tuple[str, str]]) -> Connection:
@@ -90,6 +90,11 @@ async def launch(node: str, command: Sequence[str], environment: Sequence[tuple[
         raise EnvironmentUnfit(
             f"cannot start an executor on node {node}", why=f"{command[0]}: {error.strerror}"
         ) from error
+    return await connect_with_heartbeat(worker, node)
+
+
+async def connect_with_heartbeat(worker: Worker, node: str) -> Connection:
+    """As ``connect``, with a heartbeat."""
     connected = await connect(worker, node)
     return replace(connected, heartbeat=heartbeat.start(worker, node))
 
@@ -105,7 +110,7 @@ async def connect(worker: Worker, node: str) -> Connection:
     try:
         return Connection(worker, await _greeting(worker, _sender(node)), node)
     except BaseException:
-        await asyncio.shield(_end(worker))
+        await asyncio.shield(end(worker))
         raise
 
 
@@ -140,13 +145,13 @@ async def _end_of(worker: Worker, sender: str) -> ConnectionLost:
     """Return the error for an executor that closed its stdout before a result, with its stderr or exit status."""
     worker.stdin.close()
     process = worker.process
-    gone: set[asyncio.Future[Any]] = {process.ended, process.stderr_closed}
-    await asyncio.wait(gone, timeout=GRACE)
+    await process.gone()
     status = f"exit status {process.ended.result()}" if process.ended.done() else "its process goes on without it"
     return ConnectionLost(f"{sender} ended without a result", why=process.stderr_tail or status)
 
 
-async def _end(worker: Worker) -> None:
+async def end(worker: Worker) -> None:
+    """End ``worker``: close its stdin and wait, then kill it after ``GRACE`` seconds."""
     worker.stdin.close()
     try:
         await asyncio.wait_for(worker.end(), GRACE)

@@ -86,6 +86,11 @@ class WorkerProcess:
         while block := await stderr.read(4096):
             self._tail = (self._tail + block)[-STDERR_LIMIT:]
 
+    async def gone(self) -> None:
+        """Wait until the process has ended and all of its stderr was read, ``GRACE`` seconds at most."""
+        both: set[asyncio.Future[Any]] = {self.ended, self.stderr_closed}
+        await asyncio.wait(both, timeout=GRACE)
+
     def kill(self) -> None:
         """Kill the process and its process group, unless it has ended."""
         if not self.ended.done():

@@ -35,6 +35,12 @@ def named_by_user(directory: str, path: str) -> str:
     return os.path.join(directory, os.path.expanduser(path))
 
 
+def cache_directory() -> str:
+    """Return the directory of what can be made again: ``$XDG_CACHE_HOME/kanifold``."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return below(cache_home, "kanifold")
+
+
 def settings_file(name: str) -> str:
     """Return the path of the user's settings file ``name``: ``$XDG_CONFIG_HOME/kanifold/NAME``."""
     config_home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ _IDS = {ROOT: 0, USER: 1000}
 _RANGE = "builder:10000:50000\n"
 _WAIT = 60.0
 """Seconds in which a host must be up, and a process gone."""
+_SSHD = re.compile(r"sshd:|/usr/sbin/sshd|\S*qemu-\S+ /usr/sbin/sshd")
 _NEEDED = ("ip", "nsenter", "unshare", "setpriv", "ssh", "sshd", "ssh-keygen", "pivot_root", "hostname")
 
 
@@ -74,16 +76,19 @@ class Host:
         return subprocess.run([*entered, *command], capture_output=True, text=True, check=True, timeout=_WAIT)
 
     def processes(self) -> dict[int, str]:
-        """Return the command lines of all processes there by their ids there, but for its process 1 and its sshd.
+        """Return the command lines of all processes there by their ids there, but for its process 1 and those of sshd.
 
-        A session of sshd and what that has started count.
+        What a session of sshd has started counts; a session that a client keeps open for the next command does not.
         """
+        return {pid: line for pid, line in self._all_processes().items() if not _SSHD.match(line)}
+
+    def _all_processes(self) -> dict[int, str]:
         found = {}
         for each in self.path("/proc").iterdir():
             if each.name.isdigit() and each.name != "1":
                 with contextlib.suppress(OSError):  # it has just ended
                     line = (each / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    if line and "[listener]" not in line:
+                    if line:
                         found[int(each.name)] = line
         return found
 
@@ -149,13 +154,10 @@ class Host:
     def kill_sshd(self) -> None:
         """Kill sshd and its sessions, but not what they have started. No login until ``start_sshd``."""
         assert self._sshd is not None
-        for pid, line in self.processes().items():
-            if line.startswith("sshd"):
-                self.run("kill", "-9", str(pid))
+        theirs = [str(pid) for pid, line in self._all_processes().items() if line.startswith("sshd:")]
+        self.run("sh", "-c", 'for each; do kill -9 "$each" || :; done', "sh", *theirs)
         self._sshd.kill()
         self._sshd.wait()
-        listeners = self.run("sh", "-c", "grep -lz '\\[listener\\]' /proc/[0-9]*/cmdline || :").stdout.split()
-        self.run("sh", "-c", 'for each; do kill -9 "$each"; done', "sh", *(each.split("/")[2] for each in listeners))
         (self.folder / "sshd.log").unlink()
 
     def halt(self) -> None:
@@ -178,6 +180,8 @@ class Hosts:
     folder: Path
     router: _Router
     number: int
+    runtime: Path
+    """The client's XDG_RUNTIME_DIR: a short path, as sockets need."""
     hosts: list[Host] = field(default_factory=list)
 
     @property
@@ -202,7 +206,7 @@ class Hosts:
     @property
     def environment(self) -> dict[str, str]:
         """This environment, with an ``ssh`` on PATH that has the configuration of the hosts."""
-        runtime = {"XDG_RUNTIME_DIR": str(self.folder / "runtime")}
+        runtime = {"XDG_RUNTIME_DIR": str(self.runtime)}
         return {**os.environ, **runtime, "PATH": f"{self.folder}/bin{os.pathsep}{os.environ['PATH']}"}
 
     def add(self, name: str, *, user: str = ROOT, root: str = "", disk: str = "") -> Host:
@@ -344,12 +348,12 @@ def running(folder: Path) -> Iterator[Hosts]:
     for program in _NEEDED:
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed (ci/packages installs it on Debian, as root)")
-    with _network_number() as number:
+    with _network_number() as number, tempfile.TemporaryDirectory(prefix="run-", dir="/tmp") as runtime:
         # The first network namespace that is made for it is the router's.
         command = ["setpriv", "--pdeathsig=KILL", "unshare", "--net", "--", "cat"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         _until(lambda: os.readlink(f"/proc/{process.pid}/ns/net") != os.readlink("/proc/self/ns/net"))
-        hosts = Hosts(folder, _Router(process, process.pid), number)
+        hosts = Hosts(folder, _Router(process, process.pid), number, Path(runtime))
         try:
             _connect(hosts)
             yield hosts
@@ -375,7 +379,6 @@ def _connect(hosts: Hosts) -> None:
     forward = [*router.entering("-n"), "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"]
     subprocess.run(forward, check=True)
     (hosts.folder / "bin").mkdir(parents=True)
-    (hosts.folder / "runtime").mkdir(mode=0o700)
     _make_key(hosts.key)
     hosts.known_hosts.touch()
     hosts.config.write_text(
