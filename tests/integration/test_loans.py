@@ -123,7 +123,8 @@ def test_a_refused_token_is_lent_anew(tokened: tuple[str, Served, TokenService],
                 return Loan("revoked", 300)
             return owner.lend(registry, repository, tuple(scopes), fresh)
 
-        with Client(settings, lend=lend) as client:
+        with Client(settings) as client:
+            client.borrow(lend)
             with pytest.raises(RegistryError):
                 client.check_push(reference(f"{host}/team/app"))
             client.check_push(reference(f"{host}/team/app"))
