@@ -504,6 +504,8 @@ class BuildOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """The store's directory; "" for the default."""
     snapshotter: SnapshotterKind = "auto"
     """The snapshotter; ``auto``: as the file system of the store allows. Images do not depend on it."""
+    isolation: str = ""
+    """The name of the isolation mode that was requested; "" for any."""
     implicit_platform: bool = False
     """Whether no platform was requested, so that a base image may determine it."""
     steps: StepOptions = StepOptions()

@@ -40,13 +40,14 @@ def serve(
     conversations: Sequence[Conversation],
     emulators: tuple[str, ...] = (),
     resources: protocol.Resources | None = None,
+    mode: str = "",
 ) -> int:
     """Run a job for each of ``conversations``. Requires a process with a single thread.
 
-    ``emulators`` and ``resources`` are for the greeting. Returns the exit status: the highest of the jobs' errors
-    (``platforms.errors``), or 0.
+    ``emulators`` and ``resources`` are for the greeting, ``mode`` is for ``isolation.enter``. Returns the exit status:
+    the highest of the jobs' errors (``platforms.errors``), or 0.
     """
-    isolated = Lazy(isolation.enter)
+    isolated = Lazy(partial(isolation.enter, mode))
     greeting = _greeting(isolated, emulators, resources)  # enters while there is no job yet
     for each in conversations:
         each.send(greeting)
@@ -93,7 +94,14 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
     plan = job_plan(job, parse(job.build_platform) if job.build_platform else host.default_platform(), platform)
     unavailable: Runner | None = None
     try:
-        debug.log("isolation", mode=isolated().mode.value)
+        mode = isolated().mode
+        debug.log("isolation", mode=mode.value)
+        if job.options.isolation not in ("", mode):
+            raise EnvironmentUnfit(
+                "cannot isolate build steps here as requested",
+                why=f"this executor does so by {mode}, not {job.options.isolation}",
+                remedy=f"set {isolation.VARIABLE}={job.options.isolation} where it is started",
+            )
     except EnvironmentUnfit as impossible:  # an error only if a step has to run
         from executor.sandbox.runner import Unavailable
 

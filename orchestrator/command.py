@@ -42,7 +42,7 @@ def build(request: BuildRequest, plan: BuildPlan | None, server: PreforkServer |
     The ``plan`` has been made if everything for it was at hand; executors for this machine come from ``server``.
     Registries are taken up by ``connect``.
     """
-    nodes = (LocalNode(server),)
+    nodes = (LocalNode(server, request.options.isolation),)
     if not request.ssh:
         return _build_and_collect(request, plan, nodes, connect)
     from orchestrator.ssh_agent import start_agents

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 
 from executor.registry import auth
 from executor.store.store import default_root
@@ -49,8 +50,8 @@ def examine(root: str) -> int:
     print_line("store")
     place = root or default_root()
     try:
-        open_store(place).close()
-        print_line(f"  {OK} {place}")
+        with open_store(place) as store:
+            print_line(f"  {OK} {place}{_files(store.root)}")
     except KanifoldError as error:
         print_line(f"  {MISSING} {place}: {error}")
         works = False
@@ -65,20 +66,28 @@ def examine(root: str) -> int:
 
 
 def _isolation() -> bool:
-    from executor.sandbox import trial
+    from executor.sandbox import isolation, trial
 
     print_line()
-    print_line("isolation")
-    usable = False
-    for checked in trial.probe_modes():
+    print_line("isolation of steps")
+    wanted = isolation.requested()
+    found = trial.probe_modes()
+    used = next((each.mode for each in found if each.usable and wanted in (None, each.mode)), None)
+    remedies = set()
+    for checked in found:
         if checked.usable:
-            chosen = "" if usable else "  <- in use"
-            usable = True
-            print_line(f"  {OK} {checked.mode}{chosen}")
-        else:
-            print_line(f"  {MISSING} {checked.mode}: {checked.why}")
+            asked = f", as {isolation.VARIABLE} says" if wanted else ""
+            print_line(f"  {OK} {checked.mode}{f'  <- in use{asked}' if checked.mode is used else ''}")
+            continue
+        print_line(f"  {MISSING} {checked.mode}: {checked.why}")
+        if checked.remedy not in remedies:
             print_line(f"       {checked.remedy}")
-    return usable
+            remedies.add(checked.remedy)
+    if wanted and used is None:
+        print_line(f"  {MISSING} {isolation.VARIABLE} allows no other mode than {wanted}")
+    if used is None:
+        print_line(f"  {OK} FROM, COPY, ADD and metadata, which need none")
+    return used is not None
 
 
 def _network() -> None:
@@ -109,6 +118,16 @@ def _bounds() -> None:
         print_line(f"       {cgroup.REMEDY}")
     else:
         print_line(f"  {OK} control groups")
+
+
+def _files(place: str) -> str:
+    """Return what there is to say of the way in which steps get their files."""
+    from executor.snapshotter import kinds
+
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
+        if kinds.fitting(scratch) != "plain":
+            return ""
+    return ", with a copy of the layers for each stage: its file system cannot be written to by mounts of layers"
 
 
 def _elsewhere() -> bool:

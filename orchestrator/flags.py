@@ -158,6 +158,16 @@ class BuildFlags(options.Flags):
             "$KANIFOLD_SNAPSHOTTER."
         ),
     )
+    isolation = choice(
+        "--isolation",
+        among=values.ISOLATION,
+        read=values.isolation,
+        help=(
+            "How steps are isolated: as root (namespaces), in a user namespace with a range of ids (mapped) or one id "
+            "(single); auto, the default, is the first of these that works. Images do not depend on it. Also: "
+            "$KANIFOLD_ISOLATION, which executors elsewhere have their own of."
+        ),
+    )
     cgroup_parent = text(
         "--cgroup-parent",
         metavar="PATH",
@@ -337,6 +347,7 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
             registries=_registries(flags, tags, outputs, (*cache_from, *cache_to)),
             root=flags.root,
             snapshotter=flags.snapshotter,
+            isolation=flags.isolation,
             implicit_platform=not flags.platforms,
             steps=StepOptions(
                 hosts=flags.hosts,

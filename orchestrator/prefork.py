@@ -40,6 +40,8 @@ class _Worker(msgspec.Struct, frozen=True):
 
     processes: int
     """How many are to be forked in all."""
+    isolation: str = ""
+    """The isolation mode that was requested; "" for any."""
 
 
 class _Forked(msgspec.Struct, frozen=True, tag=True):
@@ -82,7 +84,7 @@ class PreforkServer:
         self.stderrs: list[int] = []
         """By process: a descriptor to read its stderr from. Whoever takes it over leaves -1."""
 
-    def start(self, executors: int) -> None:
+    def start(self, executors: int, isolation: str = "") -> None:
         """Have ``executors`` forked, or as many as descriptors allow. Does not wait. Raises ``EnvironmentUnfit``.
 
         There are no more processes than processors: a further one would cost its start and gain nothing.
@@ -103,7 +105,7 @@ class PreforkServer:
                 theirs[process].append(outgoing)
                 self.channels.append(ExecutorPipes(process, stdin, stdout))
             for fds in theirs:
-                framing.send(self._packets, _Worker(processes), fds)
+                framing.send(self._packets, _Worker(processes, isolation), fds)
         except ConnectionError:
             pass  # the server has died, as ``pids`` will find
         except OSError as error:
@@ -236,18 +238,18 @@ def _serve(packets: socket.socket, pipes: tuple[int, int]) -> int:
         os.close(fd)
 
     workers: list[list[int]] = []
-    wanted = 1
+    wanted, isolation = 1, ""
     while len(workers) < wanted:
         worker, fds = framing.receive(packets, _WORKER, "the orchestrator", 1 + 2 * _MOST)
         if worker is None:
             return 0
-        wanted = worker.processes
+        wanted, isolation = worker.processes, worker.isolation
         workers.append(fds)
     executor.preload()
     gc.freeze()
     reply: _Forked | _Failed
     try:
-        reply = _Forked(tuple(forking.start("kanifold-exec", partial(_work, fds)) for fds in workers))  # (2)
+        reply = _Forked(tuple(forking.start("kanifold-exec", partial(_work, fds, isolation)) for fds in workers))  # (2)
     except (OSError, EnvironmentUnfit) as error:
         reply = _Failed(_unfit(error).problem)
     with contextlib.suppress(ConnectionError):  # nobody waits for it any more
@@ -255,8 +257,8 @@ def _serve(packets: socket.socket, pipes: tuple[int, int]) -> int:
     return int(isinstance(reply, _Failed))
 
 
-def _work(fds: Sequence[int]) -> int:
-    """A process of executors: ``fds`` are its stderr, and two for each executor.
+def _work(fds: Sequence[int], isolation: str) -> int:
+    """A process of executors: ``fds`` are its stderr, and two for each executor; ``isolation`` is the requested mode.
 
     While debugging, stderr stays the user's. The first descriptor is then kept for its end: the process has ended.
     """
@@ -268,4 +270,4 @@ def _work(fds: Sequence[int]) -> int:
     keep_only(*(fds if debug.on else fds[1:]))
     os.dup2(2, 1)  # what a library prints must not get into a message
     gc.enable()
-    return serve([Conversation(*each) for each in zip(fds[1::2], fds[2::2], strict=True)])
+    return serve([Conversation(*each) for each in zip(fds[1::2], fds[2::2], strict=True)], mode=isolation)

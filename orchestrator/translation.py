@@ -23,8 +23,8 @@ UNCHANGED: Final = frozenset({
     "version", "platform", "build_platform",
     "dockerfile", "build_args", "annotations", "pins", "build", "push", "local", "oci", "epoch",
     "target", "labels", "compression", "rewrite_timestamps", "no_cache", "no_cache_stages", "cache_ttl",
-    "implicit_platform", "snapshotter", "hosts", "network", "default_network", "shm_size", "ulimits", "limits", "allow",
-    "insecure", "mirrors", "token_services", "tls", "without_tls", "failing", "timeouts",
+    "implicit_platform", "snapshotter", "isolation", "hosts", "network", "default_network", "shm_size", "ulimits",
+    "limits", "allow", "insecure", "mirrors", "token_services", "tls", "without_tls", "failing", "timeouts",
 })  # fmt: skip
 """The fields of a job, and of its options, that mean the same on every node."""
 TRANSLATED: Final = frozenset({"emulation", "lends", "dockerfile_name", "contexts", "root"})

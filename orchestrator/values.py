@@ -286,6 +286,18 @@ def snapshotter(text: str, _flag: str) -> SnapshotterKind:
             raise UsageError(f"KANIFOLD_SNAPSHOTTER={other!r} is neither auto, overlay nor plain")
 
 
+ISOLATION: Final = ("auto", "namespaces", "mapped", "single")
+"""``auto``, and the isolation modes (``executor.sandbox.isolation``, which is not loaded for this)."""
+
+
+def isolation(text: str, _flag: str) -> str:
+    """Return the name of the isolation mode; for "", that of ``$KANIFOLD_ISOLATION``. "" for the first that works."""
+    name = text or os.environ.get("KANIFOLD_ISOLATION", "")
+    if name and name not in ISOLATION:
+        raise UsageError(f"KANIFOLD_ISOLATION={name!r} is no isolation mode", remedy=f"use {', '.join(ISOLATION)}")
+    return "" if name == "auto" else name
+
+
 def permissions(texts: Iterable[str], flag: str) -> tuple[str, ...]:
     """Return the permissions of comma-separated lists. Those for devices have no effect: steps get none."""
     from executor.dockerfile.suggestions import hint

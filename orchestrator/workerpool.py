@@ -19,10 +19,13 @@ class WorkerPool:
         self._server = server
         self._starting: asyncio.Task[tuple[WorkerProcess, ...]] | None = None
 
-    def start(self, executors: int) -> None:
-        """Have ``executors`` started, unless some have been. Does not wait. Raises ``EnvironmentUnfit``."""
+    def start(self, executors: int, isolation: str) -> None:
+        """Have ``executors`` started, unless some have been, with the requested mode of isolation, or "".
+
+        Does not wait. Raises ``EnvironmentUnfit``.
+        """
         if self._starting is None:
-            self._server.start(executors)
+            self._server.start(executors, isolation)
             shares = Counter(each.process for each in self._server.channels)
             self._starting = asyncio.create_task(self._started(shares))
 

@@ -6,7 +6,8 @@ In the order in which they are tried:
     mapped       as an ordinary user: the same within a user namespace, with the user's range of subordinate ids
     single       as an ordinary user without such a range: one id only; changes of ownership are recorded, not made
 
-``enter`` changes this process irreversibly and requires it to have a single thread, so it is called first.
+A user can ask for one (``requested``). ``enter`` changes this process irreversibly and requires it to have a single
+thread, so it is called first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Final
 import msgspec
 
 from platforms import mount_namespace, syscalls, threads
-from platforms.errors import EnvironmentUnfit
+from platforms.errors import EnvironmentUnfit, UsageError
 
 
 class IsolationMode(StrEnum):
@@ -42,6 +43,7 @@ class Isolation(msgspec.Struct, frozen=True):
     """For each earlier mode, its name and why it was not taken: ``mapped: …``."""
 
 
+VARIABLE: Final = "KANIFOLD_ISOLATION"
 _NEEDED: Final = 1 << syscalls.CAP_SYS_ADMIN | 1 << syscalls.CAP_SETUID | 1 << syscalls.CAP_CHOWN
 _FILE_CAPABILITIES: Final = (
     "in a container: setcap cap_setuid=ep {uid} && setcap cap_setgid=ep {gid} && chmod u-s {uid} {gid}, and let "
@@ -67,15 +69,32 @@ class ModeUnavailableError(Exception):
         self.remedy = remedy
 
 
-def enter() -> Isolation:
-    """Move this process to the first mode that works. Mounts that it makes from now on are private.
+def requested(name: str = "") -> IsolationMode | None:
+    """Return the mode called ``name``; for "", that of ``$KANIFOLD_ISOLATION``. None for the first one that works.
+
+    Raises UsageError for a name that no mode has.
+    """
+    name = name or os.environ.get(VARIABLE, "")
+    if name in ("", "auto"):
+        return None
+    try:
+        return IsolationMode(name)
+    except ValueError:
+        raise UsageError(
+            f"no isolation mode is called {name!r}", remedy=f"use auto, {', '.join(IsolationMode)}"
+        ) from None
+
+
+def enter(name: str = "") -> Isolation:
+    """Move this process to the first mode that works, or the one ``requested``. Mounts that it makes are private then.
 
     In the modes ``mapped`` and ``single`` it is root afterwards, in its own user namespace. Raises EnvironmentUnfit
     when no mode works, or when this process has several threads.
     """
     threads.check_single("isolate build steps here")
+    wanted = requested(name)
     skipped: list[str] = []
-    for mode in IsolationMode:
+    for mode in (wanted,) if wanted else IsolationMode:
         try:
             limit = climb(mode)
         except ModeUnavailableError as unusable:

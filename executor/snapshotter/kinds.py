@@ -25,20 +25,20 @@ def snapshotter(kind: SnapshotterKind, store: Store, directory: str, *, mounts: 
 
     ``mounts``: whether this process can mount anything; the ``overlay`` snapshotter cannot do without.
     """
-    if kind == "plain" or not mounts or (kind == "auto" and not takes_overlays(directory)):
+    if kind == "plain" or not mounts or (kind == "auto" and fitting(directory) == "plain"):
         from executor.snapshotter.plain import Plain
 
         return Plain(store, directory)
     return Overlays(store, directory)
 
 
-def takes_overlays(directory: str) -> bool:
-    """Whether the file system of ``directory`` takes overlays. One that is not known to, or not to, is tried."""
+def fitting(directory: str) -> SnapshotterKind:
+    """Return the kind for the file system of ``directory``. Whether one that is not known takes overlays is tried."""
     kind = syscalls.file_system_type(directory)
     if kind in _WITH_OVERLAYS:
-        return True
+        return "overlay"
     if kind == _OVERLAY:
-        return False
+        return "plain"
     from executor.snapshotter.overlayfs import mount_stack
 
     upper, work, empty = (below(directory, name) for name in ("upper", "work", "empty"))
@@ -47,5 +47,5 @@ def takes_overlays(directory: str) -> bool:
     try:
         os.close(mount_stack((), empty, upper=upper, work=work))
     except EnvironmentUnfit:
-        return False
-    return True
+        return "plain"
+    return "overlay"

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 
 class LocalNode:
-    """This machine, with the executors that ``server`` forks, once: as many as are wanted at the same moment first."""
+    """This machine, with the executors that ``server`` forks, once: as many as are wanted at the same moment first.
+
+    ``isolation`` is the name of the mode that was requested; "" for any.
+    """
 
     name = "local"
 
-    def __init__(self, server: PreforkServer | None) -> None:
+    def __init__(self, server: PreforkServer | None, isolation: str = "") -> None:
         self._server = server
+        self._requested = isolation
         self._pool: WorkerPool | None = None
         self._wanted = 0
         """Number of requested executors."""
@@ -60,12 +64,12 @@ class LocalNode:
                 from orchestrator.workerpool import WorkerPool
 
                 self._pool = WorkerPool(self._server)
-                self._pool.start(self._wanted)
+                self._pool.start(self._wanted, self._requested)
         from orchestrator import connection  # while executors are being forked
 
         forked = None if self._pool is None else await self._pool.acquire(connection.LINE_LIMIT)
         if forked is None:
-            started = await connection.launch(self.name, _command(), _environment())
+            started = await connection.launch(self.name, _command(), _environment(self._requested))
         else:
             started = await connection.connect(forked, self.name)
         self._isolation = started.greeting.isolation
@@ -90,8 +94,10 @@ def _command() -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "executor")
 
 
-def _environment() -> tuple[tuple[str, str], ...]:
-    """Return what is added to the environment: the location of the packages, as kanifold may run from a checkout."""
+def _environment(isolation: str) -> tuple[tuple[str, str], ...]:
+    """Return what is added to the environment: the requested isolation, and the location of the packages, as kanifold
+    may run from a checkout."""
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     paths = [home, *(each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each)]
-    return (("PYTHONPATH", os.pathsep.join(paths)),)
+    mode = (("KANIFOLD_ISOLATION", isolation),) if isolation else ()
+    return (("PYTHONPATH", os.pathsep.join(paths)), *mode)

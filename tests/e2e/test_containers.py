@@ -180,6 +180,14 @@ def test_steps_run_for_two_platforms_and_make_the_same_image(
     assert place(name).build(dockerfile, platforms=platforms) == expected(dockerfile, platforms)
 
 
+@pytest.mark.parametrize("name", ["k8s-root", "k8s-user", "docker-sys-admin"])
+def test_a_store_in_the_containers_own_root_makes_the_same_image(
+    place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str], name: str
+) -> None:
+    dockerfile, platforms = STEPS.format(base=busybox.ref), "linux/amd64,linux/arm64"
+    assert place(name).build(dockerfile, "--root", "/tmp/store", platforms=platforms) == expected(dockerfile, platforms)
+
+
 @pytest.mark.parametrize("name", UNISOLATED)
 def test_what_runs_no_step_is_built_anywhere_for_any_platform(
     place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str], name: str
@@ -281,6 +289,16 @@ def test_where_proc_is_the_containers_a_step_learns_no_more_of_others_than_their
     assert b"of the executor" not in found
     assert b"site-packages" not in found
     assert b"\nstore\n" not in found
+
+
+@pytest.mark.parametrize("mode", ["mapped", "single"])
+def test_a_mode_that_is_asked_for_makes_the_same_image(
+    place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str], mode: str
+) -> None:
+    dockerfile, platforms = STEPS.format(base=busybox.ref), "linux/amd64,linux/arm64"
+    for name in ("k8s-user", "docker-sys-admin"):
+        there = replace(place(name + mode), name=name)
+        assert there.build(dockerfile, "--isolation", mode, platforms=platforms) == expected(dockerfile, platforms)
 
 
 def test_doctor_runs_a_step_in_each_mode(place: Callable[[str], Place]) -> None:

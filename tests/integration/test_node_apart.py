@@ -187,3 +187,14 @@ def test_what_is_for_this_machine_alone_is_refused_before_anything_is_sent(machi
     assert caught.value.problem.why
     assert caught.value.problem.remedy
     assert b'"job"' not in machine.record.read_bytes()
+
+
+def test_an_isolation_mode_that_the_node_is_not_in_is_refused_for_steps_alone(machine: Machine) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, whose mode is namespaces")
+    layout = OciLayout(str(machine.near / "out"))
+    asking = BuildOptions(root=str(machine.near / "store"), isolation="single")
+    machine.build(replace(machine.request("FROM image\nCOPY file /\n", layout), options=asking))
+    request = replace(machine.request("FROM image\nRUN true\n", layout), options=asking)
+    with pytest.raises(KanifoldError, match="this executor does so by namespaces, not single"):
+        machine.build(request)

@@ -580,11 +580,11 @@ def test_a_file_system_that_is_not_known_is_tried(tmp_path: Path, monkeypatch: p
     for name in ("lower", "upper", "work", "merged", "plain"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(kinds.syscalls, "file_system_type", lambda _: 1)
-    assert kinds.takes_overlays(str(tmp_path / "plain"))
+    assert kinds.fitting(str(tmp_path / "plain")) == "overlay"
     options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
     subprocess.run(["mount", "-t", "overlay", "-o", options, "none", tmp_path / "merged"], check=True)
     try:
-        assert not kinds.takes_overlays(str(tmp_path / "merged"))
+        assert kinds.fitting(str(tmp_path / "merged")) == "plain"
     finally:
         subprocess.run(["umount", "-l", tmp_path / "merged"], check=True)
 

@@ -1,0 +1,61 @@
+"""``--isolation`` and ``$KANIFOLD_ISOLATION``: one mode is asked for, and no other is taken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from conftest import Base, Kanifold
+
+from executor.sandbox.isolation import IsolationMode
+from orchestrator.values import ISOLATION
+
+Context = Callable[[Mapping[str, str | bytes]], Path]
+
+
+def test_every_mode_can_be_asked_for() -> None:
+    assert ("auto", *IsolationMode) == ISOLATION
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for whom every mode works")
+@pytest.mark.parametrize("mode", IsolationMode)
+def test_the_mode_that_was_asked_for_is_the_one_that_is_used(
+    kanifold: Kanifold, busybox: Base, context: Context, mode: str
+) -> None:
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN wc -l </proc/self/uid_map && chown 5:6 /tmp\n"})
+    given = ("--isolation", mode) if mode != "mapped" else ()
+    by_variable = {} if given else {"KANIFOLD_ISOLATION": mode}
+    said = kanifold("build", folder, *given, "--progress", "plain", **by_variable).said
+    assert f", {mode}\n" in said
+
+
+def test_a_mode_that_cannot_be_used_is_an_error_for_steps_alone(
+    kanifold_as_bare_user: Kanifold, busybox: Base, context: Context
+) -> None:
+    without = context({"Dockerfile": f"FROM {busybox.ref}\nCOPY Dockerfile /\n"})
+    kanifold_as_bare_user("build", without, "--isolation", "namespaces")
+    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN true\n"})
+    refused = kanifold_as_bare_user.run("build", folder, "--isolation", "namespaces")
+    assert refused.code == 3
+    assert "cannot isolate build steps here: namespaces: this is not root\n" in refused.said
+
+
+def test_a_mode_that_does_not_exist_is_wrong_usage(kanifold: Kanifold, context: Context) -> None:
+    folder = context({"Dockerfile": "FROM scratch\n"})
+    for arguments, variables in ((("--isolation", "oci"), {}), ((), {"KANIFOLD_ISOLATION": "oci"})):
+        refused = kanifold.run("build", folder, *arguments, **variables)
+        assert refused.code == 2, refused.said
+        assert "namespaces" in refused.said
+    assert kanifold.run("doctor", KANIFOLD_ISOLATION="oci").code == 2
+
+
+def test_doctor_names_the_mode_in_use_and_why_no_better_one_is(kanifold_as_bare_user: Kanifold) -> None:
+    said = kanifold_as_bare_user("doctor").out
+    assert "ok single  <- in use\n" in said
+    assert "-- namespaces: this is not root\n" in said
+    assert "-- mapped: this user has no range of ids in /etc/subuid\n" in said
+    asked = kanifold_as_bare_user.run("doctor", KANIFOLD_ISOLATION="mapped")
+    assert asked.code == 3
+    assert "KANIFOLD_ISOLATION allows no other mode than mapped\n" in asked.out
