@@ -133,7 +133,7 @@ async def _prepared(session: Session, request: BuildRequest, plan: BuildPlan | N
     for each in placements:
         debug.log("placed", platform=str(each.platform), node=each.node.name, runs=each.how or "nothing")
     local = await _local_outputs(session, request)
-    session.emit(_started(request, placements))
+    session.emit(_started(request, placements, chosen=len(session.nodes) > 1))
     scratch, executors = session.store.session.temporary(), ExecutorPool()
     try:
         async with asyncio.TaskGroup() as group:  # a failure cancels the other task
@@ -149,10 +149,13 @@ async def _prepared(session: Session, request: BuildRequest, plan: BuildPlan | N
         session.leave(asyncio.to_thread(remove_tree, scratch))
 
 
-def _started(request: BuildRequest, placements: Iterable[Placement]) -> events.BuildStarted:
+def _started(request: BuildRequest, placements: Iterable[Placement], *, chosen: bool) -> events.BuildStarted:
+    """Return the first event of the build; ``chosen``: whether there was a choice of nodes, and a reason."""
     return events.BuildStarted(
         platforms=tuple(
-            events.PlatformPlacement(str(each.platform), "" if each.shares_disk else each.node.name, each.how, each.why)
+            events.PlatformPlacement(
+                str(each.platform), "" if each.shares_disk else each.node.name, each.how, each.why if chosen else ""
+            )
             for each in placements
         ),
         name=str(request.tags[0].familiar()) if request.tags else _named(request.context),

@@ -3,8 +3,8 @@
 ``trace`` is a pure function of the events. Times are the orchestrator's: events of an executor are stamped when they
 arrive, so that a trace has a single clock.
 
-The format is the JSON object format of the "Trace Event Format". Processes are the orchestrator and the platforms; a
-stage is a thread with its steps; transfers, which overlap, are asynchronous slices.
+The format is the JSON object format of the "Trace Event Format". Processes are the orchestrator, the platforms and the
+nodes; a stage is a thread with its steps; transfers, and platforms on a node, which overlap, are asynchronous slices.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from platforms.replacing import replacing
 
 _BUILD: Final = 1
 """The orchestrator's process id in the trace; the platforms' follow."""
+_NODES: Final = 1000
+"""The process id in the trace of the first node; the others' follow."""
 _WHOLE: Final = 0
 """The thread that shows the whole process. Stages follow."""
 
@@ -98,6 +100,8 @@ class _TraceBuilder:
         self._open: dict[tuple[object, ...], _Slice] = {}
         self._transfers: dict[tuple[str, str, str], tuple[_Slice, float]] = {}
         """By platform, action and name; with the time of the last progress."""
+        self._nodes: dict[str, int] = {}
+        """The process of each node."""
         self._threads: dict[tuple[int, str], int] = {}
         self._zero: float | None = None
         self._last = 0.0
@@ -114,11 +118,16 @@ class _TraceBuilder:
             case events.Resolved():
                 self._end(event.at, "resolve", event.ref, digest=event.digest)
             case events.PlatformStarted():
+                self._end(event.at, "node", event.platform, outcome="moved")  # if it was on another before
                 process = self._of(event.platform).process
                 slice_ = _Slice(event.platform, process, _WHOLE, event.at, {"node": event.node, "how": event.how})
                 self._begin("platform", slice_, event.platform)
+                there = self._node(event.node or "local")
+                slice_ = _Slice(event.platform, there, _WHOLE, event.at, {"how": event.how})
+                self._begin("node", slice_, event.platform)
             case events.PlatformEnded():
                 self._end(event.at, "platform", event.platform, outcome=event.outcome, reason=event.reason)
+                self._end(event.at, "node", event.platform, outcome=event.outcome, reason=event.reason)
             case events.FromExecutor():
                 self._add_message(event.platform, event.message, event.at)
             case events.Publishing() if event.total and event.done >= event.total:
@@ -168,7 +177,11 @@ class _TraceBuilder:
 
     def _transferred(self, name: tuple[str, str, str]) -> None:
         slice_, ended = self._transfers.pop(name)
-        common = {"cat": name[1], "name": slice_.name, "id": len(self._out), "pid": slice_.process, "tid": _WHOLE}
+        self._overlapping(slice_, ended, name[1])
+
+    def _overlapping(self, slice_: _Slice, ended: float, category: str) -> None:
+        """Add a slice that others of its thread may overlap."""
+        common = {"cat": category, "name": slice_.name, "id": len(self._out), "pid": slice_.process, "tid": _WHOLE}
         self._out.append({"ph": "b", "ts": self._micros(slice_.began), **common, "args": slice_.arguments})
         self._out.append({"ph": "e", "ts": self._micros(ended), **common})
 
@@ -185,6 +198,14 @@ class _TraceBuilder:
         if known is None:
             known = self._platforms[platform] = _Platform(_BUILD + 1 + len(self._platforms))
             self._process(known.process, platform)
+        return known
+
+    def _node(self, name: str) -> int:
+        """Return the process that stands for the node ``name``; added when first used."""
+        known = self._nodes.get(name)
+        if known is None:
+            known = self._nodes[name] = _NODES + len(self._nodes)
+            self._process(known, f"node {name}")
         return known
 
     def _process(self, process: int, name: str) -> None:
@@ -207,6 +228,10 @@ class _TraceBuilder:
         slice_ = self._open.pop((kind, *which), None)
         if slice_ is None:
             return  # its start was not announced
+        if kind == "node":
+            slice_.arguments |= arguments
+            self._overlapping(slice_, at, kind)
+            return
         self._out.append(
             {
                 "ph": "X",

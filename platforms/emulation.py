@@ -160,7 +160,7 @@ def _choose(want: Platform) -> Emulation:
         raise EnvironmentUnfit(
             f"cannot run programs of {want} here",
             why=f"steps run on Linux, for Linux; this is {sys.platform}",
-            remedy=f"give the build a node that is {want}",
+            remedy=f"give the build a node that is {want}: kanifold node add NAME ssh://USER@HOST",
         )
     architecture = want.architecture
     if architecture == own.architecture:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -312,7 +313,12 @@ _OPENAT2_TRIES: Final = 1000
 
 
 def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
-    """Open ``path`` relative to ``dirfd`` with ``RESOLVE_*`` flags; O_CLOEXEC is always added. Linux 5.6."""
+    """Open ``path`` relative to ``dirfd`` with ``RESOLVE_*`` flags; O_CLOEXEC is always added. Linux 5.6.
+
+    On another system no link is followed, whatever ``resolve`` allows, and ``path`` must be below ``dirfd``.
+    """
+    if sys.platform != "linux":
+        return _open_by_components(dirfd, path, flags | os.O_CLOEXEC, mode)
     how = bytearray(struct.pack("=3Q", flags | os.O_CLOEXEC, mode, resolve))
     for _ in range(_OPENAT2_TRIES):
         try:
@@ -320,6 +326,23 @@ def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) 
         except BlockingIOError as error:
             again = error
     raise again
+
+
+def _open_by_components(dirfd: int, path: str, flags: int, mode: int) -> int:
+    *above, last = [each for each in path.split("/") if each not in ("", ".")] or ["."]
+    if path.startswith("/") or ".." in (*above, last):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    opened = dirfd
+    try:
+        for each in above:
+            below = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=opened)
+            if opened != dirfd:
+                os.close(opened)
+            opened = below
+        return os.open(last, flags | os.O_NOFOLLOW, mode, dir_fd=opened)
+    finally:
+        if opened != dirfd:
+            os.close(opened)
 
 
 def statx(dirfd: int, path: bytes, flags: int = 0, mask: int = STATX_BASIC_STATS) -> bytes:

@@ -24,6 +24,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -285,13 +286,16 @@ class _Process:
         self._process = process
         self._cancel = cancel
         self._lock = threading.Lock()
-        self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._woken, self._wake = os.pipe()
+        for fd in (self._woken, self._wake):
+            os.set_blocking(fd, False)
 
     def __enter__(self) -> _Process:
-        import resource
+        if sys.platform == "linux":  # elsewhere a process has limits from itself and its parent alone
+            import resource
 
-        with suppress(OSError):  # it may have ended already
-            resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (_FILE_LIMIT, _FILE_LIMIT))
+            with suppress(OSError):  # it may have ended already
+                resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (_FILE_LIMIT, _FILE_LIMIT))
         if self._cancel is not None:
             self._cancel.add_done_callback(self._stop)
         return self
@@ -325,7 +329,10 @@ class _Process:
                     self._wait(_GRACE_SECONDS)
 
     def _wait(self, seconds: float) -> None:
-        """Wait for the end of git without reaping it, so that its process group is not reused."""
+        """Wait for the end of git: on Linux without reaping it, so that its process group is not reused."""
+        if sys.platform != "linux":
+            self._process.wait(seconds)
+            return
         fd = os.pidfd_open(self._process.pid)
         try:
             with selectors.DefaultSelector() as selector:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -88,6 +89,8 @@ class Tree:
         try:
             if b"/" not in path:
                 return os.stat(path, dir_fd=self._fd, follow_symlinks=False)
+            if sys.platform != "linux":
+                return self._lstat_below(path)
             fd = syscalls.openat2(
                 self._fd,
                 os.fsdecode(path),
@@ -98,6 +101,14 @@ class Tree:
             return None
         try:
             return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def _lstat_below(self, path: bytes) -> os.stat_result:
+        parent, _, name = path.rpartition(b"/")
+        fd = self.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return os.stat(name, dir_fd=fd, follow_symlinks=False)
         finally:
             os.close(fd)
 
@@ -259,7 +270,9 @@ def owner(status: os.stat_result) -> tuple[int, int]:
 
 
 def _xattrs(host: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the attributes that layers hold (``user.*`` and capabilities)."""
+    """Return the attributes that layers hold (``user.*`` and capabilities), which are Linux's."""
+    if sys.platform != "linux":
+        return ()
     try:
         names = os.listxattr(host, follow_symlinks=False)
         if not names:

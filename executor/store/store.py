@@ -134,7 +134,10 @@ def reserve_space(root: str) -> None:
     """Reserve disk space for the bookkeeping of ``prune`` on a full disk."""
     fd = os.open(os.path.join(root, _RESERVE), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.posix_fallocate(fd, 0, _RESERVE_BYTES)
+        if sys.platform == "linux":
+            os.posix_fallocate(fd, 0, _RESERVE_BYTES)
+        else:
+            os.pwrite(fd, bytes(_RESERVE_BYTES), 0)
     except OSError:
         release_reserve(root)
         raise

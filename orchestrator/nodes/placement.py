@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -268,26 +268,25 @@ def _nobody(skipped: Sequence[Skipped]) -> KanifoldError:
 
 def _no_node(platform: Platform, candidates: Sequence[Candidate], skipped: Sequence[Skipped]) -> EnvironmentUnfit:
     """Return the error that no node runs ``platform``."""
-    reasons = [f"{each.node.name} is {_shown(each)}" for each in candidates]
+    reasons = [_reason(platform, each) for each in candidates]
     reasons += [f"{each.name} does not answer" for each in skipped]
+    here = (each.description.runs(platform).unfit for each in candidates if each.description.shares_disk)
     return EnvironmentUnfit(
         f"no node runs programs of {platform}",
         why="; ".join(reasons),
-        remedy="; ".join((f"add a node that is {platform} (kanifold node add)", *_remedies(platform, candidates))),
+        remedy=next(
+            (each.problem.remedy for each in here if each is not None),
+            f"add a node that is {platform}: kanifold node add NAME ssh://USER@HOST",
+        ),
     )
 
 
-def _remedies(platform: Platform, candidates: Sequence[Candidate]) -> Iterator[str]:
-    """Yield how this machine could run ``platform``."""
-    for each in candidates:
-        unfit = each.description.runs(platform).unfit
-        if each.description.shares_disk and unfit is not None:
-            yield f"or here: {unfit.problem.remedy}"
-
-
-def _shown(candidate: Candidate) -> str:
-    emulators = candidate.description.emulators
-    return str(candidate.description.platform) + (f" with emulators for {', '.join(emulators)}" if emulators else "")
+def _reason(platform: Platform, candidate: Candidate) -> str:
+    """Return why ``platform`` is not built there."""
+    name, entry = candidate.node.name, candidate.entry
+    if entry is not None and not entry.takes(platform):
+        return f"{name} is declared for {', '.join(map(str, entry.platforms))}"
+    return f"{name} is {candidate.description.platform}, without an emulator for it"
 
 
 def refuse_unfit(request: BuildRequest, plan: BuildPlan, placements: Iterable[Placement]) -> None:

@@ -106,6 +106,8 @@ class PlatformState(msgspec.Struct, frozen=True):
     node: str = ""
     how: str = ""
     """``native``, or the name of the emulator."""
+    why: str = ""
+    """Why it is built there; "" if there was no choice."""
     isolation: str = ""
     stage: str = "waiting"
     """``waiting``, ``running``, or the outcome: ``built``, ``failed``, ``cancelled``."""
@@ -202,7 +204,9 @@ def fold(state: BuildState, event: events.Event) -> BuildState:
             return _with_platform(state, platform, lambda old: _fold_message(old, message, event.at))
         case events.BuildStarted():
             places = tuple(
-                PlatformState(clean_line(each.platform), clean_line(each.node), clean_line(each.how))
+                PlatformState(
+                    clean_line(each.platform), clean_line(each.node), clean_line(each.how), clean_line(each.why)
+                )
                 for each in event.platforms
             )
             return replace(
@@ -224,6 +228,7 @@ def fold(state: BuildState, event: events.Event) -> BuildState:
                     old.platform,
                     clean_line(event.node) or old.node,
                     clean_line(event.how) or old.how,
+                    old.why,
                     stage="running",
                     started=event.at,
                 ),

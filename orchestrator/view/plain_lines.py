@@ -111,7 +111,7 @@ def lines_of(old: BuildState, new: BuildState, event: events.Event) -> tuple[str
             return (f"resolved {clean_line(ref)} to {clean_line(digest)}",)
         case events.PlatformStarted(platform=name):
             platform = new.platform(clean_line(name))
-            return (f"[{platform.platform}] started: {wording.placement_text(platform)}",) if platform else ()
+            return (_started(platform),) if platform else ()
         case events.PlatformEnded(platform=name):
             platform = new.platform(clean_line(name))
             return (_ended(platform, event.at),) if platform else ()
@@ -124,6 +124,11 @@ def lines_of(old: BuildState, new: BuildState, event: events.Event) -> tuple[str
         case events.BuildEnded():
             return _summary(new, event.at)
     return ()
+
+
+def _started(platform: PlatformState) -> str:
+    why = f" ({platform.why})" if platform.why else ""
+    return f"[{platform.platform}] started: {wording.placement_text(platform)}{why}"
 
 
 def annotations_of(old: BuildState, new: BuildState, environ: Mapping[str, str]) -> tuple[str, ...]:

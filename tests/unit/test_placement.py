@@ -27,7 +27,7 @@ from platforms.parsing import parse
 from platforms.platform import Platform
 
 AMD64, ARM64, RISCV64, I386 = map(parse, ("linux/amd64", "linux/arm64", "linux/riscv64", "linux/386"))
-UNFIT = Support(unfit=EnvironmentUnfit("cannot run it"))
+UNFIT = Support(unfit=EnvironmentUnfit("cannot run it", remedy="install an emulator"))
 
 
 class Told:
@@ -222,15 +222,20 @@ def test_a_platform_that_no_node_has_is_one_error() -> None:
     assert found.support.unfit is not None
     problem = found.support.unfit.problem
     assert problem.what == "no node runs programs of linux/riscv64"
-    assert problem.why == "local is linux/amd64; other is linux/amd64 with emulators for arm64; down does not answer"
-    assert "kanifold node add" in problem.remedy
+    assert problem.why == (
+        "local is linux/amd64, without an emulator for it; other is linux/amd64, without an emulator for it; "
+        "down does not answer"
+    )
+    assert problem.remedy == "install an emulator", "what this machine lacks"
 
 
 def test_a_platform_that_no_node_may_build_is_one_error() -> None:
     entries = (NodeEntry("one", "ssh://one", (AMD64,)), NodeEntry("two", "ssh://two", (AMD64,)))
     nodes = (Told("one", amd64="native", arm64="native"), Told("two", amd64="native", arm64="native"))
-    with pytest.raises(EnvironmentUnfit, match="no node runs programs of linux/arm64"):
+    with pytest.raises(EnvironmentUnfit, match="no node runs programs of linux/arm64") as caught:
         placed(requested(AMD64, ARM64, entries=entries), nodes)
+    assert caught.value.problem.why == "one is declared for linux/amd64; two is declared for linux/amd64"
+    assert "kanifold node add" in caught.value.problem.remedy
 
 
 def test_without_any_answer_there_is_no_build() -> None:

@@ -120,6 +120,30 @@ def test_platforms_are_processes_and_stages_are_threads() -> None:
     assert where == {"FROM debian": "steps", "RUN make": "stage build", "RUN test": "stage test"}
 
 
+def test_each_node_has_a_lane_with_the_platforms_that_are_built_there() -> None:
+    happened = (
+        events.PlatformStarted("linux/amd64", "local", "native", at=START),
+        events.PlatformStarted("linux/arm64", "arm", "native", at=START),
+        events.PlatformStarted("linux/arm/v7", "arm", "native", at=START + 1),
+        events.PlatformEnded("linux/amd64", "built", at=START + 2),
+        events.PlatformStarted("linux/arm64", "local", "qemu-aarch64", at=START + 2),
+        events.PlatformEnded("linux/arm/v7", "failed", "exit code: 1", at=START + 3),
+        events.PlatformEnded("linux/arm64", "built", at=START + 4),
+    )
+    lanes = {pid: name for (pid, _), name in names(happened, "process_name").items()}
+    began = {each["id"]: each for each in of_kind(happened, "b")}
+    found = {
+        (lanes[each["pid"]], each["name"], began[each["id"]]["ts"], each["ts"], began[each["id"]]["args"]["outcome"])
+        for each in of_kind(happened, "e")
+    }
+    assert found == {
+        ("node local", "linux/amd64", 0, 2_000_000, "built"),
+        ("node arm", "linux/arm64", 0, 2_000_000, "moved"),
+        ("node arm", "linux/arm/v7", 1_000_000, 3_000_000, "failed"),
+        ("node local", "linux/arm64", 2_000_000, 4_000_000, "built"),
+    }
+
+
 def test_platforms_with_the_same_stages_are_kept_apart() -> None:
     both = [*BUILD[:13], *(said(each.message, 0, "linux/arm64") for each in BUILD if isinstance(each, FromExecutor))]
     runs = [each for each in of_kind(both, "X") if each["name"] == "RUN make"]
@@ -127,7 +151,7 @@ def test_platforms_with_the_same_stages_are_kept_apart() -> None:
 
 
 def test_a_transfer_is_one_slice_from_its_first_word_to_its_last() -> None:
-    begin, end = of_kind(BUILD, "b"), of_kind(BUILD, "e")
+    begin, end = ([each for each in of_kind(BUILD, kind) if each["cat"] == "pull"] for kind in "be")
     assert [(each["name"], each["ts"]) for each in begin] == [("pull sha256:aa", 600_000)]
     assert [(each["id"], each["ts"]) for each in end] == [(begin[0]["id"], 900_000)]
     assert begin[0]["args"]["done"] == 4

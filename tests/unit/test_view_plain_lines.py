@@ -25,6 +25,7 @@ from orchestrator.view.events import (
     Failure,
     FromExecutor,
     PlatformEnded,
+    PlatformPlacement,
     PlatformStarted,
     RegistryWaiting,
 )
@@ -49,6 +50,12 @@ def one_platform(*messages: tuple[float, object], name: str = "linux/arm64") -> 
     """The platform starts, plans and says ``messages``, each after so many seconds."""
     told: list[Event] = [PlatformStarted(name, at=START), FromExecutor(name, Planned(PLAN), at=START)]
     return told + [FromExecutor(name, message, at=START + after) for after, message in messages]
+
+
+def test_a_platform_begins_with_where_and_why() -> None:
+    placed = PlatformPlacement("linux/arm64", "arm", "native", "runs it natively, before 1 more")
+    told = (BuildStarted((placed,), at=START), PlatformStarted("linux/arm64", "arm", "native", at=START))
+    assert lines_for(told)[1] == "[linux/arm64] started: native, arm (runs it natively, before 1 more)"
 
 
 @pytest.mark.parametrize("name", ["good", "failing", "cancelled", "hostile"])
