@@ -141,7 +141,7 @@ def _services(
     job, conversation, inputs = task.job, task.conversation, memory.inputs
     made = snapshotter(job.options.snapshotter, store, memory.scratch.directory, mounts=task.mounts)
     registry = Lazy(partial(_client, job, conversation, inputs, cancellation))
-    caches = Lazy(partial(_remote_caches, job, conversation, inputs, registry))
+    caches = Lazy(partial(_remote_caches, job, conversation, inputs, registry, cancellation))
     return Services(
         store=store,
         conversation=conversation,
@@ -232,12 +232,19 @@ def _client(job: protocol.Job, conversation: Conversation, inputs: Inputs, cance
 
 
 def _remote_caches(
-    job: protocol.Job, conversation: Conversation, inputs: Inputs, registry: Lazy[Client]
+    job: protocol.Job,
+    conversation: Conversation,
+    inputs: Inputs,
+    registry: Lazy[Client],
+    cancellation: Cancellation,
 ) -> RemoteCaches:
     from executor.solver import remote_cache  # rarely needed
 
-    sources, targets = remote_cache.sources_and_targets(job, registry)
-    return remote_cache.RemoteCaches(sources, targets, conversation.send, job.options.cache_ttl, inputs)
+    report = remote_cache.CacheReport(conversation.send, inputs)
+    settings = job.options.registries
+    return remote_cache.of_job(
+        job, remote_cache.Connections(registry, conversation, settings, cancellation.event, report)
+    )
 
 
 def _hand_over(store: Store, conversation: Conversation, digest: str) -> None:

@@ -27,7 +27,7 @@ from platforms import decoding
 from platforms.emulation import Emulation
 from platforms.errors import Problem, ProtocolError
 
-VERSION: Final = 12
+VERSION: Final = 13
 PATIENCE: Final = 60.0
 """Seconds that the orchestrator of an executor elsewhere may be silent until it says another number (``Ping``)."""
 
@@ -217,6 +217,10 @@ class AskToken(_Question, frozen=True, tag="token"):
     """Whether the token that was lent before was refused."""
 
 
+class AskCacheAccount(_Question, frozen=True, tag="cache account"):
+    """The account for the remote cache ``name``, a ``CacheInObjects``: a ``CacheAccount`` as JSON."""
+
+
 class AskSecret(_Question, frozen=True, tag="secret"):
     """The value of the secret with the id ``name``."""
 
@@ -284,6 +288,7 @@ class AskManifest(_Question, frozen=True, tag="manifest"):
 Question = (
     AskCredential
     | AskToken
+    | AskCacheAccount
     | AskSecret
     | AskContext
     | AskContextParts
@@ -452,6 +457,15 @@ class Compression(msgspec.Struct, frozen=True):
     """Whether layers of a base with another compression are compressed again."""
 
 
+class CachePace(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How long a remote cache may take, in seconds, and how often what is used is marked as used."""
+
+    patience: float = 600.0
+    """For an export in all; a request may take as long, and at most 15 s without an answer."""
+    refresh: float = 86400.0
+    """Age from which an object that is used is marked as used now."""
+
+
 class CacheInRegistry(msgspec.Struct, frozen=True, tag_field="kind", tag="registry"):
     """A remote cache in the repository of the reference ``name``; its tag is the cache's namespace."""
 
@@ -468,16 +482,77 @@ class CacheInImage(msgspec.Struct, frozen=True, tag_field="kind", tag="inline"):
     """A cache in the image itself."""
 
 
-CacheLocation = CacheInRegistry | CacheInDirectory
-"""A remote cache. ``name`` identifies it in messages and in the store's records."""
+class CacheInBucket(msgspec.Struct, frozen=True, tag_field="kind", tag="s3", omit_defaults=True):
+    """A remote cache in a bucket of S3, or of a service that speaks its protocol."""
+
+    name: str
+    bucket: str
+    region: str
+    records: str
+    """The directory of records in the bucket."""
+    names: tuple[str, ...]
+    """The directories in that: all are asked, in order, and written."""
+    layers: str
+    """The directory of layers in the bucket."""
+    endpoint: str = ""
+    """The URL of the service; "" for that of AWS."""
+    path_style: bool = False
+    """Whether requests have the bucket in their path, and not in their host name."""
+    pace: CachePace = CachePace()
 
 
-class CacheExport(msgspec.Struct, frozen=True):
+class CacheInContainer(msgspec.Struct, frozen=True, tag_field="kind", tag="azblob", omit_defaults=True):
+    """A remote cache in a container of Azure Blob Storage."""
+
+    name: str
+    account: str
+    account_url: str
+    container: str
+    records: str
+    names: tuple[str, ...]
+    layers: str
+    """All as in ``CacheInBucket``."""
+    pace: CachePace = CachePace()
+
+
+class CacheInActions(msgspec.Struct, frozen=True, tag_field="kind", tag="gha", omit_defaults=True):
+    """A remote cache in GitHub's cache service for workflows."""
+
+    name: str
+    url: str
+    """The service's URL; "" outside of a workflow."""
+    version: decoding.Int64
+    """The version of its protocol, 1 or 2."""
+    scope: str
+    """The first part of the keys of records, so that several caches can share a repository."""
+    pace: CachePace = CachePace()
+
+
+CacheInObjects = CacheInBucket | CacheInContainer | CacheInActions
+"""A remote cache that needs an account, which is asked for by its name (``AskCacheAccount``)."""
+CacheLocation = CacheInRegistry | CacheInDirectory | CacheInObjects
+"""A remote cache. ``name`` identifies it in messages and in the store's records; it contains no secret."""
+
+
+class CacheBounds(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How much a remote cache may hold. What was used longest ago is removed."""
+
+    size: decoding.Int64
+    """Bytes in all."""
+    age: decoding.Int64
+    """Seconds since the last use."""
+
+
+class CacheExport(msgspec.Struct, frozen=True, omit_defaults=True):
     """``--cache-to``: a cache to export to."""
 
     to: CacheLocation | CacheInImage
     every_stage: bool = False
     """``mode=max``: the steps of all stages, not only of the image."""
+    bounds: CacheBounds | None = None
+    """None if something else bounds the cache."""
+    required: bool = False
+    """``ignore-error=false``: whether the build fails if the cache cannot be written."""
 
 
 SnapshotterKind = Literal["auto", "overlay", "plain"]

@@ -1,7 +1,7 @@
 """Answering the requests of executors, limited to what their build was given.
 
-Credentials for the registries of the job, whether one of these has a manifest, secrets, replies of an SSH agent, and
-the files of contexts for nodes that do not share this machine's disk.
+Credentials for the registries of the job, accounts for its remote caches, whether a registry has a manifest, secrets,
+replies of an SSH agent, and the files of contexts for nodes that do not share this machine's disk.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def answers(
     """Return the function that answers requests of the executor of ``job``; ``sent`` are the contexts of its build."""
     secrets = {secret.id: secret for secret in request.secrets}
     contexts = {each.name: each for each in job.contexts}
+    accounts = {each.name: each for each in request.cache_accounts}
     registries = registries_of(job)
 
     async def answer(ask: protocol.Ask) -> Answer:
@@ -57,6 +58,13 @@ def answers(
                     return None  # no credential: a trigger of a base may name any image
                 found = await asyncio.to_thread(keychain, f"{name}/{repository}")
                 return None if found is None else msgspec.json.encode(found)
+            case protocol.AskCacheAccount(name):
+                from orchestrator import cache_accounts
+
+                source = accounts.get(name)
+                if source is None:
+                    return None
+                return msgspec.json.encode(await asyncio.to_thread(cache_accounts.find, source))
             case protocol.AskManifest(name):
                 wanted = _pushed(job, name)
                 return b"" if await asyncio.to_thread(publish.is_there, registry, wanted) else None

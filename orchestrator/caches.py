@@ -1,19 +1,28 @@
 """``--cache-from``, ``--cache-to`` and ``--cache-repo``: parsing references to remote caches, in buildx's syntax.
 
-Keys of buildx that request what kanifold does anyway are accepted: entries are OCI image manifests, layers have the
-build's compression, and failures are warnings. Other values are errors.
+Keys of buildx that request what kanifold does anyway are accepted: entries are OCI image manifests, and layers have the
+build's compression. Other values are errors.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from executor.dockerfile.suggestions import hint
-from executor.protocol import CacheExport, CacheInDirectory, CacheInImage, CacheInRegistry, CacheLocation, Compression
+from executor.protocol import (
+    CacheBounds,
+    CacheExport,
+    CacheInDirectory,
+    CacheInImage,
+    CacheInRegistry,
+    CacheLocation,
+    Compression,
+)
 from executor.registry import reference
 from orchestrator import fields
 from platforms.errors import UsageError
@@ -22,6 +31,11 @@ _KEYS: Final = (
     "type", "ref", "mode", "compression", "compression-level", "force-compression", "oci-mediatypes", "image-manifest",
     "ignore-error", "registry.insecure",
 )  # fmt: skip
+_SERVICES: Final = ("s3", "azblob", "gha")
+
+
+if TYPE_CHECKING:
+    from orchestrator.cache_accounts import AccountSource
 
 
 class Cache(msgspec.Struct, frozen=True):
@@ -34,6 +48,10 @@ class Cache(msgspec.Struct, frozen=True):
     level: int | None = None
     insecure: str = ""
     """The registry for which TLS is not verified; "" for none."""
+    account: AccountSource | None = None
+    bounds: CacheBounds | None = None
+    required: bool = False
+    """Whether ``ignore-error=false`` was given."""
 
 
 def source(text: str, flag: str) -> Cache:
@@ -61,13 +79,19 @@ def locations(caches: Iterable[Cache]) -> tuple[CacheLocation, ...]:
 
 def exports(caches: Iterable[Cache]) -> tuple[CacheExport, ...]:
     """What is written to the ``caches``."""
-    return tuple(CacheExport(each.to, each.every_stage) for each in caches)
+    return tuple(CacheExport(each.to, each.every_stage, each.bounds, each.required) for each in caches)
+
+
+def accounts(caches: Iterable[Cache]) -> tuple[AccountSource, ...]:
+    """Where the accounts of the ``caches`` come from."""
+    return tuple(each.account for each in caches if each.account is not None)
 
 
 def _read(text: str, flag: str, path_key: str, *, inline: bool) -> Cache:
     if "=" not in text:
         text = f"type=registry,ref={text}"
-    values = fields.parse(text, flag, (*_KEYS, path_key))
+    kind = fields.first(text, "type")
+    values = fields.parse(text, flag, (*_KEYS, *_more_keys(kind, path_key)))
     mode = values.get("mode", "min")
     if mode not in ("min", "max"):
         raise UsageError(f"{flag}: mode={mode!r} is neither min nor max")
@@ -77,34 +101,63 @@ def _read(text: str, flag: str, path_key: str, *, inline: bool) -> Cache:
                 f"{flag}: {key}=false cannot be had", why="each entry of a cache is an OCI image manifest of its own"
             )
     fields.truth(values, "force-compression", flag, default=False)  # always so: layers have the build's compression
-    if not fields.truth(values, "ignore-error", flag, default=True):
-        raise UsageError(f"{flag}: ignore-error=false cannot be had", why="what is wrong with a cache is a warning")
+    required = not fields.truth(values, "ignore-error", flag, default=True)
     level = values.get("compression-level", "")
     if level and not level.isdigit():
         raise UsageError(f"{flag}: compression-level={level!r} is not a number")
     insecure = fields.truth(values, "registry.insecure", flag, default=False)
-    to: CacheLocation | CacheInImage
-    registry = ""
-    match values.get("type", ""):
+    made = _cache(kind, values, flag, path_key, inline=inline)
+    return replace(
+        made,
+        every_stage=mode == "max",
+        compression=values.get("compression", ""),
+        level=int(level) if level else None,
+        insecure=made.insecure if insecure else "",
+        required=required,
+    )
+
+
+def _more_keys(kind: str, path_key: str) -> tuple[str, ...]:
+    """Return the keys of a cache of type ``kind``, beside ``_KEYS``."""
+    if kind not in _SERVICES:
+        return (path_key, *(("max_age", "max_size") if kind == "local" else ()))
+    from orchestrator import cache_services  # rarely needed
+
+    return cache_services.KEYS[kind]
+
+
+def _cache(kind: str, values: Mapping[str, str], flag: str, path_key: str, *, inline: bool) -> Cache:
+    """Return the cache of type ``kind``, by the keys of that type alone."""
+    match kind:
         case "registry":
             if "ref" not in values:
                 raise UsageError(f"{flag}: type=registry needs ref=")
-            to = CacheInRegistry(values["ref"])
-            registry = reference.parse(values["ref"]).registry if insecure else ""
+            return Cache(CacheInRegistry(values["ref"]), insecure=reference.parse(values["ref"]).registry)
         case "local":
             if path_key not in values:
                 raise UsageError(f"{flag}: type=local needs {path_key}=")
-            to = CacheInDirectory(os.path.abspath(values[path_key]))
+            return Cache(CacheInDirectory(os.path.abspath(values[path_key])), bounds=_bounds(values, flag))
         case "inline" if inline:
-            to = CacheInImage()
-        case kind:
+            return Cache(CacheInImage())
+        case "s3" | "azblob" | "gha":
+            from orchestrator import cache_services
+
+            found = cache_services.read(kind, values, flag)
+            return Cache(found.to, account=found.account, bounds=found.bounds)
+        case _:
+            known = ("registry", "local", *_SERVICES, *(("inline",) if inline else ()))
             raise UsageError(
-                f"{flag}: type={kind!r} is not supported{hint(kind, ('registry', 'local', 'inline'))}",
-                remedy="use registry, local or, for --cache-to, inline",
+                f"{flag}: type={kind!r} is not supported{hint(kind, known)}", remedy=f"use one of {', '.join(known)}"
             )
-    if isinstance(to, CacheInRegistry):
-        reference.parse(to.name)
-    return Cache(to, mode == "max", values.get("compression", ""), int(level) if level else None, registry)
+
+
+def _bounds(values: Mapping[str, str], flag: str) -> CacheBounds | None:
+    """Return the bounds of a cache in a directory, which has none unless they are given."""
+    if not {"max_age", "max_size"} & values.keys():
+        return None
+    from orchestrator import cache_services
+
+    return cache_services.bounds({"max_age": f"{1 << 20}d", "max_size": str(1 << 62), **values}, flag)
 
 
 def check(targets: Iterable[Cache], compression: Compression) -> None:

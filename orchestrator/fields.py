@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from executor.dockerfile.suggestions import hint
 from platforms import durations
 from platforms.errors import UsageError
 from platforms.sizes import number_of_bytes
+
+_SECRET: Final = ("secret", "token", "key", "password")
+"""Words in keys whose values may be secrets."""
 
 
 def parse(text: str, flag: str, known: Sequence[str]) -> dict[str, str]:
@@ -19,11 +23,20 @@ def parse(text: str, flag: str, known: Sequence[str]) -> dict[str, str]:
         key, equals, value = each.partition("=")
         if not equals or key.lower() not in known:
             meant = hint(key.lower(), known) if equals else ""
+            shown = f"{key}=…" if equals and any(word in key.lower() for word in _SECRET) else each
             raise UsageError(
-                f"{flag}: unexpected {each!r}{meant}", remedy=f"use {', '.join(f'{name}=' for name in known)}"
+                f"{flag}: unexpected {shown!r}{meant}", remedy=f"use {', '.join(f'{name}=' for name in known)}"
             )
         values[key.lower()] = value
     return values
+
+
+def first(text: str, key: str) -> str:
+    """The value of ``key`` in ``text``, whatever else is there; "" if it has none."""
+    import csv
+
+    words = (each.partition("=") for each in next(csv.reader([text]), ()))
+    return next((value for name, _, value in words if name.lower() == key), "")
 
 
 def truth(values: Mapping[str, str], key: str, flag: str, *, default: bool) -> bool:

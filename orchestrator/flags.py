@@ -182,13 +182,19 @@ class BuildFlags(options.Flags):
         "--cache-from",
         metavar="SPEC",
         read=each(values.cache_source),
-        help="type=registry,ref=REF · type=local,src=DIR: caches to ask.",
+        help=(
+            "type=registry,ref=REF · type=local,src=DIR · type=s3,bucket=,region= · type=azblob,account_url= · "
+            "type=gha: caches to ask."
+        ),
     )
     cache_to = texts(
         "--cache-to",
         metavar="SPEC",
         read=each(values.cache_target),
-        help="type=registry,ref=REF[,mode=max] · type=local,dest=DIR[,mode=max] · type=inline: caches to write.",
+        help=(
+            "type=registry,ref=REF[,mode=max] · type=local,dest=DIR · type=s3 · type=azblob · type=gha, as for "
+            "--cache-from · type=inline: caches to write; also ignore-error=false."
+        ),
     )
     cache_repo = text(
         "--cache-repo",
@@ -322,6 +328,7 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
         build_contexts=contexts,
         annotations=_annotations(flags, platforms, outputs),
         secrets=flags.secrets,
+        cache_accounts=caches.accounts((*cache_from, *cache_to)),
         ssh=flags.ssh,
         load_to=flags.load_to or os.environ.get(_LOAD, ""),
         progress="quiet" if flags.quiet else flags.progress,

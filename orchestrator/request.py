@@ -15,6 +15,7 @@ from platforms import host
 from platforms.platform import Platform
 
 if TYPE_CHECKING:
+    from orchestrator.cache_accounts import AccountSource
     from orchestrator.nodes.node_selection import NodeSelection
 
 
@@ -74,6 +75,8 @@ class BuildRequest(msgspec.Struct, frozen=True):
     """By canonical name."""
     annotations: tuple[Annotation, ...] = ()
     secrets: tuple[SecretSource, ...] = ()
+    cache_accounts: tuple[AccountSource, ...] = ()
+    """Where the accounts of remote caches come from."""
     ssh: tuple[tuple[str, str], ...] = ()
     """Names of SSH agents, and where they are: a socket, keys with commas between them, "" for SSH_AUTH_SOCK."""
     agents: Mapping[str, str] = msgspec.field(default_factory=dict)

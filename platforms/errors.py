@@ -13,6 +13,7 @@ on a terminal. ``KanifoldError`` carries it; the subclass determines the exit co
         ├── StepFailed           a RUN step exited with a non-zero status
         ├── ContextError         a path of the build context is missing or leads outside
         ├── RegistryError        a registry refused, was not reachable, or sent invalid data
+        ├── CacheError           a remote cache refused, was not reachable, or sent invalid data
         ├── PlatformMissing      an image or index lacks the requested platform
         ├── ArchiveError         a layer or archive is damaged or hostile
         ├── AuditError           an image contains binaries of another architecture
@@ -156,6 +157,10 @@ class ContextError(BuildError):
 
 class RegistryError(BuildError):
     """A registry refused, was not reachable, or sent invalid data."""
+
+
+class CacheError(BuildError):
+    """A remote cache refused, was not reachable, or sent invalid data."""
 
 
 class PlatformMissing(BuildError):

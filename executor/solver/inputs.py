@@ -95,7 +95,7 @@ class Inputs:
         """Add an input for a request to the orchestrator, unless images cannot depend on it: credentials, and whether a
         push is needed."""
         match question:
-            case protocol.AskCredential() | protocol.AskToken() | protocol.AskManifest():
+            case protocol.AskCredential() | protocol.AskToken() | protocol.AskCacheAccount() | protocol.AskManifest():
                 pass
             case _:  # any other kind is an input
                 with self._lock:

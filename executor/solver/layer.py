@@ -167,8 +167,6 @@ class _ResultLayer(msgspec.Struct, frozen=True):
         layers, store = self.layers, self.layers.store
         if blobs.has(store, digest):
             return
-        from executor.solver import remote_cache  # which few builds have
-
         with locks.lock(store, f"blob {digest}", cancel=layers.cancellation.future):
             known = cache.get_layer_info(store, self.result)
             size = next((each.size for each in known.blobs if each.digest == digest), 0)
@@ -176,7 +174,7 @@ class _ResultLayer(msgspec.Struct, frozen=True):
                 if blobs.has(store, digest):
                     return
                 try:
-                    remote_cache.at(location, layers.registry).fetch_blob(Descriptor("", digest, size), store)
+                    layers.remote_caches().fetch_blob(location, Descriptor("", digest, size), store)
                 except Interrupted:
                     raise
                 except (KanifoldError, OSError) as error:

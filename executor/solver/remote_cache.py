@@ -1,9 +1,9 @@
-"""Remote caches: in a registry, in a directory, or within an image.
+"""Remote caches: in a registry, within an image, in a directory, and at services that keep objects.
 
 Every entry is a separate object under its key, so that platforms, nodes and CI runners write concurrently and do not
 overwrite each other's entries. In a registry an entry is an OCI manifest, tagged ``NAMESPACE.KEY``, whose config is the
-record and whose only layer is the step's; in a directory it is the file ``steps/KEY``, with blobs in ``blobs/sha256``;
-within an image it is in a field of the image's config.
+record and whose only layer is the step's; within an image it is in a field of the image's config; elsewhere it is an
+object (``object_cache``).
 
 Everything is verified before it is used: the record names its key, the layer has a digest and a diff id. A cache that
 is missing, broken or unreachable costs a warning, never a build.
@@ -11,13 +11,8 @@ is missing, broken or unreachable costs a warning, never a build.
 
 from __future__ import annotations
 
-import errno
 import io
-import os
-import stat
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
@@ -26,63 +21,33 @@ import msgspec
 
 from executor import protocol
 from executor.image import mediatypes, selection
-from executor.image.digest import check_digest, sha256
+from executor.image.digest import sha256
 from executor.image.manifest import Descriptor, Index, Manifest, describe
+from executor.objects.cache_account import Account, CacheAccount
+from executor.objects.directory_objects import DirectoryObjects
+from executor.objects.object_store import ObjectStore
 from executor.registry import reference
 from executor.registry.reference import Reference
-from executor.solver import keys
-from executor.solver.cache import ElfFiles, LayerRecord
 from executor.solver.inflight import fetch_blob
 from executor.solver.inputs import Inputs
 from executor.solver.lazy import Lazy
+from executor.solver.object_cache import CacheLayout, ObjectCache
+from executor.solver.remote_entry import ENTRY, RECORD_LIMIT, RemoteCacheEntry, decode, read_inline
 from executor.store import blobs
 from executor.store.store import Store
-from platforms import decoding, regular
-from platforms.errors import ArchiveError, KanifoldError, Problem
-from platforms.paths import below, component
+from platforms import decoding
+from platforms.errors import ArchiveError, CacheError, KanifoldError, Problem, ProtocolError
 
 if TYPE_CHECKING:
+    from executor.conversation import Conversation
     from executor.registry.client import Client
+    from executor.transport import Cancel, Trust
 
-ENTRY: Final = "application/vnd.kanifold.cache.entry.v1+json"
-"""The media type of a record in a registry."""
-INLINE: Final = "kanifold.cache.v1"
-"""The field of an image's config that holds its steps."""
-_RECORD_LIMIT: Final = 4 << 20
 _CONFIG_LIMIT: Final = 8 << 20
 _UNREAD: Final = "the build goes on without it"
 
-
-class RemoteCacheEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The result of a step for other machines: its key, its result, and the layer.
-
-    A step of a stage that is only copied from may come without its layer. Its result is contained in the keys of the
-    steps that copied from it, so these are found without running it again.
-    """
-
-    key: str
-    result: str
-    created: str
-    diff_id: str = ""
-    blob: LayerRecord | None = None
-    media_type: str = ""
-    machines: tuple[ElfFiles, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Return the name of the layer in the store: not ``result``, which a local step may have.
-
-        It is derived from everything that the store records of the layer according to this entry, so entries do not
-        affect each other. The word in the key is that of existing stores.
-        """
-        blob = None if self.blob is None else (self.blob.kind, self.blob.digest, self.blob.size)
-        machines = tuple((each.name, each.count, each.paths) for each in self.machines)
-        return keys.key("foreign", self.result, self.diff_id, blob, machines)
-
-    @property
-    def descriptor(self) -> Descriptor | None:
-        """The descriptor of the layer, if there is one."""
-        return None if self.blob is None else Descriptor(self.media_type, self.blob.digest, self.blob.size)
+# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
+_ACCOUNT: Final[msgspec.json.Decoder[CacheAccount]] = msgspec.json.Decoder(CacheAccount)
 
 
 class RemoteCache(Protocol):
@@ -107,10 +72,29 @@ class RemoteCache(Protocol):
         """Fetch the layer of an entry into ``store``, verified."""
         ...
 
-    @property
-    def repository(self) -> Reference | None:
-        """The repository from which layers can be mounted, if the cache is in a registry."""
+    def holds(self, entry: RemoteCacheEntry) -> bool:
+        """Whether this build has found ``entry`` in the cache, as it is, with its layer."""
         ...
+
+    def bound(self, bounds: protocol.CacheBounds) -> None:
+        """Remove what exceeds ``bounds``."""
+        ...
+
+
+class CacheTarget(msgspec.Struct, frozen=True):
+    """A cache to export to."""
+
+    cache: RemoteCache
+    bounds: protocol.CacheBounds | None = None
+    required: bool = False
+    """Whether the build fails if the cache cannot be written."""
+
+
+class CacheReport(msgspec.Struct, frozen=True):
+    """Where remote caches tell what they do."""
+
+    tell: protocol.Tell
+    inputs: Inputs
 
 
 class RegistryCache:
@@ -127,10 +111,6 @@ class RegistryCache:
     def location(self) -> protocol.CacheInRegistry:
         return protocol.CacheInRegistry(self.name)
 
-    @property
-    def repository(self) -> Reference:
-        return self._repository
-
     def find(self, key: str) -> RemoteCacheEntry | None:
         target = self._target(key)
         found = self._client().find(target)
@@ -139,7 +119,7 @@ class RegistryCache:
         document = found[0]
         if not isinstance(document, Manifest) or document.config.media_type != ENTRY or len(document.layers) != 1:
             raise ArchiveError(f"{target.familiar()} is not a cache entry")
-        entry = decode(self._client().read_blob(self._repository, document.config, _RECORD_LIMIT), key)
+        entry = decode(self._client().read_blob(self._repository, document.config, RECORD_LIMIT), key)
         layer, expected = document.layers[0], entry.descriptor or document.config
         if (layer.digest, layer.size) != (expected.digest, expected.size):
             raise ArchiveError(f"{target.familiar()} contradicts itself", why="its record names another layer")
@@ -160,79 +140,14 @@ class RegistryCache:
     def fetch_blob(self, entry: Descriptor, store: Store) -> None:
         fetch_blob(store, entry, partial(self._client().fetch, self._repository))
 
+    def holds(self, entry: RemoteCacheEntry) -> bool:
+        return False
+
+    def bound(self, bounds: protocol.CacheBounds) -> None:
+        """Do nothing: a registry's own policies remove tags."""
+
     def _target(self, key: str) -> Reference:
         return self._repository.with_tag(f"{self._space[:60]}.{key}")
-
-
-class DirectoryCache:
-    """A cache in a directory, on a shared disk or in the cache of a CI system."""
-
-    def __init__(self, path: str) -> None:
-        self.name = path
-        self._path = path
-
-    @property
-    def location(self) -> protocol.CacheInDirectory:
-        return protocol.CacheInDirectory(self.name)
-
-    @property
-    def repository(self) -> None:
-        return None
-
-    def find(self, key: str) -> RemoteCacheEntry | None:
-        try:
-            with regular.open_below(self._path, f"steps/{component(key)}") as file:
-                data = file.read(_RECORD_LIMIT)
-        except FileNotFoundError:
-            if not os.path.isdir(self._path):
-                raise
-            return None
-        return decode(data, key)
-
-    def put(self, entry: RemoteCacheEntry, store: Store) -> None:
-        record = below(self._path, "steps", entry.key)
-        if entry.blob is None:
-            if os.path.exists(record):
-                return
-        elif not os.path.exists(target := self._blob(entry.blob.digest)):
-            with blobs.open(store, entry.blob.digest) as file:
-                self._write(target, file.read)
-        self._write(record, io.BytesIO(msgspec.json.encode(entry)).read)
-
-    def fetch_blob(self, entry: Descriptor, store: Store) -> None:
-        path = "/".join(("blobs", *map(component, check_digest(entry.digest).split(":"))))
-        with regular.open_below(self._path, path) as file, blobs.resume(store, entry.digest) as ingest:
-            file.seek(ingest.resume_offset)
-            while block := file.read(1 << 20):
-                ingest.write(block)
-            ingest.commit()
-
-    def _blob(self, digest: str) -> str:
-        return below(self._path, "blobs", *check_digest(digest).split(":"))
-
-    def _make_directories(self, path: str) -> None:
-        """Make ``path`` below the cache's directory, without following links out of it."""
-        os.makedirs(self._path, exist_ok=True)
-        here = self._path
-        for name in os.path.relpath(path, self._path).split("/"):
-            here = below(here, name)
-            with suppress(FileExistsError):
-                os.mkdir(here)
-            if not stat.S_ISDIR(os.lstat(here).st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, f"{here} is not a directory of its own", here)
-
-    def _write(self, path: str, read: Callable[[int], bytes]) -> None:
-        self._make_directories(os.path.dirname(path))
-        incoming = f"{path}.{os.getpid()}.{time.monotonic_ns()}"
-        try:
-            with open(incoming, "xb") as file:
-                while block := read(1 << 20):
-                    file.write(block)
-            os.replace(incoming, path)
-        except BaseException:
-            if os.path.exists(incoming):
-                os.unlink(incoming)
-            raise
 
 
 class InlineCache:
@@ -249,10 +164,6 @@ class InlineCache:
     def location(self) -> protocol.CacheInRegistry:
         return protocol.CacheInRegistry(self.name)
 
-    @property
-    def repository(self) -> Reference:
-        return self._reference.repository_only()
-
     def find(self, key: str) -> RemoteCacheEntry | None:
         if self._entries is None:
             self._entries = self._read()
@@ -265,6 +176,12 @@ class InlineCache:
 
     def fetch_blob(self, entry: Descriptor, store: Store) -> None:
         fetch_blob(store, entry, partial(self._client().fetch, self._reference))
+
+    def holds(self, entry: RemoteCacheEntry) -> bool:
+        return False
+
+    def bound(self, bounds: protocol.CacheBounds) -> None:
+        """Do nothing: the image has the cache of one build."""
 
     def _read(self) -> dict[str, RemoteCacheEntry]:
         found = self._client().find(self._reference)
@@ -289,19 +206,15 @@ class RemoteCaches:
     """All remote caches of a job: looked up in order, and exported to. Thread-safe."""
 
     def __init__(
-        self,
-        sources: Sequence[RemoteCache],
-        targets: Sequence[RemoteCache],
-        tell: protocol.Tell,
-        max_age: float | None,
-        inputs: Inputs,
+        self, sources: Sequence[RemoteCache], targets: Sequence[CacheTarget], report: CacheReport, max_age: float | None
     ) -> None:
         self._sources = tuple(sources)
         self._targets = tuple(targets)
-        self._tell = tell
+        self._report = report
         self._max_age = max_age
-        self._inputs = inputs
-        self._unusable: set[RemoteCache] = set()
+        self._unread: set[RemoteCache] = set()
+        self._unwritten: dict[RemoteCache, Exception] = {}
+        self._dead: set[RemoteCache] = set()
         self._forgotten: set[str] = set()
         self._warned: set[tuple[str, str]] = set()
         self._asked: set[str] = set()
@@ -310,15 +223,15 @@ class RemoteCaches:
     def find(self, key: str) -> tuple[RemoteCacheEntry, RemoteCache] | None:
         """Return the entry for ``key`` in the first cache that has it. A cache that fails is not used any more."""
         for source in self._sources:
-            if source in self._unusable:
+            if source in self._unread:
                 continue
             if source.name not in self._asked:
                 self._asked.add(source.name)
-                self._inputs.add("remote cache")
+                self._report.inputs.add("remote cache")
             try:
                 entry = source.find(key)
             except (KanifoldError, OSError) as error:
-                self._give_up((source,), error, _UNREAD)
+                self._stop_reading((source,), error)
                 continue
             if entry is not None:
                 self._helped.add(source.name)
@@ -326,43 +239,92 @@ class RemoteCaches:
                 return entry, source
         return None
 
+    def fetch_blob(self, location: protocol.CacheLocation, entry: Descriptor, store: Store) -> None:
+        """Fetch the layer of an entry from the cache at ``location``, which is one of the job's."""
+        for each in self._sources:
+            if each.name == location.name and each not in self._dead:
+                each.fetch_blob(entry, store)
+                return
+        raise CacheError(f"the cache {location.name} is not used by this build")
+
     def complain(self) -> None:
         """Warn of caches that had no entry for any step, whose reference may be wrong.
 
         Not of those that have failed, which was reported, nor of those that this build exports to.
         """
-        silent = {each.name for each in (*self._unusable, *self._targets)}
+        silent = {each.name for each in (*self._unread, *(each.cache for each in self._targets))}
         for name in sorted(self._asked - self._helped - silent):
             self._warn(Problem("CacheMissed", f"the cache {name} has nothing for this build"))
 
+    def hold(self, entry: RemoteCacheEntry) -> bool:
+        """Whether all caches to export to have ``entry`` already, as far as this build has seen."""
+        return all(each.cache in self._unwritten or each.cache.holds(entry) for each in self._targets)
+
     def put(self, entry: RemoteCacheEntry, store: Store) -> None:
-        """Add ``entry`` to all caches to export to."""
+        """Add ``entry`` to all caches to export to. Raises the error of one without which the build fails."""
         for target in self._targets:
-            if target in self._unusable:
+            cache = target.cache
+            try:
+                if cache not in self._unwritten:
+                    cache.put(entry, store)
+            except (KanifoldError, OSError) as error:
+                self._stop_writing(cache, error)
+            if target.required and cache in self._unwritten:
+                raise self._failure(cache)
+
+    def bound(self) -> None:
+        """Remove from the caches to export to what exceeds their bounds."""
+        for target in self._targets:
+            if target.bounds is None or target.cache in self._unwritten:
                 continue
             try:
-                target.put(entry, store)
+                target.cache.bound(target.bounds)
             except (KanifoldError, OSError) as error:
-                self._give_up((target,), error, "its cache is not written")
+                self._warn(
+                    Problem("CacheUnbounded", f"the cache {target.cache.name} cannot be kept small", why=str(error))
+                )
 
     def lost(self, name: str, error: Exception) -> None:
         """Record that the cache ``name`` could not provide the layer of an entry: it is not used any more."""
-        self._give_up([each for each in self._sources if each.name == name], error, _UNREAD)
+        self._stop_reading([each for each in self._sources if each.name == name], error)
 
     def forget(self, result: str) -> None:
         """Record that the layer of ``result`` (or of that name) is needed and not available: entries with it are not
         used."""
         self._forgotten.add(result)
 
-    def _give_up(self, caches: Sequence[RemoteCache], error: Exception, so: str) -> None:
-        self._unusable.update(caches)
+    def _stop_reading(self, caches: Sequence[RemoteCache], error: Exception) -> None:
+        """What a service refuses, or does not answer, would take as long for the next entry, and for writing one."""
+        self._unread.update(caches)
+        if isinstance(error, CacheError):
+            self._dead.update(caches)
+            self._unwritten.update(dict.fromkeys(caches, error))
         for name in {each.name for each in caches}:
-            if (name, so) not in self._warned:  # a reference is used in two ways, and by many threads
-                self._warned.add((name, so))
-                self._warn(Problem("CacheUnusable", f"the cache {name} cannot be used, {so}", why=str(error)))
+            self._warn_once(name, error, _UNREAD)
+
+    def _stop_writing(self, cache: RemoteCache, error: Exception) -> None:
+        self._unwritten[cache] = error
+        if not any(each.required for each in self._targets if each.cache is cache):
+            self._warn_once(cache.name, error, "its cache is not written")
+
+    def _failure(self, cache: RemoteCache) -> CacheError:
+        error = self._unwritten[cache]
+        remedy = error.problem.remedy if isinstance(error, KanifoldError) else ""
+        return CacheError(
+            f"the cache {cache.name} cannot be written, and ignore-error=false was given",
+            why=str(error),
+            remedy=remedy,
+        )
+
+    def _warn_once(self, name: str, error: Exception, so: str) -> None:
+        if (name, so) in self._warned:  # a reference is used in two ways, and by many threads
+            return
+        self._warned.add((name, so))
+        remedy = error.problem.remedy if isinstance(error, CacheError) else ""
+        self._warn(Problem("CacheUnusable", f"the cache {name} cannot be used, {so}", why=str(error), remedy=remedy))
 
     def _warn(self, problem: Problem) -> None:
-        self._tell(protocol.BuildWarning(problem, problem.kind))
+        self._report.tell(protocol.BuildWarning(problem, problem.kind))
 
     def _is_young(self, entry: RemoteCacheEntry) -> bool:
         if self._max_age is None:
@@ -374,62 +336,82 @@ class RemoteCaches:
             return False
 
 
-def at(location: protocol.CacheLocation, client: Lazy[Client]) -> RemoteCache:
+class Connections(msgspec.Struct, frozen=True):
+    """How the remote caches of a job are reached."""
+
+    registry: Lazy[Client]
+    conversation: Conversation
+    """In which accounts are asked for."""
+    trust: Trust
+    cancel: Cancel
+    report: CacheReport
+
+
+def at(location: protocol.CacheLocation, connections: Connections) -> RemoteCache:
     """Return the cache at ``location``."""
+    objects: Lazy[ObjectStore]
+    account, pace = partial(_account, connections.conversation, location.name), protocol.CachePace()
     match location:
         case protocol.CacheInRegistry():
-            return RegistryCache(location.name, client)
+            return RegistryCache(location.name, connections.registry)
         case protocol.CacheInDirectory():
-            return DirectoryCache(location.name)
+            layout = CacheLayout("steps", ("",), "blobs")
+            objects = Lazy(partial(DirectoryObjects, location.name))
+        case protocol.CacheInBucket() | protocol.CacheInContainer():
+            layout, pace = CacheLayout(location.records, location.names, location.layers), location.pace
+            objects = Lazy(partial(_bucket_objects, location, account))
+        case protocol.CacheInActions():
+            layout, pace = CacheLayout("kanifold-step", (location.scope,), "kanifold-layer"), location.pace
+            objects = Lazy(partial(_actions_objects, location, account, connections))
         case _:
             assert_never(location)
+    return ObjectCache(location, layout, objects, pace, connections.report.tell)
 
 
-def sources_and_targets(
-    job: protocol.Job, client: Lazy[Client]
-) -> tuple[tuple[RemoteCache, ...], tuple[RemoteCache, ...]]:
-    """Return the caches of ``job`` to import from, and those to export to."""
+def _bucket_objects(location: protocol.CacheInBucket | protocol.CacheInContainer, account: Account) -> ObjectStore:
+    from executor.objects import bucket_objects
+
+    if isinstance(location, protocol.CacheInBucket):
+        return bucket_objects.in_bucket(location, account)
+    return bucket_objects.in_container(location, account)
+
+
+def _actions_objects(location: protocol.CacheInActions, account: Account, connections: Connections) -> ObjectStore:
+    from executor.objects import actions_objects
+
+    return actions_objects.in_actions(location, account, connections.trust, connections.cancel)
+
+
+def of_job(job: protocol.Job, connections: Connections) -> RemoteCaches:
+    """Return the caches of ``job``. One that is imported from and exported to is one object."""
+    made: dict[str, RemoteCache] = {}
     sources: list[RemoteCache] = []
+    targets: list[CacheTarget] = []
+
     for each in job.options.cache_from:
-        sources.append(at(each, client))
+        sources.append(_known(each, made, connections))
         if isinstance(each, protocol.CacheInRegistry):  # the reference may be an image with an inline cache
-            sources.append(InlineCache(each.name, job.platform, client))
-    targets = (at(each.to, client) for each in job.options.cache_to if not isinstance(each.to, protocol.CacheInImage))
-    return tuple(sources), tuple(targets)
+            sources.append(InlineCache(each.name, job.platform, connections.registry))
+    for export in job.options.cache_to:
+        if not isinstance(export.to, protocol.CacheInImage):
+            targets.append(CacheTarget(_known(export.to, made, connections), export.bounds, export.required))
+    return RemoteCaches(sources, targets, connections.report, job.options.cache_ttl)
 
 
-# Made here, by one thread: two that make the decoder of one type at the same moment crash msgspec.
-_ENTRY: Final[msgspec.json.Decoder[RemoteCacheEntry]] = msgspec.json.Decoder(RemoteCacheEntry)
-_ENTRIES: Final[msgspec.json.Decoder[tuple[RemoteCacheEntry, ...]]] = msgspec.json.Decoder(tuple[RemoteCacheEntry, ...])
-_FIELDS: Final[msgspec.json.Decoder[dict[str, msgspec.Raw]]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+def _known(location: protocol.CacheLocation, made: dict[str, RemoteCache], connections: Connections) -> RemoteCache:
+    name = f"{type(location).__name__} {location.name}"
+    if name not in made:
+        made[name] = at(location, connections)
+    return made[name]
 
 
-def decode(data: bytes, key: str) -> RemoteCacheEntry:
-    """Return the record in ``data``, which has to be for ``key``. Raises ``ArchiveError``."""
+def _account(conversation: Conversation, name: str) -> CacheAccount:
+    """Return the account for the remote cache ``name``, which the orchestrator has. Raises ``CacheError`` if there is
+    none."""
+    answer = conversation.ask(protocol.AskCacheAccount(name))
+    if answer is None:
+        raise CacheError(f"there is no account for {name}")
     try:
-        entry = decoding.decode(_ENTRY, data)
+        return decoding.decode(_ACCOUNT, answer)
     except msgspec.DecodeError as error:
-        raise ArchiveError("a cache entry is malformed", why=str(error)) from error
-    if entry.key != key:
-        raise ArchiveError("a cache entry is for another step", why=f"{entry.key[:70]} instead of {key}")
-    if entry.blob is not None:
-        check_digest(entry.diff_id)
-        check_digest(entry.blob.digest)
-    return entry
-
-
-def read_inline(config: bytes) -> dict[str, RemoteCacheEntry]:
-    """Return the entries in the config of an image, by key; empty if it has none."""
-    try:
-        raw = decoding.decode(_FIELDS, config).get(INLINE)
-        entries = decoding.decode(_ENTRIES, raw) if raw is not None else ()
-    except msgspec.DecodeError as error:
-        raise ArchiveError("an image's cache is malformed", why=str(error)) from error
-    return {each.key: decode(msgspec.json.encode(each), each.key) for each in entries}
-
-
-def with_inline(config: bytes, entries: Sequence[RemoteCacheEntry]) -> bytes:
-    """Return ``config`` with ``entries``, in an order that does not depend on the order of execution."""
-    document = decoding.decode(_FIELDS, config)
-    document[INLINE] = msgspec.Raw(msgspec.json.encode(sorted(entries, key=lambda each: each.key)))
-    return msgspec.json.encode(document)
+        raise ProtocolError(f"the account for {name} is malformed", why=str(error)) from error

@@ -13,34 +13,41 @@ from executor.solver.cache import LayerRecord
 from executor.solver.caching import CachedStep
 from executor.solver.layer import kind_of
 from executor.solver.lifetime import together
-from executor.solver.remote_cache import RemoteCacheEntry, with_inline
+from executor.solver.remote_cache import RemoteCaches
+from executor.solver.remote_entry import RemoteCacheEntry, with_inline
 from executor.solver.services import Services
 
 
 def inline(config: bytes, job: protocol.Job, steps: Sequence[CachedStep]) -> bytes:
     """Return the image's ``config`` with the ``steps`` whose layers are in the image."""
-    return with_inline(config, entries_of(job, steps, whole=False))
+    return with_inline(config, [_entry(job, each, with_layer=each.in_image) for each in steps])
 
 
 def share(job: protocol.Job, services: Services, steps: Sequence[CachedStep]) -> None:
     """Export ``steps`` to the remote caches; with layers if these are in the image, or if a cache takes all."""
     caches = services.remote_caches()
     whole = any(each.every_stage for each in job.options.cache_to)
-    entries = entries_of(job, steps, whole=whole)
-    together(services.background, [partial(caches.put, each, services.store) for each in entries])
+    works = [partial(_share, job, services, caches, each, whole or each.in_image) for each in steps]
+    together(services.background, works)
+    caches.bound()
 
 
-def entries_of(job: protocol.Job, steps: Sequence[CachedStep], *, whole: bool) -> list[RemoteCacheEntry]:
-    """Return ``steps`` as entries of a remote cache. The layers of entries that have one are in the store."""
-    return [_entry(job, each, with_layer=not each.deferred and (whole or each.in_image)) for each in steps]
+def _share(job: protocol.Job, services: Services, caches: RemoteCaches, step: CachedStep, with_layer: bool) -> None:
+    """Export ``step``. Its layer is fetched first if it is on another machine, unless every cache has it."""
+    entry = _entry(job, step, with_layer=with_layer)
+    if caches.hold(entry):
+        return
+    if entry.blob is not None:
+        step.layer.content()
+    caches.put(entry, services.store)
 
 
 def _entry(job: protocol.Job, step: CachedStep, *, with_layer: bool) -> RemoteCacheEntry:
+    """Return ``step`` as an entry of a remote cache."""
     entry = RemoteCacheEntry(step.key, step.outcome.result, step.outcome.created)
-    if not with_layer:
+    if not with_layer or step.deferred:
         return entry
     blob = step.layer.blob()
-    step.layer.content()
     return replace(
         entry,
         diff_id=blob.diff_id,

@@ -20,7 +20,7 @@ from oci_layout import read_image
 
 from executor.image import config
 from executor.registry import oci_archive
-from executor.solver import remote_cache
+from executor.solver import remote_entry
 from platforms import regular
 from platforms.errors import ArchiveError
 
@@ -164,9 +164,9 @@ def test_a_secret_that_turned_into_a_fifo_is_not_waited_for(tmp_path: Path) -> N
 )
 def test_a_caches_entry_that_is_no_text_is_a_clear_error(data: bytes) -> None:
     with pytest.raises(ArchiveError):
-        remote_cache.decode(data, "k")
+        remote_entry.decode(data, "k")
     with pytest.raises(ArchiveError):
-        remote_cache.read_inline(b'{"' + remote_cache.INLINE.encode() + b'":[' + data + b"]}")
+        remote_entry.read_inline(b'{"' + remote_entry.INLINE.encode() + b'":[' + data + b"]}")
 
 
 @pytest.mark.parametrize(

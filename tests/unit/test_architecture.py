@@ -68,6 +68,9 @@ DOORS: Mapping[str, frozenset[str]] = {
     "executor.context.git": frozenset({"fetched"}),
     "executor.context.gitprogram": frozenset({"fetched"}),
     "executor.context.http": frozenset({"fetched"}),
+    "executor.objects.actions_objects": frozenset({"remote_cache"}),
+    "executor.objects.bucket_objects": frozenset({"remote_cache"}),
+    "executor.objects.directory_objects": frozenset({"remote_cache"}),
     "executor.registry.oci_archive": frozenset({"base"}),
     "executor.registry.client": frozenset({"jobclient"}),
     "executor.registry.layout": frozenset({"base"}),
@@ -446,7 +449,12 @@ def test_every_reason_has_its_dependency() -> None:
 
 def imported(module: Path) -> set[str]:
     """The distributions that ``module`` imports from, beside ours and Python's own."""
-    spelled = {"asyncio_pool": "asyncio-pool", "dockerfile_parse": "dockerfile-parse", "yaml": "pyyaml"}
+    spelled = {
+        "asyncio_pool": "asyncio-pool",
+        "azure": "azure-identity",
+        "dockerfile_parse": "dockerfile-parse",
+        "yaml": "pyyaml",
+    }
     named = {name.partition(".")[0] for _, name in imports(ast.parse(module.read_text()))} - {""}
     return {spelled.get(name, name) for name in named - sys.stdlib_module_names - set(ROOMS)}
 

@@ -8,8 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from executor.protocol import CacheExport, CacheInDirectory, CacheInImage, CacheInRegistry, Compression
+from executor.objects.cache_account import CacheAccount
+from executor.protocol import (
+    CacheBounds,
+    CacheExport,
+    CacheInActions,
+    CacheInBucket,
+    CacheInContainer,
+    CacheInDirectory,
+    CacheInImage,
+    CacheInRegistry,
+    Compression,
+)
 from orchestrator import cli, fields, flags
+from orchestrator.cache_accounts import AzureAccount, GivenAccount
 from orchestrator.options import Flag
 from orchestrator.outputs import OciLayout, Push
 from orchestrator.request import Allowed, Annotation, BuildRequest, SecretSource
@@ -189,6 +201,54 @@ def test_the_audits_exceptions_may_name_a_platform() -> None:
     assert found.audit_allow == (Allowed("/opt/**"), Allowed("/usr/lib/x86/*", "linux/arm64"))
 
 
+def test_caches_at_services_are_named_without_their_secrets() -> None:
+    place = "type=s3,bucket=b,region=r,prefix=/ci/,name=x;y,endpoint_url=https://s3.example/,use_path_style=true"
+    found = ask("--cache-to", f"{place},access_key_id=id,secret_access_key=hush,mode=max,max_age=7d,max_size=1g")
+    name = "https://s3.example/b/ci/x;y"
+    location = CacheInBucket(
+        name, "b", "r", "ci/kanifold/steps", ("x", "y"), "ci/kanifold/blobs", "https://s3.example", path_style=True
+    )
+    assert found.options.cache_to == (CacheExport(location, every_stage=True, bounds=CacheBounds(1 << 30, 7 * 86400)),)
+    assert found.cache_accounts == (GivenAccount(name, CacheAccount("id", "hush")),)
+    assert "hush" not in repr(found)
+    azure = ask("--cache-from", "type=azblob,account_url=https://acc.blob.core.windows.net,timeout=5m")
+    (cache,) = azure.options.cache_from
+    assert isinstance(cache, CacheInContainer)
+    assert (cache.account, cache.container, cache.pace.patience) == ("acc", "buildkit-cache", 300)
+    assert azure.cache_accounts == (AzureAccount(cache.name),)
+
+
+def test_a_misspelt_secret_is_not_shown() -> None:
+    with pytest.raises(UsageError) as caught:
+        ask("--cache-to", "type=s3,bucket=b,region=r,secret_acces_key=hush")
+    assert "hush" not in str(caught.value)
+    assert "did you mean secret_access_key?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "url", "version"),
+    [
+        ("type=gha", {"ACTIONS_RESULTS_URL": "https://r/", "ACTIONS_CACHE_SERVICE_V2": "true"}, "https://r", 2),
+        ("type=gha", {"ACTIONS_RESULTS_URL": "https://r/", "ACTIONS_CACHE_URL": "https://c/"}, "https://c", 1),
+        ("type=gha", {"ACTIONS_RESULTS_URL": "https://r/"}, "https://r", 2),
+        ("type=gha,version=2", {"ACTIONS_RESULTS_URL": "https://r/", "ACTIONS_CACHE_URL": "https://c"}, "https://r", 2),
+        ("type=gha,url_v2=https://x", {"ACTIONS_CACHE_URL": "https://c/"}, "https://x", 2),
+        ("type=gha,url=https://x", {"ACTIONS_RESULTS_URL": "https://r/"}, "https://x", 1),
+        ("type=gha", {}, "", 2),
+    ],
+)
+def test_the_cache_service_of_a_workflow(
+    monkeypatch: pytest.MonkeyPatch, text: str, environment: dict[str, str], url: str, version: int
+) -> None:
+    for name in ("ACTIONS_RESULTS_URL", "ACTIONS_CACHE_URL", "ACTIONS_CACHE_SERVICE_V2", "ACTIONS_RUNTIME_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (cache,) = ask("--cache-from", f"{text},scope=s,timeout=2m,token=t").options.cache_from
+    assert isinstance(cache, CacheInActions)
+    assert (cache.url, cache.version, cache.scope, cache.pace.patience) == (url, version, "s", 120)
+
+
 def test_stages_without_cache_come_as_lists_and_repeats() -> None:
     assert ask("--no-cache-filter", "a,b", "--no-cache-filter", "c").options.no_cache_stages == ("a", "b", "c")
 
@@ -253,11 +313,21 @@ def test_quiet_is_a_progress() -> None:
         (("--cache-from", "type=registry"), "--cache-from"),
         (("--cache-from", "type=inline"), "--cache-from"),
         (("--cache-to", "type=local"), "--cache-to"),
-        (("--cache-to", "type=s3,bucket=x"), "--cache-to"),
+        (("--cache-to", "type=s3,bucket=x"), "type=s3 needs region="),
+        (("--cache-to", "type=s3,region=x"), "type=s3 needs bucket="),
+        (("--cache-to", "type=s3,bucket=x,region=y,access_key_id=z"), "go together"),
+        (("--cache-to", "type=s3,bucket=x,region=y,endpoint_url=https://a:b@c"), "more than a host and a path"),
+        (("--cache-to", "type=s3,bucket=x,region=y,endpoint_url=c:9000"), "is not an http or https URL"),
+        (("--cache-to", "type=s3,bucket=x,region=y,prefix=a/../b"), "is not a path"),
+        (("--cache-to", "type=s3,bucket=x,region=y,timeout=soon"), "timeout='soon' is not a time"),
+        (("--cache-to", "type=s3,bucket=x,region=y,account_url=z"), "unexpected 'account_url=z'"),
+        (("--cache-from", "type=azblob,name=x"), "type=azblob needs account_url="),
+        (("--cache-from", "type=gha,scope=a,version=3"), "version='3' is neither 1 nor 2"),
+        (("--cache-from", '"type=gha","scope=a,b"'), "no comma"),
         (("--cache-to", "type=registry,ref=a,mode=most"), "--cache-to"),
         (("--cache-to", "type=registry,ref=a,oci-mediatypes=false"), "oci-mediatypes"),
         (("--cache-to", "type=registry,ref=a,image-manifest=false"), "image-manifest"),
-        (("--cache-to", "type=registry,ref=a,ignore-error=false"), "ignore-error"),
+        (("--cache-to", "type=registry,ref=a,ignore-error=perhaps"), "ignore-error"),
         (("--cache-to", "type=registry,ref=a,force-compression=perhaps"), "force-compression"),
         (("--cache-to", "type=registry,ref=a,compression=zstd"), "compression"),
         (("--cache-to", "type=registry,ref=a,compression-level=3"), "compression"),

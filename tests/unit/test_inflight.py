@@ -11,9 +11,12 @@ import pytest
 
 from executor.image.digest import sha256
 from executor.image.manifest import Descriptor
+from executor.objects.directory_objects import DirectoryObjects
+from executor.protocol import CacheInDirectory, CachePace
 from executor.registry.transfer import BlobWriter
 from executor.solver.inflight import BlobReader, InFlightBlob, RetryRead, fetch_blob
-from executor.solver.remote_cache import DirectoryCache
+from executor.solver.lazy import ready
+from executor.solver.object_cache import CacheLayout, ObjectCache
 from executor.store import blobs
 from executor.store.store import Store, open_store
 from platforms.errors import RegistryError, StoreError
@@ -70,7 +73,10 @@ def test_a_copy_out_of_a_directory_that_was_cut_short_is_gone_on_with(store: Sto
     blob.write_bytes(b"what was meant")
     with blobs.ingest(store, WANTED.digest) as ingest:
         ingest.write(b"what was ")
-    DirectoryCache(str(tmp_path / "cache")).fetch_blob(WANTED, store)
+    place = str(tmp_path / "cache")
+    layout, objects = CacheLayout("steps", ("",), "blobs"), ready(DirectoryObjects(place))
+    cache = ObjectCache(CacheInDirectory(place), layout, objects, CachePace(), lambda _: None)
+    cache.fetch_blob(WANTED, store)
     assert blobs.read(store, WANTED.digest, 100) == b"what was meant"
 
 

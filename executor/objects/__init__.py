@@ -1,0 +1,1 @@
+"""Objects by key: the storage of remote caches, in a directory or at a service."""

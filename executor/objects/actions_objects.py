@@ -1,0 +1,432 @@
+"""Objects in GitHub's cache service for workflows, as actions/cache uses it.
+
+Version 2 of its protocol is Twirp with JSON (``github.actions.results.api.v1.CacheService`` of actions/toolkit): the
+service gives out signed URLs of Azure Blob Storage, to which objects are written as blocks, and from which they are
+read. Version 1, of GitHub Enterprise Server and of act, has requests of its own for all of that.
+
+An object can be written once and never be replaced. Therefore a key here is the beginning of a key there, which ends
+with a digest of the content, and is asked for as a prefix (``restore_keys``): the service returns the newest. Reading
+an object marks it as used; the service removes what was not used for a week, and the least recently used first if a
+repository has more than it may.
+
+Who may read and write is in the token, as *scopes*: refs of the repository with permissions. A pull request reads what
+its base and its own runs have written, and may write for its own runs only, or not at all if it comes from a fork.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from executor.objects.cache_account import Account
+from executor.objects.object_store import PIECE, SILENCE, StoredObject
+from executor.retry import Attempts, RetryPolicy, TransientError
+from executor.transport import (
+    Cancel,
+    HTTPRequest,
+    HTTPResponse,
+    TransientStatus,
+    Transport,
+    Trust,
+    check_target,
+    origin_of,
+    with_minimum_rate,
+)
+from platforms import decoding
+from platforms.errors import CacheError, RegistryError, printable
+
+if TYPE_CHECKING:
+    from executor.protocol import CacheInActions
+
+_SERVICE: Final = "/twirp/github.actions.results.api.v1.CacheService/"
+_API: Final = "/_apis/artifactcache/"
+_V1_ACCEPT: Final = "application/json;api-version=6.0-preview.1"
+_VERSION: Final = hashlib.sha256(b"kanifold cache 1").hexdigest()
+"""What the service calls a version: entries of another one are not found. A change of the format needs another."""
+_ANSWER_LIMIT: Final = 256 << 10
+_BLOCK: Final = 4 * PIECE
+"""Bytes of a block of a blob: there may be 50,000 of up to 4,000 MiB (Put Block)."""
+_ONE_REQUEST: Final = _BLOCK
+"""Maximum size of a blob that is written in one request (Put Blob)."""
+_MARK: Final = 16
+"""Hexadecimal digits of the digest at the end of a key."""
+_POLICY: Final = RetryPolicy(attempts=3, first_delay=0.3, longest_delay=2.0, longest_retry_after=10.0)
+_REFUSED: Final = frozenset({401, 403})
+_WRITE: Final = 2
+"""The bit of a scope's ``Permission`` that allows to write."""
+
+
+class TokenScope(msgspec.Struct, frozen=True, rename="pascal"):
+    """A ref of the repository, and what a token allows for its entries: 1 to read, 2 to write, or their sum."""
+
+    scope: str
+    permission: int
+
+
+class _Claims(msgspec.Struct, frozen=True):
+    """The claims of a token (JWT) that say what it allows, and until when."""
+
+    ac: str = ""
+    exp: float = 0.0
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """An answer of the service, in any version and to any request."""
+
+    ok: bool = False
+    message: str = ""
+    msg: str = ""
+    code: str = ""
+    signed_upload_url: str = ""
+    signed_download_url: str = ""
+    matched_key: str = ""
+    archive_location: str = msgspec.field(default="", name="archiveLocation")
+    cache_key: str = msgspec.field(default="", name="cacheKey")
+    cache_id: int = msgspec.field(default=0, name="cacheId")
+
+
+_CLAIMS: Final[msgspec.json.Decoder[_Claims]] = msgspec.json.Decoder(_Claims)
+_SCOPES: Final[msgspec.json.Decoder[tuple[TokenScope, ...]]] = msgspec.json.Decoder(tuple[TokenScope, ...])
+_ANSWER: Final[msgspec.json.Decoder[_Answer]] = msgspec.json.Decoder(_Answer)
+
+
+def scopes(token: str) -> tuple[TokenScope, ...] | None:
+    """Return the scopes of ``token``, which is not verified; None if it names none, as tokens of act do not."""
+    claims = _claims(token)
+    if claims is None or not claims.ac:
+        return None
+    try:
+        return decoding.decode(_SCOPES, claims.ac.encode())
+    except msgspec.DecodeError:
+        return None
+
+
+def _claims(token: str) -> _Claims | None:
+    part = token.split(".")[1] if token.count(".") == 2 else ""
+    try:
+        return decoding.decode(_CLAIMS, base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))) if part else None
+    except (msgspec.DecodeError, binascii.Error, ValueError):
+        return None
+
+
+def in_actions(location: CacheInActions, account: Account, trust: Trust, cancel: Cancel) -> ActionsObjects:
+    """Return the objects of ``location``."""
+    return ActionsObjects(location, account, Transport(trust, cancel), trust)
+
+
+class ActionsObjects:
+    """The entries of the cache service at ``location``."""
+
+    def __init__(self, location: CacheInActions, account: Account, transport: Transport, trust: Trust) -> None:
+        self._url = location.url.rstrip("/")
+        self._version = location.version
+        self._silence = min(SILENCE, location.pace.patience)
+        self._account = account
+        self._transport = transport
+        self._trust = trust
+        self._lock = threading.Lock()
+        self._known: dict[str, str] = {}
+        """URLs of objects that were looked for, by key."""
+
+    def get(self, key: str, limit: int) -> tuple[bytes, StoredObject] | None:
+        """A URL that has expired is asked for once more."""
+        reply = None
+        while (url := self._look_up(key)) is not None:
+            again = reply is not None
+            reply = self._read(url, f"cannot read {key}", limit)
+            if reply.status == 200:
+                return reply.body, StoredObject(key, len(reply.body), time.time())
+            if again or reply.status not in _REFUSED:
+                raise _refused(f"cannot read {key}", reply)
+        return None
+
+    def find(self, key: str) -> StoredObject | None:
+        return None if self._look_up(key) is None else StoredObject(key, -1, time.time())
+
+    def stream(self, key: str, size: int, offset: int) -> Iterator[bytes]:
+        """An interrupted answer is continued; a URL that has expired is asked for once more."""
+        with self._lock:
+            url = self._known.get(key)
+        attempts = Attempts(_POLICY, self._transport.pause)
+        fresh = url is None
+        while offset < size:
+            if url is None:
+                url = self._look_up(key)
+                if url is None:
+                    raise CacheError(f"cannot read {key}", why="the cache service does not have it any more")
+            with _translated(f"cannot read {key}"), attempts:
+                response, _ = self._transport.open(self._download(url, offset), redirects=0)
+                with closing(response):
+                    if response.status_code in _REFUSED and not fresh:
+                        url, fresh = None, True
+                        continue
+                    reply = HTTPResponse(response.status_code, response.headers, b"", "")
+                    if reply.status in _POLICY.statuses:
+                        raise TransientStatus(reply)
+                    if reply.status not in {200, 206}:
+                        raise _refused(f"cannot read {key}", reply)
+                    skip = offset if reply.status == 200 else 0
+                    for chunk in with_minimum_rate(self._transport.chunks(response)):
+                        part, skip = chunk[skip:], max(0, skip - len(chunk))
+                        if part:
+                            offset += len(part)
+                            attempts.progressed()
+                            yield part
+                if offset < size:
+                    raise TransientError("the answer ended too early")
+
+    def put(self, key: str, content: Callable[[], Iterator[bytes]], size: int) -> None:
+        what = f"cannot write {key}"
+        self._check_writable(what)
+        whole = f"{key}-{_mark(content())}"
+        if self._version == 1:
+            self._put_v1(what, whole, content, size)
+            return
+        made = self._ask("CreateCacheEntry", what, {"key": whole, "version": _VERSION})
+        if made is None:
+            return  # somebody has written it, or is about to
+        if not made.signed_upload_url:
+            raise CacheError(what, why=f"the cache service refused: {printable(made.message or 'without a reason')}")
+        self._upload(what, self._checked(made.signed_upload_url), content, size)
+        done = self._ask("FinalizeCacheEntryUpload", what, {"key": whole, "version": _VERSION, "size_bytes": str(size)})
+        if done is not None and not done.ok:
+            raise CacheError(what, why=f"the cache service refused: {printable(done.message or 'without a reason')}")
+
+    def touch(self, found: StoredObject) -> None:
+        """Nothing: looking for an object marks it as used."""
+
+    def list(self, directory: str) -> Iterator[StoredObject]:
+        """Yield nothing: the service bounds its caches by itself, and has no list for workflows."""
+        return iter(())
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Do nothing, for the same reason."""
+
+    def _read(self, url: str, what: str, limit: int) -> HTTPResponse:
+        attempts = Attempts(_POLICY, self._transport.pause)
+        while True:
+            with _translated(what), attempts:
+                reply, _ = self._transport.call(self._download(url, 0), limit, redirects=0)
+                if reply.status in _POLICY.statuses:
+                    raise TransientStatus(reply)
+                return reply
+
+    # -- asking the service
+
+    def _look_up(self, key: str) -> str | None:
+        """Return a URL of the newest object whose key begins with ``key``; None if there is none."""
+        what, prefix = f"cannot look for {key}", f"{key}-"
+        if self._version == 1:
+            from urllib.parse import urlencode
+
+            asked = urlencode({"keys": prefix, "version": _VERSION})
+            reply = self._call(what, "GET", f"{_API}cache?{asked}", None)
+            if reply.status == 204:
+                return None
+            answer = self._decoded(what, reply)
+            matched, url = answer.cache_key, answer.archive_location
+        else:
+            body = {"key": prefix, "restore_keys": [prefix], "version": _VERSION}
+            found = self._ask("GetCacheEntryDownloadURL", what, body)
+            if found is None or not found.ok:
+                return None
+            matched, url = found.matched_key, found.signed_download_url
+        if not matched.lower().startswith(prefix.lower()):
+            raise CacheError(what, why=f"the cache service answered with another key: {printable(matched, 80)}")
+        checked = self._checked(url)
+        with self._lock:
+            self._known[key] = checked
+        return checked
+
+    def _ask(self, method: str, what: str, body: dict[str, Any]) -> _Answer | None:
+        """Return the answer to a call of the Twirp service; None for ``not_found`` and ``already_exists``."""
+        reply = self._call(what, "POST", f"{_SERVICE}{method}", msgspec.json.encode(body))
+        return None if reply.status in {404, 409} else self._decoded(what, reply)
+
+    def _call(
+        self, what: str, method: str, path: str, body: bytes | None, headers: tuple[tuple[str, str], ...] = ()
+    ) -> HTTPResponse:
+        """Return the reply of the service, after retries. Raises ``CacheError`` unless it is one of success, or says
+        that something does not exist, or exists already."""
+        token = self._token(what)
+        accept = _V1_ACCEPT if self._version == 1 else "application/json"
+        request = HTTPRequest(
+            method,
+            f"{self._url}{path}",
+            headers=(("Accept", accept), *(headers or (("Content-Type", "application/json"),))),
+            authorization=f"Bearer {token}",
+            content=None if body is None else lambda: iter((body,)),
+            length=len(body or b""),
+            read_timeout=self._silence,
+            stall_timeout=self._silence,
+        )
+        attempts = Attempts(_POLICY, self._transport.pause)
+        while True:
+            with _translated(what), attempts:
+                reply, _ = self._transport.call(request, _ANSWER_LIMIT, redirects=0)
+                if reply.status in _POLICY.statuses:
+                    raise TransientStatus(reply, _said(reply))
+                if reply.status not in {200, 201, 204, 404, 409}:
+                    raise _refused(what, reply)
+                return reply
+
+    def _token(self, what: str) -> str:
+        if not self._url:
+            raise CacheError(
+                what,
+                why="there is no cache service: neither ACTIONS_RESULTS_URL nor ACTIONS_CACHE_URL is set",
+                remedy="in a workflow, pass them on to the step (crazy-max/ghaction-github-runtime), "
+                "or give url_v2= and token=",
+            )
+        token = self._account().token
+        claims = _claims(token)
+        if claims is not None and 0 < claims.exp < time.time():
+            raise CacheError(what, why="the token of this job has expired", remedy="run the job again")
+        return token
+
+    def _check_writable(self, what: str) -> None:
+        known = scopes(self._token(what))
+        if known is not None and not any(each.permission & _WRITE for each in known):
+            raise CacheError(
+                what,
+                why="the token of this job may only read, as that of a pull request from a fork",
+                remedy="leave --cache-to out there: what the base branch has written is used all the same",
+            )
+
+    def _download(self, url: str, offset: int) -> HTTPRequest:
+        headers = (("Range", f"bytes={offset}-"),) if offset else ()
+        return HTTPRequest("GET", url, headers=headers, read_timeout=self._silence, stall_timeout=self._silence)
+
+    def _checked(self, url: str) -> str:
+        """Return ``url``, which the service has sent, if it is one that it may send us to. Raises ``CacheError``."""
+        try:
+            service = origin_of(self._url)
+            check_target(origin_of(url), service, service, self._trust)
+        except RegistryError as error:
+            raise CacheError(
+                "the cache service sent us to an address that is not used", why=error.problem.why or error.problem.what
+            ) from error
+        return url
+
+    def _decoded(self, what: str, reply: HTTPResponse) -> _Answer:
+        try:
+            return decoding.decode(_ANSWER, reply.body)
+        except msgspec.DecodeError as error:
+            raise CacheError(what, why=f"the cache service sent what is no answer: {error}") from error
+
+    # -- writing
+
+    def _upload(self, what: str, url: str, content: Callable[[], Iterator[bytes]], size: int) -> None:
+        """Write the blob of a signed ``url``, in one request or as blocks (Put Blob, Put Block, Put Block List)."""
+        kind = (("x-ms-blob-type", "BlockBlob"), ("Content-Type", "application/octet-stream"))
+        if size <= _ONE_REQUEST:
+            self._send(what, "PUT", url, b"".join(content()), kind)
+            return
+        blocks: list[str] = []
+        for block in _blocks(content()):
+            name = base64.b64encode(b"%08d" % len(blocks)).decode()
+            self._send(what, "PUT", _with_query(url, comp="block", blockid=name), block)
+            blocks.append(name)
+        listed = "".join(f"<Latest>{name}</Latest>" for name in blocks)
+        body = f'<?xml version="1.0" encoding="utf-8"?><BlockList>{listed}</BlockList>'.encode()
+        self._send(what, "PUT", _with_query(url, comp="blocklist"), body, (("Content-Type", "application/xml"),))
+
+    def _put_v1(self, what: str, key: str, content: Callable[[], Iterator[bytes]], size: int) -> None:
+        body = msgspec.json.encode({"key": key, "version": _VERSION, "cacheSize": size})
+        reply = self._call(what, "POST", f"{_API}caches", body)
+        if reply.status == 409:
+            return
+        entry = f"{_API}caches/{self._decoded(what, reply).cache_id}"
+        begin = 0
+        for block in _blocks(content()):
+            span = ("Content-Range", f"bytes {begin}-{begin + len(block) - 1}/*")
+            sent = self._call(what, "PATCH", entry, block, (("Content-Type", "application/octet-stream"), span))
+            if sent.status in {404, 409}:
+                raise _refused(what, sent)
+            begin += len(block)
+        done = self._call(what, "POST", entry, msgspec.json.encode({"size": size}))
+        if done.status in {404, 409}:
+            raise _refused(what, done)
+
+    def _send(self, what: str, method: str, url: str, data: bytes, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        request = HTTPRequest(
+            method,
+            url,
+            headers=headers,
+            content=lambda: iter((data,)),
+            length=len(data),
+            stall_timeout=self._silence,
+        )
+        attempts = Attempts(_POLICY, self._transport.pause)
+        while True:
+            with _translated(what), attempts:
+                reply, _ = self._transport.call(request, _ANSWER_LIMIT, redirects=0)
+                if reply.status in _POLICY.statuses:
+                    raise TransientStatus(reply, _said(reply))
+                if not 200 <= reply.status < 300:
+                    raise _refused(what, reply)
+                return
+
+
+def _blocks(content: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield ``content`` in blocks of ``_BLOCK`` bytes, the last of which may be smaller."""
+    held = bytearray()
+    for piece in content:
+        held += piece
+        while len(held) >= _BLOCK:
+            yield bytes(held[:_BLOCK])
+            del held[:_BLOCK]
+    if held:
+        yield bytes(held)
+
+
+def _mark(content: Iterator[bytes]) -> str:
+    """Return the end of the key of an object, from the beginning of its ``content``: a layer's key has its digest."""
+    first = next(content, b"")
+    return hashlib.sha256(first).hexdigest()[:_MARK]
+
+
+def _with_query(url: str, **values: str) -> str:
+    from urllib.parse import urlencode
+
+    return f"{url}{'&' if '?' in url else '?'}{urlencode(values)}"
+
+
+def _said(reply: HTTPResponse) -> str:
+    """Return the status of ``reply``, and what the service said: Twirp's ``msg``, or the beginning of the text."""
+    try:
+        found = decoding.decode(_ANSWER, reply.body)
+        text = found.msg or found.message or found.code
+    except msgspec.DecodeError:
+        text = reply.body[:300].decode("utf-8", "replace")
+    return f"status {reply.status}{': ' if text else ''}{printable(text)}"
+
+
+def _refused(what: str, reply: HTTPResponse) -> CacheError:
+    if reply.status in _REFUSED:
+        return CacheError(
+            what,
+            why=f"the cache service denied access ({_said(reply)})",
+            remedy="the token of a job lasts as long as the job, and that of a pull request from a fork may only read",
+        )
+    return CacheError(what, why=f"the cache service refused ({_said(reply)})")
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Raise ``CacheError`` for the errors of the transport."""
+    try:
+        yield
+    except TransientError as error:
+        tries = f" (tried {error.attempts} times)" if error.attempts > 1 else ""
+        raise CacheError(what, why=f"the cache service: {error}{tries}") from error
+    except RegistryError as error:
+        raise CacheError(what, why=str(error)) from error
