@@ -4,6 +4,9 @@ Where the configuration has no ControlPath for the host, connections are shared 
 executors and for the next build: a login takes many round trips and some computing, a session on a connection that is
 open takes two. The master process ends ``_PERSIST`` seconds after its last session.
 
+Commands ask the user nothing: they run in sessions of their own (setsid(2)), without a terminal. Where there is one and
+a login needs an answer, ``ask`` makes the shared connection in the foreground.
+
 Nothing on the command line is variable but user, port and host, which are of a narrow alphabet (``ssh_address``), and
 the path of the socket. What the node is told goes through stdin.
 """
@@ -16,7 +19,9 @@ import hashlib
 import os
 import re
 import stat
-import sys
+import subprocess
+import threading
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -30,6 +35,7 @@ _PERSIST: Final = 60
 _CONFIGURATION_LIMIT: Final = 1 << 20
 _SOCKET_LIMIT: Final = 85
 """Bytes of a socket's path: sun_path has 104 on a Mac, and ssh adds up to 18 (a dot and random characters)."""
+_TERMINAL: Final = threading.Lock()
 _PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9/._+-]+")
 _DEFAULTS: Final = (
     # A node that is down is not waited for, and a shared connection to one that is gone ends, as its executors do
@@ -49,10 +55,21 @@ class SSHClient(msgspec.Struct, frozen=True):
 
     def command(self, remote: str) -> tuple[str, ...]:
         """Return the command that runs ``remote`` there without a terminal, and that never asks the user anything."""
-        shared = (
-            "-oControlMaster=auto", f"-oControlPath={self.socket}", f"-oControlPersist={_PERSIST}",
-        ) if self.socket else ()  # fmt: skip
-        return ("ssh", "-T", "-oBatchMode=yes", *shared, *self.options, *_destination(self.address), remote)
+        return ("ssh", "-T", "-oBatchMode=yes", *self._shared(), *self.options, *_destination(self.address), remote)
+
+    def _shared(self) -> tuple[str, ...]:
+        sharing = (f"-oControlPath={self.socket}", "-oControlMaster=auto", f"-oControlPersist={_PERSIST}")
+        return sharing if self.socket else ()
+
+    async def ask(self) -> bool:
+        """Log in with questions to the user (a passphrase, a password, a new host's key), for all commands that follow.
+
+        The connection stays open for these, if it is ours. Returns False if nobody could be asked, or did not succeed.
+        """
+        if not self.socket:
+            return False
+        command = ("ssh", "-f", "-N", "-T", *self._shared(), *self.options, *_destination(self.address))
+        return await asyncio.to_thread(_log_in, command)
 
     async def give_up(self) -> None:
         """Let the next command make a connection of its own: the shared one may be to a machine that is gone.
@@ -125,6 +142,17 @@ def _is_private(folder: str) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o077
 
 
-def has_terminal() -> bool:
-    """Whether the client could ask the user something."""
-    return sys.stdin is not None and sys.stdin.isatty()
+def _log_in(command: Sequence[str]) -> bool:
+    """Run ``command`` in the foreground of the terminal, one at a time; False where that cannot be."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        foreground = os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
+    with _TERMINAL:  # two questions at once could not be answered
+        return foreground and subprocess.run(command, stdin=-3, stdout=-3, check=False).returncode == 0

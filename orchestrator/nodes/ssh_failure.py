@@ -45,6 +45,11 @@ def failure(node: str, address: SSHAddress, stderr: str, status: int) -> Environ
     return EnvironmentUnfit(what, why=_why(lines, f"ssh ended with exit status {status}"), remedy=remedy)
 
 
+def is_answerable(stderr: str) -> bool:
+    """Whether the client, whose words are ``stderr``, could go on with an answer of the user."""
+    return not _CHANGED.search(stderr) and bool(_UNKNOWN.search(stderr) or _REFUSED.search(stderr))
+
+
 def words(text: str) -> tuple[str, ...]:
     """Return the last lines of ``text``, what was written to stderr, without controls and without frames of ``@``."""
     lines = (printable(line.strip("@ \r"), 500) for line in text.splitlines())

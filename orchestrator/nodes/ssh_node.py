@@ -87,6 +87,8 @@ class SSHNode(CommandNode):
         self._address = ssh_address.parse(entry.url)
         self._client: asyncio.Task[SSHClient] | None = None
         self._wanted: asyncio.Task[tuple[str, str]] | None = None
+        self._may_ask = True
+        """Whether the user may be asked something: for the first executor only, before anything is displayed."""
 
     async def _start(self) -> Connection:
         """Start an executor there, after sending it if it is missing.
@@ -102,14 +104,20 @@ class SSHNode(CommandNode):
         except OSError as error:
             raise EnvironmentUnfit(f"cannot reach node {self.name}", why=f"ssh: {error.strerror}") from error
         try:
-            return await self._loaded(worker, await asyncio.shield(self._wanted))
+            connected = await self._loaded(worker, await asyncio.shield(self._wanted))
         except BaseException as error:
             await asyncio.shield(connection.end(worker))
             status = worker.process.ended.result()
             if isinstance(error, KanifoldError) and status == ssh_failure.STATUS:  # it was the client that failed
+                stderr = worker.process.stderr_tail
+                may_ask, self._may_ask = self._may_ask, False
+                if may_ask and ssh_failure.is_answerable(stderr) and await client.ask():
+                    return await self._start()
                 await client.give_up()
-                raise ssh_failure.failure(self.name, self._address, worker.process.stderr_tail, status) from error
+                raise ssh_failure.failure(self.name, self._address, stderr, status) from error
             raise
+        self._may_ask = False
+        return connected
 
     async def _loaded(self, worker: Worker, wanted: tuple[str, str]) -> Connection:
         """Return the connection to the executor that ``worker``, the client, has started."""

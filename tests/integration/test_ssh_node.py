@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import pty
 import signal
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ import pytest
 from conftest import Base
 from hosts import Host, Hosts
 from oci_layout import read_image
-from protocol_nodes import build
+from protocol_nodes import ROOT, build
 
 from executor.protocol import BuildOptions
 from orchestrator.connection import Connection
@@ -301,6 +304,52 @@ def test_a_login_that_is_refused_is_told_in_the_clients_words(client: Hosts) -> 
         describe(host)
     assert "Permission denied (publickey" in caught.value.problem.why
     assert "ssh-add" in caught.value.problem.remedy
+
+
+DESCRIBE = """
+import asyncio, sys
+from orchestrator.nodes.inventory import NodeEntry
+from orchestrator.nodes.ssh_node import SSHNode
+from platforms.errors import KanifoldError
+async def described():
+    node = SSHNode(NodeEntry("new", "ssh://new"))
+    try:
+        print("platform", (await node.describe(())).platform)
+    except KanifoldError as error:
+        print("error", error)
+    await node.close()
+asyncio.run(described())
+"""
+
+
+def on_a_terminal(asked: bytes, answer: bytes) -> str:
+    """Describe the node ``new`` where there is a terminal; ``answer`` what is ``asked``, and return the output."""
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(sys.executable, [sys.executable, "-c", DESCRIBE])
+    said = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while block := os.read(terminal, 4096):
+            said += block
+            if asked in said:
+                os.write(terminal, answer + b"\n")
+                asked = b"nothing more"
+    os.waitpid(pid, 0)
+    os.close(terminal)
+    return said.decode()
+
+
+def test_a_user_with_a_terminal_is_asked(client: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.add("new")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    client.known_hosts.write_text("")
+    client.config.write_text(client.config.read_text().replace("StrictHostKeyChecking yes\n", ""))
+    assert "error the host key of node new is not known" in on_a_terminal(b"yes/no", b"no")
+    assert "platform linux/amd64" in on_a_terminal(b"yes/no", b"yes")
+    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "open", "-f", str(client.key)], check=True)
+    for each in (client.runtime / "kanifold").iterdir():
+        subprocess.run(["ssh", "-S", str(each), "-O", "exit", "new"], check=True, capture_output=True)
+    assert "platform linux/amd64" in on_a_terminal(b"passphrase", b"open")
 
 
 @pytest.mark.parametrize(
