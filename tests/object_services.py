@@ -339,3 +339,50 @@ class CacheService(Service):
 
 def _twirp(status: int, code: str, message: str) -> Reply:
     return Reply(status, json.dumps({"code": code, "msg": message}).encode(), {"Content-Type": "application/json"})
+
+
+class FirstCacheService(Service):
+    """The cache service as of version 1 of its protocol, as of GitHub Enterprise Server and of act: without scopes."""
+
+    PREFIX = "/_apis/artifactcache/"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[Entry] = []
+
+    def reply(self, request: Request) -> Reply:
+        path = request.path.removeprefix(self.PREFIX)
+        if path.startswith("artifacts/"):
+            assert "authorization" not in request.headers
+            return ranged(request, self.entries[int(path.partition("/")[2])].data, {})
+        assert request.headers["authorization"] == "Bearer first"
+        assert "api-version=6.0-preview" in request.headers["accept"]
+        match request.method, path.partition("/"):
+            case "GET", ("cache", _, _):
+                return self._find(request.query["keys"].lower(), request.query["version"])
+            case "POST", ("caches", _, ""):
+                body = json.loads(request.body)
+                if any((each.key, each.version) == (body["key"], body["version"]) for each in self.entries):
+                    return Reply(409, b"{}")
+                self.entries.append(Entry("", body["key"], body["version"]))
+                return Reply(201, json.dumps({"cacheId": len(self.entries) - 1}).encode())
+            case "PATCH", ("caches", _, number):
+                entry = self.entries[int(number)]
+                span = re.fullmatch(r"bytes (\d+)-(\d+)/\*", request.headers["content-range"])
+                assert span is not None
+                first = int(span[1])
+                assert int(span[2]) - first + 1 == len(request.body)
+                entry.data = entry.data[:first] + request.body
+                return Reply(204)
+            case "POST", ("caches", _, number):
+                entry = self.entries[int(number)]
+                entry.whole = json.loads(request.body)["size"] == len(entry.data)
+                return Reply(204 if entry.whole else 400)
+        return Reply(404)
+
+    def _find(self, key: str, version: str) -> Reply:
+        for number, each in reversed(list(enumerate(self.entries))):
+            if each.whole and each.version == version and each.key.startswith(key):
+                place = f"{self.url}{self.PREFIX}artifacts/{number}"
+                return Reply(200, json.dumps({"cacheKey": each.key, "archiveLocation": place}).encode())
+        return Reply(204)

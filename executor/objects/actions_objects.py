@@ -28,7 +28,7 @@ import msgspec
 
 from executor.objects.cache_account import Account
 from executor.objects.object_store import PIECE, SILENCE, StoredObject
-from executor.retry import Attempts, RetryPolicy, TransientError
+from executor.retry import RETRYABLE_STATUSES, Attempts, RetryPolicy, StallClock, TransientError
 from executor.transport import (
     Cancel,
     HTTPRequest,
@@ -38,7 +38,6 @@ from executor.transport import (
     Trust,
     check_target,
     origin_of,
-    with_minimum_rate,
 )
 from platforms import decoding
 from platforms.errors import CacheError, RegistryError, printable
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from executor.protocol import CacheInActions
 
 _SERVICE: Final = "/twirp/github.actions.results.api.v1.CacheService/"
+_FIND: Final = "GetCacheEntryDownloadURL"
 _API: Final = "/_apis/artifactcache/"
 _V1_ACCEPT: Final = "application/json;api-version=6.0-preview.1"
 _VERSION: Final = hashlib.sha256(b"kanifold cache 1").hexdigest()
@@ -58,7 +58,13 @@ _ONE_REQUEST: Final = _BLOCK
 """Maximum size of a blob that is written in one request (Put Blob)."""
 _MARK: Final = 16
 """Hexadecimal digits of the digest at the end of a key."""
-_POLICY: Final = RetryPolicy(attempts=3, first_delay=0.3, longest_delay=2.0, longest_retry_after=10.0)
+_READING: Final = RetryPolicy(attempts=3, first_delay=0.3, longest_delay=2.0, longest_retry_after=10.0)
+_READING_SECONDS: Final = 20.0
+"""How long after its start a request that a step waits for is not tried again."""
+_WRITING: Final = RetryPolicy(attempts=4, first_delay=0.3, longest_delay=2.0)
+"""GitHub allows so many uploads a minute, and says how long to wait."""
+_PIECE_SECONDS: Final = 60.0
+"""How long the transfer of ``PIECE`` bytes may take."""
 _REFUSED: Final = frozenset({401, 403})
 _WRITE: Final = 2
 """The bit of a scope's ``Permission`` that allows to write."""
@@ -91,6 +97,17 @@ class _Answer(msgspec.Struct, frozen=True):
     archive_location: str = msgspec.field(default="", name="archiveLocation")
     cache_key: str = msgspec.field(default="", name="cacheKey")
     cache_id: int = msgspec.field(default=0, name="cacheId")
+
+
+class _Call(msgspec.Struct, frozen=True):
+    """A request to the service."""
+
+    method: str
+    path: str
+    body: bytes | None = None
+    headers: tuple[tuple[str, str], ...] = (("Content-Type", "application/json"),)
+    writes: bool = True
+    """Whether it is part of an export, which can wait, and not of a look-up, for which a step waits."""
 
 
 _CLAIMS: Final[msgspec.json.Decoder[_Claims]] = msgspec.json.Decoder(_Claims)
@@ -155,7 +172,7 @@ class ActionsObjects:
         """An interrupted answer is continued; a URL that has expired is asked for once more."""
         with self._lock:
             url = self._known.get(key)
-        attempts = Attempts(_POLICY, self._transport.pause)
+        attempts = self._reading()
         fresh = url is None
         while offset < size:
             if url is None:
@@ -169,12 +186,12 @@ class ActionsObjects:
                         url, fresh = None, True
                         continue
                     reply = HTTPResponse(response.status_code, response.headers, b"", "")
-                    if reply.status in _POLICY.statuses:
+                    if reply.status in RETRYABLE_STATUSES:
                         raise TransientStatus(reply)
                     if reply.status not in {200, 206}:
                         raise _refused(f"cannot read {key}", reply)
                     skip = offset if reply.status == 200 else 0
-                    for chunk in with_minimum_rate(self._transport.chunks(response)):
+                    for chunk in _swift(self._transport.chunks(response), f"cannot read {key}"):
                         part, skip = chunk[skip:], max(0, skip - len(chunk))
                         if part:
                             offset += len(part)
@@ -211,13 +228,16 @@ class ActionsObjects:
         """Do nothing, for the same reason."""
 
     def _read(self, url: str, what: str, limit: int) -> HTTPResponse:
-        attempts = Attempts(_POLICY, self._transport.pause)
+        attempts = self._reading()
         while True:
             with _translated(what), attempts:
                 reply, _ = self._transport.call(self._download(url, 0), limit, redirects=0)
-                if reply.status in _POLICY.statuses:
+                if reply.status in RETRYABLE_STATUSES:
                     raise TransientStatus(reply)
                 return reply
+
+    def _reading(self) -> Attempts:
+        return Attempts(_READING, self._transport.pause, clock=StallClock(_READING_SECONDS))
 
     # -- asking the service
 
@@ -228,14 +248,14 @@ class ActionsObjects:
             from urllib.parse import urlencode
 
             asked = urlencode({"keys": prefix, "version": _VERSION})
-            reply = self._call(what, "GET", f"{_API}cache?{asked}", None)
+            reply = self._call(what, _Call("GET", f"{_API}cache?{asked}", writes=False))
             if reply.status == 204:
                 return None
             answer = self._decoded(what, reply)
             matched, url = answer.cache_key, answer.archive_location
         else:
             body = {"key": prefix, "restore_keys": [prefix], "version": _VERSION}
-            found = self._ask("GetCacheEntryDownloadURL", what, body)
+            found = self._ask(_FIND, what, body)
             if found is None or not found.ok:
                 return None
             matched, url = found.matched_key, found.signed_download_url
@@ -248,31 +268,30 @@ class ActionsObjects:
 
     def _ask(self, method: str, what: str, body: dict[str, Any]) -> _Answer | None:
         """Return the answer to a call of the Twirp service; None for ``not_found`` and ``already_exists``."""
-        reply = self._call(what, "POST", f"{_SERVICE}{method}", msgspec.json.encode(body))
+        call = _Call("POST", f"{_SERVICE}{method}", msgspec.json.encode(body), writes=method != _FIND)
+        reply = self._call(what, call)
         return None if reply.status in {404, 409} else self._decoded(what, reply)
 
-    def _call(
-        self, what: str, method: str, path: str, body: bytes | None, headers: tuple[tuple[str, str], ...] = ()
-    ) -> HTTPResponse:
+    def _call(self, what: str, call: _Call) -> HTTPResponse:
         """Return the reply of the service, after retries. Raises ``CacheError`` unless it is one of success, or says
         that something does not exist, or exists already."""
         token = self._token(what)
         accept = _V1_ACCEPT if self._version == 1 else "application/json"
         request = HTTPRequest(
-            method,
-            f"{self._url}{path}",
-            headers=(("Accept", accept), *(headers or (("Content-Type", "application/json"),))),
+            call.method,
+            f"{self._url}{call.path}",
+            headers=(("Accept", accept), *call.headers),
             authorization=f"Bearer {token}",
-            content=None if body is None else lambda: iter((body,)),
-            length=len(body or b""),
+            content=None if call.body is None else lambda: iter((call.body or b"",)),
+            length=len(call.body or b""),
             read_timeout=self._silence,
             stall_timeout=self._silence,
         )
-        attempts = Attempts(_POLICY, self._transport.pause)
+        attempts = Attempts(_WRITING, self._transport.pause) if call.writes else self._reading()
         while True:
             with _translated(what), attempts:
                 reply, _ = self._transport.call(request, _ANSWER_LIMIT, redirects=0)
-                if reply.status in _POLICY.statuses:
+                if reply.status in RETRYABLE_STATUSES:
                     raise TransientStatus(reply, _said(reply))
                 if reply.status not in {200, 201, 204, 404, 409}:
                     raise _refused(what, reply)
@@ -341,18 +360,18 @@ class ActionsObjects:
 
     def _put_v1(self, what: str, key: str, content: Callable[[], Iterator[bytes]], size: int) -> None:
         body = msgspec.json.encode({"key": key, "version": _VERSION, "cacheSize": size})
-        reply = self._call(what, "POST", f"{_API}caches", body)
+        reply = self._call(what, _Call("POST", f"{_API}caches", body))
         if reply.status == 409:
             return
         entry = f"{_API}caches/{self._decoded(what, reply).cache_id}"
         begin = 0
         for block in _blocks(content()):
             span = ("Content-Range", f"bytes {begin}-{begin + len(block) - 1}/*")
-            sent = self._call(what, "PATCH", entry, block, (("Content-Type", "application/octet-stream"), span))
+            sent = self._call(what, _Call("PATCH", entry, block, (("Content-Type", "application/octet-stream"), span)))
             if sent.status in {404, 409}:
                 raise _refused(what, sent)
             begin += len(block)
-        done = self._call(what, "POST", entry, msgspec.json.encode({"size": size}))
+        done = self._call(what, _Call("POST", entry, msgspec.json.encode({"size": size})))
         if done.status in {404, 409}:
             raise _refused(what, done)
 
@@ -365,11 +384,11 @@ class ActionsObjects:
             length=len(data),
             stall_timeout=self._silence,
         )
-        attempts = Attempts(_POLICY, self._transport.pause)
+        attempts = Attempts(_WRITING, self._transport.pause)
         while True:
             with _translated(what), attempts:
                 reply, _ = self._transport.call(request, _ANSWER_LIMIT, redirects=0)
-                if reply.status in _POLICY.statuses:
+                if reply.status in RETRYABLE_STATUSES:
                     raise TransientStatus(reply, _said(reply))
                 if not 200 <= reply.status < 300:
                     raise _refused(what, reply)
@@ -392,6 +411,20 @@ def _mark(content: Iterator[bytes]) -> str:
     """Return the end of the key of an object, from the beginning of its ``content``: a layer's key has its digest."""
     first = next(content, b"")
     return hashlib.sha256(first).hexdigest()[:_MARK]
+
+
+def _swift(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
+    """Yield ``chunks``. Raises ``CacheError`` when ``PIECE`` bytes take longer than ``_PIECE_SECONDS``: it is faster to
+    run the step."""
+    since, begun = 0, time.monotonic()
+    for chunk in chunks:
+        since += len(chunk)
+        now = time.monotonic()
+        if since >= PIECE:
+            since, begun = 0, now
+        elif now - begun > _PIECE_SECONDS:
+            raise CacheError(what, why=f"the cache service is slow: {since} bytes in {_PIECE_SECONDS:g} s")
+        yield chunk
 
 
 def _with_query(url: str, **values: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import json
 import os
 import shutil
 import socket
@@ -17,7 +18,20 @@ from pathlib import Path
 
 import pytest
 from conftest import Base, Kanifold
-from object_services import FORK, MAIN, PULL, S3, SILENCE, CacheService, Reply, Request, served, token
+from object_services import (
+    FORK,
+    MAIN,
+    PULL,
+    S3,
+    SILENCE,
+    CacheService,
+    FirstCacheService,
+    Reply,
+    Request,
+    Service,
+    served,
+    token,
+)
 from remote_builds import RANDOM, Built, Machine
 
 Context = Callable[[Mapping[str, str | bytes]], Path]
@@ -42,6 +56,12 @@ def stages(busybox: Base, context: Context) -> Path:
             "file": "content",
         }
     )
+
+
+@pytest.fixture
+def large(busybox: Base, context: Context) -> Path:
+    """A context whose image has a layer that is sent in parts."""
+    return context({"Dockerfile": f"FROM {busybox.ref}\nRUN head -c 36000000 /dev/urandom > /big\n"})
 
 
 @pytest.fixture
@@ -135,10 +155,25 @@ def test_a_workflow_finds_what_an_earlier_run_has_cached(
 MAIN_REF = "refs/heads/main"
 
 
-def test_a_large_layer_is_sent_as_blocks(
-    machine: Machines, busybox: Base, context: Context, actions: CacheService
-) -> None:
-    folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN head -c 36000000 /dev/urandom > /big\n"})
+def test_version_1_of_the_protocol(machine: Machines, large: Path) -> None:
+    with served(service := FirstCacheService()):
+        given = ("--cache-from", "type=gha", "--cache-to", "type=gha,mode=max")
+        place = {"ACTIONS_CACHE_URL": f"{service.url}/", "ACTIONS_RUNTIME_TOKEN": "first"}
+        first = machine("first").build(large, *given, platforms=AMD64, **place)
+        second = machine("second").build(large, *given, platforms=AMD64, **place)
+    assert (second.ran(), second.digest, first.warnings, second.warnings) == (set(), first.digest, [], [])
+    assert len(service.asked("PATCH", "/caches/")) > len(service.entries), "no layer was sent in parts"
+
+
+def test_several_names_are_asked_in_order_and_all_written(machine: Machines, stages: Path, s3: S3) -> None:
+    first = machine("first").build(stages, "--cache-to", bucket(s3, "name=a;b", "mode=max"), platforms=AMD64)
+    for name in ("b", "none;a"):
+        other = machine(f"of-{name[0]}").build(stages, "--cache-from", bucket(s3, f"name={name}"), platforms=AMD64)
+        assert (other.ran(), other.digest) == (set(), first.digest)
+
+
+def test_a_large_layer_is_sent_as_blocks(machine: Machines, large: Path, actions: CacheService) -> None:
+    folder = large
     first = machine("first").build(folder, "--cache-to", "type=gha", platforms=AMD64, **workflow(actions))
     assert max(len(each.blocks) for each in actions.entries) == 2
     second = machine("second").build(folder, "--cache-from", "type=gha", platforms=AMD64, **workflow(actions))
@@ -150,6 +185,28 @@ def test_scopes_keep_caches_of_one_repository_apart(machine: Machines, stages: P
     other = machine("second").build(stages, "--cache-from", "type=gha,scope=b", platforms=AMD64, **workflow(actions))
     assert len(other.ran()) == 4
     assert "has nothing for this build" in only_warning(other)
+
+
+def test_the_account_for_azure_is_that_of_the_machine(machine: Machines, stages: Path) -> None:
+    """A managed identity, by the endpoint that App Service has for it."""
+
+    class Azure(Service):
+        def reply(self, request: Request) -> Reply:
+            if request.path == "/identity":
+                assert request.headers["x-identity-header"] == "secret"
+                assert request.query["resource"] == "https://storage.azure.com"
+                return Reply(
+                    200, json.dumps({"access_token": "lent", "expires_on": str(int(time.time()) + 3600)}).encode()
+                )
+            return Reply(404 if request.headers.get("authorization") == "Bearer lent" else 401)
+
+    with served(azure := Azure()):
+        built = machine("one").build(
+            stages, "--cache-from", f"type=azblob,account_url={azure.url},account_name=a", platforms=AMD64,
+            IDENTITY_ENDPOINT=f"{azure.url}/identity", IDENTITY_HEADER="secret",
+        )  # fmt: skip
+    assert "has nothing for this build" in only_warning(built)
+    assert azure.asked("GET", "/identity")
 
 
 # -- pull requests ------------------------------------------------------------------------------------------------

@@ -16,13 +16,16 @@ from pathlib import Path
 import pytest
 from conftest import Base
 from msgspec.structs import replace
+from object_services import S3, served
 from oci_layout import read_image
 from protocol_nodes import Marked, apart, build
 
-from executor.protocol import BuildOptions, CacheExport, CacheInDirectory
+from executor.objects.cache_account import CacheAccount
+from executor.protocol import BuildOptions, CacheExport, CacheInBucket, CacheInDirectory
 from executor.registry.reference import parse as reference
 from executor.registry.registry_settings import RegistryCertificates, RegistrySettings
 from executor.step_options import StepOptions
+from orchestrator.cache_accounts import GivenAccount
 from orchestrator.outputs import OciLayout, Output, Push
 from orchestrator.request import BuildRequest, SecretSource
 from platforms.errors import BuildError, KanifoldError, StepFailed, UsageError
@@ -163,6 +166,30 @@ def test_what_is_wrong_with_a_file_here_is_said_here_alone(machine: Machine) -> 
     assert trouble.why == os.strerror(2)
     assert trouble.remedy
     assert trouble.where.file == request.dockerfile
+    assert machine.leaks() == []
+
+
+def test_a_cache_at_a_service_is_used_from_there_with_the_account_of_here(machine: Machine) -> None:
+    with served(service := S3()):
+        name = f"{service.url}/bucket"
+        cache = CacheInBucket(
+            name, "bucket", "eu-west-1", "steps", ("app",), "blobs", endpoint=service.url, path_style=True
+        )
+        request = machine.request("FROM image\nRUN echo ran > /ran\n", OciLayout(str(machine.near / "out")))
+        machine.build(
+            replace(
+                request,
+                options=replace(request.options, cache_from=(cache,), cache_to=(CacheExport(cache),)),
+                cache_accounts=(GivenAccount(name, CacheAccount("key", "not-of-this-world")),),
+            )
+        )
+        assert any(key.startswith("steps/app/") for key in service.objects)
+    assert b"not-of-this-world" in machine.record.read_bytes(), "the executor was not given the account"
+    assert not any(
+        b"not-of-this-world" in path.read_bytes()
+        for path in machine.far.rglob("*")
+        if path.is_file() and path != machine.record
+    )
     assert machine.leaks() == []
 
 
