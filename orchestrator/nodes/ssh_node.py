@@ -22,7 +22,7 @@ from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.ssh_client import SSHClient
 from orchestrator.process import Worker
 from platforms import debug, decoding, framing
-from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError, printable
+from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError, UsageError, printable
 
 MARK: Final = b"kanifold-node-1 "
 """``remote_loader.MARK``, and a space."""
@@ -79,12 +79,14 @@ _REFUSED: Final = msgspec.json.Decoder(_Refused)
 
 
 class SSHNode(CommandNode):
-    """The node that is declared by ``entry``. Raises ``UsageError`` for an invalid address."""
+    """The node that is declared by ``entry``. Raises ``UsageError`` for an invalid address or Python."""
 
     def __init__(self, entry: NodeEntry) -> None:
         super().__init__(entry.name, ())
         self._entry = entry
         self._address = ssh_address.parse(entry.url)
+        if not entry.python.isprintable() or entry.python.startswith("-"):  # it is a line of what the node is told
+            raise UsageError(f"node {entry.name}: python {printable(entry.python, 80)!r} is no program")
         self._client: asyncio.Task[SSHClient] | None = None
         self._wanted: asyncio.Task[tuple[str, str]] | None = None
         self._may_ask = True
@@ -123,7 +125,7 @@ class SSHNode(CommandNode):
         """Return the connection to the executor that ``worker``, the client, has started."""
         worker.stdin.write(_opening(self._entry, *wanted))
         state, details = await self._answer(worker)
-        if state == "lacking":
+        if state == "lacking" and self._entry.bootstrap:
             await self._send(worker, wanted[0], details)
             state, details = await self._answer(worker)
         if state != "ready":

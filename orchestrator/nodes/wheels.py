@@ -26,7 +26,7 @@ from platforms.paths import below
 
 BINARY: Final = ("isal", "msgspec", "zstandard")
 """Packages with binaries that an executor imports; each is a distribution of the same name."""
-_SUFFIX: Final = re.compile(r"\.cpython-3([0-9]{1,3})(t?)-([a-z0-9_]{1,20})-linux-(gnu|musl)([a-z0-9]{0,8})\.so")
+_SUFFIX: Final = re.compile(r"\.cpython-3([0-9]{1,3})(t?)-([a-z0-9_]{1,20})-linux-(gnu|musl)[a-z0-9]{0,8}\.so")
 """The suffix of a binary module: Python 3.minor, processor and C library (PEP 3149)."""
 _GLIBC: Final = re.compile(r"(?:glibc )?([0-9]{1,3})\.([0-9]{1,3})")
 _WHEEL: Final = re.compile(r"([a-z0-9_]+)-([0-9a-z.]+)-(cp[0-9]+)-(cp[0-9]+t?)-([a-z0-9_.]+)\.whl")
@@ -89,9 +89,8 @@ def target(suffix: str, libc: str) -> PythonTarget | None:
     if match is None:
         return None
     version = _GLIBC.fullmatch(libc) if match[4] == "gnu" else None
-    machine = f"{match[3]}{match[5]}" if match[3] == "arm" else match[3]
     return PythonTarget(
-        suffix, int(match[1]), match[2], machine, (int(version[1]), int(version[2])) if version is not None else (0, 0)
+        suffix, int(match[1]), match[2], match[3], (int(version[1]), int(version[2])) if version is not None else (0, 0)
     )
 
 

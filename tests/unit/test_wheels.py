@@ -1,0 +1,104 @@
+"""Which binaries fit a node's Python, and what is told where there are none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator.nodes import executor_zip, wheels
+from platforms.errors import EnvironmentUnfit
+
+
+@pytest.mark.parametrize(
+    ("suffix", "libc", "said"),
+    [
+        (".cpython-311-x86_64-linux-gnu.so", "glibc 2.36", "Python 3.11 on x86_64 with glibc 2.36"),
+        (".cpython-313-aarch64-linux-musl.so", "", "Python 3.13 on aarch64 with musl"),
+        (".cpython-313t-x86_64-linux-gnu.so", "glibc 2.41", "Python 3.13t on x86_64 with glibc 2.41"),
+    ],
+)
+def test_a_suffix_of_modules_tells_python_processor_and_library(suffix: str, libc: str, said: str) -> None:
+    assert str(wheels.target(suffix, libc)) == said
+
+
+@pytest.mark.parametrize("suffix", ["", ".so", ".pypy310-pp73-x86_64-linux-gnu.so", ".cpython-311-darwin.so", "/../x"])
+def test_another_python_is_none_that_is_known(suffix: str) -> None:
+    assert wheels.target(suffix, "") is None
+    with pytest.raises(EnvironmentUnfit, match="no CPython on Linux") as caught:
+        executor_zip.for_python("name", suffix, "")
+    assert caught.value.problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("tag", "takes"),
+    [
+        ("manylinux2014_x86_64", True),
+        ("manylinux_2_17_x86_64", True),
+        ("manylinux_2_36_x86_64", True),
+        ("manylinux_2_37_x86_64", False),
+        ("manylinux_2_17_aarch64", False),
+        ("musllinux_1_2_x86_64", False),
+        ("linux_x86_64", False),
+        ("win_amd64", False),
+    ],
+)
+def test_a_wheel_runs_on_a_c_library_that_is_not_older(tag: str, takes: bool) -> None:
+    found = wheels.target(".cpython-311-x86_64-linux-gnu.so", "glibc 2.36")
+    assert found is not None
+    assert found.takes(tag) is takes
+
+
+def test_every_package_has_a_wheel_for_each_machine_that_is_promised() -> None:
+    rows = [re.fullmatch(r"(\w+)-[\d.]+-cp(\d+)-\S+?(many|musl)linux\S*?_(x86_64|aarch64)\.whl [0-9a-f]{64}", line)
+            for line in wheels.pinned_text().splitlines()]  # fmt: skip
+    found = {row.groups() for row in rows if row}
+    assert len(found) == len(rows)
+    assert found == {
+        (package, python, libc, machine)
+        for package in wheels.BINARY
+        for python in ("311", "312", "313", "314")
+        for libc in ("many", "musl")
+        for machine in ("x86_64", "aarch64")
+    }
+
+
+def test_a_machine_without_binaries_is_told_what_to_do(tmp_path: Path) -> None:
+    found = wheels.target(".cpython-311-riscv64-linux-gnu.so", "glibc 2.41")
+    assert found is not None
+    with pytest.raises(EnvironmentUnfit, match=r"riscv64.*: there is no binary of isal for it") as caught:
+        wheels.fetch(wheels.BINARY, found, str(tmp_path))
+    assert "bootstrap: false" in caught.value.problem.remedy
+
+
+def test_a_machine_without_the_network_says_what_it_would_fetch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    found = wheels.target(".cpython-311-aarch64-linux-gnu.so", "glibc 2.36")
+    assert found is not None
+    with pytest.raises(EnvironmentUnfit, match=r"aarch64 with glibc 2\.36: pip: .*No matching distribution") as caught:
+        wheels.fetch(("msgspec",), found, str(tmp_path))
+    assert "by pip on this machine" in caught.value.problem.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wheel_that_is_kept_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = wheels.target(".cpython-311-aarch64-linux-gnu.so", "glibc 2.36")
+    assert found is not None
+    first = wheels.fetch(("msgspec",), found, str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert wheels.fetch(("msgspec",), found, str(tmp_path)) == first
+
+
+def test_what_is_installed_here_needs_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    here = wheels.here()
+    if here is None:
+        pytest.skip("not Linux")
+    made = executor_zip.make("name", here)
+    assert executor_zip.make("name", here) == made
+    (tmp_path / "kanifold" / "nodes").joinpath(Path(made.path).name).unlink()
+    assert executor_zip.make("name", here).digest == made.digest, "a zip depends on what is in it alone"
