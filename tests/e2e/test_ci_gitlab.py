@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import documented
 import judges
 import pytest
 import yaml
@@ -61,10 +62,10 @@ def repository(tmp_path: Path, kanifold: Kanifold, busybox: Base) -> Repository:
     return Repository(tmp_path, kanifold, dockerfile)
 
 
-def check(repository: Repository, name: str, kanifold: Kanifold, read: Reader) -> None:
+def check(repository: Repository, name: str, platforms: str, kanifold: Kanifold, read: Reader) -> None:
     """The index ``name`` is that of one build, byte by byte."""
     whole = kanifold(
-        "build", repository.path, "--platform", "linux/arm64,linux/amd64", "-t", f"{name}-whole", "--push",
+        "build", repository.path, "--platform", platforms, "-t", f"{name}-whole", "--push",
         SOURCE_DATE_EPOCH=EPOCH,
     )  # fmt: skip
     assert kanifold("index", "inspect", "--raw", name).out == kanifold("index", "inspect", "--raw", f"{name}-whole").out
@@ -78,16 +79,12 @@ def test_the_template_makes_the_index_of_one_build(
 ) -> None:
     name = f"{registry}/e2e/gitlab:template"
     (repository.path / "kanifold.yml").write_text((PIECES / "kanifold.yml").read_text())
-    (repository.path / "kanifold.yaml").write_text("platforms: [linux/arm64, linux/amd64]\n")
-    text = (
-        f"include:\n  - local: kanifold.yml\nvariables:\n  KANIFOLD_TAG: {name}\n"
-        f"build:\n  extends: .kanifold-build\n  parallel:\n    matrix: [{MATRIX}]\n"
-        "index:\n  extends: .kanifold-index\n"
-        "after:\n  stage: .post\n  needs: [index]\n  script: ['echo \"joined $KANIFOLD_DIGEST\"']\n"
-    )
+    (_, text), _ = documented.files("ci.md", "GitLab", name)
+    text = text.replace("$CI_REGISTRY_IMAGE:1", name)
+    text += "after:\n  stage: .post\n  needs: [index]\n  script: ['echo \"joined $KANIFOLD_DIGEST\"']\n"
     done = repository.pipeline(text)
     assert done.returncode == 0, done.stdout
-    check(repository, name, kanifold, read)
+    check(repository, name, "linux/amd64,linux/arm64", kanifold, read)
     assert re.search(r"joined sha256:[0-9a-f]{64}", done.stdout)
 
 
@@ -117,7 +114,7 @@ def test_the_jobs_that_matrix_prints_are_run_as_they_are(
     (repository.path / "kanifold.yml").write_text((PIECES / "kanifold.yml").read_text())
     done = repository.pipeline(f"include:\n  - local: kanifold.yml\n{printed}")
     assert done.returncode == 0, done.stdout
-    check(repository, name, kanifold, read)
+    check(repository, name, "linux/arm64,linux/amd64", kanifold, read)
 
 
 def test_template_and_component_do_the_same() -> None:
