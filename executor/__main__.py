@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -11,13 +12,23 @@ def main() -> int:
     from executor import protocol, resources
     from executor.conversation import Conversation
     from executor.worker import serve
-    from platforms import binfmt, debug
+    from platforms import debug
 
     debug.enter("executor")
     conversation = Conversation(*_take_streams(), protocol.PATIENCE)
-    status = serve((conversation,), binfmt.emulated(), resources.measure())
+    status = serve((conversation,), _emulated(), resources.measure())
     debug.log("process ends", status=status)
     return status
+
+
+def _emulated() -> tuple[str, ...]:
+    """The architectures for which an emulator is installed, or was added to the default store."""
+    from executor.store.emulators import StoreEmulators
+    from platforms import binfmt
+
+    installed = binfmt.emulated()
+    with contextlib.closing(StoreEmulators("")) as emulators:
+        return (*installed, *(each for each in binfmt.QEMU if each not in installed and emulators.find(each)))
 
 
 def preload() -> None:

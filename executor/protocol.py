@@ -577,6 +577,9 @@ class BuildOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     registries: RegistrySettings = RegistrySettings()
     root: str = ""
     """The store's directory; "" for the default."""
+    emulator_image: str = ""
+    """The image that emulators have to be from, a name with a digest; "" if any may be used. Results do not depend on
+    it."""
     snapshotter: SnapshotterKind = "auto"
     """The snapshotter; ``auto``: as the file system of the store allows. Images do not depend on it."""
     isolation: str = ""

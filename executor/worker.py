@@ -31,6 +31,8 @@ from platforms.parsing import parse
 
 if TYPE_CHECKING:
     from executor.sandbox.runner import Runner
+    from executor.store.emulators import StoreEmulators
+    from platforms.platform import Platform
 
 _LAST_MOMENT: Final = 1.2
 """Seconds after the last orchestrator has gone until this process exits unconditionally."""
@@ -111,11 +113,20 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
         return Task(conversation, job, plan, None, None, mounts=unavailable is None)
     found: Emulation | EnvironmentUnfit
     try:
-        found = job.emulation or emulation.emulation(platform)
+        found = job.emulation or emulation.emulation(platform, _image_emulators(job, platform))
     except EnvironmentUnfit as unfit:  # an error only if a program of the platform has to run
         found = unfit
     steps = unavailable or launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
     return Task(conversation, job, plan, found, steps, mounts=unavailable is None)
+
+
+def _image_emulators(job: protocol.Job, platform: Platform) -> StoreEmulators | None:
+    """Return the emulators of the job's store; None if the platform needs none."""
+    if platform.architecture == host.host().architecture:
+        return None
+    from executor.store.emulators import StoreEmulators
+
+    return StoreEmulators(job.options.root, job.options.emulator_image)
 
 
 def _work(task: Task, tasks: Sequence[Task], statuses: list[int]) -> None:

@@ -6,15 +6,21 @@ which it imports wherever it can: its loop only has pipes here. (3) Emulators ar
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import prefork, registries
 from orchestrator.prefork import PreforkServer
 from platforms.errors import EnvironmentUnfit
 from platforms.loading import without
+
+if TYPE_CHECKING:
+    from orchestrator.request import BuildRequest
+    from platforms.emulation import ImageEmulators
+    from platforms.platform import Platform
 
 
 def start_early(arguments: Sequence[str]) -> PreforkServer | None:
@@ -52,11 +58,33 @@ def run(flags: dict[str, Any], started: PreforkServer | None) -> int:
             import asyncio  # noqa: F401
         from platforms import emulation
 
-        tried = emulation.prefetch(request.platforms if planned is None or planned.may_run else ())  # (3)
-        from orchestrator import command
+        platforms = request.platforms if planned is None or planned.may_run else ()
+        with _image_emulators(platforms, request) as emulators:
+            tried = emulation.prefetch(platforms, emulators)  # (3)
+            from orchestrator import command
 
-        gc.freeze()
-        gc.enable()
-        tried()
-        connect = registries.direct if server is None else server.registries.connect
-        return command.build(request, planned, server, connect)
+            gc.freeze()
+            gc.enable()
+            tried()
+            connect = registries.direct if server is None else server.registries.connect
+            return command.build(request, planned, server, connect, emulators)
+
+
+@contextlib.contextmanager
+def _image_emulators(platforms: Sequence[Platform], request: BuildRequest) -> Iterator[ImageEmulators | None]:
+    """Yield the emulators out of images for steps of ``platforms``; None if no platform is a foreign one."""
+    from platforms import host
+
+    own = host.host().architecture
+    if sys.platform != "linux" or all(each.architecture == own for each in platforms):
+        yield None
+        return
+    from executor.store.emulators import StoreEmulators
+
+    image = request.options.emulator_image
+    if image:
+        from orchestrator import emulator_commands
+
+        emulator_commands.provide(request, [each.architecture for each in platforms])
+    with contextlib.closing(StoreEmulators(request.options.root, image)) as emulators:
+        yield emulators

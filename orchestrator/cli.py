@@ -29,11 +29,11 @@ _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-_LATER = ("copy", "index", "matrix")
+_LATER = ("copy", "emulators", "index", "matrix")
 
 
 class _Commands(click.Group):
-    """The commands. Those about images that exist are loaded only when they are asked for."""
+    """The commands. Some are loaded only when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted((*super().list_commands(ctx), *_LATER))
@@ -41,6 +41,10 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _LATER:
             return super().get_command(ctx, cmd_name)
+        if cmd_name == "emulators":
+            from orchestrator import emulator_commands
+
+            return emulator_commands.emulators
         from orchestrator.index import commands
 
         return {"copy": commands.copy, "index": commands.index, "matrix": commands.matrix}[cmd_name]

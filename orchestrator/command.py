@@ -28,6 +28,7 @@ from orchestrator.request import BuildRequest, Report
 from orchestrator.results import BuildResult
 from orchestrator.view import events, open_display
 from orchestrator.view.events import Emit
+from platforms.emulation import ImageEmulators
 from platforms.errors import BuildError, EnvironmentUnfit, Interrupted, KanifoldError
 
 _LAST_MOMENT: Final = 1.9
@@ -36,13 +37,19 @@ _LAST_MOMENT: Final = 1.9
 _T = TypeVar("_T")
 
 
-def build(request: BuildRequest, plan: BuildPlan | None, server: PreforkServer | None, connect: Connect) -> int:
+def build(
+    request: BuildRequest,
+    plan: BuildPlan | None,
+    server: PreforkServer | None,
+    connect: Connect,
+    emulators: ImageEmulators | None = None,
+) -> int:
     """Build, show it, and return the process's exit status (``platforms.errors`` lists them).
 
-    The ``plan`` has been made if everything for it was at hand; executors for this machine come from ``server``.
-    Registries are taken up by ``connect``.
+    The ``plan`` has been made if everything for it was at hand; executors for this machine come from ``server``, its
+    ``emulators`` may be out of images. Registries are taken up by ``connect``.
     """
-    nodes = (LocalNode(server, request.options.isolation),)
+    nodes = (LocalNode(server, request.options.isolation, emulators),)
     if not request.ssh:
         return _build_and_collect(request, plan, nodes, connect)
     from orchestrator.ssh_agent import start_agents

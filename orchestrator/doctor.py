@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 
 from executor.registry import auth
+from executor.store.emulators import StoreEmulators
 from executor.store.store import default_root
 from orchestrator.view.stdout import print_json, print_line
 from platforms import emulation, host
 from platforms.emulation import Emulation
 from platforms.errors import EnvironmentUnfit, KanifoldError
+from platforms.platform import Platform
 
 OK, MISSING = "ok", "--"
 
 
 def show_platforms(as_json: bool) -> None:
     """Print the usual platforms and how their programs run here."""
-    rows = emulation.overview()
+    rows = _emulation("")
     if as_json:
         print_json([_as_data(str(platform), found) for platform, found in rows])
         return
@@ -37,7 +40,7 @@ def examine(root: str) -> int:
         _bounds()
     print_line()
     print_line("emulation")
-    for platform, found in emulation.overview():
+    for platform, found in _emulation(root):
         mark = MISSING if isinstance(found, EnvironmentUnfit) else OK
         print_line(f"  {mark} {platform!s:<16} {_how(found)}")
         if isinstance(found, Emulation):
@@ -63,6 +66,12 @@ def examine(root: str) -> int:
     except KanifoldError as error:
         print_line(f"  {MISSING} {error}")
     return 0 if works else EnvironmentUnfit.exit_code
+
+
+def _emulation(root: str) -> tuple[tuple[Platform, Emulation | EnvironmentUnfit], ...]:
+    """Return how the usual platforms run here, also with emulators that were added to the store at ``root``."""
+    with contextlib.closing(StoreEmulators(root)) as emulators:
+        return emulation.overview(emulators)
 
 
 def _isolation() -> bool:

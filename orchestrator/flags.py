@@ -289,6 +289,15 @@ class BuildFlags(options.Flags):
     insecure = options.INSECURE
     mirrors = options.MIRRORS
     timeouts = options.TIMEOUT
+    emulator_image = text(
+        "--emulator-image",
+        metavar="REF@DIGEST",
+        read=values.emulator_image,
+        help=(
+            "Emulate other platforms with qemu out of this image only, kept in the store (default: "
+            "$KANIFOLD_EMULATOR_IMAGE, what kanifold emulators add has added, or what is installed)."
+        ),
+    )
     root = text(
         "--root",
         metavar="DIR",
@@ -353,6 +362,7 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
             cache_ttl=flags.cache_ttl,
             registries=_registries(flags, tags, outputs, (*cache_from, *cache_to)),
             root=flags.root,
+            emulator_image=flags.emulator_image,
             snapshotter=flags.snapshotter,
             isolation=flags.isolation,
             implicit_platform=not flags.platforms,

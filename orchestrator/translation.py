@@ -28,7 +28,7 @@ UNCHANGED: Final = frozenset({
 })  # fmt: skip
 """The fields of a job, and of its options, that mean the same on every node."""
 TRANSLATED: Final = frozenset({"emulation", "lends", "dockerfile_name", "contexts", "root"})
-REFUSED: Final = frozenset({"cache_from", "cache_to", "cgroup_parent", "certificates"})
+REFUSED: Final = frozenset({"cache_from", "cache_to", "cgroup_parent", "certificates", "emulator_image"})
 """Fields that may refer to something of this machine, which is an error."""
 
 
@@ -131,6 +131,12 @@ def _refuse(job: protocol.Job, node: str) -> None:
             f"--cgroup-parent: node {node} does not have {group}",
             why="it is a control group of this machine",
             remedy="leave it out for builds on other nodes",
+        )
+    if options.emulator_image.startswith(("oci-layout:", "oci-archive:")):
+        raise UsageError(
+            f"--emulator-image: node {node} cannot read {options.emulator_image}",
+            why="it is on this machine, whose disk the node does not share",
+            remedy="name an image in a registry, and add it on the node: kanifold emulators add --image",
         )
     spoken_to = registries_of(job)
     for each in options.registries.certificates:

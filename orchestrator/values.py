@@ -393,6 +393,24 @@ def allowed(text: str, _flag: str) -> Allowed:
     return Allowed(text)
 
 
+def emulator_image(text: str, flag: str) -> str:
+    """Return the name of an image of emulators, which must have a digest; "" for none."""
+    if not text:
+        flag, text = "KANIFOLD_EMULATOR_IMAGE", os.environ.get("KANIFOLD_EMULATOR_IMAGE", "")
+    if not text:
+        return ""
+    from orchestrator.index import names
+
+    name = names.parse(text)
+    if not (name.reference.digest if isinstance(name, names.RegistryName) else name.digest):
+        raise UsageError(
+            f"{flag}: {text[:200]} has no digest",
+            why="steps run in the emulator, and a tag can move",
+            remedy=f"name it as REF@sha256:… (kanifold index inspect {text[:200]} prints its digest)",
+        )
+    return str(name)
+
+
 def method(text: str, flag: str) -> str:
     """Parse ``METHOD[,format=json]``, a request in place of a build; "" for a build."""
     name, comma, how = text.partition(",")

@@ -38,6 +38,9 @@ HOST_FLAGS: Final = "OPF"
 """PRIVATE_FLAGS without C: on the host, C would let any user with a foreign set-user-id root program run qemu as root,
 for which qemu is not written. Debian's qemu-user-static uses the same flags."""
 
+_PATH_LIMIT: Final = 127
+"""Maximum length of an interpreter's path in bytes (Documentation/admin-guide/binfmt-misc.rst)."""
+
 
 class Handler(msgspec.Struct, frozen=True):
     """An entry of a binfmt_misc directory."""
@@ -89,7 +92,7 @@ def registration(architecture: str, interpreter: str, flags: str = PRIVATE_FLAGS
     path that the kernel does not accept: relative, longer than 127 bytes, or with a colon.
     """
     path = os.fsencode(interpreter)
-    if not path.startswith(b"/") or len(path) > 127 or b":" in path or b"\n" in path:
+    if not path.startswith(b"/") or len(path) > _PATH_LIMIT or b":" in path or b"\n" in path:
         raise ValueError(f"binfmt_misc takes no interpreter with this path: {interpreter}")
     start, mask = (b"".join(b"\\x%02x" % byte for byte in part) for part in magic(architecture))
     return b":%s:M::%s:%s:%s:%s" % (name(architecture).encode(), start, mask, path, flags.encode())
@@ -166,9 +169,8 @@ def mount_private(interpreters: Iterable[tuple[str, str]]) -> int:
     mount = _mount()
     try:
         for architecture, interpreter in interpreters:
-            line = registration(architecture, interpreter)
-            with _readonly(interpreter):
-                _register(mount, line)
+            with _readonly(interpreter), _acceptable(interpreter) as path:
+                _register(mount, registration(architecture, path))
     except BaseException:
         os.close(mount)
         raise
@@ -203,6 +205,19 @@ def _readonly(path: str) -> Iterator[None]:
         yield
     finally:
         syscalls.umount(path, syscalls.MNT_DETACH)
+
+
+@contextlib.contextmanager
+def _acceptable(path: str) -> Iterator[str]:
+    """Yield a path of the file ``path`` that ``registration`` accepts: the kernel opens it at once (flag F)."""
+    if len(os.fsencode(path)) <= _PATH_LIMIT and ":" not in path:
+        yield path
+        return
+    file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{file}"
+    finally:
+        os.close(file)
 
 
 def _register(directory: int, line: bytes) -> None:

@@ -6,7 +6,10 @@
     private     a binfmt_misc in the build's own user namespace (Linux 6.7): needs no root and leaves nothing behind
     register    a handler that kanifold registers on the host, as root
 
-A mode is verified by running a program of a few instructions; results are cached for the life of the process.
+A mode is verified by running a program of a few instructions; results are cached for the life of the process. An
+emulator out of an image (``ImageEmulator``) is used in the mode ``private`` only, before a handler of the host, and
+runs nothing but steps: what is tried is whether a program of kanifold's own can be registered in its place.
+
 ``emulation`` takes some 20 ms for an emulated architecture, nearly all of it in another process; ``prefetch`` starts it
 ahead of time.
 """
@@ -19,9 +22,9 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -42,7 +45,8 @@ USUAL: Final = tuple(
 _INSTALL: Final = (
     "install qemu's user emulators: apt-get install qemu-user-static (Debian, Ubuntu), dnf install qemu-user-static "
     "(Fedora), pacman -S qemu-user-static (Arch), apk add qemu-{qemu} (Alpine); or put qemu-{qemu}-static into the "
-    "directory that KANIFOLD_QEMU_DIR names; or give the build a node that is linux/{architecture} itself"
+    "directory that KANIFOLD_QEMU_DIR names; or take one out of an image: kanifold emulators add {architecture}; or "
+    "give the build a node that is linux/{architecture} itself"
 )
 
 
@@ -79,16 +83,40 @@ class Emulation(msgspec.Struct, frozen=True):
         return os.path.basename(self.interpreter) or "emulated"
 
 
-def emulation(platform: Platform) -> Emulation:
-    """Return the first mode that runs programs of ``platform`` here.
+class ImageEmulator(msgspec.Struct, frozen=True):
+    """An emulator out of an image, which nobody has tried: only steps may run it."""
+
+    path: str
+    """Its absolute path."""
+    image: str
+    """The name of the image, with its digest."""
+    stand_in: str
+    """The path of a program of this host that ends with the number of its arguments (``elf.program``)."""
+
+
+class ImageEmulators(Hashable, Protocol):
+    """Emulators out of images."""
+
+    @property
+    def required(self) -> str:
+        """The name of the image that emulators have to be from; "" if others may be used."""
+        ...
+
+    def find(self, architecture: str) -> ImageEmulator | None:
+        """Return the emulator of programs of ``architecture``; None if there is none."""
+        ...
+
+
+def emulation(platform: Platform, emulators: ImageEmulators | None = None) -> Emulation:
+    """Return the first mode that runs programs of ``platform`` here; ``emulators`` are those out of images.
 
     ``private`` takes effect by ``register_private``, ``register`` by ``register_host``; the others need nothing. Raises
     EnvironmentUnfit, with the reason for every mode and the remedy, when there is none.
     """
-    return _choose(normalise(platform))
+    return _choose(normalise(platform), emulators)
 
 
-def prefetch(platforms: Iterable[Platform]) -> Callable[[], None]:
+def prefetch(platforms: Iterable[Platform], emulators: ImageEmulators | None = None) -> Callable[[], None]:
     """Start to determine how ``platforms`` are emulated, on another thread.
 
     The function that is returned waits for the end, after which the thread is gone.
@@ -97,19 +125,19 @@ def prefetch(platforms: Iterable[Platform]) -> Callable[[], None]:
     def climb() -> None:
         for each in platforms:
             with contextlib.suppress(EnvironmentUnfit):
-                emulation(each)
+                emulation(each, emulators)
 
     thread = threading.Thread(target=climb, name="emulation")
     thread.start()
     return thread.join
 
 
-def overview() -> tuple[tuple[Platform, Emulation | EnvironmentUnfit], ...]:
+def overview(emulators: ImageEmulators | None = None) -> tuple[tuple[Platform, Emulation | EnvironmentUnfit], ...]:
     """Return the usual platforms, each with how it runs here or why it does not."""
     found: list[tuple[Platform, Emulation | EnvironmentUnfit]] = []
     for platform in USUAL:
         try:
-            found.append((platform, emulation(platform)))
+            found.append((platform, emulation(platform, emulators)))
         except EnvironmentUnfit as unfit:
             found.append((platform, unfit))
     return tuple(found)
@@ -154,7 +182,7 @@ def register_host(emulation: Emulation) -> None:
 
 
 @functools.cache
-def _choose(want: Platform) -> Emulation:
+def _choose(want: Platform, emulators: ImageEmulators | None) -> Emulation:
     own = host()
     if sys.platform != "linux" or want.os != "linux":
         raise EnvironmentUnfit(
@@ -185,6 +213,8 @@ def _choose(want: Platform) -> Emulation:
         )
 
     _refuse_level(want)
+    if emulators is not None and (found := _of_image(want, emulators, skipped)) is not None:
+        return found
     interpreter = binfmt.find_qemu(architecture)
     if not runs and (handler is None or handler.works_in_a_chroot):
         if not _within_reach(handler):
@@ -232,6 +262,34 @@ def _native(want: Platform, own: Platform) -> Emulation:
         why=f"this host's processor is {own}",
         remedy=f"give the build a node that is {want}, or build for {own}",
     )
+
+
+def _of_image(want: Platform, emulators: ImageEmulators, skipped: list[str]) -> Emulation | None:
+    """Return the mode for an emulator out of an image; None, and the reason in ``skipped``, if there is no such way.
+
+    Raises EnvironmentUnfit if that image's emulator is required.
+    """
+    architecture = want.architecture
+    emulator = emulators.find(architecture)
+    if emulator is None:
+        if emulators.required:
+            raise _unfit(
+                want,
+                [*skipped, f"{EmulationMode.PRIVATE}: no emulator out of {emulators.required} is here"],
+                f"kanifold emulators add --image {emulators.required} {architecture}, there; or build without "
+                "--emulator-image",
+            )
+        return None
+    program = f"{os.path.basename(emulator.path)} of the image {emulator.image}"
+    reason = probe.registers_privately(architecture, emulator.stand_in)
+    if not reason:
+        skipped.append(f"{EmulationMode.REGISTERED}: an emulator out of an image was asked for")
+        why = f"{program} is registered in the build's own user namespace"
+        return Emulation(EmulationMode.PRIVATE, architecture, emulator.path, why, tuple(skipped))
+    skipped.append(f"{EmulationMode.PRIVATE}, with {program}: {reason}{_obstacle()}")
+    if emulators.required:
+        raise _unfit(want, skipped, "allow user namespaces on Linux 6.7 or later; or build without --emulator-image")
+    return None
 
 
 def _refuse_level(want: Platform) -> None:

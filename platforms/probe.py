@@ -34,7 +34,22 @@ def executes(architecture: str) -> str:
 def executes_privately(architecture: str, interpreter: str) -> str:
     """Return why ``interpreter`` does not run programs of ``architecture`` from a private binfmt_misc; "" if it
     does."""
+    return _run_privately(architecture, interpreter, len(_ARGUMENTS))
 
+
+@functools.cache
+def registers_privately(architecture: str, stand_in: str) -> str:
+    """Return why no interpreter of programs of ``architecture`` can be registered in a private binfmt_misc; "" if one
+    can.
+
+    Tried with ``stand_in``, a program of this host that ends with the number of its arguments: its own path, that of
+    the program, and what the program gets.
+    """
+    return _run_privately(architecture, stand_in, len(_ARGUMENTS) + 2)
+
+
+def _run_privately(architecture: str, interpreter: str, status: int) -> str:
+    """Run a program of ``architecture`` by ``interpreter``; return why it did not end with ``status``, or ""."""
     from platforms import mount_namespace, syscalls
 
     syscalls.bounded(0)  # loads the C library before the fork
@@ -53,12 +68,12 @@ def executes_privately(architecture: str, interpreter: str) -> str:
             os.write(file, text)
         binfmt.mount_private(((architecture, interpreter),))
 
-    return _run(architecture, prepare)
+    return _run(architecture, prepare, status)
 
 
-def _run(architecture: str, prepare: Callable[[], object]) -> str:
-    """Fork, call ``prepare`` in the child, execute the architecture's smallest program there; return what failed, or
-    ""."""
+def _run(architecture: str, prepare: Callable[[], object], expected: int = len(_ARGUMENTS)) -> str:
+    """Fork, call ``prepare`` in the child, execute the architecture's smallest program there; return why it did not end
+    with the status ``expected``, or ""."""
     program = elf.program(architecture)
     report, child_report = os.pipe()
     with warnings.catch_warnings():
@@ -71,13 +86,13 @@ def _run(architecture: str, prepare: Callable[[], object]) -> str:
     with open(report, "rb") as lines:
         said = lines.read(4096).decode(errors="replace").strip()
     _, status = os.waitpid(pid, 0)
-    if status == len(_ARGUMENTS) << 8:
+    if status == expected << 8:
         return ""
     if said:
         return said.splitlines()[-1]
     if os.WIFSIGNALED(status):
         return f"a program of {architecture} died of signal {os.WTERMSIG(status)}"
-    return f"a program of {architecture} got {os.WEXITSTATUS(status)} arguments instead of {len(_ARGUMENTS)}"
+    return f"a program of {architecture} got {os.WEXITSTATUS(status)} arguments instead of {expected}"
 
 
 def _child(program: bytes, prepare: Callable[[], object], report: int) -> NoReturn:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from executor.store import cachemounts, leases, locks
+from executor.store import cachemounts, leases, locks, snapshots
 from executor.store.index import number
 from executor.store.policy import Disk, Policy, disk
 from platforms.errors import StoreError
@@ -49,7 +49,10 @@ def is_due(store: Store, policy: Policy) -> bool:
         return True
 
     def sums(db: sqlite3.Connection) -> tuple[int, float]:
-        rows = [db.execute(f"SELECT sum(size), min(used) FROM {each}").fetchone() for each in ("blobs", "snapshots")]
+        kept = snapshots.kept(db)
+        rows = [db.execute("SELECT sum(size), min(used) FROM blobs").fetchone()]
+        removable = f"number NOT IN ({', '.join(map(str, kept))})"
+        rows.append(db.execute(f"SELECT sum(size), min(used) FROM snapshots WHERE {removable}").fetchone())
         used = [number(each[1]) for each in rows if each[1] is not None]
         return sum(int(number(each[0] or 0)) for each in rows), min(used, default=store.clock())
 

@@ -55,7 +55,7 @@ class UsageInfo(msgspec.Struct, frozen=True):
     created: float
     last_used: float
     in_use: bool
-    """Whether a living process leases it."""
+    """Whether a living process leases it, or it is kept until a user removes it (``snapshots.KEPT``)."""
     shared: bool
     """Whether more than one cache record refers to it."""
     description: str
@@ -264,6 +264,7 @@ def _indexed(db: sqlite3.Connection, resources: frozenset[str]) -> list[UsageInf
         if resource in resources:
             in_use.add(record)
     rows = []
+    kept = snapshots.kept(db)
     for digest, size, created, used in db.execute("SELECT digest, size, created, used FROM blobs"):
         resource = f"b{digest}"
         rows.append(
@@ -273,7 +274,8 @@ def _indexed(db: sqlite3.Connection, resources: frozenset[str]) -> list[UsageInf
     for number, size, created, used, description in db.execute(query):
         resource = f"s{number}"
         shared = needed_by.get(resource, 0) > 1
-        rows.append(UsageInfo("snapshot", str(number), size, created, used, resource in resources, shared, description))
+        held = resource in resources or number in kept
+        rows.append(UsageInfo("snapshot", str(number), size, created, used, held, shared, description))
     query = "SELECT key, length(value), created, used, description FROM records"
     for key, size, created, used, description in db.execute(query):
         rows.append(UsageInfo("record", key, size, created, used, key in in_use, False, description))

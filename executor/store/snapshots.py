@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from typing import Self
 
     from executor.store.store import Store
+
+
+KEPT: Final = "kept: "
+"""Snapshots with a key that begins so are not removed, whatever is asked for, until the key is."""
 
 
 class ActiveSnapshot(msgspec.Struct, frozen=True):
@@ -159,6 +163,17 @@ def name(store: Store, snapshot: Snapshot, key: str, *, diff_id: str | None = No
 
     store.index.write(write)
     return Snapshot(snapshot.number, snapshot.fs, diff_id or snapshot.diff_id, snapshot.size)
+
+
+def forget(store: Store, key: str) -> bool:
+    """Remove ``key`` from the snapshot that has it; False if none has."""
+    return store.index.write(lambda db: db.execute("DELETE FROM names WHERE key=?", (key,)).rowcount) > 0
+
+
+def kept(db: sqlite3.Connection) -> frozenset[int]:
+    """Return the numbers of the snapshots that are not to be removed."""
+    query = "SELECT snapshot FROM names WHERE key>=? AND key<?"
+    return frozenset(number for (number,) in db.execute(query, (KEPT, KEPT[:-1] + "!")))
 
 
 def lease(store: Store, *snapshots: Snapshot | int) -> Lease:

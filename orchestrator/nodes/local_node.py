@@ -13,6 +13,7 @@ from executor import __version__, protocol
 from orchestrator.nodes.node import Description, Support
 from orchestrator.prefork import PreforkServer
 from platforms import emulation, host
+from platforms.emulation import ImageEmulators
 from platforms.errors import EnvironmentUnfit
 from platforms.platform import Platform
 
@@ -24,14 +25,17 @@ if TYPE_CHECKING:
 class LocalNode:
     """This machine, with the executors that ``server`` forks, once: as many as are wanted at the same moment first.
 
-    ``isolation`` is the name of the mode that was requested; "" for any.
+    ``isolation`` is the name of the mode that was requested; "" for any. ``emulators`` are those out of images.
     """
 
     name = "local"
 
-    def __init__(self, server: PreforkServer | None, isolation: str = "") -> None:
+    def __init__(
+        self, server: PreforkServer | None, isolation: str = "", emulators: ImageEmulators | None = None
+    ) -> None:
         self._server = server
         self._requested = isolation
+        self._emulators = emulators
         self._pool: WorkerPool | None = None
         self._wanted = 0
         """Number of requested executors."""
@@ -47,7 +51,7 @@ class LocalNode:
             emulation.emulation(host.default_platform())  # raises the reason
         return Description(
             platform=host.host(),
-            support=tuple((each, _support(each)) for each in platforms),
+            support=tuple((each, _support(each, self._emulators)) for each in platforms),
             kanifold=__version__,
             protocol=protocol.VERSION,
             processors=len(os.sched_getaffinity(0)),
@@ -81,9 +85,9 @@ class LocalNode:
             await self._pool.close()
 
 
-def _support(platform: Platform) -> Support:
+def _support(platform: Platform, emulators: ImageEmulators | None) -> Support:
     try:
-        found = emulation.emulation(platform)
+        found = emulation.emulation(platform, emulators)
     except EnvironmentUnfit as unfit:
         return Support(unfit=unfit)
     return Support(str(found), found)
