@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import zlib
 from typing import Final
 
 import msgspec
@@ -40,7 +41,7 @@ No sign in it means anything within single quotes to the login shells sh, bash, 
 _NOISE: Final = 1 << 16
 """Bytes that a login may print before the first answer."""
 _FIRST: Final = """\
-import os, sys
+import os, sys, zlib
 if sys.version_info < (3, 11):
     for version in VERSIONS:
         for folder in os.environ.get('PATH', os.defpath).split(os.pathsep):
@@ -55,7 +56,7 @@ while len(text) < SIZE:
     if not block:
         os._exit(3)
     text += block
-exec(text)
+exec(zlib.decompress(text))
 sys.exit(main())
 """
 """What the second line executes, with any Python 3: reads and executes the loader, if need be with a later Python."""
@@ -123,7 +124,7 @@ class SSHNode(CommandNode):
 
     async def _loaded(self, worker: Worker, wanted: tuple[str, str]) -> Connection:
         """Return the connection to the executor that ``worker``, the client, has started."""
-        worker.stdin.write(_opening(self._entry, *wanted))
+        worker.stdin.write(opening(self._entry, *wanted))
         state, details = await self._answer(worker)
         if state == "lacking" and self._entry.bootstrap:
             await self._send(worker, wanted[0], details)
@@ -211,10 +212,10 @@ def _wanted() -> tuple[str, str]:
     return executor_zip.installation_name(code), code
 
 
-def _opening(entry: NodeEntry, name: str, code: str) -> bytes:
+def opening(entry: NodeEntry, name: str, code: str) -> bytes:
     """Return all that is written to stdin before the first answer."""
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "remote_loader.py"), "rb") as file:
-        loader = file.read()
+        loader = zlib.compress(file.read(), 9)
     versions = () if entry.python else ("3.14", "3.13", "3.12", "3.11")
     first = _FIRST.replace("VERSIONS", repr(versions)).replace("SIZE", str(len(loader)))
     asked = f"{name} {code} {int(entry.bootstrap)} {int(debug.on)}"

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Base
+from conftest import Base, needs
 from hosts import Host, Hosts
 from oci_layout import read_image
 from protocol_nodes import ROOT, build
 
 from executor.protocol import BuildOptions
 from orchestrator.connection import Connection
-from orchestrator.nodes import executor_zip, wheels
+from orchestrator.nodes import executor_zip, ssh_node, wheels
 from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.node import Description
 from orchestrator.nodes.ssh_node import SSHNode
@@ -186,6 +186,19 @@ def test_what_a_login_prints_is_no_answer(client: Hosts) -> None:
     assert describe(host).kanifold == executor_zip.VERSION
 
 
+@pytest.mark.parametrize("shell", ["sh", "bash", "dash", "zsh", "ksh", "tcsh", "fish", "busybox sh"])
+def test_any_login_shell_starts_the_loader(shell: str, tmp_path: Path) -> None:
+    program, *words = shell.split()
+    needs(program)
+    opening = ssh_node.opening(NodeEntry("node", "ssh://node"), "0" * 32, "0" * 64)
+    done = subprocess.run(
+        [program, *words, "-c", ssh_node.COMMAND],
+        input=opening, capture_output=True, check=False, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert b"\nkanifold-node-1 lacking {" in done.stdout
+    assert done.stderr == b""
+
+
 def test_a_login_that_prints_without_end_is_given_up(client: Hosts) -> None:
     host = client.add("mad", user="builder")
     (host.home / ".bashrc").write_text("yes '\x1b]0;title\x07'\n")
@@ -267,6 +280,19 @@ def test_a_connection_is_shared_with_the_next_build(client: Hosts) -> None:
     logins = (host.folder / "sshd.log").read_text().count("Accepted publickey")
     describe(host)
     assert (host.folder / "sshd.log").read_text().count("Accepted publickey") == logins == 1
+
+
+def test_more_executors_than_a_connection_has_sessions_start(client: Hosts) -> None:
+    host = client.add("one")
+
+    async def many() -> None:
+        started = node(host)
+        await started.describe(())  # MaxSessions is 10 (sshd_config(5))
+        running = await asyncio.gather(*(started.start() for _ in range(13)))
+        assert len(host.processes()) >= 13
+        await asyncio.gather(*(each.end() for each in running))
+
+    asyncio.run(many())
 
 
 def test_the_users_own_sharing_is_left_alone(client: Hosts, tmp_path: Path) -> None:
