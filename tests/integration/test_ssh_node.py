@@ -282,6 +282,7 @@ def test_a_connection_is_shared_with_the_next_build(client: Hosts) -> None:
     assert (host.folder / "sshd.log").read_text().count("Accepted publickey") == logins == 1
 
 
+@pytest.mark.slow
 def test_more_executors_than_a_connection_has_sessions_start(client: Hosts) -> None:
     host = client.add("one")
 
