@@ -26,6 +26,7 @@ from executor import protocol
 from executor.registry.reference import Reference
 from executor.solver.graph import External
 from executor.store.removal import remove_tree
+from executor.store.store import Store
 from orchestrator import jobs as making
 from orchestrator import publish, result_cache, warnings
 from orchestrator.nodes.node import ExecutorPool
@@ -333,6 +334,13 @@ async def _built(
     return await fanout.build_all(session, build.request, build.executors, jobs)
 
 
+def _streamed(built: PlatformResult, image: Image, store: Store) -> Image:
+    """Return ``image``, built on a node with another disk, with blobs that are received when they are written."""
+    from orchestrator.received_blobs import ReceivedBlobs
+
+    return replace(image, content=ReceivedBlobs(built.executor, image.manifest, store).open)
+
+
 async def _finish(
     build: _Build, plan: BuildPlan, built: Sequence[PlatformResult], release: Callable[[PlatformResult], None]
 ) -> PreparedImage:
@@ -344,7 +352,10 @@ async def _finish(
     for each in built:  # (4)
         image = await publish.verify(each, session.registry, repositories[0] if repositories else None, session.store)
         if making.needs_blobs(request) and not each.placement.shares_disk:
-            await publish.fetch(each, image, session.store)
+            if making.keeps_blobs(request):
+                await publish.fetch(each, image, session.store)
+            else:
+                image = _streamed(each, image, session.store)
         images.append(image)
         if request.audit != "off" and (each.result.findings or b"audit-allow" in plan.data):
             from orchestrator import audit

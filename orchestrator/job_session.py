@@ -35,6 +35,11 @@ class Executor(msgspec.Struct, frozen=True):
 
     async def blob(self, digest: str, size: int, sink: Callable[[bytes], object]) -> None:
         """Pass the content of ``digest``, of ``size`` bytes, to ``sink`` in blocks."""
+        async for block in self.blocks(digest, size):
+            sink(block)
+
+    async def blocks(self, digest: str, size: int) -> AsyncIterator[bytes]:
+        """Return the content of ``digest``, of ``size`` bytes, in blocks, as fast as they are taken."""
         await self.connection.send(protocol.Fetch(digest))
         message = await self._asked_for()
         if isinstance(message, protocol.Failed):
@@ -46,7 +51,7 @@ class Executor(msgspec.Struct, frozen=True):
         ):
             raise ProtocolError("an executor sent something else than the blob it was asked for")
         async for block in self.connection.payload(size, "a blob"):
-            sink(block)
+            yield block
 
     async def files(self, prefix: str) -> AsyncIterator[bytes]:
         """Return the image's file system as blocks of a tar archive without its end, in the directory ``prefix``."""

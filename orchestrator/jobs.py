@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from executor import protocol
 from orchestrator.nodes.placement import Placement
-from orchestrator.outputs import ImagesOutput, image_options
+from orchestrator.outputs import ImagesOutput, OciLayout, image_options
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
 
@@ -12,6 +12,13 @@ from orchestrator.request import BuildRequest
 def needs_blobs(request: BuildRequest) -> bool:
     """Whether all blobs of the images must be on this machine at the end."""
     return any(isinstance(each, ImagesOutput) for each in request.outputs)
+
+
+def keeps_blobs(request: BuildRequest) -> bool:
+    """Whether blobs that a node with another disk sends are kept in the store: the only destination is not a layout,
+    which keeps them itself. The next build is not sent them again."""
+    wanted = [each for each in request.outputs if isinstance(each, ImagesOutput)]
+    return len(wanted) != 1 or not isinstance(wanted[0], OciLayout)
 
 
 def job(request: BuildRequest, plan: BuildPlan, placement: Placement, build: str) -> protocol.Job:

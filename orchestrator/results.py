@@ -24,6 +24,10 @@ class ImageContent(Protocol):
         """Pass the content of ``digest``, of ``size`` bytes, to ``sink`` in blocks."""
         ...
 
+    def blocks(self, digest: str, size: int) -> AsyncIterator[bytes]:
+        """Return the content of ``digest``, of ``size`` bytes, in blocks, as fast as they are taken."""
+        ...
+
     def files(self, prefix: str) -> AsyncIterator[bytes]:
         """Return the image's file system as blocks of a tar archive without its end, in the directory ``prefix``."""
         ...
@@ -43,6 +47,11 @@ class NullExecutor:
     async def blob(self, digest: str, size: int, sink: Callable[[bytes], object]) -> None:
         """Raise ``ProtocolError``: a blob that was in the registry is gone."""
         raise ProtocolError(f"{digest} has vanished", remedy="build again")
+
+    async def blocks(self, digest: str, size: int) -> AsyncIterator[bytes]:
+        """Raise ``ProtocolError``, as ``blob``."""
+        raise ProtocolError(f"{digest} has vanished", remedy="build again")
+        yield b""
 
     async def files(self, prefix: str) -> AsyncIterator[bytes]:
         """Raise ``ProtocolError``."""

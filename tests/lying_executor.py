@@ -174,13 +174,18 @@ def killed(_platform: str) -> None:
 
 def asks_for_anything(_platform: str) -> None:
     """Its error contains everything that it was told."""
-    wanted = (
-        ("manifest", "bank.example/x:1"), ("secret", "never-given"), ("secret", "../../etc/passwd"),
-        ("context", "never-given"), ("context", "../.."), ("ssh", "default"), ("ssh", "x"),
+    unknown = "0" * 64
+    wanted: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("manifest", "bank.example/x:1", {}), ("secret", "never-given", {}), ("secret", "../../etc/passwd", {}),
+        ("context", "never-given", {"patterns": []}), ("context", "../..", {"patterns": []}),
+        ("context-parts", "", {"listing": unknown, "parts": [0]}),
+        ("context-files", "", {"listing": unknown, "picked": [[0, "/w=="]]}),
+        ("token", "bank.example", {"repository": "x", "scopes": ["repository:x:pull"]}),
+        ("ssh", "default", {}), ("ssh", "x", {}),
     )  # fmt: skip
     told = []
-    for number, (what, name) in enumerate(wanted):
-        say("ask", id=number, question={"what": what, "name": name})
+    for number, (what, name, more) in enumerate(wanted):
+        say("ask", id=number, question={"what": what, "name": name, **more})
     for _ in wanted:
         answer = hear()
         told.append((answer["id"], answer.get("missing", False), bool(answer.get("error")), len(answer["payload"])))

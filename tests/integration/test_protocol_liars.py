@@ -137,7 +137,7 @@ def test_nothing_is_told_that_the_build_was_not_given(tmp_path: Path, mark: Mark
     with pytest.raises(BuildError) as caught:
         build(asked(tmp_path), liar("asks_for_anything", mark))
     told = json.loads(caught.value.problem.what)
-    assert len(told) == 7
+    assert len(told) == 10
     for _, missing, error, size in told:
         assert (missing or error) and size == 0
 
