@@ -221,6 +221,28 @@ class AskCacheAccount(_Question, frozen=True, tag="cache account"):
     """The account for the remote cache ``name``, a ``CacheInObjects``: a ``CacheAccount`` as JSON."""
 
 
+class AskCacheEntry(_Question, frozen=True, tag="cache entry"):
+    """The record of the step ``key`` in the remote cache ``name``, a ``CacheAtOrchestrator``."""
+
+    key: str
+
+
+class AskCacheBlob(_Question, frozen=True, tag="cache blob"):
+    """The layer ``digest`` of an entry of the remote cache ``name``, a ``CacheAtOrchestrator``."""
+
+    digest: str
+
+
+class AskCacheExport(_Question, frozen=True, tag="cache export"):
+    """Adding ``record``, that of the step ``key``, to the remote cache ``name``, a ``CacheAtOrchestrator``.
+
+    The answer is empty when that is done; ``blob`` if the layer has to be sent first (``CacheBlob``).
+    """
+
+    key: str
+    record: bytes
+
+
 class AskSecret(_Question, frozen=True, tag="secret"):
     """The value of the secret with the id ``name``."""
 
@@ -289,6 +311,9 @@ Question = (
     AskCredential
     | AskToken
     | AskCacheAccount
+    | AskCacheEntry
+    | AskCacheBlob
+    | AskCacheExport
     | AskSecret
     | AskContext
     | AskContextParts
@@ -371,6 +396,14 @@ class Failed(Message, frozen=True, tag="failed"):
 class BlobContent(Message, frozen=True, tag="blob"):
     """The response to ``Fetch``: ``size`` raw bytes follow."""
 
+    digest: str
+    size: decoding.Int64
+
+
+class CacheBlob(Message, frozen=True, tag="cache-blob"):
+    """The layer of an entry for the remote cache ``name`` (``AskCacheExport``): ``size`` raw bytes follow."""
+
+    name: str
     digest: str
     size: decoding.Int64
 
@@ -528,9 +561,15 @@ class CacheInActions(msgspec.Struct, frozen=True, tag_field="kind", tag="gha", o
     pace: CachePace = CachePace()
 
 
+class CacheAtOrchestrator(msgspec.Struct, frozen=True, tag_field="kind", tag="orchestrator"):
+    """A remote cache that the orchestrator has, for an executor with another disk (``AskCacheEntry``)."""
+
+    name: str
+
+
 CacheInObjects = CacheInBucket | CacheInContainer | CacheInActions
 """A remote cache that needs an account, which is asked for by its name (``AskCacheAccount``)."""
-CacheLocation = CacheInRegistry | CacheInDirectory | CacheInObjects
+CacheLocation = CacheInRegistry | CacheInDirectory | CacheAtOrchestrator | CacheInObjects
 """A remote cache. ``name`` identifies it in messages and in the store's records; it contains no secret."""
 
 

@@ -30,17 +30,21 @@ from platforms.errors import BuildError, ProtocolError, UsageError
 
 if TYPE_CHECKING:
     from executor.solver.lazy import Lazy
+    from orchestrator.node_caches import NodeCaches
+    from orchestrator.node_services import NodeServices
     from orchestrator.sent_contexts import SentContexts
 
 ContextQuestion = protocol.AskContext | protocol.AskContextParts | protocol.AskContextFiles
+CacheQuestion = protocol.AskCacheEntry | protocol.AskCacheBlob | protocol.AskCacheExport
 _BLOCK: Final = 1 << 20
 """Bytes of a file that are read at a time."""
 
 
 def answers(
-    request: BuildRequest, job: protocol.Job, keychain: Keychain, registry: Registry, sent: Lazy[SentContexts]
+    request: BuildRequest, job: protocol.Job, keychain: Keychain, registry: Registry, services: NodeServices
 ) -> OnAsk:
-    """Return the function that answers requests of the executor of ``job``; ``sent`` are the contexts of its build."""
+    """Return the function that answers requests of the executor of ``job``; ``services`` are for one on a node with
+    another disk."""
     secrets = {secret.id: secret for secret in request.secrets}
     contexts = {each.name: each for each in job.contexts}
     accounts = {each.name: each for each in request.cache_accounts}
@@ -80,7 +84,13 @@ def answers(
                 return await asyncio.to_thread(ssh_agent.query, place, message) if message else b""
             case protocol.AskContext() | protocol.AskContextParts() | protocol.AskContextFiles():
                 context = contexts.get(ask.question.name)
-                return await _of_context(sent, context, ask.question) if isinstance(context, DirectoryContext) else None
+                return (
+                    await _of_context(services.contexts, context, ask.question)
+                    if isinstance(context, DirectoryContext)
+                    else None
+                )
+            case protocol.AskCacheEntry() | protocol.AskCacheBlob() | protocol.AskCacheExport():
+                return await asyncio.to_thread(_of_cache, services.caches, ask.question)
             case protocol.AskLayout(name, file):
                 context = contexts.get(name)
                 if not isinstance(context, protocol.LayoutContext):
@@ -130,6 +140,23 @@ def read_secret(file: str, variable: str) -> bytes | None:
             why=error.strerror or str(error),
             remedy="the file was there when the build began: keep it until a step has asked for it",
         ) from error
+
+
+def _of_cache(shared: Lazy[NodeCaches], question: CacheQuestion) -> Answer:
+    """Return the answer to a ``question`` about a cache on this machine; None for one that the job does not use."""
+    caches = shared()
+    cache = (caches.targets if isinstance(question, protocol.AskCacheExport) else caches.sources).get(question.name)
+    if cache is None:
+        return None
+    match question:
+        case protocol.AskCacheEntry(_, key):
+            return cache.find(key)
+        case protocol.AskCacheBlob(_, digest):
+            return cache.stream(digest)
+        case protocol.AskCacheExport(_, key, record):
+            return cache.put(key, record)
+        case _:
+            assert_never(question)
 
 
 async def _of_context(shared: Lazy[SentContexts], context: DirectoryContext, question: ContextQuestion) -> Answer:

@@ -33,6 +33,7 @@ _INCOMING: Final[msgspec.json.Decoder[protocol.Message]] = msgspec.json.Decoder(
     | protocol.Result
     | protocol.Failed
     | protocol.BlobContent
+    | protocol.CacheBlob
     | protocol.Piece
     | protocol.Ping
 )

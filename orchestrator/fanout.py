@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,10 +17,10 @@ from msgspec.structs import replace
 
 from executor import protocol
 from executor.solver.lazy import Lazy
-from executor.store.store import Store
-from orchestrator import job_session
+from orchestrator import job_session, node_services
 from orchestrator.answers import answers
 from orchestrator.job_session import Answer, Executor, OnAsk, OnMessage, Stream
+from orchestrator.node_services import NodeServices
 from orchestrator.nodes.node import ExecutorPool
 from orchestrator.nodes.placement import Placement
 from orchestrator.request import BuildRequest
@@ -31,6 +31,7 @@ from orchestrator.view import events
 from platforms.errors import KanifoldError
 
 if TYPE_CHECKING:
+    from orchestrator.node_caches import NodeCaches
     from orchestrator.sent_contexts import SentContexts
 
 _EVENTS: Final = 10_000
@@ -48,7 +49,7 @@ async def build_all(
 
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     queues = {each.node.name: asyncio.Semaphore(each.most) for each, _ in jobs if each.most}
-    sent = Lazy(partial(_contexts, session.store))
+    sent = node_services.contexts(session.store)
     work = [
         _Work(session, request, executors, queues, stop, sent, placement, job, translate(job, placement))
         for placement, job in jobs
@@ -71,12 +72,6 @@ async def build_all(
     built = tuple(each for each in outcomes if isinstance(each, PlatformResult))
     failed = tuple(each for each in outcomes if isinstance(each, PlatformFailure))
     return built, failed
-
-
-def _contexts(store: Store) -> SentContexts:
-    from orchestrator.sent_contexts import SentContexts  # which only nodes with another disk ask for
-
-    return SentContexts(store)
 
 
 def _stop(stop: asyncio.Future[str], why: str) -> None:
@@ -135,7 +130,8 @@ class _Work(msgspec.Struct, frozen=True):
     async def _run(self, hear: OnMessage) -> Executor:
         placement = self.placement
         job = replace(self.job, lends=self.translation.job.lends)
-        on_ask = answers(self.request, job, self.session.keychain, self.session.registry, self.sent)
+        services = NodeServices(self.sent, node_services.caches(self.job, self.session.store))
+        on_ask = answers(self.request, job, self.session.keychain, self.session.registry, services)
         async with self.queues.get(placement.node.name, contextlib.nullcontext()):
             started = events.PlatformStarted(
                 platform=str(placement.platform), node=placement.node.name, how=placement.how
@@ -143,9 +139,16 @@ class _Work(msgspec.Struct, frozen=True):
             self.session.emit(started)
             connection = await self.executors.acquire(placement.node)
             try:
-                return await job_session.run(connection, self.translation.job, hear, partial(self._answer, on_ask))
+                on_blob = partial(self._cache_blob, services.caches)
+                sent = self.translation.job
+                return await job_session.run(connection, sent, hear, partial(self._answer, on_ask), on_blob)
             except KanifoldError as error:
                 raise KanifoldError.of(self.translation.received(error.problem)) from error
+
+    async def _cache_blob(
+        self, caches: Lazy[NodeCaches], message: protocol.CacheBlob, content: AsyncIterator[bytes]
+    ) -> None:
+        await caches().receive(message, content)
 
     async def _answer(self, on_ask: OnAsk, ask: protocol.Ask) -> Answer:
         try:

@@ -25,6 +25,8 @@ Stream = Callable[[Callable[[bytes | memoryview], object]], None]
 Answer = bytes | Stream | None
 """None: what was requested does not exist."""
 OnAsk = Callable[[protocol.Ask], Awaitable[Answer]]
+OnCacheBlob = Callable[[protocol.CacheBlob, AsyncIterator[bytes]], Awaitable[None]]
+"""Takes the layer of a cache entry to its end. Raises ``ProtocolError`` for one that was not requested."""
 
 
 class Executor(msgspec.Struct, frozen=True):
@@ -83,7 +85,18 @@ class Executor(msgspec.Struct, frozen=True):
         return message
 
 
-async def run(connection: Connection, job: protocol.Job, on_message: OnMessage, on_ask: OnAsk) -> Executor:
+async def unwanted(_message: protocol.CacheBlob, _content: AsyncIterator[bytes]) -> None:
+    """An ``OnCacheBlob`` for a job that exports to no cache of the orchestrator."""
+    raise ProtocolError("an executor sent content that nobody asked for")
+
+
+async def run(
+    connection: Connection,
+    job: protocol.Job,
+    on_message: OnMessage,
+    on_ask: OnAsk,
+    on_cache_blob: OnCacheBlob = unwanted,
+) -> Executor:
     """Send ``job`` to an executor and wait for its result; ``on_message`` receives its greeting first, then events.
 
     Raises the error that the executor reports, or ``ProtocolError`` if the connection ends. An error, or cancelling
@@ -92,14 +105,16 @@ async def run(connection: Connection, job: protocol.Job, on_message: OnMessage, 
     try:
         on_message(connection.greeting)
         await connection.send(job)
-        result = await _listen(connection, on_message, on_ask)
+        result = await _listen(connection, on_message, on_ask, on_cache_blob)
     except BaseException:
         await asyncio.shield(connection.end())
         raise
     return Executor(connection, result)
 
 
-async def _listen(connection: Connection, on_message: OnMessage, on_ask: OnAsk) -> protocol.Result:
+async def _listen(
+    connection: Connection, on_message: OnMessage, on_ask: OnAsk, on_cache_blob: OnCacheBlob
+) -> protocol.Result:
     answers: set[asyncio.Task[None]] = set()
     while True:
         match message := await connection.receive():
@@ -114,6 +129,10 @@ async def _listen(connection: Connection, on_message: OnMessage, on_ask: OnAsk) 
             case protocol.Result():
                 on_message(message)
                 return message
+            case protocol.CacheBlob():
+                if message.size < 0:
+                    raise ProtocolError("an executor sent a layer of a negative size")
+                await on_cache_blob(message, connection.payload(message.size, "a layer"))
             case protocol.BlobContent() | protocol.Piece():
                 raise ProtocolError("an executor sent content that nobody asked for")
             case _:

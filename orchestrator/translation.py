@@ -1,6 +1,7 @@
 """Converting a job for a node that does not share this machine's disk, and the errors of such a node.
 
-Nothing that is sent contains a path of this machine. Files are sent on request; what is valid on this machine only is
+Nothing that is sent contains a path of this machine. Files, and entries of a remote cache in a directory, are sent on
+request; what is valid on this machine only is
 rejected with an error. An error of this machine (a secret file that cannot be read) is sent without its texts, and has
 them again when the node reports it as the cause of its failure.
 """
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from executor import protocol
 from executor.registry.registry_settings import RegistrySettings
 from orchestrator.answers import registries_of
+from orchestrator.node_services import cache_name
 from orchestrator.nodes.placement import Placement
 from platforms.errors import Problem, UsageError
 from platforms.hosts import is_loopback
@@ -27,8 +29,10 @@ UNCHANGED: Final = frozenset({
     "limits", "allow", "insecure", "mirrors", "token_services", "tls", "without_tls", "failing", "timeouts",
 })  # fmt: skip
 """The fields of a job, and of its options, that mean the same on every node."""
-TRANSLATED: Final = frozenset({"emulation", "lends", "dockerfile_name", "contexts", "root"})
-REFUSED: Final = frozenset({"cache_from", "cache_to", "cgroup_parent", "certificates", "emulator_image"})
+TRANSLATED: Final = frozenset({
+    "emulation", "lends", "dockerfile_name", "contexts", "root", "cache_from", "cache_to",
+})  # fmt: skip
+REFUSED: Final = frozenset({"cgroup_parent", "certificates", "emulator_image"})
 """Fields that may refer to something of this machine, which is an error."""
 
 
@@ -70,6 +74,11 @@ class Apart:
         self._name = job.dockerfile_name
         self._kept: dict[tuple[str, str], Problem] = {}
         """Problems of this machine, by the kind and the texts with which they were sent."""
+        caches = (*job.options.cache_from, *(each.to for each in job.options.cache_to))
+        self._directories = {
+            cache_name(each.name): each.name for each in caches if isinstance(each, protocol.CacheInDirectory)
+        }
+        """Remote caches on this machine, by the name that is sent."""
         self.job = replace(
             job,
             emulation=None,  # determined there
@@ -79,6 +88,8 @@ class Apart:
             options=replace(
                 job.options,
                 root="",  # the default store of executors there
+                cache_from=tuple(map(_cache, job.options.cache_from)),
+                cache_to=tuple(map(_export, job.options.cache_to)),
                 registries=_without_files(job.options.registries),
             ),
         )
@@ -92,6 +103,10 @@ class Apart:
         where = problem.where
         if where is not None and where.file == self.job.dockerfile_name:
             problem = replace(problem, where=replace(where, file=self._name))
+        for name, directory in self._directories.items():
+            problem = replace(
+                problem, what=problem.what.replace(name, directory), why=problem.why.replace(name, directory)
+            )
         kept = self._kept.get((problem.kind, problem.what))
         return problem if kept is None else replace(kept, where=problem.where or kept.where)
 
@@ -117,14 +132,6 @@ def loopback_registries(job: protocol.Job, placement: Placement) -> Problem | No
 def _refuse(job: protocol.Job, node: str) -> None:
     """Raise ``UsageError`` for what refers to this machine and cannot be sent to ``node``."""
     options = job.options
-    asked = (("--cache-from", each) for each in options.cache_from)
-    for flag, cache in (*asked, *(("--cache-to", each.to) for each in options.cache_to)):
-        if isinstance(cache, protocol.CacheInDirectory):
-            raise UsageError(
-                f"{flag}: node {node} cannot use the directory {cache.name}",
-                why="it is on this machine, whose disk the node does not share",
-                remedy="keep the cache in a registry: type=registry,ref=REF",
-            )
     group = options.steps.cgroup_parent
     if group:
         raise UsageError(
@@ -162,6 +169,16 @@ def _context(context: protocol.Context) -> protocol.Context:
             return context
         case _:
             assert_never(context)
+
+
+def _cache(location: protocol.CacheLocation) -> protocol.CacheLocation:
+    if isinstance(location, protocol.CacheInDirectory):
+        return protocol.CacheAtOrchestrator(cache_name(location.name))
+    return location
+
+
+def _export(export: protocol.CacheExport) -> protocol.CacheExport:
+    return export if isinstance(export.to, protocol.CacheInImage) else replace(export, to=_cache(export.to))
 
 
 def _without_files(settings: RegistrySettings) -> RegistrySettings:

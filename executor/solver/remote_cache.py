@@ -355,8 +355,11 @@ def at(location: protocol.CacheLocation, connections: Connections) -> RemoteCach
         case protocol.CacheInRegistry():
             return RegistryCache(location.name, connections.registry)
         case protocol.CacheInDirectory():
-            layout = CacheLayout("steps", ("",), "blobs")
-            objects = Lazy(partial(DirectoryObjects, location.name))
+            return in_directory(location, connections.report.tell)
+        case protocol.CacheAtOrchestrator():
+            from executor.solver.orchestrator_cache import OrchestratorCache  # for a node with another disk
+
+            return OrchestratorCache(location, connections.conversation)
         case protocol.CacheInBucket() | protocol.CacheInContainer():
             layout, pace = CacheLayout(location.records, location.names, location.layers), location.pace
             objects = Lazy(partial(_bucket_objects, location, account))
@@ -366,6 +369,12 @@ def at(location: protocol.CacheLocation, connections: Connections) -> RemoteCach
         case _:
             assert_never(location)
     return ObjectCache(location, layout, objects, pace, connections.report.tell)
+
+
+def in_directory(location: protocol.CacheInDirectory, tell: protocol.Tell) -> RemoteCache:
+    """Return the cache in a directory of this machine."""
+    objects: Lazy[ObjectStore] = Lazy(partial(DirectoryObjects, location.name))
+    return ObjectCache(location, CacheLayout("steps", ("",), "blobs"), objects, protocol.CachePace(), tell)
 
 
 def _bucket_objects(location: protocol.CacheInBucket | protocol.CacheInContainer, account: Account) -> ObjectStore:

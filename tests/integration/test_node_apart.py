@@ -127,6 +127,19 @@ def test_a_job_that_names_all_there_is_here_is_done_there(machine: Machine, tmp_
     assert (machine.far / "store").is_dir(), "the executor has no store of its own"
 
 
+def test_a_cache_in_a_directory_is_reached_from_there(machine: Machine) -> None:
+    cache = CacheInDirectory(str(machine.near / "cache"))
+    request = machine.request("FROM image\nRUN echo ran > /ran\n", OciLayout(str(machine.near / "out")))
+    for options in (
+        replace(request.options, cache_to=(CacheExport(cache),)),
+        replace(request.options, cache_from=(cache,)),
+    ):
+        machine.build(replace(request, options=options))
+        assert machine.leaks() == []
+        shutil.rmtree(machine.far / "store")
+    assert list((machine.near / "cache" / "steps").iterdir())
+
+
 def test_an_archive_of_a_layout_is_sent_like_one(machine: Machine) -> None:
     shutil.make_archive(str(machine.near / "archive"), "tar", machine.near / "layout")
     request = machine.request("FROM image\nRUN echo ran > /ran\n", OciLayout(str(machine.near / "out")))
@@ -193,16 +206,11 @@ def test_a_cache_at_a_service_is_used_from_there_with_the_account_of_here(machin
     assert machine.leaks() == []
 
 
-@pytest.mark.parametrize("flag", ["--cache-from", "--cache-to", "--cgroup-parent", "certificate"])
+@pytest.mark.parametrize("flag", ["--cgroup-parent", "certificate"])
 def test_what_is_for_this_machine_alone_is_refused_before_anything_is_sent(machine: Machine, flag: str) -> None:
     request = machine.request("FROM image\nRUN echo ran > /ran\n", OciLayout(str(machine.near / "out")))
     options = request.options
-    cache = CacheInDirectory(str(machine.near / "cache"))
     match flag:
-        case "--cache-from":
-            options = replace(options, cache_from=(cache,))
-        case "--cache-to":
-            options = replace(options, cache_to=(CacheExport(cache),))
         case "--cgroup-parent":
             options = replace(options, steps=StepOptions(cgroup_parent="/of/this/machine"))
         case _:

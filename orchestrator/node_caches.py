@@ -1,0 +1,144 @@
+"""Remote caches of this machine that executors with another disk use over their pipes.
+
+A cache is a directory (``type=local``), or has the shared stages of one build (``shared_stages``). Records and layers
+are verified when they arrive. Layers are kept in the store, by their digests; what an executor says of a step is known
+only to those that use the same cache, and recorded by them as imported from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Final, Protocol
+
+import msgspec
+
+from executor import protocol
+from executor.image.digest import check_digest
+from executor.image.manifest import Descriptor
+from executor.solver.remote_entry import RemoteCacheEntry, decode
+from executor.store import blobs
+from executor.store.store import Store
+from platforms.errors import ArchiveError, ProtocolError
+
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
+_BLOCK: Final = 1 << 20
+_WANTED: Final = b"blob"
+
+
+class KeptCache(Protocol):
+    """A cache on this machine (``executor.solver.remote_cache.RemoteCache``)."""
+
+    def find(self, key: str) -> RemoteCacheEntry | None:
+        """Return the entry for ``key``, if there is one."""
+        ...
+
+    def put(self, entry: RemoteCacheEntry, store: Store) -> None:
+        """Add ``entry``, whose layer is in ``store``."""
+        ...
+
+    def fetch_blob(self, entry: Descriptor, store: Store) -> None:
+        """Fetch the layer of an entry into ``store``, verified."""
+        ...
+
+
+class SharedSteps(msgspec.Struct, frozen=True):
+    """The entries of one build, by key. Their layers are in the store."""
+
+    entries: dict[str, RemoteCacheEntry] = msgspec.field(default_factory=dict)
+
+    def find(self, key: str) -> RemoteCacheEntry | None:
+        """As ``KeptCache.find``."""
+        return self.entries.get(key)
+
+    def put(self, entry: RemoteCacheEntry, _store: Store) -> None:
+        """As ``KeptCache.put``."""
+        self.entries[entry.key] = entry
+
+    def fetch_blob(self, entry: Descriptor, _store: Store) -> None:
+        """Raise ``ArchiveError``: the layer was in the store."""
+        raise ArchiveError(f"the layer {entry.digest} is not in the store any more")
+
+
+class NodeCache:
+    """A cache ``kept`` on this machine, as one executor uses it. Methods may be called on any thread."""
+
+    def __init__(self, kept: KeptCache, store: Store) -> None:
+        self._kept = kept
+        self._store = store
+        self._layers: dict[str, Descriptor] = {}
+        """The layers of entries that the executor was told of, by digest."""
+        self._wanted: Counter[tuple[str, int]] = Counter()
+        """How often it was asked for a layer, by digest and size: its threads may export the same one."""
+
+    def find(self, key: str) -> bytes | None:
+        """Return the record of the step ``key``. Raises ``KanifoldError`` and ``OSError``."""
+        found = self._kept.find(_checked(key))
+        if found is None:
+            return None
+        if (layer := found.descriptor) is not None:
+            self._layers[layer.digest] = layer
+        return msgspec.json.encode(found)
+
+    def stream(self, digest: str) -> Callable[[Callable[[bytes], object]], None] | None:
+        """Return what passes the layer ``digest`` to its argument; None for a layer of no entry that was found."""
+        layer = self._layers.get(digest)
+        if layer is None:
+            return None
+        if not blobs.has(self._store, digest):
+            self._kept.fetch_blob(layer, self._store)
+
+        def passed(out: Callable[[bytes], object]) -> None:
+            with blobs.open(self._store, digest) as file:
+                while block := file.read(_BLOCK):
+                    out(block)
+
+        return passed
+
+    def put(self, key: str, record: bytes) -> bytes:
+        """Add ``record``, that of the step ``key``; returns ``blob`` if its layer has to be sent first."""
+        entry = decode(record, _checked(key))
+        layer = entry.descriptor
+        if layer is not None and not blobs.has(self._store, layer.digest):
+            if layer.size < 0:
+                raise ProtocolError("an executor announced a layer of a negative size")
+            self._wanted[layer.digest, layer.size] += 1
+            return _WANTED
+        if layer is not None and blobs.size(self._store, layer.digest) != layer.size:
+            raise ProtocolError("an executor announced a layer of another size")
+        self._kept.put(entry, self._store)
+        return b""
+
+    async def receive(self, message: protocol.CacheBlob, content: AsyncIterator[bytes]) -> None:
+        """Take the layer that ``put`` wanted. Raises ``KanifoldError`` for another one."""
+        if not self._wanted[message.digest, message.size]:
+            raise ProtocolError("an executor sent a layer that nobody asked for")
+        self._wanted[message.digest, message.size] -= 1
+        with blobs.ingest(self._store, check_digest(message.digest)) as ingest:
+            async for block in content:
+                ingest.write(block)
+            ingest.commit()
+
+
+class NodeCaches(msgspec.Struct, frozen=True):
+    """The caches on this machine that the executor of one job uses, by the name that it knows them by."""
+
+    sources: Mapping[str, NodeCache] = {}
+    """Those that it imports from."""
+    targets: Mapping[str, NodeCache] = {}
+    """Those that it exports to."""
+
+    async def receive(self, message: protocol.CacheBlob, content: AsyncIterator[bytes]) -> None:
+        """Take the layer of an entry (``job_session.OnCacheBlob``)."""
+        cache = self.targets.get(message.name)
+        if cache is None:
+            raise ProtocolError("an executor sent a layer for a cache that it does not export to")
+        await cache.receive(message, content)
+
+
+def _checked(key: str) -> str:
+    """Return ``key`` if it is that of a step. Raises ``ProtocolError``."""
+    if not _KEY.fullmatch(key):
+        raise ProtocolError(f"an executor asked for what is no step: {key[:70]!r}")
+    return key
