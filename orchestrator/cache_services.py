@@ -44,8 +44,7 @@ _RECORDS: Final = "kanifold/steps"
 _LAYERS: Final = "kanifold/blobs"
 _NAME: Final = "kanifold"
 _SCOPE: Final = "buildkit"
-_KEPT_SECONDS: Final = 30 * 86400
-_KEPT_BYTES: Final = 20 << 30
+_BOUNDS: Final = CacheBounds(size=20 << 30, age=30 * 86400)
 
 
 class ServiceCache(msgspec.Struct, frozen=True):
@@ -230,10 +229,10 @@ def _pace(values: Mapping[str, str], flag: str) -> CachePace:
     )
 
 
-def bounds(values: Mapping[str, str], flag: str) -> CacheBounds:
+def bounds(values: Mapping[str, str], flag: str, default: CacheBounds = _BOUNDS) -> CacheBounds:
     """Return ``max_age`` and ``max_size``. Raises ``UsageError``."""
-    size = fields.size(values["max_size"], flag) if "max_size" in values else _KEPT_BYTES
-    return CacheBounds(size, int(_seconds(values, "max_age", flag, _KEPT_SECONDS)))
+    size = fields.size(values["max_size"], flag) if "max_size" in values else default.size
+    return CacheBounds(size, int(_seconds(values, "max_age", flag, default.age)))
 
 
 def _seconds(values: Mapping[str, str], key: str, flag: str, default: float) -> float:

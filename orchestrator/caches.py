@@ -157,7 +157,7 @@ def _bounds(values: Mapping[str, str], flag: str) -> CacheBounds | None:
         return None
     from orchestrator import cache_services
 
-    return cache_services.bounds({"max_age": f"{1 << 20}d", "max_size": str(1 << 62), **values}, flag)
+    return cache_services.bounds(values, flag, CacheBounds(1 << 62, 1 << 40))
 
 
 def check(targets: Iterable[Cache], compression: Compression) -> None:

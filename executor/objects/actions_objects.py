@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from executor.objects.cache_account import Account
-from executor.objects.object_store import PIECE, SILENCE, StoredObject
+from executor.objects.object_store import PIECE, SILENCE, StoredObject, shown
 from executor.retry import RETRYABLE_STATUSES, Attempts, RetryPolicy, StallClock, TransientError
 from executor.transport import (
     Cancel,
@@ -158,11 +158,11 @@ class ActionsObjects:
         reply = None
         while (url := self._look_up(key)) is not None:
             again = reply is not None
-            reply = self._read(url, f"cannot read {key}", limit)
+            reply = self._read(url, f"cannot read {shown(key)}", limit)
             if reply.status == 200:
                 return reply.body, StoredObject(key, len(reply.body), time.time())
             if again or reply.status not in _REFUSED:
-                raise _refused(f"cannot read {key}", reply)
+                raise _refused(f"cannot read {shown(key)}", reply)
         return None
 
     def find(self, key: str) -> StoredObject | None:
@@ -178,8 +178,8 @@ class ActionsObjects:
             if url is None:
                 url = self._look_up(key)
                 if url is None:
-                    raise CacheError(f"cannot read {key}", why="the cache service does not have it any more")
-            with _translated(f"cannot read {key}"), attempts:
+                    raise CacheError(f"cannot read {shown(key)}", why="the cache service does not have it any more")
+            with _translated(f"cannot read {shown(key)}"), attempts:
                 response, _ = self._transport.open(self._download(url, offset), redirects=0)
                 with closing(response):
                     if response.status_code in _REFUSED and not fresh:
@@ -189,9 +189,9 @@ class ActionsObjects:
                     if reply.status in RETRYABLE_STATUSES:
                         raise TransientStatus(reply)
                     if reply.status not in {200, 206}:
-                        raise _refused(f"cannot read {key}", reply)
+                        raise _refused(f"cannot read {shown(key)}", reply)
                     skip = offset if reply.status == 200 else 0
-                    for chunk in _swift(self._transport.chunks(response), f"cannot read {key}"):
+                    for chunk in _swift(self._transport.chunks(response), f"cannot read {shown(key)}"):
                         part, skip = chunk[skip:], max(0, skip - len(chunk))
                         if part:
                             offset += len(part)
@@ -201,7 +201,7 @@ class ActionsObjects:
                     raise TransientError("the answer ended too early")
 
     def put(self, key: str, content: Callable[[], Iterator[bytes]], size: int) -> None:
-        what = f"cannot write {key}"
+        what = f"cannot write {shown(key)}"
         self._check_writable(what)
         whole = f"{key}-{_mark(content())}"
         if self._version == 1:
@@ -243,7 +243,7 @@ class ActionsObjects:
 
     def _look_up(self, key: str) -> str | None:
         """Return a URL of the newest object whose key begins with ``key``; None if there is none."""
-        what, prefix = f"cannot look for {key}", f"{key}-"
+        what, prefix = f"cannot look for {shown(key)}", f"{key}-"
         if self._version == 1:
             from urllib.parse import urlencode
 

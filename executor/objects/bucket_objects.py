@@ -7,13 +7,15 @@ objects are sent and requested in pieces, so that the time that a request may ta
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from executor.objects.cache_account import Account
-from executor.objects.object_store import PIECE, SILENCE, StoredObject
+from executor.objects.object_store import PIECE, SILENCE, StoredObject, shown
+from platforms import debug
 from platforms.errors import CacheError, printable
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ _RETRY_SECONDS: Final = 20.0
 """How long after its start a request is not tried again."""
 _COPY_SUFFIX: Final = ".touched"
 _STATUS: Final = re.compile(r"status code: (\d+[\w ]*)")
+_TIME: Final = re.compile(r" in ([\d.]+m?s)\b")
+"""How long the library has tried, in the texts of its errors."""
 _NO_PLACE: Final = ("NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted")
 """Codes of services for a bucket or container that does not exist: the status is that of an object that does not."""
 
@@ -93,7 +97,7 @@ class BucketObjects:
 
     def get(self, key: str, limit: int) -> tuple[bytes, StoredObject] | None:
         try:
-            with self._translated(f"cannot read {key}"):
+            with self._translated(f"cannot read {shown(key)}"):
                 found = self._library.get(self._store, key)
                 meta = found.meta
                 if meta["size"] > limit:
@@ -104,14 +108,14 @@ class BucketObjects:
 
     def find(self, key: str) -> StoredObject | None:
         try:
-            with self._translated(f"cannot look for {key}"):
+            with self._translated(f"cannot look for {shown(key)}"):
                 return _described(self._library.head(self._store, key))
         except FileNotFoundError:
             return None
 
     def stream(self, key: str, size: int, offset: int) -> Iterator[bytes]:
         while offset < size:
-            with self._translated(f"cannot read {key}"):
+            with self._translated(f"cannot read {shown(key)}"):
                 piece = bytes(self._library.get_range(self._store, key, start=offset, length=min(PIECE, size - offset)))
             if not piece:
                 return
@@ -119,7 +123,7 @@ class BucketObjects:
             yield piece
 
     def put(self, key: str, content: Callable[[], Iterator[bytes]], size: int) -> None:
-        with self._translated(f"cannot write {key}"):
+        with self._translated(f"cannot write {shown(key)}"):
             # Concurrent parts would each be held in memory; layers are sent concurrently already.
             self._library.put(
                 self._store,
@@ -133,7 +137,7 @@ class BucketObjects:
     def touch(self, found: StoredObject) -> None:
         """S3 does not copy an object to itself (CopyObject), so it is copied there and back; nothing is transferred."""
         copy = f"{found.key}{_COPY_SUFFIX}"
-        with self._translated(f"cannot touch {found.key}"):
+        with self._translated(f"cannot touch {shown(found.key)}"):
             self._library.copy(self._store, found.key, copy)
             self._library.copy(self._store, copy, found.key)
             self._library.delete(self._store, copy)
@@ -155,8 +159,10 @@ class BucketObjects:
         """Raise ``CacheError`` for the library's errors, and ``FileNotFoundError`` for an object that is not there."""
         from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
+        began, outcome = time.monotonic(), "failed"
         try:
             yield
+            outcome = "done"
         except FileNotFoundError as error:
             text = str(error)
             if not any(code in text for code in _NO_PLACE):
@@ -166,6 +172,9 @@ class BucketObjects:
             raise CacheError(f"{what}: access was denied", why=_plain(error)) from None
         except (BaseError, ValueError) as error:
             raise CacheError(what, why=_plain(error)) from None
+        finally:
+            seconds = time.monotonic() - began
+            debug.log("cache request", cache=self._name, if_not=what, outcome=outcome, seconds=seconds)
 
 
 def _library() -> Any:
@@ -217,6 +226,7 @@ def _plain(error: Exception) -> str:
     text = str(error).partition("\n\nDebug source")[0]
     status = _STATUS.search(text)
     if status is None:
-        return printable(text.rpartition(" - ")[2] or text)
+        time_taken = _TIME.search(text)
+        return printable(f"{text.rpartition(' - ')[2] or text}{f', after {time_taken[1]}' if time_taken else ''}")
     said = ": ".join(found[1] for tag in ("Code", "Message") if (found := re.search(f"<{tag}>([^<]*)</{tag}>", text)))
     return printable(f"status {status[1].rstrip(': ')}{': ' if said else ''}{said}")

@@ -6,6 +6,7 @@ Everything that a store returns is untrusted; who reads it verifies it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, Final, Protocol
 
@@ -57,6 +58,11 @@ class ObjectStore(Protocol):
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects, of which some may be gone."""
         ...
+
+
+def shown(key: str) -> str:
+    """Return ``key`` as it stands in messages: of a digest, the beginning is enough."""
+    return re.sub(r"([0-9a-f]{12})[0-9a-f]{20,}", r"\1…", key)
 
 
 def pieces(open_file: Callable[[], BinaryIO]) -> Iterator[bytes]:

@@ -147,6 +147,7 @@ class ObjectCache:
         """Yield the objects of this cache and of its other names."""
         for directory, own in ((self._layout.records, _OWN_RECORD), (self._layout.layers, _OWN_LAYER)):
             for each in self._objects().list(directory):
+                self._check_time()  # a service could list without an end
                 if own.fullmatch(each.key.removeprefix(f"{directory}/")):
                     yield each
 

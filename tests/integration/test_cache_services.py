@@ -285,6 +285,35 @@ def test_a_cache_is_bounded_by_size(machine: Machines, stages: Path, s3: S3) -> 
     assert max(map(len, ours.values())) > 90_000, "what was just used is gone"
 
 
+def test_a_directory_is_bounded_if_that_is_asked_for(machine: Machines, stages: Path, tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    machine("one").build(stages, "--cache-to", f"type=local,dest={place},mode=max", platforms=AMD64)
+    for each in [*place.rglob("*")]:
+        os.utime(each, (0, 0))
+    (place / "blobs" / "sha256" / "notes.txt").write_text("not a layer")
+    (stages / "file").write_text("changed")
+    machine("two").build(stages, "--cache-to", f"type=local,dest={place},mode=max,max_age=30d", platforms=AMD64)
+    left = [each for each in place.rglob("*") if each.is_file()]
+    assert all(each.stat().st_mtime > 0 for each in left), "something of 1970 is left"
+    assert {each.name for each in left} > {"notes.txt", "bounded"}
+    assert machine("three").build(stages, "--cache-from", f"type=local,src={place}", platforms=AMD64).ran() == set()
+
+
+def test_a_list_without_an_end_is_given_up(machine: Machines, stages: Path, s3: S3) -> None:
+    def endless(request: Request) -> Reply | None:
+        if "list-type" not in request.query:
+            return None
+        key = f"kanifold/steps/kanifold/{len(s3.requests):064x}"
+        date = "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+        more = "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
+        contents = f"<Contents><Key>{key}</Key><Size>1</Size><ETag>e</ETag>{date}</Contents>"
+        return Reply(200, f"<ListBucketResult>{more}{contents}</ListBucketResult>".encode())
+
+    s3.faults.append(endless)
+    built = machine("one").build(stages, "--cache-to", bucket(s3, "timeout=2s"), platforms=AMD64)
+    assert "cannot be kept small" in only_warning(built)
+
+
 def test_an_entry_whose_layer_is_gone_is_none(machine: Machines, stages: Path, s3: S3) -> None:
     cache = bucket(s3, "mode=max")
     machine("first").build(stages, "--cache-to", cache, platforms=AMD64)

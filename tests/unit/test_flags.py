@@ -218,6 +218,14 @@ def test_caches_at_services_are_named_without_their_secrets() -> None:
     assert azure.cache_accounts == (AzureAccount(cache.name),)
 
 
+@pytest.mark.parametrize("place", ["type=s3,bucket=b,region=r", "type=azblob,account_url=https://a.example"])
+def test_caches_at_services_need_their_extra(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match="needs the library obstore") as caught:
+        ask("--cache-from", place)
+    assert "pip install 'kanifold[" in caught.value.problem.remedy
+
+
 def test_a_misspelt_secret_is_not_shown() -> None:
     with pytest.raises(UsageError) as caught:
         ask("--cache-to", "type=s3,bucket=b,region=r,secret_acces_key=hush")
