@@ -58,7 +58,8 @@ def run(flags: dict[str, Any], started: PreforkServer | None) -> int:
             import asyncio  # noqa: F401
         from platforms import emulation
 
-        platforms = request.platforms if planned is None or planned.may_run else ()
+        here = request.nodes is None or request.nodes.entry("local") is not None
+        platforms = request.platforms if here and (planned is None or planned.may_run) else ()
         with _image_emulators(platforms, request) as emulators:
             tried = emulation.prefetch(platforms, emulators)  # (3)
             from orchestrator import command
@@ -82,7 +83,7 @@ def _image_emulators(platforms: Sequence[Platform], request: BuildRequest) -> It
     from executor.store.emulators import StoreEmulators
 
     image = request.options.emulator_image
-    if image:
+    if image and not request.dry_run:
         from orchestrator import emulator_commands
 
         emulator_commands.provide(request, [each.architecture for each in platforms])

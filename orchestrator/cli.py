@@ -29,7 +29,7 @@ _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-_LATER = ("copy", "emulators", "index", "matrix")
+_LATER = ("copy", "emulators", "index", "matrix", "node")
 
 
 class _Commands(click.Group):
@@ -45,6 +45,10 @@ class _Commands(click.Group):
             from orchestrator import emulator_commands
 
             return emulator_commands.emulators
+        if cmd_name == "node":
+            from orchestrator.nodes import node_commands
+
+            return node_commands.node
         from orchestrator.index import commands
 
         return {"copy": commands.copy, "index": commands.index, "matrix": commands.matrix}[cmd_name]
@@ -154,7 +158,7 @@ def platforms_command(as_json: bool) -> None:
 @cli.command()
 @click.option("--root", metavar="DIR", default="", shell_complete=complete_directories, help="The store to look at.")
 def doctor(root: str) -> None:
-    """Say how steps are isolated and emulated here, why not better, and what to install."""
+    """Say how steps are isolated and emulated here, why not better, and what to install; and how the nodes are."""
     from orchestrator import doctor as doctoring
 
     click.get_current_context().exit(doctoring.examine(root))

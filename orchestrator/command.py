@@ -49,13 +49,26 @@ def build(
     The ``plan`` has been made if everything for it was at hand; executors for this machine come from ``server``, its
     ``emulators`` may be out of images. Registries are taken up by ``connect``.
     """
-    nodes = (LocalNode(server, request.options.isolation, emulators),)
+    nodes = _nodes(request, LocalNode(server, request.options.isolation, emulators))
+    if request.dry_run:
+        from orchestrator import dry_run
+
+        return dry_run.show(request, plan, nodes)
     if not request.ssh:
         return _build_and_collect(request, plan, nodes, connect)
     from orchestrator.ssh_agent import start_agents
 
     with start_agents(request.ssh) as sockets:
         return _build_and_collect(replace(request, agents=sockets), plan, nodes, connect)
+
+
+def _nodes(request: BuildRequest, here: Node) -> tuple[Node, ...]:
+    """Return the nodes that the build may use; ``here`` is this machine."""
+    if request.nodes is None:
+        return (here,)
+    from orchestrator.nodes import node_selection
+
+    return node_selection.nodes(request.nodes, here, sends=not request.dry_run)
 
 
 def _build_and_collect(request: BuildRequest, plan: BuildPlan | None, nodes: tuple[Node, ...], connect: Connect) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import tempfile
 
@@ -12,7 +13,8 @@ from executor.store.store import default_root
 from orchestrator.view.stdout import print_json, print_line
 from platforms import emulation, host
 from platforms.emulation import Emulation
-from platforms.errors import EnvironmentUnfit, KanifoldError
+from platforms.errors import EnvironmentUnfit, KanifoldError, UsageError
+from platforms.paths import settings_file
 from platforms.platform import Platform
 
 OK, MISSING = "ok", "--"
@@ -30,7 +32,7 @@ def show_platforms(as_json: bool) -> None:
 
 
 def examine(root: str) -> int:
-    """Print the capabilities of this host; the exit status is 0 if builds for its own platform can run."""
+    """Print the capabilities of this host; the exit status is 0 if builds can run, here or on a node."""
     from executor.store.store import open_store
 
     print_line(f"host        {host.host()}")
@@ -51,13 +53,13 @@ def examine(root: str) -> int:
             print_line(f"       {found.problem.remedy}")
     print_line()
     print_line("store")
-    place = root or default_root()
+    place, stored = root or default_root(), True
     try:
         with open_store(place) as store:
-            print_line(f"  {OK} {place}{_files(store.root)}")
+            print_line(f"  {OK} {place}{_files(store.root) if sys.platform == 'linux' else ''}")
     except KanifoldError as error:
         print_line(f"  {MISSING} {place}: {error}")
-        works = False
+        stored = False
     print_line()
     print_line("credentials")
     try:
@@ -65,7 +67,27 @@ def examine(root: str) -> int:
         print_line(f"  {OK} configuration files can be read")
     except KanifoldError as error:
         print_line(f"  {MISSING} {error}")
-    return 0 if works else EnvironmentUnfit.exit_code
+    elsewhere = _nodes()
+    return 0 if stored and (works or elsewhere) else EnvironmentUnfit.exit_code
+
+
+def _nodes() -> bool:
+    """Print how the nodes of the inventory are. Returns whether one of them can be used in place of this machine."""
+    path = settings_file("nodes.yaml")
+    if not os.path.exists(path):
+        return False
+    from orchestrator.nodes import inventory, node_commands, node_states
+
+    print_line()
+    print_line("nodes")
+    try:
+        known = [each for each in inventory.load(path) if each.url != inventory.LOCAL]
+    except UsageError as error:
+        print_line(f"  {MISSING} {error}: {error.problem.why}")
+        return False
+    states = node_states.examine(known)
+    node_commands.print_states(states, "  ")
+    return any(each.problem is None for each in states)
 
 
 def _emulation(root: str) -> tuple[tuple[Platform, Emulation | EnvironmentUnfit], ...]:

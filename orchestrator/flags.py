@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 from orchestrator import options, values
 from orchestrator.options import argument, choice, each, ignored, number, switch, text, texts
 from platforms.errors import UsageError
+from platforms.paths import settings_file
 
 if TYPE_CHECKING:
     from executor.protocol import Compression
     from executor.registry.reference import Reference
     from executor.registry.registry_settings import RegistrySettings
     from orchestrator.caches import Cache
+    from orchestrator.nodes.node_selection import NodeSelection
     from orchestrator.outputs import Output
     from orchestrator.request import Annotation, BuildRequest, Report
     from platforms.platform import Platform
@@ -39,9 +41,27 @@ class BuildFlags(options.Flags):
     platforms = texts(
         "--platform",
         metavar="LIST",
-        read=values.platforms,
+        read=values.platforms_with_nodes,
         complete=options.complete_platforms,
-        help="Target platforms: linux/amd64,linux/arm64,… (default: this host's).",
+        help=(
+            "Target platforms: linux/amd64,linux/arm64,… (default: this host's); linux/arm64=NODE builds it on that "
+            "node."
+        ),
+    )
+    nodes = texts(
+        "--node",
+        metavar="NAME[=URL]",
+        read=values.split,
+        complete=options.complete_nodes,
+        help=(
+            "Build on these nodes alone: names of kanifold node ls, NAME=ssh://USER@HOST, or local, which is this "
+            "machine (default: $KANIFOLD_NODES, or this machine and all that kanifold node add has added)."
+        ),
+    )
+    bootstrap = switch(
+        "--bootstrap/--no-bootstrap",
+        default=True,
+        help="Send kanifold to nodes that lack this version of it (default), or do without those nodes.",
     )
     tags = texts(
         "-t", "--tag", metavar="REF", read=each(values.tag), help="Name for the result; may be given several times."
@@ -212,6 +232,13 @@ class BuildFlags(options.Flags):
         help="How new layers are compressed (default: gzip).",
     )
     compression_level = number("--compression-level", help="0 to 9 for gzip, 1 to 22 for zstd.")
+    dry_run = switch(
+        "--dry-run",
+        help=(
+            "Print what would be built where, and why, and build nothing; nodes are asked. With --progress rawjson as "
+            "JSON."
+        ),
+    )
     check = switch("--check", help="Only check the Dockerfile: short for --call check.")
     call = text(
         "--call",
@@ -326,7 +353,8 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
     compression = _compression(flags, outputs)
     caches.check(cache_to, compression)
     flags.builder  # noqa: B018 - which refuses all but one
-    platforms = flags.platforms or (host.default_platform(),)
+    chosen = flags.platforms
+    platforms = tuple(each for each, _ in chosen) or (host.default_platform(),)
     return BuildRequest(
         context=flags.context,
         dockerfile=flags.dockerfile,
@@ -350,6 +378,8 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
         keep_going=flags.keep_going,
         audit=flags.audit,
         audit_allow=flags.audit_allow,
+        nodes=_nodes(flags, chosen),
+        dry_run=flags.dry_run,
         options=BuildOptions(
             target=flags.target,
             labels=flags.labels,
@@ -365,7 +395,7 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
             emulator_image=flags.emulator_image,
             snapshotter=flags.snapshotter,
             isolation=flags.isolation,
-            implicit_platform=not flags.platforms,
+            implicit_platform=not chosen,
             steps=StepOptions(
                 hosts=flags.hosts,
                 network=flags.network,
@@ -378,6 +408,18 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
             ),
         ),
     )
+
+
+def _nodes(flags: BuildFlags, chosen: Sequence[tuple[Platform, str]]) -> NodeSelection | None:
+    """The nodes that may be used; None for this machine alone."""
+    forced = tuple((each, node) for each, node in chosen if node)
+    names, bootstrap = flags.nodes, flags.bootstrap
+    asked = names or forced or os.environ.get("KANIFOLD_NODES")
+    if not asked and not os.path.exists(settings_file("nodes.yaml")):
+        return None  # and nothing of nodes is loaded
+    from orchestrator.nodes import node_selection
+
+    return node_selection.select(names, forced, bootstrap)
 
 
 def _outputs(flags: BuildFlags, tags: Sequence[Reference]) -> tuple[Output, ...]:

@@ -189,6 +189,15 @@ def complete_platforms(_context: click.Context, _option: click.Parameter, begun:
     return [before + comma + str(each) for each in USUAL if str(each).startswith(last)]
 
 
+def complete_nodes(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
+    """The names in the inventory after the last comma."""
+    from orchestrator.nodes import inventory
+
+    before, comma, last = begun.rpartition(",")
+    known = (each.name for each in inventory.load(inventory.user_file()))
+    return [before + comma + each for each in known if each.startswith(last)]
+
+
 # -- flags of several commands ---------------------------------------------------------------------------------------
 
 

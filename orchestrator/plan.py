@@ -142,6 +142,16 @@ def plan(
     )
 
 
+def stages(request: BuildRequest, made: BuildPlan, platform: Platform) -> tuple[tuple[str, Platform], ...]:
+    """Return the stages that the build of ``platform`` needs, by name or number, with the platform that each is of."""
+    seen, dockerfile = _scope(request, made.dockerfile, platform), made.dockerfile
+    needed = graph.plan(dockerfile, request.options.target, seen, made.named(platform))
+    return tuple(
+        (dockerfile.stages[index].label, graph.bottom_platform(dockerfile, needed, index, seen, platform))
+        for index in needed.stages
+    )
+
+
 def _scope(request: BuildRequest, dockerfile: Dockerfile, platform: Platform) -> dict[str, str]:
     """Return the variables that FROM sees on ``platform``."""
     stage = request.options.target or dockerfile.stages[-1].name

@@ -97,6 +97,7 @@ class BuildRequest(msgspec.Struct, frozen=True):
     audit_allow: tuple[Allowed, ...] = ()
     nodes: NodeSelection | None = None
     """The nodes that may be used; None for this machine alone."""
+    dry_run: bool = False
     options: BuildOptions = BuildOptions()
 
     @property

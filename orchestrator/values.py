@@ -102,6 +102,21 @@ def platforms(texts: Iterable[str], _flag: str) -> tuple[Platform, ...]:
     return parse_list(texts)
 
 
+def platforms_with_nodes(texts: Iterable[str], flag: str) -> tuple[tuple[Platform, str], ...]:
+    """Parse comma-separated lists of ``PLATFORM[=NODE]``: the platforms, each once, with a node's name or ""."""
+    found: dict[Platform, str] = {}
+    for text in texts:
+        for word in text.split(","):
+            name, equals, node = word.partition("=")
+            for each in platforms((name,), flag):
+                if equals and not node:
+                    raise UsageError(f"{flag} {word.strip()}: no node is named", remedy=f"write {name}=NODE")
+                if equals and found.get(each, node) not in ("", node):
+                    raise UsageError(f"{flag}: {each} is to be built on two nodes, {found[each]} and {node}")
+                found[each] = node or found.get(each, "")
+    return tuple(found.items())
+
+
 def build_args(texts: Iterable[str], flag: str) -> tuple[tuple[str, str], ...]:
     """Parse ``NAME[=VALUE]``; without a value, the environment variable's, if it is set."""
     from orchestrator import epoch
@@ -359,8 +374,8 @@ def builder(text: str, flag: str) -> None:
     if text not in ("", "default"):
         raise UsageError(
             f"{flag} {text}: there are no builders to choose from",
-            why="the command builds by itself, on this machine; names will be those of nodes, once there are any",
-            remedy="leave it out",
+            why="the command builds by itself, on this machine and on nodes",
+            remedy="leave it out; --node says which nodes to use",
         )
 
 

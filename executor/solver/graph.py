@@ -189,11 +189,17 @@ def run_on(dockerfile: Dockerfile, needed: Graph, scope: Mapping[str, str], targ
     found = set()
     for index in needed.stages:
         if any(isinstance(each, Run) for each in dockerfile.stages[index].instructions):
-            bottom = index
-            while isinstance(below := needed.bases[bottom], FromStage):
-                bottom = below.index
-            found.add(platform_of(dockerfile, dockerfile.stages[bottom], scope, target))
+            found.add(bottom_platform(dockerfile, needed, index, scope, target))
     return found
+
+
+def bottom_platform(
+    dockerfile: Dockerfile, needed: Graph, index: int, scope: Mapping[str, str], target: Platform
+) -> Platform:
+    """Return the platform of the stage ``index``, one of those ``needed``: that of the stage at its bottom."""
+    while isinstance(below := needed.bases[index], FromStage):
+        index = below.index
+    return platform_of(dockerfile, dockerfile.stages[index], scope, target)
 
 
 def may_run(dockerfile: Dockerfile, needed: Graph) -> bool:

@@ -57,6 +57,11 @@ class Description(msgspec.Struct, frozen=True):
     """Whether paths of this machine, also that of its store, are valid there."""
 
     @property
+    def runs_steps(self) -> bool:
+        """Whether it can isolate steps, as far as is known."""
+        return bool(self.isolation) or self.shares_disk
+
+    @property
     def native(self) -> tuple[Platform, ...]:
         """Return the requested platforms that run without emulation."""
         return tuple(platform for platform, support in self.support if support.how == "native")

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -20,6 +20,9 @@ from orchestrator.nodes import inventory
 from orchestrator.nodes.inventory import LOCAL, NodeEntry
 from platforms.errors import KanifoldError, Problem, UsageError
 from platforms.platform import Platform
+
+if TYPE_CHECKING:
+    from orchestrator.nodes.node import Node
 
 VARIABLE: Final = "KANIFOLD_NODES"
 
@@ -99,3 +102,19 @@ def unknown_nodes(selection: NodeSelection) -> tuple[Problem, ...]:
         )
         for name in selection.unknown
     )
+
+
+def nodes(selection: NodeSelection, here: Node, *, sends: bool) -> tuple[Node, ...]:
+    """Return the nodes of ``selection``; ``here`` is this machine. ``sends`` as for ``node``."""
+    return tuple(here if each.url == LOCAL else node(each, sends=sends) for each in selection.entries)
+
+
+def node(entry: NodeEntry, *, sends: bool) -> Node:
+    """Return the node that ``entry`` declares; ``sends``: whether kanifold may be sent there if ``entry`` allows it."""
+    if entry.url == LOCAL:
+        from orchestrator.nodes.local_node import LocalNode
+
+        return LocalNode(None)
+    from orchestrator.nodes.ssh_node import SSHNode
+
+    return SSHNode(entry, sends=sends)

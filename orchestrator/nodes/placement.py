@@ -72,7 +72,7 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 class Skipped(msgspec.Struct, frozen=True):
-    """A node that is not used because it could not be asked."""
+    """A node that cannot be used: it has not answered, or cannot run steps."""
 
     name: str
     problem: Problem
@@ -161,14 +161,16 @@ class _Placing(msgspec.Struct, frozen=True):
         return tuple(each for each in self.request.platforms if each not in (*settled, *forced))
 
     async def _ask(self, nodes: Sequence[Node]) -> tuple[list[Candidate], list[Skipped]]:
-        """Return the nodes that have described themselves, and those that have not.
+        """Return the nodes that can be used, and those that cannot.
 
         Raises the error of a node that the user wants a platform to be built on.
         """
         described = await asyncio.gather(*(each.describe(self.running) for each in nodes), return_exceptions=True)
         candidates, skipped = [], []
         for node, found in zip(nodes, described, strict=True):
-            if isinstance(found, Description):
+            if isinstance(found, Description) and self.running and not found.runs_steps and not self._is_forced(node):
+                skipped.append(Skipped(node.name, without_isolation(node.name).problem))
+            elif isinstance(found, Description):
                 load = os.getloadavg()[0] if found.shares_disk else found.load
                 candidates.append(Candidate(node, found, self._entry(node), load))
             elif isinstance(found, KanifoldError) and not self._is_forced(node):
@@ -210,8 +212,8 @@ class _Placing(msgspec.Struct, frozen=True):
         if best.how == "native":
             rivals = [each for each in others if each.how == "native"]
             return "runs it natively" + (f", before {len(rivals)} more" if rivals else "")
-        silent = f" ({', '.join(each.name for each in skipped)}: no answer)" if skipped else ""
-        return f"no node runs it natively{silent}"
+        without = f" ({', '.join(each.name for each in skipped)} cannot be used)" if skipped else ""
+        return f"no node runs it natively{without}"
 
 
 def build_platform(placements: Placements, nodes: Iterable[Node]) -> Platform:
@@ -266,10 +268,19 @@ def _nobody(skipped: Sequence[Skipped]) -> KanifoldError:
     )
 
 
+def without_isolation(node: str) -> EnvironmentUnfit:
+    """Return the error that ``node`` cannot run steps."""
+    return EnvironmentUnfit(
+        f"node {node} cannot run steps",
+        why="no way to isolate them works there",
+        remedy="kanifold doctor there says what is missing",
+    )
+
+
 def _no_node(platform: Platform, candidates: Sequence[Candidate], skipped: Sequence[Skipped]) -> EnvironmentUnfit:
     """Return the error that no node runs ``platform``."""
     reasons = [_reason(platform, each) for each in candidates]
-    reasons += [f"{each.name} does not answer" for each in skipped]
+    reasons += [f"{each.name} cannot be used" for each in skipped]
     here = (each.description.runs(platform).unfit for each in candidates if each.description.shares_disk)
     return EnvironmentUnfit(
         f"no node runs programs of {platform}",

@@ -45,14 +45,16 @@ def main() -> int:
         name, code, bootstrap, debug = _line().split()
         if debug == "1":
             os.environ["KANIFOLD_DEBUG"] = "1"
-        return _executor(name, code, bootstrap == "1")
+        return _executor(name, code, bootstrap)
     except LoadingRefusedError as refused:
         _say("refused", dict(zip(("what", "why", "remedy"), refused.args, strict=True)))
         return 3
 
 
-def _executor(name: str, code: str, bootstrap: bool) -> int:
-    if not bootstrap:
+def _executor(name: str, code: str, bootstrap: str) -> int:
+    """Become an executor by what ``bootstrap`` allows: ``1`` anything, ``2`` not to be sent one, ``0`` only an
+    installed one."""
+    if bootstrap == "0":
         found, _ = _installed()
         if not found:
             raise LoadingRefusedError(
@@ -67,6 +69,8 @@ def _executor(name: str, code: str, bootstrap: bool) -> int:
         found, its = _installed()
         if its == code:
             _become_installed(found)
+        if bootstrap == "2":
+            raise LoadingRefusedError("kanifold has not been sent there yet", "this version of it is missing", "")
         _receive(home, directory)
         if not _held(directory):
             raise LoadingRefusedError("kanifold cannot be kept there", f"{directory} was removed at once", "")

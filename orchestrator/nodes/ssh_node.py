@@ -80,11 +80,15 @@ _REFUSED: Final = msgspec.json.Decoder(_Refused)
 
 
 class SSHNode(CommandNode):
-    """The node that is declared by ``entry``. Raises ``UsageError`` for an invalid address or Python."""
+    """The node that is declared by ``entry``. Raises ``UsageError`` for an invalid address or Python.
 
-    def __init__(self, entry: NodeEntry) -> None:
+    ``sends``: whether kanifold may be sent there now, if ``entry`` allows it at all.
+    """
+
+    def __init__(self, entry: NodeEntry, *, sends: bool = True) -> None:
         super().__init__(entry.name, ())
         self._entry = entry
+        self._sends = sends
         self._address = ssh_address.parse(entry.url)
         if not entry.python.isprintable() or entry.python.startswith("-"):  # it is a line of what the node is told
             raise UsageError(f"node {entry.name}: python {printable(entry.python, 80)!r} is no program")
@@ -124,9 +128,9 @@ class SSHNode(CommandNode):
 
     async def _loaded(self, worker: Worker, wanted: tuple[str, str]) -> Connection:
         """Return the connection to the executor that ``worker``, the client, has started."""
-        worker.stdin.write(opening(self._entry, *wanted))
+        worker.stdin.write(opening(self._entry, *wanted, sends=self._sends))
         state, details = await self._answer(worker)
-        if state == "lacking" and self._entry.bootstrap:
+        if state == "lacking" and self._entry.bootstrap and self._sends:
             await self._send(worker, wanted[0], details)
             state, details = await self._answer(worker)
         if state != "ready":
@@ -199,6 +203,8 @@ class SSHNode(CommandNode):
         remedy = printable(refused.remedy)
         if not remedy and not self._entry.bootstrap:
             remedy = f"install kanifold there (pipx install kanifold=={executor_zip.VERSION}), or let it be sent"
+        elif not remedy and not self._sends:
+            remedy = f"kanifold node check {self.name} sends it"
         what = f"node {self.name}: {printable(refused.what)}"
         return EnvironmentUnfit(what, why=printable(refused.why), remedy=remedy)
 
@@ -212,11 +218,12 @@ def _wanted() -> tuple[str, str]:
     return executor_zip.installation_name(code), code
 
 
-def opening(entry: NodeEntry, name: str, code: str) -> bytes:
+def opening(entry: NodeEntry, name: str, code: str, *, sends: bool = True) -> bytes:
     """Return all that is written to stdin before the first answer."""
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "remote_loader.py"), "rb") as file:
         loader = zlib.compress(file.read(), 9)
     versions = () if entry.python else ("3.14", "3.13", "3.12", "3.11")
     first = _FIRST.replace("VERSIONS", repr(versions)).replace("SIZE", str(len(loader)))
-    asked = f"{name} {code} {int(entry.bootstrap)} {int(debug.on)}"
+    bootstrap = ("1" if sends else "2") if entry.bootstrap else "0"
+    asked = f"{name} {code} {bootstrap} {int(debug.on)}"
     return f"{entry.python}\nfirst={first!r};exec(first)\n".encode() + loader + f"{asked}\n".encode()

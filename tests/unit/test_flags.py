@@ -43,8 +43,18 @@ def ask(*arguments: str) -> BuildRequest:
         return flags.request(context.params)
 
 
+def test_a_platform_may_have_a_node(tmp_path: Path) -> None:
+    found = ask("--platform", "linux/amd64,linux/arm64=arm", "--platform", "arm64", "--node", "arm=ssh://a,local")
+    assert [str(each) for each in found.platforms] == ["linux/amd64", "linux/arm64"]
+    assert found.nodes is not None
+    assert [(str(platform), node) for platform, node in found.nodes.forced] == [("linux/arm64", "arm")]
+    assert [each.name for each in found.nodes.entries] == ["arm", "local"]
+    assert not found.options.implicit_platform
+
+
 def test_nothing_but_defaults() -> None:
     found = ask()
+    assert found.nodes is None
     assert found.context == "."
     assert len(found.platforms) == 1
     assert found.options.implicit_platform
@@ -342,6 +352,10 @@ def test_quiet_is_a_progress() -> None:
         (("--cache-to", "type=registry,ref=a,oci-mediatype=true"), "did you mean oci-mediatypes?"),
         (("--cache-from", "type=regsitry,ref=a"), "did you mean registry?"),
         (("--builder", "big"), "--builder"),
+        (("--platform", "linux/arm64="), "--platform linux/arm64=: no node is named"),
+        (("--platform", "linux/arm64=a,arm64=b"), "--platform: linux/arm64 is to be built on two nodes, a and b"),
+        (("--platform", "linux/arm64=nowhere"), "there is no node nowhere"),
+        (("--node", "nowhere"), "--node: there is no node nowhere"),
         (("--allow", "securty.insecure"), "did you mean security.insecure?"),
         (("--allow", "network.host=yes"), "--allow"),
         (("-o", "type=registry,name=a,dangling-name-prefix=b:1"), "dangling-name-prefix"),

@@ -40,7 +40,7 @@ class Told:
         self.name = name
         self.asked: list[Sequence[Platform]] = []
         known = {"amd64": AMD64, "arm64": ARM64, "riscv64": RISCV64, "i386": I386}
-        self._says = says or {}
+        self._says = {"isolation": "namespaces", **(says or {})}
         self._support = {
             known[platform]: UNFIT if how == "no" else Support("" if how == "perhaps" else how)
             for platform, how in support.items()
@@ -196,10 +196,19 @@ def test_native_with_a_queue_comes_before_emulated() -> None:
 def test_a_node_that_is_down_is_left_out_with_a_warning() -> None:
     found = placed(requested(ARM64), (local(), Told("down")))
     assert names(found) == ["local"]
-    assert found.each[0].why == "no node runs it natively (down: no answer)"
+    assert found.each[0].why == "no node runs it natively (down cannot be used)"
     (skipped,) = found.skipped
     assert skipped.warning.what == "node down is not used: node down cannot be reached"
     assert (skipped.warning.why, skipped.warning.remedy) == ("no route to host", "start it")
+
+
+def test_a_node_that_cannot_isolate_steps_is_left_out_with_a_warning() -> None:
+    nodes = (local(), Told("arm", {"isolation": ""}, arm64="native"))
+    found = placed(requested(ARM64), nodes)
+    assert names(found) == ["local"]
+    (skipped,) = found.skipped
+    assert "cannot run steps" in skipped.warning.what
+    assert names(placed(requested(ARM64, forced={ARM64: "arm"}), nodes)) == ["arm"]
 
 
 def test_a_node_that_is_down_is_an_error_if_the_user_wants_it() -> None:
@@ -224,7 +233,7 @@ def test_a_platform_that_no_node_has_is_one_error() -> None:
     assert problem.what == "no node runs programs of linux/riscv64"
     assert problem.why == (
         "local is linux/amd64, without an emulator for it; other is linux/amd64, without an emulator for it; "
-        "down does not answer"
+        "down cannot be used"
     )
     assert problem.remedy == "install an emulator", "what this machine lacks"
 

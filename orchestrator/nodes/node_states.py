@@ -1,0 +1,107 @@
+"""Asking nodes how they are: all at once, each by an executor that gets no job."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from executor import protocol
+from orchestrator.connection import Connection
+from orchestrator.nodes import node_selection
+from orchestrator.nodes.inventory import NodeEntry
+from orchestrator.nodes.node import Description, Node
+from orchestrator.nodes.placement import without_isolation
+from platforms import emulation
+from platforms.errors import EnvironmentUnfit, KanifoldError, Problem, ProtocolError
+
+PATIENCE: Final = 15.0
+"""Seconds for a node that kanifold need not be sent to."""
+
+
+class NodeState(msgspec.Struct, frozen=True):
+    """A node of the inventory, and how it is."""
+
+    entry: NodeEntry
+    description: Description | None = None
+    """None if it has not answered."""
+    problem: Problem | None = None
+    """Why it cannot be used."""
+    latency: float = 0.0
+    """Seconds that a message and its reply take."""
+    seconds: float = 0.0
+    """How long it took until an executor was there."""
+
+    @property
+    def word(self) -> str:
+        """``ok``; ``down`` if it has not answered; ``unfit`` if it has, and cannot run steps."""
+        if self.problem is None:
+            return "ok"
+        return "down" if self.description is None else "unfit"
+
+
+def examine(entries: Sequence[NodeEntry], bootstrap: bool = False, patience: float = PATIENCE) -> tuple[NodeState, ...]:
+    """Return how ``entries`` are, in their order. One that has not answered after ``patience`` seconds is down.
+
+    ``bootstrap``: whether kanifold may be sent to those that the user has not refused it for.
+    """
+    return asyncio.run(_examine_all(entries, bootstrap, patience))
+
+
+async def _examine_all(entries: Sequence[NodeEntry], bootstrap: bool, patience: float) -> tuple[NodeState, ...]:
+    return tuple(await asyncio.gather(*(_examine(each, bootstrap, patience) for each in entries)))
+
+
+async def _examine(entry: NodeEntry, bootstrap: bool, patience: float) -> NodeState:
+    node, began = node_selection.node(entry, sends=bootstrap), time.monotonic()
+    try:
+        async with asyncio.timeout(patience):
+            return await _asked(entry, node, began)
+    except TimeoutError:
+        return NodeState(entry, problem=_silent(entry.name, patience).problem, seconds=time.monotonic() - began)
+    except KanifoldError as error:
+        return NodeState(entry, problem=error.problem, seconds=time.monotonic() - began)
+    finally:
+        await node.close()
+
+
+async def _asked(entry: NodeEntry, node: Node, began: float) -> NodeState:
+    description = await node.describe(emulation.USUAL)
+    executor = await node.start()
+    seconds = time.monotonic() - began
+    try:
+        latency = await _round_trip(executor)
+    finally:
+        await executor.end()
+    greeting = executor.greeting
+    if description.shares_disk:
+        spare = greeting.resources or protocol.Resources()
+        description = replace(
+            description, isolation=greeting.isolation, load=spare.load, memory=spare.memory, disk=spare.disk
+        )
+    problem = None if greeting.isolation else without_isolation(entry.name).problem
+    return NodeState(entry, description, problem, latency, seconds)
+
+
+async def _round_trip(executor: Connection) -> float:
+    """Return the seconds from the end of what an executor is sent to what it says to that."""
+    executor.worker.stdin.close()
+    began = time.monotonic()
+    try:
+        while not isinstance(await executor.receive(), protocol.Failed):
+            pass
+    except ProtocolError:  # it has ended at once
+        pass
+    return time.monotonic() - began
+
+
+def _silent(name: str, patience: float) -> EnvironmentUnfit:
+    return EnvironmentUnfit(
+        f"node {name} does not answer",
+        why=f"there was no executor after {patience:.0f} seconds",
+        remedy=f"see what is slow there: kanifold --debug node check {name}",
+    )
