@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -142,7 +141,8 @@ def _fits(package: str, target: PythonTarget) -> bool:
 
 def _write(path: str, files: Iterable[tuple[str, str]], fetched: Iterable[str]) -> None:
     """Write the zip ``path`` of ``files``, and of what is in the wheels ``fetched``."""
-    import zipfile  # late, as it is needed for a new zip alone
+    import tempfile  # late, as they are needed for a new zip alone
+    import zipfile
 
     contents = {name: _read(place) for name, place in files}
     for each in fetched:

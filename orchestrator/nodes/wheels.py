@@ -11,10 +11,7 @@ import hashlib
 import importlib.util
 import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Final
@@ -155,6 +152,8 @@ def _pinned() -> tuple[_Wheel, ...]:
 
 def _download(missing: Sequence[_Wheel], wanted: PythonTarget, folder: str) -> None:
     """Let pip download the wheels ``missing`` to ``folder``."""
+    import tempfile  # late, as a node is rarely new
+
     with tempfile.TemporaryDirectory(prefix="wheels.", dir=folder) as scratch:
         requirements = os.path.join(scratch, "requirements.txt")
         with open(requirements, "w", encoding="ascii") as file:
@@ -176,6 +175,8 @@ def _download(missing: Sequence[_Wheel], wanted: PythonTarget, folder: str) -> N
 
 
 def _run(command: Sequence[str], wanted: PythonTarget) -> None:
+    import subprocess
+
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT,
@@ -192,6 +193,8 @@ def _run(command: Sequence[str], wanted: PythonTarget) -> None:
 def _pip() -> tuple[str, ...]:
     if importlib.util.find_spec("pip") is not None:
         return (sys.executable, "-m", "pip")
+    import shutil
+
     return (shutil.which("pip3") or shutil.which("pip") or "pip3",)
 
 
