@@ -470,6 +470,14 @@ def test_every_dependency_is_used() -> None:
     assert declared() - programs - used == set()
 
 
+def test_files_of_the_packages_are_installed() -> None:
+    """What is not a module is in an installed copy only if it is declared."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    declared_files = {f"{package}/{name}" for package, names in tool.items() for name in names}
+    there = {str(path.relative_to(ROOT)) for path in tracked() if path.relative_to(ROOT).parts[0] in ROOMS}
+    assert {name for name in there if not name.endswith(".py")} == declared_files
+
+
 # -- what the repository may not hold -------------------------------------------------------------------------------
 
 
