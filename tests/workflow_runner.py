@@ -54,10 +54,16 @@ class WorkflowRunner:
             "--artifact-server-port", str(free_port()),
             "--cache-server-path", str(self._folder / "cache"), "--cache-server-addr", "127.0.0.1",
             "--action-cache-path", str(self._folder / "home" / "act"), "--pull=false", "--rm",
+            "-s", "GITHUB_TOKEN=none",
         ]  # fmt: skip
         for each in RUNNERS:
             words += ["-P", f"{each}=-self-hosted"]
-        for each, version in (("checkout", "v6"), ("upload-artifact", "v5"), ("download-artifact", "v6")):
+        for each, version in (
+            ("checkout", "v6"),
+            ("upload-artifact", "v5"),
+            ("download-artifact", "v6"),
+            ("github-script", "v8"),
+        ):
             words += ["--local-repository", f"actions/{each}@{version}={judges.ACTIONS / each}"]
         for name, value in {**self._environment, **variables}.items():
             words += ["--env", f"{name}={value}"]

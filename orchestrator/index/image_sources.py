@@ -78,6 +78,10 @@ class ImageSource(Protocol):
         """Return the manifest or index of ``descriptor``."""
         ...
 
+    def has(self, descriptor: Descriptor) -> bool:
+        """Return whether there is a manifest or index with the digest of ``descriptor``, whatever is in it."""
+        ...
+
     def read(self, descriptor: Descriptor, limit: int) -> bytes:
         """Return the whole blob of ``descriptor``, at most ``limit`` bytes."""
         ...
@@ -151,6 +155,9 @@ class RegistrySource:
         reference = self._reference.repository_only().with_digest(descriptor.digest)
         content, data, found = self._client.manifest(reference)
         return checked(Document(found, data, content), descriptor, self.name)
+
+    def has(self, descriptor: Descriptor) -> bool:
+        return self._client.find(self._reference.repository_only().with_digest(descriptor.digest)) is not None
 
     def read(self, descriptor: Descriptor, limit: int) -> bytes:
         return self._client.read_blob(self._reference, descriptor, limit)
@@ -290,6 +297,13 @@ class LayoutSource:
         content = parse(data, descriptor.media_type)
         found = Descriptor(content.media_type, descriptor.digest, len(data))
         return checked(Document(found, data, content), descriptor, self.name)
+
+    def has(self, descriptor: Descriptor) -> bool:
+        try:
+            self._layout.open_file(blob_path(descriptor.digest))[0].close()
+        except OSError:
+            return False
+        return True
 
     def read(self, descriptor: Descriptor, limit: int) -> bytes:
         return self._layout.read(descriptor, limit)

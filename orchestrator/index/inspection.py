@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from executor.image import config as image
+from executor.image import manifest as documents
 from executor.image.manifest import Descriptor, Index, Manifest
 from executor.image.selection import platform_of
 from orchestrator.index import entries, manifest_graph
@@ -16,7 +19,7 @@ from orchestrator.index.image_sources import Document, ImageSource
 from orchestrator.index.manifest_graph import ImageContents, SourcedDocument
 from orchestrator.view.units import size as shown
 from platforms import decoding
-from platforms.errors import ArchiveError
+from platforms.errors import ArchiveError, RegistryError
 from platforms.platform import Platform
 
 SCHEMA: Final = 1
@@ -76,6 +79,13 @@ class Inspection(msgspec.Struct, frozen=True):
     listed: tuple[Listed, ...]
     """In the order of the index; attestations are with their manifests."""
     referrers: tuple[SourcedDocument, ...]
+    missing: tuple[IndexEntry, ...] = ()
+    """Entries of the index whose manifest is not there: of a sparse index."""
+
+    @property
+    def platforms(self) -> tuple[Platform | None, ...]:
+        """The platform of each entry, attestations aside; of those that are missing, too."""
+        return (*(each.platform for each in self.listed), *(each.platform for each in self.missing))
 
     def configs(self) -> dict[str, Any]:
         """Return the configs of the images by platform, as in the registry."""
@@ -111,10 +121,37 @@ class Inspection(msgspec.Struct, frozen=True):
 
 
 def inspect(name: str, source: ImageSource, *, referrers: bool = True) -> Inspection:
-    """Inspect the image of ``source``. All manifests are read, no layers."""
-    root = SourcedDocument(source.root(), source)
-    contents = manifest_graph.collect(root, {}, referrers=referrers, nondistributable=True)
-    return Inspection(name, root.document, source, tuple(_listed(root.document, contents, source)), contents.referrers)
+    """Inspect the image of ``source``. All manifests are read, no layers.
+
+    Manifests that an index lists and that are not there are listed as missing: copies of some platforms are made so
+    (``skopeo copy --multi-arch index-only`` and the sparse indexes of containers/image), and some registries take them.
+    """
+    root = source.root()
+    try:
+        contents = manifest_graph.collect(SourcedDocument(root, source), {}, referrers=referrers, nondistributable=True)
+    except (ArchiveError, RegistryError):
+        there, missing = _divided(root, source)
+        if not missing:
+            raise
+        contents = manifest_graph.collect(
+            SourcedDocument(there, source), {}, referrers=referrers, nondistributable=True
+        )
+        return Inspection(name, root, source, tuple(_listed(there, contents, source)), contents.referrers, missing)
+    return Inspection(name, root, source, tuple(_listed(root, contents, source)), contents.referrers)
+
+
+def _divided(root: Document, source: ImageSource) -> tuple[Document, tuple[IndexEntry, ...]]:
+    """Return the index ``root`` with those entries alone whose manifest ``source`` has, and the other entries."""
+    if not isinstance(root.content, Index):
+        return root, ()
+    manifest_graph.GraphLimits(source.name).announce(len(root.content.manifests))
+    with ThreadPoolExecutor(manifest_graph.AT_ONCE, "missing") as pool:
+        found = list(pool.map(source.has, root.content.manifests))
+    listed = entries.entries_of(root.content, root.data)
+    missing = tuple(each for each, there in zip(listed, found, strict=True) if not there)
+    kept = [each.descriptor for each, there in zip(listed, found, strict=True) if there]
+    content = replace(root.content, manifests=tuple(kept))
+    return Document(root.descriptor, documents.encode(content), content), missing
 
 
 def _listed(root: Document, contents: ImageContents, source: ImageSource) -> Iterator[Listed]:
@@ -184,14 +221,16 @@ def table(found: Inspection, *, layers: bool = False) -> list[str]:
     lines += _annotations(found.root.content.annotations, "")
     rows = [("PLATFORM", "SIZE", "LAYERS", "DIGEST")]
     rows += [(_title(each), shown(each.size), str(len(each.layers)), each.descriptor.digest) for each in found.listed]
+    rows += [(_title_of_missing(each), "-", "missing", each.descriptor.digest) for each in found.missing]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     texts = [f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}" for row in rows]
     lines += ["", texts[0]]
-    for each, text in zip(found.listed, texts[1:], strict=True):
+    for each, text in zip(found.listed, texts[1:], strict=False):
         lines.append(text)
         lines += [f"  {shown(layer.size):>10}  {layer.digest}  {layer.media_type}" for layer in each.layers if layers]
         lines += _annotations(each.descriptor.annotations, "  ")
         lines += [f"  attestation: {_said(predicate)}" for one in each.attestations for predicate in one.predicates]
+    lines += texts[1 + len(found.listed) :]
     own = {one.digest for each in found.listed for one in each.attestations}
     others = [each.document for each in found.referrers if each.document.descriptor.digest not in own]
     if others:
@@ -206,6 +245,10 @@ def _title(listed: Listed) -> str:
     if isinstance(listed.document.content, Index):
         return f"index of {len(listed.document.content.manifests)}"
     return "attestation" if dict(listed.descriptor.annotations).get(entries.REFERENCE_TYPE) else "no platform"
+
+
+def _title_of_missing(entry: IndexEntry) -> str:
+    return str(entry.platform or ("attestation" if entry.subject else "no platform"))
 
 
 def _annotations(pairs: Iterable[tuple[str, str]], indent: str) -> list[str]:
@@ -228,6 +271,10 @@ def document(found: Inspection) -> dict[str, Any]:
         **plain(found.root.descriptor),
         "annotations": dict(found.root.content.annotations),
         "manifests": [_entry(each) for each in found.listed],
+        "missing": [
+            {**plain(each.descriptor), "platform": str(each.platform) if each.platform is not None else None}
+            for each in found.missing
+        ],
         "referrers": [
             {
                 **plain(each.document.descriptor),

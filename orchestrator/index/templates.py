@@ -127,7 +127,7 @@ def _image(found: Inspection) -> Any:
 
 def _of_platforms(by_platform: dict[str, Any], found: Inspection) -> Any:
     """Return a mapping by platform if there are several, as buildx does; else the only value."""
-    images = sum(each.platform is not None for each in found.listed)
+    images = sum(each is not None for each in found.platforms)
     return by_platform if images > 1 else next(iter(by_platform.values()), {})
 
 

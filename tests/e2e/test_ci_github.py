@@ -27,7 +27,7 @@ def runner(tmp_path: Path, kanifold: Kanifold) -> WorkflowRunner:
     return WorkflowRunner(tmp_path / "runner", kanifold.command, {"SOURCE_DATE_EPOCH": EPOCH, **kanifold.extra})
 
 
-ACTIONS = ("checkout", "upload-artifact", "download-artifact")
+ACTIONS = ("checkout", "upload-artifact", "download-artifact", "github-script")
 
 
 @judges.needs("act")
@@ -36,7 +36,7 @@ def test_a_matrix_in_separate_jobs_makes_the_index_of_one_build(
     runner: WorkflowRunner, registry: str, busybox: Base, kanifold: Kanifold, read: Reader
 ) -> None:
     name = f"{registry}/e2e/act"
-    (settings, (_, caller), _) = documented.files("ci.md", "GitHub", f"{name}:1")
+    (settings, (_, caller), *_) = documented.files("ci.md", "GitHub", f"{name}:1")
     runner.write(
         {
             "Dockerfile": f"FROM {busybox.ref}\nCOPY greeting /\nRUN cat /greeting && arch > /arch\n",
@@ -59,6 +59,37 @@ def test_a_matrix_in_separate_jobs_makes_the_index_of_one_build(
     assert f"joined {whole.out.strip()}" in done.stdout
     assert read(f"{name}:1", "linux/arm64").text("greeting") == "hello"
     assert len(re.findall(r"\[linux/a\w+ 3/3\] DONE", done.stdout)) == 2, "each is built in a store of its own"
+
+
+@pytest.mark.slow
+@judges.needs("act")
+@judges.needs_actions(*ACTIONS)
+def test_a_second_run_hits_the_cache_service(
+    runner: WorkflowRunner, registry: str, busybox: Base, kanifold: Kanifold
+) -> None:
+    name = f"{registry}/e2e/cached"
+    (settings, _, (path, caller), _) = documented.files("ci.md", "GitHub", f"{name}:1")
+    runner.write(
+        {
+            "Dockerfile": f"FROM {busybox.ref}\nCOPY greeting /\nRUN arch > /arch\nRUN cat /arch > /again\n",
+            "greeting": "hello",
+            settings[0]: settings[1],
+            path: caller,
+            ".github/workflows/image.yml": PIECES / "image.yml",
+        }
+    )
+    runner.commit()
+    raw = []
+    for wanted in ("DONE", "CACHED"):
+        done = runner.run("push.yml")
+        assert done.returncode == 0, done.stdout
+        for step in ("3/4", "4/4"):
+            assert len(re.findall(rf"\[linux/a\w+ {step}\] {wanted}", done.stdout)) == 2, done.stdout
+        raw.append(kanifold("index", "inspect", "--raw", f"{name}:1").out)
+    words = ("build", runner.repository, "--platform", "linux/amd64,linux/arm64", "-t", f"{name}:whole", "--push")
+    kanifold(*words, SOURCE_DATE_EPOCH=EPOCH)
+    raw.append(kanifold("index", "inspect", "--raw", f"{name}:whole").out)
+    assert raw[0] == raw[1] == raw[2], "byte by byte, with the cache and without"
 
 
 @judges.needs("act")
@@ -128,7 +159,7 @@ jobs:
 @judges.needs_actions(*ACTIONS)
 def test_one_job_builds_all_platforms(runner: WorkflowRunner, registry: str, busybox: Base, read: Reader) -> None:
     name = f"{registry}/e2e/action:1"
-    (_, _, (path, workflow)) = documented.files("ci.md", "GitHub", name)
+    (*_, (path, workflow)) = documented.files("ci.md", "GitHub", name)
     runner.write({"Dockerfile": f"FROM {busybox.ref}\nLABEL a=b\n", path: workflow, ".github/actions/kanifold": PIECES})
     runner.commit()
     done = runner.run("push.yml")
@@ -152,8 +183,15 @@ def lint(files: dict[str, Path], folder: Path) -> str:
 
 
 @judges.needs("actionlint")
-def test_the_workflow_is_what_github_reads(tmp_path: Path) -> None:
-    assert lint({"image.yml": PIECES / "image.yml"}, tmp_path) == ""
+def test_the_workflows_are_what_github_reads(tmp_path: Path) -> None:
+    callers = [text for path, text in documented.files("ci.md", "GitHub", documented.NAME) if path.endswith("push.yml")]
+    files = {"image.yml": PIECES / "image.yml"}
+    for number, text in enumerate(callers):
+        files[f"push-{number}.yml"] = tmp_path / f"{number}"
+        files[f"push-{number}.yml"].write_text(text)
+    shutil.copytree(PIECES, tmp_path / ".github" / "actions" / "kanifold")
+    (tmp_path / ".git").mkdir()
+    assert lint(files, tmp_path) == ""
 
 
 # -- the script of the action

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import judges
 import pytest
 from registry_server import docker_registry
 from small_images import Images
 
 from orchestrator.cli import cli
+from orchestrator.index.commands import index
+from platforms.errors import KanifoldError
 
 pytestmark = [
     pytest.mark.registry,
@@ -178,3 +182,81 @@ def test_buildx_reads_what_was_joined(images: tuple[str, dict[str, str]], ours: 
     shown = theirs("inspect", f"{app}:joined")
     assert digest in shown
     assert all(platform in shown for platform in ("linux/amd64", "linux/arm64", "linux/s390x"))
+
+
+REFUSED = [
+    ["--annotation", "manifest:a=b", "{app}:two"],
+    ["--annotation", "manifest[linux/amd64]:a=b", "{app}:two"],
+    ["--annotation", "nonsense:a=b", "{app}:two"],
+    ["-p", "linux/s390x", "{app}:two"],
+    ["--builder", "nonsense", "{app}:two"],
+    ["{app}:nothing"],
+    ["-f", "/nowhere", "{app}:two"],
+    [],
+]
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_what_buildx_refuses_is_refused(
+    images: tuple[str, dict[str, str]], ours: Run, theirs: Run, words: Sequence[str]
+) -> None:
+    app, digests = images
+    written = [each.format(app=app, **digests) for each in words]
+    with pytest.raises((KanifoldError, click.ClickException)):
+        ours("create", "--dry-run", *written)
+    with pytest.raises(AssertionError, match="ERROR"):
+        theirs("create", "--dry-run", *written)
+
+
+BEYOND = [
+    (["--annotation", "a=b"], "annotations are not supported yet"),
+    (["--annotation", "index-descriptor:a=b"], "annotations are invalid while creating an image"),
+]
+
+
+@pytest.mark.parametrize(("words", "why"), BEYOND)
+def test_what_only_buildx_refuses(
+    images: tuple[str, dict[str, str]], ours: Run, theirs: Run, words: Sequence[str], why: str
+) -> None:
+    source = f"{images[0]}:two"
+    ours("create", "--dry-run", *words, source)
+    with pytest.raises(AssertionError, match=why):
+        theirs("create", "--dry-run", *words, source)
+
+
+def test_pushing_to_several_tags_and_repositories_is_the_same(
+    images: tuple[str, dict[str, str]], ours: Run, theirs: Run
+) -> None:
+    app, _ = images
+    raw = []
+    for run, name in ((ours, "ours"), (theirs, "theirs")):
+        tags = [f"{app}:{name}-1", f"{app}:{name}-2", f"{app}-{name}/deep:1"]
+        words = [word for each in tags for word in ("-t", each)]
+        run("create", *words, f"{app}:two", f"{app}:risc")
+        raw += [str(meaning(ours("inspect", "--raw", each))) for each in tags]
+        run("create", "--append", *words[:4], f"{app}:docker")
+        raw += [f"appended {meaning(ours('inspect', '--raw', each))}" for each in tags[:2]]
+    assert raw[:5] == raw[5:]
+    assert len(set(raw)) == 2
+
+
+@pytest.mark.parametrize("mode", ["auto", "none", "plain", "rawjson"])  # for tty, buildx wants a terminal
+def test_progress_has_buildxs_modes(images: tuple[str, dict[str, str]], ours: Run, theirs: Run, mode: str) -> None:
+    name = f"{images[0]}:progress"
+    for run in (ours, theirs):
+        run("create", "--progress", mode, "-t", name, f"{images[0]}:two")
+
+
+def test_every_option_of_buildx_is_one_here(theirs: Run) -> None:
+    """A new one of buildx's fails this test; those that there are have tests above."""
+    commands = {"create": index.commands["create"], "inspect": index.commands["inspect"]}
+    tested = {
+        "create": {"--annotation", "--append", "--builder", "--dry-run", "--file", "--metadata-file", "--platform",
+                   "--prefer-index", "--progress", "--tag"},
+        "inspect": {"--builder", "--format", "--raw"},
+    }  # fmt: skip
+    for name, command in commands.items():
+        listed = set(re.findall(r"(--[a-z-]+)", theirs(name, "--help").partition("Flags:")[2])) - {"--help", "--debug"}
+        own = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+        assert listed == tested[name]
+        assert listed <= own

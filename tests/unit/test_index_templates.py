@@ -40,6 +40,9 @@ class Held:
         data = self._images.blobs[descriptor.digest]
         return Document(descriptor, data, parse(data))
 
+    def has(self, descriptor: Descriptor) -> bool:
+        return descriptor.digest in self._images.blobs
+
     def read(self, descriptor: Descriptor, limit: int) -> bytes:
         assert descriptor.size <= limit
         return self._images.blobs[descriptor.digest]
