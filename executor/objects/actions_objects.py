@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from executor.protocol import CacheInActions
 
 _SERVICE: Final = "/twirp/github.actions.results.api.v1.CacheService/"
+_CREATE: Final = "CreateCacheEntry"
 _FIND: Final = "GetCacheEntryDownloadURL"
 _API: Final = "/_apis/artifactcache/"
 _V1_ACCEPT: Final = "application/json;api-version=6.0-preview.1"
@@ -207,7 +208,7 @@ class ActionsObjects:
         if self._version == 1:
             self._put_v1(what, whole, content, size)
             return
-        made = self._ask("CreateCacheEntry", what, {"key": whole, "version": _VERSION})
+        made = self._ask(_CREATE, what, {"key": whole, "version": _VERSION})
         if made is None:
             return  # somebody has written it, or is about to
         if not made.signed_upload_url:
@@ -215,7 +216,8 @@ class ActionsObjects:
         self._upload(what, self._checked(made.signed_upload_url), content, size)
         done = self._ask("FinalizeCacheEntryUpload", what, {"key": whole, "version": _VERSION, "size_bytes": str(size)})
         if done is not None and not done.ok:
-            raise CacheError(what, why=f"the cache service refused: {printable(done.message or 'without a reason')}")
+            reason = printable("" if done is None else done.message) or "without a reason"
+            raise CacheError(what, why=f"the cache service refused: {reason}")
 
     def touch(self, found: StoredObject) -> None:
         """Nothing: looking for an object marks it as used."""
@@ -267,10 +269,15 @@ class ActionsObjects:
         return checked
 
     def _ask(self, method: str, what: str, body: dict[str, Any]) -> _Answer | None:
-        """Return the answer to a call of the Twirp service; None for ``not_found`` and ``already_exists``."""
+        """Return the answer to a call of the Twirp service; None if there is no such entry, or if there is one already
+        that was to be created."""
         call = _Call("POST", f"{_SERVICE}{method}", msgspec.json.encode(body), writes=method != _FIND)
         reply = self._call(what, call)
-        return None if reply.status in {404, 409} else self._decoded(what, reply)
+        if reply.status not in {404, 409}:
+            return self._decoded(what, reply)
+        if _code(reply) == {_FIND: "not_found", _CREATE: "already_exists"}.get(method):
+            return None
+        raise _refused(what, reply)
 
     def _call(self, what: str, call: _Call) -> HTTPResponse:
         """Return the reply of the service, after retries. Raises ``CacheError`` unless it is one of success, or says
@@ -431,6 +438,14 @@ def _with_query(url: str, **values: str) -> str:
     from urllib.parse import urlencode
 
     return f"{url}{'&' if '?' in url else '?'}{urlencode(values)}"
+
+
+def _code(reply: HTTPResponse) -> str:
+    """Return the code of an error of Twirp; "" if ``reply`` is none."""
+    try:
+        return decoding.decode(_ANSWER, reply.body).code
+    except msgspec.DecodeError:
+        return ""
 
 
 def _said(reply: HTTPResponse) -> str:

@@ -347,6 +347,18 @@ def test_a_cache_service_that_refuses_is_one_warning(
     assert f"status {status}: no more" in built.outcome.err
 
 
+def test_a_service_that_does_not_speak_the_protocol_is_one_warning(
+    machine: Machines, stages: Path, actions: CacheService
+) -> None:
+    """As GitHub Enterprise Server without version 2, whose answer to a miss has the same status."""
+    actions.faults.append(on(Reply(404, b"<html>Page not found</html>")))
+    built = machine("one").build(
+        stages, "--cache-from", "type=gha", "--cache-to", "type=gha", platforms=AMD64, **workflow(actions)
+    )
+    assert "cannot be used" in only_warning(built)
+    assert "Page not found" in built.outcome.err
+
+
 def test_a_cache_that_has_to_be_written_fails_the_build(
     kanifold: Kanifold, machine: Machines, stages: Path, s3: S3, registry: str
 ) -> None:
