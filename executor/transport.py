@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from executor.retry import TransientError
 from platforms import debug
-from platforms.errors import Interrupted, RegistryError, printable
+from platforms.errors import Interrupted, RegistryError, RegistryUnreachable, printable
 from platforms.hosts import is_loopback
 from platforms.loading import without
 
@@ -601,7 +601,7 @@ def _unconnected(url: str, error: BaseException) -> Exception:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return RegistryError(
+            return RegistryUnreachable(
                 f"cannot trust {_authority(url)}",
                 why=f"its certificate is not valid: {cause.verify_message}",
                 remedy="install its authority's certificate (registries.yaml: ca), or accept the risk with "
@@ -610,13 +610,13 @@ def _unconnected(url: str, error: BaseException) -> Exception:
         if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError):
             break  # the connection broke while TLS was being agreed on, as it may at any time
         if isinstance(cause, ssl.SSLError):
-            return RegistryError(
+            return RegistryUnreachable(
                 f"cannot speak TLS with {_authority(url)}",
                 why=printable(cause.reason or str(cause)),
                 remedy=f"if it speaks plain HTTP, say so: --insecure-registry {_authority(url)}",
             )
         if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
-            return RegistryError(
+            return RegistryUnreachable(
                 f"cannot find {_authority(url)}",
                 why=f"the name does not resolve: {cause.strerror}",
                 remedy="check the registry's name, and the network",

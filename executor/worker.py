@@ -26,7 +26,7 @@ from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Cancellation
 from platforms import debug, emulation, host
 from platforms.emulation import Emulation
-from platforms.errors import EnvironmentUnfit, KanifoldError, Problem
+from platforms.errors import EnvironmentUnfit, KanifoldError, OutOfMemory, Problem
 from platforms.parsing import parse
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _reported(conversation: Conversation, statuses: list[int]) -> Iterator[None]
         conversation.send(protocol.Failed(error.problem))
         statuses.append(error.exit_code)
     except MemoryError:
-        conversation.send(protocol.Failed(Problem("BuildError", "the executor ran out of memory")))
+        conversation.send(protocol.Failed(Problem(OutOfMemory.__name__, "the executor ran out of memory")))
         statuses.append(1)
     else:
         statuses.append(0)

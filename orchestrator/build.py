@@ -350,12 +350,10 @@ async def _finish(
     standing = asyncio.create_task(publish.look_up(tags, session.registry))
     images: list[Image] = []
     for each in built:  # (4)
-        image = await publish.verify(each, session.registry, repositories[0] if repositories else None, session.store)
-        if making.needs_blobs(request) and not each.placement.shares_disk:
-            if making.keeps_blobs(request):
-                await publish.fetch(each, image, session.store)
-            else:
-                image = _streamed(each, image, session.store)
+        repository = repositories[0] if repositories else None
+        image = each.image or await publish.verify(each, session.registry, repository, session.store)
+        if making.needs_blobs(request) and not making.keeps_blobs(request) and not each.placement.shares_disk:
+            image = _streamed(each, image, session.store)
         images.append(image)
         if request.audit != "off" and (each.result.findings or b"audit-allow" in plan.data):
             from orchestrator import audit

@@ -6,6 +6,7 @@ An executor may run on another machine and is not trusted: every line is decoded
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
@@ -50,6 +51,8 @@ class Connection(msgspec.Struct, frozen=True):
     """The name of its node."""
     heartbeat: asyncio.Task[None] | None = None
     """Gives the executor up when it is silent; None for one that was forked."""
+    ahead: float = 0.0
+    """Seconds by which the clock of the node is ahead of this machine's; 0 if it was not said."""
 
     @property
     def closed(self) -> bool:
@@ -97,7 +100,9 @@ async def launch(node: str, command: Sequence[str], environment: Sequence[tuple[
 async def connect_with_heartbeat(worker: Worker, node: str) -> Connection:
     """As ``connect``, with a heartbeat."""
     connected = await connect(worker, node)
-    return replace(connected, heartbeat=heartbeat.start(worker, node))
+    resources = connected.greeting.resources
+    ahead = resources.clock - time.time() if resources is not None and resources.clock else 0.0
+    return replace(connected, heartbeat=heartbeat.start(worker, node), ahead=ahead)
 
 
 async def connect(worker: Worker, node: str) -> Connection:

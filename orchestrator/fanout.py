@@ -2,13 +2,15 @@
 
 ``asyncio-pool`` bounds the fan-out; a node has a queue for the jobs that it has no place for yet. A platform that fails
 cancels the others, unless the user wants to see them end.
+
+A job whose node fails (``platforms.errors``, ``retry``) moves to another one, and starts again there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,9 +19,9 @@ from msgspec.structs import replace
 
 from executor import protocol
 from executor.solver.lazy import Lazy
-from orchestrator import job_session, node_services
+from orchestrator import job_session, node_services, publish, warnings
 from orchestrator.answers import answers
-from orchestrator.job_session import Answer, Executor, OnAsk, OnMessage, Stream
+from orchestrator.job_session import Answer, Executor, OnAsk, Stream
 from orchestrator.node_services import NodeServices
 from orchestrator.nodes.node import ExecutorPool
 from orchestrator.nodes.placement import Placement
@@ -28,7 +30,7 @@ from orchestrator.results import PlatformFailure, PlatformResult, StepEvent
 from orchestrator.session import Session
 from orchestrator.translation import Translation, loopback_registries, translate
 from orchestrator.view import events
-from platforms.errors import KanifoldError
+from platforms.errors import KanifoldError, ProtocolError, Retry, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.node_caches import NodeCaches
@@ -48,12 +50,9 @@ async def build_all(
     from asyncio_pool import AioPool
 
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    queues = {each.node.name: asyncio.Semaphore(each.most) for each, _ in jobs if each.most}
     sent = node_services.contexts(session.store)
-    work = [
-        _Work(session, request, executors, queues, stop, sent, placement, job, translate(job, placement))
-        for placement, job in jobs
-    ]
+    build = _Build(session, request, executors, _queues(placement for placement, _ in jobs), stop, sent, {})
+    work = [_Work(build, _Attempt(build, placement, job, translate(job, placement), [])) for placement, job in jobs]
     for problem in dict.fromkeys(loopback_registries(job, placement) for placement, job in jobs):
         if problem is not None:
             session.emit(events.WarningRaised(problem=problem, rule=problem.kind))
@@ -62,7 +61,7 @@ async def build_all(
     try:
         outcomes = await asyncio.shield(asyncio.gather(*waiting))
     except BaseException:
-        _stop(stop, "interrupted")
+        build.end("interrupted")
         ended = await asyncio.gather(*waiting, return_exceptions=True)
         await asyncio.gather(*(each.executor.abandon() for each in ended if isinstance(each, PlatformResult)))
         raise
@@ -74,13 +73,14 @@ async def build_all(
     return built, failed
 
 
-def _stop(stop: asyncio.Future[str], why: str) -> None:
-    if not stop.done():
-        stop.set_result(why)
+def _queues(placements: Iterable[Placement]) -> dict[str, asyncio.Semaphore]:
+    """Return the queues of the nodes that do not run any number of jobs at a time, by name."""
+    found = (node for placement in placements for node in (placement, *placement.others))
+    return {each.node.name: asyncio.Semaphore(each.most) for each in found if each.most}
 
 
-class _Work(msgspec.Struct, frozen=True):
-    """One platform of a build."""
+class _Build(msgspec.Struct, frozen=True):
+    """What the jobs of a build share."""
 
     session: Session
     request: BuildRequest
@@ -90,60 +90,148 @@ class _Work(msgspec.Struct, frozen=True):
     stop: asyncio.Future[str]
     """Done when there is nothing more to do, with the reason."""
     sent: Lazy[SentContexts]
-    placement: Placement
-    job: protocol.Job
-    translation: Translation
+    failing: dict[str, KanifoldError]
+    """The first error of each node on which a job has failed that may succeed elsewhere, by its name."""
+
+    def end(self, why: str) -> None:
+        """Have no further job done."""
+        if not self.stop.done():
+            self.stop.set_result(why)
+
+
+class _Work(msgspec.Struct, frozen=True):
+    """One platform of a build, and the first attempt at it."""
+
+    build: _Build
+    first: _Attempt
 
     async def do(self) -> PlatformResult | PlatformFailure | None:
-        """Have an executor do the job; None when ``stop`` came first."""
-        if self.stop.done():
+        """Have an executor do the job; None when the build came to its end first."""
+        build, name = self.build, str(self.first.placement.platform)
+        if build.stop.done():
             self._cancelled()
             return None
-        placement, name = self.placement, str(self.placement.platform)
-        heard: list[StepEvent] = []
-
-        def hear(message: protocol.Message) -> None:
-            if isinstance(message, protocol.BuildWarning):
-                message = replace(message, problem=self.translation.received(message.problem))
-            self.session.emit(events.FromExecutor(platform=name, message=message))
-            if isinstance(message, StepEvent) and len(heard) <= _EVENTS:
-                heard.append(message)
-
-        running = asyncio.create_task(self._run(hear))
-        either: set[asyncio.Future[Any]] = {running, self.stop}
+        running = asyncio.create_task(self._attempts())
+        either: set[asyncio.Future[Any]] = {running, build.stop}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             self._cancelled()
             return None
-        try:
-            executor = running.result()
-        except KanifoldError as error:
-            self.session.emit(events.PlatformEnded(platform=name, outcome="failed", reason=error.problem.what))
-            if not self.request.keep_going:
-                _stop(self.stop, "another platform failed")
-            return PlatformFailure(placement, error)
-        self.session.emit(events.PlatformEnded(platform=name, outcome="built"))
-        return PlatformResult(placement, executor.result, executor, tuple(heard) if len(heard) <= _EVENTS else ())
+        outcome = running.result()
+        if isinstance(outcome, PlatformFailure):
+            reason = outcome.error.problem.what
+            build.session.emit(events.PlatformEnded(platform=name, outcome="failed", reason=reason))
+            if not build.request.keep_going:
+                build.end("another platform failed")
+        else:
+            build.session.emit(events.PlatformEnded(platform=name, outcome="built"))
+        return outcome
 
-    async def _run(self, hear: OnMessage) -> Executor:
-        placement = self.placement
-        job = replace(self.job, lends=self.translation.job.lends)
-        services = NodeServices(self.sent, node_services.caches(self.job, self.session.store))
-        on_ask = answers(self.request, job, self.session.keychain, self.session.registry, services)
-        async with self.queues.get(placement.node.name, contextlib.nullcontext()):
+    async def _attempts(self) -> PlatformResult | PlatformFailure:
+        """Do the job, again and elsewhere if its node fails."""
+        attempt, left = self.first, self.build.request.retry
+        while True:
+            try:
+                return await attempt.do()
+            except KanifoldError as error:
+                following = self._following(attempt, error) if left else None
+                if following is None:
+                    return PlatformFailure(attempt.placement, error)
+                self._moved(attempt.placement, following.placement, error)
+                attempt, left = following, left - 1
+
+    def _following(self, attempt: _Attempt, error: KanifoldError) -> _Attempt | None:
+        """Return the attempt after ``attempt``, which has failed with ``error``; None if no other one can succeed.
+
+        Other nodes come first, in the order of the placement, without those that have failed in this build; at last the
+        same node, if only the connection to it was lost.
+        """
+        retry, failing = attempt.retry(error), self.build.failing
+        if retry == "never":
+            return None
+        placement = attempt.placement
+        failing.setdefault(placement.node.name, error)
+        others = [each for each in self.first.placement.others if each.node.name not in failing]
+        if retry == "anywhere" and not placement.shares_disk:
+            others.append(placement)
+        for each in others:
+            job = replace(self.first.job, emulation=each.support.emulation)
+            with contextlib.suppress(UsageError):  # the job refers to something of this machine
+                return _Attempt(self.build, each, job, translate(job, each), [])
+        return None
+
+    def _moved(self, old: Placement, new: Placement, error: KanifoldError) -> None:
+        name, node = str(new.platform), new.node.name
+        problem = error.problem
+        self.build.session.emit(
+            events.PlatformMoved(platform=name, old=old.node.name, node=node, how=new.how, problem=problem)
+        )
+
+    def _cancelled(self) -> None:
+        name, build = str(self.first.placement.platform), self.build
+        build.session.emit(events.PlatformEnded(platform=name, outcome="cancelled", reason=build.stop.result()))
+
+
+class _Attempt(msgspec.Struct, frozen=True):
+    """A job on a node."""
+
+    build: _Build
+    placement: Placement
+    job: protocol.Job
+    translation: Translation
+    heard: list[StepEvent]
+
+    async def do(self) -> PlatformResult | PlatformFailure:
+        """Have an executor do the job. From a node with another disk, all that is needed of the image is fetched.
+
+        Raises ``KanifoldError``; an error of this machine while it fetches is returned, as no other node could help.
+        """
+        build, placement = self.build, self.placement
+        async with build.queues.get(placement.node.name, contextlib.nullcontext()):
             started = events.PlatformStarted(
                 platform=str(placement.platform), node=placement.node.name, how=placement.how
             )
-            self.session.emit(started)
-            connection = await self.executors.acquire(placement.node)
+            build.session.emit(started)
+            executor = await self._run()
+            heard = tuple(self.heard) if len(self.heard) <= _EVENTS else ()
+            result = PlatformResult(placement, executor.result, executor, heard)
+            if placement.shares_disk:
+                return result
             try:
-                on_blob = partial(self._cache_blob, services.caches)
-                sent = self.translation.job
-                return await job_session.run(connection, sent, hear, partial(self._answer, on_ask), on_blob)
-            except KanifoldError as error:
-                raise KanifoldError.of(self.translation.received(error.problem)) from error
+                return await publish.collect(result, build.request, build.session.registry, build.session.store)
+            except BaseException as error:
+                await asyncio.shield(executor.abandon())
+                if isinstance(error, KanifoldError) and not isinstance(error, ProtocolError):
+                    return PlatformFailure(placement, error)
+                raise
+
+    def retry(self, error: KanifoldError) -> Retry:
+        """Return where the job may succeed after it has failed with ``error``."""
+        return "never" if self.translation.is_ours(error.problem) else error.retry
+
+    async def _run(self) -> Executor:
+        build = self.build
+        job = replace(self.job, lends=self.translation.job.lends)
+        services = NodeServices(build.sent, node_services.caches(self.job, build.session.store))
+        on_ask = answers(build.request, job, build.session.keychain, build.session.registry, services)
+        connection = await build.executors.acquire(self.placement.node)
+        for warning in warnings.wrong_clock(self.placement.node.name, connection.ahead):
+            build.session.emit(warning)
+        try:
+            on_blob = partial(self._cache_blob, services.caches)
+            sent = self.translation.job
+            return await job_session.run(connection, sent, self._hear, partial(self._answer, on_ask), on_blob)
+        except KanifoldError as error:
+            raise KanifoldError.of(self.translation.received(error.problem)) from error
+
+    def _hear(self, message: protocol.Message) -> None:
+        if isinstance(message, protocol.BuildWarning):
+            message = replace(message, problem=self.translation.received(message.problem))
+        self.build.session.emit(events.FromExecutor(platform=str(self.placement.platform), message=message))
+        if isinstance(message, StepEvent) and len(self.heard) <= _EVENTS:
+            self.heard.append(message)
 
     async def _cache_blob(
         self, caches: Lazy[NodeCaches], message: protocol.CacheBlob, content: AsyncIterator[bytes]
@@ -162,7 +250,3 @@ class _Work(msgspec.Struct, frozen=True):
             stream(out)
         except KanifoldError as error:
             raise KanifoldError.of(self.translation.sent(question, error.problem)) from error
-
-    def _cancelled(self) -> None:
-        name = str(self.placement.platform)
-        self.session.emit(events.PlatformEnded(platform=name, outcome="cancelled", reason=self.stop.result()))

@@ -36,6 +36,9 @@ class CountedReader(asyncio.StreamReader):
     """Whether so much has not been read yet that nothing is taken from the transport."""
     _source: asyncio.ReadTransport
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._source!r}>"  # that of the base class would show this object again
+
     def set_transport(self, transport: asyncio.BaseTransport) -> None:
         """Take blocks from ``transport``."""
         assert isinstance(transport, asyncio.ReadTransport)
@@ -160,6 +163,20 @@ async def start(command: Sequence[str], environment: Sequence[tuple[str, str]], 
         for fd in theirs:
             os.close(fd)
     debug.log("executor started", pid=pid, command=tuple(command))
+    connecting = asyncio.create_task(_connect_alone(pid, (stdin, stdout, stderr), limit))
+    try:
+        return await asyncio.shield(connecting)
+    except asyncio.CancelledError:  # the process is there, and so must its end be
+        worker = await connecting
+        worker.stdin.close()
+        worker.process.kill()
+        worker.release()
+        raise
+
+
+async def _connect_alone(pid: int, pipes: tuple[int, int, int], limit: int) -> Worker:
+    """The only executor in the process ``pid``; ``pipes`` as its stdin, stdout and stderr."""
+    stdin, stdout, stderr = pipes
     return await connect(WorkerProcess(pid, 1, *await reader(stderr, STDERR_LIMIT)), stdin, stdout, limit)
 
 

@@ -24,6 +24,7 @@ from executor.image.manifest import Descriptor, Index, Manifest, PlatformSpec, d
 from executor.registry.reference import Reference, parse
 from executor.store import blobs
 from executor.store.store import Store
+from orchestrator import jobs
 from orchestrator.outputs import Push
 from orchestrator.registries import Registry
 from orchestrator.request import BuildRequest
@@ -53,7 +54,19 @@ async def check_push(repositories: Sequence[Reference], registry: Registry) -> N
     await asyncio.gather(*(asyncio.to_thread(registry.check_push, each) for each in repositories))
 
 
-async def fetch(built: PlatformResult, image: Image, store: Store) -> None:
+async def collect(built: PlatformResult, request: BuildRequest, registry: Registry, store: Store) -> PlatformResult:
+    """Return ``built``, the result of a node with another disk, with its verified image. Blobs that this machine
+    keeps are fetched into ``store``.
+
+    Raises ``ProtocolError`` for what is the executor's fault.
+    """
+    image = await verify(built, registry, next(iter(request.repositories), None), store)
+    if jobs.needs_blobs(request) and jobs.keeps_blobs(request):
+        await _fetch(built, image, store)
+    return replace(built, image=image)
+
+
+async def _fetch(built: PlatformResult, image: Image, store: Store) -> None:
     """Fetch the blobs of ``image``, built on a node with another disk, into ``store``."""
     for descriptor in (*image.manifest.layers, image.manifest.config):
         if not blobs.has(store, descriptor.digest):

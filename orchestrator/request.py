@@ -95,6 +95,8 @@ class BuildRequest(msgspec.Struct, frozen=True):
     keep_going: bool = False
     audit: str = "warn"
     audit_allow: tuple[Allowed, ...] = ()
+    retry: int = 1
+    """How often the job of a platform is tried again whose node has failed."""
     nodes: NodeSelection | None = None
     """The nodes that may be used; None for this machine alone."""
     dry_run: bool = False

@@ -65,23 +65,6 @@ class NullExecutor:
         """Do nothing."""
 
 
-class PlatformResult(msgspec.Struct, frozen=True):
-    """A platform that was built, and the executor that built it."""
-
-    placement: Placement
-    result: protocol.Result
-    executor: ImageContent
-    events: tuple[StepEvent, ...] = ()
-    """Events of its steps; none if there were too many to keep."""
-
-
-class PlatformFailure(msgspec.Struct, frozen=True):
-    """A platform that was not built, and why."""
-
-    placement: Placement
-    error: KanifoldError
-
-
 class Image(msgspec.Struct, frozen=True):
     """The verified image of one platform, and where its blobs can be read."""
 
@@ -91,6 +74,25 @@ class Image(msgspec.Struct, frozen=True):
     """With the platform, as in the index."""
     data: bytes
     content: Callable[[str], BinaryIO]
+
+
+class PlatformResult(msgspec.Struct, frozen=True):
+    """A platform that was built, and the executor that built it."""
+
+    placement: Placement
+    result: protocol.Result
+    executor: ImageContent
+    events: tuple[StepEvent, ...] = ()
+    """Events of its steps; none if there were too many to keep."""
+    image: Image | None = None
+    """The verified image, if it comes from a node with another disk."""
+
+
+class PlatformFailure(msgspec.Struct, frozen=True):
+    """A platform that was not built, and why."""
+
+    placement: Placement
+    error: KanifoldError
 
 
 class BuildResult(msgspec.Struct, frozen=True):

@@ -125,6 +125,10 @@ class _TraceBuilder:
                 there = self._node(event.node or "local")
                 slice_ = _Slice(event.platform, there, _WHOLE, event.at, {"how": event.how})
                 self._begin("node", slice_, event.platform)
+            case events.PlatformMoved():
+                self._end_steps(event.at, event.platform)
+                self._end(event.at, "platform", event.platform, outcome="moved", reason=event.problem.what)
+                self._end(event.at, "node", event.platform, outcome="moved", reason=event.problem.what)
             case events.PlatformEnded():
                 self._end(event.at, "platform", event.platform, outcome=event.outcome, reason=event.reason)
                 self._end(event.at, "node", event.platform, outcome=event.outcome, reason=event.reason)
@@ -249,6 +253,11 @@ class _TraceBuilder:
         for key in list(self._open):
             if not kinds or key[0] in kinds:
                 self._end(at, str(key[0]), *key[1:], **arguments)
+
+    def _end_steps(self, at: float, platform: str) -> None:
+        """End what a node has not finished."""
+        for key in [key for key in self._open if key[:2] == ("step", platform)]:
+            self._end(at, str(key[0]), *key[1:], unfinished=True)
 
     def _point(self, name: str, process: int, thread: int, at: float, arguments: Json) -> None:
         self._out.append(

@@ -52,6 +52,10 @@ class Translation(Protocol):
         """Return a ``problem`` that the node reports, as it is shown here."""
         ...
 
+    def is_ours(self, problem: Problem) -> bool:
+        """Whether the ``problem``, as it is shown here, is one of this machine: that of answering a question."""
+        ...
+
 
 class Unchanged:
     """For a node that shares this machine's disk: nothing is converted."""
@@ -64,6 +68,9 @@ class Unchanged:
 
     def received(self, problem: Problem) -> Problem:
         return problem
+
+    def is_ours(self, problem: Problem) -> bool:
+        return False
 
 
 class Apart:
@@ -109,6 +116,9 @@ class Apart:
             )
         kept = self._kept.get((problem.kind, problem.what))
         return problem if kept is None else replace(kept, where=problem.where or kept.where)
+
+    def is_ours(self, problem: Problem) -> bool:
+        return any(replace(problem, where=each.where) == each for each in self._kept.values())
 
 
 def translate(job: protocol.Job, placement: Placement) -> Translation:

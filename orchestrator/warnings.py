@@ -1,4 +1,4 @@
-"""Warnings of a build: findings of build checks, unused named contexts, missing SOURCE_DATE_EPOCH."""
+"""Warnings of a build: findings of build checks, unused named contexts, missing SOURCE_DATE_EPOCH, wrong clocks."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ Findings = tuple[tuple[str, Problem], ...]
 _CachedFindings = tuple[Findings, Problem | None]
 _MAX_NAMES: Final = 5
 """Maximum number of image names that a warning lists."""
+_CLOCKS_DIFFER: Final = 300.0
+"""Seconds by which clocks may differ without a warning."""
+_DAY: Final = 86400
 _CACHED_FINDINGS: Final[msgspec.json.Decoder[_CachedFindings]] = msgspec.json.Decoder(_CachedFindings)
 
 
@@ -103,3 +106,21 @@ def missing_epoch(request: BuildRequest, plan: BuildPlan) -> tuple[events.Warnin
 def may_fail(request: BuildRequest, plan: BuildPlan) -> bool:
     """Whether findings may fail the build, so that no step may run before they are known."""
     return bool(plan.dockerfile.check) or request.check_options is not None
+
+
+def wrong_clock(node: str, ahead: float) -> tuple[events.WarningRaised, ...]:
+    """Return a warning if the clock of ``node`` differs much; it is ``ahead`` seconds ahead of this machine's."""
+    off = abs(ahead)
+    if off < _CLOCKS_DIFFER:
+        return ()
+    # Rounded, so that executors of one node give one warning.
+    much = f"{off / 60:.0f} minutes" if off < 2 * 3600 else f"{off / 3600:.0f} hours"
+    if off >= 2 * _DAY:
+        much = f"{min(off / _DAY, 99999):.0f} days"
+    problem = Problem(
+        "NodeClock",
+        f"the clock of node {node} is {much} {'fast' if ahead > 0 else 'slow'}",
+        why="by it the node decides which certificates are valid and how old entries of a cache are",
+        remedy="set the time there, or here if it is this machine's that is wrong",
+    )
+    return (events.WarningRaised(problem=problem, rule=problem.kind),)

@@ -11,24 +11,33 @@ on a terminal. ``KanifoldError`` carries it; the subclass determines the exit co
     └── BuildError            1  the build failed
         ├── DockerfileError      a line of the Dockerfile is invalid
         ├── StepFailed           a RUN step exited with a non-zero status
+        │   └── StepStarved      because its machine has no memory or disk space left
         ├── ContextError         a path of the build context is missing or leads outside
         ├── RegistryError        a registry refused, was not reachable, or sent invalid data
+        │   └── RegistryUnreachable  no connection, or none that can be trusted, came about from this machine
         ├── CacheError           a remote cache refused, was not reachable, or sent invalid data
         ├── PlatformMissing      an image or index lacks the requested platform
         ├── ArchiveError         a layer or archive is damaged or hostile
         ├── AuditError           an image contains binaries of another architecture
         ├── StoreError           the local store cannot be read or written (a full disk, say)
+        ├── OutOfMemory          a process of kanifold could have no more memory
         └── ProtocolError        the other end violated the executor protocol
             └── ConnectionLost   the other end ended, or fell silent, in the middle
+
+A job that fails on one node may succeed on another, if the error is one of the machine and not of the build: the class
+tells (``KanifoldError.retry``).
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import msgspec
 
 from platforms.decoding import Int64
+
+Retry = Literal["never", "elsewhere", "anywhere"]
+"""Where a job that has failed may succeed: nowhere; on another node; there, and on the same one after all."""
 
 
 class Location(msgspec.Struct, frozen=True):
@@ -84,6 +93,8 @@ class KanifoldError(Exception):
     """The base class of all errors that a user can cause or meet. Never shown as a traceback."""
 
     exit_code: ClassVar[int] = 1
+    retry: ClassVar[Retry] = "never"
+    """Where a job that has failed with it may succeed."""
 
     def __init__(
         self,
@@ -131,12 +142,14 @@ class EnvironmentUnfit(KanifoldError):
     """This host cannot do what was requested: no emulator, no isolation, no executor."""
 
     exit_code = 3
+    retry: ClassVar[Retry] = "elsewhere"
 
 
 class Interrupted(KanifoldError):
     """Stopped by the user or by the other end of the protocol."""
 
     exit_code = 130
+    retry: ClassVar[Retry] = "anywhere"  # by an executor whose connection to the orchestrator was lost
 
 
 class BuildError(KanifoldError):
@@ -151,12 +164,24 @@ class StepFailed(BuildError):
     """A RUN step exited with a non-zero status."""
 
 
+class StepStarved(StepFailed):
+    """A RUN step failed on a machine without memory, or whose disk is full."""
+
+    retry: ClassVar[Retry] = "elsewhere"
+
+
 class ContextError(BuildError):
     """A path of the build context is missing or leads outside of it."""
 
 
 class RegistryError(BuildError):
     """A registry refused, was not reachable, or sent invalid data."""
+
+
+class RegistryUnreachable(RegistryError):
+    """No connection to a registry came about from this machine, or none that can be trusted, as with a wrong clock."""
+
+    retry: ClassVar[Retry] = "elsewhere"
 
 
 class CacheError(BuildError):
@@ -178,10 +203,22 @@ class AuditError(BuildError):
 class StoreError(BuildError):
     """The local store cannot be read or written."""
 
+    retry: ClassVar[Retry] = "elsewhere"
+
+
+class OutOfMemory(BuildError):
+    """A process of kanifold could have no more memory."""
+
+    retry: ClassVar[Retry] = "elsewhere"
+
 
 class ProtocolError(BuildError):
     """The other end violated the executor protocol."""
 
+    retry: ClassVar[Retry] = "elsewhere"
+
 
 class ConnectionLost(ProtocolError):
     """The other end of a protocol stream ended before its time, or fell silent."""
+
+    retry: ClassVar[Retry] = "anywhere"

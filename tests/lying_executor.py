@@ -45,7 +45,7 @@ def hear() -> dict[str, Any]:
 
 def hello(version: int | None = None) -> None:
     spoken = int(os.environ["KANIFOLD_TEST_PROTOCOL"]) if version is None else version
-    say("hello", version=spoken, kanifold="0", host="linux/amd64")
+    say("hello", version=spoken, kanifold="0", host=os.environ.get("KANIFOLD_TEST_HOST", "linux/amd64"))
 
 
 def descriptor(media_type: str, data: bytes) -> dict[str, Any]:
@@ -327,6 +327,13 @@ def blob_cut_short(platform: str) -> None:
     write(image.manifest_data[:10])
 
 
+def deaf_to_fetches(platform: str) -> None:
+    """Has made the image, and then hangs."""
+    Image(platform).announce()
+    while True:
+        time.sleep(100)
+
+
 def blob_of_another_name(platform: str) -> None:
     image = Image(platform)
     image.announce()
@@ -364,6 +371,12 @@ def log_in_place_of_a_blob(platform: str) -> None:
 
 def failed_without_reason(_platform: str) -> None:
     say("failed", problem={"kind": "__import__('os')", "what": ""})
+    hear_the_end()
+
+
+def fails(_platform: str) -> None:
+    """Reports an error of the kind in the arguments."""
+    say("failed", problem={"kind": sys.argv[2], "what": "it failed"})
     hear_the_end()
 
 

@@ -87,7 +87,17 @@ def apart(hidden: Path, store: Path, record: Path, mark: Marked) -> CommandNode:
     return CommandNode("elsewhere", command, tuple(given.items()))
 
 
+def named(name: str, node: CommandNode) -> CommandNode:
+    """Return ``node`` with another name."""
+    return CommandNode(name, node._command, node._environment)
+
+
 def build(request: BuildRequest, node: Node, seen: list[events.Event] | None = None) -> BuildResult:
-    """Build ``request`` on ``node``. Raises the errors that the command would show."""
+    """As ``build_on``, with one node."""
+    return build_on(request, (node,), seen)
+
+
+def build_on(request: BuildRequest, nodes: tuple[Node, ...], seen: list[events.Event] | None = None) -> BuildResult:
+    """Build ``request`` on ``nodes``. Raises the errors that the command would show."""
     told = seen if seen is not None else []
-    return asyncio.run(command.interruptible(command.run(request, None, (node,), registries.direct, told.append)))
+    return asyncio.run(command.interruptible(command.run(request, None, nodes, registries.direct, told.append)))

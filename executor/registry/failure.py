@@ -9,7 +9,7 @@ import msgspec
 from executor.registry.reference import DOCKER_HUB
 from executor.transport import HTTPResponse
 from platforms import decoding
-from platforms.errors import RegistryError, printable
+from platforms.errors import RegistryError, RegistryUnreachable, printable
 
 _DIAGNOSTICS: Final = 3
 """Maximum number of a registry's own messages that are shown."""
@@ -48,10 +48,10 @@ def explained(reply: HTTPResponse, source: str = "") -> str:
     return f"{why}: {said}" if said else why
 
 
-def unreachable(what: str, registry: str, why: str, tries: int) -> RegistryError:
+def unreachable(what: str, registry: str, why: str, tries: int) -> RegistryUnreachable:
     """Return the error for a ``registry`` that could not be reached, or whose connections kept breaking."""
     times = f" (tried {tries} times)" if tries > 1 else ""
-    return RegistryError(
+    return RegistryUnreachable(
         what,
         why=f"{registry}: {why}{times}",
         remedy="check the registry's name and port, the network, and HTTP_PROXY/NO_PROXY",

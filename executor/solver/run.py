@@ -28,7 +28,7 @@ from executor.solver.treename import Observed
 from executor.step_options import Network, StepOptions, control_files
 from executor.store import faults
 from platforms import debug
-from platforms.errors import DockerfileError, Problem, StepFailed
+from platforms.errors import DockerfileError, Problem, StepFailed, StepStarved
 
 _SHARED_REMEDY: Final = "kanifold doctor tells what a network of their own needs"
 
@@ -217,10 +217,12 @@ def _failure(step: RunStep, ended: Ended, starved: bool, tail: output.Tail) -> S
         why += " (it needed more memory than --resource allows)"
     elif ended.oom:
         why += " (the kernel ran out of memory)"
-    return StepFailed(
+    full = faults.full_disk_remedy(step.services.store.root)
+    kind = StepStarved if full or (ended.oom and not starved) else StepFailed
+    return kind(
         f'process "{command}" did not complete successfully',
         why=why,
-        remedy=_remedy(ended) or faults.full_disk_remedy(step.services.store.root),
+        remedy=_remedy(ended) or full,
         where=step.instruction.location,
         log=tail.lines,
     )

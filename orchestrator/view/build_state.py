@@ -233,6 +233,9 @@ def fold(state: BuildState, event: events.Event) -> BuildState:
                     started=event.at,
                 ),
             )
+        case events.PlatformMoved(platform=platform):
+            state = replace(state, waits=tuple(each for each in state.waits if each.platform != clean_line(platform)))
+            return _with_warning(state, event.warning, type(event).__name__, "")
         case events.PlatformEnded(platform=platform):
             state = replace(state, waits=tuple(each for each in state.waits if each.platform != clean_line(platform)))
             return _with_platform(state, platform, lambda old: _ended(old, event))

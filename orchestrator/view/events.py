@@ -4,8 +4,9 @@ They are emitted by the orchestrator; messages of an executor are passed on unch
 seconds of the orchestrator's monotonic clock, so that the clock of a node does not matter.
 
 The order in a build: ``BuildStarted``, any ``Resolving``/``Resolved``; for each platform ``PlatformStarted``, any
-number of ``FromExecutor``, ``PlatformEnded``; then ``Publishing``/``Published`` and ``BuildEnded``. Displays accept any
-order, and events for a platform or step that was not announced.
+number of ``FromExecutor``, ``PlatformMoved`` and the same again if its node fails, ``PlatformEnded``; then
+``Publishing``/``Published`` and ``BuildEnded``. Displays accept any order, and events for a platform or step that was
+not announced.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from executor.protocol import Message
 from platforms.errors import Problem
@@ -78,6 +80,23 @@ class FromExecutor(Event, frozen=True):
 
     platform: str
     message: Message
+
+
+class PlatformMoved(Event, frozen=True):
+    """The node ``old`` of ``platform`` has failed with ``problem``: it starts again on ``node``, which may be the same
+    one. ``PlatformStarted`` follows."""
+
+    platform: str
+    old: str
+    node: str
+    how: str
+    problem: Problem
+
+    @property
+    def warning(self) -> Problem:
+        """The warning about it, for display."""
+        where = f"again on {self.node}" if self.node == self.old else f"on {self.node}, no longer on {self.old}"
+        return replace(self.problem, what=f"{self.platform} is built {where}: {self.problem.what}", remedy="")
 
 
 class PlatformEnded(Event, frozen=True):

@@ -48,7 +48,7 @@ class StepGrouping:
                 if held is not None:
                     held.lines += lines
                     return self._group((clean_line(platform), step), held)
-            case events.PlatformEnded() | events.BuildEnded():
+            case events.PlatformMoved() | events.PlatformEnded() | events.BuildEnded():
                 return self.rest() + self._plain(lines)
         return self._plain(lines) + self._due(event.at)
 

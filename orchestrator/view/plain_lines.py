@@ -115,7 +115,7 @@ def lines_of(old: BuildState, new: BuildState, event: events.Event) -> tuple[str
         case events.PlatformEnded(platform=name):
             platform = new.platform(clean_line(name))
             return (_ended(platform, event.at),) if platform else ()
-        case events.WarningRaised():
+        case events.WarningRaised() | events.PlatformMoved():
             return _new_warnings(old, new)
         case events.Publishing() if new.publishing and (old.publishing or ("",))[0] != new.publishing[0]:
             return (f"publishing {new.publishing[0]}",)

@@ -15,6 +15,7 @@ build_started      name, tags [], jobs, platforms [{platform, node, how, why}]
 resolving          ref
 resolved           ref, digest
 platform_started   platform, node, how
+platform_moved     platform, old, node, how, problem (why it is not built on ``old`` any more; platform_started follows)
 hello              platform, kanifold, host, isolation
 planned            platform, emulation, steps [{id, stage, name, line, number, of}]
 step_started       platform, step (an id of ``planned``)
@@ -126,6 +127,15 @@ def fields_of(event: events.Event) -> dict[str, Any] | None:
             return {"type": "resolved", "ref": event.ref, "digest": event.digest}
         case events.PlatformStarted():
             return {"type": "platform_started", "platform": event.platform, "node": event.node, "how": event.how}
+        case events.PlatformMoved():
+            return {
+                "type": "platform_moved",
+                "platform": event.platform,
+                "old": event.old,
+                "node": event.node,
+                "how": event.how,
+                "problem": _problem(event.problem),
+            }
         case events.PlatformEnded():
             return {
                 "type": "platform_ended",

@@ -149,7 +149,7 @@ def test_an_executor_that_hangs_is_given_up(
     seen = Stopping(mark)
     began = time.monotonic()
     with pytest.raises(KanifoldError) as caught:
-        build(asked(tmp_path, busybox, SLEEPING), remote(tmp_path / "far", mark), seen)
+        build(replace(asked(tmp_path, busybox, SLEEPING), retry=0), remote(tmp_path / "far", mark), seen)
     assert seen.stopped
     assert time.monotonic() - began < 20
     problem = caught.value.troubles[0].problem  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from executor.protocol import (
     AskSecret,
@@ -135,3 +135,12 @@ def test_a_registry_of_a_loopback_interface_is_another_one_there(name: str, shar
     if problem is not None:
         assert "node elsewhere" in problem.what
         assert problem.remedy
+
+
+def test_an_error_of_this_machine_is_known_when_it_comes_back() -> None:
+    """No other node would do better, so the job does not move."""
+    translation = translate(JOB, ELSEWHERE)
+    problem = Problem("StoreError", "cannot write to the store /here", "no space left")
+    told = translation.sent(AskSecret("word"), problem)
+    assert translation.is_ours(translation.received(replace(told, where=Location("Dockerfile", 2, 2))))
+    assert not translation.is_ours(translation.received(Problem("StoreError", "cannot write to the store /there")))

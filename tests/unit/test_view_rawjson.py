@@ -45,6 +45,7 @@ EVERY: tuple[Event, ...] = (
         at=START,
     ),
     FromExecutor("linux/amd64", protocol.Failed(story.FAILURE), at=START),
+    events.PlatformMoved("linux/amd64", "node", "other", "native", story.TRAP, at=START),
     events.PlatformEnded("linux/amd64", "failed", "why", at=START),
     events.WarningRaised(story.TRAP, "Rule", at=START),
     events.Publishing("index", 1, 2, at=START),
