@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ VOLUME = "/var/lib/kanifold"
 EPOCH = "1700000000"
 NEWUIDMAP, NEWGIDMAP = b"\1\0\0\2\x80" + bytes(15), b"\1\0\0\2\x40" + bytes(15)
 """security.capability with CAP_SETUID, and with CAP_SETGID, effective (linux/capability.h, revision 2)."""
+WHERE = {**ENVIRONMENTS, "openshift": replace(ENVIRONMENTS["k8s-user"], name="openshift", user=1000660000)}
+"""The containers that are tried; OpenShift's have a user that the image does not know."""
 
 
 def _made(place: Path) -> Path:
@@ -110,7 +113,10 @@ def test_the_entry_point_is_the_command(images: Images, tmp_path: Path) -> None:
     assert said.startswith("kanifold, version ")
 
 
-@pytest.mark.parametrize("environment", ["k8s-root", "k8s-user", "podman-root", "podman-user", "docker-sys-admin"])
+@pytest.mark.parametrize(
+    "environment",
+    ["k8s-root", "k8s-user", "openshift", "podman-root", "podman-user", "k8s-userns-sys-admin", "docker-sys-admin"],
+)
 def test_two_platforms_are_built_in_a_container(
     environment: str, images: Images, seen: Seen, busybox: Base, kanifold: Kanifold, tmp_path: Path
 ) -> None:
@@ -126,16 +132,36 @@ def test_two_platforms_are_built_in_a_container(
     assert {"qemu-aarch64", "qemu-x86_64"} & set(done.stdout.split()), "nothing was emulated by the image's own qemu"
 
 
+@pytest.mark.parametrize("environment", ["docker-root", "docker-user", "k8s-restricted", "k8s-userns"])
+def test_what_runs_no_step_is_built_in_every_container(
+    environment: str, images: Images, seen: Seen, busybox: Base, kanifold: Kanifold, tmp_path: Path
+) -> None:
+    context = tmp_path / "volume/context"
+    context.mkdir(parents=True)
+    (context / "Dockerfile").write_text("FROM base\nCOPY --chown=7:8 Dockerfile /there/\nENV A=b\nUSER 7\n")
+    shutil.copytree(busybox.layout, tmp_path / "volume/base")
+    words = ["--platform", "linux/amd64,linux/arm64", "--progress", "plain"]
+    here = kanifold.home / "out"
+    kanifold(
+        "build", context, *words, "--build-context", f"base=oci-layout://{busybox.layout}",
+        "-o", f"type=oci,dest={here}", SOURCE_DATE_EPOCH=EPOCH,
+    )  # fmt: skip
+    there = ["build", f"{VOLUME}/context", *words, "--build-context", f"base=oci-layout://{VOLUME}/base"]
+    done = _contained(environment, images.kanifold, seen, tmp_path, [*there, "-o", f"type=oci,dest={VOLUME}/out"])
+    assert done.returncode == 0, done.stdout
+    assert image_manifests(tmp_path / "volume/out") == image_manifests(here)
+
+
 def _contained(
-    environment: str, root: Path, seen: Seen, scratch: Path, words: list[str], shown: tuple[Path, ...]
+    environment: str, root: Path, seen: Seen, scratch: Path, words: list[str], shown: tuple[Path, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run the image's entry point in a container."""
     volume = scratch / "volume"
-    volume.mkdir()
+    volume.mkdir(exist_ok=True)
     variables: Mapping[str, str] = dict(each.split("=", 1) for each in seen.config["config"]["Env"])
     try:
         return containers.run(
-            ENVIRONMENTS[environment], ["kanifold", *words], volume, root=containers.Root(root, VOLUME),
+            WHERE[environment], ["kanifold", *words], volume, root=containers.Root(root, VOLUME),
             variables={**variables, "SOURCE_DATE_EPOCH": EPOCH}, seen=shown, timeout=200,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip

@@ -246,3 +246,22 @@ def test_a_disk_that_is_nearly_full_during_a_build_is_given_room(
         watch.close()
         assert left(store) == {names[0], *names[4:]}
     assert [each.freed for each in done] == [300 * KIB]
+
+
+def test_what_is_kept_by_name_stays_until_the_name_is_given_up(store: Store, clock: Clock) -> None:
+    with open_store(store.root, clock=clock) as maker:
+        draft = snapshots.prepare(maker)
+        (Path(draft.fs) / "file").write_bytes(bytes(100 * KIB))
+        key = f"{snapshots.KEPT}for a test"
+        made = snapshots.commit(maker, draft, diff_id=None, size=100 * KIB, keys=(key,))
+    clock.now += 90 * DAY
+    policy = Policy(reserved=0, max_used=1, min_free=0, keep=DAY)
+    assert not garbage_collection.is_due(store, policy)
+    add(store, "a")
+    clock.now += 2 * DAY
+    garbage_collection.collect(store, policy)
+    prune.prune(store, all=True)
+    assert left(store) == {str(made.number)}
+    assert snapshots.forget(store, key)
+    prune.prune(store)
+    assert left(store) == set()
