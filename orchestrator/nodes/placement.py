@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from orchestrator.nodes.inventory import NodeEntry
 
 LOCAL: Final = "local"
+PATIENCE: Final = 300.0
+"""Seconds that a node may take to describe itself: kanifold may have to be sent there first, over a slow link. One that
+is down, or silent after the login, is given up sooner, by its own rules."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -165,7 +168,7 @@ class _Placing(msgspec.Struct, frozen=True):
 
         Raises the error of a node that the user wants a platform to be built on.
         """
-        described = await asyncio.gather(*(each.describe(self.running) for each in nodes), return_exceptions=True)
+        described = await asyncio.gather(*(self._describe(each) for each in nodes), return_exceptions=True)
         candidates, skipped = [], []
         for node, found in zip(nodes, described, strict=True):
             if isinstance(found, Description) and self.running and not found.runs_steps and not self._is_forced(node):
@@ -178,6 +181,17 @@ class _Placing(msgspec.Struct, frozen=True):
             else:
                 raise found
         return candidates, skipped
+
+    async def _describe(self, node: Node) -> Description:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await node.describe(self.running)
+        except TimeoutError as error:
+            raise EnvironmentUnfit(
+                f"node {node.name} does not answer",
+                why=f"there was no executor after {PATIENCE:.0f} seconds",
+                remedy=f"kanifold node check {node.name} waits longer",
+            ) from error
 
     def _placed(self, candidates: Sequence[Candidate], skipped: Sequence[Skipped]) -> Placements:
         given: dict[str, int] = {}

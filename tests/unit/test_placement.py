@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from executor import __version__, protocol
 from orchestrator.connection import Connection
+from orchestrator.nodes import placement
 from orchestrator.nodes.command_node import CommandNode
 from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.local_node import LocalNode
@@ -33,7 +34,7 @@ UNFIT = Support(unfit=EnvironmentUnfit("cannot run it", remedy="install an emula
 class Told:
     """A node that is what a test says, and remembers what it was asked about. ``says`` are fields of its description.
 
-    One called ``down`` does not answer.
+    One called ``down`` cannot be reached, one called ``silent`` never answers.
     """
 
     def __init__(self, name: str, says: Mapping[str, Any] | None = None, **support: str) -> None:
@@ -48,6 +49,8 @@ class Told:
 
     async def describe(self, platforms: Sequence[Platform]) -> Description:
         self.asked.append(platforms)
+        if self.name == "silent":
+            await asyncio.Event().wait()
         if self.name == "down":
             raise EnvironmentUnfit("node down cannot be reached", why="no route to host", remedy="start it")
         found = tuple((each, self._support[each]) for each in platforms)
@@ -200,6 +203,20 @@ def test_a_node_that_is_down_is_left_out_with_a_warning() -> None:
     (skipped,) = found.skipped
     assert skipped.warning.what == "node down is not used: node down cannot be reached"
     assert (skipped.warning.why, skipped.warning.remedy) == ("no route to host", "start it")
+
+
+def test_a_silent_node_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "PATIENCE", 0.05)
+    found = placed(requested(ARM64), (local(), Told("silent")))
+    assert names(found) == ["local"]
+    assert "does not answer" in found.skipped[0].warning.what
+
+
+def test_this_machine_runs_any_number_of_jobs_unless_the_user_says_how_many() -> None:
+    assert [each.most for each in placed(requested(AMD64), (local(), Told("other", amd64="native"))).each] == [0]
+    entries = (NodeEntry("local", "local", max_jobs=3),)
+    found = placed(requested(AMD64, entries=entries), (local(), Told("other", amd64="native")))
+    assert [each.most for each in found.each] == [3]
 
 
 def test_a_node_that_cannot_isolate_steps_is_left_out_with_a_warning() -> None:
