@@ -97,6 +97,8 @@ class Root:
 
     path: Path = Path("/")
     volume: str = BOX
+    options: tuple[str, ...] = ()
+    """Options of the volume's mount: ``noexec``, ``nodev`` …"""
 
 
 class UnavailableError(Exception):
@@ -131,9 +133,11 @@ def run(
         for directory in ("upper", "work", "root", "bundle", "state"):
             (place / directory).mkdir()
         (place / "upper").chmod(0o755)
-        if root == Root():
+        if root.path == Root().path:
             _prepare(place / "upper", environment)
-        config = _config(environment, command, place / "root", _bind(box, root.volume, "rw"), variables, seen)
+        config = _config(
+            environment, command, place / "root", _bind(box, root.volume, "rw", *root.options), variables, seen
+        )
         (place / "bundle/config.json").write_text(json.dumps(config))
         identity = place.name
         # Nothing stays mounted: the overlay is in a mount namespace that ends with runc.

@@ -257,13 +257,13 @@ def owner(status: os.stat_result) -> tuple[int, int]:
     Outside of a user namespace the files of an ordinary user are root's, as they are seen in one. Raises
     ``EnvironmentUnfit`` for those of other ids, which mean something in a user namespace only.
     """
-    own = os.geteuid()
-    if not own:
-        return status.st_uid, status.st_gid
-    if status.st_uid != own:
+    uid, gid = status.st_uid, status.st_gid
+    if not uid or not (own := os.geteuid()):
+        return uid, gid
+    if uid != own:
         raise EnvironmentUnfit(
             "cannot tell whose files these are",
-            why=f"files in the store belong to user {status.st_uid}, from builds in a user namespace",
+            why=f"files in the store belong to user {uid}, from builds in a user namespace",
             remedy="build with another store (--root, KANIFOLD_ROOT)",
         )
     return 0, 0

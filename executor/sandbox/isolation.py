@@ -12,6 +12,7 @@ thread, so it is called first.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -44,7 +45,12 @@ class Isolation(msgspec.Struct, frozen=True):
 
 
 VARIABLE: Final = "KANIFOLD_ISOLATION"
+_YAMA: Final = "/proc/sys/kernel/yama/ptrace_scope"
 _NEEDED: Final = 1 << syscalls.CAP_SYS_ADMIN | 1 << syscalls.CAP_SETUID | 1 << syscalls.CAP_CHOWN
+_CONFINED: Final = (
+    "let it have no AppArmor profile that denies mounts, as the usual ones do: securityContext.appArmorProfile.type: "
+    "Unconfined (Kubernetes), --security-opt apparmor=unconfined (Docker)"
+)
 _FILE_CAPABILITIES: Final = (
     "in a container: setcap cap_setuid=ep {uid} && setcap cap_setgid=ep {gid} && chmod u-s {uid} {gid}, and let "
     "programs gain privileges (Kubernetes: allowPrivilegeEscalation)"
@@ -164,6 +170,12 @@ def _mapped() -> int:
 
 def _single() -> int:
     uid, gid = os.geteuid(), os.getegid()
+    with contextlib.suppress(OSError):  # without Yama
+        if _read(_YAMA).strip() == "3":  # ptrace(2); then nobody reads the memory of another process
+            raise ModeUnavailableError(
+                "owners cannot be recorded where kernel.yama.ptrace_scope is 3",
+                "set it to 2 or less when the host starts; it cannot be lowered later",
+            )
 
     def write(pid: int) -> None:
         write_map(f"/proc/{pid}/setgroups", "deny")
@@ -280,15 +292,14 @@ def unfit_remedy() -> str:
                 return f"as root: sysctl {setting}={allowing} (it is {forbidding} now)"
         except OSError:
             continue
-    return _FILTERED if _is_filtered() else NO_MODE
-
-
-def _is_filtered() -> bool:
-    """Whether a seccomp filter applies to this process, as in most containers (proc_pid_status(5))."""
-    try:
-        return "\nSeccomp:\t2\n" in _read("/proc/self/status")
-    except OSError:
-        return False
+    found = []
+    with contextlib.suppress(OSError):
+        if "\nSeccomp:\t2\n" in _read("/proc/self/status"):  # proc_pid_status(5)
+            found.append(_FILTERED)
+    with contextlib.suppress(OSError, ValueError):  # without AppArmor
+        if _read("/proc/self/attr/apparmor/current").strip().endswith("(enforce)"):
+            found.append(_CONFINED)
+    return "; ".join(found) or NO_MODE
 
 
 # -- helpers of the ordinary user ------------------------------------------------------------------------------------

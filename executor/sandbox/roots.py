@@ -40,6 +40,8 @@ def remedy(rootfs: Rootfs, why: str) -> str:
     """Return the remedy if ``why`` is that the file system of ``rootfs`` does not support the mount; else ""."""
     if isinstance(rootfs, Overlay) and described(rootfs) in why and why.endswith(os.strerror(errno.EINVAL)):
         return "put the store on another file system (--root, KANIFOLD_ROOT), or build with --snapshotter plain"
+    if why.endswith(staging.NO_PROGRAMS):
+        return "put the store on another file system (--root, KANIFOLD_ROOT), or have it mounted without noexec"
     return ""
 
 

@@ -50,6 +50,7 @@ securityfs, pstore …; a new /sys, as other builders mount it, has none of them
 READONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 """Read-only paths of /proc."""
 
+NO_PROGRAMS: Final = "its file system is mounted with noexec"
 _FIXED: Final = (
     syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 )
@@ -138,15 +139,18 @@ def mount_directory(path: str, target: str) -> None:
     """Mount the directory ``path``, with the same options as an overlay: devices in it cannot be opened.
 
     What its own mount does not allow (programs, set-user-id bits) is allowed, as on an overlay, where the kernel
-    permits.
+    permits. Raises OSError if no program could be executed.
     """
     tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC)
     try:
         syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH, add=syscalls.MOUNT_ATTR_NODEV)
-        with contextlib.suppress(PermissionError):  # locked: a mount of another user namespace
+        try:
             syscalls.mount_setattr(
                 tree, "", syscalls.AT_EMPTY_PATH, clear=syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
             )
+        except PermissionError:  # locked: a mount of another user namespace
+            if os.fstatvfs(tree).f_flag & os.ST_NOEXEC:
+                raise OSError(errno.EACCES, NO_PROGRAMS) from None
         syscalls.move_mount(tree, "", syscalls.AT_FDCWD, target, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
     finally:
         os.close(tree)

@@ -36,13 +36,16 @@ if TYPE_CHECKING:
     from ordinary_user import User
 
 CASES = {case.name: case for case in all_cases()}
-OFFERS = {"root": ("ids", "root", "devices"), "user": ("ids",), "single": ("devices",)}
+OFFERS = {"root": ("ids", "root", "devices"), "user": ("ids",), "single": ("devices",), "without": ("ids", "devices")}
 """Each mode of isolation with what it offers (``Case.needs``)."""
 FULL = "root" if os.geteuid() == 0 else "user"
 """The mode in which every case is built; in the others those in which a mode makes a difference are."""
 PLAIN = "plain_"
 """Begins the names of the same modes with the plain snapshotter. There every case is built once too."""
-MODES = (*OFFERS, *(PLAIN + mode for mode in OFFERS))
+WITHOUT = "without"
+"""The name of no isolation, as an ordinary user: only what runs no step is built there."""
+MODES = (*OFFERS, *(PLAIN + mode for mode in OFFERS if mode != WITHOUT))
+USUAL_WITHOUT = r"^copy-(chown|cap|hard|from)|^add-|archive"
 _OFTEN = r"^run-(mount-bind|deep|hard|devices|chown|dir|rem|rename|sticky|touch)|^user-made|copy-(cap|from-dev)"
 USUAL_IN_PLAIN = {"root": rf"{_OFTEN}|^run-(?!mount|net|f)|^copy-from|^workdir", "user": _OFTEN, "single": _OFTEN}
 """What is built there in an ordinary run of the suite: what could go wrong. The others are slow."""
@@ -130,19 +133,43 @@ def as_single(here: World, _user_without_ids: User, _scratch: Path, request: pyt
     yield from _builds("single", conftest.as_user(_user_without_ids, _scratch), here, request)
 
 
-def _builds(mode: str, kanifold: Kanifold, here: World, request: pytest.FixtureRequest) -> Iterator[Builds]:
+@pytest.fixture(scope="session")
+def as_without(
+    here: World, _user_without_ids: User, _scratch: Path, request: pytest.FixtureRequest
+) -> Iterator[Builds]:
+    conftest.needs("unshare", "setpriv")
+    kanifold = conftest.as_user(_user_without_ids, _scratch)
+    # In a user namespace that may have no further one.
+    start = f"""\
+#!/bin/sh
+exec unshare --user --map-current-user --keep-caps sh -c 'echo 0 >/proc/sys/user/max_user_namespaces &&
+    exec setpriv --inh-caps=-all --ambient-caps=-all {_python(kanifold)} "$@"' sh "$@"
+"""
+    program = _scratch / "without"
+    program.write_text(start)
+    program.chmod(0o755)
+    yield from _builds(WITHOUT, kanifold, here, request, str(program))
+
+
+def _python(kanifold: Kanifold) -> str:
+    """Return the interpreter of ``kanifold``."""
+    return kanifold.command[0] if kanifold.command[1:] == ("-m", "orchestrator") else sys.executable
+
+
+def _builds(
+    mode: str, kanifold: Kanifold, here: World, request: pytest.FixtureRequest, python: str = ""
+) -> Iterator[Builds]:
     chosen = [
         item.callspec.params
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.originalname == test_builds_as_buildkit_does.__name__
     ]
     cases = [CASES[each["name"]] for each in chosen if each["mode"] == mode]
-    python = kanifold.command[0] if kanifold.command[1:] == ("-m", "orchestrator") else sys.executable
     # Its start would be a third of what a small case takes.
     with contextlib.ExitStack() as stack:
         idle: queue.SimpleQueue[Forks] = queue.SimpleQueue()
         for _ in range(AT_ONCE):
-            idle.put(stack.enter_context(Forks(python, kanifold.extra, kanifold.user.becoming())))
+            idle.put(stack.enter_context(Forks(python or _python(kanifold), kanifold.extra, kanifold.user.becoming())))
         fitting = [case for case in cases if _fits(case, mode)]
         builds = Builds(lambda case: _build(case, mode, kanifold, here, idle), fitting)
         try:
@@ -194,9 +221,14 @@ def _flags(case: Case, mode: str, work: Path, here: World) -> Iterator[str]:
 def _parameters() -> Iterator[ParameterSet]:
     for name, case in CASES.items():
         text = (case.folder / "Dockerfile").read_text(errors="replace")
+        runs = re.search("RUN", f"{text} {case.images}", re.IGNORECASE)
         concerned = re.search(r"RUN|WORKDIR|--ch|archive|OnBuild", f"{name} {text} {case.images}")
         for mode in MODES:
-            if mode.removeprefix(PLAIN) == FULL or concerned:
+            if mode == WITHOUT:
+                if not runs:
+                    rare = not re.search(USUAL_WITHOUT, name)
+                    yield pytest.param(name, mode, marks=[pytest.mark.slow] if rare else [])
+            elif mode.removeprefix(PLAIN) == FULL or concerned:
                 rare = mode.startswith(PLAIN) and not re.search(USUAL_IN_PLAIN[mode.removeprefix(PLAIN)], name)
                 yield pytest.param(name, mode, marks=[pytest.mark.slow] if rare else [])
 

@@ -17,7 +17,7 @@ import containers
 import ordinary_user
 import pytest
 from conftest import Base, Kanifold, installed
-from containers import ENVIRONMENTS
+from containers import ENVIRONMENTS, Root
 from ordinary_user import User
 from registry_server import MemoryRegistry, digest_of, served
 from small_images import CONFIG, LAYER, MANIFEST, Images
@@ -51,6 +51,8 @@ class Place:
     name: str
     box: Path
     scratch: Path
+    options: tuple[str, ...] = ()
+    """Of the volume's mount."""
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run kanifold."""
@@ -66,8 +68,8 @@ class Place:
         seen = [Path(sys.prefix), Path(__file__).resolve().parents[2], self.scratch]
         try:
             return containers.run(
-                ENVIRONMENTS[self.name], command, self.box, variables=variables, seen=seen, timeout=120,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                ENVIRONMENTS[self.name], command, self.box, root=Root(options=self.options), variables=variables,
+                seen=seen, timeout=120, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
         except containers.UnavailableError as error:
             pytest.skip(str(error))
@@ -186,6 +188,18 @@ def test_a_store_in_the_containers_own_root_makes_the_same_image(
 ) -> None:
     dockerfile, platforms = STEPS.format(base=busybox.ref), "linux/amd64,linux/arm64"
     assert place(name).build(dockerfile, "--root", "/tmp/store", platforms=platforms) == expected(dockerfile, platforms)
+
+
+def test_a_volume_without_programs_devices_and_set_user_id_is_enough_for_overlays_alone(
+    place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str]
+) -> None:
+    dockerfile = f"FROM {busybox.ref}\nRUN cat /proc/self/cmdline >/made\n"
+    here = replace(place("k8s-root"), options=("noexec", "nodev", "nosuid"))
+    assert here.build(dockerfile) == expected(dockerfile, "linux/amd64")
+    refused = here.run("build", "/box/context", "--no-cache", "--snapshotter", "plain")
+    assert refused.returncode == 3
+    assert "its file system is mounted with noexec" in refused.stdout
+    assert "have it mounted without noexec" in refused.stdout
 
 
 @pytest.mark.parametrize("name", UNISOLATED)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Base, Kanifold
 
+from executor.sandbox import isolation
 from executor.sandbox.isolation import IsolationMode
 from orchestrator.values import ISOLATION
 
@@ -59,3 +60,13 @@ def test_doctor_names_the_mode_in_use_and_why_no_better_one_is(kanifold_as_bare_
     asked = kanifold_as_bare_user.run("doctor", KANIFOLD_ISOLATION="mapped")
     assert asked.code == 3
     assert "KANIFOLD_ISOLATION allows no other mode than mapped\n" in asked.out
+
+
+def test_a_yama_setting_that_forbids_reading_memory_rules_out_a_single_id(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The supervisor that records owners reads the paths that a step passes to the kernel."""
+    (tmp_path / "ptrace_scope").write_text("3\n")
+    monkeypatch.setattr(isolation, "_YAMA", str(tmp_path / "ptrace_scope"))
+    with pytest.raises(isolation.ModeUnavailableError, match=r"kernel\.yama\.ptrace_scope is 3"):
+        isolation.climb(IsolationMode.SINGLE)
