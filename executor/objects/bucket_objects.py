@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _PIECE_SECONDS: Final = 60.0
 """How long the transfer of one piece may take."""
 _CONNECT_SECONDS: Final = 5.0
+_LISTED: Final = 100
+"""How many objects of a list are taken at a time; a request brings up to 1,000."""
 _RETRIES: Final = 2
 _RETRY_SECONDS: Final = 20.0
 """How long after its start a request is not tried again."""
@@ -144,7 +146,7 @@ class BucketObjects:
 
     def list(self, directory: str) -> Iterator[StoredObject]:
         with self._translated(f"cannot list {directory}"):
-            for some in self._library.list(self._store, directory, chunk_size=1000):
+            for some in self._library.list(self._store, directory, chunk_size=_LISTED):
                 yield from map(_described, some)
 
     def delete(self, keys: Sequence[str]) -> None:

@@ -303,14 +303,16 @@ def test_a_list_without_an_end_is_given_up(machine: Machines, stages: Path, s3: 
     def endless(request: Request) -> Reply | None:
         if "list-type" not in request.query:
             return None
-        key = f"kanifold/steps/kanifold/{len(s3.requests):064x}"
-        date = "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
         more = "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
-        contents = f"<Contents><Key>{key}</Key><Size>1</Size><ETag>e</ETag>{date}</Contents>"
+        rest = "<Size>1</Size><ETag>e</ETag><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+        contents = "".join(
+            f"<Contents><Key>kanifold/steps/kanifold/{len(s3.requests):060x}{number:04x}</Key>{rest}</Contents>"
+            for number in range(100)
+        )
         return Reply(200, f"<ListBucketResult>{more}{contents}</ListBucketResult>".encode())
 
     s3.faults.append(endless)
-    built = machine("one").build(stages, "--cache-to", bucket(s3, "timeout=2s"), platforms=AMD64)
+    built = machine("one").build(stages, "--cache-to", bucket(s3, "timeout=3s"), platforms=AMD64)
     assert "cannot be kept small" in only_warning(built)
 
 
