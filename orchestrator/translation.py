@@ -1,15 +1,17 @@
 """Converting a job for a node that does not share this machine's disk, and the errors of such a node.
 
 Nothing that is sent contains a path of this machine. Files, and entries of a remote cache in a directory, are sent on
-request; what is valid on this machine only is
-rejected with an error. An error of this machine (a secret file that cannot be read) is sent without its texts, and has
-them again when the node reports it as the cause of its failure.
+request, and so are accounts for remote caches at services, which the node uses itself; what is valid on this machine
+only is rejected with an error. An error of this machine (a secret file that cannot be read) is sent without its texts,
+and has them again when the node reports it as the cause of its failure.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Final, Protocol, assert_never
+from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
@@ -127,8 +129,10 @@ def translate(job: protocol.Job, placement: Placement) -> Translation:
 
 
 def loopback_registries(job: protocol.Job, placement: Placement) -> Problem | None:
-    """Return a warning if ``job`` names registries that on its node are others: those on a loopback interface."""
-    names = sorted(filter(is_loopback, registries_of(job))) if not placement.shares_disk else []
+    """Return a warning if ``job`` names registries, or services with caches, that on its node are others: those on a
+    loopback interface."""
+    found = {*registries_of(job), *_cache_hosts(job.options)}
+    names = sorted(filter(is_loopback, found)) if not placement.shares_disk else []
     if not names:
         return None
     return Problem(
@@ -137,6 +141,20 @@ def loopback_registries(job: protocol.Job, placement: Placement) -> Problem | No
         why="such a name leads to the machine that uses it: if the node is another one, to another registry, or none",
         remedy="name the registry so that both machines reach it",
     )
+
+
+def _cache_hosts(options: protocol.BuildOptions) -> Iterator[str]:
+    """Yield the hosts, with their ports, of the services that keep remote caches."""
+    for each in (*options.cache_from, *(export.to for export in options.cache_to)):
+        match each:
+            case (
+                protocol.CacheInBucket(endpoint=url)
+                | protocol.CacheInContainer(account_url=url)
+                | protocol.CacheInActions(url=url)
+            ):
+                yield urlsplit(url).netloc
+            case _:
+                pass
 
 
 def _refuse(job: protocol.Job, node: str) -> None:

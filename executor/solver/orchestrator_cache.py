@@ -14,7 +14,7 @@ from platforms.errors import CacheError
 
 
 class OrchestratorCache:
-    """The cache at ``location``. The orchestrator verifies what it is sent, and bounds the cache."""
+    """The cache at ``location``. The orchestrator verifies what it is sent; builds on its machine bound the cache."""
 
     def __init__(self, location: protocol.CacheAtOrchestrator, conversation: Conversation) -> None:
         self.name = location.name

@@ -11,6 +11,10 @@ from msgspec.structs import fields, replace
 from executor.protocol import (
     AskSecret,
     BuildOptions,
+    CacheExport,
+    CacheInActions,
+    CacheInBucket,
+    CacheInContainer,
     DirectoryContext,
     ImageContext,
     Job,
@@ -135,6 +139,20 @@ def test_a_registry_of_a_loopback_interface_is_another_one_there(name: str, shar
     if problem is not None:
         assert "node elsewhere" in problem.what
         assert problem.remedy
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9000", "s3.example.com"])
+def test_a_cache_at_a_service_of_a_loopback_interface_is_another_one_there(host: str) -> None:
+    url = f"http://{host}"
+    for cache in (
+        CacheInBucket("c", "bucket", "region", "steps", ("n",), "blobs", endpoint=url),
+        CacheInContainer("c", "account", f"{url}/account", "container", "steps", ("n",), "blobs"),
+        CacheInActions("c", url, 2, "scope"),
+    ):
+        job = Job(1, "linux/amd64", b"", options=BuildOptions(cache_from=(cache,), cache_to=(CacheExport(cache),)))
+        problem = loopback_registries(job, ELSEWHERE)
+        assert (problem is not None) == host.startswith("127.")
+        assert sent(job).options.cache_from == (cache,)
 
 
 def test_an_error_of_this_machine_is_known_when_it_comes_back() -> None:
