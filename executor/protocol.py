@@ -565,6 +565,9 @@ class CacheAtOrchestrator(msgspec.Struct, frozen=True, tag_field="kind", tag="or
     """A remote cache that the orchestrator has, for an executor with another disk (``AskCacheEntry``)."""
 
     name: str
+    platform: str = ""
+    """Of one that has stages which another executor of this build makes: the platform of these. It is used for them
+    only, and also with ``--no-cache``; the answer comes when they are made."""
 
 
 CacheInObjects = CacheInBucket | CacheInContainer | CacheInActions

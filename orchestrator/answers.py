@@ -90,6 +90,8 @@ def answers(
                     else None
                 )
             case protocol.AskCacheEntry() | protocol.AskCacheBlob() | protocol.AskCacheExport():
+                if isinstance(ask.question, protocol.AskCacheEntry) and ask.question.name in services.ready:
+                    await services.ready[ask.question.name]()
                 return await asyncio.to_thread(_of_cache, services.caches, ask.question)
             case protocol.AskLayout(name, file):
                 context = contexts.get(name)

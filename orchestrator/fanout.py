@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -19,9 +18,9 @@ from msgspec.structs import replace
 
 from executor import protocol
 from executor.solver.lazy import Lazy
-from orchestrator import job_session, node_services, publish, warnings
-from orchestrator.answers import answers
-from orchestrator.job_session import Answer, Executor, OnAsk, Stream
+from orchestrator import node_services, publish
+from orchestrator.executor_run import ExecutorRun
+from orchestrator.job_session import Executor
 from orchestrator.node_services import NodeServices
 from orchestrator.nodes.node import ExecutorPool
 from orchestrator.nodes.placement import Placement
@@ -33,15 +32,18 @@ from orchestrator.view import events
 from platforms.errors import KanifoldError, ProtocolError, Retry, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.node_caches import NodeCaches
+    from orchestrator.nodes.node import Node
     from orchestrator.sent_contexts import SentContexts
+    from orchestrator.shared_stages import SharedStages
+    from platforms.platform import Platform
 
+Jobs = Sequence[tuple[Placement, protocol.Job]]
 _EVENTS: Final = 10_000
 """Messages of an executor about its steps that are kept; of one that says more, none is."""
 
 
 async def build_all(
-    session: Session, request: BuildRequest, executors: ExecutorPool, jobs: Sequence[tuple[Placement, protocol.Job]]
+    session: Session, request: BuildRequest, executors: ExecutorPool, jobs: Jobs
 ) -> tuple[tuple[PlatformResult, ...], tuple[PlatformFailure, ...]]:
     """Do all ``jobs``, each by one of ``executors``: what was built, and what was not, in the order of the platforms.
 
@@ -51,7 +53,8 @@ async def build_all(
 
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     sent = node_services.contexts(session.store)
-    build = _Build(session, request, executors, _queues(placement for placement, _ in jobs), stop, sent, {})
+    shared, jobs = _shared(jobs, session.nodes)
+    build = _Build(session, request, executors, _queues(placement for placement, _ in jobs), stop, sent, shared, {})
     work = [_Work(build, _Attempt(build, placement, job, translate(job, placement), [])) for placement, job in jobs]
     for problem in dict.fromkeys(loopback_registries(job, placement) for placement, job in jobs):
         if problem is not None:
@@ -73,6 +76,17 @@ async def build_all(
     return built, failed
 
 
+def _shared(jobs: Jobs, nodes: Iterable[Node]) -> tuple[Mapping[Platform, SharedStages], Jobs]:
+    """Return the stages that are made on other nodes than those of their platforms, and ``jobs`` that use them."""
+    if all(placement.shares_disk for placement, _ in jobs):
+        return {}, jobs
+    from orchestrator.shared_stages import shared_stages
+
+    found = shared_stages(jobs, nodes)
+    using = [(each, found[each.platform].user(job)) if each.platform in found else (each, job) for each, job in jobs]
+    return found, using
+
+
 def _queues(placements: Iterable[Placement]) -> dict[str, asyncio.Semaphore]:
     """Return the queues of the nodes that do not run any number of jobs at a time, by name."""
     found = (node for placement in placements for node in (placement, *placement.others))
@@ -90,6 +104,8 @@ class _Build(msgspec.Struct, frozen=True):
     stop: asyncio.Future[str]
     """Done when there is nothing more to do, with the reason."""
     sent: Lazy[SentContexts]
+    shared: Mapping[Platform, SharedStages]
+    """What is made on another node, by the platform of the job that uses it."""
     failing: dict[str, KanifoldError]
     """The first error of each node on which a job has failed that may succeed elsewhere, by its name."""
 
@@ -212,41 +228,25 @@ class _Attempt(msgspec.Struct, frozen=True):
         return "never" if self.translation.is_ours(error.problem) else error.retry
 
     async def _run(self) -> Executor:
-        build = self.build
-        job = replace(self.job, lends=self.translation.job.lends)
-        services = NodeServices(build.sent, node_services.caches(self.job, build.session.store))
-        on_ask = answers(build.request, job, build.session.keychain, build.session.registry, services)
-        connection = await build.executors.acquire(self.placement.node)
-        for warning in warnings.wrong_clock(self.placement.node.name, connection.ahead):
-            build.session.emit(warning)
-        try:
-            on_blob = partial(self._cache_blob, services.caches)
-            sent = self.translation.job
-            return await job_session.run(connection, sent, self._hear, partial(self._answer, on_ask), on_blob)
-        except KanifoldError as error:
-            raise KanifoldError.of(self.translation.received(error.problem)) from error
+        build, shared = self.build, self._shared()
+        if shared is None:
+            services = NodeServices(build.sent, node_services.caches(self.job, build.session.store))
+            return await self._executor_run().do(build.executors, services, self._hear)
+        from orchestrator.stages_elsewhere import StagesElsewhere  # for nodes of several platforms
+
+        return await StagesElsewhere(shared, self._executor_run(), build.executors, build.sent, build.queues).do(
+            self._hear
+        )
+
+    def _shared(self) -> SharedStages | None:
+        """Return the stages of the job that another node makes."""
+        found = self.build.shared.get(self.placement.platform)
+        return None if found is None or found.builder.node.name == self.placement.node.name else found
+
+    def _executor_run(self) -> ExecutorRun:
+        build, label = self.build, str(self.placement.platform)
+        return ExecutorRun(build.session, build.request, self.placement, self.job, self.translation, label)
 
     def _hear(self, message: protocol.Message) -> None:
-        if isinstance(message, protocol.BuildWarning):
-            message = replace(message, problem=self.translation.received(message.problem))
-        self.build.session.emit(events.FromExecutor(platform=str(self.placement.platform), message=message))
         if isinstance(message, StepEvent) and len(self.heard) <= _EVENTS:
             self.heard.append(message)
-
-    async def _cache_blob(
-        self, caches: Lazy[NodeCaches], message: protocol.CacheBlob, content: AsyncIterator[bytes]
-    ) -> None:
-        await caches().receive(message, content)
-
-    async def _answer(self, on_ask: OnAsk, ask: protocol.Ask) -> Answer:
-        try:
-            answer = await on_ask(ask)
-        except KanifoldError as error:
-            raise KanifoldError.of(self.translation.sent(ask.question, error.problem)) from error
-        return partial(self._stream, ask.question, answer) if callable(answer) else answer
-
-    def _stream(self, question: protocol.Question, stream: Stream, out: Callable[[bytes | memoryview], object]) -> None:
-        try:
-            stream(out)
-        except KanifoldError as error:
-            raise KanifoldError.of(self.translation.sent(question, error.problem)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from executor.solver.lazy import Lazy
 from executor.store.store import Store
 
 if TYPE_CHECKING:
-    from orchestrator.node_caches import NodeCaches
+    from orchestrator.node_caches import NodeCaches, SharedSteps
     from orchestrator.sent_contexts import SentContexts
 
 
@@ -22,6 +23,8 @@ class NodeServices(msgspec.Struct, frozen=True):
 
     contexts: Lazy[SentContexts]
     caches: Lazy[NodeCaches]
+    ready: Mapping[str, Callable[[], Awaitable[None]]] = {}
+    """What has to be awaited before a cache is asked, by its name."""
 
 
 def cache_name(directory: str) -> str:
@@ -34,9 +37,10 @@ def contexts(store: Store) -> Lazy[SentContexts]:
     return Lazy(partial(_contexts, store))
 
 
-def caches(job: protocol.Job, store: Store) -> Lazy[NodeCaches]:
-    """Return the caches of ``job``, which names those in directories of this machine."""
-    return Lazy(partial(_caches, job, store))
+def caches(job: protocol.Job, store: Store, steps: SharedSteps | None = None) -> Lazy[NodeCaches]:
+    """Return the caches of ``job``, which names those in directories of this machine; ``steps`` are the entries of one
+    that has stages for another node."""
+    return Lazy(partial(_caches, job, store, steps))
 
 
 def _contexts(store: Store) -> SentContexts:
@@ -45,23 +49,26 @@ def _contexts(store: Store) -> SentContexts:
     return SentContexts(store)
 
 
-def _caches(job: protocol.Job, store: Store) -> NodeCaches:
+def _caches(job: protocol.Job, store: Store, steps: SharedSteps | None) -> NodeCaches:
     from executor.solver import remote_cache
     from orchestrator.node_caches import NodeCache, NodeCaches
 
     options = job.options
-    made = {
-        each.name: NodeCache(remote_cache.in_directory(each, _silent), store)
-        for each in (*options.cache_from, *(export.to for export in options.cache_to))
-        if isinstance(each, protocol.CacheInDirectory)
-    }
-    sources = {cache_name(each.name): made[each.name] for each in options.cache_from if each.name in made}
-    targets = {
-        cache_name(each.to.name): made[each.to.name]
-        for each in options.cache_to
-        if isinstance(each.to, protocol.CacheInDirectory)
-    }
+    made: dict[str, NodeCache] = {}
+    for each in (*options.cache_from, *(export.to for export in options.cache_to)):
+        if isinstance(each, protocol.CacheInDirectory):
+            made[each.name] = NodeCache(remote_cache.in_directory(each, _silent), store)
+        elif isinstance(each, protocol.CacheAtOrchestrator) and steps is not None:
+            made[each.name] = NodeCache(steps, store)
+    exports = [each.to for each in options.cache_to if not isinstance(each.to, protocol.CacheInImage)]
+    sources = {_known_as(each): made[each.name] for each in options.cache_from if each.name in made}
+    targets = {_known_as(each): made[each.name] for each in exports if each.name in made}
     return NodeCaches(sources, targets)
+
+
+def _known_as(location: protocol.CacheLocation) -> str:
+    """Return the name of a cache for other machines."""
+    return cache_name(location.name) if isinstance(location, protocol.CacheInDirectory) else location.name
 
 
 def _silent(_message: protocol.Message) -> None:

@@ -160,9 +160,9 @@ class StepCache:
     def _import(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:
         """Look ``key`` up in the remote caches, and record the entry for builds that use the same cache."""
         store = self._store
-        if fresh or not self._job.options.cache_from:
+        if not self._job.options.cache_from:
             return None
-        found = self._services.remote_caches().find(key.remote)
+        found = self._services.remote_caches().find(key.remote, str(step.state.platform), fresh=fresh)
         debug.log("remote cache look-up", key=key.remote, found="no" if found is None else found[1].name)
         if found is None:
             return None

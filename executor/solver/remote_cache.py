@@ -220,10 +220,11 @@ class RemoteCaches:
         self._asked: set[str] = set()
         self._helped: set[str] = set()
 
-    def find(self, key: str) -> tuple[RemoteCacheEntry, RemoteCache] | None:
-        """Return the entry for ``key`` in the first cache that has it. A cache that fails is not used any more."""
+    def find(self, key: str, platform: str, *, fresh: bool) -> tuple[RemoteCacheEntry, RemoteCache] | None:
+        """Return the entry for ``key``, a step on ``platform``, in the first cache that has it. With ``fresh``, only
+        what this build makes elsewhere counts. A cache that fails is not used any more."""
         for source in self._sources:
-            if source in self._unread:
+            if source in self._unread or not _may_have(source.location, platform, fresh=fresh):
                 continue
             if source.name not in self._asked:
                 self._asked.add(source.name)
@@ -250,9 +251,11 @@ class RemoteCaches:
     def complain(self) -> None:
         """Warn of caches that had no entry for any step, whose reference may be wrong.
 
-        Not of those that have failed, which was reported, nor of those that this build exports to.
+        Not of those that have failed, which was reported, nor of those that this build exports to, or that have only
+        stages that are made elsewhere.
         """
         silent = {each.name for each in (*self._unread, *(each.cache for each in self._targets))}
+        silent |= {each.name for each in self._sources if not _may_have(each.location, "", fresh=False)}
         for name in sorted(self._asked - self._helped - silent):
             self._warn(Problem("CacheMissed", f"the cache {name} has nothing for this build"))
 
@@ -334,6 +337,13 @@ class RemoteCaches:
             return (datetime.now(UTC) - made).total_seconds() <= self._max_age
         except (ValueError, TypeError, OverflowError):  # no valid time, or one without a time zone
             return False
+
+
+def _may_have(location: protocol.CacheLocation, platform: str, *, fresh: bool) -> bool:
+    """Whether the cache at ``location`` may have an entry that a job uses for a step on ``platform``."""
+    if isinstance(location, protocol.CacheAtOrchestrator) and location.platform:
+        return location.platform == platform
+    return not fresh
 
 
 class Connections(msgspec.Struct, frozen=True):

@@ -63,6 +63,8 @@ class Placement(msgspec.Struct, frozen=True):
     shares_disk: bool = False
     most: int = 0
     """How many jobs run on the node at a time; 0 for any number."""
+    host: Platform | None = None
+    """The platform of the node itself; None if it is not known."""
     why: str = ""
     """Why it is built there, for display."""
     others: tuple[Placement, ...] = ()
@@ -248,7 +250,14 @@ def place(platform: Platform, nodes: Sequence[tuple[Node, Description]]) -> Plac
 
 def _placement(candidate: Candidate, platform: Platform) -> Placement:
     description = candidate.description
-    return Placement(platform, candidate.node, description.runs(platform), description.shares_disk, candidate.most)
+    return Placement(
+        platform,
+        candidate.node,
+        description.runs(platform),
+        description.shares_disk,
+        candidate.most,
+        host=description.platform,
+    )
 
 
 def _order(candidate: Candidate, platform: Platform, given: int) -> tuple[int, bool, bool, bool, float]:
