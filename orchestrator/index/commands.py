@@ -18,7 +18,17 @@ from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.registry import registry_settings
 from orchestrator import options, project_file, values
-from orchestrator.index import annotating, editing, entries, inspection, names, publishing, source_arguments, templates
+from orchestrator.index import (
+    annotating,
+    editing,
+    entries,
+    inspection,
+    names,
+    publishing,
+    source_arguments,
+    summary,
+    templates,
+)
 from orchestrator.index import matrix as matrices
 from orchestrator.index.command_context import open_context
 from orchestrator.index.editing import ImageCopyOptions, JoinOptions, PlannedImage, PlatformOverride
@@ -518,6 +528,7 @@ def _write(context: CommandContext, planned: PlannedImage, standing: Sequence[Ta
     editing.deliver(context, planned, standing, ImageCopyOptions(flags.referrers, flags.nondistributable))
     if flags.metadata_file:
         write_metadata(flags.metadata_file, planned, [each.name for each in standing])
+    summary.append(planned, [each.name for each in standing], context.emit)
     print_line(planned.root.document.descriptor.digest)
 
 

@@ -128,8 +128,10 @@ def github(matrix: Matrix) -> str:
             "runner": _written(each.runner),
             "platform": _list(each.platforms),
             "metadata": each.metadata,
+            "emulated": each.emulated,
+            "annotations": "errors" if number else "all",  # warnings are the same in all jobs
         }
-        for each in matrix.jobs
+        for number, each in enumerate(matrix.jobs)
     ]
     return json.dumps({"include": include}, separators=(",", ":"))
 

@@ -1,17 +1,15 @@
 """The summary of a build as Markdown: what GitHub shows on the page of a run (``GITHUB_STEP_SUMMARY``), and
 ``--report markdown=FILE``.
 
-Text of a Dockerfile, a registry or a step is written so that it is text to any Markdown: cleaned, then each ASCII
-character that could be markup as an HTML entity. A step's name and a step's output are in elements of code, in which
-nothing else is recognised either (names of users, emoji).
+Text of a Dockerfile, a registry or a step is text (``markdown``); names and output of steps are elements of code.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+from orchestrator.reports.markdown import code, escaped, table, text_of
 from orchestrator.view import problems, units, wording
 from orchestrator.view.build_state import BuildState, PlatformState, StepState, StepStatus, WarningState
 from orchestrator.view.events import Failure
@@ -24,19 +22,18 @@ _NAME: Final = 200
 _FAILURES: Final = 8
 _LINE: Final = 400
 """Maximum number of errors, and of characters of a line of one."""
-_MARKUP: Final = re.compile(r"[^A-Za-z0-9 /,;=]", re.ASCII)
 
 
 def render(state: BuildState, _environ: Mapping[str, str]) -> str:
     """Return the Markdown of a build that has ended."""
-    title = _text(state.name or "image")
-    lines = [f"### kanifold: {title}", "", _text(wording.outcome(state, state.ended)), ""]
+    title = text_of(state.name or "image")
+    lines = [f"### kanifold: {title}", "", text_of(wording.outcome(state, state.ended)), ""]
     platforms = wording.platforms_in_summary(state)
     if platforms:
-        lines += _table(wording.SUMMARY_HEADINGS, (_row(each, state.ended) for each in platforms))
+        lines += table(wording.SUMMARY_HEADINGS, (_row(each, state.ended) for each in platforms))
     if state.outcome == "built":
-        lines += [f"Digest: {_code(state.digest)}", ""]
-        lines += [f"- {_code(ref)}" for ref, _ in state.published]
+        lines += [f"Digest: {code(state.digest)}", ""]
+        lines += [f"- {code(ref)}" for ref, _ in state.published]
         lines += [""] if state.published else []
     for trouble in problems.distinct(state.troubles)[:_FAILURES]:
         lines += _failure(trouble)
@@ -46,22 +43,13 @@ def render(state: BuildState, _environ: Mapping[str, str]) -> str:
 
 
 def _row(platform: PlatformState, now: float) -> tuple[str, ...]:
-    return tuple(map(_text, wording.summary_row(platform, now)))
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    names = tuple(head)
-    return [_cells(names), _cells(["---"] * len(names)), *map(_cells, rows), ""]
-
-
-def _cells(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return tuple(map(text_of, wording.summary_row(platform, now)))
 
 
 def _failure(trouble: Failure) -> list[str]:
     first, *rest = problems.problem_lines(trouble.problem, trouble.platform)
-    block = "\n".join(_escaped(clean_log(line, _LINE)) or " " for line in rest)
-    return [f"**{_text(first)}**", "", *([f"<pre>{block}</pre>", ""] if rest else [])]
+    block = "\n".join(escaped(clean_log(line, _LINE)) or " " for line in rest)
+    return [f"**{text_of(first)}**", "", *([f"<pre>{block}</pre>", ""] if rest else [])]
 
 
 def _warnings(state: BuildState) -> list[str]:
@@ -74,7 +62,7 @@ def _warnings(state: BuildState) -> list[str]:
 
 def _warning(warning: WarningState) -> str:
     platforms = f" [{', '.join(warning.platforms)}]" if warning.platforms else ""
-    return f"- {_text(wording.warning_line(warning) + platforms)}"
+    return f"- {text_of(wording.warning_line(warning) + platforms)}"
 
 
 def _steps(platforms: Iterable[PlatformState]) -> list[str]:
@@ -82,8 +70,8 @@ def _steps(platforms: Iterable[PlatformState]) -> list[str]:
     if not rows:
         return []
     more = f" (the first {STEPS} of {len(rows)})" if len(rows) > STEPS else ""
-    table = _table(("platform", "step", "", "time"), rows[:STEPS])
-    return [f"<details><summary>Steps{more}</summary>", "", *table, "</details>", ""]
+    listed = table(("platform", "step", "", "time"), rows[:STEPS])
+    return [f"<details><summary>Steps{more}</summary>", "", *listed, "</details>", ""]
 
 
 def _ended(platforms: Iterable[PlatformState]) -> Iterator[tuple[PlatformState, StepState]]:
@@ -96,22 +84,4 @@ def _ended(platforms: Iterable[PlatformState]) -> Iterator[tuple[PlatformState, 
 def _step(platform: PlatformState, step: StepState) -> tuple[str, ...]:
     name = f"[{wording.position(step.step)}] {step.step.name}" if step.step.number else step.step.name
     seconds = units.duration(step.seconds) if step.status is not StepStatus.CACHED else ""
-    return _text(platform.platform), _code(clean_line(name, _NAME)), str(step.status), seconds
-
-
-def _text(text: str) -> str:
-    """Return ``text`` as Markdown that shows it, without mentioning a user."""
-    return _escaped(clean_line(text)).replace("&#64;", "&#64;<!-- -->")
-
-
-def _code(text: str) -> str:
-    return f"<code>{_escaped(clean_line(text))}</code>"
-
-
-def _escaped(text: str) -> str:
-    return _MARKUP.sub(_entity, text)
-
-
-def _entity(match: re.Match[str]) -> str:
-    char = match[0]
-    return f"&#{ord(char)};" if char.isascii() else char
+    return text_of(platform.platform), code(clean_line(name, _NAME)), str(step.status), seconds

@@ -12,10 +12,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 from orchestrator.view.untrusted import clean_line
 from platforms.errors import Problem
+
+Level = Literal["warning", "error"]
+VARIABLE: Final = "KANIFOLD_ANNOTATIONS"
 
 
 def in_actions(environ: Mapping[str, str]) -> bool:
@@ -42,7 +45,19 @@ def repository_path(file: str, environ: Mapping[str, str]) -> str:
     return file if inside.split(os.sep, 1)[0] == os.pardir else inside
 
 
-def annotation(level: str, problem: Problem, environ: Mapping[str, str]) -> str:
+def annotated(level: Level, problem: Problem, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the command that annotates ``problem``; () outside of GitHub Actions and where the level is not wanted.
+
+    ``KANIFOLD_ANNOTATIONS`` is ``all``, ``errors`` or ``none``: of the jobs of a matrix one may show warnings, which
+    are the same in all of them.
+    """
+    wanted = environ.get(VARIABLE, "") or "all"
+    if not in_actions(environ) or wanted == "none" or (wanted == "errors" and level != "error"):
+        return ()
+    return (annotation(level, problem, environ),)
+
+
+def annotation(level: Level, problem: Problem, environ: Mapping[str, str]) -> str:
     """Return the command that shows ``problem`` on the page of the job and, if it has a location, at the line of the
     file."""
     where = problem.where

@@ -42,7 +42,6 @@ class PlainDisplay:
         self._stream = stream
         groups = ci.groups_of(environ)
         self._grouping = StepGrouping(groups) if groups else None
-        self._annotates = ci.in_actions(environ)
         self._environ = environ
         self._lock = threading.Lock()
         self._state = BuildState()
@@ -60,7 +59,7 @@ class PlainDisplay:
                 self._sink.write(self._grouping.text(self._state, event, lines))
             else:
                 self._sink.write("".join(f"{line}\n" for line in lines))
-            if self._annotates:
+            if old.warnings is not self._state.warnings or isinstance(event, events.BuildEnded):
                 self._sink.write("".join(f"{line}\n" for line in annotations_of(old, self._state, self._environ)))
 
     def close(self) -> None:
@@ -136,10 +135,9 @@ def annotations_of(old: BuildState, new: BuildState, environ: Mapping[str, str])
     known = {each.problem for each in old.warnings}
     warnings = tuple(each.problem for each in new.warnings if each.problem not in known)
     errors = () if old.troubles else tuple(each.problem for each in problems.distinct(new.troubles))
-    return (
-        *(ci.annotation("warning", each, environ) for each in dict.fromkeys(warnings)),
-        *(ci.annotation("error", each, environ) for each in errors),
-    )
+    lines = [ci.annotated("warning", each, environ) for each in dict.fromkeys(warnings)]
+    lines += [ci.annotated("error", each, environ) for each in errors]
+    return tuple(line for each in lines for line in each)
 
 
 def prefix(platform: PlatformState, step: StepState) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from orchestrator.view import terminal, wording
 from orchestrator.view.build_state import WarningState
-from orchestrator.view.ci import annotation, in_actions, neutralise
+from orchestrator.view.ci import annotated, in_actions, neutralise
 from orchestrator.view.events import Failure
 from orchestrator.view.output_stream import OutputStream
 from orchestrator.view.untrusted import clean_line, clean_lines, clean_log
@@ -62,13 +62,13 @@ def render_warning(
     else:
         lines = warning_lines(problem, rule, platforms)
         if in_actions(environ):
-            lines = (annotation("warning", problem, environ), *map(neutralise, lines))
+            lines = (*annotated("warning", problem, environ), *map(neutralise, lines))
         OutputStream(stream).write("".join(f"{line}\n" for line in lines))
 
 
 def _for_pipe(problem: Problem, platform: str, environ: Mapping[str, str]) -> tuple[str, ...]:
     lines = problem_lines(problem, platform)
-    return (annotation("error", problem, environ), *map(neutralise, lines)) if in_actions(environ) else lines
+    return (*annotated("error", problem, environ), *map(neutralise, lines)) if in_actions(environ) else lines
 
 
 def distinct(troubles: tuple[Failure, ...]) -> tuple[Failure, ...]:

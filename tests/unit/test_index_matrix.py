@@ -87,7 +87,10 @@ def test_github_gets_one_line_for_strategy_matrix() -> None:
         "runner": "arm",
         "platform": "linux/arm64",
         "metadata": "linux-arm64.json",
+        "emulated": False,
+        "annotations": "all",
     }
+    assert [(each["emulated"], each["annotations"]) for each in found[1:]] == [(False, "errors"), (True, "errors")]
 
 
 @pytest.mark.parametrize(

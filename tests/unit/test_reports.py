@@ -15,6 +15,7 @@ from conftest import Kanifold
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from small_images import Images
 from view_story import START
 
 from executor import protocol
@@ -341,6 +342,25 @@ def test_the_command_writes_them_all(kanifold: Kanifold, tmp_path: Path) -> None
     assert variables((tmp_path / "dotenv").read_text()) == {"KANIFOLD_OUTCOME": "failed"}
     (found,) = json.loads((tmp_path / "codequality").read_text())
     assert found["location"]["lines"]["begin"] == 2
+
+
+def test_a_join_says_what_it_has_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Images()
+    root = made.index([made.entry("linux/amd64"), made.entry("linux/arm64")])
+    made.layout(tmp_path / "in", {"1": root})
+    (tmp_path / "summary").write_text("before\n")
+    target = f"oci:{tmp_path / 'out|<b>'}:1"
+    for file, warned in ((tmp_path / "summary", False), (tmp_path / "none" / "summary", True)):
+        monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
+        assert cli.main(["copy", f"oci:{tmp_path / 'in'}:1", target], standalone_mode=False) is None
+        assert file.exists() != warned
+    markdown = (tmp_path / "summary").read_text()
+    assert markdown.startswith("before\n### kanifold")
+    page = shown(markdown.removeprefix("before\n"))
+    assert page.tags <= TAGS
+    assert page.attributes == []
+    for wanted in (root["digest"], "linux/amd64", "linux/arm64", "out|<b>"):
+        assert wanted in page.text
 
 
 @pytest.mark.parametrize("word", ["junit", "=x", "html=x", "junit=/nowhere/x"])

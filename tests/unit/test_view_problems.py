@@ -9,7 +9,7 @@ import pytest
 import view_story as story
 from view_golden import check, text_of
 
-from orchestrator.view import problems
+from orchestrator.view import events, open_display, problems
 from orchestrator.view.events import Failure
 from orchestrator.view.problems import exit_code, render_problem, render_warning
 from platforms.errors import KanifoldError, Location, Problem
@@ -91,6 +91,23 @@ def test_github_shows_an_error_beside_its_line() -> None:
     problem = Problem("X", "50% off, now", why="a\nb", where=Location("sub/Dockerfile", 3, 4))
     first = shown(problem, {"GITHUB_ACTIONS": "true"}).split("\n")[0]
     assert first == "::error title=50%25 off%2C now,file=sub/Dockerfile,line=3,endLine=4::a%0Ab"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "levels"),
+    [("", ["warning", "error"]), ("all", ["warning", "error"]), ("errors", ["error"]), ("none", [])],
+)
+def test_a_job_annotates_what_it_is_told_to(wanted: str, levels: list[str]) -> None:
+    environ = {"GITHUB_ACTIONS": "true", "KANIFOLD_ANNOTATIONS": wanted}
+    out = io.StringIO()
+    render_warning(story.TRAP, out, environ)
+    render_problem(story.FAILURE, out, environ)
+    with open_display("plain", out, environ) as display:
+        display.emit(events.WarningRaised(problem=story.TRAP))
+        display.emit(events.BuildEnded("failed", troubles=(events.Failure(story.FAILURE),)))
+    said = [line.split()[0].strip(":") for line in out.getvalue().splitlines() if line.startswith("::")]
+    assert said == levels * 2
+    assert out.getvalue().count("WARNING: ") == 2, "the log has it all the same"
 
 
 def test_a_warning_is_a_line_and_its_remedy() -> None:
