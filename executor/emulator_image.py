@@ -15,7 +15,8 @@ from typing import Final
 
 import msgspec
 
-from executor.image.manifest import Descriptor
+from executor.image import selection
+from executor.image.manifest import Descriptor, Index, Manifest
 from executor.rootfs import tarreader
 from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import Kind
@@ -34,8 +35,14 @@ LAYERS_LIMIT: Final = 1 << 30
 """Maximum size in bytes of all layers, compressed."""
 _UNPACKED_LIMIT: Final = 4 << 30
 """Maximum size in bytes of a layer's archive."""
+CONFIG_LIMIT: Final = 4 << 20
+"""Maximum size in bytes of an image's configuration."""
 _DIRECTORY: Final = b"usr/bin"
 _HEAD: Final = 4096
+
+
+Opener = Callable[[Descriptor], Iterator[bytes]]
+"""Yields a layer in chunks. It is verified when the iteration has ended, which raises if it is wrong."""
 
 
 class EmulatorImage(msgspec.Struct, frozen=True):
@@ -47,8 +54,13 @@ class EmulatorImage(msgspec.Struct, frozen=True):
     """The digest in ``name``."""
     layers: tuple[Descriptor, ...]
     """The lowest first."""
-    open: Callable[[Descriptor], Iterator[bytes]]
-    """Yields a layer in chunks. It is verified when the iteration has ended, which raises if it is wrong."""
+    open: Opener
+
+
+def select(name: str, digest: str, root: Manifest | Index, read: selection.Read, opener: Opener) -> EmulatorImage:
+    """Return the image of this host's platform in ``root``, the document of ``digest``. Raises ``KanifoldError``."""
+    manifest = root if isinstance(root, Manifest) else selection.find(name, root, host.host(), read)[1]
+    return EmulatorImage(name, digest, manifest.layers, opener)
 
 
 def take(store: Store, image: EmulatorImage, architecture: str) -> KeptEmulator:

@@ -620,8 +620,8 @@ class BuildOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     root: str = ""
     """The store's directory; "" for the default."""
     emulator_image: str = ""
-    """The image that emulators have to be from, a name with a digest; "" if any may be used. Results do not depend on
-    it."""
+    """The image that emulators have to be from, a name with a digest; "" if any may be used. An executor elsewhere
+    fetches what its store lacks. Results do not depend on it."""
     snapshotter: SnapshotterKind = "auto"
     """The snapshotter; ``auto``: as the file system of the store allows. Images do not depend on it."""
     isolation: str = ""

@@ -121,12 +121,20 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
 
 
 def _image_emulators(job: protocol.Job, platform: Platform) -> StoreEmulators | None:
-    """Return the emulators of the job's store; None if the platform needs none."""
+    """Return the emulators of the job's store, with the one that it names; None if the platform needs none.
+
+    Raises ``EnvironmentUnfit`` if that cannot be fetched.
+    """
     if platform.architecture == host.host().architecture:
         return None
     from executor.store.emulators import StoreEmulators
 
-    return StoreEmulators(job.options.root, job.options.emulator_image)
+    found = StoreEmulators(job.options.root, job.options.emulator_image)
+    if found.required and found.find(platform.architecture) is None:
+        from executor import emulator_fetch
+
+        emulator_fetch.fetch(job, platform.architecture)
+    return found
 
 
 def _work(task: Task, tasks: Sequence[Task], statuses: list[int]) -> None:

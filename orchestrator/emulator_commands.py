@@ -11,8 +11,7 @@ from msgspec.structs import replace
 
 from executor import emulator_image
 from executor.emulator_image import EmulatorImage
-from executor.image import selection
-from executor.image.manifest import Descriptor, Manifest
+from executor.image.manifest import Descriptor
 from executor.registry import registry_settings
 from executor.store import durability
 from executor.store import emulators as kept_emulators
@@ -35,8 +34,6 @@ from platforms.parsing import parse
 
 USUAL: Final = "docker.io/tonistiigi/binfmt"
 """The image that emulators are from when none is named: the one that buildx's documentation installs them with."""
-_CONFIG_LIMIT: Final = 4 << 20
-"""Maximum size in bytes of an image's configuration."""
 
 
 def provide(request: BuildRequest, architectures: Iterable[str]) -> None:
@@ -149,12 +146,10 @@ def _image(source: ImageSource, name: str, emit: Emit) -> EmulatorImage:
     def read(descriptor: Descriptor) -> bytes:
         if descriptor.media_type in DOCUMENT_TYPES:
             return source.document(descriptor).data
-        return source.read(descriptor, _CONFIG_LIMIT)
+        return source.read(descriptor, emulator_image.CONFIG_LIMIT)
 
-    found = root.content
-    if not isinstance(found, Manifest):
-        _, found = selection.find(source.name, found, host.host(), read)
-    return EmulatorImage(_with_digest(names.parse(name), digest), digest, found.layers, source.stream)
+    pinned = _with_digest(names.parse(name), digest)
+    return emulator_image.select(pinned, digest, root.content, read, source.stream)
 
 
 def _with_digest(name: ImageName, digest: str) -> str:

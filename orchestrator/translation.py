@@ -171,7 +171,7 @@ def _refuse(job: protocol.Job, node: str) -> None:
         raise UsageError(
             f"--emulator-image: node {node} cannot read {options.emulator_image}",
             why="it is on this machine, whose disk the node does not share",
-            remedy="name an image in a registry, and add it on the node: kanifold emulators add --image",
+            remedy="name an image in a registry",
         )
     spoken_to = registries_of(job)
     for each in options.registries.certificates:

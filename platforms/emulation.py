@@ -276,7 +276,7 @@ def _of_image(want: Platform, emulators: ImageEmulators, skipped: list[str]) -> 
             raise _unfit(
                 want,
                 [*skipped, f"{EmulationMode.PRIVATE}: no emulator out of {emulators.required} is here"],
-                f"kanifold emulators add --image {emulators.required} {architecture}, there; or build without "
+                f"kanifold emulators add --image {emulators.required} {architecture}; or build without "
                 "--emulator-image",
             )
         return None

@@ -14,15 +14,17 @@ import pytest
 from conftest import Base, Kanifold, needs
 from emulator_layouts import FOREIGN, MACHINE, QEMU, file, layout, stopping
 from oci_layout import image_manifests
+from protocol_nodes import Marked, build, remote
 from registry_server import MemoryRegistry, Served
 
 from executor.protocol import BuildOptions, Job
 from executor.store import emulators as kept_emulators
 from executor.store.store import open_store
 from orchestrator.nodes.placement import Placement
+from orchestrator.request import BuildRequest
 from orchestrator.translation import translate
 from platforms import emulation
-from platforms.errors import EnvironmentUnfit, UsageError
+from platforms.errors import BuildError, EnvironmentUnfit, UsageError
 from platforms.parsing import parse
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or not MACHINE, reason="needs Linux on x86-64 or arm64")
@@ -214,6 +216,40 @@ def test_an_executor_whose_store_lacks_the_image_says_how_to_have_it(tmp_path: P
     with pytest.raises(EnvironmentUnfit) as raised:
         emulation.emulation(parse(PLATFORM), kept_emulators.StoreEmulators(str(tmp_path / "store"), name))
     assert f"kanifold emulators add --image {name} {FOREIGN}" in raised.value.problem.remedy
+
+
+def elsewhere(base: Base, image: str, tmp_path: Path) -> None:
+    """Build a step of the foreign platform on a node with a store of its own; raises its error."""
+    context = tmp_path / "far"
+    context.mkdir()
+    (context / "Dockerfile").write_text(RUN.format(base=base.ref))
+    options = BuildOptions(emulator_image=image, root=str(tmp_path / "near-store"))
+    request = BuildRequest(str(context), platforms=(parse(PLATFORM),), options=options)
+    build(request, remote(tmp_path / "far-store", Marked(), HOME=str(tmp_path)))
+
+
+def test_an_executor_elsewhere_fetches_the_image_into_its_own_store(
+    kanifold: Kanifold, busybox: Base, server: tuple[MemoryRegistry, Served], fake: str, tmp_path: Path
+) -> None:
+    private(kanifold)
+    registry, served = server
+    registry.add_layout("qemu", tmp_path / "fake")
+    with pytest.raises(BuildError, match="did not complete successfully: exit code: 42"):
+        elsewhere(busybox, f"{served.host}/qemu@{fake.rpartition('@')[2]}", tmp_path)
+    asked = len(served.asked)
+    (tmp_path / "far").rename(tmp_path / "before")
+    with pytest.raises(BuildError, match="exit code: 42"):
+        elsewhere(busybox, f"{served.host}/qemu@{fake.rpartition('@')[2]}", tmp_path)
+    assert not any("/qemu/" in each.path for each in served.asked[asked:]), "it is in the store by now"
+
+
+def test_an_executor_elsewhere_that_cannot_fetch_it_says_why(
+    busybox: Base, server: tuple[MemoryRegistry, Served], tmp_path: Path
+) -> None:
+    name = f"{server[1].host}/qemu@sha256:{'1' * 64}"
+    with pytest.raises(BuildError, match=f"cannot pull {name}") as raised:
+        elsewhere(busybox, name, tmp_path)
+    assert raised.value.exit_code == EnvironmentUnfit.exit_code
 
 
 def test_the_greeting_of_an_executor_has_what_was_added_there(kanifold: Kanifold, tmp_path: Path) -> None:
