@@ -23,6 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from executor import protocol
+from executor.image.digest import sha256
 from executor.registry.reference import Reference
 from executor.solver.graph import External
 from executor.store.removal import remove_tree
@@ -224,7 +225,7 @@ async def _made(build: _Build, plan: BuildPlan | None) -> PreparedImage:
         if failed:
             raise PlatformsFailedError.because_of(failed)
         prepared = await _finish(build, plan, built, release)
-        prepared = replace(prepared, result=replace(prepared.result, pins=pins))
+        prepared = replace(prepared, result=replace(prepared.result, pins=pins, dockerfile=sha256(plan.data)))
         if cacheable:
             session.leave(asyncio.to_thread(result_cache.store_results, built, jobs, session.store))
         return prepared

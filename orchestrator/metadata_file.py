@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 
-from orchestrator.pin_lock import KEY
+from orchestrator import ci_run
+from orchestrator.pin_lock import DOCKERFILE, KEY
 from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult
 from platforms.errors import BuildError
@@ -21,8 +23,8 @@ def write(request: BuildRequest, result: BuildResult) -> None:
 
 
 def document(request: BuildRequest, result: BuildResult) -> dict[str, object]:
-    """Return the metadata of a build, with buildx's keys, and kanifold's own for the digests of each platform and of
-    the external images."""
+    """Return the metadata of a build, with buildx's keys, and kanifold's own: the digests of each platform, of the
+    external images and of the Dockerfile, and the run of the CI system."""
     root = result.root
     found: dict[str, object] = {
         "containerimage.digest": root.digest,
@@ -42,6 +44,9 @@ def document(request: BuildRequest, result: BuildResult) -> dict[str, object]:
         for each in result.images
     }
     found[KEY] = {each.name: each.digest for each in result.pins}
+    found[DOCKERFILE] = result.dockerfile
+    if run := ci_run.run_of(os.environ):
+        found[ci_run.KEY] = run
     return found
 
 

@@ -20,6 +20,8 @@ from platforms.replacing import replacing
 
 KEY: Final = "kanifold.pins"
 """The key: an object of digests by the names of images, as Dockerfiles write them."""
+DOCKERFILE: Final = "kanifold.dockerfile"
+"""The key of metadata files for the digest of the Dockerfile."""
 _LIMIT: Final = 4 << 20
 """Bytes of such a file."""
 

@@ -103,3 +103,5 @@ class BuildResult(msgspec.Struct, frozen=True):
     images: tuple[Image, ...]
     pins: tuple[protocol.Pin, ...] = ()
     """The digests of its external images."""
+    dockerfile: str = ""
+    """The digest of its Dockerfile."""

@@ -31,7 +31,7 @@ from orchestrator.index import (
 )
 from orchestrator.index import matrix as matrices
 from orchestrator.index.command_context import open_context
-from orchestrator.index.editing import ImageCopyOptions, JoinOptions, PlannedImage, PlatformOverride
+from orchestrator.index.editing import ImageCopyOptions, JoinOptions, PlannedImage, PlatformOverride, Source
 from orchestrator.index.entries import Duplicate
 from orchestrator.index.image_sources import named_root, open_source
 from orchestrator.index.metadata import write_metadata
@@ -39,11 +39,12 @@ from orchestrator.index.names import ImageName, LayoutName
 from orchestrator.index.publishing import CommandContext, Target
 from orchestrator.index.source_arguments import RequestedSource
 from orchestrator.options import choice, switch, text, texts
+from orchestrator.view import events
 from orchestrator.view.display import open_display
 from orchestrator.view.stdout import print_document, print_json, print_line
 from platforms import parsing
-from platforms.errors import ArchiveError, UsageError
-from platforms.platform import ARCHITECTURES, SYSTEMS, architecture_name, system_name
+from platforms.errors import ArchiveError, Problem, UsageError
+from platforms.platform import ARCHITECTURES, SYSTEMS, Platform, architecture_name, satisfies, system_name
 
 _MODES: Final = {
     "auto": "plain",
@@ -248,6 +249,9 @@ def create(sources: tuple[str, ...], **given: Any) -> None:
         standing = publishing.targets(context, targets, flags.expect, base)
         homes = source_arguments.homes(wanted, targets)
         found = editing.read_sources(context, wanted, homes, flatten=flags.flatten)
+        for problem in (source_arguments.different_dockerfile(wanted), *_unplanned(wanted, found, planned_platforms)):
+            if problem is not None:
+                context.emit(events.WarningRaised(problem=problem))
         if flags.append:
             planned = editing.append(editing.read_base(context, standing[0]), found, join)
         else:
@@ -536,8 +540,22 @@ def _inputs(flags: IndexFlags, words: Sequence[str]) -> list[RequestedSource]:
     """Return the sources: of files first, as in buildx, then of metadata, then of ``words``."""
     found = [each for path in flags.files for each in source_arguments.read(path)]
     found += [each for path in flags.metadata for each in source_arguments.read_metadata(path)]
-    source_arguments.check_pins(found)
+    source_arguments.check_same_build(found)
     return found + [source_arguments.parse(word) for word in words]
+
+
+def _unplanned(
+    wanted: Sequence[RequestedSource], found: Sequence[Source], platforms: Sequence[Platform]
+) -> Iterator[Problem]:
+    """Yield a warning for each source that is left out as a whole, because none of ``platforms`` is in it."""
+    for asked, source in zip(wanted, found, strict=True):
+        there = [each.platform for each in source.entries if each.platform is not None]
+        if platforms and there and not any(satisfies(one, each) for one in platforms for each in there):
+            yield Problem(
+                "PlatformMissing",
+                f"{asked.text} is left out",
+                why=f"it is for {', '.join(map(str, there))}, and the index is for {', '.join(map(str, platforms))}",
+            )
 
 
 def _targets(texts: Sequence[str], *, required: bool) -> tuple[ImageName, ...]:

@@ -19,11 +19,11 @@ from executor.image import manifest as documents
 from executor.image import mediatypes
 from executor.image.digest import check_digest
 from executor.image.manifest import Descriptor, Index
-from orchestrator import pin_lock
+from orchestrator import ci_run, pin_lock
 from orchestrator.index import names
 from orchestrator.index.names import ImageName, LayoutName, RegistryName
 from platforms import decoding, regular
-from platforms.errors import ArchiveError, BuildError, UsageError
+from platforms.errors import ArchiveError, BuildError, Problem, UsageError, printable
 from platforms.paths import below
 
 FILE_LIMIT: Final = 4 << 20
@@ -47,6 +47,10 @@ class RequestedSource(msgspec.Struct, frozen=True):
     """Overrides of the image's own descriptor; media type and size may be "" and 0."""
     pins: tuple[tuple[str, str], ...] = ()
     """The external images that it was built from, with digests, according to its build's metadata."""
+    dockerfile: str = ""
+    """The digest of the Dockerfile that it was built from, according to the same."""
+    run: str = ""
+    """The run of a CI system that it was built in, according to the same."""
 
     def located(self, homes: Sequence[ImageName]) -> ImageName:
         """Return the image; for a digest alone, in the only one of ``homes``. Raises ``UsageError`` if ambiguous."""
@@ -82,10 +86,13 @@ def homes(inputs: Iterable[RequestedSource], targets: Iterable[ImageName]) -> tu
     return tuple(dict.fromkeys(map(home_of, (*targets, *named))))
 
 
-def check_pins(wanted: Iterable[RequestedSource]) -> None:
-    """Raise ``BuildError`` for images whose builds resolved one name to different images."""
+def check_same_build(wanted: Iterable[RequestedSource]) -> None:
+    """Raise ``BuildError`` for images of different runs of a CI system, or whose builds resolved one name to different
+    images."""
+    images = tuple(wanted)
+    _check_runs(images)
     known: dict[str, tuple[str, RequestedSource]] = {}
-    for each in wanted:
+    for each in images:
         for name, digest in each.pins:
             other, first = known.setdefault(name, (digest, each))
             if other != digest:
@@ -95,6 +102,34 @@ def check_pins(wanted: Iterable[RequestedSource]) -> None:
                     remedy="its tag moved between the builds: pin it (kanifold pin) and build again; "
                     "or name the images by digest instead of by their builds' metadata",
                 )
+
+
+def _check_runs(images: Iterable[RequestedSource]) -> None:
+    first: RequestedSource | None = None
+    for each in images:
+        if not each.run:
+            continue
+        first = first or each
+        if each.run != first.run:
+            raise BuildError(
+                "the images were not built in the same run",
+                why=f"{first.text} in {printable(first.run)}, {each.text} in {printable(each.run)}",
+                remedy="remove the metadata of other runs before the jobs write theirs; or name the images by digest "
+                "instead of by their builds' metadata",
+            )
+
+
+def different_dockerfile(wanted: Iterable[RequestedSource]) -> Problem | None:
+    """Return the warning that images were built from different Dockerfiles; None if they were not."""
+    images = [each for each in wanted if each.dockerfile]
+    other = next((each for each in images if each.dockerfile != images[0].dockerfile), None)
+    if other is None:
+        return None
+    return Problem(
+        "BuildError",
+        "the images were not built from the same Dockerfile",
+        why=f"{images[0].text} from {images[0].dockerfile}, {other.text} from {other.dockerfile}",
+    )
 
 
 def parse(text: str) -> RequestedSource:
@@ -180,7 +215,14 @@ def _of_metadata(document: dict[str, Any], name: str) -> RequestedSource:
     places = tuple(at_digest(names.parse(each), found) for each in written if each)
     pins = document.get(pin_lock.KEY)
     stated = pins.items() if isinstance(pins, dict) else ()
-    return RequestedSource(f"{name} ({found})", places, found, pins=tuple((key, str(value)) for key, value in stated))
+    return RequestedSource(
+        f"{name} ({found})",
+        places,
+        found,
+        pins=tuple((key, str(value)) for key, value in stated),
+        dockerfile=printable(str(document.get(pin_lock.DOCKERFILE, ""))),
+        run=str(document.get(ci_run.KEY, "")),
+    )
 
 
 def _digest(text: str) -> str:

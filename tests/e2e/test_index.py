@@ -47,6 +47,9 @@ def test_platforms_built_apart_are_joined_to_the_index_of_one_build(
     assert "no manifest for linux/riscv64" in lacking.err
     (tmp_path / "kanifold.yaml").write_text("platforms: [linux/arm64, linux/amd64]\n")
     joined = kanifold("index", "create", "-t", f"{name}:apart", "--metadata", tmp_path / "built", cwd=tmp_path)
+    one = kanifold("index", "create", "--dry-run", "--metadata", tmp_path / "built", "-p", platforms[0])
+    assert "1.json" in one.err, "what is left out is told"
+    assert "is left out: it is for linux/amd64" in one.err
     whole = kanifold("build", where, "--platform", ",".join(platforms), "-t", f"{name}:whole", "--push", **environment)
     assert joined.out == whole.out, "byte by byte the index of one command"
     assert read.platforms(f"{name}:apart") == list(platforms)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from executor.registry import reference
+from orchestrator import ci_run
 from orchestrator.index import names, source_arguments
 from orchestrator.index.names import ImageName, LayoutName, RegistryName
 from platforms.errors import BuildError, UsageError
@@ -141,12 +142,54 @@ def test_builds_from_other_bases_are_not_joined(tmp_path: Path) -> None:
     metadata(tmp_path / "1.json", digests[0], **{"kanifold.pins": {"debian:12": digests[0], "alpine": digests[1]}})
     metadata(tmp_path / "2.json", digests[1], **{"kanifold.pins": {"debian:12": digests[0]}})
     metadata(tmp_path / "3.json", digests[2])
-    source_arguments.check_pins(source_arguments.read_metadata(str(tmp_path)))
+    source_arguments.check_same_build(source_arguments.read_metadata(str(tmp_path)))
     metadata(tmp_path / "2.json", digests[1], **{"kanifold.pins": {"debian:12": digests[2]}})
     with pytest.raises(BuildError, match="not built from the same debian:12") as caught:
-        source_arguments.check_pins(source_arguments.read_metadata(str(tmp_path)))
+        source_arguments.check_same_build(source_arguments.read_metadata(str(tmp_path)))
     for part in ("1.json", "2.json", digests[0], digests[2]):
         assert part in caught.value.problem.why
+
+
+def test_metadata_of_another_run_is_not_joined(tmp_path: Path) -> None:
+    digests = ["sha256:" + letter * 64 for letter in "abc"]
+    first = ci_run.run_of({"GITHUB_SERVER_URL": "https://g.example", "GITHUB_REPOSITORY": "a/b", "GITHUB_RUN_ID": "7"})
+    assert first == "github https://g.example a/b 7"
+    metadata(tmp_path / "1.json", digests[0], **{"kanifold.run": first})
+    metadata(tmp_path / "2.json", digests[1], **{"kanifold.run": first})
+    metadata(tmp_path / "3.json", digests[2])
+    source_arguments.check_same_build(source_arguments.read_metadata(str(tmp_path)))
+    metadata(tmp_path / "2.json", digests[1], **{"kanifold.run": "gitlab 8\x1b[2J\n"})
+    with pytest.raises(BuildError, match="not built in the same run") as caught:
+        source_arguments.check_same_build(source_arguments.read_metadata(str(tmp_path)))
+    for part in ("1.json", "2.json", "a/b 7", "gitlab 8"):
+        assert part in caught.value.problem.why
+    assert caught.value.problem.why.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("environ", "run"),
+    [
+        ({}, ""),
+        ({"CI_PIPELINE_ID": "5", "CI_SERVER_URL": "https://l.example", "CI_PROJECT_PATH": "a/b"},
+         "gitlab https://l.example a/b 5"),
+        ({"JENKINS_URL": "https://j.example", "BUILD_TAG": "jenkins-a-5"}, "jenkins https://j.example jenkins-a-5"),
+        ({"JENKINS_URL": "https://j.example"}, ""),
+    ],
+)  # fmt: skip
+def test_a_run_is_named_by_the_ci_systems_variables(environ: dict[str, str], run: str) -> None:
+    assert ci_run.run_of(environ) == run
+
+
+def test_other_dockerfiles_are_told(tmp_path: Path) -> None:
+    digests = ["sha256:" + letter * 64 for letter in "ab"]
+    for number, dockerfile in enumerate((digests[0], digests[0])):
+        metadata(tmp_path / f"{number}.json", digests[number], **{"kanifold.dockerfile": dockerfile})
+    assert source_arguments.different_dockerfile(source_arguments.read_metadata(str(tmp_path))) is None
+    metadata(tmp_path / "1.json", digests[1], **{"kanifold.dockerfile": digests[1]})
+    problem = source_arguments.different_dockerfile(source_arguments.read_metadata(str(tmp_path)))
+    assert problem is not None
+    assert "0.json" in problem.why
+    assert "1.json" in problem.why
 
 
 def test_a_directory_without_metadata_is_an_error(tmp_path: Path) -> None:
