@@ -282,6 +282,9 @@ class Hosts:
         return _make_key(run / "host_key")
 
     def close(self) -> None:
+        for path in self.runtime.rglob("*"):
+            if path.is_socket():  # a connection that a client keeps open
+                subprocess.run(["ssh", "-S", str(path), "-O", "exit", "any"], capture_output=True, check=False)
         for each in self.hosts:
             each.close()
         self.router.end()

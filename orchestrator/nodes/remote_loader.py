@@ -94,21 +94,19 @@ def _held(directory: str) -> bool:
     """Whether the installation ``directory`` is there and cannot be removed while this process lives."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        status = os.fstat(fd)
+        if os.stat(directory).st_ino != status.st_ino:  # it was removed before it was locked, and is there again
+            os.close(fd)
+            return False
+        _check_owner(directory, status)
+        os.utime(fd)  # the time of its last use
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise LoadingRefusedError(f"cannot open {directory}", error.strerror, "remove it") from error
-    fcntl.flock(fd, fcntl.LOCK_SH)
-    status = os.fstat(fd)
-    _check_owner(directory, status)
-    try:
-        now = os.stat(directory)
-    except FileNotFoundError:
-        now = None
-    if now is None or now.st_ino != status.st_ino:  # removed before it was locked
-        os.close(fd)
-        return False
-    os.utime(fd)  # the time of its last use
+        raise LoadingRefusedError(
+            f"cannot use {directory}", error.strerror or str(error), "choose another place there with KANIFOLD_ROOT"
+        ) from error
     return True
 
 

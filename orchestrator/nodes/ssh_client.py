@@ -57,6 +57,10 @@ class SSHClient(msgspec.Struct, frozen=True):
         """Return the command that runs ``remote`` there without a terminal, and that never asks the user anything."""
         return ("ssh", "-T", "-oBatchMode=yes", *self._shared(), *self.options, *_destination(self.address), remote)
 
+    def is_shared(self) -> bool:
+        """Whether an earlier command has left a connection that is ours."""
+        return bool(self.socket) and os.path.exists(self.socket)
+
     def _shared(self) -> tuple[str, ...]:
         sharing = (f"-oControlPath={self.socket}", "-oControlMaster=auto", f"-oControlPersist={_PERSIST}")
         return sharing if self.socket else ()

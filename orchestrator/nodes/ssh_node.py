@@ -38,6 +38,8 @@ COMMAND: Final = (
 
 No sign in it means anything within single quotes to the login shells sh, bash, zsh, ksh, csh and fish.
 """
+_REUSED: Final = 15.0
+"""Seconds for the first answer over a connection that was there already."""
 _NOISE: Final = 1 << 16
 """Bytes that a login may print before the first answer."""
 _FIRST: Final = """\
@@ -75,6 +77,15 @@ class _Refused(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
+class _ClientFailedError(Exception):
+    """The client has ended, or fell silent, before there was an executor."""
+
+    def __init__(self, stderr: str, status: int) -> None:
+        super().__init__(stderr)
+        self.stderr = stderr
+        self.status = status
+
+
 _LACKING: Final = msgspec.json.Decoder(_Lacking)
 _REFUSED: Final = msgspec.json.Decoder(_Refused)
 
@@ -106,51 +117,64 @@ class SSHNode(CommandNode):
             self._client = asyncio.create_task(ssh_client.client(self._address, self.name))
             self._wanted = asyncio.create_task(asyncio.to_thread(_wanted))
         client = await asyncio.shield(self._client)
+        reused = client.is_shared()
+        while True:
+            try:
+                connected = await self._attempt(client, _REUSED if reused else connection.GREETING)
+            except _ClientFailedError as failed:
+                await client.give_up()
+                if reused:  # it may be to a machine, or over a network, that is not there any more
+                    reused = False
+                    continue
+                if self._may_ask and ssh_failure.is_answerable(failed.stderr):
+                    self._may_ask = False
+                    if await client.ask():
+                        continue
+                raise ssh_failure.failure(self.name, self._address, failed.stderr, failed.status) from failed
+            self._may_ask = False
+            return connected
+
+    async def _attempt(self, client: SSHClient, patience: float) -> Connection:
+        """Return an executor that ``client`` has started, and that answers within ``patience`` seconds."""
         try:
             worker = await process.start(client.command(COMMAND), (), connection.LINE_LIMIT)
         except OSError as error:
             raise EnvironmentUnfit(f"cannot reach node {self.name}", why=f"ssh: {error.strerror}") from error
         try:
-            connected = await self._loaded(worker, await asyncio.shield(self._wanted))
+            return await self._loaded(worker, patience)
         except BaseException as error:
             await asyncio.shield(connection.end(worker))
-            status = worker.process.ended.result()
-            if isinstance(error, KanifoldError) and status == ssh_failure.STATUS:  # it was the client that failed
-                stderr = worker.process.stderr_tail
-                may_ask, self._may_ask = self._may_ask, False
-                if may_ask and ssh_failure.is_answerable(stderr) and await client.ask():
-                    return await self._start()
-                await client.give_up()
-                raise ssh_failure.failure(self.name, self._address, stderr, status) from error
+            status, stderr = worker.process.ended.result(), worker.process.stderr_tail
+            if isinstance(error, TimeoutError):
+                raise _ClientFailedError(f"{stderr}\nnothing came within {patience:.0f} seconds", status) from error
+            if isinstance(error, KanifoldError) and status == ssh_failure.STATUS:
+                raise _ClientFailedError(stderr, status) from error
             raise
-        self._may_ask = False
-        return connected
 
-    async def _loaded(self, worker: Worker, wanted: tuple[str, str]) -> Connection:
-        """Return the connection to the executor that ``worker``, the client, has started."""
-        worker.stdin.write(opening(self._entry, *wanted, sends=self._sends))
-        state, details = await self._answer(worker)
+    async def _loaded(self, worker: Worker, patience: float) -> Connection:
+        """Return the connection to the executor that ``worker``, the client, has started. Raises ``TimeoutError``."""
+        assert self._wanted is not None
+        name, code = await asyncio.shield(self._wanted)
+        worker.stdin.write(opening(self._entry, name, code, sends=self._sends))
+        state, details = await self._answer(worker, patience)
         if state == "lacking" and self._entry.bootstrap and self._sends:
-            await self._send(worker, wanted[0], details)
-            state, details = await self._answer(worker)
+            await self._send(worker, name, details)
+            state, details = await self._answer(worker, connection.GREETING)
         if state != "ready":
             raise self._refusal(state, details)
         return await connection.connect_with_heartbeat(worker, self.name)
 
-    async def _answer(self, worker: Worker) -> tuple[str, bytes]:
-        """Return the state that the loader reports, and the details."""
+    async def _answer(self, worker: Worker, patience: float) -> tuple[str, bytes]:
+        """Return the state that the loader reports within ``patience`` seconds, and the details."""
         noise = b""
-        try:
-            async with asyncio.timeout(connection.GREETING):
-                while line := await framing.read_line(worker.stdout, f"node {self.name}"):
-                    if line.startswith(MARK) and line.endswith(b"\n"):
-                        state, _, details = line.removeprefix(MARK).strip().partition(b" ")
-                        return state.decode(errors="replace"), details
-                    noise += line
-                    if len(noise) > _NOISE:
-                        break
-        except TimeoutError:
-            noise += b"\n" + f"nothing came within {connection.GREETING:.0f} seconds".encode()
+        async with asyncio.timeout(patience):
+            while line := await framing.read_line(worker.stdout, f"node {self.name}"):
+                if line.startswith(MARK) and line.endswith(b"\n"):
+                    state, _, details = line.removeprefix(MARK).strip().partition(b" ")
+                    return state.decode(errors="replace"), details
+                noise += line
+                if len(noise) > _NOISE:
+                    break
         worker.stdin.close()
         await worker.process.gone()
         said = worker.process.stderr_tail or noise.decode(errors="replace")

@@ -282,6 +282,19 @@ def test_a_connection_is_shared_with_the_next_build(client: Hosts) -> None:
     assert (host.folder / "sshd.log").read_text().count("Accepted publickey") == logins == 1
 
 
+def test_a_connection_that_is_dead_is_not_used_again(client: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = client.add("one")
+    with client.config.open("a") as config:
+        config.write("ConnectTimeout 1\n")
+    describe(host)
+    monkeypatch.setattr(ssh_node, "_REUSED", 1.0)
+    host.cut()
+    with pytest.raises(EnvironmentUnfit, match=r"cannot reach node one: ssh: connect to host .* timed out"):
+        describe(host)
+    host.restore()
+    assert describe(host).kanifold == executor_zip.VERSION
+
+
 @pytest.mark.slow
 def test_more_executors_than_a_connection_has_sessions_start(client: Hosts) -> None:
     host = client.add("one")
