@@ -163,9 +163,11 @@ def _key(job: protocol.Job) -> str:
     """Return the key of ``job``: everything that its result depends on, except the pins; and the version of kanifold.
 
     The settings of registries are not part of it: content from registries is verified by the digests of the pins. Nor
-    is how steps are emulated.
+    is how steps are emulated, isolated, and given their files.
     """
-    options = replace(job.options, root="", registries=RegistrySettings(), emulator_image="")
+    options = replace(
+        job.options, root="", registries=RegistrySettings(), emulator_image="", isolation="", snapshotter="auto"
+    )
     same = replace(job, build="", push=(), pins=(), emulation=None, options=options)
     asked = msgspec.json.encode((__version__, newest_mtime(PACKAGES), str(host.default_platform()), same))
     return hashlib.sha256(asked).hexdigest()

@@ -127,7 +127,8 @@ def prepare(shape: Profile) -> PreparedStep:
         signal.signal(each, signal.SIG_DFL)
     os.umask(0o022)
     if shape.network == "none":
-        network.bring_up_loopback()
+        with contextlib.suppress(PermissionError):  # root of a container without CAP_NET_ADMIN
+            network.bring_up_loopback()
 
     # 2. The parts of its root, in the staging tmpfs, independent of any image.
     staging.mount_proc()
@@ -206,7 +207,7 @@ def become(
     # 7. Privileges: the filter while it may be installed, limits, then capabilities and ids, irreversibly.
     if rules.single and not supervisor:
         _renumber(prepared.own_proc, spec.uid, spec.gid)
-    if rules.scoped and not spec.insecure:
+    if rules.scoped and (rules.sees_others or not spec.insecure):
         syscalls.landlock_scope(syscalls.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | syscalls.LANDLOCK_SCOPE_SIGNAL)
     elif rules.sees_others and not spec.insecure:
         syscalls.landlock_domain()
