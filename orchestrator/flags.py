@@ -232,6 +232,11 @@ class BuildFlags(options.Flags):
         help="How new layers are compressed (default: gzip).",
     )
     compression_level = number("--compression-level", help="0 to 9 for gzip, 1 to 22 for zstd.")
+    retry = number(
+        "--retry",
+        least=0,
+        help="How often a platform moves to another node when its node fails (default: 1); to an emulator, if need be.",
+    )
     dry_run = switch(
         "--dry-run",
         help=(
@@ -379,6 +384,7 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
         audit=flags.audit,
         audit_allow=flags.audit_allow,
         nodes=_nodes(flags, chosen),
+        retry=1 if flags.retry is None else flags.retry,
         dry_run=flags.dry_run,
         options=BuildOptions(
             target=flags.target,

@@ -52,6 +52,10 @@ def test_a_platform_may_have_a_node(tmp_path: Path) -> None:
     assert not found.options.implicit_platform
 
 
+def test_a_platform_moves_once_unless_the_user_says_how_often() -> None:
+    assert [ask().retry, ask("--retry", "0").retry, ask("--retry", "3").retry] == [1, 0, 3]
+
+
 def test_nothing_but_defaults() -> None:
     found = ask()
     assert found.nodes is None
