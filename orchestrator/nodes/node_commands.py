@@ -132,7 +132,7 @@ def ls(**given: Any) -> None:
 
     The platforms are those of linux. emulated are those with an emulator, which has not been tried; latency is that of
     a message and its reply, load the processes that run, of the processors. state is ok, unfit (no steps can run there)
-    or down: kanifold node check says why.
+    or down; the reason is below.
     """
     flags = NodeFlags(given)
     states = _examined((), flags.asks)
@@ -143,6 +143,9 @@ def ls(**given: Any) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
     for row in rows:
         print_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if unusable := [each for each in states if each.problem is not None]:
+        print_line()
+        print_states(unusable)
 
 
 @node.command(short_help="Show everything about machines.")

@@ -76,12 +76,14 @@ def test_a_node_is_added_listed_and_removed(kanifold: Kanifold) -> None:
     assert kanifold("node", "add", "down", "ssh://down", "--max-jobs", "2", "--no-bootstrap").status == 0
     said = kanifold("node", "ls")
     assert said.status == 0
-    heading, here, far, down = (line.split() for line in said.out.splitlines())
+    heading, here, far, down, _, *reason = (line.split() for line in said.out.splitlines())
     assert heading[:2] == ["NAME", "URL"]
     assert (here[0], here[-1]) == ("local", "ok")
     assert (far[0], far[1], far[-1]) == ("far", "ssh://far", "ok")
     assert __version__ in far
     assert (down[0], down[1], down[-1]) == ("down", "ssh://down", "down")
+    assert reason[0][:2] == ["--", "down:"]
+    assert "no route to host" in said.out
     assert kanifold("node", "rm", "far", "down").status == 0
     assert len(kanifold("node", "list").out.splitlines()) == 2
 
