@@ -45,7 +45,13 @@ def hear() -> dict[str, Any]:
 
 def hello(version: int | None = None) -> None:
     spoken = int(os.environ["KANIFOLD_TEST_PROTOCOL"]) if version is None else version
-    say("hello", version=spoken, kanifold="0", host=os.environ.get("KANIFOLD_TEST_HOST", "linux/amd64"))
+    say(
+        "hello",
+        version=spoken,
+        kanifold="0",
+        host=os.environ.get("KANIFOLD_TEST_HOST", "linux/amd64"),
+        isolation="namespaces",
+    )
 
 
 def descriptor(media_type: str, data: bytes) -> dict[str, Any]:

@@ -29,6 +29,8 @@ WAITS: Final = 16
 """Maximum number of waits for registries."""
 OPEN_TRANSFERS: Final = 64
 """Maximum number of transfers that are tracked for each direction; also of finished ones that are remembered."""
+_HERE: Final = "local"
+"""The name of this machine where it is one of several nodes; else it is not named."""
 RATE_SECONDS: Final = 2.0
 """Time constant of the rates: what was transferred this long ago has the weight 1/e."""
 
@@ -203,9 +205,10 @@ def fold(state: BuildState, event: events.Event) -> BuildState:
                 return _with_wait(state, clean_line(platform), message, event.at)
             return _with_platform(state, platform, lambda old: _fold_message(old, message, event.at))
         case events.BuildStarted():
+            here = _HERE if any(each.node for each in event.platforms) else ""
             places = tuple(
                 PlatformState(
-                    clean_line(each.platform), clean_line(each.node), clean_line(each.how), clean_line(each.why)
+                    clean_line(each.platform), clean_line(each.node) or here, clean_line(each.how), clean_line(each.why)
                 )
                 for each in event.platforms
             )
@@ -226,9 +229,9 @@ def fold(state: BuildState, event: events.Event) -> BuildState:
                 platform,
                 lambda old: PlatformState(
                     old.platform,
-                    clean_line(event.node) or old.node,
+                    old.node if event.node == _HERE and not old.node else clean_line(event.node) or old.node,
                     clean_line(event.how) or old.how,
-                    old.why,
+                    "" if old.started else old.why,
                     stage="running",
                     started=event.at,
                 ),

@@ -19,7 +19,7 @@ SUMMARY_HEADINGS: Final = ("platform", "built on", "run", "cached", "size", "tim
 def placement_text(platform: PlatformState) -> str:
     """Return how and on which node a platform is built: ``native``, ``qemu-aarch64``, ``native, builder-2``."""
     how = platform.how or "local"
-    return f"{how}, {platform.node}" if platform.node not in ("", "local") else how
+    return f"{how}, {platform.node}" if platform.node else how
 
 
 def position(step: StepInfo) -> str:
