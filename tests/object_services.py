@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 READ, WRITE = 1, 2
 """The bits of a scope's permission."""
@@ -162,9 +162,11 @@ class S3(Service):
                 self._write(key, request.body)
                 return Reply(200, headers={"ETag": '"e"'})
             case "POST" if "delete" in request.query:
-                for each in re.findall(r"<Key>([^<]*)</Key>", request.body.decode()):
-                    self.objects.pop(each, None)
-                return Reply(200, b"<DeleteResult></DeleteResult>", {"Content-Type": "application/xml"})
+                keys = re.findall(r"<Key>([^<]*)</Key>", request.body.decode())
+                for each in keys:
+                    self.objects.pop(unescape(each), None)
+                told = "".join(f"<Deleted><Key>{each}</Key></Deleted>" for each in keys)
+                return Reply(200, f"<DeleteResult>{told}</DeleteResult>".encode(), {"Content-Type": "application/xml"})
             case "DELETE":
                 self.objects.pop(key, None)
                 return Reply(204)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -153,6 +154,7 @@ class ActionsObjects:
         self._lock = threading.Lock()
         self._known: dict[str, str] = {}
         """URLs of objects that were looked for, by key."""
+        self._superseded: set[str] = set()
 
     def get(self, key: str, limit: int) -> tuple[bytes, StoredObject] | None:
         """A URL that has expired is asked for once more."""
@@ -204,7 +206,8 @@ class ActionsObjects:
     def put(self, key: str, content: Callable[[], Iterator[bytes]], size: int) -> None:
         what = f"cannot write {shown(key)}"
         self._check_writable(what)
-        whole = f"{key}-{_mark(content())}"
+        mark = os.urandom(_MARK // 2).hex() if key in self._superseded else _mark(content())
+        whole = f"{key}-{mark}"
         if self._version == 1:
             self._put_v1(what, whole, content, size)
             return
@@ -227,7 +230,10 @@ class ActionsObjects:
         return iter(())
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Do nothing, for the same reason."""
+        """Give what is written under ``keys`` from now on other ends of keys, as nothing can be removed: what is newer
+        is found."""
+        with self._lock:
+            self._superseded.update(keys)
 
     def _read(self, url: str, what: str, limit: int) -> HTTPResponse:
         attempts = self._reading()

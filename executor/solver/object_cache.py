@@ -165,9 +165,18 @@ class ObjectCache:
         except (KanifoldError, OSError) as error:
             debug.log("remote cache not touched", key=found.key, why=str(error))
 
+    def _supersede(self, layer: Descriptor) -> None:
+        """Have what is there in place of ``layer`` removed, where it could not be written over."""
+        self._wrong.discard(layer.digest)
+        try:
+            self._objects().delete([self._layout.layer(layer.digest)])
+        except (KanifoldError, OSError) as error:
+            debug.log("remote cache not cleared", layer=layer.digest, why=str(error))
+
     def _put_layer(self, layer: Descriptor, store: Store) -> None:
-        found = None if layer.digest in self._wrong else self._layer(layer)
-        if found is not None:
+        if layer.digest in self._wrong:
+            self._supersede(layer)
+        elif (found := self._layer(layer)) is not None:
             self._touch(found)
             return
         open_blob = partial(blobs.open, store, layer.digest)

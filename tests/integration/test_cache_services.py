@@ -96,6 +96,14 @@ def on(reply: Reply, method: str = "", part: str = "") -> Callable[[Request], Re
     return lambda asked: reply if method in ("", asked.method) and part in asked.path else None
 
 
+def spoil(s3: S3, actions: CacheService) -> None:
+    """Replace every layer by zeros."""
+    s3.objects.update({key: bytes(len(data)) for key, data in s3.objects.items() if "/sha256/" in key})
+    for each in actions.entries:
+        if "sha256" in each.key:
+            each.data = bytes(len(each.data))
+
+
 def only_warning(built: Built) -> str:
     (warning,) = built.warnings
     return warning
@@ -276,7 +284,8 @@ def test_a_cache_is_bounded_by_size(machine: Machines, stages: Path, s3: S3) -> 
     s3.ages.update(dict.fromkeys(s3.objects, 2 * DAY))
     large = {key for key, data in s3.objects.items() if "/sha256/" in key and len(data) > 90_000}
     (stages / "file").write_text("changed")
-    machine("two").build(stages, "--cache-to", bucket(s3, "max_size=120k", "mode=max"), platforms=AMD64)
+    two = machine("two").build(stages, "--cache-to", bucket(s3, "max_size=120k", "mode=max"), platforms=AMD64)
+    assert two.warnings == []
     ours = {key: data for key, data in s3.objects.items() if "not-ours" not in key and key != "other"}
     assert sum(map(len, ours.values())) <= 120 << 10
     assert {"kanifold/blobs/not-ours", "other"} <= set(s3.objects)
@@ -406,12 +415,7 @@ def test_wrong_bytes_are_one_warning_and_the_step_is_done_again(
 ) -> None:
     cache = bucket(s3, "mode=max") if kind == "s3" else "type=gha,mode=max"
     first = machine("first").build(stages, "--cache-to", cache, platforms=AMD64, **workflow(actions))
-    for key, data in s3.objects.items():
-        if "/sha256/" in key:
-            s3.objects[key] = bytes(len(data))
-    for each in actions.entries:
-        if "sha256" in each.key:
-            each.data = bytes(len(each.data))
+    spoil(s3, actions)
     second = machine("second").build(stages, "--cache-from", cache, platforms=AMD64, **workflow(actions))
     assert "cannot be used, the build goes on without it" in only_warning(second)
     assert "not what its digest says" in second.outcome.err
@@ -421,13 +425,16 @@ def test_wrong_bytes_are_one_warning_and_the_step_is_done_again(
     assert first.digest != second.digest
 
 
-def test_wrong_layers_are_replaced_by_who_may_write(machine: Machines, stages: Path, s3: S3) -> None:
-    cache = bucket(s3, "mode=max")
-    machine("first").build(stages, "--cache-to", cache, platforms=AMD64)
-    for key in [key for key in s3.objects if "/sha256/" in key]:
-        s3.objects[key] = bytes(len(s3.objects[key]))
-    second = machine("second").build(stages, "--cache-from", cache, "--cache-to", cache, platforms=AMD64)
-    third = machine("third").build(stages, "--cache-from", cache, platforms=AMD64)
+@pytest.mark.parametrize("kind", ["s3", "gha"])
+def test_wrong_layers_are_replaced_by_who_may_write(
+    machine: Machines, stages: Path, s3: S3, actions: CacheService, kind: str
+) -> None:
+    cache = bucket(s3, "mode=max") if kind == "s3" else "type=gha,mode=max"
+    machine("first").build(stages, "--cache-to", cache, platforms=AMD64, **workflow(actions))
+    spoil(s3, actions)
+    both = ("--cache-from", cache, "--cache-to", cache)
+    second = machine("second").build(stages, *both, platforms=AMD64, **workflow(actions))
+    third = machine("third").build(stages, "--cache-from", cache, platforms=AMD64, **workflow(actions))
     assert (third.ran(), third.digest, third.warnings) == (set(), second.digest, [])
 
 
