@@ -55,7 +55,8 @@ def provide(request: BuildRequest, architectures: Iterable[str]) -> None:
                 try:
                     emulator_image.take(store, image, each)
                 except EnvironmentUnfit:
-                    if each not in COMPAT.get(host.host().architecture, ()):  # which the processor may run
+                    # The processor may run it, or another node may be chosen.
+                    if request.nodes is None and each not in COMPAT.get(host.host().architecture, ()):
                         raise
 
 

@@ -19,7 +19,7 @@ from orchestrator.nodes.node import Description, Node, Support
 from orchestrator.outputs import FilesOutput
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
-from platforms import host
+from platforms import binfmt, host
 from platforms.errors import EnvironmentUnfit, KanifoldError, Problem
 from platforms.platform import Platform
 
@@ -117,7 +117,8 @@ class _Placing(msgspec.Struct, frozen=True):
     async def place_all(self) -> Placements:
         if len(self.nodes) == 1:
             (only,) = self.nodes
-            candidate = Candidate(only, await only.describe(self.running), self._entry(only))
+            found = self._with_image(await only.describe(self.running))
+            candidate = Candidate(only, found, self._entry(only))
             return self._placed([candidate], [])
         here = [each for each in self.nodes if each.name == LOCAL and self._may_matter(each, self.request.platforms)]
         candidates, skipped = await self._ask(here)
@@ -187,13 +188,24 @@ class _Placing(msgspec.Struct, frozen=True):
     async def _describe(self, node: Node) -> Description:
         try:
             async with asyncio.timeout(PATIENCE):
-                return await node.describe(self.running)
+                return self._with_image(await node.describe(self.running))
         except TimeoutError as error:
             raise EnvironmentUnfit(
                 f"node {node.name} does not answer",
                 why=f"there was no executor after {PATIENCE:.0f} seconds",
                 remedy=f"kanifold node check {node.name} waits longer",
             ) from error
+
+    def _with_image(self, description: Description) -> Description:
+        """Return ``description`` with the emulators that an executor elsewhere fetches (``--emulator-image``)."""
+        if description.shares_disk or not self.request.options.emulator_image:
+            return description
+        foreign = {*binfmt.QEMU} - {description.platform.architecture}
+        support = tuple(
+            (each, Support("emulated") if found.unfit is not None and each.architecture in foreign else found)
+            for each, found in description.support
+        )
+        return replace(description, support=support)
 
     def _placed(self, candidates: Sequence[Candidate], skipped: Sequence[Skipped]) -> Placements:
         given: dict[str, int] = {}

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from executor import __version__, protocol
+from executor.protocol import BuildOptions
 from orchestrator.connection import Connection
 from orchestrator.nodes import placement
 from orchestrator.nodes.command_node import CommandNode
@@ -93,6 +94,18 @@ def test_each_platform_has_the_node_that_is_best_for_it() -> None:
         (ARM64, "arm", "native"),
         (AMD64, "amd", "native"),
     ]
+
+
+@pytest.mark.parametrize("others", [(), (Told("other", arm64="no"),)], ids=["alone", "among others"])
+def test_an_executor_elsewhere_fetches_the_emulator_that_is_named(others: tuple[Told, ...]) -> None:
+    named = BuildOptions(emulator_image=f"registry.example.com/qemu@sha256:{'1' * 64}")
+    nodes = (Told("far", arm64="no"), *others)
+    (placement,) = placed(BuildRequest(context=".", platforms=(ARM64,), options=named), nodes).each
+    assert (placement.node.name, placement.how, placement.support.unfit) == ("far", "emulated", None)
+    (placement,) = placed(
+        BuildRequest(context=".", platforms=(ARM64,), options=named), [Told("local", arm64="no")]
+    ).each
+    assert placement.support.unfit is not None, "what can be had here is here by now"
 
 
 def test_nodes_are_not_asked_about_programs_that_nothing_runs(tmp_path: Path) -> None:
