@@ -33,6 +33,7 @@ def document(request: BuildRequest, result: BuildResult) -> dict[str, object]:
             "digest": root.digest,
             "size": root.size,
             **({"annotations": dict(sorted(root.annotations))} if root.annotations else {}),
+            **_platform(result),
         },
     }
     if len(result.images) == 1:
@@ -48,6 +49,22 @@ def document(request: BuildRequest, result: BuildResult) -> dict[str, object]:
     if run := ci_run.run_of(os.environ):
         found[ci_run.KEY] = run
     return found
+
+
+def _platform(result: BuildResult) -> dict[str, object]:
+    """Return the platform of a result that is a single manifest, as a field of its descriptor; {} for an index."""
+    only = result.images[0].descriptor
+    if only.digest != result.root.digest or only.platform is None:
+        return {}
+    spec = only.platform
+    fields = {
+        "architecture": spec.architecture,
+        "os": spec.os,
+        "variant": spec.variant,
+        "os.version": spec.os_version,
+        "os.features": list(spec.os_features),
+    }
+    return {"platform": {key: value for key, value in fields.items() if value}}
 
 
 def _write_file(path: str, text: str) -> None:

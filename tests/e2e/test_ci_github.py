@@ -155,6 +155,7 @@ jobs:
     assert len([each for each in annotations if "app/Dockerfile" in "".join(each)]) <= 1, "each is shown once"
 
 
+@pytest.mark.slow
 @judges.needs("act")
 @judges.needs_actions(*ACTIONS)
 def test_one_job_builds_all_platforms(runner: WorkflowRunner, registry: str, busybox: Base, read: Reader) -> None:

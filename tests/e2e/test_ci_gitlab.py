@@ -88,6 +88,7 @@ def test_the_template_makes_the_index_of_one_build(
     assert re.search(r"joined sha256:[0-9a-f]{64}", done.stdout)
 
 
+@pytest.mark.slow
 @judges.needs("gitlab-ci-local")
 def test_the_component_makes_the_index_of_one_build(
     repository: Repository, registry: str, kanifold: Kanifold, read: Reader
@@ -104,6 +105,7 @@ def test_the_component_makes_the_index_of_one_build(
     assert text.index("linux/arm64") < text.index("linux/amd64")
 
 
+@pytest.mark.slow
 @judges.needs("gitlab-ci-local")
 def test_the_jobs_that_matrix_prints_are_run_as_they_are(
     repository: Repository, registry: str, kanifold: Kanifold, read: Reader

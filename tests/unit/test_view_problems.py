@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 import view_story as story
@@ -85,6 +86,17 @@ def test_exit_codes(kind: str, code: int) -> None:
     problem = Problem(kind, "what")
     assert exit_code(problem) == code
     assert render_problem(problem, io.StringIO(), {}) == code
+
+
+def test_the_exit_codes_are_those_that_are_documented() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "ci.md").read_text()
+    documented = {int(each) for each in re.findall(r"^\| (\d+) \|", page, re.M)}
+    waiting, codes = [KanifoldError], {0}
+    while waiting:
+        kind = waiting.pop()
+        codes.add(kind.exit_code)
+        waiting += kind.__subclasses__()
+    assert documented == codes
 
 
 def test_github_shows_an_error_beside_its_line() -> None:

@@ -12,6 +12,7 @@ import pytest
 import view_story as story
 from conftest import Kanifold
 from jsonschema import Draft202012Validator
+from small_images import Images
 from view_story import START
 
 from executor import __version__, protocol
@@ -130,6 +131,15 @@ def test_a_build_writes_what_the_schema_says(kanifold: Kanifold, tmp_path: Path)
         lines = [json.loads(each) for each in outcome.err.splitlines()]
         assert [each["type"] for each in lines][0 :: len(lines) - 1] == ["schema", "build_ended"]
         assert [each for each in lines if not valid(SCHEMA, each)] == []
+
+
+def test_a_copy_writes_what_the_schema_says(kanifold: Kanifold, tmp_path: Path) -> None:
+    made = Images()
+    made.layout(tmp_path / "in", {"1": made.index([made.entry(), made.entry("linux/arm64")])})
+    copied = kanifold("copy", "--progress", "rawjson", f"oci:{tmp_path / 'in'}:1", f"oci:{tmp_path / 'out'}:1")
+    lines = [json.loads(each) for each in copied.err.splitlines()]
+    assert lines[0]["type"] == "schema"
+    assert [each for each in lines if not valid(SCHEMA, each)] == []
 
 
 def test_golden_of_one_step() -> None:
