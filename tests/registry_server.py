@@ -141,7 +141,7 @@ class Served:
     def __init__(self, handler: Handler, server: ThreadingHTTPServer) -> None:
         self.handler = handler
         self.port = int(server.server_address[1])
-        self.host = f"127.0.0.1:{self.port}"
+        self.host = f"{server.server_address[0]!s}:{self.port}"
         self.asked: list[Asked] = []
         self.lock = threading.Lock()
 
@@ -161,8 +161,8 @@ class Served:
 
 
 @contextmanager
-def served(handler: Handler) -> Iterator[Served]:
-    """Run ``handler`` as an HTTP/1.1 server on a loopback port."""
+def served(handler: Handler, address: str = "127.0.0.1") -> Iterator[Served]:
+    """Run ``handler`` as an HTTP/1.1 server on a free port of ``address``."""
     served: Served
 
     class Request(BaseHTTPRequestHandler):
@@ -224,7 +224,7 @@ def served(handler: Handler) -> Iterator[Served]:
 
         do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815 - http.server's names
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Request)
+    server = ThreadingHTTPServer((address, 0), Request)
     server.daemon_threads = True
     served = Served(handler, server)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
