@@ -15,8 +15,8 @@ from platforms.errors import ConnectionLost
 
 INTERVAL: Final = 5.0
 """Seconds between two pings."""
-SILENT_INTERVALS: Final = 9
-"""Intervals without a sign of life after which an executor is given up, or ends: 45 seconds.
+SILENT_INTERVALS: Final = 12
+"""Intervals without a sign of life after which an executor is given up, or ends: a minute.
 
 TCP tries again at growing intervals, so a shorter interruption of the network must fit.
 """

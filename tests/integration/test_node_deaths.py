@@ -44,7 +44,7 @@ from platforms.parsing import parse
 
 SEED = int(os.environ.get("KANIFOLD_DEATH_SEED", "1"))
 INTERVAL = 0.4
-"""Seconds between pings: silence of 3.6 seconds ends a connection."""
+"""Seconds between pings: silence of 4.8 seconds ends a connection."""
 PLATFORMS = ("linux/amd64", "linux/386", "linux/arm64")
 DOCKERFILE = """\
 FROM {base} AS made
@@ -223,7 +223,7 @@ def test_a_node_that_dies_at_any_moment_harms_nothing(world: World, tmp_path: Pa
         moved += any(isinstance(each, events.PlatformMoved) for each in seen)
         print(said, "late" if late else "", error or "built", file=sys.stderr)
         if death is cut and undo:  # there is nobody who could tell the executors
-            assert executors_left(host, INTERVAL * 9 + 6) == [], said
+            assert executors_left(host, INTERVAL * heartbeat.SILENT_INTERVALS + 6) == [], said
         for each in undo:
             each()
         assert world.wait_until_gone() == {}, said
