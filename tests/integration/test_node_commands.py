@@ -183,7 +183,7 @@ def test_a_dry_run_says_what_is_built_where_and_touches_nothing(
     assert rows[1][:3] == [own, "local", "native"]
     assert rows[2][:3] == ["linux/riscv64", "far", "emulated"]
     assert "as --platform says" in said.out
-    assert f"tools ({own}), stage-1" in said.out
+    assert f"tools ({own}, on local), stage-1" in said.out
     assert said.out.splitlines()[-1] == "then push example.com/a:1"
     assert not (tmp_path / "store").exists()
     assert not (tmp_path / "far").exists()
