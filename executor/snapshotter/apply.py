@@ -32,7 +32,7 @@ from msgspec.structs import replace
 from executor.rootfs import moment
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.walker import DIRECTORY, Walker, remove
-from executor.snapshotter.records import CAPABILITY, OVERLAY_XATTR, PRIVATE_XATTR, DeviceNumber, Record, access
+from executor.snapshotter.records import CAPABILITY, OVERLAY_XATTR, PRIVATE_XATTR, DeviceNumber, Record
 from platforms.errors import ArchiveError
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -75,6 +75,9 @@ class Applier(Protocol):
 
 class _Destination:
     """The common part of both ways."""
+
+    _needed = stat.S_IRUSR | stat.S_IXUSR
+    """The permissions of directories that an ordinary user needs to do what root can without them."""
 
     def __init__(self, directory: str) -> None:
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -333,8 +336,10 @@ class _Destination:
         if entry.xattrs and (capability := self._set_xattrs(fd, entry.xattrs)):
             refused["capability"] = capability
         mode = entry.mode
-        if self._own[0] and mode & (needed := access(entry.kind)) != needed:
-            refused["mode"], mode = mode, mode | needed
+        if self._own[0]:
+            needed = self._needed if entry.kind is Kind.DIRECTORY else stat.S_IRUSR
+            if mode & needed != needed:
+                refused["mode"], mode = mode, mode | needed
         os.fchmod(fd, mode)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         return refused
@@ -495,6 +500,8 @@ class Lower(_Destination):
 
 class Merged(_Destination):
     """An existing tree to which a layer is applied: deletions delete what is not of this layer."""
+
+    _needed = stat.S_IRWXU
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)

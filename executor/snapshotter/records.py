@@ -60,7 +60,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     capability: bytes = b""
     """The value of ``security.capability``; b"" if the kernel has it, or there is none."""
     mode: int | None = None
-    """The permissions, if the file has more: those that kanifold needs where it is not root (``access``)."""
+    """The permissions, if the file has more for its owner: those that kanifold needs where it is not root."""
 
 
 Records = dict[bytes, Record]
@@ -117,18 +117,13 @@ def _with(entry: Entry, record: Record | None) -> Entry:
     if record.capability:
         xattrs = tuple(sorted((dict(xattrs) | {CAPABILITY: record.capability}).items()))
     mode = entry.mode
-    if record.mode is not None and mode == record.mode | access(entry.kind):  # otherwise a step has changed it
+    if record.mode is not None and mode & ~stat.S_IRWXU == record.mode & ~stat.S_IRWXU:  # else a step has changed it
         mode = record.mode
     entry = replace(entry, mode=mode, uid=record.uid, gid=record.gid, xattrs=xattrs)
     device = record.device
     if device is None or entry.kind is not Kind.FILE or entry.size:
         return entry
     return replace(entry, kind=_KINDS[device.letter], device=(device.major, device.minor), source=b"", stamp=b"")
-
-
-def access(kind: Kind) -> int:
-    """Return the permissions that an ordinary user needs for a file of ``kind``, to do what root can without."""
-    return stat.S_IRWXU if kind is Kind.DIRECTORY else stat.S_IRUSR | stat.S_IWUSR
 
 
 def own(entry: Entry) -> Entry:
@@ -266,6 +261,11 @@ def _mark_several_names(directory: str, path: bytes) -> None:
         os.close(top)
     try:
         os.setxattr(f"/proc/self/fd/{file}", _SEVERAL_NAMES, b"")
+    except PermissionError:  # not root, and the owner may not write
+        mode = stat.S_IMODE(status.st_mode)
+        os.chmod(f"/proc/self/fd/{file}", mode | stat.S_IWUSR)
+        os.setxattr(f"/proc/self/fd/{file}", _SEVERAL_NAMES, b"")
+        os.chmod(f"/proc/self/fd/{file}", mode)
     finally:
         os.close(file)
 

@@ -249,8 +249,8 @@ def test_steps_that_are_cached_need_no_isolation_and_others_are_told_why_they_ca
 LAYERS = (
     tar_of(
         ("tight/", 0o555, 3), ("tight/file", 0o000, 4), ("tight/gone", 0o644, 0), ("tight/deep/", 0o311, 5),
-        ("tight/deep/set", 0o4711, 0), ("usr/", 0o755, 0), ("usr/kept", 0o644, 1000), ("usr/gone/", 0o500, 0),
-        ("usr/gone/file", 0o644, 0),
+        ("tight/deep/set", 0o4711, 0), ("usr/", 0o755, 0), ("usr/kept", 0o644, 1000), ("usr/read", 0o444, 7),
+        ("usr/linked", "usr/read", 0), ("usr/gone/", 0o500, 0), ("usr/gone/file", 0o644, 0),
     ),
     # Directories without entries, a hard link to a file below, and deletions.
     tar_of(

@@ -91,3 +91,20 @@ def test_a_job_reads_what_is_beside_a_directory_once_however_many_steps_stand_on
     for height in range(1, len(layers) + 1):
         records.Stack(layers[:height], snapshotter.recorded)
     assert asked == layers
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "recorded", "meant"),
+    [
+        (0o400, 0o000, 0o000),
+        (0o700, 0o500, 0o500),
+        (0o4511, 0o4111, 0o4111),
+        (0o644, 0o000, 0o644),
+        (0o600, None, 0o600),
+    ],
+)
+def test_permissions_that_locked_the_user_out_hold_until_a_step_changes_them(
+    on_disk: int, recorded: int | None, meant: int
+) -> None:
+    found = records.applied(Entry(b"a", Kind.FILE, on_disk), Record(b"a", mode=recorded))
+    assert found.mode == meant
