@@ -388,3 +388,19 @@ class FirstCacheService(Service):
                 place = f"{self.url}{self.PREFIX}artifacts/{number}"
                 return Reply(200, json.dumps({"cacheKey": each.key, "archiveLocation": place}).encode())
         return Reply(204)
+
+
+# -- using them ----------------------------------------------------------------------------------------------------
+
+
+def bucket(service: S3, *more: str) -> str:
+    place = f"type=s3,bucket=bucket,region=eu-west-1,endpoint_url={service.url}"
+    return ",".join((place, f"access_key_id={service.key}", "secret_access_key=very-secret", *more))
+
+
+def workflow(service: CacheService, own: str = MAIN) -> dict[str, str]:
+    """The environment of a job of a workflow whose token is ``own``."""
+    return {
+        "ACTIONS_RESULTS_URL": f"{service.url}/", "ACTIONS_RUNTIME_TOKEN": own, "ACTIONS_CACHE_SERVICE_V2": "True",
+        "GITHUB_REPOSITORY": "owner/project",
+    }  # fmt: skip

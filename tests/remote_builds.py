@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from conftest import Kanifold, Outcome
 
 PLATFORMS = ("linux/amd64", "linux/arm64")
+AMD64 = ("linux/amd64",)
 RANDOM = "cat /proc/sys/kernel/random/uuid"
 """A step that nobody can do twice with the same outcome."""
 
@@ -62,3 +63,8 @@ class Built(NamedTuple):
 
     def ran(self) -> set[str]:
         return {name for _, name, cached in self.steps() if not cached}
+
+
+def only_warning(built: Built) -> str:
+    (warning,) = built.warnings
+    return warning

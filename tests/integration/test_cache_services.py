@@ -29,15 +29,16 @@ from object_services import (
     Reply,
     Request,
     Service,
+    bucket,
     served,
     token,
+    workflow,
 )
-from remote_builds import RANDOM, Built, Machine
+from remote_builds import AMD64, RANDOM, Built, Machine, only_warning
 
 Context = Callable[[Mapping[str, str | bytes]], Path]
 Machines = Callable[[str], Machine]
 
-AMD64 = ("linux/amd64",)
 DAY = 86400.0
 
 
@@ -78,19 +79,6 @@ def actions() -> Iterator[CacheService]:
         yield service
 
 
-def bucket(service: S3, *more: str) -> str:
-    place = f"type=s3,bucket=bucket,region=eu-west-1,endpoint_url={service.url}"
-    return ",".join((place, f"access_key_id={service.key}", "secret_access_key=very-secret", *more))
-
-
-def workflow(service: CacheService, own: str = MAIN) -> dict[str, str]:
-    """The environment of a job of a workflow whose token is ``own``."""
-    return {
-        "ACTIONS_RESULTS_URL": f"{service.url}/", "ACTIONS_RUNTIME_TOKEN": own, "ACTIONS_CACHE_SERVICE_V2": "True",
-        "GITHUB_REPOSITORY": "owner/project",
-    }  # fmt: skip
-
-
 def on(reply: Reply, method: str = "", part: str = "") -> Callable[[Request], Reply | None]:
     """A fault: ``reply`` to requests with ``method`` and with ``part`` in their path."""
     return lambda asked: reply if method in ("", asked.method) and part in asked.path else None
@@ -102,11 +90,6 @@ def spoil(s3: S3, actions: CacheService) -> None:
     for each in actions.entries:
         if "sha256" in each.key:
             each.data = bytes(len(each.data))
-
-
-def only_warning(built: Built) -> str:
-    (warning,) = built.warnings
-    return warning
 
 
 def secretless(built: Built, *secrets: str) -> None:
@@ -246,17 +229,6 @@ def test_a_pull_request_from_a_fork_only_reads(machine: Machines, stages: Path, 
     assert not [each for each in actions.requests[before:] if "Create" in each.path], "it was tried"
 
 
-def test_a_store_keeps_apart_what_jobs_with_other_rights_have_seen(
-    machine: Machines, stages: Path, actions: CacheService
-) -> None:
-    """On a runner that keeps its store, what a pull request has written is not found by a build of its base."""
-    given = ("--cache-from", "type=gha", "--cache-to", "type=gha,mode=max")
-    machine("elsewhere").build(stages, *given, platforms=AMD64, **workflow(actions, PULL))
-    shared = machine("shared")
-    assert shared.build(stages, *given, platforms=AMD64, **workflow(actions, PULL)).ran() == set()
-    assert len(shared.build(stages, *given, platforms=AMD64, **workflow(actions, MAIN)).ran()) == 4
-
-
 # -- size and age -------------------------------------------------------------------------------------------------
 
 
@@ -306,23 +278,6 @@ def test_a_directory_is_bounded_if_that_is_asked_for(machine: Machines, stages: 
     assert all(each.stat().st_mtime > 0 for each in left), "something of 1970 is left"
     assert {each.name for each in left} > {"notes.txt", "bounded"}
     assert machine("three").build(stages, "--cache-from", f"type=local,src={place}", platforms=AMD64).ran() == set()
-
-
-def test_a_list_without_an_end_is_given_up(machine: Machines, stages: Path, s3: S3) -> None:
-    def endless(request: Request) -> Reply | None:
-        if "list-type" not in request.query:
-            return None
-        more = "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
-        rest = "<Size>1</Size><ETag>e</ETag><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-        contents = "".join(
-            f"<Contents><Key>kanifold/steps/kanifold/{len(s3.requests):060x}{number:04x}</Key>{rest}</Contents>"
-            for number in range(100)
-        )
-        return Reply(200, f"<ListBucketResult>{more}{contents}</ListBucketResult>".encode())
-
-    s3.faults.append(endless)
-    built = machine("one").build(stages, "--cache-to", bucket(s3, "timeout=3s"), platforms=AMD64)
-    assert "cannot be kept small" in only_warning(built)
 
 
 def test_an_entry_whose_layer_is_gone_is_none(machine: Machines, stages: Path, s3: S3) -> None:
@@ -436,30 +391,6 @@ def test_wrong_layers_are_replaced_by_who_may_write(
     second = machine("second").build(stages, *both, platforms=AMD64, **workflow(actions))
     third = machine("third").build(stages, "--cache-from", cache, platforms=AMD64, **workflow(actions))
     assert (third.ran(), third.digest, third.warnings) == (set(), second.digest, [])
-
-
-@pytest.mark.parametrize("what", ["another key", "another host", "no answer", "endless"])
-def test_a_cache_service_that_lies_is_one_warning(
-    machine: Machines, stages: Path, actions: CacheService, what: str
-) -> None:
-    machine("first").build(stages, "--cache-to", "type=gha", platforms=AMD64, **workflow(actions))
-    answer = {
-        "another key": f'{{"ok":true,"matched_key":"other","signed_download_url":"{actions.url}/blobs/0?sig=first"}}',
-        "another host": '{"ok":true,"matched_key":"KEY","signed_download_url":"http://169.254.169.254/latest"}',
-        "no answer": "[" * 1000,
-        "endless": " " * (1 << 20),
-    }[what]
-
-    def lie(request: Request) -> Reply | None:
-        if not request.path.endswith("GetCacheEntryDownloadURL"):
-            return None
-        key = request.body.decode().partition('"key":"')[2].partition('"')[0]
-        return Reply(200, answer.replace("KEY", key).encode())
-
-    actions.faults.append(lie)
-    second = machine("second").build(stages, "--cache-from", "type=gha", platforms=AMD64, **workflow(actions))
-    assert "cannot be used, the build goes on without it" in only_warning(second)
-    assert len(second.ran()) == 4
 
 
 def test_a_url_that_has_expired_is_asked_for_again(machine: Machines, stages: Path, actions: CacheService) -> None:
