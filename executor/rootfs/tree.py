@@ -69,6 +69,11 @@ class Tree:
     def expect(self, pattern: ContextPattern) -> None:
         """Called before paths that match ``pattern`` are looked up. Nothing is to be done for files of this machine."""
 
+    def version(self, pattern: ContextPattern) -> str:
+        """Return a name for all that a look-up of ``pattern`` finds; "" if there is none, as for files of this
+        machine."""
+        return ""
+
     def fetch(self, entries: Iterable[Entry]) -> None:
         """Called before the content of ``entries`` is read, which are of this tree and have digests."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -154,6 +154,21 @@ class Contents(msgspec.Struct, frozen=True):
             if not (selection.done and selection().live):
                 metadata_cache.put(self.store, "selection", fact, msgspec.json.encode(found))
             return found
+
+    def recorded_digest(self, version: Callable[[], str], selection: Lazy[MatchedSource]) -> SelectionDigest | None:
+        """Return the digest of ``selection``, recorded by the ``version`` of what it is selected from; None if that has
+        none (``Tree.version``)."""
+        before = version()
+        if not before:
+            return None
+        fact = keys.key("version", before)
+        known = metadata_cache.get(self.store, "version", fact)
+        if known is not None:
+            return decoding.decode(_SELECTION_DIGEST, known)
+        found = SelectionDigest(selection().name())
+        if version() == before:
+            metadata_cache.put(self.store, "version", fact, msgspec.json.encode(found))
+        return found
 
     def _recognised(self, walked: StatWalk, selection: Lazy[MatchedSource]) -> SelectionDigest:
         """Return the digest of ``selection``, recorded by stat signature: unchanged files are neither looked up nor

@@ -26,6 +26,7 @@ from executor.protocol import ContextPattern, PickedFiles
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
 from executor.rootfs.tree import Tree, TreeOptions
 from executor.solver.external_sort import order
+from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Cancellation
 from executor.store import blobs, faults, locks
 from executor.store.blobs import StoredBlob
@@ -155,14 +156,19 @@ class _Listing:
         self._digests = digests
         self._lock = threading.Lock()
         self._held: OrderedDict[int, tuple[list[bytes], list[Entry]]] = OrderedDict()
-        self._firsts: list[bytes] = []
+        self._firsts = Lazy(self._read)
+
+    def _read(self) -> list[bytes]:
+        """Return the key of the first entry of each part. Raises ``ProtocolError`` unless all are sorted."""
+        firsts: list[bytes] = []
         last = b""
-        for number in range(len(digests)):
+        for number in range(len(self._digests)):
             paths = self.part(number)[0]
             if paths != sorted(set(paths)) or (number and paths[0] <= last):
                 raise ProtocolError("the listing of a context is not sorted")
-            self._firsts.append(paths[0])
+            firsts.append(paths[0])
             last = paths[-1]
+        return firsts
 
     def part(self, number: int) -> tuple[list[bytes], list[Entry]]:
         """Return the entries of a part, and their keys by which they are sorted."""
@@ -181,8 +187,9 @@ class _Listing:
 
     def place(self, key: bytes) -> tuple[int, int]:
         """Return the part of the first entry at ``key`` or after it, and its number there; it may be past the end."""
-        number = max(bisect_right(self._firsts, key) - 1, 0)
-        if number < len(self._firsts):
+        firsts = self._firsts()
+        number = max(bisect_right(firsts, key) - 1, 0)
+        if number < len(firsts):
             at = bisect_left(self.part(number)[0], key)
             return (number, at) if at < len(self.part(number)[0]) else (number + 1, 0)
         return number, 0
@@ -216,7 +223,8 @@ class SentTree(Tree):
         self._usual = usual
         """Patterns that will probably be looked up: they are requested together with the first."""
         self._lock = threading.Lock()
-        self._expected: set[ContextPattern] = set()
+        self._expected: dict[ContextPattern, str] = {}
+        """The name of the listing of what was requested."""
         self._listings: tuple[_Listing, ...] = ()
 
     def expect(self, pattern: ContextPattern) -> None:
@@ -229,6 +237,12 @@ class SentTree(Tree):
                 if len(usual) > 1 and self._listed_together(usual):
                     return
             self._add((pattern,))
+
+    def version(self, pattern: ContextPattern) -> str:
+        """Return the name of the listing of ``pattern``; "" if there are others: what they have in common may differ,
+        if the context was changed in between."""
+        self.expect(pattern)
+        return self._expected[pattern] if len(self._listings) == 1 else ""
 
     def _listed_together(self, patterns: tuple[ContextPattern, ...]) -> bool:
         """Request the listing of ``patterns``. Returns False for an error, which is of one of the steps."""
@@ -254,7 +268,7 @@ class SentTree(Tree):
                 arriving = _Arriving(source, iter([digests[number] for number in lacking]))
                 _receive(source, protocol.AskContextParts(source.name, name, tuple(lacking)), arriving)
         self._listings = (_Listing(source, name, digests), *self._listings)
-        self._expected.update(patterns)
+        self._expected.update(dict.fromkeys(patterns, name))
 
     def fetch(self, entries: Iterable[Entry]) -> None:
         """Request the content of ``entries`` that the store lacks, and lease it."""

@@ -23,7 +23,7 @@ from executor.solver.inputs import Input
 from executor.solver.lazy import Lazy
 from executor.solver.lifetime import ScratchSpace
 from executor.solver.services import Memory, Services
-from executor.solver.statwalk import StatWalk, source_of, walk
+from executor.solver.statwalk import StatWalk, pattern_of, source_of, walk
 from executor.solver.treename import Name, Observed
 from platforms.errors import ContextError
 
@@ -100,6 +100,13 @@ class Paths(msgspec.Struct, frozen=True):
         context = self.files.context is not None
         return source_of(self.files.open(self.input_), self.pattern, parents=self.parents, context=context)
 
+    def version(self) -> str:
+        """Return a name for the argument and all that it matches, that is known without a walk; "" if there is none."""
+        source = self.source()
+        pattern = pattern_of(source, self.exclude)
+        found = source.tree.version(pattern)
+        return keys.key("files", found, msgspec.json.encode(pattern)) if found else ""
+
     @property
     def shared(self) -> str:
         """A name that all jobs of a build use for the same argument and files; "" if they do not share the files."""
@@ -133,6 +140,9 @@ class Reading:
         return self._contents.selected(self._walked())
 
     def _agree(self) -> SelectionDigest:
+        found = self._contents.recorded_digest(self._paths.version, self.selected)
+        if found is not None:
+            return found
         return self._contents.shared_digest(self._paths.shared, self._walked, self.selected)
 
 

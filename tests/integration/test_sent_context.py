@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -20,11 +21,13 @@ from msgspec.structs import replace
 from protocol_nodes import ROOT, Marked, build
 
 from executor.protocol import BuildOptions
+from executor.store.prune import prune, usage
+from executor.store.store import open_store
 from orchestrator import command, registries
 from orchestrator.nodes.command_node import CommandNode
 from orchestrator.nodes.local_node import LocalNode
 from orchestrator.outputs import CacheOnly
-from orchestrator.request import BuildRequest
+from orchestrator.request import BuildRequest, SecretSource
 from orchestrator.results import BuildResult
 from orchestrator.view import events
 from platforms import host
@@ -248,3 +251,50 @@ def test_the_build_platform_is_the_jobs(pair: Pair, monkeypatch: pytest.MonkeyPa
     own = host.default_platform()
     monkeypatch.setattr("platforms.host.default_platform", lambda: parse("linux/riscv64"))
     pair.build(pair.request(str(own)))
+
+
+def test_a_layout_is_sent_once_and_its_files_one_by_one(pair: Pair) -> None:
+    pair.write("FROM image\nCOPY Dockerfile /\n")
+    first = len(pair.sent(pair.request()))
+    assert first > 400_000, "the base"
+    assert len(pair.sent(pair.request())) < 10_000, "what is in its store is sent again"
+
+
+def test_what_was_removed_there_is_sent_again(pair: Pair) -> None:
+    pair.write("FROM scratch\nCOPY big /big\n", big=noise(1, 1 << 20))
+    pair.build(pair.request())
+    with open_store(str(pair.there / "store")) as store:
+        kinds = {each.kind for each in usage(store)}
+        assert "blob" in kinds
+        prune(store, all=True)
+        assert {each.kind for each in usage(store)} <= {"partial"}
+    assert len(pair.sent(pair.request())) > 1 << 20
+
+
+def test_a_secret_is_nowhere_on_the_node(pair: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither its value nor that of an agent's reply is left in any file, and its process has ended."""
+    word = noise(9, 64).hex()
+    (pair.here / "word").write_text(word)
+    monkeypatch.setenv("TMPDIR", str(pair.there))
+    pair.write(
+        "FROM image\nCOPY Dockerfile /\n"
+        "RUN --mount=type=secret,id=word --mount=type=ssh test -S $SSH_AUTH_SOCK && wc -c < /run/secrets/word > /size\n"
+        "RUN --mount=type=secret,id=word,env=WORD echo $WORD | wc -c >> /size && echo ${WORD}\n"
+    )
+    agent = tmp_path / "agent"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(agent))
+        listening.listen()
+        request = replace(
+            pair.request(), secrets=(SecretSource("word", str(pair.here / "word")),), agents={"default": str(agent)}
+        )
+        seen: list[events.Event] = []
+        build(request, pair.node(), seen)
+    assert word.encode() in pair.record(), "the step did not get it"
+    kept = [each for each in (tmp_path / "there").rglob("*") if each.is_file() and not each.name.startswith("sent.")]
+    assert len(kept) > 10
+    assert [each for each in kept if word.encode() in each.read_bytes()] == []
+    assert [each for each in pair.here.rglob("*") if each.is_file() and word.encode() in each.read_bytes()] == [
+        pair.here / "word"
+    ]
+    assert word not in str(seen), "it was shown"
