@@ -27,6 +27,8 @@ VERSION: Final = __version__
 _CODE: Final = ("executor", "platforms")
 _PURE: Final = ("certifi", "h11", "httpcore", "httpx", "idna")
 """Packages that an executor imports, in pure Python."""
+_PURE_OPTIONAL: Final = ("typing_extensions",)
+"""As ``_PURE``, of ``wheels.OPTIONAL``; a module."""
 _UNUSED: Final = re.compile(r"\.dist-info/|\.py[ci]$|^zstandard/_cffi")
 """Files of packages that an executor does not load; the last is zstandard for Pythons other than CPython."""
 _KEPT: Final = 40
@@ -55,7 +57,7 @@ def code_digest() -> str:
 
 def installation_name(code: str) -> str:
     """Return the name of installations of the code ``code``, a digest: another one if other packages belong to it."""
-    versions = "".join(f"{os.path.basename(_metadata(each))}\n" for each in (*_PURE, *wheels.BINARY))
+    versions = "".join(f"{os.path.basename(_metadata(each))}\n" for each in (*_PURE, *wheels.BINARY, *wheels.OPTIONAL))
     return hashlib.sha256(f"{code}\n{versions}{wheels.pinned_text()}".encode()).hexdigest()[:32]
 
 
@@ -68,10 +70,13 @@ def make(name: str, target: PythonTarget) -> ExecutorZip:
     path = below(folder, f"{name}{target.suffix}.zip")
     if not os.path.exists(path):
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        installed = tuple(each for each in wheels.BINARY if _fits(each, target))
-        fetched = wheels.fetch([each for each in wheels.BINARY if each not in installed], target, folder)
-        files = (*_code(), *(each for package in (*_PURE, *installed) for each in _files(package)))
-        _write(path, files, fetched)
+        optional = [each for each in wheels.OPTIONAL if _metadata(each)]
+        installed = [each for each in (*wheels.BINARY, *optional) if _fits(each, target)]
+        fetched = [each for each in (*wheels.BINARY, *optional) if each not in installed]
+        fetched = [each for each in fetched if each not in optional or wheels.is_pinned(each, target)]
+        pure = (*_PURE, *(each for each in _PURE_OPTIONAL if optional and importlib.util.find_spec(each)))
+        files = (*_code(), *(each for package in (*pure, *installed) for each in _files(package)))
+        _write(path, files, wheels.fetch(fetched, target, folder))
         _prune(folder)
     content = _read(path)
     return ExecutorZip(path, len(content), hashlib.sha256(content).hexdigest())
@@ -96,6 +101,9 @@ def _code() -> list[tuple[str, str]]:
 
 def _files(package: str) -> Iterator[tuple[str, str]]:
     spec = importlib.util.find_spec(package)
+    if spec is not None and spec.origin is not None and spec.origin.endswith(f"/{package}.py"):
+        yield f"{package}.py", spec.origin
+        return
     top = "" if spec is None or spec.origin is None else os.path.dirname(spec.origin)
     if not os.path.isdir(top):
         raise EnvironmentUnfit(

@@ -23,10 +23,12 @@ from platforms.paths import below
 
 BINARY: Final = ("isal", "msgspec", "zstandard")
 """Packages with binaries that an executor imports; each is a distribution of the same name."""
+OPTIONAL: Final = ("obstore",)
+"""As ``BINARY``, but of an extra of kanifold: sent if it is installed here, and there are binaries for the node."""
 _SUFFIX: Final = re.compile(r"\.cpython-3([0-9]{1,3})(t?)-([a-z0-9_]{1,20})-linux-(gnu|musl)[a-z0-9]{0,8}\.so")
 """The suffix of a binary module: Python 3.minor, processor and C library (PEP 3149)."""
 _GLIBC: Final = re.compile(r"(?:glibc )?([0-9]{1,3})\.([0-9]{1,3})")
-_WHEEL: Final = re.compile(r"([a-z0-9_]+)-([0-9a-z.]+)-(cp[0-9]+)-(cp[0-9]+t?)-([a-z0-9_.]+)\.whl")
+_WHEEL: Final = re.compile(r"([a-z0-9_]+)-([0-9a-z.]+)-cp3([0-9]+)-(cp[0-9]+t?|abi3)-([a-z0-9_.]+)\.whl")
 """A wheel's name (PEP 427): distribution, version, and tags of Python, ABI and platforms."""
 _MANYLINUX: Final = re.compile(r"manylinux_([0-9]+)_([0-9]+)_([a-z0-9_]+)")
 _MUSLLINUX: Final = re.compile(r"musllinux_[0-9]+_[0-9]+_([a-z0-9_]+)")
@@ -75,8 +77,9 @@ class _Wheel(msgspec.Struct, frozen=True):
     digest: str
     distribution: str
     version: str
-    tags: tuple[str, str]
-    """Of Python and ABI."""
+    minor: int
+    """Of Python 3: of this one alone, or with ``abi`` ``abi3`` of this one and later ones."""
+    abi: str
     platforms: tuple[str, ...]
 
 
@@ -124,20 +127,29 @@ def _place(folder: str, wheel: _Wheel) -> str:
     return below(folder, f"{wheel.digest}.whl")
 
 
+def is_pinned(package: str, wanted: PythonTarget) -> bool:
+    """Whether there is a wheel of ``package`` for ``wanted``."""
+    return _find(package, wanted) is not None
+
+
 def _choose(package: str, wanted: PythonTarget) -> _Wheel:
-    tag = f"cp3{wanted.minor}"
+    found = _find(package, wanted)
+    if found is None:
+        raise EnvironmentUnfit(
+            f"cannot send kanifold to a machine with {wanted}",
+            why=f"there is no binary of {package} for it",
+            remedy="install kanifold there, and do not ask to send it (bootstrap: false in the inventory)",
+        )
+    return found
+
+
+def _find(package: str, wanted: PythonTarget) -> _Wheel | None:
+    own = f"cp3{wanted.minor}{wanted.threading}"
     for each in _pinned():
-        if (
-            each.distribution == package
-            and each.tags == (tag, tag + wanted.threading)
-            and any(map(wanted.takes, each.platforms))
-        ):
+        stable = each.abi == "abi3" and each.minor <= wanted.minor and not wanted.threading
+        if each.distribution == package and (stable or each.abi == own) and any(map(wanted.takes, each.platforms)):
             return each
-    raise EnvironmentUnfit(
-        f"cannot send kanifold to a machine with {wanted}",
-        why=f"there is no binary of {package} for it",
-        remedy="install kanifold there, and do not ask to send it (bootstrap: false in the inventory)",
-    )
+    return None
 
 
 def _pinned() -> tuple[_Wheel, ...]:
@@ -146,7 +158,7 @@ def _pinned() -> tuple[_Wheel, ...]:
         name, digest = line.split()
         match = _WHEEL.fullmatch(name)
         assert match is not None, name
-        found.append(_Wheel(name, digest, match[1], match[2], (match[3], match[4]), tuple(match[5].split("."))))
+        found.append(_Wheel(name, digest, match[1], match[2], int(match[3]), match[4], tuple(match[5].split("."))))
     return tuple(found)
 
 
@@ -162,7 +174,7 @@ def _download(missing: Sequence[_Wheel], wanted: PythonTarget, folder: str) -> N
         command = [
             *_pip(), "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
             "--only-binary=:all:", "--require-hashes", "--implementation=cp", f"--python-version=3.{wanted.minor}",
-            f"--abi=cp3{wanted.minor}{wanted.threading}", *(f"--platform={each}" for each in platforms),
+            f"--abi=cp3{wanted.minor}{wanted.threading}", "--abi=abi3", *(f"--platform={each}" for each in platforms),
             f"--dest={scratch}", f"--requirement={requirements}",
         ]  # fmt: skip
         _run(command, wanted)

@@ -105,12 +105,22 @@ def test_kanifold_is_sent_once(client: Hosts, monkeypatch: pytest.MonkeyPatch) -
     assert describe(host).isolation == first.isolation != ""
 
 
-def test_a_machine_of_another_architecture_is_sent_its_own_binaries(client: Hosts) -> None:
+def test_a_machine_of_another_architecture_builds_what_is_native_to_it(client: Hosts, tmp_path: Path) -> None:
+    """Without RUN: qemu's user emulation has no clone(2) into namespaces, no mount_setattr(2) and no seccomp(2)."""
     host = client.add("arm", root="linux/arm64")
     described = describe(host)
     assert described.platform == ARM64
     assert described.native == (ARM64,)
     assert "aarch64" in installations(host)[0]
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /there\n")
+    request = BuildRequest(
+        context=str(tmp_path),
+        platforms=(ARM64,),
+        outputs=(OciLayout(str(tmp_path / "out")),),
+        options=BuildOptions(root=str(tmp_path / "store")),
+    )
+    build(request, node(host))
+    assert "there" in read_image(tmp_path / "out", "linux/arm64").tree
 
 
 def test_two_builds_may_send_it_at_once(client: Hosts) -> None:

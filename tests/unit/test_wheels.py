@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -51,8 +54,9 @@ def test_a_wheel_runs_on_a_c_library_that_is_not_older(tag: str, takes: bool) ->
 
 
 def test_every_package_has_a_wheel_for_each_machine_that_is_promised() -> None:
-    rows = [re.fullmatch(r"(\w+)-[\d.]+-cp(\d+)-\S+?(many|musl)linux\S*?_(x86_64|aarch64)\.whl [0-9a-f]{64}", line)
-            for line in wheels.pinned_text().splitlines()]  # fmt: skip
+    lines = [line for line in wheels.pinned_text().splitlines() if not line.startswith(wheels.OPTIONAL)]
+    pattern = r"(\w+)-[\d.]+-cp(\d+)-\S+?(many|musl)linux\S*?_(x86_64|aarch64)\.whl [0-9a-f]{64}"
+    rows = [re.fullmatch(pattern, line) for line in lines]
     found = {row.groups() for row in rows if row}
     assert len(found) == len(rows)
     assert found == {
@@ -92,13 +96,34 @@ def test_a_wheel_that_is_kept_is_not_fetched_again(tmp_path: Path, monkeypatch: 
     assert wheels.fetch(("msgspec",), found, str(tmp_path)) == first
 
 
-def test_what_is_installed_here_needs_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
+def test_a_wheel_of_the_stable_abi_is_for_later_pythons_too() -> None:
+    for minor, there in ((10, False), (11, True), (14, True), (99, True)):
+        found = wheels.target(f".cpython-3{minor}-aarch64-linux-gnu.so", "glibc 2.36")
+        assert found is not None
+        assert wheels.is_pinned("obstore", found) is there
+    free = wheels.target(".cpython-313t-aarch64-linux-gnu.so", "glibc 2.36")
+    assert free is not None
+    assert not wheels.is_pinned("obstore", free)
+
+
+IMPORTS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import certifi, executor.worker, httpx, idna, isal.igzip_lib, isal.isal_zlib, msgspec, obstore.store, zstandard
+print({each.__file__.startswith(sys.argv[1]) for each in (executor, httpx, msgspec, obstore, zstandard)})
+"""
+
+
+def test_a_zip_has_all_that_an_executor_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # what is installed here fits here
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     here = wheels.here()
     if here is None:
         pytest.skip("not Linux")
     made = executor_zip.make("name", here)
     assert executor_zip.make("name", here) == made
-    (tmp_path / "kanifold" / "nodes").joinpath(Path(made.path).name).unlink()
-    assert executor_zip.make("name", here).digest == made.digest, "a zip depends on what is in it alone"
+    with zipfile.ZipFile(made.path) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    command = [sys.executable, "-I", "-S", "-c", IMPORTS, str(tmp_path / "unpacked")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{True}\n", "")
