@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import containers
+import git_server
 import pytest
 from conftest import needs
 from containers import ENVIRONMENTS
@@ -132,6 +133,33 @@ def test_two_platforms_are_built_in_a_container(
     assert {"qemu-aarch64", "qemu-x86_64"} & set(done.stdout.split()), "nothing was emulated by the image's own qemu"
 
 
+def test_packages_are_installed_for_two_platforms_in_a_container(
+    images: Images, seen: Seen, debian: Base, tmp_path: Path
+) -> None:
+    context = tmp_path / "context"
+    context.mkdir()
+    install = "apt-get -q update && apt-get -qy --no-install-recommends install cron && getent group crontab >/group"
+    (context / "Dockerfile").write_text(f"FROM debian\nRUN {install}\n")
+    words = ["build", str(context), "--platform", "linux/amd64,linux/arm64", "--progress", "plain"]
+    words += ["--build-context", f"debian=oci-layout://{debian.layout}", "-o", f"type=oci,dest={VOLUME}/out"]
+    done = _contained("k8s-user", images.kanifold, seen, tmp_path, words, (context, debian.layout))
+    assert done.returncode == 0, done.stdout
+    for each in ("linux/amd64", "linux/arm64"):
+        built = read_image(tmp_path / "volume/out", each)
+        assert built.tree["usr/bin/crontab"].mode & 0o2000
+        assert built.text("/group").startswith("crontab:")
+
+
+def test_a_git_repository_is_a_context_without_a_shell(images: Images, seen: Seen, tmp_path: Path) -> None:
+    repository = git_server.Repository.make(tmp_path / "git/app.git")
+    repository.commit({"Dockerfile": "FROM scratch\nCOPY file /\n", "file": "content"})
+    with git_server.serving(tmp_path / "git") as served:
+        words = ["build", f"http://{served.host}/app.git", "-o", f"type=oci,dest={VOLUME}/out"]
+        done = _contained("k8s-root", images.kanifold, seen, tmp_path, words)
+    assert done.returncode == 0, done.stdout
+    assert read_image(tmp_path / "volume/out", OWN).text("/file") == "content"
+
+
 @pytest.mark.parametrize("environment", ["docker-root", "docker-user", "k8s-restricted", "k8s-userns"])
 def test_what_runs_no_step_is_built_in_every_container(
     environment: str, images: Images, seen: Seen, busybox: Base, kanifold: Kanifold, tmp_path: Path
@@ -162,7 +190,7 @@ def _contained(
     try:
         return containers.run(
             WHERE[environment], ["kanifold", *words], volume, root=containers.Root(root, VOLUME),
-            variables={**variables, "SOURCE_DATE_EPOCH": EPOCH}, seen=shown, timeout=200,
+            variables={**variables, "SOURCE_DATE_EPOCH": EPOCH}, seen=shown, timeout=500,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
     except containers.UnavailableError as error:
