@@ -47,6 +47,10 @@ _SCOPE: Final = "buildkit"
 _BOUNDS: Final = CacheBounds(size=20 << 30, age=30 * 86400)
 
 
+_GITHUB: Final = ".actions.githubusercontent.com"
+"""The domain of the services of GitHub itself, which speaks version 2 alone."""
+
+
 class ServiceCache(msgspec.Struct, frozen=True):
     """A cache at a service, as it was given."""
 
@@ -163,9 +167,10 @@ def _service(values: Mapping[str, str], flag: str) -> tuple[str, int]:
     asked = values.get("version", "")
     if asked not in ("", "1", "2"):
         raise UsageError(f"{flag}: version={asked!r} is neither 1 nor 2")
-    second = os.environ.get("ACTIONS_CACHE_SERVICE_V2", "").lower() in ("true", "1", "t")
     first_url = values.get("url") or os.environ.get("ACTIONS_CACHE_URL", "")
     second_url = values.get("url_v2") or os.environ.get("ACTIONS_RESULTS_URL", "")
+    told = os.environ.get("ACTIONS_CACHE_SERVICE_V2", "").lower() in ("true", "1", "t")
+    second = told or (urlsplit(second_url).hostname or "").endswith(_GITHUB)
     if asked:
         version = int(asked)
     elif values.get("url_v2"):

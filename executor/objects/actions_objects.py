@@ -54,8 +54,8 @@ _V1_ACCEPT: Final = "application/json;api-version=6.0-preview.1"
 _VERSION: Final = hashlib.sha256(b"kanifold cache 1").hexdigest()
 """What the service calls a version: entries of another one are not found. A change of the format needs another."""
 _ANSWER_LIMIT: Final = 256 << 10
-_BLOCK: Final = 4 * PIECE
-"""Bytes of a block of a blob: there may be 50,000 of up to 4,000 MiB (Put Block)."""
+_BLOCK: Final = 2 * PIECE
+"""Bytes of a block of a blob, which is held in memory: there may be 50,000 of up to 4,000 MiB (Put Block)."""
 _ONE_REQUEST: Final = _BLOCK
 """Maximum size of a blob that is written in one request (Put Blob)."""
 _MARK: Final = 16

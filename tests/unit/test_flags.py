@@ -253,6 +253,12 @@ def test_a_misspelt_secret_is_not_shown() -> None:
         ("type=gha", {"ACTIONS_RESULTS_URL": "https://r/", "ACTIONS_CACHE_SERVICE_V2": "true"}, "https://r", 2),
         ("type=gha", {"ACTIONS_RESULTS_URL": "https://r/", "ACTIONS_CACHE_URL": "https://c/"}, "https://c", 1),
         ("type=gha", {"ACTIONS_RESULTS_URL": "https://r/"}, "https://r", 2),
+        (
+            "type=gha",
+            {"ACTIONS_RESULTS_URL": "https://r.actions.githubusercontent.com", "ACTIONS_CACHE_URL": "https://c/"},
+            "https://r.actions.githubusercontent.com",
+            2,
+        ),
         ("type=gha,version=2", {"ACTIONS_RESULTS_URL": "https://r/", "ACTIONS_CACHE_URL": "https://c"}, "https://r", 2),
         ("type=gha,url_v2=https://x", {"ACTIONS_CACHE_URL": "https://c/"}, "https://x", 2),
         ("type=gha,url=https://x", {"ACTIONS_RESULTS_URL": "https://r/"}, "https://x", 1),
