@@ -80,6 +80,7 @@ ENVIRONMENTS = {
         Environment("docker-root", "`docker run IMAGE`; Kubernetes with RuntimeDefault"),
         Environment("docker-user", "`docker run --user 1000 --security-opt no-new-privileges`", 1000, gains=False),
         Environment("k8s-restricted", "Kubernetes' `restricted`, read-only root", 1000, (), gains=False, readonly=True),
+        Environment("k8s-drop-all", "root without capabilities, under RuntimeDefault", capabilities=(), gains=False),
         Environment("k8s-root", "Kubernetes without a seccomp profile, its default", profile=""),
         Environment("k8s-user", "the same as user 1000, with newuidmap", 1000, profile=""),
         Environment("podman-root", "`podman run IMAGE` (root's)", profile="podman"),

@@ -170,6 +170,8 @@ def _mapped() -> int:
 
 def _single() -> int:
     uid, gid = os.geteuid(), os.getegid()
+    if uid == 0 and not syscalls.capget()[0] & 1 << syscalls.CAP_SETFCAP:  # user_namespaces(7), Linux 5.12
+        raise ModeUnavailableError("root here lacks CAP_SETFCAP", "run as an ordinary user")
     with contextlib.suppress(OSError):  # without Yama
         if _read(_YAMA).strip() == "3":  # ptrace(2); then nobody reads the memory of another process
             raise ModeUnavailableError(

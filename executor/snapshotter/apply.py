@@ -15,7 +15,8 @@ An entry cannot
 
 What the kernel refuses to an unprivileged user namespace is recorded (see ``records``): an owner that is not mapped; a
 device, for which there is an empty file; a file capability. For an ordinary user outside of one, whose id stands for
-root's, permissions are too that would lock the user out. The caller writes these records beside the directory.
+root's, and for root without capabilities, permissions are recorded too that would lock the owner out. The caller writes
+these records beside the directory.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from executor.rootfs import moment
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.walker import DIRECTORY, Walker, remove
 from executor.snapshotter.records import CAPABILITY, OVERLAY_XATTR, PRIVATE_XATTR, DeviceNumber, Record
+from platforms import syscalls
 from platforms.errors import ArchiveError
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -76,14 +78,17 @@ class Applier(Protocol):
 class _Destination:
     """The common part of both ways."""
 
-    _needed = stat.S_IRUSR | stat.S_IXUSR
-    """The permissions of directories that an ordinary user needs to do what root can without them."""
+    _needed_of_directories = stat.S_IRUSR | stat.S_IXUSR
+    _needed_of_files = stat.S_IRUSR
+    """The permissions that an ordinary user needs to do what root can without them."""
 
     def __init__(self, directory: str) -> None:
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._parents = Walker(self._root, self)
         self._targets = Walker(self._root, _Existing())
         self._own = self._uid, self._gid = os.geteuid(), os.getegid()
+        self._opens_all = bool(syscalls.capget()[0] & 1 << syscalls.CAP_DAC_OVERRIDE)
+        """Whether permissions do not matter to this process."""
         self._walks = Walker(self._root, _NoLinks())
         self._stale = False
         self._directories: dict[bytes, Entry] = {}
@@ -336,8 +341,8 @@ class _Destination:
         if entry.xattrs and (capability := self._set_xattrs(fd, entry.xattrs)):
             refused["capability"] = capability
         mode = entry.mode
-        if self._own[0]:
-            needed = self._needed if entry.kind is Kind.DIRECTORY else stat.S_IRUSR
+        if not self._opens_all:
+            needed = self._needed_of_directories if entry.kind is Kind.DIRECTORY else self._needed_of_files
             if mode & needed != needed:
                 refused["mode"], mode = mode, mode | needed
         os.fchmod(fd, mode)
@@ -501,7 +506,7 @@ class Lower(_Destination):
 class Merged(_Destination):
     """An existing tree to which a layer is applied: deletions delete what is not of this layer."""
 
-    _needed = stat.S_IRWXU
+    _needed_of_directories = stat.S_IRWXU
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
@@ -588,6 +593,12 @@ class Merged(_Destination):
             except (FileNotFoundError, NotADirectoryError):
                 continue
             os.utime(fd, ns=(self._times[real], self._times[real]))
+
+
+class HandedOver(Merged):
+    """A directory of the user. Nothing is recorded of its files, so they have the permissions that entries say."""
+
+    _needed_of_directories = _needed_of_files = 0
 
 
 class _Existing:

@@ -22,7 +22,7 @@ from executor.rootfs import tarreader
 from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
 from executor.rootfs.streams import Ahead, Digest, Readable
 from executor.snapshotter import records
-from executor.snapshotter.apply import Applier, Lower, Merged
+from executor.snapshotter.apply import Applier, HandedOver, Lower, Merged
 from executor.snapshotter.records import CAPABILITY, Record
 from platforms.descriptors import write_all
 from platforms.errors import ArchiveError, EnvironmentUnfit, KanifoldError, StoreError
@@ -134,8 +134,8 @@ def hand_over(stream: Readable, directory: str, *, limits: UnpackLimits) -> None
         mode = entry.mode & ~(stat.S_ISUID | stat.S_ISGID)
         return replace(entry, uid=uid, gid=gid, mode=mode, xattrs=xattrs)
 
-    with Merged(directory) as merged:
-        _apply_all(stream, merged, limits, meant)
+    with HandedOver(directory) as applier:
+        _apply_all(stream, applier, limits, meant)
 
 
 def _apply_all(

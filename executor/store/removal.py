@@ -88,7 +88,7 @@ class _Removal:
         except PermissionError:
             os.chmod(name, stat.S_IRWXU, dir_fd=self._top)
             return os.open(name, _DIRECTORY, dir_fd=self._top)
-        if os.fstat(fd).st_mode & stat.S_IRWXU != stat.S_IRWXU and os.geteuid() != 0:
+        if os.fstat(fd).st_mode & stat.S_IRWXU != stat.S_IRWXU:
             try:
                 os.fchmod(fd, stat.S_IRWXU)
             except OSError:

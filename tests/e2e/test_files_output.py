@@ -62,6 +62,17 @@ def test_ordinary_users_get_files_of_their_own(who: str, folder: Path, request: 
     check_files(kanifold.home / "out" / "linux_arm64" / "own", "linux/arm64", kanifold.user.uid)
 
 
+def test_files_have_the_permissions_of_the_image_even_if_they_lock_the_user_out(
+    kanifold_as_bare_user: Kanifold, context: Context
+) -> None:
+    recipe = "FROM scratch\nCOPY --chmod=444 file /read\nCOPY --chmod=0 file /none\nCOPY --chmod=555 sub /sub\n"
+    folder = context({"Dockerfile": recipe, "file": "text", "sub/file": "text"})
+    kanifold_as_bare_user("build", folder, "-o", "type=local,dest=out")
+    out = kanifold_as_bare_user.home / "out"
+    found = {name: oct(stat.S_IMODE((out / name).stat().st_mode)) for name in ("read", "none", "sub", "sub/file")}
+    assert found == {"read": "0o444", "none": "0o0", "sub": "0o555", "sub/file": "0o555"}
+
+
 def test_one_platform_goes_into_the_directory_itself(kanifold: Kanifold, folder: Path) -> None:
     there = kanifold.folder("out")
     (there / "mine").write_text("stays")
