@@ -108,8 +108,8 @@ def outputs(metadata: str) -> dict[str, str]:
 
 
 def shown(words: Iterable[str]) -> str:
-    """Return the command for the log, as one line that is no command of the runner."""
-    return "".join(char if char.isprintable() else " " for char in " ".join(words))
+    """Return the command for the log, as one line without commands of the runner, which it finds anywhere in a line."""
+    return "".join(char if char.isprintable() else " " for char in " ".join(words)).replace("##", "# #")
 
 
 def main() -> int:

@@ -261,6 +261,12 @@ def test_inputs_that_cannot_be_are_errors(inputs: dict[str, str], tmp_path: Path
         BUILD.arguments(inputs, tmp_path / "m", tmp_path)
 
 
+def test_the_log_has_the_command_and_no_order_to_the_runner() -> None:
+    assert BUILD.shown(["kanifold", "--label=a\n::error::x", "##[add-mask]y"]) == (
+        "kanifold --label=a ::error::x # #[add-mask]y"
+    )
+
+
 def test_an_output_ends_only_where_it_ends(tmp_path: Path) -> None:
     BUILD.set_outputs({"digest": "x\nEOF\nother=y", "image": "z"}, str(tmp_path / "out"))
     lines = (tmp_path / "out").read_text().split("\n")
