@@ -33,6 +33,8 @@ _UNUSED: Final = re.compile(r"\.dist-info/|\.py[ci]$|^zstandard/_cffi")
 """Files of packages that an executor does not load; the last is zstandard for Pythons other than CPython."""
 _KEPT: Final = 40
 """Zips and wheels that are kept here."""
+_UNFINISHED: Final = 86_400
+"""Seconds after which what is neither was left by a process that was killed."""
 _MOMENT: Final = (1980, 1, 1, 0, 0, 0)
 """The time of all files: the earliest in a zip."""
 
@@ -167,7 +169,14 @@ def _write(path: str, files: Iterable[tuple[str, str]], fetched: Iterable[str]) 
 
 
 def _prune(folder: str) -> None:
-    """Remove the zips and wheels that were made longest ago."""
+    """Remove the zips and wheels that were made longest ago, and what was left unfinished."""
+    import shutil
+    import time
+
+    for each in os.scandir(folder):
+        if not each.name.endswith((".zip", ".whl")) and each.stat().st_mtime < time.time() - _UNFINISHED:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(each.path) if each.is_dir(follow_symlinks=False) else os.unlink(each.path)
     found = [each for each in os.scandir(folder) if each.is_file() and each.name.endswith((".zip", ".whl"))]
     for each in sorted(found, key=lambda each: each.stat().st_mtime)[:-_KEPT]:
         with contextlib.suppress(FileNotFoundError):

@@ -292,6 +292,7 @@ def test_a_connection_is_shared_with_the_next_build(client: Hosts) -> None:
     assert (host.folder / "sshd.log").read_text().count("Accepted publickey") == logins == 1
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_dead_is_not_used_again(client: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     host = client.add("one")
     with client.config.open("a") as config:
@@ -327,6 +328,22 @@ def test_the_users_own_sharing_is_left_alone(client: Hosts, tmp_path: Path) -> N
     assert (tmp_path / "own").is_socket()
     assert list(client.runtime.iterdir()) == []
     subprocess.run(["ssh", "-O", "exit", "one"], check=True, capture_output=True)
+
+
+def test_the_users_agent_and_jump_hosts_are_used(client: Hosts, tmp_path: Path) -> None:
+    near, far = client.add("near"), client.add("far")
+    socket = tmp_path / "agent"
+    with subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.PIPE) as agent:
+        assert agent.stdout is not None
+        agent.stdout.readline()
+        add = ["ssh-add", "-q", str(client.key)]
+        subprocess.run(add, check=True, env={**os.environ, "SSH_AUTH_SOCK": str(socket)})
+        client.key.unlink()
+        config = client.config.read_text().replace("IdentityAgent none", f"IdentityAgent {socket}")
+        client.config.write_text(f"{config}Host far\n  ProxyJump near\n")
+        assert describe(far).kanifold == executor_zip.VERSION
+        agent.terminate()
+    assert f"from {near.address}" in (far.folder / "sshd.log").read_text()
 
 
 def test_a_host_whose_key_is_not_known_is_not_believed(client: Hosts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -120,7 +121,11 @@ def test_a_zip_has_all_that_an_executor_imports(tmp_path: Path, monkeypatch: pyt
     here = wheels.here()
     if here is None:
         pytest.skip("not Linux")
+    left = tmp_path / "kanifold" / "nodes" / "wheels.killed"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
     made = executor_zip.make("name", here)
+    assert not left.exists()
     assert executor_zip.make("name", here) == made
     with zipfile.ZipFile(made.path) as archive:
         archive.extractall(tmp_path / "unpacked")
