@@ -104,14 +104,19 @@ async def place_all(request: BuildRequest, plan: BuildPlan | None, nodes: Sequen
     They are asked about platforms only if some of their programs may be run. Raises ``KanifoldError`` when no node can
     have an executor, or one that the user wants cannot.
     """
-    return await _Placing(request, request.platforms if plan is None or plan.may_run else (), nodes).place_all()
+    running = request.platforms if plan is None or plan.may_run else ()
+    own = frozenset(running) if plan is None else plan.running
+    return await _Placing(request, running, own, nodes).place_all()
 
 
 class _Placing(msgspec.Struct, frozen=True):
-    """The placement of a build. ``running`` are the platforms whose programs may be run."""
+    """The placement of a build."""
 
     request: BuildRequest
     running: tuple[Platform, ...]
+    """The platforms whose programs may be run, if only by triggers of base images."""
+    own: frozenset[Platform]
+    """Those whose programs the Dockerfile runs itself; for others it only copies what another platform makes."""
     nodes: Sequence[Node]
 
     async def place_all(self) -> Placements:
@@ -160,7 +165,7 @@ class _Placing(msgspec.Struct, frozen=True):
             each
             for each in self.request.platforms
             if self._may_build(local.node, each)
-            and (each not in self.running or local.description.runs(each).how == "native")
+            and (each not in self.own or local.description.runs(each).how == "native")
         ]
         if self.running:  # copying files does not take a processor long
             settled = settled[: local.places]
@@ -223,7 +228,8 @@ class _Placing(msgspec.Struct, frozen=True):
         usable = [each for each in candidates if self._may_build(each.node, platform)]
         if not usable:
             raise _no_node(platform, candidates, skipped)
-        ranked = sorted(usable, key=lambda each: _order(each, platform, given.get(each.node.name, 0)))
+        foreign = platform not in self.own
+        ranked = sorted(usable, key=lambda each: _order(each, platform, given.get(each.node.name, 0), foreign=foreign))
         best, *others = (_placement(each, platform) for each in ranked)
         if best.support.unfit is not None and len(candidates) + len(skipped) > 1:
             best = replace(best, support=Support(unfit=_no_node(platform, candidates, skipped)))
@@ -235,8 +241,8 @@ class _Placing(msgspec.Struct, frozen=True):
             return "as --platform says"
         if len(self.nodes) == 1:
             return "the only node"
-        if best.platform not in self.running:
-            return "no program is run"
+        if best.platform not in self.own:
+            return "no program of it is run"
         if best.how == "native":
             rivals = [each for each in others if each.how == "native"]
             return "runs it natively" + (f", before {len(rivals)} more" if rivals else "")
@@ -272,14 +278,20 @@ def _placement(candidate: Candidate, platform: Platform) -> Placement:
     )
 
 
-def _order(candidate: Candidate, platform: Platform, given: int) -> tuple[int, bool, bool, bool, float]:
-    """Return what candidates for a platform are sorted by: the smallest is the best. ``given``: its jobs so far."""
+def _order(
+    candidate: Candidate, platform: Platform, given: int, *, foreign: bool
+) -> tuple[int, bool, bool, bool, float]:
+    """Return what candidates for a platform are sorted by: the smallest is the best.
+
+    ``given``: its jobs so far; ``foreign``: no program of the platform is run.
+    """
     busy = candidate.load + given
+    here = candidate.description.shares_disk
     return (
-        _rank(candidate.description.runs(platform)),
+        0 if foreign and here else _rank(candidate.description.runs(platform)),
         given >= candidate.places,
         busy >= candidate.places,
-        not candidate.description.shares_disk,  # contexts and results need not be sent
+        not here,  # contexts and results need not be sent
         busy / candidate.places,
     )
 

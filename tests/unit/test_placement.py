@@ -163,6 +163,22 @@ def test_nobody_is_asked_when_no_program_is_run(tmp_path: Path) -> None:
     assert other.asked == []
 
 
+def test_nobody_is_asked_for_a_platform_that_only_gets_what_another_makes(tmp_path: Path) -> None:
+    """A cross compiler on the build platform: of the other platforms no program is run."""
+    from orchestrator import plan as planning
+
+    own = "linux/amd64" if host().architecture == "amd64" else "linux/arm64"
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM --platform={own} base AS tools\nRUN make\nFROM base\nCOPY --from=tools /out /\n"
+    )
+    request = replace(requested(parse(own), RISCV64), context=str(tmp_path))
+    here, other = local(arm64="native", riscv64="no"), Told("other", riscv64="native")
+    found = placed(request, (here, other), planning.at_hand(request))
+    assert names(found) == ["local", "local"]
+    assert found.each[1].why == "no program of it is run"
+    assert other.asked == []
+
+
 def test_a_node_is_asked_when_it_may_be_better_than_an_emulator() -> None:
     arm, foreign = Told("arm", arm64="native", amd64="no"), Told("foreign", arm64="no", amd64="no")
     known = (NodeEntry("foreign", "ssh://foreign", (RISCV64,)),)
