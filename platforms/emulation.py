@@ -286,9 +286,12 @@ def _of_image(want: Platform, emulators: ImageEmulators, skipped: list[str]) -> 
         skipped.append(f"{EmulationMode.REGISTERED}: an emulator out of an image was asked for")
         why = f"{program} is registered in the build's own user namespace"
         return Emulation(EmulationMode.PRIVATE, architecture, emulator.path, why, tuple(skipped))
+    remedy = "allow user namespaces on Linux 6.7 or later"
+    if os.statvfs(emulator.path).f_flag & os.ST_NOEXEC:
+        reason, remedy = "its file system is mounted noexec", "put the store on one that is not (--root, KANIFOLD_ROOT)"
     skipped.append(f"{EmulationMode.PRIVATE}, with {program}: {reason}{_obstacle()}")
     if emulators.required:
-        raise _unfit(want, skipped, "allow user namespaces on Linux 6.7 or later; or build without --emulator-image")
+        raise _unfit(want, skipped, f"{remedy}; or build without --emulator-image")
     return None
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import emulators
@@ -192,6 +193,18 @@ def test_a_damaged_layer_leaves_nothing_that_is_used(kanifold: Kanifold, fake: s
     assert "snapshot" not in kanifold("du").out
     blob.write_bytes(content)
     kanifold("emulators", "add", FOREIGN, "--image", fake)
+
+
+@pytest.mark.root
+def test_a_store_that_is_mounted_noexec_is_named_as_the_reason(kanifold: Kanifold, fake: str, context: Path) -> None:
+    kanifold.root.mkdir()
+    mount = 'mount -t tmpfs -o noexec none "$0" && "$@"'
+    inside = ("unshare", "--mount", "sh", "-c", mount, str(kanifold.root), *kanifold.command)
+    apart = replace(kanifold, command=inside)
+    outcome = apart.run("build", context, "--platform", PLATFORM, "-o", "type=cacheonly", "--emulator-image", fake)
+    assert outcome.code == 3
+    assert "its file system is mounted noexec" in outcome.err
+    assert "put the store on one that is not" in outcome.err
 
 
 # -- elsewhere ------------------------------------------------------------------------------------------------------
