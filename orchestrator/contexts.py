@@ -212,11 +212,20 @@ def _taken_apart(path: str, options: FetchOptions) -> ContextFiles:
 
 
 def _unpacked(path: str, options: FetchOptions) -> str | None:
-    """Return a new directory with the content of the archive ``path``; None if it is none."""
-    from executor.context import add_archive
+    """Return a new directory with the content of the archive ``path``; None if it is none.
 
-    directory = options.directory()
-    return None if add_archive.extract(path, directory) is None else directory
+    What the kernel refused to set on its files is recorded beside it (``executor.snapshotter.records``).
+    """
+    from executor.context import add_archive
+    from executor.snapshotter import records
+
+    directory = os.path.join(options.directory(), "fs")
+    os.mkdir(directory)
+    found = add_archive.extract(path, directory)
+    if found is None:
+        return None
+    records.write(directory, found.records)
+    return directory
 
 
 def _git(repository: GitReference, options: FetchOptions) -> ContextFiles:

@@ -10,7 +10,8 @@ import stat
 
 from executor.dockerfile import ignore
 from executor.rootfs.tree import Hides, Tree, open_directory
-from executor.snapshotter.records import own
+from executor.snapshotter import records
+from executor.snapshotter.records import Applied
 from executor.store import stat_cache
 from platforms.errors import ContextError
 
@@ -18,12 +19,14 @@ from platforms.errors import ContextError
 def open_context(path: str, ignore_text: str, *, owners: bool = False) -> Tree:
     """Open the context in the directory ``path`` without what ``ignore_text`` (.dockerignore) excludes.
 
-    With ``owners``, files keep their owners.
+    With ``owners``, it is the content of an archive, and files keep their owners, and what else is recorded of them
+    beside the directory.
     """
     try:
         hidden = hides(path, ignore_text)
         if owners:
-            return open_directory(path, hides=hidden, stamp=stat_cache.stat_signature, meaning=own)
+            meaning = Applied(records.read(path).get)
+            return open_directory(path, hides=hidden, stamp=stat_cache.stat_signature, meaning=meaning)
         return open_directory(path, hides=hidden, owner=(0, 0), stamp=stat_cache.stat_signature)
     except OSError as error:
         raise ContextError(f"cannot read the build context {path}", why=error.strerror or str(error)) from error

@@ -126,11 +126,6 @@ def _with(entry: Entry, record: Record | None) -> Entry:
     return replace(entry, kind=_KINDS[device.letter], device=(device.major, device.minor), source=b"", stamp=b"")
 
 
-def own(entry: Entry) -> Entry:
-    """``entry`` of a directory beside which nothing is recorded."""
-    return applied(entry, None)
-
-
 class Applied(msgspec.Struct, frozen=True):
     """Applies the records of their paths to entries (``rootfs.tree.Meaning``)."""
 

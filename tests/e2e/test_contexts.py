@@ -47,7 +47,7 @@ def fed(kanifold: Kanifold, stdin: bytes, *arguments: str | Path) -> subprocess.
     """The command with ``stdin``."""
     return subprocess.run(
         [*kanifold.command, *map(str, arguments)], input=stdin, env=kanifold.environment(), cwd=kanifold.home,
-        capture_output=True, check=False, timeout=60,
+        capture_output=True, check=False, timeout=60, **kanifold.user.becoming(),
     )  # fmt: skip
 
 
@@ -63,6 +63,24 @@ def test_an_archive_on_stdin_is_a_context(kanifold: Kanifold, packed: str) -> No
     found = members(done.stdout)
     # Unlike a directory's, an archive's files have owners (BuildKit copies them from its unpacked state).
     assert {name: (each.uid, each.gid) for name, each in found.items()} == {"f": (7, 8)}
+
+
+def test_an_ordinary_users_archive_has_the_owners_and_permissions_that_roots_has(
+    kanifold_as_bare_user: Kanifold,
+) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, mode in (("Dockerfile", 0o644), ("locked", 0o000), ("shared", 0o2755)):
+            info = tarfile.TarInfo(name)
+            info.size, info.uid, info.gid, info.mode = len(FILES["Dockerfile"]), 7, 8, mode
+            archive.addfile(info, io.BytesIO(b"FROM scratch\nCOPY . /\n".ljust(info.size)))
+    done = fed(kanifold_as_bare_user, out.getvalue(), "build", "-", "-o", "-")
+    assert done.returncode == 0, done.stderr.decode()
+    found = members(done.stdout)
+    assert {(each.uid, each.gid) for each in found.values()} == {(7, 8)}
+    assert {name: oct(each.mode) for name, each in found.items() if name != "Dockerfile"} == {
+        "locked": "0o0", "shared": "0o2755",
+    }  # fmt: skip
 
 
 def test_the_file_flag_names_a_path_inside_of_an_archive(kanifold: Kanifold) -> None:
