@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from conftest import Base, Kanifold, Reader
+from object_services import CacheService, served, workflow
 from remote_builds import PLATFORMS, RANDOM, Machine
 
 Context = Callable[[Mapping[str, str | bytes]], Path]
@@ -17,6 +18,13 @@ Context = Callable[[Mapping[str, str | bytes]], Path]
 @pytest.fixture
 def machine(kanifold: Kanifold) -> Callable[[str], Machine]:
     return lambda name: Machine(kanifold, name)
+
+
+@pytest.fixture
+def job() -> Iterator[dict[str, str]]:
+    """The environment of a job of a workflow, which has a cache service."""
+    with served(service := CacheService()):
+        yield workflow(service)
 
 
 @pytest.fixture
@@ -58,38 +66,46 @@ def test_a_second_machine_with_the_whole_cache_rebuilds_nothing(
     assert second.warnings == []
 
 
-@pytest.mark.parametrize("kind", ["registry", "local", "inline"])
+@pytest.mark.parametrize("kind", ["registry", "local", "inline", "gha"])
 def test_a_cache_of_the_images_own_layers_is_enough_to_rebuild_nothing(
-    machine: Callable[[str], Machine], stages: Path, registry: str, tmp_path: Path, kind: str
+    machine: Callable[[str], Machine], stages: Path, registry: str, tmp_path: Path, job: dict[str, str], kind: str
 ) -> None:
     ref, image, folder = f"{registry}/remote-cache/min-{kind}", f"{registry}/remote-cache/image", tmp_path / "cache"
     given, taken = {
         "registry": (f"type=registry,ref={ref}", ref),
         "local": (f"type=local,dest={folder}", f"type=local,src={folder}"),
         "inline": ("type=inline", image),
+        "gha": ("type=gha", "type=gha"),
     }[kind]
-    first = machine("first").build(stages, "--cache-to", given, "-t", image, "--push")
+    first = machine("first").build(stages, "--cache-to", given, "-t", image, "--push", **job)
     for name in ("second", "third"):  # the third is given what the second has told of things that it never had
-        again = machine(name).build(stages, "--cache-from", taken, "--cache-to", given, "-t", image, "--push")
+        again = machine(name).build(stages, "--cache-from", taken, "--cache-to", given, "-t", image, "--push", **job)
         assert len(list(again.steps())) == 10
         assert again.ran() == set()
         assert (again.digest, again.warnings) == (first.digest, [])
 
 
-@pytest.mark.parametrize("kind", ["registry", "local", "inline"])
+@pytest.mark.parametrize("kind", ["registry", "local", "inline", "gha"])
 def test_a_step_whose_layer_is_in_no_cache_is_done_again_when_it_is_needed(
-    machine: Callable[[str], Machine], stages: Path, registry: str, tmp_path: Path, read: Reader, kind: str
+    machine: Callable[[str], Machine],
+    stages: Path,
+    registry: str,
+    tmp_path: Path,
+    job: dict[str, str],
+    read: Reader,
+    kind: str,
 ) -> None:
     ref, image, folder = f"{registry}/remote-cache/need-{kind}", f"{registry}/remote-cache/need", tmp_path / "cache"
     given, taken = {
         "registry": (f"type=registry,ref={ref}", ref),
         "local": (f"type=local,dest={folder}", f"type=local,src={folder}"),
         "inline": ("type=inline", image),
+        "gha": ("type=gha", "type=gha"),
     }[kind]
-    machine("first").build(stages, "--cache-to", given, "-t", image, "--push")
+    machine("first").build(stages, "--cache-to", given, "-t", image, "--push", **job)
     recipe = (stages / "Dockerfile").read_text()
     (stages / "Dockerfile").write_text(recipe.replace("/copied", "/elsewhere"))
-    second = machine("second").build(stages, "--cache-from", taken, "-t", image, "--push")
+    second = machine("second").build(stages, "--cache-from", taken, "-t", image, "--push", **job)
     assert f"RUN {RANDOM} > /made" in second.ran()
     assert f"RUN {RANDOM} > /first" not in second.ran()
     for platform in PLATFORMS:
