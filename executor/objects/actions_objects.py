@@ -112,6 +112,26 @@ class _Call(msgspec.Struct, frozen=True):
     """Whether it is part of an export, which can wait, and not of a look-up, for which a step waits."""
 
 
+class _Pace:
+    """The pace of a download, over all attempts: a layer that comes slowly is given up, as the step may be faster."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._size = 0
+        self._begun = time.monotonic()
+
+    def check(self, size: int) -> None:
+        """Note that ``size`` more bytes came. Raises ``CacheError`` when ``PIECE`` bytes take longer than
+        ``_PIECE_SECONDS``."""
+        self._size += size
+        now = time.monotonic()
+        if self._size >= PIECE:
+            self._size, self._begun = 0, now
+        elif now - self._begun > _PIECE_SECONDS:
+            why = f"the cache service is slow: {self._size} bytes in {_PIECE_SECONDS:g} s"
+            raise CacheError(self._what, why=why)
+
+
 _CLAIMS: Final[msgspec.json.Decoder[_Claims]] = msgspec.json.Decoder(_Claims)
 _SCOPES: Final[msgspec.json.Decoder[tuple[TokenScope, ...]]] = msgspec.json.Decoder(tuple[TokenScope, ...])
 _ANSWER: Final[msgspec.json.Decoder[_Answer]] = msgspec.json.Decoder(_Answer)
@@ -175,7 +195,7 @@ class ActionsObjects:
         """An interrupted answer is continued; a URL that has expired is asked for once more."""
         with self._lock:
             url = self._known.get(key)
-        attempts = self._reading()
+        attempts, pace = self._reading(), _Pace(f"cannot read {shown(key)}")
         fresh = url is None
         while offset < size:
             if url is None:
@@ -194,7 +214,8 @@ class ActionsObjects:
                     if reply.status not in {200, 206}:
                         raise _refused(f"cannot read {shown(key)}", reply)
                     skip = offset if reply.status == 200 else 0
-                    for chunk in _swift(self._transport.chunks(response), f"cannot read {shown(key)}"):
+                    for chunk in self._transport.chunks(response):
+                        pace.check(len(chunk))
                         part, skip = chunk[skip:], max(0, skip - len(chunk))
                         if part:
                             offset += len(part)
@@ -218,7 +239,7 @@ class ActionsObjects:
             raise CacheError(what, why=f"the cache service refused: {printable(made.message or 'without a reason')}")
         self._upload(what, self._checked(made.signed_upload_url), content, size)
         done = self._ask("FinalizeCacheEntryUpload", what, {"key": whole, "version": _VERSION, "size_bytes": str(size)})
-        if done is not None and not done.ok:
+        if done is None or not done.ok:
             reason = printable("" if done is None else done.message) or "without a reason"
             raise CacheError(what, why=f"the cache service refused: {reason}")
 
@@ -424,20 +445,6 @@ def _mark(content: Iterator[bytes]) -> str:
     """Return the end of the key of an object, from the beginning of its ``content``: a layer's key has its digest."""
     first = next(content, b"")
     return hashlib.sha256(first).hexdigest()[:_MARK]
-
-
-def _swift(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
-    """Yield ``chunks``. Raises ``CacheError`` when ``PIECE`` bytes take longer than ``_PIECE_SECONDS``: it is faster to
-    run the step."""
-    since, begun = 0, time.monotonic()
-    for chunk in chunks:
-        since += len(chunk)
-        now = time.monotonic()
-        if since >= PIECE:
-            since, begun = 0, now
-        elif now - begun > _PIECE_SECONDS:
-            raise CacheError(what, why=f"the cache service is slow: {since} bytes in {_PIECE_SECONDS:g} s")
-        yield chunk
 
 
 def _with_query(url: str, **values: str) -> str:

@@ -260,8 +260,11 @@ class RemoteCaches:
             self._warn(Problem("CacheMissed", f"the cache {name} has nothing for this build"))
 
     def hold(self, entry: RemoteCacheEntry) -> bool:
-        """Whether all caches to export to have ``entry`` already, as far as this build has seen."""
-        return all(each.cache in self._unwritten or each.cache.holds(entry) for each in self._targets)
+        """Whether no cache to export to needs ``entry``: as far as this build has seen, all that can be written have
+        it."""
+        return all(
+            (each.cache in self._unwritten and not each.required) or each.cache.holds(entry) for each in self._targets
+        )
 
     def put(self, entry: RemoteCacheEntry, store: Store) -> None:
         """Add ``entry`` to all caches to export to. Raises the error of one without which the build fails."""
@@ -398,7 +401,7 @@ def _bucket_objects(location: protocol.CacheInBucket | protocol.CacheInContainer
 def _actions_objects(location: protocol.CacheInActions, account: Account, connections: Connections) -> ObjectStore:
     from executor.objects import actions_objects
 
-    return actions_objects.in_actions(location, account, connections.trust, connections.cancel)
+    return actions_objects.in_actions(location, Lazy(account), connections.trust, connections.cancel)
 
 
 def of_job(job: protocol.Job, connections: Connections) -> RemoteCaches:

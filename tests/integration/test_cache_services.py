@@ -325,13 +325,14 @@ def test_a_service_that_does_not_speak_the_protocol_is_one_warning(
     assert "Page not found" in built.outcome.err
 
 
+@pytest.mark.parametrize("method", ["PUT", ""])
 def test_a_cache_that_has_to_be_written_fails_the_build(
-    kanifold: Kanifold, machine: Machines, stages: Path, s3: S3, registry: str
+    kanifold: Kanifold, stages: Path, s3: S3, registry: str, method: str
 ) -> None:
-    s3.faults.append(on(Reply(507), "PUT"))
+    s3.faults.append(on(Reply(507), method))
     ref = f"{registry}/cache-services/required:1"
     cache = bucket(s3, "ignore-error=false")
-    done = kanifold.run("build", stages, "--cache-to", cache, "-t", ref, "--push")
+    done = kanifold.run("build", stages, "--cache-from", cache, "--cache-to", cache, "-t", ref, "--push")
     assert done.code == 1
     assert "cannot be written, and ignore-error=false was given" in done.err
     missing = kanifold.run("index", "inspect", ref)

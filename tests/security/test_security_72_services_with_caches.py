@@ -7,6 +7,7 @@ a machine whose store has seen them (CVE-2025-36852); the account goes to the se
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +15,12 @@ import pytest
 from conftest import Base, Kanifold
 from object_services import MAIN, PULL, S3, CacheService, Reply, Request, bucket, served, workflow
 from remote_builds import AMD64, RANDOM, Machine, only_warning
+
+from executor.objects import actions_objects
+from executor.objects.cache_account import CacheAccount
+from executor.protocol import CacheInActions
+from executor.transport import SystemTrust
+from platforms.errors import CacheError
 
 Context = Callable[[Mapping[str, str | bytes]], Path]
 Machines = Callable[[str], Machine]
@@ -120,3 +127,17 @@ def test_a_signed_address_is_not_told(machine: Machines, line: Path, actions: Ca
     assert "status 507" in built.outcome.said
     assert "sig=" not in built.outcome.said
     assert MAIN not in built.outcome.said
+
+
+def test_a_layer_that_comes_byte_by_byte_is_given_up(actions: CacheService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer ends after a byte, so that each attempt makes progress."""
+    monkeypatch.setattr(actions_objects, "_PIECE_SECONDS", 1.0)
+    location = CacheInActions("cache", actions.url, 2, "scope")
+    objects = actions_objects.in_actions(location, lambda: CacheAccount(token=MAIN), SystemTrust(), threading.Event())
+    objects.put("layer", lambda: iter((bytes(1000),)), 1000)
+    objects.find("layer")
+    drop = {"Content-Length": "1000", "Connection": "close"}
+    actions.faults.append(lambda asked: Reply(206, b"0", drop) if asked.method == "GET" else None)
+    with pytest.raises(CacheError, match="slow"):
+        list(objects.stream("layer", 1000, 0))
+    assert len(actions.asked("GET", "/blobs/")) > 1
