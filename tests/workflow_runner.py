@@ -26,8 +26,13 @@ class WorkflowRunner:
         self._environment = environment
         self.repository.mkdir(parents=True)
         (folder / "home").mkdir()
-        words = " ".join(f"'{each}'" for each in command)
-        program(folder / "bin", "kanifold", f'KANIFOLD_ROOT="$RUNNER_TEMP/store" exec {words} "$@"')
+        self._command = " ".join(f"'{each}'" for each in command)
+        self.fail("nothing")
+
+    def fail(self, subcommand: str) -> None:
+        """Let ``kanifold subcommand`` fail from now on."""
+        script = f'[ "$1" != {subcommand} ] || exit 1\nKANIFOLD_ROOT="$RUNNER_TEMP/store" exec {self._command} "$@"'
+        program(self._folder / "bin", "kanifold", script)
 
     def write(self, files: dict[str, str | Path]) -> None:
         """Write files of the repository, by path; a path as content is a file or a directory to copy."""

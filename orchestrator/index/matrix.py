@@ -25,6 +25,8 @@ VARIABLE: Final = "KANIFOLD_RUNNERS"
 """The environment variable with the runners: ``linux/amd64=LABEL,linux/arm64=LABEL``."""
 FOLDER: Final = "kanifold-metadata"
 """The directory in which jobs leave their metadata."""
+REPORTS: Final = "kanifold-reports"
+"""The directory in which GitLab's jobs leave their reports."""
 TEMPLATE: Final = ".kanifold"
 """The hidden GitLab job that the printed ones extend: an image with kanifold in it, credentials, and so on."""
 
@@ -148,8 +150,21 @@ def gitlab(matrix: Matrix) -> str:
             "extends": TEMPLATE,
             "stage": "build",
             "tags": list(each.runner),
-            "script": [f"mkdir -p {FOLDER}", shlex.join(matrix.build(each))],
-            "artifacts": {"paths": [f"{FOLDER}/"]},
+            "script": [
+                f"mkdir -p {FOLDER} {REPORTS}",
+                shlex.join(
+                    [
+                        *matrix.build(each),
+                        f"--report=junit={REPORTS}/{each.name}.xml",
+                        f"--report=codequality={REPORTS}/{each.name}.json",
+                    ]
+                ),
+            ],
+            "artifacts": {
+                "when": "always",
+                "paths": [f"{FOLDER}/"],
+                "reports": {"junit": f"{REPORTS}/*.xml", "codequality": f"{REPORTS}/*.json"},
+            },
         }
     pipeline["create index"] = {"extends": TEMPLATE, "stage": "index", "script": [shlex.join(matrix.join())]}
     return str(yaml.safe_dump(pipeline, sort_keys=False, allow_unicode=True, width=10_000)).rstrip("\n")

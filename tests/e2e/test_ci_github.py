@@ -64,6 +64,30 @@ def test_a_matrix_in_separate_jobs_makes_the_index_of_one_build(
 @pytest.mark.slow
 @judges.needs("act")
 @judges.needs_actions(*ACTIONS)
+@pytest.mark.parametrize("subcommand", ["matrix", "build", "index"])
+def test_the_workflow_fails_with_each_of_its_commands(
+    runner: WorkflowRunner, registry: str, busybox: Base, subcommand: str
+) -> None:
+    (settings, (path, caller), *_) = documented.files("ci.md", "GitHub", f"{registry}/e2e/failing:1")
+    runner.write(
+        {
+            "Dockerfile": f"FROM {busybox.ref}\nLABEL a=b\n",
+            settings[0]: settings[1],
+            path: caller,
+            ".github/workflows/image.yml": PIECES / "image.yml",
+        }
+    )
+    runner.commit()
+    runner.fail(subcommand)
+    done = runner.run("push.yml")
+    assert done.returncode != 0, done.stdout
+    job = {"matrix": "plan", "build": "build", "index": "index"}[subcommand]
+    assert f"Job '{job}' failed" in done.stdout
+
+
+@pytest.mark.slow
+@judges.needs("act")
+@judges.needs_actions(*ACTIONS)
 def test_a_second_run_hits_the_cache_service(
     runner: WorkflowRunner, registry: str, busybox: Base, kanifold: Kanifold
 ) -> None:

@@ -111,12 +111,17 @@ def test_the_jobs_that_matrix_prints_are_run_as_they_are(
     repository: Repository, registry: str, kanifold: Kanifold, read: Reader
 ) -> None:
     name = f"{registry}/e2e/gitlab:child"
-    words = ("--platform", "linux/arm64,linux/amd64", "-t", name, "--runner", "linux/arm64=arm")
-    printed = kanifold("matrix", ".", *words, "--emulate-on", "big", "--format", "gitlab").out
     (repository.path / "kanifold.yml").write_text((PIECES / "kanifold.yml").read_text())
-    done = repository.pipeline(f"include:\n  - local: kanifold.yml\n{printed}")
+    _, (_, text) = documented.files("ci.md", "GitLab", name)
+    parent = yaml.safe_load(text.replace("$CI_REGISTRY_IMAGE:1", name))
+    included = parent.pop("image")["trigger"]["include"]  # what starts the child pipeline: gitlab-ci-local has none
+    assert included == [{"local": "kanifold.yml"}, {"artifact": "jobs.yml", "job": "matrix"}]
+    done = repository.pipeline(yaml.safe_dump(parent))
     assert done.returncode == 0, done.stdout
-    check(repository, name, "linux/arm64,linux/amd64", kanifold, read)
+    (printed,) = (repository.path / ".gitlab-ci-local" / "artifacts").rglob("jobs.yml")
+    done = repository.pipeline(f"include:\n  - local: kanifold.yml\n{printed.read_text()}")
+    assert done.returncode == 0, done.stdout
+    check(repository, name, "linux/amd64,linux/arm64", kanifold, read)
 
 
 def test_template_and_component_do_the_same() -> None:

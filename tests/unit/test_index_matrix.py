@@ -107,7 +107,9 @@ def test_gitlab_gets_jobs_whose_words_are_quoted() -> None:
     assert (job["extends"], job["tags"]) == (".kanifold", ["amd"])
     words = shlex.split(job["script"][-1])
     assert words[:5] == ["kanifold", "build", "a b", "--platform", "linux/s390x"]
-    assert words[-1] == "--target=x y"
+    assert "--target=x y" in words
+    assert words[-1] == f"--report=codequality={matrix.REPORTS}/linux-s390x.json"
+    assert job["artifacts"]["reports"]["codequality"] == f"{matrix.REPORTS}/*.json"
     assert f"--metadata-file {matrix.FOLDER}/linux-s390x.json" in job["script"][-1]
     (join,) = found["create index"]["script"]
     assert "--platform linux/arm64,linux/s390x,linux/amd64" in join
