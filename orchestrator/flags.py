@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -383,7 +384,7 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
         keep_going=flags.keep_going,
         audit=flags.audit,
         audit_allow=flags.audit_allow,
-        nodes=_nodes(flags, chosen),
+        nodes=_nodes(flags, chosen, native=platforms == (host.default_platform(),)),
         retry=1 if flags.retry is None else flags.retry,
         dry_run=flags.dry_run,
         options=BuildOptions(
@@ -416,13 +417,13 @@ def request(given: Mapping[str, Any]) -> BuildRequest:
     )
 
 
-def _nodes(flags: BuildFlags, chosen: Sequence[tuple[Platform, str]]) -> NodeSelection | None:
-    """The nodes that may be used; None for this machine alone."""
+def _nodes(flags: BuildFlags, chosen: Sequence[tuple[Platform, str]], *, native: bool) -> NodeSelection | None:
+    """The nodes that may be used; None for this machine alone. ``native``: it is all that is built, on Linux here."""
     forced = tuple((each, node) for each, node in chosen if node)
     names, bootstrap = flags.nodes, flags.bootstrap
     asked = names or forced or os.environ.get("KANIFOLD_NODES")
-    if not asked and not os.path.exists(settings_file("nodes.yaml")):
-        return None  # and nothing of nodes is loaded
+    if not asked and ((native and sys.platform == "linux") or not os.path.exists(settings_file("nodes.yaml"))):
+        return None  # and nothing of nodes is loaded: no other one would be asked
     from orchestrator.nodes import node_selection
 
     return node_selection.select(names, forced, bootstrap)

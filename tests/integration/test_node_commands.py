@@ -149,7 +149,7 @@ def test_an_inventory_with_an_error_is_shown_with_its_line(kanifold: Kanifold, t
     kanifold("node", "add", "far", "ssh://far")
     file = tmp_path / "config" / "kanifold" / "nodes.yaml"
     file.write_text(file.read_text() + "    max-job: 2\n")
-    for command in (("node", "ls"), ("build", "."), ("node", "add", "new", "ssh://new")):
+    for command in (("node", "ls"), ("build", ".", "--platform", "linux/s390x"), ("node", "add", "new", "ssh://new")):
         said = kanifold(*command)
         assert said.status == 2
         assert f"{file}:4:5: nodes.far.max-job" in said.err
@@ -212,8 +212,11 @@ def test_a_dry_run_for_programs_is_json(kanifold: Kanifold, project: Path) -> No
 
 def test_nobody_is_asked_what_this_machine_builds_natively(kanifold: Kanifold, project: Path) -> None:
     kanifold("node", "add", "down", "ssh://down")
-    said = kanifold("build", ".", "--dry-run", "--platform", str(default_platform()))
+    own = str(default_platform())
+    said = kanifold("build", ".", "--dry-run", "--platform", own)
     assert said.status == 0
+    assert said.out.splitlines()[1].split()[:3] == [own, "local", "native"]
+    said = kanifold("build", ".", "--dry-run", "--platform", own, "--node", "local,down")
     assert "not asked, as nothing would be built there: down" in said.out
 
 
@@ -231,8 +234,10 @@ def test_what_cannot_be_is_one_error(
     kanifold: Kanifold, project: Path, arguments: tuple[str, ...], status: int, why: str
 ) -> None:
     kanifold("node", "add", "down", "ssh://down")
-    said = kanifold("build", ".", "--dry-run", *arguments)
-    assert said.status == status
-    assert why in said.err
-    assert said.err.count("ERROR") == 1
-    assert said.out == ""
+    for more in (("--dry-run",), ("-o", "type=oci,dest=out", "--progress", "plain")):
+        said = kanifold("build", ".", *arguments, *more)
+        assert said.status == status
+        assert why in said.err
+        assert said.err.count("ERROR") == 1
+        assert said.out == ""
+        assert [each.name for each in project.iterdir()] == ["Dockerfile"]
