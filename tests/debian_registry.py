@@ -1,4 +1,4 @@
-"""Debian's docker-registry on a free loopback port."""
+"""Debian's docker-registry on a free port."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log: {{level: warn}}
 storage:
   filesystem: {{rootdirectory: {storage}}}
   delete: {{enabled: true}}
-http: {{addr: "127.0.0.1:{port}"}}
+http: {{addr: "{address}:{port}"}}
 """
 
 
@@ -30,14 +30,14 @@ def program() -> str | None:
 
 
 @contextlib.contextmanager
-def serve(storage: Path) -> Iterator[str]:
-    """Run a registry with its blobs in ``storage``; yields ``127.0.0.1:PORT`` once it responds."""
+def serve(storage: Path, address: str = "127.0.0.1") -> Iterator[str]:
+    """Run a registry with its blobs in ``storage``; yields ``ADDRESS:PORT`` once it responds."""
     found = program()
     assert found is not None, "docker-registry is not installed"
-    port = free_port()
+    port = free_port(address)
     storage.mkdir(parents=True, exist_ok=True)
     configuration = storage / "config.yml"
-    configuration.write_text(_CONFIGURATION.format(storage=storage / "data", port=port))
+    configuration.write_text(_CONFIGURATION.format(storage=storage / "data", address=address, port=port))
     log = storage / "log"
     with log.open("wb") as sink:
         tied = (
@@ -45,24 +45,24 @@ def serve(storage: Path) -> Iterator[str]:
         )  # it must not outlive a killed test run
         process = subprocess.Popen([*tied, found, "serve", str(configuration)], stdout=sink, stderr=sink)
         try:
-            _await_answer(port, process, log)
-            yield f"127.0.0.1:{port}"
+            _await_answer(address, port, process, log)
+            yield f"{address}:{port}"
         finally:
             process.terminate()
             process.wait(timeout=DEADLINE)
 
 
-def free_port() -> int:
+def free_port(address: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _await_answer(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def _await_answer(address: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + DEADLINE
     while time.monotonic() < end and process.poll() is None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        connection = http.client.HTTPConnection(address, port, timeout=2)
         try:
             connection.request("GET", "/v2/")
             if connection.getresponse().status == 200:

@@ -113,7 +113,7 @@ def _gigabyte(context: Path, scale: float) -> None:
     _tree(context, max(1, int(8000 * scale)), 131_072, 100, 5)
 
 
-def _application(context: Path, scale: float) -> None:
+def application(context: Path, scale: float) -> None:
     """Sources of a Python program, 400 files, 2 MB, and what it needs from PyPI."""
     content = _Content(6)
     for number in range(max(1, int(400 * scale))):
@@ -124,7 +124,7 @@ def _application(context: Path, scale: float) -> None:
     (context / "requirements.txt").write_text("click\nmarkupsafe\n")
 
 
-def _steps(count: int) -> str:
+def steps(count: int) -> str:
     return "FROM {registry}/base/busybox\n" + "".join(
         f"RUN echo {number} > /file-{number}\n" for number in range(count)
     )
@@ -159,7 +159,7 @@ CMD ["python3", "src/app.py"]
 """
 
 WORKLOADS = (
-    Workload("steps", "busybox, 30 tiny RUN steps", TWO, _steps(30), _nothing, warm=True),
+    Workload("steps", "busybox, 30 tiny RUN steps", TWO, steps(30), _nothing, warm=True),
     Workload(
         "base",
         "Debian base (170 MB), RUN touch, RUN rm -rf /usr/share/doc",
@@ -198,13 +198,13 @@ WORKLOADS = (
         "Debian base, apt-get and pip install, COPY of 400 sources, for one platform",
         TWO[:1],
         _APPLICATION,
-        _application,
+        application,
         warm=True,
         cold=False,
         usual=False,
         edited="src/app.py",
     ),
-    Workload("hundred", "busybox, 100 tiny RUN steps", TWO, _steps(100), _nothing, warm=True, usual=False),
+    Workload("hundred", "busybox, 100 tiny RUN steps", TWO, steps(100), _nothing, warm=True, usual=False),
     Workload(
         "large",
         "one RUN that writes 5 GB into a file, a fourth of it incompressible",
