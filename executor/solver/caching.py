@@ -6,7 +6,7 @@ the others use its result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -86,11 +86,18 @@ class _RecomputedEntries(msgspec.Struct, frozen=True):
         return iter(made.entries)
 
 
+ShareSteps = Callable[[list[CachedStep]], object]
+"""Receives a step that was just made, under each of its keys."""
+
+
 class StepCache:
     """The build cache as the steps of one job use it. Thread-safe."""
 
-    def __init__(self, job: protocol.Job, services: Services, memory: Memory, image: ImageLayers) -> None:
+    def __init__(
+        self, job: protocol.Job, services: Services, memory: Memory, image: ImageLayers, share: ShareSteps
+    ) -> None:
         self._job = job
+        self._share = share
         self._services = services
         self._inputs = memory.inputs
         self._store = services.store
@@ -143,7 +150,10 @@ class StepCache:
             if in_image and self._is_ours(entry):
                 self._image.layer(layer)
         deferred = not held and not again
-        self.steps += [CachedStep(each.remote, entry, layer, in_image, deferred) for each in found.keys]
+        steps = [CachedStep(each.remote, entry, layer, in_image, deferred) for each in found.keys]
+        self.steps += steps
+        if found.made is not None:
+            self._share(steps)
         return layer
 
     def _look_up(self, step: Step, key: StepKey, *, fresh: bool) -> CacheEntry | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,6 +17,7 @@ from executor.solver.lifetime import together
 from executor.solver.remote_cache import RemoteCaches
 from executor.solver.remote_entry import RemoteCacheEntry, with_inline
 from executor.solver.services import Services
+from platforms.errors import KanifoldError
 
 
 def inline(config: bytes, job: protocol.Job, steps: Sequence[CachedStep]) -> bytes:
@@ -26,10 +28,24 @@ def inline(config: bytes, job: protocol.Job, steps: Sequence[CachedStep]) -> byt
 def share(job: protocol.Job, services: Services, steps: Sequence[CachedStep]) -> None:
     """Export ``steps`` to the remote caches; with layers if these are in the image, or if a cache takes all."""
     caches = services.remote_caches()
-    whole = any(each.every_stage for each in job.options.cache_to)
-    works = [partial(_share, job, services, caches, each, whole or each.in_image) for each in steps]
+    works = [partial(_share, job, services, caches, each, _with_layer(job, each)) for each in steps]
     together(services.background, works)
     caches.bound()
+
+
+def share_early(job: protocol.Job, services: Services, steps: Sequence[CachedStep]) -> None:
+    """As ``share``, of steps that were just made, while others are running. Errors are ignored: ``share`` tries again,
+    and reports them."""
+    if all(isinstance(each.to, protocol.CacheInImage) for each in job.options.cache_to):
+        return
+    with contextlib.suppress(KanifoldError, OSError):
+        for each in steps:
+            if not services.cancellation.cancelled:
+                _share(job, services, services.remote_caches(), each, _with_layer(job, each))
+
+
+def _with_layer(job: protocol.Job, step: CachedStep) -> bool:
+    return step.in_image or any(each.every_stage for each in job.options.cache_to)
 
 
 def _share(job: protocol.Job, services: Services, caches: RemoteCaches, step: CachedStep, with_layer: bool) -> None:

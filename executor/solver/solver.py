@@ -74,7 +74,7 @@ class Solver:
             made_ns=self._made_ns,
         )
         self._mounts = MountPlanner(job, services, memory, self._origins, self._made_ns)
-        self._cache = StepCache(job, services, memory, image)
+        self._cache = StepCache(job, services, memory, image, self._share)
         self._lock = threading.Lock()
         self._first_error: BaseException | None = None
 
@@ -229,6 +229,14 @@ class Solver:
                 return workdir.WorkdirStep(memory.contents, filesystems, self._made_ns, number, state)
             case _:
                 raise DockerfileError(f"{instruction.keyword} cannot be built", where=instruction.location)
+
+    def _share(self, steps: list[CachedStep]) -> None:
+        """Export ``steps`` now if this machine is a node that may be lost: another one that takes the job over finds
+        them."""
+        if self._job.lends and self._job.options.cache_to:
+            from executor.solver import sharing
+
+            self._services.background.submit(sharing.share_early, self._job, self._services, steps)
 
     def _ignores_cache(self, stage: Stage) -> bool:
         """Whether ``--no-cache`` or ``--no-cache-filter`` applies to ``stage``."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from conftest import Base
 from msgspec.structs import replace
 from oci_layout import image_manifests
 from protocol_nodes import ROOT, Marked, build, build_on, liar, named, remote
+from registry_server import MemoryRegistry, served
 
 from executor import protocol
-from executor.protocol import BuildOptions, Finished, Log
+from executor.protocol import BuildOptions, CacheExport, CacheInRegistry, Finished, Log
 from orchestrator import heartbeat
 from orchestrator.nodes.command_node import CommandNode
 from orchestrator.nodes.local_node import LocalNode
@@ -149,6 +152,34 @@ def test_this_machine_emulates_in_the_end(
     assert (move.old, move.node) == ("native", "local")
     assert "qemu" in move.how
     assert list(image_manifests(tmp_path / "out")) == [str(foreign)]
+
+
+def test_another_node_finds_finished_steps_in_a_cache_of_the_build(
+    request_: BuildRequest, tmp_path: Path, marks: tuple[Marked, Marked]
+) -> None:
+    """A step is exported as soon as it is made, not when the platform is done."""
+    memory = MemoryRegistry()
+    with served(memory) as server:
+        cache = CacheInRegistry(f"{server.host}/steps:kept")
+        options = replace(request_.options, cache_from=(cache,), cache_to=(CacheExport(cache),))
+        (tmp_path / "context" / "Dockerfile").write_text(f"{STEPS}RUN sleep 1.5\n")
+        striking = threading.Thread(target=kill_when_cached, args=(memory, marks[0]))
+        striking.start()
+        seen: list[events.Event] = []
+        build_on(replace(request_, options=options), two(tmp_path, marks), seen)
+        striking.join()
+    (move,) = moves(seen)
+    assert (move.old, move.node) == ("first", "second")
+    later = [each.message for each in seen[seen.index(move) :] if isinstance(each, events.FromExecutor)]
+    assert True in [each.cached for each in later if isinstance(each, Finished)]
+
+
+def kill_when_cached(memory: MemoryRegistry, mark: Marked) -> None:
+    end = time.monotonic() + 30
+    while not any(name.startswith("kept.") for _, name in list(memory.manifests)) and time.monotonic() < end:
+        time.sleep(0.01)
+    for each in mark.processes():
+        os.kill(each, signal.SIGKILL)
 
 
 LIES = ("killed", "dies_later", "dies_in_a_line", "junk_later", "blob_cut_short", "other_manifest", "deaf_to_fetches")
