@@ -34,6 +34,7 @@ from platforms.errors import EnvironmentUnfit
 
 HELPER: Final = "pasta"
 NO_HELPER: Final = f"there is no {HELPER}"
+NOT_PERMITTED: Final = "root here lacks CAP_NET_ADMIN"
 REMEDY: Final = (
     "install passt: apt-get install passt (Debian, Ubuntu), dnf install passt (Fedora), apk add passt (Alpine)"
 )
@@ -107,6 +108,8 @@ def remedy(why: str) -> str:
     """Return the remedy for the reason ``why`` of ``probe`` or ``join``."""
     if why == NO_HELPER:
         return REMEDY
+    if why == NOT_PERMITTED:
+        return "give the container that capability; or build with --isolation mapped, in which it is not needed"
     if not os.access(_TUN, os.R_OK | os.W_OK):
         return f"as root: chmod 0666 {_TUN}; in a container: hand it the device"
     return "run pasta by hand to see what it lacks; an interface with a default route, perhaps"
@@ -149,10 +152,14 @@ def can_capture_packets() -> bool:
 
 
 def bring_up_loopback() -> None:
-    """Bring up ``lo``, the only interface of a new network namespace (netdevice(7))."""
+    """Bring up ``lo``, the only interface of a new network namespace (netdevice(7)). Raises PermissionError without
+    CAP_NET_ADMIN, with NOT_PERMITTED as its text."""
     set_flags, up_and_running = 0x8914, 0x41
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-        fcntl.ioctl(any_socket, set_flags, struct.pack("16sh22x", b"lo", up_and_running))
+        try:
+            fcntl.ioctl(any_socket, set_flags, struct.pack("16sh22x", b"lo", up_and_running))
+        except PermissionError:
+            raise PermissionError(NOT_PERMITTED) from None
 
 
 def resolv_conf(isolated: bool) -> bytes:

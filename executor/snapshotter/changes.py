@@ -147,23 +147,33 @@ class Comparison:
 
 def scan(root: str) -> tuple[Table, dict[bytes, bytes]]:
     """Return the table of the directory ``root``, and its ``Comparison.other_names``."""
-    top = os.fsencode(root)
     table: Table = {}
     firsts: dict[tuple[int, int], bytes] = {}
     other_names: dict[bytes, bytes] = {}
+    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     waiting = [b""]
-    while waiting:
-        path = waiting.pop()
-        above = path + b"/" if path else b""
-        found = listed(top, path)
-        for name, status in sorted(found.items()):
-            if stat.S_ISDIR(status.st_mode):
-                waiting.append(above + name)
-            elif status.st_nlink > 1:
-                first = firsts.setdefault((status.st_dev, status.st_ino), above + name)
-                if first != above + name:
-                    other_names[above + name] = first
-        table[path] = packed_row(found)
+    try:
+        while waiting:
+            path = waiting.pop()
+            above = path + b"/" if path else b""
+            here = _open(top, path)
+            row: dict[bytes, bytes] = {}
+            try:
+                for each in sorted(os.listdir(here)):
+                    status = os.stat(each, dir_fd=here, follow_symlinks=False)
+                    name = os.fsencode(each)
+                    row[name] = signature_of(status)
+                    if stat.S_ISDIR(status.st_mode):
+                        waiting.append(above + name)
+                    elif status.st_nlink > 1:
+                        first = firsts.setdefault((status.st_dev, status.st_ino), above + name)
+                        if first != above + name:
+                            other_names[above + name] = first
+            finally:
+                os.close(here)
+            table[path] = marshal.dumps(row)
+    finally:
+        os.close(top)
     return table, other_names
 
 
@@ -179,14 +189,18 @@ def listed(root: bytes, path: bytes) -> dict[bytes, os.stat_result]:
     """Return what is in the directory ``path`` below ``root``, no component of which may be a link."""
     top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        here = syscalls.openat2(top, os.fsdecode(path) or ".", flags, resolve=syscalls.CONFINED)
+        here = _open(top, path)
     finally:
         os.close(top)
     try:
         return {os.fsencode(name): os.stat(name, dir_fd=here, follow_symlinks=False) for name in os.listdir(here)}
     finally:
         os.close(here)
+
+
+def _open(top: int, path: bytes) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    return syscalls.openat2(top, os.fsdecode(path) or ".", flags, resolve=syscalls.CONFINED)
 
 
 def packed_row(found: dict[bytes, os.stat_result]) -> bytes:
