@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -88,13 +89,13 @@ class NodeCache:
             return None
         if not blobs.has(self._store, digest):
             self._kept.fetch_blob(layer, self._store)
+        return partial(self._pass, digest)
 
-        def passed(out: Callable[[bytes], object]) -> None:
-            with blobs.open(self._store, digest) as file:
-                while block := file.read(_BLOCK):
-                    out(block)
-
-        return passed
+    def _pass(self, digest: str, out: Callable[[bytes], object]) -> None:
+        """Pass the blob ``digest`` to ``out``, verified."""
+        with blobs.open(self._store, digest) as file:
+            while block := file.read(_BLOCK):
+                out(block)
 
     def put(self, key: str, record: bytes) -> bytes:
         """Add ``record``, that of the step ``key``; returns ``blob`` if its layer has to be sent first."""

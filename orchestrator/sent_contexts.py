@@ -14,8 +14,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Final
 
+import msgspec
 from msgspec.structs import replace
 
 from executor.context import bundle, listing
@@ -23,18 +25,21 @@ from executor.context.directory import open_context
 from executor.protocol import ContextPattern, DirectoryContext, PickedFiles
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree, TreeOptions
-from executor.solver import content, copying, statwalk
+from executor.solver import content, copying, keys, statwalk
 from executor.solver.content import Contents
 from executor.solver.copying import CopySource
 from executor.solver.external_sort import ENTRIES, ExternalSort
+from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Cancellation
+from executor.store import metadata_cache
 from executor.store.removal import remove_tree
 from executor.store.spool import Batches
 from executor.store.store import Store
-from platforms.errors import KanifoldError, ProtocolError
+from platforms.errors import ContextError, KanifoldError, ProtocolError
 
 Out = Callable[[bytes | memoryview], object]
 
+_ENCODER: Final = msgspec.msgpack.Encoder()
 _BLOCK: Final = 256 << 10
 _THREADS: Final = 2
 _ENTRIES_LIMIT: Final = 50_000_000
@@ -73,13 +78,13 @@ class SentContexts:
     def parts(self, context: DirectoryContext, name: str, numbers: Sequence[int], out: Out) -> None:
         """Pass parts of a listing to ``out``, as a bundle."""
         with self._busy():
-            self._listings[context, name].send_parts(numbers, self._until_closed(out))
+            self._listings[context, name].send_parts(numbers, partial(self._pass, out))
 
     def files(self, context: DirectoryContext, name: str, picked: Sequence[PickedFiles], out: Out) -> None:
         """Pass the content of files of a listing to ``out``, as a bundle. Raises ``ContextError`` for a file that has
         changed since it was listed, or cannot be read."""
         with self._busy():
-            self._listings[context, name].send_files(picked, self._until_closed(out))
+            self._listings[context, name].send_files(picked, partial(self._pass, out))
 
     def has(self, context: DirectoryContext, name: str) -> bool:
         """Whether a listing of this name was made of ``context``."""
@@ -111,14 +116,27 @@ class SentContexts:
                 self._answering -= 1
                 self._idle.notify_all()
 
-    def _until_closed(self, out: Out) -> Out:
-        def passed(block: bytes | memoryview) -> None:
-            self._cancellation.check()
-            out(block)
-
-        return passed
+    def _pass(self, out: Out, block: bytes | memoryview) -> None:
+        """Pass ``block`` to ``out``, unless this is closed."""
+        self._cancellation.check()
+        out(block)
 
     def _make(self, context: DirectoryContext, patterns: Sequence[ContextPattern]) -> Listing:
+        """Return the listing, recorded by the stat signatures of all that was looked up: files that have not changed
+        are walked, and nothing else."""
+        for each in patterns:
+            _check(each)
+        tree, contents = self._opened(context)
+        signature = _signature(tree, contents, patterns)
+        fact = keys.key("listing", signature, context.owners)
+        known = metadata_cache.get(self._store, "listing", fact) if signature else None
+        made = Listing(tree, known or b"", partial(self._fill, patterns, tree, contents))
+        if known is None and signature:
+            metadata_cache.put(self._store, "listing", fact, made.digests)
+        return made
+
+    def _opened(self, context: DirectoryContext) -> tuple[Tree, Contents]:
+        """Return the files of ``context``, and their digests."""
         if not self._directory:
             self._directory = self._store.session.temporary()
             os.mkdir(self._directory, 0o700)
@@ -128,18 +146,35 @@ class SentContexts:
             contents = self._contents[context] = Contents(
                 self._store, self._directory, self._background, self._cancellation, "", None
             )
+        return tree, contents
+
+    def _fill(self, patterns: Sequence[ContextPattern], tree: Tree, contents: Contents) -> Batches[Entry]:
+        """Return the parts of the listing of ``patterns``."""
         found = ExternalSort(self._directory)
         recorder = _Recorder(tree, found)
         for each in patterns:
-            _check(each)
             _select(recorder, contents, each)
-        made = Listing(tree, self._directory)
+        parts: Batches[Entry] = Batches(ENTRIES, self._directory)
         for part in listing.cut(found.finish()):
             self._entries += len(part)
             if self._entries > _ENTRIES_LIMIT:
                 raise ProtocolError("an executor asked for more files than can be listed")
-            made.add(part)
-        return made
+            parts.add(part)
+        return parts
+
+
+def _signature(tree: Tree, contents: Contents, patterns: Sequence[ContextPattern]) -> str:
+    """Return the SHA-256 of the status of all that is looked up for ``patterns``; "" where that does not tell whether
+    files are unchanged."""
+    signing = _Signing(tree)
+    told = []
+    for each in patterns:
+        if (source := _found(signing, each)) is not None:
+            walked = statwalk.walk(contents.directory, source, _excluded(each), contents.cancellation.check)
+            if not walked.signature or content.is_racy(walked):
+                return ""
+            told.append(walked.signature)
+    return keys.key("signature", signing.digest.hexdigest(), tuple(told))
 
 
 def _check(pattern: ContextPattern) -> None:
@@ -149,8 +184,8 @@ def _check(pattern: ContextPattern) -> None:
         raise ProtocolError(f"an executor asked for what is no path of a context: {paths[0]!r}")
 
 
-def _select(tree: _Recorder, contents: Contents, pattern: ContextPattern) -> None:
-    """Record all that a step looks up in ``tree`` for ``pattern``, and the digests of the files that it would read."""
+def _found(tree: Tree, pattern: ContextPattern) -> CopySource | None:
+    """Look up in ``tree`` what a step does for ``pattern``; None if the step will find nothing."""
     source = CopySource(
         tree,
         _text(pattern.path),
@@ -159,35 +194,42 @@ def _select(tree: _Recorder, contents: Contents, pattern: ContextPattern) -> Non
         required=bool(pattern.include),
         context=True,
     )
-    exclude = tuple(map(_text, pattern.exclude))
     with suppress(KanifoldError):  # the step will say what it does not find
-        copying.require(source, exclude)
+        copying.require(source, _excluded(pattern))
     try:
         for match in copying.matches(source):
             copying.top_of(source, match)
     except KanifoldError:
-        return
-    for each in contents.select(source, exclude).reached:
-        tree.record(each.entry)
+        return None
+    return source
+
+
+def _select(tree: _Recorder, contents: Contents, pattern: ContextPattern) -> None:
+    """Record all that a step looks up in ``tree`` for ``pattern``, and the digests of the files that it would read."""
+    source = _found(tree, pattern)
+    if source is not None:
+        for each in contents.select(source, _excluded(pattern)).reached:
+            tree.record(each.entry)
+
+
+def _excluded(pattern: ContextPattern) -> tuple[str, ...]:
+    return tuple(map(_text, pattern.exclude))
 
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-class _Recorder(Tree):
-    """The files of ``tree``, of which each that is looked up is recorded in ``found``."""
+class _Observed(Tree):
+    """The files of ``tree``. Each that is looked up is passed to ``observe``."""
 
-    def __init__(self, tree: Tree, found: ExternalSort) -> None:
+    def __init__(self, tree: Tree) -> None:
         super().__init__(-1, b"", TreeOptions())
         self._tree = tree
-        self._found = found
 
-    def record(self, entry: Entry) -> None:
-        """Record ``entry``, which has a digest, in place of the one that was looked up."""
-        if (known := self._found.get(entry.path)) is not None:
-            entry = replace(entry, xattrs=known.xattrs)  # which are left out where a copy ignores them
-        self._found.put(entry)
+    def observe(self, entry: Entry) -> Entry:
+        """Return ``entry``, which was looked up."""
+        raise NotImplementedError
 
     def lstat(self, path: bytes) -> os.stat_result | None:
         self.entry(path)
@@ -201,12 +243,38 @@ class _Recorder(Tree):
 
     def entry(self, path: bytes) -> Entry | None:
         entry = self._tree.entry(path)
-        return None if entry is None else self._noted(entry)
+        return None if entry is None else self.observe(entry)
 
     def entries(self, path: bytes) -> Iterator[Entry]:
-        return map(self._noted, self._tree.entries(path))
+        return map(self.observe, self._tree.entries(path))
 
-    def _noted(self, entry: Entry) -> Entry:
+
+class _Signing(_Observed):
+    """Hashes what is looked up."""
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.digest = hashlib.sha256()
+
+    def observe(self, entry: Entry) -> Entry:
+        self.digest.update(_ENCODER.encode(entry))
+        return entry
+
+
+class _Recorder(_Observed):
+    """Records what is looked up in ``found``."""
+
+    def __init__(self, tree: Tree, found: ExternalSort) -> None:
+        super().__init__(tree)
+        self._found = found
+
+    def record(self, entry: Entry) -> None:
+        """Record ``entry``, which has a digest, in place of the one that was looked up."""
+        if (known := self._found.get(entry.path)) is not None:
+            entry = replace(entry, xattrs=known.xattrs)  # which are left out where a copy ignores them
+        self._found.put(entry)
+
+    def observe(self, entry: Entry) -> Entry:
         known = self._found.get(entry.path)
         if known is None or not known.digest:
             self._found.put(entry)
@@ -214,17 +282,19 @@ class _Recorder(Tree):
 
 
 class Listing:
-    """A listing, with where its files are. Parts are in a file in ``directory``; ``tree`` is the context."""
+    """A listing, with where its files are. ``tree`` is the context.
 
-    def __init__(self, tree: Tree, directory: str) -> None:
+    ``known`` are the digests of its parts, if they are known; ``fill`` returns the parts when they are needed.
+    """
+
+    def __init__(self, tree: Tree, known: bytes, fill: Callable[[], Batches[Entry]]) -> None:
         self._tree = tree
-        self._parts: Batches[Entry] = Batches(ENTRIES, directory)
-        self.digests = b""
+        self._parts = Lazy(fill)
+        self.digests = known or self._digests()
 
-    def add(self, part: Sequence[Entry]) -> None:
-        """Append a part."""
-        self.digests += hashlib.sha256(listing.encode(part)).digest()
-        self._parts.add(part)
+    def _digests(self) -> bytes:
+        parts = self._parts()
+        return b"".join(hashlib.sha256(listing.encode(parts[each])).digest() for each in range(len(parts)))
 
     @property
     def name(self) -> str:
@@ -277,6 +347,12 @@ class Listing:
         return os.open(entry.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)  # a copy, or no content
 
     def _part(self, number: int) -> Sequence[Entry]:
-        if not 0 <= number < len(self._parts):
-            raise ProtocolError(f"an executor asked for part {number} of a listing that has {len(self._parts)}")
-        return self._parts[number]
+        if not 0 <= number < len(self.digests) // 32:
+            raise ProtocolError(f"an executor asked for part {number} of a listing that has {len(self.digests) // 32}")
+        parts = self._parts()
+        if number >= len(parts) or hashlib.sha256(listing.encode(parts[number])).digest() != self._digest(number):
+            raise ContextError("the build context changed during the build", remedy="build again")
+        return parts[number]
+
+    def _digest(self, number: int) -> bytes:
+        return self.digests[32 * number : 32 * number + 32]

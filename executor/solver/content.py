@@ -182,7 +182,7 @@ class Contents(msgspec.Struct, frozen=True):
         if known is not None:
             return SelectionDigest(known.decode(), walked.signature)
         found = selection().name()
-        if not walked.signature or selection().live or _is_racy(walked):
+        if not walked.signature or selection().live or is_racy(walked):
             return SelectionDigest(found)
         metadata_cache.put(self.store, "look", fact, found.encode())
         return SelectionDigest(found, walked.signature)
@@ -319,7 +319,7 @@ def _row(entry: Entry) -> keys.Part:
     )
 
 
-def _is_racy(walked: StatWalk) -> bool:
+def is_racy(walked: StatWalk) -> bool:
     """Whether a file was modified so shortly before the walk that it can change again without a new stat signature."""
     stamps = (each.entry.stamp for each in walked.reached if each.entry.stamp)
     return any(stat_cache.is_racy(stamp, walked.at) for stamp in stamps)

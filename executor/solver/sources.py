@@ -140,10 +140,13 @@ class Reading:
         return self._contents.selected(self._walked())
 
     def _agree(self) -> SelectionDigest:
-        found = self._contents.recorded_digest(self._paths.version, self.selected)
-        if found is not None:
-            return found
-        return self._contents.shared_digest(self._paths.shared, self._walked, self.selected)
+        shared = self._paths.files.shared
+        found = None if shared else self._contents.recorded_digest(self._paths.version, self.selected)
+        return (
+            found
+            if found is not None
+            else self._contents.shared_digest(self._paths.shared, self._walked, self.selected)
+        )
 
 
 class StagePaths(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from executor.protocol import ContextPattern, DirectoryContext, PickedFiles
 from executor.rootfs.entry import Entry, Kind
 from executor.solver.lifetime import Cancellation
 from executor.solver.sent_context import ContextSender, SentTree
-from executor.store import blobs
+from executor.store import blobs, stat_cache
 from executor.store.store import Store, open_store
 from orchestrator.sent_contexts import SentContexts
 from platforms.errors import ContextError, ProtocolError
@@ -349,3 +349,44 @@ def test_blobs_are_found_and_added_together(far: Store) -> None:
     assert found == set(digests) - {digests[3], digests[4]}
     assert blobs.read(far, digests[700], 10) == b"700"
     assert blobs.find(far, digests[3]) is None
+
+
+def test_a_listing_of_unchanged_files_is_known_without_looking_them_up(
+    store: Store, context: DirectoryContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = stat_cache.now() + 10_000_000_000  # so that no file has just been written
+    monkeypatch.setattr(stat_cache, "now", lambda: now)
+    filled: list[object] = []
+    fill = SentContexts._fill
+    monkeypatch.setattr(SentContexts, "_fill", lambda *given: filled.append(given) or fill(*given))
+
+    def digests(change: str = "") -> bytes:
+        if change:
+            (Path(context.path) / "file").write_text(change)
+        made = SentContexts(store)
+        try:
+            return made.listing(context, (EVERYTHING,))
+        finally:
+            made.close()
+
+    first = digests()
+    assert (digests(), len(filled)) == (first, 1)
+    assert digests("another content") != first
+    assert len(filled) == 2
+
+
+def test_files_that_change_after_their_listing_was_known_fail_the_build(
+    store: Store, context: DirectoryContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = stat_cache.now() + 10_000_000_000
+    monkeypatch.setattr(stat_cache, "now", lambda: now)
+    for change in ("", "another content"):
+        made = SentContexts(store)
+        try:
+            name = hashlib.sha256(made.listing(context, (EVERYTHING,))).hexdigest()
+            if change:
+                (Path(context.path) / "file").write_text(change)
+                with pytest.raises(ContextError, match="changed"):
+                    made.parts(context, name, (0,), lambda _: None)
+        finally:
+            made.close()
