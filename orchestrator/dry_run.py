@@ -81,7 +81,7 @@ class _DryRun(msgspec.Struct, frozen=True):
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         for each in self.placements.skipped:
-            reason = ": ".join(filter(None, (each.problem.what, each.problem.why)))
+            reason = ": ".join((each.problem.what, *each.problem.why.splitlines()[:1]))
             lines.append(f"not used: {each.name}: {reason}")
         if unasked := self._unasked():
             lines.append(f"not asked, as nothing would be built there: {', '.join(unasked)}")

@@ -246,7 +246,7 @@ class _Placing(msgspec.Struct, frozen=True):
         if best.how == "native":
             rivals = [each for each in others if each.how == "native"]
             return "runs it natively" + (f", before {len(rivals)} more" if rivals else "")
-        without = f" ({', '.join(each.name for each in skipped)} cannot be used)" if skipped else ""
+        without = f"; {', '.join(each.name for each in skipped)} cannot be used" if skipped else ""
         return f"no node runs it natively{without}"
 
 

@@ -203,7 +203,7 @@ def test_a_dry_run_for_programs_is_json(kanifold: Kanifold, project: Path) -> No
         "runs it natively",
     )
     assert second["node"] == "local"
-    assert second["why"] == "no node runs it natively (down cannot be used)"
+    assert second["why"] == "no node runs it natively; down cannot be used"
     assert [each["name"] for each in first["stages"]] == ["tools", "stage-1"]
     assert [each["name"] for each in plan["skipped"]] == ["down"]
     assert plan["unasked"] == ["far"]

@@ -228,7 +228,7 @@ def test_native_with_a_queue_comes_before_emulated() -> None:
 def test_a_node_that_is_down_is_left_out_with_a_warning() -> None:
     found = placed(requested(ARM64), (local(), Told("down")))
     assert names(found) == ["local"]
-    assert found.each[0].why == "no node runs it natively (down cannot be used)"
+    assert found.each[0].why == "no node runs it natively; down cannot be used"
     (skipped,) = found.skipped
     assert skipped.warning.what == "node down is not used: node down cannot be reached"
     assert (skipped.warning.why, skipped.warning.remedy) == ("no route to host", "start it")
