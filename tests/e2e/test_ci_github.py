@@ -39,7 +39,7 @@ def test_a_matrix_in_separate_jobs_makes_the_index_of_one_build(
     (settings, (_, caller), *_) = documented.files("ci.md", "GitHub", f"{name}:1")
     runner.write(
         {
-            "Dockerfile": f"FROM {busybox.ref}\nCOPY greeting /\nRUN cat /greeting && arch > /arch\n",
+            "Dockerfile": f"FROM {busybox.ref} as base\nCOPY greeting /\nRUN cat /greeting && arch > /arch\n",
             "greeting": "hello",
             settings[0]: settings[1],
             ".github/workflows/push.yml": caller + "  after:\n    needs: image\n    runs-on: ubuntu-24.04\n    steps:\n"
@@ -59,6 +59,8 @@ def test_a_matrix_in_separate_jobs_makes_the_index_of_one_build(
     assert f"joined {whole.out.strip()}" in done.stdout
     assert read(f"{name}:1", "linux/arm64").text("greeting") == "hello"
     assert len(re.findall(r"\[linux/a\w+ 3/3\] DONE", done.stdout)) == 2, "each is built in a store of its own"
+    assert len(re.findall("WARNING: .*casing", done.stdout)) == 2, "the log of each job has the warning"
+    assert len(re.findall("::warning.*FROM and AS", done.stdout)) == 1, "and one job annotates the line"
 
 
 @pytest.mark.slow
