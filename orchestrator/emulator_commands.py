@@ -48,7 +48,7 @@ def provide(request: BuildRequest, architectures: Iterable[str]) -> None:
         missing = [each for each in sorted(foreign) if kept_emulators.find(store, digest, each) is None]
         if not missing:
             return
-        mode = request.progress if request.progress in ("quiet", "rawjson") else "plain"  # the build has its own view
+        mode = "quiet" if request.progress in ("quiet", "rawjson") else "plain"  # the build has a display of its own
         with open_display(mode) as display, open_context(request.options.registries, display) as context:
             image = _image(open_source(names.parse(name), context.client), name, context.emit)
             for each in missing:
