@@ -20,7 +20,7 @@ from conftest import Base
 from msgspec.structs import replace
 from protocol_nodes import ROOT, Marked, build
 
-from executor.protocol import BuildOptions
+from executor.protocol import BuildOptions, Result
 from executor.store.prune import prune, usage
 from executor.store.store import open_store
 from orchestrator import command, registries
@@ -83,7 +83,10 @@ class Pair:
 
     def locally(self, request: BuildRequest) -> BuildResult:
         """Build on this machine, with another store."""
-        request = replace(request, options=replace(request.options, root=str(self.here / "local")))
+        return self.locally_in(replace(request, options=replace(request.options, root=str(self.here / "local"))))
+
+    def locally_in(self, request: BuildRequest) -> BuildResult:
+        """Build on this machine, in the store of ``request``."""
         seen: list[events.Event] = []
         running = command.run(request, None, (LocalNode(None),), registries.direct, seen.append)
         return asyncio.run(command.interruptible(running))
@@ -199,6 +202,25 @@ def test_images_are_those_of_a_local_build(pair: Pair) -> None:
         os.utime(each, ns=(0, 1_700_000_000_123_456_789 + number * 10**9), follow_symlinks=False)
     request = pair.request()
     assert pair.build(request).root.digest == pair.locally(request).root.digest
+
+
+def test_keys_are_those_of_a_local_build(pair: Pair) -> None:
+    """What was built in a store without a pipe is found when its files are sent to it."""
+    (pair.context / "dir").mkdir()
+    (pair.context / "dir" / "file").write_text("text")
+    (pair.here / "more" / "m").write_text("more")
+    pair.write(
+        "FROM image\nCOPY . /all/\nADD dir/f* /\nCOPY --from=more m /\n"
+        "RUN --mount=type=bind,target=/src,source=dir cat /src/file > /ran\n"
+    )
+    request = pair.request()
+    there = replace(request, options=replace(request.options, root=str(pair.there / "store")))
+    local = pair.locally_in(there)
+    seen: list[events.Event] = []
+    assert build(request, pair.node(), seen).root.digest == local.root.digest
+    told = [each.message for each in seen if isinstance(each, events.FromExecutor)]
+    (result,) = (each for each in told if isinstance(each, Result))
+    assert (result.ran, result.cached) == (0, 4)
 
 
 def test_an_archive_keeps_its_owners(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
