@@ -43,7 +43,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
     @property
     def places(self) -> int:
-        """How many jobs it has processors for; at least 1."""
+        """How many jobs it has processors for, or as many as the user has declared; at least 1."""
         declared = 0 if self.entry is None else self.entry.max_jobs
         return max(1, declared or self.description.processors)
 
@@ -285,14 +285,14 @@ def _order(
 
     ``given``: its jobs so far; ``foreign``: no program of the platform is run.
     """
-    busy = candidate.load + given
+    busy = candidate.load / max(1, candidate.description.processors) + given / candidate.places
     here = candidate.description.shares_disk
     return (
         0 if foreign and here else _rank(candidate.description.runs(platform)),
         given >= candidate.places,
-        busy >= candidate.places,
+        busy >= 1,
         not here,  # contexts and results need not be sent
-        busy / candidate.places,
+        busy,
     )
 
 

@@ -218,6 +218,13 @@ def test_a_node_has_places_for_as_many_jobs_as_the_user_says() -> None:
     assert [each.most for each in found.each] == [1, 2]
 
 
+def test_load_is_for_each_processor_and_jobs_for_each_place() -> None:
+    loads = {"processors": 2, "load": 3.0}
+    nodes = [Told(name, loads, arm64="native", i386="native") for name in ("one", "two")]
+    entries = (NodeEntry("two", "ssh://two", max_jobs=1),)
+    assert names(placed(requested(ARM64, I386, entries=entries), nodes)) == ["one", "two"]
+
+
 def test_native_with_a_queue_comes_before_emulated() -> None:
     arm = Told("arm", {"processors": 1}, arm64="native", riscv64="native", amd64="no")
     entries = (NodeEntry("arm", "ssh://arm", max_jobs=1),)
