@@ -155,6 +155,7 @@ def _services(
         cancellation=cancellation,
         platform=parse(job.platform),
         emulation=task.emulation,
+        clock_ahead=job.clock_ahead,
     )
 
 

@@ -651,6 +651,8 @@ class Job(Message, frozen=True, tag="job"):
     """An id that all jobs of one build share."""
     push: tuple[str, ...] = ()
     """Repositories to which blobs and the manifest (by digest) are pushed."""
+    clock_ahead: float = 0.0
+    """Seconds by which the clock of the node is ahead of the orchestrator's, if that is much."""
     lends: bool = False
     """Whether the orchestrator lends tokens (``AskToken``) rather than give credentials (``AskCredential``)."""
     local: bool = False

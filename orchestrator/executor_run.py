@@ -47,10 +47,11 @@ class ExecutorRun(msgspec.Struct, frozen=True):
         connection = await executors.acquire(self.placement.node)
         for warning in warnings.wrong_clock(self.placement.node.name, connection.ahead):
             session.emit(warning)
+        ahead = connection.ahead if abs(connection.ahead) >= warnings.CLOCKS_DIFFER else 0.0
         try:
             return await job_session.run(
                 connection,
-                self.translation.job,
+                replace(self.translation.job, clock_ahead=ahead),
                 partial(self._hear, hear),
                 partial(self._answer, on_ask),
                 partial(self._cache_blob, services.caches),

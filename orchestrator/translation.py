@@ -32,7 +32,7 @@ UNCHANGED: Final = frozenset({
 })  # fmt: skip
 """The fields of a job, and of its options, that mean the same on every node."""
 TRANSLATED: Final = frozenset({
-    "emulation", "lends", "dockerfile_name", "contexts", "root", "cache_from", "cache_to",
+    "clock_ahead", "emulation", "lends", "dockerfile_name", "contexts", "root", "cache_from", "cache_to",
 })  # fmt: skip
 REFUSED: Final = frozenset({"cgroup_parent", "certificates", "emulator_image"})
 """Fields that may refer to something of this machine, which is an error."""

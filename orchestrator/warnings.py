@@ -24,7 +24,7 @@ Findings = tuple[tuple[str, Problem], ...]
 _CachedFindings = tuple[Findings, Problem | None]
 _MAX_NAMES: Final = 5
 """Maximum number of image names that a warning lists."""
-_CLOCKS_DIFFER: Final = 300.0
+CLOCKS_DIFFER: Final = 300.0
 """Seconds by which clocks may differ without a warning."""
 _DAY: Final = 86400
 _CACHED_FINDINGS: Final[msgspec.json.Decoder[_CachedFindings]] = msgspec.json.Decoder(_CachedFindings)
@@ -111,7 +111,7 @@ def may_fail(request: BuildRequest, plan: BuildPlan) -> bool:
 def wrong_clock(node: str, ahead: float) -> tuple[events.WarningRaised, ...]:
     """Return a warning if the clock of ``node`` differs much; it is ``ahead`` seconds ahead of this machine's."""
     off = abs(ahead)
-    if off < _CLOCKS_DIFFER:
+    if off < CLOCKS_DIFFER:
         return ()
     # Rounded, so that executors of one node give one warning.
     much = f"{off / 60:.0f} minutes" if off < 2 * 3600 else f"{off / 3600:.0f} hours"

@@ -7,7 +7,6 @@ the others use its result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import Protocol
 
 import msgspec
@@ -192,7 +191,7 @@ class StepCache:
     def _make(self, step: Step, known: tuple[StepKey, ...], *, in_image: bool) -> SolvedStep:
         """Make ``step`` and record it under the keys ``known``."""
         made = step.make()
-        entry = CacheEntry(made.result, now(), self._job.build)
+        entry = CacheEntry(made.result, self._services.now(), self._job.build)
         layer = self._services.layers.from_result(made.result, entry.created, made.entries, _below(step))
         # Before the step is recorded, so that this job, which has the entries, packs the layer.
         if in_image:
@@ -212,8 +211,3 @@ class StepCache:
 def _below(step: Step) -> tuple[Layer, ...]:
     """Return the layers that the result is a diff against; none if it is the same on all."""
     return () if step.by_content else step.state.layers
-
-
-def now() -> str:
-    """Return the current time (RFC 3339)."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -13,7 +13,7 @@ from executor.dockerfile import Stage
 from executor.image import config as image
 from executor.rootfs.tree import Tree
 from executor.snapshotter.snapshotter import Parents
-from executor.solver import caching, copying, graph, keys, treename
+from executor.solver import copying, graph, keys, treename
 from executor.solver.base import Base, Bases
 from executor.solver.graph import FromContext, FromImage, FromScratch, FromStage, JobPlan, Origin
 from executor.solver.inputs import Input
@@ -106,7 +106,7 @@ class Origins(msgspec.Struct, frozen=True):
             copying.copy_match(plan, source, matched, "/", copying.CopyOptions())
         entries = plan.finish()
         result = contents.name(entries)
-        layer = self.services.layers.from_result(result, caching.now(), entries, ())
+        layer = self.services.layers.from_result(result, self.services.now(), entries, ())
         return replace(empty, layers=(layer,), tree=treename.name(keys.key("tree", empty.tree.local, result)))
 
 

@@ -417,7 +417,8 @@ def of_job(job: protocol.Job, connections: Connections) -> RemoteCaches:
     for export in job.options.cache_to:
         if not isinstance(export.to, protocol.CacheInImage):
             targets.append(CacheTarget(_known(export.to, made, connections), export.bounds, export.required))
-    return RemoteCaches(sources, targets, connections.report, job.options.cache_ttl)
+    ttl = job.options.cache_ttl
+    return RemoteCaches(sources, targets, connections.report, None if ttl is None else ttl + job.clock_ahead)
 
 
 def _known(location: protocol.CacheLocation, made: dict[str, RemoteCache], connections: Connections) -> RemoteCache:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -59,6 +60,12 @@ class Services(msgspec.Struct, frozen=True):
     """The target platform."""
     emulation: Emulation | EnvironmentUnfit | None
     """How programs of the target run here, or why they do not; None if the job has no RUN."""
+    clock_ahead: float = 0.0
+    """Seconds by which the clock of this machine is ahead of the orchestrator's."""
+
+    def now(self) -> str:
+        """Return the orchestrator's time (RFC 3339)."""
+        return (datetime.now(UTC) - timedelta(seconds=self.clock_ahead)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     def tell(self, message: protocol.Message) -> None:
         """Send a message to the orchestrator."""

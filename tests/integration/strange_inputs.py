@@ -36,7 +36,7 @@ from executor.sandbox.spec import SecretFile
 from executor.solver import base, copying, mounts, solver, sources
 from executor.solver.inputs import Input
 from executor.solver.step import Made
-from orchestrator import fanout
+from orchestrator import executor_run
 
 PATH = "/strange"
 """``WORKDIR /strange`` is the new instruction: it makes a directory named for what it has found."""
@@ -122,7 +122,7 @@ def strange(kind: str, file: str) -> None:
             read = told(file)
         case "an instruction that asks something new":
             read = asked
-            answers_of = fanout.answers
+            answers_of = executor_run.answers
 
             def answers(*given: Any) -> Any:
                 known = answers_of(*given)
@@ -132,7 +132,7 @@ def strange(kind: str, file: str) -> None:
 
                 return answer
 
-            fanout.answers = answers
+            executor_run.answers = answers
         case "an instruction that opens a context":
             read = opened
         case "an instruction that asks for a tag":

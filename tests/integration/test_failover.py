@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from conftest import Base
 from msgspec.structs import replace
-from oci_layout import image_manifests
+from oci_layout import image_manifests, read_image
 from protocol_nodes import ROOT, Marked, build, build_on, liar, named, remote
 from registry_server import MemoryRegistry, served
 
@@ -290,6 +291,28 @@ def test_a_full_disk_moves_the_job(
     (move,) = moves(seen)
     assert move.problem.kind in ("StoreError", "StepStarved")
     assert len(image_manifests(tmp_path / "out")) == 1
+
+
+FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+
+
+@pytest.mark.skipif(not FAKETIME, reason="faketime is not installed (ci/packages installs it on Debian, as root)")
+@pytest.mark.parametrize("years", [-3, 3])
+def test_a_wrong_clock_changes_no_image_and_is_a_warning(
+    request_: BuildRequest, tmp_path: Path, marks: tuple[Marked, Marked], right: str, years: int
+) -> None:
+    wrong = {"LD_PRELOAD": str(FAKETIME[0]), "FAKETIME": f"{years:+}y", "NO_FAKE_STAT": "1", "DONT_FAKE_MONOTONIC": "1"}
+    node = named("first", remote(tmp_path / "first", marks[0], **wrong))
+    seen: list[events.Event] = []
+    build(request_, node, seen)
+    assert digest(tmp_path / "out") == right
+    said = [each.problem.what for each in seen if isinstance(each, events.WarningRaised)]
+    much = f"{abs(years) * 365} days {'fast' if years > 0 else 'slow'}"
+    assert said == [f"the clock of node first is {much}"]
+    untimed = replace(request_, build_args=(), outputs=(OciLayout(str(tmp_path / "untimed")),))
+    build(untimed, node)
+    created = datetime.fromisoformat(read_image(tmp_path / "untimed", str(host.default_platform())).config["created"])
+    assert abs(created.timestamp() - time.time()) < 600
 
 
 def test_displays_say_where_a_platform_moved_and_why(capsys: pytest.CaptureFixture[str]) -> None:
