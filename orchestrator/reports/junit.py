@@ -7,7 +7,7 @@ GitLab, Jenkins and Azure Pipelines read in common (Apache Ant's junitreport).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from xml.sax.saxutils import escape, quoteattr
+from html import escape  # xml.sax.saxutils loads all of urllib
 
 from orchestrator.view import problems, wording
 from orchestrator.view.build_state import BuildState, PlatformState, StepState, StepStatus
@@ -22,7 +22,7 @@ def render(state: BuildState, _environ: Mapping[str, str]) -> str:
     if whole:
         suites.append(_element("build", [_failed("build", f"build {at}", each) for at, each in enumerate(whole, 1)]))
     seconds = state.seconds(state.ended)
-    head = f'<testsuites name={quoteattr(clean_line(state.name) or "build")} time="{seconds:.3f}">'
+    head = f'<testsuites name={_quoted(clean_line(state.name) or "build")} time="{seconds:.3f}">'
     return "\n".join(('<?xml version="1.0" encoding="UTF-8"?>', head, *suites, "</testsuites>", ""))
 
 
@@ -45,7 +45,7 @@ def _element(name: str, cases: Iterable[str], seconds: float = 0.0) -> str:
         f'{word}="{sum(element in each for each in body)}"'
         for word, element in (("failures", "<failure "), ("skipped", "<skipped "))
     )
-    head = f'  <testsuite name={quoteattr(name)} tests="{len(body)}" {counts} errors="0" time="{seconds:.3f}">'
+    head = f'  <testsuite name={_quoted(name)} tests="{len(body)}" {counts} errors="0" time="{seconds:.3f}">'
     return "\n".join((head, *body, "  </testsuite>"))
 
 
@@ -67,11 +67,16 @@ def _case(platform: PlatformState, step: StepState) -> str:
 
 def _failed(suite: str, name: str, problem: Problem, seconds: float = 0.0) -> str:
     text = "\n".join(problems.problem_lines(problem))
-    kind = quoteattr(clean_line(problem.kind))
-    failure = f"<failure type={kind} message={quoteattr(wording.problem_line(problem))}>{escape(text)}</failure>"
+    kind = _quoted(clean_line(problem.kind))
+    failure = f"<failure type={kind} message={_quoted(wording.problem_line(problem))}>{escape(text)}</failure>"
     return _line(suite, name, seconds, failure)
 
 
 def _line(suite: str, name: str, seconds: float, inside: str = "") -> str:
-    head = f'    <testcase classname={quoteattr(suite)} name={quoteattr(clean_line(name))} time="{seconds:.3f}"'
+    head = f'    <testcase classname={_quoted(suite)} name={_quoted(clean_line(name))} time="{seconds:.3f}"'
     return f"{head}>{inside}</testcase>" if inside else f"{head}/>"
+
+
+def _quoted(text: str) -> str:
+    """Return ``text`` as the value of an attribute."""
+    return f'"{escape(text)}"'

@@ -5,24 +5,41 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import assert_never
 
-from orchestrator.reports import code_quality, dotenv, junit, step_summary
-from orchestrator.request import Report
+from orchestrator.request import Report, ReportKind
 from orchestrator.view import events
 from orchestrator.view.build_state import BuildState, fold
 from orchestrator.view.events import Emit
 from platforms.errors import StoreError
 from platforms.replacing import replacing
 
-RENDERERS = {
-    "junit": junit.render,
-    "dotenv": dotenv.render,
-    "codequality": code_quality.render,
-    "markdown": step_summary.render,
-    "step-summary": step_summary.render,
-}
-"""By the kind of the report. Each takes the state at the end of a build, and returns the text of the file."""
+Render = Callable[[BuildState, Mapping[str, str]], str]
+"""Returns the text of a report for the state at the end of a build."""
+
+
+def renderer(kind: ReportKind) -> Render:
+    """Return what renders reports of ``kind``; only its module is loaded."""
+    match kind:
+        case "junit":
+            from orchestrator.reports import junit
+
+            return junit.render
+        case "dotenv":
+            from orchestrator.reports import dotenv
+
+            return dotenv.render
+        case "codequality":
+            from orchestrator.reports import code_quality
+
+            return code_quality.render
+        case "markdown" | "step-summary":
+            from orchestrator.reports import step_summary
+
+            return step_summary.render
+        case _:
+            assert_never(kind)
 
 
 @contextlib.contextmanager
@@ -58,7 +75,7 @@ class _Recorder:
 
     def _write(self, report: Report, outcome: events.Outcome) -> None:
         try:
-            write(report, RENDERERS[report.kind](self._state, os.environ))
+            write(report, renderer(report.kind)(self._state, os.environ))
         except StoreError as error:
             if outcome == "built" and report.kind != "step-summary":
                 self.failure = self.failure or error

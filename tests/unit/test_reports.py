@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from html.parser import HTMLParser
@@ -292,6 +294,18 @@ def test_a_check_reports_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 # -- when they are written
+
+
+def test_a_summary_loads_no_http_and_no_other_report() -> None:
+    """A cached build in a CI job has one, and would notice."""
+    source = (
+        "import sys; from orchestrator.reports import recording; recording.renderer('step-summary');"
+        "recording.renderer('junit');"
+        "print([each for each in ('ssl', 'urllib.request', 'http.client', 'rich', 'orchestrator.reports.dotenv')"
+        " if each in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_reports_are_written_before_the_last_event_and_the_summary_is_appended(tmp_path: Path) -> None:
