@@ -558,6 +558,9 @@ class CacheInActions(msgspec.Struct, frozen=True, tag_field="kind", tag="gha", o
     """The version of its protocol, 1 or 2."""
     scope: str
     """The first part of the keys of records, so that several caches can share a repository."""
+    list_url: str = ""
+    """The URL of the list of the repository's entries in GitHub's REST API, which needs a token of its own: the
+    account's ``secret``. "" if entries are asked for one by one."""
     pace: CachePace = CachePace()
 
 

@@ -10,6 +10,7 @@ import os
 from typing import Final, assert_never
 
 import msgspec
+from msgspec.structs import replace
 
 from executor.objects.cache_account import CacheAccount
 from platforms.errors import CacheError
@@ -39,9 +40,10 @@ class AzureAccount(msgspec.Struct, frozen=True):
 
 
 class WorkflowAccount(msgspec.Struct, frozen=True):
-    """The account of the cache ``name`` that a workflow of GitHub's has."""
+    """The account of the cache ``name`` that a workflow of GitHub's has, beside what was ``given``."""
 
     name: str
+    given: CacheAccount = CacheAccount()
 
 
 AccountSource = GivenAccount | AWSAccount | AzureAccount | WorkflowAccount
@@ -67,7 +69,7 @@ def find(source: AccountSource) -> CacheAccount:
                     why=f"{WORKFLOW_TOKEN} is not set",
                     remedy="in a workflow, pass it on to the step (crazy-max/ghaction-github-runtime), or give token=",
                 )
-            return CacheAccount(token=token)
+            return replace(source.given, token=token)
         case _:
             assert_never(source)
 

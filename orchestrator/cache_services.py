@@ -6,6 +6,7 @@ Values that are not given come from the same variables of the environment as for
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from importlib import util
 from typing import Final
@@ -136,8 +137,6 @@ def _container(values: Mapping[str, str], flag: str) -> ServiceCache:
 
 
 def _actions(values: Mapping[str, str], flag: str) -> ServiceCache:
-    """``repository`` and ``ghtoken``, with which BuildKit lists what there is, are accepted: entries are asked for one
-    by one."""
     url, version = _service(values, flag)
     scope = values.get("scope", _SCOPE)
     _directory("scope", scope, flag)
@@ -146,8 +145,20 @@ def _actions(values: Mapping[str, str], flag: str) -> ServiceCache:
     token = values.get("token", "") or os.environ.get(WORKFLOW_TOKEN, "")
     repository = values.get("repository") or os.environ.get("GITHUB_REPOSITORY", "")
     name = f"gha:{'/'.join(filter(None, (repository, scope)))}{_seen_by(token)}"
-    account = GivenAccount(name, CacheAccount(token=values["token"])) if values.get("token") else WorkflowAccount(name)
-    return ServiceCache(CacheInActions(name, url, version, scope, _pace(values, flag)), account, None)
+    given = CacheAccount(token=values.get("token", ""), secret=values.get("ghtoken", ""))
+    listed = _list_url(repository, flag) if given.secret else ""
+    return ServiceCache(
+        CacheInActions(name, url, version, scope, listed, _pace(values, flag)),
+        GivenAccount(name, given) if given.token else WorkflowAccount(name, given),
+        None,
+    )
+
+
+def _list_url(repository: str, flag: str) -> str:
+    if not re.fullmatch(r"(?!\.+/)[\w.-]+/(?!\.+$)[\w.-]+", repository, re.ASCII):
+        raise UsageError(f"{flag}: ghtoken= needs repository=OWNER/NAME (or $GITHUB_REPOSITORY)")
+    api = _url("GITHUB_API_URL", os.environ.get("GITHUB_API_URL", ""), flag) or "https://api.github.com"
+    return f"{api}/repos/{repository}/actions/caches"
 
 
 def _seen_by(token: str) -> str:

@@ -255,6 +255,8 @@ class CacheService(Service):
     def reply(self, request: Request) -> Reply:
         if request.path.startswith("/blobs/"):
             return self._blob(request)
+        if request.path == "/repos/owner/project/actions/caches" and request.method == "GET":
+            return self._list(request)
         if not request.path.startswith(self.PREFIX) or request.method != "POST":
             return Reply(404, b'{"code":"bad_route"}')
         scopes = self._scopes(request.headers.get("authorization", ""))
@@ -312,6 +314,19 @@ class CacheService(Service):
             for number, each in (*exact, *begun):
                 return self._json(ok=True, signed_download_url=self._url(number), matched_key=each.key)
         return self._json(ok=False)
+
+    def _list(self, request: Request) -> Reply:
+        """List GitHub Actions caches for a repository (GitHub's REST API)."""
+        if request.headers.get("authorization") != "Bearer rest-token":
+            return Reply(401, b'{"message":"Bad credentials"}')
+        begin = (int(request.query["page"]) - 1) * int(request.query["per_page"])
+        found = [
+            {"id": number, "ref": each.scope, "key": each.key, "version": each.version, "size_in_bytes": len(each.data)}
+            for number, each in enumerate(self.entries)
+            if each.whole and each.key.startswith(request.query["key"])
+        ]
+        page = found[begin : begin + int(request.query["per_page"])]
+        return self._json(total_count=len(found), actions_caches=page)
 
     def _url(self, number: int) -> str:
         return f"{self.url}/blobs/{number}?se=2030&sig={self.signature}"

@@ -30,6 +30,7 @@ import msgspec
 from executor.objects.cache_account import Account
 from executor.objects.object_store import PIECE, SILENCE, StoredObject, shown
 from executor.retry import RETRYABLE_STATUSES, Attempts, RetryPolicy, StallClock, TransientError
+from executor.solver.lazy import Lazy
 from executor.transport import (
     Cancel,
     HTTPRequest,
@@ -40,7 +41,7 @@ from executor.transport import (
     check_target,
     origin_of,
 )
-from platforms import decoding
+from platforms import debug, decoding
 from platforms.errors import CacheError, RegistryError, printable
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ _API: Final = "/_apis/artifactcache/"
 _V1_ACCEPT: Final = "application/json;api-version=6.0-preview.1"
 _VERSION: Final = hashlib.sha256(b"kanifold cache 1").hexdigest()
 """What the service calls a version: entries of another one are not found. A change of the format needs another."""
+_LIST_LIMIT: Final = 1 << 20
+_PAGES: Final = 50
+"""Pages of a list, of 100 entries each, that are read: asking for single entries is faster than more."""
 _ANSWER_LIMIT: Final = 256 << 10
 _BLOCK: Final = 2 * PIECE
 """Bytes of a block of a blob, which is held in memory: there may be 50,000 of up to 4,000 MiB (Put Block)."""
@@ -132,6 +136,19 @@ class _Pace:
             raise CacheError(self._what, why=why)
 
 
+class _Listed(msgspec.Struct, frozen=True):
+    """An entry in the list of GitHub's REST API."""
+
+    ref: str
+    key: str
+    version: str
+
+
+class _List(msgspec.Struct, frozen=True):
+    actions_caches: tuple[_Listed, ...]
+
+
+_LIST: Final[msgspec.json.Decoder[_List]] = msgspec.json.Decoder(_List)
 _CLAIMS: Final[msgspec.json.Decoder[_Claims]] = msgspec.json.Decoder(_Claims)
 _SCOPES: Final[msgspec.json.Decoder[tuple[TokenScope, ...]]] = msgspec.json.Decoder(tuple[TokenScope, ...])
 _ANSWER: Final[msgspec.json.Decoder[_Answer]] = msgspec.json.Decoder(_Answer)
@@ -175,6 +192,8 @@ class ActionsObjects:
         self._known: dict[str, str] = {}
         """URLs of objects that were looked for, by key."""
         self._superseded: set[str] = set()
+        self._list_url = location.list_url
+        self._listed = Lazy(self._list_keys)
 
     def get(self, key: str, limit: int) -> tuple[bytes, StoredObject] | None:
         """A URL that has expired is asked for once more."""
@@ -272,6 +291,8 @@ class ActionsObjects:
 
     def _look_up(self, key: str) -> str | None:
         """Return a URL of the newest object whose key begins with ``key``; None if there is none."""
+        if self._list_url and (listed := self._listed()) is not None and key not in listed:
+            return None
         what, prefix = f"cannot look for {shown(key)}", f"{key}-"
         if self._version == 1:
             from urllib.parse import urlencode
@@ -294,6 +315,37 @@ class ActionsObjects:
         with self._lock:
             self._known[key] = checked
         return checked
+
+    def _list_keys(self) -> frozenset[str] | None:
+        """Return the keys of all objects that the token may read, without their ends; None if they cannot be listed.
+
+        It spares a request for each that does not exist. What other jobs write from now on is not found.
+        """
+        known = scopes(self._token("cannot list the cache"))
+        refs = None if known is None else {each.scope for each in known}
+        found: set[str] = set()
+        for page in range(1, _PAGES + 1):
+            url = _with_query(self._list_url, key="kanifold-", per_page="100", page=str(page))
+            headers = (("Accept", "application/vnd.github+json"), ("X-GitHub-Api-Version", "2022-11-28"))
+            request = HTTPRequest("GET", url, headers, f"Bearer {self._account().secret}", read_timeout=self._silence)
+            try:
+                with _translated("cannot list the cache"):
+                    reply, _ = self._transport.call(request, _LIST_LIMIT, redirects=0)
+                listed = decoding.decode(_LIST, reply.body).actions_caches if reply.status == 200 else None
+            except (CacheError, msgspec.DecodeError) as error:
+                debug.log("remote cache not listed", why=str(error))
+                return None
+            if listed is None:
+                debug.log("remote cache not listed", why=_said(reply))
+                return None
+            found.update(
+                each.key.rpartition("-")[0]
+                for each in listed
+                if each.version == _VERSION and (refs is None or each.ref in refs)
+            )
+            if len(listed) < 100:
+                return frozenset(found)
+        return None
 
     def _ask(self, method: str, what: str, body: dict[str, Any]) -> _Answer | None:
         """Return the answer to a call of the Twirp service; None if there is no such entry, or if there is one already

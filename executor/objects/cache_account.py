@@ -13,7 +13,7 @@ class CacheAccount(msgspec.Struct, frozen=True, omit_defaults=True):
     key_id: str = ""
     """AWS: the id of the access key."""
     secret: str = ""
-    """The secret of that; the key of an Azure storage account."""
+    """The secret of that; the key of an Azure storage account; a token for GitHub's REST API."""
     token: str = ""
     """A session token for the access key (AWS), or a bearer token (Azure, GitHub)."""
     seconds: float = 0.0

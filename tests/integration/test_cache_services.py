@@ -163,6 +163,22 @@ def test_several_names_are_asked_in_order_and_all_written(machine: Machines, sta
         assert (other.ran(), other.digest) == (set(), first.digest)
 
 
+def test_with_a_token_for_the_list_nothing_is_asked_for_that_is_not_there(
+    machine: Machines, stages: Path, actions: CacheService
+) -> None:
+    job = workflow(actions) | {"GITHUB_API_URL": actions.url}
+    given = ("--cache-from", "type=gha,ghtoken=rest-token", "--cache-to", "type=gha,ghtoken=rest-token,mode=max")
+    first = machine("first").build(stages, *given, platforms=AMD64, **job)
+    asked = "GetCacheEntryDownloadURL"
+    assert actions.asked("POST", asked) == []
+    second = machine("second").build(stages, *given, platforms=AMD64, **job)
+    assert (second.ran(), second.digest, first.warnings, second.warnings) == (set(), first.digest, [], [])
+    wrong = ("--cache-from", "type=gha,ghtoken=wrong")
+    third = machine("third").build(stages, *wrong, platforms=AMD64, **job)
+    assert (third.ran(), third.warnings) == (set(), [])
+    secretless(second, "rest-token")
+
+
 def test_a_large_layer_is_sent_as_blocks(machine: Machines, large: Path, actions: CacheService) -> None:
     folder = large
     first = machine("first").build(folder, "--cache-to", "type=gha", platforms=AMD64, **workflow(actions))

@@ -352,6 +352,7 @@ def test_quiet_is_a_progress() -> None:
         (("--cache-from", "type=azblob,name=x"), "type=azblob needs account_url="),
         (("--cache-from", "type=gha,scope=a,version=3"), "version='3' is neither 1 nor 2"),
         (("--cache-from", '"type=gha","scope=a,b"'), "no comma"),
+        (("--cache-from", "type=gha,ghtoken=x,repository=../x"), "needs repository="),
         (("--cache-to", "type=registry,ref=a,mode=most"), "--cache-to"),
         (("--cache-to", "type=registry,ref=a,oci-mediatypes=false"), "oci-mediatypes"),
         (("--cache-to", "type=registry,ref=a,image-manifest=false"), "image-manifest"),
