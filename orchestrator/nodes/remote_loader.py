@@ -308,7 +308,8 @@ def _become(directory: str) -> int:
         raise LoadingRefusedError(
             "kanifold cannot be loaded there",
             f"{sys.executable}: {error}",
-            "give the node another Python (python: in the inventory)",
+            "give the node another Python (python: in the inventory); or another place with KANIFOLD_ROOT, if programs "
+            "may not be run from this one (noexec)",
         ) from error
     _say("ready")
     return program.main()

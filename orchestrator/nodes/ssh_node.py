@@ -185,6 +185,7 @@ class SSHNode(CommandNode):
         )
 
     async def _send(self, worker: Worker, name: str, details: bytes) -> None:
+        """Send the zip of the installation ``name`` for what ``details`` describe. Raises ``TimeoutError``."""
         try:
             lacking = decoding.decode(_LACKING, details)
         except msgspec.DecodeError as error:
@@ -200,7 +201,8 @@ class SSHNode(CommandNode):
             while block := file.read(framing.BLOCK):
                 worker.stdin.write(block)
                 try:
-                    await worker.stdin.drain()
+                    async with asyncio.timeout(connection.GREETING):
+                        await worker.stdin.drain()
                 except ConnectionError:  # it has told why
                     return
 

@@ -209,6 +209,25 @@ def test_any_login_shell_starts_the_loader(shell: str, tmp_path: Path) -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        (b"5 " + b"0" * 64 + b"\nhello", b"its digest is another one"),
+        (b"6 " + b"0" * 64 + b"\nhello", b"the connection ended before it had"),
+        (b"", b"the connection ended"),
+    ],
+)
+def test_what_arrives_damaged_is_not_run(tmp_path: Path, sent: bytes, why: bytes) -> None:
+    opening = ssh_node.opening(NodeEntry("node", "ssh://node"), "0" * 32, "0" * 64)
+    done = subprocess.run(
+        ["sh", "-c", ssh_node.COMMAND],
+        input=opening + sent, capture_output=True, check=False, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert b"\nkanifold-node-1 refused {" in done.stdout
+    assert why in done.stdout
+    assert os.listdir(tmp_path / EXECUTORS) == []
+
+
 def test_a_login_that_prints_without_end_is_given_up(client: Hosts) -> None:
     host = client.add("mad", user="builder")
     (host.home / ".bashrc").write_text("yes '\x1b]0;title\x07'\n")
