@@ -249,7 +249,11 @@ def create(sources: tuple[str, ...], **given: Any) -> None:
         standing = publishing.targets(context, targets, flags.expect, base)
         homes = source_arguments.homes(wanted, targets)
         found = editing.read_sources(context, wanted, homes, flatten=flags.flatten)
-        for problem in (source_arguments.different_dockerfile(wanted), *_unplanned(wanted, found, planned_platforms)):
+        for problem in (
+            source_arguments.different_dockerfile(wanted),
+            source_arguments.different_repositories(wanted, targets),
+            *_unplanned(wanted, found, planned_platforms),
+        ):
             if problem is not None:
                 context.emit(events.WarningRaised(problem=problem))
         if flags.append:

@@ -33,6 +33,8 @@ FILES: Final = 1000
 DIGEST: Final = "containerimage.digest"
 DESCRIPTOR: Final = "containerimage.descriptor"
 NAME: Final = "image.name"
+_NAMED: Final = 3
+"""Maximum number of repositories that a warning names."""
 
 
 class RequestedSource(msgspec.Struct, frozen=True):
@@ -129,6 +131,24 @@ def different_dockerfile(wanted: Iterable[RequestedSource]) -> Problem | None:
         "BuildError",
         "the images were not built from the same Dockerfile",
         why=f"{images[0].text} from {images[0].dockerfile}, {other.text} from {other.dockerfile}",
+    )
+
+
+def different_repositories(wanted: Iterable[RequestedSource], targets: Iterable[ImageName]) -> Problem | None:
+    """Return the warning that some images were built for a repository of ``targets`` and others for none of them.
+
+    None if all were, or none: that is a copy to another place.
+    """
+    own = {home_of(each) for each in targets}
+    images = [each for each in wanted if each.candidates and each.dockerfile]
+    others = [each for each in images if own.isdisjoint(map(home_of, each.candidates))]
+    if not others or len(others) == len(images):
+        return None
+    return Problem(
+        "BuildError",
+        f"{others[0].text} was built for another image",
+        why=f"its build names {', '.join(str(home_of(each)) for each in others[0].candidates[:_NAMED])}",
+        remedy="keep the metadata of several images in directories of their own",
     )
 
 

@@ -66,6 +66,33 @@ def test_a_matrix_in_separate_jobs_makes_the_index_of_one_build(
 @pytest.mark.slow
 @judges.needs("act")
 @judges.needs_actions(*ACTIONS)
+def test_two_images_of_one_run_are_kept_apart(
+    runner: WorkflowRunner, registry: str, busybox: Base, read: Reader
+) -> None:
+    (settings, (path, caller), *_) = documented.files("ci.md", "GitHub", f"{registry}/e2e/first:1")
+    _, jobs = caller.split("jobs:\n")
+    second = jobs.replace("e2e/first", "e2e/second").replace("  image:\n", "  other:\n")
+    second = second.replace("    with:\n", "    with:\n      context: other\n")
+    runner.write(
+        {
+            "Dockerfile": f"FROM {busybox.ref}\nCOPY kanifold.yaml /first\n",
+            "other/Dockerfile": f"FROM {busybox.ref}\nCOPY Dockerfile /second\n",
+            settings[0]: settings[1],
+            path: f"{caller}{second}",
+            ".github/workflows/image.yml": PIECES / "image.yml",
+        }
+    )
+    runner.commit()
+    done = runner.run("push.yml")
+    assert done.returncode == 0, done.stdout
+    for name in ("first", "second"):
+        for platform in ("linux/amd64", "linux/arm64"):
+            assert read(f"{registry}/e2e/{name}:1", platform).text(name)
+
+
+@pytest.mark.slow
+@judges.needs("act")
+@judges.needs_actions(*ACTIONS)
 @pytest.mark.parametrize("subcommand", ["matrix", "build", "index"])
 def test_the_workflow_fails_with_each_of_its_commands(
     runner: WorkflowRunner, registry: str, busybox: Base, subcommand: str

@@ -192,6 +192,23 @@ def test_other_dockerfiles_are_told(tmp_path: Path) -> None:
     assert "1.json" in problem.why
 
 
+def test_an_image_of_another_name_among_others_is_told(tmp_path: Path) -> None:
+    digests = ["sha256:" + letter * 64 for letter in "ab"]
+    target = (registry("r.example.com/app:2"),)
+
+    def told(first: str, second: str) -> str:
+        for number, image in enumerate((first, second)):
+            metadata(tmp_path / f"{number}.json", digests[number], image, **{"kanifold.dockerfile": digests[0]})
+        problem = source_arguments.different_repositories(source_arguments.read_metadata(str(tmp_path)), target)
+        return problem.what + problem.why if problem else ""
+
+    assert told("r.example.com/app:1", "r.example.com/app:1-arm64,x/y") == ""
+    assert told("r.example.com/staging:1", "r.example.com/staging:1") == "", "a copy to another place"
+    mixed = told("r.example.com/app:1", "r.example.com/other:1")
+    assert "1.json" in mixed
+    assert "r.example.com/other" in mixed
+
+
 def test_a_directory_without_metadata_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no metadata"):
         source_arguments.read_metadata(str(tmp_path))
