@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import os
 import socket
+import sys
 
 from platforms import syscalls
 
@@ -63,3 +64,15 @@ def _wait(fd: int) -> None:
     waiter = select.poll()
     waiter.register(fd, select.POLLOUT)
     waiter.poll()
+
+
+def change_mode(name: bytes | str, mode: int, parent: int) -> None:
+    """Set the permissions of ``name`` in the directory ``parent``, which must not be a link."""
+    if sys.platform != "linux":
+        os.chmod(name, mode, dir_fd=parent, follow_symlinks=False)
+        return
+    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.chmod(f"/proc/self/fd/{found}", mode)  # chmod(2) follows links
+    finally:
+        os.close(found)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from typing import Final, Protocol
 
 from executor.rootfs.tarreader import PATH_LIMIT
+from platforms.descriptors import change_mode
 from platforms.errors import ArchiveError
 from platforms.pathwalk import PathWalk, TooManyLinks
 
@@ -207,14 +207,7 @@ def _opened(parent: int, name: bytes) -> int:
     try:
         return os.open(name, DIRECTORY, dir_fd=parent)
     except PermissionError:
-        if sys.platform != "linux":
-            os.chmod(name, 0o700, dir_fd=parent, follow_symlinks=False)
-            return os.open(name, DIRECTORY, dir_fd=parent)
-        found = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-        try:
-            os.chmod(f"/proc/self/fd/{found}", 0o700)  # the one way to chmod without following a link
-        finally:
-            os.close(found)
+        change_mode(name, 0o700, parent)
         return os.open(name, DIRECTORY, dir_fd=parent)
 
 

@@ -35,6 +35,7 @@ from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.walker import DIRECTORY, Walker, remove
 from executor.snapshotter.records import CAPABILITY, OVERLAY_XATTR, PRIVATE_XATTR, DeviceNumber, Record
 from platforms import syscalls
+from platforms.descriptors import change_mode
 from platforms.errors import ArchiveError
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -87,7 +88,7 @@ class _Destination:
         self._parents = Walker(self._root, self)
         self._targets = Walker(self._root, _Existing())
         self._own = self._uid, self._gid = os.geteuid(), os.getegid()
-        self._opens_all = bool(syscalls.capget()[0] & 1 << syscalls.CAP_DAC_OVERRIDE)
+        self._opens_all = syscalls.opens_all()
         """Whether permissions do not matter to this process."""
         self._walks = Walker(self._root, _NoLinks())
         self._stale = False
@@ -360,11 +361,7 @@ class _Destination:
                     if error.errno not in _UNSUPPORTED:
                         raise
         if entry.kind is not Kind.SYMLINK:
-            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-            try:
-                os.chmod(f"/proc/self/fd/{fd}", entry.mode)  # the one way to chmod without following a link
-            finally:
-                os.close(fd)
+            change_mode(name, entry.mode, parent)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
         return refused
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -110,7 +111,7 @@ def extract(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpack
     What the kernel refused is only in the result.
     """
     with Lower(directory) as lower:
-        counts = _apply_all(stream, lower, limits, lambda entry: entry)
+        counts = _apply_all(stream, lower, limits, _of_here)
         if lower.incomplete:
             raise ArchiveError("archive refused", why="it has a hard link to a file that is not in it before the link")
         return Unpacked(*counts, lower.implicit, records=lower.records)
@@ -130,7 +131,7 @@ def hand_over(stream: Readable, directory: str, *, limits: UnpackLimits) -> None
         if entry.kind in (Kind.CHARACTER, Kind.BLOCK) or (entry.kind is Kind.HARDLINK and entry.link in devices):
             devices.add(entry.path)
             return None
-        xattrs = tuple(each for each in entry.xattrs if each[0] != CAPABILITY)
+        xattrs = tuple(each for each in _of_here(entry).xattrs if each[0] != CAPABILITY)
         mode = entry.mode & ~(stat.S_ISUID | stat.S_ISGID)
         return replace(entry, uid=uid, gid=gid, mode=mode, xattrs=xattrs)
 
@@ -170,6 +171,11 @@ def _apply_all(
     finally:
         diff_id = digest.finish()
     return diff_id, size, blocks * _DISK_BLOCK, count
+
+
+def _of_here(entry: Entry) -> Entry:
+    """Return ``entry`` as a file of this machine can be: extended attributes in archives are Linux's."""
+    return entry if sys.platform == "linux" or not entry.xattrs else replace(entry, xattrs=())
 
 
 def _layer_entry(entry: Entry) -> Entry | None:

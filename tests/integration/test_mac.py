@@ -5,9 +5,11 @@ The processes run in a Python that is like a Mac's (``mac_python.py``); their no
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,10 +62,11 @@ def mac(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
     }
 
-    def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(program: str, *arguments: str, stdin: Path | None = None) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, str(TESTS / "mac_python.py"), "-c", program, *arguments],
             env=environment,
+            input=stdin and stdin.read_text("latin-1"),
             cwd=TESTS.parent,
             capture_output=True,
             text=True,
@@ -117,7 +120,9 @@ def test_a_build_on_a_node_elsewhere_needs_nothing_of_linux(mac: Mac, busybox: B
         NODE, "build", str(folder), "--node", "far=ssh://far", "--platform", "linux/amd64,linux/arm64",
         "--build-context", f"base=oci-layout://{busybox.layout}", "--secret", f"id=word,src={folder / 'word'}",
         "-o", f"type=oci,dest={out}", "-o", f"type=oci,dest={tmp_path / 'out.tar'}",
-        "-o", f"type=local,dest={tmp_path / 'files'}", "--trace", str(tmp_path / "trace"),
+        "-o", f"type=local,dest={tmp_path / 'files'}", "-o", f"type=tar,dest={tmp_path / 'files.tar'}",
+        "--trace", str(tmp_path / "trace"), "--cache-to", f"type=local,dest={tmp_path / 'cache'},mode=max",
+        "--cache-from", f"type=local,src={tmp_path / 'cache'}", "--metadata-file", str(tmp_path / "metadata"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for platform in ("linux/amd64", "linux/arm64"):
@@ -154,6 +159,27 @@ def test_a_repository_is_fetched(mac: Mac, tmp_path: Path) -> None:
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "files" / "file").read_text() == "of the repository"
+
+
+def test_an_archive_is_unpacked(mac: Mac, tmp_path: Path) -> None:
+    """Its files keep their owners; extended attributes are Linux's."""
+    archive = tmp_path / "archive"
+    with tarfile.open(archive, "w") as tar:
+        for name, content in (("Dockerfile", b"FROM scratch\nCOPY . /\n"), ("file", b"of the archive")):
+            member = tarfile.TarInfo(name)
+            member.size, member.uid, member.gid = len(content), 1234, 1234
+            member.pax_headers = {"SCHILY.xattr.user.word": "value"}
+            tar.addfile(member, io.BytesIO(content))
+        pipe = tarfile.TarInfo("pipe")
+        pipe.type = tarfile.FIFOTYPE
+        tar.addfile(pipe)
+    done = mac(
+        NODE, "build", "-", "--node", "far=ssh://far", "--platform", "linux/amd64",
+        "-o", f"type=local,dest={tmp_path / 'files'}", "-o", f"type=oci,dest={tmp_path / 'out'}", stdin=archive,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "files" / "file").read_text() == "of the archive"
+    assert read_image(tmp_path / "out", "linux/amd64").tree["file"].uid == 1234
 
 
 def test_without_nodes_it_says_what_to_do(mac: Mac, tmp_path: Path) -> None:
