@@ -1,8 +1,9 @@
 """The system's OpenSSH client: its command line for a node, with all of the user's configuration.
 
 Where the configuration has no ControlPath for the host, connections are shared by a socket of ours, for several
-executors and for the next build: a login takes many round trips and some computing, a session on a connection that is
-open takes two. The master process ends ``_PERSIST`` seconds after its last session.
+executors and for the next build: a login takes some ten round trips and some computing, a session on a connection that
+is open takes three (sshd takes stdin only after it has started the command). The master process ends ``_PERSIST``
+seconds after its last session.
 
 Commands ask the user nothing: they run in sessions of their own (setsid(2)), without a terminal. Where there is one and
 a login needs an answer, ``ask`` makes the shared connection in the foreground.
