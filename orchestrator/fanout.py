@@ -54,8 +54,10 @@ async def build_all(
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     sent = node_services.contexts(session.store)
     shared, jobs = _shared(jobs, session.nodes)
-    build = _Build(session, request, executors, _queues(placement for placement, _ in jobs), stop, sent, shared, {})
-    work = [_Work(build, _Attempt(build, placement, job, translate(job, placement), [])) for placement, job in jobs]
+    build = _Build(session, request, executors, _queues(placement for placement, _ in jobs), stop, sent, shared, set())
+    work = [
+        _Work(build, _Attempt(build, placement, job, translate(job, placement), []), set()) for placement, job in jobs
+    ]
     for problem in dict.fromkeys(loopback_registries(job, placement) for placement, job in jobs):
         if problem is not None:
             session.emit(events.WarningRaised(problem=problem, rule=problem.kind))
@@ -106,8 +108,8 @@ class _Build(msgspec.Struct, frozen=True):
     sent: Lazy[SentContexts]
     shared: Mapping[Platform, SharedStages]
     """What is made on another node, by the platform of the job that uses it."""
-    failing: dict[str, KanifoldError]
-    """The first error of each node on which a job has failed that may succeed elsewhere, by its name."""
+    broken: set[str]
+    """The names of nodes that were lost, or that violated the protocol."""
 
     def end(self, why: str) -> None:
         """Have no further job done."""
@@ -120,6 +122,8 @@ class _Work(msgspec.Struct, frozen=True):
 
     build: _Build
     first: _Attempt
+    failed: set[str]
+    """The names of nodes on which the job has failed."""
 
     async def do(self) -> PlatformResult | PlatformFailure | None:
         """Have an executor do the job; None when the build came to its end first."""
@@ -161,15 +165,17 @@ class _Work(msgspec.Struct, frozen=True):
     def _following(self, attempt: _Attempt, error: KanifoldError) -> _Attempt | None:
         """Return the attempt after ``attempt``, which has failed with ``error``; None if no other one can succeed.
 
-        Other nodes come first, in the order of the placement, without those that have failed in this build; at last the
-        same node, if only the connection to it was lost.
+        Other nodes come first, in the order of the placement, without those on which this job has failed or that this
+        build has lost; at last the same node, if only the connection to it was lost.
         """
-        retry, failing = attempt.retry(error), self.build.failing
+        retry, placement = attempt.retry(error), attempt.placement
         if retry == "never":
             return None
-        placement = attempt.placement
-        failing.setdefault(placement.node.name, error)
-        others = [each for each in self.first.placement.others if each.node.name not in failing]
+        self.failed.add(placement.node.name)
+        if isinstance(error, ProtocolError):
+            self.build.broken.add(placement.node.name)
+        left_out = self.failed | self.build.broken
+        others = [each for each in self.first.placement.others if each.node.name not in left_out]
         if retry == "anywhere" and not placement.shares_disk:
             others.append(placement)
         for each in others:

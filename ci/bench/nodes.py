@@ -7,9 +7,8 @@
   with a line added to one of 400 files.
 - ``nothing``: a build of which everything is cached, on a node behind a delay, beside the same on this machine.
 - ``builds``: workloads of ``workloads.py`` for amd64 and arm64: on this machine, which emulates arm64; on one node,
-  which does so, too; and on two, of which one is an arm64 machine (emulated as a whole, its own executor, too: this
-  shows what it costs at worst). All share the processors of this machine: the ratios are what nodes cost, not what
-  other machines gain.
+  which does so, too; and on two, of which one has the arm64 build, which it emulates. All share the processors of this
+  machine: the ratios are what nodes cost, not what other machines gain.
 
 All builds are pushed to a registry that every machine reaches; those of ``builds`` are done with --no-cache, with bases
 that have been pulled and unpacked. Durations are medians of rounds in which all take turns.
@@ -108,20 +107,24 @@ def nothing(setting: Setting, node: Host, folder: Path, rounds: int) -> Iterator
 
 def builds(setting: Setting, near: Host, arm: Host, folder: Path, rounds: int, scale: float) -> Iterator[str]:
     """Yield lines about workloads."""
-    ways: dict[str, tuple[Host, ...]] = {"one node": (near,), "two nodes": (near, arm)}
+    ways: dict[str, tuple[tuple[Host, ...], tuple[str, ...]]] = {
+        "here": ((), TWO),
+        "one node": ((near,), TWO),
+        "two nodes": ((near, arm), (f"{TWO[0]}={near.name}", f"{TWO[1]}={arm.name}")),
+    }
     for workload in (each for each in WORKLOADS if each.name in BUILDS):
         context = workload.make(folder, setting.registry, scale)
-        taken: dict[str, list[float]] = {name: [] for name in ("here", *ways)}
+        taken: dict[str, list[float]] = {name: [] for name in ways}
         try:
             for number in range(rounds + 1):
-                for name, nodes in (("here", ()), *ways.items()):
-                    seconds = setting.build(context, TWO, nodes, "--no-cache")
+                for name, (nodes, platforms) in ways.items():
+                    seconds = setting.build(context, platforms, nodes, "--no-cache")
                     if number:  # the first pulls the bases
                         taken[name].append(seconds)
         except FailedError as error:
             yield f"{workload.name:10} failed: {error}"
             continue
-        for name in ways:
+        for name in tuple(ways)[1:]:
             yield f"{workload.name:10}{name:11}{_beside(taken[name], taken['here'])}"
 
 
@@ -159,7 +162,7 @@ def main() -> int:
             if "nothing" in wanted:
                 _print("nothing", nothing(setting, near, folder / "b", arguments.rounds))
             if "builds" in wanted:
-                arm = hosts.add("arm", root="linux/arm64")
+                arm = hosts.add("arm")
                 _print("builds", builds(setting, near, arm, folder / "c", arguments.rounds, arguments.scale))
     return 0
 
