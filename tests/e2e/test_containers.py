@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -340,3 +341,9 @@ def test_a_root_that_was_moved_onto_the_old_one_is_not_left_by_chroot(
 ) -> None:
     """Docker's profile has no pivot_root(2), and steps may call chroot(2)."""
     place("docker-sys-admin").build(LEAVE.format(base=debian.ref))
+
+
+def test_the_table_of_environments_says_the_same() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/environments.md").read_text()
+    found = dict(re.findall(r"^\| `([\w-]+)`: .*?\| `?(\w+)`? \|", page, re.MULTILINE))
+    assert found == {name: ISOLATED.get(name, "none") for name in ENVIRONMENTS}
