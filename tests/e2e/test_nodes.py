@@ -87,7 +87,7 @@ def test_a_place_where_nothing_can_be_isolated_builds_on_a_node(
 ) -> None:
     far = hosts.add("far")
     place = replace(client, command=(*NO_NAMESPACES, *client.command))
-    assert "No space left" in place.run("doctor").out, "a mode works there"
+    assert place.run("doctor").code == 3, "a mode works there"
     out = f"type=oci,dest={tmp_path / 'out'}"
     base = f"base=oci-layout://{busybox.layout}"
     place("build", str(project), "--node", f"far={far.url}", "--build-context", base, "-o", out)
