@@ -31,6 +31,7 @@ CLONE_NEWNET: Final = 0x40000000
 # -- mounts: linux/mount.h, linux/fcntl.h ----------------------------------------------------------------------------
 
 MS_NOSUID: Final = 2
+MS_RDONLY: Final = 1
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
 MS_BIND: Final = 4096

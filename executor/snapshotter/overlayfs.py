@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Sequence
 
 from platforms import syscalls
@@ -19,6 +21,23 @@ def mount_stack(layers: Sequence[str], empty: str, *, upper: str = "", work: str
     lower = tuple(layers)
     if len(lower) + bool(upper) < 2:
         lower = (*lower, empty)
+    try:
+        try:
+            return _mount(lower, upper, work)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return _mount_by_options(lower, upper, work, os.path.dirname(empty))
+    except OSError as error:
+        raise EnvironmentUnfit(
+            "cannot mount the layers of an image",
+            why=error.strerror or str(error),
+            remedy="kanifold doctor says what this host allows",
+        ) from error
+
+
+def _mount(lower: Sequence[str], upper: str, work: str) -> int:
+    """Mount by fsopen(2), which takes any number of layers. EINVAL before Linux 6.8, which lacks ``lowerdir+``."""
     context = syscalls.fsopen("overlay")
     try:
         syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", "kanifold")
@@ -32,11 +51,33 @@ def mount_stack(layers: Sequence[str], empty: str, *, upper: str = "", work: str
         syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
         attributes = syscalls.MOUNT_ATTR_NODEV | (0 if upper else syscalls.MOUNT_ATTR_RDONLY)
         return syscalls.fsmount(context, attributes)
-    except OSError as error:
-        raise EnvironmentUnfit(
-            "cannot mount the layers of an image",
-            why=error.strerror or str(error),
-            remedy="kanifold doctor says what this host allows; Linux 6.8 or newer is needed",
-        ) from error
     finally:
         os.close(context)
+
+
+def _mount_by_options(lower: Sequence[str], upper: str, work: str, place: str) -> int:
+    """Mount by mount(2), on a directory in ``place`` until there is a descriptor of it.
+
+    Its options are a page of text in which colons and commas of paths would be parsed, so directories are passed as
+    links of open descriptors: room for some 230 layers.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    fds: list[int] = []
+    point = tempfile.mkdtemp(dir=place)
+    try:
+        for directory in (*lower, *((upper, work) if upper else ())):
+            fds.append(os.open(directory, flags))
+        links = [f"/proc/self/fd/{each}" for each in fds]
+        options = f"userxattr,lowerdir={':'.join(links[: len(lower)])}"
+        if upper:
+            options += f",upperdir={links[-2]},workdir={links[-1]},volatile"
+        syscalls.mount("kanifold", point, "overlay", syscalls.MS_NODEV | (0 if upper else syscalls.MS_RDONLY), options)
+        try:
+            clone = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
+            return syscalls.open_tree(syscalls.AT_FDCWD, point, clone)
+        finally:
+            syscalls.umount(point, syscalls.MNT_DETACH)
+    finally:
+        for fd in fds:
+            os.close(fd)
+        os.rmdir(point)
