@@ -167,7 +167,7 @@ def _seen_by(token: str) -> str:
     It is part of the cache's name, by which a store keeps what it knows from a cache: what a pull request has written
     is not used by builds of its base that have the same store.
     """
-    from executor.objects.actions_objects import scopes
+    from executor.objects.workflow_token import scopes
 
     known = scopes(token)
     return "" if not known else f" of {', '.join(each.scope for each in known)}"

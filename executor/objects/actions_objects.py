@@ -16,7 +16,6 @@ its base and its own runs have written, and may write for its own runs only, or 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import os
 import threading
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from executor.objects import workflow_token
 from executor.objects.cache_account import Account
 from executor.objects.object_store import PIECE, SILENCE, StoredObject, shown
 from executor.retry import RETRYABLE_STATUSES, Attempts, RetryPolicy, StallClock, TransientError
@@ -72,22 +72,6 @@ _WRITING: Final = RetryPolicy(attempts=4, first_delay=0.3, longest_delay=2.0)
 _PIECE_SECONDS: Final = 60.0
 """How long the transfer of ``PIECE`` bytes may take."""
 _REFUSED: Final = frozenset({401, 403})
-_WRITE: Final = 2
-"""The bit of a scope's ``Permission`` that allows to write."""
-
-
-class TokenScope(msgspec.Struct, frozen=True, rename="pascal"):
-    """A ref of the repository, and what a token allows for its entries: 1 to read, 2 to write, or their sum."""
-
-    scope: str
-    permission: int
-
-
-class _Claims(msgspec.Struct, frozen=True):
-    """The claims of a token (JWT) that say what it allows, and until when."""
-
-    ac: str = ""
-    exp: float = 0.0
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -149,28 +133,7 @@ class _List(msgspec.Struct, frozen=True):
 
 
 _LIST: Final[msgspec.json.Decoder[_List]] = msgspec.json.Decoder(_List)
-_CLAIMS: Final[msgspec.json.Decoder[_Claims]] = msgspec.json.Decoder(_Claims)
-_SCOPES: Final[msgspec.json.Decoder[tuple[TokenScope, ...]]] = msgspec.json.Decoder(tuple[TokenScope, ...])
 _ANSWER: Final[msgspec.json.Decoder[_Answer]] = msgspec.json.Decoder(_Answer)
-
-
-def scopes(token: str) -> tuple[TokenScope, ...] | None:
-    """Return the scopes of ``token``, which is not verified; None if it names none, as tokens of act do not."""
-    claims = _claims(token)
-    if claims is None or not claims.ac:
-        return None
-    try:
-        return decoding.decode(_SCOPES, claims.ac.encode())
-    except msgspec.DecodeError:
-        return None
-
-
-def _claims(token: str) -> _Claims | None:
-    part = token.split(".")[1] if token.count(".") == 2 else ""
-    try:
-        return decoding.decode(_CLAIMS, base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))) if part else None
-    except (msgspec.DecodeError, binascii.Error, ValueError):
-        return None
 
 
 def in_actions(location: CacheInActions, account: Account, trust: Trust, cancel: Cancel) -> ActionsObjects:
@@ -321,7 +284,7 @@ class ActionsObjects:
 
         It spares a request for each that does not exist. What other jobs write from now on is not found.
         """
-        known = scopes(self._token("cannot list the cache"))
+        known = workflow_token.scopes(self._token("cannot list the cache"))
         refs = None if known is None else {each.scope for each in known}
         found: set[str] = set()
         for page in range(1, _PAGES + 1):
@@ -392,14 +355,12 @@ class ActionsObjects:
                 "or give url_v2= and token=",
             )
         token = self._account().token
-        claims = _claims(token)
-        if claims is not None and 0 < claims.exp < time.time():
+        if workflow_token.is_expired(token):
             raise CacheError(what, why="the token of this job has expired", remedy="run the job again")
         return token
 
     def _check_writable(self, what: str) -> None:
-        known = scopes(self._token(what))
-        if known is not None and not any(each.permission & _WRITE for each in known):
+        if not workflow_token.may_write(self._token(what)):
             raise CacheError(
                 what,
                 why="the token of this job may only read, as that of a pull request from a fork",
