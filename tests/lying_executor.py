@@ -6,6 +6,7 @@ serves it correctly, so that a test can tell a rejected lie from a harness that 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -176,6 +177,27 @@ def dies_in_a_line(_platform: str) -> None:
 
 def killed(_platform: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def cache_blob_unasked(_platform: str) -> None:
+    """A layer for a cache that the job does not export to."""
+    say("cache-blob", name="stages on node elsewhere", digest=STRANGE, size=4)
+    write(b"evil")
+    hear_the_end()
+
+
+def negative_cache_blob(_platform: str) -> None:
+    say("cache-blob", name="", digest=STRANGE, size=-1)
+    hear_the_end()
+
+
+def asks_for_files_above(_platform: str) -> None:
+    """A pattern that leads out of the context; its error has the answer."""
+    pattern = base64.b64encode(b"/../../etc/passwd").decode()
+    say("ask", id=1, question={"what": "context", "name": "", "patterns": [{"path": pattern}]})
+    answer = hear()
+    what = "told" if answer["payload"] or not answer.get("error") else "told nothing"
+    say("failed", problem={"kind": "BuildError", "what": what})
 
 
 def asks_for_anything(_platform: str) -> None:
