@@ -62,6 +62,8 @@ def pieces(trace: dict[str, Any]) -> tuple[Piece, ...]:
             case "X", ("step" | "resolve" | "publish") as kind:
                 began = event["ts"] * _MICRO
                 found.append(Piece(event["pid"], kind, _name(kind, event), began, began + event["dur"] * _MICRO))
+            case _, "node":
+                pass  # a platform once more, in the lane of its node
             case "b", _:
                 open_[event["id"]] = event
             case "e", action:
