@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import stat
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 MARK: Final = "kanifold-node-1"
 _KEPT: Final = 3
 """Installations that are kept, of those that no executor runs from: the last ones used."""
+_SILENCE: Final = 60
+"""Seconds without a byte after which this process ends: sshd does not notice at once that a network is cut."""
+_MAKING: Final = 900
+"""As many until the zip begins to arrive, which may have to be made, of wheels that are fetched first."""
 _INCOMING: Final = "incoming."
 _BLOCK: Final = 1 << 16
 
@@ -238,11 +243,11 @@ def _archive(place: str) -> str:
     """Write what is sent to a file in ``place``, and return its path. Raises if it is not what was announced."""
     import hashlib
 
-    size, expected = _line().split()
+    size, expected = _line(_MAKING).split()
     path, rest, digest = f"{place}/archive", int(size), hashlib.sha256()
     with open(path, "wb") as file:
         while rest:
-            block = os.read(0, min(rest, _BLOCK))
+            block = _read(min(rest, _BLOCK))
             if not block:
                 raise LoadingRefusedError("kanifold did not arrive there", "the connection ended before it had", "")
             rest -= len(block)
@@ -320,10 +325,19 @@ def _become_installed(python: str) -> NoReturn:
     os.execv(python, [python, "-I", "-m", "executor"])
 
 
-def _line() -> str:
+def _read(size: int, patience: int = _SILENCE) -> bytes:
+    """Return up to ``size`` bytes of stdin; empty at its end. Ends this process after ``patience`` seconds."""
+    signal.alarm(patience)
+    try:
+        return os.read(0, size)
+    finally:
+        signal.alarm(0)
+
+
+def _line(patience: int = _SILENCE) -> str:
     line = b""
     while not line.endswith(b"\n"):
-        byte = os.read(0, 1)  # what follows is not ours
+        byte = _read(1, patience)  # what follows is not ours
         if not byte:
             raise LoadingRefusedError("nothing was asked for", "the connection ended", "")
         line += byte

@@ -29,27 +29,38 @@ MARK: Final = b"kanifold-node-1 "
 """``remote_loader.MARK``, and a space."""
 COMMAND: Final = (
     "exec /bin/sh -c '"
-    'read -r python; for each in "$python" python3 python3.14 python3.13 python3.12 python3.11 python; do '
-    'if command -v "$each" >/dev/null 2>&1; then '
-    'exec "$each" -I -S -c "import sys;exec(sys.stdin.buffer.raw.readline())"; fi; '
-    'test -z "$python" || break; done; echo; echo kanifold-node-1 nopython\''
+    "for each in python3 python3.14 python3.13 python3.12 python3.11 python; do "
+    'if command -v "$each" >/dev/null 2>&1; then exec "$each" -I -S -c '
+    '"import signal,sys;signal.alarm(60);line=sys.stdin.buffer.raw.readline;python=line();exec(line())"; fi; done; '
+    'read -r python; if test -n "$python" && command -v "$python" >/dev/null 2>&1; then exec "$python" -I -S -c '
+    '"import signal,sys;signal.alarm(60);python=bytes();exec(sys.stdin.buffer.raw.readline())"; fi; '
+    "echo; echo kanifold-node-1 nopython'"
 )
-"""Runs the Python of the first line of stdin, or else the first that there is; that executes the second line.
+"""Runs the first Python that there is, or else the one of the first line of stdin; that executes the second line.
 
-No sign in it means anything within single quotes to the login shells sh, bash, zsh, ksh, csh and fish.
+It ends when that does not come within a minute: sshd does not notice at once that a network is cut. No sign in it means
+anything within single quotes to the login shells sh, bash, zsh, ksh, csh and fish.
 """
 _REUSED: Final = 15.0
 """Seconds for the first answer over a connection that was there already."""
 _NOISE: Final = 1 << 16
 """Bytes that a login may print before the first answer."""
 _FIRST: Final = """\
-import os, sys, zlib
+import os, signal, sys, zlib
+code = 'python=bytes();first=%r;exec(first)' % first
+wanted = python.decode().strip()
+if wanted:
+    try:
+        os.execvp(wanted, [wanted, '-I', '-S', '-c', code])
+    except OSError:
+        os.write(1, b'\\nkanifold-node-1 nopython\\n')
+        os._exit(3)
 if sys.version_info < (3, 11):
     for version in VERSIONS:
         for folder in os.environ.get('PATH', os.defpath).split(os.pathsep):
             path = os.path.join(folder, 'python' + version)
             if os.access(path, os.X_OK):
-                os.execv(path, [path, '-I', '-S', '-c', 'first=%r;exec(first)' % first])
+                os.execv(path, [path, '-I', '-S', '-c', code])
     os.write(1, ('\\nkanifold-node-1 oldpython %d.%d\\n' % sys.version_info[:2]).encode())
     os._exit(3)
 text = b''
@@ -58,10 +69,11 @@ while len(text) < SIZE:
     if not block:
         os._exit(3)
     text += block
+signal.alarm(0)
 exec(zlib.decompress(text))
 sys.exit(main())
 """
-"""What the second line executes, with any Python 3: reads and executes the loader, if need be with a later Python."""
+"""What the second line executes, with any Python 3: reads and executes the loader, if need be with another Python."""
 
 
 class _Lacking(msgspec.Struct, frozen=True):

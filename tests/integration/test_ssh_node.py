@@ -210,6 +210,20 @@ def test_any_login_shell_starts_the_loader(shell: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "program",
+    [
+        ["sh", "-c", ssh_node.COMMAND.replace("alarm(60)", "alarm(1)")],
+        [sys.executable, "-c", "from orchestrator.nodes import remote_loader; remote_loader._line(1)"],
+    ],
+    ids=["the command", "the loader"],
+)
+def test_what_waits_for_a_network_that_was_cut_ends(program: list[str]) -> None:
+    """While it starts: an executor that runs has signs of life."""
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as waiting:
+        assert waiting.wait(30) == -signal.SIGALRM
+
+
+@pytest.mark.parametrize(
     ("sent", "why"),
     [
         (b"5 " + b"0" * 64 + b"\nhello", b"its digest is another one"),
@@ -241,8 +255,7 @@ def test_a_login_that_prints_without_end_is_given_up(client: Hosts) -> None:
 def test_a_later_python_is_found_if_the_first_is_too_old(client: Hosts) -> None:
     host = client.add("old", root="linux/amd64")
     (host.path("/usr/local/bin") / "python3").write_text(
-        '#!/bin/sh\nexec /usr/bin/python3.11 -I -S -c "import sys; sys.version_info = (3, 9); '
-        'exec(sys.stdin.buffer.raw.readline())"\n'
+        '#!/bin/sh\nexec /usr/bin/python3.11 -I -S -c "import sys; sys.version_info = (3, 9); $4"\n'
     )
     host.run("chmod", "755", "/usr/local/bin/python3")
     assert describe(host).kanifold == executor_zip.VERSION
