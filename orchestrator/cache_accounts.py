@@ -7,7 +7,7 @@ answer to an executor.
 from __future__ import annotations
 
 import os
-from typing import Final, assert_never
+from typing import ClassVar, Final, assert_never
 
 import msgspec
 from msgspec.structs import replace
@@ -26,17 +26,24 @@ class GivenAccount(msgspec.Struct, frozen=True):
     name: str
     account: CacheAccount
 
+    @property
+    def is_given(self) -> bool:
+        """Whether any of it is in the cache's options."""
+        return True
+
 
 class AWSAccount(msgspec.Struct, frozen=True):
     """The account of the cache ``name`` that the tools of AWS would use: the environment, profiles, roles, …."""
 
     name: str
+    is_given: ClassVar[bool] = False
 
 
 class AzureAccount(msgspec.Struct, frozen=True):
     """The account of the cache ``name`` that the tools of Azure would use."""
 
     name: str
+    is_given: ClassVar[bool] = False
 
 
 class WorkflowAccount(msgspec.Struct, frozen=True):
@@ -44,6 +51,10 @@ class WorkflowAccount(msgspec.Struct, frozen=True):
 
     name: str
     given: CacheAccount = CacheAccount()
+
+    @property
+    def is_given(self) -> bool:
+        return self.given != CacheAccount()
 
 
 AccountSource = GivenAccount | AWSAccount | AzureAccount | WorkflowAccount

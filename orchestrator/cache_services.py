@@ -80,9 +80,8 @@ def _bucket(values: Mapping[str, str], flag: str) -> ServiceCache:
         raise UsageError(f"{flag}: type=s3 needs {missing}")
     _directory("bucket", bucket, flag)
     endpoint = _url("endpoint_url", values.get("endpoint_url", ""), flag)
-    prefix, records, layers, names = _layout(values, flag)
-    where = f"{endpoint}/{bucket}" if endpoint else f"s3://{bucket}"
-    name = "/".join(filter(None, (where, prefix, ";".join(names))))
+    records, layers, names = _layout(values, flag)
+    name = _name(f"{endpoint}/{bucket}" if endpoint else f"s3://{bucket}", records, layers, names)
     key, secret = values.get("access_key_id", ""), values.get("secret_access_key", "")
     if bool(key) != bool(secret):
         raise UsageError(f"{flag}: access_key_id= and secret_access_key= go together")
@@ -117,8 +116,8 @@ def _container(values: Mapping[str, str], flag: str) -> ServiceCache:
     container = values.get("container") or os.environ.get("BUILDKIT_AZURE_STORAGE_CONTAINER", "") or "buildkit-cache"
     _directory("container", container, flag)
     default = os.environ.get("BUILDKIT_AZURE_STORAGE_PREFIX", "")
-    prefix, records, layers, names = _layout({"prefix": default, **values}, flag)
-    name = "/".join(filter(None, (url, container, prefix, ";".join(names))))
+    records, layers, names = _layout({"prefix": default, **values}, flag)
+    name = _name(f"{url}/{container}", records, layers, names)
     secret = values.get("secret_access_key", "")
     return ServiceCache(
         CacheInContainer(
@@ -144,7 +143,8 @@ def _actions(values: Mapping[str, str], flag: str) -> ServiceCache:
         raise UsageError(f"{flag}: scope= has at most 200 characters, and no comma")
     token = values.get("token", "") or os.environ.get(WORKFLOW_TOKEN, "")
     repository = values.get("repository") or os.environ.get("GITHUB_REPOSITORY", "")
-    name = f"gha:{'/'.join(filter(None, (repository, scope)))}{_seen_by(token)}"
+    elsewhere = url if values.get("url") or values.get("url_v2") else ""
+    name = f"gha:{'/'.join(filter(None, (elsewhere, repository, scope)))}{_seen_by(token)}"
     given = CacheAccount(token=values.get("token", ""), secret=values.get("ghtoken", ""))
     listed = _list_url(repository, flag) if given.secret else ""
     return ServiceCache(
@@ -194,8 +194,19 @@ def _service(values: Mapping[str, str], flag: str) -> tuple[str, int]:
     return _url("url", url, flag), version
 
 
-def _layout(values: Mapping[str, str], flag: str) -> tuple[str, str, str, tuple[str, ...]]:
-    """Return the prefix, the directories of records and of layers, and the names of a cache in a bucket."""
+def _name(place: str, records: str, layers: str, names: tuple[str, ...]) -> str:
+    """Return the name of a cache in a bucket, which is that of no cache with its objects elsewhere.
+
+    By it a store keeps what it knows from a cache: builds that trust one directory of a bucket do not use what was
+    found in another.
+    """
+    asked = ";".join(f"{records}/{each}" for each in names)
+    common = records.removesuffix(_RECORDS)
+    return f"{place}/{asked}{'' if layers == f'{common}{_LAYERS}' else f' with {layers}'}"
+
+
+def _layout(values: Mapping[str, str], flag: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return the directories of records and of layers, and the names of a cache in a bucket."""
     prefix = _directory("prefix", values.get("prefix", ""), flag)
     records = _directory("manifests_prefix", values.get("manifests_prefix", ""), flag) or _RECORDS
     layers = _directory("blobs_prefix", values.get("blobs_prefix", ""), flag) or _LAYERS
@@ -203,7 +214,7 @@ def _layout(values: Mapping[str, str], flag: str) -> tuple[str, str, str, tuple[
         raise UsageError(f"{flag}: manifests_prefix= and blobs_prefix= have to differ")
     names = tuple(_directory("name", each, flag) for each in values.get("name", _NAME).split(";") if each)
     below = (f"{prefix}/{records}", f"{prefix}/{layers}") if prefix else (records, layers)
-    return prefix, *below, names or (_NAME,)
+    return *below, names or (_NAME,)
 
 
 def _directory(key: str, text: str, flag: str) -> str:

@@ -83,8 +83,23 @@ def exports(caches: Iterable[Cache]) -> tuple[CacheExport, ...]:
 
 
 def accounts(caches: Iterable[Cache]) -> tuple[AccountSource, ...]:
-    """Where the accounts of the ``caches`` come from."""
-    return tuple(each.account for each in caches if each.account is not None)
+    """Where the accounts of the ``caches`` come from, one for each cache: one that is given for reading is also for
+    writing, and the reverse. Raises ``UsageError`` for a cache with two."""
+    found: dict[str, AccountSource] = {}
+    for each in caches:
+        if each.account is None:
+            continue
+        other = found.setdefault(each.account.name, each.account)
+        if other == each.account or not each.account.is_given:
+            continue
+        if other.is_given:
+            raise UsageError(
+                f"{each.account.name} has two accounts",
+                why="--cache-from and --cache-to name the same cache with different ones",
+                remedy="give both the same one",
+            )
+        found[each.account.name] = each.account
+    return tuple(found.values())
 
 
 def _read(text: str, flag: str, path_key: str, *, inline: bool) -> Cache:

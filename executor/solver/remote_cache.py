@@ -405,8 +405,8 @@ def _actions_objects(location: protocol.CacheInActions, account: Account, connec
 
 
 def of_job(job: protocol.Job, connections: Connections) -> RemoteCaches:
-    """Return the caches of ``job``. One that is imported from and exported to is one object."""
-    made: dict[str, RemoteCache] = {}
+    """Return the caches of ``job``. One that is imported from and exported to with the same options is one object."""
+    made: dict[protocol.CacheLocation, RemoteCache] = {}
     sources: list[RemoteCache] = []
     targets: list[CacheTarget] = []
 
@@ -421,11 +421,12 @@ def of_job(job: protocol.Job, connections: Connections) -> RemoteCaches:
     return RemoteCaches(sources, targets, connections.report, None if ttl is None else ttl + job.clock_ahead)
 
 
-def _known(location: protocol.CacheLocation, made: dict[str, RemoteCache], connections: Connections) -> RemoteCache:
-    name = f"{type(location).__name__} {location.name}"
-    if name not in made:
-        made[name] = at(location, connections)
-    return made[name]
+def _known(
+    location: protocol.CacheLocation, made: dict[protocol.CacheLocation, RemoteCache], connections: Connections
+) -> RemoteCache:
+    if location not in made:
+        made[location] = at(location, connections)
+    return made[location]
 
 
 def _account(conversation: Conversation, name: str) -> CacheAccount:

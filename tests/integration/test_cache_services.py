@@ -194,6 +194,16 @@ def test_scopes_keep_caches_of_one_repository_apart(machine: Machines, stages: P
     assert "has nothing for this build" in only_warning(other)
 
 
+def test_directories_of_one_bucket_are_kept_apart(machine: Machines, stages: Path, s3: S3) -> None:
+    main, other = bucket(s3, "manifests_prefix=main"), bucket(s3, "manifests_prefix=other")
+    machine("first").build(stages, "--cache-to", main, platforms=AMD64)
+    trusted = {key: data for key, data in s3.objects.items() if key.startswith("main/")}
+    second = machine("second").build(stages, "--cache-from", main, "--cache-to", f"{other},mode=max", platforms=AMD64)
+    assert second.warnings == []
+    assert any(key.startswith("other/") for key in s3.objects), "it is written where it was told"
+    assert {key: data for key, data in s3.objects.items() if key.startswith("main/")} == trusted
+
+
 def test_the_account_for_azure_is_that_of_the_machine(machine: Machines, stages: Path) -> None:
     """A managed identity, by the endpoint that App Service has for it."""
 

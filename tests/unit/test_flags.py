@@ -21,7 +21,7 @@ from executor.protocol import (
     Compression,
 )
 from orchestrator import cli, fields, flags
-from orchestrator.cache_accounts import AzureAccount, GivenAccount
+from orchestrator.cache_accounts import AzureAccount, GivenAccount, WorkflowAccount
 from orchestrator.options import Flag
 from orchestrator.outputs import OciLayout, Push
 from orchestrator.request import Allowed, Annotation, BuildRequest, SecretSource
@@ -218,7 +218,7 @@ def test_the_audits_exceptions_may_name_a_platform() -> None:
 def test_caches_at_services_are_named_without_their_secrets() -> None:
     place = "type=s3,bucket=b,region=r,prefix=/ci/,name=x;y,endpoint_url=https://s3.example/,use_path_style=true"
     found = ask("--cache-to", f"{place},access_key_id=id,secret_access_key=hush,mode=max,max_age=7d,max_size=1g")
-    name = "https://s3.example/b/ci/x;y"
+    name = "https://s3.example/b/ci/kanifold/steps/x;ci/kanifold/steps/y"
     location = CacheInBucket(
         name, "b", "r", "ci/kanifold/steps", ("x", "y"), "ci/kanifold/blobs", "https://s3.example", path_style=True
     )
@@ -230,6 +230,36 @@ def test_caches_at_services_are_named_without_their_secrets() -> None:
     assert isinstance(cache, CacheInContainer)
     assert (cache.account, cache.container, cache.pace.patience) == ("acc", "buildkit-cache", 300)
     assert azure.cache_accounts == (AzureAccount(cache.name),)
+
+
+def test_caches_whose_objects_are_elsewhere_have_other_names() -> None:
+    bucket, container = "type=s3,bucket=b,region=r", "type=azblob,account_url=https://a.example"
+    ways = (
+        "", ",prefix=a", ",name=a", ",manifests_prefix=a", ",blobs_prefix=a", ",manifests_prefix=a,blobs_prefix=b",
+        ",prefix=a/b,name=c", ",prefix=a,name=b/c", ",name=b/c;d", ",name=b/c;b/d",
+        ",manifests_prefix=kanifold/steps/b",
+    )  # fmt: skip
+    service = "type=gha,token=t"
+    places = [
+        *(f"{place}{way}" for place in (bucket, container) for way in ways),
+        *(f"{service}{way}" for way in (",url=https://a.example", ",url_v2=https://b.example", ",scope=a")),
+    ]
+    names = [ask("--cache-from", each).cache_accounts[0].name for each in places]
+    assert len(set(names)) == len(places)
+
+
+def test_an_account_of_a_cache_is_given_once_for_reading_and_writing() -> None:
+    place, given = "type=s3,bucket=b,region=r", ",access_key_id=id,secret_access_key=hush"
+    for source, target in ((place, place + given), (place + given, place), (place + given, place + given)):
+        (found,) = ask("--cache-from", source, "--cache-to", target).cache_accounts
+        assert isinstance(found, GivenAccount)
+    (workflow,) = ask("--cache-from", "type=gha,ghtoken=t,repository=o/r", "--cache-to",
+                      "type=gha,repository=o/r").cache_accounts  # fmt: skip
+    assert isinstance(workflow, WorkflowAccount)
+    assert workflow.given.secret == "t"
+    with pytest.raises(UsageError, match="has two accounts") as caught:
+        ask("--cache-from", f"{place},access_key_id=id,secret_access_key=other", "--cache-to", place + given)
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize("place", ["type=s3,bucket=b,region=r", "type=azblob,account_url=https://a.example"])
