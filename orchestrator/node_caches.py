@@ -8,6 +8,7 @@ only to those that use the same cache, and recorded by them as imported from it.
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
@@ -18,7 +19,7 @@ import msgspec
 from executor import protocol
 from executor.image.digest import check_digest
 from executor.image.manifest import Descriptor
-from executor.solver.remote_entry import RemoteCacheEntry, decode
+from executor.solver.remote_entry import RECORD_LIMIT, RemoteCacheEntry, decode
 from executor.store import blobs
 from executor.store.store import Store
 from platforms.errors import ArchiveError, ProtocolError
@@ -26,6 +27,10 @@ from platforms.errors import ArchiveError, ProtocolError
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _BLOCK: Final = 1 << 20
 _WANTED: Final = b"blob"
+_LAYERS_LIMIT: Final = 1000
+"""Layers that an executor has announced and not sent: far more than it has threads."""
+_SHARED_LIMIT: Final = 64 << 20
+"""Bytes of all records of shared stages."""
 
 
 class KeptCache(Protocol):
@@ -44,18 +49,27 @@ class KeptCache(Protocol):
         ...
 
 
-class SharedSteps(msgspec.Struct, frozen=True):
-    """The entries of one build, by key. Their layers are in the store."""
+class SharedSteps:
+    """The entries of one build, by key. Their layers are in the store. Thread-safe."""
 
-    entries: dict[str, RemoteCacheEntry] = msgspec.field(default_factory=dict)
+    def __init__(self) -> None:
+        self._records: dict[str, bytes] = {}
+        self._left = _SHARED_LIMIT
+        self._lock = threading.Lock()
 
     def find(self, key: str) -> RemoteCacheEntry | None:
         """As ``KeptCache.find``."""
-        return self.entries.get(key)
+        record = self._records.get(key)
+        return None if record is None else decode(record, key)
 
     def put(self, entry: RemoteCacheEntry, _store: Store) -> None:
-        """As ``KeptCache.put``."""
-        self.entries[entry.key] = entry
+        """As ``KeptCache.put``. Raises ``ProtocolError`` for more than stages have."""
+        record = msgspec.json.encode(entry)
+        with self._lock:
+            left = self._left + len(self._records.get(entry.key, b"")) - len(record)
+            if left < 0:
+                raise ProtocolError("an executor sent more results of shared stages than can be kept")
+            self._records[entry.key], self._left = record, left
 
     def fetch_blob(self, entry: Descriptor, _store: Store) -> None:
         """Raise ``ArchiveError``: the layer was in the store."""
@@ -72,6 +86,7 @@ class NodeCache:
         """The layers of entries that the executor was told of, by digest."""
         self._wanted: Counter[tuple[str, int]] = Counter()
         """How often it was asked for a layer, by digest and size: its threads may export the same one."""
+        self._lock = threading.Lock()
 
     def find(self, key: str) -> bytes | None:
         """Return the record of the step ``key``. Raises ``KanifoldError`` and ``OSError``."""
@@ -99,12 +114,17 @@ class NodeCache:
 
     def put(self, key: str, record: bytes) -> bytes:
         """Add ``record``, that of the step ``key``; returns ``blob`` if its layer has to be sent first."""
+        if len(record) > RECORD_LIMIT:
+            raise ProtocolError("an executor sent a record of a step that is too large")
         entry = decode(record, _checked(key))
         layer = entry.descriptor
         if layer is not None and not blobs.has(self._store, layer.digest):
             if layer.size < 0:
                 raise ProtocolError("an executor announced a layer of a negative size")
-            self._wanted[layer.digest, layer.size] += 1
+            with self._lock:
+                if self._wanted.total() >= _LAYERS_LIMIT:
+                    raise ProtocolError("an executor announced more layers than it sent")
+                self._wanted[layer.digest, layer.size] += 1
             return _WANTED
         if layer is not None and blobs.size(self._store, layer.digest) != layer.size:
             raise ProtocolError("an executor announced a layer of another size")
@@ -113,9 +133,11 @@ class NodeCache:
 
     async def receive(self, message: protocol.CacheBlob, content: AsyncIterator[bytes]) -> None:
         """Take the layer that ``put`` wanted. Raises ``KanifoldError`` for another one."""
-        if not self._wanted[message.digest, message.size]:
-            raise ProtocolError("an executor sent a layer that nobody asked for")
-        self._wanted[message.digest, message.size] -= 1
+        with self._lock:
+            if not self._wanted[message.digest, message.size]:
+                raise ProtocolError("an executor sent a layer that nobody asked for")
+            self._wanted[message.digest, message.size] -= 1
+            self._wanted = +self._wanted
         with blobs.ingest(self._store, check_digest(message.digest)) as ingest:
             async for block in content:
                 ingest.write(block)

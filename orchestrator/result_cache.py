@@ -136,9 +136,12 @@ def replay(cached: Sequence[CachedResult], jobs: Jobs, emit: Emit) -> tuple[Plat
 
 
 def store_results(built: Sequence[PlatformResult], jobs: Jobs, store: Store) -> None:
-    """Store the results of ``jobs`` that are cacheable."""
+    """Store the results of ``jobs`` that are cacheable: not those of jobs that have moved to a node with another disk,
+    whose executor could claim any dependencies."""
     with contextlib.suppress(StoreError):  # the build has succeeded even if this fails
         for each, (_, job) in zip(built, jobs, strict=True):
+            if not each.placement.shares_disk:
+                continue
             if each.events and (dependencies := each.result.dependencies) is not None:
                 steps = each.result.cached + each.result.ran
                 result = replace(each.result, dependencies=None, cached=steps, ran=0, seconds=0.0)

@@ -44,6 +44,12 @@ _BLOCK: Final = 256 << 10
 _THREADS: Final = 2
 _ENTRIES_LIMIT: Final = 50_000_000
 """Entries in all listings of a build: the disk for them is bounded, whatever an executor asks."""
+_LISTINGS_LIMIT: Final = 500
+"""Listings of a build, each with a descriptor. An executor asks for what its Dockerfile reaches all at once."""
+_PATTERNS_LIMIT: Final = 64 << 20
+"""Bytes of all patterns of a build, which are kept."""
+_PATTERN: Final = 200
+"""Bytes of a pattern without any path."""
 
 
 class SentContexts:
@@ -62,15 +68,18 @@ class SentContexts:
         self._asked: dict[tuple[DirectoryContext, tuple[ContextPattern, ...]], Listing] = {}
         self._listings: dict[tuple[DirectoryContext, str], Listing] = {}
         self._entries = 0
+        self._patterns = 0
 
     def listing(self, context: DirectoryContext, patterns: tuple[ContextPattern, ...]) -> bytes:
         """Return the SHA-256 of each part of the listing of what ``patterns`` match in ``context``.
 
-        Nothing is listed for a pattern without a match. Raises ``ContextError`` for files that cannot be read.
+        Nothing is listed for a pattern without a match. Raises ``ContextError`` for files that cannot be read, and
+        ``ProtocolError`` for what no build asks, or more than any does.
         """
         with self._busy(), self._lock:
             found = self._asked.get((context, patterns))
             if found is None:
+                self._count(patterns)
                 found = self._make(context, patterns)
                 self._asked[context, patterns] = self._listings[context, found.name] = found
             return found.digests
@@ -120,6 +129,13 @@ class SentContexts:
         """Pass ``block`` to ``out``, unless this is closed."""
         self._cancellation.check()
         out(block)
+
+    def _count(self, patterns: Sequence[ContextPattern]) -> None:
+        """Raise ``ProtocolError`` if there are too many listings with that of ``patterns``."""
+        paths = (path for each in patterns for path in (each.path, *each.include, *each.exclude))
+        self._patterns += _PATTERN * len(patterns) + sum(_PATTERN + len(path) for path in paths)
+        if len(self._asked) >= _LISTINGS_LIMIT or self._patterns > _PATTERNS_LIMIT:
+            raise ProtocolError("an executor asked for more listings than a build needs")
 
     def _make(self, context: DirectoryContext, patterns: Sequence[ContextPattern]) -> Listing:
         """Return the listing, recorded by the stat signatures of all that was looked up: files that have not changed

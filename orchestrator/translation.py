@@ -36,6 +36,9 @@ TRANSLATED: Final = frozenset({
 })  # fmt: skip
 REFUSED: Final = frozenset({"cgroup_parent", "certificates", "emulator_image"})
 """Fields that may refer to something of this machine, which is an error."""
+_KEPT: Final = 1000
+_KEPT_LENGTH: Final = 10_000
+"""Errors that are kept for a job, however many an executor provokes, and characters of one."""
 
 
 class Translation(Protocol):
@@ -105,7 +108,8 @@ class Apart:
 
     def sent(self, question: protocol.Question, problem: Problem) -> Problem:
         told = Problem(problem.kind, f"the orchestrator cannot give the {question.kind} {question.name!r}")
-        self._kept[told.kind, told.what] = problem
+        if len(self._kept) < _KEPT and len(told.what) < _KEPT_LENGTH:  # else it is shown as it was sent
+            self._kept[told.kind, told.what] = problem
         return told
 
     def received(self, problem: Problem) -> Problem:

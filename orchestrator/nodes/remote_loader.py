@@ -98,6 +98,7 @@ def _home() -> str:
 def _held(directory: str) -> bool:
     """Whether the installation ``directory`` is there and cannot be removed while this process lives."""
     try:
+        _check_places(os.path.dirname(directory))
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         fcntl.flock(fd, fcntl.LOCK_SH)
         status = os.fstat(fd)
@@ -115,7 +116,21 @@ def _held(directory: str) -> bool:
     return True
 
 
+def _check_places(home: str) -> None:
+    """Raise unless the directory of installations, and the store that it is in, are this user's alone to change: who
+    can replace one of them decides what is run. The user may have made the store a link, as for executors."""
+    root = os.path.dirname(home)
+    _check_owner(root, os.stat(root))
+    _check_owner(home, os.lstat(home))
+
+
 def _check_owner(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISDIR(status.st_mode):
+        raise LoadingRefusedError(
+            f"cannot run kanifold from {path}",
+            "it is a link, or no directory",
+            "remove it, or choose another place there with KANIFOLD_ROOT",
+        )
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise LoadingRefusedError(
             f"cannot run kanifold from {path}",
@@ -207,7 +222,7 @@ def _make(home: str) -> None:
     for each in (root, home):
         with contextlib.suppress(FileExistsError):
             os.mkdir(each, 0o700)
-    _check_owner(home, os.stat(home))
+    _check_places(home)
 
 
 def _description() -> dict[str, object]:
