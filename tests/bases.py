@@ -89,7 +89,7 @@ def cache_directory() -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -99,7 +99,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _kept(name: str, make: Callable[[Path], Layer]) -> Layer:
     """Return the layer ``name`` from the cache; if missing, it is made by ``make`` in a given directory."""
     home = cache_directory() / name
-    with _locked(home.with_name(home.name + ".lock")):
+    with locked(home.with_name(home.name + ".lock")):
         facts = home / "layer.json"
         if not facts.exists():
             home.parent.mkdir(parents=True, exist_ok=True)
@@ -302,7 +302,7 @@ def machine_root(platform: str) -> Path:
     name = f"machine-{source.suite}"
     layer = _bootstrapped(name, source, PLATFORMS[platform].debian, ("--variant=essential", packages))
     root = layer.path.parent / "root"
-    with _locked(root.with_name("root.lock")):
+    with locked(root.with_name("root.lock")):
         if not root.exists():
             with tempfile.TemporaryDirectory(prefix="root.", dir=root.parent) as work:
                 unpack = ["tar", "--numeric-owner", "--xattrs", "-xpf", str(layer.path), "-C", work]

@@ -279,7 +279,7 @@ class Hosts:
             f"ListenAddress {address}\nHostKey /run/host_key\nAuthorizedKeysFile /run/authorized\nPidFile none\n"
             "UsePAM no\nStrictModes no\nPasswordAuthentication no\nUseDNS no\nMaxStartups 100\nPrintMotd no\n"
         )
-        return _make_key(run / "host_key")
+        return make_key(run / "host_key")
 
     def close(self) -> None:
         for path in self.runtime.rglob("*"):
@@ -382,7 +382,7 @@ def _connect(hosts: Hosts) -> None:
     forward = [*router.entering("-n"), "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"]
     subprocess.run(forward, check=True)
     (hosts.folder / "bin").mkdir(parents=True)
-    _make_key(hosts.key)
+    make_key(hosts.key)
     hosts.known_hosts.touch()
     hosts.config.write_text(
         f"UserKnownHostsFile {hosts.known_hosts}\nGlobalKnownHostsFile /dev/null\nIdentityFile {hosts.key}\n"
@@ -407,7 +407,7 @@ def _network_number() -> Iterator[int]:
     pytest.skip("all networks for hosts are taken")
 
 
-def _make_key(path: Path) -> str:
+def make_key(path: Path) -> str:
     """Make a key pair and return the public key."""
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path)]
     subprocess.run(command, check=True, capture_output=True)

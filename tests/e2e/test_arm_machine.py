@@ -1,0 +1,94 @@
+"""A build on a real arm64 node: native, RUN included, with what the same build makes here under emulation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from arm_machine import ArmMachine
+from conftest import Base, Kanifold
+from oci_layout import read_image
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="the disk of the machine has files of all users"),
+]
+
+STEPS = """\
+FROM --platform=$BUILDPLATFORM base AS tools
+RUN uname -m > /tool
+FROM base AS lower
+RUN mkdir -p /tree/kept /tree/gone /tree/replaced && echo 1 > /tree/kept/file && echo 2 > /tree/gone/file \
+    && echo 3 > /tree/replaced/old && ln /tree/kept/file /tree/hard && ln -s kept /tree/link && mkfifo /tree/fifo
+RUN rm -r /tree/gone && rm -r /tree/replaced && mkdir /tree/replaced && echo 4 > /tree/replaced/new && rm /tree/hard
+FROM lower
+COPY --from=tools /tool /tool
+COPY --from=lower --chown=1000:1000 /tree/replaced /copied
+RUN uname -m > /machine
+RUN --network=none cat /proc/net/dev | grep -c eth > /interfaces || true
+RUN --mount=type=cache,target=/cache echo cached > /cache/file && cp /cache/file /cached
+RUN --mount=type=cache,target=/cache cat /cache/file >> /cached
+RUN --mount=type=secret,id=word md5sum /run/secrets/word > /word
+RUN --mount=type=tmpfs,target=/scratch echo gone > /scratch/file
+RUN --mount=type=bind,from=tools,target=/tools cp /tools/tool /bound
+RUN echo heredoc > /tree/kept/second && chown 1000:50 /tree/kept && chmod 2750 /tree/kept
+USER user
+WORKDIR /home/user/work
+USER root
+RUN chown user /home/user/work
+USER user
+RUN id -un > who && touch -d "2020-01-02 03:04:05" dated
+"""
+
+
+@pytest.fixture
+def client(arm_machine: ArmMachine, kanifold: Kanifold) -> Kanifold:
+    """The command, of a user whose ssh knows the machine."""
+    known = {key: arm_machine.environment[key] for key in ("PATH", "XDG_RUNTIME_DIR")}
+    return replace(kanifold, extra={**kanifold.extra, **known})
+
+
+def test_the_machine_builds_natively_what_is_built_here_under_emulation(
+    client: Kanifold, arm_machine: ArmMachine, busybox: Base, tmp_path: Path
+) -> None:
+    (tmp_path / "word").write_text("secret")
+    (tmp_path / "Dockerfile").write_text(STEPS)
+    wanted = (
+        "build", tmp_path, "--platform", "linux/amd64,linux/arm64", "--secret", f"id=word,src={tmp_path / 'word'}",
+        "--build-context", f"base=oci-layout://{busybox.layout}", "--progress", "plain",
+        "--build-arg", "SOURCE_DATE_EPOCH=1700000000",
+    )  # fmt: skip
+
+    def out(name: str) -> str:
+        return f"type=oci,dest={tmp_path / name},compression=zstd,rewrite-timestamp=true"
+
+    here = client(*wanted, "-o", out("here"))
+    assert "[linux/arm64] started: emulated" in here.err
+    there = client(*wanted, "--node", "local", "--node", f"arm={arm_machine.url}", "-o", out("there"))
+    assert "[linux/arm64] started: native, arm" in there.err
+    assert "[linux/amd64] started: native, local" in there.err
+
+    image = read_image(tmp_path / "there", "linux/arm64")
+    assert (image.text("/machine"), image.text("/tool"), image.text("/bound")) == ("aarch64\n", "x86_64\n", "x86_64\n")
+    assert (image.text("/interfaces"), image.text("/cached")) == ("0\n", "cached\ncached\n")
+    for name in ("here", "there"):
+        assert (tmp_path / name / "index.json").exists(), name
+    indexes = [json.loads((tmp_path / name / "index.json").read_text()) for name in ("here", "there")]
+    assert indexes[0]["manifests"][0]["digest"] == indexes[1]["manifests"][0]["digest"]
+
+
+def test_a_machine_that_is_switched_off_within_a_step_leaves_the_build_to_emulation(
+    client: Kanifold, arm_machine: ArmMachine, busybox: Base, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM base\nRUN uname -m > /machine; sleep 15\n")
+    command = client.arguments(
+        "build", tmp_path, "--platform", "linux/amd64,linux/arm64", "--node", "local",
+        "--node", f"arm={arm_machine.url}", "--build-context", f"base=oci-layout://{busybox.layout}",
+        "--progress", "plain", "-o", f"type=oci,dest={tmp_path / 'out'}",
+    )  # fmt: skip
+    del command, threading, subprocess
