@@ -97,7 +97,9 @@ class ArmMachine:
     def run(self, *command: str) -> str:
         """Run ``command`` there by SSH; return its output."""
         line = ["ssh", self.name, *command]
-        return subprocess.run(line, env=self.environment, capture_output=True, text=True, check=True, timeout=120).stdout
+        return subprocess.run(
+            line, env=self.environment, capture_output=True, text=True, check=True, timeout=120
+        ).stdout
 
     def power_off(self) -> None:
         """End the machine at once."""
