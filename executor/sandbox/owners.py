@@ -10,9 +10,10 @@ left to the kernel. Devices, which cannot be made there, are empty files that ar
 When the step has ended, the supervisor writes the records beside the upper directory, from where they are read with the
 layer (``executor.snapshotter.records``).
 
-The supervisor has the rights of the step: the same user, in the same user namespace. An argument in the caller's memory
-is read once. Where a call is continued by the kernel, the step may have changed its memory meanwhile; the only effect
-is that the step sees what the kernel reports.
+The supervisor has the rights of the step: the same user, in the same user namespace. But no Landlock domain keeps it
+from other processes, so where the step's /proc shows some, it follows no link to their files (``_Supervisor.open``). An
+argument in the caller's memory is read once. Where a call is continued by the kernel, the step may have changed its
+memory meanwhile; the only effect is that the step sees what the kernel reports.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from executor.sandbox import notified_calls, roots, seccomp, status
+from executor.sandbox import notified_calls, roots, seccomp, staging, status
 from executor.sandbox.inode_records import InodeRecords
 from executor.sandbox.inplace_records import InodeRecordsInPlace
 from executor.sandbox.spec import Bind, BindFd, SecretFile, Spec
@@ -91,6 +92,7 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
         os._exit(0)
     listener, root, mounts = fds
     own = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    sees_others = staging.shows_outer_processes()
     seen_as = os.fstat(root).st_dev
     written = roots.written(spec.rootfs)
     if isinstance(spec.rootfs, Overlay):
@@ -107,7 +109,7 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
     for fd in (mounts, root):
         os.close(fd)
     os.fchdir(proc)
-    _Supervisor(listener, table).run()
+    _Supervisor(listener, table, sees_others).run()
     syscalls.setns(own, syscalls.CLONE_NEWNS)
     keep(written, tuple(table.left(written, view)))
     os._exit(0)
@@ -137,9 +139,11 @@ class _Call(msgspec.Struct, frozen=True):
 class _Supervisor:
     """The supervisor of one step. The working directory is a /proc that shows its processes."""
 
-    def __init__(self, listener: int, table: InodeRecords) -> None:
+    def __init__(self, listener: int, table: InodeRecords, sees_others: bool) -> None:
         self.listener = listener
         self.table = table
+        self.sees_others = sees_others
+        """Whether the step's /proc shows processes that are not its own."""
         self.calls = seccomp.calls(notified_calls.ALL)
         self.handlers = {
             name: handler
@@ -249,10 +253,9 @@ class _Supervisor:
             if not path:
                 return False
         follow = not path or not (flags & syscalls.AT_SYMLINK_NOFOLLOW or name.startswith("lstat"))
-        where = self.where(call, base, path)
-        if not self.table.concerns(os.stat(where, follow_symlinks=follow)):
+        if not self.table.concerns(os.stat(_joined(*self.where(call, base, path)), follow_symlinks=follow)):
             return False
-        file = os.open(where, _PATH if follow else _PATH | os.O_NOFOLLOW)
+        file = self.open(call, base, path, follow)
         try:
             return self.write_status(call, file, buffer)
         finally:
@@ -344,11 +347,12 @@ class _Supervisor:
         """Raise OSError if the caller has died: its id and descriptors may be another process's by now."""
         fcntl.ioctl(self.listener, _STILL_VALID, _IDENTITY.pack(call.identity))
 
-    def where(self, call: _Call, base: int, path: bytes) -> bytes:
-        """Return a path by which this process reaches ``path`` as the caller would; b"" stands for ``base`` itself.
+    def where(self, call: _Call, base: int, path: bytes) -> tuple[bytes, bytes]:
+        """Return from where this process reaches ``path`` as the caller would: a link of /proc, and a path from there.
 
-        The root directory is set to the caller's, which may have called chroot, so that absolute links are resolved
-        there.
+        Either can be b"": there is no link for an absolute path, and no path for ``base`` itself, which is path b"", or
+        another descriptor. The root directory is set to the caller's, which may have called chroot, so that absolute
+        links are resolved there.
         """
         if self.entered and (wanted := _identity(f"{call.process}/root")) != self.root:
             os.chroot(f"{call.process}/root")  # the working directory is unchanged
@@ -356,17 +360,27 @@ class _Supervisor:
         if path[:1] == b"/":
             # In the caller's /proc "self" is not this process. Only descriptors, with nothing after them.
             opened = None if self.entered else _DESCRIPTOR.fullmatch(path)
-            return b"%d/fd/%b" % (call.process, _STREAMS.get(path) or opened[1]) if opened else path
+            return (b"%d/fd/%b" % (call.process, _STREAMS.get(path) or opened[1]), b"") if opened else (b"", path)
         base &= _WORD
-        place = b"%d/cwd" % call.process if base == _AT_FDCWD else b"%d/fd/%d" % (call.process, base)
-        return place + b"/" + path if path else place
+        return b"%d/cwd" % call.process if base == _AT_FDCWD else b"%d/fd/%d" % (call.process, base), path
 
     def open(self, call: _Call, base: int, path: bytes, follow: bool) -> int:
-        """Return an O_PATH descriptor of the file that the call is about."""
-        where = self.where(call, base, path)
-        if path[:1] != b"/" and not os.path.exists(where[: len(where) - len(path) - 1] if path else where):
+        """Return an O_PATH descriptor of the file that the call is about.
+
+        Where the step's /proc shows the executor, whose directories this process could enter by it, ``path`` leads
+        through no magic link: ELOOP.
+        """
+        link, rest = self.where(call, base, path)
+        if path[:1] != b"/" and not os.path.exists(link):
             raise OSError(errno.EBADF, "")
-        return os.open(where, _PATH if follow or not path else _PATH | os.O_NOFOLLOW)
+        flags = _PATH if follow or not path else _PATH | os.O_NOFOLLOW
+        if not self.sees_others or not rest:
+            return os.open(_joined(link, rest), flags)
+        start = os.open(link or b"/", _PATH)
+        try:
+            return syscalls.openat2(start, os.fsdecode(rest), flags, resolve=syscalls.RESOLVE_NO_MAGICLINKS)
+        finally:
+            os.close(start)
 
     def string(self, call: _Call, address: int) -> bytes:
         """Return the NUL-terminated string at ``address`` of the caller's memory."""
@@ -408,6 +422,10 @@ def _number_here(pid: int) -> int:
             return next(int(line.split()[1]) for line in file if line.startswith(b"Pid:"))
     finally:
         os.close(pidfd)
+
+
+def _joined(link: bytes, rest: bytes) -> bytes:
+    return link + b"/" + rest if link and rest else link or rest
 
 
 def _identity(path: str) -> tuple[int, int]:
