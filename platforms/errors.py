@@ -7,6 +7,7 @@ on a terminal. ``KanifoldError`` carries it; the subclass determines the exit co
     KanifoldError
     ├── UsageError            2  invalid flags or arguments
     ├── EnvironmentUnfit      3  this host lacks something: an emulator, isolation
+    │   └── NotBootstrapped      kanifold has not been sent to a node yet, and was not to be
     ├── Interrupted         130  stopped by the user, or by a closed protocol stream
     └── BuildError            1  the build failed
         ├── DockerfileError      a line of the Dockerfile is invalid
@@ -143,6 +144,10 @@ class EnvironmentUnfit(KanifoldError):
 
     exit_code = 3
     retry: ClassVar[Retry] = "elsewhere"
+
+
+class NotBootstrapped(EnvironmentUnfit):
+    """A node to which kanifold has not been sent yet, asked without sending it."""
 
 
 class Interrupted(KanifoldError):

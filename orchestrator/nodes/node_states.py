@@ -17,7 +17,7 @@ from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.node import Description, Node
 from orchestrator.nodes.placement import without_isolation
 from platforms import emulation
-from platforms.errors import EnvironmentUnfit, KanifoldError, Problem, ProtocolError
+from platforms.errors import EnvironmentUnfit, KanifoldError, NotBootstrapped, Problem, ProtocolError
 
 PATIENCE: Final = 15.0
 """Seconds for a node that kanifold need not be sent to."""
@@ -38,9 +38,12 @@ class NodeState(msgspec.Struct, frozen=True):
 
     @property
     def word(self) -> str:
-        """``ok``; ``down`` if it has not answered; ``unfit`` if it has, and cannot run steps."""
+        """``ok``; ``down`` if it has not answered; ``inactive`` if it has, and lacks kanifold, which builds send there;
+        ``unfit`` if it cannot run steps."""
         if self.problem is None:
             return "ok"
+        if self.problem.kind == NotBootstrapped.__name__:
+            return "inactive"
         return "down" if self.description is None else "unfit"
 
 

@@ -7,6 +7,7 @@ name of the installation (``executor_zip``), the digest of its code, and two dig
 
     MARK ready                the executor's own messages follow
     MARK lacking JSON         what the zip has to fit; a line ``SIZE DIGEST`` and as many bytes, a zip, are expected
+    MARK absent               it is missing, and may not be sent now
     MARK refused JSON         why there will be no executor: ``what``, ``why`` and ``remedy``
 
 The zip is unpacked once, below the store. An installation is complete if it has its name: it is written to a directory
@@ -75,7 +76,8 @@ def _executor(name: str, code: str, bootstrap: str) -> int:
         if its == code:
             _become_installed(found)
         if bootstrap == "2":
-            raise LoadingRefusedError("kanifold has not been sent there yet", "this version of it is missing", "")
+            _say("absent")
+            return 3
         _receive(home, directory)
         if not _held(directory):
             raise LoadingRefusedError("kanifold cannot be kept there", f"{directory} was removed at once", "")

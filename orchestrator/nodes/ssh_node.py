@@ -23,7 +23,7 @@ from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.ssh_client import SSHClient
 from orchestrator.process import Worker
 from platforms import debug, decoding, framing
-from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError, UsageError, printable
+from platforms.errors import EnvironmentUnfit, KanifoldError, NotBootstrapped, ProtocolError, UsageError, printable
 
 MARK: Final = b"kanifold-node-1 "
 """``remote_loader.MARK``, and a space."""
@@ -228,6 +228,12 @@ class SSHNode(CommandNode):
             case "oldpython":
                 why = f"it is {printable(details.decode(errors='replace'), 20)}"
                 return EnvironmentUnfit(f"the Python of node {self.name} is too old", why=why, remedy=install)
+            case "absent":
+                return NotBootstrapped(
+                    f"node {self.name}: kanifold has not been sent there yet",
+                    why="this version of it is missing",
+                    remedy=f"kanifold node check {self.name} sends it",
+                )
             case "refused":
                 return self._refused(details)
             case _:
@@ -241,8 +247,6 @@ class SSHNode(CommandNode):
         remedy = printable(refused.remedy)
         if not remedy and not self._entry.bootstrap:
             remedy = f"install kanifold there (pipx install kanifold=={executor_zip.VERSION}), or let it be sent"
-        elif not remedy and not self._sends:
-            remedy = f"kanifold node check {self.name} sends it"
         what = f"node {self.name}: {printable(refused.what)}"
         return EnvironmentUnfit(what, why=printable(refused.why), remedy=remedy)
 

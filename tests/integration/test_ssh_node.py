@@ -22,7 +22,7 @@ from protocol_nodes import ROOT, build
 
 from executor.protocol import BuildOptions
 from orchestrator.connection import Connection
-from orchestrator.nodes import executor_zip, ssh_node, wheels
+from orchestrator.nodes import executor_zip, node_states, ssh_node, wheels
 from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.node import Description
 from orchestrator.nodes.ssh_node import SSHNode
@@ -121,6 +121,14 @@ def test_a_machine_of_another_architecture_builds_what_is_native_to_it(client: H
     )
     build(request, node(host))
     assert "there" in read_image(tmp_path / "out", "linux/arm64").tree
+
+
+def test_a_node_is_inactive_until_kanifold_may_be_sent_there(client: Hosts) -> None:
+    entry = NodeEntry("new", client.add("new", root="linux/amd64").url)
+    states = [node_states.examine((entry,), bootstrap)[0] for bootstrap in (False, True, False)]
+    assert [each.word for each in states] == ["inactive", "ok", "ok"]
+    assert states[0].problem is not None
+    assert states[0].problem.remedy == "kanifold node check new sends it"
 
 
 def test_two_builds_may_send_it_at_once(client: Hosts) -> None:
