@@ -112,6 +112,10 @@ def shown(words: Iterable[str]) -> str:
     return "".join(char if char.isprintable() else " " for char in " ".join(words)).replace("##", "# #")
 
 
+def _without_inputs(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name != "INPUTS"}
+
+
 def main() -> int:
     inputs: dict[str, str] = json.loads(os.environ["INPUTS"])
     with tempfile.TemporaryDirectory(dir=os.environ.get("RUNNER_TEMP"), prefix="kanifold-") as name:
@@ -120,7 +124,10 @@ def main() -> int:
         metadata.parent.mkdir(parents=True, exist_ok=True)
         words = arguments(inputs, metadata, scratch)
         print(f"Running {shown(words)}", flush=True)
-        status = subprocess.run(words, stdin=subprocess.DEVNULL, check=False).returncode
+        # Secrets are in files, for the steps that ask for them: nothing else that runs has them in its environment.
+        status = subprocess.run(
+            words, stdin=subprocess.DEVNULL, env=_without_inputs(os.environ), check=False
+        ).returncode
         if status == 0 and metadata.exists() and os.environ.get("GITHUB_OUTPUT"):
             set_outputs(outputs(metadata.read_text(encoding="utf-8")), os.environ["GITHUB_OUTPUT"])
     return status

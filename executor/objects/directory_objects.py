@@ -16,7 +16,8 @@ from platforms.paths import below, component
 
 
 class DirectoryObjects:
-    """The files below ``path``. Links may not lead out of it."""
+    """The files below ``path``. Links may not lead out of it; what is written, touched, listed or removed is reached
+    through none, as whoever can write there could have others' files removed."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -63,13 +64,10 @@ class DirectoryObjects:
             raise
 
     def touch(self, found: StoredObject) -> None:
-        os.utime(below(self._path, *found.key.split("/")), follow_symlinks=False)
+        os.utime(self._file(found.key), follow_symlinks=False)
 
     def list(self, directory: str) -> Iterator[StoredObject]:
-        with (
-            suppress(FileNotFoundError, NotADirectoryError),
-            os.scandir(below(self._path, *directory.split("/"))) as it,
-        ):
+        with suppress(FileNotFoundError), os.scandir(self._directory(directory.split("/"))) as it:
             for each in it:
                 key = f"{directory}/{each.name}"
                 if each.is_dir(follow_symlinks=False):
@@ -80,7 +78,7 @@ class DirectoryObjects:
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             with suppress(FileNotFoundError):
-                os.unlink(below(self._path, *key.split("/")))
+                os.unlink(self._file(key))
 
     def _make_directories(self, path: str) -> None:
         """Make ``path`` below the directory, without following links out of it."""
@@ -90,8 +88,25 @@ class DirectoryObjects:
             here = below(here, name)
             with suppress(FileExistsError):
                 os.mkdir(here)
-            if not stat.S_ISDIR(os.lstat(here).st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, f"{here} is not a directory of its own", here)
+            _require_own(here)
+
+    def _file(self, key: str) -> str:
+        """Return the path of ``key``. Raises ``OSError`` if a link leads there."""
+        *words, name = key.split("/")
+        return below(self._directory(words), name)
+
+    def _directory(self, words: Sequence[str]) -> str:
+        """Return the path of a directory. Raises ``OSError`` if it is a link, or one leads there."""
+        here = self._path
+        for each in words:
+            here = below(here, each)
+            _require_own(here)
+        return here
+
+
+def _require_own(path: str) -> None:
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a directory of its own", path)
 
 
 def _checked(key: str) -> str:

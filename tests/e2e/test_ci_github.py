@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import judges
 import pytest
 import yaml
 from conftest import Base, Kanifold, Reader
+from programs import program
 from workflow_runner import WorkflowRunner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -318,6 +320,28 @@ def test_the_log_has_the_command_and_no_order_to_the_runner() -> None:
     assert BUILD.shown(["kanifold", "--label=a\n::error::x", "##[add-mask]y"]) == (
         "kanifold --label=a ::error::x # #[add-mask]y"
     )
+
+
+def test_secrets_are_in_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(
+        tmp_path / "bin", "kanifold", f'env > "{tmp_path}/seen"; for each; do echo "$each" >> "{tmp_path}/seen"; done'
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("RUNNER_TEMP", str(tmp_path))
+    monkeypatch.setenv("INPUTS", json.dumps({"secrets": "key=very-secret", "github-token": "hush", "target": "here"}))
+    assert BUILD.main() == 0
+    seen = (tmp_path / "seen").read_text()
+    assert "--target=here" in seen
+    assert not re.search("very-secret|hush", seen)
+
+
+def test_the_workflow_passes_a_context_as_no_option() -> None:
+    steps = [
+        each for job in yaml.safe_load((PIECES / "image.yml").read_text())["jobs"].values() for each in job["steps"]
+    ]
+    scripts = [each["run"] for each in steps if "CONTEXT" in each.get("env", {})]
+    assert len(scripts) == 2
+    assert all(re.findall(r"(\S+) \"\$CONTEXT\"", each) == ["--"] for each in scripts)
 
 
 def test_an_output_ends_only_where_it_ends(tmp_path: Path) -> None:
