@@ -77,11 +77,17 @@ class SharedSteps:
 
 
 class NodeCache:
-    """A cache ``kept`` on this machine, as one executor uses it. Methods may be called on any thread."""
+    """A cache ``kept`` on this machine, as one executor uses it. Methods may be called on any thread.
 
-    def __init__(self, kept: KeptCache, store: Store) -> None:
+    ``arrived`` are the digests of layers that the executor has sent, for any cache of its job. Only of these, and of
+    entries that are there, is the copy in the store used: a record may name any blob. None where no record of the
+    executor can be read by itself (those of shared stages): then all that the store has is used.
+    """
+
+    def __init__(self, kept: KeptCache, store: Store, arrived: set[str] | None = None) -> None:
         self._kept = kept
         self._store = store
+        self._arrived = arrived
         self._layers: dict[str, Descriptor] = {}
         """The layers of entries that the executor was told of, by digest."""
         self._wanted: Counter[tuple[str, int]] = Counter()
@@ -118,7 +124,7 @@ class NodeCache:
             raise ProtocolError("an executor sent a record of a step that is too large")
         entry = decode(record, _checked(key))
         layer = entry.descriptor
-        if layer is not None and not blobs.has(self._store, layer.digest):
+        if layer is not None and not self._has(key, layer):
             if layer.size < 0:
                 raise ProtocolError("an executor announced a layer of a negative size")
             with self._lock:
@@ -131,6 +137,15 @@ class NodeCache:
         self._kept.put(entry, self._store)
         return b""
 
+    def _has(self, key: str, layer: Descriptor) -> bool:
+        """Whether ``layer``, that of the step ``key``, need not be sent."""
+        if not blobs.has(self._store, layer.digest):
+            return False
+        if self._arrived is None or layer.digest in self._arrived or layer.digest in self._layers:
+            return True
+        known = self._kept.find(key)
+        return known is not None and known.descriptor == layer
+
     async def receive(self, message: protocol.CacheBlob, content: AsyncIterator[bytes]) -> None:
         """Take the layer that ``put`` wanted. Raises ``KanifoldError`` for another one."""
         with self._lock:
@@ -142,6 +157,8 @@ class NodeCache:
             async for block in content:
                 ingest.write(block)
             ingest.commit()
+        if self._arrived is not None:
+            self._arrived.add(message.digest)
 
 
 class NodeCaches(msgspec.Struct, frozen=True):

@@ -55,9 +55,10 @@ def _caches(job: protocol.Job, store: Store, steps: SharedSteps | None) -> NodeC
 
     options = job.options
     made: dict[str, NodeCache] = {}
+    arrived: set[str] = set()
     for each in (*options.cache_from, *(export.to for export in options.cache_to)):
         if isinstance(each, protocol.CacheInDirectory):
-            made[each.name] = NodeCache(remote_cache.in_directory(each, _silent), store)
+            made[each.name] = NodeCache(remote_cache.in_directory(each, _silent), store, arrived)
         elif isinstance(each, protocol.CacheAtOrchestrator) and steps is not None:
             made[each.name] = NodeCache(steps, store)
     exports = [each.to for each in options.cache_to if not isinstance(each.to, protocol.CacheInImage)]

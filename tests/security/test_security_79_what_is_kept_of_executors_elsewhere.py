@@ -1,14 +1,15 @@
 """Attack 79 (review; CVE-2025-36852): an executor elsewhere has its claims kept, for later builds or without end.
 
 A job that has moved there from this machine was recorded as a result of this machine, with whatever dependencies it
-claimed, so that later builds were answered by it without being run. And what it asked for was kept until the build
-ended, however much that was.
+claimed, so that later builds were answered by it without being run. What it asked for was kept until the build ended,
+however much that was. And the record of a step that named any blob of this machine's store let it have that blob.
 """
 
 from __future__ import annotations
 
+import asyncio
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,8 +19,9 @@ from msgspec.structs import replace
 from executor import protocol
 from executor.image.manifest import Descriptor
 from executor.protocol import ContextPattern, DirectoryContext
+from executor.store import blobs
 from executor.store.store import Store, open_store
-from orchestrator import result_cache
+from orchestrator import node_services, result_cache
 from orchestrator.node_caches import NodeCache, SharedSteps
 from orchestrator.nodes.command_node import CommandNode
 from orchestrator.nodes.placement import Placement
@@ -112,3 +114,27 @@ def test_layers_that_are_announced_without_end_are_refused(store: Store) -> None
         for number in range(ENDLESS):
             blob = {"kind": "gzip", "digest": f"sha256:{number:064x}", "size": 1}
             cache.put(f"{number:064x}", entry(number, diff_id=DIGEST, blob=blob))
+
+
+def test_a_layer_of_others_is_not_had_by_its_digest(store: Store, tmp_path: Path) -> None:
+    """A record that names what is in the store of this machine, and that nobody has sent, leads to nothing."""
+    private = b"a layer of an image that is private"
+    with blobs.ingest(store) as ingest:
+        ingest.write(private)
+        digest = ingest.commit().digest
+    directory = protocol.CacheInDirectory(str(tmp_path / "cache"))
+    options = protocol.BuildOptions(cache_from=(directory,), cache_to=(protocol.CacheExport(directory),))
+    job = protocol.Job(protocol.VERSION, str(AMD64), b"FROM scratch\n", options=options)
+    ((_, cache),) = node_services.caches(job, store)().targets.items()
+    claimed = entry(1, diff_id=DIGEST, blob={"kind": "gzip", "digest": digest, "size": len(private)})
+    assert cache.put(f"{1:064x}", claimed) == b"blob", "it has to be sent"
+    assert cache.find(f"{1:064x}") is None
+    assert cache.stream(digest) is None
+
+    async def content() -> AsyncIterator[bytes]:
+        yield private
+
+    asyncio.run(cache.receive(protocol.CacheBlob("cache", digest, len(private)), content()))
+    assert cache.put(f"{1:064x}", claimed) == b""
+    assert cache.find(f"{1:064x}") is not None
+    assert cache.stream(digest) is not None
