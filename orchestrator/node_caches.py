@@ -22,7 +22,7 @@ from executor.image.manifest import Descriptor
 from executor.solver.remote_entry import RECORD_LIMIT, RemoteCacheEntry, decode
 from executor.store import blobs
 from executor.store.store import Store
-from platforms.errors import ArchiveError, ProtocolError
+from platforms.errors import ArchiveError, KanifoldError, ProtocolError
 
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _BLOCK: Final = 1 << 20
@@ -143,7 +143,10 @@ class NodeCache:
             return False
         if self._arrived is None or layer.digest in self._arrived or layer.digest in self._layers:
             return True
-        known = self._kept.find(key)
+        try:
+            known = self._kept.find(key)
+        except (KanifoldError, OSError):  # there is no cache yet, or one that is to be written anew
+            return False
         return known is not None and known.descriptor == layer
 
     async def receive(self, message: protocol.CacheBlob, content: AsyncIterator[bytes]) -> None:
