@@ -79,6 +79,7 @@ def _bucket(values: Mapping[str, str], flag: str) -> ServiceCache:
         missing = "region= (or $AWS_REGION)" if bucket else "bucket= (or $AWS_BUCKET)"
         raise UsageError(f"{flag}: type=s3 needs {missing}")
     _directory("bucket", bucket, flag)
+    _word("region", region, flag)
     endpoint = _url("endpoint_url", values.get("endpoint_url", ""), flag)
     records, layers, names = _layout(values, flag)
     name = _name(f"{endpoint}/{bucket}" if endpoint else f"s3://{bucket}", records, layers, names)
@@ -115,6 +116,7 @@ def _container(values: Mapping[str, str], flag: str) -> ServiceCache:
     account = values.get("account_name") or os.environ.get("BUILDKIT_AZURE_STORAGE_ACCOUNT_NAME", "")
     container = values.get("container") or os.environ.get("BUILDKIT_AZURE_STORAGE_CONTAINER", "") or "buildkit-cache"
     _directory("container", container, flag)
+    _word("account_name", account, flag)
     default = os.environ.get("BUILDKIT_AZURE_STORAGE_PREFIX", "")
     records, layers, names = _layout({"prefix": default, **values}, flag)
     name = _name(f"{url}/{container}", records, layers, names)
@@ -225,10 +227,18 @@ def _directory(key: str, text: str, flag: str) -> str:
     return "/".join(words)
 
 
+def _word(key: str, text: str, flag: str) -> None:
+    """Refuse ``text`` if it cannot stand in a header of HTTP, as with the line break at the end of a secret."""
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise UsageError(f"{flag}: {key}={text!r} is not a name")
+
+
 def _url(key: str, text: str, flag: str) -> str:
     """Return ``text``, an URL without a query, or ""."""
     if not text:
         return ""
+    if not text.isprintable() or " " in text:  # of which urlsplit leaves some out
+        raise UsageError(f"{flag}: {key}= is not an http or https URL", why="it has a space or a line break")
     try:
         parsed = urlsplit(text)
         host, known = parsed.hostname, parsed.scheme in ("http", "https")

@@ -19,6 +19,13 @@ class CacheAccount(msgspec.Struct, frozen=True, omit_defaults=True):
     seconds: float = 0.0
     """How long it may be used before it is asked for again; 0 for as long as the build runs."""
 
+    @property
+    def is_sendable(self) -> bool:
+        """Whether all can stand in headers of HTTP: visible ASCII."""
+        return all(
+            char.isascii() and char.isprintable() and char != " " for char in self.key_id + self.secret + self.token
+        )
+
     def __repr__(self) -> str:
         return "CacheAccount()"
 

@@ -431,11 +431,18 @@ def _known(
 
 def _account(conversation: Conversation, name: str) -> CacheAccount:
     """Return the account for the remote cache ``name``, which the orchestrator has. Raises ``CacheError`` if there is
-    none."""
+    none, or it cannot be part of a request."""
     answer = conversation.ask(protocol.AskCacheAccount(name))
     if answer is None:
         raise CacheError(f"there is no account for {name}")
     try:
-        return decoding.decode(_ACCOUNT, answer)
+        found = decoding.decode(_ACCOUNT, answer)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"the account for {name} is malformed", why=str(error)) from error
+    if not found.is_sendable:
+        raise CacheError(
+            f"the account for {name} is not one",
+            why="its key or token has a line break, a space or another character that no request can have",
+            remedy="look for a line break at the end of the variable or secret that has it",
+        )
+    return found

@@ -444,6 +444,26 @@ def test_a_token_that_has_expired_is_one_warning(machine: Machines, stages: Path
     assert actions.requests == []
 
 
+@pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+def test_an_account_with_a_line_break_is_one_warning(machine: Machines, stages: Path, s3: S3, variable: str) -> None:
+    account = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush", "AWS_SESSION_TOKEN": "session"}
+    account[variable] += "\n"
+    cache = f"type=s3,bucket=bucket,region=r,endpoint_url={s3.url}"
+    built = machine("first").build(stages, "--cache-to", cache, platforms=AMD64, **account)
+    assert "cannot be used" in only_warning(built)
+    assert "has a line break" in built.outcome.said
+    assert s3.objects == {}
+    secretless(built, "hush")
+
+
+def test_a_token_with_a_line_break_is_one_warning(machine: Machines, stages: Path, actions: CacheService) -> None:
+    environment = workflow(actions) | {"ACTIONS_RUNTIME_TOKEN": "hush\n"}
+    built = machine("first").build(stages, "--cache-to", "type=gha", platforms=AMD64, **environment)
+    assert "cannot be used" in only_warning(built)
+    assert "has a line break" in built.outcome.said
+    secretless(built, "hush")
+
+
 def test_session_tokens_of_s3_that_have_expired_are_one_warning(machine: Machines, stages: Path, s3: S3) -> None:
     s3.token = "new"
     cache = bucket(s3, "session_token=old")
