@@ -431,7 +431,8 @@ def _change_root() -> None:
     """Make the working directory, a mount, the root directory, above which there is nothing.
 
     Docker's seccomp profile has no pivot_root(2), whatever the capabilities. A root that was moved onto the old one
-    hides it, as with an initramfs: no path leads below it, and to unmount it takes CAP_SYS_ADMIN.
+    hides it, as with an initramfs: no path leads below it, and to unmount it takes CAP_SYS_ADMIN, which only
+    insecure steps have.
     """
     try:
         syscalls.pivot_root(".", ".")
