@@ -20,7 +20,7 @@ from executor.registry.registry_settings import RegistrySettings
 from orchestrator.answers import registries_of
 from orchestrator.node_services import cache_name
 from orchestrator.nodes.placement import Placement
-from platforms.errors import Problem, UsageError
+from platforms.errors import Problem, StoreError, UsageError
 from platforms.hosts import is_loopback
 
 UNCHANGED: Final = frozenset({
@@ -84,6 +84,7 @@ class Apart:
     def __init__(self, job: protocol.Job, node: str) -> None:
         _refuse(job, node)
         self._name = job.dockerfile_name
+        self._node = node
         self._kept: dict[tuple[str, str], Problem] = {}
         """Problems of this machine, by the kind and the texts with which they were sent."""
         caches = (*job.options.cache_from, *(each.to for each in job.options.cache_to))
@@ -121,7 +122,11 @@ class Apart:
                 problem, what=problem.what.replace(name, directory), why=problem.why.replace(name, directory)
             )
         kept = self._kept.get((problem.kind, problem.what))
-        return problem if kept is None else replace(kept, where=problem.where or kept.where)
+        if kept is not None:
+            return replace(kept, where=problem.where or kept.where)
+        if problem.kind == StoreError.__name__:  # which names a path that may be here, too
+            return replace(problem, what=f"node {self._node}: {problem.what}")
+        return problem
 
     def is_ours(self, problem: Problem) -> bool:
         return any(replace(problem, where=each.where) == each for each in self._kept.values())

@@ -17,9 +17,9 @@ SUMMARY_HEADINGS: Final = ("platform", "built on", "run", "cached", "size", "tim
 
 
 def placement_text(platform: PlatformState) -> str:
-    """Return how and on which node a platform is built: ``native``, ``qemu-aarch64``, ``native, builder-2``."""
-    how = platform.how or "local"
-    return f"{how}, {platform.node}" if platform.node else how
+    """Return how and on which node a platform is built: ``native``, ``qemu-aarch64``, ``native, builder-2``; without
+    how if no program is run."""
+    return ", ".join(filter(None, (platform.how, platform.node))) or "local"
 
 
 def position(step: StepInfo) -> str:

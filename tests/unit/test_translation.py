@@ -162,3 +162,10 @@ def test_an_error_of_this_machine_is_known_when_it_comes_back() -> None:
     told = translation.sent(AskSecret("word"), problem)
     assert translation.is_ours(translation.received(replace(told, where=Location("Dockerfile", 2, 2))))
     assert not translation.is_ours(translation.received(Problem("StoreError", "cannot write to the store /there")))
+
+
+def test_an_error_of_a_store_there_says_where() -> None:
+    problem = Problem("StoreError", "cannot write to the store /home/me/store", "no space left")
+    assert translate(JOB, ELSEWHERE).received(problem).what == f"node {ELSEWHERE.node.name}: {problem.what}"
+    step = Problem("StepFailed", "the command failed")
+    assert translate(JOB, ELSEWHERE).received(step) == step

@@ -18,7 +18,8 @@ import view_story as story
 from view_story import START
 
 from executor.protocol import Log
-from orchestrator.view import MODES, Display, events, open_display, terminal
+from orchestrator.view import MODES, Display, events, open_display, terminal, wording
+from orchestrator.view.build_state import PlatformState
 from orchestrator.view.output_stream import OutputStream
 from platforms.errors import UsageError
 
@@ -192,3 +193,14 @@ def test_a_terminal_is_never_taken_for_larger_than_it_is() -> None:
         fcntl.ioctl(stream, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         assert terminal.size(stream, {}) == (100, 30)
         assert terminal.size(stream, {"COLUMNS": "200", "LINES": "20"}) == (100, 20)
+
+
+@pytest.mark.parametrize(
+    ("node", "how", "text"),
+    [
+        ("", "", "local"), ("", "native", "native"), ("arm", "native", "native, arm"), ("arm", "", "arm"),
+        ("local", "", "local"),
+    ],
+)  # fmt: skip
+def test_a_node_that_runs_no_program_is_named_alone(node: str, how: str, text: str) -> None:
+    assert wording.placement_text(PlatformState("linux/arm64", node, how)) == text
