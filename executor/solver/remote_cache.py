@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from executor.registry.client import Client
     from executor.transport import Cancel, Trust
 
+_SPACE_LIMIT: Final = 60
+"""Maximum number of characters of a namespace in tags."""
 _CONFIG_LIMIT: Final = 8 << 20
 _UNREAD: Final = "the build goes on without it"
 
@@ -104,7 +106,7 @@ class RegistryCache:
         parsed = reference.parse(ref)
         self.name = ref
         self._repository = parsed.repository_only()
-        self._space = parsed.tag or "cache"
+        self._space = _namespace(parsed.tag or "cache")
         self._client = client
 
     @property
@@ -147,7 +149,16 @@ class RegistryCache:
         """Do nothing: a registry's own policies remove tags."""
 
     def _target(self, key: str) -> Reference:
-        return self._repository.with_tag(f"{self._space[:60]}.{key}")
+        return self._repository.with_tag(f"{self._space}.{key}")
+
+
+def _namespace(tag: str) -> str:
+    """Return ``tag`` as the beginning of tags, of which a key is the rest. Of a long one, as of a branch, the digest
+    keeps it apart from others that begin alike: a tag has at most 128 characters."""
+    if len(tag) <= _SPACE_LIMIT:
+        return tag
+    mark = sha256(tag.encode()).removeprefix("sha256:")[:16]
+    return f"{tag[: _SPACE_LIMIT - 17]}-{mark}"
 
 
 class InlineCache:

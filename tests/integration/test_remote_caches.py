@@ -150,6 +150,17 @@ def test_a_cache_that_is_not_there_is_a_warning(
     assert (str(missing) if kind.startswith("directory") else str(port)) in warning
 
 
+def test_caches_with_long_tags_that_begin_alike_are_kept_apart(
+    machine: Callable[[str], Machine], line: Path, registry: str
+) -> None:
+    tag = f"{registry}/remote-cache/long:{'release-' * 14}"
+    first = machine("first").build(line, "--cache-to", f"{tag}1", platforms=PLATFORMS[:1])
+    other = machine("other").build(line, "--cache-from", f"{tag}2", platforms=PLATFORMS[:1])
+    assert len(other.ran()) == 3
+    same = machine("same").build(line, "--cache-from", f"{tag}1", platforms=PLATFORMS[:1])
+    assert (same.ran(), same.digest) == (set(), first.digest)
+
+
 def test_a_cache_without_anything_for_a_build_is_a_warning_unless_the_build_fills_it(
     machine: Callable[[str], Machine], line: Path, registry: str
 ) -> None:
