@@ -36,7 +36,7 @@ from executor.rootfs.walker import DIRECTORY, Walker, remove
 from executor.snapshotter.records import CAPABILITY, OVERLAY_XATTR, PRIVATE_XATTR, DeviceNumber, Record
 from platforms import syscalls
 from platforms.descriptors import change_mode
-from platforms.errors import ArchiveError
+from platforms.errors import ArchiveError, EnvironmentUnfit
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE: Final = "user.overlay.opaque"
@@ -621,3 +621,12 @@ class _NoLinks(_Existing):
 
     def blocked(self, fd: int, name: bytes, real: bytes) -> bytes | None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fsdecode(real))
+
+
+def without_attributes(what: str) -> EnvironmentUnfit:
+    """Return the error of a store that cannot keep the records of layers."""
+    return EnvironmentUnfit(
+        what,
+        why="the file system takes no extended attributes of users",
+        remedy="put the store on another one (on tmpfs they need Linux 6.6)",
+    )

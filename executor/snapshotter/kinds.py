@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from executor.snapshotter.snapshotter import Snapshotter
     from executor.store.store import Store
 
-_WITH_OVERLAYS: Final = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0xCA451A4E})
-"""File systems that take overlays, by their magic numbers (linux/magic.h): ext4, XFS, btrfs, tmpfs, F2FS, bcachefs."""
+_WITH_OVERLAYS: Final = frozenset({0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0xCA451A4E})
+"""File systems that take overlays, by their magic numbers (linux/magic.h): ext4, XFS, btrfs, F2FS, bcachefs."""
+_TMPFS: Final = 0x01021994
 _OVERLAY: Final = 0x794C7630
 
 
@@ -37,8 +38,10 @@ def fitting(directory: str) -> SnapshotterKind:
     kind = syscalls.file_system_type(directory)
     if kind in _WITH_OVERLAYS:
         return "overlay"
-    if kind == _OVERLAY:
+    if kind == _OVERLAY or not _has_user_attributes(directory):
         return "plain"
+    if kind == _TMPFS:
+        return "overlay"
     from executor.snapshotter.overlayfs import mount_stack
 
     upper, work, empty = (below(directory, name) for name in ("upper", "work", "empty"))
@@ -49,3 +52,16 @@ def fitting(directory: str) -> SnapshotterKind:
     except EnvironmentUnfit:
         return "plain"
     return "overlay"
+
+
+def _has_user_attributes(directory: str) -> bool:
+    """Whether overlayfs can keep its records there, without which removing a directory of a lower layer fails.
+
+    tmpfs has attributes of users since Linux 6.6.
+    """
+    try:
+        os.setxattr(directory, "user.overlay.trial", b"")
+        os.removexattr(directory, "user.overlay.trial")
+    except OSError:
+        return False
+    return True

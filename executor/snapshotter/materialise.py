@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tarwriter import changed, open_source
 from executor.snapshotter import records
-from executor.snapshotter.apply import Applier, Lower
+from executor.snapshotter.apply import Applier, Lower, without_attributes
 from executor.store import removal, snapshots
 from executor.store.snapshots import ActiveSnapshot, Snapshot
 from platforms.descriptors import write_all
-from platforms.errors import BuildError, StoreError
+from platforms.errors import BuildError, KanifoldError, StoreError
 
 if TYPE_CHECKING:
     from executor.store.store import Store
@@ -172,11 +172,13 @@ class _TreeCopier:
             start += len(data)
 
 
-def _failure(error: OSError, entry: Entry) -> BuildError:
+def _failure(error: OSError, entry: Entry) -> KanifoldError:
     what = f"cannot write /{os.fsdecode(entry.path)}"
     why = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(what, why=why, remedy="make room, or put the store elsewhere")
+    if error.errno == errno.ENOTSUP:
+        return without_attributes(what)
     if error.errno in (errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE):
         return StoreError(what, why=why)
     return BuildError(what, why=why)

@@ -23,10 +23,10 @@ from executor.rootfs import tarreader
 from executor.rootfs.entry import OPAQUE_NAME, WHITEOUT_PREFIX, Entry, Kind
 from executor.rootfs.streams import Ahead, Digest, Readable
 from executor.snapshotter import records
-from executor.snapshotter.apply import Applier, HandedOver, Lower, Merged
+from executor.snapshotter.apply import Applier, HandedOver, Lower, Merged, without_attributes
 from executor.snapshotter.records import CAPABILITY, Record
 from platforms.descriptors import write_all
-from platforms.errors import ArchiveError, EnvironmentUnfit, KanifoldError, StoreError
+from platforms.errors import ArchiveError, KanifoldError, StoreError
 
 _AUFS: Final = b".wh..wh."
 """The prefix of AUFS's own files, which Docker ignores."""
@@ -238,11 +238,7 @@ class _Content:
 def _failure(error: OSError, path: bytes) -> KanifoldError:
     at = f" at {os.fsdecode(path)}" if path else ""
     if error.errno == errno.ENOTSUP:
-        return EnvironmentUnfit(
-            f"cannot unpack{at}",
-            why="the file system takes no extended attributes of users",
-            remedy="put the store on another one (on tmpfs they need Linux 6.6)",
-        )
+        return without_attributes(f"cannot unpack{at}")
     if error.errno in _HOST_FAULTS:
         remedy = "make room, or use another directory" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return StoreError(f"cannot unpack{at}", why=error.strerror or str(error), remedy=remedy)

@@ -589,6 +589,23 @@ def test_a_file_system_that_is_not_known_is_tried(tmp_path: Path, monkeypatch: p
         subprocess.run(["umount", "-l", tmp_path / "merged"], check=True)
 
 
+@pytest.mark.parametrize("kind", [0x01021994, 1], ids=["tmpfs", "unknown"])
+def test_a_file_system_without_attributes_of_users_takes_no_overlays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    """So is tmpfs before Linux 6.6: a directory of a lower layer cannot be removed there."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(kinds.syscalls, "file_system_type", lambda _: kind)
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+    assert kinds.fitting(str(tmp_path / "with")) == "overlay"
+    monkeypatch.setattr(kinds.os, "setxattr", refuse)
+    assert kinds.fitting(str(tmp_path / "without")) == "plain"
+
+
 # -- mounts ----------------------------------------------------------------------------------------------------------
 
 
