@@ -253,7 +253,7 @@ def test_the_kind_of_an_error_says_whether_the_job_moves(
 def test_errors_of_a_build_and_errors_of_a_machine() -> None:
     machine = {each.__name__ for each in kinds() if each.retry != "never"}
     assert machine == {
-        "ConnectionLost", "EnvironmentUnfit", "Interrupted", "OutOfMemory", "ProtocolError", "RegistryUnreachable",
+        "ConnectionLost", "EnvironmentUnfit", "Interrupted", "NotBootstrapped", "OutOfMemory", "ProtocolError",
         "StepStarved", "StoreError",
     }  # fmt: skip
 
