@@ -254,7 +254,7 @@ def test_errors_of_a_build_and_errors_of_a_machine() -> None:
     machine = {each.__name__ for each in kinds() if each.retry != "never"}
     assert machine == {
         "ConnectionLost", "EnvironmentUnfit", "Interrupted", "NotBootstrapped", "OutOfMemory", "ProtocolError",
-        "StepStarved", "StoreError",
+        "RegistryUnreachable", "StepStarved", "StoreError",
     }  # fmt: skip
 
 
