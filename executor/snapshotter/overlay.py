@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from executor.rootfs.tree import Tree, TreeOptions, open_directory
 from executor.snapshotter import diff, records
-from executor.snapshotter.overlayfs import mount_stack
+from executor.snapshotter.overlayfs import mount_stack, part_of
 from executor.snapshotter.records import Applied, Read, Stack, applied_as_seen
 from executor.snapshotter.rootfs import Overlay
 from executor.snapshotter.snapshotter import ActiveRoot, Mounted, Parents, make_mount_points, stacked
@@ -114,8 +114,7 @@ class Overlays:
                     why = error.strerror or str(error)
                     raise BuildError(f"mount source {inside} does not exist", why=why) from error
                 stack.callback(os.close, place)
-                part = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_EMPTY_PATH
-                fd = syscalls.open_tree(place, "", part)
+                fd = part_of(fd, place, os.path.dirname(self._empty))
                 stack.callback(os.close, fd)
             yield Mounted(fd, directories)
 

@@ -81,3 +81,25 @@ def _mount_by_options(lower: Sequence[str], upper: str, work: str, place: str) -
         for fd in fds:
             os.close(fd)
         os.rmdir(point)
+
+
+def part_of(mount: int, place: int, directory: str) -> int:
+    """Return a mount of ``place``, a descriptor of a file in ``mount``, which is nowhere attached.
+
+    Linux before 6.15 clones parts of attached mounts only (EINVAL), so it is attached in ``directory`` for that moment.
+    """
+    clone = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_EMPTY_PATH
+    try:
+        return syscalls.open_tree(place, "", clone)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    point = tempfile.mkdtemp(dir=directory)
+    try:
+        syscalls.move_mount(mount, "", syscalls.AT_FDCWD, point, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
+        try:
+            return syscalls.open_tree(place, "", clone)
+        finally:
+            syscalls.umount(point, syscalls.MNT_DETACH)
+    finally:
+        os.rmdir(point)

@@ -629,6 +629,26 @@ def test_what_is_mounted_is_what_is_there(bench: Bench, kind: str) -> None:
         pass
 
 
+def test_a_part_of_layers_is_mounted_on_older_kernels(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 6.15 nothing is cloned of a mount that is not attached."""
+    clone, move, attached = kinds.syscalls.open_tree, kinds.syscalls.move_mount, list[str]()
+
+    def refuse(directory: int, path: str, flags: int) -> int:
+        if not path and not attached:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return clone(directory, path, flags)
+
+    def attach(source: int, path: str, directory: int, target: str, flags: int) -> None:
+        move(source, path, directory, target, flags)
+        attached.append(target)
+
+    monkeypatch.setattr(kinds.syscalls, "open_tree", refuse)
+    monkeypatch.setattr(kinds.syscalls, "move_mount", attach)
+    with bench.new("overlay").mounted(base(bench), "/c", readonly=True) as shown:
+        assert Path(f"/proc/self/fd/{shown.fd}").read_text() == "one"
+    assert [os.path.exists(each) for each in attached] == [False]
+
+
 def test_a_socket_is_left_out(bench: Bench) -> None:
     plain = bench.new("plain")
     parents = base(bench)
