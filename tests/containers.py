@@ -204,13 +204,13 @@ def _config(
         # A user namespace cannot mount the sysfs of this machine's network.
         _bind(Path("/sys"), "/sys", *quiet, "ro") if environment.own_ids else _mount("/sys", "sysfs", *quiet, "ro"),
         _bind(Path("/etc/resolv.conf"), "/etc/resolv.conf", "ro"),
+        # Before what may be below it.
+        *([_mount("/tmp", "tmpfs", "nosuid", "nodev", "mode=1777")] if environment.readonly else []),
         volume,
         *(_bind(each, str(each), "ro") for each in seen),
     ]
     if not environment.own_ids:
         mounts.append(_mount("/sys/fs/cgroup", "cgroup", *quiet, "relatime", "ro"))
-    if environment.readonly:
-        mounts.append(_mount("/tmp", "tmpfs", "nosuid", "nodev", "mode=1777"))
     linux: dict[str, Any] = {
         "namespaces": [{"type": each} for each in ("mount", "pid", "ipc", "uts")],
         "maskedPaths": _MASKED,
