@@ -48,7 +48,7 @@ def test_a_machine_that_is_named_once_is_used_by_builds(
     far = hosts.add("far", user="builder")
     client("node", "add", "far", far.url)
     (before,) = json.loads(client("node", "inspect", "far", "--format", "json").out)
-    assert (before["state"], before["problem"]["remedy"]) == ("down", "kanifold node check far sends it")
+    assert (before["state"], before["problem"]["remedy"]) == ("inactive", "kanifold node check far sends it")
     assert "ok far: linux/amd64" in client("node", "check").out
     (listed,) = json.loads(client("node", "inspect", "far", "--format", "json").out)
     assert (listed["state"], listed["description"]["native"][0]) == ("ok", "linux/amd64")
