@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,6 +47,11 @@ ISOLATED = {
 }  # fmt: skip
 """The environments in which steps run, and the mode."""
 UNISOLATED = [each for each in ENVIRONMENTS if each not in ISOLATED]
+
+
+def _some(names: Iterable[str], *usual: str) -> list[object]:
+    """Return parameters of which only ``usual`` ones are tried in every run."""
+    return [pytest.param(each, marks=() if each in usual else pytest.mark.slow) for each in names]
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], s
     return build
 
 
-@pytest.mark.parametrize("name", ISOLATED)
+@pytest.mark.parametrize("name", _some(ISOLATED, "k8s-user", "docker-sys-admin"))
 def test_steps_run_for_two_platforms_and_make_the_same_image(
     place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str], name: str
 ) -> None:
@@ -187,7 +192,7 @@ def test_steps_run_for_two_platforms_and_make_the_same_image(
     assert place(name).build(dockerfile, platforms=platforms) == expected(dockerfile, platforms)
 
 
-@pytest.mark.parametrize("name", ["k8s-user", "docker-sys-admin"])
+@pytest.mark.parametrize("name", _some(["k8s-user", "docker-sys-admin"], "docker-sys-admin"))
 def test_a_store_in_the_containers_own_root_makes_the_same_image(
     place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str], name: str
 ) -> None:
@@ -195,6 +200,7 @@ def test_a_store_in_the_containers_own_root_makes_the_same_image(
     assert place(name).build(dockerfile, "--root", "/tmp/store", platforms=platforms) == expected(dockerfile, platforms)
 
 
+@pytest.mark.slow
 def test_a_volume_without_programs_devices_and_set_user_id_is_enough_for_overlays_alone(
     place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str]
 ) -> None:
@@ -207,7 +213,7 @@ def test_a_volume_without_programs_devices_and_set_user_id_is_enough_for_overlay
     assert "have it mounted without noexec" in refused.stdout
 
 
-@pytest.mark.parametrize("name", UNISOLATED)
+@pytest.mark.parametrize("name", _some(UNISOLATED, "docker-root", "k8s-restricted"))
 def test_what_runs_no_step_is_built_anywhere_for_any_platform(
     place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str], name: str
 ) -> None:
@@ -229,7 +235,10 @@ USER 9:10
 """Of the instructions that need no isolation."""
 
 
-@pytest.mark.parametrize(("filled", "name"), [("podman-root", "docker-root"), ("k8s-user", "k8s-restricted")])
+@pytest.mark.parametrize(
+    ("filled", "name"),
+    [pytest.param("podman-root", "docker-root", marks=pytest.mark.slow), ("k8s-user", "k8s-restricted")],
+)
 def test_steps_that_are_cached_need_no_isolation_and_others_are_told_why_they_cannot_run(
     place: Callable[[str], Place], busybox: Base, filled: str, name: str
 ) -> None:
@@ -262,7 +271,7 @@ LAYERS = (
 """Layers that are unpacked onto what is below them."""
 
 
-@pytest.mark.parametrize("name", ["docker-root", "docker-user"])
+@pytest.mark.parametrize("name", _some(["docker-root", "docker-user"], "docker-user"))
 def test_layers_that_need_those_below_are_unpacked_without_mounts(
     place: Callable[[str], Place], expected: Callable[[str, str], str], name: str
 ) -> None:
@@ -297,7 +306,7 @@ COPY --from=spy /found /
 
 
 @pytest.mark.parametrize("more", ["", "--security=insecure"])
-@pytest.mark.parametrize("name", ["k8s-root", "k8s-user"])
+@pytest.mark.parametrize("name", _some(["k8s-root", "k8s-user"], "k8s-user"))
 def test_where_proc_is_the_containers_a_step_learns_no_more_of_others_than_their_command_lines(
     place: Callable[[str], Place], busybox: Base, name: str, more: str
 ) -> None:
@@ -314,7 +323,7 @@ def test_where_proc_is_the_containers_a_step_learns_no_more_of_others_than_their
     assert b"\nstore\n" not in found
 
 
-@pytest.mark.parametrize("mode", ["mapped", "single"])
+@pytest.mark.parametrize("mode", _some(["mapped", "single"], "single"))
 def test_a_mode_that_is_asked_for_makes_the_same_image(
     place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str], mode: str
 ) -> None:

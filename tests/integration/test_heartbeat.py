@@ -181,7 +181,7 @@ while data := os.read(0, 4096):
 MAKES = "FROM image\nRUN head -c 1048576 /dev/urandom > /file\n"
 
 
-@pytest.mark.parametrize("direction", ["there", "back"])
+@pytest.mark.parametrize("direction", ["there", pytest.param("back", marks=pytest.mark.slow)])
 def test_a_slow_connection_is_none_that_is_cut(
     tmp_path: Path, busybox: Base, mark: Marked, monkeypatch: pytest.MonkeyPatch, direction: str
 ) -> None:

@@ -179,7 +179,7 @@ def fill_disk(host: Host) -> Callable[[], None]:
 DEATHS = (cut, kill_sshd, kill_all, kill_executors, fill_disk)
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(25, marks=pytest.mark.slow)])
 def test_a_node_that_dies_at_any_moment_harms_nothing(world: World, tmp_path: Path, rounds: int) -> None:
     chance = random.Random(SEED)
     rounds = int(os.environ.get("KANIFOLD_DEATH_ROUNDS", rounds))

@@ -131,6 +131,7 @@ def test_a_node_is_inactive_until_kanifold_may_be_sent_there(client: Hosts) -> N
     assert states[0].problem.remedy == "kanifold node check new sends it"
 
 
+@pytest.mark.slow
 def test_two_builds_may_send_it_at_once(client: Hosts) -> None:
     host = client.add("one")
 
@@ -143,6 +144,7 @@ def test_two_builds_may_send_it_at_once(client: Hosts) -> None:
     assert len(installations(host)) == 1
 
 
+@pytest.mark.slow
 def test_versions_that_are_not_used_any_more_are_removed(client: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     host = client.add("one")
     (host.home / EXECUTORS).mkdir(parents=True, mode=0o700)
@@ -250,6 +252,7 @@ def test_what_arrives_damaged_is_not_run(tmp_path: Path, sent: bytes, why: bytes
     assert os.listdir(tmp_path / EXECUTORS) == []
 
 
+@pytest.mark.slow
 def test_a_login_that_prints_without_end_is_given_up(client: Hosts) -> None:
     host = client.add("mad", user="builder")
     (host.home / ".bashrc").write_text("yes '\x1b]0;title\x07'\n")
