@@ -39,6 +39,10 @@ def asked() -> list[tuple[str, bool]]:
     return []
 
 
+def _ignore(what: str) -> None:
+    """Let a process with several threads fork."""
+
+
 @pytest.fixture
 def kanifold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: list[tuple[str, bool]]
@@ -63,6 +67,7 @@ def kanifold(
         return Said(status, out, err)
 
     monkeypatch.setattr(node_selection, "node", made)
+    monkeypatch.setattr("orchestrator.forking.threads.check_single", _ignore)  # tests have threads of servers
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("KANIFOLD_NODES", raising=False)
     (tmp_path / "project").mkdir()
