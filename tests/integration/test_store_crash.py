@@ -173,8 +173,8 @@ _NEED_NO_SPACE = frozenset(
     ("number", "spared"),
     [
         pytest.param(errno.ENOSPC, _NEED_NO_SPACE, id="full-disk"),
-        pytest.param(errno.EDQUOT, _NEED_NO_SPACE, id="quota"),
-        pytest.param(errno.EIO, frozenset({"flock"}), id="broken-disk"),
+        pytest.param(errno.EDQUOT, _NEED_NO_SPACE, id="quota", marks=pytest.mark.slow),
+        pytest.param(errno.EIO, frozenset({"flock"}), id="broken-disk", marks=pytest.mark.slow),
     ],
 )
 def test_any_write_may_fail_and_the_store_stays_whole(root: Path, number: int, spared: frozenset[str]) -> None:
