@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from platforms import syscalls
 from platforms.errors import EnvironmentUnfit
+
+_CLONE: Final = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
 
 
 def mount_stack(layers: Sequence[str], empty: str, *, upper: str = "", work: str = "") -> int:
@@ -63,7 +67,6 @@ def _mount_by_options(lower: Sequence[str], upper: str, work: str, place: str) -
     """
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     fds: list[int] = []
-    point = tempfile.mkdtemp(dir=place)
     try:
         for directory in (*lower, *((upper, work) if upper else ())):
             fds.append(os.open(directory, flags))
@@ -71,16 +74,13 @@ def _mount_by_options(lower: Sequence[str], upper: str, work: str, place: str) -
         options = f"userxattr,lowerdir={':'.join(links[: len(lower)])}"
         if upper:
             options += f",upperdir={links[-2]},workdir={links[-1]},volatile"
-        syscalls.mount("kanifold", point, "overlay", syscalls.MS_NODEV | (0 if upper else syscalls.MS_RDONLY), options)
-        try:
-            clone = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
-            return syscalls.open_tree(syscalls.AT_FDCWD, point, clone)
-        finally:
-            syscalls.umount(point, syscalls.MNT_DETACH)
+        attributes = syscalls.MS_NODEV | (0 if upper else syscalls.MS_RDONLY)
+        with _mount_point(place) as point:
+            syscalls.mount("kanifold", point, "overlay", attributes, options)
+            return syscalls.open_tree(syscalls.AT_FDCWD, point, _CLONE)
     finally:
         for fd in fds:
             os.close(fd)
-        os.rmdir(point)
 
 
 def part_of(mount: int, place: int, directory: str) -> int:
@@ -88,18 +88,23 @@ def part_of(mount: int, place: int, directory: str) -> int:
 
     Linux before 6.15 clones parts of attached mounts only (EINVAL), so it is attached in ``directory`` for that moment.
     """
-    clone = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_EMPTY_PATH
     try:
-        return syscalls.open_tree(place, "", clone)
+        return syscalls.open_tree(place, "", _CLONE | syscalls.AT_EMPTY_PATH)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
+    with _mount_point(directory) as point:
+        syscalls.move_mount(mount, "", syscalls.AT_FDCWD, point, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
+        return syscalls.open_tree(place, "", _CLONE | syscalls.AT_EMPTY_PATH)
+
+
+@contextlib.contextmanager
+def _mount_point(directory: str) -> Iterator[str]:
+    """Make a directory in ``directory`` to mount on; in the end it is removed, with what is mounted there."""
     point = tempfile.mkdtemp(dir=directory)
     try:
-        syscalls.move_mount(mount, "", syscalls.AT_FDCWD, point, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
-        try:
-            return syscalls.open_tree(place, "", clone)
-        finally:
-            syscalls.umount(point, syscalls.MNT_DETACH)
+        yield point
     finally:
+        with contextlib.suppress(OSError):  # nothing was mounted
+            syscalls.umount(point, syscalls.MNT_DETACH)
         os.rmdir(point)
