@@ -1,0 +1,1 @@
+"""Releases: several images, built in order, tested, and published together or not at all."""
