@@ -368,7 +368,7 @@ def mount_id(fd: int) -> int:
 
 
 class ProcessMemory:
-    """Reads the memory of other processes (process_vm_readv(2)) into a buffer that is allocated once. For one
+    """Reads and writes the memory of other processes (process_vm_readv(2)) by a buffer that is allocated once. For one
     thread."""
 
     def __init__(self, size: int = 4096) -> None:
@@ -378,17 +378,31 @@ class ProcessMemory:
         self._theirs = (ctypes.c_size_t * 2)()
         self._view = memoryview(self._buffer).cast("B")
         self._read = libc.process_vm_readv
+        self._write = libc.process_vm_writev
         self._errno = ctypes.get_errno
 
     def read(self, pid: int, address: int, size: int) -> bytes:
         """Return ``size`` bytes at ``address``, or fewer; at most the size given at construction."""
+        return bytes(self._view[: self._copy(self._read, pid, address, size)])
+
+    def write(self, pid: int, address: int, data: bytes) -> None:
+        """Write all of ``data`` to ``address``. Raises OSError: EFAULT where it is not writable; a part may have
+        been."""
+        for start in range(0, len(data), len(self._view)):
+            part = data[start : start + len(self._view)]
+            self._view[: len(part)] = part
+            if self._copy(self._write, pid, address + start, len(part)) < len(part):
+                raise OSError(errno.EFAULT, f"process_vm_writev: {os.strerror(errno.EFAULT)}")
+
+    def _copy(self, function: Any, pid: int, address: int, size: int) -> int:
+        """Return how many bytes were copied: at least one."""
         self._ours[1] = self._theirs[1] = size
         self._theirs[0] = address
-        count = self._read(pid, self._ours, 1, self._theirs, 1, 0)
+        count: int = function(pid, self._ours, 1, self._theirs, 1, 0)
         if count <= 0:
             number = self._errno() if count else errno.EFAULT
-            raise OSError(number, f"process_vm_readv: {os.strerror(number)}")
-        return bytes(self._view[:count])
+            raise OSError(number, f"{function.__name__}: {os.strerror(number)}")
+        return count
 
 
 def share_content(source: int, target: int) -> bool:

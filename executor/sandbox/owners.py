@@ -18,22 +18,17 @@ memory meanwhile; the only effect is that the step sees what the kernel reports.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import re
-import select
 import socket
 import stat
-import struct
 from typing import Final, NoReturn
-
-import msgspec
 
 from executor.sandbox import notified_calls, roots, seccomp, staging, status
 from executor.sandbox.inode_records import InodeRecords
 from executor.sandbox.inplace_records import InodeRecordsInPlace
+from executor.sandbox.listener import Listener, SystemCall
 from executor.sandbox.spec import Bind, BindFd, SecretFile, Spec
 from executor.snapshotter import records
 from executor.snapshotter.records import DeviceNumber
@@ -41,22 +36,7 @@ from executor.snapshotter.rootfs import Overlay
 from platforms import syscalls
 from platforms.descriptors import receive_fds
 
-# linux/seccomp.h: struct seccomp_notif, struct seccomp_notif_resp, and the calls on a listener.
-_NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")  # id, pid, flags, number, architecture, instruction, arguments
-_RESPONSE: Final = struct.Struct("=QqiI")  # id, value, error, flags
-_IDENTITY: Final = struct.Struct("=Q")
-_RECEIVE: Final = 0xC0502100
-_SEND: Final = 0xC0182101
-_STILL_VALID: Final = 0x40082102
-_SET_FLAGS: Final = 0x40082104
-_SYNC_WAKE_UP: Final = 1
-_CONTINUE: Final = 1
-
-_PATH_MAX: Final = 4096
-_PAGE: Final = 4096
 _UNCHANGED: Final = -1
-_SHORT_STRING: Final = 256
-"""Bytes that are read first of a path; most fit."""
 _WORD: Final = (1 << 32) - 1
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
 _DESCRIPTOR: Final = re.compile(rb"(?:/proc/self/fd/|/dev/fd/)([0-9]{1,9})|/dev/std(?:in|out|err)")
@@ -124,27 +104,14 @@ def _own_mount(table: InodeRecords, root: int, mount: Bind | SecretFile) -> None
         os.close(file)
 
 
-class _Call(msgspec.Struct, frozen=True):
-    """A notified system call."""
-
-    identity: int
-    pid: int
-    process: int
-    """The caller's directory in the working directory, a /proc."""
-    architecture: str
-    name: str
-    arguments: list[int]
-
-
 class _Supervisor:
     """The supervisor of one step. The working directory is a /proc that shows its processes."""
 
     def __init__(self, listener: int, table: InodeRecords, sees_others: bool) -> None:
-        self.listener = listener
+        self.listener = Listener(listener, seccomp.calls(notified_calls.ALL))
         self.table = table
         self.sees_others = sees_others
         """Whether the step's /proc shows processes that are not its own."""
-        self.calls = seccomp.calls(notified_calls.ALL)
         self.handlers = {
             name: handler
             for rows, handler in (
@@ -161,42 +128,25 @@ class _Supervisor:
         self.root = _identity("self/root")
         self.entered = False
         """Whether a process has changed its root directory."""
-        self.memory = syscalls.ProcessMemory()
+        self.process = 0
+        """The caller's directory in the working directory."""
 
     def run(self) -> None:
-        with contextlib.suppress(OSError):  # before Linux 6.6
-            fcntl.ioctl(self.listener, _SET_FLAGS, _SYNC_WAKE_UP)
-        poll = select.poll()
-        poll.register(self.listener, select.POLLIN)
-        while True:
-            for _, event in poll.poll():
-                if not event & select.POLLIN:  # no process uses the filter any more
-                    return
-                self.serve()
-
-    def serve(self) -> None:
-        buffer = bytearray(_NOTIFICATION.size)
-        try:
-            fcntl.ioctl(self.listener, _RECEIVE, buffer)
-        except OSError:  # the caller was killed
-            return
-        identity, pid, _, number, architecture, _, *arguments = _NOTIFICATION.unpack(buffer)
-        error = flags = 0
-        try:
-            process = _number_here(pid) if self.foreign else pid
-            call = _Call(identity, pid, process, *self.calls[architecture, number], arguments)
-            if self.handlers[call.name](call):
-                flags = _CONTINUE
-        except OSError as failed:
-            error = failed.errno or errno.EINVAL
-        try:
-            fcntl.ioctl(self.listener, _SEND, _RESPONSE.pack(identity, 0, -error, flags))
-        except OSError:
-            return
+        """Serve calls until no process uses the filter any more."""
+        while (call := self.listener.receive()) is not None:
+            try:
+                self.process = _number_here(call.pid) if self.foreign else call.pid
+                if self.handlers[call.name](call):
+                    self.listener.proceed(call)
+                    continue
+                error = 0
+            except OSError as failed:
+                error = failed.errno or errno.EINVAL
+            self.listener.answer(call, error=error)
 
     # -- handlers: return True to continue the call in the kernel, raise OSError for its errno -------------------------
 
-    def own(self, call: _Call) -> bool:
+    def own(self, call: SystemCall) -> bool:
         """Handle chown(2) and its variants."""
         base, path, follow = _AT_FDCWD, b"", True
         name, arguments = call.name, call.arguments
@@ -204,7 +154,7 @@ class _Supervisor:
             base, address, uid, gid, flags = arguments[:5]
             if flags & _WORD & ~(syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_EMPTY_PATH):
                 raise OSError(errno.EINVAL, "")
-            path = self.string(call, address)
+            path = self.listener.string(call, address)
             follow = not flags & syscalls.AT_SYMLINK_NOFOLLOW
             if not path and not flags & syscalls.AT_EMPTY_PATH:
                 raise OSError(errno.ENOENT, "")
@@ -212,7 +162,7 @@ class _Supervisor:
             base, uid, gid = arguments[:3]
         else:
             address, uid, gid = arguments[:3]
-            path = self.string(call, address)
+            path = self.listener.string(call, address)
             follow = not name.startswith("lchown")
             if not path:
                 raise OSError(errno.ENOENT, "")
@@ -220,20 +170,20 @@ class _Supervisor:
         owner = tuple(_id(each, 16 if short else 32) for each in (uid, gid))
         file = self.open(call, base, path, follow)
         try:
-            self.still(call)
+            self.listener.still(call)
             change(self.table, file, *owner)
         finally:
             os.close(file)
         return False
 
-    def look(self, call: _Call) -> bool:
+    def look(self, call: SystemCall) -> bool:
         """Handle stat(2) and its variants. On any error the kernel continues the call and reports it."""
         try:
             return not self.answer_recorded(call)
         except OSError:
             return True
 
-    def answer_recorded(self, call: _Call) -> bool:
+    def answer_recorded(self, call: SystemCall) -> bool:
         """Answer ``call`` if there is a record of its file. Raises OSError."""
         name, arguments = call.name, call.arguments
         base, flags, path = _AT_FDCWD, 0, b""
@@ -242,14 +192,14 @@ class _Supervisor:
             if name == "statx":
                 flags, buffer = arguments[2], arguments[4]
             if address:
-                path = self.string(call, address)
+                path = self.listener.string(call, address)
             if flags & _WORD & ~_LOOKING_FLAGS or (not path and not flags & syscalls.AT_EMPTY_PATH):
                 return False
         elif name.startswith("fstat"):
             base, buffer = arguments[:2]
         else:
             address, buffer = arguments[:2]
-            path = self.string(call, address)
+            path = self.listener.string(call, address)
             if not path:
                 return False
         follow = not path or not (flags & syscalls.AT_SYMLINK_NOFOLLOW or name.startswith("lstat"))
@@ -261,7 +211,7 @@ class _Supervisor:
         finally:
             os.close(file)
 
-    def write_status(self, call: _Call, file: int, buffer: int) -> bool:
+    def write_status(self, call: SystemCall, file: int, buffer: int) -> bool:
         """Write the recorded status of ``file`` to ``buffer`` in the caller; False if there is no record."""
         found = os.fstat(file)
         known = self.table.seen(file, found)
@@ -273,17 +223,10 @@ class _Supervisor:
             data = status.patch_statx(syscalls.statx(file, b"", flags | syscalls.AT_EMPTY_PATH, mask), told)
         else:
             data = status.pack(told, call.architecture, wide=call.name.endswith("64"))
-        memory = os.open(f"{call.process}/mem", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            self.still(call)  # the memory is still that of the caller
-            os.pwrite(memory, data, buffer)
-        except (OSError, OverflowError) as error:  # an invalid address
-            raise OSError(errno.EFAULT, "") from error
-        finally:
-            os.close(memory)
+        self.listener.write(call, buffer, data)
         return True
 
-    def make(self, call: _Call) -> bool:
+    def make(self, call: SystemCall) -> bool:
         """Handle mknod(2) of a device: make an empty file and record the device."""
         base, (address, mode, number) = _AT_FDCWD, call.arguments[:3]
         if call.name == "mknodat":
@@ -295,13 +238,13 @@ class _Supervisor:
         major, minor = number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00
         if letter == "c" and (major, minor) == (0, 0):  # a whiteout of overlayfs
             raise OSError(errno.EPERM, "")
-        path, slash, name = self.string(call, address).rpartition(b"/")
+        path, slash, name = self.listener.string(call, address).rpartition(b"/")
         if name in (b"", b".", b".."):  # the kernel reports the error
             return True
         directory = self.open(call, base, path or slash or b".", follow=True)
         try:
-            umask = _umask(call.process)
-            self.still(call)
+            umask = _umask(self.process)
+            self.listener.still(call)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             file = os.open(name, flags, 0o600, dir_fd=directory)
         finally:
@@ -313,19 +256,19 @@ class _Supervisor:
             os.close(file)
         return False
 
-    def move(self, call: _Call) -> bool:
+    def move(self, call: SystemCall) -> bool:
         """Handle rename(2) and its variants: record a group that was inherited from the old directory."""
         from_, old, to, new = (_AT_FDCWD, call.arguments[0], _AT_FDCWD, call.arguments[1])
         if call.name != "rename":
             from_, old, to, new = call.arguments[:4]
         if self.table.hands_down:
             try:
-                file = self.open(call, from_, self.string(call, old), follow=False)
+                file = self.open(call, from_, self.listener.string(call, old), follow=False)
                 try:
-                    above, slash, _ = self.string(call, new).rstrip(b"/").rpartition(b"/")
+                    above, slash, _ = self.listener.string(call, new).rstrip(b"/").rpartition(b"/")
                     directory = self.open(call, to, above or slash or b".", follow=True)
                     try:
-                        self.still(call)
+                        self.listener.still(call)
                         self.table.keep(file, directory)
                     finally:
                         os.close(directory)
@@ -335,7 +278,7 @@ class _Supervisor:
                 pass
         return True
 
-    def enter(self, call: _Call) -> bool:
+    def enter(self, call: SystemCall) -> bool:
         """Handle chroot(2): from now on the root directory of each caller is looked up."""
         del call
         self.entered = True
@@ -343,28 +286,24 @@ class _Supervisor:
 
     # -- the caller's paths and memory --------------------------------------------------------------------------------
 
-    def still(self, call: _Call) -> None:
-        """Raise OSError if the caller has died: its id and descriptors may be another process's by now."""
-        fcntl.ioctl(self.listener, _STILL_VALID, _IDENTITY.pack(call.identity))
-
-    def where(self, call: _Call, base: int, path: bytes) -> tuple[bytes, bytes]:
+    def where(self, call: SystemCall, base: int, path: bytes) -> tuple[bytes, bytes]:
         """Return from where this process reaches ``path`` as the caller would: a link of /proc, and a path from there.
 
         Either can be b"": there is no link for an absolute path, and no path for ``base`` itself, which is path b"", or
         another descriptor. The root directory is set to the caller's, which may have called chroot, so that absolute
         links are resolved there.
         """
-        if self.entered and (wanted := _identity(f"{call.process}/root")) != self.root:
-            os.chroot(f"{call.process}/root")  # the working directory is unchanged
+        if self.entered and (wanted := _identity(f"{self.process}/root")) != self.root:
+            os.chroot(f"{self.process}/root")  # the working directory is unchanged
             self.root = wanted
         if path[:1] == b"/":
             # In the caller's /proc "self" is not this process. Only descriptors, with nothing after them.
             opened = None if self.entered else _DESCRIPTOR.fullmatch(path)
-            return (b"%d/fd/%b" % (call.process, _STREAMS.get(path) or opened[1]), b"") if opened else (b"", path)
+            return (b"%d/fd/%b" % (self.process, _STREAMS.get(path) or opened[1]), b"") if opened else (b"", path)
         base &= _WORD
-        return b"%d/cwd" % call.process if base == _AT_FDCWD else b"%d/fd/%d" % (call.process, base), path
+        return b"%d/cwd" % self.process if base == _AT_FDCWD else b"%d/fd/%d" % (self.process, base), path
 
-    def open(self, call: _Call, base: int, path: bytes, follow: bool) -> int:
+    def open(self, call: SystemCall, base: int, path: bytes, follow: bool) -> int:
         """Return an O_PATH descriptor of the file that the call is about.
 
         Where the step's /proc shows the executor, whose directories this process could enter by it, ``path`` leads
@@ -381,19 +320,6 @@ class _Supervisor:
             return syscalls.openat2(start, os.fsdecode(rest), flags, resolve=syscalls.RESOLVE_NO_MAGICLINKS)
         finally:
             os.close(start)
-
-    def string(self, call: _Call, address: int) -> bytes:
-        """Return the NUL-terminated string at ``address`` of the caller's memory."""
-        found = b""
-        while len(found) < _PATH_MAX:
-            wanted = _PAGE if found else _SHORT_STRING
-            part = self.memory.read(call.pid, address, min(_PAGE - address % _PAGE, wanted))
-            text, end, _ = part.partition(b"\0")
-            found += text
-            if end:
-                return found
-            address += len(part)
-        raise OSError(errno.ENAMETOOLONG, "")
 
 
 def change(table: InodeRecords, file: int, uid: int, gid: int) -> None:
