@@ -59,6 +59,8 @@ class Task(msgspec.Struct, frozen=True):
     """None if nothing is run."""
     mounts: bool
     """Whether this process can mount file systems."""
+    ids: int
+    """The ids from 0 up to this one, exclusive, can own files."""
 
 
 def run(task: Task, cancellation: Cancellation) -> None:
@@ -139,7 +141,8 @@ def _services(
     task: Task, store: Store, background: ThreadPoolExecutor, cancellation: Cancellation, memory: Memory
 ) -> Services:
     job, conversation, inputs = task.job, task.conversation, memory.inputs
-    made = snapshotter(job.options.snapshotter, store, memory.scratch.directory, mounts=task.mounts)
+    ids = task.ids if task.mounts else 0
+    made = snapshotter(job.options.snapshotter, store, memory.scratch.directory, ids)
     registry = Lazy(partial(_client, job, conversation, inputs, cancellation))
     caches = Lazy(partial(_remote_caches, job, conversation, inputs, registry, cancellation))
     return Services(

@@ -95,8 +95,9 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
     platform = parse(job.platform)
     plan = job_plan(job, parse(job.build_platform) if job.build_platform else host.default_platform(), platform)
     unavailable: Runner | None = None
+    ids = 1
     try:
-        mode = isolated().mode
+        mode, ids = isolated().mode, isolated().uid_limit
         debug.log("isolation", mode=mode.value)
         if job.options.isolation not in ("", mode):
             raise EnvironmentUnfit(
@@ -110,14 +111,14 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
         debug.log("isolation", why=impossible.problem.why)
         unavailable = Unavailable(impossible)
     if not plan.may_run:
-        return Task(conversation, job, plan, None, None, mounts=unavailable is None)
+        return Task(conversation, job, plan, None, None, mounts=unavailable is None, ids=ids)
     found: Emulation | EnvironmentUnfit
     try:
         found = job.emulation or emulation.emulation(platform, _image_emulators(job, platform))
     except EnvironmentUnfit as unfit:  # an error only if a program of the platform has to run
         found = unfit
     steps = unavailable or launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
-    return Task(conversation, job, plan, found, steps, mounts=unavailable is None)
+    return Task(conversation, job, plan, found, steps, mounts=unavailable is None, ids=ids)
 
 
 def _image_emulators(job: protocol.Job, platform: Platform) -> StoreEmulators | None:

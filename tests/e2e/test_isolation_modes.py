@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Base, Kanifold
+from oci_layout import image_manifests
 
 from executor.sandbox import isolation
 from executor.sandbox.isolation import IsolationMode
@@ -70,3 +71,24 @@ def test_a_yama_setting_that_forbids_reading_memory_rules_out_a_single_id(
     monkeypatch.setattr(isolation, "_YAMA", str(tmp_path / "ptrace_scope"))
     with pytest.raises(isolation.ModeUnavailableError, match=r"kernel\.yama\.ptrace_scope is 3"):
         isolation.climb(IsolationMode.SINGLE)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for whom every mode works")
+def test_steps_see_owners_that_another_mode_has_recorded_in_the_same_store(
+    kanifold: Kanifold, busybox: Base, context: Context, tmp_path: Path
+) -> None:
+    dockerfile = (
+        f"FROM {busybox.ref} AS one\nCOPY --chown=5:6 file /file\nRUN chown 7:8 /bin/awk\n"
+        "FROM one\nRUN stat -c %u:%g /file /bin/awk > /seen; cp -a /file /copy; mv /file /moved\n"
+    )
+    folder = context({"Dockerfile": dockerfile, "file": "x"})
+
+    def build(store: str, out: str, *arguments: str) -> str:
+        dest = f"type=oci,tar=false,dest={tmp_path / out}"
+        told = ("build", folder, "--platform", "linux/amd64", "--root", tmp_path / store, "-o", dest, *arguments)
+        assert kanifold.run(*told, SOURCE_DATE_EPOCH="1").code == 0
+        return str(image_manifests(tmp_path / out)["linux/amd64"]["digest"])
+
+    alone = build("alone", "all", "--isolation", "namespaces")
+    build("shared", "one", "--target", "one", "--isolation", "single")
+    assert build("shared", "two", "--isolation", "namespaces") == alone

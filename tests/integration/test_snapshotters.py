@@ -53,7 +53,7 @@ class Bench:
     place: Path
 
     def new(self, kind: Any) -> Snapshotter:
-        return snapshotter(kind, self.store, tempfile.mkdtemp(dir=self.place))
+        return snapshotter(kind, self.store, tempfile.mkdtemp(dir=self.place), 1 << 32)
 
     def layer(self, name: str, *entries: Entry) -> Snapshot:
         return materialise.write(self.store, entries, keys=(name,))
@@ -455,6 +455,36 @@ def test_an_owner_that_is_recorded_goes_with_its_file(bench: Bench) -> None:
     active = plain.prepare((layer,))
     assert stat.S_ISCHR((root_of(active) / "v" / "d").lstat().st_mode)  # root can make it
     assert (root_of(active) / "v" / "f").stat().st_uid == 5
+
+
+@pytest.mark.parametrize(
+    ("record", "root"),
+    [
+        (Record(b"v/f", 5, 6), "plain"),
+        (Record(b"v/f", mode=0o400), "plain"),
+        (Record(b"v/f", 70_000, 5), "overlay"),
+        (Record(b"v/f", device=DeviceNumber("c", 1, 3)), "overlay"),
+    ],
+)
+def test_a_layer_is_mounted_unless_steps_would_see_what_another_mode_could_not_set(
+    bench: Bench, record: Record, root: str
+) -> None:
+    below, recorded = (
+        bench.layer("below", directory("u")),
+        bench.layer("recorded", directory("v"), bench.file("v/f", "")),
+    )
+    records.write(recorded.fs, (record,))
+    made = snapshotter("overlay", bench.store, tempfile.mkdtemp(dir=bench.place), 65_536)
+    for parents, expected in (((below,), "overlay"), ((below, recorded), root)):
+        active = made.prepare(parents)
+        assert isinstance(active.rootfs, Overlay) == (expected == "overlay")
+        made.add_mount_points(active, SECOND)
+        after = made.commit(active, keys=(f"{len(parents)}",))
+        assert [each.path for each in made.diff(after, parents)] == [b"dev", b"proc", b"sys"]
+    with made.mounted((below, recorded), "/v/f", readonly=True) as mount:
+        seen = os.fstat(mount.fd)
+        assert (seen.st_uid == record.uid) == (root == "plain" or not record.uid)
+    made.close()
 
 
 def test_a_full_disk_is_told_and_roots_that_nobody_uses_go_first(tmp_path: Path) -> None:
