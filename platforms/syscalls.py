@@ -93,6 +93,7 @@ PR_SET_NAME: Final = 15
 PR_CAPBSET_READ: Final = 23
 PR_CAPBSET_DROP: Final = 24
 PR_SET_CHILD_SUBREAPER: Final = 36
+PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
@@ -119,6 +120,8 @@ CAP_LAST: Final = 63
 
 SECCOMP_SET_MODE_FILTER: Final = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER: Final = 1 << 3
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: Final = 1 << 5
+"""Linux 5.19. A call that the supervisor has received is interrupted by signals that kill only."""
 
 
 # Calls added since Linux 5.1 have the same number on every architecture; older ones without a wrapper in every C
@@ -471,6 +474,22 @@ def set_dumpable(dumpable: bool) -> None:
     prctl(PR_SET_DUMPABLE, int(dumpable))
 
 
+def adopt_orphans() -> None:
+    """Become the parent of descendants of this process whose own parents end (PR_SET_CHILD_SUBREAPER)."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def no_new_privileges() -> None:
+    """Let no program that this process executes gain privileges by its set-user-id bits or file capabilities."""
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_fs_ids(uid: int, gid: int) -> None:
+    """Access files as ``uid`` and ``gid`` from now on (setfsuid(2)); not as root, without root's capabilities."""
+    _call("setfsgid", "", gid)
+    _call("setfsuid", "", uid)
+
+
 def set_name(name: str) -> None:
     """Set this thread's name as ``ps`` shows it; cut to 15 bytes."""
     prctl(PR_SET_NAME, name.encode()[:15])
@@ -548,6 +567,8 @@ def seccomp_filter(program: bytes, flags: int = 0) -> int:
 LANDLOCK_CREATE_RULESET_VERSION: Final = 1
 LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET: Final = 1 << 0
 LANDLOCK_SCOPE_SIGNAL: Final = 1 << 1
+_LANDLOCK_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+"""How many rights to files there are, by the ABI version; not more since."""
 _LANDLOCK_ACCESS_FS_MAKE_BLOCK: Final = 1 << 11
 _LANDLOCK_ACCESS_FS_REFER: Final = 1 << 13
 _LANDLOCK_RULE_PATH_BENEATH: Final = 1
@@ -583,6 +604,24 @@ def landlock_domain() -> None:
     rights = _LANDLOCK_ACCESS_FS_MAKE_BLOCK | _LANDLOCK_ACCESS_FS_REFER  # a domain without any right is refused
     ruleset = _landlock_ruleset(rights)
     root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        below = bytearray(struct.pack("=Qi", rights, root))
+        _syscall("landlock_add_rule", _NR_LANDLOCK_ADD_RULE, "", ruleset, _LANDLOCK_RULE_PATH_BENEATH, below, 0)
+        _syscall("landlock_restrict_self", _NR_LANDLOCK_RESTRICT_SELF, "", ruleset, 0)
+    finally:
+        os.close(root)
+        os.close(ruleset)
+
+
+def landlock_confine(scopes: int) -> None:
+    """Restrict this process and its children to files below its root directory, and to ``scopes``.
+
+    Files outside of it cannot be opened by a path, whatever descriptor that begins with. ABI version 2; 6 for scopes.
+    """
+    version = landlock_version()
+    rights = (1 << _LANDLOCK_RIGHTS.get(version, max(_LANDLOCK_RIGHTS.values()))) - 1
+    ruleset = _landlock_ruleset(rights, 0, scopes) if scopes else _landlock_ruleset(rights)
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         below = bytearray(struct.pack("=Qi", rights, root))
         _syscall("landlock_add_rule", _NR_LANDLOCK_ADD_RULE, "", ruleset, _LANDLOCK_RULE_PATH_BENEATH, below, 0)

@@ -21,6 +21,7 @@ from executor.sandbox import notified_calls, profile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 _ARCHITECTURES: Final = {
@@ -84,19 +85,19 @@ _SUBVOLUMES: Final = (0x9401, 0x940E, 0x9417, 0x9418)
 owner can make them read-only, so that they cannot be removed."""
 
 # linux/filter.h, linux/seccomp.h
-_LD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
-_JEQ: Final = 0x15
-_JGE: Final = 0x35
-_JSET: Final = 0x45
-_JA: Final = 0x05
-_AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
-_RET: Final = 0x06
+LD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
+JEQ: Final = 0x15
+JGE: Final = 0x35
+JSET: Final = 0x45
+JA: Final = 0x05
+AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
+RET: Final = 0x06
 _ALLOW: Final = 0x7FFF0000
 _NOTIFY: Final = 0x7FC00000
-_ERRNO: Final = 0x00050000
-_SUCCEED: Final = _ERRNO  # errno 0: the call returns 0
-_EPERM: Final = _ERRNO | 1
-_ENOSYS: Final = _ERRNO | 38
+ERRNO: Final = 0x00050000
+_SUCCEED: Final = ERRNO  # errno 0: the call returns 0
+_EPERM: Final = ERRNO | 1
+_ENOSYS: Final = ERRNO | 38
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 
 _X32: Final = 0x40000000
@@ -106,31 +107,36 @@ _KIND: Final = 0xF000  # S_IFMT
 _REQUEST: Final = 0xFFFF  # kind and number of an ioctl(2), without size and direction
 _REACH: Final = 255  # instructions that a conditional jump can skip
 
-_Line = tuple[int, int, int, int]
+Line = tuple[int, int, int, int]
 """An instruction (struct sock_filter): code, jump offsets if true and false, value."""
+Rules = dict[int, tuple[Line, ...]]
+"""The instructions for calls, by number."""
 
-ALLOW: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _ALLOW),)
-DENY: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _EPERM),)
-ABSENT: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _ENOSYS),)
-SUCCEED: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _SUCCEED),)
-NOTIFY: Final[tuple[_Line, ...]] = ((_RET, 0, 0, _NOTIFY),)
+ALLOW: Final[tuple[Line, ...]] = ((RET, 0, 0, _ALLOW),)
+DENY: Final[tuple[Line, ...]] = ((RET, 0, 0, _EPERM),)
+ABSENT: Final[tuple[Line, ...]] = ((RET, 0, 0, _ENOSYS),)
+SUCCEED: Final[tuple[Line, ...]] = ((RET, 0, 0, _SUCCEED),)
+NOTIFY: Final[tuple[Line, ...]] = ((RET, 0, 0, _NOTIFY),)
 """The instructions for a call that is sent to a supervisor."""
 
 
-def program(*, confined: bool = True, single: bool = False, machine: str = "") -> bytes:
+def program(
+    *, confined: bool = True, single: bool = False, machine: str = "", more: Callable[[str], Rules] | None = None
+) -> bytes:
     """Return the filter for this machine (or ``machine``), for ``platforms.syscalls.seccomp_filter``; b"" if unknown.
 
     ``confined``: False to allow all calls. ``single``: for a user namespace of one id, with the calls that change or
-    report owners sent to a supervisor (the filter must be installed with SECCOMP_FILTER_FLAG_NEW_LISTENER).
+    report owners sent to a supervisor (the filter must be installed with SECCOMP_FILTER_FLAG_NEW_LISTENER). ``more``
+    returns rules for an architecture, which apply before all others.
     """
     spoken = _SPOKEN.get(machine or os.uname().machine, ())
     if not spoken:
         return b""
-    code: list[_Line] = [(_LD, 0, 0, _ARCHITECTURE)]
+    code: list[Line] = [(LD, 0, 0, _ARCHITECTURE)]
     for architecture in spoken:
-        rules = _rules(architecture, single)
-        block = [(_LD, 0, 0, _NUMBER), *_tree(_actions(architecture, rules, confined))]
-        code += [(_JEQ, 1, 0, _ARCHITECTURES[architecture]), (_JA, 0, 0, len(block)), *block]
+        rules = _rules(architecture, single) | (more(architecture) if more else {})
+        block = [(LD, 0, 0, _NUMBER), *_tree(_actions(architecture, rules, confined))]
+        code += [(JEQ, 1, 0, _ARCHITECTURES[architecture]), (JA, 0, 0, len(block)), *block]
     code += DENY
     return b"".join(struct.pack("=HBBI", *each) for each in code)
 
@@ -138,41 +144,39 @@ def program(*, confined: bool = True, single: bool = False, machine: str = "") -
 def calls(table: str, machine: str = "") -> dict[tuple[int, int], tuple[str, str]]:
     """Return the calls of ``table`` by the numbers of a notification: (architecture, number) to names."""
     spoken = _SPOKEN.get(machine or os.uname().machine, ())
-    found = ((each, name, number) for each in spoken for name, number in _numbers(table, each).items())
+    found = ((each, name, number) for each in spoken for name, number in numbers(table, each).items())
     return {(_ARCHITECTURES[each], number): (each, name) for each, name, number in found}
 
 
-def _rules(architecture: str, single: bool) -> dict[int, tuple[_Line, ...]]:
+def _rules(architecture: str, single: bool) -> Rules:
     """Return the instructions for the calls that are handled whether or not the profile allows them."""
-    rules = dict.fromkeys(_numbers(_SYNC, architecture).values(), SUCCEED)
-    for number in _numbers(_MSYNC, architecture).values():
-        rules[number] = ((_LD, 0, 0, _argument(2)), (_JSET, 0, 1, _MS_SYNC), *SUCCEED, *ALLOW)
+    rules = dict.fromkeys(numbers(_SYNC, architecture).values(), SUCCEED)
+    for number in numbers(_MSYNC, architecture).values():
+        rules[number] = ((LD, 0, 0, argument(2)), (JSET, 0, 1, _MS_SYNC), *SUCCEED, *ALLOW)
     if single:
         rules |= _notified(architecture)
-        rules |= dict.fromkeys(_numbers(_BECOMING, architecture).values(), SUCCEED)
+        rules |= dict.fromkeys(numbers(_BECOMING, architecture).values(), SUCCEED)
     return rules
 
 
-def _notified(architecture: str) -> dict[int, tuple[_Line, ...]]:
+def _notified(architecture: str) -> Rules:
     """Return the instructions for the calls that are sent to a supervisor, some only with certain arguments."""
-    rules = dict.fromkeys(_numbers(notified_calls.ALL, architecture).values(), NOTIFY)
-    for name, number in _numbers(notified_calls.ALL, architecture).items():
+    rules = dict.fromkeys(numbers(notified_calls.ALL, architecture).values(), NOTIFY)
+    for name, number in numbers(notified_calls.ALL, architecture).items():
         if name == "statx":
-            rules[number] = ((_LD, 0, 0, _argument(3)), (_JSET, 0, 1, _STATX_WATCHED), *NOTIFY, *ALLOW)
+            rules[number] = ((LD, 0, 0, argument(3)), (JSET, 0, 1, _STATX_WATCHED), *NOTIFY, *ALLOW)
         elif name.startswith("mknod"):
-            mode: _Line = (_LD, 0, 0, _argument(2 if name == "mknodat" else 1))
-            device = ((_AND, 0, 0, _KIND), (_JEQ, 1, 0, stat.S_IFCHR), (_JEQ, 0, 1, stat.S_IFBLK))
+            mode: Line = (LD, 0, 0, argument(2 if name == "mknodat" else 1))
+            device = ((AND, 0, 0, _KIND), (JEQ, 1, 0, stat.S_IFCHR), (JEQ, 0, 1, stat.S_IFBLK))
             rules[number] = (mode, *device, *NOTIFY, *ALLOW)
     return rules
 
 
-def _actions(
-    architecture: str, rules: dict[int, tuple[_Line, ...]], confined: bool
-) -> list[tuple[int, tuple[_Line, ...]]]:
+def _actions(architecture: str, rules: Rules, confined: bool) -> list[tuple[int, tuple[Line, ...]]]:
     """Return the call numbers at which the action changes, with the instructions from there on; the first is 0."""
     last = max(profile.LAST[architecture], *rules)
     verdicts = [DENY if confined else ALLOW] * (last + 1)
-    private: list[tuple[int, tuple[_Line, ...]]] = []
+    private: list[tuple[int, tuple[Line, ...]]] = []
     if confined:
         for each in profile.ALLOWED[architecture].split():
             first, _, end = each.partition("-")
@@ -185,7 +189,7 @@ def _actions(
             verdicts[number] = _one_of(conditions)
         for number in profile.ABSENT.get(architecture, ()):
             verdicts[number] = ABSENT
-        for number in _numbers(_IOCTL, architecture).values():
+        for number in numbers(_IOCTL, architecture).values():
             verdicts[number] = _none_of(_SUBVOLUMES)
     for number, what in rules.items():
         verdicts[number] = what
@@ -198,25 +202,25 @@ def _actions(
     return [*changes, (last + 1, ALLOW), *([(_X32, ABSENT)] if architecture == "x86_64" else [])]
 
 
-def _one_of(conditions: tuple[tuple[int, str, int], ...]) -> tuple[_Line, ...]:
+def _one_of(conditions: tuple[tuple[int, str, int], ...]) -> tuple[Line, ...]:
     """Allow the call when one of the profile's conditions holds. The lower half of arguments is compared, as the kernel
     takes all of these as 32 bits."""
-    lines: list[_Line] = []
-    for index, (argument, comparison, value) in enumerate(conditions):
+    lines: list[Line] = []
+    for index, (which, comparison, value) in enumerate(conditions):
         to_allow = 2 * (len(conditions) - index) - 1
-        jump, true = {"=": (_JEQ, True), ">=": (_JGE, True), "<": (_JGE, False), "none": (_JSET, False)}[comparison]
-        lines.append((_LD, 0, 0, _argument(argument)))
+        jump, true = {"=": (JEQ, True), ">=": (JGE, True), "<": (JGE, False), "none": (JSET, False)}[comparison]
+        lines.append((LD, 0, 0, argument(which)))
         lines.append((jump, to_allow if true else 0, 0 if true else to_allow, value))
     return (*lines, *DENY, *ALLOW)
 
 
-def _none_of(requests: tuple[int, ...]) -> tuple[_Line, ...]:
+def _none_of(requests: tuple[int, ...]) -> tuple[Line, ...]:
     """Deny an ioctl(2) with one of ``requests``."""
-    tests = tuple((_JEQ, len(requests) - index, 0, each) for index, each in enumerate(requests))
-    return ((_LD, 0, 0, _argument(1)), (_AND, 0, 0, _REQUEST), *tests, *ALLOW, *DENY)
+    tests = tuple((JEQ, len(requests) - index, 0, each) for index, each in enumerate(requests))
+    return ((LD, 0, 0, argument(1)), (AND, 0, 0, _REQUEST), *tests, *ALLOW, *DENY)
 
 
-def _tree(verdicts: list[tuple[int, tuple[_Line, ...]]]) -> list[_Line]:
+def _tree(verdicts: list[tuple[int, tuple[Line, ...]]]) -> list[Line]:
     """Return a binary search. On installation the kernel runs the filter for every call number, so it is short and
     flat."""
     if len(verdicts) == 1:
@@ -225,16 +229,17 @@ def _tree(verdicts: list[tuple[int, tuple[_Line, ...]]]) -> list[_Line]:
     low, high = _tree(verdicts[:middle]), _tree(verdicts[middle:])
     start = verdicts[middle][0]
     if len(low) > _REACH:
-        return [(_JGE, 0, 1, start), (_JA, 0, 0, len(low)), *low, *high]
-    return [(_JGE, len(low), 0, start), *low, *high]
+        return [(JGE, 0, 1, start), (JA, 0, 0, len(low)), *low, *high]
+    return [(JGE, len(low), 0, start), *low, *high]
 
 
-def _argument(index: int) -> int:
+def argument(index: int) -> int:
     """Return the offset of the lower half of an argument."""
     return _ARGUMENTS + 8 * index + (4 if sys.byteorder == "big" else 0)
 
 
-def _numbers(table: str, architecture: str) -> dict[str, int]:
+def numbers(table: str, architecture: str) -> dict[str, int]:
+    """Return the calls of ``table`` that ``architecture`` has, with their numbers."""
     column = list(_ARCHITECTURES).index(_SAME.get(architecture, architecture)) + 1
     rows = (line.split() for line in table.splitlines())
     return {row[0]: int(row[column]) for row in rows if row[column] != "-"}

@@ -54,7 +54,7 @@ _WORSE: Final = 500
 _WORST: Final = 1000
 """The increment of oom_score_adj of a step over ours, and its maximum (1000 corresponds to all memory)."""
 
-_NO_ID: Final = (1 << 32) - 1
+NO_ID: Final = (1 << 32) - 1
 
 
 class RefusedError(Exception):
@@ -161,7 +161,7 @@ def become(
     """
     # 3. Ids with a special meaning: -1 means "unchanged", which is root (CVE-2024-40635).
     for each in (spec.uid, spec.gid, *spec.groups):
-        if not 0 <= each < _NO_ID:
+        if not 0 <= each < NO_ID:
             raise RefusedError(NOT_SET_UP, f"{each} is no user or group id")
 
     if spec.cgroup:
@@ -195,14 +195,14 @@ def become(
     os.chdir("/")
 
     # 6. Standard streams, and no other descriptor that leads outside.
-    stdin = _in_memory(spec.stdin) if spec.stdin else prepared.null
+    stdin = in_memory(spec.stdin) if spec.stdin else prepared.null
     for number, fd in enumerate((stdin, *output)):
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
-            _give(fd, spec.uid)
+            give_stream(fd, spec.uid)
         os.dup2(fd, number)
     kept = (report.fd, prepared.starter)
     close_others(*kept, prepared.own_proc, *([supervisor.fileno()] if supervisor else []))
-    _enter(spec.cwd, prepared.proc)
+    enter_directory(spec.cwd, prepared.proc)
 
     # 7. Privileges: the filter while it may be installed, limits, then capabilities and ids, irreversibly.
     if rules.single and not supervisor:
@@ -220,15 +220,15 @@ def become(
             mounts = os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=prepared.own_proc)
             socket.send_fds(supervisor, [b"listener"], [listener, root, mounts])
     for name, soft, hard in spec.options.ulimits:
-        _limit(name, soft, hard)
-    _drop_capabilities(_capabilities(spec.insecure, sniffing=own_network or not rules.sniffs))
+        set_limit(name, soft, hard)
+    drop_capabilities(_capabilities(spec.insecure, sniffing=own_network or not rules.sniffs))
     if not rules.single:
-        _change_user(spec)
+        change_user(spec)
     syscalls.die_with_parent()  # again: cleared by the change of ids
 
     # 8. The program.
     close_others(*kept)
-    program = _find(spec.argv, spec.env)
+    program = find_program(spec.argv, spec.env)
     report.executing(program)
     _execute(prepared.starter, program, spec.argv, spec.env)
 
@@ -249,11 +249,11 @@ def _placements(spec: Spec, own_network: bool) -> list[tuple[str, _Attach]]:
         "/sys": _sys_writable if spec.insecure else _sys_of_own_network if own_network else _SYS,
         "/dev": _moving(staging.DEV),
         "/etc/resolv.conf": _file(network.resolv_conf(spec.network == "isolated" and own_network)),
-        "/etc/hosts": _file(_hosts(spec)),
+        "/etc/hosts": _file(hosts_file(spec)),
     }
-    placements = {_normal(target): attach for target, attach in system.items()}
+    placements = {normal_target(target): attach for target, attach in system.items()}
     for mount in spec.mounts:
-        target = _normal(mount.target)
+        target = normal_target(mount.target)
         if target == "/":
             raise RefusedError(NOT_SET_UP, "cannot mount over the root directory")
         placements.pop(target, None)
@@ -261,7 +261,7 @@ def _placements(spec: Spec, own_network: bool) -> list[tuple[str, _Attach]]:
     return sorted(placements.items(), key=lambda each: each[0].count("/"))
 
 
-def _normal(target: str) -> str:
+def normal_target(target: str) -> str:
     return "/" + "/".join(part for part in target.split("/") if part not in ("", "."))
 
 
@@ -411,7 +411,7 @@ def _attach(root: targets.Root, tree: int, target: str, *, readonly: bool = Fals
     os.close(place)
 
 
-def _hosts(spec: Spec) -> bytes:
+def hosts_file(spec: Spec) -> bytes:
     lines = [("127.0.0.1", f"localhost {spec.hostname}"), ("::1", "localhost ip6-localhost ip6-loopback")]
     lines += [(address, name) for name, address in spec.options.hosts]
     return "".join(f"{address}\t{names}\n" for address, names in lines).encode()
@@ -443,7 +443,7 @@ def _change_root() -> None:
         syscalls.umount(".", syscalls.MNT_DETACH)
 
 
-def _enter(cwd: str, proc: int) -> None:
+def enter_directory(cwd: str, proc: int) -> None:
     """Change to ``cwd``; it is made if missing. Magic links of /proc are rejected (CVE-2024-21626)."""
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     resolve = syscalls.IN_ROOT
@@ -460,7 +460,7 @@ def _enter(cwd: str, proc: int) -> None:
     os.close(root)
 
 
-def _in_memory(data: bytes) -> int:
+def in_memory(data: bytes) -> int:
     """Return a descriptor of an unnamed file with ``data``, positioned at its start."""
     fd = os.memfd_create("stdin")
     with open(fd, "wb", closefd=False) as file:
@@ -469,13 +469,13 @@ def _in_memory(data: bytes) -> int:
     return fd
 
 
-def _give(fd: int, uid: int) -> None:
+def give_stream(fd: int, uid: int) -> None:
     """Let ``uid`` open the stream again by /dev/stdout and the like, as runc does."""
     with contextlib.suppress(OSError):
         os.fchown(fd, uid, -1)
 
 
-def _limit(name: str, soft: int, hard: int) -> None:
+def set_limit(name: str, soft: int, hard: int) -> None:
     number = getattr(resource, f"RLIMIT_{name.upper()}", None)
     if number is None:
         raise RefusedError(NOT_SET_UP, f"unknown ulimit {name}")
@@ -493,7 +493,7 @@ def _capabilities(insecure: bool, sniffing: bool) -> frozenset[int]:
     return frozenset(CAPABILITIES) - (frozenset() if sniffing else {syscalls.CAP_NET_RAW})
 
 
-def _drop_capabilities(kept: frozenset[int]) -> None:
+def drop_capabilities(kept: frozenset[int]) -> None:
     """Keep only ``kept`` in the permitted, effective and bounding sets; clear the inheritable and ambient sets."""
     mask = sum(1 << each for each in kept)
     effective, permitted, _ = syscalls.capget()
@@ -518,7 +518,7 @@ def _renumber(proc: int, uid: int, gid: int) -> None:
         os.close(fd)
 
 
-def _change_user(spec: Spec) -> None:
+def change_user(spec: Spec) -> None:
     try:
         os.setgroups(spec.groups)
         os.setresgid(spec.gid, spec.gid, spec.gid)
@@ -531,12 +531,12 @@ def _change_user(spec: Spec) -> None:
         raise RefusedError(NOT_SET_UP, why) from error
 
 
-def _find(argv: tuple[str, ...], env: tuple[str, ...]) -> str:
+def find_program(argv: tuple[str, ...], env: tuple[str, ...]) -> str:
     """Return the path to execute. Raises RefusedError, with Docker's message, if there is none."""
     if not argv or not argv[0]:
         raise RefusedError(NOT_FOUND, "no command given")
     name = argv[0]
-    path = name if "/" in name else _look_up(name, _environment(env).get("PATH", ""))
+    path = name if "/" in name else _look_up(name, environment(env).get("PATH", ""))
     try:
         mode = _mode(path)
     except OSError as error:
@@ -577,7 +577,7 @@ def _mode(path: str) -> int:
 def _execute(starter: int, program: str, argv: tuple[str, ...], env: tuple[str, ...]) -> NoReturn:
     """execve ``program`` by the starter, which reports its failure. Raises RefusedError if it cannot be started."""
     try:
-        os.execve(starter, (program, *argv), _environment(env))
+        os.execve(starter, (program, *argv), environment(env))
     except OSError as error:
         raise RefusedError(NOT_EXECUTABLE, f"exec {program}: {error_text(error.errno or 0)}") from error
     except ValueError as error:
@@ -585,5 +585,5 @@ def _execute(starter: int, program: str, argv: tuple[str, ...], env: tuple[str, 
         raise RefusedError(NOT_EXECUTABLE, why) from error
 
 
-def _environment(env: tuple[str, ...]) -> dict[str, str]:
+def environment(env: tuple[str, ...]) -> dict[str, str]:
     return dict(each.partition("=")[::2] for each in env)
