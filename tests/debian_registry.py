@@ -29,6 +29,11 @@ def program() -> str | None:
     return shutil.which("docker-registry") or shutil.which("registry")
 
 
+def configuration(storage: Path, address: str, port: int | str) -> str:
+    """Return the text of its configuration file."""
+    return _CONFIGURATION.format(storage=storage, address=address, port=port)
+
+
 @contextlib.contextmanager
 def serve(storage: Path, address: str = "127.0.0.1") -> Iterator[str]:
     """Run a registry with its blobs in ``storage``; yields ``ADDRESS:PORT`` once it responds."""
@@ -36,14 +41,14 @@ def serve(storage: Path, address: str = "127.0.0.1") -> Iterator[str]:
     assert found is not None, "docker-registry is not installed"
     port = free_port(address)
     storage.mkdir(parents=True, exist_ok=True)
-    configuration = storage / "config.yml"
-    configuration.write_text(_CONFIGURATION.format(storage=storage / "data", address=address, port=port))
+    written = storage / "config.yml"
+    written.write_text(configuration(storage / "data", address, port))
     log = storage / "log"
     with log.open("wb") as sink:
         tied = (
             ["setpriv", "--pdeathsig=KILL"] if shutil.which("setpriv") else []
         )  # it must not outlive a killed test run
-        process = subprocess.Popen([*tied, found, "serve", str(configuration)], stdout=sink, stderr=sink)
+        process = subprocess.Popen([*tied, found, "serve", str(written)], stdout=sink, stderr=sink)
         try:
             _await_answer(address, port, process, log)
             yield f"{address}:{port}"
