@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,21 @@ def job(name: str, architecture: str, script: str) -> dict[str, Any]:
     }
 
 
+def start(cluster: Cluster, namespace: str, *jobs: dict[str, Any]) -> None:
+    """Create Jobs and wait until their pods are started."""
+    for each in jobs:
+        cluster.kubectl("create", "-n", namespace, "-f", "-", text=json.dumps(each))
+
+    def started() -> bool:
+        pods = cluster.get("pods", "-n", namespace)["items"]
+        return len(pods) == len(jobs) and all(each["status"]["phase"] != "Pending" for each in pods)
+
+    until(started, what="all pods are started")
+
+
 def test_pods_of_both_nodes_reach_the_registry_and_the_api(cluster: Cluster, namespace: str) -> None:
     script = f"wget -qO- http://{cluster.registry}/v2/; wget --no-check-certificate -qO- https://$KUBERNETES_SERVICE_HOST/version"
-    for architecture in clusters.ARCHITECTURES:
-        cluster.kubectl("apply", "-n", namespace, "-f", "-", text=str(job(architecture, architecture, script)))
+    start(cluster, namespace, *(job(each, each, script) for each in clusters.ARCHITECTURES))
     for architecture in clusters.ARCHITECTURES:
         cluster.kubectl("wait", "-n", namespace, "--for=condition=complete", f"job/{architecture}", "--timeout=60s")
         assert "gitVersion" in cluster.kubectl("logs", "-n", namespace, f"job/{architecture}")
@@ -37,8 +49,7 @@ def test_pods_of_both_nodes_reach_the_registry_and_the_api(cluster: Cluster, nam
 @pytest.mark.slow
 def test_a_kubelet_can_be_killed_and_started_again(cluster: Cluster, namespace: str) -> None:
     node = cluster.node("arm64")
-    cluster.kubectl("apply", "-n", namespace, "-f", "-", text=str(job("long", "arm64", "sleep 1000")))
-    cluster.kubectl("wait", "-n", namespace, "--for=condition=ready", "pod", "-l", "job-name=long", "--timeout=60s")
+    start(cluster, namespace, job("long", "arm64", "sleep 1000"))
     assert any("sleep 1000" in line for line in node.processes().values())
     node.kill_kubelet()
     assert any("sleep 1000" in line for line in node.processes().values())
@@ -57,8 +68,7 @@ def test_nothing_of_a_cluster_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"no cluster: {reason}")
     monkeypatch.delenv("KANIFOLD_CLUSTER", raising=False)
     with clusters.running() as made:
-        made.kubectl("apply", "-f", "-", text=str(job("left", "amd64", "sleep 1000")))
-        made.kubectl("wait", "--for=condition=ready", "pod", "-l", "job-name=left", "--timeout=60s")
+        start(made, "default", job("left", "amd64", "sleep 1000"))
         folder, address = made.folder, made.address(1)
         groups = [group for node in made.nodes for group in clusters._control_groups(made.control_group(node))]
         assert groups and all(group.exists() for group in groups)
