@@ -60,7 +60,7 @@ def run(flags: dict[str, Any], started: PreforkServer | None) -> int:
 
         here = request.nodes is None or request.nodes.entry("local") is not None
         platforms = request.platforms if here and (planned is None or planned.may_run) else ()
-        with _image_emulators(platforms, request) as emulators:
+        with image_emulators(platforms, request) as emulators:
             tried = emulation.prefetch(platforms, emulators)  # (3)
             from orchestrator import command
 
@@ -72,7 +72,7 @@ def run(flags: dict[str, Any], started: PreforkServer | None) -> int:
 
 
 @contextlib.contextmanager
-def _image_emulators(platforms: Sequence[Platform], request: BuildRequest) -> Iterator[ImageEmulators | None]:
+def image_emulators(platforms: Sequence[Platform], request: BuildRequest) -> Iterator[ImageEmulators | None]:
     """Yield the emulators out of images for steps of ``platforms``; None if no platform is a foreign one."""
     from platforms import host
 

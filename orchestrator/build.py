@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 _Push = Callable[[BuildResult, Sequence[Reference], Sequence[Reference], Registry, Emit], Awaitable[None]]
 """Pushes the root document of a build to its repositories; the third argument are the tags that will be set."""
+Accept = Callable[[BuildResult], Awaitable[None]]
+"""Called when all images of a build are there by digest, before local outputs; what it raises fails the build."""
 _RESOLVED_AT_ONCE: Final = 8
 """Number of images that are resolved concurrently."""
 
@@ -85,6 +87,7 @@ class _Build(msgspec.Struct, frozen=True):
     may_push: asyncio.Task[None]
     """Done when the registries have accepted the push."""
     executors: ExecutorPool
+    accept: Accept | None
 
     @property
     def emit(self) -> Emit:
@@ -98,14 +101,16 @@ async def build(session: Session, request: BuildRequest, plan: BuildPlan | None 
     return prepared.result
 
 
-async def prepare(session: Session, request: BuildRequest, plan: BuildPlan | None = None) -> PreparedImage:
-    """Build the request, write local outputs, and push by digest. ``publish.commit`` sets the tags."""
-    return await _prepared(session, request, plan, publish.push)
+async def prepare(
+    session: Session, request: BuildRequest, plan: BuildPlan | None = None, accept: Accept | None = None
+) -> PreparedImage:
+    """Build the request, push by digest, and write local outputs. ``publish.commit`` sets the tags."""
+    return await _prepared(session, request, plan, publish.push, accept)
 
 
 async def _placed(session: Session, request: BuildRequest, plan: BuildPlan | None) -> Placements:
     """Return a node for every platform, and warn of nodes that could not be asked."""
-    found = await place_all(request, plan, session.nodes)
+    found = await place_all(request, plan, session.nodes, session.capacity.placed)
     for each in found.skipped:
         session.emit(events.WarningRaised(problem=each.warning))
     if request.nodes is not None and request.nodes.unknown:
@@ -128,7 +133,9 @@ def _for_builder(
     return request, None if plan is None else planning.at_hand(request)
 
 
-async def _prepared(session: Session, request: BuildRequest, plan: BuildPlan | None, push: _Push) -> PreparedImage:
+async def _prepared(
+    session: Session, request: BuildRequest, plan: BuildPlan | None, push: _Push, accept: Accept | None = None
+) -> PreparedImage:
     found = await _placed(session, request, plan)  # (1)
     placements = found.each
     request, plan = _for_builder(request, plan, build_platform(found, session.nodes))
@@ -141,7 +148,7 @@ async def _prepared(session: Session, request: BuildRequest, plan: BuildPlan | N
         async with asyncio.TaskGroup() as group:  # a failure cancels the other task
             pushing = asyncio.Event()
             may_push = group.create_task(_may_push(request, session.registry, pushing))
-            begun = _Build(session, request, placements, scratch, local, push, pushing, may_push, executors)
+            begun = _Build(session, request, placements, scratch, local, push, pushing, may_push, executors, accept)
             made = group.create_task(_made(begun, plan))
         return made.result()
     except ExceptionGroup as errors:
@@ -307,6 +314,8 @@ def _not_locked(image: External) -> UsageError:
 
 def _start_executors(build: _Build) -> None:
     """Start executors for a build that will need them, before their jobs are known."""
+    if build.session.capacity.jobs is not None:
+        return  # an executor for each job of all builds would be too many
     at_once = build.request.jobs or len(build.placements)
     started: list[str] = []
     nodes = []
@@ -360,7 +369,7 @@ async def _finish(
             from orchestrator import audit
 
             audit.check(request, plan, each, build.emit)
-        if build.local is None:
+        if build.local is None and not request.staged:
             release(each)
     result = publish.join(request, images)
     if build.pushing.is_set():
@@ -368,6 +377,14 @@ async def _finish(
     else:  # everything was pushed: whether a tag may be set is found out by setting it
         build.may_push.cancel()
     await build.push(result, repositories, tags, session.registry, build.emit)  # (5)
+    if request.staged:
+        from orchestrator import local_outputs
+
+        await local_outputs.stage(request, result, session.store)
+        for each in built if build.local is None else ():
+            release(each)
+    if build.accept is not None:
+        await build.accept(result)
     if build.local is not None:
         await build.local.write(built, result, build.emit)
     return PreparedImage(result, await standing)

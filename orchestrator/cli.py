@@ -29,7 +29,7 @@ _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-_LATER = ("copy", "emulators", "index", "matrix", "node")
+_LATER = ("copy", "emulators", "index", "matrix", "node", "release")
 
 
 class _Commands(click.Group):
@@ -49,6 +49,10 @@ class _Commands(click.Group):
             from orchestrator.nodes import node_commands
 
             return node_commands.node
+        if cmd_name == "release":
+            from orchestrator.release import release_command
+
+            return release_command.release
         from orchestrator.index import commands
 
         return {"copy": commands.copy, "index": commands.index, "matrix": commands.matrix}[cmd_name]

@@ -91,7 +91,7 @@ def _build_displayed(request: BuildRequest, plan: BuildPlan | None, nodes: tuple
         reported(request.reports, traced_emit) as emit,
     ):
         try:
-            with _descriptors_needed():
+            with descriptors_needed():
                 result = asyncio.run(interruptible(run(request, plan, nodes, connect, emit)))
         except KanifoldError as error:
             outcome: events.Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
@@ -104,7 +104,7 @@ def _build_displayed(request: BuildRequest, plan: BuildPlan | None, nodes: tuple
 
 
 @contextlib.contextmanager
-def _descriptors_needed() -> Iterator[None]:
+def descriptors_needed() -> Iterator[None]:
     """Raise ``EnvironmentUnfit`` in place of EMFILE and ENFILE, also when a module could not be loaded."""
     try:
         yield

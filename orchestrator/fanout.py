@@ -54,7 +54,8 @@ async def build_all(
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     sent = node_services.contexts(session.store)
     shared, jobs = _shared(jobs, session.nodes)
-    build = _Build(session, request, executors, _queues(placement for placement, _ in jobs), stop, sent, shared, set())
+    queues = _queues((placement for placement, _ in jobs), session.capacity.queues)
+    build = _Build(session, request, executors, queues, stop, sent, shared, set())
     work = [
         _Work(build, _Attempt(build, placement, job, translate(job, placement), []), set()) for placement, job in jobs
     ]
@@ -89,10 +90,13 @@ def _shared(jobs: Jobs, nodes: Iterable[Node]) -> tuple[Mapping[Platform, Shared
     return found, using
 
 
-def _queues(placements: Iterable[Placement]) -> dict[str, asyncio.Semaphore]:
-    """Return the queues of the nodes that do not run any number of jobs at a time, by name."""
-    found = (node for placement in placements for node in (placement, *placement.others))
-    return {each.node.name: asyncio.Semaphore(each.most) for each in found if each.most}
+def _queues(placements: Iterable[Placement], known: dict[str, asyncio.Semaphore]) -> Mapping[str, asyncio.Semaphore]:
+    """Return the queues of the nodes that do not run any number of jobs at a time, by name; ``known`` with new ones."""
+    for placement in placements:
+        for each in (placement, *placement.others):
+            if each.most and each.node.name not in known:
+                known[each.node.name] = asyncio.Semaphore(each.most)
+    return known
 
 
 class _Build(msgspec.Struct, frozen=True):
@@ -211,7 +215,8 @@ class _Attempt(msgspec.Struct, frozen=True):
         Raises ``KanifoldError``; an error of this machine while it fetches is returned, as no other node could help.
         """
         build, placement = self.build, self.placement
-        async with build.queues.get(placement.node.name, contextlib.nullcontext()):
+        bound = build.session.capacity.jobs or contextlib.nullcontext()
+        async with build.queues.get(placement.node.name, contextlib.nullcontext()), bound:
             started = events.PlatformStarted(
                 platform=str(placement.platform), node=placement.node.name, how=placement.how
             )

@@ -11,14 +11,14 @@ from orchestrator.request import BuildRequest
 
 def needs_blobs(request: BuildRequest) -> bool:
     """Whether all blobs of the images must be on this machine at the end."""
-    return any(isinstance(each, ImagesOutput) for each in request.outputs)
+    return bool(request.staged) or any(isinstance(each, ImagesOutput) for each in request.outputs)
 
 
 def keeps_blobs(request: BuildRequest) -> bool:
     """Whether blobs that a node with another disk sends are kept in the store: the only destination is not a layout,
-    which keeps them itself. The next build is not sent them again."""
+    which keeps them itself. The next build is not sent them again, and other builds of the session find them."""
     wanted = [each for each in request.outputs if isinstance(each, ImagesOutput)]
-    return len(wanted) != 1 or not isinstance(wanted[0], OciLayout)
+    return bool(request.staged) or len(wanted) != 1 or not isinstance(wanted[0], OciLayout)
 
 
 def job(request: BuildRequest, plan: BuildPlan, placement: Placement, build: str) -> protocol.Job:

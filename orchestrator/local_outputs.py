@@ -53,6 +53,14 @@ class LocalOutputs(msgspec.Struct, frozen=True):
                     assert_never(output)
 
 
+async def stage(request: BuildRequest, result: BuildResult, store: Store) -> None:
+    """Write the images to the layout ``request.staged``, without names. Raises ``KanifoldError``."""
+    from orchestrator import images
+
+    unnamed = msgspec.structs.replace(request, tags=())
+    await images.write(OciLayout(request.staged), result, unnamed, images.Targets(store, None), lambda _: None)
+
+
 def find(request: BuildRequest, store: Store) -> LocalOutputs:
     """The local outputs of ``request``. Raises ``KanifoldError`` when a program that is to take images cannot."""
     stores = [each for each in request.outputs if isinstance(each, ImageStore)]

@@ -16,10 +16,15 @@ from platforms.replacing import replacing
 def write(request: BuildRequest, result: BuildResult) -> None:
     """Write the files that ``request`` names. Raises ``BuildError``."""
     if request.metadata_file:
-        _write_file(request.metadata_file, json.dumps(document(request, result), indent=2) + "\n")
+        write_document(request.metadata_file, document(request, result))
     if request.iid_file:
         only = result.images[0] if len(result.images) == 1 else None
         _write_file(request.iid_file, only.manifest.config.digest if only else result.root.digest)
+
+
+def write_document(path: str, found: dict[str, object]) -> None:
+    """Write ``found`` as JSON to the file ``path``. Raises ``BuildError``."""
+    _write_file(path, json.dumps(found, indent=2) + "\n")
 
 
 def document(request: BuildRequest, result: BuildResult) -> dict[str, object]:

@@ -84,12 +84,13 @@ class PreforkServer:
         self.stderrs: list[int] = []
         """By process: a descriptor to read its stderr from. Whoever takes it over leaves -1."""
 
-    def start(self, executors: int, isolation: str = "") -> None:
+    def start(self, executors: int, isolation: str = "", processes: int = 0) -> None:
         """Have ``executors`` forked, or as many as descriptors allow. Does not wait. Raises ``EnvironmentUnfit``.
 
-        There are no more processes than processors: a further one would cost its start and gain nothing.
+        Those of one process start when each of them has a job. ``processes`` is 0 for the number of processors: for
+        jobs that start at the same moment, a further one would cost its start and gain nothing.
         """
-        processes = min(executors, len(os.sched_getaffinity(0)))
+        processes = min(executors, processes or len(os.sched_getaffinity(0)))
         executors = min(executors, processes * _MOST)
         theirs: list[list[int]] = []
         try:

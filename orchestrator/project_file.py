@@ -8,8 +8,8 @@
     nodes: [arm, riscv]
 
 ``kanifold matrix`` and ``kanifold index create --metadata`` read it (docs/ci.md), and builds read ``nodes``
-(docs/nodes.md). A build context that is elsewhere is not searched for it, so whoever only provides files to build from
-decides nothing here.
+(docs/nodes.md). What it says of a release is read by ``orchestrator.release.release_file``. A build context that is
+elsewhere is not searched for it, so whoever only provides files to build from decides nothing here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from platforms.paths import below
 from platforms.platform import Platform
 
 NAME: Final = "kanifold.yaml"
-KEYS: Final = ("platforms", "runners", "emulate-on", "nodes")
-"""The keys that it may have."""
+KEYS: Final = ("platforms", "runners", "emulate-on", "nodes", "variables", "templates", "images", "groups")
+"""The keys that it may have; the last four are those of a release."""
 _NODE_KEYS: Final = ("url", "platforms", "max-jobs")
 
 
@@ -64,14 +64,15 @@ def load(directory: str = os.curdir) -> ProjectFile:
     runners = entries["runners"].mapping() if "runners" in entries else {}
     return ProjectFile(
         path,
-        _platforms(entries["platforms"]) if "platforms" in entries else (),
+        read_platforms(entries["platforms"]) if "platforms" in entries else (),
         tuple((inventory.platform(each, name), _labels(each)) for name, each in runners.items()),
         _labels(entries["emulate-on"]) if "emulate-on" in entries else (),
         _nodes(entries["nodes"]) if "nodes" in entries else None,
     )
 
 
-def _platforms(setting: Setting) -> tuple[Platform, ...]:
+def read_platforms(setting: Setting) -> tuple[Platform, ...]:
+    """Return the platforms that ``setting`` names, at least one. Raises ``UsageError``."""
     found = inventory.platforms(setting)
     if not found:
         raise setting.refusal("no platform is named")

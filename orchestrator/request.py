@@ -100,6 +100,9 @@ class BuildRequest(msgspec.Struct, frozen=True):
     nodes: NodeSelection | None = None
     """The nodes that may be used; None for this machine alone."""
     dry_run: bool = False
+    staged: str = ""
+    """The OCI layout that the images are written to before all outputs, for other builds of the session; "" for
+    none."""
     options: BuildOptions = BuildOptions()
 
     @property

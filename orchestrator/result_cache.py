@@ -57,10 +57,10 @@ _CACHED_RESULT: Final[msgspec.json.Decoder[CachedResult]] = msgspec.json.Decoder
 def is_cacheable(request: BuildRequest, placements: Sequence[Placement]) -> bool:
     """Whether results of this build can be cached: it is on this machine, whose files can be checked.
 
-    Other outputs than a registry, and remote caches, need an executor.
+    Other outputs than a registry, images that other builds of the session use, and remote caches need an executor.
     """
     remote = request.options.cache_from or request.options.cache_to
-    forced = request.options.no_cache or request.options.no_cache_stages
+    forced = request.options.no_cache or request.options.no_cache_stages or request.staged
     here = all(each.shares_disk for each in placements)
     return here and not (remote or forced) and all(isinstance(each, Push) for each in request.outputs)
 

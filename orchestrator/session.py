@@ -56,6 +56,17 @@ class Pins:
         return protocol.Pin(name, digest)
 
 
+class SharedCapacity(msgspec.Struct, frozen=True):
+    """What the builds of a session share out among them."""
+
+    jobs: asyncio.Semaphore | None = None
+    """Bounds the jobs of all builds together; None if each build bounds its own."""
+    queues: dict[str, asyncio.Semaphore] = msgspec.field(default_factory=dict)
+    """The queues of the nodes that do not run any number of jobs at a time, by name."""
+    placed: dict[str, int] = msgspec.field(default_factory=dict)
+    """The number of jobs that were placed on a node, by name."""
+
+
 class Session(msgspec.Struct, frozen=True):
     """The resources of a session; made by ``opened``."""
 
@@ -67,6 +78,7 @@ class Session(msgspec.Struct, frozen=True):
     emit: Emit
     leaving: list[asyncio.Task[Any]]
     """Tasks that are awaited only when the session ends."""
+    capacity: SharedCapacity = msgspec.field(default_factory=SharedCapacity)
 
     def leave(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run ``work`` in the background, for example the release of an executor. Its errors are ignored."""

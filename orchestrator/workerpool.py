@@ -19,13 +19,13 @@ class WorkerPool:
         self._server = server
         self._starting: asyncio.Task[tuple[WorkerProcess, ...]] | None = None
 
-    def start(self, executors: int, isolation: str) -> None:
+    def start(self, executors: int, isolation: str, processes: int = 0) -> None:
         """Have ``executors`` started, unless some have been, with the requested mode of isolation, or "".
 
-        Does not wait. Raises ``EnvironmentUnfit``.
+        ``processes`` is as for ``PreforkServer.start``. Does not wait. Raises ``EnvironmentUnfit``.
         """
         if self._starting is None:
-            self._server.start(executors, isolation)
+            self._server.start(executors, isolation, processes)
             shares = Counter(each.process for each in self._server.channels)
             self._starting = asyncio.create_task(self._started(shares))
 

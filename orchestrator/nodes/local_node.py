@@ -26,17 +26,23 @@ class LocalNode:
     """This machine, with the executors that ``server`` forks, once: as many as are wanted at the same moment first.
 
     ``isolation`` is the name of the mode that was requested; "" for any. ``emulators`` are those out of images.
+    ``executors`` is the number that several builds will want in all; each is in a process of its own then.
     """
 
     name = "local"
 
     def __init__(
-        self, server: PreforkServer | None, isolation: str = "", emulators: ImageEmulators | None = None
+        self,
+        server: PreforkServer | None,
+        isolation: str = "",
+        emulators: ImageEmulators | None = None,
+        executors: int = 0,
     ) -> None:
         self._server = server
         self._requested = isolation
         self._emulators = emulators
         self._pool: WorkerPool | None = None
+        self._executors = executors
         self._wanted = 0
         """Number of requested executors."""
         self._isolation = ""
@@ -68,7 +74,7 @@ class LocalNode:
                 from orchestrator.workerpool import WorkerPool
 
                 self._pool = WorkerPool(self._server)
-                self._pool.start(self._wanted, self._requested)
+                self._pool.start(max(self._wanted, self._executors), self._requested, self._executors)
         from orchestrator import connection  # while executors are being forked
 
         forked = None if self._pool is None else await self._pool.acquire(connection.LINE_LIMIT)

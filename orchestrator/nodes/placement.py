@@ -98,15 +98,17 @@ class Placements(msgspec.Struct, frozen=True):
     """The nodes that have described themselves."""
 
 
-async def place_all(request: BuildRequest, plan: BuildPlan | None, nodes: Sequence[Node]) -> Placements:
-    """Return a node of ``nodes`` for each platform.
+async def place_all(
+    request: BuildRequest, plan: BuildPlan | None, nodes: Sequence[Node], placed: dict[str, int] | None = None
+) -> Placements:
+    """Return a node of ``nodes`` for each platform. ``placed`` has the jobs of other builds by node; these are added.
 
     They are asked about platforms only if some of their programs may be run. Raises ``KanifoldError`` when no node can
     have an executor, or one that the user wants cannot.
     """
     running = request.platforms if plan is None or plan.may_run else ()
     own = frozenset(running) if plan is None else plan.running
-    return await _Placing(request, running, own, nodes).place_all()
+    return await _Placing(request, running, own, nodes, {} if placed is None else placed).place_all()
 
 
 class _Placing(msgspec.Struct, frozen=True):
@@ -118,6 +120,8 @@ class _Placing(msgspec.Struct, frozen=True):
     own: frozenset[Platform]
     """Those whose programs the Dockerfile runs itself; for others it only copies what another platform makes."""
     nodes: Sequence[Node]
+    given: dict[str, int]
+    """The number of jobs that were placed on a node, by name."""
 
     async def place_all(self) -> Placements:
         if len(self.nodes) == 1:
@@ -168,7 +172,7 @@ class _Placing(msgspec.Struct, frozen=True):
             and (each not in self.own or local.description.runs(each).how == "native")
         ]
         if self.running:  # copying files does not take a processor long
-            settled = settled[: local.places]
+            settled = settled[: max(0, local.places - self.given.get(LOCAL, 0))]
         return tuple(each for each in self.request.platforms if each not in (*settled, *forced))
 
     async def _ask(self, nodes: Sequence[Node]) -> tuple[list[Candidate], list[Skipped]]:
@@ -213,7 +217,7 @@ class _Placing(msgspec.Struct, frozen=True):
         return replace(description, support=support)
 
     def _placed(self, candidates: Sequence[Candidate], skipped: Sequence[Skipped]) -> Placements:
-        given: dict[str, int] = {}
+        given = self.given
         found = []
         for platform in self.request.platforms:
             placement = self._place(platform, candidates, given, skipped)

@@ -38,6 +38,8 @@ class ImageTest(msgspec.Struct, frozen=True):
     """In seconds."""
     platforms: tuple[str, ...] = ()
     """The platforms for which it is done; () for all."""
+    where: Location | None = None
+    """Where it is declared, for errors."""
 
 
 class ReleaseImage(msgspec.Struct, frozen=True):

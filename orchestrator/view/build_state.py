@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -219,6 +220,10 @@ def fold(state: BuildState, event: events.Event) -> BuildState:
                 platforms=places,
                 started=event.at,
             )
+        case events.ImagePlaced():
+            for each in event.platforms:
+                state = _with_platform(state, each.platform, partial(_placed, place=each))
+            return state
         case events.Resolving(ref=ref):
             return replace(state, pins=_pinned(state.pins, clean_line(ref), ""))
         case events.Resolved(ref=ref, digest=digest):
@@ -265,6 +270,10 @@ def _with_platform(state: BuildState, name: str, change: Callable[[PlatformState
             kept = state.platforms
             return replace(state, platforms=(*kept[:position], new, *kept[position + 1 :]))
     return replace(state, platforms=(*state.platforms, change(PlatformState(name))))
+
+
+def _placed(old: PlatformState, place: events.PlatformPlacement) -> PlatformState:
+    return replace(old, node=clean_line(place.node), how=clean_line(place.how), why=clean_line(place.why))
 
 
 def _pinned(pins: tuple[tuple[str, str], ...], ref: str, digest: str) -> tuple[tuple[str, str], ...]:

@@ -3,6 +3,8 @@
 They are emitted by the orchestrator; messages of an executor are passed on unchanged, with their platform. ``at`` is in
 seconds of the orchestrator's monotonic clock, so that the clock of a node does not matter.
 
+A release is a build whose platforms are those of all its images: what ``platform`` says is then ``IMAGE PLATFORM``.
+
 The order in a build: ``BuildStarted``, any ``Resolving``/``Resolved``; for each platform ``PlatformStarted``, any
 number of ``FromExecutor``, ``PlatformMoved`` and the same again if its node fails, ``PlatformEnded``; then
 ``Publishing``/``Published`` and ``BuildEnded``. Displays accept any order, and events for a platform or step that was
@@ -52,6 +54,12 @@ class BuildStarted(Event, frozen=True):
     tags: tuple[str, ...] = ()
     """The references that a successful build updates."""
     jobs: int = 0
+
+
+class ImagePlaced(Event, frozen=True):
+    """Of a release: the build of an image starts, on these nodes."""
+
+    platforms: tuple[PlatformPlacement, ...]
 
 
 class Resolving(Event, frozen=True):

@@ -1,0 +1,159 @@
+"""The flags of ``kanifold release``, and what they make of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrator import options
+from orchestrator.flags import BuildFlags
+from orchestrator.options import each, number, switch, text, texts
+from orchestrator.release import build_order, entitlements, overrides, release_sources
+from orchestrator.release.build_order import SelectedImages
+from orchestrator.release.image_request import arguments, parameters
+from orchestrator.release.model import Release, ReleaseImage
+from orchestrator.request import BuildRequest
+from platforms.errors import UsageError
+
+
+def variables(given: Iterable[str], flag: str) -> dict[str, str]:
+    """Parse ``NAME=VALUE``."""
+    found = {}
+    for each_ in given:
+        name, equals, value = each_.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{flag} {each_!r} is not NAME=VALUE")
+        found[name] = value
+    return found
+
+
+class ReleaseFlags(options.Flags):
+    """The flags of ``kanifold release``, in the order of its help."""
+
+    file = text(
+        "-f",
+        "--file",
+        metavar="FILE",
+        complete=options.complete_files,
+        help="The release file (default: kanifold.yaml).",
+    )
+    push = switch(
+        "--push", help="Push all images that were named. Tags move only when every image is built and tested."
+    )
+    load = switch("--load", help="Hand the images to docker, podman or containerd, when all are built and tested.")
+    only = texts(
+        "--only",
+        metavar="KEY=VALUE[,…]",
+        read=each(build_order.only),
+        help="Build some platforms alone (platform=linux/arm64), or the images with these values of a matrix.",
+    )
+    overrides = texts(
+        "--set",
+        metavar="IMAGE.KEY=VALUE",
+        read=each(overrides.parse),
+        help="Override what the file says of an image, as docker buildx bake does: web.args.VERSION=2, *.platform=…",
+    )
+    variables = texts(
+        "--var", metavar="NAME=VALUE", read=variables, help="The value of a variable that the file declares."
+    )
+    allow = texts(
+        "--allow",
+        metavar="ENTITLEMENT",
+        read=entitlements.parse,
+        help=(
+            "Let the file have it: test.script, ssh, fs.read=PATH, fs.write=PATH outside of its directory; "
+            "network.host, security.insecure and buildx.local.delete as for a build."
+        ),
+    )
+    dry_run = switch(
+        "--dry-run", help="Print what would be built, as a table; with --progress rawjson as JSON. Build nothing."
+    )
+    show = switch("--print", help="Print the plan as docker buildx bake --print does. Build nothing.")
+    jobs = number("--jobs", "-j", least=0, help="Platforms built at once, of all images together (default: all).")
+    nodes = BuildFlags.nodes
+    bootstrap = BuildFlags.bootstrap
+    no_cache = BuildFlags.no_cache
+    audit = BuildFlags.audit
+    retry = BuildFlags.retry
+    snapshotter = BuildFlags.snapshotter
+    isolation = BuildFlags.isolation
+    load_to = BuildFlags.load_to
+    debug = options.DEBUG
+    progress = BuildFlags.progress
+    quiet = BuildFlags.quiet
+    metadata_file = text(
+        "--metadata-file",
+        metavar="FILE",
+        read=BuildFlags.metadata_file.read,
+        complete=options.complete_files,
+        help="Write the digests of all images as JSON, by image.",
+    )
+    trace = BuildFlags.trace
+    reports = BuildFlags.reports
+    insecure = options.INSECURE
+    mirrors = options.MIRRORS
+    timeouts = options.TIMEOUT
+    emulator_image = BuildFlags.emulator_image
+    root = BuildFlags.root
+
+
+_SHARED: Final = (
+    "audit", "retry", "snapshotter", "isolation", "load_to", "insecure", "mirrors", "timeouts", "emulator_image",
+    "root", "bootstrap", "progress", "quiet", "trace", "reports", "jobs", "dry_run",
+)  # fmt: skip
+"""The flags of a build that are those of all builds of the release."""
+
+
+class ReleasePlan(msgspec.Struct, frozen=True):
+    """What the command line asks for."""
+
+    release: Release
+    selected: SelectedImages
+    names: tuple[str, ...]
+    """Those that were given."""
+    given: Mapping[str, Any]
+    allowed: tuple[str, ...]
+
+    def request(self, image: ReleaseImage, places: Mapping[str, str]) -> BuildRequest:
+        """Return the request of ``image``; ``places`` are those of the images that it is built from, by name."""
+        words = arguments(image, self.release.directory, places)
+        shared = {key: self.given[key] for key in _SHARED}
+        if self.given["nodes"]:
+            shared["nodes"] = self.given["nodes"]
+        if self.given["no_cache"]:
+            shared["no_cache"] = True
+        shared["allow"] = entitlements.of_builds(self.allowed)
+        return parameters(image, words, shared)
+
+    def first_requests(self) -> tuple[BuildRequest, ...]:
+        """Return the requests of all images as far as they are known before anything is built."""
+        return tuple(
+            self.request(each, dict.fromkeys(each.depends_on, "docker-image://scratch"))
+            for each in self.selected.images
+        )
+
+
+def plan(given: Mapping[str, Any], names: tuple[str, ...], environ: Mapping[str, str]) -> ReleasePlan:
+    """Return the plan of the command line of which click has ``given`` this. Raises ``KanifoldError``."""
+    flags = ReleaseFlags(given)
+    release = release_sources.read(flags.file, flags.variables, environ)
+    release = overrides.apply(release, flags.overrides)
+    selected = build_order.select(release, names, flags.only)
+    if selected.narrowed and flags.push:
+        raise UsageError(
+            "--push needs all platforms",
+            why="--only platform= leaves some out, and the tags would lose them",
+            remedy="leave one of the two out; --set '*.platform=…' says that an image has these platforms alone",
+        )
+    selected = replace(selected, images=tuple(_with_destinations(each, flags) for each in selected.images))
+    entitlements.check(release, selected.images, flags.allow)
+    return ReleasePlan(release, selected, names, given, flags.allow)
+
+
+def _with_destinations(image: ReleaseImage, flags: ReleaseFlags) -> ReleaseImage:
+    if flags.push:
+        image = overrides.with_push(image, True)
+    return overrides.with_load(image, True) if flags.load or flags.load_to else image
