@@ -140,6 +140,39 @@ missing=$(comm -13 /there /needed)
 [ -z "$missing" ] || { echo "libraries that none of the packages has:" $missing >&2; exit 1; }
 SCRIPT
 
+# zlib-ng for Python, which Debian does not have: PyPI's wheel, or cross-compiled for platforms that there is none for.
+FROM tools AS zlib-ng
+ARG TARGETARCH
+COPY <<REQUIREMENTS /requirements
+zlib-ng==1.1.0 --hash=sha256:f80aab75aa43743df245c44d3c00223f4bdf4b46fd03c83a695234196c6f4ece --hash=sha256:3f52e33eac3b5b783f963eb50e654fa271a887382c68773e671b2f0e09df589d --hash=sha256:08a3a8468d4f130e3dc80d28ec42fcc7a878a57dfed616233e791066327d78a3
+REQUIREMENTS
+RUN <<SCRIPT
+set -eu
+site=/image/usr/lib/python3/dist-packages
+install="pip install -q --no-deps --no-compile --require-hashes --target $site -r /requirements"
+case $TARGETARCH in
+  amd64) $install --only-binary=:all: --python-version=3.13 --platform=manylinux_2_28_x86_64 ;;
+  arm64) $install --only-binary=:all: --python-version=3.13 --platform=manylinux_2_28_aarch64 ;;
+  *)
+    case $TARGETARCH in ppc64le) machine=powerpc64le arch=ppc64el ;; *) machine=$TARGETARCH arch=$TARGETARCH ;; esac
+    dpkg --add-architecture "$arch"
+    apt-get update -q
+    apt-get install -qy --no-install-recommends cmake make python3-dev "gcc-$machine-linux-gnu" "libc6-dev-$arch-cross"
+    (cd /tmp && apt-get -q download "libpython3.13-dev:$arch" && dpkg-deb -x libpython3.13-dev_*.deb /python)
+    for each in "CMAKE_SYSTEM_NAME Linux" "CMAKE_SYSTEM_PROCESSOR $TARGETARCH" "CMAKE_C_COMPILER $machine-linux-gnu-gcc" \
+      'BUILD_TESTING OFF CACHE BOOL ""' 'WITH_GTEST OFF CACHE BOOL ""'; do echo "set($each)"; done >/toolchain
+    # Python and pip take the platform from here; nothing of the temporary paths may be left in the result.
+    export CMAKE_TOOLCHAIN_FILE=/toolchain CC="$machine-linux-gnu-gcc" CFLAGS="-O2 -g0 -I/python/usr/include" \
+      _PYTHON_HOST_PLATFORM="linux-$TARGETARCH" LDSHARED="$machine-linux-gnu-gcc -shared -Wl,--build-id=none" \
+      SETUPTOOLS_EXT_SUFFIX=".cpython-313-$machine-linux-gnu.so"
+    $install
+    "$machine-linux-gnu-strip" --strip-unneeded "$site"/zlib_ng/*.so
+    find "$site" -name direct_url.json -delete
+    ;;
+esac
+python3 -m compileall -q --invalidation-mode unchecked-hash -s /image "$site"
+SCRIPT
+
 # kanifold itself, the same for every platform.
 FROM tools AS kanifold-files
 COPY <<REQUIREMENTS /requirements
@@ -170,6 +203,7 @@ SCRIPT
 FROM scratch AS kanifold
 COPY --from=checked /image/ /
 COPY --from=emulators /image/ /
+COPY --from=zlib-ng /image/ /
 COPY --from=kanifold-files /image/ /
 ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin LANG=C.UTF-8 KANIFOLD_ROOT=/var/lib/kanifold/store
 VOLUME /var/lib/kanifold

@@ -2,12 +2,13 @@
 
 **Compressing.** The archive is cut into blocks of fixed size. A gzip blob is one member. Its blocks are compressed
 independently, each with the 32 KiB before it as the dictionary, and end on a byte boundary; so they can be made in
-parallel, and the result depends on the archive, the level and the compressor's version, not on the number of cores.
-Levels 1 to 3 are ISA-L's (level 1: 500 MB/s per core, where zlib's level 6 has 25 for a tenth fewer bytes), 0 and 4 to
-9 zlib's. zstd compresses in its own worker threads; their number does not affect its output either.
+parallel. zstd compresses in its own worker threads, whose number does not affect its output.
 
-ISA-L's code, and so possibly its output, differs between processor families: the *blob's* digest is the same on all
-machines of a kind, the *diff id* on all machines.
+A blob's bytes depend on the archive, the level and the version of the compressor, and on no property of the machine:
+neither on the number of cores nor on the processor. zlib-ng (for gzip) and zstd have faster code for some processors,
+which makes the same choices. ISA-L, which is faster still, makes others on each kind, so it only reads; and
+Python's zlib is another library on each distribution. The exception is level 1 of gzip on IBM Z, where the processor
+itself compresses.
 
 **Decompressing.** gzip (several members), zstd (several frames), bzip2, xz and plain data are recognised by their first
 bytes. The caller sets the maximum size of the result.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self
@@ -44,7 +44,15 @@ _GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 
 COMPRESSIONS: Final = ("gzip", "zstd", "uncompressed")
 _LEVELS: Final = {"gzip": range(10), "zstd": range(1, 23), "uncompressed": range(1)}
-_DEFAULT: Final = {"gzip": 1, "zstd": 3, "uncompressed": 0}
+_DEFAULT: Final = {"gzip": 2, "zstd": 3, "uncompressed": 0}
+_STORED: Final = 65535
+"""Maximum size of a stored block in deflate (RFC 1951, section 3.2.4)."""
+_LAST_BLOCK: Final = b"\x03\0"
+"""The last block of a deflate stream, with nothing in it."""
+_SAMPLES: Final = (16, 256)
+"""Of a block: how many pieces are compressed to see whether it is worth while, and their size in bytes."""
+_PROBE: Final = 64 << 10
+"""Bytes at the start of a block that are compressed, too, if the pieces were not worth while."""
 
 
 class CompressedLayer(msgspec.Struct, frozen=True):
@@ -59,7 +67,7 @@ class CompressedLayer(msgspec.Struct, frozen=True):
 def pack(entries: Iterable[Entry], path: str, compression: str = "gzip", level: int | None = None) -> CompressedLayer:
     """Write the layer of ``entries``, in the order given, to the file ``path``.
 
-    ``compression`` is ``gzip`` (levels 0 to 9, default 1), ``zstd`` (1 to 22, default 3) or ``uncompressed``. An
+    ``compression`` is ``gzip`` (levels 0 to 9, default 2), ``zstd`` (1 to 22, default 3) or ``uncompressed``. An
     existing file is overwritten; a link at ``path`` is refused. Nothing is synced. After an error the content of the
     file is undefined. Raises what ``tarwriter.write`` raises, and ``UsageError``.
     """
@@ -210,30 +218,56 @@ def _codec(compression: str, level: int | None) -> _Codec:
 
 
 class _Gzip:
-    """A gzip member (RFC 1952) of deflate blocks, each of which ends with an empty stored block (a "sync flush")."""
+    """A gzip member (RFC 1952) of deflate blocks, each of which ends with an empty stored block (a "sync flush").
+
+    Blocks that would not become smaller are stored: they would take zlib-ng ten times as long as others.
+    """
 
     parallel = True
     header = _GZIP_HEADER
 
     def __init__(self, level: int) -> None:
-        from isal import isal_zlib
+        from zlib_ng import zlib_ng
 
         self._level = level
-        self._zlib: Any = isal_zlib if 1 <= level <= 3 else zlib
-        self._crc32: Callable[[bytes, int], int] = isal_zlib.crc32
+        self._zlib: Any = zlib_ng
         self._crc = 0
 
     def see(self, block: bytes) -> None:
-        self._crc = self._crc32(block, self._crc)
+        self._crc = self._zlib.crc32(block, self._crc)
 
     def compress(self, block: bytes, before: bytes, last: bool) -> bytes:
+        if self._level == 0 or self._is_dense(block):
+            data = _stored(block)
+        else:
+            data = self._deflated(block, self._level, before)
+        return data + _LAST_BLOCK if last else data
+
+    def _deflated(self, data: bytes, level: int, before: bytes = b"") -> bytes:
         z = self._zlib
-        dictionary = (before,) if before else ()
-        machine = z.compressobj(self._level, z.DEFLATED, -15, 8, 0, *dictionary)
-        return b"".join((machine.compress(block), machine.flush(z.Z_FINISH if last else z.Z_SYNC_FLUSH)))
+        machine = z.compressobj(level, z.DEFLATED, -15, 8, z.Z_DEFAULT_STRATEGY, *((before,) if before else ()))
+        return b"".join((machine.compress(data), machine.flush(z.Z_SYNC_FLUSH)))
+
+    def _is_dense(self, block: bytes) -> bool:
+        """Whether parts of ``block`` lose less than a thirtieth when they are compressed."""
+        count, size = _SAMPLES
+        stride = len(block) // count
+        if stride < 4 * size:
+            return False
+        sample = b"".join([block[at : at + size] for at in range(0, count * stride, stride)])
+        return all(len(self._deflated(part, 2)) * 30 > len(part) * 29 for part in (sample, block[:_PROBE]))
 
     def trailer(self, size: int) -> bytes:
         return self._crc.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _stored(data: bytes) -> bytes:
+    """Return ``data`` as stored blocks, none of which is the last one."""
+    pieces = []
+    for at in range(0, len(data), _STORED):
+        size = min(_STORED, len(data) - at)
+        pieces += [b"\0", size.to_bytes(2, "little"), (size ^ 0xFFFF).to_bytes(2, "little"), data[at : at + size]]
+    return b"".join(pieces)
 
 
 class _Zstd:

@@ -35,7 +35,7 @@ class ElfFiles(msgspec.Struct, frozen=True):
 
 
 class LayerRecord(msgspec.Struct, frozen=True):
-    """A layer as a blob. ``kind`` is the compression, with its level: ``gzip``, ``zstd-9``."""
+    """A layer as a blob. ``kind`` is the compression, with its level: ``gzip-ng``, ``zstd-9``."""
 
     kind: str
     digest: str

@@ -260,8 +260,13 @@ def opened(file: Readable) -> Decompressed:
 
 
 def kind_of(compression: protocol.Compression) -> str:
-    """Return the name of ``compression`` in cache records."""
-    return compression.kind if compression.level is None else f"{compression.kind}-{compression.level}"
+    """Return the name of ``compression`` in cache records.
+
+    Blobs that records of earlier versions call ``gzip`` were made by another compressor: their bytes depend on the
+    processor, and so they are no substitute for those of today.
+    """
+    name = "gzip-ng" if compression.kind is protocol.CompressionKind.GZIP else compression.kind
+    return name if compression.level is None else f"{name}-{compression.level}"
 
 
 def media_type(job: protocol.Job) -> str:

@@ -21,7 +21,7 @@ import msgspec
 from platforms.errors import EnvironmentUnfit, printable
 from platforms.paths import below
 
-BINARY: Final = ("isal", "msgspec", "zstandard")
+BINARY: Final = ("isal", "msgspec", "zlib_ng", "zstandard")
 """Packages with binaries that an executor imports; each is a distribution of the same name."""
 OPTIONAL: Final = ("obstore",)
 """As ``BINARY``, but of an extra of kanifold: sent if it is installed here, and there are binaries for the node."""

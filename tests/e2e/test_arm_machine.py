@@ -41,7 +41,7 @@ WORKDIR /home/user/work
 USER root
 RUN chown user /home/user/work
 USER user
-RUN id -un > who && touch -d "2020-01-02 03:04:05" dated
+RUN seq 400000 > numbers && id -un > who && touch -d "2020-01-02 03:04:05" dated
 """
 
 
@@ -66,7 +66,7 @@ def test_the_machine_builds_natively_what_is_built_here_under_emulation(
     )  # fmt: skip
 
     def out(name: str) -> str:
-        return f"type=oci,dest={tmp_path / name},compression=zstd,rewrite-timestamp=true"
+        return f"type=oci,dest={tmp_path / name},rewrite-timestamp=true"
 
     here = client(*wanted, "-o", out("here"))
     assert "linux/arm64 (qemu-" in here.err

@@ -454,6 +454,7 @@ def imported(module: Path) -> set[str]:
         "azure": "azure-identity",
         "dockerfile_parse": "dockerfile-parse",
         "yaml": "pyyaml",
+        "zlib_ng": "zlib-ng",
     }
     named = {name.partition(".")[0] for _, name in imports(ast.parse(module.read_text()))} - {""}
     return {spelled.get(name, name) for name in named - sys.stdlib_module_names - set(ROOMS)}

@@ -80,6 +80,21 @@ def test_every_gzip_level(tmp_path: Path, level: int) -> None:
     assert (len(blob) > len(data)) is (level == 0), "0 stores, all others compress"
 
 
+@pytest.mark.parametrize("level", range(1, 10))
+def test_what_is_dense_is_stored_and_what_follows_is_compressed(tmp_path: Path, level: int) -> None:
+    dense, text = random.Random(1).randbytes(1 << 20), b"word " * 200_000
+    _, blob = packed(tmp_path / "blob", dense + text, "gzip", level)
+    assert dense[:65535] in blob
+    assert len(blob) < len(dense) + 20_000
+    assert gzip.decompress(blob) == dense + text
+
+
+def test_what_only_repeats_afar_is_compressed(tmp_path: Path) -> None:
+    piece = random.Random(1).randbytes(20_000)
+    _, blob = packed(tmp_path / "blob", piece * 100)
+    assert len(blob) < 100_000
+
+
 def test_a_gzip_blob_is_one_member_without_name_or_time(tmp_path: Path) -> None:
     _, blob = packed(tmp_path / "blob", sample(2_000_000))
     assert blob[:10] == b"\x1f\x8b\x08\0\0\0\0\0\0\xff"

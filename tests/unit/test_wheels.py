@@ -110,7 +110,7 @@ def test_a_wheel_of_the_stable_abi_is_for_later_pythons_too() -> None:
 IMPORTS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import certifi, executor.worker, httpx, idna, isal.igzip_lib, isal.isal_zlib, msgspec, obstore.store, zstandard
+import certifi, executor.worker, httpx, idna, isal.igzip_lib, msgspec, obstore.store, zlib_ng.zlib_ng, zstandard
 print({each.__file__.startswith(sys.argv[1]) for each in (executor, httpx, msgspec, obstore, zstandard)})
 """
 
