@@ -1,7 +1,8 @@
 """The first moments of a build, most of which are modules being loaded: by several processes at once.
 
 (1) The prefork server is forked before what understands the flags is loaded. (2) asyncio is loaded without ``ssl``,
-which it imports wherever it can: its loop only has pipes here. (3) Emulators are tried while modules are loaded.
+which it imports wherever it can: its loop only has pipes here, unless a node is in a cluster. (3) Emulators are tried
+while modules are loaded.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def run(flags: dict[str, Any], started: PreforkServer | None) -> int:
 
         request = parsing.request(flags)
         planned = plan.at_hand(request)
-        with without("ssl"):  # (2), while there is one thread
+        in_clusters = request.nodes is not None and request.nodes.in_clusters
+        with without(*(() if in_clusters else ("ssl",))):  # (2), while there is one thread
             import asyncio  # noqa: F401
         from platforms import emulation
 

@@ -68,7 +68,10 @@ def _nodes(request: BuildRequest, here: Node) -> tuple[Node, ...]:
         return (here,)
     from orchestrator.nodes import node_selection
 
-    return node_selection.nodes(request.nodes, here, sends=not request.dry_run)
+    platforms = (*request.platforms, request.build_platform)
+    named = (request.context, request.dockerfile, request.options.target, *map(str, request.tags))
+    build = "\0".join((os.getcwd(), *named))
+    return node_selection.nodes(request.nodes, here, sends=not request.dry_run, platforms=platforms, build=build)
 
 
 def _build_and_collect(request: BuildRequest, plan: BuildPlan | None, nodes: tuple[Node, ...], connect: Connect) -> int:

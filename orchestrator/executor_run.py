@@ -44,7 +44,7 @@ class ExecutorRun(msgspec.Struct, frozen=True):
         session = self.session
         job = replace(self.job, lends=self.translation.job.lends)
         on_ask = answers(self.request, job, session.keychain, session.registry, services)
-        connection = await executors.acquire(self.placement.node)
+        connection = await executors.acquire(self.placement.node, self._waits)
         for warning in warnings.wrong_clock(self.placement.node.name, connection.ahead):
             session.emit(warning)
         ahead = connection.ahead if abs(connection.ahead) >= warnings.CLOCKS_DIFFER else 0.0
@@ -58,6 +58,9 @@ class ExecutorRun(msgspec.Struct, frozen=True):
             )
         except KanifoldError as error:
             raise KanifoldError.of(self.translation.received(error.problem)) from error
+
+    def _waits(self, words: str) -> None:
+        self.session.emit(events.PlatformWaiting(platform=self.label, node=self.placement.node.name, why=words))
 
     def _hear(self, hear: Callable[[protocol.Message], None], message: protocol.Message) -> None:
         if isinstance(message, protocol.BuildWarning):

@@ -23,7 +23,7 @@ from orchestrator.executor_run import ExecutorRun
 from orchestrator.job_session import Executor
 from orchestrator.node_services import NodeServices
 from orchestrator.nodes.node import ExecutorPool
-from orchestrator.nodes.placement import Placement
+from orchestrator.nodes.placement import Placement, declared_name
 from orchestrator.request import BuildRequest
 from orchestrator.results import PlatformFailure, PlatformResult, StepEvent
 from orchestrator.session import Session
@@ -94,8 +94,9 @@ def _queues(placements: Iterable[Placement], known: dict[str, asyncio.Semaphore]
     """Return the queues of the nodes that do not run any number of jobs at a time, by name; ``known`` with new ones."""
     for placement in placements:
         for each in (placement, *placement.others):
-            if each.most and each.node.name not in known:
-                known[each.node.name] = asyncio.Semaphore(each.most)
+            name = declared_name(each.node.name)
+            if each.most and name not in known:
+                known[name] = asyncio.Semaphore(each.most)
     return known
 
 
@@ -216,7 +217,7 @@ class _Attempt(msgspec.Struct, frozen=True):
         """
         build, placement = self.build, self.placement
         bound = build.session.capacity.jobs or contextlib.nullcontext()
-        async with build.queues.get(placement.node.name, contextlib.nullcontext()), bound:
+        async with build.queues.get(declared_name(placement.node.name), contextlib.nullcontext()), bound:
             started = events.PlatformStarted(
                 platform=str(placement.platform), node=placement.node.name, how=placement.how
             )

@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final, Protocol, SupportsIndex
 
 import msgspec
 
@@ -106,10 +106,41 @@ class WorkerProcess:
             self._transport.close()
 
 
+class ExecutorProcess(Protocol):
+    """What is known of the process of an executor: a child (``WorkerProcess``), or one elsewhere."""
+
+    @property
+    def executors(self) -> int:
+        """Those in it that are not over yet."""
+        ...
+
+    @property
+    def ended(self) -> asyncio.Future[int]:
+        """The exit status; negative for a signal."""
+        ...
+
+    @property
+    def stderr_tail(self) -> str:
+        """The end of what it has written to stderr."""
+        ...
+
+    async def gone(self) -> None:
+        """Wait until it has ended and all of its stderr was read, for a moment at most."""
+        ...
+
+    def kill(self) -> None:
+        """Kill it with all that it has started, unless it has ended."""
+        ...
+
+    def release(self) -> None:
+        """Count one executor less."""
+        ...
+
+
 class Worker(msgspec.Struct, frozen=True):
     """One executor in a process, and the streams to it and from it."""
 
-    process: WorkerProcess
+    process: ExecutorProcess
     stdin: asyncio.StreamWriter
     stdout: CountedReader
     transport: asyncio.BaseTransport

@@ -19,6 +19,7 @@ from orchestrator.job_session import Executor
 from orchestrator.node_caches import SharedSteps
 from orchestrator.node_services import NodeServices
 from orchestrator.nodes.node import ExecutorPool
+from orchestrator.nodes.placement import declared_name
 from orchestrator.shared_stages import SharedStages
 from orchestrator.translation import translate
 from orchestrator.view import events
@@ -89,7 +90,10 @@ class StagesElsewhere:
         label = f"{user.label} (stage {job.options.target})"
         run = ExecutorRun(user.session, user.request, builder, job, translate(job, builder), label)
         services = NodeServices(self._sent, node_services.caches(job, user.session.store, self._steps))
-        async with self._queues.get(builder.node.name, contextlib.nullcontext()):
+        name = declared_name(builder.node.name)
+        ours = name == declared_name(user.placement.node.name)  # whose place this job has already
+        queue = None if ours else self._queues.get(name)
+        async with queue or contextlib.nullcontext():
             started = events.PlatformStarted(platform=label, node=builder.node.name, how=builder.how)
             user.session.emit(started)
             outcome: Literal["built", "failed", "cancelled"] = "cancelled"

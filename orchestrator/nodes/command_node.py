@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from executor import protocol
 from orchestrator import connection
 from orchestrator.connection import Connection
-from orchestrator.nodes.node import Description, Support
+from orchestrator.nodes.node import Description, Say, Support, silent
 from platforms.errors import EnvironmentUnfit, KanifoldError, ProtocolError
 from platforms.host import COMPAT
 from platforms.parsing import parse
@@ -50,7 +50,7 @@ class CommandNode:
             disk=max(0, resources.disk),
         )
 
-    async def start(self) -> Connection:
+    async def start(self, say: Say = silent) -> Connection:
         """Return an executor: the one that described the node, or a new one."""
         spare, self._spare = self._spare, None
         return spare if spare is not None else await self._start()

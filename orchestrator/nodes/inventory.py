@@ -31,6 +31,7 @@ from platforms.platform import Platform, candidates
 
 LOCAL: Final = "local"
 """The name and the URL of this machine."""
+KUBERNETES: Final = "kubernetes://"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _PYTHON: Final = re.compile(r"[A-Za-z0-9_./+][A-Za-z0-9_./+-]{0,254}")
 _KEYS: Final = ("url", "platforms", "max-jobs", "bootstrap", "python")
@@ -43,7 +44,7 @@ class NodeEntry(msgspec.Struct, frozen=True):
     name: str
     """``[a-z0-9][a-z0-9._-]{0,62}``; ``local`` is this machine."""
     url: str
-    """``ssh://[USER@]HOST[:PORT]``, or ``local``."""
+    """``ssh://[USER@]HOST[:PORT]``, ``kubernetes://CONTEXT/NAMESPACE?…``, or ``local``."""
     platforms: tuple[Platform, ...] = ()
     """The platforms to build on it; empty for what it says itself."""
     max_jobs: int = 0
@@ -88,15 +89,24 @@ def entries(document: Setting) -> tuple[NodeEntry, ...]:
 def declared(name: str, url: str) -> NodeEntry:
     """Return the node ``name`` at ``url``. Raises ``UsageError`` for names and addresses that none can have."""
     check_name(name)
-    if url != LOCAL:
-        ssh_address.parse(url)
+    check_url(url)
     if (name == LOCAL) != (url == LOCAL):
         raise UsageError(
             f"the node {name} cannot be at {url}",
             why="local is this machine, and no other name is",
-            remedy="give another machine another name, and an address ssh://USER@HOST",
+            remedy="give another machine another name, and an address ssh://USER@HOST or kubernetes://CONTEXT/NAMESPACE",
         )
     return NodeEntry(name, url)
+
+
+def check_url(url: str) -> None:
+    """Raise ``UsageError`` for an address that no node can have."""
+    if url.startswith(KUBERNETES):
+        from orchestrator.nodes.kubernetes import address
+
+        address.parse(url)
+    elif url != LOCAL:
+        ssh_address.parse(url)
 
 
 def check_name(name: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from executor import __version__, protocol
-from orchestrator.nodes.node import Description, Support
+from orchestrator.nodes.node import Description, Say, Support, silent
 from orchestrator.prefork import PreforkServer
 from platforms import emulation, host
 from platforms.emulation import ImageEmulators
@@ -65,7 +65,7 @@ class LocalNode:
             shares_disk=True,
         )
 
-    async def start(self) -> Connection:
+    async def start(self, say: Say = silent) -> Connection:
         """Return a forked executor, or one that is started as a command when all forked ones are in use."""
         self._wanted += 1
         if self._server is not None and self._pool is None:

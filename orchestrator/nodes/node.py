@@ -6,7 +6,7 @@ Each kind of node is a module: this machine (``local_node``), or what a command 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -55,11 +55,13 @@ class Description(msgspec.Struct, frozen=True):
     """Free bytes of the disk of its store; 0 if unknown."""
     shares_disk: bool = False
     """Whether paths of this machine, also that of its store, are valid there."""
+    scheduled: bool = False
+    """Whether a scheduler finds a place for each executor: any number of them, each of which may have to wait."""
 
     @property
     def runs_steps(self) -> bool:
         """Whether it can isolate steps, as far as is known."""
-        return bool(self.isolation) or self.shares_disk
+        return bool(self.isolation) or self.shares_disk or self.scheduled
 
     @property
     def native(self) -> tuple[Platform, ...]:
@@ -74,6 +76,14 @@ class Description(msgspec.Struct, frozen=True):
     def runs(self, platform: Platform) -> Support:
         """Return how programs of ``platform`` run; unknown for a platform that was not requested."""
         return dict(self.support).get(platform, Support())
+
+
+Say = Callable[[str], object]
+"""Takes what an executor waits for before it is there, in words; "" when it waits no longer."""
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
 
 
 class Node(Protocol):
@@ -91,10 +101,10 @@ class Node(Protocol):
         """
         ...
 
-    async def start(self) -> Connection:
+    async def start(self, say: Say = silent) -> Connection:
         """Start an executor and return its connection. Raises ``KanifoldError``.
 
-        Concurrent calls start executors concurrently.
+        Concurrent calls start executors concurrently. ``say`` is told what it waits for: for a place in a cluster.
         """
         ...
 
@@ -103,11 +113,31 @@ class Node(Protocol):
         ...
 
 
+class _Starting:
+    """An executor that ``node`` starts, and what it waits for."""
+
+    def __init__(self, node: Node) -> None:
+        self._said = ""
+        self._say: Say = silent
+        self.task = asyncio.create_task(node.start(self._hear))
+
+    async def connection(self, say: Say) -> Connection:
+        """Wait for it; ``say`` is told what it waits for."""
+        self._say = say
+        if self._said:
+            say(self._said)
+        return await self.task
+
+    def _hear(self, words: str) -> None:
+        self._said = words
+        self._say(words)
+
+
 class ExecutorPool:
     """The executors of one build, of which some are started before their jobs are known."""
 
     def __init__(self) -> None:
-        self._starting: dict[str, list[asyncio.Task[Connection]]] = {}
+        self._starting: dict[str, list[_Starting]] = {}
         self._begun = False
 
     def start(self, nodes: Iterable[Node]) -> None:
@@ -115,16 +145,16 @@ class ExecutorPool:
         if not self._begun:
             self._begun = True
             for each in nodes:
-                self._starting.setdefault(each.name, []).append(asyncio.create_task(each.start()))
+                self._starting.setdefault(each.name, []).append(_Starting(each))
 
-    async def acquire(self, node: Node) -> Connection:
-        """Return an executor on ``node`` without a job. Raises ``KanifoldError``."""
+    async def acquire(self, node: Node, say: Say = silent) -> Connection:
+        """Return an executor on ``node`` without a job; ``say`` as for ``Node.start``. Raises ``KanifoldError``."""
         starting = self._starting.get(node.name)
-        return await (starting.pop(0) if starting else node.start())
+        return await (starting.pop(0).connection(say) if starting else node.start(say))
 
     async def release(self) -> None:
         """End the executors that were not acquired."""
-        waiting = [task for tasks in self._starting.values() for task in tasks]
+        waiting = [each.task for starting in self._starting.values() for each in starting]
         self._starting.clear()
         for each in waiting:
             each.cancel()

@@ -12,7 +12,7 @@ import click
 
 from orchestrator import options, project_file, values
 from orchestrator.nodes import inventory, inventory_file, node_states
-from orchestrator.nodes.inventory import LOCAL, NodeEntry
+from orchestrator.nodes.inventory import KUBERNETES, LOCAL, NodeEntry
 from orchestrator.nodes.node_states import NodeState
 from orchestrator.options import choice, ignored, number, switch, text, texts
 from orchestrator.view import units
@@ -66,7 +66,8 @@ class _NodeCommands(click.Group):
 
 @click.group(cls=_NodeCommands, short_help="Machines that platforms are built on.")
 def node() -> None:
-    """Name machines that are reached over SSH: builds then run each platform where it is native, and emulate the rest.
+    """Name machines that are reached over SSH, and clusters: builds then run each platform where it is native, and
+    emulate the rest.
 
     They are kept in $XDG_CONFIG_HOME/kanifold/nodes.yaml. A build uses all of them, and this machine, unless it is
     told --node or KANIFOLD_NODES.
@@ -83,11 +84,12 @@ def node() -> None:
 @NodeFlags.replace
 @NodeFlags.silent
 def add(name: str, url: str, **given: Any) -> None:
-    """Add the machine at URL, ssh://[USER@]HOST[:PORT], and call it NAME.
+    """Add the machine at URL, ssh://[USER@]HOST[:PORT], or a cluster, and call it NAME.
 
-    USER, PORT, keys and jump hosts may as well come from ~/.ssh/config, where HOST may be an alias. Without a URL, it
-    is the one that kanifold.yaml in the current directory proposes. URL local is this machine, for its --max-jobs.
-    Nothing is asked of the machine: that is kanifold node check.
+    USER, PORT, keys and jump hosts may as well come from ~/.ssh/config, where HOST may be an alias. A cluster is
+    kubernetes://CONTEXT/NAMESPACE?image=IMAGE; its other options are in docs/kubernetes.md. Without a URL, it is the
+    one that kanifold.yaml in the current directory proposes. URL local is this machine, for its --max-jobs. Nothing is
+    asked of the machine: that is kanifold node check.
     """
     flags = NodeFlags(given)
     proposed = _proposed(name) if not url else project_file.ProposedNode(name, url)
@@ -207,6 +209,8 @@ def _summary(state: NodeState) -> str:
     found = state.description
     assert found is not None
     emulated = f", emulates {_short(found.emulated)}" if found.emulated else ""
+    if found.scheduled and not found.isolation:
+        return f"{found.platform}, {_latency(state)}; no executor was started"
     return (
         f"{found.platform}, {found.processors} processors, {found.isolation}, kanifold {found.kanifold}, "
         f"{_latency(state)}{emulated}"
@@ -222,10 +226,10 @@ def _row(state: NodeState) -> tuple[str, ...]:
         entry.url,
         _short(_declared(entry, found.native)) or "-",
         _short(_declared(entry, found.emulated)) or "-",
-        found.isolation or "none",
+        found.isolation or ("-" if found.scheduled else "none"),
         found.kanifold,
         _latency(state),
-        f"{found.load:.1f} of {found.processors}",
+        f"{found.load:.1f} of {found.processors}" if found.processors else "-",
         units.size(found.disk) if found.disk else "-",
         state.word,
     )
@@ -236,7 +240,8 @@ def _rows_of(state: NodeState) -> list[tuple[str, str]]:
     facts = [("name", entry.name), ("url", entry.url), ("state", state.word)]
     if entry.platforms:
         facts.append(("declared", _named(entry.platforms)))
-    facts.append(("max jobs", str(entry.max_jobs or "as many as it has processors")))
+    most = "any number" if entry.url.startswith(KUBERNETES) else "as many as it has processors"
+    facts.append(("max jobs", str(entry.max_jobs or most)))
     facts.append(("bootstrap", "yes" if entry.bootstrap else "no"))
     if entry.python:
         facts.append(("python", entry.python))
@@ -245,13 +250,16 @@ def _rows_of(state: NodeState) -> list[tuple[str, str]]:
             ("platform", str(found.platform)),
             ("native", _named(found.native) or "none"),
             ("emulated", _named(found.emulated) or "none"),
+            ("latency", _latency(state)),
+        ]
+    if found is not None and (found.isolation or not found.scheduled):
+        facts += [
             ("isolation", found.isolation or "none"),
             ("version", f"{found.kanifold} (protocol {found.protocol})"),
             ("processors", str(found.processors)),
             ("load", f"{found.load:.2f}"),
             ("memory", f"{units.size(found.memory)} free"),
             ("disk", f"{units.size(found.disk)} free for its store"),
-            ("latency", _latency(state)),
             ("connected", f"in {units.duration(state.seconds)}"),
         ]
     if state.problem is not None:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from orchestrator import project_file
 from orchestrator.nodes import inventory
-from orchestrator.nodes.inventory import LOCAL, NodeEntry
+from orchestrator.nodes.inventory import KUBERNETES, LOCAL, NodeEntry
 from platforms.errors import KanifoldError, Problem, UsageError
 from platforms.platform import Platform
 
@@ -36,6 +36,11 @@ class NodeSelection(msgspec.Struct, frozen=True):
     """Platforms, each with the name of the node that the user wants it to be built on."""
     unknown: tuple[str, ...] = ()
     """Names that the project's file has and the inventory has not."""
+
+    @property
+    def in_clusters(self) -> bool:
+        """Whether one of them is a cluster, to which the orchestrator itself connects."""
+        return any(each.url.startswith(KUBERNETES) for each in self.entries)
 
     def entry(self, name: str) -> NodeEntry | None:
         """Return the node ``name``."""
@@ -104,9 +109,32 @@ def unknown_nodes(selection: NodeSelection) -> tuple[Problem, ...]:
     )
 
 
-def nodes(selection: NodeSelection, here: Node, *, sends: bool) -> tuple[Node, ...]:
-    """Return the nodes of ``selection``; ``here`` is this machine. ``sends`` as for ``node``."""
-    return tuple(here if each.url == LOCAL else node(each, sends=sends) for each in selection.entries)
+def nodes(
+    selection: NodeSelection, here: Node, *, sends: bool, platforms: Sequence[Platform] = (), build: str = ""
+) -> tuple[Node, ...]:
+    """Return the nodes of ``selection``; ``here`` is this machine. ``sends`` as for ``node``.
+
+    A cluster is a node for each architecture of ``platforms``; ``build`` is a text that the same build has when it is
+    run again.
+    """
+    found: list[Node] = []
+    for each in selection.entries:
+        if each.url.startswith(KUBERNETES):
+            found += clusters(each, sends=sends, platforms=platforms, build=build)
+        else:
+            found.append(here if each.url == LOCAL else node(each, sends=sends))
+    return tuple(found)
+
+
+def clusters(entry: NodeEntry, *, sends: bool, platforms: Sequence[Platform], build: str) -> tuple[Node, ...]:
+    """Return the nodes of the cluster that ``entry`` declares, as for ``nodes``."""
+    from orchestrator.nodes.kubernetes import address
+    from orchestrator.nodes.kubernetes.cluster import Cluster
+    from orchestrator.nodes.kubernetes.kubernetes_node import KubernetesNode
+
+    architectures = dict.fromkeys(each.architecture for each in platforms)
+    cluster = Cluster(address.parse(entry.url), entry.name, build)
+    return tuple(KubernetesNode(cluster, entry, each, sends=sends) for each in architectures)
 
 
 def node(entry: NodeEntry, *, sends: bool) -> Node:

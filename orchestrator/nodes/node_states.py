@@ -1,4 +1,7 @@
-"""Asking nodes how they are: all at once, each by an executor that gets no job."""
+"""Asking nodes how they are: all at once, each by an executor that gets no job.
+
+A cluster is asked by its API; executors are started there only where kanifold may be sent.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from msgspec.structs import replace
 from executor import protocol
 from orchestrator.connection import Connection
 from orchestrator.nodes import node_selection
-from orchestrator.nodes.inventory import NodeEntry
+from orchestrator.nodes.inventory import KUBERNETES, NodeEntry
 from orchestrator.nodes.node import Description, Node
 from orchestrator.nodes.placement import without_isolation
 from platforms import emulation
@@ -48,7 +51,8 @@ class NodeState(msgspec.Struct, frozen=True):
 
 
 def examine(entries: Sequence[NodeEntry], bootstrap: bool = False, patience: float = PATIENCE) -> tuple[NodeState, ...]:
-    """Return how ``entries`` are, in their order. One that has not answered after ``patience`` seconds is down.
+    """Return how ``entries`` are, in their order, a cluster once for each of its architectures. One that has not
+    answered after ``patience`` seconds is down.
 
     ``bootstrap``: whether kanifold may be sent to those that the user has not refused it for.
     """
@@ -56,10 +60,31 @@ def examine(entries: Sequence[NodeEntry], bootstrap: bool = False, patience: flo
 
 
 async def _examine_all(entries: Sequence[NodeEntry], bootstrap: bool, patience: float) -> tuple[NodeState, ...]:
-    return tuple(await asyncio.gather(*(_examine(each, bootstrap, patience) for each in entries)))
+    found = await asyncio.gather(*(_examine(each, bootstrap, patience) for each in entries))
+    return tuple(state for states in found for state in states)
 
 
-async def _examine(entry: NodeEntry, bootstrap: bool, patience: float) -> NodeState:
+async def _examine(entry: NodeEntry, bootstrap: bool, patience: float) -> tuple[NodeState, ...]:
+    if entry.url.startswith(KUBERNETES):
+        return await _examine_cluster(entry, bootstrap, patience)
+    return (await _examine_machine(entry, bootstrap, patience),)
+
+
+async def _examine_cluster(entry: NodeEntry, starts: bool, patience: float) -> tuple[NodeState, ...]:
+    from orchestrator.nodes.kubernetes import cluster_check
+
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(patience):
+            found = await cluster_check.check(entry, starts=starts)
+    except TimeoutError:
+        return (NodeState(entry, problem=_silent(entry.name, patience).problem, seconds=time.monotonic() - began),)
+    except KanifoldError as error:
+        return (NodeState(entry, problem=error.problem, seconds=time.monotonic() - began),)
+    return tuple(NodeState(each.entry, each.description, each.problem, each.latency, each.seconds) for each in found)
+
+
+async def _examine_machine(entry: NodeEntry, bootstrap: bool, patience: float) -> NodeState:
     node, began = node_selection.node(entry, sends=bootstrap), time.monotonic()
     try:
         async with asyncio.timeout(patience):

@@ -32,6 +32,12 @@ PATIENCE: Final = 300.0
 is down, or silent after the login, is given up sooner, by its own rules."""
 
 
+def declared_name(node: str) -> str:
+    """Return the name in the inventory of ``node``: a cluster is a node of its own for each architecture,
+    ``NAME/ARCHITECTURE``."""
+    return node.partition("/")[0]
+
+
 class Candidate(msgspec.Struct, frozen=True):
     """A node that has described itself, and what the user has declared of it."""
 
@@ -45,13 +51,14 @@ class Candidate(msgspec.Struct, frozen=True):
     def places(self) -> int:
         """How many jobs it has processors for, or as many as the user has declared; at least 1."""
         declared = 0 if self.entry is None else self.entry.max_jobs
-        return max(1, declared or self.description.processors)
+        return declared or (sys.maxsize if self.description.scheduled else max(1, self.description.processors))
 
     @property
     def most(self) -> int:
-        """How many jobs run on it at a time; 0 for any number: on this machine, if the user has not said."""
+        """How many jobs run on it at a time; 0 for any number: on this machine and in a cluster, if the user has not
+        said."""
         declared = 0 if self.entry is None else self.entry.max_jobs
-        return declared if self.description.shares_disk else declared or self.places
+        return declared if self.description.shares_disk or self.description.scheduled else declared or self.places
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -142,13 +149,14 @@ class _Placing(msgspec.Struct, frozen=True):
         return self._placed(candidates, skipped)
 
     def _entry(self, node: Node) -> NodeEntry | None:
-        return None if self.request.nodes is None else self.request.nodes.entry(node.name)
+        return None if self.request.nodes is None else self.request.nodes.entry(declared_name(node.name))
 
     def _forced(self, platform: Platform) -> str:
+        """Return the name of the declared node that the user wants ``platform`` to be built on; "" for any."""
         return "" if self.request.nodes is None else dict(self.request.nodes.forced).get(platform, "")
 
     def _is_forced(self, node: Node) -> bool:
-        return any(self._forced(each) == node.name for each in self.request.platforms)
+        return any(self._forced(each) == declared_name(node.name) for each in self.request.platforms)
 
     def _may_matter(self, node: Node, platforms: Sequence[Platform]) -> bool:
         """Whether one of ``platforms`` may be built on ``node``."""
@@ -157,7 +165,7 @@ class _Placing(msgspec.Struct, frozen=True):
     def _may_build(self, node: Node, platform: Platform) -> bool:
         """Whether ``platform`` may be built on ``node``, by what the user has declared."""
         forced, entry = self._forced(platform), self._entry(node)
-        return forced == node.name if forced else entry is None or entry.takes(platform)
+        return forced == declared_name(node.name) if forced else entry is None or entry.takes(platform)
 
     def _unsettled(self, here: Sequence[Candidate]) -> tuple[Platform, ...]:
         """Return the platforms that another node than this machine may be better for."""

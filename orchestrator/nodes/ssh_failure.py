@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from orchestrator.nodes import executor_loading
 from orchestrator.nodes.ssh_address import SSHAddress
-from platforms.errors import EnvironmentUnfit, printable
+from platforms.errors import EnvironmentUnfit
 
 STATUS: Final = 255
 """The exit status of the client when it is itself what failed (ssh(1))."""
-_LINES: Final = 30
-"""Lines of the client's words that are told."""
 _CHANGED: Final = re.compile(r"HOST IDENTIFICATION HAS CHANGED|[Hh]ost key for .* has changed")
 _UNKNOWN: Final = re.compile(r"Host key verification failed|No \S+ host key is known for")
 _REFUSED: Final = re.compile(r"Permission denied|Too many authentication failures|No more authentication methods")
@@ -20,7 +19,7 @@ _UNFOUND: Final = re.compile(r"Could not resolve hostname")
 
 def failure(node: str, address: SSHAddress, stderr: str, status: int) -> EnvironmentUnfit:
     """Return the error for a client that has ended with ``status`` before an executor was there."""
-    lines = words(stderr)
+    lines = executor_loading.words(stderr)
     text = "\n".join(lines)
     login = f"ssh {'-p ' + str(address.port) + ' ' if address.port else ''}{_login(address)}"
     if _CHANGED.search(text):
@@ -42,29 +41,14 @@ def failure(node: str, address: SSHAddress, stderr: str, status: int) -> Environ
         what, remedy = f"cannot find node {node}", "correct its address (kanifold node inspect), or ~/.ssh/config"
     else:
         what, remedy = f"cannot reach node {node}", f"see what `{login}` says"
-    return EnvironmentUnfit(what, why=_why(lines, f"ssh ended with exit status {status}"), remedy=remedy)
+    return EnvironmentUnfit(
+        what, why=executor_loading.reason(lines, f"ssh ended with exit status {status}"), remedy=remedy
+    )
 
 
 def is_answerable(stderr: str) -> bool:
     """Whether the client, whose words are ``stderr``, could go on with an answer of the user."""
     return not _CHANGED.search(stderr) and bool(_UNKNOWN.search(stderr) or _REFUSED.search(stderr))
-
-
-def words(text: str) -> tuple[str, ...]:
-    """Return the last lines of ``text``, what was written to stderr, without controls and without frames of ``@``."""
-    lines = (printable(line.strip("@ \r"), 500) for line in text.splitlines())
-    return tuple(filter(None, lines))[-_LINES:]
-
-
-def why(text: str, otherwise: str) -> str:
-    """Return the reason of an error whose only trace is ``text`` on stderr: its last line, then those before."""
-    return _why(words(text), otherwise)
-
-
-def _why(lines: tuple[str, ...], otherwise: str) -> str:
-    if not lines:
-        return otherwise
-    return lines[-1] if len(lines) == 1 else "\n".join((lines[-1], *lines[:-1]))
 
 
 def _login(address: SSHAddress) -> str:

@@ -87,13 +87,16 @@ def _nodes(
         jobs += len(request.platforms) * (1 + len(image.tests))
     here = LocalNode(server, requests[0].options.isolation, emulators, min(jobs, _FORKED))
     found: dict[str, Node] = {}
+    platforms = tuple(each for request in requests for each in (*request.platforms, request.build_platform))
+    build = "\0".join((os.getcwd(), *(each.name for each in planned.selected.images)))
     for request in requests:
         if request.nodes is None:
             found.setdefault(here.name, here)
             continue
         from orchestrator.nodes import node_selection
 
-        for each in node_selection.nodes(request.nodes, here, sends=not request.dry_run):
+        sends = not request.dry_run
+        for each in node_selection.nodes(request.nodes, here, sends=sends, platforms=platforms, build=build):
             found.setdefault(each.name, each)
     return tuple(found.values())
 

@@ -115,6 +115,8 @@ class PlatformState(msgspec.Struct, frozen=True):
     stage: str = "waiting"
     """``waiting``, ``running``, or the outcome: ``built``, ``failed``, ``cancelled``."""
     reason: str = ""
+    waits: str = ""
+    """What its executor waits for before it is there; "" if it is."""
     started: float = 0.0
     ended: float = 0.0
     steps: tuple[StepState, ...] = ()
@@ -241,6 +243,8 @@ def fold(state: BuildState, event: events.Event) -> BuildState:
                     started=event.at,
                 ),
             )
+        case events.PlatformWaiting(platform=platform, why=why):
+            return _with_platform(state, platform, lambda old: replace(old, waits=clean_line(why)))
         case events.PlatformMoved(platform=platform):
             state = replace(state, waits=tuple(each for each in state.waits if each.platform != clean_line(platform)))
             return _with_warning(state, event.warning, type(event).__name__, "")
@@ -311,7 +315,14 @@ def _ended(old: PlatformState, event: events.PlatformEnded) -> PlatformState:
     reason = event.reason or (problem.why or problem.what if problem else "")
     steps = tuple(_cancelled_step(each, event.at) for each in old.steps)
     return replace(
-        old, stage=event.outcome, reason=clean_line(reason), ended=event.at, steps=steps, running=(), flows=_idle(old)
+        old,
+        stage=event.outcome,
+        reason=clean_line(reason),
+        waits="",
+        ended=event.at,
+        steps=steps,
+        running=(),
+        flows=_idle(old),
     )
 
 

@@ -6,9 +6,9 @@ seconds of the orchestrator's monotonic clock, so that the clock of a node does 
 A release is a build whose platforms are those of all its images: what ``platform`` says is then ``IMAGE PLATFORM``.
 
 The order in a build: ``BuildStarted``, any ``Resolving``/``Resolved``; for each platform ``PlatformStarted``, any
-number of ``FromExecutor``, ``PlatformMoved`` and the same again if its node fails, ``PlatformEnded``; then
-``Publishing``/``Published`` and ``BuildEnded``. Displays accept any order, and events for a platform or step that was
-not announced.
+number of ``PlatformWaiting`` and ``FromExecutor``, ``PlatformMoved`` and the same again if its node fails,
+``PlatformEnded``; then ``Publishing``/``Published`` and ``BuildEnded``. Displays accept any order, and events for a
+platform or step that was not announced.
 """
 
 from __future__ import annotations
@@ -81,6 +81,14 @@ class PlatformStarted(Event, frozen=True):
     platform: str
     node: str = ""
     how: str = ""
+
+
+class PlatformWaiting(Event, frozen=True):
+    """The executor of ``platform`` on ``node`` is not there yet: ``why``, in words; "" when it is there."""
+
+    platform: str
+    node: str = ""
+    why: str = ""
 
 
 class FromExecutor(Event, frozen=True):

@@ -111,6 +111,8 @@ def lines_of(old: BuildState, new: BuildState, event: events.Event) -> tuple[str
         case events.PlatformStarted(platform=name):
             platform = new.platform(clean_line(name))
             return (_started(platform),) if platform else ()
+        case events.PlatformWaiting(platform=name, why=why):
+            return (f"[{clean_line(name)}] {clean_line(why)}",) if why else ()
         case events.PlatformEnded(platform=name):
             platform = new.platform(clean_line(name))
             return (_ended(platform, event.at),) if platform else ()

@@ -15,6 +15,7 @@ build_started      name, tags [], jobs, platforms [{platform, node, how, why}]
 resolving          ref
 resolved           ref, digest
 platform_started   platform, node, how
+platform_waiting   platform, node, why (what its executor waits for before it is there; "" when it is)
 platform_moved     platform, old, node, how, problem (why it is not built on ``old`` any more; platform_started follows)
 hello              platform, kanifold, host, isolation
 planned            platform, emulation, steps [{id, stage, name, line, number, of}]
@@ -127,6 +128,8 @@ def fields_of(event: events.Event) -> dict[str, Any] | None:
             return {"type": "resolved", "ref": event.ref, "digest": event.digest}
         case events.PlatformStarted():
             return {"type": "platform_started", "platform": event.platform, "node": event.node, "how": event.how}
+        case events.PlatformWaiting():
+            return {"type": "platform_waiting", "platform": event.platform, "node": event.node, "why": event.why}
         case events.PlatformMoved():
             return {
                 "type": "platform_moved",

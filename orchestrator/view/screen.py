@@ -246,6 +246,8 @@ def _block(platform: PlatformState, grid: _Grid, share: int, now: float) -> list
 
 
 def _idle_text(platform: PlatformState) -> str:
+    if platform.waits:
+        return platform.waits
     if not platform.steps:
         return "planning"
     return "finishing" if platform.finished >= platform.counted else "between steps"

@@ -22,7 +22,8 @@ from protocol_nodes import ROOT, build
 
 from executor.protocol import BuildOptions
 from orchestrator.connection import Connection
-from orchestrator.nodes import executor_zip, node_states, ssh_node, wheels
+from orchestrator.nodes import executor_loading, executor_zip, node_states, ssh_node, wheels
+from orchestrator.nodes.executor_loading import Wanted
 from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.node import Description
 from orchestrator.nodes.ssh_node import SSHNode
@@ -210,7 +211,7 @@ def test_what_a_login_prints_is_no_answer(client: Hosts) -> None:
 def test_any_login_shell_starts_the_loader(shell: str, tmp_path: Path) -> None:
     program, *words = shell.split()
     needs(program)
-    opening = ssh_node.opening(NodeEntry("node", "ssh://node"), "0" * 32, "0" * 64)
+    opening = executor_loading.opening(NodeEntry("node", "ssh://node"), Wanted("0" * 32, "0" * 64))
     done = subprocess.run(
         [program, *words, "-c", ssh_node.COMMAND],
         input=opening, capture_output=True, check=False, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
@@ -242,7 +243,7 @@ def test_what_waits_for_a_network_that_was_cut_ends(program: list[str]) -> None:
     ],
 )
 def test_what_arrives_damaged_is_not_run(tmp_path: Path, sent: bytes, why: bytes) -> None:
-    opening = ssh_node.opening(NodeEntry("node", "ssh://node"), "0" * 32, "0" * 64)
+    opening = executor_loading.opening(NodeEntry("node", "ssh://node"), Wanted("0" * 32, "0" * 64))
     done = subprocess.run(
         ["sh", "-c", ssh_node.COMMAND],
         input=opening + sent, capture_output=True, check=False, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},

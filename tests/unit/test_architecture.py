@@ -453,6 +453,7 @@ def imported(module: Path) -> set[str]:
         "asyncio_pool": "asyncio-pool",
         "azure": "azure-identity",
         "dockerfile_parse": "dockerfile-parse",
+        "kubernetes_asyncio": "kubernetes-asyncio",
         "yaml": "pyyaml",
         "zlib_ng": "zlib-ng",
     }

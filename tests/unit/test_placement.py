@@ -370,9 +370,8 @@ def test_executors_that_nobody_acquires_are_ended() -> None:
         pool.start((node, node))
         acquired = await pool.acquire(node)
         pool.start((node, node))  # has no effect: they were started before
-        await asyncio.gather(*pool._starting["elsewhere"])
         (waiting,) = pool._starting["elsewhere"]
-        other = waiting.result().worker.process
+        other = (await waiting.task).worker.process
         await pool.release()
         assert other.ended.done()
         await acquired.end()

@@ -46,6 +46,7 @@ EVERY: tuple[Event, ...] = (
         at=START,
     ),
     FromExecutor("linux/amd64", protocol.Failed(story.FAILURE), at=START),
+    events.PlatformWaiting("linux/amd64", "farm/amd64", "pulling the image", at=START),
     events.PlatformMoved("linux/amd64", "node", "other", "native", story.TRAP, at=START),
     events.PlatformEnded("linux/amd64", "failed", "why", at=START),
     events.WarningRaised(story.TRAP, "Rule", at=START),

@@ -71,6 +71,14 @@ def test_a_step_that_waits_says_so_in_place_of_its_time() -> None:
     assert "7s" in running((4, protocol.Held(1, "unpack")), (7, protocol.Held(1))), "3 of 10 seconds were a wait"
 
 
+def test_an_executor_that_is_not_there_yet_says_what_it_waits_for() -> None:
+    state = fold(BuildState(), PlatformStarted("linux/arm64", at=START))
+    state = fold(state, events.PlatformWaiting("linux/arm64", "farm/arm64", "waiting for a node with arm64", at=START))
+    assert "waiting for a node with arm64" in text_of(screen.render(state, 80, 24, START + 1), 80)
+    state = fold(state, events.PlatformWaiting("linux/arm64", "farm/arm64", "", at=START + 1))
+    assert "waiting" not in text_of(screen.render(state, 80, 24, START + 2), 80)
+
+
 def test_how_far_an_unpacking_is_can_be_seen() -> None:
     assert "unpack 30.0/100.0 MB" in running((1, protocol.Transfer("unpack", "a", 30_000_000, 100_000_000)))
 

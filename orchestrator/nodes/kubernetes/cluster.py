@@ -1,0 +1,173 @@
+"""A namespace of a cluster, for all nodes of a build that are in it: connection, watch, and the Jobs that were made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from orchestrator.nodes.kubernetes import job_manifest
+from orchestrator.nodes.kubernetes.address import KubernetesAddress
+from orchestrator.nodes.kubernetes.cluster_api import APIRefusedError, APIUnreachableError, KubernetesClient
+from orchestrator.nodes.kubernetes.job_manifest import JobManifest, JobTemplate
+from orchestrator.nodes.kubernetes.namespace_watch import NamespaceWatch
+from platforms import debug, decoding
+from platforms.errors import EnvironmentUnfit, KanifoldError, UsageError
+
+DELETING: Final = 1.5
+"""Seconds that the deletion of a Job may take: an interrupted build ends within two."""
+_TRIES: Final = 3
+
+
+class ClusterNode(msgspec.Struct, frozen=True, rename="camel"):
+    """core/v1 Node, as far as it is used."""
+
+    class Metadata(msgspec.Struct, frozen=True):
+        """Its labels."""
+
+        name: str = ""
+        labels: dict[str, str] = {}
+
+    class Spec(msgspec.Struct, frozen=True):
+        """Whether it takes Pods."""
+
+        unschedulable: bool = False
+
+    metadata: Metadata = Metadata()
+    spec: Spec = Spec()
+
+    @property
+    def architecture(self) -> str:
+        """The value of its label kubernetes.io/arch."""
+        return self.metadata.labels.get("kubernetes.io/arch", "")
+
+
+class _Nodes(msgspec.Struct, frozen=True):
+    items: tuple[ClusterNode, ...] = ()
+
+
+_NODES: Final = msgspec.json.Decoder(_Nodes)
+
+
+class Cluster:
+    """The namespace at ``address``, for the declared node ``name``; ``build`` as for ``JobTemplate``."""
+
+    def __init__(self, address: KubernetesAddress, name: str, build: str) -> None:
+        self.address = address
+        self.name = name
+        self.client = KubernetesClient(address, name)
+        self.watch = NamespaceWatch(self.client)
+        self._build = build
+        self._connecting: asyncio.Task[JobTemplate] | None = None
+        self._nodes: asyncio.Task[tuple[ClusterNode, ...] | None] | None = None
+        self._numbers: dict[str, int] = {}
+        self._deleting: set[asyncio.Task[None]] = set()
+        self._users = 0
+
+    async def connect(self) -> JobTemplate:
+        """Connect, once, and return what Jobs are made of. Raises ``KanifoldError``."""
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect())
+        return await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> JobTemplate:
+        path = self.address.template
+        patch = await asyncio.to_thread(job_manifest.read_patch, path) if path else {}
+        await self.client.connect()
+        return JobTemplate(self.address, self._build, patch, job_manifest.own_pod())
+
+    async def nodes(self) -> tuple[ClusterNode, ...] | None:
+        """Return the nodes of the cluster, asked once; None if that is not allowed. Raises ``EnvironmentUnfit``."""
+        if self._nodes is None:
+            self._nodes = asyncio.create_task(self._list_nodes())
+        return await asyncio.shield(self._nodes)
+
+    async def _list_nodes(self) -> tuple[ClusterNode, ...] | None:
+        await self.connect()
+        try:
+            return decoding.decode(
+                _NODES, await self.client.get("/api/v1/nodes", {"labelSelector": "kubernetes.io/os=linux"})
+            ).items
+        except APIRefusedError as error:
+            if error.code == 403:
+                return None
+            raise self.failure(error) from error
+        except APIUnreachableError as error:
+            raise self.failure(error) from error
+
+    def failure(self, error: APIRefusedError | APIUnreachableError) -> KanifoldError:
+        """Return the error for a request that has failed."""
+        if isinstance(error, APIUnreachableError):
+            return EnvironmentUnfit(
+                f"node {self.name}: cannot reach the cluster",
+                why=str(error),
+                remedy="see what `kubectl version` says with the same kubeconfig and context",
+            )
+        remedy = f"kanifold node check {self.name} says which permissions are missing" if error.code == 403 else ""
+        if error.code == 401:
+            remedy = "log in to the cluster again: see what `kubectl auth whoami` says"
+        return EnvironmentUnfit(f"node {self.name}: the cluster refuses", why=error.status.message, remedy=remedy)
+
+    def number(self, architecture: str) -> int:
+        """Return a number for the next Job for ``architecture``."""
+        found = self._numbers.get(architecture, 0)
+        self._numbers[architecture] = found + 1
+        return found
+
+    async def create(self, manifest: JobManifest) -> bool:
+        """Create a Job; return whether it was not there. Raises ``KanifoldError``."""
+        path = f"/apis/batch/v1/namespaces/{self.client.namespace}/jobs"
+        for attempt in range(_TRIES):
+            try:
+                await self.client.create(path, manifest.body)
+            except APIRefusedError as error:
+                if error.status.reason == "AlreadyExists":
+                    return attempt > 0  # the answer to the first attempt was lost
+                if error.code == 422:
+                    raise UsageError(
+                        f"node {self.name}: the Job is invalid", why=error.status.message, remedy="correct the template"
+                    ) from error
+                if error.code not in (429, 500, 503, 504) or attempt + 1 == _TRIES:
+                    raise self.failure(error) from error
+            except APIUnreachableError as error:
+                if attempt + 1 == _TRIES:
+                    raise self.failure(error) from error
+            else:
+                debug.log("job created", name=manifest.name)
+                return True
+            await asyncio.sleep(0.5 * 2**attempt)
+        raise AssertionError
+
+    def delete_soon(self, name: str) -> asyncio.Task[None]:
+        """Delete the Job ``name`` with its Pod, in a task."""
+        task = asyncio.create_task(self._delete(name))
+        self._deleting.add(task)
+        task.add_done_callback(self._deleting.discard)
+        return task
+
+    async def _delete(self, name: str) -> None:
+        path = f"/apis/batch/v1/namespaces/{self.client.namespace}/jobs/{name}"
+        with contextlib.suppress(APIRefusedError, APIUnreachableError, TimeoutError):  # it expires by itself
+            async with asyncio.timeout(DELETING):
+                await self.client.delete(path, "Background")
+        debug.log("job deleted", name=name)
+
+    def use(self) -> Callable[[], object]:
+        """Count a user; what is returned is to be awaited by ``release``."""
+        self._users += 1
+        return self.release
+
+    async def release(self) -> None:
+        """Count a user less; the last one closes the connection, after the deletion of Jobs."""
+        self._users -= 1
+        if self._users > 0:
+            return
+        await asyncio.gather(*self._deleting, return_exceptions=True)
+        await self.watch.close()
+        for each in (self._connecting, self._nodes):
+            if each is not None and not each.done():
+                each.cancel()
+        await self.client.close()

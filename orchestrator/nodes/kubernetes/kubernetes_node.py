@@ -1,0 +1,254 @@
+"""Nodes of one architecture of a Kubernetes cluster: each executor is a Job, on a node that the scheduler finds."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from executor import __version__, protocol, relay
+from orchestrator import connection
+from orchestrator.connection import Connection
+from orchestrator.nodes import executor_loading
+from orchestrator.nodes.executor_loading import Loading, Wanted
+from orchestrator.nodes.inventory import NodeEntry
+from orchestrator.nodes.kubernetes import job_manifest, pod_states
+from orchestrator.nodes.kubernetes.cluster import Cluster
+from orchestrator.nodes.kubernetes.job_manifest import CONTAINER, JobManifest
+from orchestrator.nodes.kubernetes.namespace_watch import JobView
+from orchestrator.nodes.kubernetes.pod_states import Pod
+from orchestrator.nodes.kubernetes.pod_stream import BusyError, PodStream
+from orchestrator.nodes.node import Description, Say, Support, silent
+from platforms import binfmt
+from platforms.errors import EnvironmentUnfit, KanifoldError
+from platforms.parsing import parse
+from platforms.platform import Platform, candidates
+
+if TYPE_CHECKING:
+    import aiohttp
+
+_HINT: Final = "see what kubectl logs says of the Pod; its image needs Python 3.11 or later"
+_LOADING: Final = 60.0
+"""Seconds for the first answer of the loader."""
+_ADOPTIONS: Final = 20
+"""Jobs of an earlier run of the same build that are looked at."""
+_EVENTS_LAG: Final = 0.5
+"""Seconds in which events that tell more of a Pod's end may come."""
+
+
+class _ReplacedError(Exception):
+    """The Job of this name is of no use: another orchestrator uses it, or it has ended."""
+
+
+class KubernetesNode:
+    """Where ``cluster`` runs programs of ``architecture``, as ``entry`` declares it.
+
+    ``sends``: whether kanifold may be sent there if the image lacks it.
+    """
+
+    def __init__(self, cluster: Cluster, entry: NodeEntry, architecture: str, *, sends: bool = True) -> None:
+        self.name = f"{entry.name}/{architecture}"
+        self._cluster = cluster
+        self._entry = entry
+        self._architecture = architecture
+        self._sends = sends
+        self._wanted: asyncio.Task[Wanted] | None = None
+        self._streams: list[PodStream] = []
+        cluster.use()
+
+    async def describe(self, platforms: Sequence[Platform]) -> Description:
+        """Return what is known without starting an executor: whether the cluster has nodes of the architecture.
+
+        Raises ``KanifoldError`` when the cluster cannot be reached.
+        """
+        nodes = await self._cluster.nodes()
+        declared = self._cluster.address.architectures
+        own = parse(f"linux/{self._architecture}")
+        count = 0 if nodes is None else sum(each.architecture == self._architecture for each in nodes)
+        there = self._architecture in declared if declared else nodes is None or count > 0
+        return Description(
+            platform=own,
+            support=tuple((each, self._support(each, own, there=there)) for each in platforms),
+            kanifold=__version__,
+            protocol=protocol.VERSION,
+            scheduled=True,
+            emulators=tuple(each for each in binfmt.QEMU if each != self._architecture) if there else (),
+        )
+
+    def _support(self, platform: Platform, own: Platform, *, there: bool) -> Support:
+        if there and platform.architecture == own.architecture:
+            if platform in candidates(own) or not platform.variant or own.architecture == "arm64":
+                return Support("native")
+        elif there and platform.architecture in binfmt.QEMU:
+            return Support("emulated")
+        why = f"the cluster has no node with kubernetes.io/arch={self._architecture}"
+        return Support(
+            unfit=EnvironmentUnfit(
+                f"node {self.name} runs no programs of {platform}",
+                why=why if not there else f"it is {own}",
+                remedy=f"add a node pool with {platform.architecture}; if one is started on demand, say so with arch=",
+            )
+        )
+
+    def supported(self, platform: Platform, emulators: Sequence[str]) -> Support:
+        """Return how programs of ``platform`` run, now that an executor has named its ``emulators``."""
+        found = self._support(platform, parse(f"linux/{self._architecture}"), there=True)
+        if found.how == "emulated" and platform.architecture not in emulators:
+            return Support(unfit=EnvironmentUnfit(f"node {self.name} has no emulator for {platform.architecture}"))
+        return found
+
+    async def start(self, say: Say = silent) -> Connection:
+        """Start an executor in a Job of its own and return its connection; ``say`` is told what it waits for.
+
+        Raises ``KanifoldError``.
+        """
+        if self._wanted is None:
+            self._wanted = asyncio.create_task(asyncio.to_thread(executor_loading.wanted))
+        template = await self._cluster.connect()
+        for _ in range(_ADOPTIONS):
+            number = self._cluster.number(self._architecture)
+            manifest = job_manifest.manifest(template, self._architecture, number)
+            view = self._cluster.watch.add(manifest.name)
+            try:
+                created = await self._created(manifest)
+                return await self._started(view, say, created=created)
+            except _ReplacedError:
+                continue
+            finally:
+                self._cluster.watch.remove(view)
+        raise EnvironmentUnfit(
+            f"node {self.name}: too many Jobs of this build are there",
+            why="they belong to other runs of the same build",
+            remedy="wait for these, or delete the Jobs: kubectl delete job -l app.kubernetes.io/managed-by=kanifold",
+        )
+
+    async def close(self) -> None:
+        """End all executors, and the connection to the cluster with the last node of it."""
+        for each in self._streams:
+            each.close()
+        await asyncio.gather(*(each.wait_closed() for each in self._streams))
+        await self._cluster.release()
+
+    # -- from a Job to an executor -------------------------------------------------------------------------------------
+
+    async def _created(self, manifest: JobManifest) -> bool:
+        """Create a Job, which is deleted if this is cancelled meanwhile; return whether it was not there."""
+        creating = asyncio.create_task(self._cluster.create(manifest))
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            if await creating:
+                self._cluster.delete_soon(manifest.name)
+            raise
+
+    async def _started(self, view: JobView, say: Say, *, created: bool) -> Connection:
+        """Return the executor of the Job ``view``, which this has ``created``, or found."""
+        adopted = False
+        try:
+            pod = await self._running(view, say, created=created)
+            stream = PodStream(
+                secrets.token_hex(16),
+                partial(self._dial, pod),
+                connection.LINE_LIMIT,
+                partial(self._cluster.delete_soon, view.name),
+            )
+            try:
+                await self._connected(stream, view)
+            except BusyError as error:
+                adopted = True  # by somebody else
+                raise _ReplacedError from error
+            return await self._loaded(stream, view.name, say)
+        except BaseException:
+            if not adopted:
+                self._cluster.delete_soon(view.name)
+            raise
+        finally:
+            say("")
+
+    async def _running(self, view: JobView, say: Say, *, created: bool) -> Pod:
+        """Wait for the Pod and return it when its container runs. Raises ``KanifoldError``, ``_ReplacedError``."""
+        address = self._cluster.address
+        deadline = time.monotonic() + address.patience
+        told, failing_since = "", 0.0
+        while True:
+            pod, events = view.pod, view.events
+            if pod is not None and pod.is_running:
+                return pod
+            if (pod is not None and (pod.is_over or pod.metadata.deletion_timestamp)) or (pod is None and view.had_pod):
+                if not created:
+                    raise _ReplacedError
+                raise await self._ended(view)
+            if self._cluster.watch.failed is not None:
+                raise self._cluster.failure(self._cluster.watch.failed)
+            failure = pod_states.start_failure(pod, events, self.name)
+            now = time.monotonic()
+            failing_since = 0.0 if failure is None else failing_since or now
+            if failure is not None and now - failing_since >= failure.patience:
+                raise failure.error
+            words = pod_states.waiting_words(pod, events, self._architecture)
+            if words != told:
+                told = words
+                say(words)
+            if now > deadline:
+                raise EnvironmentUnfit(
+                    f"node {self.name}: no Pod was started within {address.patience} seconds",
+                    why=words,
+                    remedy="wait= in the node's address says how long it may take",
+                )
+            rest = deadline - now if failure is None else failure.patience - (now - failing_since)
+            await view.wait(min(rest, 60.0) + 0.01)
+
+    async def _ended(self, view: JobView) -> KanifoldError:
+        """Return the error for a Pod that has ended."""
+        pod = view.pod
+        await view.wait(_EVENTS_LAG)
+        return pod_states.end(view.pod or pod, view.events, self.name)
+
+    def _dial(self, pod: Pod) -> AbstractAsyncContextManager[aiohttp.ClientWebSocketResponse]:
+        client = self._cluster.client
+        command = ["python3", "-I", "-S", "-c", relay.BRIDGE, f"{relay.PLACE}/{relay.SOCKET}"]
+        query = [("container", CONTAINER), ("stdin", "true"), ("stdout", "true"), ("stderr", "true")]
+        path = f"/api/v1/namespaces/{client.namespace}/pods/{pod.metadata.name}/exec"
+        return client.stream(path, [*query, *(("command", each) for each in command)])
+
+    async def _connected(self, stream: PodStream, view: JobView) -> None:
+        """Wait until ``stream`` is connected, and watch its Pod from then on."""
+        watching = asyncio.create_task(self._watch(stream, view))
+        try:
+            await stream.connected
+        except BaseException:
+            watching.cancel()
+            stream.abort()
+            raise
+
+    async def _watch(self, stream: PodStream, view: JobView) -> None:
+        """Tell ``stream`` when its Pod has ended."""
+        kept = self._cluster.watch.add(view.name)
+        kept.pod, kept.had_pod, kept.events = view.pod, view.had_pod, view.events
+        try:
+            while not stream.process.ended.done() and not stream.is_closing():
+                pod = kept.pod
+                if pod is None or pod.is_over or pod.metadata.deletion_timestamp is not None:
+                    await stream.fail_soon(await self._ended(kept))
+                    return
+                await kept.wait(3600.0)
+        finally:
+            self._cluster.watch.remove(kept)
+
+    async def _loaded(self, stream: PodStream, job: str, say: Say) -> Connection:
+        """Return the connection to the executor at the other end of ``stream``."""
+        assert self._wanted is not None
+        self._streams = [each for each in self._streams if not each.process.ended.done()]
+        self._streams.append(stream)
+        say("loading kanifold")
+        wanted = await asyncio.shield(self._wanted)
+        try:
+            return await Loading(self._entry, self.name, wanted, self._sends, _HINT).load(stream.worker, _LOADING)
+        except TimeoutError as error:
+            raise EnvironmentUnfit(
+                f"node {self.name}: the Pod of {job} does not answer", why="nothing came from it", remedy=_HINT
+            ) from error

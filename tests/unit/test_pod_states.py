@@ -1,0 +1,163 @@
+"""States of Pods in words, from what the API says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from orchestrator.nodes.kubernetes import pod_states
+from orchestrator.nodes.kubernetes.pod_states import ClusterEvent, Pod
+from platforms.errors import ConnectionLost, EnvironmentUnfit, KanifoldError, OutOfMemory
+
+
+def pod(node: str = "", state: dict[str, Any] | None = None, **status: Any) -> Pod:
+    containers = [{"name": "executor", "state": state}] if state is not None else []
+    data = {
+        "metadata": {"name": "p"},
+        "spec": {"nodeName": node},
+        "status": {"containerStatuses": containers, **status},
+    }
+    return msgspec.convert(data, Pod)
+
+
+def event(reason: str, message: str = "", kind: str = "Normal") -> ClusterEvent:
+    return ClusterEvent(reason=reason, message=message, type=kind)
+
+
+def unschedulable(message: str) -> Pod:
+    return pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}])
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            "0/3 nodes are available: 1 node(s) had untolerated taint {node-role.kubernetes.io/control-plane: }, 2 "
+            "node(s) didn't match Pod's node affinity/selector. preemption: 0/3 nodes are available: 3 Preemption is "
+            "not helpful for scheduling.",
+            "0 of 3 fit: 1 with the taint node-role.kubernetes.io/control-plane, 2 of another architecture, or without "
+            "the labels",
+        ),
+        (
+            "0/1 nodes are available: 1 node(s) had untolerated taint {dedicated: gpu}.",
+            "0 of 1 fit: 1 with the taint dedicated=gpu",
+        ),
+        (
+            "0/2 nodes are available: 1 Insufficient memory, 2 Insufficient cpu.",
+            "0 of 2 fit: 1 without enough free memory, 2 without enough free CPU",
+        ),
+        ("0/2 nodes are available: 2 node(s) did something new.", "0 of 2 fit: 2 node(s) did something new"),
+        ("no nodes available to schedule pods", "no nodes available to schedule pods"),
+    ],
+)  # fmt: skip
+def test_why_no_node_fits(message: str, words: str) -> None:
+    assert pod_states.waiting_words(unschedulable(message), (), "arm64") == f"waiting for a node with arm64: {words}"
+
+
+@pytest.mark.parametrize(
+    ("found", "events", "words"),
+    [
+        (None, (), "waiting for its Pod"),
+        (
+            None,
+            (event("FailedCreate", "pods are forbidden: exceeded quota: few, used: pods=5", "Warning"),),
+            "waiting for the quota: few, used: pods=5",
+        ),
+        (pod(), (), "waiting for a node with arm64"),
+        (pod("n1"), (), "starting on node n1"),
+        (pod("n1", {"waiting": {"reason": "ContainerCreating"}}), (event("Pulling"),), "pulling the image on node n1"),
+        (
+            pod("n1", {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}),
+            (event("Pulling"),),
+            "cannot pull the image on node n1, it is tried again: not found",
+        ),
+        (
+            pod("n1", {"waiting": {"reason": "ContainerCreating"}}),
+            (event("FailedMount", "no such claim", "Warning"),),
+            "waiting for a volume on node n1: no such claim",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_waited_for(found: Pod | None, events: tuple[ClusterEvent, ...], words: str) -> None:
+    assert pod_states.waiting_words(found, events, "arm64") == words
+
+
+@pytest.mark.parametrize(
+    ("found", "events", "what", "why"),
+    [
+        (pod("n", {"waiting": {"reason": "InvalidImageName", "message": "bad"}}), (), "image cannot be pulled", "bad"),
+        (pod("n", {"waiting": {"reason": "ImagePullBackOff", "message": "x"}}), (), "image cannot be pulled", "x"),
+        (
+            pod("n", {"waiting": {"reason": "CreateContainerConfigError", "message": "secret not found"}}),
+            (),
+            "the container cannot be started",
+            "secret not found",
+        ),
+        (
+            None,
+            (event("FailedCreate", 'Error creating: pods "x" is forbidden: violates PodSecurity "restricted"'),),
+            "the namespace refuses the Pod",
+            'forbidden: violates PodSecurity "restricted"',
+        ),
+    ],
+)  # fmt: skip
+def test_what_will_not_pass(found: Pod | None, events: tuple[ClusterEvent, ...], what: str, why: str) -> None:
+    failure = pod_states.start_failure(found, events, "farm/arm64")
+    assert failure is not None
+    assert what in failure.error.problem.what
+    assert why in failure.error.problem.why
+    assert failure.error.problem.remedy
+
+
+@pytest.mark.parametrize(
+    "found", [None, pod(), pod("n", {"running": {}}), pod("n", {"waiting": {"reason": "Creating"}})]
+)
+def test_what_may_yet_start(found: Pod | None) -> None:
+    assert pod_states.start_failure(found, (event("FailedCreate", "exceeded quota: a"),), "farm/arm64") is None
+
+
+@pytest.mark.parametrize(
+    ("found", "events", "kind", "why"),
+    [
+        (None, (), ConnectionLost, "its Pod was deleted"),
+        (pod("n", {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}), (), OutOfMemory, "OOMKilled"),
+        (
+            pod("n1", phase="Failed", reason="Evicted", message="The node was low on resource: memory."),
+            (),
+            ConnectionLost,
+            "evicted from n1: The node was low on resource: memory.",
+        ),
+        (
+            pod("n", conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]),
+            (),
+            ConnectionLost,
+            "it was preempted by a Pod of a higher priority",
+        ),
+        (
+            pod("n", conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]),
+            (),
+            ConnectionLost,
+            "it was evicted: its node is drained, or somebody asked for it",
+        ),
+        (None, (event("DeadlineExceeded"),), EnvironmentUnfit, "its Job has reached activeDeadlineSeconds"),
+        (
+            pod("n", {"terminated": {"exitCode": 2, "message": "boom"}}),
+            (),
+            ConnectionLost,
+            "the container ended with exit status 2: boom",
+        ),
+    ],
+)
+def test_ends(found: Pod | None, events: tuple[ClusterEvent, ...], kind: type[KanifoldError], why: str) -> None:
+    error = pod_states.end(found, events, "farm/arm64")
+    assert type(error) is kind
+    assert error.problem.why == why
+
+
+def test_what_is_running() -> None:
+    assert pod("n", {"running": {"startedAt": "x"}}).is_running
+    assert not pod("n", {"terminated": {"exitCode": 0}}).is_running
+    assert pod("n", {"terminated": {"exitCode": 0}}).is_over
+    assert msgspec.convert({"metadata": {"labels": {"job-name": "j"}}}, Pod).job == "j"
