@@ -52,6 +52,8 @@ class ProjectFile(msgspec.Struct, frozen=True):
     """The labels of the runner for platforms that have none."""
     nodes: tuple[ProposedNode, ...] | None = None
     """The nodes to use beside this machine; None if it does not say."""
+    images: bool = False
+    """Whether it declares the images of a release."""
 
 
 def load(directory: str = os.curdir) -> ProjectFile:
@@ -68,6 +70,7 @@ def load(directory: str = os.curdir) -> ProjectFile:
         tuple((inventory.platform(each, name), _labels(each)) for name, each in runners.items()),
         _labels(entries["emulate-on"]) if "emulate-on" in entries else (),
         _nodes(entries["nodes"]) if "nodes" in entries else None,
+        "images" in entries,
     )
 
 

@@ -38,7 +38,7 @@ from orchestrator.index.metadata import write_metadata
 from orchestrator.index.names import ImageName, LayoutName
 from orchestrator.index.publishing import CommandContext, Target
 from orchestrator.index.source_arguments import RequestedSource
-from orchestrator.options import choice, switch, text, texts
+from orchestrator.options import choice, complete_files, switch, text, texts
 from orchestrator.view import events
 from orchestrator.view.display import open_display
 from orchestrator.view.stdout import print_document, print_json, print_line
@@ -455,6 +455,17 @@ def copy(source: str, target: str, no_clobber: bool, quiet: bool, **given: Any) 
     default="json",
     help="github: for strategy.matrix; gitlab: jobs of a child pipeline.",
 )
+@click.option(
+    "--release",
+    "release_file",
+    metavar="FILE",
+    default="",
+    shell_complete=complete_files,
+    help="The release file whose jobs are printed (default: kanifold.yaml, if it declares images).",
+)
+@click.option(
+    "--level", metavar="NUMBER", type=click.IntRange(min=0), help="The jobs of this level of a release alone."
+)
 def matrix(
     context: str,
     platforms: tuple[str, ...],
@@ -463,12 +474,24 @@ def matrix(
     emulate_on: str,
     options: tuple[str, ...],
     form: str,
+    release_file: str,
+    level: int | None,
 ) -> None:
     """Print the jobs of a CI system that build CONTEXT for all platforms, and how they are joined.
 
     A platform for which there is a runner has a job of its own; all others are built in one job, emulated.
+
+    Without CONTEXT, --platform and --tag, where kanifold.yaml declares images, the jobs are those of the release: one
+    for each platform of each image. A job uses what jobs of lower levels have built.
     """
     project = project_file.load()
+    if release_file or (project.images and (context, platforms, tags) == (".", (), ())):
+        from orchestrator.release import release_matrix
+
+        known = matrices.runners(runners, os.environ.get(matrices.VARIABLE, ""), project.runners)
+        emulating = (emulate_on,) if emulate_on else project.emulate_on
+        release_matrix.show(release_matrix.RunnerLabels(known, emulating), release_file, options, form, level)
+        return
     wanted = parsing.parse_list(platforms) or project.platforms
     if not wanted:
         raise UsageError(

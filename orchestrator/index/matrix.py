@@ -127,7 +127,7 @@ def github(matrix: Matrix) -> str:
     include = [
         {
             "name": each.name,
-            "runner": _written(each.runner),
+            "runner": written(each.runner),
             "platform": _list(each.platforms),
             "metadata": each.metadata,
             "emulated": each.emulated,
@@ -178,7 +178,7 @@ def document(matrix: Matrix) -> dict[str, Any]:
         "jobs": [
             {
                 "name": each.name,
-                "runner": _written(each.runner),
+                "runner": written(each.runner),
                 "platforms": [str(platform) for platform in each.platforms],
                 "emulated": each.emulated,
                 "metadata": f"{FOLDER}/{each.metadata}",
@@ -190,7 +190,7 @@ def document(matrix: Matrix) -> dict[str, Any]:
     }
 
 
-def _written(labels: Labels) -> str | list[str]:
+def written(labels: Labels) -> str | list[str]:
     """Return ``labels`` as ``runs-on`` takes them: a single one as a text."""
     return labels[0] if len(labels) == 1 else list(labels)
 

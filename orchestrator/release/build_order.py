@@ -133,8 +133,17 @@ def _filtered(images: dict[str, ReleaseImage], each: Only) -> dict[str, ReleaseI
     for name, image in images.items():
         left = tuple(str(platform) for platform in platforms(image) if str(platform) in each.values)
         if left:
-            found[name] = replace(image, platforms=left)
+            found[name] = narrowed(image, left)
     return found
+
+
+def narrowed(image: ReleaseImage, kept: tuple[str, ...]) -> ReleaseImage:
+    """Return ``image`` for the platforms ``kept`` alone, without annotations of others."""
+    dropped = {str(each) for each in platforms(image)} - set(kept)
+    annotations = tuple(
+        each for each in image.annotations if not any(f"[{platform}]" in each.partition("=")[0] for platform in dropped)
+    )
+    return replace(image, platforms=kept, annotations=annotations)
 
 
 def _order(images: dict[str, ReleaseImage], name: str, above: tuple[str, ...], found: dict[str, ReleaseImage]) -> None:
@@ -168,7 +177,7 @@ def _with_platforms(ordered: dict[str, ReleaseImage], wanted: frozenset[str]) ->
         users = [each for each in found.values() if name in each.depends_on]
         needed = {str(each) for user in users for each in platforms(user)} | {str(host.default_platform())}
         kept = tuple(str(each) for each in platforms(image) if str(each) in needed)
-        found[name] = replace(image, platforms=kept or image.platforms)
+        found[name] = narrowed(image, kept) if kept else image
     return tuple(found.values())
 
 

@@ -35,7 +35,7 @@ from platforms.errors import KanifoldError
 from platforms.paths import below
 
 MakeRequest = Callable[[ReleaseImage, Mapping[str, str]], BuildRequest]
-"""Makes the request of an image from the places (``oci-layout://…``) of those that it is built from, by name."""
+"""Makes the request of an image from the places (named contexts) of those that it is built from, by name."""
 
 
 class BuiltImage(msgspec.Struct, frozen=True):
@@ -79,9 +79,11 @@ class ReleaseBuild(msgspec.Struct, frozen=True):
     make_request: MakeRequest
     directory: str
     """The directory that the paths of its file are relative to."""
+    provided: Mapping[str, str] = {}
+    """The places of images that are there already, by name."""
 
     async def build(self) -> tuple[BuiltImage, ...]:
-        """Build and test all images, and write local outputs. Returns those that were asked for, in order."""
+        """Build and test all images, and write local outputs. Returns them in order."""
         images = self.selected.images
         loop = asyncio.get_running_loop()
         progress = _Progress({each.name: loop.create_future() for each in images}, len(images), asyncio.Event())
@@ -94,12 +96,14 @@ class ReleaseBuild(msgspec.Struct, frozen=True):
             finally:
                 for each in progress.places.values():
                     each.cancel()
-        built = [each.result() for each in tasks]
-        return tuple(each for each in built if each.image.name in self.selected.wanted)
+        return tuple(each.result() for each in tasks)
 
     async def _image(self, image: ReleaseImage, progress: _Progress, scratch: str) -> BuiltImage:
         """Build and test one image, and wait for the others before its local outputs are written."""
-        places = {name: await asyncio.shield(progress.places[name]) for name in image.depends_on}
+        places = {
+            name: self.provided[name] if name in self.provided else await asyncio.shield(progress.places[name])
+            for name in image.depends_on
+        }
         try:
             request = self._request(image, places, scratch)
             show = ImageEvents(self.session.emit, image.name, bool(image.tests))

@@ -13,18 +13,20 @@ import click
 import msgspec
 from msgspec.structs import replace
 
+from executor.registry import auth
 from executor.store import policy
 from executor.store.store import default_root
-from orchestrator import session
+from orchestrator import metadata_file, session
 from orchestrator.build import PlatformsFailedError
 from orchestrator.nodes.local_node import LocalNode
 from orchestrator.nodes.node import Node
 from orchestrator.prefork import PreforkServer
 from orchestrator.registries import Connect
-from orchestrator.release import bake_json
+from orchestrator.release import bake_json, release_jobs
 from orchestrator.release.model import ReleaseImage
 from orchestrator.release.release_build import BuiltImage, ReleaseBuild, started
 from orchestrator.release.release_flags import ReleaseFlags, ReleasePlan, plan
+from orchestrator.release.release_jobs import ReleaseJob
 from orchestrator.release.tag_publication import publish_all
 from orchestrator.request import BuildRequest
 from orchestrator.session import SharedCapacity
@@ -55,6 +57,8 @@ def _run(planned: ReleasePlan) -> int:
         return 0
     from orchestrator import bootstrap, prefork, registries
 
+    if flags.join:
+        return _joined(planned, requests)
     gc.disable()
     with prefork.opened(None) as server:
         from platforms import emulation
@@ -73,6 +77,19 @@ def _run(planned: ReleasePlan) -> int:
             connect = registries.direct if server is None else server.registries.connect
             with _agents(requests) as sockets:
                 return _built_and_collected(_Running(planned, requests, nodes, connect, sockets))
+
+
+def _joined(planned: ReleasePlan, requests: Sequence[BuildRequest]) -> int:
+    """Join what the jobs of a CI system have built, and return the exit status."""
+    from orchestrator import registries
+    from orchestrator.release import release_join
+
+    settings = requests[0].options.registries
+    with open_display(requests[0].progress) as display:
+        found = release_join.join(planned, requests, registries.direct(settings, auth.docker_keychain()), display.emit)
+    for image, digest in found:
+        print_line(f"{image} {digest}")
+    return 0
 
 
 def _nodes(
@@ -149,12 +166,25 @@ class _Running(msgspec.Struct, frozen=True):
             emit(events.WarningRaised(problem=_NOT_PUBLISHED))
         async with session.opened(self.nodes, self.first.options.root, settings, self.connect, emit) as opened:
             shared = replace(opened, capacity=capacity)
-            built = await ReleaseBuild(shared, selected, self.request, release.directory).build()
+            work = ReleaseBuild(shared, selected, self.request, release.directory, self.planned.provided)
+            every = await work.build()
+            built = tuple(each for each in every if each.image.name in selected.wanted)
             await publish_all([each.prepared for each in built], opened.registry, emit)
-        path = ReleaseFlags(self.planned.given).metadata_file
-        if path:
-            _write_metadata(path, built)
+        flags = ReleaseFlags(self.planned.given)
+        if flags.metadata_file:
+            documents: dict[str, object] = {each.image.name: _metadata(each) for each in built}
+            metadata_file.write_document(flags.metadata_file, documents)
+        if self.planned.job is not None:
+            self._write_job(self.planned.job, built[0], every)
         return built
+
+    def _write_job(self, job: ReleaseJob, built: BuiltImage, every: Sequence[BuiltImage]) -> None:
+        """Write the metadata of ``job``, which has ``built`` an image out of ``every`` one that it depends on."""
+        digests = {each.image.name: images[job.platform] for each in every if (images := _digests(each))}
+        used = {
+            name: digests.get(name) or self.planned.provided[name].rpartition("@")[2] for name in built.image.depends_on
+        }
+        release_jobs.write(self.planned.metadata, job, _metadata(built), used)
 
 
 _FORKED: Final = 64
@@ -203,10 +233,19 @@ def _displayed(running: _Running) -> int:
     return 0
 
 
-def _write_metadata(path: str, built: Sequence[BuiltImage]) -> None:
-    from orchestrator import metadata_file
+def _metadata(built: BuiltImage) -> dict[str, object]:
+    return metadata_file.document(built.request, built.prepared.result)
 
-    documents: dict[str, object] = {
-        each.image.name: metadata_file.document(each.request, each.prepared.result) for each in built
-    }
-    metadata_file.write_document(path, documents)
+
+def _digests(built: BuiltImage) -> dict[str, str]:
+    """Return the digests of the manifests of an image by platform."""
+    return {str(each.platform): each.descriptor.digest for each in built.prepared.result.images}
+
+
+def plan_of(words: Sequence[str], environ: Mapping[str, str]) -> ReleasePlan:
+    """Return the plan of ``kanifold release`` with ``words``. Raises ``KanifoldError``."""
+    try:
+        given = dict(release.make_context("release", list(words)).params)
+    except click.ClickException as error:
+        raise UsageError(f"kanifold release {' '.join(words)}: {error.format_message()}") from error
+    return plan(given, given.pop("names"), environ)

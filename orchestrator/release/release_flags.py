@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from orchestrator import options
 from orchestrator.flags import BuildFlags
 from orchestrator.options import each, number, switch, text, texts
-from orchestrator.release import build_order, entitlements, overrides, release_sources
+from orchestrator.release import build_order, entitlements, overrides, release_jobs, release_sources
 from orchestrator.release.build_order import SelectedImages
 from orchestrator.release.image_request import arguments, parameters
 from orchestrator.release.model import Release, ReleaseImage
+from orchestrator.release.release_jobs import FOLDER, ReleaseJob
 from orchestrator.request import BuildRequest
 from platforms.errors import UsageError
 
@@ -72,6 +73,21 @@ class ReleaseFlags(options.Flags):
         "--dry-run", help="Print what would be built, as a table; with --progress rawjson as JSON. Build nothing."
     )
     show = switch("--print", help="Print the plan as docker buildx bake --print does. Build nothing.")
+    job = text(
+        "--job",
+        metavar="NAME",
+        help=(
+            "Build and test one platform of one image, push it by digest and move no tag: a job of kanifold matrix, "
+            "such as web.linux-arm64."
+        ),
+    )
+    join = switch("--join", help="Publish together what the jobs of a matrix have built, all or nothing.")
+    metadata = text(
+        "--metadata",
+        metavar="DIR",
+        complete=options.complete_directories,
+        help=f"Where jobs leave what --join reads (default: {FOLDER}).",
+    )
     jobs = number("--jobs", "-j", least=0, help="Platforms built at once, of all images together (default: all).")
     nodes = BuildFlags.nodes
     bootstrap = BuildFlags.bootstrap
@@ -116,6 +132,15 @@ class ReleasePlan(msgspec.Struct, frozen=True):
     """Those that were given."""
     given: Mapping[str, Any]
     allowed: tuple[str, ...]
+    job: ReleaseJob | None = None
+    """The job of a matrix that is all that is built; None for the whole release."""
+    provided: Mapping[str, str] = {}
+    """The places of images that other jobs have built, by name."""
+
+    @property
+    def metadata(self) -> str:
+        """The directory in which jobs leave their metadata."""
+        return ReleaseFlags(self.given).metadata or FOLDER
 
     def request(self, image: ReleaseImage, places: Mapping[str, str]) -> BuildRequest:
         """Return the request of ``image``; ``places`` are those of the images that it is built from, by name."""
@@ -126,12 +151,13 @@ class ReleasePlan(msgspec.Struct, frozen=True):
         if self.given["no_cache"]:
             shared["no_cache"] = True
         shared["allow"] = entitlements.of_builds(self.allowed)
+        shared["push_by_digest"] = self.job is not None and image.name in self.selected.wanted
         return parameters(image, words, shared)
 
     def first_requests(self) -> tuple[BuildRequest, ...]:
         """Return the requests of all images as far as they are known before anything is built."""
         return tuple(
-            self.request(each, dict.fromkeys(each.depends_on, "docker-image://scratch"))
+            self.request(each, {**dict.fromkeys(each.depends_on, "docker-image://scratch"), **self.provided})
             for each in self.selected.images
         )
 
@@ -141,6 +167,8 @@ def plan(given: Mapping[str, Any], names: tuple[str, ...], environ: Mapping[str,
     flags = ReleaseFlags(given)
     release = release_sources.read(flags.file, flags.variables, environ)
     release = overrides.apply(release, flags.overrides)
+    if flags.job or flags.join:
+        return _part(flags, release, names)
     selected = build_order.select(release, names, flags.only)
     if selected.narrowed and flags.push:
         raise UsageError(
@@ -151,6 +179,27 @@ def plan(given: Mapping[str, Any], names: tuple[str, ...], environ: Mapping[str,
     selected = replace(selected, images=tuple(_with_destinations(each, flags) for each in selected.images))
     entitlements.check(release, selected.images, flags.allow)
     return ReleasePlan(release, selected, names, given, flags.allow)
+
+
+def _part(flags: ReleaseFlags, release: Release, names: tuple[str, ...]) -> ReleasePlan:
+    """Return the plan of a job of a matrix, or of joining them."""
+    if flags.job and flags.join:
+        raise UsageError("--job and --join are two commands: the one builds, the other publishes what was built")
+    flag = "--job" if flags.job else "--join"
+    if flags.only or flags.load or flags.load_to:
+        raise UsageError(f"{flag} goes with none of --only, --load, --load-to")
+    selected = build_order.select(release, names, ())
+    if not flags.job:
+        images = tuple(overrides.with_push(each, True) for each in selected.images if each.name in selected.wanted)
+        published = tuple(each for each in images if each.tags)
+        return ReleasePlan(release, replace(selected, images=published), names, flags.given, flags.allow)
+    job = release_jobs.find(selected, flags.job)
+    selected, provided = release_jobs.select(release, job, flags.metadata or FOLDER)
+    images = tuple(
+        overrides.with_push(each, True) if each.name in selected.wanted else each for each in selected.images
+    )
+    entitlements.check(release, images, flags.allow)
+    return ReleasePlan(release, replace(selected, images=images), names, flags.given, flags.allow, job, provided)
 
 
 def _with_destinations(image: ReleaseImage, flags: ReleaseFlags) -> ReleaseImage:

@@ -136,6 +136,7 @@ def test_a_publication_that_fails_says_what_moved_and_is_finished_by_the_same_co
     assert len(served.seen("PUT", "/base/manifests/1")) == before, "a tag that was set is not set again"
 
 
+@pytest.mark.slow
 def test_an_interrupted_publication_says_what_moved(
     kanifold: Kanifold, project: Path, server: tuple[MemoryRegistry, Served]
 ) -> None:
@@ -206,14 +207,14 @@ def test_a_script_has_the_files_and_a_layout_of_the_image(
     assert "the test scan of base has failed on linux/arm64: ./scan ended with exit status 1" in failed.err
     assert "  | scanning base linux/arm64 sha256:" in failed.err
     assert tags(registry) == set()
+    found = release(kanifold, project, served, "--push", "--allow", "test.script")
+    assert found.code == 0, found.said
+    assert "writable" not in found.err
     for each in ("amd64", "arm64"):
         layout = project / f"scanned-linux-{each}"
         (only,) = json.loads((layout / "index.json").read_text())["manifests"]
         assert only["platform"]["architecture"] == each
         assert (layout / "blobs" / "sha256" / only["digest"].removeprefix("sha256:")).exists()
-    found = release(kanifold, project, served, "--push", "--allow", "test.script")
-    assert found.code == 0, found.said
-    assert "writable" not in found.err
     assert tags(registry) == {"base:1"}
 
 
@@ -302,6 +303,7 @@ def test_local_outputs_are_written_when_all_images_are_tested(
     assert (project / "layout" / "index.json").exists()
 
 
+@pytest.mark.slow
 def test_jobs_bounds_all_images_together(
     kanifold: Kanifold, project: Path, server: tuple[MemoryRegistry, Served]
 ) -> None:
@@ -317,3 +319,93 @@ def test_jobs_bounds_all_images_together(
             running.discard(f"{event.get('image')} {event['platform']}")
         most = max(most, len(running))
     assert most == 1
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_matrix_make_the_same_indexes(
+    kanifold: Kanifold, project: Path, server: tuple[MemoryRegistry, Served], tmp_path: Path
+) -> None:
+    registry, served = server
+    whole = release(kanifold, project, served, "--push")
+    assert whole.code == 0, whole.said
+    registry.manifests = {key: value for key, value in registry.manifests.items() if key[0] == "busybox"}
+    runners = ("--runner", "linux/amd64=x", "--runner", "linux/arm64=y")
+    plan = json.loads(kanifold("matrix", *runners, cwd=project, REGISTRY=served.host).out)
+    assert [(job["name"], job["level"], job["runner"]) for job in plan["jobs"]] == [
+        ("base.linux-amd64", 0, "x"),
+        ("base.linux-arm64", 0, "y"),
+        ("web-3-12.linux-amd64", 1, "x"),
+        ("web-3-12.linux-arm64", 1, "y"),
+        ("web-3-13.linux-amd64", 1, "x"),
+        ("web-3-13.linux-arm64", 1, "y"),
+    ]
+    missing = release(kanifold, project, served, "--join")
+    assert missing.code == 1
+    assert "6 of 6 jobs of the release have left nothing" in missing.err
+    machines = {"amd64": kanifold.folder("one"), "arm64": kanifold.folder("two")}
+    for job in plan["jobs"]:
+        assert job["command"][:2] == ["kanifold", "release"]
+        root = machines[job["platform"].partition("/")[2]]
+        found = release(kanifold, project, served, *job["command"][2:], KANIFOLD_ROOT=str(root))
+        assert found.code == 0, found.said
+        assert (project / job["metadata"]).exists()
+    assert tags(registry) == set(), "a job moves no tag"
+    joined = release(kanifold, project, served, *plan["join"][2:], KANIFOLD_ROOT=str(kanifold.folder("three")))
+    assert joined.code == 0, joined.said
+    assert joined.out == whole.out
+    assert tags(registry) == ALL
+
+    file = project / "kanifold-metadata" / "web-3-13.linux-arm64.json"
+    document = json.loads(file.read_text())
+    document["kanifold.release"]["built_from"]["base"] = "sha256:" + "0" * 64
+    file.write_text(json.dumps(document))
+    other = release(kanifold, project, served, "--join")
+    assert other.code == 1
+    assert "web-3-13.linux-arm64 was not built from the base of this release" in other.err
+    file.unlink()
+    registry.manifests = {key: value for key, value in registry.manifests.items() if ":" in key[1]}
+    lacking = release(kanifold, project, served, "--join")
+    assert lacking.code == 1
+    assert "has no metadata of web-3-13.linux-arm64" in lacking.err
+    assert tags(registry) == set()
+
+
+def test_the_jobs_of_a_release_are_a_child_pipeline_or_a_matrix(kanifold: Kanifold, project: Path) -> None:
+    import yaml
+
+    runners = ("--runner", "linux/amd64=x", "--runner", "linux/arm64=y")
+    pipeline = yaml.safe_load(kanifold("matrix", *runners, "--format", "gitlab", cwd=project, REGISTRY="r:5").out)
+    assert pipeline["stages"] == ["build 0", "build 1", "publish"]
+    assert pipeline["build web-3-12.linux-arm64"]["stage"] == "build 1"
+    assert pipeline["build web-3-12.linux-arm64"]["script"][1].startswith(
+        "kanifold release --job web-3-12.linux-arm64 "
+    )
+    assert pipeline["publish release"]["script"] == ["kanifold release --join"]
+    found = kanifold("matrix", *runners, "--format", "github", "--level", "0", cwd=project, REGISTRY="r:5").out
+    assert [each["name"] for each in json.loads(found)["include"]] == ["base.linux-amd64", "base.linux-arm64"]
+    refused = kanifold.run("matrix", *runners, "--level", "2", cwd=project, REGISTRY="r:5")
+    assert refused.code == 2
+    assert "the release has the levels 0 to 1" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "truncated"),
+        ("[]", "Expected `object`"),
+        (
+            '{"kanifold.release": {"image": "base", "platform": "linux/arm64", "built_from": {}}, '
+            '"kanifold.platforms": {}, "image.name": "a", "kanifold.pins": {}}',
+            "another job",
+        ),
+        ("{}", "missing required field"),
+        ("[" * 100_000, ""),
+    ],
+)
+def test_metadata_that_is_none_is_refused(kanifold: Kanifold, project: Path, text: str, why: str) -> None:
+    (project / "kanifold-metadata").mkdir()
+    (project / "kanifold-metadata" / "base.linux-amd64.json").write_text(text)
+    found = kanifold.run("release", "--join", cwd=project, REGISTRY="r:5", SOURCE_DATE_EPOCH="0")
+    assert found.code == 2
+    assert "base.linux-amd64.json is not the metadata of the job base.linux-amd64" in found.err
+    assert why in found.err
