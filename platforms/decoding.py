@@ -35,18 +35,24 @@ def decode(decoder: Decoder[T_co], data: bytes | msgspec.Raw) -> T_co:
         raise msgspec.DecodeError("it is not UTF-8") from error
 
 
-def from_json(data: bytes | str, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def from_json(
+    data: bytes | str,
+    *,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    number: Callable[[str], Any] | None = None,
+) -> Any:
     """Return the JSON document ``data``; lone surrogates are rejected.
 
-    ``pairs`` makes the objects. Raises ``msgspec.DecodeError``, whose message never quotes ``data``.
+    ``pairs`` makes the objects, ``number`` the numbers, which it may refuse with a ``ValueError``. Raises
+    ``msgspec.DecodeError``, whose message never quotes ``data``.
     """
     import json  # late: a cached build does not need it
 
     try:
         text = data if isinstance(data, str) else data.decode()
-        document = json.loads(text, object_pairs_hook=pairs)
+        document = json.loads(text, object_pairs_hook=pairs, parse_float=number, parse_int=number)
         if "\\u" in text:
-            json.dumps(document, ensure_ascii=False).encode()
+            json.dumps(document, ensure_ascii=False, default=str).encode()
     except RecursionError:
         raise msgspec.DecodeError("it is nested too deeply") from None
     except UnicodeError:

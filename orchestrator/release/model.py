@@ -79,6 +79,8 @@ class ReleaseImage(msgspec.Struct, frozen=True):
     network: str | None = None
     shm_size: str | None = None
     ulimits: tuple[str, ...] = ()
+    resources: Fields = ()
+    """Limits of each step: ``memory``, ``cpu-quota`` and the like."""
     extra_hosts: tuple[tuple[str, str | None], ...] = ()
     entitlements: tuple[str, ...] = ()
     call: str | None = None

@@ -454,6 +454,9 @@ def imported(module: Path) -> set[str]:
         "azure": "azure-identity",
         "dockerfile_parse": "dockerfile-parse",
         "kubernetes_asyncio": "kubernetes-asyncio",
+        "re2": "google-re2",
+        "tree_sitter": "tree-sitter",
+        "tree_sitter_hcl": "tree-sitter-hcl",
         "yaml": "pyyaml",
         "zlib_ng": "zlib-ng",
     }
